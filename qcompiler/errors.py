@@ -1,0 +1,119 @@
+"""Every error that qcompiler raises on purpose.
+
+    QCompilerError
+    ├── TraceError            the model's forward cannot be followed
+    ├── ConfigError           a setting, a model state or a call order that cannot be honoured
+    ├── CalibrationError      missing or unusable calibration data
+    ├── UnsupportedOpError    no int8 form (only with strict=True) or a tensor kind we do not handle
+    ├── NumericsError         NaN, inf or a range that no scale can hold
+    ├── InputError            wrong number, names, shapes or types of inputs
+    ├── PassError             a pass failed or broke an invariant of its stage
+    └── ArtifactError         a saved file that is damaged
+        ├── ArtifactUnsafeError    ... or asks for something that a loader must not do
+        ├── ArtifactVersionError   ... or was written by a newer format
+        └── ArtifactWriteError     the file could not be written; the old one is intact
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Where:
+    """The place an error or a remark is about: an IR node, a module path, a line of the user's code."""
+
+    node: str | None = None
+    module_path: str | None = None
+    source: str | None = None  # "file.py:12"
+
+    def __str__(self) -> str:
+        parts = (("node", self.node), ("module", self.module_path), ("at", self.source))
+        return ", ".join(f"{label} {value}" for label, value in parts if value)
+
+
+class QCompilerError(Exception):
+    """Base of all errors: what went wrong, where, and what to do about it.
+
+    `code` is stable and short (kebab-case) so that a program can tell cases apart.
+    """
+
+    default_code = "error"
+
+    def __init__(self, message: str, *, code: str | None = None, where: Where | None = None, hint: str | None = None) -> None:
+        self.message = message
+        self.code = code or self.default_code
+        self.where = where or Where()
+        self.hint = hint
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        place = str(self.where)
+        text = self.message + (f"\n  {place}" if place else "")
+        return text + (f"\n  hint: {self.hint}" if self.hint else "")
+
+
+class TraceError(QCompilerError):
+    """The model's forward cannot be followed symbolically."""
+
+    default_code = "trace"
+
+
+class ConfigError(QCompilerError):
+    """A setting, a model state or a call order that cannot be honoured."""
+
+    default_code = "config"
+
+
+class CalibrationError(QCompilerError):
+    """Missing or unusable calibration data."""
+
+    default_code = "calibration"
+
+
+class UnsupportedOpError(QCompilerError):
+    """An op without int8 form under strict=True, or a kind of tensor that is not handled."""
+
+    default_code = "unsupported-op"
+
+
+class NumericsError(QCompilerError):
+    """NaN, inf, or a range that no scale can hold."""
+
+    default_code = "numerics"
+
+
+class InputError(QCompilerError):
+    """Wrong number, names, shapes or types of inputs."""
+
+    default_code = "input"
+
+
+class PassError(QCompilerError):
+    """A pass raised, or left the graph in a state that its stage does not allow."""
+
+    default_code = "pass"
+
+
+class ArtifactError(QCompilerError):
+    """A saved file that is damaged."""
+
+    default_code = "artifact"
+
+
+class ArtifactUnsafeError(ArtifactError):
+    """A saved file that asks for something that a loader must not do."""
+
+    default_code = "artifact-unsafe"
+
+
+class ArtifactVersionError(ArtifactError):
+    """A saved file of a newer format, or one that needs a feature we lack."""
+
+    default_code = "artifact-version"
+
+
+class ArtifactWriteError(ArtifactError):
+    """The file could not be written; what stood there before is intact."""
+
+    default_code = "artifact-write"

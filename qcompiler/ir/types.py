@@ -1,0 +1,108 @@
+"""The few types that every stage of the IR is annotated with. Each hangs under one key of `node.meta`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import fx
+
+VALUE = "qc_value"  # node.meta key -> Value
+SOURCE = "qc_source"  # node.meta key -> Source
+QUANT = "qc_quant"  # node.meta key -> Quant
+
+
+class Stage(Enum):
+    """How far a graph has come; the verifier knows what each allows."""
+
+    TRACED = "traced"
+    FUSED = "fused"
+    OBSERVED = "observed"
+    QUANTIZED = "quantized"
+    LOWERED = "lowered"
+
+
+@dataclass(frozen=True)
+class Value:
+    """Shape and dtype of a node's result as seen with the example inputs; None where it is not a tensor."""
+
+    shape: tuple[int, ...] | None
+    dtype: torch.dtype | None
+
+    @staticmethod
+    def of(example: Any) -> Value:
+        if isinstance(example, torch.Tensor):
+            return Value(tuple(example.shape), example.dtype)
+        return Value(None, None)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a node comes from in the user's model.
+
+    `origin` lists the names of the traced nodes that were fused into this one, first the one it computes.
+    """
+
+    file: str | None = None
+    line: int | None = None
+    module_path: str = ""
+    module_type: str = ""
+    origin: tuple[str, ...] = ()
+
+    @property
+    def location(self) -> str | None:
+        return f"{self.file}:{self.line}" if self.file else None
+
+
+@dataclass(frozen=True)
+class QParams:
+    """How real numbers map to integers: real = scale * (q - zero_point), q in [quant_min, quant_max].
+
+    Per tensor: `scale` (real per step) is a float and `zero_point` (in steps) an int. Per channel: tuples along
+    `channel_axis`. `dtype` is the storage type: torch.uint8, torch.int8 or torch.int32.
+    """
+
+    scale: float | tuple[float, ...]
+    zero_point: int | tuple[int, ...]
+    quant_min: int
+    quant_max: int
+    dtype: torch.dtype
+    channel_axis: int | None = None
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest real value (per tensor only)."""
+        assert isinstance(self.scale, float) and isinstance(self.zero_point, int)
+        return self.scale * (self.quant_min - self.zero_point), self.scale * (self.quant_max - self.zero_point)
+
+
+@dataclass(frozen=True)
+class Quant:
+    """What was decided about one node.
+
+    int8: the op runs on integers. `output`: its result is quantized. `group`: values with the same group number share
+    qparams. `qparams`: known once frozen. `reason`: why a node stays float (None when int8).
+    """
+
+    int8: bool = False
+    reason: str | None = None
+    group: int | None = None
+    qparams: QParams | None = None
+    qconfig: Any = field(default=None, compare=False)
+
+    def with_(self, **changes: Any) -> Quant:
+        return replace(self, **changes)
+
+
+def value_of(node: fx.Node) -> Value:
+    return node.meta.get(VALUE, Value(None, None))  # type: ignore[no-any-return]
+
+
+def source_of(node: fx.Node) -> Source:
+    return node.meta.get(SOURCE, Source())  # type: ignore[no-any-return]
+
+
+def quant_of(node: fx.Node) -> Quant:
+    return node.meta.get(QUANT, Quant())  # type: ignore[no-any-return]

@@ -1,0 +1,89 @@
+"""The row: all that the compiler knows of one op (see table.py for the rows themselves)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qcompiler.ir.types import QParams
+
+
+class Output(Enum):
+    """Who owns the qparams of an op's result."""
+
+    OWN = "own"  # observed for itself
+    SAME = "same as input"  # copies or averages its input's values: one group with the first activation
+    JOIN = "may be joined"  # own, or one group with all inputs where that costs nothing (cat, stack)
+    FIXED = "fixed"  # a mathematical range, e.g. sigmoid
+    FLOAT = "float"  # no int8 form: consumes and makes floats
+    OTHER = "not a tensor"  # sizes, indices, containers
+
+
+class Role(Enum):
+    ACTIVATION = "activation"
+    WEIGHT = "weight"
+    BIAS = "bias"
+    ACTIVATIONS = "list of activations"
+
+
+@dataclass(frozen=True)
+class Param:
+    """One tensor argument of the canonical call; attributes need no Param."""
+
+    name: str
+    role: Role = Role.ACTIVATION
+
+
+@dataclass(frozen=True)
+class ModuleForm:
+    """How a module becomes a canonical call.
+
+    `tensors` maps a tensor argument to the module's attribute (a parameter or buffer); `attributes` gives the keyword
+    arguments of the canonical call from the module; `refuse` returns a reason when this instance cannot be rewritten.
+    """
+
+    cls: type[nn.Module] | str  # a qualified name where the class must not be imported
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    attributes: Callable[[Any], Mapping[str, Any]] = lambda module: {}
+    refuse: Callable[[Any], str | None] = lambda module: None
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op, one row.
+
+    `fn` is the canonical callable with float semantics: tensor arguments first, in the order of `params`, positional;
+    then attributes as keywords, defaults left out. `signature` spells all of fn's arguments in the user's order with
+    their defaults, e.g. "input weight bias=None stride=1"; a spelling with another order or names gives its own.
+    """
+
+    name: str
+    fn: Callable[..., Any]
+    signature: str
+    params: tuple[Param, ...]
+    output: Output
+    functions: tuple[Callable[..., Any] | tuple[Callable[..., Any], str], ...] = ()
+    methods: tuple[str | tuple[str, str], ...] = ()
+    modules: tuple[ModuleForm, ...] = ()
+    fixed: QParams | None = None
+    takes_bounds: bool = False  # fn has `bounds=(low, high)`: a clamp of its result that fusion may absorb
+    clamp: Callable[[Mapping[str, Any]], tuple[float | None, float | None]] | None = None  # this op is a clamp
+    identity: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # does nothing in eval mode
+    weight_axis: int = 0
+    elementwise: bool = False  # a unary function of single values: exact as a 256-entry table
+    macs: Callable[[fx.Node], int] | None = None
+    float_reason: str | None = None  # why there is no int8 form, where output is FLOAT
+
+    @property
+    def weight(self) -> int | None:
+        """Position of the weight among the positional arguments."""
+        return next((i for i, p in enumerate(self.params) if p.role is Role.WEIGHT), None)
+
+
+def qint(name: str = "uint8") -> torch.dtype:
+    return {"uint8": torch.uint8, "int8": torch.int8, "int32": torch.int32}[name]
