@@ -1,0 +1,81 @@
+"""What stands in pyproject.toml, and the tree as a whole."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+TEXT = {".py", ".md", ".toml", ".txt", ".json", ".html", ".yml", ".yaml", ".cfg", ""}
+
+
+def folders_on_disk() -> set[str]:
+    found = {"qcompiler"}
+    for top, prefix in ((ROOT / "qcompiler", ("qcompiler",)), (ROOT / "passes", ("qcompiler", "passes")), (ROOT / "patterns", ("qcompiler", "patterns"))):
+        links = (ROOT / "qcompiler" / "passes", ROOT / "qcompiler" / "patterns")
+        for file in top.rglob("*.py"):
+            if not any(link in file.parents for link in links):
+                found.add(".".join((*prefix, *file.parent.relative_to(top).parts)))
+    return found
+
+
+def test_packages_are_the_folders_on_disk() -> None:
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == folders_on_disk()
+
+
+def test_every_package_has_an_init_file() -> None:
+    mapping = PYPROJECT["tool"]["setuptools"]["package-dir"]
+    for package in PYPROJECT["tool"]["setuptools"]["packages"]:
+        folder = mapping.get(package, package.replace(".", "/"))
+        assert (ROOT / folder / "__init__.py").is_file(), folder
+
+
+@pytest.mark.parametrize("name", ["passes", "patterns"])
+def test_the_links_are_relative(name: str) -> None:
+    link = ROOT / "qcompiler" / name
+    assert link.is_symlink()
+    assert str(link.readlink()) == f"../{name}"
+    assert importlib.import_module(f"qcompiler.{name}").__name__ == f"qcompiler.{name}"
+
+
+def tracked() -> list[Path]:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listing.returncode:  # not a checkout: an sdist
+        pytest.skip("needs git")
+    return [ROOT / name for name in listing.stdout.split("\0") if name]
+
+
+def test_the_tree_names_no_place_of_one_machine() -> None:
+    """No absolute path of a developer's machine and no registry: they would hold in one place only."""
+    place = re.compile(r"(?<![\w./~<>-])/(?:home|root|work|Users|mnt|tmp|opt|usr)/[\w.-]+|(?:pypi|pythonhosted|download\.pytorch)\.org")
+    found = []
+    for path in tracked():
+        if path.suffix not in TEXT or path == Path(__file__) or path.is_symlink() or not path.is_file():
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.startswith("#!") and (hit := place.search(line)):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {hit.group()}")
+    assert not found, "\n".join(found)
+
+
+def test_the_entry_point_exists() -> None:
+    module, _, name = PYPROJECT["project"]["scripts"]["qcompiler"].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## {PYPROJECT['project']['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_constraints_fit_the_declared_range() -> None:
+    """The torch that is tested lies within what pyproject allows."""
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    torch_spec = next(d for d in PYPROJECT["project"]["dependencies"] if d.startswith("torch"))
+    low, high = (tuple(map(int, v.split("."))) for v in re.findall(r"[\d.]+", torch_spec))
+    assert low <= tuple(map(int, pins["torch"].split("."))) < (*high, 0)
