@@ -16,12 +16,13 @@ TEXT = {".py", ".md", ".toml", ".txt", ".json", ".html", ".yml", ".yaml", ".cfg"
 
 
 def folders_on_disk() -> set[str]:
-    found = {"qcompiler"}
-    for top, prefix in ((ROOT / "qcompiler", ("qcompiler",)), (ROOT / "passes", ("qcompiler", "passes")), (ROOT / "patterns", ("qcompiler", "patterns"))):
-        links = (ROOT / "qcompiler" / "passes", ROOT / "qcompiler" / "patterns")
-        for file in top.rglob("*.py"):
-            if not any(link in file.parents for link in links):
-                found.add(".".join((*prefix, *file.parent.relative_to(top).parts)))
+    """Dotted names of all folders with Python files, as they are installed; what lies behind a link counts once."""
+    found = set()
+    for folder, package in (("qcompiler", "qcompiler"), ("passes", "qcompiler.passes"), ("patterns", "qcompiler.patterns")):
+        for file in (ROOT / folder).rglob("*.py"):
+            inner = file.parent.relative_to(ROOT / folder).parts
+            if folder != "qcompiler" or inner[:1] not in (("passes",), ("patterns",)):
+                found.add(".".join((package, *inner)))
     return found
 
 
@@ -51,17 +52,25 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in listing.stdout.split("\0") if name]
 
 
-def test_the_tree_names_no_place_of_one_machine() -> None:
-    """No absolute path of a developer's machine and no registry: they would hold in one place only."""
-    place = re.compile(r"(?<![\w./~<>-])/(?:home|root|work|Users|mnt|tmp|opt|usr)/[\w.-]+|(?:pypi|pythonhosted|download\.pytorch)\.org")
+def offences(pattern: str) -> list[str]:
+    """The places in the tracked text files that match, each with what its first group holds."""
     found = []
     for path in tracked():
-        if path.suffix not in TEXT or path == Path(__file__) or path.is_symlink() or not path.is_file():
-            continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if not line.startswith("#!") and (hit := place.search(line)):
-                found.append(f"{path.relative_to(ROOT)}:{number}: {hit.group()}")
-    assert not found, "\n".join(found)
+        if path.suffix in TEXT and path != Path(__file__) and path.is_file() and not path.is_symlink():
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                if not line.startswith("#!"):
+                    found += [f"{path.relative_to(ROOT)}:{number}: {hit}" for hit in re.findall(pattern, line)]
+    return found
+
+
+def test_the_tree_names_no_path_of_one_machine() -> None:
+    assert not offences(r"(?<![\w./~<>-])(/(?:home|root|work|Users|mnt|tmp|opt|usr)/[\w.-]+)")
+
+
+def test_links_lead_to_known_hosts_only() -> None:
+    """A new host is added here on purpose; a package registry or a private server is none."""
+    known = {"github.com", "keepachangelog.com", "arxiv.org", "docs.pytorch.org", "www.w3.org", "json-schema.org"}
+    assert not [o for o in offences(r"https?://([\w.-]+)") if o.rsplit(" ", 1)[1] not in known]
 
 
 def test_the_entry_point_exists() -> None:
