@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from qcompiler.ir.types import QParams
@@ -40,6 +39,20 @@ class Param:
 
 
 @dataclass(frozen=True)
+class Spelling:
+    """One way to write an op: a function or a method name, and how its arguments map to the canonical ones.
+
+    `signature` lists the arguments in the user's order, with defaults: a canonical name; `*name` gathers the rest;
+    `_name` is accepted and means nothing for values (inplace); `!name=x` must be x, else this is not a spelling of the op.
+    `extra` adds attributes that the spelling implies (relu6: min=0, max=6).
+    """
+
+    target: Callable[..., Any] | str
+    signature: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ModuleForm:
     """How a module becomes a canonical call.
 
@@ -67,8 +80,7 @@ class Op:
     signature: str
     params: tuple[Param, ...]
     output: Output
-    functions: tuple[Callable[..., Any] | tuple[Callable[..., Any], str], ...] = ()
-    methods: tuple[str | tuple[str, str], ...] = ()
+    spellings: tuple[Spelling | Callable[..., Any] | str, ...] = ()  # functions, and method names as strings
     modules: tuple[ModuleForm, ...] = ()
     fixed: QParams | None = None
     takes_bounds: bool = False  # fn has `bounds=(low, high)`: a clamp of its result that fusion may absorb
@@ -83,7 +95,3 @@ class Op:
     def weight(self) -> int | None:
         """Position of the weight among the positional arguments."""
         return next((i for i, p in enumerate(self.params) if p.role is Role.WEIGHT), None)
-
-
-def qint(name: str = "uint8") -> torch.dtype:
-    return {"uint8": torch.uint8, "int8": torch.int8, "int32": torch.int32}[name]

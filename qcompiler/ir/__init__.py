@@ -1,0 +1,1 @@
+"""The IR: annotations on torch.fx graphs, their text form, the verifier and the networkx view."""

@@ -1,0 +1,93 @@
+"""The stable text form of a graph: same model, same bytes, in any process. Dumps, golden tests and errors use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from qcompiler.ir.types import QParams, quant_of, source_of, value_of
+
+SHORT = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16", torch.uint8: "u8", torch.int8: "i8",
+         torch.int32: "i32", torch.int64: "i64", torch.bool: "bool", torch.quint8: "qu8", torch.qint8: "qi8"}  # fmt: skip
+
+
+def format_target(target: Any) -> str:
+    """A called thing's name: no module paths that depend on the machine, no addresses."""
+    if isinstance(target, str):
+        return target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    return getattr(target, "__name__", type(target).__name__)
+
+
+def format_arg(arg: Any) -> str:
+    if isinstance(arg, fx.Node):
+        return f"%{arg.name}"
+    if isinstance(arg, tuple):
+        return "(" + ", ".join(map(format_arg, arg)) + ("," if len(arg) == 1 else "") + ")"
+    if isinstance(arg, list):
+        return "[" + ", ".join(map(format_arg, arg)) + "]"
+    if isinstance(arg, dict):
+        return "{" + ", ".join(f"{k}: {format_arg(v)}" for k, v in arg.items()) + "}"
+    if isinstance(arg, slice):
+        return ":".join("" if part is None else format_arg(part) for part in (arg.start, arg.stop, arg.step))
+    if isinstance(arg, float):
+        return f"{arg:.9g}"
+    return repr(arg)
+
+
+def format_qparams(qparams: QParams) -> str:
+    """scale and zero point, and the range where it is not the full one of the type."""
+    full = (qparams.quant_min, qparams.quant_max) in ((0, 255), (-128, 127))
+    bits = "" if full else f" in {qparams.quant_min}..{qparams.quant_max}"
+    if isinstance(qparams.scale, tuple):
+        return f"scale[{len(qparams.scale)}] {min(qparams.scale):.6g}..{max(qparams.scale):.6g}{bits}"
+    return f"scale {qparams.scale:.6g} zero_point {qparams.zero_point}{bits}"
+
+
+def format_value(node: fx.Node) -> str:
+    value = value_of(node)
+    if value.shape is None or value.dtype is None:
+        return ""
+    return f": {SHORT.get(value.dtype, str(value.dtype))}[{','.join(map(str, value.shape))}]"
+
+
+def format_node(node: fx.Node) -> str:
+    """One line: result, type, call, then quantization and origin as a comment."""
+    if node.op == "placeholder":
+        default = f" = {format_arg(node.args[0])}" if node.args else ""
+        call = f"input {node.target}{default}"
+    elif node.op == "get_attr":
+        call = f"attribute {node.target}"
+    elif node.op == "output":
+        return f"return {format_arg(node.args[0])}"
+    else:
+        parts = [format_arg(a) for a in node.args] + [f"{k}={format_arg(v)}" for k, v in sorted(node.kwargs.items())]
+        call = f"{'module ' if node.op == 'call_module' else '.' if node.op == 'call_method' else ''}{format_target(node.target)}"
+        call += f"({', '.join(parts)})"
+    return f"%{node.name}{format_value(node)} = {call}{_comment(node)}"
+
+
+def _comment(node: fx.Node) -> str:
+    quant, source = quant_of(node), source_of(node)
+    notes = [format_qparams(quant.qparams)] if quant.qparams else []
+    if quant.int8 and not quant.qparams:
+        notes.append("int8")
+    if quant.reason:
+        notes.append(f"float: {quant.reason}")
+    if quant.group is not None:
+        notes.append(f"group {quant.group}")
+    if source.module_path or source.module_type:
+        notes.append(f"{source.module_path} ({source.module_type})".strip())
+    if source.file:
+        notes.append(f"{source.file.rsplit('/', 1)[-1]}:{source.line}")
+    if len(source.origin) > 1:
+        notes.append("from " + ", ".join(source.origin))
+    return "  # " + "; ".join(notes) if notes else ""
+
+
+def format_graph(graph: fx.Graph) -> str:
+    """The whole graph in topological order, one node a line."""
+    return "\n".join(format_node(node) for node in graph.nodes) + "\n"

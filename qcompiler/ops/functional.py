@@ -1,0 +1,148 @@
+"""Canonical calls that torch has no single function for. Float semantics; every stage up to QUANTIZED runs them.
+
+`bounds=(low, high)` clamps the result; None on a side leaves it open, bounds=None is no clamp at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Bounds = tuple[float | None, float | None] | None
+
+
+def clip(x: Tensor, bounds: Bounds) -> Tensor:
+    return x if bounds is None else torch.clamp(x, bounds[0], bounds[1])
+
+
+def pad_for(x: Tensor, padding: Any, dims: int, mode: str) -> tuple[Tensor, Any]:
+    """Applies a padding mode that convolution kernels lack; returns the padded input and what padding remains."""
+    if mode == "zeros" or not isinstance(padding, Sequence) or isinstance(padding, str):
+        return x, padding
+    sides = [p for size in reversed(padding) for p in (size, size)]
+    return F.pad(x, sides, mode=mode), (0,) * dims
+
+
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+           groups: int = 1, padding_mode: str = "zeros", bounds: Bounds = None) -> Tensor:  # fmt: skip
+    x, padding = pad_for(x, padding, 1, padding_mode)
+    return clip(F.conv1d(x, weight, bias, stride, padding, dilation, groups), bounds)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+           groups: int = 1, padding_mode: str = "zeros", bounds: Bounds = None) -> Tensor:  # fmt: skip
+    x, padding = pad_for(x, padding, 2, padding_mode)
+    return clip(F.conv2d(x, weight, bias, stride, padding, dilation, groups), bounds)
+
+
+def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+           groups: int = 1, padding_mode: str = "zeros", bounds: Bounds = None) -> Tensor:  # fmt: skip
+    x, padding = pad_for(x, padding, 3, padding_mode)
+    return clip(F.conv3d(x, weight, bias, stride, padding, dilation, groups), bounds)
+
+
+def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Any = 1, padding: Any = 0,
+                     output_padding: Any = 0, groups: int = 1, dilation: Any = 1, bounds: Bounds = None) -> Tensor:  # fmt: skip
+    return clip(F.conv_transpose1d(x, weight, bias, stride, padding, output_padding, groups, dilation), bounds)
+
+
+def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Any = 1, padding: Any = 0,
+                     output_padding: Any = 0, groups: int = 1, dilation: Any = 1, bounds: Bounds = None) -> Tensor:  # fmt: skip
+    return clip(F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation), bounds)
+
+
+def conv_transpose3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Any = 1, padding: Any = 0,
+                     output_padding: Any = 0, groups: int = 1, dilation: Any = 1, bounds: Bounds = None) -> Tensor:  # fmt: skip
+    return clip(F.conv_transpose3d(x, weight, bias, stride, padding, output_padding, groups, dilation), bounds)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, bounds: Bounds = None) -> Tensor:
+    return clip(F.linear(x, weight, bias), bounds)
+
+
+def batch_norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5,
+               bounds: Bounds = None) -> Tensor:  # fmt: skip
+    """BatchNorm with fixed statistics (eval mode), any number of trailing dimensions."""
+    return clip(F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), bounds)
+
+
+def add(x: Any, other: Any, *, alpha: float = 1, bounds: Bounds = None) -> Any:
+    return clip(x + other if alpha == 1 else torch.add(x, other, alpha=alpha), bounds)
+
+
+def sub(x: Any, other: Any, *, alpha: float = 1, bounds: Bounds = None) -> Any:
+    return clip(x - other if alpha == 1 else torch.sub(x, other, alpha=alpha), bounds)
+
+
+def mul(x: Any, other: Any, *, bounds: Bounds = None) -> Any:
+    return clip(x * other, bounds)
+
+
+def div(x: Any, other: Any, *, bounds: Bounds = None) -> Any:
+    return clip(x / other, bounds)
+
+
+def matmul(x: Tensor, other: Tensor, *, bounds: Bounds = None) -> Tensor:
+    return clip(torch.matmul(x, other), bounds)
+
+
+def clamp(x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+    return torch.clamp(x, min, max)
+
+
+def getitem(x: Any, index: Any) -> Any:
+    return x[index]
+
+
+def reshape(x: Tensor, shape: Any) -> Tensor:
+    return x.reshape(shape)
+
+
+def permute(x: Tensor, dims: Any) -> Tensor:
+    return x.permute(dims)
+
+
+def repeat(x: Tensor, sizes: Any) -> Tensor:
+    return x.repeat(sizes)
+
+
+def expand(x: Tensor, sizes: Any) -> Tensor:
+    return x.expand(sizes)
+
+
+def mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+    return x.mean() if dim is None else x.mean(dim, keepdim)
+
+
+def contiguous(x: Tensor) -> Tensor:
+    return x.contiguous()
+
+
+def squeeze(x: Tensor, dim: Any = None) -> Tensor:
+    return x.squeeze() if dim is None else x.squeeze(dim)
+
+
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, normalized_shape: Any, eps: float = 1e-5) -> Tensor:
+    return F.layer_norm(x, normalized_shape, weight, bias, eps)
+
+
+def group_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, num_groups: int, eps: float = 1e-5) -> Tensor:
+    return F.group_norm(x, num_groups, weight, bias, eps)
+
+
+def instance_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
+    return F.instance_norm(x, weight=weight, bias=bias, use_input_stats=True, eps=eps)
+
+
+
+def stochastic_depth(x: Tensor, p: float, mode: str, training: bool = True) -> Tensor:
+    """torchvision's layer drop: in eval mode the identity; in training each row (or the batch) is kept with probability 1 - p."""
+    if not training or p == 0.0:
+        return x
+    shape = [x.shape[0] if mode == "row" else 1, *[1] * (x.dim() - 1)]
+    keep = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1.0 - p)
+    return x * keep.div_(1.0 - p)

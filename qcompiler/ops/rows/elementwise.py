@@ -1,0 +1,121 @@
+"""Arithmetic of two values, activations and other functions of single values."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from qcompiler.ir.types import QParams, value_of
+from qcompiler.ops import functional as Q
+from qcompiler.ops.spec import ModuleForm, Op, Output, Param, Spelling
+
+X, Y = Param("x"), Param("other")
+UNIT = QParams(1 / 256, 0, 0, 255, torch.uint8)  # [0, 1): sigmoid, hardsigmoid, softmax
+SIGNED_UNIT = QParams(2 / 256, 128, 0, 255, torch.uint8)  # [-1, 1): tanh
+
+
+def _binary(name: str, fn: Any, spellings: tuple[Any, ...], signature: str = "x other", **more: Any) -> Op:
+    return Op(name=name, fn=fn, signature=signature, params=(X, Y), output=Output.OWN, takes_bounds=True, spellings=spellings, **more)
+
+
+def _matmul_macs(node: fx.Node) -> int:
+    left = node.args[0]
+    inner = (value_of(left).shape or (0,))[-1] if isinstance(left, fx.Node) else 0
+    return math.prod(value_of(node).shape or (0,)) * inner
+
+
+def _bounds(attributes: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    return attributes.get("min"), attributes.get("max")
+
+
+def _inplace(*functions: Any) -> tuple[Spelling, ...]:
+    return tuple(Spelling(f, "input:x _inplace=False") for f in functions)
+
+
+ALPHA = "input:x other alpha=1"
+OTHER = "input:x other"
+
+ARITHMETIC = (
+    _binary("add", Q.add, (operator.add, operator.iadd, Spelling(torch.add, ALPHA), Spelling("add", ALPHA), Spelling("add_", ALPHA),
+                           Spelling("__add__", OTHER), Spelling("__radd__", OTHER)), "x other alpha=1"),
+    _binary("sub", Q.sub, (operator.sub, operator.isub, Spelling(torch.sub, ALPHA), Spelling(torch.subtract, ALPHA),
+                           Spelling("sub", ALPHA), Spelling("sub_", ALPHA)), "x other alpha=1"),
+    _binary("mul", Q.mul, (operator.mul, operator.imul, Spelling(torch.mul, OTHER), Spelling(torch.multiply, OTHER),
+                           Spelling("mul", OTHER), Spelling("mul_", OTHER))),
+    _binary("div", Q.div, (operator.truediv, operator.itruediv, Spelling(torch.div, "input:x other !rounding_mode=None"),
+                           Spelling("div", "input:x other !rounding_mode=None"), Spelling("div_", "input:x other !rounding_mode=None"))),
+    _binary("matmul", Q.matmul, (operator.matmul, Spelling(torch.matmul, OTHER), Spelling("matmul", OTHER),
+                                 Spelling(torch.bmm, "input:x mat2:other"), Spelling("bmm", "input:x mat2:other")), macs=_matmul_macs),
+)  # fmt: skip
+
+CLAMPS = (
+    Op(
+        name="relu", fn=torch.relu, signature="x", params=(X,), output=Output.SAME, clamp=lambda attributes: (0.0, None),
+        spellings=(torch.relu, torch.relu_, Spelling(F.relu, "input:x _inplace=False"), "relu", "relu_"),
+        modules=(ModuleForm(nn.ReLU),),
+    ),
+    Op(
+        name="clamp", fn=Q.clamp, signature="x min=None max=None", params=(X,), output=Output.SAME, clamp=_bounds,
+        spellings=(
+            *(Spelling(f, "input:x min=None max=None") for f in (torch.clamp, torch.clip, "clamp", "clamp_", "clip")),
+            Spelling(F.relu6, "input:x _inplace=False", {"min": 0.0, "max": 6.0}),
+            Spelling(F.hardtanh, "input:x min_val:min=-1.0 max_val:max=1.0 _inplace=False"),
+            Spelling(torch.clamp_min, "input:x min"), Spelling(torch.clamp_max, "input:x max"),
+            Spelling("clamp_min", "input:x min"), Spelling("clamp_max", "input:x max"),
+        ),
+        modules=(
+            ModuleForm(nn.ReLU6, {}, lambda m: {"min": 0.0, "max": 6.0}),
+            ModuleForm(nn.Hardtanh, {}, lambda m: {"min": m.min_val, "max": m.max_val}),
+        ),
+    ),
+)  # fmt: skip
+
+
+def _unary(name: str, fn: Any, spellings: tuple[Any, ...], *modules: ModuleForm, signature: str = "x", **more: Any) -> Op:
+    row = {"output": Output.OWN, "elementwise": True, **more}
+    return Op(name=name, fn=fn, signature=signature, params=(X,), spellings=spellings, modules=modules, **row)
+
+
+def _fixed(name: str, fn: Any, spellings: tuple[Any, ...], cls: type[nn.Module], qparams: QParams) -> Op:
+    return _unary(name, fn, spellings, ModuleForm(cls), output=Output.FIXED, fixed=qparams)
+
+
+ACTIVATIONS = (
+    _fixed("sigmoid", torch.sigmoid, (torch.sigmoid, torch.sigmoid_, F.sigmoid, "sigmoid", "sigmoid_"), nn.Sigmoid, UNIT),
+    _fixed("hardsigmoid", F.hardsigmoid, _inplace(F.hardsigmoid), nn.Hardsigmoid, UNIT),
+    _fixed("tanh", torch.tanh, (torch.tanh, torch.tanh_, F.tanh, "tanh", "tanh_"), nn.Tanh, SIGNED_UNIT),
+    Op(
+        name="softmax", fn=torch.softmax, signature="x dim", params=(X,), output=Output.FIXED, fixed=UNIT,
+        spellings=(
+            Spelling(F.softmax, "input:x dim=None !_stacklevel=3 !dtype=None"), Spelling(torch.softmax, "input:x dim !dtype=None"),
+            Spelling("softmax", "input:x dim !dtype=None"),
+        ),
+        modules=(ModuleForm(nn.Softmax, {}, lambda m: {"dim": m.dim}),),
+    ),
+    _unary("hardswish", F.hardswish, _inplace(F.hardswish), ModuleForm(nn.Hardswish)),
+    _unary("silu", F.silu, _inplace(F.silu), ModuleForm(nn.SiLU)),
+    _unary("mish", F.mish, _inplace(F.mish), ModuleForm(nn.Mish)),
+    _unary("gelu", F.gelu, (Spelling(F.gelu, "input:x approximate='none'"),), ModuleForm(nn.GELU, {}, lambda m: {"approximate": m.approximate}),
+           signature="x approximate='none'"),
+    _unary("softplus", F.softplus, (Spelling(F.softplus, "input:x beta=1 threshold=20"),),
+           ModuleForm(nn.Softplus, {}, lambda m: {"beta": m.beta, "threshold": m.threshold}), signature="x beta=1 threshold=20"),
+    _unary("leaky_relu", F.leaky_relu, (Spelling(F.leaky_relu, "input:x negative_slope=0.01 _inplace=False"),),
+           ModuleForm(nn.LeakyReLU, {}, lambda m: {"negative_slope": m.negative_slope}), signature="x negative_slope=0.01"),
+    _unary("elu", F.elu, (Spelling(F.elu, "input:x alpha=1.0 _inplace=False"),), ModuleForm(nn.ELU, {}, lambda m: {"alpha": m.alpha}),
+           signature="x alpha=1.0"),
+    _unary("celu", F.celu, (Spelling(F.celu, "input:x alpha=1.0 _inplace=False"),), ModuleForm(nn.CELU, {}, lambda m: {"alpha": m.alpha}),
+           signature="x alpha=1.0"),
+    _unary("selu", F.selu, _inplace(F.selu), ModuleForm(nn.SELU)),
+    _unary("softsign", F.softsign, (F.softsign,), ModuleForm(nn.Softsign)),
+    _unary("logsigmoid", F.logsigmoid, (F.logsigmoid,), ModuleForm(nn.LogSigmoid)),
+    _unary("abs", torch.abs, (torch.abs, operator.abs, "abs")),
+    _unary("neg", torch.neg, (torch.neg, operator.neg, "neg")),
+)  # fmt: skip
+
+ROWS = (*ARITHMETIC, *CLAMPS, *ACTIVATIONS)

@@ -1,0 +1,147 @@
+"""Ops that move, copy, pool or average values: their result lives on their input's scale."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qcompiler.ops import functional as Q
+from qcompiler.ops.spec import ModuleForm, Op, Output, Param, Role, Spelling
+
+X = Param("x")
+
+
+def _same(name: str, fn: Any, signature: str, spellings: tuple[Any, ...] = (), *modules: ModuleForm, **more: Any) -> Op:
+    return Op(name=name, fn=fn, signature=signature, params=(X,), output=Output.SAME, spellings=spellings, modules=modules, **more)
+
+
+def _attributes(*names: str) -> Callable[[Any], Mapping[str, Any]]:
+    return lambda module: {name: getattr(module, name) for name in names}
+
+
+def _indices(module: Any) -> str | None:
+    return "it returns indices too" if module.return_indices else None
+
+
+def _max_pool(dims: int, public: Any, plain: Any, cls: type[nn.Module]) -> Op:
+    signature = "input:x kernel_size stride=None padding=0 dilation=1 ceil_mode=False !return_indices=False"
+    attributes = _attributes("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    raw = "input:x kernel_size stride=None padding=0 dilation=1 ceil_mode=False"
+    return _same(f"max_pool{dims}d", plain, "x kernel_size stride=None padding=0 dilation=1 ceil_mode=False",
+                 (Spelling(public, signature), Spelling(plain, raw)), ModuleForm(cls, {}, attributes, _indices))  # fmt: skip
+
+
+def _avg_pool(dims: int, fn: Any, cls: type[nn.Module]) -> Op:
+    signature = "input:x kernel_size stride=None padding=0 ceil_mode=False count_include_pad=True"
+    names = ["kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"]
+    if dims > 1:
+        signature, names = signature + " divisor_override=None", [*names, "divisor_override"]
+    return _same(f"avg_pool{dims}d", fn, signature, (Spelling(fn, signature),), ModuleForm(cls, {}, _attributes(*names)))
+
+
+def _adaptive(kind: str, dims: int, public: Any, plain: Any, cls: type[nn.Module]) -> Op:
+    signature = "input:x output_size" + (" !return_indices=False" if kind == "max" else "")
+    form = ModuleForm(cls, {}, _attributes("output_size"), _indices if kind == "max" else lambda m: None)
+    return _same(f"adaptive_{kind}_pool{dims}d", plain, "x output_size", (Spelling(public, signature),), form)
+
+
+def _no_training(attributes: Mapping[str, Any]) -> bool:
+    return not attributes.get("training", True) or attributes.get("p", 0.5) == 0
+
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+POOLS = (
+    _max_pool(1, F.max_pool1d, torch.max_pool1d, nn.MaxPool1d),
+    _max_pool(2, F.max_pool2d, torch.max_pool2d, nn.MaxPool2d),
+    _max_pool(3, F.max_pool3d, torch.max_pool3d, nn.MaxPool3d),
+    _avg_pool(1, F.avg_pool1d, nn.AvgPool1d),
+    _avg_pool(2, F.avg_pool2d, nn.AvgPool2d),
+    _avg_pool(3, F.avg_pool3d, nn.AvgPool3d),
+    _adaptive("avg", 1, F.adaptive_avg_pool1d, F.adaptive_avg_pool1d, nn.AdaptiveAvgPool1d),
+    _adaptive("avg", 2, F.adaptive_avg_pool2d, F.adaptive_avg_pool2d, nn.AdaptiveAvgPool2d),
+    _adaptive("avg", 3, F.adaptive_avg_pool3d, F.adaptive_avg_pool3d, nn.AdaptiveAvgPool3d),
+    _adaptive("max", 1, F.adaptive_max_pool1d, F.adaptive_max_pool1d, nn.AdaptiveMaxPool1d),
+    _adaptive("max", 2, F.adaptive_max_pool2d, F.adaptive_max_pool2d, nn.AdaptiveMaxPool2d),
+    _adaptive("max", 3, F.adaptive_max_pool3d, F.adaptive_max_pool3d, nn.AdaptiveMaxPool3d),
+    _same("mean", Q.mean, "x dim=None keepdim=False", (
+        Spelling(torch.mean, "input:x dim=None keepdim=False !dtype=None"), Spelling("mean", "input:x dim=None keepdim=False !dtype=None"))),
+    _same("interpolate", F.interpolate,
+          "x size=None scale_factor=None mode='nearest' align_corners=None recompute_scale_factor=None antialias=False",
+          (Spelling(F.interpolate, "input:x size=None scale_factor=None mode='nearest' align_corners=None recompute_scale_factor=None"
+                    " antialias=False"),),
+          *(ModuleForm(cls, {}, _attributes("size", "scale_factor", "mode", "align_corners"))
+            for cls in (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d))),
+)  # fmt: skip
+
+COPIES = (
+    _same("pad", F.pad, "x pad mode='constant' value=None", (Spelling(F.pad, "input:x pad mode='constant' value=None"),),
+          *(ModuleForm(cls, {}, lambda m: {"pad": m.padding}) for cls in (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)),
+          *(ModuleForm(cls, {}, lambda m: {"pad": m.padding, "value": m.value})
+            for cls in (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)),
+          *(ModuleForm(cls, {}, lambda m: {"pad": m.padding, "mode": "reflect"})
+            for cls in (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d)),
+          *(ModuleForm(cls, {}, lambda m: {"pad": m.padding, "mode": "replicate"})
+            for cls in (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d))),
+    _same("pixel_shuffle", F.pixel_shuffle, "x upscale_factor", (Spelling(F.pixel_shuffle, "input:x upscale_factor"),),
+          ModuleForm(nn.PixelShuffle, {}, _attributes("upscale_factor"))),
+    _same("pixel_unshuffle", F.pixel_unshuffle, "x downscale_factor", (Spelling(F.pixel_unshuffle, "input:x downscale_factor"),),
+          ModuleForm(nn.PixelUnshuffle, {}, _attributes("downscale_factor"))),
+    _same("channel_shuffle", F.channel_shuffle, "x groups", (Spelling(F.channel_shuffle, "input:x groups"),),
+          ModuleForm(nn.ChannelShuffle, {}, _attributes("groups"))),
+    _same("flatten", torch.flatten, "x start_dim=0 end_dim=-1", (
+        Spelling(torch.flatten, "input:x start_dim=0 end_dim=-1"), Spelling("flatten", "input:x start_dim=0 end_dim=-1")),
+        ModuleForm(nn.Flatten, {}, _attributes("start_dim", "end_dim"))),
+    _same("unflatten", torch.unflatten, "x dim sizes", (
+        Spelling(torch.unflatten, "input:x dim sizes"), Spelling("unflatten", "input:x dim sizes")),
+        ModuleForm(nn.Unflatten, {}, lambda m: {"dim": m.dim, "sizes": m.unflattened_size})),
+    _same("reshape", Q.reshape, "x shape", (
+        Spelling(torch.reshape, "input:x shape"), Spelling("reshape", "input:x *shape"), Spelling("view", "input:x *shape"))),
+    _same("permute", Q.permute, "x dims", (
+        Spelling(torch.permute, "input:x dims"), Spelling("permute", "input:x *dims")),
+        ModuleForm("torchvision.ops.misc.Permute", {}, lambda m: {"dims": tuple(m.dims)})),
+    _same("transpose", torch.transpose, "x dim0 dim1", (
+        Spelling(torch.transpose, "input:x dim0 dim1"), Spelling("transpose", "input:x dim0 dim1"),
+        Spelling(torch.swapaxes, "input:x axis0:dim0 axis1:dim1"))),
+    _same("squeeze", Q.squeeze, "x dim=None", (Spelling(torch.squeeze, "input:x dim=None"), Spelling("squeeze", "input:x dim=None"))),
+    _same("unsqueeze", torch.unsqueeze, "x dim", (Spelling(torch.unsqueeze, "input:x dim"), Spelling("unsqueeze", "input:x dim"))),
+    _same("narrow", torch.narrow, "x dim start length", (
+        Spelling(torch.narrow, "input:x dim start length"), Spelling("narrow", "input:x dim start length"))),
+    _same("select", torch.select, "x dim index", (Spelling(torch.select, "input:x dim index"), Spelling("select", "input:x dim index"))),
+    _same("chunk", torch.chunk, "x chunks dim=0", (Spelling(torch.chunk, "input:x chunks dim=0"), Spelling("chunk", "input:x chunks dim=0"))),
+    _same("split", torch.split, "x split_size_or_sections dim=0", (
+        Spelling(torch.split, "tensor:x split_size_or_sections dim=0"), Spelling("split", "input:x split_size:split_size_or_sections dim=0"))),
+    _same("unbind", torch.unbind, "x dim=0", (Spelling(torch.unbind, "input:x dim=0"), Spelling("unbind", "input:x dim=0"))),
+    _same("getitem", Q.getitem, "x index", (Spelling(operator.getitem, "input:x index"),)),
+    _same("repeat", Q.repeat, "x sizes", (Spelling("repeat", "input:x *sizes"),)),
+    _same("expand", Q.expand, "x sizes", (Spelling("expand", "input:x *sizes"),)),
+    _same("roll", torch.roll, "x shifts dims=()", (Spelling(torch.roll, "input:x shifts dims=()"), Spelling("roll", "input:x shifts dims=()"))),
+    _same("flip", torch.flip, "x dims", (Spelling(torch.flip, "input:x dims"), Spelling("flip", "input:x *dims"))),
+    _same("contiguous", Q.contiguous, "x", (Spelling("contiguous", "input:x _memory_format=None"),)),
+    _same("detach", torch.detach, "x", (torch.detach, "detach")),
+    _same("identity", torch.clone, "x", (Spelling(torch.clone, "input:x _memory_format=None"), Spelling("clone", "input:x _memory_format=None")),
+          ModuleForm(nn.Identity), identity=lambda attributes: True),
+    _same("dropout", F.dropout, "x p=0.5 training=True", (
+        *(Spelling(f, "input:x p=0.5 training=True _inplace=False")
+          for f in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)),
+        Spelling(torch.dropout, "input:x p train:training"),),
+        *(ModuleForm(cls, {}, _attributes("p", "training")) for cls in DROPOUTS), identity=_no_training),
+    _same("stochastic_depth", Q.stochastic_depth, "x p mode training=True", (),
+          ModuleForm("torchvision.ops.stochastic_depth.StochasticDepth", {}, _attributes("p", "mode", "training")), identity=_no_training),
+)  # fmt: skip
+
+JOINS = tuple(
+    Op(name=name, fn=fn, signature="x dim=0", params=(Param("x", Role.ACTIVATIONS),), output=Output.JOIN, spellings=spellings)
+    for name, fn, spellings in (
+        ("cat", torch.cat, (Spelling(torch.cat, "tensors:x dim=0"), Spelling(torch.concat, "tensors:x dim=0"),
+                            Spelling(torch.concatenate, "tensors:x dim=0"))),
+        ("stack", torch.stack, (Spelling(torch.stack, "tensors:x dim=0"),)),
+    )
+)  # fmt: skip
+
+ROWS = (*POOLS, *COPIES, *JOINS)

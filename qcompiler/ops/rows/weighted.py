@@ -1,0 +1,126 @@
+"""Convolutions, linear, batch norm and the other norms: the ops with parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from qcompiler.ir.types import value_of
+from qcompiler.ops import functional as Q
+from qcompiler.ops.spec import ModuleForm, Op, Output, Param, Role, Spelling
+
+X, W, B = Param("x"), Param("weight", Role.WEIGHT), Param("bias", Role.BIAS)
+PARAMETERS = {"weight": "weight", "bias": "bias"}
+
+
+def _arg_shape(node: fx.Node, position: int) -> tuple[int, ...]:
+    arg = node.args[position]
+    return (value_of(arg).shape or ()) if isinstance(arg, fx.Node) else ()
+
+
+def _conv_macs(node: fx.Node) -> int:
+    """Each output value takes (I/g * kernel) products."""
+    return math.prod(value_of(node).shape or (0,)) * math.prod(_arg_shape(node, 1)[1:])
+
+
+def _conv_transpose_macs(node: fx.Node) -> int:
+    """Each input value takes (O/g * kernel) products."""
+    return math.prod(_arg_shape(node, 0)) * math.prod(_arg_shape(node, 1)[1:])
+
+
+def _linear_macs(node: fx.Node) -> int:
+    return math.prod(value_of(node).shape or (0,)) * (_arg_shape(node, 1)[-1:] or (0,))[0]
+
+
+def _conv_attributes(module: Any) -> Mapping[str, Any]:
+    padding = module.padding
+    mode = {} if module.padding_mode == "zeros" else {"padding_mode": module.padding_mode}
+    return {"stride": module.stride, "padding": padding, "dilation": module.dilation, "groups": module.groups, **mode}
+
+
+def _transpose_attributes(module: Any) -> Mapping[str, Any]:
+    names = ("stride", "padding", "output_padding", "groups", "dilation")
+    return {name: getattr(module, name) for name in names}
+
+
+def _conv(dims: int, fn: Callable[..., Any], spellings: tuple[Callable[..., Any], ...], cls: type[nn.Module]) -> Op:
+    return Op(
+        name=f"conv{dims}d", fn=fn, signature="x weight bias=None stride=1 padding=0 dilation=1 groups=1", params=(X, W, B),
+        output=Output.OWN, takes_bounds=True, macs=_conv_macs,
+        spellings=tuple(Spelling(f, "input:x weight bias=None stride=1 padding=0 dilation=1 groups=1") for f in spellings),
+        modules=(ModuleForm(cls, PARAMETERS, _conv_attributes),),
+    )  # fmt: skip
+
+
+def _conv_transpose(dims: int, fn: Callable[..., Any], spellings: tuple[Callable[..., Any], ...], cls: type[nn.Module]) -> Op:
+    signature = "input:x weight bias=None stride=1 padding=0 output_padding=0 groups=1 dilation=1"
+    return Op(
+        name=f"conv_transpose{dims}d", fn=fn, signature=signature, params=(X, W, B), output=Output.OWN, takes_bounds=True,
+        macs=_conv_transpose_macs, weight_axis=1, spellings=tuple(Spelling(f, signature) for f in spellings),
+        modules=(ModuleForm(cls, PARAMETERS, _transpose_attributes),),
+    )  # fmt: skip
+
+
+def _norm_refusal(module: Any) -> str | None:
+    if module.running_mean is None:
+        return "this BatchNorm keeps no running statistics, so it computes them from each batch"
+    return "it is in training mode" if module.training else None
+
+
+BN_TENSORS = {"mean": "running_mean", "var": "running_var", "weight": "weight", "bias": "bias"}
+BATCH_NORM = ModuleForm(nn.BatchNorm2d, BN_TENSORS, lambda m: {"eps": m.eps}, _norm_refusal)
+BN_PARAMS = (X, Param("mean", Role.BIAS), Param("var", Role.BIAS), Param("weight", Role.BIAS), Param("bias", Role.BIAS))
+AFFINE = (X, Param("weight", Role.BIAS), Param("bias", Role.BIAS))
+
+ROWS = (
+    _conv(1, Q.conv1d, (F.conv1d,), nn.Conv1d),
+    _conv(2, Q.conv2d, (F.conv2d,), nn.Conv2d),
+    _conv(3, Q.conv3d, (F.conv3d,), nn.Conv3d),
+    _conv_transpose(1, Q.conv_transpose1d, (F.conv_transpose1d,), nn.ConvTranspose1d),
+    _conv_transpose(2, Q.conv_transpose2d, (F.conv_transpose2d,), nn.ConvTranspose2d),
+    _conv_transpose(3, Q.conv_transpose3d, (F.conv_transpose3d,), nn.ConvTranspose3d),
+    Op(
+        name="linear", fn=Q.linear, signature="input:x weight bias=None", params=(X, W, B), output=Output.OWN, takes_bounds=True,
+        macs=_linear_macs, spellings=(F.linear,),
+        modules=(ModuleForm(nn.Linear, PARAMETERS), ModuleForm(nn.modules.linear.NonDynamicallyQuantizableLinear, PARAMETERS)),
+    ),
+    Op(
+        name="batch_norm", fn=Q.batch_norm, signature="x mean var weight=None bias=None eps=1e-5", params=BN_PARAMS, output=Output.OWN,
+        takes_bounds=True,
+        spellings=(
+            Spelling(F.batch_norm, "input:x running_mean:mean running_var:var weight=None bias=None !training=False _momentum=0.1 eps=1e-5"),
+        ),
+        modules=(
+            BATCH_NORM,
+            ModuleForm(nn.BatchNorm1d, BN_TENSORS, BATCH_NORM.attributes, _norm_refusal),
+            ModuleForm(nn.BatchNorm3d, BN_TENSORS, BATCH_NORM.attributes, _norm_refusal),
+            ModuleForm("torchvision.ops.misc.FrozenBatchNorm2d", BN_TENSORS, BATCH_NORM.attributes),
+        ),
+    ),
+    Op(
+        name="layer_norm", fn=Q.layer_norm, signature="x weight=None bias=None normalized_shape=None eps=1e-5", params=AFFINE,
+        output=Output.OWN,
+        spellings=(Spelling(F.layer_norm, "input:x normalized_shape weight=None bias=None eps=1e-5"),),
+        modules=(ModuleForm(nn.LayerNorm, PARAMETERS, lambda m: {"normalized_shape": tuple(m.normalized_shape), "eps": m.eps}),),
+    ),
+    Op(
+        name="group_norm", fn=Q.group_norm, signature="x weight=None bias=None num_groups=1 eps=1e-5", params=AFFINE, output=Output.OWN,
+        spellings=(
+            Spelling(F.group_norm, "input:x num_groups weight=None bias=None eps=1e-5"),
+            Spelling(torch.group_norm, "input:x num_groups weight=None bias=None eps=1e-5 _cudnn_enabled=True"),
+        ),
+        modules=(ModuleForm(nn.GroupNorm, PARAMETERS, lambda m: {"num_groups": m.num_groups, "eps": m.eps}),),
+    ),
+    Op(
+        name="instance_norm", fn=Q.instance_norm, signature="x weight=None bias=None eps=1e-5", params=AFFINE, output=Output.OWN,
+        modules=tuple(
+            ModuleForm(cls, PARAMETERS, lambda m: {"eps": m.eps}, lambda m: "it tracks running statistics" if m.track_running_stats else None)
+            for cls in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,115 @@
+"""The op table: every op the compiler knows, one row each. `OPS` is the default table; users add rows to a copy or to it.
+
+Look-ups: by canonical function (`row_of`), by the user's spelling (`Table.spelled`), by module (`Table.module_form`).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from torch import fx, nn
+
+from qcompiler.errors import ConfigError
+from qcompiler.ops.rows import elementwise, shape, weighted
+from qcompiler.ops.spec import ModuleForm, Op, Spelling
+
+NO_DEFAULT = object()
+
+
+@lru_cache(maxsize=None)
+def parse_signature(text: str) -> tuple[tuple[str, str, str, Any], ...]:
+    """Each argument of a signature as (kind, the user's name, canonical name, default); kind is "", "*", "_" or "!"."""
+    entries = []
+    for word in _words(text):
+        name, _, default = word.partition("=")
+        kind = name[0] if name[0] in "*_!" else ""
+        user, _, canonical = name[len(kind) :].partition(":")
+        entries.append((kind, user, canonical or user, ast.literal_eval(default) if default else NO_DEFAULT))
+    return tuple(entries)
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+def bind(signature: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Canonical arguments of one call by its spelling's signature; None where the call is not of that form."""
+    bound: dict[str, Any] = {}
+    left, named = list(args), dict(kwargs)
+    for kind, user, canonical, default in parse_signature(signature):
+        if kind == "*":
+            value = left[0] if len(left) == 1 and isinstance(left[0], (tuple, list)) else tuple(left)
+            left = []
+            value = named.pop(user, value)
+        elif left:
+            value = left.pop(0)
+        elif user in named:
+            value = named.pop(user)
+        elif canonical in named:
+            value = named.pop(canonical)
+        elif default is NO_DEFAULT:
+            return None
+        else:
+            value = default
+        if kind == "!" and value != default:
+            return None
+        if kind in ("", "*"):
+            bound[canonical] = value
+    return None if left or named else bound
+
+
+class Table:
+    """Rows and the look-ups on them. Claiming a spelling twice raises ConfigError."""
+
+    def __init__(self, rows: Iterable[Op] = ()) -> None:
+        self.rows: dict[str, Op] = {}
+        self._by_fn: dict[Any, Op] = {}
+        self._spellings: dict[Any, tuple[Op, Spelling]] = {}
+        self._modules: dict[Any, tuple[Op, ModuleForm]] = {}
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Op) -> None:
+        """Registers a row; its spellings must not be taken."""
+        spellings = [s if isinstance(s, Spelling) else Spelling(s, row.signature) for s in row.spellings]
+        if row.fn not in [s.target for s in spellings]:
+            spellings.append(Spelling(row.fn, row.signature))
+        taken = [s.target for s in spellings if s.target in self._spellings] + [f.cls for f in row.modules if f.cls in self._modules]
+        if row.name in self.rows or taken:
+            raise ConfigError(f"op {row.name!r} claims what the table already has: {taken or row.name}", code="op-claimed-twice")
+        self.rows[row.name] = row
+        self._by_fn[row.fn] = row
+        self._spellings.update((s.target, (row, s)) for s in spellings)
+        self._modules.update((f.cls, (row, f)) for f in row.modules)
+
+    def remove(self, name: str) -> None:
+        """Takes a row back out (for tests and for replacing a built-in row)."""
+        row = self.rows.pop(name)
+        self._by_fn = {k: v for k, v in self._by_fn.items() if v is not row}
+        self._spellings = {k: v for k, v in self._spellings.items() if v[0] is not row}
+        self._modules = {k: v for k, v in self._modules.items() if v[0] is not row}
+
+    def copy(self) -> Table:
+        return Table(self.rows.values())
+
+    def spelled(self, target: Callable[..., Any] | str) -> tuple[Op, Spelling] | None:
+        """The row and spelling of a called function, or of a method name."""
+        try:
+            return self._spellings.get(target)
+        except TypeError:  # an unhashable callable is no spelling
+            return None
+
+    def module_form(self, module: nn.Module) -> tuple[Op, ModuleForm] | None:
+        """The row and form of a module, by its exact class (a subclass may compute something else)."""
+        cls = type(module)
+        return self._modules.get(cls) or self._modules.get(f"{cls.__module__}.{cls.__qualname__}")
+
+    def of(self, node: fx.Node) -> Op | None:
+        """The row of a canonical node."""
+        return self._by_fn.get(node.target) if node.op == "call_function" else None
+
+
+OPS = Table((*weighted.ROWS, *elementwise.ROWS, *shape.ROWS))
