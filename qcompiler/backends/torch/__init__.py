@@ -1,0 +1,1 @@
+"""Lowering of QUANTIZED to torch's quantized kernels."""

@@ -1,0 +1,205 @@
+"""Convolutions: which taps may overflow, how weights are packed, what is refused where.
+
+Measured (measured.json): the x86 and onednn engines have no per-channel transposed convolution and get it wrong where
+in and out channels differ; qnnpack has no correct 3-d one and fails per channel with groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from qcompiler.backends.torch import floats, runtime
+from qcompiler.backends.torch.site import ENGINES, VNNI, Emit, Kernel, Operand, Site, Weight, constant_of, finish, ints, needs_relu
+
+OPS = torch.ops.quantized
+CONV: dict[int, tuple[Any, Any, Any]] = {
+    1: (runtime.prepack_conv1d, OPS.conv1d.default, OPS.conv1d_relu.default),
+    2: (runtime.prepack_conv2d, OPS.conv2d.new, OPS.conv2d_relu.new),
+    3: (runtime.prepack_conv3d, OPS.conv3d.new, OPS.conv3d_relu.new),
+}
+TRANSPOSE: dict[int, tuple[Any, Any, Any]] = {
+    1: (runtime.prepack_conv_transpose1d, OPS.conv_transpose1d.default, floats.conv_transpose1d_float),
+    2: (runtime.prepack_conv_transpose2d, OPS.conv_transpose2d.default, floats.conv_transpose2d_float),
+    3: (runtime.prepack_conv_transpose3d, OPS.conv_transpose3d.default, floats.conv_transpose3d_float),
+}
+
+
+def bias_of(site: Site) -> fx.Node | None:
+    bias = site.args[2] if len(site.args) > 2 else site.get("bias")
+    return bias if isinstance(bias, fx.Node) else None
+
+
+def tag(site: Site) -> str:
+    """What a pack of this site must not share: qnnpack keeps the scales of its first call inside the pack."""
+    if site.engine != "qnnpack":
+        return ""
+    x = site.args[0].qparams
+    return f"{x.scale!r}/{site.scale!r}/{site.zero_point}/{needs_relu(site)}"
+
+
+def axis_of(weight: Weight) -> int:
+    return -1 if weight.axis is None else weight.axis
+
+
+def padding_of(site: Site, kernel: tuple[int, ...]) -> list[int] | None:
+    """Padding as ints; None where 'same' would pad the two sides differently."""
+    padding, dilation = site.get("padding", 0), ints(site.get("dilation", 1), len(kernel))
+    if padding == "valid":
+        return [0] * len(kernel)
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel)]
+        return None if any(t % 2 for t in total) else [t // 2 for t in total]
+    return ints(padding, len(kernel))
+
+
+def fbgemm_packs(engine: str, isa: str, groups: int, symmetric: bool = True, output_padding: bool = False) -> bool:
+    """Whether the engine packs with fbgemm (x86 takes onednn on VNNI with up to 100 groups and symmetric weights)."""
+    return engine == "fbgemm" or (engine == "x86" and (isa not in VNNI or groups > 100 or not symmetric or output_padding))
+
+
+def pairs_taps(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any]) -> bool:
+    """Whether fbgemm's depthwise kernel takes this convolution: it adds neighbouring taps in 16 bits.
+
+    `shape` is the weight's (O, I/g, *kernel). A little wider than fbgemm's own test, which also limits the stride.
+    """
+    kernel, groups = shape[2:], attributes.get("groups", 1)
+    if op not in ("conv2d", "conv3d") or shape[1] != 1 or groups == 1 or groups % 8 or shape[0] not in (groups, 2 * groups):
+        return False
+    padding, dilation = attributes.get("padding", 0), ints(attributes.get("dilation", 1), len(kernel))
+    centred = padding == "same" or (not isinstance(padding, str) and ints(padding, len(kernel)) == [(k - 1) // 2 for k in kernel])
+    return all(k > 1 and k % 2 for k in kernel) and all(d == 1 for d in dilation) and centred
+
+
+def saturation(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any], engine: str, isa: str) -> str | None:
+    """How full 8-bit activations may overflow 16 bits: None, "pairs" (see depthwise.py: provable) or "any" (not provable)."""
+    if engine == "qnnpack":
+        return None
+    if isa not in VNNI:
+        return "any"
+    fbgemm = fbgemm_packs(engine, isa, attributes.get("groups", 1))
+    return "pairs" if fbgemm and pairs_taps(op, shape, attributes) else None
+
+
+def saturates(site: Site) -> bool:
+    return saturation(site.op.name, site.args[1].shape, site.attributes, site.engine, site.isa) is not None
+
+
+def refuse_conv(site: Site) -> str | None:
+    if not isinstance(site.args[0], Operand) or not isinstance(site.args[1], Weight):
+        return "its weight is computed, not a constant"
+    weight = site.args[1]
+    if padding_of(site, weight.shape[2:]) is None:
+        return "padding='same' is uneven here"
+    if site.get("padding_mode", "zeros") != "zeros" and isinstance(site.get("padding", 0), str):
+        return "padding mode with padding given by name"
+    return _refuse_weight(weight, site, axis=0)
+
+
+def _refuse_weight(weight: Weight, site: Site, axis: int) -> str | None:
+    if weight.axis not in (None, axis):
+        return f"the weight is quantized along axis {weight.axis}, kernels take axis {axis}"
+    zero_point = constant_of(weight.zero_point)
+    if site.engine == "onednn" and zero_point is not None and bool((zero_point != 0).any()):
+        return "onednn takes symmetric weights only"
+    return None
+
+
+def emit_conv(site: Site, emit: Emit) -> fx.Node:
+    """prepack (once) and quantized::convNd; a padding mode other than zeros is a pad before it."""
+    x, weight = site.args[0], site.args[1]
+    kernel = weight.shape[2:]
+    dims, padding = len(kernel), padding_of(site, kernel)
+    prepack, plain, relu = CONV[dims]
+    source = x.node
+    if site.get("padding_mode", "zeros") != "zeros" and any(padding or ()):
+        sides = [p for size in reversed(padding or ()) for p in (size, size)]
+        source = emit.call(floats.pad_float, source, sides, site.get("padding_mode"), 0.0, x.qparams.scale, x.qparams.zero_point)
+        padding = [0] * dims
+    stride, dilation = ints(site.get("stride", 1), dims), ints(site.get("dilation", 1), dims)
+    names = (weight.node, weight.scale, weight.zero_point, bias_of(site))
+    pack = emit.call(prepack, *names, stride, padding, dilation, site.get("groups", 1), axis_of(weight), tag(site))
+    with_relu = needs_relu(site)
+    result = emit.call(relu if with_relu else plain, source, pack, site.scale, site.zero_point)
+    return finish(site, emit, result, relu_done=with_relu)
+
+
+def _transpose_settings(site: Site, dims: int) -> tuple[list[int], list[int], list[int], int, list[int]]:
+    stride, padding = ints(site.get("stride", 1), dims), ints(site.get("padding", 0), dims)
+    return stride, padding, ints(site.get("output_padding", 0), dims), site.get("groups", 1), ints(site.get("dilation", 1), dims)
+
+
+def refuse_transpose(site: Site) -> str | None:
+    """Reasons against the engine's own transposed kernel; the float one takes the rest."""
+    problem = refuse_transpose_float(site)
+    if problem is not None:
+        return problem
+    weight: Weight = site.args[1]
+    groups, dims = site.get("groups", 1), len(weight.shape) - 2
+    if site.engine == "qnnpack":
+        if dims == 3:
+            return "qnnpack's 3-d transposed convolution is wrong"
+        if weight.axis is not None and (groups > 1 or weight.axis != 1):
+            return "qnnpack's transposed convolution takes one scale per output channel only without groups"
+        return None
+    if weight.axis is not None:
+        return f"{site.engine} has no transposed convolution with one scale per channel"
+    if any(ints(site.get("output_padding", 0), dims)) and site.engine == "onednn":
+        return "onednn's transposed convolution has no output_padding"
+    return _refuse_weight(weight, site, axis=1)
+
+
+def unequal(site: Site) -> str | None:
+    """x86 and onednn garble transposed convolutions whose in and out channels differ."""
+    weight: Weight = site.args[1]
+    return "in and out channels differ: wrong on this engine" if weight.shape[0] != weight.shape[1] * site.get("groups", 1) else None
+
+
+def refuse_transpose_float(site: Site) -> str | None:
+    if not isinstance(site.args[0], Operand) or not isinstance(site.args[1], Weight):
+        return "its weight is computed, not a constant"
+    return None
+
+
+def emit_transpose(site: Site, emit: Emit) -> fx.Node:
+    x, weight = site.args[0], site.args[1]
+    dims = len(weight.shape) - 2
+    stride, padding, output_padding, groups, dilation = _transpose_settings(site, dims)
+    prepack, plain, _ = TRANSPOSE[dims]
+    names = (weight.node, weight.scale, weight.zero_point, bias_of(site))
+    pack = emit.call(prepack, *names, stride, padding, output_padding, dilation, groups, axis_of(weight), tag(site))
+    return finish(site, emit, emit.call(plain, x, pack, site.scale, site.zero_point))
+
+
+def emit_transpose_float(site: Site, emit: Emit) -> fx.Node:
+    x, weight = site.args[0], site.args[1]
+    dims = len(weight.shape) - 2
+    stride, padding, output_padding, groups, dilation = _transpose_settings(site, dims)
+    values = emit.call(runtime.float_weight, weight.node, weight.scale, weight.zero_point, axis_of(weight))
+    where = (stride, padding, output_padding, groups, dilation)
+    result = emit.call(TRANSPOSE[dims][2], x, values, bias_of(site), *where, site.scale, site.zero_point)
+    return finish(site, emit, result)
+
+
+def _guarded(site: Site) -> str | None:
+    return refuse_transpose(site) or unequal(site)
+
+
+def _kernels() -> tuple[Kernel, ...]:
+    made: list[Kernel] = []
+    refusals: tuple[tuple[tuple[str, ...], Callable[[Site], str | None]], ...] = (
+        (("x86", "onednn"), _guarded),
+        (("fbgemm", "qnnpack"), refuse_transpose),
+    )
+    for dims in (1, 2, 3):
+        made.append(Kernel(f"conv{dims}d", ENGINES, emit_conv, refuse_conv, saturates))
+        name = f"conv_transpose{dims}d"
+        made += [Kernel(name, engines, emit_transpose, refuse, saturates) for engines, refuse in refusals]
+        made.append(Kernel(name, ENGINES, emit_transpose_float, refuse_transpose_float, note="float arithmetic, int8 weights"))
+    return tuple(made)
+
+
+KERNELS = _kernels()

@@ -1,0 +1,299 @@
+"""Whole int8 ops computed in float, dequantize - f - quantize, each as one node.
+
+They serve where torch has no correct quantized kernel, or a slower one. Like `runtime.py`: self-contained, scriptable,
+copied into exported files. Error: float32 rounding before the quantize, so at most one quantum from the exact result.
+"""
+# no `from __future__ import annotations`: torch.jit reads the annotations themselves
+
+import torch
+
+
+def sigmoid_float(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - sigmoid - quantize."""
+    return torch.quantize_per_tensor(torch.sigmoid(x.dequantize()), scale, zero_point, torch.quint8)
+
+
+def tanh_float(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - tanh - quantize."""
+    return torch.quantize_per_tensor(torch.tanh(x.dequantize()), scale, zero_point, torch.quint8)
+
+
+def silu_float(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - silu - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.silu(x.dequantize()), scale, zero_point, torch.quint8)
+
+
+def gelu_float(x: torch.Tensor, approximate: str, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - gelu - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.gelu(x.dequantize(), approximate=approximate), scale, zero_point, torch.quint8)
+
+
+def mish_float(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - mish - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.mish(x.dequantize()), scale, zero_point, torch.quint8)
+
+
+def softplus_float(x: torch.Tensor, beta: float, threshold: float, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - softplus - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.softplus(x.dequantize(), beta, threshold), scale, zero_point, torch.quint8)
+
+
+def elu_float(x: torch.Tensor, alpha: float, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - elu - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.elu(x.dequantize(), alpha), scale, zero_point, torch.quint8)
+
+
+def celu_float(x: torch.Tensor, alpha: float, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - celu - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.celu(x.dequantize(), alpha), scale, zero_point, torch.quint8)
+
+
+def hardswish_float(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - hardswish - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.hardswish(x.dequantize()), scale, zero_point, torch.quint8)
+
+
+def hardsigmoid_float(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - hardsigmoid - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.hardsigmoid(x.dequantize()), scale, zero_point, torch.quint8)
+
+
+def leaky_relu_float(x: torch.Tensor, negative_slope: float, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - leaky_relu - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.leaky_relu(x.dequantize(), negative_slope), scale, zero_point, torch.quint8)
+
+
+def prelu_float(x: torch.Tensor, weight: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - prelu - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.prelu(x.dequantize(), weight), scale, zero_point, torch.quint8)
+
+
+def softmax_float(x: torch.Tensor, dim: int, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - softmax - quantize."""
+    return torch.quantize_per_tensor(torch.softmax(x.dequantize(), dim), scale, zero_point, torch.quint8)
+
+
+def layer_norm_float(
+    x: torch.Tensor,
+    normalized_shape: list[int],
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    scale: float,
+    zero_point: int,
+) -> torch.Tensor:
+    """dequantize - layer_norm - quantize."""
+    return torch.quantize_per_tensor(
+        torch.nn.functional.layer_norm(x.dequantize(), normalized_shape, weight, bias, eps), scale, zero_point, torch.quint8
+    )
+
+
+def group_norm_float(
+    x: torch.Tensor, num_groups: int, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, scale: float, zero_point: int
+) -> torch.Tensor:
+    """dequantize - group_norm - quantize."""
+    return torch.quantize_per_tensor(
+        torch.nn.functional.group_norm(x.dequantize(), num_groups, weight, bias, eps), scale, zero_point, torch.quint8
+    )
+
+
+def instance_norm_float(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, scale: float, zero_point: int
+) -> torch.Tensor:
+    """dequantize - instance_norm - quantize."""
+    return torch.quantize_per_tensor(
+        torch.nn.functional.instance_norm(x.dequantize(), None, None, weight, bias, True, 0.0, eps), scale, zero_point, torch.quint8
+    )
+
+
+def batch_norm_float(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    scale: float,
+    zero_point: int,
+) -> torch.Tensor:
+    """dequantize - batch_norm - quantize."""
+    return torch.quantize_per_tensor(
+        torch.nn.functional.batch_norm(x.dequantize(), mean, var, weight, bias, False, 0.0, eps), scale, zero_point, torch.quint8
+    )
+
+
+def matmul_float(x: torch.Tensor, other: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - matmul - quantize."""
+    return torch.quantize_per_tensor(torch.matmul(x.dequantize(), other.dequantize()), scale, zero_point, torch.quint8)
+
+
+def add_float(x: torch.Tensor, other: torch.Tensor, alpha: float, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - add - quantize."""
+    return torch.quantize_per_tensor(torch.add(x.dequantize(), other.dequantize(), alpha=alpha), scale, zero_point, torch.quint8)
+
+
+def sub_float(x: torch.Tensor, other: torch.Tensor, alpha: float, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - sub - quantize."""
+    return torch.quantize_per_tensor(torch.sub(x.dequantize(), other.dequantize(), alpha=alpha), scale, zero_point, torch.quint8)
+
+
+def mul_float(x: torch.Tensor, other: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - mul - quantize."""
+    return torch.quantize_per_tensor(x.dequantize() * other.dequantize(), scale, zero_point, torch.quint8)
+
+
+def div_float(x: torch.Tensor, other: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - div - quantize."""
+    return torch.quantize_per_tensor(x.dequantize() / other.dequantize(), scale, zero_point, torch.quint8)
+
+
+def affine_float(x: torch.Tensor, factor: float, offset: float, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - x * factor + offset - quantize."""
+    return torch.quantize_per_tensor(x.dequantize() * factor + offset, scale, zero_point, torch.quint8)
+
+
+def reciprocal_float(x: torch.Tensor, numerator: float, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - reciprocal - quantize."""
+    return torch.quantize_per_tensor(numerator / x.dequantize(), scale, zero_point, torch.quint8)
+
+
+def interpolate_float(
+    x: torch.Tensor,
+    size: list[int] | None,
+    scale_factor: list[float] | None,
+    mode: str,
+    align_corners: bool | None,
+    recompute_scale_factor: bool | None,
+    antialias: bool,
+    scale: float,
+    zero_point: int,
+) -> torch.Tensor:
+    """dequantize - interpolate - quantize."""
+    return torch.quantize_per_tensor(
+        torch.nn.functional.interpolate(x.dequantize(), size, scale_factor, mode, align_corners, recompute_scale_factor, antialias),
+        scale,
+        zero_point,
+        torch.quint8,
+    )
+
+
+def pad_float(x: torch.Tensor, pad: list[int], mode: str, value: float, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - pad - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.pad(x.dequantize(), pad, mode, value), scale, zero_point, torch.quint8)
+
+
+def mean_float(x: torch.Tensor, dim: list[int] | None, keepdim: bool, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - mean - quantize."""
+    return torch.quantize_per_tensor(torch.mean(x.dequantize(), dim, keepdim), scale, zero_point, torch.quint8)
+
+
+def conv_transpose1d_float(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    groups: int,
+    dilation: list[int],
+    scale: float,
+    zero_point: int,
+) -> torch.Tensor:
+    """dequantize - conv_transpose1d with float weights - quantize."""
+    y = torch.nn.functional.conv_transpose1d(x.dequantize(), weight, bias, stride, padding, output_padding, groups, dilation)
+    return torch.quantize_per_tensor(y, scale, zero_point, torch.quint8)
+
+
+def conv_transpose2d_float(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    groups: int,
+    dilation: list[int],
+    scale: float,
+    zero_point: int,
+) -> torch.Tensor:
+    """dequantize - conv_transpose2d with float weights - quantize."""
+    y = torch.nn.functional.conv_transpose2d(x.dequantize(), weight, bias, stride, padding, output_padding, groups, dilation)
+    return torch.quantize_per_tensor(y, scale, zero_point, torch.quint8)
+
+
+def conv_transpose3d_float(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    groups: int,
+    dilation: list[int],
+    scale: float,
+    zero_point: int,
+) -> torch.Tensor:
+    """dequantize - conv_transpose3d with float weights - quantize."""
+    y = torch.nn.functional.conv_transpose3d(x.dequantize(), weight, bias, stride, padding, output_padding, groups, dilation)
+    return torch.quantize_per_tensor(y, scale, zero_point, torch.quint8)
+
+
+def adaptive_max_pool1d_float(x: torch.Tensor, output_size: list[int], scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - adaptive_max_pool1d - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.adaptive_max_pool1d(x.dequantize(), output_size), scale, zero_point, torch.quint8)
+
+
+def adaptive_max_pool2d_float(x: torch.Tensor, output_size: list[int], scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - adaptive_max_pool2d - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.adaptive_max_pool2d(x.dequantize(), output_size), scale, zero_point, torch.quint8)
+
+
+def adaptive_max_pool3d_float(x: torch.Tensor, output_size: list[int], scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - adaptive_max_pool3d - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.adaptive_max_pool3d(x.dequantize(), output_size), scale, zero_point, torch.quint8)
+
+
+def max_pool2d_float(
+    x: torch.Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    scale: float,
+    zero_point: int,
+) -> torch.Tensor:
+    """dequantize - max_pool2d - quantize."""
+    y = torch.max_pool2d(x.dequantize(), kernel_size, stride, padding, dilation, ceil_mode)
+    return torch.quantize_per_tensor(y, scale, zero_point, torch.quint8)
+
+
+def max_pool3d_float(
+    x: torch.Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    scale: float,
+    zero_point: int,
+) -> torch.Tensor:
+    """dequantize - max_pool3d - quantize."""
+    y = torch.max_pool3d(x.dequantize(), kernel_size, stride, padding, dilation, ceil_mode)
+    return torch.quantize_per_tensor(y, scale, zero_point, torch.quint8)
+
+
+def avg_pool2d_float(
+    x: torch.Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    scale: float,
+    zero_point: int,
+) -> torch.Tensor:
+    """dequantize - avg_pool2d - quantize."""
+    y = torch.nn.functional.avg_pool2d(x.dequantize(), kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return torch.quantize_per_tensor(y, scale, zero_point, torch.quint8)

@@ -1,0 +1,60 @@
+"""The kernel table: for each op, by name, the entries in the order of preference.
+
+The order is fixed by measurement (measure.py) and committed; nothing is timed at compile, so output is reproducible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qcompiler.backends.torch import arithmetic, conv, elementwise, linear, norm, pool, shape
+from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, Weight, host_isa
+
+
+@dataclass(frozen=True)
+class Refused:
+    """No kernel takes the site: why, entry by entry."""
+
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(self.reasons)
+
+
+def _by_op(*families: tuple[Kernel, ...]) -> dict[str, tuple[Kernel, ...]]:
+    table: dict[str, tuple[Kernel, ...]] = {}
+    for kernel in (k for family in families for k in family):
+        table[kernel.op] = (*table.get(kernel.op, ()), kernel)
+    return table
+
+
+FAMILIES = (conv, linear, arithmetic, elementwise, norm, pool, shape)
+TABLE = _by_op(*(family.KERNELS for family in FAMILIES))
+
+
+def register(kernel: Kernel) -> None:
+    """Adds an entry behind those the op already has."""
+    TABLE[kernel.op] = (*TABLE.get(kernel.op, ()), kernel)
+
+
+def entries(site: Site) -> tuple[Kernel, ...]:
+    """The table's entries for the op; elementwise ops without one run as a table of 256."""
+    found = TABLE.get(site.op.name, ())
+    return found if found or not site.op.elementwise else (elementwise.lookup_kernel(site.op.name),)
+
+
+def select(site: Site) -> Kernel | Refused:
+    """The first entry that takes the site on its engine, else all reasons against."""
+    reasons: list[str] = []
+    for kernel in entries(site):
+        if site.engine not in kernel.engines:
+            continue
+        reason = kernel.refuse(site)
+        if reason is None:
+            return kernel
+        if reason not in reasons:
+            reasons.append(reason)
+    return Refused(tuple(reasons) or (f"no int8 kernel for {site.op.name} on {site.engine}",))
+
+
+__all__ = ["ENGINES", "TABLE", "Emit", "Kernel", "Operand", "Refused", "Site", "Weight", "entries", "host_isa", "register", "select"]

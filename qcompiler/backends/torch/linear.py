@@ -1,0 +1,55 @@
+"""linear and matmul."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from qcompiler.backends.torch import floats, runtime
+from qcompiler.backends.torch.conv import axis_of, bias_of, tag
+from qcompiler.backends.torch.site import ENGINES, VNNI, Emit, Kernel, Operand, Site, Weight, constant_of, finish, needs_relu
+
+OPS = torch.ops.quantized
+
+
+def saturates(site: Site) -> bool:
+    """Without VNNI, x86's kernels add two products in 16 bits."""
+    return site.engine != "qnnpack" and site.isa not in VNNI
+
+
+def refuse_linear(site: Site) -> str | None:
+    if not isinstance(site.args[0], Operand) or not isinstance(site.args[1], Weight):
+        return "its weight is computed, not a constant"
+    weight = site.args[1]
+    if weight.axis not in (None, 0):
+        return f"the weight is quantized along axis {weight.axis}, kernels take axis 0"
+    zero_point = constant_of(weight.zero_point)
+    if site.engine == "onednn" and zero_point is not None and bool((zero_point != 0).any()):
+        return "onednn takes symmetric weights only"
+    return None
+
+
+def emit_linear(site: Site, emit: Emit) -> fx.Node:
+    """prepack (once) and quantized::linear; any number of leading dimensions."""
+    x, weight = site.args[0], site.args[1]
+    names = (weight.node, weight.scale, weight.zero_point, bias_of(site))
+    pack = emit.call(runtime.prepack_linear, *names, axis_of(weight), tag(site))
+    with_relu = needs_relu(site)
+    kernel = OPS.linear_relu.default if with_relu else OPS.linear.default
+    return finish(site, emit, emit.call(kernel, x, pack, site.scale, site.zero_point), relu_done=with_relu)
+
+
+def refuse_matmul(site: Site) -> str | None:
+    tensors = all(isinstance(a, (Operand, fx.Node)) for a in site.args[:2]) and isinstance(site.args[0], Operand)
+    return None if tensors else "an operand is not a tensor"
+
+
+def emit_matmul(site: Site, emit: Emit) -> fx.Node:
+    """quantized::matmul works in float too, and refuses broadcasting: so one function for all shapes."""
+    return finish(site, emit, emit.call(floats.matmul_float, site.args[0], site.args[1], site.scale, site.zero_point))
+
+
+KERNELS = (
+    Kernel("linear", ENGINES, emit_linear, refuse_linear, saturates),
+    Kernel("matmul", ENGINES, emit_matmul, refuse_matmul, note="float arithmetic, as torch's own int8 matmul"),
+)

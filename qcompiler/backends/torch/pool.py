@@ -1,0 +1,113 @@
+"""Pools, mean and interpolate: results on their input's scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from qcompiler.backends.torch import floats
+from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, ints
+
+X86 = ("x86", "fbgemm", "onednn")
+ADAPTIVE_MAX: dict[str, Any] = {
+    "adaptive_max_pool1d": floats.adaptive_max_pool1d_float,
+    "adaptive_max_pool2d": floats.adaptive_max_pool2d_float,
+    "adaptive_max_pool3d": floats.adaptive_max_pool3d_float,
+}
+MAX: dict[str, Any] = {"max_pool2d": floats.max_pool2d_float, "max_pool3d": floats.max_pool3d_float}
+
+
+def refuse_input(site: Site) -> str | None:
+    return None if isinstance(site.args[0], Operand) else "its input is not quantized"
+
+
+def emit_same(site: Site, emit: Emit) -> fx.Node:
+    """The op itself: it runs on quint8 tensors and keeps their scale."""
+    return emit.call(site.op.fn, *site.args, **site.plain())
+
+
+def refuse_unbatched_qnnpack(site: Site) -> str | None:
+    """qnnpack's 2-d pools raise on inputs without a batch dimension."""
+    unbatched = site.engine == "qnnpack" and site.rank == 3
+    return refuse_input(site) or ("qnnpack pools need a batch dimension" if unbatched else None)
+
+
+def emit_avg2d_float(site: Site, emit: Emit) -> fx.Node:
+    kernel = ints(site.get("kernel_size"), 2)
+    stride, padding = ints(site.get("stride") or kernel, 2), ints(site.get("padding", 0), 2)
+    rest = (bool(site.get("ceil_mode", False)), bool(site.get("count_include_pad", True)), site.get("divisor_override"))
+    return emit.call(floats.avg_pool2d_float, site.args[0], kernel, stride, padding, *rest, site.scale, site.zero_point)
+
+
+def emit_max_float(site: Site, emit: Emit) -> fx.Node:
+    dims = 2 if site.op.name == "max_pool2d" else 3
+    kernel = ints(site.get("kernel_size"), dims)
+    rest = [ints(site.get(name) or default, dims) for name, default in (("stride", kernel), ("padding", 0), ("dilation", 1))]
+    ceil = bool(site.get("ceil_mode", False))
+    return emit.call(MAX[site.op.name], site.args[0], kernel, *rest, ceil, site.scale, site.zero_point)
+
+
+def refuse_adaptive_max(site: Site) -> str | None:
+    size = site.get("output_size")
+    known = isinstance(size, int) or (isinstance(size, (tuple, list)) and all(isinstance(s, int) for s in size))
+    return refuse_input(site) or (None if known else "its output size is not given in numbers")
+
+
+def emit_adaptive_max(site: Site, emit: Emit) -> fx.Node:
+    dims = int(site.op.name[-2])
+    size = ints(site.get("output_size"), dims)
+    return emit.call(ADAPTIVE_MAX[site.op.name], site.args[0], size, site.scale, site.zero_point)
+
+
+def _mean_dims(site: Site) -> tuple[int, ...] | None:
+    dim = site.get("dim")
+    dims = (dim,) if isinstance(dim, int) else tuple(dim) if dim is not None else None
+    rank = site.rank
+    return dims if dims is None or rank is None else tuple(sorted(d % rank for d in dims))
+
+
+def refuse_global(site: Site) -> str | None:
+    return refuse_input(site) or (None if site.rank == 4 and _mean_dims(site) == (2, 3) else "not a mean over height and width")
+
+
+def emit_global(site: Site, emit: Emit) -> fx.Node:
+    """mean over (H, W): the pool is three times as fast on channels_last, which convolutions make."""
+    pooled = emit.call(torch.ops.aten.adaptive_avg_pool2d.default, site.args[0], [1, 1])
+    return pooled if site.get("keepdim", False) else emit.call(torch.ops.aten.flatten.using_ints, pooled, 1)
+
+
+def refuse_interpolate(site: Site) -> str | None:
+    """Only nearest has a good kernel: int8 bilinear takes three times as long as float."""
+    if site.get("mode", "nearest") not in ("nearest", "nearest-exact") or site.rank not in (4, 5):
+        return "no int8 kernel for this mode and rank"
+    return refuse_input(site)
+
+
+def emit_interpolate_float(site: Site, emit: Emit) -> fx.Node:
+    dims = (site.rank or 4) - 2
+    size, factor = site.get("size"), site.get("scale_factor")
+    sizes = None if size is None else [size] * dims if isinstance(size, (int, fx.Node)) else list(size)
+    factors = None if factor is None else [float(f) for f in (factor if isinstance(factor, (tuple, list)) else [factor] * dims)]
+    rest = (site.get("mode", "nearest"), site.get("align_corners"), site.get("recompute_scale_factor"), bool(site.get("antialias", False)))
+    return emit.call(floats.interpolate_float, site.args[0], sizes, factors, *rest, site.scale, site.zero_point)
+
+
+KERNELS = (
+    Kernel("max_pool1d", ENGINES, emit_same, refuse_input),
+    Kernel("max_pool2d", ENGINES, emit_same, refuse_unbatched_qnnpack),
+    Kernel("max_pool2d", ("qnnpack",), emit_max_float, refuse_input, note="float arithmetic"),
+    Kernel("max_pool3d", X86, emit_same, refuse_input),
+    Kernel("max_pool3d", ("qnnpack",), emit_max_float, refuse_input, note="float arithmetic: qnnpack has no 3-d max pool"),
+    Kernel("avg_pool1d", ENGINES, emit_same, refuse_input),
+    Kernel("avg_pool2d", ENGINES, emit_same, refuse_unbatched_qnnpack),
+    Kernel("avg_pool2d", ("qnnpack",), emit_avg2d_float, refuse_input, note="float arithmetic"),
+    Kernel("avg_pool3d", ENGINES, emit_same, refuse_input),
+    *(Kernel(f"adaptive_avg_pool{dims}d", ENGINES, emit_same, refuse_input) for dims in (1, 2, 3)),
+    *(Kernel(name, ENGINES, emit_adaptive_max, refuse_adaptive_max, note="float arithmetic") for name in ADAPTIVE_MAX),
+    Kernel("mean", ENGINES, emit_global, refuse_global),
+    Kernel("mean", ENGINES, emit_same, refuse_input),
+    Kernel("interpolate", ENGINES, emit_same, refuse_interpolate),
+    Kernel("interpolate", ENGINES, emit_interpolate_float, refuse_input, note="float arithmetic"),
+)

@@ -1,0 +1,217 @@
+"""Functions that lowered graphs call where no operator of torch does it in one.
+
+Each is self-contained and scriptable: code generation copies its source into exported files, so it names nothing but
+`torch`. A function with `once = True` depends on constants alone and runs when a module is built or loaded.
+"""
+# no `from __future__ import annotations`: torch.jit reads the annotations themselves
+
+import warnings
+
+import torch
+
+DEPRECATION = "torch.quantize_per_tensor, torch.quantize_per_channel and other quantized tensor creation functions"
+
+
+def silence_quantized_dtypes() -> None:
+    """Spends torch's once-per-process warning that quantized dtypes go away (pytorch issue 184982).
+
+    The warning is about this back end's own doing; the filters of the process stay as they are.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=DEPRECATION)
+        torch._make_per_tensor_quantized_tensor(torch.zeros(1, dtype=torch.uint8), 1.0, 0)
+
+
+silence_quantized_dtypes()
+
+
+def float_weight(weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, axis: int) -> torch.Tensor:
+    """The float32 values of an int8 weight; `axis` -1 means per tensor."""
+    if axis < 0:
+        return (weight.float() - zero_point.float()) * scale.float()
+    shape = [1] * weight.dim()
+    shape[axis] = -1
+    return (weight.float() - zero_point.float().view(shape)) * scale.float().view(shape)
+
+
+float_weight.once = True  # type: ignore[attr-defined]
+
+
+def prepack_conv1d(
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    axis: int,
+    tag: str,
+) -> torch.classes.quantized.Conv2dPackedParamsBase:  # type: ignore[name-defined]
+    """Packs the weight of conv1d for the current engine; `axis` -1 means per tensor. See prepack_linear for `tag`."""
+    if axis < 0:
+        packed = torch._make_per_tensor_quantized_tensor(weight, float(scale.item()), int(zero_point.item()))
+    else:
+        packed = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero_point.long(), axis)
+    return torch.ops.quantized.conv1d_prepack(packed, bias, stride, padding, dilation, groups)
+
+
+prepack_conv1d.once = True  # type: ignore[attr-defined]
+
+
+def prepack_conv2d(
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    axis: int,
+    tag: str,
+) -> torch.classes.quantized.Conv2dPackedParamsBase:  # type: ignore[name-defined]
+    """Packs the weight of conv2d for the current engine; `axis` -1 means per tensor. See prepack_linear for `tag`."""
+    if axis < 0:
+        packed = torch._make_per_tensor_quantized_tensor(weight, float(scale.item()), int(zero_point.item()))
+    else:
+        packed = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero_point.long(), axis)
+    return torch.ops.quantized.conv2d_prepack(packed, bias, stride, padding, dilation, groups)
+
+
+prepack_conv2d.once = True  # type: ignore[attr-defined]
+
+
+def prepack_conv3d(
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    axis: int,
+    tag: str,
+) -> torch.classes.quantized.Conv3dPackedParamsBase:  # type: ignore[name-defined]
+    """Packs the weight of conv3d for the current engine; `axis` -1 means per tensor. See prepack_linear for `tag`."""
+    if axis < 0:
+        packed = torch._make_per_tensor_quantized_tensor(weight, float(scale.item()), int(zero_point.item()))
+    else:
+        packed = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero_point.long(), axis)
+    return torch.ops.quantized.conv3d_prepack(packed, bias, stride, padding, dilation, groups)
+
+
+prepack_conv3d.once = True  # type: ignore[attr-defined]
+
+
+def prepack_conv_transpose1d(
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    dilation: list[int],
+    groups: int,
+    axis: int,
+    tag: str,
+) -> torch.classes.quantized.Conv2dPackedParamsBase:  # type: ignore[name-defined]
+    """Packs the weight of conv_transpose1d for the current engine; `axis` -1 means per tensor."""
+    if axis < 0:
+        packed = torch._make_per_tensor_quantized_tensor(weight, float(scale.item()), int(zero_point.item()))
+    else:
+        packed = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero_point.long(), axis)
+    return torch.ops.quantized.conv_transpose1d_prepack(packed, bias, stride, padding, output_padding, dilation, groups)
+
+
+prepack_conv_transpose1d.once = True  # type: ignore[attr-defined]
+
+
+def prepack_conv_transpose2d(
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    dilation: list[int],
+    groups: int,
+    axis: int,
+    tag: str,
+) -> torch.classes.quantized.Conv2dPackedParamsBase:  # type: ignore[name-defined]
+    """Packs the weight of conv_transpose2d for the current engine; `axis` -1 means per tensor."""
+    if axis < 0:
+        packed = torch._make_per_tensor_quantized_tensor(weight, float(scale.item()), int(zero_point.item()))
+    else:
+        packed = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero_point.long(), axis)
+    return torch.ops.quantized.conv_transpose2d_prepack(packed, bias, stride, padding, output_padding, dilation, groups)
+
+
+prepack_conv_transpose2d.once = True  # type: ignore[attr-defined]
+
+
+def prepack_conv_transpose3d(
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    dilation: list[int],
+    groups: int,
+    axis: int,
+    tag: str,
+) -> torch.classes.quantized.Conv3dPackedParamsBase:  # type: ignore[name-defined]
+    """Packs the weight of conv_transpose3d for the current engine; `axis` -1 means per tensor."""
+    if axis < 0:
+        packed = torch._make_per_tensor_quantized_tensor(weight, float(scale.item()), int(zero_point.item()))
+    else:
+        packed = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero_point.long(), axis)
+    return torch.ops.quantized.conv_transpose3d_prepack(packed, bias, stride, padding, output_padding, dilation, groups)
+
+
+prepack_conv_transpose3d.once = True  # type: ignore[attr-defined]
+
+
+def prepack_linear(
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bias: torch.Tensor | None,
+    axis: int,
+    tag: str,
+) -> torch.classes.quantized.LinearPackedParamsBase:  # type: ignore[name-defined]
+    """Packs the weight of linear for the current engine; `axis` -1 means per tensor.
+
+    `tag` is not used: it keeps packs apart that must not be shared (qnnpack's remember the first scales they meet).
+    """
+    if axis < 0:
+        packed = torch._make_per_tensor_quantized_tensor(weight, float(scale.item()), int(zero_point.item()))
+    else:
+        packed = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero_point.long(), axis)
+    return torch.ops.quantized.linear_prepack(packed, bias)
+
+
+prepack_linear.once = True  # type: ignore[attr-defined]
+
+
+def requantize(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - the same values at another scale - quantize."""
+    return torch.quantize_per_tensor(x.dequantize(), scale, zero_point, torch.quint8)
+
+
+def lookup(x: torch.Tensor, table: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """Any function of single values: uint8 `table` (256,) from the input's codes to the output's."""
+    codes = x.int_repr()
+    values = torch.index_select(table, 0, codes.flatten().int()).view(codes.shape)
+    return torch._make_per_tensor_quantized_tensor(values, scale, zero_point)
+
+
+def stack(tensors: list[torch.Tensor], dim: int, scale: float, zero_point: int) -> torch.Tensor:
+    """torch.stack of quint8 tensors with their own scales, requantized to one."""
+    return torch.ops.quantized.cat([torch.unsqueeze(t, dim) for t in tensors], dim, scale, zero_point)  # type: ignore[no-any-return]

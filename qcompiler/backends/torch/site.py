@@ -1,0 +1,198 @@
+"""What a kernel is given and what it makes: the int8 site in QUANTIZED form, and the nodes of the LOWERED graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+
+from qcompiler.ir.types import QParams, value_of
+from qcompiler.ops.spec import Op
+
+ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+VNNI = ("avx512_vnni", "avx512_amx")  # instruction sets where u8 x s8 products are summed in 32 bits
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An activation: `node` yields a quint8 tensor in the lowered graph."""
+
+    node: fx.Node
+    qparams: QParams
+
+
+@dataclass(frozen=True)
+class Weight:
+    """An int8 parameter: three get_attr nodes; `axis` is the channel axis, None when quantized per tensor."""
+
+    node: fx.Node
+    scale: fx.Node
+    zero_point: fx.Node
+    axis: int | None
+    shape: tuple[int, ...]
+
+
+Argument: TypeAlias = Any  # Operand | list[Operand] | Weight | fx.Node | None | int | float | bool
+
+
+@dataclass(frozen=True)
+class Site:
+    """One op between dequantize and quantize: its positional `args`, its keyword `attributes` and its output's qparams.
+
+    Defaults of attributes may be left out. `output` equals the input's qparams where the op's row says SAME.
+    """
+
+    op: Op
+    node: fx.Node
+    args: tuple[Argument, ...]
+    attributes: Mapping[str, Any]
+    output: QParams
+    engine: str = "x86"
+    isa: str = "avx512_vnni"
+
+    @property
+    def scale(self) -> float:
+        assert isinstance(self.output.scale, float)
+        return self.output.scale
+
+    @property
+    def zero_point(self) -> int:
+        assert isinstance(self.output.zero_point, int)
+        return self.output.zero_point
+
+    @property
+    def rank(self) -> int | None:
+        """Number of dimensions of the first activation, else of the result; None when unknown."""
+        first = self.args[0]
+        nodes = [first.node] if isinstance(first, Operand) else []
+        shapes = (value_of(n).shape for n in [*self.node.all_input_nodes[:1], *nodes, self.node])
+        return next((len(s) for s in shapes if s is not None), None)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.attributes.get(name, default)
+
+    def plain(self) -> dict[str, Any]:
+        """The attributes of the op itself, without `bounds`."""
+        return {k: v for k, v in self.attributes.items() if k != "bounds"}
+
+
+def always(site: Site) -> str | None:
+    """Refuses nothing."""
+    return None
+
+
+def never(site: Site) -> bool:
+    """Does not saturate."""
+    return False
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to run an op on the named engines. `refuse` gives the reason why it cannot run a site, else None.
+
+    `saturates`: partial sums may overflow 16 bits when activations use all of 0..255 (on the site's isa).
+    """
+
+    op: str
+    engines: tuple[str, ...]
+    emit: Callable[[Site, Emit], fx.Node]
+    refuse: Callable[[Site], str | None] = always
+    saturates: Callable[[Site], bool] = never
+    note: str = ""
+
+
+@dataclass
+class Emit:
+    """Builds the nodes of the lowered graph. `constant` adds a buffer to `module` (needed by tables alone)."""
+
+    graph: fx.Graph
+    module: torch.nn.Module | None = None
+    made: list[fx.Node] = field(default_factory=list)
+
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """A call_function node; Operands stand for their nodes."""
+        node = self.graph.call_function(target, tuple(wire(a) for a in args), {k: wire(v) for k, v in kwargs.items()})
+        self.made.append(node)
+        return node
+
+    def constant(self, name: str, value: torch.Tensor) -> fx.Node:
+        """A get_attr node of a new buffer, named after `name`."""
+        assert self.module is not None, "this kernel needs a module to hold its table"
+        unique, count = name, 0
+        while hasattr(self.module, unique):
+            count += 1
+            unique = f"{name}_{count}"
+        self.module.register_buffer(unique, value)
+        node = self.graph.get_attr(unique)
+        self.made.append(node)
+        return node
+
+
+def wire(argument: Argument) -> Any:
+    """The argument as fx takes it."""
+    if isinstance(argument, Operand):
+        return argument.node
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(wire(a) for a in argument)
+    return argument
+
+
+def ints(value: Any, dims: int) -> list[int]:
+    """An int or a sequence of ints as a list of `dims` ints; one int stands for all."""
+    values = [value] if isinstance(value, int) else list(value)
+    return values * dims if len(values) == 1 else values
+
+
+def code(qparams: QParams, real: float) -> int:
+    """The stored integer of a real value."""
+    assert isinstance(qparams.scale, float) and isinstance(qparams.zero_point, int)
+    steps = real / qparams.scale
+    if steps != steps or abs(steps) > 1e6:  # inf, or far outside: round() cannot take inf
+        return qparams.quant_max if steps > 0 else qparams.quant_min
+    return min(max(round(steps) + qparams.zero_point, qparams.quant_min), qparams.quant_max)
+
+
+def bound_codes(site: Site) -> tuple[int, int]:
+    """Codes between which the result must stay because of `bounds`; (0, 255) where the kernel's saturation is the clamp.
+
+    Kernels saturate at 0 and 255, also where quant_max is 127: such codes are valid values of the same scale, so only
+    bounds make us cut them.
+    """
+    low, high = site.get("bounds") or (None, None)
+    return (0 if low is None else code(site.output, low)), (255 if high is None else code(site.output, high))
+
+
+def needs_relu(site: Site) -> bool:
+    """Whether the bounds cut at real 0 and saturation at code 0 does not do it."""
+    low, _ = site.get("bounds") or (None, None)
+    return low == 0 and bound_codes(site)[0] > 0
+
+
+def finish(site: Site, emit: Emit, result: fx.Node, relu_done: bool = False) -> fx.Node:
+    """Appends the clamp of `bounds` where neither saturation nor the kernel's own ReLU does it."""
+    low, high = bound_codes(site)
+    if relu_done:
+        low = 0
+    if low <= 0 and high >= 255:
+        return result
+    real = [site.scale * (q - site.zero_point) for q in (max(low, 0), min(high, 255))]
+    return emit.call(torch.ops.aten.clamp.default, result, real[0], real[1])
+
+
+def constant_of(node: Any) -> torch.Tensor | None:
+    """The tensor behind a get_attr node, where its graph knows its module."""
+    module = node.graph.owning_module if isinstance(node, fx.Node) and node.op == "get_attr" else None
+    value: Any = module
+    for atom in str(node.target).split(".") if module is not None else ():
+        value = getattr(value, atom, None)
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def host_isa() -> str:
+    """The instruction set of this machine as kernels see it: avx512_vnni, avx512, avx2 or default."""
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    vnni = bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
+    return "avx512_vnni" if capability == "avx512" and vnni else capability
