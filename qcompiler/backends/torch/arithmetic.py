@@ -9,6 +9,7 @@ from torch import fx
 
 from qcompiler.backends.torch import floats, runtime
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, finish, needs_relu
+from qcompiler.ir.types import value_of
 
 OPS = torch.ops.quantized
 NATIVE: dict[str, tuple[Any, Any]] = {"add": (OPS.add.default, OPS.add_relu.default), "mul": (OPS.mul.default, OPS.mul_relu.default)}
@@ -19,16 +20,29 @@ def other(site: Site) -> Any:
     return site.args[1] if len(site.args) > 1 else site.get("other")
 
 
+def _order(site: Site) -> tuple[Any, Any] | None:
+    """The operands, first the one that has the result's shape: torch allocates the result like the first operand and
+    warns when it must resize it. None where both are broadcast.
+    """
+    left, right, result = site.shape(0), site.shape(1), value_of(site.node).shape
+    if left is None or right is None or result in (None, left):
+        return site.args[0], other(site)
+    return (other(site), site.args[0]) if result == right else None
+
+
 def refuse_native(site: Site) -> str | None:
     if not isinstance(site.args[0], Operand) or not isinstance(other(site), Operand):
         return "only one operand is quantized"
-    return "alpha: torch's int8 add ignores it" if site.get("alpha", 1) != 1 else None
+    if _order(site) is None:
+        return "both operands are broadcast"
+    return "alpha: torch's int8 add has none" if site.get("alpha", 1) != 1 else None
 
 
 def emit_native(site: Site, emit: Emit) -> fx.Node:
     plain, relu = NATIVE[site.op.name]
+    first, second = _order(site) or (site.args[0], other(site))
     with_relu = needs_relu(site)
-    result = emit.call(relu if with_relu else plain, site.args[0], other(site), site.scale, site.zero_point)
+    result = emit.call(relu if with_relu else plain, first, second, site.scale, site.zero_point)
     return finish(site, emit, result, relu_done=with_relu)
 
 

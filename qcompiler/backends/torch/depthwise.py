@@ -24,7 +24,8 @@ def _pair_peak(weight: Tensor) -> Tensor:
     if taps.shape[1] % 2:
         taps = torch.nn.functional.pad(taps, (0, 1))
     pairs = taps.reshape(taps.shape[0], -1, 2)
-    return torch.maximum(pairs.clamp(min=0).sum(2), -pairs.clamp(max=0).sum(2)).amax(1)
+    peaks: Tensor = torch.maximum(pairs.clamp(min=0).sum(2), -pairs.clamp(max=0).sum(2)).amax(1)
+    return peaks
 
 
 def safe_weight(weight: Tensor) -> bool:
@@ -33,23 +34,23 @@ def safe_weight(weight: Tensor) -> bool:
 
 
 def shrink_to_safe(weight: Tensor, scales: Tensor) -> Tensor:
-    """The smallest scales, no smaller than `scales`, at which round(weight / scale) is safe.
+    """The smallest scales, none smaller than `scales`, at which the symmetric int8 weight is safe.
 
     weight: float (O, 1, *kernel). scales: (O,), or one element for the whole tensor; same shape and dtype returned.
-    At most doubles a symmetric scale: its int8 pairs reach 254. Symmetric weights (zero point 0) are assumed.
+    Safe channels keep their scale bit for bit. Peaks do not grow with the scale, so bisection finds the least one; the
+    margin of 1e-6 covers quantizers that round in float32.
     """
-    per_tensor = scales.numel() == 1
-    values = weight.detach().double().reshape(1 if per_tensor else weight.shape[0], -1, *weight.shape[2:])
-    result = scales.detach().double().reshape(-1).clone()
-    flat = weight.detach().double().reshape(weight.shape[0], 1, -1)
-    for _ in range(64):  # each step removes at least the rounding excess of the worst pair; a few steps suffice
-        steps = result.reshape(-1, 1, 1)
-        peak = _pair_peak(torch.round(flat / steps).clamp(-128, 127))
-        peak = peak.amax().reshape(1) if per_tensor else peak
-        if bool((peak <= LIMIT).all()):
-            return _rounded_up(result, scales)
-        needed = _pair_peak(flat)
-        needed = (needed.amax().reshape(1) if per_tensor else needed) / (LIMIT + 0.5)
-        grown = torch.maximum(result * (1 + 1 / 512), torch.minimum(needed, result * 2))
-        result = torch.where(peak > LIMIT, grown, result)
-    raise AssertionError(f"no safe scale for {tuple(values.shape)}")
+    taps = weight.detach().double().reshape(weight.shape[0], 1, -1)
+    old = scales.detach().double().reshape(-1)
+    largest = taps.abs().amax((1, 2)) if old.numel() > 1 else taps.abs().amax().reshape(1)
+
+    def safe(steps: Tensor) -> Tensor:
+        peak = _pair_peak(torch.round(taps / steps.reshape(-1, 1, 1)).clamp(-128, 127))
+        return (peak if old.numel() == peak.numel() else peak.amax().reshape(1)) <= LIMIT
+
+    low, high = old, torch.maximum(old, largest / 63.5)  # there, no tap exceeds 64 steps
+    for _ in range(40):  # halves the interval each time: 2**-40 is below float32's resolution
+        middle = (low + high) / 2
+        ok = safe(middle)
+        low, high = torch.where(ok, low, middle), torch.where(ok, middle, high)
+    return torch.where(safe(old), old, high * (1 + 1e-6)).reshape(scales.shape).to(scales.dtype)

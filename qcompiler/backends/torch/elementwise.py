@@ -14,9 +14,10 @@ import torch
 from torch import fx
 
 from qcompiler.backends.torch import floats, runtime
-from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, Weight, finish
+from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, Weight, clamp, finish
 
 OPS = torch.ops.quantized
+X86 = ("x86", "fbgemm", "onednn")  # qnnpack's hardswish and hardsigmoid end the process (SIGFPE) on an empty batch
 FLOAT: dict[str, tuple[Any, tuple[tuple[str, Any], ...]]] = {  # op: (function, its attributes with their defaults)
     "sigmoid": (floats.sigmoid_float, ()),
     "hardsigmoid": (floats.hardsigmoid_float, ()),
@@ -72,7 +73,7 @@ def emit_clamp(site: Site, emit: Emit) -> fx.Node:
     low, high = site.get("min"), site.get("max")
     ends = site.scale * (0 - site.zero_point), site.scale * (255 - site.zero_point)
     limits = [float(ends[0] if low is None else max(low, ends[0])), float(ends[1] if high is None else min(high, ends[1]))]
-    return emit.call(torch.ops.aten.clamp.default, site.args[0], *limits)
+    return clamp(site, emit, site.args[0], limits[0], limits[1])
 
 
 def refuse_clamp(site: Site) -> str | None:
@@ -131,10 +132,10 @@ def lookup_kernel(name: str) -> Kernel:
 
 
 KERNELS = (
-    Kernel("hardswish", ENGINES, _native(OPS.hardswish.default), refuse_input),
+    Kernel("hardswish", X86, _native(OPS.hardswish.default), refuse_input),
     Kernel("sigmoid", ENGINES, _native(OPS.sigmoid.default), refuse_input),
     Kernel("leaky_relu", ENGINES, emit_leaky, refuse_input),
-    Kernel("hardsigmoid", ENGINES, emit_hardsigmoid, refuse_hardsigmoid),
+    Kernel("hardsigmoid", X86, emit_hardsigmoid, refuse_hardsigmoid),
     *(Kernel(op, ENGINES, emit_float, refuse_input, note="float arithmetic") for op in FLOAT),
     Kernel("prelu", ENGINES, emit_prelu, refuse_prelu, note="float arithmetic; torch's int8 PReLU is wrong"),
     Kernel("softmax", ENGINES, emit_softmax, refuse_softmax, note="float arithmetic"),

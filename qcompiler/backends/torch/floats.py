@@ -297,3 +297,23 @@ def avg_pool2d_float(
     """dequantize - avg_pool2d - quantize."""
     y = torch.nn.functional.avg_pool2d(x.dequantize(), kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     return torch.quantize_per_tensor(y, scale, zero_point, torch.quint8)
+
+
+def roll_float(x: torch.Tensor, shifts: list[int], dims: list[int], scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - roll - quantize."""
+    return torch.quantize_per_tensor(torch.roll(x.dequantize(), shifts, dims), scale, zero_point, torch.quint8)
+
+
+def clamp_float(x: torch.Tensor, low: float, high: float, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - clamp - quantize."""
+    return torch.quantize_per_tensor(torch.clamp(x.dequantize(), low, high), scale, zero_point, torch.quint8)
+
+
+def adaptive_avg_pool2d_float(x: torch.Tensor, output_size: list[int], scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - adaptive_avg_pool2d - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.adaptive_avg_pool2d(x.dequantize(), output_size), scale, zero_point, torch.quint8)
+
+
+def adaptive_avg_pool3d_float(x: torch.Tensor, output_size: list[int], scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - adaptive_avg_pool3d - quantize."""
+    return torch.quantize_per_tensor(torch.nn.functional.adaptive_avg_pool3d(x.dequantize(), output_size), scale, zero_point, torch.quint8)

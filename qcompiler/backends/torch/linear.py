@@ -30,13 +30,17 @@ def refuse_linear(site: Site) -> str | None:
 
 
 def emit_linear(site: Site, emit: Emit) -> fx.Node:
-    """prepack (once) and quantized::linear; any number of leading dimensions."""
+    """prepack (once) and quantized::linear; any number of leading dimensions, for a vector one is added for the call."""
     x, weight = site.args[0], site.args[1]
+    vector = site.rank == 1
+    rows = emit.call(torch.ops.aten.unsqueeze.default, x, 0) if vector else x
     names = (weight.node, weight.scale, weight.zero_point, bias_of(site))
     pack = emit.call(runtime.prepack_linear, *names, axis_of(weight), tag(site))
     with_relu = needs_relu(site)
     kernel = OPS.linear_relu.default if with_relu else OPS.linear.default
-    return finish(site, emit, emit.call(kernel, x, pack, site.scale, site.zero_point), relu_done=with_relu)
+    result = emit.call(kernel, rows, pack, site.scale, site.zero_point)
+    result = emit.call(torch.ops.aten.squeeze.dim, result, 0) if vector else result
+    return finish(site, emit, result, relu_done=with_relu)
 
 
 def refuse_matmul(site: Site) -> str | None:

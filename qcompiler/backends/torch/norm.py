@@ -68,6 +68,10 @@ def emit_layer_norm(site: Site, emit: Emit) -> fx.Node:
     return finish(site, emit, emit.call(floats.layer_norm_float, site.args[0], sizes, *_affine(site)))
 
 
+def refuse_group_norm(site: Site) -> str | None:
+    return refuse_input(site) or (None if (site.rank or 0) >= 3 else "the int8 kernel wants at least 3 dimensions")
+
+
 def emit_group_norm(site: Site, emit: Emit) -> fx.Node:
     return finish(site, emit, emit.call(OPS.group_norm.default, site.args[0], site.get("num_groups", 1), *_affine(site)))
 
@@ -80,14 +84,11 @@ def emit_instance_norm(site: Site, emit: Emit) -> fx.Node:
     return finish(site, emit, emit.call(OPS.instance_norm.default, site.args[0], *_affine(site)))
 
 
-def emit_instance_norm_float(site: Site, emit: Emit) -> fx.Node:
-    return finish(site, emit, emit.call(floats.instance_norm_float, site.args[0], *_affine(site)))
-
-
 KERNELS = (
     Kernel("batch_norm", ENGINES, emit_batch_norm, refuse_batch_norm),
     Kernel("batch_norm", ENGINES, emit_batch_norm_float, refuse_input, note="float arithmetic"),
     Kernel("layer_norm", ENGINES, emit_layer_norm, refuse_layer_norm, note="float arithmetic"),
-    Kernel("group_norm", ENGINES, emit_group_norm, refuse_input),
+    Kernel("group_norm", ENGINES, emit_group_norm, refuse_group_norm),
+    Kernel("group_norm", ENGINES, emit_group_norm_float, refuse_input, note="float arithmetic"),
     Kernel("instance_norm", ENGINES, emit_instance_norm, refuse_input),
 )

@@ -11,7 +11,11 @@ from qcompiler.backends.torch import floats
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, ints
 
 X86 = ("x86", "fbgemm", "onednn")
-ADAPTIVE_MAX: dict[str, Any] = {
+ADAPTIVE_ADAPTIVE_AVG: dict[str, Any] = {
+    "adaptive_avg_pool2d": floats.adaptive_avg_pool2d_float,
+    "adaptive_avg_pool3d": floats.adaptive_avg_pool3d_float,
+}
+MAX: dict[str, Any] = {
     "adaptive_max_pool1d": floats.adaptive_max_pool1d_float,
     "adaptive_max_pool2d": floats.adaptive_max_pool2d_float,
     "adaptive_max_pool3d": floats.adaptive_max_pool3d_float,
@@ -34,6 +38,16 @@ def refuse_unbatched_qnnpack(site: Site) -> str | None:
     return refuse_input(site) or ("qnnpack pools need a batch dimension" if unbatched else None)
 
 
+def refuse_avg2d(site: Site) -> str | None:
+    ignored = site.engine == "qnnpack" and site.get("divisor_override") is not None
+    return refuse_unbatched_qnnpack(site) or ("qnnpack ignores divisor_override" if ignored else None)
+
+
+def emit_adaptive_avg_float(site: Site, emit: Emit) -> fx.Node:
+    size = ints(site.get("output_size"), int(site.op.name[-2]))
+    return emit.call(ADAPTIVE_AVG[site.op.name], site.args[0], size, site.scale, site.zero_point)
+
+
 def emit_avg2d_float(site: Site, emit: Emit) -> fx.Node:
     kernel = ints(site.get("kernel_size"), 2)
     stride, padding = ints(site.get("stride") or kernel, 2), ints(site.get("padding", 0), 2)
@@ -49,7 +63,7 @@ def emit_max_float(site: Site, emit: Emit) -> fx.Node:
     return emit.call(MAX[site.op.name], site.args[0], kernel, *rest, ceil, site.scale, site.zero_point)
 
 
-def refuse_adaptive_max(site: Site) -> str | None:
+def refuse_sizes(site: Site) -> str | None:
     size = site.get("output_size")
     known = isinstance(size, int) or (isinstance(size, (tuple, list)) and all(isinstance(s, int) for s in size))
     return refuse_input(site) or (None if known else "its output size is not given in numbers")
@@ -101,11 +115,14 @@ KERNELS = (
     Kernel("max_pool3d", X86, emit_same, refuse_input),
     Kernel("max_pool3d", ("qnnpack",), emit_max_float, refuse_input, note="float arithmetic: qnnpack has no 3-d max pool"),
     Kernel("avg_pool1d", ENGINES, emit_same, refuse_input),
-    Kernel("avg_pool2d", ENGINES, emit_same, refuse_unbatched_qnnpack),
+    Kernel("avg_pool2d", ENGINES, emit_same, refuse_avg2d),
     Kernel("avg_pool2d", ("qnnpack",), emit_avg2d_float, refuse_input, note="float arithmetic"),
     Kernel("avg_pool3d", ENGINES, emit_same, refuse_input),
-    *(Kernel(f"adaptive_avg_pool{dims}d", ENGINES, emit_same, refuse_input) for dims in (1, 2, 3)),
-    *(Kernel(name, ENGINES, emit_adaptive_max, refuse_adaptive_max, note="float arithmetic") for name in ADAPTIVE_MAX),
+    Kernel("adaptive_avg_pool1d", ENGINES, emit_same, refuse_input),
+    Kernel("adaptive_avg_pool2d", ENGINES, emit_same, refuse_unbatched_qnnpack),
+    Kernel("adaptive_avg_pool3d", X86, emit_same, refuse_input),
+    *(Kernel(name, ("qnnpack",), emit_adaptive_avg_float, refuse_sizes, note="float arithmetic") for name in ADAPTIVE_AVG),
+    *(Kernel(name, ENGINES, emit_adaptive_max, refuse_sizes, note="float arithmetic") for name in ADAPTIVE_MAX),
     Kernel("mean", ENGINES, emit_global, refuse_global),
     Kernel("mean", ENGINES, emit_same, refuse_input),
     Kernel("interpolate", ENGINES, emit_same, refuse_interpolate),

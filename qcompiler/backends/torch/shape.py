@@ -10,7 +10,7 @@ from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Site
 
 COPIES = (
     *("flatten", "unflatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "narrow", "select", "getitem"),
-    *("chunk", "split", "unbind", "repeat", "expand", "contiguous", "detach", "identity", "flip", "roll"),
+    *("chunk", "split", "unbind", "repeat", "expand", "contiguous", "detach", "identity", "flip"),
     *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
 )
 
@@ -22,7 +22,15 @@ def emit_pad(site: Site, emit: Emit) -> fx.Node:
     return emit.call(floats.pad_float, site.args[0], *settings, site.scale, site.zero_point)
 
 
+def emit_roll(site: Site, emit: Emit) -> fx.Node:
+    """torch.roll does not take quint8 tensors; exact in float."""
+    shifts, dims = site.get("shifts"), site.get("dims", ())
+    settings = ([shifts] if isinstance(shifts, (int, fx.Node)) else list(shifts), [dims] if isinstance(dims, int) else list(dims))
+    return emit.call(floats.roll_float, site.args[0], *settings, site.scale, site.zero_point)
+
+
 KERNELS = (
     *(Kernel(name, ENGINES, emit_same, refuse_input) for name in COPIES),
+    Kernel("roll", ENGINES, emit_roll, refuse_input),
     Kernel("pad", ENGINES, emit_pad, refuse_input),
 )

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from qcompiler.backends.torch import floats
 from qcompiler.ir.types import QParams, value_of
 from qcompiler.ops.spec import Op
 
@@ -63,12 +64,17 @@ class Site:
         assert isinstance(self.output.zero_point, int)
         return self.output.zero_point
 
+    def shape(self, position: int) -> tuple[int, ...] | None:
+        """Shape of one activation with the example inputs; None when unknown."""
+        argument = self.args[position]
+        nodes = [argument.node] if isinstance(argument, Operand) else []
+        nodes += [n for n in self.node.args[position : position + 1] if isinstance(n, fx.Node)]
+        return next((s for s in (value_of(n).shape for n in nodes) if s is not None), None)
+
     @property
     def rank(self) -> int | None:
         """Number of dimensions of the first activation, else of the result; None when unknown."""
-        first = self.args[0]
-        nodes = [first.node] if isinstance(first, Operand) else []
-        shapes = (value_of(n).shape for n in [*self.node.all_input_nodes[:1], *nodes, self.node])
+        shapes = (self.shape(0), value_of(self.node).shape)
         return next((len(s) for s in shapes if s is not None), None)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -179,7 +185,14 @@ def finish(site: Site, emit: Emit, result: fx.Node, relu_done: bool = False) -> 
     if low <= 0 and high >= 255:
         return result
     real = [site.scale * (q - site.zero_point) for q in (max(low, 0), min(high, 255))]
-    return emit.call(torch.ops.aten.clamp.default, result, real[0], real[1])
+    return clamp(site, emit, result, real[0], real[1])
+
+
+def clamp(site: Site, emit: Emit, x: Argument, low: float, high: float) -> fx.Node:
+    """A clamp of quint8 values; qnnpack's own mixes up the values of channels_last tensors."""
+    if site.engine == "qnnpack":
+        return emit.call(floats.clamp_float, x, low, high, site.scale, site.zero_point)
+    return emit.call(torch.ops.aten.clamp.default, x, low, high)
 
 
 def constant_of(node: Any) -> torch.Tensor | None:
