@@ -5,46 +5,82 @@ The exponent is the smallest at which all data so far lies in the n bins of eith
 added up in pairs. As scaling by a power of two is exact, the counts are a function of the set of samples alone: not of their
 order, nor of which observer of several that are merged saw them.
 
-Counting each value would take longer than the model (4 ns a value, a convolution's output costs about as much). So of each
-sample (slice along dimension 0) every stride-th value is counted, stride times, from its first on in memory order; the stride depends on
-the shape of one sample alone. The smallest and largest value are of all values.
+Counting each value would take longer than the model (4 ns a value, a convolution's output costs about as much). A sample is a
+slice along dimension 0. Small samples are counted in full. Of a large one every stride-th value in memory order is counted,
+stride times, and for the rare large values, which decide where to clip, the largest and smallest value of each of some 512 blocks.
+If E of n blocks reach beyond t, about -n log(1 - E / n) values do (Poisson). Stride and blocks depend on the shape of one
+sample alone. The smallest and largest value are of all values.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from qcompiler.errors import ConfigError
 from qcompiler.observers.affine import Rule, choose_qparams
-from qcompiler.observers.base import EPS, ObserverBase, UniformQuantizationObserverBase, as_data, finite_range
+from qcompiler.observers.base import EPS, ObserverBase, UniformQuantizationObserverBase, as_data, refuse_nonfinite
 from qcompiler.observers.factory import register_observer
 
-# Values counted per sample and tensor; see docs and tests/test_observers.py for what it costs and what accuracy it leaves.
+# Values counted, and blocks, per sample and tensor: together about as costly as one pass over a convolution's output.
 SAMPLED = 4096
+BLOCKS = 512
+_TAIL = 0.5  # the share of blocks reached below which their extremes say more than the counted values
+_EXACT, _SAMPLED, _HIGHS, _LOWS = range(4)  # rows of the histogram
 _SMALLEST_EXPONENT = -126  # 2**126 is still a float32
 _CLIPS = 2.0 ** (-torch.arange(0, 112, dtype=torch.float64) / 16)  # 4.4 % apart, down to 1/122 of the range
-_EXACT = 24  # candidates of the model that are computed exactly
+_TRIED = 24  # candidates of the model that are computed exactly
 _LEVELS = 1 << 12  # with more levels than bins there is nothing to gain by clipping
 
 
-def sample_of(data: torch.Tensor, limit: int = SAMPLED) -> tuple[torch.Tensor, int]:
-    """(values, stride): every stride-th value of each slice along dimension 0, at most about `limit` of each slice.
-
-    The stride shares no factor with any dimension, so that no row, column or channel is left out.
-    """
+def as_rows(data: torch.Tensor) -> torch.Tensor:
+    """One row for each slice along dimension 0, in memory order; a view of dense data."""
     if data.dim() < 2:
-        return data.reshape(-1), 1
-    count = data.numel() // data.shape[0]
-    if count <= limit:
-        return data.reshape(-1), 1
-    stride = -(-count // limit)
+        return data.reshape(-1, 1)
+    if data.is_contiguous():
+        return data.view(data.shape[0], -1)
+    inner = sorted(range(1, data.dim()), key=lambda d: -data.stride(d))
+    return data.permute(0, *inner).reshape(data.shape[0], -1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a sample of `count` values is read: each `stride`-th value, and the extremes of `blocks` interleaved blocks.
+
+    `offsets`: the first bin of the histogram row that each value read belongs to, plus half a row. The stride shares no
+    factor with any dimension, so no row, column or channel is left out.
+    """
+
+    stride: int
+    blocks: int
+    offsets: torch.Tensor
+
+
+@lru_cache(maxsize=4096)
+def plan_for(count: int, bins: int) -> Plan:
+    """The plan for samples of this size: the largest number of blocks up to BLOCKS that divides the count, if a good one does."""
+    stride = -(-count // SAMPLED)
     while math.gcd(stride, count) > 1:
         stride += 1
-    inner = sorted(range(1, data.dim()), key=lambda d: -data.stride(d))
-    return data.permute(0, *inner).reshape(data.shape[0], count)[:, ::stride], stride
+    blocks = next((n for n in range(BLOCKS, BLOCKS // 2, -1) if count % n == 0), BLOCKS)
+    left = int(count % blocks > 0)
+    widths = torch.tensor([-(-count // stride), blocks + left, blocks + left])
+    starts = torch.arange(3, dtype=torch.float32) * (2 * bins) + bins
+    return Plan(stride, blocks, starts.repeat_interleave(widths))
+
+
+def read(rows: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """For each row: the sampled values, the highs, the lows. Holds the row's extremes, and a NaN where the row has one."""
+    size = rows.shape[1] // plan.blocks
+    used = size * plan.blocks
+    blocks, rest = rows[:, :used].unflatten(1, (size, plan.blocks)), rows[:, used:]
+    if not rest.shape[1]:
+        return torch.cat((rows[:, :: plan.stride], blocks.amax(1), blocks.amin(1)), 1)
+    ends = rest.amax(1, keepdim=True), rest.amin(1, keepdim=True)
+    return torch.cat((rows[:, :: plan.stride], blocks.amax(1), ends[0], blocks.amin(1), ends[1]), 1)
 
 
 @dataclass(frozen=True)
@@ -62,7 +98,8 @@ class Bins:
 class HistogramObserver(UniformQuantizationObserverBase):
     """Clips the range where that lowers the expected squared error of quantization. `merge` is exact.
 
-    `bins`: bins on either side of 0, rounded up to a power of two. `histogram` holds int64 counts.
+    `bins`: bins on either side of 0, rounded up to a power of two. `histogram` holds int64 counts, in four rows:
+    values of small samples, weighted values of large ones, highs and lows of blocks.
     """
 
     histogram: torch.Tensor
@@ -86,15 +123,24 @@ class HistogramObserver(UniformQuantizationObserverBase):
         self.register_buffer("min_val", torch.tensor(math.inf))
         self.register_buffer("max_val", torch.tensor(-math.inf))
         self.register_buffer("exponent", torch.tensor(_SMALLEST_EXPONENT))
-        self.register_buffer("histogram", torch.zeros(2 * self.bins, dtype=torch.int64))
+        self.register_buffer("histogram", torch.zeros(4, 2 * self.bins, dtype=torch.int64))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.numel():
-            data = as_data(x)
-            low, high = finite_range(data)
-            exponent = self._exponent_for(low, high)
-            values, stride = sample_of(data)
-            self._add(low, high, exponent, self._counted(values, exponent), stride)
+        if not x.numel():
+            return x
+        rows = as_rows(as_data(x))
+        count = rows.shape[1]
+        plan = plan_for(count, self.bins) if count > SAMPLED else None
+        values = read(rows, plan) if plan else rows
+        low, high = (end.item() for end in torch.aminmax(values))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            refuse_nonfinite(rows)
+        exponent = self._exponent_for(low, high)
+        index = (values * 2.0**-exponent).floor_().add_(plan.offsets if plan else self.bins).to(torch.int32).view(-1)
+        counts = torch.bincount(index, minlength=2 * self.bins * (3 if plan else 1)).view(-1, 2 * self.bins)
+        if plan:
+            counts[0] *= plan.stride
+        self._add(low, high, exponent, slice(_SAMPLED, _LOWS + 1) if plan else slice(_EXACT, _SAMPLED), counts)
         return x
 
     def _exponent_for(self, low: float, high: float) -> int:
@@ -102,15 +148,11 @@ class HistogramObserver(UniformQuantizationObserverBase):
         needed = math.frexp(max(-low, high))[1] - self.bins.bit_length() + 1
         return max(needed, int(self.exponent.item()))
 
-    def _counted(self, values: torch.Tensor, exponent: int) -> torch.Tensor:
-        index = (values * 2.0**-exponent).floor_().add_(self.bins)
-        return torch.bincount(index.reshape(-1).to(torch.int32), minlength=2 * self.bins)
-
-    def _add(self, low: float, high: float, exponent: int, counts: torch.Tensor, weight: int) -> None:
+    def _add(self, low: float, high: float, exponent: int, where: slice, counts: torch.Tensor) -> None:
         if exponent > self.exponent.item():
             self.histogram.copy_(coarser(self.histogram, exponent - int(self.exponent.item())))
             self.exponent.fill_(exponent)
-        self.histogram.add_(counts, alpha=weight)
+        self.histogram[where] += counts
         if low < self.min_val.item():
             self.min_val.fill_(low)
         if high > self.max_val.item():
@@ -123,7 +165,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
             raise ConfigError(f"cannot merge {other.bins} bins into {self.bins}", code="observer-merge")
         mine, theirs = int(self.exponent.item()), int(other.exponent.item())
         counts = coarser(other.histogram, max(mine - theirs, 0))
-        self._add(other.min_val.item(), other.max_val.item(), max(mine, theirs), counts, 1)
+        self._add(other.min_val.item(), other.max_val.item(), max(mine, theirs), slice(0, 4), counts)
 
     def reset_min_max_vals(self) -> None:
         super().reset_min_max_vals()
@@ -134,7 +176,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
         """The bins that hold data. The extremes count once where none of the counted values fell into their bins."""
         width = 2.0 ** int(self.exponent.item())
         low, high = self.min_val.item(), self.max_val.item()
-        count = self.histogram.to(torch.float64)
+        count = estimated_counts(self.histogram)
         for value in (low, high):
             index = math.floor(value / width) + self.bins
             count[index] = max(count[index].item(), 1.0)
@@ -154,19 +196,35 @@ class HistogramObserver(UniformQuantizationObserverBase):
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *rest: list[str]) -> None:  # type: ignore[override]
         counts = state_dict.get(prefix + "histogram")
-        if counts is not None and (counts.dtype.is_floating_point or counts.numel() % 2):
+        if counts is not None and (counts.dim() != 2 or counts.shape[0] != 4):
             raise ConfigError("this histogram has another kind of bins (torch.ao's?)", code="observer-state")
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        self.bins = self.histogram.numel() // 2
+        self.bins = self.histogram.shape[1] // 2
 
 
 def coarser(histogram: torch.Tensor, steps: int) -> torch.Tensor:
     """The same counts with bins 2**steps times as wide."""
     if steps <= 0:
         return histogram
-    half = histogram.numel() // 2
+    half = histogram.shape[1] // 2
     index = ((torch.arange(2 * half) - half) >> min(steps, 63)) + half
-    return torch.zeros_like(histogram).index_add_(0, index, histogram)
+    return torch.zeros_like(histogram).index_add_(1, index, histogram)
+
+
+def estimated_counts(histogram: torch.Tensor) -> torch.Tensor:
+    """Values per bin, float64: the counted ones, but in both tails those that the extremes of blocks tell of."""
+    sampled = histogram[_SAMPLED].double()
+    for row, flip in ((_HIGHS, False), (_LOWS, True)):
+        ends = histogram[row].flip(0) if flip else histogram[row]
+        blocks = ends.sum()
+        if blocks == 0:
+            continue
+        reached = ends.flip(0).cumsum(0).flip(0).double() / blocks  # share of blocks with an extreme in this bin or beyond
+        beyond = -torch.log1p(-reached.clamp(max=_TAIL)) * blocks
+        tail = reached <= _TAIL
+        values = torch.where(tail, beyond - torch.cat((beyond[1:], beyond.new_zeros(1))), sampled.flip(0) if flip else sampled)
+        sampled = values.flip(0) if flip else values
+    return sampled + histogram[_EXACT]
 
 
 def squared_errors(bins: Bins, low: torch.Tensor, high: torch.Tensor, rule: Rule, power: float = 2.0) -> torch.Tensor:
@@ -208,7 +266,7 @@ def search_l2(bins: Bins, rule: Rule) -> tuple[float, float]:
     """The range of least expected squared error: the best few of a model are computed exactly, the best of those is refined."""
     low, high = candidates(bins, rule.symmetric)
     guess = model_errors(bins, low, high, rule.quant_max - rule.quant_min)
-    chosen = torch.cat((torch.zeros(1, dtype=torch.int64), guess.topk(min(_EXACT, guess.numel()), largest=False).indices))
+    chosen = torch.cat((torch.zeros(1, dtype=torch.int64), guess.topk(min(_TRIED, guess.numel()), largest=False).indices))
     low, high = low[chosen], high[chosen]
     best = int(squared_errors(bins, low, high, rule).argmin())
     factors = torch.tensor([1.0, 0.97, 0.985, 1.015, 1.03], dtype=torch.float64)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from qcompiler.errors import ConfigError
-from qcompiler.observers.histogram import Bins, HistogramObserver, search_l2, squared_errors
 from qcompiler.observers.factory import register_observer
+from qcompiler.observers.histogram import Bins, HistogramObserver, search_l2, squared_errors
 
 _GRID = 0.25 + 0.01 * torch.arange(120, dtype=torch.float64)  # factors around the L2 optimum, 0.25 .. 1.44
 _ROUNDS = 2
