@@ -11,11 +11,11 @@ from qcompiler.backends.torch import floats
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, ints
 
 X86 = ("x86", "fbgemm", "onednn")
-ADAPTIVE_ADAPTIVE_AVG: dict[str, Any] = {
+ADAPTIVE_AVG: dict[str, Any] = {
     "adaptive_avg_pool2d": floats.adaptive_avg_pool2d_float,
     "adaptive_avg_pool3d": floats.adaptive_avg_pool3d_float,
 }
-MAX: dict[str, Any] = {
+ADAPTIVE_MAX: dict[str, Any] = {
     "adaptive_max_pool1d": floats.adaptive_max_pool1d_float,
     "adaptive_max_pool2d": floats.adaptive_max_pool2d_float,
     "adaptive_max_pool3d": floats.adaptive_max_pool3d_float,
