@@ -1,0 +1,265 @@
+"""The commands. Each reads its arguments, calls the public API and prints; nothing here decides how to quantize."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+import qcompiler
+from qcompiler.cli.data import IMAGENET_MEAN, IMAGENET_STD, Preprocess, find_batches, read_input
+from qcompiler.cli.models import load_model
+from qcompiler.errors import ConfigError, InputError, QCompilerError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    name="qcompiler",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Compiles a trained float PyTorch model to an int8 program for ordinary CPUs.\n\n"
+    "A first round:\n\n"
+    "1. `qcompiler quantize torchvision:resnet18 --calibrate photos/ --out resnet18.qc`\n\n"
+    "2. `qcompiler inspect resnet18.qc`: what became int8, what stayed float, and why\n\n"
+    "3. `qcompiler run resnet18.qc photo.jpg`\n\n"
+    "Set `QCOMPILER_DEBUG=folder` to get every stage of the compilation as text, Python and diff.",
+)
+console = Console()
+stderr = Console(stderr=True)
+
+
+class Engine(StrEnum):
+    x86 = "x86"
+    onednn = "onednn"
+    fbgemm = "fbgemm"
+    qnnpack = "qnnpack"
+
+
+Size = Annotated[int, typer.Option(help="Height and width of the model's input, for images.", min=1)]
+Mean = Annotated[str, typer.Option(help="Mean per channel of pixels in 0..1, for images. Default: ImageNet's.", show_default=False)]
+Std = Annotated[str, typer.Option(help="Standard deviation per channel, for images. Default: ImageNet's.", show_default=False)]
+Modules = Annotated[
+    list[str] | None,
+    typer.Option("--module", help="`path=package.module:factory`: a float part of the model that the file refers to; repeatable."),
+]
+_MEAN, _STD = ",".join(map(str, IMAGENET_MEAN)), ",".join(map(str, IMAGENET_STD))
+
+
+def _clean_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """An error that was raised on purpose is a message and exit code 1, not a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except QCompilerError as error:
+            stderr.print(f"[bold red]error[/] [dim]({escape(error.code)})[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def _preprocess(size: int, mean: str, std: str) -> Preprocess:
+    try:
+        channels = [tuple(float(v) for v in text.split(",")) for text in (mean, std)]
+    except ValueError as error:
+        raise ConfigError(f"--mean and --std are numbers with commas between: {error}", code="preprocess") from error
+    if any(len(c) not in (1, 3) for c in channels) or 0.0 in channels[1]:
+        raise ConfigError("--mean and --std take one or three numbers; no std is 0", code="preprocess")
+    return Preprocess(size=size, mean=channels[0], std=channels[1])
+
+
+@app.command()
+@_clean_errors
+def quantize(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="`package.module:factory` or `torchvision:NAME`.")],
+    calibrate: Annotated[Path, typer.Option(help="Folder of images, or of .npy / .pt files (one batch each), or one such file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
+    weights: Annotated[str | None, typer.Option(help="A state_dict file; for torchvision also a weight name such as DEFAULT.")] = None,
+    engine: Annotated[Engine, typer.Option(help="Whose kernels will run it.")] = Engine.x86,
+    keep_float: Annotated[list[str] | None, typer.Option(help="Module path that stays float; repeatable.")] = None,
+    size: Size = 224,
+    mean: Mean = _MEAN,
+    std: Std = _STD,
+    batch: Annotated[int, typer.Option(help="Images per calibration batch.", min=1)] = 8,
+    limit: Annotated[int, typer.Option(help="Use at most this many files.", min=1)] = 256,
+    source: Annotated[Path | None, typer.Option(help="Also write the program as Python with its weights into this folder.")] = None,
+) -> None:
+    """Quantize MODEL on sample data and write the result to a file.
+
+    Calibration runs the float model on typical inputs to learn the range of every value: a hundred or two will do, of the
+    kind that the model will meet. No labels are needed.
+
+    `qcompiler quantize torchvision:mobilenet_v2 --weights mobilenet_v2.pth --calibrate photos/ --out mobilenet.qc`
+
+    `qcompiler quantize my_package.model:build --calibrate batches/ --out model.qc --keep-float head`
+    """
+    data = find_batches(calibrate, _preprocess(size, mean, std), batch, limit)
+    float_model = load_model(model, weights)
+    if model.startswith("torchvision:") and weights is None:
+        stderr.print("note: without --weights a torchvision model has random weights; its answers mean nothing", style="yellow")
+    mapping = qcompiler.get_default_qconfig_mapping(engine.value)
+    for path in keep_float or ():
+        mapping = mapping.set_module_name(path, None)
+    start = time.perf_counter()
+    converted = qcompiler.quantize(float_model, data, qconfig_mapping=mapping, progress=console.is_terminal)
+    seconds = time.perf_counter() - start
+    qcompiler.save(converted, str(out))
+    if source is not None:
+        qcompiler.export_source(converted, str(source))
+    float_bytes = _tensor_bytes(float_model)
+    explanation = qcompiler.explain(converted)
+    table = _facts(model)
+    table.add_row("calibrated on", f"{len(data.files)} files of {calibrate}")
+    table.add_row("multiply-accumulates in int8", f"{explanation.int8_mac_share:.1%}")
+    table.add_row("float weights", _megabytes(float_bytes))
+    table.add_row(f"{out}", f"{_megabytes(out.stat().st_size)} ({float_bytes / out.stat().st_size:.1f} times smaller)")
+    if source is not None:
+        table.add_row(f"{source}", "Python source and weights")
+    table.add_row("time", f"{seconds:.1f} s")
+    console.print(table)
+    console.print(f"[dim]Next: qcompiler inspect {escape(str(out))}[/]", highlight=False)
+
+
+@app.command()
+@_clean_errors
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A file that `quantize` wrote.")],
+    modules: Modules = None,
+    code: Annotated[bool, typer.Option("--code", help="Print the program's Python source as well.")] = False,
+) -> None:
+    """Show what FILE holds: each op int8 or float, with the reason, and the share of multiply-accumulates in int8."""
+    converted = _load(file, modules)
+    explanation = qcompiler.explain(converted)
+    console.print(str(explanation), markup=False, highlight=False, soft_wrap=True)
+    table = _facts(str(file))
+    table.add_row("size", _megabytes(file.stat().st_size))
+    table.add_row("tensors", str(len(converted.state_dict())))
+    table.add_row("multiply-accumulates in int8", f"{explanation.int8_mac_share:.1%}")
+    console.print(table)
+    if code:
+        console.print(str(getattr(converted, "code", "")), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+@_clean_errors
+def run(
+    file: Annotated[Path, typer.Argument(help="A file that `quantize` wrote.")],
+    input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, .npy or .pt file.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the output as .npy or .pt.")] = None,
+    top: Annotated[int, typer.Option(help="Show this many of the highest scores.", min=1)] = 5,
+    labels: Annotated[Path | None, typer.Option(help="Text file with one class name a line.")] = None,
+    size: Size = 224,
+    mean: Mean = _MEAN,
+    std: Std = _STD,
+    modules: Modules = None,
+) -> None:
+    """Run FILE on INPUT and show the highest scores; --out keeps the whole output.
+
+    `qcompiler run resnet18.qc cat.jpg --labels imagenet.txt`
+    """
+    names = _read_labels(labels)
+    value = read_input(input_file, _preprocess(size, mean, std))
+    converted = _load(file, modules)
+    with torch.inference_mode():
+        start = time.perf_counter()
+        output = _call(converted, value)
+        seconds = time.perf_counter() - start
+    for path, tensor in _tensors(output):
+        console.print(f"{path or 'output'}: {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}", highlight=False)
+        if tensor.dim() == 2 and tensor.shape[1] > 1:
+            console.print(_scores(tensor[0], min(top, tensor.shape[1]), names))
+    console.print(f"[dim]{seconds * 1000:.1f} ms, first run[/]", highlight=False)
+    if out is not None:
+        _write_output(output, out)
+
+
+def _load(file: Path, modules: list[str] | None) -> nn.Module:
+    pairs = [entry.partition("=") for entry in modules or ()]
+    if bad := [path for path, sign, _ in pairs if not sign]:
+        raise ConfigError(f"cannot read --module {bad[0]}", code="module-option", hint="--module path=package.module:factory")
+    return qcompiler.load(str(file), modules={path: load_model(reference) for path, _, reference in pairs} or None)
+
+
+def _call(module: nn.Module, value: Any) -> Any:
+    if isinstance(value, dict):
+        return module(**value)
+    return module(*value) if isinstance(value, tuple | list) else module(value)
+
+
+def _tensors(value: Any, path: str = "") -> list[tuple[str, torch.Tensor]]:
+    """(path, tensor) of all tensors in nested containers."""
+    if isinstance(value, torch.Tensor):
+        return [(path, value)]
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple | list) else ()
+    return [found for key, inner in items for found in _tensors(inner, f"{path}.{key}" if path else str(key))]
+
+
+def _write_output(output: Any, out: Path) -> None:
+    try:
+        if out.suffix != ".npy":
+            torch.save(output, out)
+        elif isinstance(output, torch.Tensor):
+            np.save(out, output.numpy())
+        else:
+            raise InputError("the output is not one tensor", code="output", hint="--out FILE.pt keeps any structure")
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error}", code="output") from error
+
+
+def _read_labels(path: Path | None) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines() if path else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}", code="labels") from error
+
+
+def _scores(row: torch.Tensor, top: int, names: list[str]) -> Table:
+    table = Table("class", "name", "score") if names else Table("class", "score")
+    values, indices = row.float().topk(top)
+    for value, index in zip(values.tolist(), indices.tolist(), strict=True):
+        name = [names[index] if index < len(names) else "?"] if names else []
+        table.add_row(str(index), *map(escape, name), f"{value:.3f}")
+    return table
+
+
+def _facts(title: str) -> Table:
+    table = Table(title=escape(title), show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _tensor_bytes(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        console.print(installed("qcompiler"), highlight=False)
+        raise typer.Exit
+
+
+def main() -> None:
+    """The entry point of the `qcompiler` command."""
+    app()

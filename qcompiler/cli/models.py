@@ -1,0 +1,87 @@
+"""From the MODEL argument of the command line to a float module."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qcompiler.errors import ConfigError
+from qcompiler.vision import import_torchvision
+
+_FORMS = "MODEL is package.module:factory or torchvision:NAME"
+
+
+def load_model(reference: str, weights: str | None = None) -> nn.Module:
+    """The module that `reference` names, in eval mode.
+
+    `package.module:factory` calls the factory without arguments (a module object is taken as it is); the working directory
+    is searched first. `torchvision:NAME` builds that architecture. `weights` is a file with a state_dict or, for
+    torchvision, one of its weight names such as DEFAULT.
+
+    Raises ConfigError with what is wrong in the reference, the import, the factory or the weights.
+    """
+    place, colon, name = reference.partition(":")
+    if not (place and colon and name):
+        raise ConfigError(f"cannot read the model reference {reference!r}", code="model-reference", hint=_FORMS)
+    if place == "torchvision":
+        model = _torchvision_model(name, weights if weights and not os.path.exists(weights) else None)
+    else:
+        model = _factory_model(place, name)
+    if weights and os.path.exists(weights):
+        _load_weights(model, weights)
+    elif weights and place != "torchvision":
+        raise ConfigError(f"there is no file {weights}", code="weights")
+    return model.eval()
+
+
+def _torchvision_model(name: str, weights: str | None) -> nn.Module:
+    models = import_torchvision().models
+    try:
+        model: nn.Module = models.get_model(name, weights=weights)
+    except (ValueError, KeyError, AttributeError) as error:
+        close = [n for n in models.list_models() if name.rstrip("0123456789_") in n][:6]
+        hint = f"names like it: {', '.join(close)}" if close else "torchvision.models.list_models() gives the names"
+        text = f"torchvision cannot make {name!r} with weights {weights!r}: {error}"
+        raise ConfigError(text, code="model-reference", hint=hint) from error
+    except OSError as error:
+        raise ConfigError(f"cannot download weights {weights!r} of {name}: {error}", code="weights", hint="--weights FILE") from error
+    return model
+
+
+def _factory_model(place: str, name: str) -> nn.Module:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(place)
+    except Exception as error:  # a user's module may raise anything
+        raise ConfigError(f"cannot import {place}: {type(error).__name__}: {error}", code="model-reference", hint=_FORMS) from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(f"{place} has no {name}", code="model-reference", hint=_FORMS)
+        found = getattr(found, part)
+    if not isinstance(found, nn.Module) and callable(found):
+        try:
+            found = found()
+        except Exception as error:
+            text = f"{place}:{name}() failed: {type(error).__name__}: {error}"
+            raise ConfigError(text, code="model-reference", hint="the factory is called without arguments") from error
+    if not isinstance(found, nn.Module):
+        raise ConfigError(f"{place}:{name} gives a {type(found).__name__}, not an nn.Module", code="model-reference", hint=_FORMS)
+    return found
+
+
+def _load_weights(model: nn.Module, path: str) -> None:
+    try:
+        state = torch.load(Path(path), map_location="cpu", weights_only=True)
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
+        model.load_state_dict(state)
+    except Exception as error:  # torch raises whatever the file makes it raise
+        first_line = str(error).split("\n")[0]
+        raise ConfigError(f"cannot load {path} into the model: {first_line}", code="weights", hint="a state_dict is expected") from error
