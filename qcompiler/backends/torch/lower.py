@@ -1,0 +1,132 @@
+"""QUANTIZED -> LOWERED: each int8 op between dequantize and quantize becomes kernel calls on quint8 tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from qcompiler.backends.torch.kernels import Refused, select
+from qcompiler.backends.torch.runtime import quantize_constant
+from qcompiler.backends.torch.site import Emit, Operand, Site, Weight
+from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
+from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
+from qcompiler.ops.spec import Op, Output
+from qcompiler.pass_manager import Context
+
+
+@dataclass(frozen=True)
+class Lower:
+    name: str = "lower"
+    stage: Stage = Stage.LOWERED
+
+    def run(self, gm: fx.GraphModule, context: Context) -> bool:
+        old = gm.graph
+        gm.graph = _Lowering(gm, context).graph(old)
+        gm.graph.eliminate_dead_code()
+        return True
+
+
+class _Lowering:
+    """One walk over the QUANTIZED graph. `plain`: old node -> new node with its float (or other) value; `int8`: old node -> quint8."""
+
+    def __init__(self, gm: fx.GraphModule, context: Context) -> None:
+        self.gm, self.context = gm, context
+        self.new = fx.Graph()
+        self.new.owning_module = gm
+        self.plain: dict[fx.Node, fx.Node] = {}
+        self.int8: dict[fx.Node, fx.Node] = {}
+
+    def graph(self, old: fx.Graph) -> fx.Graph:
+        for node in old.nodes:
+            if node.target is quantize:
+                self._quantize(node)
+            elif node.target is dequantize or node.target is dequantize_weight:
+                continue  # made where a float value is wanted
+            elif quant_of(node).int8 and self._lower(node):
+                continue
+            else:
+                self.plain[node] = self._copy(node)
+        return self.new
+
+    def _annotated(self, new: fx.Node, old: fx.Node, qparams: QParams | None = None, dtype: torch.dtype | None = None) -> fx.Node:
+        value = value_of(old)
+        new.meta[VALUE] = Value(value.shape, dtype or value.dtype)
+        new.meta[SOURCE] = source_of(old)
+        new.meta[QUANT] = Quant(int8=qparams is not None, reason=None if qparams else quant_of(old).reason, qparams=qparams)
+        return new
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        return self._annotated(self.new.node_copy(node, self.float_of), node)
+
+    def float_of(self, node: fx.Node) -> fx.Node:
+        """The new node with a node's plain value; dequantizes where only integers exist."""
+        if node in self.plain:
+            return self.plain[node]
+        if node.target is dequantize_weight:
+            made = self.new.call_function(dequantize_weight, tuple(self.float_of(a) if isinstance(a, fx.Node) else a for a in node.args))
+        else:
+            source = node.args[0] if node.target is dequantize else node
+            made = self.new.call_method("dequantize", (self.int8[source],))  # type: ignore[index]
+        self.plain[node] = self._annotated(made, node, dtype=torch.float32)
+        return made
+
+    def _quantize(self, node: fx.Node) -> None:
+        value, scale, zero_point = node.args[:3]
+        assert isinstance(value, fx.Node)
+        if value in self.int8:
+            self.int8[node] = self.int8[value]
+            return
+        target = quantize_constant if value.op == "get_attr" else torch.quantize_per_tensor
+        dtype = () if value.op == "get_attr" else (torch.quint8,)
+        made = self.new.create_node("call_function", target, (self.float_of(value), scale, zero_point, *dtype), name=node.name)
+        self.int8[node] = self._annotated(made, value, quant_of(node).qparams, torch.quint8)
+
+    def _argument(self, arg: Any) -> Any:
+        """A site's argument: Operand for what was dequantized, Weight for int8 parameters, new nodes and constants otherwise."""
+        if isinstance(arg, (list, tuple)):
+            return [self._argument(a) for a in arg]
+        if not isinstance(arg, fx.Node):
+            return arg
+        if arg.target is dequantize:
+            source = arg.args[0]
+            qparams = quant_of(source).qparams  # type: ignore[arg-type]
+            assert qparams is not None
+            return Operand(self.int8[source], qparams)  # type: ignore[index]
+        if arg.target is dequantize_weight:
+            parts = [self.plain[p] for p in arg.args[:3]]  # type: ignore[index]
+            return Weight(parts[0], parts[1], parts[2], arg.args[3], value_of(arg).shape or ())  # type: ignore[arg-type]
+        if arg in self.int8:  # a tuple of int8 tensors
+            qparams = quant_of(arg).qparams
+            assert qparams is not None
+            return Operand(self.int8[arg], qparams)
+        return self.float_of(arg)
+
+    def _lower(self, node: fx.Node) -> bool:
+        """Emits the node's kernel; False (and a remark) where it has none, so that it runs in float."""
+        row, output = self.context.table.of(node), quant_of(node).qparams
+        assert row is not None
+        if output is None:
+            return False
+        args = [self._argument(a) for a in node.args]
+        attributes = fx.node.map_arg(node.kwargs, self.float_of)
+        site = Site(row, node, tuple(args), attributes, output, self.context.target.engine, self.context.target.isa)
+        kernel = select(site)
+        if isinstance(kernel, Refused):
+            self._refused(node, row, str(kernel))
+            return False
+        emit = Emit(self.new, self.gm)
+        result = kernel.emit(site, emit)
+        for made in emit.made:
+            self._annotated(made, node)
+            made.meta[VALUE] = Value(None, None)
+        self.int8[node] = self._annotated(result, node, output, torch.quint8 if value_of(node).shape is not None else None)
+        return True
+
+    def _refused(self, node: fx.Node, row: Op, reasons: str) -> None:
+        reason = f"no kernel on {self.context.target.engine}: {reasons}"
+        node.meta[QUANT] = quant_of(node).with_(int8=False, reason=reason)
+        self.context.remark("lower", "no-kernel", f"stays float: {reason}", node)
+        assert row.output is not Output.OTHER

@@ -1,0 +1,67 @@
+"""What the passes ask of the torch back end: an engine, an instruction set, and what its kernels can take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qcompiler.backends.torch import conv, depthwise
+from qcompiler.backends.torch.kernels import TABLE
+from qcompiler.backends.torch.site import ENGINES, VNNI, host_isa
+from qcompiler.errors import ConfigError
+from qcompiler.ir.types import value_of
+from qcompiler.observers import MinMaxObserver
+from qcompiler.ops.spec import Op
+
+
+@dataclass(frozen=True)
+class TorchTarget:
+    """One of torch's quantized engines on one instruction set. Raises ConfigError for an engine this torch lacks."""
+
+    engine: str = "x86"
+    isa: str = field(default_factory=host_isa)
+
+    def __post_init__(self) -> None:
+        supported = [e for e in torch.backends.quantized.supported_engines if e in ENGINES]
+        if self.engine not in supported:
+            raise ConfigError(f"engine {self.engine!r} is not available here", code="engine", hint=f"this torch has {', '.join(supported)}")
+
+    def refuses(self, row: Op, node: fx.Node) -> str | None:
+        """Why no kernel at all exists for the op; sites are looked at one by one when they are lowered."""
+        return None if row.name in TABLE or row.elementwise else f"no int8 kernel for {row.name}"
+
+    def _saturation(self, row: Op, node: fx.Node) -> str | None:
+        if row.weight is None:  # matmul computes in float
+            return None
+        weight = node.args[row.weight]
+        shape = value_of(weight).shape if isinstance(weight, fx.Node) else None
+        if row.name == "linear":
+            return "any" if self.engine != "qnnpack" and self.isa not in VNNI else None
+        return conv.saturation(row.name, shape or (), node.kwargs, self.engine, self.isa)
+
+    def needs_7_bits(self, row: Op, node: fx.Node) -> bool:
+        """Whether full 8-bit activations could overflow the kernel's 16-bit sums with no way to prevent it."""
+        return self._saturation(row, node) == "any"
+
+    def shrinks(self, row: Op, node: fx.Node) -> bool:
+        """Whether the weight's scales are enlarged until the kernel's 16-bit sums are proven safe at 8-bit activations."""
+        return self._saturation(row, node) == "pairs"
+
+    def shrink_to_safe(self, weight: Tensor, scale: Tensor) -> Tensor:
+        return depthwise.shrink_to_safe(weight, scale)
+
+    def channel_axis(self, row: Op, node: fx.Node, qconfig: Any) -> int | None:
+        """The axis of per-channel weight scales, None where the qconfig or the kernel wants one scale."""
+        if not qconfig.weight().is_per_channel:
+            return None
+        if row.weight_axis == 0:
+            return 0
+        grouped = int(node.kwargs.get("groups", 1)) > 1  # type: ignore[call-overload]
+        return row.weight_axis if self.engine == "qnnpack" and not grouped and not row.name.endswith("3d") else None
+
+    def per_tensor_weight_observer(self, observer: Any) -> Any:
+        """The observer for one scale that matches a per-channel one."""
+        return MinMaxObserver(dtype=observer.dtype, qscheme=torch.per_tensor_symmetric, quant_min=observer.quant_min, quant_max=observer.quant_max)

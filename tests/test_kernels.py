@@ -1,0 +1,198 @@
+"""Every kernel the table selects, on every engine, against float64; the table's own promises."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from qcompiler.backends.torch import floats, runtime
+from qcompiler.backends.torch.cases import Case, activation, all_cases
+from qcompiler.backends.torch.conv import pairs_taps, saturation
+from qcompiler.backends.torch.depthwise import safe_weight, shrink_to_safe
+from qcompiler.backends.torch.kernels import TABLE, Refused, select
+from qcompiler.backends.torch.measure import MEASURED, Bench, tap_pairs
+from qcompiler.backends.torch.site import ENGINES, Operand, Site, bound_codes, host_isa, needs_relu
+from qcompiler.ir.types import QParams
+from qcompiler.ops.spec import Op, Output, Param
+
+AVAILABLE = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
+EXACT = ("relu", "max_pool", "adaptive_max", "flatten", "reshape", "permute", "transpose", "narrow", "select", "getitem", "chunk")
+EXACT += (
+    "split",
+    "unbind",
+    "repeat",
+    "expand",
+    "contiguous",
+    "detach",
+    "identity",
+    "flip",
+    "roll",
+    "pixel",
+    "channel",
+    "unsqueeze",
+    "squeeze",
+)
+TABLE_OPS = ("softsign", "abs")  # run as tables of 256
+
+
+@cache
+def cases(high: int, extreme: bool) -> dict[str, list[Case]]:
+    found: dict[str, list[Case]] = {}
+    for case in all_cases(high, extreme, seed=1):
+        found.setdefault(case.op, []).append(case)
+    return found
+
+
+OP_NAMES = sorted(cases(127, True))
+
+
+@pytest.mark.parametrize("engine", AVAILABLE)
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_selected_kernel_is_within_one_quantum(op: str, engine: str) -> None:
+    isa = host_isa()
+    for high, extreme in ((127, True), (255, False)):
+        for case in cases(high, extreme)[op]:
+            bench = Bench(case, engine, isa)
+            kernel = select(bench.site)
+            assert not isinstance(kernel, Refused), f"{case.label}: {kernel}"
+            if high == 255 and kernel.saturates(bench.site):
+                continue  # such a site gets 7-bit activations, or weights that prove safe
+            allowed = 0 if op in TABLE_OPS or op.startswith(EXACT) else 1
+            assert bench.error(kernel) <= allowed, f"{case.label} by {kernel.emit.__name__}"
+
+
+def test_every_op_of_the_table_has_cases_and_measurements() -> None:
+    measured = json.loads(MEASURED.read_text())["engines"]
+    assert set(TABLE) <= set(OP_NAMES)
+    for engine in ENGINES:
+        for op in TABLE:
+            found = measured[engine][op].values()
+            assert not any("problems" in entry for entry in found), (engine, op)
+            declared = [entry for entry in found if entry.get("error_255", 0) > 1]
+            assert all(entry["declared_saturating"] and entry["error_127"] <= 1 for entry in declared), (engine, op)
+
+
+def _site(bounds: tuple[float | None, float | None] | None, scale: float, zero_point: int, high: int = 255) -> Site:
+    op = Op("none", F.conv2d, "", (), Output.OWN)
+    output = QParams(scale, zero_point, 0, high, torch.uint8)
+    return Site(op, fx.Graph().call_function(F.conv2d), (), {} if bounds is None else {"bounds": bounds}, output)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "scale", "zero_point", "high", "codes", "relu"),
+    [
+        (None, 0.1, 7, 255, (0, 255), False),
+        ((0.0, None), 0.1, 0, 255, (0, 255), False),  # saturation at code 0 is the ReLU
+        ((0.0, None), 0.1, 20, 255, (20, 255), True),
+        ((0.0, 6.0), 6 / 255, 0, 255, (0, 255), False),  # ReLU6 for nothing
+        ((0.0, 6.0), 0.1, 0, 255, (0, 60), False),
+        ((-1.0, 1.0), 0.01, 128, 255, (28, 228), False),
+        ((0.0, 6.0), 6 / 127, 0, 127, (0, 127), False),  # kernels saturate at 255, so 127 must be cut
+        ((0.0, float("inf")), 0.1, 0, 255, (0, 255), False),
+    ],
+)
+def test_bounds_cost_nothing_where_saturation_is_the_clamp(bounds, scale, zero_point, high, codes, relu) -> None:  # type: ignore[no-untyped-def]
+    site = _site(bounds, scale, zero_point, high)
+    assert bound_codes(site) == codes
+    assert needs_relu(site) is relu
+
+
+def test_an_elementwise_op_without_a_kernel_is_an_exact_table() -> None:
+    op = Op("cube", lambda x: x * x * x, "x", (Param("x"),), Output.OWN, elementwise=True)
+
+    class Cube(Case):
+        @property
+        def row(self) -> Op:
+            return op
+
+    bench = Bench(Cube("cube", "", (activation((2, 5, 3), 255),)), "x86", "avx512_vnni")
+    kernel = select(bench.site)
+    assert not isinstance(kernel, Refused)
+    assert bench.error(kernel) == 0
+
+
+def test_refusals_are_reasons() -> None:
+    graph = fx.Graph()
+    x = Operand(graph.placeholder("x"), QParams(0.1, 0, 0, 255, torch.uint8))
+    row = Op("linear", F.linear, "", (), Output.OWN)
+    site = Site(row, graph.call_function(F.linear), (x, graph.placeholder("w")), {}, x.qparams)
+    assert str(select(site)) == "its weight is computed, not a constant"
+    unknown = Site(Op("fft", torch.fft.fft, "", (), Output.FLOAT), site.node, (x,), {}, x.qparams)
+    assert str(select(unknown)) == "no int8 kernel for fft on x86"
+
+
+@pytest.mark.parametrize(
+    "name", sorted(n for m in (runtime, floats) for n, f in vars(m).items() if getattr(f, "__module__", "") == m.__name__)
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_functions_of_lowered_graphs_script(name: str) -> None:
+    function = vars(runtime).get(name) or vars(floats)[name]
+    if name != "silence_quantized_dtypes":
+        torch.jit.script(function)
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "attributes", "engine", "isa", "expected"),
+    [
+        ("conv2d", (32, 1, 3, 3), {"groups": 32, "padding": (1, 1)}, "fbgemm", "avx512_vnni", "pairs"),
+        ("conv2d", (32, 1, 3, 3), {"groups": 32, "padding": (1, 1)}, "x86", "avx512_vnni", None),
+        ("conv2d", (128, 1, 3, 3), {"groups": 128, "padding": (1, 1)}, "x86", "avx512_vnni", "pairs"),
+        ("conv2d", (128, 1, 3, 3), {"groups": 128, "padding": (1, 1)}, "onednn", "avx512_vnni", None),
+        ("conv2d", (128, 1, 3, 3), {"groups": 128, "padding": (1, 1)}, "qnnpack", "avx2", None),
+        ("conv2d", (32, 1, 3, 3), {"groups": 32, "padding": (0, 0)}, "fbgemm", "avx512_vnni", None),
+        ("conv2d", (32, 16, 3, 3), {}, "fbgemm", "avx512_vnni", None),
+        ("conv2d", (32, 16, 3, 3), {}, "x86", "avx2", "any"),
+    ],
+)
+def test_what_may_overflow_16_bits(op, shape, attributes, engine, isa, expected) -> None:  # type: ignore[no-untyped-def]
+    assert saturation(op, shape, attributes, engine, isa) == expected
+
+
+def _depthwise_error(weight: Tensor, scale: Tensor) -> int:
+    """fbgemm's depthwise kernel at 0..255, on the inputs that overflow first."""
+    axes = weight.dim() - 2
+    channels, worst = weight.shape[0], 0
+    values = torch.round(weight / scale.reshape(-1, *[1] * (axes + 1))).clamp(-128, 127).to(torch.int8)
+    real = values.double() * scale.double().reshape(-1, *[1] * (axes + 1))
+    half, one = [k // 2 for k in weight.shape[2:]], [1] * axes
+    prepack = {2: runtime.prepack_conv2d, 3: runtime.prepack_conv3d}[axes]
+    kernel = {2: torch.ops.quantized.conv2d.new, 3: torch.ops.quantized.conv3d.new}[axes]
+    pack = prepack(values, scale, torch.zeros(channels), None, one, half, one, channels, 0, "")
+    convolve = {2: F.conv2d, 3: F.conv3d}[axes]
+    for zero_point, extreme in ((0, True), (128, False), (30, True)):
+        x = activation((2, channels, *[9] * axes), 255, extreme, 0.02, zero_point)
+        truth = convolve((x.int_repr().double() - zero_point) * 0.02, real, None, 1, half, 1, channels)
+        step = max(float(truth.max() - truth.min()), 1e-6) / 255
+        zero = round(-min(float(truth.min()), 0.0) / step)
+        exact = (torch.round(truth / step) + zero).clamp(0, 255)
+        worst = max(worst, int((kernel(x, pack, step, zero).int_repr() - exact).abs().max()))
+    return worst
+
+
+@pytest.mark.skipif("fbgemm" not in AVAILABLE, reason="fbgemm's depthwise kernel")
+@pytest.mark.parametrize("shape", [(16, 1, 3, 3), (8, 1, 5, 5), (8, 1, 3, 3, 3)])
+def test_weights_that_prove_safe_keep_eight_bits(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.quantized, "engine", "fbgemm")
+    torch.manual_seed(0)
+    weight = torch.rand(shape) + 0.2
+    scale = weight.amax(tuple(range(1, len(shape)))) / 127
+    safe = shrink_to_safe(weight, scale)
+    rounded = [torch.round(weight / s.reshape(-1, *[1] * (len(shape) - 1))).to(torch.int8) for s in (scale, safe)]
+    assert not safe_weight(rounded[0])
+    assert safe_weight(rounded[1])
+    assert bool((safe >= scale).all()) and bool((safe <= scale * 2.01).all())
+    assert torch.equal(shrink_to_safe(weight, safe), safe)
+    assert _depthwise_error(weight, safe) <= 1
+    if host_isa() in ("avx512_vnni", "avx512", "avx2"):
+        assert _depthwise_error(weight, scale) > 10
+
+
+@pytest.mark.skipif("fbgemm" not in AVAILABLE, reason="fbgemm's depthwise kernel")
+def test_neighbouring_taps_pair_up() -> None:
+    assert tap_pairs((3, 3)) == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert pairs_taps("conv2d", (16, 1, 3, 3), {"groups": 16, "padding": 1})
