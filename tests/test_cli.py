@@ -1,0 +1,176 @@
+"""The command line from end to end on a small model, and what it says about mistakes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from qcompiler.cli import app
+from qcompiler.cli.data import Preprocess, find_batches, read_input
+from qcompiler.cli.models import load_model
+from qcompiler.errors import CalibrationError, ConfigError, InputError, QCompilerError
+
+Image = pytest.importorskip("PIL.Image")
+
+SOURCE = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+def wrong():
+    return 3
+
+def fails():
+    raise ValueError("no such checkpoint")
+"""
+
+
+def call(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a model's module, and photos to calibrate on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "tiny_model.py").write_text(SOURCE, encoding="utf-8")
+    (tmp_path / "photos").mkdir()
+    random = np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(random.integers(0, 256, (40 + i, 60, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    yield tmp_path
+    sys.modules.pop("tiny_model", None)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("quantize", "--help"), ("inspect", "--help"), ("run", "--help")])
+def test_help_shows_how_to_begin(arguments: tuple[str, ...]) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 0
+    assert "qcompiler" in result.output
+    if "inspect" not in arguments:
+        assert ".qc" in result.output or "torchvision:" in result.output
+
+
+def test_quantize_inspect_run(workplace: Path) -> None:
+    made = call("quantize", "tiny_model:build", "--calibrate", "photos", "--size", 32, "--batch", 2, "--out", "tiny.qc", "--source", "program")
+    assert made.exit_code == 0, made.output
+    assert "100.0%" in made.output
+    assert (workplace / "tiny.qc").stat().st_size > 0
+    assert list((workplace / "program").glob("*.py"))
+
+    shown = call("inspect", "tiny.qc")
+    assert shown.exit_code == 0, shown.output
+    assert "int8" in shown.output
+
+    ran = call("run", "tiny.qc", "photos/0.png", "--size", 32, "--top", 3, "--out", "scores.npy")
+    assert ran.exit_code == 0, ran.output
+    scores = np.load("scores.npy")
+    assert scores.shape == (1, 10)
+    assert str(scores[0].argmax()) in ran.output
+
+
+def test_the_answer_is_close_to_the_float_model(workplace: Path) -> None:
+    torch.save([torch.randn(4, 3, 16, 16) for _ in range(3)], "batches.pt")
+    sample = torch.randn(2, 3, 16, 16)
+    torch.save(sample, "sample.pt")
+    assert call("quantize", "tiny_model:build", "--calibrate", "batches.pt", "--out", "tiny.qc").exit_code == 0
+    assert call("run", "tiny.qc", "sample.pt", "--out", "scores.pt").exit_code == 0
+    expected = load_model("tiny_model:build")(sample)
+    got = torch.load("scores.pt", weights_only=True)
+    # Two int8 layers: their steps are below 1 % of the range, which the outputs fill.
+    assert (got - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_part_can_stay_float(workplace: Path) -> None:
+    made = call("quantize", "tiny_model:build", "--calibrate", "photos", "--size", 32, "--out", "tiny.qc", "--keep-float", "5")
+    assert made.exit_code == 0, made.output
+    assert "float" in call("inspect", "tiny.qc").output
+
+
+MISTAKES = {
+    "no colon": (("quantize", "tiny_model", "--calibrate", "photos", "--out", "x.qc"), "model-reference"),
+    "no module": (("quantize", "absent_module:build", "--calibrate", "photos", "--out", "x.qc"), "model-reference"),
+    "no factory": (("quantize", "tiny_model:absent", "--calibrate", "photos", "--out", "x.qc"), "model-reference"),
+    "no model": (("quantize", "tiny_model:wrong", "--calibrate", "photos", "--out", "x.qc"), "model-reference"),
+    "factory fails": (("quantize", "tiny_model:fails", "--calibrate", "photos", "--out", "x.qc"), "no such checkpoint"),
+    "no weights": (("quantize", "tiny_model:build", "--weights", "w.pt", "--calibrate", "photos", "--out", "x.qc"), "weights"),
+    "no torchvision name": (("quantize", "torchvision:resnet1", "--calibrate", "photos", "--out", "x.qc"), "resnet18"),
+    "no data": (("quantize", "tiny_model:build", "--calibrate", "absent", "--out", "x.qc"), "no-calibration-data"),
+    "nothing usable": (("quantize", "tiny_model:build", "--calibrate", "tiny_model.py", "--out", "x.qc"), "no-calibration-data"),
+    "bad mean": (("quantize", "tiny_model:build", "--calibrate", "photos", "--out", "x.qc", "--mean", "a"), "preprocess"),
+    "no artifact": (("inspect", "absent.qc"), "absent.qc"),
+    "no artifact to inspect": (("inspect", "tiny_model.py"), "tiny_model.py"),
+    "no input": (("run", "absent.qc", "absent.png"), "no-input"),
+    "module option": (("inspect", "tiny_model.py", "--module", "x"), "module-option"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_a_message(name: str, workplace: Path) -> None:
+    arguments, expected = MISTAKES[name]
+    result = call(*arguments)
+    assert result.exit_code == 1
+    assert "error" in result.output and expected in result.output
+    assert "Traceback" not in result.output
+    assert not (workplace / "x.qc").exists()
+
+
+def test_an_unknown_engine_is_a_usage_error(workplace: Path) -> None:
+    assert call("quantize", "tiny_model:build", "--calibrate", "photos", "--out", "x.qc", "--engine", "abacus").exit_code == 2
+
+
+def test_images_are_preprocessed_as_classifiers_expect() -> None:
+    white = Image.new("RGB", (300, 200), "white")
+    out = Preprocess(size=64)(white)
+    assert out.shape == (3, 64, 64)
+    torch.testing.assert_close(out[:, 0, 0], (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225]))
+
+
+def test_batches_are_sorted_limited_and_repeatable(workplace: Path) -> None:
+    batches = find_batches(Path("photos"), Preprocess(size=32), batch=2, limit=3)
+    assert [file.name for file in batches.files] == ["0.png", "1.png", "2.png"]
+    first, second = list(batches), list(batches)
+    assert [tuple(b.shape) for b in first] == [(2, 3, 32, 32), (1, 3, 32, 32)] and len(batches) == 2
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_an_array_file_is_a_batch_as_it_stands(workplace: Path) -> None:
+    np.save("a.npy", np.ones((2, 3), dtype=np.float32))
+    (batch,) = find_batches(Path("a.npy"), Preprocess())
+    assert torch.equal(batch, torch.ones(2, 3))
+
+
+def test_a_pickle_is_not_executed(workplace: Path) -> None:
+    torch.save(Preprocess(), "object.pt")
+    with pytest.raises(InputError, match=r"object\.pt"):
+        read_input(Path("object.pt"), Preprocess())
+
+
+def test_a_damaged_image_is_named(workplace: Path) -> None:
+    Path("broken.jpg").write_bytes(b"not a photo")
+    with pytest.raises(InputError, match=r"broken\.jpg"):
+        read_input(Path("broken.jpg"), Preprocess())
+
+
+def test_an_empty_folder_is_no_calibration_data(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError):
+        find_batches(tmp_path, Preprocess())
+
+
+def test_weights_that_do_not_fit_are_refused(workplace: Path) -> None:
+    torch.save({"other": torch.zeros(1)}, "w.pt")
+    with pytest.raises(ConfigError, match=r"w\.pt"):
+        load_model("tiny_model:build", "w.pt")
+    assert issubclass(ConfigError, QCompilerError)

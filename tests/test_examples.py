@@ -1,0 +1,62 @@
+"""Each example runs as a user runs it: as a script, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def run(name: str, *arguments: str) -> str:
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "COLUMNS": "160"}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_efficientnet_lite0(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    text = run("efficientnet_lite0.py", "--quick", "--out", str(tmp_path))
+    assert "top-1 agreement" in text
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") >= 12
+    assert "http://" not in page and "https://" not in page  # self-contained
+    assert (tmp_path / "efficientnet-lite0.qc").is_file()
+    assert list((tmp_path / "program").glob("*.py"))
+
+
+@pytest.mark.slow
+def test_mobilenet_v2() -> None:
+    pytest.importorskip("PIL")
+    text = run("mobilenet_v2.py", "--quick")
+    assert "the same bits" in text
+    assert "100.0%" in text
+
+
+@pytest.mark.slow
+def test_resnet18() -> None:
+    pytest.importorskip("skimage")
+    text = run("resnet18.py", "--quick")
+    assert "100.0%" in text
+
+
+def test_photo_crops_are_seeded_and_disjoint() -> None:
+    pytest.importorskip("skimage")
+    code = (
+        "import photos, torch\n"
+        "a, b = photos.crops(photos.EVALUATION, 4, 32, seed=2), photos.crops(photos.EVALUATION, 4, 32, seed=2)\n"
+        "assert a.shape == (4, 3, 32, 32) and torch.equal(a, b)\n"
+        "assert not set(photos.CALIBRATION) & set(photos.EVALUATION)\n"
+        "assert torch.equal(photos.to_tensor(photos.to_image(a[0]), 32).sub(a[0]).abs().le(0.5 / 128 + 1e-6), torch.ones(3, 32, 32, dtype=torch.bool))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES, check=True, timeout=120)
