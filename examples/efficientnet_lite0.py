@@ -86,7 +86,7 @@ def main() -> None:
         f"Trained network, unmodified source, calibrated on {len(calibration)} crops of four photos and compared with float on "
         f"{len(evaluation)} crops of four others. Engine {options.engine}, torch {torch.__version__}."
     )
-    note = f"Twelve crops and up to four on which the two disagree (their int8 answer is red); {len(differing)} of {len(evaluation)} disagree."
+    note = f"Twelve crops, and up to four more on which the two disagree (in red); of all {len(evaluation)}, {len(differing)} disagree."
     page = options.out / "report.html"
     page.write_text(report.render("EfficientNet-Lite0 in int8", lead, facts, judged, note), encoding="utf-8")
     print_tables(console, facts, judged)

@@ -20,7 +20,8 @@ from torch import nn
 import qcompiler
 from qcompiler.debug import compute_sqnr
 from qcompiler.observers import MinMaxObserver
-from qcompiler.qconfig import QConfig, QConfigMapping
+from qcompiler.qconfig import QConfig
+from qcompiler.qconfig_mapping import QConfigMapping
 from qcompiler.vision import import_torchvision
 
 

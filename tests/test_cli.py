@@ -64,7 +64,8 @@ def test_help_shows_how_to_begin(arguments: tuple[str, ...]) -> None:
 
 
 def test_quantize_inspect_run(workplace: Path) -> None:
-    made = call("quantize", "tiny_model:build", "--calibrate", "photos", "--size", 32, "--batch", 2, "--out", "tiny.qc", "--source", "program")
+    files = ("--calibrate", "photos", "--out", "tiny.qc", "--source", "program")
+    made = call("quantize", "tiny_model:build", *files, "--size", 32, "--batch", 2)
     assert made.exit_code == 0, made.output
     assert "100.0%" in made.output
     assert (workplace / "tiny.qc").stat().st_size > 0

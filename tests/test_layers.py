@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # docs/design.md, "Layers": a file may import from its own row and from rows above it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "vision"),
+    ("errors", "vision", "checks"),
     ("ir",),
     ("ops",),
-    ("observers", "fake_quantize", "qconfig", "nn"),
+    ("observers", "fake_quantize", "qconfig", "qconfig_mapping", "nn"),
     ("rewrite",),
     ("patterns",),
     ("pass_manager",),

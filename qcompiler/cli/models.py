@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -45,7 +46,7 @@ def _torchvision_model(name: str, weights: str | None) -> nn.Module:
     try:
         model: nn.Module = models.get_model(name, weights=weights)
     except (ValueError, KeyError, AttributeError) as error:
-        close = [n for n in models.list_models() if name.rstrip("0123456789_") in n][:6]
+        close = difflib.get_close_matches(name, models.list_models(), n=5)
         hint = f"names like it: {', '.join(close)}" if close else "torchvision.models.list_models() gives the names"
         text = f"torchvision cannot make {name!r} with weights {weights!r}: {error}"
         raise ConfigError(text, code="model-reference", hint=hint) from error
