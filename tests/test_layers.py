@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rewrite",),
     ("patterns",),
     ("pass_manager",),
-    ("passes",),
+    ("passes", "prepared"),
     ("trace", "backends", "codegen", "artifact"),
     ("debug", "viz"),
     ("api",),
