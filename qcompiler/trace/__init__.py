@@ -1,0 +1,66 @@
+"""Follows a model's forward with example values and writes down what it does as a graph.
+
+Unlike torch.fx's symbolic tracer, every value is known while the model runs: branches on sizes and flags are followed and
+held by guards, what cannot be followed stays a leaf module with a remark, and no in-place operation is left in the graph
+but assignments into copies that the graph itself makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qcompiler.errors import Where
+from qcompiler.trace.finish import finish
+from qcompiler.trace.guards import GUARDS, TraceRemark, guard, guard_bool, guard_float, guard_int, is_guard
+from qcompiler.trace.inputs import open_inputs
+from qcompiler.trace.parametrize import fold_parametrizations
+from qcompiler.trace.session import session
+from qcompiler.trace.state import kept_state
+from qcompiler.trace.tracer import Tracer
+
+__all__ = [
+    "GUARDS", "TraceRemark", "Traced", "Where", "fold_parametrizations", "guard", "guard_bool", "guard_float", "guard_int",
+    "is_guard", "trace",
+]  # fmt: skip
+
+
+@dataclass
+class Traced:
+    """A traced model (stage TRACED) and what there is to know about it: leaves and guards, in the order they were met."""
+
+    graph_module: fx.GraphModule
+    remarks: list[TraceRemark]
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    is_leaf: Callable[[nn.Module, str], bool],
+    decompose: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+    concrete_args: Mapping[str, Any] | None = None,
+    strict: bool = False,
+) -> Traced:
+    """Trace a model on example inputs.
+
+    `is_leaf(module, path)` says which modules stay one call. `decompose` maps module classes (to a function of the module
+    and its arguments) and functions (to a function of the same arguments) to what is traced in their place.
+    `concrete_args` gives arguments of forward that are baked in. The model, its state and the inputs are left as they were.
+
+    Raises TraceError where the root's forward cannot be followed (with `strict`, where any module's cannot), InputError
+    where the model does not run on the example inputs.
+    """
+    args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
+    tracer = Tracer(model, is_leaf, decompose or {}, strict)
+    with session(tracer), kept_state(tracer):
+        forward_args, forward_kwargs = open_inputs(tracer, model, args, example_kwargs or {}, concrete_args or {})
+        result = tracer.run_forward(model, forward_args, forward_kwargs)
+        tracer.graph.output(tracer.create_arg(result))
+        module = finish(tracer)
+    return Traced(module, tracer.remarks)

@@ -1,0 +1,123 @@
+"""Placeholders from a forward's signature and the example arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.ir.types import VALUE, Value
+from qcompiler.trace.guards import TraceRemark, guard
+from qcompiler.trace.proxy import Proxy
+from qcompiler.trace.recorder import Recorder
+
+_PLAIN = (bool, int, float, str, type(None))
+_VARIADIC = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+
+
+def open_inputs(
+    tracer: Recorder, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], concrete: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Add one placeholder per argument of forward; return the arguments to call it with.
+
+    Arguments in `concrete` and those left at their defaults are baked in; they stay in the signature as defaults, and a
+    guard refuses another value.
+    """
+    signature = inspect.signature(model.forward)
+    _check_names(signature, kwargs, concrete)
+    free = [p for name, p in signature.parameters.items() if name not in concrete]
+    bound = _bind(signature.replace(parameters=free), args, kwargs)
+    values = {p.name: _placeholder(tracer, p, bound[p.name]) for p in free if p.name in bound}
+    for p in free:
+        if p.name not in bound and p.kind not in _VARIADIC:
+            values[p.name] = _fixed(tracer, p.name, p.default)
+    for name, value in concrete.items():
+        values[name] = _fixed(tracer, name, value)
+    _order(tracer)
+    return _arguments(signature, values)
+
+
+def _check_names(signature: inspect.Signature, kwargs: Mapping[str, Any], concrete: Mapping[str, Any]) -> None:
+    for name in concrete:
+        if name not in signature.parameters:
+            raise ConfigError(f"concrete_args names {name!r}, which forward{signature} does not have", code="concrete-args")
+        if name in kwargs:
+            raise ConfigError(f"{name!r} is given both as concrete_args and as an example input", code="concrete-args")
+
+
+def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        bound = signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise InputError(f"the example inputs do not fit forward{signature}: {error}", where=Where(module_path="")) from None
+    return {name: value for name, value in bound.items() if signature.parameters[name].kind not in _VARIADIC or value}
+
+
+def _placeholder(tracer: Recorder, parameter: inspect.Parameter, example: Any) -> Any:
+    """What forward gets for one argument: proxies in the argument's own containers."""
+    target = _VARIADIC.get(parameter.kind, "") + parameter.name
+    default = (parameter.default,) if type(parameter.default) in _PLAIN else ()
+    node = tracer.graph.create_node("placeholder", target, default)
+    node.meta[VALUE] = Value.of(example)
+    return _opened(tracer, Proxy(node, tracer, example), parameter.name)  # type: ignore[arg-type]
+
+
+def _fixed(tracer: Recorder, name: str, value: Any) -> Any:
+    """An argument that is baked in; it keeps its place in the signature where its value can be written there."""
+    if type(value) in _PLAIN:
+        node = tracer.graph.create_node("placeholder", name, (value,))
+        node.meta[VALUE] = Value.of(value)
+        _hold(tracer, Proxy(node, tracer, value), name)  # type: ignore[arg-type]
+    return value
+
+
+def _opened(tracer: Recorder, proxy: Proxy, name: str) -> Any:
+    """A proxy for a tensor; a concrete value behind a guard for a flag; containers opened."""
+    example = proxy.example
+    if isinstance(example, torch.Tensor):
+        return tracer.wrap(lambda: proxy.node, example, "boundary")
+    if type(example) in _PLAIN:
+        return _hold(tracer, proxy, name)
+    return tracer.wrap(lambda: proxy.node, example, "boundary")
+
+
+def _hold(tracer: Recorder, proxy: Proxy, name: str) -> Any:
+    value = proxy.example
+    node = tracer.add_node("call_function", guard, (proxy, value, f"the traced model holds the argument {name!r} fixed"), {}, None)
+    tracer.remarks.append(TraceRemark("guard", Where(node.name), f"the argument {name!r} is fixed at {value!r}"))
+    return value
+
+
+def _order(tracer: Recorder) -> None:
+    """Placeholders first: those without default, then the rest, `*args` and `**kwargs` last, as Python wants it."""
+    nodes = [node for node in tracer.graph.nodes if node.op == "placeholder"]
+
+    def rank(node: Any) -> int:
+        return 3 if node.target.startswith("**") else 2 if node.target.startswith("*") else 1 if node.args else 0
+
+    anchor = tracer.graph._root
+    for node in sorted(nodes, key=rank):
+        anchor.append(node)
+        anchor = node
+
+
+def _arguments(signature: inspect.Signature, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call of forward."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if name not in values:
+            continue
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            args.extend(values[name])
+        elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            kwargs.update(values[name])
+        elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            kwargs[name] = values[name]
+        else:
+            args.append(values[name])
+    return tuple(args), kwargs

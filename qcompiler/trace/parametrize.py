@@ -1,0 +1,42 @@
+"""Weights that are computed from other tensors in each forward are computed once."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, spectral_norm, weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
+
+
+def fold_parametrizations(model: nn.Module) -> nn.Module:
+    """A copy of a model whose parametrized weights (weight_norm, spectral_norm, own parametrizations) are plain parameters.
+
+    Both the hook form and the parametrization form are folded; values are those that the model's forward would use next.
+    """
+    memo = {id(value): value.detach().clone() for value in _computed(model)}
+    kept = list(memo)  # noqa: F841  (deepcopy must not write into what we iterate)
+    folded: nn.Module = copy.deepcopy(model, memo)
+    for module in list(folded.modules()):
+        _fold_hooks(module)
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                remove_parametrizations(module, name, leave_parametrized=True)
+    return folded
+
+
+def _computed(model: nn.Module) -> list[torch.Tensor]:
+    """Tensors that a hook computed with gradients: deepcopy refuses them."""
+    return [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor) and v.grad_fn is not None]
+
+
+def _fold_hooks(module: nn.Module) -> None:
+    for hook in list(module._forward_pre_hooks.values()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the hook forms are deprecated; models still use them
+            if isinstance(hook, weight_norm.WeightNorm):
+                weight_norm.remove_weight_norm(module, hook.name)
+            elif isinstance(hook, spectral_norm.SpectralNorm):
+                spectral_norm.remove_spectral_norm(module, hook.name)

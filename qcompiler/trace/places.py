@@ -1,0 +1,58 @@
+"""Lines of the user's code: where a traced value comes from, where an exception was raised."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sysconfig
+from functools import lru_cache
+from types import FrameType, TracebackType
+
+import torch
+
+import qcompiler
+
+_INTERNAL = tuple(os.path.dirname(os.path.abspath(str(module.__file__))) + os.sep for module in (torch,)) + tuple(
+    os.path.abspath(path) + os.sep for path in qcompiler.__path__
+)
+_STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
+
+
+@lru_cache(maxsize=4096)
+def is_user_file(name: str) -> bool:
+    """Whether a file is neither of torch, nor of this package, nor of the standard library, nor generated."""
+    if name.startswith("<"):
+        return False
+    path = os.path.abspath(name)
+    return not path.startswith(_INTERNAL) and ("site-packages" in path or not path.startswith(_STDLIB))
+
+
+def user_line(frame: FrameType | None, boundary: str) -> tuple[str | None, int | None]:
+    """File and line of the innermost user frame, searched outwards up to the function named `boundary` of this package."""
+    while frame is not None:
+        code = frame.f_code
+        if is_user_file(code.co_filename):
+            return code.co_filename, frame.f_lineno
+        if code.co_name == boundary and code.co_filename.startswith(_INTERNAL[1:]):
+            break
+        frame = frame.f_back
+    return None, None
+
+
+def raised_at(traceback: TracebackType | None) -> tuple[str | None, int | None]:
+    """File and line of the innermost user frame of an exception."""
+    found: tuple[str | None, int | None] = (None, None)
+    while traceback is not None:
+        if is_user_file(traceback.tb_frame.f_code.co_filename):
+            found = (traceback.tb_frame.f_code.co_filename, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return found
+
+
+def text_of(file: str | None, line: int | None) -> str:
+    """The source text of a line, or an empty string."""
+    return linecache.getline(file, line).strip() if file and line else ""
+
+
+def spell(file: str | None, line: int | None) -> str | None:
+    return f"{file}:{line}" if file else None

@@ -1,0 +1,216 @@
+"""The stand-in for a value while a model is traced: it carries the example's value and records what is done with it."""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+if TYPE_CHECKING:
+    from qcompiler.trace.tracer import Tracer
+
+
+class Sizes(tuple):  # type: ignore[type-arg]
+    """The shape of a traced tensor: a tuple of size proxies that behaves like torch.Size."""
+
+    __slots__ = ()
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        return torch.Size
+
+    def numel(self) -> Any:
+        return math.prod(self)
+
+    def __getitem__(self, index: Any) -> Any:
+        item = tuple.__getitem__(self, index)
+        return Sizes(item) if isinstance(index, slice) else item
+
+    def __add__(self, other: tuple[Any, ...]) -> Sizes:
+        return Sizes(tuple.__add__(self, tuple(other)))
+
+
+class Proxy(fx.Proxy):
+    """One traced value. `example` is a tensor, or a number or truth value that was computed from sizes.
+
+    A proxy is the variable, not the value: an in-place operation makes it refer to another node. `view_of` is the
+    traced tensor of which it is a view by indexing; `stale` says why its value is no longer known.
+    """
+
+    tracer: Tracer
+
+    def __init__(self, node: fx.Node, tracer: Tracer, example: Any) -> None:
+        super().__init__(node, tracer)
+        self.example = example
+        self.view_of: tuple[weakref.ref[Proxy], Any] | None = None
+        self.stale: str | None = None
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        kind = type(self.example)
+        return torch.Tensor if issubclass(kind, torch.Tensor) else kind
+
+    @property
+    def is_tensor(self) -> bool:
+        return isinstance(self.example, torch.Tensor)
+
+    # ---- attributes and methods of the value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "example" not in self.__dict__ or not hasattr(self.example, name):
+            raise AttributeError(name)
+        return self.tracer.attribute(self, name)
+
+    @property
+    def data(self) -> Any:
+        return self.tracer.record("call_method", "detach", (self,), {})
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        self.tracer.mutate_to(self, value)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.set_item(self, index, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{type(self.example).__name__!r} object is not callable")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self.clone() if self.is_tensor else self
+
+    def __copy__(self) -> Any:
+        return self.alias() if self.is_tensor else self
+
+    # ---- leaving the trace: a size becomes concrete behind a guard, data cannot
+
+    def __bool__(self) -> bool:
+        if type(self.example) is bool or self.is_tensor:
+            return bool(self.tracer.fix(self, "bool()"))
+        return bool(self != 0)
+
+    def __int__(self) -> int:
+        return int(self.tracer.fix(self, "int()"))
+
+    def __float__(self) -> float:
+        return float(self.tracer.fix(self, "float()"))
+
+    def __complex__(self) -> complex:
+        return complex(self.tracer.fix(self, "complex()"))
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.fix(self, "an index", sys._getframe(1)))
+
+    def __hash__(self) -> int:
+        return id(self) >> 4 if self.is_tensor else hash(self.tracer.fix(self, "hash()"))
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.fix(self, "conversion to numpy")
+
+    def __len__(self) -> int:
+        if not self.is_tensor or not self.example.dim():
+            raise TypeError("len() of a 0-d tensor" if self.is_tensor else f"{type(self.example).__name__!r} has no len()")
+        return int(self.tracer.fix(self.tracer.sizes(self)[0], "len()"))
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.is_tensor or not self.example.dim():
+            raise TypeError("iteration over a 0-d tensor" if self.is_tensor else f"{type(self.example).__name__!r} is not iterable")
+        len(self)
+        return iter(self.unbind(0))
+
+    def __contains__(self, item: Any) -> bool:
+        return bool(self.tracer.fix(self, "`in`"))
+
+    def __reversed__(self) -> Any:
+        return self.flip(0) if self.example.dim() else self
+
+    def __str__(self) -> str:
+        return f"<traced {tuple(self.example.shape)}>" if self.is_tensor else str(self.example)
+
+    __repr__ = __str__
+
+    def __format__(self, spec: str) -> str:
+        return str(self) if self.is_tensor else format(self.example, spec)
+
+    # ---- numbers from sizes
+
+    def _scalar(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self.tracer.record("call_function", function, (self, *args), {})
+
+    def __abs__(self) -> Any:
+        return self._scalar(operator.abs)
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return self._scalar(round) if digits is None else self._scalar(round, digits)
+
+    def __floor__(self) -> Any:
+        return self._scalar(math.floor)
+
+    def __ceil__(self) -> Any:
+        return self._scalar(math.ceil)
+
+    def __trunc__(self) -> Any:
+        return self._scalar(math.trunc)
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    @classmethod
+    def __torch_function__(cls, orig_method: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Only for calls outside the tracer's mode, which takes all others."""
+        found = first_proxy((args, kwargs))
+        assert found is not None
+        return found.tracer.dispatch(orig_method, args, kwargs or {}, None)
+
+
+def _augmented(name: str) -> Callable[[Proxy, Any], Any]:
+    """`x += y`: in place for a tensor, so that all who hold it see the new value."""
+    function = getattr(operator, name)
+
+    def method(self: Proxy, other: Any) -> Any:
+        if not self.is_tensor:
+            return function(self, other)
+        return self.tracer.update(self, "call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor", "lshift", "rshift"):
+    setattr(Proxy, f"__i{_name.rstrip('_')}__", _augmented(_name))
+
+
+class Method:
+    """A bound method of a traced tensor."""
+
+    def __init__(self, owner: Proxy, name: str) -> None:
+        self.owner = owner
+        self.name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.owner.tracer.call("call_method", self.name, (self.owner, *args), kwargs)
+
+
+def first_proxy(value: Any) -> Proxy | None:
+    """Any proxy in a nest of containers, or None."""
+    kind = type(value)
+    if kind is Proxy:
+        return value  # type: ignore[no-any-return]
+    if issubclass(kind, (tuple, list)):
+        items: Any = tuple.__iter__(value) if issubclass(kind, tuple) else value
+    elif issubclass(kind, dict):
+        items = value.values()
+    elif kind is slice:
+        items = (value.start, value.stop, value.step)
+    elif hasattr(kind, "__dataclass_fields__"):
+        items = vars(value).values() if hasattr(value, "__dict__") else ()
+    else:
+        return None
+    for item in items:
+        if (found := first_proxy(item)) is not None:
+            return found
+    return None

@@ -1,0 +1,375 @@
+"""Records calls on proxies as graph nodes, running each on the example's values to learn what comes out."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import operator
+import sys
+import weakref
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from qcompiler.errors import InputError, QCompilerError, TraceError, Where
+from qcompiler.ir.types import SOURCE, VALUE, Source, Value
+from qcompiler.trace import places
+from qcompiler.trace.guards import TraceRemark, guard_for
+from qcompiler.trace.proxy import Proxy, Sizes
+
+HINT = "make this module a leaf, give the value as concrete_args, or move the line into a function marked with torch.fx.wrap"
+BOUNDARY = "run_forward"  # no line of the user's model lies outside this function of the tracer
+
+# Results that are numbers or flags but do not depend on a tensor's data.
+METADATA = frozenset(
+    "dim ndimension is_floating_point is_complex is_signed is_contiguous element_size get_device is_pinned is_inference is_conj "
+    "is_neg is_shared is_tensor is_storage result_type can_cast dense_dim sparse_dim is_same_size is_grad_enabled".split()
+)
+SIZES = frozenset("numel nelement stride storage_offset broadcast_shapes".split())
+Kind = Literal["size", "data", "boundary"]  # what a number in a result is: from sizes, from data, from outside the trace
+
+
+def storage(tensor: torch.Tensor) -> int:
+    """Identity of a tensor's memory (0 where it has none)."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to what stands in tuples, lists, dicts, slices and dataclass instances."""
+    kind = type(value)
+    if kind is tuple or kind is Sizes:
+        return tuple(map_nested(function, item) for item in tuple.__iter__(value))
+    if kind is list:
+        return [map_nested(function, item) for item in value]
+    if kind is dict:
+        return {key: map_nested(function, item) for key, item in value.items()}
+    if kind is slice:
+        return slice(*(map_nested(function, item) for item in (value.start, value.stop, value.step)))
+    if isinstance(value, tuple) and kind is not Proxy and kind is not torch.Size:
+        items = [map_nested(function, item) for item in value]
+        return kind(*items) if hasattr(kind, "_fields") else kind(items)
+    if issubclass(kind, dict):
+        changed = copy.copy(value)
+        for key, item in value.items():
+            changed[key] = map_nested(function, item)
+        return changed
+    if dataclasses.is_dataclass(kind):
+        changed = copy.copy(value)
+        for field in dataclasses.fields(kind):
+            object.__setattr__(changed, field.name, map_nested(function, getattr(value, field.name)))
+        return changed
+    return function(value)
+
+
+class Recorder(fx.Tracer):
+    """The graph under construction. Everything that a rolled-back attempt must undo is in `journal`, `remarks`, `graph`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.graph = fx.Graph()
+        self.remarks: list[TraceRemark] = []
+        self.journal: list[tuple[Proxy, fx.Node, Any, str | None]] = []
+        self.scopes: list[tuple[str, str]] = []  # (path, type name) of the modules that are being followed
+        self.paused = 0  # > 0 while examples run: nothing is recorded
+        self.restore_modules: Callable[[nn.Module], Any] = lambda root: None  # undo what a failed attempt left on modules
+        self.constants: dict[str, torch.Tensor] = {}
+        self.promoted: dict[int, tuple[torch.Tensor, Proxy]] = {}  # plain tensors that were changed by traced values
+        self._constants: dict[tuple[int, int], str] = {}
+        self._kept: list[torch.Tensor] = []
+        self._attributes: dict[str, fx.Node] = {}
+        self._scalars: dict[Any, Proxy] = {}
+        self._guarded: dict[tuple[fx.Node, Any], fx.Node] = {}
+        self._indexed: tuple[FrameType | None, int, list[fx.Node]] = (None, -1, [])
+        self._aliases: dict[int, list[weakref.ref[Proxy]]] = {}
+        named = [*model.named_parameters(), *model.named_buffers()]
+        self._names = {id(tensor): name for name, tensor in reversed(named)}
+        self._buffers = {id(tensor) for tensor in model.buffers()}
+        self.state = {storage(tensor) for _, tensor in named} - {0}
+
+    # ---- nodes
+
+    def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], example: Any) -> fx.Node:
+        """Append a node for a call whose result on the examples is known."""
+        node = self.graph.create_node(op, target, self.create_arg(args), self.create_arg(kwargs))
+        node.meta[VALUE] = Value.of(example)
+        node.meta[SOURCE] = self.source()
+        return node
+
+    def source(self) -> Source:
+        file, line = places.user_line(sys._getframe(1), BOUNDARY)
+        path, kind = self.scopes[-1] if self.scopes else ("", "")
+        return Source(file, line, path, kind)
+
+    def create_arg(self, a: Any) -> Any:
+        """A value as argument of a node: proxies and tensors become nodes, objects that carry them calls that build them."""
+        kind = type(a)
+        if kind is Proxy:
+            if a.stale:
+                raise self.error(a.stale)
+            return a.node
+        if issubclass(kind, torch.Tensor):
+            return self.attribute_node(a)
+        if kind in (tuple, list, slice, dict):
+            return map_nested(self.create_arg, a)
+        if kind is Sizes:
+            return tuple(self.create_arg(item) for item in tuple.__iter__(a))
+        if isinstance(a, tuple) and hasattr(kind, "_fields"):
+            return kind(*(self.create_arg(item) for item in a))
+        if isinstance(a, tuple) and kind is not torch.Size:
+            return self._built(kind, (tuple(a),), {}, a)
+        if dataclasses.is_dataclass(kind):
+            return self._built(kind, (), {f.name: getattr(a, f.name) for f in dataclasses.fields(kind) if f.init}, a)
+        if issubclass(kind, dict):
+            return self._built(kind, (dict(a),), {}, a)
+        return a
+
+    def _built(self, kind: type, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
+        return self.add_node("call_function", kind, args, kwargs, value)
+
+    def attribute_node(self, tensor: torch.Tensor) -> fx.Node:
+        """The get_attr node of a parameter, a buffer or a tensor that depends on neither inputs nor randomness."""
+        held = self.promoted.get(id(tensor))
+        if held is not None and not held[1].node._erased:
+            return self.create_arg(held[1])  # type: ignore[no-any-return]
+        name = self._names.get(id(tensor)) or self._constant(tensor)
+        node = self._attributes.get(name)
+        if node is None or node._erased:
+            node = self.graph.create_node("get_attr", name)
+            node.meta[VALUE] = Value.of(tensor)
+            node.meta[SOURCE] = self.source()
+            self._attributes[name] = node
+        return node
+
+    def _constant(self, tensor: torch.Tensor) -> str:
+        """The name under which a tensor's present value is kept as a constant."""
+        key = (id(tensor), 0 if tensor.is_inference() else tensor._version)
+        if key not in self._constants:
+            self._constants[key] = name = f"_constant{len(self._constants)}"
+            self.constants[name] = tensor.detach().clone()
+            self._kept.append(tensor)  # so that its id stays its own
+        return self._constants[key]
+
+    # ---- running on examples
+
+    def concrete(self, value: Any) -> Any:
+        """Examples in place of proxies. Buffers are copied: no run on examples may change the model."""
+        if type(value) is Proxy:
+            return value.example
+        if isinstance(value, torch.Tensor) and id(value) in self._buffers:
+            return value.clone()
+        return value
+
+    def on_examples(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run plain torch on plain values; InputError where that fails."""
+        self.paused += 1
+        try:
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                return function(*args, **kwargs)
+        except QCompilerError:
+            raise
+        except Exception as error:
+            file, line = places.raised_at(error.__traceback__)
+            if file is None:
+                file, line = places.user_line(sys._getframe(1), BOUNDARY)
+            path = self.scopes[-1][0] if self.scopes else None
+            name = getattr(function, "__name__", type(function).__name__)
+            text = f"{name} fails on the example inputs: {type(error).__name__}: {error}"
+            where = Where(module_path=path, source=places.spell(file, line))
+            raise InputError(text, where=where, hint="call the model on these inputs to see the failure on its own") from error
+        finally:
+            self.paused -= 1
+
+    def execute(self, op: str, target: Any, args: Any, kwargs: Any) -> Any:
+        values, options = map_nested(self.concrete, tuple(args)), map_nested(self.concrete, kwargs)
+        if op == "call_method":
+            return self.on_examples(getattr(type(values[0]), target), values, options)
+        return self.on_examples(target, values, options)
+
+    def record(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call on the examples, append its node, return what stands for the result."""
+        scalars = not kwargs and all(type(a) in (int, float, bool) or (type(a) is Proxy and not a.is_tensor) for a in args)
+        key = (target, *((type(a), a.node if type(a) is Proxy else a) for a in args)) if scalars else None
+        if key is not None and (known := self._scalars.get(key)) is not None and not known.node._erased:
+            return known
+        example = self.execute(op, target, args, kwargs)
+        kind: Kind = "data" if self._has_tensor((args, kwargs)) else "size"
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
+        if kind == "data" and self._is_plain(name, args, example):
+            return example
+        result = self.wrap(lambda: self.add_node(op, target, args, kwargs, example), example, "size" if name in SIZES else kind)
+        if key is not None and type(result) is Proxy:
+            self._scalars[key] = result
+        return result
+
+    @staticmethod
+    def _is_plain(name: str, args: tuple[Any, ...], example: Any) -> bool:
+        """Whether a result is about the kind of a tensor, not its sizes or data."""
+        if name in METADATA or isinstance(example, (torch.dtype, torch.device, torch.layout)):
+            return True
+        return isinstance(example, bool) and name in ("eq", "ne") and any(a is None or isinstance(a, str) for a in args)
+
+    @staticmethod
+    def _has_tensor(value: Any) -> bool:
+        found = False
+
+        def look(item: Any) -> Any:
+            nonlocal found
+            found = found or isinstance(item, torch.Tensor)
+
+        map_nested(look, value)
+        return found
+
+    # ---- results
+
+    def wrap(self, make: Callable[[], fx.Node], example: Any, kind: Kind) -> Any:
+        """What the user's code gets for a result: proxies in the result's own containers."""
+        if isinstance(example, (torch.Tensor, bool, int, float)):
+            if not isinstance(example, torch.Tensor) and kind == "data":
+                raise self.error(f"a Python {type(example).__name__} is made from a value that depends on data")
+            if isinstance(example, torch.Tensor) and (example.is_sparse or example.is_nested):
+                raise self.error("a sparse or nested tensor cannot be traced")
+            proxy = self.bind(make(), example)
+            return self.fix(proxy, "a number from outside the trace") if kind == "boundary" and not proxy.is_tensor else proxy
+        if example is None or isinstance(example, (str, torch.dtype, torch.device)):
+            make()
+            return example
+        node = make()
+        return self._children(node, example, kind)
+
+    def _children(self, node: fx.Node, example: Any, kind: Kind) -> Any:
+        def child(function: Callable[..., Any], key: Any, item: Any) -> Any:
+            proxy = Proxy(node, self, example)
+            return self.wrap(lambda: self.add_node("call_function", function, (proxy, key), {}, item), item, kind)
+
+        def items(pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
+            return [child(operator.getitem, key, item) for key, item in pairs]
+
+        kindred = type(example)
+        if isinstance(example, torch.Size):
+            return Sizes(items(enumerate(example)))
+        if isinstance(example, (tuple, list)):
+            values = items(enumerate(example))
+            return kindred(*values) if hasattr(kindred, "_fields") else kindred(values)
+        if isinstance(example, dict) and not dataclasses.is_dataclass(example):
+            changed = copy.copy(example)
+            for key, item in example.items():
+                changed[key] = child(operator.getitem, key, item)
+            return changed
+        if hasattr(example, "__dict__") and self._has_tensor(vars(example)):
+            changed = copy.copy(example)
+            for name, item in list(vars(example).items()):
+                object.__setattr__(changed, name, child(getattr, name, item))
+            return changed
+        if kind == "data":
+            raise self.error(f"a {kindred.__name__} is made from a value that depends on data")
+        return example
+
+    def bind(self, node: fx.Node, example: Any) -> Proxy:
+        """A new variable that holds a node's value."""
+        proxy = Proxy(node, self, example)
+        if proxy.is_tensor:
+            self.remember(proxy)
+        return proxy
+
+    def remember(self, proxy: Proxy) -> None:
+        """Note which memory the example of a proxy uses, so that its aliases can be found."""
+        refs = self._aliases.setdefault(storage(proxy.example), [])
+        if len(refs) > 8:
+            refs[:] = [ref for ref in refs if ref() is not None]
+        refs.append(weakref.ref(proxy))
+
+    def aliases(self, proxy: Proxy) -> list[Proxy]:
+        """The other live variables that use the same memory."""
+        key = storage(proxy.example)
+        live = [ref() for ref in self._aliases.get(key, ())] if key else []
+        return [p for p in live if p is not None and p is not proxy and not p.node._erased and storage(p.example) == key]
+
+    def sizes(self, proxy: Proxy) -> Sizes:
+        """The shape of a traced tensor, one `size(dim)` node each."""
+        if proxy.stale:
+            raise self.error(proxy.stale)
+        return Sizes(self._size(proxy, dim) for dim in range(proxy.example.dim()))
+
+    def _size(self, proxy: Proxy, dim: int) -> Proxy:
+        key = ("size", proxy.node, dim)
+        known = self._scalars.get(key)
+        if known is None or known.node._erased:
+            value = proxy.example.shape[dim]
+            known = self._scalars[key] = self.bind(self.add_node("call_method", "size", (proxy, dim), {}, value), value)
+        return known
+
+    # ---- guards and errors
+
+    def fix(self, proxy: Proxy, how: str, frame: FrameType | None = None) -> Any:
+        """The concrete value of a proxy that was computed from sizes, held by a guard; TraceError where it depends on data."""
+        if proxy.is_tensor:
+            raise self.error(f"{how} of a value that depends on data")
+        value = proxy.example
+        key = (proxy.node, value)
+        node = self._guarded.get(key)
+        if node is None or node._erased:
+            file, line = places.user_line(sys._getframe(1), BOUNDARY)
+            text = places.text_of(file, line)
+            place = f"`{text}` ({places.spell(file, line)})" if text else f"module {self.scopes[-1][0]!r}" if self.scopes else "input"
+            message = f"the traced model holds a size fixed at {place}"
+            node = self._guarded[key] = self.add_node("call_function", guard_for(value), (proxy, value, message), {}, None)
+            where = Where(node.name, self.scopes[-1][0] if self.scopes else None, places.spell(file, line))
+            self.remarks.append(TraceRemark("guard", where, f"{how} made {value} concrete" + (f" in `{text}`" if text else "")))
+            if frame is not None:
+                self._note_index(frame, node)
+        return value
+
+    def _note_index(self, frame: FrameType, node: fx.Node) -> None:
+        known, position, nodes = self._indexed
+        if known is frame and position == frame.f_lasti:
+            nodes.append(node)
+        else:
+            self._indexed = (frame, frame.f_lasti, [node])
+
+    def revoke(self, frame: FrameType | None) -> None:
+        """Drop the guards that torch's argument parser caused by asking for an index, now that it passes the call to us.
+
+        The parser tries `__index__` on each argument before it dispatches; both happen within one instruction of one frame.
+        """
+        known, position, nodes = self._indexed
+        if known is not None and known is frame and position == frame.f_lasti:
+            for node in reversed(nodes):
+                self.remarks = [remark for remark in self.remarks if remark.where.node != node.name]
+                self.graph.erase_node(node)
+        self._indexed = (None, -1, [])
+
+    def error(self, message: str) -> TraceError:
+        """A TraceError at the current line of the user's code."""
+        file, line = places.user_line(sys._getframe(1), BOUNDARY)
+        text = places.text_of(file, line)
+        path = self.scopes[-1][0] if self.scopes else None
+        where = Where(module_path=path, source=places.spell(file, line))
+        return TraceError(message + (f" in `{text}`" if text else ""), where=where, hint=HINT)
+
+    # ---- attempts
+
+    def mark(self) -> tuple[fx.Node, int, int]:
+        """A point to which `rollback` can return."""
+        return next(iter(reversed(self.graph.nodes)), self.graph._root), len(self.journal), len(self.remarks)
+
+    def rollback(self, mark: tuple[fx.Node, int, int]) -> None:
+        """Forget all that was recorded since a mark."""
+        last, journal, remarks = mark
+        while (node := self.graph._root._prev) is not last:
+            self.graph.erase_node(node)
+        for proxy, node, example, stale in reversed(self.journal[journal:]):
+            proxy.node, proxy.example, proxy.stale = node, example, stale
+            if proxy.is_tensor:
+                self.remember(proxy)
+        del self.journal[journal:]
+        del self.remarks[remarks:]
+        self._indexed = (None, -1, [])
+
+

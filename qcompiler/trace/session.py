@@ -1,0 +1,95 @@
+"""One trace at a time: the process-wide lock, and the patches that hold while it is taken, for the tracing thread alone."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.fx import _symbolic_trace
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from qcompiler.trace.tracer import Tracer
+
+_LOCK = threading.Lock()
+_DEPTH = 20_000  # Python frames: 150 nested modules take about ten each, and pytest's own come on top
+
+
+class TraceMode(TorchFunctionMode):
+    """Sends every torch function that the model calls to the tracer."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.tracer.paused:
+            return func(*args, **(kwargs or {}))
+        return self.tracer.dispatch(func, args, kwargs or {}, sys._getframe(1))
+
+
+@contextlib.contextmanager
+def session(tracer: Tracer) -> Iterator[None]:
+    """Hold the lock and let this thread's module calls, torch functions and fx-wrapped functions go to the tracer."""
+    if _held_by_this_thread():
+        raise RuntimeError("trace() was called from within a model that is being traced")
+    with _LOCK, contextlib.ExitStack() as stack:
+        _owner.ident = threading.get_ident()
+        stack.callback(setattr, _owner, "ident", None)
+        limit = sys.getrecursionlimit()
+        stack.callback(sys.setrecursionlimit, limit)
+        sys.setrecursionlimit(max(limit, _DEPTH))
+        _patch_modules(tracer, stack)
+        _patch_wrapped(tracer, stack)
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(tracer.mode)
+        yield
+
+
+class _Owner:
+    ident: int | None = None
+
+
+_owner = _Owner()
+
+
+def _held_by_this_thread() -> bool:
+    return _owner.ident == threading.get_ident()
+
+
+def _patch_modules(tracer: Tracer, stack: contextlib.ExitStack) -> None:
+    original = nn.Module.__call__
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if tracer.paused or not _held_by_this_thread():
+            return original(module, *args, **kwargs)
+        return tracer.call_module(module, original, args, kwargs)
+
+    nn.Module.__call__ = call
+    stack.callback(setattr, nn.Module, "__call__", original)
+
+
+def _patch_wrapped(tracer: Tracer, stack: contextlib.ExitStack) -> None:
+    """Functions marked with torch.fx.wrap are followed like others, and become one call where that fails."""
+    for (_, name), scope in list(_symbolic_trace._wrapped_fns_to_patch.items()):
+        function = scope.get(name)
+        if callable(function) and not isinstance(function, type):
+            scope[name] = _wrapped(tracer, function)
+            stack.callback(scope.__setitem__, name, function)
+
+
+def _wrapped(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if tracer.paused or not _held_by_this_thread():
+            return function(*args, **kwargs)
+        return tracer.call_wrapped(function, args, kwargs)
+
+    return call

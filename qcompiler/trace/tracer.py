@@ -1,0 +1,320 @@
+"""Follows a model: which calls become nodes, which modules become leaves."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import weakref
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from qcompiler.errors import InputError, QCompilerError, TraceError, Where
+from qcompiler.trace import places
+from qcompiler.trace.guards import TraceRemark, guard_bool
+from qcompiler.trace.mutation import Mutations
+from qcompiler.trace.proxy import Method, Proxy, first_proxy
+from qcompiler.trace.recorder import map_nested, storage
+from qcompiler.trace.session import TraceMode
+
+RANDOM = frozenset((torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like, torch.randint_like,
+                    torch.bernoulli, torch.normal, torch.multinomial, torch.poisson))  # fmt: skip
+_AUGMENTED = {
+    "__iadd__": "add_", "__isub__": "sub_", "__imul__": "mul_", "__itruediv__": "div_", "__ifloordiv__": "floor_divide_",
+    "__imod__": "remainder_", "__ipow__": "pow_", "__iand__": "bitwise_and_", "__ior__": "bitwise_or_", "__ixor__": "bitwise_xor_",
+}  # fmt: skip
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+class Tracer(Mutations):
+    """A recorder that is fed by the calls of one model's forward."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        is_leaf: Callable[[nn.Module, str], bool],
+        decompose: Mapping[Callable[..., Any], Callable[..., Any]],
+        strict: bool,
+    ) -> None:
+        super().__init__(model)
+        self.leaf_rule = is_leaf
+        self.decompose = decompose
+        self.strict = strict
+        self.mode = TraceMode(self)
+        self.replacements: dict[str, nn.Module] = {}  # copies of in-place leaf modules that are not in place
+        self._paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
+        self._decomposing: list[Any] = []
+
+    # ---- torch functions, operators, methods
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        """Where the operators of fx.Proxy end."""
+        return self.call(kind, target, args, kwargs)
+
+    def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType | None) -> Any:
+        """Every torch function that the model calls."""
+        self.revoke(frame)
+        if self.promoted:
+            args, kwargs = map_nested(self._promoted, tuple(args)), map_nested(self._promoted, kwargs)
+        if first_proxy(args) is None and first_proxy(kwargs) is None:
+            return self._without_proxies(func, args, kwargs)
+        return self.call(*self._spelling(func, args), kwargs)
+
+    def _promoted(self, value: Any) -> Any:
+        held = self.promoted.get(id(value)) if isinstance(value, torch.Tensor) else None
+        return held[1] if held is not None and not held[1].node._erased else value
+
+    def _without_proxies(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func in RANDOM:
+            return self.record("call_function", func, args, kwargs)
+        name = getattr(func, "__name__", "")
+        if args and isinstance(args[0], torch.Tensor) and name != "requires_grad_":
+            if (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name.startswith("__i") and name in _AUGMENTED:
+                self.check_state(args[0])
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _spelling(func: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
+        """How a torch function is written as a node: operator, attribute, method or function."""
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            return "call_function", getattr, (args[0], func.__self__.__name__)
+        if getattr(torch.Tensor, name, None) is not func:
+            return "call_function", func, args
+        if not (name.startswith("__") and name.endswith("__")):
+            return "call_method", name, args
+        if name in _AUGMENTED:
+            return "call_method", _AUGMENTED[name], args
+        if (plain := getattr(operator, name, None)) is not None:
+            return "call_function", getattr(operator, plain.__name__, plain), args
+        swapped = getattr(operator, f"__{name[3:]}", None) if name.startswith("__r") else None
+        return ("call_function", swapped, (args[1], args[0])) if swapped else ("call_method", name, args)
+
+    def call(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record a call, in the form that keeps the graph free of side effects and sizes named."""
+        function = getattr(torch.Tensor, target, None) if op == "call_method" else target
+        replacement = self.decompose.get(function) if function not in self._decomposing else None
+        if replacement is not None:
+            return self._decomposed(function, replacement, args, kwargs)
+        special = _SPECIAL.get(target)
+        if special is not None:
+            return special(self, *args, **kwargs)
+        if kwargs.get("out") is not None:
+            raise self.error("a call with `out=`")
+        if self.is_in_place(op, target, args, kwargs):
+            plain = self.out_of_place(op, target, args, kwargs)
+            if plain is not None:
+                return self.update(*plain)
+            if op == "call_method":
+                return self.update_clone(target, args, kwargs)
+        result = self.record(op, target, args, kwargs)
+        if target is operator.getitem and type(result) is Proxy and type(args[0]) is Proxy:
+            if result.is_tensor and args[0].is_tensor and storage(result.example) == storage(args[0].example):
+                result.view_of = (weakref.ref(args[0]), args[1])
+        return result
+
+    def _decomposed(self, key: Any, replacement: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._decomposing.append(key)
+        try:
+            with self.mode:
+                return replacement(*args, **kwargs)
+        finally:
+            self._decomposing.pop()
+
+    def attribute(self, owner: Any, name: str, *default: Any) -> Any:
+        """`owner.name` of a traced tensor (or of a number made from sizes)."""
+        if not isinstance(owner, Proxy):
+            return self.record("call_function", getattr, (owner, name), {})
+        if name == "shape" and owner.is_tensor:
+            return self.sizes(owner)
+        if owner.is_tensor and callable(getattr(torch.Tensor, name, None)):
+            return Method(owner, name)
+        with torch._C.DisableTorchFunction():
+            value = getattr(owner.example, name, *default)
+        return self.record("call_function", getattr, (owner, name), {}) if isinstance(value, torch.Tensor) else value
+
+    def size(self, owner: Any, dim: Any = None) -> Any:
+        """`owner.size()` and `owner.size(dim)`."""
+        sizes = self.sizes(owner)
+        return sizes if dim is None else sizes[dim]
+
+    def assertion(self, condition: Any, message: str = "") -> None:
+        """`torch._assert`: a guard where the condition is about sizes, a call where it is about data."""
+        if isinstance(condition, torch.Tensor):
+            self.add_node("call_function", torch._assert, (condition, str(message)), {}, None)
+        elif not condition.example:
+            raise InputError(str(message) or "an assertion of the model fails", where=self.error("").where)
+        else:
+            self.add_node("call_function", guard_bool, (condition, True, str(message)), {}, None)
+
+    # ---- modules
+
+    def call_module(self, module: nn.Module, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module that the model calls: a leaf, or followed, or a leaf because it cannot be followed."""
+        path = self._paths.get(id(module))
+        hooked = any(getattr(module, name, None) for name in _HOOKS)
+        replacement = None if hooked else self.decompose.get(type(module))
+        if path is None:
+            return original(module, *args, **kwargs)
+        traced = first_proxy((args, kwargs)) is not None
+        if traced and replacement is None and not hooked and self.leaf_rule(module, path):
+            return self.leaf(module, path, original, args, kwargs, known=True)
+        if replacement is not None:
+            return self.follow(module, path, original, lambda *a, **k: replacement(module, *a, **k), args, kwargs)
+        if isinstance(module, torch.jit.ScriptModule):
+            return self.leaf(module, path, original, args, kwargs, known=False)
+        return self.follow(module, path, original, lambda *a, **k: original(module, *a, **k), args, kwargs)
+
+    def follow(
+        self,
+        module: nn.Module,
+        path: str,
+        original: Callable[..., Any],
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Trace into a module; where that fails, go back and keep it as a leaf."""
+        mark, depth = self.mark(), len(self._decomposing)
+        self.scopes.append((path, type(module).__name__))
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if self.strict or getattr(error, "qc_final", False):
+                raise
+            self._give_up(error, path, mark)
+            self.restore_modules(module)
+            del self._decomposing[depth:]
+        finally:
+            self.scopes.pop()
+        return self.leaf(module, path, original, args, kwargs, known=False)
+
+    def _give_up(self, error: Exception, path: str, mark: Any) -> None:
+        self.rollback(mark)
+        self.remarks.append(TraceRemark("leaf", Where(module_path=path, source=origin(error)), reason(error)))
+
+    def leaf(
+        self,
+        module: nn.Module,
+        path: str,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        known: bool,
+    ) -> Any:
+        """One call_module node; the module runs on the examples."""
+        self.scopes.append((path, type(module).__name__))
+        try:
+            pure = known and _is_torch(module)
+            changed = args[0] if pure and getattr(module, "inplace", False) is True and args else None
+            runs = self._not_in_place(module, path) if changed is not None else module
+            if pure:
+                example = self._run(runs, original, map_nested(self.concrete, args), map_nested(self.concrete, kwargs))
+            else:
+                args, kwargs, example = self._run_unknown(module, original, args, kwargs)
+            make = lambda: self.add_node("call_module", path, args, kwargs, example)  # noqa: E731
+            if type(changed) is Proxy:
+                self.check_state(changed.example)
+                self.mutate(changed, make(), example)
+                return changed
+            return self.wrap(make, example, "boundary")
+        except QCompilerError as error:
+            error.qc_final = not known  # type: ignore[attr-defined]
+            raise
+        finally:
+            self.scopes.pop()
+
+    def _not_in_place(self, module: nn.Module, path: str) -> nn.Module:
+        if path not in self.replacements:
+            self.replacements[path] = copied = copy.copy(module)
+            copied.inplace = False  # type: ignore[assignment]
+        return self.replacements[path]
+
+    def _run(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a module on examples and leave its buffers as they were."""
+        saved = [(b, b._version, b.clone()) for b in module.buffers()] if module.training or not _is_torch(module) else []
+        try:
+            return self.on_examples(lambda *a, **k: original(module, *a, **k), args, kwargs)
+        finally:
+            for buffer, version, value in saved:
+                if buffer._version != version:
+                    buffer.copy_(value)
+
+    def _run_unknown(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+        """Run a module that may change its arguments: those that it does are copied first, in the graph too."""
+        found: list[tuple[Proxy, torch.Tensor]] = []
+
+        def copied(value: Any) -> Any:
+            if type(value) is not Proxy or not value.is_tensor:
+                return self.concrete(value)
+            value_copy = value.example.clone()
+            found.append((value, value_copy))
+            return value_copy
+
+        values, options = map_nested(copied, args), map_nested(copied, kwargs)
+        versions = [value._version for _, value in found]
+        example = self._run(module, original, values, options)
+        for (proxy, value), version in zip(found, versions, strict=True):
+            if value._version != version:
+                before = self.add_node("call_method", "clone", (proxy,), {}, value)
+                self.mutate(proxy, before, value)
+        return args, kwargs, example
+
+    def call_wrapped(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function marked with torch.fx.wrap: followed, or one call where that fails."""
+        if first_proxy((args, kwargs)) is None:
+            return function(*args, **kwargs)
+        mark = self.mark()
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if getattr(error, "qc_final", False):
+                raise
+            self._give_up(error, self.scopes[-1][0] if self.scopes else "", mark)
+        example = self.execute("call_function", function, args, kwargs)
+        return self.wrap(lambda: self.add_node("call_function", function, args, kwargs, example), example, "boundary")
+
+    def run_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Follow the root's forward; the frames inside this call are the model's."""
+        self.scopes.append(("", type(module).__name__))
+        try:
+            hooked = any(getattr(module, name, None) for name in _HOOKS)
+            return (module._wrapped_call_impl if hooked else module.forward)(*args, **kwargs)
+        except QCompilerError:
+            raise
+        except Exception as error:
+            where = Where(module_path="", source=origin(error))
+            raise TraceError(reason(error), where=where, hint="make the part that cannot be followed a submodule") from error
+        finally:
+            self.scopes.pop()
+
+
+_SPECIAL: dict[Any, Callable[..., Any]] = {
+    getattr: Tracer.attribute,
+    torch._assert: Tracer.assertion,
+    operator.setitem: Tracer.set_item,
+    "size": Tracer.size,
+    "requires_grad_": lambda tracer, owner, *args, **kwargs: owner,
+}
+
+
+def origin(error: BaseException) -> str | None:
+    """The user's line that an exception is about."""
+    if isinstance(error, QCompilerError) and error.where.source:
+        return error.where.source
+    return places.spell(*places.raised_at(error.__traceback__))
+
+
+def reason(error: BaseException) -> str:
+    """One sentence: what stopped the trace."""
+    if isinstance(error, QCompilerError):
+        return error.message
+    text = places.text_of(*places.raised_at(error.__traceback__))
+    return f"{type(error).__name__}: {error}" + (f" in `{text}`" if text else "")
+
+
+def _is_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
