@@ -311,7 +311,8 @@ def clamp_float(x: torch.Tensor, low: float, high: float, scale: float, zero_poi
 
 def adaptive_avg_pool2d_float(x: torch.Tensor, output_size: list[int], scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - adaptive_avg_pool2d - quantize."""
-    return torch.quantize_per_tensor(torch.nn.functional.adaptive_avg_pool2d(x.dequantize(), output_size), scale, zero_point, torch.quint8)
+    y = torch.nn.functional.adaptive_avg_pool2d(x.dequantize(), output_size)  # type: ignore[arg-type]
+    return torch.quantize_per_tensor(y, scale, zero_point, torch.quint8)
 
 
 def adaptive_avg_pool3d_float(x: torch.Tensor, output_size: list[int], scale: float, zero_point: int) -> torch.Tensor:

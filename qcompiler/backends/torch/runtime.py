@@ -217,9 +217,7 @@ def requantize(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
 
 def lookup(x: torch.Tensor, table: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """Any function of single values: uint8 `table` (256,) from the input's codes to the output's."""
-    codes = x.int_repr()
-    values = torch.index_select(table, 0, codes.flatten().int()).view(codes.shape)
-    return torch._make_per_tensor_quantized_tensor(values, scale, zero_point)
+    return torch._make_per_tensor_quantized_tensor(table[x.int_repr().long()], scale, zero_point)  # indexing keeps the layout
 
 
 def stack(tensors: list[torch.Tensor], dim: int, scale: float, zero_point: int) -> torch.Tensor:
