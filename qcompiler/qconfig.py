@@ -77,7 +77,7 @@ def _maker_from_plain(data: Any) -> Any:
     return from_plain(data)
 
 
-def QConfigDynamic(activation: Any = nn.Identity, weight: Any = nn.Identity) -> QConfig:  # noqa: N802  (a name of torch)
+def QConfigDynamic(activation: Any = nn.Identity, weight: Any = nn.Identity) -> QConfig:
     """The old spelling of a QConfig for dynamic quantization."""
     return QConfig(activation, weight)
 

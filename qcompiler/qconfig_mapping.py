@@ -38,18 +38,20 @@ class Rule:
 
 
 def type_name(thing: ObjectType) -> str:
-    """The name that stands for a class or function in files: "torch.nn.modules.conv.Conv2d"; builtins have none but their own."""
+    """The name that stands for a class or function in files: "torch.nn.modules.conv.Conv2d", "torch.conv2d" (also F.conv2d)."""
     if isinstance(thing, str):
         return thing
     module = getattr(thing, "__module__", None)
-    name = getattr(thing, "__qualname__", getattr(thing, "__name__", repr(thing)))
+    name = getattr(thing, "__qualname__", getattr(thing, "__name__", repr(thing))).removeprefix("_VariableFunctionsClass.")
     return f"{module}.{name}" if module and module != "builtins" else str(name)
 
 
 def _names(things: ObjectType | Sequence[ObjectType] | None) -> set[str]:
-    """All names that a rule may call these things by; a builtin such as F.conv2d also goes by its bare name."""
-    listed = things if isinstance(things, list | tuple) else () if things is None else (things,)
-    return {type_name(t) for t in listed}  # type: ignore[arg-type]
+    """The names of all these things."""
+    if things is None:
+        return set()
+    listed: Sequence[ObjectType] = [things] if isinstance(things, str) or callable(things) else things
+    return {type_name(thing) for thing in listed}
 
 
 class QConfigMapping:
@@ -104,7 +106,11 @@ class QConfigMapping:
         return [*order, *names, *regexes, *types, Rule("global", (), self.global_qconfig)]
 
     def matches(
-        self, module_path: str, module_type: ObjectType | None = None, op: ObjectType | Sequence[ObjectType] | None = None, call_index: int = 0
+        self,
+        module_path: str,
+        module_type: ObjectType | None = None,
+        op: ObjectType | Sequence[ObjectType] | None = None,
+        call_index: int = 0,
     ) -> list[Rule]:
         """The rules that apply to one call, the one that wins first (the last is the global one).
 
@@ -117,7 +123,11 @@ class QConfigMapping:
         return sorted(found, key=lambda rule: _rank(rule, kinds))
 
     def resolve(
-        self, module_path: str, module_type: ObjectType | None = None, op: ObjectType | Sequence[ObjectType] | None = None, call_index: int = 0
+        self,
+        module_path: str,
+        module_type: ObjectType | None = None,
+        op: ObjectType | Sequence[ObjectType] | None = None,
+        call_index: int = 0,
     ) -> QConfig | None:
         """The QConfig of one call (see `matches`); None: it stays float."""
         return self.matches(module_path, module_type, op, call_index)[0].qconfig
@@ -155,7 +165,12 @@ class QConfigMapping:
             hint = f"known keys: '' and {', '.join(_KINDS)}"
             raise ConfigError(f"unknown key in a qconfig_dict: {', '.join(unknown)}", code="config-format", hint=hint)
         mapping = cls().set_global(qconfig_dict.get(""))
-        setters = (mapping.set_object_type, mapping.set_module_name_regex, mapping.set_module_name, mapping.set_module_name_object_type_order)
+        setters: tuple[Callable[..., QConfigMapping], ...] = (
+            mapping.set_object_type,
+            mapping.set_module_name_regex,
+            mapping.set_module_name,
+            mapping.set_module_name_object_type_order,
+        )
         for kind, setter in zip(_KINDS, setters, strict=True):
             entries = qconfig_dict.get(kind, [])
             for entry in entries.items() if isinstance(entries, Mapping) else entries:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Factory:
 
     def __init__(self, cls: type[nn.Module], kwargs: Mapping[str, Any] | None = None) -> None:
         self.cls = cls
-        self.kwargs = dict(kwargs or {})
+        self.kwargs = {k: as_factory(v) for k, v in sorted((kwargs or {}).items())}
 
     def __call__(self, **kwargs: Any) -> nn.Module:
         return self.cls(**{**self.kwargs, **kwargs})
@@ -53,27 +53,23 @@ class Factory:
         return Factory(self.cls, {**self.kwargs, **kwargs})
 
     def _key(self) -> tuple[Any, ...]:
-        return self.cls, tuple(sorted((k, _comparable(v)) for k, v in self.kwargs.items()))
+        return self.cls, tuple((k, _comparable(v)) for k, v in self.kwargs.items())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Factory) and self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash((self.cls, tuple(sorted(self.kwargs))))
+        return hash((self.cls, tuple(self.kwargs)))
 
     def __repr__(self) -> str:
-        args = ", ".join(f"{k}={_shown(v)}" for k, v in self.kwargs.items())
+        args = ", ".join(f"{k}={v!r}" for k, v in self.kwargs.items())
         return f"{self.cls.__name__}({args})"
 
 
 def _comparable(value: Any) -> Any:
     if isinstance(value, torch.dtype) and value is not torch.quint4x2:
         return plain_dtype(value)
-    return as_factory(value) if isinstance(value, type) and issubclass(value, nn.Module) else value
-
-
-def _shown(value: Any) -> str:
-    return value.__name__ if isinstance(value, type) else repr(value)
+    return value
 
 
 def as_factory(maker: Any) -> Any:
@@ -138,10 +134,12 @@ def _value_from_plain(value: Any) -> Any:
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise ConfigError(f"unexpected value {value!r:.100} in an observer's arguments", code="config-format")
-    names: Callable[[Any], Any] | None = {"dtype": _DTYPES.get, "qscheme": _QSCHEMES.get}.get(next(iter(value), ""))
-    if names is None or len(value) != 1:
+    kind, name = next(iter(value.items()), ("", ""))
+    tables: dict[str, Mapping[str, Any]] = {"dtype": _DTYPES, "qscheme": _QSCHEMES}
+    known = tables.get(kind)
+    if known is None or len(value) != 1:
         return from_plain(value)
-    found = names(next(iter(value.values())))
+    found = known.get(name) if isinstance(name, str) else None
     if found is None:
         raise ConfigError(f"unknown {dict(value)!r:.100}", code="config-format")
     return found

@@ -31,7 +31,7 @@ BLOCKS = 512
 _TAIL = 0.5  # the share of blocks reached below which their extremes say more than the counted values
 _EXACT, _SAMPLED, _HIGHS, _LOWS = range(4)  # rows of the histogram
 _SMALLEST_EXPONENT = -126  # 2**126 is still a float32
-_CLIPS = 2.0 ** (-torch.arange(0, 112, dtype=torch.float64) / 16)  # 4.4 % apart, down to 1/122 of the range
+_CLIPS = torch.exp2(torch.arange(112, dtype=torch.float64) / -16)  # 4.4 % apart, down to 1/122 of the range
 _TRIED = 24  # candidates of the model that are computed exactly
 _LEVELS = 1 << 12  # with more levels than bins there is nothing to gain by clipping
 
@@ -42,7 +42,7 @@ def as_rows(data: torch.Tensor) -> torch.Tensor:
         return data.reshape(-1, 1)
     if data.is_contiguous():
         return data.view(data.shape[0], -1)
-    inner = sorted(range(1, data.dim()), key=lambda d: -data.stride(d))
+    inner = sorted(range(1, data.dim()), key=lambda d: -data.stride()[d])
     return data.permute(0, *inner).reshape(data.shape[0], -1)
 
 
@@ -76,7 +76,7 @@ def read(rows: torch.Tensor, plan: Plan) -> torch.Tensor:
     """For each row: the sampled values, the highs, the lows. Holds the row's extremes, and a NaN where the row has one."""
     size = rows.shape[1] // plan.blocks
     used = size * plan.blocks
-    blocks, rest = rows[:, :used].unflatten(1, (size, plan.blocks)), rows[:, used:]
+    blocks, rest = rows[:, :used].view(-1, size, plan.blocks), rows[:, used:]
     if not rest.shape[1]:
         return torch.cat((rows[:, :: plan.stride], blocks.amax(1), blocks.amin(1)), 1)
     ends = rest.amax(1, keepdim=True), rest.amin(1, keepdim=True)
@@ -248,6 +248,12 @@ def candidates(bins: Bins, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]
     return pairs[:, 0], pairs[:, 1]
 
 
+def within(bins: Bins, low: torch.Tensor, high: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ranges without what lies beyond all data and 0 (where symmetric: beyond the largest distance from 0)."""
+    ends = (-max(-bins.low, bins.high), max(-bins.low, bins.high)) if symmetric else (min(bins.low, 0.0), max(bins.high, 0.0))
+    return low.clamp(min=ends[0]), high.clamp(max=ends[1])
+
+
 def model_errors(bins: Bins, low: torch.Tensor, high: torch.Tensor, levels: int) -> torch.Tensor:
     """Estimated squared error per range: step**2 / 12 for each value inside (0 is exact), the overshoot squared outside."""
     zero = torch.zeros(1, dtype=torch.float64)
@@ -275,5 +281,6 @@ def search_l2(bins: Bins, rule: Rule) -> tuple[float, float]:
     else:
         pairs = torch.cartesian_prod(factors, factors)
         lows, highs = low[best] * pairs[:, 0], high[best] * pairs[:, 1]
+    lows, highs = within(bins, lows, highs, rule.symmetric)
     best = int(squared_errors(bins, lows, highs, rule).argmin())
     return float(lows[best]), float(highs[best])

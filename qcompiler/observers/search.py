@@ -8,10 +8,11 @@ import torch
 
 from qcompiler.errors import ConfigError
 from qcompiler.observers.factory import register_observer
-from qcompiler.observers.histogram import Bins, HistogramObserver, search_l2, squared_errors
+from qcompiler.observers.histogram import Bins, HistogramObserver, search_l2, squared_errors, within
 
 _GRID = 0.25 + 0.01 * torch.arange(120, dtype=torch.float64)  # factors around the L2 optimum, 0.25 .. 1.44
 _ROUNDS = 2
+_FLOOR = 1e-12  # probability of what Q has lost; 0 would make any clipping infinitely bad
 _THRESHOLDS = 64  # clipping thresholds that the entropy search tries
 
 
@@ -59,7 +60,9 @@ class MSEObserver(HistogramObserver):
         return low.float(), high.float()
 
     def _best(self, bins: Bins, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        best = int(squared_errors(bins, low, high, self._rule(), self.power).argmin())
+        rule = self._rule()
+        low, high = within(bins, low, high, rule.symmetric)
+        best = int(squared_errors(bins, low, high, rule, self.power).argmin())
         return low[best], high[best]
 
 
@@ -80,7 +83,7 @@ class EntropyObserver(HistogramObserver):
         histogram.index_add_(0, index[size > 0], bins.count[size > 0])
         one_sided = min(bins.low, 0.0) == 0 or max(bins.high, 0.0) == 0
         steps = levels if one_sided else max(levels // 2, 1)
-        ends = torch.linspace(steps, slots, _THRESHOLDS).long().unique().tolist()
+        ends = sorted(set(torch.linspace(steps, slots, _THRESHOLDS).long().tolist()))
         losses = [divergence(histogram, end, steps) for end in ends]
         bound = limit * ends[losses.index(min(losses))] / slots
         return torch.tensor(max(bins.low, -bound)), torch.tensor(min(bins.high, bound))
@@ -99,5 +102,4 @@ def divergence(histogram: torch.Tensor, end: int, levels: int) -> float:
         return float("inf")
     p, q = true / true.sum(), approximate / approximate.sum()
     used = p > 0
-    floor = torch.finfo(torch.float64).tiny ** 0.5
-    return float((p[used] * (p[used] / q[used].clamp(min=floor)).log()).sum())
+    return float((p[used] * (p[used] / q[used].clamp(min=_FLOOR)).log()).sum())
