@@ -10,11 +10,8 @@ from types import FrameType, TracebackType
 
 import torch
 
-import qcompiler
-
-_INTERNAL = tuple(os.path.dirname(os.path.abspath(str(module.__file__))) + os.sep for module in (torch,)) + tuple(
-    os.path.abspath(path) + os.sep for path in qcompiler.__path__
-)
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
 
 
@@ -24,7 +21,7 @@ def is_user_file(name: str) -> bool:
     if name.startswith("<"):
         return False
     path = os.path.abspath(name)
-    return not path.startswith(_INTERNAL) and ("site-packages" in path or not path.startswith(_STDLIB))
+    return not path.startswith((_TORCH, _PACKAGE)) and ("site-packages" in path or not path.startswith(_STDLIB))
 
 
 def user_line(frame: FrameType | None, boundary: str) -> tuple[str | None, int | None]:
@@ -33,7 +30,7 @@ def user_line(frame: FrameType | None, boundary: str) -> tuple[str | None, int |
         code = frame.f_code
         if is_user_file(code.co_filename):
             return code.co_filename, frame.f_lineno
-        if code.co_name == boundary and code.co_filename.startswith(_INTERNAL[1:]):
+        if code.co_name == boundary and os.path.abspath(code.co_filename).startswith(_PACKAGE):
             break
         frame = frame.f_back
     return None, None

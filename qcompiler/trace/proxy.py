@@ -175,7 +175,7 @@ def _augmented(name: str) -> Callable[[Proxy, Any], Any]:
     def method(self: Proxy, other: Any) -> Any:
         if not self.is_tensor:
             return function(self, other)
-        return self.tracer.update(self, "call_function", function, (self, other), {})
+        return self.tracer.update("call_function", function, (self, other), {})
 
     return method
 
