@@ -31,8 +31,10 @@ class Context:
 
     table: Table = OPS
     mapping: Any = None
+    module_types: dict[str, type] = field(default_factory=dict)
     target: Any = None
     rules: tuple[Any, ...] = ()
+    used_rules: list[Any] = field(default_factory=list)
     strict: bool = False
     allow_uncalibrated: str = "error"
     remarks: list[Remark] = field(default_factory=list)

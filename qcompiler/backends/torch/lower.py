@@ -13,7 +13,7 @@ from qcompiler.backends.torch.runtime import quantize_constant
 from qcompiler.backends.torch.site import Emit, Operand, Site, Weight
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
-from qcompiler.ops.spec import Op, Output
+from qcompiler.ops.spec import Output
 from qcompiler.pass_manager import Context
 
 
@@ -111,11 +111,13 @@ class _Lowering:
         if output is None:
             return False
         args = [self._argument(a) for a in node.args]
+        if row.output is Output.SAME and not isinstance(args[0], Operand):
+            return False  # its producer had no kernel, so the value is float
         attributes = fx.node.map_arg(node.kwargs, self.float_of)
         site = Site(row, node, tuple(args), attributes, output, self.context.target.engine, self.context.target.isa)
         kernel = select(site)
         if isinstance(kernel, Refused):
-            self._refused(node, row, str(kernel))
+            self._refused(node, str(kernel))
             return False
         emit = Emit(self.new, self.gm)
         result = kernel.emit(site, emit)
@@ -125,8 +127,7 @@ class _Lowering:
         self.int8[node] = self._annotated(result, node, output, torch.quint8 if value_of(node).shape is not None else None)
         return True
 
-    def _refused(self, node: fx.Node, row: Op, reasons: str) -> None:
+    def _refused(self, node: fx.Node, reasons: str) -> None:
         reason = f"no kernel on {self.context.target.engine}: {reasons}"
         node.meta[QUANT] = quant_of(node).with_(int8=False, reason=reason)
         self.context.remark("lower", "no-kernel", f"stays float: {reason}", node)
-        assert row.output is not Output.OTHER

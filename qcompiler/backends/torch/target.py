@@ -64,4 +64,6 @@ class TorchTarget:
 
     def per_tensor_weight_observer(self, observer: Any) -> Any:
         """The observer for one scale that matches a per-channel one."""
-        return MinMaxObserver(dtype=observer.dtype, qscheme=torch.per_tensor_symmetric, quant_min=observer.quant_min, quant_max=observer.quant_max)
+        return MinMaxObserver(
+            dtype=observer.dtype, qscheme=torch.per_tensor_symmetric, quant_min=observer.quant_min, quant_max=observer.quant_max
+        )

@@ -1,0 +1,15 @@
+"""The table of contents of the compiler: the ordered lists that fuse_fx, prepare_fx and convert_fx run."""
+
+from qcompiler.passes.annotate import Annotate
+from qcompiler.passes.canonicalize import Canonicalize
+from qcompiler.passes.freeze_qparams import FreezeQParams
+from qcompiler.passes.fuse import Fuse
+from qcompiler.passes.insert_observers import InsertObservers
+from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
+from qcompiler.passes.remove_identities import RemoveIdentities
+from qcompiler.passes.resolve_padding import ResolvePadding
+from qcompiler.passes.share_qparams import ShareQParams
+
+FUSE = (Canonicalize(), ResolvePadding(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
+OBSERVE = (Annotate(), ShareQParams(), InsertObservers())  # FUSED -> OBSERVED
+QUANTIZE = (FreezeQParams(), InsertQuantizeDequantize())  # OBSERVED -> QUANTIZED; a back end adds its lowering

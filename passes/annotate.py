@@ -1,0 +1,99 @@
+"""Decides for every node whether it runs in int8, from its qconfig and its row; what stays float gets its reason.
+
+A node with a weight is int8 wherever it may be. Others follow their inputs: computing them in int8 pays only where a value is
+int8 already. Ops that copy or pool keep their input's kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from qcompiler.errors import UnsupportedOpError
+from qcompiler.ir.text import format_target
+from qcompiler.ir.types import QUANT, Quant, Stage, quant_of, source_of, value_of
+from qcompiler.ir.verify import where
+from qcompiler.ops.arguments import activations
+from qcompiler.ops.spec import Op, Output, Spelling
+from qcompiler.pass_manager import Context
+
+
+def is_float(node: fx.Node) -> bool:
+    return value_of(node).dtype is torch.float32
+
+
+def computes_float(node: fx.Node) -> bool:
+    """Whether the node makes or takes float values: those deserve a remark when they are not int8."""
+    return node.op.startswith("call_") and (is_float(node) or any(is_float(n) for n in node.all_input_nodes))
+
+
+@dataclass(frozen=True)
+class Annotate:
+    name: str = "annotate"
+    stage: Stage = Stage.OBSERVED
+
+    def run(self, gm: fx.GraphModule, context: Context) -> bool:
+        calls: dict[tuple[str, Any], int] = {}
+        for node in gm.graph.nodes:
+            if node.op.startswith("call_"):
+                node.meta[QUANT] = _decide(node, context, calls)
+        for rule in context.mapping.unmatched(context.used_rules):
+            context.remark(self.name, "rule-unused", f"qconfig rule {rule} matches nothing in this model")
+        left = [n for n in gm.graph.nodes if not quant_of(n).int8 and computes_float(n) and quant_of(n).reason]
+        for node in left:
+            context.remark(self.name, "stays-float", f"stays float: {quant_of(node).reason}", node)
+        self._strict(left, context)
+        return True
+
+    def _strict(self, left: list[fx.Node], context: Context) -> None:
+        unknown = [n for n in left if context.table.of(n) is None]
+        if context.strict and unknown:
+            lines = "\n  ".join(f"{n.name}: {quant_of(n).reason}" for n in unknown)
+            raise UnsupportedOpError(f"no int8 form for {len(unknown)} ops:\n  {lines}", where=where(unknown[0]),
+                                     hint="drop strict=True to keep them float, or register an op row")  # fmt: skip
+
+
+def _qconfig(node: fx.Node, row: Op | None, context: Context, calls: dict[tuple[str, Any], int]) -> Any:
+    """The node's qconfig by the mapping; module rules see the module's class, function rules the row's functions."""
+    path = source_of(node).module_path
+    module_type = context.module_types.get(path)
+    is_module = module_type in {form.cls for form in (row.modules if row is not None else ())}
+    ops = [] if is_module else [s.target if isinstance(s, Spelling) else s for s in (row.spellings if row is not None else ())]
+    key = (path.rpartition(".")[0] if is_module else path, row.name if row else node.target)
+    index = calls[key] = calls.get(key, -1) + 1
+    rule = context.mapping.matches(path, module_type, [o for o in ops if not isinstance(o, str)], index)[0]
+    context.used_rules.append(rule)
+    return rule.qconfig
+
+
+def _decide(node: fx.Node, context: Context, calls: dict[tuple[str, Any], int]) -> Quant:
+    row = context.table.of(node)
+    qconfig = _qconfig(node, row, context, calls)
+    reason = _obstacle(node, row, qconfig, list(activations(context.table, node)))
+    if reason is None and row is not None:
+        reason = context.target.refuses(row, node)
+    return Quant(int8=reason is None, reason=reason, qconfig=qconfig)
+
+
+def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, inputs: list[fx.Node]) -> str | None:
+    """Why the node cannot be int8, or None."""
+    if row is None:
+        return f"{format_target(node.target)} has no int8 form" if node.op != "call_module" else "it is called as a whole module"
+    if row.output in (Output.FLOAT, Output.OTHER):
+        return row.float_reason or f"{row.name} has no int8 form"
+    if qconfig is None:
+        return "its qconfig is None"
+    if not inputs or not (is_float(node) or value_of(node).dtype is None):
+        return "it does not compute float32 values"
+    if any(value_of(i).dtype not in (torch.float32, None) for i in inputs):
+        return "an input is not float32"
+    if row.weight is not None:
+        weight = node.args[row.weight]
+        constant = isinstance(weight, fx.Node) and weight.op == "get_attr"
+        return None if constant else "its weight is computed at run time"
+    if row.output is Output.SAME:
+        return None if quant_of(inputs[0]).int8 else "its input is float"
+    return None if any(quant_of(i).int8 for i in inputs) else "all its inputs are float"

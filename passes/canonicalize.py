@@ -1,0 +1,116 @@
+"""Every spelling of an op becomes its one canonical call: the row's function, tensors first, attributes as keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from qcompiler.ir.attributes import get_attr
+from qcompiler.ir.types import SOURCE, VALUE, Stage, quant_of, source_of, value_of
+from qcompiler.ops.spec import ModuleForm, Op
+from qcompiler.ops.table import NO_DEFAULT, Table, bind, parse_signature
+from qcompiler.pass_manager import Context
+
+
+@dataclass(frozen=True)
+class Canonicalize:
+    name: str = "canonicalize"
+    stage: Stage = Stage.TRACED
+
+    def run(self, gm: fx.GraphModule, context: Context) -> bool:
+        reader = _Attributes(gm)
+        changed = False
+        for node in list(gm.graph.nodes):
+            call = _module_call(gm, node, context, reader) if node.op == "call_module" else _function_call(node, context.table)
+            if call is not None:
+                changed |= _rewrite(gm, node, *call)
+        gm.graph.eliminate_dead_code()
+        gm.delete_all_unused_submodules()
+        return changed
+
+
+class _Attributes:
+    """get_attr nodes, one for each parameter, placed before its first use."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.gm = gm
+        self.nodes: dict[str, fx.Node] = {}
+
+    def read(self, path: str, user: fx.Node) -> fx.Node:
+        if path not in self.nodes:
+            with self.gm.graph.inserting_before(user):
+                self.nodes[path] = get_attr(self.gm, path, source_of(user))
+        return self.nodes[path]
+
+
+def _module_call(gm: fx.GraphModule, node: fx.Node, context: Context, reader: _Attributes) -> tuple[Op, dict[str, Any]] | None:
+    path = str(node.target)
+    module = gm.get_submodule(path)
+    found = context.table.module_form(module)
+    if found is None:
+        return None
+    row, form = found
+    refusal = form.refuse(module) or ("it has hooks" if module._forward_hooks or module._forward_pre_hooks else None)
+    if refusal:
+        context.remark("canonicalize", "module-kept", f"{type(module).__name__} stays as it is: {refusal}", node)
+        return None
+    values = list(node.args) + list(node.kwargs.values())
+    first = bind("x", tuple(values), {})
+    if first is None:
+        return None
+    return row, {row.params[0].name: values[0], **_tensors(gm, node, path, form, reader), **form.attributes(module)}
+
+
+def _tensors(gm: fx.GraphModule, node: fx.Node, path: str, form: ModuleForm, reader: _Attributes) -> dict[str, fx.Node]:
+    module = gm.get_submodule(path)
+    names = {arg: name for arg, name in form.tensors.items() if getattr(module, name, None) is not None}
+    return {arg: reader.read(f"{path}.{name}".lstrip("."), node) for arg, name in names.items()}
+
+
+def _function_call(node: fx.Node, table: Table) -> tuple[Op, dict[str, Any]] | None:
+    if node.op not in ("call_function", "call_method"):
+        return None
+    found = table.spelled(node.target)
+    if found is None:
+        return None
+    row, spelling = found
+    bound = bind(spelling.signature or row.signature, node.args, node.kwargs)
+    if bound is None or not _is_tensor_op(row, node, bound):
+        return None
+    return row, {**bound, **spelling.extra}
+
+
+def _is_tensor_op(row: Op, node: fx.Node, bound: Mapping[str, Any]) -> bool:
+    """Arithmetic and indexing also run on sizes and containers: those are not this op (a container of tensors is)."""
+    tensors = [bound.get(p.name) for p in row.params]
+    flat = [t for entry in tensors for t in (entry if isinstance(entry, (list, tuple)) else [entry])]
+    return any(isinstance(t, fx.Node) and (value_of(t).shape is not None or value_of(node).shape is not None) for t in flat)
+
+
+def _rewrite(gm: fx.GraphModule, node: fx.Node, row: Op, bound: dict[str, Any]) -> bool:
+    tensors = [bound.pop(p.name, None) for p in row.params]
+    while tensors and tensors[-1] is None:
+        tensors.pop()
+    defaults = {canonical: default for _, _, canonical, default in parse_signature(row.signature)}
+    kwargs = {k: v for k, v in bound.items() if defaults.get(k, NO_DEFAULT) is NO_DEFAULT or not _equal(v, defaults[k])}
+    args = tuple(tensors)
+    if node.op == "call_function" and node.target is row.fn and node.args == args and node.kwargs == kwargs:
+        return False
+    with gm.graph.inserting_before(node):
+        new = gm.graph.create_node("call_function", row.fn, args, kwargs, name=node.name)
+    new.meta.update({key: node.meta[key] for key in (VALUE, SOURCE) if key in node.meta})
+    name = node.name
+    node.replace_all_uses_with(new)
+    gm.graph.erase_node(node)
+    new.name = name
+    assert quant_of(new).qparams is None
+    return True
+
+
+def _equal(value: Any, default: Any) -> bool:
+    return isinstance(value, (int, float, str, bool, tuple, type(None))) and not isinstance(value, fx.Node) and bool(value == default)
+
+

@@ -1,0 +1,26 @@
+"""Runs the fusion rules to a fixpoint; every refused match becomes a remark with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from qcompiler.ir.types import Stage
+from qcompiler.pass_manager import Context
+from qcompiler.patterns import FUSE
+from qcompiler.rewrite import run_rules
+
+
+@dataclass(frozen=True)
+class Fuse:
+    name: str = "fuse"
+    stage: Stage = Stage.FUSED
+
+    def run(self, gm: fx.GraphModule, context: Context) -> bool:
+        fired, refused = run_rules(gm, (*context.rules, *FUSE), context.table)
+        for rejection in refused:
+            context.remark(self.name, rejection.code, f"{rejection.rule}: {rejection.reason}", rejection.node)
+        gm.graph.eliminate_dead_code()
+        gm.delete_all_unused_submodules()
+        return bool(fired)

@@ -1,0 +1,35 @@
+"""Numbers the groups of values that share qparams: an op whose output is "same as input" joins its first activation's group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from qcompiler.ir.types import QUANT, Stage, quant_of
+from qcompiler.ir.view import groups
+from qcompiler.ops.arguments import activations
+from qcompiler.ops.spec import Output
+from qcompiler.pass_manager import Context
+
+
+@dataclass(frozen=True)
+class ShareQParams:
+    name: str = "share_qparams"
+    stage: Stage = Stage.OBSERVED
+
+    def run(self, gm: fx.GraphModule, context: Context) -> bool:
+        table = context.table
+
+        def same(source: fx.Node, user: fx.Node) -> bool:
+            row = table.of(user)
+            return row is not None and row.output is Output.SAME and quant_of(user).int8 and user.args[0] is source
+
+        wanted = {a for n in gm.graph.nodes if quant_of(n).int8 for a in activations(table, n)}
+        number = 0
+        for part in groups(gm.graph, same):
+            if any(quant_of(n).int8 or n in wanted for n in part):
+                for node in part:
+                    node.meta[QUANT] = quant_of(node).with_(group=number)
+                number += 1
+        return number > 0

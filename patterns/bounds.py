@@ -1,0 +1,37 @@
+"""ReLU, ReLU6 and clamps, absorbed into the range of what computes their input.
+
+clamp(op(x), low, high) -> op(x, bounds=(low, high)); two clamps in a row meet in one.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from qcompiler.ir.types import VALUE
+from qcompiler.rewrite import Link, Match, Reject, Rule
+
+Pair = tuple[float | None, float | None]
+
+
+def tighten(inner: Pair, outer: Pair) -> Pair:
+    """The bounds of clamp(clamp(x, inner), outer)."""
+    if inner[0] is not None and outer[1] is not None and inner[0] > outer[1]:
+        raise Reject("empty-range", f"the clamps {inner} and {outer} do not overlap")
+    lows, highs = [b for b in (inner[0], outer[0]) if b is not None], [b for b in (inner[1], outer[1]) if b is not None]
+    return (max(lows) if lows else None, min(highs) if highs else None)
+
+
+def absorb(match: Match, producer: fx.Node, clamp: fx.Node) -> None:
+    row = match.row(clamp)
+    assert row.clamp is not None
+    low, high = row.clamp(clamp.kwargs)
+    if any(isinstance(b, fx.Node) or (b is not None and not isinstance(b, (int, float))) for b in (low, high)):
+        raise Reject("tensor-bounds", "its bounds are computed at run time")
+    inner = producer.kwargs.get("bounds") or (None, None)
+    bounds = tighten(inner, (None if low is None else float(low), None if high is None else float(high)))  # type: ignore[arg-type]
+    producer.kwargs = {**producer.kwargs, "bounds": bounds}
+    producer.meta[VALUE] = clamp.meta.get(VALUE, producer.meta.get(VALUE))
+    match.replace(clamp, producer)
+
+
+RULES = (Rule("absorb_clamp", (Link("producer", lambda row: row.takes_bounds), Link("clamp", lambda row: row.clamp is not None)), absorb),)

@@ -1,0 +1,17 @@
+"""qcompiler: a graph-based quantization compiler for PyTorch. A float model in, a runnable int8 module out."""
+
+from qcompiler.api import calibrate, convert_fx, convert_to_reference_fx, explain, fuse_fx, prepare_fx, quantize, remarks
+from qcompiler.errors import (
+    ArtifactError,
+    CalibrationError,
+    ConfigError,
+    InputError,
+    NumericsError,
+    QCompilerError,
+    TraceError,
+    UnsupportedOpError,
+)
+from qcompiler.qconfig import QConfig, get_default_qconfig
+from qcompiler.qconfig_mapping import QConfigMapping, get_default_qconfig_mapping
+
+__version__ = "0.1.0"

@@ -1,0 +1,247 @@
+"""The public functions. Each runs lists of passes; the logic is in the passes."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_map_only
+
+from qcompiler.backends.torch.lower import Lower
+from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.checks import MARK, check_eval, check_examples, check_model
+from qcompiler.codegen.module import compile_graph
+from qcompiler.debug.dump import Dump
+from qcompiler.debug.explain import Explanation, rows_of
+from qcompiler.errors import CalibrationError, ConfigError
+from qcompiler.ir.types import Stage
+from qcompiler.ops.decompositions import DECOMPOSE
+from qcompiler.ops.table import OPS, Table
+from qcompiler.pass_manager import Context, Pass, Remark, run_passes
+from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
+from qcompiler.prepared import State, as_prepared, state_of, user_attributes
+from qcompiler.qconfig_mapping import as_mapping, get_default_qconfig_mapping
+from qcompiler.trace import trace
+
+ROWS = "_qcompiler_rows"  # the explanation, on converted modules
+_lock = threading.RLock()  # tracing patches nn.Module
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _outside_inference_mode(function: F) -> F:
+    """Runs a function outside inference mode and without gradients: parameters made inside it could not be saved or changed later."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def _run(gm: fx.GraphModule, passes: Sequence[Pass], stage: Stage, context: Context, phase: str, name: str, debug: Any) -> fx.GraphModule:
+    directory = debug or os.environ.get("QCOMPILER_DEBUG")
+    dump = Dump(directory, phase, name) if directory else None
+    run_passes(gm, passes, stage, context, [dump] if dump else [])
+    if dump:
+        dump.finish(context)
+    return gm
+
+
+def _is_leaf(table: Table, model: nn.Module) -> Any:
+    def leaf(module: nn.Module, path: str) -> bool:
+        if table.module_form(module) is not None:
+            return True
+        containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
+                      nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # fmt: skip
+        return type(module).__module__.startswith("torch.nn") and not isinstance(module, containers) and type(module) not in DECOMPOSE
+
+    return leaf
+
+
+def _traced(model: nn.Module, example_inputs: Any, context: Context, options: dict[str, Any]) -> fx.GraphModule:
+    inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
+    with _lock:
+        traced = trace(model, inputs, options.get("example_kwargs"), is_leaf=_is_leaf(context.table, model), decompose=DECOMPOSE,
+                       concrete_args=options.get("concrete_args"), strict=context.strict)  # fmt: skip
+    for note in traced.remarks:
+        context.remarks.append(Remark("trace", note.kind, note.reason, note.where))
+    return traced.graph_module
+
+
+@_outside_inference_mode
+def fuse_fx(model: nn.Module, example_inputs: Any, *, table: Table = OPS, rules: Sequence[Any] = (), debug: Any = None, **options: Any) -> fx.GraphModule:
+    """The FUSED graph of a float model in eval mode: canonical ops, BatchNorm folded, clamps absorbed; values unchanged to 1e-5.
+
+    `example_inputs`: tuple of the forward's arguments. Raises TraceError, ConfigError, NumericsError as prepare_fx does.
+    """
+    check_model(model)
+    check_eval(model)
+    context = Context(table=table, rules=tuple(rules), strict=bool(options.pop("strict", False)))
+    return _run(_traced(model, example_inputs, context, options), FUSE, Stage.TRACED, context, "fuse", type(model).__name__, debug)
+
+
+@_outside_inference_mode
+def prepare_fx(
+    model: nn.Module,
+    qconfig_mapping: Any = None,
+    example_inputs: Any = (),
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    concrete_args: Mapping[str, Any] | None = None,
+    strict: bool = False,
+    table: Table = OPS,
+    rules: Sequence[Any] = (),
+    passes: Sequence[Pass] = (),
+    engine: str | None = None,
+    isa: str | None = None,
+    debug: str | os.PathLike[str] | None = None,
+) -> fx.GraphModule:
+    """Traces an unmodified float model, fuses it and inserts observers; call the result with calibration data, then convert_fx.
+
+    `qconfig_mapping`: QConfigMapping, QConfig, qconfig_dict, torch.ao's of these, or None for the default of the engine.
+    `example_inputs`, `example_kwargs`: arguments of one forward call; `concrete_args` fixes arguments by name. `engine`:
+    x86, fbgemm, onednn or qnnpack (default torch.backends.quantized.engine). `isa`: instruction set to compile for (default
+    this machine's). `strict`: what would stay float for want of an int8 form is an error. `table`, `rules`, `passes`: op
+    rows, fusion rules and FUSED-stage passes of your own. `debug`: a directory for pass dumps. The model is not changed.
+    Raises TraceError, ConfigError, NumericsError, InputError, UnsupportedOpError.
+    """
+    check_model(model)
+    check_eval(model)
+    engine = engine or torch.backends.quantized.engine
+    target = TorchTarget(engine, isa) if isa else TorchTarget(engine)
+    mapping = as_mapping(qconfig_mapping) if qconfig_mapping is not None else get_default_qconfig_mapping(engine)
+    mapping.check_names(name for name, _ in model.named_modules())
+    types = {name: type(module) for name, module in model.named_modules()}
+    context = Context(table=table, mapping=mapping, module_types=types, target=target, rules=tuple(rules), strict=strict)
+    gm = _traced(copy.deepcopy(model), example_inputs, context, {"example_kwargs": example_kwargs, "concrete_args": concrete_args})
+    name = type(model).__name__
+    _run(gm, (*FUSE, *passes, *OBSERVE), Stage.TRACED, context, "prepare", name, debug)
+    return as_prepared(gm, State(context, name, user_attributes(model)))
+
+
+def _state(prepared: Any) -> State:
+    state = state_of(prepared)
+    if state is not None and getattr(prepared, MARK, None) == "prepared":
+        return state
+    if getattr(prepared, MARK, None) == "converted":
+        raise ConfigError("this model is already converted", code="already-converted")
+    raise ConfigError("convert_fx needs the module that prepare_fx returned", code="not-prepared",
+                      hint="prepared = prepare_fx(model, mapping, example_inputs); calibrate(prepared, data); convert_fx(prepared)")  # fmt: skip
+
+
+def _quantized(prepared: Any, allow_uncalibrated: str, debug: Any) -> tuple[fx.GraphModule, State]:
+    state = _state(prepared)
+    gm = copy.deepcopy(prepared)
+    gm._forward_pre_hooks.clear()
+    gm._forward_pre_hooks_with_kwargs.clear()
+    shared = state.context
+    context = Context(shared.table, shared.mapping, shared.module_types, shared.target, shared.used_rules, shared.rules, shared.strict,
+                      allow_uncalibrated, list(shared.remarks), list(shared.records))  # fmt: skip
+    _run(gm, QUANTIZE, Stage.OBSERVED, context, "convert", state.name, debug)
+    return gm, State(context, state.name, state.user_attributes)
+
+
+@_outside_inference_mode
+def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error", debug: Any = None) -> fx.GraphModule:
+    """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors."""
+    return _quantized(prepared, allow_uncalibrated, debug)[0]
+
+
+@_outside_inference_mode
+def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str = "error", debug: Any = None) -> nn.Module:
+    """Compiles a calibrated module of prepare_fx to an int8 module for the CPU; `prepared` is not changed.
+
+    `allow_uncalibrated="float"` keeps the parts float that no data reached. Raises CalibrationError where observers saw no
+    data, ConfigError for a module that prepare_fx did not return.
+    """
+    if backend != "torch":
+        raise ConfigError(f"unknown backend {backend!r}", code="backend", hint='backend="torch" is what there is')
+    gm, state = _quantized(prepared, allow_uncalibrated, debug)
+    nodes = list(gm.graph.nodes)
+    _run(gm, (Lower(),), Stage.QUANTIZED, state.context, "lower", state.name, debug)
+    module = compile_graph(gm, engine=state.context.target.engine, name=state.name, user_attributes=state.user_attributes)
+    setattr(module, MARK, "converted")
+    setattr(module, ROWS, rows_of(nodes, state.context.table).to_data())
+    return module
+
+
+def _batches(data: Any) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Each item of calibration data as (args, kwargs): a tensor is one argument, a mapping is keywords, (inputs, labels) of a DataLoader is inputs."""
+    labelled = isinstance(data, torch.utils.data.DataLoader)
+    for item in data:
+        if isinstance(item, Mapping):
+            yield (), dict(item)
+        elif isinstance(item, (tuple, list)):
+            yield (item[:1] if labelled and len(item) == 2 else tuple(item)), {}  # type: ignore[misc]
+        else:
+            yield (item,), {}
+
+
+def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_nonfinite: bool = False) -> int:
+    """Runs calibration data through a prepared module and returns the number of batches.
+
+    `data`: iterable of inputs (a tensor, a tuple of arguments, a dict of keywords), or a DataLoader of (inputs, labels), or one
+    tensor (one batch). Raises CalibrationError for no batches and, naming the batch, for NaN or inf (`skip_nonfinite` skips such).
+    """
+    _state(prepared)
+    batches = [data] if isinstance(data, torch.Tensor) else data
+    count = 0
+    with torch.inference_mode():
+        for index, (args, kwargs) in enumerate(_tracked(_batches(batches), progress, batches)):
+            try:
+                prepared(*args, **kwargs)
+            except CalibrationError as error:
+                if skip_nonfinite:
+                    continue
+                raise CalibrationError(f"batch {index}: {error.message}", code=error.code, where=error.where, hint=error.hint) from error
+            count += 1
+    if count == 0:
+        raise CalibrationError("0 batches of calibration data", code="no-batches", hint="an iterator can be read only once; is the loader empty?")
+    return count
+
+
+def _tracked(batches: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]:
+    if not progress:
+        return batches
+    from rich.progress import track
+
+    return track(batches, description="calibrating", total=len(data) if hasattr(data, "__len__") else None)
+
+
+def quantize(model: nn.Module, calibration_data: Any, qconfig_mapping: Any = None, *, progress: bool = True, **options: Any) -> nn.Module:
+    """Float model and calibration data in, int8 module out: prepare_fx, calibrate, convert_fx. The first batch is the example.
+
+    `options` go to prepare_fx.
+    """
+    data = [calibration_data] if isinstance(calibration_data, torch.Tensor) else calibration_data
+    if iter(data) is data:
+        data = list(data)  # a generator is read twice: for the example and for calibration
+    first = next(iter(_batches(data)), None)
+    if first is None:
+        raise CalibrationError("0 batches of calibration data", code="no-batches")
+    prepared = prepare_fx(model, qconfig_mapping, first[0], example_kwargs=first[1] or None, **options)
+    calibrate(prepared, data, progress=progress)
+    return convert_fx(prepared)
+
+
+def explain(model: Any) -> Explanation:
+    """Which ops run in int8 and which in float, with the reason, for a prepared, converted or loaded module."""
+    rows = getattr(model, ROWS, None)
+    if rows is not None:
+        return Explanation.from_data(rows)
+    state = _state(model)
+    return rows_of(model.graph.nodes, state.context.table)
+
+
+def remarks(prepared: Any) -> list[Remark]:
+    """What the compiler noted while preparing: not fused, kept float, made concrete, and why."""
+    return list(_state(prepared).context.remarks)

@@ -1,0 +1,68 @@
+"""Refuses models and inputs that cannot be compiled, before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from qcompiler.errors import ConfigError, InputError, NumericsError, UnsupportedOpError, Where
+
+MARK = "_qcompiler_stage"  # "prepared" or "converted", on the modules that the API returns
+
+
+def check_model(model: Any) -> None:
+    """Raises for what is no float CPU model in eval mode; names the parameter or module."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"expected a torch.nn.Module, got {type(model).__name__}", code="not-a-module")
+    stage = getattr(model, MARK, None)
+    if stage is not None:
+        raise ConfigError(f"this model is already {stage}", code=f"already-{stage}", hint="start from the float model")
+    for name, tensor in _tensors(model):
+        _check_tensor(name, tensor)
+    devices = sorted({str(t.device) for _, t in _tensors(model)})
+    if len(devices) > 1 or (devices and devices != ["cpu"]):
+        raise ConfigError(f"the model is on {', '.join(devices)}", code="device", hint="int8 kernels run on the CPU: model.cpu() first")
+
+
+def check_eval(model: nn.Module) -> None:
+    """Raises ConfigError in train mode, naming the layers that would behave differently."""
+    training = [(n or "the model itself", type(m).__name__) for n, m in model.named_modules() if m.training]
+    if training:
+        telling = [f"{n} ({t})" for n, t in training if "Norm" in t or "Drop" in t] or [f"{n} ({t})" for n, t in training]
+        more = f" and {len(telling) - 5} more" if len(telling) > 5 else ""
+        raise ConfigError(f"the model is in train mode: {', '.join(telling[:5])}{more}", code="train-mode", hint="call model.eval() first")
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _check_tensor(name: str, t: torch.Tensor) -> None:
+    place = Where(module_path=name)
+    if t.is_meta:
+        raise ConfigError(f"{name} is a meta tensor: its weights are not materialized", code="meta-tensor", where=place)
+    if t.is_quantized:
+        raise ConfigError(f"{name} is quantized already", code="already-quantized", where=place, hint="start from the float model")
+    if t.layout != torch.strided or t.is_nested:
+        raise UnsupportedOpError(f"{name} is not a plain dense tensor ({t.layout})", code="tensor-layout", where=place)
+    if t.is_complex():
+        raise UnsupportedOpError(f"{name} is complex", code="complex", where=place)
+    if isinstance(t, nn.Parameter) and not t.is_floating_point():
+        raise ConfigError(f"parameter {name} is {t.dtype}, expected float32", code="weight-dtype", where=place)
+    if t.is_floating_point() and t.dtype is not torch.float32:
+        raise ConfigError(f"{name} is {t.dtype}, expected float32", code="weight-dtype", where=place, hint="convert with model.float() first")
+    if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+        raise NumericsError(f"{name} holds NaN or inf", code="bad-weight", where=place, hint="look at the checkpoint it was loaded from")
+
+
+def check_examples(example_inputs: Any) -> tuple[Any, ...]:
+    """The example inputs as a tuple of arguments."""
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,)
+    if not isinstance(example_inputs, (tuple, list)):
+        raise InputError(f"example_inputs must be a tuple of the forward's arguments, got {type(example_inputs).__name__}", code="example-inputs")
+    return tuple(example_inputs)

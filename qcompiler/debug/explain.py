@@ -1,0 +1,81 @@
+"""explain: which ops run in int8, which stay float and why, and the share of multiply-accumulates in int8."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import fx
+
+from qcompiler.ir.types import quant_of, source_of, value_of
+from qcompiler.ops.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One op of the model: int8 or float, why, its multiply-accumulates with the example inputs."""
+
+    node: str
+    op: str
+    module_path: str
+    source: str
+    int8: bool
+    reason: str
+    macs: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The rows in the order of execution."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def int8_mac_share(self) -> float:
+        """Share of multiply-accumulates that int8 kernels do, 0 to 1; 1 for a model without any."""
+        total = sum(row.macs for row in self.rows)
+        return sum(row.macs for row in self.rows if row.int8) / total if total else 1.0
+
+    def to_data(self) -> list[dict[str, Any]]:
+        return [asdict(row) for row in self.rows]
+
+    @staticmethod
+    def from_data(data: Iterable[dict[str, Any]]) -> Explanation:
+        return Explanation(tuple(Row(**row) for row in data))
+
+    def table(self) -> Any:
+        """The rows as a rich table."""
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table = RichTable(title=f"{self.int8_mac_share:.1%} of multiply-accumulates in int8")
+        for header in ("node", "op", "module", "runs in", "MACs", "why float"):
+            table.add_column(header, justify="right" if header == "MACs" else "left", overflow="fold")
+        for row in self.rows:
+            kind = Text("int8", "green") if row.int8 else Text("float", "yellow")
+            cells = [Text(row.node), Text(row.op), Text(row.module_path), kind, f"{row.macs:,}" if row.macs else "", Text(row.reason)]
+            table.add_row(*cells)
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=140, color_system=None)
+        console.print(self.table())
+        text: str = console.file.getvalue()  # type: ignore[attr-defined]
+        return text
+
+
+def rows_of(nodes: Iterable[fx.Node], table: Table) -> Explanation:
+    """The rows of the ops among `nodes` that compute on floats, as annotated."""
+    rows = []
+    for node in nodes:
+        quant, source, op = quant_of(node), source_of(node), table.of(node)
+        if not node.op.startswith("call_") or not (quant.int8 or quant.reason) or (value_of(node).shape is None and op is None):
+            continue
+        name = op.name if op is not None else getattr(node.target, "__name__", str(node.target))
+        macs = op.macs(node) if op is not None and op.macs is not None else 0
+        rows.append(Row(node.name, name, source.module_path, source.location or "", quant.int8, quant.reason or "", macs))
+    return Explanation(tuple(rows))

@@ -1,0 +1,71 @@
+"""Parameters and buffers of a graph module by dotted name, and the get_attr nodes that stand for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from qcompiler.ir.types import SOURCE, VALUE, Source, Value, source_of
+
+
+def attribute(root: nn.Module, path: str) -> Tensor:
+    """The tensor under a dotted name."""
+    owner, _, name = path.rpartition(".")
+    value: Tensor = getattr(root.get_submodule(owner), name)
+    return value
+
+
+def has_attribute(root: nn.Module, path: str) -> bool:
+    module: object = root
+    for part in path.split("."):
+        if not hasattr(module, part):
+            return False
+        module = getattr(module, part)
+    return True
+
+
+def container(root: nn.Module, path: str) -> nn.Module:
+    """The submodule under a dotted name, made on the way where it is missing."""
+    for part in filter(None, path.split(".")):
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    return root
+
+
+def set_attribute(root: nn.Module, path: str, value: Tensor, *, parameter: bool = False) -> None:
+    """Puts a tensor under a dotted name, in place of what stood there."""
+    owner, _, name = path.rpartition(".")
+    module = container(root, owner)
+    if hasattr(module, name):
+        delattr(module, name)
+    if parameter:
+        module.register_parameter(name, nn.Parameter(value, requires_grad=value.is_floating_point()))
+    else:
+        module.register_buffer(name, value)
+
+
+def get_attr(gm: fx.GraphModule, path: str, source: Source | None = None) -> fx.Node:
+    """A new get_attr node at the graph's insertion point."""
+    node = gm.graph.create_node("get_attr", path)
+    node.meta[VALUE] = Value.of(attribute(gm, path))
+    node.meta[SOURCE] = source or Source()
+    return node
+
+
+def free_path(gm: fx.GraphModule, path: str, user: fx.Node) -> str:
+    """`path`, or a name beside it where another op than `user` reads that attribute."""
+    others = any(n.op == "get_attr" and n.target == path and any(u is not user for u in n.users) for n in gm.graph.nodes)
+    if not others:
+        return path
+    k = 2
+    while has_attribute(gm, f"{path}_{k}"):
+        k += 1
+    return f"{path}_{k}"
+
+
+def set_parameter(gm: fx.GraphModule, user: fx.Node, path: str, value: Tensor) -> fx.Node:
+    """Stores a new parameter for `user` under `path` (or beside it, where the old one has other users) and reads it."""
+    path = free_path(gm, path, user)
+    set_attribute(gm, path, value.detach().clone(memory_format=torch.contiguous_format), parameter=True)
+    return get_attr(gm, path, source_of(user))

@@ -1,0 +1,33 @@
+"""Which arguments of a canonical call are activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from qcompiler.ops.spec import Role
+from qcompiler.ops.table import Table
+
+
+def activations(table: Table, node: fx.Node) -> Iterator[fx.Node]:
+    """The nodes that a canonical node takes as activations, in order; none for other nodes."""
+    row = table.of(node)
+    for param, arg in zip(row.params if row is not None else (), node.args, strict=False):
+        if param.role is Role.ACTIVATION and isinstance(arg, fx.Node):
+            yield arg
+        elif param.role is Role.ACTIVATIONS and isinstance(arg, (list, tuple)):
+            yield from (a for a in arg if isinstance(a, fx.Node))
+
+
+def replace_activations(table: Table, node: fx.Node, old: fx.Node, new: fx.Node) -> None:
+    """Feeds `new` to `node` wherever it took `old` as an activation."""
+    row = table.of(node)
+    assert row is not None
+    args = list(node.args)
+    for i, param in enumerate(row.params[: len(args)]):
+        if param.role is Role.ACTIVATION and args[i] is old:
+            args[i] = new
+        elif param.role is Role.ACTIVATIONS and isinstance(args[i], (list, tuple)):
+            args[i] = type(args[i])(new if a is old else a for a in args[i])
+    node.args = tuple(args)

@@ -1,0 +1,77 @@
+"""What prepare_fx returns: the OBSERVED graph as a module that is called with calibration data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qcompiler.checks import MARK
+from qcompiler.errors import InputError
+from qcompiler.ir.types import Value, value_of
+from qcompiler.pass_manager import Context
+
+STATE = "qcompiler"  # gm.meta key -> State
+
+
+@dataclass
+class State:
+    """What convert needs to know of the prepare before it."""
+
+    context: Context
+    name: str
+    user_attributes: dict[str, Any]
+
+
+def state_of(module: Any) -> State | None:
+    state: State | None = getattr(module, "meta", {}).get(STATE) if isinstance(module, fx.GraphModule) else None
+    return state
+
+
+def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
+    """Marks the graph module, gives it the user's attributes, and checks the inputs of every call."""
+    gm.meta[STATE] = state
+    setattr(gm, MARK, "prepared")
+    for name, value in state.user_attributes.items():
+        if not hasattr(gm, name):
+            setattr(gm, name, value)
+    gm.register_forward_pre_hook(InputCheck([(str(n.target), value_of(n), bool(n.args)) for n in gm.graph.nodes if n.op == "placeholder"]), with_kwargs=True)
+    return gm.eval()
+
+
+def user_attributes(model: nn.Module) -> dict[str, Any]:
+    """The plain attributes that the user's __init__ set: neither tensors, nor modules, nor nn.Module's own."""
+    own = set(nn.Module().__dict__) | {MARK}
+    return {k: v for k, v in model.__dict__.items() if k not in own and not k.startswith("_") and not callable(v)}
+
+
+class InputCheck:
+    """Pre-hook: InputError with expected and actual where a call does not fit what was traced."""
+
+    def __init__(self, inputs: list[tuple[str, Value, bool]]) -> None:
+        self.inputs = inputs
+
+    def signature(self) -> str:
+        def one(name: str, value: Value) -> str:
+            return name if value.shape is None else f"{name}: {value.dtype}[{', '.join(map(str, value.shape))}]"
+
+        return ", ".join(one(name, value) for name, value, _ in self.inputs)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names = [name for name, _, _ in self.inputs]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        missing = [name for name, _, optional in self.inputs if name not in given and not optional]
+        unknown = [name for name in kwargs if name not in names]
+        if len(args) > len(names) or missing or unknown:
+            raise InputError(f"expected the inputs ({self.signature()}), got {len(args)} positional and {sorted(kwargs) or 'no'} named", code="inputs")
+        for name, value, _ in self.inputs:
+            self._check(name, value, given.get(name))
+
+    def _check(self, name: str, value: Value, x: Any) -> None:
+        if value.shape is None or x is None:
+            return
+        if not isinstance(x, torch.Tensor) or x.dim() != len(value.shape) or x.dtype is not value.dtype:
+            got = f"{x.dtype}{list(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+            raise InputError(f"input {name} does not fit: expected ({self.signature()}), got {got}", code="input-shape")
