@@ -7,7 +7,7 @@ order, nor of which observer of several that are merged saw them.
 
 Counting each value would take longer than the model (4 ns a value, a convolution's output costs about as much). A sample is a
 slice along dimension 0. Small samples are counted in full. Of a large one every stride-th value in memory order is counted,
-stride times, and for the rare large values, which decide where to clip, the largest and smallest value of each of some 512 blocks.
+stride times, and for the rare large values, which decide where to clip, the largest and smallest value of each of some 256 blocks.
 If E of n blocks reach beyond t, about -n log(1 - E / n) values do (Poisson). Stride and blocks depend on the shape of one
 sample alone. The smallest and largest value are of all values.
 """
@@ -26,8 +26,8 @@ from qcompiler.observers.base import EPS, ObserverBase, UniformQuantizationObser
 from qcompiler.observers.factory import register_observer
 
 # Values counted, and blocks, per sample and tensor: together about as costly as one pass over a convolution's output.
-SAMPLED = 4096
-BLOCKS = 512
+SAMPLED = 2048
+BLOCKS = 256
 _TAIL = 0.5  # the share of blocks reached below which their extremes say more than the counted values
 _EXACT, _SAMPLED, _HIGHS, _LOWS = range(4)  # rows of the histogram
 _SMALLEST_EXPONENT = -126  # 2**126 is still a float32
