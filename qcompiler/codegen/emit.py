@@ -1,0 +1,228 @@
+"""emit: a Program -> the source of a straight-line `forward`, in three spellings."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+
+from qcompiler.codegen import registry
+from qcompiler.codegen.program import Call, Input, Program, is_name
+from qcompiler.codegen.values import DTYPE_NAMES, Const, Ref, Scale, ZeroPoint, walk
+
+
+class Dialect(Enum):
+    """Where the source runs: inside CompiledModule, under torch.jit.script, or in a file of its own."""
+
+    BOUND = "bound"  # kernels, packs and tensors are globals
+    SCRIPT = "script"  # packets of torch.ops; packs and tensors are attributes of self
+    FILE = "file"  # kernels are globals of the file; packs and tensors are attributes of self
+
+
+INFIX = {
+    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "matmul": "@", "pow": "**", "and_": "&", "or_": "|",
+    "xor": "^", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lshift": "<<", "rshift": ">>",
+}  # fmt: skip
+ROOTS = {"torch": "torch", "F": "torch.nn.functional", "special": "torch.special", "linalg": "torch.linalg", "fft": "torch.fft"}
+MAX_LINE = 132
+KERNEL_PREFIX = re.compile(r"\W+")
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """Source of forward, and what its global names stand for."""
+
+    source: str
+    kernels: dict[str, str]  # global -> operation name
+    packs: dict[str, str]  # once variable -> name in the source
+    tensors: dict[str, str]  # dotted name -> name in the source
+
+
+class Emitter:
+    def __init__(self, program: Program, scales: Sequence[float], zero_points: Sequence[int], dialect: Dialect) -> None:
+        self.program, self.scales, self.zero_points, self.dialect = program, scales, zero_points, dialect
+        self.taken = {i.name for i in program.inputs} | {c.out for c in program.calls if c.out} | {"self"}
+        self.globals: dict[str, str] = {}
+        self.kernels: dict[str, str] = {}
+        read = {v.name for c in program.calls for v in c.values() if isinstance(v, Const)}
+        read |= {v.name for v in walk(program.output) if isinstance(v, Const)}
+        self.packs = {c.out: self.free(f"pack_{c.out}".replace("pack_prepack", "pack")) for c in program.once if c.out}
+        self.tensors = {name: self.free(KERNEL_PREFIX.sub("_", f"t_{name}" if name[0].isdigit() else name)) for name in sorted(read)}
+
+    def free(self, name: str) -> str:
+        name = re.sub(r"\W", "_", name, flags=re.ASCII)
+        while name in self.taken or not is_name(name):
+            name += "_"
+        self.taken.add(name)
+        return name
+
+    def named(self, key: str, preferred: str) -> str:
+        """The global name for something, the same each time."""
+        if key not in self.globals:
+            self.globals[key] = self.free(preferred)
+        return self.globals[key]
+
+    def emit(self) -> Emitted:
+        body = self.checks() if self.dialect is Dialect.BOUND else []
+        last = self.last_uses()
+        for index, call in enumerate(self.program.calls):
+            body += self.statement(call)
+            if last.get(index) and self.dialect is not Dialect.SCRIPT:
+                body.append(f"del {', '.join(last[index])}")
+        body.append(f"return {self.text(self.program.output)}")
+        head = f"def forward({', '.join(['self', *self.arguments()])}):"
+        source = "\n".join([head, *(f"    {line}" for line in body)]) + "\n"
+        return Emitted(source, dict(self.kernels), self.packs, self.tensors)
+
+    def last_uses(self) -> dict[int, list[str]]:
+        """Statement index -> variables that no later statement reads."""
+        where = {v.name: i for i, c in enumerate(self.program.calls) for v in c.values() if isinstance(v, Ref)}
+        kept = {v.name for v in walk(self.program.output) if isinstance(v, Ref)} | {i.name for i in self.program.inputs}
+        dying: dict[int, list[str]] = {}
+        for call in self.program.calls:
+            if call.out in where and call.out not in kept:
+                dying.setdefault(where[call.out], []).append(call.out)
+        return dying
+
+    def arguments(self) -> list[str]:
+        return [self.argument(i) for i in self.program.inputs]
+
+    def argument(self, i: Input) -> str:
+        default = self.text(i.default)
+        if self.dialect is not Dialect.SCRIPT:
+            return f"{i.name}={default}" if i.optional else i.name
+        torch_ = self.root("torch")
+        kind = {bool: "bool", int: "int", float: "float", str: "str"}.get(type(i.default), f"{torch_}.Tensor")
+        if not i.optional:
+            return f"{i.name}: {torch_}.Tensor"
+        return f"{i.name}: {self.named('Optional', 'Optional')}[{torch_}.Tensor] = None" if i.default is None else f"{i.name}: {kind} = {default}"
+
+    def checks(self) -> list[str]:
+        """One line per tensor input: a call that a kernel would answer with a message of its own is refused here."""
+        tensor = self.named("Tensor", "Tensor")
+        lines = []
+        for i in self.program.inputs:
+            if i.dtype is None or i.rank is None:
+                continue
+            test = f"not isinstance({i.name}, {tensor}) or {i.name}.dtype is not {self.root('torch')}.{i.dtype} or {i.name}.dim() != {i.rank}"
+            if i.optional:
+                test = f"{i.name} is not {self.text(i.default)} and ({test})"
+            lines += [f"if {test}:", f"    self._reject({i.name!r}, {i.name})"]
+        return lines
+
+    def statement(self, call: Call) -> list[str]:
+        value = self.expression(call)
+        line = f"{call.out} = {value}" if call.out else value
+        if not call.comment:
+            return [line]
+        short = len(line) + len(call.comment) + 8 <= MAX_LINE
+        return [f"{line}  # {call.comment}"] if short else [f"# {call.comment}", line]
+
+    def expression(self, call: Call) -> str:
+        op, args = call.op, call.args
+        if op == registry.LEAF:
+            return f"{self.submodule(str(args[0]))}({self.list(args[1:], call.kwargs)})"
+        if op.startswith(registry.METHOD):
+            return f"{self.atom(args[0])}.{op.removeprefix(registry.METHOD)}({self.list(args[1:], call.kwargs)})"
+        if op == "builtins.getattr" and len(args) == 2:
+            return f"{self.atom(args[0])}.{args[1]}"
+        space, _, name = op.partition(".")
+        if space == "operator" and not call.kwargs and len(args) == 2:
+            if name in INFIX:
+                return f"{self.atom(args[0])} {INFIX[name]} {self.atom(args[1])}"
+            if name == "getitem":
+                return f"{self.atom(args[0])}[{self.index(args[1])}]"
+        return f"{self.callee(op)}({self.list(args, call.kwargs)})"
+
+    def submodule(self, path: str) -> str:
+        if all(is_name(part) for part in path.split(".")) and not hasattr(torch.nn.Module, path.partition(".")[0]):
+            return f"self.{path}"
+        return f"self.get_submodule({path!r})" if self.dialect is Dialect.BOUND else f"self.{self.named(f'leaf {path}', f'leaf_{path}')}"
+
+    def callee(self, op: str) -> str:
+        space, _, name = op.partition(".")
+        if "::" in op:
+            if self.dialect is Dialect.SCRIPT:
+                return f"{self.root('torch')}.ops.{op.replace('::', '.').rpartition('.')[0]}"
+            preferred = op.replace("::", "_").removesuffix(".default").replace(".", "_")
+        elif space in ROOTS:
+            return f"{self.root(space)}.{name}"
+        elif space in ("operator", "math", "collections"):
+            return f"{self.named(f'module {space}', space)}.{name}"
+        else:
+            preferred = op.rpartition(".")[2]
+        found = self.named(f"op {op}", preferred)
+        self.kernels[found] = op
+        return found
+
+    def root(self, space: str) -> str:
+        if space in ("torch", "F"):
+            return self.named(f"module {space}", space)
+        return f"{self.root('torch')}.{space}"
+
+    def list(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+        return ", ".join([*map(self.text, args), *(f"{k}={self.text(v)}" for k, v in sorted(kwargs.items()))])
+
+    def index(self, value: Any) -> str:
+        if isinstance(value, slice):
+            start, stop, step = ("" if v is None else self.text(v) for v in (value.start, value.stop, value.step))
+            return f"{start}:{stop}" + (f":{step}" if step else "")
+        if isinstance(value, tuple) and value and not any(isinstance(v, tuple) for v in value):
+            return ", ".join(map(self.index, value)) + ("," if len(value) == 1 else "")
+        return self.text(value)
+
+    def atom(self, value: Any) -> str:
+        text = self.text(value)
+        return text if isinstance(value, (Ref, Const)) else f"({text})" if not str(text).isidentifier() and not text[0].isdigit() else text
+
+    def text(self, value: Any) -> str:
+        """Source of one argument."""
+        if isinstance(value, Ref):
+            return self.member(self.packs[value.name]) if value.name in self.packs else value.name
+        if isinstance(value, Const):
+            return self.member(self.tensors[value.name])
+        if isinstance(value, Scale):
+            return repr(float(self.scales[value.index]))
+        if isinstance(value, ZeroPoint):
+            return repr(int(self.zero_points[value.index]))
+        if isinstance(value, list):
+            return f"[{', '.join(map(self.text, value))}]"
+        if isinstance(value, tuple):
+            return f"({', '.join(map(self.text, value))}{',' if len(value) == 1 else ''})"
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{self.text(k)}: {self.text(v)}" for k, v in value.items()) + "}"
+        return self.literal(value)
+
+    def member(self, name: str) -> str:
+        return name if self.dialect is Dialect.BOUND else f"self.{name}"
+
+    def literal(self, value: Any) -> str:
+        if isinstance(value, slice):
+            return f"slice({self.text(value.start)}, {self.text(value.stop)}, {self.text(value.step)})"
+        if isinstance(value, torch.dtype):
+            return f"{self.root('torch')}.{DTYPE_NAMES[value]}"
+        if isinstance(value, torch.device):
+            return f"{self.root('torch')}.device({str(value)!r})"
+        if isinstance(value, (torch.memory_format, torch.layout)):
+            return f"{self.root('torch')}.{str(value).removeprefix('torch.')}"
+        if isinstance(value, float) and not value - value == 0.0:  # inf, nan
+            return f'float("{value!r}")'
+        if value is Ellipsis:
+            return "..."
+        return ascii(value)
+
+    def namespace(self, resolve: Callable[[str], Any]) -> dict[str, Any]:
+        """Globals that the source needs, kernels through `resolve`."""
+        import collections
+        import math
+        from typing import Optional
+
+        modules = {"torch": torch, "F": torch.nn.functional, "operator": operator, "math": math, "collections": collections}
+        fixed = {f"module {k}": v for k, v in modules.items()} | {"Tensor": torch.Tensor, "Optional": Optional}
+        found = {name: fixed[key] for key, name in self.globals.items() if key in fixed}
+        return found | {name: resolve(op) for name, op in self.kernels.items()}

@@ -1,0 +1,279 @@
+"""CompiledModule: what convert returns, an nn.Module whose forward is straight-line source on bound kernels and packs."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import linecache
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from qcompiler.codegen import registry
+from qcompiler.codegen.build import Built, build
+from qcompiler.codegen.emit import Dialect, Emitter
+from qcompiler.codegen.program import Call, Program, is_name, is_path
+from qcompiler.codegen.values import Const, Ref, Scale, ZeroPoint, rewrite
+from qcompiler.errors import ConfigError, InputError
+
+T = TypeVar("T", bound=type)
+_engine_lock = threading.RLock()
+_serial = itertools.count()
+
+
+@contextmanager
+def quantized_engine(engine: str) -> Iterator[None]:
+    """Makes `engine` torch's quantized engine inside the block; one thread at a time. Raises ConfigError if torch lacks it."""
+    if engine not in torch.backends.quantized.supported_engines:
+        supported = ", ".join(sorted(torch.backends.quantized.supported_engines))
+        raise ConfigError(f"the module was compiled for engine {engine!r:.40}; this torch has {supported}", code="engine")
+    with _engine_lock:
+        before = torch.backends.quantized.engine
+        torch.backends.quantized.engine = engine
+        try:
+            yield
+        finally:
+            torch.backends.quantized.engine = before
+
+
+class Scope(nn.Module):
+    """Holds tensors and submodules under one part of the user's dotted names; has no forward of its own."""
+
+
+class CompiledModule(nn.Module):
+    """An int8 program as a module. Made by `compile_graph` or `assemble`, whose result is a subclass named after the user's.
+
+    All tensors are buffers under the user's names, activation parameters included, so state_dict is complete. Packs and the
+    source follow from them: they are rebuilt by load_state_dict, copying and unpickling, and by `rebuild()` after tensors
+    were changed in place. forward changes nothing of the module and may run in many threads.
+    """
+
+    lowered: fx.GraphModule | None  # the LOWERED graph, where this process made the module; copies go without
+    _program: Program
+    _engine: str
+    _externals: dict[str, Any]
+    _built: tuple[str, ...]  # attributes that rebuild() makes
+    _source: str
+
+    @property
+    def program(self) -> Program:
+        return self.__dict__["_program"]  # type: ignore[no-any-return]
+
+    @property
+    def engine(self) -> str:
+        """The quantized engine that the weights are packed for."""
+        return self.__dict__["_engine"]  # type: ignore[no-any-return]
+
+    @property
+    def code(self) -> str:
+        """Source of forward, as it runs."""
+        return self.__dict__["_source"]  # type: ignore[no-any-return]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise ConfigError("a CompiledModule is made by compile_graph or artifact.load")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except TypeError:
+            self._check_arguments(args, kwargs)
+            raise
+
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        try:
+            inspect.signature(type(self).forward).bind(self, *args, **kwargs)
+        except TypeError as error:
+            signature = f"{self.program.name}{self.program.signature()}"
+            raise InputError(f"{signature}: {error}", code="input-arguments", hint="call it as the float model is called") from None
+
+    def _reject(self, name: str, value: Any) -> NoReturn:
+        """Called by generated source when an input has not the type or rank of the example."""
+        i = next(i for i in self.program.inputs if i.name == name)
+        got = f"{value.dtype} tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__qualname__
+        raise InputError(f"input {name!r} must be a torch.{i.dtype} tensor of {i.rank} dimensions, got {got}", code="input-type")
+
+    def rebuild(self) -> None:
+        """Packs weights and makes forward anew from the module's tensors."""
+        program = self.program
+        with quantized_engine(self.engine):
+            packs = run_once(program, lambda path: find(self, path), *self._qparams())
+        emitter = Emitter(program, *self._qparams(), Dialect.BOUND)
+        emitted = emitter.emit()
+        namespace = emitter.namespace(self._resolve)
+        namespace |= {emitted.packs[name]: pack for name, pack in packs.items()}
+        namespace |= {alias: find(self, path) for path, alias in emitted.tensors.items()}
+        filename = f"<qcompiler {program.name} {next(_serial)}>"
+        bound = "".join(f"# {alias} = {op}\n" for alias, op in sorted(emitted.kernels.items()))
+        source = bound + emitted.source
+        namespace["__name__"] = "qcompiler.generated"
+        exec(compile(source, filename, "exec"), namespace)
+        forward = namespace.pop("forward")
+        linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+        weakref.finalize(forward, linecache.cache.pop, filename, None)
+        for name in self.__dict__.get("_built", ()):
+            self.__dict__.pop(name, None)
+        # torch.jit.trace finds packs among the attributes of self
+        attributes = {f"_{emitted.packs[name]}": pack for name, pack in packs.items()}
+        self.__dict__.update(attributes)
+        self.__dict__["_built"] = tuple(attributes)
+        self.__dict__["_source"] = source
+        type(self).forward = forward  # type: ignore[method-assign]
+
+    def _qparams(self) -> tuple[list[float], list[int]]:
+        scales, zero_points = (self._buffers[n] for n in (self.program.scales_name, self.program.zero_points_name))
+        assert scales is not None and zero_points is not None
+        return scales.tolist(), zero_points.tolist()
+
+    def _resolve(self, op: str) -> Any:
+        if op.startswith(registry.EXTERNAL):
+            return self.__dict__["_externals"][op.removeprefix(registry.EXTERNAL)]
+        found = registry.resolve(op)
+        # the C function behind an overload costs a third less per call than the overload object
+        return getattr(found, "_op", found) if isinstance(found, torch._ops.OpOverload) else found
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompiledModule:
+        """`.to(...)`: kernels exist for the CPU alone and the program fixes its dtypes; raises ConfigError for others."""
+        probe = fn(torch.zeros(1))
+        if probe.device.type != "cpu":
+            raise ConfigError(f"an int8 program runs on the CPU, not on {probe.device}", code="device")
+        if probe.dtype is not torch.float32:
+            raise ConfigError(f"an int8 program keeps its dtypes; it cannot be cast to {probe.dtype}", code="dtype")
+
+        def keep(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            return made if made.dtype is tensor.dtype else tensor
+
+        super()._apply(keep, recurse)
+        self.rebuild()
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {k: v for k, v in self.__dict__.items() if k not in self.__dict__["_built"]}
+        for name in ("_program", "_engine", "_built", "_source", "lowered"):
+            state.pop(name, None)
+        return _empty, (self.program.to_json(), self.engine), state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.rebuild()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
+        import copy
+
+        made = _empty(self.program, self.engine)
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(self.__reduce__()[2], memo))
+        return made
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """The twin that torch.jit.script compiles in place of this module."""
+        from qcompiler.codegen.script import scriptable
+
+        return scriptable(self)
+
+    def extra_repr(self) -> str:
+        program = self.program
+        return f"engine={self.engine}, {program.int8_calls} of {len(program.calls)} calls on int8 kernels"
+
+
+def find(module: nn.Module, path: str) -> Tensor:
+    """The tensor under a dotted name, through any attribute of a module that the name passes."""
+    *scopes, last = path.split(".")
+    value: Any = module
+    for part in scopes:
+        value = value._modules[part]
+    for table in (value._buffers, value._parameters):
+        if table.get(last) is not None:
+            return table[last]  # type: ignore[no-any-return]
+    return getattr(value, last)  # type: ignore[no-any-return]
+
+
+def run_once(program: Program, tensor: Callable[[str], Tensor], scales: list[float], zero_points: list[int]) -> dict[str, Any]:
+    """Results of the once calls, by name. The caller sets the engine."""
+    made: dict[str, Any] = {}
+
+    def value(v: Any) -> Any:
+        if isinstance(v, Ref):
+            return made[v.name]
+        if isinstance(v, Const):
+            return tensor(v.name)
+        if isinstance(v, Scale):
+            return scales[v.index]
+        return zero_points[v.index] if isinstance(v, ZeroPoint) else v
+
+    def run(call: Call) -> Any:
+        args, kwargs = rewrite(call.args, value), rewrite(call.kwargs, value)
+        return registry.resolve(call.op)(*args, **kwargs)
+
+    with torch.no_grad():
+        for call in program.once:
+            assert call.out is not None
+            made[call.out] = run(call)
+    return made
+
+
+def _empty(program: Program | str, engine: str) -> CompiledModule:
+    program = Program.from_json(program) if isinstance(program, str) else program
+    title = program.name if is_name(program.name) else "CompiledModule"
+    cls = type(title, (CompiledModule,), {"__module__": CompiledModule.__module__, "__doc__": CompiledModule.__doc__})
+    module: CompiledModule = cls.__new__(cls)
+    nn.Module.__init__(module)
+    module.__dict__.update(lowered=None, _program=program, _engine=engine, _externals={}, _built=(), _source="")
+    module._load_state_dict_post_hooks[-1] = _after_load
+    return module
+
+
+def _after_load(module: CompiledModule, incompatible: Any) -> None:
+    module.rebuild()
+
+
+def place(module: nn.Module, path: str, value: Tensor | nn.Module) -> None:
+    """Puts a buffer or submodule under a dotted name, with scopes on the way. Raises ConfigError if the name is taken."""
+    *scopes, last = path.split(".")
+    if not is_path(path) or any(hasattr(nn.Module, part) for part in (*scopes, last)):
+        raise ConfigError(f"{path!r:.200} cannot be a name in a module", code="codegen-name")
+    for part in scopes:
+        module = module._modules.setdefault(part, Scope()) or Scope()
+    if isinstance(value, nn.Module):
+        held = module._modules.get(last)
+        if held is not None and (held._buffers or held._modules):
+            raise ConfigError(f"submodule {path!r} holds tensors of the program", code="codegen-name")
+        module._modules[last] = value
+    elif module._parameters.get(last) is None:  # else a leaf module owns it
+        module._buffers[last] = value
+
+
+def assemble(built: Built, engine: str) -> CompiledModule:
+    """The module of a program and what it runs on; tensors become its buffers as they are."""
+    program = built.program
+    module = _empty(program, engine)
+    module.__dict__["_externals"] = dict(built.externals)
+    for path in sorted(built.leaves):
+        place(module, path, built.leaves[path])
+    for path, tensor in built.tensors.items():
+        place(module, path, tensor)
+    module._buffers[program.scales_name] = torch.tensor(built.scales, dtype=torch.float64)
+    module._buffers[program.zero_points_name] = torch.tensor(built.zero_points, dtype=torch.int64)
+    module.train(False)
+    module.rebuild()
+    return module
+
+
+def compile_graph(
+    gm: fx.GraphModule, *, name: str | None = None, engine: str | None = None, user_attributes: Mapping[str, Any] | None = None
+) -> CompiledModule:
+    """The CompiledModule of a LOWERED graph, named `name`, packed for `engine` (default: torch's current one).
+
+    Tensors are copied; float leaf modules are shared with the graph. Raises QCompilerError naming a node that no program can hold.
+    """
+    module = assemble(build(gm, name), engine or torch.backends.quantized.engine)
+    module.__dict__["lowered"] = gm
+    for key, value in (user_attributes or {}).items():
+        if not hasattr(CompiledModule, key) and key not in module.__dict__:
+            setattr(module, key, value)
+    return module

@@ -1,0 +1,51 @@
+"""scriptable: the twin of a CompiledModule that torch.jit.script compiles."""
+
+from __future__ import annotations
+
+import linecache
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from qcompiler.codegen.emit import Dialect, Emitter
+
+if TYPE_CHECKING:
+    from qcompiler.codegen.module import CompiledModule
+
+
+class Twin(nn.Module):
+    """Packs and tensors as attributes, a forward that names packets of torch.ops: TorchScript knows no bound overloads."""
+
+
+def scriptable(module: CompiledModule) -> nn.Module:
+    """A module of equal results that torch.jit.script accepts. It shares tensors and leaf modules with `module`."""
+    from qcompiler.codegen.module import find
+
+    emitter = Emitter(module.program, *module._qparams(), Dialect.SCRIPT)
+    emitted = emitter.emit()
+    namespace: dict[str, Any] = emitter.namespace(module._resolve)
+    filename = f"<qcompiler script {module.program.name} {id(namespace)}>"
+    namespace["__name__"] = "qcompiler.generated"
+    linecache.cache[filename] = (len(emitted.source), None, emitted.source.splitlines(True), filename)
+    exec(compile(emitted.source, filename, "exec"), namespace)
+    forward = namespace.pop("forward")
+    weakref.finalize(forward, linecache.cache.pop, filename, None)
+    twin = type(module.program.name, (Twin,), {"forward": forward, "__module__": Twin.__module__})()
+    for name, alias in emitted.packs.items():
+        setattr(twin, alias, module.__dict__[f"_{_bound_pack(module, name)}"])
+    for path, alias in emitted.tensors.items():
+        twin.register_buffer(alias, find(module, path).detach())
+    for path in module.program.leaves:
+        _share(twin, module, path, emitter)
+    twin.train(module.training)
+    return twin
+
+
+def _bound_pack(module: CompiledModule, name: str) -> str:
+    return Emitter(module.program, *module._qparams(), Dialect.BOUND).packs[name]
+
+
+def _share(twin: nn.Module, module: CompiledModule, path: str, emitter: Emitter) -> None:
+    spelled = emitter.submodule(path).removeprefix("self.")
+    twin.add_module(spelled.partition(".")[0], module.get_submodule(path if "." not in spelled else path.partition(".")[0]))
