@@ -57,7 +57,7 @@ def main() -> None:
     calibration, evaluation = photos.split(16, 16) if options.quick else photos.split()
     model = load_trained()
     mapping = qcompiler.get_default_qconfig_mapping(options.engine)
-    small = qcompiler.quantize(model, calibration.split(8), qconfig_mapping=mapping, progress=console.is_terminal)
+    small = qcompiler.quantize(model, calibration.split(8), qconfig_mapping=mapping, progress=console.is_terminal, engine=options.engine)
 
     expected, got = measure.run_batched(model, evaluation), measure.run_batched(small, evaluation)
     artifact = options.out / f"{MODEL}.qc"

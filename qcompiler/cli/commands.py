@@ -115,7 +115,7 @@ def quantize(
     for path in keep_float or ():
         mapping = mapping.set_module_name(path, None)
     start = time.perf_counter()
-    converted = qcompiler.quantize(float_model, data, qconfig_mapping=mapping, progress=console.is_terminal)
+    converted = qcompiler.quantize(float_model, data, qconfig_mapping=mapping, progress=console.is_terminal, engine=engine.value)
     seconds = time.perf_counter() - start
     qcompiler.save(converted, str(out))
     if source is not None:
@@ -144,7 +144,7 @@ def inspect(
     """Show what FILE holds: each op int8 or float, with the reason, and the share of multiply-accumulates in int8."""
     converted = _load(file, modules)
     explanation = qcompiler.explain(converted)
-    console.print(str(explanation), markup=False, highlight=False, soft_wrap=True)
+    console.print(explanation.table())
     table = _facts(str(file))
     table.add_row("size", _megabytes(file.stat().st_size))
     table.add_row("tensors", str(len(converted.state_dict())))
