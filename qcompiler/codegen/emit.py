@@ -71,6 +71,8 @@ class Emitter:
         body = self.checks() if self.dialect is Dialect.BOUND else []
         last = self.last_uses()
         for index, call in enumerate(self.program.calls):
+            if call.op == "guard.guard" and self.dialect is Dialect.SCRIPT:
+                continue  # TorchScript checks types by itself
             body += self.statement(call)
             if last.get(index) and self.dialect is not Dialect.SCRIPT:
                 body.append(f"del {', '.join(last[index])}")
@@ -116,7 +118,10 @@ class Emitter:
         return lines
 
     def statement(self, call: Call) -> list[str]:
-        value = self.expression(call)
+        if call.op == "operator.setitem" and call.out is None and len(call.args) == 3:
+            value = f"{self.atom(call.args[0])}[{self.index(call.args[1])}] = {self.text(call.args[2])}"
+        else:
+            value = self.expression(call)
         line = f"{call.out} = {value}" if call.out else value
         if not call.comment:
             return [line]

@@ -22,6 +22,7 @@ from qcompiler.codegen.values import Const, Ref, Scale, ZeroPoint, rewrite
 from qcompiler.errors import ConfigError, InputError
 
 T = TypeVar("T", bound=type)
+OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_source"})
 _engine_lock = threading.RLock()
 _serial = itertools.count()
 
@@ -179,6 +180,11 @@ class CompiledModule(nn.Module):
     def extra_repr(self) -> str:
         program = self.program
         return f"engine={self.engine}, {program.int8_calls} of {len(program.calls)} calls on int8 kernels"
+
+
+def own_attributes(module: CompiledModule) -> frozenset[str]:
+    """Names in the module's __dict__ that are nn.Module's or this class's, not the user's."""
+    return frozenset(nn.Module().__dict__) | set(module.__dict__["_built"]) | OWN
 
 
 def find(module: nn.Module, path: str) -> Tensor:

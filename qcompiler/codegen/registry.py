@@ -6,6 +6,7 @@
 | runtime.prepack_conv2d  | a function of the torch back end that the compiler itself wrote |
 | ops.quantize            | a reference function of the QUANTIZED stage                     |
 | torch.flatten, F.relu   | a function of torch, torch.nn.functional, torch.linalg...       |
+| guard.guard_int         | a check of what the trace held fixed                            |
 | operator.add, math.sqrt | Python's own; builtins as builtins.len                          |
 | method.reshape          | a method of torch.Tensor                                        |
 | external.NAME           | a callable of the user's, held by the module and never by a file |
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from qcompiler.backends.torch import floats, runtime
 from qcompiler.errors import QCompilerError
 from qcompiler.ops import reference
+from qcompiler.trace import guards
 
 LEAF = "leaf"  # op name of a call of a submodule; its path is the first argument
 EXTERNAL = "external."
@@ -72,6 +74,7 @@ def table() -> Mapping[str, Callable[..., Any]]:
     found: dict[str, Any] = {}
     for module in (runtime, floats):
         found |= {f"runtime.{n}": f for n, f in _public(module, functions).items() if f.__module__ == module.__name__}
+    found |= {f"guard.{f.__name__}": f for f in guards.GUARDS}
     found |= {f"ops.{n}": f for n, f in _public(reference, functions).items() if f.__module__ == reference.__name__}
     found |= {f"torch.{n}": getattr(torch, n) for n in _public(torch._C._VariableFunctions, (object,)) if hasattr(torch, n)}
     found |= {f"torch.{n}": f for n, f in _public(torch, code, torch.functional.__all__).items()}
