@@ -14,10 +14,14 @@ from torch import nn
 from torch.fx import _symbolic_trace
 from torch.overrides import TorchFunctionMode
 
+from qcompiler.trace.proxy import first_proxy
+
 if TYPE_CHECKING:
     from qcompiler.trace.tracer import Tracer
 
 _LOCK = threading.Lock()
+_SIZED_METHODS = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "new_ones", "new_empty")
+_SIZED_FUNCTIONS = ("zeros", "ones", "empty", "rand", "randn")
 _DEPTH = 20_000  # Python frames: 150 nested modules take about ten each, and pytest's own come on top
 
 
@@ -47,6 +51,7 @@ def session(tracer: Tracer) -> Iterator[None]:
         sys.setrecursionlimit(max(limit, _DEPTH))
         _patch_modules(tracer, stack)
         _patch_wrapped(tracer, stack)
+        _patch_sizes(tracer, stack)
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
         stack.enter_context(tracer.mode)
@@ -74,6 +79,28 @@ def _patch_modules(tracer: Tracer, stack: contextlib.ExitStack) -> None:
 
     nn.Module.__call__ = call
     stack.callback(setattr, nn.Module, "__call__", original)
+
+
+def _patch_sizes(tracer: Tracer, stack: contextlib.ExitStack) -> None:
+    """`parameter.expand(n, -1)`, `torch.zeros(n, 3)`: torch's argument parser refuses a traced first size before it asks us."""
+    for owner, names in ((torch.Tensor, _SIZED_METHODS), (torch, _SIZED_FUNCTIONS)):
+        for name in names:
+            function = getattr(owner, name)
+            if name in vars(owner):
+                stack.callback(setattr, owner, name, function)
+            else:
+                stack.callback(delattr, owner, name)
+            setattr(owner, name, _sized(tracer, function))
+
+
+def _sized(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if tracer.paused or not _held_by_this_thread() or first_proxy(args) is None:
+            return function(*args, **kwargs)
+        return tracer.dispatch(function, args, kwargs, None)
+
+    return call
 
 
 def _patch_wrapped(tracer: Tracer, stack: contextlib.ExitStack) -> None:

@@ -26,6 +26,7 @@ _AUGMENTED = {
     "__iadd__": "add_", "__isub__": "sub_", "__imul__": "mul_", "__itruediv__": "div_", "__ifloordiv__": "floor_divide_",
     "__imod__": "remainder_", "__ipow__": "pow_", "__iand__": "bitwise_and_", "__ior__": "bitwise_or_", "__ixor__": "bitwise_xor_",
 }  # fmt: skip
+_METHODS = {name: getattr(torch.Tensor, name) for name in dir(torch.Tensor)}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -82,7 +83,7 @@ class Tracer(Mutations):
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return "call_function", getattr, (args[0], func.__self__.__name__)
-        if getattr(torch.Tensor, name, None) is not func:
+        if _METHODS.get(name) is not func:
             return "call_function", func, args
         if not (name.startswith("__") and name.endswith("__")):
             return "call_method", name, args
