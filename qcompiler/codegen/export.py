@@ -1,0 +1,228 @@
+"""export_source: a compiled module as a Python file that a person can read and edit, its weights beside it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import struct
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qcompiler.codegen import registry
+from qcompiler.codegen.atomic import atomic_write
+from qcompiler.codegen.emit import Dialect, Emitted, Emitter
+from qcompiler.codegen.module import CompiledModule, find
+from qcompiler.codegen.program import Call, Program, comment_text, is_name
+from qcompiler.codegen.values import Const, rewrite
+from qcompiler.errors import ConfigError
+
+SOURCE = "model.py"
+WEIGHTS = "model.safetensors"
+SAFETENSORS = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+
+READER = '''
+DTYPES = {DTYPES}  # fmt: skip
+
+
+def read_safetensors(path):
+    """Tensors of a safetensors file: a little-endian u64, that many bytes of JSON, then raw data."""
+    with open(path, "rb") as file:
+        data = bytearray(file.read())
+    size = int.from_bytes(data[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(data[8 : 8 + size]).items():
+        if name != "__metadata__":
+            start, end = entry["data_offsets"]
+            raw = torch.frombuffer(data, dtype=torch.uint8, offset=8 + size + start, count=end - start) if end > start else torch.empty(0, dtype=torch.uint8)
+            # a copy: kernels want aligned memory
+            tensors[name] = raw.clone().view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return tensors
+'''
+
+LOAD = '''
+def load(path=None, modules=None):
+    """The model with the weights of `path` (default: {WEIGHTS} beside this file).{MODULES}"""
+    path = path or os.path.join(os.path.dirname(os.path.abspath(__file__)), "{WEIGHTS}")
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = ENGINE  # weights are packed for it
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel and other quantized")
+            return {CLASS}(read_safetensors(path), modules or {}).eval()
+    finally:
+        torch.backends.quantized.engine = before
+'''
+
+
+def export_source(module: CompiledModule, directory: str | Path) -> Path:
+    """Writes model.py and model.safetensors into `directory` and returns the path of model.py.
+
+    The file needs torch alone; `load()` in it gives a module of bit-equal results. Float submodules and functions of the
+    user's are arguments of that `load(modules={name: module})`. Raises ConfigError, ArtifactWriteError.
+    """
+    if not isinstance(module, CompiledModule):
+        raise ConfigError(f"export_source takes a converted module, not {type(module).__qualname__}", code="export", hint="convert_fx first")
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    program = module.program
+    tensors = {path: find(module, path) for path in program.constants if not path.startswith(tuple(f"{leaf}." for leaf in program.leaves))}
+    atomic_write(folder / WEIGHTS, safetensors(tensors))
+    atomic_write(folder / SOURCE, [source_of_file(module).encode("ascii", "backslashreplace")])
+    return folder / SOURCE
+
+
+def safetensors(tensors: dict[str, torch.Tensor]) -> Iterator[bytes]:
+    """A safetensors file in chunks; sorted, so the same tensors give the same bytes."""
+    entries: dict[str, Any] = {}
+    end = 0
+    raws = []
+    for name, tensor in sorted(tensors.items()):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind not in SAFETENSORS:
+            raise ConfigError(f"{name!r} is a {kind} tensor, which a weights file cannot hold", code="export")
+        flat = tensor.detach().contiguous().reshape(-1)
+        raws.append(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        entries[name] = {"dtype": SAFETENSORS[kind], "shape": list(tensor.shape), "data_offsets": [end, end + len(raws[-1])]}
+        end += len(raws[-1])
+    header = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode("ascii")
+    header += b" " * (-len(header) % 8)
+    yield struct.pack("<Q", len(header)) + header
+    yield from raws
+
+
+def source_of_file(module: CompiledModule) -> str:
+    """The text of model.py."""
+    program = module.program
+    emitter = Emitter(program, *module._qparams(), Dialect.FILE)
+    reserved = ("DTYPES", "ENGINE", "json", "load", "os", "read_safetensors", "tensors", "modules", "warnings", "InputError", "Any", "Tensor", _class_name(program))
+    emitter.taken |= set(reserved)
+    for name in ("torch", "F", "math", "operator", "collections"):
+        emitter.named(f"module {name}", name)
+    emitted = emitter.emit()
+    clashes = {i.name for i in program.inputs} & {"torch"}
+    if clashes:
+        raise ConfigError(f"an argument of the model is called {clashes.pop()!r}, which its source needs for itself", code="export")
+    parts = [
+        _functions(program),
+        _kernels(emitted),
+        READER.replace("{DTYPES}", _dtype_table()).strip("\n"),
+        _class(program, emitter, emitted),
+        _load(program),
+    ]
+    body = "\n\n\n".join(p.strip("\n") for p in parts if p.strip()) + "\n"
+    return f"{_head(module, body)}\n\n\n{body}"
+
+
+def _class_name(program: Program) -> str:
+    return program.name if is_name(program.name) else "Model"
+
+
+def _head(module: CompiledModule, body: str) -> str:
+    """Docstring, the imports that the rest uses, and the engine."""
+    plain = ["json", "os", "warnings", *(name for name in ("collections", "math", "operator") if f"{name}." in body)]
+    lines = [f"import {name}" for name in sorted(plain)] + ["", "import torch"]
+    lines += ["import torch.nn.functional as F"] if re.search(r"\bF\.", body) else []
+    lines += ["from torch import Tensor"] if re.search(r"(?<![.\w])Tensor\b", body) else []
+    if re.search(r"\bAny\b", body):
+        lines.insert(len(plain), "from typing import Any")
+    title = comment_text(module.program.name)
+    return "\n".join([f'"""{title}: an int8 program made by qcompiler. Needs torch; `load()` reads {WEIGHTS}."""', "", *lines, "", f"ENGINE = {module.engine!r}"])
+
+
+def _functions(program: Program) -> str:
+    """Source of the compiler's own functions that the program calls; each names nothing but torch."""
+    names = sorted({c.op for c in program.statements if c.op.partition(".")[0] in ("runtime", "ops", "guard")})
+    texts = []
+    if any(n.startswith("guard.") for n in names):
+        texts.append('class InputError(Exception):\n    """An input is not what the program was made for."""')
+    for name in names:
+        source = textwrap.dedent(inspect.getsource(registry.resolve(name)))
+        texts.append(source.rstrip().replace("  # type: ignore[name-defined]", "").replace("  # type: ignore[no-any-return]", ""))
+    return "\n\n\n".join(texts)
+
+
+def _kernels(emitted: Emitted) -> str:
+    lines = ["# bound once: looking an overload up at each call costs more than many a kernel"]
+    for alias, op in sorted(emitted.kernels.items()):
+        if "::" in op:
+            lines.append(f"{alias} = torch.ops.{op.replace('::', '.')}._op")
+        elif op.rpartition(".")[2] != alias and not op.startswith(registry.EXTERNAL):
+            lines.append(f"{alias} = {op.rpartition('.')[2]}")
+    return "\n".join(lines) if len(lines) > 1 else ""
+
+
+def _dtype_table() -> str:
+    return "{" + ", ".join(f'"{short}": torch.{name}' for name, short in SAFETENSORS.items()) + "}"
+
+
+def _class(program: Program, emitter: Emitter, emitted: Emitted) -> str:
+    lines = ["def __init__(self, tensors, modules):", "    super().__init__()"]
+    if program.externals:
+        aliases = {op: alias for alias, op in emitted.kernels.items()}
+        used = [f"{aliases[registry.EXTERNAL + n]} = modules[{n!r}]" for n in program.externals]
+        names = ", ".join(line.partition(" ")[0] for line in used)
+        lines += [f"    global {names}", *(f"    {line}" for line in used)]
+    lines += [f"    {line}" for line in _leaves(program, emitter)]
+    lines += [f"    self.{alias} = tensors[{ascii(path)}]" for path, alias in emitted.tensors.items() if not _owned(program, path)]
+    lines += [f"    self.{alias} = modules[{ascii(_owner(program, path))}].get_parameter({ascii(path[len(_owner(program, path)) + 1:])})"
+              for path, alias in emitted.tensors.items() if _owned(program, path)]  # fmt: skip
+    lines += [f"    {_once(c, emitter)}" for c in program.once]
+    body = "\n".join(f"    {line}" if line else "" for line in [*lines, "", *emitted.source.splitlines()])
+    return f"class {_class_name(program)}(torch.nn.Module):\n{body}"
+
+
+def _owner(program: Program, path: str) -> str:
+    return next((leaf for leaf in program.leaves if path.startswith(f"{leaf}.")), "")
+
+
+def _owned(program: Program, path: str) -> bool:
+    return bool(_owner(program, path))
+
+
+def _leaves(program: Program, emitter: Emitter) -> Iterator[str]:
+    """Nested paths get plain holders on the way."""
+    made: set[str] = set()
+    for path in program.leaves:
+        spelled = emitter.submodule(path).removeprefix("self.")
+        parts = spelled.split(".")
+        for n in range(1, len(parts)):
+            holder = ".".join(parts[:n])
+            if holder not in made and holder not in program.leaves:
+                made.add(holder)
+                yield f"self.{holder} = torch.nn.Module()"
+        yield f"self.{spelled} = modules[{ascii(path)}]"
+
+
+def _once(call: Call, emitter: Emitter) -> str:
+    """The statement of __init__ that runs one once call."""
+    text = emitter.text
+
+    class Literal:
+        def __init__(self, source: str) -> None:
+            self.source = source
+
+    def spell(value: Any) -> str:
+        value = rewrite(value, lambda v: Literal(f"tensors[{ascii(v.name)}]") if isinstance(v, Const) else v)
+        if isinstance(value, Literal):
+            return value.source
+        if isinstance(value, list):
+            return f"[{', '.join(map(spell, value))}]"
+        return text(value)
+
+    arguments = [*map(spell, call.args), *(f"{k}={spell(v)}" for k, v in sorted(call.kwargs.items()))]
+    assert call.out is not None
+    return f"self.{emitter.packs[call.out]} = {call.op.rpartition('.')[2]}({', '.join(arguments)})"
+
+
+def _load(program: Program) -> str:
+    needed = program.leaves + program.externals
+    words = f" `modules`: {{name: module}} for {ascii(', '.join(needed))[1:-1]}." if needed else ""
+    return LOAD.replace("{MODULES}", words.replace('"', "")).replace("{WEIGHTS}", WEIGHTS).replace("{CLASS}", _class_name(program))
