@@ -17,8 +17,8 @@ from qcompiler.ir.verify import where
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.spec import Output
 from qcompiler.ops.table import Table
+from qcompiler.observers.watch import Watch
 from qcompiler.pass_manager import Context
-from qcompiler.passes.insert_observers import Watch
 
 JOIN = 1.02  # a common scale at most 2 % coarser costs 0.17 dB at worst and saves a requantization of every input
 

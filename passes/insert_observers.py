@@ -10,32 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from qcompiler.errors import CalibrationError, NumericsError, Where
 from qcompiler.ir.types import QUANT, VALUE, Stage, quant_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.spec import Output
+from qcompiler.observers.watch import Watch
 from qcompiler.pass_manager import Context
-
-
-class Watch(nn.Module):
-    """An observer at its place in the graph; names the node when the data cannot be observed."""
-
-    def __init__(self, observer: nn.Module, place: Where) -> None:
-        super().__init__()
-        self.observer = observer
-        self.place = place
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        try:
-            self.observer(x)
-        except NumericsError as error:
-            raise CalibrationError(error.message, code=error.code, where=self.place,
-                                   hint="look at this batch, and at the layers before this node; nothing of it was recorded here") from error  # fmt: skip
-        return x
 
 
 @dataclass(frozen=True)

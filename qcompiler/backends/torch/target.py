@@ -59,8 +59,8 @@ class TorchTarget:
             return None
         if row.weight_axis == 0:
             return 0
-        grouped = int(node.kwargs.get("groups", 1)) > 1  # type: ignore[call-overload]
-        return row.weight_axis if self.engine == "qnnpack" and not grouped and not row.name.endswith("3d") else None
+        groups = int(node.kwargs.get("groups", 1))  # type: ignore[call-overload]
+        return row.weight_axis if conv.per_channel(row.name, self.engine, groups) else None
 
     def per_tensor_weight_observer(self, observer: Any) -> Any:
         """The observer for one scale that matches a per-channel one."""
