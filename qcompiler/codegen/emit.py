@@ -102,7 +102,11 @@ class Emitter:
         kind = {bool: "bool", int: "int", float: "float", str: "str"}.get(type(i.default), f"{torch_}.Tensor")
         if not i.optional:
             return f"{i.name}: {torch_}.Tensor"
-        return f"{i.name}: {self.named('Optional', 'Optional')}[{torch_}.Tensor] = None" if i.default is None else f"{i.name}: {kind} = {default}"
+        return (
+            f"{i.name}: {self.named('Optional', 'Optional')}[{torch_}.Tensor] = None"
+            if i.default is None
+            else f"{i.name}: {kind} = {default}"
+        )
 
     def checks(self) -> list[str]:
         """One line per tensor input: a call that a kernel would answer with a message of its own is refused here."""
@@ -111,7 +115,9 @@ class Emitter:
         for i in self.program.inputs:
             if i.dtype is None or i.rank is None:
                 continue
-            test = f"not isinstance({i.name}, {tensor}) or {i.name}.dtype is not {self.root('torch')}.{i.dtype} or {i.name}.dim() != {i.rank}"
+            test = (
+                f"not isinstance({i.name}, {tensor}) or {i.name}.dtype is not {self.root('torch')}.{i.dtype} or {i.name}.dim() != {i.rank}"
+            )
             if i.optional:
                 test = f"{i.name} is not {self.text(i.default)} and ({test})"
             lines += [f"if {test}:", f"    self._reject({i.name!r}, {i.name})"]
@@ -145,6 +151,8 @@ class Emitter:
         return f"{self.callee(op)}({self.list(args, call.kwargs)})"
 
     def submodule(self, path: str) -> str:
+        if self.dialect is Dialect.SCRIPT:  # a scope on the way would bring its tensors along
+            return f"self.{self.named(f'leaf {path}', f'leaf_{path}')}"
         if all(is_name(part) for part in path.split(".")) and not hasattr(torch.nn.Module, path.partition(".")[0]):
             return f"self.{path}"
         return f"self.get_submodule({path!r})" if self.dialect is Dialect.BOUND else f"self.{self.named(f'leaf {path}', f'leaf_{path}')}"

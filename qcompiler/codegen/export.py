@@ -69,7 +69,9 @@ def export_source(module: CompiledModule, directory: str | Path) -> Path:
     user's are arguments of that `load(modules={name: module})`. Raises ConfigError, ArtifactWriteError.
     """
     if not isinstance(module, CompiledModule):
-        raise ConfigError(f"export_source takes a converted module, not {type(module).__qualname__}", code="export", hint="convert_fx first")
+        raise ConfigError(
+            f"export_source takes a converted module, not {type(module).__qualname__}", code="export", hint="convert_fx first"
+        )
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     program = module.program
@@ -102,7 +104,21 @@ def source_of_file(module: CompiledModule) -> str:
     """The text of model.py."""
     program = module.program
     emitter = Emitter(program, *module._qparams(), Dialect.FILE)
-    reserved = ("DTYPES", "ENGINE", "json", "load", "os", "read_safetensors", "tensors", "modules", "warnings", "InputError", "Any", "Tensor", _class_name(program))
+    reserved = (
+        "DTYPES",
+        "ENGINE",
+        "json",
+        "load",
+        "os",
+        "read_safetensors",
+        "tensors",
+        "modules",
+        "warnings",
+        "InputError",
+        "Any",
+        "Tensor",
+        _class_name(program),
+    )
     emitter.taken |= set(reserved)
     for name in ("torch", "F", "math", "operator", "collections"):
         emitter.named(f"module {name}", name)
@@ -134,7 +150,15 @@ def _head(module: CompiledModule, body: str) -> str:
     if re.search(r"\bAny\b", body):
         lines.insert(len(plain), "from typing import Any")
     title = comment_text(module.program.name)
-    return "\n".join([f'"""{title}: an int8 program made by qcompiler. Needs torch; `load()` reads {WEIGHTS}."""', "", *lines, "", f"ENGINE = {module.engine!r}"])
+    return "\n".join(
+        [
+            f'"""{title}: an int8 program made by qcompiler. Needs torch; `load()` reads {WEIGHTS}."""',
+            "",
+            *lines,
+            "",
+            f"ENGINE = {module.engine!r}",
+        ]
+    )
 
 
 def _functions(program: Program) -> str:
@@ -171,8 +195,8 @@ def _class(program: Program, emitter: Emitter, emitted: Emitted) -> str:
         names = ", ".join(line.partition(" ")[0] for line in used)
         lines += [f"    global {names}", *(f"    {line}" for line in used)]
     lines += [f"    {line}" for line in _leaves(program, emitter)]
-    lines += [f"    self.{alias} = tensors[{ascii(path)}]" for path, alias in emitted.tensors.items() if not _owned(program, path)]
-    lines += [f"    self.{alias} = modules[{ascii(_owner(program, path))}].get_parameter({ascii(path[len(_owner(program, path)) + 1:])})"
+    lines += [f"    self.{alias} = tensors[{path!a}]" for path, alias in emitted.tensors.items() if not _owned(program, path)]
+    lines += [f"    self.{alias} = modules[{_owner(program, path)!a}].get_parameter({path[len(_owner(program, path)) + 1:]!a})"
               for path, alias in emitted.tensors.items() if _owned(program, path)]  # fmt: skip
     lines += [f"    {_once(c, emitter)}" for c in program.once]
     body = "\n".join(f"    {line}" if line else "" for line in [*lines, "", *emitted.source.splitlines()])
@@ -198,7 +222,7 @@ def _leaves(program: Program, emitter: Emitter) -> Iterator[str]:
             if holder not in made and holder not in program.leaves:
                 made.add(holder)
                 yield f"self.{holder} = torch.nn.Module()"
-        yield f"self.{spelled} = modules[{ascii(path)}]"
+        yield f"self.{spelled} = modules[{path!a}]"
 
 
 def _once(call: Call, emitter: Emitter) -> str:
@@ -210,7 +234,7 @@ def _once(call: Call, emitter: Emitter) -> str:
             self.source = source
 
     def spell(value: Any) -> str:
-        value = rewrite(value, lambda v: Literal(f"tensors[{ascii(v.name)}]") if isinstance(v, Const) else v)
+        value = rewrite(value, lambda v: Literal(f"tensors[{v.name!a}]") if isinstance(v, Const) else v)
         if isinstance(value, Literal):
             return value.source
         if isinstance(value, list):

@@ -42,13 +42,14 @@ OPERATORS = (
 )  # fmt: skip
 
 # Reads or writes memory or files outside its tensors, takes code, or changes the process.
-REFUSED = frozenset(
-    "apply_ map_ map2_ from_file from_numpy frombuffer from_dlpack as_strided as_strided_ as_strided_copy as_strided_scatter set_ resize_ "
-    "resize resize_as_ resize_as resize_as_sparse_ register_hook register_post_accumulate_grad_hook backward retain_grad module_load "
-    "share_memory_ pin_memory cuda xpu ipu to_mkldnn storage untyped_storage storage_type data_ptr numpy tolist dlpack_device eval exec "
-    "has_torch_function has_torch_function_unary has_torch_function_variadic handle_torch_function boolean_dispatch assert_int_or_pair "
-    "reduce_ex reinforce requires_grad_ unsafe_chunk unsafe_split unsafe_split_with_sizes".split()
-)
+REFUSED = frozenset((
+    "apply_", "map_", "map2_", "from_file", "from_numpy", "frombuffer", "from_dlpack", "as_strided", "as_strided_", "as_strided_copy",
+    "as_strided_scatter", "set_", "resize_", "resize", "resize_as_", "resize_as", "resize_as_sparse_", "register_hook",
+    "register_post_accumulate_grad_hook", "backward", "retain_grad", "module_load", "share_memory_", "pin_memory", "cuda", "xpu", "ipu",
+    "to_mkldnn", "storage", "untyped_storage", "storage_type", "data_ptr", "numpy", "tolist", "dlpack_device", "eval", "exec",
+    "has_torch_function", "has_torch_function_unary", "has_torch_function_variadic", "handle_torch_function", "boolean_dispatch",
+    "assert_int_or_pair", "reduce_ex", "reinforce", "requires_grad_", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes",
+))  # fmt: skip
 AT_REFUSED = REFUSED | {"save", "load", "copy_", "print", "warn"}
 
 

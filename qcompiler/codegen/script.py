@@ -37,15 +37,10 @@ def scriptable(module: CompiledModule) -> nn.Module:
     for path, alias in emitted.tensors.items():
         twin.register_buffer(alias, find(module, path).detach())
     for path in module.program.leaves:
-        _share(twin, module, path, emitter)
+        twin.add_module(emitter.submodule(path).removeprefix("self."), module.get_submodule(path))
     twin.train(module.training)
     return twin
 
 
 def _bound_pack(module: CompiledModule, name: str) -> str:
     return Emitter(module.program, *module._qparams(), Dialect.BOUND).packs[name]
-
-
-def _share(twin: nn.Module, module: CompiledModule, path: str, emitter: Emitter) -> None:
-    spelled = emitter.submodule(path).removeprefix("self.")
-    twin.add_module(spelled.partition(".")[0], module.get_submodule(path if "." not in spelled else path.partition(".")[0]))

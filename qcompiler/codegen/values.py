@@ -135,7 +135,7 @@ def from_json(data: Any, depth: int = 0) -> Any:
         return [from_json(v, depth + 1) for v in data]
     if not isinstance(data, dict) or len(data) != 1:
         raise ValueError("argument is not a tagged value")
-    (tag, body), = data.items()
+    ((tag, body),) = data.items()
     if tag in REFERENCES:
         wanted = int if tag in ("scale", "zero_point") else str
         if type(body) is not wanted:
