@@ -62,5 +62,4 @@ def trace(
         forward_args, forward_kwargs = open_inputs(tracer, model, args, example_kwargs or {}, concrete_args or {})
         result = tracer.run_forward(model, forward_args, forward_kwargs)
         tracer.graph.output(tracer.create_arg(result))
-        module = finish(tracer)
-    return Traced(module, tracer.remarks)
+        return Traced(*finish(tracer))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from qcompiler.trace.guards import is_guard
+from qcompiler.trace.guards import TraceRemark, is_guard
 from qcompiler.trace.tracer import Tracer
 
 
-def finish(tracer: Tracer) -> fx.GraphModule:
-    """The traced model as a module that shares its parameters and leaf modules."""
+def finish(tracer: Tracer) -> tuple[fx.GraphModule, list[TraceRemark]]:
+    """The traced model as a module that shares its parameters and leaf modules, and the remarks with its node names."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     constants: dict[str, str] = {}
@@ -29,7 +30,9 @@ def finish(tracer: Tracer) -> fx.GraphModule:
     _attach(module, tracer, graph, {new: tracer.constants[old] for old, new in constants.items()})
     module.graph = graph
     module.training = tracer.model.training
-    return module
+    names = {old.name: new.name for old, new in copies.items()}
+    remarks = [replace(r, where=replace(r.where, node=names.get(r.where.node))) if r.where.node else r for r in tracer.remarks]
+    return module, remarks
 
 
 def _live(graph: fx.Graph) -> list[fx.Node]:

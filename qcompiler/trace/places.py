@@ -24,13 +24,13 @@ def is_user_file(name: str) -> bool:
     return not path.startswith((_TORCH, _PACKAGE)) and ("site-packages" in path or not path.startswith(_STDLIB))
 
 
-def user_line(frame: FrameType | None, boundary: str) -> tuple[str | None, int | None]:
-    """File and line of the innermost user frame, searched outwards up to the function named `boundary` of this package."""
+def user_line(frame: FrameType | None, boundaries: tuple[str, ...]) -> tuple[str | None, int | None]:
+    """File and line of the innermost user frame, searched outwards up to a function of this package with a name in `boundaries`."""
     while frame is not None:
         code = frame.f_code
         if is_user_file(code.co_filename):
             return code.co_filename, frame.f_lineno
-        if code.co_name == boundary and os.path.abspath(code.co_filename).startswith(_PACKAGE):
+        if code.co_name in boundaries and os.path.abspath(code.co_filename).startswith(_PACKAGE):
             break
         frame = frame.f_back
     return None, None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import operator
+import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable
@@ -21,7 +23,7 @@ from qcompiler.trace.guards import TraceRemark, guard_for
 from qcompiler.trace.proxy import Proxy, Sizes
 
 HINT = "make this module a leaf, give the value as concrete_args, or move the line into a function marked with torch.fx.wrap"
-BOUNDARY = "run_forward"  # no line of the user's model lies outside this function of the tracer
+BOUNDARY = ("run_forward", "trace")  # no line of the user's model lies outside these functions of the tracer
 
 # Results that are numbers or flags but do not depend on a tensor's data.
 METADATA = frozenset(
@@ -180,6 +182,7 @@ class Recorder(fx.Tracer):
                 file, line = places.user_line(sys._getframe(1), BOUNDARY)
             path = self.scopes[-1][0] if self.scopes else None
             name = getattr(function, "__name__", type(function).__name__)
+            name = type(function.args[0]).__name__ if type(function) is functools.partial else name  # a module
             text = f"{name} fails on the example inputs: {type(error).__name__}: {error}"
             where = Where(module_path=path, source=places.spell(file, line))
             raise InputError(text, where=where, hint="call the model on these inputs to see the failure on its own") from error
@@ -317,7 +320,8 @@ class Recorder(fx.Tracer):
         if node is None or node._erased:
             file, line = places.user_line(sys._getframe(1), BOUNDARY)
             text = places.text_of(file, line)
-            place = f"`{text}` ({places.spell(file, line)})" if text else f"module {self.scopes[-1][0]!r}" if self.scopes else "input"
+            short = places.spell(os.path.basename(file or ""), line)  # the message goes into generated code: no paths of this machine
+            place = f"`{text}` ({short})" if text else f"module {self.scopes[-1][0]!r}" if self.scopes else "input"
             message = f"the traced model holds a size fixed at {place}"
             node = self._guarded[key] = self.add_node("call_function", guard_for(value), (proxy, value, message), {}, None)
             where = Where(node.name, self.scopes[-1][0] if self.scopes else None, places.spell(file, line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import sys
@@ -14,7 +15,7 @@ from torch import nn
 from torch.fx import _symbolic_trace
 from torch.overrides import TorchFunctionMode
 
-from qcompiler.trace.proxy import first_proxy
+from qcompiler.trace.proxy import Proxy, first_proxy
 
 if TYPE_CHECKING:
     from qcompiler.trace.tracer import Tracer
@@ -52,6 +53,8 @@ def session(tracer: Tracer) -> Iterator[None]:
         _patch_modules(tracer, stack)
         _patch_wrapped(tracer, stack)
         _patch_sizes(tracer, stack)
+        _patch_isinstance(stack)
+        _patch_autograd_functions(tracer, stack)
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
         stack.enter_context(tracer.mode)
@@ -79,6 +82,33 @@ def _patch_modules(tracer: Tracer, stack: contextlib.ExitStack) -> None:
 
     nn.Module.__call__ = call
     stack.callback(setattr, nn.Module, "__call__", original)
+
+
+def _patch_isinstance(stack: contextlib.ExitStack) -> None:
+    """`isinstance(x, Tensor)` is true of what stands for a tensor, in Python code; C++ code sees that it is none."""
+    original = builtins.isinstance
+
+    def check(instance: Any, classes: Any, /) -> bool:
+        if type(instance) is Proxy:
+            return original(instance, classes) or original(instance.example, classes)
+        return original(instance, classes)
+
+    builtins.isinstance = check  # type: ignore[assignment]
+    stack.callback(setattr, builtins, "isinstance", original)
+
+
+def _patch_autograd_functions(tracer: Tracer, stack: contextlib.ExitStack) -> None:
+    """A custom autograd.Function cannot be followed without losing its backward: the module that calls it stays a leaf."""
+    owner = torch.autograd.Function
+    original = vars(owner)["apply"]
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if not tracer.paused and _held_by_this_thread() and first_proxy((args, kwargs)) is not None:
+            raise tracer.error(f"custom autograd.Function {cls.__name__!r}")
+        return original.__get__(None, cls)(*args, **kwargs)
+
+    owner.apply = classmethod(apply)  # type: ignore[assignment,arg-type]
+    stack.callback(setattr, owner, "apply", original)
 
 
 def _patch_sizes(tracer: Tracer, stack: contextlib.ExitStack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 import weakref
 from collections.abc import Callable, Mapping
@@ -26,7 +27,11 @@ _AUGMENTED = {
     "__iadd__": "add_", "__isub__": "sub_", "__imul__": "mul_", "__itruediv__": "div_", "__ifloordiv__": "floor_divide_",
     "__imod__": "remainder_", "__ipow__": "pow_", "__iand__": "bitwise_and_", "__ior__": "bitwise_or_", "__ixor__": "bitwise_xor_",
 }  # fmt: skip
-_METHODS = {name: getattr(torch.Tensor, name) for name in dir(torch.Tensor)}
+_METHODS: dict[Any, str] = {}
+for _name in dir(torch.Tensor):
+    _function = getattr(torch.Tensor, _name)
+    if callable(_function) and (_function not in _METHODS or _function.__name__ == _name):
+        _METHODS[_function] = _name
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -62,6 +67,8 @@ class Tracer(Mutations):
             args, kwargs = map_nested(self._promoted, tuple(args)), map_nested(self._promoted, kwargs)
         if first_proxy(args) is None and first_proxy(kwargs) is None:
             return self._without_proxies(func, args, kwargs)
+        if getattr(func, "__name__", "") == "__set__":
+            raise self.error("an attribute of a tensor is assigned a traced value")
         return self.call(*self._spelling(func, args), kwargs)
 
     def _promoted(self, value: Any) -> Any:
@@ -80,10 +87,10 @@ class Tracer(Mutations):
     @staticmethod
     def _spelling(func: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
         """How a torch function is written as a node: operator, attribute, method or function."""
-        name = getattr(func, "__name__", "")
-        if name == "__get__":
+        if getattr(func, "__name__", "") == "__get__":
             return "call_function", getattr, (args[0], func.__self__.__name__)
-        if _METHODS.get(name) is not func:
+        name = _METHODS.get(func)
+        if name is None:
             return "call_function", func, args
         if not (name.startswith("__") and name.endswith("__")):
             return "call_method", name, args
@@ -164,10 +171,11 @@ class Tracer(Mutations):
         if traced and replacement is None and not hooked and self.leaf_rule(module, path):
             return self.leaf(module, path, original, args, kwargs, known=True)
         if replacement is not None:
-            return self.follow(module, path, original, lambda *a, **k: replacement(module, *a, **k), args, kwargs)
+            return self.follow(module, path, original, functools.partial(replacement, module), args, kwargs)
         if isinstance(module, torch.jit.ScriptModule):
+            self.remarks.append(TraceRemark("leaf", Where(module_path=path), "a scripted module cannot be followed"))
             return self.leaf(module, path, original, args, kwargs, known=False)
-        return self.follow(module, path, original, lambda *a, **k: original(module, *a, **k), args, kwargs)
+        return self.follow(module, path, original, functools.partial(original, module), args, kwargs)
 
     def follow(
         self,
@@ -238,7 +246,7 @@ class Tracer(Mutations):
         """Run a module on examples and leave its buffers as they were."""
         saved = [(b, b._version, b.clone()) for b in module.buffers()] if module.training or not _is_torch(module) else []
         try:
-            return self.on_examples(lambda *a, **k: original(module, *a, **k), args, kwargs)
+            return self.on_examples(functools.partial(original, module), args, kwargs)
         finally:
             for buffer, version, value in saved:
                 if buffer._version != version:
