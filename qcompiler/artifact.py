@@ -89,7 +89,8 @@ def save(module: CompiledModule, path: str | os.PathLike[str]) -> tuple[str, ...
 
 def _raw(tensor: Tensor) -> memoryview:
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    raw: Any = flat.view(torch.uint8).numpy()
+    return memoryview(raw) if flat.numel() else memoryview(b"")
 
 
 def tensors_of(module: CompiledModule) -> dict[str, Tensor]:
@@ -296,7 +297,8 @@ def _entries(header: dict[str, Any], room: int) -> list[Entry]:
     listed = header.get("tensors")
     if not isinstance(listed, list) or len(listed) > MAX_TENSORS:
         raise _corrupt("tensor table", "bad table")
-    entries, end = [], 0
+    entries: list[Entry] = []
+    end = 0
     for item in listed:
         entry = _entry(item)
         if entry.offset != end or (entries and entry.name <= entries[-1].name):

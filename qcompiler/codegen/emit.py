@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -223,7 +224,7 @@ class Emitter:
             return f"{self.root('torch')}.device({str(value)!r})"
         if isinstance(value, (torch.memory_format, torch.layout)):
             return f"{self.root('torch')}.{str(value).removeprefix('torch.')}"
-        if isinstance(value, float) and not value - value == 0.0:  # inf, nan
+        if isinstance(value, float) and not math.isfinite(value):  # inf, nan
             return f'float("{value!r}")'
         if value is Ellipsis:
             return "..."
@@ -232,7 +233,6 @@ class Emitter:
     def namespace(self, resolve: Callable[[str], Any]) -> dict[str, Any]:
         """Globals that the source needs, kernels through `resolve`."""
         import collections
-        import math
         from typing import Optional
 
         modules = {"torch": torch, "F": torch.nn.functional, "operator": operator, "math": math, "collections": collections}

@@ -41,7 +41,9 @@ def read_safetensors(path):
     for name, entry in json.loads(data[8 : 8 + size]).items():
         if name != "__metadata__":
             start, end = entry["data_offsets"]
-            raw = torch.frombuffer(data, dtype=torch.uint8, offset=8 + size + start, count=end - start) if end > start else torch.empty(0, dtype=torch.uint8)
+            raw = torch.empty(0, dtype=torch.uint8)
+            if end > start:
+                raw = torch.frombuffer(data, dtype=torch.uint8, offset=8 + size + start, count=end - start)
             # a copy: kernels want aligned memory
             tensors[name] = raw.clone().view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors

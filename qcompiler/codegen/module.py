@@ -227,7 +227,7 @@ def _empty(program: Program | str, engine: str) -> CompiledModule:
     program = Program.from_json(program) if isinstance(program, str) else program
     title = program.name if is_name(program.name) else "CompiledModule"
     cls = type(title, (CompiledModule,), {"__module__": CompiledModule.__module__, "__doc__": CompiledModule.__doc__})
-    module: CompiledModule = cls.__new__(cls)
+    module: CompiledModule = object.__new__(cls)
     nn.Module.__init__(module)
     module.__dict__.update(lowered=None, _program=program, _engine=engine, _externals={}, _built=(), _source="")
     module._load_state_dict_post_hooks[-1] = _after_load

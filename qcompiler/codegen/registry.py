@@ -37,8 +37,8 @@ METHOD = "method."
 
 BUILTINS = ("abs", "bool", "dict", "float", "getattr", "int", "len", "list", "max", "min", "range", "round", "slice", "sum", "tuple")
 OPERATORS = (
-    "add", "and_", "contains", "eq", "floordiv", "ge", "getitem", "gt", "iadd", "imul", "index", "invert", "isub", "itruediv", "le", "lshift",
-    "lt", "matmul", "mod", "mul", "ne", "neg", "not_", "or_", "pos", "pow", "rshift", "setitem", "sub", "truediv", "truth", "xor",
+    "add", "and_", "contains", "eq", "floordiv", "ge", "getitem", "gt", "iadd", "imul", "index", "invert", "isub", "itruediv", "le",
+    "lshift", "lt", "matmul", "mod", "mul", "ne", "neg", "not_", "or_", "pos", "pow", "rshift", "setitem", "sub", "truediv", "truth", "xor",
 )  # fmt: skip
 
 # Reads or writes memory or files outside its tensors, takes code, or changes the process.

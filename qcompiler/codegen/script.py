@@ -31,7 +31,7 @@ def scriptable(module: CompiledModule) -> nn.Module:
     exec(compile(emitted.source, filename, "exec"), namespace)
     forward = namespace.pop("forward")
     weakref.finalize(forward, linecache.cache.pop, filename, None)
-    twin = type(module.program.name, (Twin,), {"forward": forward, "__module__": Twin.__module__})()
+    twin: nn.Module = type(module.program.name, (Twin,), {"forward": forward, "__module__": Twin.__module__})()
     for name, alias in emitted.packs.items():
         setattr(twin, alias, module.__dict__[f"_{_bound_pack(module, name)}"])
     for path, alias in emitted.tensors.items():
