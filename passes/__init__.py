@@ -4,6 +4,7 @@ from qcompiler.passes.annotate import Annotate
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.freeze_qparams import FreezeQParams
 from qcompiler.passes.fuse import Fuse
+from qcompiler.passes.hand_out_floats import HandOutFloats
 from qcompiler.passes.insert_observers import InsertObservers
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from qcompiler.passes.remove_identities import RemoveIdentities
@@ -11,5 +12,5 @@ from qcompiler.passes.resolve_padding import ResolvePadding
 from qcompiler.passes.share_qparams import ShareQParams
 
 FUSE = (Canonicalize(), ResolvePadding(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
-OBSERVE = (Annotate(), ShareQParams(), InsertObservers())  # FUSED -> OBSERVED
+OBSERVE = (Annotate(), HandOutFloats(), ShareQParams(), InsertObservers())  # FUSED -> OBSERVED
 QUANTIZE = (FreezeQParams(), InsertQuantizeDequantize())  # OBSERVED -> QUANTIZED; a back end adds its lowering

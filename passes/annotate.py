@@ -17,7 +17,7 @@ from qcompiler.ir.text import format_target
 from qcompiler.ir.types import QUANT, Quant, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.arguments import activations
-from qcompiler.ops.spec import Op, Output, Spelling
+from qcompiler.ops.spec import Op, Output, Role, Spelling
 from qcompiler.pass_manager import Context
 
 
@@ -90,6 +90,8 @@ def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, inputs: list[fx.Node]
         return "it does not compute float32 values"
     if any(value_of(i).dtype not in (torch.float32, None) for i in inputs):
         return "an input is not float32"
+    if any(isinstance(a, fx.Node) and p.role is Role.ACTIVATION and a not in inputs for p, a in zip(row.params, node.args, strict=False)):
+        return "an operand is a number computed at run time"
     if row.weight is not None:
         weight = node.args[row.weight]
         constant = isinstance(weight, fx.Node) and weight.op == "get_attr"

@@ -81,7 +81,7 @@ def _require_data(watches: dict[fx.Node, Any], context: Context, gm: fx.GraphMod
         raise CalibrationError(f"0 of {len(watches)} observers saw data", code="not-calibrated",
                                hint="run calibration data through the module that prepare_fx returned (not the original model), then convert")  # fmt: skip
     if context.allow_uncalibrated != "float":
-        names = ", ".join(n.args[0].name for n in empty[:20])  # type: ignore[union-attr]
+        names = ", ".join(str(n.args[0]) for n in empty[:20])
         raise CalibrationError(f"{len(empty)} of {len(watches)} observers saw no data: {names}", code="partly-calibrated", where=where(empty[0].args[0]),  # type: ignore[arg-type]
                                hint='calibrate with data that reaches these nodes, or pass allow_uncalibrated="float" to keep them float')  # fmt: skip
     _keep_float(gm, empty, watches, context)

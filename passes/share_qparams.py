@@ -28,7 +28,7 @@ class ShareQParams:
         wanted = {a for n in gm.graph.nodes if quant_of(n).int8 for a in activations(table, n)}
         number = 0
         for part in groups(gm.graph, same):
-            if any(quant_of(n).int8 or n in wanted for n in part):
+            if any((quant_of(n).int8 and not quant_of(n).float_output) or n in wanted for n in part):
                 for node in part:
                     node.meta[QUANT] = quant_of(node).with_(group=number)
                 number += 1

@@ -45,8 +45,15 @@ def _affine(match: Match, bn: fx.Node) -> tuple[Tensor, Tensor]:
 def _scaled(weight: Tensor, scale: Tensor, groups: int, transposed: bool) -> Tensor:
     if not transposed:
         return weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
-    blocks = weight.double().unflatten(0, (groups, -1))
-    return (blocks * scale.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)
+    blocks: Tensor = weight.double().unflatten(0, (groups, -1))
+    scaled: Tensor = blocks * scale.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
+    return scaled.flatten(0, 1)
+
+
+def _groups(conv: fx.Node) -> int:
+    groups = conv.kwargs.get("groups", 1)
+    assert isinstance(groups, int)
+    return groups
 
 
 def fold(match: Match, conv: fx.Node, bn: fx.Node) -> None:
@@ -55,12 +62,12 @@ def fold(match: Match, conv: fx.Node, bn: fx.Node) -> None:
     weight = constant(match, conv.args[1], "weight")
     bias = constant(match, conv.args[2] if len(conv.args) > 2 else None, "bias")
     assert weight is not None
-    row = match.row(conv)
-    channels = weight.shape[1] * int(conv.kwargs.get("groups", 1)) if row.weight_axis == 1 else weight.shape[0]  # type: ignore[call-overload]
+    row, groups = match.row(conv), _groups(conv)
+    channels = weight.shape[1] * groups if row.weight_axis == 1 else weight.shape[0]
     scale, shift = _affine(match, bn)
     if scale.numel() != channels:
         raise Reject("other-channels", f"BatchNorm has {scale.numel()} channels, the {row.name} {channels}")
-    folded = _scaled(weight, scale, int(conv.kwargs.get("groups", 1)), row.weight_axis == 1)  # type: ignore[call-overload]
+    folded = _scaled(weight, scale, groups, row.weight_axis == 1)
     new_bias = shift + (bias.double() * scale if bias is not None else 0.0)
     path = str(conv.args[1].target)  # type: ignore[union-attr]
     with match.gm.graph.inserting_before(conv):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import os
 import threading
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from qcompiler.backends.torch.lower import Lower
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.checks import MARK, check_eval, check_examples, check_model
-from qcompiler.codegen.module import compile_graph
+from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.debug.dump import Dump
 from qcompiler.debug.explain import Explanation, rows_of
 from qcompiler.errors import CalibrationError, ConfigError
@@ -144,8 +145,7 @@ def _quantized(prepared: Any, allow_uncalibrated: str, debug: Any) -> tuple[fx.G
     gm._forward_pre_hooks.clear()
     gm._forward_pre_hooks_with_kwargs.clear()
     shared = state.context
-    context = Context(shared.table, shared.mapping, shared.module_types, shared.target, shared.used_rules, shared.rules, shared.strict,
-                      allow_uncalibrated, list(shared.remarks), list(shared.records))  # fmt: skip
+    context = dataclasses.replace(shared, allow_uncalibrated=allow_uncalibrated, remarks=list(shared.remarks), records=list(shared.records))
     _run(gm, QUANTIZE, Stage.OBSERVED, context, "convert", state.name, debug)
     return gm, State(context, state.name, state.user_attributes)
 
@@ -157,7 +157,7 @@ def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error",
 
 
 @_outside_inference_mode
-def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str = "error", debug: Any = None) -> nn.Module:
+def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str = "error", debug: Any = None) -> CompiledModule:
     """Compiles a calibrated module of prepare_fx to an int8 module for the CPU; `prepared` is not changed.
 
     `allow_uncalibrated="float"` keeps the parts float that no data reached. Raises CalibrationError where observers saw no
@@ -217,7 +217,7 @@ def _tracked(batches: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]
     return track(batches, description="calibrating", total=len(data) if hasattr(data, "__len__") else None)
 
 
-def quantize(model: nn.Module, calibration_data: Any, qconfig_mapping: Any = None, *, progress: bool = True, **options: Any) -> nn.Module:
+def quantize(model: nn.Module, calibration_data: Any, qconfig_mapping: Any = None, *, progress: bool = True, **options: Any) -> CompiledModule:
     """Float model and calibration data in, int8 module out: prepare_fx, calibrate, convert_fx. The first batch is the example.
 
     `options` go to prepare_fx.
@@ -230,7 +230,8 @@ def quantize(model: nn.Module, calibration_data: Any, qconfig_mapping: Any = Non
         raise CalibrationError("0 batches of calibration data", code="no-batches")
     prepared = prepare_fx(model, qconfig_mapping, first[0], example_kwargs=first[1] or None, **options)
     calibrate(prepared, data, progress=progress)
-    return convert_fx(prepared)
+    module: CompiledModule = convert_fx(prepared)
+    return module
 
 
 def explain(model: Any) -> Explanation:

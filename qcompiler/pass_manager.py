@@ -58,8 +58,11 @@ class PassRecord:
 class Pass(Protocol):
     """A step of the compiler. `stage` is the stage it leaves the graph in; `run` returns whether anything changed."""
 
-    name: str
-    stage: Stage
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stage(self) -> Stage: ...
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool: ...
 

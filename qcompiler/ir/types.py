@@ -82,12 +82,13 @@ class QParams:
 class Quant:
     """What was decided about one node.
 
-    int8: the op runs on integers. `output`: its result is quantized. `group`: values with the same group number share
+    int8: the op runs on integers. `float_output`: it hands out floats, from its 32-bit sums. `group`: values with the same group number share
     qparams. `qparams`: known once frozen. `reason`: why a node stays float (None when int8).
     """
 
     int8: bool = False
     reason: str | None = None
+    float_output: bool = False
     group: int | None = None
     qparams: QParams | None = None
     qconfig: Any = field(default=None, compare=False)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import fx
 
+from qcompiler.ir.types import value_of
 from qcompiler.ops.spec import Role
 from qcompiler.ops.table import Table
 
 
 def activations(table: Table, node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes that a canonical node takes as activations, in order; none for other nodes."""
+    """The tensors (or tuples of them) that a canonical node takes as activations, in order; none for other nodes."""
     row = table.of(node)
     for param, arg in zip(row.params if row is not None else (), node.args, strict=False):
-        if param.role is Role.ACTIVATION and isinstance(arg, fx.Node):
+        if param.role is Role.ACTIVATION and isinstance(arg, fx.Node) and (value_of(arg).shape is not None or table.of(arg) is not None):
             yield arg
         elif param.role is Role.ACTIVATIONS and isinstance(arg, (list, tuple)):
             yield from (a for a in arg if isinstance(a, fx.Node))
@@ -24,7 +26,7 @@ def replace_activations(table: Table, node: fx.Node, old: fx.Node, new: fx.Node)
     """Feeds `new` to `node` wherever it took `old` as an activation."""
     row = table.of(node)
     assert row is not None
-    args = list(node.args)
+    args: list[Any] = list(node.args)
     for i, param in enumerate(row.params[: len(args)]):
         if param.role is Role.ACTIVATION and args[i] is old:
             args[i] = new

@@ -30,6 +30,7 @@ def _by_op(*families: tuple[Kernel, ...]) -> dict[str, tuple[Kernel, ...]]:
 
 FAMILIES = (conv, linear, arithmetic, elementwise, norm, pool, shape)
 TABLE = _by_op(*(family.KERNELS for family in FAMILIES))
+TO_FLOAT = {kernel.op: kernel for kernel in linear.TO_FLOAT}  # kernels that hand out floats
 
 
 def register(kernel: Kernel) -> None:

@@ -43,6 +43,17 @@ def emit_linear(site: Site, emit: Emit) -> fx.Node:
     return finish(site, emit, result, relu_done=with_relu)
 
 
+def emit_linear_to_float(site: Site, emit: Emit) -> fx.Node:
+    """int8 product, float result: the op takes a float input and quantizes it, which gives back the codes it was made from."""
+    x, weight = site.args[0], site.args[1]
+    names = (weight.node, weight.scale, weight.zero_point, bias_of(site))
+    pack = emit.call(runtime.prepack_linear, *names, axis_of(weight), "")
+    real = emit.call(torch.ops.aten.dequantize.self, x)
+    result = emit.call(OPS.linear_with_input_q_dq_qweight_dq_output_fp32.default, real, x.qparams.scale, x.qparams.zero_point, pack)
+    low, high = site.get("bounds") or (None, None)
+    return result if low is None and high is None else emit.call(torch.ops.aten.clamp.default, result, low, high)
+
+
 def refuse_matmul(site: Site) -> str | None:
     tensors = all(isinstance(a, (Operand, fx.Node)) for a in site.args[:2]) and isinstance(site.args[0], Operand)
     return None if tensors else "an operand is not a tensor"
@@ -57,3 +68,5 @@ KERNELS = (
     Kernel("linear", ENGINES, emit_linear, refuse_linear, saturates),
     Kernel("matmul", ENGINES, emit_matmul, refuse_matmul, note="float arithmetic, as torch's own int8 matmul"),
 )
+
+TO_FLOAT = (Kernel("linear", ("x86", "onednn", "fbgemm"), emit_linear_to_float, refuse_linear, saturates),)

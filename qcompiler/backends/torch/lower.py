@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompiler.backends.torch.kernels import Refused, select
+from qcompiler.backends.torch.kernels import TO_FLOAT, Refused, select
 from qcompiler.backends.torch.runtime import quantize_constant
 from qcompiler.backends.torch.site import Emit, Operand, Site, Weight
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
 from qcompiler.ops.spec import Output
 from qcompiler.pass_manager import Context
+FLOATS = QParams(1.0, 0, 0, 255, torch.uint8)  # stands for the output's qparams where a kernel hands out floats
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,15 @@ class _Lowering:
         """Emits the node's kernel; False (and a remark) where it has none, so that it runs in float."""
         row, output = self.context.table.of(node), quant_of(node).qparams
         assert row is not None
-        if output is None:
+        to_float = quant_of(node).float_output
+        if output is None and not to_float:
             return False
         args = [self._argument(a) for a in node.args]
         if row.output is Output.SAME and not isinstance(args[0], Operand):
             return False  # its producer had no kernel, so the value is float
         attributes = fx.node.map_arg(node.kwargs, self.float_of)
-        site = Site(row, node, tuple(args), attributes, output, self.context.target.engine, self.context.target.isa)
-        kernel = select(site)
+        site = Site(row, node, tuple(args), attributes, output or FLOATS, self.context.target.engine, self.context.target.isa)
+        kernel = TO_FLOAT[row.name] if to_float else select(site)
         if isinstance(kernel, Refused):
             self._refused(node, str(kernel))
             return False
@@ -124,7 +126,11 @@ class _Lowering:
         for made in emit.made:
             self._annotated(made, node)
             made.meta[VALUE] = Value(None, None)
-        self.int8[node] = self._annotated(result, node, output, torch.quint8 if value_of(node).shape is not None else None)
+        if to_float:
+            self.plain[node] = self._annotated(result, node)
+            result.meta[QUANT] = Quant(int8=True, float_output=True)
+        else:
+            self.int8[node] = self._annotated(result, node, output, torch.quint8 if value_of(node).shape is not None else None)
         return True
 
     def _refused(self, node: fx.Node, reasons: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompiler.backends.torch import conv, depthwise
-from qcompiler.backends.torch.kernels import TABLE
+from qcompiler.backends.torch.kernels import TABLE, TO_FLOAT
 from qcompiler.backends.torch.site import ENGINES, VNNI, host_isa
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import value_of
@@ -32,6 +32,10 @@ class TorchTarget:
     def refuses(self, row: Op, node: fx.Node) -> str | None:
         """Why no kernel at all exists for the op; sites are looked at one by one when they are lowered."""
         return None if row.name in TABLE or row.elementwise else f"no int8 kernel for {row.name}"
+
+    def gives_floats(self, row: Op) -> bool:
+        """Whether a kernel takes int8 and hands out floats."""
+        return row.name in TO_FLOAT and self.engine in TO_FLOAT[row.name].engines
 
     def _saturation(self, row: Op, node: fx.Node) -> str | None:
         if row.weight is None:  # matmul computes in float
@@ -59,7 +63,7 @@ class TorchTarget:
             return None
         if row.weight_axis == 0:
             return 0
-        groups = int(node.kwargs.get("groups", 1))  # type: ignore[call-overload]
+        groups: Any = node.kwargs.get("groups", 1)
         return row.weight_axis if conv.per_channel(row.name, self.engine, groups) else None
 
     def per_tensor_weight_observer(self, observer: Any) -> Any:

@@ -118,6 +118,10 @@ ROWS = (
     ),
     Op(
         name="instance_norm", fn=Q.instance_norm, signature="x weight=None bias=None eps=1e-5", params=AFFINE, output=Output.OWN,
+        spellings=(
+            Spelling(F.instance_norm, "input:x !running_mean=None !running_var=None weight=None bias=None !use_input_stats=True"
+                     " _momentum=0.1 eps=1e-5"),
+        ),
         modules=tuple(
             ModuleForm(cls, PARAMETERS, lambda m: {"eps": m.eps}, lambda m: "it tracks running statistics" if m.track_running_stats else None)
             for cls in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
