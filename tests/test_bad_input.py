@@ -1,0 +1,657 @@
+"""Bad inputs: the right class and code, the place, a hint; and the user's model stays as it was."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+import qcompiler
+from qcompiler import (
+    CalibrationError,
+    ConfigError,
+    InputError,
+    NumericsError,
+    QCompilerError,
+    QConfig,
+    QConfigMapping,
+    TraceError,
+    UnsupportedOpError,
+    calibrate,
+    convert_fx,
+    explain,
+    fuse_fx,
+    get_default_qconfig,
+    get_default_qconfig_mapping,
+    prepare_fx,
+    remarks,
+)
+from qcompiler.debug import compute_sqnr
+from qcompiler.ir.types import Stage
+from qcompiler.ir.verify import verify
+from qcompiler.observers import MinMaxObserver, PerChannelMinMaxObserver, default_weight_observer
+from tests.flow import fingerprint, flow, randn, randomized
+
+torch.set_num_threads(1)
+X = randn(2, 3, 8, 8)
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+
+
+@contextmanager
+def raises(model: nn.Module | None, kind: type[QCompilerError], code: str, *texts: str, hint: bool = True) -> Iterator[None]:
+    """The error has the code, its text holds `texts` and (with `hint`) a hint; the model did not change."""
+    before = fingerprint(model) if model is not None else ""
+    with pytest.raises(kind) as caught:
+        yield
+    error: Any = caught.value
+    assert type(error) is kind and error.code == code, (type(error), error.code, str(error))
+    for text in texts:
+        assert text in str(error), str(error)
+    assert error.hint or not hint, str(error)
+    assert model is None or fingerprint(model) == before
+
+
+def line_of(function: Callable[..., Any], text: str) -> str:
+    """file:line of the line of a function that holds `text`."""
+    import inspect
+
+    lines, start = inspect.getsourcelines(function)
+    return f"test_bad_input.py:{start + next(i for i, line in enumerate(lines) if text in line)}"
+
+
+class Branches(nn.Module):
+    """The second branch runs on request; the trace fixes which one, so the other case of `untouched` data is a lookup of parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x), self.b(y)
+
+
+# ---- 1-6: calibration
+
+
+def test_01_no_calibration() -> None:
+    model = small()
+    prepared = prepare_fx(model, None, (X,))
+    with raises(model, CalibrationError, "not-calibrated", "0 of 3 observers saw data"):
+        convert_fx(prepared)
+    calibrate(prepared, [X])  # it can still be used
+    convert_fx(prepared)
+
+
+def test_02_one_branch_without_data() -> None:
+    torch.manual_seed(0)
+    model = Branches().eval()
+    x = randn(3, 4)
+    prepared = prepare_fx(model, None, (x, x))
+    prepared(x, torch.empty(0, 4))  # an empty batch is no data
+    with raises(model, CalibrationError, "partly-calibrated", "2 of 4 observers", "node", "module b"):
+        convert_fx(prepared)
+    module = convert_fx(prepared, allow_uncalibrated="float")
+    with torch.no_grad():
+        wanted, result = model(x, x), module(x, x)
+    assert torch.equal(result[1], wanted[1]) and compute_sqnr(wanted[0], result[0]) >= 30
+    assert {r.module_path: r.int8 for r in explain(module).rows} == {"a": True, "b": False}
+
+
+def test_03_calibrated_the_original() -> None:
+    model = small()
+    prepared = prepare_fx(model, None, (X,))
+    model(X)
+    with raises(model, CalibrationError, "not-calibrated", "not the original model"):
+        convert_fx(prepared)
+    with raises(model, ConfigError, "not-prepared"):
+        calibrate(model, [X])
+
+
+@pytest.mark.parametrize("data", [[], iter(()), torch.utils.data.DataLoader([])])  # type: ignore[arg-type]
+def test_04_no_batches(data: Any) -> None:
+    model = small()
+    with raises(model, CalibrationError, "no-batches", "0 batches"):
+        calibrate(prepare_fx(model, None, (X,)), data)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_05_06_bad_batch(bad: float) -> None:
+    model = small()
+    prepared = prepare_fx(model, None, (X,))
+    broken = X.clone()
+    broken[0, 0, 0, 0] = bad
+    with raises(model, CalibrationError, "nonfinite", "batch 1", "node", hint=False):
+        calibrate(prepared, [X, broken])
+    again = prepare_fx(model, None, (X,))
+    assert calibrate(again, [X, broken, X], skip_nonfinite=True) == 2
+    clean = prepare_fx(model, None, (X,))
+    calibrate(clean, [X, X])
+    assert torch.equal(convert_fx(again)(X), convert_fx(clean)(X))
+
+
+def test_06_overflow_inside() -> None:
+    class Overflow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) * 1e38  # here
+
+    model = Overflow().eval()
+    prepared = prepare_fx(model, None, (X,))
+    with raises(model, CalibrationError, "nonfinite", "batch 0", line_of(Overflow.forward, "# here"), hint=False):
+        calibrate(prepared, [X * 100])
+
+
+# ---- 7, 8, 11: numbers
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["0.weight", "3.bias", "1.running_mean"])
+def test_07_bad_parameter(name: str, bad: float) -> None:
+    model = small()
+    model.state_dict()[name].view(-1)[1] = bad
+    with raises(model, NumericsError, "bad-weight", name):
+        prepare_fx(model, None, (X,))
+
+
+@pytest.mark.parametrize("value", [0.0, 2.5, -3.0])
+def test_08_constant_activation(value: float) -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) * 0 + value
+
+    model = Constant().eval()
+    result = flow(model, (X,))
+    with torch.no_grad():
+        assert (model(X) - result.module(X)).abs().max() <= abs(value) / 100
+    zeros = flow(small(), (torch.zeros_like(X),)).module
+    assert torch.isfinite(zeros(X)).all()
+
+
+@pytest.mark.parametrize("value", [-1.0, -1e-3, float("nan")])
+@pytest.mark.parametrize("behind", [True, False])
+def test_11_bad_variance(value: float, behind: bool) -> None:
+    """Also where the BatchNorm is not folded."""
+    model = nn.Sequential(OrderedConv(), nn.BatchNorm2d(3)) if behind else nn.Sequential(nn.BatchNorm2d(3), OrderedConv())
+    model.eval()
+    bn = next(m for m in model if isinstance(m, nn.BatchNorm2d))
+    bn.running_var[1] = value  # type: ignore[index]
+    code = "bad-weight" if value != value else "bad-batch-norm"
+    with raises(model, NumericsError, code, "module 1" if behind else "module 0"):
+        prepare_fx(model, None, (X,))
+    with raises(model, NumericsError, code):
+        fuse_fx(model, (X,))
+
+
+class OrderedConv(nn.Conv2d):
+    """A convolution of three channels."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight, self.bias)
+
+
+def test_11_zero_variance_is_helped_by_eps() -> None:
+    model = small()
+    model[1].running_var.zero_()  # type: ignore[operator, union-attr]
+    result = flow(model, (X,))
+    with torch.no_grad():
+        assert compute_sqnr(model(X), result.module(X)) >= 20
+
+
+# ---- 12, 13: inputs
+
+
+def test_12_wrong_shape() -> None:
+    model = small()
+    prepared = prepare_fx(model, None, (X,))
+    for bad, texts in ((X[0], ("float32[2, 3, 8, 8]", "[3, 8, 8]")), (X.double(), ("float64",)), (None, ()), ("x", ("str",))):
+        with raises(model, InputError, "input-shape" if bad is not None else "inputs", *texts, hint=False):
+            prepared(bad)
+    with raises(model, InputError, "input-shape", "node", "module 0", hint=False):
+        calibrate(prepared, [randn(2, 5, 8, 8)])
+    with pytest.raises(InputError):
+        prepare_fx(model, None, (randn(2, 5, 8, 8),))
+
+
+def test_13_wrong_arguments() -> None:
+    model = small()
+    prepared = prepare_fx(model, None, (X,))
+    for args, kwargs in (((), {}), ((X, X), {}), ((X,), {"other": X})):
+        with raises(model, InputError, "inputs", "input: torch.float32[2, 3, 8, 8]", hint=False):
+            prepared(*args, **kwargs)
+    for examples in ((), (X, X), {"x": X}, 3):
+        with pytest.raises(InputError):
+            prepare_fx(model, None, examples)
+    calibrate(prepared, [X])
+    module = convert_fx(prepared)
+    for args, kwargs in (((), {}), ((X, X), {}), ((X,), {"other": X})):
+        with pytest.raises(InputError):
+            module(*args, **kwargs)
+
+
+# ---- 14, 16: what cannot be followed, what has no int8 form
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:  # here
+            x = x + 1
+        result: Tensor = self.linear(x)
+        return result
+
+
+def test_14_data_dependent_branch() -> None:
+    x, line = randn(2, 4), line_of(Branching.forward, "# here")
+    model = Branching().eval()
+    with raises(model, TraceError, "trace", line, "leaf"):
+        prepare_fx(model, None, (x,))
+    outer = nn.Sequential(nn.Linear(4, 4), Branching()).eval()
+    prepared = prepare_fx(outer, None, (x,))
+    noted = [r for r in remarks(prepared) if r.code == "leaf"]
+    assert len(noted) == 1 and noted[0].where.module_path == "1" and line.split(":")[1] in str(noted[0].where)
+    calibrate(prepared, [x])
+    with torch.no_grad():
+        assert compute_sqnr(outer(x), convert_fx(prepared)(x)) >= 25
+    with raises(outer, TraceError, "trace", line):
+        prepare_fx(outer, None, (x,), strict=True)
+
+
+class Unknown(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.erf(self.linear(x)) + torch.cumsum(x, 1)
+
+
+def test_16_unsupported_op() -> None:
+    model, x = Unknown().eval(), randn(2, 4)
+    prepared = prepare_fx(model, None, (x,))
+    notes = [r.text for r in remarks(prepared) if r.code == "stays-float"]
+    assert any("erf" in n for n in notes) and any("cumsum" in n for n in notes)
+    with raises(model, UnsupportedOpError, "unsupported-op", "erf", "cumsum", "2 ops", "test_bad_input.py"):
+        prepare_fx(model, None, (x,), strict=True)
+
+
+# ---- 18-20, 25: model states
+
+
+def test_18_quantized_or_prepared_already() -> None:
+    prepared = prepare_fx(small(), None, (X,))
+    with raises(None, ConfigError, "already-prepared"):
+        prepare_fx(prepared, None, (X,))
+    calibrate(prepared, [X])
+    module = convert_fx(prepared)
+    with raises(None, ConfigError, "already-converted"):
+        prepare_fx(module, None, (X,))
+    holder = nn.Module()
+    holder.register_buffer("q", torch._make_per_tensor_quantized_tensor(torch.zeros(2, dtype=torch.uint8), 1.0, 0))
+    with raises(None, ConfigError, "already-quantized", "q"):
+        prepare_fx(holder.eval(), None, (X,))
+    inside = nn.Sequential(small(), prepared).eval()
+    with pytest.raises(ConfigError):
+        prepare_fx(inside, None, (X,))
+
+
+def test_19_convert_what_was_not_prepared() -> None:
+    model = small()
+    with raises(model, ConfigError, "not-prepared"):
+        convert_fx(model)
+    module = flow(model, (X,)).module
+    with raises(model, ConfigError, "already-converted", hint=False):
+        convert_fx(module)
+    with raises(None, ConfigError, "not-prepared"):
+        convert_fx(fx.symbolic_trace(model))
+    with raises(None, ConfigError, "backend"):
+        convert_fx(prepare_fx(model, None, (X,)), backend="tpu")
+
+
+def test_20_train_mode() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.BatchNorm1d(4)).train()
+    with raises(model, ConfigError, "train-mode", "1 (Dropout)", "2 (BatchNorm1d)", "eval()"):
+        prepare_fx(model, None, (randn(2, 4),))
+    model.eval()[1].train()
+    with raises(model, ConfigError, "train-mode", "1 (Dropout)"):
+        fuse_fx(model, (randn(2, 4),))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool])
+def test_25_integer_parameters(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(3, 3)).eval()
+    model[0].weight = nn.Parameter(torch.ones(3, 3, dtype=dtype), requires_grad=False)
+    with raises(model, ConfigError, "weight-dtype", "0.weight", str(dtype), hint=False):
+        prepare_fx(model, None, (randn(2, 3),))
+    model = nn.Sequential(nn.Linear(3, 3)).double().eval()
+    with raises(model, ConfigError, "weight-dtype", "0.weight"):
+        prepare_fx(model, None, (randn(2, 3).double(),))
+
+
+@pytest.mark.parametrize("model", [3, None, torch.relu, nn.Linear])
+def test_no_module(model: Any) -> None:
+    with raises(None, ConfigError, "not-a-module", hint=False):
+        prepare_fx(model, None, (X,))
+
+
+# ---- 28-31: shapes and sharing
+
+
+def test_28_scalars() -> None:
+    class Scalars(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.gain = nn.Linear(4, 4), nn.Parameter(torch.tensor(1.5))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            y: Tensor = 1 - self.linear(x) * self.gain + t
+            return (2 + y) * 0.5 - 3 / (y.abs() + 1)
+
+    torch.manual_seed(0)
+    model, args = Scalars().eval(), (randn(3, 4), torch.tensor(0.5))
+    result = flow(model, args)
+    with torch.no_grad():
+        assert compute_sqnr(model(*args), result.module(*args)) >= 25
+
+
+def test_29_batch_zero() -> None:
+    model, empty = small(), torch.empty(0, 3, 8, 8)
+    prepared = prepare_fx(model, None, (X,))
+    calibrate(prepared, [empty, X, empty])
+    module = convert_fx(prepared)
+    assert module(empty).shape == (0, 4, 4, 4)
+    assert torch.equal(module(X), flow(model, (X,)).module(X))
+    with raises(model, CalibrationError, "not-calibrated"):
+        again = prepare_fx(model, None, (X,))
+        calibrate(again, [empty])
+        convert_fx(again)
+
+
+def test_30_a_size_that_was_fixed() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[0] > 2:  # here
+                x = x + 1
+            result: Tensor = self.linear(x)
+            return result
+
+    model = Fixed().eval()
+    module = flow(model, (randn(2, 4),)).module
+    assert module(randn(1, 4)).shape == (1, 4)
+    with pytest.raises(QCompilerError) as caught:
+        module(randn(5, 4))
+    assert line_of(Fixed.forward, "# here").split(":")[1] in str(caught.value)
+
+
+def test_31_shared_module() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.conv(self.conv(x) * 100)
+            return result
+
+    torch.manual_seed(0)
+    model = Shared().eval()
+    result = flow(model, (X,))
+    assert sum(k.endswith("weight") for k in result.module.state_dict()) == 1
+    with torch.no_grad():
+        assert compute_sqnr(model(X), result.module(X)) >= 28
+        assert compute_sqnr(result.reference(X), result.module(X)) >= 40
+
+
+# ---- 33, 34: mutation, names
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.conv(x))
+        y += 1
+        y.clamp_(0, 3)
+        y[:, 0] = 0.5
+        y.mul_(2)
+        return y
+
+
+def test_33_in_place() -> None:
+    torch.manual_seed(0)
+    model, x = InPlace().eval(), X.clone()
+    result = flow(model, (x,))
+    with torch.no_grad():
+        wanted = model(x)
+        assert torch.allclose(fuse_fx(model, (x,))(x), wanted, atol=1e-5)
+        assert compute_sqnr(wanted, result.module(x)) >= 28
+    assert torch.equal(x, X)
+
+    class OnInput(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.clone()
+            x[:, 0] = 1
+            return F.relu_(x)
+
+    assert torch.equal(flow(OnInput().eval(), (x,)).module(x), OnInput()(x))
+    assert torch.equal(x, X)
+
+
+class Hostile(nn.Module):
+    NAMES = ("a_b", "class", "__import__", "größe", "os\nimport os", "x; import os", "self", "torch", "'", "1", "forward_")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Module()
+        self.a.b = nn.Linear(4, 4)
+        for name in self.NAMES:
+            self.add_module(name, nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a.b(x)
+        for name in self.NAMES:
+            x = self._modules[name](x)  # type: ignore[misc]
+        return x
+
+
+def test_34_hostile_names() -> None:
+    torch.manual_seed(0)
+    model, x = Hostile().eval(), randn(3, 4)
+    module = flow(model, (x,)).module
+    with torch.no_grad():
+        assert compute_sqnr(model(x), module(x)) >= 15
+    assert "import os" not in module.code and "größe" not in module.code
+    state = module.state_dict()
+    assert {f"{name}.weight" for name in (*Hostile.NAMES, "a.b")} <= set(state)
+    for name in Hostile.NAMES:
+        assert state[f"{name}.weight"].dtype is torch.int8
+
+
+# ---- 35, 36: settings
+
+
+def test_35_qconfig_for_nothing() -> None:
+    model = small()
+    mapping = get_default_qconfig_mapping().set_module_name("00", None)
+    with raises(model, ConfigError, "qconfig-module-name", "'00'", "did you mean 0"):
+        prepare_fx(model, mapping, (X,))
+    mapping = get_default_qconfig_mapping().set_object_type(nn.LSTM, None).set_module_name_regex("nothing.*", None)
+    notes = [r.text for r in remarks(prepare_fx(model, mapping, (X,))) if r.code == "rule-unused"]
+    assert len(notes) == 2 and "LSTM" in notes[1] + notes[0] and "nothing.*" in notes[0] + notes[1]
+    with raises(model, ConfigError, "rule-unused", "LSTM", "nothing.*", hint=False):
+        prepare_fx(model, mapping, (X,), strict=True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MinMaxObserver(quant_min=0, quant_max=0),
+        lambda: MinMaxObserver(quant_min=5, quant_max=1),
+        lambda: MinMaxObserver(quant_min=0, quant_max=2**33),
+        lambda: MinMaxObserver(dtype=torch.float16),
+        lambda: MinMaxObserver(qscheme=torch.per_channel_affine),
+        lambda: QConfig(PerChannelMinMaxObserver, default_weight_observer),
+        lambda: QConfig(3, 4),
+        lambda: QConfigMapping().set_global("int8"),
+        lambda: QConfigMapping().set_module_name_regex("(", None),
+        lambda: QConfigMapping.from_dict({"modules": []}),
+        lambda: get_default_qconfig("tpu"),
+    ],
+)
+def test_36_impossible_qconfig(make: Callable[[], Any]) -> None:
+    with pytest.raises(ConfigError):
+        made = make()
+        prepare_fx(small(), made, (X,))
+
+
+def test_36_channel_axis_out_of_range() -> None:
+    weight = PerChannelMinMaxObserver.with_args(ch_axis=9, dtype=torch.qint8, qscheme=torch.per_channel_symmetric)
+    model = small()
+    try:
+        qconfig = QConfig(MinMaxObserver, weight)
+    except ConfigError:
+        return
+    result = flow(model, (X,), mapping=qconfig)  # the op knows its own axis
+    with torch.no_grad():
+        assert compute_sqnr(model(X), result.module(X)) >= 25
+
+
+# ---- 37, 38: graphs that are hard to quantize
+
+
+class Mixed(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.kind = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        small, large = torch.sigmoid(self.a(x)), self.b(x) * 50
+        return torch.cat([small, large], 1) if self.kind == "cat" else small + large
+
+
+@pytest.mark.parametrize("kind", ["cat", "add"])
+@pytest.mark.parametrize("float_part", [None, "a", "b"])
+def test_37_inputs_of_other_ranges(kind: str, float_part: str | None) -> None:
+    torch.manual_seed(0)
+    model = Mixed(kind).eval()
+    mapping = get_default_qconfig_mapping()
+    if float_part:
+        mapping.set_module_name(float_part, None)
+    result = flow(model, (X,), mapping=mapping)
+    with torch.no_grad():
+        wanted, lowered = model(X), result.module(X)
+        assert compute_sqnr(wanted, lowered) >= 30
+        assert compute_sqnr(result.reference(X), lowered) >= 40
+    if kind == "cat":
+        assert any(r.code == "not-joined" for r in remarks_of(result.prepared, convert=True))
+
+
+def remarks_of(prepared: fx.GraphModule, convert: bool = False) -> list[Any]:
+    from qcompiler.api import _quantized
+
+    return _quantized(prepared, "error", None)[1].context.remarks if convert else remarks(prepared)
+
+
+class BatchNorms(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv, self.other = kind, nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3)
+        self.bn, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.free = nn.BatchNorm2d(3, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "two":
+            return self.second(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+        if self.kind == "before":
+            return self.conv(self.bn(x))  # type: ignore[no-any-return]
+        if self.kind == "no-stats":
+            return self.free(self.conv(x))  # type: ignore[no-any-return]
+        return self.bn(self.other(x)) + self.bn(self.conv(x))[:, :, 1:-1, 1:-1]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("kind", "left"), [("two", 0), ("before", 1), ("no-stats", 0), ("shared", 0)])
+def test_38_batch_norms(kind: str, left: int) -> None:
+    torch.manual_seed(0)
+    model = BatchNorms(kind)
+    randomized(model)
+    result = flow(model, (X,))
+    fused = fuse_fx(model, (X,))
+    with torch.no_grad():
+        assert torch.allclose(fused(X), model(X), atol=1e-5)
+        assert compute_sqnr(model(X), result.module(X)) >= 25
+    names = [getattr(n.target, "__name__", n.target) for n in fused.graph.nodes]
+    assert names.count("batch_norm") == left
+    if kind == "no-stats":
+        assert any("statistics" in r.text and r.where.module_path == "free" for r in remarks(result.prepared))
+
+
+# ---- 39: graphs edited by hand
+
+
+def test_39_invalid_graphs() -> None:
+    gm = fx.GraphModule(nn.Module(), fx.Graph())
+    with raises(None, ConfigError, "invalid-ir", "one output", hint=False):
+        verify(gm, Stage.TRACED)
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    a = graph.call_function(torch.relu, (x,))
+    b = graph.call_function(operator.add, (a, x))
+    graph.output(b)
+    a.args = (b,)  # a cycle
+    gm = fx.GraphModule(nn.Module(), graph)
+    with raises(None, ConfigError, "invalid-ir", "used before it is computed", "node", hint=False):
+        verify(gm, Stage.TRACED)
+    graph = fx.Graph()
+    graph.output(graph.call_function(torch.relu, (graph.placeholder("x"),)))
+    with graph.inserting_before(next(iter(graph.nodes))):
+        graph.create_node("get_attr", "missing.weight")
+    with raises(None, ConfigError, "invalid-ir", "missing.weight does not exist", hint=False):
+        verify(fx.GraphModule({"missing.weight": torch.ones(1)}, graph), Stage.TRACED) if False else verify(_bare(graph), Stage.TRACED)
+
+
+def _bare(graph: fx.Graph) -> fx.GraphModule:
+    gm = fx.GraphModule(nn.Module(), fx.Graph())
+    gm.graph = graph
+    return gm
+
+
+def test_39_an_edited_prepared_graph() -> None:
+    prepared = prepare_fx(small(), None, (X,))
+    calibrate(prepared, [X])
+    node = next(n for n in prepared.graph.nodes if n.op == "call_function")
+    last = next(n for n in reversed(prepared.graph.nodes) if n.op == "call_function")
+    node.args = (last, *node.args[1:])
+    with raises(None, ConfigError, "invalid-ir", "before it is computed", hint=False):
+        convert_fx(prepared)
+
+
+def test_every_error_is_a_qcompiler_error() -> None:
+    assert issubclass(TraceError, qcompiler.QCompilerError)

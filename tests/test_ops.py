@@ -1,0 +1,341 @@
+"""Every row of the op table in every spelling: it becomes that row, keeps its float values, and runs in int8 as the reference does.
+
+The calls are made from the spelling's own signature, so that a wrong name or order of arguments in a row shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from qcompiler import fuse_fx
+from qcompiler.debug import compute_sqnr
+from qcompiler.ir.types import quant_of
+from qcompiler.ops.reference import quantize
+from qcompiler.ops.spec import Op, Role, Spelling
+from qcompiler.ops.table import OPS, parse_signature
+from qcompiler.passes import Canonicalize
+from qcompiler.vision import import_torchvision
+from tests.flow import Flow, flow, max_difference, passed, randn, randomized
+
+torch.set_num_threads(1)
+IMAGE = (2, 8, 6, 6)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments for a row: shapes of the activations, shapes of the parameters, attributes by canonical name."""
+
+    inputs: tuple[tuple[int, ...], ...] = (IMAGE,)
+    tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    positive: bool = False  # inputs above zero
+    pick: int | None = None  # which of several results is returned
+
+
+def _conv(dims: int, transposed: bool) -> Case:
+    weight = (8, 6, *[3] * dims) if transposed else (6, 8, *[3] * dims)
+    extra = {"output_padding": 1} if transposed else {}
+    return Case(((2, 8, *[6] * dims),), {"weight": weight, "bias": (6,)}, {"stride": 2, "padding": 1, "groups": 1, "dilation": 1} | extra)
+
+
+def _pool(dims: int, **attributes: Any) -> Case:
+    return Case(((2, 8, *[6] * dims),), attributes=attributes)
+
+
+VECTOR = {"mean": (8,), "var": (8,), "weight": (8,), "bias": (8,)}
+AFFINE = {"weight": (8,), "bias": (8,)}
+CASES: dict[str, Case] = {
+    **{f"conv{d}d": _conv(d, False) for d in (1, 2, 3)},
+    **{f"conv_transpose{d}d": _conv(d, True) for d in (1, 2, 3)},
+    "linear": Case(((2, 5, 8),), {"weight": (6, 8), "bias": (6,)}),
+    "batch_norm": Case((IMAGE,), VECTOR, {"eps": 1e-3}),
+    "layer_norm": Case(((2, 5, 8),), AFFINE, {"normalized_shape": (8,), "eps": 1e-3}),
+    "group_norm": Case((IMAGE,), AFFINE, {"num_groups": 2, "eps": 1e-3}),
+    "instance_norm": Case((IMAGE,), AFFINE, {"eps": 1e-3}),
+    "add": Case((IMAGE, IMAGE), attributes={"alpha": 2}),
+    "sub": Case((IMAGE, IMAGE), attributes={"alpha": 2}),
+    "mul": Case((IMAGE, IMAGE)),
+    "div": Case((IMAGE, IMAGE), positive=True),
+    "matmul": Case(((2, 5, 8), (2, 8, 3))),
+    "clamp": Case(attributes={"min": -0.5, "max": 0.75}),
+    "softmax": Case(((2, 8),), attributes={"dim": -1}),
+    "gelu": Case(attributes={"approximate": "tanh"}),
+    "softplus": Case(attributes={"beta": 2, "threshold": 10}),
+    "leaky_relu": Case(attributes={"negative_slope": 0.2}),
+    "elu": Case(attributes={"alpha": 0.5}),
+    "celu": Case(attributes={"alpha": 0.5}),
+    **{f"max_pool{d}d": _pool(d, kernel_size=3, stride=2, padding=1, dilation=1, ceil_mode=True) for d in (1, 2, 3)},
+    **{f"avg_pool{d}d": _pool(d, kernel_size=3, stride=2, padding=1, ceil_mode=False, count_include_pad=False) for d in (1, 2, 3)},
+    **{f"adaptive_{k}_pool{d}d": _pool(d, output_size=3) for k in ("avg", "max") for d in (1, 2, 3)},
+    "mean": Case(attributes={"dim": (2, 3), "keepdim": True}),
+    "interpolate": Case(attributes={"scale_factor": 2, "mode": "nearest"}),
+    "pad": Case(attributes={"pad": (1, 0, 2, 1), "mode": "constant", "value": 0.0}),
+    "pixel_shuffle": Case(attributes={"upscale_factor": 2}),
+    "pixel_unshuffle": Case(attributes={"downscale_factor": 2}),
+    "channel_shuffle": Case(attributes={"groups": 2}),
+    "flatten": Case(attributes={"start_dim": 1, "end_dim": -1}),
+    "unflatten": Case(attributes={"dim": 1, "sizes": (2, 4)}),
+    "reshape": Case(attributes={"shape": (-1, 36)}),
+    "permute": Case(attributes={"dims": (0, 2, 3, 1)}),
+    "transpose": Case(attributes={"dim0": 1, "dim1": 2}),
+    "squeeze": Case(((2, 1, 6, 8),), attributes={"dim": 1}),
+    "unsqueeze": Case(attributes={"dim": 1}),
+    "narrow": Case(attributes={"dim": 1, "start": 2, "length": 3}),
+    "select": Case(attributes={"dim": 1, "index": 3}),
+    "chunk": Case(attributes={"chunks": 2, "dim": 1}, pick=1),
+    "split": Case(attributes={"split_size_or_sections": 4, "dim": 1}, pick=1),
+    "unbind": Case(attributes={"dim": 1}, pick=1),
+    "getitem": Case(attributes={"index": (slice(None), slice(1, 5))}),
+    "repeat": Case(attributes={"sizes": (1, 2, 1, 1)}),
+    "expand": Case(((2, 8, 1, 6),), attributes={"sizes": (2, 8, 3, 6)}),
+    "roll": Case(attributes={"shifts": 1, "dims": 2}),
+    "flip": Case(attributes={"dims": (2, 3)}),
+    "cat": Case((IMAGE, IMAGE), attributes={"dim": 1}),
+    "stack": Case((IMAGE, IMAGE), attributes={"dim": 1}),
+    "dropout": Case(attributes={"p": 0.5, "training": False}),
+    "stochastic_depth": Case(),
+}
+
+
+class Call(nn.Module):
+    """`target` between a linear per input, which makes its inputs int8, and the output."""
+
+    def __init__(self, row: Op, case: Case, target: Any, make: Callable[[Call, list[Any]], Any]) -> None:
+        super().__init__()
+        self.row, self.case, self.target, self.make = row, case, target, make
+        self.before = nn.ModuleList(nn.Linear(shape[-1], shape[-1]) for shape in case.inputs)
+        for i, (name, shape) in enumerate(case.tensors.items()):
+            value = randn(*shape, seed=i + 3)
+            self.register_parameter(name, nn.Parameter(value.abs() + 0.5 if name == "var" else value))
+
+    def forward(self, x: Tensor, other: Tensor) -> Any:
+        values = [linear(v) for linear, v in zip(self.before, (x, other), strict=False)]
+        values = [v.abs() + 0.5 for v in values] if self.case.positive else values
+        result = self.make(self, values)
+        return result if self.case.pick is None else result[self.case.pick]
+
+
+def spelled_call(row: Op, case: Case, spelling: Spelling, by_name: bool) -> Callable[[Call, list[Any]], Any]:
+    """The user's call in one spelling: all positional, or attributes by the user's names."""
+
+    def value(self: Call, values: list[Any], canonical: str) -> Any:
+        names = [p.name for p in row.params if p.role in (Role.ACTIVATION, Role.ACTIVATIONS)]
+        if canonical in names:
+            return values if row.params[0].role is Role.ACTIVATIONS else values[names.index(canonical)]
+        return getattr(self, canonical) if canonical in case.tensors else case.attributes[canonical]
+
+    def known(canonical: str) -> bool:
+        return canonical in (*(p.name for p in row.params), *case.attributes) and canonical not in (set(VECTOR) - set(case.tensors))
+
+    def make(self: Call, values: list[Any]) -> Any:
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for kind, user, canonical, _ in parse_signature(spelling.signature or row.signature):
+            if kind in ("_", "!") or not known(canonical):
+                continue
+            if kind == "*":
+                args += value(self, values, canonical)
+            elif kwargs or (by_name and args and canonical not in [p.name for p in row.params]) or _gap(row, spelling, canonical, known):
+                kwargs[user] = value(self, values, canonical)
+            else:
+                args.append(value(self, values, canonical))
+        if isinstance(spelling.target, str):
+            return getattr(args[0], spelling.target)(*args[1:], **kwargs)
+        return spelling.target(*args, **kwargs)
+
+    return make
+
+
+def _gap(row: Op, spelling: Spelling, canonical: str, known: Callable[[str], bool]) -> bool:
+    """Whether an argument that is left out stands before this one."""
+    for kind, _, name, _ in parse_signature(spelling.signature or row.signature):
+        if name == canonical:
+            return False
+        if kind in ("_", "!") or not known(name):
+            return True
+    return False
+
+
+def all_spellings() -> list[Any]:
+    """Every spelling that users write; the canonical functions of our own are none."""
+    found: dict[str, Any] = {}
+    for row in OPS.rows.values():
+        for s in (*row.spellings, row.fn):
+            spelling = s if isinstance(s, Spelling) else Spelling(s, row.signature)
+            target = spelling.target
+            origin = str(getattr(target, "__module__", ""))
+            name = f".{target}" if isinstance(target, str) else f"{origin}.{getattr(target, '__name__', target)}"
+            if not origin.startswith("qcompiler"):
+                found.setdefault(f"{row.name}-{name}", pytest.param(row, spelling, id=f"{row.name}-{name}"))
+    return list(found.values())
+
+
+def case_of(row: Op, spelling: Spelling | None = None) -> Case:
+    case = CASES.get(row.name, Case())
+    if spelling is None:
+        return case
+    names = {canonical for _, _, canonical, _ in parse_signature(spelling.signature or row.signature)} | set(spelling.extra)
+    operators = getattr(spelling.target, "__module__", None) == "_operator"
+    attributes = {k: v for k, v in case.attributes.items() if k in names and k not in spelling.extra and not (operators and k == "alpha")}
+    shapes = (IMAGE[:-1],) if spelling.target is F.dropout1d else case.inputs
+    shapes = ((*IMAGE, 4),) if spelling.target is F.dropout3d else shapes
+    return Case(shapes, case.tensors, attributes, case.positive, case.pick)
+
+
+def inputs_of(case: Case) -> tuple[Tensor, Tensor]:
+    shapes = (*case.inputs, case.inputs[0])[:2]
+    return randn(*shapes[0], seed=1), randn(*shapes[1], seed=2)
+
+
+def model_of(row: Op, case: Case, target: Any, make: Callable[[Call, list[Any]], Any]) -> Call:
+    torch.manual_seed(0)
+    model = Call(row, case, target, make)
+    model.eval()
+    return model
+
+
+def checked_float(model: Call, example: tuple[Tensor, Tensor], row: Op) -> None:
+    """The call becomes the row, and its float values stay."""
+    with torch.no_grad():
+        wanted = model(*example)
+        gm, _ = passed(model, example, (Canonicalize(),))
+        assert row.name in [r.name for n in gm.graph.nodes if (r := OPS.of(n)) is not None]
+        assert max_difference(gm(*example), wanted) <= 1e-5
+        assert max_difference(fuse_fx(model, example)(*example), wanted) <= 1e-5
+
+
+def checked(model: Call, example: tuple[Tensor, Tensor]) -> Flow:
+    """Lowered against reference and float values; the flow, for more."""
+    result = flow(model, example)
+    with torch.no_grad():
+        wanted, reference, lowered = model(*example), result.reference(*example), result.module(*example)
+    assert reference.shape == lowered.shape == wanted.shape and lowered.dtype is wanted.dtype
+    step = output_step(result.reference)
+    difference = (reference - lowered).abs()
+    assert difference.max() <= 3.01 * step + 1e-6, f"{difference.max() / step} quanta"
+    assert (difference <= 1.01 * step + 1e-6).double().mean() >= 0.99
+    assert compute_sqnr(wanted, lowered) >= 24
+    return result
+
+
+def output_step(reference: fx.GraphModule) -> float:
+    """The largest scale of the quantized values that the output is made from."""
+    scales = [float(n.args[1]) for n in reference.graph.nodes if n.target is quantize]  # type: ignore[arg-type]
+    return scales[-1] if scales else 0.0
+
+
+def with_kernel(graph: fx.Graph, row: Op) -> bool:
+    return any(quant_of(n).int8 for n in graph.nodes if (r := OPS.of(n)) is not None and r.name == row.name)
+
+
+@pytest.mark.parametrize(("row", "spelling"), all_spellings())
+def test_spelling(row: Op, spelling: Spelling) -> None:
+    """Once with all arguments by position, once with attributes by name, where the function itself takes that."""
+    case = case_of(row, spelling)
+    example = inputs_of(case)
+    models = [model_of(row, case, spelling.target, spelled_call(row, case, spelling, by_name)) for by_name in (False, True)]
+    models = [model for model in models if runs(model, example)]
+    assert models, "the table's signature is not the function's"
+    for model in models:
+        checked_float(model, example, row)
+    result = checked(models[0], example)
+    if not row.identity({"training": False, "p": 0.5}):
+        assert with_kernel(result.prepared.graph, row) or row.clamp is not None, "it stays float"
+
+
+def runs(model: Call, example: tuple[Tensor, Tensor]) -> bool:
+    try:
+        with torch.no_grad():
+            model(*example)
+    except TypeError:
+        return False
+    return True
+
+
+MODULES: dict[str, Callable[[Any], nn.Module]] = {
+    "Conv": lambda cls: cls(8, 6, 3, stride=2, padding=1, dilation=1),
+    "ConvTranspose": lambda cls: cls(8, 6, 3, stride=2, padding=1, output_padding=1),
+    "Linear": lambda cls: cls(8, 6),
+    "NonDynamicallyQuantizableLinear": lambda cls: cls(8, 6, bias=False),
+    "BatchNorm": lambda cls: cls(8, eps=1e-3),
+    "FrozenBatchNorm": lambda cls: cls(8),
+    "LayerNorm": lambda cls: cls(8, eps=1e-3),
+    "GroupNorm": lambda cls: cls(2, 8, eps=1e-3),
+    "InstanceNorm": lambda cls: cls(8, affine=True),
+    "Hardtanh": lambda cls: cls(-0.5, 0.75),
+    "Softmax": lambda cls: cls(-1),
+    "GELU": lambda cls: cls("tanh"),
+    "Softplus": lambda cls: cls(2, 10),
+    "LeakyReLU": lambda cls: cls(0.2),
+    "ELU": lambda cls: cls(0.5),
+    "CELU": lambda cls: cls(0.5),
+    "MaxPool": lambda cls: cls(3, 2, 1, ceil_mode=True),
+    "AvgPool": lambda cls: cls(3, 2, 1, count_include_pad=False),
+    "AdaptiveAvgPool": lambda cls: cls(3),
+    "AdaptiveMaxPool": lambda cls: cls(3),
+    "Upsample": lambda cls: cls(scale_factor=2),
+    "UpsamplingNearest": lambda cls: cls(scale_factor=2),
+    "UpsamplingBilinear": lambda cls: cls(scale_factor=2),
+    "ZeroPad": lambda cls: cls(1),
+    "ConstantPad": lambda cls: cls(1, 0.25),
+    "ReflectionPad": lambda cls: cls(1),
+    "ReplicationPad": lambda cls: cls(1),
+    "PixelShuffle": lambda cls: cls(2),
+    "PixelUnshuffle": lambda cls: cls(2),
+    "ChannelShuffle": lambda cls: cls(2),
+    "Unflatten": lambda cls: cls(1, (2, 4)),
+    "Permute": lambda cls: cls([0, 2, 3, 1]),
+    "StochasticDepth": lambda cls: cls(0.5, "row"),
+}
+
+
+def module_class(cls: Any) -> type[nn.Module]:
+    if isinstance(cls, str):
+        import_torchvision()
+        path, _, name = cls.rpartition(".")
+        return getattr(__import__(path, fromlist=[name]), name)  # type: ignore[no-any-return]
+    return cls  # type: ignore[no-any-return]
+
+
+def all_modules() -> list[Any]:
+    found = []
+    for row in OPS.rows.values():
+        for form in row.modules:
+            found.append(pytest.param(row, form.cls, id=f"{row.name}-{form.cls if isinstance(form.cls, str) else form.cls.__name__}"))
+    return found
+
+
+class Holder(Call):
+    def __init__(self, row: Op, case: Case, module: nn.Module) -> None:
+        super().__init__(row, case, module, lambda self, values: self.module(*values))
+        self.module = module
+
+
+@pytest.mark.parametrize(("row", "cls"), all_modules())
+def test_module(row: Op, cls: Any) -> None:
+    kind = module_class(cls)
+    case = CASES.get(row.name, Case())
+    dims = int(kind.__name__[-2]) if kind.__name__[-1] == "d" and kind.__name__[-2].isdigit() else 2
+    shape = (2, 8, *[6] * dims) if case.inputs[0] == IMAGE else case.inputs[0]
+    case = Case((shape,))
+    torch.manual_seed(0)
+    family = kind.__name__[:-2] if kind.__name__.endswith(("1d", "2d", "3d")) else kind.__name__
+    module = MODULES[family](kind) if family in MODULES else kind()
+    model = Holder(row, case, randomized(module))
+    model.eval()
+    checked_float(model, inputs_of(case), row)
+    checked(model, inputs_of(case))
+
+
+def test_every_row_is_called_with_its_attributes() -> None:
+    """A row that was added gets a case here, or has no attributes to get wrong."""
+    for row in OPS.rows.values():
+        names = {c for kind, _, c, _ in parse_signature(row.signature) if kind == ""} - {p.name for p in row.params}
+        assert row.name in CASES or not names, row.name
