@@ -17,11 +17,10 @@ _RESHAPES = frozenset("squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_".sp
 _Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
 
-def _elements(tensor: torch.Tensor) -> torch.Tensor:
-    """Positions in its memory that a tensor covers, sorted by its own order."""
-    size, stride, offset = tensor.size(), tensor.stride(), tensor.storage_offset()
-    count = 1 + offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    return torch.arange(count).as_strided(size, stride, offset).reshape(-1)
+def _range(tensor: torch.Tensor) -> tuple[int, int]:
+    """First and last position in its memory that a tensor covers."""
+    first = tensor.storage_offset()
+    return first, first + sum((n - 1) * s for n, s in zip(tensor.size(), tensor.stride(), strict=True))
 
 
 def overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -30,7 +29,14 @@ def overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     if a.dtype != b.dtype:
         return True
-    return bool(torch.isin(_elements(a), _elements(b)).any())
+    (first_a, last_a), (first_b, last_b) = _range(a), _range(b)
+    if last_a < first_b or last_b < first_a:
+        return False
+    if last_a - first_a + 1 == a.numel() and first_a <= first_b:  # a has no holes
+        return True
+    covered = torch.zeros(max(last_a, last_b) + 1, dtype=torch.bool)
+    covered.as_strided(a.size(), a.stride(), first_a).fill_(True)
+    return bool(covered.as_strided(b.size(), b.stride(), first_b).any())
 
 
 def same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -43,7 +49,7 @@ class Mutations(Recorder):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self._copies: set[fx.Node] = set()  # clones that assignments go into
+        self._copies: dict[fx.Node, int] = {}  # clones that assignments go into, and how many do
 
     def out_of_place(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call | None:
         """The call that computes what an in-place call leaves in its first argument; None if the call is not in place."""
@@ -147,15 +153,14 @@ class Mutations(Recorder):
         owner = self.variable(target)
         if type(value) is Proxy and value.is_tensor and self._is_view_itself(owner, index, value):
             return  # the last step of `x[index] += y`: the view is written back already
-        if not self._is_own_copy(owner):
-            node = self.add_node("call_method", "clone", (owner,), {}, owner.example)
-        else:
-            node = owner.node
+        own = self._is_own_copy(owner)
+        node = owner.node if own else self.add_node("call_method", "clone", (owner,), {}, owner.example)
         changed = owner.example.clone()
         self.execute("call_function", operator.setitem, (changed, index, value), {})
-        self._copies.add(node)
-        at = Proxy(node, self, changed)
-        self.add_node("call_function", operator.setitem, (at, index, value), {}, None)
+        done = self.add_node("call_function", operator.setitem, (Proxy(node, self, changed), index, value), {}, None)
+        self._copies[node] = self._copies.get(node, 0) + 1
+        if node in done.args[1:]:
+            del self._copies[node]
         self.mutate(owner, node, changed)
 
     def _is_view_itself(self, owner: Proxy, index: Any, value: Proxy) -> bool:
@@ -166,11 +171,13 @@ class Mutations(Recorder):
     def _is_own_copy(self, owner: Proxy) -> bool:
         """Whether a variable's value is a copy that nothing else has read yet."""
         node = owner.node
-        if node not in self._copies or node._erased or owner.stale:
-            return False
-        if any(user.target is not operator.setitem or user.args[0] is not node or node in user.args[1:] for user in node.users):
+        if node._erased or owner.stale or self._copies.get(node) != len(node.users):
             return False
         return not any(overlap(other.example, owner.example) for other in self.aliases(owner) if other.node is not node)
+
+    def rollback(self, mark: tuple[fx.Node, int, int]) -> None:
+        super().rollback(mark)
+        self._copies.clear()
 
     def rebind(self, owner: Proxy, node: fx.Node, example: Any) -> None:
         """Let a variable refer to another value."""

@@ -31,6 +31,7 @@ METADATA = frozenset(
     "is_neg is_shared is_tensor is_storage result_type can_cast dense_dim sparse_dim is_same_size is_grad_enabled".split()
 )
 SIZES = frozenset("numel nelement stride storage_offset broadcast_shapes".split())
+DATA_SIZED = frozenset("nonzero argwhere masked_select unique unique_consecutive nms batched_nms repeat_interleave bincount".split())
 Kind = Literal["size", "data", "boundary"]  # what a number in a result is: from sizes, from data, from outside the trace
 
 
@@ -85,6 +86,7 @@ class Recorder(fx.Tracer):
         self.promoted: dict[int, tuple[torch.Tensor, Proxy]] = {}  # plain tensors that were changed by traced values
         self._constants: dict[tuple[int, int], str] = {}
         self._kept: list[torch.Tensor] = []
+        self._data_sized: set[fx.Node] = set()  # nodes whose shape depends on data, and all that is made from them
         self._attributes: dict[str, fx.Node] = {}
         self._scalars: dict[Any, Proxy] = {}
         self._guarded: dict[tuple[fx.Node, Any], fx.Node] = {}
@@ -102,7 +104,20 @@ class Recorder(fx.Tracer):
         node = self.graph.create_node(op, target, self.create_arg(args), self.create_arg(kwargs))
         node.meta[VALUE] = Value.of(example)
         node.meta[SOURCE] = self.source()
+        if self._shape_needs_data(target, args) or any(arg in self._data_sized for arg in node.all_input_nodes):
+            self._data_sized.add(node)
         return node
+
+    @staticmethod
+    def _shape_needs_data(target: Any, args: tuple[Any, ...]) -> bool:
+        """Whether the shape of a call's result depends on the values of its tensors."""
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
+        if name == "where":
+            return len(args) == 1
+        if name != "getitem" or len(args) < 2:
+            return name in DATA_SIZED
+        index = args[1] if type(args[1]) is tuple else (args[1],)
+        return any(isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in index)
 
     def source(self) -> Source:
         file, line = places.user_line(sys._getframe(1), BOUNDARY)
@@ -314,6 +329,8 @@ class Recorder(fx.Tracer):
         """The concrete value of a proxy that was computed from sizes, held by a guard; TraceError where it depends on data."""
         if proxy.is_tensor:
             raise self.error(f"{how} of a value that depends on data")
+        if proxy.node in self._data_sized:
+            raise self.error(f"{how} of a size that depends on data")
         value = proxy.example
         key = (proxy.node, value)
         node = self._guarded.get(key)
