@@ -9,6 +9,7 @@ from torch import fx
 from qcompiler.ir.types import Stage
 from qcompiler.pass_manager import Context
 from qcompiler.patterns import FUSE
+from qcompiler.patterns.padding import centre_rule
 from qcompiler.rewrite import run_rules
 
 
@@ -19,6 +20,8 @@ class Fuse:
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         fired, refused = run_rules(gm, (*context.rules, *FUSE), context.table)
+        if context.target is not None:  # last: it puts an op behind the convolution that fusions must not meet
+            run_rules(gm, (centre_rule(context.target.wants_centred),), context.table)
         for rejection in refused:
             context.remark(self.name, rejection.code, f"{rejection.rule}: {rejection.reason}", rejection.node)
         gm.graph.eliminate_dead_code()

@@ -1,5 +1,5 @@
 """Rules by family. FUSE is what `fuse` runs; users pass rules of their own beside it."""
 
-from qcompiler.patterns import batch_norm, bounds
+from qcompiler.patterns import batch_norm, bounds, padding
 
-FUSE = (*batch_norm.RULES, *bounds.RULES)
+FUSE = (*padding.RULES, *batch_norm.RULES, *bounds.RULES)

@@ -33,6 +33,11 @@ class TorchTarget:
         """Why no kernel at all exists for the op; sites are looked at one by one when they are lowered."""
         return None if row.name in TABLE or row.elementwise else f"no int8 kernel for {row.name}"
 
+    def wants_centred(self, row: Op, node: fx.Node) -> bool:
+        """Whether the op is packed by fbgemm, whose fast depthwise kernel takes centred padding only."""
+        groups: Any = node.kwargs.get("groups", 1)
+        return row.name == "conv2d" and groups % 8 == 0 and conv.fbgemm_packs(self.engine, self.isa, groups)
+
     def gives_floats(self, row: Op) -> bool:
         """Whether a kernel takes int8 and hands out floats."""
         return row.name in TO_FLOAT and self.engine in TO_FLOAT[row.name].engines
