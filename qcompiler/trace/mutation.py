@@ -13,7 +13,7 @@ from torch import fx, nn
 from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.recorder import Recorder, storage
 
-_RESHAPES = frozenset("squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_".split())
+_RESHAPES = frozenset(["squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_"])
 _Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
 

@@ -27,11 +27,10 @@ BOUNDARY = ("run_forward", "trace")  # no line of the user's model lies outside 
 
 # Results that are numbers or flags but do not depend on a tensor's data.
 METADATA = frozenset(
-    "dim ndimension is_floating_point is_complex is_signed is_contiguous element_size get_device is_pinned is_inference is_conj "
-    "is_neg is_shared is_tensor is_storage result_type can_cast dense_dim sparse_dim is_same_size is_grad_enabled".split()
+    ["dim", "ndimension", "is_floating_point", "is_complex", "is_signed", "is_contiguous", "element_size", "get_device", "is_pinned", "is_inference", "is_conj", "is_neg", "is_shared", "is_tensor", "is_storage", "result_type", "can_cast", "dense_dim", "sparse_dim", "is_same_size", "is_grad_enabled"]
 )
-SIZES = frozenset("numel nelement stride storage_offset broadcast_shapes".split())
-DATA_SIZED = frozenset("nonzero argwhere masked_select unique unique_consecutive nms batched_nms repeat_interleave bincount".split())
+SIZES = frozenset(["numel", "nelement", "stride", "storage_offset", "broadcast_shapes"])
+DATA_SIZED = frozenset(["nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "nms", "batched_nms", "repeat_interleave", "bincount"])
 Kind = Literal["size", "data", "boundary"]  # what a number in a result is: from sizes, from data, from outside the trace
 
 

@@ -80,7 +80,7 @@ class Tracer(Mutations):
             return self.record("call_function", func, args, kwargs)
         name = getattr(func, "__name__", "")
         if args and isinstance(args[0], torch.Tensor) and name != "requires_grad_":
-            if (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name.startswith("__i") and name in _AUGMENTED:
+            if (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or (name.startswith("__i") and name in _AUGMENTED):
                 self.check_state(args[0])
         return func(*args, **kwargs)
 
