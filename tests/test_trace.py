@@ -353,7 +353,7 @@ def test_wrong_inputs() -> None:
 
 
 def test_state_keeps_its_names() -> None:
-    module = check(lambda s, x: s.linear(x) + s.p * s.b + s.unsaved + x @ s.linear.weight + torch.arange(4), X, Y).graph_module
+    module = check(lambda s, x: s.linear(x) * s.p + s.b + s.unsaved + torch.arange(4) + s.p.exp(), X, Y).graph_module
     assert set(module.state_dict()) == {"linear.weight", "linear.bias", "p", "b", "_constant0", "_constant1"}
     shared = check(lambda s, x: s.a(s.c(x)), X, **dict.fromkeys("ac", nn.Linear(4, 4)))
     assert targets(shared) == ["x", "a", "a", "output"]

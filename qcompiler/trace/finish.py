@@ -85,6 +85,6 @@ def _attach(module: fx.GraphModule, tracer: Tracer, graph: fx.Graph, constants: 
         if owner is original or (field in owner._modules and isinstance(value, nn.Module)):
             continue
         if field in original._buffers:
-            owner.register_buffer(field, value, persistent=field not in original._non_persistent_buffers_set)
+            owner.register_buffer(field, original._buffers[field], persistent=field not in original._non_persistent_buffers_set)
         else:
             setattr(owner, field, value)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.ir.types import VALUE, Value
@@ -16,7 +16,7 @@ from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.recorder import Recorder
 
 _PLAIN = (bool, int, float, str, type(None))
-_VARIADIC = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+_PREFIX: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 def open_inputs(
@@ -33,11 +33,11 @@ def open_inputs(
     bound = _bind(signature.replace(parameters=free), args, kwargs)
     values = {p.name: _placeholder(tracer, p, bound[p.name]) for p in free if p.name in bound}
     for p in free:
-        if p.name not in bound and p.kind not in _VARIADIC:
+        if p.name not in bound and p.kind not in _PREFIX:
             values[p.name] = _fixed(tracer, p.name, p.default)
     for name, value in concrete.items():
         values[name] = _fixed(tracer, name, value)
-    _order(tracer)
+    _order(tracer, signature, concrete)
     return _arguments(signature, values)
 
 
@@ -54,16 +54,17 @@ def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[s
         bound = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
         raise InputError(f"the example inputs do not fit forward{signature}: {error}", where=Where(module_path="")) from None
-    return {name: value for name, value in bound.items() if signature.parameters[name].kind not in _VARIADIC or value}
+    return {name: value for name, value in bound.items() if signature.parameters[name].kind not in _PREFIX or value}
 
 
 def _placeholder(tracer: Recorder, parameter: inspect.Parameter, example: Any) -> Any:
     """What forward gets for one argument: proxies in the argument's own containers."""
-    target = _VARIADIC.get(parameter.kind, "") + parameter.name
-    default = (parameter.default,) if type(parameter.default) in _PLAIN else ()
+    target = _PREFIX.get(parameter.kind, "") + parameter.name
+    optional = parameter.default is not parameter.empty or parameter.kind is parameter.KEYWORD_ONLY
+    default = ((parameter.default if type(parameter.default) in _PLAIN else None),) if optional else ()
     node = tracer.graph.create_node("placeholder", target, default)
     node.meta[VALUE] = Value.of(example)
-    return _opened(tracer, Proxy(node, tracer, example), parameter.name)  # type: ignore[arg-type]
+    return _opened(tracer, Proxy(node, tracer, example), parameter.name)
 
 
 def _fixed(tracer: Recorder, name: str, value: Any) -> Any:
@@ -71,7 +72,7 @@ def _fixed(tracer: Recorder, name: str, value: Any) -> Any:
     if type(value) in _PLAIN:
         node = tracer.graph.create_node("placeholder", name, (value,))
         node.meta[VALUE] = Value.of(value)
-        _hold(tracer, Proxy(node, tracer, value), name)  # type: ignore[arg-type]
+        _hold(tracer, Proxy(node, tracer, value), name)
     return value
 
 
@@ -92,15 +93,17 @@ def _hold(tracer: Recorder, proxy: Proxy, name: str) -> Any:
     return value
 
 
-def _order(tracer: Recorder) -> None:
-    """Placeholders first: those without default, then the rest, `*args` and `**kwargs` last, as Python wants it."""
-    nodes = [node for node in tracer.graph.nodes if node.op == "placeholder"]
+def _order(tracer: Recorder, signature: inspect.Signature, concrete: Mapping[str, Any]) -> None:
+    """Placeholders first, in the order of the signature, but `concrete` ones behind what can be given by position."""
+    names = list(signature.parameters)
 
-    def rank(node: Any) -> int:
-        return 3 if node.target.startswith("**") else 2 if node.target.startswith("*") else 1 if node.args else 0
+    def rank(node: fx.Node) -> tuple[int, int]:
+        name = str(node.target).lstrip("*")
+        kind = inspect.Parameter.KEYWORD_ONLY if name in concrete else signature.parameters[name].kind
+        return int(kind), names.index(name)
 
     anchor = tracer.graph._root
-    for node in sorted(nodes, key=rank):
+    for node in sorted((node for node in tracer.graph.nodes if node.op == "placeholder"), key=rank):
         anchor.append(node)
         anchor = node
 

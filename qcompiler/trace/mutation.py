@@ -19,8 +19,8 @@ _Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
 def _range(tensor: torch.Tensor) -> tuple[int, int]:
     """First and last position in its memory that a tensor covers."""
-    first = tensor.storage_offset()
-    return first, first + sum((n - 1) * s for n, s in zip(tensor.size(), tensor.stride(), strict=True))
+    first = int(tensor.storage_offset())
+    return first, first + int(sum((n - 1) * s for n, s in zip(tensor.size(), tensor.stride(), strict=True)))
 
 
 def overlap(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -7,8 +7,10 @@ import warnings
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize, spectral_norm, weight_norm
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import remove_parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 
 def fold_parametrizations(model: nn.Module) -> nn.Module:
@@ -17,11 +19,12 @@ def fold_parametrizations(model: nn.Module) -> nn.Module:
     Both the hook form and the parametrization form are folded; values are those that the model's forward would use next.
     """
     memo = {id(value): value.detach().clone() for value in _computed(model)}
-    kept = list(memo)  # noqa: F841  (deepcopy must not write into what we iterate)
     folded: nn.Module = copy.deepcopy(model, memo)
     for module in list(folded.modules()):
         _fold_hooks(module)
         if parametrize.is_parametrized(module):
+            shared = type(module)  # made by torch for the original; removal deletes its properties, so the copy gets its own
+            module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 remove_parametrizations(module, name, leave_parametrized=True)
     return folded
@@ -36,7 +39,7 @@ def _fold_hooks(module: nn.Module) -> None:
     for hook in list(module._forward_pre_hooks.values()):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the hook forms are deprecated; models still use them
-            if isinstance(hook, weight_norm.WeightNorm):
-                weight_norm.remove_weight_norm(module, hook.name)
-            elif isinstance(hook, spectral_norm.SpectralNorm):
-                spectral_norm.remove_spectral_norm(module, hook.name)
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)

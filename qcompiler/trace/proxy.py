@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 if TYPE_CHECKING:
+    from qcompiler.trace.recorder import Recorder
     from qcompiler.trace.tracer import Tracer
 
 
@@ -21,8 +22,8 @@ class Sizes(tuple):  # type: ignore[type-arg]
 
     __slots__ = ()
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return torch.Size
 
     def numel(self) -> Any:
@@ -45,7 +46,7 @@ class Proxy(fx.Proxy):
 
     tracer: Tracer
 
-    def __init__(self, node: fx.Node, tracer: Tracer, example: Any) -> None:
+    def __init__(self, node: fx.Node, tracer: Recorder, example: Any) -> None:
         super().__init__(node, tracer)
         self.example = example
         self.view_of: tuple[weakref.ref[Proxy], Any] | None = None
@@ -94,7 +95,7 @@ class Proxy(fx.Proxy):
     def __bool__(self) -> bool:
         if type(self.example) is bool or self.is_tensor:
             return bool(self.tracer.fix(self, "bool()"))
-        return bool(self != 0)
+        return bool(operator.ne(self, 0))
 
     def __int__(self) -> int:
         return int(self.tracer.fix(self, "int()"))

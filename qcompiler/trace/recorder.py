@@ -26,11 +26,17 @@ HINT = "make this module a leaf, give the value as concrete_args, or move the li
 BOUNDARY = ("run_forward", "trace")  # no line of the user's model lies outside these functions of the tracer
 
 # Results that are numbers or flags but do not depend on a tensor's data.
-METADATA = frozenset(
-    ["dim", "ndimension", "is_floating_point", "is_complex", "is_signed", "is_contiguous", "element_size", "get_device", "is_pinned", "is_inference", "is_conj", "is_neg", "is_shared", "is_tensor", "is_storage", "result_type", "can_cast", "dense_dim", "sparse_dim", "is_same_size", "is_grad_enabled"]
-)
-SIZES = frozenset(["numel", "nelement", "stride", "storage_offset", "broadcast_shapes"])
-DATA_SIZED = frozenset(["nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "nms", "batched_nms", "repeat_interleave", "bincount"])
+METADATA = frozenset({
+    "dim", "ndimension", "is_floating_point", "is_complex", "is_signed", "is_contiguous", "element_size", "get_device",
+    "is_pinned", "is_inference", "is_conj", "is_neg", "is_shared", "is_tensor", "is_storage", "result_type",
+    "can_cast", "dense_dim", "sparse_dim", "is_same_size", "is_grad_enabled",
+})  # fmt: skip
+SIZES = frozenset({
+    "numel", "nelement", "stride", "storage_offset", "broadcast_shapes",
+})  # fmt: skip
+DATA_SIZED = frozenset({
+    "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "nms", "batched_nms", "bincount",
+})  # fmt: skip
 Kind = Literal["size", "data", "boundary"]  # what a number in a result is: from sizes, from data, from outside the trace
 
 
@@ -391,5 +397,3 @@ class Recorder(fx.Tracer):
         del self.journal[journal:]
         del self.remarks[remarks:]
         self._indexed = (None, -1, [])
-
-

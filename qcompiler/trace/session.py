@@ -80,7 +80,7 @@ def _patch_modules(tracer: Tracer, stack: contextlib.ExitStack) -> None:
             return original(module, *args, **kwargs)
         return tracer.call_module(module, original, args, kwargs)
 
-    nn.Module.__call__ = call
+    nn.Module.__call__ = call  # type: ignore[method-assign]
     stack.callback(setattr, nn.Module, "__call__", original)
 
 
@@ -93,7 +93,7 @@ def _patch_isinstance(stack: contextlib.ExitStack) -> None:
             return original(instance, classes) or original(instance.example, classes)
         return original(instance, classes)
 
-    builtins.isinstance = check  # type: ignore[assignment]
+    builtins.isinstance = check
     stack.callback(setattr, builtins, "isinstance", original)
 
 
@@ -107,7 +107,7 @@ def _patch_autograd_functions(tracer: Tracer, stack: contextlib.ExitStack) -> No
             raise tracer.error(f"custom autograd.Function {cls.__name__!r}")
         return original.__get__(None, cls)(*args, **kwargs)
 
-    owner.apply = classmethod(apply)  # type: ignore[assignment,arg-type]
+    owner.apply = classmethod(apply)  # type: ignore[assignment]
     stack.callback(setattr, owner, "apply", original)
 
 

@@ -45,7 +45,13 @@ def _same(a: Any, b: Any) -> bool:
 def kept_state(recorder: Recorder) -> Iterator[None]:
     """Restore every module's attributes in the end, and those of the modules of a rolled-back attempt at once."""
     snapshots = {id(module): _snapshot(module) for module in recorder.model.modules()}
-    recorder.restore_modules = lambda root: [_restore(snapshots[id(m)]) for m in root.modules() if id(m) in snapshots]
+
+    def restore(root: nn.Module) -> None:
+        for module in root.modules():
+            if id(module) in snapshots:
+                _restore(snapshots[id(module)])
+
+    recorder.restore_modules = restore
     try:
         yield
     finally:

@@ -79,9 +79,9 @@ class Tracer(Mutations):
         if func in RANDOM:
             return self.record("call_function", func, args, kwargs)
         name = getattr(func, "__name__", "")
-        if args and isinstance(args[0], torch.Tensor) and name != "requires_grad_":
-            if (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or (name.startswith("__i") and name in _AUGMENTED):
-                self.check_state(args[0])
+        changes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name in _AUGMENTED
+        if changes and name != "requires_grad_" and args and isinstance(args[0], torch.Tensor):
+            self.check_state(args[0])
         return func(*args, **kwargs)
 
     @staticmethod
@@ -104,7 +104,7 @@ class Tracer(Mutations):
     def call(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a call, in the form that keeps the graph free of side effects and sizes named."""
         function = getattr(torch.Tensor, target, None) if op == "call_method" else target
-        replacement = self.decompose.get(function) if function not in self._decomposing else None
+        replacement = self.decompose.get(function) if function is not None and function not in self._decomposing else None
         if replacement is not None:
             return self._decomposed(function, replacement, args, kwargs)
         special = _SPECIAL.get(target)
@@ -119,9 +119,8 @@ class Tracer(Mutations):
             if op == "call_method":
                 return self.update_clone(target, args, kwargs)
         result = self.record(op, target, args, kwargs)
-        if target is operator.getitem and type(result) is Proxy and type(args[0]) is Proxy:
-            if result.is_tensor and args[0].is_tensor and storage(result.example) == storage(args[0].example):
-                result.view_of = (weakref.ref(args[0]), args[1])
+        if target is operator.getitem and type(result) is type(args[0]) is Proxy and result.is_tensor and args[0].is_tensor:
+            result.view_of = (weakref.ref(args[0]), args[1]) if storage(result.example) == storage(args[0].example) else None
         return result
 
     def _decomposed(self, key: Any, replacement: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -291,7 +290,8 @@ class Tracer(Mutations):
         self.scopes.append(("", type(module).__name__))
         try:
             hooked = any(getattr(module, name, None) for name in _HOOKS)
-            return (module._wrapped_call_impl if hooked else module.forward)(*args, **kwargs)
+            function: Callable[..., Any] = module._wrapped_call_impl if hooked else module.forward
+            return function(*args, **kwargs)
         except QCompilerError:
             raise
         except Exception as error:
