@@ -9,8 +9,9 @@ from qcompiler.passes.insert_observers import InsertObservers
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from qcompiler.passes.remove_identities import RemoveIdentities
 from qcompiler.passes.resolve_padding import ResolvePadding
+from qcompiler.passes.separate_assignments import SeparateAssignments
 from qcompiler.passes.share_qparams import ShareQParams
 
-FUSE = (Canonicalize(), ResolvePadding(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
+FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
 OBSERVE = (Annotate(), HandOutFloats(), ShareQParams(), InsertObservers())  # FUSED -> OBSERVED
 QUANTIZE = (FreezeQParams(), InsertQuantizeDequantize())  # OBSERVED -> QUANTIZED; a back end adds its lowering

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompiler.errors import UnsupportedOpError
+from qcompiler.errors import ConfigError, UnsupportedOpError
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import QUANT, Quant, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
-from qcompiler.ops.arguments import activations
+from qcompiler.ops.arguments import activations, changes
 from qcompiler.ops.spec import Op, Output, Role, Spelling
 from qcompiler.pass_manager import Context
 
@@ -40,7 +40,11 @@ class Annotate:
         for node in gm.graph.nodes:
             if node.op.startswith("call_"):
                 node.meta[QUANT] = _decide(node, context, calls)
-        for rule in context.mapping.unmatched(context.used_rules):
+        unmatched = context.mapping.unmatched(context.used_rules)
+        if context.strict and unmatched:
+            raise ConfigError(f"qconfig rules match nothing in this model: {'; '.join(map(str, unmatched))}", code="rule-unused",
+                              hint="drop them, or drop strict=True")  # fmt: skip
+        for rule in unmatched:
             context.remark(self.name, "rule-unused", f"qconfig rule {rule} matches nothing in this model")
         left = [n for n in gm.graph.nodes if not quant_of(n).int8 and computes_float(n) and quant_of(n).reason]
         for node in left:
@@ -92,6 +96,8 @@ def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, inputs: list[fx.Node]
         return "an input is not float32"
     if any(isinstance(a, fx.Node) and p.role is Role.ACTIVATION and a not in inputs for p, a in zip(row.params, node.args, strict=False)):
         return "an operand is a number computed at run time"
+    if any(changes(user, node) for user in node.users):
+        return "values are assigned into it"
     if row.weight is not None:
         weight = node.args[row.weight]
         constant = isinstance(weight, fx.Node) and weight.op == "get_attr"

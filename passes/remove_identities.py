@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from qcompiler.ir.types import Stage
+from qcompiler.ops.arguments import changes
 from qcompiler.pass_manager import Context
 
 
@@ -19,7 +20,7 @@ class RemoveIdentities:
         before = len(gm.graph.nodes)
         for node in list(gm.graph.nodes):
             row = context.table.of(node)
-            if row is not None and row.identity(node.kwargs):
+            if row is not None and row.identity(node.kwargs) and not any(changes(user, node) for user in node.users):
                 node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
                 gm.graph.erase_node(node)
         gm.graph.eliminate_dead_code()

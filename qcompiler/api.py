@@ -22,11 +22,12 @@ from qcompiler.debug.dump import Dump
 from qcompiler.debug.explain import Explanation, rows_of
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.ir.types import Stage
+from qcompiler.ir.verify import verify
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
 from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
-from qcompiler.prepared import State, as_prepared, state_of, user_attributes
+from qcompiler.prepared import KEPT, STATE, State, as_prepared, state_of, user_attributes
 from qcompiler.qconfig_mapping import as_mapping, get_default_qconfig_mapping
 from qcompiler.trace import trace
 
@@ -87,7 +88,7 @@ def fuse_fx(model: nn.Module, example_inputs: Any, *, table: Table = OPS, rules:
     check_model(model)
     check_eval(model)
     context = Context(table=table, rules=tuple(rules), strict=bool(options.pop("strict", False)))
-    return _run(_traced(model, example_inputs, context, options), FUSE, Stage.TRACED, context, "fuse", type(model).__name__, debug)
+    return _run(_traced(copy.deepcopy(model), example_inputs, context, options), FUSE, Stage.TRACED, context, "fuse", type(model).__name__, debug)
 
 
 @_outside_inference_mode
@@ -141,7 +142,11 @@ def _state(prepared: Any) -> State:
 
 def _quantized(prepared: Any, allow_uncalibrated: str, debug: Any) -> tuple[fx.GraphModule, State]:
     state = _state(prepared)
+    verify(prepared, Stage.OBSERVED)
     gm = copy.deepcopy(prepared)
+    for key in (STATE, KEPT):
+        gm.meta.pop(key, None)
+    setattr(gm, MARK, "reference")
     gm._forward_pre_hooks.clear()
     gm._forward_pre_hooks_with_kwargs.clear()
     shared = state.context

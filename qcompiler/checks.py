@@ -17,11 +17,15 @@ def check_model(model: Any) -> None:
     """Raises for what is no float CPU model in eval mode; names the parameter or module."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"expected a torch.nn.Module, got {type(model).__name__}", code="not-a-module")
-    stage = getattr(model, MARK, None)
-    if stage is not None:
-        raise ConfigError(f"this model is already {stage}", code=f"already-{stage}", hint="start from the float model")
+    for path, module in model.named_modules():
+        stage = getattr(module, MARK, None)
+        if stage is not None:
+            raise ConfigError(f"{path or 'this model'} is already {stage}", code=f"already-{stage}", where=Where(module_path=path or None),
+                              hint="start from the float model")  # fmt: skip
     for name, tensor in _tensors(model):
         _check_tensor(name, tensor)
+    for path, module in model.named_modules():
+        _check_statistics(path, module)
     devices = sorted({str(t.device) for _, t in _tensors(model)})
     if len(devices) > 1 or (devices and devices != ["cpu"]):
         raise ConfigError(f"the model is on {', '.join(devices)}", code="device", hint="int8 kernels run on the CPU: model.cpu() first")
@@ -57,6 +61,14 @@ def _check_tensor(name: str, t: torch.Tensor) -> None:
         raise ConfigError(f"{name} is {t.dtype}, expected float32", code="weight-dtype", where=place, hint="convert with model.float() first")
     if t.is_floating_point() and not bool(torch.isfinite(t).all()):
         raise NumericsError(f"{name} holds NaN or inf", code="bad-weight", where=place, hint="look at the checkpoint it was loaded from")
+
+
+def _check_statistics(path: str, module: Any) -> None:
+    """A BatchNorm's variance, with its eps, must be above zero, whether it is folded or not."""
+    var, eps = getattr(module, "running_var", None), getattr(module, "eps", None)
+    if isinstance(var, torch.Tensor) and isinstance(eps, float) and not bool((var.double() + eps > 0).all()):
+        raise NumericsError(f"the running variance of {path or 'the model'} is negative, or zero without eps", code="bad-batch-norm",
+                            where=Where(module_path=path or None), hint="the model was not trained, or its checkpoint is damaged")  # fmt: skip
 
 
 def check_examples(example_inputs: Any) -> tuple[Any, ...]:

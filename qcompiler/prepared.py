@@ -14,6 +14,7 @@ from qcompiler.ir.types import Value, value_of
 from qcompiler.pass_manager import Context
 
 STATE = "qcompiler"  # gm.meta key -> State
+KEPT = "_user_preserved_attributes"  # gm.meta key of torch.fx: attributes that copies keep
 
 
 @dataclass
@@ -24,6 +25,9 @@ class State:
     name: str
     user_attributes: dict[str, Any]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        return self  # copies of a prepared module hold the same settings; convert works on copies of what it adds to
+
 
 def state_of(module: Any) -> State | None:
     state: State | None = getattr(module, "meta", {}).get(STATE) if isinstance(module, fx.GraphModule) else None
@@ -33,10 +37,10 @@ def state_of(module: Any) -> State | None:
 def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
     """Marks the graph module, gives it the user's attributes, and checks the inputs of every call."""
     gm.meta[STATE] = state
-    setattr(gm, MARK, "prepared")
-    for name, value in state.user_attributes.items():
-        if not hasattr(gm, name):
-            setattr(gm, name, value)
+    attributes = {MARK: "prepared"} | {name: value for name, value in state.user_attributes.items() if not hasattr(gm, name)}
+    for name, value in attributes.items():
+        setattr(gm, name, value)
+    gm.meta[KEPT] = attributes
     gm.register_forward_pre_hook(InputCheck([(str(n.target), value_of(n), bool(n.args)) for n in gm.graph.nodes if n.op == "placeholder"]), with_kwargs=True)
     return gm.eval()
 
@@ -70,7 +74,7 @@ class InputCheck:
             self._check(name, value, given.get(name))
 
     def _check(self, name: str, value: Value, x: Any) -> None:
-        if value.shape is None or x is None:
+        if value.shape is None:
             return
         if not isinstance(x, torch.Tensor) or x.dim() != len(value.shape) or x.dtype is not value.dtype:
             got = f"{x.dtype}{list(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__

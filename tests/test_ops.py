@@ -105,7 +105,7 @@ CASES: dict[str, Case] = {
 
 
 class Call(nn.Module):
-    """`target` between a linear per input, which makes its inputs int8, and the output."""
+    """`target` between an int8 op per input and the output."""
 
     def __init__(self, row: Op, case: Case, target: Any, make: Callable[[Call, list[Any]], Any]) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Call(nn.Module):
             self.register_parameter(name, nn.Parameter(value.abs() + 0.5 if name == "var" else value))
 
     def forward(self, x: Tensor, other: Tensor) -> Any:
-        values = [linear(v) for linear, v in zip(self.before, (x, other), strict=False)]
+        values = [linear(v) + 0.25 for linear, v in zip(self.before, (x, other), strict=False)]
         values = [v.abs() + 0.5 for v in values] if self.case.positive else values
         result = self.make(self, values)
         return result if self.case.pick is None else result[self.case.pick]

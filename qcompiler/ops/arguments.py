@@ -1,7 +1,8 @@
-"""Which arguments of a canonical call are activations."""
+"""Which arguments of a canonical call are activations, and which a call changes."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,3 +34,11 @@ def replace_activations(table: Table, node: fx.Node, old: fx.Node, new: fx.Node)
         elif param.role is Role.ACTIVATIONS and isinstance(args[i], (list, tuple)):
             args[i] = type(args[i])(new if a is old else a for a in args[i])
     node.args = tuple(args)
+
+
+def changes(user: fx.Node, value: fx.Node) -> bool:
+    """Whether a call writes into `value`: an assignment, or an in-place method (the tracer leaves them on copies of its own alone)."""
+    if not user.args or user.args[0] is not value:
+        return False
+    name = str(user.target)
+    return user.target is operator.setitem or (user.op == "call_method" and name.endswith("_") and not name.endswith("__"))
