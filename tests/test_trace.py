@@ -9,7 +9,7 @@ import operator
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -46,6 +46,14 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (tuple, list)):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return bool(a == b)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()  # the models here are tiny: more threads only wait for each other
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Model(nn.Module):
@@ -319,7 +327,7 @@ def test_nested_inputs_and_outputs() -> None:
     check(lambda s, p: Pair(p.a + 1, p.b), Pair(X, X), Pair(Y, Y))
     check(lambda s, d: collections.OrderedDict(q=d["x"][0] + d["y"], n=None, m=3), {"x": [X, "no"], "y": X}, {"x": [Y, "no"], "y": Y})
     check(lambda s, r: Record(r.a * r.k, 2), Record(X), Record(Y))
-    check(lambda s, x: (x.max(1), torch.topk(x, 2)[0], [{"k": x}]), X, Y)
+    check(lambda s, x: (x.max(1), torch.topk(x, 2)[0], [{"k": Record(x)}, Pair(x, None)]), X, Y)
 
 
 def test_arguments() -> None:

@@ -138,10 +138,12 @@ class Recorder(fx.Tracer):
             return a.node
         if issubclass(kind, torch.Tensor):
             return self.attribute_node(a)
-        if kind in (tuple, list, slice, dict):
-            return map_nested(self.create_arg, a)
-        if kind is Sizes:
-            return tuple(self.create_arg(item) for item in tuple.__iter__(a))
+        if kind in (tuple, list, Sizes):
+            return (list if kind is list else tuple)(self.create_arg(item) for item in a)
+        if kind is dict:
+            return {key: self.create_arg(item) for key, item in a.items()}
+        if kind is slice:
+            return slice(*map(self.create_arg, (a.start, a.stop, a.step)))
         if isinstance(a, tuple) and hasattr(kind, "_fields"):
             return kind(*(self.create_arg(item) for item in a))
         if isinstance(a, tuple) and kind is not torch.Size:

@@ -223,7 +223,7 @@ class Tracer(Mutations):
                 example = self._run(runs, original, map_nested(self.concrete, args), map_nested(self.concrete, kwargs))
             else:
                 args, kwargs, example = self._run_unknown(module, original, args, kwargs)
-            make = lambda: self.add_node("call_module", path, args, kwargs, example)  # noqa: E731
+            make = functools.partial(self.add_node, "call_module", path, args, kwargs, example)
             if type(changed) is Proxy:
                 self.check_state(changed.example)
                 self.mutate(changed, make(), example)
