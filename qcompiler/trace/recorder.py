@@ -31,9 +31,7 @@ METADATA = frozenset({
     "is_pinned", "is_inference", "is_conj", "is_neg", "is_shared", "is_tensor", "is_storage", "result_type",
     "can_cast", "dense_dim", "sparse_dim", "is_same_size", "is_grad_enabled",
 })  # fmt: skip
-SIZES = frozenset({
-    "numel", "nelement", "stride", "storage_offset", "broadcast_shapes",
-})  # fmt: skip
+SIZES = frozenset(("numel", "nelement", "stride", "storage_offset", "broadcast_shapes"))
 DATA_SIZED = frozenset({
     "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "nms", "batched_nms", "bincount",
 })  # fmt: skip
