@@ -300,6 +300,15 @@ def test_unclear_mutations_raise() -> None:
             traced(Model(forward), X)
 
 
+def test_train_mode_leaves_statistics_and_randomness_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
+    before, random = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
+    module = trace(model, (torch.ones(2, 3, 8, 8),), is_leaf=is_leaf).graph_module
+    assert same(before, dict(model.state_dict())) and torch.equal(random, torch.get_rng_state())
+    module(torch.ones(2, 3, 8, 8)).sum().backward()
+    assert module.training and model[0].weight.grad is not None and not same(before, dict(model.state_dict()))
+
+
 def test_attributes_set_in_forward_are_taken_back() -> None:
     def forward(s: Any, x: torch.Tensor) -> Any:
         s.kept = x * 2

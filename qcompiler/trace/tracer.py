@@ -247,9 +247,10 @@ class Tracer(Mutations):
         try:
             return self.on_examples(functools.partial(original, module), args, kwargs)
         finally:
-            for buffer, version, value in saved:
-                if buffer._version != version:
-                    buffer.copy_(value)
+            with torch._C.DisableTorchFunction():
+                for buffer, version, value in saved:
+                    if buffer._version != version:
+                        buffer.copy_(value)
 
     def _run_unknown(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
         """Run a module that may change its arguments: those that it does are copied first, in the graph too."""
