@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from qcompiler.ir.types import VALUE
+from qcompiler.ir.types import VALUE, value_of
 from qcompiler.rewrite import Link, Match, Reject, Rule
 
 Pair = tuple[float | None, float | None]
@@ -22,7 +22,9 @@ def tighten(inner: Pair, outer: Pair) -> Pair:
 
 
 def absorb(match: Match, producer: fx.Node, clamp: fx.Node) -> None:
-    row = match.row(clamp)
+    row, dtype = match.row(clamp), value_of(producer).dtype
+    if dtype is not None and not dtype.is_floating_point:
+        raise Reject("not-float", "it clamps integers")
     assert row.clamp is not None
     low, high = row.clamp(clamp.kwargs)
     if any(isinstance(b, fx.Node) or (b is not None and not isinstance(b, (int, float))) for b in (low, high)):

@@ -27,7 +27,7 @@ from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
 from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
-from qcompiler.prepared import KEPT, STATE, State, as_prepared, state_of, user_attributes
+from qcompiler.prepared import KEPT, STATE, State, as_prepared, failed_call, state_of, user_attributes
 from qcompiler.qconfig_mapping import as_mapping, get_default_qconfig_mapping
 from qcompiler.trace import trace
 
@@ -80,7 +80,9 @@ def _traced(model: nn.Module, example_inputs: Any, context: Context, options: di
 
 
 @_outside_inference_mode
-def fuse_fx(model: nn.Module, example_inputs: Any, *, table: Table = OPS, rules: Sequence[Any] = (), debug: Any = None, **options: Any) -> fx.GraphModule:
+def fuse_fx(
+    model: nn.Module, example_inputs: Any, *, table: Table = OPS, rules: Sequence[Any] = (), debug: Any = None, **options: Any
+) -> fx.GraphModule:
     """The FUSED graph of a float model in eval mode: canonical ops, BatchNorm folded, clamps absorbed; values unchanged to 1e-5.
 
     `example_inputs`: tuple of the forward's arguments. Raises TraceError, ConfigError, NumericsError as prepare_fx does.
@@ -88,7 +90,9 @@ def fuse_fx(model: nn.Module, example_inputs: Any, *, table: Table = OPS, rules:
     check_model(model)
     check_eval(model)
     context = Context(table=table, rules=tuple(rules), strict=bool(options.pop("strict", False)))
-    return _run(_traced(copy.deepcopy(model), example_inputs, context, options), FUSE, Stage.TRACED, context, "fuse", type(model).__name__, debug)
+    return _run(
+        _traced(copy.deepcopy(model), example_inputs, context, options), FUSE, Stage.TRACED, context, "fuse", type(model).__name__, debug
+    )
 
 
 @_outside_inference_mode
@@ -208,9 +212,13 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
                 if skip_nonfinite:
                     continue
                 raise CalibrationError(f"batch {index}: {error.message}", code=error.code, where=error.where, hint=error.hint) from error
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                raise failed_call(prepared, error, f"batch {index}") from error
             count += 1
     if count == 0:
-        raise CalibrationError("0 batches of calibration data", code="no-batches", hint="an iterator can be read only once; is the loader empty?")
+        raise CalibrationError(
+            "0 batches of calibration data", code="no-batches", hint="an iterator can be read only once; is the loader empty?"
+        )
     return count
 
 
@@ -222,7 +230,9 @@ def _tracked(batches: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]
     return track(batches, description="calibrating", total=len(data) if hasattr(data, "__len__") else None)
 
 
-def quantize(model: nn.Module, calibration_data: Any, qconfig_mapping: Any = None, *, progress: bool = True, **options: Any) -> CompiledModule:
+def quantize(
+    model: nn.Module, calibration_data: Any, qconfig_mapping: Any = None, *, progress: bool = True, **options: Any
+) -> CompiledModule:
     """Float model and calibration data in, int8 module out: prepare_fx, calibrate, convert_fx. The first batch is the example.
 
     `options` go to prepare_fx.

@@ -9,8 +9,9 @@ import torch
 from torch import fx, nn
 
 from qcompiler.checks import MARK
-from qcompiler.errors import InputError
+from qcompiler.errors import InputError, Where
 from qcompiler.ir.types import Value, value_of
+from qcompiler.ir.verify import where
 from qcompiler.pass_manager import Context
 
 STATE = "qcompiler"  # gm.meta key -> State
@@ -41,8 +42,25 @@ def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
     for name, value in attributes.items():
         setattr(gm, name, value)
     gm.meta[KEPT] = attributes
-    gm.register_forward_pre_hook(InputCheck([(str(n.target), value_of(n), bool(n.args)) for n in gm.graph.nodes if n.op == "placeholder"]), with_kwargs=True)
+    gm.register_forward_pre_hook(
+        InputCheck([(str(n.target), value_of(n), bool(n.args)) for n in gm.graph.nodes if n.op == "placeholder"]), with_kwargs=True
+    )
     return gm.eval()
+
+
+def failed_call(prepared: Any, error: Exception, batch: str) -> InputError:
+    """A torch error inside a prepared module, as one that names the node and what was expected."""
+    lines, nodes = getattr(prepared, "_lineno_map", None) or {}, list(prepared.graph.nodes)
+    trace, index = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "forward" and trace.tb_frame.f_locals.get("self") is prepared:
+            index = lines.get(trace.tb_lineno - (prepared._prologue_start or 0))
+        trace = trace.tb_next
+    place = where(nodes[index]) if index is not None and index < len(nodes) else Where()
+    check = next((hook for hook in prepared._forward_pre_hooks.values() if isinstance(hook, InputCheck)), None)
+    expected = f"; the example inputs were ({check.signature()})" if check is not None else ""
+    return InputError(f"{batch}: {type(error).__name__}: {error}{expected}", code="input-shape", where=place,
+                      hint="does the float model take this batch?")  # fmt: skip
 
 
 def user_attributes(model: nn.Module) -> dict[str, Any]:
@@ -69,7 +87,9 @@ class InputCheck:
         missing = [name for name, _, optional in self.inputs if name not in given and not optional]
         unknown = [name for name in kwargs if name not in names]
         if len(args) > len(names) or missing or unknown:
-            raise InputError(f"expected the inputs ({self.signature()}), got {len(args)} positional and {sorted(kwargs) or 'no'} named", code="inputs")
+            raise InputError(
+                f"expected the inputs ({self.signature()}), got {len(args)} positional and {sorted(kwargs) or 'no'} named", code="inputs"
+            )
         for name, value, _ in self.inputs:
             self._check(name, value, given.get(name))
 
