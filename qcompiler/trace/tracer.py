@@ -243,13 +243,13 @@ class Tracer(Mutations):
 
     def _run(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a module on examples and leave its buffers as they were."""
-        saved = [(b, b._version, b.clone()) for b in module.buffers()] if module.training or not _is_torch(module) else []
+        saved = [(b, b.clone()) for b in module.buffers()] if module.training or not _is_torch(module) else []
         try:
             return self.on_examples(functools.partial(original, module), args, kwargs)
         finally:
             with torch._C.DisableTorchFunction():
-                for buffer, version, value in saved:
-                    if buffer._version != version:
+                for buffer, value in saved:
+                    if not torch.equal(buffer, value):  # batch_norm does not count versions up
                         buffer.copy_(value)
 
     def _run_unknown(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
