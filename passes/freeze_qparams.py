@@ -14,10 +14,10 @@ from torch import fx
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.types import QUANT, QParams, Stage, quant_of
 from qcompiler.ir.verify import where
+from qcompiler.observers.watch import Watch
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.spec import Output
 from qcompiler.ops.table import Table
-from qcompiler.observers.watch import Watch
 from qcompiler.pass_manager import Context
 
 JOIN = 1.02  # a common scale at most 2 % coarser costs 0.17 dB at worst and saves a requantization of every input
@@ -79,11 +79,15 @@ def _require_data(watches: dict[fx.Node, Any], context: Context, gm: fx.GraphMod
         return
     if len(empty) == len(watches):
         raise CalibrationError(f"0 of {len(watches)} observers saw data", code="not-calibrated",
-                               hint="run calibration data through the module that prepare_fx returned (not the original model), then convert")  # fmt: skip
+                               hint="call the module that prepare_fx returned (not the original model) with data first")  # fmt: skip
     if context.allow_uncalibrated != "float":
         names = ", ".join(str(n.args[0]) for n in empty[:20])
-        raise CalibrationError(f"{len(empty)} of {len(watches)} observers saw no data: {names}", code="partly-calibrated", where=where(empty[0].args[0]),  # type: ignore[arg-type]
-                               hint='calibrate with data that reaches these nodes, or pass allow_uncalibrated="float" to keep them float')  # fmt: skip
+        raise CalibrationError(
+            f"{len(empty)} of {len(watches)} observers saw no data: {names}",
+            code="partly-calibrated",
+            where=where(empty[0].args[0]),  # type: ignore[arg-type]
+            hint='calibrate with data that reaches these nodes, or pass allow_uncalibrated="float" to keep them float',
+        )
     _keep_float(gm, empty, watches, context)
 
 
@@ -132,7 +136,9 @@ def _join(gm: fx.GraphModule, context: Context, members: dict[int, list[fx.Node]
         parts = [quant_of(v).qparams for v in values]
         common = None if fixed or None in parts else _common(parts)  # type: ignore[arg-type]
         if common is None:
-            context.remark("freeze_qparams", "not-joined", "its inputs differ in range: each keeps its own qparams, the op requantizes", node)
+            context.remark(
+                "freeze_qparams", "not-joined", "its inputs differ in range: each keeps its own qparams, the op requantizes", node
+            )
             continue
         for value in values:
             for member in members[quant_of(value).group]:  # type: ignore[index]

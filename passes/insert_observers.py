@@ -14,9 +14,9 @@ from torch import fx, nn
 
 from qcompiler.ir.types import QUANT, VALUE, Stage, quant_of
 from qcompiler.ir.verify import where
+from qcompiler.observers.watch import Watch
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.spec import Output
-from qcompiler.observers.watch import Watch
 from qcompiler.pass_manager import Context
 
 

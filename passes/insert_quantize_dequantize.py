@@ -101,7 +101,9 @@ class _Weights:
         observer = quant_of(node).qconfig.weight()
         if axis is None and observer.is_per_channel:
             observer = self.context.target.per_tensor_weight_observer(observer)
-            self.context.remark("insert_quantize_dequantize", "weight-per-tensor", "its kernel takes one weight scale, not one per channel", node)
+            self.context.remark(
+                "insert_quantize_dequantize", "weight-per-tensor", "its kernel takes one weight scale, not one per channel", node
+            )
         if axis is not None:
             observer.ch_axis = axis
         try:

@@ -141,7 +141,7 @@ def _state(prepared: Any) -> State:
     if getattr(prepared, MARK, None) == "converted":
         raise ConfigError("this model is already converted", code="already-converted")
     raise ConfigError("convert_fx needs the module that prepare_fx returned", code="not-prepared",
-                      hint="prepared = prepare_fx(model, mapping, example_inputs); calibrate(prepared, data); convert_fx(prepared)")  # fmt: skip
+                      hint="prepared = prepare_fx(model, mapping, inputs); calibrate(prepared, data); convert_fx(prepared)")  # fmt: skip
 
 
 def _quantized(prepared: Any, allow_uncalibrated: str, debug: Any) -> tuple[fx.GraphModule, State]:
@@ -184,7 +184,7 @@ def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str
 
 
 def _batches(data: Any) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Each item of calibration data as (args, kwargs): a tensor is one argument, a mapping is keywords, (inputs, labels) of a DataLoader is inputs."""
+    """Each item as (args, kwargs): a tensor is one argument, a mapping is keywords; of (inputs, labels) of a DataLoader, the inputs."""
     labelled = isinstance(data, torch.utils.data.DataLoader)
     for item in data:
         if isinstance(item, Mapping):

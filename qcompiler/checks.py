@@ -58,7 +58,9 @@ def _check_tensor(name: str, t: torch.Tensor) -> None:
     if isinstance(t, nn.Parameter) and not t.is_floating_point():
         raise ConfigError(f"parameter {name} is {t.dtype}, expected float32", code="weight-dtype", where=place)
     if t.is_floating_point() and t.dtype is not torch.float32:
-        raise ConfigError(f"{name} is {t.dtype}, expected float32", code="weight-dtype", where=place, hint="convert with model.float() first")
+        raise ConfigError(
+            f"{name} is {t.dtype}, expected float32", code="weight-dtype", where=place, hint="convert with model.float() first"
+        )
     if t.is_floating_point() and not bool(torch.isfinite(t).all()):
         raise NumericsError(f"{name} holds NaN or inf", code="bad-weight", where=place, hint="look at the checkpoint it was loaded from")
 
@@ -68,7 +70,7 @@ def _check_statistics(path: str, module: Any) -> None:
     var, eps = getattr(module, "running_var", None), getattr(module, "eps", None)
     if isinstance(var, torch.Tensor) and isinstance(eps, float) and not bool((var.double() + eps > 0).all()):
         raise NumericsError(f"the running variance of {path or 'the model'} is negative, or zero without eps", code="bad-batch-norm",
-                            where=Where(module_path=path or None), hint="the model was not trained, or its checkpoint is damaged")  # fmt: skip
+                            where=Where(module_path=path or None), hint="untrained, or a damaged checkpoint")  # fmt: skip
 
 
 def check_examples(example_inputs: Any) -> tuple[Any, ...]:
@@ -76,5 +78,7 @@ def check_examples(example_inputs: Any) -> tuple[Any, ...]:
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,)
     if not isinstance(example_inputs, (tuple, list)):
-        raise InputError(f"example_inputs must be a tuple of the forward's arguments, got {type(example_inputs).__name__}", code="example-inputs")
+        raise InputError(
+            f"example_inputs must be a tuple of the forward's arguments, got {type(example_inputs).__name__}", code="example-inputs"
+        )
     return tuple(example_inputs)

@@ -83,7 +83,9 @@ def _tell(instruments: Sequence[Instrument], event: str, context: Context, *args
             context.remarks.append(Remark("instrument", "instrument-failed", f"{type(instrument).__name__}.{event}: {error}"))
 
 
-def run_passes(gm: fx.GraphModule, passes: Sequence[Pass], stage: Stage, context: Context, instruments: Sequence[Instrument] = ()) -> fx.GraphModule:
+def run_passes(
+    gm: fx.GraphModule, passes: Sequence[Pass], stage: Stage, context: Context, instruments: Sequence[Instrument] = ()
+) -> fx.GraphModule:
     """Takes `gm`, which stands at `stage`, through the passes in place; raises PassError with the pass and node that failed."""
     verify(gm, stage)
     for step in passes:

@@ -133,7 +133,9 @@ def _apply(gm: fx.GraphModule, rules: Sequence[Rule], table: Table, node: fx.Nod
     return None
 
 
-def run_rules(gm: fx.GraphModule, rules: Sequence[Rule], table: Table, gate: Gate = lambda rule, node: True) -> tuple[dict[str, int], list[Rejection]]:
+def run_rules(
+    gm: fx.GraphModule, rules: Sequence[Rule], table: Table, gate: Gate = lambda rule, node: True
+) -> tuple[dict[str, int], list[Rejection]]:
     """Applies the rules until none fires; returns how often each did, and the matches refused in the end."""
     fired: dict[str, int] = {}
     limit = 4 * len(gm.graph.nodes) + 100  # each firing shrinks the graph or turns a node into its final form

@@ -21,7 +21,7 @@ def _tensors(value: Any) -> Iterable[torch.Tensor]:
 
 
 def compute_sqnr(reference: Any, value: Any) -> float:
-    """Signal to quantization noise ratio in dB, 10 log10(sum(reference^2) / sum((reference - value)^2)), over all tensors of nested outputs."""
+    """Signal to quantization noise ratio in dB, over all tensors: 10 log10(sum(reference^2) / sum((reference - value)^2))."""
     pairs = list(zip(_tensors(reference), _tensors(value), strict=True))
     signal = sum(a.double().pow(2).sum().item() for a, _ in pairs)
     noise = sum((a.double() - b.double()).pow(2).sum().item() for a, b in pairs)

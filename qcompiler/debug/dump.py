@@ -31,7 +31,10 @@ class Dump:
         self.lines = [f"# {phase} {model}", "", "| # | pass | changed | nodes | ms |", "|---|---|---|---|---|"]
         try:
             self.path = _new_directory(Path(directory), f"{phase}-{re.sub(r'[^A-Za-z0-9_]', '_', model)}")
-            self._write("run.json", json.dumps({"phase": phase, "model": model, "pid": os.getpid(), "torch": torch.__version__}, indent=1, sort_keys=True))
+            self._write(
+                "run.json",
+                json.dumps({"phase": phase, "model": model, "pid": os.getpid(), "torch": torch.__version__}, indent=1, sort_keys=True),
+            )
             LOG.info("dumping passes to %s", self.path)
         except OSError as error:
             self._give_up(error)
@@ -51,9 +54,12 @@ class Dump:
             self._write(f"{stem}.py", gm.graph.python_code("self").src)
             self._write(f"{stem}.diff", "".join(diff))
             self.text = text
-        self.lines.append(f"| {self.count} | {step.name} | {'yes' if changed else 'no'} | {record.nodes_before} → {record.nodes_after} | {record.milliseconds:.1f} |")
-        line = {"seq": self.count, "name": step.name, "changed": changed, "ms": round(record.milliseconds, 3), "nodes_before": record.nodes_before,
-                "nodes_after": record.nodes_after}  # fmt: skip
+        self.lines.append(
+            f"| {self.count} | {step.name} | {'yes' if changed else 'no'} "
+            f"| {record.nodes_before} → {record.nodes_after} | {record.milliseconds:.1f} |"
+        )
+        line = {"seq": self.count, "name": step.name, "changed": changed, "ms": round(record.milliseconds, 3),
+                "nodes_before": record.nodes_before,                "nodes_after": record.nodes_after}  # fmt: skip
         self._write("passes.jsonl", json.dumps(line, sort_keys=True) + "\n", append=True)
 
     def finish(self, context: Context) -> None:

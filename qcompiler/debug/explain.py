@@ -55,7 +55,14 @@ class Explanation:
             table.add_column(header, justify="right" if header == "MACs" else "left", overflow="fold")
         for row in self.rows:
             kind = Text("int8", "green") if row.int8 else Text("float", "yellow")
-            cells: list[Any] = [Text(row.node), Text(row.op), Text(row.module_path), kind, f"{row.macs:,}" if row.macs else "", Text(row.reason)]
+            cells: list[Any] = [
+                Text(row.node),
+                Text(row.op),
+                Text(row.module_path),
+                kind,
+                f"{row.macs:,}" if row.macs else "",
+                Text(row.reason),
+            ]
             table.add_row(*cells)
         return table
 

@@ -82,8 +82,8 @@ class QParams:
 class Quant:
     """What was decided about one node.
 
-    int8: the op runs on integers. `float_output`: it hands out floats, from its 32-bit sums. `group`: values with the same group number share
-    qparams. `qparams`: known once frozen. `reason`: why a node stays float (None when int8).
+    int8: the op runs on integers. `float_output`: it hands out floats, from its 32-bit sums. `group`: values of one
+    group share qparams. `qparams`: known once frozen. `reason`: why a node stays float (None when int8).
     """
 
     int8: bool = False

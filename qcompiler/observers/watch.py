@@ -21,5 +21,5 @@ class Watch(nn.Module):
             self.observer(x)
         except NumericsError as error:
             raise CalibrationError(error.message, code=error.code, where=self.place,
-                                   hint="look at this batch, and at the layers before this node; nothing of it was recorded here") from error  # fmt: skip
+                                   hint="look at this batch, and at the layers before this node") from error  # fmt: skip
         return x

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import fx, nn
@@ -19,7 +19,7 @@ from qcompiler.ops.spec import ModuleForm, Op, Spelling
 NO_DEFAULT = object()
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse_signature(text: str) -> tuple[tuple[str, str, str, Any], ...]:
     """Each argument of a signature as (kind, the user's name, canonical name, default); kind is "", "*", "_" or "!"."""
     entries = []

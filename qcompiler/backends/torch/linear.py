@@ -69,4 +69,6 @@ KERNELS = (
     Kernel("matmul", ENGINES, emit_matmul, refuse_matmul, note="float arithmetic, as torch's own int8 matmul"),
 )
 
-TO_FLOAT = (Kernel("linear", ("x86", "fbgemm"), emit_linear_to_float, refuse_linear, saturates, note="both pack with fbgemm; others lack it"),)
+TO_FLOAT = (
+    Kernel("linear", ("x86", "fbgemm"), emit_linear_to_float, refuse_linear, saturates, note="both pack with fbgemm; others lack it"),
+)

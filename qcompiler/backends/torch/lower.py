@@ -15,6 +15,7 @@ from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Quant, Stage, Valu
 from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
 from qcompiler.ops.spec import Output
 from qcompiler.pass_manager import Context
+
 FLOATS = QParams(1.0, 0, 0, 255, torch.uint8)  # stands for the output's qparams where a kernel hands out floats
 
 

@@ -70,7 +70,8 @@ POOLS = (
     _adaptive("max", 2, F.adaptive_max_pool2d, F.adaptive_max_pool2d, nn.AdaptiveMaxPool2d),
     _adaptive("max", 3, F.adaptive_max_pool3d, F.adaptive_max_pool3d, nn.AdaptiveMaxPool3d),
     _same("mean", Q.mean, "x dim=None keepdim=False", (
-        Spelling(torch.mean, "input:x dim=None keepdim=False !dtype=None"), Spelling("mean", "input:x dim=None keepdim=False !dtype=None"))),
+        Spelling(torch.mean, "input:x dim=None keepdim=False !dtype=None"),
+        Spelling("mean", "input:x dim=None keepdim=False !dtype=None"))),
     _same("interpolate", F.interpolate,
           "x size=None scale_factor=None mode='nearest' align_corners=None recompute_scale_factor=None antialias=False",
           (Spelling(F.interpolate, "input:x size=None scale_factor=None mode='nearest' align_corners=None recompute_scale_factor=None"
@@ -113,18 +114,22 @@ COPIES = (
     _same("narrow", torch.narrow, "x dim start length", (
         Spelling(torch.narrow, "input:x dim start length"), Spelling("narrow", "input:x dim start length"))),
     _same("select", torch.select, "x dim index", (Spelling(torch.select, "input:x dim index"), Spelling("select", "input:x dim index"))),
-    _same("chunk", torch.chunk, "x chunks dim=0", (Spelling(torch.chunk, "input:x chunks dim=0"), Spelling("chunk", "input:x chunks dim=0"))),
+    _same("chunk", torch.chunk, "x chunks dim=0", (
+        Spelling(torch.chunk, "input:x chunks dim=0"), Spelling("chunk", "input:x chunks dim=0"))),
     _same("split", torch.split, "x split_size_or_sections dim=0", (
-        Spelling(torch.split, "tensor:x split_size_or_sections dim=0"), Spelling("split", "input:x split_size:split_size_or_sections dim=0"))),
+        Spelling(torch.split, "tensor:x split_size_or_sections dim=0"),
+        Spelling("split", "input:x split_size:split_size_or_sections dim=0"))),
     _same("unbind", torch.unbind, "x dim=0", (Spelling(torch.unbind, "input:x dim=0"), Spelling("unbind", "input:x dim=0"))),
     _same("getitem", Q.getitem, "x index", (Spelling(operator.getitem, "input:x index"),)),
     _same("repeat", Q.repeat, "x sizes", (Spelling("repeat", "input:x *sizes"),)),
     _same("expand", Q.expand, "x sizes", (Spelling("expand", "input:x *sizes"),)),
-    _same("roll", torch.roll, "x shifts dims=()", (Spelling(torch.roll, "input:x shifts dims=()"), Spelling("roll", "input:x shifts dims=()"))),
+    _same("roll", torch.roll, "x shifts dims=()", (
+        Spelling(torch.roll, "input:x shifts dims=()"), Spelling("roll", "input:x shifts dims=()"))),
     _same("flip", torch.flip, "x dims", (Spelling(torch.flip, "input:x dims"), Spelling("flip", "input:x *dims"))),
     _same("contiguous", Q.contiguous, "x", (Spelling("contiguous", "input:x _memory_format=None"),)),
     _same("detach", torch.detach, "x", (torch.detach, "detach")),
-    _same("identity", torch.clone, "x", (Spelling(torch.clone, "input:x _memory_format=None"), Spelling("clone", "input:x _memory_format=None")),
+    _same("identity", torch.clone, "x", (
+        Spelling(torch.clone, "input:x _memory_format=None"), Spelling("clone", "input:x _memory_format=None")),
           ModuleForm(nn.Identity), identity=lambda attributes: True),
     _same("dropout", F.dropout, "x p=0.5 training=True", (
         *(Spelling(f, "input:x p=0.5 training=True _inplace=False")

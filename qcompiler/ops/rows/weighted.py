@@ -93,7 +93,8 @@ ROWS = (
         name="batch_norm", fn=Q.batch_norm, signature="x mean var weight=None bias=None eps=1e-5", params=BN_PARAMS, output=Output.OWN,
         takes_bounds=True,
         spellings=(
-            Spelling(F.batch_norm, "input:x running_mean:mean running_var:var weight=None bias=None !training=False _momentum=0.1 eps=1e-5"),
+            Spelling(F.batch_norm, "input:x running_mean:mean running_var:var weight=None bias=None !training=False"
+                     " _momentum=0.1 eps=1e-5"),
         ),
         modules=(
             BATCH_NORM,
@@ -123,7 +124,8 @@ ROWS = (
                      " _momentum=0.1 eps=1e-5"),
         ),
         modules=tuple(
-            ModuleForm(cls, PARAMETERS, lambda m: {"eps": m.eps}, lambda m: "it tracks running statistics" if m.track_running_stats else None)
+            ModuleForm(cls, PARAMETERS, lambda m: {"eps": m.eps},
+                       lambda m: "it tracks running statistics" if m.track_running_stats else None)
             for cls in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
         ),
     ),
