@@ -14,6 +14,11 @@ def load(name: str) -> nn.Module:
     """The torchvision model `name` in eval mode, weights from seed 0; BatchNorm statistics such that folding them shows."""
     torch.manual_seed(0)
     model: nn.Module = getattr(import_torchvision().models, name)(weights=None, **_EXTRA.get(name, {}))
+    return seeded(model)
+
+
+def seeded(model: nn.Module) -> nn.Module:
+    """The model with BatchNorm statistics such that folding them shows, in eval mode."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

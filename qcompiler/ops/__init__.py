@@ -1,0 +1,1 @@
+"""The op table: rows, their float semantics and the reference arithmetic."""
