@@ -49,6 +49,14 @@ def test_resnet18() -> None:
     assert "100.0%" in text
 
 
+def test_custom_op() -> None:
+    text = run("custom_op.py")
+    assert "cheaper_silu: silu became hardswish" in text and "external.__main__.sinc_int8" in text
+    table = text.split("cheaper_silu")[0]
+    assert table.count("int8") >= 6 and "no int8" not in table and "no kernel" not in table
+    assert text.count("conv2d_new") >= 3 and "mul" not in text.split("def forward")[1]
+
+
 def test_photo_crops_are_seeded_and_disjoint() -> None:
     pytest.importorskip("skimage")
     code = (
