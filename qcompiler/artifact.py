@@ -154,10 +154,14 @@ def load(path: str | os.PathLike[str], modules: Mapping[str, Any] | None = None)
     """The module that `save` wrote. `modules` gives the float submodules and functions that `save` named, by their names.
 
     Raises ArtifactError naming the damaged section, ArtifactUnsafeError for operations that no program may call,
-    ArtifactVersionError for newer formats, ConfigError for a missing engine or entry of `modules`, OSError if it cannot be
-    read. A newer minor version gives a warning.
+    ArtifactVersionError for newer formats, ConfigError for a missing engine or entry of `modules`. A newer minor version
+    gives a warning.
     """
-    with open(path, "rb") as file:
+    try:
+        opened = open(path, "rb")  # noqa: SIM115  (closed by the with below)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}", code="artifact-unreadable") from error
+    with opened as file:
         info = os.fstat(file.fileno())
         if not stat.S_ISREG(info.st_mode):
             raise ArtifactError(f"{path}: not a regular file")
