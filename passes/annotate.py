@@ -102,6 +102,8 @@ def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, inputs: list[fx.Node]
         weight = node.args[row.weight]
         constant = isinstance(weight, fx.Node) and weight.op == "get_attr"
         return None if constant else "its weight is computed at run time"
+    if row.output is Output.SAME and row.adds_values(node.kwargs):
+        return "its result may lie outside the range of its input"
     if row.output is Output.SAME:
         return None if quant_of(inputs[0]).int8 else "its input is float"
     return None if any(quant_of(i).int8 for i in inputs) else "all its inputs are float"

@@ -50,8 +50,11 @@ def _factory(node: fx.Node, context: Context) -> Callable[[], Any]:
 
 
 def _observe(gm: fx.GraphModule, node: fx.Node, factory: Callable[[], Any]) -> None:
-    gm.get_submodule("observers").add_module(node.name, Watch(factory(), where(node)))
+    observers, name = gm.get_submodule("observers"), node.name
+    while hasattr(observers, name):  # `to`, `float`: a module has them already
+        name += "_"
+    observers.add_module(name, Watch(factory(), where(node)))
     with gm.graph.inserting_after(node):
-        watch = gm.graph.create_node("call_module", f"observers.{node.name}", (node,), name=f"{node.name}_observer")
+        watch = gm.graph.create_node("call_module", f"observers.{name}", (node,), name=f"{node.name}_observer")
     watch.meta[VALUE] = node.meta.get(VALUE)
     node.replace_all_uses_with(watch, delete_user_cb=lambda user: user is not watch)

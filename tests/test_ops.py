@@ -137,7 +137,9 @@ def spelled_call(row: Op, case: Case, spelling: Spelling, by_name: bool) -> Call
     def make(self: Call, values: list[Any]) -> Any:
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
-        for kind, user, canonical, _ in parse_signature(spelling.signature or row.signature):
+        for kind, user, canonical, default in parse_signature(spelling.signature or row.signature):
+            if user == "training" and kind == "!":
+                kwargs[user] = default
             if kind in ("_", "!") or not known(canonical):
                 continue
             if kind == "*":

@@ -341,3 +341,66 @@ def test_text_code_and_artifact_do_not_depend_on_the_hash_seed(tmp_path: Path) -
         assert done.returncode == 0, done.stderr[-3000:]
         found.add(done.stdout)
     assert len(found) == 1
+
+
+# ---- values and names that a quantized range or a module does not expect
+
+
+class One(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.function = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, self.a(x))
+
+
+OUTSIDE: list[Any] = [
+    lambda m, y: F.max_pool2d(y, 2).clamp(min=5) * 2,
+    lambda m, y: y + torch.clamp(y, min=3.0),
+    lambda m, y: y + torch.clamp(y, max=-3.0),
+    lambda m, y: F.pad(y, (1, 1), value=9.0) * 1.0,
+    lambda m, y: F.max_pool2d(F.pad(y, (1, 1, 1, 1), value=float("-inf")), 2, 2),
+    lambda m, y: y / F.max_pool2d(y, 3, 1, 1).clamp(min=0.25),
+]
+
+
+@pytest.mark.parametrize("function", OUTSIDE)
+@pytest.mark.parametrize("engine", ["x86", "qnnpack"])
+def test_values_outside_the_range_of_the_input(function: Any, engine: str) -> None:
+    torch.manual_seed(0)
+    model, x = One(function).eval(), randn(2, 3, 6, 6)
+    result = flow(model, (x,), engine=engine)
+    with torch.no_grad():
+        assert compute_sqnr(model(x), result.module(x)) >= 28
+
+
+@pytest.mark.parametrize("name", ["to", "float", "type", "forward", "half", "training"])
+def test_nodes_named_like_parts_of_a_module(name: str) -> None:
+    torch.manual_seed(0)
+    parts = OrderedDict({"first": nn.Conv2d(3, 3, 1)}) | OrderedDict({f"{name}_": nn.Conv2d(3, 3, 1)})
+    model, x = One(lambda m, y: m.b(y.to(torch.float32).type(torch.float32).float())).eval(), randn(2, 3, 4, 4)
+    with torch.no_grad():
+        assert compute_sqnr(model(x), flow(model, (x,)).module(x)) >= 30
+    chain = nn.Sequential(parts).eval()
+    with torch.no_grad():
+        assert compute_sqnr(chain(x), flow(chain, (x,)).module(x)) >= 30
+
+
+def test_functions_of_other_dtypes_stay_float() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.linear = nn.Embedding(10, 6), nn.Linear(6, 6)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            ids = (ids + 1).clamp(min=0, max=9)
+            result: Tensor = self.linear(F.relu(self.linear(self.embedding(ids)))) * (ids > 2).float()[..., None]
+            return result
+
+    torch.manual_seed(0)
+    model, ids = Tokens().eval(), torch.randint(0, 9, (2, 7), generator=torch.Generator().manual_seed(0))
+    module = flow(model, (ids,)).module
+    with torch.no_grad():
+        assert compute_sqnr(model(ids), module(ids)) >= 28
+    assert sum(row.int8 for row in explain(module).rows if row.op == "linear") == 2

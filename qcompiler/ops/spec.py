@@ -86,6 +86,7 @@ class Op:
     takes_bounds: bool = False  # fn has `bounds=(low, high)`: a clamp of its result that fusion may absorb
     clamp: Callable[[Mapping[str, Any]], tuple[float | None, float | None]] | None = None  # this op is a clamp
     identity: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # does nothing in eval mode
+    adds_values: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # SAME, but may give values outside its input's range
     weight_axis: int = 0
     elementwise: bool = False  # a unary function of single values: exact as a 256-entry table
     macs: Callable[[fx.Node], int] | None = None

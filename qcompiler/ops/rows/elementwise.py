@@ -34,6 +34,13 @@ def _bounds(attributes: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return attributes.get("min"), attributes.get("max")
 
 
+def _leaves_range(attributes: Mapping[str, Any]) -> bool:
+    """A quantized range always holds 0; a limit on the other side of it may lie outside."""
+    low, high = _bounds(attributes)
+    numbers = all(v is None or isinstance(v, (int, float)) for v in (low, high))
+    return not numbers or (low is not None and low > 0) or (high is not None and high < 0)
+
+
 def _inplace(*functions: Any) -> tuple[Spelling, ...]:
     return tuple(Spelling(f, "input:x _inplace=False") for f in functions)
 
@@ -61,7 +68,7 @@ CLAMPS = (
         modules=(ModuleForm(nn.ReLU),),
     ),
     Op(
-        name="clamp", fn=Q.clamp, signature="x min=None max=None", params=(X,), output=Output.SAME, clamp=_bounds,
+        name="clamp", fn=Q.clamp, signature="x min=None max=None", params=(X,), output=Output.SAME, clamp=_bounds, adds_values=_leaves_range,
         spellings=(
             *(Spelling(f, "input:x min=None max=None") for f in (torch.clamp, torch.clip, "clamp", "clamp_", "clip")),
             Spelling(F.relu6, "input:x _inplace=False", {"min": 0.0, "max": 6.0}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -50,6 +51,11 @@ def _adaptive(kind: str, dims: int, public: Any, plain: Any, cls: type[nn.Module
     return _same(f"adaptive_{kind}_pool{dims}d", plain, "x output_size", (Spelling(public, signature),), form)
 
 
+def _pads_with_value(attributes: Mapping[str, Any]) -> bool:
+    """-inf, which only a max pool behind it can mean, becomes the smallest value."""
+    return attributes.get("mode", "constant") == "constant" and attributes.get("value") not in (None, 0, -math.inf)
+
+
 def _no_training(attributes: Mapping[str, Any]) -> bool:
     return not attributes.get("training", True) or attributes.get("p", 0.5) == 0
 
@@ -88,7 +94,7 @@ COPIES = (
           *(ModuleForm(cls, {}, lambda m: {"pad": m.padding, "mode": "reflect"})
             for cls in (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d)),
           *(ModuleForm(cls, {}, lambda m: {"pad": m.padding, "mode": "replicate"})
-            for cls in (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d))),
+            for cls in (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)), adds_values=_pads_with_value),
     _same("pixel_shuffle", F.pixel_shuffle, "x upscale_factor", (Spelling(F.pixel_shuffle, "input:x upscale_factor"),),
           ModuleForm(nn.PixelShuffle, {}, _attributes("upscale_factor"))),
     _same("pixel_unshuffle", F.pixel_unshuffle, "x downscale_factor", (Spelling(F.pixel_unshuffle, "input:x downscale_factor"),),
@@ -132,8 +138,9 @@ COPIES = (
         Spelling(torch.clone, "input:x _memory_format=None"), Spelling("clone", "input:x _memory_format=None")),
           ModuleForm(nn.Identity), identity=lambda attributes: True),
     _same("dropout", F.dropout, "x p=0.5 training=True", (
-        *(Spelling(f, "input:x p=0.5 training=True _inplace=False")
-          for f in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)),
+        Spelling(F.dropout, "input:x p=0.5 training=True _inplace=False"),
+        *(Spelling(f, "input:x p=0.5 !training=False _inplace=False", {"training": False})  # in training each drops in its own way
+          for f in (F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)),
         Spelling(torch.dropout, "input:x p train:training"),),
         *(ModuleForm(cls, {}, _attributes("p", "training")) for cls in DROPOUTS), identity=_no_training),
     _same("stochastic_depth", Q.stochastic_depth, "x p mode training=True", (),
