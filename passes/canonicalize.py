@@ -22,7 +22,7 @@ class Canonicalize:
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         reader = _Attributes(gm)
-        changed = False
+        changed = _free_self(gm.graph)
         for node in list(gm.graph.nodes):
             call = _module_call(gm, node, context, reader) if node.op == "call_module" else _function_call(node, context.table)
             if call is not None:
@@ -30,6 +30,16 @@ class Canonicalize:
         gm.graph.eliminate_dead_code()
         gm.delete_all_unused_submodules()
         return changed
+
+
+def _free_self(graph: fx.Graph) -> bool:
+    """Gives a value named `self` (of a submodule with that name) another one: the code of every stage needs it."""
+    taken = {node.name for node in graph.nodes}
+    if "self" not in taken:
+        return False
+    node = next(node for node in graph.nodes if node.name == "self")
+    node.name = next(name for name in ("self_", *(f"self_{i}" for i in range(len(taken) + 1))) if name not in taken)
+    return True
 
 
 class _Attributes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -39,7 +40,8 @@ def _separate(gm: fx.GraphModule, node: fx.Node, writes: list[fx.Node]) -> bool:
     if len(readers) == 1 and readers[0].target is getitem and readers[0].kwargs == {"index": ...}:
         return False
     with gm.graph.inserting_after(last):
-        view = gm.graph.create_node("call_function", getitem, (node,), {"index": ...}, name=f"{node.name}_assigned")
+        everything: dict[str, Any] = {"index": ...}
+        view = gm.graph.create_node("call_function", getitem, (node,), everything, name=f"{node.name}_assigned")
     view.meta[VALUE], view.meta[SOURCE] = value_of(node), source_of(last)
     for user in readers:
         user.replace_input_with(node, view)

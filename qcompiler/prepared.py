@@ -51,10 +51,11 @@ def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
 def failed_call(prepared: Any, error: Exception, batch: str) -> InputError:
     """A torch error inside a prepared module, as one that names the node and what was expected."""
     lines, nodes = getattr(prepared, "_lineno_map", None) or {}, list(prepared.graph.nodes)
-    trace, index = error.__traceback__, None
+    first, index = int(getattr(prepared, "_prologue_start", 0)), None
+    trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_name == "forward" and trace.tb_frame.f_locals.get("self") is prepared:
-            index = lines.get(trace.tb_lineno - (prepared._prologue_start or 0))
+            index = lines.get(trace.tb_lineno - first)
         trace = trace.tb_next
     place = where(nodes[index]) if index is not None and index < len(nodes) else Where()
     check = next((hook for hook in prepared._forward_pre_hooks.values() if isinstance(hook, InputCheck)), None)

@@ -40,7 +40,8 @@ def bounds_of(gm: fx.GraphModule) -> list[Any]:
 def test_conv_bn(transposed: bool, dims: int, bias: bool, groups: int) -> None:
     kind = getattr(nn, f"{'ConvTranspose' if transposed else 'Conv'}{dims}d")
     norm = getattr(nn, f"BatchNorm{dims}d")
-    gm, names, remarks = fused(nn.Sequential(kind(4, 6, 3, bias=bias, groups=groups), norm(6, eps=1e-3), nn.ReLU()), randn(2, 4, *[5] * dims))
+    conv = kind(4, 6, 3, bias=bias, groups=groups)
+    gm, names, remarks = fused(nn.Sequential(conv, norm(6, eps=1e-3), nn.ReLU()), randn(2, 4, *[5] * dims))
     assert len(names) == 1 and bounds_of(gm) == [(0.0, None)] and not remarks
     assert {name for name, _ in gm.named_parameters()} == {"0.weight", "0.bias"}
 

@@ -68,7 +68,8 @@ CLAMPS = (
         modules=(ModuleForm(nn.ReLU),),
     ),
     Op(
-        name="clamp", fn=Q.clamp, signature="x min=None max=None", params=(X,), output=Output.SAME, clamp=_bounds, adds_values=_leaves_range,
+        name="clamp", fn=Q.clamp, signature="x min=None max=None", params=(X,), output=Output.SAME, clamp=_bounds,
+        adds_values=_leaves_range,
         spellings=(
             *(Spelling(f, "input:x min=None max=None") for f in (torch.clamp, torch.clip, "clamp", "clamp_", "clip")),
             Spelling(F.relu6, "input:x _inplace=False", {"min": 0.0, "max": 6.0}),
