@@ -5,7 +5,7 @@ The calls are made from the spelling's own signature, so that a wrong name or or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from qcompiler.ir.types import quant_of
 from qcompiler.ops.reference import quantize
 from qcompiler.ops.spec import Op, Role, Spelling
 from qcompiler.ops.table import OPS, parse_signature
-from qcompiler.passes import Canonicalize
+from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.vision import import_torchvision
 from tests.flow import Flow, flow, max_difference, passed, randn, randomized
 
@@ -33,7 +33,7 @@ class Case:
     """Arguments for a row: shapes of the activations, shapes of the parameters, attributes by canonical name."""
 
     inputs: tuple[tuple[int, ...], ...] = (IMAGE,)
-    tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
     positive: bool = False  # inputs above zero
     pick: int | None = None  # which of several results is returned
