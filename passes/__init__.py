@@ -7,11 +7,12 @@ from qcompiler.passes.fuse import Fuse
 from qcompiler.passes.hand_out_floats import HandOutFloats
 from qcompiler.passes.insert_observers import InsertObservers
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
+from qcompiler.passes.keep_residuals_float import KeepResidualsFloat
 from qcompiler.passes.remove_identities import RemoveIdentities
 from qcompiler.passes.resolve_padding import ResolvePadding
 from qcompiler.passes.separate_assignments import SeparateAssignments
 from qcompiler.passes.share_qparams import ShareQParams
 
 FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
-OBSERVE = (Annotate(), HandOutFloats(), ShareQParams(), InsertObservers())  # FUSED -> OBSERVED
+OBSERVE = (Annotate(), KeepResidualsFloat(), HandOutFloats(), ShareQParams(), InsertObservers())  # FUSED -> OBSERVED
 QUANTIZE = (FreezeQParams(), InsertQuantizeDequantize())  # OBSERVED -> QUANTIZED; a back end adds its lowering

@@ -47,8 +47,9 @@ def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 def example(name: str, torchvision: Any) -> tuple[Tensor, ...]:
     g = torch.Generator().manual_seed(2)
     if hasattr(torchvision.models.video, name):
-        return (torch.randn(1, 3, 16, 224 if "mvit" in name or "s3d" in name else 112, 224 if "mvit" in name or "s3d" in name else 112, generator=g),)
-    size = {"inception_v3": 299}.get(name, 224)
+        side = 224 if "mvit" in name or "s3d" in name else 112
+        return (torch.randn(1, 3, 16, side, side, generator=g),)
+    size = {"inception_v3": 299, "ssd300_vgg16": 300}.get(name, 224)
     return (torch.randn(1, 3, size, size, generator=g),)
 
 

@@ -89,6 +89,7 @@ class Op:
     adds_values: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # SAME, but may give values outside its input's range
     weight_axis: int = 0
     elementwise: bool = False  # a unary function of single values: exact as a 256-entry table
+    rounds_input: bool = False  # its kernels compute in float, so that an int8 input only costs accuracy
     macs: Callable[[fx.Node], int] | None = None
     float_reason: str | None = None  # why there is no int8 form, where output is FLOAT
 

@@ -58,7 +58,8 @@ ARITHMETIC = (
     _binary("div", Q.div, (operator.truediv, operator.itruediv, Spelling(torch.div, "input:x other !rounding_mode=None"),
                            Spelling("div", "input:x other !rounding_mode=None"), Spelling("div_", "input:x other !rounding_mode=None"))),
     _binary("matmul", Q.matmul, (operator.matmul, Spelling(torch.matmul, OTHER), Spelling("matmul", OTHER),
-                                 Spelling(torch.bmm, "input:x mat2:other"), Spelling("bmm", "input:x mat2:other")), macs=_matmul_macs),
+                                 Spelling(torch.bmm, "input:x mat2:other"), Spelling("bmm", "input:x mat2:other")),
+            macs=_matmul_macs, rounds_input=True),
 )  # fmt: skip
 
 CLAMPS = (
@@ -99,7 +100,7 @@ ACTIVATIONS = (
     _fixed("hardsigmoid", F.hardsigmoid, _inplace(F.hardsigmoid), nn.Hardsigmoid, UNIT),
     _fixed("tanh", torch.tanh, (torch.tanh, torch.tanh_, F.tanh, "tanh", "tanh_"), nn.Tanh, SIGNED_UNIT),
     Op(
-        name="softmax", fn=torch.softmax, signature="x dim", params=(X,), output=Output.FIXED, fixed=UNIT,
+        name="softmax", fn=torch.softmax, signature="x dim", params=(X,), output=Output.FIXED, fixed=UNIT, rounds_input=True,
         spellings=(
             Spelling(F.softmax, "input:x dim=None !_stacklevel=3 !dtype=None"), Spelling(torch.softmax, "input:x dim !dtype=None"),
             Spelling("softmax", "input:x dim !dtype=None"),

@@ -105,12 +105,13 @@ ROWS = (
     ),
     Op(
         name="layer_norm", fn=Q.layer_norm, signature="x weight=None bias=None normalized_shape=None eps=1e-5", params=AFFINE,
-        output=Output.OWN,
+        output=Output.OWN, rounds_input=True,
         spellings=(Spelling(F.layer_norm, "input:x normalized_shape weight=None bias=None eps=1e-5"),),
         modules=(ModuleForm(nn.LayerNorm, PARAMETERS, lambda m: {"normalized_shape": tuple(m.normalized_shape), "eps": m.eps}),),
     ),
     Op(
-        name="group_norm", fn=Q.group_norm, signature="x weight=None bias=None num_groups=1 eps=1e-5", params=AFFINE, output=Output.OWN,
+        name="group_norm", fn=Q.group_norm, signature="x weight=None bias=None num_groups=1 eps=1e-5", params=AFFINE,
+        output=Output.OWN, rounds_input=True,
         spellings=(
             Spelling(F.group_norm, "input:x num_groups weight=None bias=None eps=1e-5"),
             Spelling(torch.group_norm, "input:x num_groups weight=None bias=None eps=1e-5 _cudnn_enabled=True"),
@@ -118,7 +119,8 @@ ROWS = (
         modules=(ModuleForm(nn.GroupNorm, PARAMETERS, lambda m: {"num_groups": m.num_groups, "eps": m.eps}),),
     ),
     Op(
-        name="instance_norm", fn=Q.instance_norm, signature="x weight=None bias=None eps=1e-5", params=AFFINE, output=Output.OWN,
+        name="instance_norm", fn=Q.instance_norm, signature="x weight=None bias=None eps=1e-5", params=AFFINE,
+        output=Output.OWN, rounds_input=True,
         spellings=(
             Spelling(F.instance_norm, "input:x !running_mean=None !running_var=None weight=None bias=None !use_input_stats=True"
                      " _momentum=0.1 eps=1e-5"),

@@ -1,0 +1,56 @@
+"""What keeps a transformer accurate: float residual stream and attention, int8 linears."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import qcompiler
+from qcompiler.debug import compute_sqnr
+from qcompiler.ir.types import quant_of
+
+
+class Block(nn.Module):
+    """A pre-norm block whose residual stream has one channel far larger than the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.offset = nn.Parameter(torch.zeros(32).index_fill(0, torch.tensor([3]), 200.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attention(h, h, h, need_weights=False)[0] + self.offset
+        h = self.norm2(x)
+        return self.norm1(x + self.down(nn.functional.gelu(self.up(h))))
+
+
+def test_the_residual_stream_stays_float_and_the_linears_are_int8() -> None:
+    torch.manual_seed(0)
+    model, x = Block().eval(), torch.randn(2, 10, 32)
+    prepared = qcompiler.prepare_fx(model, None, (x,))
+    prepared(x)
+    kinds = {row.op: row.int8 for row in qcompiler.explain(qcompiler.convert_fx(prepared)).rows}
+    assert kinds["linear"] and kinds["gelu"] and not kinds["add"] and not kinds["layer_norm"]
+    assert compute_sqnr(model(x), qcompiler.convert_fx(prepared)(x)) > 30
+    assert any("normalizations" in remark.text for remark in qcompiler.remarks(prepared))
+
+
+class Residual(nn.Module):
+    """An ordinary residual block: its sum feeds a convolution too, so it is int8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x) + self.b(x)
+        return self.norm(y) + self.a(y)
+
+
+def test_a_sum_that_a_convolution_uses_is_int8() -> None:
+    prepared = qcompiler.prepare_fx(Residual().eval(), None, (torch.randn(1, 4, 8, 8),))
+    assert all(quant_of(n).int8 for n in prepared.graph.nodes if n.name in ("add", "group_norm"))
