@@ -48,6 +48,12 @@ def emit_adaptive_avg_float(site: Site, emit: Emit) -> fx.Node:
     return emit.call(ADAPTIVE_AVG[site.op.name], site.args[0], size, site.scale, site.zero_point)
 
 
+def emit_mean(site: Site, emit: Emit) -> fx.Node:
+    dim = site.get("dim")
+    dims = None if dim is None else [dim] if isinstance(dim, int) else list(dim)
+    return emit.call(floats.mean_float, site.args[0], dims, bool(site.get("keepdim", False)), site.scale, site.zero_point)
+
+
 def emit_avg2d_float(site: Site, emit: Emit) -> fx.Node:
     kernel = ints(site.get("kernel_size"), 2)
     stride, padding = ints(site.get("stride") or kernel, 2), ints(site.get("padding", 0), 2)
@@ -124,7 +130,7 @@ KERNELS = (
     *(Kernel(name, ("qnnpack",), emit_adaptive_avg_float, refuse_sizes, note="float arithmetic") for name in ADAPTIVE_AVG),
     *(Kernel(name, ENGINES, emit_adaptive_max, refuse_sizes, note="float arithmetic") for name in ADAPTIVE_MAX),
     Kernel("mean", ENGINES, emit_global, refuse_global),
-    Kernel("mean", ENGINES, emit_same, refuse_input),
+    Kernel("mean", ENGINES, emit_mean, refuse_input, note="float: torch's own raises on the channels_last_3d that conv3d makes"),
     Kernel("interpolate", ENGINES, emit_same, refuse_interpolate),
     Kernel("interpolate", ENGINES, emit_interpolate_float, refuse_input, note="float arithmetic"),
 )
