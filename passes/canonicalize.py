@@ -68,8 +68,7 @@ def _module_call(gm: fx.GraphModule, node: fx.Node, context: Context, reader: _A
         context.remark("canonicalize", "module-kept", f"{type(module).__name__} stays as it is: {refusal}", node)
         return None
     values = list(node.args) + list(node.kwargs.values())
-    first = bind("x", tuple(values), {})
-    if first is None:
+    if len(values) != 1:
         return None
     return row, {row.params[0].name: values[0], **_tensors(gm, node, path, form, reader), **form.attributes(module)}
 

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import functools
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -32,7 +31,6 @@ from qcompiler.qconfig_mapping import as_mapping, get_default_qconfig_mapping
 from qcompiler.trace import trace
 
 ROWS = "_qcompiler_rows"  # the explanation, on converted modules
-_lock = threading.RLock()  # tracing patches nn.Module
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -58,7 +56,7 @@ def _run(gm: fx.GraphModule, passes: Sequence[Pass], stage: Stage, context: Cont
     return gm
 
 
-def _is_leaf(table: Table, model: nn.Module) -> Any:
+def _is_leaf(table: Table) -> Any:
     def leaf(module: nn.Module, path: str) -> bool:
         if table.module_form(module) is not None:
             return True
@@ -71,9 +69,8 @@ def _is_leaf(table: Table, model: nn.Module) -> Any:
 
 def _traced(model: nn.Module, example_inputs: Any, context: Context, options: dict[str, Any]) -> fx.GraphModule:
     inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
-    with _lock:
-        traced = trace(model, inputs, options.get("example_kwargs"), is_leaf=_is_leaf(context.table, model), decompose=DECOMPOSE,
-                       concrete_args=options.get("concrete_args"), strict=context.strict)  # fmt: skip
+    traced = trace(model, inputs, options.get("example_kwargs"), is_leaf=_is_leaf(context.table), decompose=DECOMPOSE,
+                   concrete_args=options.get("concrete_args"), strict=context.strict)  # fmt: skip
     for note in traced.remarks:
         context.remarks.append(Remark("trace", note.kind, note.reason, note.where))
     return traced.graph_module

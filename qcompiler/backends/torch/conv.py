@@ -115,10 +115,10 @@ def refuse_conv(site: Site) -> str | None:
         return "padding='same' is uneven here"
     if site.get("padding_mode", "zeros") != "zeros" and isinstance(site.get("padding", 0), str):
         return "padding mode with padding given by name"
-    return _refuse_weight(weight, site, axis=0)
+    return refuse_weight(weight, site, axis=0)
 
 
-def _refuse_weight(weight: Weight, site: Site, axis: int) -> str | None:
+def refuse_weight(weight: Weight, site: Site, axis: int) -> str | None:
     if weight.axis not in (None, axis):
         return f"the weight is quantized along axis {weight.axis}, kernels take axis {axis}"
     zero_point = constant_of(weight.zero_point)
@@ -168,7 +168,7 @@ def refuse_transpose(site: Site) -> str | None:
         return f"{site.engine} has no transposed convolution with one scale per channel"
     if any(ints(site.get("output_padding", 0), dims)) and site.engine == "onednn":
         return "onednn's transposed convolution has no output_padding"
-    return _refuse_weight(weight, site, axis=1)
+    return refuse_weight(weight, site, axis=1)
 
 
 def unequal(site: Site) -> str | None:

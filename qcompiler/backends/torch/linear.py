@@ -6,8 +6,8 @@ import torch
 from torch import fx
 
 from qcompiler.backends.torch import floats, runtime
-from qcompiler.backends.torch.conv import axis_of, bias_of, tag
-from qcompiler.backends.torch.site import ENGINES, VNNI, Emit, Kernel, Operand, Site, Weight, constant_of, finish, needs_relu
+from qcompiler.backends.torch.conv import axis_of, bias_of, refuse_weight, tag
+from qcompiler.backends.torch.site import ENGINES, VNNI, Emit, Kernel, Operand, Site, Weight, finish, needs_relu
 
 OPS = torch.ops.quantized
 
@@ -20,13 +20,7 @@ def saturates(site: Site) -> bool:
 def refuse_linear(site: Site) -> str | None:
     if not isinstance(site.args[0], Operand) or not isinstance(site.args[1], Weight):
         return "its weight is computed, not a constant"
-    weight = site.args[1]
-    if weight.axis not in (None, 0):
-        return f"the weight is quantized along axis {weight.axis}, kernels take axis 0"
-    zero_point = constant_of(weight.zero_point)
-    if site.engine == "onednn" and zero_point is not None and bool((zero_point != 0).any()):
-        return "onednn takes symmetric weights only"
-    return None
+    return refuse_weight(site.args[1], site, axis=0)
 
 
 def emit_linear(site: Site, emit: Emit) -> fx.Node:

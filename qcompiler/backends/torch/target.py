@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from qcompiler.backends.torch import conv, depthwise
 from qcompiler.backends.torch.kernels import TABLE, TO_FLOAT
-from qcompiler.backends.torch.site import ENGINES, VNNI, host_isa
+from qcompiler.backends.torch.site import ENGINES, host_isa
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import value_of
 from qcompiler.observers import MinMaxObserver
@@ -47,8 +47,6 @@ class TorchTarget:
             return None
         weight = node.args[row.weight]
         shape = value_of(weight).shape if isinstance(weight, fx.Node) else None
-        if row.name == "linear":
-            return "any" if self.engine != "qnnpack" and self.isa not in VNNI else None
         return conv.saturation(row.name, shape or (), node.kwargs, self.engine, self.isa)
 
     def needs_7_bits(self, row: Op, node: fx.Node) -> bool:
