@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from qcompiler.backends.torch import floats, runtime
+from qcompiler.backends.torch import floats, groups, runtime
 from qcompiler.backends.torch.cases import Case, activation, all_cases
 from qcompiler.backends.torch.conv import pairs_taps, saturation
 from qcompiler.backends.torch.depthwise import safe_weight, shrink_to_safe
@@ -208,3 +208,34 @@ def test_weights_that_prove_safe_keep_eight_bits(shape: tuple[int, ...], monkeyp
 def test_neighbouring_taps_pair_up() -> None:
     assert tap_pairs((3, 3)) == [(0, 1), (2, 3), (4, 5), (6, 7)]
     assert pairs_taps("conv2d", (16, 1, 3, 3), {"groups": 16, "padding": 1})
+
+
+@pytest.mark.parametrize(("shape", "count", "onednn", "size"), [
+    ((24, 4, 3, 3), 6, False, 2),  # 6 groups fill one and a half vectors; 8 channels a group have another kernel
+    ((20, 4, 3, 3), 5, False, 5),
+    ((24, 2, 3, 3), 12, False, 4),
+    ((32, 4, 3, 3), 8, False, 1),  # whole vectors
+    ((16, 4, 3, 3), 4, False, 1),  # one
+    ((12, 4, 3, 3), 3, False, 1),  # one in part
+    ((24, 4, 1, 1), 6, False, 1),  # another window
+    ((48, 4, 3, 3), 6, False, 1),  # more out than in
+    ((24, 4, 3), 6, False, 1),  # 1-d
+    ((24, 4, 3, 3, 3), 6, False, 2),
+    ((116, 1, 3, 3), 116, False, 1),  # slow, but there is nothing faster
+    ((116, 1, 3, 3), 116, True, 4),
+    ((128, 1, 3, 3), 128, True, 1),  # fbgemm is fast here
+    ((92, 1, 3, 3), 92, True, 1),  # onednn anyway
+])  # fmt: skip
+def test_groups_are_merged_where_the_packing_library_fails_or_crawls(shape: tuple[int, ...], count: int, onednn: bool, size: int) -> None:
+    assert groups.merge(shape, count, lambda n: not onednn or n > groups.ONEDNN_GROUPS, onednn) == size
+
+
+@pytest.mark.parametrize(("outputs", "count", "size"), [(12, 6, 2), (12, 6, 6), (24, 6, 3), (6, 6, 2)])
+def test_merged_groups_compute_the_same(outputs: int, count: int, size: int) -> None:
+    torch.manual_seed(0)
+    weight, zero_point = torch.randint(-128, 128, (outputs, 2, 3, 3), dtype=torch.int8), torch.randint(-3, 4, (outputs,))
+    wide = runtime.merge_groups(weight, zero_point, count, size)
+    one, ones = torch.ones(outputs), zero_point
+    x = torch.randint(0, 9, (2, 2 * count, 5, 5)).float()
+    expected = F.conv2d(x, runtime.float_weight(weight, one, ones, 0), groups=count)
+    assert torch.equal(F.conv2d(x, runtime.float_weight(wide, one, ones, 0), groups=count // size), expected)

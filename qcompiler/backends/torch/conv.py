@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompiler.backends.torch import floats, runtime
+from qcompiler.backends.torch import floats, groups, runtime
 from qcompiler.backends.torch.site import ENGINES, VNNI, Emit, Kernel, Operand, Site, Weight, constant_of, finish, ints, needs_relu
 
 OPS = torch.ops.quantized
@@ -56,9 +56,9 @@ def padding_of(site: Site, kernel: tuple[int, ...]) -> list[int] | None:
     return ints(padding, len(kernel))
 
 
-def fbgemm_packs(engine: str, isa: str, groups: int, symmetric: bool = True, output_padding: bool = False) -> bool:
-    """Whether the engine packs with fbgemm (x86 takes onednn on VNNI with up to 100 groups and symmetric weights)."""
-    return engine == "fbgemm" or (engine == "x86" and (isa not in VNNI or groups > 100 or not symmetric or output_padding))
+def fbgemm_packs(engine: str, isa: str, count: int, symmetric: bool = True, output_padding: bool = False) -> bool:
+    """Whether the engine packs `count` groups with fbgemm (x86 takes onednn on VNNI with up to 100 and symmetric weights)."""
+    return engine == "fbgemm" or (engine == "x86" and (isa not in VNNI or count > groups.ONEDNN_GROUPS or not symmetric or output_padding))
 
 
 def pairs_taps(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any]) -> bool:
@@ -66,8 +66,8 @@ def pairs_taps(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any]) -
 
     `shape` is the weight's (O, I/g, *kernel). Found by trying 5670 shapes with weights that overflow: none escapes.
     """
-    kernel, groups = shape[2:], attributes.get("groups", 1)
-    if op not in ("conv2d", "conv3d") or shape[1] != 1 or groups == 1 or groups % 8 or shape[0] not in (groups, 2 * groups):
+    kernel, count = shape[2:], attributes.get("groups", 1)
+    if op not in ("conv2d", "conv3d") or shape[1] != 1 or count == 1 or count % 8 or shape[0] not in (count, 2 * count):
         return False
     padding, dilation = attributes.get("padding", 0), ints(attributes.get("dilation", 1), len(kernel))
     centred = padding == "same" or (not isinstance(padding, str) and ints(padding, len(kernel)) == [(k - 1) // 2 for k in kernel])
@@ -127,6 +127,18 @@ def refuse_weight(weight: Weight, site: Site, axis: int) -> str | None:
     return None
 
 
+def _grouped(site: Site, emit: Emit) -> tuple[fx.Node, int]:
+    """The weight and its number of groups as packed: merged where the packing library fails or crawls."""
+    weight, count = site.args[1], site.get("groups", 1)
+    zero_point = constant_of(weight.zero_point)
+    symmetric = zero_point is None or not bool(zero_point.any())
+    onednn = site.engine == "x86" and site.isa in VNNI and symmetric
+    size = groups.merge(weight.shape, count, lambda n: fbgemm_packs(site.engine, site.isa, n, symmetric), fast_alternative=onednn)
+    if size == 1:
+        return weight.node, count
+    return emit.call(runtime.merge_groups, weight.node, weight.zero_point, count, size), count // size
+
+
 def emit_conv(site: Site, emit: Emit) -> fx.Node:
     """prepack (once) and quantized::convNd; a padding mode other than zeros is a pad before it."""
     x, weight = site.args[0], site.args[1]
@@ -139,8 +151,9 @@ def emit_conv(site: Site, emit: Emit) -> fx.Node:
         source = emit.call(floats.pad_float, source, sides, site.get("padding_mode"), 0.0, x.qparams.scale, x.qparams.zero_point)
         padding = [0] * dims
     stride, dilation = ints(site.get("stride", 1), dims), ints(site.get("dilation", 1), dims)
-    names = (weight.node, weight.scale, weight.zero_point, bias_of(site))
-    pack = emit.call(prepack, *names, stride, padding, dilation, site.get("groups", 1), axis_of(weight), tag(site))
+    values, count = _grouped(site, emit)
+    names = (values, weight.scale, weight.zero_point, bias_of(site))
+    pack = emit.call(prepack, *names, stride, padding, dilation, count, axis_of(weight), tag(site))
     with_relu = needs_relu(site)
     result = emit.call(relu if with_relu else plain, source, pack, site.scale, site.zero_point)
     return finish(site, emit, unbatched(site, emit, result, dims), relu_done=with_relu)

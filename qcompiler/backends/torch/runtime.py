@@ -210,6 +210,21 @@ def pad_end(x: torch.Tensor, dim: int, size: int) -> torch.Tensor:
 pad_end.once = True  # type: ignore[attr-defined]
 
 
+def merge_groups(weight: torch.Tensor, zero_point: torch.Tensor, groups: int, size: int) -> torch.Tensor:
+    """The int8 weight (O, I, *kernel) of a grouped convolution with `size` groups in one: (O, size * I, *kernel), zeros between."""
+    outputs, inputs = weight.shape[0], weight.shape[1]
+    shape, column = list(weight.shape), [1] * weight.dim()
+    shape[1], column[0] = size * inputs, -1
+    wide = zero_point.to(weight.dtype).reshape(column).expand(shape).clone()
+    rows = torch.arange(outputs)
+    slots = torch.div(rows, outputs // groups, rounding_mode="floor") % size
+    wide[rows.unsqueeze(1), slots.unsqueeze(1) * inputs + torch.arange(inputs)] = weight
+    return wide
+
+
+merge_groups.once = True  # type: ignore[attr-defined]
+
+
 def requantize(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - the same values at another scale - quantize."""
     return torch.quantize_per_tensor(x.dequantize(), scale, zero_point, torch.quint8)
