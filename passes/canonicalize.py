@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from qcompiler.ir.attributes import get_attr
+from qcompiler.ir.attributes import drop_unused_modules, get_attr
 from qcompiler.ir.types import SOURCE, VALUE, Stage, quant_of, source_of, value_of
 from qcompiler.ops.spec import ModuleForm, Op
 from qcompiler.ops.table import NO_DEFAULT, Table, bind, parse_signature
@@ -28,7 +28,7 @@ class Canonicalize:
             if call is not None:
                 changed |= _rewrite(gm, node, *call)
         gm.graph.eliminate_dead_code()
-        gm.delete_all_unused_submodules()
+        drop_unused_modules(gm)
         return changed
 
 

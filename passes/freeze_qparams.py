@@ -6,6 +6,7 @@ The inputs and the output of a cat get common qparams where their ranges agree t
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +41,18 @@ class FreezeQParams:
             assert group is not None
             observer: Any = module.observer
             if any(_must_reduce(user, context) for node in members[group] for user in _takers(node)):
+                observer = copy.deepcopy(observer)  # the prepared module may hold it as well
                 observer.set_reduce_range(True)
             found[group] = observer.qparams()
+        fixed = {group: quant_of(nodes[0]).qparams for group, nodes in members.items() if group not in found}
+        found.update((group, qparams) for group, qparams in fixed.items() if qparams is not None)
         for watch in watches:
             watch.replace_all_uses_with(watch.args[0])  # type: ignore[arg-type]
             gm.graph.erase_node(watch)
         if hasattr(gm, "observers"):
             del gm.observers
+        _join(gm, context, members, found)
         _assign(members, found)
-        _join(gm, context, members)
         return bool(watches)
 
 
@@ -108,9 +112,8 @@ def _keep_float(gm: fx.GraphModule, empty: list[fx.Node], watches: dict[fx.Node,
 
 def _assign(members: dict[int, list[fx.Node]], found: dict[int, QParams]) -> None:
     for group, nodes in members.items():
-        qparams = found.get(group) or quant_of(nodes[0]).qparams
         for node in nodes:
-            node.meta[QUANT] = quant_of(node).with_(qparams=qparams)
+            node.meta[QUANT] = quant_of(node).with_(qparams=found.get(group))
 
 
 def _common(parts: list[QParams]) -> QParams | None:
@@ -125,21 +128,20 @@ def _common(parts: list[QParams]) -> QParams | None:
     return QParams(scale, first.quant_min - round(low / scale), first.quant_min, first.quant_max, first.dtype)
 
 
-def _join(gm: fx.GraphModule, context: Context, members: dict[int, list[fx.Node]]) -> None:
+def _join(gm: fx.GraphModule, context: Context, members: dict[int, list[fx.Node]], found: dict[int, QParams]) -> None:
+    """Gives the groups that meet in a cat common qparams, where they are close enough."""
     table: Table = context.table
     for node in gm.graph.nodes:
         row = table.of(node)
         if row is None or row.output is not Output.JOIN or not quant_of(node).int8:
             continue
-        values = [*activations(table, node), node]
-        fixed = any(r is not None and r.output is Output.FIXED for v in values for r in [table.of(members[quant_of(v).group][0])])  # type: ignore[index]
-        parts = [quant_of(v).qparams for v in values]
-        common = None if fixed or None in parts else _common(parts)  # type: ignore[arg-type]
+        groups: list[Any] = [quant_of(value).group for value in [*activations(table, node), node]]
+        fixed = any(r is not None and r.output is Output.FIXED for g in groups for r in [table.of(members[g][0])])
+        parts = [found[g] for g in groups if g in found]
+        common = None if fixed or len(parts) < len(groups) else _common(parts)
         if common is None:
             context.remark(
                 "freeze_qparams", "not-joined", "its inputs differ in range: each keeps its own qparams, the op requantizes", node
             )
             continue
-        for value in values:
-            for member in members[quant_of(value).group]:  # type: ignore[index]
-                member.meta[QUANT] = quant_of(member).with_(qparams=common)
+        found.update((g, common) for g in groups)

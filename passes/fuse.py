@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qcompiler.ir.attributes import drop_unused_modules
 from qcompiler.ir.types import Stage
 from qcompiler.pass_manager import Context
 from qcompiler.patterns import FUSE
@@ -25,5 +26,5 @@ class Fuse:
         for rejection in refused:
             context.remark(self.name, rejection.code, f"{rejection.rule}: {rejection.reason}", rejection.node)
         gm.graph.eliminate_dead_code()
-        gm.delete_all_unused_submodules()
+        drop_unused_modules(gm)
         return bool(fired)

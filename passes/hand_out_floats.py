@@ -38,13 +38,16 @@ class HandOutFloats:
 
 def _copies(node: fx.Node, context: Context) -> list[fx.Node] | None:
     """The int8 ops that only copy the node's result on its way to float users; None where an int8 op computes with it."""
-    found: list[fx.Node] = []
-    for user in node.users:
-        if not quant_of(user).int8 or node not in set(activations(context.table, user)):
-            continue
-        row = context.table.of(user)
-        further = _copies(user, context) if row is not None and row.output is Output.SAME else None
-        if further is None:
-            return None
-        found += [user, *further]
-    return found
+    found: dict[fx.Node, None] = {}
+    left = [node]
+    while left:  # a loop, for a chain of copies may be longer than Python nests calls
+        value = left.pop()
+        for user in value.users:
+            if user in found or not quant_of(user).int8 or value not in set(activations(context.table, user)):
+                continue
+            row = context.table.of(user)
+            if row is None or row.output is not Output.SAME:
+                return None
+            found[user] = None
+            left.append(user)
+    return list(found)

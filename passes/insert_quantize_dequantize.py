@@ -89,7 +89,7 @@ class _Weights:
         kept = f"{path}_int8" if _has_float_users(self.context, weight) else path
         while kept != path and hasattr(gm.get_submodule(kept.rpartition(".")[0]), kept.rpartition(".")[2]):
             kept += "_"
-        first = min((u for u in weight.users), key=list(gm.graph.nodes).index)
+        first = min(weight.users)  # nodes compare by their place in the graph
         with gm.graph.inserting_before(first):
             set_attribute(gm, kept, quantize_weight(value, scale, zero_point, axis, low, high))
             set_attribute(gm, f"{kept}_scale", scale)

@@ -55,13 +55,15 @@ def _make_float(node: fx.Node, reason: str, context: Context) -> None:
 
 def _only_rounded(node: fx.Node, context: Context) -> bool:
     """Whether some normalization, seen through copies, uses the value and no op that gains from int8 does."""
-    found = False
-    for user in node.users:
-        if not quant_of(user).int8:
-            continue
-        row: Op | None = context.table.of(user)
-        copy = row is not None and row.output is Output.SAME
-        if row is None or not (row.rounds_input or (copy and _only_rounded(user, context))):
+    left = [node]
+    while left:  # a loop, for a chain of copies may be longer than Python nests calls
+        rows = {user: context.table.of(user) for user in left.pop().users if quant_of(user).int8}
+        further = [user for user, row in rows.items() if row is None or not row.rounds_input]
+        if not rows or not all(_copies(rows[user]) for user in further):
             return False
-        found = True
-    return found
+        left += further
+    return True
+
+
+def _copies(row: Op | None) -> bool:
+    return row is not None and row.output is Output.SAME

@@ -34,9 +34,8 @@ class SeparateAssignments:
 
 
 def _separate(gm: fx.GraphModule, node: fx.Node, writes: list[fx.Node]) -> bool:
-    order = {n: i for i, n in enumerate(gm.graph.nodes)}
-    last = max(writes, key=order.__getitem__)
-    readers = [u for u in node.users if order[u] > order[last]]
+    last = max(writes)  # nodes compare by their place in the graph
+    readers = [u for u in node.users if u > last]
     if len(readers) == 1 and readers[0].target is getitem and readers[0].kwargs == {"index": ...}:
         return False
     with gm.graph.inserting_after(last):

@@ -22,6 +22,7 @@ from qcompiler.debug.explain import Explanation, rows_of
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
+from qcompiler.observers.watch import Watch
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
@@ -47,10 +48,19 @@ def _outside_inference_mode(function: F) -> F:
     return run  # type: ignore[return-value]
 
 
-def _run(gm: fx.GraphModule, passes: Sequence[Pass], stage: Stage, context: Context, phase: str, name: str, debug: Any) -> fx.GraphModule:
+def _run(
+    gm: fx.GraphModule,
+    passes: Sequence[Pass],
+    stage: Stage,
+    context: Context,
+    phase: str,
+    name: str,
+    debug: Any,
+    recompile: bool = True,
+) -> fx.GraphModule:
     directory = debug or os.environ.get("QCOMPILER_DEBUG")
     dump = Dump(directory, phase, name) if directory else None
-    run_passes(gm, passes, stage, context, [dump] if dump else [])
+    run_passes(gm, passes, stage, context, [dump] if dump else [], recompile=recompile)
     if dump:
         dump.finish(context)
     return gm
@@ -141,10 +151,11 @@ def _state(prepared: Any) -> State:
                       hint="prepared = prepare_fx(model, mapping, inputs); calibrate(prepared, data); convert_fx(prepared)")  # fmt: skip
 
 
-def _quantized(prepared: Any, allow_uncalibrated: str, debug: Any) -> tuple[fx.GraphModule, State]:
+def _quantized(prepared: Any, allow_uncalibrated: str, debug: Any, recompile: bool = True) -> tuple[fx.GraphModule, State]:
     state = _state(prepared)
     verify(prepared, Stage.OBSERVED)
-    gm = copy.deepcopy(prepared)
+    observers: dict[int, Any] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
+    gm = copy.deepcopy(prepared, observers)  # but the observers: they are read, and dropped from the copy
     for key in (STATE, KEPT):
         gm.meta.pop(key, None)
     setattr(gm, MARK, "reference")
@@ -152,7 +163,7 @@ def _quantized(prepared: Any, allow_uncalibrated: str, debug: Any) -> tuple[fx.G
     gm._forward_pre_hooks_with_kwargs.clear()
     shared = state.context
     context = dataclasses.replace(shared, allow_uncalibrated=allow_uncalibrated, remarks=list(shared.remarks), records=list(shared.records))
-    _run(gm, QUANTIZE, Stage.OBSERVED, context, "convert", state.name, debug)
+    _run(gm, QUANTIZE, Stage.OBSERVED, context, "convert", state.name, debug, recompile)
     return gm, State(context, state.name, state.user_attributes)
 
 
@@ -171,9 +182,9 @@ def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str
     """
     if backend != "torch":
         raise ConfigError(f"unknown backend {backend!r}", code="backend", hint='backend="torch" is what there is')
-    gm, state = _quantized(prepared, allow_uncalibrated, debug)
+    gm, state = _quantized(prepared, allow_uncalibrated, debug, recompile=False)  # setting the lowered graph compiles it
     nodes = list(gm.graph.nodes)
-    _run(gm, (Lower(),), Stage.QUANTIZED, state.context, "lower", state.name, debug)
+    _run(gm, (Lower(),), Stage.QUANTIZED, state.context, "lower", state.name, debug, recompile=False)
     module = compile_graph(gm, engine=state.context.target.engine, name=state.name, user_attributes=state.user_attributes)
     setattr(module, MARK, "converted")
     setattr(module, ROWS, rows_of(nodes, state.context.table).to_data())

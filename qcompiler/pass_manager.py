@@ -84,9 +84,18 @@ def _tell(instruments: Sequence[Instrument], event: str, context: Context, *args
 
 
 def run_passes(
-    gm: fx.GraphModule, passes: Sequence[Pass], stage: Stage, context: Context, instruments: Sequence[Instrument] = ()
+    gm: fx.GraphModule,
+    passes: Sequence[Pass],
+    stage: Stage,
+    context: Context,
+    instruments: Sequence[Instrument] = (),
+    *,
+    recompile: bool = True,
 ) -> fx.GraphModule:
-    """Takes `gm`, which stands at `stage`, through the passes in place; raises PassError with the pass and node that failed."""
+    """Takes `gm`, which stands at `stage`, through the passes in place; raises PassError with the pass and node that failed.
+
+    `recompile`: make the code that runs `gm`; False where nobody runs it before it is changed further.
+    """
     verify(gm, stage)
     for step in passes:
         _tell(instruments, "before", context, step, gm, context)
@@ -101,5 +110,6 @@ def run_passes(
         record = PassRecord(step.name, (time.perf_counter() - start) * 1e3, nodes, len(gm.graph.nodes), changed)
         context.records.append(record)
         _tell(instruments, "after", context, step, gm, context, record)
-    gm.recompile()
+    if recompile:
+        gm.recompile()
     return gm

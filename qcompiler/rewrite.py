@@ -11,6 +11,7 @@ fixpoint ends; the driver names the rule that exceeds its step limit.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,13 @@ from typing import Any
 from torch import fx
 
 from qcompiler.errors import PassError
+from qcompiler.ir.readers import Readers
 from qcompiler.ir.types import SOURCE, Source, source_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.spec import Op
 from qcompiler.ops.table import Table
+
+LISTED = 8  # users that a remark names
 
 
 class Reject(Exception):
@@ -99,10 +103,16 @@ def _chain(rule: Rule, table: Table, last: fx.Node) -> tuple[fx.Node, ...] | Rej
         if not isinstance(previous, fx.Node) or not link.matches(table.of(previous)):
             return None
         if len(previous.users) > 1:
-            others = ", ".join(f"%{u.name}" for u in previous.users if u is not found[0])
-            return Rejection(rule.name, "several-users", f"%{previous.name} is also used by {others or 'the same op twice'}", last)
+            return Rejection(rule.name, "several-users", f"%{previous.name} is also used by {_others(previous, found[0])}", last)
         found.insert(0, previous)
     return tuple(found)
+
+
+def _others(value: fx.Node, user: fx.Node) -> str:
+    """The users of a value beside `user`, the first few by name: a value may have thousands, each with a remark."""
+    names = [f"%{u.name}" for u in itertools.islice(value.users, LISTED + 1) if u is not user][:LISTED]
+    more = len(value.users) - 1 - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
 
 
 def candidates(rules: Sequence[Rule], table: Table, node: fx.Node) -> Iterator[tuple[Rule, tuple[fx.Node, ...] | Rejection]]:
@@ -142,13 +152,14 @@ def run_rules(
     while True:
         refused: dict[Any, Rejection] = {}
         before = sum(fired.values())
-        for node in list(gm.graph.nodes):
-            if node._erased:
-                continue
-            name = _apply(gm, rules, table, node, refused, gate)
-            if name:
-                fired[name] = fired.get(name, 0) + 1
-            if sum(fired.values()) > limit:
-                raise PassError(f"rule {name} does not come to an end", code="rewrite-limit", where=where(node))
+        with Readers(gm):
+            for node in list(gm.graph.nodes):
+                if node._erased:
+                    continue
+                name = _apply(gm, rules, table, node, refused, gate)
+                if name:
+                    fired[name] = fired.get(name, 0) + 1
+                if sum(fired.values()) > limit:
+                    raise PassError(f"rule {name} does not come to an end", code="rewrite-limit", where=where(node))
         if sum(fired.values()) == before:
             return fired, list(refused.values())

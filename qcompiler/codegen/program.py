@@ -6,6 +6,7 @@ import json
 import keyword
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import fx
@@ -80,13 +81,13 @@ class Program:
     def statements(self) -> tuple[Call, ...]:
         return self.once + self.calls
 
-    @property
+    @cached_property
     def constants(self) -> tuple[str, ...]:
         """Dotted names of the tensors it reads, in order of first use."""
         values = [v for c in self.statements for v in c.values()] + list(walk(self.output))
         return tuple(dict.fromkeys(v.name for v in values if isinstance(v, Const)))
 
-    @property
+    @cached_property
     def leaves(self) -> tuple[str, ...]:
         """Paths of the submodules that it calls."""
         return tuple(dict.fromkeys(c.leaf for c in self.calls if c.leaf is not None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
+from qcompiler.ir.readers import readers
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value, source_of
 
 
@@ -55,8 +56,7 @@ def get_attr(gm: fx.GraphModule, path: str, source: Source | None = None) -> fx.
 
 def free_path(gm: fx.GraphModule, path: str, user: fx.Node) -> str:
     """`path`, or a name beside it where another op than `user` reads that attribute."""
-    others = any(n.op == "get_attr" and n.target == path and any(u is not user for u in n.users) for n in gm.graph.nodes)
-    if not others:
+    if not any(u is not user for node in readers(gm, path) for u in node.users):
         return path
     k = 2
     while has_attribute(gm, f"{path}_{k}"):
@@ -69,3 +69,28 @@ def set_parameter(gm: fx.GraphModule, user: fx.Node, path: str, value: Tensor) -
     path = free_path(gm, path, user)
     set_attribute(gm, path, value.detach().clone(memory_format=torch.contiguous_format), parameter=True)
     return get_attr(gm, path, source_of(user))
+
+
+def drop_unused_modules(gm: fx.GraphModule) -> None:
+    """Deletes the submodules that no node calls or reads from; those below a called one stay.
+
+    What GraphModule.delete_all_unused_submodules does, in time that is linear in the number of modules.
+    """
+    used: set[str] = set()
+    called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
+    for target in called | {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}:
+        while target and target not in used:
+            used.add(target)
+            target = target.rpartition(".")[0]
+    _drop_below(gm, "", used, called)
+
+
+def _drop_below(module: nn.Module, prefix: str, used: set[str], called: set[str]) -> None:
+    for name, child in list(module._modules.items()):
+        path = prefix + name
+        if child is None or path in called:
+            continue
+        if path in used:
+            _drop_below(child, f"{path}.", used, called)
+        else:
+            delattr(module, name)

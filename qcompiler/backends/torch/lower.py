@@ -25,9 +25,9 @@ class Lower:
     stage: Stage = Stage.LOWERED
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        old = gm.graph
-        gm.graph = _Lowering(gm, context).graph(old)
-        gm.graph.eliminate_dead_code()
+        graph = _Lowering(gm, context).graph(gm.graph)
+        graph.eliminate_dead_code()
+        gm.graph = graph  # compiles the code: so not before it is done
         return True
 
 
