@@ -77,6 +77,14 @@ def _is_leaf(table: Table) -> Any:
     return leaf
 
 
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever the model's attributes raise
+        raise ConfigError(f"the model cannot be copied: {type(error).__name__}: {error}", code="model-copy",
+                          hint="copy.deepcopy(model) must work: locks, open files and tensors with a gradient history cannot be copied") from error  # fmt: skip
+
+
 def _traced(model: nn.Module, example_inputs: Any, context: Context, options: dict[str, Any]) -> fx.GraphModule:
     inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
     traced = trace(model, inputs, options.get("example_kwargs"), is_leaf=_is_leaf(context.table), decompose=DECOMPOSE,
@@ -98,7 +106,7 @@ def fuse_fx(
     check_eval(model)
     context = Context(table=table, rules=tuple(rules), strict=bool(options.pop("strict", False)))
     return _run(
-        _traced(copy.deepcopy(model), example_inputs, context, options), FUSE, Stage.TRACED, context, "fuse", type(model).__name__, debug
+        _traced(_copy(model), example_inputs, context, options), FUSE, Stage.TRACED, context, "fuse", type(model).__name__, debug
     )
 
 
@@ -135,7 +143,7 @@ def prepare_fx(
     mapping.check_names(name for name, _ in model.named_modules())
     types = {name: type(module) for name, module in model.named_modules()}
     context = Context(table=table, mapping=mapping, module_types=types, target=target, rules=tuple(rules), strict=strict)
-    gm = _traced(copy.deepcopy(model), example_inputs, context, {"example_kwargs": example_kwargs, "concrete_args": concrete_args})
+    gm = _traced(_copy(model), example_inputs, context, {"example_kwargs": example_kwargs, "concrete_args": concrete_args})
     name = type(model).__name__
     _run(gm, (*FUSE, *passes, *OBSERVE), Stage.TRACED, context, "prepare", name, debug)
     return as_prepared(gm, State(context, name, user_attributes(model)))

@@ -17,6 +17,7 @@ from qcompiler.codegen import registry
 from qcompiler.codegen.program import Call, Input, Program, comment_text, is_name, is_path, verify
 from qcompiler.codegen.values import DTYPE_NAMES, Const, Ref, Scale, ZeroPoint, rewrite, to_json, walk
 from qcompiler.errors import QCompilerError, Where
+from qcompiler.ir.names import user_path
 from qcompiler.ir.types import source_of, value_of
 from qcompiler.ops import functional
 
@@ -111,6 +112,7 @@ class _Builder:
             if not hasattr(value, part):
                 raise QCompilerError(f"the graph reads {path!r}, which the model does not have", code="codegen-attribute")
             value = getattr(value, part)
+        path = user_path(self.gm, path)
         if not isinstance(value, torch.Tensor):
             to_json(value)
             return value
@@ -123,8 +125,8 @@ class _Builder:
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if node.op == "call_module":
-            path = str(node.target)
-            self.built.leaves[path] = self.gm.get_submodule(path)
+            path = user_path(self.gm, str(node.target))
+            self.built.leaves[path] = self.gm.get_submodule(str(node.target))
             return self.emit(node.name, registry.LEAF, (path, *args), kwargs)
         if node.op == "call_method":
             if not registry.method_allowed(str(node.target)):

@@ -31,6 +31,7 @@ INFIX = {
 }  # fmt: skip
 ROOTS = {"torch": "torch", "F": "torch.nn.functional", "special": "torch.special", "linalg": "torch.linalg", "fft": "torch.fft"}
 MAX_LINE = 132
+MAX_NAME = 120  # of a variable
 KERNEL_PREFIX = re.compile(r"\W+")
 
 
@@ -56,7 +57,10 @@ class Emitter:
         self.tensors = {name: self.free(KERNEL_PREFIX.sub("_", f"t_{name}" if name[0].isdigit() else name)) for name in sorted(read)}
 
     def free(self, name: str) -> str:
+        """A fresh variable that reads like `name`: none that a class would mangle, none longer than a line."""
         name = re.sub(r"\W", "_", name, flags=re.ASCII)
+        name = re.sub(r"^__+", "_", name)
+        name = name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2]}_{name[-MAX_NAME // 2 :]}"
         while name in self.taken or not is_name(name):
             name += "_"
         self.taken.add(name)
@@ -154,9 +158,12 @@ class Emitter:
     def submodule(self, path: str) -> str:
         if self.dialect is Dialect.SCRIPT:  # a scope on the way would bring its tensors along
             return f"self.{self.named(f'leaf {path}', f'leaf_{path}')}"
-        if all(is_name(part) for part in path.split(".")) and not hasattr(torch.nn.Module, path.partition(".")[0]):
+        parts = path.split(".")
+        if all(map(is_name, parts)) and not _is_own(parts[0]):
             return f"self.{path}"
-        return f"self.get_submodule({path!r})" if self.dialect is Dialect.BOUND else f"self.{self.named(f'leaf {path}', f'leaf_{path}')}"
+        if self.dialect is Dialect.BOUND:
+            return "self" + "".join(f"._modules[{part!a}]" for part in parts)
+        return f"self.{self.named(f'leaf {path}', f'leaf_{path}')}"
 
     def callee(self, op: str) -> str:
         space, _, name = op.partition(".")
@@ -239,3 +246,10 @@ class Emitter:
         fixed = {f"module {k}": v for k, v in modules.items()} | {"Tensor": torch.Tensor, "Optional": Optional}
         found = {name: fixed[key] for key, name in self.globals.items() if key in fixed}
         return found | {name: resolve(op) for name, op in self.kernels.items()}
+
+
+def _is_own(name: str) -> bool:
+    """Whether a CompiledModule has an attribute of this name, which hides a submodule's."""
+    from qcompiler.codegen.module import OWN, CompiledModule
+
+    return name in OWN or hasattr(CompiledModule, name)

@@ -187,12 +187,17 @@ def own_attributes(module: CompiledModule) -> frozenset[str]:
     return frozenset(nn.Module().__dict__) | set(module.__dict__["_built"]) | OWN
 
 
+def find_submodule(module: nn.Module, path: str) -> nn.Module:
+    """The submodule under a dotted name, also where an attribute of the class hides it."""
+    for part in filter(None, path.split(".")):
+        module = module._modules[part]  # type: ignore[assignment]
+    return module
+
+
 def find(module: nn.Module, path: str) -> Tensor:
     """The tensor under a dotted name, through any attribute of a module that the name passes."""
-    *scopes, last = path.split(".")
-    value: Any = module
-    for part in scopes:
-        value = value._modules[part]
+    scopes, _, last = path.rpartition(".")
+    value: Any = find_submodule(module, scopes)
     for table in (value._buffers, value._parameters):
         if table.get(last) is not None:
             return table[last]  # type: ignore[no-any-return]
@@ -241,7 +246,7 @@ def _after_load(module: CompiledModule, incompatible: Any) -> None:
 def place(module: nn.Module, path: str, value: Tensor | nn.Module) -> None:
     """Puts a buffer or submodule under a dotted name, with scopes on the way. Raises ConfigError if the name is taken."""
     *scopes, last = path.split(".")
-    if not is_path(path) or any(hasattr(nn.Module, part) for part in (*scopes, last)):
+    if not is_path(path):
         raise ConfigError(f"{path!r:.200} cannot be a name in a module", code="codegen-name")
     for part in scopes:
         module = module._modules.setdefault(part, Scope()) or Scope()

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from qcompiler.codegen import registry
 from qcompiler.codegen.values import DTYPES, Const, Ref, Scale, ZeroPoint, from_json, to_json, walk
 from qcompiler.errors import QCompilerError
 
+MODULE = frozenset(dir(nn.Module))
+MAX_PATH, MAX_PARTS = 2**16, 1024  # a module is made for each part: a bound on what a file's names allocate
 KERNELS = ("quantized::", "onednn::", "runtime.")  # operations that work on quantized tensors
 
 
@@ -168,8 +170,13 @@ def is_name(text: Any) -> bool:
 
 
 def is_path(text: Any) -> bool:
-    """Whether it can be the dotted name of a tensor or submodule: no empty part, nothing of nn.Module's own."""
-    return isinstance(text, str) and 0 < len(text) <= 4096 and all(p and not p.startswith("__") for p in text.split("."))
+    """Whether it can be the dotted name of a tensor or submodule: no empty part, nothing of nn.Module's own, within bounds.
+
+    Any other text will do: a name is only ever a key of a dict, or a literal in source.
+    """
+    if not isinstance(text, str) or len(text) > MAX_PATH or text.count(".") >= MAX_PARTS:
+        return False
+    return all(part and part not in MODULE for part in text.split("."))
 
 
 def comment_text(text: str) -> str:

@@ -20,7 +20,7 @@ class Twin(nn.Module):
 
 def scriptable(module: CompiledModule) -> nn.Module:
     """A module of equal results that torch.jit.script accepts. It shares tensors and leaf modules with `module`."""
-    from qcompiler.codegen.module import find
+    from qcompiler.codegen.module import find, find_submodule
 
     emitter = Emitter(module.program, *module._qparams(), Dialect.SCRIPT)
     emitted = emitter.emit()
@@ -37,7 +37,7 @@ def scriptable(module: CompiledModule) -> nn.Module:
     for path, alias in emitted.tensors.items():
         twin.register_buffer(alias, find(module, path).detach())
     for path in module.program.leaves:
-        twin.add_module(emitter.submodule(path).removeprefix("self."), module.get_submodule(path))
+        twin.add_module(emitter.submodule(path).removeprefix("self."), find_submodule(module, path))
     twin.train(module.training)
     return twin
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from qcompiler.ir.names import keep_names, safe_parts, safe_path
 from qcompiler.trace.guards import TraceRemark, is_guard
 from qcompiler.trace.tracer import Tracer
 
@@ -16,6 +18,8 @@ from qcompiler.trace.tracer import Tracer
 def finish(tracer: Tracer) -> tuple[fx.GraphModule, list[TraceRemark]]:
     """The traced model as a module that shares its parameters and leaf modules, and the remarks with its node names."""
     graph = fx.Graph()
+    names = safe_parts(path for path, _ in _named(tracer.model))
+    paths: dict[str, str] = {}  # in the graph -> in the model
     copies: dict[fx.Node, fx.Node] = {}
     constants: dict[str, str] = {}
     taken = {name for name, _ in tracer.model.named_children()} | set(dict(tracer.model.named_parameters(recurse=False)))
@@ -23,15 +27,22 @@ def finish(tracer: Tracer) -> tuple[fx.GraphModule, list[TraceRemark]]:
         target = node.target
         if node.op == "get_attr" and target in tracer.constants:
             target = constants.setdefault(str(target), _free_name(len(constants), taken))
+        elif node.op in ("get_attr", "call_module"):
+            target = safe_path(names, str(target))
+            paths[target] = str(node.target)
         args, kwargs = (fx.node.map_arg(part, copies.__getitem__) for part in (node.args, node.kwargs))
         copies[node] = new = graph.create_node(node.op, target, args, kwargs, _name(graph, node, target))  # type: ignore[arg-type]
         new.meta = dict(node.meta)
     module = fx.GraphModule(nn.Module(), fx.Graph(), class_name=type(tracer.model).__name__)
-    _attach(module, tracer, graph, {new: tracer.constants[old] for old, new in constants.items()})
+    for old, new in constants.items():
+        module.register_buffer(new, tracer.constants[old])
+    for path in sorted(paths, key=lambda path: path.count(".")):
+        _attach(module, tracer, path, paths[path])
     module.graph = graph
     module.training = tracer.model.training
-    names = {old.name: new.name for old, new in copies.items()}
-    remarks = [replace(r, where=replace(r.where, node=names.get(r.where.node))) if r.where.node else r for r in tracer.remarks]
+    keep_names(module, names)
+    new_names = {old.name: new.name for old, new in copies.items()}
+    remarks = [replace(r, where=replace(r.where, node=new_names.get(r.where.node))) if r.where.node else r for r in tracer.remarks]
     return module, remarks
 
 
@@ -65,26 +76,30 @@ def _name(graph: fx.Graph, node: fx.Node, target: Any) -> str:
     return graph._target_to_str(str(target).lstrip("*") if node.op == "placeholder" else target)
 
 
-def _attach(module: fx.GraphModule, tracer: Tracer, graph: fx.Graph, constants: dict[str, torch.Tensor]) -> None:
-    """Put every parameter, buffer, constant and leaf module that the graph names into the module."""
-    targets = {str(node.target): node.op for node in graph.nodes if node.op in ("get_attr", "call_module")}
-    for target in sorted(targets, key=lambda t: t.count(".")):
-        if target in constants:
-            module.register_buffer(target, constants[target])
-            continue
-        *path, field = target.split(".")
-        owner: nn.Module = module
-        original: nn.Module = tracer.model
-        for item in path:
-            original = getattr(original, item)
-            if not isinstance(owner._modules.get(item), nn.Module):
-                owner.add_module(item, nn.Module())
-                owner._modules[item].training = original.training  # type: ignore[union-attr]
-            owner = owner._modules[item]  # type: ignore[assignment]
-        value = tracer.replacements.get(target) or getattr(original, field)
-        if owner is original or (field in owner._modules and isinstance(value, nn.Module)):
-            continue
-        if field in original._buffers:
-            owner.register_buffer(field, original._buffers[field], persistent=field not in original._non_persistent_buffers_set)
-        else:
-            setattr(owner, field, value)
+def _named(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    yield from model.named_modules(remove_duplicate=False)
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _attach(module: fx.GraphModule, tracer: Tracer, path: str, user: str) -> None:
+    """Put the parameter, buffer or leaf module that the user calls `user` into the module under `path`."""
+    *scopes, field = path.split(".")
+    *users, user_field = user.split(".")
+    owner: nn.Module = module
+    original: nn.Module = tracer.model
+    for item, user_item in zip(scopes, users, strict=True):
+        original = original._modules[user_item]  # type: ignore[assignment]
+        if not isinstance(owner._modules.get(item), nn.Module):
+            owner.add_module(item, nn.Module())
+            owner._modules[item].training = original.training  # type: ignore[union-attr]
+        owner = owner._modules[item]  # type: ignore[assignment]
+    if owner is original:
+        return
+    leaf = tracer.replacements.get(user) or original._modules.get(user_field)
+    if leaf is not None:
+        owner.add_module(field, leaf)
+    elif user_field in original._buffers:
+        owner.register_buffer(field, original._buffers[user_field], persistent=user_field not in original._non_persistent_buffers_set)
+    else:
+        setattr(owner, field, getattr(original, user_field))
