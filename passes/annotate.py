@@ -21,12 +21,17 @@ from qcompiler.ops.spec import Op, Output, Role, Spelling
 from qcompiler.pass_manager import Context
 
 
+SIZES = ("size", "numel", "nelement", "stride", "storage_offset")
+
+
 def is_float(node: fx.Node) -> bool:
     return value_of(node).dtype is torch.float32
 
 
 def computes_float(node: fx.Node) -> bool:
     """Whether the node makes or takes float values: those deserve a remark when they are not int8."""
+    if isinstance(node.target, type) or node.target in SIZES:  # a container is built, a size is asked for: nothing is computed
+        return False
     return node.op.startswith("call_") and (is_float(node) or any(is_float(n) for n in node.all_input_nodes))
 
 

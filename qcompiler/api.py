@@ -22,7 +22,7 @@ from qcompiler.debug.explain import Explanation, rows_of
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
-from qcompiler.observers.watch import Watch
+from qcompiler.observers.watch import Batch, Watch
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
@@ -215,27 +215,42 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
     """Runs calibration data through a prepared module and returns the number of batches.
 
     `data`: iterable of inputs (a tensor, a tuple of arguments, a dict of keywords), or a DataLoader of (inputs, labels), or one
-    tensor (one batch). Raises CalibrationError for no batches and, naming the batch, for NaN or inf (`skip_nonfinite` skips such).
+    tensor (one batch). May be called again with more data. A batch that fails or is interrupted leaves no trace in the observers:
+    an exception's note says how many batches they hold, and calibration can go on with the next. Raises CalibrationError for no
+    batches and, naming the batch, for NaN or inf (`skip_nonfinite` skips such).
     """
     _state(prepared)
     batches = [data] if isinstance(data, torch.Tensor) else data
-    count = 0
-    with torch.inference_mode():
-        for index, (args, kwargs) in enumerate(_tracked(_batches(batches), progress, batches)):
-            try:
-                prepared(*args, **kwargs)
-            except CalibrationError as error:
-                if skip_nonfinite:
-                    continue
-                raise CalibrationError(f"batch {index}: {error.message}", code=error.code, where=error.where, hint=error.hint) from error
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                raise failed_call(prepared, error, f"batch {index}") from error
-            count += 1
+    batch, count = Batch(prepared), 0
+    try:
+        with torch.inference_mode():
+            for index, (args, kwargs) in enumerate(_tracked(_batches(batches), progress, batches)):
+                batch.begin()
+                try:
+                    _observe(prepared, index, args, kwargs)
+                    count += 1
+                except BaseException as error:
+                    batch.take_back()
+                    if not (skip_nonfinite and isinstance(error, CalibrationError)):
+                        raise
+    except BaseException as error:
+        error.add_note(f"calibration stopped; the observers hold {count} batches of this call, whole ones alone")
+        raise
     if count == 0:
         raise CalibrationError(
             "0 batches of calibration data", code="no-batches", hint="an iterator can be read only once; is the loader empty?"
         )
     return count
+
+
+def _observe(prepared: nn.Module, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """One batch; errors name it."""
+    try:
+        prepared(*args, **kwargs)
+    except CalibrationError as error:
+        raise CalibrationError(f"batch {index}: {error.message}", code=error.code, where=error.where, hint=error.hint) from error
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise failed_call(prepared, error, f"batch {index}") from error
 
 
 def _tracked(batches: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]:

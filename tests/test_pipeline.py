@@ -9,6 +9,8 @@ import subprocess
 import sys
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qcompiler import QConfigMapping, calibrate, convert_fx, explain, get_default_qconfig, get_default_qconfig_mapping, prepare_fx, quantize
+from qcompiler import (
+    QConfigMapping,
+    calibrate,
+    convert_fx,
+    explain,
+    get_default_qconfig,
+    get_default_qconfig_mapping,
+    prepare_fx,
+    quantize,
+    remarks,
+)
 from qcompiler.codegen.module import CompiledModule
 from qcompiler.debug import compute_sqnr
 from tests.flow import ENGINES, fingerprint, flow, randn, randomized, targets
@@ -193,17 +205,46 @@ def test_nested_inputs_outputs_and_keywords() -> None:
     assert torch.equal(result[0].rest[1], given["y"])
 
 
-@pytest.mark.xfail(reason="torch.fx writes a named tuple inside a dict with a name that its code does not know", strict=False)
-def test_a_named_tuple_in_a_dict() -> None:
+@dataclass
+class Record:
+    value: Any
+    size: Any
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x, y: {"out": Pair(y, [x])},
+        lambda x, y: [Pair(Pair(y, [x]), [{"size": Pair(x, [])}])],
+        lambda x, y: OrderedDict(a=Pair(y, [x]), b=None),
+        lambda x, y: {"a": Record(Pair(y, [x]), x.shape[0])},
+    ],
+)
+def test_a_named_tuple_in_a_container(wrap: Callable[[Tensor, Tensor], Any]) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(4, 4)
 
-        def forward(self, x: Tensor) -> dict[str, Pair]:
-            return {"out": Pair(self.linear(x), [x])}
+        def forward(self, x: Tensor) -> Any:
+            return wrap(x, self.linear(x))
 
-    assert type(flow(Model().eval(), (randn(2, 4),)).module(randn(2, 4))["out"]) is Pair
+    torch.manual_seed(0)
+    model, x = Model().eval(), randn(2, 4)
+    result = flow(model, (x,), strict=True)  # a container is no op that lacks an int8 form
+    wanted, found = model(x), result.module(x)
+    assert pytree_types(found) == pytree_types(wanted)
+    assert pytree_types(result.reference(x)) == pytree_types(wanted)
+    assert not [r for r in remarks(result.prepared) if r.code == "stays-float"]
+
+
+def pytree_types(value: Any) -> Any:
+    """The types in a nested value, with the keys of dicts."""
+    if isinstance(value, (tuple, list)):
+        return type(value), [pytree_types(v) for v in value]
+    if isinstance(value, dict):
+        return type(value), [(k, pytree_types(v)) for k, v in value.items()]
+    return (type(value), pytree_types(list(vars(value).values()))) if isinstance(value, Record) else type(value)
 
 
 def test_one_call_with_dicts_of_keywords() -> None:

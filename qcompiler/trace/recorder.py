@@ -143,7 +143,7 @@ class Recorder(fx.Tracer):
         if kind is slice:
             return slice(*map(self.create_arg, (a.start, a.stop, a.step)))
         if isinstance(a, tuple) and hasattr(kind, "_fields"):
-            return kind(*(self.create_arg(item) for item in a))
+            return self._built(kind, tuple(a), {}, a)
         if isinstance(a, tuple) and kind is not torch.Size:
             return self._built(kind, (tuple(a),), {}, a)
         if dataclasses.is_dataclass(kind):
