@@ -20,7 +20,6 @@ from qcompiler.ops.arguments import activations, changes
 from qcompiler.ops.spec import Op, Output, Role, Spelling
 from qcompiler.pass_manager import Context
 
-
 SIZES = ("size", "numel", "nelement", "stride", "storage_offset")
 
 

@@ -15,6 +15,7 @@ from torch import fx
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.types import QUANT, QParams, Stage, quant_of
 from qcompiler.ir.verify import where
+from qcompiler.observers.ranges import floored, is_constant, overflows
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.spec import Output
@@ -44,6 +45,7 @@ class FreezeQParams:
                 observer = copy.deepcopy(observer)  # the prepared module may hold it as well
                 observer.set_reduce_range(True)
             found[group] = observer.qparams()
+            _remark_range(observer, source, context)
         fixed = {group: quant_of(nodes[0]).qparams for group, nodes in members.items() if group not in found}
         found.update((group, qparams) for group, qparams in fixed.items() if qparams is not None)
         for watch in watches:
@@ -54,6 +56,14 @@ class FreezeQParams:
         _join(gm, context, members, found)
         _assign(members, found)
         return bool(watches)
+
+
+def _remark_range(observer: Any, node: Any, context: Context) -> None:
+    if is_constant(observer):
+        context.remark("freeze_qparams", "constant", "all values that calibration showed here are the same number", node)
+    for code, text in (("tiny-range", floored(observer)), ("huge-range", overflows(observer))):
+        if text:
+            context.remark("freeze_qparams", code, text, node)
 
 
 def _members(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:

@@ -13,6 +13,7 @@ from qcompiler.errors import NumericsError
 from qcompiler.ir.attributes import attribute, get_attr, set_attribute
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
+from qcompiler.observers.ranges import empty_channels, floored
 from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.reference import dequantize, dequantize_weight, quantize, quantize_weight
 from qcompiler.pass_manager import Context
@@ -110,6 +111,9 @@ class _Weights:
             observer(value)
         except NumericsError as error:
             raise NumericsError(f"weight: {error.message}", code=error.code, where=where(node)) from error
+        for code, text in (("zero-channel", empty_channels(observer)), ("tiny-range", floored(observer))):
+            if text:
+                self.context.remark("insert_quantize_dequantize", code, f"weight {text}", node)
         scale, zero_point = observer.calculate_qparams()
         return scale.reshape(-1).double(), zero_point.reshape(-1).to(torch.int64), (observer.quant_min, observer.quant_max)
 

@@ -81,8 +81,8 @@ def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:  # whatever the model's attributes raise
-        raise ConfigError(f"the model cannot be copied: {type(error).__name__}: {error}", code="model-copy",
-                          hint="copy.deepcopy(model) must work: locks, open files and tensors with a gradient history cannot be copied") from error  # fmt: skip
+        hint = "copy.deepcopy(model) must work: locks, open files and tensors with a gradient history cannot be copied"
+        raise ConfigError(f"the model cannot be copied: {type(error).__name__}: {error}", code="model-copy", hint=hint) from error
 
 
 def _traced(model: nn.Module, example_inputs: Any, context: Context, options: dict[str, Any]) -> fx.GraphModule:

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from qcompiler.codegen import registry
-from qcompiler.codegen.program import Call, Input, Program, comment_text, is_name, is_path, verify
+from qcompiler.codegen.program import Call, Input, Program, comment_text, is_argument, is_name, is_path, verify
 from qcompiler.codegen.values import DTYPE_NAMES, Const, Ref, Scale, ZeroPoint, rewrite, to_json, walk
 from qcompiler.errors import QCompilerError, Where
 from qcompiler.ir.names import user_path
@@ -97,7 +97,7 @@ class _Builder:
 
     def input(self, node: fx.Node) -> Ref:
         name = str(node.target)
-        if not is_name(name):
+        if not is_argument(name):
             raise QCompilerError(f"input {name!r} cannot be an argument of the compiled forward", code="codegen-input")
         value = value_of(node)
         dtype = DTYPE_NAMES[value.dtype] if value.dtype is not None else None

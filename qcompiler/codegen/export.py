@@ -79,7 +79,7 @@ def export_source(module: CompiledModule, directory: str | Path) -> Path:
     program = module.program
     tensors = {path: find(module, path) for path in program.constants if not path.startswith(tuple(f"{leaf}." for leaf in program.leaves))}
     atomic_write(folder / WEIGHTS, safetensors(tensors))
-    atomic_write(folder / SOURCE, [source_of_file(module).encode("ascii", "backslashreplace")])
+    atomic_write(folder / SOURCE, [source_of_file(module).encode("utf-8")])
     return folder / SOURCE
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import keyword
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -169,6 +170,13 @@ def is_name(text: Any) -> bool:
     return isinstance(text, str) and text.isascii() and text.isidentifier() and not keyword.iskeyword(text) and text != "self"
 
 
+def is_argument(text: Any) -> bool:
+    """Whether it can be an argument of forward, which keeps the user's name: any identifier as Python itself spells it."""
+    if not isinstance(text, str) or not text.isidentifier() or keyword.iskeyword(text) or text == "self":
+        return False
+    return unicodedata.normalize("NFKC", text) == text
+
+
 def is_path(text: Any) -> bool:
     """Whether it can be the dotted name of a tensor or submodule: no empty part, nothing of nn.Module's own, within bounds.
 
@@ -226,8 +234,8 @@ def verify(program: Program) -> None:
     """Raises ProgramError unless each name is defined once before its use and each operation may be called as it is."""
     known: set[str] = set()
 
-    def define(name: Any) -> None:
-        if not is_name(name) or name in known:
+    def define(name: Any, allowed: Callable[[Any], bool] = is_name) -> None:
+        if not allowed(name) or name in known:
             raise ProgramError(f"bad or repeated variable {name!r:.80}")
         known.add(name)
 
@@ -244,7 +252,7 @@ def verify(program: Program) -> None:
         check(c.values(), c.op)
         define(c.out)
     for i in program.inputs:
-        define(i.name)
+        define(i.name, is_argument)
         if any(isinstance(v, (Ref, Const, Scale, ZeroPoint)) for v in walk(i.default)):
             raise ProgramError(f"input {i.name!r:.80} has a default that is no literal")
     for c in program.calls:

@@ -9,13 +9,18 @@ from typing import Any
 
 from torch import fx
 
-from qcompiler.ir.types import quant_of, source_of, value_of
+from qcompiler.ir.types import quant_of, source_of
+from qcompiler.ops.macs import float_macs
 from qcompiler.ops.table import Table
+from qcompiler.passes.annotate import computes_float
 
 
 @dataclass(frozen=True)
 class Row:
-    """One op of the model: int8 or float, why, its multiply-accumulates with the example inputs."""
+    """One op of the model: int8 or float, why, its multiply-accumulates with the example inputs.
+
+    `counted` is False for a module that is called as a whole: what it computes is not known.
+    """
 
     node: str
     op: str
@@ -24,6 +29,7 @@ class Row:
     int8: bool
     reason: str
     macs: int
+    counted: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,11 @@ class Explanation:
         total = sum(row.macs for row in self.rows)
         return sum(row.macs for row in self.rows if row.int8) / total if total else 1.0
 
+    @property
+    def uncounted(self) -> tuple[str, ...]:
+        """The modules that are called as a whole, whose multiply-accumulates the share leaves out."""
+        return tuple(dict.fromkeys(row.module_path for row in self.rows if not row.counted))
+
     def to_data(self) -> list[dict[str, Any]]:
         return [asdict(row) for row in self.rows]
 
@@ -50,7 +61,8 @@ class Explanation:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(title=f"{self.int8_mac_share:.1%} of multiply-accumulates in int8")
+        left_out = f", without those of {', '.join(self.uncounted)}" if self.uncounted else ""
+        table = RichTable(title=Text(f"{self.int8_mac_share:.1%} of multiply-accumulates in int8{left_out}", "italic"))
         for header in ("node", "op", "module", "runs in", "MACs", "why float"):
             table.add_column(header, justify="right" if header == "MACs" else "left", overflow="fold")
         for row in self.rows:
@@ -77,12 +89,16 @@ class Explanation:
 
 def rows_of(nodes: Iterable[fx.Node], table: Table) -> Explanation:
     """The rows of the ops among `nodes` that compute on floats, as annotated."""
-    rows = []
-    for node in nodes:
-        quant, source, op = quant_of(node), source_of(node), table.of(node)
-        if not node.op.startswith("call_") or not (quant.int8 or quant.reason) or (value_of(node).shape is None and op is None):
-            continue
-        name = op.name if op is not None else getattr(node.target, "__name__", str(node.target))
-        macs = op.macs(node) if op is not None and op.macs is not None else 0
-        rows.append(Row(node.name, name, source.module_path, source.location or "", quant.int8, quant.reason or "", macs))
-    return Explanation(tuple(rows))
+    return Explanation(tuple(_row(node, table) for node in nodes if _is_annotated(node)))
+
+
+def _is_annotated(node: fx.Node) -> bool:
+    quant = quant_of(node)
+    return node.op.startswith("call_") and (quant.int8 or (bool(quant.reason) and computes_float(node)))
+
+
+def _row(node: fx.Node, table: Table) -> Row:
+    quant, source, op = quant_of(node), source_of(node), table.of(node)
+    name = op.name if op is not None else getattr(node.target, "__name__", str(node.target))
+    macs = (op.macs(node) if op.macs is not None else 0) if op is not None else float_macs(node)
+    return Row(node.name, name, source.module_path, source.location or "", quant.int8, quant.reason or "", macs or 0, macs is not None)

@@ -34,8 +34,8 @@ def finish(tracer: Tracer) -> tuple[fx.GraphModule, list[TraceRemark]]:
         copies[node] = new = graph.create_node(node.op, target, args, kwargs, _name(graph, node, target))  # type: ignore[arg-type]
         new.meta = dict(node.meta)
     module = fx.GraphModule(nn.Module(), fx.Graph(), class_name=type(tracer.model).__name__)
-    for old, new in constants.items():
-        module.register_buffer(new, tracer.constants[old])
+    for old_name, new_name in constants.items():
+        module.register_buffer(new_name, tracer.constants[old_name])
     for path in sorted(paths, key=lambda path: path.count(".")):
         _attach(module, tracer, path, paths[path])
     module.graph = graph

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import nn
 
-from qcompiler.ir.types import QParams, value_of
+from qcompiler.ir.types import QParams
 from qcompiler.ops import functional as Q
+from qcompiler.ops import macs
 from qcompiler.ops.spec import ModuleForm, Op, Output, Param, Spelling
 
 X, Y = Param("x"), Param("other")
@@ -22,12 +22,6 @@ SIGNED_UNIT = QParams(2 / 256, 128, 0, 255, torch.uint8)  # [-1, 1): tanh
 
 def _binary(name: str, fn: Any, spellings: tuple[Any, ...], signature: str = "x other", **more: Any) -> Op:
     return Op(name=name, fn=fn, signature=signature, params=(X, Y), output=Output.OWN, takes_bounds=True, spellings=spellings, **more)
-
-
-def _matmul_macs(node: fx.Node) -> int:
-    left = node.args[0]
-    inner = (value_of(left).shape or (0,))[-1] if isinstance(left, fx.Node) else 0
-    return math.prod(value_of(node).shape or (0,)) * inner
 
 
 def _bounds(attributes: Mapping[str, Any]) -> tuple[float | None, float | None]:
@@ -59,7 +53,7 @@ ARITHMETIC = (
                            Spelling("div", "input:x other !rounding_mode=None"), Spelling("div_", "input:x other !rounding_mode=None"))),
     _binary("matmul", Q.matmul, (operator.matmul, Spelling(torch.matmul, OTHER), Spelling("matmul", OTHER),
                                  Spelling(torch.bmm, "input:x mat2:other"), Spelling("bmm", "input:x mat2:other")),
-            macs=_matmul_macs, rounds_input=True),
+            macs=macs.product_at(0, "x"), rounds_input=True),
 )  # fmt: skip
 
 CLAMPS = (

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import nn
 
-from qcompiler.ir.types import value_of
 from qcompiler.ops import functional as Q
+from qcompiler.ops import macs
 from qcompiler.ops.spec import ModuleForm, Op, Output, Param, Role, Spelling
 
 X, W, B = Param("x"), Param("weight", Role.WEIGHT), Param("bias", Role.BIAS)
 PARAMETERS = {"weight": "weight", "bias": "bias"}
-
-
-def _arg_shape(node: fx.Node, position: int) -> tuple[int, ...]:
-    arg = node.args[position]
-    return (value_of(arg).shape or ()) if isinstance(arg, fx.Node) else ()
-
-
-def _conv_macs(node: fx.Node) -> int:
-    """Each output value takes (I/g * kernel) products."""
-    return math.prod(value_of(node).shape or (0,)) * math.prod(_arg_shape(node, 1)[1:])
-
-
-def _conv_transpose_macs(node: fx.Node) -> int:
-    """Each input value takes (O/g * kernel) products."""
-    return math.prod(_arg_shape(node, 0)) * math.prod(_arg_shape(node, 1)[1:])
-
-
-def _linear_macs(node: fx.Node) -> int:
-    return math.prod(value_of(node).shape or (0,)) * (_arg_shape(node, 1)[-1:] or (0,))[0]
 
 
 def _conv_attributes(module: Any) -> Mapping[str, Any]:
@@ -51,7 +31,7 @@ def _transpose_attributes(module: Any) -> Mapping[str, Any]:
 def _conv(dims: int, fn: Callable[..., Any], spellings: tuple[Callable[..., Any], ...], cls: type[nn.Module]) -> Op:
     return Op(
         name=f"conv{dims}d", fn=fn, signature="x weight bias=None stride=1 padding=0 dilation=1 groups=1", params=(X, W, B),
-        output=Output.OWN, takes_bounds=True, macs=_conv_macs,
+        output=Output.OWN, takes_bounds=True, macs=macs.conv,
         spellings=tuple(Spelling(f, "input:x weight bias=None stride=1 padding=0 dilation=1 groups=1") for f in spellings),
         modules=(ModuleForm(cls, PARAMETERS, _conv_attributes),),
     )  # fmt: skip
@@ -61,7 +41,7 @@ def _conv_transpose(dims: int, fn: Callable[..., Any], spellings: tuple[Callable
     signature = "input:x weight bias=None stride=1 padding=0 output_padding=0 groups=1 dilation=1"
     return Op(
         name=f"conv_transpose{dims}d", fn=fn, signature=signature, params=(X, W, B), output=Output.OWN, takes_bounds=True,
-        macs=_conv_transpose_macs, weight_axis=1, spellings=tuple(Spelling(f, signature) for f in spellings),
+        macs=macs.conv_transpose, weight_axis=1, spellings=tuple(Spelling(f, signature) for f in spellings),
         modules=(ModuleForm(cls, PARAMETERS, _transpose_attributes),),
     )  # fmt: skip
 
@@ -86,7 +66,7 @@ ROWS = (
     _conv_transpose(3, Q.conv_transpose3d, (F.conv_transpose3d,), nn.ConvTranspose3d),
     Op(
         name="linear", fn=Q.linear, signature="input:x weight bias=None", params=(X, W, B), output=Output.OWN, takes_bounds=True,
-        macs=_linear_macs, spellings=(F.linear,),
+        macs=macs.linear, spellings=(F.linear,),
         modules=(ModuleForm(nn.Linear, PARAMETERS), ModuleForm(nn.modules.linear.NonDynamicallyQuantizableLinear, PARAMETERS)),
     ),
     Op(
