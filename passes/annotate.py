@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from qcompiler.errors import ConfigError, UnsupportedOpError
+from qcompiler.ir.attributes import attribute
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import QUANT, Quant, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
@@ -86,6 +87,12 @@ def _decide(node: fx.Node, context: Context, calls: dict[tuple[str, Any], int]) 
     return Quant(int8=reason is None, reason=reason, qconfig=qconfig)
 
 
+def _is_finite(node: fx.Node) -> bool:
+    module = node.graph.owning_module
+    assert module is not None
+    return bool(torch.isfinite(attribute(module, str(node.target))).all())
+
+
 def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, inputs: list[fx.Node]) -> str | None:
     """Why the node cannot be int8, or None."""
     if row is None:
@@ -102,6 +109,8 @@ def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, inputs: list[fx.Node]
         return "an operand is a number computed at run time"
     if any(changes(user, node) for user in node.users):
         return "values are assigned into it"
+    if any(i.op == "get_attr" and not _is_finite(i) for i in inputs):
+        return "a constant operand holds inf"
     if row.weight is not None:
         weight = node.args[row.weight]
         constant = isinstance(weight, fx.Node) and weight.op == "get_attr"

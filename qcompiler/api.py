@@ -161,9 +161,14 @@ def _state(prepared: Any) -> State:
 
 def _quantized(prepared: Any, allow_uncalibrated: str, debug: Any, recompile: bool = True) -> tuple[fx.GraphModule, State]:
     state = _state(prepared)
+    if allow_uncalibrated not in ("error", "float"):
+        raise ConfigError(f'allow_uncalibrated is "error" or "float", not {allow_uncalibrated!r:.80}', code="allow-uncalibrated")
     verify(prepared, Stage.OBSERVED)
     observers: dict[int, Any] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
-    gm = copy.deepcopy(prepared, observers)  # but the observers: they are read, and dropped from the copy
+    try:
+        gm = copy.deepcopy(prepared, observers)  # but the observers: they are read, and dropped from the copy
+    except Exception as error:  # torch.fx writes the code of the copy anew
+        raise ConfigError(f"invalid IR in the graph given: {type(error).__name__}: {error!s:.400}", code="invalid-ir") from error
     for key in (STATE, KEPT):
         gm.meta.pop(key, None)
     setattr(gm, MARK, "reference")
@@ -199,6 +204,12 @@ def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str
     return module
 
 
+def _check_data(data: Any) -> None:
+    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+        raise ConfigError(f"calibration data must be a tensor or an iterable of batches, got {type(data).__name__}", code="calibration-data",
+                          hint="a batch is a tensor, a tuple of arguments or a dict of keywords")  # fmt: skip
+
+
 def _batches(data: Any) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
     """Each item as (args, kwargs): a tensor is one argument, a mapping is keywords; of (inputs, labels) of a DataLoader, the inputs."""
     labelled = isinstance(data, torch.utils.data.DataLoader)
@@ -220,6 +231,8 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
     batches and, naming the batch, for NaN or inf (`skip_nonfinite` skips such).
     """
     _state(prepared)
+    verify(prepared, Stage.OBSERVED)  # type: ignore[arg-type]
+    _check_data(data)
     batches = [data] if isinstance(data, torch.Tensor) else data
     batch, count = Batch(prepared), 0
     try:
@@ -268,6 +281,7 @@ def quantize(
 
     `options` go to prepare_fx.
     """
+    _check_data(calibration_data)
     data = [calibration_data] if isinstance(calibration_data, torch.Tensor) else calibration_data
     if iter(data) is data:
         data = list(data)  # a generator is read twice: for the example and for calibration

@@ -18,7 +18,7 @@ def check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"expected a torch.nn.Module, got {type(model).__name__}", code="not-a-module")
     for path, module in model.named_modules():
-        stage = getattr(module, MARK, None)
+        stage = getattr(module, MARK, None) or _eager_stage(type(module).__module__)
         if stage is not None:
             raise ConfigError(f"{path or 'this model'} is already {stage}", code=f"already-{stage}", where=Where(module_path=path or None),
                               hint="start from the float model")  # fmt: skip
@@ -29,6 +29,13 @@ def check_model(model: Any) -> None:
     devices = sorted({str(t.device) for _, t in _tensors(model)})
     if len(devices) > 1 or (devices and devices != ["cpu"]):
         raise ConfigError(f"the model is on {', '.join(devices)}", code="device", hint="int8 kernels run on the CPU: model.cpu() first")
+
+
+def _eager_stage(package: str) -> str | None:
+    """What torch's own quantization made of a module, by the package of its class."""
+    if not package.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic.quantized")):
+        return None
+    return "prepared" if package.startswith("torch.ao.quantization.") else "quantized" if "quantized" in package else None
 
 
 def check_eval(model: nn.Module) -> None:
@@ -61,14 +68,20 @@ def _check_tensor(name: str, t: torch.Tensor) -> None:
         raise ConfigError(
             f"{name} is {t.dtype}, expected float32", code="weight-dtype", where=place, hint="convert with model.float() first"
         )
-    if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+    if t.is_floating_point() and not bool(torch.isfinite(t).all()) and not _is_mask(name, t):
         raise NumericsError(f"{name} holds NaN or inf", code="bad-weight", where=place, hint="look at the checkpoint it was loaded from")
 
 
+def _is_mask(name: str, t: torch.Tensor) -> bool:
+    """-inf in a buffer that is no statistic: what softmax shall not see."""
+    known = isinstance(t, nn.Parameter) or name.rpartition(".")[2].startswith("running_")
+    return not known and not bool(torch.isnan(t).any())
+
+
 def _check_statistics(path: str, module: Any) -> None:
-    """A BatchNorm's variance, with its eps, must be above zero, whether it is folded or not."""
+    """A BatchNorm's variance must not be negative, and above zero with its eps, whether it is folded or not."""
     var, eps = getattr(module, "running_var", None), getattr(module, "eps", None)
-    if isinstance(var, torch.Tensor) and isinstance(eps, float) and not bool((var.double() + eps > 0).all()):
+    if isinstance(var, torch.Tensor) and isinstance(eps, float) and not bool(((var >= 0) & (var.double() + eps > 0)).all()):
         raise NumericsError(f"the running variance of {path or 'the model'} is negative, or zero without eps", code="bad-batch-norm",
                             where=Where(module_path=path or None), hint="untrained, or a damaged checkpoint")  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,6 +173,29 @@ def test_07_bad_parameter(name: str, bad: float) -> None:
         prepare_fx(model, None, (X,))
 
 
+def test_07_a_mask_of_inf_is_no_weight() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            y = self.b(torch.softmax(y @ y.transpose(-1, -2) + self.mask, -1))
+            return y
+
+    torch.manual_seed(0)
+    model, x = Masked().eval(), randn(4, 4)
+    result = flow(model, (x,))
+    with torch.no_grad():
+        assert compute_sqnr(model(x), result.module(x)) >= 30
+    assert any("holds inf" in r.text for r in remarks(result.prepared))
+    model.mask[0, 0] = torch.nan  # type: ignore[index, operator]
+    with raises(model, NumericsError, "bad-weight", "mask"):
+        prepare_fx(model, None, (x,))
+
+
 @pytest.mark.parametrize("value", [0.0, 2.5, -3.0])
 def test_08_constant_activation(value: float) -> None:
     class Constant(nn.Module):
@@ -250,7 +274,7 @@ def remarked(prepared: fx.GraphModule, *codes: str) -> list[Any]:
     return [r for r in remarks_of(prepared, convert=True) if r.code in codes]
 
 
-@pytest.mark.parametrize("value", [-1.0, -1e-3, float("nan")])
+@pytest.mark.parametrize("value", [-1.0, -1e-3, -1e-6, float("nan")])
 @pytest.mark.parametrize("behind", [True, False])
 def test_11_bad_variance(value: float, behind: bool) -> None:
     """Also where the BatchNorm is not folded."""
@@ -307,8 +331,14 @@ def test_13_wrong_arguments() -> None:
     for examples in ((), (X, X), {"x": X}, 3):
         with pytest.raises(InputError):
             prepare_fx(model, None, examples)
+    with raises(model, ConfigError, "calibration-data", "NoneType"):
+        calibrate(prepared, None)
     calibrate(prepared, [X])
+    with raises(model, ConfigError, "allow-uncalibrated", "'never'", hint=False):
+        convert_fx(prepared, allow_uncalibrated="never")
     module = convert_fx(prepared)
+    with raises(None, InputError, "input-shape", "0 (Conv2d)"):
+        module(randn(2, 5, 8, 8))
     for args, kwargs in (((), {}), ((X, X), {}), ((X,), {"other": X})):
         with pytest.raises(InputError):
             module(*args, **kwargs)
@@ -378,6 +408,17 @@ def test_18_quantized_or_prepared_already() -> None:
     holder.register_buffer("q", torch._make_per_tensor_quantized_tensor(torch.zeros(2, dtype=torch.uint8), 1.0, 0))
     with raises(None, ConfigError, "already-quantized", "q"):
         prepare_fx(holder.eval(), None, (X,))
+    import torch.ao.quantization.quantize_fx as oracle
+    from torch.ao.quantization import get_default_qconfig_mapping as their_mapping
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = oracle.prepare_fx(small(), their_mapping(), (X,))
+        theirs(X)
+        with raises(None, ConfigError, "already-prepared"):
+            prepare_fx(theirs.eval(), None, (X,))
+        with raises(None, ConfigError, "already-quantized"):
+            prepare_fx(oracle.convert_fx(theirs).eval(), None, (X,))
     inside = nn.Sequential(nn.Identity(), prepared).eval()
     with raises(None, ConfigError, "already-prepared", "module 1"):
         prepare_fx(inside, None, (X,))
@@ -533,8 +574,8 @@ def test_33_in_place() -> None:
 
 HOSTILE = [
     "class", "None", "__import__", "__x", "os\nimport os", 'x"', "'", "x\\", "\0", "#", "{x}", " ", "1", "1a", "größe", "\ufb01", "\u202e",
-    "x" * 5000, '");exec("import sys\\nsys" + chr(46) + "pwned = 1");("', "x; import os", "a_b", "a-b", "self", "torch", "n0_class", "_constant0",
-    "graph", "code", "meta", "lowered", "program", "engine", "observers", "forward_", "weight_scale", "activation_scales", "tensors",
+    "x" * 5000, '");exec("import sys\\nsys" + chr(46) + "pwned = 1");("', "x; import os", "a_b",
+    "a-b", "self", "torch", "n0_class", "_constant0", "graph", "code", "meta", "lowered", "program", "engine", "observers", "forward_", "weight_scale", "activation_scales", "tensors",
     "recompile",
 ]  # fmt: skip
 
@@ -636,6 +677,46 @@ def test_34_unicode_arguments(tmp_path: Path) -> None:
     namespace: dict[str, Any] = {"__file__": str(path), "__name__": "exported"}
     exec(compile(path.read_bytes(), str(path), "exec"), namespace)
     assert torch.equal(namespace["load"]()(größe=x, naïve=x), wanted)
+
+
+class Options:
+    """Its repr is what an attacker would write."""
+
+    def __repr__(self) -> str:
+        return "exec('import sys; sys.pwned = 1')"
+
+
+class Unspeakable(nn.Module):
+    """Calls a float leaf with what cannot be written into code."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        self.linear, self.inner, self.args, self.kwargs = nn.Linear(4, 4), Taker(), args, kwargs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(self.linear(x), *self.args, **self.kwargs)
+        return y
+
+
+class Taker(nn.Module):
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x if x.sum() > 1e9 else x + 1
+
+
+@pytest.mark.parametrize(
+    "model", [Unspeakable(Options()), Unspeakable({Options(): 1}), Unspeakable(**{"a=1);exec('import sys; sys.pwned = 1');(b": 1})]
+)
+def test_34_arguments_that_are_no_literals(model: nn.Module) -> None:
+    """In the root an error, in a submodule a float leaf; their text never becomes code."""
+    x = randn(3, 4)
+    with raises(model.eval(), TraceError, "trace", "argument"):
+        prepare_fx(model, None, (x,))
+    outer = nn.Sequential(nn.Linear(4, 4), model).eval()
+    result = flow(outer, (x,))
+    with torch.no_grad():
+        assert compute_sqnr(outer(x), result.module(x)) >= 25
+    assert [r.where.module_path for r in remarks(result.prepared) if r.code == "leaf"][-1] == "1"
+    assert not hasattr(sys, "pwned")
 
 
 # ---- 35, 36: settings
@@ -794,6 +875,22 @@ def test_39_an_edited_prepared_graph() -> None:
     node.args = (last, *node.args[1:])
     with raises(None, ConfigError, "invalid-ir", "before it is computed", hint=False):
         convert_fx(prepared)
+
+
+def test_39_calls_that_cannot_be_made() -> None:
+    prepared = prepare_fx(small(), None, (X,))
+    calibrate(prepared, [X])
+    broken = copy.deepcopy(prepared)
+    node = next(n for n in broken.graph.nodes if n.op == "call_function")
+    node.args = (None, *node.args[1:])
+    with pytest.raises(QCompilerError, match="conv2d"):
+        convert_fx(broken)
+    node.target = "bogus"
+    with raises(None, ConfigError, "invalid-ir", hint=False):
+        convert_fx(broken)
+    del prepared.observers
+    with raises(None, ConfigError, "invalid-ir", "observers", hint=False):
+        calibrate(prepared, [X])
 
 
 def test_every_error_is_a_qcompiler_error() -> None:

@@ -47,6 +47,8 @@ def build(gm: fx.GraphModule, name: str | None = None) -> Built:
             builder.visit(node)
         except QCompilerError as error:
             raise _located(error, node) from None
+        except Exception as error:  # a function that gets arguments it cannot take
+            raise _located(QCompilerError(f"{type(error).__name__}: {error!s:.400}", code="codegen-call"), node) from error
     built = builder.built
     calls = tuple(_without_unread(builder.calls, builder.output))
     title = name if name is not None and is_name(name) else type(gm).__name__

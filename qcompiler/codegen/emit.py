@@ -117,13 +117,15 @@ class Emitter:
         """One line per tensor input: a call that a kernel would answer with a message of its own is refused here."""
         tensor = self.named("Tensor", "Tensor")
         lines = []
+        read = {v.name for c in self.program.calls for v in c.values() if isinstance(v, Ref)}
+        read |= {v.name for v in walk(self.program.output) if isinstance(v, Ref)}
         for i in self.program.inputs:
             if i.dtype is None or i.rank is None:
                 continue
             test = (
                 f"not isinstance({i.name}, {tensor}) or {i.name}.dtype is not {self.root('torch')}.{i.dtype} or {i.name}.dim() != {i.rank}"
             )
-            if i.optional:
+            if i.optional and i.name not in read:
                 test = f"{i.name} is not {self.text(i.default)} and ({test})"
             lines += [f"if {test}:", f"    self._reject({i.name!r}, {i.name})"]
         return lines

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import linecache
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from qcompiler.codegen.build import Built, build
 from qcompiler.codegen.emit import Dialect, Emitter
 from qcompiler.codegen.program import Call, Program, is_name, is_path
 from qcompiler.codegen.values import Const, Ref, Scale, ZeroPoint, rewrite
-from qcompiler.errors import ConfigError, InputError
+from qcompiler.errors import ConfigError, InputError, Where
 
 T = TypeVar("T", bound=type)
 OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_source"})
@@ -84,6 +85,12 @@ class CompiledModule(nn.Module):
         except TypeError:
             self._check_arguments(args, kwargs)
             raise
+        except (RuntimeError, IndexError) as error:
+            place = self._failed_at(error)
+            if place is None or "allocate" in str(error):
+                raise
+            raise InputError(f"{type(error).__name__}: {error}", code="input-shape", where=place,
+                             hint="does the float model take this input? a shape may be fixed in its code") from error  # fmt: skip
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
@@ -91,6 +98,17 @@ class CompiledModule(nn.Module):
         except TypeError as error:
             signature = f"{self.program.name}{self.program.signature()}"
             raise InputError(f"{signature}: {error}", code="input-arguments", hint="call it as the float model is called") from None
+
+    def _failed_at(self, error: BaseException) -> Where | None:
+        """The statement of forward that raised, with the module and line it comes from; None where another module's code did."""
+        forward = inspect.unwrap(type(self).forward).__code__
+        last = None
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            if frame.f_code is forward:
+                last = self.code.splitlines()[line - 1].strip()
+            elif last is not None and "qcompiler" not in frame.f_code.co_filename and "torch" not in frame.f_code.co_filename:
+                return None
+        return Where(node=last) if last is not None else None
 
     def _reject(self, name: str, value: Any) -> NoReturn:
         """Called by generated source when an input has not the type or rank of the example."""

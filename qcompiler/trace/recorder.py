@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import keyword
 import operator
 import os
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import fx, nn
 
@@ -35,6 +37,8 @@ SIZES = frozenset(("numel", "nelement", "stride", "storage_offset", "broadcast_s
 DATA_SIZED = frozenset({
     "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "nms", "batched_nms", "bincount",
 })  # fmt: skip
+# What torch.fx and codegen write into source.
+LITERALS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 Kind = Literal["size", "data", "boundary"]  # what a number in a result is: from sizes, from data, from outside the trace
 
 
@@ -104,6 +108,8 @@ class Recorder(fx.Tracer):
 
     def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], example: Any) -> fx.Node:
         """Append a node for a call whose result on the examples is known."""
+        if not all(name.isidentifier() and not keyword.iskeyword(name) for name in kwargs):
+            raise self.error("a keyword argument that is no identifier")  # it would be written into code
         node = self.graph.create_node(op, target, self.create_arg(args), self.create_arg(kwargs))
         node.meta[VALUE] = Value.of(example)
         node.meta[SOURCE] = self.source()
@@ -139,7 +145,7 @@ class Recorder(fx.Tracer):
         if kind in (tuple, list, Sizes):
             return (list if kind is list else tuple)(self.create_arg(item) for item in a)
         if kind is dict:
-            return {key: self.create_arg(item) for key, item in a.items()}
+            return {self._literal(key): self.create_arg(item) for key, item in a.items()}
         if kind is slice:
             return slice(*map(self.create_arg, (a.start, a.stop, a.step)))
         if isinstance(a, tuple) and hasattr(kind, "_fields"):
@@ -150,7 +156,22 @@ class Recorder(fx.Tracer):
             return self._built(kind, (), {f.name: getattr(a, f.name) for f in dataclasses.fields(kind) if f.init}, a)
         if issubclass(kind, dict):
             return self._built(kind, (dict(a),), {}, a)
-        return a
+        return self._literal(a)
+
+    def _literal(self, value: Any) -> Any:
+        """A plain value as it may stand in code; TraceError for other objects, whose repr is any text."""
+        if type(value) in LITERALS or value is Ellipsis:
+            return value
+        if type(value) in (tuple, frozenset):
+            return type(value)(map(self._literal, value))
+        if isinstance(value, np.generic):
+            return self._literal(value.item())
+        if isinstance(value, str):
+            return str.__str__(value)  # of a subclass, such as an enum's member: the text
+        plain = next((base for base in (int, float, complex) if isinstance(value, base)), None)
+        if plain is None:
+            raise self.error(f"an argument of type {type(value).__name__}, which cannot be written into a program")
+        return plain(value)
 
     def _built(self, kind: type, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
         return self.add_node("call_function", kind, args, kwargs, value)

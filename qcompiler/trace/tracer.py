@@ -230,7 +230,7 @@ class Tracer(Mutations):
                 return changed
             return self.wrap(make, example, "boundary")
         except QCompilerError as error:
-            error.qc_final = not known  # type: ignore[attr-defined]
+            error.qc_final = not known and not isinstance(error, TraceError)  # type: ignore[attr-defined]
             raise
         finally:
             self.scopes.pop()
