@@ -206,8 +206,8 @@ def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str
 
 def _check_data(data: Any) -> None:
     if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
-        raise ConfigError(f"calibration data must be a tensor or an iterable of batches, got {type(data).__name__}", code="calibration-data",
-                          hint="a batch is a tensor, a tuple of arguments or a dict of keywords")  # fmt: skip
+        text = f"calibration data must be a tensor or an iterable of batches, got {type(data).__name__}"
+        raise ConfigError(text, code="calibration-data", hint="a batch is a tensor, a tuple of arguments or a dict of keywords")
 
 
 def _batches(data: Any) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:

@@ -573,10 +573,10 @@ def test_33_in_place() -> None:
 
 
 HOSTILE = [
-    "class", "None", "__import__", "__x", "os\nimport os", 'x"', "'", "x\\", "\0", "#", "{x}", " ", "1", "1a", "größe", "\ufb01", "\u202e",
-    "x" * 5000, '");exec("import sys\\nsys" + chr(46) + "pwned = 1");("', "x; import os", "a_b",
-    "a-b", "self", "torch", "n0_class", "_constant0", "graph", "code", "meta", "lowered", "program", "engine", "observers", "forward_", "weight_scale", "activation_scales", "tensors",
-    "recompile",
+    "class", "None", "__import__", "__x", "os\nimport os", 'x"', "'", "x\\", "\0", "#", "{x}", " ", "1", "1a", "größe", "\ufb01",
+    "\u202e", "x" * 5000, '");exec("import sys\\nsys" + chr(46) + "pwned = 1");("', "x; import os", "a_b", "a-b", "self", "torch",
+    "n0_class", "_constant0", "graph", "code", "meta", "lowered", "program", "engine", "observers", "forward_", "weight_scale",
+    "activation_scales", "tensors", "recompile",
 ]  # fmt: skip
 
 
