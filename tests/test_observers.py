@@ -114,6 +114,16 @@ def states_equal(a, b):
 MERGING = [ob.MinMaxObserver, ob.HistogramObserver, ob.PerChannelMinMaxObserver]
 
 
+def test_a_batch_of_zeros_does_not_widen_the_bins():
+    small, zeros = torch.tensor([[0.25, 0.0]]), torch.zeros(1, 2)
+    for order in ((small, zeros), (zeros, small)):
+        whole, one = ob.HistogramObserver(), ob.HistogramObserver()
+        whole(torch.cat((small, zeros)))
+        for batch in order:
+            one(batch)
+        assert states_equal(one, whole)
+
+
 @FAST
 @given(st.lists(st.lists(values, min_size=6, max_size=6), min_size=2, max_size=8), st.randoms(use_true_random=False))
 def test_merge_and_batching_are_exact(rows, rng):

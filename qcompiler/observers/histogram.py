@@ -145,8 +145,10 @@ class HistogramObserver(UniformQuantizationObserverBase):
 
     def _exponent_for(self, low: float, high: float) -> int:
         """The smallest e with |x| < bins * 2**e for low, high and all data so far."""
-        needed = math.frexp(max(-low, high))[1] - self.bins.bit_length() + 1
-        return max(needed, int(self.exponent.item()))
+        peak = max(-low, high)
+        if peak == 0:  # fits any bins; frexp(0) is (0, 0), the exponent of numbers near 1
+            return int(self.exponent.item())
+        return max(math.frexp(peak)[1] - self.bins.bit_length() + 1, int(self.exponent.item()))
 
     def _add(self, low: float, high: float, exponent: int, where: slice, counts: torch.Tensor) -> None:
         if exponent > self.exponent.item():

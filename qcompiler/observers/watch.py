@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import nn
 
 from qcompiler.errors import CalibrationError, NumericsError, Where
 
 MODULE = frozenset(vars(nn.Module()))
+COLLECTIONS = (list, dict, set)
 
 
-@dataclass(frozen=True)
 class Recorded:
-    """What a module had recorded at one time: its buffers and the attributes of its own."""
+    """What a module had recorded at one time: its buffers and the attributes of its own. Taken at every call, so it is cheap."""
 
-    module: nn.Module
-    buffers: dict[str, torch.Tensor | None]
-    attributes: dict[str, Any]
+    __slots__ = ("attributes", "buffers", "module")
 
-    @staticmethod
-    def of(module: nn.Module) -> Recorded:
-        with torch.inference_mode(False):  # a buffer made inside inference mode could not be changed outside it
-            buffers = {name: None if value is None else value.clone() for name, value in module._buffers.items()}
-        own = {name: value for name, value in vars(module).items() if name not in MODULE}
-        return Recorded(module, buffers, {n: v.copy() if isinstance(v, (list, dict, set)) else v for n, v in own.items()})
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.buffers = [(name, None if value is None else value.clone()) for name, value in module._buffers.items()]
+        self.attributes = module.__dict__.copy()
+        for name, value in module.__dict__.items():
+            if type(value) in COLLECTIONS and name not in MODULE:
+                self.attributes[name] = value.copy()
 
     def restore(self) -> None:
-        for name in [n for n in vars(self.module) if n not in MODULE and n not in self.attributes]:
-            del vars(self.module)[name]
-        vars(self.module).update(self.attributes)
-        self.module._buffers.update(self.buffers)
+        module = self.module
+        for name in [n for n in vars(module) if n not in self.attributes]:
+            del vars(module)[name]
+        vars(module).update(self.attributes)
+        with torch.inference_mode(False):  # a buffer made inside inference mode could not be changed outside it
+            module._buffers.update({name: None if value is None else value.clone() for name, value in self.buffers})
 
 
 class Watch(nn.Module):
@@ -46,9 +44,10 @@ class Watch(nn.Module):
         self.observer = observer
         self.place = place
         self.before: tuple[Recorded, ...] = ()
+        self.parts = tuple(observer.modules())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.before = tuple(Recorded.of(module) for module in self.observer.modules())
+        self.before = tuple(map(Recorded, self.parts))
         try:
             self.observer(x)
         except BaseException as error:
