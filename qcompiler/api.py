@@ -18,7 +18,7 @@ from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.checks import MARK, check_eval, check_examples, check_model
 from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.debug.dump import Dump
-from qcompiler.debug.explain import Explanation, rows_of
+from qcompiler.debug.explain import ROWS, Explanation, rows_of
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
@@ -30,9 +30,6 @@ from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, failed_call, state_of, user_attributes
 from qcompiler.qconfig_mapping import as_mapping, get_default_qconfig_mapping
 from qcompiler.trace import trace
-
-ROWS = "_qcompiler_rows"  # the explanation, on converted modules
-
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,11 +55,11 @@ def _run(
     debug: Any,
     recompile: bool = True,
 ) -> fx.GraphModule:
-    directory = debug or os.environ.get("QCOMPILER_DEBUG")
-    dump = Dump(directory, phase, name) if directory else None
-    run_passes(gm, passes, stage, context, [dump] if dump else [], recompile=recompile)
-    if dump:
-        dump.finish(context)
+    given = list(debug) if isinstance(debug, (list, tuple)) else [debug or os.environ.get("QCOMPILER_DEBUG")]
+    instruments = [Dump(d, phase, name) if isinstance(d, (str, os.PathLike)) else d for d in given if d]
+    run_passes(gm, passes, stage, context, instruments, recompile=recompile)
+    for instrument in instruments:
+        getattr(instrument, "finish", lambda context: None)(context)
     return gm
 
 
@@ -124,7 +121,7 @@ def prepare_fx(
     passes: Sequence[Pass] = (),
     engine: str | None = None,
     isa: str | None = None,
-    debug: str | os.PathLike[str] | None = None,
+    debug: Any = None,
 ) -> fx.GraphModule:
     """Traces an unmodified float model, fuses it and inserts observers; call the result with calibration data, then convert_fx.
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import fx
 
 from qcompiler.errors import PassError, QCompilerError, Where
+from qcompiler.ir.provenance import inherit_sources
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify, where
 from qcompiler.ops.table import OPS, Table
@@ -106,6 +107,7 @@ def run_passes(
             raise
         except Exception as error:
             raise PassError(f"pass {step.name} failed: {type(error).__name__}: {error}", code="pass-failed") from error
+        inherit_sources(gm.graph)
         verify(gm, step.stage, after=step.name)
         record = PassRecord(step.name, (time.perf_counter() - start) * 1e3, nodes, len(gm.graph.nodes), changed)
         context.records.append(record)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompiler.ir.types import QParams, quant_of, source_of, value_of
+from qcompiler.ir.types import QParams, Source, quant_of, source_of, value_of
 
 SHORT = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16", torch.uint8: "u8", torch.int8: "i8",
          torch.int32: "i32", torch.int64: "i64", torch.bool: "bool", torch.quint8: "qu8", torch.qint8: "qi8"}  # fmt: skip
@@ -54,8 +54,8 @@ def format_value(node: fx.Node) -> str:
     return f": {SHORT.get(value.dtype, str(value.dtype))}[{','.join(map(str, value.shape))}]"
 
 
-def format_node(node: fx.Node) -> str:
-    """One line: result, type, call, then quantization and origin as a comment."""
+def format_node(node: fx.Node, *, places: bool = True) -> str:
+    """One line: result, type, call, then as a comment quantization and, with `places`, where it comes from."""
     if node.op == "placeholder":
         default = f" = {format_arg(node.args[0])}" if node.args else ""
         call = f"input {node.target}{default}"
@@ -67,10 +67,10 @@ def format_node(node: fx.Node) -> str:
         parts = [format_arg(a) for a in node.args] + [f"{k}={format_arg(v)}" for k, v in sorted(node.kwargs.items())]
         call = f"{'module ' if node.op == 'call_module' else '.' if node.op == 'call_method' else ''}{format_target(node.target)}"
         call += f"({', '.join(parts)})"
-    return f"%{node.name}{format_value(node)} = {call}{_comment(node)}"
+    return f"%{node.name}{format_value(node)} = {call}{_comment(node, places)}"
 
 
-def _comment(node: fx.Node) -> str:
+def _comment(node: fx.Node, places: bool) -> str:
     quant, source = quant_of(node), source_of(node)
     notes = [format_qparams(quant.qparams)] if quant.qparams else []
     if quant.int8 and not quant.qparams:
@@ -79,13 +79,19 @@ def _comment(node: fx.Node) -> str:
         notes.append(f"float: {quant.reason}")
     if quant.group is not None:
         notes.append(f"group {quant.group}")
+    notes += _places(source) if places else []
+    return "  # " + "; ".join(notes) if notes else ""
+
+
+def _places(source: Source) -> list[str]:
+    notes = []
     if source.module_path or source.module_type:
         notes.append(f"{source.module_path} ({source.module_type})".strip())
     if source.file:
         notes.append(f"{source.file.rsplit('/', 1)[-1]}:{source.line}")
     if len(source.origin) > 1:
         notes.append("from " + ", ".join(source.origin))
-    return "  # " + "; ".join(notes) if notes else ""
+    return notes
 
 
 def format_graph(graph: fx.Graph) -> str:

@@ -12,6 +12,7 @@ from torch import fx
 VALUE = "qc_value"  # node.meta key -> Value
 SOURCE = "qc_source"  # node.meta key -> Source
 QUANT = "qc_quant"  # node.meta key -> Quant
+MACS = "qc_macs"  # node.meta key of lowered calls -> multiply-accumulates of the op they compute, with the example inputs
 
 
 class Stage(Enum):

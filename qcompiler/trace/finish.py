@@ -11,13 +11,15 @@ import torch
 from torch import fx, nn
 
 from qcompiler.ir.names import keep_names, safe_parts, safe_path
+from qcompiler.ir.types import SOURCE, Source, source_of
+from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark, is_guard
 from qcompiler.trace.tracer import Tracer
 
 
 def finish(tracer: Tracer) -> tuple[fx.GraphModule, list[TraceRemark]]:
     """The traced model as a module that shares its parameters and leaf modules, and the remarks with its node names."""
-    graph = fx.Graph()
+    graph, root = fx.Graph(), _root(tracer.model)
     names = safe_parts(path for path, _ in _named(tracer.model))
     paths: dict[str, str] = {}  # in the graph -> in the model
     copies: dict[fx.Node, fx.Node] = {}
@@ -32,7 +34,7 @@ def finish(tracer: Tracer) -> tuple[fx.GraphModule, list[TraceRemark]]:
             paths[target] = str(node.target)
         args, kwargs = (fx.node.map_arg(part, copies.__getitem__) for part in (node.args, node.kwargs))
         copies[node] = new = graph.create_node(node.op, target, args, kwargs, _name(graph, node, target))  # type: ignore[arg-type]
-        new.meta = dict(node.meta)
+        new.meta = node.meta | {SOURCE: _placed(new.name, source_of(node), root)}
     module = fx.GraphModule(nn.Module(), fx.Graph(), class_name=type(tracer.model).__name__)
     for old_name, new_name in constants.items():
         module.register_buffer(new_name, tracer.constants[old_name])
@@ -44,6 +46,21 @@ def finish(tracer: Tracer) -> tuple[fx.GraphModule, list[TraceRemark]]:
     new_names = {old.name: new.name for old, new in copies.items()}
     remarks = [replace(r, where=replace(r.where, node=new_names.get(r.where.node))) if r.where.node else r for r in tracer.remarks]
     return module, remarks
+
+
+def _root(model: nn.Module) -> Source:
+    """Where inputs and outputs come from, and calls that stand on no line of the user's: the forward of the model itself."""
+    file, line = places.definition(type(model).forward)
+    return Source(file, line, "", type(model).__name__)
+
+
+def _placed(name: str, source: Source, root: Source) -> Source:
+    """The source of a traced node: every later node made from it has this name in its origin."""
+    if source.file is None:
+        source = replace(source, file=root.file, line=root.line)
+    if not source.module_type:
+        source = replace(source, module_path=root.module_path, module_type=root.module_type)
+    return replace(source, origin=(name,))
 
 
 def _live(graph: fx.Graph) -> list[fx.Node]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import os
 import sysconfig
+from collections.abc import Callable
 from functools import lru_cache
 from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 
@@ -34,6 +37,12 @@ def user_line(frame: FrameType | None, boundaries: tuple[str, ...]) -> tuple[str
             break
         frame = frame.f_back
     return None, None
+
+
+def definition(function: Callable[..., Any]) -> tuple[str | None, int | None]:
+    """File and line of a function's `def`, of torch's as well; nothing where it is not written in Python."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return (code.co_filename, code.co_firstlineno) if code is not None else (None, None)
 
 
 def raised_at(traceback: TracebackType | None) -> tuple[str | None, int | None]:

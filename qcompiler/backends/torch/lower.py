@@ -11,7 +11,7 @@ from torch import fx
 from qcompiler.backends.torch.kernels import TO_FLOAT, Refused, select
 from qcompiler.backends.torch.runtime import quantize_constant
 from qcompiler.backends.torch.site import Emit, Operand, Site, Weight
-from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
+from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
 from qcompiler.ops.spec import Output
 from qcompiler.pass_manager import Context
@@ -127,6 +127,8 @@ class _Lowering:
         for made in emit.made:
             self._annotated(made, node)
             made.meta[VALUE] = Value(None, None)
+        if row.macs is not None:
+            result.meta[MACS] = row.macs(node)
         if to_float:
             self.plain[node] = self._annotated(result, node)
             result.meta[QUANT] = Quant(int8=True, float_output=True)

@@ -1,0 +1,213 @@
+"""Nodes as plain data: what every dump, drawing and page shows of one fx.Node, at any stage."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qcompiler.ir.attributes import attribute, has_attribute
+from qcompiler.ir.text import format_arg, format_node, format_target
+from qcompiler.ir.types import MACS, QParams, quant_of, source_of, value_of
+from qcompiler.observers.base import ObserverBase
+from qcompiler.observers.watch import Watch
+from qcompiler.ops import reference
+from qcompiler.ops.spec import Op
+from qcompiler.ops.table import OPS, Table
+
+LIMIT = 200  # characters of constant arguments; the IR text has them all
+KINDS = ("input", "output", "attr", "int8", "float", "quantize", "dequantize", "observer", "pack", "other")
+
+
+def graph_nodes(graph: fx.Graph, table: Table = OPS) -> list[dict[str, Any]]:
+    """The nodes of a graph in order, as data (see docs/visualization.md for the fields)."""
+    found: list[dict[str, Any]] = []
+    for node in graph.nodes:
+        found.append(node_data(node, table, found[-1]["name"] if found else None))
+    return found
+
+
+def node_data(node: fx.Node, table: Table, after: str | None) -> dict[str, Any]:
+    """One node. Fields that are empty are left out, except `after` and `in`."""
+    value, source, quant, row = value_of(node), source_of(node), quant_of(node), table.of(node)
+    module = _module(node)
+    data = {
+        "op": row.name if row is not None else _op(node, module),
+        "kind": _kind(node, module),
+        "attrs": attributes_text(node, module),
+        "path": source.module_path,
+        "cls": source.module_type,
+        "shape": list(value.shape) if value.shape is not None else None,
+        "dtype": str(value.dtype).removeprefix("torch.") if value.dtype is not None else None,
+        "file": short_file(source.file) if source.file else None,
+        "line": source.line,
+        "origin": list(source.origin),
+        "q": qparams_data(quant.qparams) if quant.qparams is not None else _weight_qparams(node),
+        "observer": _observer(module) if isinstance(module, Watch) else None,
+        "reason": quant.reason,
+        "macs": _macs(node, row),
+        "params": _params(node, module),
+        "text": format_node(node, places=False),  # the places have fields of their own
+    }
+    return {"name": node.name, "after": after, "in": [n.name for n in node.all_input_nodes], **compact(data)}
+
+
+def compact(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields that say nothing; a shape of no dimensions says something."""
+    return {k: v for k, v in data.items() if v is not None and (v not in ("", {}) and (v != [] or k == "shape"))}
+
+
+def rounded(value: Any) -> Any:
+    """Floats to 6 significant digits, so that documents are small and the same everywhere; inf and nan become None."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): rounded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(v) for v in value]
+    return value
+
+
+@functools.lru_cache(maxsize=4096)
+def short_file(path: str) -> str:
+    """A file as it is imported: without the folder of sys.path that holds it, which differs from machine to machine."""
+    folders = sorted((os.path.abspath(p).rstrip(os.sep) + os.sep for p in sys.path if isinstance(p, str)), key=len, reverse=True)
+    found = next((f for f in folders if os.path.abspath(path).startswith(f)), None) if not path.startswith("<") else None
+    return os.path.abspath(path)[len(found) :].replace(os.sep, "/") if found else path
+
+
+def qparams_data(q: QParams) -> dict[str, Any]:
+    return {"scale": rounded(q.scale), "zero_point": _one_if_equal(q.zero_point), "min": q.quant_min, "max": q.quant_max,
+            "dtype": str(q.dtype).removeprefix("torch."), "axis": q.channel_axis}  # fmt: skip
+
+
+def _one_if_equal(values: int | Iterable[int]) -> Any:
+    found = [values] if isinstance(values, (int, float)) else list(values)
+    return found[0] if len(set(found)) == 1 else found
+
+
+def _macs(node: fx.Node, row: Op | None) -> int | None:
+    """Multiply-accumulates: by the row of a canonical call, else as lowering noted them."""
+    if row is None or row.macs is None or len(node.args) < 2:
+        return node.meta.get(MACS)
+    return row.macs(node)
+
+
+def _module(node: fx.Node) -> nn.Module | None:
+    root = node.graph.owning_module
+    return root.get_submodule(str(node.target)) if node.op == "call_module" and root is not None else None
+
+
+def _op(node: fx.Node, module: nn.Module | None) -> str:
+    if isinstance(module, Watch):
+        return "observe"
+    if node.op in ("call_function", "call_method"):
+        return format_target(node.target)
+    return type(module).__name__ if module is not None else node.op
+
+
+def _kind(node: fx.Node, module: nn.Module | None) -> str:
+    fixed = {"placeholder": "input", "output": "output", "get_attr": "attr"}.get(node.op)
+    if fixed:
+        return fixed
+    if isinstance(module, Watch):
+        return "observer"
+    if getattr(node.target, "once", False):
+        return "pack"
+    if node.target in (reference.quantize, torch.quantize_per_tensor):
+        return "quantize"
+    if node.target in (reference.dequantize, reference.dequantize_weight, "dequantize", torch.ops.aten.dequantize.self):
+        return "dequantize"
+    if quant_of(node).int8:
+        return "int8"
+    return "float" if value_of(node).dtype is not None and value_of(node).dtype.is_floating_point else "other"  # type: ignore[union-attr]
+
+
+def attributes_text(node: fx.Node, module: nn.Module | None = None) -> str:
+    """The constant arguments, by name where the name is known."""
+    if node.op in ("get_attr", "placeholder"):
+        return str(node.target) + (f" = {format_arg(node.args[0])}" if node.args else "")
+    if node.op == "output":
+        return ""
+    own = module.extra_repr() if module is not None and not isinstance(module, Watch) else ""
+    names = argument_names(node.target)
+    parts = [own] if own else []
+    for index, arg in enumerate(node.args):
+        if not _is_wire(arg):
+            parts.append(f"{names[index]}={format_arg(arg)}" if index < len(names) else format_arg(arg))
+    parts += [f"{k}={format_arg(v)}" for k, v in sorted(node.kwargs.items()) if not _is_wire(v)]
+    return clipped(", ".join(parts))
+
+
+def clipped(text: str) -> str:
+    return text if len(text) <= LIMIT else f"{text[:LIMIT]}…"
+
+
+def _is_wire(arg: Any) -> bool:
+    """Whether an argument is a node, or holds nodes alone: the edges show it."""
+    if isinstance(arg, (list, tuple)) and arg:
+        return all(map(_is_wire, arg))
+    return isinstance(arg, fx.Node)
+
+
+def argument_names(target: Any) -> tuple[str, ...]:
+    if isinstance(target, torch._ops.OpOverload):
+        return tuple(a.name for a in target._schema.arguments)
+    code = getattr(target, "__code__", None)
+    return code.co_varnames[: code.co_argcount] if code is not None and not code.co_flags & 4 else ()
+
+
+def _tensor(node: fx.Node) -> torch.Tensor | None:
+    root = node.graph.owning_module
+    if node.op != "get_attr" or root is None or not has_attribute(root, str(node.target)):
+        return None
+    value: Any = attribute(root, str(node.target))
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _weight_qparams(node: fx.Node) -> dict[str, Any] | None:
+    """Of an int8 weight, from the tensors that stand beside it under its name."""
+    root, path, value = node.graph.owning_module, str(node.target), _tensor(node)
+    if value is None or root is None or not has_attribute(root, f"{path}_scale") or not has_attribute(root, f"{path}_zero_point"):
+        return None
+    scale, zero_point = (attribute(root, f"{path}_{part}") for part in ("scale", "zero_point"))
+    scales, zeros, axis = scale.tolist(), zero_point.tolist(), _axis(node, scale.numel())
+    return {"scale": rounded(scales if axis is not None else scales[0]), "zero_point": _one_if_equal(zeros),
+            "min": -128, "max": 127, "dtype": str(value.dtype).removeprefix("torch."), "axis": axis}  # fmt: skip
+
+
+def _axis(node: fx.Node, scales: int) -> int | None:
+    """The channel axis of a weight with that many scales, from the op that reads it."""
+    if scales == 1:
+        return None
+    user = next(iter(node.users), None)
+    if user is not None and user.target is reference.dequantize_weight:
+        axis: Any = user.args[3]
+        return int(axis)
+    return 1 if user is not None and "transpose" in format_target(user.target) else 0
+
+
+def _observer(watch: Watch) -> dict[str, Any]:
+    """Type and range of an observer, or of the one inside a fake-quantize."""
+    observer: Any = watch.observer
+    inner = next((m for m in watch.modules() if isinstance(m, ObserverBase)), None)
+    ends = [getattr(inner, name, None) for name in ("min_val", "max_val")]
+    data: dict[str, Any] = {"type": type(observer).__name__}
+    if inner is not None and inner.observed and all(isinstance(e, torch.Tensor) and e.numel() for e in ends):
+        data |= {"low": rounded(float(ends[0].min())), "high": rounded(float(ends[1].max()))}  # type: ignore[union-attr]
+    return data
+
+
+def _params(node: fx.Node, module: nn.Module | None) -> int | None:
+    """Elements of the parameters that a node holds: scales and zero points of weights are none."""
+    if module is not None and not isinstance(module, Watch):
+        return sum(p.numel() for p in module.parameters()) or None
+    value, path = _tensor(node), str(node.target)
+    is_scale = value is not None and value.dtype is torch.float64 and path.endswith("_scale")
+    return None if value is None or is_scale or path.endswith("_zero_point") else value.numel()

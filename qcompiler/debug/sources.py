@@ -1,0 +1,72 @@
+"""document_of: the Document of whatever a user holds: a module of any stage, a recorder, a dump, a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from qcompiler.checks import MARK
+from qcompiler.codegen.module import CompiledModule
+from qcompiler.debug.document import Document
+from qcompiler.debug.explain import ROWS, Explanation
+from qcompiler.debug.nodes import graph_nodes
+from qcompiler.debug.program_nodes import program_nodes
+from qcompiler.debug.record import Recorder
+from qcompiler.errors import ConfigError
+from qcompiler.ops.table import OPS
+from qcompiler.prepared import state_of
+
+GRAPH_FILE = "graph.json"  # in a dump directory
+
+
+def document_of(source: Any) -> Document:
+    """The Document of a GraphModule (traced, fused, prepared, reference, lowered), a CompiledModule, a Recorder, a dump
+    directory or graph.json (or a list of them: a prepare and its convert), or a Document. ConfigError for anything else.
+    """
+    if isinstance(source, Document):
+        return source
+    if isinstance(source, Recorder):
+        return source.document()
+    if isinstance(source, CompiledModule):
+        return _of_compiled(source)
+    if isinstance(source, fx.GraphModule):
+        return _of_graph(source)
+    if isinstance(source, (str, os.PathLike)):
+        return read_document(Path(source))
+    if isinstance(source, Sequence) and source:
+        return reduce(Document.then, map(document_of, source))
+    raise ConfigError(f"no graph in a {type(source).__qualname__}", code="no-graph",
+                      hint="give what prepare_fx or convert_fx returned, a Recorder, or a dump directory")  # fmt: skip
+
+
+def read_document(path: Path) -> Document:
+    """The document of a dump directory, or of the file in it. ConfigError where there is none."""
+    file = path / GRAPH_FILE if path.is_dir() else path
+    try:
+        return Document.from_data(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"cannot read a graph from {file}: {error!s:.200}", code="no-graph",
+                          hint=f"a dump directory of one compile, which holds a {GRAPH_FILE}") from error  # fmt: skip
+    except ConfigError as error:
+        error.message = f"{file}: {error.message}"
+        raise
+
+
+def _of_graph(gm: fx.GraphModule) -> Document:
+    state = state_of(gm)
+    table = state.context.table if state is not None else OPS
+    title = state.name if state is not None else type(gm).__name__
+    return Document.of_nodes(title, getattr(gm, MARK, "graph"), graph_nodes(gm.graph, table))
+
+
+def _of_compiled(module: CompiledModule) -> Document:
+    name, lowered = module.program.name, module.lowered
+    if lowered is not None:
+        return Document.of_nodes(name, "lowered", graph_nodes(lowered.graph))
+    return Document.of_nodes(name, "compiled", program_nodes(module, Explanation.from_data(getattr(module, ROWS, []))))

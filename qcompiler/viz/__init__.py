@@ -1,0 +1,1 @@
+"""Drawings of graphs: pages, SVG, DOT, Mermaid, terminal, notebook."""
