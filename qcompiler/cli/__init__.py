@@ -1,5 +1,6 @@
-"""The command line: `qcompiler quantize | inspect | run`."""
+"""The command line: `qcompiler quantize | inspect | run | viz`."""
 
 from qcompiler.cli.commands import app, main
+from qcompiler.cli.viz import viz
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "viz"]

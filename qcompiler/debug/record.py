@@ -95,8 +95,9 @@ def remarks_data(remarks: Sequence[Remark]) -> list[dict[str, Any]]:
     found = []
     for remark in remarks:
         place = remark.where
-        data = {"pass": remark.pass_name, "code": remark.code, "text": remark.text, "node": getattr(remark, "node", None) or _node_name(place.node),
-                "path": place.module_path, "location": place.source}  # fmt: skip
+        node = getattr(remark, "node", None) or _node_name(place.node)
+        data = {"pass": remark.pass_name, "code": remark.code, "text": remark.text, "node": node}
+        data |= {"path": place.module_path, "location": place.source}
         found.append({k: v for k, v in data.items() if v})
     return found
 

@@ -1,0 +1,65 @@
+"""Files for Google's Model Explorer: the graph, and one file of node data for each overlay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from qcompiler.debug.document import Document, Node
+from qcompiler.viz.boxes import parts_of
+from qcompiler.viz.labels import plain, short_op
+
+GRADIENT = [{"stop": 0, "bgColor": "#fde725"}, {"stop": 0.5, "bgColor": "#21918c"}, {"stop": 1, "bgColor": "#440154"}]
+
+
+def to_graph(document: Document) -> dict[str, Any]:
+    """A graph collection with one graph a stage that changed something, the last first."""
+    changed = [i for i, stage in enumerate(document.stages) if stage["changed"] or i == 0]
+    graphs = [{"id": _graph_id(document, i), "nodes": [_node(n) for n in document.nodes_at(i)]} for i in reversed(changed)]
+    return {"label": plain(document.title, 200), "graphs": graphs}
+
+
+def to_node_data(document: Document) -> dict[str, dict[str, Any]]:
+    """Node data by title: what `Add node data` takes. The SQNR of the numerics is one."""
+    last = max(i for i, stage in enumerate(document.stages) if stage["changed"] or i == 0)
+    measured = {name: entry["sqnr"] for name, entry in document.numerics.items() if (entry or {}).get("sqnr") is not None}
+    titled = {**({"sqnr": measured} if measured else {}), **document.overlays}
+    return {title: {_graph_id(document, last): _data(values)} for title, values in titled.items()}
+
+
+def dump(data: Any) -> str:
+    return json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def _graph_id(document: Document, index: int) -> str:
+    return f"{index:02d} {plain(document.stages[index]['name'], 100)}"
+
+
+def _data(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {"results": {name: {"value": value} for name, value in values.items() if value is not None}, "gradient": GRADIENT}
+
+
+def _node(node: Node) -> dict[str, Any]:
+    tensor = f"{node.get('dtype', '')}{node.get('shape', '')}"
+    made: dict[str, Any] = {
+        "id": node["name"],
+        "label": plain(short_op(node["op"]), 100),
+        "namespace": "/".join(plain(part).replace("/", "_") for part in parts_of(node)),
+        "attrs": [{"key": key, "value": plain(value, 200)} for key, value in _attributes(node)],
+        "incomingEdges": [
+            {"sourceNodeId": name, "sourceNodeOutputId": "0", "targetNodeInputId": str(i)} for i, name in enumerate(node["in"])
+        ],
+    }
+    if tensor:
+        made["outputsMetadata"] = [{"id": "0", "attrs": [{"key": "tensor_shape", "value": tensor}]}]
+    return made
+
+
+def _attributes(node: Node) -> list[tuple[str, Any]]:
+    q = node.get("q") or {}
+    source = f"{node['file']}:{node.get('line')}" if node.get("file") else None
+    found = {"op": node["op"], "kind": node["kind"], "arguments": node.get("attrs"), "class": node.get("cls"), "source": source,
+             "origin": ", ".join(node.get("origin", [])), "why float": node.get("reason"), "scale": q.get("scale"),
+             "zero point": q.get("zero_point"), "MACs": node.get("macs"), "parameters": node.get("params")}  # fmt: skip
+    return [(key, value) for key, value in found.items() if value not in (None, "")]

@@ -1,0 +1,129 @@
+"""A static SVG of a drawing: boxes in layers, no script, no fonts or images from elsewhere; follows dark and light."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from xml.sax.saxutils import escape, quoteattr
+
+from qcompiler.viz.boxes import BOX, Drawing, Item, Sums
+from qcompiler.viz.colors import KINDS, color_of
+from qcompiler.viz.labels import count_text, plain
+from qcompiler.viz.layout import Layout, Point, place
+
+WIDTH, HEIGHT, ROW = 176, 58, 92  # of a box, and from one rank to the next
+UNIT = WIDTH + 8  # x of the layout in pixels
+MARGIN, TOP = 24, 78
+TITLE, LINE = 22, 28  # characters that fit in a box
+STYLE = """
+svg{background:#fff;font-family:ui-sans-serif,system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif}
+.card{fill:#fff;stroke:#c3cad3}.group{fill:#f4f6f8;stroke:#8a94a3}
+.edge{fill:none;stroke:#9aa4b1;stroke-width:1.3}.tip{fill:#9aa4b1}
+text{fill:#1b2430}.name{font-size:12px;font-weight:600}.line{font-size:10.5px;fill:#5a6675}
+.head{font-size:17px;font-weight:600}.sub{font-size:12px;fill:#5a6675}
+@media (prefers-color-scheme:dark){svg{background:#12161c}.card{fill:#1b222b;stroke:#3a4553}.group{fill:#222b36;stroke:#6b7787}
+.edge{stroke:#5f6c7c}.tip{fill:#5f6c7c}text{fill:#e8edf3}.line,.sub{fill:#a3b0bf}}
+"""
+
+
+def to_svg(drawing: Drawing, values: Mapping[str, Mapping[str, float]] | None = None) -> str:
+    """The SVG file's text. `values`: overlays; each box shows the largest value of its nodes."""
+    layout = place(len(drawing.items), drawing.edges)
+    legend = _legend(drawing.items)
+    width = max(layout.width * UNIT + 2 * MARGIN, 420 + 2 * MARGIN)
+    shift = (width - layout.width * UNIT) / 2
+    height = TOP + layout.ranks * ROW + MARGIN
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
+        f' role="img" aria-label={quoteattr(plain(drawing.title, 200))}>',
+        f"<title>{escape(plain(drawing.title, 200))}</title><style>{STYLE}</style>",
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        '<path class="tip" d="M0 0.8 8 4 0 7.2z"/></marker></defs>',
+        f'<text class="head" x="{MARGIN}" y="32">{escape(plain(drawing.title, 80))}</text>',
+        f'<text class="sub" x="{MARGIN}" y="50">{escape(summary(drawing.total))}</text>',
+        legend,
+        *(_edge(layout, edge, shift) for edge in drawing.edges),
+        *(_box(item, layout.boxes[i], shift, values or {}) for i, item in enumerate(drawing.items)),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def summary(sums: Sums) -> str:
+    """One line on a whole graph."""
+    parts = [f"{sums.ops} ops"]
+    parts += [f"{count_text(sums.params)} parameters"] if sums.params else []
+    parts += [f"{count_text(sums.macs)} MACs"] if sums.macs else []
+    parts += [f"{sums.int8_share:.1%} in int8"] if sums.int8_share is not None else []
+    return " · ".join(parts + ([f"worst SQNR {sums.sqnr:.1f} dB"] if sums.sqnr is not None else []))
+
+
+def _legend(items: Sequence[Item]) -> str:
+    x, parts = MARGIN, []
+    for kind, (color, name) in KINDS.items():
+        if any(item.kind == kind for item in items):
+            parts.append(f'<rect x="{x}" y="58" width="11" height="11" rx="2" fill="{color}"/>')
+            parts.append(f'<text class="line" x="{x + 16}" y="67">{name}</text>')
+            x += 30 + 6 * len(name)
+    return "".join(parts)
+
+
+def _pixels(point: Point, shift: float) -> tuple[float, float]:
+    """Middle of a box's upper side."""
+    return point[0] * UNIT + shift, TOP + point[1] * ROW + 10
+
+
+def _edge(layout: Layout, edge: tuple[int, int], shift: float) -> str:
+    (x, y), (to_x, to_y) = (_pixels(layout.boxes[i], shift) for i in edge)
+    y += HEIGHT
+    path = [f"M{x:.1f} {y:.1f}"]
+    for bend in layout.bends[edge]:
+        bend_x, bend_y = _pixels(bend, shift)
+        path.append(_curve(x, y, bend_x, bend_y) + f"V{bend_y + HEIGHT:.1f}")
+        x, y = bend_x, bend_y + HEIGHT
+    path.append(_curve(x, y, to_x, to_y))
+    return f'<path class="edge" marker-end="url(#tip)" d="{"".join(path)}"/>'
+
+
+def _curve(x: float, y: float, to_x: float, to_y: float) -> str:
+    half = (y + to_y) / 2
+    return f"C{x:.1f} {half:.1f} {to_x:.1f} {half:.1f} {to_x:.1f} {to_y:.1f}"
+
+
+def _box(item: Item, point: Point, shift: float, values: Mapping[str, Mapping[str, float]]) -> str:
+    middle, y = _pixels(point, shift)
+    x = middle - WIDTH / 2
+    lines = [*item.lines, *_values(item, values)][:3]
+    texts = [_line(x + 14, y + 32 + 13 * i, t, LINE) for i, t in enumerate(lines[:2])]
+    texts += [_line(x + WIDTH - 8, y + 18, t, 12, ' text-anchor="end"') for t in lines[2:]]
+    hover = (item.title, *lines, ", ".join(item.names[:8]) + (" …" if len(item.names) > 8 else ""))
+    return (
+        f"<g><title>{escape(chr(10).join(plain(t, 300) for t in hover))}</title>"
+        f'<rect class="{"group" if item.kind == BOX else "card"}" x="{x:.1f}" y="{y:.1f}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>'
+        f"{_stripe(item, x, y)}"
+        f'<text class="name" x="{x + 14:.1f}" y="{y + 18:.1f}">{escape(plain(item.title, TITLE if len(lines) < 3 else TITLE - 10))}</text>'
+        f"{''.join(texts)}</g>"
+    )
+
+
+def _line(x: float, y: float, text: str, limit: int, more: str = "") -> str:
+    return f'<text class="line"{more} x="{x:.1f}" y="{y:.1f}">{escape(plain(text, limit))}</text>'
+
+
+def _stripe(item: Item, x: float, y: float) -> str:
+    """The kind's colour at the left; of a box, int8 from the bottom up and float above it, by their shares."""
+    height, share = HEIGHT - 12, item.sums.int8_share
+    if item.kind != BOX or share is None:
+        return f'<rect x="{x + 5:.1f}" y="{y + 6:.1f}" width="4" height="{height}" rx="2" fill="{color_of(item.kind)}"/>'
+    split = height * (1 - share)
+    return (
+        f'<rect x="{x + 5:.1f}" y="{y + 6:.1f}" width="4" height="{split:.1f}" fill="{color_of("float")}"/>'
+        f'<rect x="{x + 5:.1f}" y="{y + 6 + split:.1f}" width="4" height="{height - split:.1f}" fill="{color_of("int8")}"/>'
+    )
+
+
+def _values(item: Item, values: Mapping[str, Mapping[str, float]]) -> list[str]:
+    found = []
+    for title, by_name in values.items():
+        held = [by_name[name] for name in item.names if by_name.get(name) is not None]
+        found += [f"{title} {max(held):.4g}"] if held else []
+    return found
