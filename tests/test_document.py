@@ -180,6 +180,7 @@ def test_numbers_of_a_lowered_graph() -> None:
     weight = nodes["body_0_weight"]
     assert weight["params"] == 8 * 27 and len(weight["q"]["scale"]) == 8 and weight["q"]["axis"] == 0
     assert "params" not in nodes["body_0_weight_scale"]
+    assert sum(n.get("params", 0) for n in nodes.values()) == 8 * 27 + 8 + 8 * 4 + 4
     assert next(n for n in nodes.values() if n["op"] == "erf")["kind"] == "float"
     assert {"input", "output", "attr", "pack", "int8", "float", "quantize", "dequantize"} == {n["kind"] for n in nodes.values()}
 

@@ -15,5 +15,16 @@ KINDS = {
 }
 
 
+SCALE = ((253, 231, 37), (33, 145, 140), (68, 1, 84))  # viridis, from low to high
+
+
+def color_at(share: float) -> str:
+    """The colour of a place on the scale, 0 to 1."""
+    at = min(max(share, 0.0), 1.0) * (len(SCALE) - 1)
+    low = SCALE[min(int(at), len(SCALE) - 2)]
+    high = SCALE[min(int(at), len(SCALE) - 2) + 1]
+    return "#" + "".join(f"{round(a + (b - a) * (at - min(int(at), len(SCALE) - 2))):02x}" for a, b in zip(low, high, strict=True))
+
+
 def color_of(kind: str) -> str:
     return KINDS.get(kind, KINDS["other"])[0]

@@ -6,13 +6,14 @@ barycentre sweeps, the places from isotonic regression. For the at most 60 or so
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import networkx as nx
 
-SWEEPS = 12
+SWEEPS, PATIENCE = 12, 4  # how often to sort the ranks, and how often without gain
 DUMMY = 0.25  # room for an edge that passes, in box widths
 GAP = 0.14
 
@@ -87,12 +88,15 @@ def _ordered(rank: Mapping[int, int], links: Sequence[Edge]) -> list[list[int]]:
     for node in sorted(rank):
         ranks[rank[node]].append(node)
     above, below = _neighbours(links)
-    best, fewest = [list(r) for r in ranks], _crossings(ranks, below)
+    best, fewest, since = [list(r) for r in ranks], _crossings(ranks, below), 0
     for sweep in range(SWEEPS):
+        if not fewest or since == PATIENCE:
+            break
         down = sweep % 2 == 0
         for row in ranks if down else ranks[::-1]:
             _sort_row(row, ranks, rank, above if down else below, -1 if down else 1)
         crossings = _crossings(ranks, below)
+        since = 0 if crossings < fewest else since + 1
         if crossings < fewest:
             best, fewest = [list(r) for r in ranks], crossings
     return best
@@ -116,7 +120,10 @@ def _crossings(ranks: Sequence[Sequence[int]], below: Mapping[int, list[int]]) -
     for upper, lower in pairwise(ranks):
         at = {node: i for i, node in enumerate(lower)}
         ends = [at[b] for a in upper for b in sorted(below.get(a, []), key=lambda n: at.get(n, 0)) if b in at]
-        total += sum(a > b for i, a in enumerate(ends) for b in ends[i + 1 :])
+        seen: list[int] = []
+        for end in ends:
+            total += len(seen) - bisect.bisect_right(seen, end)
+            bisect.insort(seen, end)
     return total
 
 
@@ -127,7 +134,7 @@ def _positions(ranks: Sequence[Sequence[int]], links: Sequence[Edge], count: int
     xs: dict[int, float] = {}
     for row in ranks:
         _settle(row, dict.fromkeys(row, 0.0), size, xs)
-    for sweep in range(2 * SWEEPS):
+    for sweep in range(SWEEPS):
         beside = (above, below)[sweep % 2]
         for row in ranks if sweep % 2 == 0 else ranks[::-1]:
             wanted = {}

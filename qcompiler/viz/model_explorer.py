@@ -8,21 +8,22 @@ from typing import Any
 
 from qcompiler.debug.document import Document, Node
 from qcompiler.viz.boxes import parts_of
+from qcompiler.viz.colors import color_at
 from qcompiler.viz.labels import plain, short_op
 
-GRADIENT = [{"stop": 0, "bgColor": "#fde725"}, {"stop": 0.5, "bgColor": "#21918c"}, {"stop": 1, "bgColor": "#440154"}]
+GRADIENT = [{"stop": stop, "bgColor": color_at(stop)} for stop in (0, 0.5, 1)]
 
 
 def to_graph(document: Document) -> dict[str, Any]:
-    """A graph collection with one graph a stage that changed something, the last first."""
-    changed = [i for i, stage in enumerate(document.stages) if stage["changed"] or i == 0]
-    graphs = [{"id": _graph_id(document, i), "nodes": [_node(n) for n in document.nodes_at(i)]} for i in reversed(changed)]
+    """A graph collection: the last stage first, then the last of each earlier phase and the input."""
+    ends = {stage["phase"]: i for i, stage in enumerate(document.stages)}
+    graphs = [{"id": _graph_id(document, i), "nodes": [_node(n) for n in document.nodes_at(i)]} for i in sorted({0, *ends.values()})[::-1]]
     return {"label": plain(document.title, 200), "graphs": graphs}
 
 
 def to_node_data(document: Document) -> dict[str, dict[str, Any]]:
     """Node data by title: what `Add node data` takes. The SQNR of the numerics is one."""
-    last = max(i for i, stage in enumerate(document.stages) if stage["changed"] or i == 0)
+    last = len(document.stages) - 1
     measured = {name: entry["sqnr"] for name, entry in document.numerics.items() if (entry or {}).get("sqnr") is not None}
     titled = {**({"sqnr": measured} if measured else {}), **document.overlays}
     return {title: {_graph_id(document, last): _data(values)} for title, values in titled.items()}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
 from qcompiler.viz.boxes import BOX, Drawing, Item, Sums
-from qcompiler.viz.colors import KINDS, color_of
+from qcompiler.viz.colors import KINDS, color_at, color_of
 from qcompiler.viz.labels import count_text, plain
 from qcompiler.viz.layout import Layout, Point, place
 
 WIDTH, HEIGHT, ROW = 176, 58, 92  # of a box, and from one rank to the next
 UNIT = WIDTH + 8  # x of the layout in pixels
-MARGIN, TOP = 24, 78
+MARGIN, TOP = 24, 88
 TITLE, LINE = 22, 28  # characters that fit in a box
 STYLE = """
 svg{background:#fff;font-family:ui-sans-serif,system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif}
@@ -25,10 +26,44 @@ text{fill:#1b2430}.name{font-size:12px;font-weight:600}.line{font-size:10.5px;fi
 """
 
 
+@dataclass(frozen=True)
+class Overlay:
+    """One number a node, as tints from the smallest to the largest of the drawing."""
+
+    title: str
+    values: Mapping[str, float]
+    low: float
+    high: float
+
+    @staticmethod
+    def of(items: Sequence[Item], overlays: Mapping[str, Mapping[str, float]]) -> Overlay | None:
+        """The first overlay, if there is one that says something of these items."""
+        title, values = next(iter(overlays.items()), ("", {}))
+        shown = [value for item in items if (value := _largest(item, values)) is not None]
+        return Overlay(plain(title, 40), values, min(shown), max(shown)) if shown else None
+
+    def of_item(self, item: Item) -> float | None:
+        return _largest(item, self.values)
+
+    def tint(self, value: float, x: float, y: float) -> str:
+        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 1.0
+        return f'<rect x="{x:.1f}" y="{y:.1f}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="{color_at(share)}" fill-opacity="0.35"/>'
+
+    def legend(self) -> str:
+        steps = [f'<rect x="{MARGIN + 9 * i}" y="76" width="9" height="9" fill="{color_at(i / 9)}"/>' for i in range(10)]
+        text = escape(f"{self.title}: {_number(self.low)} to {_number(self.high)}")
+        return "".join(steps) + f'<text class="line" x="{MARGIN + 98}" y="84">{text}</text>'
+
+
+def _largest(item: Item, values: Mapping[str, float]) -> float | None:
+    return max((values[name] for name in item.names if values.get(name) is not None), default=None)
+
+
 def to_svg(drawing: Drawing, values: Mapping[str, Mapping[str, float]] | None = None) -> str:
-    """The SVG file's text. `values`: overlays; each box shows the largest value of its nodes."""
+    """The SVG file's text. `values`: overlays; a box stands for the largest value of its nodes. The first one tints the boxes."""
+    overlay = Overlay.of(drawing.items, values or {})
     layout = place(len(drawing.items), drawing.edges)
-    legend = _legend(drawing.items)
+    legend = _legend(drawing.items) + (overlay.legend() if overlay else "")
     width = max(layout.width * UNIT + 2 * MARGIN, 420 + 2 * MARGIN)
     shift = (width - layout.width * UNIT) / 2
     height = TOP + layout.ranks * ROW + MARGIN
@@ -42,7 +77,7 @@ def to_svg(drawing: Drawing, values: Mapping[str, Mapping[str, float]] | None = 
         f'<text class="sub" x="{MARGIN}" y="50">{escape(summary(drawing.total))}</text>',
         legend,
         *(_edge(layout, edge, shift) for edge in drawing.edges),
-        *(_box(item, layout.boxes[i], shift, values or {}) for i, item in enumerate(drawing.items)),
+        *(_box(item, layout.boxes[i], shift, overlay) for i, item in enumerate(drawing.items)),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -89,20 +124,32 @@ def _curve(x: float, y: float, to_x: float, to_y: float) -> str:
     return f"C{x:.1f} {half:.1f} {to_x:.1f} {half:.1f} {to_x:.1f} {to_y:.1f}"
 
 
-def _box(item: Item, point: Point, shift: float, values: Mapping[str, Mapping[str, float]]) -> str:
+def _box(item: Item, point: Point, shift: float, overlay: Overlay | None) -> str:
     middle, y = _pixels(point, shift)
     x = middle - WIDTH / 2
-    lines = [*item.lines, *_values(item, values)][:3]
+    value = overlay.of_item(item) if overlay else None
+    lines = [*item.lines[:2], *([_number(value)] if value is not None else item.lines[2:])]
     texts = [_line(x + 14, y + 32 + 13 * i, t, LINE) for i, t in enumerate(lines[:2])]
     texts += [_line(x + WIDTH - 8, y + 18, t, 12, ' text-anchor="end"') for t in lines[2:]]
     hover = (item.title, *lines, ", ".join(item.names[:8]) + (" …" if len(item.names) > 8 else ""))
     return (
         f"<g><title>{escape(chr(10).join(plain(t, 300) for t in hover))}</title>"
         f'<rect class="{"group" if item.kind == BOX else "card"}" x="{x:.1f}" y="{y:.1f}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>'
+        f"{overlay.tint(value, x, y) if overlay and value is not None else ''}"
         f"{_stripe(item, x, y)}"
-        f'<text class="name" x="{x + 14:.1f}" y="{y + 18:.1f}">{escape(plain(item.title, TITLE if len(lines) < 3 else TITLE - 10))}</text>'
+        f'<text class="name" x="{x + 14:.1f}" y="{y + 18:.1f}">{escape(_name(item, TITLE if len(lines) < 3 else TITLE - 8))}</text>'
         f"{''.join(texts)}</g>"
     )
+
+
+def _name(item: Item, limit: int) -> str:
+    """The title; of a long module path its end."""
+    title = plain(item.title)
+    return f"…{title[-limit + 1 :]}" if item.kind == BOX and len(title) > limit else plain(title, limit)
+
+
+def _number(value: float) -> str:
+    return count_text(value) if value >= 1000 else f"{value:.4g}"
 
 
 def _line(x: float, y: float, text: str, limit: int, more: str = "") -> str:
@@ -119,11 +166,3 @@ def _stripe(item: Item, x: float, y: float) -> str:
         f'<rect x="{x + 5:.1f}" y="{y + 6:.1f}" width="4" height="{split:.1f}" fill="{color_of("float")}"/>'
         f'<rect x="{x + 5:.1f}" y="{y + 6 + split:.1f}" width="4" height="{height - split:.1f}" fill="{color_of("int8")}"/>'
     )
-
-
-def _values(item: Item, values: Mapping[str, Mapping[str, float]]) -> list[str]:
-    found = []
-    for title, by_name in values.items():
-        held = [by_name[name] for name in item.names if by_name.get(name) is not None]
-        found += [f"{title} {max(held):.4g}"] if held else []
-    return found

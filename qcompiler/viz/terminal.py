@@ -13,8 +13,8 @@ from rich.text import Text
 from qcompiler.debug.document import Document, Node
 from qcompiler.debug.sources import document_of
 from qcompiler.errors import ConfigError
-from qcompiler.viz.boxes import COMPUTE, Sums, draw, parts_of, sums_of
-from qcompiler.viz.labels import count_text, plain, shape_text
+from qcompiler.viz.boxes import COMPUTE, Sums, parts_of, sums_of
+from qcompiler.viz.labels import count_text, plain, shape_text, short_op
 from qcompiler.viz.svg import summary
 
 NARROW, WIDE = 72, 100  # columns of the terminal: below the first only sums, from the second on all
@@ -34,7 +34,8 @@ def print(
     document = document_of(model)
     document = document.with_numerics(numerics) if numerics else document
     console = Console(file=file, width=width, force_terminal=COLORS[color], no_color=True if color == "never" else None, highlight=False)
-    console.print(Text(plain(document.title, 80), "bold"), Text(summary(draw(document).total), "dim"), sep="  ")
+    for line in (Text(plain(document.title), "bold"), Text(summary(sums_of(document.nodes_at(-1), document.numerics)), "dim")):
+        console.print(line, overflow="ellipsis", no_wrap=True)
     console.print(tree(document, max(depth, 1), console.width))
     if document.numerics:
         console.print(worst_table(document, worst, console.width))
@@ -79,7 +80,7 @@ def _below(table: Table, path: tuple[str, ...], members: Sequence[Node], depth: 
 
 def _own(nodes: Sequence[Node]) -> str:
     """The ops of a module itself, by name."""
-    names = list(dict.fromkeys(plain(n["op"], 20).rpartition(".")[2] or n["op"] for n in nodes if n["kind"] in COMPUTE))
+    names = list(dict.fromkeys(plain(short_op(n["op"]), 20) for n in nodes if n["kind"] in COMPUTE))
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
@@ -104,10 +105,20 @@ def worst_table(document: Document, count: int, width: int) -> Table:
     measured = [(entry["sqnr"], name) for name, entry in document.numerics.items() if (entry or {}).get("sqnr") is not None]
     title = f"lowest SQNR, {builtins.min(count, len(measured))} of {len(measured)}"
     table = Table(box=None, padding=(0, 1), title=title, title_justify="left")
-    for name in ("SQNR", "node", "op", *(("module", "shape") if width >= NARROW else ())):
-        table.add_column(name, justify="right" if name == "SQNR" else "left", overflow="ellipsis", no_wrap=True)
+    limits = _worst_columns(width)
+    for name in limits:
+        table.add_column(name, justify="right" if name == "SQNR" else "left", no_wrap=True)
     for sqnr, name in sorted(measured)[:count]:
         node = nodes[name]
-        more = (plain(node.get("path", "")), shape_text(node)) if width >= NARROW else ()
-        table.add_row(f"{sqnr:.1f} dB", *(Text(plain(t, 60)) for t in (name, node["op"], *more)))
+        cells = {"SQNR": f"{sqnr:.1f} dB", "node": name, "op": short_op(node["op"])}
+        cells |= {"module": node.get("path", ""), "shape": shape_text(node)}
+        table.add_row(*(Text(plain(cells[column], limit)) for column, limit in limits.items()))
     return table
+
+
+def _worst_columns(width: int) -> dict[str, int]:
+    """Columns and their widths, which with two spaces between them fill the line; without module and shape on a narrow one."""
+    if width < NARROW:
+        return {"SQNR": 8, "node": max(width - 30, 6), "op": 16}
+    rest = width - 8 - 16 - 22 - 10
+    return {"SQNR": 8, "node": rest * 3 // 5, "op": 16, "module": rest * 2 // 5, "shape": 22}
