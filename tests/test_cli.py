@@ -54,7 +54,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     sys.modules.pop("tiny_model", None)
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("quantize", "--help"), ("inspect", "--help"), ("run", "--help")])
+@pytest.mark.parametrize("arguments", [("--help",), ("quantize", "--help"), ("inspect", "--help"), ("run", "--help"), ("viz", "--help")])
 def test_help_shows_how_to_begin(arguments: tuple[str, ...]) -> None:
     result = call(*arguments)
     assert result.exit_code == 0

@@ -253,6 +253,11 @@ def test_every_node_at_every_stage_knows_where_it_comes_from(name: str) -> None:
     assert all(c.rpartition(":")[2].isdigit() for c in comments), [c for c in comments if not c.rpartition(":")[2].isdigit()][:3]
 
 
+def generated() -> nn.Module:
+    torch.manual_seed(0)
+    return fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))
+
+
 @pytest.mark.parametrize("model", [net(), nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())], ids=["user class", "torch's container"])
 def test_models_of_any_kind_have_places(model: nn.Module) -> None:
     watcher = Watcher()
@@ -281,6 +286,11 @@ def test_a_pass_of_the_users_need_not_copy_sources() -> None:
     assert not watcher.missing["double"]
     clone = next(n for n in prepared.graph.nodes if n.target is torch.clone)
     assert source_of(clone).module_path == "body.0" and source_of(clone).origin
+
+
+def test_generated_code_has_a_place_that_does_not_count_up() -> None:
+    first, second = (document_of(flow(generated().eval(), (X,)).module).to_json() for _ in range(2))
+    assert first == second and "eval_with_key" in first
 
 
 def test_lowering_alone_keeps_sources() -> None:

@@ -42,7 +42,10 @@ def user_line(frame: FrameType | None, boundaries: tuple[str, ...]) -> tuple[str
 def definition(function: Callable[..., Any]) -> tuple[str | None, int | None]:
     """File and line of a function's `def`, of torch's as well; nothing where it is not written in Python."""
     code = getattr(inspect.unwrap(function), "__code__", None)
-    return (code.co_filename, code.co_firstlineno) if code is not None else (None, None)
+    if code is None:
+        return None, None
+    file: str = code.co_filename  # of generated code `<eval_with_key>.7`, where the number depends on what ran before
+    return (file[: file.index(">") + 1] if file.startswith("<") and ">" in file else file), code.co_firstlineno
 
 
 def raised_at(traceback: TracebackType | None) -> tuple[str | None, int | None]:
