@@ -65,7 +65,7 @@ HOSTILE = (
     "</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<svg/onload=alert(1)>", "</svg>", "</title>", "</style>",
     "]]>", "<![CDATA[", "<!--", "-->", "<!DOCTYPE x [<!ENTITY a 'b'>]>", "&lt;script&gt;", "&#60;b&#62;", "&amp;", "&undefined;",
     '"', "'", "''' + alert(1) + '''", '" onmouseover="alert(1)', '"];', '"]; n0 [label="', "\\", "\\\\", '\\"', "\\N \\G \\E",
-    "\\u003cb\\u003e", "a\nb", "a\r\nb", "a\tb", "\x00", "\x1b[31mred\x1b[0m", "\x1b]8;;http://x\x07link\x1b]8;;\x07", "\x9b31m",
+    "\\u003cb\\u003e", "a\nb", "a\r\nb", "a\tb", "\x00", "\x1b[31mred\x1b[0m", "\x1b]8;;file:x\x07link\x1b]8;;\x07", "\x9b31m",
     "\u202etxt.exe",
     "\u2066\u2069",
     "\u200b\ufeff", "\u2028\u2029", "\ud800", "\uffff", "%%", "%%{init: {}}%%", "end", "subgraph x", "click n0 call alert()",

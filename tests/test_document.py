@@ -206,6 +206,8 @@ def test_numerics_and_overlays_are_added_to_a_copy() -> None:
     assert more.to_data()["numerics"] == {"x": {"sqnr": 0.333333, "max_abs": None}}
     assert more.to_data()["overlays"] == {"time": {"x": 2.0}}
     assert "numerics" not in document.to_data()
+    measured = type("Measured", (), {"to_numerics": lambda self: {"x": {"sqnr": 2.0}}})()
+    assert document.with_numerics(measured).numerics == {"x": {"sqnr": 2.0}}
     with pytest.raises(ConfigError, match="no node nope"):
         document.with_overlay("time", {"nope": 1.0})
 

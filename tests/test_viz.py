@@ -347,6 +347,12 @@ def test_counts_are_short(value: float, text: str) -> None:
     assert count_text(value) == text
 
 
+def test_a_graph_of_torch_fx_itself_is_shown() -> None:
+    file = io.StringIO()
+    viz.print(torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())), color="never", file=file, width=80)
+    assert "2 ops" in file.getvalue() and "Linear, ReLU" in file.getvalue()
+
+
 # ---- Model Explorer
 
 

@@ -41,10 +41,14 @@ class Document:
         """The names of all nodes of all stages."""
         return {node["name"] for stage in self.stages for node in stage["put"]}
 
-    def with_numerics(self, numerics: Mapping[str, Any]) -> Document:
-        """With measures by node name (see docs/visualization.md). ConfigError for a name that no stage has."""
-        self._check(numerics, "numerics")
-        return replace(self, numerics={**self.numerics, **rounded(numerics)})
+    def with_numerics(self, numerics: Any) -> Document:
+        """With measures by node name (see docs/visualization.md), or with what has them as `to_numerics()`.
+
+        ConfigError for a name that no stage has.
+        """
+        values: Mapping[str, Any] = numerics.to_numerics() if hasattr(numerics, "to_numerics") else numerics
+        self._check(values, "numerics")
+        return replace(self, numerics={**self.numerics, **rounded(values)})
 
     def with_overlay(self, title: str, values: Mapping[str, float]) -> Document:
         """With one number a node, to colour by. ConfigError for a name that no stage has."""

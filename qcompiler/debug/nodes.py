@@ -126,7 +126,8 @@ def _kind(node: fx.Node, module: nn.Module | None) -> str:
         return "dequantize"
     if quant_of(node).int8:
         return "int8"
-    return "float" if value_of(node).dtype is not None and value_of(node).dtype.is_floating_point else "other"  # type: ignore[union-attr]
+    dtype = value_of(node).dtype
+    return "float" if module is not None or (dtype is not None and dtype.is_floating_point) else "other"
 
 
 def attributes_text(node: fx.Node, module: nn.Module | None = None) -> str:

@@ -61,6 +61,7 @@ class _Reader:
         wires = self.wires([call.args, call.kwargs], fields)
         name = call.out or self.free(re.sub(r"\W+", "_", call.op.rpartition(".")[2]) or "call")
         arguments = [self.spell(a) for a in call.args] + [f"{k}={self.spell(v)}" for k, v in sorted(call.kwargs.items())]
+        fields["origin"] = list(getattr(call, "origin", ())) or [name]
         self.add(name, wires, op=call.op.removeprefix("method."), kind=_kind(call), attrs=self.attributes(call), q=self.qparams(call),
                  text=f"%{name} = {call.op}({', '.join(arguments)})", **fields)  # fmt: skip
 

@@ -57,10 +57,10 @@ FORMATS = (
 )
 
 
-def described(source: Any, numerics: Mapping[str, Any] | None, overlays: Mapping[str, Any] | None, title: str | None) -> Document:
+def described(source: Any, numerics: Any, overlays: Mapping[str, Any] | None, title: str | None) -> Document:
     """The document of a source, with what the caller adds to it."""
     document = document_of(source)
-    document = document.with_numerics(numerics) if numerics else document
+    document = document.with_numerics(numerics) if numerics is not None else document
     for name, values in (overlays or {}).items():
         document = document.with_overlay(name, values)
     return replace(document, title=title) if title is not None else document
@@ -70,7 +70,7 @@ def save(
     source: Any,
     path: str | os.PathLike[str],
     *,
-    numerics: Mapping[str, Any] | None = None,
+    numerics: Any = None,
     overlays: Mapping[str, Mapping[str, float]] | None = None,
     title: str | None = None,
     depth: int | None = None,

@@ -27,7 +27,7 @@ class Figure:
         return f"<Figure {self.document.title!r:.80}, {len(self.document.nodes_at(-1))} nodes; show it in a notebook or viz.save it>"
 
 
-def show(model: Any, *, numerics: Mapping[str, Any] | None = None, overlays: Mapping[str, Mapping[str, float]] | None = None,
+def show(model: Any, *, numerics: Any = None, overlays: Mapping[str, Mapping[str, float]] | None = None,
          title: str | None = None, height: int = 600) -> Figure:  # fmt: skip
     """The graph of `model` (anything that `save` takes) for a notebook cell."""
     return Figure(described(model, numerics, overlays, title), height)

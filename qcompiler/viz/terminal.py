@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import IO, Any
 
 from rich.console import Console
@@ -22,7 +22,7 @@ COLORS = {"auto": None, "always": True, "never": False}
 
 
 def print(
-    model: Any, depth: int = 2, color: str = "auto", *, numerics: Mapping[str, Any] | None = None, worst: int = 5,
+    model: Any, depth: int = 2, color: str = "auto", *, numerics: Any = None, worst: int = 5,
     file: IO[str] | None = None, width: int | None = None,
 ) -> None:  # fmt: skip
     """Prints `model` (anything that `save` takes) as a tree of modules, `depth` levels deep, with sums for each.
@@ -32,7 +32,7 @@ def print(
     if color not in COLORS:
         raise ConfigError(f"color={color!r:.40}", code="color", hint=f"one of {', '.join(COLORS)}")
     document = document_of(model)
-    document = document.with_numerics(numerics) if numerics else document
+    document = document.with_numerics(numerics) if numerics is not None else document
     console = Console(file=file, width=width, force_terminal=COLORS[color], no_color=True if color == "never" else None, highlight=False)
     for line in (Text(plain(document.title), "bold"), Text(summary(sums_of(document.nodes_at(-1), document.numerics)), "dim")):
         console.print(line, overflow="ellipsis", no_wrap=True)
