@@ -73,6 +73,22 @@ HOSTILE = (
 )  # fmt: skip
 
 
+class HostileNet(nn.Module):
+    """A chain of linears, each under a hostile name that a module may have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        for text in HOSTILE:
+            if "." not in text and "\ud800" not in text:
+                self.add_module(text, nn.Linear(2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.children():
+            x = module(x)
+        return x
+
+
 def hostile() -> Document:
     """A document with each hostile text as name, op, module path, class, arguments, file, reason and title."""
     nodes: list[dict[str, Any]] = []

@@ -31,7 +31,7 @@ from qcompiler.viz.labels import count_text, plain
 from qcompiler.viz.mermaid import to_mermaid
 from qcompiler.viz.model_explorer import to_graph, to_node_data
 from qcompiler.viz.svg import to_svg
-from tests.graph_documents import HOSTILE, X, compiled, hostile, net, of_edges
+from tests.graph_documents import HOSTILE, HostileNet, X, compiled, hostile, net, of_edges
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = (".svg", ".dot", ".mmd", ".json", ".me.json")
@@ -299,6 +299,25 @@ def test_the_terminal_shows_hostile_names_as_text(width: int, color: str) -> Non
     assert all(c.isprintable() or c == "\n" for c in without_colors)
     assert ("\x1b[" in text) == (color == "always")
     text.encode("utf-8")
+
+
+def test_a_model_with_hostile_names_is_drawn_from_recording_to_loading(tmp_path: Path) -> None:
+    recorder, x = Recorder(), torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    prepared = qcompiler.prepare_fx(HostileNet().eval(), None, (x,), debug=recorder)
+    qcompiler.calibrate(prepared, [x])
+    module = qcompiler.convert_fx(prepared, debug=recorder)
+    qcompiler.save(module, tmp_path / "h.qc")
+    names = {name for name, _ in HostileNet().named_children()}
+    for source in (recorder, module):
+        document = document_of(source)
+        nodes = [n for n in document.nodes_at(-1) if n["kind"] == "int8"]
+        assert names == {n["path"] for n in nodes}
+        assert {n["attrs"] for n in document.nodes_at(-1) if n["kind"] == "attr"} >= {f"{name}.weight" for name in names}
+    for source in (recorder, module, qcompiler.load(tmp_path / "h.qc")):
+        ET.fromstring(to_svg(draw(document_of(source))))
+        check_mermaid(to_mermaid(draw(document_of(source))))
+        Document.from_data(json.loads(document_of(source).to_json()))
+        viz.print(source, file=io.StringIO(), width=80)
 
 
 # ---- terminal

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from qcompiler.ir.attributes import attribute, has_attribute
+from qcompiler.ir.names import user_path
 from qcompiler.ir.text import format_arg, format_node, format_target
 from qcompiler.ir.types import MACS, QParams, quant_of, source_of, value_of
 from qcompiler.observers.base import ObserverBase
@@ -132,7 +133,10 @@ def _kind(node: fx.Node, module: nn.Module | None) -> str:
 
 def attributes_text(node: fx.Node, module: nn.Module | None = None) -> str:
     """The constant arguments, by name where the name is known."""
-    if node.op in ("get_attr", "placeholder"):
+    root = node.graph.owning_module
+    if node.op == "get_attr":
+        return user_path(root, str(node.target)) if root is not None else str(node.target)
+    if node.op == "placeholder":
         return str(node.target) + (f" = {format_arg(node.args[0])}" if node.args else "")
     if node.op == "output":
         return ""
