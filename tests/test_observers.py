@@ -114,6 +114,15 @@ def states_equal(a, b):
 MERGING = [ob.MinMaxObserver, ob.HistogramObserver, ob.PerChannelMinMaxObserver]
 
 
+def test_values_of_very_different_size_fall_into_the_same_bins_in_any_batch():
+    data = torch.tensor([[3.2e29], [-1.8e-19]])
+    whole, parts = ob.HistogramObserver(), ob.HistogramObserver()
+    whole(data)
+    for row in (1, 0):
+        parts(data[row : row + 1])
+    assert states_equal(parts, whole)
+
+
 def test_a_batch_of_zeros_does_not_widen_the_bins():
     small, zeros = torch.tensor([[0.25, 0.0]]), torch.zeros(1, 2)
     for order in ((small, zeros), (zeros, small)):

@@ -136,6 +136,8 @@ class HistogramObserver(UniformQuantizationObserverBase):
         if not (math.isfinite(low) and math.isfinite(high)):
             refuse_nonfinite(rows)
         exponent = self._exponent_for(low, high)
+        if exponent > 0:  # a small negative value must not underflow to bin 0
+            values = values.double()
         index = (values * 2.0**-exponent).floor_().add_(plan.offsets if plan else self.bins).to(torch.int32).view(-1)
         counts = torch.bincount(index, minlength=2 * self.bins * (3 if plan else 1)).view(-1, 2 * self.bins)
         if plan:
