@@ -111,9 +111,18 @@ def fused(nodes: list[Node]) -> tuple[list[Node], dict[str, list[str]]]:
             name = f"{node['name']}_fused"
             replaced[name] = chain
             stands_for |= dict.fromkeys(chain, name)
-            new[node["name"]] = {**node, "name": name, "op": "conv2d_relu" if len(chain) > 2 else "conv2d", "origin": chain}
+            op = "conv2d_relu" if len(chain) > 2 else "conv2d"
+            text = node["text"].replace(f"%{node['name']} ", f"%{name} ").replace("conv2d", op)
+            new[node["name"]] = {**node, "name": name, "op": op, "origin": chain, "text": text}
     kept = [new.get(n["name"], n) for n in nodes if n["name"] in new or n["name"] not in stands_for]
-    return [{**n, "in": [stands_for.get(i, i) for i in n["in"]], "text": n["text"].replace("batch_norm", "folded")} for n in kept], replaced
+    return [renamed(n, stands_for) for n in kept], replaced
+
+
+def renamed(node: Node, names: dict[str, str]) -> Node:
+    text = node["text"]
+    for name in node["in"]:
+        text = text.replace(f"%{name}", f"%{names.get(name, name)}")
+    return {**node, "in": [names.get(i, i) for i in node["in"]], "text": text}
 
 
 def observed(nodes: list[Node]) -> list[Node]:
@@ -239,3 +248,17 @@ def flat(nodes: int) -> dict[str, Any]:
     for i in range(1, nodes):
         net.add(f"n{i}", "add", [f"n{i - 1}", f"n{max(0, i - 37)}"], shape=[1, 8])
     return document("flat", [("input", net.nodes, {}, [])])
+
+
+def wide(towers: int = 20, height: int = 15) -> dict[str, Any]:
+    """Many chains side by side: the most boxes that a screen can show."""
+    net = Net()
+    x = net.add("x", "placeholder", [], kind="input")
+    ends = []
+    for i in range(towers):
+        y = x
+        for j in range(height):
+            y = net.add(f"tower{i}_{j}", "conv2d", [y], f"tower{i}.{j}", "Conv2d", shape=[1, 64, 28, 28])
+        ends.append(y)
+    net.add("output", "output", [net.add("cat", "cat", ends)], kind="output")
+    return document("wide", [("input", net.nodes, {}, [])])

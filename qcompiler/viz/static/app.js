@@ -12,6 +12,7 @@ class App {
       toggle: (box) => this.toggle(box),
       select: (box) => this.select(box),
       jump: (id) => this.jump(id),
+      covered: () => (document.body.classList.contains("right") && getComputedStyle($("right")).position === "absolute" ? $("right").offsetHeight : 0),
       moved: ({ x, y, k }) => this.keep({ view: [Math.round(x), Math.round(y), +k.toFixed(3)] }),
     });
     this.panels = new Panels(this);
@@ -112,7 +113,7 @@ class App {
     this.panels.show("left", this.state.left);
     this.panels.show("right", this.state.right);
     this.drawSelected();
-    this.panels.drawChanges();
+    if (this.state.right === "changes") this.panels.drawChanges();
   }
 
   drawSelected() {
@@ -126,12 +127,12 @@ class App {
 
   select(box, show) {
     this.keep({ selected: box ? box.id : "" });
-    if (box && show && this.canvas.elements.has(box)) this.canvas.show(box);
+    document.body.classList.toggle("right", Boolean(box) && this.state.right === "details");
+    if (box && show && this.canvas.kept.has(box)) this.canvas.show(box);
     else if (box && show) return this.jump(box.id);
     this.drawSelected();
     this.panels.drawTree();
-    if (box) $("right").scrollTop = 0;
-    document.body.classList.toggle("right", Boolean(box) && this.state.right === "details");
+    $("right-details").scrollTop = 0;
     return this.drawn;
   }
 
@@ -164,6 +165,7 @@ class App {
     for (let up = box.parent; up && up.what !== "root"; up = up.parent) if (!this.isOpen(up)) this.setOpen(up, true);
     this.keep({ selected: box.id });
     document.body.classList.remove("left");
+    document.body.classList.toggle("right", this.state.right === "details");
     return this.refresh({ show: box.id });
   }
 

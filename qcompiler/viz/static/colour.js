@@ -1,7 +1,7 @@
-// What colours mean. Okabe-Ito for categories and cividis for numbers: both can be told apart by colour-blind readers.
+// What colours mean. Okabe-Ito for categories and cividis for numbers (less its darkest end, for dark pages): both can be told apart by colour-blind readers.
 
 const OKABE_ITO = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", "#7f8790"];
-const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
+const CIVIDIS = ["#1f4b99", "#2a4d86", "#3f5078", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
 const NONE = "#7f8790";
 const KINDS = {
   int8: "#0072b2", float: "#e69f00", quantize: "#56b4e9", dequantize: "#009e73", observer: "#cc79a7",
@@ -76,7 +76,7 @@ class Painter {
   parts(box) {
     if (box.parts && box.parts.by === this) return box.parts.map;
     const map = new Map();
-    if (box.node) map.set(this.value(box), 1);
+    if (box.node && !box.node.ghost) map.set(this.value(box), 1);
     else for (const kid of box.kids) for (const [value, n] of this.parts(kid)) map.set(value, (map.get(value) || 0) + n);
     box.parts = { by: this, map };
     return map;

@@ -26,7 +26,7 @@ function moduleDetails(app, box) {
   const all = sums(box, app.model, app.tree.status), times = repeats(box);
   return [
     h("h2", {}, box.label),
-    h("p", { class: "tags" }, tag(box.cls || box.what), times > 1 && tag(`×${times}`)),
+    h("p", { class: "tags" }, tag(box.cls || WHAT[box.what]), times > 1 && tag(`×${times}`)),
     h("p", { class: "buttons" }, h("button", { onclick: () => app.toggle(box) }, app.isOpen(box) ? "Close" : "Open")),
     section("Module", table([["path", box.what === "module" ? box.id.slice(2) : box.label]])),
     sumSection(app, all, box),

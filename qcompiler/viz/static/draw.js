@@ -1,5 +1,6 @@
 // The canvas: boxes and edges as SVG, and moving about in it.
 
+const WHAT = { module: "module", run: "alike blocks", chunk: "part of a long list", root: "" };
 const SIGNS = { added: "+", removed: "−", replaced: "↻", changed: "~" };
 const FONT_1 = "600 12px system-ui, sans-serif", FONT_2 = "11px system-ui, sans-serif";
 const DTYPES = { float32: "f32", float16: "f16", bfloat16: "bf16", float64: "f64", int8: "i8", uint8: "u8", quint8: "qu8", qint8: "qi8", int32: "i32", int64: "i64", qint32: "qi32", bool: "bool" };
@@ -8,32 +9,62 @@ class Canvas {
   constructor(host, hooks) {
     this.host = host;
     this.hooks = hooks;
+    this.frames = s("g", { class: "frames" }); // open containers, one group per depth
     this.edges = s("g", { class: "edges" });
+    this.stubs = s("g", { class: "stubs" });
     this.boxes = s("g", { class: "boxes" });
-    this.scene = s("g", {}, this.edges, this.boxes);
+    this.scene = s("g", {}, this.frames, this.edges, this.stubs, this.boxes);
+    this.kept = new Map();
+    this.keptEdges = new Map();
     this.svg = s("svg", { class: "canvas", tabindex: 0, role: "application", "aria-label": "Graph. Arrow keys move between boxes, Enter opens or closes a box." }, arrowHeads(), this.scene);
     host.prepend(this.svg);
     this.view = { x: 0, y: 0, k: 1 };
     this.listen();
   }
 
-  /** Draws everything anew; `seen` are the placed boxes, containers first. */
+  /** Draws the placed boxes `seen`. What was drawn before is moved, not made anew: that is most of the cost. */
   draw(tree, seen, painter, model) {
+    const fresh = this.tree !== tree || this.painter !== painter;
     Object.assign(this, { tree, seen, painter, model });
-    this.elements = new Map();
-    this.lines = [];
-    const boxes = document.createDocumentFragment(), edges = document.createDocumentFragment();
+    if (fresh) for (const layer of [this.frames, this.edges, this.boxes]) layer.replaceChildren();
+    const before = fresh ? new Map() : this.kept, edgesBefore = fresh ? new Map() : this.keptEdges;
+    this.kept = new Map();
+    this.keptEdges = new Map();
+    const stubs = [];
     for (const box of seen) {
-      if (box.what !== "root") {
-        const drawn = box.open ? this.openBox(box) : box.node ? this.leaf(box) : this.closedBox(box);
-        this.elements.set(box, drawn);
-        (box.open ? edges : boxes).append(drawn);
-      }
-      if (box.open) for (const line of this.inside(box)) edges.append(line);
+      if (box.what !== "root") this.keep(box, before.get(box));
+      if (!box.open) continue;
+      for (const line of box.lines) this.keepEdge(box, line, edgesBefore.get(line.edge));
+      stubs.push(...stubMarks(box).map((mark) => this.stub(mark)));
     }
-    this.edges.replaceChildren(edges);
-    this.boxes.replaceChildren(boxes);
+    for (const [box, { element }] of before) if (this.kept.get(box)?.element !== element) element.remove();
+    for (const [edge, { element }] of edgesBefore) if (!this.keptEdges.has(edge)) element.remove();
+    this.stubs.replaceChildren(...stubs);
     this.apply();
+  }
+
+  keep(box, old) {
+    const form = `${box.open} ${box.size}`, place = `translate(${box.x},${box.y})`;
+    if (old && old.form === form) {
+      if (old.place !== place) old.element.setAttribute("transform", place);
+      this.kept.set(box, { form, place, element: old.element });
+      return;
+    }
+    const element = box.open ? this.openBox(box) : box.node ? this.leaf(box) : this.closedBox(box);
+    (box.open ? this.level(box.depth) : this.boxes).append(element);
+    this.kept.set(box, { form, place, element });
+  }
+
+  level(depth) {
+    while (this.frames.childElementCount <= depth) this.frames.append(s("g"));
+    return this.frames.children[depth];
+  }
+
+  keepEdge(box, line, old) {
+    const d = this.path(box, line), element = old ? old.element : this.edge(line.edge);
+    if (!old) this.edges.append(element);
+    if (!old || old.d !== d) element.setAttribute("d", d);
+    this.keptEdges.set(line.edge, { d, element });
   }
 
   frame(box, kind, ...kids) {
@@ -48,13 +79,13 @@ class Canvas {
   leaf(box) {
     const { node, size: [w, height] } = box, colour = this.painter.colour(this.painter.value(box));
     const value = this.painter.text(box) || shapeText(node.shape), kind = DTYPES[node.dtype] || node.dtype || "";
-    const right = fit(value, 76, FONT_2), left = box.parent && box.parent.what === "module" ? node.name : node.path || node.name;
+    const right = fit(value, 92, FONT_2);
     return this.frame(box, "leaf",
       s("rect", { class: "back", width: w, height, rx: 7, fill: this.painter.tint(colour, this.painter.colouring.numeric ? 0.34 : 0.13) }),
       s("path", { class: "stripe", d: `M7 0.5 H6 A6 6 0 0 0 0.5 7 V${height - 7} A6 6 0 0 0 6 ${height - 0.5} H7 Z`, fill: colour }),
       s("text", { class: "t1", x: 15, y: 19 }, fit(node.op || "", w - 60, FONT_1)),
       s("text", { class: "t2 end", x: w - 11, y: 19 }, fit(kind, 44, FONT_2)),
-      s("text", { class: "t2", x: 15, y: 35 }, fit(left, w - 34 - ruled(right), FONT_2)),
+      s("text", { class: "t2", x: 15, y: 35 }, fit(box.label, w - 34 - ruled(right), FONT_2)),
       s("text", { class: "t2 end strong", x: w - 11, y: 35 }, right));
   }
 
@@ -69,7 +100,7 @@ class Canvas {
       knob(14, 17, "+"),
       s("text", { class: "t1", x: 28, y: 21 }, fit(box.label, w - (times > 1 ? 78 : 42), FONT_1)),
       times > 1 && s("text", { class: "t1 end", x: w - 12, y: 21 }, "×" + times),
-      s("text", { class: "t2", x: 13, y: 38 }, fit(box.cls || box.what, w - 36 - ruled(right), FONT_2)),
+      s("text", { class: "t2", x: 13, y: 38 }, fit(box.cls || WHAT[box.what], w - 36 - ruled(right), FONT_2)),
       s("text", { class: "t2 end strong", x: w - 12, y: 38 }, right),
       s("text", { class: "t2", x: 13, y: 53 }, fit(figures, w - 26, FONT_2)),
       this.shareBar(box, w - 24, height - 9),
@@ -97,28 +128,23 @@ class Canvas {
       s("text", { class: "t2 end", x: w - 14, y: 21 }, fit(box.cls || "", (w - 46) * 0.36, FONT_2)));
   }
 
-  /** The edges and stubs inside an open container. */
-  inside(box) {
-    const out = [];
-    for (const { edge, points } of box.lines) {
-      const line = this.edge(box, edge, points);
-      out.push(line);
-      this.lines.push({ line, edge });
-    }
-    const marks = stubMarks(box);
-    return out.concat(marks.map((mark) => this.stub(mark)));
+  edge(edge) {
+    const width = Math.min(3.2, 1.1 + Math.log2(edge.pairs.length) * 0.45);
+    const line = s("path", { class: `edge ${edge.ghost ? "ghost" : ""}`, "stroke-width": width.toFixed(2), "marker-end": edge.to === "out" ? null : "url(#arrow)" });
+    // Its tensors, told when the pointer is on it.
+    line.addEventListener("pointerenter", () => line.firstChild || line.append(s("title", {}, edgeText(edge))));
+    return line;
   }
 
-  edge(box, edge, points) {
-    const from = box.kids[edge.from], to = box.kids[edge.to], at = points.map(([x, y]) => [x + box.x, y + box.y]), last = at.length - 1;
-    if (!from) at[0] = [box.x + box.ports.in, box.y + (box.what === "root" ? 0 : HEAD - 6)];
-    else if (at[1][1] >= from.y + from.size[1] - 1) at[0] = [from.x + (from.open && from.ports.out ? from.ports.out : from.size[0] / 2), from.y + from.size[1]];
-    if (!to) at[last] = [box.x + box.ports.out, box.y + box.size[1]];
-    else if (at[last - 1][1] <= to.y + 1) at[last] = [to.x + (to.open && to.ports.in ? to.ports.in : to.size[0] / 2), to.y - 2];
-    const width = Math.min(3.2, 1.1 + Math.log2(edge.pairs.length) * 0.45);
-    const line = s("path", { class: `edge ${edge.ghost ? "ghost" : ""}`, d: curve(at), "stroke-width": width.toFixed(2), "marker-end": to ? "url(#arrow)" : null });
-    line.append(s("title", {}, edgeText(edge)));
-    return line;
+  path(box, { edge, points }) {
+    const from = box.kids[edge.from], to = box.kids[edge.to], at = points.map(([x, y]) => [x + box.x, y + box.y]);
+    if (at.length === 3) at.splice(1, 1); // next rank: dagre's bend stands for a label that we do not have
+    const last = at.length - 1;
+    if (!from) at[0] = [box.x + box.size[0] / 2, box.y + HEAD - 8];
+    else if (at[1][1] >= from.y + from.size[1] - 1) at[0] = [from.x + from.size[0] / 2, from.y + from.size[1]];
+    if (!to) at[last] = [box.x + box.size[0] / 2, box.y + box.size[1]];
+    else if (at[last - 1][1] <= to.y + 1) at[last] = [to.x + to.size[0] / 2, to.y - 2];
+    return curve(at);
   }
 
   stub({ box, text, edges, low }) {
@@ -135,7 +161,7 @@ class Canvas {
   mark(selected, found) {
     const near = new Set();
     for (let box = selected; box; box = box.parent) near.add(box);
-    for (const [box, element] of this.elements) {
+    for (const [box, { element }] of this.kept) {
       element.classList.toggle("selected", box === selected);
       element.classList.toggle("found", Boolean(found && (box.node ? found.has(box.node.name) : !box.open && holds(box, found))));
     }
@@ -143,8 +169,8 @@ class Canvas {
       for (let box = leaf; box; box = box.parent) if (box === selected) return true;
       return false;
     };
-    for (const { line, edge } of this.lines) {
-      line.classList.toggle("near", Boolean(selected && selected.parent) && edge.pairs.some(([a, b]) => inSelected(a) !== inSelected(b)));
+    for (const [edge, { element }] of this.keptEdges) {
+      element.classList.toggle("near", Boolean(selected && selected.parent) && edge.pairs.some(([a, b]) => inSelected(a) !== inSelected(b)));
     }
   }
 
@@ -184,7 +210,7 @@ class Canvas {
 
   /** Brings a box into sight; leaves the view alone where it is seen well already. */
   show(box) {
-    const { view } = this, W = this.svg.clientWidth, H = this.svg.clientHeight, [w, height] = box.size;
+    const { view } = this, W = this.svg.clientWidth, H = this.svg.clientHeight - this.hooks.covered(), [w, height] = box.size;
     const left = box.x * view.k + view.x, top = box.y * view.k + view.y;
     if (view.k > 0.5 && left > 8 && top > 8 && left + w * view.k < W - 8 && top + height * view.k < H - 8) return;
     view.k = Math.min(1, Math.max(view.k, 0.75));

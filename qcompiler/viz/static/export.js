@@ -3,13 +3,15 @@
 // What the stylesheet says has to stand in the file itself.
 const DRAWN = ["fill", "stroke", "stroke-width", "stroke-dasharray", "font-family", "font-size", "font-weight", "text-anchor", "opacity", "fill-opacity", "paint-order", "visibility"];
 
+const DRAWN_PARTS = "defs *, .frames *, .edges *, .stubs *, .boxes *";
+
 /** A free-standing SVG of all boxes as they are open now. */
 function svgText(canvas) {
   const [w, height] = canvas.tree.root.size, classes = canvas.svg.getAttribute("class");
   canvas.svg.setAttribute("class", "canvas"); // at full detail, however far away it is seen
   const copy = s("svg", { xmlns: SVG, viewBox: `0 0 ${Math.ceil(w)} ${Math.ceil(height)}`, width: Math.ceil(w), height: Math.ceil(height) });
-  copy.append(s("rect", { width: "100%", height: "100%", fill: getComputedStyle(document.body).backgroundColor }), canvas.svg.querySelector("defs").cloneNode(true), canvas.edges.cloneNode(true), canvas.boxes.cloneNode(true));
-  const sources = canvas.svg.querySelectorAll("defs *, .edges, .edges *, .boxes, .boxes *"), targets = copy.querySelectorAll("defs *, .edges, .edges *, .boxes, .boxes *");
+  copy.append(s("rect", { width: "100%", height: "100%", fill: getComputedStyle(document.body).backgroundColor }), canvas.svg.querySelector("defs").cloneNode(true), ...canvas.scene.cloneNode(true).children);
+  const sources = canvas.svg.querySelectorAll(DRAWN_PARTS), targets = copy.querySelectorAll(DRAWN_PARTS);
   sources.forEach((source, i) => inlineStyle(source, targets[i]));
   canvas.svg.setAttribute("class", classes);
   for (const hit of copy.querySelectorAll(".hit")) hit.remove();

@@ -1,9 +1,9 @@
 // Places boxes: dagre for the inside of each open container, innermost first, never for the flat graph.
 
-const LEAF = [172, 46], CLOSED = [212, 68], PORT = [8, 1];
+const LEAF = [196, 46], CLOSED = [212, 68], PORT = [8, 1];
 const PAD = 18, HEAD = 34;
 const LONG = 12; // ranks that an edge may span before it is cut into two stubs
-const BENDS = 500; // bends that one layout may get: they are what makes dagre slow
+const BENDS = 4; // bends per box that one layout may get: they make dagre slow and push the boxes apart
 const PATIENCE = 5000; // milliseconds before a layout is given up
 
 class Layouter {
@@ -116,7 +116,7 @@ function cutLong(numbered, order) {
   const span = ({ a, b }) => Math.abs(rank[b] - rank[a]);
   let limit = LONG;
   const bends = () => numbered.reduce((sum, e) => sum + (span(e) <= limit ? Math.max(0, span(e) - 1) : 0), 0);
-  while (limit > 1 && bends() > BENDS) limit--;
+  while (limit > 1 && bends() > BENDS * Math.max(30, order.length)) limit--;
   return [numbered.filter((e) => span(e) <= limit), numbered.filter((e) => span(e) > limit)];
 }
 
@@ -128,13 +128,12 @@ function finish(box, input, { places, lines }) {
     y.push(places[i][1], places[i][1] + height);
   });
   for (const line of lines) for (const point of line) x.push(point[0]);
-  const left = Math.min(...x) - PAD, top = Math.min(...y) - HEAD;
+  // A port is a row of its own: the room round it is saved at the border.
+  const left = Math.min(...x) - PAD, top = Math.min(...y) - (input.ports.in < 0 ? HEAD : HEAD - 18), bottom = Math.max(...y) + (input.ports.out < 0 ? PAD : 0);
   box.open = true;
-  box.size = [Math.max(CLOSED[0], Math.max(...x) + PAD - left), Math.max(...y) + PAD - top];
+  box.size = [Math.max(CLOSED[0], Math.max(...x) + PAD - left), bottom - top];
   const shift = ([px, py]) => [px - left, py - top];
   box.places = places.slice(0, n).map(shift);
-  box.ports = {};
-  for (const side of ["in", "out"]) if (input.ports[side] >= 0) box.ports[side] = shift(places[input.ports[side]])[0] + PORT[0] / 2;
   box.lines = input.kept.map(({ edge }, i) => ({ edge, points: lines[i].map(shift) }));
   box.stubs = input.cut.map(({ edge }) => edge);
 }

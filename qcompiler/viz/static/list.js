@@ -6,10 +6,19 @@ class List {
     Object.assign(this, { host, height, row, pick, keys, rowRole, items: [], active: 0 });
     this.inner = h("div", { class: "rows", role: "presentation" });
     fill(host, { role, tabindex: 0, "aria-label": label }, [this.inner]);
-    host.addEventListener("scroll", () => this.draw());
+    // Both are noted when they change: to ask for them after drawing would make the browser lay out the page at once.
+    this.top = this.tall = 0;
+    host.addEventListener("scroll", () => {
+      this.top = host.scrollTop;
+      this.draw();
+    });
     host.addEventListener("keydown", (e) => this.key(e));
     host.addEventListener("click", (e) => this.click(e));
-    new ResizeObserver(() => this.draw()).observe(host);
+    new ResizeObserver(([entry]) => {
+      this.tall = entry.contentRect.height;
+      if (this.tall) this.draw();
+      if (this.wanted !== undefined) this.go(this.wanted);
+    }).observe(host);
   }
 
   set(items, active = Math.min(this.active, Math.max(0, items.length - 1))) {
@@ -20,8 +29,9 @@ class List {
   }
 
   draw() {
-    const first = Math.max(0, Math.floor(this.host.scrollTop / this.height) - 4);
-    const last = Math.min(this.items.length, Math.ceil((this.host.scrollTop + this.host.clientHeight) / this.height) + 4);
+    if (!this.tall) return; // in a tab that is not shown
+    const first = Math.max(0, Math.floor(this.top / this.height) - 4);
+    const last = Math.min(this.items.length, Math.ceil((this.top + this.tall) / this.height) + 4);
     const rows = [];
     for (let i = first; i < last; i++) rows.push(this.place(i));
     this.inner.replaceChildren(...rows);
@@ -58,9 +68,14 @@ class List {
 
   go(index) {
     this.active = Math.max(0, index);
-    const top = this.active * this.height, { scrollTop, clientHeight } = this.host;
-    if (top < scrollTop) this.host.scrollTop = top;
-    else if (top + this.height > scrollTop + clientHeight) this.host.scrollTop = top + this.height - clientHeight;
+    this.wanted = this.tall ? undefined : index; // for when the tab is shown
+    const top = this.active * this.height;
+    if (this.tall && top < this.top) this.scroll(top);
+    else if (this.tall && top + this.height > this.top + this.tall) this.scroll(top + this.height - this.tall);
     this.draw();
+  }
+
+  scroll(top) {
+    this.host.scrollTop = this.top = top;
   }
 }

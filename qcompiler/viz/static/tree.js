@@ -1,6 +1,7 @@
 // The tree of boxes: one per module, one per node, with repeated blocks and very long lists gathered in boxes of their own.
 
 const ROOT_LIMIT = 60; // boxes that the page may open with
+const BLOCK = 4; // nodes that make a block worth folding
 const LIMIT = 150; // boxes that one layout may get
 
 function newBox(id, label, what) {
@@ -11,9 +12,8 @@ function buildTree(graph, options) {
   const root = newBox("", options.title, "root"), modules = new Map([["", root]]);
   for (const node of graph.nodes) {
     if (node.kind === "attr" && !options.constants) continue;
-    const leaf = newBox("n:" + node.name, node.name, "node");
+    const home = moduleBox(modules, node.path || ""), leaf = newBox("n:" + node.name, shortName(node), "node");
     leaf.node = node;
-    const home = moduleBox(modules, node.path || "");
     if (node.cls && node.path) home.cls = home.cls || node.cls;
     home.kids.push(leaf);
   }
@@ -21,6 +21,12 @@ function buildTree(graph, options) {
   arrange(root, options.fold);
   link(root, null, 0);
   return { root, graph, byId: indexed(root), byNode: leaves(root), status: options.status };
+}
+
+/** "layer1_0_add" inside layer1.0 is "add". */
+function shortName({ name, path }) {
+  const prefix = (path || "").replaceAll(".", "_") + "_";
+  return path && name.startsWith(prefix) && name.length > prefix.length ? name.slice(prefix.length) : name;
 }
 
 function moduleBox(modules, path) {
@@ -40,7 +46,8 @@ function simplified(box) {
   box.kids = box.kids.flatMap(simplified);
   if (box.kids.length !== 1) return box.kids.length ? [box] : [];
   const only = box.kids[0];
-  if (!only.node) {
+  if (only.node) only.label = box.label;
+  else {
     only.label = `${box.label}.${only.label}`;
     only.ids.push(...box.ids);
   }
@@ -60,12 +67,17 @@ function shapeOf(box) {
   return box.form;
 }
 
+/** How many nodes, weights and ghosts left out: a run of plain layers is no run of blocks. */
+function bulk(box) {
+  return box.node ? Number(box.node.kind !== "attr" && !box.node.ghost) : box.kids.reduce((sum, kid) => sum + bulk(kid), 0);
+}
+
 function foldRuns(box) {
   const out = [];
   for (let i = 0, end; i < box.kids.length; i = end) {
     const first = box.kids[i];
     for (end = i + 1; end < box.kids.length && !first.node && !box.kids[end].node && shapeOf(box.kids[end]) === shapeOf(first); ) end++;
-    if (end - i < 3 || end - i === box.kids.length) out.push(...box.kids.slice(i, end));
+    if (end - i < 3 || end - i === box.kids.length || bulk(first) < BLOCK) out.push(...box.kids.slice(i, end));
     else out.push(gathered("r:" + first.id, `${first.label} – ${box.kids[end - 1].label}`, "run", box.kids.slice(i, end)));
   }
   return out;
@@ -107,7 +119,7 @@ function* every(box) {
 
 function indexed(root) {
   const map = new Map();
-  for (const box of every(root)) for (const id of box.ids) map.set(id, box);
+  for (const box of every(root)) if (box !== root) for (const id of box.ids) map.set(id, box);
   return map;
 }
 
