@@ -28,7 +28,8 @@ def document(title: str, stages: Iterable[Stage], **more: Any) -> dict[str, Any]
     for number, (name, nodes, replaced, remarks) in enumerate(stages):
         placed = [{**node, "after": nodes[i - 1]["name"] if i else None} for i, node in enumerate(nodes)]
         known, names = {node["name"]: node for node in before}, {node["name"] for node in placed}
-        put = [node for node in placed if known.get(node["name"]) != node]
+        kept = unmoved(before, placed)
+        put = [node for node in placed if node["name"] not in kept or {**known[node["name"]], "after": 0} != {**node, "after": 0}]
         drop = [node["name"] for node in before if node["name"] not in names]
         changed = bool(put or drop)
         phase = "prepare" if number < 6 else "convert"
@@ -36,6 +37,17 @@ def document(title: str, stages: Iterable[Stage], **more: Any) -> dict[str, Any]
         out.append({**head, "put": put, "drop": drop, "replaced": replaced, "remarks": remarks})
         before = placed
     return {"format": "qcompiler-graph", "version": 1, "title": title, "stages": out, **more}
+
+
+def unmoved(before: list[Node], after: list[Node]) -> set[str]:
+    """Names in both lists that may stay where they are; what moved is put anew."""
+    place = {node["name"]: i for i, node in enumerate(before)}
+    kept, last = set(), -1
+    for node in after:
+        if place.get(node["name"], -1) > last:
+            last = place[node["name"]]
+            kept.add(node["name"])
+    return kept
 
 
 class Net:
@@ -161,7 +173,7 @@ def numerics(nodes: list[Node]) -> dict[str, Any]:
         sqnr = round(48 - 30 * i / len(nodes) + rng.uniform(-5, 5), 2)
         out[node["name"]] = {"sqnr": sqnr, "own": round(sqnr + 6, 2), "inherited": round(sqnr + 2, 2), "max_abs": 0.125, "ms": round(rng.uniform(0.01, 1), 4)}
         out[node["name"]] |= {"saturation": round(rng.uniform(0, 0.02), 5), "dead_channels": i % 3}
-        if i % 20 == 0:  # histograms are large: a document holds them for the worst nodes
+        if i % 9 == 0:  # histograms are large: a document holds them for the worst nodes
             out[node["name"]]["act"] = {"low": -2.4, "high": 3.1, "counts": counts, "clip": [-2.09, 2.6], "step": 0.0184}
             out[node["name"]]["weight"] = {"low": -0.4, "high": 0.4, "counts": counts[::-1], "clip": [-0.35, 0.35], "step": 0.0027}
     return out

@@ -2,6 +2,7 @@
 
 const LEAF = [196, 46], CLOSED = [212, 68], PORT = [8, 1];
 const PAD = 18, HEAD = 34;
+const GAP = 38; // between two rows, also in worker.js
 const LONG = 12; // ranks that an edge may span before it is cut into two stubs
 const BENDS = 4; // bends per box that one layout may get: they make dagre slow and push the boxes apart
 const PATIENCE = 5000; // milliseconds before a layout is given up
@@ -11,6 +12,7 @@ class Layouter {
     this.known = new Map(); // by the whole input: identical blocks are laid out once, and an opened box costs its ancestors only
     this.queue = Promise.resolve();
     this.timeouts = 0;
+    this.patience = PATIENCE;
     this.start();
   }
 
@@ -43,7 +45,7 @@ class Layouter {
   }
 
   ask(input) {
-    if (!this.worker) return column(input);
+    if (!this.worker || isChain(input)) return column(input);
     return new Promise((resolve) => {
       const giveUp = () => {
         clearTimeout(timer);
@@ -52,7 +54,7 @@ class Layouter {
         this.start();
         resolve(column(input));
       };
-      const timer = setTimeout(giveUp, PATIENCE);
+      const timer = setTimeout(giveUp, this.patience);
       this.worker.onerror = giveUp;
       this.worker.onmessage = ({ data }) => {
         clearTimeout(timer);
@@ -63,17 +65,34 @@ class Layouter {
   }
 }
 
-/** Boxes one below the other in graph order. */
+/** Whether one path runs through all boxes: then there is nothing to arrange, and a column is what one expects to see. */
+function isChain(input) {
+  return new Set(ranksOf(input.edges.map(([a, b]) => ({ a, b })), input.order)).size === input.sizes.length;
+}
+
+/** Boxes one below the other in graph order; edges past a box run in lanes at the sides. */
 function column(input) {
-  const width = Math.max(...input.sizes.map((size) => size[0])), places = [];
+  const { sizes, order, edges } = input, places = [], rows = sizes.map((_, i) => i).sort((a, b) => order[a] - order[b]), row = [];
   let y = 0;
-  const order = input.sizes.map((_, i) => i).sort((a, b) => input.order[a] - input.order[b]);
-  for (const i of order) {
-    places[i] = [(width - input.sizes[i][0]) / 2, y];
-    y += input.sizes[i][1] + 38;
-  }
-  const ends = (i, low) => [places[i][0] + input.sizes[i][0] / 2, places[i][1] + (low ? input.sizes[i][1] : 0)];
-  return { places, lines: input.edges.map(([from, to]) => [ends(from, true), ends(to, false)]) };
+  rows.forEach((i, at) => {
+    row[i] = at;
+    places[i] = [-sizes[i][0] / 2, y];
+    y += sizes[i][1] + GAP;
+  });
+  const lanes = [];
+  return { places, lines: edges.map(([from, to]) => besides(from, to, { sizes, places, rows, row, lanes })) };
+}
+
+function besides(from, to, { sizes, places, rows, row, lanes }) {
+  const low = places[from][1] + sizes[from][1], high = places[to][1];
+  if (row[to] === row[from] + 1) return [[0, low], [0, high]];
+  const [first, last] = [row[from], row[to]].sort((a, b) => a - b);
+  let lane = lanes.findIndex((taken) => taken.every(([a, b]) => last <= a || first >= b));
+  if (lane < 0) lane = lanes.push([]) - 1;
+  lanes[lane].push([first, last]);
+  const half = rows.slice(first, last + 1).reduce((most, i) => Math.max(most, sizes[i][0] / 2), 0);
+  const x = (lane % 2 ? -1 : 1) * (half + 14 * (1 + (lane >> 1)));
+  return [[0, low], [x, low + GAP / 2], [x, high - GAP / 2], [0, high]];
 }
 
 /** What the worker needs: sizes and edges by number, the ports behind the children. */
