@@ -171,13 +171,16 @@ class App {
 
   jumpNode(name) {
     const present = this.tree.graph.byName.get(name);
-    if (present && present.kind === "attr" && !this.state.constants) this.keep({ constants: true });
     if (!present) {
       const stage = this.model.graphs.findLastIndex((graph) => graph.byName.has(name));
       if (stage < 0) return this.drawn;
       this.keep({ stage });
     }
-    if (!this.tree.byNode.has(name)) this.rebuild();
+    if (!present) this.rebuild();
+    if (!this.tree.byNode.has(name)) {
+      this.keep({ constants: true }); // it is a weight, or made of weights
+      this.rebuild();
+    }
     return this.jump("n:" + name);
   }
 

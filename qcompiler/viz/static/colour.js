@@ -49,7 +49,7 @@ class Painter {
   setCategories(tree) {
     this.counts = new Map();
     for (const node of tree.graph.nodes) {
-      if (node.ghost || (node.kind === "attr" && !tree.byNode.has(node.name))) continue;
+      if (node.ghost || !tree.byNode.has(node.name)) continue;
       const value = this.colouring.read(node);
       this.counts.set(value, (this.counts.get(value) || 0) + 1);
     }
@@ -68,7 +68,8 @@ class Painter {
     const values = box.kids.map((kid) => this.value(kid)).filter((v) => v !== undefined);
     if (!values.length) return undefined;
     if (this.colouring.numeric) return values.reduce(this.colouring.worst);
-    const [first] = [...this.parts(box)].sort((a, b) => b[1] - a[1]);
+    const parts = [...this.parts(box)], computing = this.colouring.id === "kind" ? parts.filter(([kind]) => kind === "int8" || kind === "float") : [];
+    const [first] = (computing.length ? computing : parts).sort((a, b) => b[1] - a[1]);
     return first && first[0];
   }
 

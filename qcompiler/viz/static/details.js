@@ -67,13 +67,14 @@ function nodeLink(app, name) {
 
 function nodeDetails(app, box) {
   const { node } = box, num = app.model.numerics.get(node.name), change = app.tree.status && app.tree.status.get(node.name);
+  const parameters = sums(box, app.model, app.tree.status).params;
   return [
     h("h2", {}, node.op),
     h("p", { class: "tags" }, tag(node.kind, node.kind), node.dtype && tag(node.dtype), change && tag(`${SIGNS[change]} ${change}`, change)),
     h("p", { class: "buttons" }, h("button", { onclick: (e) => app.copy(irText(node), e.target) }, "Copy IR line"), node.path && h("button", { onclick: () => app.search(`path:${node.path}`) }, "Search module")),
     node.reason && h("p", { class: "reason" }, h("b", {}, "Why float: "), node.reason),
     section("Node", table([["name", node.name], ["module", node.path], ["class", node.cls], ["shape", shapeText(node.shape)], ["dtype", node.dtype], ["arguments", node.attrs],
-      ["source", node.file && h("code", {}, `${node.file}:${node.line ?? "?"}`)], ["parameters", node.params && node.params.toLocaleString("en")], ["MACs", node.macs && short(node.macs)]])),
+      ["source", node.file && h("code", {}, `${node.file}:${node.line ?? "?"}`)], ["parameters", parameters && parameters.toLocaleString("en")], ["MACs", node.macs && short(node.macs)]])),
     node.q && quantSection(node.q),
     node.observer && section("Observer", table([["type", node.observer.type], ["range", `${short(node.observer.low)} … ${short(node.observer.high)}`]])),
     num && numericSection(num),

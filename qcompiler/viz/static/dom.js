@@ -39,7 +39,7 @@ function short(x) {
   return String(+x.toPrecision(4));
 }
 
-const percent = (x) => (x * 100 >= 10 || x === 0 ? (x * 100).toFixed(0) : (x * 100).toPrecision(2)) + " %";
+const percent = (x) => (x * 100 >= 10 || x === 0 ? (x * 100).toFixed(0) : (x * 100).toFixed(x < 0.01 ? 2 : 1)) + " %";
 const shapeText = (shape) => (shape ? (shape.length ? shape.join("×") : "scalar") : "");
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 

@@ -19,6 +19,7 @@ class Canvas {
     this.svg = s("svg", { class: "canvas", tabindex: 0, role: "application", "aria-label": "Graph. Arrow keys move between boxes, Enter opens or closes a box." }, arrowHeads(), this.scene);
     host.prepend(this.svg);
     this.view = { x: 0, y: 0, k: 1 };
+    this.dragged = 0;
     this.listen();
   }
 
@@ -78,13 +79,13 @@ class Canvas {
 
   leaf(box) {
     const { node, size: [w, height] } = box, colour = this.painter.colour(this.painter.value(box));
-    const value = this.painter.text(box) || shapeText(node.shape), kind = DTYPES[node.dtype] || node.dtype || "";
+    const value = this.painter.text(box) || shapeText(node.shape), kind = fit(DTYPES[node.dtype] || node.dtype || "", 48, FONT_2);
     const right = fit(value, 92, FONT_2);
     return this.frame(box, "leaf",
       s("rect", { class: "back", width: w, height, rx: 7, fill: this.painter.tint(colour, this.painter.colouring.numeric ? 0.34 : 0.13) }),
       s("path", { class: "stripe", d: `M7 0.5 H6 A6 6 0 0 0 0.5 7 V${height - 7} A6 6 0 0 0 6 ${height - 0.5} H7 Z`, fill: colour }),
-      s("text", { class: "t1", x: 15, y: 19 }, fit(node.op || "", w - 60, FONT_1)),
-      s("text", { class: "t2 end", x: w - 11, y: 19 }, fit(kind, 44, FONT_2)),
+      s("text", { class: "t1", x: 15, y: 19 }, fit(opText(node), w - 36 - ruled(kind), FONT_1)),
+      s("text", { class: "t2 end", x: w - 11, y: 19 }, kind),
       s("text", { class: "t2", x: 15, y: 35 }, fit(box.label, w - 34 - ruled(right), FONT_2)),
       s("text", { class: "t2 end strong", x: w - 11, y: 35 }, right));
   }
@@ -283,10 +284,13 @@ class Canvas {
 }
 
 
+/** The op without an overload's name that tells nothing. */
+const opText = (node) => (node.op || "").replace(/\.(default|new)$/, "");
+
 /** How many alike blocks a box gathers; a module all of whose children are alike counts as one such. */
 function repeats(box) {
   if (box.what === "run") return box.kids.length;
-  const same = box.what === "module" && box.kids.length > 2 && box.kids.every((kid) => !kid.node && shapeOf(kid) === shapeOf(box.kids[0]));
+  const same = box.what === "module" && box.kids.length > 2 && bulk(box.kids[0]) >= BLOCK && box.kids.every((kid) => !kid.node && shapeOf(kid) === shapeOf(box.kids[0]));
   return same ? box.kids.length : 1;
 }
 

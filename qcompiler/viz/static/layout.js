@@ -80,7 +80,7 @@ function column(input) {
     y += sizes[i][1] + GAP;
   });
   const lanes = [];
-  return { places, lines: edges.map(([from, to]) => besides(from, to, { sizes, places, rows, row, lanes })) };
+  return { centred: true, places, lines: edges.map(([from, to]) => besides(from, to, { sizes, places, rows, row, lanes })) };
 }
 
 function besides(from, to, { sizes, places, rows, row, lanes }) {
@@ -140,13 +140,14 @@ function cutLong(numbered, order) {
 }
 
 /** Takes the result over into the box: its size, and places relative to its own corner. */
-function finish(box, input, { places, lines }) {
+function finish(box, input, { places, lines, centred }) {
   const n = box.kids.length, x = [], y = [];
   input.sizes.forEach(([width, height], i) => {
     x.push(places[i][0], places[i][0] + width);
     y.push(places[i][1], places[i][1] + height);
   });
   for (const line of lines) for (const point of line) x.push(point[0]);
+  if (centred) x.push(...x.map((value) => -value)); // so that the way through runs straight
   // A port is a row of its own: the room round it is saved at the border.
   const left = Math.min(...x) - PAD, top = Math.min(...y) - (input.ports.in < 0 ? HEAD : HEAD - 18), bottom = Math.max(...y) + (input.ports.out < 0 ? PAD : 0);
   box.open = true;

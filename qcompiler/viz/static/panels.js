@@ -37,7 +37,7 @@ class Panels {
       h("span", { class: `twist ${box.node ? "none" : open ? "open" : ""}`, "data-own": box.node ? null : "", onclick: () => box.node || app.toggle(box) }),
       h("i", { class: "dot", css: { background: painter.colour(value) } }),
       change && h("b", { class: `sign ${change}`, title: change }, SIGNS[change]),
-      h("span", { class: "name" }, box.node ? box.node.op : box.label), h("span", { class: "aside" }, box.node ? box.label : box.cls), h("span", { class: "note" }, note));
+      h("span", { class: "name" }, box.node ? opText(box.node) : box.label), h("span", { class: "aside" }, box.node ? box.label : box.cls), h("span", { class: "note" }, note));
   }
 
   treeRight(box) {

@@ -5,19 +5,33 @@ const BLOCK = 4; // nodes that make a block worth folding
 const LIMIT = 150; // boxes that one layout may get
 
 function newBox(id, label, what) {
-  return { id, ids: [id], label, what, cls: "", kids: [], node: null, parent: null, depth: 0, index: 0 };
+  return { id, ids: [id], label, what, cls: "", kids: [], hidden: [], node: null, parent: null, depth: 0, index: 0 };
+}
+
+/** Weights and what is made of them alone, such as packs: the parts of a graph that do not depend on its input. */
+function constantsOf(graph) {
+  const found = new Set();
+  for (const { name, kind, in: inputs = [] } of graph.nodes) {
+    if (kind === "attr" || (inputs.length && kind !== "output" && inputs.every((input) => found.has(input)))) found.add(name);
+  }
+  return found;
 }
 
 function buildTree(graph, options) {
   const root = newBox("", options.title, "root"), modules = new Map([["", root]]);
+  const constants = options.constants ? new Set() : constantsOf(graph);
   for (const node of graph.nodes) {
-    if (node.kind === "attr" && !options.constants) continue;
-    const home = moduleBox(modules, node.path || ""), leaf = newBox("n:" + node.name, shortName(node), "node");
+    const home = moduleBox(modules, node.path || "");
+    if (constants.has(node.name)) {
+      home.hidden.push(node);
+      continue;
+    }
+    const leaf = newBox("n:" + node.name, shortName(node), "node");
     leaf.node = node;
     if (node.cls && node.path) home.cls = home.cls || node.cls;
     home.kids.push(leaf);
   }
-  root.kids = root.kids.flatMap(simplified);
+  root.kids = root.kids.flatMap((kid) => simplified(kid, root));
   arrange(root, options.fold);
   link(root, null, 0);
   return { root, graph, byId: indexed(root), byNode: leaves(root), status: options.status };
@@ -41,11 +55,13 @@ function moduleBox(modules, path) {
 }
 
 /** A module of one node is that node; a module of one module is both in one box. */
-function simplified(box) {
+function simplified(box, parent) {
   if (box.node) return [box];
-  box.kids = box.kids.flatMap(simplified);
+  box.kids = box.kids.flatMap((kid) => simplified(kid, box));
+  if (!box.kids.length) parent.hidden.push(...box.hidden);
   if (box.kids.length !== 1) return box.kids.length ? [box] : [];
   const only = box.kids[0];
+  only.hidden.push(...box.hidden);
   if (only.node) only.label = box.label;
   else {
     only.label = `${box.label}.${only.label}`;
@@ -150,6 +166,7 @@ function sums(box, model, status) {
   const total = { ops: 0, params: 0, macs: 0, int8: 0, float: 0, int8Macs: 0, kinds: {}, ms: 0, sqnr: undefined, saturation: undefined, worst: null, changes: tally(new Map()) };
   if (box.node) addNode(total, box.node, model.numerics.get(box.node.name), status && status.get(box.node.name));
   else for (const kid of box.kids) addSums(total, sums(kid, model, status));
+  for (const node of box.hidden) total.params += node.ghost ? 0 : node.params || 0;
   return (box.sums = total);
 }
 
