@@ -12,10 +12,13 @@ Stage = tuple[str, list[Node], dict[str, list[str]], list[dict[str, Any]]]
 HOSTILE = [
     *("</script>", "</script><script>window.pwned=1</script>", "<script>window.pwned=1</script>", "<img src=x onerror=window.pwned=1>"),
     *("<svg onload=window.pwned=1>", '"><img src=x onerror=window.pwned=1>', "'><svg/onload=window.pwned=1>", "<!--", "-->", "<![CDATA["),
-    *("]]>", "javascript:window.pwned=1", "<iframe srcdoc='<script>parent.pwned=1</script>'>", "<style>*{display:none}</style>", "</style>"),
+    *("]]>", "javascript:window.pwned=1", "<iframe srcdoc='<script>parent.pwned=1</script>'>", "<style>*{display:none}</style>"),
+    *("</style>",),
     *("</title>", "</svg>", "<math><mi xlink:href=javascript:pwned=1>", "&lt;script&gt;", "&#x3c;script&#x3e;", "\\u003cscript\\u003e"),
-    *("'", '"', "`${window.pwned=1}`", "'; window.pwned=1; //", '"; window.pwned=1; //', "\\", "\\\\'", "a\nb", "a\r\nb", "a\tb", "\x00\x01\x1b[31m"),
-    *("\u202eevil\u202c", "\u2066iso\u2069", "\u200fright", "\u061cmark", "\u2028line\u2029", "\ufeffbom", "\ud800", "a" * 3000, "", " ", "."),
+    *("'", '"', "`${window.pwned=1}`", "'; window.pwned=1; //", '"; window.pwned=1; //', "\\", "\\\\'", "a\nb", "a\r\nb", "a\tb"),
+    *("\x00\x01\x1b[31m",),
+    *("\u202eevil\u202c", "\u2066iso\u2069", "\u200fright", "\u061cmark", "\u2028line\u2029", "\ufeffbom", "\ud800", "a" * 3000, "", " "),
+    *(".",),
     *("..", "a..b", "%00", "#s=1&n=2", "@CSP@", "@DOCUMENT@", "{{x}}", "__proto__", "constructor", "toString", "hasOwnProperty"),
     *("url(#x)", "<a href=javascript:window.pwned=1>x</a>", "🙂👩‍👩‍👧", "日本語", "\u0645\u0631\u062d\u0628\u0627"),
 ]  # fmt: skip
@@ -70,7 +73,15 @@ class Net:
         shape = [1, channels, size, size]
         macs, params = channels * channels * 9 * size * size, channels * channels * 9
         return self.add(
-            name, "conv2d", [x, f"{path}.weight"], path, "Conv2d", shape=shape, attrs="stride=(1, 1), padding=(1, 1)", macs=macs, params=params
+            name,
+            "conv2d",
+            [x, f"{path}.weight"],
+            path,
+            "Conv2d",
+            shape=shape,
+            attrs="stride=(1, 1), padding=(1, 1)",
+            macs=macs,
+            params=params,
         )
 
     def unit(self, path: str, op: str, cls: str, inputs: list[str], channels: int, size: int) -> str:
@@ -91,12 +102,22 @@ def resnet_nodes(blocks: tuple[int, int, int, int]) -> list[Node]:
                 if i < 3:
                     x = net.add(f"{path}.relu_{i}".replace(".", "_"), "relu", [x], f"{path}.relu", "ReLU", shape=[1, channels, size, size])
             if not block:
-                skip = net.unit(f"{path}.downsample.1", "batch_norm", "BatchNorm2d", [net.conv(f"{path}.downsample.0", skip, channels, size)], channels, size)
+                skip = net.conv(f"{path}.downsample.0", skip, channels, size)
+                skip = net.unit(f"{path}.downsample.1", "batch_norm", "BatchNorm2d", [skip], channels, size)
             x = net.add(f"{path}.add".replace(".", "_"), "add", [x, skip], path, "Bottleneck", shape=[1, channels, size, size])
             x = net.add(f"{path}.relu_3".replace(".", "_"), "relu", [x], f"{path}.relu", "ReLU", shape=[1, channels, size, size])
     x = net.unit("avgpool", "adaptive_avg_pool2d", "AdaptiveAvgPool2d", [x], 512, 1)
     net.add("fc.weight", "get_attr", [], "fc", "Linear", kind="attr", shape=[1000, 512])
-    x = net.add("fc", "linear", [net.add("flatten", "flatten", [x], shape=[1, 512]), "fc.weight"], "fc", "Linear", shape=[1, 1000], macs=512_000, params=513_000)
+    x = net.add(
+        "fc",
+        "linear",
+        [net.add("flatten", "flatten", [x], shape=[1, 512]), "fc.weight"],
+        "fc",
+        "Linear",
+        shape=[1, 1000],
+        macs=512_000,
+        params=513_000,
+    )
     net.add("output", "output", [x], kind="output")
     return net.nodes
 
@@ -144,7 +165,18 @@ def observed(nodes: list[Node]) -> list[Node]:
         if "conv2d" in node["op"]:
             observer = {"type": "MinMaxObserver", "low": -1.5, "high": 2.25}
             text = f"%observers.{node['name']} = observe(%{node['name']})"
-            out.append({**node, "name": f"observers.{node['name']}", "op": "observe", "kind": "observer", "in": [node["name"]], "observer": observer, "text": text, "origin": []})
+            out.append(
+                {
+                    **node,
+                    "name": f"observers.{node['name']}",
+                    "op": "observe",
+                    "kind": "observer",
+                    "in": [node["name"]],
+                    "observer": observer,
+                    "text": text,
+                    "origin": [],
+                }
+            )
             out[-1].pop("macs")
             out[-1].pop("params")
     return out
@@ -158,7 +190,14 @@ def quantized(nodes: list[Node]) -> list[Node]:
     q = {"scale": 0.0184, "zero_point": 114, "min": 0, "max": 255, "dtype": "uint8"}
     nodes = [n for n in nodes if n["kind"] != "observer"]
     nodes = edited(nodes, lambda n: "conv2d" in n["op"] or n["op"] == "add", kind="int8", dtype="quint8", q=q)
-    weight = {"scale": [round(0.001 * (1 + i % 17), 5) for i in range(64)], "zero_point": [0] * 64, "min": -127, "max": 127, "dtype": "int8", "axis": 0}
+    weight = {
+        "scale": [round(0.001 * (1 + i % 17), 5) for i in range(64)],
+        "zero_point": [0] * 64,
+        "min": -127,
+        "max": 127,
+        "dtype": "int8",
+        "axis": 0,
+    }
     nodes = edited(nodes, lambda n: n["name"].endswith("layer1.0.conv1.weight"), dtype="int8", q=weight)
     return edited(nodes, lambda n: n["op"] in ("adaptive_avg_pool2d", "flatten"), reason="no int8 kernel for this op on engine x86")
 
@@ -171,7 +210,13 @@ def numerics(nodes: list[Node]) -> dict[str, Any]:
             continue
         counts = [int(4000 * 2.718 ** (-((b - 30) ** 2) / 60)) for b in range(64)]
         sqnr = round(48 - 30 * i / len(nodes) + rng.uniform(-5, 5), 2)
-        out[node["name"]] = {"sqnr": sqnr, "own": round(sqnr + 6, 2), "inherited": round(sqnr + 2, 2), "max_abs": 0.125, "ms": round(rng.uniform(0.01, 1), 4)}
+        out[node["name"]] = {
+            "sqnr": sqnr,
+            "own": round(sqnr + 6, 2),
+            "inherited": round(sqnr + 2, 2),
+            "max_abs": 0.125,
+            "ms": round(rng.uniform(0.01, 1), 4),
+        }
         out[node["name"]] |= {"saturation": round(rng.uniform(0, 0.02), 5), "dead_channels": i % 3}
         if i % 9 == 0:  # histograms are large: a document holds them for the worst nodes
             out[node["name"]]["act"] = {"low": -2.4, "high": 3.1, "counts": counts, "clip": [-2.09, 2.6], "step": 0.0184}
@@ -186,8 +231,14 @@ def multi_pass(title: str, nodes: list[Node], figures: bool = True) -> dict[str,
     reals = edited(watched, lambda n: n["op"] == "max_pool2d", attrs="kernel_size=3, stride=2")
     ints = quantized(reals)
     packed = edited(ints, lambda n: n["kind"] == "int8", op="quantized.conv2d")
-    remark = {"pass": "fuse", "code": "not-fused", "text": "relu has two users, so it stays a node of its own", "node": "maxpool", "location": "model.py:12"}
-    float_remark = {"pass": "lower", "code": "stays-float", "text": "no int8 kernel for adaptive_avg_pool2d", "node": "avgpool", "path": "avgpool"}
+    remark = {"pass": "fuse", "code": "not-fused", "text": "relu has two users", "node": "maxpool", "location": "model.py:12"}
+    float_remark = {
+        "pass": "lower",
+        "code": "stays-float",
+        "text": "no int8 kernel for adaptive_avg_pool2d",
+        "node": "avgpool",
+        "path": "avgpool",
+    }
     stages: list[Stage] = [
         ("input", nodes, {}, []),
         ("canonicalize", nodes, {}, []),
@@ -226,12 +277,13 @@ def densenet(blocks: tuple[int, ...] = (6, 12, 48, 32)) -> dict[str, Any]:
             path = f"features.denseblock{number}.denselayer{layer}"
             y = net.unit(f"{path}.cat", "cat", "_DenseLayer", list(parts), 64, 56)
             for i in (1, 2):
-                y = net.unit(f"{path}.relu{i}", "relu", "ReLU", [net.unit(f"{path}.norm{i}", "batch_norm", "BatchNorm2d", [y], 64, 56)], 64, 56)
-                y = net.conv(f"{path}.conv{i}", y, 64, 56)
+                y = net.unit(f"{path}.norm{i}", "batch_norm", "BatchNorm2d", [y], 64, 56)
+                y = net.conv(f"{path}.conv{i}", net.unit(f"{path}.relu{i}", "relu", "ReLU", [y], 64, 56), 64, 56)
             parts.append(y)
         x = net.unit(f"features.denseblock{number}.cat", "cat", "_DenseBlock", parts, 64, 56)
         if number < len(blocks):
-            x = net.conv(f"features.transition{number}.conv", net.unit(f"features.transition{number}.norm", "batch_norm", "BatchNorm2d", [x], 64, 56), 64, 56)
+            path = f"features.transition{number}"
+            x = net.conv(f"{path}.conv", net.unit(f"{path}.norm", "batch_norm", "BatchNorm2d", [x], 64, 56), 64, 56)
     net.add("output", "output", [x], kind="output")
     return document("DenseNet-201", [("input", net.nodes, {}, [])])
 
@@ -242,9 +294,18 @@ def hostile() -> dict[str, Any]:
     before = net.add("x", "placeholder", [], kind="input")
     for i, label in enumerate(HOSTILE):
         before = net.add(f"{i}{label}", f"{label}", [before], f"{label}.inner{i % 3}.{label}", label or "C", attrs=label, shape=[1, 2])
-        net.nodes[-1] |= {"file": label, "reason": label, "text": label, "origin": [label, "x"], "observer": {"type": label, "low": 0, "high": 1}}
+        net.nodes[-1] |= {
+            "file": label,
+            "reason": label,
+            "text": label,
+            "origin": [label, "x"],
+            "observer": {"type": label, "low": 0, "high": 1},
+        }
         net.nodes[-1]["q"] = {"scale": 0.5, "zero_point": 0, "min": 0, "max": 255, "dtype": label}
-    remarks = [{"pass": label, "code": label, "text": label, "node": f"{i}{label}", "path": label, "location": label} for i, label in enumerate(HOSTILE)]
+    remarks = [
+        {"pass": label, "code": label, "text": label, "node": f"{i}{label}", "path": label, "location": label}
+        for i, label in enumerate(HOSTILE)
+    ]
     renamed = [{**n, "name": n["name"] + "'", "in": [f"{i}'" for i in n["in"]]} for n in net.nodes]
     replaced = {f"{n['name']}'": [n["name"]] for n in net.nodes}
     names = {f"{n['name']}'": {"sqnr": None if i % 2 else float(i), "saturation": 0.5} for i, n in enumerate(net.nodes)}

@@ -118,7 +118,8 @@ class Viewer:
 
     def run(self, script: str, argument: Any = None) -> Any:
         """Evaluates a body of statements in which `app` is the page's application; waits until what it asked for is drawn."""
-        body = f"async (argument) => {{ const app = {APP}; const result = await (async () => {{ {script} }})(); await app.drawn; return result ?? null; }}"
+        called = f"const app = {APP}; const result = await (async () => {{ {script} }})();"
+        body = f"async (argument) => {{ {called} await app.drawn; return result ?? null; }}"
         return self.page.evaluate(body, argument)
 
     def texts(self, selector: str) -> list[str]:
@@ -174,6 +175,15 @@ def test_boxes_lie_apart_and_inside_their_containers(viewer: Viewer, name: str, 
     assert problems == []
 
 
+def test_a_graph_of_no_or_one_node_is_shown(viewer: Viewer) -> None:
+    one = {"name": "x", "op": "placeholder", "kind": "input", "in": []}
+    viewer.open(documents.document("few", [("none", [], {}, []), ("one", [one], {}, [])]))
+    assert viewer.box("x").count() == 1
+    viewer.run("await app.setStage(0)")
+    assert viewer.page.locator(".box").count() == 0
+    assert viewer.run("return app.tree.root.size.every(Number.isFinite)")
+
+
 def test_every_stage_is_rebuilt_from_the_differences(viewer: Viewer) -> None:
     nodes = documents.resnet_nodes((2, 2, 2, 2))
     folded, _ = documents.fused(nodes)
@@ -221,7 +231,8 @@ def test_opening_a_box_lays_out_itself_and_its_ancestors_only(viewer: Viewer) ->
 def test_a_closed_box_sums_what_it_holds(viewer: Viewer) -> None:
     document = documents.small()
     viewer.open(document)
-    inside = [n for n in viewer.run("return app.model.graphs[app.model.last].nodes") if n.get("path", "").startswith("layer2.") and n["kind"] != "attr"]
+    nodes = viewer.run("return app.model.graphs[app.model.last].nodes")
+    inside = [n for n in nodes if n.get("path", "").startswith("layer2.") and n["kind"] != "attr"]
     viewer.run('await app.jump("m:layer2")')
     text = " ".join(viewer.texts("#details dd"))
     worst = min(document["numerics"][n["name"]]["sqnr"] for n in inside)
@@ -491,7 +502,10 @@ def test_the_address_keeps_what_is_seen(viewer: Viewer) -> None:
         app.search("op:conv2d");
         """
     )
-    keep = "return [app.state.stage, app.state.against, app.state.selected, app.state.colour, app.state.query, app.state.theme, app.canvas.seen.map((b) => b.id)]"
+    keep = """
+        const { stage, against, selected, colour, query, theme } = app.state;
+        return [stage, against, selected, colour, query, theme, app.canvas.seen.map((b) => b.id)];
+    """
     state = viewer.run(keep)
     viewer.page.wait_for_timeout(300)  # the address follows after 150 ms
     address = viewer.page.url
@@ -638,8 +652,9 @@ def test_everything_that_can_be_used_has_a_name(viewer: Viewer) -> None:
     viewer.open(documents.small())
     nameless = viewer.run(
         """
-        const named = (e) => e.getAttribute("aria-label") || e.getAttribute("aria-labelledby") || e.textContent.trim() || e.closest("label") || e.labels?.length;
-        return [...document.querySelectorAll("button, select, input, [role=tree], [role=listbox], [role=tablist], .box")].filter((e) => !named(e)).map((e) => e.outerHTML);
+        const named = (e) => e.getAttribute("aria-label") || e.textContent.trim() || e.closest("label") || e.labels?.length;
+        const usable = document.querySelectorAll("button, select, input, [role=tree], [role=listbox], [role=tablist], .box");
+        return [...usable].filter((e) => !named(e)).map((e) => e.outerHTML);
         """
     )
     assert nameless == []
@@ -651,5 +666,6 @@ def test_ten_thousand_nodes_open(viewer: Viewer, name: str) -> None:
     """Seconds are measured by tests/page_speed.py; here only that it opens and answers."""
     viewer.open(documents.resnet(10_000) if name.startswith("resnet") else documents.flat(10_000))
     assert 1 <= viewer.page.locator(".box:not(.open)").count() <= 60
-    last = viewer.run("const { nodes } = app.model.graphs[0]; const { name } = nodes[nodes.length - 2]; await app.jumpNode(name); return name")
+    last = viewer.run("return app.model.graphs[0].nodes.at(-2).name")
+    viewer.run("await app.jumpNode(argument)", last)
     assert viewer.box(last).count() == 1

@@ -25,6 +25,9 @@ class App {
     const { state, model } = this;
     if (state.stage === null || !model.stages[state.stage]) state.stage = model.last;
     if (!this.colourings.some((c) => c.id === state.colour)) state.colour = "kind";
+    if (!$(`left-${state.left}`)) state.left = "tree";
+    if (!$(`right-${state.right}`)) state.right = "details";
+    if (state.depth !== null) state.depth = Math.max(1, Math.trunc(state.depth) || 1);
     if (!["none", "before"].includes(state.against) && !model.stages[state.against]) state.against = "none";
     applyTheme(state.theme);
   }

@@ -71,7 +71,7 @@ class Canvas {
   frame(box, kind, ...kids) {
     const change = box.node && this.tree.status && this.tree.status.get(box.node.name);
     const label = box.node ? `${box.node.op}, ${box.node.name}` : `${box.label}, ${plural(sums(box, this.model, this.tree.status).ops, "op")}`;
-    const group = s("g", { class: `box ${kind} ${change || ""} ${box.node?.ghost ? "ghost" : ""}`, "data-id": box.id, transform: `translate(${box.x},${box.y})`, role: "button", "aria-label": clean(change ? `${label}, ${change}` : label) });
+    const group = s("g", { class: `box ${kind} ${change || ""} ${box.node?.ghost ? "ghost" : ""}`, "data-id": box.id, transform: `translate(${box.x},${box.y})`, css: { "--colour": this.painter.colour(this.painter.value(box)) }, role: "button", "aria-label": clean(change ? `${label}, ${change}` : label) });
     group.append(...kids.filter(Boolean));
     if (change) group.append(badge(box.size[0] - 4, 4, change, SIGNS[change]));
     return group;

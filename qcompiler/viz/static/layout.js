@@ -141,7 +141,7 @@ function cutLong(numbered, order) {
 
 /** Takes the result over into the box: its size, and places relative to its own corner. */
 function finish(box, input, { places, lines, centred }) {
-  const n = box.kids.length, x = [], y = [];
+  const n = box.kids.length, x = n ? [] : [0], y = n ? [] : [0];
   input.sizes.forEach(([width, height], i) => {
     x.push(places[i][0], places[i][0] + width);
     y.push(places[i][1], places[i][1] + height);
