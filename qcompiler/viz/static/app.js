@@ -131,7 +131,7 @@ class App {
   select(box, show) {
     this.keep({ selected: box ? box.id : "" });
     document.body.classList.toggle("right", Boolean(box) && this.state.right === "details");
-    if (box && show && this.canvas.kept.has(box)) this.canvas.show(box);
+    if (box && show && this.canvas.seen.includes(box)) this.canvas.show(box);
     else if (box && show) return this.jump(box.id);
     this.drawSelected();
     this.panels.drawTree();
@@ -198,9 +198,9 @@ class App {
 
   /** The id of a box to keep in its place: the selected one, else one in the middle of the view. */
   anchor() {
-    const chosen = this.tree.byId.get(this.state.selected), { view, svg, seen } = this.canvas;
+    const chosen = this.tree.byId.get(this.state.selected), { view, width, height, seen } = this.canvas;
     if (chosen || !seen) return this.state.selected;
-    const x = (svg.clientWidth / 2 - view.x) / view.k, y = (svg.clientHeight / 2 - view.y) / view.k;
+    const x = (width / 2 - view.x) / view.k, y = (height / 2 - view.y) / view.k;
     const distance = (box) => Math.hypot(box.x + box.size[0] / 2 - x, box.y + box.size[1] / 2 - y);
     const known = seen.filter((box) => !box.open && this.tree.byId.has(box.id));
     return known.length ? known.reduce((a, b) => (distance(b) < distance(a) ? b : a)).id : "";

@@ -102,7 +102,7 @@ function pageKey(app, e) {
 
 function canvasKey(app, e) {
   const ways = { ArrowDown: [0, 1], ArrowUp: [0, -1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] };
-  const box = app.tree.byId.get(app.state.selected), seen = box && app.canvas.kept.has(box);
+  const box = app.tree.byId.get(app.state.selected), seen = box && app.canvas.seen.includes(box);
   if (ways[e.key]) {
     const next = seen ? app.canvas.neighbour(box, ...ways[e.key]) : app.canvas.seen[1];
     if (next) app.select(next, true);

@@ -5,6 +5,9 @@ const SIGNS = { added: "+", removed: "−", replaced: "↻", changed: "~" };
 const FONT_1 = "600 12px system-ui, sans-serif", FONT_2 = "11px system-ui, sans-serif";
 const DTYPES = { float32: "f32", float16: "f16", bfloat16: "bf16", float64: "f64", int8: "i8", uint8: "u8", quint8: "qu8", qint8: "qi8", int32: "i32", int64: "i64", qint32: "qi32", bool: "bool" };
 
+const BARE = 0.2; // the scale below which boxes are drawn without text
+const MARGIN = 0.4; // what is drawn round the view, as a share of it
+
 class Canvas {
   constructor(host, hooks) {
     this.host = host;
@@ -15,45 +18,84 @@ class Canvas {
     this.boxes = s("g", { class: "boxes" });
     this.scene = s("g", {}, this.frames, this.edges, this.stubs, this.boxes);
     this.kept = new Map();
-    this.keptEdges = new Map();
     this.svg = s("svg", { class: "canvas", tabindex: 0, role: "application", "aria-label": "Graph. Arrow keys move between boxes, Enter opens or closes a box." }, arrowHeads(), this.scene);
     host.prepend(this.svg);
+    // Noted once and at each change: to ask for them in every frame would make the browser lay out the page in between.
+    [this.width, this.height] = [this.svg.clientWidth, this.svg.clientHeight];
+    new ResizeObserver(([entry]) => {
+      [this.width, this.height] = [entry.contentRect.width, entry.contentRect.height];
+      if (this.seen) this.later();
+    }).observe(this.svg);
     this.view = { x: 0, y: 0, k: 1 };
     this.dragged = 0;
     this.listen();
   }
 
-  /** Draws the placed boxes `seen`. What was drawn before is moved, not made anew: that is most of the cost. */
+  /** Draws the placed boxes `seen`. */
   draw(tree, seen, painter, model) {
-    const fresh = this.tree !== tree || this.painter !== painter;
+    if (this.tree !== tree || this.painter !== painter) this.forget();
     Object.assign(this, { tree, seen, painter, model });
-    if (fresh) for (const layer of [this.frames, this.edges, this.boxes]) layer.replaceChildren();
-    const before = fresh ? new Map() : this.kept, edgesBefore = fresh ? new Map() : this.keptEdges;
-    this.kept = new Map();
-    this.keptEdges = new Map();
-    const stubs = [];
-    for (const box of seen) {
-      if (box.what !== "root") this.keep(box, before.get(box));
-      if (!box.open) continue;
-      for (const line of box.lines) this.keepEdge(box, line, edgesBefore.get(line.edge));
-      stubs.push(...stubMarks(box).map((mark) => this.stub(mark)));
-    }
-    for (const [box, { element }] of before) if (this.kept.get(box)?.element !== element) element.remove();
-    for (const [edge, { element }] of edgesBefore) if (!this.keptEdges.has(edge)) element.remove();
-    this.stubs.replaceChildren(...stubs);
+    this.routes = seen.filter((box) => box.open).flatMap((box) => box.lines.map((line) => this.route(box, line)));
+    this.drawnArea = null;
     this.apply();
   }
 
-  keep(box, old) {
-    const form = `${box.open} ${box.size}`, place = `translate(${box.x},${box.y})`;
-    if (old && old.form === form) {
-      if (old.place !== place) old.element.setAttribute("transform", place);
-      this.kept.set(box, { form, place, element: old.element });
-      return;
+  forget() {
+    for (const { element } of this.kept.values()) element.remove();
+    this.kept = new Map();
+  }
+
+  /**
+   * Makes what is near the view, and takes away what is far from it: a browser lays out all of an SVG, seen or not.
+   * What was drawn before is moved, not made anew.
+   */
+  cull() {
+    const { view, width: W, height: H } = this;
+    const shown = this.whole ? [-Infinity, -Infinity, Infinity, Infinity] : [-view.x / view.k, -view.y / view.k, (W - view.x) / view.k, (H - view.y) / view.k];
+    const detail = this.whole || view.k >= BARE, old = this.drawnArea;
+    if (old && old.detail === detail && view.k < old.k * 2 && within(shown, old.area)) return;
+    const [mx, my] = this.whole ? [0, 0] : [(W * MARGIN) / view.k, (H * MARGIN) / view.k];
+    const area = [shown[0] - mx, shown[1] - my, shown[2] + mx, shown[3] + my];
+    this.drawnArea = { area, detail, k: view.k };
+    const before = this.kept;
+    this.kept = new Map();
+    const stubs = [];
+    for (const box of this.seen) {
+      if (box.what !== "root" && meets(extentOf(box), area)) this.keep(box, `${box.open} ${box.size} ${detail}`, `translate(${box.x},${box.y})`, "transform", before, () => this.drawBox(box, detail));
+      if (box.open && detail) stubs.push(...stubMarks(box).filter((mark) => meets(extentOf(mark.box), area)).map((mark) => this.stub(mark)));
     }
-    const element = box.open ? this.openBox(box) : box.node ? this.leaf(box) : this.closedBox(box);
+    for (const { edge, d, extent } of this.routes) {
+      if (meets(extent, area)) this.keep(edge, "", d, "d", before, () => this.drawEdge(edge));
+    }
+    for (const [key, { element }] of before) if (this.kept.get(key)?.element !== element) element.remove();
+    this.stubs.replaceChildren(...stubs);
+  }
+
+  /** Draws all there is, for an export; or what is seen again. */
+  wholly(on) {
+    this.whole = on;
+    this.drawnArea = null;
+    this.cull();
+  }
+
+  /** Takes the element of a box or edge over, or makes it; `place` is the attribute's value that puts it where it belongs. */
+  keep(key, form, place, attribute, before, make) {
+    const old = before.get(key), same = old && old.form === form, element = same ? old.element : make();
+    if (!same || old.place !== place) element.setAttribute(attribute, place);
+    this.kept.set(key, { form, place, element });
+    if (!same) this.markOne(key, element);
+  }
+
+  drawBox(box, detail) {
+    const element = !detail ? this.bare(box) : box.open ? this.openBox(box) : box.node ? this.leaf(box) : this.closedBox(box);
     (box.open ? this.level(box.depth) : this.boxes).append(element);
-    this.kept.set(box, { form, place, element });
+    return element;
+  }
+
+  drawEdge(edge) {
+    const element = this.edge(edge);
+    this.edges.append(element);
+    return element;
   }
 
   level(depth) {
@@ -61,17 +103,15 @@ class Canvas {
     return this.frames.children[depth];
   }
 
-  keepEdge(box, line, old) {
-    const d = this.path(box, line), element = old ? old.element : this.edge(line.edge);
-    if (!old) this.edges.append(element);
-    if (!old || old.d !== d) element.setAttribute("d", d);
-    this.keptEdges.set(line.edge, { d, element });
+  /** From so far that no text can be read. */
+  bare(box) {
+    return this.frame(box, box.open ? `open level${box.depth % 2}` : box.node ? "leaf" : "closed", s("rect", { class: "back", width: box.size[0], height: box.size[1], rx: 9 }));
   }
 
   frame(box, kind, ...kids) {
     const change = box.node && this.tree.status && this.tree.status.get(box.node.name);
     const label = box.node ? `${box.node.op}, ${box.node.name}` : `${box.label}, ${plural(sums(box, this.model, this.tree.status).ops, "op")}`;
-    const group = s("g", { class: `box ${kind} ${change || ""} ${box.node?.ghost ? "ghost" : ""}`, "data-id": box.id, transform: `translate(${box.x},${box.y})`, css: { "--colour": this.painter.colour(this.painter.value(box)) }, role: "button", "aria-label": clean(change ? `${label}, ${change}` : label) });
+    const group = s("g", { class: `box ${kind} ${change || ""} ${box.node?.ghost ? "ghost" : ""}`, "data-id": box.id, css: { "--colour": this.painter.colour(this.painter.value(box)) }, role: "button", "aria-label": clean(change ? `${label}, ${change}` : label) });
     group.append(...kids.filter(Boolean));
     if (change) group.append(badge(box.size[0] - 4, 4, change, SIGNS[change]));
     return group;
@@ -137,7 +177,7 @@ class Canvas {
     return line;
   }
 
-  path(box, { edge, points }) {
+  route(box, { edge, points }) {
     const from = box.kids[edge.from], to = box.kids[edge.to], at = points.map(([x, y]) => [x + box.x, y + box.y]);
     if (at.length === 3) at.splice(1, 1); // next rank: dagre's bend stands for a label that we do not have
     const last = at.length - 1;
@@ -145,7 +185,8 @@ class Canvas {
     else if (at[1][1] >= from.y + from.size[1] - 1) at[0] = [from.x + from.size[0] / 2, from.y + from.size[1]];
     if (!to) at[last] = [box.x + box.size[0] / 2, box.y + box.size[1]];
     else if (at[last - 1][1] <= to.y + 1) at[last] = [to.x + to.size[0] / 2, to.y - 2];
-    return curve(at);
+    const x = at.map((point) => point[0]), y = at.map((point) => point[1]);
+    return { edge, d: curve(at), extent: [Math.min(...x), Math.min(...y), Math.max(...x), Math.max(...y)] };
   }
 
   stub({ box, text, edges, low }) {
@@ -160,19 +201,18 @@ class Canvas {
 
   /** Marks what is selected, its edges, and what a search found. */
   mark(selected, found) {
-    const near = new Set();
-    for (let box = selected; box; box = box.parent) near.add(box);
-    for (const [box, { element }] of this.kept) {
-      element.classList.toggle("selected", box === selected);
-      element.classList.toggle("found", Boolean(found && (box.node ? found.has(box.node.name) : !box.open && holds(box, found))));
+    Object.assign(this, { selected, found });
+    for (const [key, { element }] of this.kept) this.markOne(key, element);
+  }
+
+  markOne(key, element) {
+    const { selected, found } = this;
+    if (key.pairs) {
+      element.classList.toggle("near", Boolean(selected) && key.pairs.some(([a, b]) => isIn(a, selected) !== isIn(b, selected)));
+      return;
     }
-    const inSelected = (leaf) => {
-      for (let box = leaf; box; box = box.parent) if (box === selected) return true;
-      return false;
-    };
-    for (const [edge, { element }] of this.keptEdges) {
-      element.classList.toggle("near", Boolean(selected && selected.parent) && edge.pairs.some(([a, b]) => inSelected(a) !== inSelected(b)));
-    }
+    element.classList.toggle("selected", key === selected);
+    element.classList.toggle("found", Boolean(found && (key.node ? found.has(key.node.name) : !key.open && holds(key, found))));
   }
 
   // --- moving about ---
@@ -183,6 +223,7 @@ class Canvas {
     this.svg.classList.toggle("far", k < 0.45);
     this.svg.classList.toggle("farther", k < 0.2);
     this.hooks.moved(this.view);
+    if (this.seen) this.cull();
   }
 
   later() {
@@ -192,7 +233,7 @@ class Canvas {
     });
   }
 
-  zoom(factor, cx = this.svg.clientWidth / 2, cy = this.svg.clientHeight / 2) {
+  zoom(factor, cx = this.width / 2, cy = this.height / 2) {
     const { view } = this, k = Math.min(3, Math.max(0.03, view.k * factor));
     view.x = cx - ((cx - view.x) * k) / view.k;
     view.y = cy - ((cy - view.y) * k) / view.k;
@@ -202,7 +243,7 @@ class Canvas {
 
   /** Fits all; a `readable` fit may start at the top of a tall graph instead. */
   fit(readable) {
-    const [w, height] = this.tree.root.size, W = this.svg.clientWidth, H = this.svg.clientHeight;
+    const [w, height] = this.tree.root.size, W = this.width, H = this.height;
     const across = (W - 32) / w, whole = Math.min(across, (H - 32) / height, 1.1);
     const k = readable ? Math.min(1, Math.max(whole, Math.min(across, 0.8), 0.3)) : whole;
     this.view = { k, x: (W - w * k) / 2, y: height * k > H ? 16 : (H - height * k) / 2 };
@@ -211,7 +252,7 @@ class Canvas {
 
   /** Brings a box into sight; leaves the view alone where it is seen well already. */
   show(box) {
-    const { view } = this, W = this.svg.clientWidth, H = this.svg.clientHeight - this.hooks.covered(), [w, height] = box.size;
+    const { view } = this, W = this.width, H = this.height - this.hooks.covered(), [w, height] = box.size;
     const left = box.x * view.k + view.x, top = box.y * view.k + view.y;
     if (view.k > 0.5 && left > 8 && top > 8 && left + w * view.k < W - 8 && top + height * view.k < H - 8) return;
     view.k = Math.min(1, Math.max(view.k, 0.75));
@@ -293,6 +334,15 @@ function repeats(box) {
   const same = box.what === "module" && box.kids.length > 2 && bulk(box.kids[0]) >= BLOCK && box.kids.every((kid) => !kid.node && shapeOf(kid) === shapeOf(box.kids[0]));
   return same ? box.kids.length : 1;
 }
+
+function isIn(leaf, box) {
+  for (let up = leaf; up; up = up.parent) if (up === box) return true;
+  return false;
+}
+
+const extentOf = ({ x, y, size: [w, h] }) => [x - 8, y - 14, x + w + 8, y + h + 14]; // with its badges and stubs
+const meets = (a, b) => a[0] <= b[2] && a[2] >= b[0] && a[1] <= b[3] && a[3] >= b[1];
+const within = (a, b) => a[0] >= b[0] && a[2] <= b[2] && a[1] >= b[1] && a[3] <= b[3];
 
 function holds(box, found) {
   return box.node ? found.has(box.node.name) : box.kids.some((kid) => holds(kid, found));

@@ -8,11 +8,13 @@ const DRAWN_PARTS = "defs *, .frames *, .edges *, .stubs *, .boxes *";
 /** A free-standing SVG of all boxes as they are open now. */
 function svgText(canvas) {
   const [w, height] = canvas.tree.root.size, classes = canvas.svg.getAttribute("class");
-  canvas.svg.setAttribute("class", "canvas"); // at full detail, however far away it is seen
+  canvas.svg.setAttribute("class", "canvas"); // all of it, at full detail, however far away it is seen
+  canvas.wholly(true);
   const copy = s("svg", { xmlns: SVG, viewBox: `0 0 ${Math.ceil(w)} ${Math.ceil(height)}`, width: Math.ceil(w), height: Math.ceil(height) });
   copy.append(s("rect", { width: "100%", height: "100%", fill: getComputedStyle(document.body).backgroundColor }), canvas.svg.querySelector("defs").cloneNode(true), ...canvas.scene.cloneNode(true).children);
   const sources = canvas.svg.querySelectorAll(DRAWN_PARTS), targets = copy.querySelectorAll(DRAWN_PARTS);
   sources.forEach((source, i) => inlineStyle(source, targets[i]));
+  canvas.wholly(false);
   canvas.svg.setAttribute("class", classes);
   for (const hit of copy.querySelectorAll(".hit")) hit.remove();
   return new XMLSerializer().serializeToString(copy);
