@@ -323,7 +323,7 @@ def flat(nodes: int) -> dict[str, Any]:
     return document("flat", [("input", net.nodes, {}, [])])
 
 
-def wide(towers: int = 20, height: int = 15) -> dict[str, Any]:
+def wide(towers: int = 14, height: int = 22) -> dict[str, Any]:
     """Many chains side by side: the most boxes that a screen can show."""
     net = Net()
     x = net.add("x", "placeholder", [], kind="input")

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from qcompiler.errors import QCompilerError
+from qcompiler.errors import ConfigError
 from qcompiler.viz.page import render
 from tests import documents
 from tests.browser import chromium
@@ -82,7 +82,7 @@ def test_no_script_writes_markup() -> None:
     ("change", "said"), [({"format": "x"}, "this one is x"), ({"version": 2}, "version 2"), ({"stages": []}, "no stage")]
 )
 def test_a_document_of_another_kind_is_refused(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(QCompilerError, match=said):
+    with pytest.raises(ConfigError, match=said):
         render({**documents.small((1, 1, 1, 1)), **change})
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Protocol
 
-from qcompiler.errors import QCompilerError
+from qcompiler.errors import ConfigError
 
 FORMAT, VERSION = "qcompiler-graph", 1
 # In the order in which they stand in the page; they share one scope.
@@ -53,9 +53,13 @@ def pack(data: Mapping[str, Any]) -> str:
 def _check(data: Mapping[str, Any]) -> None:
     found = (data.get("format"), data.get("version"))
     if found != (FORMAT, VERSION):
-        raise QCompilerError(f"the page shows documents of format {FORMAT}, version {VERSION}; this one is {found[0]}, version {found[1]}")
+        raise ConfigError(
+            f"the page shows documents of format {FORMAT}, version {VERSION}; this one is {found[0]}, version {found[1]}",
+            code="document-version",
+            hint="make the document and the page with the same qcompiler",
+        )
     if not data.get("stages"):
-        raise QCompilerError("the document holds no stage: make it from a traced or compiled model")
+        raise ConfigError("the document holds no stage", code="not-a-document", hint="make it from a traced or compiled model")
 
 
 @cache
