@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+
+from tests.browser import ABSENT
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files of tests/golden anew")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Tests that need a browser are left out where there is none: says so, and how many."""
+    left_out = [r for r in terminalreporter.stats.get("skipped", []) if ABSENT in str(r.longrepr)]
+    if left_out:
+        terminalreporter.write_line(f"{len(left_out)} tests of the page were left out: {ABSENT}", yellow=True)

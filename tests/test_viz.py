@@ -24,7 +24,7 @@ from qcompiler.cli import app
 from qcompiler.cli.viz import Format
 from qcompiler.debug import Document, Recorder, document_of
 from qcompiler.errors import ConfigError, QCompilerError
-from qcompiler.viz import layout
+from qcompiler.viz import layout, page
 from qcompiler.viz.boxes import BOX, draw, sums_of
 from qcompiler.viz.dot import to_dot
 from qcompiler.viz.labels import count_text, plain
@@ -409,7 +409,6 @@ class Tags(HTMLParser):
 
 @pytest.mark.parametrize("document", [compiled()[0], hostile()], ids=["net", "hostile"])
 def test_a_notebook_gets_one_sandboxed_frame(document: Document) -> None:
-    page = pytest.importorskip("qcompiler.viz.page")
     parser = Tags()
     parser.feed(viz.show(document)._repr_html_())
     ((tag, attributes),) = parser.seen
@@ -422,7 +421,6 @@ def test_a_figure_says_what_it_is() -> None:
 
 
 def test_html_is_the_page(tmp_path: Path) -> None:
-    page = pytest.importorskip("qcompiler.viz.page")
     viz.save(compiled()[0], tmp_path / "g.html")
     assert (tmp_path / "g.html").read_text(encoding="utf-8") == page.render(compiled()[0])
 
@@ -476,10 +474,6 @@ def test_the_examples_of_the_docs_run(tmp_path: Path, monkeypatch: pytest.Monkey
     text = (ROOT / "docs" / "visualization.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     assert len(blocks) >= 3
-    try:
-        import qcompiler.viz.page  # noqa: F401
-    except ModuleNotFoundError:
-        blocks = ["\n".join(line for line in block.splitlines() if ".html" not in line) for block in blocks]
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {"model": net(), "x": X}
     for block in blocks:

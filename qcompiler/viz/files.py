@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +15,7 @@ from qcompiler.debug.sources import document_of
 from qcompiler.errors import ConfigError
 from qcompiler.viz import dot, mermaid, model_explorer, svg
 from qcompiler.viz.boxes import draw
+from qcompiler.viz.page import render
 
 SMALL, LARGE = 60, 300  # items of an SVG: where it chooses the depth, and where the user does
 WHOLE = 1_000_000  # no limit
@@ -30,12 +30,6 @@ class Format:
     render: Callable[[Document, int | None], Iterable[tuple[str, str]]]
 
 
-def page(document: Document) -> str:
-    """The interactive page."""
-    text: str = importlib.import_module("qcompiler.viz.page").render(document)
-    return text
-
-
 def _explorer(document: Document, depth: int | None) -> Iterable[tuple[str, str]]:
     yield ".me.json", model_explorer.dump(model_explorer.to_graph(document))
     for title, data in model_explorer.to_node_data(document).items():
@@ -48,7 +42,7 @@ def _drawing(document: Document, depth: int | None) -> Iterable[tuple[str, str]]
 
 
 FORMATS = (
-    Format(".html", "interactive page, one offline file", lambda d, depth: [(".html", page(d))]),
+    Format(".html", "interactive page, one offline file", lambda d, depth: [(".html", render(d))]),
     Format(".svg", "static drawing", _drawing),
     Format(".dot", "Graphviz text", lambda d, depth: [(".dot", dot.to_dot(draw(d, depth=depth, limit=WHOLE)))]),
     Format(".mmd", "Mermaid text", lambda d, depth: [(".mmd", mermaid.to_mermaid(draw(d, depth=depth, limit=mermaid.LIMIT)))]),

@@ -7,7 +7,8 @@ from html import escape
 from typing import Any
 
 from qcompiler.debug.document import Document
-from qcompiler.viz.files import described, page
+from qcompiler.viz.files import described
+from qcompiler.viz.page import render
 
 
 class Figure:
@@ -17,7 +18,7 @@ class Figure:
         self.document, self.height = document, height
 
     def _repr_html_(self) -> str:
-        source = escape(page(self.document), quote=True)
+        source = escape(render(self.document), quote=True)
         return (
             f'<iframe sandbox="allow-scripts allow-downloads" srcdoc="{source}" width="100%" height="{int(self.height)}" '
             'style="border:1px solid #c3cad3;border-radius:6px" title="graph"></iframe>'
