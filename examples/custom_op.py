@@ -93,6 +93,7 @@ FOLD_FACTOR = Rule("fold_factor", (Link("conv", ("conv2d",)), Link("mul", ("mul"
 class CheaperSilu:
     name: str = "cheaper_silu"
     stage: Stage = Stage.FUSED
+    required: bool = False  # the program is right without it, so a bisection may hold it back
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         found = [node for node in gm.graph.nodes if node.target is F.silu]

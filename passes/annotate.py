@@ -39,6 +39,7 @@ def computes_float(node: fx.Node) -> bool:
 class Annotate:
     name: str = "annotate"
     stage: Stage = Stage.OBSERVED
+    required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         calls: dict[tuple[str, Any], int] = {}

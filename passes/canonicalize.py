@@ -19,6 +19,7 @@ from qcompiler.pass_manager import Context
 class Canonicalize:
     name: str = "canonicalize"
     stage: Stage = Stage.TRACED
+    required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         reader = _Attributes(gm)

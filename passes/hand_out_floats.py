@@ -20,6 +20,8 @@ from qcompiler.pass_manager import Context
 class HandOutFloats:
     name: str = "hand_out_floats"
     stage: Stage = Stage.OBSERVED
+    required: bool = False
+    per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         changed = False
@@ -28,10 +30,12 @@ class HandOutFloats:
             if row is None or not quant_of(node).int8 or not context.target.gives_floats(row):
                 continue
             copies = _copies(node, context)
-            if copies is not None:
+            if copies is not None and context.allows("float_result", node):
+                context.matches += 1
                 node.meta[QUANT] = quant_of(node).with_(float_output=True)
                 for copy in copies:
                     copy.meta[QUANT] = quant_of(copy).with_(int8=False, reason="it copies a float result")
+                    context.remark(self.name, "stays-float", "stays float: it copies a float result", copy)
                 changed = True
         return changed
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from qcompiler.ir.types import QUANT, VALUE, Stage, quant_of
+from qcompiler.ir.types import QUANT, SOURCE, VALUE, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.arguments import activations
@@ -24,6 +24,7 @@ from qcompiler.pass_manager import Context
 class InsertObservers:
     name: str = "insert_observers"
     stage: Stage = Stage.OBSERVED
+    required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         seen: set[int] = set()
@@ -56,5 +57,5 @@ def _observe(gm: fx.GraphModule, node: fx.Node, factory: Callable[[], Any]) -> N
     observers.add_module(name, Watch(factory(), where(node)))
     with gm.graph.inserting_after(node):
         watch = gm.graph.create_node("call_module", f"observers.{name}", (node,), name=f"{node.name}_observer")
-    watch.meta[VALUE] = node.meta.get(VALUE)
+    watch.meta[VALUE], watch.meta[SOURCE] = node.meta.get(VALUE), source_of(node)
     node.replace_all_uses_with(watch, delete_user_cb=lambda user: user is not watch)

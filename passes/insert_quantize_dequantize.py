@@ -23,6 +23,7 @@ from qcompiler.pass_manager import Context
 class InsertQuantizeDequantize:
     name: str = "insert_quantize_dequantize"
     stage: Stage = Stage.QUANTIZED
+    required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         weights = _Weights(gm, context)

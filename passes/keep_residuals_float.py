@@ -21,6 +21,8 @@ from qcompiler.pass_manager import Context
 class KeepResidualsFloat:
     name: str = "keep_residuals_float"
     stage: Stage = Stage.OBSERVED
+    required: bool = False
+    per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         kept = [node for node in reversed(gm.graph.nodes) if self._keep(node, context)]
@@ -32,8 +34,9 @@ class KeepResidualsFloat:
         row = context.table.of(node)
         if row is None or not quant_of(node).int8 or row.weight is not None or row.output not in (Output.OWN, Output.FIXED):
             return False
-        if not _only_rounded(node, context):
+        if not _only_rounded(node, context) or not context.allows("keep_float", node):
             return False
+        context.matches += 1
         _make_float(node, "only ops that compute in float, such as normalizations, use its result", context)
         return True
 

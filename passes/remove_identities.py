@@ -15,13 +15,20 @@ from qcompiler.pass_manager import Context
 class RemoveIdentities:
     name: str = "remove_identities"
     stage: Stage = Stage.TRACED
+    required: bool = False
+    per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         before = len(gm.graph.nodes)
         for node in list(gm.graph.nodes):
             row = context.table.of(node)
-            if row is not None and row.identity(node.kwargs) and not any(changes(user, node) for user in node.users):
+            if row is None or not row.identity(node.kwargs) or any(changes(user, node) for user in node.users):
+                continue
+            if context.allows("remove_identity", node):
                 node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
                 gm.graph.erase_node(node)
+                context.matches += 1
+            else:
+                context.remark(self.name, "held-back", "does nothing, but its removal was held back", node)
         gm.graph.eliminate_dead_code()
         return len(gm.graph.nodes) != before

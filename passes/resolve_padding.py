@@ -18,6 +18,7 @@ CONVOLUTIONS = {f"{kind}{d}d": d for kind in ("conv", "conv_transpose") for d in
 class ResolvePadding:
     name: str = "resolve_padding"
     stage: Stage = Stage.TRACED
+    required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         changed = False

@@ -23,6 +23,7 @@ from qcompiler.pass_manager import Context
 class SeparateAssignments:
     name: str = "separate_assignments"
     stage: Stage = Stage.TRACED
+    required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         changed = False

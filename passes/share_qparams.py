@@ -17,6 +17,7 @@ from qcompiler.pass_manager import Context
 class ShareQParams:
     name: str = "share_qparams"
     stage: Stage = Stage.OBSERVED
+    required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         table = context.table

@@ -91,7 +91,7 @@ def centre_rule(wanted: Callable[..., bool]) -> Rule:
             raise Reject("kernel-pads", "the back end's kernel takes uneven padding as it is")
         centre_depthwise(match, pad, conv)
 
-    return Rule("centre_depthwise", (Link("pad", ("pad",)), Link("conv", CONVOLUTIONS)), rewrite)
+    return Rule("centre_depthwise", (Link("pad", ("pad",)), Link("conv", CONVOLUTIONS)), rewrite, candidate="pad")
 
 
-RULES = (Rule("fold_pad", (Link("pad", ("pad",)), Link("conv", CONVOLUTIONS)), fold_pad),)
+RULES = (Rule("fold_pad", (Link("pad", ("pad",)), Link("conv", CONVOLUTIONS)), fold_pad, candidate="pad"),)

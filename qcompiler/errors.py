@@ -35,7 +35,8 @@ class Where:
 class QCompilerError(Exception):
     """Base of all errors: what went wrong, where, and what to do about it.
 
-    `code` is stable and short (kebab-case) so that a program can tell cases apart.
+    `code` is stable and short (kebab-case) so that a program can tell cases apart. `reproducer`: path of a script that shows
+    the failure again, where one was written.
     """
 
     default_code = "error"
@@ -45,12 +46,14 @@ class QCompilerError(Exception):
         self.code = code or self.default_code
         self.where = where or Where()
         self.hint = hint
+        self.reproducer: str | None = None
         super().__init__(message)
 
     def __str__(self) -> str:
         place = str(self.where)
         text = self.message + (f"\n  {place}" if place else "")
-        return text + (f"\n  hint: {self.hint}" if self.hint else "")
+        text += f"\n  hint: {self.hint}" if self.hint else ""
+        return text + (f"\n  reproducer: {self.reproducer}" if self.reproducer else "")
 
 
 class TraceError(QCompilerError):

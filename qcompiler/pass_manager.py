@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import fx
 
 from qcompiler.errors import PassError, QCompilerError, Where
+from qcompiler.gate import allow
 from qcompiler.ir.provenance import inherit_sources
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify, where
 from qcompiler.ops.table import OPS, Table
+from qcompiler.rewrite import Rule, run_rules
+
+HOW_TO_REPRODUCE = "set QCOMPILER_DEBUG=folder and run again: it writes repro.py, which shows this failure without your model"
 
 
 @dataclass(frozen=True)
 class Remark:
-    """Something a person should know: what was not fused, stayed float, was made concrete, and why."""
+    """Something a person should know: what was not fused, stayed float, was made concrete, and why. `node` is its name."""
 
     pass_name: str
     code: str
     text: str
     where: Where = field(default_factory=Where)
+    node: str | None = None
+
+    def to_data(self) -> dict[str, Any]:
+        """JSON data; what is not known is left out."""
+        place = {"node": self.node, "path": self.where.module_path, "location": self.where.source}
+        return {"pass": self.pass_name, "code": self.code, "text": self.text, **{k: v for k, v in place.items() if v}}
+
+    @staticmethod
+    def from_data(data: Mapping[str, Any]) -> Remark:
+        """What `to_data` wrote."""
+        node = data.get("node")
+        place = Where(f"%{node}" if node else None, data.get("path"), data.get("location"))
+        return Remark(data["pass"], data["code"], data["text"], place, node)
 
 
 @dataclass
 class Context:
-    """What the passes of one compile share. `target` describes the back end's kernels (see backends/torch/target.py)."""
+    """What the passes of one compile share. `target` describes the back end's kernels (see backends/torch/target.py).
+
+    `identity` is common to a prepare and its converts. `rewrites` lists the optional rewrites that were offered, `matches`
+    counts those that were done; a convert goes on where its prepare ended.
+    """
 
     table: Table = OPS
     mapping: Any = None
@@ -40,24 +62,54 @@ class Context:
     allow_uncalibrated: str = "error"
     remarks: list[Remark] = field(default_factory=list)
     records: list[PassRecord] = field(default_factory=list)
+    identity: str = field(default_factory=lambda: secrets.token_hex(8))
+    instruments: tuple[Any, ...] = ()
+    step: Any = None  # the pass that runs
+    stage: Stage = Stage.TRACED  # where the graph stands
+    rewrites: list[str] = field(default_factory=list)
+    matches: int = 0
 
     def remark(self, pass_name: str, code: str, text: str, node: fx.Node | None = None) -> None:
-        self.remarks.append(Remark(pass_name, code, text, where(node) if node is not None else Where()))
+        place = where(node) if node is not None else Where()
+        self.remarks.append(Remark(pass_name, code, text, place, node.name if node is not None else None))
+
+    def allows(self, rewrite: str, node: fx.Node | None = None) -> bool:
+        """Whether an optional rewrite may be done: the gate of the compile numbers the questions and answers them."""
+        name = self.step.name if self.step is not None and self.step.name != rewrite else ""
+        self.rewrites.append(f"{name}: {rewrite}".removeprefix(": ") + (f" at %{node.name}" if node is not None else ""))
+        return allow(self.rewrites[-1])
+
+    def apply_rules(self, gm: fx.GraphModule, rules: Sequence[Rule]) -> int:
+        """Runs rewrite rules to their fixpoint and returns how often one fired; each refused candidate becomes a remark."""
+        fired, refused = run_rules(gm, rules, self.table, lambda rule, node: self.allows(rule.name, node))
+        for rejection in refused:
+            self.remark(self.step.name if self.step else "rules", rejection.code, f"{rejection.rule}: {rejection.reason}", rejection.node)
+        count = sum(fired.values())
+        self.matches += count
+        return count
 
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did: its wall time in milliseconds and node counts."""
+    """What one pass did: wall time in milliseconds (`verify_ms` of it went into the verifier), node counts, rewrites, remarks."""
 
     name: str
     milliseconds: float
     nodes_before: int
     nodes_after: int
     changed: bool
+    verify_ms: float = 0.0
+    matches: int = 0
+    remarks: tuple[Remark, ...] = ()
+    skipped: bool = False
 
 
 class Pass(Protocol):
-    """A step of the compiler. `stage` is the stage it leaves the graph in; `run` returns whether anything changed."""
+    """A step of the compiler. `stage` is the stage it leaves the graph in; `run` returns whether anything changed.
+
+    `required`: later passes stand on it, so no instrument can skip it. A pass without the attribute is optional. An optional
+    pass is one numbered rewrite, unless it has `per_match = True` and asks `context.allows` for each rewrite itself.
+    """
 
     @property
     def name(self) -> str: ...
@@ -65,23 +117,68 @@ class Pass(Protocol):
     @property
     def stage(self) -> Stage: ...
 
+    @property
+    def required(self) -> bool: ...
+
     def run(self, gm: fx.GraphModule, context: Context) -> bool: ...
 
 
-class Instrument(Protocol):
-    """Watches passes. An exception in an instrument is reported and changes no result."""
+class PassInstrument:
+    """Watches a compile: override what you need. An exception in an instrument becomes a remark and changes no result.
 
-    def before(self, step: Pass, gm: fx.GraphModule, context: Context) -> None: ...
+    The order of a compile: start; for each pass should_run (optional passes), before, after or on_error; finish, also after an
+    error. Any object that has some of these methods will do. Single rewrites are held back by a qcompiler.debug.Gate.
+    """
 
-    def after(self, step: Pass, gm: fx.GraphModule, context: Context, record: PassRecord) -> None: ...
+    def start(self, phase: str, model: str, context: Context) -> Any:
+        """Called once a compile; returns the instrument that watches it, for instance one with state of its own."""
+        return self
+
+    def should_run(self, step: Pass, gm: fx.GraphModule, context: Context) -> bool:
+        """False skips an optional pass. Not asked for required ones."""
+        return True
+
+    def before(self, step: Pass, gm: fx.GraphModule, context: Context) -> None:
+        """The graph as the pass will see it."""
+
+    def after(self, step: Pass, gm: fx.GraphModule, context: Context, record: PassRecord) -> None:
+        """The verified graph behind the pass (or unchanged, where record.skipped)."""
+
+    def on_error(self, step: Pass, gm: fx.GraphModule, context: Context, error: QCompilerError) -> None:
+        """The pass failed and left the graph in any state; `error` will be raised."""
+
+    def finish(self, context: Context) -> None:
+        """The compile is over."""
 
 
-def _tell(instruments: Sequence[Instrument], event: str, context: Context, *args: Any) -> None:
+Instrument = PassInstrument
+
+
+def _hooks(instruments: Sequence[Any], event: str, context: Context) -> Iterator[Callable[..., Any]]:
+    """The instruments' methods of that name, each such that an exception becomes a remark: an aid must not decide over a compile."""
+
+    def guarded(instrument: Any, hook: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            try:
+                return hook(*args)
+            except Exception as error:
+                text = f"{type(instrument).__name__}.{event}: {type(error).__name__}: {error}"
+                remark = Remark("instrument", "instrument-failed", text)
+                if remark not in context.remarks:
+                    context.remarks.append(remark)
+                return None
+
+        return call
+
     for instrument in instruments:
-        try:
-            getattr(instrument, event)(*args)
-        except Exception as error:  # a debugging aid must never decide over the compile
-            context.remarks.append(Remark("instrument", "instrument-failed", f"{type(instrument).__name__}.{event}: {error}"))
+        hook = getattr(instrument, event, None)
+        if hook is not None:
+            yield guarded(instrument, hook)
+
+
+def tell(instruments: Sequence[Any], event: str, context: Context, *args: Any) -> list[Any]:
+    """Calls one method of every instrument that has it; None stands for an answer that failed."""
+    return [hook(*args) for hook in _hooks(instruments, event, context)]
 
 
 def run_passes(
@@ -89,29 +186,68 @@ def run_passes(
     passes: Sequence[Pass],
     stage: Stage,
     context: Context,
-    instruments: Sequence[Instrument] = (),
+    instruments: Sequence[Any] = (),
     *,
     recompile: bool = True,
 ) -> fx.GraphModule:
     """Takes `gm`, which stands at `stage`, through the passes in place; raises PassError with the pass and node that failed.
 
-    `recompile`: make the code that runs `gm`; False where nobody runs it before it is changed further.
+    `instruments` watch beside those of the context. `recompile`: make the code that runs `gm`; False where nobody runs it
+    before it is changed further.
     """
-    verify(gm, stage)
-    for step in passes:
-        _tell(instruments, "before", context, step, gm, context)
-        nodes, start = len(gm.graph.nodes), time.perf_counter()
-        try:
-            changed = step.run(gm, context)
-        except QCompilerError:
-            raise
-        except Exception as error:
-            raise PassError(f"pass {step.name} failed: {type(error).__name__}: {error}", code="pass-failed") from error
-        inherit_sources(gm.graph)
-        verify(gm, step.stage, after=step.name)
-        record = PassRecord(step.name, (time.perf_counter() - start) * 1e3, nodes, len(gm.graph.nodes), changed)
-        context.records.append(record)
-        _tell(instruments, "after", context, step, gm, context, record)
-    if recompile:
-        gm.recompile()
+    outer = context.instruments
+    context.instruments = (*outer, *instruments)
+    try:
+        verify(gm, stage)
+        context.stage = stage
+        for step in passes:
+            context.step = step
+            context.records.append(_run(step, gm, context))
+            context.stage = step.stage
+        if recompile:
+            gm.recompile()
+    finally:
+        context.instruments, context.step = outer, None
     return gm
+
+
+def _run(step: Pass, gm: fx.GraphModule, context: Context) -> PassRecord:
+    wanted = _wanted(step, gm, context)
+    if not wanted:
+        context.remark(step.name, "pass-skipped", "this optional pass did not run: an instrument or QCOMPILER_BISECT held it back")
+    tell(context.instruments, "before", context, step, gm, context)
+    nodes, matches, remarks = len(gm.graph.nodes), context.matches, len(context.remarks)
+    start = middle = time.perf_counter()
+    try:
+        changed = step.run(gm, context) if wanted else False
+        inherit_sources(gm.graph)
+        middle = time.perf_counter()
+        verify(gm, step.stage, after=step.name)
+    except Exception as error:
+        _fail(step, gm, context, error)
+    end = time.perf_counter()
+    record = PassRecord(step.name, (end - start) * 1e3, nodes, len(gm.graph.nodes), changed, (end - middle) * 1e3,
+                        context.matches - matches, tuple(context.remarks[remarks:]), not wanted)  # fmt: skip
+    tell(context.instruments, "after", context, step, gm, context, record)
+    return record
+
+
+def _wanted(step: Pass, gm: fx.GraphModule, context: Context) -> bool:
+    if getattr(step, "required", False):
+        return True
+    if any(answer is False for answer in tell(context.instruments, "should_run", context, step, gm, context)):
+        return False
+    return getattr(step, "per_match", False) or context.allows(step.name)
+
+
+def _fail(step: Pass, gm: fx.GraphModule, context: Context, error: Exception) -> None:
+    """Raises what a failed pass raises: QCompilerErrors as they are, others as PassError; instruments see it first."""
+    raised = error
+    if not isinstance(error, QCompilerError):
+        raised = PassError(f"pass {step.name} failed: {type(error).__name__}: {error}", code="pass-failed")
+        raised.__cause__ = error
+    assert isinstance(raised, QCompilerError)
+    tell(context.instruments, "on_error", context, step, gm, context, raised)
+    if isinstance(raised, PassError) and raised.reproducer is None:
+        raised.hint = raised.hint or HOW_TO_REPRODUCE
+    raise raised

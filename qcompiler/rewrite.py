@@ -6,7 +6,8 @@ and nothing else uses it. The links' names are the parameters of the rewrite:
     Rule("absorb_clamp", (Link("producer", takes_bounds), Link("clamp", is_clamp)), rewrite=absorb_clamp)
 
 The rewrite changes the graph and returns None, or raises Reject with a reason for people. A rule must shrink the graph, so the
-fixpoint ends; the driver names the rule that exceeds its step limit.
+fixpoint ends; the driver names the rule that exceeds its step limit. Each node that a rule could have taken away and that is
+left in the end has a Rejection, with the reason. A gate is asked once for each match, so that its questions can be numbered.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import fx
 
 from qcompiler.errors import PassError
 from qcompiler.ir.readers import Readers
+from qcompiler.ir.text import format_target
 from qcompiler.ir.types import SOURCE, Source, source_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.spec import Op
@@ -51,11 +53,21 @@ class Link:
 
 @dataclass(frozen=True)
 class Rule:
-    """A pattern and its rewrite. `rewrite(match, **nodes)` edits the graph or raises Reject."""
+    """A pattern and its rewrite. `rewrite(match, **nodes)` edits the graph or raises Reject.
+
+    `candidate`: the link whose node the rule is there to take away (default: the last one); remarks are about that node.
+    """
 
     name: str
     pattern: tuple[Link, ...]
     rewrite: Callable[..., None]
+    candidate: str | None = None
+
+    @property
+    def position(self) -> int:
+        """The candidate's place in the pattern."""
+        names = [link.name for link in self.pattern]
+        return names.index(self.candidate) if self.candidate else len(names) - 1
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ def merged_source(nodes: Sequence[fx.Node], base: Source) -> Source:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A refused match, for the remarks."""
+    """A candidate that stays, for the remarks. `node` is the candidate."""
 
     rule: str
     code: str
@@ -103,7 +115,9 @@ def _chain(rule: Rule, table: Table, last: fx.Node) -> tuple[fx.Node, ...] | Rej
         if not isinstance(previous, fx.Node) or not link.matches(table.of(previous)):
             return None
         if len(previous.users) > 1:
-            return Rejection(rule.name, "several-users", f"%{previous.name} is also used by {_others(previous, found[0])}", last)
+            known = [previous, *found]
+            node = known[max(0, rule.position - len(rule.pattern) + len(known))]
+            return Rejection(rule.name, "several-users", f"%{previous.name} is also used by {_others(previous, found[0])}", node)
         found.insert(0, previous)
     return tuple(found)
 
@@ -127,39 +141,85 @@ def candidates(rules: Sequence[Rule], table: Table, node: fx.Node) -> Iterator[t
 Gate = Callable[[Rule, fx.Node], bool]
 
 
-def _apply(gm: fx.GraphModule, rules: Sequence[Rule], table: Table, node: fx.Node, refused: dict[Any, Rejection], gate: Gate) -> str | None:
-    for rule, chain in candidates(rules, table, node):
-        if isinstance(chain, Rejection):
-            refused[rule.name, node] = chain
-            continue
-        if not gate(rule, node):
-            continue
-        try:
-            rule.rewrite(Match(gm, table, chain), **{link.name: n for link, n in zip(rule.pattern, chain, strict=True)})
-        except Reject as reject:
-            refused[rule.name, node] = Rejection(rule.name, reject.code, str(reject), node)
-            continue
-        return rule.name
-    return None
+def _open(rule: Rule, node: fx.Node) -> bool:
+    return True
+
+
+class _Run:
+    """One run of rules to their fixpoint: what fired, what was refused in the last round, what the gate said."""
+
+    def __init__(self, gm: fx.GraphModule, rules: Sequence[Rule], table: Table, gate: Gate) -> None:
+        self.gm, self.rules, self.table, self.gate = gm, rules, table, gate
+        self.fired: dict[str, int] = {}
+        self.refused: dict[tuple[str, fx.Node], Rejection] = {}
+        self.answers: dict[Any, bool] = {}
+
+    def apply(self, node: fx.Node) -> str | None:
+        """Rewrites the first match that ends in `node`, and returns the rule's name."""
+        for rule, chain in candidates(self.rules, self.table, node):
+            if isinstance(chain, Rejection):
+                self.refused[rule.name, chain.node] = chain
+                continue
+            candidate = chain[rule.position]
+            try:
+                if not self._allowed(rule, chain):
+                    raise Reject("held-back", "this rewrite was held back, by QCOMPILER_BISECT or an instrument")
+                rule.rewrite(Match(self.gm, self.table, chain), **{link.name: n for link, n in zip(rule.pattern, chain, strict=True)})
+            except Reject as reject:
+                self.refused[rule.name, candidate] = Rejection(rule.name, reject.code, str(reject), candidate)
+                continue
+            self.fired[rule.name] = self.fired.get(rule.name, 0) + 1
+            return rule.name
+        return None
+
+    def _allowed(self, rule: Rule, chain: tuple[fx.Node, ...]) -> bool:
+        """The gate's answer; a match that was refused and is met again in the next round is not a new question."""
+        key = (rule.name, chain)
+        if key not in self.answers:
+            self.answers[key] = self.gate(rule, chain[rule.position])
+        return self.answers[key]
+
+    def rejections(self) -> list[Rejection]:
+        """One for each rule and candidate that is left, in the order of the graph."""
+        found = []
+        for node in self.gm.graph.nodes:
+            row = self.table.of(node)
+            for rule in self.rules if row is not None else ():
+                if rule.pattern[rule.position].matches(row):
+                    found.append(self.refused.get((rule.name, node)) or self._unmatched(rule, node))
+        return found
+
+    def _unmatched(self, rule: Rule, node: fx.Node) -> Rejection:
+        """Why no chain was found: what stands before the candidate, or behind it, is not what the rule takes."""
+        before = rule.position > 0
+        neighbours = node.args[:1] if before else tuple(itertools.islice(node.users, LISTED))
+        names = ", ".join(f"%{n.name} ({self._op(n)})" for n in neighbours if isinstance(n, fx.Node))
+        links = rule.pattern[rule.position - 1 if before else min(1, len(rule.pattern) - 1)]
+        wanted = f"not {' or '.join(links.ops)}" if isinstance(links.ops, tuple) else "no op that can take it in"
+        side = "before" if before else "behind"
+        return Rejection(rule.name, "no-partner", f"{side} %{node.name} stands {names or 'nothing'}, {wanted}", node)
+
+    def _op(self, node: fx.Node) -> str:
+        row = self.table.of(node)
+        plain = {"placeholder": "an input", "get_attr": "a parameter", "output": "the output", "call_module": "a module"}
+        return row.name if row is not None else plain.get(node.op) or format_target(node.target)
 
 
 def run_rules(
-    gm: fx.GraphModule, rules: Sequence[Rule], table: Table, gate: Gate = lambda rule, node: True
+    gm: fx.GraphModule, rules: Sequence[Rule], table: Table, gate: Gate = _open
 ) -> tuple[dict[str, int], list[Rejection]]:
-    """Applies the rules until none fires; returns how often each did, and the matches refused in the end."""
-    fired: dict[str, int] = {}
+    """Applies the rules until none fires; returns how often each did, and the candidates that are left in the end."""
+    run = _Run(gm, rules, table, gate)
     limit = 4 * len(gm.graph.nodes) + 100  # each firing shrinks the graph or turns a node into its final form
     while True:
-        refused: dict[Any, Rejection] = {}
-        before = sum(fired.values())
+        run.refused.clear()
+        before = sum(run.fired.values())
         with Readers(gm):
             for node in list(gm.graph.nodes):
                 if node._erased:
                     continue
-                name = _apply(gm, rules, table, node, refused, gate)
-                if name:
-                    fired[name] = fired.get(name, 0) + 1
-                if sum(fired.values()) > limit:
+                name = run.apply(node)
+                if sum(run.fired.values()) > limit:
                     raise PassError(f"rule {name} does not come to an end", code="rewrite-limit", where=where(node))
-        if sum(fired.values()) == before:
-            return fired, list(refused.values())
+        if sum(run.fired.values()) == before:
+            return run.fired, run.rejections()

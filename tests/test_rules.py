@@ -179,7 +179,7 @@ NEAR: list[tuple[str, dict[str, int], str | None]] = [
     ("conv_used_twice", {"conv2d": 1, "batch_norm": 1, "add": 1}, "several-users"),
     ("same_op_twice", {"mul": 1, "relu": 1, "add": 1}, "several-users"),
     ("two_bns", {"conv2d": 1}, None),
-    ("bn_first", {"batch_norm": 1, "conv2d": 1}, None),
+    ("bn_first", {"batch_norm": 1, "conv2d": 1}, "no-partner"),
     ("no_statistics", {"conv2d": 1, "free": 1}, "module-kept"),
     ("shared_bn", {"conv2d": 2, "add": 1}, None),
     ("shared_conv", {"conv2d": 2}, None),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +14,8 @@ from qcompiler.ir.types import QParams, Source, quant_of, source_of, value_of
 
 SHORT = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16", torch.uint8: "u8", torch.int8: "i8",
          torch.int32: "i32", torch.int64: "i64", torch.bool: "bool", torch.quint8: "qu8", torch.qint8: "qi8"}  # fmt: skip
+
+LONGEST = 16  # elements of a constant argument that are written out
 
 
 def format_target(target: Any) -> str:
@@ -25,6 +30,8 @@ def format_target(target: Any) -> str:
 def format_arg(arg: Any) -> str:
     if isinstance(arg, fx.Node):
         return f"%{arg.name}"
+    if isinstance(arg, torch.Tensor) or (isinstance(arg, (tuple, list)) and _long(arg)):
+        return _elided(arg)
     if isinstance(arg, tuple):
         return "(" + ", ".join(map(format_arg, arg)) + ("," if len(arg) == 1 else "") + ")"
     if isinstance(arg, list):
@@ -35,7 +42,33 @@ def format_arg(arg: Any) -> str:
         return ":".join("" if part is None else format_arg(part) for part in (arg.start, arg.stop, arg.step))
     if isinstance(arg, float):
         return f"{arg:.9g}"
-    return repr(arg)
+    if isinstance(arg, (set, frozenset)):
+        return "{" + ", ".join(sorted(map(format_arg, arg))) + "}"
+    if isinstance(arg, (type, Callable)):  # type: ignore[arg-type]
+        return f"{getattr(arg, '__qualname__', type(arg).__name__)}"
+    text = repr(arg)
+    return f"<{type(arg).__name__}>" if re.search(r" at 0x[0-9a-fA-F]+", text) else text
+
+
+def _leaves(arg: Any) -> list[Any]:
+    return [leaf for item in arg for leaf in _leaves(item)] if isinstance(arg, (tuple, list)) else [arg]
+
+
+def _long(arg: Any) -> bool:
+    """Whether it is a constant of more elements than are written out."""
+    leaves = _leaves(arg)
+    return len(leaves) > LONGEST and not any(isinstance(leaf, fx.Node) for leaf in leaves)
+
+
+def _elided(arg: Any) -> str:
+    """Shape and hash of a constant: dumps hold no data, but show that it changed."""
+    if isinstance(arg, torch.Tensor):
+        flat = arg.detach().contiguous().reshape(-1)
+        raw = flat.view(torch.uint8).numpy().tobytes() if flat.numel() and not arg.is_quantized else b""
+        kind = f"tensor {SHORT.get(arg.dtype, str(arg.dtype))}[{','.join(map(str, arg.shape))}]"
+        return f"{kind} sha256 {hashlib.sha256(raw).hexdigest()[:12]}"
+    text = repr(arg) if not any(callable(leaf) for leaf in _leaves(arg)) else ""
+    return f"{type(arg).__name__}[{len(arg)}] sha256 {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def format_qparams(qparams: QParams) -> str:
@@ -75,6 +108,8 @@ def _comment(node: fx.Node, places: bool) -> str:
     notes = [format_qparams(quant.qparams)] if quant.qparams else []
     if quant.int8 and not quant.qparams:
         notes.append("int8")
+    if quant.float_output:
+        notes.append("hands out floats")
     if quant.reason:
         notes.append(f"float: {quant.reason}")
     if quant.group is not None:

@@ -23,6 +23,7 @@ FLOATS = QParams(1.0, 0, 0, 255, torch.uint8)  # stands for the output's qparams
 class Lower:
     name: str = "lower"
     stage: Stage = Stage.LOWERED
+    required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         graph = _Lowering(gm, context).graph(gm.graph)
