@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -17,8 +16,8 @@ from qcompiler.backends.torch.lower import Lower
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.checks import MARK, check_eval, check_examples, check_model
 from qcompiler.codegen.module import CompiledModule, compile_graph
-from qcompiler.debug.dump import Dump
 from qcompiler.debug.explain import ROWS, Explanation, rows_of
+from qcompiler.debug.scope import watched
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
@@ -30,6 +29,8 @@ from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, failed_call, state_of, user_attributes
 from qcompiler.qconfig_mapping import as_mapping, get_default_qconfig_mapping
 from qcompiler.trace import trace
+
+REMARKS = "_qcompiler_remarks"  # the remarks, on converted modules
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,24 +44,6 @@ def _outside_inference_mode(function: F) -> F:
             return function(*args, **kwargs)
 
     return run  # type: ignore[return-value]
-
-
-def _run(
-    gm: fx.GraphModule,
-    passes: Sequence[Pass],
-    stage: Stage,
-    context: Context,
-    phase: str,
-    name: str,
-    debug: Any,
-    recompile: bool = True,
-) -> fx.GraphModule:
-    given = list(debug) if isinstance(debug, (list, tuple)) else [debug or os.environ.get("QCOMPILER_DEBUG")]
-    instruments = [Dump(d, phase, name) if isinstance(d, (str, os.PathLike)) else d for d in given if d]
-    run_passes(gm, passes, stage, context, instruments, recompile=recompile)
-    for instrument in instruments:
-        getattr(instrument, "finish", lambda context: None)(context)
-    return gm
 
 
 def _is_leaf(table: Table) -> Any:
@@ -87,7 +70,7 @@ def _traced(model: nn.Module, example_inputs: Any, context: Context, options: di
     traced = trace(model, inputs, options.get("example_kwargs"), is_leaf=_is_leaf(context.table), decompose=DECOMPOSE,
                    concrete_args=options.get("concrete_args"), strict=context.strict)  # fmt: skip
     for note in traced.remarks:
-        context.remarks.append(Remark("trace", note.kind, note.reason, note.where))
+        context.remarks.append(Remark("trace", note.kind, note.reason, note.where, note.where.node))
     return traced.graph_module
 
 
@@ -102,9 +85,9 @@ def fuse_fx(
     check_model(model)
     check_eval(model)
     context = Context(table=table, rules=tuple(rules), strict=bool(options.pop("strict", False)))
-    return _run(
-        _traced(_copy(model), example_inputs, context, options), FUSE, Stage.TRACED, context, "fuse", type(model).__name__, debug
-    )
+    gm = _traced(_copy(model), example_inputs, context, options)
+    with watched(debug, "fuse", type(model).__name__, context):
+        return run_passes(gm, FUSE, Stage.TRACED, context)
 
 
 @_outside_inference_mode
@@ -129,7 +112,8 @@ def prepare_fx(
     `example_inputs`, `example_kwargs`: arguments of one forward call; `concrete_args` fixes arguments by name. `engine`:
     x86, fbgemm, onednn or qnnpack (default torch.backends.quantized.engine). `isa`: instruction set to compile for (default
     this machine's). `strict`: what would stay float for want of an int8 form is an error. `table`, `rules`, `passes`: op
-    rows, fusion rules and FUSED-stage passes of your own. `debug`: a directory for pass dumps. The model is not changed.
+    rows, fusion rules and FUSED-stage passes of your own. `debug`: a directory for dumps of all passes, an instrument
+    (qcompiler.debug), or a list of these. The model is not changed.
     Raises TraceError, ConfigError, NumericsError, InputError, UnsupportedOpError.
     """
     check_model(model)
@@ -142,7 +126,8 @@ def prepare_fx(
     context = Context(table=table, mapping=mapping, module_types=types, target=target, rules=tuple(rules), strict=strict)
     gm = _traced(_copy(model), example_inputs, context, {"example_kwargs": example_kwargs, "concrete_args": concrete_args})
     name = type(model).__name__
-    _run(gm, (*FUSE, *passes, *OBSERVE), Stage.TRACED, context, "prepare", name, debug)
+    with watched(debug, "prepare", name, context):
+        run_passes(gm, (*FUSE, *passes, *OBSERVE), Stage.TRACED, context)
     return as_prepared(gm, State(context, name, user_attributes(model)))
 
 
@@ -156,7 +141,8 @@ def _state(prepared: Any) -> State:
                       hint="prepared = prepare_fx(model, mapping, inputs); calibrate(prepared, data); convert_fx(prepared)")  # fmt: skip
 
 
-def _quantized(prepared: Any, allow_uncalibrated: str, debug: Any, recompile: bool = True) -> tuple[fx.GraphModule, State]:
+def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, State]:
+    """A copy of a prepared module for convert to work on."""
     state = _state(prepared)
     if allow_uncalibrated not in ("error", "float"):
         raise ConfigError(f'allow_uncalibrated is "error" or "float", not {allow_uncalibrated!r:.80}', code="allow-uncalibrated")
@@ -172,15 +158,17 @@ def _quantized(prepared: Any, allow_uncalibrated: str, debug: Any, recompile: bo
     gm._forward_pre_hooks.clear()
     gm._forward_pre_hooks_with_kwargs.clear()
     shared = state.context
-    context = dataclasses.replace(shared, allow_uncalibrated=allow_uncalibrated, remarks=list(shared.remarks), records=list(shared.records))
-    _run(gm, QUANTIZE, Stage.OBSERVED, context, "convert", state.name, debug, recompile)
+    context = dataclasses.replace(shared, allow_uncalibrated=allow_uncalibrated, remarks=list(shared.remarks), records=list(shared.records),
+                                  rewrites=list(shared.rewrites))  # fmt: skip
     return gm, State(context, state.name, state.user_attributes)
 
 
 @_outside_inference_mode
 def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error", debug: Any = None) -> fx.GraphModule:
     """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors."""
-    return _quantized(prepared, allow_uncalibrated, debug)[0]
+    gm, state = _observed(prepared, allow_uncalibrated)
+    with watched(debug, "reference", state.name, state.context):
+        return run_passes(gm, QUANTIZE, Stage.OBSERVED, state.context)
 
 
 @_outside_inference_mode
@@ -192,12 +180,15 @@ def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str
     """
     if backend != "torch":
         raise ConfigError(f"unknown backend {backend!r}", code="backend", hint='backend="torch" is what there is')
-    gm, state = _quantized(prepared, allow_uncalibrated, debug, recompile=False)  # setting the lowered graph compiles it
-    nodes = list(gm.graph.nodes)
-    _run(gm, (Lower(),), Stage.QUANTIZED, state.context, "lower", state.name, debug, recompile=False)
+    gm, state = _observed(prepared, allow_uncalibrated)
+    with watched(debug, "convert", state.name, state.context):  # setting the lowered graph makes its code
+        run_passes(gm, QUANTIZE, Stage.OBSERVED, state.context, recompile=False)
+        nodes = list(gm.graph.nodes)
+        run_passes(gm, (Lower(),), Stage.QUANTIZED, state.context, recompile=False)
     module = compile_graph(gm, engine=state.context.target.engine, name=state.name, user_attributes=state.user_attributes)
     setattr(module, MARK, "converted")
     setattr(module, ROWS, rows_of(nodes, state.context.table).to_data())
+    setattr(module, REMARKS, [remark.to_data() for remark in state.context.remarks])
     return module
 
 
@@ -272,11 +263,11 @@ def _tracked(batches: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]
 
 
 def quantize(
-    model: nn.Module, calibration_data: Any, qconfig_mapping: Any = None, *, progress: bool = True, **options: Any
+    model: nn.Module, calibration_data: Any, qconfig_mapping: Any = None, *, progress: bool = True, debug: Any = None, **options: Any
 ) -> CompiledModule:
     """Float model and calibration data in, int8 module out: prepare_fx, calibrate, convert_fx. The first batch is the example.
 
-    `options` go to prepare_fx.
+    `debug` as in prepare_fx, for both steps; the other `options` go to prepare_fx.
     """
     _check_data(calibration_data)
     data = [calibration_data] if isinstance(calibration_data, torch.Tensor) else calibration_data
@@ -285,9 +276,9 @@ def quantize(
     first = next(iter(_batches(data)), None)
     if first is None:
         raise CalibrationError("0 batches of calibration data", code="no-batches")
-    prepared = prepare_fx(model, qconfig_mapping, first[0], example_kwargs=first[1] or None, **options)
+    prepared = prepare_fx(model, qconfig_mapping, first[0], example_kwargs=first[1] or None, debug=debug, **options)
     calibrate(prepared, data, progress=progress)
-    module: CompiledModule = convert_fx(prepared)
+    module: CompiledModule = convert_fx(prepared, debug=debug)
     return module
 
 
@@ -300,6 +291,7 @@ def explain(model: Any) -> Explanation:
     return rows_of(model.graph.nodes, state.context.table)
 
 
-def remarks(prepared: Any) -> list[Remark]:
-    """What the compiler noted while preparing: not fused, kept float, made concrete, and why."""
-    return list(_state(prepared).context.remarks)
+def remarks(model: Any) -> list[Remark]:
+    """What the compiler noted of a prepared, converted or loaded module: not fused, kept float, made concrete, and why."""
+    data = getattr(model, REMARKS, None)
+    return list(_state(model).context.remarks) if data is None else [Remark.from_data(entry) for entry in data]

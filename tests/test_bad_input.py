@@ -799,9 +799,7 @@ def test_37_inputs_of_other_ranges(kind: str, float_part: str | None) -> None:
 
 
 def remarks_of(prepared: fx.GraphModule, convert: bool = False) -> list[Any]:
-    from qcompiler.api import _quantized
-
-    return _quantized(prepared, "error", None)[1].context.remarks if convert else remarks(prepared)
+    return remarks(convert_fx(prepared) if convert else prepared)
 
 
 class BatchNorms(nn.Module):

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
-import struct
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from qcompiler.codegen import registry
 from qcompiler.codegen.atomic import atomic_write
 from qcompiler.codegen.emit import Dialect, Emitted, Emitter
 from qcompiler.codegen.module import CompiledModule, find
 from qcompiler.codegen.program import Call, Program, comment_text, is_name
+from qcompiler.codegen.safetensors import SAFETENSORS, safetensors
 from qcompiler.codegen.values import Const, rewrite
 from qcompiler.errors import ConfigError
 
 SOURCE = "model.py"
 WEIGHTS = "model.safetensors"
-SAFETENSORS = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
-    "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
-
 READER = '''
 DTYPES = {DTYPES}  # fmt: skip
 
@@ -81,25 +73,6 @@ def export_source(module: CompiledModule, directory: str | Path) -> Path:
     atomic_write(folder / WEIGHTS, safetensors(tensors))
     atomic_write(folder / SOURCE, [source_of_file(module).encode("utf-8")])
     return folder / SOURCE
-
-
-def safetensors(tensors: dict[str, torch.Tensor]) -> Iterator[bytes]:
-    """A safetensors file in chunks; sorted, so the same tensors give the same bytes."""
-    entries: dict[str, Any] = {}
-    end = 0
-    raws = []
-    for name, tensor in sorted(tensors.items()):
-        kind = str(tensor.dtype).removeprefix("torch.")
-        if kind not in SAFETENSORS:
-            raise ConfigError(f"{name!r} is a {kind} tensor, which a weights file cannot hold", code="export")
-        flat = tensor.detach().contiguous().reshape(-1)
-        raws.append(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-        entries[name] = {"dtype": SAFETENSORS[kind], "shape": list(tensor.shape), "data_offsets": [end, end + len(raws[-1])]}
-        end += len(raws[-1])
-    header = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode("ascii")
-    header += b" " * (-len(header) % 8)
-    yield struct.pack("<Q", len(header)) + header
-    yield from raws
 
 
 def source_of_file(module: CompiledModule) -> str:

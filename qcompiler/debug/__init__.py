@@ -1,10 +1,16 @@
-"""See what the compiler did: dumps, recordings, explanations, measures."""
+"""See what the compiler did: dumps, explanations, measures, and instruments of your own."""
 
 from qcompiler.debug.compare import compute_cosine_similarity, compute_sqnr
 from qcompiler.debug.document import Document
-from qcompiler.debug.dump import Dump
+from qcompiler.debug.dump_directory import Dump, dump
 from qcompiler.debug.explain import Explanation, Row
+from qcompiler.debug.gate import Gate, gated
+from qcompiler.debug.printer import Printer
 from qcompiler.debug.record import Recorder
 from qcompiler.debug.sources import document_of
+from qcompiler.pass_manager import PassInstrument, PassRecord, Remark
 
-__all__ = ["Document", "Dump", "Explanation", "Recorder", "Row", "compute_cosine_similarity", "compute_sqnr", "document_of"]
+__all__ = [
+    "Document", "Dump", "Explanation", "Gate", "PassInstrument", "PassRecord", "Printer", "Recorder", "Remark", "Row",
+    "compute_cosine_similarity", "compute_sqnr", "document_of", "dump", "gated",
+]  # fmt: skip

@@ -1,0 +1,332 @@
+"""Objects of a compile as JSON data and tensors, without pickle, and back.
+
+What is not plain (functions, classes, objects of any class) is written by name, `package.module:Class.attribute`, with its
+attributes as data. Reading takes the things behind the names from a table that the caller hands in: data imports nothing.
+
+| JSON | stands for |
+|---|---|
+| what qcompiler/codegen/values.py writes | numbers, text, dtypes, slices, tuples, lists |
+| {"node": name} | another node of the graph |
+| {"call": name} | an operation of the compiler's registry |
+| {"name": key} | a class, function or module-level object |
+| {"tensor": key} | a tensor of the .safetensors file |
+| {"object": class, "state": {...}} | an object with those attributes |
+| {"module": class, ...} | an nn.Module with its tensors, submodules and plain attributes |
+| {"class": key} | a module class that need not be imported: its name is all that passes look at |
+| {"shared": index} | one object that is referred to more than once |
+| {"lost": text} | what could not be written |
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import keyword
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qcompiler.codegen import registry
+from qcompiler.codegen.safetensors import SAFETENSORS
+from qcompiler.codegen.values import from_json, to_json
+from qcompiler.errors import ConfigError, QCompilerError
+from qcompiler.ops.table import OPS, Table
+
+QSCHEMES = {str(s).removeprefix("torch."): s for s in vars(torch).values() if isinstance(s, torch.qscheme)}
+PLAIN = (type(None), bool, int, float, str, complex, slice, torch.dtype, torch.device, torch.memory_format, torch.layout)
+
+
+class Lost:
+    """Stands where something could not be written."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{self.text} is not part of this reproducer")
+
+
+def find_name(thing: Any) -> str | None:
+    """`package.module:qualname` of a class, function or module-level object; None where no such name leads to it."""
+    module, qualname = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if module == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
+        return None
+    if isinstance(module, str) and isinstance(qualname, str) and _importable(module, qualname) and look_up(f"{module}:{qualname}") is thing:
+        return f"{module}:{qualname}"
+    if isinstance(thing, (type(None), bool, int, float, str)):
+        return None
+    for name, found in list(sys.modules.items()):
+        for key, value in list(getattr(found, "__dict__", {}).items()):
+            if value is thing and _importable(name, key) and not name.startswith("_"):
+                return f"{name}:{key}"
+    return None
+
+
+def _importable(module: str, path: str) -> bool:
+    """Whether a script can import the module and read the path: both are dotted names."""
+    return all(part.isidentifier() and not keyword.iskeyword(part) for part in f"{module}.{path}".split("."))
+
+
+def look_up(name: str) -> Any:
+    """What the name stands for among the modules that are loaded, None where nothing does."""
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+class Writer:
+    """Makes data; `tensors`, `names` and `lost` collect what it refers to and what it had to leave out."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.names: set[str] = set()
+        self.lost: list[str] = []
+        self.shared: list[Any] = []
+        self.scope = ""  # dotted name of the module that is being written
+        self.stubs: Callable[[type], bool] = lambda cls: False  # which classes are written by name alone
+        self._keys: dict[int, str] = {}
+        self._index: dict[int, int] = {}
+        self._held: list[Any] = []  # so that an id stays its object's own
+
+    def write(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return {"node": value.name}
+        if isinstance(value, PLAIN):
+            return self._plain(value)
+        if isinstance(value, (list, tuple)):
+            items = [self.write(v) for v in value]
+            if hasattr(value, "_fields"):
+                return {"namedtuple": self.name(type(value)), "items": items}
+            return items if isinstance(value, list) else {"tuple": items}
+        if isinstance(value, (dict, Mapping)):
+            return {"dict": [[self.write(k), self.write(v)] for k, v in value.items()]}
+        if isinstance(value, (set, frozenset)):
+            return {"set": sorted((self.write(v) for v in value), key=repr)}
+        if isinstance(value, torch.Tensor):
+            return self.tensor(value)
+        return self._thing(value)
+
+    def _plain(self, value: Any) -> Any:
+        try:
+            if isinstance(value, slice):
+                return {"slice": [self.write(v) for v in (value.start, value.stop, value.step)]}
+            return to_json(value)
+        except QCompilerError:
+            return self._lose(value)
+
+    def _thing(self, value: Any) -> Any:
+        if value is Ellipsis:
+            return to_json(value)
+        if isinstance(value, torch.qscheme):
+            return {"qscheme": str(value).removeprefix("torch.")}
+        if isinstance(value, enum.Enum):
+            return {"enum": self.name(type(value)), "value": value.name}
+        if isinstance(value, functools.partial):
+            return {"partial": [self.write(value.func), self.write(value.args), self.write(value.keywords)]}
+        if isinstance(value, type) or callable(getattr(value, "__get__", None)) or type(value).__module__ in ("builtins", "torch._ops"):
+            return self.callable(value)
+        if id(value) not in self._index:
+            data = self._object(value)
+            if set(data) & {"name", "lost"}:
+                return data
+            self._index[id(value)] = len(self.shared)
+            self._held.append(value)
+            self.shared.append(data)
+        return {"shared": self._index[id(value)]}
+
+    def callable(self, value: Any) -> Any:
+        """A call target, class or function."""
+        known = registry.name_of(value)
+        return {"call": known} if known is not None else self._named(value)
+
+    def _named(self, value: Any) -> Any:
+        if isinstance(value, type) and issubclass(value, nn.Module) and self.stubs(value):
+            return {"class": f"{value.__module__}:{value.__qualname__}"}
+        name = find_name(value)
+        if name is None:
+            return self._lose(value)
+        self.names.add(name)
+        return {"name": name}
+
+    def name(self, thing: Any) -> str:
+        """The name of a class, made up where it has none that can be imported."""
+        found = self._named(thing)
+        return str(found.get("name") or found.get("class") or f"{thing.__module__}:{thing.__qualname__}")
+
+    def _object(self, value: Any) -> Any:
+        if isinstance(value, Table):
+            return self._table(value)
+        if isinstance(value, nn.Module):
+            return self.module(value)
+        state = getattr(value, "__dict__", None)
+        if state is None or isinstance(value, type) or find_name(type(value)) is None:
+            return self._named(value)
+        checkpoint = len(self.lost)
+        data = {"object": self.name(type(value)), "state": {k: self.write(v) for k, v in state.items()}}
+        if len(self.lost) > checkpoint and find_name(value) is not None:  # its parts have no names, but it has one itself
+            del self.lost[checkpoint:]
+            return self._named(value)
+        return data
+
+    def _table(self, table: Table) -> Any:
+        """The op table as what differs from the default one."""
+        own = [row for row in table.rows.values() if OPS.rows.get(row.name) is not row]
+        gone = [name for name, row in OPS.rows.items() if table.rows.get(name) is not row]
+        return {"table": [self._named(row) for row in own], "without": gone}
+
+    def module(self, module: nn.Module) -> Any:
+        """A module by its class, tensors, submodules and those attributes that are data."""
+        plain = {k: v for k, v in module.__dict__.items() if k not in nn.Module().__dict__}
+        return {
+            "module": self.name(type(module)),
+            "training": module.training,
+            "state": {k: self.write(v) for k, v in plain.items()},
+            "parameters": self._scoped(module._parameters),
+            "buffers": self._scoped(module._buffers),
+            "modules": self._scoped(module._modules),
+        }
+
+    def _scoped(self, members: Mapping[str, Any]) -> dict[str, Any]:
+        outer, found = self.scope, {}
+        for name, value in members.items():
+            self.scope = f"{outer}.{name}".lstrip(".")
+            found[name] = self.write(value)
+        self.scope = outer
+        return found
+
+    def tensor(self, value: torch.Tensor) -> Any:
+        """A tensor, under the dotted name that it has in the model where that is free."""
+        if str(value.dtype).removeprefix("torch.") not in SAFETENSORS or value.layout is not torch.strided:
+            return self._lose(f"a {value.dtype} tensor")
+        if id(value) not in self._keys:
+            name = self.scope if self.scope and self.scope not in self.tensors else f"{self.scope}#{len(self.tensors)}"
+            self._keys[id(value)] = name
+            self.tensors[name] = value
+        return {"tensor": self._keys[id(value)]}
+
+    def _lose(self, value: Any) -> Any:
+        text = value if isinstance(value, str) else f"{type(value).__name__} {getattr(value, '__qualname__', '')}".strip()
+        self.lost.append(text)
+        return {"lost": text}
+
+
+class Reader:
+    """Makes objects of data that a Writer wrote; `names` maps each name that the data uses to the thing behind it."""
+
+    def __init__(self, shared: list[Any], tensors: Mapping[str, torch.Tensor], names: Mapping[str, Any]) -> None:
+        self.shared, self.tensors, self.names = shared, tensors, names
+        self.nodes: dict[str, fx.Node] = {}
+        self._made: dict[int, Any] = {}
+        self._tensors: dict[tuple[str, bool], torch.Tensor] = {}
+
+    def read(self, data: Any) -> Any:
+        if isinstance(data, list):
+            return [self.read(v) for v in data]
+        if not isinstance(data, dict):
+            return data
+        for tag in data:
+            maker = getattr(self, f"_{tag}", None)
+            if maker is not None:
+                return maker(data)
+        return from_json(data)
+
+    def _node(self, data: Any) -> fx.Node:
+        return self.nodes[data["node"]]
+
+    def _tuple(self, data: Any) -> Any:
+        return tuple(self.read(data["tuple"]))
+
+    def _namedtuple(self, data: Any) -> Any:
+        return self.thing(data["namedtuple"])(*self.read(data["items"]))
+
+    def _dict(self, data: Any) -> Any:
+        return {self.read(k): self.read(v) for k, v in data["dict"]}
+
+    def _set(self, data: Any) -> Any:
+        return set(self.read(data["set"]))
+
+    def _slice(self, data: Any) -> Any:
+        return slice(*self.read(data["slice"]))
+
+    def _qscheme(self, data: Any) -> Any:
+        return QSCHEMES[data["qscheme"]]
+
+    def _enum(self, data: Any) -> Any:
+        return self.thing(data["enum"])[data["value"]]
+
+    def _partial(self, data: Any) -> Any:
+        function, args, keywords = self.read(data["partial"])
+        return functools.partial(function, *args, **keywords)
+
+    def _call(self, data: Any) -> Any:
+        return registry.resolve(data["call"])
+
+    def _name(self, data: Any) -> Any:
+        return self.thing(data["name"])
+
+    def _class(self, data: Any) -> Any:
+        return self.stub(data["class"])
+
+    def _lost(self, data: Any) -> Any:
+        return Lost(data["lost"])
+
+    def _shared(self, data: Any) -> Any:
+        index = data["shared"]
+        if index not in self._made:
+            self._made[index] = self.read(self.shared[index])
+        return self._made[index]
+
+    def _tensor(self, data: Any) -> torch.Tensor:
+        return self.tensors[data["tensor"]]
+
+    def _table(self, data: Any) -> Table:
+        table = OPS.copy()
+        for name in data["without"]:
+            table.remove(name)
+        for row in self.read(data["table"]):
+            table.add(row)
+        return table
+
+    def _object(self, data: Any) -> Any:
+        made = object.__new__(self.thing(data["object"]))
+        made.__dict__.update({k: self.read(v) for k, v in data["state"].items()})
+        return made
+
+    def _module(self, data: Any) -> nn.Module:
+        cls = self.stub(data["module"])
+        module: nn.Module = cls.__new__(cls)
+        nn.Module.__init__(module)
+        module.__dict__.update({k: self.read(v) for k, v in data["state"].items()})
+        for name, value in data["parameters"].items():
+            tensor = self.read(value)
+            module._parameters[name] = None if tensor is None else self.parameter(value["tensor"])
+        module._buffers.update({k: self.read(v) for k, v in data["buffers"].items()})
+        module._modules.update({k: self.read(v) for k, v in data["modules"].items()})
+        return module.train(data["training"])
+
+    def parameter(self, key: str) -> nn.Parameter:
+        """The one parameter of a tensor: tied weights stay tied."""
+        if (key, True) not in self._tensors:
+            tensor = self.tensors[key]
+            self._tensors[key, True] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+        return self._tensors[key, True]  # type: ignore[return-value]
+
+    def thing(self, name: str) -> Any:
+        """What a name stands for. ConfigError where the table of names lacks it."""
+        if name not in self.names:
+            raise ConfigError(f"{name!r:.200} is not among the names that were handed in", code="unknown-name")
+        return self.names[name]
+
+    def stub(self, name: str) -> Any:
+        """The class behind a name; for one that was written by name alone, an empty module class of that name."""
+        if name in self.names:
+            return self.names[name]
+        module, _, qualname = name.partition(":")
+        made = type(qualname.rpartition(".")[2], (nn.Module,), {"__module__": module, "__qualname__": qualname})
+        self.names = {**self.names, name: made}
+        return made

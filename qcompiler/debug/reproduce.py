@@ -1,0 +1,147 @@
+"""Runs what a crash reproducer holds: `python repro.py [--reduce]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qcompiler.backends.torch import kernels
+from qcompiler.backends.torch.lower import Lower
+from qcompiler.codegen.safetensors import read_safetensors
+from qcompiler.debug.plain_data import Reader
+from qcompiler.debug.reproducer import GRAPH, SCRIPT, TENSORS
+from qcompiler.errors import ConfigError, QCompilerError
+from qcompiler.ir.types import Stage
+from qcompiler.pass_manager import Context, Pass, PassInstrument, run_passes
+from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
+
+BUILT_IN: dict[str, Pass] = {step.name: step for step in (*FUSE, *OBSERVE, *QUANTIZE, Lower())}
+NOT_REPRODUCED = 3  # exit status: the pipeline ran to its end
+
+
+@dataclass(frozen=True)
+class Case:
+    """A graph as data with its tensors, the names it refers to, and the passes to run on it."""
+
+    data: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor]
+    names: Mapping[str, Any]
+    pipeline: tuple[str, ...]
+    folder: Path
+
+    @staticmethod
+    def load(folder: Path, pipeline: str, names: Mapping[str, Any]) -> Case:
+        """The case that stands in a folder. ConfigError where its files are missing or damaged."""
+        try:
+            data = json.loads((folder / GRAPH).read_text(encoding="ascii"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{folder / GRAPH} cannot be read: {error}", code="reproducer") from error
+        return Case(data, read_safetensors(folder / TENSORS), names, tuple(filter(None, pipeline.split(","))), folder)
+
+    def with_(self, **changes: Any) -> Case:
+        return replace(self, **changes)
+
+    def start(self) -> tuple[fx.GraphModule, list[Pass], Stage, Context]:
+        """The graph and all that its passes need, made anew."""
+        reader = Reader(self.data["shared"], self.tensors, self.names)
+        for kernel in reader.read(self.data["kernels"]):
+            if kernel not in kernels.TABLE.get(kernel.op, ()):
+                kernels.register(kernel)
+        context = Context(**{name: reader.read(value) for name, value in self.data["context"].items()})
+        steps = [self._step(name, reader) for name in self.pipeline]
+        return graph_of(self.data, reader), steps, Stage(self.data["stage"]), context
+
+    def _step(self, name: str, reader: Reader) -> Pass:
+        own = self.data["passes"].get(name)
+        if own is None and name not in BUILT_IN:
+            raise ConfigError(f"there is no pass {name!r} here", code="reproducer", hint=f"known: {', '.join(BUILT_IN)}")
+        step: Pass = BUILT_IN[name] if own is None else reader.read(own)
+        return step
+
+    def run(self) -> None:
+        """Runs the pipeline; raises what it raises."""
+        gm, steps, stage, context = self.start()
+        with torch.inference_mode(False), torch.no_grad():
+            run_passes(gm, steps, stage, context, (_Named(self.folder),))
+
+
+class _Named(PassInstrument):
+    """The failure already has a reproducer: it is the one that runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_error(self, step: Pass, gm: fx.GraphModule, context: Context, error: QCompilerError) -> None:
+        error.reproducer = str(self.folder / SCRIPT)
+
+
+def graph_of(data: Mapping[str, Any], reader: Reader) -> fx.GraphModule:
+    """The graph module of repro.json."""
+    root = nn.Module()
+    for path, module in data["modules"].items():
+        _place(root, path, "module", reader.read(module))
+    for path, (kind, value) in data["attributes"].items():
+        _place(root, path, kind, reader.parameter(value["tensor"]) if kind == "parameter" else reader.read(value))
+    graph = fx.Graph()
+    for entry in data["nodes"]:
+        target = reader.read(entry["target"])
+        args, kwargs = tuple(reader.read(entry["args"])), {k: reader.read(v) for k, v in entry["kwargs"].items()}
+        node = graph.create_node(entry["op"], target, args, kwargs, name=entry["name"])
+        node.name = entry["name"]  # also where torch.fx would not give this name
+        node.meta.update({key: reader.read(value) for key, value in entry["meta"].items()})
+        reader.nodes[node.name] = node
+    return fx.GraphModule(root, graph, str(data["model"])).eval()
+
+
+def _place(root: nn.Module, path: str, kind: str, value: Any) -> None:
+    *scopes, last = path.split(".")
+    for part in scopes:
+        inner = root._modules.setdefault(part, nn.Module())
+        assert inner is not None
+        root = inner
+    if kind == "plain":
+        root.__dict__[last] = value
+    else:
+        members: Any = {"module": root._modules, "parameter": root._parameters, "buffer": root._buffers}[kind]
+        members[last] = value
+
+
+@cache
+def script(path: str) -> Any:
+    """The user's script as a module, without what stands under `if __name__ == "__main__"`."""
+    spec = importlib.util.spec_from_file_location("reproduced_script", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} cannot be imported", code="reproducer")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(file: str, pipeline: str, names: Mapping[str, Any], arguments: Sequence[str] | None = None) -> None:
+    """What repro.py calls."""
+    parser = argparse.ArgumentParser(prog="repro.py", description="Runs a failed pipeline again.")
+    parser.add_argument("--reduce", action="store_true", help="write the smallest case that fails in the same way into reduced/")
+    options = parser.parse_args(arguments)
+    folder = Path(file).resolve().parent
+    case = Case.load(folder, pipeline, names)
+    if options.reduce:
+        from qcompiler.debug.reduce import reduce_into
+
+        print(reduce_into(folder / "reduced", case))
+        return
+    case.run()
+    expected = case.data["expected"]
+    print(f"not reproduced: {expected['type']} ({expected['code']}) was expected, but the pipeline {pipeline} ran to its end",
+          file=sys.stderr)  # fmt: skip
+    sys.exit(NOT_REPRODUCED)

@@ -1,0 +1,236 @@
+"""Crash reproducers: repro.py, repro.json and repro.safetensors, which show a failed pass again without the model.
+
+The graph is the one that the compile began with, and the pipeline all passes up to the one that failed. Weights are random of
+the same shapes, unless QCOMPILER_REPRO_WEIGHTS=1; the ranges that observers saw are kept, as in every dump.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qcompiler.backends.torch import kernels
+from qcompiler.codegen.program import canonical
+from qcompiler.codegen.safetensors import safetensors
+from qcompiler.debug.dump_record import versions
+from qcompiler.debug.plain_data import Writer
+from qcompiler.ir.types import QUANT, SOURCE, VALUE
+from qcompiler.pass_manager import Context, Pass
+
+SCRIPT, GRAPH, TENSORS = "repro.py", "repro.json", "repro.safetensors"
+FIELDS = ("table", "mapping", "module_types", "target", "rules", "used_rules", "strict", "allow_uncalibrated")
+META = (VALUE, SOURCE, QUANT)
+
+TEMPLATE = '''"""Reproduces: {title}
+
+    python repro.py             runs the pipeline below and raises the same exception
+    python repro.py --reduce    writes the folder reduced/: the shortest pipeline and the fewest nodes that still fail so
+
+Written by {versions}. {weights}
+{lost}"""
+
+import sys
+
+sys.path[:0] = {paths}  # where the modules below were imported from
+{imports}
+from qcompiler.debug.reproduce import main, script  # noqa: F401
+
+PIPELINE = {pipeline}
+
+# Passes, rules, ops and module classes that repro.json refers to. It names nothing else, and loading it imports nothing.
+NAMES = {{
+{names}}}
+
+if __name__ == "__main__":
+    main(__file__, PIPELINE, NAMES)
+'''
+
+
+class Failure:
+    """What a compile keeps for the case that a pass fails: its first graph, its settings, and the passes so far."""
+
+    def __init__(self, gm: fx.GraphModule, context: Context, step: Pass) -> None:
+        self.graph = fx.Graph()
+        output = self.graph.graph_copy(gm.graph, {}, return_output_node=True)
+        assert isinstance(output, tuple)
+        self.graph.output(output[0])
+        copied = zip(gm.graph.nodes, self.graph.nodes, strict=True)
+        self.nodes = [(old.name, new, dict(old.meta)) for old, new in copied]
+        self.values = {t: _attribute(gm, t) for t in _targets(gm.graph, "get_attr")}
+        self.modules = {t: _snapshot(gm.get_submodule(t)) for t in _targets(gm.graph, "call_module")}
+        self.context = {name: getattr(context, name) for name in FIELDS}
+        self.context["used_rules"] = list(context.used_rules)
+        self.stage = context.stage
+        self.steps = [step]
+
+
+def _targets(graph: fx.Graph, op: str) -> list[str]:
+    return list(dict.fromkeys(str(node.target) for node in graph.nodes if node.op == op))
+
+
+def _snapshot(module: nn.Module) -> nn.Module:
+    """The module as it is now: passes put other tensors into the original. The tensors themselves are shared."""
+    made = object.__new__(type(module))
+    made.__dict__.update(module.__dict__)
+    made.__dict__.update(_parameters=dict(module._parameters), _buffers=dict(module._buffers))
+    made.__dict__["_modules"] = {name: None if child is None else _snapshot(child) for name, child in module._modules.items()}
+    return made
+
+
+def _attribute(gm: fx.GraphModule, path: str) -> Any:
+    value: Any = gm
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def data_of(failure: Failure, weights: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor], set[str], list[str]]:
+    """repro.json, the tensors, the names that repro.json refers to, and what could not be written."""
+    writer = Writer()
+    nodes = _nodes(failure, writer)
+    attributes = {path: _kept(writer, path, value) for path, value in failure.values.items()}
+    forms = set(failure.context["table"]._modules)
+    writer.stubs = lambda cls: not cls.__module__.startswith("torch.nn.") and cls not in forms
+    watched = {path: module for path, module in failure.modules.items() if path.startswith("observers.")}
+    modules = {path: _module(writer, path, m) for path, m in failure.modules.items() if path not in watched}
+    random = set() if weights else set(writer.tensors)
+    context = {"module_types": writer.write(failure.context["module_types"])}
+    writer.stubs = lambda cls: False
+    modules |= {path: _module(writer, path, m) for path, m in watched.items()}
+    context |= {name: writer.write(value) for name, value in failure.context.items() if name not in context}
+    data = {
+        "nodes": nodes,
+        "attributes": attributes,
+        "modules": modules,
+        "context": context,
+        "stage": failure.stage.value,
+        "passes": {step.name: None if _built_in(step) else writer.write(step) for step in failure.steps},
+        "kernels": [writer.write(k) for found in kernels.TABLE.values() for k in found if not _ours(k.emit)],
+        "shared": writer.shared,
+    }
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: _random(name, t, generator) if name in random else t for name, t in sorted(writer.tensors.items())}
+    return data, tensors, writer.names, writer.lost
+
+
+def _nodes(failure: Failure, writer: Writer) -> list[Any]:
+    for name, node, _ in failure.nodes:
+        node.name = name  # a copy may have been renamed
+    return [
+        {
+            "name": node.name,
+            "op": node.op,
+            "target": writer.callable(node.target) if node.op == "call_function" else str(node.target),
+            "args": [writer.write(a) for a in node.args],
+            "kwargs": {k: writer.write(v) for k, v in node.kwargs.items()},
+            "meta": {key: writer.write(meta[key]) for key in META if key in meta},
+        }
+        for _, node, meta in failure.nodes
+    ]
+
+
+def _kept(writer: Writer, path: str, value: Any) -> list[Any]:
+    writer.scope = path
+    kind = "parameter" if isinstance(value, nn.Parameter) else "buffer" if isinstance(value, torch.Tensor) else "plain"
+    return [kind, writer.write(value)]
+
+
+def _module(writer: Writer, path: str, module: nn.Module) -> Any:
+    writer.scope = path
+    return writer.write(module)
+
+
+def _random(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Of the same shape and kind; variances are positive. Integers other than int8 weights are indices, and stay."""
+    if tensor.dtype.is_floating_point:
+        made = torch.randn(tensor.shape, generator=generator) * 0.1
+        return (made.abs() + 0.5 if name.rpartition(".")[2].endswith("var") else made).to(tensor.dtype)
+    if tensor.dtype is torch.int8:
+        return torch.randint(-127, 128, tensor.shape, generator=generator, dtype=torch.int8)
+    return tensor
+
+
+def _ours(thing: Any) -> bool:
+    return str(getattr(thing, "__module__", "")).startswith("qcompiler.")
+
+
+def _built_in(step: Pass) -> bool:
+    return _ours(type(step))
+
+
+def write(folder: Path, failure: Failure, phase: str, model: str, error: BaseException, weights: bool) -> Path:
+    """Writes the three files and returns the path of repro.py. Raises OSError where that cannot be done."""
+    data, tensors, names, lost = data_of(failure, weights)
+    cause = type(error.__cause__).__name__ if error.__cause__ is not None else None
+    data |= {
+        "schema_version": 1,
+        "phase": phase,
+        "model": model,
+        "versions": versions(),
+        "expected": {"type": type(error).__name__, "code": getattr(error, "code", ""), "cause": cause},
+    }
+    title = f"{type(error).__name__} in {failure.steps[-1].name} of {phase} {model}: {str(getattr(error, 'message', error))[:300]}"
+    return write_files(folder, data, tensors, names, lost, [step.name for step in failure.steps], title, weights)
+
+
+def write_files(
+    folder: Path,
+    data: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    names: set[str],
+    lost: Sequence[str],
+    pipeline: Sequence[str],
+    title: str,
+    weights: bool | None,
+) -> Path:
+    """The three files of one case. `weights`: whose they are, None where that is not known."""
+    made = data["versions"]
+    text = TEMPLATE.format(
+        title=_comment(title),
+        versions=", ".join(f"{name} {version}" for name, version in sorted(made.items())),
+        weights={True: "Holds the model's weights.", False: "The weights are random.", None: "The weights are those of the case."}[weights],
+        lost=f"Could not be written, and is missing here: {_comment(', '.join(dict.fromkeys(lost)))}\n" if lost else "",
+        paths=repr(_paths(names)),
+        imports="".join(f"import {module}\n" for module in sorted({n.partition(":")[0] for n in names} - {"__main__"})),
+        pipeline=json.dumps(",".join(pipeline)),
+        names="".join(f"    {name!r}: {_expression(name)},\n" for name in sorted(names)),
+    )
+    _write(folder / TENSORS, b"".join(safetensors(dict(tensors))))
+    _write(folder / GRAPH, canonical(data).encode("ascii"))
+    _write(folder / SCRIPT, text.encode("utf-8", "backslashreplace"))
+    return folder / SCRIPT
+
+
+def _comment(text: str) -> str:
+    """One line that cannot leave a docstring."""
+    plain = "".join(c if c.isprintable() and c not in "\\\"" else "'" if c == '"' else " " for c in text)
+    return " ".join(plain.split()).rstrip(".") + "."
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+def _expression(name: str) -> str:
+    module, _, path = name.partition(":")
+    return f"script({os.path.abspath(str(sys.modules['__main__'].__file__))!r}).{path}" if module == "__main__" else f"{module}.{path}"
+
+
+def _paths(names: set[str]) -> list[str]:
+    """Folders that the modules behind the names were imported from, but for installed packages."""
+    found = []
+    for top in sorted({name.partition(":")[0].partition(".")[0] for name in names} | {"qcompiler"}):
+        file = getattr(sys.modules.get(top), "__file__", None)
+        if file is None or top == "__main__" or "site-packages" in file or file.startswith(os.path.dirname(os.__file__)):
+            continue
+        folder = Path(file).resolve().parent
+        found.append(str(folder.parent if Path(file).name == "__init__.py" else folder))
+    return list(dict.fromkeys(found))
