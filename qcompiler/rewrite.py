@@ -19,6 +19,7 @@ from typing import Any
 from torch import fx
 
 from qcompiler.errors import PassError
+from qcompiler.gate import allow
 from qcompiler.ir.readers import Readers
 from qcompiler.ir.types import SOURCE, Source, source_of
 from qcompiler.ir.verify import where
@@ -124,15 +125,27 @@ def candidates(rules: Sequence[Rule], table: Table, node: fx.Node) -> Iterator[t
                 yield rule, chain
 
 
-Gate = Callable[[Rule, fx.Node], bool]
+class _Once:
+    """Asks the gate once for each rule and node: a match that was held back or refused comes up again in every round."""
+
+    def __init__(self) -> None:
+        self.answers: dict[tuple[str, fx.Node], bool] = {}
+
+    def allow(self, rule: Rule, chain: tuple[fx.Node, ...]) -> bool:
+        key = (rule.name, chain[-1])
+        if key not in self.answers:
+            self.answers[key] = allow(f"{rule.name} at {' '.join(f'%{n.name}' for n in chain)}")
+        return self.answers[key]
 
 
-def _apply(gm: fx.GraphModule, rules: Sequence[Rule], table: Table, node: fx.Node, refused: dict[Any, Rejection], gate: Gate) -> str | None:
+def _apply(
+    gm: fx.GraphModule, rules: Sequence[Rule], table: Table, node: fx.Node, refused: dict[Any, Rejection], once: _Once
+) -> str | None:
     for rule, chain in candidates(rules, table, node):
         if isinstance(chain, Rejection):
             refused[rule.name, node] = chain
             continue
-        if not gate(rule, node):
+        if not once.allow(rule, chain):
             continue
         try:
             rule.rewrite(Match(gm, table, chain), **{link.name: n for link, n in zip(rule.pattern, chain, strict=True)})
@@ -143,11 +156,13 @@ def _apply(gm: fx.GraphModule, rules: Sequence[Rule], table: Table, node: fx.Nod
     return None
 
 
-def run_rules(
-    gm: fx.GraphModule, rules: Sequence[Rule], table: Table, gate: Gate = lambda rule, node: True
-) -> tuple[dict[str, int], list[Rejection]]:
-    """Applies the rules until none fires; returns how often each did, and the matches refused in the end."""
+def run_rules(gm: fx.GraphModule, rules: Sequence[Rule], table: Table) -> tuple[dict[str, int], list[Rejection]]:
+    """Applies the rules until none fires; returns how often each did, and the matches refused in the end.
+
+    Each match asks the gate of the context first (qcompiler/gate.py).
+    """
     fired: dict[str, int] = {}
+    once = _Once()
     limit = 4 * len(gm.graph.nodes) + 100  # each firing shrinks the graph or turns a node into its final form
     while True:
         refused: dict[Any, Rejection] = {}
@@ -156,7 +171,7 @@ def run_rules(
             for node in list(gm.graph.nodes):
                 if node._erased:
                     continue
-                name = _apply(gm, rules, table, node, refused, gate)
+                name = _apply(gm, rules, table, node, refused, once)
                 if name:
                     fired[name] = fired.get(name, 0) + 1
                 if sum(fired.values()) > limit:
