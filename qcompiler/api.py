@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_map_only
 
 from qcompiler.backends.torch.lower import Lower
-from qcompiler.backends.torch.target import TorchTarget
-from qcompiler.checks import MARK, check_eval, check_examples, check_model
+from qcompiler.batches import batches
+from qcompiler.checks import MARK, check_eval, check_model
 from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.debug.dump import Dump
 from qcompiler.debug.explain import ROWS, Explanation, rows_of
@@ -23,26 +21,12 @@ from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
 from qcompiler.observers.watch import Batch, Watch
-from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
 from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
+from qcompiler.pipeline import context_for, outside_inference_mode, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, failed_call, state_of, user_attributes
-from qcompiler.qconfig_mapping import as_mapping, get_default_qconfig_mapping
-from qcompiler.trace import trace
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _outside_inference_mode(function: F) -> F:
-    """Runs a function outside inference mode and without gradients: parameters made inside it could not be saved or changed later."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with torch.inference_mode(False), torch.no_grad():
-            return function(*args, **kwargs)
-
-    return run  # type: ignore[return-value]
 
 
 def _run(
@@ -63,35 +47,7 @@ def _run(
     return gm
 
 
-def _is_leaf(table: Table) -> Any:
-    def leaf(module: nn.Module, path: str) -> bool:
-        if table.module_form(module) is not None:
-            return True
-        containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
-                      nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # fmt: skip
-        return type(module).__module__.startswith("torch.nn") and not isinstance(module, containers) and type(module) not in DECOMPOSE
-
-    return leaf
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # whatever the model's attributes raise
-        hint = "copy.deepcopy(model) must work: locks, open files and tensors with a gradient history cannot be copied"
-        raise ConfigError(f"the model cannot be copied: {type(error).__name__}: {error}", code="model-copy", hint=hint) from error
-
-
-def _traced(model: nn.Module, example_inputs: Any, context: Context, options: dict[str, Any]) -> fx.GraphModule:
-    inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
-    traced = trace(model, inputs, options.get("example_kwargs"), is_leaf=_is_leaf(context.table), decompose=DECOMPOSE,
-                   concrete_args=options.get("concrete_args"), strict=context.strict)  # fmt: skip
-    for note in traced.remarks:
-        context.remarks.append(Remark("trace", note.kind, note.reason, note.where))
-    return traced.graph_module
-
-
-@_outside_inference_mode
+@outside_inference_mode
 def fuse_fx(
     model: nn.Module, example_inputs: Any, *, table: Table = OPS, rules: Sequence[Any] = (), debug: Any = None, **options: Any
 ) -> fx.GraphModule:
@@ -102,12 +58,10 @@ def fuse_fx(
     check_model(model)
     check_eval(model)
     context = Context(table=table, rules=tuple(rules), strict=bool(options.pop("strict", False)))
-    return _run(
-        _traced(_copy(model), example_inputs, context, options), FUSE, Stage.TRACED, context, "fuse", type(model).__name__, debug
-    )
+    return _run(traced(model, example_inputs, context, options), FUSE, Stage.TRACED, context, "fuse", type(model).__name__, debug)
 
 
-@_outside_inference_mode
+@outside_inference_mode
 def prepare_fx(
     model: nn.Module,
     qconfig_mapping: Any = None,
@@ -132,15 +86,8 @@ def prepare_fx(
     rows, fusion rules and FUSED-stage passes of your own. `debug`: a directory for pass dumps. The model is not changed.
     Raises TraceError, ConfigError, NumericsError, InputError, UnsupportedOpError.
     """
-    check_model(model)
-    check_eval(model)
-    engine = engine or torch.backends.quantized.engine
-    target = TorchTarget(engine, isa) if isa else TorchTarget(engine)
-    mapping = as_mapping(qconfig_mapping) if qconfig_mapping is not None else get_default_qconfig_mapping(engine)
-    mapping.check_names(name for name, _ in model.named_modules())
-    types = {name: type(module) for name, module in model.named_modules()}
-    context = Context(table=table, mapping=mapping, module_types=types, target=target, rules=tuple(rules), strict=strict)
-    gm = _traced(_copy(model), example_inputs, context, {"example_kwargs": example_kwargs, "concrete_args": concrete_args})
+    context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict)
+    gm = traced(model, example_inputs, context, {"example_kwargs": example_kwargs, "concrete_args": concrete_args})
     name = type(model).__name__
     _run(gm, (*FUSE, *passes, *OBSERVE), Stage.TRACED, context, "prepare", name, debug)
     return as_prepared(gm, State(context, name, user_attributes(model)))
@@ -177,13 +124,13 @@ def _quantized(prepared: Any, allow_uncalibrated: str, debug: Any, recompile: bo
     return gm, State(context, state.name, state.user_attributes)
 
 
-@_outside_inference_mode
+@outside_inference_mode
 def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error", debug: Any = None) -> fx.GraphModule:
     """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors."""
     return _quantized(prepared, allow_uncalibrated, debug)[0]
 
 
-@_outside_inference_mode
+@outside_inference_mode
 def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str = "error", debug: Any = None) -> CompiledModule:
     """Compiles a calibrated module of prepare_fx to an int8 module for the CPU; `prepared` is not changed.
 
@@ -207,18 +154,6 @@ def _check_data(data: Any) -> None:
         raise ConfigError(text, code="calibration-data", hint="a batch is a tensor, a tuple of arguments or a dict of keywords")
 
 
-def _batches(data: Any) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Each item as (args, kwargs): a tensor is one argument, a mapping is keywords; of (inputs, labels) of a DataLoader, the inputs."""
-    labelled = isinstance(data, torch.utils.data.DataLoader)
-    for item in data:
-        if isinstance(item, Mapping):
-            yield (), dict(item)
-        elif isinstance(item, (tuple, list)):
-            yield (item[:1] if labelled and len(item) == 2 else tuple(item)), {}  # type: ignore[misc]
-        else:
-            yield (item,), {}
-
-
 def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_nonfinite: bool = False) -> int:
     """Runs calibration data through a prepared module and returns the number of batches.
 
@@ -230,11 +165,11 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
     _state(prepared)
     verify(prepared, Stage.OBSERVED)  # type: ignore[arg-type]
     _check_data(data)
-    batches = [data] if isinstance(data, torch.Tensor) else data
+    items = [data] if isinstance(data, torch.Tensor) else data
     batch, count = Batch(prepared), 0
     try:
         with torch.inference_mode():
-            for index, (args, kwargs) in enumerate(_tracked(_batches(batches), progress, batches)):
+            for index, (args, kwargs) in enumerate(_tracked(batches(items), progress, items)):
                 batch.begin()
                 try:
                     _observe(prepared, index, args, kwargs)
@@ -263,12 +198,12 @@ def _observe(prepared: nn.Module, index: int, args: tuple[Any, ...], kwargs: dic
         raise failed_call(prepared, error, f"batch {index}") from error
 
 
-def _tracked(batches: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]:
+def _tracked(items: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]:
     if not progress:
-        return batches
+        return items
     from rich.progress import track
 
-    return track(batches, description="calibrating", total=len(data) if hasattr(data, "__len__") else None)
+    return track(items, description="calibrating", total=len(data) if hasattr(data, "__len__") else None)
 
 
 def quantize(
@@ -282,7 +217,7 @@ def quantize(
     data = [calibration_data] if isinstance(calibration_data, torch.Tensor) else calibration_data
     if iter(data) is data:
         data = list(data)  # a generator is read twice: for the example and for calibration
-    first = next(iter(_batches(data)), None)
+    first = next(iter(batches(data)), None)
     if first is None:
         raise CalibrationError("0 batches of calibration data", code="no-batches")
     prepared = prepare_fx(model, qconfig_mapping, first[0], example_kwargs=first[1] or None, **options)
