@@ -76,7 +76,7 @@ def compare(
     floats = float_steps(float_model, first, table, concrete_args)
     matching = match(floats, steps)
     _require_matches(steps, matching)
-    found = _Tallies(Walk(floats, steps, matching, profile=profile))
+    found = Tallies(Walk(floats, steps, matching, profile=profile))
     with torch.inference_mode():
         found.add(0, *first)
         for index, (args, kwargs) in enumerate(items, 1):
@@ -121,7 +121,7 @@ def _require_matches(steps: Steps, matching: Matching) -> None:
     )  # fmt: skip
 
 
-class _Tallies:
+class Tallies:
     """A tally for each site, and the results'."""
 
     def __init__(self, walk: Walk) -> None:
@@ -153,6 +153,8 @@ class _Tallies:
             return
         totals = pairs(seen.reference, seen.value)
         owns = pairs(seen.own_reference, seen.own_value)
+        if not any(True for _ in _tensors([seen.reference, seen.value])):
+            return  # a size, a flag
         if totals is None or owns is None or len(totals) != len(owns):
             self.unmatched[name] = f"its value differs in kind or shape from that of the float node {seen.site.float_step.name}"
             return
@@ -179,9 +181,10 @@ def _row(site: Site, tally: Tally) -> NodeError:
     dead, dead_in_float = tally.dead
     weight = weight_histogram(site.weight) if site.weight is not None else None
     return NodeError(
-        name=site.computed.name, op=site.computed.op, computes=site.computes,
-        module_path=site.step.module_path, location=site.step.location, origin=site.step.origin, sqnr=tally.decibels(tally.noise), own=tally.decibels(tally.own),
-        inherited=tally.decibels(tally.inherited), max_abs=tally.max_abs, saturation=tally.clipped / tally.count if tally.count else 0.0,
-        unused=tally.unused, dead_channels=dead, dead_in_float=dead_in_float, ms=tally.milliseconds,
+        name=site.computed.name, op=site.computed.op, computes=site.computes, module_path=site.step.module_path,
+        location=site.step.location, origin=site.step.origin,
+        sqnr=tally.decibels(tally.noise), own=tally.decibels(tally.own), inherited=tally.decibels(tally.inherited),
+        max_abs=tally.max_abs, saturation=tally.clipped / tally.count if tally.count else 0.0, unused=tally.unused,
+        dead_channels=dead, dead_in_float=dead_in_float, ms=tally.milliseconds,
         activation=tally.values.histogram(tally.grid), weight=weight,
     )  # fmt: skip

@@ -137,8 +137,8 @@ def _share(value: float) -> str:
 
 
 def _number(value: float) -> float | None:
-    """Six significant digits; null for inf."""
-    return None if value == math.inf else FLOOR if value == -math.inf else float(f"{value:.6g}")
+    """Six significant digits; null for inf (and for nan, which is no figure either)."""
+    return None if value == math.inf or math.isnan(value) else FLOOR if value == -math.inf else float(f"{value:.6g}")
 
 
 def _histogram(h: Histogram) -> dict[str, Any]:
@@ -160,5 +160,5 @@ def _numerics(n: NodeError) -> dict[str, Any]:
 
 
 def _node_data(n: NodeError) -> dict[str, Any]:
-    place = {"name": n.name, "op": n.op, "computes": n.computes, "module_path": n.module_path, "location": n.location, "origin": list(n.origin)}
-    return place | {"unused": _number(n.unused), "dead_in_float": n.dead_in_float} | _numerics(n)
+    place = {name: getattr(n, name) for name in ("name", "op", "computes", "module_path", "location")}
+    return place | {"origin": list(n.origin)} | {"unused": _number(n.unused), "dead_in_float": n.dead_in_float} | _numerics(n)
