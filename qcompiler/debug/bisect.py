@@ -7,6 +7,7 @@ quantize stands in the graph yet: an error in a scale is that pass's and not of 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -151,12 +152,10 @@ class _State:
     gate: Gate
     nodes: dict[str, tuple[Site, Tally]] = field(default_factory=dict)
 
-    def own(self, node: str) -> float:
-        """Own noise of a node against its signal; inf where there is noise without signal."""
-        if node not in self.nodes:
-            return 0.0
-        tally = self.nodes[node][1]
-        return tally.own / tally.signal if tally.signal else math.inf if tally.own else 0.0
+    def own(self, *nodes: str) -> float:
+        """The largest own noise of some float nodes against their signal; inf where there is noise without signal."""
+        tallies = [self.nodes[name][1] for name in nodes if name in self.nodes]
+        return max((t.own / t.signal if t.signal else math.inf if t.own else 0.0 for t in tallies), default=0.0)
 
 
 class _Pipeline:
@@ -185,12 +184,13 @@ class _Pipeline:
         """The graph after `count` passes, of whose last only the first `limit` matches are applied."""
         context, stage, gate = self.context(), Stage.TRACED, Gate(limit)
         gm = traced(self.model, self.data[0][0], context, self.options)
-        for i, step in enumerate(self.steps[:count]):
-            if i == self.calibrate_at:
+        cuts = sorted({0, min(self.calibrate_at, count), max(count - 1, 0), count})
+        for start, end in itertools.pairwise(cuts):
+            if start == self.calibrate_at:
                 self._calibrate(gm)
-            with gated(gate if i == count - 1 else None):
-                run_passes(gm, [step], stage, context)
-            stage = step.stage
+            with gated(gate if end == count else None):  # the last part is the one pass whose matches count
+                run_passes(gm, self.steps[start:end], stage, context)
+            stage = self.steps[end - 1].stage
         if count > self.calibrate_at:
             _round_frozen(gm, self.settings["table"])
         return gm, gate
@@ -299,22 +299,21 @@ class _Search:
         return max(grown, key=lambda name: grown[name], default=None)
 
     def match(self, count: int, node: str | None, wrong: _State) -> str | None:
-        """The first match after which the node (or, where no match names it, the result) is wrong."""
+        """The first match with which the node is wrong (where no match names the node: the result); None where it is without any."""
         seen = wrong.gate.seen
-        names = set(wrong.nodes[node][0].step.origin) if node is not None else set()
-        named = [i for i, text in enumerate(seen, 1) if names & set(re.findall(r"%(\S+)", text))]
-        candidates = named or list(range(1, len(seen) + 1))
+        names = wrong.nodes[node][0].step.origin if node is not None else ()
+        named = [i for i, text in enumerate(seen, 1) if set(names).intersection(re.findall(r"%(\S+)", text))]
+        candidates = [0, *(named or range(1, len(seen) + 1))]
         low, high = 0, len(candidates) - 1
         while low < high:
             middle = (low + high) // 2
             state = self.at(count, candidates[middle])
-            is_bad = state.own(node) > wrong.own(node) / 2 if named and node is not None else self.bad(count, state)
+            is_bad = state.own(*names) > wrong.own(*names) / 2 if named else self.bad(count, state)
             low, high = (low, middle) if is_bad or state.probe.error else (middle + 1, high)
-        return seen[candidates[high] - 1] if candidates else None
+        return seen[candidates[high] - 1] if candidates[high] else None
 
     def report(self, name: str | None, match: str | None, node: str | None, good: _State, wrong: _State) -> Bisection:
         step = wrong.nodes[node][0].computed if node in wrong.nodes else None
-        return Bisection(
-            name, match, step.name if step else None, step.module_path if step else "", step.location if step else "", good.probe.db, wrong.probe.db,
-            len(self.pipeline.steps), len(wrong.gate.seen), tuple(self.probes), wrong.probe.error,
-        )  # fmt: skip
+        title, path, location = (step.name, step.module_path, step.location) if step is not None else (None, "", "")
+        return Bisection(name, match, title, path, location, good.probe.db, wrong.probe.db, len(self.pipeline.steps),
+                         len(wrong.gate.seen), tuple(self.probes), wrong.probe.error)  # fmt: skip
