@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx, nn
@@ -19,6 +19,7 @@ from qcompiler.debug.tally import Tally, weight_histogram
 from qcompiler.debug.walk import Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 from qcompiler.ir.types import SOURCE
+from qcompiler.observers.watch import Watch
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context
 from qcompiler.pipeline import outside_inference_mode, traced
@@ -91,11 +92,16 @@ def _quantized_steps(quantized: Any) -> Steps:
             raise ConfigError("this program does not say which node of the model each call computes", code="no-origins",
                               hint="it was saved by an older version, or made by compile_graph: convert the model again")  # fmt: skip
         return steps_of_module(quantized)
-    if isinstance(quantized, fx.GraphModule) and stage == "reference":
+    if is_graph(quantized) and not any(isinstance(module, Watch) for module in quantized.modules()):
         return steps_of_graph(quantized)
     given = {"prepared": "a prepared model, which is not quantized yet"}.get(str(stage), f"a {type(quantized).__name__}")
     raise ConfigError(f"compare needs a quantized model, got {given}", code="not-quantized",
                       hint="compare(float_model, convert_fx(prepared), data)")  # fmt: skip
+
+
+def is_graph(model: Any) -> TypeGuard[fx.GraphModule]:
+    """Whether it is a graph of this compiler, of any stage."""
+    return isinstance(model, fx.GraphModule) and any(SOURCE in node.meta for node in model.graph.nodes)
 
 
 @outside_inference_mode
@@ -103,7 +109,7 @@ def float_steps(model: nn.Module, first: tuple[tuple[Any, ...], dict[str, Any]],
     """The float model as steps: a graph of ours as it is, any other model traced as prepare_fx does."""
     check_model(model)
     check_eval(model)
-    if isinstance(model, fx.GraphModule) and any(SOURCE in node.meta for node in model.graph.nodes):
+    if is_graph(model):
         return steps_of_graph(model)
     context = Context(table=table)
     return steps_of_graph(traced(model, first[0], context, {"example_kwargs": first[1] or None, "concrete_args": concrete_args}))
