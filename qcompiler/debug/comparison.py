@@ -19,8 +19,9 @@ class NodeError:
     """One value of the quantized graph against its float counterpart. Decibels are of the float signal against an error.
 
     op: what is called; computes: the float ops that it stands for, origin: their node names.
-    sqnr: against all error; own: the error that the node itself makes, on the float graph's inputs; inherited: the rest, that of
-    the nodes before it. saturation: share of float values beyond what the integers hold. unused: share of the integers that no
+    sqnr: against all error; own: the error that the node itself makes, on the float graph's inputs; own_channel: the
+    same for the median channel, since one channel that is far larger than the others hides them in a sum; inherited: the rest of
+    the error, that of the nodes before it. saturation: share of float values beyond what the integers hold. unused: share of the integers that no
     value took. dead_channels: channels of one single value; dead_in_float: those that are so in the float graph. ms: median time.
     """
 
@@ -32,6 +33,7 @@ class NodeError:
     origin: tuple[str, ...]
     sqnr: float
     own: float
+    own_channel: float
     inherited: float
     max_abs: float
     saturation: float = 0.0
@@ -82,12 +84,12 @@ class Comparison:
         hidden = len(self.nodes) - len(shown)
         table = Table(title=title, caption=f"{hidden} more nodes" if hidden else None)
         timed = any(n.ms is not None for n in self.nodes)
-        texts, figures = ("node", "module", "computes"), ("own", "inherited", "total", "max abs", "clipped", "unused", "dead")
+        texts, figures = ("node", "module", "computes"), ("own", "median channel", "inherited", "total", "max abs", "clipped", "unused", "dead")
         for header in (*texts, *figures, *(["ms"] if timed else [])):
             table.add_column(header, justify="left" if header in texts else "right", overflow="fold")
         for n in shown:
             dead = str(n.dead_channels - n.dead_in_float) if n.dead_channels > n.dead_in_float else ""
-            cells = (_db(n.own), _db(n.inherited), _db(n.sqnr), f"{n.max_abs:.4g}", _share(n.saturation), _share(n.unused), dead)
+            cells = (_db(n.own), _db(n.own_channel), _db(n.inherited), _db(n.sqnr), f"{n.max_abs:.4g}", _share(n.saturation), _share(n.unused), dead)
             time = (f"{n.ms:.3f}" if n.ms is not None else "",) if timed else ()
             table.add_row(Text(n.name), Text(n.module_path), Text(n.computes), *cells, *time)
         return table
@@ -125,7 +127,8 @@ class Comparison:
 
 
 def ordered(nodes: Iterable[NodeError]) -> tuple[NodeError, ...]:
-    return tuple(sorted(nodes, key=lambda n: (n.own, n.sqnr)))
+    """The worst own error first, of the whole or of the median channel; then the worst error."""
+    return tuple(sorted(nodes, key=lambda n: (min(n.own, n.own_channel), n.sqnr)))
 
 
 def _db(value: float) -> str:
@@ -150,8 +153,8 @@ def _histogram(h: Histogram) -> dict[str, Any]:
 
 def _numerics(n: NodeError) -> dict[str, Any]:
     data: dict[str, Any] = {
-        "sqnr": _number(n.sqnr), "own": _number(n.own), "inherited": _number(n.inherited), "max_abs": _number(n.max_abs),
-        "saturation": _number(n.saturation), "dead_channels": n.dead_channels,
+        "sqnr": _number(n.sqnr), "own": _number(n.own), "own_channel": _number(n.own_channel), "inherited": _number(n.inherited),
+        "max_abs": _number(n.max_abs), "saturation": _number(n.saturation), "dead_channels": n.dead_channels,
     }  # fmt: skip
     if n.ms is not None:
         data["ms"] = _number(n.ms)

@@ -86,7 +86,8 @@ class Tally:
     clipped: int = 0
     codes: tuple[float, float] = (math.inf, -math.inf)
     grid: Grid | None = None
-    channels: list[Tensor] | None = None  # smallest and largest of the quantized, then of the float values of each channel
+    channels: list[Tensor] | None = None  # extremes of the quantized, then of the float values of each channel
+    powers: list[Tensor] | None = None  # signal and own noise of each channel
     mixed: bool = False  # the number of channels differs between calls
     seconds: list[float] = field(default_factory=list)
     values: Counter = field(default_factory=Counter)
@@ -104,7 +105,7 @@ class Tally:
         self.count += reference.numel()
         if reference.numel():
             self.max_abs = max(self.max_abs, float(error.abs().max()))
-            self._channels(reference, value)
+            self._channels(reference, value, own)
         self.values.add(reference)
         if grid is not None and reference.numel():
             self._codes(reference, value, grid)
@@ -117,19 +118,21 @@ class Tally:
         ends = [round(float(v) / scale) + zero for v in torch.aminmax(value)]
         self.codes = min(self.codes[0], ends[0]), max(self.codes[1], ends[1])
 
-    def _channels(self, reference: Tensor, value: Tensor) -> None:
-        """Extremes per channel: dimension 1, of three-dimensional values (batch, tokens, features) the last."""
+    def _channels(self, reference: Tensor, value: Tensor, own: Tensor) -> None:
+        """Extremes and powers per channel: dimension 1, of three-dimensional values (batch, tokens, features) the last."""
         if reference.dim() < 2 or self.mixed:
             return
         axis = 2 if reference.dim() == 3 else 1
         others = [d for d in range(reference.dim()) if d != axis]
         found = [f(t, dim=others) for t in (value, reference) for f in (torch.amin, torch.amax)]
-        if self.channels is not None and self.channels[0].shape != found[0].shape:
-            self.mixed, self.channels = True, None
-        elif self.channels is not None:
+        powers = [t.pow(2).sum(dim=others, dtype=torch.float64) for t in (reference, own)]
+        if self.channels is None or self.powers is None:
+            self.channels, self.powers = found, powers
+        elif self.channels[0].shape == found[0].shape:
             self.channels = [f(a, b) for f, a, b in zip(2 * (torch.minimum, torch.maximum), self.channels, found)]
+            self.powers = [a + b for a, b in zip(self.powers, powers)]
         else:
-            self.channels = found
+            self.mixed, self.channels, self.powers = True, None, None
 
     def decibels(self, noise: float) -> float:
         """The signal against some noise: inf without noise, -inf without signal."""
@@ -144,6 +147,17 @@ class Tally:
             return 0, 0
         low, high, float_low, float_high = self.channels
         return int((low == high).sum()), int((float_low == float_high).sum())
+
+    @property
+    def own_of_channels(self) -> float:
+        """The median over the channels that have a signal of the decibels against own noise: one large channel does not hide the rest."""
+        if self.powers is None or self.mixed:
+            return self.decibels(self.own)
+        signal, own = (p[self.powers[0] > 0] for p in self.powers)
+        if not len(signal):
+            return self.decibels(self.own)
+        share = float((own / signal).nan_to_num(math.inf).median())
+        return -10 * math.log10(share) if 0 < share < math.inf else math.inf if share == 0 else -math.inf
 
     @property
     def unused(self) -> float:
