@@ -153,9 +153,9 @@ class _State:
     nodes: dict[str, tuple[Site, Tally]] = field(default_factory=dict)
 
     def own(self, *nodes: str) -> float:
-        """The largest own noise of some float nodes against their signal; inf where there is noise without signal."""
+        """The largest own noise of some float nodes against their signal, of the whole or of the median channel."""
         tallies = [self.nodes[name][1] for name in nodes if name in self.nodes]
-        return max((t.own / t.signal if t.signal else math.inf if t.own else 0.0 for t in tallies), default=0.0)
+        return max((10 ** (-min(t.decibels(t.own), t.own_of_channels) / 10) for t in tallies), default=0.0)
 
 
 class _Pipeline:

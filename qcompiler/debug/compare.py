@@ -190,7 +190,7 @@ def _row(site: Site, tally: Tally) -> NodeError:
         name=site.computed.name, op=site.computed.op, computes=site.computes, module_path=site.step.module_path,
         location=site.step.location, origin=site.step.origin,
         sqnr=tally.decibels(tally.noise), own=tally.decibels(tally.own), own_channel=tally.own_of_channels,
-        inherited=tally.decibels(tally.inherited), max_abs=tally.max_abs, saturation=tally.clipped / tally.count if tally.count else 0.0, unused=tally.unused,
-        dead_channels=dead, dead_in_float=dead_in_float, ms=tally.milliseconds,
+        inherited=tally.decibels(tally.inherited), max_abs=tally.max_abs, saturation=tally.clipped / tally.count if tally.count else 0.0,
+        unused=tally.unused, dead_channels=dead, dead_in_float=dead_in_float, ms=tally.milliseconds,
         activation=tally.values.histogram(tally.grid), weight=weight,
     )  # fmt: skip

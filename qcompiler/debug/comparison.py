@@ -18,11 +18,11 @@ FLOOR = -300.0  # stands in JSON for -inf: noise without any signal
 class NodeError:
     """One value of the quantized graph against its float counterpart. Decibels are of the float signal against an error.
 
-    op: what is called; computes: the float ops that it stands for, origin: their node names.
-    sqnr: against all error; own: the error that the node itself makes, on the float graph's inputs; own_channel: the
-    same for the median channel, since one channel that is far larger than the others hides them in a sum; inherited: the rest of
-    the error, that of the nodes before it. saturation: share of float values beyond what the integers hold. unused: share of the integers that no
-    value took. dead_channels: channels of one single value; dead_in_float: those that are so in the float graph. ms: median time.
+    op: what is called; computes: the float ops that it stands for, origin: their node names. sqnr: against all error; own: the
+    error that the node itself makes, on the float graph's inputs; own_channel: the same for the median channel, since one channel
+    far larger than the others hides them in a sum; inherited: the rest of the error, that of the nodes before it. saturation:
+    share of float values beyond what the integers hold. unused: share of the integers that no value took. dead_channels:
+    channels of one single value; dead_in_float: those that are so in the float graph. ms: median time.
     """
 
     name: str
@@ -84,12 +84,14 @@ class Comparison:
         hidden = len(self.nodes) - len(shown)
         table = Table(title=title, caption=f"{hidden} more nodes" if hidden else None)
         timed = any(n.ms is not None for n in self.nodes)
-        texts, figures = ("node", "module", "computes"), ("own", "median channel", "inherited", "total", "max abs", "clipped", "unused", "dead")
+        texts = ("node", "module", "computes")
+        figures = ("own", "median channel", "inherited", "total", "max abs", "clipped", "unused", "dead")
         for header in (*texts, *figures, *(["ms"] if timed else [])):
             table.add_column(header, justify="left" if header in texts else "right", overflow="fold")
         for n in shown:
             dead = str(n.dead_channels - n.dead_in_float) if n.dead_channels > n.dead_in_float else ""
-            cells = (_db(n.own), _db(n.own_channel), _db(n.inherited), _db(n.sqnr), f"{n.max_abs:.4g}", _share(n.saturation), _share(n.unused), dead)
+            ratios = map(_db, (n.own, n.own_channel, n.inherited, n.sqnr))
+            cells = (*ratios, f"{n.max_abs:.4g}", _share(n.saturation), _share(n.unused), dead)
             time = (f"{n.ms:.3f}" if n.ms is not None else "",) if timed else ()
             table.add_row(Text(n.name), Text(n.module_path), Text(n.computes), *cells, *time)
         return table
