@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from qcompiler.backends.torch.lower import Lower
-from qcompiler.batches import batches
+from qcompiler.batches import batches, check_data
 from qcompiler.checks import MARK, check_eval, check_model
 from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.debug.dump import Dump
@@ -148,12 +148,6 @@ def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str
     return module
 
 
-def _check_data(data: Any) -> None:
-    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
-        text = f"calibration data must be a tensor or an iterable of batches, got {type(data).__name__}"
-        raise ConfigError(text, code="calibration-data", hint="a batch is a tensor, a tuple of arguments or a dict of keywords")
-
-
 def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_nonfinite: bool = False) -> int:
     """Runs calibration data through a prepared module and returns the number of batches.
 
@@ -164,7 +158,7 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
     """
     _state(prepared)
     verify(prepared, Stage.OBSERVED)  # type: ignore[arg-type]
-    _check_data(data)
+    check_data(data)
     items = [data] if isinstance(data, torch.Tensor) else data
     batch, count = Batch(prepared), 0
     try:
@@ -213,7 +207,7 @@ def quantize(
 
     `options` go to prepare_fx.
     """
-    _check_data(calibration_data)
+    check_data(calibration_data)
     data = [calibration_data] if isinstance(calibration_data, torch.Tensor) else calibration_data
     if iter(data) is data:
         data = list(data)  # a generator is read twice: for the example and for calibration

@@ -7,6 +7,15 @@ from typing import Any
 
 import torch
 
+from qcompiler.errors import ConfigError
+
+
+def check_data(data: Any, what: str = "calibration data") -> None:
+    """Raises ConfigError for what cannot be walked."""
+    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+        text = f"{what} must be a tensor or an iterable of batches, got {type(data).__name__}"
+        raise ConfigError(text, code="calibration-data", hint="a batch is a tensor, a tuple of arguments or a dict of keywords")
+
 
 def batches(data: Any) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
     """Each item as (args, kwargs): a tensor is one argument, a mapping is keywords; of (inputs, labels) of a DataLoader, the inputs.

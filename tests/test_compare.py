@@ -316,6 +316,8 @@ def test_a_model_with_other_weights_is_noted(made: Any) -> None:
 def test_no_data(net: nn.Module, made: Any) -> None:
     with pytest.raises(InputError, match="0 batches"):
         compare(net, made.module, iter([]))
+    with pytest.raises(ConfigError, match="iterable of batches, got int"):
+        compare(net, made.module, 5)
 
 
 def test_train_mode(made: Any) -> None:

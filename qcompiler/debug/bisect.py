@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 
 from qcompiler.backends.torch.lower import Lower
-from qcompiler.batches import batches
+from qcompiler.batches import batches, check_data
 from qcompiler.codegen.module import quantized_engine
 from qcompiler.debug.compare import Tallies, compute_sqnr, float_steps
 from qcompiler.debug.match import Site, match
@@ -125,6 +125,7 @@ def bisect(
     function = metric if callable(metric) else METRICS.get(metric)
     if function is None:
         raise ConfigError(f"unknown metric {metric!r}", code="metric", hint=f"one of {', '.join(METRICS)}, or a function")
+    check_data(inputs, "inputs")
     data = list(batches(inputs))
     if not data:
         raise InputError("0 batches of inputs", code="no-data", hint="an iterator can be read only once; is the loader empty?")

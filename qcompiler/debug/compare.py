@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import fx, nn
 
-from qcompiler.batches import batches
+from qcompiler.batches import batches, check_data
 from qcompiler.checks import MARK, check_eval, check_model
 from qcompiler.codegen.module import CompiledModule
 from qcompiler.debug.comparison import Comparison, NodeError, ordered
@@ -70,6 +70,7 @@ def compare(
     for no data or data that does not fit.
     """
     steps = _quantized_steps(quantized)
+    check_data(data, "the data to compare on")
     items = iter(batches(data))
     first = next(items, None)
     if first is None:
