@@ -28,7 +28,6 @@ from qcompiler.pipeline import context_for, outside_inference_mode, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, failed_call, state_of, user_attributes
 
 
-
 def _run(
     gm: fx.GraphModule,
     passes: Sequence[Pass],
