@@ -215,6 +215,7 @@ def test_saturation_is_the_share_of_float_values_that_the_range_cuts() -> None:
     calm, wild = torch.rand(64, 4) * 2 - 1, torch.cat([torch.full((16, 4), 3.0), torch.rand(48, 4) * 2 - 1])
     quantized = flow(model, (calm,), [(torch.tensor([[1.0] * 4, [-1.0] * 4]),)]).module
     rows = by_origin(compare(model, quantized, [calm, wild]))
+    assert not compare(model, quantized, [calm]).unmatched
     assert rows["input_1"].saturation == pytest.approx(64 / 512)
     assert by_origin(compare(model, quantized, [calm]))["input_1"].saturation == 0.0
 

@@ -113,8 +113,11 @@ def _graph_step(gm: fx.GraphModule, node: fx.Node) -> Step:
     grid = tuple(args[1:5]) if node.target is quantize else None
     rounds = "quantize" if node.target is quantize else "dequantize" if node.target is dequantize else ""
     op = format_target(node.target) if node.op != "call_module" else type(gm.get_submodule(str(node.target))).__name__
+    origin = source.origin or (node.name,)
+    if kind == "input":
+        origin = (*origin, str(node.target).lstrip("*"))  # programs know an argument by the user's name alone
     return Step(
-        node.name, kind, op, tuple(n.name for n in node.all_input_nodes), source.origin or (node.name,), _graph_run(gm, node),
+        node.name, kind, op, tuple(n.name for n in node.all_input_nodes), origin, _graph_run(gm, node),
         source.module_path, source.location or "", writes, grid, rounds, _graph_weight(gm, node),  # type: ignore[arg-type]
     )  # fmt: skip
 
