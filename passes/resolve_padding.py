@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -74,5 +74,5 @@ def _pad(gm: fx.GraphModule, node: fx.Node, sides: tuple[tuple[int, int], ...], 
         pad = gm.graph.create_node("call_function", F.pad, (x,), kwargs, name=f"{node.name}_pad")
     value = value_of(x)
     shape = value.shape and (*value.shape[: -len(sides)], *(n + a + b for n, (a, b) in zip(value.shape[-len(sides) :], sides, strict=True)))
-    pad.meta[VALUE], pad.meta[SOURCE] = Value(shape, value.dtype), source_of(node)
+    pad.meta[VALUE], pad.meta[SOURCE] = Value(shape, value.dtype), replace(source_of(node), origin=(pad.name,))
     return pad

@@ -10,6 +10,7 @@ takes centred padding only: the way around it was 50 times slower.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -76,6 +77,7 @@ def centre_depthwise(match: Match, pad: fx.Node, conv: fx.Node) -> None:
     with match.gm.graph.inserting_after(conv):
         kept = match.gm.graph.create_node("call_function", getitem, (conv,), {"index": index}, name=f"{conv.name}_strided")
     kept.meta[VALUE], kept.meta[SOURCE] = conv.meta[VALUE], source_of(conv)
+    conv.meta[SOURCE] = replace(source_of(conv), origin=(f"{conv.name}_centred",))  # no node of the model has these values
     conv.replace_all_uses_with(kept, delete_user_cb=lambda user: user is not kept)
     before, value = value_of(pad.args[0]).shape, value_of(conv)  # type: ignore[arg-type]
     if before is not None and value.shape is not None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_map_only
 
 from qcompiler.backends.torch.lower import Lower
-from qcompiler.backends.torch.target import TorchTarget
-from qcompiler.checks import MARK, check_eval, check_examples, check_model
+from qcompiler.batches import batches, check_data
+from qcompiler.checks import MARK, check_eval, check_model
 from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.debug.explain import ROWS, Explanation, rows_of
 from qcompiler.debug.scope import watched
@@ -22,59 +20,16 @@ from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
 from qcompiler.observers.watch import Batch, Watch
-from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
 from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
+from qcompiler.pipeline import context_for, outside_inference_mode, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, failed_call, state_of, user_attributes
-from qcompiler.qconfig_mapping import as_mapping, get_default_qconfig_mapping
-from qcompiler.trace import trace
 
 REMARKS = "_qcompiler_remarks"  # the remarks, on converted modules
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def _outside_inference_mode(function: F) -> F:
-    """Runs a function outside inference mode and without gradients: parameters made inside it could not be saved or changed later."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with torch.inference_mode(False), torch.no_grad():
-            return function(*args, **kwargs)
-
-    return run  # type: ignore[return-value]
-
-
-def _is_leaf(table: Table) -> Any:
-    def leaf(module: nn.Module, path: str) -> bool:
-        if table.module_form(module) is not None:
-            return True
-        containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
-                      nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # fmt: skip
-        return type(module).__module__.startswith("torch.nn") and not isinstance(module, containers) and type(module) not in DECOMPOSE
-
-    return leaf
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # whatever the model's attributes raise
-        hint = "copy.deepcopy(model) must work: locks, open files and tensors with a gradient history cannot be copied"
-        raise ConfigError(f"the model cannot be copied: {type(error).__name__}: {error}", code="model-copy", hint=hint) from error
-
-
-def _traced(model: nn.Module, example_inputs: Any, context: Context, options: dict[str, Any]) -> fx.GraphModule:
-    inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
-    traced = trace(model, inputs, options.get("example_kwargs"), is_leaf=_is_leaf(context.table), decompose=DECOMPOSE,
-                   concrete_args=options.get("concrete_args"), strict=context.strict)  # fmt: skip
-    for note in traced.remarks:
-        context.remarks.append(Remark("trace", note.kind, note.reason, note.where, note.where.node))
-    return traced.graph_module
-
-
-@_outside_inference_mode
+@outside_inference_mode
 def fuse_fx(
     model: nn.Module, example_inputs: Any, *, table: Table = OPS, rules: Sequence[Any] = (), debug: Any = None, **options: Any
 ) -> fx.GraphModule:
@@ -85,12 +40,12 @@ def fuse_fx(
     check_model(model)
     check_eval(model)
     context = Context(table=table, rules=tuple(rules), strict=bool(options.pop("strict", False)))
-    gm = _traced(_copy(model), example_inputs, context, options)
+    gm = traced(model, example_inputs, context, options)
     with watched(debug, "fuse", type(model).__name__, context):
         return run_passes(gm, FUSE, Stage.TRACED, context)
 
 
-@_outside_inference_mode
+@outside_inference_mode
 def prepare_fx(
     model: nn.Module,
     qconfig_mapping: Any = None,
@@ -116,15 +71,8 @@ def prepare_fx(
     (qcompiler.debug), or a list of these. The model is not changed.
     Raises TraceError, ConfigError, NumericsError, InputError, UnsupportedOpError.
     """
-    check_model(model)
-    check_eval(model)
-    engine = engine or torch.backends.quantized.engine
-    target = TorchTarget(engine, isa) if isa else TorchTarget(engine)
-    mapping = as_mapping(qconfig_mapping) if qconfig_mapping is not None else get_default_qconfig_mapping(engine)
-    mapping.check_names(name for name, _ in model.named_modules())
-    types = {name: type(module) for name, module in model.named_modules()}
-    context = Context(table=table, mapping=mapping, module_types=types, target=target, rules=tuple(rules), strict=strict)
-    gm = _traced(_copy(model), example_inputs, context, {"example_kwargs": example_kwargs, "concrete_args": concrete_args})
+    context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict)
+    gm = traced(model, example_inputs, context, {"example_kwargs": example_kwargs, "concrete_args": concrete_args})
     name = type(model).__name__
     with watched(debug, "prepare", name, context):
         run_passes(gm, (*FUSE, *passes, *OBSERVE), Stage.TRACED, context)
@@ -163,7 +111,7 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
     return gm, State(context, state.name, state.user_attributes)
 
 
-@_outside_inference_mode
+@outside_inference_mode
 def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error", debug: Any = None) -> fx.GraphModule:
     """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors."""
     gm, state = _observed(prepared, allow_uncalibrated)
@@ -171,7 +119,7 @@ def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error",
         return run_passes(gm, QUANTIZE, Stage.OBSERVED, state.context)
 
 
-@_outside_inference_mode
+@outside_inference_mode
 def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str = "error", debug: Any = None) -> CompiledModule:
     """Compiles a calibrated module of prepare_fx to an int8 module for the CPU; `prepared` is not changed.
 
@@ -192,24 +140,6 @@ def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str
     return module
 
 
-def _check_data(data: Any) -> None:
-    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
-        text = f"calibration data must be a tensor or an iterable of batches, got {type(data).__name__}"
-        raise ConfigError(text, code="calibration-data", hint="a batch is a tensor, a tuple of arguments or a dict of keywords")
-
-
-def _batches(data: Any) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Each item as (args, kwargs): a tensor is one argument, a mapping is keywords; of (inputs, labels) of a DataLoader, the inputs."""
-    labelled = isinstance(data, torch.utils.data.DataLoader)
-    for item in data:
-        if isinstance(item, Mapping):
-            yield (), dict(item)
-        elif isinstance(item, (tuple, list)):
-            yield (item[:1] if labelled and len(item) == 2 else tuple(item)), {}  # type: ignore[misc]
-        else:
-            yield (item,), {}
-
-
 def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_nonfinite: bool = False) -> int:
     """Runs calibration data through a prepared module and returns the number of batches.
 
@@ -220,12 +150,12 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
     """
     _state(prepared)
     verify(prepared, Stage.OBSERVED)  # type: ignore[arg-type]
-    _check_data(data)
-    batches = [data] if isinstance(data, torch.Tensor) else data
+    check_data(data)
+    items = [data] if isinstance(data, torch.Tensor) else data
     batch, count = Batch(prepared), 0
     try:
         with torch.inference_mode():
-            for index, (args, kwargs) in enumerate(_tracked(_batches(batches), progress, batches)):
+            for index, (args, kwargs) in enumerate(_tracked(batches(items), progress, items)):
                 batch.begin()
                 try:
                     _observe(prepared, index, args, kwargs)
@@ -254,12 +184,12 @@ def _observe(prepared: nn.Module, index: int, args: tuple[Any, ...], kwargs: dic
         raise failed_call(prepared, error, f"batch {index}") from error
 
 
-def _tracked(batches: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]:
+def _tracked(items: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]:
     if not progress:
-        return batches
+        return items
     from rich.progress import track
 
-    return track(batches, description="calibrating", total=len(data) if hasattr(data, "__len__") else None)
+    return track(items, description="calibrating", total=len(data) if hasattr(data, "__len__") else None)
 
 
 def quantize(
@@ -269,11 +199,11 @@ def quantize(
 
     `debug` as in prepare_fx, for both steps; the other `options` go to prepare_fx.
     """
-    _check_data(calibration_data)
+    check_data(calibration_data)
     data = [calibration_data] if isinstance(calibration_data, torch.Tensor) else calibration_data
     if iter(data) is data:
         data = list(data)  # a generator is read twice: for the example and for calibration
-    first = next(iter(_batches(data)), None)
+    first = next(iter(batches(data)), None)
     if first is None:
         raise CalibrationError("0 batches of calibration data", code="no-batches")
     prepared = prepare_fx(model, qconfig_mapping, first[0], example_kwargs=first[1] or None, debug=debug, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     sys.modules.pop("tiny_model", None)
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("quantize", "--help"), ("inspect", "--help"), ("run", "--help"), ("viz", "--help")])
+@pytest.mark.parametrize("arguments", [("--help",), *((c, "--help") for c in ("quantize", "inspect", "run", "viz", "compare", "bisect"))])
 def test_help_shows_how_to_begin(arguments: tuple[str, ...]) -> None:
     result = call(*arguments)
     assert result.exit_code == 0
@@ -100,6 +101,24 @@ def test_a_part_can_stay_float(workplace: Path) -> None:
     assert "float" in call("inspect", "tiny.qc").output
 
 
+def test_compare(workplace: Path) -> None:
+    torch.save([torch.randn(4, 3, 16, 16) for _ in range(2)], "batches.pt")
+    assert call("quantize", "tiny_model:build", "--calibrate", "batches.pt", "--out", "tiny.qc").exit_code == 0
+    shown = call("compare", "tiny_model:build", "tiny.qc", "--data", "batches.pt", "--profile")
+    assert shown.exit_code == 0, shown.output
+    assert "worst own error first" in shown.output and "not compared" not in shown.output
+    data = json.loads(call("compare", "tiny_model:build", "tiny.qc", "--data", "batches.pt", "--json").output)
+    assert data["batches"] == 2 and {n["module_path"] for n in data["nodes"]} >= {"0", "5"} and data["unmatched"] == []
+    assert "Conv2d, BatchNorm2d, ReLU" in {n["computes"] for n in data["nodes"]}
+
+
+def test_bisect(workplace: Path) -> None:
+    found = call("bisect", "tiny_model:build", "--data", "photos", "--size", 32)
+    assert found.exit_code == 0 and "no pass is over tolerance" in found.output
+    data = json.loads(call("bisect", "tiny_model:build", "--data", "photos", "--size", 32, "--tol-db", 90, "--json").output)
+    assert data["pass_name"] == "freeze_qparams" and data["runs"] <= 6
+
+
 MISTAKES = {
     "no colon": (("quantize", "tiny_model", "--calibrate", "photos", "--out", "x.qc"), "model-reference"),
     "no module": (("quantize", "absent_module:build", "--calibrate", "photos", "--out", "x.qc"), "model-reference"),
@@ -114,6 +133,9 @@ MISTAKES = {
     "no artifact": (("inspect", "absent.qc"), "absent.qc"),
     "no artifact to inspect": (("inspect", "tiny_model.py"), "tiny_model.py"),
     "no input": (("run", "absent.qc", "absent.png"), "no-input"),
+    "nothing to compare": (("compare", "tiny_model:build", "absent.qc", "--data", "photos"), "absent.qc"),
+    "not quantized": (("compare", "tiny_model:build", "tiny_model:build", "--data", "photos"), "not-quantized"),
+    "nothing to bisect on": (("bisect", "tiny_model:build", "--data", "absent"), "no-calibration-data"),
     "module option": (("inspect", "tiny_model.py", "--module", "x"), "module-option"),
 }
 

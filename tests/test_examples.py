@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,18 @@ def test_resnet18() -> None:
     pytest.importorskip("skimage")
     text = run("resnet18.py", "--quick")
     assert "100.0%" in text
+
+
+@pytest.mark.slow
+def test_debug_accuracy(tmp_path: Path) -> None:
+    """bisect and compare both end at the layer that was spoiled, and keeping it float mends the network."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    text = run("debug_accuracy.py", "--quick", "--out", str(tmp_path))
+    assert "pass freeze_qparams" in text and "(_blocks.0._project_conv, " in text
+    nodes = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))["nodes"]
+    assert nodes[0]["module_path"] == "_blocks.0._project_conv" and nodes[0]["own_channel"] < 5
+    broken, mended = (float(share) for share in re.findall(r"top-1 agreement (\S+)%", text))
+    assert broken < 50 and mended > 80
 
 
 def test_custom_op() -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # docs/design.md, "Layers": a file may import from its own row and from rows above it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "vision", "checks", "gate"),
+    ("errors", "vision", "checks", "gate", "batches"),
     ("ir",),
     ("ops",),
     ("observers", "fake_quantize", "qconfig", "qconfig_mapping", "nn"),
@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pass_manager",),
     ("passes", "prepared"),
     ("trace", "backends", "codegen", "artifact"),
+    ("pipeline",),
     ("debug",),
     ("viz",),
     ("api",),

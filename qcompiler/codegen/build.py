@@ -80,13 +80,14 @@ class _Builder:
         self.output: Any = None
         self.env: dict[fx.Node, Any] = {}
         self.comment = ""
+        self.origin: tuple[str, ...] = ()
         self.once_names: set[str] = set()
         # Inputs keep their names, so nothing else may take one.
         self.taken = {str(n.target) for n in gm.graph.nodes if n.op == "placeholder"}
         self._copies: dict[int, torch.Tensor] = {}
 
     def visit(self, node: fx.Node) -> None:
-        self.comment = _provenance(node)
+        self.comment, self.origin = _provenance(node), source_of(node).origin
         if node.op == "placeholder":
             self.env[node] = self.input(node)
         elif node.op == "get_attr":
@@ -185,7 +186,7 @@ class _Builder:
     def emit(self, name: str, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
         args, kwargs = self.mark_qparams(op, args, kwargs)
         once = registry.is_once(op)
-        call = Call(self.free(name), op, args, kwargs, self.comment)
+        call = Call(self.free(name), op, args, kwargs, self.comment, self.origin)
         assert call.out is not None
         if once:
             if any(isinstance(v, Ref) and v.name not in self.once_names for v in call.values()):

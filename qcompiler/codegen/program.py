@@ -40,13 +40,17 @@ class Input:
 
 @dataclass(frozen=True)
 class Call:
-    """One statement `out = op(*args, **kwargs)`; `out` is None where nothing reads the result."""
+    """One statement `out = op(*args, **kwargs)`; `out` is None where nothing reads the result.
+
+    `origin` names the nodes of the traced model that it computes (see ir.types.Source), for those who compare with it.
+    """
 
     out: str | None
     op: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     comment: str = ""
+    origin: tuple[str, ...] = ()
 
     def values(self) -> Iterator[Any]:
         yield from walk(self.args)
@@ -208,7 +212,7 @@ def _call_data(c: Call) -> dict[str, Any]:
     data: dict[str, Any] = {"out": c.out, "op": c.op, "args": [to_json(a) for a in c.args]}
     if c.kwargs:
         data["kwargs"] = {k: to_json(v) for k, v in c.kwargs.items()}
-    return data | {"comment": c.comment} if c.comment else data
+    return data | ({"comment": c.comment} if c.comment else {}) | ({"origin": list(c.origin)} if c.origin else {})
 
 
 def _typed(value: Any, kind: type) -> Any:
@@ -227,7 +231,8 @@ def _input(data: Any) -> Input:
 def _call(data: Any) -> Call:
     kwargs = {k: from_json(v) for k, v in _typed(data.get("kwargs", {}), dict).items()}
     args = tuple(from_json(a) for a in _typed(data["args"], list))
-    return Call(data["out"], _typed(data["op"], str), args, kwargs, comment_text(_typed(data.get("comment", ""), str)))
+    origin = tuple(_typed(name, str) for name in _typed(data.get("origin", []), list))
+    return Call(data["out"], _typed(data["op"], str), args, kwargs, comment_text(_typed(data.get("comment", ""), str)), origin)
 
 
 def verify(program: Program) -> None:

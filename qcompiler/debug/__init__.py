@@ -1,6 +1,8 @@
 """See what the compiler did: dumps, explanations, measures, and instruments of your own."""
 
-from qcompiler.debug.compare import compute_cosine_similarity, compute_sqnr
+from qcompiler.debug.bisect import Bisection, bisect
+from qcompiler.debug.compare import compare, compute_cosine_similarity, compute_sqnr
+from qcompiler.debug.comparison import Comparison, NodeError
 from qcompiler.debug.document import Document
 from qcompiler.debug.dump_directory import Dump, dump
 from qcompiler.debug.explain import Explanation, Row
@@ -11,6 +13,6 @@ from qcompiler.debug.sources import document_of
 from qcompiler.pass_manager import PassInstrument, PassRecord, Remark
 
 __all__ = [
-    "Document", "Dump", "Explanation", "Gate", "PassInstrument", "PassRecord", "Printer", "Recorder", "Remark", "Row",
-    "compute_cosine_similarity", "compute_sqnr", "document_of", "dump", "gated",
+    "Bisection", "Comparison", "Document", "Dump", "Explanation", "Gate", "NodeError", "PassInstrument", "PassRecord", "Printer",
+    "Recorder", "Remark", "Row", "bisect", "compare", "compute_cosine_similarity", "compute_sqnr", "document_of", "dump", "gated",
 ]  # fmt: skip

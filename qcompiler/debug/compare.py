@@ -1,12 +1,30 @@
-"""Measures of how far two outputs are apart."""
+"""How far two outputs are apart, and where in a quantized graph the distance comes from."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
+from torch import fx, nn
+
+from qcompiler.batches import batches, check_data
+from qcompiler.checks import MARK, check_eval, check_model
+from qcompiler.codegen.module import CompiledModule
+from qcompiler.debug.comparison import Comparison, NodeError, ordered
+from qcompiler.debug.match import Matching, Site, match
+from qcompiler.debug.steps import Steps, steps_of_graph, steps_of_module
+from qcompiler.debug.tally import Tally, weight_histogram
+from qcompiler.debug.walk import Seen, Walk, pairs
+from qcompiler.errors import ConfigError, InputError, QCompilerError
+from qcompiler.ir.types import SOURCE
+from qcompiler.observers.watch import Watch
+from qcompiler.ops.table import OPS, Table
+from qcompiler.pass_manager import Context
+from qcompiler.pipeline import outside_inference_mode, traced
+
+SUSPICIOUS = 3.0  # dB: 8 bits do not do worse by themselves for half of a model's weights
 
 
 def _tensors(value: Any) -> Iterable[torch.Tensor]:
@@ -32,3 +50,148 @@ def compute_cosine_similarity(reference: Any, value: Any) -> float:
     """Cosine of the angle between two outputs, all tensors flattened into one vector each."""
     a, b = (torch.cat([t.double().flatten() for t in _tensors(v)]) for v in (reference, value))
     return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+
+
+def compare(
+    float_model: nn.Module,
+    quantized: nn.Module,
+    data: Any,
+    *,
+    profile: bool = False,
+    table: Table = OPS,
+    concrete_args: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Every value of a quantized model against the float model, the node with the worst own error first.
+
+    `float_model`: the model that was quantized (or its graph from fuse_fx). `quantized`: what convert_fx, load or
+    convert_to_reference_fx returned. `data`: as calibrate takes it. `profile` times each node. `table`, `concrete_args`: as
+    given to prepare_fx. Holds sums and 64-bin histograms, not the data. How own and inherited errors are told apart stands in
+    walk.py and docs/debugging.md. Raises ConfigError for models that do not belong together or are in train mode, InputError
+    for no data or data that does not fit.
+    """
+    steps = _quantized_steps(quantized)
+    check_data(data, "the data to compare on")
+    items = iter(batches(data))
+    first = next(items, None)
+    if first is None:
+        raise InputError("0 batches of data to compare on", code="no-data", hint="an iterator can be read only once; is the loader empty?")
+    floats = float_steps(float_model, first, table, concrete_args)
+    matching = match(floats, steps)
+    _require_matches(steps, matching)
+    found = Tallies(Walk(floats, steps, matching, profile=profile))
+    with torch.inference_mode():
+        found.add(0, *first)
+        for index, (args, kwargs) in enumerate(items, 1):
+            found.add(index, args, kwargs)
+    return found.comparison()
+
+
+def _quantized_steps(quantized: Any) -> Steps:
+    stage = getattr(quantized, MARK, None)
+    if isinstance(quantized, CompiledModule):
+        if not any(call.origin for call in quantized.program.calls):
+            raise ConfigError("this program does not say which node of the model each call computes", code="no-origins",
+                              hint="it was saved by an older version, or made by compile_graph: convert the model again")  # fmt: skip
+        return steps_of_module(quantized)
+    if is_graph(quantized) and not any(isinstance(module, Watch) for module in quantized.modules()):
+        return steps_of_graph(quantized)
+    given = {"prepared": "a prepared model, which is not quantized yet"}.get(str(stage), f"a {type(quantized).__name__}")
+    raise ConfigError(f"compare needs a quantized model, got {given}", code="not-quantized",
+                      hint="compare(float_model, convert_fx(prepared), data)")  # fmt: skip
+
+
+def is_graph(model: Any) -> TypeGuard[fx.GraphModule]:
+    """Whether it is a graph of this compiler, of any stage."""
+    return isinstance(model, fx.GraphModule) and any(SOURCE in node.meta for node in model.graph.nodes)
+
+
+@outside_inference_mode
+def float_steps(model: nn.Module, first: tuple[tuple[Any, ...], dict[str, Any]], table: Table, concrete_args: Any = None) -> Steps:
+    """The float model as steps: a graph of ours as it is, any other model traced as prepare_fx does."""
+    check_model(model)
+    check_eval(model)
+    if is_graph(model):
+        return steps_of_graph(model)
+    context = Context(table=table)
+    return steps_of_graph(traced(model, first[0], context, {"example_kwargs": first[1] or None, "concrete_args": concrete_args}))
+
+
+def _require_matches(steps: Steps, matching: Matching) -> None:
+    """Refuses a float model that the quantized one was not made from."""
+    computed = [site for site in matching.sites.values() if site.step.kind == "call"]
+    if len(computed) > len(matching.unmatched):
+        return
+    missing = ", ".join(list(matching.unmatched)[:5])
+    raise ConfigError(
+        f"the float model does not fit the quantized one: of {len(computed) + len(matching.unmatched)} values, {len(matching.unmatched)} "
+        f"have no counterpart ({missing}, ...)", code="different-models", hint="compare with the very model that was quantized",
+    )  # fmt: skip
+
+
+class Tallies:
+    """A tally for each site, and the results'."""
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk, self.output, self.batches = walk, Tally(), 0
+        self.tallies: dict[str, Tally] = {}
+        self.unmatched = dict(walk.matching.unmatched)
+
+    def add(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            reference, result = self.walk.run(args, kwargs, self.visit)
+        except QCompilerError as error:
+            error.message = f"batch {index}: {error.message}"
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
+            raise InputError(f"batch {index}: {type(error).__name__}: {error}", code="input-shape",
+                             hint="do both models take this batch?") from error  # fmt: skip
+        self.batches += 1
+        found = pairs(reference, result)
+        if found is None:
+            raise ConfigError("the results of the two models differ in structure or shape", code="different-models",
+                              hint="compare with the very model that was quantized")  # fmt: skip
+        for a, b in found:
+            if a.is_floating_point():
+                self.output.add(a, b.float(), torch.zeros_like(a), None)
+
+    def visit(self, seen: Seen) -> None:
+        name = seen.site.step.name
+        if seen.site.step.kind == "input":
+            return
+        totals = pairs(seen.reference, seen.value)
+        owns = pairs(seen.own_reference, seen.own_value)
+        if not any(True for _ in _tensors([seen.reference, seen.value])):
+            return  # a size, a flag
+        if totals is None or owns is None or len(totals) != len(owns):
+            self.unmatched[name] = f"its value differs in kind or shape from that of the float node {seen.site.float_step.name}"
+            return
+        if not all(a.is_floating_point() for a, _ in totals):
+            self.unmatched[name] = "its values are not floats"
+            return
+        tally = self.tallies.setdefault(name, Tally())
+        tally.seconds += seen.seconds
+        for (reference, value), (perfect, own) in zip(totals, owns, strict=True):
+            tally.add(reference.float(), value.float(), own.float() - perfect.float(), seen.grid)
+
+    def comparison(self) -> Comparison:
+        rows = ordered(_row(self.walk.matching.sites[name], tally) for name, tally in self.tallies.items() if name not in self.unmatched)
+        weighted = [row for row in rows if row.weight is not None]
+        wrong = [row for row in weighted if row.own < SUSPICIOUS]
+        note = ""
+        if weighted and len(wrong) * 2 > len(weighted):
+            note = (f"{len(wrong)} of {len(weighted)} nodes with weights do not compute what the float model does: "
+                    "is it the model that was quantized, with the same weights?")  # fmt: skip
+        return Comparison(rows, tuple(self.unmatched.items()), self.output.decibels(self.output.noise), self.batches, note)
+
+
+def _row(site: Site, tally: Tally) -> NodeError:
+    dead, dead_in_float = tally.dead
+    weight = weight_histogram(site.weight) if site.weight is not None else None
+    return NodeError(
+        name=site.computed.name, op=site.computed.op, computes=site.computes, module_path=site.step.module_path,
+        location=site.step.location, origin=site.step.origin,
+        sqnr=tally.decibels(tally.noise), own=tally.decibels(tally.own), own_channel=tally.own_of_channels,
+        inherited=tally.decibels(tally.inherited), max_abs=tally.max_abs, saturation=tally.clipped / tally.count if tally.count else 0.0,
+        unused=tally.unused, dead_channels=dead, dead_in_float=dead_in_float, ms=tally.milliseconds,
+        activation=tally.values.histogram(tally.grid), weight=weight,
+    )  # fmt: skip

@@ -1,0 +1,32 @@
+"""Data as a user hands it over, one call's arguments at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from qcompiler.errors import ConfigError
+
+
+def check_data(data: Any, what: str = "calibration data") -> None:
+    """Raises ConfigError for what cannot be walked."""
+    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+        text = f"{what} must be a tensor or an iterable of batches, got {type(data).__name__}"
+        raise ConfigError(text, code="calibration-data", hint="a batch is a tensor, a tuple of arguments or a dict of keywords")
+
+
+def batches(data: Any) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Each item as (args, kwargs): a tensor is one argument, a mapping is keywords; of (inputs, labels) of a DataLoader, the inputs.
+
+    One tensor is one batch.
+    """
+    labelled = isinstance(data, torch.utils.data.DataLoader)
+    for item in [data] if isinstance(data, torch.Tensor) else data:
+        if isinstance(item, Mapping):
+            yield (), dict(item)
+        elif isinstance(item, (tuple, list)):
+            yield (item[:1] if labelled and len(item) == 2 else tuple(item)), {}  # type: ignore[misc]
+        else:
+            yield (item,), {}

@@ -1,0 +1,102 @@
+"""The commands that find a culprit: compare and bisect."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from torch import nn
+
+import qcompiler
+from qcompiler.cli.commands import _MEAN, _STD, Engine, Mean, Modules, Size, Std, _clean_errors, _load, _preprocess, app, console
+from qcompiler.cli.data import find_batches
+from qcompiler.cli.models import load_model
+from qcompiler.debug import bisect as find_first
+from qcompiler.debug import compare as compare_models
+from qcompiler.errors import ConfigError
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="`package.module:factory` or `torchvision:NAME`: the float model.")]
+Data = Annotated[Path, typer.Option("--data", help="Folder of images, or of .npy / .pt files (one batch each), or one such file.")]
+Weights = Annotated[str | None, typer.Option(help="A state_dict file; for torchvision also a weight name such as DEFAULT.")]
+Batch = Annotated[int, typer.Option(help="Images per batch.", min=1)]
+Limit = Annotated[int, typer.Option(help="Use at most this many files.", min=1)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+
+
+@app.command()
+@_clean_errors
+def compare(
+    model: Model,
+    quantized: Annotated[
+        str, typer.Argument(metavar="QUANTIZED", help="A file that `quantize` wrote, or `package.module:factory` of a quantized model.")
+    ],
+    data: Data,
+    weights: Weights = None,
+    top: Annotated[int, typer.Option(help="Show this many of the worst nodes; 0 shows all.", min=0)] = 20,
+    profile: Annotated[bool, typer.Option("--profile", help="Time each node as well.")] = False,
+    modules: Modules = None,
+    size: Size = 224,
+    mean: Mean = _MEAN,
+    std: Std = _STD,
+    batch: Batch = 8,
+    limit: Limit = 32,
+    json: Json = False,
+) -> None:
+    """Show where a quantized model departs from MODEL, the node with the worst error of its own first.
+
+    own: the error that a node makes itself; inherited: what the nodes before it hand on. Both are the signal's decibels above
+    that error: 40 is good for 8 bits, below 20 look closer.
+
+    `qcompiler compare torchvision:mobilenet_v2 mobilenet.qc --weights mobilenet_v2.pth --data photos/`
+    """
+    batches = find_batches(data, _preprocess(size, mean, std), batch, limit)
+    found = compare_models(load_model(model, weights), _quantized(quantized, modules), batches, profile=profile)
+    if json:
+        print(found.to_json())
+        return
+    console.print(found.table(top or None))
+    for name, reason in found.unmatched:
+        console.print(f"not compared: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    if found.note:
+        console.print(found.note, style="yellow", markup=False, highlight=False)
+
+
+@app.command()
+@_clean_errors
+def bisect(
+    model: Model,
+    data: Data,
+    weights: Weights = None,
+    tol_db: Annotated[float, typer.Option(help="The result must be this many decibels above its error once it computes in int8.")] = 20.0,
+    float_tol_db: Annotated[float, typer.Option(help="The same for the stages before, which compute in float.")] = 60.0,
+    engine: Annotated[Engine, typer.Option(help="Whose kernels to compile for.")] = Engine.x86,
+    keep_float: Annotated[list[str] | None, typer.Option(help="Module path that stays float; repeatable.")] = None,
+    size: Size = 224,
+    mean: Mean = _MEAN,
+    std: Std = _STD,
+    batch: Batch = 8,
+    limit: Limit = 16,
+    json: Json = False,
+) -> None:
+    """Compile MODEL pass by pass and name the first pass, match and node after which the result is over tolerance.
+
+    `qcompiler bisect my_package.model:build --data batches/ --tol-db 30`
+    """
+    batches = find_batches(data, _preprocess(size, mean, std), batch, limit)
+    mapping = qcompiler.get_default_qconfig_mapping(engine.value)
+    for path in keep_float or ():
+        mapping = mapping.set_module_name(path, None)
+    found = find_first(
+        load_model(model, weights), batches, tol_db=tol_db, float_tol_db=float_tol_db, qconfig_mapping=mapping, engine=engine.value
+    )
+    print(found.to_json()) if json else console.print(str(found), markup=False, highlight=False, soft_wrap=True)
+
+
+def _quantized(reference: str, modules: list[str] | None) -> nn.Module:
+    if os.path.exists(reference) or ":" not in reference:
+        return _load(Path(reference), modules)
+    if modules:
+        raise ConfigError("--module belongs to a saved file", code="module-option")
+    return load_model(reference)

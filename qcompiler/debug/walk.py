@@ -1,0 +1,192 @@
+"""Runs the float graph and the quantized graph side by side on one batch and hands each pair of values to a visitor.
+
+For a step n with the function n_q, and f the float steps that it stands for:
+
+    y_ref   value of the float graph                        x_ref   the float values that n is computed from, in the form in
+    y       value of the quantized graph                            which the graph hands them over (quint8 where it does)
+    own error       = n_q(x_ref) - f(x_ref)
+    total error     = y - y_ref
+    inherited error = total error - own error
+
+Both terms of the own error get the same, rounded x_ref: the rounding of an input is an error of the node that made it. What
+is not needed any more is let go, so memory holds about as much as two runs of the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcompiler.codegen.values import Ref, rewrite
+from qcompiler.debug.match import Matching, Site
+from qcompiler.debug.steps import Env, Grid, Step, Steps, grid_of, real
+from qcompiler.ops.reference import dequantize, quantize
+
+REPEATS = 5  # runs of a step for its time
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One site on one batch. `own` is None where only total errors were asked for."""
+
+    site: Site
+    reference: Any
+    value: Any
+    own_value: Any
+    own_reference: Any
+    grid: Grid | None
+    seconds: tuple[float, ...]
+
+
+Visit = Callable[[Seen], None]
+Event = tuple[bool, Step]  # whether it is a float step
+
+
+class Walk:
+    """The schedule of both graphs: each float step runs before the quantized step that is compared with it."""
+
+    def __init__(self, floats: Steps, quantized: Steps, matching: Matching, *, own: bool = True, profile: bool = False) -> None:
+        self.floats, self.quantized, self.matching = floats, quantized, matching
+        self.own, self.profile = own, profile
+        self.steps = {step.name: step for step in quantized.steps}
+        self.events = list(self._schedule())
+        self.last: tuple[dict[int, list[str]], dict[int, list[str]]] = self._last_uses()
+
+    def _schedule(self) -> Iterator[Event]:
+        order = {step.name: i for i, step in enumerate(self.floats.steps)}
+        done = 0
+        for step in self.quantized.steps:
+            site = self.matching.sites.get(step.name)
+            if site is not None:
+                until = order[site.float_step.name] + 1
+                yield from ((True, s) for s in self.floats.steps[done:until])
+                done = max(done, until)
+            yield False, step
+        yield from ((True, s) for s in self.floats.steps[done:])
+
+    def _last_uses(self) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+        """For each event, the float and the quantized values that nothing reads after it."""
+        uses: tuple[dict[str, int], dict[str, int]] = ({}, {})
+        for i, (is_float, step) in enumerate(self.events):
+            for name in (step.name, *step.inputs):
+                uses[not is_float][name] = i
+            site = None if is_float else self.matching.sites.get(step.name)
+            if site is not None:
+                for name in (site.float_step.name, *site.extra):
+                    uses[0][name] = i
+                for name in site.bounds:
+                    uses[1][name] = i
+        kept = self.floats.results(), self.quantized.results()
+        found: tuple[dict[int, list[str]], dict[int, list[str]]] = ({}, {})
+        for side in (0, 1):
+            for name, i in uses[side].items():
+                if name not in kept[side]:
+                    found[side].setdefault(i, []).append(name)
+        return found
+
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], visit: Visit) -> tuple[Any, Any]:
+        """One batch; returns the float and the quantized result."""
+        floats, values = self.floats.bind(args, kwargs), self.quantized.bind(args, kwargs)
+        references: Env = dict(values)
+        self.rounded: set[str] = set()
+        self.times: dict[str, list[float]] = {}
+        for i, (is_float, step) in enumerate(self.events):
+            if is_float:
+                floats[step.name] = step.run(floats)
+            else:
+                self._quantized(step, floats, values, references, visit)
+            for name in self.last[0].get(i, ()):
+                floats.pop(name, None)
+            for name in self.last[1].get(i, ()):
+                values.pop(name, None)
+                references.pop(name, None)
+        return _result(self.floats, floats), _result(self.quantized, values)
+
+    def _quantized(self, step: Step, floats: Env, values: Env, references: Env, visit: Visit) -> None:
+        site = self.matching.sites.get(step.name)
+        if step.writes is not None and self.own and isinstance(references.get(step.writes), Tensor):
+            references[step.writes] = references[step.writes].clone()  # it may be the float graph's own value
+        value = values[step.name] = self._timed(step, values)
+        if self.own:
+            references[step.name] = step.run(references) if step.kind == "call" else value
+        if site is None:
+            return
+        reference, grid = floats[site.float_step.name], self._grid(step, values)
+        if not self.own:
+            return visit(Seen(site, reference, real(value), None, None, grid, ()))
+        perfect = self._perfect(site, floats, references)
+        visit(Seen(site, reference, real(value), real(references[step.name]), perfect, grid, self._seconds(site)))
+        references[step.name] = held_as(value, reference, grid)
+        if grid is not None:
+            self.rounded.add(step.name)
+
+    def _grid(self, step: Step, values: Env) -> Grid | None:
+        """The integers that hold a step's value: its own, or those that it dequantizes."""
+        found = grid_of(step, values[step.name])
+        if found is None and step.rounds == "dequantize":
+            return grid_of(self.steps[step.inputs[0]], values[step.inputs[0]])
+        return found
+
+    def _timed(self, step: Step, values: Env) -> Any:
+        if not self.profile or step.writes is not None or step.kind != "call":
+            return step.run(values)
+        times = self.times[step.name] = []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            value = step.run(values)
+            times.append(time.perf_counter() - start)
+        return value
+
+    def _seconds(self, site: Site) -> tuple[float, ...]:
+        """Times of all steps that belong to the site."""
+        parts = [self.times[name] for name in (site.step.name, *site.way) if name in self.times]
+        return tuple(map(sum, zip(*parts)))
+
+    def _perfect(self, site: Site, floats: Env, references: Env) -> Any:
+        """The float value of a site, computed from the inputs that the quantized step gets."""
+        if site.region is None or not self.rounded.intersection(site.bounds):
+            return floats[site.float_step.name]
+        env: Env = {name: floats[name] for name in site.extra}
+        env |= {self.matching.sites[name].float_step.name: real(references[name]) for name in site.bounds}
+        for step in site.region:
+            env[step.name] = step.run(env)
+        return env[site.float_step.name]
+
+
+def _result(steps: Steps, env: Env) -> Any:
+    return real(rewrite(steps.output, lambda v: env[v.name] if isinstance(v, Ref) else v))
+
+
+def held_as(value: Any, reference: Any, grid: Grid | None) -> Any:
+    """The reference in the form of `value`: rounded to the same integers, and quantized where that is quantized."""
+    if isinstance(value, Tensor) and isinstance(reference, Tensor):
+        if value.shape != reference.shape:
+            return value
+        if value.is_quantized:
+            made = torch.quantize_per_tensor(reference.float(), value.q_scale(), value.q_zero_point(), value.dtype)
+            return made.contiguous(memory_format=torch.channels_last) if _is_channels_last(value) else made
+        return reference if grid is None else dequantize(quantize(reference, *grid, torch.int32), grid[0], grid[1])
+    if isinstance(value, (tuple, list)) and isinstance(reference, (tuple, list)) and len(value) == len(reference):
+        return type(value)(held_as(v, r, grid) for v, r in zip(value, reference)) if type(value) in (tuple, list) else value
+    return value
+
+
+def _is_channels_last(value: Tensor) -> bool:
+    return value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
+
+
+def pairs(reference: Any, value: Any) -> Sequence[tuple[Tensor, Tensor]] | None:
+    """The tensors of two values of the same structure, in pairs; None where they do not fit together."""
+    if isinstance(reference, Tensor) and isinstance(value, Tensor):
+        return [(reference, value)] if reference.shape == value.shape else None
+    if isinstance(reference, (tuple, list)) and isinstance(value, (tuple, list)) and len(reference) == len(value):
+        found = [pairs(r, v) for r, v in zip(reference, value)]
+        return None if None in found else [pair for part in found for pair in part or ()]
+    if isinstance(reference, Mapping) and isinstance(value, Mapping) and list(reference) == list(value):
+        return pairs(list(reference.values()), list(value.values()))
+    return None

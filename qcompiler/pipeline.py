@@ -1,0 +1,84 @@
+"""What comes before the first pass: the settings of a compile as a Context, and the model as a TRACED graph."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_map_only
+
+from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.checks import check_eval, check_examples, check_model
+from qcompiler.errors import ConfigError
+from qcompiler.ops.decompositions import DECOMPOSE
+from qcompiler.ops.table import OPS, Table
+from qcompiler.pass_manager import Context, Remark
+from qcompiler.qconfig_mapping import as_mapping, get_default_qconfig_mapping
+from qcompiler.trace import trace
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def outside_inference_mode(function: F) -> F:
+    """Runs a function outside inference mode and without gradients: parameters made inside it could not be saved or changed later."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def context_for(
+    model: nn.Module,
+    qconfig_mapping: Any = None,
+    *,
+    engine: str | None = None,
+    isa: str | None = None,
+    table: Table = OPS,
+    rules: Sequence[Any] = (),
+    strict: bool = False,
+) -> Context:
+    """The settings that prepare_fx takes, checked against the model. Raises ConfigError."""
+    check_model(model)
+    check_eval(model)
+    engine = engine or torch.backends.quantized.engine
+    target = TorchTarget(engine, isa) if isa else TorchTarget(engine)
+    mapping = as_mapping(qconfig_mapping) if qconfig_mapping is not None else get_default_qconfig_mapping(engine)
+    mapping.check_names(name for name, _ in model.named_modules())
+    types = {name: type(module) for name, module in model.named_modules()}
+    return Context(table=table, mapping=mapping, module_types=types, target=target, rules=tuple(rules), strict=strict)
+
+
+def _is_leaf(table: Table) -> Any:
+    def leaf(module: nn.Module, path: str) -> bool:
+        if table.module_form(module) is not None:
+            return True
+        containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
+                      nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # fmt: skip
+        return type(module).__module__.startswith("torch.nn") and not isinstance(module, containers) and type(module) not in DECOMPOSE
+
+    return leaf
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever the model's attributes raise
+        hint = "copy.deepcopy(model) must work: locks, open files and tensors with a gradient history cannot be copied"
+        raise ConfigError(f"the model cannot be copied: {type(error).__name__}: {error}", code="model-copy", hint=hint) from error
+
+
+def traced(model: nn.Module, example_inputs: Any, context: Context, options: Mapping[str, Any]) -> fx.GraphModule:
+    """The TRACED graph of a copy of the model. `options`: example_kwargs, concrete_args. What was noted becomes remarks."""
+    inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
+    found = trace(_copy(model), inputs, options.get("example_kwargs"), is_leaf=_is_leaf(context.table), decompose=DECOMPOSE,
+                  concrete_args=options.get("concrete_args"), strict=context.strict)  # fmt: skip
+    for note in found.remarks:
+        context.remarks.append(Remark("trace", note.kind, note.reason, note.where, note.where.node))
+    return found.graph_module
