@@ -245,12 +245,12 @@ class App {
 
   setColour(colour) {
     this.keep({ colour, domain: null });
-    this.redraw();
+    return this.redraw();
   }
 
   setDomain(domain) {
     this.keep({ domain: domain && domain.every(isFinite) ? domain : null });
-    this.redraw();
+    return this.redraw();
   }
 
   redraw() {
