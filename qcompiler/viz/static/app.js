@@ -107,9 +107,10 @@ class App {
         view.x += (place[0] - now.x) * view.k;
         view.y += (place[1] - now.y) * view.k;
       }
-      this.canvas.draw(tree, seen, this.painter, this.model);
+      this.canvas.take(tree, seen, this.painter, this.model);
       if (fitting) this.canvas.fit(fitting === "readable");
       if (show) this.canvas.show(tree.byId.get(show));
+      this.canvas.apply();
       this.drawPanels();
     });
     return this.drawn;

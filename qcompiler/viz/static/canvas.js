@@ -37,14 +37,13 @@ class Canvas {
     this.listen();
   }
 
-  /** Draws the placed boxes `seen`. */
-  draw(tree, seen, painter, model) {
+  /** Takes over the placed boxes `seen`; `apply` then draws those near the view. */
+  take(tree, seen, painter, model) {
     if (this.tree !== tree || this.pen.painter !== painter) this.forget();
     this.pen = new Pen(tree, painter, model);
     Object.assign(this, { tree, seen });
     this.routes = seen.filter((box) => box.open).flatMap((box) => box.lines.map((line) => this.route(box, line)));
     this.drawnArea = null;
-    this.apply();
   }
 
   forget() {
@@ -190,7 +189,7 @@ class Canvas {
       whole = Math.min(across, (H - 32) / height, 1.1);
     const k = readable ? Math.min(1, Math.max(whole, Math.min(across, 0.8), 0.3)) : whole;
     this.view = { k, x: (W - w * k) / 2, y: height * k > H ? 16 : (H - height * k) / 2 };
-    this.later();
+    this.apply();
   }
 
   /** Brings a box into sight; leaves the view alone where it is seen well already. */
@@ -205,7 +204,7 @@ class Canvas {
     view.k = Math.min(1, Math.max(view.k, 0.75));
     view.x = W / 2 - (box.x + w / 2) * view.k;
     view.y = height * view.k > H ? 24 - box.y * view.k : H / 2 - (box.y + height / 2) * view.k;
-    this.later();
+    this.apply();
   }
 
   listen() {
