@@ -18,8 +18,9 @@ from qcompiler.errors import ConfigError
 FORMAT, VERSION = "qcompiler-graph", 1
 # In the order in which they stand in the page; they share one scope.
 SCRIPTS = (
-    "dom", "model", "tree", "layout", "colour", "search", "state", "list", "draw", "details", "panels", "export", "controls", "app",
-)  # fmt: skip
+    *("dom", "model", "tree", "layout", "colour", "search", "state", "list", "draw", "canvas", "plots", "details", "panels", "export"),
+    *("controls", "app"),
+)
 
 
 class HasData(Protocol):

@@ -12,7 +12,8 @@ class App {
       toggle: (box) => this.toggle(box),
       select: (box) => this.select(box),
       jump: (id) => this.jump(id),
-      covered: () => (document.body.classList.contains("right") && getComputedStyle($("right")).position === "absolute" ? $("right").offsetHeight : 0),
+      covered: () =>
+        document.body.classList.contains("right") && getComputedStyle($("right")).position === "absolute" ? $("right").offsetHeight : 0,
       moved: ({ x, y, k }) => this.keep({ view: [Math.round(x), Math.round(y), +k.toFixed(3)] }),
     });
     this.panels = new Panels(this);
@@ -35,7 +36,11 @@ class App {
   fillChoices() {
     $("title").textContent = document.title = clean(this.model.title);
     $("colour").replaceChildren(...this.colourings.map((c) => h("option", { value: c.id }, c.title)));
-    $("against").replaceChildren(h("option", { value: "none" }, "nothing"), h("option", { value: "before" }, "the stage before"), ...this.model.stages.map((stage, i) => h("option", { value: i }, `${i} ${stage.name}`)));
+    $("against").replaceChildren(
+      h("option", { value: "none" }, "nothing"),
+      h("option", { value: "before" }, "the stage before"),
+      ...this.model.stages.map((stage, i) => h("option", { value: i }, `${i} ${stage.name}`)),
+    );
     $("passes").hidden = this.model.stages.length < 2;
     $("tab-worst").hidden = this.model.numerics.size === 0;
     $("remark-count").textContent = this.model.remarks.length ? String(this.model.remarks.length) : "";
@@ -58,16 +63,23 @@ class App {
 
   /** Makes the tree of the present stage anew. */
   rebuild() {
-    const { state, model } = this, from = this.against();
+    const { state, model } = this,
+      from = this.against();
     this.difference = from === null ? null : model.difference(from, state.stage);
     const graph = this.difference ? this.difference.graph : model.graphs[state.stage];
-    this.tree = buildTree(graph, { constants: state.constants, fold: state.fold, title: model.title, status: this.difference && this.difference.status });
+    this.tree = buildTree(graph, {
+      constants: state.constants,
+      fold: state.fold,
+      title: model.title,
+      status: this.difference && this.difference.status,
+    });
     if (state.depth === null) this.keep({ depth: startDepth(this.tree.root) });
     this.repaint();
   }
 
   repaint() {
-    const { state } = this, colouring = this.colourings.find((c) => c.id === state.colour);
+    const { state } = this,
+      colouring = this.colourings.find((c) => c.id === state.colour);
     this.painter = new Painter(colouring, this.tree, state.domain);
   }
 
@@ -84,17 +96,21 @@ class App {
     const turn = ++this.turn;
     this.drawn = this.drawn.then(async () => {
       if (turn !== this.turn) return;
-      const { tree } = this, old = anchor && this.canvas.tree && this.canvas.tree.byId.get(anchor);
+      const { tree } = this,
+        old = anchor && this.canvas.tree && this.canvas.tree.byId.get(anchor);
       const place = old && this.canvas.seen.includes(old) ? [old.x, old.y] : null;
       await this.layouter.arrange(tree.root, tree, (box) => this.isOpen(box));
-      const seen = placeAll(tree.root), now = anchor && tree.byId.get(anchor), { view } = this.canvas;
+      const seen = placeAll(tree.root),
+        now = anchor && tree.byId.get(anchor),
+        { view } = this.canvas;
       if (place && now && seen.includes(now)) {
         view.x += (place[0] - now.x) * view.k;
         view.y += (place[1] - now.y) * view.k;
       }
-      this.canvas.draw(tree, seen, this.painter, this.model);
+      this.canvas.take(tree, seen, this.painter, this.model);
       if (fitting) this.canvas.fit(fitting === "readable");
       if (show) this.canvas.show(tree.byId.get(show));
+      this.canvas.apply();
       this.drawPanels();
     });
     return this.drawn;
@@ -140,7 +156,8 @@ class App {
   }
 
   setOpen(box, open) {
-    const opened = new Set(this.state.opened), closed = new Set(this.state.closed);
+    const opened = new Set(this.state.opened),
+      closed = new Set(this.state.closed);
     for (const id of box.ids) {
       opened.delete(id);
       closed.delete(id);
@@ -198,16 +215,19 @@ class App {
 
   /** The id of a box to keep in its place: the selected one, else one in the middle of the view. */
   anchor() {
-    const chosen = this.tree.byId.get(this.state.selected), { view, width, height, seen } = this.canvas;
+    const chosen = this.tree.byId.get(this.state.selected),
+      { view, width, height, seen } = this.canvas;
     if (chosen || !seen) return this.state.selected;
-    const x = (width / 2 - view.x) / view.k, y = (height / 2 - view.y) / view.k;
+    const x = (width / 2 - view.x) / view.k,
+      y = (height / 2 - view.y) / view.k;
     const distance = (box) => Math.hypot(box.x + box.size[0] / 2 - x, box.y + box.size[1] / 2 - y);
     const known = seen.filter((box) => !box.open && this.tree.byId.has(box.id));
     return known.length ? known.reduce((a, b) => (distance(b) < distance(a) ? b : a)).id : "";
   }
 
   step(by) {
-    const shown = this.panels.shownStages(), at = shown.indexOf(this.state.stage) + by;
+    const shown = this.panels.shownStages(),
+      at = shown.indexOf(this.state.stage) + by;
     return at >= 0 && at < shown.length ? this.setStage(shown[at], true) : this.drawn;
   }
 
@@ -226,12 +246,12 @@ class App {
 
   setColour(colour) {
     this.keep({ colour, domain: null });
-    this.redraw();
+    return this.redraw();
   }
 
   setDomain(domain) {
     this.keep({ domain: domain && domain.every(isFinite) ? domain : null });
-    this.redraw();
+    return this.redraw();
   }
 
   redraw() {
@@ -248,7 +268,8 @@ class App {
 
   search(query, quiet) {
     this.keep({ query });
-    const test = parseQuery(query, this.model), { nodes } = this.tree.graph;
+    const test = parseQuery(query, this.model),
+      { nodes } = this.tree.graph;
     this.found = test ? new Set(nodes.filter(test).map((n) => n.name)) : null;
     this.panels.drawResults(this.found);
     if (quiet) return;
@@ -290,7 +311,8 @@ class App {
 async function main() {
   const model = new Model(await readDocument());
   if (!model.stages.length) throw new Error("the document holds no stage");
-  const app = new App(model), { view } = app.state;
+  const app = new App(model),
+    { view } = app.state;
   app.rebuild();
   if (view) [app.canvas.view.x, app.canvas.view.y, app.canvas.view.k] = view;
   await app.refresh({ fit: view ? null : "readable" });

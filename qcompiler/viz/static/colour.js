@@ -4,17 +4,28 @@ const OKABE_ITO = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e
 const CIVIDIS = ["#1f4b99", "#2a4d86", "#3f5078", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
 const NONE = "#7f8790";
 const KINDS = {
-  int8: "#0072b2", float: "#e69f00", quantize: "#56b4e9", dequantize: "#009e73", observer: "#cc79a7",
-  pack: "#b8a900", attr: "#7f8790", input: "#7f8790", output: "#7f8790", other: "#7f8790",
+  int8: "#0072b2",
+  float: "#e69f00",
+  quantize: "#56b4e9",
+  dequantize: "#009e73",
+  observer: "#cc79a7",
+  pack: "#b8a900",
+  attr: "#7f8790",
+  input: "#7f8790",
+  output: "#7f8790",
+  other: "#7f8790",
 };
 
 const number = (id, title, unit, read, worst) => ({ id, title, unit, read, worst, numeric: true });
-const lowest = (a, b) => Math.min(a, b), highest = (a, b) => Math.max(a, b), total = (a, b) => a + b;
+const lowest = (a, b) => Math.min(a, b),
+  highest = (a, b) => Math.max(a, b),
+  total = (a, b) => a + b;
 
 /** All colourings that this document has values for. `read` gives a node's value, `worst` joins two for a closed box. */
 function colourings(model) {
   const num = (key) => (node) => {
-    const entry = model.numerics.get(node.name), value = entry ? entry[key] : undefined;
+    const entry = model.numerics.get(node.name),
+      value = entry ? entry[key] : undefined;
     return value === null && (key === "sqnr" || key === "own") ? Infinity : (value ?? undefined);
   };
   const has = (key) => [...model.numerics.values()].some((entry) => entry[key] !== undefined);
@@ -55,7 +66,12 @@ class Painter {
     }
     const names = [...this.counts.keys()];
     if (this.colouring.id !== "module") names.sort();
-    this.palette = new Map(names.map((name, i) => [name, this.colouring.id === "kind" ? KINDS[name] || NONE : name === "none" ? NONE : OKABE_ITO[i % OKABE_ITO.length]]));
+    this.palette = new Map(
+      names.map((name, i) => [
+        name,
+        this.colouring.id === "kind" ? KINDS[name] || NONE : name === "none" ? NONE : OKABE_ITO[i % OKABE_ITO.length],
+      ]),
+    );
   }
 
   /** The node's value, or for a container the worst (numbers) or the most frequent one (categories). */
@@ -68,7 +84,8 @@ class Painter {
     const values = box.kids.map((kid) => this.value(kid)).filter((v) => v !== undefined);
     if (!values.length) return undefined;
     if (this.colouring.numeric) return values.reduce(this.colouring.worst);
-    const parts = [...this.parts(box)], computing = this.colouring.id === "kind" ? parts.filter(([kind]) => kind === "int8" || kind === "float") : [];
+    const parts = [...this.parts(box)],
+      computing = this.colouring.id === "kind" ? parts.filter(([kind]) => kind === "int8" || kind === "float") : [];
     const [first] = (computing.length ? computing : parts).sort((a, b) => b[1] - a[1]);
     return first && first[0];
   }
@@ -86,7 +103,8 @@ class Painter {
   colour(value) {
     if (value === undefined) return NONE;
     if (!this.colouring.numeric) return this.palette.get(value) || NONE;
-    const [low, high] = this.domain, at = high > low ? (Math.min(value, high) - low) / (high - low) : 0.5;
+    const [low, high] = this.domain,
+      at = high > low ? (Math.min(value, high) - low) / (high - low) : 0.5;
     return ramp(Math.min(1, Math.max(0, at)));
   }
 
@@ -110,11 +128,21 @@ const bytes = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 
 function mix(a, b, share) {
   const [p, q] = [bytes(a), bytes(b)];
-  return "#" + p.map((v, i) => Math.round(v * share + q[i] * (1 - share)).toString(16).padStart(2, "0")).join("");
+  return (
+    "#" +
+    p
+      .map((v, i) =>
+        Math.round(v * share + q[i] * (1 - share))
+          .toString(16)
+          .padStart(2, "0"),
+      )
+      .join("")
+  );
 }
 
 function ramp(at) {
-  const place = at * (CIVIDIS.length - 1), i = Math.min(CIVIDIS.length - 2, Math.floor(place));
+  const place = at * (CIVIDIS.length - 1),
+    i = Math.min(CIVIDIS.length - 2, Math.floor(place));
   return mix(CIVIDIS[i + 1], CIVIDIS[i], place - i);
 }
 

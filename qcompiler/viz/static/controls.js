@@ -52,7 +52,8 @@ function bindTabs(app) {
     for (const tab of tabs) {
       tab.addEventListener("click", () => app.showTab(group, tab.dataset[group]));
       tab.addEventListener("keydown", (e) => {
-        const by = { ArrowRight: 1, ArrowLeft: -1 }[e.key], shown = tabs.filter((t) => !t.hidden);
+        const by = { ArrowRight: 1, ArrowLeft: -1 }[e.key],
+          shown = tabs.filter((t) => !t.hidden);
         if (!by) return;
         const next = shown[(shown.indexOf(tab) + by + shown.length) % shown.length];
         app.showTab(group, next.dataset[group]);
@@ -102,7 +103,8 @@ function pageKey(app, e) {
 
 function canvasKey(app, e) {
   const ways = { ArrowDown: [0, 1], ArrowUp: [0, -1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] };
-  const box = app.tree.byId.get(app.state.selected), seen = box && app.canvas.seen.includes(box);
+  const box = app.tree.byId.get(app.state.selected),
+    seen = box && app.canvas.seen.includes(box);
   if (ways[e.key]) {
     const next = seen ? app.canvas.neighbour(box, ...ways[e.key]) : app.canvas.seen[1];
     if (next) app.select(next, true);

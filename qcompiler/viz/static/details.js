@@ -9,7 +9,13 @@ const section = (title, ...body) => h("section", {}, h("h3", {}, title), body);
 
 function table(rows) {
   const shown = rows.filter(([, value]) => value !== undefined && value !== null && value !== "");
-  return shown.length ? h("dl", {}, shown.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])) : null;
+  return shown.length
+    ? h(
+        "dl",
+        {},
+        shown.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
+      )
+    : null;
 }
 
 function overview(app) {
@@ -23,7 +29,8 @@ function overview(app) {
 }
 
 function moduleDetails(app, box) {
-  const all = sums(box, app.model, app.tree.status), times = repeats(box);
+  const all = sums(box, app.model, app.tree.status),
+    times = repeats(box);
   return [
     h("h2", {}, box.label),
     h("p", { class: "tags" }, tag(box.cls || WHAT[box.what]), times > 1 && tag(`×${times}`)),
@@ -31,30 +38,63 @@ function moduleDetails(app, box) {
     section("Module", table([["path", box.what === "module" ? box.id.slice(2) : box.label]])),
     sumSection(app, all, box),
     opsSection(app, box),
-    remarkSection(app, app.model.remarks.filter((r) => r.path && box.ids.some((id) => id === "m:" + r.path))),
+    remarkSection(
+      app,
+      app.model.remarks.filter((r) => r.path && box.ids.some((id) => id === "m:" + r.path)),
+    ),
   ];
 }
 
 function sumSection(app, all, box) {
   const share = int8Share(all);
-  return section("Sum", table([
-    ["ops", all.ops.toLocaleString("en")],
-    ["parameters", all.params ? `${all.params.toLocaleString("en")}` : ""],
-    ["multiply-accumulates", all.macs ? short(all.macs) : ""],
-    ["in int8", share === null ? "" : h("span", { class: "meter" }, h("i", { css: { width: `${share * 100}%` } }), h("b", {}, percent(share)))],
-    ["worst SQNR", all.sqnr === undefined ? "" : [`${short(all.sqnr)} dB `, all.worst && nodeLink(app, all.worst)]],
-    ["worst saturation", all.saturation === undefined ? "" : percent(all.saturation)],
-    ["time", all.ms ? `${short(all.ms)} ms` : ""],
-    ["changes", Object.values(all.changes).some(Boolean) ? Object.entries(all.changes).filter(([, n]) => n).map(([kind, n]) => `${SIGNS[kind]}${n} ${kind} `) : ""],
-  ]));
+  return section(
+    "Sum",
+    table([
+      ["ops", all.ops.toLocaleString("en")],
+      ["parameters", all.params ? `${all.params.toLocaleString("en")}` : ""],
+      ["multiply-accumulates", all.macs ? short(all.macs) : ""],
+      [
+        "in int8",
+        share === null ? "" : h("span", { class: "meter" }, h("i", { css: { width: `${share * 100}%` } }), h("b", {}, percent(share))),
+      ],
+      ["worst SQNR", all.sqnr === undefined ? "" : [`${short(all.sqnr)} dB `, all.worst && nodeLink(app, all.worst)]],
+      ["worst saturation", all.saturation === undefined ? "" : percent(all.saturation)],
+      ["time", all.ms ? `${short(all.ms)} ms` : ""],
+      [
+        "changes",
+        Object.values(all.changes).some(Boolean)
+          ? Object.entries(all.changes)
+              .filter(([, n]) => n)
+              .map(([kind, n]) => `${SIGNS[kind]}${n} ${kind} `)
+          : "",
+      ],
+    ]),
+  );
 }
 
 function opsSection(app, box) {
   const counts = new Map();
   for (const inner of every(box)) if (inner.node && !inner.node.ghost) counts.set(inner.node.op, (counts.get(inner.node.op) || 0) + 1);
-  const rows = [...counts].sort((a, b) => b[1] - a[1]), most = rows.length ? rows[0][1] : 1;
-  return section("Ops", h("ul", { class: "bars" }, rows.slice(0, 20).map(([op, n]) =>
-    h("li", {}, h("button", { class: "link", title: "Search this op", onclick: () => app.search(`op:${op}`) }, op), h("i", { css: { width: `${(n / most) * 72}px` } }), h("b", {}, n)))));
+  const rows = [...counts].sort((a, b) => b[1] - a[1]),
+    most = rows.length ? rows[0][1] : 1;
+  return section(
+    "Ops",
+    h(
+      "ul",
+      { class: "bars" },
+      rows
+        .slice(0, 20)
+        .map(([op, n]) =>
+          h(
+            "li",
+            {},
+            h("button", { class: "link", title: "Search this op", onclick: () => app.search(`op:${op}`) }, op),
+            h("i", { css: { width: `${(n / most) * 72}px` } }),
+            h("b", {}, n),
+          ),
+        ),
+    ),
+  );
 }
 
 const tag = (text, kind = "") => h("span", { class: `tag ${kind}` }, text);
@@ -62,21 +102,57 @@ const tag = (text, kind = "") => h("span", { class: `tag ${kind}` }, text);
 /** A link to a node; to the stage where it was last seen if this one has it no more. */
 function nodeLink(app, name) {
   const here = app.tree.graph.byName.has(name);
-  return h("button", { class: `link ${here ? "" : "gone"}`, title: here ? `Go to ${name}` : "Not in this stage", onclick: () => app.jumpNode(name) }, name);
+  return h(
+    "button",
+    { class: `link ${here ? "" : "gone"}`, title: here ? `Go to ${name}` : "Not in this stage", onclick: () => app.jumpNode(name) },
+    name,
+  );
 }
 
 function nodeDetails(app, box) {
-  const { node } = box, num = app.model.numerics.get(node.name), change = app.tree.status && app.tree.status.get(node.name);
+  const { node } = box,
+    num = app.model.numerics.get(node.name),
+    change = app.tree.status && app.tree.status.get(node.name);
   const parameters = sums(box, app.model, app.tree.status).params;
   return [
     h("h2", {}, node.op),
-    h("p", { class: "tags" }, tag(node.kind, node.kind), node.dtype && tag(node.dtype), change && tag(`${SIGNS[change]} ${change}`, change)),
-    h("p", { class: "buttons" }, h("button", { onclick: (e) => app.copy(irText(node), e.target) }, "Copy IR line"), node.path && h("button", { onclick: () => app.search(`path:${node.path}`) }, "Search module")),
+    h(
+      "p",
+      { class: "tags" },
+      tag(node.kind, node.kind),
+      node.dtype && tag(node.dtype),
+      change && tag(`${SIGNS[change]} ${change}`, change),
+    ),
+    h(
+      "p",
+      { class: "buttons" },
+      h("button", { onclick: (e) => app.copy(irText(node), e.target) }, "Copy IR line"),
+      node.path && h("button", { onclick: () => app.search(`path:${node.path}`) }, "Search module"),
+    ),
     node.reason && h("p", { class: "reason" }, h("b", {}, "Why float: "), node.reason),
-    section("Node", table([["name", node.name], ["module", node.path], ["class", node.cls], ["shape", shapeText(node.shape)], ["dtype", node.dtype], ["arguments", node.attrs],
-      ["source", node.file && h("code", {}, `${node.file}:${node.line ?? "?"}`)], ["parameters", parameters && parameters.toLocaleString("en")], ["MACs", node.macs && short(node.macs)]])),
+    section(
+      "Node",
+      table([
+        ["name", node.name],
+        ["module", node.path],
+        ["class", node.cls],
+        ["shape", shapeText(node.shape)],
+        ["dtype", node.dtype],
+        ["arguments", node.attrs],
+        ["source", node.file && h("code", {}, `${node.file}:${node.line ?? "?"}`)],
+        ["parameters", parameters && parameters.toLocaleString("en")],
+        ["MACs", node.macs && short(node.macs)],
+      ]),
+    ),
     node.q && quantSection(node.q),
-    node.observer && section("Observer", table([["type", node.observer.type], ["range", `${short(node.observer.low)} … ${short(node.observer.high)}`]])),
+    node.observer &&
+      section(
+        "Observer",
+        table([
+          ["type", node.observer.type],
+          ["range", `${short(node.observer.low)} … ${short(node.observer.high)}`],
+        ]),
+      ),
     num && numericSection(num),
     num && num.act && section("Activations", histogram(num.act)),
     num && num.weight && section("Weights", histogram(num.weight)),
@@ -84,87 +160,116 @@ function nodeDetails(app, box) {
     section("Inputs", linkList(app, node.in || [])),
     section("Users", linkList(app, app.tree.graph.users.get(node.name) || [])),
     provenance(app, node),
-    remarkSection(app, app.model.remarks.filter((r) => r.node === node.name)),
+    remarkSection(
+      app,
+      app.model.remarks.filter((r) => r.node === node.name),
+    ),
     section("IR", h("pre", {}, irText(node))),
   ];
 }
 
-const linkList = (app, names) => (names.length ? h("ul", { class: "links" }, names.slice(0, 60).map((n) => h("li", {}, nodeLink(app, n))), names.length > 60 && h("li", {}, `and ${names.length - 60} more`)) : h("p", { class: "quiet" }, "none"));
+const linkList = (app, names) =>
+  names.length
+    ? h(
+        "ul",
+        { class: "links" },
+        names.slice(0, 60).map((n) => h("li", {}, nodeLink(app, n))),
+        names.length > 60 && h("li", {}, `and ${names.length - 60} more`),
+      )
+    : h("p", { class: "quiet" }, "none");
 
 function quantSection(q) {
   const many = Array.isArray(q.scale);
-  const zero = Array.isArray(q.zero_point) ? (q.zero_point.every((z) => z === q.zero_point[0]) ? q.zero_point[0] : `${Math.min(...q.zero_point)} … ${Math.max(...q.zero_point)}`) : q.zero_point;
-  return section("Quantization", table([
-    ["scale", many ? `${short(q.scale.reduce(lowest))} … ${short(q.scale.reduce(highest))}` : q.scale],
-    ["zero point", zero === undefined ? "" : String(zero)],
-    ["integers", q.min !== undefined ? `${q.min} … ${q.max}` : ""],
-    ["reals", !many && typeof zero === "number" && q.min !== undefined ? `${short((q.min - zero) * q.scale)} … ${short((q.max - zero) * q.scale)}` : ""],
-    ["type", q.dtype],
-    ["axis", q.axis ?? ""],
-  ]), many && [h("p", { class: "quiet" }, `scale of ${plural(q.scale.length, "channel")}`), sparkline(q.scale)]);
+  const zero = Array.isArray(q.zero_point)
+    ? q.zero_point.every((z) => z === q.zero_point[0])
+      ? q.zero_point[0]
+      : `${Math.min(...q.zero_point)} … ${Math.max(...q.zero_point)}`
+    : q.zero_point;
+  return section(
+    "Quantization",
+    table([
+      ["scale", many ? `${short(q.scale.reduce(lowest))} … ${short(q.scale.reduce(highest))}` : q.scale],
+      ["zero point", zero === undefined ? "" : String(zero)],
+      ["integers", q.min !== undefined ? `${q.min} … ${q.max}` : ""],
+      [
+        "reals",
+        !many && typeof zero === "number" && q.min !== undefined
+          ? `${short((q.min - zero) * q.scale)} … ${short((q.max - zero) * q.scale)}`
+          : "",
+      ],
+      ["type", q.dtype],
+      ["axis", q.axis ?? ""],
+    ]),
+    many && [h("p", { class: "quiet" }, `scale of ${plural(q.scale.length, "channel")}`), sparkline(q.scale)],
+  );
 }
 
 function numericSection(num) {
   const db = (x) => (x === undefined ? "" : `${x === null ? "∞" : short(x)} dB`);
-  return section("Numerics", table([["SQNR", db(num.sqnr)], ["of its own", db(num.own)], ["inherited", db(num.inherited)], ["max. abs. error", num.max_abs !== undefined ? short(num.max_abs) : ""],
-    ["saturation", num.saturation !== undefined ? percent(num.saturation) : ""], ["dead channels", num.dead_channels], ["time", num.ms !== undefined ? `${short(num.ms)} ms` : ""]]));
+  return section(
+    "Numerics",
+    table([
+      ["SQNR", db(num.sqnr)],
+      ["of its own", db(num.own)],
+      ["inherited", db(num.inherited)],
+      ["max. abs. error", num.max_abs !== undefined ? short(num.max_abs) : ""],
+      ["saturation", num.saturation !== undefined ? percent(num.saturation) : ""],
+      ["dead channels", num.dead_channels],
+      ["time", num.ms !== undefined ? `${short(num.ms)} ms` : ""],
+    ]),
+  );
 }
 
 function overlaySection(app, node) {
-  const rows = [...app.model.overlays].filter(([, values]) => values.has(node.name)).map(([title, values]) => [title, short(values.get(node.name))]);
+  const rows = [...app.model.overlays]
+    .filter(([, values]) => values.has(node.name))
+    .map(([title, values]) => [title, short(values.get(node.name))]);
   return rows.length ? section("Overlays", table(rows)) : null;
 }
 
 /** Where the node comes from: the chain of names it stands for, and the passes that touched it. */
 function provenance(app, node) {
-  const origin = node.origin || [], steps = app.model.history.get(node.name) || [];
+  const origin = node.origin || [],
+    steps = app.model.history.get(node.name) || [];
   let seen = false;
   const lines = steps.map(({ stage, what }) => {
     const old = new Map(Object.entries(app.model.stages[stage].replaced || {})).get(node.name);
     const word = what === "drop" ? "removed" : seen ? "changed" : old ? `made from ${old.join(", ")}` : stage ? "added" : "in the input";
     seen = what === "put";
-    return h("li", {}, h("button", { class: "link", onclick: () => app.setStage(stage) }, `${stage} ${app.model.stages[stage].name}`), ` ${word}`);
+    return h(
+      "li",
+      {},
+      h("button", { class: "link", onclick: () => app.setStage(stage) }, `${stage} ${app.model.stages[stage].name}`),
+      ` ${word}`,
+    );
   });
-  return section("Provenance", origin.length > 0 && h("p", { class: "chain" }, origin.map((n, i) => [i > 0 && h("span", { class: "arrow" }, " + "), nodeLink(app, n)]), h("span", { class: "arrow" }, " → "), node.name), h("ul", { class: "steps" }, lines));
+  return section(
+    "Provenance",
+    origin.length > 0 &&
+      h(
+        "p",
+        { class: "chain" },
+        origin.map((n, i) => [i > 0 && h("span", { class: "arrow" }, " + "), nodeLink(app, n)]),
+        h("span", { class: "arrow" }, " → "),
+        node.name,
+      ),
+    h("ul", { class: "steps" }, lines),
+  );
 }
 
 function remarkSection(app, remarks) {
-  return remarks.length ? section("Remarks", remarks.map((r) => h("div", { class: "remark" }, h("b", {}, r.code || "remark"), ` ${r.text} `, h("span", { class: "quiet" }, `(${r.pass || app.model.stages[r.stage].name})`)))) : null;
-}
-
-/** One bar per channel: uneven scales are seen at once. */
-function sparkline(values) {
-  const most = values.reduce(highest), width = 296, height = 40, n = Math.min(values.length, width);
-  const bars = Array.from({ length: n }, (_, i) => values.slice(Math.floor((i * values.length) / n), Math.max(Math.floor((i * values.length) / n) + 1, Math.floor(((i + 1) * values.length) / n))).reduce(highest));
-  const d = bars.map((v, i) => `M${(((i + 0.5) * width) / n).toFixed(1)} ${height}V${(height - (most ? v / most : 0) * (height - 2)).toFixed(1)}`).join("");
-  return s("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${values.length} scales, largest ${short(most)}` }, s("path", { class: "spark", d, "stroke-width": Math.max(0.8, (width / n) * 0.7).toFixed(2) }));
-}
-
-/** Counts on a log scale, with the quantization grid below and the clip lines across. */
-function histogram({ low, high, counts, clip, step }) {
-  const width = 296, height = 92, base = 74, top = Math.max(...counts, 1);
-  const from = Math.min(low, clip ? clip[0] : low), to = Math.max(high, clip ? clip[1] : high), range = to - from || 1;
-  const x = (value) => 4 + ((value - from) / range) * (width - 8);
-  const bars = counts.map((n, i) => {
-    const left = x(low + ((high - low) * i) / counts.length), right = x(low + ((high - low) * (i + 1)) / counts.length), tall = n ? 2 + (Math.log1p(n) / Math.log1p(top)) * (base - 10) : 0;
-    return s("rect", { class: "bin", x: left.toFixed(2), y: (base - tall).toFixed(2), width: Math.max(0.6, right - left - 0.5).toFixed(2), height: tall.toFixed(2) });
-  });
-  const grid = gridMarks(step, clip, x, base);
-  const lines = (clip || []).map((v) => s("g", { class: "clip" }, s("path", { d: `M${x(v).toFixed(1)} 4V${base + 6}` }), s("title", {}, `clipped at ${short(v)}`)));
-  const label = (value, anchor) => s("text", { x: anchor === "end" ? width - 2 : 2, y: height - 3, class: anchor }, short(value));
-  return [
-    s("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `histogram from ${short(low)} to ${short(high)}${clip ? `, clipped at ${short(clip[0])} and ${short(clip[1])}` : ""}` },
-      clip && s("rect", { class: "inside", x: x(clip[0]), y: 4, width: Math.max(0, x(clip[1]) - x(clip[0])), height: base - 4 }), bars, s("path", { class: "axis", d: `M2 ${base}H${width - 2}` }), grid, lines, label(from, ""), label(to, "end")),
-    h("p", { class: "quiet" }, [clip && `clip ${short(clip[0])} … ${short(clip[1])}`, step && `step ${short(step)}`, "counts on a log scale"].filter(Boolean).join(" · ")),
-  ];
-}
-
-function gridMarks(step, clip, x, base) {
-  if (!step || !clip) return null;
-  const steps = Math.round((clip[1] - clip[0]) / step);
-  if (!(steps > 0 && steps < 1e6)) return null;
-  const stride = Math.max(1, Math.ceil(steps / 128)); // finer than this is a grey band
-  let d = "";
-  for (let i = 0; i <= steps; i += stride) d += `M${x(clip[0] + i * step).toFixed(1)} ${base}v${i % (stride * 8) ? 3 : 5}`;
-  return s("path", { class: "grid", d });
+  return remarks.length
+    ? section(
+        "Remarks",
+        remarks.map((r) =>
+          h(
+            "div",
+            { class: "remark" },
+            h("b", {}, r.code || "remark"),
+            ` ${r.text} `,
+            h("span", { class: "quiet" }, `(${r.pass || app.model.stages[r.stage].name})`),
+          ),
+        ),
+      )
+    : null;
 }

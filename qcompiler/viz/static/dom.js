@@ -6,7 +6,8 @@ function fill(node, attrs, kids) {
   for (const [name, value] of Object.entries(attrs || {})) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (name === "css") for (const [k, v] of Object.entries(value)) node.style.setProperty(k, v); // CSSOM: the CSP forbids style=""
+    else if (name === "css")
+      for (const [k, v] of Object.entries(value)) node.style.setProperty(k, v); // CSSOM: the CSP forbids style=""
     else node.setAttribute(name, value === true ? "" : value);
   }
   for (const kid of kids.flat(Infinity)) {
@@ -33,7 +34,12 @@ function short(x) {
   if (x === Infinity) return "∞";
   if (typeof x !== "number" || !isFinite(x)) return String(x);
   const size = Math.abs(x);
-  for (const [limit, unit] of [[1e12, " T"], [1e9, " G"], [1e6, " M"], [1e4, " k"]]) {
+  for (const [limit, unit] of [
+    [1e12, " T"],
+    [1e9, " G"],
+    [1e6, " M"],
+    [1e4, " k"],
+  ]) {
     if (size >= limit) return String(+(x / (unit === " k" ? 1e3 : limit)).toPrecision(3)) + unit;
   }
   return String(+x.toPrecision(4));
@@ -56,7 +62,8 @@ function fit(text, width, font) {
 function cut(text, width, font) {
   ruler.font = font;
   if (ruler.measureText(text).width <= width) return text;
-  let low = 1, high = text.length;
+  let low = 1,
+    high = text.length;
   const shown = (n) => text.slice(0, Math.ceil(n / 2)) + "…" + text.slice(text.length - Math.floor(n / 2));
   while (low < high) {
     const middle = (low + high + 1) >> 1;

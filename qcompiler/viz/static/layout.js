@@ -1,7 +1,10 @@
 // Places boxes: dagre for the inside of each open container, innermost first, never for the flat graph.
 
-const LEAF = [196, 46], CLOSED = [212, 68], PORT = [8, 1];
-const PAD = 18, HEAD = 34;
+const LEAF = [196, 46],
+  CLOSED = [212, 68],
+  PORT = [8, 1];
+const PAD = 18,
+  HEAD = 34;
 const GAP = 38; // between two rows, also in worker.js
 const LONG = 12; // ranks that an edge may span before it is cut into two stubs
 const BENDS = 4; // bends per box that one layout may get: they make dagre slow and push the boxes apart
@@ -67,12 +70,22 @@ class Layouter {
 
 /** Whether one path runs through all boxes: then there is nothing to arrange, and a column is what one expects to see. */
 function isChain(input) {
-  return new Set(ranksOf(input.edges.map(([a, b]) => ({ a, b })), input.order)).size === input.sizes.length;
+  return (
+    new Set(
+      ranksOf(
+        input.edges.map(([a, b]) => ({ a, b })),
+        input.order,
+      ),
+    ).size === input.sizes.length
+  );
 }
 
 /** Boxes one below the other in graph order; edges past a box run in lanes at the sides. */
 function column(input) {
-  const { sizes, order, edges } = input, places = [], rows = sizes.map((_, i) => i).sort((a, b) => order[a] - order[b]), row = [];
+  const { sizes, order, edges } = input,
+    places = [],
+    rows = sizes.map((_, i) => i).sort((a, b) => order[a] - order[b]),
+    row = [];
   let y = 0;
   rows.forEach((i, at) => {
     row[i] = at;
@@ -84,21 +97,33 @@ function column(input) {
 }
 
 function besides(from, to, { sizes, places, rows, row, lanes }) {
-  const low = places[from][1] + sizes[from][1], high = places[to][1];
-  if (row[to] === row[from] + 1) return [[0, low], [0, high]];
+  const low = places[from][1] + sizes[from][1],
+    high = places[to][1];
+  if (row[to] === row[from] + 1)
+    return [
+      [0, low],
+      [0, high],
+    ];
   const [first, last] = [row[from], row[to]].sort((a, b) => a - b);
   let lane = lanes.findIndex((taken) => taken.every(([a, b]) => last <= a || first >= b));
   if (lane < 0) lane = lanes.push([]) - 1;
   lanes[lane].push([first, last]);
   const half = rows.slice(first, last + 1).reduce((most, i) => Math.max(most, sizes[i][0] / 2), 0);
   const x = (lane % 2 ? -1 : 1) * (half + 14 * (1 + (lane >> 1)));
-  return [[0, low], [x, low + GAP / 2], [x, high - GAP / 2], [0, high]];
+  return [
+    [0, low],
+    [x, low + GAP / 2],
+    [x, high - GAP / 2],
+    [0, high],
+  ];
 }
 
 /** What the worker needs: sizes and edges by number, the ports behind the children. */
 function containerInput(box, edges) {
   const list = edges ? [...edges.values()] : [];
-  const n = box.kids.length, sizes = box.kids.map((kid) => kid.size), order = box.kids.map((_, i) => i);
+  const n = box.kids.length,
+    sizes = box.kids.map((kid) => kid.size),
+    order = box.kids.map((_, i) => i);
   const ports = { in: -1, out: -1 };
   for (const side of ["in", "out"]) {
     if (!list.some((e) => (side === "in" ? e.from : e.to) === side)) continue;
@@ -114,7 +139,9 @@ function containerInput(box, edges) {
 
 /** Weightless edges that keep the ports at the top and at the bottom. */
 function anchors(kept, ports, n) {
-  const fed = new Set(kept.map((e) => e.b)), feeds = new Set(kept.map((e) => e.a)), out = [];
+  const fed = new Set(kept.map((e) => e.b)),
+    feeds = new Set(kept.map((e) => e.a)),
+    out = [];
   for (let i = 0; i < n; i++) {
     if (ports.in >= 0 && !fed.has(i)) out.push([ports.in, i, 0]);
     if (ports.out >= 0 && !feeds.has(i)) out.push([i, ports.out, 0]);
@@ -141,7 +168,9 @@ function cutLong(numbered, order) {
 
 /** Takes the result over into the box: its size, and places relative to its own corner. */
 function finish(box, input, { places, lines, centred }) {
-  const n = box.kids.length, x = n ? [] : [0], y = n ? [] : [0];
+  const n = box.kids.length,
+    x = n ? [] : [0],
+    y = n ? [] : [0];
   input.sizes.forEach(([width, height], i) => {
     x.push(places[i][0], places[i][0] + width);
     y.push(places[i][1], places[i][1] + height);
@@ -149,7 +178,9 @@ function finish(box, input, { places, lines, centred }) {
   for (const line of lines) for (const point of line) x.push(point[0]);
   if (centred) x.push(...x.map((value) => -value)); // so that the way through runs straight
   // A port is a row of its own: the room round it is saved at the border.
-  const left = Math.min(...x) - PAD, top = Math.min(...y) - (input.ports.in < 0 ? HEAD : HEAD - 18), bottom = Math.max(...y) + (input.ports.out < 0 ? PAD : 0);
+  const left = Math.min(...x) - PAD,
+    top = Math.min(...y) - (input.ports.in < 0 ? HEAD : HEAD - 18),
+    bottom = Math.max(...y) + (input.ports.out < 0 ? PAD : 0);
   box.open = true;
   box.size = [Math.max(CLOSED[0], Math.max(...x) + PAD - left), bottom - top];
   const shift = ([px, py]) => [px - left, py - top];

@@ -41,7 +41,18 @@ class List {
 
   place(i) {
     const row = this.row(this.items[i], i);
-    fill(row, { id: `${this.host.id}-${i}`, role: this.rowRole, "data-row": i, "aria-posinset": i + 1, "aria-setsize": this.items.length, css: { top: `${i * this.height}px`, height: `${this.height}px` } }, []);
+    fill(
+      row,
+      {
+        id: `${this.host.id}-${i}`,
+        role: this.rowRole,
+        "data-row": i,
+        "aria-posinset": i + 1,
+        "aria-setsize": this.items.length,
+        css: { top: `${i * this.height}px`, height: `${this.height}px` },
+      },
+      [],
+    );
     row.classList.add("row");
     row.classList.toggle("active", i === this.active);
     return row;

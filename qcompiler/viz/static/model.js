@@ -32,11 +32,13 @@ function push(map, key, value) {
 
 /** What stays keeps its order; a put node stands directly behind the one that it names. */
 function applyStage(nodes, stage) {
-  const put = stage.put || [], drop = new Set(stage.drop || []);
+  const put = stage.put || [],
+    drop = new Set(stage.drop || []);
   if (!put.length && !drop.size) return nodes;
   for (const node of put) drop.add(node.name);
   const follows = new Map(put.map((n) => [n.after ?? null, n]));
-  const out = [], done = new Set();
+  const out = [],
+    done = new Set();
   const behind = (name) => {
     for (let node = follows.get(name); node && !done.has(node); node = follows.get(node.name)) {
       done.add(node);
@@ -73,7 +75,8 @@ class Model {
 
   /** Names that nodes of stage `to` stand for, in terms of the nodes of stage `from`. */
   replaced(from, to) {
-    const found = new Map(), known = this.graphs[from].byName;
+    const found = new Map(),
+      known = this.graphs[from].byName;
     for (const stage of this.stages.slice(from + 1, to + 1)) {
       for (const [name, olds] of Object.entries(stage.replaced || {})) {
         const origin = olds.flatMap((old) => (known.has(old) ? [old] : found.get(old) || []));
@@ -85,7 +88,8 @@ class Model {
 
   /** {graph: `to` joined with the nodes gone since `from`, status by name, counts, ghosts' replacements}. */
   difference(from, to) {
-    const before = this.graphs[from], after = this.graphs[to];
+    const before = this.graphs[from],
+      after = this.graphs[to];
     const replaced = from < to ? this.replaced(from, to) : new Map();
     const status = new Map();
     for (const node of after.nodes) {
@@ -134,7 +138,8 @@ function joined(before, after, gone) {
 
 /** The lines of a text diff: [sign, text, node]; lines far from any change are folded into one of sign "…". */
 function textDiff(difference, model, context = 3) {
-  const before = model.graphs[difference.from].byName, lines = [];
+  const before = model.graphs[difference.from].byName,
+    lines = [];
   for (const node of difference.graph.nodes) {
     const kind = difference.status.get(node.name);
     if (kind === "removed") lines.push(["-", irText(node), node]);

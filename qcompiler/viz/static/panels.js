@@ -5,39 +5,77 @@ class Panels {
     this.app = app;
     const node = (n) => app.jumpNode(n.name || n);
     this.tree = new List($("tree"), {
-      role: "tree", rowRole: "treeitem", label: "Modules and nodes", row: (box) => this.treeRow(box), pick: (box) => app.select(box, true),
+      role: "tree",
+      rowRole: "treeitem",
+      label: "Modules and nodes",
+      row: (box) => this.treeRow(box),
+      pick: (box) => app.select(box, true),
       keys: { ArrowRight: (box) => this.treeRight(box), ArrowLeft: (box) => this.treeLeft(box), " ": (box) => box.node || app.toggle(box) },
     });
     this.results = new List($("results"), { label: "Search results", height: 40, row: (n) => this.resultRow(n), pick: node });
-    this.worst = new List($("worst"), { label: "Nodes, worst first", height: 28, row: (item) => this.worstRow(item), pick: (item) => node(item.name) });
+    this.worst = new List($("worst"), {
+      label: "Nodes, worst first",
+      height: 28,
+      row: (item) => this.worstRow(item),
+      pick: (item) => node(item.name),
+    });
     this.remarks = new List($("remarks"), { label: "Remarks", height: 58, row: (r) => this.remarkRow(r), pick: (r) => this.openRemark(r) });
-    this.diff = new List($("diff"), { label: "Text difference", height: 18, row: (line) => this.diffRow(line), pick: ([, , n]) => n && node(n.name) });
+    this.diff = new List($("diff"), {
+      label: "Text difference",
+      height: 18,
+      row: (line) => this.diffRow(line),
+      pick: ([, , n]) => n && node(n.name),
+    });
     this.sortBy = "sqnr";
-    for (const head of document.querySelectorAll("#worst-head button")) head.addEventListener("click", () => this.sortWorst(head.dataset.key));
+    for (const head of document.querySelectorAll("#worst-head button"))
+      head.addEventListener("click", () => this.sortWorst(head.dataset.key));
   }
 
   // --- tree ---
 
   treeItems() {
-    const out = [], walk = (box) => {
-      for (const kid of box.kids) {
-        out.push(kid);
-        if (!kid.node && this.app.isOpen(kid)) walk(kid);
-      }
-    };
+    const out = [],
+      walk = (box) => {
+        for (const kid of box.kids) {
+          out.push(kid);
+          if (!kid.node && this.app.isOpen(kid)) walk(kid);
+        }
+      };
     walk(this.app.tree.root);
     return out;
   }
 
   treeRow(box) {
-    const { app } = this, open = !box.node && app.isOpen(box), painter = app.painter, value = painter.value(box);
+    const { app } = this,
+      open = !box.node && app.isOpen(box),
+      painter = app.painter,
+      value = painter.value(box);
     const change = box.node && app.tree.status && app.tree.status.get(box.node.name);
-    const note = box.node ? DTYPES[box.node.dtype] || "" : repeats(box) > 1 ? `×${repeats(box)}` : sums(box, app.model, app.tree.status).ops;
-    return h("div", { class: `tree-row ${box.node?.ghost ? "ghost" : ""}`, "aria-level": box.depth, "aria-expanded": box.node ? null : String(open), "aria-selected": String(app.state.selected === box.id), css: { "padding-left": `${8 + (box.depth - 1) * 14}px` } },
-      h("span", { class: `twist ${box.node ? "none" : open ? "open" : ""}`, "data-own": box.node ? null : "", onclick: () => box.node || app.toggle(box) }),
+    const note = box.node
+      ? DTYPES[box.node.dtype] || ""
+      : repeats(box) > 1
+        ? `×${repeats(box)}`
+        : sums(box, app.model, app.tree.status).ops;
+    return h(
+      "div",
+      {
+        class: `tree-row ${box.node?.ghost ? "ghost" : ""}`,
+        "aria-level": box.depth,
+        "aria-expanded": box.node ? null : String(open),
+        "aria-selected": String(app.state.selected === box.id),
+        css: { "padding-left": `${8 + (box.depth - 1) * 14}px` },
+      },
+      h("span", {
+        class: `twist ${box.node ? "none" : open ? "open" : ""}`,
+        "data-own": box.node ? null : "",
+        onclick: () => box.node || app.toggle(box),
+      }),
       h("i", { class: "dot", css: { background: painter.colour(value) } }),
       change && h("b", { class: `sign ${change}`, title: change }, SIGNS[change]),
-      h("span", { class: "name" }, box.node ? opText(box.node) : box.label), h("span", { class: "aside" }, box.node ? box.label : box.cls), h("span", { class: "note" }, note));
+      h("span", { class: "name" }, box.node ? opText(box.node) : box.label),
+      h("span", { class: "aside" }, box.node ? box.label : box.cls),
+      h("span", { class: "note" }, note),
+    );
   }
 
   treeRight(box) {
@@ -52,7 +90,8 @@ class Panels {
   }
 
   drawTree() {
-    const items = this.treeItems(), at = items.findIndex((box) => box.id === this.app.state.selected);
+    const items = this.treeItems(),
+      at = items.findIndex((box) => box.id === this.app.state.selected);
     this.tree.set(items, at < 0 ? undefined : at);
     if (at >= 0) this.tree.go(at);
   }
@@ -61,21 +100,42 @@ class Panels {
 
   resultRow(node) {
     const value = this.app.painter.colouring.numeric ? this.app.painter.colouring.read(node) : undefined;
-    return h("div", { class: "result-row" }, h("i", { class: "dot", css: { background: this.app.painter.colour(this.app.painter.colouring.read(node)) } }),
-      h("div", { class: "two" }, h("span", { class: "name" }, `${node.op}  `, h("span", { class: "aside" }, node.name)), h("span", { class: "aside" }, [node.path, shapeText(node.shape), node.dtype, value !== undefined && short(value)].filter(Boolean).join(" · "))));
+    return h(
+      "div",
+      { class: "result-row" },
+      h("i", { class: "dot", css: { background: this.app.painter.colour(this.app.painter.colouring.read(node)) } }),
+      h(
+        "div",
+        { class: "two" },
+        h("span", { class: "name" }, `${node.op}  `, h("span", { class: "aside" }, node.name)),
+        h(
+          "span",
+          { class: "aside" },
+          [node.path, shapeText(node.shape), node.dtype, value !== undefined && short(value)].filter(Boolean).join(" · "),
+        ),
+      ),
+    );
   }
 
   drawResults(found) {
-    const query = this.app.state.query, nodes = found ? this.app.tree.graph.nodes.filter((n) => found.has(n.name)) : [];
-    $("result-count").textContent = query ? `${plural(nodes.length, "node")} of ${this.app.tree.graph.nodes.length}` : "Type above: a name, op, module, file, dtype, or sqnr<20, sat>0.01, macs>1e6, kind:float, -op:relu";
+    const query = this.app.state.query,
+      nodes = found ? this.app.tree.graph.nodes.filter((n) => found.has(n.name)) : [];
+    $("result-count").textContent = query
+      ? `${plural(nodes.length, "node")} of ${this.app.tree.graph.nodes.length}`
+      : "Type above: a name, op, module, file, dtype, or sqnr<20, sat>0.01, macs>1e6, kind:float, -op:relu";
     this.results.set(nodes, 0);
   }
 
   // --- worst first ---
 
   worstItems() {
-    const rows = this.app.tree.graph.nodes.filter((n) => !n.ghost && this.app.model.numerics.has(n.name)).map((n) => ({ name: n.name, op: n.op, ...this.app.model.numerics.get(n.name) }));
-    const key = this.sortBy, low = key === "sqnr" || key === "own", nothing = low ? Infinity : -Infinity, value = (r) => r[key] ?? nothing;
+    const rows = this.app.tree.graph.nodes
+      .filter((n) => !n.ghost && this.app.model.numerics.has(n.name))
+      .map((n) => ({ name: n.name, op: n.op, ...this.app.model.numerics.get(n.name) }));
+    const key = this.sortBy,
+      low = key === "sqnr" || key === "own",
+      nothing = low ? Infinity : -Infinity,
+      value = (r) => r[key] ?? nothing;
     if (key === "name") return rows;
     return rows.sort((a, b) => (value(a) === value(b) ? 0 : low === value(a) < value(b) ? -1 : 1));
   }
@@ -86,22 +146,40 @@ class Panels {
   }
 
   drawWorst() {
-    for (const head of document.querySelectorAll("#worst-head button")) head.setAttribute("aria-pressed", String(head.dataset.key === this.sortBy));
+    for (const head of document.querySelectorAll("#worst-head button"))
+      head.setAttribute("aria-pressed", String(head.dataset.key === this.sortBy));
     const items = this.worstItems();
     $("worst-empty").hidden = items.length > 0;
     this.worst.set(items, 0);
   }
 
   worstRow(item) {
-    const db = (x) => (x === undefined ? "" : x === null ? "∞" : x.toFixed(1)), colour = this.app.painter.colour(this.app.painter.colouring.read(this.app.tree.graph.byName.get(item.name)));
-    return h("div", { class: "worst-row", title: clean(`${item.op} ${item.name}`) }, h("i", { class: "dot", css: { background: colour } }), h("span", { class: "name" }, item.name), h("span", {}, db(item.sqnr)), h("span", {}, db(item.own)), h("span", {}, item.saturation === undefined ? "" : percent(item.saturation)));
+    const db = (x) => (x === undefined ? "" : x === null ? "∞" : x.toFixed(1)),
+      colour = this.app.painter.colour(this.app.painter.colouring.read(this.app.tree.graph.byName.get(item.name)));
+    return h(
+      "div",
+      { class: "worst-row", title: clean(`${item.op} ${item.name}`) },
+      h("i", { class: "dot", css: { background: colour } }),
+      h("span", { class: "name" }, item.name),
+      h("span", {}, db(item.sqnr)),
+      h("span", {}, db(item.own)),
+      h("span", {}, item.saturation === undefined ? "" : percent(item.saturation)),
+    );
   }
 
   // --- remarks ---
 
   remarkRow(remark) {
-    const place = [remark.pass || this.app.model.stages[remark.stage].name, remark.node || remark.path, remark.location].filter(Boolean).join(" · ");
-    return h("div", { class: "remark-row", title: clean(remark.text || "") }, h("span", { class: "name" }, remark.code || "remark"), h("span", { class: "two-lines" }, remark.text), h("span", { class: "aside" }, place));
+    const place = [remark.pass || this.app.model.stages[remark.stage].name, remark.node || remark.path, remark.location]
+      .filter(Boolean)
+      .join(" · ");
+    return h(
+      "div",
+      { class: "remark-row", title: clean(remark.text || "") },
+      h("span", { class: "name" }, remark.code || "remark"),
+      h("span", { class: "two-lines" }, remark.text),
+      h("span", { class: "aside" }, place),
+    );
   }
 
   openRemark(remark) {
@@ -113,15 +191,42 @@ class Panels {
   // --- changes ---
 
   drawChanges() {
-    const { app } = this, { stage } = app.state, from = app.against(), info = app.model.stages[stage];
+    const { app } = this,
+      { stage } = app.state,
+      from = app.against(),
+      info = app.model.stages[stage];
     const remarks = app.model.remarks.filter((r) => r.stage === stage);
     const counts = from === null ? null : Object.entries(tally(app.difference.status)).filter(([, n]) => n);
     $("changes-head").replaceChildren(
       h("h2", {}, info ? `${stage} ${info.name}` : ""),
-      h("p", { class: "tags" }, info && info.phase && tag(info.phase), info && tag(`${short(info.ms || 0)} ms`), info && info.matches ? tag(plural(info.matches, "match").replace("matchs", "matches")) : null),
-      from === null ? h("p", { class: "quiet" }, "No comparison chosen. Step with [ and ], or choose one below the graph.")
-        : h("p", { class: "tags" }, `against ${from} ${app.model.stages[from].name}: `, counts.length ? counts.map(([kind, n]) => tag(`${SIGNS[kind]} ${n} ${kind}`, kind)) : "no difference"),
-      remarks.length ? h("details", { class: "pass-remarks" }, h("summary", {}, plural(remarks.length, "remark")), remarks.slice(0, 200).map((r) => h("button", { class: "remark", onclick: () => this.openRemark(r) }, h("b", {}, r.code || "remark"), ` ${r.text}`))) : "");
+      h(
+        "p",
+        { class: "tags" },
+        info && info.phase && tag(info.phase),
+        info && tag(`${short(info.ms || 0)} ms`),
+        info && info.matches ? tag(plural(info.matches, "match").replace("matchs", "matches")) : null,
+      ),
+      from === null
+        ? h("p", { class: "quiet" }, "No comparison chosen. Step with [ and ], or choose one below the graph.")
+        : h(
+            "p",
+            { class: "tags" },
+            `against ${from} ${app.model.stages[from].name}: `,
+            counts.length ? counts.map(([kind, n]) => tag(`${SIGNS[kind]} ${n} ${kind}`, kind)) : "no difference",
+          ),
+      remarks.length
+        ? h(
+            "details",
+            { class: "pass-remarks" },
+            h("summary", {}, plural(remarks.length, "remark")),
+            remarks
+              .slice(0, 200)
+              .map((r) =>
+                h("button", { class: "remark", onclick: () => this.openRemark(r) }, h("b", {}, r.code || "remark"), ` ${r.text}`),
+              ),
+          )
+        : "",
+    );
     this.diff.set(from === null ? [] : textDiff(app.difference, app.model), 0);
     // Long lines are read by scrolling sideways: the list is as wide as its longest line.
     const most = this.diff.items.reduce((n, [sign, text]) => Math.max(n, sign === "…" ? 0 : text.length), 0);
@@ -142,7 +247,10 @@ class Panels {
   }
 
   drawPasses() {
-    const { app } = this, shown = this.shownStages(), { stage } = app.state, info = app.model.stages[stage];
+    const { app } = this,
+      shown = this.shownStages(),
+      { stage } = app.state,
+      info = app.model.stages[stage];
     const most = Math.max(1, ...shown.map((i) => total3(app.model.counts(i))));
     $("slider").max = String(Math.max(0, shown.length - 1));
     $("slider").value = String(shown.indexOf(stage));
@@ -150,38 +258,94 @@ class Panels {
     $("ticks").replaceChildren(...shown.map((i) => this.tick(i, most)));
     const counts = app.model.counts(stage);
     $("pass-name").textContent = clean(`${stage} / ${app.model.last}  ${info.name}`);
-    $("pass-counts").replaceChildren(...Object.entries(counts).filter(([, n]) => n).map(([kind, n]) => tag(`${SIGNS[kind]}${n}`, kind)), stage > 0 && !changed(info) ? h("span", { class: "quiet" }, "unchanged") : "");
+    $("pass-counts").replaceChildren(
+      ...Object.entries(counts)
+        .filter(([, n]) => n)
+        .map(([kind, n]) => tag(`${SIGNS[kind]}${n}`, kind)),
+      stage > 0 && !changed(info) ? h("span", { class: "quiet" }, "unchanged") : "",
+    );
     $("against").value = app.state.against;
   }
 
   tick(i, most) {
-    const counts = this.app.model.counts(i), stage = this.app.model.stages[i];
-    const bars = ["added", "replaced", "changed", "removed"].map((kind) => counts[kind] > 0 && h("i", { class: kind, css: { height: `${Math.max(2, (Math.sqrt(counts[kind] / most)) * 22)}px` } }));
-    const text = Object.entries(counts).filter(([, n]) => n).map(([kind, n]) => `${n} ${kind}`).join(", ") || "no change";
-    return h("button", { class: `tick ${i === this.app.state.stage ? "now" : ""}`, tabindex: -1, title: clean(`${i} ${stage.name}: ${text}, ${short(stage.ms || 0)} ms`), onclick: () => this.app.setStage(i, true) }, h("span", { class: "bars" }, bars), h("span", { class: "tick-name" }, stage.name));
+    const counts = this.app.model.counts(i),
+      stage = this.app.model.stages[i];
+    const bars = ["added", "replaced", "changed", "removed"].map(
+      (kind) => counts[kind] > 0 && h("i", { class: kind, css: { height: `${Math.max(2, Math.sqrt(counts[kind] / most) * 22)}px` } }),
+    );
+    const text =
+      Object.entries(counts)
+        .filter(([, n]) => n)
+        .map(([kind, n]) => `${n} ${kind}`)
+        .join(", ") || "no change";
+    return h(
+      "button",
+      {
+        class: `tick ${i === this.app.state.stage ? "now" : ""}`,
+        tabindex: -1,
+        title: clean(`${i} ${stage.name}: ${text}, ${short(stage.ms || 0)} ms`),
+        onclick: () => this.app.setStage(i, true),
+      },
+      h("span", { class: "bars" }, bars),
+      h("span", { class: "tick-name" }, stage.name),
+    );
   }
 
   // --- legend and breadcrumb ---
 
   drawLegend() {
-    const { painter, state } = this.app, host = $("legend"), title = h("b", {}, painter.colouring.title);
+    const { painter, state } = this.app,
+      host = $("legend"),
+      title = h("b", {}, painter.colouring.title);
     if (!painter.colouring.numeric) {
-      const items = [...painter.counts].sort((a, b) => b[1] - a[1]), key = painter.colouring.id === "module" ? "path" : painter.colouring.id;
-      host.replaceChildren(title, ...items.slice(0, 10).map(([value, n]) => h("button", { class: "swatch", title: "Search these", onclick: () => this.app.search(`${key}:${value}`) }, h("i", { css: { background: painter.colour(value) } }), value, h("span", {}, n))), items.length > 10 ? h("span", { class: "quiet" }, `+${items.length - 10} more`) : "");
+      const items = [...painter.counts].sort((a, b) => b[1] - a[1]),
+        key = painter.colouring.id === "module" ? "path" : painter.colouring.id;
+      host.replaceChildren(
+        title,
+        ...items
+          .slice(0, 10)
+          .map(([value, n]) =>
+            h(
+              "button",
+              { class: "swatch", title: "Search these", onclick: () => this.app.search(`${key}:${value}`) },
+              h("i", { css: { background: painter.colour(value) } }),
+              value,
+              h("span", {}, n),
+            ),
+          ),
+        items.length > 10 ? h("span", { class: "quiet" }, `+${items.length - 10} more`) : "",
+      );
       return;
     }
-    const [low, high] = painter.domain, unit = painter.colouring.unit;
-    const field = (value, label) => h("input", { type: "number", step: "any", value: String(+value.toPrecision(5)), "aria-label": label, disabled: !state.domain });
-    const from = field(low, "low end"), to = field(high, "high end"), fixed = h("input", { type: "checkbox", checked: Boolean(state.domain) });
+    const [low, high] = painter.domain,
+      unit = painter.colouring.unit;
+    const field = (value, label) =>
+      h("input", { type: "number", step: "any", value: String(+value.toPrecision(5)), "aria-label": label, disabled: !state.domain });
+    const from = field(low, "low end"),
+      to = field(high, "high end"),
+      fixed = h("input", { type: "checkbox", checked: Boolean(state.domain) });
     const update = () => this.app.setDomain(fixed.checked ? [Number(from.value), Number(to.value)] : null);
     for (const input of [from, to, fixed]) input.addEventListener("change", update);
-    host.replaceChildren(title, h("span", { class: "ramp", css: { background: `linear-gradient(to right, ${CIVIDIS.join(", ")})` } }), h("span", { class: "ends" }, from, unit && h("span", {}, unit), to), h("label", { class: "check" }, fixed, "fixed scale"));
+    host.replaceChildren(
+      title,
+      h("span", { class: "ramp", css: { background: `linear-gradient(to right, ${CIVIDIS.join(", ")})` } }),
+      h("span", { class: "ends" }, from, unit && h("span", {}, unit), to),
+      h("label", { class: "check" }, fixed, "fixed scale"),
+    );
   }
 
   drawCrumbs() {
-    const { app } = this, chain = [];
+    const { app } = this,
+      chain = [];
     for (let box = app.tree.byId.get(app.state.selected); box && box.parent; box = box.parent) chain.unshift(box);
-    const parts = chain.map((box, i) => [h("span", { class: "sep" }, "›"), h("button", { "aria-current": i === chain.length - 1 ? "true" : null, onclick: () => app.jump(box.id) }, box.node ? box.node.name : box.label)]);
+    const parts = chain.map((box, i) => [
+      h("span", { class: "sep" }, "›"),
+      h(
+        "button",
+        { "aria-current": i === chain.length - 1 ? "true" : null, onclick: () => app.jump(box.id) },
+        box.node ? box.node.name : box.label,
+      ),
+    ]);
     $("crumbs").replaceChildren(h("button", { onclick: () => app.select(null) }, app.model.title), ...parts.flat());
   }
 

@@ -1,9 +1,19 @@
 // The search language: words, key:value, comparisons; all must hold, a leading "-" turns one round.
 
 const TEXT_KEYS = {
-  name: (n) => n.name, op: (n) => n.op, path: (n) => n.path, file: (n) => n.file, dtype: (n) => n.dtype, kind: (n) => n.kind,
-  cls: (n) => n.cls, class: (n) => n.cls, module: (n) => n.path, origin: (n) => (n.origin || []).join(" "),
-  reason: (n) => n.reason, shape: (n) => shapeText(n.shape).replaceAll("×", "x"), attrs: (n) => n.attrs,
+  name: (n) => n.name,
+  op: (n) => n.op,
+  path: (n) => n.path,
+  file: (n) => n.file,
+  dtype: (n) => n.dtype,
+  kind: (n) => n.kind,
+  cls: (n) => n.cls,
+  class: (n) => n.cls,
+  module: (n) => n.path,
+  origin: (n) => (n.origin || []).join(" "),
+  reason: (n) => n.reason,
+  shape: (n) => shapeText(n.shape).replaceAll("×", "x"),
+  attrs: (n) => n.attrs,
 };
 const NUMBER_ALIASES = { sat: "saturation", time: "ms", dead: "dead_channels", max: "max_abs" };
 const COMPARE = { "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b, "=": (a, b) => a === b };
@@ -23,15 +33,21 @@ function parseWord(word, model) {
   if (compared) return numberTest(compared, model);
   const [key, ...rest] = word.split(":");
   if (rest.length && Object.hasOwn(TEXT_KEYS, key.toLowerCase())) {
-    const read = TEXT_KEYS[key.toLowerCase()], wanted = rest.join(":").toLowerCase();
-    return (node) => String(read(node) ?? "").toLowerCase().includes(wanted);
+    const read = TEXT_KEYS[key.toLowerCase()],
+      wanted = rest.join(":").toLowerCase();
+    return (node) =>
+      String(read(node) ?? "")
+        .toLowerCase()
+        .includes(wanted);
   }
   const wanted = word.toLowerCase();
   return (node) => haystack(node).includes(wanted);
 }
 
 function numberTest([, key, sign, text], model) {
-  const limit = Number(text), name = NUMBER_ALIASES[key.toLowerCase()] || key, holds = COMPARE[sign];
+  const limit = Number(text),
+    name = NUMBER_ALIASES[key.toLowerCase()] || key,
+    holds = COMPARE[sign];
   return (node) => {
     const value = figure(node, name, model);
     return typeof value === "number" && holds(value, limit);
@@ -40,7 +56,8 @@ function numberTest([, key, sign, text], model) {
 
 /** A node's number of that name, wherever it stands: the node, its qparams, its numerics, an overlay. */
 function figure(node, name, model) {
-  const num = model.numerics.get(node.name), key = name.toLowerCase();
+  const num = model.numerics.get(node.name),
+    key = name.toLowerCase();
   if (num && Object.hasOwn(num, key)) return num[key] === null ? Infinity : num[key];
   if (["macs", "params", "line"].includes(key)) return node[key];
   if (node.q && ["scale", "zero_point"].includes(key)) return Array.isArray(node.q[key]) ? Math.max(...node.q[key]) : node.q[key];

@@ -34,7 +34,8 @@ function readNumbers(text) {
 }
 
 function readState() {
-  const params = new URLSearchParams(location.hash.slice(1)), state = {};
+  const params = new URLSearchParams(location.hash.slice(1)),
+    state = {};
   for (const [name, [key, standard, read]] of Object.entries(SETTINGS)) {
     const fresh = standard instanceof Set ? new Set() : standard;
     try {
@@ -49,7 +50,9 @@ function readState() {
 function writeState(state) {
   const params = new URLSearchParams();
   for (const [name, [key, standard, , write]] of Object.entries(SETTINGS)) {
-    const value = state[name], text = value === null ? "" : write(value), plain = standard === null ? "" : write(standard);
+    const value = state[name],
+      text = value === null ? "" : write(value),
+      plain = standard === null ? "" : write(standard);
     if (text !== plain) params.set(key, text);
   }
   try {

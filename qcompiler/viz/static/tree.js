@@ -18,7 +18,8 @@ function constantsOf(graph) {
 }
 
 function buildTree(graph, options) {
-  const root = newBox("", options.title, "root"), modules = new Map([["", root]]);
+  const root = newBox("", options.title, "root"),
+    modules = new Map([["", root]]);
   const constants = options.constants ? new Set() : constantsOf(graph);
   for (const node of graph.nodes) {
     const home = moduleBox(modules, node.path || "");
@@ -92,7 +93,7 @@ function foldRuns(box) {
   const out = [];
   for (let i = 0, end; i < box.kids.length; i = end) {
     const first = box.kids[i];
-    for (end = i + 1; end < box.kids.length && !first.node && !box.kids[end].node && shapeOf(box.kids[end]) === shapeOf(first); ) end++;
+    for (end = i + 1; end < box.kids.length && !first.node && !box.kids[end].node && shapeOf(box.kids[end]) === shapeOf(first);) end++;
     if (end - i < 3 || end - i === box.kids.length || bulk(first) < BLOCK) out.push(...box.kids.slice(i, end));
     else out.push(gathered("r:" + first.id, `${first.label} – ${box.kids[end - 1].label}`, "run", box.kids.slice(i, end)));
   }
@@ -103,7 +104,8 @@ function chunks(box, size) {
   const out = [];
   let done = 0;
   for (let i = 0; i < box.kids.length; i += size) {
-    const kids = box.kids.slice(i, i + size), count = kids.reduce((sum, k) => sum + (k.items || 1), 0);
+    const kids = box.kids.slice(i, i + size),
+      count = kids.reduce((sum, k) => sum + (k.items || 1), 0);
     const chunk = gathered(`c:${kids[0].id}`, `items ${done + 1}–${done + count}`, "chunk", kids);
     chunk.items = count;
     done += count;
@@ -163,7 +165,20 @@ function startDepth(root) {
 /** Sums over all nodes inside; for a leaf, the node's own figures. */
 function sums(box, model, status) {
   if (box.sums) return box.sums;
-  const total = { ops: 0, params: 0, macs: 0, int8: 0, float: 0, int8Macs: 0, kinds: {}, ms: 0, sqnr: undefined, saturation: undefined, worst: null, changes: tally(new Map()) };
+  const total = {
+    ops: 0,
+    params: 0,
+    macs: 0,
+    int8: 0,
+    float: 0,
+    int8Macs: 0,
+    kinds: {},
+    ms: 0,
+    sqnr: undefined,
+    saturation: undefined,
+    worst: null,
+    changes: tally(new Map()),
+  };
   if (box.node) addNode(total, box.node, model.numerics.get(box.node.name), status && status.get(box.node.name));
   else for (const kid of box.kids) addSums(total, sums(kid, model, status));
   for (const node of box.hidden) total.params += node.ghost ? 0 : node.params || 0;
@@ -214,14 +229,16 @@ function localEdges(tree) {
   tree.edges = new Map();
   const all = tree.graph.nodes.flatMap((node) => (node.in || []).map((name) => [name, node.name, Boolean(node.ghost)]));
   for (const [from, to, ghost] of [...all, ...tree.graph.ghostEdges.map((e) => [...e, true])]) {
-    const a = tree.byNode.get(from), b = tree.byNode.get(to);
+    const a = tree.byNode.get(from),
+      b = tree.byNode.get(to);
     if (a && b) addEdge(tree.edges, a, b, ghost);
   }
   return tree.edges;
 }
 
 function addEdge(edges, source, target, ghost) {
-  let a = source, b = target;
+  let a = source,
+    b = target;
   while (a.parent !== b.parent) {
     if (a.depth >= b.depth) {
       count(edges, a.parent, a.index, "out", source, target, ghost);
@@ -236,7 +253,8 @@ function addEdge(edges, source, target, ghost) {
 
 function count(edges, box, from, to, source, target, ghost) {
   if (!edges.has(box)) edges.set(box, new Map());
-  const key = `${from}>${to}`, inside = edges.get(box);
+  const key = `${from}>${to}`,
+    inside = edges.get(box);
   const edge = inside.get(key) || { from, to, pairs: [], ghost: true };
   edge.pairs.push([source, target]);
   edge.ghost = edge.ghost && ghost;

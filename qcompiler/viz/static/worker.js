@@ -2,7 +2,13 @@
 
 onmessage = ({ data }) => {
   const graph = new dagre.graphlib.Graph();
-  graph.setGraph({ rankdir: "TB", nodesep: 22, ranksep: 38, edgesep: 12, ranker: data.edges.length > 200 ? "longest-path" : "network-simplex" });
+  graph.setGraph({
+    rankdir: "TB",
+    nodesep: 22,
+    ranksep: 38,
+    edgesep: 12,
+    ranker: data.edges.length > 200 ? "longest-path" : "network-simplex",
+  });
   graph.setDefaultEdgeLabel(() => ({}));
   data.sizes.forEach(([width, height], i) => graph.setNode(String(i), { width, height }));
   for (const [from, to, weight] of data.edges) graph.setEdge(String(from), String(to), { weight, minlen: 1 });
