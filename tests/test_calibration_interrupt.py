@@ -165,8 +165,9 @@ def test_between_batches_and_in_another_process(name: str) -> None:
 def test_a_plain_call_leaves_no_half_updated_observer(name: str) -> None:
     """Without `calibrate` each observer has seen a batch or not."""
     wanted, prepared = states(name)[:3], prepared_for(name)
+    prepared(BATCHES[0])
     with Interrupt() as clean:
-        prepared(BATCHES[0])
+        prepared(BATCHES[1])
     for at in range(1, clean.count + 1, max(clean.count // 40, 1)):
         prepared = prepared_for(name)
         prepared(BATCHES[0])
