@@ -165,7 +165,7 @@ def test_weights_are_random_unless_asked_for(tmp_path: Path, monkeypatch: pytest
 def test_a_failure_in_the_weights_needs_the_real_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A negative variance is refused by a pass; random weights cannot show that."""
     model = net()
-    monkeypatch.setattr("qcompiler.api.check_model", lambda model: None)
+    monkeypatch.setattr("qcompiler.pipeline.check_model", lambda model: None)
     model.bn.running_var.fill_(-1)  # type: ignore[union-attr, operator]
     for real in ("0", "1"):
         monkeypatch.setenv("QCOMPILER_REPRO_WEIGHTS", real)
