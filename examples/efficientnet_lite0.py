@@ -19,7 +19,8 @@ from rich.table import Table
 from torch import nn
 
 import qcompiler
-from qcompiler.debug import compute_sqnr
+from qcompiler import viz
+from qcompiler.debug import Recorder, compare, compute_sqnr
 from qcompiler.vision import import_torchvision
 
 MODEL = "efficientnet-lite0"
@@ -57,7 +58,9 @@ def main() -> None:
     calibration, evaluation = photos.split(16, 16) if options.quick else photos.split()
     model = load_trained()
     mapping = qcompiler.get_default_qconfig_mapping(options.engine)
-    small = qcompiler.quantize(model, calibration.split(8), qconfig_mapping=mapping, progress=console.is_terminal, engine=options.engine)
+    recorder = Recorder("EfficientNet-Lite0")
+    small = qcompiler.quantize(model, calibration.split(8), qconfig_mapping=mapping, progress=console.is_terminal, engine=options.engine,
+                               debug=recorder)  # fmt: skip
 
     expected, got = measure.run_batched(model, evaluation), measure.run_batched(small, evaluation)
     artifact = options.out / f"{MODEL}.qc"
@@ -89,8 +92,15 @@ def main() -> None:
     note = f"Twelve crops, and up to four more on which the two disagree (in red); of all {len(evaluation)}, {len(differing)} disagree."
     page = options.out / "report.html"
     page.write_text(report.render("EfficientNet-Lite0 in int8", lead, facts, judged, note), encoding="utf-8")
+    graph = options.out / "graph.html"
+    viz.save(recorder, graph, numerics=compare(model, small, evaluation[:8], profile=True))
     print_tables(console, facts, judged)
-    console.print(f"{page}: the same with the photos\n{options.out}/program: the int8 program as Python, with its weights", highlight=False)
+    console.print(
+        f"{page}: the same with the photos\n"
+        f"{graph}: the graph after every pass, with each value's error, range and time\n"
+        f"{options.out}/program: the int8 program as Python, with its weights",
+        highlight=False,
+    )
 
 
 def print_tables(console: Console, facts: list[tuple[str, str]], judged: list[report.Judged]) -> None:

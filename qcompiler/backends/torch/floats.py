@@ -10,17 +10,17 @@ import torch
 
 def sigmoid_float(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - sigmoid - quantize."""
-    return torch.quantize_per_tensor(torch.sigmoid(x.dequantize()), scale, zero_point, torch.quint8)
+    return torch.quantize_per_tensor(x.dequantize().sigmoid_(), scale, zero_point, torch.quint8)
 
 
 def tanh_float(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - tanh - quantize."""
-    return torch.quantize_per_tensor(torch.tanh(x.dequantize()), scale, zero_point, torch.quint8)
+    return torch.quantize_per_tensor(x.dequantize().tanh_(), scale, zero_point, torch.quint8)
 
 
 def silu_float(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - silu - quantize."""
-    return torch.quantize_per_tensor(torch.nn.functional.silu(x.dequantize()), scale, zero_point, torch.quint8)
+    return torch.quantize_per_tensor(torch.nn.functional.silu(x.dequantize(), inplace=True), scale, zero_point, torch.quint8)
 
 
 def gelu_float(x: torch.Tensor, approximate: str, scale: float, zero_point: int) -> torch.Tensor:
@@ -30,7 +30,7 @@ def gelu_float(x: torch.Tensor, approximate: str, scale: float, zero_point: int)
 
 def mish_float(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - mish - quantize."""
-    return torch.quantize_per_tensor(torch.nn.functional.mish(x.dequantize()), scale, zero_point, torch.quint8)
+    return torch.quantize_per_tensor(torch.nn.functional.mish(x.dequantize(), inplace=True), scale, zero_point, torch.quint8)
 
 
 def softplus_float(x: torch.Tensor, beta: float, threshold: float, scale: float, zero_point: int) -> torch.Tensor:
@@ -40,27 +40,28 @@ def softplus_float(x: torch.Tensor, beta: float, threshold: float, scale: float,
 
 def elu_float(x: torch.Tensor, alpha: float, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - elu - quantize."""
-    return torch.quantize_per_tensor(torch.nn.functional.elu(x.dequantize(), alpha), scale, zero_point, torch.quint8)
+    return torch.quantize_per_tensor(torch.nn.functional.elu(x.dequantize(), alpha, inplace=True), scale, zero_point, torch.quint8)
 
 
 def celu_float(x: torch.Tensor, alpha: float, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - celu - quantize."""
-    return torch.quantize_per_tensor(torch.nn.functional.celu(x.dequantize(), alpha), scale, zero_point, torch.quint8)
+    return torch.quantize_per_tensor(torch.nn.functional.celu(x.dequantize(), alpha, inplace=True), scale, zero_point, torch.quint8)
 
 
 def hardswish_float(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - hardswish - quantize."""
-    return torch.quantize_per_tensor(torch.nn.functional.hardswish(x.dequantize()), scale, zero_point, torch.quint8)
+    return torch.quantize_per_tensor(torch.nn.functional.hardswish(x.dequantize(), inplace=True), scale, zero_point, torch.quint8)
 
 
 def hardsigmoid_float(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - hardsigmoid - quantize."""
-    return torch.quantize_per_tensor(torch.nn.functional.hardsigmoid(x.dequantize()), scale, zero_point, torch.quint8)
+    return torch.quantize_per_tensor(torch.nn.functional.hardsigmoid(x.dequantize(), inplace=True), scale, zero_point, torch.quint8)
 
 
 def leaky_relu_float(x: torch.Tensor, negative_slope: float, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - leaky_relu - quantize."""
-    return torch.quantize_per_tensor(torch.nn.functional.leaky_relu(x.dequantize(), negative_slope), scale, zero_point, torch.quint8)
+    y = torch.nn.functional.leaky_relu(x.dequantize(), negative_slope, inplace=True)
+    return torch.quantize_per_tensor(y, scale, zero_point, torch.quint8)
 
 
 def prelu_float(x: torch.Tensor, weight: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
@@ -138,8 +139,12 @@ def sub_float(x: torch.Tensor, other: torch.Tensor, alpha: float, scale: float, 
 
 
 def mul_float(x: torch.Tensor, other: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
-    """dequantize - mul - quantize."""
-    return torch.quantize_per_tensor(x.dequantize() * other.dequantize(), scale, zero_point, torch.quint8)
+    """dequantize - mul - quantize; in place where `other` can be spread over x, since memory is what it waits for."""
+    y, factor = x.dequantize(), other.dequantize()
+    fits = factor.dim() <= y.dim()
+    for i in range(1, min(factor.dim(), y.dim()) + 1):
+        fits = fits and (factor.size(-i) == 1 or factor.size(-i) == y.size(-i))
+    return torch.quantize_per_tensor(y.mul_(factor) if fits else y * factor, scale, zero_point, torch.quint8)
 
 
 def div_float(x: torch.Tensor, other: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
@@ -149,7 +154,7 @@ def div_float(x: torch.Tensor, other: torch.Tensor, scale: float, zero_point: in
 
 def affine_float(x: torch.Tensor, factor: float, offset: float, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - x * factor + offset - quantize."""
-    return torch.quantize_per_tensor(x.dequantize() * factor + offset, scale, zero_point, torch.quint8)
+    return torch.quantize_per_tensor(x.dequantize().mul_(factor).add_(offset), scale, zero_point, torch.quint8)
 
 
 def reciprocal_float(x: torch.Tensor, numerator: float, scale: float, zero_point: int) -> torch.Tensor:
@@ -306,7 +311,7 @@ def roll_float(x: torch.Tensor, shifts: list[int], dims: list[int], scale: float
 
 def clamp_float(x: torch.Tensor, low: float, high: float, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - clamp - quantize."""
-    return torch.quantize_per_tensor(torch.clamp(x.dequantize(), low, high), scale, zero_point, torch.quint8)
+    return torch.quantize_per_tensor(x.dequantize().clamp_(low, high), scale, zero_point, torch.quint8)
 
 
 def adaptive_avg_pool2d_float(x: torch.Tensor, output_size: list[int], scale: float, zero_point: int) -> torch.Tensor:
