@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 import qcompiler
 from qcompiler.codegen.module import CompiledModule
 from qcompiler.codegen.program import Program
-from qcompiler.debug import Comparison, compare, compute_sqnr
+from qcompiler.debug import Comparison, Recorder, compare, compute_sqnr
 from qcompiler.debug.tally import BINS, Counter, Tally
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.ir.types import source_of
@@ -358,3 +358,23 @@ def test_nothing_is_changed(net: nn.Module, made: Any) -> None:
     after = dict([*net.state_dict().items(), *made.module.state_dict().items()])
     assert all(torch.equal(v, after[k]) for k, v in before.items())
     assert isinstance(made.module, CompiledModule)
+
+
+def test_measures_find_their_nodes_in_a_recording_of_the_compile() -> None:
+    """Whatever the user calls his modules: program, lowered graph and measures use one name for a value."""
+
+    class Private(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._conv, self.__conv, self.last_ = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, _x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.last_(torch.relu(self.__conv(self._conv(_x))))
+            return y
+
+    torch.manual_seed(0)
+    model, x, recorder = Private().eval(), torch.randn(1, 3, 8, 8), Recorder()
+    small = qcompiler.quantize(model, x, debug=recorder)
+    numerics = compare(model, small, [x]).to_numerics()
+    document = recorder.document().with_numerics(numerics)
+    assert set(numerics) <= {node["name"] for node in document.nodes_at(-1)} and len(numerics) >= 4

@@ -196,8 +196,8 @@ class _Builder:
         return Ref(call.out)
 
     def free(self, name: str) -> str:
-        """A fresh variable for a node's name."""
-        base = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "value"
+        """A fresh variable for a node's name: the same name wherever Python allows it, so that measures find their node."""
+        base = re.sub(r"\W", "_", name, flags=re.ASCII) if name.strip("_") else "value"
         base = base if is_name(base) else f"v_{base}"
         made, number = base, 0
         while made in self.taken or made in RESERVED or not is_name(made):
