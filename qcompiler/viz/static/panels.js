@@ -155,12 +155,14 @@ class Panels {
 
   worstRow(item) {
     const db = (x) => (x === undefined ? "" : x === null ? "∞" : x.toFixed(1)),
-      colour = this.app.painter.colour(this.app.painter.colouring.read(this.app.tree.graph.byName.get(item.name)));
+      node = this.app.tree.graph.byName.get(item.name),
+      colour = this.app.painter.colour(this.app.painter.colouring.read(node)),
+      place = node.path ? node.path.split(".").slice(-2).join(".") : item.name; // the end of a path tells layers apart
     return h(
       "div",
-      { class: "worst-row", title: clean(`${item.op} ${item.name}`) },
+      { class: "worst-row", title: clean(`${item.op} ${item.name} ${node.path || ""}`) },
       h("i", { class: "dot", css: { background: colour } }),
-      h("span", { class: "name" }, item.name),
+      h("span", { class: "name" }, place),
       h("span", {}, db(item.sqnr)),
       h("span", {}, db(item.own)),
       h("span", {}, item.saturation === undefined ? "" : percent(item.saturation)),
