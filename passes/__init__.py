@@ -7,6 +7,7 @@ from qcompiler.passes.fuse import Fuse
 from qcompiler.passes.hand_out_floats import HandOutFloats
 from qcompiler.passes.insert_observers import InsertObservers
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
+from qcompiler.passes.join_qparams import JoinQParams
 from qcompiler.passes.keep_residuals_float import KeepResidualsFloat
 from qcompiler.passes.remove_identities import RemoveIdentities
 from qcompiler.passes.resolve_padding import ResolvePadding
@@ -15,4 +16,4 @@ from qcompiler.passes.share_qparams import ShareQParams
 
 FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
 OBSERVE = (Annotate(), KeepResidualsFloat(), HandOutFloats(), ShareQParams(), InsertObservers())  # FUSED -> OBSERVED
-QUANTIZE = (FreezeQParams(), InsertQuantizeDequantize())  # OBSERVED -> QUANTIZED; a back end adds its lowering
+QUANTIZE = (FreezeQParams(), JoinQParams(), InsertQuantizeDequantize())  # OBSERVED -> QUANTIZED; a back end adds its lowering

@@ -1,7 +1,6 @@
 """Turns observers into qparams, group by group, and takes the observers out.
 
 Activations use 8 bits unless a consumer's kernel adds in 16 bits without a way to prove that it cannot overflow: then 7.
-The inputs and the output of a cat get common qparams where their ranges agree to within `JOIN`, so that the cat is a copy.
 """
 
 from __future__ import annotations
@@ -17,12 +16,7 @@ from qcompiler.ir.types import QUANT, QParams, Stage, quant_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.ranges import floored, is_constant, overflows
 from qcompiler.observers.watch import Watch
-from qcompiler.ops.arguments import activations
-from qcompiler.ops.spec import Output
-from qcompiler.ops.table import Table
 from qcompiler.pass_manager import Context
-
-JOIN = 1.02  # a common scale at most 2 % coarser costs 0.17 dB at worst and saves a requantization of every input
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,6 @@ class FreezeQParams:
             gm.graph.erase_node(watch)
         if hasattr(gm, "observers"):
             del gm.observers
-        _join(gm, context, members, found)
         _assign(members, found)
         return bool(watches)
 
@@ -125,38 +118,3 @@ def _assign(members: dict[int, list[fx.Node]], found: dict[int, QParams]) -> Non
     for group, nodes in members.items():
         for node in nodes:
             node.meta[QUANT] = quant_of(node).with_(qparams=found.get(group))
-
-
-def _common(parts: list[QParams]) -> QParams | None:
-    """Qparams that cover all parts, where that costs each at most JOIN in resolution."""
-    first = parts[0]
-    if any((p.dtype, p.quant_min, p.quant_max) != (first.dtype, first.quant_min, first.quant_max) for p in parts):
-        return None
-    low, high = min(p.range[0] for p in parts), max(p.range[1] for p in parts)
-    scale = (high - low) / (first.quant_max - first.quant_min)
-    if any(scale > JOIN * p.scale for p in parts):  # type: ignore[operator]
-        return None
-    return QParams(scale, first.quant_min - round(low / scale), first.quant_min, first.quant_max, first.dtype)
-
-
-def _join(gm: fx.GraphModule, context: Context, members: dict[int, list[fx.Node]], found: dict[int, QParams]) -> None:
-    """Gives the groups that meet in a cat common qparams, where they are close enough."""
-    table: Table = context.table
-    for node in gm.graph.nodes:
-        row = table.of(node)
-        if row is None or row.output is not Output.JOIN or not quant_of(node).int8:
-            continue
-        groups: list[Any] = [quant_of(value).group for value in [*activations(table, node), node]]
-        fixed = any(r is not None and r.output is Output.FIXED for g in groups for r in [table.of(members[g][0])])
-        parts = [found[g] for g in groups if g in found]
-        common = None if fixed or len(parts) < len(groups) else _common(parts)
-        if common is None:
-            context.remark(
-                "freeze_qparams", "not-joined", "its inputs differ in range: each keeps its own qparams, the op requantizes", node
-            )
-            continue
-        if not context.allows("join_qparams", node):
-            context.remark("freeze_qparams", "held-back", "its inputs could share qparams, but that was held back", node)
-            continue
-        found.update((g, common) for g in groups)
-        context.matches += 1

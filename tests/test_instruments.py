@@ -83,7 +83,7 @@ class Log(PassInstrument):
 
 def test_every_pass_says_whether_it_is_required() -> None:
     assert all(isinstance(step.required, bool) for step in ALL)
-    assert {s.name for s in ALL if not s.required} == {"remove_identities", "fuse", "keep_residuals_float", "hand_out_floats"}
+    assert {s.name for s in ALL if not s.required} == {"remove_identities", "fuse", "keep_residuals_float", "hand_out_floats", "join_qparams"}
 
 
 def test_events_come_in_order() -> None:
@@ -189,7 +189,7 @@ def test_bisect_prints_a_numbered_line_for_each_rewrite(monkeypatch: pytest.Monk
     whole, lines = bisected(-1, monkeypatch, capsys)
     assert whole.code == compiled().code
     assert [int(number) for _, number, _ in lines] == list(range(1, len(lines) + 1)) and len(lines) >= 10
-    assert {text.split(":")[0] for _, _, text in lines} >= {"fuse", "remove_identities", "hand_out_floats", "freeze_qparams"}
+    assert {text.split(":")[0] for _, _, text in lines} >= {"fuse", "remove_identities", "hand_out_floats", "join_qparams"}
     assert len({text for _, _, text in lines}) == len(lines)
     for limit in (0, 3, len(lines) - 1):
         part, found = bisected(limit, monkeypatch, capsys)
