@@ -63,6 +63,8 @@ def _try(role: str, maker: Any) -> None:
         raise ConfigError(f"the {role} of a QConfig makes {type(made).__name__}, not a module", code="qconfig-maker")
     if role == "activation" and getattr(made, "is_per_channel", False):
         raise ConfigError("activations cannot be quantized per channel", code="qconfig-per-channel")
+    if role == "activation" and getattr(made, "dtype", None) is torch.int32:
+        raise ConfigError("activations cannot be int32: no kernel takes it", code="qconfig-dtype", hint="torch.uint8 or torch.int8")
 
 
 def _maker_to_plain(maker: Any) -> Any:

@@ -743,6 +743,7 @@ def test_35_qconfig_for_nothing() -> None:
         lambda: MinMaxObserver(dtype=torch.float16),
         lambda: MinMaxObserver(qscheme=torch.per_channel_affine),
         lambda: QConfig(PerChannelMinMaxObserver, default_weight_observer),
+        lambda: QConfig(MinMaxObserver.with_args(dtype=torch.int32), default_weight_observer),
         lambda: QConfig(3, 4),
         lambda: QConfigMapping().set_global("int8"),
         lambda: QConfigMapping().set_module_name_regex("(", None),

@@ -315,6 +315,7 @@ def test_observer_state_of_a_model():
         lambda: ob.MovingAverageMinMaxObserver(averaging_constant=0),
         lambda: ob.FixedQParamsObserver(scale=0.0, zero_point=0),
         lambda: ob.FixedQParamsObserver(scale=1.0, zero_point=256),
+        lambda: ob.FixedQParamsObserver(scale=1.0, zero_point=3, qscheme=torch.per_tensor_symmetric),
         lambda: ob.PerChannelMinMaxObserver(ch_axis=3)(torch.ones(2, 3)),
         lambda: fq.FakeQuantize(ob.NoopObserver),
         lambda: fq.FusedMovingAvgObsFakeQuantize(ob.MinMaxObserver),

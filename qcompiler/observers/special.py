@@ -39,6 +39,9 @@ class FixedQParamsObserver(ObserverBase):
         self.quant_min, self.quant_max = quant_range(dtype, quant_min, quant_max, reduce_range=False, explicit=False)
         if not self.quant_min <= zero_point <= self.quant_max:
             raise ConfigError(f"zero_point {zero_point} is not in {quant_min}..{quant_max}", code="observer-zero-point")
+        middle = (self.quant_min + self.quant_max + 1) // 2
+        if qscheme is torch.per_tensor_symmetric and zero_point != middle:
+            raise ConfigError(f"symmetric qparams have zero_point {middle} here, not {zero_point}", code="observer-zero-point")
         self.qscheme = qscheme
         self.register_buffer("scale", torch.tensor([scale], dtype=torch.float32))
         self.register_buffer("zero_point", torch.tensor([zero_point], dtype=torch.int32))
