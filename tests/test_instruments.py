@@ -83,7 +83,8 @@ class Log(PassInstrument):
 
 def test_every_pass_says_whether_it_is_required() -> None:
     assert all(isinstance(step.required, bool) for step in ALL)
-    assert {s.name for s in ALL if not s.required} == {"remove_identities", "fuse", "keep_residuals_float", "hand_out_floats", "join_qparams"}
+    optional = {"remove_identities", "fuse", "keep_residuals_float", "hand_out_floats", "join_qparams"}
+    assert {s.name for s in ALL if not s.required} == optional
 
 
 def test_events_come_in_order() -> None:
