@@ -12,6 +12,7 @@ from typing import Any
 from torch import fx
 
 from qcompiler.errors import CalibrationError
+from qcompiler.ir.groups import members_of
 from qcompiler.ir.types import QUANT, QParams, Stage, quant_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.ranges import floored, is_constant, overflows
@@ -29,7 +30,7 @@ class FreezeQParams:
         watches = {n: gm.get_submodule(str(n.target)) for n in gm.graph.nodes if n.op == "call_module"}
         watches = {n: m for n, m in watches.items() if isinstance(m, Watch)}
         _require_data(watches, context, gm)
-        members = _members(gm)
+        members = members_of(gm.graph)
         found: dict[int, QParams] = {}
         for watch, module in watches.items():
             source = watch.args[0]
@@ -41,8 +42,6 @@ class FreezeQParams:
                 observer.set_reduce_range(True)
             found[group] = observer.qparams()
             _remark_range(observer, source, context)
-        fixed = {group: quant_of(nodes[0]).qparams for group, nodes in members.items() if group not in found}
-        found.update((group, qparams) for group, qparams in fixed.items() if qparams is not None)
         for watch in watches:
             watch.replace_all_uses_with(watch.args[0])  # type: ignore[arg-type]
             gm.graph.erase_node(watch)
@@ -58,15 +57,6 @@ def _remark_range(observer: Any, node: Any, context: Context) -> None:
     for code, text in (("tiny-range", floored(observer)), ("huge-range", overflows(observer))):
         if text:
             context.remark("freeze_qparams", code, text, node)
-
-
-def _members(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
-    members: dict[int, list[fx.Node]] = {}
-    for node in gm.graph.nodes:
-        group = quant_of(node).group
-        if group is not None:
-            members.setdefault(group, []).append(node)
-    return members
 
 
 def _takers(node: fx.Node) -> list[fx.Node]:
@@ -100,7 +90,7 @@ def _require_data(watches: dict[fx.Node, Any], context: Context, gm: fx.GraphMod
 
 
 def _keep_float(gm: fx.GraphModule, empty: list[fx.Node], watches: dict[fx.Node, Any], context: Context) -> None:
-    members = _members(gm)
+    members = members_of(gm.graph)
     for watch in empty:
         source: Any = watch.args[0]
         for node in members[quant_of(source).group]:  # type: ignore[index]
@@ -115,6 +105,7 @@ def _keep_float(gm: fx.GraphModule, empty: list[fx.Node], watches: dict[fx.Node,
 
 
 def _assign(members: dict[int, list[fx.Node]], found: dict[int, QParams]) -> None:
-    for group, nodes in members.items():
-        for node in nodes:
-            node.meta[QUANT] = quant_of(node).with_(qparams=found.get(group))
+    """Groups that no observer watches keep what their op fixes."""
+    for group, qparams in found.items():
+        for node in members[group]:
+            node.meta[QUANT] = quant_of(node).with_(qparams=qparams)

@@ -15,6 +15,7 @@ from typing import Any
 from networkx.utils import UnionFind
 from torch import fx
 
+from qcompiler.ir.groups import members_of
 from qcompiler.ir.types import QUANT, QParams, Stage, quant_of
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.spec import Output
@@ -68,19 +69,14 @@ class JoinQParams:
 class _Joining:
     def __init__(self, gm: fx.GraphModule, context: Context) -> None:
         self.gm, self.context, self.table = gm, context, context.table
-        self.members: dict[int, list[fx.Node]] = {}
-        for node in gm.graph.nodes:
-            group = quant_of(node).group
-            if group is not None:
-                self.members.setdefault(group, []).append(node)
+        self.members = members_of(gm.graph)
         self.own = {group: quant_of(nodes[0]).qparams for group, nodes in self.members.items()}
         self.sets: UnionFind = UnionFind()
         self.ranges: dict[int, _Range] = {}  # by the set's root
 
     def run(self) -> bool:
         for node in self.gm.graph.nodes:
-            row = self.table.of(node)
-            if row is not None and row.output is Output.JOIN and quant_of(node).int8:
+            if self._is_cat(node):
                 self._cat(node)
         joined = [g for g in self.members if g in self.sets.parents]
         for group in joined:
