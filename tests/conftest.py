@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from tests.browser import ABSENT
+
+torch.set_num_threads(1)  # the tensors here are small: a second thread only waits, and the cores are for pytest's workers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,7 +1,8 @@
 """Every torchvision constructor through the compiler: `python -m tests.sweep [NAME ...]` prints a line a model.
 
-Prepares, calibrates on two batches, converts, runs, and reports SQNR against float, the share of multiply-accumulates in int8
-and the modules kept as float leaves. A zero-initialized head (ViT) gets seeded weights, else there is no signal to compare.
+Prepares, calibrates, converts, runs, and reports SQNR against float, the share of multiply-accumulates in int8 and the modules
+kept as float leaves; fails where a node has no provenance, or what stays float or was not fused has no remark (examine.py). A
+zero-initialized head (ViT) gets seeded weights, else there is no signal to compare.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import qcompiler
 from qcompiler.debug import compute_sqnr
 from qcompiler.vision import import_torchvision
 from tests import zoo
+from tests.examine import examine
 
 SKIP = ("quantized_", "raft_")
 DETECTION = ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "ssd", "fcos")
@@ -58,12 +60,10 @@ def sweep(name: str) -> str:
     with torch.no_grad():
         reference = model(*x)
         start = time.time()
-        prepared = qcompiler.prepare_fx(model, None, x)
-        prepared(*x)
-        module = qcompiler.convert_fx(prepared)
+        module = examine(model, *x)
         seconds = time.time() - start
         sqnr = compute_sqnr(reference, module(*x))
-    leaves = [r.where.module_path for r in qcompiler.remarks(prepared) if r.code == "leaf"]
+    leaves = [r.where.module_path for r in qcompiler.remarks(module) if r.code == "leaf"]
     return f"{sqnr:6.1f} dB  {qcompiler.explain(module).int8_mac_share:6.1%} int8  {seconds:5.1f} s  float leaves: {leaves[:4]}"
 
 

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,6 @@ from qcompiler.errors import ConfigError, InputError
 from qcompiler.ir.types import source_of
 from qcompiler.qconfig_mapping import get_default_qconfig_mapping
 from tests.flow import flow, randn, randomized
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Such small tensors only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Net(nn.Module):

@@ -24,6 +24,7 @@ from qcompiler.cli import app
 from qcompiler.debug import Dump, PassInstrument, Printer, dump
 from qcompiler.debug.dump_record import SCHEMAS
 from qcompiler.debug.read_dumps import compiles
+from qcompiler.debug.sources import document_of
 from qcompiler.ir.text import format_arg, format_graph
 from qcompiler.passes import FUSE, OBSERVE
 from tests.flow import randn, randomized
@@ -370,6 +371,15 @@ def test_html(dumped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     compile_into(dumped)
     assert call("html", dumped, "--out", tmp_path / "page.html").exit_code == 0
     assert asked == [([dumped / "0003-prepare-Net", dumped / "0004-convert-Net"], tmp_path / "page.html")]
+
+
+def test_the_folder_of_all_compiles_is_a_graph(dumped: Path) -> None:
+    """It means its last model: the stages of prepare and convert in one document."""
+    compile_into(dumped)
+    both = document_of([dumped / "0003-prepare-Net", dumped / "0004-convert-Net"])
+    assert document_of(dumped).to_data() == both.to_data()
+    with pytest.raises(ConfigError, match="holds no dumps"):
+        document_of(dumped.parent)
 
 
 @pytest.mark.parametrize("arguments", [("show", "nowhere"), ("diff", "{d}", "fuze", "lower"), ("diff", "{d}", "0009/fuse", "lower")])

@@ -15,11 +15,13 @@ from torch import Tensor, fx, nn
 from qcompiler import calibrate, convert_fx, fuse_fx, prepare_fx, quantize, remarks
 from qcompiler.backends.torch.lower import Lower
 from qcompiler.debug import Gate, PassInstrument, PassRecord, compute_sqnr, gated
+from qcompiler.errors import QCompilerError
 from qcompiler.ir.text import format_graph
 from qcompiler.ir.types import Stage
 from qcompiler.pass_manager import Context, Pass
 from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
 from tests.flow import randn, randomized, targets
+from tests.planted import Raises
 
 torch.set_num_threads(1)
 X = randn(2, 3, 8, 8)
@@ -101,20 +103,10 @@ def test_events_come_in_order() -> None:
     assert next(r for r in log.records if r.name == "fuse").matches == 5
 
 
-@dataclass(frozen=True)
-class Raises:
-    name: str = "raises"
-    stage: Stage = Stage.FUSED
-    required: bool = False
-
-    def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        raise KeyError("oops")
-
-
 def test_an_error_is_told_and_the_compile_finished() -> None:
     log = Log()
-    with pytest.raises(Exception, match="oops"):
-        prepare_fx(net(), None, (X,), passes=(Raises(),), debug=log)
+    with pytest.raises(QCompilerError, match="hardswish"):
+        prepare_fx(nn.Hardswish().eval(), None, (X,), passes=(Raises(),), debug=log)
     assert log.events[-3:] == [("before", "raises"), ("on_error", "raises", "PassError"), ("finish",)]
 
 
@@ -137,8 +129,8 @@ def test_an_error_survives_a_broken_on_error() -> None:
         def on_error(self, *args: Any) -> None:
             raise RuntimeError("broken instrument")
 
-    with pytest.raises(Exception, match="oops"):
-        prepare_fx(net(), None, (X,), passes=(Raises(),), debug=Broken())
+    with pytest.raises(QCompilerError, match="hardswish"):
+        prepare_fx(nn.Hardswish().eval(), None, (X,), passes=(Raises(),), debug=Broken())
 
 
 class Skip(PassInstrument):

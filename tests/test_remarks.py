@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
 
-from qcompiler import calibrate, convert_fx, explain, load, prepare_fx, remarks, save
-from qcompiler.debug import PassInstrument, PassRecord
-from qcompiler.ir.types import source_of
-from qcompiler.ops.table import OPS
-from qcompiler.pass_manager import Context, Pass
-from qcompiler.passes.annotate import computes_float
-from qcompiler.patterns import FUSE as RULES
+from qcompiler import load, remarks, save
 from tests import zoo
+from tests.examine import examine
 from tests.flow import randn
 from tests.test_passes import MODELS
 from tests.test_rules import NEAR, NearMiss
@@ -27,56 +20,16 @@ ZOO = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", 
 SLOW = ("vit_b_16", "swin_t", "densenet121", "efficientnet_b0", "inception_v3", "regnet_y_400mf")
 
 
-@dataclass
-class Watcher(PassInstrument):
-    """Collects the nodes without provenance at each stage, and the candidates that fuse leaves."""
-
-    homeless: list[str] = field(default_factory=list)
-    candidates: list[tuple[str, str]] = field(default_factory=list)
-
-    def before(self, step: Pass, gm: fx.GraphModule, context: Context) -> None:
-        self._check("before", step, gm)
-
-    def after(self, step: Pass, gm: fx.GraphModule, context: Context, record: PassRecord) -> None:
-        self._check("after", step, gm)
-        if step.name == "fuse":
-            rows = [(node, OPS.of(node)) for node in gm.graph.nodes]
-            self.candidates = [(rule.name, n.name) for n, row in rows for rule in RULES if rule.pattern[rule.position].matches(row)]
-
-    def _check(self, when: str, step: Pass, gm: fx.GraphModule) -> None:
-        for node in gm.graph.nodes:
-            source = source_of(node)
-            if not (source.file and source.line and source.module_type and source.origin):
-                self.homeless.append(f"{when} {step.name}: {node.name}: {source}")
-
-
-def examine(model: nn.Module, x: Tensor) -> nn.Module:
-    watcher = Watcher()
-    prepared = prepare_fx(model, None, (x,), debug=watcher)
-    calibrate(prepared, [x])
-    module = convert_fx(prepared, debug=watcher)
-    assert not watcher.homeless
-    noted = remarks(module)
-    assert all(r.code and r.text and not r.text.endswith(": ") for r in noted)
-    about = {r.node for r in noted}
-    computing = {n.name for n in prepared.graph.nodes if computes_float(n)}
-    floats = [row for row in explain(module).rows if not row.int8 and row.node in computing]
-    assert not [row for row in floats if row.node not in about]
-    fused = {(r.text.split(":")[0], r.node) for r in noted if r.pass_name == "fuse"}
-    assert not [c for c in watcher.candidates if c not in fused]
-    return module
-
-
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo(name: str) -> None:
-    examine(zoo.load(name), zoo.inputs(1, 64, 1)[0])
+    examine(zoo.load(name), *zoo.inputs(1, 64, 1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_more_of_the_zoo(name: str) -> None:
     size = {"vit_b_16": 224, "inception_v3": 299}.get(name, 64)
-    examine(zoo.load(name), zoo.inputs(1, size, 1)[0])
+    examine(zoo.load(name), *zoo.inputs(1, size, 1))
 
 
 @pytest.mark.parametrize("name", MODELS)

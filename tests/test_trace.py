@@ -9,7 +9,7 @@ import operator
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -46,14 +46,6 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (tuple, list)):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return bool(a == b)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()  # the models here are tiny: more threads only wait for each other
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Model(nn.Module):

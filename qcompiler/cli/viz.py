@@ -53,7 +53,7 @@ def viz(
 
     `qcompiler viz resnet18.qc -o resnet18.html --open`
 
-    `qcompiler viz dumps/0001-prepare-ResNet -o passes.html`
+    `qcompiler viz dumps -o passes.html` takes the last model in the folder, prepare and convert
 
     `qcompiler viz torchvision:resnet18` shows what would become int8, as a table.
     """

@@ -17,6 +17,7 @@ from qcompiler.debug.document import Document
 from qcompiler.debug.explain import ROWS, Explanation
 from qcompiler.debug.nodes import graph_nodes
 from qcompiler.debug.program_nodes import program_nodes
+from qcompiler.debug.read_dumps import compiles, latest
 from qcompiler.debug.record import Recorder
 from qcompiler.errors import ConfigError
 from qcompiler.ops.table import OPS
@@ -26,8 +27,9 @@ GRAPH_FILE = "graph.json"  # in a dump directory
 
 
 def document_of(source: Any) -> Document:
-    """The Document of a GraphModule (traced, fused, prepared, reference, lowered), a CompiledModule, a Recorder, a dump
-    directory or graph.json (or a list of them: a prepare and its convert), or a Document. ConfigError for anything else.
+    """The Document of a GraphModule (traced, fused, prepared, reference, lowered), a CompiledModule, a Recorder, a Document,
+    or of dumps: a graph.json, the directory of one compile, a list of these, or the directory that holds them all, which means
+    its last prepare with its convert. ConfigError for anything else.
     """
     if isinstance(source, Document):
         return source
@@ -46,7 +48,9 @@ def document_of(source: Any) -> Document:
 
 
 def read_document(path: Path) -> Document:
-    """The document of a dump directory, or of the file in it. ConfigError where there is none."""
+    """The document of a dump directory (a prepare and its convert as one), or of a file. ConfigError where there is none."""
+    if path.is_dir() and not (path / GRAPH_FILE).exists() and not (path / "run.json").exists():
+        return reduce(Document.then, [read_document(compiled.path) for compiled in latest(compiles(path))])
     file = path / GRAPH_FILE if path.is_dir() else path
     try:
         return Document.from_data(json.loads(file.read_text(encoding="utf-8")))

@@ -1,0 +1,56 @@
+"""examine: compiles a model and checks that nothing was left unsaid. Used by tests/test_remarks.py and tests/sweep.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, fx, nn
+
+from qcompiler import calibrate, convert_fx, explain, prepare_fx, remarks
+from qcompiler.debug import PassInstrument, PassRecord
+from qcompiler.ir.types import source_of
+from qcompiler.ops.table import OPS
+from qcompiler.pass_manager import Context, Pass
+from qcompiler.passes.annotate import computes_float
+from qcompiler.patterns import FUSE as RULES
+
+
+@dataclass
+class Watcher(PassInstrument):
+    """Collects the nodes without provenance at each stage, and the candidates that fuse leaves."""
+
+    homeless: list[str] = field(default_factory=list)
+    candidates: list[tuple[str, str]] = field(default_factory=list)
+
+    def before(self, step: Pass, gm: fx.GraphModule, context: Context) -> None:
+        self._check("before", step, gm)
+
+    def after(self, step: Pass, gm: fx.GraphModule, context: Context, record: PassRecord) -> None:
+        self._check("after", step, gm)
+        if step.name == "fuse":
+            rows = [(node, OPS.of(node)) for node in gm.graph.nodes]
+            self.candidates = [(rule.name, n.name) for n, row in rows for rule in RULES if rule.pattern[rule.position].matches(row)]
+
+    def _check(self, when: str, step: Pass, gm: fx.GraphModule) -> None:
+        for node in gm.graph.nodes:
+            source = source_of(node)
+            if not (source.file and source.line and source.module_type and source.origin):
+                self.homeless.append(f"{when} {step.name}: {node.name}: {source}")
+
+
+def examine(model: nn.Module, *x: Tensor) -> nn.Module:
+    """The int8 module, once every node has its provenance, every float op and every candidate not fused a remark."""
+    watcher = Watcher()
+    prepared = prepare_fx(model, None, x, debug=watcher)
+    calibrate(prepared, [x])
+    module = convert_fx(prepared, debug=watcher)
+    assert not watcher.homeless
+    noted = remarks(module)
+    assert all(r.code and r.text and not r.text.endswith(": ") for r in noted)
+    about = {r.node for r in noted}
+    computing = {n.name for n in prepared.graph.nodes if computes_float(n)}
+    floats = [row for row in explain(module).rows if not row.int8 and row.node in computing]
+    assert not [row for row in floats if row.node not in about]
+    fused = {(r.text.split(":")[0], r.node) for r in noted if r.pass_name == "fuse"}
+    assert not [c for c in watcher.candidates if c not in fused]
+    return module
