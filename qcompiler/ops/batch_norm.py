@@ -1,0 +1,46 @@
+"""batch_norm behind a convolution or a linear as part of its weight and bias.
+
+batch_norm(conv(x)) = conv'(x) with  s = gamma / sqrt(var + eps);  W' = W * s along the output channels;  b' = (b - mean) * s + beta.
+W is (O, I/g, k...) for conv and linear, (I, O/g, k...) for a transposed convolution, where output channel c of group j stands
+at [:, c] of the j-th block of I/g rows.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def scale_of(var: Tensor, gamma: Tensor | None, eps: float) -> Tensor:
+    """gamma / sqrt(var + eps), one number a channel; None: gamma is 1."""
+    std = (var + eps).sqrt()
+    return std.reciprocal() if gamma is None else gamma / std
+
+
+def bias_of(bias: Tensor | None, mean: Tensor, scale: Tensor, beta: Tensor | None) -> Tensor:
+    """(bias - mean) * scale + beta; None is 0."""
+    shifted = (-mean if bias is None else bias - mean) * scale
+    return shifted if beta is None else shifted + beta
+
+
+def channels_of(weight: Tensor, weight_axis: int, groups: int) -> int:
+    """Number of output channels. `weight_axis`: 1 for a transposed convolution, else 0."""
+    return weight.shape[1] * groups if weight_axis == 1 else weight.shape[0]
+
+
+def along_channels(weight: Tensor, values: Tensor, weight_axis: int, groups: int) -> Tensor:
+    """`values`, one number an output channel, in a shape that broadcasts with `weight`."""
+    if weight_axis == 0:
+        return values.reshape(-1, *[1] * (weight.dim() - 1))
+    rows = values.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, dim=0)
+    return rows.reshape(*rows.shape, *[1] * (weight.dim() - 2))
+
+
+def fold(weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, *,
+         eps: float, weight_axis: int, groups: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(W', b'), computed in the dtype of the arguments and differentiable in all of them.
+
+    Who quantizes W' must compute it in one dtype only: its largest value lies half-way between two integers, so that the last
+    bit decides which one it becomes.
+    """
+    scale = scale_of(var, gamma, eps)
+    return weight * along_channels(weight, scale, weight_axis, groups), bias_of(bias, mean, scale, beta)

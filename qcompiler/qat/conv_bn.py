@@ -1,0 +1,95 @@
+"""Convolution or linear + batch norm in quantization-aware training: the weight is fake-quantized as it will be deployed, folded.
+
+Training, with s = gamma / sqrt(running_var + eps) and Q the fake quantization of weights:
+
+    y = conv(x, Q(W * s)) / s + b        an estimate of conv(x, W) + b, with the rounding errors of the folded weight
+    z = batch_norm(y)                    batch statistics; running statistics move as without quantization
+
+Scaling by the running standard deviation and not by the batch's keeps the weight's steps from jittering with each batch
+(Krishnamoorthi, arXiv:1806.08342, section 3.2.2). Without Q, s cancels: outputs, gradients and statistics are those of conv + BN.
+
+A channel of gamma = 0 has a folded weight of zeros, from which y cannot be recovered (0 / 0). There y is conv(x, W) + b: z is
+beta either way, and gamma's gradient and the running statistics are those of conv + BN. That is a selection in the weight, so it
+costs no second convolution.
+
+Evaluation, or frozen statistics: conv(x, Q(W * s), (b - running_mean) * s + beta), what convert will compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qcompiler.errors import InputError
+from qcompiler.ops.batch_norm import along_channels, fold, scale_of
+
+# y / s has no digits left where s comes near float32's smallest numbers (1e-38) and W * s beneath them.
+SMALLEST_SCALE = 1e-18
+
+Call = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+FakeQuant = Callable[[Tensor], Tensor]
+
+
+def conv_bn(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, gamma: Tensor | None,
+            beta: Tensor | None, count: Tensor | None, *, fake_quant: FakeQuant, training: bool, momentum: float | None,
+            eps: float, weight_axis: int, groups: int) -> Tensor:  # fmt: skip
+    """batch_norm(call(x, weight, bias)) with the folded weight through `fake_quant`.
+
+    `call(x, w, b)` runs the convolution or linear. `mean`, `var`, `count`: running statistics, moved in place if `training`
+    (`momentum` None: cumulative average). `weight_axis`: 1 for a transposed convolution, else 0. x has a batch dimension, and
+    channels in dimension 1 (InputError otherwise).
+    """
+    if not training:
+        return folded(call, x, weight, bias, mean, var, gamma, beta, fake_quant=fake_quant, eps=eps, weight_axis=weight_axis, groups=groups)
+    y = unnormalized(call, x, weight, bias, var, gamma, fake_quant=fake_quant, eps=eps, weight_axis=weight_axis, groups=groups)
+    return batch_norm(y, mean, var, gamma, beta, count, momentum=momentum, eps=eps)
+
+
+def folded(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, gamma: Tensor | None,
+           beta: Tensor | None, *, fake_quant: FakeQuant, eps: float, weight_axis: int, groups: int) -> Tensor:  # fmt: skip
+    """What is deployed: one convolution with folded weight and bias. Differentiable in weight, bias, gamma and beta."""
+    _check_batched(x, weight)
+    w, b = fold(weight, bias, mean, var, gamma, beta, eps=eps, weight_axis=weight_axis, groups=groups)
+    return call(x, fake_quant(w), b)
+
+
+def unnormalized(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, var: Tensor, gamma: Tensor | None, *,
+                 fake_quant: FakeQuant, eps: float, weight_axis: int, groups: int) -> Tensor:  # fmt: skip
+    """call(x, weight, bias) with the rounding errors that the folded weight has: what batch norm is applied to in training."""
+    _check_batched(x, weight)
+    scale = scale_of(var, gamma, eps)
+    lost = scale.detach().abs() < SMALLEST_SCALE
+    quantized = fake_quant(weight * along_channels(weight, scale, weight_axis, groups))
+    quantized = torch.where(along_channels(weight, lost, weight_axis, groups), weight, quantized)
+    y = call(x, quantized, None)
+    y = y / _across(y, torch.where(lost, torch.ones_like(scale), scale))
+    return y if bias is None else y + _across(y, bias)
+
+
+def batch_norm(y: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, count: Tensor | None, *,
+               momentum: float | None, eps: float) -> Tensor:  # fmt: skip
+    """nn.BatchNorm in train mode on plain tensors; unlike it, no wait for the device where `momentum` is None."""
+    if count is not None:
+        count.add_(1)
+    if momentum is not None or count is None:
+        return F.batch_norm(y, mean, var, gamma, beta, True, momentum or 0.0, eps)
+    batch_mean, batch_var = torch.zeros_like(mean), torch.zeros_like(var)
+    z = F.batch_norm(y, batch_mean, batch_var, gamma, beta, True, 1.0, eps)
+    with torch.no_grad():
+        share = 1.0 / count.to(mean.dtype)
+        mean.lerp_(batch_mean, share)
+        var.lerp_(batch_var, share)
+    return z
+
+
+def _across(y: Tensor, values: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (y.dim() - 2))
+
+
+def _check_batched(x: Tensor, weight: Tensor) -> None:
+    if x.dim() != weight.dim():
+        raise InputError(f"an input of shape {tuple(x.shape)}, where batch norm needs {weight.dim()} dimensions", code="batch-norm-input",
+                         hint="(batch, channels, ...); for a linear (batch, features)")  # fmt: skip
