@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import itertools
-import linecache
 import threading
 import traceback
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.codegen import registry
+from qcompiler.codegen.bind import bind, resolve
 from qcompiler.codegen.build import Built, build
 from qcompiler.codegen.emit import Dialect, Emitter
 from qcompiler.codegen.program import Call, Program, is_name, is_path
@@ -25,7 +23,6 @@ from qcompiler.errors import ConfigError, InputError, Where
 T = TypeVar("T", bound=type)
 OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_source"})
 _engine_lock = threading.RLock()
-_serial = itertools.count()
 
 
 @contextmanager
@@ -41,6 +38,21 @@ def quantized_engine(engine: str) -> Iterator[None]:
             yield
         finally:
             torch.backends.quantized.engine = before
+
+
+def keep_dtypes(fn: Callable[[Tensor], Tensor], what: str) -> Callable[[Tensor], Tensor]:
+    """What `.to(...)` may do to an int8 module's tensors: ConfigError naming `what` for other devices and for casts."""
+    probe = fn(torch.zeros(1))
+    if probe.device.type != "cpu":
+        raise ConfigError(f"{what} runs on the CPU, not on {probe.device}", code="device")
+    if probe.dtype is not torch.float32:
+        raise ConfigError(f"{what} keeps its dtypes; it cannot be cast to {probe.dtype}", code="dtype")
+
+    def keep(tensor: Tensor) -> Tensor:
+        made = fn(tensor)
+        return made if made.dtype is tensor.dtype else tensor
+
+    return keep
 
 
 class Scope(nn.Module):
@@ -121,27 +133,15 @@ class CompiledModule(nn.Module):
         program = self.program
         with quantized_engine(self.engine):
             packs = run_once(program, lambda path: find(self, path), *self._qparams())
-        emitter = Emitter(program, *self._qparams(), Dialect.BOUND)
-        emitted = emitter.emit()
-        namespace = emitter.namespace(self._resolve)
-        namespace |= {emitted.packs[name]: pack for name, pack in packs.items()}
-        namespace |= {alias: find(self, path) for path, alias in emitted.tensors.items()}
-        filename = f"<qcompiler {program.name} {next(_serial)}>"
-        bound = "".join(f"# {alias} = {op}\n" for alias, op in sorted(emitted.kernels.items()))
-        source = bound + emitted.source
-        namespace["__name__"] = "qcompiler.generated"
-        exec(compile(source, filename, "exec"), namespace)
-        forward = namespace.pop("forward")
-        linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-        weakref.finalize(forward, linecache.cache.pop, filename, None)
+        bound = bind(Emitter(program, *self._qparams(), Dialect.BOUND), packs, lambda path: find(self, path), self._resolve)
         for name in self.__dict__.get("_built", ()):
             self.__dict__.pop(name, None)
         # torch.jit.trace finds packs among the attributes of self
-        attributes = {f"_{emitted.packs[name]}": pack for name, pack in packs.items()}
+        attributes = {f"_{alias}": pack for alias, pack in bound.packs.items()}
         self.__dict__.update(attributes)
         self.__dict__["_built"] = tuple(attributes)
-        self.__dict__["_source"] = source
-        type(self).forward = forward  # type: ignore[method-assign]
+        self.__dict__["_source"] = bound.source
+        type(self).forward = bound.forward  # type: ignore[method-assign]
 
     def _qparams(self) -> tuple[list[float], list[int]]:
         scales, zero_points = (self._buffers[n] for n in (self.program.scales_name, self.program.zero_points_name))
@@ -151,23 +151,11 @@ class CompiledModule(nn.Module):
     def _resolve(self, op: str) -> Any:
         if op.startswith(registry.EXTERNAL):
             return self.__dict__["_externals"][op.removeprefix(registry.EXTERNAL)]
-        found = registry.resolve(op)
-        # the C function behind an overload costs a third less per call than the overload object
-        return getattr(found, "_op", found) if isinstance(found, torch._ops.OpOverload) else found
+        return resolve(op)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompiledModule:
         """`.to(...)`: kernels exist for the CPU alone and the program fixes its dtypes; raises ConfigError for others."""
-        probe = fn(torch.zeros(1))
-        if probe.device.type != "cpu":
-            raise ConfigError(f"an int8 program runs on the CPU, not on {probe.device}", code="device")
-        if probe.dtype is not torch.float32:
-            raise ConfigError(f"an int8 program keeps its dtypes; it cannot be cast to {probe.dtype}", code="dtype")
-
-        def keep(tensor: Tensor) -> Tensor:
-            made = fn(tensor)
-            return made if made.dtype is tensor.dtype else tensor
-
-        super()._apply(keep, recurse)
+        super()._apply(keep_dtypes(fn, "an int8 program"), recurse)
         self.rebuild()
         return self
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import linecache
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from qcompiler.codegen.bind import define
 from qcompiler.codegen.emit import Dialect, Emitter
 
 if TYPE_CHECKING:
@@ -25,12 +24,7 @@ def scriptable(module: CompiledModule) -> nn.Module:
     emitter = Emitter(module.program, *module._qparams(), Dialect.SCRIPT)
     emitted = emitter.emit()
     namespace: dict[str, Any] = emitter.namespace(module._resolve)
-    filename = f"<qcompiler script {module.program.name} {id(namespace)}>"
-    namespace["__name__"] = "qcompiler.generated"
-    linecache.cache[filename] = (len(emitted.source), None, emitted.source.splitlines(True), filename)
-    exec(compile(emitted.source, filename, "exec"), namespace)
-    forward = namespace.pop("forward")
-    weakref.finalize(forward, linecache.cache.pop, filename, None)
+    forward = define(emitted.source, namespace, f"script {module.program.name}")
     twin: nn.Module = type(module.program.name, (Twin,), {"forward": forward, "__module__": Twin.__module__})()
     for name, alias in emitted.packs.items():
         setattr(twin, alias, module.__dict__[f"_{_bound_pack(module, name)}"])

@@ -1,5 +1,6 @@
 """Modules: fused float containers, their quantized forms, and the modules of quantization-aware training."""
 
-from qcompiler.nn import intrinsic
+import qcompiler.nn.intrinsic.quantized  # noqa: F401  (an attribute of intrinsic from now on)
+from qcompiler.nn import intrinsic, quantized
 
-__all__ = ["intrinsic"]
+__all__ = ["intrinsic", "quantized"]

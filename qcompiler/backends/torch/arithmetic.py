@@ -131,7 +131,7 @@ def refuse_join(site: Site) -> str | None:
 
 def _same_scale(site: Site) -> bool:
     mapping = (site.output.scale, site.output.zero_point)
-    return all((a.qparams.scale, a.qparams.zero_point) == mapping for a in site.args[0])
+    return all(a.qparams is not None and (a.qparams.scale, a.qparams.zero_point) == mapping for a in site.args[0])
 
 
 def _dim(site: Site) -> int:

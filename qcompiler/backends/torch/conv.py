@@ -38,22 +38,22 @@ def tag(site: Site) -> str:
     if site.engine != "qnnpack":
         return ""
     x = site.args[0].qparams
-    return f"{x.scale!r}/{site.scale!r}/{site.zero_point}/{needs_relu(site)}"
+    return f"{x and x.scale!r}/{site.scale!r}/{site.zero_point}/{needs_relu(site)}"
 
 
 def axis_of(weight: Weight) -> int:
     return -1 if weight.axis is None else weight.axis
 
 
-def padding_of(site: Site, kernel: tuple[int, ...]) -> list[int] | None:
-    """Padding as ints; None where 'same' would pad the two sides differently."""
+def sides_of(site: Site, kernel: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Padding before and after, per spatial dimension; 'same' may want one more after."""
     padding, dilation = site.get("padding", 0), ints(site.get("dilation", 1), len(kernel))
     if padding == "valid":
-        return [0] * len(kernel)
+        return [(0, 0)] * len(kernel)
     if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, kernel)]
-        return None if any(t % 2 for t in total) else [t // 2 for t in total]
-    return ints(padding, len(kernel))
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel)]
+        return [(t // 2, t - t // 2) for t in totals]
+    return [(p, p) for p in ints(padding, len(kernel))]
 
 
 def fbgemm_packs(engine: str, isa: str, count: int, symmetric: bool = True, output_padding: bool = False) -> bool:
@@ -110,12 +110,7 @@ def unbatched(site: Site, emit: Emit, result: fx.Node, dims: int) -> fx.Node:
 def refuse_conv(site: Site) -> str | None:
     if not isinstance(site.args[0], Operand) or not isinstance(site.args[1], Weight):
         return "its weight is computed, not a constant"
-    weight = site.args[1]
-    if padding_of(site, weight.shape[2:]) is None:
-        return "padding='same' is uneven here"
-    if site.get("padding_mode", "zeros") != "zeros" and isinstance(site.get("padding", 0), str):
-        return "padding mode with padding given by name"
-    return refuse_weight(weight, site, axis=0)
+    return refuse_weight(site.args[1], site, axis=0)
 
 
 def refuse_weight(weight: Weight, site: Site, axis: int) -> str | None:
@@ -139,17 +134,22 @@ def _grouped(site: Site, emit: Emit) -> tuple[fx.Node, int]:
     return emit.call(runtime.merge_groups, weight.node, weight.zero_point, count, size), count // size
 
 
+def _padded(site: Site, emit: Emit, source: Any, kernel: tuple[int, ...]) -> tuple[Any, list[int]]:
+    """The input as the kernel takes it and the padding left to it: it pads with zeros, alike on both sides."""
+    sides, mode = sides_of(site, kernel), site.get("padding_mode", "zeros")
+    if (mode == "zeros" and all(a == b for a, b in sides)) or not any(b for _, b in sides):
+        return source, [a for a, _ in sides]
+    flat = [p for side in reversed(sides) for p in side]
+    return emit.call(floats.pad_own, source, flat, "constant" if mode == "zeros" else mode), [0] * len(kernel)
+
+
 def emit_conv(site: Site, emit: Emit) -> fx.Node:
-    """prepack (once) and quantized::convNd; a padding mode other than zeros is a pad before it."""
+    """prepack (once) and quantized::convNd; padding that the kernel lacks is a pad before it."""
     x, weight = site.args[0], site.args[1]
     kernel = weight.shape[2:]
-    dims, padding = len(kernel), padding_of(site, kernel)
+    dims = len(kernel)
     prepack, plain, relu = CONV[dims]
-    source = batched(site, emit, x, dims)
-    if site.get("padding_mode", "zeros") != "zeros" and any(padding or ()):
-        sides = [p for size in reversed(padding or ()) for p in (size, size)]
-        source = emit.call(floats.pad_float, source, sides, site.get("padding_mode"), 0.0, x.qparams.scale, x.qparams.zero_point)
-        padding = [0] * dims
+    source, padding = _padded(site, emit, batched(site, emit, x, dims), kernel)
     stride, dilation = ints(site.get("stride", 1), dims), ints(site.get("dilation", 1), dims)
     values, count = _grouped(site, emit)
     names = (values, weight.scale, weight.zero_point, bias_of(site))

@@ -105,13 +105,15 @@ def emit_softmax(site: Site, emit: Emit) -> fx.Node:
 
 def refuse_lookup(site: Site) -> str | None:
     plain = all(not isinstance(v, (fx.Node, Operand, Weight)) for v in (*site.args[1:], *site.attributes.values()))
+    if site.op.elementwise and isinstance(site.args[0], Operand) and site.args[0].qparams is None:
+        return "the scale of its input, which a table depends on, is not known"
     return refuse_input(site) or (None if site.op.elementwise and plain else "not a function of single values with constant settings")
 
 
 def lookup_table(site: Site) -> torch.Tensor:
     """The output code of each of the 256 input codes, computed by the op itself in float64."""
     x: Operand = site.args[0]
-    assert isinstance(x.qparams.scale, float) and isinstance(x.qparams.zero_point, int)
+    assert x.qparams is not None and isinstance(x.qparams.scale, float) and isinstance(x.qparams.zero_point, int)
     values = (torch.arange(256, dtype=torch.float64) - x.qparams.zero_point) * x.qparams.scale
     result = torch.nan_to_num(site.op.fn(values, *site.args[1:], **site.plain()).double(), nan=0.0)
     low, high = site.get("bounds") or (None, None)

@@ -187,6 +187,12 @@ def pad_float(x: torch.Tensor, pad: list[int], mode: str, value: float, scale: f
     return torch.quantize_per_tensor(torch.nn.functional.pad(x.dequantize(), pad, mode, value), scale, zero_point, torch.quint8)
 
 
+def pad_own(x: torch.Tensor, pad: list[int], mode: str) -> torch.Tensor:
+    """dequantize - pad (with 0, where `mode` is constant) - quantize, at the input's own scale; exact."""
+    y = torch.nn.functional.pad(x.dequantize(), pad, mode)
+    return torch.quantize_per_tensor(y, x.q_scale(), x.q_zero_point(), torch.quint8)
+
+
 def mean_float(x: torch.Tensor, dim: list[int] | None, keepdim: bool, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - mean - quantize."""
     return torch.quantize_per_tensor(torch.mean(x.dequantize(), dim, keepdim), scale, zero_point, torch.quint8)

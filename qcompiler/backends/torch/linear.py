@@ -10,6 +10,7 @@ from qcompiler.backends.torch.conv import axis_of, bias_of, refuse_weight, tag
 from qcompiler.backends.torch.site import ENGINES, VNNI, Emit, Kernel, Operand, Site, Weight, finish, needs_relu
 
 OPS = torch.ops.quantized
+QPARAMS = (torch.ops.aten.q_scale.default, torch.ops.aten.q_zero_point.default)
 
 
 def saturates(site: Site) -> bool:
@@ -43,7 +44,8 @@ def emit_linear_to_float(site: Site, emit: Emit) -> fx.Node:
     names = (weight.node, weight.scale, weight.zero_point, bias_of(site))
     pack = emit.call(runtime.prepack_linear, *names, axis_of(weight), "")
     real = emit.call(torch.ops.aten.dequantize.self, x)
-    result = emit.call(OPS.linear_with_input_q_dq_qweight_dq_output_fp32.default, real, x.qparams.scale, x.qparams.zero_point, pack)
+    known = (x.qparams.scale, x.qparams.zero_point) if x.qparams else [emit.call(f, x) for f in QPARAMS]
+    result = emit.call(OPS.linear_with_input_q_dq_qweight_dq_output_fp32.default, real, *known, pack)
     low, high = site.get("bounds") or (None, None)
     return result if low is None and high is None else emit.call(torch.ops.aten.clamp.default, result, low, high)
 

@@ -19,10 +19,10 @@ VNNI = ("avx512_vnni", "avx512_amx")  # instruction sets where u8 x s8 products 
 
 @dataclass(frozen=True)
 class Operand:
-    """An activation: `node` yields a quint8 tensor in the lowered graph."""
+    """An activation: `node` yields a quint8 tensor in the lowered graph. `qparams` None: known only when the kernel runs."""
 
     node: fx.Node
-    qparams: QParams
+    qparams: QParams | None
 
 
 @dataclass(frozen=True)

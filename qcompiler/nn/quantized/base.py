@@ -1,0 +1,184 @@
+"""QuantizedModule: a row of the op table as a module on quint8 tensors, built from the kernel table."""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, fx, nn
+
+from qcompiler.backends.torch.site import Operand
+from qcompiler.codegen.module import keep_dtypes
+from qcompiler.errors import InputError, QCompilerError, Where
+from qcompiler.nn.quantized.lowering import Compiled, Lowering, compile_module
+
+QUANTIZE = "quantize it first: put a QuantStub (or nn.quantized.Quantize) before this module"
+
+
+class QuantizedModule(nn.Module):
+    """Base of the modules that take and give quint8 tensors.
+
+    A subclass says in `_lower` which ops it computes. What it holds is plain: buffers (`scale` and `zero_point` of its result
+    among them) and settings; the packed weights and `forward` follow from them and are made anew by whatever changes a buffer:
+    a setter, load_state_dict, unpickling. Who changes one in place calls `rebuild()`. Packed for the quantized engine that was
+    set when the module was made.
+    """
+
+    _FLOAT_MODULE: ClassVar[Any] = None  # what it replaces: a class or a tuple of classes
+    _QAT_MODULE: ClassVar[Any] = None
+    _INPUTS: ClassVar[tuple[str, ...]] = ("input",)
+    _RANKS: ClassVar[tuple[int, ...]] = ()  # ranks of the first input, the usual one first; empty: any, with the same kernels
+    _RANK_OR_MORE: ClassVar[bool] = False  # the first of _RANKS stands for all above it, too
+    __constants__ = ["_script"]  # torch.jit.script compiles modules apart whose forward differs
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__jit_unused_properties__ = [n for n in dir(cls) if isinstance(getattr(cls, n, None), property)]  # type: ignore[attr-defined]
+
+    def __init__(self, scale: float | None = 1.0, zero_point: int = 0) -> None:
+        """`scale` None: the result has the qparams of the input."""
+        super().__init__()
+        self._engine = torch.backends.quantized.engine
+        self._qc_path = ""  # where it stands in the user's model, for messages
+        if scale is not None:
+            self._buffers["scale"] = torch.tensor(float(scale), dtype=torch.float64)
+            self._buffers["zero_point"] = torch.tensor(int(zero_point), dtype=torch.int64)
+
+    def _lower(self, lowering: Lowering, *inputs: Operand) -> Operand | fx.Node:
+        """Emits the module's ops on its inputs; the result is what forward returns."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it computes")
+
+    @property
+    def scale(self) -> float:
+        """Real step of the result."""
+        return float(self._own("scale"))
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        self._own("scale")
+        self._buffers["scale"] = torch.tensor(float(value), dtype=torch.float64)
+        self.rebuild()
+
+    @property
+    def zero_point(self) -> int:
+        """Stored integer that stands for real 0 in the result."""
+        return int(self._own("zero_point"))
+
+    @zero_point.setter
+    def zero_point(self, value: int) -> None:
+        self._own("zero_point")
+        self._buffers["zero_point"] = torch.tensor(int(value), dtype=torch.int64)
+        self.rebuild()
+
+    def _own(self, name: str) -> Tensor:
+        value = self._buffers.get(name)
+        if value is None:  # not a KeyError: hasattr has to work
+            raise AttributeError(f"the result of {type(self).__name__} has the qparams of its input")
+        return value
+
+    @property
+    def engine(self) -> str:
+        """The quantized engine that the module is packed for."""
+        return self._engine
+
+    @property
+    def code(self) -> str:
+        """Source of forward, as it runs."""
+        return self.__dict__["_compiled"].source  # type: ignore[no-any-return]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(type(self), name, None), property):  # nn.Module would take a buffer's name for the buffer
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def rebuild(self) -> None:
+        """Packs weights and makes forward anew from the module's tensors."""
+        self._forget()
+        self._install(self._compile(self._RANKS[0] if self._RANKS else None))
+
+    def _compile(self, rank: int | None, like: tuple[Compiled, ...] = ()) -> Compiled:
+        lowering = Lowering(self._engine)
+        inputs = [lowering.input(name, rank if i == 0 else None) for i, name in enumerate(self._INPUTS)]
+        more = self._RANK_OR_MORE and rank == self._RANKS[0]
+        refused = "" if rank is None else f"{'<' if more else '!='} {rank}"
+        try:
+            return compile_module(lowering, self._lower(lowering, *inputs), self._get_name(), refused, like)
+        except QCompilerError as error:
+            error.where = self._where()
+            raise
+
+    def _install(self, made: Compiled) -> None:
+        # The packs are attributes since torch.jit takes them from there; a bound function on the instance is the shortest call.
+        built = dict(made.attributes) | {"_compiled": made, "_script": made.script, "_by_rank": {}}
+        built["__jit_ignored_attributes__"] = [*self._buffers, "_compiled", "_by_rank"]  # packs hold what the buffers do
+        built["forward"] = types.MethodType(made.forward, weakref.proxy(self))
+        self.__dict__.update(built)
+        self.__dict__["_built"] = tuple(built)
+
+    def _forget(self) -> None:
+        for name in self.__dict__.pop("_built", ()):
+            self.__dict__.pop(name, None)
+
+    def _otherwise(self, *inputs: Any) -> Any:
+        """forward for inputs that its source was not made for: another rank that the module takes, or an error."""
+        for name, value in zip(self._INPUTS, inputs):
+            self._check(name, value)
+        rank = inputs[0].dim()
+        if rank not in self._RANKS:
+            known = " or ".join(map(str, sorted(self._RANKS))) + (" or more" if self._RANK_OR_MORE else "")
+            raise InputError(f"{self._get_name()} takes an input of {known} dimensions, got shape {tuple(inputs[0].shape)}",
+                             code="input-rank", where=self._where())  # fmt: skip
+        by_rank = self.__dict__["_by_rank"]
+        if rank not in by_rank:
+            by_rank[rank] = self._compile(rank, like=(self.__dict__["_compiled"],))
+        return by_rank[rank].forward(self, *inputs)
+
+    def _check(self, name: str, value: Any) -> None:
+        """Raises InputError unless it is a quint8 tensor."""
+        if isinstance(value, Tensor) and value.dtype is torch.quint8:
+            return
+        title, where = f"{self._get_name()}: {name}", self._where()
+        if not isinstance(value, Tensor):
+            raise InputError(f"{title} is no tensor but a {type(value).__qualname__}", code="input-type", where=where)
+        if value.is_quantized:
+            raise InputError(f"{title} is a {value.dtype} tensor; kernels take torch.quint8", code="input-type", where=where,
+                             hint="observe activations with dtype=torch.quint8")  # fmt: skip
+        raise InputError(f"{title} is a {value.dtype} tensor, not a quantized one", code="not-quantized", where=where, hint=QUANTIZE)
+
+    def _where(self) -> Where:
+        return Where(module_path=self._qc_path or None)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        for name, buffer in list(self._buffers.items()):
+            value = state_dict.get(prefix + name)
+            if buffer is not None and isinstance(value, Tensor) and value.shape != buffer.shape and self._resizes(name, value):
+                self._buffers[name] = torch.empty(value.shape, dtype=buffer.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.rebuild()
+
+    def _resizes(self, name: str, value: Tensor) -> bool:
+        """Whether a buffer may take the shape of a loaded one."""
+        return name in ("scale", "zero_point") and value.numel() == 1  # torch.ao writes either one element or none
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(keep_dtypes(fn, self._get_name()), recurse)
+        self.rebuild()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        built = {*self.__dict__.get("_built", ()), "_built"}
+        return {name: value for name, value in self.__dict__.items() if name not in built}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.rebuild()
+
+    def _get_name(self) -> str:
+        return f"Quantized{type(self).__name__}"
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}, zero_point={self.zero_point}" if "scale" in self._buffers else ""

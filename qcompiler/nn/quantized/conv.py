@@ -1,0 +1,143 @@
+"""nn.quantized.Conv1d, 2d, 3d and ConvTranspose1d, 2d, 3d."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from torch import nn
+
+from qcompiler.errors import ConfigError
+from qcompiler.nn.quantized.from_float import Parts
+from qcompiler.nn.quantized.weighted import WeightedModule
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+Size = int | tuple[int, ...]
+
+
+def _sizes(value: Any, dims: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * dims if len(values) == 1 else values
+
+
+class ConvNd(WeightedModule):
+    """What all convolutions share: settings with the names of the float modules'."""
+
+    _DIMS: ClassVar[int]
+    transposed: ClassVar[bool] = False
+
+    def _settings(self, in_channels: int, out_channels: int, kernel_size: Size, groups: int, bias: bool, **settings: Any) -> None:
+        """Called in place of __init__ by both kinds. Raises ConfigError for sizes that do not fit each other."""
+        kernel = _sizes(kernel_size, self._DIMS)
+        if groups < 1 or in_channels % groups or out_channels % groups or out_channels < 1:
+            raise ConfigError(f"{in_channels} in and {out_channels} out channels cannot be split in {groups} groups", code="channels")
+        pair = (in_channels, out_channels // groups) if self.transposed else (out_channels, in_channels // groups)
+        WeightedModule.__init__(self, (*pair, *kernel), out_channels if bias else None)
+        self.in_channels, self.out_channels, self.kernel_size, self.groups = in_channels, out_channels, kernel, groups
+        for name, value in settings.items():
+            setattr(self, name, value if isinstance(value, str) else _sizes(value, self._DIMS))
+        self.rebuild()
+
+    def _shown(self) -> dict[str, Any]:
+        """Settings with the value that need not be shown."""
+        zeros, ones = (0,) * self._DIMS, (1,) * self._DIMS
+        return {"padding": zeros, "dilation": ones, "output_padding": zeros, "groups": 1, "padding_mode": "zeros"}
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+        more = [f", {n}={getattr(self, n)}" for n, usual in self._shown().items() if getattr(self, n, usual) != usual]
+        return text + super().extra_repr() + "".join(more) + ("" if self.bias() is not None else ", bias=False")
+
+
+class Convolution(ConvNd):
+    """A convolution of a quint8 tensor (N, C, *size) or (C, *size), int8 weight (O, C / groups, *kernel), float bias."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
+                 dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros",
+                 device: Any = None, dtype: Any = None) -> None:  # fmt: skip
+        """Weights of zero. `padding`: also 'same' or 'valid'. `device` and `dtype` are taken for torch's sake and not used."""
+        del device, dtype
+        if padding_mode not in PADDING_MODES:
+            raise ConfigError(f"padding_mode {padding_mode!r} is not known", code="padding-mode", hint=f"one of {', '.join(PADDING_MODES)}")
+        if isinstance(padding, str) and padding not in ("same", "valid"):
+            raise ConfigError(f"padding {padding!r} is not known", code="padding", hint="a size, 'same' or 'valid'")
+        if padding == "same" and any(s != 1 for s in _sizes(stride, self._DIMS)):
+            raise ConfigError("padding='same' needs stride 1", code="padding")
+        self._settings(in_channels, out_channels, kernel_size, groups, bias, stride=stride, padding=padding, dilation=dilation,
+                       padding_mode=padding_mode)  # fmt: skip
+
+    @classmethod
+    def _like(cls, parts: Parts) -> Self:
+        m: Any = parts.base
+        bias = m.bias is not None or parts.norm is not None
+        return cls(m.in_channels, m.out_channels, m.kernel_size, m.stride, m.padding, m.dilation, m.groups, bias, m.padding_mode)
+
+
+class Transposed(ConvNd):
+    """A transposed convolution of a quint8 tensor (N, C, *size) or (C, *size), int8 weight (C, O / groups, *kernel)."""
+
+    transposed = True
+    padding_mode = "zeros"
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size = 0,
+                 output_padding: Size = 0, groups: int = 1, bias: bool = True, dilation: Size = 1, padding_mode: str = "zeros",
+                 device: Any = None, dtype: Any = None) -> None:  # fmt: skip
+        """Weights of zero. `device` and `dtype` are taken for torch's sake and not used."""
+        del device, dtype
+        if padding_mode != "zeros":
+            raise ConfigError(f"a transposed convolution has padding_mode 'zeros', not {padding_mode!r}", code="padding-mode")
+        self._settings(in_channels, out_channels, kernel_size, groups, bias, stride=stride, padding=padding,
+                       output_padding=output_padding, dilation=dilation)  # fmt: skip
+
+    @classmethod
+    def _like(cls, parts: Parts) -> Self:
+        m: Any = parts.base
+        bias = m.bias is not None or parts.norm is not None
+        return cls(m.in_channels, m.out_channels, m.kernel_size, m.stride, m.padding, m.output_padding, m.groups, bias, m.dilation)
+
+
+class Conv1d(Convolution):
+    """nn.Conv1d on a quint8 tensor (N, C, L) or (C, L)."""
+
+    _FLOAT_MODULE: ClassVar[Any] = nn.Conv1d
+    _BASE = nn.Conv1d
+    _OP, _DIMS, _RANKS = "conv1d", 1, (3, 2)
+
+
+class Conv2d(Convolution):
+    """nn.Conv2d on a quint8 tensor (N, C, H, W) or (C, H, W)."""
+
+    _FLOAT_MODULE: ClassVar[Any] = nn.Conv2d
+    _BASE = nn.Conv2d
+    _OP, _DIMS, _RANKS = "conv2d", 2, (4, 3)
+
+
+class Conv3d(Convolution):
+    """nn.Conv3d on a quint8 tensor (N, C, D, H, W) or (C, D, H, W)."""
+
+    _FLOAT_MODULE: ClassVar[Any] = nn.Conv3d
+    _BASE = nn.Conv3d
+    _OP, _DIMS, _RANKS = "conv3d", 3, (5, 4)
+
+
+class ConvTranspose1d(Transposed):
+    """nn.ConvTranspose1d on a quint8 tensor (N, C, L) or (C, L)."""
+
+    _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose1d
+    _BASE = nn.ConvTranspose1d
+    _OP, _DIMS, _RANKS = "conv_transpose1d", 1, (3, 2)
+
+
+class ConvTranspose2d(Transposed):
+    """nn.ConvTranspose2d on a quint8 tensor (N, C, H, W) or (C, H, W)."""
+
+    _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose2d
+    _BASE = nn.ConvTranspose2d
+    _OP, _DIMS, _RANKS = "conv_transpose2d", 2, (4, 3)
+
+
+class ConvTranspose3d(Transposed):
+    """nn.ConvTranspose3d on a quint8 tensor (N, C, D, H, W) or (C, D, H, W)."""
+
+    _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose3d
+    _BASE = nn.ConvTranspose3d
+    _OP, _DIMS, _RANKS = "conv_transpose3d", 3, (5, 4)

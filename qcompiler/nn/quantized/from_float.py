@@ -1,0 +1,172 @@
+"""What a quantized module takes from the float or QAT module it replaces: folded weights, their qparams, the result's qparams."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompiler.backends.torch import conv
+from qcompiler.backends.torch.depthwise import shrink_to_safe
+from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.errors import CalibrationError, ConfigError, NumericsError, QCompilerError, Where
+from qcompiler.ir.types import QParams
+from qcompiler.observers.base import as_qparams
+from qcompiler.ops.batch_norm import fold
+from qcompiler.ops.reference import quantize_weight
+from qcompiler.ops.spec import Op
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A float module taken apart: the module with the weight, a BatchNorm behind it, and what follows."""
+
+    base: nn.Module
+    norm: nn.Module | None
+    tail: tuple[nn.Module, ...]
+
+
+def parts_of(mod: nn.Module) -> Parts:
+    """By structure: a sequence [conv, bn, relu] (nn.intrinsic's, torch's or anyone's), or one module, which may hold a `bn`."""
+    if not isinstance(mod, nn.Sequential):
+        norm = getattr(mod, "bn", None)
+        return Parts(mod, norm if isinstance(norm, nn.Module) else None, ())
+    children = list(mod.children())
+    if not children:
+        raise ConfigError(f"{type(mod).__name__} is empty", code="from-float")
+    follows = len(children) > 1 and isinstance(children[1], nn.modules.batchnorm._BatchNorm)
+    norm = children[1] if follows else getattr(children[0], "bn", None)
+    return Parts(children[0], norm if isinstance(norm, nn.Module) else None, tuple(children[1 + follows :]))
+
+
+def output_qparams(mod: nn.Module, where: Where) -> tuple[float, int]:
+    """(scale, zero_point) of the result, from the observer or fake-quantize that saw it.
+
+    Raises CalibrationError where there is none or it saw no data, ConfigError where it did not observe uint8.
+    """
+    observer = getattr(mod, "activation_post_process", None)
+    if observer is None:
+        raise CalibrationError(f"{type(mod).__name__} has no activation_post_process: nothing observed its result", code="not-calibrated",
+                               where=where, hint="set .qconfig, call prepare, and run it on data")  # fmt: skip
+    try:
+        qparams = qparams_of(observer)
+    except QCompilerError as error:
+        error.where = where
+        raise
+    if qparams.dtype is not torch.uint8:
+        raise ConfigError(f"the result was observed as {qparams.dtype}; the kernels give torch.uint8", code="activation-dtype", where=where,
+                          hint="use an activation observer with dtype=torch.quint8")  # fmt: skip
+    assert isinstance(qparams.scale, float) and isinstance(qparams.zero_point, int)
+    return qparams.scale, qparams.zero_point
+
+
+def qparams_of(observer: Any) -> QParams:
+    """The qparams of an observer or fake-quantize, ours or torch's own. CalibrationError where it saw no data."""
+    if hasattr(observer, "qparams"):
+        return observer.qparams()  # type: ignore[no-any-return]
+    low = getattr(getattr(observer, "activation_post_process", observer), "min_val", None)
+    if isinstance(low, Tensor) and (low.numel() == 0 or bool(low.isinf().all())):
+        raise CalibrationError(f"this {type(observer).__name__} saw no data", code="not-calibrated", hint="run the prepared model on data")
+    scale, zero_point = observer.calculate_qparams()
+    return as_qparams(scale, zero_point, _Foreign(observer))
+
+
+class _Foreign:
+    """What as_qparams reads of an observer, from one of torch.ao's."""
+
+    def __init__(self, observer: Any) -> None:
+        self.quant_min, self.quant_max = observer.quant_min, observer.quant_max
+        self.dtype = {torch.quint8: torch.uint8, torch.qint8: torch.int8}.get(observer.dtype, observer.dtype)
+        self.is_per_channel = observer.qscheme in (torch.per_channel_affine, torch.per_channel_symmetric)
+        self.ch_axis = observer.ch_axis
+
+
+def float_weight(parts: Parts, weight_axis: int) -> tuple[Tensor, Tensor | None]:
+    """(weight, bias) of the base module, with the BatchNorm's running statistics folded in."""
+    base: Any = parts.base
+    weight, bias = base.weight.detach().float(), None if base.bias is None else base.bias.detach().float()
+    bn: Any = parts.norm
+    if bn is None:
+        return weight, bias
+    if bn.running_mean is None:
+        raise ConfigError(f"the {type(bn).__name__} keeps no running statistics, so it cannot be folded", code="batch-norm")
+    statistics: list[Any] = [None if t is None else t.detach() for t in (bn.running_mean, bn.running_var, bn.weight, bn.bias)]
+    if not bool((statistics[1].double() + bn.eps > 0).all()) or not bool(torch.isfinite(statistics[0]).all()):
+        raise NumericsError("BatchNorm's running statistics are negative, zero without eps, or not finite", code="bad-batch-norm")
+    return fold(weight, bias, *statistics, eps=bn.eps, weight_axis=weight_axis, groups=getattr(base, "groups", 1))
+
+
+@dataclass(frozen=True)
+class Int8:
+    """A weight as it is stored; `axis` None is per tensor, and then scale and zero_point have no dimension."""
+
+    values: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    axis: int | None
+
+
+def int8_weight(row: Op, attributes: dict[str, Any], weight: Tensor, mod: nn.Module, engine: str, where: Where) -> Int8:
+    """The weight quantized with the module's fake-quantize, which keeps its qparams, or with its qconfig's observer.
+
+    Depthwise weights are made safe for 16-bit sums. Raises ConfigError where neither is there, or for a dtype other than int8.
+    """
+    trained = getattr(mod, "weight_fake_quant", None)
+    observer = trained if trained is not None else _observed(row, attributes, weight, mod, engine, where)
+    qparams = qparams_of(observer)
+    if qparams.dtype is not torch.int8:
+        raise ConfigError(f"the weight was observed as {qparams.dtype}; the kernels take torch.int8", code="weight-dtype", where=where)
+    axis = None if qparams.channel_axis is None else row.weight_axis
+    shape = () if axis is None else (-1,)
+    scale = torch.tensor(qparams.scale, dtype=torch.float64).reshape(shape)
+    zero_point = torch.tensor(qparams.zero_point, dtype=torch.int64).reshape(shape)
+    scale = _safe(row, attributes, weight, scale, engine, trained is not None, where)
+    return Int8(quantize_weight(weight, scale, zero_point, axis, qparams.quant_min, qparams.quant_max), scale, zero_point, axis)
+
+
+def _observed(row: Op, attributes: dict[str, Any], weight: Tensor, mod: nn.Module, engine: str, where: Where) -> Any:
+    """The qconfig's weight observer after it saw the weight; one for the whole tensor where the kernel takes no channels."""
+    observer = _weight_observer(mod, where)
+    if _per_channel(observer):
+        if conv.per_channel(row.name, engine, attributes.get("groups", 1)):
+            observer.ch_axis = row.weight_axis
+        else:
+            observer = TorchTarget(engine).per_tensor_weight_observer(observer)
+            _warn(where, f"{row.name} on {engine} takes one weight scale, not one per channel: quantized per tensor")
+    try:
+        observer(weight)
+    except NumericsError as error:
+        raise NumericsError(f"weight: {error.message}", code=error.code, where=where) from error
+    return observer
+
+
+def _weight_observer(mod: nn.Module, where: Where) -> Any:
+    qconfig: Any = getattr(mod, "qconfig", None)
+    qconfig = qconfig or next((q for q in (getattr(child, "qconfig", None) for child in mod.children()) if q), None)
+    if qconfig is None:
+        raise ConfigError(f"{type(mod).__name__} has no qconfig, which says how to quantize its weight", code="no-qconfig", where=where,
+                          hint="set .qconfig on it or on the model and call prepare")  # fmt: skip
+    return qconfig.weight()
+
+
+def _per_channel(observer: Any) -> bool:
+    return observer.qscheme in (torch.per_channel_affine, torch.per_channel_symmetric)
+
+
+def _warn(where: Where, text: str) -> None:
+    place = f"{where.module_path}: " if where.module_path else ""
+    warnings.warn(place + text, UserWarning, stacklevel=2)
+
+
+def _safe(row: Op, attributes: dict[str, Any], weight: Tensor, scale: Tensor, engine: str, trained: bool, where: Where) -> Tensor:
+    """The scales, enlarged where fbgemm's depthwise kernel could overflow 16 bits."""
+    if conv.saturation(row.name, tuple(weight.shape), attributes, engine, TorchTarget(engine).isa) != "pairs":
+        return scale
+    safe = shrink_to_safe(weight, scale)
+    if trained and not torch.equal(safe, scale):
+        _warn(where, f"{int((safe != scale).sum())} of {scale.numel()} trained weight scales were enlarged: {engine}'s depthwise kernel "
+                     "adds in 16 bits, which these weights would overflow")  # fmt: skip
+    return safe

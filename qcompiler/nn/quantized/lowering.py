@@ -1,0 +1,119 @@
+"""The graph of one quantized module: its op (or few) on quint8 inputs, emitted by the kernel table and compiled by codegen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qcompiler.backends.torch.kernels import Refused, select
+from qcompiler.backends.torch.site import Emit, Operand, Site, Weight, host_isa
+from qcompiler.codegen.bind import bind, define, resolve
+from qcompiler.codegen.build import Built, build
+from qcompiler.codegen.emit import Dialect, Emitter
+from qcompiler.codegen.module import quantized_engine, run_once
+from qcompiler.errors import UnsupportedOpError
+from qcompiler.ir.types import VALUE, QParams, Value
+from qcompiler.ops.spec import Output
+from qcompiler.ops.table import OPS
+
+
+class Lowering:
+    """A LOWERED graph in the making. `input`, `constant` and `weight` give arguments for `call`."""
+
+    def __init__(self, engine: str) -> None:
+        self.engine = engine
+        self.root, self.graph = nn.Module(), fx.Graph()
+        self.graph.owning_module = self.root  # type: ignore[assignment]
+        self.emit = Emit(self.graph, self.root)
+
+    def input(self, name: str, rank: int | None) -> Operand:
+        """A quint8 argument of forward; its qparams are known at each call only."""
+        node = self.graph.placeholder(name)
+        node.meta[VALUE] = Value(None if rank is None else (1,) * rank, torch.quint8)
+        return Operand(node, None)
+
+    def constant(self, name: str, value: Tensor | None) -> fx.Node | None:
+        """A plain tensor of the module; None stays None."""
+        return None if value is None else self.emit.constant(f"t_{name}", value)
+
+    def weight(self, values: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Weight:
+        """An int8 weight; `axis` None is per tensor."""
+        names = ("weight", "weight_scale", "weight_zero_point")
+        parts = [self.emit.constant(f"t_{name}", value) for name, value in zip(names, (values, scale, zero_point))]
+        return Weight(parts[0], parts[1], parts[2], axis, tuple(values.shape))
+
+    def call(self, op: str, *args: Any, scale: float | None = None, zero_point: int = 0, **attributes: Any) -> Operand:
+        """One row of the op table on int8 operands, by the first kernel that takes it; attributes as in its canonical call.
+
+        `scale` None: the op keeps its input's qparams. UnsupportedOpError where no kernel of the engine takes it.
+        """
+        row = OPS.rows[op]
+        own = None if scale is None or row.output is Output.SAME else QParams(scale, zero_point, 0, 255, torch.uint8)
+        output = own or (args[0].qparams if isinstance(args[0], Operand) else None) or QParams(1.0, 0, 0, 255, torch.uint8)
+        site = Site(row, fx.Graph().call_function(row.fn), args, attributes, output, self.engine, host_isa())
+        kernel = select(site)
+        if isinstance(kernel, Refused):
+            raise UnsupportedOpError(f"no int8 kernel for {op} on {self.engine}: {kernel}", code="no-kernel")
+        return Operand(kernel.emit(site, self.emit), own)
+
+    def program(self, result: Operand | fx.Node, title: str) -> Built:
+        """The program that returns `result`."""
+        self.graph.output(result.node if isinstance(result, Operand) else result)
+        self.root.graph = self.graph  # type: ignore[assignment]  # all that build reads of a GraphModule; making one costs more than the rest
+        return build(self.root, title)  # type: ignore[arg-type]
+
+
+class ModuleEmitter(Emitter):
+    """Source of a quantized module's forward. What it was not made for goes to the module's slow path and its answer is returned."""
+
+    def __init__(self, built: Built, dialect: Dialect, refused_rank: str) -> None:
+        super().__init__(built.program, built.scales, built.zero_points, dialect)
+        self.refused_rank = refused_rank
+
+    def checks(self) -> list[str]:
+        names = [i.name for i in self.program.inputs]
+        tensor, quint8 = self.named("Tensor", "Tensor"), self.named("quint8", "quint8")
+        tests = [f"not isinstance({n}, {tensor}) or {n}.dtype is not {quint8}" for n in names]
+        tests += [f"{names[0]}.dim() {self.refused_rank}"] if self.refused_rank else []
+        return [f"if {' or '.join(tests)}:", f"    return self._otherwise({', '.join(names)})"]
+
+    def namespace(self, resolve: Callable[[str], Any]) -> dict[str, Any]:
+        return super().namespace(resolve) | {name: torch.quint8 for key, name in self.globals.items() if key == "quint8"}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a module needs to run: `forward(self, ...)`, and the packs and tensors that its TorchScript form reads from self.
+
+    `forward.__wrapped__` is that form: torch.jit.script unwraps functions before it reads their source. `script` identifies it.
+    """
+
+    built: Built
+    packs: Mapping[str, Any]
+    forward: Callable[..., Any]
+    attributes: Mapping[str, Any]
+    source: str
+    script: str
+
+
+def compile_module(lowering: Lowering, result: Operand | fx.Node, title: str, refused_rank: str, like: Sequence[Compiled] = ()) -> Compiled:
+    """Packs and binds. Packs are shared with a module in `like` that makes the same ones."""
+    built = lowering.program(result, title)
+    shared = next((c.packs for c in like if c.built.program.once == built.program.once), None)
+    if shared is None:
+        with quantized_engine(lowering.engine):
+            shared = run_once(built.program, built.tensors.__getitem__, built.scales, built.zero_points)
+    bound = bind(ModuleEmitter(built, Dialect.BOUND, refused_rank), shared, built.tensors.__getitem__)
+    emitter = ModuleEmitter(built, Dialect.SCRIPT, "")
+    emitted = emitter.emit()
+    namespace = emitter.namespace(resolve)
+    bound.forward.__globals__.update(namespace)  # where torch.jit looks names up, also those of the unwrapped source
+    bound.forward.__wrapped__ = define(emitted.source, namespace, f"script {title}")  # type: ignore[attr-defined]
+    attributes = {alias: shared[name] for name, alias in emitted.packs.items()}
+    attributes |= {alias: built.tensors[path] for path, alias in emitted.tensors.items()}
+    return Compiled(built, shared, bound.forward, attributes, bound.source, hashlib.sha256(emitted.source.encode()).hexdigest())

@@ -1,0 +1,154 @@
+"""WeightedModule: a quantized module with an int8 weight and a float bias."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, fx, nn
+
+from qcompiler.backends.torch.site import Operand
+from qcompiler.errors import ConfigError, Where
+from qcompiler.nn.quantized.base import QuantizedModule
+from qcompiler.nn.quantized.from_float import Parts, float_weight, int8_weight, output_qparams, parts_of
+from qcompiler.nn.quantized.lowering import Lowering
+from qcompiler.ops.spec import Op
+from qcompiler.ops.table import OPS
+
+RELU = (0.0, None)
+
+
+class WeightedModule(QuantizedModule):
+    """Base of convolutions and linear. Buffers: `weight` (int8), `weight_scale` and `weight_zero_point` (no dimension: per
+    tensor; a vector: along the output channels), `bias` (float32 or None), `scale`, `zero_point`.
+
+    `_OP` names the row; its attributes are read from the module as from the float one. `_BOUNDS` clamps the result.
+    """
+
+    _OP: ClassVar[str]
+    _BASE: ClassVar[type[nn.Module]]  # float module that holds the weight
+    _TAIL: ClassVar[tuple[type[nn.Module], ...]] = ()  # what follows it in a fused module
+    _BOUNDS: ClassVar[tuple[float | None, float | None] | None] = None
+
+    def __init__(self, shape: tuple[int, ...], bias: int | None) -> None:
+        """A weight of zeros of this shape; `bias`: number of its elements, None for none."""
+        super().__init__()
+        self._buffers["weight"] = torch.zeros(shape, dtype=torch.int8)
+        self._buffers["weight_scale"] = torch.tensor(1.0, dtype=torch.float64)
+        self._buffers["weight_zero_point"] = torch.tensor(0, dtype=torch.int64)
+        self._buffers["bias"] = None if bias is None else torch.zeros(bias)
+
+    @classmethod
+    def _row(cls) -> Op:
+        return OPS.rows[cls._OP]
+
+    def _attributes(self) -> dict[str, Any]:
+        """The keyword attributes of the canonical call."""
+        return dict(self._row().modules[0].attributes(self))
+
+    def _axis(self) -> int | None:
+        scale = self._buffers["weight_scale"]
+        assert scale is not None
+        return self._row().weight_axis if scale.dim() else None
+
+    def _parameters_in(self, lowering: Lowering) -> tuple[Any, fx.Node | None]:
+        """(weight, bias) as arguments of a call."""
+        values, scale, zero_point = (self._buffers[n] for n in ("weight", "weight_scale", "weight_zero_point"))
+        assert values is not None and scale is not None and zero_point is not None
+        return lowering.weight(values, scale, zero_point, self._axis()), lowering.constant("bias", self._buffers["bias"])
+
+    def _lower(self, lowering: Lowering, *inputs: Operand) -> Operand | fx.Node:
+        bounds = {} if self._BOUNDS is None else {"bounds": self._BOUNDS}
+        parameters = self._parameters_in(lowering)
+        return lowering.call(self._OP, inputs[0], *parameters, scale=self.scale, zero_point=self.zero_point, **self._attributes(), **bounds)
+
+    def weight(self) -> Tensor:
+        """The weight as a quantized tensor."""
+        values, scale, zero_point = (self._buffers[n] for n in ("weight", "weight_scale", "weight_zero_point"))
+        assert values is not None and scale is not None and zero_point is not None
+        axis = self._axis()
+        if axis is None:
+            return torch._make_per_tensor_quantized_tensor(values, float(scale), int(zero_point))
+        return torch._make_per_channel_quantized_tensor(values, scale, zero_point, axis)
+
+    def bias(self) -> Tensor | None:
+        """The float bias."""
+        return self._buffers["bias"]
+
+    def set_weight_bias(self, w: Tensor, b: Tensor | None) -> None:
+        """Takes a qint8 tensor (per tensor, or per output channel) and a float bias.
+
+        Raises ConfigError for another shape, dtype or channel axis.
+        """
+        held = self._buffers["weight"]
+        assert held is not None
+        if not w.is_quantized or w.dtype is not torch.qint8 or w.shape != held.shape:
+            raise ConfigError(f"the weight of this {self._get_name()} is a qint8 tensor of shape {tuple(held.shape)}, not {w.dtype} of "
+                              f"{tuple(w.shape)}", code="weight-shape", where=self._where())  # fmt: skip
+        if w.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+            scale, zero_point = torch.tensor(w.q_scale()), torch.tensor(w.q_zero_point())
+        elif w.q_per_channel_axis() == self._row().weight_axis:
+            scale, zero_point = w.q_per_channel_scales(), w.q_per_channel_zero_points()
+        else:
+            raise ConfigError(f"the weight is quantized along axis {w.q_per_channel_axis()}, not {self._row().weight_axis}",
+                              code="weight-axis", where=self._where())  # fmt: skip
+        self._hold(w.int_repr(), scale, zero_point, b)
+
+    def _hold(self, values: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None) -> None:
+        self._buffers["weight"] = values.detach().contiguous()
+        self._buffers["weight_scale"] = scale.detach().to(torch.float64).clone()
+        self._buffers["weight_zero_point"] = zero_point.detach().to(torch.int64).clone()
+        self._buffers["bias"] = None if bias is None else bias.detach().float().clone()
+        self.rebuild()
+
+    def _weight_bias(self) -> tuple[Tensor, Tensor | None]:
+        return self.weight(), self.bias()
+
+    def _resizes(self, name: str, value: Tensor) -> bool:
+        return super()._resizes(name, value) or name in ("weight_scale", "weight_zero_point")
+
+    @classmethod
+    def _like(cls, parts: Parts) -> Self:
+        """A module of the float one's settings, weights of zero."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Self:
+        """The quantized form of a prepared float module, of a fused one (BatchNorm is folded) or of a QAT module.
+
+        Weight: qparams of `weight_fake_quant`, else of the qconfig's observer. Result: those of `activation_post_process`.
+        Raises ConfigError for another module or without a qconfig, CalibrationError where nothing was observed.
+        """
+        del use_precomputed_fake_quant  # a fake-quantize's own qparams are always used
+        where = Where(module_path=getattr(mod, "_qc_path", None))
+        parts = parts_of(mod)
+        cls._expect(mod, parts, where)
+        scale, zero_point = output_qparams(mod, where)
+        row = cls._row()
+        weight, bias = float_weight(parts, row.weight_axis)
+        attributes = dict(row.modules[0].attributes(parts.base))
+        holder = mod if hasattr(mod, "weight_fake_quant") or getattr(mod, "qconfig", None) else parts.base
+        int8 = int8_weight(row, attributes, weight, holder, torch.backends.quantized.engine, where)
+        made = cls._like(parts)
+        made._qc_path = where.module_path or ""
+        made._buffers["scale"], made._buffers["zero_point"] = torch.tensor(scale, dtype=torch.float64), torch.tensor(zero_point)
+        made._hold(int8.values, int8.scale, int8.zero_point, bias)
+        made.train(mod.training)
+        return made
+
+    @classmethod
+    def _expect(cls, mod: nn.Module, parts: Parts, where: Where) -> None:
+        """Raises ConfigError where this class does not stand for `mod`."""
+        trained = hasattr(mod, "weight_fake_quant")
+        same = isinstance(parts.base, cls._BASE) or (trained and hasattr(parts.base, "weight"))
+        tail = all(isinstance(m, t) for m, t in zip(parts.tail, cls._TAIL)) and (trained or len(parts.tail) == len(cls._TAIL))
+        if not same or not tail:
+            chain = ", ".join(type(m).__name__ for m in (parts.base, *([parts.norm] if parts.norm else []), *parts.tail))
+            wanted = ", ".join([cls._BASE.__name__, *(t.__name__ for t in cls._TAIL)])
+            package = cls.__module__.rpartition(".")[0]
+            raise ConfigError(f"{package}.{cls.__name__} stands for [{wanted}], not for {type(mod).__name__} [{chain}]",
+                              code="from-float", where=where)  # fmt: skip
+
+    def extra_repr(self) -> str:
+        scheme = "per tensor" if self._axis() is None else "per channel"
+        return f"scale={self.scale}, zero_point={self.zero_point}, weight {scheme}"
