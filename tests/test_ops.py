@@ -59,6 +59,8 @@ CASES: dict[str, Case] = {
     "layer_norm": Case(((2, 5, 8),), AFFINE, {"normalized_shape": (8,), "eps": 1e-3}),
     "group_norm": Case((IMAGE,), AFFINE, {"num_groups": 2, "eps": 1e-3}),
     "instance_norm": Case((IMAGE,), AFFINE, {"eps": 1e-3}),
+    "linear_leaky_relu": Case(attributes={"negative_slope": 0.2}),
+    "conv2d_add": Case(attributes={"stride": 2}),
     "add": Case((IMAGE, IMAGE), attributes={"alpha": 2}),
     "sub": Case((IMAGE, IMAGE), attributes={"alpha": 2}),
     "mul": Case((IMAGE, IMAGE)),

@@ -64,6 +64,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, bounds: Bou
     return clip(F.linear(x, weight, bias), bounds)
 
 
+def linear_leaky_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, negative_slope: float = 0.01) -> Tensor:
+    return F.leaky_relu(F.linear(x, weight, bias), negative_slope)
+
+
+def linear_tanh(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.tanh(F.linear(x, weight, bias))
+
+
+def conv2d_add(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+               groups: int = 1, padding_mode: str = "zeros", bounds: Bounds = None) -> Tensor:  # fmt: skip
+    x, padding = pad_for(x, padding, 2, padding_mode)
+    return clip(F.conv2d(x, weight, bias, stride, padding, dilation, groups) + other, bounds)
+
+
 def batch_norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5,
                bounds: Bounds = None) -> Tensor:  # fmt: skip
     """BatchNorm with fixed statistics (eval mode), any number of trailing dimensions."""

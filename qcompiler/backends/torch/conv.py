@@ -134,7 +134,7 @@ def _grouped(site: Site, emit: Emit) -> tuple[fx.Node, int]:
     return emit.call(runtime.merge_groups, weight.node, weight.zero_point, count, size), count // size
 
 
-def _padded(site: Site, emit: Emit, source: Any, kernel: tuple[int, ...]) -> tuple[Any, list[int]]:
+def padded(site: Site, emit: Emit, source: Any, kernel: tuple[int, ...]) -> tuple[Any, list[int]]:
     """The input as the kernel takes it and the padding left to it: it pads with zeros, alike on both sides."""
     sides, mode = sides_of(site, kernel), site.get("padding_mode", "zeros")
     if (mode == "zeros" and all(a == b for a, b in sides)) or not any(b for _, b in sides):
@@ -143,17 +143,23 @@ def _padded(site: Site, emit: Emit, source: Any, kernel: tuple[int, ...]) -> tup
     return emit.call(floats.pad_own, source, flat, "constant" if mode == "zeros" else mode), [0] * len(kernel)
 
 
-def emit_conv(site: Site, emit: Emit) -> fx.Node:
-    """prepack (once) and quantized::convNd; padding that the kernel lacks is a pad before it."""
-    x, weight = site.args[0], site.args[1]
+def packed(site: Site, emit: Emit) -> tuple[Any, fx.Node, list[int]]:
+    """The input as the kernel takes it, the pack (once), and the padding that the kernel does."""
+    weight = site.args[1]
     kernel = weight.shape[2:]
     dims = len(kernel)
-    prepack, plain, relu = CONV[dims]
-    source, padding = _padded(site, emit, batched(site, emit, x, dims), kernel)
+    source, padding = padded(site, emit, batched(site, emit, site.args[0], dims), kernel)
     stride, dilation = ints(site.get("stride", 1), dims), ints(site.get("dilation", 1), dims)
     values, count = _grouped(site, emit)
     names = (values, weight.scale, weight.zero_point, bias_of(site))
-    pack = emit.call(prepack, *names, stride, padding, dilation, count, axis_of(weight), tag(site))
+    return source, emit.call(CONV[dims][0], *names, stride, padding, dilation, count, axis_of(weight), tag(site)), padding
+
+
+def emit_conv(site: Site, emit: Emit) -> fx.Node:
+    """prepack (once) and quantized::convNd; padding that the kernel lacks is a pad before it."""
+    dims = len(site.args[1].shape) - 2
+    _, plain, relu = CONV[dims]
+    source, pack, _ = packed(site, emit)
     with_relu = needs_relu(site)
     result = emit.call(relu if with_relu else plain, source, pack, site.scale, site.zero_point)
     return finish(site, emit, unbatched(site, emit, result, dims), relu_done=with_relu)

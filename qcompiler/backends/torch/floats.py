@@ -198,6 +198,23 @@ def mean_float(x: torch.Tensor, dim: list[int] | None, keepdim: bool, scale: flo
     return torch.quantize_per_tensor(torch.mean(x.dequantize(), dim, keepdim), scale, zero_point, torch.quint8)
 
 
+def conv2d_add_float(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    other: torch.Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    scale: float,
+    zero_point: int,
+) -> torch.Tensor:
+    """dequantize - conv2d with float weights and a sum - quantize."""
+    y = torch.nn.functional.conv2d(x.dequantize(), weight, bias, stride, padding, dilation, groups)
+    return torch.quantize_per_tensor(y + other.dequantize(), scale, zero_point, torch.quint8)
+
+
 def conv_transpose1d_float(
     x: torch.Tensor,
     weight: torch.Tensor,

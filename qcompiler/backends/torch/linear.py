@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -24,28 +26,36 @@ def refuse_linear(site: Site) -> str | None:
     return refuse_weight(site.args[1], site, axis=0)
 
 
-def emit_linear(site: Site, emit: Emit) -> fx.Node:
-    """prepack (once) and quantized::linear; any number of leading dimensions, for a vector one is added for the call."""
+def packed(site: Site, emit: Emit) -> tuple[Any, fx.Node]:
+    """The input with at least two dimensions, and the pack (once)."""
     x, weight = site.args[0], site.args[1]
-    vector = site.rank == 1
-    rows = emit.call(torch.ops.aten.unsqueeze.default, x, 0) if vector else x
+    rows = emit.call(torch.ops.aten.unsqueeze.default, x, 0) if site.rank == 1 else x
     names = (weight.node, weight.scale, weight.zero_point, bias_of(site))
-    pack = emit.call(runtime.prepack_linear, *names, axis_of(weight), tag(site))
+    return rows, emit.call(runtime.prepack_linear, *names, axis_of(weight), tag(site))
+
+
+def like_input(site: Site, emit: Emit, result: fx.Node) -> fx.Node:
+    """Takes the dimension away again that `packed` adds to a vector."""
+    return emit.call(torch.ops.aten.squeeze.dim, result, 0) if site.rank == 1 else result
+
+
+def emit_linear(site: Site, emit: Emit) -> fx.Node:
+    """prepack (once) and quantized::linear; any number of leading dimensions."""
+    rows, pack = packed(site, emit)
     with_relu = needs_relu(site)
     kernel = OPS.linear_relu.default if with_relu else OPS.linear.default
     result = emit.call(kernel, rows, pack, site.scale, site.zero_point)
-    result = emit.call(torch.ops.aten.squeeze.dim, result, 0) if vector else result
-    return finish(site, emit, result, relu_done=with_relu)
+    return finish(site, emit, like_input(site, emit, result), relu_done=with_relu)
 
 
 def emit_linear_to_float(site: Site, emit: Emit) -> fx.Node:
     """int8 product, float result: the op takes a float input and quantizes it, which gives back the codes it was made from."""
-    x, weight = site.args[0], site.args[1]
-    names = (weight.node, weight.scale, weight.zero_point, bias_of(site))
-    pack = emit.call(runtime.prepack_linear, *names, axis_of(weight), "")
-    real = emit.call(torch.ops.aten.dequantize.self, x)
+    x = site.args[0]
+    rows, pack = packed(site, emit)
+    real = emit.call(torch.ops.aten.dequantize.self, rows)
     known = (x.qparams.scale, x.qparams.zero_point) if x.qparams else [emit.call(f, x) for f in QPARAMS]
     result = emit.call(OPS.linear_with_input_q_dq_qweight_dq_output_fp32.default, real, *known, pack)
+    result = like_input(site, emit, result)
     low, high = site.get("bounds") or (None, None)
     return result if low is None and high is None else emit.call(torch.ops.aten.clamp.default, result, low, high)
 

@@ -200,6 +200,56 @@ def prepack_linear(
 prepack_linear.once = True  # type: ignore[attr-defined]
 
 
+def linear_leaky_relu_onednn(
+    x: torch.Tensor,
+    pack: torch.classes.quantized.LinearPackedParamsBase,  # type: ignore[name-defined]
+    negative_slope: float,
+    scale: float,
+    zero_point: int,
+) -> torch.Tensor:
+    """linear and leaky_relu in one kernel. The op looks at the current engine, whatever engine made the pack."""
+    if not torch.jit.is_scripting() and torch.backends.quantized.engine != "onednn":
+        raise RuntimeError("this kernel was packed for onednn and runs only where torch.backends.quantized.engine is onednn")
+    return torch.ops.quantized.linear_leaky_relu(x, pack, scale, zero_point, negative_slope)  # type: ignore[no-any-return]
+
+
+def linear_tanh_onednn(
+    x: torch.Tensor,
+    pack: torch.classes.quantized.LinearPackedParamsBase,  # type: ignore[name-defined]
+    scale: float,
+    zero_point: int,
+) -> torch.Tensor:
+    """linear and tanh in one kernel. The op looks at the current engine, whatever engine made the pack."""
+    if not torch.jit.is_scripting() and torch.backends.quantized.engine != "onednn":
+        raise RuntimeError("this kernel was packed for onednn and runs only where torch.backends.quantized.engine is onednn")
+    return torch.ops.quantized.linear_tanh(x, pack, scale, zero_point)  # type: ignore[no-any-return]
+
+
+def conv2d_add_onednn(
+    x: torch.Tensor,
+    other: torch.Tensor,
+    pack: torch.classes.quantized.Conv2dPackedParamsBase,  # type: ignore[name-defined]
+    channels: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    scale: float,
+    zero_point: int,
+) -> torch.Tensor:
+    """conv2d and a sum in one kernel. It writes into `other` and believes its shape: so it gets a copy of the right one.
+
+    The op looks at the current engine, whatever engine made the pack.
+    """
+    if not torch.jit.is_scripting() and torch.backends.quantized.engine != "onednn":
+        raise RuntimeError("this kernel was packed for onednn and runs only where torch.backends.quantized.engine is onednn")
+    shape = [x.size(0), channels]
+    for i in range(2):
+        shape.append((x.size(2 + i) + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1)
+    summand = other.expand(shape).clone(memory_format=torch.channels_last)
+    return torch.ops.quantized.conv2d_add(x, summand, pack, scale, zero_point)  # type: ignore[no-any-return]
+
+
 def pad_end(x: torch.Tensor, dim: int, size: int) -> torch.Tensor:
     """Zeros appended along `dim` up to `size`."""
     shape = list(x.shape)
