@@ -157,20 +157,30 @@ def linear_cases(high: int, extreme: bool) -> Iterator[Case]:
     yield Case("matmul", "broadcast", (activation((2, 3, 8, 20), high), activation((20, 7), high, False, 0.01)))
 
 
+# (label, layout of what is added, settings)
+RESIDUALS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("plain", "", {}),
+    ("relu, view", "view", {"bounds": (0.0, None)}),
+    ("clamp, channels_last", "channels_last", {"bounds": (-1.0, 2.0)}),
+    ("no batch", "empty", {}),
+    ("unbatched, relu", "unbatched", {"bounds": (0.0, None)}),
+    ("one value a channel", "spread", {}),
+)
+
+
 def epilogue_cases(high: int, extreme: bool) -> Iterator[Case]:
     for axis in (None, 0):
         for label, lead in (("plain", (5,)), ("leading dimensions", (2, 3)), ("no batch", (0,)), ("vector", ())):
             x, w, bias = activation((*lead, 37), high, extreme), weight((19, 37), axis, extreme), torch.randn(19)
             yield Case("linear_leaky_relu", f"{label}, {axis}", (x, w, bias), {"negative_slope": 0.1})
             yield Case("linear_tanh", f"{label}, {axis}", (x, Int8(w.values, w.scale / 20, w.zero_point, axis), bias))
-        for label, layout, relu in (("plain", "", False), ("relu", "view", True), ("relu", "channels_last", True), ("no batch", "empty", False),
-                                    ("unbatched", "unbatched", True), ("spread", "spread", False)):  # fmt: skip
+        for label, layout, bounds in RESIDUALS:
             x, other = activation((2, 8, 9, 7), high, extreme), _layout(activation((2, 12, 5, 4), high, extreme, 0.3), layout)
             other = other[:, :, :1, :1] if layout == "spread" else other
             if layout in ("unbatched", "empty"):
                 x, other = (x[0], other[0]) if layout == "unbatched" else (x[:0], other[:0])
-            settings = {"stride": 2, "padding": 1} | ({"bounds": (0.0, None)} if relu else {})
-            yield Case("conv2d_add", f"{label} {layout}, {axis}", (x, weight((12, 8, 3, 3), axis, extreme), torch.randn(12), other), settings)
+            args = (x, weight((12, 8, 3, 3), axis, extreme), torch.randn(12), other)
+            yield Case("conv2d_add", f"{label}, {axis}", args, {"stride": 2, "padding": 1, **bounds})
 
 
 def binary_cases(high: int, extreme: bool) -> Iterator[Case]:

@@ -208,7 +208,7 @@ def linear_leaky_relu_onednn(
     zero_point: int,
 ) -> torch.Tensor:
     """linear and leaky_relu in one kernel. The op looks at the current engine, whatever engine made the pack."""
-    if not torch.jit.is_scripting() and torch.backends.quantized.engine != "onednn":
+    if not torch.jit.is_scripting() and torch.backends.quantized.engine != "onednn":  # type: ignore[attr-defined]
         raise RuntimeError("this kernel was packed for onednn and runs only where torch.backends.quantized.engine is onednn")
     return torch.ops.quantized.linear_leaky_relu(x, pack, scale, zero_point, negative_slope)  # type: ignore[no-any-return]
 
@@ -220,7 +220,7 @@ def linear_tanh_onednn(
     zero_point: int,
 ) -> torch.Tensor:
     """linear and tanh in one kernel. The op looks at the current engine, whatever engine made the pack."""
-    if not torch.jit.is_scripting() and torch.backends.quantized.engine != "onednn":
+    if not torch.jit.is_scripting() and torch.backends.quantized.engine != "onednn":  # type: ignore[attr-defined]
         raise RuntimeError("this kernel was packed for onednn and runs only where torch.backends.quantized.engine is onednn")
     return torch.ops.quantized.linear_tanh(x, pack, scale, zero_point)  # type: ignore[no-any-return]
 
@@ -241,7 +241,7 @@ def conv2d_add_onednn(
 
     The op looks at the current engine, whatever engine made the pack.
     """
-    if not torch.jit.is_scripting() and torch.backends.quantized.engine != "onednn":
+    if not torch.jit.is_scripting() and torch.backends.quantized.engine != "onednn":  # type: ignore[attr-defined]
         raise RuntimeError("this kernel was packed for onednn and runs only where torch.backends.quantized.engine is onednn")
     shape = [x.size(0), channels]
     for i in range(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import weakref
 from collections.abc import Callable, Mapping
@@ -12,7 +13,8 @@ from torch import Tensor, fx, nn
 
 from qcompiler.backends.torch.site import Operand
 from qcompiler.codegen.module import keep_dtypes
-from qcompiler.errors import InputError, QCompilerError, Where
+from qcompiler.errors import ConfigError, InputError, QCompilerError, Where
+from qcompiler.nn.quantized.from_float import Parts
 from qcompiler.nn.quantized.lowering import Compiled, Lowering, compile_module
 
 QUANTIZE = "quantize it first: put a QuantStub (or nn.quantized.Quantize) before this module"
@@ -29,6 +31,8 @@ class QuantizedModule(nn.Module):
 
     _FLOAT_MODULE: ClassVar[Any] = None  # what it replaces: a class or a tuple of classes
     _QAT_MODULE: ClassVar[Any] = None
+    _BASE: ClassVar[type[nn.Module]] = nn.Module  # of the float module's parts, the one with the parameters
+    _TAIL: ClassVar[tuple[type[nn.Module], ...]] = ()  # what follows it in a fused module
     _INPUTS: ClassVar[tuple[str, ...]] = ("input",)
     _RANKS: ClassVar[tuple[int, ...]] = ()  # ranks of the first input, the usual one first; empty: any, with the same kernels
     _RANK_OR_MORE: ClassVar[bool] = False  # the first of _RANKS stands for all above it, too
@@ -58,9 +62,7 @@ class QuantizedModule(nn.Module):
 
     @scale.setter
     def scale(self, value: float) -> None:
-        self._own("scale")
-        self._buffers["scale"] = torch.tensor(float(value), dtype=torch.float64)
-        self.rebuild()
+        self._set_qparams(value, self.zero_point)
 
     @property
     def zero_point(self) -> int:
@@ -69,9 +71,27 @@ class QuantizedModule(nn.Module):
 
     @zero_point.setter
     def zero_point(self, value: int) -> None:
-        self._own("zero_point")
-        self._buffers["zero_point"] = torch.tensor(int(value), dtype=torch.int64)
+        self._set_qparams(self.scale, value)
+
+    def _set_qparams(self, scale: float, zero_point: int) -> None:
+        """Raises ConfigError for a pair that no quint8 tensor can have."""
+        if not (math.isfinite(scale) and scale > 0) or not 0 <= zero_point <= 255:
+            raise ConfigError(f"no quint8 tensor has scale {scale} and zero point {zero_point}", code="qparams", where=self._where())
+        self._buffers["scale"] = torch.tensor(float(scale), dtype=torch.float64)
+        self._buffers["zero_point"] = torch.tensor(int(zero_point), dtype=torch.int64)
         self.rebuild()
+
+    @classmethod
+    def _expect(cls, mod: nn.Module, parts: Parts, where: Where) -> None:
+        """Raises ConfigError where this class does not stand for `mod`. A QAT module has its activation inside."""
+        trained = hasattr(mod, "weight_fake_quant")
+        same = isinstance(parts.base, cls._BASE) or (trained and hasattr(parts.base, "weight"))
+        tail = all(isinstance(m, t) for m, t in zip(parts.tail, cls._TAIL)) and (trained or len(parts.tail) == len(cls._TAIL))
+        if not same or not tail:
+            wanted = ", ".join([cls._BASE.__name__, *(t.__name__ for t in cls._TAIL)])
+            package = cls.__module__.rpartition(".")[0]
+            raise ConfigError(f"{package}.{cls.__name__} stands for [{wanted}], not for {type(mod).__name__} [{parts}]",
+                              code="from-float", where=where)  # fmt: skip
 
     def _own(self, name: str) -> Tensor:
         value = self._buffers.get(name)

@@ -25,8 +25,11 @@ class Parts:
     """A float module taken apart: the module with the weight, a BatchNorm behind it, and what follows."""
 
     base: nn.Module
-    norm: nn.Module | None
+    norm: Any  # a BatchNorm or None
     tail: tuple[nn.Module, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(type(m).__name__ for m in (self.base, self.norm, *self.tail) if m is not None)
 
 
 def parts_of(mod: nn.Module) -> Parts:
@@ -88,15 +91,24 @@ def float_weight(parts: Parts, weight_axis: int) -> tuple[Tensor, Tensor | None]
     """(weight, bias) of the base module, with the BatchNorm's running statistics folded in."""
     base: Any = parts.base
     weight, bias = base.weight.detach().float(), None if base.bias is None else base.bias.detach().float()
-    bn: Any = parts.norm
-    if bn is None:
+    if parts.norm is None:
         return weight, bias
-    if bn.running_mean is None:
-        raise ConfigError(f"the {type(bn).__name__} keeps no running statistics, so it cannot be folded", code="batch-norm")
-    statistics: list[Any] = [None if t is None else t.detach() for t in (bn.running_mean, bn.running_var, bn.weight, bn.bias)]
-    if not bool((statistics[1].double() + bn.eps > 0).all()) or not bool(torch.isfinite(statistics[0]).all()):
-        raise NumericsError("BatchNorm's running statistics are negative, zero without eps, or not finite", code="bad-batch-norm")
-    return fold(weight, bias, *statistics, eps=bn.eps, weight_axis=weight_axis, groups=getattr(base, "groups", 1))
+    statistics = statistics_of(parts.norm)
+    return fold(weight, bias, *statistics, eps=parts.norm.eps, weight_axis=weight_axis, groups=getattr(base, "groups", 1))
+
+
+def statistics_of(bn: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """(running mean, running variance, weight, bias) of a BatchNorm.
+
+    Raises ConfigError where it keeps no statistics, NumericsError where they give no finite scale.
+    """
+    mean, var, weight, bias = (None if t is None else t.detach().float() for t in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
+    if mean is None or var is None:
+        raise ConfigError(f"this {type(bn).__name__} keeps no running statistics, so it computes them from each batch", code="batch-norm")
+    if not bool((var.double() + bn.eps > 0).all()) or not bool(torch.isfinite(mean).all()):
+        raise NumericsError("BatchNorm's running statistics are negative, zero without eps, or not finite", code="bad-batch-norm",
+                            hint="the model was not trained, or its checkpoint is damaged")  # fmt: skip
+    return mean, var, weight, bias
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,11 @@ class WeightedModule(QuantizedModule):
     """Base of convolutions and linear. Buffers: `weight` (int8), `weight_scale` and `weight_zero_point` (no dimension: per
     tensor; a vector: along the output channels), `bias` (float32 or None), `scale`, `zero_point`.
 
-    `_OP` names the row; its attributes are read from the module as from the float one. `_BOUNDS` clamps the result.
+    `_OP` names the row. `_BOUNDS` clamps the result.
     """
 
     _OP: ClassVar[str]
-    _BASE: ClassVar[type[nn.Module]]  # float module that holds the weight
-    _TAIL: ClassVar[tuple[type[nn.Module], ...]] = ()  # what follows it in a fused module
+    _BASE_OP: ClassVar[str] = ""  # the row of the float module that holds the weight, where that is another
     _BOUNDS: ClassVar[tuple[float | None, float | None] | None] = None
 
     def __init__(self, shape: tuple[int, ...], bias: int | None) -> None:
@@ -42,9 +41,10 @@ class WeightedModule(QuantizedModule):
     def _row(cls) -> Op:
         return OPS.rows[cls._OP]
 
-    def _attributes(self) -> dict[str, Any]:
-        """The keyword attributes of the canonical call."""
-        return dict(self._row().modules[0].attributes(self))
+    @classmethod
+    def _settings_of(cls, module: nn.Module) -> dict[str, Any]:
+        """The keyword attributes of the canonical call, from this module or from the float one: their settings have the same names."""
+        return dict(OPS.rows[cls._BASE_OP or cls._OP].modules[0].attributes(module))
 
     def _axis(self) -> int | None:
         scale = self._buffers["weight_scale"]
@@ -57,10 +57,14 @@ class WeightedModule(QuantizedModule):
         assert values is not None and scale is not None and zero_point is not None
         return lowering.weight(values, scale, zero_point, self._axis()), lowering.constant("bias", self._buffers["bias"])
 
+    def _extra_attributes(self) -> dict[str, Any]:
+        """Attributes of the row that the float module with the weight does not have."""
+        return {} if self._BOUNDS is None else {"bounds": self._BOUNDS}
+
     def _lower(self, lowering: Lowering, *inputs: Operand) -> Operand | fx.Node:
-        bounds = {} if self._BOUNDS is None else {"bounds": self._BOUNDS}
-        parameters = self._parameters_in(lowering)
-        return lowering.call(self._OP, inputs[0], *parameters, scale=self.scale, zero_point=self.zero_point, **self._attributes(), **bounds)
+        attributes = self._settings_of(self) | self._extra_attributes()
+        args = (inputs[0], *self._parameters_in(lowering), *inputs[1:])
+        return lowering.call(self._OP, *args, scale=self.scale, zero_point=self.zero_point, **attributes)
 
     def weight(self) -> Tensor:
         """The weight as a quantized tensor."""
@@ -93,13 +97,13 @@ class WeightedModule(QuantizedModule):
             raise ConfigError(f"the weight is quantized along axis {w.q_per_channel_axis()}, not {self._row().weight_axis}",
                               code="weight-axis", where=self._where())  # fmt: skip
         self._hold(w.int_repr(), scale, zero_point, b)
+        self.rebuild()
 
     def _hold(self, values: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None) -> None:
         self._buffers["weight"] = values.detach().contiguous()
         self._buffers["weight_scale"] = scale.detach().to(torch.float64).clone()
         self._buffers["weight_zero_point"] = zero_point.detach().to(torch.int64).clone()
         self._buffers["bias"] = None if bias is None else bias.detach().float().clone()
-        self.rebuild()
 
     def _weight_bias(self) -> tuple[Tensor, Tensor | None]:
         return self.weight(), self.bias()
@@ -126,28 +130,14 @@ class WeightedModule(QuantizedModule):
         scale, zero_point = output_qparams(mod, where)
         row = cls._row()
         weight, bias = float_weight(parts, row.weight_axis)
-        attributes = dict(row.modules[0].attributes(parts.base))
         holder = mod if hasattr(mod, "weight_fake_quant") or getattr(mod, "qconfig", None) else parts.base
-        int8 = int8_weight(row, attributes, weight, holder, torch.backends.quantized.engine, where)
+        int8 = int8_weight(row, cls._settings_of(parts.base), weight, holder, torch.backends.quantized.engine, where)
         made = cls._like(parts)
         made._qc_path = where.module_path or ""
-        made._buffers["scale"], made._buffers["zero_point"] = torch.tensor(scale, dtype=torch.float64), torch.tensor(zero_point)
         made._hold(int8.values, int8.scale, int8.zero_point, bias)
+        made._set_qparams(scale, zero_point)
         made.train(mod.training)
         return made
-
-    @classmethod
-    def _expect(cls, mod: nn.Module, parts: Parts, where: Where) -> None:
-        """Raises ConfigError where this class does not stand for `mod`."""
-        trained = hasattr(mod, "weight_fake_quant")
-        same = isinstance(parts.base, cls._BASE) or (trained and hasattr(parts.base, "weight"))
-        tail = all(isinstance(m, t) for m, t in zip(parts.tail, cls._TAIL)) and (trained or len(parts.tail) == len(cls._TAIL))
-        if not same or not tail:
-            chain = ", ".join(type(m).__name__ for m in (parts.base, *([parts.norm] if parts.norm else []), *parts.tail))
-            wanted = ", ".join([cls._BASE.__name__, *(t.__name__ for t in cls._TAIL)])
-            package = cls.__module__.rpartition(".")[0]
-            raise ConfigError(f"{package}.{cls.__name__} stands for [{wanted}], not for {type(mod).__name__} [{chain}]",
-                              code="from-float", where=where)  # fmt: skip
 
     def extra_repr(self) -> str:
         scheme = "per tensor" if self._axis() is None else "per channel"
