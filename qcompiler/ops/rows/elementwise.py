@@ -116,6 +116,8 @@ ACTIVATIONS = (
     _unary("celu", F.celu, (Spelling(F.celu, "input:x alpha=1.0 _inplace=False"),), ModuleForm(nn.CELU, {}, lambda m: {"alpha": m.alpha}),
            signature="x alpha=1.0"),
     _unary("selu", F.selu, _inplace(F.selu), ModuleForm(nn.SELU)),
+    _unary("threshold", F.threshold, (Spelling(F.threshold, "input:x threshold value _inplace=False"),),
+           ModuleForm(nn.Threshold, {}, lambda m: {"threshold": m.threshold, "value": m.value}), signature="x threshold value"),
     _unary("softsign", F.softsign, (F.softsign,), ModuleForm(nn.Softsign)),
     _unary("logsigmoid", F.logsigmoid, (F.logsigmoid,), ModuleForm(nn.LogSigmoid)),
     _unary("abs", torch.abs, (torch.abs, operator.abs, "abs")),
