@@ -71,6 +71,10 @@ def emit_relu(site: Site, emit: Emit) -> fx.Node:
 def emit_clamp(site: Site, emit: Emit) -> fx.Node:
     """quint8 clamp wants both limits: the ends of the range stand for an open side."""
     low, high = site.get("min"), site.get("max")
+    if site.args[0].qparams is None and (low is None or high is None or site.engine == "qnnpack"):
+        return emit.call(floats.clamp_own, site.args[0], *(None if v is None else float(v) for v in (low, high)))
+    if site.args[0].qparams is None:
+        return emit.call(torch.ops.aten.clamp.default, site.args[0], float(low), float(high))
     ends = site.scale * (0 - site.zero_point), site.scale * (255 - site.zero_point)
     limits = [float(ends[0] if low is None else max(low, ends[0])), float(ends[1] if high is None else min(high, ends[1]))]
     return clamp(site, emit, site.args[0], limits[0], limits[1])
@@ -96,18 +100,22 @@ def emit_prelu(site: Site, emit: Emit) -> fx.Node:
 
 
 def refuse_softmax(site: Site) -> str | None:
-    return refuse_input(site) or (None if isinstance(site.get("dim"), int) else "its dimension is not given")
+    return refuse_input(site) or (None if isinstance(site.get("dim"), int | None) else "its dimension is computed")
 
 
 def emit_softmax(site: Site, emit: Emit) -> fx.Node:
+    if site.get("dim") is None:
+        return finish(site, emit, emit.call(floats.softmax_implicit, site.args[0], site.scale, site.zero_point))
     return finish(site, emit, emit.call(floats.softmax_float, site.args[0], site.get("dim"), site.scale, site.zero_point))
 
 
-def refuse_lookup(site: Site) -> str | None:
-    plain = all(not isinstance(v, (fx.Node, Operand, Weight)) for v in (*site.args[1:], *site.attributes.values()))
-    if site.op.elementwise and isinstance(site.args[0], Operand) and site.args[0].qparams is None:
-        return "the scale of its input, which a table depends on, is not known"
+def refuse_function(site: Site) -> str | None:
+    plain = not any(isinstance(v, (fx.Node, Operand, Weight)) for v in (*site.args[1:], *site.attributes.values()))
     return refuse_input(site) or (None if site.op.elementwise and plain else "not a function of single values with constant settings")
+
+
+def refuse_lookup(site: Site) -> str | None:
+    return refuse_function(site) or (None if site.args[0].qparams else "the scale of its input, which a table depends on, is not known")
 
 
 def lookup_table(site: Site) -> torch.Tensor:
@@ -128,9 +136,17 @@ def emit_lookup(site: Site, emit: Emit) -> fx.Node:
     return emit.call(runtime.lookup, site.args[0], table, site.scale, site.zero_point)
 
 
-def lookup_kernel(name: str) -> Kernel:
-    """The entry for an elementwise op that has no other."""
-    return Kernel(name, ENGINES, emit_lookup, refuse_lookup, note="table of 256")
+def emit_function(site: Site, emit: Emit) -> fx.Node:
+    """dequantize - the op itself - quantize, as three calls: where the input's scale, which a table needs, is not known."""
+    real = emit.call(torch.ops.aten.dequantize.self, site.args[0])
+    result = emit.call(site.op.fn, real, *site.args[1:], **site.plain())
+    return finish(site, emit, emit.call(torch.quantize_per_tensor, result, site.scale, site.zero_point, torch.quint8))
+
+
+def table_kernels(name: str) -> tuple[Kernel, ...]:
+    """The entries for an elementwise op that has no other."""
+    table = Kernel(name, ENGINES, emit_lookup, refuse_lookup, note="table of 256")
+    return table, Kernel(name, ENGINES, emit_function, refuse_function, note="float arithmetic")
 
 
 KERNELS = (

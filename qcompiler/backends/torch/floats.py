@@ -74,6 +74,12 @@ def softmax_float(x: torch.Tensor, dim: int, scale: float, zero_point: int) -> t
     return torch.quantize_per_tensor(torch.softmax(x.dequantize(), dim), scale, zero_point, torch.quint8)
 
 
+def softmax_implicit(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """softmax_float along the dimension that torch takes where none is given: the first one of 0, 1 or 3 dimensions, else the second."""
+    dim = 0 if x.dim() in (0, 1, 3) else 1
+    return torch.quantize_per_tensor(torch.softmax(x.dequantize(), dim), scale, zero_point, torch.quint8)
+
+
 def layer_norm_float(
     x: torch.Tensor,
     normalized_shape: list[int],
@@ -335,6 +341,11 @@ def roll_float(x: torch.Tensor, shifts: list[int], dims: list[int], scale: float
 def clamp_float(x: torch.Tensor, low: float, high: float, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - clamp - quantize."""
     return torch.quantize_per_tensor(x.dequantize().clamp_(low, high), scale, zero_point, torch.quint8)
+
+
+def clamp_own(x: torch.Tensor, low: float | None, high: float | None) -> torch.Tensor:
+    """dequantize - clamp - quantize, at the input's own scale."""
+    return torch.quantize_per_tensor(x.dequantize().clamp_(low, high), x.q_scale(), x.q_zero_point(), torch.quint8)
 
 
 def adaptive_avg_pool2d_float(x: torch.Tensor, output_size: list[int], scale: float, zero_point: int) -> torch.Tensor:

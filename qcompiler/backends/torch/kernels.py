@@ -41,7 +41,7 @@ def register(kernel: Kernel) -> None:
 def entries(site: Site) -> tuple[Kernel, ...]:
     """The table's entries for the op; elementwise ops without one run as a table of 256."""
     found = TABLE.get(site.op.name, ())
-    return found if found or not site.op.elementwise else (elementwise.lookup_kernel(site.op.name),)
+    return found if found or not site.op.elementwise else elementwise.table_kernels(site.op.name)
 
 
 def select(site: Site) -> Kernel | Refused:

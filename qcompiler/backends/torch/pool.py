@@ -39,8 +39,11 @@ def refuse_unbatched_qnnpack(site: Site) -> str | None:
 
 
 def refuse_avg2d(site: Site) -> str | None:
-    ignored = site.engine == "qnnpack" and site.get("divisor_override") is not None
-    return refuse_unbatched_qnnpack(site) or ("qnnpack ignores divisor_override" if ignored else None)
+    """qnnpack divides by the window's size, whatever it is told."""
+    divisor = site.get("divisor_override") is not None
+    padding = site.get("padding", 0) not in (0, (0, 0), [0, 0]) and not site.get("count_include_pad", True)
+    ignored = "divisor_override" if divisor else "count_include_pad=False" if padding else None
+    return refuse_unbatched_qnnpack(site) or (f"qnnpack ignores {ignored}" if ignored and site.engine == "qnnpack" else None)
 
 
 def emit_adaptive_avg_float(site: Site, emit: Emit) -> fx.Node:

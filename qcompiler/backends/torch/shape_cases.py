@@ -22,6 +22,7 @@ POOLS: dict[int, tuple[tuple[str, Settings], ...]] = {
 }
 ON_4D: tuple[tuple[str, Settings], ...] = (
     ("avg_pool2d", {"kernel_size": (3, 2), "divisor_override": 5}),
+    ("avg_pool2d", {"kernel_size": 3, "padding": 1, "count_include_pad": False}),
     ("mean", {"dim": (2, 3)}),
     ("mean", {"dim": [-2, -1], "keepdim": True}),
     ("mean", {"dim": 1}),

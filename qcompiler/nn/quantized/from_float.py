@@ -51,7 +51,7 @@ def output_qparams(mod: nn.Module, where: Where) -> tuple[float, int]:
     Raises CalibrationError where there is none or it saw no data, ConfigError where it did not observe uint8.
     """
     observer = getattr(mod, "activation_post_process", None)
-    if observer is None:
+    if observer is None or isinstance(observer, nn.Identity):
         raise CalibrationError(f"{type(mod).__name__} has no activation_post_process: nothing observed its result", code="not-calibrated",
                                where=where, hint="set .qconfig, call prepare, and run it on data")  # fmt: skip
     try:

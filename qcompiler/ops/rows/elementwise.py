@@ -13,7 +13,7 @@ from torch import nn
 from qcompiler.ir.types import QParams
 from qcompiler.ops import functional as Q
 from qcompiler.ops import macs
-from qcompiler.ops.spec import ModuleForm, Op, Output, Param, Spelling
+from qcompiler.ops.spec import ModuleForm, Op, Output, Param, Role, Spelling
 
 X, Y = Param("x"), Param("other")
 UNIT = QParams(1 / 256, 0, 0, 255, torch.uint8)  # [0, 1): sigmoid, hardsigmoid, softmax
@@ -115,7 +115,14 @@ ACTIVATIONS = (
            signature="x alpha=1.0"),
     _unary("celu", F.celu, (Spelling(F.celu, "input:x alpha=1.0 _inplace=False"),), ModuleForm(nn.CELU, {}, lambda m: {"alpha": m.alpha}),
            signature="x alpha=1.0"),
+    Op(
+        name="prelu", fn=F.prelu, signature="x weight", params=(X, Param("weight", Role.BIAS)), output=Output.OWN,
+        spellings=(Spelling(F.prelu, "input:x weight"), Spelling(torch.prelu, "input:x weight"), Spelling("prelu", "input:x weight")),
+        modules=(ModuleForm(nn.PReLU, {"weight": "weight"}),),
+    ),
     _unary("selu", F.selu, _inplace(F.selu), ModuleForm(nn.SELU)),
+    _unary("threshold", F.threshold, (Spelling(F.threshold, "input:x threshold value _inplace=False"),),
+           ModuleForm(nn.Threshold, {}, lambda m: {"threshold": m.threshold, "value": m.value}), signature="x threshold value"),
     _unary("softsign", F.softsign, (F.softsign,), ModuleForm(nn.Softsign)),
     _unary("logsigmoid", F.logsigmoid, (F.logsigmoid,), ModuleForm(nn.LogSigmoid)),
     _unary("abs", torch.abs, (torch.abs, operator.abs, "abs")),

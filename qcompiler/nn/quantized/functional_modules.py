@@ -1,0 +1,220 @@
+"""Arithmetic as modules, so that each sum or product of a hand-prepared model has a place for its observer and its qparams.
+
+A model holds one FloatFunctional per operation and calls `self.skip.add(x, y)` instead of `x + y`. `prepare` puts an observer
+under `activation_post_process`; `convert` makes a QFunctional of it. The graph flow needs none of them, and traces through them.
+"""
+
+# no `from __future__ import annotations`: torch.jit reads the annotations themselves
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._jit_internal import is_scripting
+
+from qcompiler.backends.torch import floats
+from qcompiler.errors import CalibrationError, ConfigError, InputError, Where
+from qcompiler.nn.quantized.from_float import output_qparams
+
+__all__ = ["FXFloatFunctional", "FloatFunctional", "QFunctional"]
+
+
+class _Functional(nn.Module):
+    """What the three have in common: they are not called themselves."""
+
+    @torch.jit.unused
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises ConfigError: there is an operation to choose."""
+        names = "add, add_scalar, mul, mul_scalar, cat, add_relu, matmul"
+        raise ConfigError(f"{type(self).__name__} is not called itself: use one of its methods {names}", code="functional-called")
+
+
+class FloatFunctional(_Functional):
+    """Float operations whose results pass through `activation_post_process` (nn.Identity until `prepare` puts an observer there).
+
+    add_scalar and mul_scalar are not observed: on integers they change qparams and round nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation_post_process: nn.Module = nn.Identity()
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y, with broadcasting."""
+        return self.activation_post_process(torch.add(x, y))  # type: ignore[no-any-return]
+
+    def add_scalar(self, x: Tensor, y: float) -> Tensor:
+        """x + a number."""
+        return torch.add(x, y)
+
+    def mul(self, x: Tensor, y: Tensor) -> Tensor:
+        """x * y, with broadcasting."""
+        return self.activation_post_process(torch.mul(x, y))  # type: ignore[no-any-return]
+
+    def mul_scalar(self, x: Tensor, y: float) -> Tensor:
+        """x * a number."""
+        return torch.mul(x, y)
+
+    def cat(self, x: list[Tensor], dim: int = 0) -> Tensor:
+        """torch.cat."""
+        return self.activation_post_process(torch.cat(x, dim=dim))  # type: ignore[no-any-return]
+
+    def add_relu(self, x: Tensor, y: Tensor) -> Tensor:
+        """relu(x + y)."""
+        return self.activation_post_process(torch.relu(torch.add(x, y)))  # type: ignore[no-any-return]
+
+    def matmul(self, x: Tensor, y: Tensor) -> Tensor:
+        """torch.matmul."""
+        return self.activation_post_process(torch.matmul(x, y))  # type: ignore[no-any-return]
+
+
+class FXFloatFunctional(_Functional):
+    """FloatFunctional without a place for an observer: the graph flow observes values itself."""
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y, with broadcasting."""
+        return torch.add(x, y)
+
+    def add_scalar(self, x: Tensor, y: float) -> Tensor:
+        """x + a number."""
+        return torch.add(x, y)
+
+    def mul(self, x: Tensor, y: Tensor) -> Tensor:
+        """x * y, with broadcasting."""
+        return torch.mul(x, y)
+
+    def mul_scalar(self, x: Tensor, y: float) -> Tensor:
+        """x * a number."""
+        return torch.mul(x, y)
+
+    def cat(self, x: list[Tensor], dim: int = 0) -> Tensor:
+        """torch.cat."""
+        return torch.cat(x, dim=dim)
+
+    def add_relu(self, x: Tensor, y: Tensor) -> Tensor:
+        """relu(x + y)."""
+        return torch.relu(torch.add(x, y))
+
+    def matmul(self, x: Tensor, y: Tensor) -> Tensor:
+        """torch.matmul."""
+        return torch.matmul(x, y)
+
+
+class QFunctional(_Functional):
+    """The same operations on quint8 tensors. Results of all but add_scalar and mul_scalar have `scale` and `zero_point`.
+
+    add_scalar and mul_scalar choose their result's qparams from the input's. A QFunctional made from a FloatFunctional whose
+    observer saw nothing (only they were used) has scale 0: its other operations raise CalibrationError.
+    """
+
+    _FLOAT_MODULE = FloatFunctional
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 1.0
+        self.zero_point = 0
+        self.activation_post_process: nn.Module = nn.Identity()
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y, with broadcasting."""
+        self._check("add", [x, y])
+        if torch.is_same_size(x, y):  # torch's kernel makes its result like the first operand, and resizes it with a warning
+            result = torch.ops.quantized.add(x, y, self.scale, self.zero_point)
+        else:
+            result = floats.add_float(x, y, 1.0, self.scale, self.zero_point)
+        return self.activation_post_process(result)  # type: ignore[no-any-return]
+
+    def add_scalar(self, x: Tensor, y: float) -> Tensor:
+        """x + a number; the qparams follow from x's and the number."""
+        self._check_inputs("add_scalar", [x])
+        return torch.ops.quantized.add_scalar(x, y)  # type: ignore[no-any-return]
+
+    def mul(self, x: Tensor, y: Tensor) -> Tensor:
+        """x * y, with broadcasting."""
+        self._check("mul", [x, y])
+        if torch.is_same_size(x, y):
+            result = torch.ops.quantized.mul(x, y, self.scale, self.zero_point)
+        else:
+            result = floats.mul_float(x, y, self.scale, self.zero_point)
+        return self.activation_post_process(result)  # type: ignore[no-any-return]
+
+    def mul_scalar(self, x: Tensor, y: float) -> Tensor:
+        """x * a number, exact: the same integers (from the other end if it is negative) at another scale."""
+        self._check_inputs("mul_scalar", [x])
+        return torch.ops.quantized.mul_scalar(x, y)  # type: ignore[no-any-return]
+
+    def cat(self, x: list[Tensor], dim: int = 0) -> Tensor:
+        """torch.cat; each input is requantized where its qparams are others."""
+        self._check("cat", x)
+        return self.activation_post_process(torch.ops.quantized.cat(x, dim, self.scale, self.zero_point))  # type: ignore[no-any-return]
+
+    def add_relu(self, x: Tensor, y: Tensor) -> Tensor:
+        """relu(x + y)."""
+        self._check("add_relu", [x, y])
+        if torch.is_same_size(x, y):
+            result = torch.ops.quantized.add_relu(x, y, self.scale, self.zero_point)
+        else:
+            result = torch.relu(floats.add_float(x, y, 1.0, self.scale, self.zero_point))
+        return self.activation_post_process(result)  # type: ignore[no-any-return]
+
+    def matmul(self, x: Tensor, y: Tensor) -> Tensor:
+        """torch.matmul, computed in float as torch's own int8 kernel does."""
+        self._check("matmul", [x, y])
+        return self.activation_post_process(floats.matmul_float(x, y, self.scale, self.zero_point))  # type: ignore[no-any-return]
+
+    def _check(self, operation: str, tensors: list[Tensor]) -> None:
+        self._check_inputs(operation, tensors)
+        if self.scale <= 0.0:
+            if is_scripting():
+                raise RuntimeError("QFunctional." + operation + " has no qparams: it was not calibrated")
+            self._refuse_uncalibrated(operation)
+
+    def _check_inputs(self, operation: str, tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            if tensor.dtype != torch.quint8:
+                if is_scripting():
+                    raise RuntimeError("QFunctional." + operation + " takes quint8 tensors: quantize first")
+                self._refuse_input(operation, tensor)
+
+    @torch.jit.unused
+    def _refuse_input(self, operation: str, tensor: Tensor) -> None:
+        where = Where(module_path=getattr(self, "_qc_path", None))
+        kind = f"{tensor.dtype} tensor of shape {tuple(tensor.shape)}"
+        raise InputError(f"QFunctional.{operation} takes quint8 tensors, got a {kind}", code="not-quantized", where=where,
+                         hint="quantize it first: a QuantStub on the way of every operand")  # fmt: skip
+
+    @torch.jit.unused
+    def _refuse_uncalibrated(self, operation: str) -> None:
+        where = Where(module_path=getattr(self, "_qc_path", None))
+        raise CalibrationError(f"QFunctional.{operation} has no qparams: calibration ran no operation that has", code="not-calibrated",
+                               where=where, hint="calibrate with data that takes this path")  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}, zero_point={self.zero_point}"
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "scale"] = torch.tensor(self.scale, dtype=torch.float64)
+        destination[prefix + "zero_point"] = torch.tensor(self.zero_point)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
+                              missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str]) -> None:  # fmt: skip
+        own = {name: prefix + name for name in ("scale", "zero_point")}
+        missing_keys += [key for key in own.values() if strict and key not in state_dict]
+        self.scale = float(state_dict.get(own["scale"], self.scale))
+        self.zero_point = int(state_dict.get(own["zero_point"], self.zero_point))
+        rest = {k: v for k, v in state_dict.items() if k not in own.values()}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    @classmethod
+    def from_float(cls, mod: FloatFunctional, use_precomputed_fake_quant: bool = False) -> "QFunctional":
+        """The QFunctional with the qparams that `mod.activation_post_process` observed."""
+        if type(mod) is not cls._FLOAT_MODULE:
+            raise ConfigError(f"QFunctional is made from a FloatFunctional, not from {type(mod).__name__}", code="from-float")
+        made = cls()
+        if getattr(mod.activation_post_process, "observed", True):
+            made.scale, made.zero_point = output_qparams(mod, Where(module_path=getattr(mod, "_qc_path", None)))
+        else:
+            made.scale, made.zero_point = 0.0, 0
+        return made

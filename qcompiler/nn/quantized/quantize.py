@@ -1,0 +1,65 @@
+"""The borders of the int8 part of a model written by hand or converted in eager mode: Quantize and DeQuantize."""
+# no `from __future__ import annotations`: torch.jit reads the annotations themselves
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._jit_internal import is_scripting
+
+from qcompiler.errors import InputError, Where
+from qcompiler.nn.quantized.from_float import output_qparams
+
+__all__ = ["DeQuantize", "Quantize"]
+
+
+class Quantize(nn.Module):
+    """A float tensor as a quantized one of `dtype` (torch.quint8 or qint8), per tensor: round(x / scale) + zero_point, saturated.
+
+    `scale` and `zero_point` are buffers of one element, kept in float64 and int64. `factory_kwargs`: device, dtype of the scale.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, scale: float, zero_point: int, dtype: torch.dtype = torch.quint8, factory_kwargs: Any = None) -> None:
+        super().__init__()
+        made = {"dtype": torch.float64, **(factory_kwargs or {})}
+        self.register_buffer("scale", torch.tensor([float(scale)], **made))
+        self.register_buffer("zero_point", torch.tensor([int(zero_point)], **{**made, "dtype": torch.int64}))
+        self.dtype = dtype
+
+    def forward(self, X: Tensor) -> Tensor:
+        """X, float of any shape, quantized. InputError where it is quantized already."""
+        if X.is_quantized:
+            if is_scripting():
+                raise RuntimeError("Quantize takes a float tensor, this one is quantized already")
+            self._refuse(X)
+        return torch.quantize_per_tensor(X, float(self.scale.item()), int(self.zero_point.item()), self.dtype)
+
+    @torch.jit.unused
+    def _refuse(self, X: Tensor) -> None:
+        where = Where(module_path=getattr(self, "_qc_path", None))
+        raise InputError(f"Quantize takes a float tensor, got a {X.dtype} one of shape {tuple(X.shape)}", code="quantized-twice",
+                         where=where, hint="two QuantStubs in a row? one is enough")  # fmt: skip
+
+    @staticmethod
+    def from_float(mod: nn.Module, use_precomputed_fake_quant: bool = False) -> "Quantize":
+        """The Quantize with the qparams that `mod.activation_post_process` observed."""
+        return Quantize(*output_qparams(mod, Where(module_path=getattr(mod, "_qc_path", None))), torch.quint8)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale.item()}, zero_point={self.zero_point.item()}, dtype={self.dtype}"
+
+
+class DeQuantize(nn.Module):
+    """A quantized tensor as a float32 one. A float tensor, from a part of the model that stayed float, passes as it is."""
+
+    def forward(self, Xq: Tensor) -> Tensor:
+        """The real values of Xq."""
+        return Xq.dequantize()
+
+    @staticmethod
+    def from_float(mod: nn.Module, use_precomputed_fake_quant: bool = False) -> "DeQuantize":
+        """A DeQuantize: there is nothing to know of `mod`."""
+        return DeQuantize()
