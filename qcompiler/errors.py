@@ -120,3 +120,7 @@ class ArtifactWriteError(ArtifactError):
     """The file could not be written; what stood there before is intact."""
 
     default_code = "artifact-write"
+
+
+class QCompilerWarning(UserWarning):
+    """Something that a user should look at; the work goes on, with the result that the text states."""

@@ -53,6 +53,11 @@ class TorchTarget:
         """Whether full 8-bit activations could overflow the kernel's 16-bit sums with no way to prevent it."""
         return self._saturation(row, node) == "any"
 
+    @property
+    def reduces_all(self) -> bool:
+        """Whether any convolution or linear may overflow so: what is not followed to its consumers then has 7 bits."""
+        return conv.saturation("linear", (), {}, self.engine, self.isa) == "any"
+
     def shrinks(self, row: Op, node: fx.Node) -> bool:
         """Whether the weight's scales are enlarged until the kernel's 16-bit sums are proven safe at 8-bit activations."""
         return self._saturation(row, node) == "pairs"

@@ -5,7 +5,7 @@ Each is an nn.Sequential of its parts, so it computes what the unfused chain com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +25,10 @@ class FusedModule(nn.Sequential):
             raise ConfigError(f"{type(self).__name__} takes {_names(self.PARTS)}, not {_names(given)}", code="fused-parts",
                               hint="a subclass may compute something else, so the classes must be these themselves")  # fmt: skip
         super().__init__(*parts)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        """The parts, without the observer that `prepare` adds to the module: a hook calls that, once."""
+        return iter([part for name, part in self._modules.items() if name != "activation_post_process" and part is not None])
 
 
 def _names(classes: Sequence[type]) -> str:

@@ -1,0 +1,93 @@
+"""What convert did with each module, for `qcompiler.remarks` and `qcompiler.explain`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from qcompiler.api import REMARKS
+from qcompiler.debug.explain import ROWS, Explanation, Row
+from qcompiler.errors import Where
+from qcompiler.nn.quantized import DeQuantize, QFunctional, Quantize
+from qcompiler.ops.spec import Output
+from qcompiler.ops.table import OPS
+from qcompiler.pass_manager import Remark
+from qcompiler.quantization.fused_into import FusedInto
+from qcompiler.quantization.observation import OBSERVER, OUTPUTS
+from qcompiler.quantization.stubs import DeQuantStub, QuantStub
+
+NO_DATA = "no calibration data reached it"
+
+
+@dataclass
+class Report:
+    """Rows and remarks of one convert, in the order of the modules."""
+
+    rows: list[Row] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
+
+    def note(self, path: str, old: nn.Module, new: nn.Module, uncalibrated: bool) -> None:
+        """One leaf module and what stands there now."""
+        if isinstance(old, (FusedInto, QuantStub, DeQuantStub)) or isinstance(new, (Quantize, DeQuantize)):
+            return
+        if isinstance(new, QFunctional) and new.scale == 0:
+            self._remark("unused", f"{path} was not used in calibration, so its result has no scale", path)
+        elif new is not old:
+            self._add(path, old, True, "")
+        elif uncalibrated:
+            self._add(path, old, False, NO_DATA)
+            self._remark("uncalibrated", f"{path} stays float: {NO_DATA}", path)
+        elif getattr(old, "qconfig", None) is None:
+            self._add(path, old, False, "its qconfig is None")
+        elif not runs_on_both(old):
+            reason = f"{type(old).__name__} has no int8 form"
+            self._add(path, old, False, reason)
+            self._remark("kept-float", f"{path} stays float: {reason}; DeQuantStub before it and QuantStub behind it feed it floats", path)
+
+    def _add(self, path: str, old: nn.Module, int8: bool, reason: str) -> None:
+        macs = multiply_accumulates(old)
+        form = OPS.module_form(old)
+        kind = form[0].name if form is not None else type(old).__name__
+        self.rows.append(Row(path, kind, path, "", int8, reason, macs or 0, macs is not None))
+
+    def _remark(self, code: str, text: str, path: str) -> None:
+        self.remarks.append(Remark("convert", code, text, Where(module_path=path), None))
+
+    def attach(self, model: nn.Module) -> None:
+        setattr(model, ROWS, Explanation(tuple(self.rows)).to_data())
+        setattr(model, REMARKS, [remark.to_data() for remark in self.remarks])
+
+
+def runs_on_both(module: nn.Module) -> bool:
+    """Whether a float module takes int8 tensors as well, as torch's pools, ReLU and copies do; a container counts as such."""
+    form = OPS.module_form(module)
+    if form is None:
+        own = type(module).forward is not nn.Module.forward and not type(module).__module__.startswith("torch.nn")
+        return own or any(True for _ in module.children())
+    return form[0].output in (Output.SAME, Output.FIXED) or form[0].identity({})
+
+
+def multiply_accumulates(module: nn.Module) -> int | None:
+    """Of the last call that `prepare`'s hook saw; 0 without a weight, None where no call was seen."""
+    weight: Any = next((p for p in (getattr(module, "weight", None), *module.parameters()) if isinstance(p, torch.Tensor)), None)
+    if weight is None or weight.dim() < 2:
+        return 0
+    outputs = module.__dict__.get(OUTPUTS)
+    return None if outputs is None else outputs * weight[0].numel()
+
+
+def leaves_of(model: nn.Module, whole: tuple[type, ...]) -> list[tuple[str, nn.Module]]:
+    """(path, module) of what convert looks at as one: modules without children but an observer, and those of the classes `whole`."""
+    found: list[tuple[str, nn.Module]] = []
+    inside: list[str] = []
+    for path, module in model.named_modules():
+        name = path.rpartition(".")[2]
+        if name == OBSERVER or any(path.startswith(prefix) for prefix in inside):
+            continue
+        if isinstance(module, whole) or not any(n != OBSERVER for n, child in module._modules.items() if child is not None):
+            found.append((path, module))
+            inside.append(f"{path}.")
+    return found
