@@ -45,6 +45,11 @@ class Rule:
         return (self.quant_min + self.quant_max + 1) // 2
 
 
+def readable(tensor: torch.Tensor) -> bool:
+    """Whether looking at a value costs nothing: on an accelerator it waits for all work, in torch.compile it splits the graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def quant_range(dtype: torch.dtype, quant_min: int | None, quant_max: int | None, reduce_range: bool, explicit: bool) -> tuple[int, int]:
     """Smallest and largest integer in use. `reduce_range` halves the range; `explicit`: the user asked for that.
 
@@ -71,7 +76,8 @@ def quant_range(dtype: torch.dtype, quant_min: int | None, quant_max: int | None
 def choose_qparams(low: torch.Tensor, high: torch.Tensor, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
     """(scale, zero_point) for the ranges low..high, float32, any shape; 0-d gives shape (1,).
 
-    NumericsError where no finite scale > 0 holds the range. scale is at least eps, so empty ranges are fine.
+    NumericsError where no finite scale > 0 holds the range (values that are not `readable` are not looked at). scale is at least
+    eps, so empty ranges are fine.
     """
     low, high = low.reshape(-1) if low.dim() == 0 else low, high.reshape(-1) if high.dim() == 0 else high
     if rule.qscheme is torch.per_channel_affine_float_qparams:
@@ -79,10 +85,10 @@ def choose_qparams(low: torch.Tensor, high: torch.Tensor, rule: Rule) -> tuple[t
     elif rule.symmetric:
         bound = torch.maximum(-low.clamp(max=0), high.clamp(min=0))
         scale = _at_least(bound / (float(rule.quant_max - rule.quant_min) / 2), rule.eps)
-        zero_point = torch.full(scale.shape, rule.symmetric_zero_point, dtype=torch.int64)
+        zero_point = torch.full(scale.shape, rule.symmetric_zero_point, dtype=torch.int64, device=scale.device)
     else:
         scale, zero_point = _affine(low.clamp(max=0), high.clamp(min=0), rule)
-    if not bool(torch.isfinite(scale).all()):
+    if readable(scale) and not bool(torch.isfinite(scale).all()):
         raise NumericsError(f"no finite scale holds the range {low.min().item():g} .. {high.max().item():g}", code="range")
     return scale, zero_point
 
@@ -90,8 +96,8 @@ def choose_qparams(low: torch.Tensor, high: torch.Tensor, rule: Rule) -> tuple[t
 def _affine(low: torch.Tensor, high: torch.Tensor, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
     levels = float(rule.quant_max - rule.quant_min)
     scale = (high - low) / levels
-    if not bool(torch.isfinite(scale).all()):  # high - low overflows float32 beyond 3.4e38; the scale itself does not
-        scale = ((high.double() - low.double()) / levels).float()
+    if not readable(scale) or not bool(torch.isfinite(scale).all()):  # high - low overflows beyond 3.4e38; the scale does not
+        scale = torch.where(scale.isfinite(), scale, ((high.double() - low.double()) / levels).float())
     scale = _at_least(scale, rule.eps)
     zero_point = rule.quant_min - torch.round(low / scale).to(torch.int64)
     return scale, zero_point.clamp(rule.quant_min, rule.quant_max).to(torch.int32)
@@ -104,4 +110,4 @@ def _float_qparams(low: torch.Tensor, high: torch.Tensor, rule: Rule) -> tuple[t
 
 
 def _at_least(scale: torch.Tensor, eps: float) -> torch.Tensor:
-    return torch.maximum(scale, torch.tensor(eps, dtype=scale.dtype))
+    return scale.clamp(min=eps)

@@ -12,7 +12,7 @@ from torch import nn
 
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, UnsupportedOpError
 from qcompiler.ir.types import QParams
-from qcompiler.observers.affine import PER_CHANNEL, PER_TENSOR, Rule, choose_qparams, quant_range
+from qcompiler.observers.affine import PER_CHANNEL, PER_TENSOR, Rule, choose_qparams, quant_range, readable
 from qcompiler.observers.factory import Factory, plain_dtype
 
 EPS = torch.finfo(torch.float32).eps
@@ -22,7 +22,8 @@ class ObserverBase(nn.Module):
     """Base of all observers: `forward(x)` records x and returns it unchanged.
 
     `dtype` is plain (uint8, int8, int32, or a float type for placeholders). Tensors without elements are ignored. NaN and inf
-    raise NumericsError before anything is recorded.
+    raise NumericsError before anything is recorded; on an accelerator and in torch.compile, where looking at them would wait for
+    the device, they stay in the statistics and raise when these are read (`qparams`).
     """
 
     qscheme: torch.qscheme | None = None
@@ -104,17 +105,18 @@ class UniformQuantizationObserverBase(ObserverBase):
         if reduce_range and self._rule(eps).symmetric and self.dtype is torch.uint8 and not self.has_customized_qrange:
             raise ConfigError("a symmetric uint8 range cannot be reduced: its zero point is 128", code="observer-reduce")
         self.register_buffer("eps", torch.tensor([eps], dtype=torch.float32))
+        self._smallest = float(torch.tensor(eps, dtype=torch.float32))  # eps, readable without waiting for a device
 
     def _allows_dynamic(self) -> bool:
         return False
 
     def _rule(self, eps: float | None = None) -> Rule:
-        smallest = float(self.eps) if eps is None else eps
+        smallest = self._smallest if eps is None else eps
         return Rule(self.dtype, self.qscheme, self.quant_min, self.quant_max, smallest, self.has_customized_qrange)
 
     @property
     def observed(self) -> bool:
-        return self.min_val.numel() > 0 and bool((self.min_val <= self.max_val).all())
+        return self.min_val.numel() > 0 and not bool((self.min_val > self.max_val).any())
 
     def set_reduce_range(self, reduce: bool) -> None:
         if self.reduce_range is None:
@@ -125,13 +127,18 @@ class UniformQuantizationObserverBase(ObserverBase):
         return self.min_val, self.max_val
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.observed:
-            raise CalibrationError(f"this {type(self).__name__} saw no data", code="not-calibrated", hint="run the prepared model on data")
+        if readable(self.min_val):
+            self._check_observed()
         return choose_qparams(*self._range(), self._rule())
 
     def qparams(self) -> QParams:
+        self._check_observed()
         scale, zero_point = self.calculate_qparams()
         return as_qparams(scale, zero_point, self)
+
+    def _check_observed(self) -> None:
+        if not self.observed:
+            raise CalibrationError(f"this {type(self).__name__} saw no data", code="not-calibrated", hint="run the prepared model on data")
 
     def _check_same_kind(self, other: ObserverBase) -> None:
         if type(other) is not type(self):
@@ -146,8 +153,10 @@ class UniformQuantizationObserverBase(ObserverBase):
         for name, buffer in list(self._buffers.items()):
             value = state_dict.get(prefix + name)
             if buffer is not None and isinstance(value, torch.Tensor) and value.shape != buffer.shape:
-                self._buffers[name] = torch.empty(value.shape, dtype=buffer.dtype)
+                self._buffers[name] = buffer.new_empty(value.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        if not self.eps.is_meta:
+            self._smallest = float(self.eps)
 
     def extra_repr(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')} {self.quant_min}..{self.quant_max}, {str(self.qscheme).removeprefix('torch.')}"
@@ -156,6 +165,9 @@ class UniformQuantizationObserverBase(ObserverBase):
 def as_qparams(scale: torch.Tensor, zero_point: torch.Tensor, observer: Any) -> QParams:
     """Tensors of qparams with the observer's range and dtype, as the IR's type (float zero points stay floats)."""
     low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
+    if not bool(torch.isfinite(scale).all()):
+        raise NumericsError(f"NaN or inf passed through this {type(observer).__name__}", code="nan",
+                            hint="look at the data and the learning rate; on the CPU the step that brings them is named")  # fmt: skip
     if observer.is_per_channel:
         return QParams(tuple(scale.tolist()), tuple(zero_point.tolist()), low, high, dtype, observer.ch_axis)
     return QParams(float(scale.item()), int(zero_point.item()), low, high, dtype)
@@ -180,16 +192,15 @@ def refuse_nonfinite(data: torch.Tensor) -> None:
     raise NumericsError(message, code="nan" if nans else "inf")
 
 
-def finite_range(data: torch.Tensor) -> tuple[float, float]:
-    """Smallest and largest value of a tensor with elements, in one pass; NumericsError on NaN or inf.
+def finite_range(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest and largest value of a tensor with elements, in one pass; NumericsError on NaN or inf where that is `readable`.
 
     aminmax carries a NaN to both results, and an inf is a smallest or largest value, so no second pass is needed.
     """
     low, high = torch.aminmax(data)
-    ends = low.item(), high.item()
-    if not (math.isfinite(ends[0]) and math.isfinite(ends[1])):
+    if readable(data) and not (math.isfinite(low.item()) and math.isfinite(high.item())):
         refuse_nonfinite(data)
-    return ends
+    return low, high
 
 
 def get_observer_state_dict(model: nn.Module) -> OrderedDict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import math
 import torch
 
 from qcompiler.errors import ConfigError, NumericsError
-from qcompiler.observers.affine import PER_CHANNEL
+from qcompiler.observers.affine import PER_CHANNEL, readable
 from qcompiler.observers.base import (
     EPS,
     ObserverBase,
@@ -42,31 +42,34 @@ class MinMaxObserver(UniformQuantizationObserverBase):
             self._widen(*finite_range(as_data(x)))
         return x
 
-    def _widen(self, low: float, high: float) -> None:
-        if low < self.min_val.item():
-            self.min_val.fill_(low)
-        if high > self.max_val.item():
-            self.max_val.fill_(high)
+    def _widen(self, low: torch.Tensor, high: torch.Tensor) -> None:
+        self.min_val.copy_(torch.minimum(self.min_val, low))
+        self.max_val.copy_(torch.maximum(self.max_val, high))
 
     def merge(self, other: ObserverBase) -> None:
         self._check_same_kind(other)
         assert isinstance(other, MinMaxObserver)
-        self._widen(other.min_val.item(), other.max_val.item())
+        self._widen(other.min_val.to(self.min_val.device), other.max_val.to(self.max_val.device))
 
 
 class _Averaging:
     """A moving average depends on the order of the data, so two of them have no meaningful sum."""
 
     averaging_constant: float
+    min_val: torch.Tensor
+    max_val: torch.Tensor
 
     def merge(self, other: ObserverBase) -> None:
         raise ConfigError("moving averages depend on the order of the data and cannot be merged", code="observer-merge")
 
-    def _average(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        result = old + self.averaging_constant * (new - old)
-        if not bool(torch.isfinite(result).all()):
+    def _average(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The averages after this batch; the batch's own where there is none yet. NaN and inf stay."""
+        fresh = self.min_val > self.max_val
+        old, new = torch.stack((self.min_val, self.max_val)), torch.stack((low, high))
+        result = torch.where(fresh, new, old + self.averaging_constant * (new - old))
+        if readable(result) and not bool(torch.isfinite(result).all()):
             raise NumericsError("the moving average left the range of float32", code="range")
-        return result
+        return result[0], result[1]
 
 
 def _check_constant(value: float) -> float:
@@ -96,12 +99,10 @@ class MovingAverageMinMaxObserver(_Averaging, MinMaxObserver):
     def _allows_dynamic(self) -> bool:
         return self.averaging_constant == 1
 
-    def _widen(self, low: float, high: float) -> None:
-        new = torch.tensor([low, high])
-        if self.observed:
-            new = self._average(torch.stack((self.min_val, self.max_val)), new)
-        self.min_val.copy_(new[0])
-        self.max_val.copy_(new[1])
+    def _widen(self, low: torch.Tensor, high: torch.Tensor) -> None:
+        low, high = self._average(low, high)
+        self.min_val.copy_(low)
+        self.max_val.copy_(high)
 
 
 @register_observer
@@ -135,18 +136,24 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
         if x.numel():
             data = as_data(x)
             low, high = torch.aminmax(data.transpose(0, self.ch_axis).flatten(1), dim=1) if x.dim() > 1 else (data, data)
-            if not bool((low.isfinite() & high.isfinite()).all()):
+            if readable(data) and not bool((low.isfinite() & high.isfinite()).all()):
                 refuse_nonfinite(data)
             self._widen(low, high)
         return x
 
+    def allocate(self, channels: int) -> None:
+        """Give the buffers their final size, with no data in them: nothing is resized later."""
+        self.min_val.resize_(channels).fill_(math.inf)
+        self.max_val.resize_(channels).fill_(-math.inf)
+
     def _widen(self, low: torch.Tensor, high: torch.Tensor) -> None:
-        if self.observed:
-            if low.shape != self.min_val.shape:
-                raise ConfigError(f"{low.numel()} channels after {self.min_val.numel()}", code="channel-count")
-            low, high = self._combine(low, high)
-        self.min_val.resize_(low.shape).copy_(low)
-        self.max_val.resize_(high.shape).copy_(high)
+        if not self.min_val.numel():
+            self.allocate(low.numel())
+        if low.shape != self.min_val.shape:
+            raise ConfigError(f"{low.numel()} channels after {self.min_val.numel()}", code="channel-count")
+        low, high = self._combine(low, high)
+        self.min_val.copy_(low)
+        self.max_val.copy_(high)
 
     def _combine(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.minimum(self.min_val, low), torch.maximum(self.max_val, high)
@@ -157,10 +164,10 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
         if other.ch_axis != self.ch_axis:
             raise ConfigError(f"cannot merge channels of axis {other.ch_axis} into axis {self.ch_axis}", code="observer-merge")
         if other.observed:
-            self._widen(other.min_val, other.max_val)
+            self._widen(other.min_val.to(self.min_val.device), other.max_val.to(self.max_val.device))
 
     def reset_min_max_vals(self) -> None:
-        self.min_val, self.max_val = torch.tensor([]), torch.tensor([])
+        self.min_val, self.max_val = self.min_val.new_empty(0), self.max_val.new_empty(0)
 
 
 @register_observer
@@ -183,4 +190,4 @@ class MovingAveragePerChannelMinMaxObserver(_Averaging, PerChannelMinMaxObserver
         self.averaging_constant = _check_constant(averaging_constant)
 
     def _combine(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._average(self.min_val, low), self._average(self.max_val, high)
+        return self._average(low, high)
