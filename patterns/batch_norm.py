@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from qcompiler.errors import NumericsError
 from qcompiler.ir.attributes import attribute, set_parameter
+from qcompiler.ir.types import value_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.batch_norm import channels_of, fold
 from qcompiler.rewrite import Link, Match, Reject, Rule
@@ -27,6 +28,8 @@ def constant(match: Match, node: Any, what: str) -> Tensor | None:
 
 def _statistics(match: Match, bn: fx.Node) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]:
     """(mean, var, gamma, beta, eps); refused or an error where they give no finite scale."""
+    if "training" in bn.kwargs:
+        raise Reject("live", "this BatchNorm is trained")
     mean, var, gamma, beta = (constant(match, bn.args[i] if i < len(bn.args) else None, "BatchNorm's statistics") for i in range(1, 5))
     if mean is None or var is None:
         raise Reject("no-statistics", "this BatchNorm has no running statistics")
@@ -54,6 +57,9 @@ def _fold(match: Match, conv: fx.Node, bn: fx.Node) -> None:
     mean, var, gamma, beta, eps = _statistics(match, bn)
     if var.numel() != (channels := channels_of(weight, **layout)):
         raise Reject("other-channels", f"BatchNorm has {var.numel()} channels, the {row.name} {channels}")
+    shape = value_of(conv).shape
+    if row.name == "linear" and shape is not None and len(shape) != 2:
+        raise Reject("other-dimension", f"BatchNorm's channels are dimension 1 of {len(shape)}, those of a linear the last")
     exact = (None if t is None else t.double() for t in (weight, bias, mean, var, gamma, beta))
     folded, new_bias = fold(*exact, eps=eps, **layout)  # type: ignore[arg-type]
     path = str(conv.args[1].target)  # type: ignore[union-attr]

@@ -49,7 +49,7 @@ class Context:
     """What the passes of one compile share. `target` describes the back end's kernels (see backends/torch/target.py).
 
     `identity` is common to a prepare and its converts. `rewrites` lists the optional rewrites that were offered, `matches`
-    counts those that were done; a convert goes on where its prepare ended.
+    counts those that were done; a convert goes on where its prepare ended. `trains`: the graph is prepared to be trained.
     """
 
     table: Table = OPS
@@ -59,6 +59,7 @@ class Context:
     rules: tuple[Any, ...] = ()
     used_rules: list[Any] = field(default_factory=list)
     strict: bool = False
+    trains: bool = False
     allow_uncalibrated: str = "error"
     remarks: list[Remark] = field(default_factory=list)
     records: list[PassRecord] = field(default_factory=list)
