@@ -73,11 +73,10 @@ def _module_call(gm: fx.GraphModule, node: fx.Node, context: Context, reader: _A
     values = list(node.args) + list(node.kwargs.values())
     if len(values) != 1:
         return None
-    names = {arg: name for arg, name in form.tensors.items() if getattr(module, name, None) is not None}
-    if context.trains:
-        names |= form.live
-    read = {arg: reader.read(f"{path}.{name}".lstrip("."), node) for arg, name in names.items()}
-    return row, {row.params[0].name: values[0], **form.attributes(module), **read}
+    names = {**form.tensors, **(form.live if context.trains else {})}
+    none = {arg: None for arg, name in names.items() if getattr(module, name, None) is None}
+    read = {arg: reader.read(f"{path}.{name}".lstrip("."), node) for arg, name in names.items() if arg not in none}
+    return row, {row.params[0].name: values[0], **form.attributes(module), **none, **read}
 
 
 def _function_call(node: fx.Node, table: Table) -> tuple[Op, dict[str, Any]] | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompiler.errors import NumericsError
-from qcompiler.ir.attributes import attribute, set_parameter
+from qcompiler.ir.attributes import attribute, bias_path, set_parameter
 from qcompiler.ir.types import value_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.batch_norm import channels_of, fold
@@ -65,16 +65,9 @@ def _fold(match: Match, conv: fx.Node, bn: fx.Node) -> None:
     path = str(conv.args[1].target)  # type: ignore[union-attr]
     with match.gm.graph.inserting_before(conv):
         w = set_parameter(match.gm, conv, path, folded.to(weight.dtype))
-        b = set_parameter(match.gm, conv, _bias_path(conv, path), new_bias.to(weight.dtype))
+        b = set_parameter(match.gm, conv, bias_path(conv.args[2] if len(conv.args) > 2 else None, path), new_bias.to(weight.dtype))
     conv.args = (conv.args[0], w, b)
     match.replace(bn, conv)
-
-
-def _bias_path(conv: fx.Node, weight_path: str) -> str:
-    if len(conv.args) > 2 and isinstance(conv.args[2], fx.Node):
-        return str(conv.args[2].target)
-    prefix, _, name = weight_path.rpartition(".")
-    return f"{prefix}.{name.replace('weight', 'bias') if 'weight' in name else name + '_bias'}".lstrip(".")
 
 
 RULES = (Rule("fold_batch_norm", (Link("conv", WEIGHTED), Link("bn", ("batch_norm",))), _fold),)

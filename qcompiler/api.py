@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from qcompiler.backends.torch.lower import Lower
 from qcompiler.batches import batches, check_data
-from qcompiler.checks import MARK, check_eval, check_model
+from qcompiler.checks import MARK, check_eval, check_examples, check_model
 from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.debug.explain import ROWS, Explanation, rows_of
 from qcompiler.debug.scope import watched
@@ -22,7 +22,7 @@ from qcompiler.ir.verify import verify
 from qcompiler.observers.watch import Batch, Watch
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
-from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
+from qcompiler.passes import FUSE, OBSERVE, OBSERVE_TRAINING, QUANTIZE, QUANTIZE_TRAINED
 from qcompiler.pipeline import context_for, outside_inference_mode, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, failed_call, state_of, user_attributes
 
@@ -72,11 +72,46 @@ def prepare_fx(
     Raises TraceError, ConfigError, NumericsError, InputError, UnsupportedOpError.
     """
     context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict)
-    gm = traced(model, example_inputs, context, {"example_kwargs": example_kwargs, "concrete_args": concrete_args})
+    examples = example_inputs, example_kwargs, concrete_args
+    return _prepare(model, context, examples, (*FUSE, *passes, *OBSERVE), debug)
+
+
+def _prepare(model: nn.Module, context: Context, examples: tuple[Any, Any, Any], passes: Sequence[Pass], debug: Any) -> fx.GraphModule:
+    inputs, kwargs, concrete = examples
+    gm = traced(model, inputs, context, {"example_kwargs": kwargs, "concrete_args": concrete})
     name = type(model).__name__
     with watched(debug, "prepare", name, context):
-        run_passes(gm, (*FUSE, *passes, *OBSERVE), Stage.TRACED, context)
-    return as_prepared(gm, State(context, name, user_attributes(model)))
+        run_passes(gm, passes, Stage.TRACED, context)
+    example = (check_examples(inputs), dict(kwargs or {})) if context.trains else None
+    return as_prepared(gm, State(context, name, user_attributes(model), example))
+
+
+@outside_inference_mode
+def prepare_qat_fx(
+    model: nn.Module,
+    qconfig_mapping: Any = None,
+    example_inputs: Any = (),
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    concrete_args: Mapping[str, Any] | None = None,
+    strict: bool = False,
+    table: Table = OPS,
+    rules: Sequence[Any] = (),
+    passes: Sequence[Pass] = (),
+    engine: str | None = None,
+    isa: str | None = None,
+    debug: Any = None,
+) -> fx.GraphModule:
+    """Traces a float model in train mode and inserts fake quantization; train the result, then convert_fx.
+
+    The result trains as the model does: parameters and statistics under the user's names, train() and eval() of it or of its
+    submodules as in the model, and values rounded as int8 will round them. Arguments as in prepare_fx; the default qconfigs are
+    get_default_qat_qconfig_mapping's, and every qconfig must make fake-quantize modules. The model is not changed.
+    Raises TraceError, ConfigError (a model in eval mode among them), NumericsError, InputError, UnsupportedOpError.
+    """
+    context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict, trains=True)
+    examples = example_inputs, example_kwargs, concrete_args
+    return _prepare(model, context, examples, (*FUSE, *passes, *OBSERVE_TRAINING), debug)
 
 
 def _state(prepared: Any) -> State:
@@ -116,7 +151,11 @@ def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error",
     """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors."""
     gm, state = _observed(prepared, allow_uncalibrated)
     with watched(debug, "reference", state.name, state.context):
-        return run_passes(gm, QUANTIZE, Stage.OBSERVED, state.context)
+        return run_passes(gm, _quantize(state), Stage.OBSERVED, state.context)
+
+
+def _quantize(state: State) -> tuple[Pass, ...]:
+    return QUANTIZE_TRAINED if state.context.trains else QUANTIZE
 
 
 @outside_inference_mode
@@ -130,7 +169,7 @@ def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str
         raise ConfigError(f"unknown backend {backend!r}", code="backend", hint='backend="torch" is what there is')
     gm, state = _observed(prepared, allow_uncalibrated)
     with watched(debug, "convert", state.name, state.context):  # setting the lowered graph makes its code
-        run_passes(gm, QUANTIZE, Stage.OBSERVED, state.context, recompile=False)
+        run_passes(gm, _quantize(state), Stage.OBSERVED, state.context, recompile=False)
         nodes = list(gm.graph.nodes)
         run_passes(gm, (Lower(),), Stage.QUANTIZED, state.context, recompile=False)
     module = compile_graph(gm, engine=state.context.target.engine, name=state.name, user_attributes=state.user_attributes)

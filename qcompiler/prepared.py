@@ -25,6 +25,7 @@ class State:
     context: Context
     name: str
     user_attributes: dict[str, Any]
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # of a model in training: what parity is checked on
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
         return self  # copies of a prepared module hold the same settings; convert works on copies of what it adds to
@@ -45,7 +46,7 @@ def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
     gm.register_forward_pre_hook(
         InputCheck([(str(n.target), value_of(n), bool(n.args)) for n in gm.graph.nodes if n.op == "placeholder"]), with_kwargs=True
     )
-    return gm.eval()
+    return gm if state.context.trains else gm.eval()
 
 
 def failed_call(prepared: Any, error: Exception, batch: str) -> InputError:
