@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from qcompiler.batches import batches, check_data
 from qcompiler.checks import MARK, check_eval, check_examples, check_model
 from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.debug.explain import ROWS, Explanation, rows_of
+from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.ir.types import Stage
@@ -132,18 +134,20 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
     verify(prepared, Stage.OBSERVED)
     observers: dict[int, Any] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
     try:
-        gm = copy.deepcopy(prepared, observers)  # but the observers: they are read, and dropped from the copy
+        gm = copy.deepcopy(prepared, {} if state.context.trains else observers)  # observers are read, and dropped from the copy
     except Exception as error:  # torch.fx writes the code of the copy anew
         raise ConfigError(f"invalid IR in the graph given: {type(error).__name__}: {error!s:.400}", code="invalid-ir") from error
     for key in (STATE, KEPT):
         gm.meta.pop(key, None)
     setattr(gm, MARK, "reference")
+    if state.context.trains:
+        gm.cpu()  # int8 kernels run there
     gm._forward_pre_hooks.clear()
     gm._forward_pre_hooks_with_kwargs.clear()
     shared = state.context
     context = dataclasses.replace(shared, allow_uncalibrated=allow_uncalibrated, remarks=list(shared.remarks), records=list(shared.records),
                                   rewrites=list(shared.rewrites))  # fmt: skip
-    return gm, State(context, state.name, state.user_attributes)
+    return gm, State(context, state.name, state.user_attributes, state.example)
 
 
 @outside_inference_mode
@@ -159,11 +163,15 @@ def _quantize(state: State) -> tuple[Pass, ...]:
 
 
 @outside_inference_mode
-def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str = "error", debug: Any = None) -> CompiledModule:
-    """Compiles a calibrated module of prepare_fx to an int8 module for the CPU; `prepared` is not changed.
+def convert_fx(
+    prepared: Any, backend: str = "torch", *, allow_uncalibrated: str = "error", check_parity: bool = True, debug: Any = None
+) -> CompiledModule:
+    """Compiles a calibrated module of prepare_fx, or a trained one of prepare_qat_fx, to an int8 module for the CPU.
 
-    `allow_uncalibrated="float"` keeps the parts float that no data reached. Raises CalibrationError where observers saw no
-    data, ConfigError for a module that prepare_fx did not return.
+    `prepared` is not changed, and may be in train or eval mode: eval mode is compiled. `allow_uncalibrated="float"` keeps the
+    parts float that no data reached. `check_parity`: after training, compare every int8 value with the fake-quantized one on
+    the example inputs, at the cost of a few forwards (docs/qat.md). Raises CalibrationError where observers saw no data,
+    ConfigError for a module that prepare_fx did not return, PassError where parity does not hold.
     """
     if backend != "torch":
         raise ConfigError(f"unknown backend {backend!r}", code="backend", hint='backend="torch" is what there is')
@@ -175,6 +183,9 @@ def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str
     module = compile_graph(gm, engine=state.context.target.engine, name=state.name, user_attributes=state.user_attributes)
     setattr(module, MARK, "converted")
     setattr(module, ROWS, rows_of(nodes, state.context.table).to_data())
+    if check_parity and state.example is not None:
+        found = require_parity(prepared, module, state.example)
+        state.context.remarks.append(Remark("parity", "parity", str(found)))
     setattr(module, REMARKS, [remark.to_data() for remark in state.context.remarks])
     return module
 
@@ -193,7 +204,7 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
     items = [data] if isinstance(data, torch.Tensor) else data
     batch, count = Batch(prepared), 0
     try:
-        with torch.inference_mode():
+        with _evaluating(prepared):
             for index, (args, kwargs) in enumerate(_tracked(batches(items), progress, items)):
                 batch.begin()
                 try:
@@ -211,6 +222,19 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
             "0 batches of calibration data", code="no-batches", hint="an iterator can be read only once; is the loader empty?"
         )
     return count
+
+
+@contextmanager
+def _evaluating(prepared: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; what was in train mode is again, after. Tensors that training will use are no inference tensors."""
+    training = [module for module in prepared.modules() if module.training]
+    prepared.eval()
+    try:
+        with torch.no_grad() if training or _state(prepared).context.trains else torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _observe(prepared: nn.Module, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
