@@ -1,19 +1,24 @@
-"""The table of contents of the compiler: the ordered lists that fuse_fx, prepare_fx and convert_fx run."""
+"""The table of contents of the compiler: the ordered lists that fuse_fx, prepare_fx, prepare_qat_fx and convert_fx run."""
 
 from qcompiler.passes.annotate import Annotate
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.freeze_qparams import FreezeQParams
 from qcompiler.passes.fuse import Fuse
 from qcompiler.passes.hand_out_floats import HandOutFloats
+from qcompiler.passes.insert_fake_quants import InsertFakeQuants
 from qcompiler.passes.insert_observers import InsertObservers
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
+from qcompiler.passes.join_for_training import JoinForTraining
 from qcompiler.passes.join_qparams import JoinQParams
 from qcompiler.passes.keep_residuals_float import KeepResidualsFloat
 from qcompiler.passes.remove_identities import RemoveIdentities
 from qcompiler.passes.resolve_padding import ResolvePadding
 from qcompiler.passes.separate_assignments import SeparateAssignments
+from qcompiler.passes.settle_training import SettleTraining
 from qcompiler.passes.share_qparams import ShareQParams
 
 FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
 OBSERVE = (Annotate(), KeepResidualsFloat(), HandOutFloats(), ShareQParams(), InsertObservers())  # FUSED -> OBSERVED
+OBSERVE_TRAINING = (*OBSERVE[:-1], JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 QUANTIZE = (FreezeQParams(), JoinQParams(), InsertQuantizeDequantize())  # OBSERVED -> QUANTIZED; a back end adds its lowering
+QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided

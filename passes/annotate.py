@@ -68,6 +68,7 @@ class Annotate:
 
 def _qconfig(node: fx.Node, row: Op | None, context: Context, calls: dict[tuple[str, Any], int]) -> Any:
     """The node's qconfig by the mapping; module rules see the module's class, function rules the row's functions."""
+    row = row and row.settled
     path = source_of(node).module_path
     module_type = context.module_types.get(path)
     is_module = module_type in {form.cls for form in (row.modules if row is not None else ())}
@@ -83,9 +84,14 @@ def _decide(node: fx.Node, context: Context, calls: dict[tuple[str, Any], int]) 
     row = context.table.of(node)
     qconfig = _qconfig(node, row, context, calls)
     reason = _obstacle(node, row, qconfig, list(activations(context.table, node)))
-    if reason is None and row is not None:
+    if reason is None and row is not None and not _vanishes(row, node):
         reason = context.target.refuses(row, node)
     return Quant(int8=reason is None, reason=reason, qconfig=qconfig)
+
+
+def _vanishes(row: Op, node: fx.Node) -> bool:
+    """Whether nothing will be left of the op in eval mode: a dropout that is trained."""
+    return isinstance(node.kwargs.get("training"), fx.Node) and row.identity({**node.kwargs, "training": False})
 
 
 def _is_finite(node: fx.Node) -> bool:

@@ -10,7 +10,7 @@ from torch import fx
 
 from qcompiler.ir.attributes import drop_unused_modules, get_attr
 from qcompiler.ir.types import SOURCE, VALUE, Stage, quant_of, source_of, value_of
-from qcompiler.ops.spec import ModuleForm, Op
+from qcompiler.ops.spec import Op
 from qcompiler.ops.table import NO_DEFAULT, Table, bind, parse_signature
 from qcompiler.pass_manager import Context
 
@@ -65,19 +65,18 @@ def _module_call(gm: fx.GraphModule, node: fx.Node, context: Context, reader: _A
         return None
     row, form = found
     refusal = form.refuse(module) or ("it has hooks" if module._forward_hooks or module._forward_pre_hooks else None)
+    if refusal is None and form.live and module.training and not context.trains:
+        refusal = "it is in training mode"
     if refusal:
         context.remark("canonicalize", "module-kept", f"{type(module).__name__} stays as it is: {refusal}", node)
         return None
     values = list(node.args) + list(node.kwargs.values())
     if len(values) != 1:
         return None
-    return row, {row.params[0].name: values[0], **_tensors(gm, node, path, form, reader), **form.attributes(module)}
-
-
-def _tensors(gm: fx.GraphModule, node: fx.Node, path: str, form: ModuleForm, reader: _Attributes) -> dict[str, fx.Node]:
-    module = gm.get_submodule(path)
-    names = {arg: name for arg, name in form.tensors.items() if getattr(module, name, None) is not None}
-    return {arg: reader.read(f"{path}.{name}".lstrip("."), node) for arg, name in names.items()}
+    names = {**form.tensors, **(form.live if context.trains else {})}
+    none = {arg: None for arg, name in names.items() if getattr(module, name, None) is None}
+    read = {arg: reader.read(f"{path}.{name}".lstrip("."), node) for arg, name in names.items() if arg not in none}
+    return row, {row.params[0].name: values[0], **form.attributes(module), **none, **read}
 
 
 def _function_call(node: fx.Node, table: Table) -> tuple[Op, dict[str, Any]] | None:

@@ -37,7 +37,7 @@ class FreezeQParams:
             group = quant_of(source).group  # type: ignore[arg-type]
             assert group is not None
             observer: Any = module.observer
-            if any(_must_reduce(user, context) for node in members[group] for user in _takers(node)):
+            if context.needs_7_bits(members[group]) and not context.trains:  # decided before training where there was one
                 observer = copy.deepcopy(observer)  # the prepared module may hold it as well
                 observer.set_reduce_range(True)
             found[group] = observer.qparams()
@@ -63,11 +63,6 @@ def _takers(node: fx.Node) -> list[fx.Node]:
     """Users of a value, seeing through its observer."""
     through = [u for user in node.users if user.op == "call_module" for u in user.users]
     return [*node.users, *through]
-
-
-def _must_reduce(user: fx.Node, context: Context) -> bool:
-    row = context.table.of(user)
-    return row is not None and row.macs is not None and quant_of(user).int8 and context.target.needs_7_bits(row, user)
 
 
 def _require_data(watches: dict[fx.Node, Any], context: Context, gm: fx.GraphModule) -> None:

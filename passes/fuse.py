@@ -9,7 +9,7 @@ from torch import fx
 from qcompiler.ir.attributes import drop_unused_modules
 from qcompiler.ir.types import Stage
 from qcompiler.pass_manager import Context
-from qcompiler.patterns import FUSE
+from qcompiler.patterns import FUSE, FUSE_TRAINING
 from qcompiler.patterns.padding import centre_rule
 
 
@@ -21,7 +21,7 @@ class Fuse:
     per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        fired = context.apply_rules(gm, (*context.rules, *FUSE))
+        fired = context.apply_rules(gm, (*context.rules, *(FUSE_TRAINING if context.trains else FUSE)))
         if context.target is not None:  # last: it puts an op behind the convolution that fusions must not meet
             fired += context.apply_rules(gm, (centre_rule(context.target.wants_centred),))
         gm.graph.eliminate_dead_code()

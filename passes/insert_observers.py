@@ -2,6 +2,8 @@
 
 The observer comes from the qconfig of the op that computes the value, or of the first int8 op that takes it. A value whose op
 has a fixed range needs none.
+
+In a graph that will be trained it is a fake-quantize module, also for a fixed range, and passes on what it makes of the value.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from qcompiler.ir.types import QUANT, SOURCE, VALUE, Stage, quant_of, source_of
+from qcompiler.ir.groups import members_of
+from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.spec import Output
 from qcompiler.pass_manager import Context
+from qcompiler.qat.sites import FakeQuantWatch, fixed, made_by
 
 
 @dataclass(frozen=True)
@@ -27,19 +31,34 @@ class InsertObservers:
     required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        seen: set[int] = set()
         gm.add_module("observers", nn.Module())
-        for node in list(gm.graph.nodes):
-            group = quant_of(node).group
-            if group is None or group in seen:
-                continue
-            seen.add(group)
+        groups = members_of(gm.graph)
+        for members in groups.values():
+            node = _source(members, context)
             row = context.table.of(node)
-            if row is not None and row.output is Output.FIXED and quant_of(node).int8:
+            is_fixed = row is not None and row.output is Output.FIXED and quant_of(node).int8
+            if context.trains:
+                _observe(gm, node, _fake_quant(node, members, row.fixed if is_fixed and row is not None else None, context))
+            elif is_fixed and row is not None:
                 node.meta[QUANT] = quant_of(node).with_(qparams=row.fixed)
             else:
-                _observe(gm, node, _factory(node, context))
-        return bool(seen)
+                _observe(gm, node, Watch(_factory(node, context)(), where(node)))
+        return bool(groups)
+
+
+def _source(members: list[fx.Node], context: Context) -> fx.Node:
+    """The value that the others copy: the first; of a cat that was joined with its inputs, the cat, which copies them."""
+    rows = ((node, context.table.of(node)) for node in reversed(members) if quant_of(node).int8)
+    cat = next((node for node, row in rows if row is not None and row.output is Output.JOIN), None)
+    return cat if context.trains and cat is not None else members[0]
+
+
+def _fake_quant(node: fx.Node, members: list[fx.Node], qparams: QParams | None, context: Context) -> Watch:
+    """Fake quantization with the range that int8 will have, 7 bits where a kernel needs that."""
+    made = fixed(qparams) if qparams is not None else made_by(_factory(node, context), "activation", where(node))
+    if context.needs_7_bits(members):
+        made.set_reduce_range(True)
+    return FakeQuantWatch(made, where(node))
 
 
 def _factory(node: fx.Node, context: Context) -> Callable[[], Any]:
@@ -50,11 +69,11 @@ def _factory(node: fx.Node, context: Context) -> Callable[[], Any]:
     return factory
 
 
-def _observe(gm: fx.GraphModule, node: fx.Node, factory: Callable[[], Any]) -> None:
+def _observe(gm: fx.GraphModule, node: fx.Node, made: Watch) -> None:
     observers, name = gm.get_submodule("observers"), node.name
     while hasattr(observers, name):  # `to`, `float`: a module has them already
         name += "_"
-    observers.add_module(name, Watch(factory(), where(node)))
+    observers.add_module(name, made)
     with gm.graph.inserting_after(node):
         watch = gm.graph.create_node("call_module", f"observers.{name}", (node,), name=f"{node.name}_observer")
     watch.meta[VALUE], watch.meta[SOURCE] = node.meta.get(VALUE), source_of(node)

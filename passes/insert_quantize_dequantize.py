@@ -87,7 +87,7 @@ class _Weights:
         value = attribute(gm, path).detach()
         scale, zero_point, (low, high) = self._qparams(node, value, axis)
         if shrink:
-            scale = self.context.target.shrink_to_safe(value, scale)
+            scale = self._safe(node, value, scale)
         kept = f"{path}_int8" if _has_float_users(self.context, weight) else path
         while kept != path and hasattr(gm.get_submodule(kept.rpartition(".")[0]), kept.rpartition(".")[2]):
             kept += "_"
@@ -99,7 +99,18 @@ class _Weights:
             parts = [get_attr(gm, f"{kept}{suffix}", source_of(node)) for suffix in ("", "_scale", "_zero_point")]
             return _call(gm, weight, dequantize_weight, (*parts, axis), f"{weight.name}_dq", torch.float32)
 
+    def _safe(self, node: fx.Node, value: Tensor, scale: Tensor) -> Tensor:
+        """The proof that the kernel's sums cannot overflow, for the weights as they are now; larger scales where it fails."""
+        safe: Tensor = self.context.target.shrink_to_safe(value, scale)
+        if quant_of(node).weight is not None and not torch.equal(safe, scale):
+            self.context.remark("insert_quantize_dequantize", "weight-scale", "the weight was trained with scales at which the kernel's "
+                                "16-bit sums could overflow: they are enlarged, results differ from training", node)  # fmt: skip
+        return safe
+
     def _qparams(self, node: fx.Node, value: Tensor, axis: int | None) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        if (p := quant_of(node).weight) is not None:
+            scales, zeros = torch.tensor(p.scale, dtype=torch.float64), torch.tensor(p.zero_point, dtype=torch.int64)
+            return scales.reshape(-1), zeros.reshape(-1), (p.quant_min, p.quant_max)
         observer = quant_of(node).qconfig.weight()
         if axis is None and observer.is_per_channel:
             observer = self.context.target.per_tensor_weight_observer(observer)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from qcompiler.errors import NumericsError
-from qcompiler.ir.attributes import attribute, set_parameter
+from qcompiler.ir.attributes import attribute, bias_path, set_parameter
+from qcompiler.ir.types import value_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.batch_norm import channels_of, fold
 from qcompiler.rewrite import Link, Match, Reject, Rule
@@ -27,6 +28,8 @@ def constant(match: Match, node: Any, what: str) -> Tensor | None:
 
 def _statistics(match: Match, bn: fx.Node) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]:
     """(mean, var, gamma, beta, eps); refused or an error where they give no finite scale."""
+    if "training" in bn.kwargs:
+        raise Reject("live", "this BatchNorm is trained")
     mean, var, gamma, beta = (constant(match, bn.args[i] if i < len(bn.args) else None, "BatchNorm's statistics") for i in range(1, 5))
     if mean is None or var is None:
         raise Reject("no-statistics", "this BatchNorm has no running statistics")
@@ -54,21 +57,17 @@ def _fold(match: Match, conv: fx.Node, bn: fx.Node) -> None:
     mean, var, gamma, beta, eps = _statistics(match, bn)
     if var.numel() != (channels := channels_of(weight, **layout)):
         raise Reject("other-channels", f"BatchNorm has {var.numel()} channels, the {row.name} {channels}")
+    shape = value_of(conv).shape
+    if row.name == "linear" and shape is not None and len(shape) != 2:
+        raise Reject("other-dimension", f"BatchNorm's channels are dimension 1 of {len(shape)}, those of a linear the last")
     exact = (None if t is None else t.double() for t in (weight, bias, mean, var, gamma, beta))
     folded, new_bias = fold(*exact, eps=eps, **layout)  # type: ignore[arg-type]
     path = str(conv.args[1].target)  # type: ignore[union-attr]
     with match.gm.graph.inserting_before(conv):
         w = set_parameter(match.gm, conv, path, folded.to(weight.dtype))
-        b = set_parameter(match.gm, conv, _bias_path(conv, path), new_bias.to(weight.dtype))
+        b = set_parameter(match.gm, conv, bias_path(conv.args[2] if len(conv.args) > 2 else None, path), new_bias.to(weight.dtype))
     conv.args = (conv.args[0], w, b)
     match.replace(bn, conv)
-
-
-def _bias_path(conv: fx.Node, weight_path: str) -> str:
-    if len(conv.args) > 2 and isinstance(conv.args[2], fx.Node):
-        return str(conv.args[2].target)
-    prefix, _, name = weight_path.rpartition(".")
-    return f"{prefix}.{name.replace('weight', 'bias') if 'weight' in name else name + '_bias'}".lstrip(".")
 
 
 RULES = (Rule("fold_batch_norm", (Link("conv", WEIGHTED), Link("bn", ("batch_norm",))), _fold),)

@@ -1,6 +1,16 @@
 """qcompiler: a graph-based quantization compiler for PyTorch. A float model in, a runnable int8 module out."""
 
-from qcompiler.api import calibrate, convert_fx, convert_to_reference_fx, explain, fuse_fx, prepare_fx, quantize, remarks
+from qcompiler.api import (
+    calibrate,
+    convert_fx,
+    convert_to_reference_fx,
+    explain,
+    fuse_fx,
+    prepare_fx,
+    prepare_qat_fx,
+    quantize,
+    remarks,
+)
 from qcompiler.artifact import load, save
 from qcompiler.codegen.export import export_source
 from qcompiler.errors import (
@@ -13,12 +23,13 @@ from qcompiler.errors import (
     TraceError,
     UnsupportedOpError,
 )
-from qcompiler.qconfig import QConfig, get_default_qconfig
-from qcompiler.qconfig_mapping import QConfigMapping, get_default_qconfig_mapping
+from qcompiler.qconfig import QConfig, get_default_qat_qconfig, get_default_qconfig
+from qcompiler.qconfig_mapping import QConfigMapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
 
 __all__ = [
     "ArtifactError", "CalibrationError", "ConfigError", "InputError", "NumericsError", "QCompilerError", "QConfig", "QConfigMapping",
     "TraceError", "UnsupportedOpError", "calibrate", "convert_fx", "convert_to_reference_fx", "explain", "export_source", "fuse_fx",
-    "get_default_qconfig", "get_default_qconfig_mapping", "load", "prepare_fx", "quantize", "remarks", "save",
+    "get_default_qat_qconfig", "get_default_qat_qconfig_mapping", "get_default_qconfig", "get_default_qconfig_mapping", "load",
+    "prepare_fx", "prepare_qat_fx", "quantize", "remarks", "save",
 ]  # fmt: skip
 __version__ = "0.1.0"

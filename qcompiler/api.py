@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from torch import fx, nn
 
 from qcompiler.backends.torch.lower import Lower
 from qcompiler.batches import batches, check_data
-from qcompiler.checks import MARK, check_eval, check_model
+from qcompiler.checks import MARK, check_eval, check_examples, check_model
 from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.debug.explain import ROWS, Explanation, rows_of
+from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.ir.types import Stage
@@ -22,7 +24,7 @@ from qcompiler.ir.verify import verify
 from qcompiler.observers.watch import Batch, Watch
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
-from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
+from qcompiler.passes import FUSE, OBSERVE, OBSERVE_TRAINING, QUANTIZE, QUANTIZE_TRAINED
 from qcompiler.pipeline import context_for, outside_inference_mode, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, failed_call, state_of, user_attributes
 
@@ -72,11 +74,46 @@ def prepare_fx(
     Raises TraceError, ConfigError, NumericsError, InputError, UnsupportedOpError.
     """
     context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict)
-    gm = traced(model, example_inputs, context, {"example_kwargs": example_kwargs, "concrete_args": concrete_args})
+    examples = example_inputs, example_kwargs, concrete_args
+    return _prepare(model, context, examples, (*FUSE, *passes, *OBSERVE), debug)
+
+
+def _prepare(model: nn.Module, context: Context, examples: tuple[Any, Any, Any], passes: Sequence[Pass], debug: Any) -> fx.GraphModule:
+    inputs, kwargs, concrete = examples
+    gm = traced(model, inputs, context, {"example_kwargs": kwargs, "concrete_args": concrete})
     name = type(model).__name__
     with watched(debug, "prepare", name, context):
-        run_passes(gm, (*FUSE, *passes, *OBSERVE), Stage.TRACED, context)
-    return as_prepared(gm, State(context, name, user_attributes(model)))
+        run_passes(gm, passes, Stage.TRACED, context)
+    example = (check_examples(inputs), dict(kwargs or {})) if context.trains else None
+    return as_prepared(gm, State(context, name, user_attributes(model), example))
+
+
+@outside_inference_mode
+def prepare_qat_fx(
+    model: nn.Module,
+    qconfig_mapping: Any = None,
+    example_inputs: Any = (),
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    concrete_args: Mapping[str, Any] | None = None,
+    strict: bool = False,
+    table: Table = OPS,
+    rules: Sequence[Any] = (),
+    passes: Sequence[Pass] = (),
+    engine: str | None = None,
+    isa: str | None = None,
+    debug: Any = None,
+) -> fx.GraphModule:
+    """Traces a float model in train mode and inserts fake quantization; train the result, then convert_fx.
+
+    The result trains as the model does: parameters and statistics under the user's names, train() and eval() of it or of its
+    submodules as in the model, and values rounded as int8 will round them. Arguments as in prepare_fx; the default qconfigs are
+    get_default_qat_qconfig_mapping's, and every qconfig must make fake-quantize modules. The model is not changed.
+    Raises TraceError, ConfigError (a model in eval mode among them), NumericsError, InputError, UnsupportedOpError.
+    """
+    context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict, trains=True)
+    examples = example_inputs, example_kwargs, concrete_args
+    return _prepare(model, context, examples, (*FUSE, *passes, *OBSERVE_TRAINING), debug)
 
 
 def _state(prepared: Any) -> State:
@@ -97,18 +134,20 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
     verify(prepared, Stage.OBSERVED)
     observers: dict[int, Any] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
     try:
-        gm = copy.deepcopy(prepared, observers)  # but the observers: they are read, and dropped from the copy
+        gm = copy.deepcopy(prepared, {} if state.context.trains else observers)  # observers are read, and dropped from the copy
     except Exception as error:  # torch.fx writes the code of the copy anew
         raise ConfigError(f"invalid IR in the graph given: {type(error).__name__}: {error!s:.400}", code="invalid-ir") from error
     for key in (STATE, KEPT):
         gm.meta.pop(key, None)
     setattr(gm, MARK, "reference")
+    if state.context.trains:
+        gm.cpu()  # int8 kernels run there
     gm._forward_pre_hooks.clear()
     gm._forward_pre_hooks_with_kwargs.clear()
     shared = state.context
     context = dataclasses.replace(shared, allow_uncalibrated=allow_uncalibrated, remarks=list(shared.remarks), records=list(shared.records),
                                   rewrites=list(shared.rewrites))  # fmt: skip
-    return gm, State(context, state.name, state.user_attributes)
+    return gm, State(context, state.name, state.user_attributes, state.example)
 
 
 @outside_inference_mode
@@ -116,26 +155,37 @@ def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error",
     """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors."""
     gm, state = _observed(prepared, allow_uncalibrated)
     with watched(debug, "reference", state.name, state.context):
-        return run_passes(gm, QUANTIZE, Stage.OBSERVED, state.context)
+        return run_passes(gm, _quantize(state), Stage.OBSERVED, state.context)
+
+
+def _quantize(state: State) -> tuple[Pass, ...]:
+    return QUANTIZE_TRAINED if state.context.trains else QUANTIZE
 
 
 @outside_inference_mode
-def convert_fx(prepared: Any, backend: str = "torch", *, allow_uncalibrated: str = "error", debug: Any = None) -> CompiledModule:
-    """Compiles a calibrated module of prepare_fx to an int8 module for the CPU; `prepared` is not changed.
+def convert_fx(
+    prepared: Any, backend: str = "torch", *, allow_uncalibrated: str = "error", check_parity: bool = True, debug: Any = None
+) -> CompiledModule:
+    """Compiles a calibrated module of prepare_fx, or a trained one of prepare_qat_fx, to an int8 module for the CPU.
 
-    `allow_uncalibrated="float"` keeps the parts float that no data reached. Raises CalibrationError where observers saw no
-    data, ConfigError for a module that prepare_fx did not return.
+    `prepared` is not changed, and may be in train or eval mode: eval mode is compiled. `allow_uncalibrated="float"` keeps the
+    parts float that no data reached. `check_parity`: after training, compare every int8 value with the fake-quantized one on
+    the example inputs, at the cost of a few forwards (docs/qat.md). Raises CalibrationError where observers saw no data,
+    ConfigError for a module that prepare_fx did not return, PassError where parity does not hold.
     """
     if backend != "torch":
         raise ConfigError(f"unknown backend {backend!r}", code="backend", hint='backend="torch" is what there is')
     gm, state = _observed(prepared, allow_uncalibrated)
     with watched(debug, "convert", state.name, state.context):  # setting the lowered graph makes its code
-        run_passes(gm, QUANTIZE, Stage.OBSERVED, state.context, recompile=False)
+        run_passes(gm, _quantize(state), Stage.OBSERVED, state.context, recompile=False)
         nodes = list(gm.graph.nodes)
         run_passes(gm, (Lower(),), Stage.QUANTIZED, state.context, recompile=False)
     module = compile_graph(gm, engine=state.context.target.engine, name=state.name, user_attributes=state.user_attributes)
     setattr(module, MARK, "converted")
     setattr(module, ROWS, rows_of(nodes, state.context.table).to_data())
+    if check_parity and state.example is not None:
+        found = require_parity(prepared, module, state.example)
+        state.context.remarks.append(Remark("parity", "parity", str(found)))
     setattr(module, REMARKS, [remark.to_data() for remark in state.context.remarks])
     return module
 
@@ -154,7 +204,7 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
     items = [data] if isinstance(data, torch.Tensor) else data
     batch, count = Batch(prepared), 0
     try:
-        with torch.inference_mode():
+        with _evaluating(prepared):
             for index, (args, kwargs) in enumerate(_tracked(batches(items), progress, items)):
                 batch.begin()
                 try:
@@ -172,6 +222,19 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
             "0 batches of calibration data", code="no-batches", hint="an iterator can be read only once; is the loader empty?"
         )
     return count
+
+
+@contextmanager
+def _evaluating(prepared: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; what was in train mode is again, after. Tensors that training will use are no inference tensors."""
+    training = [module for module in prepared.modules() if module.training]
+    prepared.eval()
+    try:
+        with torch.no_grad() if training or _state(prepared).context.trains else torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _observe(prepared: nn.Module, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -47,6 +47,13 @@ def check_eval(model: nn.Module) -> None:
         raise ConfigError(f"the model is in train mode: {', '.join(telling[:5])}{more}", code="train-mode", hint="call model.eval() first")
 
 
+def check_training(model: nn.Module) -> None:
+    """Raises ConfigError for a model in eval mode: what is not trained needs no quantization-aware training."""
+    if not model.training:
+        raise ConfigError("the model is in eval mode", code="eval-mode",
+                          hint="call model.train() first; parts that shall stay frozen may be in eval mode")  # fmt: skip
+
+
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()

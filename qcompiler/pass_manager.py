@@ -13,7 +13,7 @@ from torch import fx
 from qcompiler.errors import PassError, QCompilerError, Where
 from qcompiler.gate import allow
 from qcompiler.ir.provenance import inherit_sources
-from qcompiler.ir.types import Stage
+from qcompiler.ir.types import Stage, quant_of
 from qcompiler.ir.verify import verify, where
 from qcompiler.ops.table import OPS, Table
 from qcompiler.rewrite import Rule, run_rules
@@ -49,7 +49,7 @@ class Context:
     """What the passes of one compile share. `target` describes the back end's kernels (see backends/torch/target.py).
 
     `identity` is common to a prepare and its converts. `rewrites` lists the optional rewrites that were offered, `matches`
-    counts those that were done; a convert goes on where its prepare ended.
+    counts those that were done; a convert goes on where its prepare ended. `trains`: the graph is prepared to be trained.
     """
 
     table: Table = OPS
@@ -59,6 +59,7 @@ class Context:
     rules: tuple[Any, ...] = ()
     used_rules: list[Any] = field(default_factory=list)
     strict: bool = False
+    trains: bool = False
     allow_uncalibrated: str = "error"
     remarks: list[Remark] = field(default_factory=list)
     records: list[PassRecord] = field(default_factory=list)
@@ -72,6 +73,13 @@ class Context:
     def remark(self, pass_name: str, code: str, text: str, node: fx.Node | None = None) -> None:
         place = where(node) if node is not None else Where()
         self.remarks.append(Remark(pass_name, code, text, place, node.name if node is not None else None))
+
+    def needs_7_bits(self, values: Sequence[fx.Node]) -> bool:
+        """Whether the kernel of an op that takes one of these values, maybe behind its observer, could overflow at 8 bits."""
+        direct = [user for value in values for user in value.users]
+        takers = [*direct, *(u for user in direct if user.op == "call_module" for u in user.users)]
+        rows = ((user, self.table.of(user)) for user in takers if quant_of(user).int8)
+        return any(row is not None and row.macs is not None and self.target.needs_7_bits(row, user) for user, row in rows)
 
     def allows(self, rewrite: str, node: fx.Node | None = None) -> bool:
         """Whether an optional rewrite may be done: the gate of the compile numbers the questions and answers them."""

@@ -12,13 +12,15 @@ from torch import fx, nn
 from torch.utils._pytree import tree_map_only
 
 from qcompiler.backends.torch.target import TorchTarget
-from qcompiler.checks import check_eval, check_examples, check_model
-from qcompiler.errors import ConfigError
+from qcompiler.checks import check_eval, check_examples, check_model, check_training
+from qcompiler.errors import ConfigError, Where
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Remark
-from qcompiler.qconfig_mapping import as_mapping, get_default_qconfig_mapping
-from qcompiler.trace import trace
+from qcompiler.qat.ops import training_table
+from qcompiler.qconfig_mapping import as_mapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
+from qcompiler.trace import fold_parametrizations, trace
+from qcompiler.trace.parametrize import is_computed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,16 +45,19 @@ def context_for(
     table: Table = OPS,
     rules: Sequence[Any] = (),
     strict: bool = False,
+    trains: bool = False,
 ) -> Context:
-    """The settings that prepare_fx takes, checked against the model. Raises ConfigError."""
+    """The settings that prepare_fx takes (prepare_qat_fx, if `trains`), checked against the model. Raises ConfigError."""
     check_model(model)
-    check_eval(model)
+    (check_training if trains else check_eval)(model)
     engine = engine or torch.backends.quantized.engine
     target = TorchTarget(engine, isa) if isa else TorchTarget(engine)
-    mapping = as_mapping(qconfig_mapping) if qconfig_mapping is not None else get_default_qconfig_mapping(engine)
+    default = get_default_qat_qconfig_mapping if trains else get_default_qconfig_mapping
+    mapping = as_mapping(qconfig_mapping) if qconfig_mapping is not None else default(engine)
     mapping.check_names(name for name, _ in model.named_modules())
     types = {name: type(module) for name, module in model.named_modules()}
-    return Context(table=table, mapping=mapping, module_types=types, target=target, rules=tuple(rules), strict=strict)
+    table = training_table(table) if trains else table
+    return Context(table=table, mapping=mapping, module_types=types, target=target, rules=tuple(rules), strict=strict, trains=trains)
 
 
 def _is_leaf(table: Table) -> Any:
@@ -77,8 +82,29 @@ def _copy(model: nn.Module) -> nn.Module:
 def traced(model: nn.Module, example_inputs: Any, context: Context, options: Mapping[str, Any]) -> fx.GraphModule:
     """The TRACED graph of a copy of the model. `options`: example_kwargs, concrete_args. What was noted becomes remarks."""
     inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
-    found = trace(_copy(model), inputs, options.get("example_kwargs"), is_leaf=_is_leaf(context.table), decompose=DECOMPOSE,
-                  concrete_args=options.get("concrete_args"), strict=context.strict)  # fmt: skip
+    copied = _plain_parameters(model, context) if context.trains else _copy(model)
+    found = trace(copied, inputs, options.get("example_kwargs"), is_leaf=_is_leaf(context.table), decompose=DECOMPOSE,
+                  concrete_args=options.get("concrete_args"), strict=context.strict, trains=context.trains)  # fmt: skip
     for note in found.remarks:
         context.remarks.append(Remark("trace", note.kind, note.reason, note.where, note.where.node))
+    if context.trains:
+        _remark_unreached(copied, found.graph_module, context)
     return found.graph_module
+
+
+def _plain_parameters(model: nn.Module, context: Context) -> nn.Module:
+    """A copy whose weights are parameters of their own: what training moves is what int8 holds."""
+    computed = [path for path, module in model.named_modules() if is_computed(module)]
+    for path in computed:
+        text = "its parametrized weights (weight_norm and the like) are trained as plain parameters"
+        context.remarks.append(Remark("trace", "parametrization", text, Where(module_path=path)))
+    return fold_parametrizations(model) if computed else _copy(model)
+
+
+def _remark_unreached(model: nn.Module, gm: fx.GraphModule, context: Context) -> None:
+    """The parameters that the traced forward does not use, and so does not train."""
+    reached = {id(parameter) for parameter in gm.parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in reached:
+            text = "this parameter takes no part in the traced forward: training will not move it"
+            context.remarks.append(Remark("trace", "parameter-unused", text, Where(module_path=name)))

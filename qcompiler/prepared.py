@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from qcompiler.checks import MARK
-from qcompiler.errors import InputError, Where
+from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.graph_pickle import Data, from_data, to_data
+from qcompiler.ir.names import NAMES, keep_names
 from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
+from qcompiler.ops.table import OPS
 from qcompiler.pass_manager import Context
+from qcompiler.qat.ops import training_table
 
+HELD = ("_modules", "_parameters", "_buffers", "training", "_non_persistent_buffers_set")
 STATE = "qcompiler"  # gm.meta key -> State
 KEPT = "_user_preserved_attributes"  # gm.meta key of torch.fx: attributes that copies keep
 
@@ -25,6 +31,16 @@ class State:
     context: Context
     name: str
     user_attributes: dict[str, Any]
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # of a model in training: what parity is checked on
+
+    def saved(self) -> State:
+        """The state without what cannot be written; ConfigError for op rows of the user's own, which are code."""
+        context = self.context
+        if context.table.rows != (training_table(OPS) if context.trains else OPS).rows:
+            raise ConfigError("a model prepared with op rows of your own cannot be pickled", code="pickle-table",
+                              hint="save its state_dict; prepare again and load that")  # fmt: skip
+        plain = replace(context, table=None, module_types={}, instruments=(), used_rules=[], records=[])
+        return replace(self, context=plain)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
         return self  # copies of a prepared module hold the same settings; convert works on copies of what it adds to
@@ -35,8 +51,36 @@ def state_of(module: Any) -> State | None:
     return state
 
 
+class PreparedModule(fx.GraphModule):
+    """A GraphModule whose copies have the user's modules (a BatchNorm is found by its class, a frozen one stays frozen), not plain
+    ones with the same tensors, and whose pickles have the graph with its notes, so that they convert.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PreparedModule:
+        copied: PreparedModule = super().__deepcopy__(memo)  # type: ignore[assignment]
+        for name in ("_modules", "_buffers"):
+            vars(copied)[name].update(copy.deepcopy(vars(self)[name], memo))
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        held = {name: vars(self)[name] for name in HELD}
+        return _loaded, (held, to_data(self.graph), self.meta.get(NAMES, {}), self.meta[STATE].saved())
+
+
+def _loaded(held: dict[str, Any], nodes: Data, names: dict[str, str], state: State) -> fx.GraphModule:
+    root = nn.Module()
+    vars(root).update(held)
+    gm = fx.GraphModule(root, from_data(nodes))
+    for name in HELD[:3]:
+        vars(gm)[name].update(held[name])
+    keep_names(gm, names)
+    table = training_table(OPS) if state.context.trains else OPS
+    return as_prepared(gm, replace(state, context=replace(state.context, table=table)))
+
+
 def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
     """Marks the graph module, gives it the user's attributes, and checks the inputs of every call."""
+    type(gm).__bases__ = (PreparedModule,)  # torch.fx makes a class for each instance: this one is the graph's own
     gm.meta[STATE] = state
     attributes = {MARK: "prepared"} | {name: value for name, value in state.user_attributes.items() if not hasattr(gm, name)}
     for name, value in attributes.items():
@@ -45,7 +89,7 @@ def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
     gm.register_forward_pre_hook(
         InputCheck([(str(n.target), value_of(n), bool(n.args)) for n in gm.graph.nodes if n.op == "placeholder"]), with_kwargs=True
     )
-    return gm.eval()
+    return gm if state.context.trains else gm.eval()
 
 
 def failed_call(prepared: Any, error: Exception, batch: str) -> InputError:

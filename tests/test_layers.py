@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ops",),
     ("observers", "fake_quantize", "qconfig", "qconfig_mapping"),
     ("qat",),
-    ("rewrite",),
+    ("rewrite", "graph_pickle"),
     ("patterns",),
     ("pass_manager",),
     ("passes", "prepared"),

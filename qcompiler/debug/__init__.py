@@ -7,12 +7,14 @@ from qcompiler.debug.document import Document
 from qcompiler.debug.dump_directory import Dump, dump
 from qcompiler.debug.explain import Explanation, Row
 from qcompiler.debug.gate import Gate, gated
+from qcompiler.debug.parity import Difference, Parity, parity
 from qcompiler.debug.printer import Printer
 from qcompiler.debug.record import Recorder
 from qcompiler.debug.sources import document_of
 from qcompiler.pass_manager import PassInstrument, PassRecord, Remark
 
 __all__ = [
-    "Bisection", "Comparison", "Document", "Dump", "Explanation", "Gate", "NodeError", "PassInstrument", "PassRecord", "Printer",
-    "Recorder", "Remark", "Row", "bisect", "compare", "compute_cosine_similarity", "compute_sqnr", "document_of", "dump", "gated",
+    "Bisection", "Comparison", "Difference", "Document", "Dump", "Explanation", "Gate", "NodeError", "Parity", "PassInstrument", "PassRecord",
+    "Printer", "Recorder", "Remark", "Row", "bisect", "compare", "compute_cosine_similarity", "compute_sqnr", "document_of", "dump", "gated",
+    "parity",
 ]  # fmt: skip

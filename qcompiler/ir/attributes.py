@@ -71,6 +71,14 @@ def set_parameter(gm: fx.GraphModule, user: fx.Node, path: str, value: Tensor) -
     return get_attr(gm, path, source_of(user))
 
 
+def bias_path(bias: object, weight_path: str) -> str:
+    """Where the bias of an op stands: under its get_attr node's name, or beside the weight where it had none."""
+    if isinstance(bias, fx.Node):
+        return str(bias.target)
+    prefix, _, name = weight_path.rpartition(".")
+    return f"{prefix}.{name.replace('weight', 'bias') if 'weight' in name else name + '_bias'}".lstrip(".")
+
+
 def drop_unused_modules(gm: fx.GraphModule) -> None:
     """Deletes the submodules that no node calls or reads from; those below a called one stay.
 
@@ -78,7 +86,9 @@ def drop_unused_modules(gm: fx.GraphModule) -> None:
     """
     used: set[str] = set()
     called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
-    for target in called | {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}:
+    read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
+    called |= {path for path in read if isinstance(attribute(gm, path), nn.Module)}
+    for target in called | read:
         while target and target not in used:
             used.add(target)
             target = target.rpartition(".")[0]

@@ -17,7 +17,7 @@ from torch import fx, nn
 NAMES = "qcompiler_names"  # gm.meta key -> {a part of the user's paths: the name that stands for it}
 LONGEST = 100  # longer names are cut, for the sake of the people who read the code
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+")
-TAKEN = frozenset(dir(fx.GraphModule)) | frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph()))) | {"observers"}
+TAKEN = frozenset(dir(fx.GraphModule)) | frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph()))) | {"observers", "weight_fake_quants"}
 
 
 def is_plain(part: str) -> bool:

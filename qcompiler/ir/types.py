@@ -84,7 +84,8 @@ class Quant:
     """What was decided about one node.
 
     int8: the op runs on integers. `float_output`: it hands out floats, from its 32-bit sums. `group`: values of one
-    group share qparams. `qparams`: known once frozen. `reason`: why a node stays float (None when int8).
+    group share qparams. `qparams`: known once frozen. `reason`: why a node stays float (None when int8). `weight`: qparams
+    of the node's weight, where training has settled them.
     """
 
     int8: bool = False
@@ -93,6 +94,7 @@ class Quant:
     group: int | None = None
     qparams: QParams | None = None
     qconfig: Any = field(default=None, compare=False)
+    weight: QParams | None = None
 
     def with_(self, **changes: Any) -> Quant:
         return replace(self, **changes)

@@ -7,6 +7,8 @@ at [:, c] of the j-th block of I/g rows.
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -44,3 +46,19 @@ def fold(weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, gamma: 
     """
     scale = scale_of(var, gamma, eps)
     return weight * along_channels(weight, scale, weight_axis, groups), bias_of(bias, mean, scale, beta)
+
+
+def batch_norm_of_batch(y: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, count: Tensor | None,
+                        *, momentum: float | None, eps: float) -> Tensor:  # fmt: skip
+    """nn.BatchNorm in train mode on plain tensors; unlike it, no wait for the device where `momentum` is None."""
+    if count is not None:
+        count.add_(1)
+    if momentum is not None or count is None:
+        return F.batch_norm(y, mean, var, gamma, beta, True, momentum or 0.0, eps)
+    batch_mean, batch_var = torch.zeros_like(mean), torch.zeros_like(var)
+    z = F.batch_norm(y, batch_mean, batch_var, gamma, beta, True, 1.0, eps)
+    with torch.no_grad():
+        share = 1.0 / count.to(mean.dtype)
+        mean.lerp_(batch_mean, share)
+        var.lerp_(batch_var, share)
+    return z

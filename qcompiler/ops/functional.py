@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qcompiler.ops.batch_norm import batch_norm_of_batch
+
 Bounds = tuple[float | None, float | None] | None
 
 
@@ -78,9 +80,12 @@ def conv2d_add(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor, *,
     return clip(F.conv2d(x, weight, bias, stride, padding, dilation, groups) + other, bounds)
 
 
-def batch_norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5,
+def batch_norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
+               count: Tensor | None = None, *, training: bool = False, momentum: float | None = 0.1, eps: float = 1e-5,
                bounds: Bounds = None) -> Tensor:  # fmt: skip
-    """BatchNorm with fixed statistics (eval mode), any number of trailing dimensions."""
+    """BatchNorm, any number of trailing dimensions. With `training` it uses the batch's statistics and moves mean, var and count."""
+    if training:
+        return clip(batch_norm_of_batch(x, mean, var, weight, bias, count, momentum=momentum, eps=eps), bounds)
     return clip(F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), bounds)
 
 
@@ -151,6 +156,11 @@ def group_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 def instance_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
     return F.instance_norm(x, weight=weight, bias=bias, use_input_stats=True, eps=eps)
 
+
+def dropout(x: Tensor, p: float = 0.5, training: bool = True, kind: str = "dropout") -> Tensor:
+    """`kind` names the function of torch.nn.functional: dropout, dropout1d, alpha_dropout..."""
+    dropped: Tensor = getattr(F, kind)(x, p, training)
+    return dropped
 
 
 def stochastic_depth(x: Tensor, p: float, mode: str, training: bool = True) -> Tensor:

@@ -43,7 +43,8 @@ class Spelling:
     """One way to write an op: a function or a method name, and how its arguments map to the canonical ones.
 
     `signature` lists the arguments in the user's order, with defaults: a canonical name; `*name` gathers the rest;
-    `_name` is accepted and means nothing for values (inplace); `!name=x` must be x, else this is not a spelling of the op.
+    `_name` is accepted and means nothing for values (inplace); `!name=x` must be x, else this is not a spelling of the op;
+    `?name=x` must be x or be read while the model runs (`training` of a module, while a model is prepared for training).
     `extra` adds attributes that the spelling implies (relu6: min=0, max=6).
     """
 
@@ -58,12 +59,14 @@ class ModuleForm:
 
     `tensors` maps a tensor argument to the module's attribute (a parameter or buffer); `attributes` gives the keyword
     arguments of the canonical call from the module; `refuse` returns a reason when this instance cannot be rewritten.
+    `live` maps arguments to attributes that a model which is trained reads at each call, such as `training`.
     """
 
     cls: type[nn.Module] | str  # a qualified name where the class must not be imported
     tensors: Mapping[str, str] = field(default_factory=dict)
     attributes: Callable[[Any], Mapping[str, Any]] = lambda module: {}
     refuse: Callable[[Any], str | None] = lambda module: None
+    live: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,18 @@ class Op:
     clamp: Callable[[Mapping[str, Any]], tuple[float | None, float | None]] | None = None  # this op is a clamp
     identity: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # does nothing in eval mode
     adds_values: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # SAME, but may give values outside its input's range
+    averages: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # SAME, but gives values between its input's steps
     weight_axis: int = 0
     elementwise: bool = False  # a unary function of single values: exact as a 256-entry table
     rounds_input: bool = False  # its kernels compute in float, so that an int8 input only costs accuracy
     macs: Callable[[fx.Node], int] | None = None
     float_reason: str | None = None  # why there is no int8 form, where output is FLOAT
+    eval_form: Op | None = None  # the op that this one, which only trains, is in eval mode: kernels and qconfig rules are its
+
+    @property
+    def settled(self) -> Op:
+        """The row of the op in eval mode: what kernels, qconfig rules and users know."""
+        return self.eval_form or self
 
     @property
     def weight(self) -> int | None:

@@ -21,11 +21,11 @@ NO_DEFAULT = object()
 
 @cache
 def parse_signature(text: str) -> tuple[tuple[str, str, str, Any], ...]:
-    """Each argument of a signature as (kind, the user's name, canonical name, default); kind is "", "*", "_" or "!"."""
+    """Each argument of a signature as (kind, the user's name, canonical name, default); kind is "", "*", "_", "!" or "?"."""
     entries = []
     for word in _words(text):
         name, _, default = word.partition("=")
-        kind = name[0] if name[0] in "*_!" else ""
+        kind = name[0] if name[0] in "*_!?" else ""
         user, _, canonical = name[len(kind) :].partition(":")
         entries.append((kind, user, canonical or user, ast.literal_eval(default) if default else NO_DEFAULT))
     return tuple(entries)
@@ -56,7 +56,9 @@ def bind(signature: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> di
             value = default
         if kind == "!" and value != default:
             return None
-        if kind in ("", "*"):
+        if kind == "?" and value != default and not isinstance(value, fx.Node):
+            return None
+        if kind in ("", "*", "?"):
             bound[canonical] = value
     return None if left or named else bound
 

@@ -20,11 +20,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from qcompiler.errors import InputError
-from qcompiler.ops.batch_norm import along_channels, fold, scale_of
+from qcompiler.ops.batch_norm import along_channels, batch_norm_of_batch, fold, scale_of
 
 # y / s has no digits left where s comes near float32's smallest numbers (1e-38) and W * s beneath them.
 SMALLEST_SCALE = 1e-18
@@ -45,7 +44,7 @@ def conv_bn(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Te
     if not training:
         return folded(call, x, weight, bias, mean, var, gamma, beta, fake_quant=fake_quant, eps=eps, weight_axis=weight_axis, groups=groups)
     y = unnormalized(call, x, weight, bias, var, gamma, fake_quant=fake_quant, eps=eps, weight_axis=weight_axis, groups=groups)
-    return batch_norm(y, mean, var, gamma, beta, count, momentum=momentum, eps=eps)
+    return batch_norm_of_batch(y, mean, var, gamma, beta, count, momentum=momentum, eps=eps)
 
 
 def folded(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, gamma: Tensor | None,
@@ -67,22 +66,6 @@ def unnormalized(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, var
     y = call(x, quantized, None)
     y = y / _across(y, torch.where(lost, torch.ones_like(scale), scale))
     return y if bias is None else y + _across(y, bias)
-
-
-def batch_norm(y: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, count: Tensor | None, *,
-               momentum: float | None, eps: float) -> Tensor:  # fmt: skip
-    """nn.BatchNorm in train mode on plain tensors; unlike it, no wait for the device where `momentum` is None."""
-    if count is not None:
-        count.add_(1)
-    if momentum is not None or count is None:
-        return F.batch_norm(y, mean, var, gamma, beta, True, momentum or 0.0, eps)
-    batch_mean, batch_var = torch.zeros_like(mean), torch.zeros_like(var)
-    z = F.batch_norm(y, batch_mean, batch_var, gamma, beta, True, 1.0, eps)
-    with torch.no_grad():
-        share = 1.0 / count.to(mean.dtype)
-        mean.lerp_(batch_mean, share)
-        var.lerp_(batch_var, share)
-    return z
 
 
 def _across(y: Tensor, values: Tensor) -> Tensor:

@@ -46,18 +46,20 @@ def trace(
     decompose: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
     concrete_args: Mapping[str, Any] | None = None,
     strict: bool = False,
+    trains: bool = False,
 ) -> Traced:
     """Trace a model on example inputs.
 
     `is_leaf(module, path)` says which modules stay one call. `decompose` maps module classes (to a function of the module
     and its arguments) and functions (to a function of the same arguments) to what is traced in their place.
-    `concrete_args` gives arguments of forward that are baked in. The model, its state and the inputs are left as they were.
+    `concrete_args` gives arguments of forward that are baked in. `trains`: the graph is to be trained, so it computes with
+    parameters and reads `training` when it runs, instead of once while it is traced. The model, its state and the inputs are left as they were.
 
     Raises TraceError where the root's forward cannot be followed (with `strict`, where any module's cannot), InputError
     where the model does not run on the example inputs.
     """
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    tracer = Tracer(model, is_leaf, decompose or {}, strict)
+    tracer = Tracer(model, is_leaf, decompose or {}, strict, trains)
     with session(tracer), kept_state(tracer):
         forward_args, forward_kwargs = open_inputs(tracer, model, args, example_kwargs or {}, concrete_args or {})
         result = tracer.run_forward(model, forward_args, forward_kwargs)

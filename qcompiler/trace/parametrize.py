@@ -30,6 +30,12 @@ def fold_parametrizations(model: nn.Module) -> nn.Module:
     return folded
 
 
+def is_computed(module: nn.Module) -> bool:
+    """Whether a module computes some of its weights from other parameters."""
+    hooked = any(isinstance(hook, WeightNorm | SpectralNorm) for hook in module._forward_pre_hooks.values())
+    return hooked or parametrize.is_parametrized(module)
+
+
 def _computed(model: nn.Module) -> list[torch.Tensor]:
     """Tensors that a hook computed with gradients: deepcopy refuses them."""
     return [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor) and v.grad_fn is not None]

@@ -22,6 +22,7 @@ from qcompiler.errors import InputError, QCompilerError, TraceError, Where
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark, guard_for
+from qcompiler.trace.mode import Training
 from qcompiler.trace.proxy import Proxy, Sizes
 
 HINT = "make this module a leaf, give the value as concrete_args, or move the line into a function marked with torch.fx.wrap"
@@ -142,6 +143,8 @@ class Recorder(fx.Tracer):
             return a.node
         if issubclass(kind, torch.Tensor):
             return self.attribute_node(a)
+        if kind is Training:
+            return self._flag(a)
         if kind in (tuple, list, Sizes):
             return (list if kind is list else tuple)(self.create_arg(item) for item in a)
         if kind is dict:
@@ -157,6 +160,14 @@ class Recorder(fx.Tracer):
         if issubclass(kind, dict):
             return self._built(kind, (dict(a),), {}, a)
         return self._literal(a)
+
+    def _flag(self, flag: Training) -> fx.Node:
+        """The get_attr node of a module's `training`."""
+        node = self._attributes.get(flag.path)
+        if node is None or node._erased:
+            node = self._attributes[flag.path] = self.graph.create_node("get_attr", flag.path)
+            node.meta[VALUE], node.meta[SOURCE] = Value(None, None), self.source()
+        return node
 
     def _literal(self, value: Any) -> Any:
         """A plain value as it may stand in code; TraceError for other objects, whose repr is any text."""
@@ -205,6 +216,8 @@ class Recorder(fx.Tracer):
         """Examples in place of proxies. Buffers are copied: no run on examples may change the model."""
         if type(value) is Proxy:
             return value.example
+        if type(value) is Training:
+            return False  # examples run in eval mode: one image has no batch statistics
         if isinstance(value, torch.Tensor) and id(value) in self._buffers:
             return value.clone()
         return value

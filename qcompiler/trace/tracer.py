@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import operator
+import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -16,9 +18,10 @@ from torch import nn
 from qcompiler.errors import InputError, QCompilerError, TraceError, Where
 from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark, guard_bool
+from qcompiler.trace.mode import Modes, Training
 from qcompiler.trace.mutation import Mutations
 from qcompiler.trace.proxy import Method, Proxy, first_proxy
-from qcompiler.trace.recorder import map_nested, storage
+from qcompiler.trace.recorder import BOUNDARY, map_nested, storage
 from qcompiler.trace.session import TraceMode
 
 RANDOM = frozenset((torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like, torch.randint_like,
@@ -44,8 +47,10 @@ class Tracer(Mutations):
         is_leaf: Callable[[nn.Module, str], bool],
         decompose: Mapping[Callable[..., Any], Callable[..., Any]],
         strict: bool,
+        trains: bool = False,
     ) -> None:
         super().__init__(model)
+        self.modes = Modes(trains)
         self.leaf_rule = is_leaf
         self.decompose = decompose
         self.strict = strict
@@ -82,7 +87,21 @@ class Tracer(Mutations):
         changes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name in _AUGMENTED
         if changes and name != "requires_grad_" and args and isinstance(args[0], torch.Tensor):
             self.check_state(args[0])
-        return func(*args, **kwargs)
+        result = func(*map_nested(_plain, tuple(args)), **map_nested(_plain, kwargs))
+        if self.modes.wanted and not changes and self._trains(args, kwargs) and _is_computed(func, result):
+            return self.call(*self._spelling(func, args), kwargs)
+        return result
+
+    def _trains(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a parameter that can be trained is among the arguments."""
+        found = False
+
+        def look(value: Any) -> Any:
+            nonlocal found
+            found = found or (isinstance(value, nn.Parameter) and value.requires_grad and id(value) in self._names)
+
+        map_nested(look, (tuple(args), kwargs))
+        return found
 
     @staticmethod
     def _spelling(func: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
@@ -188,6 +207,7 @@ class Tracer(Mutations):
         """Trace into a module; where that fails, go back and keep it as a leaf."""
         mark, depth = self.mark(), len(self._decomposing)
         self.scopes.append((path, type(module).__name__))
+        flagged = self.modes.enter(module, path, functools.partial(self._branched, module, path))
         try:
             return function(*args, **kwargs)
         except Exception as error:
@@ -197,8 +217,21 @@ class Tracer(Mutations):
             self.restore_modules(module)
             del self._decomposing[depth:]
         finally:
+            if flagged:
+                self.modes.leave(module)
             self.scopes.pop()
         return self.leaf(module, path, original, args, kwargs, known=False)
+
+    def _branched(self, module: nn.Module, path: str) -> None:
+        """The user's code asks a module whether it trains. (torch's own modules do for reasons that change no value.)"""
+        if self.paused or type(module).__module__.startswith("torch.nn."):
+            return
+        file, line = places.user_line(sys._getframe(2), BOUNDARY)
+        mode = "training" if int(vars(module)["training"]) else "evaluation"
+        text = f"a branch on `training` was followed as in {mode}: the graph has this branch in both modes"
+        remark = TraceRemark("training-branch", Where(module_path=path, source=places.spell(file, line)), text)
+        if remark not in self.remarks:
+            self.remarks.append(remark)
 
     def _give_up(self, error: Exception, path: str, mark: Any) -> None:
         self.rollback(mark)
@@ -220,7 +253,8 @@ class Tracer(Mutations):
             changed = args[0] if pure and getattr(module, "inplace", False) is True and args else None
             runs = self._not_in_place(module, path) if changed is not None else module
             if pure:
-                example = self._run(runs, original, map_nested(self.concrete, args), map_nested(self.concrete, kwargs))
+                with _evaluated(runs):
+                    example = self._run(runs, original, map_nested(self.concrete, args), map_nested(self.concrete, kwargs))
             else:
                 args, kwargs, example = self._run_unknown(module, original, args, kwargs)
             make = functools.partial(self.add_node, "call_module", path, args, kwargs, example)
@@ -289,6 +323,7 @@ class Tracer(Mutations):
     def run_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Follow the root's forward; the frames inside this call are the model's."""
         self.scopes.append(("", type(module).__name__))
+        flagged = self.modes.enter(module, "", functools.partial(self._branched, module, ""))
         try:
             hooked = any(getattr(module, name, None) for name in _HOOKS)
             function: Callable[..., Any] = module._wrapped_call_impl if hooked else module.forward
@@ -299,6 +334,8 @@ class Tracer(Mutations):
             where = Where(module_path="", source=origin(error))
             raise TraceError(reason(error), where=where, hint="make the part that cannot be followed a submodule") from error
         finally:
+            if flagged:
+                self.modes.leave(module)
             self.scopes.pop()
 
 
@@ -324,6 +361,29 @@ def reason(error: BaseException) -> str:
         return error.message
     text = places.text_of(*places.raised_at(error.__traceback__))
     return f"{type(error).__name__}: {error}" + (f" in `{text}`" if text else "")
+
+
+@contextlib.contextmanager
+def _evaluated(module: nn.Module) -> Iterator[None]:
+    """Examples run in eval mode: of a batch of one, BatchNorm cannot make statistics, and the shape is what counts."""
+    training = module.training
+    vars(module)["training"] = False
+    try:
+        yield
+    finally:
+        vars(module)["training"] = training
+
+
+def _plain(value: Any) -> Any:
+    return int(value) != 0 if type(value) is Training else value
+
+
+def _is_computed(func: Any, result: Any) -> bool:
+    """Whether a function of parameters makes a value that gradients flow through."""
+    name = getattr(func, "__name__", "")
+    if name in ("detach", "requires_grad_") or (name == "__get__" and func.__self__.__name__ not in ("T", "mT", "H", "mH")):
+        return False
+    return isinstance(result, torch.Tensor) and result.is_floating_point()
 
 
 def _is_torch(module: nn.Module) -> bool:

@@ -33,6 +33,16 @@ def safe_weight(weight: Tensor) -> bool:
     return weight.numel() == 0 or bool((_pair_peak(weight.to(torch.int32)) <= LIMIT).all())
 
 
+def least_safe_scale(weight: Tensor) -> Tensor:
+    """Scales (O,) from which on the symmetric int8 weight is safe, in one step, for weights that training moves all the time.
+
+    With s = (|a| + |b|) / 127 over the pairs, a / s + b / s is at most 127, and rounding adds at most a half to each: 128. That
+    is at most 1 % above the smallest scale, which shrink_to_safe finds.
+    """
+    peaks: Tensor = _pair_peak(weight.detach()) / (LIMIT - 1)
+    return peaks
+
+
 def shrink_to_safe(weight: Tensor, scales: Tensor) -> Tensor:
     """The smallest scales, none smaller than `scales`, at which the symmetric int8 weight is safe.
 

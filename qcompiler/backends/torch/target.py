@@ -31,6 +31,7 @@ class TorchTarget:
 
     def refuses(self, row: Op, node: fx.Node) -> str | None:
         """Why no kernel at all exists for the op; sites are looked at one by one when they are lowered."""
+        row = row.settled
         return None if row.name in TABLE or row.elementwise else f"no int8 kernel for {row.name}"
 
     def wants_centred(self, row: Op, node: fx.Node) -> bool:
@@ -40,14 +41,15 @@ class TorchTarget:
 
     def gives_floats(self, row: Op) -> bool:
         """Whether a kernel takes int8 and hands out floats."""
-        return row.name in TO_FLOAT and self.engine in TO_FLOAT[row.name].engines
+        kernel = TO_FLOAT.get(row.settled.name)
+        return kernel is not None and self.engine in kernel.engines
 
     def _saturation(self, row: Op, node: fx.Node) -> str | None:
         if row.weight is None:  # matmul computes in float
             return None
         weight = node.args[row.weight]
         shape = value_of(weight).shape if isinstance(weight, fx.Node) else None
-        return conv.saturation(row.name, shape or (), node.kwargs, self.engine, self.isa)
+        return conv.saturation(row.settled.name, shape or (), node.kwargs, self.engine, self.isa)
 
     def needs_7_bits(self, row: Op, node: fx.Node) -> bool:
         """Whether full 8-bit activations could overflow the kernel's 16-bit sums with no way to prevent it."""
@@ -65,6 +67,9 @@ class TorchTarget:
     def shrink_to_safe(self, weight: Tensor, scale: Tensor) -> Tensor:
         return depthwise.shrink_to_safe(weight, scale)
 
+    def least_safe_scale(self, weight: Tensor) -> Tensor:
+        return depthwise.least_safe_scale(weight)
+
     def channel_axis(self, row: Op, node: fx.Node, qconfig: Any) -> int | None:
         """The axis of per-channel weight scales, None where the qconfig or the kernel wants one scale."""
         if not qconfig.weight().is_per_channel:
@@ -72,7 +77,7 @@ class TorchTarget:
         if row.weight_axis == 0:
             return 0
         groups: Any = node.kwargs.get("groups", 1)
-        return row.weight_axis if conv.per_channel(row.name, self.engine, groups) else None
+        return row.weight_axis if conv.per_channel(row.settled.name, self.engine, groups) else None
 
     def per_tensor_weight_observer(self, observer: Any) -> Any:
         """The observer for one scale that matches a per-channel one."""

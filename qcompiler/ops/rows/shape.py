@@ -42,13 +42,14 @@ def _avg_pool(dims: int, fn: Any, cls: type[nn.Module]) -> Op:
     names = ["kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"]
     if dims > 1:
         signature, names = signature + " divisor_override=None", [*names, "divisor_override"]
-    return _same(f"avg_pool{dims}d", fn, signature, (Spelling(fn, signature),), ModuleForm(cls, {}, _attributes(*names)))
+    return _same(f"avg_pool{dims}d", fn, signature, (Spelling(fn, signature),), ModuleForm(cls, {}, _attributes(*names)),
+                 averages=lambda attributes: True)  # fmt: skip
 
 
 def _adaptive(kind: str, dims: int, public: Any, plain: Any, cls: type[nn.Module]) -> Op:
     signature = "input:x output_size" + (" !return_indices=False" if kind == "max" else "")
     form = ModuleForm(cls, {}, _attributes("output_size"), _indices if kind == "max" else lambda m: None)
-    return _same(f"adaptive_{kind}_pool{dims}d", plain, "x output_size", (Spelling(public, signature),), form)
+    return _same(f"adaptive_{kind}_pool{dims}d", plain, "x output_size", (Spelling(public, signature),), form, averages=lambda attributes: kind == "avg")
 
 
 def _pads_with_value(attributes: Mapping[str, Any]) -> bool:
@@ -60,7 +61,17 @@ def _no_training(attributes: Mapping[str, Any]) -> bool:
     return not attributes.get("training", True) or attributes.get("p", 0.5) == 0
 
 
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+def _dropout(kind: str) -> Callable[[Any], Mapping[str, Any]]:
+    return lambda module: {"p": module.p, "training": module.training, "kind": kind}
+
+
+def _interpolates(attributes: Mapping[str, Any]) -> bool:
+    return attributes.get("mode", "nearest") not in ("nearest", "nearest-exact")
+
+
+LIVE = {"training": "training"}
+DROPOUTS: dict[type[nn.Module], str] = {nn.Dropout: "dropout", nn.Dropout1d: "dropout1d", nn.Dropout2d: "dropout2d",
+            nn.Dropout3d: "dropout3d", nn.AlphaDropout: "alpha_dropout", nn.FeatureAlphaDropout: "feature_alpha_dropout"}  # fmt: skip
 
 POOLS = (
     _max_pool(1, F.max_pool1d, torch.max_pool1d, nn.MaxPool1d),
@@ -77,13 +88,13 @@ POOLS = (
     _adaptive("max", 3, F.adaptive_max_pool3d, F.adaptive_max_pool3d, nn.AdaptiveMaxPool3d),
     _same("mean", Q.mean, "x dim=None keepdim=False", (
         Spelling(torch.mean, "input:x dim=None keepdim=False !dtype=None"),
-        Spelling("mean", "input:x dim=None keepdim=False !dtype=None"))),
+        Spelling("mean", "input:x dim=None keepdim=False !dtype=None")), averages=lambda attributes: True),
     _same("interpolate", F.interpolate,
           "x size=None scale_factor=None mode='nearest' align_corners=None recompute_scale_factor=None antialias=False",
           (Spelling(F.interpolate, "input:x size=None scale_factor=None mode='nearest' align_corners=None recompute_scale_factor=None"
                     " antialias=False"),),
           *(ModuleForm(cls, {}, _attributes("size", "scale_factor", "mode", "align_corners"))
-            for cls in (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d))),
+            for cls in (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)), averages=_interpolates),
 )  # fmt: skip
 
 COPIES = (
@@ -137,14 +148,16 @@ COPIES = (
     _same("identity", torch.clone, "x", (
         Spelling(torch.clone, "input:x _memory_format=None"), Spelling("clone", "input:x _memory_format=None")),
           ModuleForm(nn.Identity), identity=lambda attributes: True),
-    _same("dropout", F.dropout, "x p=0.5 training=True", (
-        Spelling(F.dropout, "input:x p=0.5 training=True _inplace=False"),
-        *(Spelling(f, "input:x p=0.5 !training=False _inplace=False", {"training": False})  # in training each drops in its own way
-          for f in (F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)),
-        Spelling(torch.dropout, "input:x p train:training"),),
-        *(ModuleForm(cls, {}, _attributes("p", "training")) for cls in DROPOUTS), identity=_no_training),
+    _same("dropout", Q.dropout, "x p=0.5 training=True kind='dropout'", (
+        *(Spelling(f, "input:x p=0.5 training=True _inplace=False", {"kind": f.__name__})
+          for f in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)),
+        *(Spelling(f, "input:x p=0.5 training=False _inplace=False", {"kind": f.__name__})
+          for f in (F.alpha_dropout, F.feature_alpha_dropout)),
+        Spelling(torch.dropout, "input:x p train:training")),
+        *(ModuleForm(cls, {}, _dropout(kind), live=LIVE) for cls, kind in DROPOUTS.items()), identity=_no_training),
     _same("stochastic_depth", Q.stochastic_depth, "x p mode training=True", (),
-          ModuleForm("torchvision.ops.stochastic_depth.StochasticDepth", {}, _attributes("p", "mode", "training")), identity=_no_training),
+          ModuleForm("torchvision.ops.stochastic_depth.StochasticDepth", {}, _attributes("p", "mode", "training"), live=LIVE),
+          identity=_no_training),
 )  # fmt: skip
 
 JOINS = tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,14 +48,13 @@ def _conv_transpose(dims: int, fn: Callable[..., Any], spellings: tuple[Callable
 
 
 def _norm_refusal(module: Any) -> str | None:
-    if module.running_mean is None:
-        return "this BatchNorm keeps no running statistics, so it computes them from each batch"
-    return "it is in training mode" if module.training else None
+    return "this BatchNorm keeps no running statistics, so it computes them from each batch" if module.running_mean is None else None
 
 
 BN_TENSORS = {"mean": "running_mean", "var": "running_var", "weight": "weight", "bias": "bias"}
-BATCH_NORM = ModuleForm(nn.BatchNorm2d, BN_TENSORS, lambda m: {"eps": m.eps}, _norm_refusal)
-BN_PARAMS = (X, Param("mean", Role.BIAS), Param("var", Role.BIAS), Param("weight", Role.BIAS), Param("bias", Role.BIAS))
+BN_LIVE = {"count": "num_batches_tracked", "training": "training", "momentum": "momentum"}
+BATCH_NORM = ModuleForm(nn.BatchNorm2d, BN_TENSORS, lambda m: {"eps": m.eps}, _norm_refusal, BN_LIVE)
+BN_PARAMS = (X, *(Param(name, Role.BIAS) for name in ("mean", "var", "weight", "bias", "count")))
 AFFINE = (X, Param("weight", Role.BIAS), Param("bias", Role.BIAS))
 
 ROWS = (
@@ -70,16 +70,16 @@ ROWS = (
         modules=(ModuleForm(nn.Linear, PARAMETERS), ModuleForm(nn.modules.linear.NonDynamicallyQuantizableLinear, PARAMETERS)),
     ),
     Op(
-        name="batch_norm", fn=Q.batch_norm, signature="x mean var weight=None bias=None eps=1e-5", params=BN_PARAMS, output=Output.OWN,
-        takes_bounds=True,
+        name="batch_norm", fn=Q.batch_norm, params=BN_PARAMS, output=Output.OWN, takes_bounds=True,
+        signature="x mean var weight=None bias=None count=None training=False momentum=0.1 eps=1e-5",
         spellings=(
-            Spelling(F.batch_norm, "input:x running_mean:mean running_var:var weight=None bias=None !training=False"
-                     " _momentum=0.1 eps=1e-5"),
+            Spelling(F.batch_norm, "input:x running_mean:mean running_var:var weight=None bias=None ?training=False"
+                     " momentum=0.1 eps=1e-5"),
         ),
         modules=(
             BATCH_NORM,
-            ModuleForm(nn.BatchNorm1d, BN_TENSORS, BATCH_NORM.attributes, _norm_refusal),
-            ModuleForm(nn.BatchNorm3d, BN_TENSORS, BATCH_NORM.attributes, _norm_refusal),
+            replace(BATCH_NORM, cls=nn.BatchNorm1d),
+            replace(BATCH_NORM, cls=nn.BatchNorm3d),
             ModuleForm("torchvision.ops.misc.FrozenBatchNorm2d", BN_TENSORS, BATCH_NORM.attributes),
         ),
     ),

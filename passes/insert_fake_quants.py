@@ -1,0 +1,101 @@
+"""Fake quantization of what is no activation of its own: weights, and averages of values that share their input's qparams.
+
+`conv(x, w)` becomes `conv(x, weight_fake_quants.conv(w))`; an op with batch norm gets the module as its `fake_quant`, to call
+with the folded weight. What only int8 decides is decided here and simulated: one scale or one for each channel, and scales
+that are large enough for the kernel's partial sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from qcompiler.fake_quantize import FakeQuantize
+from qcompiler.ir.attributes import get_attr
+from qcompiler.ir.types import SOURCE, VALUE, Stage, quant_of, source_of, value_of
+from qcompiler.ir.verify import where
+from qcompiler.observers.watch import Watch
+from qcompiler.ops.spec import Op
+from qcompiler.pass_manager import Context
+from qcompiler.qat.sites import HOLDER, SafeScales, made_by, per_tensor, round_like, set_channel_axis
+
+
+@dataclass(frozen=True)
+class InsertFakeQuants:
+    name: str = "insert_fake_quants"
+    stage: Stage = Stage.OBSERVED
+    required: bool = True
+
+    def run(self, gm: fx.GraphModule, context: Context) -> bool:
+        gm.add_module(HOLDER, nn.Module())
+        weights = _Weights(gm, context)
+        for node in list(gm.graph.nodes):
+            row = context.table.of(node)
+            if row is not None and row.weight is not None and quant_of(node).int8:
+                weights.insert(node, row, row.weight)
+        _round_averages(gm, context)
+        return True
+
+
+class _Weights:
+    """One module for each weight; calls of one shared module share it, but for weights that a batch norm scales."""
+
+    def __init__(self, gm: fx.GraphModule, context: Context) -> None:
+        self.gm, self.context = gm, context
+        self.done: dict[tuple[str, int | None, bool], fx.Node] = {}
+
+    def insert(self, node: fx.Node, row: Op, position: int) -> None:
+        weight: Any = node.args[position]
+        axis = self.context.target.channel_axis(row, node, quant_of(node).qconfig)
+        shrink = self.context.target.shrinks(row, node)
+        if row.eval_form is not None:
+            node.kwargs = {**node.kwargs, "fake_quant": self._attribute(node, self._module(node, weight, axis, shrink))}
+            return
+        key = (str(weight.target), axis, shrink)
+        if key not in self.done:
+            self.done[key] = self._call(node, weight, self._module(node, weight, axis, shrink))
+        node.args = (*node.args[:position], self.done[key], *node.args[position + 1 :])
+
+    def _attribute(self, node: fx.Node, path: str) -> fx.Node:
+        with self.gm.graph.inserting_before(node):
+            return get_attr(self.gm, path, source_of(node))
+
+    def _call(self, node: fx.Node, weight: fx.Node, path: str) -> fx.Node:
+        with self.gm.graph.inserting_after(weight):
+            made = self.gm.graph.create_node("call_module", path, (weight,), name=f"{node.name}_weight_fake_quant")
+        made.meta[VALUE], made.meta[SOURCE] = value_of(weight), source_of(node)
+        return made
+
+    def _module(self, node: fx.Node, weight: fx.Node, axis: int | None, shrink: bool) -> str:
+        """The path of a new fake-quantize module for the node's weight."""
+        made: Any = made_by(quant_of(node).qconfig.weight, "weight", where(node))
+        if axis is None and made.is_per_channel:
+            made = per_tensor(made)
+            self.context.remark("insert_fake_quants", "weight-per-tensor", "its kernel takes one weight scale, not one per channel", node)
+        elif axis is not None:
+            set_channel_axis(made, axis)
+        if shrink and isinstance(made, FakeQuantize) and not any(True for _ in made.parameters()):
+            made = SafeScales(made, self.context.target.least_safe_scale)
+        holder, name = self.gm.get_submodule(HOLDER), node.name
+        while hasattr(holder, name):  # `to`, `float`: a module has them already
+            name += "_"
+        holder.add_module(name, made)
+        return f"{HOLDER}.{name}"
+
+
+def _round_averages(gm: fx.GraphModule, context: Context) -> None:
+    """Behind each op that averages on its input's scale: the int8 kernel rounds there."""
+    watches = {quant_of(n.args[0]).group: n for n in gm.graph.nodes if n.op == "call_module" and str(n.target).startswith("observers.")}
+    for node in list(gm.graph.nodes):
+        row, watch = context.table.of(node), watches.get(quant_of(node).group)
+        if row is None or watch is None or not quant_of(node).int8 or not row.averages(node.kwargs):
+            continue
+        assert isinstance(gm.get_submodule(str(watch.target)), Watch)
+        with gm.graph.inserting_after(node):
+            held = get_attr(gm, str(watch.target), source_of(node))
+        with gm.graph.inserting_after(held):
+            made = gm.graph.create_node("call_function", round_like, (node, held), name=f"{node.name}_rounded")
+        made.meta[VALUE], made.meta[SOURCE] = node.meta.get(VALUE), source_of(node)
+        node.replace_all_uses_with(made, delete_user_cb=lambda user, made=made: user is not made)

@@ -1,0 +1,148 @@
+"""Whether an int8 model computes what its training simulated: value by value, against the fake-quantized graph in eval mode.
+
+Each value is compared on equal inputs: both sides get the same integers. So a rounding that falls to the other side counts
+where it happens, by one step, and not again in every layer behind it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qcompiler.batches import batches, check_data
+from qcompiler.codegen.module import CompiledModule
+from qcompiler.debug.match import match
+from qcompiler.debug.steps import steps_of_graph, steps_of_module
+from qcompiler.debug.walk import Seen, Walk, pairs
+from qcompiler.errors import ConfigError, InputError, PassError, Where
+from qcompiler.qat.sites import FakeQuantWatch, switch_observers_off
+
+TOLERANCE = 1  # steps: kernels multiply and round in another order, so a value at a half step may fall to either side
+FLOATS = 1e-4  # of the largest value, where no integers hold a result: float32 sums in another order
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference of one value: in steps of its scale, or relative to its largest value where it is float."""
+
+    node: str
+    module_path: str
+    location: str
+    worst: float
+    is_float: bool
+
+    @property
+    def agrees(self) -> bool:
+        return self.worst <= (FLOATS if self.is_float else TOLERANCE)
+
+    def __str__(self) -> str:
+        size = f"{self.worst:.2g} of the largest value" if self.is_float else f"{self.worst:.3g} steps"
+        return f"%{self.node} ({', '.join(filter(None, (self.module_path, self.location)))}): {size}"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Every value in the order of execution; `worst`: the largest difference in steps. `unmatched`: values without a counterpart."""
+
+    differences: tuple[Difference, ...]
+    unmatched: tuple[tuple[str, str], ...]
+    batches: int
+
+    @property
+    def holds(self) -> bool:
+        return all(d.agrees for d in self.differences)
+
+    @property
+    def first_diverging(self) -> Difference | None:
+        return next((d for d in self.differences if not d.agrees), None)
+
+    @property
+    def worst(self) -> float:
+        return max((d.worst for d in self.differences if not d.is_float), default=0.0)
+
+    def __str__(self) -> str:
+        verdict = "the int8 model computes what training simulated" if self.holds else f"diverges first at {self.first_diverging}"
+        return f"{verdict} ({len(self.differences)} values, {self.batches} batches, at most {self.worst:.3g} steps apart)"
+
+
+def simulated(prepared: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.GraphModule:
+    """A copy of a model of prepare_qat_fx in eval mode, with the qparams that convert takes: those of values as they are, those of
+    weights as the next forward makes them."""
+    if not isinstance(prepared, fx.GraphModule) or not any(isinstance(m, FakeQuantWatch) for m in prepared.modules()):
+        raise ConfigError("parity compares with the module that prepare_qat_fx returned", code="not-prepared",
+                          hint="parity(prepared, convert_fx(prepared), data)")  # fmt: skip
+    copied = copy.deepcopy(prepared).cpu().eval()
+    for module in copied.modules():
+        if isinstance(module, FakeQuantWatch):
+            switch_observers_off(module)
+    with torch.no_grad():
+        copied(*args, **kwargs)
+    switch_observers_off(copied)
+    return copied
+
+
+def parity(prepared: nn.Module, converted: nn.Module, data: Any) -> Parity:
+    """How far convert_fx's int8 module is from the fake-quantized graph in eval mode, value by value.
+
+    `data`: as calibrate takes it. Raises ConfigError for other modules, InputError for no data.
+    """
+    check_data(data, "the data to compare on")
+    if not isinstance(converted, CompiledModule):
+        raise ConfigError(f"parity needs what convert_fx returned, got a {type(converted).__name__}", code="not-quantized",
+                          hint="parity(prepared, convert_fx(prepared), data)")  # fmt: skip
+    items = list(batches(data))
+    if not items:
+        raise InputError("0 batches of data to compare on", code="no-data", hint="an iterator can be read only once")
+    return _compare(prepared, converted, items)
+
+
+def _compare(prepared: nn.Module, converted: CompiledModule, items: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> Parity:
+    floats, steps = steps_of_graph(simulated(prepared, *items[0])), steps_of_module(converted)
+    walk, found = Walk(floats, steps, match(floats, steps)), _Found()
+    with torch.inference_mode():
+        for args, kwargs in items:
+            walk.run(args, kwargs, found.visit)
+    return Parity(tuple(found.worst.values()), tuple(walk.matching.unmatched.items()), len(items))
+
+
+def require_parity(prepared: nn.Module, converted: CompiledModule, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Parity:
+    """PassError that names the first int8 value which is more than a step from the simulated one. (Float values may be random.)"""
+    found = _compare(prepared, converted, [example])
+    wrong = next((d for d in found.differences if not d.is_float and not d.agrees), None)
+    if wrong is not None:
+        raise PassError(f"the int8 model does not compute what training simulated: {wrong}", code="parity",
+                        where=Where(f"%{wrong.node}", wrong.module_path or None, wrong.location or None),
+                        hint="check_parity=False converts all the same; debug.parity(prepared, converted, data) lists every value")  # fmt: skip
+    return found
+
+
+class _Found:
+    """The worst difference of each value over all batches."""
+
+    def __init__(self) -> None:
+        self.worst: dict[str, Difference] = {}
+
+    def visit(self, seen: Seen) -> None:
+        site, compared = seen.site, pairs(seen.own_reference, seen.own_value)
+        if site.step.kind == "input" or not compared:
+            return
+        for reference, value in compared:
+            if not reference.is_floating_point() or not reference.numel():
+                continue
+            found = Difference(site.computed.name, site.step.module_path, site.step.location, *_distance(reference, value, seen.grid))
+            known = self.worst.get(site.step.name)
+            if known is None or found.worst > known.worst:
+                self.worst[site.step.name] = found
+
+
+def _distance(reference: Tensor, value: Tensor, grid: Any) -> tuple[float, bool]:
+    apart = float((reference.double() - value.double()).abs().max())
+    if grid is not None:
+        return round(apart / grid[0], 3), False
+    largest = float(reference.abs().max())
+    return apart / largest if largest else apart, True

@@ -1,0 +1,72 @@
+"""Ops that only a model in training has: a convolution or linear with its batch norm, as one canonical call.
+
+conv2d_bn(x, weight, bias, mean, var, gamma, beta, count, **the convolution's attributes, training=, momentum=, eps=, bounds=)
+computes batch_norm(conv2d(x, weight, bias)). With `fake_quant` (a module, called with the folded weight) it computes what
+conv_bn.py describes, and in eval mode what convert will make of it: the convolution with folded weight and bias.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from qcompiler.ops import functional as Q
+from qcompiler.ops.functional import Bounds, clip
+from qcompiler.ops.rows.weighted import ROWS
+from qcompiler.ops.spec import Op, Param, Role
+from qcompiler.ops.table import Table
+from qcompiler.qat.conv_bn import conv_bn
+
+SUFFIX = "_bn"
+STATISTICS = ("mean", "var", "gamma", "beta", "count")
+
+
+def _with_batch_norm(plain: Callable[..., Tensor], weight_axis: int) -> Callable[..., Tensor]:
+    def call(x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, gamma: Tensor | None = None,
+             beta: Tensor | None = None, count: Tensor | None = None, *, fake_quant: Callable[[Tensor], Tensor] | None = None,
+             training: bool = False, momentum: float | None = 0.1, eps: float = 1e-5, bounds: Bounds = None, **options: Any) -> Tensor:  # fmt: skip
+        run = functools.partial(plain, **options)
+        statistics = (mean, var, gamma, beta, count)
+        settings = {"training": training, "momentum": momentum, "eps": eps}
+        if fake_quant is None:
+            return clip(Q.batch_norm(run(x, weight, bias), *statistics, **settings), bounds)  # type: ignore[arg-type]
+        groups = options.get("groups", 1)
+        y = conv_bn(run, x, weight, bias, *statistics, fake_quant=fake_quant, weight_axis=weight_axis, groups=groups, **settings)  # type: ignore[arg-type]
+        return clip(y, bounds)
+
+    call.__name__ = call.__qualname__ = plain.__name__ + SUFFIX
+    call.__doc__ = f"{plain.__name__} and batch norm; see the module."
+    return call
+
+
+conv1d_bn = _with_batch_norm(Q.conv1d, 0)
+conv2d_bn = _with_batch_norm(Q.conv2d, 0)
+conv3d_bn = _with_batch_norm(Q.conv3d, 0)
+conv_transpose1d_bn = _with_batch_norm(Q.conv_transpose1d, 1)
+conv_transpose2d_bn = _with_batch_norm(Q.conv_transpose2d, 1)
+conv_transpose3d_bn = _with_batch_norm(Q.conv_transpose3d, 1)
+linear_bn = _with_batch_norm(Q.linear, 0)
+
+_FUNCTIONS = (conv1d_bn, conv2d_bn, conv3d_bn, conv_transpose1d_bn, conv_transpose2d_bn, conv_transpose3d_bn, linear_bn)
+WITH_BATCH_NORM = {fn.__name__.removesuffix(SUFFIX): fn for fn in _FUNCTIONS}
+
+
+def _row(plain: Op) -> Op:
+    """The row of an op with weights, with batch norm: its attributes, weight and multiply-accumulates."""
+    params = (*plain.params, *(Param(name, Role.BIAS) for name in STATISTICS))
+    signature = f"{plain.signature} mean=None var=None gamma=None beta=None count=None training=False momentum=0.1 eps=1e-5"
+    fn = WITH_BATCH_NORM[plain.name]
+    return replace(plain, name=plain.name + SUFFIX, fn=fn, signature=signature, params=params, spellings=(), modules=(), eval_form=plain)
+
+
+def training_table(table: Table) -> Table:
+    """A copy of a table with the ops of this file, for the weighted ops that it has as they are built in."""
+    made = table.copy()
+    for plain in ROWS:
+        if plain.name in WITH_BATCH_NORM and made.rows.get(plain.name) is plain and plain.name + SUFFIX not in made.rows:
+            made.add(_row(plain))
+    return made

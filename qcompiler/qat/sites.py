@@ -1,0 +1,118 @@
+"""Fake quantization at its places in a graph that is trained: behind values, on weights, behind averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompiler.errors import CalibrationError, ConfigError, NumericsError, Where
+from qcompiler.fake_quantize import FakeQuantize, FakeQuantizeBase, FixedQParamsFakeQuantize
+from qcompiler.ir.types import QParams
+from qcompiler.observers import FixedQParamsObserver, MovingAverageMinMaxObserver
+from qcompiler.observers.watch import Recorded, Watch
+
+HOLDER = "weight_fake_quants"  # the submodule of a graph that holds the fake quantization of its weights
+
+class FakeQuantWatch(Watch):
+    """A fake-quantize module at its place in the graph: passes on what it makes of the value; names the node on NaN and inf.
+
+    Without gradients (calibration, evaluation) a call that fails leaves it as it was and can be taken back, as a Watch's. With
+    gradients it is training, where nothing is kept for that.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self.observer(x)  # type: ignore[no-any-return]
+        self.before = () if torch.is_grad_enabled() else tuple(map(Recorded, self.parts))
+        try:
+            return self.observer(x)  # type: ignore[no-any-return]
+        except BaseException as error:
+            self.take_back()
+            if not isinstance(error, NumericsError):
+                raise
+            raise CalibrationError(error.message, code=error.code, where=self.place,
+                                   hint="look at this batch, and at the layers before this node") from error  # fmt: skip
+
+
+def round_like(x: Tensor, watch: FakeQuantWatch) -> Tensor:
+    """x rounded to the steps of the fake quantization at another place, which it does not move: an average of values on those steps."""
+    fake_quant: Any = watch.observer
+    if fake_quant.fake_quant_enabled[0] != 1:
+        return x
+    return torch.fake_quantize_per_tensor_affine(x, fake_quant.scale, fake_quant.zero_point, fake_quant.quant_min, fake_quant.quant_max)
+
+
+class SafeScales(nn.Module):
+    """Fake quantization of a weight whose scales are no smaller than a kernel's partial sums allow.
+
+    `least(weight)`: the smallest safe scale of each output channel. `scale` holds what the last call used; statistics and
+    switches are those of `fake_quant`. The bound holds with observers off too: it is the kernel's, not the data's.
+    """
+
+    scale: Tensor
+
+    def __init__(self, fake_quant: FakeQuantize, least: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fake_quant, self.least = fake_quant, least
+        self.register_buffer("scale", torch.tensor([1.0]), persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        fake_quant = self.fake_quant
+        with torch.no_grad():
+            fake_quant(weight.detach())  # moves its scale
+            least = self.least(weight.detach())
+            scale = fake_quant.scale if fake_quant.is_per_channel else fake_quant.scale.reshape(-1)
+            self.scale = torch.maximum(scale, (least if fake_quant.is_per_channel else least.amax()).to(scale.dtype))
+        if fake_quant.fake_quant_enabled[0] != 1:
+            return weight
+        ends = fake_quant.quant_min, fake_quant.quant_max
+        if fake_quant.is_per_channel:
+            return torch.fake_quantize_per_channel_affine(weight, self.scale, fake_quant.zero_point, fake_quant.ch_axis, *ends)
+        return torch.fake_quantize_per_tensor_affine(weight, self.scale, fake_quant.zero_point, *ends)
+
+    def qparams(self) -> QParams:
+        qparams = self.fake_quant.qparams()
+        scales = tuple(self.scale.tolist())
+        return QParams(scales if qparams.channel_axis is not None else scales[0], qparams.zero_point, qparams.quant_min,
+                       qparams.quant_max, qparams.dtype, qparams.channel_axis)  # fmt: skip
+
+
+def made_by(maker: Callable[[], Any], role: str, where: Where) -> FakeQuantizeBase:
+    """A fake-quantize module from a QConfig's maker; ConfigError where it makes something else."""
+    made = maker()
+    if not isinstance(made, FakeQuantizeBase):
+        raise ConfigError(f"the {role} of this node's qconfig makes a {type(made).__name__}, which does not fake-quantize: nothing would "
+                          "be learned of its rounding", code="not-fake-quantize", where=where,
+                          hint="get_default_qat_qconfig_mapping(), or FakeQuantize.with_args(...) in the QConfig")  # fmt: skip
+    return made
+
+
+def fixed(qparams: QParams) -> FixedQParamsFakeQuantize:
+    """Fake quantization of an op whose range is mathematical."""
+    observer = FixedQParamsObserver.with_args(scale=qparams.scale, zero_point=qparams.zero_point, dtype=qparams.dtype,
+                                              quant_min=qparams.quant_min, quant_max=qparams.quant_max)  # fmt: skip
+    return FixedQParamsFakeQuantize(observer)
+
+
+def per_tensor(fake_quant: Any) -> FakeQuantize:
+    """The fake quantization with one scale that matches a per-channel one, for kernels that take one."""
+    return FakeQuantize(MovingAverageMinMaxObserver, fake_quant.quant_min, fake_quant.quant_max, dtype=fake_quant.dtype,
+                        qscheme=torch.per_tensor_symmetric, averaging_constant=1.0)  # fmt: skip
+
+
+def set_channel_axis(fake_quant: Any, axis: int) -> None:
+    """Puts the channels of a per-channel fake quantization along `axis` of the weight."""
+    for module in (fake_quant, getattr(fake_quant, "activation_post_process", None)):
+        if module is not None:
+            module.ch_axis = axis
+
+
+def switch_observers_off(model: nn.Module) -> None:
+    """Keeps the qparams of all fake quantization in a model as they are, and fake-quantizes everywhere."""
+    for module in model.modules():
+        if isinstance(module, FakeQuantizeBase):
+            module.disable_observer()
+            module.enable_fake_quant()
