@@ -21,8 +21,9 @@ from torch import fx, nn
 from qcompiler.backends.torch.lower import Lower
 from qcompiler.batches import batches, check_data
 from qcompiler.codegen.module import quantized_engine
-from qcompiler.debug.compare import Tallies, compute_sqnr, float_steps
+from qcompiler.debug.compare import Tallies, float_steps
 from qcompiler.debug.match import Site, match
+from qcompiler.debug.metrics import compute_sqnr
 from qcompiler.debug.steps import Steps, steps_of_graph
 from qcompiler.debug.tally import Tally
 from qcompiler.debug.walk import Walk

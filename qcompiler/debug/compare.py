@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -14,6 +13,7 @@ from qcompiler.checks import MARK, check_eval, check_model
 from qcompiler.codegen.module import CompiledModule
 from qcompiler.debug.comparison import Comparison, NodeError, ordered
 from qcompiler.debug.match import Matching, Site, match
+from qcompiler.debug.metrics import tensors
 from qcompiler.debug.steps import Steps, steps_of_graph, steps_of_module
 from qcompiler.debug.tally import Tally, weight_histogram
 from qcompiler.debug.walk import Seen, Walk, pairs
@@ -25,31 +25,6 @@ from qcompiler.pass_manager import Context
 from qcompiler.pipeline import outside_inference_mode, traced
 
 SUSPICIOUS = 3.0  # dB: 8 bits do not do worse by themselves for half of a model's weights
-
-
-def _tensors(value: Any) -> Iterable[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for key in value:
-            yield from _tensors(value[key])
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-
-
-def compute_sqnr(reference: Any, value: Any) -> float:
-    """Signal to quantization noise ratio in dB, over all tensors: 10 log10(sum(reference^2) / sum((reference - value)^2))."""
-    pairs = list(zip(_tensors(reference), _tensors(value), strict=True))
-    signal = sum(a.double().pow(2).sum().item() for a, _ in pairs)
-    noise = sum((a.double() - b.double()).pow(2).sum().item() for a, b in pairs)
-    return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else -math.inf
-
-
-def compute_cosine_similarity(reference: Any, value: Any) -> float:
-    """Cosine of the angle between two outputs, all tensors flattened into one vector each."""
-    a, b = (torch.cat([t.double().flatten() for t in _tensors(v)]) for v in (reference, value))
-    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
 
 
 def compare(
@@ -69,7 +44,7 @@ def compare(
     walk.py and docs/debugging.md. Raises ConfigError for models that do not belong together or are in train mode, InputError
     for no data or data that does not fit.
     """
-    steps = _quantized_steps(quantized)
+    steps = quantized_steps(quantized)
     check_data(data, "the data to compare on")
     items = iter(batches(data))
     first = next(items, None)
@@ -86,7 +61,8 @@ def compare(
     return found.comparison()
 
 
-def _quantized_steps(quantized: Any) -> Steps:
+def quantized_steps(quantized: Any) -> Steps:
+    """The quantized model as steps: a compiled or loaded module, or a QUANTIZED or LOWERED graph. ConfigError for others."""
     stage = getattr(quantized, MARK, None)
     if isinstance(quantized, CompiledModule):
         if not any(call.origin for call in quantized.program.calls):
@@ -160,7 +136,7 @@ class Tallies:
             return
         totals = pairs(seen.reference, seen.value)
         owns = pairs(seen.own_reference, seen.own_value)
-        if not any(True for _ in _tensors([seen.reference, seen.value])):
+        if not any(True for _ in tensors([seen.reference, seen.value])):
             return  # a size, a flag
         if totals is None or owns is None or len(totals) != len(owns):
             self.unmatched[name] = f"its value differs in kind or shape from that of the float node {seen.site.float_step.name}"

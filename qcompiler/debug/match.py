@@ -69,8 +69,12 @@ class _Claims:
         return max(found, key=lambda s: self.order[s.name], default=None)
 
 
-def match(floats: Steps, quantized: Steps) -> Matching:
-    """The sites of a quantized graph in its order, and what has no counterpart."""
+def match(floats: Steps, quantized: Steps, wanted: Callable[[Step], bool] | None = None) -> Matching:
+    """The sites of a quantized graph in its order, and what has no counterpart.
+
+    `wanted`: the values that shall be sites, beside the inputs; each of them then stands for all that lies between it and the
+    sites before it. By default every value is one.
+    """
     claims, moving = _Claims(floats), _moving(quantized)
     by_name = {step.name: step for step in quantized.steps}
     users: dict[str, list[Step]] = {}
@@ -82,11 +86,15 @@ def match(floats: Steps, quantized: Steps) -> Matching:
     def leaves(step: Step) -> bool:
         return step.name in results or any(set(u.origin) != set(step.origin) for u in users.get(step.name, ()))
 
+    def is_site(step: Step) -> bool:
+        return step.kind == "input" or (leaves(step) and (wanted is None or wanted(step)))
+
     float_inputs = {step.name: step for step in floats.steps}
+    longest = LONGEST if wanted is None else None
     sites: dict[str, Site] = {}
     unmatched: dict[str, str] = {}
     for step in quantized.steps:
-        if step.name not in moving or not (step.kind == "input" or leaves(step)):
+        if step.name not in moving or not is_site(step):
             continue
         claimed = claims.of(step)
         if claimed is None:
@@ -95,7 +103,7 @@ def match(floats: Steps, quantized: Steps) -> Matching:
             continue
         reached = _way(step, by_name, moving, sites)
         bounds, way = (tuple(name for name in reached if (name in sites) is known) for known in (True, False))
-        region, extra = _region(claimed, {sites[name].float_step.name for name in bounds}, float_inputs)
+        region, extra = _region(claimed, {sites[name].float_step.name for name in bounds}, float_inputs, longest)
         computes = ", ".join(claims.known[name].op for name in step.origin if name in claims.known)
         weight = next((w for name in (step.name, *way) if (w := by_name[name].weight) is not None), None)
         sites[step.name] = Site(step, claimed, _computed(step, by_name, leaves), way, bounds, region, extra, weight, computes)
@@ -116,21 +124,23 @@ def _way(step: Step, by_name: Mapping[str, Step], moving: set[str], sites: Mappi
     return found
 
 
-def _region(target: Step, bounds: set[str], floats: Mapping[str, Step]) -> tuple[tuple[Step, ...] | None, tuple[str, ...]]:
+def _region(
+    target: Step, bounds: set[str], floats: Mapping[str, Step], longest: int | None
+) -> tuple[tuple[Step, ...] | None, tuple[str, ...]]:
     """The float steps from the bounds to the target in order, and the other values they read."""
     if target.name in bounds:
         return (), ()
-    reached: list[Step] = []
+    reached: dict[str, Step] = {}
     left = [target]
     while left:
         step = left.pop()
-        if step in reached:
+        if step.name in reached:
             continue
-        reached.append(step)
-        if len(reached) > LONGEST or step.writes is not None:
+        reached[step.name] = step
+        if (longest is not None and len(reached) > longest) or step.writes is not None:
             return None, ()
         left += [floats[name] for name in step.inputs if name not in bounds]
-    order = [step for step in floats.values() if step in reached]
+    order = [step for step in floats.values() if step.name in reached]
     moved = set(bounds)
     for step in order:
         if any(name in moved for name in step.inputs):
