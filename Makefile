@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 JOBS ?= 2
 PIP_INSTALL = $(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: help demo test test-fast lint check clean
+.PHONY: help demo test test-fast lint docs check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -23,6 +23,9 @@ test-fast: $(VENV)/.dev  ## without the slow ones
 lint: $(VENV)/.dev  ## ruff and mypy --strict
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+docs: $(VENV)/.dev  ## write the pages that are made from the code
+	$(PY) docs/generate.py
 
 check:  ## what CI runs
 	.ci/run

@@ -69,15 +69,18 @@ class QConfigMapping:
         self._quiet: set[str] = set()  # object types that a default set: no remark when they match nothing
 
     def set_global(self, global_qconfig: Any) -> QConfigMapping:
+        """What holds where no other rule does. None: float."""
         self.global_qconfig = as_qconfig(global_qconfig)
         return self
 
     def set_object_type(self, object_type: ObjectType, qconfig: Any) -> QConfigMapping:
+        """For every module of a type, or every call of a function or of a method named by a string. None: these stay float."""
         self.object_type_qconfigs[object_type] = as_qconfig(qconfig)
         self._quiet.discard(type_name(object_type))
         return self
 
     def set_module_name_regex(self, module_name_regex: str, qconfig: Any) -> QConfigMapping:
+        """For modules whose path begins with a match of a regular expression; of several, the first. Raises ConfigError for a bad one."""
         try:
             re.compile(module_name_regex)
         except re.error as error:
@@ -86,10 +89,12 @@ class QConfigMapping:
         return self
 
     def set_module_name(self, module_name: str, qconfig: Any) -> QConfigMapping:
+        """For the module at a path and all in it; a longer path wins. prepare refuses a path that the model does not have."""
         self.module_name_qconfigs[module_name] = as_qconfig(qconfig)
         return self
 
     def set_module_name_object_type_order(self, module_name: str, object_type: ObjectType, index: int, qconfig: Any) -> QConfigMapping:
+        """For the call number `index`, from 0, of a type or function in the forward of the module at a path: the most specific rule."""
         self.module_name_object_type_order_qconfigs[module_name, object_type, index] = as_qconfig(qconfig)
         return self
 
