@@ -35,8 +35,10 @@ def packed(site: Site, emit: Emit) -> tuple[Any, fx.Node]:
 
 
 def like_input(site: Site, emit: Emit, result: fx.Node) -> fx.Node:
-    """Takes the dimension away again that `packed` adds to a vector."""
-    return emit.call(torch.ops.aten.squeeze.dim, result, 0) if site.rank == 1 else result
+    """The result with the input's leading dimensions: none for a vector; onednn loses them where a batch is empty."""
+    if site.rank == 1:
+        return emit.call(torch.ops.aten.squeeze.dim, result, 0)
+    return emit.call(runtime.leading_of, result, site.args[0]) if site.engine == "onednn" and site.rank != 2 else result
 
 
 def emit_linear(site: Site, emit: Emit) -> fx.Node:

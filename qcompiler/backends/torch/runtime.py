@@ -200,6 +200,11 @@ def prepack_linear(
 prepack_linear.once = True  # type: ignore[attr-defined]
 
 
+def leading_of(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """y with the leading dimensions of x, if it lost them."""
+    return y if y.dim() == x.dim() else y.reshape(list(x.shape[:-1]) + [y.size(-1)])
+
+
 def linear_leaky_relu_onednn(
     x: torch.Tensor,
     pack: torch.classes.quantized.LinearPackedParamsBase,  # type: ignore[name-defined]

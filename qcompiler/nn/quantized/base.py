@@ -122,14 +122,27 @@ class QuantizedModule(nn.Module):
 
     def _compile(self, rank: int | None, like: tuple[Compiled, ...] = ()) -> Compiled:
         lowering = Lowering(self._engine)
-        inputs = [lowering.input(name, rank if i == 0 else None) for i, name in enumerate(self._INPUTS)]
-        more = self._RANK_OR_MORE and rank == self._RANKS[0]
-        refused = "" if rank is None else f"{'<' if more else '!='} {rank}"
+        known = None if self._or_more(rank) else rank
+        inputs = [lowering.input(name, known if i == 0 else None) for i, name in enumerate(self._INPUTS)]
         try:
-            return compile_module(lowering, self._lower(lowering, *inputs), self._get_name(), refused, like)
+            return compile_module(lowering, self._lower(lowering, *inputs), self._get_name(), self._refused(rank), like)
         except QCompilerError as error:
             error.where = self._where()
             raise
+
+    def _channels(self) -> tuple[int, int] | None:
+        """(dimension, size) that every first input has; None: any."""
+        return None
+
+    def _or_more(self, rank: int | None) -> bool:
+        """Whether what is made for this rank takes higher ones, too."""
+        return self._RANK_OR_MORE and rank == self._RANKS[0]
+
+    def _refused(self, rank: int | None) -> list[str]:
+        """Tests on the first input, as source, of which forward of that rank lets none be true."""
+        channels = self._channels()
+        tests = [] if rank is None else [f"dim() {'<' if self._or_more(rank) else '!='} {rank}"]
+        return tests if channels is None else [*tests, f"size({channels[0]}) != {channels[1]}"]
 
     def _install(self, made: Compiled) -> None:
         # The packs are attributes since torch.jit takes them from there; a bound function on the instance is the shortest call.
@@ -148,10 +161,7 @@ class QuantizedModule(nn.Module):
         for name, value in zip(self._INPUTS, inputs):
             self._check(name, value)
         rank = inputs[0].dim()
-        if rank not in self._RANKS:
-            known = " or ".join(map(str, sorted(self._RANKS))) + (" or more" if self._RANK_OR_MORE else "")
-            raise InputError(f"{self._get_name()} takes an input of {known} dimensions, got shape {tuple(inputs[0].shape)}",
-                             code="input-rank", where=self._where())  # fmt: skip
+        self._check_shape(tuple(inputs[0].shape))
         by_rank = self.__dict__["_by_rank"]
         if rank not in by_rank:
             by_rank[rank] = self._compile(rank, like=(self.__dict__["_compiled"],))
@@ -168,6 +178,16 @@ class QuantizedModule(nn.Module):
             raise InputError(f"{title} is a {value.dtype} tensor; kernels take torch.quint8", code="input-type", where=where,
                              hint="observe activations with dtype=torch.quint8")  # fmt: skip
         raise InputError(f"{title} is a {value.dtype} tensor, not a quantized one", code="not-quantized", where=where, hint=QUANTIZE)
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises InputError for a number of dimensions or channels that the module does not take."""
+        if self._RANKS and len(shape) not in self._RANKS and not (self._RANK_OR_MORE and len(shape) > self._RANKS[0]):
+            known = " or ".join(map(str, sorted(self._RANKS))) + (" or more" if self._RANK_OR_MORE else "")
+            raise InputError(f"{self._get_name()} takes an input of {known} dimensions, got shape {shape}", code="input-rank",
+                             where=self._where())  # fmt: skip
+        channels = self._channels()
+        if channels is not None and shape[channels[0]] != channels[1]:
+            raise InputError(f"{self._get_name()} takes {channels[1]} channels, got shape {shape}", code="input-channels", where=self._where())
 
     def _where(self) -> Where:
         return Where(module_path=self._qc_path or None)

@@ -43,6 +43,9 @@ class BatchNormNd(QuantizedModule):
         bounds = {} if self._BOUNDS is None else {"bounds": self._BOUNDS}
         return lowering.call("batch_norm", inputs[0], *statistics, scale=self.scale, zero_point=self.zero_point, eps=self.eps, **bounds)
 
+    def _channels(self) -> tuple[int, int]:
+        return 1, self.num_features
+
     @classmethod
     def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Self:
         """The quantized form of a prepared BatchNorm, or of one with its ReLU.

@@ -37,6 +37,9 @@ class ConvNd(WeightedModule):
             setattr(self, name, value if isinstance(value, str) else _sizes(value, self._DIMS))
         self.rebuild()
 
+    def _channels(self) -> tuple[int, int]:
+        return -self._DIMS - 1, self.in_channels
+
     def _shown(self) -> dict[str, Any]:
         """Settings with the value that need not be shown."""
         zeros, ones = (0,) * self._DIMS, (1,) * self._DIMS

@@ -37,7 +37,7 @@ def parts_of(mod: nn.Module) -> Parts:
     if not isinstance(mod, nn.Sequential):
         norm = getattr(mod, "bn", None)
         return Parts(mod, norm if isinstance(norm, nn.Module) else None, ())
-    children = [child for name, child in mod.named_children() if name != "activation_post_process"]
+    children = [child for name, child in mod.named_children() if name != "activation_post_process"]  # what prepare put there
     if not children:
         raise ConfigError(f"{type(mod).__name__} is empty", code="from-float")
     follows = len(children) > 1 and isinstance(children[1], nn.modules.batchnorm._BatchNorm)

@@ -33,6 +33,9 @@ class Linear(WeightedModule):
         base: Any = parts.base
         return cls(base.in_features, base.out_features, base.bias is not None or parts.norm is not None)
 
+    def _channels(self) -> tuple[int, int]:
+        return -1, self.in_features
+
     def extra_repr(self) -> str:
         bias = "" if self.bias() is not None else ", bias=False"
         return f"in_features={self.in_features}, out_features={self.out_features}, {super().extra_repr()}{bias}"

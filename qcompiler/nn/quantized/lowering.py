@@ -71,15 +71,15 @@ class Lowering:
 class ModuleEmitter(Emitter):
     """Source of a quantized module's forward. What it was not made for goes to the module's slow path and its answer is returned."""
 
-    def __init__(self, built: Built, dialect: Dialect, refused_rank: str) -> None:
+    def __init__(self, built: Built, dialect: Dialect, refused: Sequence[str] = ()) -> None:
         super().__init__(built.program, built.scales, built.zero_points, dialect)
-        self.refused_rank = refused_rank
+        self.refused = refused
 
     def checks(self) -> list[str]:
         names = [i.name for i in self.program.inputs]
         tensor, quint8 = self.named("Tensor", "Tensor"), self.named("quint8", "quint8")
         tests = [f"not isinstance({n}, {tensor}) or {n}.dtype is not {quint8}" for n in names]
-        tests += [f"{names[0]}.dim() {self.refused_rank}"] if self.refused_rank else []
+        tests += [f"{names[0]}.{test}" for test in self.refused]
         return [f"if {' or '.join(tests)}:", f"    return self._otherwise({', '.join(names)})"]
 
     def namespace(self, resolve: Callable[[str], Any]) -> dict[str, Any]:
@@ -101,15 +101,15 @@ class Compiled:
     script: str
 
 
-def compile_module(lowering: Lowering, result: Operand | fx.Node, title: str, refused_rank: str, like: Sequence[Compiled] = ()) -> Compiled:
-    """Packs and binds. Packs are shared with a module in `like` that makes the same ones."""
+def compile_module(lowering: Lowering, result: Operand | fx.Node, title: str, refused: Sequence[str], like: Sequence[Compiled] = ()) -> Compiled:
+    """Packs and binds. `refused`: tests that no first input may meet, as source behind its name. Packs are shared with a module in `like` that makes the same ones."""
     built = lowering.program(result, title)
     shared = next((c.packs for c in like if c.built.program.once == built.program.once), None)
     if shared is None:
         with quantized_engine(lowering.engine):
             shared = run_once(built.program, built.tensors.__getitem__, built.scales, built.zero_points)
-    bound = bind(ModuleEmitter(built, Dialect.BOUND, refused_rank), shared, built.tensors.__getitem__)
-    emitter = ModuleEmitter(built, Dialect.SCRIPT, "")
+    bound = bind(ModuleEmitter(built, Dialect.BOUND, refused), shared, built.tensors.__getitem__)
+    emitter = ModuleEmitter(built, Dialect.SCRIPT)
     emitted = emitter.emit()
     namespace = emitter.namespace(resolve)
     bound.forward.__globals__.update(namespace)  # where torch.jit looks names up, also those of the unwrapped source

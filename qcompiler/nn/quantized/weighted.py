@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,6 +13,7 @@ from qcompiler.errors import ConfigError, Where
 from qcompiler.nn.quantized.base import QuantizedModule
 from qcompiler.nn.quantized.from_float import Parts, float_weight, int8_weight, output_qparams, parts_of
 from qcompiler.nn.quantized.lowering import Lowering
+from qcompiler.nn.quantized.torch_state import plain_state, qparams_of_tensor
 from qcompiler.ops.spec import Op
 from qcompiler.ops.table import OPS
 
@@ -89,11 +91,8 @@ class WeightedModule(QuantizedModule):
         if not w.is_quantized or w.dtype is not torch.qint8 or w.shape != held.shape:
             raise ConfigError(f"the weight of this {self._get_name()} is a qint8 tensor of shape {tuple(held.shape)}, not {w.dtype} of "
                               f"{tuple(w.shape)}", code="weight-shape", where=self._where())  # fmt: skip
-        if w.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-            scale, zero_point = torch.tensor(w.q_scale()), torch.tensor(w.q_zero_point())
-        elif w.q_per_channel_axis() == self._row().weight_axis:
-            scale, zero_point = w.q_per_channel_scales(), w.q_per_channel_zero_points()
-        else:
+        scale, zero_point = qparams_of_tensor(w)
+        if scale.dim() and w.q_per_channel_axis() != self._row().weight_axis:
             raise ConfigError(f"the weight is quantized along axis {w.q_per_channel_axis()}, not {self._row().weight_axis}",
                               code="weight-axis", where=self._where())  # fmt: skip
         self._hold(w.int_repr(), scale, zero_point, b)
@@ -109,7 +108,13 @@ class WeightedModule(QuantizedModule):
         return self.weight(), self.bias()
 
     def _resizes(self, name: str, value: Tensor) -> bool:
-        return super()._resizes(name, value) or name in ("weight_scale", "weight_zero_point")
+        held = self._buffers["weight"]
+        assert held is not None
+        fits = value.dim() == 0 or value.shape == held.shape[self._row().weight_axis : self._row().weight_axis + 1]
+        return super()._resizes(name, value) or (name in ("weight_scale", "weight_zero_point") and fits)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(plain_state(state_dict, prefix), prefix, *rest)
 
     @classmethod
     def _like(cls, parts: Parts) -> Self:
