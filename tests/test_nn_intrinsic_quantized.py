@@ -51,9 +51,9 @@ def test_residuals_are_within_one_quantum(kind: str, case: str, engine: str) -> 
 
 def test_other_inputs_are_refused() -> None:
     q = nniq.ConvAdd2d(3, 4, 1)
-    with pytest.raises(InputError, match="extra_input is a torch.float32 tensor, not a quantized one"):
+    with pytest.raises(InputError, match=r"extra_input is a torch.float32 tensor, not a quantized one"):
         q(codes(1, 3, 5, 5), torch.randn(1, 4, 5, 5))
-    with pytest.raises(RuntimeError, match="expand|match"):
+    with pytest.raises(RuntimeError, match=r"expand|match"):
         q(codes(1, 3, 5, 5), codes(1, 4, 5, 4))
 
 

@@ -30,6 +30,8 @@ def packed(site: Site, emit: Emit) -> tuple[Any, fx.Node]:
     """The input with at least two dimensions, and the pack (once)."""
     x, weight = site.args[0], site.args[1]
     rows = emit.call(torch.ops.aten.unsqueeze.default, x, 0) if site.rank == 1 else x
+    if site.engine == "qnnpack":  # its kernel takes any number of features and computes something; unflatten refuses others
+        rows = emit.call(torch.ops.aten.unflatten.int, rows, -1, [weight.shape[1]])
     names = (weight.node, weight.scale, weight.zero_point, bias_of(site))
     return rows, emit.call(runtime.prepack_linear, *names, axis_of(weight), tag(site))
 

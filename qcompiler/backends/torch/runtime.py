@@ -202,7 +202,7 @@ prepack_linear.once = True  # type: ignore[attr-defined]
 
 def leading_of(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """y with the leading dimensions of x, if it lost them."""
-    return y if y.dim() == x.dim() else y.reshape(list(x.shape[:-1]) + [y.size(-1)])
+    return y if y.dim() == x.dim() else y.reshape(list(x.shape[:-1]) + [y.size(-1)])  # noqa: RUF005 TorchScript has no such star
 
 
 def linear_leaky_relu_onednn(
@@ -251,7 +251,8 @@ def conv2d_add_onednn(
     shape = [x.size(0), channels]
     for i in range(2):
         shape.append((x.size(2 + i) + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1)
-    summand = other.expand(shape).clone(memory_format=torch.channels_last)
+    summand = torch.empty_quantized([shape[0], shape[2], shape[3], shape[1]], other).permute(0, 3, 1, 2)  # channels_last
+    summand.copy_(other.expand(shape))  # an op that writes: TorchScript makes one of two equal clones
     return torch.ops.quantized.conv2d_add(x, summand, pack, scale, zero_point)  # type: ignore[no-any-return]
 
 

@@ -110,7 +110,8 @@ class QuantizedModule(nn.Module):
         return self.__dict__["_compiled"].source  # type: ignore[no-any-return]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(getattr(type(self), name, None), property):  # nn.Module would take a buffer's name for the buffer
+        # nn.Module would take a buffer's name for the buffer; load_state_dict(assign=True) means that
+        if isinstance(getattr(type(self), name, None), property) and "_loading" not in self.__dict__:
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -122,10 +123,12 @@ class QuantizedModule(nn.Module):
 
     def _compile(self, rank: int | None, like: tuple[Compiled, ...] = ()) -> Compiled:
         lowering = Lowering(self._engine)
-        known = None if self._or_more(rank) else rank
+        more = self._RANK_OR_MORE and rank == self._RANKS[0]
+        refused = "" if rank is None else f"dim() {'<' if more else '!='} {rank}"
+        known = None if more else rank
         inputs = [lowering.input(name, known if i == 0 else None) for i, name in enumerate(self._INPUTS)]
         try:
-            return compile_module(lowering, self._lower(lowering, *inputs), self._get_name(), self._refused(rank), like)
+            return compile_module(lowering, self._lower(lowering, *inputs), self._get_name(), refused, like)
         except QCompilerError as error:
             error.where = self._where()
             raise
@@ -133,16 +136,6 @@ class QuantizedModule(nn.Module):
     def _channels(self) -> tuple[int, int] | None:
         """(dimension, size) that every first input has; None: any."""
         return None
-
-    def _or_more(self, rank: int | None) -> bool:
-        """Whether what is made for this rank takes higher ones, too."""
-        return self._RANK_OR_MORE and rank == self._RANKS[0]
-
-    def _refused(self, rank: int | None) -> list[str]:
-        """Tests on the first input, as source, of which forward of that rank lets none be true."""
-        channels = self._channels()
-        tests = [] if rank is None else [f"dim() {'<' if self._or_more(rank) else '!='} {rank}"]
-        return tests if channels is None else [*tests, f"size({channels[0]}) != {channels[1]}"]
 
     def _install(self, made: Compiled) -> None:
         # The packs are attributes since torch.jit takes them from there; a bound function on the instance is the shortest call.
@@ -179,6 +172,12 @@ class QuantizedModule(nn.Module):
                              hint="observe activations with dtype=torch.quint8")  # fmt: skip
         raise InputError(f"{title} is a {value.dtype} tensor, not a quantized one", code="not-quantized", where=where, hint=QUANTIZE)
 
+    def _failed(self, error: Exception, *inputs: Tensor) -> None:
+        """What a kernel raised: InputError where the number of channels is to blame, else the error itself, with the place noted."""
+        self._check_shape(tuple(inputs[0].shape))
+        place = f" ({self._qc_path})" if self._qc_path else ""
+        error.add_note(f"in {self._get_name()}{place}, inputs of shape {', '.join(str(tuple(x.shape)) for x in inputs)}")
+
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises InputError for a number of dimensions or channels that the module does not take."""
         if self._RANKS and len(shape) not in self._RANKS and not (self._RANK_OR_MORE and len(shape) > self._RANKS[0]):
@@ -187,7 +186,8 @@ class QuantizedModule(nn.Module):
                              where=self._where())  # fmt: skip
         channels = self._channels()
         if channels is not None and shape[channels[0]] != channels[1]:
-            raise InputError(f"{self._get_name()} takes {channels[1]} channels, got shape {shape}", code="input-channels", where=self._where())
+            text = f"{self._get_name()} takes {channels[1]} channels, got shape {shape}"
+            raise InputError(text, code="input-channels", where=self._where())
 
     def _where(self) -> Where:
         return Where(module_path=self._qc_path or None)
@@ -197,7 +197,11 @@ class QuantizedModule(nn.Module):
             value = state_dict.get(prefix + name)
             if buffer is not None and isinstance(value, Tensor) and value.shape != buffer.shape and self._resizes(name, value):
                 self._buffers[name] = torch.empty(value.shape, dtype=buffer.dtype)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.__dict__["_loading"] = True
+        try:
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+        finally:
+            del self.__dict__["_loading"]
         self.rebuild()
 
     def _resizes(self, name: str, value: Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from qcompiler.backends.torch.kernels import Refused, select
 from qcompiler.backends.torch.site import Emit, Operand, Site, Weight, host_isa
 from qcompiler.codegen.bind import bind, define, resolve
 from qcompiler.codegen.build import Built, build
-from qcompiler.codegen.emit import Dialect, Emitter
+from qcompiler.codegen.emit import Dialect, Emitted, Emitter
 from qcompiler.codegen.module import quantized_engine, run_once
 from qcompiler.errors import UnsupportedOpError
 from qcompiler.ir.types import VALUE, QParams, Value
@@ -71,7 +71,7 @@ class Lowering:
 class ModuleEmitter(Emitter):
     """Source of a quantized module's forward. What it was not made for goes to the module's slow path and its answer is returned."""
 
-    def __init__(self, built: Built, dialect: Dialect, refused: Sequence[str] = ()) -> None:
+    def __init__(self, built: Built, dialect: Dialect, refused: str = "") -> None:
         super().__init__(built.program, built.scales, built.zero_points, dialect)
         self.refused = refused
 
@@ -79,8 +79,18 @@ class ModuleEmitter(Emitter):
         names = [i.name for i in self.program.inputs]
         tensor, quint8 = self.named("Tensor", "Tensor"), self.named("quint8", "quint8")
         tests = [f"not isinstance({n}, {tensor}) or {n}.dtype is not {quint8}" for n in names]
-        tests += [f"{names[0]}.{test}" for test in self.refused]
+        tests += [f"{names[0]}.{self.refused}"] if self.refused else []
         return [f"if {' or '.join(tests)}:", f"    return self._otherwise({', '.join(names)})"]
+
+    def emit(self) -> Emitted:
+        """With a handler around the kernels: it costs nothing until one raises, and checks of sizes would make torch.jit.trace warn."""
+        emitted = super().emit()
+        if self.dialect is not Dialect.BOUND:
+            return emitted
+        head, lines = emitted.source.splitlines()[:3], emitted.source.splitlines()[3:]
+        names = ", ".join(i.name for i in self.program.inputs)
+        handler = ["    except (RuntimeError, IndexError) as error:", f"        self._failed(error, {names})", "        raise"]
+        return replace(emitted, source="\n".join([*head, "    try:", *(f"    {line}" for line in lines), *handler]) + "\n")
 
     def namespace(self, resolve: Callable[[str], Any]) -> dict[str, Any]:
         return super().namespace(resolve) | {name: torch.quint8 for key, name in self.globals.items() if key == "quint8"}
@@ -101,8 +111,11 @@ class Compiled:
     script: str
 
 
-def compile_module(lowering: Lowering, result: Operand | fx.Node, title: str, refused: Sequence[str], like: Sequence[Compiled] = ()) -> Compiled:
-    """Packs and binds. `refused`: tests that no first input may meet, as source behind its name. Packs are shared with a module in `like` that makes the same ones."""
+def compile_module(lowering: Lowering, result: Operand | fx.Node, title: str, refused: str, like: Sequence[Compiled] = ()) -> Compiled:
+    """Packs and binds. `refused`: a test that the first input must not meet, as source behind its name.
+
+    Packs are shared with a module in `like` that makes the same ones.
+    """
     built = lowering.program(result, title)
     shared = next((c.packs for c in like if c.built.program.once == built.program.once), None)
     if shared is None:
