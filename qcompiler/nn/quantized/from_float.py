@@ -84,7 +84,7 @@ class _Foreign:
         self.quant_min, self.quant_max = observer.quant_min, observer.quant_max
         self.dtype = {torch.quint8: torch.uint8, torch.qint8: torch.int8}.get(observer.dtype, observer.dtype)
         self.is_per_channel = observer.qscheme in (torch.per_channel_affine, torch.per_channel_symmetric)
-        self.ch_axis = observer.ch_axis
+        self.ch_axis = getattr(observer, "ch_axis", -1)
 
 
 def float_weight(parts: Parts, weight_axis: int) -> tuple[Tensor, Tensor | None]:
