@@ -42,7 +42,7 @@ def random_(module: nn.Module) -> nn.Module:
     """The module with parameters that are neither 1 nor 0."""
     torch.manual_seed(1)
     for parameter in module.parameters():
-        nn.init.uniform_(parameter, -0.5, 1.0)
+        nn.init.uniform_(parameter.requires_grad_(False), -0.5, 1.0)
     return module
 
 
@@ -109,7 +109,8 @@ def test_within_one_quantum_of_float64(pair: tuple[nn.Module, tuple[int, ...]], 
     exact_module = copy.deepcopy(module).double()
     for value in inputs:
         got = made(value)
-        expected = exact_module(real(value).clone()).detach()
+        raises = isinstance(module, nn.InstanceNorm2d) and not value.numel()  # torch's float one does, with weights
+        expected = real(value) if raises else exact_module(real(value).clone()).detach()
         assert distance(got, expected) <= (0 if isinstance(module, EXACT) else 1)
         qparams = (value.q_scale(), value.q_zero_point()) if isinstance(module, SAME) else (made.scale, made.zero_point)
         assert (got.q_scale(), got.q_zero_point()) == qparams
@@ -151,7 +152,8 @@ def test_repr_shows_settings_and_qparams() -> None:
     x = activation(*X4)
     assert repr(nnq.LeakyReLU(0.1, 3, 0.2)) == "QuantizedLeakyReLU(negative_slope=0.2, scale=0.1, zero_point=3)"
     assert repr(nnq.Softmax(1, 0.1, 3)) == "QuantizedSoftmax(dim=1, scale=0.1, zero_point=3)"
-    assert repr(nnq.Activation("gelu", 0.1, 3, approximate="tanh")) == "QuantizedActivation(gelu, approximate='tanh', scale=0.1, zero_point=3)"
+    gelu = nnq.Activation("gelu", 0.1, 3, approximate="tanh")
+    assert repr(gelu) == "QuantizedActivation(gelu, approximate='tanh', scale=0.1, zero_point=3)"
     norm = quantized(nn.GroupNorm(2, 8), x)
     assert repr(norm) == f"QuantizedGroupNorm(2, 8, eps=1e-05, affine=True, scale={norm.scale}, zero_point={norm.zero_point})"
 

@@ -71,6 +71,8 @@ CASES: dict[str, Case] = {
     "gelu": Case(attributes={"approximate": "tanh"}),
     "softplus": Case(attributes={"beta": 2, "threshold": 10}),
     "leaky_relu": Case(attributes={"negative_slope": 0.2}),
+    "prelu": Case((IMAGE,), {"weight": (8,)}),
+    "threshold": Case(attributes={"threshold": 0.1, "value": -0.5}),
     "elu": Case(attributes={"alpha": 0.5}),
     "celu": Case(attributes={"alpha": 0.5}),
     **{f"max_pool{d}d": _pool(d, kernel_size=3, stride=2, padding=1, dilation=1, ceil_mode=True) for d in (1, 2, 3)},
@@ -265,6 +267,7 @@ def runs(model: Call, example: tuple[Tensor, Tensor]) -> bool:
 
 
 MODULES: dict[str, Callable[[Any], nn.Module]] = {
+    "Threshold": lambda cls: cls(0.1, -0.5),
     "Conv": lambda cls: cls(8, 6, 3, stride=2, padding=1, dilation=1),
     "ConvTranspose": lambda cls: cls(8, 6, 3, stride=2, padding=1, output_padding=1),
     "Linear": lambda cls: cls(8, 6),

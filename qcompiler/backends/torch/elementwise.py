@@ -55,6 +55,12 @@ def emit_leaky(site: Site, emit: Emit) -> fx.Node:
     return finish(site, emit, emit.call(OPS.leaky_relu.default, site.args[0], slope, False, site.scale, site.zero_point))
 
 
+def refuse_sigmoid(site: Site) -> str | None:
+    """qnnpack makes no other operator."""
+    fixed = (site.scale, site.zero_point) == (1 / 256, 0)
+    return refuse_input(site) or ("qnnpack's output scale is 1/256" if site.engine == "qnnpack" and not fixed else None)
+
+
 def refuse_hardsigmoid(site: Site) -> str | None:
     """The kernel's result always has scale 1/256, zero point 0."""
     return refuse_input(site) or (None if (site.scale, site.zero_point) == (1 / 256, 0) else "its output scale is not 1/256")
@@ -151,7 +157,7 @@ def table_kernels(name: str) -> tuple[Kernel, ...]:
 
 KERNELS = (
     Kernel("hardswish", X86, _native(OPS.hardswish.default), refuse_input),
-    Kernel("sigmoid", ENGINES, _native(OPS.sigmoid.default), refuse_input),
+    Kernel("sigmoid", ENGINES, _native(OPS.sigmoid.default), refuse_sigmoid),
     Kernel("leaky_relu", ENGINES, emit_leaky, refuse_input),
     Kernel("hardsigmoid", X86, emit_hardsigmoid, refuse_hardsigmoid),
     *(Kernel(op, ENGINES, emit_float, refuse_input, note="float arithmetic") for op in FLOAT),

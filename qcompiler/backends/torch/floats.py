@@ -100,16 +100,7 @@ def group_norm_float(
 ) -> torch.Tensor:
     """dequantize - group_norm - quantize."""
     return torch.quantize_per_tensor(
-        torch.nn.functional.group_norm(x.dequantize(), num_groups, weight, bias, eps), scale, zero_point, torch.quint8
-    )
-
-
-def instance_norm_float(
-    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, scale: float, zero_point: int
-) -> torch.Tensor:
-    """dequantize - instance_norm - quantize."""
-    return torch.quantize_per_tensor(
-        torch.nn.functional.instance_norm(x.dequantize(), None, None, weight, bias, True, 0.0, eps), scale, zero_point, torch.quint8
+        torch.group_norm(x.dequantize(), num_groups, weight, bias, eps), scale, zero_point, torch.quint8
     )
 
 

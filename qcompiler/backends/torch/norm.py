@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompiler.backends.torch import floats
+from qcompiler.backends.torch import floats, runtime
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, finish, needs_relu
 
 OPS = torch.ops.quantized
@@ -81,7 +81,7 @@ def emit_group_norm_float(site: Site, emit: Emit) -> fx.Node:
 
 
 def emit_instance_norm(site: Site, emit: Emit) -> fx.Node:
-    return finish(site, emit, emit.call(OPS.instance_norm.default, site.args[0], *_affine(site)))
+    return finish(site, emit, emit.call(runtime.instance_norm, site.args[0], *_affine(site)))
 
 
 KERNELS = (

@@ -291,6 +291,13 @@ def lookup(x: torch.Tensor, table: torch.Tensor, scale: float, zero_point: int) 
     return torch._make_per_tensor_quantized_tensor(table[x.int_repr().long()], scale, zero_point)  # indexing keeps the layout
 
 
+def instance_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, scale: float, zero_point: int
+) -> torch.Tensor:
+    """Group norm with a channel in each group: as fast as quantized::instance_norm, which raises on an empty batch."""
+    return torch.ops.quantized.group_norm(x, x.size(1), weight, bias, eps, scale, zero_point)  # type: ignore[no-any-return]
+
+
 def stack(tensors: list[torch.Tensor], dim: int, scale: float, zero_point: int) -> torch.Tensor:
     """torch.stack of quint8 tensors with their own scales, requantized to one."""
     return torch.ops.quantized.cat([torch.unsqueeze(t, dim) for t in tensors], dim, scale, zero_point)  # type: ignore[no-any-return]

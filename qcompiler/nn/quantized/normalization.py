@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from qcompiler.backends.torch.site import Operand
-from qcompiler.ir.types import value_of
-from qcompiler.nn.quantized.lowering import Lowering
 from qcompiler.nn.quantized.row import RowModule, as_float
 
 
@@ -53,6 +49,7 @@ class GroupNorm(Norm):
 
     _FLOAT_MODULE: ClassVar[Any] = nn.GroupNorm
     _OP = "group_norm"
+    _RANKS, _RANK_OR_MORE = (3, 2), True  # int8 kernels take 3 and more
 
     def __init__(self, num_groups: int, num_channels: int, weight: Tensor | None, bias: Tensor | None, scale: float, zero_point: int,
                  eps: float = 1e-5, affine: bool = True, device: Any = None, dtype: Any = None) -> None:  # fmt: skip
@@ -75,6 +72,7 @@ class InstanceNorm(Norm):
     """Normalizes each channel of each sample; an input without batch dimension counts as one sample."""
 
     _OP = "instance_norm"
+    _BATCHED = True
 
     def __init__(self, num_features: int, weight: Tensor | None, bias: Tensor | None, scale: float, zero_point: int, eps: float = 1e-5,
                  momentum: float = 0.1, affine: bool = False, track_running_stats: bool = False, device: Any = None,
@@ -85,13 +83,6 @@ class InstanceNorm(Norm):
         self.num_features, self.momentum, self.affine, self.track_running_stats = num_features, momentum, affine, track_running_stats
         self._take(weight, bias, eps)
         self.rebuild()
-
-    def _lower(self, lowering: Lowering, *inputs: Operand) -> Operand | fx.Node:
-        x = inputs[0]
-        if len(value_of(x.node).shape or ()) == self._RANKS[0]:
-            return self._call(lowering, x)
-        batch = Operand(lowering.emit.call(torch.ops.aten.unsqueeze.default, x, 0), None)
-        return lowering.emit.call(torch.ops.aten.squeeze.dim, self._call(lowering, batch), 0)
 
     @classmethod
     def _like(cls, mod: Any, scale: float, zero_point: int) -> Self:

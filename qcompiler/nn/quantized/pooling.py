@@ -15,7 +15,7 @@ class MaxPool2d(RowModule):
 
     # no _FLOAT_MODULE: nn.MaxPool2d itself runs on quint8 tensors as on float ones, so a conversion leaves it
     _OP = "max_pool2d"
-    _RANKS = (4, 3)
+    _RANKS, _BATCHED = (4, 3), True
 
     def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0, dilation: Size = 1,
                  return_indices: bool = False, ceil_mode: bool = False) -> None:  # fmt: skip

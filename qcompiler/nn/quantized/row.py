@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from qcompiler.backends.torch.site import Operand
 from qcompiler.errors import ConfigError, Where
+from qcompiler.ir.types import value_of
 from qcompiler.nn.quantized.base import QuantizedModule
 from qcompiler.nn.quantized.from_float import output_qparams
 from qcompiler.nn.quantized.lowering import Lowering
@@ -24,6 +25,7 @@ class RowModule(QuantizedModule):
 
     _OP: ClassVar[str]
     _TENSORS: ClassVar[tuple[str, ...]] = ()
+    _BATCHED: ClassVar[bool] = False
 
     def _row(self) -> Op:
         return OPS.rows[self._OP]
@@ -44,7 +46,12 @@ class RowModule(QuantizedModule):
         return lowering.call(self._OP, x, *parameters, scale=own[0], zero_point=own[1], **self._attributes())
 
     def _lower(self, lowering: Lowering, *inputs: Operand) -> Operand | fx.Node:
-        return self._call(lowering, inputs[0])
+        """The row; with `_BATCHED`, an input of one dimension less than the usual gets a batch of one for the call."""
+        x, rank = inputs[0], value_of(inputs[0].node).shape
+        if not self._BATCHED or rank is None or len(rank) == self._RANKS[0]:
+            return self._call(lowering, x)
+        batch = Operand(lowering.emit.call(torch.ops.aten.unsqueeze.default, x, 0), None)
+        return lowering.emit.call(torch.ops.aten.squeeze.dim, self._call(lowering, batch), 0)
 
     @classmethod
     def _like(cls, mod: Any, scale: float, zero_point: int) -> Self:

@@ -1,0 +1,49 @@
+"""Observers inside the modules of this package: each linear, each FloatFunctional and each marked value gets one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from qcompiler.errors import CalibrationError, ConfigError, NumericsError, Where
+from qcompiler.nn.quantized.functional_modules import FloatFunctional
+
+
+class Observed(nn.Identity):
+    """A place in forward whose value is quantized there: observed, then an nn.quantized.Quantize."""
+
+
+def qconfig_of(mod: nn.Module, given: Any = None) -> Any:
+    """The qconfig to observe with. Raises ConfigError where there is none, or for a module in train mode."""
+    where = Where(module_path=getattr(mod, "_qc_path", None))
+    qconfig = getattr(mod, "qconfig", None) or given
+    if qconfig is None:
+        raise ConfigError(f"this {type(mod).__name__} has no qconfig, which says how to observe it", code="no-qconfig", where=where,
+                          hint="set .qconfig on it or on the model, or pass qconfig=") # fmt: skip
+    if mod.training:
+        raise ConfigError(f"this {type(mod).__name__} is in train mode; it is observed after training", code="train-mode", where=where,
+                          hint="call model.eval() first")  # fmt: skip
+    return qconfig
+
+
+def observe_(module: nn.Module, qconfig: Any, path: str = "") -> None:
+    """Sets `qconfig` on all parts of a module and puts its observers on their results, in place. `path`: where the module stands."""
+    for name, part in module.named_modules():
+        part.qconfig = qconfig  # type: ignore[assignment]
+        part._qc_path = ".".join(filter(None, (path, name)))  # type: ignore[assignment]
+    for part in list(module.modules()):
+        if isinstance(part, FloatFunctional):
+            part.activation_post_process = qconfig.activation()
+        elif isinstance(part, (nn.Linear, Observed)):
+            part.add_module("activation_post_process", qconfig.activation())
+            part.register_forward_hook(_observe)
+
+
+def _observe(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    observer: Any = module.activation_post_process
+    try:
+        return observer(output)  # type: ignore[no-any-return]
+    except NumericsError as error:
+        where = Where(module_path=getattr(module, "_qc_path", None))
+        raise CalibrationError(f"{type(module).__name__}: {error.message}", code=error.code, where=where) from error
