@@ -64,6 +64,8 @@ class Report:
 def runs_on_both(module: nn.Module) -> bool:
     """Whether a float module takes int8 tensors as well, as torch's pools, ReLU and copies do; a container counts as such."""
     form = OPS.module_form(module)
+    if isinstance(module, nn.Sequential):
+        return True
     if form is None:
         own = type(module).forward is not nn.Module.forward and not type(module).__module__.startswith("torch.nn")
         return own or any(True for _ in module.children())
