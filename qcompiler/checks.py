@@ -31,13 +31,13 @@ def check_model(model: Any) -> None:
         raise ConfigError(f"the model is on {', '.join(devices)}", code="device", hint="int8 kernels run on the CPU: model.cpu() first")
 
 
-FLOAT = ("QuantStub", "DeQuantStub", "QuantWrapper", "FloatFunctional", "FXFloatFunctional")  # float modules in those packages
+STUBS = ("QuantStub", "DeQuantStub", "QuantWrapper", "FloatFunctional", "FXFloatFunctional")  # float modules of eager flows
 
 
 def _eager_stage(cls: type[nn.Module]) -> str | None:
     """What eager quantization, torch's own or ours, made of a module, by the package of its class."""
     package = cls.__module__
-    if cls.__name__ in FLOAT:
+    if cls.__name__ in STUBS:
         return None
     if package.startswith("qcompiler.nn."):
         return "quantized" if "quantized" in package else None

@@ -37,11 +37,12 @@ class InvertedResidual(nn.Module):
         hidden = inputs * expand
         self.use_res_connect = stride == 1 and inputs == outputs
         layers: list[nn.Module] = [ConvBNReLU(inputs, hidden, kernel=1)] if expand != 1 else []
-        layers += [ConvBNReLU(hidden, hidden, stride=stride, groups=hidden), nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
+        layers += [ConvBNReLU(hidden, hidden, stride=stride, groups=hidden)]
+        layers += [nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
         self.conv = nn.Sequential(*layers)
         self.skip_add = api.nnq.FloatFunctional()  # in every block, used or not
 
-    def forward(self, x: torch.Tensor) -> Any:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.skip_add.add(x, self.conv(x)) if self.use_res_connect else self.conv(x)
 
 
@@ -59,7 +60,7 @@ class SmallMobileNetV2(nn.Module):
         self.dequant = api.q.DeQuantStub()
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(64, num_classes))
 
-    def forward(self, x: torch.Tensor) -> Any:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.quant(x)
         x = self.features(x)
         x = x.mean([2, 3])
@@ -86,7 +87,7 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels)
         self.add_relu = api.nnq.FloatFunctional()
 
-    def forward(self, x: torch.Tensor) -> Any:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.relu1(self.bn1(self.conv1(x)))
         return self.add_relu.add_relu(self.bn2(self.conv2(out)), x)
 
@@ -101,7 +102,7 @@ class SmallResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(16, 10)
 
-    def forward(self, x: torch.Tensor) -> Any:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(self.quant(x)))))
         x = self.avgpool(self.layer1(x))
         return self.dequant(self.fc(torch.flatten(x, 1)))
@@ -133,4 +134,4 @@ def images(count: int = 2, size: int = 32, seed: int = 1) -> torch.Tensor:
 
 
 def sqnr(expected: torch.Tensor, got: torch.Tensor) -> float:
-    return float(10 * torch.log10((expected**2).sum() / ((expected - got) ** 2).sum()))
+    return (10 * torch.log10((expected**2).sum() / ((expected - got) ** 2).sum())).item()

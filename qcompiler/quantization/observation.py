@@ -103,8 +103,8 @@ class _Observe:
             for name, child in list(module._modules.items()):
                 if child is not None and name != OBSERVER:
                     module._modules[name] = self.visit(child)
-            leaf = not isinstance(module, nn.Sequential) and not any(True for _ in module.children())
-            if wanted and leaf and (fixed_in_training(module) or (cls in self.classes and needs_observer(module))):
+            has_range = fixed_in_training(module) or (cls in self.classes and needs_observer(module))
+            if wanted and has_range and is_leaf(module) and not isinstance(module, nn.Sequential):
                 self.observe(module)
         return module
 
@@ -125,6 +125,11 @@ class _Observe:
         fixed = FIXED_IN_TRAINING[type(module)] if fixed_in_training(module) else None
         made: nn.Module = (fixed or module.qconfig.activation)()  # type: ignore[union-attr,operator]
         return made if self.device is None else made.to(self.device)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether it holds no modules but an observer and what computes its weight."""
+    return all(child is None or name in (OBSERVER, "parametrizations") for name, child in module._modules.items())
 
 
 def fixed_in_training(module: nn.Module) -> bool:
