@@ -18,7 +18,7 @@ from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.debug.explain import ROWS, Explanation, rows_of
 from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
-from qcompiler.errors import CalibrationError, ConfigError
+from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
 from qcompiler.observers.watch import Batch, Watch
@@ -191,15 +191,16 @@ def convert_fx(
 
 
 def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_nonfinite: bool = False) -> int:
-    """Runs calibration data through a prepared module and returns the number of batches.
+    """Runs calibration data through a prepared module, of prepare_fx or of quantization.prepare, and returns the number of batches.
 
     `data`: iterable of inputs (a tensor, a tuple of arguments, a dict of keywords), or a DataLoader of (inputs, labels), or one
     tensor (one batch). May be called again with more data. A batch that fails or is interrupted leaves no trace in the observers:
     an exception's note says how many batches they hold, and calibration can go on with the next. Raises CalibrationError for no
     batches and, naming the batch, for NaN or inf (`skip_nonfinite` skips such).
     """
-    _state(prepared)
-    verify(prepared, Stage.OBSERVED)  # type: ignore[arg-type]
+    if isinstance(prepared, fx.GraphModule) or getattr(prepared, MARK, None) != "prepared":  # else quantization.prepare's
+        _state(prepared)
+        verify(prepared, Stage.OBSERVED)  # type: ignore[arg-type]
     check_data(data)
     items = [data] if isinstance(data, torch.Tensor) else data
     batch, count = Batch(prepared), 0
@@ -244,6 +245,9 @@ def _observe(prepared: nn.Module, index: int, args: tuple[Any, ...], kwargs: dic
     except CalibrationError as error:
         raise CalibrationError(f"batch {index}: {error.message}", code=error.code, where=error.where, hint=error.hint) from error
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if not isinstance(prepared, fx.GraphModule):
+            text = f"batch {index}: {type(error).__name__}: {error}"
+            raise InputError(text, code="input-shape", hint="does the float model take it?") from error
         raise failed_call(prepared, error, f"batch {index}") from error
 
 

@@ -18,7 +18,7 @@ def check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"expected a torch.nn.Module, got {type(model).__name__}", code="not-a-module")
     for path, module in model.named_modules():
-        stage = getattr(module, MARK, None) or _eager_stage(type(module).__module__)
+        stage = getattr(module, MARK, None) or _eager_stage(type(module))
         if stage is not None:
             raise ConfigError(f"{path or 'this model'} is already {stage}", code=f"already-{stage}", where=Where(module_path=path or None),
                               hint="start from the float model")  # fmt: skip
@@ -31,8 +31,16 @@ def check_model(model: Any) -> None:
         raise ConfigError(f"the model is on {', '.join(devices)}", code="device", hint="int8 kernels run on the CPU: model.cpu() first")
 
 
-def _eager_stage(package: str) -> str | None:
-    """What torch's own quantization made of a module, by the package of its class."""
+STUBS = ("QuantStub", "DeQuantStub", "QuantWrapper", "FloatFunctional", "FXFloatFunctional")  # float modules of eager flows
+
+
+def _eager_stage(cls: type[nn.Module]) -> str | None:
+    """What eager quantization, torch's own or ours, made of a module, by the package of its class."""
+    package = cls.__module__
+    if cls.__name__ in STUBS:
+        return None
+    if package.startswith("qcompiler.nn."):
+        return "quantized" if "quantized" in package else None
     if not package.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic.quantized")):
         return None
     return "prepared" if package.startswith("torch.ao.quantization.") else "quantized" if "quantized" in package else None
@@ -40,7 +48,8 @@ def _eager_stage(package: str) -> str | None:
 
 def check_eval(model: nn.Module) -> None:
     """Raises ConfigError in train mode, naming the layers that would behave differently."""
-    training = [(n or "the model itself", type(m).__name__) for n, m in model.named_modules() if m.training]
+    behaves = [(n, m) for n, m in model.named_modules() if type(m).forward is not nn.Sequential.forward]
+    training = [(n or "the model itself", type(m).__name__) for n, m in behaves if m.training]
     if training:
         telling = [f"{n} ({t})" for n, t in training if "Norm" in t or "Drop" in t] or [f"{n} ({t})" for n, t in training]
         more = f" and {len(telling) - 5} more" if len(telling) > 5 else ""

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from qcompiler.errors import CalibrationError, NumericsError, Where
+from qcompiler.observers.base import ObserverBase
 
 MODULE = frozenset(vars(nn.Module()))
 COLLECTIONS = (list, dict, set)
@@ -72,12 +73,18 @@ class Batch:
 
     def __init__(self, prepared: nn.Module) -> None:
         self.watches = [module for module in prepared.modules() if isinstance(module, Watch)]
+        watched = {id(part) for watch in self.watches for part in watch.parts}
+        # observers that stand by themselves, as in hand-prepared models, are remembered whole: nothing tells when they are called
+        self.others = [m for m in prepared.modules() if isinstance(m, ObserverBase) and id(m) not in watched]
         self.begin()
 
     def begin(self) -> None:
         for watch in self.watches:
             watch.before = ()
+        self.before = [Recorded(observer) for observer in self.others]
 
     def take_back(self) -> None:
         for watch in self.watches:
             watch.take_back()
+        for recorded in self.before:
+            recorded.restore()

@@ -127,7 +127,8 @@ def _check_once(name: str, base: str, module: nn.Module, seen: dict[int, tuple[s
         raise ConfigError(f"{name} was fused into {module._qc_fusion.path} before", code="fuse-twice", where=place, hint=hint)
     if id(module) in seen:
         before, into = seen[id(module)]
-        raise ConfigError(f"{name} is to be fused into {base}, and as {before} into {into}", code="fuse-twice", where=place, hint=hint)
+        same = "" if before == name else f" (it is the module {before} as well)"
+        raise ConfigError(f"{name} is to be fused into both {into} and {base}{same}", code="fuse-twice", where=place, hint=hint)
     seen[id(module)] = name, base
 
 

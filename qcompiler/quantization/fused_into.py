@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting
 
 from qcompiler.errors import ConfigError, Where
 
@@ -51,7 +52,7 @@ class FusedInto(nn.Identity):
         self._qc_fusion = fusion
 
     def forward(self, input: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if not is_scripting():
             self._check(input)
         return input
 
@@ -72,8 +73,9 @@ class FusedInto(nn.Identity):
         return f"into {self._qc_fusion.path}"
 
 
-def _note_output(module: nn.Module, inputs: tuple[Tensor], output: Tensor):  # type: ignore[no-untyped-def]  # TorchScript reads this signature
-    if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102  # not `and`: TorchScript would read it
+def _note_output(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    """Forward hook; its annotations are TorchScript's, which leaves out what stands under the first `if` (not behind an `and`)."""
+    if not is_scripting():  # noqa: SIM102
         if not torch.compiler.is_compiling():
             getattr(module, FUSION).note(output)
 

@@ -116,8 +116,18 @@ def get_fuser_method(op_list: Sequence[type], additional_fuser_method_mapping: M
     known = {**FUSERS, **(additional_fuser_method_mapping or {})}
     found = known.get(tuple(op_list))
     if found is None:
-        raise ConfigError(f"{_spell(op_list)} do not fuse", code="fuse-types", hint=_closest(list(op_list), known))
+        raise ConfigError(_offence(tuple(op_list), known), code="fuse-types", hint=_closest(list(op_list), known))
     return found
+
+
+def _offence(classes: tuple[type, ...], known: Mapping[tuple[type, ...], Fuser]) -> str:
+    """Which class stands where no known sequence has it."""
+    begun = max((n for n in range(len(classes) + 1) if any(k[:n] == classes[:n] for k in known)), default=0)
+    if begun == len(classes):
+        return f"{_spell(classes)} alone do not fuse"
+    if begun == 0:
+        return f"{classes[0].__name__} does not begin a chain that fuses"
+    return f"{classes[begun].__name__} does not fuse behind {_spell(classes[:begun])}"
 
 
 def _closest(classes: list[type], known: Mapping[tuple[type, ...], Fuser]) -> str:

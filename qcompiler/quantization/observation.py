@@ -103,7 +103,8 @@ class _Observe:
             for name, child in list(module._modules.items()):
                 if child is not None and name != OBSERVER:
                     module._modules[name] = self.visit(child)
-            if wanted and cls in self.classes and not any(True for _ in module.children()) and needs_observer(module):
+            has_range = fixed_in_training(module) or (cls in self.classes and needs_observer(module))
+            if wanted and has_range and is_leaf(module) and not isinstance(module, nn.Sequential):
                 self.observe(module)
         return module
 
@@ -121,17 +122,25 @@ class _Observe:
         module.register_forward_hook(observe_output, prepend=True)
 
     def observer(self, module: nn.Module) -> nn.Module:
-        fixed = FIXED_IN_TRAINING.get(type(module)) if module.training else None
+        fixed = FIXED_IN_TRAINING[type(module)] if fixed_in_training(module) else None
         made: nn.Module = (fixed or module.qconfig.activation)()  # type: ignore[union-attr,operator]
         return made if self.device is None else made.to(self.device)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether it holds no modules but an observer and what computes its weight."""
+    return all(child is None or name in (OBSERVER, "parametrizations") for name, child in module._modules.items())
+
+
+def fixed_in_training(module: nn.Module) -> bool:
+    """Whether the result is fake-quantized to the range that the function has."""
+    return module.training and type(module) in FIXED_IN_TRAINING
 
 
 def needs_observer(module: nn.Module) -> bool:
     """Whether the result has a range of its own: not that of the input, nor one that is known beforehand."""
     if isinstance(module, DeQuantStub):
         return False
-    if module.training and type(module) in FIXED_IN_TRAINING:
-        return True
     form = OPS.module_form(module)
     return form is None or form[0].output in (Output.OWN, Output.JOIN)
 

@@ -16,7 +16,7 @@ from qcompiler.ops.spec import Output
 from qcompiler.ops.table import OPS
 from qcompiler.pass_manager import Remark
 from qcompiler.quantization.fused_into import FusedInto
-from qcompiler.quantization.observation import OBSERVER, OUTPUTS
+from qcompiler.quantization.observation import OBSERVER, OUTPUTS, is_leaf
 from qcompiler.quantization.stubs import DeQuantStub, QuantStub
 
 NO_DATA = "no calibration data reached it"
@@ -64,6 +64,8 @@ class Report:
 def runs_on_both(module: nn.Module) -> bool:
     """Whether a float module takes int8 tensors as well, as torch's pools, ReLU and copies do; a container counts as such."""
     form = OPS.module_form(module)
+    if isinstance(module, nn.Sequential):
+        return True
     if form is None:
         own = type(module).forward is not nn.Module.forward and not type(module).__module__.startswith("torch.nn")
         return own or any(True for _ in module.children())
@@ -87,7 +89,7 @@ def leaves_of(model: nn.Module, whole: tuple[type, ...]) -> list[tuple[str, nn.M
         name = path.rpartition(".")[2]
         if name == OBSERVER or any(path.startswith(prefix) for prefix in inside):
             continue
-        if isinstance(module, whole) or not any(n != OBSERVER for n, child in module._modules.items() if child is not None):
+        if isinstance(module, whole) or is_leaf(module):
             found.append((path, module))
             inside.append(f"{path}.")
     return found

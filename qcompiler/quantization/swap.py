@@ -59,7 +59,7 @@ def plain(mod: nn.Module) -> nn.Module:
 
 
 def _move(old: nn.Module, new: nn.Module) -> None:
-    """The user's hooks and the place in the model, from the module that was replaced to the one that replaces it."""
+    """The user's hooks, the qconfig and the place in the model, from the module that was replaced to the one that replaces it."""
     for before in old._forward_pre_hooks.values():
         if not isinstance(before, (WeightNorm, SpectralNorm)) and before not in new._forward_pre_hooks.values():
             new.register_forward_pre_hook(before)
@@ -67,6 +67,8 @@ def _move(old: nn.Module, new: nn.Module) -> None:
         if after is not observe_output and after not in new._forward_hooks.values():
             new.register_forward_hook(after)
     setattr(new, PATH, getattr(old, PATH, ""))
+    if not hasattr(new, "qconfig"):
+        new.qconfig = old.qconfig
     relink(old, new)
 
 
