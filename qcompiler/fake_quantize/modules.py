@@ -175,8 +175,9 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         assert isinstance(observer, MovingAverageMinMaxObserver | MovingAveragePerChannelMinMaxObserver)
         if readable(x) and self.is_on("observer_enabled"):
             finite_range(x.detach())
+        axis = self.ch_axis % x.dim() if self.is_per_channel else 0  # the kernel takes channels in dimension 0 alone
         rounded: torch.Tensor = torch.fused_moving_avg_obs_fake_quant(
-            x.float(),
+            x.float().transpose(0, axis) if axis else x.float(),
             self.observer_enabled,
             self.fake_quant_enabled,
             observer.min_val,
@@ -186,8 +187,8 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
             observer.averaging_constant,
             self.quant_min,
             self.quant_max,
-            self.ch_axis,
+            0 if self.is_per_channel else -1,
             self.is_per_channel,
             observer.qscheme in SYMMETRIC,
         )
-        return rounded.to(x.dtype)
+        return (rounded.transpose(0, axis) if axis else rounded).to(x.dtype)

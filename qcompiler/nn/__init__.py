@@ -1,6 +1,7 @@
 """Modules: fused float containers, their quantized forms, and the modules of quantization-aware training."""
 
-import qcompiler.nn.intrinsic.quantized  # noqa: F401  (an attribute of intrinsic from now on)
-from qcompiler.nn import intrinsic, quantizable, quantized
+import qcompiler.nn.intrinsic.qat
+import qcompiler.nn.intrinsic.quantized  # attributes of intrinsic from now on  # noqa: F401
+from qcompiler.nn import intrinsic, qat, quantizable, quantized
 
-__all__ = ["intrinsic", "quantizable", "quantized"]
+__all__ = ["intrinsic", "qat", "quantizable", "quantized"]

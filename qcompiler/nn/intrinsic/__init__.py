@@ -14,6 +14,9 @@ from qcompiler.nn.intrinsic.fused import (
     ConvReLU1d,
     ConvReLU2d,
     ConvReLU3d,
+    ConvTransposeBn1d,
+    ConvTransposeBn2d,
+    ConvTransposeBn3d,
     FusedModule,
     LinearBn1d,
     LinearLeakyReLU,
@@ -23,6 +26,6 @@ from qcompiler.nn.intrinsic.fused import (
 
 __all__ = [
     "BNReLU2d", "BNReLU3d", "ConvAdd2d", "ConvAddReLU2d", "ConvBn1d", "ConvBn2d", "ConvBn3d", "ConvBnReLU1d", "ConvBnReLU2d",
-    "ConvBnReLU3d", "ConvReLU1d", "ConvReLU2d", "ConvReLU3d", "FusedModule", "LinearBn1d", "LinearLeakyReLU", "LinearReLU",
-    "LinearTanh",
+    "ConvBnReLU3d", "ConvReLU1d", "ConvReLU2d", "ConvReLU3d", "ConvTransposeBn1d", "ConvTransposeBn2d", "ConvTransposeBn3d",
+    "FusedModule", "LinearBn1d", "LinearLeakyReLU", "LinearReLU", "LinearTanh",
 ]  # fmt: skip

@@ -116,6 +116,33 @@ class ConvBnReLU3d(FusedModule):
         super().__init__(conv, bn, relu)
 
 
+class ConvTransposeBn1d(FusedModule):
+    """ConvTranspose1d, then BatchNorm1d: what quantization-aware training trains as one."""
+
+    PARTS = (nn.ConvTranspose1d, nn.BatchNorm1d)
+
+    def __init__(self, conv: nn.Module, bn: nn.Module) -> None:
+        super().__init__(conv, bn)
+
+
+class ConvTransposeBn2d(FusedModule):
+    """ConvTranspose2d, then BatchNorm2d: what quantization-aware training trains as one."""
+
+    PARTS = (nn.ConvTranspose2d, nn.BatchNorm2d)
+
+    def __init__(self, conv: nn.Module, bn: nn.Module) -> None:
+        super().__init__(conv, bn)
+
+
+class ConvTransposeBn3d(FusedModule):
+    """ConvTranspose3d, then BatchNorm3d: what quantization-aware training trains as one."""
+
+    PARTS = (nn.ConvTranspose3d, nn.BatchNorm3d)
+
+    def __init__(self, conv: nn.Module, bn: nn.Module) -> None:
+        super().__init__(conv, bn)
+
+
 class BNReLU2d(FusedModule):
     """BatchNorm2d, then ReLU."""
 
