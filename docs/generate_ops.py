@@ -50,8 +50,8 @@ def _code(names: Any) -> str:
 
 
 def _kernels(op: Op, engine: str) -> list[kernels.Kernel]:
-    found = kernels.TABLE.get(op.name, ()) or ((kernels.elementwise.lookup_kernel(op.name),) if op.elementwise else ())
-    return [kernel for kernel in found if engine in kernel.engines]
+    site: Any = kernels.Site(op, None, (), {}, None, engine)  # the table is read by op and engine alone
+    return [kernel for kernel in kernels.entries(site) if engine in kernel.engines]
 
 
 def _how(kernel: kernels.Kernel) -> str:

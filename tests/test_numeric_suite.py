@@ -17,7 +17,9 @@ from torch.ao.ns import _numeric_suite as oracle
 from torch.ao.ns.fx import utils as oracle_metrics
 
 import qcompiler
+from qcompiler import quantization
 from qcompiler.errors import ConfigError, InputError
+from qcompiler.nn import quantized as nnq
 from qcompiler.quantization import numeric_suite as ns
 from tests.flow import randn, randomized
 
@@ -30,13 +32,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class Block(nn.Module):
-    """With torch.ao's stubs, as the eager flow needs them, or without, as the graph flow does."""
+OURS = (quantization, nnq.FloatFunctional)
+TORCHS = (ao, FloatFunctional)
 
-    def __init__(self, stubs: bool) -> None:
+
+class Block(nn.Module):
+    """With the stubs of the eager flow, ours or torch.ao's, or without, as the graph flow has it."""
+
+    def __init__(self, kit: Any) -> None:
         super().__init__()
         self.conv, self.bn, self.relu = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
-        self.skip = FloatFunctional() if stubs else None
+        self.skip = kit[1]() if kit else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn(self.conv(x)))
@@ -44,11 +50,11 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    def __init__(self, stubs: bool) -> None:
+    def __init__(self, kit: Any = None) -> None:
         super().__init__()
-        self.stem, self.body = nn.Conv2d(3, 4, 3), nn.Sequential(Block(stubs), Block(stubs))
+        self.stem, self.body = nn.Conv2d(3, 4, 3), nn.Sequential(Block(kit), Block(kit))
         self.shared, self.fc = nn.Conv2d(4, 4, 1), nn.Linear(4, 5)
-        self.quant, self.dequant = (ao.QuantStub(), ao.DeQuantStub()) if stubs else (nn.Identity(), nn.Identity())
+        self.quant, self.dequant = (kit[0].QuantStub(), kit[0].DeQuantStub()) if kit else (nn.Identity(), nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.body(self.stem(self.quant(x)))
@@ -61,7 +67,7 @@ X = randn(2, 3, 8, 8)
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
     torch.manual_seed(0)
-    return randomized(Net(stubs=False))
+    return randomized(Net())
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +75,28 @@ def compiled(net: nn.Module) -> nn.Module:
     return qcompiler.quantize(net, [X], progress=False)
 
 
-@pytest.fixture(scope="module")
-def eager() -> tuple[nn.Module, nn.Module]:
-    """A fused float model and torch.ao's eager conversion of it."""
+def converted(kit: Any) -> tuple[nn.Module, nn.Module]:
+    """A fused float model and the eager conversion of it."""
+    flow = kit[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        fused = ao.fuse_modules(randomized(Net(stubs=True)), [[f"body.{i}.{n}" for n in ("conv", "bn", "relu")] for i in (0, 1)])
+        fused = flow.fuse_modules(randomized(Net(kit)), [[f"body.{i}.{n}" for n in ("conv", "bn", "relu")] for i in (0, 1)])
         prepared = copy.deepcopy(fused)
-        prepared.qconfig = ao.get_default_qconfig("x86")
-        ao.prepare(prepared, inplace=True)
+        prepared.qconfig = flow.get_default_qconfig("x86")
+        flow.prepare(prepared, inplace=True)
         prepared(X)
-        return fused, ao.convert(prepared)
+        return fused, flow.convert(prepared)
+
+
+@pytest.fixture(scope="module")
+def eager() -> tuple[nn.Module, nn.Module]:
+    return converted(TORCHS)
+
+
+@pytest.fixture(scope="module")
+def ours() -> tuple[nn.Module, nn.Module]:
+    return converted(OURS)
 
 
 def states(model: nn.Module) -> tuple[list[str], list[int]]:
@@ -139,6 +155,15 @@ def test_weights_of_an_eager_model_are_torchs(eager: tuple[nn.Module, nn.Module]
         assert torch.equal(pair["float"], expected[key]["float"]) and torch.equal(pair["quantized"], expected[key]["quantized"])
 
 
+def test_weights_of_our_eager_flow(ours: tuple[nn.Module, nn.Module]) -> None:
+    floats, quantized = ours
+    pairs = ns.compare_weights(floats.state_dict(), quantized.state_dict())
+    assert set(pairs) == {f"{path}.weight" for path in ("stem", "body.0.conv", "body.1.conv", "shared", "fc")}
+    for key, pair in pairs.items():
+        module = quantized.get_submodule(key.removesuffix(".weight"))
+        assert torch.equal(pair["quantized"], module.weight()) and ns.compute_sqnr(pair["float"], pair["quantized"]) > 35
+
+
 def test_the_channel_axis_is_found_by_size_and_else_by_value() -> None:
     weight, scales = randn(4, 4, 1, 1) * torch.tensor([1.0, 20, 0.1, 5]).view(1, 4, 1, 1), torch.tensor([0.02, 0.4, 0.002, 0.1])
     int8 = (weight / scales.view(1, 4, 1, 1)).round().to(torch.int8)
@@ -182,6 +207,29 @@ def test_outputs_of_an_eager_model_are_torchs(eager: tuple[nn.Module, nn.Module]
         assert all(torch.equal(pair[side][0], pairs[key][side][0]) for side in pair), key  # torch's logs a fused module twice
 
 
+LAYERS = ("stem", "body.0.conv", "body.0.skip", "body.1.conv", "body.1.skip", "shared", "fc", "quant", "dequant")
+
+
+def test_outputs_of_our_eager_flow(ours: tuple[nn.Module, nn.Module]) -> None:
+    floats, quantized = ours
+    before = [states(model) for model in ours]
+    pairs = ns.compare_model_outputs(floats, quantized, X)
+    assert [states(model) for model in ours] == before
+    assert set(pairs) == {f"{layer}.stats" for layer in LAYERS} and len(pairs["shared.stats"]["quantized"]) == 2
+    assert all(ns.compute_sqnr(*pair.values()) > 25 for pair in pairs.values())
+    assert pairs["body.0.skip.stats"]["quantized"][0].q_scale() == quantized.body[0].skip.scale
+    assert torch.equal(pairs["dequant.stats"]["quantized"][0], quantized(X)) and torch.equal(pairs["dequant.stats"]["float"][0], floats(X))
+
+
+def test_a_float_model_that_was_not_fused_is_refused(ours: tuple[nn.Module, nn.Module]) -> None:
+    """Its convolution is not what the quantized one with batch norm and ReLU is to be compared with."""
+    plain = randomized(Net(OURS))
+    with pytest.raises(ConfigError, match=r"body.0.conv is a ConvReLU2d, fused from several modules"):
+        ns.compare_model_outputs(plain, ours[1], X)
+    with pytest.raises(ConfigError, match=r"body\.0\.conv is a ConvReLU2d, fused"):
+        ns.compare_model_stub(plain, ours[1], [nn.Conv2d], X)
+
+
 def test_prepared_models_keep_their_loggers(eager: tuple[nn.Module, nn.Module]) -> None:
     floats, quantized = copy.deepcopy(eager)
     ns.prepare_model_outputs(floats, quantized, allow_list={nn.Linear, type(quantized.fc)})
@@ -214,6 +262,15 @@ def test_stubs_of_an_eager_model_are_torchs(eager: tuple[nn.Module, nn.Module]) 
     assert set(pairs) == set(expected) == {f"{p}.stats" for p in ("stem", "shared", "fc", "body.0.skip", "body.1.skip")}
     for key, pair in expected.items():
         assert all(torch.equal(a[0], b) for side in pair for a, b in zip(pair[side], pairs[key][side], strict=True)), key
+
+
+def test_stubs_of_our_eager_flow(ours: tuple[nn.Module, nn.Module]) -> None:
+    fused = type(ours[0].body[0].conv)
+    for types, layers in (([nn.Conv2d, nn.Linear, fused, nnq.FloatFunctional], set(LAYERS) - {"quant", "dequant"}),
+                          ([Block], {"body.0", "body.1"})):  # fmt: skip
+        pairs = ns.compare_model_stub(*ours, types, X)
+        assert set(pairs) == {f"{layer}.stats" for layer in layers}
+        assert all(ns.compute_sqnr(a, b) > 30 for pair in pairs.values() for a, b in zip(pair["float"], pair["quantized"], strict=True))
 
 
 @pytest.mark.parametrize("types, paths", [([nn.Conv2d, nn.Linear], {"stem", "shared", "fc", "body.0.conv", "body.1.conv"}),

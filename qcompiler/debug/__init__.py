@@ -15,7 +15,7 @@ from qcompiler.debug.sources import document_of
 from qcompiler.pass_manager import PassInstrument, PassRecord, Remark
 
 __all__ = [
-    "Bisection", "Comparison", "Difference", "Document", "Dump", "Explanation", "Gate", "NodeError", "Parity", "PassInstrument", "PassRecord",
-    "Printer", "Recorder", "Remark", "Row", "bisect", "compare", "compute_cosine_similarity", "compute_normalized_l2_error", "compute_sqnr",
-    "document_of", "dump", "gated", "parity",
+    "Bisection", "Comparison", "Difference", "Document", "Dump", "Explanation", "Gate", "NodeError", "Parity", "PassInstrument",
+    "PassRecord", "Printer", "Recorder", "Remark", "Row", "bisect", "compare", "compute_cosine_similarity",
+    "compute_normalized_l2_error", "compute_sqnr", "document_of", "dump", "gated", "parity",
 ]  # fmt: skip

@@ -86,7 +86,12 @@ def _swap(parent: nn.Module, name: str, child: nn.Module, undo: ExitStack) -> No
 
 
 def put_shadows(
-    float_module: nn.Module, q_module: nn.Module, types: Collection[Any], logger_cls: Callable[[], nn.Module], undo: ExitStack
+    float_module: nn.Module,
+    q_module: nn.Module,
+    types: Collection[Any],
+    logger_cls: Callable[[], nn.Module],
+    undo: ExitStack,
+    prefix: str = "",
 ) -> None:
     """Swaps each quantized module that came from a float module of these types for a Shadow of the two."""
     floats = dict(float_module.named_children())
@@ -95,9 +100,9 @@ def put_shadows(
         if base is None:
             continue
         if type(base) not in types:
-            put_shadows(base, module, types, logger_cls, undo)
+            put_shadows(base, module, types, logger_cls, undo, f"{prefix}{name}.")
         elif [type(m) for m in base.modules()] != [type(m) for m in module.modules()]:
-            _check_fused(name, base, module)
+            _check_fused(prefix + name, base, module)
             _swap(q_module, name, Shadow(module, base, logger_cls), undo)
 
 
