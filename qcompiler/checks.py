@@ -18,7 +18,7 @@ def check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"expected a torch.nn.Module, got {type(model).__name__}", code="not-a-module")
     for path, module in model.named_modules():
-        stage = getattr(module, MARK, None) or _eager_stage(type(module).__module__)
+        stage = getattr(module, MARK, None) or _eager_stage(type(module))
         if stage is not None:
             raise ConfigError(f"{path or 'this model'} is already {stage}", code=f"already-{stage}", where=Where(module_path=path or None),
                               hint="start from the float model")  # fmt: skip
@@ -31,8 +31,14 @@ def check_model(model: Any) -> None:
         raise ConfigError(f"the model is on {', '.join(devices)}", code="device", hint="int8 kernels run on the CPU: model.cpu() first")
 
 
-def _eager_stage(package: str) -> str | None:
-    """What torch's own quantization made of a module, by the package of its class."""
+STUBS = ("QuantStub", "DeQuantStub", "QuantWrapper", "FloatFunctional", "FXFloatFunctional")  # float modules of torch's eager flow
+
+
+def _eager_stage(cls: type) -> str | None:
+    """What torch's own quantization made of a module, by its class's package; stubs and FloatFunctional are float and pass."""
+    package = cls.__module__
+    if cls.__name__ in STUBS:
+        return None
     if not package.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic.quantized")):
         return None
     return "prepared" if package.startswith("torch.ao.quantization.") else "quantized" if "quantized" in package else None
