@@ -103,19 +103,19 @@ def test_attributes_of_modules_are_rules_for_their_names():
     assert _resolved(model, mapping) == [A, None, B]
     assert _resolved(model, QConfigMapping().set_global(A).set_object_type(nn.Conv2d, C)) == [C, None, B]
     assert _resolved(model, QConfigMapping().set_global(A).set_module_name("1", A).set_module_name("1.inner.0", C)) == [A, None, C]
-    model.qconfig = ao.default_qconfig
-    assert _resolved(model, mapping) == [qc.default_qconfig, None, B]
+    model.qconfig = ao.default_qconfig  # torch.ao's are translated
+    assert _resolved(model, mapping) == [qc.as_qconfig(ao.default_qconfig), None, B]
     assert mapping.rules() == QConfigMapping().set_global(A).rules(), "the mapping given is not changed"
 
 
 def test_propagated_attributes_are_few_rules():
-    """One for each difference: the rules are looked through for every call."""
-    model = nn.Sequential(*(Block() for _ in range(20)))
+    """One for each difference below the model's own children: the rules are looked through for every call."""
+    model = nn.Sequential(nn.Sequential(*(Block() for _ in range(20))))
     for module in model.modules():
         module.qconfig = A
-    model[3].qconfig = None
+    model[0][3].qconfig = None
     mapping = QConfigMapping().with_attributes(model)
-    assert [rule.key[0] for rule in mapping.rules() if rule.kind == "module_name"] == ["3.conv", "3.inner", "3"]
+    assert [rule.key[0] for rule in mapping.rules() if rule.kind == "module_name"] == ["0.3.inner", "0.3.conv", "0.3", "0"]
     assert mapping.unmatched([]) == []
 
 
@@ -125,7 +125,7 @@ def test_an_attribute_leaves_a_part_float_exactly():
     model[1].qconfig = None
     x = torch.randn(2, 3, 5, 5)
     converted = flow(model, (x,)).module
-    assert {row.module_path: row.int8 for row in explain(converted).rows} == {"0": True, "1.conv": False, "1.inner.0": False, "1.inner.1": False}
+    assert {row.module_path: row.int8 for row in explain(converted).rows} == {"0": True, "1.conv": False, "1.inner.0": False}
     assert torch.equal(converted(x), model[1](flow(model[0], (x,)).module(x)))
 
 

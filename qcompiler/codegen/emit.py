@@ -121,7 +121,8 @@ class Emitter:
     def given(self) -> list[str]:
         """What TorchScript must be told: an optional tensor that the model was traced with is one."""
         read = self.read()
-        return [f"assert {i.name} is not None" for i in self.program.inputs if i.optional and i.default is None and i.dtype and i.name in read]
+        optional = [i for i in self.program.inputs if i.optional and i.default is None]
+        return [f"assert {i.name} is not None" for i in optional if i.dtype and i.name in read]
 
     def checks(self) -> list[str]:
         """One line per tensor input: a call that a kernel would answer with a message of its own is refused here."""

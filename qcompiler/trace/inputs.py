@@ -109,8 +109,8 @@ def _order(tracer: Recorder, signature: inspect.Signature, concrete: Mapping[str
     def rank(node: fx.Node) -> tuple[int, int]:
         name = str(node.target)
         if name not in names:  # gathered by *args or **kwargs
-            gatherer = next((p for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL and name.startswith(f"{p.name}_")), None)
-            return int(_GATHER[0] if gatherer is not None else _GATHER[1]), 0
+            positional = [p.name for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL]
+            return int(_GATHER[0] if positional and name.startswith(f"{positional[0]}_") else _GATHER[1]), 0
         kind = inspect.Parameter.KEYWORD_ONLY if name in concrete else signature.parameters[name].kind
         return int(kind), names.index(name)
 
