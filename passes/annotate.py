@@ -6,6 +6,7 @@ int8 already. Ops that copy or pool keep their input's kind.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,16 @@ from torch import fx
 
 from qcompiler.errors import ConfigError, UnsupportedOpError
 from qcompiler.ir.attributes import attribute
-from qcompiler.ir.text import format_target
 from qcompiler.ir.types import QUANT, Quant, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.arguments import activations, changes
+from qcompiler.ops.functional import getitem
+from qcompiler.ops.reasons import no_row
 from qcompiler.ops.spec import Op, Output, Role, Spelling
+from qcompiler.ops.table import Table
 from qcompiler.pass_manager import Context
 
+TAKES_PART = (operator.getitem, getitem, getattr)
 SIZES = ("size", "numel", "nelement", "stride", "storage_offset")
 
 
@@ -31,6 +35,8 @@ def is_float(node: fx.Node) -> bool:
 def computes_float(node: fx.Node) -> bool:
     """Whether the node makes or takes float values: those deserve a remark when they are not int8."""
     if isinstance(node.target, type) or node.target in SIZES:  # a container is built, a size is asked for: nothing is computed
+        return False
+    if node.target in TAKES_PART and value_of(node.all_input_nodes[0]).shape is None:  # of a container, which has its own remark
         return False
     return node.op.startswith("call_") and (is_float(node) or any(is_float(n) for n in node.all_input_nodes))
 
@@ -83,7 +89,7 @@ def _qconfig(node: fx.Node, row: Op | None, context: Context, calls: dict[tuple[
 def _decide(node: fx.Node, context: Context, calls: dict[tuple[str, Any], int]) -> Quant:
     row = context.table.of(node)
     qconfig = _qconfig(node, row, context, calls)
-    reason = _obstacle(node, row, qconfig, list(activations(context.table, node)))
+    reason = _obstacle(node, row, qconfig, context.table, list(activations(context.table, node)))
     if reason is None and row is not None and not _vanishes(row, node):
         reason = context.target.refuses(row, node)
     return Quant(int8=reason is None, reason=reason, qconfig=qconfig)
@@ -100,10 +106,10 @@ def _is_finite(node: fx.Node) -> bool:
     return bool(torch.isfinite(attribute(module, str(node.target))).all())
 
 
-def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, inputs: list[fx.Node]) -> str | None:
+def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, table: Table, inputs: list[fx.Node]) -> str | None:
     """Why the node cannot be int8, or None."""
     if row is None:
-        return f"{format_target(node.target)} has no int8 form" if node.op != "call_module" else "it is called as a whole module"
+        return no_row(node, table)
     if row.output in (Output.FLOAT, Output.OTHER):
         return row.float_reason or f"{row.name} has no int8 form"
     if qconfig is None:

@@ -27,7 +27,7 @@ class HandOutFloats:
         changed = False
         for node in gm.graph.nodes:
             row = context.table.of(node)
-            if row is None or not quant_of(node).int8 or not context.target.gives_floats(row):
+            if row is None or not quant_of(node).int8 or not context.target.gives_floats(row, node):
                 continue
             copies = _copies(node, context)
             if copies is not None and context.allows("float_result", node):

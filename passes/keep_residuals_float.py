@@ -1,4 +1,5 @@
-"""Ops that feed only normalizations, softmax or matmul stay float: the residual stream and the attention of a transformer.
+"""Ops that feed only normalizations, softmax or matmul, or ops that stay float for that reason, stay float: the residual stream
+and the attention of a transformer, with the masks that are added to its scores.
 
 Those compute in float whatever their input is, so an int8 value before them saves nothing. And it costs: a residual stream has
 few values far larger than the rest, which leave 8 bits nothing for the others (ViT-B/16: 6 dB with int8 sums, 27 dB without);
@@ -25,16 +26,19 @@ class KeepResidualsFloat:
     per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        kept = [node for node in reversed(gm.graph.nodes) if self._keep(node, context)]
+        kept: set[fx.Node] = set()
+        for node in reversed(gm.graph.nodes):
+            if self._keep(node, kept, context):
+                kept.add(node)
         for node in gm.graph.nodes if kept else ():
             self._follow(node, context)
         return bool(kept)
 
-    def _keep(self, node: fx.Node, context: Context) -> bool:
+    def _keep(self, node: fx.Node, kept: set[fx.Node], context: Context) -> bool:
         row = context.table.of(node)
         if row is None or not quant_of(node).int8 or row.weight is not None or row.output not in (Output.OWN, Output.FIXED):
             return False
-        if not _only_rounded(node, context) or not context.allows("keep_float", node):
+        if not _only_rounded(node, kept, context) or not context.allows("keep_float", node):
             return False
         context.matches += 1
         _make_float(node, "only ops that compute in float, such as normalizations, use its result", context)
@@ -56,12 +60,14 @@ def _make_float(node: fx.Node, reason: str, context: Context) -> None:
     context.remark("keep_residuals_float", "stays-float", f"stays float: {reason}", node)
 
 
-def _only_rounded(node: fx.Node, context: Context) -> bool:
-    """Whether some normalization, seen through copies, uses the value and no op that gains from int8 does."""
+def _only_rounded(node: fx.Node, kept: set[fx.Node], context: Context) -> bool:
+    """Whether some normalization (or an op that stays float for one), seen through copies, uses the value and no op that gains
+    from int8 does.
+    """
     left = [node]
     while left:  # a loop, for a chain of copies may be longer than Python nests calls
-        rows = {user: context.table.of(user) for user in left.pop().users if quant_of(user).int8}
-        further = [user for user, row in rows.items() if row is None or not row.rounds_input]
+        rows = {user: context.table.of(user) for user in left.pop().users if quant_of(user).int8 or user in kept}
+        further = [user for user, row in rows.items() if user not in kept and (row is None or not row.rounds_input)]
         if not rows or not all(_copies(rows[user]) for user in further):
             return False
         left += further

@@ -65,7 +65,8 @@ def prepare_fx(
 ) -> fx.GraphModule:
     """Traces an unmodified float model, fuses it and inserts observers; call the result with calibration data, then convert_fx.
 
-    `qconfig_mapping`: QConfigMapping, QConfig, qconfig_dict, torch.ao's of these, or None for the default of the engine.
+    `qconfig_mapping`: QConfigMapping, QConfig, qconfig_dict, torch.ao's of these, or None for the default of the engine. A
+    module's own `.qconfig` attribute (None: it stays float) wins over the mapping's rule for its name, type or the whole model.
     `example_inputs`, `example_kwargs`: arguments of one forward call; `concrete_args` fixes arguments by name. `engine`:
     x86, fbgemm, onednn or qnnpack (default torch.backends.quantized.engine). `isa`: instruction set to compile for (default
     this machine's). `strict`: what would stay float for want of an int8 form is an error. `table`, `rules`, `passes`: op

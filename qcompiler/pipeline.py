@@ -54,6 +54,7 @@ def context_for(
     target = TorchTarget(engine, isa) if isa else TorchTarget(engine)
     default = get_default_qat_qconfig_mapping if trains else get_default_qconfig_mapping
     mapping = as_mapping(qconfig_mapping) if qconfig_mapping is not None else default(engine)
+    mapping = mapping.with_attributes(model)
     mapping.check_names(name for name, _ in model.named_modules())
     types = {name: type(module) for name, module in model.named_modules()}
     table = training_table(table) if trains else table

@@ -6,6 +6,7 @@ regular expression (the first that was set) > object type (the module's, then th
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
@@ -22,6 +23,7 @@ from qcompiler.qconfig import QConfig, as_qconfig, check_backend, get_default_qa
 
 ObjectType = Callable[..., Any] | str  # a module class, a function, or a name: a method's, or one as type_name gives it
 
+NO_QCONFIG = object()
 _KINDS = ("object_type", "module_name_regex", "module_name", "module_name_object_type_order")
 
 
@@ -67,6 +69,7 @@ class QConfigMapping:
         self.module_name_qconfigs: dict[str, QConfig | None] = {}
         self.module_name_object_type_order_qconfigs: dict[tuple[str, ObjectType, int], QConfig | None] = {}
         self._quiet: set[str] = set()  # object types that a default set: no remark when they match nothing
+        self._from_attributes: set[str] = set()  # module names whose rule is the module's own `.qconfig`
 
     def set_global(self, global_qconfig: Any) -> QConfigMapping:
         """What holds where no other rule does. None: float."""
@@ -139,8 +142,28 @@ class QConfigMapping:
 
     def unmatched(self, used: Iterable[Rule]) -> list[Rule]:
         """The rules, other than the global one, that are not among those that `matches` gave."""
-        seen = set(used)
-        return [r for r in self.rules() if r not in seen and r.kind != "global" and not (r.kind == _KINDS[0] and r.key[0] in self._quiet)]
+        seen, quiet = set(used), {_KINDS[0]: self._quiet, _KINDS[2]: self._from_attributes}
+        return [r for r in self.rules() if r not in seen and r.kind != "global" and r.key[0] not in quiet.get(r.kind, ())]
+
+    def with_attributes(self, model: nn.Module) -> QConfigMapping:
+        """The mapping with every module's own `.qconfig` (a QConfig or None) as a rule for its name, in place of one for that name.
+
+        So an attribute wins over the mapping's type, regular expression and global rules, and rules or attributes of modules
+        inside it win over it. That of the model itself becomes the global rule.
+        """
+        found: dict[str, QConfig | None] = {}
+        for path, module in model.named_modules():
+            value = getattr(module, "qconfig", NO_QCONFIG)
+            if value is None or (hasattr(value, "activation") and hasattr(value, "weight")):
+                found[path] = as_qconfig(value)
+        if not found:
+            return self
+        result = copy.copy(self)
+        result.global_qconfig = found.get("", self.global_qconfig)
+        own = {path: q for path, q in found.items() if path and not _inherits(self.module_name_qconfigs | found, path)}
+        result.module_name_qconfigs = self.module_name_qconfigs | own
+        result._from_attributes = set(own)
+        return result
 
     def check_names(self, known_paths: Iterable[str]) -> None:
         """ConfigError, with close matches, where a rule names a module that the model does not have."""
@@ -220,6 +243,13 @@ class QConfigMapping:
 
 def _plain(qconfig: QConfig | None) -> dict[str, Any] | None:
     return None if qconfig is None else qconfig.to_plain()
+
+
+def _inherits(found: Mapping[str, QConfig | None], path: str) -> bool:
+    """Whether a module's attribute says what the rule or attribute of the module around it says already."""
+    parents = (path.rsplit(".", n)[0] for n in range(1, path.count(".") + 1))
+    around = next((parent for parent in parents if parent in found), None)
+    return around is not None and found[around] == found[path]
 
 
 def _applies(rule: Rule, path: str, names: set[str], call_index: int) -> bool:

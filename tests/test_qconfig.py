@@ -10,6 +10,7 @@ import torch.ao.quantization as ao
 from torch import nn
 from torch.nn import functional as F
 
+from qcompiler import explain
 from qcompiler import observers as ob
 from qcompiler import qconfig as qc
 from qcompiler.errors import ConfigError
@@ -19,6 +20,7 @@ from qcompiler.qconfig_mapping import (
     get_default_qat_qconfig_mapping,
     get_default_qconfig_mapping,
 )
+from tests.flow import flow
 
 A, B, C, D, E = (qc.QConfig(ob.MinMaxObserver.with_args(quant_min=0, quant_max=top), ob.MinMaxObserver) for top in (10, 20, 30, 40, 50))
 DEFAULTS = [name for name in vars(qc) if "_qconfig" in name and name[0] != "_" and isinstance(getattr(qc, name), qc.QConfig)]
@@ -75,6 +77,56 @@ def test_precedence():
     assert m.resolve("head", "torch.nn.modules.conv.Conv2d") == B
     both = QConfigMapping().set_object_type(F.relu, A).set_object_type(nn.Conv2d, B)
     assert both.resolve("a", nn.Conv2d, F.relu) == B  # the module's type goes before the call's
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.inner = nn.Conv2d(3, 3, 1), nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(self.conv(x))
+
+
+def _resolved(model: nn.Module, mapping: QConfigMapping) -> list[qc.QConfig | None]:
+    found = mapping.with_attributes(model)
+    return [found.resolve(path, type(model.get_submodule(path))) for path in ("0", "1.conv", "1.inner.0")]
+
+
+def test_attributes_of_modules_are_rules_for_their_names():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Block())
+    mapping = QConfigMapping().set_global(A)
+    assert mapping.with_attributes(model) is mapping
+    model[1].qconfig = None
+    assert _resolved(model, mapping) == [A, None, None]
+    model[1].inner.qconfig = B
+    assert _resolved(model, mapping) == [A, None, B]
+    assert _resolved(model, QConfigMapping().set_global(A).set_object_type(nn.Conv2d, C)) == [C, None, B]
+    assert _resolved(model, QConfigMapping().set_global(A).set_module_name("1", A).set_module_name("1.inner.0", C)) == [A, None, C]
+    model.qconfig = ao.default_qconfig  # torch.ao's are translated
+    assert _resolved(model, mapping) == [qc.as_qconfig(ao.default_qconfig), None, B]
+    assert mapping.rules() == QConfigMapping().set_global(A).rules(), "the mapping given is not changed"
+
+
+def test_propagated_attributes_are_few_rules():
+    """One for each difference below the model's own children: the rules are looked through for every call."""
+    model = nn.Sequential(nn.Sequential(*(Block() for _ in range(20))))
+    for module in model.modules():
+        module.qconfig = A
+    model[0][3].qconfig = None
+    mapping = QConfigMapping().with_attributes(model)
+    assert [rule.key[0] for rule in mapping.rules() if rule.kind == "module_name"] == ["0.3.inner", "0.3.conv", "0.3", "0"]
+    assert mapping.unmatched([]) == []
+
+
+def test_an_attribute_leaves_a_part_float_exactly():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Block()).eval()
+    model[1].qconfig = None
+    x = torch.randn(2, 3, 5, 5)
+    converted = flow(model, (x,)).module
+    assert {row.module_path: row.int8 for row in explain(converted).rows} == {"0": True, "1.conv": False, "1.inner.0": False}
+    assert torch.equal(converted(x), model[1](flow(model[0], (x,)).module(x)))
 
 
 def test_unmatched_rules_and_unknown_names():

@@ -73,7 +73,7 @@ class Emitter:
         return self.globals[key]
 
     def emit(self) -> Emitted:
-        body = self.checks() if self.dialect is Dialect.BOUND else []
+        body = self.checks() if self.dialect is Dialect.BOUND else self.given() if self.dialect is Dialect.SCRIPT else []
         last = self.last_uses()
         for index, call in enumerate(self.program.calls):
             if call.op == "guard.guard" and self.dialect is Dialect.SCRIPT:
@@ -113,12 +113,22 @@ class Emitter:
             else f"{i.name}: {kind} = {default}"
         )
 
+    def read(self) -> set[str]:
+        """Names of the values that something uses."""
+        read = {v.name for c in self.program.calls for v in c.values() if isinstance(v, Ref)}
+        return read | {v.name for v in walk(self.program.output) if isinstance(v, Ref)}
+
+    def given(self) -> list[str]:
+        """What TorchScript must be told: an optional tensor that the model was traced with is one."""
+        read = self.read()
+        optional = [i for i in self.program.inputs if i.optional and i.default is None]
+        return [f"assert {i.name} is not None" for i in optional if i.dtype and i.name in read]
+
     def checks(self) -> list[str]:
         """One line per tensor input: a call that a kernel would answer with a message of its own is refused here."""
         tensor = self.named("Tensor", "Tensor")
         lines = []
-        read = {v.name for c in self.program.calls for v in c.values() if isinstance(v, Ref)}
-        read |= {v.name for v in walk(self.program.output) if isinstance(v, Ref)}
+        read = self.read()
         for i in self.program.inputs:
             if i.dtype is None or i.rank is None:
                 continue

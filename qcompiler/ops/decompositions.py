@@ -1,67 +1,143 @@
-"""What is traced as something simpler, so that the linears inside run in int8. `DECOMPOSE` maps a module class to a function
-of (module, *its arguments)."""
+"""What is traced as something simpler, so that what is inside runs in int8. `DECOMPOSE` maps a module class to a function of
+(module, *its arguments), a function of torch or a method of Tensor to a function of the same arguments.
+
+One that cannot take a call returns NotImplemented before it computes anything: the call then stays what it is.
+"""
 
 from __future__ import annotations
 
-import math
+from collections import namedtuple
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qcompiler.errors import TraceError
+from qcompiler.ops.attention import multihead_attention
+
+MaxResult, MinResult = namedtuple("max", "values indices"), namedtuple("min", "values indices")
 
 
-def _project(m: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    """The three input projections; one packed linear where all three inputs are the same value."""
-    biases = m.in_proj_bias.chunk(3) if m.in_proj_bias is not None else (None, None, None)
-    if not m._qkv_same_embed_dim:
-        weights: Any = (m.q_proj_weight, m.k_proj_weight, m.v_proj_weight)
-    elif query is key and key is value:
-        return tuple(F.linear(query, m.in_proj_weight, m.in_proj_bias).chunk(3, dim=-1))
-    else:
-        weights = m.in_proj_weight.chunk(3)
-    return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+def softmin(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+    return NotImplemented if dim is None or dtype is not None else torch.softmax(-input, dim)
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """(N, L, E) -> (N, H, L, E/H)."""
-    return x.reshape(x.shape[0], -1, heads, x.shape[-1] // heads).transpose(1, 2)
+def glu(input: Any, dim: int = -1) -> Any:
+    """The first half times the sigmoid of the second."""
+    left, right = input.chunk(2, dim)
+    return left * torch.sigmoid(right)
 
 
-def _weighted(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k' / sqrt(d) + mask), all heads."""
-    scores = torch.matmul(q, k.transpose(-2, -1)) * (1 / math.sqrt(q.shape[-1]))
-    return torch.softmax(scores if mask is None else scores + mask, -1)
+def addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    """beta * input + alpha * mat1 @ mat2, as transformers' Conv1D has it: a linear where mat2 and a vector input are constants."""
+    if (beta, alpha) == (1, 1) and _is_constant(input) and input.dim() == 1 and _is_constant(mat2):
+        return F.linear(mat1, mat2.t(), input)
+    return _scaled(torch.matmul(mat1, mat2), alpha) + _scaled(input, beta)
 
 
-def multihead_attention(m: nn.MultiheadAttention, query: Any, key: Any, value: Any, key_padding_mask: Any = None, need_weights: bool = True,
-                        attn_mask: Any = None, average_attn_weights: bool = True, is_causal: bool = False) -> Any:  # fmt: skip
-    """nn.MultiheadAttention in eval mode as linear, attention, linear. Shapes as there: (N, L, E) or (L, N, E) or (L, E)."""
-    if m.bias_k is not None or m.add_zero_attn or key_padding_mask is not None:
-        raise TraceError("MultiheadAttention with bias_k, add_zero_attn or key_padding_mask is not decomposed")
-    if isinstance(attn_mask, Tensor) and (attn_mask.dim() != 2 or attn_mask.dtype is torch.bool):
-        raise TraceError("MultiheadAttention with a boolean or per-head mask is not decomposed")
-    batched = query.dim() == 3
-    same = query is key and key is value
-
-    def arrange(x: Any) -> Any:
-        return x.unsqueeze(0) if not batched else x if m.batch_first else x.transpose(0, 1)
-
-    query = arrange(query)
-    key, value = (query, query) if same else (arrange(key), arrange(value))
-    q, k, v = (_heads(x, m.num_heads) for x in _project(m, query, key, value))
-    weights = None
-    if need_weights:
-        weights = _weighted(q, k, attn_mask)
-        mixed = torch.matmul(weights, v)
-        weights = weights.mean(1) if average_attn_weights else weights
-    else:
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask)
-    out = m.out_proj(mixed.transpose(1, 2).reshape(query.shape[0], -1, m.embed_dim))
-    out = out.squeeze(0) if not batched else out if m.batch_first else out.transpose(0, 1)
-    return out, (weights.squeeze(0) if weights is not None and not batched else weights)
+def baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    return _scaled(torch.matmul(batch1, batch2), alpha) + _scaled(input, beta)
 
 
-DECOMPOSE: dict[Any, Any] = {nn.MultiheadAttention: multihead_attention}
+def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
+    return input + _scaled(tensor1 * tensor2, value)
+
+
+def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
+    return input + _scaled(tensor1 / tensor2, value)
+
+
+def lerp(input: Any, end: Any, weight: Any) -> Any:
+    return input + (end - input) * weight
+
+
+def _scaled(x: Any, factor: float) -> Any:
+    return x if factor == 1 else x * factor
+
+
+def _is_constant(x: Any) -> bool:
+    """A tensor that does not depend on the inputs: the tracer leaves it as it is."""
+    return isinstance(x, Tensor) and type(x) in (Tensor, nn.Parameter)
+
+
+def _extreme(pair: Any, along: Any, best: Any, result: Any) -> Any:
+    """max(x, other) of two tensors, or (values, indices) of max(x, dim)."""
+
+    def decomposed(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
+        if other is not None or isinstance(dim, Tensor):
+            return pair(input, dim if other is None else other)
+        return NotImplemented if dim is None else result(along(input, dim, keepdim), best(input, dim, keepdim))
+
+    return decomposed
+
+
+def movedim(input: Any, source: Any, destination: Any) -> Any:
+    rank = input.dim()
+    sources, places = ([d % rank for d in ([s] if isinstance(s, int) else s)] for s in (source, destination))
+    order = [d for d in range(rank) if d not in sources]
+    for place, dim in sorted(zip(places, sources, strict=True)):
+        order.insert(place, dim)
+    return input.permute(order)
+
+
+def t(input: Any) -> Any:
+    return input if input.dim() < 2 else input.transpose(0, 1)
+
+
+def tile(input: Any, *dims: Any) -> Any:
+    sizes = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
+    return input.repeat((1,) * (input.dim() - len(sizes)) + tuple(sizes))
+
+
+def hstack(tensors: Any) -> Any:
+    return torch.cat(tensors, 0 if tensors[0].dim() == 1 else 1) if tensors[0].dim() else NotImplemented
+
+
+def vstack(tensors: Any) -> Any:
+    return torch.stack(tensors, 0) if tensors[0].dim() == 1 else torch.cat(tensors, 0) if tensors[0].dim() else NotImplemented
+
+
+def batch_statistics_free(input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+                          use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5) -> Any:  # fmt: skip
+    """F.instance_norm by running statistics is a batch_norm by them."""
+    if use_input_stats or running_mean is None or running_var is None:
+        return NotImplemented
+    return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+
+
+DECOMPOSE: dict[Any, Any] = {
+    nn.MultiheadAttention: multihead_attention,
+    nn.GLU: lambda module, input: glu(input, module.dim),
+    nn.Softmin: lambda module, input: softmin(input, module.dim),
+    F.instance_norm: batch_statistics_free,
+    F.softmin: softmin,
+    F.glu: glu,
+    torch.max: _extreme(torch.maximum, torch.amax, torch.argmax, MaxResult),
+    torch.min: _extreme(torch.minimum, torch.amin, torch.argmin, MinResult),
+    torch.addmm: addmm,
+    torch.baddbmm: baddbmm,
+    torch.addcmul: addcmul,
+    torch.addcdiv: addcdiv,
+    torch.lerp: lerp,
+    torch.movedim: movedim,
+    torch.moveaxis: movedim,
+    torch.t: t,
+    torch.tile: tile,
+    torch.hstack: hstack,
+    torch.vstack: vstack,
+    torch.row_stack: vstack,
+    torch.fliplr: lambda input: input.flip(1),
+    torch.flipud: lambda input: input.flip(0),
+    torch.Tensor.view_as: lambda input, other: input.view(other.shape),
+    torch.Tensor.reshape_as: lambda input, other: input.reshape(other.shape),
+    torch.Tensor.expand_as: lambda input, other: input.expand(other.shape),
+}
+
+
+def _method(function: Any) -> Any:
+    """The method of Tensor that a function of torch is under the same name, where there is one."""
+    name = getattr(function, "__name__", "")
+    return getattr(torch.Tensor, name, None) if getattr(torch, name, None) is function else None
+
+
+DECOMPOSE.update({method: replacement for function, replacement in list(DECOMPOSE.items()) if (method := _method(function)) is not None})

@@ -125,6 +125,14 @@ def permute(x: Tensor, dims: Any) -> Tensor:
     return x.permute(dims)
 
 
+def tensor_split(x: Tensor, indices_or_sections: Any, dim: int = 0) -> Any:
+    return x.tensor_split(indices_or_sections, dim)
+
+
+def unfold_dimension(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
+    return x.unfold(dimension, size, step)
+
+
 def repeat(x: Tensor, sizes: Any) -> Tensor:
     return x.repeat(sizes)
 
@@ -135,6 +143,10 @@ def expand(x: Tensor, sizes: Any) -> Tensor:
 
 def mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     return x.mean() if dim is None else x.mean(dim, keepdim)
+
+
+def sum(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+    return x.sum() if dim is None else x.sum(dim, keepdim)
 
 
 def contiguous(x: Tensor) -> Tensor:
@@ -156,6 +168,8 @@ def group_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 def instance_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
     return F.instance_norm(x, weight=weight, bias=bias, use_input_stats=True, eps=eps)
 
+def rms_norm(x: Tensor, weight: Tensor | None = None, *, normalized_shape: Any, eps: float | None = None) -> Tensor:
+    return F.rms_norm(x, normalized_shape, weight, eps)
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, kind: str = "dropout") -> Tensor:
     """`kind` names the function of torch.nn.functional: dropout, dropout1d, alpha_dropout..."""

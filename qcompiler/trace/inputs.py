@@ -16,7 +16,7 @@ from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.recorder import Recorder
 
 _PLAIN = (bool, int, float, str, type(None))
-_PREFIX: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+_GATHER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def open_inputs(
@@ -24,6 +24,7 @@ def open_inputs(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Add one placeholder per argument of forward; return the arguments to call it with.
 
+    What `*args` and `**kwargs` gather gets one placeholder each (`args_0`, ...; the keyword): the number of them is baked in.
     Arguments in `concrete` and those left at their defaults are baked in; they stay in the signature as defaults, and a
     guard refuses another value.
     """
@@ -33,7 +34,7 @@ def open_inputs(
     bound = _bind(signature.replace(parameters=free), args, kwargs)
     values = {p.name: _placeholder(tracer, p, bound[p.name]) for p in free if p.name in bound}
     for p in free:
-        if p.name not in bound and p.kind not in _PREFIX:
+        if p.name not in bound and p.kind not in _GATHER:
             values[p.name] = _fixed(tracer, p.name, p.default)
     for name, value in concrete.items():
         values[name] = _fixed(tracer, name, value)
@@ -54,17 +55,25 @@ def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[s
         bound = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
         raise InputError(f"the example inputs do not fit forward{signature}: {error}", where=Where(module_path="")) from None
-    return {name: value for name, value in bound.items() if signature.parameters[name].kind not in _PREFIX or value}
+    return {name: value for name, value in bound.items() if signature.parameters[name].kind not in _GATHER or value}
 
 
 def _placeholder(tracer: Recorder, parameter: inspect.Parameter, example: Any) -> Any:
     """What forward gets for one argument: proxies in the argument's own containers."""
-    target = _PREFIX.get(parameter.kind, "") + parameter.name
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        late = any(node.args for node in tracer.graph.nodes)  # behind an argument with a default another one needs a default too
+        return tuple(_open_one(tracer, f"{parameter.name}_{i}", (None,) if late else (), item) for i, item in enumerate(example))
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return {key: _open_one(tracer, key, (None,), item) for key, item in example.items()}
     optional = parameter.default is not parameter.empty or parameter.kind is parameter.KEYWORD_ONLY
     default = ((parameter.default if type(parameter.default) in _PLAIN else None),) if optional else ()
-    node = tracer.graph.create_node("placeholder", target, default)
+    return _open_one(tracer, parameter.name, default, example)
+
+
+def _open_one(tracer: Recorder, name: str, default: tuple[Any, ...], example: Any) -> Any:
+    node = tracer.graph.create_node("placeholder", name, default)
     node.meta[VALUE] = Value.of(example)
-    return _opened(tracer, Proxy(node, tracer, example), parameter.name)
+    return _opened(tracer, Proxy(node, tracer, example), name)
 
 
 def _fixed(tracer: Recorder, name: str, value: Any) -> Any:
@@ -98,7 +107,10 @@ def _order(tracer: Recorder, signature: inspect.Signature, concrete: Mapping[str
     names = list(signature.parameters)
 
     def rank(node: fx.Node) -> tuple[int, int]:
-        name = str(node.target).lstrip("*")
+        name = str(node.target)
+        if name not in names:  # gathered by *args or **kwargs
+            positional = [p.name for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL]
+            return int(_GATHER[0] if positional and name.startswith(f"{positional[0]}_") else _GATHER[1]), 0
         kind = inspect.Parameter.KEYWORD_ONLY if name in concrete else signature.parameters[name].kind
         return int(kind), names.index(name)
 

@@ -30,6 +30,7 @@ _AUGMENTED = {
     "__iadd__": "add_", "__isub__": "sub_", "__imul__": "mul_", "__itruediv__": "div_", "__ifloordiv__": "floor_divide_",
     "__imod__": "remainder_", "__ipow__": "pow_", "__iand__": "bitwise_and_", "__ior__": "bitwise_or_", "__ixor__": "bitwise_xor_",
 }  # fmt: skip
+_CONVERSIONS = frozenset(("to", "float", "type_as", "cpu", "type"))
 _METHODS: dict[Any, str] = {}
 for _name in dir(torch.Tensor):
     _function = getattr(torch.Tensor, _name)
@@ -124,11 +125,15 @@ class Tracer(Mutations):
         """Record a call, in the form that keeps the graph free of side effects and sizes named."""
         function = getattr(torch.Tensor, target, None) if op == "call_method" else target
         replacement = self.decompose.get(function) if function is not None and function not in self._decomposing else None
-        if replacement is not None:
-            return self._decomposed(function, replacement, args, kwargs)
+        if replacement is not None and (result := self._decomposed(function, replacement, args, kwargs)) is not NotImplemented:
+            return result
+        if op == "call_method" and target in _CONVERSIONS and self._converts_nothing(target, args, kwargs):
+            return args[0]
         special = _SPECIAL.get(target)
         if special is not None:
             return special(self, *args, **kwargs)
+        if getattr(function, "__name__", "").startswith("as_strided"):
+            raise self.error("as_strided, which reads memory by its address: write it with views, unfold or indexing")
         if kwargs.get("out") is not None:
             raise self.error("a call with `out=`")
         if self.is_in_place(op, target, args, kwargs):
@@ -141,6 +146,12 @@ class Tracer(Mutations):
         if target is operator.getitem and type(result) is type(args[0]) is Proxy and result.is_tensor and args[0].is_tensor:
             result.view_of = (weakref.ref(args[0]), args[1]) if storage(result.example) == storage(args[0].example) else None
         return result
+
+    def _converts_nothing(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a conversion gives the tensor back that it was called on; a memory format changes no value."""
+        kwargs = {key: value for key, value in kwargs.items() if key != "memory_format"}
+        only_format = target == "to" and len(args) == 1 and not kwargs
+        return only_format or self.execute("call_method", target, args, kwargs) is args[0].example
 
     def _decomposed(self, key: Any, replacement: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._decomposing.append(key)
@@ -158,6 +169,9 @@ class Tracer(Mutations):
             return self.sizes(owner)
         if owner.is_tensor and callable(getattr(torch.Tensor, name, None)):
             return Method(owner, name)
+        if owner.is_tensor and name in ("T", "mT") and owner.example.dim() >= 2:
+            dims = list(range(owner.example.dim()))
+            return self.call("call_method", "permute", (owner, dims[::-1] if name == "T" else [*dims[:-2], dims[-1], dims[-2]]), {})
         with torch._C.DisableTorchFunction():
             value = getattr(owner.example, name, *default)
         return self.record("call_function", getattr, (owner, name), {}) if isinstance(value, torch.Tensor) else value

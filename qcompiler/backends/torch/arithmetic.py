@@ -1,4 +1,4 @@
-"""add, sub, mul, div of two values, and the joins cat and stack."""
+"""add, sub, mul, div, maximum and minimum of two values, and the joins cat and stack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from qcompiler.ir.types import value_of
 OPS = torch.ops.quantized
 LARGE = 100_000  # elements
 NATIVE: dict[str, tuple[Any, Any]] = {"add": (OPS.add.default, OPS.add_relu.default), "mul": (OPS.mul.default, OPS.mul_relu.default)}
-FLOAT: dict[str, Any] = {"add": floats.add_float, "sub": floats.sub_float, "mul": floats.mul_float, "div": floats.div_float}
+FLOAT: dict[str, Any] = {"add": floats.add_float, "sub": floats.sub_float, "mul": floats.mul_float, "div": floats.div_float,
+                         "maximum": floats.maximum_float, "minimum": floats.minimum_float}  # fmt: skip
 
 
 def other(site: Site) -> Any:
@@ -83,7 +84,7 @@ def refuse_swapped(site: Site) -> str | None:
 
 
 def emit_swapped(site: Site, emit: Emit) -> fx.Node:
-    """A float tensor on the left of + or *."""
+    """A float tensor on the left of an op that is the same either way."""
     alpha = (1.0,) if site.op.name == "add" else ()
     return finish(site, emit, emit.call(FLOAT[site.op.name], other(site), site.args[0], *alpha, site.scale, site.zero_point))
 
@@ -156,8 +157,8 @@ def emit_stack(site: Site, emit: Emit) -> fx.Node:
 KERNELS = (
     *(Kernel(op, ENGINES, emit_native, refuse_native) for op in ("add", "mul")),
     *(Kernel(op, ENGINES, emit_scalar, refuse_scalar) for op in ("add", "sub", "mul", "div")),
-    *(Kernel(op, ENGINES, emit_tensors, refuse_tensors, note="float arithmetic") for op in ("add", "sub", "mul", "div")),
-    *(Kernel(op, ENGINES, emit_swapped, refuse_swapped, note="float arithmetic") for op in ("add", "mul")),
+    *(Kernel(op, ENGINES, emit_tensors, refuse_tensors, note="float arithmetic") for op in FLOAT),
+    *(Kernel(op, ENGINES, emit_swapped, refuse_swapped, note="float arithmetic") for op in ("add", "mul", "maximum", "minimum")),
     Kernel("div", ENGINES, emit_reciprocal, refuse_reciprocal, note="float arithmetic"),
     Kernel("cat", ENGINES, emit_cat, refuse_join),
     Kernel("stack", ENGINES, emit_stack, refuse_join),

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from qcompiler.ops.spec import Op, Output, Param
+from qcompiler.ops.spec import Op, Output
 from qcompiler.ops.table import OPS
 
 SMALL: dict[int, tuple[int, ...]] = {1: (11,), 2: (9, 7), 3: (5, 6, 5)}
-PRELU = Op("prelu", F.prelu, "x weight", (Param("x"), Param("weight")), Output.OWN)
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Case:
 
     @property
     def row(self) -> Op:
-        return OPS.rows.get(self.op, PRELU)
+        return OPS.rows[self.op]
 
     def truth(self) -> Tensor | tuple[Tensor, ...]:
         """The op on the real values, in float64."""
@@ -209,6 +207,9 @@ def binary_cases(high: int, extreme: bool) -> Iterator[Case]:
     yield Case("div", "number", (a, 3.0))
     yield Case("div", "tensor", (a, activation((2, 8, 6, 5), high, False, 0.03, 0).clamp(0.3, 9.0)))
     yield Case("div", "number first", (2.0, activation((2, 8, 6, 5), high, False, 0.03, 0).clamp(0.3, 9.0)))
+    for op in ("maximum", "minimum"):
+        yield from (Case(op, label, (a, others[label])) for label in ("plain", "view", "per channel", "float tensor"))
+        yield Case(op, "float tensor first", (others["float tensor"], a))
     for dim in (1, -1, 0):
         yield Case("cat", f"dim {dim}", ([a, others["plain"], others["channels_last"]],), {"dim": dim})
         yield Case("stack", f"dim {dim}", ([a, others["plain"]],), {"dim": dim})
@@ -216,7 +217,9 @@ def binary_cases(high: int, extreme: bool) -> Iterator[Case]:
 
 
 UNARY: dict[str, tuple[dict[str, Any], ...]] = {
-    **dict.fromkeys(("sigmoid", "hardsigmoid", "tanh", "silu", "mish", "hardswish", "relu", "softsign", "abs"), ({},)),
+    **dict.fromkeys(("sigmoid", "hardsigmoid", "tanh", "silu", "mish", "hardswish", "relu", "softsign", "abs", "exp"), ({},)),
+    "pow": ({"exponent": 2}, {"exponent": 3}),
+    "hardshrink": ({"lambd": 0.3},),
     "gelu": ({}, {"approximate": "tanh"}),
     "softplus": ({}, {"beta": 2.0}),
     "leaky_relu": ({}, {"negative_slope": 0.2}),
@@ -259,6 +262,8 @@ def norm_cases(high: int, extreme: bool) -> Iterator[Case]:
         if dims:
             yield Case("instance_norm", f"{dims}-d", (x, gamma, beta))
             yield Case("instance_norm", f"{dims}-d view", (_layout(x, "view"), None, None))
+            yield Case("rms_norm", f"{dims}-d", (x, torch.rand(size[-1])), {"normalized_shape": size[-1:]})
+            yield Case("rms_norm", f"{dims}-d plain", (x, None), {"normalized_shape": size[-1:], "eps": 1e-3})
             yield Case("layer_norm", f"{dims}-d", (x, torch.rand(size[-1]), torch.randn(size[-1])), {"normalized_shape": size[-1:]})
     yield Case("group_norm", "channels_last", (_layout(activation((2, 8, 6, 5), high), "channels_last"), None, None), {"num_groups": 2})
     yield Case(

@@ -95,6 +95,13 @@ def layer_norm_float(
     )
 
 
+def rms_norm_float(
+    x: torch.Tensor, normalized_shape: list[int], weight: torch.Tensor | None, eps: float | None, scale: float, zero_point: int
+) -> torch.Tensor:
+    """dequantize - rms_norm - quantize."""
+    return torch.quantize_per_tensor(torch.rms_norm(x.dequantize(), normalized_shape, weight, eps), scale, zero_point, torch.quint8)
+
+
 def group_norm_float(
     x: torch.Tensor, num_groups: int, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, scale: float, zero_point: int
 ) -> torch.Tensor:
@@ -147,6 +154,16 @@ def mul_float(x: torch.Tensor, other: torch.Tensor, scale: float, zero_point: in
 def div_float(x: torch.Tensor, other: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """dequantize - div - quantize."""
     return torch.quantize_per_tensor(x.dequantize() / other.dequantize(), scale, zero_point, torch.quint8)
+
+
+def maximum_float(x: torch.Tensor, other: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - maximum - quantize."""
+    return torch.quantize_per_tensor(torch.maximum(x.dequantize(), other.dequantize()), scale, zero_point, torch.quint8)
+
+
+def minimum_float(x: torch.Tensor, other: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - minimum - quantize."""
+    return torch.quantize_per_tensor(torch.minimum(x.dequantize(), other.dequantize()), scale, zero_point, torch.quint8)
 
 
 def affine_float(x: torch.Tensor, factor: float, offset: float, scale: float, zero_point: int) -> torch.Tensor:
@@ -210,6 +227,29 @@ def conv2d_add_float(
     """dequantize - conv2d with float weights and a sum - quantize."""
     y = torch.nn.functional.conv2d(x.dequantize(), weight, bias, stride, padding, dilation, groups)
     return torch.quantize_per_tensor(y + other.dequantize(), scale, zero_point, torch.quint8)
+
+
+def sum_float(x: torch.Tensor, dim: list[int] | None, keepdim: bool, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - sum - quantize."""
+    return torch.quantize_per_tensor(torch.sum(x.dequantize(), dim, keepdim), scale, zero_point, torch.quint8)
+
+
+def tril_float(x: torch.Tensor, diagonal: int, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - tril - quantize."""
+    return torch.quantize_per_tensor(torch.tril(x.dequantize(), diagonal), scale, zero_point, torch.quint8)
+
+
+def triu_float(x: torch.Tensor, diagonal: int, scale: float, zero_point: int) -> torch.Tensor:
+    """dequantize - triu - quantize."""
+    return torch.quantize_per_tensor(torch.triu(x.dequantize(), diagonal), scale, zero_point, torch.quint8)
+
+
+def unfold_float(
+    x: torch.Tensor, kernel_size: list[int], dilation: list[int], padding: list[int], stride: list[int], scale: float, zero_point: int
+) -> torch.Tensor:
+    """dequantize - unfold - quantize."""
+    y = torch.nn.functional.unfold(x.dequantize(), kernel_size, dilation, padding, stride)  # type: ignore[arg-type]
+    return torch.quantize_per_tensor(y, scale, zero_point, torch.quint8)
 
 
 def conv_transpose1d_float(

@@ -39,7 +39,8 @@ class Bench:
         output = QParams(self.scale, self.zero_point, 0, 255, torch.uint8)
         node = fx.Graph().call_function(case.row.fn)
         node.meta[VALUE] = Value.of(self.truth[0])
-        self.site = Site(case.row, node, args, case.attributes, output, engine, isa)
+        attributes = {name: self._argument(value) if isinstance(value, Tensor) else value for name, value in case.attributes.items()}
+        self.site = Site(case.row, node, args, attributes, output, engine, isa)
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, list):

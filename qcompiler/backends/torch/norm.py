@@ -1,4 +1,4 @@
-"""batch_norm, layer_norm, group_norm, instance_norm."""
+"""batch_norm, layer_norm, rms_norm, group_norm, instance_norm."""
 
 from __future__ import annotations
 
@@ -68,6 +68,13 @@ def emit_layer_norm(site: Site, emit: Emit) -> fx.Node:
     return finish(site, emit, emit.call(floats.layer_norm_float, site.args[0], sizes, *_affine(site)))
 
 
+def emit_rms_norm(site: Site, emit: Emit) -> fx.Node:
+    shape, eps = site.get("normalized_shape"), site.get("eps")
+    sizes = [shape] if isinstance(shape, (int, fx.Node)) else list(shape)
+    settings = (sizes, parameter(site, 1, "weight"), None if eps is None else float(eps))
+    return finish(site, emit, emit.call(floats.rms_norm_float, site.args[0], *settings, site.scale, site.zero_point))
+
+
 def refuse_group_norm(site: Site) -> str | None:
     return refuse_input(site) or (None if (site.rank or 0) >= 3 else "the int8 kernel wants at least 3 dimensions")
 
@@ -88,6 +95,7 @@ KERNELS = (
     Kernel("batch_norm", ENGINES, emit_batch_norm, refuse_batch_norm),
     Kernel("batch_norm", ENGINES, emit_batch_norm_float, refuse_input, note="float arithmetic"),
     Kernel("layer_norm", ENGINES, emit_layer_norm, refuse_layer_norm, note="float arithmetic"),
+    Kernel("rms_norm", ENGINES, emit_rms_norm, refuse_layer_norm, note="float arithmetic"),
     Kernel("group_norm", ENGINES, emit_group_norm, refuse_group_norm),
     Kernel("group_norm", ENGINES, emit_group_norm_float, refuse_input, note="float arithmetic"),
     Kernel("instance_norm", ENGINES, emit_instance_norm, refuse_input),

@@ -1,4 +1,4 @@
-"""Pools, mean and interpolate: results on their input's scale."""
+"""Pools, means, sums, extremes and interpolate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompiler.backends.torch import floats
+from qcompiler.backends.torch import floats, runtime
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, ints
 
 X86 = ("x86", "fbgemm", "onednn")
@@ -15,6 +15,7 @@ ADAPTIVE_AVG: dict[str, Any] = {
     "adaptive_avg_pool2d": floats.adaptive_avg_pool2d_float,
     "adaptive_avg_pool3d": floats.adaptive_avg_pool3d_float,
 }
+EXTREMES: dict[str, Any] = {"amax": runtime.amax, "amin": runtime.amin}
 ADAPTIVE_MAX: dict[str, Any] = {
     "adaptive_max_pool1d": floats.adaptive_max_pool1d_float,
     "adaptive_max_pool2d": floats.adaptive_max_pool2d_float,
@@ -55,6 +56,18 @@ def emit_mean(site: Site, emit: Emit) -> fx.Node:
     dim = site.get("dim")
     dims = None if dim is None else [dim] if isinstance(dim, int) else list(dim)
     return emit.call(floats.mean_float, site.args[0], dims, bool(site.get("keepdim", False)), site.scale, site.zero_point)
+
+
+def emit_sum(site: Site, emit: Emit) -> fx.Node:
+    dim = site.get("dim")
+    dims = None if dim is None else [dim] if isinstance(dim, int) else list(dim)
+    return emit.call(floats.sum_float, site.args[0], dims, bool(site.get("keepdim", False)), site.scale, site.zero_point)
+
+
+def emit_extreme(site: Site, emit: Emit) -> fx.Node:
+    dim = site.get("dim", ())
+    dims = [dim] if isinstance(dim, int) else list(dim)
+    return emit.call(EXTREMES[site.op.name], site.args[0], dims, bool(site.get("keepdim", False)), site.scale, site.zero_point)
 
 
 def emit_avg2d_float(site: Site, emit: Emit) -> fx.Node:
@@ -134,6 +147,8 @@ KERNELS = (
     *(Kernel(name, ENGINES, emit_adaptive_max, refuse_sizes, note="float arithmetic") for name in ADAPTIVE_MAX),
     Kernel("mean", ENGINES, emit_global, refuse_global),
     Kernel("mean", ENGINES, emit_mean, refuse_input, note="float: torch's own raises on the channels_last_3d that conv3d makes"),
+    Kernel("sum", ENGINES, emit_sum, refuse_input, note="float arithmetic"),
+    *(Kernel(name, ENGINES, emit_extreme, refuse_input) for name in EXTREMES),
     Kernel("interpolate", ENGINES, emit_same, refuse_interpolate),
     Kernel("interpolate", ENGINES, emit_interpolate_float, refuse_input, note="float arithmetic"),
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from qcompiler.backends.torch.cases import SMALL, Case, _layout, activation
 
 Settings = dict[str, Any]
@@ -27,6 +29,10 @@ ON_4D: tuple[tuple[str, Settings], ...] = (
     ("mean", {"dim": [-2, -1], "keepdim": True}),
     ("mean", {"dim": 1}),
     ("mean", {}),
+    ("sum", {"dim": (2, 3)}),
+    ("sum", {"dim": 1, "keepdim": True}),
+    ("sum", {}),
+    *((name, settings) for name in ("amax", "amin") for settings in ({"dim": (2, 3)}, {"dim": 1, "keepdim": True}, {})),
     ("interpolate", {"scale_factor": 2}),
     ("interpolate", {"size": (5, 11), "mode": "nearest"}),
     ("interpolate", {"scale_factor": 2.0, "mode": "bilinear", "align_corners": False}),
@@ -61,6 +67,14 @@ ON_4D: tuple[tuple[str, Settings], ...] = (
     ("chunk", {"chunks": 3, "dim": 1}),
     ("split", {"split_size_or_sections": 3, "dim": 1}),
     ("unbind", {"dim": 1}),
+    ("tensor_split", {"indices_or_sections": 3, "dim": 1}),
+    ("tensor_split", {"indices_or_sections": (2, 3), "dim": -1}),
+    ("repeat_interleave", {"repeats": 2, "dim": 1}),
+    ("diagonal", {"offset": 1, "dim1": 2, "dim2": 3}),
+    *((name, {"diagonal": 1}) for name in ("tril", "triu")),
+    ("unfold", {"kernel_size": 2, "padding": 1, "stride": 2}),
+    ("unfold", {"kernel_size": (3, 2), "dilation": 2}),
+    ("unfold_dimension", {"dimension": 2, "size": 2, "step": 2}),
 )
 
 
@@ -80,4 +94,7 @@ def shape_cases(high: int, extreme: bool) -> Iterator[Case]:
     for layout in ("", "channels_last", "view"):
         x = _layout(activation((2, 8, 6, 9), high, extreme), layout)
         yield from (Case(op, f"{layout} {settings}".strip(), (x,), dict(settings)) for op, settings in ON_4D)
+    x = activation((2, 8, 6, 9), high, extreme)
+    yield Case("index_select", "channels", (x,), {"dim": 1, "index": torch.tensor([5, 0, 2])})
+    yield Case("gather", "one channel", (x,), {"dim": 1, "index": torch.randint(0, 8, (2, 1, 6, 9))})
     yield Case("pad", "1-d reflect", (activation((2, 8, 11), high),), {"pad": (2, 1), "mode": "reflect"})

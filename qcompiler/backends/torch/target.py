@@ -32,6 +32,8 @@ class TorchTarget:
     def refuses(self, row: Op, node: fx.Node) -> str | None:
         """Why no kernel at all exists for the op; sites are looked at one by one when they are lowered."""
         row = row.settled
+        if row.elementwise and row.name not in TABLE and any(isinstance(value, fx.Node) for value in node.kwargs.values()):
+            return "its settings are computed at run time"  # so it is no table of 256
         return None if row.name in TABLE or row.elementwise else f"no int8 kernel for {row.name}"
 
     def wants_centred(self, row: Op, node: fx.Node) -> bool:
@@ -39,10 +41,10 @@ class TorchTarget:
         groups: Any = node.kwargs.get("groups", 1)
         return row.name == "conv2d" and groups % 8 == 0 and conv.fbgemm_packs(self.engine, self.isa, groups)
 
-    def gives_floats(self, row: Op) -> bool:
-        """Whether a kernel takes int8 and hands out floats."""
-        kernel = TO_FLOAT.get(row.settled.name)
-        return kernel is not None and self.engine in kernel.engines
+    def gives_floats(self, row: Op, node: fx.Node) -> bool:
+        """Whether a kernel takes int8 and hands out floats; it wants at least two dimensions."""
+        kernel, flat = TO_FLOAT.get(row.settled.name), len(value_of(node).shape or (0, 0)) < 2
+        return kernel is not None and self.engine in kernel.engines and not flat
 
     def _saturation(self, row: Op, node: fx.Node) -> str | None:
         if row.weight is None:  # matmul computes in float

@@ -46,14 +46,19 @@ ARITHMETIC = (
     _binary("add", Q.add, (operator.add, operator.iadd, Spelling(torch.add, ALPHA), Spelling("add", ALPHA), Spelling("add_", ALPHA),
                            Spelling("__add__", OTHER), Spelling("__radd__", OTHER)), "x other alpha=1"),
     _binary("sub", Q.sub, (operator.sub, operator.isub, Spelling(torch.sub, ALPHA), Spelling(torch.subtract, ALPHA),
-                           Spelling("sub", ALPHA), Spelling("sub_", ALPHA)), "x other alpha=1"),
+                           Spelling("sub", ALPHA), Spelling("subtract", ALPHA), Spelling("sub_", ALPHA),
+                           Spelling(torch.rsub, "input:other other:x alpha=1")), "x other alpha=1"),
     _binary("mul", Q.mul, (operator.mul, operator.imul, Spelling(torch.mul, OTHER), Spelling(torch.multiply, OTHER),
-                           Spelling("mul", OTHER), Spelling("mul_", OTHER))),
-    _binary("div", Q.div, (operator.truediv, operator.itruediv, Spelling(torch.div, "input:x other !rounding_mode=None"),
-                           Spelling("div", "input:x other !rounding_mode=None"), Spelling("div_", "input:x other !rounding_mode=None"))),
+                           Spelling("mul", OTHER), Spelling("multiply", OTHER), Spelling("mul_", OTHER))),
+    _binary("div", Q.div, (operator.truediv, operator.itruediv, *(Spelling(f, OTHER) for f in (torch.true_divide, "true_divide")),
+                           *(Spelling(f, f"{OTHER} !rounding_mode=None") for f in (torch.div, torch.divide, "div", "divide", "div_")))),
     _binary("matmul", Q.matmul, (operator.matmul, Spelling(torch.matmul, OTHER), Spelling("matmul", OTHER),
-                                 Spelling(torch.bmm, "input:x mat2:other"), Spelling("bmm", "input:x mat2:other")),
+                                 *(Spelling(f, "input:x mat2:other") for f in (torch.bmm, "bmm", torch.mm, "mm")),
+                                 *(Spelling(f, "input:x vec:other") for f in (torch.mv, "mv"))),
             macs=macs.product_at(0, "x"), rounds_input=True),
+    *(Op(name=name, fn=fn, signature="x other", params=(X, Y), output=Output.OWN,
+         spellings=(Spelling(fn, OTHER), Spelling(name, OTHER)))
+      for name, fn in (("maximum", torch.maximum), ("minimum", torch.minimum))),
 )  # fmt: skip
 
 CLAMPS = (
@@ -90,7 +95,8 @@ def _fixed(name: str, fn: Any, spellings: tuple[Any, ...], cls: type[nn.Module],
 
 
 ACTIVATIONS = (
-    _fixed("sigmoid", torch.sigmoid, (torch.sigmoid, torch.sigmoid_, F.sigmoid, "sigmoid", "sigmoid_"), nn.Sigmoid, UNIT),
+    _fixed("sigmoid", torch.sigmoid, (torch.sigmoid, torch.sigmoid_, F.sigmoid, torch.special.expit, "sigmoid", "sigmoid_"),
+           nn.Sigmoid, UNIT),
     _fixed("hardsigmoid", F.hardsigmoid, _inplace(F.hardsigmoid), nn.Hardsigmoid, UNIT),
     _fixed("tanh", torch.tanh, (torch.tanh, torch.tanh_, F.tanh, "tanh", "tanh_"), nn.Tanh, SIGNED_UNIT),
     Op(
@@ -99,7 +105,7 @@ ACTIVATIONS = (
             Spelling(F.softmax, "input:x dim=None !_stacklevel=3 !dtype=None"), Spelling(torch.softmax, "input:x dim !dtype=None"),
             Spelling("softmax", "input:x dim !dtype=None"),
         ),
-        modules=(ModuleForm(nn.Softmax, {}, lambda m: {"dim": m.dim}),),
+        modules=(ModuleForm(nn.Softmax, {}, lambda m: {"dim": m.dim}), ModuleForm(nn.Softmax2d, {}, lambda m: {"dim": -3})),
     ),
     _unary("hardswish", F.hardswish, _inplace(F.hardswish), ModuleForm(nn.Hardswish)),
     _unary("silu", F.silu, _inplace(F.silu), ModuleForm(nn.SiLU)),
@@ -113,20 +119,13 @@ ACTIVATIONS = (
            ModuleForm(nn.LeakyReLU, {}, lambda m: {"negative_slope": m.negative_slope}), signature="x negative_slope=0.01"),
     _unary("elu", F.elu, (Spelling(F.elu, "input:x alpha=1.0 _inplace=False"),), ModuleForm(nn.ELU, {}, lambda m: {"alpha": m.alpha}),
            signature="x alpha=1.0"),
-    _unary("celu", F.celu, (Spelling(F.celu, "input:x alpha=1.0 _inplace=False"),), ModuleForm(nn.CELU, {}, lambda m: {"alpha": m.alpha}),
-           signature="x alpha=1.0"),
+    _unary("celu", F.celu, (Spelling(F.celu, "input:x alpha=1.0 _inplace=False"), Spelling(torch.celu, "input:x alpha=1.0")),
+           ModuleForm(nn.CELU, {}, lambda m: {"alpha": m.alpha}), signature="x alpha=1.0"),
     Op(
         name="prelu", fn=F.prelu, signature="input:x weight", params=(X, Param("weight", Role.BIAS)), output=Output.OWN,
-        spellings=(F.prelu,),
+        spellings=(F.prelu, "prelu"),
         modules=(ModuleForm(nn.PReLU, {"weight": "weight"}),),
     ),
-    _unary("selu", F.selu, _inplace(F.selu), ModuleForm(nn.SELU)),
-    _unary("threshold", torch.threshold, (Spelling(F.threshold, "input:x threshold value _inplace=False"),),
-           ModuleForm(nn.Threshold, {}, lambda m: {"threshold": m.threshold, "value": m.value}), signature="x threshold value"),
-    _unary("softsign", F.softsign, (F.softsign,), ModuleForm(nn.Softsign)),
-    _unary("logsigmoid", F.logsigmoid, (F.logsigmoid,), ModuleForm(nn.LogSigmoid)),
-    _unary("abs", torch.abs, (torch.abs, operator.abs, "abs")),
-    _unary("neg", torch.neg, (torch.neg, operator.neg, "neg")),
 )  # fmt: skip
 
 ROWS = (*ARITHMETIC, *CLAMPS, *ACTIVATIONS)

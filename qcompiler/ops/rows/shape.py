@@ -89,6 +89,10 @@ POOLS = (
     _same("mean", Q.mean, "x dim=None keepdim=False", (
         Spelling(torch.mean, "input:x dim=None keepdim=False !dtype=None"),
         Spelling("mean", "input:x dim=None keepdim=False !dtype=None")), averages=lambda attributes: True),
+    Op(name="sum", fn=Q.sum, signature="x dim=None keepdim=False", params=(X,), output=Output.OWN, spellings=(
+        Spelling(torch.sum, "input:x dim=None keepdim=False !dtype=None"), Spelling("sum", "input:x dim=None keepdim=False !dtype=None"))),
+    *(_same(name, fn, "x dim=() keepdim=False", tuple(Spelling(f, "input:x dim=() keepdim=False") for f in (fn, name)))
+      for name, fn in (("amax", torch.amax), ("amin", torch.amin))),
     _same("interpolate", F.interpolate,
           "x size=None scale_factor=None mode='nearest' align_corners=None recompute_scale_factor=None antialias=False",
           (Spelling(F.interpolate, "input:x size=None scale_factor=None mode='nearest' align_corners=None recompute_scale_factor=None"
@@ -98,14 +102,17 @@ POOLS = (
 )  # fmt: skip
 
 COPIES = (
-    _same("pad", F.pad, "x pad mode='constant' value=None", (Spelling(F.pad, "input:x pad mode='constant' value=None"),),
+    _same("pad", F.pad, "x pad mode='constant' value=None", (
+        Spelling(F.pad, "input:x pad mode='constant' value=None"), Spelling(torch.constant_pad_nd, "input:x pad value=0")),
           *(ModuleForm(cls, {}, lambda m: {"pad": m.padding}) for cls in (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)),
           *(ModuleForm(cls, {}, lambda m: {"pad": m.padding, "value": m.value})
             for cls in (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)),
           *(ModuleForm(cls, {}, lambda m: {"pad": m.padding, "mode": "reflect"})
             for cls in (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d)),
           *(ModuleForm(cls, {}, lambda m: {"pad": m.padding, "mode": "replicate"})
-            for cls in (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)), adds_values=_pads_with_value),
+            for cls in (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)),
+          *(ModuleForm(cls, {}, lambda m: {"pad": m.padding, "mode": "circular"})
+            for cls in (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)), adds_values=_pads_with_value),
     _same("pixel_shuffle", F.pixel_shuffle, "x upscale_factor", (Spelling(F.pixel_shuffle, "input:x upscale_factor"),),
           ModuleForm(nn.PixelShuffle, {}, _attributes("upscale_factor"))),
     _same("pixel_unshuffle", F.pixel_unshuffle, "x downscale_factor", (Spelling(F.pixel_unshuffle, "input:x downscale_factor"),),
@@ -113,7 +120,8 @@ COPIES = (
     _same("channel_shuffle", F.channel_shuffle, "x groups", (Spelling(F.channel_shuffle, "input:x groups"),),
           ModuleForm(nn.ChannelShuffle, {}, _attributes("groups"))),
     _same("flatten", torch.flatten, "x start_dim=0 end_dim=-1", (
-        Spelling(torch.flatten, "input:x start_dim=0 end_dim=-1"), Spelling("flatten", "input:x start_dim=0 end_dim=-1")),
+        Spelling(torch.flatten, "input:x start_dim=0 end_dim=-1"), Spelling("flatten", "input:x start_dim=0 end_dim=-1"),
+        Spelling(torch.ravel, "input:x"), Spelling("ravel", "input:x")),
         ModuleForm(nn.Flatten, {}, _attributes("start_dim", "end_dim"))),
     _same("unflatten", torch.unflatten, "x dim sizes", (
         Spelling(torch.unflatten, "input:x dim sizes"), Spelling("unflatten", "input:x dim sizes")),
@@ -125,7 +133,8 @@ COPIES = (
         ModuleForm("torchvision.ops.misc.Permute", {}, lambda m: {"dims": tuple(m.dims)})),
     _same("transpose", torch.transpose, "x dim0 dim1", (
         Spelling(torch.transpose, "input:x dim0 dim1"), Spelling("transpose", "input:x dim0 dim1"),
-        Spelling(torch.swapaxes, "input:x axis0:dim0 axis1:dim1"))),
+        *(Spelling(f, "input:x axis0:dim0 axis1:dim1") for f in (torch.swapaxes, "swapaxes")),
+        *(Spelling(f, "input:x dim0 dim1") for f in (torch.swapdims, "swapdims")))),
     _same("squeeze", Q.squeeze, "x dim=None", (Spelling(torch.squeeze, "input:x dim=None"), Spelling("squeeze", "input:x dim=None"))),
     _same("unsqueeze", torch.unsqueeze, "x dim", (Spelling(torch.unsqueeze, "input:x dim"), Spelling("unsqueeze", "input:x dim"))),
     _same("narrow", torch.narrow, "x dim start length", (
@@ -135,17 +144,37 @@ COPIES = (
         Spelling(torch.chunk, "input:x chunks dim=0"), Spelling("chunk", "input:x chunks dim=0"))),
     _same("split", torch.split, "x split_size_or_sections dim=0", (
         Spelling(torch.split, "tensor:x split_size_or_sections dim=0"),
-        Spelling("split", "input:x split_size:split_size_or_sections dim=0"))),
+        Spelling("split", "input:x split_size:split_size_or_sections dim=0"),
+        *(Spelling(f, "input:x split_sizes:split_size_or_sections dim=0") for f in (torch.split_with_sizes, "split_with_sizes")))),
+    _same("tensor_split", Q.tensor_split, "x indices_or_sections dim=0", (
+        Spelling(torch.tensor_split, "input:x indices_or_sections dim=0"),
+        Spelling("tensor_split", "input:x indices_or_sections dim=0"))),
     _same("unbind", torch.unbind, "x dim=0", (Spelling(torch.unbind, "input:x dim=0"), Spelling("unbind", "input:x dim=0"))),
     _same("getitem", Q.getitem, "x index", (Spelling(operator.getitem, "input:x index"),)),
     _same("repeat", Q.repeat, "x sizes", (Spelling("repeat", "input:x *sizes"),)),
-    _same("expand", Q.expand, "x sizes", (Spelling("expand", "input:x *sizes"),)),
+    _same("expand", Q.expand, "x sizes", (Spelling("expand", "input:x *sizes"), Spelling(torch.broadcast_to, "input:x size:sizes"),
+                                          Spelling("broadcast_to", "input:x *size:sizes"))),
+    _same("repeat_interleave", torch.repeat_interleave, "x repeats dim=None", tuple(
+        Spelling(f, "input:x repeats dim=None !output_size=None") for f in (torch.repeat_interleave, "repeat_interleave"))),
+    _same("index_select", torch.index_select, "x dim index", (
+        Spelling(torch.index_select, "input:x dim index"), Spelling("index_select", "input:x dim index"))),
+    _same("gather", torch.gather, "x dim index", (
+        Spelling(torch.gather, "input:x dim index !sparse_grad=False"), Spelling("gather", "input:x dim index !sparse_grad=False"))),
+    _same("diagonal", torch.diagonal, "x offset=0 dim1=0 dim2=1", (
+        Spelling(torch.diagonal, "input:x offset=0 dim1=0 dim2=1"), Spelling("diagonal", "input:x offset=0 dim1=0 dim2=1"))),
+    _same("unfold_dimension", Q.unfold_dimension, "x dimension size step", (Spelling("unfold", "input:x dimension size step"),)),
+    *(_same(name, fn, "x diagonal=0", (Spelling(fn, "input:x diagonal=0"), Spelling(name, "input:x diagonal=0")))
+      for name, fn in (("tril", torch.tril), ("triu", torch.triu))),
+    _same("unfold", F.unfold, "x kernel_size dilation=1 padding=0 stride=1", (
+        Spelling(F.unfold, "input:x kernel_size dilation=1 padding=0 stride=1"),),
+          ModuleForm(nn.Unfold, {}, _attributes("kernel_size", "dilation", "padding", "stride"))),
     _same("roll", torch.roll, "x shifts dims=()", (
         Spelling(torch.roll, "input:x shifts dims=()"), Spelling("roll", "input:x shifts dims=()"))),
     _same("flip", torch.flip, "x dims", (Spelling(torch.flip, "input:x dims"), Spelling("flip", "input:x *dims"))),
     _same("contiguous", Q.contiguous, "x", (Spelling("contiguous", "input:x _memory_format=None"),)),
     _same("detach", torch.detach, "x", (torch.detach, "detach")),
     _same("identity", torch.clone, "x", (
+        *(Spelling(f, "input:x") for f in (torch.positive, operator.pos, "positive")),
         Spelling(torch.clone, "input:x _memory_format=None"), Spelling("clone", "input:x _memory_format=None")),
           ModuleForm(nn.Identity), identity=lambda attributes: True),
     _same("dropout", Q.dropout, "x p=0.5 training=True kind='dropout'", (

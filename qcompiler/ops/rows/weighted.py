@@ -75,9 +75,12 @@ ROWS = (
         spellings=(
             Spelling(F.batch_norm, "input:x running_mean:mean running_var:var weight=None bias=None ?training=False"
                      " momentum=0.1 eps=1e-5"),
+            Spelling(torch.batch_norm, "input:x weight bias running_mean:mean running_var:var ?training=False momentum=0.1"
+                     " eps=1e-5 _cudnn_enabled=True"),
         ),
         modules=(
             BATCH_NORM,
+            replace(BATCH_NORM, cls=nn.SyncBatchNorm),
             replace(BATCH_NORM, cls=nn.BatchNorm1d),
             replace(BATCH_NORM, cls=nn.BatchNorm3d),
             ModuleForm("torchvision.ops.misc.FrozenBatchNorm2d", BN_TENSORS, BATCH_NORM.attributes),
@@ -86,8 +89,17 @@ ROWS = (
     Op(
         name="layer_norm", fn=Q.layer_norm, signature="x weight=None bias=None normalized_shape=None eps=1e-5", params=AFFINE,
         output=Output.OWN, rounds_input=True,
-        spellings=(Spelling(F.layer_norm, "input:x normalized_shape weight=None bias=None eps=1e-5"),),
+        spellings=(
+            Spelling(F.layer_norm, "input:x normalized_shape weight=None bias=None eps=1e-5"),
+            Spelling(torch.layer_norm, "input:x normalized_shape weight=None bias=None eps=1e-5 _cudnn_enable=True"),
+        ),
         modules=(ModuleForm(nn.LayerNorm, PARAMETERS, lambda m: {"normalized_shape": tuple(m.normalized_shape), "eps": m.eps}),),
+    ),
+    Op(
+        name="rms_norm", fn=Q.rms_norm, signature="x weight=None normalized_shape=None eps=None", params=AFFINE[:2],
+        output=Output.OWN, rounds_input=True,
+        spellings=tuple(Spelling(f, "input:x normalized_shape weight=None eps=None") for f in (F.rms_norm, torch.rms_norm)),
+        modules=(ModuleForm(nn.RMSNorm, {"weight": "weight"}, lambda m: {"normalized_shape": tuple(m.normalized_shape), "eps": m.eps}),),
     ),
     Op(
         name="group_norm", fn=Q.group_norm, signature="x weight=None bias=None num_groups=1 eps=1e-5", params=AFFINE,
@@ -104,6 +116,8 @@ ROWS = (
         spellings=(
             Spelling(F.instance_norm, "input:x !running_mean=None !running_var=None weight=None bias=None !use_input_stats=True"
                      " _momentum=0.1 eps=1e-5"),
+            Spelling(torch.instance_norm, "input:x weight bias !running_mean=None !running_var=None !use_input_stats=True"
+                     " _momentum=0.1 eps=1e-5 _cudnn_enabled=True"),
         ),
         modules=tuple(
             ModuleForm(cls, PARAMETERS, lambda m: {"eps": m.eps},

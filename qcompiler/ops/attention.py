@@ -1,0 +1,92 @@
+"""nn.MultiheadAttention as linear, attention, linear: what is traced in its place, so that the linears inside run in int8."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _project(m: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    """The three input projections; one packed linear where all three inputs are the same value."""
+    biases = m.in_proj_bias.chunk(3) if m.in_proj_bias is not None else (None, None, None)
+    if not m._qkv_same_embed_dim:
+        weights: Any = (m.q_proj_weight, m.k_proj_weight, m.v_proj_weight)
+    elif query is key and key is value:
+        return tuple(F.linear(query, m.in_proj_weight, m.in_proj_bias).chunk(3, dim=-1))
+    else:
+        weights = m.in_proj_weight.chunk(3)
+    return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(N, L, E) -> (N, H, L, E/H)."""
+    return x.reshape(x.shape[0], -1, heads, x.shape[-1] // heads).transpose(1, 2)
+
+
+def _additive(mask: Any) -> Any:
+    """A mask that is added to the scores: a boolean one is -inf where it is True."""
+    if mask is None or mask.dtype is not torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_fill(mask, -math.inf)
+
+
+def _mask(attn_mask: Any, key_padding_mask: Any, heads: int, more_keys: int) -> Any:
+    """Both masks as one that broadcasts against scores of (N, H, L, S), open for the keys that the module itself appends.
+
+    `attn_mask`: (L, S) or (N * H, L, S). `key_padding_mask`: (N, S).
+    """
+    mask, padding = _additive(attn_mask), _additive(key_padding_mask)
+    if mask is not None and mask.dim() == 3:
+        mask = mask.reshape(-1, heads, mask.shape[1], mask.shape[2])
+    if padding is not None:
+        padding = padding.unsqueeze(1).unsqueeze(1)
+        mask = padding if mask is None else mask + padding
+    return F.pad(mask, (0, more_keys)) if mask is not None and more_keys else mask
+
+
+def _appended(m: nn.MultiheadAttention, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Keys and values of (N, S, E) with the module's learned ones (add_bias_kv) and a zero (add_zero_attn) behind them."""
+    count = 0
+    for more_k, more_v in ([(m.bias_k, m.bias_v)] if m.bias_k is not None else []) + ([(None, None)] if m.add_zero_attn else []):
+        zeros = torch.zeros(1, 1, m.embed_dim)
+        more_k, more_v = (zeros if x is None else x for x in (more_k, more_v))
+        k, v = (torch.cat([x, more.expand(x.shape[0], 1, m.embed_dim)], 1) for x, more in ((k, more_k), (v, more_v)))
+        count += 1
+    return k, v, count
+
+
+def _weighted(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k' / sqrt(d) + mask), all heads."""
+    scores = torch.matmul(q, k.transpose(-2, -1)) * (1 / math.sqrt(q.shape[-1]))
+    return torch.softmax(scores if mask is None else scores + mask, -1)
+
+
+def multihead_attention(m: nn.MultiheadAttention, query: Any, key: Any, value: Any, key_padding_mask: Any = None, need_weights: bool = True,
+                        attn_mask: Any = None, average_attn_weights: bool = True, is_causal: bool = False) -> Any:  # fmt: skip
+    """nn.MultiheadAttention in eval mode as linear, attention, linear. Shapes as there: (N, L, E) or (L, N, E) or (L, E)."""
+    batched = query.dim() == 3
+    same = query is key and key is value
+
+    def arrange(x: Any) -> Any:
+        return x.unsqueeze(0) if not batched else x if m.batch_first else x.transpose(0, 1)
+
+    query, key, value = (arrange(query), arrange(key), arrange(value)) if not same else (arrange(query),) * 3
+    if key_padding_mask is not None and not batched:
+        key_padding_mask = key_padding_mask.unsqueeze(0)
+    q, k, v = _project(m, query, key, value)
+    k, v, more_keys = _appended(m, k, v)
+    q, k, v = (_heads(x, m.num_heads) for x in (q, k, v))
+    mask, weights = _mask(attn_mask, key_padding_mask, m.num_heads, more_keys), None
+    if need_weights:
+        weights = _weighted(q, k, mask)
+        mixed = torch.matmul(weights, v)
+        weights = weights.mean(1) if average_attn_weights else weights
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v, mask)
+    out = m.out_proj(mixed.transpose(1, 2).reshape(query.shape[0], -1, m.embed_dim))
+    out = out.squeeze(0) if not batched else out if m.batch_first else out.transpose(0, 1)
+    return out, (weights.squeeze(0) if weights is not None and not batched else weights)
