@@ -15,11 +15,13 @@ from torch import fx
 from qcompiler.errors import ConfigError, UnsupportedOpError
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.text import format_target
-from qcompiler.ir.types import QUANT, Quant, Stage, quant_of, source_of, value_of
+from qcompiler.ir.types import QUANT, Mode, Quant, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.arguments import activations, changes
+from qcompiler.ops.functional import getitem
 from qcompiler.ops.spec import Op, Output, Role, Spelling
 from qcompiler.pass_manager import Context
+from qcompiler.qconfig import mode_of
 
 SIZES = ("size", "numel", "nelement", "stride", "storage_offset")
 
@@ -30,9 +32,15 @@ def is_float(node: fx.Node) -> bool:
 
 def computes_float(node: fx.Node) -> bool:
     """Whether the node makes or takes float values: those deserve a remark when they are not int8."""
-    if isinstance(node.target, type) or node.target in SIZES:  # a container is built, a size is asked for: nothing is computed
+    if isinstance(node.target, type) or node.target in SIZES or _picks(node):  # nothing is computed
         return False
     return node.op.startswith("call_") and (is_float(node) or any(is_float(n) for n in node.all_input_nodes))
+
+
+def _picks(node: fx.Node) -> bool:
+    """Whether the node takes an item out of a tuple."""
+    source = node.args[0] if node.args else None
+    return node.target is getitem and isinstance(source, fx.Node) and value_of(source).shape is None
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,9 @@ def _qconfig(node: fx.Node, row: Op | None, context: Context, calls: dict[tuple[
 def _decide(node: fx.Node, context: Context, calls: dict[tuple[str, Any], int]) -> Quant:
     row = context.table.of(node)
     qconfig = _qconfig(node, row, context, calls)
+    mode = mode_of(qconfig) if qconfig is not None else None
+    if qconfig is not None and row is not None and (mode or row.default_mode):
+        return _decide_mode(node, row, qconfig, mode, context)
     reason = _obstacle(node, row, qconfig, list(activations(context.table, node)))
     if reason is None and row is not None and not _vanishes(row, node):
         reason = context.target.refuses(row, node)
@@ -94,6 +105,27 @@ def _vanishes(row: Op, node: fx.Node) -> bool:
     return isinstance(node.kwargs.get("training"), fx.Node) and row.identity({**node.kwargs, "training": False})
 
 
+def _decide_mode(node: fx.Node, row: Op, qconfig: Any, asked: Mode | None, context: Context) -> Quant:
+    """For an op that will take floats: how its weights are quantized. `asked`: the qconfig's mode, None where that is static."""
+    weights = row.weights(node)
+    if not weights:
+        return Quant(reason=f"its qconfig means {asked.value}, and it has no weights" if asked else row.float_reason, qconfig=qconfig)
+    mode, why = context.target.mode(row, node, asked or row.default_mode)
+    reason = why if mode is None else _mode_obstacle(node, row, weights)
+    if reason is None and mode is not asked:
+        context.remark("annotate", "other-mode", f"runs with {mode.value}: {why}", node)
+    return Quant(mode=mode if reason is None else None, reason=reason, qconfig=qconfig)
+
+
+def _mode_obstacle(node: fx.Node, row: Op, weights: list[Any]) -> str | None:
+    if not all(isinstance(w, fx.Node) and w.op == "get_attr" for w in weights):
+        return "its weight is computed at run time"
+    floats = [a for p, a in zip(row.params, node.args, strict=False) if p.role is Role.ACTIVATION and isinstance(a, fx.Node)]
+    if any(value_of(value).dtype not in (torch.float32, None) for value in (*floats, *weights)):
+        return "it does not compute float32 values"
+    return None
+
+
 def _is_finite(node: fx.Node) -> bool:
     module = node.graph.owning_module
     assert module is not None
@@ -102,7 +134,7 @@ def _is_finite(node: fx.Node) -> bool:
 
 def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, inputs: list[fx.Node]) -> str | None:
     """Why the node cannot be int8, or None."""
-    if row is None:
+    if row is None:  # a whole module
         return f"{format_target(node.target)} has no int8 form" if node.op != "call_module" else "it is called as a whole module"
     if row.output in (Output.FLOAT, Output.OTHER):
         return row.float_reason or f"{row.name} has no int8 form"
