@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import qcompiler
 from qcompiler import artifact, convert_fx, convert_to_reference_fx, explain, prepare_fx
 from qcompiler.api import remarks
-from qcompiler.debug.compare import compute_sqnr
+from qcompiler.debug.metrics import compute_sqnr
 from qcompiler.errors import ConfigError, NumericsError
 from qcompiler.observers import MinMaxObserver, PlaceholderObserver
 from qcompiler.ops import recurrent

@@ -36,13 +36,13 @@ def choose(row: Op, asked: Mode) -> tuple[Mode | None, str]:
     return Mode.WEIGHT_ONLY, "torch has no right dynamic kernel for it, so it computes with floats"
 
 
-def activation_range(node: fx.Node, qconfig: Any, engine: str, isa: str) -> tuple[int, int]:
+def activation_range(node: fx.Node | None, qconfig: Any, engine: str, isa: str) -> tuple[int, int]:
     """The steps that a dynamic kernel rounds to: 0..255, or 0..127 where 16-bit sums could overflow or the user wants it."""
     observer = qconfig.activation()
     reduce, low, high = (getattr(observer, name, None) for name in ("reduce_range", "quant_min", "quant_max"))
     span = 255 if low is None or high is None or not getattr(observer, "is_dynamic", False) else high - low
     if span not in (255, 127):
-        raise ConfigError(f"dynamic kernels round activations to 255 or 127 steps, not {span}", code="quant-range", where=where(node),
+        raise ConfigError(f"dynamic kernels round activations to 255 or 127 steps, not {span}", code="quant-range", where=where(node) if node is not None else None,
                           hint="leave quant_min and quant_max of the activation observer out, or set reduce_range=True")  # fmt: skip
     if engine == "qnnpack":  # sums in 32 bits everywhere, and takes no other range
         return 0, 255

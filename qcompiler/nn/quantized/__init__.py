@@ -6,6 +6,7 @@ from qcompiler.nn.quantized.base import QuantizedModule
 from qcompiler.nn.quantized.batchnorm import BatchNorm2d, BatchNorm3d
 from qcompiler.nn.quantized.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from qcompiler.nn.quantized.dropout import Dropout
+from qcompiler.nn.quantized.embedding import Embedding, EmbeddingBag
 from qcompiler.nn.quantized.functional_modules import FloatFunctional, FXFloatFunctional, QFunctional
 from qcompiler.nn.quantized.linear import Linear
 from qcompiler.nn.quantized.normalization import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, LayerNorm
@@ -25,6 +26,8 @@ __all__ = [
     "ConvTranspose3d",
     "DeQuantize",
     "Dropout",
+    "Embedding",
+    "EmbeddingBag",
     "FXFloatFunctional",
     "FloatFunctional",
     "GroupNorm",
