@@ -15,7 +15,7 @@ from torch import fx
 
 from qcompiler.errors import ConfigError, UnsupportedOpError
 from qcompiler.ir.attributes import attribute
-from qcompiler.ir.types import QUANT, Quant, Stage, quant_of, source_of, value_of
+from qcompiler.ir.types import QUANT, Mode, Quant, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.arguments import activations, changes
 from qcompiler.ops.functional import getitem
@@ -23,6 +23,7 @@ from qcompiler.ops.reasons import no_row
 from qcompiler.ops.spec import Op, Output, Role, Spelling
 from qcompiler.ops.table import Table
 from qcompiler.pass_manager import Context
+from qcompiler.qconfig import mode_of
 
 TAKES_PART = (operator.getitem, getitem, getattr)
 SIZES = ("size", "numel", "nelement", "stride", "storage_offset")
@@ -34,7 +35,7 @@ def is_float(node: fx.Node) -> bool:
 
 def computes_float(node: fx.Node) -> bool:
     """Whether the node makes or takes float values: those deserve a remark when they are not int8."""
-    if isinstance(node.target, type) or node.target in SIZES:  # a container is built, a size is asked for: nothing is computed
+    if isinstance(node.target, type) or node.target in SIZES:  # nothing is computed
         return False
     if node.target in TAKES_PART and value_of(node.all_input_nodes[0]).shape is None:  # of a container, which has its own remark
         return False
@@ -89,6 +90,9 @@ def _qconfig(node: fx.Node, row: Op | None, context: Context, calls: dict[tuple[
 def _decide(node: fx.Node, context: Context, calls: dict[tuple[str, Any], int]) -> Quant:
     row = context.table.of(node)
     qconfig = _qconfig(node, row, context, calls)
+    mode = mode_of(qconfig) if qconfig is not None else None
+    if qconfig is not None and row is not None and (mode or row.default_mode):
+        return _decide_mode(node, row, qconfig, mode, context)
     reason = _obstacle(node, row, qconfig, context.table, list(activations(context.table, node)))
     if reason is None and row is not None and not _vanishes(row, node):
         reason = context.target.refuses(row, node)
@@ -98,6 +102,27 @@ def _decide(node: fx.Node, context: Context, calls: dict[tuple[str, Any], int]) 
 def _vanishes(row: Op, node: fx.Node) -> bool:
     """Whether nothing will be left of the op in eval mode: a dropout that is trained."""
     return isinstance(node.kwargs.get("training"), fx.Node) and row.identity({**node.kwargs, "training": False})
+
+
+def _decide_mode(node: fx.Node, row: Op, qconfig: Any, asked: Mode | None, context: Context) -> Quant:
+    """For an op that will take floats: how its weights are quantized. `asked`: the qconfig's mode, None where that is static."""
+    weights = row.weights(node)
+    if not weights:
+        return Quant(reason=f"its qconfig means {asked.value}, and it has no weights" if asked else row.float_reason, qconfig=qconfig)
+    mode, why = context.target.mode(row, node, asked or row.default_mode)
+    reason = why if mode is None else _mode_obstacle(node, row, weights)
+    if reason is None and mode is not asked:
+        context.remark("annotate", "other-mode", f"runs with {mode.value}: {why}", node)
+    return Quant(mode=mode if reason is None else None, reason=reason, qconfig=qconfig)
+
+
+def _mode_obstacle(node: fx.Node, row: Op, weights: list[Any]) -> str | None:
+    if not all(isinstance(w, fx.Node) and w.op == "get_attr" for w in weights):
+        return "its weight is computed at run time"
+    floats = [a for p, a in zip(row.params, node.args, strict=False) if p.role is Role.ACTIVATION and isinstance(a, fx.Node)]
+    if any(value_of(value).dtype not in (torch.float32, None) for value in (*floats, *weights)):
+        return "it does not compute float32 values"
+    return None
 
 
 def _is_finite(node: fx.Node) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
+from torch.nn.utils.rnn import PackedSequence
 
-from qcompiler.ir.attributes import drop_unused_modules, get_attr
-from qcompiler.ir.types import SOURCE, VALUE, Stage, quant_of, source_of, value_of
-from qcompiler.ops.spec import Op
+from qcompiler.ir.attributes import drop_unused_modules, get_attr, set_attribute
+from qcompiler.ir.types import ONLY_CHILD, SOURCE, VALUE, Stage, quant_of, source_of, value_of
+from qcompiler.ops.spec import ModuleForm, Op
 from qcompiler.ops.table import NO_DEFAULT, Table, bind, parse_signature
 from qcompiler.pass_manager import Context
 
@@ -25,6 +27,8 @@ class Canonicalize:
         reader = _Attributes(gm)
         changed = _free_self(gm.graph)
         for node in list(gm.graph.nodes):
+            if node._erased:
+                continue
             call = _module_call(gm, node, context, reader) if node.op == "call_module" else _function_call(node, context.table)
             if call is not None:
                 changed |= _rewrite(gm, node, *call)
@@ -41,6 +45,17 @@ def _free_self(graph: fx.Graph) -> bool:
     node = next(node for node in graph.nodes if node.name == "self")
     node.name = next(name for name in ("self_", *(f"self_{i}" for i in range(len(taken) + 1))) if name not in taken)
     return True
+
+
+def _keep_fields(node: fx.Node) -> None:
+    """Users of a packed result take its new data; its other fields are those of the input."""
+    fields: Any = node.args[0]
+    for result in [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]:
+        for field in [user for user in result.users if user.target is operator.getitem and isinstance(user.args[1], int)]:
+            if field.args[1] == 0:
+                result.meta[VALUE] = field.meta[VALUE]
+            field.replace_all_uses_with(result if field.args[1] == 0 else fields.args[field.args[1]])
+            field.graph.erase_node(field)
 
 
 class _Attributes:
@@ -70,13 +85,68 @@ def _module_call(gm: fx.GraphModule, node: fx.Node, context: Context, reader: _A
     if refusal:
         context.remark("canonicalize", "module-kept", f"{type(module).__name__} stays as it is: {refusal}", node)
         return None
-    values = list(node.args) + list(node.kwargs.values())
-    if len(values) != 1:
+    if form.packed is not None and _is_packed(node):
+        row = context.table.rows[form.packed]
+        _keep_fields(node)
+    inputs = _inputs(gm, node, row, form)
+    if inputs is None:
         return None
-    names = {**form.tensors, **(form.live if context.trains else {})}
-    none = {arg: None for arg, name in names.items() if getattr(module, name, None) is None}
-    read = {arg: reader.read(f"{path}.{name}".lstrip("."), node) for arg, name in names.items() if arg not in none}
-    return row, {row.params[0].name: values[0], **form.attributes(module), **none, **read}
+    attributes = dict(form.attributes(module))
+    if row.name == form.packed:
+        attributes.pop("batch_first")  # the rows of a packed sequence have one order
+    live = form.live if context.trains else {}
+    return row, {**inputs, **attributes, **_tensors(gm, node, path, form, live, reader)}
+
+
+def _is_packed(node: fx.Node) -> bool:
+    """Whether the module is called with a packed sequence that the model made."""
+    first = node.args[0] if node.args else None
+    return isinstance(first, fx.Node) and first.target is PackedSequence and len(first.args) == 4
+
+
+def _inputs(gm: fx.GraphModule, node: fx.Node, row: Op, form: ModuleForm) -> dict[str, Any] | None:
+    """What the module is called with, by canonical name; None where that is not what its row takes."""
+    values = list(node.args) + list(node.kwargs.values())
+    if form.signature is None:
+        return {row.params[0].name: values[0]} if len(values) == 1 else None
+    bound = bind(form.signature, node.args, node.kwargs)
+    first: Any = node.args[0] if node.args else None
+    if bound is not None and row.name == form.packed:
+        bound = {**bound, ",".join(p.name for p in row.params[:4]): first.args}
+        del bound[row.params[0].name]
+    elif bound is None or value_of(bound[row.params[0].name]).shape is None:
+        return None
+    return {name: value for names, given in bound.items() for name, value in _spread(gm, node, names.split(","), given)}
+
+
+def _spread(gm: fx.GraphModule, node: fx.Node, names: list[str], value: Any) -> list[tuple[str, Any]]:
+    """One argument that is a tuple, as several."""
+    if len(names) == 1:
+        return [(names[0], value)]
+    if isinstance(value, fx.Node):
+        with gm.graph.inserting_before(node):
+            parts: Any = [gm.graph.call_function(operator.getitem, (value, i)) for i in range(len(names))]
+        for part in parts:
+            part.meta[SOURCE] = source_of(node)
+    else:
+        parts = value or [None] * len(names)
+    return list(zip(names, parts, strict=True))
+
+
+def _tensors(
+    gm: fx.GraphModule, node: fx.Node, path: str, form: ModuleForm, live: Mapping[str, str], reader: _Attributes
+) -> dict[str, Any]:
+    module = gm.get_submodule(path)
+    if path == gm.meta.get(ONLY_CHILD):
+        path = ""
+        for name in (*form.tensors.values(), *(name for names in form.lists(module).values() for name in names)):
+            set_attribute(gm, name, getattr(module, name), parameter=True)
+    names = {**form.tensors, **live}
+    found: dict[str, Any] = {arg: None for arg, name in names.items() if getattr(module, name, None) is None}
+    found |= {arg: reader.read(f"{path}.{name}".lstrip("."), node) for arg, name in names.items() if arg not in found}
+    for arg, listed in form.lists(module).items():
+        found[arg] = tuple(reader.read(f"{path}.{name}".lstrip("."), node) for name in listed)
+    return found
 
 
 def _function_call(node: fx.Node, table: Table) -> tuple[Op, dict[str, Any]] | None:

@@ -1,4 +1,7 @@
-"""Makes quantization explicit: quantize and dequantize behind each value with qparams, int8 weights behind dequantize_weight."""
+"""Makes quantization explicit: quantize and dequantize behind each value with qparams, int8 weights behind dequantize_weight.
+
+What is quantized at run time stands behind dynamic_quantize_dequantize, float16 weights behind widen, 4-bit ones behind unpack_4bit.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,21 @@ from torch import Tensor, fx
 
 from qcompiler.errors import NumericsError
 from qcompiler.ir.attributes import attribute, get_attr, set_attribute
-from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
+from qcompiler.ir.types import QUANT, SOURCE, VALUE, Mode, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.ranges import empty_channels, floored
 from qcompiler.ops.arguments import activations, replace_activations
-from qcompiler.ops.reference import dequantize, dequantize_weight, quantize, quantize_weight
+from qcompiler.ops.reference import (
+    dequantize,
+    dequantize_weight,
+    dynamic_quantize_dequantize,
+    pack_4bit,
+    quantize,
+    quantize_weight,
+    unpack_4bit,
+    widen,
+)
+from qcompiler.ops.spec import Op
 from qcompiler.pass_manager import Context
 
 
@@ -28,8 +41,11 @@ class InsertQuantizeDequantize:
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         weights = _Weights(gm, context)
         for node in list(gm.graph.nodes):
-            if quant_of(node).int8 and (row := context.table.of(node)) is not None and row.weight is not None:
-                weights.quantize(node, row.weight)
+            if (quant_of(node).int8 or quant_of(node).mode) and (row := context.table.of(node)) is not None:
+                for weight in row.weights(node):
+                    weights.quantize(node, row, weight)
+                if quant_of(node).mode is Mode.DYNAMIC:
+                    _quantize_at_run_time(gm, node, row, context)
         for node in list(gm.graph.nodes):
             qparams = quant_of(node).qparams
             if qparams is not None and value_of(node).shape is not None:
@@ -62,42 +78,79 @@ def _wrap(gm: fx.GraphModule, node: fx.Node, p: QParams, context: Context) -> No
             replace_activations(context.table, user, node, d)
 
 
+def _quantize_at_run_time(gm: fx.GraphModule, node: fx.Node, row: Op, context: Context) -> None:
+    """x -> dynamic_quantize_dequantize(x) for one op; recurrent ops do it inside, at every step."""
+    low, high = context.target.activation_range(row, node, quant_of(node).qconfig)
+    if row.rounds_inside:
+        node.kwargs = {**node.kwargs, "activation_range": (low, high)}
+        return
+    x: Any = node.args[0]
+    with gm.graph.inserting_before(node):
+        rounded = _call(gm, x, dynamic_quantize_dequantize, (x, low, high), f"{x.name}_dynamic", torch.float32)
+    node.args = (rounded, *node.args[1:])
+
+
 class _Weights:
-    """int8 weights under their own names; a weight that several ops share is quantized once."""
+    """Quantized weights under their own names; a weight that several ops share, tied ones too, is quantized once."""
 
     def __init__(self, gm: fx.GraphModule, context: Context) -> None:
         self.gm, self.context = gm, context
-        self.done: dict[tuple[str, int | None, bool], fx.Node] = {}
+        self.done: dict[tuple[Any, ...], fx.Node] = {}
+        self.made: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
+        self.floats: dict[str, Tensor] = {}  # by path, as they were: the module's are replaced on the way
 
-    def quantize(self, node: fx.Node, position: int) -> None:
-        weight = node.args[position]
-        row = self.context.table.of(node)
-        assert isinstance(weight, fx.Node) and row is not None
+    def quantize(self, node: fx.Node, row: Op, weight: fx.Node) -> None:
         axis = self.context.target.channel_axis(row, node, quant_of(node).qconfig)
         shrink = self.context.target.shrinks(row, node)
-        key = (str(weight.target), axis, shrink)
+        kind = (axis, shrink, quant_of(node).mode in (Mode.HALF, Mode.FOUR_BIT), self._observer(node).dtype, quant_of(node).weight)
+        key = (str(weight.target), *kind)
         if key not in self.done:
-            self.done[key] = self._make(node, weight, axis, shrink)
-        args = list(node.args)
-        args[position] = self.done[key]
-        node.args = tuple(args)
+            self.done[key] = self._make(node, weight, axis, shrink, kind)
+        node.replace_input_with(weight, self.done[key])
 
-    def _make(self, node: fx.Node, weight: fx.Node, axis: int | None, shrink: bool) -> fx.Node:
+    def _observer(self, node: fx.Node) -> Any:
+        row = self.context.table.of(node)
+        assert row is not None
+        return self.context.target.weight_observer(row, quant_of(node).qconfig)
+
+    def _make(self, node: fx.Node, weight: fx.Node, axis: int | None, shrink: bool, kind: tuple[Any, ...]) -> fx.Node:
         gm, path = self.gm, str(weight.target)
-        value = attribute(gm, path).detach()
-        scale, zero_point, (low, high) = self._qparams(node, value, axis)
-        if shrink:
-            scale = self._safe(node, value, scale)
+        value = self.floats.setdefault(path, attribute(gm, path).detach())
+        tied = (value.data_ptr(), value.shape, value.stride(), *kind)
+        if tied not in self.made:
+            self.made[tied] = self._tensors(node, value, axis, shrink)
+        tensors = self.made[tied]
+        suffixes = ("", "_scale", "_zero_point")[: len(tensors)]
         kept = f"{path}_int8" if _has_float_users(self.context, weight) else path
         while kept != path and hasattr(gm.get_submodule(kept.rpartition(".")[0]), kept.rpartition(".")[2]):
             kept += "_"
         first = min(weight.users)  # nodes compare by their place in the graph
         with gm.graph.inserting_before(first):
-            set_attribute(gm, kept, quantize_weight(value, scale, zero_point, axis, low, high))
-            set_attribute(gm, f"{kept}_scale", scale)
-            set_attribute(gm, f"{kept}_zero_point", zero_point)
-            parts = [get_attr(gm, f"{kept}{suffix}", source_of(node)) for suffix in ("", "_scale", "_zero_point")]
-            return _call(gm, weight, dequantize_weight, (*parts, axis), f"{weight.name}_dq", torch.float32)
+            for suffix, tensor in zip(suffixes, tensors, strict=True):
+                set_attribute(gm, f"{kept}{suffix}", tensor)
+            parts = [get_attr(gm, f"{kept}{suffix}", source_of(node)) for suffix in suffixes]
+            return self._float(weight, parts, axis, quant_of(node).mode)
+
+    def _float(self, weight: fx.Node, parts: list[fx.Node], axis: int | None, mode: Mode | None) -> fx.Node:
+        """The node with the weight's float32 values."""
+        name = f"{weight.name}_dq"
+        if mode is Mode.HALF:
+            return _call(self.gm, weight, widen, (parts[0],), name, torch.float32)
+        if mode is Mode.FOUR_BIT:
+            columns = (value_of(weight).shape or (0,))[-1]
+            parts[0] = _call(self.gm, weight, unpack_4bit, (parts[0], columns), f"{weight.name}_codes", torch.uint8)
+        return _call(self.gm, weight, dequantize_weight, (*parts, axis), name, torch.float32)
+
+    def _tensors(self, node: fx.Node, value: Tensor, axis: int | None, shrink: bool) -> tuple[Tensor, ...]:
+        """What is stored: the float16 weight, or codes, scale and zero point."""
+        mode = quant_of(node).mode
+        if mode is Mode.HALF:
+            return (_halved(node, value),)
+        scale, zero_point, (low, high) = self._qparams(node, value, axis)
+        if shrink:
+            scale = self._safe(node, value, scale)
+        codes = quantize_weight(value, scale, zero_point, axis, low, high, torch.int8 if low < 0 else torch.uint8)
+        return pack_4bit(codes) if mode is Mode.FOUR_BIT else codes, scale, zero_point
 
     def _safe(self, node: fx.Node, value: Tensor, scale: Tensor) -> Tensor:
         """The proof that the kernel's sums cannot overflow, for the weights as they are now; larger scales where it fails."""
@@ -111,7 +164,7 @@ class _Weights:
         if (p := quant_of(node).weight) is not None:
             scales, zeros = torch.tensor(p.scale, dtype=torch.float64), torch.tensor(p.zero_point, dtype=torch.int64)
             return scales.reshape(-1), zeros.reshape(-1), (p.quant_min, p.quant_max)
-        observer = quant_of(node).qconfig.weight()
+        observer = self._observer(node)
         if axis is None and observer.is_per_channel:
             observer = self.context.target.per_tensor_weight_observer(observer)
             self.context.remark(
@@ -127,12 +180,22 @@ class _Weights:
             if text:
                 self.context.remark("insert_quantize_dequantize", code, f"weight {text}", node)
         scale, zero_point = observer.calculate_qparams()
-        return scale.reshape(-1).double(), zero_point.reshape(-1).to(torch.int64), (observer.quant_min, observer.quant_max)
+        zero_point = zero_point.reshape(-1)
+        zero_point = zero_point.double() if zero_point.is_floating_point() else zero_point.to(torch.int64)
+        return scale.reshape(-1).double(), zero_point, (observer.quant_min, observer.quant_max)
+
+
+def _halved(node: fx.Node, value: Tensor) -> Tensor:
+    half = value.to(torch.float16)
+    if not bool(torch.isfinite(half).all()):
+        raise NumericsError("weight: float16 holds values up to 65504, this one has larger ones or no numbers", code="range",
+                            where=where(node), hint="give this op a qconfig with int8 weights, or None")  # fmt: skip
+    return half
 
 
 def _has_float_users(context: Context, weight: fx.Node) -> bool:
-    def int8_weight(user: fx.Node) -> bool:
+    def quantized_weight(user: fx.Node) -> bool:
         row = context.table.of(user)
-        return quant_of(user).int8 and row is not None and row.weight is not None and user.args[row.weight] is weight
+        return (quant_of(user).int8 or quant_of(user).mode is not None) and row is not None and weight in row.weights(user)
 
-    return not all(int8_weight(user) for user in weight.users)
+    return not all(quantized_weight(user) for user in weight.users)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.checks import check_eval, check_examples, check_model, check_training
 from qcompiler.errors import ConfigError, Where
+from qcompiler.ir.types import ONLY_CHILD, SOURCE, source_of
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Remark
@@ -80,15 +82,40 @@ def _copy(model: nn.Module) -> nn.Module:
         raise ConfigError(f"the model cannot be copied: {type(error).__name__}: {error}", code="model-copy", hint=hint) from error
 
 
+class _Parent(nn.Module):
+    """Holds a model that is one leaf module, such as an LSTM: a trace starts above it, since its own forward cannot be followed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.layer = model
+        self.forward = functools.wraps(model.forward)(lambda *args, **kwargs: self.layer(*args, **kwargs))
+
+
+def _is_one_leaf(model: nn.Module, table: Table) -> bool:
+    found = table.module_form(model)
+    return found is not None and bool(found[1].lists(model)) and found[1].refuse(model) is None
+
+
+def _name_as_root(gm: fx.GraphModule) -> None:
+    gm.meta[ONLY_CHILD] = "layer"
+    for node in gm.graph.nodes:
+        source = source_of(node)
+        if source.module_path == "layer":
+            node.meta[SOURCE] = replace(source, module_path="")
+
+
 def traced(model: nn.Module, example_inputs: Any, context: Context, options: Mapping[str, Any]) -> fx.GraphModule:
     """The TRACED graph of a copy of the model. `options`: example_kwargs, concrete_args. What was noted becomes remarks."""
     inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
     copied = _plain_parameters(model, context) if context.trains else _copy(model)
-    found = trace(copied, inputs, options.get("example_kwargs"), is_leaf=_is_leaf(context.table), decompose=DECOMPOSE,
-                  concrete_args=options.get("concrete_args"), strict=context.strict, trains=context.trains)  # fmt: skip
+    alone = _is_one_leaf(copied, context.table)
+    found = trace(_Parent(copied) if alone else copied, inputs, options.get("example_kwargs"), is_leaf=_is_leaf(context.table),
+                  decompose=DECOMPOSE, concrete_args=options.get("concrete_args"), strict=context.strict, trains=context.trains)  # fmt: skip
     for note in found.remarks:
         context.remarks.append(Remark("trace", note.kind, note.reason, note.where, note.where.node))
-    if context.trains:
+    if alone:
+        _name_as_root(found.graph_module)
+    elif context.trains:
         _remark_unreached(copied, found.graph_module, context)
     return found.graph_module
 

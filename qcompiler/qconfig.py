@@ -13,6 +13,7 @@ from torch import nn
 from qcompiler import fake_quantize as fq
 from qcompiler import observers as ob
 from qcompiler.errors import ConfigError
+from qcompiler.ir.types import Mode
 from qcompiler.observers.factory import Factory, as_factory, from_plain, registered, to_plain
 
 BACKENDS = ("x86", "fbgemm", "onednn", "qnnpack")
@@ -152,6 +153,20 @@ default_per_channel_symmetric_qnnpack_qconfig = QConfig(_signed, ob.per_channel_
 _signed_qat = fq.default_fused_act_fake_quant.with_args(dtype=torch.int8, quant_min=-128, quant_max=127, reduce_range=False, eps=2.0**-12)
 default_symmetric_qnnpack_qat_qconfig = QConfig(_signed_qat, fq.fused_wt_fake_quant_range_neg_127_to_127)
 default_per_channel_symmetric_qnnpack_qat_qconfig = QConfig(_signed_qat, fq.fused_per_channel_wt_fake_quant_range_neg_127_to_127)
+
+
+def mode_of(qconfig: QConfig) -> Mode | None:
+    """How an op with weights runs under this qconfig; None: on int8 values whose ranges calibration finds."""
+    activation, weight = (maker() if maker is not None else None for maker in (qconfig.activation, qconfig.weight))
+    if torch.float16 in (getattr(weight, "dtype", None), getattr(activation, "dtype", None)):
+        return Mode.HALF
+    if getattr(activation, "is_dynamic", False):
+        return Mode.DYNAMIC
+    leaves_activations = isinstance(activation, nn.Identity | None) or getattr(activation, "dtype", None) is torch.float32
+    low, high = getattr(weight, "quant_min", None), getattr(weight, "quant_max", None)
+    if not leaves_activations or low is None or high is None:
+        return None
+    return Mode.FOUR_BIT if high - low < 16 else Mode.WEIGHT_ONLY
 
 
 def check_backend(backend: str) -> str:

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from qcompiler.backends.torch import floats, runtime
+from qcompiler.backends.torch import floats, recurrent, runtime, tables
 from qcompiler.errors import QCompilerError
-from qcompiler.ops import reference
+from qcompiler.ops import recurrent_float, reference
 from qcompiler.trace import guards
 
 LEAF = "leaf"  # op name of a call of a submodule; its path is the first argument
@@ -40,6 +40,8 @@ OPERATORS = (
     "add", "and_", "contains", "eq", "floordiv", "ge", "getitem", "gt", "iadd", "imul", "index", "invert", "isub", "itruediv", "le",
     "lshift", "lt", "matmul", "mod", "mul", "ne", "neg", "not_", "or_", "pos", "pow", "rshift", "setitem", "sub", "truediv", "truth", "xor",
 )  # fmt: skip
+
+PRIVATE = ("_pack_padded_sequence", "_pad_packed_sequence")  # what torch.nn.utils.rnn calls
 
 # Reads or writes memory or files outside its tensors, takes code, or changes the process.
 REFUSED = frozenset((
@@ -73,11 +75,13 @@ def table() -> Mapping[str, Callable[..., Any]]:
     """Every operation but overloads, methods and externals, by name; the first name of a callable is the one it is written with."""
     code, functions = (types.FunctionType, types.BuiltinFunctionType), (types.FunctionType,)
     found: dict[str, Any] = {}
-    for module in (runtime, floats):
+    for module in (runtime, floats, recurrent, tables):
         found |= {f"runtime.{n}": f for n, f in _public(module, functions).items() if f.__module__ == module.__name__}
     found |= {f"guard.{f.__name__}": f for f in guards.GUARDS}
-    found |= {f"ops.{n}": f for n, f in _public(reference, functions).items() if f.__module__ == reference.__name__}
+    for module in (reference, recurrent_float):
+        found |= {f"ops.{n}": f for n, f in _public(module, functions).items() if f.__module__ == module.__name__}
     found |= {f"torch.{n}": getattr(torch, n) for n in _public(torch._C._VariableFunctions, (object,)) if hasattr(torch, n)}
+    found |= {f"torch.{n}": getattr(torch, n) for n in PRIVATE}
     found |= {f"torch.{n}": f for n, f in _public(torch, code, torch.functional.__all__).items()}
     found |= {f"F.{n}": f for n, f in _public(F, (*code, torch._ops.OpOverloadPacket)).items() if "torch" in (f.__module__ or "torch")}
     for space in (torch.special, torch.linalg, torch.fft):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from qcompiler.ir.types import quant_of, source_of
+from qcompiler.ir.types import Mode, quant_of, source_of
 from qcompiler.ops.macs import float_macs
 from qcompiler.ops.table import Table
 from qcompiler.passes.annotate import computes_float
@@ -21,7 +21,8 @@ ROWS = "_qcompiler_rows"  # attribute of converted modules: the rows as data
 class Row:
     """One op of the model: int8 or float, why, its multiply-accumulates with the example inputs.
 
-    `counted` is False for a module that is called as a whole: what it computes is not known.
+    `mode`: how it uses quantized weights where it takes and gives floats ("int8 dynamic", "8-bit weights"). `counted` is False
+    for a module that is called as a whole: what it computes is not known.
     """
 
     node: str
@@ -32,6 +33,12 @@ class Row:
     reason: str
     macs: int
     counted: bool = True
+    mode: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What it runs in."""
+        return self.mode or ("int8" if self.int8 else "float")
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class Explanation:
         for header in ("node", "op", "module", "runs in", "MACs", "why float"):
             table.add_column(header, justify="right" if header == "MACs" else "left", overflow="fold")
         for row in self.rows:
-            kind = Text("int8", "green") if row.int8 else Text("float", "yellow")
+            kind = Text(row.kind, "green" if row.int8 or row.mode else "yellow")
             cells: list[Any] = [
                 Text(row.node),
                 Text(row.op),
@@ -96,11 +103,12 @@ def rows_of(nodes: Iterable[fx.Node], table: Table) -> Explanation:
 
 def _is_annotated(node: fx.Node) -> bool:
     quant = quant_of(node)
-    return node.op.startswith("call_") and (quant.int8 or (bool(quant.reason) and computes_float(node)))
+    return node.op.startswith("call_") and (quant.int8 or quant.mode is not None or (bool(quant.reason) and computes_float(node)))
 
 
 def _row(node: fx.Node, table: Table) -> Row:
     quant, source, op = quant_of(node), source_of(node), table.of(node)
     name = op.name if op is not None else getattr(node.target, "__name__", str(node.target))
     macs = (op.macs(node) if op.macs is not None else 0) if op is not None else float_macs(node)
-    return Row(node.name, name, source.module_path, source.location or "", quant.int8, quant.reason or "", macs or 0, macs is not None)
+    mode, int8 = quant.mode.value if quant.mode else "", quant.int8 or quant.mode is Mode.DYNAMIC
+    return Row(node.name, name, source.module_path, source.location or "", int8, quant.reason or "", macs or 0, macs is not None, mode)

@@ -108,6 +108,8 @@ def _comment(node: fx.Node, places: bool) -> str:
     notes = [format_qparams(quant.qparams)] if quant.qparams else []
     if quant.int8 and not quant.qparams:
         notes.append("int8")
+    if quant.mode is not None:
+        notes.append(quant.mode.value)
     if quant.float_output:
         notes.append("hands out floats")
     if quant.reason:

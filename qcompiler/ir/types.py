@@ -12,6 +12,7 @@ from torch import fx
 VALUE = "qc_value"  # node.meta key -> Value
 SOURCE = "qc_source"  # node.meta key -> Source
 QUANT = "qc_quant"  # node.meta key -> Quant
+ONLY_CHILD = "qc_only_child"  # gm.meta key: where the user's model stands if it is one leaf module; its names are the graph's own
 MACS = "qc_macs"  # node.meta key of lowered calls -> multiply-accumulates of the op they compute, with the example inputs
 
 
@@ -23,6 +24,15 @@ class Stage(Enum):
     OBSERVED = "observed"
     QUANTIZED = "quantized"
     LOWERED = "lowered"
+
+
+class Mode(Enum):
+    """How an op with weights computes that takes and gives floats; the value is what explain() shows."""
+
+    DYNAMIC = "int8 dynamic"  # int8 weights; activations are quantized with the range of the values at hand
+    HALF = "float16 weights"  # products of float32 activations and float16 weights
+    WEIGHT_ONLY = "8-bit weights"  # float arithmetic on 8-bit weights
+    FOUR_BIT = "4-bit weights"  # float arithmetic on 4-bit weights, two in a byte
 
 
 @dataclass(frozen=True)
@@ -83,12 +93,14 @@ class QParams:
 class Quant:
     """What was decided about one node.
 
-    int8: the op runs on integers. `float_output`: it hands out floats, from its 32-bit sums. `group`: values of one
-    group share qparams. `qparams`: known once frozen. `reason`: why a node stays float (None when int8). `weight`: qparams
-    of the node's weight, where training has settled them.
+    int8: the op takes and gives integers with qparams that calibration found. `mode`: it takes and gives floats, but its
+    weights are quantized. `float_output`: it hands out floats, from its 32-bit sums. `group`: values of one group share
+    qparams. `qparams`: known once frozen. `reason`: why a node stays float (None when int8 or with a mode).
+    `weight`: qparams of the node's weight, where training has settled them.
     """
 
     int8: bool = False
+    mode: Mode | None = None
     reason: str | None = None
     float_output: bool = False
     group: int | None = None

@@ -177,6 +177,18 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, kind: str = "dropo
     return dropped
 
 
+def embedding(indices: Tensor, weight: Tensor) -> Tensor:
+    """Rows of `weight` (R, C): indices (...) -> (..., C)."""
+    return F.embedding(indices, weight)
+
+
+def embedding_bag(indices: Tensor, weight: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None, *,
+                  mode: str = "mean", include_last_offset: bool = False, padding_idx: int | None = None) -> Tensor:  # fmt: skip
+    """Sum, mean or max of the rows of each bag: indices (B, L), or flat with `offsets` (B,), where bags begin -> (B, C)."""
+    return F.embedding_bag(indices, weight, offsets, mode=mode, per_sample_weights=per_sample_weights,
+                           include_last_offset=include_last_offset, padding_idx=padding_idx)  # fmt: skip
+
+
 def stochastic_depth(x: Tensor, p: float, mode: str, training: bool = True) -> Tensor:
     """torchvision's layer drop: in eval mode the identity; in training each row (or the batch) is kept with probability 1 - p."""
     if not training or p == 0.0:

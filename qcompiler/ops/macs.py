@@ -44,6 +44,16 @@ def linear(node: fx.Node) -> int:
     return _results(node) * (shape_of(argument(node, 1, "weight"))[-1:] or (0,))[0]
 
 
+def recurrent(node: fx.Node) -> int:
+    """Every value of every weight takes part once for each row of the input (T * N)."""
+    return math.prod(shape_of(node.args[0])[:-1]) * sum(math.prod(shape_of(w)) for w in _weights(node))
+
+
+def _weights(node: fx.Node) -> list[Any]:
+    """The first list among the arguments."""
+    return next((list(arg) for arg in node.args if isinstance(arg, (list, tuple))), [])
+
+
 def product_at(position: int, name: str) -> Callable[[fx.Node], int]:
     """A product of matrices whose left one is that argument: each output value takes as many products as it has columns."""
     return lambda node: _results(node) * (shape_of(argument(node, position, name))[-1:] or (0,))[0]

@@ -31,13 +31,54 @@ def per_axis(values: Tensor, axis: int, dims: int) -> Tensor:
     return values.reshape([-1 if i == axis else 1 for i in range(dims)])
 
 
-def quantize_weight(w: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int) -> Tensor:
-    """Float weight to int8; `scale` and `zero_point` are vectors along `axis`, or one-element tensors where axis is None."""
+def quantize_weight(
+    w: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, quant_min: int, quant_max: int, dtype: torch.dtype = torch.int8
+) -> Tensor:
+    """Float weight to int8 (or uint8); `scale` and `zero_point` are vectors along `axis`, or one-element tensors where axis is None.
+
+    A zero point that is no integer (embeddings) is added before rounding.
+    """
     s, z = (scale, zero_point) if axis is None else (per_axis(scale, axis, w.dim()), per_axis(zero_point, axis, w.dim()))
-    return torch.clamp(torch.round(w.double() / s.double()) + z, quant_min, quant_max).to(torch.int8)
+    steps = w.double() / s.double()
+    codes = torch.round(steps + z.double()) if z.is_floating_point() else torch.round(steps) + z
+    return torch.clamp(codes, quant_min, quant_max).to(dtype)
 
 
 def dequantize_weight(w: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
-    """int8 weight to float32; see quantize_weight."""
+    """int8 or uint8 weight to float32; see quantize_weight."""
     s, z = (scale, zero_point) if axis is None else (per_axis(scale, axis, w.dim()), per_axis(zero_point, axis, w.dim()))
     return ((w.to(torch.float64) - z) * s).to(torch.float32)
+
+
+def dynamic_quantize_dequantize(x: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """Rounds x (any float dtype) to quant_max - quant_min steps of its own range, which is widened to contain 0.
+
+    The zero point is rounded from the end of the range that loses less; as torch's dynamic kernels choose it.
+    """
+    if x.numel() == 0:
+        return x
+    ends = x.detach().aminmax()
+    low, high = min(float(ends.min), 0.0), max(float(ends.max), 0.0)
+    scale = (high - low) / (quant_max - quant_min) or 0.1
+    from_low, from_high = quant_min - low / scale, quant_max - high / scale
+    zero_point = from_low if abs(quant_min) + abs(low / scale) < abs(quant_max) + abs(high / scale) else from_high
+    zero_point = round(min(max(zero_point, quant_min), quant_max))
+    # in float32 as the kernels, so that ties fall on the same side
+    codes = torch.round(x.to(torch.float32) * torch.tensor(1.0 / scale, dtype=torch.float32, device=x.device))
+    return ((torch.clamp(codes + zero_point, quant_min, quant_max) - zero_point).to(x.dtype)) * scale
+
+
+def widen(w: Tensor) -> Tensor:
+    """A float16 weight as float32."""
+    return w.to(torch.float32)
+
+
+def pack_4bit(codes: Tensor) -> Tensor:
+    """uint8 codes 0..15 (R, C), two in a byte: (R, ceil(C / 2)), the even columns in the low bits."""
+    even = torch.nn.functional.pad(codes, (0, codes.shape[1] % 2))
+    return even[:, ::2] | (even[:, 1::2] << 4)
+
+
+def unpack_4bit(packed: Tensor, columns: int) -> Tensor:
+    """The codes that pack_4bit took."""
+    return torch.stack([packed & 15, packed >> 4], dim=2).flatten(1)[:, :columns]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from qcompiler.ir.types import QParams
+from qcompiler.ir.types import Mode, QParams
 
 
 class Output(Enum):
@@ -26,7 +26,9 @@ class Output(Enum):
 class Role(Enum):
     ACTIVATION = "activation"
     WEIGHT = "weight"
-    BIAS = "bias"
+    WEIGHTS = "list of weights"
+    BIAS = "bias"  # a float tensor that stays float; also a list of these
+    INDICES = "integers"
     ACTIVATIONS = "list of activations"
 
 
@@ -57,8 +59,10 @@ class Spelling:
 class ModuleForm:
     """How a module becomes a canonical call.
 
-    `tensors` maps a tensor argument to the module's attribute (a parameter or buffer); `attributes` gives the keyword
-    arguments of the canonical call from the module; `refuse` returns a reason when this instance cannot be rewritten.
+    `tensors` maps a tensor argument to the module's attribute (a parameter or buffer), `lists` an argument that is a list of
+    tensors to the attributes of this instance; `attributes` gives the keyword arguments of the canonical call from the module;
+    `refuse` returns a reason when this instance cannot be rewritten. `signature` (as of a Spelling) names the arguments of the
+    module's forward where it takes more than the row's first one. `packed`: the row that takes the fields of a PackedSequence.
     `live` maps arguments to attributes that a model which is trained reads at each call, such as `training`.
     """
 
@@ -67,6 +71,9 @@ class ModuleForm:
     attributes: Callable[[Any], Mapping[str, Any]] = lambda module: {}
     refuse: Callable[[Any], str | None] = lambda module: None
     live: Mapping[str, str] = field(default_factory=dict)
+    lists: Callable[[Any], Mapping[str, tuple[str, ...]]] = lambda module: {}
+    signature: str | None = None
+    packed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,8 @@ class Op:
     rounds_input: bool = False  # its kernels compute in float, so that an int8 input only costs accuracy
     macs: Callable[[fx.Node], int] | None = None
     float_reason: str | None = None  # why there is no int8 form, where output is FLOAT
+    default_mode: Mode | None = None  # what a static qconfig means where no kernel takes int8 activations, only quantized weights
+    rounds_inside: bool = False  # under Mode.DYNAMIC fn quantizes its activations itself: `activation_range=(0, 255)`
     eval_form: Op | None = None  # the op that this one, which only trains, is in eval mode: kernels and qconfig rules are its
 
     @property
@@ -107,3 +116,13 @@ class Op:
     def weight(self) -> int | None:
         """Position of the weight among the positional arguments."""
         return next((i for i, p in enumerate(self.params) if p.role is Role.WEIGHT), None)
+
+    def weights(self, node: fx.Node) -> list[Any]:
+        """The arguments of a canonical call that are weights, lists of them spread out."""
+        found: list[Any] = []
+        for param, arg in zip(self.params, node.args, strict=False):
+            if param.role is Role.WEIGHT:
+                found.append(arg)
+            elif param.role is Role.WEIGHTS and isinstance(arg, (list, tuple)):
+                found += arg
+        return found

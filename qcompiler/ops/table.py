@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from qcompiler.errors import ConfigError
-from qcompiler.ops.rows import elementwise, epilogue, shape, unary, weighted
+from qcompiler.ops.rows import elementwise, embedding, epilogue, recurrent, shape, unary, weighted
 from qcompiler.ops.spec import ModuleForm, Op, Spelling
 
 NO_DEFAULT = object()
@@ -114,4 +114,4 @@ class Table:
         return self._by_fn.get(node.target) if node.op == "call_function" else None
 
 
-OPS = Table((*weighted.ROWS, *epilogue.ROWS, *elementwise.ROWS, *unary.ROWS, *shape.ROWS))
+OPS = Table((*weighted.ROWS, *recurrent.ROWS, *embedding.ROWS, *epilogue.ROWS, *elementwise.ROWS, *unary.ROWS, *shape.ROWS))

@@ -9,14 +9,17 @@ import torch
 from torch import fx
 
 from qcompiler.backends.torch.kernels import TO_FLOAT, Refused, select
+from qcompiler.backends.torch.mode_kernels import TABLE as MODES
+from qcompiler.backends.torch.mode_kernels import select as select_mode
 from qcompiler.backends.torch.runtime import quantize_constant
-from qcompiler.backends.torch.site import Emit, Operand, Site, Weight
+from qcompiler.backends.torch.site import Emit, Half, Operand, Rounded, Site, Weight
 from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
-from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
+from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quantize_dequantize, quantize, unpack_4bit, widen
 from qcompiler.ops.spec import Output
 from qcompiler.pass_manager import Context
 
 FLOATS = QParams(1.0, 0, 0, 255, torch.uint8)  # stands for the output's qparams where a kernel hands out floats
+LAZY = (dequantize_weight, dynamic_quantize_dequantize, unpack_4bit, widen)  # part of the kernels that read them
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,9 @@ class _Lowering:
         for node in old.nodes:
             if node.target is quantize:
                 self._quantize(node)
-            elif node.target is dequantize or node.target is dequantize_weight:
+            elif node.target is dequantize or node.target in LAZY:
                 continue  # made where a float value is wanted
-            elif quant_of(node).int8 and self._lower(node):
+            elif (quant_of(node).int8 and self._lower(node)) or self._lower_mode(node):
                 continue
             else:
                 self.plain[node] = self._copy(node)
@@ -68,8 +71,8 @@ class _Lowering:
         """The new node with a node's plain value; dequantizes where only integers exist."""
         if node in self.plain:
             return self.plain[node]
-        if node.target is dequantize_weight:
-            made = self.new.call_function(dequantize_weight, tuple(self.float_of(a) if isinstance(a, fx.Node) else a for a in node.args))
+        if node.target in LAZY:
+            made = self.new.node_copy(node, self.float_of)
         else:
             source = node.args[0] if node.target is dequantize else node
             made = self.new.call_method("dequantize", (self.int8[source],))  # type: ignore[index]
@@ -99,13 +102,50 @@ class _Lowering:
             assert qparams is not None
             return Operand(self.int8[source], qparams)  # type: ignore[index]
         if arg.target is dequantize_weight:
-            parts = [self.plain[p] for p in arg.args[:3]]  # type: ignore[index]
-            return Weight(parts[0], parts[1], parts[2], arg.args[3], value_of(arg).shape or ())  # type: ignore[arg-type]
+            return self._weight(arg)
+        if arg.target is widen:
+            return Half(self.plain[arg.args[0]], value_of(arg).shape or ())  # type: ignore[index]
+        if arg.target is dynamic_quantize_dequantize:
+            x, low, high = arg.args
+            return Rounded(self.float_of(x), high - low < 255)  # type: ignore[arg-type, operator]
         if arg in self.int8:  # a tuple of int8 tensors
             qparams = quant_of(arg).qparams
             assert qparams is not None
             return Operand(self.int8[arg], qparams)
         return self.float_of(arg)
+
+    def _weight(self, node: fx.Node) -> Weight:
+        codes, scale, zero_point, axis = node.args
+        bits = 4 if codes.target is unpack_4bit else 8  # type: ignore[union-attr]
+        parts = [self.plain[p] for p in (codes.args[0] if bits == 4 else codes, scale, zero_point)]  # type: ignore[union-attr, index]
+        return Weight(parts[0], parts[1], parts[2], axis, value_of(node).shape or (), bits)  # type: ignore[arg-type]
+
+    def _lower_mode(self, node: fx.Node) -> bool:
+        """Emits a node that takes and gives floats; False where it is one call of torch as it stands."""
+        row, mode = self.context.table.of(node), quant_of(node).mode
+        if row is None or (mode is None and row.name not in MODES[None]):
+            return False
+        args = tuple(self._argument(a) if isinstance(a, fx.Node) and a.target in LAZY else self._float_argument(a) for a in node.args)
+        attributes = fx.node.map_arg(node.kwargs, self.float_of)
+        site = Site(row, node, args, attributes, FLOATS, self.context.target.engine, self.context.target.isa)
+        kernel = select_mode(site, mode)
+        if kernel is None:
+            return False
+        emit = Emit(self.new, self.gm)
+        result = kernel.emit(site, emit)
+        for made in emit.made:
+            self._annotated(made, node)
+            made.meta[VALUE] = Value(None, None)
+        if row.macs is not None:
+            result.meta[MACS] = row.macs(node)
+        self.plain[node] = self._annotated(result, node)
+        result.meta[QUANT] = Quant(mode=mode, reason=quant_of(node).reason)
+        return True
+
+    def _float_argument(self, arg: Any) -> Any:
+        if isinstance(arg, (list, tuple)):
+            return [self._argument(a) if isinstance(a, fx.Node) and a.target in LAZY else self._float_argument(a) for a in arg]
+        return self.float_of(arg) if isinstance(arg, fx.Node) else arg
 
     def _lower(self, node: fx.Node) -> bool:
         """Emits the node's kernel; False (and a remark) where it has none, so that it runs in float."""

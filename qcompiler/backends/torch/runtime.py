@@ -37,6 +37,22 @@ def float_weight(weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Te
 float_weight.once = True  # type: ignore[attr-defined]
 
 
+def widened(weight: torch.Tensor) -> torch.Tensor:
+    """A float16 weight as float32."""
+    return weight.float()
+
+
+widened.once = True  # type: ignore[attr-defined]
+
+
+def prepack_linear_half(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.classes.quantized.LinearPackedParamsBase:  # type: ignore[name-defined]
+    """Packs a float16 weight of linear (fbgemm alone)."""
+    return torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
+
+
+prepack_linear_half.once = True  # type: ignore[attr-defined]
+
+
 def prepack_conv1d(
     weight: torch.Tensor,
     scale: torch.Tensor,

@@ -27,16 +27,36 @@ class Operand:
 
 @dataclass(frozen=True)
 class Weight:
-    """An int8 parameter: three get_attr nodes; `axis` is the channel axis, None when quantized per tensor."""
+    """An int8 parameter: three get_attr nodes; `axis` is the channel axis, None when quantized per tensor.
+
+    `bits` 4: `node` holds two codes in a byte.
+    """
 
     node: fx.Node
     scale: fx.Node
     zero_point: fx.Node
     axis: int | None
     shape: tuple[int, ...]
+    bits: int = 8
 
 
-Argument: TypeAlias = Any  # Operand | list[Operand] | Weight | fx.Node | None | int | float | bool
+@dataclass(frozen=True)
+class Half:
+    """A float16 parameter."""
+
+    node: fx.Node
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A float activation that the kernel quantizes itself, to 255 steps of its range, or 127."""
+
+    node: fx.Node
+    reduce_range: bool
+
+
+Argument: TypeAlias = Any  # Operand | list[Operand] | Weight | Half | Rounded | fx.Node | None | int | float | bool
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompiler.backends.torch import conv, depthwise
+from qcompiler.backends.torch import conv, depthwise, modes
 from qcompiler.backends.torch.kernels import TABLE, TO_FLOAT
 from qcompiler.backends.torch.site import ENGINES, host_isa
 from qcompiler.errors import ConfigError
-from qcompiler.ir.types import value_of
+from qcompiler.ir.types import Mode, quant_of, value_of
 from qcompiler.observers import MinMaxObserver
 from qcompiler.ops.spec import Op
 
@@ -74,12 +74,26 @@ class TorchTarget:
 
     def channel_axis(self, row: Op, node: fx.Node, qconfig: Any) -> int | None:
         """The axis of per-channel weight scales, None where the qconfig or the kernel wants one scale."""
-        if not qconfig.weight().is_per_channel:
+        if not self.weight_observer(row, qconfig).is_per_channel:
             return None
+        if quant_of(node).mode is not None:  # the weight is dequantized, or its kernel takes any
+            return row.weight_axis
         if row.weight_axis == 0:
             return 0
         groups: Any = node.kwargs.get("groups", 1)
         return row.weight_axis if conv.per_channel(row.settled.name, self.engine, groups) else None
+
+    def weight_observer(self, row: Op, qconfig: Any) -> Any:
+        """A new observer for the op's weight."""
+        return modes.weight_observer(row, qconfig)
+
+    def mode(self, row: Op, node: fx.Node, asked: Mode) -> tuple[Mode | None, str]:
+        """How an op with quantized weights and float activations runs, and why that is not as asked."""
+        return modes.choose(row, asked)
+
+    def activation_range(self, row: Op, node: fx.Node, qconfig: Any) -> tuple[int, int]:
+        """(quant_min, quant_max) of activations that are quantized at run time."""
+        return modes.activation_range(node, qconfig, self.engine, self.isa)
 
     def per_tensor_weight_observer(self, observer: Any) -> Any:
         """The observer for one scale that matches a per-channel one."""

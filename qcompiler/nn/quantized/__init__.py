@@ -7,6 +7,7 @@ from qcompiler.nn.quantized.base import QuantizedModule
 from qcompiler.nn.quantized.batchnorm import BatchNorm2d, BatchNorm3d
 from qcompiler.nn.quantized.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from qcompiler.nn.quantized.dropout import Dropout
+from qcompiler.nn.quantized.embedding import Embedding, EmbeddingBag
 from qcompiler.nn.quantized.functional_modules import FloatFunctional, FXFloatFunctional, QFunctional
 from qcompiler.nn.quantized.linear import Linear
 from qcompiler.nn.quantized.lstm import LSTM, LSTMCell
@@ -28,6 +29,8 @@ __all__ = [
     "ConvTranspose3d",
     "DeQuantize",
     "Dropout",
+    "Embedding",
+    "EmbeddingBag",
     "FXFloatFunctional",
     "FloatFunctional",
     "GroupNorm",

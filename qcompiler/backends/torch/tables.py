@@ -1,0 +1,104 @@
+"""Embedding look-ups in tables of 8- or 4-bit rows: what lowered graphs and nn.quantized call. Self-contained and scriptable.
+
+A row is what torch's kernels read: its codes (two in a byte for 4 bits, the even ones in the low bits), then scale and bias
+(-zero_point * scale): as float32 for 8 bits, as float16 for 4. Those kernels sum the rows of a bag, whatever mode they are told;
+mean, max and padding are done here.
+"""
+# no `from __future__ import annotations`: torch.jit reads the annotations themselves
+
+import torch
+
+
+def rows_8bit(weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
+    """(R, C) int8 or uint8 codes with one scale and zero point, or one a row -> (R, C + 8) bytes."""
+    shift = 128 if weight.dtype == torch.int8 else 0
+    codes = (weight.to(torch.int16) + shift).to(torch.uint8)
+    ends = torch.stack([scale.double(), -(zero_point.double() + shift) * scale.double()], 1).expand(weight.size(0), 2)
+    return torch.cat([codes, ends.to(torch.float32).contiguous().view(torch.uint8)], 1)
+
+
+rows_8bit.once = True  # type: ignore[attr-defined]
+
+
+def rows_4bit(packed: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
+    """(R, ceil(C / 2)) bytes of two codes each -> (R, ceil(C / 2) + 4) bytes."""
+    ends = torch.stack([scale.double(), -zero_point.double() * scale.double()], 1).expand(packed.size(0), 2)
+    return torch.cat([packed, ends.to(torch.float16).contiguous().view(torch.uint8)], 1)
+
+
+rows_4bit.once = True  # type: ignore[attr-defined]
+
+
+def unpacked_4bit(packed: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, columns: int) -> torch.Tensor:
+    """The float32 values of a 4-bit weight."""
+    codes = torch.stack([packed & 15, packed >> 4], dim=2).flatten(1)[:, :columns]
+    return ((codes.double() - zero_point.double().view([-1, 1])) * scale.double().view([-1, 1])).float()
+
+
+unpacked_4bit.once = True  # type: ignore[attr-defined]
+
+
+def embedding_rows(rows: torch.Tensor, indices: torch.Tensor, columns: int, bits: int) -> torch.Tensor:
+    """The float32 rows at `indices` of any shape: (..., columns)."""
+    flat = indices.reshape(-1)
+    starts = torch.arange(flat.numel(), dtype=flat.dtype)
+    if bits == 8:
+        found = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(rows, flat, starts)
+    else:
+        found = torch.ops.quantized.embedding_bag_4bit_rowwise_offsets(rows, flat, starts)
+    shape = list(indices.shape)
+    shape.append(columns)
+    return found[:, :columns].reshape(shape)  # type: ignore[no-any-return]
+
+
+def embedding_bag_rows(
+    rows: torch.Tensor,
+    indices: torch.Tensor,
+    offsets: torch.Tensor | None,
+    per_sample_weights: torch.Tensor | None,
+    columns: int,
+    bits: int,
+    mode: str,
+    include_last_offset: bool,
+    padding_idx: int | None,
+) -> torch.Tensor:
+    """(bags, columns) float32: sum, mean or max of the rows of each bag, without those at padding_idx.
+
+    `indices`: (B, L), or flat with `offsets`, where bags begin, and with include_last_offset where the last one ends.
+    """
+    if indices.dim() == 2 and offsets is not None:
+        raise RuntimeError("2-d indices are bags already: offsets must be None")
+    if indices.dim() == 1 and offsets is None:
+        raise RuntimeError("flat indices need offsets")
+    if per_sample_weights is not None and mode != "sum":
+        raise RuntimeError("per_sample_weights are for mode='sum' alone")
+    flat = indices.reshape(-1)
+    count = flat.numel()
+    weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+    if offsets is None:
+        bounds = torch.arange(indices.size(0) + 1, dtype=flat.dtype) * indices.size(1)
+    elif include_last_offset:
+        bounds = offsets.to(flat.dtype)
+    else:
+        bounds = torch.cat([offsets.to(flat.dtype), torch.full([1], count, dtype=flat.dtype)])
+    if mode == "sum" and padding_idx is not None:
+        kept = (flat != padding_idx).to(torch.float32)
+        weights = kept if weights is None else weights * kept
+    if mode == "sum" or (mode == "mean" and padding_idx is None):
+        if bits == 8:
+            total = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(rows, flat, bounds, False, 0, False, weights, None, True)
+        else:
+            total = torch.ops.quantized.embedding_bag_4bit_rowwise_offsets(rows, flat, bounds, False, 0, False, weights, None, True)
+        total = total[:, :columns]
+        if mode == "mean":
+            total = total / (bounds[1:] - bounds[:-1]).clamp(min=1).unsqueeze(1).to(torch.float32)
+        return total  # type: ignore[no-any-return]
+    one_each = torch.arange(count, dtype=flat.dtype)
+    if bits == 8:
+        found = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(rows, flat, one_each)[:, :columns]
+    else:
+        found = torch.ops.quantized.embedding_bag_4bit_rowwise_offsets(rows, flat, one_each)[:, :columns]
+    found = torch.cat([found, torch.zeros([1, columns])])  # the last row stands for padding
+    where = one_each if padding_idx is None else torch.where(flat == padding_idx, count, one_each)
+    which = 1 if mode == "mean" else 2
+    return torch.embedding_bag(found, where, bounds, False, which, False, None, True, count)[0]

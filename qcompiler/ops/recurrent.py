@@ -1,0 +1,194 @@
+"""Recurrent layers and cells as functions of flat weights: their float semantics, and the arithmetic of dynamic quantization.
+
+One cell of a layer and direction has w_ih (G*H, I), w_hh (G*H, H), b_ih and b_hh (G*H,), with G gates: 4 (i, f, g, o) of an
+LSTM, 3 (r, z, n) of a GRU, 1 of a plain RNN. Lists hold [w_ih, w_hh] of each cell, and [b_ih, b_hh]: layer by layer, in each
+the forward direction first. Everything runs in the dtype of the arguments, so float64 gives the reference.
+
+With `activation_range=(quant_min, quant_max)` the input and the hidden state of every product with a weight are rounded to that
+many steps of their own range: the input of a layer as a whole (all time steps), the hidden state at each step. That is what
+torch's kernels do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qcompiler.ops.recurrent_float import gru_float, gru_packed_float, lstm_float, lstm_packed_float
+from qcompiler.ops.reference import dynamic_quantize_dequantize
+
+Range = tuple[int, int] | None
+State = tuple[Tensor, ...]  # hidden state (N, H), for an LSTM also the cell state
+Step = Callable[[Tensor, Tensor, State], State]  # products with the input and with the hidden state -> the next state
+Cell = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, activation_range: Range) -> Tensor:
+    """x @ weight.T + bias, with x rounded to its own range where there is one."""
+    return F.linear(x if activation_range is None else dynamic_quantize_dequantize(x, *activation_range), weight, bias)
+
+
+def lstm_step(ih: Tensor, hh: Tensor, state: State) -> State:
+    i, f, g, o = (ih + hh).chunk(4, -1)
+    cell = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(cell), cell
+
+
+def gru_step(ih: Tensor, hh: Tensor, state: State) -> State:
+    (r, z, n), (hr, hz, hn) = ih.chunk(3, -1), hh.chunk(3, -1)
+    update = torch.sigmoid(z + hz)
+    new = torch.tanh(n + torch.sigmoid(r + hr) * hn)
+    return (new + update * (state[0] - new),)
+
+
+def rnn_step(ih: Tensor, hh: Tensor, state: State) -> State:
+    return (torch.tanh(ih + hh),)
+
+
+def rnn_relu_step(ih: Tensor, hh: Tensor, state: State) -> State:
+    return (torch.relu(ih + hh),)
+
+
+STEPS: dict[str, Step] = {"tanh": rnn_step, "relu": rnn_relu_step}
+
+
+def _run(step: Step, data: Tensor, sizes: Sequence[int], state: State, cell: Cell, reverse: bool, rounding: Range) -> tuple[Tensor, State]:
+    """One direction of one layer over packed rows: `data` (sum of sizes, I), `sizes` falling numbers of sequences at each step."""
+    ih = product(data, cell[0], cell[2], rounding).split(list(sizes))
+    outputs: list[Tensor] = []
+    order = reversed(range(len(sizes))) if reverse else range(len(sizes))
+    for t in order:
+        n = sizes[t]
+        new = step(ih[t], product(state[0][:n], cell[1], cell[3], rounding), tuple(s[:n] for s in state))
+        state = tuple(torch.cat([a, b[n:]]) for a, b in zip(new, state, strict=True))
+        outputs.append(new[0])
+    return torch.cat(outputs[::-1] if reverse else outputs), state
+
+
+def _layers(
+    step: Step, data: Tensor, sizes: Sequence[int], state: State, weights: Sequence[Tensor], biases: Sequence[Tensor],
+    bidirectional: bool, rounding: Range,
+) -> tuple[Tensor, State]:  # fmt: skip
+    """All layers; `state` holds (layers * directions, N, H) tensors."""
+    directions, ends = (2 if bidirectional else 1), []
+    for first in range(0, len(weights) // 2, directions):
+        outputs = []
+        for k in range(first, first + directions):
+            bias = (biases[2 * k], biases[2 * k + 1]) if biases else (None, None)
+            cell = (weights[2 * k], weights[2 * k + 1], *bias)
+            output, end = _run(step, data, sizes, tuple(s[k] for s in state), cell, k > first, rounding)
+            outputs.append(output)
+            ends.append(end)
+        data = torch.cat(outputs, -1)
+    return data, tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
+
+
+def _zeros(x: Tensor, batch: int, weights: Sequence[Tensor]) -> Tensor:
+    return torch.zeros(len(weights) // 2, batch, weights[1].shape[1], dtype=x.dtype, device=x.device)
+
+
+def _sequence(step: Step, x: Tensor, states: Sequence[Tensor | None], weights: Any, biases: Any, batch_first: bool, bidirectional: bool,
+              rounding: Range) -> tuple[Tensor, State]:  # fmt: skip
+    """Batched or unbatched input of full length: reduced to packed rows of equal sizes."""
+    unbatched = x.dim() == 2
+    rows = x.unsqueeze(1) if unbatched else x.transpose(0, 1) if batch_first else x
+    steps, batch = rows.shape[:2]
+    given = tuple(_zeros(x, batch, weights) if s is None else s.unsqueeze(1) if unbatched else s for s in states)
+    data, end = _layers(step, rows.flatten(0, 1), [batch] * steps, given, weights, biases, bidirectional, rounding)
+    output = data.unflatten(0, (steps, batch))
+    if unbatched:
+        return output.squeeze(1), tuple(s.squeeze(1) for s in end)
+    return (output.transpose(0, 1) if batch_first else output), end
+
+
+def interleaved(weights: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
+    """[w_ih, w_hh, b_ih, b_hh] of each cell, the order of torch.lstm."""
+    pairs = range(0, len(weights), 2)
+    return [t for k in pairs for t in (*weights[k : k + 2], *biases[k : k + 2])]
+
+
+def lstm(x: Tensor, hidden: Tensor | None, cell: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor] = (), *,
+         batch_first: bool = False, bidirectional: bool = False,
+         activation_range: Range = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+    """nn.LSTM in eval mode: x (T, N, I), or (N, T, I), or (T, I) -> (output, (hidden, cell)); states default to zeros."""
+    if activation_range is None:
+        return lstm_float(x, hidden, cell, interleaved(weights, biases), bool(biases), bidirectional, batch_first)
+    output, (hidden, cell) = _sequence(lstm_step, x, (hidden, cell), weights, biases, batch_first, bidirectional, activation_range)
+    return output, (hidden, cell)
+
+
+def gru(x: Tensor, hidden: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor] = (), *, batch_first: bool = False,
+        bidirectional: bool = False, activation_range: Range = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """nn.GRU in eval mode; see lstm."""
+    if activation_range is None:
+        return gru_float(x, hidden, interleaved(weights, biases), bool(biases), bidirectional, batch_first)
+    output, (hidden,) = _sequence(gru_step, x, (hidden,), weights, biases, batch_first, bidirectional, activation_range)
+    return output, hidden
+
+
+def _packed(step: Step, data: Tensor, batch_sizes: Tensor, orders: tuple[Tensor | None, Tensor | None], states: Sequence[Tensor | None],
+            weights: Any, biases: Any, bidirectional: bool, rounding: Range) -> tuple[Tensor, State]:  # fmt: skip
+    """States come and go in the order of the caller's batch."""
+    sizes = batch_sizes.tolist()
+    given = tuple(_zeros(data, sizes[0], weights) if s is None else _permuted(s, orders[0]) for s in states)
+    output, end = _layers(step, data, sizes, given, weights, biases, bidirectional, rounding)
+    return output, tuple(_permuted(s, orders[1]) for s in end)
+
+
+def _permuted(state: Tensor, order: Tensor | None) -> Tensor:
+    return state if order is None else state.index_select(1, order)
+
+
+def lstm_packed(data: Tensor, batch_sizes: Tensor, sorted_indices: Tensor | None, unsorted_indices: Tensor | None, hidden: Tensor | None,
+                cell: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor] = (), *, bidirectional: bool = False,
+                activation_range: Range = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+    """nn.LSTM on the fields of a packed sequence: data (rows, I), as many sequences at each step as batch_sizes says -> new data."""
+    orders = (sorted_indices, unsorted_indices)
+    if activation_range is None:
+        flat = interleaved(weights, biases)
+        return lstm_packed_float(data, batch_sizes, *orders, hidden, cell, flat, bool(biases), bidirectional)
+    states = (hidden, cell)
+    output, end = _packed(lstm_step, data, batch_sizes, orders, states, weights, biases, bidirectional, activation_range)
+    return output, (end[0], end[1])
+
+
+def gru_packed(data: Tensor, batch_sizes: Tensor, sorted_indices: Tensor | None, unsorted_indices: Tensor | None, hidden: Tensor | None,
+               weights: Sequence[Tensor], biases: Sequence[Tensor] = (), *, bidirectional: bool = False,
+               activation_range: Range = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """nn.GRU on the fields of a packed sequence; see lstm_packed."""
+    orders = (sorted_indices, unsorted_indices)
+    if activation_range is None:
+        return gru_packed_float(data, batch_sizes, *orders, hidden, interleaved(weights, biases), bool(biases), bidirectional)
+    output, end = _packed(gru_step, data, batch_sizes, orders, (hidden,), weights, biases, bidirectional, activation_range)
+    return output, end[0]
+
+
+def _cell(step: Step, x: Tensor, states: Sequence[Tensor | None], weights: Sequence[Tensor], biases: Sequence[Tensor],
+          rounding: Range) -> State:  # fmt: skip
+    zeros = torch.zeros(*x.shape[:-1], weights[1].shape[1], dtype=x.dtype, device=x.device)
+    given = tuple(zeros if s is None else s for s in states)
+    b_ih, b_hh = biases or (None, None)
+    return step(product(x, weights[0], b_ih, rounding), product(given[0], weights[1], b_hh, rounding), given)
+
+
+def lstm_cell(x: Tensor, hidden: Tensor | None, cell: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor] = (), *,
+              activation_range: Range = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """nn.LSTMCell: x (N, I) or (I,) -> (hidden, cell)."""
+    hidden, cell = _cell(lstm_step, x, (hidden, cell), weights, biases, activation_range)
+    return hidden, cell
+
+
+def gru_cell(x: Tensor, hidden: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor] = (), *,
+             activation_range: Range = None) -> Tensor:  # fmt: skip
+    """nn.GRUCell: x (N, I) or (I,) -> hidden."""
+    return _cell(gru_step, x, (hidden,), weights, biases, activation_range)[0]
+
+
+def rnn_cell(x: Tensor, hidden: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor] = (), *, nonlinearity: str = "tanh",
+             activation_range: Range = None) -> Tensor:  # fmt: skip
+    """nn.RNNCell: x (N, I) or (I,) -> hidden."""
+    return _cell(STEPS[nonlinearity], x, (hidden,), weights, biases, activation_range)[0]
