@@ -13,6 +13,9 @@ import qcompiler.nn.intrinsic as nni
 import qcompiler.nn.intrinsic.quantized as nniq
 import qcompiler.nn.quantized as nnq
 from qcompiler.errors import ConfigError, InputError
+from qcompiler.fake_quantize import default_fused_per_channel_wt_fake_quant, default_per_channel_weight_fake_quant
+from qcompiler.observers import MinMaxObserver
+from qcompiler.qconfig import QConfig
 from tests.int8_modules import ENGINES, PER_CHANNEL, PER_TENSOR, calibrated, codes, error, random_norm, same, truth, using
 
 FLOAT = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -89,6 +92,20 @@ def test_transposed_weights_have_one_scale_a_channel_where_the_kernel_takes_them
         assert not texts and q.weight().q_per_channel_axis() == 1 and "per channel" in repr(q)
     else:
         assert texts == [f"conv_transpose2d on {engine} takes one weight scale, not one per channel: quantized per tensor"]
+    assert error(q, truth(mod, q, x), x) <= 1
+
+
+@pytest.mark.skipif("qnnpack" not in ENGINES, reason="no other engine takes them")
+@pytest.mark.parametrize("maker", [default_per_channel_weight_fake_quant, default_fused_per_channel_wt_fake_quant])
+def test_a_fake_quantize_of_the_qconfig_finds_the_channels(maker: Any) -> None:
+    torch.manual_seed(0)
+    x = codes(2, 8, 9, 7)
+    conv = nn.ConvTranspose2d(8, 6, 3)
+    mod = calibrated(conv, x, qconfig=QConfig(MinMaxObserver, maker))
+    with using("qnnpack"):
+        q = nnq.ConvTranspose2d.from_float(mod)
+    largest = conv.weight.detach().abs().amax((0, 2, 3)).double()
+    assert torch.allclose(q.weight().q_per_channel_scales() * 127.5, largest, rtol=1e-5)
     assert error(q, truth(mod, q, x), x) <= 1
 
 

@@ -107,10 +107,10 @@ def test_copies_agree_bit_for_bit(kind: Any, engine: str) -> None:
     with using("onednn" if engine == "onednn" else "fbgemm"):  # packed for its own engine, also in a copy
         for other in (copy.deepcopy(q), copy.copy(q), through_file(q), through_file(nn.Sequential(q))[0]):
             assert other.engine == engine and type(other) is kind and same(other(*inputs), expected)
-    changed = copy.deepcopy(q)
-    changed.scale = 0.5
-    with using(engine):
-        assert same(q(*inputs), expected) and not same(changed(*inputs), expected)
+    for changed in (copy.deepcopy(q), copy.copy(q)):
+        changed.scale = 0.5
+        with using(engine):
+            assert q.scale == 0.031 and same(q(*inputs), expected) and not same(changed(*inputs), expected)
 
 
 @EACH
@@ -265,6 +265,9 @@ def test_not_ready_to_convert() -> None:
     with pytest.raises(CalibrationError, match="nothing observed its result") as caught:
         nnq.Conv2d.from_float(conv)
     assert "module stem.conv" in str(caught.value)
+    conv.activation_post_process = nn.Identity()
+    with pytest.raises(CalibrationError, match="nothing observed its result"):
+        nnq.Conv2d.from_float(conv)
     conv.activation_post_process = MinMaxObserver()
     with pytest.raises(CalibrationError, match="saw no data"):
         nnq.Conv2d.from_float(conv)

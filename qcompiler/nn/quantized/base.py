@@ -219,6 +219,7 @@ class QuantizedModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.__dict__["_buffers"] = self._buffers.copy()  # a shallow copy's setters must not reach the original
         self.rebuild()
 
     def _get_name(self) -> str:

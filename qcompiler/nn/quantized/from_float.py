@@ -144,6 +144,8 @@ def _observed(row: Op, attributes: dict[str, Any], weight: Tensor, mod: nn.Modul
     observer = _weight_observer(mod, where)
     if _per_channel(observer):
         if conv.per_channel(row.name, engine, attributes.get("groups", 1)):
+            if row.weight_axis != 0:  # a fake-quantize cannot change its axis, the observer in it can
+                observer = getattr(observer, "activation_post_process", observer)
             observer.ch_axis = row.weight_axis
         else:
             observer = TorchTarget(engine).per_tensor_weight_observer(observer)
