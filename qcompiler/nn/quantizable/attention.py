@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Optional
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting
 
-from qcompiler.errors import ConfigError, Where
+from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.nn.quantizable.observe import Observed, observe_, qconfig_of
 
 
@@ -56,7 +57,8 @@ class MultiheadAttention(nn.Module):
 
         `is_causal` is a hint that asks for `attn_mask`.
         """
-        assert attn_mask is not None or not is_causal, "is_causal needs the attn_mask that it is a hint about"
+        if is_causal and attn_mask is None and not is_scripting():
+            self._refuse_hint()
         batched = query.dim() == 3
         q = self._heads(self.linear_Q(query), batched)
         k = self._heads(self._longer(self.linear_K(key).dequantize(), self.bias_k, batched), batched)
@@ -109,6 +111,11 @@ class MultiheadAttention(nn.Module):
     def _weights_out(self, weights: Tensor) -> Tensor:
         """The attention weights as they are handed out."""
         return weights
+
+    @torch.jit.unused
+    def _refuse_hint(self) -> None:
+        raise InputError("is_causal is a hint about attn_mask, which is not given", code="causal-mask",
+                         where=Where(module_path=getattr(self, "_qc_path", None)))  # fmt: skip
 
     def _get_name(self) -> str:
         return f"Quantizable{type(self).__name__}"

@@ -81,8 +81,8 @@ class LSTMCell(nn.Module):
         return zeros, zeros
 
     def own_state(self, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """A given (h, c) in the form that `step` takes."""
-        return h, c
+        """A given (h, c) as `step` takes it: observed with the states that come out, whose qparams it gets."""
+        return self.ogate_cy.activation_post_process(h), self.fgate_cx_igate_cgate.activation_post_process(c)
 
     def _get_name(self) -> str:
         return f"Quantizable{type(self).__name__}"
