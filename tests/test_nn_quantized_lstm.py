@@ -15,8 +15,8 @@ from qcompiler.backends.torch.site import ENGINES
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.nn import quantizable as nnqa
 from qcompiler.nn import quantized as nnq
-from qcompiler.qconfig import get_default_qconfig
-from qcompiler.quantization import DeQuantStub, QuantStub, convert, prepare
+from qcompiler.qconfig import get_default_qat_qconfig, get_default_qconfig
+from qcompiler.quantization import DeQuantStub, QuantStub, convert, prepare, prepare_qat
 
 AVAILABLE = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -148,10 +148,10 @@ def test_cell(split_gates: bool, engine: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 class Tagger(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.quant, self.dequant = QuantStub(), DeQuantStub()
-        self.lstm, self.head = nn.LSTM(5, 7, 2, batch_first=True), nn.Linear(7, 3)
+        self.lstm, self.head = nn.LSTM(5, 7, 2, batch_first=True), head
 
     def forward(self, x: Tensor) -> Tensor:
         result, _ = self.lstm(self.quant(x))
@@ -160,7 +160,7 @@ class Tagger(nn.Module):
 
 def test_prepare_and_convert_take_an_lstm() -> None:
     torch.manual_seed(0)
-    model, data = Tagger().eval(), torch.randn(4, 6, 5)
+    model, data = Tagger(nn.Linear(7, 3)).eval(), torch.randn(4, 6, 5)
     model.qconfig = get_default_qconfig("x86")
     prepared = prepare(model)
     prepared(data)
@@ -168,6 +168,24 @@ def test_prepare_and_convert_take_an_lstm() -> None:
     assert isinstance(converted.lstm, nnq.LSTM)
     assert sqnr(model(data), converted(data)) > 20
     assert repr(converted.lstm).startswith("QuantizedLSTM(\n  5, 7, num_layers=2, batch_first=True, bidirectional=False")
+
+
+def test_training_with_fake_quantization() -> None:
+    torch.manual_seed(0)
+    model, data, target = Tagger(nn.Identity()).train(), torch.randn(4, 6, 5), torch.full((4, 6, 7), 0.3)
+    model.qconfig = get_default_qat_qconfig("x86")
+    prepared = prepare_qat(model)
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=1.0)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        losses.append(nn.functional.mse_loss(prepared(data), target))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.9 * losses[0]
+    with torch.no_grad():
+        expected, got = prepared.eval()(data), convert(prepared)(data)
+    assert sqnr(expected, got) > 35
 
 
 def test_what_is_refused_says_why() -> None:
@@ -179,8 +197,6 @@ def test_what_is_refused_says_why() -> None:
         nnqa.LSTM.from_float(nn.GRU(5, 7), qconfig)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="has no qconfig"):
         nnqa.LSTM.from_float(nn.LSTM(5, 7).eval())
-    with pytest.raises(ConfigError, match="train mode"):
-        nnqa.LSTM.from_float(module.train())
     with pytest.raises(ConfigError, match="dropout is a probability"):
         nnqa.LSTM(5, 7, dropout=2.0)
     with pytest.raises(ConfigError, match=r"quantized\.LSTM is not made from a float module"):

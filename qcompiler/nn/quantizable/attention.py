@@ -12,6 +12,11 @@ from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.nn.quantizable.observe import Observed, observe_, qconfig_of
 
 
+def real(x: Tensor) -> Tensor:
+    """Float values. A float tensor stays itself: its dequantize has no derivative."""
+    return x.dequantize() if x.is_quantized else x
+
+
 def additive(mask: Tensor, like: Tensor) -> Tensor:
     """A mask to be added to scores: True (or nonzero, of an integer mask) becomes -inf; float masks stay."""
     if mask.is_floating_point():
@@ -61,8 +66,8 @@ class MultiheadAttention(nn.Module):
             self._refuse_hint()
         batched = query.dim() == 3
         q = self._heads(self.linear_Q(query), batched)
-        k = self._heads(self._longer(self.linear_K(key).dequantize(), self.bias_k, batched), batched)
-        v = self._heads(self._longer(self.linear_V(value).dequantize(), self.bias_v, batched), batched)
+        k = self._heads(self._longer(real(self.linear_K(key)), self.bias_k, batched), batched)
+        v = self._heads(self._longer(real(self.linear_V(value)), self.bias_v, batched), batched)
         if self.add_zero_attn:
             zeros = torch.zeros([k.size(0), k.size(1), 1, k.size(3)], dtype=k.dtype, device=k.device)
             k, v = torch.cat([k, zeros], 2), torch.cat([v, zeros], 2)
@@ -90,7 +95,7 @@ class MultiheadAttention(nn.Module):
 
     def _heads(self, x: Tensor, batched: bool) -> Tensor:
         """Float values as (N, heads, L, head_dim)."""
-        x = x.dequantize()
+        x = real(x)
         x = x.unsqueeze(0) if not batched else x if self.batch_first else x.transpose(0, 1)
         return x.reshape(x.size(0), x.size(1), self.num_heads, self.head_dim).transpose(1, 2)
 
@@ -122,10 +127,10 @@ class MultiheadAttention(nn.Module):
 
     @classmethod
     def from_float(cls, other: nn.MultiheadAttention) -> Any:
-        """The observed module with the weights of an nn.MultiheadAttention in eval mode that has a qconfig.
+        """The observed module with copies of the weights of an nn.MultiheadAttention that has a qconfig.
 
-        Calibrate it, then nn.quantized.MultiheadAttention.from_observed. Raises ConfigError for another module, without a
-        qconfig, and in train mode.
+        Calibrate it, then nn.quantized.MultiheadAttention.from_observed. Raises ConfigError for another module or without a
+        qconfig.
         """
         where = Where(module_path=getattr(other, "_qc_path", None))
         if not isinstance(other, nn.MultiheadAttention):
@@ -134,7 +139,7 @@ class MultiheadAttention(nn.Module):
         qconfig = qconfig_of(other)
         made = cls(other.embed_dim, other.num_heads, other.dropout, other.in_proj_bias is not None, other.bias_k is not None,
                    other.add_zero_attn, other.kdim, other.vdim, other.batch_first)  # fmt: skip
-        made.eval()
+        made.train(other.training)
         made._take(other)
         observe_(made, qconfig, where.module_path or "")
         return made

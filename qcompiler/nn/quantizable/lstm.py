@@ -106,13 +106,13 @@ class LSTMCell(nn.Module):
 
     @classmethod
     def from_float(cls, other: nn.LSTMCell, use_precomputed_fake_quant: bool = False, split_gates: bool = False) -> Any:
-        """The observed cell with the weights of an nn.LSTMCell that has a qconfig.
+        """The observed cell with copies of the weights of an nn.LSTMCell that has a qconfig.
 
         Calibrate it, then nn.quantized.LSTMCell.from_observed.
         """
         qconfig = qconfig_of(other)
         made = cls.from_params(other.weight_ih, other.weight_hh, other.bias_ih, other.bias_hh, split_gates)
-        made.eval()
+        made.train(other.training)
         observe_(made, qconfig, getattr(other, "_qc_path", ""))
         return made
 
@@ -235,9 +235,9 @@ class LSTM(nn.Module):
 
     @classmethod
     def from_float(cls, other: nn.LSTM, qconfig: Any = None, split_gates: bool = False) -> Any:
-        """The observed LSTM with the weights of an nn.LSTM in eval mode: calibrate it, then nn.quantized.LSTM.from_observed.
+        """The observed LSTM with copies of an nn.LSTM's weights: calibrate it, then nn.quantized.LSTM.from_observed.
 
-        `qconfig`: where `other` has none. Raises ConfigError for what is no nn.LSTM, for projections, and in train mode.
+        `qconfig`: where `other` has none. Raises ConfigError for what is no nn.LSTM, and for projections.
         """
         where = Where(module_path=getattr(other, "_qc_path", None))
         if not isinstance(other, nn.LSTM) or other.proj_size:
@@ -250,6 +250,6 @@ class LSTM(nn.Module):
             for suffix, direction in (("", "layer_fw"), ("_reverse", "layer_bw"))[: 2 if other.bidirectional else 1]:
                 names = (f"{kind}_l{at}{suffix}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
                 getattr(layer, direction).cell.load_params(*(getattr(other, name, None) for name in names))
-        made.eval()
+        made.train(other.training)
         observe_(made, qconfig, where.module_path or "")
         return made

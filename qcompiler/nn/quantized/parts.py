@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from qcompiler.errors import ConfigError, Where
+from qcompiler.nn import qat
 from qcompiler.nn.quantizable.observe import Observed
 from qcompiler.nn.quantized.activation import Activation, Sigmoid
 from qcompiler.nn.quantized.functional_modules import FloatFunctional, QFunctional
@@ -16,7 +17,7 @@ from qcompiler.nn.quantized.quantize import Quantize
 
 M = TypeVar("M", bound=nn.Module)
 INT8: dict[type[nn.Module], Any] = {
-    nn.Linear: Linear, nn.Sigmoid: Sigmoid, nn.Tanh: Activation, FloatFunctional: QFunctional, Observed: Quantize,
+    nn.Linear: Linear, qat.Linear: Linear, nn.Sigmoid: Sigmoid, nn.Tanh: Activation, FloatFunctional: QFunctional, Observed: Quantize,
 }  # fmt: skip
 
 
