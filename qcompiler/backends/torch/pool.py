@@ -33,6 +33,11 @@ def emit_same(site: Site, emit: Emit) -> fx.Node:
     return emit.call(site.op.fn, *site.args, **site.plain())
 
 
+def emit_1d(site: Site, emit: Emit) -> fx.Node:
+    """A pool of one dimension on a contiguous input: torch's garble (1, C, L) views of channels_last tensors."""
+    return emit.call(site.op.fn, emit.call(torch.ops.aten.contiguous.default, site.args[0]), *site.args[1:], **site.plain())
+
+
 def refuse_unbatched_qnnpack(site: Site) -> str | None:
     """qnnpack's 2-d pools raise on inputs without a batch dimension."""
     unbatched = site.engine == "qnnpack" and site.rank == 3
@@ -131,16 +136,16 @@ def emit_interpolate_float(site: Site, emit: Emit) -> fx.Node:
 
 
 KERNELS = (
-    Kernel("max_pool1d", ENGINES, emit_same, refuse_input),
+    Kernel("max_pool1d", ENGINES, emit_1d, refuse_input),
     Kernel("max_pool2d", ENGINES, emit_same, refuse_unbatched_qnnpack),
     Kernel("max_pool2d", ("qnnpack",), emit_max_float, refuse_input, note="float arithmetic"),
     Kernel("max_pool3d", X86, emit_same, refuse_input),
     Kernel("max_pool3d", ("qnnpack",), emit_max_float, refuse_input, note="float arithmetic: qnnpack has no 3-d max pool"),
-    Kernel("avg_pool1d", ENGINES, emit_same, refuse_input),
+    Kernel("avg_pool1d", ENGINES, emit_1d, refuse_input),
     Kernel("avg_pool2d", ENGINES, emit_same, refuse_avg2d),
     Kernel("avg_pool2d", ("qnnpack",), emit_avg2d_float, refuse_input, note="float arithmetic"),
     Kernel("avg_pool3d", ENGINES, emit_same, refuse_input),
-    Kernel("adaptive_avg_pool1d", ENGINES, emit_same, refuse_input),
+    Kernel("adaptive_avg_pool1d", ENGINES, emit_1d, refuse_input),
     Kernel("adaptive_avg_pool2d", ENGINES, emit_same, refuse_unbatched_qnnpack),
     Kernel("adaptive_avg_pool3d", X86, emit_same, refuse_input),
     *(Kernel(name, ("qnnpack",), emit_adaptive_avg_float, refuse_sizes, note="float arithmetic") for name in ADAPTIVE_AVG),

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcompiler.backends.torch import floats  # noqa: F401  (the twins' source is compiled with the names of this file)
 from qcompiler.backends.torch.eager import run_op
 from qcompiler.errors import ConfigError, InputError, UnsupportedOpError
+from qcompiler.nn.quantized import functional_script
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -278,3 +280,6 @@ def threshold(input: Tensor, threshold: float, value: float) -> Tensor:
     """x where x > threshold, else `value`; on the input's scale, which may not reach `value`."""
     _check("threshold", input)
     return _same("threshold", input, threshold=threshold, value=value)
+
+
+functional_script.attach(globals())
