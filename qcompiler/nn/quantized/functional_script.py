@@ -5,7 +5,7 @@ a kernel of torch is not right on every engine. Each has the name and signature 
 """
 # no `from __future__ import annotations`: torch.jit reads the annotations themselves
 # ruff: noqa: UP045
-# mypy: disable-error-code="valid-type"
+# mypy: disable-error-code="valid-type, attr-defined, index"
 
 from typing import Any, Optional
 
