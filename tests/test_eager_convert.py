@@ -286,6 +286,32 @@ def test_own_module_triple() -> None:
     assert type(made[1]) is QuantizedScale and type(made[2]) is nnq.Linear and sqnr(model(x), made(x)) > 25
 
 
+LAYERS: tuple[nn.Module, ...] = (
+    nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.ConvTranspose2d(4, 4, 3), nn.Dropout(0.5), nn.ELU(),
+    nn.GELU(), nn.GroupNorm(2, 4), nn.Hardsigmoid(), nn.Hardswish(), nn.Hardtanh(), nn.InstanceNorm2d(4), nn.LayerNorm(8),
+    nn.LeakyReLU(0.2), nn.PReLU(4), nn.ReLU(), nn.ReLU6(), nn.Sigmoid(), nn.SiLU(), nn.Softmax(1), nn.Softplus(), nn.Tanh(),
+    nn.Flatten(2), nn.Identity(), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.Upsample(scale_factor=2),
+    nn.BatchNorm3d(4), nn.Conv1d(4, 4, 3), nn.Conv3d(4, 4, 3), nn.InstanceNorm1d(4), nn.Linear(8, 3),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda m: type(m).__name__)
+def test_each_layer_between_stubs(layer: nn.Module) -> None:
+    """Everything that has an int8 form, or runs on int8 tensors as it is, converts and stays near the float layer."""
+    torch.manual_seed(0)
+    shape = {"1d": (2, 4, 8), "3d": (2, 4, 4, 8, 8)}.get(type(layer).__name__[-2:], (2, 4, 8, 8))
+    model = nn.Sequential(QuantStub(), copy.deepcopy(layer), DeQuantStub()).eval()
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        model[1].running_mean.uniform_(-1, 1)  # type: ignore[operator,union-attr]
+    model.qconfig = default_qconfig
+    ready, x = prepare(model), torch.randn(shape)
+    ready(x)
+    made = convert(ready)
+    assert not qcompiler.remarks(made), qcompiler.remarks(made)
+    assert sqnr(model(x), made(x)) > 25
+    assert torch.equal(torch.jit.script(copy.deepcopy(made))(x), made(x))
+
+
 def test_own_mapping_and_swap_module() -> None:
     class Mine(nnq.Linear):
         pass
