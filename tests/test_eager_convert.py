@@ -236,6 +236,33 @@ def test_a_leaf_alone() -> None:
     assert (made(q).dequantize() - leaf(q.dequantize())).abs().max() < 0.1
 
 
+class Sequence(nn.Module):
+    """nn.LSTM or nn.MultiheadAttention between stubs."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.quant, self.dequant, self.layer, self.fc = QuantStub(), DeQuantStub(), layer, nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.quant(x)
+        y = self.layer(x, x, x)[0] if hasattr(self.layer, "num_heads") else self.layer(x)[0]
+        return self.dequant(self.fc(y))
+
+
+REBUILT = nn.LSTM(16, 16, batch_first=True), nn.MultiheadAttention(16, 2, batch_first=True)
+
+
+@pytest.mark.parametrize("layer", REBUILT, ids=["lstm", "attention"])
+def test_layers_that_are_rebuilt_for_observation(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    model: Any = Sequence(layer).eval()
+    model.qconfig = default_qconfig
+    ready, x = prepare(model), torch.randn(2, 5, 16)
+    torch.testing.assert_close(ready(x), model(x))
+    made: Any = convert(ready)
+    assert type(made.layer) is getattr(nnq, type(layer).__name__) and sqnr(model(x), made(x)) > 25
+
+
 class Scale(nn.Module):
     """A user's own module, of two layers."""
 

@@ -25,7 +25,7 @@ __all__ = [
 ]  # fmt: skip
 
 Mappings = dict[type[nn.Module], type[nn.Module]]
-EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+EMBEDDINGS: tuple[type[nn.Module], ...] = (nn.Embedding, nn.EmbeddingBag)
 
 
 def _read(attribute: str, *packages: ModuleType) -> Mappings:
@@ -70,7 +70,7 @@ def get_embedding_qat_module_mappings() -> Mappings:
 
 def get_default_dynamic_quant_module_mappings() -> Mappings:
     """Float classes -> classes that quantize activations as they come: what `quantize_dynamic` swaps."""
-    embeddings = {cls: _STATIC[cls] for cls in EMBEDDINGS if cls in _STATIC}
+    embeddings: Mappings = {cls: _STATIC[cls] for cls in EMBEDDINGS if cls in _STATIC}
     return {**_read("_FLOAT_MODULE", import_module("qcompiler.nn.quantized.dynamic")), **embeddings}
 
 
@@ -102,7 +102,8 @@ def get_dynamic_quant_module_class(
     float_module_class: type[nn.Module], additional_dynamic_quant_mapping: Mapping[Any, Any] | None = None
 ) -> type[nn.Module]:
     """The dynamically quantized class of a float class. ConfigError where there is none."""
-    return _found(float_module_class, {**get_default_dynamic_quant_module_mappings(), **(additional_dynamic_quant_mapping or {})}, "dynamic int8")
+    table = {**get_default_dynamic_quant_module_mappings(), **(additional_dynamic_quant_mapping or {})}
+    return _found(float_module_class, table, "dynamic int8")
 
 
 def _found(cls: type[nn.Module], table: Mapping[Any, Any], what: str) -> type[nn.Module]:
