@@ -84,12 +84,20 @@ def main() -> None:
 def check_copies(module: nn.Module, one: torch.Tensor, folder: Path) -> None:
     """Every way to keep the result gives the same bits. Raises SystemExit where one does not."""
     qcompiler.save(module, str(folder / "copy.qc"))
-    copies = {"load(save)": qcompiler.load(str(folder / "copy.qc"))}
+    refuse_others({"load(save)": qcompiler.load(str(folder / "copy.qc"))}, module, one)
+    check_scripted(module, one, folder)
+
+
+def check_scripted(module: nn.Module, one: torch.Tensor, folder: Path) -> None:
+    """So do TorchScript's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit announces its end; it still serves those who deploy with it
         scripted = torch.jit.script(module)
         torch.jit.save(scripted, str(folder / "scripted.pt"))
-        copies |= {"script": scripted, "jit.load(jit.save)": torch.jit.load(str(folder / "scripted.pt"))}
+        refuse_others({"script": scripted, "jit.load(jit.save)": torch.jit.load(str(folder / "scripted.pt"))}, module, one)
+
+
+def refuse_others(copies: dict[str, nn.Module], module: nn.Module, one: torch.Tensor) -> None:
     with torch.inference_mode():
         wrong = [name for name, copy in copies.items() if not torch.equal(copy(one), module(one))]
     if wrong:

@@ -236,6 +236,33 @@ def test_a_leaf_alone() -> None:
     assert (made(q).dequantize() - leaf(q.dequantize())).abs().max() < 0.1
 
 
+class Sequence(nn.Module):
+    """nn.LSTM or nn.MultiheadAttention between stubs."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.quant, self.dequant, self.layer, self.fc = QuantStub(), DeQuantStub(), layer, nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.quant(x)
+        y = self.layer(x, x, x)[0] if hasattr(self.layer, "num_heads") else self.layer(x)[0]
+        return self.dequant(self.fc(y))
+
+
+REBUILT = nn.LSTM(16, 16, batch_first=True), nn.MultiheadAttention(16, 2, batch_first=True)
+
+
+@pytest.mark.parametrize("layer", REBUILT, ids=["lstm", "attention"])
+def test_layers_that_are_rebuilt_for_observation(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    model: Any = Sequence(layer).eval()
+    model.qconfig = default_qconfig
+    ready, x = prepare(model), torch.randn(2, 5, 16)
+    torch.testing.assert_close(ready(x), model(x))
+    made: Any = convert(ready)
+    assert type(made.layer) is getattr(nnq, type(layer).__name__) and sqnr(model(x), made(x)) > 25
+
+
 class Scale(nn.Module):
     """A user's own module, of two layers."""
 
@@ -284,6 +311,32 @@ def test_own_module_triple() -> None:
     assert type(ready[1]) is ObservedScale and torch.equal(ready(x), model(x))
     made: Any = convert(ready, convert_custom_config_dict={"observed_to_quantized_custom_module_class": {ObservedScale: QuantizedScale}})
     assert type(made[1]) is QuantizedScale and type(made[2]) is nnq.Linear and sqnr(model(x), made(x)) > 25
+
+
+LAYERS: tuple[nn.Module, ...] = (
+    nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.ConvTranspose2d(4, 4, 3), nn.Dropout(0.5), nn.ELU(),
+    nn.GELU(), nn.GroupNorm(2, 4), nn.Hardsigmoid(), nn.Hardswish(), nn.Hardtanh(), nn.InstanceNorm2d(4), nn.LayerNorm(8),
+    nn.LeakyReLU(0.2), nn.PReLU(4), nn.ReLU(), nn.ReLU6(), nn.Sigmoid(), nn.SiLU(), nn.Softmax(1), nn.Softplus(), nn.Tanh(),
+    nn.Flatten(2), nn.Identity(), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.Upsample(scale_factor=2),
+    nn.BatchNorm3d(4), nn.Conv1d(4, 4, 3), nn.Conv3d(4, 4, 3), nn.InstanceNorm1d(4), nn.Linear(8, 3),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda m: type(m).__name__)
+def test_each_layer_between_stubs(layer: nn.Module) -> None:
+    """Everything that has an int8 form, or runs on int8 tensors as it is, converts and stays near the float layer."""
+    torch.manual_seed(0)
+    shape = {"1d": (2, 4, 8), "3d": (2, 4, 4, 8, 8)}.get(type(layer).__name__[-2:], (2, 4, 8, 8))
+    model = nn.Sequential(QuantStub(), copy.deepcopy(layer), DeQuantStub()).eval()
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        model[1].running_mean.uniform_(-1, 1)  # type: ignore[operator,union-attr]
+    model.qconfig = default_qconfig
+    ready, x = prepare(model), torch.randn(shape)
+    ready(x)
+    made = convert(ready)
+    assert not qcompiler.remarks(made), qcompiler.remarks(made)
+    assert sqnr(model(x), made(x)) > 25
+    assert torch.equal(torch.jit.script(copy.deepcopy(made))(x), made(x))
 
 
 def test_own_mapping_and_swap_module() -> None:

@@ -159,6 +159,14 @@ def test_nan_and_inf_name_the_module(value: float) -> None:
     assert caught.value.where.module_path == "layer1.1.conv1"
 
 
+def test_nan_in_a_sum_names_the_float_functional() -> None:
+    prepared = prepare(network())
+    prepared.layer1[0].conv2.activation_post_process.forward = lambda x: x * float("nan")
+    with pytest.raises(CalibrationError) as caught:
+        prepared(images())
+    assert caught.value.where.module_path == "layer1.0.add_relu" and "NaN" in str(caught.value)
+
+
 def test_calibrate_counts_a_batch_as_a_whole() -> None:
     prepared = prepare(network())
     assert qcompiler.calibrate(prepared, [images(), images(seed=2)]) == 2

@@ -45,6 +45,22 @@ def test_mobilenet_v2() -> None:
 
 
 @pytest.mark.slow
+def test_eager_mobilenet_v2() -> None:
+    text = run("eager_mobilenet_v2.py", "--quick")
+    assert "the same bits" in text and text.count("eager, ") == 2
+    assert all(float(decibels) > 25 for decibels in re.findall(r"(\S+) dB", text))
+
+
+@pytest.mark.slow
+def test_eager_resnet18() -> None:
+    """The faulty script is told its three faults; the mended one runs in int8."""
+    pytest.importorskip("skimage")
+    text = run("eager_resnet18.py", "--quick")
+    assert "has no QuantStub" in text and "0 of 39 observers saw data" in text and "layer1.0.relu was fused into layer1.0.conv1" in text
+    assert "100.0%" in text
+
+
+@pytest.mark.slow
 def test_resnet18() -> None:
     pytest.importorskip("skimage")
     text = run("resnet18.py", "--quick")

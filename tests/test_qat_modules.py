@@ -27,6 +27,7 @@ from qcompiler.qconfig import (
     default_qconfig,
     get_default_qat_qconfig,
 )
+from qcompiler.quantization.quantization_mappings import get_default_static_quant_module_mappings
 
 QCONFIG = get_default_qat_qconfig("x86")
 qat, intrinsic, fused = qnn.qat, qnn.intrinsic.qat, qnn.intrinsic
@@ -302,3 +303,28 @@ def test_a_custom_fake_quantize_of_the_user() -> None:
     trained = qat.Linear(3, 2, qconfig=QConfig(fq.default_fake_quant, Halves))
     x = torch.eye(3)
     torch.testing.assert_close(trained(x) - trained.bias, (torch.round(trained.weight * 2) / 2).T)
+
+
+CONVERTED = ("Conv2d", "ConvBn1d", "ConvBnReLU2d", "ConvReLU3d", "Linear", "LinearBn1d", "LinearReLU", "ConvTransposeBn2d")
+
+
+@pytest.mark.parametrize("case", CONVERTED)
+@pytest.mark.parametrize("fake_quant", ["fused", "plain", "learned"])
+def test_converts_to_the_weights_it_trained_with(case: str, fake_quant: str) -> None:
+    plain = QConfig(fq.default_fake_quant, fq.default_per_channel_weight_fake_quant)
+    qconfig = {"fused": QCONFIG, "plain": plain, "learned": default_per_channel_lsq_qconfig}[fake_quant]
+    _, trained, x = made(case, qconfig)
+    trained.activation_post_process = qconfig.activation()
+    for step in range(3):
+        backward(trained, x + step)
+        trained.activation_post_process(trained(x + step))
+    with torch.no_grad():
+        for p in trained.parameters():
+            p -= 0.01 * p.grad if p.grad is not None and p.grad.norm() < 1e3 else 0
+    trained.eval()
+    trained.activation_post_process(trained(x))
+    mapping = get_default_static_quant_module_mappings()
+    quantized = mapping[type(trained)].from_float(trained)
+    trained.apply(fq.disable_observer)
+    want = trained.weight_fake_quant(trained.deployed()[0])
+    torch.testing.assert_close(quantized.weight().dequantize(), want, rtol=1e-6, atol=1e-7)

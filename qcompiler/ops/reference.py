@@ -39,8 +39,10 @@ def quantize_weight(
     A zero point that is no integer (embeddings) is added before rounding.
     """
     s, z = (scale, zero_point) if axis is None else (per_axis(scale, axis, w.dim()), per_axis(zero_point, axis, w.dim()))
-    steps = w.double() / s.double()
-    codes = torch.round(steps + z.double()) if z.is_floating_point() else torch.round(steps) + z
+    if z.is_floating_point():
+        codes = torch.round(w.double() / s.double() + z.double())
+    else:  # as in training: the largest value of a symmetric range is a tie, 127.5, which the last bit decides
+        codes = torch.round(w.float() * s.float().reciprocal()) + z
     return torch.clamp(codes, quant_min, quant_max).to(dtype)
 
 

@@ -19,7 +19,10 @@ from qcompiler.trace.parametrize import fold_parametrizations
 __all__ = ["fuse_conv_bn", "fuse_conv_bn_relu", "fuse_convtranspose_bn", "fuse_linear_bn", "get_fuser_method"]
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-WITH_BN: dict[type, type[nn.Module]] = {nn.Conv1d: nni.ConvBn1d, nn.Conv2d: nni.ConvBn2d, nn.Conv3d: nni.ConvBn3d}
+WITH_BN: dict[type, type[nn.Module]] = {
+    nn.Conv1d: nni.ConvBn1d, nn.Conv2d: nni.ConvBn2d, nn.Conv3d: nni.ConvBn3d, nn.ConvTranspose1d: nni.ConvTransposeBn1d,
+    nn.ConvTranspose2d: nni.ConvTransposeBn2d, nn.ConvTranspose3d: nni.ConvTransposeBn3d,
+}  # fmt: skip
 WITH_BN_RELU: dict[type, type[nn.Module]] = {
     nn.Conv1d: nni.ConvBnReLU1d, nn.Conv2d: nni.ConvBnReLU2d, nn.Conv3d: nni.ConvBnReLU3d
 }  # fmt: skip
@@ -83,12 +86,9 @@ def _fuse_linear_bn_relu(is_qat: bool, linear: nn.Module, bn: nn.Module, relu: n
 
 
 def fuse_convtranspose_bn(is_qat: bool, convt: nn.Module, bn: nn.Module) -> nn.Module:
-    """A transposed convolution with the BatchNorm folded in. ConfigError where they do not fit, and for training."""
+    """A transposed convolution with the BatchNorm folded in; `is_qat`: a ConvTransposeBn container. ConfigError where they do not fit."""
     _check(is_qat, convt, bn)
-    if is_qat:
-        raise ConfigError("a transposed convolution and its BatchNorm are trained apart", code="fuse-qat",
-                          hint="leave them out of fuse_modules_qat")  # fmt: skip
-    return folded(convt, bn)
+    return WITH_BN[type(convt)](convt, bn) if is_qat else folded(convt, bn)
 
 
 def _container(cls: type[nn.Module]) -> Callable[..., nn.Module]:
@@ -141,7 +141,10 @@ def _spell(classes: Sequence[type]) -> str:
     return ", ".join(cls.__name__ for cls in classes)
 
 
+WITH_BATCH_NORM = (fuse_conv_bn, fuse_conv_bn_relu, fuse_linear_bn, fuse_convtranspose_bn)
+
+
 def without_batch_norm(module: nn.Module) -> nn.Module:
     """The eval form of a container that holds a BatchNorm to be trained: that BatchNorm folded in. Others come back as they are."""
     fuser = FUSERS.get(getattr(type(module), "PARTS", ()))
-    return fuser(False, *module.children()) if fuser in (fuse_conv_bn, fuse_conv_bn_relu, fuse_linear_bn) else module
+    return fuser(False, *module.children()) if fuser in WITH_BATCH_NORM else module

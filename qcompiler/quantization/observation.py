@@ -10,9 +10,11 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, Where
+from qcompiler.fake_quantize import FakeQuantizeBase
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.quantized import FloatFunctional, QFunctional
 from qcompiler.observers import ObserverBase
+from qcompiler.observers.base import refuse_nonfinite
 from qcompiler.ops.spec import Output
 from qcompiler.ops.table import OPS
 from qcompiler.quantization.quantization_mappings import FIXED_IN_TRAINING, get_default_qconfig_propagation_list, no_observer_set
@@ -42,8 +44,22 @@ def observe_output(module: nn.Module, inputs: Any, output: Any) -> Any:
     try:
         return module.activation_post_process(output)  # type: ignore[operator]
     except NumericsError as error:
-        raise CalibrationError(f"{type(module).__name__}: {error.message}", code=error.code, where=place,
-                               hint="look at this batch, and at the layers before this module") from error  # fmt: skip
+        raise _bad_values(error, type(module).__name__, place) from error
+
+
+def check_operand(observer: nn.Module, inputs: Any) -> None:
+    """Pre-hook of a FloatFunctional's observer, which no hook of a module calls: CalibrationError naming the FloatFunctional."""
+    if not bool(inputs[0].isfinite().all()):
+        try:
+            refuse_nonfinite(inputs[0])
+        except NumericsError as error:
+            place = Where(module_path=str(getattr(observer, PATH, "")).removesuffix(f".{OBSERVER}") or None)
+            raise _bad_values(error, "FloatFunctional", place) from error
+
+
+def _bad_values(error: NumericsError, kind: str, place: Where) -> CalibrationError:
+    return CalibrationError(f"{kind}: {error.message}", code=error.code, where=place,
+                            hint="look at this batch, and at the layers before this module")  # fmt: skip
 
 
 def observers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
@@ -95,7 +111,7 @@ class _Observe:
             return self.replace(module, self.custom[cls])
         if isinstance(module, FloatFunctional):
             if wanted:
-                setattr(module, OBSERVER, self.observer(module))
+                self.observe_functional(module)
         elif isinstance(module, FusedModule) or cls in self.whole:
             if wanted:
                 self.observe(module)
@@ -120,6 +136,11 @@ class _Observe:
     def observe(self, module: nn.Module) -> None:
         module.add_module(OBSERVER, self.observer(module))
         module.register_forward_hook(observe_output, prepend=True)
+
+    def observe_functional(self, module: FloatFunctional) -> None:
+        module.activation_post_process = observer = self.observer(module)
+        if not isinstance(observer, FakeQuantizeBase):
+            observer.register_forward_pre_hook(check_operand)
 
     def observer(self, module: nn.Module) -> nn.Module:
         fixed = FIXED_IN_TRAINING[type(module)] if fixed_in_training(module) else None

@@ -6,15 +6,16 @@ The tables are read off the classes: `_FLOAT_MODULE` (a class or several) names 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from qcompiler.errors import ConfigError
 from qcompiler.fake_quantize import default_fixed_qparams_range_0to1_fake_quant, default_fixed_qparams_range_neg1to1_fake_quant
-from qcompiler.nn import quantized
+from qcompiler.nn import intrinsic, qat, quantizable, quantized
 from qcompiler.quantization.stubs import DeQuantStub, QuantStub
 
 __all__ = [
@@ -24,19 +25,15 @@ __all__ = [
 ]  # fmt: skip
 
 Mappings = dict[type[nn.Module], type[nn.Module]]
-EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+EMBEDDINGS: tuple[type[nn.Module], ...] = (nn.Embedding, nn.EmbeddingBag)
 
 
-def _read(attribute: str, *packages: str) -> Mappings:
-    """{replaced class: class} of what these packages of qcompiler.nn list."""
+def _read(attribute: str, *packages: ModuleType) -> Mappings:
+    """{replaced class: class} of what the packages list."""
     table: Mappings = {}
     for package in packages:
-        try:
-            listed = importlib.import_module(f"qcompiler.nn.{package}")
-        except ModuleNotFoundError:
-            continue
-        for name in listed.__all__:
-            cls = getattr(listed, name)
+        for name in package.__all__:
+            cls = getattr(package, name)
             replaced = vars(cls).get(attribute) if isinstance(cls, type) else None
             for each in replaced if isinstance(replaced, tuple) else (replaced,):
                 if each is not None:
@@ -45,12 +42,11 @@ def _read(attribute: str, *packages: str) -> Mappings:
 
 
 _STUBS: Mappings = {QuantStub: quantized.Quantize, DeQuantStub: quantized.DeQuantize}
-_FROM_FLOAT: Mappings = {**_STUBS, **_read("_FLOAT_MODULE", "quantized", "intrinsic.quantized")}
-_STATIC: Mappings = {**_FROM_FLOAT, **_read("_QAT_MODULE", "quantized", "intrinsic.quantized")}
-_QAT: Mappings = _read("_FLOAT_MODULE", "qat", "intrinsic.qat")
-_DYNAMIC: Mappings = {**_read("_FLOAT_MODULE", "quantized.dynamic"), **{cls: _FROM_FLOAT[cls] for cls in EMBEDDINGS if cls in _FROM_FLOAT}}
-_OBSERVED: Mappings = _read("_FLOAT_MODULE", "quantizable")
-_FROM_OBSERVED: Mappings = _read("_OBSERVED_MODULE", "quantized")
+_INT8 = quantized, intrinsic.quantized
+_STATIC: Mappings = {**_STUBS, **_read("_FLOAT_MODULE", *_INT8), **_read("_QAT_MODULE", *_INT8)}
+_QAT: Mappings = _read("_FLOAT_MODULE", qat, intrinsic.qat)
+_OBSERVED: Mappings = _read("_FLOAT_MODULE", quantizable)
+_FROM_OBSERVED: Mappings = _read("_OBSERVED_MODULE", quantized)
 FIXED_IN_TRAINING: dict[type[nn.Module], Any] = {
     nn.Hardsigmoid: default_fixed_qparams_range_0to1_fake_quant, nn.Sigmoid: default_fixed_qparams_range_0to1_fake_quant,
     nn.Softmax: default_fixed_qparams_range_0to1_fake_quant, nn.Tanh: default_fixed_qparams_range_neg1to1_fake_quant,
@@ -74,12 +70,13 @@ def get_embedding_qat_module_mappings() -> Mappings:
 
 def get_default_dynamic_quant_module_mappings() -> Mappings:
     """Float classes -> classes that quantize activations as they come: what `quantize_dynamic` swaps."""
-    return dict(_DYNAMIC)
+    embeddings: Mappings = {cls: _STATIC[cls] for cls in EMBEDDINGS if cls in _STATIC}
+    return {**_read("_FLOAT_MODULE", import_module("qcompiler.nn.quantized.dynamic")), **embeddings}
 
 
 def get_default_qconfig_propagation_list() -> set[type[nn.Module]]:
-    """The classes that any of the tables replaces."""
-    return {*_STATIC, *_QAT, *_DYNAMIC, nn.Sequential}
+    """The classes that `convert` or `prepare_qat` replaces."""
+    return {*_STATIC, *_QAT}
 
 
 def get_default_custom_config_dict() -> dict[str, Mappings]:
@@ -105,7 +102,8 @@ def get_dynamic_quant_module_class(
     float_module_class: type[nn.Module], additional_dynamic_quant_mapping: Mapping[Any, Any] | None = None
 ) -> type[nn.Module]:
     """The dynamically quantized class of a float class. ConfigError where there is none."""
-    return _found(float_module_class, {**_DYNAMIC, **(additional_dynamic_quant_mapping or {})}, "dynamic int8")
+    table = {**get_default_dynamic_quant_module_mappings(), **(additional_dynamic_quant_mapping or {})}
+    return _found(float_module_class, table, "dynamic int8")
 
 
 def _found(cls: type[nn.Module], table: Mapping[Any, Any], what: str) -> type[nn.Module]:

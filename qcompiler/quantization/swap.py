@@ -13,6 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from qcompiler.errors import QCompilerError, Where
 from qcompiler.nn.intrinsic import FusedModule
+from qcompiler.nn.qat.base import QATModule
 from qcompiler.quantization.fused_into import relink
 from qcompiler.quantization.observation import OBSERVER, PATH, observe_output
 from qcompiler.trace.parametrize import fold_parametrizations
@@ -73,7 +74,7 @@ def _move(old: nn.Module, new: nn.Module) -> None:
 
 
 def swap_all(model: nn.Module, swap: Callable[[nn.Module], nn.Module], whole: tuple[type, ...] = ()) -> nn.Module:
-    """`swap` for every module, inner ones first; fused modules and those of the classes `whole` as one.
+    """`swap` for every module, inner ones first; fused modules, trained ones and those of the classes `whole` as one.
 
     A module under several names stays one module. Returns what stands in the place of `model` itself.
     """
@@ -82,7 +83,7 @@ def swap_all(model: nn.Module, swap: Callable[[nn.Module], nn.Module], whole: tu
     def visit(module: nn.Module) -> nn.Module:
         if id(module) not in done:
             done[id(module)] = module  # a module may hold itself
-            if not isinstance(module, (FusedModule, *whole)):
+            if not isinstance(module, (FusedModule, QATModule, *whole)):
                 for name, child in list(module._modules.items()):
                     if child is not None and name != OBSERVER:
                         module._modules[name] = visit(child)

@@ -55,7 +55,8 @@ def shrink_to_safe(weight: Tensor, scales: Tensor) -> Tensor:
     largest = taps.abs().amax((1, 2)) if old.numel() > 1 else taps.abs().amax().reshape(1)
 
     def safe(steps: Tensor) -> Tensor:
-        peak = _pair_peak(torch.round(taps / steps.reshape(-1, 1, 1)).clamp(-128, 127))
+        inverse = steps.float().reciprocal().reshape(-1, 1, 1)  # the arithmetic of quantize_weight
+        peak = _pair_peak(torch.round(taps.float() * inverse).clamp(-128, 127))
         return (peak if old.numel() == peak.numel() else peak.amax().reshape(1)) <= LIMIT
 
     low, high = old, torch.maximum(old, largest / 63.5)  # there, no tap exceeds 64 steps

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from qcompiler.errors import ConfigError
+from qcompiler.nn import qat
+from qcompiler.nn.intrinsic import qat as trained
 from qcompiler.nn.quantized.from_float import Parts
 from qcompiler.nn.quantized.weighted import WeightedModule
 
@@ -102,6 +104,7 @@ class Conv1d(Convolution):
     """nn.Conv1d on a quint8 tensor (N, C, L) or (C, L)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.Conv1d
+    _QAT_MODULE: ClassVar[Any] = (qat.Conv1d, trained.ConvBn1d)
     _BASE = nn.Conv1d
     _OP, _DIMS, _RANKS = "conv1d", 1, (3, 2)
 
@@ -110,6 +113,7 @@ class Conv2d(Convolution):
     """nn.Conv2d on a quint8 tensor (N, C, H, W) or (C, H, W)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.Conv2d
+    _QAT_MODULE: ClassVar[Any] = (qat.Conv2d, trained.ConvBn2d)
     _BASE = nn.Conv2d
     _OP, _DIMS, _RANKS = "conv2d", 2, (4, 3)
 
@@ -118,6 +122,7 @@ class Conv3d(Convolution):
     """nn.Conv3d on a quint8 tensor (N, C, D, H, W) or (C, D, H, W)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.Conv3d
+    _QAT_MODULE: ClassVar[Any] = (qat.Conv3d, trained.ConvBn3d)
     _BASE = nn.Conv3d
     _OP, _DIMS, _RANKS = "conv3d", 3, (5, 4)
 
@@ -126,6 +131,7 @@ class ConvTranspose1d(Transposed):
     """nn.ConvTranspose1d on a quint8 tensor (N, C, L) or (C, L)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose1d
+    _QAT_MODULE: ClassVar[Any] = (qat.ConvTranspose1d, trained.ConvTransposeBn1d)
     _BASE = nn.ConvTranspose1d
     _OP, _DIMS, _RANKS = "conv_transpose1d", 1, (3, 2)
 
@@ -134,6 +140,7 @@ class ConvTranspose2d(Transposed):
     """nn.ConvTranspose2d on a quint8 tensor (N, C, H, W) or (C, H, W)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose2d
+    _QAT_MODULE: ClassVar[Any] = (qat.ConvTranspose2d, trained.ConvTransposeBn2d)
     _BASE = nn.ConvTranspose2d
     _OP, _DIMS, _RANKS = "conv_transpose2d", 2, (4, 3)
 
@@ -142,5 +149,6 @@ class ConvTranspose3d(Transposed):
     """nn.ConvTranspose3d on a quint8 tensor (N, C, D, H, W) or (C, D, H, W)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose3d
+    _QAT_MODULE: ClassVar[Any] = (qat.ConvTranspose3d, trained.ConvTransposeBn3d)
     _BASE = nn.ConvTranspose3d
     _OP, _DIMS, _RANKS = "conv_transpose3d", 3, (5, 4)

@@ -35,7 +35,7 @@ class Quantize(nn.Module):
             if is_scripting():
                 raise RuntimeError("Quantize takes a float tensor, this one is quantized already")
             self._refuse(X)
-        return torch.quantize_per_tensor(X, float(self.scale.item()), int(self.zero_point.item()), self.dtype)
+        return torch.quantize_per_tensor(X, self.scale, self.zero_point, self.dtype)
 
     @torch.jit.unused
     def _refuse(self, X: Tensor) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from qcompiler.nn import intrinsic
+from qcompiler.nn.intrinsic import qat
 from qcompiler.nn.quantized.from_float import Parts
 from qcompiler.nn.quantized.linear import Linear
 from qcompiler.nn.quantized.weighted import RELU
@@ -21,6 +22,7 @@ class LinearReLU(Linear):
     """Linear and ReLU."""
 
     _FLOAT_MODULE = intrinsic.LinearReLU
+    _QAT_MODULE = qat.LinearReLU
     _TAIL, _BOUNDS = (nn.ReLU,), RELU
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, dtype: torch.dtype = torch.qint8) -> None:
