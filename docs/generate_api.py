@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -12,11 +12,16 @@ from types import ModuleType
 from typing import Any
 
 WIDTH = 110
-# A name is described where it comes first; later modules that have it too refer there. "*": the submodules, too.
+SUBMODULES = (  # of qcompiler.quantization, as torch has them
+    "observer", "fake_quantize", "qconfig", "qconfig_mapping", "quantize", "quantize_fx", "fuse_modules", "fuser_method_mappings",
+    "quantization_mappings", "stubs", "backend_config", "numeric_suite", "numeric_suite_fx",
+)  # fmt: skip
+# A name is described where it comes first; later modules that have it too refer there. "*": what is below it, too.
 MODULES = (
-    "qcompiler", "qcompiler.quantization*", "qcompiler.nn*", "qcompiler.debug", "qcompiler.viz", "qcompiler.observers",
-    "qcompiler.fake_quantize", "qcompiler.qat", "qcompiler.ops.spec", "qcompiler.ops.table", "qcompiler.rewrite", "qcompiler.pass_manager",
-    "qcompiler.backends.torch.site", "qcompiler.backends.torch.kernels",
+    "qcompiler", "qcompiler.quantization", *(f"qcompiler.quantization.{name}" for name in SUBMODULES), "qcompiler.nn*",
+    "qcompiler.debug", "qcompiler.viz", "qcompiler.observers", "qcompiler.fake_quantize", "qcompiler.qat", "qcompiler.ops.spec",
+    "qcompiler.ops.table", "qcompiler.rewrite", "qcompiler.pass_manager", "qcompiler.backends.torch.site",
+    "qcompiler.backends.torch.kernels",
 )  # fmt: skip
 HEAD = """# API reference
 
@@ -27,24 +32,21 @@ Made from the docstrings by `python docs/generate.py`; a test compares. A name t
 def text() -> str:
     """The page."""
     described: dict[int, str] = {}
-    modules = [module for name in MODULES for module in _modules(name)]
+    modules = [module for name in MODULES if importlib.util.find_spec(name.rstrip("*")) for module in _modules(name)]
     contents = "\n".join(f"- [{m.__name__}](#{m.__name__.replace('.', '')})" for m in modules)
     sections = [_section(module, described) for module in modules]
     return re.sub(r"\n{3,}", "\n\n", "\n".join([HEAD, contents, "", *sections])).rstrip() + "\n"
 
 
 def _modules(name: str) -> Iterator[ModuleType]:
-    """The module, and with a star all below it that give out names."""
+    """The module, and with a star the packages below it and the modules that these give out."""
     base = importlib.import_module(name.rstrip("*"))
     yield base
-    if not name.endswith("*"):
-        return
-    for info in pkgutil.iter_modules(base.__path__, f"{base.__name__}."):
-        leaf = info.name.rpartition(".")[2]
-        module = importlib.import_module(info.name)
-        if leaf.startswith("_") or not hasattr(module, "__all__"):
-            continue
-        yield from _modules(f"{info.name}*") if info.ispkg else (module,)
+    for info in pkgutil.iter_modules(base.__path__, f"{base.__name__}.") if name.endswith("*") else ():
+        if info.ispkg:
+            yield from _modules(f"{info.name}*")
+        elif info.name.rpartition(".")[2] in getattr(base, "__all__", ()):
+            yield importlib.import_module(info.name)
 
 
 def public(module: ModuleType) -> dict[str, Any]:
@@ -58,9 +60,13 @@ def public(module: ModuleType) -> dict[str, Any]:
 def _section(module: ModuleType, described: dict[int, str]) -> str:
     known: dict[str, list[str]] = {}
     entries, values = [], []
-    for name, value in public(module).items():
+    names = public(module)
+    for name, value in names.items():
         if inspect.ismodule(value) or (_is_value(value) and id(value) not in described):
             values.append((name, value))
+        elif getattr(value, "__name__", name) != name and names.get(value.__name__) is value:
+            entries.append(f"### {name}\n\nAnother name of `{value.__name__}`.\n")
+            continue
         elif id(value) in described:
             known.setdefault(described[id(value)], []).append(name)
             continue
@@ -88,7 +94,7 @@ def _cell(value: Any) -> str:
     if inspect.ismodule(value):
         return _escape((inspect.getdoc(value) or "").partition("\n")[0])
     shown = repr(value)
-    stable = len(shown) <= 400 and not re.search(r" at 0x|<", shown)
+    stable = len(shown) <= 1000 and not re.search(r" at 0x|<", shown)
     return f"`{shown}`" if stable else _escape(f"a {type(value).__name__}")
 
 

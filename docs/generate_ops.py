@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from qcompiler.backends.torch import kernels
+from qcompiler.backends.torch import kernels, mode_kernels, modes
+from qcompiler.ir.types import Mode
 from qcompiler.ops.spec import Op, Output, Spelling
 from qcompiler.ops.table import OPS
 
@@ -31,11 +32,37 @@ OUTPUTS = {Output.OWN: "own", Output.SAME: "as input", Output.JOIN: "may be join
 COLUMNS = ("op", "written as", "modules", "scale of the result", *kernels.ENGINES, "notes")
 
 
+MODES = {Mode.DYNAMIC: "dynamic", Mode.HALF: "float16", Mode.WEIGHT_ONLY: "weight only", Mode.FOUR_BIT: "4-bit weights"}
+WITHOUT_DATA = """
+## Without calibration data
+
+Ops that take and give floats while their weights are quantized, as dynamic qconfigs ask for. `kernel`: torch's for this purpose, on all
+engines or on those named; `floats`: float arithmetic on weights that are kept small and widened once.
+"""
+
+
 def text() -> str:
     """The page."""
-    rows = [_row(op) for op in OPS.rows.values()]
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}", *(f"| {' | '.join(cells)} |" for cells in rows)]
-    return "\n".join([HEAD, *lines]) + "\n"
+    weighted = [op for op in OPS.rows.values() if op.weight is not None or op.name in modes.RECURRENT]
+    static = _table(COLUMNS, map(_row, OPS.rows.values()))
+    without_data = _table(("op", *MODES.values()), ((f"`{op.name}`", *(_mode(op, mode) for mode in MODES)) for op in weighted))
+    return "\n".join([HEAD, *static, WITHOUT_DATA, *without_data]) + "\n"
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(f"| {' | '.join(cells)} |" for cells in rows)]
+
+
+def _mode(op: Op, mode: Mode) -> str:
+    """What runs an op whose qconfig asks for a mode."""
+    chosen, _ = modes.choose(op, mode)
+    if chosen is None:
+        return "–"
+    own = [kernel for kernel in mode_kernels.TABLE[chosen].get(op.name, ()) if not kernel.note]
+    engines = [engine for engine in kernels.ENGINES if any(engine in kernel.engines for kernel in own)]
+    where = "" if len(engines) in (0, len(kernels.ENGINES)) else f" on {', '.join(engines)}, else floats"
+    text = f"kernel{where}" if engines else "floats"
+    return text if chosen is mode else f"as {MODES[chosen]}: {text}"
 
 
 def _row(op: Op) -> tuple[str, ...]:
@@ -59,7 +86,7 @@ def _how(kernel: kernels.Kernel) -> str:
 
 
 def _without(op: Op) -> str:
-    return "never runs" if op.output is Output.SAME else "–"
+    return "never runs" if op.output is Output.SAME else "table of 8-bit rows" if op.name in modes.EMBEDDINGS else "–"
 
 
 def _notes(op: Op) -> Iterator[str]:

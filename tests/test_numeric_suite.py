@@ -164,6 +164,27 @@ def test_weights_of_our_eager_flow(ours: tuple[nn.Module, nn.Module]) -> None:
         assert torch.equal(pair["quantized"], module.weight()) and ns.compute_sqnr(pair["float"], pair["quantized"]) > 35
 
 
+RECURRENT = {"LSTM": (nn.LSTM(8, 4, 2, bidirectional=True), 8), "GRUCell": (nn.GRUCell(8, 4), 2), "Linear": (nn.Linear(8, 4), 1)}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("qconfig, least", [(quantization.default_dynamic_qconfig, 40), (quantization.float16_dynamic_qconfig, 65)])
+def test_weights_of_dynamic_modules(name: str, qconfig: Any, least: float) -> None:
+    module, weights = copy.deepcopy(RECURRENT[name][0]).eval(), RECURRENT[name][1]
+    module.qconfig = qconfig
+    quantized = getattr(nnq.dynamic, name).from_float(module)
+    pairs = ns.compare_weights(module.state_dict(), quantized.state_dict())
+    assert len(pairs) == weights and all(ns.compute_sqnr(*pair.values()) > least for pair in pairs.values())
+
+
+@pytest.mark.parametrize("width, bits, least", [(8, "", 40), (7, "", 40), (8, "_4bit", 18)])
+def test_weights_of_embeddings(width: int, bits: str, least: float) -> None:
+    module = nn.Embedding(10, width)
+    module.qconfig = getattr(quantization, f"float_qparams_weight_only_qconfig{bits}")
+    pairs = ns.compare_weights(module.state_dict(), nnq.Embedding.from_float(module).state_dict())
+    assert set(pairs) == {"weight"} and ns.compute_sqnr(*pairs["weight"].values()) > least
+
+
 def test_the_channel_axis_is_found_by_size_and_else_by_value() -> None:
     weight, scales = randn(4, 4, 1, 1) * torch.tensor([1.0, 20, 0.1, 5]).view(1, 4, 1, 1), torch.tensor([0.02, 0.4, 0.002, 0.1])
     int8 = (weight / scales.view(1, 4, 1, 1)).round().to(torch.int8)
@@ -244,6 +265,23 @@ def test_a_value_is_kept_before_it_is_changed_in_place() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True)).eval()
     pairs = ns.compare_model_outputs(model, copy.deepcopy(model), randn(8, 3))
     assert float(pairs["0.stats"]["float"][0].min()) < 0
+
+
+class Oddly(nn.Module):
+    """Paths that torch.fx respells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inConv, self.seq = nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(4, 4, 1), nn.Sequential(nn.Conv2d(4, 4, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.seq(self.inConv(x))
+
+
+def test_keys_are_the_users_paths() -> None:
+    model = nn.Sequential(Oddly()).eval()
+    pairs = ns.compare_model_outputs(model, qcompiler.quantize(model, [X], progress=False), X)
+    assert set(pairs) == {f"{path}.stats" for path in ("0.inConv", "0.seq.0", "0.seq.1.0")}
 
 
 # Shadows

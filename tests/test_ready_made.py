@@ -117,6 +117,12 @@ def test_the_old_spelling_of_dynamic_qconfigs() -> None:
     assert Q.qconfig_equals(made, Q.default_dynamic_qconfig) and not Q.qconfig_equals(made, None)
 
 
+def test_fixed_ranges_are_not_learned() -> None:
+    made = Q.FixedQParamsFakeQuantize(observer=Q.default_fixed_qparams_range_0to1_observer)
+    assert torch.equal(made(X * 100), made(X * 100).clamp(0, 255 / 256)) and made.scale.item() == 1 / 256
+    assert isinstance(Q.default_fixed_qparams_range_0to1_fake_quant(), Q.FixedQParamsFakeQuantize)
+
+
 def test_observer_is_the_old_name_of_the_base() -> None:
     assert Q.Observer is Q.ObserverBase and issubclass(Q.UniformQuantizationObserverBase, Q.ObserverBase)
     for cls in (Q.PlaceholderObserver, Q.RecordingObserver, Q.NoopObserver, Q.ReuseInputObserver, Q.FixedQParamsObserver):

@@ -28,9 +28,14 @@ def is_compiled(model: Any) -> TypeGuard[CompiledModule | fx.GraphModule]:
 def key_of(step: Step) -> str:
     """The user's name of a value: the path of the module that makes it; of a function, the module that calls it and the node."""
     path, node = step.module_path, _node(step)
-    if path and path.replace(".", "_") in (node, re.sub(r"_\d+$", "", node)):  # torch.fx numbers the calls of one module
+    if path and _plain(path) in (_plain(node), _plain(re.sub(r"_\d+$", "", node))):  # torch.fx numbers the calls of one module
         return path
     return f"{path}.{node}" if path else node
+
+
+def _plain(name: str) -> str:
+    """What torch.fx leaves of a module's path in the name of a node: letters, in snake case, and digits."""
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _node(step: Step) -> str:

@@ -33,8 +33,9 @@ def _held(key: str, quantized: Mapping[str, Any], floats: Mapping[str, Any]) -> 
         return
     if value.is_quantized or value.dtype is torch.float16:
         yield name, value
-    elif value.dtype is torch.int8 and key + SCALE in quantized and key + ZERO_POINT in quantized:
-        yield name, as_quantized(value, quantized[key + SCALE], quantized[key + ZERO_POINT], floats[name])
+    elif value.dtype in (torch.int8, torch.uint8) and key + SCALE in quantized and key + ZERO_POINT in quantized:
+        made = as_rows if value.dtype is torch.uint8 else as_quantized
+        yield name, made(value, quantized[key + SCALE], quantized[key + ZERO_POINT], floats[name])
 
 
 def _float_name(key: str, floats: Mapping[str, Any]) -> str | None:
@@ -54,3 +55,12 @@ def as_quantized(values: Tensor, scale: Tensor, zero_point: Tensor, reference: T
     axes = [axis for axis in range(values.dim()) if values.shape[axis] == scale.numel()]
     made = [torch._make_per_channel_quantized_tensor(values, scale.double(), zero_point.long(), axis) for axis in axes]
     return max(made, key=lambda q: compute_sqnr(reference, q)) if len(made) > 1 else made[0]
+
+
+def as_rows(values: Tensor, scale: Tensor, zero_point: Tensor, reference: Tensor) -> Tensor:
+    """The quantized tensor of an embedding's table: a scale and a float zero point a row, 8 bits a value or two values a byte."""
+    packed = values.shape[-1] != reference.shape[-1]
+    if packed:
+        values = torch.stack([values & 15, values >> 4], -1).flatten(-2)[..., : reference.shape[-1]]
+    real = (values.float() - zero_point.float()[:, None]) * scale.float()[:, None]
+    return torch.quantize_per_channel(real, scale.float(), zero_point.float(), 0, torch.quint4x2 if packed else torch.quint8)
