@@ -13,13 +13,14 @@ from typing import Any
 from torch import fx, nn
 
 from qcompiler.fake_quantize import FakeQuantize
-from qcompiler.ir.attributes import get_attr
+from qcompiler.ir.attributes import attribute, get_attr
 from qcompiler.ir.types import SOURCE, VALUE, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.spec import Op
 from qcompiler.pass_manager import Context
-from qcompiler.qat.sites import HOLDER, SafeScales, made_by, per_tensor, round_like, set_channel_axis
+from qcompiler.qat.sites import HOLDER, SafeScales, made_by, round_like
+from qcompiler.qat.weights import weight_fake_quant
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,11 @@ class _Weights:
 
     def _module(self, node: fx.Node, weight: fx.Node, axis: int | None, shrink: bool) -> str:
         """The path of a new fake-quantize module for the node's weight."""
-        made: Any = made_by(quant_of(node).qconfig.weight, "weight", where(node))
-        if axis is None and made.is_per_channel:
-            made = per_tensor(made)
+        qconfig = quant_of(node).qconfig
+        if made_by(qconfig.weight, "weight", where(node)).is_per_channel and axis is None:
             self.context.remark("insert_fake_quants", "weight-per-tensor", "its kernel takes one weight scale, not one per channel", node)
-        elif axis is not None:
-            set_channel_axis(made, axis)
-        if shrink and isinstance(made, FakeQuantize) and not any(True for _ in made.parameters()):
+        made = weight_fake_quant(qconfig, attribute(self.gm, str(weight.target)), axis)
+        if shrink and isinstance(made, FakeQuantize):
             made = SafeScales(made, self.context.target.least_safe_scale)
         holder, name = self.gm.get_submodule(HOLDER), node.name
         while hasattr(holder, name):  # `to`, `float`: a module has them already
