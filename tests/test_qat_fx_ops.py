@@ -11,9 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from qcompiler import calibrate, convert_fx, explain, prepare_qat_fx, remarks
+from qcompiler import (
+    QConfig,
+    QConfigMapping,
+    calibrate,
+    convert_fx,
+    explain,
+    get_default_qat_qconfig,
+    prepare_qat_fx,
+    remarks,
+)
 from qcompiler.debug import parity
-from qcompiler.fake_quantize import disable_fake_quant, disable_observer
+from qcompiler.fake_quantize import (
+    default_lsq_act_fake_quant,
+    default_lsq_per_channel_wt_fake_quant,
+    disable_fake_quant,
+    disable_observer,
+)
 from tests.flow import ENGINES, randn, targets
 
 Make = Callable[[], nn.Module]
@@ -339,3 +353,29 @@ def test_two_steps_of_a_real_model(name: str) -> None:
     assert found.holds and found.worst <= 1 and not found.unmatched, found
     assert explain(converted).int8_mac_share == 1.0
     assert calibrate(prepared, [x]) == 1
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.fc = nn.Embedding(20, 8), nn.Linear(8, 4)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.fc(self.table(index).mean(1))
+
+
+@pytest.mark.parametrize("per_row", [True, False])
+def test_tables_are_trained_with_the_rounding_of_their_rows(per_row: bool) -> None:
+    qconfig = get_default_qat_qconfig("x86" if per_row else "qnnpack")
+    index = torch.arange(20).reshape(4, 5)
+    prepared, converted = check(made(Words), (index,), QConfigMapping().set_global(qconfig))
+    assert set(prepared.weight_fake_quants._modules) == {"table", "fc"}
+    assert prepared.table.weight.grad is not None and converted.state_dict()["table.weight"].dtype in (torch.int8, torch.uint8)
+
+
+@pytest.mark.parametrize("engine", ["x86", "fbgemm"])
+def test_learned_scales(engine: str) -> None:
+    mapping = QConfigMapping().set_global(QConfig(default_lsq_act_fake_quant, default_lsq_per_channel_wt_fake_quant))
+    prepared, _ = check(made(LAYERS["depthwise"][0]), (randn(4, 8, 8, 8),), mapping, engine=engine)
+    scales = [p for name, p in prepared.named_parameters() if name.endswith("scale")]
+    assert len(scales) == 3 and all(p.grad is not None for p in scales)
