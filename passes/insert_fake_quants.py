@@ -7,19 +7,20 @@ that are large enough for the kernel's partial sums.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
 
-from qcompiler.fake_quantize import FakeQuantize
-from qcompiler.ir.attributes import get_attr
-from qcompiler.ir.types import SOURCE, VALUE, Stage, quant_of, source_of, value_of
+from qcompiler.fake_quantize import FakeQuantize, default_embedding_fake_quant
+from qcompiler.ir.attributes import attribute, get_attr
+from qcompiler.ir.types import SOURCE, VALUE, Mode, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.spec import Op
 from qcompiler.pass_manager import Context
-from qcompiler.qat.sites import HOLDER, SafeScales, made_by, per_tensor, round_like, set_channel_axis
+from qcompiler.qat.sites import HOLDER, SafeScales, made_by, round_like
+from qcompiler.qat.weights import weight_fake_quant
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,15 @@ class InsertFakeQuants:
         weights = _Weights(gm, context)
         for node in list(gm.graph.nodes):
             row = context.table.of(node)
+            mode = quant_of(node).mode
             if row is not None and row.weight is not None and quant_of(node).int8:
                 weights.insert(node, row, row.weight)
+            elif row is not None and mode is Mode.WEIGHT_ONLY:
+                for weight in row.weights(node):
+                    weights.insert_alone(node, row, weight)
+            elif mode is not None:
+                text = f"training does not see the rounding of {mode.value}: it happens at convert"
+                context.remark(self.name, "not-simulated", text, node)
         _round_averages(gm, context)
         return True
 
@@ -58,6 +66,19 @@ class _Weights:
             self.done[key] = self._call(node, weight, self._module(node, weight, axis, shrink))
         node.args = (*node.args[:position], self.done[key], *node.args[position + 1 :])
 
+    def insert_alone(self, node: fx.Node, row: Op, weight: fx.Node) -> None:
+        """For an op that takes and gives floats: the weight as convert will store it, one scale a channel (or row of a table)."""
+        key = (str(weight.target), row.weight_axis, False)
+        if key not in self.done:
+            qconfig = quant_of(node).qconfig
+            made = made_by(qconfig.weight, "weight", where(node))
+            fits = made.is_per_channel or row.name not in ("embedding", "embedding_bag")
+            qconfig = qconfig if fits else replace(qconfig, weight=default_embedding_fake_quant)
+            axis = row.weight_axis if not fits or made.is_per_channel else None
+            module = weight_fake_quant(qconfig, attribute(self.gm, str(weight.target)), axis)
+            self.done[key] = self._call(node, weight, self._held(node, module))
+        node.replace_input_with(weight, self.done[key])
+
     def _attribute(self, node: fx.Node, path: str) -> fx.Node:
         with self.gm.graph.inserting_before(node):
             return get_attr(self.gm, path, source_of(node))
@@ -70,14 +91,15 @@ class _Weights:
 
     def _module(self, node: fx.Node, weight: fx.Node, axis: int | None, shrink: bool) -> str:
         """The path of a new fake-quantize module for the node's weight."""
-        made: Any = made_by(quant_of(node).qconfig.weight, "weight", where(node))
-        if axis is None and made.is_per_channel:
-            made = per_tensor(made)
+        qconfig = quant_of(node).qconfig
+        if made_by(qconfig.weight, "weight", where(node)).is_per_channel and axis is None:
             self.context.remark("insert_fake_quants", "weight-per-tensor", "its kernel takes one weight scale, not one per channel", node)
-        elif axis is not None:
-            set_channel_axis(made, axis)
-        if shrink and isinstance(made, FakeQuantize) and not any(True for _ in made.parameters()):
+        made = weight_fake_quant(qconfig, attribute(self.gm, str(weight.target)), axis)
+        if shrink and isinstance(made, FakeQuantize):
             made = SafeScales(made, self.context.target.least_safe_scale)
+        return self._held(node, made)
+
+    def _held(self, node: fx.Node, made: nn.Module) -> str:
         holder, name = self.gm.get_submodule(HOLDER), node.name
         while hasattr(holder, name):  # `to`, `float`: a module has them already
             name += "_"

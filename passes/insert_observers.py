@@ -9,7 +9,7 @@ In a graph that will be trained it is a fake-quantize module, also for a fixed r
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
@@ -18,8 +18,9 @@ from qcompiler.ir.groups import members_of
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch
-from qcompiler.ops.arguments import activations
+from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.spec import Output
+from qcompiler.ops.table import Table
 from qcompiler.pass_manager import Context
 from qcompiler.qat.sites import FakeQuantWatch, fixed, made_by
 
@@ -38,11 +39,11 @@ class InsertObservers:
             row = context.table.of(node)
             is_fixed = row is not None and row.output is Output.FIXED and quant_of(node).int8
             if context.trains:
-                _observe(gm, node, _fake_quant(node, members, row.fixed if is_fixed and row is not None else None, context))
+                _observe(gm, node, _fake_quant(node, members, row.fixed if is_fixed and row is not None else None, context), context.table)
             elif is_fixed and row is not None:
                 node.meta[QUANT] = quant_of(node).with_(qparams=row.fixed)
             else:
-                _observe(gm, node, Watch(_factory(node, context)(), where(node)))
+                _observe(gm, node, Watch(_factory(node, context)(), where(node)), context.table)
         return bool(groups)
 
 
@@ -69,7 +70,7 @@ def _factory(node: fx.Node, context: Context) -> Callable[[], Any]:
     return factory
 
 
-def _observe(gm: fx.GraphModule, node: fx.Node, made: Watch) -> None:
+def _observe(gm: fx.GraphModule, node: fx.Node, made: Watch, table: Table) -> None:
     observers, name = gm.get_submodule("observers"), node.name
     while hasattr(observers, name):  # `to`, `float`: a module has them already
         name += "_"
@@ -77,4 +78,9 @@ def _observe(gm: fx.GraphModule, node: fx.Node, made: Watch) -> None:
     with gm.graph.inserting_after(node):
         watch = gm.graph.create_node("call_module", f"observers.{name}", (node,), name=f"{node.name}_observer")
     watch.meta[VALUE], watch.meta[SOURCE] = node.meta.get(VALUE), source_of(node)
-    node.replace_all_uses_with(watch, delete_user_cb=lambda user: user is not watch)
+    if not isinstance(made, FakeQuantWatch) or quant_of(node).int8:
+        node.replace_all_uses_with(watch, delete_user_cb=lambda user: user is not watch)
+        return
+    watch.meta[SOURCE] = replace(source_of(node), origin=(watch.name,))  # no value of the model: float users take the value itself
+    for user in [user for user in node.users if user is not watch and quant_of(user).int8]:
+        replace_activations(table, user, node, watch)

@@ -162,8 +162,8 @@ class _Weights:
 
     def _qparams(self, node: fx.Node, value: Tensor, axis: int | None) -> tuple[Tensor, Tensor, tuple[int, int]]:
         if (p := quant_of(node).weight) is not None:
-            scales, zeros = torch.tensor(p.scale, dtype=torch.float64), torch.tensor(p.zero_point, dtype=torch.int64)
-            return scales.reshape(-1), zeros.reshape(-1), (p.quant_min, p.quant_max)
+            scales, zeros = torch.tensor(p.scale, dtype=torch.float64).reshape(-1), torch.tensor(p.zero_point).reshape(-1)
+            return scales, zeros.double() if zeros.is_floating_point() else zeros.to(torch.int64), (p.quant_min, p.quant_max)
         observer = self._observer(node)
         if axis is None and observer.is_per_channel:
             observer = self.context.target.per_tensor_weight_observer(observer)

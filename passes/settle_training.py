@@ -48,7 +48,7 @@ class SettleTraining:
                 node.args = node.args[:5]
                 node.kwargs = {k: v for k, v in node.kwargs.items() if k not in LIVE}
             elif row is not None and "training" in node.kwargs and row.identity(node.kwargs):
-                node.replace_all_uses_with(node.args[0])
+                _drop(node)
         gm.graph.eliminate_dead_code()
         drop_unused_modules(gm)
         return True
@@ -58,6 +58,18 @@ def _replace(node: fx.Node, value: Any) -> None:
     """A constant in place of a node, wherever it is an argument."""
     for user in list(node.users):
         user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), lambda n: value if n is node else n)  # type: ignore[assignment]
+
+
+def _drop(node: fx.Node) -> None:
+    """Takes out what does nothing; where it was the source of a group, its input is. (With groups of both, it stays, in float.)"""
+    source: Any = node.args[0]
+    own, others = quant_of(node).group, quant_of(source).group
+    if own is not None and others not in (None, own):
+        node.meta[QUANT] = quant_of(node).with_(int8=False)
+        return
+    if own is not None:
+        source.meta[QUANT] = quant_of(source).with_(group=own)
+    node.replace_all_uses_with(source)
 
 
 def _quantized(node: fx.Node, fake_quant: Any, weight: Tensor) -> tuple[Tensor, Any]:

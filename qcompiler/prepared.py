@@ -15,7 +15,7 @@ from qcompiler.graph_pickle import Data, from_data, to_data
 from qcompiler.ir.names import NAMES, keep_names
 from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
-from qcompiler.ops.table import OPS
+from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context
 from qcompiler.qat.ops import training_table
 
@@ -39,7 +39,7 @@ class State:
         if context.table.rows != (training_table(OPS) if context.trains else OPS).rows:
             raise ConfigError("a model prepared with op rows of your own cannot be pickled", code="pickle-table",
                               hint="save its state_dict; prepare again and load that")  # fmt: skip
-        plain = replace(context, table=None, module_types={}, instruments=(), used_rules=[], records=[])
+        plain = replace(context, table=Table(), module_types={}, instruments=(), used_rules=[], records=[])
         return replace(self, context=plain)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
@@ -60,6 +60,7 @@ class PreparedModule(fx.GraphModule):
         copied: PreparedModule = super().__deepcopy__(memo)  # type: ignore[assignment]
         for name in ("_modules", "_buffers"):
             vars(copied)[name].update(copy.deepcopy(vars(self)[name], memo))
+        _check_inputs(copied)  # torch.fx drops hooks
         return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -86,10 +87,13 @@ def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
     for name, value in attributes.items():
         setattr(gm, name, value)
     gm.meta[KEPT] = attributes
-    gm.register_forward_pre_hook(
-        InputCheck([(str(n.target), value_of(n), bool(n.args)) for n in gm.graph.nodes if n.op == "placeholder"]), with_kwargs=True
-    )
+    _check_inputs(gm)
     return gm if state.context.trains else gm.eval()
+
+
+def _check_inputs(gm: fx.GraphModule) -> None:
+    inputs = [(str(n.target), value_of(n), bool(n.args)) for n in gm.graph.nodes if n.op == "placeholder"]
+    gm.register_forward_pre_hook(InputCheck(inputs), with_kwargs=True)
 
 
 def failed_call(prepared: Any, error: Exception, batch: str) -> InputError:

@@ -79,6 +79,14 @@ def test_debug_accuracy(tmp_path: Path) -> None:
     assert broken < 50 and mended > 80
 
 
+@pytest.mark.slow
+def test_qat_digits() -> None:
+    """tests/test_qat_fx_digits.py looks at the figures."""
+    pytest.importorskip("sklearn")
+    text = run("qat_digits.py", "--quick")
+    assert text.count("100.0 % same class") == 2 and "8 bits" in text and "4 bits" in text
+
+
 def test_custom_op() -> None:
     text = run("custom_op.py")
     assert "cheaper_silu: silu became hardswish" in text and "external.__main__.sinc_int8" in text

@@ -102,8 +102,9 @@ def parity(prepared: nn.Module, converted: nn.Module, data: Any) -> Parity:
 
 
 def _compare(prepared: nn.Module, converted: CompiledModule, items: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> Parity:
-    floats, steps = steps_of_graph(simulated(prepared, *items[0])), steps_of_module(converted)
-    walk, found = Walk(floats, steps, match(floats, steps)), _Found()
+    graph = simulated(prepared, *items[0])
+    floats, steps = steps_of_graph(graph), steps_of_module(converted)
+    walk, found = Walk(floats, steps, match(floats, steps)), _Found(_ranges(graph))
     with torch.inference_mode():
         for args, kwargs in items:
             walk.run(args, kwargs, found.visit)
@@ -111,21 +112,33 @@ def _compare(prepared: nn.Module, converted: CompiledModule, items: Sequence[tup
 
 
 def require_parity(prepared: nn.Module, converted: CompiledModule, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Parity:
-    """PassError that names the first int8 value which is more than a step from the simulated one. (Float values may be random.)"""
+    """PassError that names the first int8 value more than a step from the simulated one. (Float values may be random.)"""
     found = _compare(prepared, converted, [example])
     wrong = next((d for d in found.differences if not d.is_float and not d.agrees), None)
     if wrong is not None:
-        raise PassError(f"the int8 model does not compute what training simulated: {wrong}", code="parity",
-                        where=Where(f"%{wrong.node}", wrong.module_path or None, wrong.location or None),
-                        hint="check_parity=False converts all the same; debug.parity(prepared, converted, data) lists every value")  # fmt: skip
+        place = Where(f"%{wrong.node}", wrong.module_path or None, wrong.location or None)
+        hint = "check_parity=False converts all the same; debug.parity(prepared, converted, data) lists every value"
+        raise PassError(f"the int8 model does not compute what training simulated: {wrong}", code="parity", where=place, hint=hint)
+    return found
+
+
+def _ranges(graph: fx.GraphModule) -> dict[str, tuple[int, int]]:
+    """The smallest and largest integer of the values before and behind fake quantization, by node."""
+    found: dict[str, tuple[int, int]] = {}
+    for node in graph.graph.nodes:
+        watch = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(watch, FakeQuantWatch):
+            fake_quant: Any = watch.observer
+            found[node.name] = found[str(node.args[0])] = fake_quant.quant_min, fake_quant.quant_max
     return found
 
 
 class _Found:
     """The worst difference of each value over all batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranges: Mapping[str, tuple[int, int]]) -> None:
         self.worst: dict[str, Difference] = {}
+        self.ranges = ranges
 
     def visit(self, seen: Seen) -> None:
         site, compared = seen.site, pairs(seen.own_reference, seen.own_value)
@@ -134,15 +147,22 @@ class _Found:
         for reference, value in compared:
             if not reference.is_floating_point() or not reference.numel():
                 continue
-            found = Difference(site.computed.name, site.step.module_path, site.step.location, *_distance(reference, value, seen.grid))
+            apart = _distance(reference, value, seen.grid, self.ranges.get(site.float_step.name))
+            found = Difference(site.computed.name, site.step.module_path, site.step.location, *apart)
             known = self.worst.get(site.step.name)
             if known is None or found.worst > known.worst:
                 self.worst[site.step.name] = found
 
 
-def _distance(reference: Tensor, value: Tensor, grid: Any) -> tuple[float, bool]:
-    apart = float((reference.double() - value.double()).abs().max())
-    if grid is not None:
-        return round(apart / grid[0], 3), False
-    largest = float(reference.abs().max())
-    return apart / largest if largest else apart, True
+def _distance(reference: Tensor, value: Tensor, grid: Any, ends: tuple[int, int] | None) -> tuple[float, bool]:
+    """In steps between the integers that hold the two: a value that a cat copies is rounded behind the cat, in training.
+
+    Values outside the range of the fake quantization (where that has 7 bits, kernels still saturate at 8) count as its ends.
+    """
+    if grid is None:
+        apart, largest = float((reference.double() - value.double()).abs().max()), float(reference.abs().max())
+        return apart / largest if largest else apart, True
+    scale, zero_point, *held = grid
+    low, high = ends or held
+    integers = [torch.clamp(torch.round(v.double() / scale) + zero_point, low, high) for v in (reference, value)]
+    return float((integers[0] - integers[1]).abs().max()), False

@@ -67,7 +67,7 @@ def _weighted(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
 
 def multihead_attention(m: nn.MultiheadAttention, query: Any, key: Any, value: Any, key_padding_mask: Any = None, need_weights: bool = True,
                         attn_mask: Any = None, average_attn_weights: bool = True, is_causal: bool = False) -> Any:  # fmt: skip
-    """nn.MultiheadAttention in eval mode as linear, attention, linear. Shapes as there: (N, L, E) or (L, N, E) or (L, E)."""
+    """nn.MultiheadAttention as linear, attention, linear. Shapes as there: (N, L, E) or (L, N, E) or (L, E)."""
     batched = query.dim() == 3
     same = query is key and key is value
 
@@ -81,10 +81,12 @@ def multihead_attention(m: nn.MultiheadAttention, query: Any, key: Any, value: A
     k, v, more_keys = _appended(m, k, v)
     q, k, v = (_heads(x, m.num_heads) for x in (q, k, v))
     mask, weights = _mask(attn_mask, key_padding_mask, m.num_heads, more_keys), None
-    if need_weights:
+    drops = m.dropout > 0 and int(m.training) != 0  # of a model that is traced for training, `training` is more than a bool
+    if need_weights or drops:
         weights = _weighted(q, k, mask)
+        weights = F.dropout(weights, m.dropout, training=m.training) if drops else weights
         mixed = torch.matmul(weights, v)
-        weights = weights.mean(1) if average_attn_weights else weights
+        weights = (weights.mean(1) if average_attn_weights else weights) if need_weights else None
     else:
         mixed = F.scaled_dot_product_attention(q, k, v, mask)
     out = m.out_proj(mixed.transpose(1, 2).reshape(query.shape[0], -1, m.embed_dim))

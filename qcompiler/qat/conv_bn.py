@@ -43,7 +43,8 @@ def conv_bn(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Te
     """
     if not training:
         return folded(call, x, weight, bias, mean, var, gamma, beta, fake_quant=fake_quant, eps=eps, weight_axis=weight_axis, groups=groups)
-    y = unnormalized(call, x, weight, bias, var, gamma, fake_quant=fake_quant, eps=eps, weight_axis=weight_axis, groups=groups)
+    # a copy: compiled graphs count the step of the statistics as a change of what the backward pass needs
+    y = unnormalized(call, x, weight, bias, var.clone(), gamma, fake_quant=fake_quant, eps=eps, weight_axis=weight_axis, groups=groups)
     return batch_norm_of_batch(y, mean, var, gamma, beta, count, momentum=momentum, eps=eps)
 
 

@@ -19,7 +19,7 @@ from qcompiler.ops.functional import Bounds, clip
 from qcompiler.ops.rows.weighted import ROWS
 from qcompiler.ops.spec import Op, Param, Role
 from qcompiler.ops.table import Table
-from qcompiler.qat.conv_bn import conv_bn
+from qcompiler.qat.conv_bn import FakeQuant, conv_bn
 
 SUFFIX = "_bn"
 STATISTICS = ("mean", "var", "gamma", "beta", "count")
@@ -27,8 +27,8 @@ STATISTICS = ("mean", "var", "gamma", "beta", "count")
 
 def _with_batch_norm(plain: Callable[..., Tensor], weight_axis: int) -> Callable[..., Tensor]:
     def call(x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, gamma: Tensor | None = None,
-             beta: Tensor | None = None, count: Tensor | None = None, *, fake_quant: Callable[[Tensor], Tensor] | None = None,
-             training: bool = False, momentum: float | None = 0.1, eps: float = 1e-5, bounds: Bounds = None, **options: Any) -> Tensor:  # fmt: skip
+             beta: Tensor | None = None, count: Tensor | None = None, *, fake_quant: FakeQuant | None = None, training: bool = False,
+             momentum: float | None = 0.1, eps: float = 1e-5, bounds: Bounds = None, **options: Any) -> Tensor:  # fmt: skip
         run = functools.partial(plain, **options)
         statistics = (mean, var, gamma, beta, count)
         settings = {"training": training, "momentum": momentum, "eps": eps}

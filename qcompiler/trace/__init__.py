@@ -53,7 +53,8 @@ def trace(
     `is_leaf(module, path)` says which modules stay one call. `decompose` maps module classes (to a function of the module
     and its arguments) and functions (to a function of the same arguments) to what is traced in their place.
     `concrete_args` gives arguments of forward that are baked in. `trains`: the graph is to be trained, so it computes with
-    parameters and reads `training` when it runs, instead of once while it is traced. The model, its state and the inputs are left as they were.
+    parameters and reads `training` when it runs, instead of once while it is traced. The model, its state and the inputs are
+    left as they were.
 
     Raises TraceError where the root's forward cannot be followed (with `strict`, where any module's cannot), InputError
     where the model does not run on the example inputs.
