@@ -48,7 +48,10 @@ _STUBS: Mappings = {QuantStub: quantized.Quantize, DeQuantStub: quantized.DeQuan
 _FROM_FLOAT: Mappings = {**_STUBS, **_read("_FLOAT_MODULE", "quantized", "intrinsic.quantized")}
 _STATIC: Mappings = {**_FROM_FLOAT, **_read("_QAT_MODULE", "quantized", "intrinsic.quantized")}
 _QAT: Mappings = _read("_FLOAT_MODULE", "qat", "intrinsic.qat")
-_DYNAMIC: Mappings = {**_read("_FLOAT_MODULE", "quantized.dynamic"), **{cls: _FROM_FLOAT[cls] for cls in EMBEDDINGS if cls in _FROM_FLOAT}}
+_DYNAMIC: Mappings = {
+    **_read("_FLOAT_MODULE", "quantized.dynamic", "intrinsic.quantized.dynamic"),
+    **{cls: _FROM_FLOAT[cls] for cls in EMBEDDINGS if cls in _FROM_FLOAT},
+}
 _OBSERVED: Mappings = _read("_FLOAT_MODULE", "quantizable")
 _FROM_OBSERVED: Mappings = _read("_OBSERVED_MODULE", "quantized")
 FIXED_IN_TRAINING: dict[type[nn.Module], Any] = {
