@@ -110,7 +110,8 @@ def traced(model: nn.Module, example_inputs: Any, context: Context, options: Map
     copied = _plain_parameters(model, context) if context.trains else _copy(model)
     alone = _is_one_leaf(copied, context.table)
     found = trace(_Parent(copied) if alone else copied, inputs, options.get("example_kwargs"), is_leaf=_is_leaf(context.table),
-                  decompose=DECOMPOSE, concrete_args=options.get("concrete_args"), strict=context.strict, trains=context.trains)  # fmt: skip
+                  decompose=DECOMPOSE, concrete_args=options.get("concrete_args"), strict=context.strict,
+                  trains=context.trains)  # fmt: skip
     for note in found.remarks:
         context.remarks.append(Remark("trace", note.kind, note.reason, note.where, note.where.node))
     if alone:

@@ -185,7 +185,7 @@ def embedding(indices: Tensor, weight: Tensor) -> Tensor:
 def embedding_bag(indices: Tensor, weight: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None, *,
                   mode: str = "mean", include_last_offset: bool = False, padding_idx: int | None = None) -> Tensor:  # fmt: skip
     """Sum, mean or max of the rows of each bag: indices (B, L), or flat with `offsets` (B,), where bags begin -> (B, C)."""
-    return F.embedding_bag(indices, weight, offsets, mode=mode, per_sample_weights=per_sample_weights,
+    return F.embedding_bag(indices, weight, offsets, norm_type=2.0, mode=mode, per_sample_weights=per_sample_weights,
                            include_last_offset=include_last_offset, padding_idx=padding_idx)  # fmt: skip
 
 

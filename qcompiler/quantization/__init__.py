@@ -128,6 +128,7 @@ from qcompiler.quantization.quantize import (
     quantize_qat,
     swap_module,
 )
+from qcompiler.quantization.quantize_dynamic import UnusedRequestWarning, quantize_dynamic
 from qcompiler.quantization.quantize_fx import convert_fx, convert_to_reference_fx, fuse_fx, prepare_fx
 from qcompiler.quantization.stubs import DeQuantStub, QuantStub, QuantWrapper
 
@@ -136,8 +137,8 @@ __all__ = [
     "FixedQParamsObserver", "FusedMovingAvgObsFakeQuantize", "HistogramObserver", "MSEObserver", "MinMaxObserver",
     "MovingAverageMinMaxObserver", "MovingAveragePerChannelMinMaxObserver", "NoopObserver", "Observer", "ObserverBase",
     "PerChannelMinMaxObserver", "PercentileObserver", "PlaceholderObserver", "QConfig", "QConfigDynamic", "QConfigMapping",
-    "QuantStub", "QuantWrapper", "RecordingObserver", "ReuseInputObserver", "UniformQuantizationObserverBase", "add_observer_",
-    "add_quant_dequant", "as_qconfig", "calibrate", "convert", "convert_fx", "convert_to_reference_fx",
+    "QuantStub", "QuantWrapper", "RecordingObserver", "ReuseInputObserver", "UniformQuantizationObserverBase",
+    "UnusedRequestWarning", "add_observer_", "add_quant_dequant", "as_qconfig", "calibrate", "convert", "convert_fx", "convert_to_reference_fx",
     "default_activation_only_qconfig", "default_debug_observer", "default_debug_qconfig", "default_dynamic_fake_quant",
     "default_dynamic_qat_qconfig", "default_dynamic_qconfig", "default_dynamic_quant_observer", "default_embedding_fake_quant",
     "default_embedding_fake_quant_4bit", "default_embedding_qat_qconfig", "default_embedding_qat_qconfig_4bit", "default_eval_fn",
@@ -161,6 +162,6 @@ __all__ = [
     "get_embedding_qat_module_mappings", "get_fuser_method", "get_observer_dict", "get_observer_state_dict",
     "get_static_quant_module_class", "load_observer_state_dict", "no_observer_set", "per_channel_dynamic_qconfig",
     "per_channel_weight_observer_range_neg_127_to_127", "plain_dtype", "prepare", "prepare_fx", "prepare_qat",
-    "propagate_qconfig_", "qconfig_equals", "quantize", "quantize_qat", "register_observer", "swap_module",
+    "propagate_qconfig_", "qconfig_equals", "quantize", "quantize_dynamic", "quantize_qat", "register_observer", "swap_module",
     "weight_observer_range_neg_127_to_127",
 ]  # fmt: skip

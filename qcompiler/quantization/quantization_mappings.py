@@ -7,7 +7,6 @@ The tables are read off the classes: `_FLOAT_MODULE` (a class or several) names 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -43,8 +42,13 @@ def _read(attribute: str, *packages: ModuleType) -> Mappings:
 
 _STUBS: Mappings = {QuantStub: quantized.Quantize, DeQuantStub: quantized.DeQuantize}
 _INT8 = quantized, intrinsic.quantized
-_STATIC: Mappings = {**_STUBS, **_read("_FLOAT_MODULE", *_INT8), **_read("_QAT_MODULE", *_INT8)}
+_FROM_FLOAT: Mappings = {**_STUBS, **_read("_FLOAT_MODULE", *_INT8)}
+_STATIC: Mappings = {**_FROM_FLOAT, **_read("_QAT_MODULE", *_INT8)}
 _QAT: Mappings = _read("_FLOAT_MODULE", qat, intrinsic.qat)
+_DYNAMIC: Mappings = {
+    **_read("_FLOAT_MODULE", quantized.dynamic, intrinsic.quantized.dynamic),
+    **{cls: _FROM_FLOAT[cls] for cls in EMBEDDINGS if cls in _FROM_FLOAT},
+}
 _OBSERVED: Mappings = _read("_FLOAT_MODULE", quantizable)
 _FROM_OBSERVED: Mappings = _read("_OBSERVED_MODULE", quantized)
 FIXED_IN_TRAINING: dict[type[nn.Module], Any] = {
@@ -70,13 +74,12 @@ def get_embedding_qat_module_mappings() -> Mappings:
 
 def get_default_dynamic_quant_module_mappings() -> Mappings:
     """Float classes -> classes that quantize activations as they come: what `quantize_dynamic` swaps."""
-    embeddings: Mappings = {cls: _STATIC[cls] for cls in EMBEDDINGS if cls in _STATIC}
-    return {**_read("_FLOAT_MODULE", import_module("qcompiler.nn.quantized.dynamic")), **embeddings}
+    return dict(_DYNAMIC)
 
 
 def get_default_qconfig_propagation_list() -> set[type[nn.Module]]:
-    """The classes that `convert` or `prepare_qat` replaces."""
-    return {*_STATIC, *_QAT}
+    """The classes that any of the tables replaces."""
+    return {*_STATIC, *_QAT, *_DYNAMIC, nn.Sequential}
 
 
 def get_default_custom_config_dict() -> dict[str, Mappings]:

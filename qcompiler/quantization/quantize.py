@@ -27,6 +27,7 @@ from qcompiler.quantization.quantization_mappings import (
     get_default_qat_module_mappings,
     get_default_static_quant_module_mappings,
 )
+from qcompiler.quantization.quantize_dynamic import quantize_dynamic
 from qcompiler.quantization.ranges import check_trained, reduce_where_needed
 from qcompiler.quantization.report import Report, leaves_of
 from qcompiler.quantization.stubs import QuantStub
@@ -34,7 +35,7 @@ from qcompiler.quantization.swap import swap_all, swap_module
 
 __all__ = [
     "add_observer_", "add_quant_dequant", "convert", "default_eval_fn", "get_default_custom_config_dict", "get_observer_dict", "prepare",
-    "prepare_qat", "propagate_qconfig_", "quantize", "quantize_qat", "swap_module",
+    "prepare_qat", "propagate_qconfig_", "quantize", "quantize_dynamic", "quantize_qat", "swap_module",
 ]  # fmt: skip
 
 BEHAVES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # differ between training and evaluation

@@ -42,7 +42,8 @@ def activation_range(node: fx.Node | None, qconfig: Any, engine: str, isa: str) 
     reduce, low, high = (getattr(observer, name, None) for name in ("reduce_range", "quant_min", "quant_max"))
     span = 255 if low is None or high is None or not getattr(observer, "is_dynamic", False) else high - low
     if span not in (255, 127):
-        raise ConfigError(f"dynamic kernels round activations to 255 or 127 steps, not {span}", code="quant-range", where=where(node) if node is not None else None,
+        place = where(node) if node is not None else None
+        raise ConfigError(f"dynamic kernels round activations to 255 or 127 steps, not {span}", code="quant-range", where=place,
                           hint="leave quant_min and quant_max of the activation observer out, or set reduce_range=True")  # fmt: skip
     if engine == "qnnpack":  # sums in 32 bits everywhere, and takes no other range
         return 0, 255

@@ -67,10 +67,11 @@ def lstm_dynamic(
     zeros = torch.zeros([len(cells), batch, hidden_size])
     h = zeros if hidden is None else (hidden.unsqueeze(1) if unbatched else hidden)
     c = zeros if cell is None else (cell.unsqueeze(1) if unbatched else cell)
-    if h.size(0) != len(cells) or h.size(1) != batch or h.size(2) != hidden_size or h.size() != c.size():
-        raise RuntimeError("the hidden and cell state must be (layers * directions, batch, hidden size)")
-    if batch == 0:
-        return torch.zeros([rows.size(0), rows.size(1), directions * hidden_size]), (h, c)
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined]
+        if h.size() != zeros.size() or c.size() != zeros.size():
+            raise RuntimeError("the hidden and cell state must be (layers * directions, batch, hidden size)")
+        if batch == 0:
+            return torch.zeros([rows.size(0), rows.size(1), directions * hidden_size]), (h, c)
     kind = torch.float16 if half else torch.qint8
     y, h, c = torch.quantized_lstm(rows, [h, c], cells, True, len(cells) // directions, 0.0, False, bidirectional, first,
                                    dtype=kind, use_dynamic=True)  # fmt: skip
@@ -93,11 +94,13 @@ def gru_dynamic(
     first = batch_first and not unbatched
     directions = 2 if bidirectional else 1
     batch = rows.size(0 if first else 1)
-    h = torch.zeros([len(cells), batch, hidden_size]) if hidden is None else (hidden.unsqueeze(1) if unbatched else hidden)
-    if h.size(0) != len(cells) or h.size(1) != batch or h.size(2) != hidden_size:
-        raise RuntimeError("the hidden state must be (layers * directions, batch, hidden size)")
-    if batch == 0:
-        return torch.zeros([rows.size(0), rows.size(1), directions * hidden_size]), h
+    zeros = torch.zeros([len(cells), batch, hidden_size])
+    h = zeros if hidden is None else (hidden.unsqueeze(1) if unbatched else hidden)
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined]
+        if h.size() != zeros.size():
+            raise RuntimeError("the hidden state must be (layers * directions, batch, hidden size)")
+        if batch == 0:
+            return torch.zeros([rows.size(0), rows.size(1), directions * hidden_size]), h
     y, h = torch.quantized_gru(rows, h, cells, True, len(cells) // directions, 0.0, False, bidirectional, first)
     if unbatched:
         return y.squeeze(1), h.squeeze(1)
@@ -120,7 +123,7 @@ def lstm_packed_dynamic(
     zeros = torch.zeros([len(cells), int(batch_sizes[0]), hidden_size])
     h = zeros if hidden is None else (hidden if sorted_indices is None else hidden.index_select(1, sorted_indices))
     c = zeros if cell is None else (cell if sorted_indices is None else cell.index_select(1, sorted_indices))
-    if h.size() != zeros.size() or c.size() != zeros.size():
+    if not torch.jit.is_tracing() and (h.size() != zeros.size() or c.size() != zeros.size()):  # type: ignore[attr-defined]
         raise RuntimeError("the hidden and cell state must be (layers * directions, batch, hidden size)")
     kind = torch.float16 if half else torch.qint8
     y, h, c = torch.quantized_lstm(data, batch_sizes, [h, c], cells, True, len(cells) // (2 if bidirectional else 1), 0.0, False,
@@ -143,7 +146,7 @@ def gru_packed_dynamic(
     """GRU on the fields of a PackedSequence; see lstm_packed_dynamic."""
     zeros = torch.zeros([len(cells), int(batch_sizes[0]), hidden_size])
     h = zeros if hidden is None else (hidden if sorted_indices is None else hidden.index_select(1, sorted_indices))
-    if h.size() != zeros.size():
+    if not torch.jit.is_tracing() and h.size() != zeros.size():  # type: ignore[attr-defined]
         raise RuntimeError("the hidden state must be (layers * directions, batch, hidden size)")
     y, h = torch.quantized_gru(data, batch_sizes, h, cells, True, len(cells) // (2 if bidirectional else 1), 0.0, False, bidirectional)
     if unsorted_indices is not None:
@@ -164,7 +167,7 @@ def lstm_cell_dynamic(
     zeros = torch.zeros([1, rows.size(0), hidden_size])
     h = zeros if hidden is None else hidden.reshape(zeros.size())
     c = zeros if cell is None else cell.reshape(zeros.size())
-    if rows.size(0) > 0:
+    if torch.jit.is_tracing() or rows.size(0) > 0:  # type: ignore[attr-defined]
         kind = torch.float16 if half else torch.qint8
         h, c = torch.quantized_lstm(rows.unsqueeze(0), [h, c], cells, True, 1, 0.0, False, False, False, dtype=kind,
                                     use_dynamic=True)[1:]  # fmt: skip
@@ -182,7 +185,7 @@ def gru_cell_dynamic(
     rows = x.unsqueeze(0) if x.dim() == 1 else x
     zeros = torch.zeros([1, rows.size(0), hidden_size])
     h = zeros if hidden is None else hidden.reshape(zeros.size())
-    if rows.size(0) > 0:
+    if torch.jit.is_tracing() or rows.size(0) > 0:  # type: ignore[attr-defined]
         h = torch.quantized_gru(rows.unsqueeze(0), h, cells, True, 1, 0.0, False, False, False)[1]
     h = h.squeeze(0)
     return h.squeeze(0) if x.dim() == 1 else h

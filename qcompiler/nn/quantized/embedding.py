@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from qcompiler.backends.torch import modes, tables
 from qcompiler.errors import ConfigError, InputError, Where
-from qcompiler.nn.quantized.base import QuantizedModule
+from qcompiler.nn.quantized.float_module import FloatModule
 from qcompiler.ops.reference import dequantize_weight, pack_4bit, quantize_weight, unpack_4bit
 from qcompiler.ops.table import OPS
 from qcompiler.qconfig import as_qconfig, float_qparams_weight_only_qconfig
@@ -17,13 +17,13 @@ from qcompiler.qconfig import as_qconfig, float_qparams_weight_only_qconfig
 BITS = {torch.quint8: 8, torch.uint8: 8, torch.quint4x2: 4}
 
 
-class Embedding(QuantizedModule):
+class Embedding(FloatModule):
     """Rows of a quantized table, as floats. Buffers: `weight` (uint8; 4 bits: two values in a byte), `weight_scale`,
     `weight_zero_point` (a vector along the rows; the zero point lies between codes).
     """
 
-    _FLOAT_MODULE: Any = nn.Embedding
-    _ROW = "embedding"
+    _FLOAT_MODULE: ClassVar[Any] = nn.Embedding
+    _ROW: ClassVar[str] = "embedding"
 
     def __init__(
         self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, max_norm: float | None = None,
@@ -31,7 +31,7 @@ class Embedding(QuantizedModule):
         dtype: torch.dtype = torch.quint8,
     ) -> None:  # fmt: skip
         """A table of zeros, or `_weight`, a quint8 or quint4x2 tensor that is quantized by row with float zero points."""
-        super().__init__(None)
+        super().__init__()
         del norm_type, scale_grad_by_freq, sparse  # of training
         if dtype not in BITS:
             raise ConfigError(f"a table has torch.quint8 or torch.quint4x2 values, not {dtype}", code="weight-dtype")
@@ -62,14 +62,8 @@ class Embedding(QuantizedModule):
 
     def rebuild(self) -> None:
         """Lays the table out for the kernels, anew from the module's tensors."""
-        self._forget()
         make = tables.rows_4bit if self.bits == 4 else tables.rows_8bit
-        self.__dict__["_rows"] = make(*self._stored())
-        self.__dict__["_built"] = ("_rows",)
-
-    @property
-    def code(self) -> str:
-        raise AttributeError(f"{type(self).__name__} has no source of its own: its forward is a method")
+        self._computes(self._ROW, {"_rows": make(*self._stored()), "_bits": self.bits})
 
     def _codes(self) -> Tensor:
         values = self._stored()[0]
@@ -99,16 +93,18 @@ class Embedding(QuantizedModule):
         if not isinstance(indices, Tensor) or indices.dtype not in (torch.int64, torch.int32):
             got = f"a {indices.dtype} tensor" if isinstance(indices, Tensor) else type(indices).__name__
             raise InputError(f"{self._get_name()}: indices must be int64 or int32, not {got}", code="input-type", where=self._where())
-        if indices.numel() and not (0 <= int(indices.min()) and int(indices.max()) < self.num_embeddings):
-            raise InputError(f"{self._get_name()}: indices must be in 0..{self.num_embeddings - 1}, got {int(indices.min())}.."
-                             f"{int(indices.max())}", code="input-range", where=self._where())  # fmt: skip
 
-    def forward(self, indices: Tensor) -> Tensor:
+    def _looked_up(self, *inputs: Tensor | None) -> Tensor:
+        """What TorchScript compiles, run; its errors name this module."""
+        try:
+            return self._run(*inputs)  # type: ignore[no-any-return]
+        except RuntimeError as error:
+            raise InputError(f"{self._get_name()}({self.num_embeddings} rows): {error!s:.300}", code="input-range", where=self._where(),
+                             hint=f"indices must be in 0..{self.num_embeddings - 1}") from error  # fmt: skip
+
+    def _infer(self, indices: Tensor) -> Tensor:
         self._check_indices(indices)
-        return tables.embedding_rows(self._rows, indices, self.embedding_dim, self.bits)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        return Rows(self.__dict__["_rows"], self.embedding_dim, self.bits)
+        return self._looked_up(indices)
 
     @classmethod
     def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Self:
@@ -173,18 +169,12 @@ class EmbeddingBag(Embedding):
         super().__init__(num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, _weight, dtype)
         self.mode, self.include_last_offset, self.pruned_weights = mode, include_last_offset, False
 
-    def forward(self, indices: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None,
-                compressed_indices_mapping: Tensor | None = None) -> Tensor:  # fmt: skip
+    def _infer(self, indices: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None,
+               compressed_indices_mapping: Tensor | None = None) -> Tensor:  # fmt: skip
         if compressed_indices_mapping is not None:
             raise InputError(f"{self._get_name()}: pruned tables are not supported", code="input-arguments", where=self._where())
         self._check_indices(indices)
-        return self._bags()(indices, offsets, per_sample_weights)  # type: ignore[no-any-return]
-
-    def _bags(self) -> nn.Module:
-        return Bags(self._rows, self.embedding_dim, self.bits, self.mode, self.include_last_offset, self.padding_idx)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        return self._bags()
+        return self._looked_up(indices, offsets, per_sample_weights)
 
     @classmethod
     def _like(cls, mod: Any, dtype: torch.dtype) -> Self:
@@ -194,28 +184,3 @@ class EmbeddingBag(Embedding):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode!r}"
 
-
-class Rows(nn.Module):
-    """What torch.jit.script compiles in place of an Embedding."""
-
-    def __init__(self, rows: Tensor, columns: int, bits: int) -> None:
-        super().__init__()
-        self.register_buffer("rows", rows)
-        self.columns, self.bits = columns, bits
-
-    def forward(self, indices: Tensor) -> Tensor:
-        return tables.embedding_rows(self.rows, indices, self.columns, self.bits)  # type: ignore[arg-type]
-
-
-class Bags(nn.Module):
-    """What an EmbeddingBag runs, and torch.jit.script compiles in its place."""
-
-    def __init__(self, rows: Tensor, columns: int, bits: int, mode: str, include_last_offset: bool, padding_idx: int | None) -> None:
-        super().__init__()
-        self.register_buffer("rows", rows)
-        self.columns, self.bits, self.mode = columns, bits, mode
-        self.include_last_offset, self.padding_idx = include_last_offset, padding_idx
-
-    def forward(self, indices: Tensor, offsets: torch.Tensor | None = None, per_sample_weights: torch.Tensor | None = None) -> Tensor:
-        return tables.embedding_bag_rows(self.rows, indices, offsets, per_sample_weights, self.columns, self.bits, self.mode,  # type: ignore[arg-type]
-                                         self.include_last_offset, self.padding_idx)  # fmt: skip

@@ -13,7 +13,7 @@ from qcompiler.backends.torch.site import host_isa
 from qcompiler.codegen.module import quantized_engine
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.ir.types import Mode
-from qcompiler.nn.quantized.base import QuantizedModule
+from qcompiler.nn.quantized.float_module import FloatModule
 from qcompiler.ops.reference import quantize_weight
 from qcompiler.ops.table import OPS
 from qcompiler.qconfig import QConfig, as_qconfig, default_dynamic_qconfig, float16_dynamic_qconfig, mode_of
@@ -22,7 +22,7 @@ KINDS = {torch.qint8: Mode.DYNAMIC, torch.int8: Mode.DYNAMIC, torch.float16: Mod
 MODES = {torch.int8: Mode.DYNAMIC, torch.float16: Mode.HALF}
 
 
-class DynamicModule(QuantizedModule):
+class DynamicModule(FloatModule):
     """Base of the modules that take and give float tensors and hold quantized weights. No data is needed to make one.
 
     Buffers of each weight: its int8 values, `<name>_scale` and `<name>_zero_point` (no dimension: per tensor; a vector: per
@@ -33,14 +33,14 @@ class DynamicModule(QuantizedModule):
     _ROW: ClassVar[str]  # of the op table
 
     def __init__(self, dtype: torch.dtype = torch.qint8) -> None:
-        super().__init__(None)
+        super().__init__()
         if dtype not in KINDS:
             raise ConfigError(f"{self._get_name()} has torch.qint8 or torch.float16 weights, not {dtype}", code="weight-dtype")
         self.dtype = torch.float16 if dtype is torch.float16 else torch.qint8
         self.reduce_range: bool | None = None
 
     @property
-    def half(self) -> bool:
+    def _is_half(self) -> bool:
         """Whether the weights are float16."""
         return self.dtype is torch.float16
 
@@ -48,7 +48,7 @@ class DynamicModule(QuantizedModule):
         """Stores a float weight under a name, quantized as the qconfig (or a fake-quantize's qparams) says."""
         for end in ("", "_scale", "_zero_point"):
             self._buffers.pop(name + end, None)
-        if self.half:
+        if self._is_half:
             self._buffers[name] = halved(weight)
             return
         observer: Any = modes.weight_observer(OPS.rows[self._ROW], qconfig)
@@ -68,7 +68,7 @@ class DynamicModule(QuantizedModule):
     def _hold_quantized(self, name: str, weight: Tensor) -> None:
         """Stores a qint8 tensor, or a float one for float16 weights. ConfigError for another dtype or shape."""
         held = self._buffers.get(name)
-        if held is not None and held.shape != weight.shape or weight.is_quantized == self.half:
+        if (held is not None and held.shape != weight.shape) or weight.is_quantized == self._is_half:
             shape = tuple(held.shape) if held is not None else "any shape"
             raise ConfigError(f"{name} of this {self._get_name()} is a {self.dtype} tensor of {shape}, not {weight.dtype} of "
                               f"{tuple(weight.shape)}", code="weight-shape", where=self._where())  # fmt: skip
@@ -98,7 +98,7 @@ class DynamicModule(QuantizedModule):
 
     def _quantized(self, name: str) -> Tensor:
         """The weight as a qint8 tensor; float16 weights as they are."""
-        if self.half:
+        if self._is_half:
             return self._part(name)
         values, scale, zero_point = self._int8(name)
         if self._axis(name) < 0:
@@ -107,7 +107,7 @@ class DynamicModule(QuantizedModule):
 
     def _float(self, name: str) -> Tensor:
         """The weight's float32 values."""
-        if self.half:
+        if self._is_half:
             return self._part(name).float()
         return runtime.float_weight(*self._int8(name), self._axis(name))
 
@@ -120,23 +120,17 @@ class DynamicModule(QuantizedModule):
     @property
     def _half_kernel(self) -> bool:
         """Whether the engine multiplies by float16 weights; else they are widened once."""
-        return self.half and self._engine in modes.HALF_ENGINES
+        return self._is_half and self._engine in modes.HALF_ENGINES
 
-    def _packed(self) -> dict[str, Any]:
-        """What forward reads and the buffers give: attributes of the module."""
+    def _packed(self) -> tuple[str, dict[str, Any]]:
+        """The name of what computes (of scripted.FORMS), and the attributes that it reads: what the buffers give."""
         raise NotImplementedError
 
     def rebuild(self) -> None:
         """Packs weights anew from the module's tensors."""
-        self._forget()
         with quantized_engine(self._engine), torch.no_grad():
-            made = self._packed()
-        self.__dict__.update(made)
-        self.__dict__["_built"] = tuple(made)
-
-    @property
-    def code(self) -> str:
-        raise AttributeError(f"{type(self).__name__} has no source of its own: its forward is a method")
+            name, made = self._packed()
+        self._computes(name, {"_half": self._is_half, **made})
 
     def _check(self, name: str, value: Any) -> None:
         if not isinstance(value, Tensor) or value.dtype is not torch.float32:
@@ -197,7 +191,7 @@ class DynamicModule(QuantizedModule):
 
     def _weight_repr(self, name: str) -> str:
         """The settings of a weight, for repr."""
-        if self.half:
+        if self._is_half:
             return "dtype=torch.float16"
         scale = self._part(f"{name}_scale")
         scheme = f"scale={float(scale):.6g}" if not scale.dim() else f"scales={float(scale.min()):.6g}..{float(scale.max()):.6g}"

@@ -1,7 +1,8 @@
 """Convolutions with int8 weights on float tensors.
 
 torch.ao's of this name run quantized::conv*d_dynamic, whose results saturate: they have 8 bits on the scale of the input (errors of
-half the output's range on every engine). These compute in float; the weight takes a quarter of the space in files.
+half the output's range on every engine). These compute in float; the weight takes a quarter of the space in files (but those of
+TorchScript, which hold what computes).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from torch.nn.modules.utils import _ntuple
 
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.nn.quantized.dynamic.base import DynamicModule
-from qcompiler.ops.table import OPS
 
 SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mode")
 
@@ -32,41 +32,34 @@ class _Conv(DynamicModule):
             many = name in ("stride", "dilation", "output_padding") or (name == "padding" and not isinstance(value, str))
             setattr(self, name, spread(value) if many else value)
         self.transposed = self._TRANSPOSED
-        if in_channels % self.groups or out_channels % self.groups:
-            raise ConfigError(f"{self.groups} groups do not divide {in_channels} and {out_channels} channels", code="groups")
-        pair = (in_channels, out_channels // self.groups) if self._TRANSPOSED else (out_channels, in_channels // self.groups)
+        groups: int = settings["groups"]
+        if in_channels % groups or out_channels % groups:
+            raise ConfigError(f"{groups} groups do not divide {in_channels} and {out_channels} channels", code="groups")
+        pair = (in_channels, out_channels // groups) if self._TRANSPOSED else (out_channels, in_channels // groups)
         zeros = torch.zeros(*pair, *self.kernel_size)
-        if self.half:
+        if self._is_half:
             self._buffers["weight"] = zeros.half()
         else:
             self._hold_int8("weight", zeros.to(torch.int8), torch.tensor(1.0, dtype=torch.float64), torch.tensor(0))
         self._buffers["bias"] = torch.zeros(out_channels) if bias else None
         self.rebuild()
 
-    def _settings(self) -> dict[str, Any]:
-        return dict(OPS.rows[self._ROW].modules[0].attributes(self))
+    def _packed(self) -> tuple[str, dict[str, Any]]:
+        settings: Any = {name: getattr(self, name) for name in ("stride", "padding", "dilation")}
+        sides: list[int] = []
+        if self.padding_mode != "zeros" and not isinstance(settings["padding"], str):
+            sides = [p for size in reversed(settings["padding"]) for p in (size, size)]
+            settings["padding"] = (0,) * self._DIMS
+        lists = {f"_{name}": value if isinstance(value, str) else list(value) for name, value in settings.items()}
+        rest = {"_output_padding": list(self.output_padding)} if self._TRANSPOSED else {"_sides": sides or [0], "_pads": bool(sides)}  # type: ignore[arg-type]
+        return self._ROW, {"_weight": self._float("weight"), "_bias": self.bias(), **lists, **rest}
 
-    def _packed(self) -> dict[str, Any]:
-        return {"_weight": self._float("weight"), "_call": OPS.rows[self._ROW].fn, "_attributes": self._settings()}
-
-    def forward(self, input: Tensor) -> Tensor:
+    def _infer(self, input: Tensor) -> Tensor:
         self._check("input", input)
         if input.dim() not in (self._DIMS + 1, self._DIMS + 2):
             raise InputError(f"{self._get_name()} takes an input of {self._DIMS + 2} dimensions, or {self._DIMS + 1} without a batch, got "
                              f"shape {tuple(input.shape)}", code="input-rank", where=self._where())  # fmt: skip
-        result: Tensor = self._call(input, self._weight, self.bias(), **self._attributes)
-        return result
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """The float module: TorchScript files hold float weights."""
-        made = self._new_float()
-        made.weight = nn.Parameter(self.__dict__["_weight"], requires_grad=False)
-        made.bias = None if self.bias() is None else nn.Parameter(self._part("bias"), requires_grad=False)
-        return made.train(self.training)
-
-    def _new_float(self) -> Any:
-        return type(self)._FLOAT_MODULE(self.in_channels, self.out_channels, self.kernel_size, bias=self.bias() is not None,
-                                        **self._constructor_settings())  # fmt: skip
+        return self._run(input)  # type: ignore[no-any-return]
 
     def _constructor_settings(self) -> dict[str, Any]:
         names = (*SETTINGS, "output_padding") if self._TRANSPOSED else SETTINGS

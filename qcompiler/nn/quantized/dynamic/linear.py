@@ -23,38 +23,25 @@ class Linear(DynamicModule):
         super().__init__(dtype)
         self.in_features, self.out_features = in_features, out_features
         zeros = torch.zeros(out_features, in_features)
-        if self.half:
+        if self._is_half:
             self._buffers["weight"] = zeros.half()
         else:
             self._hold_int8("weight", zeros.to(torch.int8), torch.tensor(1.0, dtype=torch.float64), torch.tensor(0))
         self._buffers["bias"] = torch.zeros(out_features) if bias_ else None
         self.rebuild()
 
-    def _packed(self) -> dict[str, Any]:
-        if self._half_kernel:
-            return {"_pack": runtime.prepack_linear_half(self._part("weight"), self.bias())}
-        if self.half:
-            return {"_pack": self._float("weight")}
-        return {"_pack": runtime.prepack_linear(*self._int8("weight"), self.bias(), self._axis("weight"), "")}
+    def _packed(self) -> tuple[str, dict[str, Any]]:
+        relu = {"_relu": self._RELU}
+        if self._is_half and not self._half_kernel:
+            return "float_linear", {"_weight": self._float("weight"), "_bias": self.bias(), **relu}
+        if self._is_half:
+            return "packed_linear", {"_pack": runtime.prepack_linear_half(self._part("weight"), self.bias()), "_reduce": False, **relu}
+        pack = runtime.prepack_linear(*self._int8("weight"), self.bias(), self._axis("weight"), "")
+        return "packed_linear", {"_pack": pack, "_reduce": self._reduces(), **relu}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _infer(self, x: Tensor) -> Tensor:
         self._check("x", x)
-        return self._module()(x)
-
-    def _module(self) -> nn.Module:
-        """What computes; also what torch.jit.script compiles in this module's place."""
-        made = self.__dict__.get("_runs")
-        if made is None:
-            if self.half and not self._half_kernel:
-                made = FloatLinear(self.__dict__["_pack"], self.bias(), self._RELU)
-            else:
-                made = PackedLinear(self.__dict__["_pack"], self.half, not self.half and self._reduces(), self._RELU)
-            self.__dict__["_runs"] = made
-            self.__dict__["_built"] = (*self.__dict__["_built"], "_runs")
-        return made  # type: ignore[no-any-return]
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        return self._module()
+        return self._run(x)  # type: ignore[no-any-return]
 
     def weight(self) -> Tensor:
         """The weight as a qint8 tensor, or as float16."""
@@ -88,33 +75,3 @@ class Linear(DynamicModule):
         bias = "" if self.bias() is not None else ", bias=False"
         return f"in_features={self.in_features}, out_features={self.out_features}, {self._weight_repr('weight')}{bias}"
 
-
-class PackedLinear(nn.Module):
-    """A packed weight and its call, for Python and TorchScript."""
-
-    def __init__(self, pack: Any, half: bool, reduce_range: bool, relu: bool) -> None:
-        super().__init__()
-        self.pack, self.half, self.reduce_range, self.relu = pack, half, reduce_range, relu
-        self.training = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.unsqueeze(0) if x.dim() == 1 else x
-        if self.half:
-            y = torch.ops.quantized.linear_dynamic_fp16(rows, self.pack)
-        else:
-            y = torch.ops.quantized.linear_dynamic(rows, self.pack, self.reduce_range)
-        y = torch.relu(y) if self.relu else y
-        return y.squeeze(0) if x.dim() == 1 else y
-
-
-class FloatLinear(nn.Module):
-    """float16 weights, widened once, on engines that cannot multiply by them."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, relu: bool) -> None:
-        super().__init__()
-        self.weight, self.bias, self.relu = weight, bias, relu
-        self.training = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.nn.functional.linear(x, self.weight, self.bias)
-        return torch.relu(y) if self.relu else y

@@ -10,7 +10,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 from qcompiler.backends.torch import recurrent, runtime
 from qcompiler.errors import ConfigError, InputError, Where
-from qcompiler.nn.quantized.dynamic import recurrent_twins as twins
 from qcompiler.nn.quantized.dynamic.base import DynamicModule
 from qcompiler.ops import recurrent_float
 from qcompiler.ops.table import OPS
@@ -20,7 +19,10 @@ class RecurrentModule(DynamicModule):
     """Base of layers and cells: weights named as the float module's (weight_ih_l0, ...), biases likewise."""
 
     _GATES: ClassVar[int]
-    bias: bool
+
+    def __init__(self, bias: bool, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        self.bias = bias
 
     def _sides(self) -> list[str]:
         """The ends of the names of weights and biases, two a cell: ih_l0, hh_l0, ..."""
@@ -30,7 +32,7 @@ class RecurrentModule(DynamicModule):
         """Weights of zero."""
         for side, shape in zip(self._sides(), shapes, strict=True):
             zeros = torch.zeros(shape)
-            if self.half:
+            if self._is_half:
                 self._buffers[f"weight_{side}"] = zeros.half()
             else:
                 self._hold_int8(f"weight_{side}", zeros.to(torch.int8), torch.tensor(1.0, dtype=torch.float64), torch.tensor(0))
@@ -41,7 +43,7 @@ class RecurrentModule(DynamicModule):
         sides, made = self._sides(), []
         for ih, hh in zip(sides[::2], sides[1::2], strict=True):
             biases = self._buffers[f"bias_{ih}"], self._buffers[f"bias_{hh}"]
-            if self.half:
+            if self._is_half:
                 made.append(recurrent.prepack_cell_half(self._part(f"weight_{ih}"), self._part(f"weight_{hh}"), *biases))
             else:
                 per_channel = self._axis(f"weight_{ih}") >= 0
@@ -59,13 +61,14 @@ class RecurrentModule(DynamicModule):
 
     @property
     def _in_float(self) -> bool:
-        return self.half and not self._half_kernel
+        return self._is_half and not self._half_kernel
 
-    def _packed(self) -> dict[str, Any]:
+    def _packed(self) -> tuple[str, dict[str, Any]]:
         if self._in_float:
-            return {"_weights": self._flat()}
+            return f"float_{self._ROW}", {"_weights": self._flat()}
         cells = self._cells()
-        return {"_packs": cells} | {f"_pack_{k}": cell for k, cell in enumerate(cells)}  # torch.jit.trace looks for attributes
+        attributes = {f"_pack_{k}": cell for k, cell in enumerate(cells)}  # torch.jit.trace looks for them
+        return f"packed_{self._ROW}", {"_packs": cells, **attributes}
 
     def get_weight(self) -> dict[str, Tensor]:
         """The weights by name, as qint8 tensors (float16 ones as they are)."""
@@ -111,8 +114,8 @@ class RNNBase(RecurrentModule):
         self, mode: str, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
         dropout: float = 0.0, bidirectional: bool = False, dtype: torch.dtype = torch.qint8,
     ) -> None:  # fmt: skip
-        super().__init__(dtype)
-        self.mode, self.input_size, self.hidden_size, self.num_layers, self.bias = mode, input_size, hidden_size, num_layers, bias
+        super().__init__(bias, dtype)
+        self.mode, self.input_size, self.hidden_size, self.num_layers = mode, input_size, hidden_size, num_layers
         self.batch_first, self.dropout, self.bidirectional = batch_first, float(dropout), bidirectional
         directions, wide = 2 if bidirectional else 1, self._GATES * hidden_size
         inputs = [input_size if layer == 0 else hidden_size * directions for layer in range(num_layers) for _ in range(directions)]
@@ -127,6 +130,8 @@ class RNNBase(RecurrentModule):
     def _check_input(self, input: Any, states: tuple[Tensor | None, ...]) -> None:
         data = input.data if isinstance(input, PackedSequence) else input
         self._check("input", data)
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]  # sizes are tensors there
+            return
         ranks = (2,) if isinstance(input, PackedSequence) else (2, 3)
         if data.dim() not in ranks or data.shape[-1] != self.input_size:
             raise InputError(f"{self._get_name()} takes (..., {self.input_size}) with {' or '.join(map(str, ranks))} dimensions, got "
@@ -141,20 +146,18 @@ class RNNBase(RecurrentModule):
         for name, state in zip(("the hidden state", "the cell state"), states):
             self._state(name, state, shape)
 
-    def _run(self, input: Any, states: tuple[Tensor | None, ...]) -> tuple[Any, Any]:
+    def _layer(self, input: Any, hx: Any, states: tuple[Tensor | None, ...]) -> Any:
         """(output, state or states)."""
         self._check_input(input, states)
-        packed = isinstance(input, PackedSequence)
-        given = (*input, *states) if packed else (input, *states)
-        name = f"{self._ROW}_packed" if packed else self._ROW
-        order = () if packed else (self.batch_first,)
+        if not isinstance(input, PackedSequence):
+            return self._run(input, hx)
+        given, name = (*input, *states), f"{self._ROW}_packed"
         if self._in_float:
-            run = getattr(recurrent_float, f"{name}_float")
-            output, end = run(*given, self._weights, self.bias, self.bidirectional, *order)
+            output, end = getattr(recurrent_float, f"{name}_float")(*given, self._weights, self.bias, self.bidirectional)
         else:
-            more = (self.half,) if self._ROW == "lstm" else ()
-            output, end = getattr(recurrent, f"{name}_dynamic")(*given, self._packs, self.hidden_size, self.bidirectional, *order, *more)
-        return (PackedSequence(output, *input[1:]) if packed else output), end
+            more = (self._is_half,) if self._ROW == "lstm" else ()
+            output, end = getattr(recurrent, f"{name}_dynamic")(*given, self._packs, self.hidden_size, self.bidirectional, *more)
+        return PackedSequence(output, *input[1:]), end
 
     @classmethod
     def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Self:
@@ -182,14 +185,9 @@ class LSTM(RNNBase):
         """As nn.LSTM without proj_size, plus `dtype`: torch.qint8 or torch.float16."""
         super().__init__("LSTM", *args, **kwargs)
 
-    def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Any, tuple[Tensor, Tensor]]:
+    def _infer(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Any, tuple[Tensor, Tensor]]:
         hidden, cell = hx if hx is not None else (None, None)
-        return self._run(input, (hidden, cell))
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        if self._in_float:
-            return twins.FloatLSTM(self._weights, self.bias, self.bidirectional, self.batch_first)
-        return twins.PackedLSTM(self._packs, self.hidden_size, self.bidirectional, self.batch_first, self.half)
+        return self._layer(input, hx, (hidden, cell))  # type: ignore[no-any-return]
 
 
 class GRU(RNNBase):
@@ -201,21 +199,16 @@ class GRU(RNNBase):
         """As nn.GRU, plus `dtype`: torch.qint8 or torch.float16."""
         super().__init__("GRU", *args, **kwargs)
 
-    def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
-        return self._run(input, (hx,))
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        if self._in_float:
-            return twins.FloatGRU(self._weights, self.bias, self.bidirectional, self.batch_first)
-        return twins.PackedGRU(self._packs, self.hidden_size, self.bidirectional, self.batch_first)
+    def _infer(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
+        return self._layer(input, hx, (hx,))  # type: ignore[no-any-return]
 
 
 class RNNCellBase(RecurrentModule):
     """A recurrent cell: x (N, I) or (I,)."""
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, num_chunks: int = 4, dtype: torch.dtype = torch.qint8) -> None:
-        super().__init__(dtype)
-        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+        super().__init__(bias, dtype)
+        self.input_size, self.hidden_size = input_size, hidden_size
         self._fill([(num_chunks * hidden_size, input_size), (num_chunks * hidden_size, hidden_size)])
         self.rebuild()
 
@@ -224,6 +217,8 @@ class RNNCellBase(RecurrentModule):
 
     def _check_cell(self, input: Any, *states: Tensor | None) -> None:
         self._check("input", input)
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]  # sizes are tensors there
+            return
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             raise InputError(f"{self._get_name()} takes (N, {self.input_size}) or ({self.input_size},), got {tuple(input.shape)}",
                              code="input-shape", where=self._where())  # fmt: skip
@@ -250,19 +245,14 @@ class LSTMCell(RNNCellBase):
 
     _FLOAT_MODULE, _ROW, _GATES = nn.LSTMCell, "lstm_cell", 4
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, dtype: torch.dtype = torch.qint8) -> None:
         """As nn.LSTMCell, plus `dtype`."""
-        super().__init__(*args, num_chunks=4, **kwargs)
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, dtype=dtype)
 
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def _infer(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         hidden, cell = hx if hx is not None else (None, None)
         self._check_cell(input, hidden, cell)
-        return self.__prepare_scriptable__()(input, hx)  # type: ignore[no-any-return]
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        if self._in_float:
-            return twins.FloatLSTMCell(self._weights)
-        return twins.PackedLSTMCell(self._packs, self.hidden_size, self.half)
+        return self._run(input, hx)  # type: ignore[no-any-return]
 
 
 class GRUCell(RNNCellBase):
@@ -274,14 +264,9 @@ class GRUCell(RNNCellBase):
         """As nn.GRUCell, plus `dtype`."""
         super().__init__(input_size, hidden_size, bias, num_chunks=3, dtype=dtype)
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def _infer(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         self._check_cell(input, hx)
-        return self.__prepare_scriptable__()(input, hx)  # type: ignore[no-any-return]
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        if self._in_float:
-            return twins.FloatGRUCell(self._weights)
-        return twins.PackedGRUCell(self._packs, self.hidden_size)
+        return self._run(input, hx)  # type: ignore[no-any-return]
 
 
 class RNNCell(RNNCellBase):
@@ -299,17 +284,16 @@ class RNNCell(RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=1, dtype=dtype)
         self.nonlinearity = nonlinearity
 
+    def _packed(self) -> tuple[str, dict[str, Any]]:
+        name, made = super()._packed()
+        return name, {**made, "_relu": self.nonlinearity == "relu", "_reduce": not self._is_half and self._reduces()}
+
     def _cells(self) -> list[Any]:
-        if self.half:
+        if self._is_half:
             return [runtime.prepack_linear_half(self._part(f"weight_{s}"), self._buffers[f"bias_{s}"]) for s in self._sides()]
         return [runtime.prepack_linear(*self._int8(f"weight_{s}"), self._buffers[f"bias_{s}"], self._axis(f"weight_{s}"), "")
                 for s in self._sides()]  # fmt: skip
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def _infer(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         self._check_cell(input, hx)
-        return self.__prepare_scriptable__()(input, hx)  # type: ignore[no-any-return]
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        if self._in_float:
-            return twins.FloatRNNCell(self._weights, self.nonlinearity)
-        return twins.PackedRNNCell(*self._packs, self.hidden_size, self.nonlinearity == "relu", self._reduces(), self.half)
+        return self._run(input, hx)  # type: ignore[no-any-return]
