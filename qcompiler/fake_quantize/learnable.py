@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qcompiler.fake_quantize.modules import FakeQuantize
+from qcompiler.fake_quantize.modules import FakeQuantize, round_per_tensor
 from qcompiler.observers import MovingAverageMinMaxObserver, register_observer
 from qcompiler.observers.base import EPS
 from qcompiler.ops.reference import per_axis
@@ -35,7 +35,7 @@ class _Round(torch.autograd.Function):
         ctx.save_for_backward(x, scale, zero_point)
         ctx.settings = axis, low, high
         if axis is None:
-            return torch.fake_quantize_per_tensor_affine(x, scale, zero_point.to(torch.int32), low, high)
+            return round_per_tensor(x, scale, zero_point.to(torch.int32), low, high)
         return torch.fake_quantize_per_channel_affine(x, scale, zero_point.to(torch.int32), axis, low, high)
 
     @staticmethod
@@ -128,4 +128,4 @@ class LearnableFakeQuantize(FakeQuantize):
             self.activation_post_process(x.detach())
             self._update()
             self._set("initialized", True)
-        return self._rounded(x)
+        return self.rounded(x)

@@ -26,6 +26,13 @@ from qcompiler.observers.affine import SYMMETRIC, readable
 from qcompiler.observers.base import as_qparams, finite_range
 
 
+def round_per_tensor(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    """torch.fake_quantize_per_tensor_affine with qparams in tensors, also in torch.compile, which has no such kernel."""
+    if torch.compiler.is_compiling():
+        return torch.fake_quantize_per_channel_affine(x.reshape(1, -1), scale, zero_point, 0, low, high).reshape(x.shape)
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, low, high)
+
+
 @register_observer
 class FakeQuantize(FakeQuantizeBase):
     """Fake quantization with the qparams of an observer, `activation_post_process`, updated at each call while enabled."""
@@ -121,7 +128,7 @@ class FakeQuantize(FakeQuantizeBase):
         if self.is_per_channel:
             axis = self.ch_axis % x.dim()
             return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero_point, axis, *ends)
-        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, *ends)
+        return round_per_tensor(x, self.scale, self.zero_point, *ends)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not x.numel():
@@ -129,9 +136,10 @@ class FakeQuantize(FakeQuantizeBase):
         if self.is_on("observer_enabled"):
             self.activation_post_process(x.detach())
             self._update()
-        return self._rounded(x)
+        return self.rounded(x)
 
-    def _rounded(self, x: torch.Tensor) -> torch.Tensor:
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """x with the qparams as they are: nothing is observed. x itself where `fake_quant_enabled` is off."""
         if not self.is_on("fake_quant_enabled"):
             return x
         return self._round(x if x.dtype is torch.float64 else x.float()).to(x.dtype)

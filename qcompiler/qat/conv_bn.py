@@ -60,13 +60,25 @@ def unnormalized(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, var
                  fake_quant: FakeQuant, eps: float, weight_axis: int, groups: int) -> Tensor:  # fmt: skip
     """call(x, weight, bias) with the rounding errors that the folded weight has: what batch norm is applied to in training."""
     _check_batched(x, weight)
-    scale = scale_of(var, gamma, eps)
+    scale = scale_of(_held(var) if torch.compiler.is_compiling() else var, gamma, eps)
     lost = scale.detach().abs() < SMALLEST_SCALE
     quantized = fake_quant(weight * along_channels(weight, scale, weight_axis, groups))
     quantized = torch.where(along_channels(weight, lost, weight_axis, groups), weight, quantized)
     y = call(x, quantized, None)
     y = y / _across(y, torch.where(lost, torch.ones_like(scale), scale))
     return y if bias is None else y + _across(y, bias)
+
+
+@torch.library.custom_op("qcompiler::held", mutates_args=())
+def _held(var: Tensor) -> Tensor:
+    """A copy that torch.compile keeps for the backward pass. It would otherwise compute the scale there once more, from running
+    statistics that batch norm has moved by then, and give wrong gradients. An op it does not know is never computed again."""
+    return var.clone()
+
+
+@_held.register_fake
+def _(var: Tensor) -> Tensor:
+    return torch.empty_like(var)
 
 
 def _across(y: Tensor, values: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
-"""The switch between moving and frozen batch-norm statistics, for modules that train a convolution and its batch norm as one."""
+"""The switch between moving and frozen batch-norm statistics, which `train()` leaves as it is."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Self
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class FreezableBatchNorm(nn.Module):
@@ -43,12 +45,24 @@ class FreezableBatchNorm(nn.Module):
 
 
 def freeze_bn_stats(module: Any) -> None:
-    """For `model.apply`: keep batch-norm statistics as they are. Modules without the switch are left alone."""
+    """For `model.apply`: keep batch-norm statistics as they are, in train mode too. For trained modules and any BatchNorm."""
     if isinstance(module, FreezableBatchNorm):
         module.freeze_bn_stats()
+    elif isinstance(module, _BatchNorm) and "train" not in vars(module):
+        vars(module).update(_wanted_mode=module.training, train=partial(_train_frozen, module))
+        module.eval()
 
 
 def update_bn_stats(module: Any) -> None:
-    """For `model.apply`: let batch-norm statistics move in train mode."""
+    """For `model.apply`: let batch-norm statistics move in train mode again."""
     if isinstance(module, FreezableBatchNorm):
         module.update_bn_stats()
+    elif isinstance(module, _BatchNorm) and "train" in vars(module):
+        del module.train
+        module.train(vars(module).pop("_wanted_mode"))
+
+
+def _train_frozen(module: nn.Module, mode: bool = True) -> nn.Module:
+    """`module.train` while its statistics are frozen. Graphs read `module.training` at each call, so no subclass would do."""
+    vars(module)["_wanted_mode"] = mode
+    return nn.Module.train(module, False)
