@@ -105,3 +105,11 @@ def test_photo_crops_are_seeded_and_disjoint() -> None:
         "assert (photos.to_tensor(photos.to_image(a[0]), 32) - a[0]).abs().max() <= 0.5 / 128 + 1e-6  # half a pixel value\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES, check=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_dynamic_lstm() -> None:
+    text = run("dynamic_lstm.py", "--quick")
+    assert "int8 dynamic" in text and "the same bits" in text
+    perplexities = [float(line.split()[-3]) for line in text.splitlines() if line.startswith(("float", "int8,"))]
+    assert len(perplexities) == 4 and max(perplexities) < 1.01 * min(perplexities)
