@@ -19,7 +19,8 @@ from qcompiler.passes.share_qparams import ShareQParams
 from qcompiler.passes.swap_custom_modules import ObserveCustomModules, QuantizeCustomModules
 
 FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
-OBSERVE = (Annotate(), ObserveCustomModules(), KeepResidualsFloat(), HandOutFloats(), ShareQParams(), InsertObservers())  # FUSED -> OBSERVED
+# FUSED -> OBSERVED
+OBSERVE = (Annotate(), ObserveCustomModules(), KeepResidualsFloat(), HandOutFloats(), ShareQParams(), InsertObservers())
 OBSERVE_TRAINING = (*OBSERVE[:-1], JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 QUANTIZE = (FreezeQParams(), JoinQParams(), InsertQuantizeDequantize())  # OBSERVED -> QUANTIZED; a back end adds its lowering
 QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # before lowering: from here on the user's modules take quint8 tensors

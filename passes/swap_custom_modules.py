@@ -58,7 +58,7 @@ class QuantizeCustomModules:
             if node.target in done:
                 continue
             done.add(node.target)
-            quantized = context.quantized_classes.get(type(module))
+            quantized: Any = context.quantized_classes.get(type(module))
             if quantized is None:
                 raise ConfigError(f"no quantized class is given for {type(module).__name__}", code="custom-module", where=where(node),
                                   hint="convert_custom_config=ConvertCustomConfig().set_observed_to_quantized_mapping(...)")  # fmt: skip

@@ -78,10 +78,10 @@ def prepare_fx(
     module's own `.qconfig` attribute (None: it stays float) wins over the mapping's rule for its name, type or the whole model.
     `example_inputs`, `example_kwargs`: arguments of one forward call; `concrete_args` fixes arguments by name. `engine`:
     x86, fbgemm, onednn or qnnpack (default torch.backends.quantized.engine). `isa`: instruction set to compile for (default
-    this machine's). `prepare_custom_config`: a PrepareCustomConfig; `backend_config`: a BackendConfig that says which ops and dtypes
-    may be int8; dicts and torch.ao's of both are taken. `strict`: what would stay float for want of an int8 form is an error. `table`, `rules`, `passes`: op
-    rows, fusion rules and FUSED-stage passes of your own. `debug`: a directory for dumps of all passes, an instrument
-    (qcompiler.debug), or a list of these. The model is not changed.
+    this machine's). `prepare_custom_config`: a PrepareCustomConfig; `backend_config`: a BackendConfig that says which ops and
+    dtypes may be int8; dicts and torch.ao's of both are taken. `strict`: what would stay float for want of an int8 form is an
+    error. `table`, `rules`, `passes`: op rows, fusion rules and FUSED-stage passes of your own. `debug`: a directory for dumps
+    of all passes, an instrument (qcompiler.debug), or a list of these. The model is not changed.
     Raises TraceError, ConfigError, NumericsError, InputError, UnsupportedOpError.
     """
     context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict,
@@ -186,9 +186,10 @@ def convert_fx(
     """Compiles a calibrated module of prepare_fx, or a trained one of prepare_qat_fx, to an int8 module for the CPU.
 
     `prepared` is not changed, and may be in train or eval mode: eval mode is compiled. `allow_uncalibrated="float"` keeps the
-    parts float that no data reached. `convert_custom_config`: a ConvertCustomConfig, a dict, or torch.ao's. `check_parity`: after training, compare every int8 value with the fake-quantized one on
-    the example inputs, at the cost of a few forwards (docs/qat.md). Raises CalibrationError where observers saw no data,
-    ConfigError for a module that prepare_fx did not return, PassError where parity does not hold.
+    parts float that no data reached. `convert_custom_config`: a ConvertCustomConfig, a dict, or torch.ao's. `check_parity`: after
+    training, compare every int8 value with the fake-quantized one on the example inputs, at the cost of a few forwards
+    (docs/qat.md). Raises CalibrationError where observers saw no data, ConfigError for a module that prepare_fx did not return,
+    PassError where parity does not hold.
     """
     if backend != "torch":
         raise ConfigError(f"unknown backend {backend!r:.80}", code="backend",

@@ -127,8 +127,10 @@ class DTypeConfig:
             return "it is dynamic" if self.is_dynamic else "it is not dynamic"
         if row.fixed is not None:
             return self.output_dtype_with_constraints.refuses_fixed(row.fixed)
-        found = (self.input_dtype_with_constraints.refuses(activation, "input"), self.output_dtype_with_constraints.refuses(activation, "output"),
-                 self.weight_dtype_with_constraints.refuses(weight, "weight") if row.weight is not None else None)  # fmt: skip
+        found = [self.input_dtype_with_constraints.refuses(activation, "input")]
+        found.append(self.output_dtype_with_constraints.refuses(activation, "output"))
+        if row.weight is not None:
+            found.append(self.weight_dtype_with_constraints.refuses(weight, "weight"))
         return next((reason for reason in found if reason is not None), None)
 
 

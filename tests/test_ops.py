@@ -459,11 +459,13 @@ def test_a_function_made_of_others_runs_in_int8(name: str) -> None:
     assert all(row.int8 for row in explain(result.module).rows)
 
 
+# fmt: off
 FLOAT: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "cumsum": (lambda s, x: x.cumsum(1), "cumsum: it adds up values without bound, which leaves the range of 8 bits"),
     "where": (lambda s, x: torch.where(x > 0, x, x * 0.1), "where: int8 has no kernel that chooses by a mask"),
     "masked_fill": (lambda s, x: x.masked_fill(x < 0, 0.0), "masked_fill: int8 has no kernel that chooses by a mask"),
-    "einsum": (lambda s, x: torch.einsum("nchw,ndhw->ncd", x, x), "einsum: int8 has no kernel for sums of products by index; matmul has one"),
+    "einsum": (lambda s, x: torch.einsum("nchw,ndhw->ncd", x, x),
+               "einsum: int8 has no kernel for sums of products by index; matmul has one"),
     "normalize": (lambda s, x: F.normalize(x), "normalize has no int8 form"),
     "std": (lambda s, x: x.std((2, 3)), "std has no int8 form"),
     "rounding": (lambda s, x: torch.div(x, 0.1, rounding_mode="floor"), "div: not with rounding_mode=floor"),
@@ -476,6 +478,7 @@ FLOAT: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "log_softmax": (lambda s, x: F.log_softmax(x, 1), "log_softmax: its results span too wide a range for 8 bits"),
     "bilinear": (lambda s, x: s.bilinear(x, x.relu()), "Bilinear: int8 has no kernel for a product of three factors"),
 }
+# fmt: on
 
 
 @pytest.mark.parametrize("name", FLOAT)

@@ -50,7 +50,7 @@ def test_missing_calibration_and_unknown_names_are_named() -> None:
         quantize_fx(net(), calibration_module_names=["one"])
     with pytest.raises(ConfigError, match="empty"):
         quantize_fx(net(), calibration_module_names=[])
-    with pytest.raises(ConfigError, match="expected a torch.nn.Module"):
+    with pytest.raises(ConfigError, match=r"expected a torch\.nn\.Module"):
         quantize_fx(3)
     with pytest.raises(ConfigError, match="train mode"):
         quantize_fx(net().train(), calibration_module_names=["1"])(randn(2, 8))

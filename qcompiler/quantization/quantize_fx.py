@@ -60,9 +60,8 @@ class Calibrating(nn.Module):
     def convert(self, **options: Any) -> CompiledModule:
         """The int8 module; options go to convert_fx. CalibrationError where no data came before."""
         if self.prepared is None:
-            name = type(self.model).__name__
-            raise CalibrationError(f"{name} was not calibrated: no data reached the module that quantize_fx returned", code="not-calibrated",
-                                   hint="call it with calibration data, then convert()")  # fmt: skip
+            text = f"{type(self.model).__name__} was not calibrated: no data reached the module that quantize_fx returned"
+            raise CalibrationError(text, code="not-calibrated", hint="call it with calibration data, then convert()")
         module: CompiledModule = convert_fx(self.prepared, **options)
         return module
 
@@ -70,7 +69,9 @@ class Calibrating(nn.Module):
 class CallableModule(ModuleType):
     """A module that can be called."""
 
-    def __call__(self, model: nn.Module, calibration_module_names: Iterable[str] | None = None, *, qconfig: Any = None, **options: Any) -> Any:
+    def __call__(
+        self, model: nn.Module, calibration_module_names: Iterable[str] | None = None, *, qconfig: Any = None, **options: Any
+    ) -> Calibrating:
         """`model` as a Calibrating that quantizes the named submodules alone (None: all that can be).
 
         `qconfig`: that of the named submodules; default the engine's. `options` go to prepare_fx. ConfigError for unknown names.

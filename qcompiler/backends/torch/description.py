@@ -49,7 +49,9 @@ def backend_config(engine: str | None = None) -> BackendConfig:
         observation = OBSERVATION.get(row.output, ObservationType.OUTPUT_USE_DIFFERENT_OBSERVER_AS_INPUT)
         for pattern in _patterns(row):
             entry = BackendPatternConfig(pattern).set_observation_type(observation).add_dtype_config(_dtypes(row))
-            config.set_backend_pattern_config(entry.set_root_module(pattern) if row.weight is not None and isinstance(pattern, type) else entry)
+            if row.weight is not None and isinstance(pattern, type):
+                entry.set_root_module(pattern)
+            config.set_backend_pattern_config(entry)
     return config
 
 

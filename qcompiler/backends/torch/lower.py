@@ -70,7 +70,8 @@ class _Lowering:
             return False
         user = next((u for u in node.users if u.target is quantize), None)
         if user is None:
-            raise ConfigError(f"input {node.target} cannot be given quantized: no int8 op takes it", code="custom-config", where=where(node))
+            text = f"input {node.target} cannot be given quantized: no int8 op takes it"
+            raise ConfigError(text, code="custom-config", where=where(node))
         given = self.new.node_copy(node, self.float_of)
         made = self.new.call_function(as_quantized, (given, *user.args[1:3]))
         self._annotated(given, node, dtype=torch.quint8)

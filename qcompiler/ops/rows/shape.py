@@ -49,7 +49,8 @@ def _avg_pool(dims: int, fn: Any, cls: type[nn.Module]) -> Op:
 def _adaptive(kind: str, dims: int, public: Any, plain: Any, cls: type[nn.Module]) -> Op:
     signature = "input:x output_size" + (" !return_indices=False" if kind == "max" else "")
     form = ModuleForm(cls, {}, _attributes("output_size"), _indices if kind == "max" else lambda m: None)
-    return _same(f"adaptive_{kind}_pool{dims}d", plain, "x output_size", (Spelling(public, signature),), form, averages=lambda attributes: kind == "avg")
+    return _same(f"adaptive_{kind}_pool{dims}d", plain, "x output_size", (Spelling(public, signature),), form,
+                 averages=lambda attributes: kind == "avg")  # fmt: skip
 
 
 def _pads_with_value(attributes: Mapping[str, Any]) -> bool:
