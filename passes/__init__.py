@@ -16,9 +16,12 @@ from qcompiler.passes.resolve_padding import ResolvePadding
 from qcompiler.passes.separate_assignments import SeparateAssignments
 from qcompiler.passes.settle_training import SettleTraining
 from qcompiler.passes.share_qparams import ShareQParams
+from qcompiler.passes.swap_custom_modules import ObserveCustomModules, QuantizeCustomModules
 
 FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
-OBSERVE = (Annotate(), KeepResidualsFloat(), HandOutFloats(), ShareQParams(), InsertObservers())  # FUSED -> OBSERVED
+# FUSED -> OBSERVED
+OBSERVE = (Annotate(), ObserveCustomModules(), KeepResidualsFloat(), HandOutFloats(), ShareQParams(), InsertObservers())
 OBSERVE_TRAINING = (*OBSERVE[:-1], JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 QUANTIZE = (FreezeQParams(), JoinQParams(), InsertQuantizeDequantize())  # OBSERVED -> QUANTIZED; a back end adds its lowering
+QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # before lowering: from here on the user's modules take quint8 tensors
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided

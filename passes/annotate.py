@@ -90,13 +90,24 @@ def _qconfig(node: fx.Node, row: Op | None, context: Context, calls: dict[tuple[
 def _decide(node: fx.Node, context: Context, calls: dict[tuple[str, Any], int]) -> Quant:
     row = context.table.of(node)
     qconfig = _qconfig(node, row, context, calls)
+    if qconfig is not None and _is_custom(node, context):
+        return Quant(int8=True, qconfig=qconfig)
     mode = mode_of(qconfig) if qconfig is not None else None
     if qconfig is not None and row is not None and (mode or row.default_mode):
         return _decide_mode(node, row, qconfig, mode, context)
     reason = _obstacle(node, row, qconfig, context.table, list(activations(context.table, node)))
+    if reason is None and row is not None and context.backend_config is not None:
+        reason = context.backend_config.refuses(row.settled, qconfig)
     if reason is None and row is not None and not _vanishes(row, node):
         reason = context.target.refuses(row, node)
     return Quant(int8=reason is None, reason=reason, qconfig=qconfig)
+
+
+def _is_custom(node: fx.Node, context: Context) -> bool:
+    """Whether the node calls a module that the user's own observed and quantized classes stand for."""
+    module = node.graph.owning_module
+    classes = context.custom.observed_classes if context.custom is not None else {}
+    return bool(classes) and node.op == "call_module" and module is not None and type(module.get_submodule(str(node.target))) in classes
 
 
 def _vanishes(row: Op, node: fx.Node) -> bool:

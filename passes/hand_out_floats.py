@@ -47,6 +47,8 @@ def _copies(node: fx.Node, context: Context) -> list[fx.Node] | None:
     while left:  # a loop, for a chain of copies may be longer than Python nests calls
         value = left.pop()
         for user in value.users:
+            if user.op == "output" and context.custom is not None and context.custom.output_quantized_indexes:
+                return None  # the caller wants it quantized
             if user in found or not quant_of(user).int8 or value not in set(activations(context.table, user)):
                 continue
             row = context.table.of(user)

@@ -15,6 +15,7 @@ from qcompiler.backends.torch.lower import Lower
 from qcompiler.batches import batches, check_data
 from qcompiler.checks import MARK, check_eval, check_examples, check_model
 from qcompiler.codegen.module import CompiledModule, compile_graph
+from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, as_config, check_attributes
 from qcompiler.debug.explain import ROWS, Explanation, rows_of
 from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
@@ -24,7 +25,7 @@ from qcompiler.ir.verify import verify
 from qcompiler.observers.watch import Batch, Watch
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
-from qcompiler.passes import FUSE, OBSERVE, OBSERVE_TRAINING, QUANTIZE, QUANTIZE_TRAINED
+from qcompiler.passes import FUSE, OBSERVE, OBSERVE_TRAINING, QUANTIZE, QUANTIZE_CUSTOM, QUANTIZE_TRAINED
 from qcompiler.pipeline import context_for, outside_inference_mode, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, failed_call, state_of, user_attributes
 
@@ -33,18 +34,24 @@ REMARKS = "_qcompiler_remarks"  # the remarks, on converted modules
 
 @outside_inference_mode
 def fuse_fx(
-    model: nn.Module, example_inputs: Any, *, table: Table = OPS, rules: Sequence[Any] = (), debug: Any = None, **options: Any
-) -> fx.GraphModule:
+    model: nn.Module, example_inputs: Any, fuse_custom_config: Any = None, *, table: Table = OPS, rules: Sequence[Any] = (),
+    debug: Any = None, **options: Any
+) -> fx.GraphModule:  # fmt: skip
     """The FUSED graph of a float model in eval mode: canonical ops, BatchNorm folded, clamps absorbed; values unchanged to 1e-5.
 
     `example_inputs`: tuple of the forward's arguments. Raises TraceError, ConfigError, NumericsError as prepare_fx does.
     """
     check_model(model)
     check_eval(model)
+    custom = as_config(fuse_custom_config, FuseCustomConfig)
+    check_attributes(model, custom.preserved_attributes)
     context = Context(table=table, rules=tuple(rules), strict=bool(options.pop("strict", False)))
     gm = traced(model, example_inputs, context, options)
     with watched(debug, "fuse", type(model).__name__, context):
-        return run_passes(gm, FUSE, Stage.TRACED, context)
+        run_passes(gm, FUSE, Stage.TRACED, context)
+    for name in custom.preserved_attributes:
+        setattr(gm, name, getattr(model, name))
+    return gm
 
 
 @outside_inference_mode
@@ -52,7 +59,9 @@ def prepare_fx(
     model: nn.Module,
     qconfig_mapping: Any = None,
     example_inputs: Any = (),
+    prepare_custom_config: Any = None,
     *,
+    backend_config: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
     concrete_args: Mapping[str, Any] | None = None,
     strict: bool = False,
@@ -69,12 +78,14 @@ def prepare_fx(
     module's own `.qconfig` attribute (None: it stays float) wins over the mapping's rule for its name, type or the whole model.
     `example_inputs`, `example_kwargs`: arguments of one forward call; `concrete_args` fixes arguments by name. `engine`:
     x86, fbgemm, onednn or qnnpack (default torch.backends.quantized.engine). `isa`: instruction set to compile for (default
-    this machine's). `strict`: what would stay float for want of an int8 form is an error. `table`, `rules`, `passes`: op
-    rows, fusion rules and FUSED-stage passes of your own. `debug`: a directory for dumps of all passes, an instrument
-    (qcompiler.debug), or a list of these. The model is not changed.
+    this machine's). `prepare_custom_config`: a PrepareCustomConfig; `backend_config`: a BackendConfig that says which ops and
+    dtypes may be int8; dicts and torch.ao's of both are taken. `strict`: what would stay float for want of an int8 form is an
+    error. `table`, `rules`, `passes`: op rows, fusion rules and FUSED-stage passes of your own. `debug`: a directory for dumps
+    of all passes, an instrument (qcompiler.debug), or a list of these. The model is not changed.
     Raises TraceError, ConfigError, NumericsError, InputError, UnsupportedOpError.
     """
-    context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict)
+    context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict,
+                          prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
     examples = example_inputs, example_kwargs, concrete_args
     return _prepare(model, context, examples, (*FUSE, *passes, *OBSERVE), debug)
 
@@ -86,7 +97,8 @@ def _prepare(model: nn.Module, context: Context, examples: tuple[Any, Any, Any],
     with watched(debug, "prepare", name, context):
         run_passes(gm, passes, Stage.TRACED, context)
     example = (check_examples(inputs), dict(kwargs or {})) if context.trains else None
-    return as_prepared(gm, State(context, name, user_attributes(model), example))
+    kept = user_attributes(model) | {key: getattr(model, key) for key in context.custom.preserved_attributes}
+    return as_prepared(gm, State(context, name, kept, example))
 
 
 @outside_inference_mode
@@ -94,7 +106,9 @@ def prepare_qat_fx(
     model: nn.Module,
     qconfig_mapping: Any = None,
     example_inputs: Any = (),
+    prepare_custom_config: Any = None,
     *,
+    backend_config: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
     concrete_args: Mapping[str, Any] | None = None,
     strict: bool = False,
@@ -112,7 +126,8 @@ def prepare_qat_fx(
     get_default_qat_qconfig_mapping's, and every qconfig must make fake-quantize modules. The model is not changed.
     Raises TraceError, ConfigError (a model in eval mode among them), NumericsError, InputError, UnsupportedOpError.
     """
-    context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict, trains=True)
+    context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict, trains=True,
+                          prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
     examples = example_inputs, example_kwargs, concrete_args
     return _prepare(model, context, examples, (*FUSE, *passes, *OBSERVE_TRAINING), debug)
 
@@ -165,23 +180,30 @@ def _quantize(state: State) -> tuple[Pass, ...]:
 
 @outside_inference_mode
 def convert_fx(
-    prepared: Any, backend: str = "torch", *, allow_uncalibrated: str = "error", check_parity: bool = True, debug: Any = None
-) -> CompiledModule:
+    prepared: Any, backend: str = "torch", *, convert_custom_config: Any = None, allow_uncalibrated: str = "error",
+    check_parity: bool = True, debug: Any = None
+) -> CompiledModule:  # fmt: skip
     """Compiles a calibrated module of prepare_fx, or a trained one of prepare_qat_fx, to an int8 module for the CPU.
 
     `prepared` is not changed, and may be in train or eval mode: eval mode is compiled. `allow_uncalibrated="float"` keeps the
-    parts float that no data reached. `check_parity`: after training, compare every int8 value with the fake-quantized one on
-    the example inputs, at the cost of a few forwards (docs/qat.md). Raises CalibrationError where observers saw no data,
-    ConfigError for a module that prepare_fx did not return, PassError where parity does not hold.
+    parts float that no data reached. `convert_custom_config`: a ConvertCustomConfig, a dict, or torch.ao's. `check_parity`: after
+    training, compare every int8 value with the fake-quantized one on the example inputs, at the cost of a few forwards
+    (docs/qat.md). Raises CalibrationError where observers saw no data, ConfigError for a module that prepare_fx did not return,
+    PassError where parity does not hold.
     """
     if backend != "torch":
-        raise ConfigError(f"unknown backend {backend!r}", code="backend", hint='backend="torch" is what there is')
+        raise ConfigError(f"unknown backend {backend!r:.80}", code="backend",
+                          hint='backend="torch" is what there is; custom settings: convert_custom_config=')  # fmt: skip
+    custom = as_config(convert_custom_config, ConvertCustomConfig)
     gm, state = _observed(prepared, allow_uncalibrated)
+    state.context.quantized_classes = custom.observed_to_quantized_mapping.get("static", {})
+    check_attributes(prepared, custom.preserved_attributes)
+    kept = state.user_attributes | {name: getattr(prepared, name) for name in custom.preserved_attributes}
     with watched(debug, "convert", state.name, state.context):  # setting the lowered graph makes its code
         run_passes(gm, _quantize(state), Stage.OBSERVED, state.context, recompile=False)
         nodes = list(gm.graph.nodes)
-        run_passes(gm, (Lower(),), Stage.QUANTIZED, state.context, recompile=False)
-    module = compile_graph(gm, engine=state.context.target.engine, name=state.name, user_attributes=state.user_attributes)
+        run_passes(gm, (*QUANTIZE_CUSTOM, Lower()), Stage.QUANTIZED, state.context, recompile=False)
+    module = compile_graph(gm, engine=state.context.target.engine, name=state.name, user_attributes=kept)
     setattr(module, MARK, "converted")
     setattr(module, ROWS, rows_of(nodes, state.context.table).to_data())
     if check_parity and state.example is not None:

@@ -59,6 +59,9 @@ class Context:
     rules: tuple[Any, ...] = ()
     used_rules: list[Any] = field(default_factory=list)
     strict: bool = False
+    custom: Any = None  # a PrepareCustomConfig
+    backend_config: Any = None  # a BackendConfig: what it does not name stays float
+    quantized_classes: Mapping[type, type] = field(default_factory=dict)  # of custom modules, by their observed class
     trains: bool = False
     allow_uncalibrated: str = "error"
     remarks: list[Remark] = field(default_factory=list)

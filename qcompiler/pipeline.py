@@ -12,8 +12,10 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_map_only
 
+from qcompiler.backend_config import as_backend_config
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.checks import check_eval, check_examples, check_model, check_training
+from qcompiler.custom_config import PrepareCustomConfig, as_config
 from qcompiler.errors import ConfigError, Where
 from qcompiler.ir.types import ONLY_CHILD, SOURCE, source_of
 from qcompiler.ops.decompositions import DECOMPOSE
@@ -48,10 +50,14 @@ def context_for(
     rules: Sequence[Any] = (),
     strict: bool = False,
     trains: bool = False,
+    prepare_custom_config: Any = None,
+    backend_config: Any = None,
 ) -> Context:
     """The settings that prepare_fx takes (prepare_qat_fx, if `trains`), checked against the model. Raises ConfigError."""
     check_model(model)
     (check_training if trains else check_eval)(model)
+    custom = as_config(prepare_custom_config, PrepareCustomConfig)
+    custom.check(model)
     engine = engine or torch.backends.quantized.engine
     target = TorchTarget(engine, isa) if isa else TorchTarget(engine)
     default = get_default_qat_qconfig_mapping if trains else get_default_qconfig_mapping
@@ -60,12 +66,13 @@ def context_for(
     mapping.check_names(name for name, _ in model.named_modules())
     types = {name: type(module) for name, module in model.named_modules()}
     table = training_table(table) if trains else table
-    return Context(table=table, mapping=mapping, module_types=types, target=target, rules=tuple(rules), strict=strict, trains=trains)
+    return Context(table=table, mapping=mapping, module_types=types, target=target, rules=tuple(rules), strict=strict, trains=trains,
+                   custom=custom, backend_config=as_backend_config(backend_config))  # fmt: skip
 
 
-def _is_leaf(table: Table) -> Any:
+def _is_leaf(table: Table, custom: PrepareCustomConfig | None) -> Any:
     def leaf(module: nn.Module, path: str) -> bool:
-        if table.module_form(module) is not None:
+        if table.module_form(module) is not None or (custom is not None and custom.is_whole(module, path)):
             return True
         containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
                       nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # fmt: skip
@@ -108,10 +115,9 @@ def traced(model: nn.Module, example_inputs: Any, context: Context, options: Map
     """The TRACED graph of a copy of the model. `options`: example_kwargs, concrete_args. What was noted becomes remarks."""
     inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
     copied = _plain_parameters(model, context) if context.trains else _copy(model)
-    alone = _is_one_leaf(copied, context.table)
-    found = trace(_Parent(copied) if alone else copied, inputs, options.get("example_kwargs"), is_leaf=_is_leaf(context.table),
-                  decompose=DECOMPOSE, concrete_args=options.get("concrete_args"), strict=context.strict,
-                  trains=context.trains)  # fmt: skip
+    alone, is_leaf = _is_one_leaf(copied, context.table), _is_leaf(context.table, context.custom)
+    found = trace(_Parent(copied) if alone else copied, inputs, options.get("example_kwargs"), is_leaf=is_leaf, decompose=DECOMPOSE,
+                  concrete_args=options.get("concrete_args"), strict=context.strict, trains=context.trains)  # fmt: skip
     for note in found.remarks:
         context.remarks.append(Remark("trace", note.kind, note.reason, note.where, note.where.node))
     if alone:

@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "vision", "checks", "gate", "batches"),
     ("ir",),
     ("ops",),
-    ("observers", "fake_quantize", "qconfig", "qconfig_mapping"),
+    ("observers", "fake_quantize", "qconfig", "qconfig_mapping", "custom_config", "backend_config"),
     ("qat",),
     ("rewrite", "graph_pickle"),
     ("patterns",),

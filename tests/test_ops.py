@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qcompiler import fuse_fx
+from qcompiler import TraceError, explain, fuse_fx, remarks
 from qcompiler.debug import compute_sqnr
 from qcompiler.ir.types import quant_of
 from qcompiler.ops.reference import quantize
@@ -175,6 +175,7 @@ def spelled_call(row: Op, case: Case, spelling: Spelling, by_name: bool) -> Call
                 kwargs[user] = default
             if spelling.target in WHOLE and (kind in ("_", "!", "?") or not known(canonical)):
                 kwargs[user] = default
+                continue
             if kind in ("_", "!") or not known(canonical):
                 continue
             if kind == "*":
@@ -390,3 +391,116 @@ def test_every_row_is_called_with_its_attributes() -> None:
     for row in STATIC:
         names = {c for kind, _, c, _ in parse_signature(row.signature) if kind == ""} - {p.name for p in row.params}
         assert row.name in CASES or not names, row.name
+
+
+class Function(nn.Module):
+    """A function between a convolution and the output."""
+
+    def __init__(self, function: Callable[..., Any], **children: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.function, self.conv = function, nn.Conv2d(8, 8, 1)
+        self.scale, self.matrix = nn.Parameter(torch.rand(6) + 0.5), nn.Parameter(torch.randn(6, 6))
+        for name, child in children.items():
+            setattr(self, name, child)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, self.conv(x))
+
+
+def functions_left(model: nn.Module, x: Tensor) -> tuple[Flow, list[str]]:
+    """The flow of a model, within tolerance, and why its parts stay float."""
+    result = flow(model.eval(), (x,))
+    with torch.no_grad():
+        wanted, reference, lowered = model(x), result.reference(x), result.module(x)
+    assert max_difference(reference, lowered) <= 1.01 * output_step(result.reference) + 1e-5
+    assert lowered.shape == wanted.shape and compute_sqnr(wanted, lowered) >= 20
+    return result, [remark.text.removeprefix("stays float: ") for remark in remarks(result.module) if remark.code == "stays-float"]
+
+
+DECOMPOSED: dict[str, Callable[[Any, Tensor], Any]] = {
+    "glu": lambda s, x: F.glu(x, 1),
+    "nn.GLU": lambda s, x: s.glu(x),
+    "addmm with constants": lambda s, x: torch.addmm(s.scale, x[0, 0], s.matrix),
+    "addmm": lambda s, x: torch.addmm(x[0, 0], x[0, 1], x[0, 2], beta=0.5, alpha=2),
+    "addmm method": lambda s, x: x[0, 0].addmm(x[0, 1], x[0, 2]),
+    "baddbmm": lambda s, x: torch.baddbmm(x[:, 0], x[:, 1], x[:, 2]),
+    "addcmul": lambda s, x: torch.addcmul(x, x, x.relu(), value=0.5),
+    "addcdiv": lambda s, x: torch.addcdiv(x, x, x.abs() + 1),
+    "lerp": lambda s, x: torch.lerp(x, x.relu(), 0.3),
+    "max of two": lambda s, x: torch.max(x, -x),
+    "min of two": lambda s, x: x.min(x.relu()),
+    "max along": lambda s, x: x.max(1)[0],
+    "min along": lambda s, x: torch.min(x, 1, keepdim=True).values,
+    "instance_norm by statistics": lambda s, x: F.instance_norm(x[..., 0], s.conv.bias.abs(), s.conv.bias.abs() + 1, use_input_stats=False),
+    "movedim": lambda s, x: torch.movedim(x, (1, 2), (-1, 0)),
+    "moveaxis": lambda s, x: x.moveaxis(1, -1),
+    "t": lambda s, x: x[0, 0].t(),
+    "T": lambda s, x: x[0, 0].T,
+    "mT": lambda s, x: x.mT,
+    "tile": lambda s, x: x.tile(2, 1),
+    "hstack": lambda s, x: torch.hstack([x, x]),
+    "vstack": lambda s, x: torch.vstack([x, x.relu()]),
+    "fliplr": lambda s, x: torch.fliplr(x),
+    "view_as": lambda s, x: x.view_as(x.transpose(2, 3)),
+    "expand_as": lambda s, x: x[:, :1].expand_as(x),
+    "float": lambda s, x: x.float(),
+    "to": lambda s, x: x.to(torch.float32).to("cpu").type_as(x),
+    "to channels_last": lambda s, x: x.to(memory_format=torch.channels_last),
+    "rsub": lambda s, x: torch.rsub(x, 1.0, alpha=2),
+    "in-place chain": lambda s, x: F.elu_(F.leaky_relu_(x, 0.2).neg_().exp_()),
+}
+
+
+@pytest.mark.parametrize("name", DECOMPOSED)
+def test_a_function_made_of_others_runs_in_int8(name: str) -> None:
+    result, left = functions_left(Function(DECOMPOSED[name], glu=nn.GLU(1)), randn(2, 8, 6, 6))
+    assert not left, left
+    assert all(row.int8 for row in explain(result.module).rows)
+
+
+# fmt: off
+FLOAT: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "cumsum": (lambda s, x: x.cumsum(1), "cumsum: it adds up values without bound, which leaves the range of 8 bits"),
+    "where": (lambda s, x: torch.where(x > 0, x, x * 0.1), "where: int8 has no kernel that chooses by a mask"),
+    "masked_fill": (lambda s, x: x.masked_fill(x < 0, 0.0), "masked_fill: int8 has no kernel that chooses by a mask"),
+    "einsum": (lambda s, x: torch.einsum("nchw,ndhw->ncd", x, x),
+               "einsum: int8 has no kernel for sums of products by index; matmul has one"),
+    "normalize": (lambda s, x: F.normalize(x), "normalize has no int8 form"),
+    "std": (lambda s, x: x.std((2, 3)), "std has no int8 form"),
+    "rounding": (lambda s, x: torch.div(x, 0.1, rounding_mode="floor"), "div: not with rounding_mode=floor"),
+    "computed weight": (lambda s, x: F.conv2d(x, x[:, :, :3, :3]), "its weight is computed at run time"),
+    "computed matrix": (lambda s, x: F.linear(x, x[0, 0]), "its weight is computed at run time"),
+    "computed exponent": (lambda s, x: x.abs() ** x, "its settings are computed at run time"),
+    "indices": (lambda s, x: F.max_pool2d(x, 2, return_indices=True)[0], "max_pool2d_with_indices: its int8 kernel gives no indices"),
+    "pool module": (lambda s, x: s.unpool(*s.pool(x)), "MaxPool2d: it returns indices too"),
+    "statistics": (lambda s, x: s.norm(x), "InstanceNorm2d: it tracks running statistics"),
+    "log_softmax": (lambda s, x: F.log_softmax(x, 1), "log_softmax: its results span too wide a range for 8 bits"),
+    "bilinear": (lambda s, x: s.bilinear(x, x.relu()), "Bilinear: int8 has no kernel for a product of three factors"),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("name", FLOAT)
+def test_what_stays_float_says_why(name: str) -> None:
+    function, reason = FLOAT[name]
+    children = {"pool": nn.MaxPool2d(2, return_indices=True), "unpool": nn.MaxUnpool2d(2), "bilinear": nn.Bilinear(6, 6, 3)}
+    children["norm"] = nn.InstanceNorm2d(8, track_running_stats=True)
+    _, left = functions_left(Function(function, **children), randn(2, 8, 6, 6))
+    assert reason in left
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 8), (2, 3, 8)])
+@pytest.mark.parametrize("after", [None, nn.ReLU(), nn.Sigmoid()])
+def test_linear_of_any_rank(shape: tuple[int, ...], after: nn.Module | None) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), *([after] if after is not None else [])).eval()
+    result = flow(model, (randn(*shape),))
+    assert result.module(randn(*shape)).shape == (*shape[:-1], 6)
+    assert compute_sqnr(model(randn(*shape)), result.module(randn(*shape))) >= 28
+    assert all(row.int8 for row in explain(result.module).rows)
+
+
+def test_as_strided_is_refused_by_name() -> None:
+    with pytest.raises(TraceError, match="as_strided"):
+        flow(Function(lambda s, x: x.as_strided((2, 2), (1, 1))).eval(), (randn(2, 8, 6, 6),))

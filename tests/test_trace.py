@@ -466,3 +466,26 @@ def test_torchvision(name: str, size: int) -> None:
     assert not [remark for remark in result.remarks if remark.kind == "leaf"]
     with torch.no_grad():
         assert torch.equal(result.graph_module(x), model(x)) and torch.equal(result.graph_module(y), model(y))
+
+
+class Gathers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Any, y: Any = None, *rest: Any, flag: bool = True, **named: Any) -> Any:
+        return self.linear(x) + (0 if y is None else y) + sum(rest) + sum(named.values()) if flag else x
+
+
+@pytest.mark.parametrize(("args", "kwargs", "names"), [
+    ((X,), {}, ["x", "y", "flag"]),
+    ((X, X, X, X), {}, ["x", "y", "rest_0", "rest_1", "flag"]),
+    ((X, X, X), {"z": X}, ["x", "y", "rest_0", "flag", "z"]),
+    ((X,), {"z": X, "y": X}, ["x", "y", "flag", "z"]),
+])  # fmt: skip
+def test_gathered_arguments_get_a_name_each(args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]) -> None:
+    model = Gathers().eval()
+    result = trace(model, args, kwargs, is_leaf=is_leaf)
+    found = [str(node.target) for node in result.graph_module.graph.nodes if node.op == "placeholder"]
+    assert found == names
+    assert same(result.graph_module(*args, **kwargs), model(*args, **kwargs))

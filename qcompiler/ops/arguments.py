@@ -6,16 +6,22 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import fx
 
-from qcompiler.ir.types import value_of
+from qcompiler.ir.types import quant_of, value_of
 from qcompiler.ops.spec import Role
 from qcompiler.ops.table import Table
 
 
 def activations(table: Table, node: fx.Node) -> Iterator[fx.Node]:
-    """The tensors (or tuples of them) that a canonical node takes as activations, in order; none for other nodes."""
+    """The tensors (or tuples of them) that a canonical node takes as activations, in order; none for other nodes.
+
+    A module of the user's that is called in int8 takes all its tensors so.
+    """
     row = table.of(node)
+    if node.op == "call_module" and quant_of(node).int8:
+        yield from (a for a in node.all_input_nodes if value_of(a).dtype is torch.float32)
     for param, arg in zip(row.params if row is not None else (), node.args, strict=False):
         if param.role is Role.ACTIVATION and isinstance(arg, fx.Node) and (value_of(arg).shape is not None or table.of(arg) is not None):
             yield arg
@@ -26,7 +32,9 @@ def activations(table: Table, node: fx.Node) -> Iterator[fx.Node]:
 def replace_activations(table: Table, node: fx.Node, old: fx.Node, new: fx.Node) -> None:
     """Feeds `new` to `node` wherever it took `old` as an activation."""
     row = table.of(node)
-    assert row is not None
+    if row is None:
+        node.replace_input_with(old, new)
+        return
     args: list[Any] = list(node.args)
     for i, param in enumerate(row.params[: len(args)]):
         if param.role is Role.ACTIVATION and args[i] is old:

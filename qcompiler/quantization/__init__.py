@@ -4,6 +4,8 @@ Two flows: `prepare_fx -> calibrate -> convert_fx` on an unmodified model, and `
 """
 
 from qcompiler.api import calibrate
+from qcompiler.backend_config import BackendConfig
+from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, PrepareCustomConfig
 from qcompiler.quantization.fake_quantize import (
     FakeQuantize,
     FakeQuantizeBase,
@@ -133,17 +135,17 @@ from qcompiler.quantization.quantize_fx import convert_fx, convert_to_reference_
 from qcompiler.quantization.stubs import DeQuantStub, QuantStub, QuantWrapper
 
 __all__ = [
-    "DeQuantStub", "EntropyObserver", "Factory", "FakeQuantize", "FakeQuantizeBase", "FixedQParamsFakeQuantize",
-    "FixedQParamsObserver", "FusedMovingAvgObsFakeQuantize", "HistogramObserver", "MSEObserver", "MinMaxObserver",
-    "MovingAverageMinMaxObserver", "MovingAveragePerChannelMinMaxObserver", "NoopObserver", "Observer", "ObserverBase",
-    "PerChannelMinMaxObserver", "PercentileObserver", "PlaceholderObserver", "QConfig", "QConfigDynamic", "QConfigMapping",
-    "QuantStub", "QuantWrapper", "RecordingObserver", "ReuseInputObserver", "UniformQuantizationObserverBase",
-    "UnusedRequestWarning", "add_observer_", "add_quant_dequant", "as_qconfig", "calibrate", "convert", "convert_fx",
-    "convert_to_reference_fx",
-    "default_activation_only_qconfig", "default_debug_observer", "default_debug_qconfig", "default_dynamic_fake_quant",
-    "default_dynamic_qat_qconfig", "default_dynamic_qconfig", "default_dynamic_quant_observer", "default_embedding_fake_quant",
-    "default_embedding_fake_quant_4bit", "default_embedding_qat_qconfig", "default_embedding_qat_qconfig_4bit", "default_eval_fn",
-    "default_fake_quant", "default_fixed_qparams_range_0to1_fake_quant", "default_fixed_qparams_range_0to1_observer",
+    "BackendConfig", "ConvertCustomConfig", "DeQuantStub", "EntropyObserver", "Factory", "FakeQuantize", "FakeQuantizeBase",
+    "FixedQParamsFakeQuantize", "FixedQParamsObserver", "FuseCustomConfig", "FusedMovingAvgObsFakeQuantize", "HistogramObserver",
+    "MSEObserver", "MinMaxObserver", "MovingAverageMinMaxObserver", "MovingAveragePerChannelMinMaxObserver", "NoopObserver",
+    "Observer", "ObserverBase", "PerChannelMinMaxObserver", "PercentileObserver", "PlaceholderObserver", "PrepareCustomConfig",
+    "QConfig", "QConfigDynamic", "QConfigMapping", "QuantStub", "QuantWrapper", "RecordingObserver", "ReuseInputObserver",
+    "UniformQuantizationObserverBase", "UnusedRequestWarning", "add_observer_", "add_quant_dequant", "as_qconfig", "calibrate",
+    "convert", "convert_fx", "convert_to_reference_fx", "default_activation_only_qconfig", "default_debug_observer",
+    "default_debug_qconfig", "default_dynamic_fake_quant", "default_dynamic_qat_qconfig", "default_dynamic_qconfig",
+    "default_dynamic_quant_observer", "default_embedding_fake_quant", "default_embedding_fake_quant_4bit",
+    "default_embedding_qat_qconfig", "default_embedding_qat_qconfig_4bit", "default_eval_fn", "default_fake_quant",
+    "default_fixed_qparams_range_0to1_fake_quant", "default_fixed_qparams_range_0to1_observer",
     "default_fixed_qparams_range_neg1to1_fake_quant", "default_fixed_qparams_range_neg1to1_observer",
     "default_float_qparams_observer", "default_float_qparams_observer_4bit", "default_fused_act_fake_quant",
     "default_fused_per_channel_wt_fake_quant", "default_fused_wt_fake_quant", "default_histogram_fake_quant",
@@ -162,7 +164,7 @@ __all__ = [
     "get_default_qconfig_propagation_list", "get_default_static_quant_module_mappings", "get_dynamic_quant_module_class",
     "get_embedding_qat_module_mappings", "get_fuser_method", "get_observer_dict", "get_observer_state_dict",
     "get_static_quant_module_class", "load_observer_state_dict", "no_observer_set", "per_channel_dynamic_qconfig",
-    "per_channel_weight_observer_range_neg_127_to_127", "plain_dtype", "prepare", "prepare_fx", "prepare_qat",
-    "propagate_qconfig_", "qconfig_equals", "quantize", "quantize_dynamic", "quantize_qat", "register_observer", "swap_module",
+    "per_channel_weight_observer_range_neg_127_to_127", "plain_dtype", "prepare", "prepare_fx", "prepare_qat", "propagate_qconfig_",
+    "qconfig_equals", "quantize", "quantize_dynamic", "quantize_qat", "register_observer", "swap_module",
     "weight_observer_range_neg_127_to_127",
 ]  # fmt: skip

@@ -124,6 +124,7 @@ class Tracer(Mutations):
     def call(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a call, in the form that keeps the graph free of side effects and sizes named."""
         function = getattr(torch.Tensor, target, None) if op == "call_method" else target
+        function = getattr(function, "__wrapped__", function) if op == "call_method" else function  # the session's own wrapper
         replacement = self.decompose.get(function) if function is not None and function not in self._decomposing else None
         if replacement is not None and (result := self._decomposed(function, replacement, args, kwargs)) is not NotImplemented:
             return result

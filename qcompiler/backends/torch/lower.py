@@ -11,9 +11,11 @@ from torch import fx
 from qcompiler.backends.torch.kernels import TO_FLOAT, Refused, select
 from qcompiler.backends.torch.mode_kernels import TABLE as MODES
 from qcompiler.backends.torch.mode_kernels import select as select_mode
-from qcompiler.backends.torch.runtime import quantize_constant
+from qcompiler.backends.torch.runtime import as_quantized, quantize_constant
 from qcompiler.backends.torch.site import Emit, Half, Operand, Rounded, Site, Weight
+from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
+from qcompiler.ir.verify import where
 from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quantize_dequantize, quantize, unpack_4bit, widen
 from qcompiler.ops.spec import Output
 from qcompiler.pass_manager import Context
@@ -46,8 +48,13 @@ class _Lowering:
         self.int8: dict[fx.Node, fx.Node] = {}
 
     def graph(self, old: fx.Graph) -> fx.Graph:
+        inputs = {node: index for index, node in enumerate(n for n in old.nodes if n.op == "placeholder")}
         for node in old.nodes:
-            if node.target is quantize:
+            if node.op == "placeholder" and self._from_outside(inputs[node], node):
+                continue
+            if node.op == "output":
+                self.plain[node] = self._output(node)
+            elif node.target is quantize:
                 self._quantize(node)
             elif node.target is dequantize or node.target in LAZY:
                 continue  # made where a float value is wanted
@@ -56,6 +63,51 @@ class _Lowering:
             else:
                 self.plain[node] = self._copy(node)
         return self.new
+
+    def _from_outside(self, index: int, node: fx.Node) -> bool:
+        """An input that the caller gives quantized (input_quantized_indexes): it is brought to the qparams of calibration."""
+        if self.context.custom is None or index not in self.context.custom.input_quantized_indexes:
+            return False
+        user = next((u for u in node.users if u.target is quantize), None)
+        if user is None:
+            text = f"input {node.target} cannot be given quantized: no int8 op takes it"
+            raise ConfigError(text, code="custom-config", where=where(node))
+        given = self.new.node_copy(node, self.float_of)
+        made = self.new.call_function(as_quantized, (given, *user.args[1:3]))
+        self._annotated(given, node, dtype=torch.quint8)
+        self.int8[node] = self.int8[user] = self._annotated(made, node, quant_of(user).qparams, torch.quint8)
+        return True
+
+    def _output(self, node: fx.Node) -> fx.Node:
+        """The result; what output_quantized_indexes names is handed out as quint8."""
+        indexes = self.context.custom.output_quantized_indexes if self.context.custom is not None else ()
+        if not indexes:
+            return self._copy(node)
+        result = node.args[0]
+        entries: list[Any] = list(result) if isinstance(result, (tuple, list)) else [result]
+        for index in indexes:
+            entry = entries[index] if index < len(entries) else None
+            if not isinstance(entry, fx.Node) or entry.target is not dequantize:
+                reason = (quant_of(entry).reason if isinstance(entry, fx.Node) else None) or "no int8 op computes it"
+                raise ConfigError(f"output {index} cannot be quantized: {reason}", code="custom-config", where=where(node))
+        made: list[Any] = []
+        for index, entry in enumerate(entries):
+            made.append(self.int8[entry.args[0]] if index in indexes else fx.node.map_arg(entry, self.float_of))
+        return self._annotated(self.new.output(type(result)(made) if isinstance(result, (tuple, list)) else made[0]), node)
+
+    def _lower_module(self, node: fx.Node) -> bool:
+        """A custom module takes and gives quint8 tensors."""
+        output = quant_of(node).qparams
+        if output is None:
+            return False
+
+        def given(arg: fx.Node) -> fx.Node:
+            return self.int8[arg.args[0]] if arg.target is dequantize else self.float_of(arg)  # type: ignore[index]
+
+        called = self._annotated(self.new.node_copy(node, given), node, dtype=torch.quint8)
+        made = self.new.call_function(as_quantized, (called, output.scale, output.zero_point))
+        self.int8[node] = self._annotated(made, node, output, torch.quint8)
+        return True
 
     def _annotated(self, new: fx.Node, old: fx.Node, qparams: QParams | None = None, dtype: torch.dtype | None = None) -> fx.Node:
         value = value_of(old)
@@ -149,6 +201,8 @@ class _Lowering:
 
     def _lower(self, node: fx.Node) -> bool:
         """Emits the node's kernel; False (and a remark) where it has none, so that it runs in float."""
+        if node.op == "call_module":
+            return self._lower_module(node)
         row, output = self.context.table.of(node), quant_of(node).qparams
         assert row is not None
         to_float = quant_of(node).float_output

@@ -313,6 +313,15 @@ def lookup(x: torch.Tensor, table: torch.Tensor, scale: float, zero_point: int) 
     return torch._make_per_tensor_quantized_tensor(torch.as_strided(found, codes.size(), codes.stride()), scale, zero_point)
 
 
+def as_quantized(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """A tensor from outside (float, or quantized with qparams of its own) on the scale that the program was compiled for."""
+    if x.is_quantized:
+        if abs(x.q_scale() - scale) <= 1e-6 * scale and x.q_zero_point() == zero_point and x.dtype == torch.quint8:
+            return x
+        x = x.dequantize()
+    return torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
+
+
 def amax(x: torch.Tensor, dim: list[int], keepdim: bool, scale: float, zero_point: int) -> torch.Tensor:
     """The largest values along `dim` (all of them for []): those of the codes."""
     return torch._make_per_tensor_quantized_tensor(torch.amax(x.int_repr(), dim, keepdim), scale, zero_point)

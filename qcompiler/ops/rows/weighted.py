@@ -48,6 +48,8 @@ def _conv_transpose(dims: int, fn: Callable[..., Any], spellings: tuple[Callable
 
 
 def _norm_refusal(module: Any) -> str | None:
+    if isinstance(module, nn.SyncBatchNorm) and module.training:
+        return "it averages its statistics over processes"
     return "this BatchNorm keeps no running statistics, so it computes them from each batch" if module.running_mean is None else None
 
 
