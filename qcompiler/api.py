@@ -138,6 +138,9 @@ def _state(prepared: Any) -> State:
         return state
     if getattr(prepared, MARK, None) == "converted":
         raise ConfigError("this model is already converted", code="already-converted")
+    if getattr(prepared, MARK, None) == "prepared" and not isinstance(prepared, fx.GraphModule):
+        raise ConfigError("quantization.prepare made this module, not prepare_fx", code="not-prepared",
+                          hint="qcompiler.quantization.convert(prepared) is its convert")  # fmt: skip
     raise ConfigError("convert_fx needs the module that prepare_fx returned", code="not-prepared",
                       hint="prepared = prepare_fx(model, mapping, inputs); calibrate(prepared, data); convert_fx(prepared)")  # fmt: skip
 

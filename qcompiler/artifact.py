@@ -29,6 +29,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
+from qcompiler.checks import MARK
 from qcompiler.codegen.atomic import atomic_write
 from qcompiler.codegen.build import Built
 from qcompiler.codegen.module import CompiledModule, assemble, own_attributes
@@ -77,7 +78,9 @@ def save(module: CompiledModule, path: str | os.PathLike[str]) -> tuple[str, ...
     ArtifactWriteError, with what stood at `path` intact; ConfigError for anything but a compiled module.
     """
     if not isinstance(module, CompiledModule):
-        raise ConfigError(f"save takes a converted module, not {type(module).__qualname__}", code="save", hint="convert_fx first")
+        eager = getattr(module, MARK, None) == "converted"
+        hint = "keep an eager model by its state_dict, torch.save or TorchScript" if eager else "convert_fx first"
+        raise ConfigError(f"save takes a converted module of convert_fx, not {type(module).__qualname__}", code="save", hint=hint)
     needed = module.program.leaves + module.program.externals
     if needed:
         names = ", ".join(needed)

@@ -164,6 +164,13 @@ def test_wrong_order() -> None:
     for again in (convert, prepare, lambda m: qcompiler.prepare_fx(m, None, (images(),))):
         with pytest.raises(ConfigError, match=r"already (converted|quantized)"):
             again(made)
+    graph = qcompiler.prepare_fx(seeded(SmallResNet()), None, (images(),))
+    with pytest.raises(ConfigError, match="convert_fx is its convert"):
+        convert(graph)
+    with pytest.raises(ConfigError, match=r"quantization\.prepare made this"):
+        qcompiler.convert_fx(prepared())
+    with pytest.raises(ConfigError, match="TorchScript"):
+        qcompiler.save(made, "never-written.qc")
     with pytest.raises(ConfigError, match="allow_uncalibrated"):
         convert(prepared(), allow_uncalibrated="maybe")
     with pytest.raises(ConfigError, match="convert_to_reference_fx"):

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from qcompiler.checks import MARK
 from qcompiler.errors import CalibrationError, ConfigError, QCompilerWarning, Where
@@ -191,6 +191,8 @@ def _check_convert(model: nn.Module, is_reference: bool, allow_uncalibrated: str
         raise ConfigError(f'allow_uncalibrated is "error" or "float", not {allow_uncalibrated!r:.80}', code="allow-uncalibrated")
     if getattr(model, MARK, None) == "converted":
         raise ConfigError("this model is already converted", code="already-converted", hint="start from the float model")
+    if isinstance(model, fx.GraphModule) and hasattr(model, MARK):
+        raise ConfigError("prepare_fx made this module, not quantization.prepare", code="not-prepared", hint="convert_fx is its convert")
     if mapping is None and not any(True for _ in observers_of(model)):
         raise ConfigError("this model was not prepared: it has no observers", code="not-prepared",
                           hint="prepared = prepare(model); run it on calibration data; convert(prepared)")  # fmt: skip
