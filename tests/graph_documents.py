@@ -36,7 +36,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.again(self.blocks(self.again(self.stem(x))))
-        return self.head(torch.erf(y).mean((2, 3)))
+        return self.head(torch.cumsum(y, 1).mean((2, 3)))
 
 
 def net() -> nn.Module:

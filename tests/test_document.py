@@ -28,7 +28,7 @@ class Net(nn.Module):
         self.head = nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.erf(self.body(x))
+        y = torch.cumsum(self.body(x), 1)
         return self.head(y.mean((2, 3)))
 
 
@@ -73,7 +73,7 @@ def test_a_second_convert_replaces_the_first_and_a_second_prepare_starts_anew() 
     recorder, prepared = recorded(net())
     once = [s["name"] for s in recorder.document().stages]
     convert_to_reference_fx(prepared, debug=recorder)
-    assert [s["name"] for s in recorder.document().stages] == once[:-1]
+    assert [s["name"] for s in recorder.document().stages] == once[: once.index("quantize_custom_modules")]
     convert_fx(prepared, debug=recorder)
     assert [s["name"] for s in recorder.document().stages] == once
     prepare_fx(net(), None, (X,), debug=recorder)
@@ -181,7 +181,7 @@ def test_numbers_of_a_lowered_graph() -> None:
     assert weight["params"] == 8 * 27 and len(weight["q"]["scale"]) == 8 and weight["q"]["axis"] == 0
     assert "params" not in nodes["body_0_weight_scale"]
     assert sum(n.get("params", 0) for n in nodes.values()) == 8 * 27 + 8 + 8 * 4 + 4
-    assert next(n for n in nodes.values() if n["op"] == "erf")["kind"] == "float"
+    assert next(n for n in nodes.values() if n["op"] == "cumsum")["kind"] == "float"
     assert {"input", "output", "attr", "pack", "int8", "float", "quantize", "dequantize"} == {n["kind"] for n in nodes.values()}
 
 
