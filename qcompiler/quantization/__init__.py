@@ -3,7 +3,7 @@
 Two flows: `prepare_fx -> calibrate -> convert_fx` on an unmodified model, and `prepare -> calibrate -> convert` on one with stubs.
 """
 
-from qcompiler.api import calibrate
+from qcompiler.api import calibrate, prepare_qat_fx
 from qcompiler.backend_config import BackendConfig
 from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, PrepareCustomConfig
 from qcompiler.quantization.fake_quantize import (
@@ -37,6 +37,22 @@ from qcompiler.quantization.fuser_method_mappings import (
     fuse_convtranspose_bn,
     fuse_linear_bn,
     get_fuser_method,
+)
+from qcompiler.quantization.numeric_suite import (
+    Logger,
+    OutputLogger,
+    Shadow,
+    ShadowLogger,
+    compare_model_outputs,
+    compare_model_stub,
+    compare_weights,
+    compute_cosine_similarity,
+    compute_normalized_l2_error,
+    compute_sqnr,
+    get_logger_dict,
+    get_matching_activations,
+    prepare_model_outputs,
+    prepare_model_with_stubs,
 )
 from qcompiler.quantization.observer import (
     EntropyObserver,
@@ -137,10 +153,12 @@ from qcompiler.quantization.stubs import DeQuantStub, QuantStub, QuantWrapper
 __all__ = [
     "BackendConfig", "ConvertCustomConfig", "DeQuantStub", "EntropyObserver", "Factory", "FakeQuantize", "FakeQuantizeBase",
     "FixedQParamsFakeQuantize", "FixedQParamsObserver", "FuseCustomConfig", "FusedMovingAvgObsFakeQuantize", "HistogramObserver",
-    "MSEObserver", "MinMaxObserver", "MovingAverageMinMaxObserver", "MovingAveragePerChannelMinMaxObserver", "NoopObserver",
-    "Observer", "ObserverBase", "PerChannelMinMaxObserver", "PercentileObserver", "PlaceholderObserver", "PrepareCustomConfig",
-    "QConfig", "QConfigDynamic", "QConfigMapping", "QuantStub", "QuantWrapper", "RecordingObserver", "ReuseInputObserver",
-    "UniformQuantizationObserverBase", "UnusedRequestWarning", "add_observer_", "add_quant_dequant", "as_qconfig", "calibrate",
+    "Logger", "MSEObserver", "MinMaxObserver", "MovingAverageMinMaxObserver", "MovingAveragePerChannelMinMaxObserver",
+    "NoopObserver", "Observer", "ObserverBase", "OutputLogger", "PerChannelMinMaxObserver", "PercentileObserver",
+    "PlaceholderObserver", "PrepareCustomConfig", "QConfig", "QConfigDynamic", "QConfigMapping", "QuantStub", "QuantWrapper",
+    "RecordingObserver", "ReuseInputObserver", "Shadow", "ShadowLogger", "UniformQuantizationObserverBase",
+    "UnusedRequestWarning", "add_observer_", "add_quant_dequant", "as_qconfig", "calibrate", "compare_model_outputs",
+    "compare_model_stub", "compare_weights", "compute_cosine_similarity", "compute_normalized_l2_error", "compute_sqnr",
     "convert", "convert_fx", "convert_to_reference_fx", "default_activation_only_qconfig", "default_debug_observer",
     "default_debug_qconfig", "default_dynamic_fake_quant", "default_dynamic_qat_qconfig", "default_dynamic_qconfig",
     "default_dynamic_quant_observer", "default_embedding_fake_quant", "default_embedding_fake_quant_4bit",
@@ -162,9 +180,9 @@ __all__ = [
     "get_default_custom_config_dict", "get_default_dynamic_quant_module_mappings", "get_default_qat_module_mappings",
     "get_default_qat_qconfig", "get_default_qat_qconfig_mapping", "get_default_qconfig", "get_default_qconfig_mapping",
     "get_default_qconfig_propagation_list", "get_default_static_quant_module_mappings", "get_dynamic_quant_module_class",
-    "get_embedding_qat_module_mappings", "get_fuser_method", "get_observer_dict", "get_observer_state_dict",
-    "get_static_quant_module_class", "load_observer_state_dict", "no_observer_set", "per_channel_dynamic_qconfig",
-    "per_channel_weight_observer_range_neg_127_to_127", "plain_dtype", "prepare", "prepare_fx", "prepare_qat", "propagate_qconfig_",
-    "qconfig_equals", "quantize", "quantize_dynamic", "quantize_qat", "register_observer", "swap_module",
-    "weight_observer_range_neg_127_to_127",
+    "get_embedding_qat_module_mappings", "get_fuser_method", "get_logger_dict", "get_matching_activations", "get_observer_dict",
+    "get_observer_state_dict", "get_static_quant_module_class", "load_observer_state_dict", "no_observer_set",
+    "per_channel_dynamic_qconfig", "per_channel_weight_observer_range_neg_127_to_127", "plain_dtype", "prepare", "prepare_fx",
+    "prepare_model_outputs", "prepare_model_with_stubs", "prepare_qat", "prepare_qat_fx", "propagate_qconfig_", "qconfig_equals",
+    "quantize", "quantize_dynamic", "quantize_qat", "register_observer", "swap_module", "weight_observer_range_neg_127_to_127",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.codegen.values import Ref, rewrite
-from qcompiler.debug.metrics import compute_cosine_similarity, compute_normalized_l2_error, compute_sqnr
+from qcompiler.debug.metrics import compute_cosine_similarity, compute_normalized_l2_error, compute_sqnr, tensors
 from qcompiler.debug.steps import Env, Step, Steps
 from qcompiler.debug.walk import Seen, Walk
 from qcompiler.errors import ConfigError
@@ -68,7 +68,7 @@ class OutputLogger(nn.Module):
 
     def forward(self, x: Any) -> Any:
         """Keeps a copy of `x`; returns `x` itself."""
-        if self.enabled and self.save_activations:
+        if self.enabled and self.save_activations and any(True for _ in tensors(x)):
             self.stats.append(kept(x))
         return x
 

@@ -12,6 +12,7 @@ from torch import fx, nn
 from qcompiler.codegen.module import CompiledModule
 from qcompiler.debug.compare import float_steps, is_graph, quantized_steps
 from qcompiler.debug.match import Matching, Site, match
+from qcompiler.debug.metrics import tensors
 from qcompiler.debug.steps import Step, Steps, steps_of_graph
 from qcompiler.debug.walk import Seen, Walk
 from qcompiler.errors import ConfigError
@@ -57,8 +58,13 @@ def walked(
     floats = float_steps(float_model, (data, {}), OPS)
     matching = match(floats, steps, wanted)
     names = {site.step.name for site in computed(floats, matching)}
+
+    def chosen(seen: Seen) -> None:
+        if seen.site.step.name in names and any(True for _ in tensors(seen.reference)):  # no sizes, no flags
+            visit(seen)
+
     with torch.no_grad():
-        Walk(floats, steps, matching, own=own).run(data, {}, lambda seen: visit(seen) if seen.site.step.name in names else None)
+        Walk(floats, steps, matching, own=own).run(data, {}, chosen)
 
 
 def log_outputs(
