@@ -19,9 +19,9 @@ from qcompiler.passes.share_qparams import ShareQParams
 from qcompiler.passes.swap_custom_modules import ObserveCustomModules, QuantizeCustomModules
 
 FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
-# FUSED -> OBSERVED
-OBSERVE = (Annotate(), ObserveCustomModules(), KeepResidualsFloat(), HandOutFloats(), ShareQParams(), InsertObservers())
+OBSERVE = (Annotate(), KeepResidualsFloat(), HandOutFloats(), ShareQParams(), InsertObservers())  # FUSED -> OBSERVED
 OBSERVE_TRAINING = (*OBSERVE[:-1], JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 QUANTIZE = (FreezeQParams(), JoinQParams(), InsertQuantizeDequantize())  # OBSERVED -> QUANTIZED; a back end adds its lowering
-QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # before lowering: from here on the user's modules take quint8 tensors
+OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE, where the user gave classes for modules of his own
+QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # the same before lowering: from here on those modules take quint8 tensors
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided

@@ -25,7 +25,7 @@ from qcompiler.ir.verify import verify
 from qcompiler.observers.watch import Batch, Watch
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
-from qcompiler.passes import FUSE, OBSERVE, OBSERVE_TRAINING, QUANTIZE, QUANTIZE_CUSTOM, QUANTIZE_TRAINED
+from qcompiler.passes import FUSE, OBSERVE, OBSERVE_CUSTOM, OBSERVE_TRAINING, QUANTIZE, QUANTIZE_CUSTOM, QUANTIZE_TRAINED
 from qcompiler.pipeline import context_for, outside_inference_mode, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, failed_call, state_of, user_attributes
 
@@ -95,7 +95,7 @@ def _prepare(model: nn.Module, context: Context, examples: tuple[Any, Any, Any],
     gm = traced(model, inputs, context, {"example_kwargs": kwargs, "concrete_args": concrete})
     name = type(model).__name__
     with watched(debug, "prepare", name, context):
-        run_passes(gm, passes, Stage.TRACED, context)
+        run_passes(gm, (*passes, *(OBSERVE_CUSTOM if context.custom.observed_classes else ())), Stage.TRACED, context)
     example = (check_examples(inputs), dict(kwargs or {})) if context.trains else None
     kept = user_attributes(model) | {key: getattr(model, key) for key in context.custom.preserved_attributes}
     return as_prepared(gm, State(context, name, kept, example))
@@ -205,7 +205,8 @@ def convert_fx(
     with watched(debug, "convert", state.name, state.context):  # setting the lowered graph makes its code
         run_passes(gm, _quantize(state), Stage.OBSERVED, state.context, recompile=False)
         nodes = list(gm.graph.nodes)
-        run_passes(gm, (*QUANTIZE_CUSTOM, Lower()), Stage.QUANTIZED, state.context, recompile=False)
+        lower = (*(QUANTIZE_CUSTOM if state.context.custom.observed_classes else ()), Lower())
+        run_passes(gm, lower, Stage.QUANTIZED, state.context, recompile=False)
     module = compile_graph(gm, engine=state.context.target.engine, name=state.name, user_attributes=kept)
     setattr(module, MARK, "converted")
     setattr(module, ROWS, rows_of(nodes, state.context.table).to_data())

@@ -17,7 +17,8 @@ EXAMPLES = ROOT / "examples"
 
 def run(name: str, *arguments: str) -> str:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"PYTHONPATH": path, "COLUMNS": "160"}
+    threads = {} if os.environ.get("PYTEST_XDIST_WORKER") is None else {"OMP_NUM_THREADS": "1"}  # waiting threads starve other workers
+    environment = os.environ | {"PYTHONPATH": path, "COLUMNS": "160"} | threads
     command = [sys.executable, str(EXAMPLES / name), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
