@@ -212,7 +212,8 @@ def test_all_state_moves_with_the_model(model: str, kind: str) -> None:
 def fake_quantize_on_meta() -> Iterator[None]:
     """The shapes of torch's unfused per-channel kernel, which it does not know for meta tensors."""
     library = torch.library.Library("aten", "IMPL", "Meta")
-    library.impl("fake_quantize_per_channel_affine_cachemask", lambda x, *rest: (torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)))
+    name = "fake_quantize_per_channel_affine_cachemask"
+    library.impl(name, lambda x, *rest: (torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)))
     yield
     library._destroy()
 
