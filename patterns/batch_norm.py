@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
-from qcompiler.errors import NumericsError
 from qcompiler.ir.attributes import attribute, bias_path, set_parameter
 from qcompiler.ir.types import value_of
 from qcompiler.ir.verify import where
-from qcompiler.ops.batch_norm import channels_of, fold
+from qcompiler.ops.batch_norm import channels_of, check_statistics, fold
 from qcompiler.rewrite import Link, Match, Reject, Rule
 
 WEIGHTED = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
@@ -34,9 +32,7 @@ def _statistics(match: Match, bn: fx.Node) -> tuple[Tensor, Tensor, Tensor | Non
     if mean is None or var is None:
         raise Reject("no-statistics", "this BatchNorm has no running statistics")
     eps = float(bn.kwargs.get("eps", 1e-5))  # type: ignore[arg-type]
-    if not bool((var.double() + eps > 0).all()) or not bool(torch.isfinite(mean).all()):
-        raise NumericsError("BatchNorm's running statistics are negative, zero without eps, or not finite", code="bad-batch-norm",
-                            where=where(bn), hint="the model was not trained, or its checkpoint is damaged")  # fmt: skip
+    check_statistics(mean, var, eps, where(bn))
     return mean, var, gamma, beta, eps
 
 

@@ -238,3 +238,24 @@ def test_same_results_as_torch_ao_on_seven_bits() -> None:
         ours.rebuild()
         for a, b in zip(tensors(ours(x)), tensors(want), strict=True):
             assert (a - b).abs().max() < 2e-3 and (a - b).abs().median() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("cls", "mod"),
+    [
+        (dynamic.Linear, nn.Sequential(nn.Linear(3, 4), nn.Tanh())),
+        (dynamic.Linear, nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))),
+        (dynamic.Conv2d, nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())),
+        (LinearReLU, nn.Linear(3, 4)),
+    ],
+    ids=str,
+)
+def test_a_part_that_would_be_lost_is_refused(cls: Any, mod: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="from_float takes an"):
+        cls.from_float(mod)
+
+
+@pytest.mark.parametrize(("name", "value"), [("padding_mode", "mirror"), ("padding", "all"), ("groups", 2)])
+def test_settings_of_convolutions_are_checked(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError):
+        dynamic.Conv2d(3, 4, 1, **{name: value})

@@ -11,11 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qcompiler.errors import NumericsError, Where
+
 
 def scale_of(var: Tensor, gamma: Tensor | None, eps: float) -> Tensor:
     """gamma / sqrt(var + eps), one number a channel; None: gamma is 1."""
     std = (var + eps).sqrt()
     return std.reciprocal() if gamma is None else gamma / std
+
+
+def check_statistics(mean: Tensor, var: Tensor, eps: float, where: Where | None = None) -> None:
+    """Raises NumericsError where running statistics give no finite scale."""
+    if not bool((var.double() + eps > 0).all()) or not bool(torch.isfinite(mean).all()):
+        raise NumericsError("BatchNorm's running statistics are negative, zero without eps, or not finite", code="bad-batch-norm",
+                            where=where, hint="the model was not trained, or its checkpoint is damaged")  # fmt: skip
 
 
 def bias_of(bias: Tensor | None, mean: Tensor, scale: Tensor, beta: Tensor | None) -> Tensor:

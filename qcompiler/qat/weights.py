@@ -39,8 +39,4 @@ def weight_fake_quant(qconfig: QConfig, weight: Tensor, axis: int | None, device
             made.ch_axis = axis
             made.allocate(weight.shape[axis])
     on = weight.device if device is None else torch.device(device)
-    return made if on.type == "meta" else _moved(made, on)
-
-
-def _moved(module: nn.Module, device: torch.device) -> nn.Module:
-    return module.to(device)
+    return made if on.type == "meta" else made.to(on)  # type: ignore[no-any-return]

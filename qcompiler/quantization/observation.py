@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, Where
 from qcompiler.fake_quantize import FakeQuantizeBase
 from qcompiler.nn.intrinsic import FusedModule
+from qcompiler.nn.place import PATH, place_of
 from qcompiler.nn.quantized import FloatFunctional, QFunctional
 from qcompiler.observers import ObserverBase
 from qcompiler.observers.base import refuse_nonfinite
@@ -23,7 +24,6 @@ from qcompiler.quantization.stubs import DeQuantStub
 __all__ = ["add_observer_", "get_observer_dict"]
 
 OBSERVER = "activation_post_process"
-PATH = "_qc_path"  # where a module stands in the prepared model, for messages
 OUTPUTS = "_qc_outputs"  # how many numbers it last gave, for counting multiply-accumulates
 
 
@@ -35,7 +35,7 @@ def name_modules_(model: nn.Module) -> None:
 
 def observe_output(module: nn.Module, inputs: Any, output: Any) -> Any:
     """The forward hook of prepared modules. Raises CalibrationError naming the module for NaN, inf, and what is no tensor."""
-    place = Where(module_path=getattr(module, PATH, None))
+    place = place_of(module)
     if not isinstance(output, torch.Tensor):
         raise CalibrationError(f"this {type(module).__name__} gives {type(output).__name__}, not a tensor", code="not-a-tensor",
                                where=place, hint="set its qconfig to None, or have it observed as a custom module")  # fmt: skip

@@ -16,11 +16,12 @@ from torch import fx, nn
 from qcompiler.checks import MARK
 from qcompiler.errors import CalibrationError, ConfigError, QCompilerWarning, Where
 from qcompiler.nn.intrinsic import FusedModule
+from qcompiler.nn.place import PATH
 from qcompiler.nn.quantized import FloatFunctional
 from qcompiler.quantization.foreign import adopt_
 from qcompiler.quantization.fused_into import FusedInto, name_places_, relink, unlink_
 from qcompiler.quantization.fuser_method_mappings import without_batch_norm
-from qcompiler.quantization.observation import PATH, add_observer_, get_observer_dict, name_modules_, observers_of, remove_observers_
+from qcompiler.quantization.observation import add_observer_, get_observer_dict, name_modules_, observers_of, remove_observers_
 from qcompiler.quantization.propagation import add_quant_dequant, propagate_qconfig_
 from qcompiler.quantization.quantization_mappings import (
     get_default_custom_config_dict,

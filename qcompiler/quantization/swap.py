@@ -13,9 +13,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from qcompiler.errors import QCompilerError, Where
 from qcompiler.nn.intrinsic import FusedModule
+from qcompiler.nn.place import PATH
 from qcompiler.nn.qat.base import QATModule
 from qcompiler.quantization.fused_into import relink
-from qcompiler.quantization.observation import OBSERVER, PATH, observe_output
+from qcompiler.quantization.observation import OBSERVER, observe_output
 from qcompiler.trace.parametrize import fold_parametrizations
 
 __all__ = ["swap_module"]

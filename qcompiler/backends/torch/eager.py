@@ -18,6 +18,7 @@ from qcompiler.backends.torch.depthwise import safe_weight
 from qcompiler.backends.torch.kernels import Refused, select
 from qcompiler.backends.torch.site import Emit, Operand, Site, Weight, host_isa
 from qcompiler.ir.types import VALUE, QParams, Value
+from qcompiler.ops.quantized_tensors import channel_axis, qparams_of_tensor
 from qcompiler.ops.spec import Op, Role
 from qcompiler.ops.table import OPS
 
@@ -97,12 +98,8 @@ class _Call:
         return Operand(node, QParams(value.q_scale(), value.q_zero_point(), 0, 255, torch.uint8))
 
     def _weight(self, value: Tensor) -> Weight:
-        if value.qscheme() is torch.per_tensor_affine:
-            scale, zero_point, axis = torch.tensor([value.q_scale()]).double(), torch.tensor([value.q_zero_point()]), None
-        else:
-            scale, zero_point, axis = value.q_per_channel_scales(), value.q_per_channel_zero_points(), value.q_per_channel_axis()
-        nodes = [self._constant(t) for t in (value.int_repr(), scale, zero_point)]
-        return Weight(nodes[0], nodes[1], nodes[2], axis, tuple(value.shape))
+        nodes = [self._constant(t) for t in (value.int_repr(), *qparams_of_tensor(value))]
+        return Weight(nodes[0], nodes[1], nodes[2], channel_axis(value), tuple(value.shape))
 
     def emit(self, args: Sequence[Any]) -> fx.Node | None:
         """The result of the chosen kernel; None where float arithmetic is wanted."""

@@ -297,11 +297,6 @@ def merge_groups(weight: torch.Tensor, zero_point: torch.Tensor, groups: int, si
 merge_groups.once = True  # type: ignore[attr-defined]
 
 
-def requantize(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
-    """dequantize - the same values at another scale - quantize."""
-    return torch.quantize_per_tensor(x.dequantize(), scale, zero_point, torch.quint8)
-
-
 def lookup(x: torch.Tensor, table: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """Any function of single values: uint8 `table` (256,) from the input's codes to the output's. Keeps the layout.
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
-from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.errors import ConfigError, InputError
+from qcompiler.nn.place import place_of
 from qcompiler.nn.quantizable.observe import Observed, observe_, qconfig_of
 
 
@@ -120,7 +121,7 @@ class MultiheadAttention(nn.Module):
     @torch.jit.unused
     def _refuse_hint(self) -> None:
         raise InputError("is_causal is a hint about attn_mask, which is not given", code="causal-mask",
-                         where=Where(module_path=getattr(self, "_qc_path", None)))  # fmt: skip
+                         where=place_of(self))  # fmt: skip
 
     def _get_name(self) -> str:
         return f"Quantizable{type(self).__name__}"
@@ -132,7 +133,7 @@ class MultiheadAttention(nn.Module):
         Calibrate it, then nn.quantized.MultiheadAttention.from_observed. Raises ConfigError for another module or without a
         qconfig.
         """
-        where = Where(module_path=getattr(other, "_qc_path", None))
+        where = place_of(other)
         if not isinstance(other, nn.MultiheadAttention):
             text = f"quantizable.MultiheadAttention stands for nn.MultiheadAttention, not for {type(other).__name__}"
             raise ConfigError(text, code="from-float", where=where)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
-from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.errors import ConfigError, InputError
+from qcompiler.nn.place import place_of
 from qcompiler.nn.quantizable.observe import observe_, qconfig_of
 from qcompiler.nn.quantized.functional_modules import FloatFunctional
 
@@ -218,7 +219,7 @@ class LSTM(nn.Module):
 
     @torch.jit.unused
     def _check_input(self, x: Any) -> None:
-        where = Where(module_path=getattr(self, "_qc_path", None))
+        where = place_of(self)
         if not isinstance(x, Tensor):
             raise InputError(f"{self._get_name()} takes a tensor, not a {type(x).__name__}", code="input-type", where=where,
                              hint="packed sequences are for nn.quantized.dynamic.LSTM")  # fmt: skip
@@ -239,7 +240,7 @@ class LSTM(nn.Module):
 
         `qconfig`: where `other` has none. Raises ConfigError for what is no nn.LSTM, and for projections.
         """
-        where = Where(module_path=getattr(other, "_qc_path", None))
+        where = place_of(other)
         if not isinstance(other, nn.LSTM) or other.proj_size:
             kind = "an LSTM with proj_size" if isinstance(other, nn.LSTM) else type(other).__name__
             raise ConfigError(f"quantizable.LSTM stands for nn.LSTM without projection, not for {kind}", code="from-float", where=where)

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qcompiler.errors import CalibrationError, ConfigError, NumericsError, Where
+from qcompiler.errors import CalibrationError, ConfigError, NumericsError
 from qcompiler.fake_quantize import default_fixed_qparams_range_0to1_fake_quant, default_fixed_qparams_range_neg1to1_fake_quant
 from qcompiler.nn import qat
+from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.functional_modules import FloatFunctional
 
 FIXED: dict[type, Any] = {
@@ -23,7 +24,7 @@ class Observed(nn.Identity):
 
 def qconfig_of(mod: nn.Module, given: Any = None) -> Any:
     """The qconfig to observe with. Raises ConfigError where there is none."""
-    where = Where(module_path=getattr(mod, "_qc_path", None))
+    where = place_of(mod)
     qconfig = getattr(mod, "qconfig", None) or given
     if qconfig is None:
         raise ConfigError(f"this {type(mod).__name__} has no qconfig, which says how to observe it", code="no-qconfig", where=where,
@@ -62,5 +63,5 @@ def _observe(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     try:
         return observer(output)  # type: ignore[no-any-return]
     except NumericsError as error:
-        where = Where(module_path=getattr(module, "_qc_path", None))
+        where = place_of(module)
         raise CalibrationError(f"{type(module).__name__}: {error.message}", code=error.code, where=where) from error

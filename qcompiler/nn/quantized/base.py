@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from qcompiler.backends.torch.site import Operand
 from qcompiler.codegen.module import keep_dtypes
 from qcompiler.errors import ConfigError, InputError, QCompilerError, Where
+from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.from_float import Parts
 from qcompiler.nn.quantized.lowering import Compiled, Lowering, compile_module
 
@@ -190,7 +191,7 @@ class QuantizedModule(nn.Module):
             raise InputError(text, code="input-channels", where=self._where())
 
     def _where(self) -> Where:
-        return Where(module_path=self._qc_path or None)
+        return place_of(self)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         for name, buffer in list(self._buffers.items()):

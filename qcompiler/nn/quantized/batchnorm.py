@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.backends.torch.site import Operand
-from qcompiler.errors import Where
+from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.base import QuantizedModule
 from qcompiler.nn.quantized.from_float import output_qparams, parts_of, statistics_of
 from qcompiler.nn.quantized.lowering import Lowering
@@ -53,7 +53,7 @@ class BatchNormNd(QuantizedModule):
         Raises ConfigError for another module or one without running statistics, CalibrationError where nothing was observed.
         """
         del use_precomputed_fake_quant
-        where = Where(module_path=getattr(mod, "_qc_path", None))
+        where = place_of(mod)
         parts = parts_of(mod)
         cls._expect(mod, parts, where)
         base: Any = parts.base

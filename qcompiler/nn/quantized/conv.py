@@ -6,19 +6,11 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from qcompiler.errors import ConfigError
 from qcompiler.nn import qat
 from qcompiler.nn.intrinsic import qat as trained
+from qcompiler.nn.quantized.conv_settings import Size, check_padding, check_transposed, sizes, weight_shape
 from qcompiler.nn.quantized.from_float import Parts
 from qcompiler.nn.quantized.weighted import WeightedModule
-
-PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
-Size = int | tuple[int, ...]
-
-
-def _sizes(value: Any, dims: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return values * dims if len(values) == 1 else values
 
 
 class ConvNd(WeightedModule):
@@ -29,14 +21,12 @@ class ConvNd(WeightedModule):
 
     def _settings(self, in_channels: int, out_channels: int, kernel_size: Size, groups: int, bias: bool, **settings: Any) -> None:
         """Called in place of __init__ by both kinds. Raises ConfigError for sizes that do not fit each other."""
-        kernel = _sizes(kernel_size, self._DIMS)
-        if groups < 1 or in_channels % groups or out_channels % groups or out_channels < 1:
-            raise ConfigError(f"{in_channels} in and {out_channels} out channels cannot be split in {groups} groups", code="channels")
-        pair = (in_channels, out_channels // groups) if self.transposed else (out_channels, in_channels // groups)
-        WeightedModule.__init__(self, (*pair, *kernel), out_channels if bias else None)
+        kernel = sizes(kernel_size, self._DIMS)
+        shape = weight_shape(in_channels, out_channels, kernel, groups, self.transposed)
+        WeightedModule.__init__(self, shape, out_channels if bias else None)
         self.in_channels, self.out_channels, self.kernel_size, self.groups = in_channels, out_channels, kernel, groups
         for name, value in settings.items():
-            setattr(self, name, value if isinstance(value, str) else _sizes(value, self._DIMS))
+            setattr(self, name, value if isinstance(value, str) else sizes(value, self._DIMS))
         self.rebuild()
 
     def _channels(self) -> tuple[int, int]:
@@ -61,12 +51,7 @@ class Convolution(ConvNd):
                  device: Any = None, dtype: Any = None) -> None:  # fmt: skip
         """Weights of zero. `padding`: also 'same' or 'valid'. `device` and `dtype` are taken for torch's sake and not used."""
         del device, dtype
-        if padding_mode not in PADDING_MODES:
-            raise ConfigError(f"padding_mode {padding_mode!r} is not known", code="padding-mode", hint=f"one of {', '.join(PADDING_MODES)}")
-        if isinstance(padding, str) and padding not in ("same", "valid"):
-            raise ConfigError(f"padding {padding!r} is not known", code="padding", hint="a size, 'same' or 'valid'")
-        if padding == "same" and any(s != 1 for s in _sizes(stride, self._DIMS)):
-            raise ConfigError("padding='same' needs stride 1", code="padding")
+        check_padding(padding, padding_mode, stride)
         self._settings(in_channels, out_channels, kernel_size, groups, bias, stride=stride, padding=padding, dilation=dilation,
                        padding_mode=padding_mode)  # fmt: skip
 
@@ -88,8 +73,7 @@ class Transposed(ConvNd):
                  device: Any = None, dtype: Any = None) -> None:  # fmt: skip
         """Weights of zero. `device` and `dtype` are taken for torch's sake and not used."""
         del device, dtype
-        if padding_mode != "zeros":
-            raise ConfigError(f"a transposed convolution has padding_mode 'zeros', not {padding_mode!r}", code="padding-mode")
+        check_transposed(padding_mode)
         self._settings(in_channels, out_channels, kernel_size, groups, bias, stride=stride, padding=padding,
                        output_padding=output_padding, dilation=dilation)  # fmt: skip
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from qcompiler.backends.torch import modes, tables
 from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.float_module import FloatModule
-from qcompiler.ops.reference import dequantize_weight, pack_4bit, quantize_weight, unpack_4bit
+from qcompiler.ops.quantized_tensors import quantized_table
+from qcompiler.ops.reference import pack_4bit, quantize_weight, unpack_4bit
 from qcompiler.ops.table import OPS
 from qcompiler.qconfig import as_qconfig, float_qparams_weight_only_qconfig
 
@@ -71,11 +73,7 @@ class Embedding(FloatModule):
 
     def weight(self) -> Tensor:
         """The table as a quint8 or quint4x2 tensor with one scale and float zero point a row."""
-        _, scale, zero_point = self._stored()
-        if self.bits == 8:
-            return torch._make_per_channel_quantized_tensor(self._codes(), scale.float(), zero_point.float(), 0)
-        values = dequantize_weight(self._codes(), scale, zero_point, 0)
-        return torch.quantize_per_channel(values, scale.float(), zero_point.float(), 0, torch.quint4x2)
+        return quantized_table(self._codes(), *self._stored()[1:], self.bits)
 
     def set_weight(self, w: Tensor) -> None:
         """Takes a quint8 or quint4x2 tensor that is quantized by row. ConfigError for another dtype, shape or axis."""
@@ -113,7 +111,7 @@ class Embedding(FloatModule):
         Qconfigs with one scale for the whole weight are not taken at their word: tables have one a row.
         """
         del use_precomputed_fake_quant
-        where = Where(module_path=getattr(mod, "_qc_path", None))
+        where = place_of(mod)
         if not isinstance(mod, cls._FLOAT_MODULE):
             raise ConfigError(f"{cls.__name__}.from_float takes an nn.{cls._FLOAT_MODULE.__name__}, not {type(mod).__name__}",
                               code="from-float", where=where)  # fmt: skip

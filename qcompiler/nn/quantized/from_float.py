@@ -15,7 +15,7 @@ from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, QCompilerError, Where
 from qcompiler.ir.types import QParams
 from qcompiler.observers.base import as_qparams
-from qcompiler.ops.batch_norm import fold
+from qcompiler.ops.batch_norm import check_statistics, fold
 from qcompiler.ops.reference import quantize_weight
 from qcompiler.ops.spec import Op
 
@@ -105,9 +105,7 @@ def statistics_of(bn: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None
     mean, var, weight, bias = (None if t is None else t.detach().float() for t in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
     if mean is None or var is None:
         raise ConfigError(f"this {type(bn).__name__} keeps no running statistics, so it computes them from each batch", code="batch-norm")
-    if not bool((var.double() + bn.eps > 0).all()) or not bool(torch.isfinite(mean).all()):
-        raise NumericsError("BatchNorm's running statistics are negative, zero without eps, or not finite", code="bad-batch-norm",
-                            hint="the model was not trained, or its checkpoint is damaged")  # fmt: skip
+    check_statistics(mean, var, bn.eps)
     return mean, var, weight, bias
 
 

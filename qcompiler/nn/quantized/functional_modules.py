@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
 from qcompiler.backends.torch import floats
-from qcompiler.errors import CalibrationError, ConfigError, InputError, Where
+from qcompiler.errors import CalibrationError, ConfigError, InputError
+from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.from_float import output_qparams
 
 __all__ = ["FXFloatFunctional", "FloatFunctional", "QFunctional"]
@@ -179,14 +180,14 @@ class QFunctional(_Functional):
 
     @torch.jit.unused
     def _refuse_input(self, operation: str, tensor: Tensor) -> None:
-        where = Where(module_path=getattr(self, "_qc_path", None))
+        where = place_of(self)
         kind = f"{tensor.dtype} tensor of shape {tuple(tensor.shape)}"
         raise InputError(f"QFunctional.{operation} takes quint8 tensors, got a {kind}", code="not-quantized", where=where,
                          hint="quantize it first: a QuantStub on the way of every operand")  # fmt: skip
 
     @torch.jit.unused
     def _refuse_uncalibrated(self, operation: str) -> None:
-        where = Where(module_path=getattr(self, "_qc_path", None))
+        where = place_of(self)
         raise CalibrationError(f"QFunctional.{operation} has no qparams: calibration ran no operation that has", code="not-calibrated",
                                where=where, hint="calibrate with data that takes this path")  # fmt: skip
 
@@ -214,7 +215,7 @@ class QFunctional(_Functional):
             raise ConfigError(f"QFunctional is made from a FloatFunctional, not from {type(mod).__name__}", code="from-float")
         made = cls()
         if getattr(mod.activation_post_process, "observed", True):
-            made.scale, made.zero_point = output_qparams(mod, Where(module_path=getattr(mod, "_qc_path", None)))
+            made.scale, made.zero_point = output_qparams(mod, place_of(mod))
         else:
             made.scale, made.zero_point = 0.0, 0
         return made

@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from qcompiler.errors import ConfigError, Where
+from qcompiler.errors import ConfigError
 from qcompiler.nn import qat
+from qcompiler.nn.place import place_of
 from qcompiler.nn.quantizable.observe import Observed
 from qcompiler.nn.quantized.activation import Activation, Sigmoid
 from qcompiler.nn.quantized.functional_modules import FloatFunctional, QFunctional
@@ -32,7 +33,7 @@ def convert_parts(observed: nn.Module, classes: dict[type[nn.Module], type[M]]) 
     if type(observed) not in classes:
         wanted = ", ".join(f"quantizable.{cls.__name__}" for cls in classes)
         raise ConfigError(f"from_observed takes an observed {wanted}, not {type(observed).__name__}", code="from-observed",
-                          where=Where(module_path=getattr(observed, "_qc_path", None)), hint="from_float makes one")  # fmt: skip
+                          where=place_of(observed), hint="from_float makes one")  # fmt: skip
     made: Any = copy.deepcopy(observed)
     for part in list(made.modules()):
         for name, child in list(part._modules.items()):

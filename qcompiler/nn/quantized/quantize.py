@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
-from qcompiler.errors import InputError, Where
+from qcompiler.errors import InputError
+from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.from_float import output_qparams
 
 __all__ = ["DeQuantize", "Quantize"]
@@ -39,14 +40,14 @@ class Quantize(nn.Module):
 
     @torch.jit.unused
     def _refuse(self, X: Tensor) -> None:
-        where = Where(module_path=getattr(self, "_qc_path", None))
+        where = place_of(self)
         raise InputError(f"Quantize takes a float tensor, got a {X.dtype} one of shape {tuple(X.shape)}", code="quantized-twice",
                          where=where, hint="two QuantStubs in a row? one is enough")  # fmt: skip
 
     @staticmethod
     def from_float(mod: nn.Module, use_precomputed_fake_quant: bool = False) -> "Quantize":
         """The Quantize with the qparams that `mod.activation_post_process` observed."""
-        return Quantize(*output_qparams(mod, Where(module_path=getattr(mod, "_qc_path", None))), torch.quint8)
+        return Quantize(*output_qparams(mod, place_of(mod)), torch.quint8)
 
     def extra_repr(self) -> str:
         return f"scale={self.scale.item()}, zero_point={self.zero_point.item()}, dtype={self.dtype}"

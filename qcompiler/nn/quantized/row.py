@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from qcompiler.backends.torch.site import Operand
 from qcompiler.errors import ConfigError, Where
 from qcompiler.ir.types import value_of
+from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.base import QuantizedModule
 from qcompiler.nn.quantized.from_float import output_qparams
 from qcompiler.nn.quantized.lowering import Lowering
@@ -66,7 +67,7 @@ class RowModule(QuantizedModule):
         setting that has no int8 form, CalibrationError where nothing was observed.
         """
         del use_precomputed_fake_quant  # a fake-quantize's own qparams are always used
-        where = Where(module_path=getattr(mod, "_qc_path", None))
+        where = place_of(mod)
         row, form = cls._form_of(mod, where)
         reason = form.refuse(mod)
         if reason is not None:

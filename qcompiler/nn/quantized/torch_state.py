@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-
-def qparams_of_tensor(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(scale, zero_point) of a quantized tensor, float64 and int64: without dimension per tensor, vectors per channel."""
-    if weight.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-        return torch.tensor(weight.q_scale(), dtype=torch.float64), torch.tensor(weight.q_zero_point())
-    return weight.q_per_channel_scales().double(), weight.q_per_channel_zero_points().long()
+from qcompiler.ops.quantized_tensors import qparams_of_tensor
 
 
 def plain_state(state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.backends.torch.site import Operand
-from qcompiler.errors import ConfigError, Where
+from qcompiler.errors import ConfigError
+from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.base import QuantizedModule
 from qcompiler.nn.quantized.from_float import Parts, float_weight, int8_weight, output_qparams, parts_of
 from qcompiler.nn.quantized.lowering import Lowering
-from qcompiler.nn.quantized.torch_state import plain_state, qparams_of_tensor
+from qcompiler.nn.quantized.torch_state import plain_state
+from qcompiler.ops.quantized_tensors import channel_axis, qparams_of_tensor, quantized_tensor
 from qcompiler.ops.spec import Op
 from qcompiler.ops.table import OPS
 
@@ -53,11 +55,15 @@ class WeightedModule(QuantizedModule):
         assert scale is not None
         return self._row().weight_axis if scale.dim() else None
 
-    def _parameters_in(self, lowering: Lowering) -> tuple[Any, fx.Node | None]:
-        """(weight, bias) as arguments of a call."""
+    def _stored(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(values, scale, zero point) of the weight."""
         values, scale, zero_point = (self._buffers[n] for n in ("weight", "weight_scale", "weight_zero_point"))
         assert values is not None and scale is not None and zero_point is not None
-        return lowering.weight(values, scale, zero_point, self._axis()), lowering.constant("bias", self._buffers["bias"])
+        return values, scale, zero_point
+
+    def _parameters_in(self, lowering: Lowering) -> tuple[Any, fx.Node | None]:
+        """(weight, bias) as arguments of a call."""
+        return lowering.weight(*self._stored(), self._axis()), lowering.constant("bias", self._buffers["bias"])
 
     def _extra_attributes(self) -> dict[str, Any]:
         """Attributes of the row that the float module with the weight does not have."""
@@ -70,12 +76,7 @@ class WeightedModule(QuantizedModule):
 
     def weight(self) -> Tensor:
         """The weight as a quantized tensor."""
-        values, scale, zero_point = (self._buffers[n] for n in ("weight", "weight_scale", "weight_zero_point"))
-        assert values is not None and scale is not None and zero_point is not None
-        axis = self._axis()
-        if axis is None:
-            return torch._make_per_tensor_quantized_tensor(values, float(scale), int(zero_point))
-        return torch._make_per_channel_quantized_tensor(values, scale, zero_point, axis)
+        return quantized_tensor(*self._stored(), self._axis())
 
     def bias(self) -> Tensor | None:
         """The float bias."""
@@ -86,16 +87,14 @@ class WeightedModule(QuantizedModule):
 
         Raises ConfigError for another shape, dtype or channel axis.
         """
-        held = self._buffers["weight"]
-        assert held is not None
+        held = self._stored()[0]
         if not w.is_quantized or w.dtype is not torch.qint8 or w.shape != held.shape:
             raise ConfigError(f"the weight of this {self._get_name()} is a qint8 tensor of shape {tuple(held.shape)}, not {w.dtype} of "
                               f"{tuple(w.shape)}", code="weight-shape", where=self._where())  # fmt: skip
-        scale, zero_point = qparams_of_tensor(w)
-        if scale.dim() and w.q_per_channel_axis() != self._row().weight_axis:
-            raise ConfigError(f"the weight is quantized along axis {w.q_per_channel_axis()}, not {self._row().weight_axis}",
-                              code="weight-axis", where=self._where())  # fmt: skip
-        self._hold(w.int_repr(), scale, zero_point, b)
+        axis, wanted = channel_axis(w), self._row().weight_axis
+        if axis not in (None, wanted):
+            raise ConfigError(f"the weight is quantized along axis {axis}, not {wanted}", code="weight-axis", where=self._where())
+        self._hold(w.int_repr(), *qparams_of_tensor(w), b)
         self.rebuild()
 
     def _hold(self, values: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None) -> None:
@@ -104,13 +103,9 @@ class WeightedModule(QuantizedModule):
         self._buffers["weight_zero_point"] = zero_point.detach().to(torch.int64).clone()
         self._buffers["bias"] = None if bias is None else bias.detach().float().clone()
 
-    def _weight_bias(self) -> tuple[Tensor, Tensor | None]:
-        return self.weight(), self.bias()
-
     def _resizes(self, name: str, value: Tensor) -> bool:
-        held = self._buffers["weight"]
-        assert held is not None
-        fits = value.dim() == 0 or value.shape == held.shape[self._row().weight_axis : self._row().weight_axis + 1]
+        axis = self._row().weight_axis
+        fits = value.dim() == 0 or value.shape == self._stored()[0].shape[axis : axis + 1]
         return super()._resizes(name, value) or (name in ("weight_scale", "weight_zero_point") and fits)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
@@ -129,7 +124,7 @@ class WeightedModule(QuantizedModule):
         Raises ConfigError for another module or without a qconfig, CalibrationError where nothing was observed.
         """
         del use_precomputed_fake_quant  # a fake-quantize's own qparams are always used
-        where = Where(module_path=getattr(mod, "_qc_path", None))
+        where = place_of(mod)
         parts = parts_of(mod)
         cls._expect(mod, parts, where)
         scale, zero_point = output_qparams(mod, where)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from qcompiler.debug.metrics import compute_sqnr
+from qcompiler.ops.quantized_tensors import quantized_table, quantized_tensor
+from qcompiler.ops.reference import unpack_4bit
 
 SCALE, ZERO_POINT = "_scale", "_zero_point"  # what a state dict calls the qparams beside a weight
 PACKED = "_packed_params._packed_params"  # torch.ao's: a tuple of weight and bias
@@ -51,16 +53,14 @@ def as_quantized(values: Tensor, scale: Tensor, zero_point: Tensor, reference: T
     The channel axis is the dimension of as many entries as there are scales; of several, the one that is nearest `reference`.
     """
     if scale.numel() == 1:
-        return torch._make_per_tensor_quantized_tensor(values, float(scale), int(zero_point))
+        return quantized_tensor(values, scale, zero_point, None)
     axes = [axis for axis in range(values.dim()) if values.shape[axis] == scale.numel()]
-    made = [torch._make_per_channel_quantized_tensor(values, scale.double(), zero_point.long(), axis) for axis in axes]
+    made = [quantized_tensor(values, scale, zero_point, axis) for axis in axes]
     return max(made, key=lambda q: compute_sqnr(reference, q)) if len(made) > 1 else made[0]
 
 
 def as_rows(values: Tensor, scale: Tensor, zero_point: Tensor, reference: Tensor) -> Tensor:
     """The quantized tensor of an embedding's table: a scale and a float zero point a row, 8 bits a value or two values a byte."""
     packed = values.shape[-1] != reference.shape[-1]
-    if packed:
-        values = torch.stack([values & 15, values >> 4], -1).flatten(-2)[..., : reference.shape[-1]]
-    real = (values.float() - zero_point.float()[:, None]) * scale.float()[:, None]
-    return torch.quantize_per_channel(real, scale.float(), zero_point.float(), 0, torch.quint4x2 if packed else torch.quint8)
+    codes = unpack_4bit(values, reference.shape[-1]) if packed else values
+    return quantized_table(codes, scale, zero_point, 4 if packed else 8)

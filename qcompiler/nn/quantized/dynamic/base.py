@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from qcompiler.backends.torch import modes, runtime
 from qcompiler.backends.torch.site import host_isa
 from qcompiler.codegen.module import quantized_engine
-from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.errors import ConfigError, InputError
 from qcompiler.ir.types import Mode
+from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.float_module import FloatModule
+from qcompiler.ops.quantized_tensors import qparams_of_tensor, quantized_tensor
 from qcompiler.ops.reference import quantize_weight
 from qcompiler.ops.table import OPS
 from qcompiler.qconfig import QConfig, as_qconfig, default_dynamic_qconfig, float16_dynamic_qconfig, mode_of
@@ -62,6 +64,13 @@ class DynamicModule(FloatModule):
         shape = (-1,) if axis is not None else ()
         self._hold_int8(name, values, scale.reshape(shape), zero_point.reshape(shape))
 
+    def _hold_zeros(self, name: str, shape: tuple[int, ...]) -> None:
+        """Stores a weight of zeros."""
+        if self._is_half:
+            self._buffers[name] = torch.zeros(shape, dtype=torch.float16)
+        else:
+            self._hold_int8(name, torch.zeros(shape, dtype=torch.int8), torch.tensor(1.0, dtype=torch.float64), torch.tensor(0))
+
     def _hold_int8(self, name: str, values: Tensor, scale: Tensor, zero_point: Tensor) -> None:
         self._buffers[name], self._buffers[f"{name}_scale"], self._buffers[f"{name}_zero_point"] = values, scale, zero_point
 
@@ -74,11 +83,8 @@ class DynamicModule(FloatModule):
                               f"{tuple(weight.shape)}", code="weight-shape", where=self._where())  # fmt: skip
         if not weight.is_quantized:
             self._buffers[name] = halved(weight)
-        elif weight.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-            scale, zero_point = torch.tensor(weight.q_scale(), dtype=torch.float64), torch.tensor(weight.q_zero_point())
-            self._hold_int8(name, weight.int_repr(), scale, zero_point)
         else:
-            self._hold_int8(name, weight.int_repr(), weight.q_per_channel_scales(), weight.q_per_channel_zero_points())
+            self._hold_int8(name, weight.int_repr(), *qparams_of_tensor(weight))
 
     def _channel_axis(self) -> int:
         return OPS.rows[self._ROW].weight_axis
@@ -100,10 +106,7 @@ class DynamicModule(FloatModule):
         """The weight as a qint8 tensor; float16 weights as they are."""
         if self._is_half:
             return self._part(name)
-        values, scale, zero_point = self._int8(name)
-        if self._axis(name) < 0:
-            return torch._make_per_tensor_quantized_tensor(values, float(scale), int(zero_point))
-        return torch._make_per_channel_quantized_tensor(values, scale, zero_point, self._channel_axis())
+        return quantized_tensor(*self._int8(name), None if self._axis(name) < 0 else self._channel_axis())
 
     def _float(self, name: str) -> Tensor:
         """The weight's float32 values."""
@@ -166,7 +169,7 @@ class DynamicModule(FloatModule):
         weight: Any = qconfig.weight()
         if getattr(weight, "dtype", None) is not torch.int8:
             raise ConfigError(f"{cls.__name__} has torch.qint8 or torch.float16 weights, its qconfig says {getattr(weight, 'dtype', None)}",
-                              code="weight-dtype", where=Where(module_path=getattr(mod, "_qc_path", None)))  # fmt: skip
+                              code="weight-dtype", where=place_of(mod))  # fmt: skip
         return qconfig, torch.qint8
 
     @classmethod
@@ -174,7 +177,7 @@ class DynamicModule(FloatModule):
         if not isinstance(mod, kinds):
             names = " or ".join(f"nn.{kind.__name__}" for kind in kinds)
             raise ConfigError(f"{cls.__name__}.from_float takes an {names}, not {type(mod).__name__}", code="from-float",
-                              where=Where(module_path=getattr(mod, "_qc_path", None)))  # fmt: skip
+                              where=place_of(mod))  # fmt: skip
 
     def _adopt(self, mod: nn.Module, qconfig: QConfig) -> Self:
         """What every module made by from_float gets from the float one."""

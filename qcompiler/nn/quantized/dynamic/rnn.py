@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from qcompiler.backends.torch import recurrent, runtime
-from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.errors import ConfigError, InputError
+from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.dynamic.base import DynamicModule
 from qcompiler.ops import recurrent_float
 from qcompiler.ops.table import OPS
@@ -31,11 +32,7 @@ class RecurrentModule(DynamicModule):
     def _fill(self, shapes: list[tuple[int, int]]) -> None:
         """Weights of zero."""
         for side, shape in zip(self._sides(), shapes, strict=True):
-            zeros = torch.zeros(shape)
-            if self._is_half:
-                self._buffers[f"weight_{side}"] = zeros.half()
-            else:
-                self._hold_int8(f"weight_{side}", zeros.to(torch.int8), torch.tensor(1.0, dtype=torch.float64), torch.tensor(0))
+            self._hold_zeros(f"weight_{side}", shape)
             self._buffers[f"bias_{side}"] = torch.zeros(shape[0]) if self.bias else None
 
     def _cells(self) -> list[Any]:
@@ -99,7 +96,7 @@ class RecurrentModule(DynamicModule):
         reason = OPS.rows[cls._ROW].modules[0].refuse(mod)
         if reason and "proj_size" in reason:
             raise ConfigError(f"this {type(mod).__name__} has no dynamic form: {reason}", code="proj-size",
-                              where=Where(module_path=getattr(mod, "_qc_path", None)))  # fmt: skip
+                              where=place_of(mod))  # fmt: skip
 
     def _state(self, name: str, value: Any, shape: tuple[int, ...]) -> None:
         if value is not None and (not isinstance(value, Tensor) or tuple(value.shape) != shape):
