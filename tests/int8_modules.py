@@ -1,17 +1,14 @@
-"""Quantized modules made from float ones as `prepare` would, and the float64 truth that they are compared with."""
+"""Quantized tensors and modules (made from float ones as `prepare` would), and the float64 truth that they are compared with."""
 
 from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qcompiler.backends.torch.cases import real
 from qcompiler.observers import MinMaxObserver
 from qcompiler.qconfig import QConfig, default_per_channel_qconfig, default_qconfig
 
@@ -19,22 +16,35 @@ ENGINES = [e for e in ("x86", "fbgemm", "onednn", "qnnpack") if e in torch.backe
 PER_CHANNEL, PER_TENSOR = default_per_channel_qconfig, default_qconfig
 
 
-@contextmanager
-def using(engine: str) -> Iterator[None]:
-    """The engine that modules made inside are packed for."""
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = engine
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = before
-
-
 def codes(*shape: int, seed: int = 0, high: int = 127, scale: float = 0.02, zero_point: int = 60) -> Tensor:
     """A quint8 tensor with codes of 0..high: up to 127 none of the kernels saturates."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(0, high + 1, shape, dtype=torch.uint8, generator=generator)
     return torch._make_per_tensor_quantized_tensor(values, scale, zero_point)
+
+
+def activation(*shape: int, scale: float = 0.03, zero_point: int = 100, dtype: torch.dtype = torch.quint8, high: int = 255,
+               seed: int | None = None) -> Tensor:  # fmt: skip
+    """A quint8 tensor with codes of 0..high, or a qint8 one of the same values; seeded by its rank where no seed is given."""
+    codes = torch.randint(0, high + 1, shape, generator=torch.Generator().manual_seed(len(shape) if seed is None else seed))
+    codes = codes.to(torch.uint8) if dtype is torch.quint8 else (codes - 128).to(torch.int8)
+    return torch._make_per_tensor_quantized_tensor(codes, scale, zero_point if dtype is torch.quint8 else zero_point - 128)
+
+
+def real(q: Tensor) -> Tensor:
+    """The exact values of a quantized tensor, in float64."""
+    if q.qscheme() is torch.per_tensor_affine:
+        return (q.int_repr().double() - q.q_zero_point()) * q.q_scale()
+    shape = [-1 if i == q.q_per_channel_axis() else 1 for i in range(q.dim())]
+    return (q.int_repr().double() - q.q_per_channel_zero_points().double().reshape(shape)) * q.q_per_channel_scales().reshape(shape)
+
+
+def distance(got: Tensor, exact: Tensor) -> int:
+    """Largest difference in quanta of the result's own qparams."""
+    assert got.shape == exact.shape
+    ends = (0, 255) if got.dtype is torch.quint8 else (-128, 127)
+    codes = (torch.round(exact / got.q_scale()) + got.q_zero_point()).clamp(*ends)
+    return int((got.int_repr().double() - codes).abs().max()) if exact.numel() else 0
 
 
 def random_norm(bn: Any, seed: int = 3) -> Any:
@@ -57,21 +67,12 @@ def calibrated(mod: nn.Module, *inputs: Tensor, qconfig: QConfig = PER_CHANNEL) 
     return mod
 
 
-def weight_of(q: Any) -> Tensor:
-    """The real values of an int8 weight, in float64."""
-    w = q.weight()
-    if w.qscheme() is torch.per_tensor_affine:
-        return (w.int_repr().double() - w.q_zero_point()) * w.q_scale()
-    shape = [-1 if i == w.q_per_channel_axis() else 1 for i in range(w.dim())]
-    return (w.int_repr().double() - w.q_per_channel_zero_points().reshape(shape)) * w.q_per_channel_scales().reshape(shape)
-
-
 def truth(mod: nn.Module, q: Any, *inputs: Tensor) -> Tensor:
     """The float module in float64 on the real values of the int8 inputs and of the weight that `q` holds."""
     mod = copy.deepcopy(mod).double()
     base: Any = mod[0] if isinstance(mod, nn.Sequential) else mod
     if callable(getattr(q, "weight", None)):
-        base.weight.data = weight_of(q)
+        base.weight.data = real(q.weight())
     del mod.activation_post_process  # a child of a Sequential, too
     with torch.no_grad():
         return mod(*(real(x) for x in inputs))  # type: ignore[no-any-return]
@@ -80,11 +81,10 @@ def truth(mod: nn.Module, q: Any, *inputs: Tensor) -> Tensor:
 def error(q: Any, exact: Tensor, *inputs: Tensor) -> int:
     """Largest distance in quanta from the exact result."""
     result = q(*inputs)
-    assert result.shape == exact.shape and result.dtype is torch.quint8
-    if not exact.numel():
-        return 0  # torch's batch_norm hands an empty batch back as it is
-    assert (result.q_scale(), result.q_zero_point()) == (q.scale, q.zero_point)
-    return int((result.int_repr().double() - (torch.round(exact / q.scale) + q.zero_point).clamp(0, 255)).abs().max())
+    assert result.dtype is torch.quint8
+    # torch's batch_norm hands an empty batch back as it is
+    assert not exact.numel() or (result.q_scale(), result.q_zero_point()) == (q.scale, q.zero_point)
+    return distance(result, exact)
 
 
 def same(a: Tensor, b: Tensor) -> bool:

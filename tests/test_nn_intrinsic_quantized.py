@@ -11,8 +11,9 @@ from torch import nn
 
 import qcompiler.nn.intrinsic as nni
 import qcompiler.nn.intrinsic.quantized as nniq
+from qcompiler.codegen.module import quantized_engine
 from qcompiler.errors import ConfigError, InputError
-from tests.int8_modules import ENGINES, calibrated, codes, error, same, truth, using
+from tests.int8_modules import ENGINES, calibrated, codes, error, same, truth
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "add": (nniq.ConvAdd2d, lambda conv: nni.ConvAdd2d(conv, torch.add)),
@@ -38,7 +39,7 @@ def test_residuals_are_within_one_quantum(kind: str, case: str, engine: str) -> 
     x = codes(2, 8, 9, 7)
     extra = codes(*conv(x.dequantize()).shape, seed=1, scale=0.05, zero_point=50)
     mod = calibrated(make(conv), x, extra)
-    with using(engine):
+    with quantized_engine(engine):
         q = int8.from_float(mod)
         for zero_point in (q.zero_point, 100):
             q.zero_point = zero_point

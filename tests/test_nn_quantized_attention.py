@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qcompiler.backends.torch.site import ENGINES
+from qcompiler.debug.metrics import compute_sqnr
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.nn import quantizable as nnqa
 from qcompiler.nn import quantized as nnq
 from qcompiler.qconfig import get_default_qat_qconfig, get_default_qconfig
 from qcompiler.quantization import DeQuantStub, QuantStub, convert, prepare, prepare_qat
+from tests.int8_modules import ENGINES
 
-AVAILABLE = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
 N, L, S = 3, 5, 4
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},
@@ -60,10 +60,6 @@ def quantize(x: Tensor) -> Tensor:
     return torch.quantize_per_tensor(x, 0.03, 128, torch.quint8)
 
 
-def sqnr(exact: Tensor, got: Tensor) -> float:
-    return float(20 * torch.log10(exact.norm() / (exact - got.dequantize()).norm()).detach())
-
-
 @pytest.mark.parametrize("call", CALLS, ids=_id)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_float_form_equals_torchs(settings: dict[str, Any], call: dict[str, Any]) -> None:
@@ -85,7 +81,7 @@ def test_one_sequence_without_batch(settings: dict[str, Any]) -> None:
             assert a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("engine", AVAILABLE)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_int8_is_close_to_float(settings: dict[str, Any], engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.quantized, "engine", engine)
@@ -98,7 +94,7 @@ def test_int8_is_close_to_float(settings: dict[str, Any], engine: str, monkeypat
     for call in CALLS:
         exact, weights = module(*(q.dequantize() for q in quantized), **call)
         got, got_weights = made(*quantized, **call)
-        assert got.dtype is torch.quint8 and sqnr(exact, got) > 25
+        assert got.dtype is torch.quint8 and compute_sqnr(exact, got) > 25
         assert weights is None or (weights - got_weights.dequantize()).abs().max() < 4 / 256
 
 
@@ -151,7 +147,7 @@ def test_prepare_and_convert_take_attention() -> None:
     prepared(data)
     converted = convert(prepared)
     assert isinstance(converted.attention, nnq.MultiheadAttention)
-    assert sqnr(model(data), converted(data)) > 25
+    assert compute_sqnr(model(data), converted(data)) > 25
     assert torch.equal(torch.jit.script(converted)(data), converted(data))
 
 
@@ -170,7 +166,7 @@ def test_training_with_fake_quantization() -> None:
     assert losses[-1] < 0.9 * losses[0]
     with torch.no_grad():
         expected, got = prepared.eval()(data), convert(prepared)(data)
-    assert sqnr(expected, got) > 35
+    assert compute_sqnr(expected, got) > 35
 
 
 def test_a_transformer_layer_runs_with_it() -> None:

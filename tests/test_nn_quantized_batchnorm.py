@@ -11,8 +11,9 @@ from torch import nn
 import qcompiler.nn.intrinsic as nni
 import qcompiler.nn.intrinsic.quantized as nniq
 import qcompiler.nn.quantized as nnq
+from qcompiler.codegen.module import quantized_engine
 from qcompiler.errors import ConfigError, InputError, NumericsError
-from tests.int8_modules import ENGINES, calibrated, codes, error, random_norm, same, truth, using
+from tests.int8_modules import ENGINES, calibrated, codes, error, random_norm, same, truth
 
 SIZE = {2: (9, 7), 3: (5, 6, 5)}
 KINDS: dict[tuple[int, bool], tuple[Any, Any]] = {
@@ -32,7 +33,7 @@ def test_batch_norm_is_within_one_quantum(dims: int, relu: bool, affine: bool, e
     torch.manual_seed(0)
     x = codes(2, 6, *SIZE[dims], high=255)
     mod = calibrated(make(random_norm(FLOAT[dims](6, eps=1e-3, affine=affine))), x)
-    with using(engine):
+    with quantized_engine(engine):
         q = kind.from_float(mod)
         for zero_point in (q.zero_point, 30):
             q.zero_point = zero_point
@@ -55,7 +56,7 @@ def test_a_hand_made_one_takes_a_float_state_dict() -> None:
 def test_agrees_with_torch(engine: str) -> None:
     bn = random_norm(nn.BatchNorm2d(6))
     x = codes(2, 6, 4, 4, high=255)
-    with using(engine):
+    with quantized_engine(engine):
         made = [cls(6) for cls in (nnq.BatchNorm2d, torch.ao.nn.quantized.BatchNorm2d)]
         state = {**bn.state_dict(), "scale": torch.tensor(0.0625), "zero_point": torch.tensor(100)}
         for m in made:

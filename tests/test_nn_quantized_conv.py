@@ -12,11 +12,12 @@ from torch import nn
 import qcompiler.nn.intrinsic as nni
 import qcompiler.nn.intrinsic.quantized as nniq
 import qcompiler.nn.quantized as nnq
+from qcompiler.codegen.module import quantized_engine
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.fake_quantize import default_fused_per_channel_wt_fake_quant, default_per_channel_weight_fake_quant
 from qcompiler.observers import MinMaxObserver
 from qcompiler.qconfig import QConfig
-from tests.int8_modules import ENGINES, PER_CHANNEL, PER_TENSOR, calibrated, codes, error, random_norm, same, truth, using
+from tests.int8_modules import ENGINES, PER_CHANNEL, PER_TENSOR, calibrated, codes, error, random_norm, same, truth
 
 FLOAT = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 INT8 = {1: nnq.Conv1d, 2: nnq.Conv2d, 3: nnq.Conv3d}
@@ -57,7 +58,7 @@ def test_convolution_is_within_one_quantum(case: str, dims: int, engine: str) ->
     torch.manual_seed(0)
     x = codes(2, channels, *SIZE[dims])
     mod = calibrated(FLOAT[dims](channels, out, kernel, **settings), x, qconfig=PER_CHANNEL if dims != 1 else PER_TENSOR)
-    with using(engine):
+    with quantized_engine(engine):
         q = INT8[dims].from_float(mod)
         assert error(q, truth(mod, q, x), x) <= 1
         assert error(q, truth(mod, q, x[0]), x[0]) <= 1  # without a batch, as the float module takes it
@@ -73,7 +74,7 @@ def test_transposed_convolution_is_within_one_quantum(case: str, dims: int, engi
     x = codes(2, channels, *SIZE[dims])
     kind, int8 = TRANSPOSED[dims]
     mod = calibrated(kind(channels, out, kernel, **settings), x, qconfig=PER_TENSOR)
-    with using(engine):
+    with quantized_engine(engine):
         q = int8.from_float(mod)
         for part in (x, x[0], x[:0]):
             assert error(q, truth(mod, q, part), part) <= 1
@@ -84,7 +85,7 @@ def test_transposed_weights_have_one_scale_a_channel_where_the_kernel_takes_them
     torch.manual_seed(0)
     x = codes(2, 8, 9, 7)
     mod = calibrated(nn.ConvTranspose2d(8, 6, 3, stride=2), x, qconfig=PER_CHANNEL)
-    with using(engine), warnings.catch_warnings(record=True) as caught:
+    with quantized_engine(engine), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         q = nnq.ConvTranspose2d.from_float(mod)
     texts = [str(w.message) for w in caught if "weight scale" in str(w.message)]
@@ -102,7 +103,7 @@ def test_a_fake_quantize_of_the_qconfig_finds_the_channels(maker: Any) -> None:
     x = codes(2, 8, 9, 7)
     conv = nn.ConvTranspose2d(8, 6, 3)
     mod = calibrated(conv, x, qconfig=QConfig(MinMaxObserver, maker))
-    with using("qnnpack"):
+    with quantized_engine("qnnpack"):
         q = nnq.ConvTranspose2d.from_float(mod)
     largest = conv.weight.detach().abs().amax((0, 2, 3)).double()
     assert torch.allclose(q.weight().q_per_channel_scales() * 127.5, largest, rtol=1e-5)
@@ -115,7 +116,7 @@ def test_given_per_channel_transposed_weights_run_anywhere(engine: str) -> None:
     torch.manual_seed(0)
     x = codes(2, 8, 9, 7)
     mod = calibrated(nn.ConvTranspose2d(8, 6, 3, stride=2, groups=2), x, qconfig=PER_TENSOR)
-    with using(engine):
+    with quantized_engine(engine):
         q = nnq.ConvTranspose2d(8, 6, 3, stride=2, groups=2)
         scales = torch.rand(3).double() * 0.01 + 0.002
         q.set_weight_bias(torch.quantize_per_channel(mod.weight.detach(), scales, torch.zeros(3).long(), 1, torch.qint8), mod.bias.detach())
@@ -132,7 +133,7 @@ def test_relu_is_in_the_kernel(dims: int, engine: str, bounds: int) -> None:
     x = codes(2, 4, *SIZE[dims])
     fused = {1: nni.ConvReLU1d, 2: nni.ConvReLU2d, 3: nni.ConvReLU3d}[dims]
     mod = calibrated(fused(FLOAT[dims](4, 8, 3), nn.ReLU()), x)
-    with using(engine):
+    with quantized_engine(engine):
         q = {1: nniq.ConvReLU1d, 2: nniq.ConvReLU2d, 3: nniq.ConvReLU3d}[dims].from_float(mod)
         q.zero_point = bounds
         assert error(q, truth(mod, q, x), x) <= 1
@@ -148,7 +149,7 @@ def test_batch_norm_is_folded(dims: int, transposed: bool, engine: str) -> None:
     kind, int8 = TRANSPOSED[dims] if transposed else (FLOAT[dims], INT8[dims])
     chain = nn.Sequential(kind(4, 6, 3, groups=2, bias=False), random_norm(NORM[dims](6)))
     mod = calibrated(chain, x, qconfig=PER_TENSOR)
-    with using(engine):
+    with quantized_engine(engine):
         q = int8.from_float(mod)
         plain = kind(4, 6, 3, groups=2)
         plain.bias.data = q.bias()
@@ -167,7 +168,7 @@ def test_eight_bit_activations_do_not_overflow_depthwise_kernels(engine: str) ->
     conv.weight.data = torch.rand_like(conv.weight) + 0.5
     x = codes(2, 16, 9, 9, high=255, zero_point=0)
     mod = calibrated(conv, x)
-    with using(engine):
+    with quantized_engine(engine):
         q = nnq.Conv2d.from_float(mod)
         if torch.cpu._is_vnni_supported() or engine == "qnnpack":  # elsewhere activations have 7 bits
             assert error(q, truth(mod, q, x), x) <= 1
@@ -188,7 +189,7 @@ def test_one_module_serves_inputs_of_any_scale() -> None:
     x = codes(2, 4, 9, 7)
     mod = calibrated(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), x)
     for engine in ENGINES:
-        with using(engine):
+        with quantized_engine(engine):
             q = nnq.Conv2d.from_float(mod)
             for scale, zero_point in ((0.02, 60), (0.005, 0), (0.04, 127)):
                 part = codes(2, 4, 9, 7, scale=scale, zero_point=zero_point)

@@ -12,24 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qcompiler.backends.torch.eager import run_op
-from qcompiler.backends.torch.site import ENGINES
 from qcompiler.errors import ConfigError, InputError, UnsupportedOpError
 from qcompiler.nn.quantized import functional as qF
+from tests.int8_modules import ENGINES, activation, distance, real
 
-AVAILABLE = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
 OWN = {"scale": 0.013, "zero_point": 90}
 
 
-@pytest.fixture(params=AVAILABLE)
+@pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(torch.backends.quantized, "engine", request.param)
     return str(request.param)
-
-
-def activation(*shape: int, scale: float = 0.03, zero_point: int = 100, dtype: torch.dtype = torch.quint8, high: int = 255) -> Tensor:
-    codes = torch.randint(0, high + 1, shape, generator=torch.Generator().manual_seed(len(shape)))
-    codes = codes.to(torch.uint8) if dtype is torch.quint8 else (codes - 128).to(torch.int8)
-    return torch._make_per_tensor_quantized_tensor(codes, scale, zero_point if dtype is torch.quint8 else zero_point - 128)
 
 
 def weight(*shape: int, axis: int | None = 0, zero_point: int = 0) -> Tensor:
@@ -38,22 +31,6 @@ def weight(*shape: int, axis: int | None = 0, zero_point: int = 0) -> Tensor:
         return torch._make_per_tensor_quantized_tensor(values, 0.004, zero_point)
     scales = torch.rand(shape[axis], dtype=torch.float64, generator=torch.Generator().manual_seed(4)) * 0.004 + 0.001
     return torch._make_per_channel_quantized_tensor(values, scales, torch.zeros(shape[axis], dtype=torch.int64), axis)
-
-
-def real(q: Tensor) -> Tensor:
-    """The exact values of a quantized tensor."""
-    if q.qscheme() is torch.per_tensor_affine:
-        return (q.int_repr().double() - q.q_zero_point()) * q.q_scale()
-    shape = [-1 if i == q.q_per_channel_axis() else 1 for i in range(q.dim())]
-    return (q.int_repr().double() - q.q_per_channel_zero_points().double().reshape(shape)) * q.q_per_channel_scales().reshape(shape)
-
-
-def distance(got: Tensor, exact: Tensor) -> int:
-    """Largest difference in quanta of the result's own qparams."""
-    assert got.shape == exact.shape
-    ends = (0, 255) if got.dtype is torch.quint8 else (-128, 127)
-    codes = (torch.round(exact / got.q_scale()) + got.q_zero_point()).clamp(*ends)
-    return int((got.int_repr().double() - codes).abs().max()) if exact.numel() else 0
 
 
 X4, X5 = (2, 6, 9, 7), (2, 6, 5, 6, 5)

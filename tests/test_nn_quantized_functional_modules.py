@@ -13,28 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import qcompiler
-from qcompiler.backends.torch.site import ENGINES
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.nn.quantized import DeQuantize, FloatFunctional, FXFloatFunctional, QFunctional, Quantize
 from qcompiler.observers import MinMaxObserver
-
-AVAILABLE = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
-
-
-def activation(*shape: int, scale: float = 0.03, zero_point: int = 100, seed: int = 0) -> Tensor:
-    codes = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
-    return torch._make_per_tensor_quantized_tensor(codes, scale, zero_point)
-
-
-def real(q: Tensor) -> Tensor:
-    return (q.int_repr().double() - q.q_zero_point()) * q.q_scale()
-
-
-def distance(got: Tensor, exact: Tensor) -> int:
-    """Largest difference in quanta of the result's own qparams."""
-    assert got.shape == exact.shape
-    codes = (torch.round(exact / got.q_scale()) + got.q_zero_point()).clamp(0, 255)
-    return int((got.int_repr().double() - codes).abs().max()) if exact.numel() else 0
+from tests.int8_modules import ENGINES, activation, distance, real
 
 
 def functional(scale: float = 0.05, zero_point: int = 120) -> QFunctional:
@@ -60,7 +42,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("engine", AVAILABLE)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("name", ["add", "mul", "add_relu"])
 def test_arithmetic_is_within_one_quantum(name: str, shapes: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +52,7 @@ def test_arithmetic_is_within_one_quantum(name: str, shapes: str, engine: str, m
     assert distance(getattr(functional(), name)(x, y), BINARY[name](real(x), real(y))) <= 1
 
 
-@pytest.mark.parametrize("engine", AVAILABLE)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_memory_formats_may_differ(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.quantized, "engine", engine)
     x, y = activation(2, 8, 5, 4), activation(2, 8, 5, 4, zero_point=7, seed=1).contiguous(memory_format=torch.channels_last)
@@ -87,7 +69,7 @@ def test_matmul_broadcasts_and_cat_requantizes() -> None:
     assert distance(functional(0.03, 100).cat(parts, dim=-1), torch.cat([real(p) for p in parts], -1)) <= 1
 
 
-@pytest.mark.parametrize("engine", AVAILABLE)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("number", [0.0, 0.5, -0.5, 3.7, -40.0, 1e-9])
 def test_scalars(number: float, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.quantized, "engine", engine)

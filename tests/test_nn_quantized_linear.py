@@ -11,8 +11,9 @@ from torch import nn
 import qcompiler.nn.intrinsic as nni
 import qcompiler.nn.intrinsic.quantized as nniq
 import qcompiler.nn.quantized as nnq
+from qcompiler.codegen.module import quantized_engine
 from qcompiler.errors import ConfigError, InputError
-from tests.int8_modules import ENGINES, PER_CHANNEL, PER_TENSOR, calibrated, codes, error, random_norm, same, truth, using
+from tests.int8_modules import ENGINES, PER_CHANNEL, PER_TENSOR, calibrated, codes, error, random_norm, same, truth
 
 CHAINS: dict[str, tuple[Any, Any]] = {
     "Linear": (nnq.Linear, lambda linear: linear),
@@ -31,7 +32,7 @@ def test_linear_is_within_one_quantum(chain: str, qconfig: Any, bias: bool, engi
     torch.manual_seed(0)
     x = codes(2, 3, 17)
     mod = calibrated(make(nn.Linear(17, 9, bias=bias)), x, qconfig=qconfig)
-    with using(engine):
+    with quantized_engine(engine):
         q = kind.from_float(mod)
         for part in (x, x[0], x[0, 0], x[:0], x.transpose(0, 1)):  # any leading dimensions, none, an empty batch, a view
             assert error(q, truth(mod, q, part), part) <= 1
@@ -45,7 +46,7 @@ def test_activations_are_not_rounded_before_tanh(engine: str) -> None:
     linear = nn.Linear(8, 8)
     linear.weight.data *= 4
     mod = calibrated(nni.LinearTanh(linear, nn.Tanh()), x)
-    with using(engine):
+    with quantized_engine(engine):
         q = nniq.LinearTanh.from_float(mod)
         assert error(q, truth(mod, q, x), x) <= 1
 
@@ -53,12 +54,12 @@ def test_activations_are_not_rounded_before_tanh(engine: str) -> None:
 def test_onednn_runs_the_fused_kernels() -> None:
     if "onednn" not in ENGINES:
         pytest.skip("no onednn")
-    with using("onednn"):
+    with quantized_engine("onednn"):
         fused = nniq.LinearTanh(4, 4), nniq.LinearLeakyReLU(4, 4, 0.1), nniq.ConvAdd2d(4, 4, 1)
     x = codes(2, 4)
     for q, name in zip(fused, ("linear_tanh_onednn", "linear_leaky_relu_onednn", "conv2d_add_onednn")):
         assert name in q.code and "dequantize" not in q.code
-    with using("fbgemm"), pytest.raises(RuntimeError, match=r"only where torch.backends.quantized.engine is onednn"):
+    with quantized_engine("fbgemm"), pytest.raises(RuntimeError, match=r"only where torch.backends.quantized.engine is onednn"):
         fused[0](x)
 
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qcompiler.backends.torch.site import ENGINES
+from qcompiler.debug.metrics import compute_sqnr
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.nn import quantizable as nnqa
 from qcompiler.nn import quantized as nnq
 from qcompiler.qconfig import get_default_qat_qconfig, get_default_qconfig
 from qcompiler.quantization import DeQuantStub, QuantStub, convert, prepare, prepare_qat
+from tests.int8_modules import ENGINES
 
-AVAILABLE = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},
     {"num_layers": 2, "bidirectional": True},
@@ -57,10 +57,6 @@ def calibrated(settings: dict[str, Any], engine: str = "x86", **more: Any) -> tu
     return observed, (module, x, state)
 
 
-def sqnr(exact: Tensor, got: Tensor) -> float:
-    return float(20 * torch.log10(exact.norm() / (exact - got.dequantize()).norm()).detach())
-
-
 @pytest.mark.parametrize("split_gates", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_float_form_equals_torchs(settings: dict[str, Any], split_gates: bool) -> None:
@@ -74,7 +70,7 @@ def test_the_float_form_equals_torchs(settings: dict[str, Any], split_gates: boo
     assert torch.allclose(module(sequence, alone)[0], ours(sequence, alone)[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("engine", AVAILABLE)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_int8_is_close_to_float(settings: dict[str, Any], engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.quantized, "engine", engine)
@@ -85,11 +81,11 @@ def test_int8_is_close_to_float(settings: dict[str, Any], engine: str, monkeypat
         exact, (h, c) = module(q.dequantize(), given)
         got, (gh, gc) = made(q, given)
         assert got.dtype is torch.quint8 and got.shape == exact.shape and gh.shape == h.shape
-        assert min(sqnr(exact, got), sqnr(h, gh), sqnr(c, gc)) > 20
+        assert min(compute_sqnr(exact, got), compute_sqnr(h, gh), compute_sqnr(c, gc)) > 20
     # a second sequence that goes on from the first one's quantized state; each call anew
     first, again = made(q), made(q)
     assert torch.equal(first[0].int_repr(), again[0].int_repr())
-    assert sqnr(module(q.dequantize(), module(q.dequantize())[1])[0], made(q, first[1])[0]) > 20
+    assert compute_sqnr(module(q.dequantize(), module(q.dequantize())[1])[0], made(q, first[1])[0]) > 20
 
 
 def test_gates_with_qparams_of_their_own_are_more_accurate() -> None:
@@ -97,7 +93,7 @@ def test_gates_with_qparams_of_their_own_are_more_accurate() -> None:
     for split_gates in (False, True):
         observed, (module, x, _) = calibrated({}, split_gates=split_gates)
         q = quantize(x)
-        results.append(sqnr(module(q.dequantize())[0], nnq.LSTM.from_observed(observed)(q)[0]))
+        results.append(compute_sqnr(module(q.dequantize())[0], nnq.LSTM.from_observed(observed)(q)[0]))
     assert results[1] > results[0]
 
 
@@ -129,7 +125,7 @@ def test_the_float_form_scripts() -> None:
     assert module(x)[0].shape == ours(x)[0].shape
 
 
-@pytest.mark.parametrize("engine", AVAILABLE)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("split_gates", [False, True])
 def test_cell(split_gates: bool, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.quantized, "engine", engine)
@@ -143,7 +139,7 @@ def test_cell(split_gates: bool, engine: str, monkeypatch: pytest.MonkeyPatch) -
     made = nnq.LSTMCell.from_observed(observed)
     for value, given in ((x, None), (x, state), (x[0], (state[0][0], state[1][0]))):
         q = quantize(value)
-        assert min(sqnr(a, b) for a, b in zip(module(q.dequantize(), given), made(q, given))) > 20
+        assert min(compute_sqnr(a, b) for a, b in zip(module(q.dequantize(), given), made(q, given))) > 20
     assert torch.equal(torch.jit.script(made)(quantize(x))[0].int_repr(), made(quantize(x))[0].int_repr())
 
 
@@ -166,7 +162,7 @@ def test_prepare_and_convert_take_an_lstm() -> None:
     prepared(data)
     converted = convert(prepared)
     assert isinstance(converted.lstm, nnq.LSTM)
-    assert sqnr(model(data), converted(data)) > 20
+    assert compute_sqnr(model(data), converted(data)) > 20
     assert repr(converted.lstm).startswith("QuantizedLSTM(\n  5, 7, num_layers=2, batch_first=True, bidirectional=False")
 
 
@@ -185,7 +181,7 @@ def test_training_with_fake_quantization() -> None:
     assert losses[-1] < 0.9 * losses[0]
     with torch.no_grad():
         expected, got = prepared.eval()(data), convert(prepared)(data)
-    assert sqnr(expected, got) > 35
+    assert compute_sqnr(expected, got) > 35
 
 
 def test_what_is_refused_says_why() -> None:

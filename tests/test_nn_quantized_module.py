@@ -15,12 +15,13 @@ from torch import Tensor, nn
 import qcompiler.nn.intrinsic as nni
 import qcompiler.nn.intrinsic.quantized as nniq
 import qcompiler.nn.quantized as nnq
+from qcompiler.codegen.module import quantized_engine
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.fake_quantize import default_fused_per_channel_wt_fake_quant, default_weight_fake_quant
 from qcompiler.nn.quantized.base import QuantizedModule
 from qcompiler.observers import MinMaxObserver
 from qcompiler.qconfig import default_symmetric_qnnpack_qconfig
-from tests.int8_modules import ENGINES, PER_CHANNEL, PER_TENSOR, calibrated, codes, error, same, through_file, truth, using
+from tests.int8_modules import ENGINES, PER_CHANNEL, PER_TENSOR, calibrated, codes, error, same, through_file, truth
 
 IMAGE = (2, 4, 7, 6)
 # class: (constructor arguments, input shapes)
@@ -85,7 +86,7 @@ class UserOfTwo(User):
 @EACH
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_fresh_module_takes_the_state_dict(kind: Any, engine: str) -> None:
-    with using(engine):
+    with quantized_engine(engine):
         q, inputs = made(kind, per_channel=not kind.__name__.startswith(("ConvTranspose",)))
         state = q.state_dict()
         assert all(type(v) is Tensor and not v.is_quantized for v in state.values())
@@ -101,22 +102,22 @@ def test_a_fresh_module_takes_the_state_dict(kind: Any, engine: str) -> None:
 @EACH
 @pytest.mark.parametrize("engine", ENGINES)
 def test_copies_agree_bit_for_bit(kind: Any, engine: str) -> None:
-    with using(engine):
+    with quantized_engine(engine):
         q, inputs = made(kind)
         expected = q(*inputs)
-    with using("onednn" if engine == "onednn" else "fbgemm"):  # packed for its own engine, also in a copy
+    with quantized_engine("onednn" if engine == "onednn" else "fbgemm"):  # packed for its own engine, also in a copy
         for other in (copy.deepcopy(q), copy.copy(q), through_file(q), through_file(nn.Sequential(q))[0]):
             assert other.engine == engine and type(other) is kind and same(other(*inputs), expected)
     for changed in (copy.deepcopy(q), copy.copy(q)):
         changed.scale = 0.5
-        with using(engine):
+        with quantized_engine(engine):
             assert q.scale == 0.031 and same(q(*inputs), expected) and not same(changed(*inputs), expected)
 
 
 @EACH
 @pytest.mark.parametrize("engine", ENGINES)
 def test_script_and_trace_agree_bit_for_bit(kind: Any, engine: str) -> None:
-    with using(engine):
+    with quantized_engine(engine):
         q, inputs = made(kind)
         expected = q(*inputs)
         for compiled in (torch.jit.script(q), torch.jit.trace(q, inputs)):
@@ -128,7 +129,7 @@ def test_script_and_trace_agree_bit_for_bit(kind: Any, engine: str) -> None:
 
 @EACH
 def test_script_and_trace_inside_a_model_leave_it_alone(kind: Any) -> None:
-    with using("onednn" if "onednn" in ENGINES else "x86"):
+    with quantized_engine("onednn" if "onednn" in ENGINES else "x86"):
         q, inputs = made(kind)
         again = copy.deepcopy(q)
         again.scale, again.zero_point = 0.05, 100
@@ -250,7 +251,7 @@ def test_both_ranks_share_one_pack() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_another_number_of_channels_is_refused(kind: Any, engine: str) -> None:
     """By name, whatever the kernel says of it; and none computes something."""
-    with using(engine):
+    with quantized_engine(engine):
         q, inputs = made(kind)
         dim, size = q._channels()
         wider = torch.cat([inputs[0], inputs[0].narrow(dim, 0, 1)], dim)
@@ -310,7 +311,7 @@ def test_trained_depthwise_weights_that_overflow_are_reported() -> None:
     conv.weight_fake_quant = default_fused_per_channel_wt_fake_quant()
     conv.weight_fake_quant(conv.weight)
     conv._qc_path = "dw"
-    with using("fbgemm"), pytest.warns(UserWarning, match="dw: 16 of 16 trained weight scales were enlarged"):
+    with quantized_engine("fbgemm"), pytest.warns(UserWarning, match="dw: 16 of 16 trained weight scales were enlarged"):
         nnq.Conv2d.from_float(conv)
 
 
@@ -327,7 +328,7 @@ def test_observers_and_containers_of_torch() -> None:
         tq.prepare(model, inplace=True)
         x = codes(2, 3, 7, 7)
         model(x.dequantize())
-        with using("fbgemm"):
+        with quantized_engine("fbgemm"):
             fused = model[1][0]
             q = nniq.ConvReLU2d.from_float(fused)
             theirs = torch.ao.nn.intrinsic.quantized.ConvReLU2d.from_float(fused)

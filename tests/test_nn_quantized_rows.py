@@ -11,31 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qcompiler.backends.torch.site import ENGINES
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.fake_quantize import FakeQuantize
 from qcompiler.nn import quantized as nnq
 from qcompiler.observers import MinMaxObserver
 from qcompiler.ops.table import OPS
+from tests.int8_modules import ENGINES, activation, distance, real
 
-AVAILABLE = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
 X1, X2, X4 = (4, 8), (2, 6, 9), (2, 8, 6, 5)
-
-
-def activation(*shape: int, scale: float = 0.03, zero_point: int = 100) -> Tensor:
-    codes = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(len(shape))).to(torch.uint8)
-    return torch._make_per_tensor_quantized_tensor(codes, scale, zero_point)
-
-
-def real(q: Tensor) -> Tensor:
-    return (q.int_repr().double() - q.q_zero_point()) * q.q_scale()
-
-
-def distance(got: Tensor, exact: Tensor) -> int:
-    """Largest difference in quanta of the result's own qparams."""
-    assert got.shape == exact.shape
-    codes = (torch.round(exact / got.q_scale()) + got.q_zero_point()).clamp(0, 255)
-    return int((got.int_repr().double() - codes).abs().max()) if exact.numel() else 0
 
 
 def random_(module: nn.Module) -> nn.Module:
@@ -97,7 +80,7 @@ def quantized(module: nn.Module, x: Tensor) -> Any:
     return getattr(nnq, type(module).__name__, nnq.Activation).from_float(observed(module, x))
 
 
-@pytest.mark.parametrize("engine", AVAILABLE)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("pair", NAMED + OTHERS, ids=_id)
 def test_within_one_quantum_of_float64(pair: tuple[nn.Module, tuple[int, ...]], engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.quantized, "engine", engine)
