@@ -55,10 +55,10 @@ Modules = Annotated[
     list[str] | None,
     typer.Option("--module", help="`path=package.module:factory`: a float part of the model that the file refers to; repeatable."),
 ]
-_MEAN, _STD = ",".join(map(str, IMAGENET_MEAN)), ",".join(map(str, IMAGENET_STD))
+MEAN, STD = ",".join(map(str, IMAGENET_MEAN)), ",".join(map(str, IMAGENET_STD))
 
 
-def _clean_errors(command: Callable[P, R]) -> Callable[P, R]:
+def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
     """An error that was raised on purpose is a message and exit code 1, not a traceback."""
 
     @functools.wraps(command)
@@ -72,7 +72,7 @@ def _clean_errors(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def _preprocess(size: int, mean: str, std: str) -> Preprocess:
+def preprocess(size: int, mean: str, std: str) -> Preprocess:
     try:
         channels = [tuple(float(v) for v in text.split(",")) for text in (mean, std)]
     except ValueError as error:
@@ -83,7 +83,7 @@ def _preprocess(size: int, mean: str, std: str) -> Preprocess:
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="`package.module:factory` or `torchvision:NAME`.")],
     calibrate: Annotated[Path, typer.Option(help="Folder of images, or of .npy / .pt files (one batch each), or one such file.")],
@@ -92,8 +92,8 @@ def quantize(
     engine: Annotated[Engine, typer.Option(help="Whose kernels will run it.")] = Engine.x86,
     keep_float: Annotated[list[str] | None, typer.Option(help="Module path that stays float; repeatable.")] = None,
     size: Size = 224,
-    mean: Mean = _MEAN,
-    std: Std = _STD,
+    mean: Mean = MEAN,
+    std: Std = STD,
     batch: Annotated[int, typer.Option(help="Images per calibration batch.", min=1)] = 8,
     limit: Annotated[int, typer.Option(help="Use at most this many files.", min=1)] = 256,
     source: Annotated[Path | None, typer.Option(help="Also write the program as Python with its weights into this folder.")] = None,
@@ -107,7 +107,7 @@ def quantize(
 
     `qcompiler quantize my_package.model:build --calibrate batches/ --out model.qc --keep-float head`
     """
-    data = find_batches(calibrate, _preprocess(size, mean, std), batch, limit)
+    data = find_batches(calibrate, preprocess(size, mean, std), batch, limit)
     float_model = load_model(model, weights)
     if model.startswith("torchvision:") and weights is None:
         stderr.print("note: without --weights a torchvision model has random weights; its answers mean nothing", style="yellow")
@@ -135,14 +135,14 @@ def quantize(
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def inspect(
     file: Annotated[Path, typer.Argument(help="A file that `quantize` wrote.")],
     modules: Modules = None,
     code: Annotated[bool, typer.Option("--code", help="Print the program's Python source as well.")] = False,
 ) -> None:
     """Show what FILE holds: each op int8 or float, with the reason, and the share of multiply-accumulates in int8."""
-    converted = _load(file, modules)
+    converted = load(file, modules)
     explanation = qcompiler.explain(converted)
     console.print(explanation.table())
     table = _facts(str(file))
@@ -155,7 +155,7 @@ def inspect(
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def run(
     file: Annotated[Path, typer.Argument(help="A file that `quantize` wrote.")],
     input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, .npy or .pt file.")],
@@ -163,8 +163,8 @@ def run(
     top: Annotated[int, typer.Option(help="Show this many of the highest scores.", min=1)] = 5,
     labels: Annotated[Path | None, typer.Option(help="Text file with one class name a line.")] = None,
     size: Size = 224,
-    mean: Mean = _MEAN,
-    std: Std = _STD,
+    mean: Mean = MEAN,
+    std: Std = STD,
     modules: Modules = None,
 ) -> None:
     """Run FILE on INPUT and show the highest scores; --out keeps the whole output.
@@ -172,8 +172,8 @@ def run(
     `qcompiler run resnet18.qc cat.jpg --labels imagenet.txt`
     """
     names = _read_labels(labels)
-    value = read_input(input_file, _preprocess(size, mean, std))
-    converted = _load(file, modules)
+    value = read_input(input_file, preprocess(size, mean, std))
+    converted = load(file, modules)
     with torch.inference_mode():
         start = time.perf_counter()
         output = _call(converted, value)
@@ -187,7 +187,7 @@ def run(
         _write_output(output, out)
 
 
-def _load(file: Path, modules: list[str] | None) -> nn.Module:
+def load(file: Path, modules: list[str] | None) -> nn.Module:
     pairs = [entry.partition("=") for entry in modules or ()]
     if bad := [path for path, sign, _ in pairs if not sign]:
         raise ConfigError(f"cannot read --module {bad[0]}", code="module-option", hint="--module path=package.module:factory")

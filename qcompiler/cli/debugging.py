@@ -10,7 +10,7 @@ import typer
 from torch import nn
 
 import qcompiler
-from qcompiler.cli.commands import _MEAN, _STD, Engine, Mean, Modules, Size, Std, _clean_errors, _load, _preprocess, app, console
+from qcompiler.cli.commands import MEAN, STD, Engine, Mean, Modules, Size, Std, app, clean_errors, console, load, preprocess
 from qcompiler.cli.data import find_batches
 from qcompiler.cli.models import load_model
 from qcompiler.debug import bisect as find_first
@@ -26,7 +26,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def compare(
     model: Model,
     quantized: Annotated[
@@ -38,8 +38,8 @@ def compare(
     profile: Annotated[bool, typer.Option("--profile", help="Time each node as well.")] = False,
     modules: Modules = None,
     size: Size = 224,
-    mean: Mean = _MEAN,
-    std: Std = _STD,
+    mean: Mean = MEAN,
+    std: Std = STD,
     batch: Batch = 8,
     limit: Limit = 32,
     json: Json = False,
@@ -51,7 +51,7 @@ def compare(
 
     `qcompiler compare torchvision:mobilenet_v2 mobilenet.qc --weights mobilenet_v2.pth --data photos/`
     """
-    batches = find_batches(data, _preprocess(size, mean, std), batch, limit)
+    batches = find_batches(data, preprocess(size, mean, std), batch, limit)
     found = compare_models(load_model(model, weights), _quantized(quantized, modules), batches, profile=profile)
     if json:
         print(found.to_json())
@@ -64,7 +64,7 @@ def compare(
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def bisect(
     model: Model,
     data: Data,
@@ -74,8 +74,8 @@ def bisect(
     engine: Annotated[Engine, typer.Option(help="Whose kernels to compile for.")] = Engine.x86,
     keep_float: Annotated[list[str] | None, typer.Option(help="Module path that stays float; repeatable.")] = None,
     size: Size = 224,
-    mean: Mean = _MEAN,
-    std: Std = _STD,
+    mean: Mean = MEAN,
+    std: Std = STD,
     batch: Batch = 8,
     limit: Limit = 16,
     json: Json = False,
@@ -84,7 +84,7 @@ def bisect(
 
     `qcompiler bisect my_package.model:build --data batches/ --tol-db 30`
     """
-    batches = find_batches(data, _preprocess(size, mean, std), batch, limit)
+    batches = find_batches(data, preprocess(size, mean, std), batch, limit)
     mapping = qcompiler.get_default_qconfig_mapping(engine.value)
     for path in keep_float or ():
         mapping = mapping.set_module_name(path, None)
@@ -96,7 +96,7 @@ def bisect(
 
 def _quantized(reference: str, modules: list[str] | None) -> nn.Module:
     if os.path.exists(reference) or ":" not in reference:
-        return _load(Path(reference), modules)
+        return load(Path(reference), modules)
     if modules:
         raise ConfigError("--module belongs to a saved file", code="module-option")
     return load_model(reference)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.cli.commands import _clean_errors, app, console
+from qcompiler.cli.commands import app, clean_errors, console
 from qcompiler.debug.printer import coloured, unified_diff
 from qcompiler.debug.read_dumps import DumpedCompile, compiles, latest, with_pass
 
@@ -29,7 +29,7 @@ app.add_typer(dumps)
 
 
 @dumps.command()
-@_clean_errors
+@clean_errors
 def show(directory: Directory) -> None:
     """List the compiles of DIR with their passes, changes and times."""
     for compiled in compiles(directory):
@@ -63,7 +63,7 @@ def _nodes(record: dict[str, Any]) -> str:
 
 
 @dumps.command()
-@_clean_errors
+@clean_errors
 def diff(
     directory: Directory,
     first: Annotated[str, typer.Argument(metavar="A", help="A pass by name or number, `input` or `final`; `0002/lower` says where.")],
@@ -86,7 +86,7 @@ def diff(
 
 
 @dumps.command()
-@_clean_errors
+@clean_errors
 def html(
     directory: Directory,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("dump.html"),

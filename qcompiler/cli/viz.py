@@ -14,7 +14,7 @@ from rich.markup import escape
 
 import qcompiler
 import qcompiler.viz
-from qcompiler.cli.commands import Modules, Size, _clean_errors, _load, app, console, stderr
+from qcompiler.cli.commands import Modules, Size, app, clean_errors, console, load, stderr
 from qcompiler.cli.data import Preprocess, read_input
 from qcompiler.cli.models import load_model
 from qcompiler.debug.document import Document
@@ -33,7 +33,7 @@ class Format(StrEnum):
 
 
 @app.command()
-@_clean_errors
+@clean_errors
 def viz(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A .qc file, a dump folder, or a MODEL as `quantize` takes it.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; without it a table is printed.")] = None,
@@ -76,7 +76,7 @@ def _document(source: str, size: int, example: Path | None, modules: list[str] |
     if path.is_dir() or path.suffix == ".json":
         return document_of(path)
     if path.is_file():
-        return document_of(_load(path, modules))
+        return document_of(load(path, modules))
     if ":" not in source:
         hint = "SOURCE is a .qc file, a dump folder, package.module:factory or torchvision:NAME"
         raise ConfigError(f"there is no file {source}", code="no-graph", hint=hint)

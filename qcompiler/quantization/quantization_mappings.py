@@ -13,8 +13,9 @@ from typing import Any
 from torch import nn
 
 from qcompiler.errors import ConfigError
-from qcompiler.fake_quantize import default_fixed_qparams_range_0to1_fake_quant, default_fixed_qparams_range_neg1to1_fake_quant
+from qcompiler.fake_quantize import default_fixed_qparams_range_0to1_fake_quant
 from qcompiler.nn import intrinsic, qat, quantizable, quantized
+from qcompiler.nn.quantizable.observe import FIXED
 from qcompiler.quantization.stubs import DeQuantStub, QuantStub
 
 __all__ = [
@@ -52,8 +53,7 @@ _DYNAMIC: Mappings = {
 _OBSERVED: Mappings = _read("_FLOAT_MODULE", quantizable)
 _FROM_OBSERVED: Mappings = _read("_OBSERVED_MODULE", quantized)
 FIXED_IN_TRAINING: dict[type[nn.Module], Any] = {
-    nn.Hardsigmoid: default_fixed_qparams_range_0to1_fake_quant, nn.Sigmoid: default_fixed_qparams_range_0to1_fake_quant,
-    nn.Softmax: default_fixed_qparams_range_0to1_fake_quant, nn.Tanh: default_fixed_qparams_range_neg1to1_fake_quant,
+    **FIXED, nn.Hardsigmoid: default_fixed_qparams_range_0to1_fake_quant, nn.Softmax: default_fixed_qparams_range_0to1_fake_quant,
 }  # fmt: skip
 
 

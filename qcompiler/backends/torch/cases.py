@@ -116,7 +116,7 @@ TRANSPOSES: tuple[tuple[str, int, int, int, dict[str, Any], str], ...] = (
 )
 
 
-def _layout(x: Tensor, layout: str) -> Tensor:
+def laid_out(x: Tensor, layout: str) -> Tensor:
     """The same values, stored otherwise."""
     if layout == "view":
         return x.transpose(1, -1).contiguous().transpose(1, -1)
@@ -134,7 +134,7 @@ def conv_cases(high: int, extreme: bool) -> Iterator[Case]:
                 size = SMALL[dims] if k < 5 else tuple(s + 3 for s in SMALL[dims])
                 if "padding_mode" in settings:  # the float form wants a tuple here, as modules have it
                     settings = {**settings, "padding": (1,) * dims}
-                x = _layout(activation((0 if layout == "empty" else 2, cin, *size), high, extreme), layout)
+                x = laid_out(activation((0 if layout == "empty" else 2, cin, *size), high, extreme), layout)
                 x = x[0] if layout == "unbatched" else x
                 bias = None if "odd" in label else torch.randn(cout) * 0.1
                 for axis in (None, 1 if transposed else 0):
@@ -173,7 +173,7 @@ def epilogue_cases(high: int, extreme: bool) -> Iterator[Case]:
             yield Case("linear_leaky_relu", f"{label}, {axis}", (x, w, bias), {"negative_slope": 0.1})
             yield Case("linear_tanh", f"{label}, {axis}", (x, Int8(w.values, w.scale / 20, w.zero_point, axis), bias))
         for label, layout, bounds in RESIDUALS:
-            x, other = activation((2, 8, 9, 7), high, extreme), _layout(activation((2, 12, 5, 4), high, extreme, 0.3), layout)
+            x, other = activation((2, 8, 9, 7), high, extreme), laid_out(activation((2, 12, 5, 4), high, extreme, 0.3), layout)
             other = other[:, :, :1, :1] if layout == "spread" else other
             if layout in ("unbatched", "empty"):
                 x, other = (x[0], other[0]) if layout == "unbatched" else (x[:0], other[:0])
@@ -185,10 +185,10 @@ def binary_cases(high: int, extreme: bool) -> Iterator[Case]:
     a = activation((2, 8, 6, 5), high, extreme)
     others: dict[str, Any] = {
         "plain": activation((2, 8, 6, 5), high, extreme, 0.03),
-        "channels_last": _layout(activation((2, 8, 6, 5), high, extreme, 0.03), "channels_last"),
+        "channels_last": laid_out(activation((2, 8, 6, 5), high, extreme, 0.03), "channels_last"),
         "per channel": activation((2, 8, 1, 1), high, extreme, 0.03),
         "row": activation((5,), high, extreme, 0.03),
-        "view": _layout(activation((2, 8, 6, 5), high, extreme, 0.03), "view"),
+        "view": laid_out(activation((2, 8, 6, 5), high, extreme, 0.03), "view"),
         "number": 0.7,
         "float tensor": torch.rand(8, 1, 1) + 0.5,
     }
@@ -236,8 +236,8 @@ def unary_cases(high: int, extreme: bool) -> Iterator[Case]:
     inputs = {
         "all codes": torch._make_per_tensor_quantized_tensor(full, 0.05, high // 2),
         "fine scale": torch._make_per_tensor_quantized_tensor(full, 0.003, high // 3),
-        "view": _layout(activation((2, 8, 6, 5), high, scale=0.06), "view"),
-        "channels_last": _layout(activation((2, 8, 6, 5), high, scale=0.06), "channels_last"),
+        "view": laid_out(activation((2, 8, 6, 5), high, scale=0.06), "view"),
+        "channels_last": laid_out(activation((2, 8, 6, 5), high, scale=0.06), "channels_last"),
         "no batch": activation((0, 8, 6, 5), high),
         "rows": activation((1, 1000), high, scale=0.06),
     }
@@ -261,13 +261,13 @@ def norm_cases(high: int, extreme: bool) -> Iterator[Case]:
         yield Case("group_norm", f"{dims}-d plain", (x, None, None), {"num_groups": 4})
         if dims:
             yield Case("instance_norm", f"{dims}-d", (x, gamma, beta))
-            yield Case("instance_norm", f"{dims}-d view", (_layout(x, "view"), None, None))
+            yield Case("instance_norm", f"{dims}-d view", (laid_out(x, "view"), None, None))
             yield Case("rms_norm", f"{dims}-d", (x, torch.rand(size[-1])), {"normalized_shape": size[-1:]})
             yield Case("rms_norm", f"{dims}-d plain", (x, None), {"normalized_shape": size[-1:], "eps": 1e-3})
             yield Case("layer_norm", f"{dims}-d", (x, torch.rand(size[-1]), torch.randn(size[-1])), {"normalized_shape": size[-1:]})
-    yield Case("group_norm", "channels_last", (_layout(activation((2, 8, 6, 5), high), "channels_last"), None, None), {"num_groups": 2})
+    yield Case("group_norm", "channels_last", (laid_out(activation((2, 8, 6, 5), high), "channels_last"), None, None), {"num_groups": 2})
     yield Case(
-        "layer_norm", "channels_last", (_layout(activation((2, 8, 6, 5), high), "channels_last"), None, None), {"normalized_shape": (5,)}
+        "layer_norm", "channels_last", (laid_out(activation((2, 8, 6, 5), high), "channels_last"), None, None), {"normalized_shape": (5,)}
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from qcompiler.backends.torch.cases import SMALL, Case, _layout, activation
+from qcompiler.backends.torch.cases import SMALL, Case, activation, laid_out
 
 Settings = dict[str, Any]
 POOLS: dict[int, tuple[tuple[str, Settings], ...]] = {
@@ -81,7 +81,7 @@ ON_4D: tuple[tuple[str, Settings], ...] = (
 def shape_cases(high: int, extreme: bool) -> Iterator[Case]:
     for dims, rows in POOLS.items():
         for layout in ("", "channels_last", "view"):
-            x = _layout(activation((2, 8, *SMALL[dims]), high, extreme), layout)
+            x = laid_out(activation((2, 8, *SMALL[dims]), high, extreme), layout)
             for op, settings in rows:
                 yield Case(op, f"{layout} {settings}".strip(), (x,), dict(settings))
         if dims == 2:
@@ -92,7 +92,7 @@ def shape_cases(high: int, extreme: bool) -> Iterator[Case]:
         for mode, dims in (("nearest", 1), ("nearest", 3), ("linear", 1), ("trilinear", 3), ("nearest-exact", 2))
     )
     for layout in ("", "channels_last", "view"):
-        x = _layout(activation((2, 8, 6, 9), high, extreme), layout)
+        x = laid_out(activation((2, 8, 6, 9), high, extreme), layout)
         yield from (Case(op, f"{layout} {settings}".strip(), (x,), dict(settings)) for op, settings in ON_4D)
     x = activation((2, 8, 6, 9), high, extreme)
     yield Case("index_select", "channels", (x,), {"dim": 1, "index": torch.tensor([5, 0, 2])})

@@ -12,7 +12,7 @@ from qcompiler.nn import qat
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.functional_modules import FloatFunctional
 
-FIXED: dict[type, Any] = {
+FIXED: dict[type[nn.Module], Any] = {  # ranges that are known beforehand
     nn.Sigmoid: default_fixed_qparams_range_0to1_fake_quant,
     nn.Tanh: default_fixed_qparams_range_neg1to1_fake_quant,
 }
