@@ -12,8 +12,10 @@ from torch import fx
 
 from qcompiler.ir.types import QUANT, Stage, quant_of
 from qcompiler.ops.arguments import activations
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Output
 from qcompiler.pass_manager import Context
+from qcompiler.passes.annotate import keep_float
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,7 @@ class HandOutFloats:
                 context.matches += 1
                 node.meta[QUANT] = quant_of(node).with_(float_output=True)
                 for copy in copies:
-                    copy.meta[QUANT] = quant_of(copy).with_(int8=False, reason="it copies a float result")
-                    context.remark(self.name, "stays-float", "stays float: it copies a float result", copy)
+                    keep_float(copy, Obstacle("float-result", "it copies a float result"), self.name, context)
                 changed = True
         return changed
 

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from qcompiler.ir.types import QUANT, Stage, quant_of
+from qcompiler.ir.types import Stage, quant_of
 from qcompiler.ops.arguments import activations
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op, Output
 from qcompiler.pass_manager import Context
+from qcompiler.passes.annotate import float_input, keep_float
+
+USERS = Obstacle("float-users", "only ops that compute in float, such as normalizations, use its result")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class KeepResidualsFloat:
         if not _only_rounded(node, kept, context) or not context.allows("keep_float", node):
             return False
         context.matches += 1
-        _make_float(node, "only ops that compute in float, such as normalizations, use its result", context)
+        keep_float(node, USERS, self.name, context)
         return True
 
     def _follow(self, node: fx.Node, context: Context) -> None:
@@ -52,12 +56,7 @@ class KeepResidualsFloat:
         inputs = list(activations(context.table, node))
         first = inputs[:1] if row.output is Output.SAME else inputs
         if not any(quant_of(i).int8 for i in first):
-            _make_float(node, "its input is float" if row.output is Output.SAME else "all its inputs are float", context)
-
-
-def _make_float(node: fx.Node, reason: str, context: Context) -> None:
-    node.meta[QUANT] = quant_of(node).with_(int8=False, reason=reason)
-    context.remark("keep_residuals_float", "stays-float", f"stays float: {reason}", node)
+            keep_float(node, float_input(row.output is not Output.SAME), self.name, context)
 
 
 def _only_rounded(node: fx.Node, kept: set[fx.Node], context: Context) -> bool:
