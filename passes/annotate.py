@@ -19,7 +19,7 @@ from qcompiler.ir.types import QUANT, Mode, Quant, Stage, quant_of, source_of, v
 from qcompiler.ir.verify import where
 from qcompiler.ops.arguments import activations, changes
 from qcompiler.ops.functional import getitem
-from qcompiler.ops.obstacles import Obstacle
+from qcompiler.ops.obstacles import COMPUTED_WEIGHT, FLOAT_INPUT, FLOAT_INPUTS, Obstacle
 from qcompiler.ops.reasons import no_row
 from qcompiler.ops.spec import Op, Output, Role, Spelling
 from qcompiler.ops.table import Table
@@ -27,7 +27,6 @@ from qcompiler.pass_manager import Context
 from qcompiler.qconfig import mode_of
 
 TAKES_PART = (operator.getitem, getitem, getattr)
-COMPUTED_WEIGHT = Obstacle("computed-weight", "its weight is computed at run time")
 SIZES = ("size", "numel", "nelement", "stride", "storage_offset")
 
 
@@ -42,22 +41,6 @@ def computes_float(node: fx.Node) -> bool:
     if node.target in TAKES_PART and value_of(node.all_input_nodes[0]).shape is None:  # of a container, which has its own remark
         return False
     return node.op.startswith("call_") and (is_float(node) or any(is_float(n) for n in node.all_input_nodes))
-
-
-def keep_float(node: fx.Node, why: Obstacle, by: str, context: Context) -> None:
-    """Makes an int8 node float, with a remark of the pass `by`."""
-    node.meta[QUANT] = quant_of(node).with_(int8=False, reason=why.text, code=why.code)
-    remark_float(node, by, context)
-
-
-def remark_float(node: fx.Node, by: str, context: Context) -> None:
-    """The remark of the pass `by` that the node stays float; its code is the obstacle's."""
-    context.remark(by, quant_of(node).code or "stays-float", f"stays float: {quant_of(node).reason}", node)
-
-
-def float_input(all_inputs: bool) -> Obstacle:
-    """Of an op that is int8 only behind int8 values."""
-    return Obstacle("float-input", "all its inputs are float" if all_inputs else "its input is float")
 
 
 @dataclass(frozen=True)
@@ -79,7 +62,7 @@ class Annotate:
             context.remark(self.name, "rule-unused", f"qconfig rule {rule} matches nothing in this model")
         left = [n for n in gm.graph.nodes if not quant_of(n).int8 and computes_float(n) and quant_of(n).reason]
         for node in left:
-            remark_float(node, self.name, context)
+            context.remark_float(self.name, node)
         self._strict(left, context)
         return True
 
@@ -195,5 +178,5 @@ def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, table: Table, inputs:
     if row.output is Output.SAME and row.adds_values(node.kwargs):
         return Obstacle("leaves-range", "its result may lie outside the range of its input")
     if row.output is Output.SAME:
-        return None if quant_of(inputs[0]).int8 else float_input(False)
-    return None if any(quant_of(i).int8 for i in inputs) else float_input(True)
+        return None if quant_of(inputs[0]).int8 else FLOAT_INPUT
+    return None if any(quant_of(i).int8 for i in inputs) else FLOAT_INPUTS

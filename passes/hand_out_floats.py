@@ -15,7 +15,6 @@ from qcompiler.ops.arguments import activations
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Output
 from qcompiler.pass_manager import Context
-from qcompiler.passes.annotate import keep_float
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class HandOutFloats:
                 context.matches += 1
                 node.meta[QUANT] = quant_of(node).with_(float_output=True)
                 for copy in copies:
-                    keep_float(copy, Obstacle("float-result", "it copies a float result"), self.name, context)
+                    context.keep_float(self.name, copy, Obstacle("float-result", "it copies a float result"))
                 changed = True
         return changed
 

@@ -14,10 +14,9 @@ from torch import fx
 
 from qcompiler.ir.types import Stage, quant_of
 from qcompiler.ops.arguments import activations
-from qcompiler.ops.obstacles import Obstacle
+from qcompiler.ops.obstacles import FLOAT_INPUT, FLOAT_INPUTS, Obstacle
 from qcompiler.ops.spec import Op, Output
 from qcompiler.pass_manager import Context
-from qcompiler.passes.annotate import float_input, keep_float
 
 USERS = Obstacle("float-users", "only ops that compute in float, such as normalizations, use its result")
 
@@ -45,7 +44,7 @@ class KeepResidualsFloat:
         if not _only_rounded(node, kept, context) or not context.allows("keep_float", node):
             return False
         context.matches += 1
-        keep_float(node, USERS, self.name, context)
+        context.keep_float(self.name, node, USERS)
         return True
 
     def _follow(self, node: fx.Node, context: Context) -> None:
@@ -56,7 +55,7 @@ class KeepResidualsFloat:
         inputs = list(activations(context.table, node))
         first = inputs[:1] if row.output is Output.SAME else inputs
         if not any(quant_of(i).int8 for i in first):
-            keep_float(node, float_input(row.output is not Output.SAME), self.name, context)
+            context.keep_float(self.name, node, FLOAT_INPUT if row.output is Output.SAME else FLOAT_INPUTS)
 
 
 def _only_rounded(node: fx.Node, kept: set[fx.Node], context: Context) -> bool:

@@ -30,3 +30,8 @@ class Obstacle(NamedTuple):
 
     code: str
     text: str
+
+
+COMPUTED_WEIGHT = Obstacle("computed-weight", "its weight is computed at run time")
+FLOAT_INPUT = Obstacle("float-input", "its input is float")  # of an op that is int8 only behind int8 values
+FLOAT_INPUTS = Obstacle("float-input", "all its inputs are float")
