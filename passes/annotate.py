@@ -19,6 +19,7 @@ from qcompiler.ir.types import QUANT, Mode, Quant, Stage, quant_of, source_of, v
 from qcompiler.ir.verify import where
 from qcompiler.ops.arguments import activations, changes
 from qcompiler.ops.functional import getitem
+from qcompiler.ops.obstacles import COMPUTED_WEIGHT, FLOAT_INPUT, FLOAT_INPUTS, Obstacle
 from qcompiler.ops.reasons import no_row
 from qcompiler.ops.spec import Op, Output, Role, Spelling
 from qcompiler.ops.table import Table
@@ -61,7 +62,7 @@ class Annotate:
             context.remark(self.name, "rule-unused", f"qconfig rule {rule} matches nothing in this model")
         left = [n for n in gm.graph.nodes if not quant_of(n).int8 and computes_float(n) and quant_of(n).reason]
         for node in left:
-            context.remark(self.name, "stays-float", f"stays float: {quant_of(node).reason}", node)
+            context.remark_float(self.name, node)
         self._strict(left, context)
         return True
 
@@ -95,12 +96,17 @@ def _decide(node: fx.Node, context: Context, calls: dict[tuple[str, Any], int]) 
     mode = mode_of(qconfig) if qconfig is not None else None
     if qconfig is not None and row is not None and (mode or row.default_mode):
         return _decide_mode(node, row, qconfig, mode, context)
-    reason = _obstacle(node, row, qconfig, context.table, list(activations(context.table, node)))
-    if reason is None and row is not None and context.backend_config is not None:
-        reason = context.backend_config.refuses(row.settled, qconfig)
-    if reason is None and row is not None and not _vanishes(row, node):
-        reason = context.target.refuses(row, node)
-    return Quant(int8=reason is None, reason=reason, qconfig=qconfig)
+    why = _obstacle(node, row, qconfig, context.table, list(activations(context.table, node)))
+    if why is None and row is not None and context.backend_config is not None:
+        refused = context.backend_config.refuses(row.settled, qconfig)
+        why = Obstacle("backend-config", refused) if refused else None
+    if why is None and row is not None and not _vanishes(row, node):
+        why = context.target.refuses(row, node)
+    return _quant(why, qconfig, int8=why is None)
+
+
+def _quant(why: Obstacle | None, qconfig: Any, int8: bool = False, mode: Mode | None = None) -> Quant:
+    return Quant(int8=int8, mode=mode, reason=why and why.text, code=why and why.code, qconfig=qconfig)
 
 
 def _is_custom(node: fx.Node, context: Context) -> bool:
@@ -119,20 +125,25 @@ def _decide_mode(node: fx.Node, row: Op, qconfig: Any, asked: Mode | None, conte
     """For an op that will take floats: how its weights are quantized. `asked`: the qconfig's mode, None where that is static."""
     weights = row.weights(node)
     if not weights:
-        return Quant(reason=f"its qconfig means {asked.value}, and it has no weights" if asked else row.float_reason, qconfig=qconfig)
+        none = Obstacle("no-weights", f"its qconfig means {asked.value}, and it has no weights") if asked else _no_form(row)
+        return _quant(none, qconfig)
     mode, why = context.target.mode(row, node, asked or row.default_mode)
-    reason = why if mode is None else _mode_obstacle(node, row, weights)
-    if reason is None and mode is not asked:
+    obstacle = Obstacle("no-kernel", why) if mode is None else _mode_obstacle(node, row, weights)
+    if obstacle is None and mode is not asked:
         context.remark("annotate", "other-mode", f"runs with {mode.value}: {why}", node)
-    return Quant(mode=mode if reason is None else None, reason=reason, qconfig=qconfig)
+    return _quant(obstacle, qconfig, mode=mode if obstacle is None else None)
 
 
-def _mode_obstacle(node: fx.Node, row: Op, weights: list[Any]) -> str | None:
+def _no_form(row: Op) -> Obstacle:
+    return Obstacle("no-int8-form", row.float_reason or f"{row.name} has no int8 form")
+
+
+def _mode_obstacle(node: fx.Node, row: Op, weights: list[Any]) -> Obstacle | None:
     if not all(isinstance(w, fx.Node) and w.op == "get_attr" for w in weights):
-        return "its weight is computed at run time"
+        return COMPUTED_WEIGHT
     floats = [a for p, a in zip(row.params, node.args, strict=False) if p.role is Role.ACTIVATION and isinstance(a, fx.Node)]
     if any(value_of(value).dtype not in (torch.float32, None) for value in (*floats, *weights)):
-        return "it does not compute float32 values"
+        return Obstacle("not-float32", "it does not compute float32 values")
     return None
 
 
@@ -142,30 +153,30 @@ def _is_finite(node: fx.Node) -> bool:
     return bool(torch.isfinite(attribute(module, str(node.target))).all())
 
 
-def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, table: Table, inputs: list[fx.Node]) -> str | None:
+def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, table: Table, inputs: list[fx.Node]) -> Obstacle | None:
     """Why the node cannot be int8, or None."""
     if row is None:
         return no_row(node, table)
     if row.output in (Output.FLOAT, Output.OTHER):
-        return row.float_reason or f"{row.name} has no int8 form"
+        return _no_form(row)
     if qconfig is None:
-        return "its qconfig is None"
+        return Obstacle("qconfig-none", "its qconfig is None")
     if not inputs or not (is_float(node) or value_of(node).dtype is None):
-        return "it does not compute float32 values"
+        return Obstacle("not-float32", "it does not compute float32 values")
     if any(value_of(i).dtype not in (torch.float32, None) for i in inputs):
-        return "an input is not float32"
+        return Obstacle("not-float32", "an input is not float32")
     if any(isinstance(a, fx.Node) and p.role is Role.ACTIVATION and a not in inputs for p, a in zip(row.params, node.args, strict=False)):
-        return "an operand is a number computed at run time"
+        return Obstacle("computed-operand", "an operand is a number computed at run time")
     if any(changes(user, node) for user in node.users):
-        return "values are assigned into it"
+        return Obstacle("assigned-into", "values are assigned into it")
     if any(i.op == "get_attr" and not _is_finite(i) for i in inputs):
-        return "a constant operand holds inf"
+        return Obstacle("holds-inf", "a constant operand holds inf")
     if row.weight is not None:
         weight = node.args[row.weight]
         constant = isinstance(weight, fx.Node) and weight.op == "get_attr"
-        return None if constant else "its weight is computed at run time"
+        return None if constant else COMPUTED_WEIGHT
     if row.output is Output.SAME and row.adds_values(node.kwargs):
-        return "its result may lie outside the range of its input"
+        return Obstacle("leaves-range", "its result may lie outside the range of its input")
     if row.output is Output.SAME:
-        return None if quant_of(inputs[0]).int8 else "its input is float"
-    return None if any(quant_of(i).int8 for i in inputs) else "all its inputs are float"
+        return None if quant_of(inputs[0]).int8 else FLOAT_INPUT
+    return None if any(quant_of(i).int8 for i in inputs) else FLOAT_INPUTS

@@ -12,6 +12,7 @@ from torch import fx
 
 from qcompiler.ir.types import QUANT, Stage, quant_of
 from qcompiler.ops.arguments import activations
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Output
 from qcompiler.pass_manager import Context
 
@@ -34,8 +35,7 @@ class HandOutFloats:
                 context.matches += 1
                 node.meta[QUANT] = quant_of(node).with_(float_output=True)
                 for copy in copies:
-                    copy.meta[QUANT] = quant_of(copy).with_(int8=False, reason="it copies a float result")
-                    context.remark(self.name, "stays-float", "stays float: it copies a float result", copy)
+                    context.keep_float(self.name, copy, Obstacle("float-result", "it copies a float result"))
                 changed = True
         return changed
 

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from qcompiler.ir.types import QUANT, Stage, quant_of
+from qcompiler.ir.types import Stage, quant_of
 from qcompiler.ops.arguments import activations
+from qcompiler.ops.obstacles import FLOAT_INPUT, FLOAT_INPUTS, Obstacle
 from qcompiler.ops.spec import Op, Output
 from qcompiler.pass_manager import Context
+
+USERS = Obstacle("float-users", "only ops that compute in float, such as normalizations, use its result")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class KeepResidualsFloat:
         if not _only_rounded(node, kept, context) or not context.allows("keep_float", node):
             return False
         context.matches += 1
-        _make_float(node, "only ops that compute in float, such as normalizations, use its result", context)
+        context.keep_float(self.name, node, USERS)
         return True
 
     def _follow(self, node: fx.Node, context: Context) -> None:
@@ -52,12 +55,7 @@ class KeepResidualsFloat:
         inputs = list(activations(context.table, node))
         first = inputs[:1] if row.output is Output.SAME else inputs
         if not any(quant_of(i).int8 for i in first):
-            _make_float(node, "its input is float" if row.output is Output.SAME else "all its inputs are float", context)
-
-
-def _make_float(node: fx.Node, reason: str, context: Context) -> None:
-    node.meta[QUANT] = quant_of(node).with_(int8=False, reason=reason)
-    context.remark("keep_residuals_float", "stays-float", f"stays float: {reason}", node)
+            context.keep_float(self.name, node, FLOAT_INPUT if row.output is Output.SAME else FLOAT_INPUTS)
 
 
 def _only_rounded(node: fx.Node, kept: set[fx.Node], context: Context) -> bool:

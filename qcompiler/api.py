@@ -27,7 +27,7 @@ from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
 from qcompiler.passes import FUSE, OBSERVE, OBSERVE_CUSTOM, OBSERVE_TRAINING, QUANTIZE, QUANTIZE_CUSTOM, QUANTIZE_TRAINED
 from qcompiler.pipeline import context_for, outside_inference_mode, traced
-from qcompiler.prepared import KEPT, STATE, State, as_prepared, failed_call, state_of, user_attributes
+from qcompiler.prepared import KEPT, REFUSED, STATE, State, as_prepared, state_of, user_attributes
 
 REMARKS = "_qcompiler_remarks"  # the remarks, on converted modules
 
@@ -269,13 +269,11 @@ def _observe(prepared: nn.Module, index: int, args: tuple[Any, ...], kwargs: dic
     """One batch; errors name it."""
     try:
         prepared(*args, **kwargs)
-    except CalibrationError as error:
-        raise CalibrationError(f"batch {index}: {error.message}", code=error.code, where=error.where, hint=error.hint) from error
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if not isinstance(prepared, fx.GraphModule):
-            text = f"batch {index}: {type(error).__name__}: {error}"
-            raise InputError(text, code="input-shape", hint="does the float model take it?") from error
-        raise failed_call(prepared, error, f"batch {index}") from error
+    except (CalibrationError, InputError) as error:
+        raise type(error)(f"batch {index}: {error.message}", code=error.code, where=error.where, hint=error.hint) from error
+    except REFUSED as error:  # of a hand-prepared model: a graph's are InputErrors
+        text = f"batch {index}: {type(error).__name__}: {error}"
+        raise InputError(text, code="input-shape", hint="does the float model take it?") from error
 
 
 def _tracked(items: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]:

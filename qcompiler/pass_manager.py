@@ -13,8 +13,9 @@ from torch import fx
 from qcompiler.errors import PassError, QCompilerError, Where
 from qcompiler.gate import allow
 from qcompiler.ir.provenance import inherit_sources
-from qcompiler.ir.types import Stage, quant_of
+from qcompiler.ir.types import QUANT, Stage, quant_of
 from qcompiler.ir.verify import verify, where
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.table import OPS, Table
 from qcompiler.rewrite import Rule, run_rules
 
@@ -76,6 +77,15 @@ class Context:
     def remark(self, pass_name: str, code: str, text: str, node: fx.Node | None = None) -> None:
         place = where(node) if node is not None else Where()
         self.remarks.append(Remark(pass_name, code, text, place, node.name if node is not None else None))
+
+    def remark_float(self, by: str, node: fx.Node) -> None:
+        """The remark of the pass `by` that a node stays float; its code is the obstacle's."""
+        self.remark(by, quant_of(node).code or "stays-float", f"stays float: {quant_of(node).reason}", node)
+
+    def keep_float(self, by: str, node: fx.Node, why: Obstacle) -> None:
+        """Makes an int8 node float, with a remark of the pass `by`."""
+        node.meta[QUANT] = quant_of(node).with_(int8=False, reason=why.text, code=why.code)
+        self.remark_float(by, node)
 
     def needs_7_bits(self, values: Sequence[fx.Node]) -> bool:
         """Whether the kernel of an op that takes one of these values, maybe behind its observer, could overflow at 8 bits."""

@@ -21,6 +21,7 @@ from qcompiler.qat.ops import training_table
 
 HELD = ("_modules", "_parameters", "_buffers", "training", "_non_persistent_buffers_set")
 STATE = "qcompiler"  # gm.meta key -> State
+REFUSED = (RuntimeError, ValueError, TypeError, IndexError)  # what torch raises for arguments that do not fit
 KEPT = "_user_preserved_attributes"  # gm.meta key of torch.fx: attributes that copies keep
 
 
@@ -53,8 +54,17 @@ def state_of(module: Any) -> State | None:
 
 class PreparedModule(fx.GraphModule):
     """A GraphModule whose copies have the user's modules (a BatchNorm is found by its class, a frozen one stays frozen), not plain
-    ones with the same tensors, and whose pickles have the graph with its notes, so that they convert.
+    ones with the same tensors, and whose pickles have the graph with its notes, so that they convert. A call that torch refuses
+    raises InputError with the node and the example inputs.
     """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSED as error:
+            raise failed_call(self, error) from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PreparedModule:
         copied: PreparedModule = super().__deepcopy__(memo)  # type: ignore[assignment]
@@ -96,7 +106,7 @@ def _check_inputs(gm: fx.GraphModule) -> None:
     gm.register_forward_pre_hook(InputCheck(inputs), with_kwargs=True)
 
 
-def failed_call(prepared: Any, error: Exception, batch: str) -> InputError:
+def failed_call(prepared: Any, error: Exception) -> InputError:
     """A torch error inside a prepared module, as one that names the node and what was expected."""
     lines, nodes = getattr(prepared, "_lineno_map", None) or {}, list(prepared.graph.nodes)
     first, index = int(getattr(prepared, "_prologue_start", 0)), None
@@ -108,8 +118,8 @@ def failed_call(prepared: Any, error: Exception, batch: str) -> InputError:
     place = where(nodes[index]) if index is not None and index < len(nodes) else Where()
     check = next((hook for hook in prepared._forward_pre_hooks.values() if isinstance(hook, InputCheck)), None)
     expected = f"; the example inputs were ({check.signature()})" if check is not None else ""
-    return InputError(f"{batch}: {type(error).__name__}: {error}{expected}", code="input-shape", where=place,
-                      hint="does the float model take this batch?")  # fmt: skip
+    return InputError(f"{type(error).__name__}: {error}{expected}", code="input-shape", where=place,
+                      hint="does the float model take this input?")  # fmt: skip
 
 
 def user_attributes(model: nn.Module) -> dict[str, Any]:

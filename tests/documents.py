@@ -234,7 +234,7 @@ def multi_pass(title: str, nodes: list[Node], figures: bool = True) -> dict[str,
     remark = {"pass": "fuse", "code": "not-fused", "text": "relu has two users", "node": "maxpool", "location": "model.py:12"}
     float_remark = {
         "pass": "lower",
-        "code": "stays-float",
+        "code": "no-kernel",
         "text": "no int8 kernel for adaptive_avg_pool2d",
         "node": "avgpool",
         "path": "avgpool",

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("docs/quantized-tensors.md", "docs/static.md", "docs/eager.md")
+PAGES = ("docs/quantized-tensors.md", "docs/static.md", "docs/eager.md", "docs/dynamic.md", "docs/qat.md")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(#[^)\s]*)?\)")
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from qcompiler import fake_quantize as fq
 from qcompiler import observers as ob
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError
+from qcompiler.ops.reference import quantize
 
 torch.set_num_threads(1)
 FAST = settings(max_examples=40, derandomize=True, deadline=None)
@@ -105,6 +106,70 @@ def test_zero_is_exact_per_channel(data, dtype, scheme):
         p = observer.qparams()
         assert p.channel_axis == 0
         assert all(math.isfinite(s) and s > 0 for s in p.scale) and all(p.quant_min <= z <= p.quant_max for z in p.zero_point)
+        zeros = torch.round(torch.zeros(4) / torch.tensor(p.scale)) + torch.tensor(p.zero_point)
+        assert torch.equal(zeros, torch.tensor(p.zero_point, dtype=torch.float32))  # 0 is an integer of each channel
+
+
+def test_float_qparams_have_no_integer_for_zero():
+    """per_channel_affine_float_qparams rounds x / s + z: its zero point is a real number, so 0 may lie between two integers."""
+    observer = ob.default_float_qparams_observer()
+    observer(torch.tensor([[-1.0, 2.0], [0.3, 0.9]]))
+    _, zero_points = observer.calculate_qparams()
+    assert zero_points.is_floating_point() and (zero_points != zero_points.round()).any()
+
+
+@FAST
+@given(st.integers(-200, 400), st.integers(0, 255), st.sampled_from([0.25, 0.5, 1.0, 4.0]), st.booleans())
+def test_integers_are_rounded_half_to_even(halves, zero, scale, signed):
+    """q = clamp(round(x / s) + z, low, high); scales are powers of two, so halves are exact."""
+    dtype, low, high = (torch.qint8, -128, 127) if signed else (torch.quint8, 0, 255)
+    zero, value = zero + low, halves / 2 * scale
+    steps = halves // 2 + (halves % 2 and (halves // 2) % 2)  # half-way: to the even neighbour
+    wanted = min(max(steps + zero, low), high)
+    x = torch.tensor([value])  # (torch.quantize_per_tensor adds z before it rounds the last few elements: ties differ there)
+    plain = quantize(x, scale, zero, low, high, torch.int8 if signed else torch.uint8)
+    assert plain.item() == wanted
+    settings_ = {"scale": scale, "zero_point": zero, "dtype": dtype, "quant_min": low, "quant_max": high}
+    fake = fq.FixedQParamsFakeQuantize(ob.FixedQParamsObserver.with_args(**settings_))
+    assert fake(x).item() == (wanted - zero) * scale
+
+
+@FAST
+@given(st.lists(values, min_size=1, max_size=30), st.sampled_from(DTYPES[:2]), st.sampled_from(TENSOR))
+def test_min_max_equals_torch_on_any_data(data, dtype, scheme):
+    """8 bits: torch's zero points of 32 bits overflow where the scale is eps."""
+    same_qparams(ob.MinMaxObserver(dtype=dtype, qscheme=scheme), ao.MinMaxObserver(dtype=dtype, qscheme=scheme), [torch.tensor(data)])
+
+
+@FAST
+@given(st.lists(values, min_size=4, max_size=40), st.sampled_from(DTYPES[:2]), st.sampled_from(CHANNEL[:2]), st.sampled_from([0, 1]))
+def test_per_channel_equals_torch_on_any_data(data, dtype, scheme, axis):
+    x, made = torch.tensor(data[: len(data) // 4 * 4]).view(4, -1), {"dtype": dtype, "qscheme": scheme, "ch_axis": axis}
+    same_qparams(ob.PerChannelMinMaxObserver(**made), ao.PerChannelMinMaxObserver(**made), [x])
+
+
+@FAST
+@given(st.lists(values, min_size=1, max_size=20), st.integers(0, 19), st.sampled_from([math.nan, math.inf, -math.inf]))
+def test_nan_and_inf_never_reach_a_scale(data, place, bad):
+    for make in OWN:
+        observer = make()
+        observer(torch.tensor(data))
+        before = observer.qparams()
+        with pytest.raises(NumericsError):
+            observer(torch.tensor([*data[: place % len(data)], bad, *data]))
+        assert observer.qparams() == before
+
+
+@FAST
+@given(st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=30), st.integers(-10, 10), st.sampled_from([0.03125, 0.25]))
+def test_gradients_go_straight_through(data, zero, scale):
+    """1 where the value is in range, 0 where it is clipped."""
+    x = torch.tensor(data, requires_grad=True)
+    low, high = -16, 15
+    observer = ob.FixedQParamsObserver.with_args(scale=scale, zero_point=zero, dtype=torch.qint8, quant_min=low, quant_max=high)
+    fq.FixedQParamsFakeQuantize(observer)(x).sum().backward()
+    steps = torch.round(x.detach() / scale) + zero
+    assert torch.equal(x.grad, ((steps >= low) & (steps <= high)).float())
 
 
 def states_equal(a, b):

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from qcompiler import TraceError, explain, fuse_fx, remarks
 from qcompiler.debug import compute_sqnr
 from qcompiler.ir.types import quant_of
+from qcompiler.ops.obstacles import CODES
 from qcompiler.ops.reference import quantize
 from qcompiler.ops.spec import Op, Role, Spelling
 from qcompiler.ops.table import OPS, parse_signature
@@ -415,7 +416,7 @@ def functions_left(model: nn.Module, x: Tensor) -> tuple[Flow, list[str]]:
         wanted, reference, lowered = model(x), result.reference(x), result.module(x)
     assert max_difference(reference, lowered) <= 1.01 * output_step(result.reference) + 1e-5
     assert lowered.shape == wanted.shape and compute_sqnr(wanted, lowered) >= 20
-    return result, [remark.text.removeprefix("stays float: ") for remark in remarks(result.module) if remark.code == "stays-float"]
+    return result, [remark.text.removeprefix("stays float: ") for remark in remarks(result.module) if remark.code in CODES]
 
 
 DECOMPOSED: dict[str, Callable[[Any, Tensor], Any]] = {

@@ -385,7 +385,7 @@ def test_why_float_and_the_links_of_a_node(viewer: Viewer) -> None:
     viewer.page.locator("#details .links .link", has_text="avgpool").first.click()
     viewer.run("")
     assert viewer.run("return app.state.selected") == "n:avgpool"
-    assert "stays-float" in viewer.page.locator("#details").inner_text()
+    assert "no-kernel" in viewer.page.locator("#details").inner_text()
 
 
 def test_the_worst_nodes_stand_first(viewer: Viewer) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from qcompiler import load, remarks, save
+from qcompiler import explain, get_default_qconfig_mapping, load, prepare_fx, remarks, save
+from qcompiler.ops.obstacles import CODES
 from tests import zoo
 from tests.examine import examine
 from tests.flow import randn
@@ -59,3 +62,40 @@ def test_a_remark_about_no_partner_names_the_neighbour() -> None:
     (remark,) = [r for r in remarks(module) if r.code == "no-partner"]
     assert "before %bn stands %x (an input)" in remark.text and remark.node == "bn"
     assert remark.where.source is not None and "test_rules.py" in remark.where.source
+
+
+class Obstacles(nn.Module):
+    """One op for each of many reasons to stay float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.off, self.conv = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("inf", torch.tensor([float("inf"), 0.0, 0.0, 0.0]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.conv(x)
+        return (
+            torch.erf(y),  # no-int8-form
+            self.off(y),  # qconfig-none
+            nn.functional.linear(y, y * 2),  # computed-weight
+            y + self.inf,  # holds-inf
+            torch.add(x, x),  # float-input
+            y + x.long(),  # not-float32
+            nn.functional.layer_norm(y + y, (4,)),  # float-users
+        )
+
+
+def test_codes_of_what_stays_float() -> None:
+    torch.manual_seed(0)
+    prepared = prepare_fx(Obstacles().eval(), get_default_qconfig_mapping().set_module_name("off", None), (randn(4, 4),))
+    rows = {row.code for row in explain(prepared).rows if row.reason}
+    wanted = {"no-int8-form", "qconfig-none", "computed-weight", "holds-inf", "float-input", "not-float32", "float-users"}
+    assert wanted <= rows <= set(CODES)
+    noted = [r for r in remarks(prepared) if r.text.startswith("stays float: ")]
+    assert noted and {r.code for r in noted} <= set(CODES)
+
+
+def test_the_page_lists_the_codes() -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "debugging-dumps.md").read_text(encoding="utf-8")
+    table = text.partition("| code | the op stays float because |\n|---|---|\n")[2].partition("\n\n")[0]
+    assert table.splitlines() == [f"| `{code}` | {why} |" for code, why in CODES.items()]

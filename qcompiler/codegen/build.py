@@ -16,7 +16,7 @@ from torch import fx, nn
 from qcompiler.codegen import registry
 from qcompiler.codegen.program import Call, Input, Program, comment_text, is_argument, is_name, is_path, verify
 from qcompiler.codegen.values import DTYPE_NAMES, Const, Ref, Scale, ZeroPoint, rewrite, to_json, walk
-from qcompiler.errors import QCompilerError, Where
+from qcompiler.errors import ConfigError, QCompilerError, Where
 from qcompiler.ir.names import user_path
 from qcompiler.ir.types import source_of, value_of
 from qcompiler.ops import functional
@@ -40,7 +40,9 @@ class Built:
 
 
 def build(gm: fx.GraphModule, name: str | None = None) -> Built:
-    """The program of a LOWERED graph. Raises QCompilerError naming the node that it cannot hold."""
+    """The program of a LOWERED graph. Raises QCompilerError naming the node that it cannot hold, ConfigError for a call
+    that its function does not take.
+    """
     builder = _Builder(gm)
     for node in gm.graph.nodes:
         try:
@@ -48,7 +50,8 @@ def build(gm: fx.GraphModule, name: str | None = None) -> Built:
         except QCompilerError as error:
             raise _located(error, node) from None
         except Exception as error:  # a function that gets arguments it cannot take
-            raise _located(QCompilerError(f"{type(error).__name__}: {error!s:.400}", code="codegen-call"), node) from error
+            text = f"invalid IR: {node.name} cannot be called so: {type(error).__name__}: {error!s:.400}"
+            raise _located(ConfigError(text, code="invalid-ir"), node) from error
     built = builder.built
     calls = tuple(_without_unread(builder.calls, builder.output))
     title = name if name is not None and is_name(name) else type(gm).__name__

@@ -22,7 +22,7 @@ class Row:
     """One op of the model: int8 or float, why, its multiply-accumulates with the example inputs.
 
     `mode`: how it uses quantized weights where it takes and gives floats ("int8 dynamic", "8-bit weights"). `counted` is False
-    for a module that is called as a whole: what it computes is not known.
+    for a module that is called as a whole: what it computes is not known. `code`: why float, for programs (ops/obstacles.py).
     """
 
     node: str
@@ -34,6 +34,7 @@ class Row:
     macs: int
     counted: bool = True
     mode: str = ""
+    code: str = ""
 
     @property
     def kind(self) -> str:
@@ -111,4 +112,5 @@ def _row(node: fx.Node, table: Table) -> Row:
     name = op.name if op is not None else getattr(node.target, "__name__", str(node.target))
     macs = (op.macs(node) if op.macs is not None else 0) if op is not None else float_macs(node)
     mode, int8 = quant.mode.value if quant.mode else "", quant.int8 or quant.mode is Mode.DYNAMIC
-    return Row(node.name, name, source.module_path, source.location or "", int8, quant.reason or "", macs or 0, macs is not None, mode)
+    return Row(node.name, name, source.module_path, source.location or "", int8, quant.reason or "", macs or 0, macs is not None, mode,
+               quant.code or "")  # fmt: skip

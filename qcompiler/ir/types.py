@@ -95,8 +95,8 @@ class Quant:
 
     int8: the op takes and gives integers with qparams that calibration found. `mode`: it takes and gives floats, but its
     weights are quantized. `float_output`: it hands out floats, from its 32-bit sums. `group`: values of one group share
-    qparams. `qparams`: known once frozen. `reason`: why a node stays float (None when int8 or with a mode).
-    `weight`: qparams of the node's weight, where training has settled them.
+    qparams. `qparams`: known once frozen. `reason`: why a node stays float (None when int8 or with a mode);
+    `code`: the same for programs, a key of ops/obstacles.py. `weight`: qparams of the node's weight, where training has settled them.
     """
 
     int8: bool = False
@@ -107,6 +107,7 @@ class Quant:
     qparams: QParams | None = None
     qconfig: Any = field(default=None, compare=False)
     weight: QParams | None = None
+    code: str | None = None
 
     def with_(self, **changes: Any) -> Quant:
         return replace(self, **changes)

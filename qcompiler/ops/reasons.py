@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from qcompiler.ir.text import format_target
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.table import Table, parse_signature
 
 SUMS = "it adds up values without bound, which leaves the range of 8 bits"
@@ -28,23 +29,27 @@ REASONS: dict[Any, str] = {
 }  # fmt: skip
 
 
-def no_row(node: fx.Node, table: Table) -> str:
+def no_row(node: fx.Node, table: Table) -> Obstacle:
     """Why a node that is no canonical call has no int8 form."""
     if node.op == "call_module":
         return _module(node, table)
-    known = REASONS.get(node.target) or _other_form(node, table)
-    name = format_target(node.target)
-    return f"{name}: {known}" if known else f"{name} has no int8 form"
+    known, name = REASONS.get(node.target), format_target(node.target)
+    other = None if known else _other_form(node, table)
+    if other:
+        return Obstacle("other-argument", f"{name}: {other}")
+    return Obstacle("no-int8-form", f"{name}: {known}" if known else f"{name} has no int8 form")
 
 
-def _module(node: fx.Node, table: Table) -> str:
+def _module(node: fx.Node, table: Table) -> Obstacle:
     assert node.graph.owning_module is not None
     module = node.graph.owning_module.get_submodule(str(node.target))
     name, found = type(module).__name__, table.module_form(module)
-    known = REASONS.get(type(module)) or (found[1].refuse(module) if found is not None else None)
-    if known:
-        return f"{name}: {known}"
-    return f"{name} has no int8 form" if type(module).__module__.startswith("torch.nn.") else "it is called as a whole module"
+    known, refused = REASONS.get(type(module)), found[1].refuse(module) if found is not None else None
+    if known or refused:
+        return Obstacle("no-int8-form" if known else "other-argument", f"{name}: {known or refused}")
+    if type(module).__module__.startswith("torch.nn."):
+        return Obstacle("no-int8-form", f"{name} has no int8 form")
+    return Obstacle("whole-module", "it is called as a whole module")
 
 
 def _other_form(node: fx.Node, table: Table) -> str | None:

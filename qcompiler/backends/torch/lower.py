@@ -110,10 +110,10 @@ class _Lowering:
         return True
 
     def _annotated(self, new: fx.Node, old: fx.Node, qparams: QParams | None = None, dtype: torch.dtype | None = None) -> fx.Node:
-        value = value_of(old)
+        value, was = value_of(old), Quant() if qparams else quant_of(old)
         new.meta[VALUE] = Value(value.shape, dtype or value.dtype)
         new.meta[SOURCE] = source_of(old)
-        new.meta[QUANT] = Quant(int8=qparams is not None, reason=None if qparams else quant_of(old).reason, qparams=qparams)
+        new.meta[QUANT] = Quant(int8=qparams is not None, reason=was.reason, code=was.code, qparams=qparams)
         return new
 
     def _copy(self, node: fx.Node) -> fx.Node:
@@ -191,7 +191,7 @@ class _Lowering:
         if row.macs is not None:
             result.meta[MACS] = row.macs(node)
         self.plain[node] = self._annotated(result, node)
-        result.meta[QUANT] = Quant(mode=mode, reason=quant_of(node).reason)
+        result.meta[QUANT] = Quant(mode=mode, reason=quant_of(node).reason, code=quant_of(node).code)
         return True
 
     def _float_argument(self, arg: Any) -> Any:

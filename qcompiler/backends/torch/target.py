@@ -14,6 +14,7 @@ from qcompiler.backends.torch.site import ENGINES, host_isa
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode, quant_of, value_of
 from qcompiler.observers import MinMaxObserver
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op
 
 
@@ -29,12 +30,12 @@ class TorchTarget:
         if self.engine not in supported:
             raise ConfigError(f"engine {self.engine!r} is not available here", code="engine", hint=f"this torch has {', '.join(supported)}")
 
-    def refuses(self, row: Op, node: fx.Node) -> str | None:
+    def refuses(self, row: Op, node: fx.Node) -> Obstacle | None:
         """Why no kernel at all exists for the op; sites are looked at one by one when they are lowered."""
         row = row.settled
         if row.elementwise and row.name not in TABLE and any(isinstance(value, fx.Node) for value in node.kwargs.values()):
-            return "its settings are computed at run time"  # so it is no table of 256
-        return None if row.name in TABLE or row.elementwise else f"no int8 kernel for {row.name}"
+            return Obstacle("computed-setting", "its settings are computed at run time")  # so it is no table of 256
+        return None if row.name in TABLE or row.elementwise else Obstacle("no-kernel", f"no int8 kernel for {row.name}")
 
     def wants_centred(self, row: Op, node: fx.Node) -> bool:
         """Whether the op is packed by fbgemm, whose fast depthwise kernel takes centred padding only."""

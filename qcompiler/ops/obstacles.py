@@ -1,0 +1,37 @@
+"""Why an op stays float: a stable code, which programs can tell apart, beside a text for people."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+CODES = {
+    "no-int8-form": "no row of the op table has an int8 form of it",
+    "other-argument": "the op has one, but not with the argument named",
+    "whole-module": "it is called as a whole module, which is not looked into",
+    "qconfig-none": "its qconfig is None",
+    "not-float32": "it does not compute float32 values, or an input is not float32",
+    "computed-operand": "an operand is a number that is computed at run time",
+    "computed-setting": "a setting is computed at run time",
+    "computed-weight": "its weight is computed at run time",
+    "assigned-into": "values are assigned into its result",
+    "holds-inf": "a constant operand holds inf or NaN",
+    "leaves-range": "its result may lie outside the range of its input",
+    "float-input": "its input, or all its inputs, are float",
+    "float-result": "it copies the float result that an int8 op hands out",
+    "float-users": "only ops that compute in float use its result",
+    "no-weights": "its qconfig quantizes weights alone, and it has none",
+    "no-kernel": "no kernel of torch computes it",
+    "backend-config": "the backend config does not allow it",
+}
+
+
+class Obstacle(NamedTuple):
+    """Why one op stays float. `code`: a key of CODES."""
+
+    code: str
+    text: str
+
+
+COMPUTED_WEIGHT = Obstacle("computed-weight", "its weight is computed at run time")
+FLOAT_INPUT = Obstacle("float-input", "its input is float")  # of an op that is int8 only behind int8 values
+FLOAT_INPUTS = Obstacle("float-input", "all its inputs are float")
