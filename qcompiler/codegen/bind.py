@@ -20,11 +20,11 @@ _serial = itertools.count()
 
 @dataclass(frozen=True)
 class Bound:
-    """`forward(self, ...)` as it runs, the packs it reads by their names in the source, and the source."""
+    """`forward(self, ...)` as it runs, its source, and the emitter that wrote it."""
 
     forward: Callable[..., Any]
-    packs: Mapping[str, Any]
     source: str
+    emitter: Emitter
 
 
 def resolve(op: str) -> Any:
@@ -51,4 +51,4 @@ def bind(emitter: Emitter, packs: Mapping[str, Any], tensor: Callable[[str], Ten
     named = {emitted.packs[name]: pack for name, pack in packs.items()}
     namespace = emitter.namespace(callee) | named | {alias: tensor(path) for path, alias in emitted.tensors.items()}
     source = "".join(f"# {alias} = {op}\n" for alias, op in sorted(emitted.kernels.items())) + emitted.source
-    return Bound(define(source, namespace, emitter.program.name), named, source)
+    return Bound(define(source, namespace, emitter.program.name), source, emitter)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from functools import reduce
+from typing import Any, Self
 
 import torch
 
@@ -55,6 +57,12 @@ class Emitter:
         read |= {v.name for v in walk(program.output) if isinstance(v, Const)}
         self.packs = {c.out: self.free(f"pack_{c.out}".replace("pack_prepack", "pack")) for c in program.once if c.out}
         self.tensors = {name: self.free(KERNEL_PREFIX.sub("_", f"t_{name}" if name[0].isdigit() else name)) for name in sorted(read)}
+
+    def spelled(self, dialect: Dialect) -> Self:
+        """An emitter of the same program in another dialect. What both name has one name: they can share their globals."""
+        made = copy.copy(self)
+        made.dialect, made.taken, made.globals, made.kernels = dialect, set(self.taken), dict(self.globals), {}
+        return made
 
     def free(self, name: str) -> str:
         """A fresh variable that reads like `name`: none that a class would mangle, none longer than a line."""
@@ -168,11 +176,11 @@ class Emitter:
         return f"{self.callee(op)}({self.list(args, call.kwargs)})"
 
     def submodule(self, path: str) -> str:
-        if self.dialect is Dialect.SCRIPT:  # a scope on the way would bring its tensors along
-            return f"self.{self.named(f'leaf {path}', f'leaf_{path}')}"
         parts = path.split(".")
-        if all(map(is_name, parts)) and not _is_own(parts[0]):
+        if all(map(is_name, parts)) and not is_own(parts[0]):
             return f"self.{path}"
+        if self.dialect is Dialect.SCRIPT:
+            return reduce(lambda owner, part: f"getattr({owner}, {part!a})", parts, "self")
         if self.dialect is Dialect.BOUND:
             return "self" + "".join(f"._modules[{part!a}]" for part in parts)
         return f"self.{self.named(f'leaf {path}', f'leaf_{path}')}"
@@ -232,7 +240,11 @@ class Emitter:
         return self.literal(value)
 
     def member(self, name: str) -> str:
-        return name if self.dialect is Dialect.BOUND else f"self.{name}"
+        return name if self.dialect is Dialect.BOUND else f"self.{self.attribute(name)}"
+
+    def attribute(self, name: str) -> str:
+        """What a pack or tensor is called on self: in a CompiledModule, beside the user's names."""
+        return name if self.dialect is Dialect.FILE else f"_jit_{name}"
 
     def literal(self, value: Any) -> str:
         if isinstance(value, slice):
@@ -260,7 +272,7 @@ class Emitter:
         return found | {name: resolve(op) for name, op in self.kernels.items()}
 
 
-def _is_own(name: str) -> bool:
+def is_own(name: str) -> bool:
     """Whether a CompiledModule has an attribute of this name, which hides a submodule's."""
     from qcompiler.codegen.module import OWN, CompiledModule
 

@@ -7,21 +7,22 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.codegen import registry
-from qcompiler.codegen.bind import bind, resolve
+from qcompiler.codegen.bind import Bound, bind, resolve
 from qcompiler.codegen.build import Built, build
 from qcompiler.codegen.emit import Dialect, Emitter
 from qcompiler.codegen.program import Call, Program, is_name, is_path
+from qcompiler.codegen.script import attach_script, listed, refuse_unscriptable, script_attributes, unscriptable
 from qcompiler.codegen.values import Const, Ref, Scale, ZeroPoint, rewrite
 from qcompiler.errors import ConfigError, InputError, Where
 
 T = TypeVar("T", bound=type)
-OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_source"})
+OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound"})
 _engine_lock = threading.RLock()
 
 
@@ -58,6 +59,16 @@ def keep_dtypes(fn: Callable[[Tensor], Tensor], what: str) -> Callable[[Tensor],
 class Scope(nn.Module):
     """Holds tensors and submodules under one part of the user's dotted names; has no forward of its own."""
 
+    __jit_unused_properties__ = ["__jit_ignored_attributes__"]
+
+    @property
+    def __jit_ignored_attributes__(self) -> list[str]:
+        """Tensors: a script has them in its packs, or as attributes of the CompiledModule."""
+        return [*self._buffers, *unscriptable(self)]
+
+    def __dir__(self) -> list[str]:
+        return listed(self)
+
 
 class CompiledModule(nn.Module):
     """An int8 program as a module. Made by `compile_graph` or `assemble`, whose result is a subclass named after the user's.
@@ -67,12 +78,15 @@ class CompiledModule(nn.Module):
     were changed in place. forward changes nothing of the module and may run in many threads.
     """
 
-    lowered: fx.GraphModule | None  # the LOWERED graph, where this process made the module; copies go without
-    _program: Program
-    _engine: str
-    _externals: dict[str, Any]
-    _built: tuple[str, ...]  # attributes that rebuild() makes
-    _source: str
+    if TYPE_CHECKING:  # torch.jit would take annotations for its own
+        lowered: fx.GraphModule | None  # the LOWERED graph, where this process made the module; copies go without
+        _program: Program
+        _engine: str
+        _externals: dict[str, Any]
+        _built: tuple[str, ...]  # attributes that rebuild() makes
+        _bound: Bound
+    __constants__ = ["_script"]  # torch.jit compiles modules of one class anew where it differs: after rebuild()
+    __jit_unused_properties__ = ["program", "engine", "code", "__jit_ignored_attributes__"]
 
     @property
     def program(self) -> Program:
@@ -86,7 +100,7 @@ class CompiledModule(nn.Module):
     @property
     def code(self) -> str:
         """Source of forward, as it runs."""
-        return self.__dict__["_source"]  # type: ignore[no-any-return]
+        return self._bound.source
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise ConfigError("a CompiledModule is made by compile_graph or artifact.load")
@@ -113,7 +127,7 @@ class CompiledModule(nn.Module):
 
     def _failed_at(self, error: BaseException) -> Where | None:
         """The statement of forward that raised, with the module and line it comes from; None where another module's code did."""
-        forward = inspect.unwrap(type(self).forward).__code__
+        forward = self._bound.forward.__code__
         last = None
         for frame, line in traceback.walk_tb(error.__traceback__):
             if frame.f_code is forward:
@@ -133,14 +147,13 @@ class CompiledModule(nn.Module):
         program = self.program
         with quantized_engine(self.engine):
             packs = run_once(program, lambda path: find(self, path), *self._qparams())
-        bound = bind(Emitter(program, *self._qparams(), Dialect.BOUND), packs, lambda path: find(self, path), self._resolve)
+        emitter = Emitter(program, *self._qparams(), Dialect.BOUND)
+        bound = bind(emitter, packs, lambda path: find(self, path), self._resolve)
         for name in self.__dict__.get("_built", ()):
             self.__dict__.pop(name, None)
-        # torch.jit.trace finds packs among the attributes of self
-        attributes = {f"_{alias}": pack for alias, pack in bound.packs.items()}
-        self.__dict__.update(attributes)
-        self.__dict__["_built"] = tuple(attributes)
-        self.__dict__["_source"] = bound.source
+        attributes = script_attributes(emitter, packs, lambda path: find(self, path))
+        attributes["_script"] = bound.forward.__code__.co_filename  # of this build alone
+        self.__dict__.update(attributes, _built=tuple(attributes), _bound=bound)
         type(self).forward = bound.forward  # type: ignore[method-assign]
 
     def _qparams(self) -> tuple[list[float], list[int]]:
@@ -161,7 +174,7 @@ class CompiledModule(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {k: v for k, v in self.__dict__.items() if k not in self.__dict__["_built"]}
-        for name in ("_program", "_engine", "_built", "_source", "lowered"):
+        for name in ("_program", "_engine", "_built", "_bound", "lowered"):
             state.pop(name, None)
         return _empty, (self.program.to_json(), self.engine), state
 
@@ -177,11 +190,22 @@ class CompiledModule(nn.Module):
         made.__setstate__(copy.deepcopy(self.__reduce__()[2], memo))
         return made
 
-    def __prepare_scriptable__(self) -> nn.Module:
-        """The twin that torch.jit.script compiles in place of this module."""
-        from qcompiler.codegen.script import scriptable
+    @property
+    def __jit_ignored_attributes__(self) -> list[str]:
+        """What torch.jit leaves out: its packs hold the weights.
 
-        return scriptable(self)
+        torch.jit asks before it looks at forward, so here is where that gets its TorchScript spelling: most modules never need it.
+        """
+        refuse_unscriptable(self, self.program.leaves)
+        if not hasattr(self._bound.forward, "__wrapped__"):
+            attach_script(self._bound, self._resolve)
+        user = set(self.__dict__) - own_attributes(self)
+        plain = {name for name in user if isinstance(self.__dict__[name], (bool, int, float, str))}
+        # lowered is a module: torch.jit makes nothing of it, but would copy it to its script module if it were ignored
+        return [*self._buffers, *unscriptable(self), *(OWN - {"lowered"}), *(user - plain)]
+
+    def __dir__(self) -> list[str]:
+        return listed(self)
 
     def extra_repr(self) -> str:
         program = self.program
@@ -240,7 +264,7 @@ def _empty(program: Program | str, engine: str) -> CompiledModule:
     cls = type(title, (CompiledModule,), {"__module__": CompiledModule.__module__, "__doc__": CompiledModule.__doc__})
     module: CompiledModule = object.__new__(cls)
     nn.Module.__init__(module)
-    module.__dict__.update(lowered=None, _program=program, _engine=engine, _externals={}, _built=(), _source="")
+    module.__dict__.update(lowered=None, _program=program, _engine=engine, _externals={}, _built=())
     module._load_state_dict_post_hooks[-1] = _after_load
     return module
 

@@ -12,10 +12,11 @@ from torch import Tensor, fx, nn
 
 from qcompiler.backends.torch.kernels import Refused, select
 from qcompiler.backends.torch.site import Emit, Operand, Site, Weight, host_isa
-from qcompiler.codegen.bind import bind, define, resolve
+from qcompiler.codegen.bind import bind
 from qcompiler.codegen.build import Built, build
 from qcompiler.codegen.emit import Dialect, Emitted, Emitter
 from qcompiler.codegen.module import quantized_engine, run_once
+from qcompiler.codegen.script import attach_script, script_attributes
 from qcompiler.errors import UnsupportedOpError
 from qcompiler.ir.types import VALUE, QParams, Value
 from qcompiler.ops.spec import Output
@@ -121,12 +122,8 @@ def compile_module(lowering: Lowering, result: Operand | fx.Node, title: str, re
     if shared is None:
         with quantized_engine(lowering.engine):
             shared = run_once(built.program, built.tensors.__getitem__, built.scales, built.zero_points)
-    bound = bind(ModuleEmitter(built, Dialect.BOUND, refused), shared, built.tensors.__getitem__)
-    emitter = ModuleEmitter(built, Dialect.SCRIPT)
-    emitted = emitter.emit()
-    namespace = emitter.namespace(resolve)
-    bound.forward.__globals__.update(namespace)  # where torch.jit looks names up, also those of the unwrapped source
-    bound.forward.__wrapped__ = define(emitted.source, namespace, f"script {title}")  # type: ignore[attr-defined]
-    attributes = {alias: shared[name] for name, alias in emitted.packs.items()}
-    attributes |= {alias: built.tensors[path] for path, alias in emitted.tensors.items()}
-    return Compiled(built, shared, bound.forward, attributes, bound.source, hashlib.sha256(emitted.source.encode()).hexdigest())
+    emitter = ModuleEmitter(built, Dialect.BOUND, refused)
+    bound = bind(emitter, shared, built.tensors.__getitem__)
+    script = attach_script(bound).source
+    attributes = script_attributes(emitter, shared, built.tensors.__getitem__)
+    return Compiled(built, shared, bound.forward, attributes, bound.source, hashlib.sha256(script.encode()).hexdigest())

@@ -1,0 +1,166 @@
+"""torch.jit.script of converted modules: bit-equal scripts, each weight once in the file, and the user's model as it was."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from qcompiler.codegen.build import build
+from qcompiler.codegen.module import CompiledModule, assemble, compile_graph
+from qcompiler.errors import ConfigError
+from qcompiler.ops import functional
+from tests.lowered_net import ENGINES, INPUT, lowered
+
+EACH_ENGINE = pytest.mark.parametrize("engine", ENGINES)
+
+
+class Holds(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.q = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.q(x)[0] * 2
+
+
+class Lists(nn.Module):
+    def __init__(self, *inner: nn.Module) -> None:
+        super().__init__()
+        self.all = nn.ModuleList(inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x.sum()
+        for module in self.all:
+            total = total + module(x)[0].sum()
+        return total
+
+
+def compiled(engine: str = ENGINES[0], **options: Any) -> CompiledModule:
+    return compile_graph(lowered(**options), name="Net", engine=engine)
+
+
+def saved(script: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.jit.save(script, stream)
+    return stream.getvalue()
+
+
+def leaf() -> nn.Linear:
+    torch.manual_seed(3)
+    return nn.Linear(5, 2).requires_grad_(False)
+
+
+def models(engine: str) -> dict[str, nn.Module]:
+    return {
+        "attribute": Holds(compiled(engine)),
+        "with a leaf": Holds(compiled(engine, leaf=leaf())),
+        "two levels": nn.Sequential(nn.Sequential(Holds(compiled(engine)))),
+        "list": Lists(compiled(engine), compiled(engine, seed=5, scale=0.07)),
+        "the same twice": Lists(*[compiled(engine)] * 2),
+    }
+
+
+@EACH_ENGINE
+@pytest.mark.parametrize("where", list(models(ENGINES[0])))
+def test_the_users_model_stays_as_it_was(engine: str, where: str) -> None:
+    model = models(engine)[where].eval()
+    expected, modules, state, text = model(INPUT), list(model.modules()), copy.deepcopy(model.state_dict()), repr(model)
+    for script in (torch.jit.script(model), torch.jit.script(model)):
+        assert torch.equal(script(INPUT), expected)
+        assert torch.equal(torch.jit.load(io.BytesIO(saved(script)))(INPUT), expected)
+    assert all(a is b for a, b in zip(model.modules(), modules, strict=True)) and repr(model) == text
+    assert list(model.state_dict()) == list(state) and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    for form in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.to("cpu"), torch.jit.script(model)):
+        assert torch.equal(form(INPUT), expected)
+
+
+@EACH_ENGINE
+def test_scripts_follow_the_state(engine: str) -> None:
+    first, second = Holds(compiled(engine)), Holds(compiled(engine, seed=2, scale=0.07))
+    before = first(INPUT)
+    assert torch.equal(torch.jit.script(first)(INPUT), before)
+    first.load_state_dict(second.state_dict())
+    after = first(INPUT)
+    assert torch.equal(torch.jit.script(first)(INPUT), after) and not torch.equal(after, before)
+    assert torch.equal(torch.jit.script(second)(INPUT), after)
+
+
+def test_a_script_holds_no_buffer_of_the_module() -> None:
+    module = compiled(leaf=leaf())
+    script = torch.jit.script(module)
+    assert sorted(script.state_dict()) == ["head.bias", "head.weight"]
+
+
+def test_large_tensors_are_saved_once() -> None:
+    graph, root = fx.Graph(), nn.Module()
+    root.register_buffer("big", torch.arange(500_000, dtype=torch.float32))
+    graph.output(graph.call_function(functional.add, (graph.placeholder("x"), graph.get_attr("big"))))
+    module = compile_graph(fx.GraphModule(root, graph))
+    x = torch.ones(500_000)
+    assert torch.equal(torch.jit.script(module)(x), module(x))
+    assert len(saved(torch.jit.script(module))) < 2_000_000 + 50_000
+
+
+def odd(names: tuple[str, ...], make: Any) -> tuple[CompiledModule, Tensor]:
+    """A module that calls the float submodules, or adds the buffers, under these names; and an input."""
+    graph, root = fx.Graph(), nn.Module()
+    value = graph.placeholder("x")
+    for name in names:
+        *scope, last = name.split(".")
+        owner = root
+        for part in scope:
+            owner._modules.setdefault(part, nn.Module())
+            owner = owner._modules[part]
+        if isinstance(made := make(), nn.Module):
+            owner._modules[last] = made
+            value = graph.call_module(name, (value,))
+        else:
+            owner._buffers[last] = made
+            value = graph.call_function(functional.add, (value, graph.get_attr(name)))
+    graph.output(value)
+    root.__dict__["graph"] = graph  # all that build reads of a GraphModule, which cannot have such names
+    return assemble(build(root, "Odd"), ENGINES[0]), torch.linspace(-1, 1, 5)  # type: ignore[arg-type]
+
+
+NAMES = ("0", "a.0.b", "save", "inlined_graph.graph", "_buffers_", "getattr", "x", "a.code", "torch")
+HOSTILE = ("code", "engine", "rebuild", "class", "class.lambda", 'a"b\n', "_bound", "a.None", "é")
+
+
+@pytest.mark.parametrize("kind", ["tensors", "modules"])
+def test_odd_names(kind: str) -> None:
+    names = NAMES + HOSTILE if kind == "tensors" else NAMES
+    names = tuple(n for n in names if kind == "modules" or f"{n}.lambda" not in names)
+    module, x = odd(names, (lambda: torch.rand(5)) if kind == "tensors" else lambda: nn.Linear(5, 5).requires_grad_(False))
+    model = nn.Sequential(module)
+    expected, keys = model(x), list(model.state_dict())
+    for script in (torch.jit.script(model), torch.jit.trace(model, x)):
+        assert torch.equal(script(x), expected)
+    script = torch.jit.script(model)
+    assert torch.equal(torch.jit.load(io.BytesIO(saved(script)))(x), expected)
+    assert list(model.state_dict()) == keys and len(script.state_dict()) == (0 if kind == "tensors" else 2 * len(names))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_float_submodule_that_torchscript_cannot_name_is_an_error(name: str) -> None:
+    module, x = odd((name,), nn.Softsign)
+    assert torch.equal(module(x), nn.functional.softsign(x))
+    with pytest.raises(ConfigError) as caught:
+        torch.jit.script(nn.Sequential(module))
+    assert caught.value.code == "script-name" and caught.value.where.module_path == name
+
+
+def test_attributes_of_the_user_are_read_in_scripts_and_cannot_break_them() -> None:
+    class Reads(Holds):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.q(x)[0] * self.q.times
+
+    user = {"times": 3, "note": "a", "mixed": {"a": [1, "b"]}, "function": lambda x: x, "types": [torch.int8], "net": (nn.ReLU(),)}
+    module = compile_graph(lowered(), name="Net", user_attributes=user)
+    model = Reads(module)
+    assert torch.equal(torch.jit.script(model)(INPUT), model(INPUT)) and module.lowered is not None and module.mixed == user["mixed"]
