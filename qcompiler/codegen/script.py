@@ -34,29 +34,32 @@ def script_attributes(emitter: Emitter, packs: Mapping[str, Any], tensor: Callab
     return {emitter.attribute(alias): value for alias, value in held.items()}
 
 
+def hidden(module: nn.Module, name: str) -> bool:
+    """Whether an attribute of the module's class hides its submodule: torch.jit reads submodules with getattr."""
+    return getattr(module, name, None) is not module._modules[name]
+
+
 def unscriptable(module: nn.Module) -> list[str]:
-    """Submodules that torch.jit cannot take: it reads them with getattr, and writes names that its parser does not read."""
+    """Submodules that scripts go without: hidden ones, and scopes with names that torch.jit writes and cannot read."""
+    from qcompiler.codegen.module import Scope
 
-    def taken(name: str) -> bool:
-        spelled = name.isascii() and name.isprintable() and not keyword.iskeyword(name) and not set(name) & {'"', "\\"}
-        return spelled and getattr(module, name, None) is module._modules[name]
+    def left_out(name: str, held: nn.Module) -> bool:
+        writable = name.isascii() and name.isprintable() and not keyword.iskeyword(name) and not set(name) & {'"', "\\"}
+        return hidden(module, name) or (not writable and all(isinstance(m, Scope) for m in held.modules()))
 
-    return [name for name in module._modules if not taken(name)]
+    return [name for name, held in module._modules.items() if held is not None and left_out(name, held)]
 
 
-def refuse_unscriptable(module: nn.Module, leaves: tuple[str, ...]) -> None:
-    """Raises ConfigError for a float submodule that the TorchScript spelling has no way to."""
+def refuse_hidden(module: nn.Module, leaves: tuple[str, ...]) -> None:
+    """Raises ConfigError for a float submodule that torch.jit cannot read."""
     for path in leaves:
-        owner: nn.Module = module
-        for name in path.split("."):
-            if name in unscriptable(owner):
-                raise ConfigError(f"TorchScript cannot reach a float submodule through the name {name!r}: a keyword, a character that "
-                                  "torch.jit cannot write, or an attribute of compiled modules", code="script-name",
-                                  where=Where(module_path=path), hint="give it another name")  # fmt: skip
-            owner = owner._modules[name]  # type: ignore[assignment]
+        name = path.partition(".")[0]
+        if hidden(module, name):
+            raise ConfigError(f"torch.jit cannot reach a float submodule named {name!r}: compiled modules have an attribute of that name",
+                              code="script-name", where=Where(module_path=path), hint="give the submodule another name")  # fmt: skip
 
 
 def listed(module: nn.Module) -> list[str]:
     """dir(module) without what torch.jit would copy to its script module and cannot, or should not: that would share the tensors."""
-    hidden = {*unscriptable(module), *(n for n in module._buffers if hasattr(torch.jit.ScriptModule, n))}
-    return [name for name in nn.Module.__dir__(module) if name not in hidden]
+    left_out = {*unscriptable(module), *(n for n in module._buffers if hasattr(torch.jit.ScriptModule, n))}
+    return [name for name in nn.Module.__dir__(module) if name not in left_out]
