@@ -19,7 +19,7 @@ from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.spec import Op
 from qcompiler.pass_manager import Context
-from qcompiler.qat.sites import HOLDER, SafeScales, made_by, round_like
+from qcompiler.qat.sites import HOLDER, made_by, round_like
 from qcompiler.qat.weights import weight_fake_quant
 
 
@@ -96,7 +96,7 @@ class _Weights:
             self.context.remark("insert_fake_quants", "weight-per-tensor", "its kernel takes one weight scale, not one per channel", node)
         made = weight_fake_quant(qconfig, attribute(self.gm, str(weight.target)), axis)
         if shrink and isinstance(made, FakeQuantize):
-            made = SafeScales(made, self.context.target.least_safe_scale)
+            made.least_scale = self.context.target.least_safe_scale
         return self._held(node, made)
 
     def _held(self, node: fx.Node, made: nn.Module) -> str:

@@ -17,7 +17,7 @@ from qcompiler.errors import CalibrationError, ConfigError, PassError
 from qcompiler.fake_quantize import FakeQuantize, disable_fake_quant, disable_observer
 from qcompiler.observers import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
 from qcompiler.ops.table import OPS
-from qcompiler.qat.sites import FakeQuantWatch, SafeScales
+from qcompiler.qat.sites import FakeQuantWatch
 from tests.flow import ENGINES, fingerprint, randn, targets
 
 
@@ -234,7 +234,7 @@ def test_the_range_is_decided_before_training(engine: str, isa: str) -> None:
 def test_depthwise_weights_are_trained_with_scales_that_are_safe() -> None:
     """fbgemm adds two taps in 16 bits: their int8 weights of one sign add up to 128 at most, in training as after it."""
     prepared = prepare_qat_fx(net(), None, (randn(1, 3, 8, 8),), engine="fbgemm", isa="avx512_vnni")
-    assert isinstance(prepared.weight_fake_quants.depthwise, SafeScales)
+    assert prepared.weight_fake_quants.depthwise.least_scale is not None and prepared.weight_fake_quants.conv.least_scale is None
     with torch.no_grad():
         prepared.depthwise.weight.fill_(0.5)  # neighbouring taps of 127 each would overflow
     prepared.eval()(randn(4, 3, 8, 8))

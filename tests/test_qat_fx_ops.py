@@ -333,7 +333,7 @@ def test_attention_with_dropout() -> None:
     assert all(p.grad is not None for p in prepared.parameters())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet", "squeezenet1_1", "shufflenet_v2_x0_5"])
 def test_two_steps_of_a_real_model(name: str) -> None:
     from tests.zoo import load
 
@@ -379,3 +379,20 @@ def test_learned_scales(engine: str) -> None:
     prepared, _ = check(made(LAYERS["depthwise"][0]), (randn(4, 8, 8, 8),), mapping, engine=engine)
     scales = [p for name, p in prepared.named_parameters() if name.endswith("scale")]
     assert len(scales) == 3 and all(p.grad is not None for p in scales)
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(2)])
+def test_averages_behind_learned_scales(pool: nn.Module) -> None:
+    """A scale that training drives below zero counts as the smallest one, a learned zero point as a whole number, averages included."""
+    torch.manual_seed(0)
+    activation = default_lsq_act_fake_quant.with_args(learn_zero_point=True)
+    mapping = QConfigMapping().set_global(QConfig(activation, default_lsq_per_channel_wt_fake_quant))
+    x = randn(4, 1, 6, 6)
+    prepared = prepare_qat_fx(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), pool, nn.Flatten(1)).train(), mapping, (x,))
+    prepared(x).sum().backward()
+    watched: Any = prepared.observers._0.observer
+    for scale, zero_point in ((0.03, 2.4), (-0.01, 2.4)):
+        with torch.no_grad():
+            watched.scale.fill_(scale), watched.zero_point.fill_(zero_point)
+        found = parity(prepared, convert_fx(prepared, check_parity=False), [x])
+        assert found.holds, found

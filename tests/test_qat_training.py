@@ -231,9 +231,13 @@ def test_a_step_reads_nothing_back_from_the_device() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile does that to Functions
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # and to inputs
-@pytest.mark.parametrize(("model", "first"), [("eager", True), ("eager", False), ("graph", False)])
-@pytest.mark.parametrize("kind", QCONFIGS)
+@pytest.mark.parametrize(
+    ("model", "kind", "first"),
+    [*(("graph", kind, True) for kind in QCONFIGS), ("eager", "fused", True), ("eager", "learned", True), ("eager", "channels", False),
+     ("graph", "fused", False)],
+)  # fmt: skip
 def test_compiled_training_equals_eager(model: str, kind: str, first: bool) -> None:
+    """`first`: the first forward of all is compiled, so no buffer may want its size then."""
     plain = MODELS[model](kind)
     if not first:
         train(plain, sgd(plain), range(1))

@@ -104,6 +104,9 @@ class LearnableFakeQuantize(FakeQuantize):
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """The learned scale and the learned (rounded) zero point."""
+        return self.in_use()
+
+    def in_use(self) -> tuple[Tensor, Tensor]:
         scale = self.scale.detach().clamp(min=EPS)
         return scale, self.zero_point.detach().round().clamp(self.quant_min, self.quant_max).to(torch.int32)
 
@@ -128,4 +131,5 @@ class LearnableFakeQuantize(FakeQuantize):
             self.activation_post_process(x.detach())
             self._update()
             self._set("initialized", True)
+        self.keep_safe(x)  # what was learned is moved back to what is allowed
         return self.rounded(x)

@@ -6,7 +6,7 @@ Half-precision values (autocast) are rounded in float32 and handed on in their o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -35,7 +35,13 @@ def round_per_tensor(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Ten
 
 @register_observer
 class FakeQuantize(FakeQuantizeBase):
-    """Fake quantization with the qparams of an observer, `activation_post_process`, updated at each call while enabled."""
+    """Fake quantization with the qparams of an observer, `activation_post_process`, updated at each call while enabled.
+
+    `least_scale(x)`, if set: the smallest scale of each channel that a kernel's partial sums allow. It holds with observers off
+    too: the bound is the kernel's, not the data's. What prepares a model for training sets it; it is no state.
+    """
+
+    least_scale: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __init__(
         self,
@@ -97,7 +103,7 @@ class FakeQuantize(FakeQuantizeBase):
         """The qparams that `forward` uses, so that what is converted equals what was trained."""
         if readable(self.scale) and not self.observed:
             raise CalibrationError(f"this {type(self).__name__} saw no data", code="not-calibrated")
-        return self.scale, self.zero_point
+        return self.in_use()
 
     def qparams(self) -> QParams:
         if not self.observed:
@@ -123,6 +129,18 @@ class FakeQuantize(FakeQuantizeBase):
                     self._resize(name, value.shape)
                 getattr(self, name).copy_(value)
 
+    def keep_safe(self, x: torch.Tensor) -> None:
+        """Raises the scales that are below what `least_scale` allows for x. For calls that observe nothing as well."""
+        if self.least_scale is None:
+            return
+        with torch.no_grad():
+            least = self.least_scale(x.detach())
+            self.scale.copy_(torch.maximum(self.scale, least if self.is_per_channel else least.amax()))
+
+    def in_use(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero point as `forward` applies them, whether or not data was seen. Without gradients."""
+        return self.scale, self.zero_point
+
     def _round(self, x: torch.Tensor) -> torch.Tensor:
         ends = self.quant_min, self.quant_max
         if self.is_per_channel:
@@ -136,6 +154,7 @@ class FakeQuantize(FakeQuantizeBase):
         if self.is_on("observer_enabled"):
             self.activation_post_process(x.detach())
             self._update()
+        self.keep_safe(x)
         return self.rounded(x)
 
     def rounded(self, x: torch.Tensor) -> torch.Tensor:
@@ -194,7 +213,7 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         return scale, torch.zeros_like(scale, dtype=torch.int32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self._is_signed:
+        if self._is_signed or self.least_scale is not None:
             return super().forward(x)
         if not x.numel():
             return x

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, Where
-from qcompiler.fake_quantize import FakeQuantize, FakeQuantizeBase, FixedQParamsFakeQuantize, LearnableFakeQuantize
+from qcompiler.fake_quantize import FakeQuantizeBase, FixedQParamsFakeQuantize
 from qcompiler.ir.types import QParams
 from qcompiler.observers import FixedQParamsObserver
 from qcompiler.observers.watch import Recorded, Watch
@@ -47,48 +47,11 @@ def round_like(x: Tensor, watch: FakeQuantWatch) -> Tensor:
     fake_quant: Any = watch.observer
     if not fake_quant.is_on("fake_quant_enabled"):
         return x
-    scale, zero_point = fake_quant.scale.detach(), fake_quant.zero_point
+    scale, zero_point = fake_quant.in_use()
     steps = torch.round(x.detach() / scale * FRACTION) / FRACTION
     integers = torch.clamp(torch.round(steps + zero_point), fake_quant.quant_min, fake_quant.quant_max)
     rounded: Tensor = (integers - zero_point) * scale
     return rounded + (x - x.detach())
-
-
-class SafeScales(nn.Module):
-    """Fake quantization of a weight whose scales are no smaller than a kernel's partial sums allow.
-
-    `least(weight)`: the smallest safe scale of each output channel. `scale` holds what the last call used; statistics and
-    switches are those of `fake_quant`. The bound holds with observers off too: it is the kernel's, not the data's.
-    """
-
-    scale: Tensor
-
-    def __init__(self, fake_quant: FakeQuantize, least: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.fake_quant, self.least = fake_quant, least
-        self.register_buffer("scale", torch.tensor([1.0]), persistent=False)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        fake_quant = self.fake_quant
-        with torch.no_grad():
-            fake_quant(weight.detach())  # moves its scale
-            least = self.least(weight.detach())
-            scale = torch.maximum(fake_quant.scale, least if fake_quant.is_per_channel else least.amax())
-            self.scale = scale.detach().clone()
-            if isinstance(fake_quant, LearnableFakeQuantize):
-                fake_quant.scale.copy_(scale)  # what was learned is moved back to what is allowed
-        if isinstance(fake_quant, LearnableFakeQuantize) or not fake_quant.is_on("fake_quant_enabled"):
-            return fake_quant(weight)  # type: ignore[no-any-return]
-        ends = fake_quant.quant_min, fake_quant.quant_max
-        if fake_quant.is_per_channel:
-            return torch.fake_quantize_per_channel_affine(weight, self.scale, fake_quant.zero_point, fake_quant.ch_axis, *ends)
-        return torch.fake_quantize_per_tensor_affine(weight, self.scale, fake_quant.zero_point, *ends)
-
-    def qparams(self) -> QParams:
-        qparams = self.fake_quant.qparams()
-        scales = tuple(self.scale.tolist())
-        return QParams(scales if qparams.channel_axis is not None else scales[0], qparams.zero_point, qparams.quant_min,
-                       qparams.quant_max, qparams.dtype, qparams.channel_axis)  # fmt: skip
 
 
 def made_by(maker: Callable[[], Any], role: str, where: Where) -> FakeQuantizeBase:

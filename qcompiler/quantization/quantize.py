@@ -29,7 +29,7 @@ from qcompiler.quantization.quantization_mappings import (
     get_default_static_quant_module_mappings,
 )
 from qcompiler.quantization.quantize_dynamic import quantize_dynamic
-from qcompiler.quantization.ranges import check_trained, reduce_where_needed
+from qcompiler.quantization.ranges import check_trained, keep_depthwise_safe, reduce_where_needed
 from qcompiler.quantization.report import Report, leaves_of
 from qcompiler.quantization.stubs import QuantStub
 from qcompiler.quantization.swap import swap_all, swap_module
@@ -70,7 +70,8 @@ def prepare_qat(
     """The model with fake quantization of weights and activations, to be trained, then `convert(model.eval())`.
 
     `mapping`: float class -> class to train in its place (default: those of qcompiler.nn.qat). `isa`: the instruction set that
-    the result will run on (default: this machine's); it decides on 7 or 8 bits where the qconfig leaves that open.
+    the result will run on (default: this machine's); it decides on 7 or 8 bits where the qconfig leaves that open, and on the smallest
+    scales of depthwise weights.
     Raises ConfigError in eval mode, and as `prepare` does.
     """
     _check_stage(model)
@@ -84,6 +85,7 @@ def prepare_qat(
     model = swap_all(model, lambda module: swap_module(module, table))
     model = _prepare(model, None, set(table.values()), None)
     reduce_where_needed(model, isa)
+    keep_depthwise_safe(model, isa)
     return model
 
 

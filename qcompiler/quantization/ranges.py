@@ -1,4 +1,5 @@
-"""The range of activations: 8 bits, or 7 where the engine's kernels add in 16 bits on the instruction set to run on."""
+"""What kernels that add in 16 bits want, on the engine and the instruction set to run on: activations of 7 bits, or depthwise weights
+with larger scales. Decided before training, which then learns with it."""
 
 from __future__ import annotations
 
@@ -26,6 +27,16 @@ def reduce_where_needed(model: nn.Module, isa: str | None) -> None:
     for _, _, observer in observers_of(model):
         if isinstance(observer, ObserverBase):
             observer.set_reduce_range(reduce)
+
+
+def keep_depthwise_safe(model: nn.Module, isa: str | None) -> None:
+    """Before training: the weights' fake quantization keeps scales at which 16-bit sums cannot overflow, as convert wants them."""
+    target = target_of(isa)
+    for module in model.modules():
+        fake_quant = getattr(module, "weight_fake_quant", None)
+        if isinstance(module, nn.modules.conv._ConvNd) and isinstance(fake_quant, FakeQuantize):
+            pairs = not module.transposed and target.adds_pairs(f"conv{module.weight.dim() - 2}d", module.weight, vars(module))
+            fake_quant.least_scale = target.least_safe_scale if pairs else None
 
 
 def check_trained(model: nn.Module, isa: str | None) -> None:

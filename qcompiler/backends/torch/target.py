@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,10 @@ class TorchTarget:
     def shrinks(self, row: Op, node: fx.Node) -> bool:
         """Whether the weight's scales are enlarged until the kernel's 16-bit sums are proven safe at 8-bit activations."""
         return self._saturation(row, node) == "pairs"
+
+    def adds_pairs(self, op: str, weight: Tensor, attributes: Mapping[str, Any]) -> bool:
+        """`shrinks`, for an op by its name, its weight and its attributes."""
+        return conv.saturation(op, tuple(weight.shape), attributes, self.engine, self.isa) == "pairs"
 
     def shrink_to_safe(self, weight: Tensor, scale: Tensor) -> Tensor:
         return depthwise.shrink_to_safe(weight, scale)

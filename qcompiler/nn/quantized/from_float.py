@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from qcompiler.backends.torch import conv
 from qcompiler.backends.torch.depthwise import shrink_to_safe
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, QCompilerError, Where
+from qcompiler.fake_quantize import FakeQuantize
 from qcompiler.ir.types import QParams
 from qcompiler.observers.base import as_qparams
 from qcompiler.ops.batch_norm import check_statistics, fold
@@ -125,6 +127,9 @@ def int8_weight(row: Op, attributes: dict[str, Any], weight: Tensor, mod: nn.Mod
     Depthwise weights are made safe for 16-bit sums. Raises ConfigError where neither is there, or for a dtype other than int8.
     """
     trained = getattr(mod, "weight_fake_quant", None)
+    if isinstance(trained, FakeQuantize):  # an optimizer step may be the last thing that happened to the weight
+        trained = copy.deepcopy(trained)
+        trained.keep_safe(weight)
     observer = trained if trained is not None else _observed(row, attributes, weight, mod, engine, where)
     qparams = qparams_of(observer)
     if qparams.dtype is not torch.int8:
