@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -55,6 +56,7 @@ def test_an_op_without_a_pattern_stays_float() -> None:
 
 
 def test_torchs_own_configs_are_taken() -> None:
+    importlib.import_module("torch.ao.quantization.backend_config.utils")  # torch uses it without importing it
     theirs = ao.BackendConfig("theirs").set_backend_pattern_config(
         ao.BackendPatternConfig(nn.Linear)
         .set_observation_type(ao.ObservationType.OUTPUT_USE_DIFFERENT_OBSERVER_AS_INPUT)
