@@ -273,7 +273,8 @@ def _observe(prepared: nn.Module, index: int, args: tuple[Any, ...], kwargs: dic
         raise type(error)(f"batch {index}: {error.message}", code=error.code, where=error.where, hint=error.hint) from error
     except REFUSED as error:  # of a hand-prepared model: a graph's are InputErrors
         text = f"batch {index}: {type(error).__name__}: {error}"
-        raise InputError(text, code="input-shape", hint="does the float model take it?") from error
+        hint = "does the float model take it? a tuple is the arguments of forward: without labels"
+        raise InputError(text, code="input-shape", hint=hint) from error
 
 
 def _tracked(items: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]:
@@ -304,16 +305,24 @@ def quantize(
     return module
 
 
+def _compiled_state(model: Any, what: str) -> State:
+    """The state of a prepared module; the ConfigError for any other names `what` was called."""
+    if getattr(model, MARK, None) is None:
+        text = f"{what} takes a prepared, converted or loaded model; nothing has been done to this {type(model).__name__}"
+        raise ConfigError(text, code="not-prepared", hint="pass what prepare_fx, convert_fx, quantize or load returned")
+    return _state(model)
+
+
 def explain(model: Any) -> Explanation:
     """Which ops run in int8 and which in float, with the reason, for a prepared, converted or loaded module."""
     rows = getattr(model, ROWS, None)
     if rows is not None:
         return Explanation.from_data(rows)
-    state = _state(model)
+    state = _compiled_state(model, "explain")
     return rows_of(model.graph.nodes, state.context.table)
 
 
 def remarks(model: Any) -> list[Remark]:
     """What the compiler noted of a prepared, converted or loaded module: not fused, kept float, made concrete, and why."""
     data = getattr(model, REMARKS, None)
-    return list(_state(model).context.remarks) if data is None else [Remark.from_data(entry) for entry in data]
+    return list(_compiled_state(model, "remarks").context.remarks) if data is None else [Remark.from_data(entry) for entry in data]

@@ -119,7 +119,19 @@ def test_bisect(workplace: Path) -> None:
     assert data["pass_name"] == "freeze_qparams" and data["runs"] <= 6
 
 
+def test_a_model_in_a_file(workplace: Path) -> None:
+    sample = torch.randn(2, 3, 16, 16)
+    expected = load_model("tiny_model:build")(sample)
+    (workplace / "deep").mkdir()
+    (workplace / "deep" / "model_of_a_file.py").write_text((workplace / "tiny_model.py").read_text())
+    assert torch.equal(load_model("deep/model_of_a_file.py:build")(sample), expected)
+    (workplace / "deep" / "json.py").write_text("")
+    with pytest.raises(ConfigError, match="name of another module"):
+        load_model("deep/json.py:build")
+
+
 MISTAKES = {
+    "no file": (("quantize", "absent.py:build", "--calibrate", "photos", "--out", "x.qc"), "no file absent.py"),
     "no colon": (("quantize", "tiny_model", "--calibrate", "photos", "--out", "x.qc"), "model-reference"),
     "no module": (("quantize", "absent_module:build", "--calibrate", "photos", "--out", "x.qc"), "model-reference"),
     "no factory": (("quantize", "tiny_model:absent", "--calibrate", "photos", "--out", "x.qc"), "model-reference"),

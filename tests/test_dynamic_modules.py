@@ -191,6 +191,8 @@ def test_wrong_inputs_are_named() -> None:
         made("GRUCell")[1](torch.zeros(3, 6), torch.zeros(3, 9))
     with pytest.raises(InputError, match="dimensions"):
         made("Conv2d")[1](torch.zeros(3))
+    with pytest.raises(InputError, match="features in the last dimension"):
+        made("Linear")[1](torch.zeros(3, 99))
 
 
 def test_what_has_no_dynamic_form() -> None:

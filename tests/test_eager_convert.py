@@ -157,6 +157,13 @@ def test_floats_name_the_module_and_the_missing_stub() -> None:
     assert caught.value.where.module_path == "layer1.1.conv1"
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8])
+def test_another_dtype_names_the_stub(dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match="Quantize takes a torch") as caught:
+        converted()(images().to(dtype))
+    assert caught.value.where.module_path == "quant"
+
+
 def test_wrong_order() -> None:
     with pytest.raises(ConfigError, match="not prepared"):
         convert(seeded(SmallResNet()))

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from qcompiler import explain, prepare_fx
+from qcompiler import explain, prepare_fx, remarks
+from qcompiler.errors import ConfigError
+from qcompiler.quantization import quantize_dynamic
 from tests.flow import flow, randn
 
 torch.set_num_threads(1)
@@ -105,3 +107,15 @@ def test_a_module_that_is_called_as_a_whole_is_named() -> None:
     explanation = explain(flow(model, (randn(3, 4),)).module)
     assert explanation.uncounted == ("1",)
     assert [row.op for row in explanation.rows if not row.counted] and "without those of 1" in str(explanation)
+
+
+@pytest.mark.parametrize("ask", [explain, remarks])
+def test_a_float_model_has_nothing_to_explain(ask):
+    with pytest.raises(ConfigError, match=f"{ask.__name__} takes a prepared") as caught:
+        ask(nn.Linear(2, 2))
+    assert "convert_fx" in caught.value.hint
+
+
+def test_no_share_where_nothing_was_counted():
+    text = str(explain(quantize_dynamic(nn.Sequential(nn.Linear(2, 2)), {nn.Linear})))
+    assert "not counted" in text and "%" not in text

@@ -15,6 +15,7 @@ from torch import nn
 
 from qcompiler import fake_quantize as fq
 from qcompiler import observers as ob
+from qcompiler import quantization as Q
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError
 from qcompiler.ops.reference import quantize
 
@@ -430,3 +431,38 @@ def test_fused_fake_quantize_equals_torch(name):
         assert torch.equal(ours(x), theirs(x))
     with pytest.raises(NumericsError):
         ours(torch.full((4, 6), math.nan))
+
+
+class Peak(ob.ObserverBase):
+    """What a user writes after torch's interface: forward and calculate_qparams, no more."""
+
+    def __init__(self, dtype=torch.quint8):
+        super().__init__(dtype)
+        self.peak = 0.0
+
+    def forward(self, x):
+        self.peak = max(self.peak, float(x.detach().abs().max()))
+        return x
+
+    def calculate_qparams(self):
+        return torch.tensor([self.peak / 127]), torch.tensor([128])
+
+
+@pytest.mark.parametrize("flow", ["eager", "graph"])
+def test_an_observer_of_the_users_own(flow):
+    settings = Q.QConfig(activation=Peak.with_args(dtype=torch.quint8), weight=Q.default_weight_observer)
+    net = Q.QuantWrapper(nn.Linear(4, 3)).eval() if flow == "eager" else nn.Linear(4, 3).eval()
+    net.qconfig = settings
+    x = torch.randn(8, 4)
+    prepared = Q.prepare(net) if flow == "eager" else Q.prepare_fx(net, Q.QConfigMapping().set_global(settings), (x,))
+    prepared(x)
+    small = Q.convert(prepared) if flow == "eager" else Q.convert_fx(prepared)
+    assert (small(x) - net(x)).abs().max() < 0.1
+    if flow == "eager":
+        assert small.quant.scale.item() == pytest.approx(float(x.abs().max() / 127)) and small.quant.zero_point.item() == 128
+
+
+def test_an_observer_without_scales_says_what_it_is_for():
+    with pytest.raises(CalibrationError, match="gives no scales") as caught:
+        ob.PlaceholderObserver().qparams()
+    assert "quantize_dynamic" in caught.value.hint

@@ -85,7 +85,7 @@ def preprocess(size: int, mean: str, std: str) -> Preprocess:
 @app.command()
 @clean_errors
 def quantize(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="`package.module:factory` or `torchvision:NAME`.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="`package.module:factory`, `file.py:factory` or `torchvision:NAME`.")],
     calibrate: Annotated[Path, typer.Option(help="Folder of images, or of .npy / .pt files (one batch each), or one such file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
     weights: Annotated[str | None, typer.Option(help="A state_dict file; for torchvision also a weight name such as DEFAULT.")] = None,

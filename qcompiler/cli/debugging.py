@@ -17,7 +17,9 @@ from qcompiler.debug import bisect as find_first
 from qcompiler.debug import compare as compare_models
 from qcompiler.errors import ConfigError
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="`package.module:factory` or `torchvision:NAME`: the float model.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="`package.module:factory`, `file.py:factory` or `torchvision:NAME`: the float model.")
+]
 Data = Annotated[Path, typer.Option("--data", help="Folder of images, or of .npy / .pt files (one batch each), or one such file.")]
 Weights = Annotated[str | None, typer.Option(help="A state_dict file; for torchvision also a weight name such as DEFAULT.")]
 Batch = Annotated[int, typer.Option(help="Images per batch.", min=1)]

@@ -15,15 +15,15 @@ from torch import nn
 from qcompiler.errors import ConfigError
 from qcompiler.vision import import_torchvision
 
-_FORMS = "MODEL is package.module:factory or torchvision:NAME"
+_FORMS = "MODEL is package.module:factory, file.py:factory or torchvision:NAME"
 
 
 def load_model(reference: str, weights: str | None = None) -> nn.Module:
     """The module that `reference` names, in eval mode.
 
     `package.module:factory` calls the factory without arguments (a module object is taken as it is); the working directory
-    is searched first. `torchvision:NAME` builds that architecture. `weights` is a file with a state_dict or, for
-    torchvision, one of its weight names such as DEFAULT.
+    is searched first. `path/to/file.py:factory` is the same for a file, with its folder searched first. `torchvision:NAME` builds
+    that architecture. `weights` is a file with a state_dict or, for torchvision, one of its weight names such as DEFAULT.
 
     Raises ConfigError with what is wrong in the reference, the import, the factory or the weights.
     """
@@ -56,12 +56,20 @@ def _torchvision_model(name: str, weights: str | None) -> nn.Module:
 
 
 def _factory_model(place: str, name: str) -> nn.Module:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    folder, module = os.getcwd(), place
+    if place.endswith(".py"):
+        path = Path(place).resolve()
+        if not path.is_file():
+            raise ConfigError(f"there is no file {place}", code="model-reference", hint=_FORMS)
+        folder, module = str(path.parent), path.stem  # its neighbours can be imported, as when it is run
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
-        found: Any = importlib.import_module(place)
+        found: Any = importlib.import_module(module)
     except Exception as error:  # a user's module may raise anything
         raise ConfigError(f"cannot import {place}: {type(error).__name__}: {error}", code="model-reference", hint=_FORMS) from error
+    if module != place and Path(getattr(found, "__file__", None) or "").resolve() != Path(place).resolve():
+        raise ConfigError(f"{place} has the name of another module, {found!r}", code="model-reference", hint="rename the file")
     for part in name.split("."):
         if not hasattr(found, part):
             raise ConfigError(f"{place} has no {name}", code="model-reference", hint=_FORMS)

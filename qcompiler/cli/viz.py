@@ -78,7 +78,7 @@ def _document(source: str, size: int, example: Path | None, modules: list[str] |
     if path.is_file():
         return document_of(load(path, modules))
     if ":" not in source:
-        hint = "SOURCE is a .qc file, a dump folder, package.module:factory or torchvision:NAME"
+        hint = "SOURCE is a .qc file, a dump folder, package.module:factory, file.py:factory or torchvision:NAME"
         raise ConfigError(f"there is no file {source}", code="no-graph", hint=hint)
     return _of_model(source, size, example)
 

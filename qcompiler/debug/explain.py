@@ -71,8 +71,7 @@ class Explanation:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        left_out = f", without those of {', '.join(self.uncounted)}" if self.uncounted else ""
-        table = RichTable(title=Text(f"{self.int8_mac_share:.1%} of multiply-accumulates in int8{left_out}", "italic"))
+        table = RichTable(title=Text(self._title(), "italic"))
         for header in ("node", "op", "module", "runs in", "MACs", "why float"):
             table.add_column(header, justify="right" if header == "MACs" else "left", overflow="fold")
         for row in self.rows:
@@ -87,6 +86,12 @@ class Explanation:
             ]
             table.add_row(*cells)
         return table
+
+    def _title(self) -> str:
+        if self.rows and not any(row.counted for row in self.rows):
+            return "multiply-accumulates not counted: no shapes are known here"
+        left_out = f", without those of {', '.join(self.uncounted)}" if self.uncounted else ""
+        return f"{self.int8_mac_share:.1%} of multiply-accumulates in int8{left_out}"
 
     def __str__(self) -> str:
         from rich.console import Console

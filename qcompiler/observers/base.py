@@ -24,6 +24,8 @@ class ObserverBase(nn.Module):
     `dtype` is plain (uint8, int8, int32, or a float type for placeholders). Tensors without elements are ignored. NaN and inf
     raise NumericsError before anything is recorded; on an accelerator and in torch.compile, where looking at them would wait for
     the device, they stay in the statistics and raise when these are read (`qparams`).
+    One of your own overrides `forward` and `calculate_qparams`, as with torch's; `observed` as well, so that an uncalibrated model
+    is told, and `qscheme` and `ch_axis` where it is per channel.
     """
 
     qscheme: torch.qscheme | None = None
@@ -42,8 +44,8 @@ class ObserverBase(nn.Module):
 
     @property
     def observed(self) -> bool:
-        """Whether there is data (or a fixed range) to compute qparams from."""
-        return False
+        """Whether there is data (or a fixed range) to compute qparams from. Here: whether the class computes any."""
+        return type(self).calculate_qparams is not ObserverBase.calculate_qparams
 
     @property
     def is_per_channel(self) -> bool:
@@ -54,11 +56,13 @@ class ObserverBase(nn.Module):
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(scale, zero_point), tensors of shape (1,) or (channels,). CalibrationError where there was no data."""
-        raise CalibrationError(f"{type(self).__name__} has no qparams", code="no-qparams")
+        raise CalibrationError(f"{type(self).__name__} gives no scales: it is for dynamic or float modules", code="no-qparams",
+                               hint="quantize_dynamic and prepare_fx take its qconfig; the static eager flow does not")  # fmt: skip
 
     def qparams(self) -> QParams:
         """`calculate_qparams` as the IR's type."""
-        raise CalibrationError(f"{type(self).__name__} has no qparams", code="no-qparams")
+        scale, zero_point = self.calculate_qparams()
+        return as_qparams(scale, zero_point, self)
 
     def merge(self, other: ObserverBase) -> None:
         """Take in what `other` saw, as if this observer had seen it. ConfigError where that is not defined."""
@@ -164,7 +168,10 @@ class UniformQuantizationObserverBase(ObserverBase):
 
 def as_qparams(scale: torch.Tensor, zero_point: torch.Tensor, observer: Any) -> QParams:
     """Tensors of qparams with the observer's range and dtype, as the IR's type (float zero points stay floats)."""
-    low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
+    dtype = observer.dtype
+    low, high = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
+    if low is None or high is None:  # an observer of the user's, with the range of its dtype
+        low, high = quant_range(dtype, None, None, reduce_range=False, explicit=True)
     if not bool(torch.isfinite(scale).all()):
         raise NumericsError(f"NaN or inf passed through this {type(observer).__name__}", code="nan",
                             hint="look at the data and the learning rate; on the CPU the step that brings them is named")  # fmt: skip

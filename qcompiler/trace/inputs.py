@@ -54,7 +54,8 @@ def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[s
     try:
         bound = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
-        raise InputError(f"the example inputs do not fit forward{signature}: {error}", where=Where(module_path="")) from None
+        raise InputError(f"the example inputs do not fit forward{signature}: {error}", where=Where(module_path=""),
+                         hint="a tuple is the arguments of forward: of (inputs, labels) give the inputs alone") from None  # fmt: skip
     return {name: value for name, value in bound.items() if signature.parameters[name].kind not in _GATHER or value}
 
 

@@ -31,11 +31,13 @@ class Quantize(nn.Module):
         self.dtype = dtype
 
     def forward(self, X: Tensor) -> Tensor:
-        """X, float of any shape, quantized. InputError where it is quantized already."""
+        """X, float of any shape, quantized. InputError where it is quantized already or not float32."""
         if X.is_quantized:
             if is_scripting():
                 raise RuntimeError("Quantize takes a float tensor, this one is quantized already")
             self._refuse(X)
+        if not is_scripting() and X.dtype != torch.float32:
+            self._refuse_dtype(X)
         return torch.quantize_per_tensor(X, self.scale, self.zero_point, self.dtype)
 
     @torch.jit.unused
@@ -43,6 +45,12 @@ class Quantize(nn.Module):
         where = place_of(self)
         raise InputError(f"Quantize takes a float tensor, got a {X.dtype} one of shape {tuple(X.shape)}", code="quantized-twice",
                          where=where, hint="two QuantStubs in a row? one is enough")  # fmt: skip
+
+    @torch.jit.unused
+    def _refuse_dtype(self, X: Tensor) -> None:
+        where = Where(module_path=getattr(self, "_qc_path", None))
+        raise InputError(f"Quantize takes a torch.float32 tensor, got a {X.dtype} one of shape {tuple(X.shape)}", code="input-type",
+                         where=where, hint="call .float() on it")  # fmt: skip
 
     @staticmethod
     def from_float(mod: nn.Module, use_precomputed_fake_quant: bool = False) -> "Quantize":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.backends.torch import runtime
+from qcompiler.errors import InputError
 from qcompiler.nn.quantized.dynamic.weighted import OneWeight
 
 
@@ -36,6 +37,9 @@ class Linear(OneWeight):
 
     def _infer(self, x: Tensor) -> Tensor:
         self._check("x", x)
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise InputError(f"{self._get_name()} takes {self.in_features} features in the last dimension, got shape {tuple(x.shape)}",
+                             code="input-shape", where=self._where())  # fmt: skip
         return self._run(x)  # type: ignore[no-any-return]
 
     @classmethod
