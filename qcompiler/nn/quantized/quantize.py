@@ -48,7 +48,7 @@ class Quantize(nn.Module):
 
     @torch.jit.unused
     def _refuse_dtype(self, X: Tensor) -> None:
-        where = Where(module_path=getattr(self, "_qc_path", None))
+        where = place_of(self)
         raise InputError(f"Quantize takes a torch.float32 tensor, got a {X.dtype} one of shape {tuple(X.shape)}", code="input-type",
                          where=where, hint="call .float() on it")  # fmt: skip
 

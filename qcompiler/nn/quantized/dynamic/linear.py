@@ -37,7 +37,7 @@ class Linear(OneWeight):
 
     def _infer(self, x: Tensor) -> Tensor:
         self._check("x", x)
-        if x.dim() == 0 or x.shape[-1] != self.in_features:
+        if not torch.jit.is_tracing() and (x.dim() == 0 or x.shape[-1] != self.in_features):  # type: ignore[attr-defined]
             raise InputError(f"{self._get_name()} takes {self.in_features} features in the last dimension, got shape {tuple(x.shape)}",
                              code="input-shape", where=self._where())  # fmt: skip
         return self._run(x)  # type: ignore[no-any-return]
