@@ -176,19 +176,28 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-def get_default_qconfig(backend: str = "x86") -> QConfig:
+def _check_version(version: int, *known: int) -> None:
+    if version not in known:
+        raise ConfigError(f"version {version!r:.20} is not known", code="qconfig-version", hint=f"one of {', '.join(map(str, known))}")
+
+
+def get_default_qconfig(backend: str = "x86", version: int = 0) -> QConfig:
     """Min-max for activations, symmetric int8 weights: per channel, on qnnpack per tensor.
 
     Min-max: on EfficientNet-Lite0 the histogram search is no better (19.4 dB and about 97 % top-1 agreement, both), and min-max
     costs a fraction of it to calibrate.
-    The activation range is not fixed here: 8 bits, or 7 where the chosen kernel needs it.
+    The activation range is not fixed here: 8 bits, or 7 where the chosen kernel needs it. `version`: 0 is what there is.
     """
+    _check_version(version, 0)
     per_tensor = check_backend(backend) == "qnnpack"
     return QConfig(ob.MinMaxObserver, ob.default_weight_observer if per_tensor else ob.default_per_channel_weight_observer)
 
 
-def get_default_qat_qconfig(backend: str = "x86") -> QConfig:
-    """Moving averages for activations, symmetric int8 weights: per channel, on qnnpack per tensor."""
+def get_default_qat_qconfig(backend: str = "x86", version: int = 1) -> QConfig:
+    """Moving averages for activations, symmetric int8 weights: per channel, on qnnpack per tensor. `version` 0: not fused."""
+    _check_version(version, 0, 1)
     per_tensor = check_backend(backend) == "qnnpack"
+    if version == 0:
+        return QConfig(fq.default_fake_quant, fq.default_weight_fake_quant if per_tensor else fq.default_per_channel_weight_fake_quant)
     weight = fq.default_fused_wt_fake_quant if per_tensor else fq.default_fused_per_channel_wt_fake_quant
     return QConfig(fq.default_fused_act_fake_quant, weight)

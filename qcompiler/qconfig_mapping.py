@@ -303,11 +303,11 @@ def _default(qconfig: QConfig, weight: Any, backend: str) -> QConfigMapping:
     return mapping
 
 
-def get_default_qconfig_mapping(backend: str = "x86") -> QConfigMapping:
+def get_default_qconfig_mapping(backend: str = "x86", version: int = 0) -> QConfigMapping:
     """The mapping for post-training quantization on a back end (x86, fbgemm, onednn, qnnpack)."""
-    return _default(get_default_qconfig(backend), default_weight_observer, backend)
+    return _default(get_default_qconfig(backend, version), default_weight_observer, backend)
 
 
-def get_default_qat_qconfig_mapping(backend: str = "x86") -> QConfigMapping:
+def get_default_qat_qconfig_mapping(backend: str = "x86", version: int = 1) -> QConfigMapping:
     """The mapping for quantization-aware training on a back end."""
-    return _default(get_default_qat_qconfig(backend), default_weight_fake_quant, backend)
+    return _default(get_default_qat_qconfig(backend, version), default_weight_fake_quant, backend)

@@ -14,6 +14,7 @@ from qcompiler import explain
 from qcompiler import observers as ob
 from qcompiler import qconfig as qc
 from qcompiler.errors import ConfigError
+from qcompiler.fake_quantize import FakeQuantize
 from qcompiler.qconfig_mapping import (
     QConfigMapping,
     as_mapping,
@@ -182,3 +183,16 @@ def test_default_activations_leave_the_range_to_the_compiler():
         weight = qc.get_default_qconfig(backend).weight()
         assert weight.dtype is torch.int8 and weight.is_per_channel == (backend != "qnnpack")
         assert qc.get_default_qat_qconfig(backend).activation().quant_max == 255
+
+
+def test_versions_are_torchs():
+    for backend in qc.BACKENDS:
+        assert qc.get_default_qconfig(backend, version=0) == qc.get_default_qconfig(backend)
+        assert qc.get_default_qat_qconfig(backend, 1) == qc.get_default_qat_qconfig(backend)
+        plain = qc.get_default_qat_qconfig(backend, 0)
+        assert type(plain.activation()) is type(plain.weight()) is FakeQuantize
+        assert plain.weight().is_per_channel == (backend != "qnnpack")
+    assert get_default_qat_qconfig_mapping("x86", version=0) != get_default_qat_qconfig_mapping("x86")
+    for call in (qc.get_default_qconfig, get_default_qat_qconfig_mapping):
+        with pytest.raises(ConfigError, match="version 7"):
+            call("x86", version=7)

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from qcompiler import quantize
 from qcompiler.codegen.build import build
-from qcompiler.codegen.module import CompiledModule, assemble, compile_graph
+from qcompiler.codegen.module import CompiledModule, assemble, compile_graph, quantized_engine
 from qcompiler.errors import ConfigError
 from qcompiler.ops import functional
+from qcompiler.quantization import quantize_dynamic
 from tests.lowered_net import ENGINES, INPUT, lowered
 
 EACH_ENGINE = pytest.mark.parametrize("engine", ENGINES)
@@ -172,3 +174,24 @@ def test_attributes_of_the_user_are_read_in_scripts_and_cannot_break_them() -> N
     module = compile_graph(lowered(), name="Net", user_attributes=user)
     model = Reads(module)
     assert torch.equal(torch.jit.script(model)(INPUT), model(INPUT)) and module.lowered is not None and module.mixed == user["mixed"]
+
+
+@EACH_ENGINE
+def test_a_script_keeps_the_weights_it_was_made_with(engine: str) -> None:
+    """torch's packs hold the bias that they were given: loading other weights must not reach it."""
+
+    def made(kind: str, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        if kind == "dynamic":
+            return quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), {nn.Linear})
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+        return quantize(net, [x], engine=engine, progress=False)
+
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    with quantized_engine(engine):
+        for kind in ("graph", "dynamic"):
+            module, other = made(kind, 0), made(kind, 1)
+            script = torch.jit.script(module)
+            before = script(x)
+            module.load_state_dict(other.state_dict())
+            assert torch.equal(script(x), before) and torch.equal(module(x), other(x)), kind

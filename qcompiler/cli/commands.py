@@ -120,13 +120,12 @@ def quantize(
     qcompiler.save(converted, str(out))
     if source is not None:
         qcompiler.export_source(converted, str(source))
-    float_bytes = _tensor_bytes(float_model)
     explanation = qcompiler.explain(converted)
     table = _facts(model)
-    table.add_row("calibrated on", f"{len(data.files)} files of {calibrate}")
+    table.add_row("calibrated on", f"{len(data.files)} file{'s' * (len(data.files) != 1)} of {calibrate}")
     table.add_row("multiply-accumulates in int8", f"{explanation.int8_mac_share:.1%}")
-    table.add_row("float weights", _megabytes(float_bytes))
-    table.add_row(f"{out}", f"{_megabytes(out.stat().st_size)} ({float_bytes / out.stat().st_size:.1f} times smaller)")
+    table.add_row("float weights", _megabytes(_tensor_bytes(float_model)))
+    table.add_row(f"{out}", _megabytes(out.stat().st_size))
     if source is not None:
         table.add_row(f"{source}", "Python source and weights")
     table.add_row("time", f"{seconds:.1f} s")

@@ -242,7 +242,7 @@ def run_once(program: Program, tensor: Callable[[str], Tensor], scales: list[flo
         if isinstance(v, Ref):
             return made[v.name]
         if isinstance(v, Const):
-            return tensor(v.name)
+            return tensor(v.name).clone()  # a pack keeps the bias it is given: it must not change with the module's buffer
         if isinstance(v, Scale):
             return scales[v.index]
         return zero_points[v.index] if isinstance(v, ZeroPoint) else v

@@ -196,8 +196,11 @@ class QuantizedModule(nn.Module):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         for name, buffer in list(self._buffers.items()):
             value = state_dict.get(prefix + name)
-            if buffer is not None and isinstance(value, Tensor) and value.shape != buffer.shape and self._resizes(name, value):
-                self._buffers[name] = torch.empty(value.shape, dtype=buffer.dtype)
+            if buffer is None or not isinstance(value, Tensor):
+                continue
+            # a new tensor: scripts and traces made before hold packs that keep the old one
+            resized = value.shape != buffer.shape and self._resizes(name, value)
+            self._buffers[name] = torch.empty(value.shape, dtype=buffer.dtype) if resized else buffer.clone()
         self.__dict__["_loading"] = True
         try:
             super()._load_from_state_dict(state_dict, prefix, *rest)
