@@ -4,6 +4,7 @@ from qcompiler.passes.annotate import Annotate
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.freeze_qparams import FreezeQParams
 from qcompiler.passes.fuse import Fuse
+from qcompiler.passes.fuse_sums import FuseSums
 from qcompiler.passes.hand_out_floats import HandOutFloats
 from qcompiler.passes.insert_fake_quants import InsertFakeQuants
 from qcompiler.passes.insert_observers import InsertObservers
@@ -19,7 +20,7 @@ from qcompiler.passes.share_qparams import ShareQParams
 from qcompiler.passes.swap_custom_modules import ObserveCustomModules, QuantizeCustomModules
 
 FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
-OBSERVE = (Annotate(), KeepResidualsFloat(), HandOutFloats(), ShareQParams(), InsertObservers())  # FUSED -> OBSERVED
+OBSERVE = (Annotate(), KeepResidualsFloat(), FuseSums(), HandOutFloats(), ShareQParams(), InsertObservers())  # FUSED -> OBSERVED
 OBSERVE_TRAINING = (*OBSERVE[:-1], JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 QUANTIZE = (FreezeQParams(), JoinQParams(), InsertQuantizeDequantize())  # OBSERVED -> QUANTIZED; a back end adds its lowering
 OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE, where the user gave classes for modules of his own

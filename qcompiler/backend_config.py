@@ -252,6 +252,10 @@ class BackendConfig:
             config.set_backend_pattern_config(BackendPatternConfig.from_dict(entry if isinstance(entry, Mapping) else entry.to_dict()))
         return config
 
+    def has(self, pattern: Any, fused: str) -> bool:
+        """Whether it names the pattern, or one that becomes a module of the class `fused`, as torch.ao's configs have it."""
+        return pattern in self._configs or any(getattr(c.fused_module, "__name__", None) == fused for c in self.configs)
+
     def refuses(self, row: Op, qconfig: Any) -> str | None:
         """Why an op stays float by this config, or None."""
         spelled = [s.target if isinstance(s, Spelling) else s for s in row.spellings]

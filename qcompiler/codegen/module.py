@@ -115,6 +115,9 @@ class CompiledModule(nn.Module):
             place = self._failed_at(error)
             if place is None or "allocate" in str(error):
                 raise
+            if "quantized.engine is" in str(error):  # said by kernels that look at the engine of the moment
+                hint = f'set torch.backends.quantized.engine = "{self.engine}" before the call'
+                raise ConfigError(str(error), code="engine", where=place, hint=hint) from error
             raise InputError(f"{type(error).__name__}: {error}", code="input-shape", where=place,
                              hint="does the float model take this input? a shape may be fixed in its code") from error  # fmt: skip
 

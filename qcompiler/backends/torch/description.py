@@ -30,9 +30,12 @@ def _dtypes(row: Op) -> DTypeConfig:
 
 
 def _patterns(row: Op) -> list[Any]:
-    """Module classes, functions and method names that the row has; classes of libraries that need not be there are left out."""
+    """Module classes, functions and method names that the row has; classes of libraries that need not be there are left out.
+
+    An op that nobody writes, for it is made by fusing, is named by its row.
+    """
     spelled = [s.target if isinstance(s, Spelling) else s for s in row.spellings]
-    return [*(form.cls for form in row.modules if isinstance(form.cls, type)), *dict.fromkeys(spelled)]
+    return [*(form.cls for form in row.modules if isinstance(form.cls, type)), *dict.fromkeys(spelled)] or [row.name]
 
 
 def _runs(row: Op, engine: str | None) -> bool:

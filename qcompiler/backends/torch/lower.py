@@ -11,6 +11,7 @@ from torch import fx
 from qcompiler.backends.torch.kernels import TO_FLOAT, Refused, select
 from qcompiler.backends.torch.mode_kernels import TABLE as MODES
 from qcompiler.backends.torch.mode_kernels import select as select_mode
+from qcompiler.backends.torch.reuse import reuse_memory
 from qcompiler.backends.torch.runtime import as_quantized, quantize_constant
 from qcompiler.backends.torch.site import Emit, Half, Operand, Rounded, Site, Weight
 from qcompiler.errors import ConfigError
@@ -33,6 +34,7 @@ class Lower:
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         graph = _Lowering(gm, context).graph(gm.graph)
         graph.eliminate_dead_code()
+        reuse_memory(graph)
         gm.graph = graph  # compiles the code: so not before it is done
         return True
 

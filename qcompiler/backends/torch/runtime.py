@@ -257,19 +257,26 @@ def conv2d_add_onednn(
     dilation: list[int],
     scale: float,
     zero_point: int,
+    into: bool = False,
 ) -> torch.Tensor:
     """conv2d and a sum in one kernel. It writes into `other` and believes its shape: so it gets a copy of the right one.
 
-    The op looks at the current engine, whatever engine made the pack.
+    `into`: nothing else uses `other`; where it has the result's shape and layout, no copy is made. The op looks at the current
+    engine, whatever engine made the pack.
     """
     if not torch.jit.is_scripting() and torch.backends.quantized.engine != "onednn":  # type: ignore[attr-defined]
         raise RuntimeError("this kernel was packed for onednn and runs only where torch.backends.quantized.engine is onednn")
     shape = [x.size(0), channels]
     for i in range(2):
         shape.append((x.size(2 + i) + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1)
+    if into and list(other.shape) == shape and other.is_contiguous(memory_format=torch.channels_last):
+        return torch.ops.quantized.conv2d_add(x, other, pack, scale, zero_point)  # type: ignore[no-any-return]
     summand = torch.empty_quantized([shape[0], shape[2], shape[3], shape[1]], other).permute(0, 3, 1, 2)  # channels_last
     summand.copy_(other.expand(shape))  # an op that writes: TorchScript makes one of two equal clones
     return torch.ops.quantized.conv2d_add(x, summand, pack, scale, zero_point)  # type: ignore[no-any-return]
+
+
+conv2d_add_onednn.writes = 1  # type: ignore[attr-defined]  # the argument that it may write into
 
 
 def pad_end(x: torch.Tensor, dim: int, size: int) -> torch.Tensor:

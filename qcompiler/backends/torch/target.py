@@ -43,6 +43,11 @@ class TorchTarget:
         groups: Any = node.kwargs.get("groups", 1)
         return row.name == "conv2d" and groups % 8 == 0 and conv.fbgemm_packs(self.engine, self.isa, groups)
 
+    @property
+    def adds_inside(self) -> bool:
+        """Whether a convolution's kernel adds a residual; that kernel wants its engine to be torch's current one at each call."""
+        return self.engine == "onednn"
+
     def gives_floats(self, row: Op, node: fx.Node) -> bool:
         """Whether a kernel takes int8 and hands out floats; it wants at least two dimensions."""
         kernel, flat = TO_FLOAT.get(row.settled.name), len(value_of(node).shape or (0, 0)) < 2

@@ -1,0 +1,28 @@
+"""Residual sums become part of the convolution before them, where the back end has such a kernel and its config asks for it.
+
+It stands behind annotate: what stays float, a transformer's residuals among it, is known by then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from qcompiler.ir.types import Stage
+from qcompiler.pass_manager import Context
+from qcompiler.patterns import residual
+
+
+@dataclass(frozen=True)
+class FuseSums:
+    name: str = "fuse_sums"
+    stage: Stage = Stage.OBSERVED
+    required: bool = False
+    per_match: bool = True
+
+    def run(self, gm: fx.GraphModule, context: Context) -> bool:
+        config = context.backend_config
+        if context.trains or config is None or not config.has("conv2d_add", "ConvAdd2d") or not context.target.adds_inside:
+            return False
+        return bool(context.apply_rules(gm, (residual.RULE,)))
