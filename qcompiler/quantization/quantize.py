@@ -18,6 +18,7 @@ from qcompiler.errors import CalibrationError, ConfigError, QCompilerWarning, Wh
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.place import PATH
 from qcompiler.nn.quantized import FloatFunctional
+from qcompiler.quantization.call_errors import explain_calls_
 from qcompiler.quantization.foreign import adopt_
 from qcompiler.quantization.fused_into import FusedInto, name_places_, relink, unlink_
 from qcompiler.quantization.fuser_method_mappings import without_batch_norm
@@ -183,6 +184,7 @@ def convert(
     reduce_where_needed(model, isa)
     model = _swapped(model, table, custom, empty, use_precomputed_fake_quant)
     _clean(model, remove_qconfig)
+    explain_calls_(model)
     setattr(model, MARK, "converted")
     return model
 
