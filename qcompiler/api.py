@@ -20,6 +20,7 @@ from qcompiler.debug.explain import ROWS, Explanation, rows_of
 from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
 from qcompiler.errors import CalibrationError, ConfigError, InputError
+from qcompiler.fingerprint import WEIGHTS, fingerprints
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
 from qcompiler.observers.watch import Batch, Watch
@@ -98,7 +99,7 @@ def _prepare(model: nn.Module, context: Context, examples: tuple[Any, Any, Any],
         run_passes(gm, (*passes, *(OBSERVE_CUSTOM if context.custom.observed_classes else ())), Stage.TRACED, context)
     example = (check_examples(inputs), dict(kwargs or {})) if context.trains else None
     kept = user_attributes(model) | {key: getattr(model, key) for key in context.custom.preserved_attributes}
-    return as_prepared(gm, State(context, name, kept, example))
+    return as_prepared(gm, State(context, name, kept, example, fingerprints(model)))
 
 
 @outside_inference_mode
@@ -166,7 +167,8 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
     shared = state.context
     context = dataclasses.replace(shared, allow_uncalibrated=allow_uncalibrated, remarks=list(shared.remarks), records=list(shared.records),
                                   rewrites=list(shared.rewrites))  # fmt: skip
-    return gm, State(context, state.name, state.user_attributes, state.example)
+    weights = fingerprints(prepared) if shared.trains else state.weights
+    return gm, State(context, state.name, state.user_attributes, state.example, weights)
 
 
 @outside_inference_mode
@@ -174,6 +176,7 @@ def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error",
     """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors."""
     gm, state = _observed(prepared, allow_uncalibrated)
     with watched(debug, "reference", state.name, state.context):
+        setattr(gm, WEIGHTS, state.weights)
         return run_passes(gm, _quantize(state), Stage.OBSERVED, state.context)
 
 
@@ -209,6 +212,7 @@ def convert_fx(
         run_passes(gm, lower, Stage.QUANTIZED, state.context, recompile=False)
     module = compile_graph(gm, engine=state.context.target.engine, name=state.name, user_attributes=kept)
     setattr(module, MARK, "converted")
+    setattr(module, WEIGHTS, state.weights)
     setattr(module, ROWS, rows_of(nodes, state.context.table).to_data())
     if check_parity and state.example is not None:
         found = require_parity(prepared, module, state.example)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class State:
     name: str
     user_attributes: dict[str, Any]
     example: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # of a model in training: what parity is checked on
+    weights: dict[str, str] = field(default_factory=dict)  # checksums of the float model's; none where others were loaded
 
     def saved(self) -> State:
         """The state without what cannot be written; ConfigError for op rows of the user's own, which are code."""
@@ -71,6 +72,7 @@ class PreparedModule(fx.GraphModule):
         for name in ("_modules", "_buffers"):
             vars(copied)[name].update(copy.deepcopy(vars(self)[name], memo))
         _check_inputs(copied)  # torch.fx drops hooks
+        copied.register_load_state_dict_post_hook(_forget_weights)
         return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -98,7 +100,13 @@ def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
         setattr(gm, name, value)
     gm.meta[KEPT] = attributes
     _check_inputs(gm)
+    gm.register_load_state_dict_post_hook(_forget_weights)
     return gm if state.context.trains else gm.eval()
+
+
+def _forget_weights(gm: Any, incompatible: Any) -> None:
+    """What is loaded may come from another float model."""
+    gm.meta[STATE] = replace(gm.meta[STATE], weights={})
 
 
 def _check_inputs(gm: fx.GraphModule) -> None:

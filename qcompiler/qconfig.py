@@ -31,7 +31,7 @@ class QConfig:
 
     def __post_init__(self) -> None:
         for role in ("activation", "weight"):
-            maker = as_factory(getattr(self, role))
+            maker = as_factory(_translated(getattr(self, role)))
             object.__setattr__(self, role, maker)
             if maker is None:
                 continue
@@ -62,6 +62,9 @@ def _try(role: str, maker: Any) -> None:
         raise ConfigError(f"the {role} observer cannot be made: {error}", code="qconfig-maker") from error
     if not isinstance(made, nn.Module):
         raise ConfigError(f"the {role} of a QConfig makes {type(made).__name__}, not a module", code="qconfig-maker")
+    if not isinstance(made, (ob.ObserverBase, nn.Identity)):
+        raise ConfigError(f"the {role} of a QConfig makes {type(made).__name__}, which is no observer of qcompiler", code="qconfig-maker",
+                          hint="derive it from qcompiler.observers.ObserverBase: forward(x) and calculate_qparams() are yours")  # fmt: skip
     if role == "activation" and getattr(made, "is_per_channel", False):
         raise ConfigError("activations cannot be quantized per channel", code="qconfig-per-channel")
     if role == "activation" and getattr(made, "dtype", None) is torch.int32:

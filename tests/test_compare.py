@@ -278,7 +278,7 @@ def test_json_and_text_are_the_same_each_time(net: nn.Module, made: Any) -> None
     assert first.to_json() == second.to_json() and str(first) == str(second)
     data = json.loads(first.to_json())
     assert data["format"] == "qcompiler-comparison" and len(data["nodes"]) == len(NODES) and data["output"] is not None
-    assert first.worst.name in str(first).split("│")[1]
+    assert (first.worst.module_path or first.worst.name) in str(first).splitlines()[3]
 
 
 # What is refused
@@ -298,10 +298,77 @@ def test_a_model_of_another_structure(made: Any) -> None:
         compare(Other().eval(), made.module, DATA)
 
 
-def test_a_model_with_other_weights_is_noted(made: Any) -> None:
-    torch.manual_seed(5)
-    found = compare(randomized(Net(), seed=7), made.module, DATA)
+@pytest.mark.parametrize("form", ["module", "reference", "copied", "unpickled", "loaded"])
+def test_a_model_with_other_weights_is_noted(net: nn.Module, made: Any, form: str, tmp_path: Path) -> None:
+    quantized = made.reference if form == "reference" else made.module
+    if form == "loaded":
+        qcompiler.save(quantized, tmp_path / "net.qc")
+        quantized = qcompiler.load(tmp_path / "net.qc")
+    elif form != "module":
+        quantized = pickle.loads(pickle.dumps(quantized)) if form == "unpickled" else copy.deepcopy(quantized)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.get_parameter("shared.bias")[3] += 1e-3  # far too little to be seen in the figures
+        other.get_buffer("bn.running_mean").mul_(2)
+    found = compare(other, quantized, DATA)
+    if form == "reference":
+        assert not found.note  # torch.fx's copies of a graph go without
+        found = compare(other, made.reference, DATA)
+    assert "2 of 12 tensors differ (bn.running_mean, shared.bias)" in found.note
+    assert str(found).startswith("WARNING: not the model that was quantized")
+    assert json.loads(found.to_json())["note"] == found.note
+
+
+def test_unknown_weights_that_compute_something_else_are_noted(made: Any) -> None:
+    quantized = copy.deepcopy(made.module)
+    quantized.load_state_dict(made.module.state_dict())  # they may come from anywhere
+    found = compare(randomized(Net(), seed=7), quantized, DATA)
     assert "with the same weights" in found.note and found.note in str(found)
+
+
+def test_weights_that_a_prepared_model_was_given(net: nn.Module) -> None:
+    other = randomized(Net(), seed=7)
+    first, second = (qcompiler.prepare_fx(model, None, (DATA[0],)) for model in (net, other))
+    qcompiler.calibrate(second, DATA)
+    first.load_state_dict(second.state_dict())
+    for prepared in (first, copy.deepcopy(first)):
+        assert not compare(other, qcompiler.convert_fx(prepared), DATA).note
+
+
+def test_training_moves_the_weights() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    prepared = qcompiler.prepare_qat_fx(model.train(), None, (DATA[0],))
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.1)
+    for x in DATA:
+        prepared(x).square().mean().backward()
+        optimizer.step()
+    small = qcompiler.convert_fx(prepared)
+    assert "tensors differ (0.weight, " in compare(model.eval(), small, DATA).note
+    model.load_state_dict({name: prepared.state_dict()[name] for name in model.state_dict()})
+    assert not compare(model, small, DATA).note
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit_the_terminal(net: nn.Module, made: Any, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    deep = nn.Sequential()
+    deep.add_module("encoder_of_the_first_modality", nn.Sequential())
+    deep.get_submodule("encoder_of_the_first_modality").add_module("a_layer_with_a_very_long_name_0123456789", net)
+    path = "encoder_of_the_first_modality.a_layer_with_a_very_long_name_0123456789"
+    for model, module in ((net, made.module), (deep, qcompiler.quantize(deep, DATA, progress=False))):
+        found = compare(model, module, DATA)
+        for text in (str(found), str(qcompiler.explain(module))):
+            lines = text.splitlines()
+            assert max(map(len, lines)) <= width and all("  " in line for line in lines[3:4])
+            if model is net:
+                assert "…" not in text and "norm" in text  # no name is cut where all fit
+            elif width == 120:
+                assert f"{path}.one"[-24:] in text
+        rows = str(found).splitlines()[3 : 3 + len(found.nodes)]
+        assert all(line.count(" dB") >= 2 or "exact" in line or "no signal" in line for line in rows)  # a row is a line
+    head, *_, caption = str(compare(net, made.module, DATA)).splitlines()[1:]
+    assert ("max abs" in head) == (width == 120) and ("max abs" in caption) == (width == 80)
 
 
 def test_no_data(net: nn.Module, made: Any) -> None:

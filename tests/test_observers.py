@@ -438,25 +438,65 @@ class Peak(ob.ObserverBase):
 
     def __init__(self, dtype=torch.quint8):
         super().__init__(dtype)
-        self.peak = 0.0
+        self.register_buffer("peak", torch.ones(()))  # a scale of 1/127 without data, as a class that does not check would have
 
     def forward(self, x):
-        self.peak = max(self.peak, float(x.detach().abs().max()))
+        if x.numel():
+            self.peak = torch.maximum(self.peak, x.detach().abs().max())
         return x
 
     def calculate_qparams(self):
-        return torch.tensor([self.peak / 127]), torch.tensor([128])
+        return self.peak.reshape(1) / 127, torch.tensor([128])
+
+
+def with_peaks(flow):
+    settings = Q.QConfig(activation=Peak.with_args(dtype=torch.quint8), weight=Q.default_weight_observer)
+    net = Q.QuantWrapper(nn.Linear(4, 3)).eval() if flow == "eager" else nn.Linear(4, 3).eval()
+    net.qconfig = settings
+    x = 2 * torch.randn(8, 4)
+    return net, x, Q.prepare(net) if flow == "eager" else Q.prepare_fx(net, Q.QConfigMapping().set_global(settings), (x,))
+
+
+def to_int8(flow, prepared):
+    return Q.convert(prepared) if flow == "eager" else Q.convert_fx(prepared)
+
+
+@pytest.mark.parametrize("flow", ["eager", "graph"])
+def test_an_observer_of_the_users_own_without_data(flow):
+    _, x, prepared = with_peaks(flow)
+    untouched = copy.deepcopy(prepared.state_dict())
+    for step in (lambda: None, lambda: prepared(x[:0]), lambda: prepared.load_state_dict(untouched)):
+        step()
+        with pytest.raises(CalibrationError, match=r"0 of \d observers saw data"):
+            to_int8(flow, prepared)
+    _, _, other = with_peaks(flow)
+    prepared(x)
+    other.load_state_dict(prepared.state_dict())  # statistics of a model that saw data
+    assert torch.equal(to_int8(flow, copy.deepcopy(other))(x), to_int8(flow, prepared)(x))
+
+
+def test_an_observer_of_another_kind_is_refused():
+    class Duck(nn.Module):
+        def calculate_qparams(self):
+            return torch.ones(1), torch.zeros(1)
+
+    for role in ({"activation": Duck, "weight": None}, {"activation": None, "weight": Duck}):
+        with pytest.raises(ConfigError, match="Duck, which is no observer") as caught:
+            Q.QConfig(**role)
+        assert "ObserverBase" in caught.value.hint
+
+
+def test_torchs_observers_in_a_qconfig_of_ours():
+    theirs = torch.ao.quantization.MinMaxObserver.with_args(dtype=torch.quint8)
+    made = Q.QConfig(activation=theirs, weight=torch.ao.quantization.default_weight_observer)
+    assert made == Q.QConfig(ob.MinMaxObserver.with_args(dtype=torch.quint8), Q.default_weight_observer)
 
 
 @pytest.mark.parametrize("flow", ["eager", "graph"])
 def test_an_observer_of_the_users_own(flow):
-    settings = Q.QConfig(activation=Peak.with_args(dtype=torch.quint8), weight=Q.default_weight_observer)
-    net = Q.QuantWrapper(nn.Linear(4, 3)).eval() if flow == "eager" else nn.Linear(4, 3).eval()
-    net.qconfig = settings
-    x = torch.randn(8, 4)
-    prepared = Q.prepare(net) if flow == "eager" else Q.prepare_fx(net, Q.QConfigMapping().set_global(settings), (x,))
+    net, x, prepared = with_peaks(flow)
     prepared(x)
-    small = Q.convert(prepared) if flow == "eager" else Q.convert_fx(prepared)
+    small = to_int8(flow, prepared)
     assert (small(x) - net(x)).abs().max() < 0.1
     if flow == "eager":
         assert small.quant.scale.item() == pytest.approx(float(x.abs().max() / 127)) and small.quant.zero_point.item() == 128

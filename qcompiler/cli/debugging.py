@@ -58,11 +58,11 @@ def compare(
     if json:
         print(found.to_json())
         return
+    if found.note:
+        console.print(f"WARNING: {found.note}", style="yellow", markup=False, highlight=False)
     console.print(found.table(top or None))
     for name, reason in found.unmatched:
         console.print(f"not compared: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
-    if found.note:
-        console.print(found.note, style="yellow", markup=False, highlight=False)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from qcompiler.codegen.program import Call, Program, is_name, is_path
 from qcompiler.codegen.script import attach_script, listed, refuse_hidden, script_attributes, unscriptable
 from qcompiler.codegen.values import Const, Ref, Scale, ZeroPoint, rewrite
 from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.fingerprint import WEIGHTS
 
 T = TypeVar("T", bound=type)
 OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound"})
@@ -273,6 +274,7 @@ def _empty(program: Program | str, engine: str) -> CompiledModule:
 
 
 def _after_load(module: CompiledModule, incompatible: Any) -> None:
+    module.__dict__.pop(WEIGHTS, None)
     module.rebuild()
 
 

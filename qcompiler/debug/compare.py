@@ -18,6 +18,7 @@ from qcompiler.debug.steps import Steps, steps_of_graph, steps_of_module
 from qcompiler.debug.tally import Tally, weight_histogram
 from qcompiler.debug.walk import Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, QCompilerError
+from qcompiler.fingerprint import WEIGHTS, other_weights
 from qcompiler.ir.types import SOURCE
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.table import OPS, Table
@@ -53,7 +54,7 @@ def compare(
     floats = float_steps(float_model, first, table, concrete_args)
     matching = match(floats, steps)
     _require_matches(steps, matching)
-    found = Tallies(Walk(floats, steps, matching, profile=profile))
+    found = Tallies(Walk(floats, steps, matching, profile=profile), _note_weights(float_model, quantized))
     with torch.inference_mode():
         found.add(0, *first)
         for index, (args, kwargs) in enumerate(items, 1):
@@ -104,10 +105,24 @@ def _require_matches(steps: Steps, matching: Matching) -> None:
     )  # fmt: skip
 
 
+def _note_weights(float_model: nn.Module, quantized: nn.Module) -> str:
+    """A warning where the float model has other weights than the one that was quantized; empty where it has the same, or nobody knows."""
+    recorded = getattr(quantized, WEIGHTS, None)
+    if not recorded or is_graph(float_model):
+        return ""
+    other, known = other_weights(float_model, recorded)
+    if not other:
+        return ""
+    names = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
+    return (f"not the model that was quantized: {len(other)} of {known} tensors differ ({names}). "
+            "The figures tell two models apart, not the error of quantization")  # fmt: skip
+
+
 class Tallies:
     """A tally for each site, and the results'."""
 
-    def __init__(self, walk: Walk) -> None:
+    def __init__(self, walk: Walk, note: str = "") -> None:
+        self.note = note
         self.walk, self.output, self.batches = walk, Tally(), 0
         self.tallies: dict[str, Tally] = {}
         self.unmatched = dict(walk.matching.unmatched)
@@ -153,8 +168,8 @@ class Tallies:
         rows = ordered(_row(self.walk.matching.sites[name], tally) for name, tally in self.tallies.items() if name not in self.unmatched)
         weighted = [row for row in rows if row.weight is not None]
         wrong = [row for row in weighted if row.own < SUSPICIOUS]
-        note = ""
-        if weighted and len(wrong) * 2 > len(weighted):
+        note = self.note
+        if not note and weighted and len(wrong) * 2 > len(weighted):
             note = (f"{len(wrong)} of {len(weighted)} nodes with weights do not compute what the float model does: "
                     "is it the model that was quantized, with the same weights?")  # fmt: skip
         return Comparison(rows, tuple(self.unmatched.items()), self.output.decibels(self.output.noise), self.batches, note)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from qcompiler.debug.fitted_table import Column, FittedTable, as_text
 from qcompiler.debug.tally import Histogram
 
 FLOOR = -300.0  # stands in JSON for -inf: noise without any signal
@@ -75,26 +75,11 @@ class Comparison:
         return self.nodes[0]
 
     def table(self, limit: int | None = 20) -> Any:
-        """The worst rows (None: all of them) as a rich table."""
-        from rich.table import Table
-        from rich.text import Text
-
-        title = f"worst own error first; output {_db(self.output)}, {self.batches} batches"
+        """The worst rows (None: all of them) for a rich console; it shows the columns that there is room for."""
         shown = self.nodes if limit is None else self.nodes[:limit]
         hidden = len(self.nodes) - len(shown)
-        table = Table(title=title, caption=f"{hidden} more nodes" if hidden else None)
-        timed = any(n.ms is not None for n in self.nodes)
-        texts = ("node", "module", "computes")
-        figures = ("own", "median channel", "inherited", "total", "max abs", "clipped", "unused", "dead")
-        for header in (*texts, *figures, *(["ms"] if timed else [])):
-            table.add_column(header, justify="left" if header in texts else "right", overflow="fold")
-        for n in shown:
-            dead = str(n.dead_channels - n.dead_in_float) if n.dead_channels > n.dead_in_float else ""
-            ratios = map(_db, (n.own, n.own_channel, n.inherited, n.sqnr))
-            cells = (*ratios, f"{n.max_abs:.4g}", _share(n.saturation), _share(n.unused), dead)
-            time = (f"{n.ms:.3f}" if n.ms is not None else "",) if timed else ()
-            table.add_row(Text(n.name), Text(n.module_path), Text(n.computes), *cells, *time)
-        return table
+        title = f"worst own error first; output {_db(self.output)}, {self.batches} batch{'es' * (self.batches != 1)}"
+        return FittedTable(title, _columns(shown), f"{hidden} more nodes" if hidden else "")
 
     def to_data(self) -> dict[str, Any]:
         """Plain JSON data; null stands for a ratio without error."""
@@ -116,16 +101,28 @@ class Comparison:
         return {n.name: _numerics(n) for n in sorted(self.nodes, key=lambda n: n.name)}
 
     def __str__(self) -> str:
-        from rich.console import Console
+        warning = [f"WARNING: {self.note}"] if self.note else []
+        return as_text(*warning, self.table(), *(f"not compared: {name}: {reason}" for name, reason in self.unmatched))
 
-        console = Console(file=io.StringIO(), width=150, color_system=None)
-        console.print(self.table())
-        for name, reason in self.unmatched:
-            console.print(f"not compared: {name}: {reason}", markup=False, highlight=False)
-        if self.note:
-            console.print(self.note, markup=False, highlight=False)
-        text: str = console.file.getvalue()  # type: ignore[attr-defined]
-        return text
+
+def _columns(nodes: tuple[NodeError, ...]) -> list[Column]:
+    """Nodes of no module go by their own name."""
+    unnamed = [not n.module_path for n in nodes]
+    new_dead = [n.dead_channels - n.dead_in_float for n in nodes]
+    return [
+        Column("node", [n.name for n in nodes], rank=9, names=True),
+        Column("module", [f"({n.name})" if alone else n.module_path for n, alone in zip(nodes, unnamed, strict=True)], names=True),
+        Column("computes", [n.computes for n in nodes], rank=4),
+        Column("own", [_db(n.own) for n in nodes], right=True),
+        Column("median channel", [_db(n.own_channel) for n in nodes], rank=1, right=True),
+        Column("inherited", [_db(n.inherited) for n in nodes], rank=2, right=True),
+        Column("total", [_db(n.sqnr) for n in nodes], right=True),
+        Column("max abs", [f"{n.max_abs:.4g}" for n in nodes], rank=7, right=True),
+        Column("clipped", [_share(n.saturation) for n in nodes], rank=3, right=True),
+        Column("unused", [_share(n.unused) for n in nodes], rank=5, right=True),
+        Column("dead", [str(dead) if dead > 0 else "" for dead in new_dead], rank=6, right=True),
+        Column("ms", [f"{n.ms:.3f}" if n.ms is not None else "" for n in nodes], rank=1, right=True),
+    ]
 
 
 def ordered(nodes: Iterable[NodeError]) -> tuple[NodeError, ...]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import fx
 
+from qcompiler.debug.fitted_table import Column, FittedTable, as_text
 from qcompiler.ir.types import Mode, quant_of, source_of
 from qcompiler.ops.macs import float_macs
 from qcompiler.ops.table import Table
@@ -67,25 +67,21 @@ class Explanation:
         return Explanation(tuple(Row(**row) for row in data))
 
     def table(self) -> Any:
-        """The rows as a rich table."""
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
-        table = RichTable(title=Text(self._title(), "italic"))
-        for header in ("node", "op", "module", "runs in", "MACs", "why float"):
-            table.add_column(header, justify="right" if header == "MACs" else "left", overflow="fold")
-        for row in self.rows:
-            kind = Text(row.kind, "green" if row.int8 or row.mode else "yellow")
-            cells: list[Any] = [
-                Text(row.node),
-                Text(row.op),
-                Text(row.module_path),
-                kind,
-                f"{row.macs:,}" if row.macs else "",
-                Text(row.reason),
-            ]
-            table.add_row(*cells)
-        return table
+        """The rows for a rich console; it shows the columns that there is room for."""
+        rows = self.rows
+        colours = ["green" if row.int8 or row.mode else "yellow" for row in rows]
+        return FittedTable(
+            self._title(),
+            [
+                Column("node", [row.node for row in rows], rank=5, names=True),
+                Column("op", [row.op for row in rows], rank=1, names=True),
+                Column("module", [row.module_path or f"({row.node})" for row in rows], names=True),
+                Column("runs in", [row.kind for row in rows], styles=colours),
+                Column("MACs", [f"{row.macs:,}" if row.macs else "" for row in rows], rank=4, right=True),
+                Column("code", [row.code for row in rows], rank=3),
+                Column("why float", [row.reason for row in rows], prose=True),
+            ],
+        )
 
     def _title(self) -> str:
         if self.rows and not any(row.counted for row in self.rows):
@@ -94,12 +90,7 @@ class Explanation:
         return f"{self.int8_mac_share:.1%} of multiply-accumulates in int8{left_out}"
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=140, color_system=None)
-        console.print(self.table())
-        text: str = console.file.getvalue()  # type: ignore[attr-defined]
-        return text
+        return as_text(self.table())
 
 
 def rows_of(nodes: Iterable[fx.Node], table: Table) -> Explanation:

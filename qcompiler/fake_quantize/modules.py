@@ -80,6 +80,10 @@ class FakeQuantize(FakeQuantizeBase):
         self.activation_post_process.ch_axis = axis
 
     @property
+    def measures(self) -> bool:
+        return self.activation_post_process.measures
+
+    @property
     def observed(self) -> bool:
         return self.activation_post_process.observed
 

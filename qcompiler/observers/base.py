@@ -16,6 +16,19 @@ from qcompiler.observers.affine import PER_CHANNEL, PER_TENSOR, Rule, choose_qpa
 from qcompiler.observers.factory import Factory, plain_dtype
 
 EPS = torch.finfo(torch.float32).eps
+SAW_DATA = "_saw_data"  # set on observers that do not tell by themselves
+
+
+def _note_call(observer: nn.Module, inputs: Any, output: Any) -> None:
+    if any(isinstance(x, torch.Tensor) and x.numel() for x in inputs):
+        observer.__dict__[SAW_DATA] = True
+
+
+def _note_load(observer: nn.Module, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    """Statistics that are loaded count as data; those of an observer that saw none are the ones that are there already."""
+    held = {prefix + name: buffer for name, buffer in observer.named_buffers()}
+    if any(isinstance(new := state_dict.get(name), torch.Tensor) and not torch.equal(new, held[name]) for name in held):
+        observer.__dict__[SAW_DATA] = True
 
 
 class ObserverBase(nn.Module):
@@ -24,8 +37,8 @@ class ObserverBase(nn.Module):
     `dtype` is plain (uint8, int8, int32, or a float type for placeholders). Tensors without elements are ignored. NaN and inf
     raise NumericsError before anything is recorded; on an accelerator and in torch.compile, where looking at them would wait for
     the device, they stay in the statistics and raise when these are read (`qparams`).
-    One of your own overrides `forward` and `calculate_qparams`, as with torch's; `observed` as well, so that an uncalibrated model
-    is told, and `qscheme` and `ch_axis` where it is per channel.
+    One of your own overrides `forward` and `calculate_qparams`, as with torch's; `qscheme` and `ch_axis` where it is per channel,
+    and `observed` where a call with data, or a state_dict that changes a buffer, is not what makes qparams possible.
     """
 
     qscheme: torch.qscheme | None = None
@@ -36,6 +49,9 @@ class ObserverBase(nn.Module):
         super().__init__()
         self.dtype = plain_dtype(dtype)
         self.is_dynamic = is_dynamic
+        if type(self).observed is ObserverBase.observed and self.measures:
+            self.register_forward_hook(_note_call)
+            self.register_load_state_dict_pre_hook(_note_load)
 
     @classmethod
     def with_args(cls, **kwargs: Any) -> Factory:
@@ -44,7 +60,12 @@ class ObserverBase(nn.Module):
 
     @property
     def observed(self) -> bool:
-        """Whether there is data (or a fixed range) to compute qparams from. Here: whether the class computes any."""
+        """Whether there is data (or a fixed range) to compute qparams from. Here: whether it was called with data, or loaded some."""
+        return self.measures and bool(self.__dict__.get(SAW_DATA))
+
+    @property
+    def measures(self) -> bool:
+        """Whether qparams come from data: neither a placeholder, which gives none, nor fixed ones."""
         return type(self).calculate_qparams is not ObserverBase.calculate_qparams
 
     @property

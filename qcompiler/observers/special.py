@@ -47,6 +47,10 @@ class FixedQParamsObserver(ObserverBase):
         self.register_buffer("zero_point", torch.tensor([zero_point], dtype=torch.int32))
 
     @property
+    def measures(self) -> bool:
+        return False
+
+    @property
     def observed(self) -> bool:
         return True
 

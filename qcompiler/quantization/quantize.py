@@ -18,6 +18,7 @@ from qcompiler.errors import CalibrationError, ConfigError, QCompilerWarning, Wh
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.place import PATH
 from qcompiler.nn.quantized import FloatFunctional
+from qcompiler.quantization.call_errors import explain_calls_
 from qcompiler.quantization.foreign import adopt_
 from qcompiler.quantization.fused_into import FusedInto, name_places_, relink, unlink_
 from qcompiler.quantization.fuser_method_mappings import without_batch_norm
@@ -183,6 +184,7 @@ def convert(
     reduce_where_needed(model, isa)
     model = _swapped(model, table, custom, empty, use_precomputed_fake_quant)
     _clean(model, remove_qconfig)
+    explain_calls_(model)
     setattr(model, MARK, "converted")
     return model
 
@@ -206,7 +208,7 @@ def _uncalibrated(model: nn.Module, table: Mapping[Any, Any], allow: str) -> set
 
     A FloatFunctional that nothing calls is no error: its int8 form says so if it is ever called.
     """
-    watched = [(path, module, observer) for path, module, observer in observers_of(model) if _measures(observer)]
+    watched = [(path, module, observer) for path, module, observer in observers_of(model) if getattr(observer, "measures", False)]
     empty = [(path, module) for path, module, observer in watched if not observer.observed]
     if empty and len(empty) == len(watched):
         stub = "" if _has_stub(model) else f"; the model has no QuantStub either. {HOW_TO_STUB}"
@@ -220,11 +222,6 @@ def _uncalibrated(model: nn.Module, table: Mapping[Any, Any], allow: str) -> set
                                hint='calibrate with data that reaches these modules, set their qconfig to None, or pass '
                                     'allow_uncalibrated="float" to keep them float')  # fmt: skip
     return {id(module) for _, module in missing}
-
-
-def _measures(observer: Any) -> bool:
-    """Whether data makes a difference to it (placeholders and fixed qparams need none)."""
-    return hasattr(observer, "observed") and any(hasattr(part, "min_val") for part in observer.modules())
 
 
 def _swapped(

@@ -1,0 +1,30 @@
+"""Which weights a model was quantized from: a checksum of each, which travels with the result, through save and load as well."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+WEIGHTS = "_qcompiler_weights"  # on converted modules: {name: checksum} of the float model; gone once other weights are loaded
+
+
+def fingerprints(model: nn.Module) -> dict[str, str]:
+    """A checksum of every float parameter and saved buffer, by its name in the state_dict."""
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    return {name: _checksum(t) for name, t in tensors.items() if t.is_floating_point() and t.device.type == "cpu"}
+
+
+def _checksum(tensor: torch.Tensor) -> str:
+    raw: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{zlib.crc32(raw):08x}"
+
+
+def other_weights(model: nn.Module, recorded: Mapping[str, str]) -> tuple[list[str], int]:
+    """The names under which the model has other values than the recorded ones, and how many names both have."""
+    found = fingerprints(model)
+    known = [name for name in found if name in recorded]
+    return [name for name in known if found[name] != recorded[name]], len(known)
