@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from qcompiler.batches import batches, check_data
 from qcompiler.codegen.module import CompiledModule
 from qcompiler.debug.match import match
-from qcompiler.debug.steps import steps_of_graph, steps_of_module
+from qcompiler.debug.steps import Grid, steps_of_graph, steps_of_module
 from qcompiler.debug.walk import Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, PassError, Where
 from qcompiler.qat.sites import FakeQuantWatch, switch_observers_off
@@ -104,7 +104,7 @@ def parity(prepared: nn.Module, converted: nn.Module, data: Any) -> Parity:
 def _compare(prepared: nn.Module, converted: CompiledModule, items: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> Parity:
     graph = simulated(prepared, *items[0])
     floats, steps = steps_of_graph(graph), steps_of_module(converted)
-    walk, found = Walk(floats, steps, match(floats, steps)), _Found(_ranges(graph))
+    walk, found = Walk(floats, steps, match(floats, steps), ends=_ranges(graph)), _Found()
     with torch.inference_mode():
         for args, kwargs in items:
             walk.run(args, kwargs, found.visit)
@@ -136,9 +136,8 @@ def _ranges(graph: fx.GraphModule) -> dict[str, tuple[int, int]]:
 class _Found:
     """The worst difference of each value over all batches."""
 
-    def __init__(self, ranges: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self) -> None:
         self.worst: dict[str, Difference] = {}
-        self.ranges = ranges
 
     def visit(self, seen: Seen) -> None:
         site, compared = seen.site, pairs(seen.own_reference, seen.own_value)
@@ -147,22 +146,21 @@ class _Found:
         for reference, value in compared:
             if not reference.is_floating_point() or not reference.numel():
                 continue
-            apart = _distance(reference, value, seen.grid, self.ranges.get(site.float_step.name))
+            apart = _distance(reference, value, seen.grid)
             found = Difference(site.computed.name, site.step.module_path, site.step.location, *apart)
             known = self.worst.get(site.step.name)
             if known is None or found.worst > known.worst:
                 self.worst[site.step.name] = found
 
 
-def _distance(reference: Tensor, value: Tensor, grid: Any, ends: tuple[int, int] | None) -> tuple[float, bool]:
+def _distance(reference: Tensor, value: Tensor, grid: Grid | None) -> tuple[float, bool]:
     """In steps between the integers that hold the two: a value that a cat copies is rounded behind the cat, in training.
 
-    Values outside the range of the fake quantization (where that has 7 bits, kernels still saturate at 8) count as its ends.
+    The reference may be a value before its fake quantization, so it is cut to the range of that; int8 must have done so itself.
     """
     if grid is None:
         apart, largest = float((reference.double() - value.double()).abs().max()), float(reference.abs().max())
         return apart / largest if largest else apart, True
-    scale, zero_point, *held = grid
-    low, high = ends or held
-    integers = [torch.clamp(torch.round(v.double() / scale) + zero_point, low, high) for v in (reference, value)]
-    return float((integers[0] - integers[1]).abs().max()), False
+    scale, zero_point, low, high = grid
+    integers = [torch.round(v.double() / scale) + zero_point for v in (reference, value)]
+    return float((integers[0].clamp(low, high) - integers[1]).abs().max()), False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from qcompiler.api import REMARKS
 from qcompiler.debug.explain import ROWS, Explanation, Row
 from qcompiler.errors import Where
+from qcompiler.fake_quantize import FakeQuantize
 from qcompiler.nn.quantized import DeQuantize, QFunctional, Quantize
 from qcompiler.ops.spec import Output
 from qcompiler.ops.table import OPS
@@ -47,6 +49,14 @@ class Report:
             self._add(path, old, False, reason)
             self._remark("kept-float", f"{path} stays float: {reason}; DeQuantStub before it and QuantStub behind it feed it floats", path)
 
+    def note_cuts(self, observers: Iterable[tuple[str, nn.Module, Any]]) -> None:
+        """One remark where training cut values at fewer than 8 bits: modules saturate at 0 and 255, the ends of theirs."""
+        cut = [path for path, _, found in observers if isinstance(found, FakeQuantize) and not holds_bytes(found)]
+        if cut:
+            text = (f"{len(cut)} values (first: of {cut[0]}) were cut in training where their range of less than 8 bits ends; int8 modules "
+                    "hold codes up to 255 of that scale, so larger values differ. prepare_qat_fx cuts them in int8 too")  # fmt: skip
+            self._remark("not-cut", text, cut[0])
+
     def _add(self, path: str, old: nn.Module, int8: bool, reason: str) -> None:
         macs = multiply_accumulates(old)
         form = OPS.module_form(old)
@@ -59,6 +69,11 @@ class Report:
     def attach(self, model: nn.Module) -> None:
         setattr(model, ROWS, Explanation(tuple(self.rows)).to_data())
         setattr(model, REMARKS, [remark.to_data() for remark in self.remarks])
+
+
+def holds_bytes(fake_quant: FakeQuantize) -> bool:
+    """Whether it rounds to all of 0 to 255, or is no matter of codes that kernels saturate at."""
+    return fake_quant.dtype is not torch.uint8 or (fake_quant.quant_min <= 0 and fake_quant.quant_max >= 255)
 
 
 def runs_on_both(module: nn.Module) -> bool:
