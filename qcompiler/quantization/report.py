@@ -13,12 +13,14 @@ from qcompiler.api import REMARKS
 from qcompiler.debug.explain import ROWS, Explanation, Row
 from qcompiler.errors import Where
 from qcompiler.fake_quantize import FakeQuantize
+from qcompiler.nn.place import OUTPUTS
+from qcompiler.nn.quantizable.lstm import LSTMCell
 from qcompiler.nn.quantized import DeQuantize, QFunctional, Quantize
 from qcompiler.ops.spec import Output
 from qcompiler.ops.table import OPS
 from qcompiler.pass_manager import Remark
 from qcompiler.quantization.fused_into import FusedInto
-from qcompiler.quantization.observation import OBSERVER, OUTPUTS, is_leaf
+from qcompiler.quantization.observation import OBSERVER, is_leaf
 from qcompiler.quantization.stubs import DeQuantStub, QuantStub
 
 NO_DATA = "no calibration data reached it"
@@ -88,12 +90,24 @@ def runs_on_both(module: nn.Module) -> bool:
 
 
 def multiply_accumulates(module: nn.Module) -> int | None:
-    """Of the last call that `prepare`'s hook saw; 0 without a weight, None where no call was seen."""
+    """Of the last call that `prepare`'s hook saw; 0 without a weight or for a lookup, None where no call was seen."""
+    cells = [m for m in module.modules() if isinstance(m, LSTMCell)]
+    if cells:
+        found = [_of_cell(cell) for cell in cells]
+        return None if None in found else sum(filter(None, found))
     weight: Any = next((p for p in (getattr(module, "weight", None), *module.parameters()) if isinstance(p, torch.Tensor)), None)
-    if weight is None or weight.dim() < 2:
+    form = OPS.module_form(module)
+    if weight is None or weight.dim() < 2 or (form is not None and form[0].macs is None):
         return 0
     outputs = module.__dict__.get(OUTPUTS)
     return None if outputs is None else outputs * weight[0].numel()
+
+
+def _of_cell(cell: LSTMCell) -> int | None:
+    """Each row of the input, at every step, is multiplied by the weights of the inputs and meets a hidden state."""
+    linears = [m for m in cell.igates.modules() if isinstance(m, nn.Linear)]
+    outputs = [m.__dict__.get(OUTPUTS) for m in linears]
+    return None if None in outputs else sum(filter(None, outputs)) * (cell.input_size + cell.hidden_size)
 
 
 def leaves_of(model: nn.Module, whole: tuple[type, ...]) -> list[tuple[str, nn.Module]]:
