@@ -12,6 +12,7 @@ from torch import nn
 import qcompiler.nn.intrinsic.qat as nniqat
 import qcompiler.nn.intrinsic.quantized as nniq
 import qcompiler.nn.quantized as nnq
+from qcompiler import remarks
 from qcompiler.errors import ConfigError
 from qcompiler.quantization import (
     convert,
@@ -107,4 +108,6 @@ def test_bits_are_chosen_before_training() -> None:
     train(wide, 1)
     with pytest.raises(ConfigError, match="trained with 8-bit activations"):
         convert(wide.eval(), isa="avx2")
-    convert(wide, isa="avx512_vnni")
+    train(narrow, 1)
+    made = [convert(m.eval(), isa=isa) for m, isa in ((wide, "avx512_vnni"), (narrow, "avx2"))]
+    assert [[r.code for r in remarks(m)].count("not-cut") for m in made] == [0, 1]  # int8 modules saturate at 255, training at 127

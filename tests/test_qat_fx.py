@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qcompiler import QConfig, QConfigMapping, calibrate, convert_fx, convert_to_reference_fx, explain, prepare_fx, prepare_qat_fx, remarks
 from qcompiler.debug import parity
 from qcompiler.errors import CalibrationError, ConfigError, PassError
-from qcompiler.fake_quantize import FakeQuantize, disable_fake_quant, disable_observer
+from qcompiler.fake_quantize import FakeQuantize, default_fake_quant, default_weight_fake_quant, disable_fake_quant, disable_observer
 from qcompiler.observers import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
 from qcompiler.ops.table import OPS
 from qcompiler.qat.sites import FakeQuantWatch
@@ -229,6 +229,28 @@ def test_the_range_is_decided_before_training(engine: str, isa: str) -> None:
     reference = convert_to_reference_fx(prepared)
     top = {n.name: n.args[4] for n in reference.graph.nodes if n.name.endswith("_q")}
     assert all(top[f"{name}_q"] == value for name, value in most.items())
+
+
+NARROW = {"7 bits": ("avx2", None), "4 bits": ("avx512_vnni", default_fake_quant.with_args(quant_max=15))}
+
+
+@pytest.mark.parametrize("bits", NARROW)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_values_outside_the_trained_range_are_cut_as_in_training(engine: str, bits: str) -> None:
+    """Kernels saturate at 255, whatever range was trained; training cut at the end of its own."""
+    isa, activation = NARROW[bits]
+    mapping = None if activation is None else QConfigMapping().set_global(QConfig(activation, default_weight_fake_quant))
+    x = randn(4, 3, 8, 8)
+    prepared = prepare_qat_fx(net(), mapping, (x,), engine=engine, isa=isa)
+    train(prepared, (x,))
+    graph = frozen(prepared)
+    converted = convert_fx(graph)
+    assert parity(graph, converted, [(10 * x,)]).holds
+    most = graph.observers.add.observer.quant_max
+    assert most == {"4 bits": 15, "7 bits": 255 if engine == "qnnpack" else 127}[bits]
+    with torch.no_grad():
+        wanted, steps = graph(10 * x), graph.fc.weight.abs().sum(1).max() * graph.observers.add.observer.scale
+    assert float((converted(10 * x) - wanted).abs().max()) <= 2 * float(steps)  # a step before the linear, one behind it
 
 
 def test_depthwise_weights_are_trained_with_scales_that_are_safe() -> None:

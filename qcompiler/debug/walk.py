@@ -48,11 +48,15 @@ Event = tuple[bool, Step]  # whether it is a float step
 
 
 class Walk:
-    """The schedule of both graphs: each float step runs before the quantized step that is compared with it."""
+    """The schedule of both graphs: each float step runs before the quantized step that is compared with it.
 
-    def __init__(self, floats: Steps, quantized: Steps, matching: Matching, *, own: bool = True, profile: bool = False) -> None:
+    `ends`: by float step, the smallest and largest integer of values that are cut to fewer than their type holds.
+    """
+
+    def __init__(self, floats: Steps, quantized: Steps, matching: Matching, *, own: bool = True, profile: bool = False,
+                 ends: Mapping[str, tuple[int, int]] | None = None) -> None:  # fmt: skip
         self.floats, self.quantized, self.matching = floats, quantized, matching
-        self.own, self.profile = own, profile
+        self.own, self.profile, self.ends = own, profile, ends or {}
         self.steps = {step.name: step for step in quantized.steps}
         self.events = list(self._schedule())
         self.last: tuple[dict[int, list[str]], dict[int, list[str]]] = self._last_uses()
@@ -116,7 +120,7 @@ class Walk:
             references[step.name] = step.run(references) if step.kind == "call" else value
         if site is None:
             return
-        reference, grid = floats[site.float_step.name], self._grid(step, values)
+        reference, grid = floats[site.float_step.name], self._grid(site, values)
         if not self.own:
             return visit(Seen(site, reference, real(value), None, None, grid, ()))
         perfect = self._perfect(site, floats, references)
@@ -125,12 +129,13 @@ class Walk:
         if grid is not None:
             self.rounded.add(step.name)
 
-    def _grid(self, step: Step, values: Env) -> Grid | None:
-        """The integers that hold a step's value: its own, or those that it dequantizes."""
+    def _grid(self, site: Site, values: Env) -> Grid | None:
+        """The integers that hold a site's value: its own, or those that it dequantizes."""
+        step = site.step
         found = grid_of(step, values[step.name])
         if found is None and step.rounds == "dequantize":
-            return grid_of(self.steps[step.inputs[0]], values[step.inputs[0]])
-        return found
+            found = grid_of(self.steps[step.inputs[0]], values[step.inputs[0]])
+        return None if found is None else (*found[:2], *self.ends.get(site.float_step.name, found[2:]))
 
     def _timed(self, step: Step, values: Env) -> Any:
         if not self.profile or step.writes is not None or step.kind != "call":
@@ -168,6 +173,8 @@ def held_as(value: Any, reference: Any, grid: Grid | None) -> Any:
         if value.shape != reference.shape:
             return value
         if value.is_quantized:
+            if grid is not None:
+                reference = reference.clamp(grid[0] * (grid[2] - grid[1]), grid[0] * (grid[3] - grid[1]))
             made = torch.quantize_per_tensor(reference.float(), value.q_scale(), value.q_zero_point(), value.dtype)
             return made.contiguous(memory_format=torch.channels_last) if _is_channels_last(value) else made
         return reference if grid is None else dequantize(quantize(reference, *grid, torch.int32), grid[0], grid[1])

@@ -7,6 +7,7 @@ from torch import nn
 from qcompiler.errors import Where
 
 PATH = "_qc_path"  # the attribute; never in a state_dict
+OUTPUTS = "_qc_outputs"  # how many numbers an observed module last gave, for counting multiply-accumulates
 
 
 def place_of(module: nn.Module) -> Where:

@@ -22,9 +22,9 @@ def _project(m: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor
     return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """(N, L, E) -> (N, H, L, E/H)."""
-    return x.reshape(x.shape[0], -1, heads, x.shape[-1] // heads).transpose(1, 2)
+def _heads(x: Tensor, m: nn.MultiheadAttention) -> Tensor:
+    """(N, L, E) -> (N, H, L, E/H). No size is left to be inferred: it could not be for an empty batch."""
+    return torch.unflatten(x, -1, (m.num_heads, m.head_dim)).transpose(1, 2)
 
 
 def _additive(mask: Any) -> Any:
@@ -59,9 +59,9 @@ def _appended(m: nn.MultiheadAttention, k: Tensor, v: Tensor) -> tuple[Tensor, T
     return k, v, count
 
 
-def _weighted(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k' / sqrt(d) + mask), all heads."""
-    scores = torch.matmul(q, k.transpose(-2, -1)) * (1 / math.sqrt(q.shape[-1]))
+def _weighted(q: Tensor, k: Tensor, mask: Tensor | None, head_dim: int) -> Tensor:
+    """softmax(q k' / sqrt(head_dim) + mask), all heads."""
+    scores = torch.matmul(q, k.transpose(-2, -1)) * (1 / math.sqrt(head_dim))
     return torch.softmax(scores if mask is None else scores + mask, -1)
 
 
@@ -79,16 +79,16 @@ def multihead_attention(m: nn.MultiheadAttention, query: Any, key: Any, value: A
         key_padding_mask = key_padding_mask.unsqueeze(0)
     q, k, v = _project(m, query, key, value)
     k, v, more_keys = _appended(m, k, v)
-    q, k, v = (_heads(x, m.num_heads) for x in (q, k, v))
+    q, k, v = (_heads(x, m) for x in (q, k, v))
     mask, weights = _mask(attn_mask, key_padding_mask, m.num_heads, more_keys), None
     drops = m.dropout > 0 and int(m.training) != 0  # of a model that is traced for training, `training` is more than a bool
     if need_weights or drops:
-        weights = _weighted(q, k, mask)
+        weights = _weighted(q, k, mask, m.head_dim)
         weights = F.dropout(weights, m.dropout, training=m.training) if drops else weights
         mixed = torch.matmul(weights, v)
         weights = (weights.mean(1) if average_attn_weights else weights) if need_weights else None
     else:
         mixed = F.scaled_dot_product_attention(q, k, v, mask)
-    out = m.out_proj(mixed.transpose(1, 2).reshape(query.shape[0], -1, m.embed_dim))
+    out = m.out_proj(mixed.transpose(1, 2).flatten(2))
     out = out.squeeze(0) if not batched else out if m.batch_first else out.transpose(0, 1)
     return out, (weights.squeeze(0) if weights is not None and not batched else weights)

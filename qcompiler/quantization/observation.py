@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, Where
 from qcompiler.fake_quantize import FakeQuantizeBase
 from qcompiler.nn.intrinsic import FusedModule
-from qcompiler.nn.place import PATH, place_of
+from qcompiler.nn.place import OUTPUTS, PATH, place_of
 from qcompiler.nn.quantized import FloatFunctional, QFunctional
 from qcompiler.observers import ObserverBase
 from qcompiler.observers.base import refuse_nonfinite
@@ -24,7 +24,6 @@ from qcompiler.quantization.stubs import DeQuantStub
 __all__ = ["add_observer_", "get_observer_dict"]
 
 OBSERVER = "activation_post_process"
-OUTPUTS = "_qc_outputs"  # how many numbers it last gave, for counting multiply-accumulates
 
 
 def name_modules_(model: nn.Module) -> None:

@@ -229,7 +229,7 @@ def _swapped(
 ) -> nn.Module:
     """All modules swapped; the report hangs on the result."""
     whole = tuple(custom)
-    leaves = leaves_of(model, (FusedModule, *whole, *table))
+    leaves, observers = leaves_of(model, (FusedModule, *whole, *table)), list(observers_of(model))
     made: dict[int, nn.Module] = {}
 
     def swap(module: nn.Module) -> nn.Module:
@@ -244,6 +244,7 @@ def _swapped(
     report = Report()
     for path, leaf in leaves:
         report.note(path, leaf, made.get(id(leaf), leaf), id(leaf) in empty)
+    report.note_cuts(observers)
     report.attach(result)
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +12,15 @@ from torch import nn
 from qcompiler.api import REMARKS
 from qcompiler.debug.explain import ROWS, Explanation, Row
 from qcompiler.errors import Where
+from qcompiler.fake_quantize import FakeQuantize
+from qcompiler.nn.place import OUTPUTS
+from qcompiler.nn.quantizable.lstm import LSTMCell
 from qcompiler.nn.quantized import DeQuantize, QFunctional, Quantize
 from qcompiler.ops.spec import Output
 from qcompiler.ops.table import OPS
 from qcompiler.pass_manager import Remark
 from qcompiler.quantization.fused_into import FusedInto
-from qcompiler.quantization.observation import OBSERVER, OUTPUTS, is_leaf
+from qcompiler.quantization.observation import OBSERVER, is_leaf
 from qcompiler.quantization.stubs import DeQuantStub, QuantStub
 
 NO_DATA = "no calibration data reached it"
@@ -47,6 +51,14 @@ class Report:
             self._add(path, old, False, reason)
             self._remark("kept-float", f"{path} stays float: {reason}; DeQuantStub before it and QuantStub behind it feed it floats", path)
 
+    def note_cuts(self, observers: Iterable[tuple[str, nn.Module, Any]]) -> None:
+        """One remark where training cut values at fewer than 8 bits: modules saturate at 0 and 255, the ends of theirs."""
+        cut = [path for path, _, found in observers if isinstance(found, FakeQuantize) and not holds_bytes(found)]
+        if cut:
+            text = (f"{len(cut)} values (first: of {cut[0]}) were cut in training where their range of less than 8 bits ends; int8 modules "
+                    "hold codes up to 255 of that scale, so larger values differ. prepare_qat_fx cuts them in int8 too")  # fmt: skip
+            self._remark("not-cut", text, cut[0])
+
     def _add(self, path: str, old: nn.Module, int8: bool, reason: str) -> None:
         macs = multiply_accumulates(old)
         form = OPS.module_form(old)
@@ -61,6 +73,11 @@ class Report:
         setattr(model, REMARKS, [remark.to_data() for remark in self.remarks])
 
 
+def holds_bytes(fake_quant: FakeQuantize) -> bool:
+    """Whether it rounds to all of 0 to 255, or is no matter of codes that kernels saturate at."""
+    return fake_quant.dtype is not torch.uint8 or (fake_quant.quant_min <= 0 and fake_quant.quant_max >= 255)
+
+
 def runs_on_both(module: nn.Module) -> bool:
     """Whether a float module takes int8 tensors as well, as torch's pools, ReLU and copies do; a container counts as such."""
     form = OPS.module_form(module)
@@ -73,12 +90,24 @@ def runs_on_both(module: nn.Module) -> bool:
 
 
 def multiply_accumulates(module: nn.Module) -> int | None:
-    """Of the last call that `prepare`'s hook saw; 0 without a weight, None where no call was seen."""
+    """Of the last call that `prepare`'s hook saw; 0 without a weight or for a lookup, None where no call was seen."""
+    cells = [m for m in module.modules() if isinstance(m, LSTMCell)]
+    if cells:
+        found = [_of_cell(cell) for cell in cells]
+        return None if None in found else sum(filter(None, found))
     weight: Any = next((p for p in (getattr(module, "weight", None), *module.parameters()) if isinstance(p, torch.Tensor)), None)
-    if weight is None or weight.dim() < 2:
+    form = OPS.module_form(module)
+    if weight is None or weight.dim() < 2 or (form is not None and form[0].macs is None):
         return 0
     outputs = module.__dict__.get(OUTPUTS)
     return None if outputs is None else outputs * weight[0].numel()
+
+
+def _of_cell(cell: LSTMCell) -> int | None:
+    """Each row of the input, at every step, is multiplied by the weights of the inputs and meets a hidden state."""
+    linears = [m for m in cell.igates.modules() if isinstance(m, nn.Linear)]
+    outputs = [m.__dict__.get(OUTPUTS) for m in linears]
+    return None if None in outputs else sum(filter(None, outputs)) * (cell.input_size + cell.hidden_size)
 
 
 def leaves_of(model: nn.Module, whole: tuple[type, ...]) -> list[tuple[str, nn.Module]]:

@@ -83,7 +83,7 @@ def emit_clamp(site: Site, emit: Emit) -> fx.Node:
         return emit.call(torch.ops.aten.clamp.default, site.args[0], float(low), float(high))
     ends = site.scale * (0 - site.zero_point), site.scale * (255 - site.zero_point)
     limits = [float(ends[0] if low is None else max(low, ends[0])), float(ends[1] if high is None else min(high, ends[1]))]
-    return clamp(site, emit, site.args[0], limits[0], limits[1])
+    return clamp(site.engine, emit, site.args[0], site.output, limits[0], limits[1])
 
 
 def refuse_clamp(site: Site) -> str | None:

@@ -13,7 +13,7 @@ from qcompiler.backends.torch.mode_kernels import TABLE as MODES
 from qcompiler.backends.torch.mode_kernels import select as select_mode
 from qcompiler.backends.torch.reuse import reuse_memory
 from qcompiler.backends.torch.runtime import as_quantized, quantize_constant
-from qcompiler.backends.torch.site import Emit, Half, Operand, Rounded, Site, Weight
+from qcompiler.backends.torch.site import Emit, Half, Operand, Rounded, Site, Weight, cut
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
@@ -142,7 +142,19 @@ class _Lowering:
         target = quantize_constant if value.op == "get_attr" else torch.quantize_per_tensor
         dtype = () if value.op == "get_attr" else (torch.quint8,)
         made = self.new.create_node("call_function", target, (self.float_of(value), scale, zero_point, *dtype), name=node.name)
-        self.int8[node] = self._annotated(made, value, quant_of(node).qparams, torch.quint8)
+        self.int8[node] = self._annotated(self._within(made, value, quant_of(node).qparams), value, quant_of(node).qparams, torch.quint8)
+
+    def _ends(self, output: QParams | None) -> tuple[int, int]:
+        """The codes that the kernels of a value may give: those that training saw, all of them after calibration (`bound_codes`)."""
+        return (output.quant_min, output.quant_max) if output is not None and self.context.trains else (0, 255)
+
+    def _within(self, made: fx.Node, old: fx.Node, qparams: QParams | None) -> fx.Node:
+        """A quint8 value that no kernel of a site computed, cut to `_ends`."""
+        low, high = self._ends(qparams)
+        if qparams is None or (low <= 0 and high >= 255):
+            return made
+        self._annotated(made, old).meta[VALUE] = Value(None, None)
+        return cut(self.context.target.engine, Emit(self.new, self.gm), made, qparams, max(low, 0), min(high, 255))
 
     def _argument(self, arg: Any) -> Any:
         """A site's argument: Operand for what was dequantized, Weight for int8 parameters, new nodes and constants otherwise."""
@@ -214,7 +226,8 @@ class _Lowering:
         if row.output is Output.SAME and not isinstance(args[0], Operand):
             return False  # its producer had no kernel, so the value is float
         attributes = fx.node.map_arg(node.kwargs, self.float_of)
-        site = Site(row, node, tuple(args), attributes, output or FLOATS, self.context.target.engine, self.context.target.isa)
+        target = self.context.target
+        site = Site(row, node, tuple(args), attributes, output or FLOATS, target.engine, target.isa, self._ends(output))
         kernel = TO_FLOAT[row.name] if to_float else select(site)
         if isinstance(kernel, Refused):
             self._refused(node, str(kernel))

@@ -63,7 +63,8 @@ Argument: TypeAlias = Any  # Operand | list[Operand] | Weight | Half | Rounded |
 class Site:
     """One op between dequantize and quantize: its positional `args`, its keyword `attributes` and its output's qparams.
 
-    Defaults of attributes may be left out. `output` equals the input's qparams where the op's row says SAME.
+    Defaults of attributes may be left out. `output` equals the input's qparams where the op's row says SAME. `ends`: the codes
+    between which the result must stay, where that is less than the kernel's own 0 to 255.
     """
 
     op: Op
@@ -73,6 +74,7 @@ class Site:
     output: QParams
     engine: str = "x86"
     isa: str = "avx512_vnni"
+    ends: tuple[int, int] = (0, 255)
 
     @property
     def scale(self) -> float:
@@ -182,13 +184,13 @@ def code(qparams: QParams, real: float) -> int:
 
 
 def bound_codes(site: Site) -> tuple[int, int]:
-    """Codes between which the result must stay because of `bounds`; (0, 255) where the kernel's saturation is the clamp.
+    """Codes between which the result must stay because of `bounds` or `ends`; (0, 255) where the kernel's saturation is the clamp.
 
-    Kernels saturate at 0 and 255, also where quant_max is 127: such codes are valid values of the same scale, so only
-    bounds make us cut them.
+    Kernels saturate at 0 and 255, also where quant_max is 127: such codes are valid values of the same scale. After calibration
+    only bounds make us cut them; training has learned with values cut at the ends of its range, so there they are cut as well.
     """
     low, high = site.get("bounds") or (None, None)
-    return (0 if low is None else code(site.output, low)), (255 if high is None else code(site.output, high))
+    return (site.ends[0] if low is None else code(site.output, low)), (site.ends[1] if high is None else code(site.output, high))
 
 
 def needs_relu(site: Site) -> bool:
@@ -204,14 +206,19 @@ def finish(site: Site, emit: Emit, result: fx.Node, relu_done: bool = False) -> 
         low = 0
     if low <= 0 and high >= 255:
         return result
-    real = [site.scale * (q - site.zero_point) for q in (max(low, 0), min(high, 255))]
-    return clamp(site, emit, result, real[0], real[1])
+    return cut(site.engine, emit, result, site.output, max(low, 0), min(high, 255))
 
 
-def clamp(site: Site, emit: Emit, x: Argument, low: float, high: float) -> fx.Node:
-    """A clamp of quint8 values; qnnpack's own mixes up the values of channels_last tensors."""
-    if site.engine == "qnnpack":
-        return emit.call(floats.clamp_float, x, low, high, site.scale, site.zero_point)
+def cut(engine: str, emit: Emit, x: Argument, qparams: QParams, low: int, high: int) -> fx.Node:
+    """A clamp of quint8 values to the codes `low` to `high`."""
+    assert isinstance(qparams.scale, float) and isinstance(qparams.zero_point, int)
+    return clamp(engine, emit, x, qparams, qparams.scale * (low - qparams.zero_point), qparams.scale * (high - qparams.zero_point))
+
+
+def clamp(engine: str, emit: Emit, x: Argument, qparams: QParams, low: float, high: float) -> fx.Node:
+    """A clamp of quint8 values to real limits; qnnpack's own mixes up the values of channels_last tensors."""
+    if engine == "qnnpack":
+        return emit.call(floats.clamp_float, x, low, high, qparams.scale, qparams.zero_point)
     return emit.call(torch.ops.aten.clamp.default, x, low, high)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError
 from qcompiler.fake_quantize import default_fixed_qparams_range_0to1_fake_quant, default_fixed_qparams_range_neg1to1_fake_quant
 from qcompiler.nn import qat
-from qcompiler.nn.place import place_of
+from qcompiler.nn.place import OUTPUTS, place_of
 from qcompiler.nn.quantized.functional_modules import FloatFunctional
 
 FIXED: dict[type[nn.Module], Any] = {  # ranges that are known beforehand
@@ -60,6 +61,8 @@ def _placed_as(old: nn.Module, new: nn.Module) -> nn.Module:
 
 def _observe(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     observer: Any = module.activation_post_process
+    if not torch.compiler.is_compiling():
+        module.__dict__[OUTPUTS] = output.numel()
     try:
         return observer(output)  # type: ignore[no-any-return]
     except NumericsError as error:
