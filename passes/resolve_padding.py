@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch.nn.functional as F
 from torch import fx
 
 from qcompiler.ir.types import SOURCE, VALUE, Stage, Value, source_of, value_of
+from qcompiler.ops import functional
 from qcompiler.pass_manager import Context
 
 CONVOLUTIONS = {f"{kind}{d}d": d for kind in ("conv", "conv_transpose") for d in (1, 2, 3)}
@@ -71,7 +71,7 @@ def _pad(gm: fx.GraphModule, node: fx.Node, sides: tuple[tuple[int, int], ...], 
     flat = tuple(p for side in reversed(sides) for p in side)
     kwargs: dict[str, Any] = {"pad": flat} | ({} if mode == "constant" else {"mode": mode})
     with gm.graph.inserting_before(node):
-        pad = gm.graph.create_node("call_function", F.pad, (x,), kwargs, name=f"{node.name}_pad")
+        pad = gm.graph.create_node("call_function", functional.pad, (x,), kwargs, name=f"{node.name}_pad")
     value = value_of(x)
     shape = value.shape and (*value.shape[: -len(sides)], *(n + a + b for n, (a, b) in zip(value.shape[-len(sides) :], sides, strict=True)))
     pad.meta[VALUE], pad.meta[SOURCE] = Value(shape, value.dtype), replace(source_of(node), origin=(pad.name,))

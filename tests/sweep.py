@@ -1,83 +1,170 @@
-"""Every torchvision constructor through the compiler: `python -m tests.sweep [NAME ...]` prints a line a model.
+"""A model zoo through the compiler: `python -m tests.sweep [--zoo timm] [NAME ...]` prints a line a model and a summary.
 
-Prepares, calibrates, converts, runs, and reports SQNR against float, the share of multiply-accumulates in int8 and the modules
-kept as float leaves; fails where a node has no provenance, or what stays float or was not fused has no remark (examine.py). A
-zero-initialized head (ViT) gets seeded weights, else there is no signal to compare.
+Each model runs in a process of its own, with a time limit. It is prepared, calibrated, converted and run; the line has the SQNR
+against float, the share of multiply-accumulates in int8, the time of one forward in float and in int8, and the modules that
+stay float leaves. A model fails where it raises, where a node has no provenance, or where what stays float or was not fused has
+no remark (examine.py). `--full` also checks torch.jit.script and a save and load; `--json FILE` adds a line a model with all of it.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import json
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
+import traceback
 import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils import _pytree as pytree
 
 import qcompiler
 from qcompiler.debug import compute_sqnr
-from qcompiler.vision import import_torchvision
-from tests import zoo
 from tests.examine import examine
 
-SKIP = ("quantized_", "raft_")
-DETECTION = ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "ssd", "fcos")
+ZOOS = ("torchvision", "timm")
 
 
-def names() -> list[str]:
-    models = import_torchvision().models
-    return [n for n in models.list_models() if not n.startswith(SKIP)]
+def tensors(result: Any) -> list[torch.Tensor]:
+    return [x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
 
 
-def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The model (of a detector its backbone) and one example."""
-    torchvision = import_torchvision()
-    torch.manual_seed(0)
-    options: dict[str, Any] = {"weights": None}
-    if name.startswith(DETECTION) or hasattr(torchvision.models.segmentation, name):
-        options["weights_backbone"] = None
-    if name in ("googlenet", "inception_v3"):
-        options |= {"aux_logits": False, "init_weights": True}
-    model = zoo.seeded(torchvision.models.get_model(name, **options))
-    for linear in (m for m in model.modules() if isinstance(m, nn.Linear)):
-        if not bool(linear.weight.any()):
-            nn.init.normal_(linear.weight, std=0.02)
-    return (model.backbone if name.startswith(DETECTION) else model).eval(), example(name, torchvision)
+def sqnr(expected: Any, result: Any) -> float:
+    """Of the worst of the outputs, dB."""
+    pairs = zip(tensors(expected), tensors(result), strict=True)
+    return min(float(compute_sqnr(a, b)) for a, b in pairs if a.is_floating_point())
 
 
-def example(name: str, torchvision: Any) -> tuple[Tensor, ...]:
-    g = torch.Generator().manual_seed(2)
-    if hasattr(torchvision.models.video, name):
-        side = 224 if "mvit" in name or "s3d" in name else 112
-        return (torch.randn(1, 3, 16, side, side, generator=g),)
-    size = {"inception_v3": 299, "ssd300_vgg16": 300}.get(name, 224)
-    return (torch.randn(1, 3, size, size, generator=g),)
+def forward_ms(module: nn.Module, x: tuple[Any, ...]) -> float:
+    """The fastest of a few calls, in ms."""
+    found, begun = [], time.time()
+    while len(found) < 3 or (len(found) < 20 and time.time() - begun < 2):
+        start = time.perf_counter()
+        module(*x)
+        found.append(time.perf_counter() - start)
+    return min(found) * 1e3
 
 
-def sweep(name: str) -> str:
-    model, x = build(name)
-    with torch.no_grad():
-        reference = model(*x)
-        start = time.time()
-        module = examine(model, *x)
-        seconds = time.time() - start
-        sqnr = compute_sqnr(reference, module(*x))
-    leaves = [r.where.module_path for r in qcompiler.remarks(module) if r.code == "leaf"]
-    return f"{sqnr:6.1f} dB  {qcompiler.explain(module).int8_mac_share:6.1%} int8  {seconds:5.1f} s  float leaves: {leaves[:4]}"
+def attempt(check: Callable[[], bool]) -> str:
+    """ "ok", "differs" or the first line of the error."""
+    try:
+        return "ok" if check() else "differs"
+    except Exception as error:  # a sweep reports every failure
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+
+
+def equal(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
+
+
+def reloaded(module: nn.Module, folder: str) -> nn.Module:
+    path = Path(folder) / "model.qc"
+    qcompiler.save(module, path)
+    loaded: nn.Module = qcompiler.load(path)
+    return loaded
+
+
+@torch.no_grad()
+def measure(model: nn.Module, x: tuple[Any, ...], full: bool) -> dict[str, Any]:
+    """What is to know of one model."""
+    expected = model(*x)
+    start = time.time()
+    module = examine(model, *x)
+    found: dict[str, Any] = {"seconds": time.time() - start}
+    result = module(*x)
+    rows = qcompiler.explain(module).rows
+    floats = Counter(f"{row.op}: {row.reason}" for row in rows if not row.int8 and not row.mode)
+    found |= {
+        "size": list(x[0].shape), "sqnr": sqnr(expected, result), "share": qcompiler.explain(module).int8_mac_share,
+        "leaves": {str(r.where.module_path): r.text for r in qcompiler.remarks(module) if r.code == "leaf"},
+        "floats": dict(floats.most_common()), "float_macs": {row.node: [row.op, row.macs] for row in rows if row.macs and not row.int8},
+        "ops": len(rows), "float_ms": forward_ms(model, x), "int8_ms": forward_ms(module, x),
+    }  # fmt: skip
+    if full:
+        with tempfile.TemporaryDirectory() as folder:
+            found["load"] = attempt(lambda: equal(result, reloaded(module, folder)(*x)))
+        found["script"] = attempt(lambda: equal(result, torch.jit.script(module)(*x)))
+    return found
+
+
+def one(zoo: Any, name: str, full: bool) -> dict[str, Any]:
+    """The record of one model; `error` where it fails."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    try:
+        return {"name": name} | measure(*zoo.build(name), full)
+    except Exception as error:  # a sweep reports every model
+        return {"name": name, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+
+
+def isolated(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """`one` in a process of its own, so that neither a crash nor an endless loop ends the sweep."""
+    command = [sys.executable, "-m", "tests.sweep", "--zoo", arguments.zoo, "--only", name, *(["--full"] if arguments.full else [])]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.limit)
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        return {"name": name, "error": f"takes more than {arguments.limit} s"}
+    except (IndexError, ValueError):
+        return {"name": name, "error": f"exit status {done.returncode}: {done.stderr[-400:]}"}
+
+
+def line(found: dict[str, Any]) -> str:
+    if "error" in found:
+        return f"{found['name']:36s} FAILED {' '.join(found['error'].split())[:200]}"
+    more = [f"{key}: {found[key][:80]}" for key in ("load", "script") if found.get(key, "ok") != "ok"]
+    leaves = [f"float leaves: {list(found['leaves'])[:4]}"] if found["leaves"] else []
+    return (f"{found['name']:36s} {found['sqnr']:6.1f} dB  {found['share']:6.1%} int8  {found['float_ms']:7.1f} ms float"
+            f" {found['int8_ms']:7.1f} int8  {found['seconds']:5.1f} s  {'  '.join(leaves + more)}")  # fmt: skip
+
+
+def summary(records: list[dict[str, Any]]) -> str:
+    good = [r for r in records if "error" not in r]
+    text = f"{len(good)} of {len(records)} converted and ran, {sum(not r['leaves'] for r in good)} without a float leaf"
+    if len(good) < 2:
+        return text
+    low, middle, high = statistics.quantiles((r["sqnr"] for r in good), n=4, method="inclusive")
+    return f"{text}\nSQNR: quartiles {low:.1f}, {middle:.1f}, {high:.1f} dB"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.sweep", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--zoo", choices=ZOOS, default=ZOOS[0])
+    parser.add_argument("--limit", type=float, default=300, help="seconds a model may take")
+    parser.add_argument("--full", action="store_true", help="torch.jit.script, save and load too")
+    parser.add_argument("--json", help="a file to which a line a model is added")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 def main() -> None:
-    warnings.filterwarnings("ignore")
-    failed = 0
-    wanted = sys.argv[1:] or names()
+    arguments = parse()
+    zoo = importlib.import_module(f"tests.sweep_{arguments.zoo}")
+    if arguments.only:
+        print(json.dumps(one(zoo, arguments.only, arguments.full)))
+        return
+    try:
+        wanted = arguments.names or zoo.names()
+    except qcompiler.QCompilerError as error:
+        sys.exit(str(error))
+    records = []
     for name in wanted:
-        try:
-            print(f"{name:36s} {sweep(name)}", flush=True)
-        except Exception as error:  # a sweep reports every model
-            failed += 1
-            print(f"{name:36s} FAILED {type(error).__name__}: {str(error)[:200]}", flush=True)
-    print(f"{len(wanted) - failed} of {len(wanted)} converted and ran")
+        records.append(isolated(arguments, name))
+        print(line(records[-1]), flush=True)
+        if arguments.json:
+            with open(arguments.json, "a") as file:
+                file.write(json.dumps(records[-1]) + "\n")
+    print(summary(records))
 
 
 if __name__ == "__main__":

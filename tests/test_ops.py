@@ -5,6 +5,7 @@ The calls are made from the spelling's own signature, so that a wrong name or or
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +21,7 @@ from qcompiler.ir.types import quant_of
 from qcompiler.ops.obstacles import CODES
 from qcompiler.ops.reference import quantize
 from qcompiler.ops.spec import Op, Role, Spelling
-from qcompiler.ops.table import OPS, parse_signature
+from qcompiler.ops.table import NO_DEFAULT, OPS, parse_signature
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.vision import import_torchvision
 from tests.flow import Flow, flow, max_difference, passed, randn, randomized
@@ -505,3 +506,14 @@ def test_linear_of_any_rank(shape: tuple[int, ...], after: nn.Module | None) -> 
 def test_as_strided_is_refused_by_name() -> None:
     with pytest.raises(TraceError, match="as_strided"):
         flow(Function(lambda s, x: x.as_strided((2, 2), (1, 1))).eval(), (randn(2, 8, 6, 6),))
+
+
+@pytest.mark.parametrize("row", STATIC, ids=lambda row: row.name)
+def test_arguments_that_a_canonical_call_leaves_out_have_the_same_default(row: Op) -> None:
+    try:
+        parameters = inspect.signature(row.fn).parameters
+    except ValueError:
+        pytest.skip("a function of C has no signature to read")
+    for kind, _, name, default in parse_signature(row.signature):
+        if default is not NO_DEFAULT and default is not None and kind in ("", "*", "?") and name in parameters:
+            assert parameters[name].default == default, name

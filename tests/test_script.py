@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from qcompiler import quantize
+from qcompiler.backends.torch.cases import Case, Int8, all_cases, real
 from qcompiler.codegen.build import build
 from qcompiler.codegen.module import CompiledModule, assemble, compile_graph, quantized_engine
 from qcompiler.errors import ConfigError
@@ -195,3 +198,46 @@ def test_a_script_keeps_the_weights_it_was_made_with(engine: str) -> None:
             before = script(x)
             module.load_state_dict(other.state_dict())
             assert torch.equal(script(x), before) and torch.equal(module(x), other(x)), kind
+
+
+CALLS: dict[str, list[Case]] = {}
+for case in all_cases(127, extreme=False, seed=1):
+    CALLS.setdefault(case.op, []).append(case)
+
+
+@pytest.mark.parametrize("op", sorted(CALLS))
+def test_a_float_call_of_every_op_is_scriptable(op: str) -> None:
+    """TorchScript has other names for some arguments of torch's functions, and other types."""
+    for case in CALLS[op]:
+        graph, given = fx.Graph(), []
+
+        def argument(value: Any, graph: fx.Graph = graph, given: list[Tensor] = given) -> Any:
+            if isinstance(value, list):
+                return [argument(v) for v in value]
+            if not isinstance(value, (Tensor, Int8)):
+                return value
+            integers = isinstance(value, Tensor) and value.dtype is torch.int64
+            given.append(value if integers else real(value).float())
+            return graph.placeholder(f"x{len(given)}")
+
+        args, kwargs = tuple(map(argument, case.args)), {k: argument(v) for k, v in case.attributes.items()}
+        graph.output(graph.call_function(case.row.fn, args, kwargs))
+        module = compile_graph(fx.GraphModule(nn.Module(), graph))
+        expected, script = pytree.tree_leaves(module(*given)), pytree.tree_leaves(torch.jit.script(module)(*given))
+        assert all(torch.equal(a, b) for a, b in zip(expected, script, strict=True)), case.label
+
+
+class Spelled(nn.Module):
+    """Calls that TorchScript takes in one spelling of several."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = ~(x > 0)
+        x = F.pad(torch.where(hidden, -x, x), (1, 2), value=1)
+        left, right = torch.split(F.interpolate(x, scale_factor=2), [3, 1], dim=1)
+        return left * right
+
+
+def test_float_calls_in_spellings_that_torchscript_lacks() -> None:
+    x = torch.randn(1, 4, 3, 5)
+    module = quantize(Spelled().eval(), [x], progress=False)
+    assert torch.equal(torch.jit.script(module)(x), module(x))

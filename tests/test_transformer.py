@@ -54,3 +54,36 @@ class Residual(nn.Module):
 def test_a_sum_that_a_convolution_uses_is_int8() -> None:
     prepared = qcompiler.prepare_fx(Residual().eval(), None, (torch.randn(1, 4, 8, 8),))
     assert all(quant_of(n).int8 for n in prepared.graph.nodes if n.name in ("add", "group_norm"))
+
+
+class Tokens(nn.Module):
+    """A class token far smaller than the patches of the image behind it, as a ViT begins; `user` also takes both."""
+
+    def __init__(self, user: nn.Module | None = None) -> None:
+        super().__init__()
+        self.patches, self.user = nn.Conv2d(3, 32, 4, 4), user
+        self.token, self.position = nn.Parameter(torch.randn(1, 1, 32) * 0.01), nn.Parameter(torch.randn(1, 17, 32) * 0.01)
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2) * 10
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), patches], 1)
+        result = self.head(self.norm(tokens + self.position))[:, 0]
+        return result if self.user is None else result + self.user(tokens)[:, 0]
+
+
+def int8_cat(model: nn.Module, x: Tensor) -> tuple[bool, float]:
+    module = qcompiler.quantize(model, [x], progress=False)
+    cat = next(row for row in qcompiler.explain(module).rows if row.op == "cat")
+    return cat.int8, float(compute_sqnr(model(x), module(x)))
+
+
+def test_a_class_token_is_not_rounded_to_the_steps_of_the_patches() -> None:
+    torch.manual_seed(0)
+    int8, sqnr = int8_cat(Tokens().eval(), torch.randn(2, 3, 16, 16))
+    assert not int8 and sqnr > 30
+
+
+def test_a_cat_that_a_linear_uses_is_int8() -> None:
+    torch.manual_seed(0)
+    assert int8_cat(Tokens(nn.Linear(32, 32)).eval(), torch.randn(2, 3, 16, 16))[0]

@@ -31,6 +31,7 @@ INFIX = {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "matmul": "@", "pow": "**", "and_": "&", "or_": "|",
     "xor": "^", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lshift": "<<", "rshift": ">>",
 }  # fmt: skip
+PREFIX = {"neg": "-", "invert": "~", "not_": "not "}  # TorchScript knows none of these functions on every type
 ROOTS = {"torch": "torch", "F": "torch.nn.functional", "special": "torch.special", "linalg": "torch.linalg", "fft": "torch.fft"}
 MAX_LINE = 132
 MAX_NAME = 120  # of a variable
@@ -173,6 +174,8 @@ class Emitter:
                 return f"{self.atom(args[0])} {INFIX[name]} {self.atom(args[1])}"
             if name == "getitem":
                 return f"{self.atom(args[0])}[{self.index(args[1])}]"
+        if space == "operator" and name in PREFIX and not call.kwargs and len(args) == 1:
+            return f"{PREFIX[name]}{self.atom(args[0])}"
         return f"{self.callee(op)}({self.list(args, call.kwargs)})"
 
     def submodule(self, path: str) -> str:

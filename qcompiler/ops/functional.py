@@ -129,6 +129,25 @@ def tensor_split(x: Tensor, indices_or_sections: Any, dim: int = 0) -> Any:
     return x.tensor_split(indices_or_sections, dim)
 
 
+def pad(x: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
+    """F.pad; the value is a float, since TorchScript takes no integer for it."""
+    return F.pad(x, pad, mode, float(value) if isinstance(value, int) else value)
+
+
+def split(x: Tensor, split_size_or_sections: Any, dim: int = 0) -> Any:
+    return x.split(split_size_or_sections, dim)  # a method: TorchScript has other names for the arguments of torch.split
+
+
+def interpolate(x: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None,
+                recompute_scale_factor: bool | None = None, antialias: bool = False) -> Tensor:  # fmt: skip
+    """F.interpolate; factors are floats, since TorchScript takes no integers for them."""
+    if isinstance(scale_factor, (tuple, list)):
+        scale_factor = [float(f) if isinstance(f, int) else f for f in scale_factor]
+    elif isinstance(scale_factor, int):
+        scale_factor = float(scale_factor)
+    return F.interpolate(x, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
+
+
 def unfold_dimension(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
     return x.unfold(dimension, size, step)
 
@@ -161,7 +180,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
     return F.layer_norm(x, normalized_shape, weight, bias, eps)
 
 
-def group_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, num_groups: int, eps: float = 1e-5) -> Tensor:
+def group_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, num_groups: int = 1, eps: float = 1e-5) -> Tensor:
     return F.group_norm(x, num_groups, weight, bias, eps)
 
 

@@ -94,7 +94,7 @@ POOLS = (
         Spelling(torch.sum, "input:x dim=None keepdim=False !dtype=None"), Spelling("sum", "input:x dim=None keepdim=False !dtype=None"))),
     *(_same(name, fn, "x dim=() keepdim=False", tuple(Spelling(f, "input:x dim=() keepdim=False") for f in (fn, name)))
       for name, fn in (("amax", torch.amax), ("amin", torch.amin))),
-    _same("interpolate", F.interpolate,
+    _same("interpolate", Q.interpolate,
           "x size=None scale_factor=None mode='nearest' align_corners=None recompute_scale_factor=None antialias=False",
           (Spelling(F.interpolate, "input:x size=None scale_factor=None mode='nearest' align_corners=None recompute_scale_factor=None"
                     " antialias=False"),),
@@ -103,7 +103,7 @@ POOLS = (
 )  # fmt: skip
 
 COPIES = (
-    _same("pad", F.pad, "x pad mode='constant' value=None", (
+    _same("pad", Q.pad, "x pad mode='constant' value=None", (
         Spelling(F.pad, "input:x pad mode='constant' value=None"), Spelling(torch.constant_pad_nd, "input:x pad value=0")),
           *(ModuleForm(cls, {}, lambda m: {"pad": m.padding}) for cls in (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)),
           *(ModuleForm(cls, {}, lambda m: {"pad": m.padding, "value": m.value})
@@ -143,7 +143,7 @@ COPIES = (
     _same("select", torch.select, "x dim index", (Spelling(torch.select, "input:x dim index"), Spelling("select", "input:x dim index"))),
     _same("chunk", torch.chunk, "x chunks dim=0", (
         Spelling(torch.chunk, "input:x chunks dim=0"), Spelling("chunk", "input:x chunks dim=0"))),
-    _same("split", torch.split, "x split_size_or_sections dim=0", (
+    _same("split", Q.split, "x split_size_or_sections dim=0", (
         Spelling(torch.split, "tensor:x split_size_or_sections dim=0"),
         Spelling("split", "input:x split_size:split_size_or_sections dim=0"),
         *(Spelling(f, "input:x split_sizes:split_size_or_sections dim=0") for f in (torch.split_with_sizes, "split_with_sizes")))),
