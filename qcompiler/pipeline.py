@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils._pytree import tree_map_only
 
 from qcompiler.backend_config import as_backend_config
@@ -64,7 +65,7 @@ def context_for(
     mapping = as_mapping(qconfig_mapping) if qconfig_mapping is not None else default(engine)
     mapping = mapping.with_attributes(model)
     mapping.check_names(name for name, _ in model.named_modules())
-    types = {name: type(module) for name, module in model.named_modules()}
+    types = {name: type_before_parametrizations(module) for name, module in model.named_modules()}
     table = training_table(table) if trains else table
     return Context(table=table, mapping=mapping, module_types=types, target=target, rules=tuple(rules), strict=strict, trains=trains,
                    custom=custom, backend_config=as_backend_config(backend_config))  # fmt: skip
@@ -81,9 +82,9 @@ def _is_leaf(table: Table, custom: PrepareCustomConfig | None) -> Any:
     return leaf
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def _copied(model: nn.Module, copied: Callable[[nn.Module], nn.Module]) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except Exception as error:  # whatever the model's attributes raise
         hint = "copy.deepcopy(model) must work: locks, open files and tensors with a gradient history cannot be copied"
         raise ConfigError(f"the model cannot be copied: {type(error).__name__}: {error}", code="model-copy", hint=hint) from error
@@ -114,7 +115,7 @@ def _name_as_root(gm: fx.GraphModule) -> None:
 def traced(model: nn.Module, example_inputs: Any, context: Context, options: Mapping[str, Any]) -> fx.GraphModule:
     """The TRACED graph of a copy of the model. `options`: example_kwargs, concrete_args. What was noted becomes remarks."""
     inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
-    copied = _plain_parameters(model, context) if context.trains else _copy(model)
+    copied = _plain_parameters(model, context)
     alone, is_leaf = _is_one_leaf(copied, context.table), _is_leaf(context.table, context.custom)
     found = trace(_Parent(copied) if alone else copied, inputs, options.get("example_kwargs"), is_leaf=is_leaf, decompose=DECOMPOSE,
                   concrete_args=options.get("concrete_args"), strict=context.strict, trains=context.trains)  # fmt: skip
@@ -128,12 +129,12 @@ def traced(model: nn.Module, example_inputs: Any, context: Context, options: Map
 
 
 def _plain_parameters(model: nn.Module, context: Context) -> nn.Module:
-    """A copy whose weights are parameters of their own: what training moves is what int8 holds."""
+    """A copy whose weights are parameters of their own: what int8 holds, and what training moves."""
     computed = [path for path, module in model.named_modules() if is_computed(module)]
-    for path in computed:
+    for path in computed if context.trains else ():
         text = "its parametrized weights (weight_norm and the like) are trained as plain parameters"
         context.remarks.append(Remark("trace", "parametrization", text, Where(module_path=path)))
-    return fold_parametrizations(model) if computed else _copy(model)
+    return _copied(model, fold_parametrizations if computed else copy.deepcopy)
 
 
 def _remark_unreached(model: nn.Module, gm: fx.GraphModule, context: Context) -> None:

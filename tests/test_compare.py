@@ -435,3 +435,19 @@ def test_measures_find_their_nodes_in_a_recording_of_the_compile() -> None:
     numerics = compare(model, small, [x]).to_numerics()
     document = recorder.document().with_numerics(numerics)
     assert set(numerics) <= {node["name"] for node in document.nodes_at(-1)} and len(numerics) >= 4
+
+
+def test_recurrent_cells_have_rows_without_a_weight_histogram() -> None:
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.out = nn.LSTMCell(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Tensor:
+            result: Tensor = self.out(self.cell(x, (h, c))[0])
+            return result
+
+    torch.manual_seed(0)
+    model, data = Cell().eval(), (randn(4, 6), randn(4, 5), randn(4, 5))
+    found = compare(model, flow(model, data).module, [data])
+    assert any(node.computes == "LSTMCell" and node.weight is None and node.sqnr > 25 for node in found.nodes)

@@ -373,3 +373,18 @@ def test_packed_sequences(qconfig: Any, kind: Any, enforce_sorted: bool, engine:
         shorter = (inputs[0][:2], torch.tensor([4, 1] if enforce_sorted else [1, 4]), inputs[2][:, :2])
         for a, c in zip(tensors(module(*shorter)), tensors(model(*shorter)), strict=True):
             assert a.shape == c.shape and (a - c).abs().max() < 0.05
+
+
+def test_a_convolution_under_a_dynamic_qconfig_has_one_scale_a_channel() -> None:
+    """Its weight is widened before it is used: one scale for all costs accuracy and saves nothing."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv1d(4, 6, 3), nn.ConvTranspose1d(6, 4, 3)).eval(), torch.randn(2, 4, 12)
+    with torch.no_grad():
+        model[0].weight[0] *= 300
+        model[1].weight[0] /= 300  # one large channel, of which the model makes little
+    module = converted(model, (x,), default_dynamic_qconfig)
+    assert module.state_dict()["0.weight_scale"].shape == (6,) and module.state_dict()["1.weight_scale"].shape == (4,)
+    single = converted(model, (x,), default_weight_only_qconfig)
+    assert module.state_dict()["0.weight"].dtype is torch.int8 and single.state_dict()["0.weight_scale"].numel() == 1
+    with torch.no_grad():
+        assert compute_sqnr(model(x), module(x)) > compute_sqnr(model(x), single(x)) + 6

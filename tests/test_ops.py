@@ -149,9 +149,10 @@ class Call(nn.Module):
             self.register_parameter(name, nn.Parameter(value.abs() + 0.5 if name == "var" else value))
 
     def forward(self, x: Tensor, other: Tensor) -> Any:
-        shift = 0.0 if self.row.rounds_input else 0.25  # a sum in front of such an op would stay float, and the op with it
+        steep = self.row.spreads({})
+        shift = 0.0 if self.row.rounds_input or steep else 0.25  # a sum in front of such an op would stay float, and the op with it
         values = [linear(v) + shift if shift else linear(v) for linear, v in zip(self.before, (x, other), strict=False)]
-        values = [v.abs() + 1.0 for v in values] if self.case.positive else values
+        values = [v.clamp(1.0, 4.0) if steep else v.abs() + 1.0 for v in values] if self.case.positive else values
         values = [v.clamp(-0.9, 0.9) for v in values] if self.case.bounded else values
         result = self.make(self, values)
         return result if self.case.pick is None else result[self.case.pick]

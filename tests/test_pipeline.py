@@ -446,3 +446,20 @@ def test_functions_of_other_dtypes_stay_float() -> None:
     with torch.no_grad():
         assert compute_sqnr(model(ids), module(ids)) >= 28
     assert sum(row.int8 for row in explain(module).rows if row.op == "linear") == 2
+
+
+@pytest.mark.parametrize("hooks", [False, True])
+@pytest.mark.parametrize("layer", [lambda: nn.Conv1d(8, 8, 3, groups=2), lambda: nn.Linear(8, 8)])
+def test_weights_that_are_computed_are_folded(layer: Callable[[], nn.Module], hooks: bool) -> None:
+    torch.manual_seed(0)
+    normed = nn.utils.parametrizations.weight_norm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = nn.Sequential(nn.utils.weight_norm(layer()) if hooks else normed(layer())).eval()
+    keys, x = set(model.state_dict()), randn(2, 8, 8)
+    mapping = QConfigMapping().set_object_type(nn.Linear, get_default_qconfig("x86")).set_object_type(nn.Conv1d, get_default_qconfig("x86"))
+    module = flow(model, (x,), mapping=mapping).module
+    assert all(row.int8 for row in explain(module).rows)
+    with torch.no_grad():
+        assert compute_sqnr(model(x), module(x)) >= 30
+    assert set(model.state_dict()) == keys

@@ -82,6 +82,7 @@ class Obstacles(nn.Module):
             torch.add(x, x),  # float-input
             y + x.long(),  # not-float32
             nn.functional.layer_norm(y + y, (4,)),  # float-users
+            (y * y).sqrt(),  # steep-users
         )
 
 
@@ -89,7 +90,8 @@ def test_codes_of_what_stays_float() -> None:
     torch.manual_seed(0)
     prepared = prepare_fx(Obstacles().eval(), get_default_qconfig_mapping().set_module_name("off", None), (randn(4, 4),))
     rows = {row.code for row in explain(prepared).rows if row.reason}
-    wanted = {"no-int8-form", "qconfig-none", "computed-weight", "holds-inf", "float-input", "not-float32", "float-users"}
+    wanted = {"no-int8-form", "qconfig-none", "computed-weight", "holds-inf", "float-input", "not-float32", "float-users",
+              "steep-users"}  # fmt: skip
     assert wanted <= rows <= set(CODES)
     noted = [r for r in remarks(prepared) if r.text.startswith("stays float: ")]
     assert noted and {r.code for r in noted} <= set(CODES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import operator
 import threading
@@ -489,3 +490,43 @@ def test_gathered_arguments_get_a_name_each(args: tuple[Any, ...], kwargs: dict[
     found = [str(node.target) for node in result.graph_module.graph.nodes if node.op == "placeholder"]
     assert found == names
     assert same(result.graph_module(*args, **kwargs), model(*args, **kwargs))
+
+
+def counts_arguments(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Takes the signature over and adds a keyword that the caller left out, as transformers' decorators do."""
+
+    @functools.wraps(forward)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs.setdefault("scale", 3.0)
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+class Decorated(nn.Module):
+    @counts_arguments
+    def forward(self, x: Any, y: Any = None, scale: float = 1.0) -> Any:
+        return x * scale if y is None else x * scale + y
+
+
+@pytest.mark.parametrize(("args", "kwargs", "concrete"), [
+    ((X,), {}, {}),
+    ((), {"x": X}, {}),
+    ((), {"x": X, "y": X}, {}),
+    ((X, X), {}, {}),
+    ((X,), {}, {"scale": 2.0}),
+])  # fmt: skip
+def test_what_is_left_at_its_default_is_not_passed(args: tuple[Any, ...], kwargs: dict[str, Any], concrete: dict[str, Any]) -> None:
+    model = Decorated().eval()
+    result = trace(model, args, kwargs, is_leaf=is_leaf, concrete_args=concrete)
+    assert same(result.graph_module(*args, **kwargs), model(*args, **kwargs, **concrete))
+
+
+class FlagBetween(nn.Module):
+    def forward(self, x: Any, flag: bool, y: Any, z: Any = 1.0) -> Any:
+        return x + y * z if flag else x
+
+
+def test_a_concrete_argument_between_positional_ones() -> None:
+    result = trace(FlagBetween().eval(), (X, Y[:2]), is_leaf=is_leaf, concrete_args={"flag": True})
+    assert same(result.graph_module(X, Y[:2]), X + Y[:2])

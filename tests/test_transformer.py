@@ -87,3 +87,33 @@ def test_a_class_token_is_not_rounded_to_the_steps_of_the_patches() -> None:
 def test_a_cat_that_a_linear_uses_is_int8() -> None:
     torch.manual_seed(0)
     assert int8_cat(Tokens(nn.Linear(32, 32)).eval(), torch.randn(2, 3, 16, 16))[0]
+
+
+class Spectrum(nn.Module):
+    """The logarithm of a magnitude: parts of one convolution squared, added, rooted; then a layer that reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stft, self.head = nn.Conv1d(1, 16, 8, stride=4, bias=False), nn.Conv1d(8, 4, 3)
+
+    def forward(self, x: Tensor, power: float = 0.5) -> Tensor:
+        y = self.stft(x)
+        return self.head((y[:, :8] ** 2 + y[:, 8:] ** 2) ** power)
+
+
+def test_squares_that_a_root_reads_stay_float() -> None:
+    torch.manual_seed(0)
+    loud = torch.cat([torch.full((8,), 0.01), torch.full((8,), 1.0), torch.full((8,), 0.1)]).repeat_interleave(8)
+    model, x = Spectrum().eval(), torch.randn(4, 1, 192) * loud
+    prepared = qcompiler.prepare_fx(model, None, (x,))
+    prepared(x)
+    small = qcompiler.convert_fx(prepared)
+    rows = {row.node: row for row in qcompiler.explain(small).rows}
+    assert {row.code for row in rows.values() if row.op in ("pow", "add")} == {"steep-users", "float-input"}
+    assert all(row.int8 for row in rows.values() if row.op == "conv1d")
+    assert compute_sqnr(model(x), small(x)) > 30  # in int8 throughout: 17
+
+
+def test_squares_that_a_square_or_a_sum_reads_are_int8() -> None:
+    prepared = qcompiler.prepare_fx(Spectrum().eval(), None, (torch.randn(2, 1, 64),), concrete_args={"power": 1.5})
+    assert all(quant_of(n).int8 for n in prepared.graph.nodes if n.name in ("pow_1", "add", "pow_3"))

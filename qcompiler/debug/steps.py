@@ -217,8 +217,8 @@ def _callable(module: CompiledModule, call: Call) -> Callable[..., Any]:
 def _pack_weight(module: CompiledModule, call: Call) -> Weight | None:
     if not call.op.startswith(PACKS) and call.op != "runtime.float_weight":
         return None
-    consts = [v for v in call.args[:3] if isinstance(v, Const)]
-    axis = call.args[3] if call.op == "runtime.float_weight" else call.args[-2]
+    names, consts = registry.parameter_names(call.op), [v for v in call.args[:3] if isinstance(v, Const)]
+    axis = call.args[names.index("axis")] if "axis" in names else None  # a recurrent cell packs two weights: none is the weight
     if len(consts) != 3 or not isinstance(axis, int):
         return None
     values, scale, zero_point = (find(module, v.name) for v in consts)

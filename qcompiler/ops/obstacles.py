@@ -19,6 +19,7 @@ CODES = {
     "float-input": "its input, or all its inputs, are float",
     "float-result": "it copies the float result that an int8 op hands out",
     "float-users": "only ops that compute in float use its result",
+    "steep-users": "only ops that make small values large, such as sqrt and log, use its result",
     "no-weights": "its qconfig quantizes weights alone, and it has none",
     "no-kernel": "no kernel of torch computes it",
     "backend-config": "the backend config does not allow it",

@@ -35,11 +35,11 @@ def open_inputs(
     values = {p.name: _placeholder(tracer, p, bound[p.name]) for p in free if p.name in bound}
     for p in free:
         if p.name not in bound and p.kind not in _GATHER:
-            values[p.name] = _fixed(tracer, p.name, p.default)
+            _fixed(tracer, p.name, p.default)
     for name, value in concrete.items():
         values[name] = _fixed(tracer, name, value)
     _order(tracer, signature, concrete)
-    return _arguments(signature, values)
+    return _arguments(signature, values, set(signature.replace(parameters=free).bind_partial(*args).arguments))
 
 
 def _check_names(signature: inspect.Signature, kwargs: Mapping[str, Any], concrete: Mapping[str, Any]) -> None:
@@ -121,19 +121,23 @@ def _order(tracer: Recorder, signature: inspect.Signature, concrete: Mapping[str
         anchor = node
 
 
-def _arguments(signature: inspect.Signature, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a call of forward."""
+def _arguments(signature: inspect.Signature, values: Mapping[str, Any], given: set[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call of forward, as the user would write it: what is left at its default is left out.
+
+    A decorator around forward may take the signature over and count the positional arguments, or add keywords of its own.
+    `given`: the names that the examples fill by position.
+    """
+    positional = [name for name, p in signature.parameters.items() if name in given or (p.kind is p.POSITIONAL_ONLY and name in values)]
+    until = list(signature.parameters).index(positional[-1]) if positional else -1
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
-    for name, parameter in signature.parameters.items():
-        if name not in values:
-            continue
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            args.extend(values[name])
-        elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            kwargs.update(values[name])
-        elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+    for i, (name, parameter) in enumerate(signature.parameters.items()):
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            args.extend(values.get(name, ()))
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            kwargs.update(values.get(name, {}))
+        elif i <= until:
+            args.append(values.get(name, parameter.default))
+        elif name in values:
             kwargs[name] = values[name]
-        else:
-            args.append(values[name])
     return tuple(args), kwargs

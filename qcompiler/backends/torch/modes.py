@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from qcompiler.backends.torch.site import VNNI
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode
 from qcompiler.ir.verify import where
-from qcompiler.observers import default_float_qparams_observer
+from qcompiler.observers import PerChannelMinMaxObserver, default_float_qparams_observer
 from qcompiler.ops.spec import Op
+from qcompiler.qconfig import mode_of
 
 RECURRENT = ("lstm", "gru", "lstm_packed", "gru_packed", "lstm_cell", "gru_cell", "rnn_cell")
 EMBEDDINGS = ("embedding", "embedding_bag")
@@ -52,8 +54,15 @@ def activation_range(node: fx.Node | None, qconfig: Any, engine: str, isa: str) 
 
 
 def weight_observer(row: Op, qconfig: Any) -> Any:
-    """The observer of a weight; tables have one scale a row whatever the qconfig says."""
+    """The observer of a weight. Where one scale for all costs accuracy and saves nothing, that is not what the qconfig means: tables
+    have one a row, and so has a convolution under a dynamic qconfig (its weight is widened before it is used) one a channel.
+    """
     observer = qconfig.weight()
-    if row.name in EMBEDDINGS and not getattr(observer, "is_per_channel", False) and not observer.dtype.is_floating_point:
+    if getattr(observer, "is_per_channel", False) or observer.dtype.is_floating_point:
+        return observer
+    if row.name in EMBEDDINGS:
         return default_float_qparams_observer()
+    if row.name.startswith("conv") and observer.dtype is torch.int8 and mode_of(qconfig) is Mode.DYNAMIC:
+        return PerChannelMinMaxObserver(dtype=torch.int8, qscheme=torch.per_channel_symmetric, quant_min=observer.quant_min,
+                                        quant_max=observer.quant_max)  # fmt: skip
     return observer

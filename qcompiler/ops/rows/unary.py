@@ -20,6 +20,7 @@ X = (Param("x"),)
 PLAIN = ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "square",
          "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc",
          "floor", "ceil", "trunc", "frac", "sign")  # fmt: skip
+STEEP = ("log", "log2", "log10", "sqrt", "rsqrt", "reciprocal")  # without a bound near 0
 ALIASES: dict[str, tuple[Any, ...]] = {
     "asin": (torch.arcsin, "arcsin"), "acos": (torch.arccos, "arccos"), "atan": (torch.arctan, "arctan"),
     "trunc": (torch.fix, "fix"), "exp2": (torch.special.exp2,), "expm1": (torch.special.expm1,), "log1p": (torch.special.log1p,),
@@ -28,7 +29,12 @@ ALIASES: dict[str, tuple[Any, ...]] = {
 
 
 def _row(name: str, fn: Any, signature: str, spellings: tuple[Any, ...], *modules: ModuleForm) -> Op:
-    return Op(name=name, fn=fn, signature=signature, params=X, output=Output.OWN, elementwise=True, spellings=spellings, modules=modules)
+    return Op(name=name, fn=fn, signature=signature, params=X, output=Output.OWN, elementwise=True, spellings=spellings, modules=modules,
+              spreads=lambda attributes: name in STEEP or _is_root(attributes.get("exponent")))  # fmt: skip
+
+
+def _is_root(exponent: Any) -> bool:
+    return isinstance(exponent, (int, float)) and not isinstance(exponent, bool) and exponent < 1 and exponent != 0
 
 
 def _all(signature: str, *targets: Any) -> tuple[Spelling, ...]:
