@@ -23,8 +23,9 @@ row of `qcompiler/ops/rows/`; [an example](../examples/custom_op.py) adds one fr
 **Scale of the result**: `own` is observed for itself; `as input` needs none, since values are copied or averaged; `may be joined`
 is own, or shared with the inputs where that adds no noise; `fixed` is a mathematical range; `float` has no int8 form.
 
-**Engines**: the kernels in the order of preference. `int8`: a kernel of torch's on integers. `float`: one node that dequantizes,
-computes and quantizes, where torch has no int8 kernel or a slower or wrong one. `table`: all 256 results computed beforehand.
+**Engines**: the kernels in the order of preference; of those that take a call, the fastest by measurement runs. `int8`: a kernel of
+torch's on integers. `float`: one node that dequantizes, computes and quantizes, where torch has no int8 kernel or a slower or wrong
+one. `table`: all 256 results computed beforehand.
 `never runs`: gone in eval mode. Each kernel has conditions; where none takes a call, `explain` and `remarks` say why it stays float.
 """
 OUTPUTS = {Output.OWN: "own", Output.SAME: "as input", Output.JOIN: "may be joined", Output.FIXED: "fixed", Output.FLOAT: "float",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, 
 from qcompiler.ir.types import value_of
 
 OPS = torch.ops.quantized
-LARGE = 100_000  # elements
 NATIVE: dict[str, tuple[Any, Any]] = {"add": (OPS.add.default, OPS.add_relu.default), "mul": (OPS.mul.default, OPS.mul_relu.default)}
 FLOAT: dict[str, Any] = {"add": floats.add_float, "sub": floats.sub_float, "mul": floats.mul_float, "div": floats.div_float,
                          "maximum": floats.maximum_float, "minimum": floats.minimum_float}  # fmt: skip
@@ -33,23 +31,11 @@ def _order(site: Site) -> tuple[Any, Any] | None:
     return (other(site), site.args[0]) if result == right else None
 
 
-def _broadcasts(site: Site) -> bool:
-    """Whether one operand is spread over a large result: an element a step, where float arithmetic goes by vectors.
-
-    Microseconds, int8 / float, for (1, C, H, H) * (1, C, 1, 1): C = 32, H = 112: 939 / 146; 240, 28: 138 / 48; 672, 14: 60 / 39;
-    1152, 7: 19 / 28 (2 threads, AVX-512).
-    """
-    left, right, result = site.shape(0), site.shape(1), value_of(site.node).shape
-    return result is not None and left != right and None not in (left, right) and math.prod(result) >= LARGE
-
-
 def refuse_native(site: Site) -> str | None:
     if not isinstance(site.args[0], Operand) or not isinstance(other(site), Operand):
         return "only one operand is quantized"
     if _order(site) is None:
         return "both operands are broadcast"
-    if _broadcasts(site):
-        return "torch's int8 kernel is slow where one operand is broadcast"
     return "alpha: torch's int8 add has none" if site.get("alpha", 1) != 1 else None
 
 

@@ -1,8 +1,8 @@
 """Functions of single values, and softmax.
 
-Chosen by measurement at (1, 64, 56, 56) and (1, 1000) on AVX512-VNNI, microseconds native / dequantize-f-quantize / gather:
-hardswish 64 / 104 / 515 and 7 / 10 / 17, leaky_relu 43 / - and 6, hardsigmoid 43 / -, sigmoid 169 / 117 and 9 / 13 (native:
-it mostly gates few values), tanh 374 / 130, elu 3328 / 130, celu 2601 / 130, silu - / 158, gelu - / 214, mish - / 660.
+Where torch has an int8 kernel, arithmetic on floats and a table of 256 would do as well: speed.json says which is the fastest (above
+65,536 values on AVX-512 native kernels and floats, a table for mish, on AVX2 for elu, celu and softplus, too). A function without a
+kernel of its own is a table.
 """
 
 from __future__ import annotations
@@ -124,6 +124,11 @@ def refuse_lookup(site: Site) -> str | None:
     return refuse_function(site) or (None if site.args[0].qparams else "the scale of its input, which a table depends on, is not known")
 
 
+def refuse_three_calls(site: Site) -> str | None:
+    known = isinstance(site.args[0], Operand) and site.args[0].qparams is not None
+    return refuse_function(site) or ("a table does it in one call" if known else None)
+
+
 def lookup_table(site: Site) -> torch.Tensor:
     """The output code of each of the 256 input codes, computed by the op itself in float64."""
     x: Operand = site.args[0]
@@ -152,7 +157,7 @@ def emit_function(site: Site, emit: Emit) -> fx.Node:
 def table_kernels(name: str) -> tuple[Kernel, ...]:
     """The entries for an elementwise op that has no other."""
     table = Kernel(name, ENGINES, emit_lookup, refuse_lookup, note="table of 256")
-    return table, Kernel(name, ENGINES, emit_function, refuse_function, note="float arithmetic")
+    return table, Kernel(name, ENGINES, emit_function, refuse_three_calls, note="float arithmetic")
 
 
 KERNELS = (

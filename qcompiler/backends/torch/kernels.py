@@ -1,6 +1,7 @@
 """The kernel table: for each op, by name, the entries in the order of preference.
 
-The order is fixed by measurement (measure.py) and committed; nothing is timed at compile, so output is reproducible.
+Which entries are right was measured (measure.py, measured.json), and which of them is the fastest (time_kernels.py, speed.json);
+nothing is timed at compile, so output is reproducible.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 from qcompiler.backends.torch import arithmetic, conv, elementwise, epilogue, linear, norm, pool, shape
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, Weight, host_isa
+from qcompiler.backends.torch.speed import fastest
 
 
 @dataclass(frozen=True)
@@ -39,23 +41,26 @@ def register(kernel: Kernel) -> None:
 
 
 def entries(site: Site) -> tuple[Kernel, ...]:
-    """The table's entries for the op; elementwise ops without one run as a table of 256."""
+    """The table's entries for the op; elementwise ops run as a table of 256, too, and those without an entry in float."""
     found = TABLE.get(site.op.name, ())
-    return found if found or not site.op.elementwise else elementwise.table_kernels(site.op.name)
+    if not site.op.elementwise or (found and site.op.name not in elementwise.FLOAT):
+        return found
+    return (*found, *elementwise.table_kernels(site.op.name)[: 1 if found else None])
 
 
 def select(site: Site) -> Kernel | Refused:
-    """The first entry that takes the site on its engine, else all reasons against."""
+    """The fastest of the entries that take the site on its engine, else all reasons against."""
     reasons: list[str] = []
+    taking: list[Kernel] = []
     for kernel in entries(site):
         if site.engine not in kernel.engines:
             continue
         reason = kernel.refuse(site)
         if reason is None:
-            return kernel
-        if reason not in reasons:
+            taking.append(kernel)
+        elif reason not in reasons:
             reasons.append(reason)
-    return Refused(tuple(reasons) or (f"no int8 kernel for {site.op.name} on {site.engine}",))
+    return fastest(site, taking) if taking else Refused(tuple(reasons) or (f"no int8 kernel for {site.op.name} on {site.engine}",))
 
 
 __all__ = ["ENGINES", "TABLE", "Emit", "Kernel", "Operand", "Refused", "Site", "Weight", "entries", "host_isa", "register", "select"]

@@ -105,10 +105,6 @@ def _record(entry: dict[str, Any], case: Case, high: int, reason: str | None, fo
                 entry[f"worst_{high}"] = case.label
 
 
-def label(kernel: Kernel) -> str:
-    return f"{kernel.emit.__name__}" + (f" ({kernel.note})" if kernel.note else "")
-
-
 def measure(engine: str, isa: str, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """All entries of one engine."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
@@ -119,7 +115,7 @@ def measure(engine: str, isa: str, progress: Callable[[str], None] = lambda text
             for kernel in (k for k in entries(site) if engine in k.engines):
                 bench = Bench(case, engine, isa)
                 reason = kernel.refuse(bench.site)
-                entry = found.setdefault(case.op, {}).setdefault(label(kernel), {})
+                entry = found.setdefault(case.op, {}).setdefault(kernel.label, {})
                 _record(entry, case, high, reason, _trial(bench, kernel))
                 if reason is None and kernel.saturates(bench.site):
                     entry["declared_saturating"] = True

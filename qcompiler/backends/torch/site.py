@@ -131,6 +131,11 @@ class Kernel:
     saturates: Callable[[Site], bool] = never
     note: str = ""
 
+    @property
+    def label(self) -> str:
+        """What the tables of measurements call it."""
+        return f"{self.emit.__name__} ({self.note})" if self.note else self.emit.__name__
+
 
 @dataclass
 class Emit:

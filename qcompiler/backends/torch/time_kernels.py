@@ -1,0 +1,112 @@
+"""Times the kernels of each op that has several: `python -m qcompiler.backends.torch.time_kernels`.
+
+Writes the microseconds for this machine's vectors into speed.json, beside those of others; narrower ones are measured with
+ATEN_CPU_CAPABILITY=avx2 (or default) in the environment. One thread; the engine is fbgemm: the kernels that compete
+compute the same way on all engines. Of ROUNDS interleaved rounds each kernel keeps its best, since others' work only adds time,
+and what stands in the table is the sum over the shapes of the class.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qcompiler.backends.torch import elementwise
+from qcompiler.backends.torch.cases import Case, activation
+from qcompiler.backends.torch.kernels import entries
+from qcompiler.backends.torch.measure import Bench
+from qcompiler.backends.torch.site import Emit, Kernel, host_isa
+from qcompiler.backends.torch.speed import SPEED, shape_class, width
+from qcompiler.ops.table import OPS
+
+ENGINE = "fbgemm"
+SHAPES = ((1, 64, 4, 4), (1, 1000, 1, 1), (1, 64, 14, 14), (1, 672, 7, 7), (1, 64, 56, 56), (1, 32, 112, 112), (1, 240, 28, 28))
+ROUNDS, REPEATS = 25, 4
+
+
+def _laid_out(shape: tuple[int, ...]) -> Tensor:
+    return activation(shape, 255).contiguous(memory_format=torch.channels_last)
+
+
+def _arguments(name: str, shape: tuple[int, ...]) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Typical calls of an op at one size; none where no two kernels compete."""
+    x, channels = _laid_out(shape), shape[1]
+    if name in ("add", "mul"):
+        yield (x, _laid_out(shape)), {}
+        if shape[2] > 1:
+            yield (x, _laid_out((shape[0], channels, 1, 1))), {}
+    elif name == "batch_norm":
+        yield (x, torch.randn(channels), torch.rand(channels) + 0.5, torch.randn(channels), torch.randn(channels)), {}
+    elif name == "group_norm":
+        yield (x, torch.randn(channels), torch.randn(channels)), {"num_groups": 8}
+    elif name == "mean":
+        yield (x,), {"dim": (2, 3)}
+    elif name in elementwise.FLOAT:
+        yield (x,), {}
+
+
+def cases() -> Iterator[Case]:
+    """What is timed."""
+    for name in OPS.rows:
+        for shape in SHAPES:
+            for args, attributes in _arguments(name, shape):
+                yield Case(name, "timed", args, attributes)
+
+
+def _program(case: Case, isa: str, index: int) -> Callable[[], Any]:
+    bench = Bench(case, ENGINE, isa)
+    kernel = _taking(bench)[index]
+    bench.graph.output(kernel.emit(bench.site, Emit(bench.graph, bench.module)))
+    module = fx.GraphModule(bench.module, bench.graph)
+    return lambda: module.forward(*bench.inputs)
+
+
+def _taking(bench: Bench) -> list[Kernel]:
+    return [k for k in entries(bench.site) if ENGINE in k.engines and k.refuse(bench.site) is None]
+
+
+def _best(programs: list[Callable[[], Any]]) -> list[float]:
+    """Microseconds of each program in its best round."""
+    best = [float("inf")] * len(programs)
+    for _ in range(ROUNDS):
+        for index, run in enumerate(programs):
+            start = time.perf_counter()
+            for _ in range(REPEATS):
+                run()
+            best[index] = min(best[index], (time.perf_counter() - start) / REPEATS * 1e6)
+    return best
+
+
+def time_all(isa: str, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Microseconds by op, shape class and kernel, of the ops that more than one kernel takes."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for case in cases():
+        bench = Bench(case, ENGINE, isa)
+        kernels, place = _taking(bench), shape_class(bench.site)
+        if len(kernels) > 1 and place is not None:
+            times = _best([_program(case, isa, index) for index in range(len(kernels))])
+            sums = found.setdefault(case.op, {}).setdefault(place, {})
+            for kernel, microseconds in zip(kernels, times, strict=True):
+                sums[kernel.label] = round(sums.get(kernel.label, 0.0) + microseconds, 1)
+            progress(f"{case.op} {place} {sums}")
+    return found
+
+
+def main() -> None:
+    """Measures this instruction set and writes speed.json anew."""
+    torch.set_num_threads(1)
+    torch.backends.quantized.engine = ENGINE  # type: ignore[misc]
+    known = json.loads(SPEED.read_text(encoding="utf-8"))["microseconds"] if SPEED.exists() else {}
+    known[width(host_isa())] = time_all(host_isa(), lambda text: print(text, file=sys.stderr))
+    report = {"torch": torch.__version__.split("+")[0], "threads": 1, "shapes": SHAPES, "microseconds": known}
+    SPEED.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
