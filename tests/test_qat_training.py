@@ -323,7 +323,7 @@ def _train_as(rank: int, kind: str, file: str, model: str) -> None:
 @pytest.mark.parametrize(("model", "kind"), [("graph", "learned")])
 def test_two_processes_stay_equal(model: str, kind: str, tmp_path: Path) -> None:
     args = (kind, str(tmp_path / "store"), model)
-    other = mp.spawn(_other_rank, args=args, nprocs=1, join=False, daemon=True)  # this process is rank 0: to import torch once more takes seconds
+    other = mp.spawn(_other_rank, args=args, nprocs=1, join=False, daemon=True)  # rank 0 is here: it has torch imported
     try:
         _train_as(0, *args)
     finally:
