@@ -18,12 +18,18 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from qcompiler import QConfig, QConfigMapping, calibrate, convert_fx, prepare_fx, prepare_qat_fx
 from qcompiler.debug import parity
-from qcompiler.fake_quantize import default_fused_act_fake_quant, default_fused_per_channel_wt_fake_quant, disable_observer
+from qcompiler.fake_quantize import (
+    FakeQuantizeBase,
+    default_fused_act_fake_quant,
+    default_fused_per_channel_wt_fake_quant,
+    disable_observer,
+)
 from qcompiler.observers import MinMaxObserver, default_per_channel_weight_observer
+from qcompiler.qat import freeze_bn_stats
 
 
 class Digits(nn.Module):
@@ -62,17 +68,18 @@ def batches(images: Tensor, labels: Tensor, seed: int, size: int = 64) -> Iterat
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, rate: float) -> float:
-    """SGD with a cosine schedule; returns the last loss. Of a fake-quantized model, ranges and BatchNorms freeze for the last third."""
+    """SGD with a cosine schedule; returns the last loss. Of a fake-quantized model, ranges and BatchNorms freeze for the last third.
+
+    The model may be of either flow: prepare_qat_fx, or prepare_qat by hand.
+    """
+    quantized = any(isinstance(module, FakeQuantizeBase) for module in model.modules())
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     loss = torch.zeros(())
     for epoch in range(epochs):
         model.train()
-        if isinstance(model, fx.GraphModule) and epoch >= epochs * 2 / 3:
-            model.apply(disable_observer)
-            for module in model.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+        if quantized and epoch >= epochs * 2 / 3:
+            model.apply(disable_observer).apply(freeze_bn_stats)
         for x, y in batches(images, labels, epoch):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x), y)
@@ -100,14 +107,19 @@ def training(bits: int) -> QConfigMapping:
     return QConfigMapping().set_global(QConfig(default_fused_act_fake_quant, weight))
 
 
-def main(quick: bool = False) -> dict[str, float]:
-    """Trains, prints the table, returns the accuracies in percent."""
+def trained(quick: bool = False) -> Digits:
+    """The float network, in eval mode."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    images, labels, test_images, test_labels = data()
     model = Digits()
-    train(model, images, labels, epochs=6 if quick else 20, rate=0.05)
-    found = {"float": accuracy(model.eval(), test_images, test_labels)}
+    train(model, *data()[:2], epochs=6 if quick else 20, rate=0.05)
+    return model.eval()
+
+
+def compare(model: Digits, quick: bool = False) -> dict[str, float]:
+    """Quantizes and tunes copies of a trained network, prints the table, returns the accuracies in percent."""
+    images, labels, test_images, test_labels = data()
+    found = {"float": accuracy(model, test_images, test_labels)}
     table = Table(title="digits: accuracy on 450 test images")
     for header in ("weights", "float", "post-training", "trained (QAT)", "int8 against fake-quantized"):
         table.add_column(header, justify="right")
@@ -138,4 +150,5 @@ def agreement(prepared: nn.Module, converted: nn.Module, images: Tensor) -> tupl
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer epochs")
-    main(parser.parse_args().quick)
+    quick = parser.parse_args().quick
+    compare(trained(quick), quick)

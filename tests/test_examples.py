@@ -82,7 +82,7 @@ def test_debug_accuracy(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_qat_digits() -> None:
-    """tests/test_qat_fx_digits.py looks at the figures."""
+    """tests/test_qat_digits.py looks at the figures."""
     pytest.importorskip("sklearn")
     text = run("qat_digits.py", "--quick")
     assert text.count("100.0 % same class") == 2 and "8 bits" in text and "4 bits" in text

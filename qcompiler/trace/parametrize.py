@@ -26,8 +26,19 @@ def fold_parametrizations(model: nn.Module) -> nn.Module:
             shared = type(module)  # made by torch for the original; removal deletes its properties, so the copy gets its own
             module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
             for name in list(module.parametrizations):  # type: ignore[arg-type]
-                remove_parametrizations(module, name, leave_parametrized=True)
+                _fold(module, name)
     return folded
+
+
+def _fold(module: nn.Module, name: str) -> None:
+    """One computed tensor as a parameter, if one of its originals is. Of several (weight_norm's) torch makes a buffer, without gradients,
+    where they are off: no optimizer would find that."""
+    originals = list(module.parametrizations[name].parameters(recurse=False))  # type: ignore[index, union-attr]
+    remove_parametrizations(module, name, leave_parametrized=True)
+    if originals and name in module._buffers:
+        value = getattr(module, name).detach().clone()
+        delattr(module, name)
+        module.register_parameter(name, nn.Parameter(value, requires_grad=any(o.requires_grad for o in originals)))
 
 
 def is_computed(module: nn.Module) -> bool:
