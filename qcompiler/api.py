@@ -21,6 +21,7 @@ from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.fingerprint import WEIGHTS, fingerprints
+from qcompiler.input_text import first_sentence
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
 from qcompiler.observers.watch import Batch, Watch
@@ -276,7 +277,7 @@ def _observe(prepared: nn.Module, index: int, args: tuple[Any, ...], kwargs: dic
     except (CalibrationError, InputError) as error:
         raise type(error)(f"batch {index}: {error.message}", code=error.code, where=error.where, hint=error.hint) from error
     except REFUSED as error:  # of a hand-prepared model: a graph's are InputErrors
-        text = f"batch {index}: {type(error).__name__}: {error}"
+        text = f"batch {index}: {type(error).__name__}: {first_sentence(error)}"
         hint = "does the float model take it? a tuple is the arguments of forward: without labels"
         raise InputError(text, code="input-shape", hint=hint) from error
 

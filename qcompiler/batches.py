@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from qcompiler.errors import ConfigError
+from qcompiler.input_text import refuse_arrays
 
 
 def check_data(data: Any, what: str = "calibration data") -> None:
     """Raises ConfigError for what cannot be walked."""
+    refuse_arrays(data if isinstance(data, np.ndarray) else (), what)
     if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
         text = f"{what} must be a tensor or an iterable of batches, got {type(data).__name__}"
         raise ConfigError(text, code="calibration-data", hint="a batch is a tensor, a tuple of arguments or a dict of keywords")
@@ -23,7 +26,8 @@ def batches(data: Any) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
     One tensor is one batch.
     """
     labelled = isinstance(data, torch.utils.data.DataLoader)
-    for item in [data] if isinstance(data, torch.Tensor) else data:
+    for index, item in enumerate([data] if isinstance(data, torch.Tensor) else data):
+        refuse_arrays(item, f"batch {index}")
         if isinstance(item, Mapping):
             yield (), dict(item)
         elif isinstance(item, (tuple, list)):

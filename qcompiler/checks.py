@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from qcompiler.errors import ConfigError, InputError, NumericsError, UnsupportedOpError, Where
+from qcompiler.input_text import refuse_arrays
 
 MARK = "_qcompiler_stage"  # "prepared" or "converted", on the modules that the API returns
 
@@ -104,6 +105,7 @@ def _check_statistics(path: str, module: Any) -> None:
 
 def check_examples(example_inputs: Any) -> tuple[Any, ...]:
     """The example inputs as a tuple of arguments."""
+    refuse_arrays(example_inputs, "example inputs")
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,)
     if not isinstance(example_inputs, (tuple, list)):

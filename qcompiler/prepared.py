@@ -12,6 +12,7 @@ from torch import fx, nn
 from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.graph_pickle import Data, from_data, to_data
+from qcompiler.input_text import described, first_sentence, how_to_give, signature
 from qcompiler.ir.names import NAMES, keep_names
 from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
@@ -125,8 +126,8 @@ def failed_call(prepared: Any, error: Exception) -> InputError:
         trace = trace.tb_next
     place = where(nodes[index]) if index is not None and index < len(nodes) else Where()
     check = next((hook for hook in prepared._forward_pre_hooks.values() if isinstance(hook, InputCheck)), None)
-    expected = f"; the example inputs were ({check.signature()})" if check is not None else ""
-    return InputError(f"{type(error).__name__}: {error}{expected}", code="input-shape", where=place,
+    expected = f"; the example inputs were {check.signature()}" if check is not None else ""
+    return InputError(f"{type(error).__name__}: {first_sentence(error)}{expected}", code="input-shape", where=place,
                       hint="does the float model take this input?")  # fmt: skip
 
 
@@ -143,10 +144,7 @@ class InputCheck:
         self.inputs = inputs
 
     def signature(self) -> str:
-        def one(name: str, value: Value) -> str:
-            return name if value.shape is None else f"{name}: {value.dtype}[{', '.join(map(str, value.shape))}]"
-
-        return ", ".join(one(name, value) for name, value, _ in self.inputs)
+        return signature((name, "" if v.shape is None else f"{v.dtype}{list(v.shape)}") for name, v, _ in self.inputs)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         names = [name for name, _, _ in self.inputs]
@@ -155,7 +153,7 @@ class InputCheck:
         unknown = [name for name in kwargs if name not in names]
         if len(args) > len(names) or missing or unknown:
             raise InputError(
-                f"expected the inputs ({self.signature()}), got {len(args)} positional and {sorted(kwargs) or 'no'} named", code="inputs"
+                f"expected the inputs {self.signature()}, got {len(args)} positional and {sorted(kwargs) or 'no'} named", code="inputs"
             )
         for name, value, _ in self.inputs:
             self._check(name, value, given.get(name))
@@ -164,5 +162,5 @@ class InputCheck:
         if value.shape is None:
             return
         if not isinstance(x, torch.Tensor) or x.dim() != len(value.shape) or x.dtype is not value.dtype:
-            got = f"{x.dtype}{list(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
-            raise InputError(f"input {name} does not fit: expected ({self.signature()}), got {got}", code="input-shape")
+            text = f"input {name} does not fit: expected {self.signature()}, got {described(x)}"
+            raise InputError(text, code="input-shape", hint=how_to_give(x, value.dtype))

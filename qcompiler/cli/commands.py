@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import nn
 
 import qcompiler
-from qcompiler.cli.data import IMAGENET_MEAN, IMAGENET_STD, Preprocess, find_batches, read_input
+from qcompiler.cli.data import IMAGENET_MEAN, IMAGENET_STD, Preprocess, about_files, find_batches, is_image, read_input
 from qcompiler.cli.models import load_model
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 
@@ -107,6 +107,7 @@ def quantize(
 
     `qcompiler quantize my_package.model:build --calibrate batches/ --out model.qc --keep-float head`
     """
+    check_writable(out)
     data = find_batches(calibrate, preprocess(size, mean, std), batch, limit)
     float_model = load_model(model, weights)
     if model.startswith("torchvision:") and weights is None:
@@ -115,7 +116,8 @@ def quantize(
     for path in keep_float or ():
         mapping = mapping.set_module_name(path, None)
     start = time.perf_counter()
-    converted = qcompiler.quantize(float_model, data, qconfig_mapping=mapping, progress=console.is_terminal, engine=engine.value)
+    with about_files(data.images, size):
+        converted = qcompiler.quantize(float_model, data, qconfig_mapping=mapping, progress=console.is_terminal, engine=engine.value)
     seconds = time.perf_counter() - start
     qcompiler.save(converted, str(out))
     if source is not None:
@@ -170,10 +172,12 @@ def run(
 
     `qcompiler run resnet18.qc cat.jpg --labels imagenet.txt`
     """
+    if out is not None:
+        check_writable(out)
     names = _read_labels(labels)
     value = read_input(input_file, preprocess(size, mean, std))
     converted = load(file, modules)
-    with torch.inference_mode():
+    with torch.inference_mode(), about_files(is_image(input_file), size):
         start = time.perf_counter()
         output = _call(converted, value)
         seconds = time.perf_counter() - start
@@ -207,6 +211,13 @@ def _tensors(value: Any, path: str = "") -> list[tuple[str, torch.Tensor]]:
     return [found for key, inner in items for found in _tensors(inner, f"{path}.{key}" if path else str(key))]
 
 
+def check_writable(out: Path) -> None:
+    """Raises ConfigError before the work for a file that cannot be written after it."""
+    reason = "is a folder" if out.is_dir() else "is in no folder that exists" if not out.absolute().parent.is_dir() else ""
+    if reason:
+        raise ConfigError(f"cannot write {out}: it {reason}", code="output")
+
+
 def _write_output(output: Any, out: Path) -> None:
     try:
         if out.suffix != ".npy":
@@ -216,14 +227,14 @@ def _write_output(output: Any, out: Path) -> None:
         else:
             raise InputError("the output is not one tensor", code="output", hint="--out FILE.pt keeps any structure")
     except OSError as error:
-        raise ConfigError(f"cannot write {out}: {error}", code="output") from error
+        raise ConfigError(f"cannot write {out}: {error.strerror or error}", code="output") from error
 
 
 def _read_labels(path: Path | None) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines() if path else []
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}", code="labels") from error
+        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", code="labels") from error
 
 
 def _scores(row: torch.Tensor, top: int, names: list[str]) -> Table:

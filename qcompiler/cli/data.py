@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map_only
 
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 
@@ -19,6 +21,8 @@ IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", "
 ARRAYS = frozenset({".npy", ".pt", ".pth"})
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGE_HINT = "an image is given as 3 x {size} x {size}: --size, --mean and --std say how; other inputs: .npy and .pt files"
+ARRAY_HINT = "an array file is one batch as it stands, inputs along its first dimension; several arguments: a .pt file with a tuple or dict"
 
 
 @dataclass(frozen=True)
@@ -50,25 +54,44 @@ def read_image(path: Path, preprocess: Preprocess) -> torch.Tensor:
         with Image.open(path) as image:
             return preprocess(image).unsqueeze(0)
     except OSError as error:
-        raise InputError(f"cannot read the image {path}: {error}", code="unreadable-input") from error
+        hint = "take it out of the folder, or mend it"
+        raise InputError(f"cannot read the image {path}: {error}", code="unreadable-input", hint=hint) from error
 
 
 def read_array(path: Path) -> Any:
-    """What a .npy or .pt file holds: a tensor, or a tuple, list or dict of tensors. No file is unpickled."""
+    """What a .npy or .pt file holds: a tensor, or a tuple, list or dict of tensors; doubles become float32. No file is unpickled."""
     try:
-        if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        return torch.load(path, map_location="cpu", weights_only=True)
+        held = torch.from_numpy(np.load(path, allow_pickle=False)) if path.suffix == ".npy" else _load(path)
+        return tree_map_only(torch.Tensor, lambda x: x.float() if x.dtype is torch.float64 else x, held)
     except Exception as error:  # numpy and torch raise whatever the file makes them raise
         first_line = str(error).split("\n")[0]
         raise InputError(f"cannot read {path}: {first_line}", code="unreadable-input") from error
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def about_files(images: bool, size: int) -> Iterator[None]:
+    """Tells in the hint of an InputError what inputs are made of the files, and which option changes that."""
+    try:
+        yield
+    except InputError as error:
+        if error.code in ("input", "input-shape", "input-type", "input-arguments"):
+            error.hint = IMAGE_HINT.format(size=size) if images else ARRAY_HINT
+        raise
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES
 
 
 def read_input(path: Path, preprocess: Preprocess) -> Any:
     """One input of a model from an image, .npy or .pt file."""
     if not path.is_file():
         raise InputError(f"there is no file {path}", code="no-input")
-    if path.suffix.lower() in IMAGES:
+    if is_image(path):
         return read_image(path, preprocess)
     if path.suffix.lower() in ARRAYS:
         return read_array(path)
@@ -93,7 +116,7 @@ class Batches:
 
     @property
     def images(self) -> bool:
-        return self.files[0].suffix.lower() in IMAGES
+        return is_image(self.files[0])
 
     def __len__(self) -> int:
         return -(-len(self.files) // self.batch) if self.images else len(self.files)

@@ -11,7 +11,7 @@ from torch import nn
 
 import qcompiler
 from qcompiler.cli.commands import MEAN, STD, Engine, Mean, Modules, Size, Std, app, clean_errors, console, load, preprocess
-from qcompiler.cli.data import find_batches
+from qcompiler.cli.data import about_files, find_batches
 from qcompiler.cli.models import load_model
 from qcompiler.debug import bisect as find_first
 from qcompiler.debug import compare as compare_models
@@ -54,7 +54,9 @@ def compare(
     `qcompiler compare torchvision:mobilenet_v2 mobilenet.qc --weights mobilenet_v2.pth --data photos/`
     """
     batches = find_batches(data, preprocess(size, mean, std), batch, limit)
-    found = compare_models(load_model(model, weights), _quantized(quantized, modules), batches, profile=profile)
+    float_model, int8_model = load_model(model, weights), _quantized(quantized, modules)
+    with about_files(batches.images, size):
+        found = compare_models(float_model, int8_model, batches, profile=profile)
     if json:
         print(found.to_json())
         return
@@ -90,9 +92,9 @@ def bisect(
     mapping = qcompiler.get_default_qconfig_mapping(engine.value)
     for path in keep_float or ():
         mapping = mapping.set_module_name(path, None)
-    found = find_first(
-        load_model(model, weights), batches, tol_db=tol_db, float_tol_db=float_tol_db, qconfig_mapping=mapping, engine=engine.value
-    )
+    float_model = load_model(model, weights)
+    with about_files(batches.images, size):
+        found = find_first(float_model, batches, tol_db=tol_db, float_tol_db=float_tol_db, qconfig_mapping=mapping, engine=engine.value)
     print(found.to_json()) if json else console.print(str(found), markup=False, highlight=False, soft_wrap=True)
 
 

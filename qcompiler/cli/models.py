@@ -81,13 +81,17 @@ def _factory_model(place: str, name: str) -> nn.Module:
             text = f"{place}:{name}() failed: {type(error).__name__}: {error}"
             raise ConfigError(text, code="model-reference", hint="the factory is called without arguments") from error
     if not isinstance(found, nn.Module):
-        raise ConfigError(f"{place}:{name} gives a {type(found).__name__}, not an nn.Module", code="model-reference", hint=_FORMS)
+        raise ConfigError(f"{place}:{name} gives {type(found).__name__}, not an nn.Module", code="model-reference", hint=_FORMS)
     return found
 
 
 def _load_weights(model: nn.Module, path: str) -> None:
     try:
         state = torch.load(Path(path), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the file makes it raise
+        text = f"cannot read {path}: it is no file of torch.save with tensors alone"
+        raise ConfigError(text, code="weights", hint="a state_dict is expected") from error
+    try:
         if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
             state = state["state_dict"]
         model.load_state_dict(state)

@@ -15,7 +15,7 @@ from rich.markup import escape
 import qcompiler
 import qcompiler.viz
 from qcompiler.cli.commands import Modules, Size, app, clean_errors, console, load, stderr
-from qcompiler.cli.data import Preprocess, read_input
+from qcompiler.cli.data import Preprocess, about_files, is_image, read_input
 from qcompiler.cli.models import load_model
 from qcompiler.debug.document import Document
 from qcompiler.debug.record import Recorder
@@ -88,11 +88,12 @@ def _of_model(reference: str, size: int, example: Path | None) -> Document:
     recorder, model = Recorder(), load_model(reference)
     value = read_input(example, Preprocess(size=size)) if example else torch.zeros(1, 3, size, size)
     args, kwargs = ((), value) if isinstance(value, dict) else (value if isinstance(value, (tuple, list)) else (value,), {})
-    prepared = qcompiler.prepare_fx(model, None, tuple(args), example_kwargs=kwargs, debug=recorder)
-    if example:
-        qcompiler.calibrate(prepared, [kwargs or tuple(args)])
-        qcompiler.convert_fx(prepared, debug=recorder)
-    else:
+    with about_files(example is None or is_image(example), size):
+        prepared = qcompiler.prepare_fx(model, None, tuple(args), example_kwargs=kwargs, debug=recorder)
+        if example:
+            qcompiler.calibrate(prepared, [kwargs or tuple(args)])
+            qcompiler.convert_fx(prepared, debug=recorder)
+    if not example:
         stderr.print("note: not calibrated, so there is no int8 program to show; --example FILE makes one", style="yellow")
     return recorder.document()
 
@@ -101,7 +102,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read {path}: {error!s:.200}", code="viz-data") from error
+        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error!s:.200}", code="viz-data") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds no object", code="viz-data", hint='{"node name": number, ...}')
     return data

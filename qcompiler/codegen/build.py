@@ -107,9 +107,10 @@ class _Builder:
             raise QCompilerError(f"input {name!r} cannot be an argument of the compiled forward", code="codegen-input")
         value = value_of(node)
         dtype = DTYPE_NAMES[value.dtype] if value.dtype is not None else None
-        rank = len(value.shape) if value.shape is not None else None
+        shape = tuple(map(int, value.shape)) if value.shape is not None else None
+        rank = len(shape) if shape is not None else None
         default = self.encode(node.args[0], node) if node.args else None
-        self.inputs.append(Input(name, dtype, rank, bool(node.args), default))
+        self.inputs.append(Input(name, dtype, rank, bool(node.args), default, shape))
         return Ref(name)
 
     def attribute(self, path: str) -> Any:

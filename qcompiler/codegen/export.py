@@ -16,7 +16,7 @@ from qcompiler.codegen.module import CompiledModule, find
 from qcompiler.codegen.program import Call, Program, comment_text, is_name
 from qcompiler.codegen.safetensors import SAFETENSORS, safetensors
 from qcompiler.codegen.values import Const, rewrite
-from qcompiler.errors import ConfigError
+from qcompiler.errors import ArtifactWriteError, ConfigError
 
 SOURCE = "model.py"
 WEIGHTS = "model.safetensors"
@@ -67,7 +67,10 @@ def export_source(module: CompiledModule, directory: str | Path) -> Path:
             f"export_source takes a converted module, not {type(module).__qualname__}", code="export", hint="convert_fx first"
         )
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactWriteError(f"{folder}: cannot make the folder: {error.strerror or error}") from error
     program = module.program
     tensors = {path: find(module, path) for path in program.constants if not path.startswith(tuple(f"{leaf}." for leaf in program.leaves))}
     atomic_write(folder / WEIGHTS, safetensors(tensors))

@@ -18,9 +18,10 @@ from qcompiler.codegen.build import Built, build
 from qcompiler.codegen.emit import Dialect, Emitter
 from qcompiler.codegen.program import Call, Program, is_name, is_path
 from qcompiler.codegen.script import attach_script, listed, refuse_hidden, script_attributes, unscriptable
-from qcompiler.codegen.values import Const, Ref, Scale, ZeroPoint, rewrite
+from qcompiler.codegen.values import DTYPES, Const, Ref, Scale, ZeroPoint, rewrite
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.fingerprint import WEIGHTS
+from qcompiler.input_text import described, first_sentence, how_to_give, signature
 
 T = TypeVar("T", bound=type)
 OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound"})
@@ -119,8 +120,19 @@ class CompiledModule(nn.Module):
             if "quantized.engine is" in str(error):  # said by kernels that look at the engine of the moment
                 hint = f'set torch.backends.quantized.engine = "{self.engine}" before the call'
                 raise ConfigError(str(error), code="engine", where=place, hint=hint) from error
-            raise InputError(f"{type(error).__name__}: {error}", code="input-shape", where=place,
-                             hint="does the float model take this input? a shape may be fixed in its code") from error  # fmt: skip
+            raise self._misfit(error, place, args, kwargs) from error
+
+    def _misfit(self, error: Exception, place: Where, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputError:
+        """What a kernel raised, in terms of the inputs: their sizes are to blame unless they are the example's."""
+        inputs = self.program.inputs
+        given = dict(zip((i.name for i in inputs), args, strict=False)) | dict(kwargs)
+        text, hint = f"{type(error).__name__}: {first_sentence(error)}", "does the float model take this input?"
+        sizes = {name: tuple(value.shape) for name, value in given.items() if isinstance(value, Tensor)}
+        if any(i.shape is not None and sizes.get(i.name, i.shape)[1:] != i.shape[1:] for i in inputs):
+            got = signature((name, described(value)) for name, value in given.items())
+            text = f"the inputs {got} do not fit; the model was made with {signature((i.name, str(i)) for i in inputs)}"
+            hint = "give the sizes of the example, or, where the float model takes these inputs, prepare it with them"
+        return InputError(text, code="input-shape", where=place, hint=hint)
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
@@ -143,8 +155,8 @@ class CompiledModule(nn.Module):
     def _reject(self, name: str, value: Any) -> NoReturn:
         """Called by generated source when an input has not the type or rank of the example."""
         i = next(i for i in self.program.inputs if i.name == name)
-        got = f"{value.dtype} tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__qualname__
-        raise InputError(f"input {name!r} must be a torch.{i.dtype} tensor of {i.rank} dimensions, got {got}", code="input-type")
+        text = f"input {name!r} must be a torch.{i.dtype} tensor of {i.rank} dimensions, as {i}, got {described(value)}"
+        raise InputError(text, code="input-type", hint=how_to_give(value, DTYPES.get(str(i.dtype))))
 
     def rebuild(self) -> None:
         """Packs weights and makes forward anew from the module's tensors."""

@@ -29,13 +29,21 @@ class ProgramError(QCompilerError):
 
 @dataclass(frozen=True)
 class Input:
-    """One argument of forward. `dtype` and `rank` as seen with the example inputs, None where it is no tensor."""
+    """One argument of forward. `dtype`, `rank` and `shape` as seen with the example inputs, None where it is no tensor.
+
+    Another shape of the same rank may do as well: `shape` is for messages.
+    """
 
     name: str
     dtype: str | None = None
     rank: int | None = None
     optional: bool = False
     default: Any = None
+    shape: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        known = self.shape if self.shape is not None else "?" * (self.rank or 0)
+        return f"torch.{self.dtype}[{', '.join(map(str, known))}]" if self.rank is not None else ""
 
 
 @dataclass(frozen=True)
@@ -205,6 +213,7 @@ def _free(name: str, taken: Iterable[str]) -> str:
 
 def _input_data(i: Input) -> dict[str, Any]:
     data: dict[str, Any] = {"name": i.name, "dtype": i.dtype, "rank": i.rank}
+    data |= {"shape": list(i.shape)} if i.shape is not None else {}
     return data | {"default": to_json(i.default)} if i.optional else data
 
 
@@ -225,7 +234,10 @@ def _input(data: Any) -> Input:
     dtype, rank = data["dtype"], data["rank"]
     if (dtype is not None and dtype not in DTYPES) or (rank is not None and type(rank) is not int):
         raise ValueError("bad input")
-    return Input(data["name"], dtype, rank, "default" in data, from_json(data.get("default")))
+    shape = tuple(_typed(size, int) for size in _typed(data["shape"], list)) if "shape" in data else None
+    if shape is not None and len(shape) != rank:
+        raise ValueError("bad input")
+    return Input(data["name"], dtype, rank, "default" in data, from_json(data.get("default")), shape)
 
 
 def _call(data: Any) -> Call:

@@ -135,7 +135,7 @@ class Tallies:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
             raise InputError(f"batch {index}: {type(error).__name__}: {error}", code="input-shape",
-                             hint="do both models take this batch?") from error  # fmt: skip
+                             hint=self.note or "do both models take this batch?") from error  # fmt: skip
         self.batches += 1
         found = pairs(reference, result)
         if found is None:

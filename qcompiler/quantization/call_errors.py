@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from qcompiler.errors import InputError, QCompilerError, Where
+from qcompiler.input_text import first_sentence, how_to_mend
 from qcompiler.nn.quantized.base import QuantizedModule
 from qcompiler.trace.places import raised_at, spell, text_of
 
@@ -27,7 +28,10 @@ LEAVE = "a DeQuantStub before this takes it out of int8, a QuantStub behind it b
 
 
 def explain_calls_(model: nn.Module) -> None:
-    """Has `model(...)` raise InputError where quantized tensors meet float modules and operators; copies and files go without."""
+    """Has `model(...)` raise InputError where quantized tensors meet float modules and operators, and for inputs that layers refuse.
+
+    Copies and files of the model go without.
+    """
     held = weakref.ref(model)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -39,21 +43,26 @@ def explain_calls_(model: nn.Module) -> None:
                 error.where = Where(error.where.node, error.where.module_path, spell(*raised_at(error.__traceback__)))
             raise
         except REFUSED as error:
-            if not QUANTIZED.search(first_sentence(error)):
+            found = explained(called, error, (args, kwargs))
+            if found is None:
                 raise
-            raise explained(called, error) from error
+            raise found from error
 
     # torch's own hook of calls, which is neither copied nor pickled; a function, since torch.jit refuses other objects there
     model._compiled_call_impl = call
 
 
-def explained(model: nn.Module, error: Exception) -> InputError:
-    """torch's error as one that names the innermost module, the user's line and what is missing there."""
+def explained(model: nn.Module, error: Exception, inputs: Any) -> InputError | None:
+    """torch's error as one that names the innermost module, the user's line and what is missing there; None for the user's own."""
     path, module = innermost(model, error)
     file, line = raised_at(error.__traceback__)
     place = Where(module_path=path or None, source=spell(file, line))
     kind = type(module).__name__
-    if is_float_leaf(module):
+    if not QUANTIZED.search(first_sentence(error)):
+        hint = how_to_mend(inputs, error) or "does the float model take this input?"
+        text = f"{kind}: {first_sentence(error)}"
+        return InputError(text, code="input-shape", where=place, hint=hint) if is_layer(module) else None
+    if is_layer(module):
         text, hint = f"this {kind} is float, and was given a quantized tensor", f"{LEAVE}; or give it a qconfig and prepare again"
         return InputError(text, code="quantized-input", where=place, hint=hint)
     found, code = OPERATION.search(str(error)), text_of(file, line)
@@ -65,11 +74,6 @@ def explained(model: nn.Module, error: Exception) -> InputError:
     return InputError(text, code="quantized-input", where=place, hint=hint)
 
 
-def first_sentence(error: Exception) -> str:
-    """Without the list of all backends that may follow."""
-    return re.split(r"\.\s|\n", str(error), maxsplit=1)[0]
-
-
 def innermost(model: nn.Module, error: Exception) -> tuple[str, nn.Module]:
     """(path, module) of the last submodule whose code was running."""
     paths = {id(module): path for path, module in model.named_modules()}
@@ -78,6 +82,6 @@ def innermost(model: nn.Module, error: Exception) -> tuple[str, nn.Module]:
     return paths[id(found)], found
 
 
-def is_float_leaf(module: nn.Module) -> bool:
-    """Whether it is one of torch's own modules, whose code is not the user's to change."""
+def is_layer(module: nn.Module) -> bool:
+    """Whether it is one of torch's float modules, whose code is not the user's to change."""
     return type(module).__module__.startswith("torch.nn.") and not isinstance(module, (nn.Sequential, nn.ModuleList))

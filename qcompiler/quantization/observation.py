@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, Where
 from qcompiler.fake_quantize import FakeQuantizeBase
+from qcompiler.input_text import how_to_give
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.place import OUTPUTS, PATH, place_of
 from qcompiler.nn.quantized import FloatFunctional, QFunctional
@@ -36,8 +37,9 @@ def observe_output(module: nn.Module, inputs: Any, output: Any) -> Any:
     """The forward hook of prepared modules. Raises CalibrationError naming the module for NaN, inf, and what is no tensor."""
     place = place_of(module)
     if not isinstance(output, torch.Tensor):
-        raise CalibrationError(f"this {type(module).__name__} gives {type(output).__name__}, not a tensor", code="not-a-tensor",
-                               where=place, hint="set its qconfig to None, or have it observed as a custom module")  # fmt: skip
+        hint = how_to_give(output) or "set its qconfig to None, or have it observed as a custom module"
+        text = f"this {type(module).__name__} gives {type(output).__name__}, not a tensor"
+        raise CalibrationError(text, code="not-a-tensor", where=place, hint=hint)
     if not torch.compiler.is_compiling():
         module.__dict__[OUTPUTS] = output.numel()
     try:

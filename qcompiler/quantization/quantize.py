@@ -62,7 +62,9 @@ def prepare(
     _check_stage(model)
     _check_eval(model)
     model = model if inplace else copy.deepcopy(model)
-    return _prepare(model, allow_list, observer_non_leaf_module_list, prepare_custom_config_dict)
+    model = _prepare(model, allow_list, observer_non_leaf_module_list, prepare_custom_config_dict)
+    explain_calls_(model)
+    return model
 
 
 def prepare_qat(

@@ -19,6 +19,7 @@ import torch
 from torch import fx, nn
 
 from qcompiler.errors import InputError, QCompilerError, TraceError, Where
+from qcompiler.input_text import first_sentence, how_to_mend
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark, guard_for
@@ -237,9 +238,9 @@ class Recorder(fx.Tracer):
             path = self.scopes[-1][0] if self.scopes else None
             name = getattr(function, "__name__", type(function).__name__)
             name = type(function.args[0]).__name__ if type(function) is functools.partial else name  # a module
-            text = f"{name} fails on the example inputs: {type(error).__name__}: {error}"
-            where = Where(module_path=path, source=places.spell(file, line))
-            raise InputError(text, where=where, hint="call the model on these inputs to see the failure on its own") from error
+            text = f"{name} fails on the example inputs: {type(error).__name__}: {first_sentence(error)}"
+            where, hint = Where(module_path=path, source=places.spell(file, line)), how_to_mend((args, kwargs), error)
+            raise InputError(text, where=where, hint=hint or "call the model on these inputs to see the failure on its own") from error
         finally:
             self.paused -= 1
 

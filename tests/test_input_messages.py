@@ -1,0 +1,118 @@
+"""Inputs of the wrong kind, dtype or size, at every call that takes some: one error of ours that says what to give instead."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import qcompiler
+from qcompiler import quantization as Q
+from qcompiler.codegen.program import Program
+from qcompiler.debug import bisect, compare
+from qcompiler.errors import QCompilerError
+from tests.flow import randn
+
+GOOD = randn(2, 3, 8, 8)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
+
+
+@functools.cache
+def small() -> nn.Module:
+    return qcompiler.quantize(net(), [GOOD], progress=False)
+
+
+def loaded(folder: Path) -> nn.Module:
+    qcompiler.save(small(), folder / "net.qc")
+    return qcompiler.load(folder / "net.qc")
+
+
+@functools.cache
+def prepared() -> nn.Module:
+    return qcompiler.prepare_fx(net(), None, (GOOD,))
+
+
+@functools.cache
+def by_hand() -> nn.Module:
+    model = Q.QuantWrapper(net())
+    model.qconfig = Q.get_default_qconfig("x86")
+    return Q.prepare(model)
+
+
+CALLS: dict[str, Callable[[Any, Path], Any]] = {
+    "quantize": lambda x, _: qcompiler.quantize(net(), [x], progress=False),
+    "prepare_fx": lambda x, _: qcompiler.prepare_fx(net(), None, (x,)),
+    "calibrate": lambda x, _: qcompiler.calibrate(prepared(), [x]),
+    "prepared": lambda x, _: prepared()(x),
+    "converted": lambda x, _: small()(x),
+    "loaded": lambda x, folder: loaded(folder)(x),
+    "compare": lambda x, _: compare(net(), small(), [x]),
+    "bisect": lambda x, _: bisect(net(), [x]),
+    "eager calibrate": lambda x, _: qcompiler.calibrate(by_hand(), [x]),
+    "eager prepared": lambda x, _: by_hand()(x),
+}
+WRONG: dict[str, tuple[Any, str]] = {
+    "array": (GOOD.numpy(), "torch.from_numpy(array)"),
+    "array of doubles": (GOOD.numpy().astype(np.float64), "torch.from_numpy(array).float()"),
+    "doubles": (GOOD.double(), "x.float()"),
+    "halves": (GOOD.half(), "x.float()"),
+    "integers": (GOOD.long(), "x.float()"),
+    "image": (Image.new("RGB", (8, 8)), "to_tensor"),
+    "channels": (GOOD[:, :2], ""),
+    "rank": (GOOD[0, 0], ""),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_input(call: str, kind: str, tmp_path: Path) -> None:
+    value, hint = WRONG[kind]
+    with pytest.raises(QCompilerError) as caught:
+        CALLS[call](value, tmp_path)
+    text = str(caught.value)
+    assert hint in str(caught.value.hint) and len(text.splitlines()) <= 3
+    for alien in ("oneDNN", "ONEDNN", "primitive", "expected one of", "dispatch"):
+        assert alien not in text
+    if kind == "channels" and call in ("converted", "loaded"):
+        assert "torch.float32[2, 2, 8, 8]" in text and "torch.float32[2, 3, 8, 8]" in text  # given, and what it was made with
+
+
+def test_an_array_instead_of_batches() -> None:
+    with pytest.raises(QCompilerError, match="calibration data: a NumPy array of float32") as caught:
+        qcompiler.quantize(net(), GOOD.numpy(), progress=False)
+    assert "torch.from_numpy" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("call", ["eager calibrate", "eager prepared"])
+def test_the_place_in_a_hand_prepared_model(call: str, tmp_path: Path) -> None:
+    with pytest.raises(QCompilerError, match="to have 3 channels") as caught:
+        CALLS[call](GOOD[:, :2], tmp_path)
+    assert caught.value.where.module_path == "module.0"
+
+
+def test_what_a_file_of_before_does_not_know_is_left_out() -> None:
+    program = small().program  # type: ignore[union-attr]
+    data = program.to_data()
+    assert Program.from_data(data) == program and program.inputs[0].shape == (2, 3, 8, 8)
+    del data["inputs"][0]["shape"]
+    old = Program.from_data(data)
+    assert old.inputs[0].shape is None and str(old.inputs[0]) == "torch.float32[?, ?, ?, ?]"
+    for bad in ([1, 2], ["a"] * 4, 3):
+        data["inputs"][0]["shape"] = bad
+        with pytest.raises(QCompilerError, match="not a program"):
+            Program.from_data(data)
+
+
+def test_an_input_of_another_size_that_fits_is_no_error() -> None:
+    assert small()(randn(5, 3, 9, 12)).shape == (5, 4, 7, 10)
