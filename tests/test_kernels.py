@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from qcompiler.backends.torch import floats, groups, runtime
 from qcompiler.backends.torch.cases import Case, activation, all_cases
@@ -16,9 +16,11 @@ from qcompiler.backends.torch.conv import pairs_taps, saturation
 from qcompiler.backends.torch.depthwise import safe_weight, shrink_to_safe
 from qcompiler.backends.torch.kernels import TABLE, Refused, select
 from qcompiler.backends.torch.measure import MEASURED, Bench, tap_pairs
-from qcompiler.backends.torch.site import ENGINES, Operand, Site, bound_codes, host_isa, needs_relu
+from qcompiler.backends.torch.site import ENGINES, VNNI, Operand, Site, bound_codes, host_isa, needs_relu
+from qcompiler.debug import compute_sqnr
 from qcompiler.ir.types import QParams
 from qcompiler.ops.spec import Op, Output, Param
+from tests.flow import flow
 
 AVAILABLE = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
 EXACT: tuple[str, ...] = (
@@ -210,7 +212,7 @@ def test_neighbouring_taps_pair_up() -> None:
     assert pairs_taps("conv2d", (16, 1, 3, 3), {"groups": 16, "padding": 1})
 
 
-@pytest.mark.parametrize(("shape", "count", "onednn", "size"), [
+@pytest.mark.parametrize(("shape", "count", "crawls", "size"), [
     ((24, 4, 3, 3), 6, False, 2),  # 6 groups fill one and a half vectors; 8 channels a group have another kernel
     ((20, 4, 3, 3), 5, False, 5),
     ((24, 2, 3, 3), 12, False, 4),
@@ -221,13 +223,44 @@ def test_neighbouring_taps_pair_up() -> None:
     ((48, 4, 3, 3), 6, False, 1),  # more out than in
     ((24, 4, 3), 6, False, 1),  # 1-d
     ((24, 4, 3, 3, 3), 6, False, 2),
-    ((116, 1, 3, 3), 116, False, 1),  # slow, but there is nothing faster
     ((116, 1, 3, 3), 116, True, 4),
-    ((128, 1, 3, 3), 128, True, 1),  # fbgemm is fast here
+    ((144, 1, 3, 3), 144, True, 4),
+    ((512, 1, 3, 3), 512, True, 8),  # 128 groups would still be fbgemm's
+    ((2048, 1, 3, 3), 2048, True, 32),
     ((92, 1, 3, 3), 92, True, 1),  # onednn anyway
 ])  # fmt: skip
-def test_groups_are_merged_where_the_packing_library_fails_or_crawls(shape: tuple[int, ...], count: int, onednn: bool, size: int) -> None:
-    assert groups.merge(shape, count, lambda n: not onednn or n > groups.ONEDNN_GROUPS, onednn) == size
+def test_groups_are_merged_where_the_packing_library_fails_or_crawls(shape: tuple[int, ...], count: int, crawls: bool, size: int) -> None:
+    assert groups.merge(shape, count, lambda n: not crawls or n > groups.ONEDNN_GROUPS, crawls) == size
+
+
+@pytest.mark.skipif(host_isa() not in VNNI or "x86" not in AVAILABLE, reason="onednn packs convolutions on VNNI")
+@pytest.mark.parametrize(
+    ("convolution", "merged"),
+    [
+        (nn.Conv2d(128, 128, 3, padding=1, groups=128), False),  # fbgemm's own kernel
+        (nn.Conv2d(128, 128, 5, stride=2, padding=2, groups=128), False),
+        (nn.Conv2d(128, 128, 3, groups=128), True),  # windows that are not centred
+        (nn.Conv2d(128, 128, 3, padding=2, dilation=2, groups=128), True),
+        (nn.Conv2d(128, 128, (1, 3), padding=(0, 1), groups=128), True),
+        (nn.Conv2d(128, 128, 9, padding=4, groups=128), True),
+        (nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect", groups=128), True),
+        (nn.Conv2d(128, 128, 4, padding=2, groups=128), True),
+        (nn.Conv2d(104, 416, 3, padding=1, groups=104), True),
+        (nn.Conv2d(96, 96, 3, groups=96), False),  # onednn's already
+    ],
+    ids=repr,
+)
+def test_depthwise_convolutions_without_a_kernel_of_fbgemm_are_merged(convolution: nn.Conv2d, merged: bool) -> None:
+    x = torch.randn(2, convolution.in_channels, 12, 12, generator=torch.Generator().manual_seed(0))
+    result = flow(nn.Sequential(convolution).eval(), (x,), engine="x86")
+    assert ("merge_groups" in str(result.module.program)) is merged
+    with torch.no_grad():
+        assert compute_sqnr(result.reference(x), result.module(x)) > 45
+
+
+@pytest.mark.parametrize(("channels", "size"), [(116, 29), (128, 32), (106, 53), (6, 6), (1, 1)])  # 2 of 106 would leave buffers
+def test_where_fbgemm_packs_all_groups_it_gets_wide_ones(channels: int, size: int) -> None:
+    assert groups.merge((channels, 1, 3, 3), channels, lambda n: True, crawls=True) == size
 
 
 @pytest.mark.parametrize(("outputs", "count", "size"), [(12, 6, 2), (12, 6, 6), (24, 6, 3), (6, 6, 2)])

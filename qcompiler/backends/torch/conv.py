@@ -122,13 +122,13 @@ def refuse_weight(weight: Weight, site: Site, axis: int) -> str | None:
     return None
 
 
-def _grouped(site: Site, emit: Emit) -> tuple[fx.Node, int]:
-    """The weight and its number of groups as packed: merged where the packing library fails or crawls."""
+def _grouped(site: Site, emit: Emit, padding: list[int]) -> tuple[fx.Node, int]:
+    """The weight and its number of groups as packed: merged where the packing library fails or crawls. `padding`: the kernel's."""
     weight, count = site.args[1], site.get("groups", 1)
     zero_point = constant_of(weight.zero_point)
     symmetric = zero_point is None or not bool(zero_point.any())
-    onednn = site.engine == "x86" and site.isa in VNNI and symmetric
-    size = groups.merge(weight.shape, count, lambda n: fbgemm_packs(site.engine, site.isa, n, symmetric), fast_alternative=onednn)
+    crawls = weight.shape[1] == 1 and not pairs_taps(site.op.name, weight.shape, {**site.attributes, "padding": padding})
+    size = groups.merge(weight.shape, count, lambda n: fbgemm_packs(site.engine, site.isa, n, symmetric), crawls)
     if size == 1:
         return weight.node, count
     return emit.call(runtime.merge_groups, weight.node, weight.zero_point, count, size), count // size
@@ -150,7 +150,7 @@ def packed(site: Site, emit: Emit) -> tuple[Any, fx.Node, list[int]]:
     dims = len(kernel)
     source, padding = padded(site, emit, batched(site, emit, site.args[0], dims), kernel)
     stride, dilation = ints(site.get("stride", 1), dims), ints(site.get("dilation", 1), dims)
-    values, count = _grouped(site, emit)
+    values, count = _grouped(site, emit, padding)
     names = (values, weight.scale, weight.zero_point, bias_of(site))
     return source, emit.call(CONV[dims][0], *names, stride, padding, dilation, count, axis_of(weight), tag(site)), padding
 
