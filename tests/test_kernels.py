@@ -8,17 +8,19 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from qcompiler.backends.torch import floats, groups, runtime
 from qcompiler.backends.torch.cases import Case, activation, all_cases
-from qcompiler.backends.torch.conv import pairs_taps, saturation
+from qcompiler.backends.torch.conv import crawls, pairs_taps, saturation
 from qcompiler.backends.torch.depthwise import safe_weight, shrink_to_safe
 from qcompiler.backends.torch.kernels import TABLE, Refused, select
 from qcompiler.backends.torch.measure import MEASURED, Bench, tap_pairs
-from qcompiler.backends.torch.site import ENGINES, Operand, Site, bound_codes, host_isa, needs_relu
+from qcompiler.backends.torch.site import ENGINES, VNNI, Operand, Site, bound_codes, host_isa, needs_relu
+from qcompiler.debug import compute_sqnr
 from qcompiler.ir.types import QParams
 from qcompiler.ops.spec import Op, Output, Param
+from tests.flow import flow, randn
 
 AVAILABLE = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
 EXACT: tuple[str, ...] = (
@@ -227,7 +229,30 @@ def test_neighbouring_taps_pair_up() -> None:
     ((92, 1, 3, 3), 92, True, 1),  # onednn anyway
 ])  # fmt: skip
 def test_groups_are_merged_where_the_packing_library_fails_or_crawls(shape: tuple[int, ...], count: int, onednn: bool, size: int) -> None:
-    assert groups.merge(shape, count, lambda n: not onednn or n > groups.ONEDNN_GROUPS, onednn) == size
+    slow = onednn and crawls(f"conv{len(shape) - 2}d", shape, {"groups": count, "padding": 1})
+    assert groups.merge(shape, count, lambda n: not onednn or n > groups.ONEDNN_GROUPS, slow) == size
+
+
+@pytest.mark.skipif("x86" not in AVAILABLE or host_isa() not in VNNI, reason="the x86 engine with VNNI packs some with fbgemm, some not")
+@pytest.mark.parametrize(("layer", "size"), [
+    (nn.Conv1d(128, 128, 9, padding=4, groups=128), (2, 128, 20)),  # no fast kernel in one dimension
+    (nn.Conv2d(128, 128, 3, padding=2, dilation=2, groups=128), (1, 128, 9, 9)),
+    (nn.Conv2d(128, 128, (7, 1), padding=(3, 0), groups=128), (1, 128, 9, 5)),
+    (nn.Conv2d(128, 128, 3, groups=128), (1, 128, 9, 9)),  # no padding
+    (nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect", groups=128), (1, 128, 9, 9)),  # which the kernel does not do itself
+    (nn.Conv2d(128, 128, 9, padding="same", groups=128), (1, 128, 9, 9)),
+    (nn.Conv3d(128, 128, (1, 3, 3), padding=(0, 1, 1), groups=128), (1, 128, 3, 7, 7)),
+    (nn.Conv2d(128, 128, 3, padding=1, groups=128), (1, 128, 9, 9)),  # the last two are fast as they are
+    (nn.Conv2d(96, 96, 3, groups=96), (1, 96, 9, 9)),
+])  # fmt: skip
+def test_depthwise_convolutions_that_fbgemm_has_no_kernel_for_are_merged(layer: nn.Conv2d, size: tuple[int, ...]) -> None:
+    model, x = nn.Sequential(layer).eval(), randn(*size)
+    module = flow(model, (x,), engine="x86").module
+    fast = layer.groups == 96 or (layer.padding == (1, 1) and layer.padding_mode == "zeros")
+    merged = any(call.op == "runtime.merge_groups" for call in module._program.once)
+    assert merged is not fast
+    with torch.no_grad():
+        assert compute_sqnr(model(x), module(x)) > 30
 
 
 @pytest.mark.parametrize(("outputs", "count", "size"), [(12, 6, 2), (12, 6, 6), (24, 6, 3), (6, 6, 2)])

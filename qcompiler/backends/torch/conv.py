@@ -76,6 +76,11 @@ def pairs_taps(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any]) -
     return square and strides and all(d == 1 for d in dilation) and centred
 
 
+def crawls(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any]) -> bool:
+    """Whether fbgemm has no fast kernel for this depthwise convolution: it takes ten to a hundred times as long as in float there."""
+    return shape[1] == 1 and attributes.get("groups", 1) > 1 and not pairs_taps(op, shape, attributes)
+
+
 def saturation(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any], engine: str, isa: str) -> str | None:
     """How full 8-bit activations may overflow 16 bits: None, "pairs" (see depthwise.py: provable) or "any" (not provable)."""
     if engine == "qnnpack":
@@ -122,13 +127,14 @@ def refuse_weight(weight: Weight, site: Site, axis: int) -> str | None:
     return None
 
 
-def _grouped(site: Site, emit: Emit) -> tuple[fx.Node, int]:
-    """The weight and its number of groups as packed: merged where the packing library fails or crawls."""
+def _grouped(site: Site, emit: Emit, padding: list[int]) -> tuple[fx.Node, int]:
+    """The weight and its number of groups as packed: merged where the packing library fails or crawls. `padding`: the kernel's own."""
     weight, count = site.args[1], site.get("groups", 1)
     zero_point = constant_of(weight.zero_point)
     symmetric = zero_point is None or not bool(zero_point.any())
     onednn = site.engine == "x86" and site.isa in VNNI and symmetric
-    size = groups.merge(weight.shape, count, lambda n: fbgemm_packs(site.engine, site.isa, n, symmetric), fast_alternative=onednn)
+    slow = onednn and crawls(site.op.name, weight.shape, {**site.attributes, "padding": padding})
+    size = groups.merge(weight.shape, count, lambda n: fbgemm_packs(site.engine, site.isa, n, symmetric), slow)
     if size == 1:
         return weight.node, count
     return emit.call(runtime.merge_groups, weight.node, weight.zero_point, count, size), count // size
@@ -150,7 +156,7 @@ def packed(site: Site, emit: Emit) -> tuple[Any, fx.Node, list[int]]:
     dims = len(kernel)
     source, padding = padded(site, emit, batched(site, emit, site.args[0], dims), kernel)
     stride, dilation = ints(site.get("stride", 1), dims), ints(site.get("dilation", 1), dims)
-    values, count = _grouped(site, emit)
+    values, count = _grouped(site, emit, padding)
     names = (values, weight.scale, weight.zero_point, bias_of(site))
     return source, emit.call(CONV[dims][0], *names, stride, padding, dilation, count, axis_of(weight), tag(site)), padding
 
