@@ -84,3 +84,32 @@ def test_squares_that_a_root_reads_stay_float() -> None:
 def test_squares_that_a_square_or_a_sum_reads_are_int8() -> None:
     prepared = qcompiler.prepare_fx(Spectrum().eval(), None, (torch.randn(2, 1, 64),), concrete_args={"power": 1.5})
     assert all(quant_of(n).int8 for n in prepared.graph.nodes if n.name in ("pow_1", "add", "pow_3"))
+
+
+class ClassToken(nn.Module):
+    """A small learned token joined to large patches, as in every vision transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.norm, self.head = nn.Conv1d(3, 16, 4, stride=4), nn.LayerNorm(16), nn.Linear(16, 5)
+        self.token, self.places = nn.Parameter(torch.randn(1, 1, 16) * 0.01), nn.Parameter(torch.randn(1, 9, 16) * 0.01)
+
+    def forward(self, x: Tensor, norm: bool = True) -> Tensor:
+        y = torch.cat([self.token.expand(x.shape[0], -1, -1), self.patches(x).transpose(1, 2)], 1)
+        return self.head(self.norm(y + self.places)[:, 0] if norm else y)
+
+
+def test_a_cat_that_only_the_residual_stream_uses_stays_float() -> None:
+    torch.manual_seed(0)
+    model, x = ClassToken().eval(), 10 * torch.randn(4, 3, 32)
+    prepared = qcompiler.prepare_fx(model, None, (x,))
+    prepared(x)
+    small = qcompiler.convert_fx(prepared)
+    rows = {row.op: row for row in qcompiler.explain(small).rows}
+    assert rows["cat"].code == "float-users" and rows["conv1d"].int8 and rows["linear"].int8
+    assert compute_sqnr(model(x), small(x)) > 30  # 10 with a token on the scale of the patches
+
+
+def test_a_cat_that_a_linear_uses_is_int8() -> None:
+    prepared = qcompiler.prepare_fx(ClassToken().eval(), None, (torch.randn(2, 3, 32),), concrete_args={"norm": False})
+    assert next(quant_of(n).int8 for n in prepared.graph.nodes if n.name == "cat")
