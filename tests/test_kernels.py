@@ -246,12 +246,16 @@ def test_groups_are_merged_where_the_packing_library_fails_or_crawls(shape: tupl
         (nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect", groups=128), True),
         (nn.Conv2d(128, 128, 4, padding=2, groups=128), True),
         (nn.Conv2d(104, 416, 3, padding=1, groups=104), True),
+        (nn.Conv1d(128, 128, 9, padding=4, groups=128), True),
+        (nn.Conv3d(128, 128, (1, 3, 3), padding=(0, 1, 1), groups=128), True),
+        (nn.Conv2d(128, 128, 9, padding="same", groups=128), True),
         (nn.Conv2d(96, 96, 3, groups=96), False),  # onednn's already
     ],
     ids=repr,
 )
 def test_depthwise_convolutions_without_a_kernel_of_fbgemm_are_merged(convolution: nn.Conv2d, merged: bool) -> None:
-    x = torch.randn(2, convolution.in_channels, 12, 12, generator=torch.Generator().manual_seed(0))
+    sizes = [12] * (convolution.weight.dim() - 2)
+    x = torch.randn(2, convolution.in_channels, *sizes, generator=torch.Generator().manual_seed(0))
     result = flow(nn.Sequential(convolution).eval(), (x,), engine="x86")
     assert ("merge_groups" in str(result.module.program)) is merged
     with torch.no_grad():

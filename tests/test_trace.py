@@ -530,3 +530,28 @@ class FlagBetween(nn.Module):
 def test_a_concrete_argument_between_positional_ones() -> None:
     result = trace(FlagBetween().eval(), (X, Y[:2]), is_leaf=is_leaf, concrete_args={"flag": True})
     assert same(result.graph_module(X, Y[:2]), X + Y[:2])
+
+
+class Cache:
+    """An object that a program cannot build."""
+
+    def __init__(self, keys: Any) -> None:
+        self.keys = [keys]
+
+
+@dataclasses.dataclass
+class Answer:
+    logits: Any
+    more: Any = None
+
+
+@pytest.mark.parametrize(("made", "place"), [
+    (lambda x, c: (x, c), r"at `\[1\]`"),
+    (lambda x, c: {"x": x, "past": [x, c]}, r"at `\['past'\]\[1\]`"),
+    (lambda x, c: Answer(x, {"past": c}), r"at `\.more\['past'\]`"),
+    (lambda x, c: c, "as its result"),
+])  # fmt: skip
+def test_a_result_that_no_program_can_build_is_named(made: Callable[[Any, Any], Any], place: str) -> None:
+    with pytest.raises(TraceError, match=f"object of type Cache {place}") as caught:
+        traced(Model(lambda s, x: made(s.linear(x), Cache(x))), X)
+    assert caught.value.hint and "concrete_args" in caught.value.hint
