@@ -233,7 +233,9 @@ class Spelled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = ~(x > 0)
         x = F.pad(torch.where(hidden, -x, x), (1, 2), value=1)
-        left, right = torch.split(F.interpolate(x, scale_factor=2), [3, 1], dim=1)
+        x = x.clone()
+        x[:, :, 1:] += 1
+        left, right = torch.split(F.interpolate(x[...], scale_factor=2), [3, 1], dim=1)
         return left * right
 
 

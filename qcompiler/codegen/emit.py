@@ -172,6 +172,8 @@ class Emitter:
         if space == "operator" and not call.kwargs and len(args) == 2:
             if name in INFIX:
                 return f"{self.atom(args[0])} {INFIX[name]} {self.atom(args[1])}"
+            if name == "getitem" and args[1] is Ellipsis and self.dialect is Dialect.SCRIPT:  # an index it has no word for
+                return f"{self.root('torch')}.ops.aten.alias({self.text(args[0])})"
             if name == "getitem":
                 return f"{self.atom(args[0])}[{self.index(args[1])}]"
         if space == "operator" and name in PREFIX and not call.kwargs and len(args) == 1:
