@@ -63,3 +63,14 @@ def test_a_name_of_torchs_is_there_or_on_the_page(torchs: str, ours: str) -> Non
     known = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", PAGE))))
     missing = [n for n in own_names(theirs) if not hasattr(found, n) and n not in known]
     assert not [n for n in missing if not n.startswith("DEFAULT_")]  # "the other constants"
+
+
+ROWS = [row.split(" | ") for row in PAGE.splitlines()]
+NOT_SUPPLIED = [name for cells in ROWS if cells[1:2] == ["–"] for name in re.findall(r"`([\w.]+)`", cells[0])]
+
+
+@pytest.mark.parametrize("name", NOT_SUPPLIED)
+def test_what_the_page_says_is_missing_is_missing(name: str) -> None:
+    leaf = name.rpartition(".")[2]
+    found = [ours for ours in (*PAIRS.values(), "qcompiler.nn") if hasattr(importlib.import_module(ours), leaf)]
+    assert not found, f"{name} is in {found}"

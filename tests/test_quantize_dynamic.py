@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from qcompiler.api import explain, remarks
 from qcompiler.errors import ConfigError
 from qcompiler.nn.quantized import Embedding, EmbeddingBag, dynamic
-from qcompiler.qconfig import default_dynamic_qconfig, float_qparams_weight_only_qconfig, per_channel_dynamic_qconfig
+from qcompiler.qconfig import (
+    default_dynamic_qconfig,
+    float16_dynamic_qconfig,
+    float_qparams_weight_only_qconfig,
+    per_channel_dynamic_qconfig,
+)
 from qcompiler.quantization import UnusedRequestWarning, quantize_dynamic
 from tests.flow import fingerprint, randn
 
@@ -206,3 +211,11 @@ def test_the_same_values_as_the_graph_flow() -> None:
     model, ids = speech()
     mapping = QConfigMapping().set_global(default_dynamic_qconfig).set_object_type(nn.Embedding, None)
     assert torch.equal(convert_fx(prepare_fx(model, mapping, (ids,)))(ids), quantize_dynamic(model)(ids))
+
+
+def test_a_qconfig_attribute_goes_before_a_class_and_behind_a_name() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    model[0].qconfig, model[1].qconfig, model[2].qconfig = None, None, float16_dynamic_qconfig
+    made: Any = quantize_dynamic(model, {nn.Linear: default_dynamic_qconfig, "1": default_dynamic_qconfig})
+    assert type(made[0]) is nn.Linear and model[1].qconfig is None  # None keeps it float
+    assert [made[i].weight().dtype for i in (1, 2)] == [torch.qint8, torch.float16]

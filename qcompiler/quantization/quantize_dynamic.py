@@ -125,11 +125,10 @@ class _Work:
 
     def visit(self, module: nn.Module, path: str, outer: tuple[Key, QConfig | None] | None) -> None:
         """Finds the rule of a module and of those inside it; by the first of its names, where it has several."""
-        own = module.__dict__.get("qconfig")
         cls = type_before_parametrizations(module)
         key = next((k for k in (path, cls) if k in self.spec), None)
-        if own is not None and not isinstance(key, str):
-            rule: tuple[Key, QConfig | None] | None = (cls, as_qconfig(own))
+        if "qconfig" in module.__dict__ and not isinstance(key, str):  # None: it stays float
+            rule: tuple[Key, QConfig | None] | None = (cls, as_qconfig(module.qconfig))
         else:
             rule = (key, self.spec[key]) if key is not None else outer
         first = id(module) not in self.paths
@@ -157,15 +156,13 @@ class _Work:
         if reason is not None:
             self.kept[path] = reason
             return module
-        held = module.__dict__.get("qconfig")
+        held = {key: value for key, value in vars(module).items() if key == "qconfig"}
         module.qconfig = qconfig  # type: ignore[assignment]
         try:
             made = swap_module(module, self.table)
         finally:
-            if held is None:
-                del module.qconfig
-            else:
-                module.qconfig = held
+            del module.qconfig
+            vars(module).update(held)
         if made is not module and key is not None:
             self.used.add(key)
             self.rows.append(_row(path, module, made))
