@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from qcompiler.backends.torch import kernels, mode_kernels, modes
 from qcompiler.ir.types import Mode
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op, Output, Spelling
 from qcompiler.ops.table import OPS
 
@@ -56,9 +57,10 @@ def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[st
 
 def _mode(op: Op, mode: Mode) -> str:
     """What runs an op whose qconfig asks for a mode."""
-    chosen, _ = modes.choose(op, mode)
-    if chosen is None:
+    found = modes.choose(op, mode)
+    if isinstance(found, Obstacle):
         return "–"
+    chosen, _ = found
     own = [kernel for kernel in mode_kernels.TABLE[chosen].get(op.name, ()) if not kernel.note]
     engines = [engine for engine in kernels.ENGINES if any(engine in kernel.engines for kernel in own)]
     where = "" if len(engines) in (0, len(kernels.ENGINES)) else f" on {', '.join(engines)}, else floats"

@@ -98,8 +98,7 @@ def _decide(node: fx.Node, context: Context, calls: dict[tuple[str, Any], int]) 
         return _decide_mode(node, row, qconfig, mode, context)
     why = _obstacle(node, row, qconfig, context.table, list(activations(context.table, node)))
     if why is None and row is not None and context.backend_config is not None:
-        refused = context.backend_config.refuses(row.settled, qconfig)
-        why = Obstacle("backend-config", refused) if refused else None
+        why = context.backend_config.refuses(row.settled, qconfig)
     if why is None and row is not None and not _vanishes(row, node):
         why = context.target.refuses(row, node)
     return _quant(why, qconfig, int8=why is None)
@@ -127,11 +126,14 @@ def _decide_mode(node: fx.Node, row: Op, qconfig: Any, asked: Mode | None, conte
     if not weights:
         none = Obstacle("no-weights", f"its qconfig means {asked.value}, and it has no weights") if asked else _no_form(row)
         return _quant(none, qconfig)
-    mode, why = context.target.mode(row, node, asked or row.default_mode)
-    obstacle = Obstacle("no-kernel", why) if mode is None else _mode_obstacle(node, row, weights)
-    if obstacle is None and mode is not asked:
+    chosen = context.target.mode(row, node, asked or row.default_mode)
+    obstacle = chosen if isinstance(chosen, Obstacle) else _mode_obstacle(node, row, weights)
+    if obstacle is not None:
+        return _quant(obstacle, qconfig)
+    mode, why = chosen
+    if mode is not asked:
         context.remark("annotate", "other-mode", f"runs with {mode.value}: {why}", node)
-    return _quant(obstacle, qconfig, mode=mode if obstacle is None else None)
+    return _quant(None, qconfig, mode=mode)
 
 
 def _no_form(row: Op) -> Obstacle:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from qcompiler.errors import ConfigError
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op, Spelling
 
 STORAGE = {torch.quint8: torch.uint8, torch.qint8: torch.int8, torch.qint32: torch.int32}
@@ -256,18 +257,18 @@ class BackendConfig:
         """Whether it names the pattern, or one that becomes a module of the class `fused`, as torch.ao's configs have it."""
         return pattern in self._configs or any(getattr(c.fused_module, "__name__", None) == fused for c in self.configs)
 
-    def refuses(self, row: Op, qconfig: Any) -> str | None:
+    def refuses(self, row: Op, qconfig: Any) -> Obstacle | None:
         """Why an op stays float by this config, or None."""
         spelled = [s.target if isinstance(s, Spelling) else s for s in row.spellings]
         found = [self._configs[p] for p in (*(form.cls for form in row.modules), *spelled, row.name) if p in self._configs]
         if not found:
-            return f"the backend config {self.name!r} has no pattern for {row.name}"
+            return Obstacle("backend-config", f"the backend config {self.name!r} has no pattern for {row.name}")
         dtypes = [dtype for config in found for dtype in config.dtype_configs]
         reasons = [dtype.refuses(row, qconfig) for dtype in dtypes]
         if None in reasons:
             return None
         why = "; ".join(dict.fromkeys(str(reason) for reason in reasons)) or "it lists none"
-        return f"the backend config {self.name!r} allows {row.name} with other dtypes: {why}"
+        return Obstacle("backend-config", f"the backend config {self.name!r} allows {row.name} with other dtypes: {why}")
 
 
 def as_backend_config(value: Any) -> BackendConfig | None:

@@ -13,7 +13,6 @@ from qcompiler import explain
 from qcompiler.debug import compute_sqnr
 from tests.flow import flow, randn
 
-torch.set_num_threads(1)
 CAUSAL = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
 PADDING = torch.tensor([[0, 0, 0, 0, 1], [0, 0, 0, 1, 1]], dtype=torch.bool)
 Call = Callable[[nn.MultiheadAttention, Tensor, Tensor], Any]

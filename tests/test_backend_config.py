@@ -18,7 +18,6 @@ from qcompiler.ops.table import OPS
 from qcompiler.quantization.backend_config import get_native_backend_config, get_qnnpack_backend_config, get_x86_backend_config
 from tests.flow import randn
 
-torch.set_num_threads(1)
 INT8 = DTypeConfig(torch.quint8, torch.quint8, torch.qint8, torch.float32)
 
 

@@ -48,7 +48,6 @@ from qcompiler.observers import MinMaxObserver, PerChannelMinMaxObserver, defaul
 from qcompiler.ops.obstacles import CODES
 from tests.flow import ENGINES, fingerprint, flow, randn, randomized
 
-torch.set_num_threads(1)
 X = randn(2, 3, 8, 8)
 
 

@@ -31,7 +31,6 @@ from qcompiler.observers import (
 from qcompiler.qconfig_mapping import get_default_qat_qconfig_mapping
 from tests.flow import ENGINES, randn
 
-torch.set_num_threads(1)
 BATCHES = [randn(2, 3, 8, 8, seed=i) * (i + 1) for i in range(4)]  # each widens the ranges
 State = dict[str, Tensor]
 

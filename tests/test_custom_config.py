@@ -16,8 +16,6 @@ from qcompiler.nn.quantized import Linear
 from qcompiler.observers import MinMaxObserver
 from tests.flow import randn
 
-torch.set_num_threads(1)
-
 
 class Gain(nn.Module):
     """A user's float module."""

@@ -29,7 +29,6 @@ from qcompiler.ir.text import format_arg, format_graph
 from qcompiler.passes import FUSE, OBSERVE
 from tests.flow import randn, randomized
 
-torch.set_num_threads(1)
 X = randn(1, 3, 8, 8)
 TIMES = ("ms", "self_ms", "rss_delta")
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import qcompiler
 from qcompiler import explain, prepare_fx, remarks
+from qcompiler.debug.sources import document_of
 from qcompiler.errors import ConfigError
 from qcompiler.quantization import quantize_dynamic
 from tests.flow import flow, randn
-
-torch.set_num_threads(1)
 
 A, B, Q, K, V = (2, 3, 4), (2, 4, 5), (2, 2, 6, 8), (2, 2, 7, 8), (2, 2, 7, 3)
 SUMS: list[tuple[Callable[..., Any], tuple[tuple[int, ...], ...], int]] = [
@@ -119,3 +119,17 @@ def test_a_float_model_has_nothing_to_explain(ask):
 def test_no_share_where_nothing_was_counted():
     text = str(explain(quantize_dynamic(nn.Sequential(nn.Linear(2, 2)), {nn.Linear})))
     assert "not counted" in text and "%" not in text
+
+
+@pytest.mark.parametrize("width", [44, 140])
+def test_the_reason_code(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)).eval()
+    mapping = qcompiler.get_default_qconfig_mapping().set_module_name("1", None)
+    small = qcompiler.quantize(model, [torch.randn(2, 3, 8, 8)], mapping, progress=False)
+    explanation = qcompiler.explain(small)
+    assert [row.code for row in explanation.rows] == ["", "qconfig-none"]
+    assert explanation.to_data()[1]["code"] == "qconfig-none"
+    assert ("qconfig-none" in str(explanation).split("why float", 1)[1]) == (width == 140)
+    assert "its qconfig is None" in str(explanation)
+    assert [n.get("reason_code") for n in document_of(small).nodes_at(-1) if n.get("reason")] == ["qconfig-none"]

@@ -27,7 +27,6 @@ from qcompiler.pass_manager import Context
 from qcompiler.rewrite import Link, Match, Rule
 from tests.flow import ENGINES, Flow, flow, randn, targets
 
-torch.set_num_threads(1)
 X = randn(2, 3, 8, 8)
 
 

@@ -23,7 +23,6 @@ from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
 from tests.flow import randn, randomized, targets
 from tests.planted import Raises
 
-torch.set_num_threads(1)
 X = randn(2, 3, 8, 8)
 ALL = (*FUSE, *OBSERVE, *QUANTIZE, Lower())
 

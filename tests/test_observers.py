@@ -19,7 +19,6 @@ from qcompiler import quantization as Q
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError
 from qcompiler.ops.reference import quantize
 
-torch.set_num_threads(1)
 FAST = settings(max_examples=40, derandomize=True, deadline=None)
 TENSOR = [torch.per_tensor_affine, torch.per_tensor_symmetric]
 CHANNEL = [torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams]

@@ -26,7 +26,6 @@ from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.vision import import_torchvision
 from tests.flow import Flow, flow, max_difference, passed, randn, randomized
 
-torch.set_num_threads(1)
 IMAGE = (2, 8, 6, 6)
 
 

@@ -13,8 +13,6 @@ from qcompiler.debug import compute_sqnr
 from qcompiler.vision import import_torchvision
 from tests.flow import flow, randn, randomized
 
-torch.set_num_threads(1)
-
 
 class Edited(nn.Module):
     def __init__(self, functional: nn.Module) -> None:

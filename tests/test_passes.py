@@ -31,7 +31,6 @@ from qcompiler.rewrite import run_rules
 from qcompiler.trace import trace
 from tests.flow import max_difference, randn, randomized
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 GOLDEN = Path(__file__).resolve().parent / "golden"
 IMAGE = (1, 3, 8, 8)

@@ -36,7 +36,6 @@ from qcompiler.ops.obstacles import CODES
 from tests.flow import ENGINES, fingerprint, flow, randn, randomized, targets
 from tests.zoo import inputs, load
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -12,8 +12,6 @@ from qcompiler.quantization import quantize_fx
 from qcompiler.quantization.quantize_fx import convert_fx, convert_to_reference_fx, fuse_fx, prepare_fx, prepare_qat_fx
 from tests.flow import fingerprint, randn
 
-torch.set_num_threads(1)
-
 
 def net() -> nn.Module:
     torch.manual_seed(0)

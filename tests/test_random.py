@@ -20,7 +20,6 @@ from qcompiler import QCompilerError, fuse_fx
 from qcompiler.debug import compute_sqnr
 from tests.flow import ENGINES, fingerprint, flow, randn, randomized
 
-torch.set_num_threads(1)
 EXAMPLES = int(os.environ.get("QCOMPILER_EXAMPLES", "60"))
 CHANNELS, SIZE = 8, 6
 

@@ -17,7 +17,6 @@ from tests.flow import randn
 from tests.test_passes import MODELS
 from tests.test_rules import NEAR, NearMiss
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 ZOO = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "googlenet", "mnasnet0_5", "convnext_tiny")
 SLOW = ("vit_b_16", "swin_t", "densenet121", "efficientnet_b0", "inception_v3", "regnet_y_400mf")

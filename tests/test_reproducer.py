@@ -25,7 +25,6 @@ from qcompiler.qconfig import QConfig, default_qconfig
 from tests import planted
 from tests.flow import randn, randomized
 
-torch.set_num_threads(1)
 X = randn(1, 3, 8, 8)
 ROOT = Path(__file__).resolve().parent.parent
 

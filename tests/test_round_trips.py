@@ -15,7 +15,6 @@ from qcompiler import QConfigMapping, calibrate, convert_fx, get_default_qconfig
 from qcompiler import quantization as q
 from tests.flow import ENGINES, randn
 
-torch.set_num_threads(1)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),  # torch.load of quantized tensors warns of its own doing
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),

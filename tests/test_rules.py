@@ -14,7 +14,6 @@ from qcompiler.pass_manager import Remark
 from qcompiler.passes import FUSE
 from tests.flow import max_difference, passed, randn, randomized, targets
 
-torch.set_num_threads(1)
 IMAGE = (2, 4, 6, 6)
 
 

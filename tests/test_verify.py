@@ -15,7 +15,6 @@ from qcompiler.ir.verify import verify
 from qcompiler.ops.reference import dequantize, quantize
 from tests.flow import randn
 
-torch.set_num_threads(1)
 X = randn(1, 3, 8, 8)
 
 

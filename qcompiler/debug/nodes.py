@@ -52,6 +52,7 @@ def node_data(node: fx.Node, table: Table, after: str | None) -> dict[str, Any]:
         "q": qparams_data(quant.qparams) if quant.qparams is not None else _weight_qparams(node),
         "observer": _observer(module) if isinstance(module, Watch) else None,
         "reason": quant.reason,
+        "reason_code": quant.code if quant.reason else None,
         "macs": _macs(node, row),
         "params": _params(node, module),
         "text": format_node(node, places=False),  # the places have fields of their own

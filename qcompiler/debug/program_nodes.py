@@ -154,4 +154,4 @@ def _explain(nodes: Sequence[Node], explanation: Explanation) -> None:
         found = next((r for r in waiting if r.op in node["op"]), None) if node["kind"] in ("int8", "float") else None
         if found is not None:
             waiting.remove(found)
-            node |= compact({"macs": found.macs or None, "reason": found.reason})
+            node |= compact({"macs": found.macs or None, "reason": found.reason, "reason_code": found.code})

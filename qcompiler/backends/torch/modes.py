@@ -16,6 +16,7 @@ from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode
 from qcompiler.ir.verify import where
 from qcompiler.observers import PerChannelMinMaxObserver, default_float_qparams_observer
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op
 from qcompiler.qconfig import mode_of
 
@@ -25,10 +26,10 @@ DYNAMIC = ("linear", *RECURRENT)
 HALF_ENGINES = ("x86", "fbgemm")  # fbgemm multiplies by float16 weights; others widen them once
 
 
-def choose(row: Op, asked: Mode) -> tuple[Mode | None, str]:
-    """The mode an op runs in where `asked` is wanted, and why it is another (None: it stays float)."""
+def choose(row: Op, asked: Mode) -> tuple[Mode, str] | Obstacle:
+    """The mode an op runs in where `asked` is wanted, with why it is another; or why it stays float."""
     if asked is Mode.FOUR_BIT and row.name not in (*EMBEDDINGS, "linear"):
-        return None, "4-bit weights are for embeddings and linear"
+        return Obstacle("no-kernel", "4-bit weights are for embeddings and linear")
     if asked is not Mode.DYNAMIC:
         return asked, "no kernel takes int8 activations, or has any" if row.name in EMBEDDINGS else ""
     if row.name in EMBEDDINGS:

@@ -98,8 +98,8 @@ class TorchTarget:
         """A new observer for the op's weight."""
         return modes.weight_observer(row, qconfig)
 
-    def mode(self, row: Op, node: fx.Node, asked: Mode) -> tuple[Mode | None, str]:
-        """How an op with quantized weights and float activations runs, and why that is not as asked."""
+    def mode(self, row: Op, node: fx.Node, asked: Mode) -> tuple[Mode, str] | Obstacle:
+        """How an op with quantized weights and float activations runs, with why that is not as asked; or why it stays float."""
         return modes.choose(row, asked)
 
     def activation_range(self, row: Op, node: fx.Node, qconfig: Any) -> tuple[int, int]:

@@ -129,7 +129,7 @@ function nodeDetails(app, box) {
       h("button", { onclick: (e) => app.copy(irText(node), e.target) }, "Copy IR line"),
       node.path && h("button", { onclick: () => app.search(`path:${node.path}`) }, "Search module"),
     ),
-    node.reason && h("p", { class: "reason" }, h("b", {}, "Why float: "), node.reason),
+    node.reason && h("p", { class: "reason" }, h("b", {}, "Why float: "), node.reason, node.reason_code && ` [${node.reason_code}]`),
     section(
       "Node",
       table([

@@ -11,7 +11,7 @@ const TEXT_KEYS = {
   class: (n) => n.cls,
   module: (n) => n.path,
   origin: (n) => (n.origin || []).join(" "),
-  reason: (n) => n.reason,
+  reason: (n) => n.reason && `${n.reason} ${n.reason_code || ""}`,
   shape: (n) => shapeText(n.shape).replaceAll("×", "x"),
   attrs: (n) => n.attrs,
 };

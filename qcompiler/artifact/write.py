@@ -1,0 +1,109 @@
+"""save: a compiled module to a file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcompiler.artifact.layout import ALIGN, FORMAT, MAGIC, MAX_HEADER, PREFIX
+from qcompiler.checks import MARK
+from qcompiler.codegen.atomic import atomic_write
+from qcompiler.codegen.module import CompiledModule, own_attributes
+from qcompiler.codegen.program import canonical
+from qcompiler.codegen.values import DTYPE_NAMES, to_json
+from qcompiler.errors import ConfigError, QCompilerError
+
+
+class MissingModulesWarning(UserWarning):
+    """A saved module calls float submodules or functions that the file cannot hold."""
+
+
+def save(module: CompiledModule, path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Writes the module to one file, atomically; the same module gives the same bytes.
+
+    Returns the names that `load` will need in `modules=` (with a MissingModulesWarning where there are any). Raises
+    ArtifactWriteError, with what stood at `path` intact; ConfigError for anything but a compiled module.
+    """
+    if not isinstance(module, CompiledModule):
+        eager = getattr(module, MARK, None) == "converted"
+        hint = "keep an eager model by its state_dict, torch.save or TorchScript" if eager else "convert_fx first"
+        raise ConfigError(f"save takes a converted module of convert_fx, not {type(module).__qualname__}", code="save", hint=hint)
+    needed = module.program.leaves + module.program.externals
+    if needed:
+        names = ", ".join(needed)
+        text = f"{path}: the file cannot hold float submodules and functions of your own: {names}; load it with modules={{name: module}}"
+        warnings.warn(text, MissingModulesWarning, stacklevel=2)
+    atomic_write(Path(path), _chunks(module))
+    return needed
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().contiguous().reshape(-1)
+    raw: Any = flat.view(torch.uint8).numpy()
+    return memoryview(raw) if flat.numel() else memoryview(b"")
+
+
+def tensors_of(module: CompiledModule) -> dict[str, Tensor]:
+    """The state_dict's tensors, sorted by name. Raises ConfigError for what a file cannot hold."""
+    state = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+    for name, tensor in state.items():
+        if tensor.is_quantized or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise ConfigError(f"{name!r} is not a plain tensor on the CPU; a file cannot hold it", code="save")
+    return dict(sorted(state.items()))
+
+
+def _chunks(module: CompiledModule) -> Iterator[bytes | memoryview]:
+    """The file in order. A tensor's bytes follow the machine, so only little-endian ones write."""
+    if sys.byteorder != "little":
+        raise ConfigError("artifacts are little endian; this machine is not", code="save")
+    tensors, entries, end = tensors_of(module), [], 0
+    for name, tensor in tensors.items():
+        raw = _raw(tensor)
+        entries.append([name, DTYPE_NAMES[tensor.dtype], list(tensor.shape), end, len(raw), hashlib.sha256(raw).hexdigest()])
+        end += len(raw) + -len(raw) % ALIGN
+    data = {
+        "attributes": _attributes(module),
+        "byte_order": "little",
+        "engine": module.engine,
+        "features": [],
+        "format": list(FORMAT),
+        "program": module.program.to_data(),
+        "tensors": entries,
+        "writer": "qcompiler",
+    }
+    header = canonical(data).encode("ascii")
+    total = hashlib.sha256()
+    for chunk in _body(header, tensors):
+        total.update(chunk)
+        yield chunk
+    yield total.digest()
+
+
+def _attributes(module: CompiledModule) -> dict[str, Any]:
+    """The user's attributes that are plain data, as JSON."""
+    found = {}
+    for name in sorted(set(module.__dict__) - set(own_attributes(module))):
+        with contextlib.suppress(QCompilerError):
+            found[name] = to_json(module.__dict__[name])
+    return found
+
+
+def _body(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    if len(header) > MAX_HEADER:
+        raise ConfigError(f"the program takes {len(header)} bytes, more than the {MAX_HEADER} of a file's header", code="save")
+    yield PREFIX.pack(MAGIC, *FORMAT, 0, len(header), hashlib.sha256(header).digest())
+    yield header
+    yield bytes(-(PREFIX.size + len(header)) % ALIGN)
+    for tensor in tensors.values():
+        raw = _raw(tensor)
+        yield raw
+        yield bytes(-len(raw) % ALIGN)
