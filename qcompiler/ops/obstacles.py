@@ -21,6 +21,7 @@ CODES = {
     "float-users": "only ops that compute in float use its result",
     "steep-users": "only ops that make small values large, such as sqrt and log, use its result",
     "no-weights": "its qconfig quantizes weights alone, and it has none",
+    "input-vanishes": "8 bits would round most of its input to zero, as calibration showed",
     "no-kernel": "no kernel of torch computes it",
     "backend-config": "the backend config does not allow it",
 }
