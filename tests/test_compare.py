@@ -35,8 +35,8 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         y = self.relu(self.bn(self.one(x)))
         z = self.shared(self.shared(y)) + y
-        z = self.norm(torch.cat([z, y], 1)[:, :16].mean([2, 3]))
-        return {"scores": self.fc(self.drop(z)), "chances": torch.softmax(self.fc(z * 2), -1)}
+        z = torch.cat([z, y], 1)[:, :16].mean([2, 3])
+        return {"scores": self.fc(self.drop(self.norm(z))), "chances": torch.softmax(self.fc(z * 2), -1)}
 
 
 DATA = [randn(2, 3, 8, 8, seed=s) for s in range(4)]
@@ -92,6 +92,23 @@ def test_rows_say_what_they_stand_for(net: nn.Module, made: Any) -> None:
     assert found["relu"] is row and found[row.name] is row
     with pytest.raises(KeyError):
         found["nothing"]
+
+
+def test_the_floats_of_an_int8_value_are_no_row_of_their_own() -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.LayerNorm(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.one(x)
+            result: Tensor = self.two(y) + self.norm(y)  # y is read as integers and as floats
+            return result
+
+    net = Split().eval()
+    module = flow(net, (DATA[0],), [(x,) for x in DATA]).module
+    assert any(node.target == "dequantize" for node in module.lowered.graph.nodes)
+    assert [row.op for row in compare(net, module, DATA) if row.module_path == "one"] == ["quantized::conv2d.new"]
 
 
 def test_both_calls_of_a_shared_module_have_their_rows(net: nn.Module, made: Any) -> None:

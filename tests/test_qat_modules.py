@@ -298,7 +298,7 @@ def test_learned_scales_are_parameters_of_their_final_size(case: str) -> None:
 
 
 def test_a_custom_fake_quantize_of_the_user() -> None:
-    class Halves(nn.Module):
+    class Halves(fq.FakeQuantizeBase):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + (torch.round(x * 2) / 2 - x).detach()
 

@@ -165,7 +165,8 @@ class Tallies:
             tally.add(reference.float(), value.float(), own.float() - perfect.float(), seen.grid)
 
     def comparison(self) -> Comparison:
-        rows = ordered(_row(self.walk.matching.sites[name], tally) for name, tally in self.tallies.items() if name not in self.unmatched)
+        found = [(self.walk.matching.sites[name], tally) for name, tally in self.tallies.items() if name not in self.unmatched]
+        rows = ordered(_row(site, tally) for site, tally in found if not _repeats(site, tally))
         weighted = [row for row in rows if row.weight is not None]
         wrong = [row for row in weighted if row.own < SUSPICIOUS]
         note = self.note
@@ -173,6 +174,11 @@ class Tallies:
             note = (f"{len(wrong)} of {len(weighted)} nodes with weights do not compute what the float model does: "
                     "is it the model that was quantized, with the same weights?")  # fmt: skip
         return Comparison(rows, tuple(self.unmatched.items()), self.output.decibels(self.output.noise), self.batches, note)
+
+
+def _repeats(site: Site, tally: Tally) -> bool:
+    """Whether it is the floats of an int8 value that has a row of its own, and adds no error to it."""
+    return site.computed is site.step and site.step.rounds == "dequantize" and not tally.own
 
 
 def _row(site: Site, tally: Tally) -> NodeError:

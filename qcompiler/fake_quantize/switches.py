@@ -25,7 +25,7 @@ class FakeQuantizeBase(ObserverBase):
     scale: torch.Tensor
     zero_point: torch.Tensor
 
-    def __init__(self, dtype: torch.dtype, is_dynamic: bool = False) -> None:
+    def __init__(self, dtype: torch.dtype = torch.quint8, is_dynamic: bool = False) -> None:
         super().__init__(dtype, is_dynamic)
         self._on: dict[str, bool] = {}
         self._written: dict[str, tuple[int, int]] = {}
