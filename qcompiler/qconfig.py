@@ -64,7 +64,7 @@ def _try(role: str, maker: Any) -> None:
         raise ConfigError(f"the {role} of a QConfig makes {type(made).__name__}, not a module", code="qconfig-maker")
     if not isinstance(made, (ob.ObserverBase, nn.Identity)):
         raise ConfigError(f"the {role} of a QConfig makes {type(made).__name__}, which is no observer of qcompiler", code="qconfig-maker",
-                          hint="derive it from qcompiler.observers.ObserverBase, or FakeQuantizeBase: forward(x) and calculate_qparams() are yours")  # fmt: skip
+                          hint="derive it from ObserverBase or FakeQuantizeBase: forward(x) and calculate_qparams() are yours")  # fmt: skip
     if role == "activation" and getattr(made, "is_per_channel", False):
         raise ConfigError("activations cannot be quantized per channel", code="qconfig-per-channel")
     if role == "activation" and getattr(made, "dtype", None) is torch.int32:
