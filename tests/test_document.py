@@ -16,6 +16,7 @@ from qcompiler.debug.document import apply_delta, delta
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Stage, source_of
 from qcompiler.pass_manager import Context, run_passes
+from qcompiler.passes import OBSERVE
 from tests.flow import flow, randn, randomized
 from tests.zoo import inputs
 from tests.zoo import load as zoo
@@ -57,7 +58,7 @@ def test_one_document_holds_prepare_and_convert() -> None:
     assert document.title == "Net"
     names = [(s["phase"], s["name"]) for s in document.stages]
     assert names[0] == ("prepare", "input") and ("convert", "calibrate") in names and names[-1] == ("convert", "lower")
-    assert names.index(("convert", "calibrate")) == names.index(("prepare", "insert_observers")) + 1
+    assert names.index(("convert", "calibrate")) == names.index(("prepare", OBSERVE[-1].name)) + 1
     assert all(s["ms"] > 0 for s in document.stages if s["name"] not in ("input", "calibrate"))
 
 

@@ -508,12 +508,17 @@ def test_as_strided_is_refused_by_name() -> None:
         flow(Function(lambda s, x: x.as_strided((2, 2), (1, 1))).eval(), (randn(2, 8, 6, 6),))
 
 
-@pytest.mark.parametrize("row", STATIC, ids=lambda row: row.name)
-def test_arguments_that_a_canonical_call_leaves_out_have_the_same_default(row: Op) -> None:
+def is_readable(function: Any) -> bool:
+    """Whether it has a signature to read: functions written in C have none."""
     try:
-        parameters = inspect.signature(row.fn).parameters
+        return bool(inspect.signature(function).parameters)
     except ValueError:
-        pytest.skip("a function of C has no signature to read")
+        return False
+
+
+@pytest.mark.parametrize("row", [row for row in STATIC if is_readable(row.fn)], ids=lambda row: row.name)
+def test_arguments_that_a_canonical_call_leaves_out_have_the_same_default(row: Op) -> None:
+    parameters = inspect.signature(row.fn).parameters
     for kind, _, name, default in parse_signature(row.signature):
         if default is not NO_DEFAULT and default is not None and kind in ("", "*", "?") and name in parameters:
             assert parameters[name].default == default, name

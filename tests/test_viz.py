@@ -24,6 +24,7 @@ from qcompiler.cli import app
 from qcompiler.cli.viz import Format
 from qcompiler.debug import Document, Recorder, document_of
 from qcompiler.errors import ConfigError, QCompilerError
+from qcompiler.passes import OBSERVE
 from qcompiler.viz import layout, page
 from qcompiler.viz.boxes import BOX, draw, sums_of
 from qcompiler.viz.dot import to_dot
@@ -383,7 +384,7 @@ def test_model_explorer_files(tmp_path: Path) -> None:
     collection = json.loads(files[0].read_text())
     assert set(collection) == {"label", "graphs"}
     ids = [g["id"] for g in collection["graphs"]]
-    assert [i.partition(" ")[2] for i in ids] == ["lower", "insert_observers", "input"]
+    assert [i.partition(" ")[2] for i in ids] == ["lower", OBSERVE[-1].name, "input"]
     for graph in collection["graphs"]:
         known = {node["id"] for node in graph["nodes"]}
         for node in graph["nodes"]:
