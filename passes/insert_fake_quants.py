@@ -56,7 +56,7 @@ class _Weights:
 
     def insert(self, node: fx.Node, row: Op, position: int) -> None:
         weight: Any = node.args[position]
-        axis = self.context.target.channel_axis(row, node, quant_of(node).qconfig)
+        axis = self.context.target.channel_axis(row, quant_of(node).qconfig)
         shrink = self.context.target.shrinks(row, node)
         if row.eval_form is not None:
             node.kwargs = {**node.kwargs, "fake_quant": self._attribute(node, self._module(node, weight, axis, shrink))}

@@ -100,7 +100,7 @@ class _Weights:
         self.floats: dict[str, Tensor] = {}  # by path, as they were: the module's are replaced on the way
 
     def quantize(self, node: fx.Node, row: Op, weight: fx.Node) -> None:
-        axis = self.context.target.channel_axis(row, node, quant_of(node).qconfig)
+        axis = self.context.target.channel_axis(row, quant_of(node).qconfig)
         shrink = self.context.target.shrinks(row, node)
         kind = (axis, shrink, quant_of(node).mode in (Mode.HALF, Mode.FOUR_BIT), self._observer(node).dtype, quant_of(node).weight)
         key = (str(weight.target), *kind)
@@ -165,11 +165,6 @@ class _Weights:
             scales, zeros = torch.tensor(p.scale, dtype=torch.float64).reshape(-1), torch.tensor(p.zero_point).reshape(-1)
             return scales, zeros.double() if zeros.is_floating_point() else zeros.to(torch.int64), (p.quant_min, p.quant_max)
         observer = self._observer(node)
-        if axis is None and observer.is_per_channel:
-            observer = self.context.target.per_tensor_weight_observer(observer)
-            self.context.remark(
-                "insert_quantize_dequantize", "weight-per-tensor", "its kernel takes one weight scale, not one per channel", node
-            )
         if axis is not None:
             observer.ch_axis = axis
         try:

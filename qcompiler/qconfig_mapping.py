@@ -17,9 +17,7 @@ from typing import Any
 from torch import nn
 
 from qcompiler.errors import ConfigError
-from qcompiler.fake_quantize import default_weight_fake_quant
-from qcompiler.observers import default_weight_observer
-from qcompiler.qconfig import QConfig, as_qconfig, check_backend, get_default_qat_qconfig, get_default_qconfig
+from qcompiler.qconfig import QConfig, as_qconfig, get_default_qat_qconfig, get_default_qconfig
 
 ObjectType = Callable[..., Any] | str  # a module class, a function, or a name: a method's, or one as type_name gives it
 
@@ -68,7 +66,6 @@ class QConfigMapping:
         self.module_name_regex_qconfigs: dict[str, QConfig | None] = {}
         self.module_name_qconfigs: dict[str, QConfig | None] = {}
         self.module_name_object_type_order_qconfigs: dict[tuple[str, ObjectType, int], QConfig | None] = {}
-        self._quiet: set[str] = set()  # object types that a default set: no remark when they match nothing
         self._from_attributes: set[str] = set()  # module names whose rule is the module's own `.qconfig`
 
     def set_global(self, global_qconfig: Any) -> QConfigMapping:
@@ -79,7 +76,6 @@ class QConfigMapping:
     def set_object_type(self, object_type: ObjectType, qconfig: Any) -> QConfigMapping:
         """For every module of a type, or every call of a function or of a method named by a string. None: these stay float."""
         self.object_type_qconfigs[object_type] = as_qconfig(qconfig)
-        self._quiet.discard(type_name(object_type))
         return self
 
     def set_module_name_regex(self, module_name_regex: str, qconfig: Any) -> QConfigMapping:
@@ -142,8 +138,8 @@ class QConfigMapping:
 
     def unmatched(self, used: Iterable[Rule]) -> list[Rule]:
         """The rules, other than the global one, that are not among those that `matches` gave."""
-        seen, quiet = set(used), {_KINDS[0]: self._quiet, _KINDS[2]: self._from_attributes}
-        return [r for r in self.rules() if r not in seen and r.kind != "global" and r.key[0] not in quiet.get(r.kind, ())]
+        seen, quiet = set(used), self._from_attributes
+        return [r for r in self.rules() if r not in seen and r.kind != "global" and not (r.kind == _KINDS[2] and r.key[0] in quiet)]
 
     def with_attributes(self, model: nn.Module) -> QConfigMapping:
         """The mapping with every module's own `.qconfig` (a QConfig or None) as a rule for its name, in place of one for that name.
@@ -283,31 +279,11 @@ def as_mapping(value: Any) -> QConfigMapping:
     return QConfigMapping().set_global(value)
 
 
-_TRANSPOSED: tuple[ObjectType, ...] = (
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.functional.conv_transpose1d,
-    nn.functional.conv_transpose2d,
-    nn.functional.conv_transpose3d,
-)
-
-
-def _default(qconfig: QConfig, weight: Any, backend: str) -> QConfigMapping:
-    """The QConfig for all, but transposed convolutions per tensor where the engine has no per-channel kernel for them."""
-    mapping = QConfigMapping().set_global(qconfig)
-    if check_backend(backend) != "qnnpack":
-        for kind in _TRANSPOSED:
-            mapping.set_object_type(kind, QConfig(qconfig.activation, weight))
-        mapping._quiet = {type_name(kind) for kind in _TRANSPOSED}
-    return mapping
-
-
 def get_default_qconfig_mapping(backend: str = "x86", version: int = 0) -> QConfigMapping:
     """The mapping for post-training quantization on a back end (x86, fbgemm, onednn, qnnpack)."""
-    return _default(get_default_qconfig(backend, version), default_weight_observer, backend)
+    return QConfigMapping().set_global(get_default_qconfig(backend, version))
 
 
 def get_default_qat_qconfig_mapping(backend: str = "x86", version: int = 1) -> QConfigMapping:
     """The mapping for quantization-aware training on a back end."""
-    return _default(get_default_qat_qconfig(backend, version), default_weight_fake_quant, backend)
+    return QConfigMapping().set_global(get_default_qat_qconfig(backend, version))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytest
@@ -81,30 +80,23 @@ def test_transposed_convolution_is_within_one_quantum(case: str, dims: int, engi
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_transposed_weights_have_one_scale_a_channel_where_the_kernel_takes_them(engine: str) -> None:
+def test_transposed_weights_have_one_scale_a_channel(engine: str) -> None:
     torch.manual_seed(0)
     x = codes(2, 8, 9, 7)
     mod = calibrated(nn.ConvTranspose2d(8, 6, 3, stride=2), x, qconfig=PER_CHANNEL)
-    with quantized_engine(engine), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with quantized_engine(engine):
         q = nnq.ConvTranspose2d.from_float(mod)
-    texts = [str(w.message) for w in caught if "weight scale" in str(w.message)]
-    if engine == "qnnpack":
-        assert not texts and q.weight().q_per_channel_axis() == 1 and "per channel" in repr(q)
-    else:
-        assert texts == [f"conv_transpose2d on {engine} takes one weight scale, not one per channel: quantized per tensor"]
-    assert error(q, truth(mod, q, x), x) <= 1
+        assert q.weight().q_per_channel_axis() == 1 and "per channel" in repr(q)
+        assert error(q, truth(mod, q, x), x) <= 1
 
 
-@pytest.mark.skipif("qnnpack" not in ENGINES, reason="no other engine takes them")
 @pytest.mark.parametrize("maker", [default_per_channel_weight_fake_quant, default_fused_per_channel_wt_fake_quant])
 def test_a_fake_quantize_of_the_qconfig_finds_the_channels(maker: Any) -> None:
     torch.manual_seed(0)
     x = codes(2, 8, 9, 7)
     conv = nn.ConvTranspose2d(8, 6, 3)
     mod = calibrated(conv, x, qconfig=QConfig(MinMaxObserver, maker))
-    with quantized_engine("qnnpack"):
-        q = nnq.ConvTranspose2d.from_float(mod)
+    q = nnq.ConvTranspose2d.from_float(mod)
     largest = conv.weight.detach().abs().amax((0, 2, 3)).double()
     assert torch.allclose(q.weight().q_per_channel_scales() * 127.5, largest, rtol=1e-5)
     assert error(q, truth(mod, q, x), x) <= 1
@@ -112,7 +104,7 @@ def test_a_fake_quantize_of_the_qconfig_finds_the_channels(maker: Any) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_given_per_channel_transposed_weights_run_anywhere(engine: str) -> None:
-    """From a checkpoint or a QAT module they come as they are: in float arithmetic where there is no kernel."""
+    """From a checkpoint or a QAT module they come as they are."""
     torch.manual_seed(0)
     x = codes(2, 8, 9, 7)
     mod = calibrated(nn.ConvTranspose2d(8, 6, 3, stride=2, groups=2), x, qconfig=PER_TENSOR)

@@ -1,18 +1,15 @@
-"""Convolutions: which taps may overflow, how weights are packed, what is refused where.
-
-Measured (measured.json): the x86 and onednn engines have no per-channel transposed convolution and get it wrong where
-in and out channels differ; qnnpack has no correct 3-d one and fails per channel with groups.
-"""
+"""Convolutions: which taps may overflow, how weights are packed, what is refused where."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
 from qcompiler.backends.torch import floats, groups, runtime
+from qcompiler.backends.torch.phases import Phases
 from qcompiler.backends.torch.site import ENGINES, VNNI, Emit, Kernel, Operand, Site, Weight, constant_of, finish, ints, needs_relu
 
 OPS = torch.ops.quantized
@@ -20,11 +17,6 @@ CONV: dict[int, tuple[Any, Any, Any]] = {
     1: (runtime.prepack_conv1d, OPS.conv1d.default, OPS.conv1d_relu.default),
     2: (runtime.prepack_conv2d, OPS.conv2d.new, OPS.conv2d_relu.new),
     3: (runtime.prepack_conv3d, OPS.conv3d.new, OPS.conv3d_relu.new),
-}
-TRANSPOSE: dict[int, tuple[Any, Any, Any]] = {
-    1: (runtime.prepack_conv_transpose1d, OPS.conv_transpose1d.default, floats.conv_transpose1d_float),
-    2: (runtime.prepack_conv_transpose2d, OPS.conv_transpose2d.default, floats.conv_transpose2d_float),
-    3: (runtime.prepack_conv_transpose3d, OPS.conv_transpose3d.default, floats.conv_transpose3d_float),
 }
 
 
@@ -82,19 +74,15 @@ def saturation(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any], e
         return None
     if isa not in VNNI:
         return "any"
-    fbgemm = fbgemm_packs(engine, isa, attributes.get("groups", 1))
-    return "pairs" if fbgemm and pairs_taps(op, shape, attributes) else None
+    phases = Phases.of(shape, attributes) if op.startswith("conv_transpose") else None
+    name, shape, attributes = (op, shape, attributes) if phases is None else (op.replace("_transpose", ""), phases.shape, phases.attributes)
+    if not fbgemm_packs(engine, isa, attributes.get("groups", 1)) or not pairs_taps(name, shape, attributes):
+        return None
+    return "pairs" if phases is None else "any"  # the proof is about scales of output channels, which phases share
 
 
 def saturates(site: Site) -> bool:
     return saturation(site.op.name, site.args[1].shape, site.attributes, site.engine, site.isa) is not None
-
-
-def per_channel(op: str, engine: str, groups: int = 1) -> bool:
-    """Whether the engine's own kernel takes one weight scale per output channel (else only the float one does)."""
-    if not op.startswith("conv_transpose"):
-        return True
-    return engine == "qnnpack" and groups == 1 and op != "conv_transpose3d"
 
 
 def batched(site: Site, emit: Emit, x: Any, dims: int) -> Any:
@@ -107,10 +95,13 @@ def unbatched(site: Site, emit: Emit, result: fx.Node, dims: int) -> fx.Node:
     return emit.call(torch.ops.aten.squeeze.dim, result, 0) if site.rank == dims + 1 else result
 
 
+def refuse_computed(site: Site) -> str | None:
+    constant = isinstance(site.args[0], Operand) and isinstance(site.args[1], Weight)
+    return None if constant else "its weight is computed, not a constant"
+
+
 def refuse_conv(site: Site) -> str | None:
-    if not isinstance(site.args[0], Operand) or not isinstance(site.args[1], Weight):
-        return "its weight is computed, not a constant"
-    return refuse_weight(site.args[1], site, axis=0)
+    return refuse_computed(site) or refuse_weight(site.args[1], site, axis=0)
 
 
 def refuse_weight(weight: Weight, site: Site, axis: int) -> str | None:
@@ -122,12 +113,15 @@ def refuse_weight(weight: Weight, site: Site, axis: int) -> str | None:
     return None
 
 
-def _grouped(site: Site, emit: Emit, padding: list[int]) -> tuple[fx.Node, int]:
-    """The weight and its number of groups as packed: merged where the packing library fails or crawls. `padding`: the kernel's."""
-    weight, count = site.args[1], site.get("groups", 1)
+def is_symmetric(weight: Weight) -> bool:
     zero_point = constant_of(weight.zero_point)
-    symmetric = zero_point is None or not bool(zero_point.any())
-    crawls = weight.shape[1] == 1 and not pairs_taps(site.op.name, weight.shape, {**site.attributes, "padding": padding})
+    return zero_point is None or not bool(zero_point.any())
+
+
+def _grouped(site: Site, emit: Emit, weight: Weight, attributes: Mapping[str, Any], symmetric: bool) -> tuple[fx.Node, int]:
+    """The weight and its number of groups as packed: merged where the packing library fails or crawls."""
+    count, name = attributes.get("groups", 1), f"conv{len(weight.shape) - 2}d"
+    crawls = weight.shape[1] == 1 and not pairs_taps(name, weight.shape, attributes)
     size = groups.merge(weight.shape, count, lambda n: fbgemm_packs(site.engine, site.isa, n, symmetric), crawls)
     if size == 1:
         return weight.node, count
@@ -143,16 +137,24 @@ def padded(site: Site, emit: Emit, source: Any, kernel: tuple[int, ...]) -> tupl
     return emit.call(floats.pad_own, source, flat, "constant" if mode == "zeros" else mode), [0] * len(kernel)
 
 
+def prepacked(site: Site, emit: Emit, weight: Weight, bias: fx.Node | None, attributes: Mapping[str, Any], symmetric: bool) -> fx.Node:
+    """The pack (once) of a convolution with these attributes, whose padding the kernel does."""
+    dims = len(weight.shape) - 2
+    settings = (("stride", 1), ("padding", 0), ("dilation", 1))
+    stride, padding, dilation = (ints(attributes.get(name, default), dims) for name, default in settings)
+    values, count = _grouped(site, emit, weight, attributes, symmetric)
+    names = (values, weight.scale, weight.zero_point, bias)
+    return emit.call(CONV[dims][0], *names, stride, padding, dilation, count, axis_of(weight), tag(site))
+
+
 def packed(site: Site, emit: Emit) -> tuple[Any, fx.Node, list[int]]:
     """The input as the kernel takes it, the pack (once), and the padding that the kernel does."""
     weight = site.args[1]
     kernel = weight.shape[2:]
     dims = len(kernel)
     source, padding = padded(site, emit, batched(site, emit, site.args[0], dims), kernel)
-    stride, dilation = ints(site.get("stride", 1), dims), ints(site.get("dilation", 1), dims)
-    values, count = _grouped(site, emit, padding)
-    names = (values, weight.scale, weight.zero_point, bias_of(site))
-    return source, emit.call(CONV[dims][0], *names, stride, padding, dilation, count, axis_of(weight), tag(site)), padding
+    pack = prepacked(site, emit, weight, bias_of(site), {**site.attributes, "padding": padding}, is_symmetric(weight))
+    return source, pack, padding
 
 
 def emit_conv(site: Site, emit: Emit) -> fx.Node:
@@ -165,94 +167,4 @@ def emit_conv(site: Site, emit: Emit) -> fx.Node:
     return finish(site, emit, unbatched(site, emit, result, dims), relu_done=with_relu)
 
 
-def _transpose_settings(site: Site, dims: int) -> tuple[list[int], list[int], list[int], int, list[int]]:
-    stride, padding = ints(site.get("stride", 1), dims), ints(site.get("padding", 0), dims)
-    return stride, padding, ints(site.get("output_padding", 0), dims), site.get("groups", 1), ints(site.get("dilation", 1), dims)
-
-
-def refuse_transpose(site: Site) -> str | None:
-    """Reasons against the engine's own transposed kernel; the float one takes the rest."""
-    problem = refuse_transpose_float(site)
-    if problem is not None:
-        return problem
-    weight: Weight = site.args[1]
-    groups, dims = site.get("groups", 1), len(weight.shape) - 2
-    if site.engine == "qnnpack":
-        if dims == 3:
-            return "qnnpack's 3-d transposed convolution is wrong"
-        if weight.axis is not None and (groups > 1 or weight.axis != 1):
-            return "qnnpack's transposed convolution takes one scale per output channel only without groups"
-        return None
-    if weight.axis is not None:
-        return f"{site.engine} has no transposed convolution with one scale per channel"
-    if any(ints(site.get("output_padding", 0), dims)) and site.engine == "onednn":
-        return "onednn's transposed convolution has no output_padding"
-    return refuse_weight(weight, site, axis=1)
-
-
-def unequal(site: Site) -> str | None:
-    """x86 and onednn garble transposed convolutions whose in and out channels differ."""
-    weight: Weight = site.args[1]
-    return "in and out channels differ: wrong on this engine" if weight.shape[0] != weight.shape[1] * site.get("groups", 1) else None
-
-
-def refuse_transpose_float(site: Site) -> str | None:
-    if not isinstance(site.args[0], Operand) or not isinstance(site.args[1], Weight):
-        return "its weight is computed, not a constant"
-    return None
-
-
-def emit_transpose(site: Site, emit: Emit) -> fx.Node:
-    """prepack (once) and quantized::conv_transposeNd. Where in > out garbles values, zero weights for the missing output
-    channels make them equal and the surplus is cut off: still half the time of float arithmetic.
-    """
-    x, weight = site.args[0], site.args[1]
-    dims = len(weight.shape) - 2
-    stride, padding, output_padding, groups, dilation = _transpose_settings(site, dims)
-    prepack, plain, _ = TRANSPOSE[dims]
-    values, bias, outputs = weight.node, bias_of(site), weight.shape[1] * groups
-    widen = site.engine in ("x86", "onednn") and unequal(site) is not None
-    if widen:
-        values = emit.call(runtime.pad_end, values, 1, weight.shape[0])
-        bias = bias and emit.call(runtime.pad_end, bias, 0, weight.shape[0])
-    names = (values, weight.scale, weight.zero_point, bias)
-    pack = emit.call(prepack, *names, stride, padding, output_padding, dilation, groups, axis_of(weight), tag(site))
-    result = emit.call(plain, batched(site, emit, x, dims), pack, site.scale, site.zero_point)
-    if widen:
-        result = emit.call(torch.ops.aten.narrow.default, result, 1, 0, outputs)
-    return finish(site, emit, unbatched(site, emit, result, dims))
-
-
-def emit_transpose_float(site: Site, emit: Emit) -> fx.Node:
-    x, weight = site.args[0], site.args[1]
-    dims = len(weight.shape) - 2
-    stride, padding, output_padding, groups, dilation = _transpose_settings(site, dims)
-    values = emit.call(runtime.float_weight, weight.node, weight.scale, weight.zero_point, axis_of(weight))
-    where = (stride, padding, output_padding, groups, dilation)
-    result = emit.call(TRANSPOSE[dims][2], x, values, bias_of(site), *where, site.scale, site.zero_point)
-    return finish(site, emit, result)
-
-
-def _guarded(site: Site) -> str | None:
-    problem = refuse_transpose(site)
-    if problem is not None:
-        return problem
-    widens = site.get("groups", 1) == 1 and site.args[1].shape[0] > site.args[1].shape[1]
-    return None if widens else unequal(site)
-
-
-def _kernels() -> tuple[Kernel, ...]:
-    made: list[Kernel] = []
-    refusals: tuple[tuple[tuple[str, ...], Callable[[Site], str | None]], ...] = (
-        (("x86", "onednn"), _guarded),
-        (("fbgemm", "qnnpack"), refuse_transpose),
-    )
-    for dims in (1, 2, 3):
-        made.append(Kernel(f"conv{dims}d", ENGINES, emit_conv, refuse_conv, saturates))
-        name = f"conv_transpose{dims}d"
-        made += [Kernel(name, engines, emit_transpose, refuse, saturates) for engines, refuse in refusals]
-        made.append(Kernel(name, ENGINES, emit_transpose_float, refuse_transpose_float, note="float arithmetic, int8 weights"))
-    return tuple(made)
-
-
-KERNELS = _kernels()
+KERNELS = tuple(Kernel(f"conv{dims}d", ENGINES, emit_conv, refuse_conv, saturates) for dims in CONV)

@@ -46,7 +46,7 @@ def emit_from_floats(site: Site, emit: Emit) -> fx.Node:
 
 
 def refuse_floats(site: Site) -> str | None:
-    return conv.refuse_transpose_float(site)
+    return conv.refuse_computed(site)
 
 
 def refuse_add(site: Site) -> str | None:

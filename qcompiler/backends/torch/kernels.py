@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qcompiler.backends.torch import arithmetic, conv, elementwise, epilogue, linear, norm, pool, shape
+from qcompiler.backends.torch import arithmetic, conv, conv_transpose, elementwise, epilogue, linear, norm, pool, shape
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, Weight, host_isa
 from qcompiler.backends.torch.speed import fastest
 
@@ -30,7 +30,7 @@ def _by_op(*families: tuple[Kernel, ...]) -> dict[str, tuple[Kernel, ...]]:
     return table
 
 
-FAMILIES = (conv, linear, epilogue, arithmetic, elementwise, norm, pool, shape)
+FAMILIES = (conv, conv_transpose, linear, epilogue, arithmetic, elementwise, norm, pool, shape)
 TABLE = _by_op(*(family.KERNELS for family in FAMILIES))
 TO_FLOAT = {kernel.op: kernel for kernel in linear.TO_FLOAT}  # kernels that hand out floats
 

@@ -13,8 +13,7 @@ from qcompiler.backends.torch import conv, depthwise, modes
 from qcompiler.backends.torch.kernels import TABLE, TO_FLOAT
 from qcompiler.backends.torch.site import ENGINES, host_isa
 from qcompiler.errors import ConfigError
-from qcompiler.ir.types import Mode, quant_of, value_of
-from qcompiler.observers import MinMaxObserver
+from qcompiler.ir.types import Mode, value_of
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op
 
@@ -83,16 +82,9 @@ class TorchTarget:
     def least_safe_scale(self, weight: Tensor) -> Tensor:
         return depthwise.least_safe_scale(weight)
 
-    def channel_axis(self, row: Op, node: fx.Node, qconfig: Any) -> int | None:
-        """The axis of per-channel weight scales, None where the qconfig or the kernel wants one scale."""
-        if not self.weight_observer(row, qconfig).is_per_channel:
-            return None
-        if quant_of(node).mode is not None:  # the weight is dequantized, or its kernel takes any
-            return row.weight_axis
-        if row.weight_axis == 0:
-            return 0
-        groups: Any = node.kwargs.get("groups", 1)
-        return row.weight_axis if conv.per_channel(row.settled.name, self.engine, groups) else None
+    def channel_axis(self, row: Op, qconfig: Any) -> int | None:
+        """The axis of per-channel weight scales, None where the qconfig wants one scale. Every kernel takes either."""
+        return row.weight_axis if self.weight_observer(row, qconfig).is_per_channel else None
 
     def weight_observer(self, row: Op, qconfig: Any) -> Any:
         """A new observer for the op's weight."""
@@ -105,9 +97,3 @@ class TorchTarget:
     def activation_range(self, row: Op, node: fx.Node, qconfig: Any) -> tuple[int, int]:
         """(quant_min, quant_max) of activations that are quantized at run time."""
         return modes.activation_range(node, qconfig, self.engine, self.isa)
-
-    def per_tensor_weight_observer(self, observer: Any) -> Any:
-        """The observer for one scale that matches a per-channel one."""
-        return MinMaxObserver(
-            dtype=observer.dtype, qscheme=torch.per_tensor_symmetric, quant_min=observer.quant_min, quant_max=observer.quant_max
-        )

@@ -26,6 +26,7 @@ class QATModule(nn.Module):
     _FLOAT_MODULE: ClassVar[type[nn.Module]]
     _FOLDED_MODULE: ClassVar[type[nn.Module] | None] = None
     _ARGUMENTS: ClassVar[tuple[str, ...]]
+    _CHANNEL_AXIS: ClassVar[int] = 0  # of the weight's output channels
     weight: Tensor
     qconfig: QConfig
     weight_fake_quant: nn.Module
@@ -33,11 +34,7 @@ class QATModule(nn.Module):
     def _fake_quantize_weight(self, qconfig: Any, device: Any) -> None:
         """For constructors: keeps the qconfig and makes `weight_fake_quant`. ConfigError without a qconfig for training."""
         self.qconfig = qat_qconfig(qconfig, f"qat.{type(self).__name__}")
-        self.weight_fake_quant = weight_fake_quant(self.qconfig, self.weight, self._channel_axis(), device)
-
-    def _channel_axis(self) -> int | None:
-        """The axis of per-channel weight scales; None: the kernel takes one scale."""
-        return 0
+        self.weight_fake_quant = weight_fake_quant(self.qconfig, self.weight, self._CHANNEL_AXIS, device)
 
     @classmethod
     def _parts(cls) -> tuple[type[nn.Module], ...]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from qcompiler.backends.torch import conv as kernels
 from qcompiler.nn.qat.base import QATModule
 
 
@@ -41,14 +39,11 @@ class ConvQAT(QATModule):
 
 
 class Transposed(QATModule):
-    """How transposed convolutions are called, and which weight scales their kernels take."""
+    """How transposed convolutions are called, and where their output channels are."""
 
+    _CHANNEL_AXIS = 1
     groups: int
     _output_padding: Any
-
-    def _channel_axis(self) -> int | None:
-        op = f"conv_transpose{self.weight.dim() - 2}d"
-        return 1 if kernels.per_channel(op, torch.backends.quantized.engine, self.groups) else None
 
     def _call(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None) -> Tensor:
         own: Any = self

@@ -130,7 +130,7 @@ def int8_weight(row: Op, attributes: dict[str, Any], weight: Tensor, mod: nn.Mod
     if isinstance(trained, FakeQuantize):  # an optimizer step may be the last thing that happened to the weight
         trained = copy.deepcopy(trained)
         trained.keep_safe(weight)
-    observer = trained if trained is not None else _observed(row, attributes, weight, mod, engine, where)
+    observer = trained if trained is not None else _observed(row, weight, mod, where)
     qparams = qparams_of(observer)
     if qparams.dtype is not torch.int8:
         raise ConfigError(f"the weight was observed as {qparams.dtype}; the kernels take torch.int8", code="weight-dtype", where=where)
@@ -142,17 +142,13 @@ def int8_weight(row: Op, attributes: dict[str, Any], weight: Tensor, mod: nn.Mod
     return Int8(quantize_weight(weight, scale, zero_point, axis, qparams.quant_min, qparams.quant_max), scale, zero_point, axis)
 
 
-def _observed(row: Op, attributes: dict[str, Any], weight: Tensor, mod: nn.Module, engine: str, where: Where) -> Any:
-    """The qconfig's weight observer after it saw the weight; one for the whole tensor where the kernel takes no channels."""
+def _observed(row: Op, weight: Tensor, mod: nn.Module, where: Where) -> Any:
+    """The qconfig's weight observer after it saw the weight."""
     observer = _weight_observer(mod, where)
     if _per_channel(observer):
-        if conv.per_channel(row.name, engine, attributes.get("groups", 1)):
-            if row.weight_axis != 0:  # a fake-quantize cannot change its axis, the observer in it can
-                observer = getattr(observer, "activation_post_process", observer)
-            observer.ch_axis = row.weight_axis
-        else:
-            observer = TorchTarget(engine).per_tensor_weight_observer(observer)
-            _warn(where, f"{row.name} on {engine} takes one weight scale, not one per channel: quantized per tensor")
+        if row.weight_axis != 0:  # a fake-quantize cannot change its axis, the observer in it can
+            observer = getattr(observer, "activation_post_process", observer)
+        observer.ch_axis = row.weight_axis
     try:
         observer(weight)
     except NumericsError as error:
