@@ -79,11 +79,12 @@ def prepare_fx(
     `qconfig_mapping`: QConfigMapping, QConfig, qconfig_dict, torch.ao's of these, or None for the default of the engine. A
     module's own `.qconfig` attribute (None: it stays float) wins over the mapping's rule for its name, type or the whole model.
     `example_inputs`, `example_kwargs`: arguments of one forward call; `concrete_args` fixes arguments by name. `engine`:
-    x86, fbgemm, onednn or qnnpack (default torch.backends.quantized.engine). `isa`: instruction set to compile for (default
-    this machine's). `prepare_custom_config`: a PrepareCustomConfig; `backend_config`: a BackendConfig that says which ops and
-    dtypes may be int8; dicts and torch.ao's of both are taken. `strict`: what would stay float for want of an int8 form is an
-    error. `table`, `rules`, `passes`: op rows, fusion rules and FUSED-stage passes of your own. `debug`: a directory for dumps
-    of all passes, an instrument (qcompiler.debug), or a list of these. The model is not changed.
+    x86, fbgemm, onednn or qnnpack (default torch.backends.quantized.engine). `isa`: instruction set to compile for, avx512_vnni,
+    avx512, avx2 or default (default: this machine's); a model for an older one is right on newer ones. `prepare_custom_config`: a
+    PrepareCustomConfig; `backend_config`: a BackendConfig that says which ops and dtypes may be int8; dicts and torch.ao's of both
+    are taken. `strict`: what would stay float for want of an int8 form is an error. `table`, `rules`, `passes`: op rows, fusion
+    rules and FUSED-stage passes of your own. `debug`: a directory for dumps of all passes, an instrument (qcompiler.debug), or a
+    list of these. The model is not changed.
     Raises TraceError, ConfigError, NumericsError, InputError, UnsupportedOpError.
     """
     context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict,

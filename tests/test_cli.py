@@ -147,6 +147,7 @@ MISTAKES = {
     "no input": (("run", "absent.qc", "absent.png"), "no-input"),
     "nothing to compare": (("compare", "tiny_model:build", "absent.qc", "--data", "photos"), "absent.qc"),
     "not quantized": (("compare", "tiny_model:build", "tiny_model:build", "--data", "photos"), "not-quantized"),
+    "instruction set": (("quantize", "tiny_model:build", "--calibrate", "photos", "--out", "x.qc", "--isa", "avx"), "(isa)"),
     "nothing to bisect on": (("bisect", "tiny_model:build", "--data", "absent"), "no-calibration-data"),
     "module option": (("inspect", "tiny_model.py", "--module", "x"), "module-option"),
 }

@@ -14,6 +14,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/quantized-tensors.md", "docs/static.md", "docs/eager.md", "docs/dynamic.md", "docs/qat.md")
+ALL = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])
 MODELS = """
 from torch import nn
 
@@ -34,7 +35,7 @@ class MyTextModel(nn.Module):
     def forward(self, x):
         return self.head(self.lstm(x)[0])
 """
-LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)")
 
 
 def blocks(page: str) -> Iterator[tuple[int, str]]:
@@ -64,11 +65,26 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
     assert not report, "".join(report)
 
 
-@pytest.mark.parametrize("page", sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")]))
-def test_links_lead_to_files(page: str) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    missing = [target for target, _ in LINK.findall(text) if not ((ROOT / page).parent / target).exists()]
-    assert not missing
+def anchors(page: Path) -> set[str]:
+    """What a link to a heading of the page may end in, as GitHub makes it of the heading's text."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in re.findall(r"^#+ +(.+?) *$", text, re.M)}
+
+
+@pytest.mark.parametrize("page", ALL)
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    for target, anchor in LINK.findall((ROOT / page).read_text(encoding="utf-8")):
+        found = (ROOT / page).parent / target if target else ROOT / page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", ALL)
+def test_lines_fit(page: str) -> None:
+    """140 characters, but for tables and for the signatures of the API, which are made from the code."""
+    if page != "docs/api.md":
+        lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+        assert not [number for number, line in enumerate(lines, 1) if len(line) > 140 and not line.startswith("|")]
 
 
 def test_generated_pages_are_up_to_date() -> None:

@@ -37,6 +37,14 @@ def test_every_package_has_an_init_file() -> None:
         assert (ROOT / folder / "__init__.py").is_file(), folder
 
 
+def test_data_files_are_installed() -> None:
+    """What a package reads beside its code (measurements, schemas, the page's scripts) is named in package-data."""
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]
+    named = {path for package, globs in patterns.items() for glob in globs for path in (ROOT / package.replace(".", "/")).glob(glob)}
+    inside = [path for path in tracked() if path.relative_to(ROOT).parts[0] in ("qcompiler", "passes", "patterns")]
+    assert not [path for path in inside if path.suffix != ".py" and not path.is_symlink() and path not in named]
+
+
 @pytest.mark.parametrize("name", ["passes", "patterns"])
 def test_the_links_are_relative(name: str) -> None:
     link = ROOT / "qcompiler" / name

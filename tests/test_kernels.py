@@ -17,7 +17,9 @@ from qcompiler.backends.torch.depthwise import safe_weight, shrink_to_safe
 from qcompiler.backends.torch.kernels import TABLE, Refused, select
 from qcompiler.backends.torch.measure import MEASURED, Bench, tap_pairs
 from qcompiler.backends.torch.site import ENGINES, VNNI, Operand, Site, bound_codes, host_isa, needs_relu
+from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.debug import compute_sqnr
+from qcompiler.errors import ConfigError
 from qcompiler.ir.types import QParams
 from qcompiler.ops.spec import Op, Output, Param
 from tests.flow import flow
@@ -128,6 +130,13 @@ def test_an_elementwise_op_without_a_kernel_is_an_exact_table() -> None:
     kernel = select(bench.site)
     assert not isinstance(kernel, Refused)
     assert bench.error(kernel) == 0
+
+
+@pytest.mark.parametrize(("settings", "code"), [({"engine": "cuda"}, "engine"), ({"isa": "avx"}, "isa"), ({"isa": "AVX2"}, "isa")])
+def test_a_target_that_does_not_exist_is_an_error(settings: dict[str, str], code: str) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings.values()))) as found:
+        TorchTarget(**settings)
+    assert found.value.code == code
 
 
 def test_refusals_are_reasons() -> None:

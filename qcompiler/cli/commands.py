@@ -90,6 +90,7 @@ def quantize(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
     weights: Annotated[str | None, typer.Option(help="A state_dict file; for torchvision also a weight name such as DEFAULT.")] = None,
     engine: Annotated[Engine, typer.Option(help="Whose kernels will run it.")] = Engine.x86,
+    isa: Annotated[str | None, typer.Option(help="The oldest CPU that will run it: avx512_vnni, avx512, avx2. Default: this one.")] = None,
     keep_float: Annotated[list[str] | None, typer.Option(help="Module path that stays float; repeatable.")] = None,
     size: Size = 224,
     mean: Mean = MEAN,
@@ -117,7 +118,8 @@ def quantize(
         mapping = mapping.set_module_name(path, None)
     start = time.perf_counter()
     with about_files(data.images, size):
-        converted = qcompiler.quantize(float_model, data, qconfig_mapping=mapping, progress=console.is_terminal, engine=engine.value)
+        shown = console.is_terminal
+        converted = qcompiler.quantize(float_model, data, mapping, progress=shown, engine=engine.value, isa=isa)
     seconds = time.perf_counter() - start
     qcompiler.save(converted, str(out))
     if source is not None:

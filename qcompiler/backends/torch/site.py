@@ -15,6 +15,7 @@ from qcompiler.ops.spec import Op
 
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
 VNNI = ("avx512_vnni", "avx512_amx")  # instruction sets where u8 x s8 products are summed in 32 bits
+INSTRUCTION_SETS = ("default", "avx2", "avx512", *VNNI)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from qcompiler.backends.torch import conv, depthwise, modes
 from qcompiler.backends.torch.kernels import TABLE, TO_FLOAT
-from qcompiler.backends.torch.site import ENGINES, host_isa
+from qcompiler.backends.torch.site import ENGINES, INSTRUCTION_SETS, host_isa
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode, value_of
 from qcompiler.ops.obstacles import Obstacle
@@ -20,7 +20,7 @@ from qcompiler.ops.spec import Op
 
 @dataclass(frozen=True)
 class TorchTarget:
-    """One of torch's quantized engines on one instruction set. Raises ConfigError for an engine this torch lacks."""
+    """One of torch's quantized engines on one instruction set. Raises ConfigError for an engine this torch lacks, or no such set."""
 
     engine: str = "x86"
     isa: str = field(default_factory=host_isa)
@@ -29,6 +29,9 @@ class TorchTarget:
         supported = [e for e in torch.backends.quantized.supported_engines if e in ENGINES]
         if self.engine not in supported:
             raise ConfigError(f"engine {self.engine!r} is not available here", code="engine", hint=f"this torch has {', '.join(supported)}")
+        if self.isa not in INSTRUCTION_SETS and self.isa != host_isa():
+            known = f"one of {', '.join(INSTRUCTION_SETS)}; this machine's is {host_isa()}"
+            raise ConfigError(f"no instruction set is called {self.isa!r:.40}", code="isa", hint=known)
 
     def refuses(self, row: Op, node: fx.Node) -> Obstacle | None:
         """Why no kernel at all exists for the op; sites are looked at one by one when they are lowered."""
