@@ -212,7 +212,8 @@ def convert_fx(
         nodes = list(gm.graph.nodes)
         lower = (*(QUANTIZE_CUSTOM if state.context.custom.observed_classes else ()), Lower())
         run_passes(gm, lower, Stage.QUANTIZED, state.context, recompile=False)
-    module = compile_graph(gm, engine=state.context.target.engine, name=state.name, user_attributes=kept)
+    module = compile_graph(gm, engine=state.context.target.engine, isa=state.context.target.isa, name=state.name,
+                           user_attributes=kept)  # fmt: skip
     setattr(module, MARK, "converted")
     setattr(module, WEIGHTS, state.weights)
     setattr(module, ROWS, rows_of(nodes, state.context.table).to_data())

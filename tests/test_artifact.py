@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import random
 import stat
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ import torch
 from torch import nn
 
 from qcompiler import artifact
+from qcompiler.codegen import module as codegen_module
 from qcompiler.codegen.atomic import atomic_write
-from qcompiler.codegen.module import compile_graph
+from qcompiler.codegen.module import OtherCPUWarning, compile_graph
 from qcompiler.errors import ArtifactError, ArtifactUnsafeError, ArtifactVersionError, ArtifactWriteError, ConfigError
 from tests.lowered_net import ENGINES, INPUT, lowered
 
@@ -28,6 +31,28 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("saved") / "net.qc"
     artifact.save(compile_graph(lowered(), name="Net", engine=ENGINES[0], user_attributes={"classes": ["cat", "dog"]}), path)
     return path.read_bytes()
+
+
+@pytest.mark.parametrize(("isa", "here", "engine", "warns"), [
+    ("avx512_vnni", "avx2", "x86", True), ("avx512_amx", "avx512", "fbgemm", True), ("avx2", "avx2", "x86", False),
+    ("avx2", "avx512_vnni", "x86", False), ("avx512_vnni", "avx512_amx", "onednn", False), ("avx512_vnni", "avx2", "qnnpack", False),
+    ("", "avx2", "x86", False),
+])  # fmt: skip
+def test_a_module_for_cpus_with_vnni_warns_on_one_without(
+    isa: str, here: str, engine: str, warns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine not in ENGINES:
+        pytest.skip(f"no {engine}")
+    monkeypatch.setattr(codegen_module, "host_isa", lambda: isa)
+    module = compile_graph(lowered(), name="Net", engine=engine, isa=isa)
+    artifact.save(module, tmp_path / "a.qc")
+    data = pickle.dumps(module)
+    monkeypatch.setattr(codegen_module, "host_isa", lambda: here)
+    for build in (lambda: artifact.load(tmp_path / "a.qc"), lambda: pickle.loads(data)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert build().program.isa == isa
+        assert [w.category for w in caught if "VNNI" in str(w.message)] == [OtherCPUWarning] * warns
 
 
 def attempt(tmp_path: Path, data: bytes, **options: Any) -> Any:

@@ -39,9 +39,10 @@ class Built:
     externals: dict[str, Any] = field(default_factory=dict)
 
 
-def build(gm: fx.GraphModule, name: str | None = None) -> Built:
-    """The program of a LOWERED graph. Raises QCompilerError naming the node that it cannot hold, ConfigError for a call
-    that its function does not take.
+def build(gm: fx.GraphModule, name: str | None = None, isa: str = "") -> Built:
+    """The program of a LOWERED graph, with the instruction set that it was lowered for.
+
+    Raises QCompilerError naming the node that it cannot hold, ConfigError for a call that its function does not take.
     """
     builder = _Builder(gm)
     for node in gm.graph.nodes:
@@ -55,7 +56,7 @@ def build(gm: fx.GraphModule, name: str | None = None) -> Built:
     built = builder.built
     calls = tuple(_without_unread(builder.calls, builder.output))
     title = name if name is not None and is_name(name) else type(gm).__name__
-    built.program = Program(title, tuple(builder.inputs), tuple(builder.once), calls, builder.output, len(built.scales))
+    built.program = Program(title, tuple(builder.inputs), tuple(builder.once), calls, builder.output, len(built.scales), isa)
     verify(built.program)
     return built
 

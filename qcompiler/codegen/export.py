@@ -128,9 +128,10 @@ def _head(module: CompiledModule, body: str) -> str:
     if re.search(r"\bAny\b", body):
         lines.insert(len(plain), "from typing import Any")
     title = comment_text(module.program.name)
+    made_for = f" Compiled for {comment_text(module.program.isa)}." if module.program.isa else ""
     return "\n".join(
         [
-            f'"""{title}: an int8 program made by qcompiler. Needs torch; `load()` reads {WEIGHTS}."""',
+            f'"""{title}: an int8 program made by qcompiler. Needs torch; `load()` reads {WEIGHTS}.{made_for}"""',
             "",
             *lines,
             "",

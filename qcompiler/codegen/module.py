@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from qcompiler.backends.torch.site import VNNI, host_isa
 from qcompiler.codegen import registry
 from qcompiler.codegen.bind import Bound, bind, resolve
 from qcompiler.codegen.build import Built, build
@@ -26,6 +28,10 @@ from qcompiler.input_text import described, first_sentence, how_to_give, signatu
 T = TypeVar("T", bound=type)
 OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound"})
 _engine_lock = threading.RLock()
+
+
+class OtherCPUWarning(UserWarning):
+    """A module runs on a CPU whose kernels overflow where those that it was compiled for do not."""
 
 
 @contextmanager
@@ -159,8 +165,9 @@ class CompiledModule(nn.Module):
         raise InputError(text, code="input-type", hint=how_to_give(value, DTYPES.get(str(i.dtype))))
 
     def rebuild(self) -> None:
-        """Packs weights and makes forward anew from the module's tensors."""
+        """Packs weights and makes forward anew from the module's tensors. OtherCPUWarning where this CPU's sums may overflow."""
         program = self.program
+        _note_other_cpu(program.isa, self.engine)
         with quantized_engine(self.engine):
             packs = run_once(program, lambda path: find(self, path), *self._qparams())
         emitter = Emitter(program, *self._qparams(), Dialect.BOUND)
@@ -306,6 +313,14 @@ def place(module: nn.Module, path: str, value: Tensor | nn.Module) -> None:
         module._buffers[last] = value
 
 
+def _note_other_cpu(isa: str, engine: str) -> None:
+    """Warns where full 8-bit activations were safe on the CPU that was compiled for, and are not on this one."""
+    if isa in VNNI and host_isa() not in VNNI and engine != "qnnpack":
+        text = (f"this module was compiled for CPUs with VNNI ({isa}), which this one lacks: sums may overflow in 16 bits, with errors "
+                'in the results. Compile it with isa="avx2" for both')  # fmt: skip
+        warnings.warn(text, OtherCPUWarning, stacklevel=3)
+
+
 def assemble(built: Built, engine: str) -> CompiledModule:
     """The module of a program and what it runs on; tensors become its buffers as they are."""
     program = built.program
@@ -323,13 +338,19 @@ def assemble(built: Built, engine: str) -> CompiledModule:
 
 
 def compile_graph(
-    gm: fx.GraphModule, *, name: str | None = None, engine: str | None = None, user_attributes: Mapping[str, Any] | None = None
+    gm: fx.GraphModule,
+    *,
+    name: str | None = None,
+    engine: str | None = None,
+    isa: str = "",
+    user_attributes: Mapping[str, Any] | None = None,
 ) -> CompiledModule:
-    """The CompiledModule of a LOWERED graph, named `name`, packed for `engine` (default: torch's current one).
+    """The CompiledModule of a LOWERED graph, named `name`, packed for `engine` (default: torch's current one). `isa`: the
+    instruction set that it was lowered for.
 
     Tensors are copied; float leaf modules are shared with the graph. Raises QCompilerError naming a node that no program can hold.
     """
-    module = assemble(build(gm, name), engine or torch.backends.quantized.engine)
+    module = assemble(build(gm, name, isa), engine or torch.backends.quantized.engine)
     module.__dict__["lowered"] = gm
     for key, value in (user_attributes or {}).items():
         if not hasattr(CompiledModule, key) and key not in module.__dict__:

@@ -75,7 +75,8 @@ class Program:
     """All of a compiled module but its tensors, its float leaf modules and the user's functions.
 
     `once` calls depend on constants alone and run when a module is built; `calls` run in order at each forward; `output`
-    nests references as the user's forward nested its results. `qparams` counts activation (scale, zero_point) pairs.
+    nests references as the user's forward nested its results. `qparams` counts activation (scale, zero_point) pairs. `isa`: the
+    instruction set that its kernels and ranges were chosen for; empty where nobody said.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Program:
     calls: tuple[Call, ...]
     output: Any
     qparams: int = 0
+    isa: str = ""
 
     @staticmethod
     def from_graph(gm: fx.GraphModule) -> Program:
@@ -135,6 +137,7 @@ class Program:
         return {
             "name": self.name,
             "inputs": [_input_data(i) for i in self.inputs],
+            "isa": self.isa,
             "once": [_call_data(c) for c in self.once],
             "calls": [_call_data(c) for c in self.calls],
             "output": to_json(self.output),
@@ -156,6 +159,7 @@ class Program:
                 calls=tuple(_call(d) for d in _typed(data["calls"], list)),
                 output=from_json(data["output"]),
                 qparams=_typed(data["qparams"], int),
+                isa=_typed(data["isa"], str),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ProgramError(f"not a program: {error!r:.200}") from None

@@ -86,7 +86,8 @@ def _trial(bench: Bench, kernel: Kernel) -> int | str:
     try:
         return bench.error(kernel)
     except Exception as problem:  # what a kernel raises is the finding
-        return f"raises: {str(problem).splitlines()[0][:90]}"
+        text = str(problem) or type(problem).__name__
+        return f"raises: {text.splitlines()[0][:90]}"
 
 
 def _record(entry: dict[str, Any], case: Case, high: int, reason: str | None, found: int | str) -> None:
