@@ -19,6 +19,8 @@ KEPT = ("stride", "padding", "dilation", "groups", "padding_mode")
 def _split(match: Match, total: fx.Node) -> tuple[fx.Node, Any]:
     """The convolution that takes the sum in, and the other summand: the last of two, for all that it reads must be there."""
     left, right = (*total.args, None, None)[:2]
+    if left is right:
+        raise Reject("itself", "both summands are one value")
     pairs = [(a, b) for a, b in ((left, right), (right, left)) if isinstance(a, fx.Node) and _is_conv(match, a)]
     if not pairs:
         raise Reject("no-partner", "no 2-d convolution makes either summand")

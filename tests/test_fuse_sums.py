@@ -90,6 +90,22 @@ def test_the_sum_is_part_of_the_convolution(name: str) -> None:
             assert all(torch.equal(a, b) for a, b in zip(_flat(small(X)), _flat(other(X)), strict=True))
 
 
+def _pooled_sum(x: Tensor) -> Tensor:
+    return nn.functional.max_pool2d(x, 3, 1, 1) + x
+
+
+def test_a_twin_whose_inputs_are_twins_as_well_lives() -> None:
+    """TorchScript makes one of the two pools, and so one of the two sums: the first may not be written over."""
+    _, made = prepared(lambda m, x: (m.c(m.b(x)) + _pooled_sum(x), _pooled_sum(x)))
+    small = qcompiler.convert_fx(made)
+    with quantized_engine("onednn"):
+        wanted, scripted = small(X), torch.jit.script(small)
+        for _ in range(3):
+            got = scripted(X)
+        assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
+    assert sums(small) == [False]
+
+
 def _flat(found: Any) -> list[Tensor]:
     return list(found) if isinstance(found, tuple) else [found]
 
@@ -104,6 +120,7 @@ REFUSED: dict[str, tuple[Callable[[Net, Tensor], Any], str]] = {
     "a relu between": (lambda m, x: m.b(x).relu() + x, "clamp-between"),
     "used twice": (lambda m, x: (y := m.b(x)) + x + y.relu(), "several-users"),
     "alpha": (lambda m, x: torch.add(m.b(x), x, alpha=2), "alpha"),
+    "one value twice": (lambda m, x: (y := m.b(x)) + y, "itself"),
     "broadcast": (lambda m, x: m.b(x) + x.mean((2, 3), keepdim=True), "broadcast"),
     "a number": (lambda m, x: m.b(x) + 1.5, "broadcast"),
     "feeds a normalization": (lambda m, x: m.norm(m.b(x) + x), "float"),
