@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from qcompiler.fake_quantize import FakeQuantize, default_embedding_fake_quant
 from qcompiler.ir.attributes import attribute, get_attr
+from qcompiler.ir.names import add_named
 from qcompiler.ir.types import SOURCE, VALUE, Mode, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch
@@ -76,7 +77,7 @@ class _Weights:
             qconfig = qconfig if fits else replace(qconfig, weight=default_embedding_fake_quant)
             axis = row.weight_axis if not fits or made.is_per_channel else None
             module = weight_fake_quant(qconfig, attribute(self.gm, str(weight.target)), axis)
-            self.done[key] = self._call(node, weight, self._held(node, module))
+            self.done[key] = self._call(node, weight, add_named(self.gm, HOLDER, node.name, module))
         node.replace_input_with(weight, self.done[key])
 
     def _attribute(self, node: fx.Node, path: str) -> fx.Node:
@@ -97,14 +98,7 @@ class _Weights:
         made = weight_fake_quant(qconfig, attribute(self.gm, str(weight.target)), axis)
         if shrink and isinstance(made, FakeQuantize):
             made.least_scale = self.context.target.least_safe_scale
-        return self._held(node, made)
-
-    def _held(self, node: fx.Node, made: nn.Module) -> str:
-        holder, name = self.gm.get_submodule(HOLDER), node.name
-        while hasattr(holder, name):  # `to`, `float`: a module has them already
-            name += "_"
-        holder.add_module(name, made)
-        return f"{HOLDER}.{name}"
+        return add_named(self.gm, HOLDER, node.name, made)
 
 
 def _round_averages(gm: fx.GraphModule, context: Context) -> None:

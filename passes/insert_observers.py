@@ -15,6 +15,7 @@ from typing import Any
 from torch import fx, nn
 
 from qcompiler.ir.groups import members_of
+from qcompiler.ir.names import add_named
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch
@@ -71,12 +72,9 @@ def _factory(node: fx.Node, context: Context) -> Callable[[], Any]:
 
 
 def _observe(gm: fx.GraphModule, node: fx.Node, made: Watch, table: Table) -> None:
-    observers, name = gm.get_submodule("observers"), node.name
-    while hasattr(observers, name):  # `to`, `float`: a module has them already
-        name += "_"
-    observers.add_module(name, made)
+    path = add_named(gm, "observers", node.name, made)
     with gm.graph.inserting_after(node):
-        watch = gm.graph.create_node("call_module", f"observers.{name}", (node,), name=f"{node.name}_observer")
+        watch = gm.graph.create_node("call_module", path, (node,), name=f"{node.name}_observer")
     watch.meta[VALUE], watch.meta[SOURCE] = node.meta.get(VALUE), source_of(node)
     if not isinstance(made, FakeQuantWatch) or quant_of(node).int8:
         node.replace_all_uses_with(watch, delete_user_cb=lambda user: user is not watch)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qcompiler.ir.names import add_named
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Mode, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.vanishing import Vanishing
@@ -33,11 +34,11 @@ class WatchRecurrent:
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         found = [node for node in gm.graph.nodes if _is_judged(node, context)]
         for node in found:
-            x, name = node.args[0], f"{node.name}_input"
+            x = node.args[0]
             assert isinstance(x, fx.Node)
-            gm.get_submodule("observers").add_module(name, Watch(Vanishing(), where(node)))
+            path = add_named(gm, "observers", f"{node.name}_input", Watch(Vanishing(), where(node)))
             with gm.graph.inserting_before(node):
-                watch = gm.graph.create_node("call_module", f"observers.{name}", (x,), name=f"{node.name}_input_observer")
+                watch = gm.graph.create_node("call_module", path, (x,), name=f"{node.name}_input_observer")
             watch.meta[VALUE], watch.meta[SOURCE] = x.meta.get(VALUE), source_of(x)
             node.args = (watch, *node.args[1:])
         return bool(found)

@@ -93,3 +93,24 @@ def test_a_batch_that_was_taken_back_is_not_counted() -> None:
     with pytest.raises(CalibrationError, match="NaN"):
         calibrate(prepared, [torch.full((40, 4, 8), float("nan"))])
     assert int(counter.nonzero) == before
+
+
+class Named(nn.Module):
+    """An int8 value that has the name of the counter of its recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.lstm = nn.Linear(8, 16), nn.LSTM(8, 16)
+
+    def forward(self, lstm_input: Tensor) -> Tensor:
+        result: Tensor = self.linear(lstm_input) + self.lstm(lstm_input)[0]
+        return result
+
+
+def test_names_that_the_counters_take_are_free_to_the_user() -> None:
+    torch.manual_seed(0)
+    model = Named().eval()
+    prepared = prepare_fx(model, None, (QUIET,))
+    calibrate(prepared, [QUIET])
+    with torch.no_grad():
+        assert compute_sqnr(model(QUIET), convert_fx(prepared)(QUIET)) > 25

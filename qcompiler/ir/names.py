@@ -85,3 +85,11 @@ def _to_user(module: nn.Module, state: dict[str, Any], prefix: str, metadata: An
 def _to_safe(module: Any, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     back = {user_path(module, path): path for path, _ in (*module.named_parameters(), *module.named_buffers())}
     _rename(state, prefix, lambda path: back.get(path, path))
+
+
+def add_named(gm: nn.Module, holder: str, name: str, module: nn.Module) -> str:
+    """Puts a module into `holder` under its name, or a free one like it (`to`, `float`: a module has them already); returns its path."""
+    while hasattr(gm.get_submodule(holder), name):
+        name += "_"
+    gm.get_submodule(holder).add_module(name, module)
+    return f"{holder}.{name}"
