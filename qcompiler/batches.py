@@ -27,10 +27,14 @@ def batches(data: Any) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
     """
     labelled = isinstance(data, torch.utils.data.DataLoader)
     for index, item in enumerate([data] if isinstance(data, torch.Tensor) else data):
-        refuse_arrays(item, f"batch {index}")
-        if isinstance(item, Mapping):
-            yield (), dict(item)
-        elif isinstance(item, (tuple, list)):
-            yield (item[:1] if labelled and len(item) == 2 else tuple(item)), {}  # type: ignore[misc]
-        else:
-            yield (item,), {}
+        given = _arguments(item, labelled)
+        refuse_arrays(given, f"batch {index}")
+        yield given
+
+
+def _arguments(item: Any, labelled: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(item, Mapping):
+        return (), dict(item)
+    if isinstance(item, (tuple, list)):
+        return tuple(item[:1] if labelled and len(item) == 2 else item), {}
+    return (item,), {}

@@ -88,6 +88,16 @@ def test_a_wrong_input(call: str, kind: str, tmp_path: Path) -> None:
         assert "torch.float32[2, 2, 8, 8]" in text and "torch.float32[2, 3, 8, 8]" in text  # given, and what it was made with
 
 
+def test_labels_of_a_loader_may_be_arrays() -> None:
+    """They are no arguments of forward."""
+
+    def collate(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, Any]:
+        return torch.stack([x for x, _ in items]), np.array([y for _, y in items])
+
+    loader: Any = torch.utils.data.DataLoader([(x, 1) for x in GOOD], batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
+    assert qcompiler.calibrate(qcompiler.prepare_fx(net(), None, (GOOD,)), loader) == 1
+
+
 def test_an_array_instead_of_batches() -> None:
     with pytest.raises(QCompilerError, match="calibration data: a NumPy array of float32") as caught:
         qcompiler.quantize(net(), GOOD.numpy(), progress=False)
