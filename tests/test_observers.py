@@ -474,6 +474,13 @@ def test_an_observer_of_the_users_own_without_data(flow):
     assert torch.equal(to_int8(flow, copy.deepcopy(other))(x), to_int8(flow, prepared)(x))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_an_observer_of_the_users_own_loads_statistics_of_another_device():
+    observer = Peak().cuda()
+    observer.load_state_dict({"peak": torch.tensor(3.0)})
+    assert observer.observed and float(observer.peak) == 3
+
+
 def test_an_observer_of_another_kind_is_refused():
     class Duck(nn.Module):
         def calculate_qparams(self):

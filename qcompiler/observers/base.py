@@ -27,7 +27,8 @@ def _note_call(observer: nn.Module, inputs: Any, output: Any) -> None:
 def _note_load(observer: nn.Module, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
     """Statistics that are loaded count as data; those of an observer that saw none are the ones that are there already."""
     held = {prefix + name: buffer for name, buffer in observer.named_buffers()}
-    if any(isinstance(new := state_dict.get(name), torch.Tensor) and not torch.equal(new, held[name]) for name in held):
+    loaded = {name: new for name in held if isinstance(new := state_dict.get(name), torch.Tensor)}  # of a checkpoint on any device
+    if any(not torch.equal(new.to(held[name].device), held[name]) for name, new in loaded.items()):
         observer.__dict__[SAW_DATA] = True
 
 
