@@ -21,7 +21,7 @@ from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.fingerprint import WEIGHTS, fingerprints
-from qcompiler.input_text import first_sentence
+from qcompiler.input_text import first_sentence, refuses_inputs
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
 from qcompiler.observers.watch import Batch, Watch
@@ -29,7 +29,7 @@ from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
 from qcompiler.passes import FUSE, OBSERVE, OBSERVE_CUSTOM, OBSERVE_TRAINING, QUANTIZE, QUANTIZE_CUSTOM, QUANTIZE_TRAINED
 from qcompiler.pipeline import context_for, outside_inference_mode, traced
-from qcompiler.prepared import KEPT, REFUSED, STATE, State, as_prepared, state_of, user_attributes
+from qcompiler.prepared import KEPT, STATE, State, as_prepared, state_of, user_attributes
 
 REMARKS = "_qcompiler_remarks"  # the remarks, on converted modules
 
@@ -278,7 +278,9 @@ def _observe(prepared: nn.Module, index: int, args: tuple[Any, ...], kwargs: dic
         prepared(*args, **kwargs)
     except (CalibrationError, InputError) as error:
         raise type(error)(f"batch {index}: {error.message}", code=error.code, where=error.where, hint=error.hint) from error
-    except REFUSED as error:  # of a hand-prepared model: a graph's are InputErrors
+    except Exception as error:  # of a hand-prepared model: a graph's are InputErrors
+        if not refuses_inputs(error):
+            raise
         text = f"batch {index}: {type(error).__name__}: {first_sentence(error)}"
         hint = "does the float model take it? a tuple is the arguments of forward: without labels"
         raise InputError(text, code="input-shape", hint=hint) from error

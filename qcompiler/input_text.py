@@ -51,6 +51,15 @@ def refuse_arrays(arguments: Any, what: str) -> None:
         raise InputError(text, code="array-input", hint=how_to_give(array))
 
 
+REFUSED = (RuntimeError, TypeError, ValueError, IndexError)  # NotImplementedError is a RuntimeError
+
+
+def refuses_inputs(error: BaseException) -> bool:
+    """Whether torch raises such an error for arguments that do not fit: it is no class of the user's own, and not about memory."""
+    about_memory = isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error)
+    return isinstance(error, REFUSED) and not about_memory and type(error).__module__.partition(".")[0] in ("builtins", "torch")
+
+
 def first_sentence(error: BaseException) -> str:
     """Of torch's message: without the overloads, backends and ways to report that may follow."""
     lines = str(error).strip().split("\n")

@@ -12,7 +12,7 @@ from torch import fx, nn
 from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.graph_pickle import Data, from_data, to_data
-from qcompiler.input_text import described, first_sentence, how_to_give, signature
+from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
 from qcompiler.ir.names import NAMES, keep_names
 from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
@@ -22,7 +22,6 @@ from qcompiler.qat.ops import training_table
 
 HELD = ("_modules", "_parameters", "_buffers", "training", "_non_persistent_buffers_set")
 STATE = "qcompiler"  # gm.meta key -> State
-REFUSED = (RuntimeError, ValueError, TypeError, IndexError)  # what torch raises for arguments that do not fit
 KEPT = "_user_preserved_attributes"  # gm.meta key of torch.fx: attributes that copies keep
 
 
@@ -63,9 +62,9 @@ class PreparedModule(fx.GraphModule):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().__call__(*args, **kwargs)
-        except torch.OutOfMemoryError:
-            raise
-        except REFUSED as error:
+        except Exception as error:
+            if not refuses_inputs(error):
+                raise
             raise failed_call(self, error) from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PreparedModule:

@@ -133,6 +133,25 @@ def test_the_users_own_errors_stay_as_they_are() -> None:
         assert type(caught.value) is kind
 
 
+class Stop(RuntimeError):
+    """How a hook ends a forward early."""
+
+
+@pytest.mark.parametrize("error", [Stop("enough"), RuntimeError("enough"), torch.OutOfMemoryError("CUDA out of memory")], ids=repr)
+@pytest.mark.parametrize("make", [converted, Q.prepare])
+def test_what_hooks_raise_stays_as_it_is(make: Callable[[nn.Module], nn.Module], error: Exception) -> None:
+    def hook(module: nn.Module, *values: Any) -> None:
+        raise error
+
+    model = Net().eval()
+    model.qconfig = Q.get_default_qconfig("x86")  # type: ignore[assignment]
+    made = make(model)
+    made.get_submodule("blocks.0").register_forward_hook(hook)
+    with pytest.raises(RuntimeError) as caught:
+        made(X)
+    assert caught.value is error
+
+
 def test_copies_files_and_scripts_work_as_before() -> None:
     model = converted(Plain())
     wanted = model(X)

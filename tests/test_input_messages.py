@@ -18,6 +18,7 @@ from qcompiler import quantization as Q
 from qcompiler.codegen.program import Program
 from qcompiler.debug import bisect, compare
 from qcompiler.errors import QCompilerError
+from qcompiler.input_text import refuses_inputs
 from tests.flow import randn
 
 GOOD = randn(2, 3, 8, 8)
@@ -86,6 +87,20 @@ def test_a_wrong_input(call: str, kind: str, tmp_path: Path) -> None:
         assert alien not in text
     if kind == "channels" and call in ("converted", "loaded"):
         assert "torch.float32[2, 2, 8, 8]" in text and "torch.float32[2, 3, 8, 8]" in text  # given, and what it was made with
+
+
+class Mine(ValueError):
+    pass
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (RuntimeError("size mismatch"), True), (NotImplementedError("no"), True), (torch.linalg.LinAlgError("singular"), True),
+    (Mine("only squares"), False), (KeyError("x"), False), (torch.OutOfMemoryError("CUDA out of memory"), False),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), False),
+], ids=repr)  # fmt: skip
+def test_which_errors_are_about_inputs(error: Exception, said: bool) -> None:
+    """The others reach the user as they were raised, who may wait for them by their class."""
+    assert refuses_inputs(error) is said
 
 
 def test_labels_of_a_loader_may_be_arrays() -> None:

@@ -23,7 +23,7 @@ from qcompiler.codegen.script import attach_script, listed, refuse_hidden, scrip
 from qcompiler.codegen.values import DTYPES, Const, Ref, Scale, ZeroPoint, rewrite
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.fingerprint import WEIGHTS
-from qcompiler.input_text import described, first_sentence, how_to_give, signature
+from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
 
 T = TypeVar("T", bound=type)
 OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound"})
@@ -121,7 +121,7 @@ class CompiledModule(nn.Module):
             raise
         except (RuntimeError, IndexError) as error:
             place = self._failed_at(error)
-            if place is None or "allocate" in str(error):
+            if place is None or not refuses_inputs(error):
                 raise
             if "quantized.engine is" in str(error):  # said by kernels that look at the engine of the moment
                 hint = f'set torch.backends.quantized.engine = "{self.engine}" before the call'

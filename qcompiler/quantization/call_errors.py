@@ -14,16 +14,15 @@ from typing import Any
 from torch import nn
 
 from qcompiler.errors import InputError, QCompilerError, Where
-from qcompiler.input_text import first_sentence, how_to_mend
+from qcompiler.input_text import first_sentence, how_to_mend, refuses_inputs
 from qcompiler.nn.quantized.base import QuantizedModule
-from qcompiler.trace.places import raised_at, spell, text_of
+from qcompiler.trace.places import is_user_file, raised_at, spell, text_of
 
 # in torch's messages: a backend, a tensor or number, a dtype, a scalar type
 QUANTIZED = re.compile(r"Quantized|quantized (tensor|number|dtype)|c10::qu?int|torch\.qu?int|QU?Int\d")
 OPERATION = re.compile(r"'aten::_?(\w+?)_?(?:\.\w+)?'")
 HAVE_SCALES = ("add", "mul", "bmm", "mm", "cat", "")  # what FloatFunctional has; torch names no operation for numbers
 FUNCTIONAL = "its result needs a scale: self.f = FloatFunctional() in __init__, self.f.add(a, b), add_scalar(a, 1.0), mul, cat, ... here"
-REFUSED = (RuntimeError, TypeError, ValueError, IndexError)  # NotImplementedError is a RuntimeError
 LEAVE = "a DeQuantStub before this takes it out of int8, a QuantStub behind it back"
 
 
@@ -42,8 +41,8 @@ def explain_calls_(model: nn.Module) -> None:
             if error.where.source is None:
                 error.where = Where(error.where.node, error.where.module_path, spell(*raised_at(error.__traceback__)))
             raise
-        except REFUSED as error:
-            found = explained(called, error, (args, kwargs))
+        except Exception as error:
+            found = explained(called, error, (args, kwargs)) if refuses_inputs(error) else None
             if found is None:
                 raise
             raise found from error
@@ -61,7 +60,8 @@ def explained(model: nn.Module, error: Exception, inputs: Any) -> InputError | N
     if not QUANTIZED.search(first_sentence(error)):
         hint = how_to_mend(inputs, error) or "does the float model take this input?"
         text = f"{kind}: {first_sentence(error)}"
-        return InputError(text, code="input-shape", where=place, hint=hint) if is_layer(module) else None
+        own = not is_layer(module) or is_user_file([frame for frame, _ in walk_tb(error.__traceback__)][-1].f_code.co_filename)  # a hook
+        return None if own else InputError(text, code="input-shape", where=place, hint=hint)
     if is_layer(module):
         text, hint = f"this {kind} is float, and was given a quantized tensor", f"{LEAVE}; or give it a qconfig and prepare again"
         return InputError(text, code="quantized-input", where=place, hint=hint)
