@@ -402,6 +402,16 @@ def test_fold_parametrizations() -> None:
     assert torch.allclose(folded(X), model(X), atol=1e-6) and set(model.state_dict()) == keys
 
 
+def test_folding_leaves_a_tensor_that_another_module_uses() -> None:
+    """Two layers with one weight, of which one computes with it: torch's removal would write the computed values into both."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    model[1].weight = model[0].weight
+    parametrizations.spectral_norm(model[0])
+    folded = fold_parametrizations(model)
+    assert torch.equal(folded[1].weight, model[1].weight) and not torch.equal(folded[0].weight, folded[1].weight)  # type: ignore[index]
+    assert torch.allclose(folded(X), model(X), atol=1e-6)
+
+
 # ---- scale, threads, determinism
 
 

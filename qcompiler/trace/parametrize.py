@@ -32,8 +32,12 @@ def fold_parametrizations(model: nn.Module) -> nn.Module:
 
 def _fold(module: nn.Module, name: str) -> None:
     """One computed tensor as a parameter, if one of its originals is. Of several (weight_norm's) torch makes a buffer, without gradients,
-    where they are off: no optimizer would find that."""
-    originals = list(module.parametrizations[name].parameters(recurse=False))  # type: ignore[index, union-attr]
+    where they are off: no optimizer would find that. The originals are copied first, for torch writes the value into a single one, which
+    another module may use as it is."""
+    held: nn.Module = module.parametrizations[name]  # type: ignore[index, assignment]
+    for key, tensor in held.named_parameters(recurse=False):
+        held.register_parameter(key, nn.Parameter(tensor.detach().clone(), tensor.requires_grad))
+    originals = list(held.parameters(recurse=False))
     remove_parametrizations(module, name, leave_parametrized=True)
     if originals and name in module._buffers:
         value = getattr(module, name).detach().clone()
