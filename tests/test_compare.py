@@ -468,3 +468,15 @@ def test_recurrent_cells_have_rows_without_a_weight_histogram() -> None:
     model, data = Cell().eval(), (randn(4, 6), randn(4, 5), randn(4, 5))
     found = compare(model, flow(model, data).module, [data])
     assert any(node.computes == "LSTMCell" and node.weight is None and node.sqnr > 25 for node in found.nodes)
+
+
+def test_results_beside_the_tensors() -> None:
+    """A size, a flag or None among what forward returns has nothing to compare, and is no other structure."""
+
+    class Sized(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            return {"y": super().forward(x), "n": x.shape[0], "rest": (None, "name", True)}
+
+    torch.manual_seed(0)
+    model, x = Sized(8, 4).eval(), randn(3, 8)
+    assert len(compare(model, qcompiler.quantize(model, [x], progress=False), [x]).nodes) == 2

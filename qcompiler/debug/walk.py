@@ -196,4 +196,5 @@ def pairs(reference: Any, value: Any) -> Sequence[tuple[Tensor, Tensor]] | None:
         return None if None in found else [pair for part in found for pair in part or ()]
     if isinstance(reference, Mapping) and isinstance(value, Mapping) and list(reference) == list(value):
         return pairs(list(reference.values()), list(value.values()))
-    return None
+    plain = not isinstance(reference, (Tensor, tuple, list, Mapping)) and type(reference) is type(value)  # a size, a flag, None
+    return [] if plain else None
