@@ -1,8 +1,9 @@
 """Functions of single values, and softmax.
 
 Where torch has an int8 kernel, arithmetic on floats and a table of 256 would do as well: speed.json says which is the fastest (above
-65,536 values on AVX-512 native kernels and floats, a table for mish, on AVX2 for elu, celu and softplus, too). A function without a
-kernel of its own is a table.
+65,536 values on AVX-512 native kernels and floats, a table for mish, on AVX2 for softplus, too). Such a table is computed at each call
+and leaves nothing in the state_dict, which must not depend on the example's size. A function without a kernel of its own is a table
+that the module holds.
 """
 
 from __future__ import annotations
@@ -37,10 +38,20 @@ def refuse_input(site: Site) -> str | None:
     return None if isinstance(site.args[0], Operand) else "its input is not quantized"
 
 
-def emit_float(site: Site, emit: Emit) -> fx.Node:
+def _in_float(site: Site, emit: Emit, x: Any) -> fx.Node:
     function, defaults = FLOAT[site.op.name]
     attributes = [type(default)(site.get(name, default)) for name, default in defaults]
-    return finish(site, emit, emit.call(function, site.args[0], *attributes, site.scale, site.zero_point))
+    return emit.call(function, x, *attributes, site.scale, site.zero_point)
+
+
+def emit_float(site: Site, emit: Emit) -> fx.Node:
+    return finish(site, emit, _in_float(site, emit, site.args[0]))
+
+
+def emit_float_of_codes(site: Site, emit: Emit) -> fx.Node:
+    """Float arithmetic on the 256 codes alone, then a look-up."""
+    table = _in_float(site, emit, emit.call(runtime.all_codes, site.args[0]))
+    return finish(site, emit, emit.call(runtime.lookup_values, site.args[0], table))
 
 
 def _native(target: Any) -> Callable[[Site, Emit], fx.Node]:
@@ -166,6 +177,7 @@ KERNELS = (
     Kernel("leaky_relu", ENGINES, emit_leaky, refuse_input),
     Kernel("hardsigmoid", X86, emit_hardsigmoid, refuse_hardsigmoid),
     *(Kernel(op, ENGINES, emit_float, refuse_input, note="float arithmetic") for op in FLOAT),
+    *(Kernel(op, ENGINES, emit_float_of_codes, refuse_input, note="table of 256") for op in FLOAT),
     Kernel("prelu", ENGINES, emit_prelu, refuse_prelu, note="float arithmetic; torch's int8 PReLU is wrong"),
     Kernel("softmax", ENGINES, emit_softmax, refuse_softmax, note="float arithmetic"),
     Kernel("relu", ENGINES, emit_relu, refuse_input),

@@ -41,11 +41,9 @@ def register(kernel: Kernel) -> None:
 
 
 def entries(site: Site) -> tuple[Kernel, ...]:
-    """The table's entries for the op; elementwise ops run as a table of 256, too, and those without an entry in float."""
+    """The table's entries for the op; elementwise ops without one run as a table of 256."""
     found = TABLE.get(site.op.name, ())
-    if not site.op.elementwise or (found and site.op.name not in elementwise.FLOAT):
-        return found
-    return (*found, *elementwise.table_kernels(site.op.name)[: 1 if found else None])
+    return found if found or not site.op.elementwise else elementwise.table_kernels(site.op.name)
 
 
 def select(site: Site) -> Kernel | Refused:

@@ -298,6 +298,19 @@ def lookup(x: torch.Tensor, table: torch.Tensor, scale: float, zero_point: int) 
     return torch._make_per_tensor_quantized_tensor(torch.as_strided(found, codes.size(), codes.stride()), scale, zero_point)
 
 
+def all_codes(x: torch.Tensor) -> torch.Tensor:
+    """The 256 values that a quint8 tensor of x's qparams may hold."""
+    return torch._make_per_tensor_quantized_tensor(torch.arange(256, dtype=torch.uint8), x.q_scale(), x.q_zero_point())
+
+
+def lookup_values(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """`lookup` in the quint8 results of a function of `all_codes(x)`, on their qparams."""
+    codes = x.int_repr()
+    found = torch.index_select(table.int_repr(), 0, torch.as_strided(codes, [codes.numel()], [1]).long())
+    found = torch.as_strided(found, codes.size(), codes.stride())
+    return torch._make_per_tensor_quantized_tensor(found, table.q_scale(), table.q_zero_point())
+
+
 def as_quantized(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """A tensor from outside (float, or quantized with qparams of its own) on the scale that the program was compiled for."""
     if x.is_quantized:
