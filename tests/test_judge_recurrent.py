@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from qcompiler import QConfigMapping, calibrate, convert_fx, explain, get_default_qconfig_mapping, prepare_fx, remarks
 from qcompiler.debug import compute_sqnr
-from qcompiler.errors import CalibrationError
+from qcompiler.errors import CalibrationError, ConfigError
+from qcompiler.observers import MinMaxObserver, get_observer_state_dict, load_observer_state_dict
 from qcompiler.observers.vanishing import Vanishing
 from qcompiler.quantization import default_dynamic_qconfig
 from tests.flow import randn
@@ -82,6 +83,20 @@ def test_counts_are_of_nonzero_values_and_do_not_depend_on_batches() -> None:
     assert (int(parts.nonzero), int(parts.lost)) == (5, 1)  # each call has its own range
     parts(torch.empty(0, 4))
     assert parts.observed and not Vanishing().observed and Vanishing().share == 0
+
+
+def test_counts_go_where_the_statistics_of_observers_go() -> None:
+    """Into a state_dict of their own, and into those of another process."""
+    _, prepared, _ = made(nn.LSTM, LOUD)
+    _, other, _ = made(nn.LSTM, QUIET)
+    load_observer_state_dict(other, get_observer_state_dict(prepared))
+    assert any(r.code == "input-vanishes" for r in remarks(convert_fx(other)))
+    (counter,) = (m for m in other.modules() if isinstance(m, Vanishing))
+    before = (int(counter.nonzero), int(counter.lost))
+    counter.merge(counter)
+    assert (int(counter.nonzero), int(counter.lost)) == (2 * before[0], 2 * before[1])
+    with pytest.raises(ConfigError, match="cannot be merged"):
+        counter.merge(MinMaxObserver())
 
 
 def test_a_batch_that_was_taken_back_is_not_counted() -> None:

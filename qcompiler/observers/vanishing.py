@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+
+from qcompiler.observers.base import ObserverBase
 
 STEPS = 255
 
 
-class Vanishing(nn.Module):
-    """Counts the nonzero values that round to zero where each call's whole range has 255 steps, as dynamic kernels have it."""
+class Vanishing(ObserverBase):
+    """Counts the nonzero values that round to zero where each call's whole range has 255 steps, as dynamic kernels have it.
+
+    An observer that gives no qparams, so that its counts go where observers' statistics go.
+    """
 
     nonzero: torch.Tensor
     lost: torch.Tensor
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(torch.float32)
         self.register_buffer("nonzero", torch.zeros((), dtype=torch.int64))
         self.register_buffer("lost", torch.zeros((), dtype=torch.int64))
 
@@ -33,6 +37,12 @@ class Vanishing(nn.Module):
     def observed(self) -> bool:
         """Whether there was any value to count."""
         return bool(self.nonzero > 0)
+
+    def merge(self, other: ObserverBase) -> None:
+        if not isinstance(other, Vanishing):
+            return super().merge(other)
+        self.nonzero += other.nonzero.to(self.nonzero.device)
+        self.lost += other.lost.to(self.lost.device)
 
     @property
     def share(self) -> float:
