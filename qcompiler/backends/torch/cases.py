@@ -106,6 +106,7 @@ TRANSPOSES: tuple[tuple[str, int, int, int, dict[str, Any], str], ...] = (
     ("equal channels", 8, 8, 3, {}, ""),
     ("more out", 8, 12, 3, {"stride": 2, "padding": 1}, ""),
     ("more in", 12, 8, 2, {"stride": 2}, "channels_last"),
+    ("one channel out", 8, 1, 2, {"stride": 2}, ""),
     ("output padding", 8, 8, 3, {"stride": 2, "padding": 1, "output_padding": 1}, ""),
     ("output padding alone", 8, 6, 2, {"stride": 2, "output_padding": 1}, ""),
     ("kernel below stride", 8, 6, 2, {"stride": 3}, ""),

@@ -241,7 +241,7 @@ split_phases.once = True  # type: ignore[attr-defined]
 
 def repeat_channels(x: torch.Tensor, groups: int, count: int) -> torch.Tensor:
     """A value for each channel (groups * n) as (groups, count, n) in one dimension."""
-    return x.reshape(groups, 1, -1).expand(groups, count, -1).reshape(-1)
+    return x.reshape(groups, 1, -1).repeat(1, count, 1).reshape(-1)  # of memory of its own: packs read a bias without its strides
 
 
 repeat_channels.once = True  # type: ignore[attr-defined]
