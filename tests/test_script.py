@@ -256,3 +256,17 @@ def test_a_frozen_trace_holds_each_weight_once() -> None:
         assert torch.equal(torch.jit.load(file)(x), module(x))
     script, frozen, plain = (len(file.getvalue()) for file in files)
     assert abs(script - frozen) < 0.05 * script and plain > 1.8 * script  # docs/static.md
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns of what it cannot follow
+@pytest.mark.parametrize("flow", ["graph", "eager"])
+def test_torch_compile_leaves_int8_modules_as_they_are(flow: str) -> None:
+    """It knows no quantized tensors: what stands around them is compiled."""
+    torch.manual_seed(0)
+    x, net = torch.randn(2, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval()
+    int8 = quantize(net, x, progress=False) if flow == "graph" else quantize_dynamic(net)
+    model = nn.Sequential(nn.Linear(8, 8), int8, nn.Linear(8, 4)).eval()
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled: Any = torch.compile(model, backend="eager")
+        assert torch.equal(compiled(x), model(x)) and torch.equal(compiled(x[:1]), model(x[:1]))

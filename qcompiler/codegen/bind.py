@@ -40,6 +40,7 @@ def define(source: str, namespace: dict[str, Any], title: str) -> Callable[..., 
     namespace["__name__"] = "qcompiler.generated"
     exec(compile(source, filename, "exec"), namespace)
     forward: Callable[..., Any] = namespace.pop("forward")
+    forward._torchdynamo_disable = True  # type: ignore[attr-defined]  # torch.compile knows no quantized tensors
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     weakref.finalize(forward, linecache.cache.pop, filename, None)
     return forward
