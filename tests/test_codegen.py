@@ -142,6 +142,8 @@ def test_json_is_canonical_and_complete() -> None:
     program = Program.from_graph(lowered())
     text = program.to_json()
     assert Program.from_json(text) == program and Program.from_json(text).to_json() == text
+    older = text.replace(f'"isa":"{program.isa}",', "")
+    assert older != text and Program.from_json(older).isa == ""
     assert text == Program.from_graph(lowered()).to_json()
     assert program.qparams == 4 and "somewhere" not in text
 

@@ -159,7 +159,7 @@ class Program:
                 calls=tuple(_call(d) for d in _typed(data["calls"], list)),
                 output=from_json(data["output"]),
                 qparams=_typed(data["qparams"], int),
-                isa=_typed(data["isa"], str),
+                isa=_typed(data.get("isa", ""), str),  # absent in older files
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ProgramError(f"not a program: {error!r:.200}") from None
