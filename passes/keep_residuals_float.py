@@ -69,8 +69,9 @@ def _float_users(node: fx.Node, kept: Mapping[fx.Node, Obstacle], context: Conte
     """
     left, found = [node], USERS
     while left:  # a loop, for a chain of copies may be longer than Python nests calls
-        users = [user for user in left.pop().users if quant_of(user).int8 or user in kept]
-        reasons = {user: kept.get(user) or _takes_float(user, context.table.of(user)) for user in users}
+        value = left.pop()
+        users = [user for user in value.users if quant_of(user).int8 or user in kept]
+        reasons = {user: kept.get(user) or _takes_float(user, value, context.table.of(user)) for user in users}
         further = [user for user, why in reasons.items() if why is None]
         if not users or not all(_copies(context.table.of(user)) for user in further):
             return None
@@ -79,11 +80,12 @@ def _float_users(node: fx.Node, kept: Mapping[fx.Node, Obstacle], context: Conte
     return found
 
 
-def _takes_float(user: fx.Node, row: Op | None) -> Obstacle | None:
-    """Why an op is better off with a float input."""
+def _takes_float(user: fx.Node, value: fx.Node, row: Op | None) -> Obstacle | None:
+    """Why an op is better off with a float value."""
     if row is None:
         return None
-    return USERS if row.rounds_input else STEEP if row.spreads(user.kwargs) else None
+    steep = any(row.spreads(user.kwargs, i) for i, argument in enumerate(user.args) if argument is value)
+    return USERS if row.rounds_input else STEEP if steep else None
 
 
 def _copies(row: Op | None) -> bool:

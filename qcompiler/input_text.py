@@ -61,6 +61,6 @@ def refuses_inputs(error: BaseException) -> bool:
 
 
 def first_sentence(error: BaseException) -> str:
-    """Of torch's message: without the overloads, backends and ways to report that may follow."""
-    lines = str(error).strip().split("\n")
+    """Of torch's message: without what failed inside torch before it, and the overloads, backends and ways to report that may follow."""
+    lines = str(error).strip().rpartition("DefaultCPUAllocator: ")[2].split("\n")
     return lines[0].split(", but expected one of")[0].split(". ")[0].strip() if lines else ""

@@ -18,7 +18,7 @@ from qcompiler import quantization as Q
 from qcompiler.codegen.program import Program
 from qcompiler.debug import bisect, compare
 from qcompiler.errors import QCompilerError
-from qcompiler.input_text import refuses_inputs
+from qcompiler.input_text import first_sentence, refuses_inputs
 from tests.flow import randn
 
 GOOD = randn(2, 3, 8, 8)
@@ -141,3 +141,9 @@ def test_what_a_file_of_before_does_not_know_is_left_out() -> None:
 
 def test_an_input_of_another_size_that_fits_is_no_error() -> None:
     assert small()(randn(5, 3, 9, 12)).shape == (5, 4, 7, 10)
+
+
+def test_a_message_of_the_allocator_begins_with_what_happened() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**14)
+    assert first_sentence(caught.value).startswith("can't allocate memory: you tried to allocate 400000000000000 bytes")

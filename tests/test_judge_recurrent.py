@@ -99,6 +99,13 @@ def test_counts_go_where_the_statistics_of_observers_go() -> None:
         counter.merge(MinMaxObserver())
 
 
+def test_inf_is_told_where_it_comes_in() -> None:
+    torch.manual_seed(0)
+    prepared = prepare_fx(Encoder(nn.LSTM).eval(), None, (QUIET,))
+    with pytest.raises(CalibrationError, match="inf"):
+        calibrate(prepared, [torch.full((40, 4, 8), float("inf"))])
+
+
 def test_a_batch_that_was_taken_back_is_not_counted() -> None:
     torch.manual_seed(0)
     prepared = prepare_fx(Encoder(nn.LSTM).eval(), None, (QUIET,))

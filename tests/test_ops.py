@@ -148,7 +148,7 @@ class Call(nn.Module):
             self.register_parameter(name, nn.Parameter(value.abs() + 0.5 if name == "var" else value))
 
     def forward(self, x: Tensor, other: Tensor) -> Any:
-        steep = self.row.spreads({})
+        steep = self.row.spreads({}, 0)
         shift = 0.0 if self.row.rounds_input or steep else 0.25  # a sum in front of such an op would stay float, and the op with it
         values = [linear(v) + shift if shift else linear(v) for linear, v in zip(self.before, (x, other), strict=False)]
         values = [v.clamp(1.0, 4.0) if steep else v.abs() + 1.0 for v in values] if self.case.positive else values
@@ -428,7 +428,7 @@ DECOMPOSED: dict[str, Callable[[Any, Tensor], Any]] = {
     "addmm method": lambda s, x: x[0, 0].addmm(x[0, 1], x[0, 2]),
     "baddbmm": lambda s, x: torch.baddbmm(x[:, 0], x[:, 1], x[:, 2]),
     "addcmul": lambda s, x: torch.addcmul(x, x, x.relu(), value=0.5),
-    "addcdiv": lambda s, x: torch.addcdiv(x, x, x.abs() + 1),
+    "addcdiv": lambda s, x: torch.addcdiv(x, x, s.conv.bias.abs()[:, None, None] + 1),
     "lerp": lambda s, x: torch.lerp(x, x.relu(), 0.3),
     "max of two": lambda s, x: torch.max(x, -x),
     "min of two": lambda s, x: x.min(x.relu()),

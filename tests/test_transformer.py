@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -117,3 +120,24 @@ def test_squares_that_a_root_reads_stay_float() -> None:
 def test_squares_that_a_square_or_a_sum_reads_are_int8() -> None:
     prepared = qcompiler.prepare_fx(Spectrum().eval(), None, (torch.randn(2, 1, 64),), concrete_args={"power": 1.5})
     assert all(quant_of(n).int8 for n in prepared.graph.nodes if n.name in ("pow_1", "add", "pow_3"))
+
+
+class Quotient(nn.Module):
+    def __init__(self, divide: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.two, self.divide = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), divide
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        return self.two(self.divide(y, y * y))
+
+
+@pytest.mark.parametrize(("divide", "stays_float"), [
+    (lambda y, z: 1 / (z + 0.01), True), (lambda y, z: y / (z + 0.01), True), (lambda y, z: (z + 0.01).reciprocal(), True),
+    (lambda y, z: z / 2, False), (lambda y, z: z / 3 + y, False), (lambda y, z: 1 / (z + 0.01) + (z + 0.01), False),
+])  # fmt: skip
+def test_what_only_divides_stays_float(divide: Callable[[Tensor, Tensor], Tensor], stays_float: bool) -> None:
+    torch.manual_seed(0)
+    prepared = qcompiler.prepare_fx(Quotient(divide).eval(), None, (torch.randn(2, 3, 9, 9),))
+    square = next(row for row in qcompiler.explain(prepared).rows if row.op == "mul")
+    assert (square.code == "steep-users") == stays_float and square.int8 != stays_float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qcompiler.observers.base import ObserverBase
+from qcompiler.observers.base import ObserverBase, finite_range
 
 STEPS = 255
 
@@ -24,10 +24,10 @@ class Vanishing(ObserverBase):
         self.register_buffer("lost", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x, counted."""
+        """x, counted. Raises NumericsError for NaN and inf."""
         size = x.detach().abs()
         if x.numel():
-            low, high = (float(end) for end in torch.aminmax(x.detach()))
+            low, high = (float(end) for end in finite_range(x.detach()))
             half = (max(high, 0.0) - min(low, 0.0)) / STEPS / 2
             self.nonzero += int((size > 0).sum())
             self.lost += int(((size > 0) & (size < half)).sum())

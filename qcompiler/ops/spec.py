@@ -101,7 +101,7 @@ class Op:
     weight_axis: int = 0
     elementwise: bool = False  # a unary function of single values: exact as a 256-entry table
     rounds_input: bool = False  # its kernels compute in float, so that an int8 input only costs accuracy
-    spreads: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # steep near 0: a step of an int8 input becomes many of it
+    spreads: Callable[[Mapping[str, Any], int], bool] = lambda attributes, i: False  # argument i: steep near 0, one step becomes many
     macs: Callable[[fx.Node], int] | None = None
     float_reason: str | None = None  # why there is no int8 form, where output is FLOAT
     default_mode: Mode | None = None  # what a static qconfig means where no kernel takes int8 activations, only quantized weights

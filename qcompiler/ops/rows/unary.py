@@ -30,7 +30,7 @@ ALIASES: dict[str, tuple[Any, ...]] = {
 
 def _row(name: str, fn: Any, signature: str, spellings: tuple[Any, ...], *modules: ModuleForm) -> Op:
     return Op(name=name, fn=fn, signature=signature, params=X, output=Output.OWN, elementwise=True, spellings=spellings, modules=modules,
-              spreads=lambda attributes: name in STEEP or _is_root(attributes.get("exponent")))  # fmt: skip
+              spreads=lambda attributes, i: name in STEEP or _is_root(attributes.get("exponent")))  # fmt: skip
 
 
 def _is_root(exponent: Any) -> bool:
