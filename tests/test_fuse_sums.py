@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import qcompiler
 from qcompiler.codegen.module import quantized_engine
-from qcompiler.debug import compare, compute_sqnr
+from qcompiler.debug import compare
 from qcompiler.errors import ConfigError
 from qcompiler.quantization.backend_config import get_onednn_backend_config
 
@@ -163,27 +163,3 @@ def test_compare_sees_operands_as_they_were() -> None:
     with quantized_engine("onednn"):
         rows = compare(model, small, [X]).nodes
     assert len(rows) >= 4 and all(row.own > 35 for row in rows)
-
-
-@pytest.mark.parametrize("scripted", [False, True])
-def test_either_side_of_the_sum_is_spread_over_the_batch_of_the_other(scripted: bool) -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
-
-        def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return torch.relu(self.a(x) + self.b(y))
-
-    model, images = Two().eval(), torch.randn(4, 3, 9, 7, generator=torch.Generator().manual_seed(1))
-    mapping = qcompiler.get_default_qconfig_mapping("onednn")
-    made = qcompiler.prepare_fx(model, mapping, (X[:1], X[1:]), engine="onednn", backend_config=get_onednn_backend_config())
-    made(images, images)
-    small: nn.Module = qcompiler.convert_fx(made)
-    assert len(sums(small)) == 1
-    small = torch.jit.script(small) if scripted else small
-    with quantized_engine("onednn"), torch.no_grad():
-        for x, y in ((images, images[:1]), (images[1:2], images), (images, images), (images[:0], images[:1])):
-            wanted, found = model(x, y), small(x, y)
-            assert found.shape == wanted.shape and (not wanted.numel() or compute_sqnr(wanted, found) > 30)

@@ -194,8 +194,6 @@ def conv2d_add_onednn(
     """
     if not torch.jit.is_scripting() and torch.backends.quantized.engine != "onednn":  # type: ignore[attr-defined]
         raise RuntimeError("this kernel was packed for onednn and runs only where torch.backends.quantized.engine is onednn")
-    if x.size(0) == 1 and other.dim() == 4 and other.size(0) != 1:
-        x = x.expand([other.size(0), -1, -1, -1])
     shape = [x.size(0), channels]
     for i in range(2):
         shape.append((x.size(2 + i) + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1)
