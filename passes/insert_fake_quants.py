@@ -93,8 +93,6 @@ class _Weights:
     def _module(self, node: fx.Node, weight: fx.Node, axis: int | None, shrink: bool) -> str:
         """The path of a new fake-quantize module for the node's weight."""
         qconfig = quant_of(node).qconfig
-        if made_by(qconfig.weight, "weight", where(node)).is_per_channel and axis is None:
-            self.context.remark("insert_fake_quants", "weight-per-tensor", "its kernel takes one weight scale, not one per channel", node)
         made = weight_fake_quant(qconfig, attribute(self.gm, str(weight.target)), axis)
         if shrink and isinstance(made, FakeQuantize):
             made.least_scale = self.context.target.least_safe_scale

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from qcompiler.ir.names import add_named
-from qcompiler.ir.types import QUANT, SOURCE, VALUE, Mode, Stage, quant_of, source_of
+from qcompiler.ir.types import SOURCE, VALUE, Mode, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.vanishing import Vanishing
 from qcompiler.observers.watch import Watch
@@ -53,22 +53,17 @@ class JudgeRecurrent:
     required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        watches = [n for n in gm.graph.nodes if n.op == "call_module" and _counter(gm, n) is not None]
-        for watch in watches:
-            counter = _counter(gm, watch)
-            for node in watch.users if counter is not None and counter.share > MOST else ():
-                self._keep_float(node, counter.share, context)  # type: ignore[union-attr]
+        calls = ((node, _counter(gm, node)) for node in gm.graph.nodes if node.op == "call_module")
+        watches = [(node, counter.share) for node, counter in calls if counter is not None]
+        for watch, share in watches:
+            text = f"int8 dynamic would round {share:.0%} of its input's nonzero values to zero (a dynamic qconfig does it all the same)"
+            for node in watch.users if share > MOST else ():
+                if context.allows("keep_float", node):
+                    context.keep_float(self.name, node, Obstacle("input-vanishes", text))
             watch.replace_all_uses_with(watch.args[0])  # type: ignore[arg-type]
             gm.graph.erase_node(watch)
             delattr(gm.get_submodule("observers"), str(watch.target).removeprefix("observers."))
         return bool(watches)
-
-    def _keep_float(self, node: fx.Node, share: float, context: Context) -> None:
-        if context.allows("keep_float", node):
-            text = f"int8 dynamic would round {share:.0%} of its input's nonzero values to zero (a dynamic qconfig does it all the same)"
-            why = Obstacle("input-vanishes", text)
-            node.meta[QUANT] = quant_of(node).with_(mode=None, reason=why.text, code=why.code)
-            context.remark_float(self.name, node)
 
 
 def _is_judged(node: fx.Node, context: Context) -> bool:

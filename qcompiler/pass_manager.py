@@ -83,8 +83,8 @@ class Context:
         self.remark(by, quant_of(node).code or "stays-float", f"stays float: {quant_of(node).reason}", node)
 
     def keep_float(self, by: str, node: fx.Node, why: Obstacle) -> None:
-        """Makes an int8 node float, with a remark of the pass `by`."""
-        node.meta[QUANT] = quant_of(node).with_(int8=False, reason=why.text, code=why.code)
+        """Makes a quantized node float, with a remark of the pass `by`."""
+        node.meta[QUANT] = quant_of(node).with_(int8=False, mode=None, reason=why.text, code=why.code)
         self.remark_float(by, node)
 
     def needs_7_bits(self, values: Sequence[fx.Node]) -> bool:

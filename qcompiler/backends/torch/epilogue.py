@@ -45,12 +45,8 @@ def emit_from_floats(site: Site, emit: Emit) -> fx.Node:
     return _act(site, emit, emit.call(F.linear, emit.call(torch.ops.aten.dequantize.self, x), values, conv.bias_of(site)))
 
 
-def refuse_floats(site: Site) -> str | None:
-    return conv.refuse_computed(site)
-
-
 def refuse_add(site: Site) -> str | None:
-    return refuse_floats(site) or (None if isinstance(site.args[3], Operand) else "what it adds is not quantized")
+    return conv.refuse_computed(site) or (None if isinstance(site.args[3], Operand) else "what it adds is not quantized")
 
 
 def refuse_fused_add(site: Site) -> str | None:
@@ -78,7 +74,7 @@ LINEAR = ("linear_leaky_relu", "linear_tanh")
 KERNELS = (
     *(Kernel(op, ("onednn",), emit_fused, linear.refuse_linear, linear.saturates) for op in LINEAR),
     *(Kernel(op, ("x86", "fbgemm"), emit_from_sums, linear.refuse_linear, linear.saturates, note="int8 product") for op in LINEAR),
-    *(Kernel(op, ENGINES, emit_from_floats, refuse_floats, note="float arithmetic, int8 weights") for op in LINEAR),
+    *(Kernel(op, ENGINES, emit_from_floats, conv.refuse_computed, note="float arithmetic, int8 weights") for op in LINEAR),
     Kernel("conv2d_add", ("onednn",), emit_add, refuse_fused_add, conv.saturates),
     Kernel("conv2d_add", ENGINES, emit_add_float, refuse_add, note="float arithmetic, int8 weights"),
 )
