@@ -22,6 +22,7 @@ from qcompiler.debug.scope import watched
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.fingerprint import WEIGHTS, fingerprints
 from qcompiler.input_text import first_sentence, refuses_inputs
+from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
 from qcompiler.observers.watch import Batch, Watch
@@ -166,6 +167,7 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
         gm.cpu()  # int8 kernels run there
     gm._forward_pre_hooks.clear()
     gm._forward_pre_hooks_with_kwargs.clear()
+    gm._load_state_dict_post_hooks.clear()
     shared = state.context
     context = dataclasses.replace(shared, allow_uncalibrated=allow_uncalibrated, remarks=list(shared.remarks), records=list(shared.records),
                                   rewrites=list(shared.rewrites))  # fmt: skip
@@ -179,7 +181,9 @@ def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error",
     gm, state = _observed(prepared, allow_uncalibrated)
     with watched(debug, "reference", state.name, state.context):
         setattr(gm, WEIGHTS, state.weights)
-        return run_passes(gm, _quantize(state), Stage.OBSERVED, state.context)
+        made = run_passes(gm, _quantize(state), Stage.OBSERVED, state.context)
+    guard_loading(made)
+    return made
 
 
 def _quantize(state: State) -> tuple[Pass, ...]:

@@ -13,6 +13,7 @@ from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.graph_pickle import Data, from_data, to_data
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
+from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.names import NAMES, keep_names
 from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
@@ -73,6 +74,7 @@ class PreparedModule(fx.GraphModule):
             vars(copied)[name].update(copy.deepcopy(vars(self)[name], memo))
         _check_inputs(copied)  # torch.fx drops hooks
         copied.register_load_state_dict_post_hook(_forget_weights)
+        guard_loading(copied)
         return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -101,6 +103,7 @@ def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
     gm.meta[KEPT] = attributes
     _check_inputs(gm)
     gm.register_load_state_dict_post_hook(_forget_weights)
+    guard_loading(gm)
     return gm if state.context.trains else gm.eval()
 
 

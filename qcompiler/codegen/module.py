@@ -24,6 +24,7 @@ from qcompiler.codegen.values import DTYPES, Const, Ref, Scale, ZeroPoint, rewri
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.fingerprint import WEIGHTS
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
+from qcompiler.ir.check_state import assigns, check_state
 
 T = TypeVar("T", bound=type)
 OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound"})
@@ -68,6 +69,16 @@ class Scope(nn.Module):
     """Holds tensors and submodules under one part of the user's dotted names; has no forward of its own."""
 
     __jit_unused_properties__ = ["__jit_ignored_attributes__"]
+    _fixed_dtypes = True
+
+    def _resizes(self, name: str, value: Tensor) -> bool:
+        return False
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        if not prefix:
+            raise ConfigError("a part of an int8 module cannot load a state_dict: the packed weights are the module's", code="part-state",
+                              hint="call load_state_dict of the whole module, with strict=False for a part of the names")  # fmt: skip
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def __jit_ignored_attributes__(self) -> list[str]:
@@ -94,6 +105,7 @@ class CompiledModule(nn.Module):
         _built: tuple[str, ...]  # attributes that rebuild() makes
         _bound: Bound
     __constants__ = ["_script"]  # torch.jit compiles modules of one class anew where it differs: after rebuild()
+    _fixed_dtypes = True
     __jit_unused_properties__ = ["program", "engine", "code", "__jit_ignored_attributes__"]
 
     @property
@@ -183,6 +195,13 @@ class CompiledModule(nn.Module):
         scales, zero_points = (self._buffers[n] for n in (self.program.scales_name, self.program.zero_points_name))
         assert scales is not None and zero_points is not None
         return scales.tolist(), zero_points.tolist()
+
+    def _resizes(self, name: str, value: Tensor) -> bool:
+        return False
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, *rest: Any) -> None:
+        check_state(self, state_dict, prefix, assigns(local_metadata))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def _resolve(self, op: str) -> Any:
         if op.startswith(registry.EXTERNAL):
