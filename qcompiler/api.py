@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qcompiler.artifact.notes import REMARKS, ROWS
 from qcompiler.backends.torch.lower import Lower
 from qcompiler.batches import batches, check_data
 from qcompiler.checks import MARK, check_eval, check_examples, check_model
 from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, as_config, check_attributes
-from qcompiler.debug.explain import ROWS, Explanation, rows_of
+from qcompiler.debug.explain import Explanation, rows_of
 from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
 from qcompiler.errors import CalibrationError, ConfigError, InputError
@@ -31,8 +32,6 @@ from qcompiler.pass_manager import Context, Pass, Remark, run_passes
 from qcompiler.passes import FUSE, OBSERVE, OBSERVE_CUSTOM, OBSERVE_TRAINING, QUANTIZE, QUANTIZE_CUSTOM, QUANTIZE_TRAINED
 from qcompiler.pipeline import context_for, outside_inference_mode, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, state_of, user_attributes
-
-REMARKS = "_qcompiler_remarks"  # the remarks, on converted modules
 
 
 @outside_inference_mode

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from qcompiler.api import REMARKS
+from qcompiler.artifact.notes import REMARKS, ROWS
 from qcompiler.checks import MARK
-from qcompiler.debug.explain import ROWS, Explanation, Row
+from qcompiler.debug.explain import Explanation, Row
 from qcompiler.errors import ConfigError, QCompilerWarning, Where
 from qcompiler.ir.check_state import guard_loading
 from qcompiler.nn.quantized import Embedding, QuantizedModule
