@@ -322,6 +322,8 @@ def _compiled_state(model: Any, what: str) -> State:
     if getattr(model, MARK, None) is None:
         text = f"{what} takes a prepared, converted or loaded model; nothing has been done to this {type(model).__name__}"
         raise ConfigError(text, code="not-prepared", hint="pass what prepare_fx, convert_fx, quantize or load returned")
+    if getattr(model, MARK, None) == "converted":
+        raise ConfigError(f"this module has lost the notes that {what} reads", code="no-notes", hint="convert the model anew")
     return _state(model)
 
 

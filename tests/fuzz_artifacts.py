@@ -12,18 +12,12 @@ import argparse
 import copy
 import hashlib
 import json
-import os
 import random
-import resource
-import signal
-import subprocess
 import sys
 import tempfile
-import time
-import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +28,9 @@ import qcompiler
 from qcompiler import artifact, viz
 from qcompiler.codegen.export import export_source
 from qcompiler.errors import QCompilerError
+from tests import children
 
 SECONDS = 20.0  # of processor time, for all that is done with a file: one that takes longer counts as a hang
-MEMORY = 6 * 2**30  # address space of a child: torch itself maps some 4 GB
 NUMBERS = (0, -1, 1, 2, 3, 255, 2**16, 2**26, 2**31, 2**32 + 1, 2**62, -(2**63), 0.0, -1.0, 1e-45, 1e308)
 TEXTS = (
     "", "x", "self", "class", 'x"""; import os; """', "..\\..", "../../etc/passwd", "__class__", "a\nb", "\ud800", "é", "x" * 5000, "0",
@@ -182,7 +176,10 @@ def examine(data: bytes, folder: Path) -> str:
         module = artifact.load(path)
     except QCompilerError as error:
         return f"refused: {type(error).__name__}"
-    str(qcompiler.explain(module)), [str(r) for r in qcompiler.remarks(module)], repr(module), viz.save(module, folder / 'graph.html')
+    try:
+        str(qcompiler.explain(module)), [str(r) for r in qcompiler.remarks(module)], repr(module), viz.save(module, folder / "graph.html")
+    except QCompilerError as error:
+        return f"refused by explain: {error.code}"
     copied = copy.deepcopy(module)
     artifact.save(module, folder / "again.qc")
     export_source(module, folder / "source")
@@ -197,57 +194,22 @@ def examine(data: bytes, folder: Path) -> str:
     return "ran"
 
 
-def _attempt(work: Callable[[], str]) -> tuple[str, bool]:
-    start = time.process_time()
-    try:
-        outcome, good = work(), True
-    except Exception as error:
-        frames = list(traceback.extract_tb(error.__traceback__))[-3:]
-        at = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))
-        outcome, good = f"RAW {type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''} at {at}", False
-    if time.process_time() - start > SECONDS:
-        outcome, good = f"HANG {time.process_time() - start:.1f} s, {outcome}", False
-    return outcome, good
-
-
 def work(first: int, count: int, files: list[str]) -> None:
-    """A child's loop: one line of JSON before and one after each file."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    """A child: each case is a mutation of one of the files."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     datas = [Path(f).read_bytes() for f in files]
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(first, first + count):
-            print(json.dumps({"seed": seed}), flush=True)
-            signal.alarm(60)  # kills a child that hangs: SIGALRM is not caught
-            outcome, good = _attempt(lambda seed=seed: examine(mutated(datas[seed % len(datas)], seed), Path(folder)))  # type: ignore[misc]
-            print(json.dumps({"seed": seed, "outcome": outcome, "good": good}), flush=True)
+        children.work(first, count, lambda seed: examine(mutated(datas[seed % len(datas)], seed), Path(folder)), SECONDS)
 
 
 def run(count: int, seed: int, datas: list[bytes]) -> tuple[Counter[str], list[tuple[int, str]]]:
     """Counts of outcomes, and the bad ones with their seeds."""
-    outcomes: Counter[str] = Counter()
-    bad: list[tuple[int, str]] = []
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / f"{i}.qc") for i in range(len(datas))]
         for file, data in zip(files, datas):
             Path(file).write_bytes(data)
-        at = seed
-        while at < seed + count:
-            child = subprocess.run([sys.executable, "-m", "tests.fuzz_artifacts", "--work", str(at), str(seed + count - at), *files],
-                                   capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
-            lines = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
-            for line in (entry for entry in lines if "outcome" in entry):
-                outcomes[line["outcome"] if line["good"] else "BAD"] += 1
-                bad += [(line["seed"], line["outcome"])] if not line["good"] else []
-            finished = not lines or "outcome" in lines[-1]
-            if finished and child.returncode:
-                raise RuntimeError(child.stderr[-2000:])
-            at = lines[-1]["seed"] + 1
-            if not finished:
-                bad.append((lines[-1]["seed"], f"CRASH: signal {-child.returncode} {child.stderr.strip()[-200:]}"))
-                outcomes["BAD"] += 1
-    return outcomes, bad
+        return children.run("tests.fuzz_artifacts", seed, count, files)
 
 
 def main() -> int:
@@ -260,12 +222,7 @@ def main() -> int:
         work(int(options.work[0]), int(options.work[1]), options.work[2:])
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        outcomes, bad = run(options.count, options.seed, originals(Path(folder)))
-    for outcome, number in outcomes.most_common():
-        print(f"{number:7}  {outcome}")
-    for seed, text in bad:
-        print(f"seed {seed}: {text}")
-    return 1 if bad else 0
+        return children.report(*run(options.count, options.seed, originals(Path(folder))))
 
 
 if __name__ == "__main__":
