@@ -15,6 +15,7 @@ from qcompiler.passes.judge_recurrent import JudgeRecurrent, WatchRecurrent
 from qcompiler.passes.keep_residuals_float import KeepResidualsFloat
 from qcompiler.passes.remove_identities import RemoveIdentities
 from qcompiler.passes.resolve_padding import ResolvePadding
+from qcompiler.passes.scale_parts import ScaleParts
 from qcompiler.passes.separate_assignments import SeparateAssignments
 from qcompiler.passes.settle_training import SettleTraining
 from qcompiler.passes.share_qparams import ShareQParams
@@ -24,7 +25,8 @@ FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentitie
 DECIDE = (Annotate(), KeepResidualsFloat(), FuseSums(), HandOutFloats(), ShareQParams())
 OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent())  # FUSED -> OBSERVED
 OBSERVE_TRAINING = (*DECIDE, JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
-QUANTIZE = (JudgeRecurrent(), FreezeQParams(), JoinQParams(), InsertQuantizeDequantize())  # OBSERVED -> QUANTIZED, then lowered
+# OBSERVED -> QUANTIZED, then lowered
+QUANTIZE = (JudgeRecurrent(), FreezeQParams(), ScaleParts(), JoinQParams(), InsertQuantizeDequantize())
 OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE, where the user gave classes for modules of his own
 QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # the same before lowering: from here on those modules take quint8 tensors
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided

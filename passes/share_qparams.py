@@ -1,4 +1,7 @@
-"""Numbers the groups of values that share qparams: an op whose output is "same as input" joins its first activation's group."""
+"""Numbers the groups of values that share qparams: an op whose output is "same as input" joins its first activation's group.
+
+But for the parts in which alone the result of an op with a weight is read: each is observed for itself (see scale_parts).
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qcompiler.ir.readers import Readers
 from qcompiler.ir.types import QUANT, Stage, quant_of
 from qcompiler.ir.view import groups
 from qcompiler.ops.arguments import activations
+from qcompiler.ops.parts import parts_of
 from qcompiler.ops.spec import Output
 from qcompiler.pass_manager import Context
 
@@ -21,10 +26,11 @@ class ShareQParams:
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         table = context.table
+        cuts = _cuts(gm, context)
 
         def same(source: fx.Node, user: fx.Node) -> bool:
             row = table.of(user)
-            return row is not None and row.output is Output.SAME and quant_of(user).int8 and user.args[0] is source
+            return row is not None and row.output is Output.SAME and quant_of(user).int8 and user.args[0] is source and user not in cuts
 
         wanted = {a for n in gm.graph.nodes if quant_of(n).int8 for a in activations(table, n)}
         number = 0
@@ -34,3 +40,12 @@ class ShareQParams:
                     node.meta[QUANT] = quant_of(node).with_(group=number)
                 number += 1
         return number > 0
+
+
+def _cuts(gm: fx.GraphModule, context: Context) -> dict[fx.Node, None]:
+    """The first nodes of each part. A model that is trained learns its ranges with one scale."""
+    if context.trains:
+        return {}
+    with Readers(gm):
+        found = [parts_of(gm, node, context.table) for node in gm.graph.nodes if quant_of(node).int8]
+    return {node: None for parts in found for part in parts for node in part.nodes}

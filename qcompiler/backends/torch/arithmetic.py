@@ -102,6 +102,21 @@ def emit_scalar(site: Site, emit: Emit) -> fx.Node:
     return finish(site, emit, emit.call(floats.affine_float, x, factor, offset, site.scale, site.zero_point))
 
 
+def refuse_relabelled(site: Site) -> str | None:
+    """A positive factor that the output's scale has as well changes no code."""
+    factor, offset = affine(site) or (0.0, 0.0)
+    x = site.args[0]
+    if offset or factor <= 0 or not isinstance(x, Operand) or x.qparams is None or site.get("bounds") is not None:
+        return "it is no product of a value and a positive number"
+    same = isinstance(x.qparams.scale, float) and x.qparams.scale * factor == site.scale and x.qparams.zero_point == site.zero_point
+    return None if same else "the output has qparams of its own"
+
+
+def emit_relabelled(site: Site, emit: Emit) -> fx.Node:
+    factor, _ = affine(site) or (1.0, 0.0)
+    return finish(site, emit, emit.call(OPS.mul_scalar.default, site.args[0], factor))
+
+
 def refuse_reciprocal(site: Site) -> str | None:
     ok = isinstance(site.args[0], (int, float)) and isinstance(other(site), Operand)
     return None if ok else "not a number divided by a tensor"
@@ -142,6 +157,7 @@ def emit_stack(site: Site, emit: Emit) -> fx.Node:
 
 KERNELS = (
     *(Kernel(op, ENGINES, emit_native, refuse_native) for op in ("add", "mul")),
+    Kernel("mul", ENGINES, emit_relabelled, refuse_relabelled),
     *(Kernel(op, ENGINES, emit_scalar, refuse_scalar) for op in ("add", "sub", "mul", "div")),
     *(Kernel(op, ENGINES, emit_tensors, refuse_tensors, note="float arithmetic") for op in FLOAT),
     *(Kernel(op, ENGINES, emit_swapped, refuse_swapped, note="float arithmetic") for op in ("add", "mul", "maximum", "minimum")),

@@ -1,0 +1,281 @@
+"""A result that is read in parts of unlike range has a scale for each part: cut by any op, on any engine, at no cost in codes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qcompiler
+from qcompiler import fuse_fx
+from qcompiler.debug import compare, compute_sqnr
+from qcompiler.ops.functional import mul
+from qcompiler.ops.parts import parts_of
+from qcompiler.ops.table import OPS
+from qcompiler.passes import DECIDE
+from qcompiler.passes.annotate import Annotate
+from qcompiler.qconfig import default_qconfig
+from tests.flow import ENGINES
+
+RATIO = 100.0
+DUE = 28.0  # dB of a sum of 16 products with 8-bit inputs, weights and results; without scales of their own 2 to 12
+
+# Two halves of the last dimension, the second the smaller by RATIO.
+CUTS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "chunk": lambda y: y.chunk(2, -1),
+    "torch.chunk": lambda y: torch.chunk(y, chunks=2, dim=-1),
+    "split": lambda y: y.split(8, -1),
+    "split with sizes": lambda y: torch.split(y, [8, 8], dim=-1),
+    "tensor_split": lambda y: torch.tensor_split(y, 2, -1),
+    "slices": lambda y: (y[..., :8], y[..., 8:]),
+    "negative slices": lambda y: (y[:, :-8], y[:, -8:]),
+    "narrow": lambda y: (y.narrow(-1, 0, 8), y.narrow(-1, 8, 8)),
+    "index_select": lambda y: (y.index_select(-1, torch.arange(8)), y.index_select(-1, torch.arange(8, 16))),
+    "reshape then select": lambda y: (y.reshape(-1, 2, 8)[:, 0], y.reshape(-1, 2, 8)[:, 1]),
+    "view then unbind": lambda y: y.view(y.size(0), 2, 8).unbind(1),
+    "unflatten, permute, unbind": lambda y: y.unflatten(-1, (2, 8)).permute(1, 0, 2).unbind(0),
+    "select of a permuted": lambda y: (y.reshape(-1, 2, 8).transpose(0, 1)[0], y.reshape(-1, 2, 8).transpose(0, 1)[1]),
+    "unpacked with a star": lambda y: (lambda a, *rest: (a, rest[0]))(*y.chunk(2, -1)),
+    "twice": lambda y: (torch.cat([p.relu() for p in y[..., :8].chunk(2, -1)], -1), y[..., 8:]),
+}
+
+
+class Cut(nn.Module):
+    def __init__(self, cut: Callable[[Tensor], tuple[Tensor, Tensor]], producer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.produce = producer or nn.Linear(16, 16)
+        self.cut, self.one, self.other = cut, nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self.cut(self.produce(x))
+        return self.one(a), self.other(b)
+
+
+def unlike(module: nn.Module, small: slice = slice(8, None)) -> nn.Module:
+    """Makes some output channels smaller by RATIO."""
+    with torch.no_grad():
+        for tensor in (module.weight, module.bias):
+            if tensor is not None:
+                tensor[small] /= RATIO  # type: ignore[index]
+    return module
+
+
+def built(cut: str = "chunk") -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = Cut(CUTS[cut])
+    unlike(model.produce)
+    nn.init.zeros_(model.other.bias)  # else it hides what the small part is
+    return model.eval(), torch.randn(64, 16)
+
+
+def sqnrs(model: nn.Module, module: Any, x: Tensor) -> list[float]:
+    with torch.no_grad():
+        return [float(compute_sqnr(a, b)) for a, b in zip(model(x), module(x), strict=True)]
+
+
+def codes(module: Any) -> list[str]:
+    return [remark.code for remark in qcompiler.remarks(module)]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_each_part_keeps_its_range(cut: str) -> None:
+    model, x = built(cut)
+    module = qcompiler.quantize(model, [x], progress=False)
+    assert min(sqnrs(model, module, x)) > DUE, sqnrs(model, module, x)
+    assert "parts" in codes(module)
+    assert torch.equal(module(x[:3])[1], module(x)[1][:3])  # another batch
+    assert set(model.state_dict()) <= set(module.state_dict())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("qscheme", ["per channel", "per tensor"])
+def test_on_each_engine_with_each_kind_of_weight_scales(engine: str, qscheme: str, tmp_path: Path) -> None:
+    model, x = built()
+    mapping = None
+    if qscheme == "per tensor":
+        mapping = qcompiler.QConfigMapping().set_global(default_qconfig)
+    prepared = qcompiler.prepare_fx(model, mapping, (x,), engine=engine)
+    before = copy.deepcopy(prepared.state_dict())
+    qcompiler.calibrate(prepared, [x])
+    module = qcompiler.convert_fx(prepared)
+    due = DUE if qscheme == "per channel" else DUE - 8  # one scale for the weights of two ranges of outputs that are now alike
+    assert min(sqnrs(model, module, x)) > due, sqnrs(model, module, x)
+    assert all(torch.equal(before[name], value) for name, value in prepared.state_dict().items() if "observer" not in name)
+    reference = qcompiler.convert_to_reference_fx(prepared)
+    for a, b in zip(reference(x), module(x), strict=True):
+        assert float(compute_sqnr(a, b)) > 35  # one step of 255 here and there
+    qcompiler.save(module, tmp_path / "m.qc")
+    for other in (qcompiler.load(tmp_path / "m.qc"), copy.deepcopy(module), torch.jit.script(module)):
+        assert all(torch.equal(a, b) for a, b in zip(other(x), module(x), strict=True))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_channels_of_convolutions(rank: int, bias: bool, groups: int) -> None:
+    torch.manual_seed(0)
+    cls: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.a, self.b = cls(8, 12, 3, groups=groups, bias=bias), cls(4, 4, 1), cls(8, 8, 1, bias=False)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = torch.relu(self.c(x))
+            return self.a(y[:, :4]), self.b(y[:, 4:])
+
+    model = Net().eval()
+    unlike(model.c, slice(4, None))
+    x = torch.randn(4, 8, *[7, 6, 5][:rank])
+    module = qcompiler.quantize(model, [x], progress=False)
+    assert min(sqnrs(model, module, x)) > 25, sqnrs(model, module, x)
+    wider = torch.randn(2, 8, *[9, 5, 7][:rank]) / 2  # within the ranges that calibration saw; sizes of the plane decide nothing
+    assert min(sqnrs(model, module, wider)) > 20, sqnrs(model, module, wider)
+
+
+def test_queries_keys_and_values_of_one_linear() -> None:
+    torch.manual_seed(0)
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            b, n, c = x.shape
+            q, k, v = self.qkv(x).reshape(b, n, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = (q @ k.transpose(-2, -1) / RATIO).softmax(-1) @ v
+            return (self.proj(mixed.transpose(1, 2).reshape(b, n, c)),)
+
+    model = Attention().eval()
+    with torch.no_grad():
+        model.qkv.weight[:16] *= RATIO
+    x = torch.randn(4, 10, 16)
+    module = qcompiler.quantize(model, [x], progress=False)
+    assert min(sqnrs(model, module, x)) > DUE
+    assert min(sqnrs(model, module, torch.randn(2, 13, 16) / 2)) > 20
+
+
+def test_the_codes_of_the_weight_are_those_without_parts() -> None:
+    """Its scales alone change: the factor of a part costs nothing."""
+    model, x = built()
+    module = qcompiler.quantize(model, [x], progress=False)
+    whole = copy.deepcopy(model)
+    whole.cut = lambda y: (lambda z: (z[..., :8], z[..., 8:]))(y * 1.5)  # no copy: the product reads the result whole
+    other = qcompiler.quantize(whole, [x], progress=False)
+    a, b = (m.state_dict()["produce.weight"].int() for m in (module, other))
+    assert int((a - b).abs().max()) <= 1 and int((a != b).sum()) <= 2  # halves of a step may fall to either side
+    ratio = module.state_dict()["produce.weight_scale"] / other.state_dict()["produce.weight_scale"]
+    assert torch.allclose(ratio[:8], torch.ones(8).double()) and bool((ratio[8:] > RATIO / 2).all())
+    assert any("quantized::mul_scalar" in call.op for call in module.program.calls)
+
+
+def test_parts_of_like_range_share_one_scale() -> None:
+    torch.manual_seed(0)
+    model, x = Cut(CUTS["chunk"]).eval(), torch.randn(64, 16)
+    module = qcompiler.quantize(model, [x], progress=False)
+    assert "parts" not in codes(module) and not any("mul" in call.op for call in module.program.calls)
+    assert min(sqnrs(model, module, x)) > DUE
+
+
+def test_compare_finds_no_culprit() -> None:
+    model, x = built()
+    module = qcompiler.quantize(model, [x], progress=False)
+    report = compare(model, module, [x])
+    assert "do not compute what the float model does" not in str(report)
+    assert all(row.own > 25 for row in report if math.isfinite(row.own)), str(report)
+
+
+NEAR_MISSES: dict[str, Callable[[Tensor], Any]] = {
+    "read whole": lambda y: (y[..., :8], y[..., 8:] + y.mean(-1, keepdim=True)),
+    "handed out whole": lambda y: (y[..., :8] * 2, y),
+    "overlapping": lambda y: (y[..., :12], y[..., 4:]),
+    "one part": lambda y: (y[..., :8], y[..., :8]),
+    "a mean of channels": lambda y: (y.mean(-1, keepdim=True), y[..., 8:]),
+    "a maximum of channels": lambda y: (y.amax(-1, keepdim=True), y[..., 8:]),
+    "cut by the batch": lambda y: (y[:1], y[1:]),
+    "cut through the plane": lambda y: (y.flatten()[:8], y.flatten()[8:]),
+}
+
+
+@pytest.mark.parametrize("case", NEAR_MISSES)
+def test_near_misses_have_no_parts(case: str) -> None:
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Any:
+            return tuple(torch.sigmoid(part) for part in NEAR_MISSES[case](self.l(x)))
+
+    model, x = Net().eval(), torch.randn(4, 16)
+    unlike(model.l)
+    module = qcompiler.quantize(model, [x], progress=False)
+    assert "parts" not in codes(module)
+
+
+def test_weights_that_others_use_and_other_bounds_are_left_alone() -> None:
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l, self.c = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Any:
+            a, b = self.l(x).chunk(2, -1)
+            c, d = torch.clamp(self.c(self.l(x.neg())), -0.5, 0.5).chunk(2, -1)
+            return tuple(map(torch.sigmoid, (a, b, c, d)))
+
+    model, x = Net().eval(), torch.randn(4, 16)
+    unlike(model.l), unlike(model.c)
+    module = qcompiler.quantize(model, [x], progress=False)
+    assert "parts" not in codes(module)
+
+
+def test_a_part_that_a_cat_takes_is_right() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l, self.o = nn.Linear(16, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            a, b = self.l(x).chunk(2, -1)
+            return self.o(torch.cat([b, b.neg()], -1)), torch.sigmoid(a)
+
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(64, 16)
+    unlike(model.l)
+    nn.init.zeros_(model.o.bias)
+    module = qcompiler.quantize(model, [x], progress=False)
+    assert min(sqnrs(model, module, x)) > 25
+
+
+def test_the_rewrite_keeps_float_values() -> None:
+    """The product with 1 / k undoes the factor k to float32's rounding."""
+    from qcompiler.passes.scale_parts import ScaleParts
+
+    model, x = built()
+    prepared = qcompiler.prepare_fx(model, None, (x,))
+    qcompiler.calibrate(prepared, [x])
+    reference = qcompiler.convert_to_reference_fx(prepared)
+    products = [n for n in reference.graph.nodes if n.target is mul and n.name.endswith("_part")]
+    assert len(products) == 1 and ScaleParts().name == "scale_parts"
+    factor = 1 / products[0].args[1]
+    assert RATIO / 3 < factor < RATIO * 3
+
+
+def test_parts_are_found_in_a_graph_that_is_only_annotated() -> None:
+    model, x = built("view then unbind")
+    gm = fuse_fx(model, (x,))
+    assert all(parts_of(gm, node, OPS) == () for node in gm.graph.nodes)  # nothing is int8 yet
+    assert isinstance(DECIDE[0], Annotate)
