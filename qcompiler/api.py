@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.backends.torch.lower import Lower
 from qcompiler.batches import batches, check_data
 from qcompiler.checks import MARK, check_eval, check_examples, check_model
@@ -28,13 +29,13 @@ from qcompiler.observers.watch import Batch, Watch
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
 from qcompiler.passes import FUSE, OBSERVE, OBSERVE_CUSTOM, OBSERVE_TRAINING, QUANTIZE, QUANTIZE_CUSTOM, QUANTIZE_TRAINED
-from qcompiler.pipeline import context_for, outside_inference_mode, traced
+from qcompiler.pipeline import context_for, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, state_of, user_attributes
 
 REMARKS = "_qcompiler_remarks"  # the remarks, on converted modules
 
 
-@outside_inference_mode
+@in_plain_torch
 def fuse_fx(
     model: nn.Module, example_inputs: Any, fuse_custom_config: Any = None, *, table: Table = OPS, rules: Sequence[Any] = (),
     debug: Any = None, **options: Any
@@ -56,7 +57,7 @@ def fuse_fx(
     return gm
 
 
-@outside_inference_mode
+@in_plain_torch
 def prepare_fx(
     model: nn.Module,
     qconfig_mapping: Any = None,
@@ -104,7 +105,7 @@ def _prepare(model: nn.Module, context: Context, examples: tuple[Any, Any, Any],
     return as_prepared(gm, State(context, name, kept, example, fingerprints(model)))
 
 
-@outside_inference_mode
+@in_plain_torch
 def prepare_qat_fx(
     model: nn.Module,
     qconfig_mapping: Any = None,
@@ -173,7 +174,7 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
     return gm, State(context, state.name, state.user_attributes, state.example, weights)
 
 
-@outside_inference_mode
+@in_plain_torch
 def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error", debug: Any = None) -> fx.GraphModule:
     """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors."""
     gm, state = _observed(prepared, allow_uncalibrated)
@@ -186,7 +187,7 @@ def _quantize(state: State) -> tuple[Pass, ...]:
     return QUANTIZE_TRAINED if state.context.trains else QUANTIZE
 
 
-@outside_inference_mode
+@in_plain_torch
 def convert_fx(
     prepared: Any, backend: str = "torch", *, convert_custom_config: Any = None, allow_uncalibrated: str = "error",
     check_parity: bool = True, debug: Any = None
@@ -224,6 +225,7 @@ def convert_fx(
     return module
 
 
+@in_plain_torch
 def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_nonfinite: bool = False) -> int:
     """Runs calibration data through a prepared module, of prepare_fx or of quantization.prepare, and returns the number of batches.
 
@@ -294,6 +296,7 @@ def _tracked(items: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]:
     return track(items, description="calibrating", total=len(data) if hasattr(data, "__len__") else None)
 
 
+@in_plain_torch
 def quantize(
     model: nn.Module, calibration_data: Any, qconfig_mapping: Any = None, *, progress: bool = True, debug: Any = None, **options: Any
 ) -> CompiledModule:

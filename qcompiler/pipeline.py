@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -26,19 +26,6 @@ from qcompiler.qat.ops import training_table
 from qcompiler.qconfig_mapping import as_mapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
 from qcompiler.trace import fold_parametrizations, trace
 from qcompiler.trace.parametrize import is_computed
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def outside_inference_mode(function: F) -> F:
-    """Runs a function outside inference mode and without gradients: parameters made inside it could not be saved or changed later."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with torch.inference_mode(False), torch.no_grad():
-            return function(*args, **kwargs)
-
-    return run  # type: ignore[return-value]
 
 
 def context_for(

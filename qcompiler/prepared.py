@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qcompiler.ambient import call_is_plain, plain_call, widened
 from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.graph_pickle import Data, from_data, to_data
@@ -60,6 +61,14 @@ class PreparedModule(fx.GraphModule):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        state = state_of(self)
+        if call_is_plain() or (state is not None and state.context.trains):
+            return self._call(*args, **kwargs)
+        args, kwargs = widened((args, kwargs))
+        with plain_call():
+            return self._call(*args, **kwargs)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().__call__(*args, **kwargs)
         except Exception as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from qcompiler.ambient import call_is_plain, in_plain_torch, plain_call, widened
 from qcompiler.backends.torch.site import VNNI, host_isa
 from qcompiler.codegen import registry
 from qcompiler.codegen.bind import Bound, bind, resolve
@@ -51,7 +52,7 @@ def quantized_engine(engine: str) -> Iterator[None]:
 
 def keep_dtypes(fn: Callable[[Tensor], Tensor], what: str) -> Callable[[Tensor], Tensor]:
     """What `.to(...)` may do to an int8 module's tensors: ConfigError naming `what` for other devices and for casts."""
-    probe = fn(torch.zeros(1))
+    probe = fn(torch.zeros(1, device="cpu", dtype=torch.float32))
     if probe.device.type != "cpu":
         raise ConfigError(f"{what} runs on the CPU, not on {probe.device}", code="device")
     if probe.dtype is not torch.float32:
@@ -114,6 +115,13 @@ class CompiledModule(nn.Module):
         raise ConfigError("a CompiledModule is made by compile_graph or artifact.load")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not call_is_plain():
+            args, kwargs = widened((args, kwargs))
+            with plain_call():
+                return self._call(*args, **kwargs)
+        return self._call(*args, **kwargs)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().__call__(*args, **kwargs)
         except TypeError:
@@ -164,6 +172,7 @@ class CompiledModule(nn.Module):
         text = f"input {name!r} must be a torch.{i.dtype} tensor of {i.rank} dimensions, as {i}, got {described(value)}"
         raise InputError(text, code="input-type", hint=how_to_give(value, DTYPES.get(str(i.dtype))))
 
+    @in_plain_torch
     def rebuild(self) -> None:
         """Packs weights and makes forward anew from the module's tensors. OtherCPUWarning where this CPU's sums may overflow."""
         program = self.program
@@ -318,7 +327,7 @@ def _note_other_cpu(isa: str, engine: str) -> None:
     if isa in VNNI and host_isa() not in VNNI and engine != "qnnpack":
         text = (f"this module was compiled for CPUs with VNNI ({isa}), which this one lacks: sums may overflow in 16 bits, with errors "
                 'in the results. Compile it with isa="avx2" for both')  # fmt: skip
-        warnings.warn(text, OtherCPUWarning, stacklevel=3)
+        warnings.warn(text, OtherCPUWarning, stacklevel=4)
 
 
 def assemble(built: Built, engine: str) -> CompiledModule:

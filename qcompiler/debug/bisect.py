@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.backends.torch.lower import Lower
 from qcompiler.batches import batches, check_data
 from qcompiler.codegen.module import quantized_engine
@@ -36,7 +37,7 @@ from qcompiler.ops.reference import dequantize, quantize
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, run_passes
 from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
-from qcompiler.pipeline import context_for, outside_inference_mode, traced
+from qcompiler.pipeline import context_for, traced
 
 Metric = Callable[[Any, Any], float]
 METRICS: Mapping[str, Metric] = {"sqnr": compute_sqnr}
@@ -100,6 +101,7 @@ def _finite(value: Any) -> Any:
     return value if not isinstance(value, float) or math.isfinite(value) else None if value > 0 else -300.0
 
 
+@in_plain_torch
 def bisect(
     model: nn.Module,
     inputs: Any,
@@ -181,7 +183,7 @@ class _Pipeline:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise InputError(f"the model does not take these inputs: {type(error).__name__}: {error}", code="input-shape") from error
 
-    @outside_inference_mode
+    @in_plain_torch
     def graph(self, count: int, limit: int | None = None) -> tuple[fx.GraphModule, Gate]:
         """The graph after `count` passes, of whose last only the first `limit` matches are applied."""
         context, stage, gate = self.context(), Stage.TRACED, Gate(limit)

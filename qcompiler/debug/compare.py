@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import fx, nn
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.batches import batches, check_data
 from qcompiler.checks import MARK, check_eval, check_model
 from qcompiler.codegen.module import CompiledModule
@@ -23,11 +24,12 @@ from qcompiler.ir.types import SOURCE
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context
-from qcompiler.pipeline import outside_inference_mode, traced
+from qcompiler.pipeline import traced
 
 SUSPICIOUS = 3.0  # dB: 8 bits do not do worse by themselves for half of a model's weights
 
 
+@in_plain_torch
 def compare(
     float_model: nn.Module,
     quantized: nn.Module,
@@ -82,7 +84,7 @@ def is_graph(model: Any) -> TypeGuard[fx.GraphModule]:
     return isinstance(model, fx.GraphModule) and any(SOURCE in node.meta for node in model.graph.nodes)
 
 
-@outside_inference_mode
+@in_plain_torch
 def float_steps(model: nn.Module, first: tuple[tuple[Any, ...], dict[str, Any]], table: Table, concrete_args: Any = None) -> Steps:
     """The float model as steps: a graph of ours as it is, any other model traced as prepare_fx does."""
     check_model(model)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.batches import batches, check_data
 from qcompiler.codegen.module import CompiledModule
 from qcompiler.debug.match import match
@@ -94,6 +95,7 @@ def simulated(prepared: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return copied
 
 
+@in_plain_torch
 def parity(prepared: nn.Module, converted: nn.Module, data: Any) -> Parity:
     """How far convert_fx's int8 module is from the fake-quantized graph in eval mode, value by value.
 

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.errors import ConfigError, NumericsError, Where
 from qcompiler.quantization.fused_into import FUSION, FusedInto, link, unlink_
 from qcompiler.quantization.fuser_method_mappings import fuse_conv_bn, fuse_conv_bn_relu, get_fuser_method
@@ -22,6 +23,7 @@ __all__ = ["fuse_conv_bn", "fuse_conv_bn_relu", "fuse_known_modules", "fuse_modu
 FuserFunc = Callable[..., Sequence[nn.Module]]
 
 
+@in_plain_torch
 def fuse_known_modules(
     mod_list: Sequence[nn.Module], is_qat: bool, additional_fuser_method_mapping: Mapping[Any, Any] | None = None
 ) -> list[nn.Module]:
@@ -50,6 +52,7 @@ def _taken(hooks: MutableMapping[int, Any]) -> list[Any]:
     return [hooks.pop(key) for key in keys]
 
 
+@in_plain_torch
 def fuse_modules(
     model: nn.Module,
     modules_to_fuse: Sequence[Any],
@@ -68,6 +71,7 @@ def fuse_modules(
     return _fuse(model, modules_to_fuse, None, inplace, fuser_func, fuse_custom_config_dict)
 
 
+@in_plain_torch
 def fuse_modules_qat(
     model: nn.Module,
     modules_to_fuse: Sequence[Any],

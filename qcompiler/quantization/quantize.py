@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.checks import MARK
 from qcompiler.errors import CalibrationError, ConfigError, QCompilerWarning, Where
 from qcompiler.nn.intrinsic import FusedModule
@@ -43,6 +44,7 @@ __all__ = [
 BEHAVES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # differ between training and evaluation
 
 
+@in_plain_torch
 def prepare(
     model: nn.Module,
     inplace: bool = False,
@@ -67,6 +69,7 @@ def prepare(
     return model
 
 
+@in_plain_torch
 def prepare_qat(
     model: nn.Module, mapping: Mapping[Any, Any] | None = None, inplace: bool = False, *, isa: str | None = None
 ) -> nn.Module:
@@ -143,7 +146,7 @@ def _check_qconfigs(model: nn.Module) -> None:
                           hint='set it: model.qconfig = qcompiler.quantization.get_default_qconfig("x86")')  # fmt: skip
     if not _has_stub(model):
         text = f"this {type(model).__name__} has no QuantStub: once converted, its int8 modules will not take floats. {HOW_TO_STUB}"
-        warnings.warn(text, QCompilerWarning, stacklevel=4)
+        warnings.warn(text, QCompilerWarning, stacklevel=5)
 
 
 HOW_TO_STUB = (
@@ -156,6 +159,7 @@ def _has_stub(model: nn.Module) -> bool:
     return any(isinstance(module, QuantStub) for module in model.modules())
 
 
+@in_plain_torch
 def convert(
     module: nn.Module,
     mapping: Mapping[Any, Any] | None = None,
@@ -267,6 +271,7 @@ def _keeps_path(module: nn.Module) -> bool:
     return type(module).__module__.startswith("qcompiler.nn.")
 
 
+@in_plain_torch
 def quantize(
     model: nn.Module, run_fn: Callable[..., Any], run_args: Sequence[Any], mapping: Mapping[Any, Any] | None = None, inplace: bool = False
 ) -> nn.Module:
@@ -285,6 +290,7 @@ def quantize_qat(model: nn.Module, run_fn: Callable[..., Any], run_args: Sequenc
     return convert(prepared.eval(), inplace=True)
 
 
+@in_plain_torch
 def default_eval_fn(model: nn.Module, calib_data: Any) -> None:
     """Runs the model on the inputs of (input, target) pairs: a `run_fn` for `quantize`."""
     for data, _target in calib_data:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.api import REMARKS
 from qcompiler.checks import MARK
 from qcompiler.debug.explain import ROWS, Explanation, Row
@@ -56,6 +57,7 @@ class UnusedRequestWarning(QCompilerWarning):
         self.names = names
 
 
+@in_plain_torch
 def quantize_dynamic(
     model: nn.Module,
     qconfig_spec: Mapping[Any, Any] | Collection[Any] | None = None,
@@ -180,7 +182,7 @@ class _Work:
         if unused or self.kept:
             names = tuple(_named(key) for key in unused) + tuple(self.kept)
             lines = [f"{_named(key)}: {self._why(key, model)}" for key in unused] + [f"{path}: {why}" for path, why in self.kept.items()]
-            warnings.warn(UnusedRequestWarning("quantize_dynamic left as it was: " + "; ".join(lines), names), stacklevel=3)
+            warnings.warn(UnusedRequestWarning("quantize_dynamic left as it was: " + "; ".join(lines), names), stacklevel=4)
 
     def _why(self, key: Key, model: nn.Module) -> str:
         if isinstance(key, str):
