@@ -92,12 +92,12 @@ def embedding_bag_rows(
         if offsets.is_floating_point() or offsets.is_complex() or offsets.dtype == torch.bool or offsets.dim() != 1:
             raise RuntimeError("offsets must be integers in one dimension")
         bounds = torch.cat([offsets.to(flat.dtype), torch.full([1], count, dtype=flat.dtype)])
-        lengths = bounds[1:] - bounds[:-1]  # with include_last_offset the last one is what no bag holds
-        right = (lengths >= 0).all() & (lengths.sum() == count)
+        lengths = bounds.diff()  # with include_last_offset the last one is what no bag holds
+        right = (lengths >= 0).all() & (bounds[0] == 0)
         if include_last_offset and mode != "sum":
             right = right & (lengths[-1] == 0)
         text = "offsets must begin with 0, not decrease, and end within the indices (mean and max with include_last_offset: at their end)"
-        bounds = torch.cat([bounds, torch._functional_assert_async(right, text, bounds[:0])])
+        bounds = torch._functional_assert_async(right, text, bounds)
     bags = indices.size(0) if offsets is None else offsets.numel() - int(include_last_offset)
     if mode == "sum" and padding_idx is not None:
         kept = (flat != padding_idx).to(torch.float32)
