@@ -23,6 +23,7 @@ from qcompiler.debug.scope import watched
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.fingerprint import WEIGHTS, fingerprints
 from qcompiler.input_text import first_sentence, refuses_inputs
+from qcompiler.ir.items import ITEMS, items_of
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
 from qcompiler.observers.watch import Batch, Watch
@@ -102,6 +103,8 @@ def _prepare(model: nn.Module, context: Context, examples: tuple[Any, Any, Any],
         run_passes(gm, (*passes, *(OBSERVE_CUSTOM if context.custom.observed_classes else ())), Stage.TRACED, context)
     example = (check_examples(inputs), dict(kwargs or {})) if context.trains else None
     kept = user_attributes(model) | {key: getattr(model, key) for key in context.custom.preserved_attributes}
+    if items := items_of(model):
+        kept[ITEMS] = items
     return as_prepared(gm, State(context, name, kept, example, fingerprints(model)))
 
 

@@ -14,6 +14,7 @@ from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.graph_pickle import Data, from_data, to_data
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
+from qcompiler.ir.items import PLACES, SCOPES, DictItems, ListItems, give_items
 from qcompiler.ir.names import NAMES, keep_names
 from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
@@ -89,6 +90,17 @@ class PreparedModule(fx.GraphModule):
         return _loaded, (held, to_data(self.graph), self.meta.get(NAMES, {}), self.meta[STATE].saved())
 
 
+class PreparedList(ListItems, PreparedModule):
+    """A prepared Sequential or ModuleList."""
+
+
+class PreparedDict(DictItems, PreparedModule):
+    """A prepared ModuleDict."""
+
+
+KINDS = {None: PreparedModule, "list": PreparedList, "dict": PreparedDict}
+
+
 def _loaded(held: dict[str, Any], nodes: Data, names: dict[str, str], state: State) -> fx.GraphModule:
     root = nn.Module()
     vars(root).update(held)
@@ -102,12 +114,13 @@ def _loaded(held: dict[str, Any], nodes: Data, names: dict[str, str], state: Sta
 
 def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
     """Marks the graph module, gives it the user's attributes, and checks the inputs of every call."""
-    type(gm).__bases__ = (PreparedModule,)  # torch.fx makes a class for each instance: this one is the graph's own
     gm.meta[STATE] = state
     attributes = {MARK: "prepared"} | {name: value for name, value in state.user_attributes.items() if not hasattr(gm, name)}
     for name, value in attributes.items():
         setattr(gm, name, value)
-    gm.meta[KEPT] = attributes
+    kind = give_items(gm, SCOPES, gm.meta.get(NAMES))
+    type(gm).__bases__ = (KINDS[kind],)  # torch.fx makes a class for each instance: this one is the graph's own
+    gm.meta[KEPT] = attributes | ({PLACES: vars(gm)[PLACES]} if kind else {})
     _check_inputs(gm)
     gm.register_load_state_dict_post_hook(_forget_weights)
     return gm if state.context.trains else gm.eval()

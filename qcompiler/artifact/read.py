@@ -16,7 +16,7 @@ from qcompiler.ambient import in_plain_torch
 from qcompiler.artifact.header import entries_of, parse_header, program_of
 from qcompiler.artifact.layout import ALIGN, DIGEST, FORMAT, MAGIC, MAX_HEADER, PREFIX, Entry, corrupt
 from qcompiler.codegen.build import Built
-from qcompiler.codegen.module import CompiledModule, assemble, own_attributes
+from qcompiler.codegen.module import CompiledModule, assemble, index_containers, own_attributes
 from qcompiler.codegen.program import Program
 from qcompiler.errors import ArtifactError, ArtifactVersionError, ConfigError, QCompilerError
 
@@ -48,6 +48,7 @@ def load(path: str | os.PathLike[str], modules: Mapping[str, Any] | None = None)
     for name, value in header["attributes"].items():
         if name not in own_attributes(module) and not hasattr(CompiledModule, name) and not hasattr(module, name):
             module.__dict__[name] = value
+    index_containers(module)
     return module
 
 

@@ -25,6 +25,7 @@ from qcompiler.codegen.values import DTYPES, Const, Ref, Scale, ZeroPoint, rewri
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.fingerprint import WEIGHTS
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
+from qcompiler.ir.items import DictItems, ListItems, give_items
 
 T = TypeVar("T", bound=type)
 OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound"})
@@ -212,6 +213,7 @@ class CompiledModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        index_containers(self)
         self.rebuild()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
@@ -242,6 +244,28 @@ class CompiledModule(nn.Module):
     def extra_repr(self) -> str:
         program = self.program
         return f"engine={self.engine}, {program.int8_calls} of {len(program.calls)} calls on int8 kernels"
+
+
+class ListScope(ListItems, Scope):
+    """The place of a Sequential, ModuleList or ParameterList."""
+
+
+class DictScope(DictItems, Scope):
+    """The place of a ModuleDict or ParameterDict."""
+
+
+class CompiledList(ListItems, CompiledModule):
+    """An int8 Sequential."""
+
+
+class CompiledDict(DictItems, CompiledModule):
+    """An int8 ModuleDict."""
+
+
+def index_containers(module: CompiledModule) -> None:
+    """Makes the user's containers, and the module where it was one, indexable as they were."""
+    kind = give_items(module, {Scope: {"list": ListScope, "dict": DictScope}})
+    type(module).__bases__ = ({None: CompiledModule, "list": CompiledList, "dict": CompiledDict}[kind],)
 
 
 def own_attributes(module: CompiledModule) -> frozenset[str]:
@@ -364,4 +388,5 @@ def compile_graph(
     for key, value in (user_attributes or {}).items():
         if not hasattr(CompiledModule, key) and key not in module.__dict__:
             setattr(module, key, value)
+    index_containers(module)
     return module
