@@ -14,7 +14,7 @@ from torch import fx, nn
 from qcompiler.ambient import in_plain_torch
 from qcompiler.backends.torch.lower import Lower
 from qcompiler.batches import batches, check_data
-from qcompiler.checks import MARK, check_eval, check_examples, check_model
+from qcompiler.checks import MARK, check_eval, check_examples
 from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, as_config, check_attributes
 from qcompiler.debug.explain import ROWS, Explanation, rows_of
@@ -26,13 +26,16 @@ from qcompiler.input_text import first_sentence, refuses_inputs
 from qcompiler.ir.items import ITEMS, items_of
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
+from qcompiler.kinds import module_of
 from qcompiler.observers.watch import Batch, Watch
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
 from qcompiler.passes import FUSE, OBSERVE, OBSERVE_CUSTOM, OBSERVE_TRAINING, QUANTIZE, QUANTIZE_CUSTOM, QUANTIZE_TRAINED
-from qcompiler.pipeline import context_for, traced
+from qcompiler.pipeline import check_float, context_for, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, state_of, user_attributes
+from qcompiler.qat.sites import FakeQuantWatch
 
+NOT_SIMULATED = "nothing in the model is fake-quantized, so training was that of the float model: no rounding was learned"
 REMARKS = "_qcompiler_remarks"  # the remarks, on converted modules
 
 
@@ -45,7 +48,8 @@ def fuse_fx(
 
     `example_inputs`: tuple of the forward's arguments. Raises TraceError, ConfigError, NumericsError as prepare_fx does.
     """
-    check_model(model)
+    model = module_of(model)
+    check_float(model)
     check_eval(model)
     custom = as_config(fuse_custom_config, FuseCustomConfig)
     check_attributes(model, custom.preserved_attributes)
@@ -89,6 +93,7 @@ def prepare_fx(
     list of these. The model is not changed.
     Raises TraceError, ConfigError, NumericsError, InputError, UnsupportedOpError.
     """
+    model = module_of(model)
     context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict,
                           prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
     examples = example_inputs, example_kwargs, concrete_args
@@ -133,6 +138,7 @@ def prepare_qat_fx(
     get_default_qat_qconfig_mapping's, and every qconfig must make fake-quantize modules. The model is not changed.
     Raises TraceError, ConfigError (a model in eval mode among them), NumericsError, InputError, UnsupportedOpError.
     """
+    model = module_of(model)
     context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict, trains=True,
                           prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
     examples = example_inputs, example_kwargs, concrete_args
@@ -224,6 +230,8 @@ def convert_fx(
     if check_parity and state.example is not None:
         found = require_parity(prepared, module, state.example)
         state.context.remarks.append(Remark("parity", "parity", str(found)))
+        if not any(isinstance(module, FakeQuantWatch) for module in prepared.modules()):
+            state.context.remarks.append(Remark("parity", "not-simulated", NOT_SIMULATED))
     setattr(module, REMARKS, [remark.to_data() for remark in state.context.remarks])
     return module
 

@@ -11,13 +11,14 @@ from torch import fx, nn
 
 from qcompiler.ambient import call_is_plain, plain_call, widened
 from qcompiler.checks import MARK
-from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.errors import ConfigError, InputError, UnsupportedOpError, Where
 from qcompiler.graph_pickle import Data, from_data, to_data
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
 from qcompiler.ir.items import PLACES, SCOPES, DictItems, ListItems, give_items
 from qcompiler.ir.names import NAMES, keep_names
 from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
+from qcompiler.kinds import refuse_kind
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context
 from qcompiler.qat.ops import training_table
@@ -86,7 +87,8 @@ class PreparedModule(fx.GraphModule):
         return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
-        held = {name: vars(self)[name] for name in HELD}
+        read = (str(node.target) for node in self.graph.nodes if node.op == "get_attr")  # a lone BatchNorm's momentum among them
+        held = {name: vars(self)[name] for name in (*HELD, *(name for name in read if name in vars(self)))}
         return _loaded, (held, to_data(self.graph), self.meta.get(NAMES, {}), self.meta[STATE].saved())
 
 
@@ -177,11 +179,15 @@ class InputCheck:
                 f"expected the inputs {self.signature()}, got {len(args)} positional and {sorted(kwargs) or 'no'} named", code="inputs"
             )
         for name, value, _ in self.inputs:
-            self._check(name, value, given.get(name))
+            if isinstance(x := given.get(name), torch.Tensor):
+                refuse_kind(f"input {name}", x)
+            self._check(name, value, x)
 
     def _check(self, name: str, value: Value, x: Any) -> None:
         if value.shape is None:
             return
+        if isinstance(x, torch.Tensor) and x.is_complex() and value.dtype is not x.dtype:
+            raise UnsupportedOpError(f"input {name} is complex: expected {self.signature()}", code="complex", hint="give real tensors")
         if not isinstance(x, torch.Tensor) or x.dim() != len(value.shape) or x.dtype is not value.dtype:
             text = f"input {name} does not fit: expected {self.signature()}, got {described(x)}"
             raise InputError(text, code="input-shape", hint=how_to_give(x, value.dtype))

@@ -26,6 +26,7 @@ from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.fingerprint import WEIGHTS
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
 from qcompiler.ir.items import DictItems, ListItems, give_items
+from qcompiler.kinds import refuse_kinds
 
 T = TypeVar("T", bound=type)
 OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound"})
@@ -139,6 +140,7 @@ class CompiledModule(nn.Module):
 
     def _misfit(self, error: Exception, place: Where, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputError:
         """What a kernel raised, in terms of the inputs: their sizes are to blame unless they are the example's."""
+        refuse_kinds((args, kwargs), "an input")
         inputs = self.program.inputs
         given = dict(zip((i.name for i in inputs), args, strict=False)) | dict(kwargs)
         text, hint = f"{type(error).__name__}: {first_sentence(error)}", "does the float model take this input?"
@@ -169,6 +171,7 @@ class CompiledModule(nn.Module):
 
     def _reject(self, name: str, value: Any) -> NoReturn:
         """Called by generated source when an input has not the type or rank of the example."""
+        refuse_kinds(value, f"input {name}")
         i = next(i for i in self.program.inputs if i.name == name)
         text = f"input {name!r} must be a torch.{i.dtype} tensor of {i.rank} dimensions, as {i}, got {described(value)}"
         raise InputError(text, code="input-type", hint=how_to_give(value, DTYPES.get(str(i.dtype))))

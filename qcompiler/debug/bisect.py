@@ -31,6 +31,7 @@ from qcompiler.debug.walk import Walk
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 from qcompiler.gate import Gate, gated
 from qcompiler.ir.types import Stage, quant_of
+from qcompiler.kinds import module_of
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.reference import dequantize, quantize
@@ -133,7 +134,7 @@ def bisect(
     if not data:
         raise InputError("0 batches of inputs", code="no-data", hint="an iterator can be read only once; is the loader empty?")
     settings = {"qconfig_mapping": qconfig_mapping, "engine": engine, "isa": isa, "table": table, "rules": rules}
-    pipeline = _Pipeline(model, data, _steps(passes, replace or {}), settings, concrete_args)
+    pipeline = _Pipeline(module_of(model), data, _steps(passes, replace or {}), settings, concrete_args)
     return _Search(pipeline, function, (float_tol_db, tol_db)).run()
 
 

@@ -15,6 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.errors import ConfigError, NumericsError, Where
+from qcompiler.kinds import check_kinds, module_of
 from qcompiler.quantization.fused_into import FUSION, FusedInto, link, unlink_
 from qcompiler.quantization.fuser_method_mappings import fuse_conv_bn, fuse_conv_bn_relu, get_fuser_method
 
@@ -86,6 +87,8 @@ def fuse_modules_qat(
 def _fuse(
     model: nn.Module, names: Sequence[Any], is_qat: bool | None, inplace: bool, fuser_func: FuserFunc, custom: Mapping[str, Any] | None
 ) -> nn.Module:
+    model = module_of(model)
+    check_kinds(model)
     groups = _groups(names)
     known = dict(model.named_modules(remove_duplicate=False))
     _check_groups(groups, known)

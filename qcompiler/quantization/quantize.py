@@ -16,6 +16,7 @@ from torch import fx, nn
 from qcompiler.ambient import in_plain_torch
 from qcompiler.checks import MARK
 from qcompiler.errors import CalibrationError, ConfigError, QCompilerWarning, Where
+from qcompiler.kinds import check_kinds, module_of
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.place import PATH
 from qcompiler.nn.quantized import FloatFunctional
@@ -61,6 +62,7 @@ def prepare(
     NaN and inf in calibration data raise CalibrationError naming the module. Raises ConfigError for a model that is prepared or
     converted already, that has no qconfig anywhere, or that has BatchNorm or Dropout in train mode.
     """
+    model = module_of(model)
     _check_stage(model)
     _check_eval(model)
     model = model if inplace else copy.deepcopy(model)
@@ -80,6 +82,7 @@ def prepare_qat(
     scales of depthwise weights.
     Raises ConfigError in eval mode, and as `prepare` does.
     """
+    model = module_of(model)
     _check_stage(model)
     if not model.training:
         raise ConfigError("prepare_qat needs a model in train mode", code="eval-mode", hint="call model.train() first")
@@ -125,6 +128,7 @@ def _folded(module: nn.Module) -> nn.Module:
 
 
 def _check_stage(model: nn.Module) -> None:
+    check_kinds(model)
     for path, module in model.named_modules():
         stage = getattr(module, MARK, None)
         if stage is not None:
@@ -180,6 +184,7 @@ def convert(
     instruction set to run on (default: this machine's). `qcompiler.remarks` and `explain` tell of the result what stayed float and why.
     Raises CalibrationError naming the modules whose observers saw no data, ConfigError for a model that was not prepared.
     """
+    module = module_of(module)
     _check_convert(module, is_reference, allow_uncalibrated, mapping)
     model = module if inplace else copy.deepcopy(module)
     table = get_default_static_quant_module_mappings() if mapping is None else mapping
@@ -276,7 +281,8 @@ def quantize(
     model: nn.Module, run_fn: Callable[..., Any], run_args: Sequence[Any], mapping: Mapping[Any, Any] | None = None, inplace: bool = False
 ) -> nn.Module:
     """prepare, `run_fn(prepared, *run_args)` to calibrate, convert. The model is put into eval mode; see `prepare` and `convert`."""
-    model = (model if inplace else copy.deepcopy(model)).eval()
+    check_kinds(module_of(model))
+    model = (module_of(model) if inplace else copy.deepcopy(module_of(model))).eval()
     prepared = prepare(model, inplace=True)
     run_fn(prepared, *run_args)
     return convert(prepared, mapping, inplace=True)
@@ -284,7 +290,8 @@ def quantize(
 
 def quantize_qat(model: nn.Module, run_fn: Callable[..., Any], run_args: Sequence[Any], inplace: bool = False) -> nn.Module:
     """prepare_qat, `run_fn(prepared, *run_args)` to train, convert; the result is in eval mode."""
-    model = (model if inplace else copy.deepcopy(model)).train()
+    check_kinds(module_of(model))
+    model = (module_of(model) if inplace else copy.deepcopy(module_of(model))).train()
     prepared = prepare_qat(model, inplace=True)
     run_fn(prepared, *run_args)
     return convert(prepared.eval(), inplace=True)

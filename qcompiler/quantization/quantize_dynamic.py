@@ -18,6 +18,7 @@ from qcompiler.api import REMARKS
 from qcompiler.checks import MARK
 from qcompiler.debug.explain import ROWS, Explanation, Row
 from qcompiler.errors import ConfigError, QCompilerWarning, Where
+from qcompiler.kinds import check_kinds, module_of
 from qcompiler.nn.quantized import Embedding, QuantizedModule
 from qcompiler.nn.quantized.dynamic import DynamicModule
 from qcompiler.ops.table import OPS
@@ -73,6 +74,8 @@ def quantize_dynamic(
     class with `from_float`. A module under two names stays one module. The model's own `__class__` and hooks stay.
     Warns with UnusedRequestWarning of what was asked for and did nothing. Raises ConfigError for unknown names and dtypes.
     """
+    model = module_of(model)
+    check_kinds(model)
     if getattr(model, MARK, None) == "prepared":
         raise ConfigError("this model is prepared for calibration", code="already-prepared", hint="quantize_dynamic takes the float model")
     spec = _spec(qconfig_spec, dtype)
