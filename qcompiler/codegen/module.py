@@ -20,7 +20,7 @@ from qcompiler.codegen.bind import Bound, bind, resolve
 from qcompiler.codegen.build import Built, build
 from qcompiler.codegen.emit import Dialect, Emitter
 from qcompiler.codegen.program import Call, Program, is_name, is_path
-from qcompiler.codegen.script import attach_script, listed, refuse_hidden, script_attributes, unscriptable
+from qcompiler.codegen.script import attach_script, listed, refuse_classes, refuse_hidden, script_attributes, unscriptable
 from qcompiler.codegen.values import DTYPES, Const, Ref, Scale, ZeroPoint, rewrite
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.fingerprint import WEIGHTS
@@ -234,6 +234,7 @@ class CompiledModule(nn.Module):
         torch.jit asks before it looks at forward, so here is where that gets its TorchScript spelling: most modules never need it.
         """
         refuse_hidden(self, self.program.leaves)
+        refuse_classes(self.__dict__["_externals"])
         if not hasattr(self._bound.forward, "__wrapped__"):
             attach_script(self._bound, self._resolve)
         user = set(self.__dict__) - own_attributes(self)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from qcompiler.ambient import in_plain_torch
 from qcompiler.errors import ConfigError, NumericsError, Where
 from qcompiler.kinds import check_kinds, module_of
+from qcompiler.near_names import no_module
 from qcompiler.quantization.fused_into import FUSION, FusedInto, link, unlink_
 from qcompiler.quantization.fuser_method_mappings import fuse_conv_bn, fuse_conv_bn_relu, get_fuser_method
 
@@ -121,9 +121,7 @@ def _check_groups(groups: list[list[str]], known: Mapping[str, nn.Module]) -> No
     for group in groups:
         for name in group:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=3)
-                raise ConfigError(f"the model has no module {name!r} (in {group})", code="fuse-names",
-                                  hint=f"did you mean {', '.join(close)}?" if close else "see model.named_modules()")  # fmt: skip
+                raise no_module(name, known, "fuse-names", f"in {group}")
             _check_once(name, group[0], known[name], seen)
 
 

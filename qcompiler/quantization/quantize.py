@@ -20,6 +20,8 @@ from qcompiler.kinds import check_kinds, module_of
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.place import PATH
 from qcompiler.nn.quantized import FloatFunctional
+from qcompiler.observers.weights import check_axis, check_tied
+from qcompiler.qconfig import QConfig, as_qconfig
 from qcompiler.quantization.call_errors import explain_calls_
 from qcompiler.quantization.foreign import adopt_
 from qcompiler.quantization.fused_into import FusedInto, name_places_, relink, unlink_
@@ -108,6 +110,7 @@ def _prepare(
     name_places_(model)
     propagate_qconfig_(model, prepare_custom_config_dict=custom)
     _check_qconfigs(model)
+    _check_weights(model)
     classes = (custom or get_default_custom_config_dict()).get("float_to_observed_custom_module_class", {})
     add_observer_(model, allow_list, whole, custom_module_class_mapping=classes)
     name_modules_(model)
@@ -151,6 +154,17 @@ def _check_qconfigs(model: nn.Module) -> None:
     if not _has_stub(model):
         text = f"this {type(model).__name__} has no QuantStub: once converted, its int8 modules will not take floats. {HOW_TO_STUB}"
         warnings.warn(text, QCompilerWarning, stacklevel=5)
+
+
+def _check_weights(model: nn.Module) -> None:
+    users: dict[int, tuple[str, QConfig]] = {}
+    for path, module in model.named_modules():
+        qconfig, weight = as_qconfig(getattr(module, "qconfig", None)), module._parameters.get("weight")
+        if qconfig is None or qconfig.weight is None or weight is None or weight.dim() < 2:
+            continue
+        check_axis(qconfig.weight(), weight, Where(module_path=path))
+        first, known = users.setdefault(id(weight), (path, qconfig))
+        check_tied(f"{first}.weight", (first, path), (known.weight, qconfig.weight))
 
 
 HOW_TO_STUB = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from qcompiler.checks import MARK
 from qcompiler.debug.explain import ROWS, Explanation, Row
 from qcompiler.errors import ConfigError, QCompilerWarning, Where
 from qcompiler.kinds import check_kinds, module_of
+from qcompiler.near_names import no_module
 from qcompiler.nn.quantized import Embedding, QuantizedModule
 from qcompiler.nn.quantized.dynamic import DynamicModule
 from qcompiler.ops.table import OPS
@@ -108,9 +108,7 @@ def _check_keys(model: nn.Module, spec: Mapping[Any, Any]) -> None:
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for key in spec:
         if isinstance(key, str) and key not in names:
-            close = difflib.get_close_matches(key, names, n=3)
-            raise ConfigError(f"the model has no module {key!r}", code="qconfig-module-name",
-                              hint=f"did you mean {', '.join(close)}?" if close else "see model.named_modules()")  # fmt: skip
+            raise no_module(key, names, "qconfig-module-name")
         if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
             raise ConfigError(f"qconfig_spec has {key!r:.80}, which is neither a name nor a module class", code="qconfig-spec")
 

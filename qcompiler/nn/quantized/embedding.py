@@ -12,6 +12,7 @@ from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.input_text import first_sentence
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.float_module import FloatModule
+from qcompiler.observers.weights import take_axis
 from qcompiler.ops.quantized_tensors import quantized_table
 from qcompiler.ops.reference import pack_4bit, quantize_weight, unpack_4bit
 from qcompiler.ops.table import OPS
@@ -147,7 +148,7 @@ class Embedding(FloatModule):
             raise ConfigError(f"a table has 8 or 4 bits a value, its qconfig says {observer.dtype}", code="weight-dtype", where=where,
                               hint="float_qparams_weight_only_qconfig, or the graph flow, which has float16 tables")  # fmt: skip
         if trained is None:
-            observer.ch_axis = 0
+            take_axis(observer, 0, mod.weight, where)
             observer(mod.weight.detach().float())
         return observer
 
