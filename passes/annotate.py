@@ -17,6 +17,7 @@ from qcompiler.errors import ConfigError, UnsupportedOpError
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.types import QUANT, Mode, Quant, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
+from qcompiler.observers.weights import check_axis, check_tied
 from qcompiler.ops.arguments import activations, changes
 from qcompiler.ops.functional import getitem
 from qcompiler.ops.obstacles import COMPUTED_WEIGHT, FLOAT_INPUT, FLOAT_INPUTS, Obstacle
@@ -54,6 +55,7 @@ class Annotate:
         for node in gm.graph.nodes:
             if node.op.startswith("call_"):
                 node.meta[QUANT] = _decide(node, context, calls)
+        _check_weights(gm, context)
         unmatched = context.mapping.unmatched(context.used_rules)
         if context.strict and unmatched:
             raise ConfigError(f"qconfig rules match nothing in this model: {'; '.join(map(str, unmatched))}", code="rule-unused",
@@ -72,6 +74,34 @@ class Annotate:
             lines = "\n  ".join(f"{n.name}: {quant_of(n).reason}" for n in unknown)
             raise UnsupportedOpError(f"no int8 form for {len(unknown)} ops:\n  {lines}", where=where(unknown[0]),
                                      hint="drop strict=True to keep them float, or register an op row")  # fmt: skip
+
+
+def _check_weights(gm: fx.GraphModule, context: Context) -> None:
+    """Raises ConfigError for an axis that a weight does not have, and, naming both users, for a weight under two qconfigs."""
+    users: dict[int, tuple[fx.Node, Quant]] = {}
+    for node in gm.graph.nodes:
+        row, quant = context.table.of(node), quant_of(node)
+        for weight in _constants(node, row) if row is not None else ():
+            tensor = attribute(gm, str(weight.target))
+            if quant.int8 or quant.mode:
+                check_axis(quant.qconfig.weight(), tensor, where(node))
+            first, known = users.setdefault(id(tensor), (node, quant))
+            _check_users(str(weight.target), (first, node), (known, quant), context)
+
+
+def _constants(node: fx.Node, row: Op) -> list[fx.Node]:
+    held: list[Any] = row.weights(node) or ([] if row.weight is None else [node.args[row.weight]])
+    return [weight for weight in held if isinstance(weight, fx.Node) and weight.op == "get_attr"]
+
+
+def _check_users(name: str, nodes: tuple[fx.Node, fx.Node], quants: tuple[Quant, Quant], context: Context) -> None:
+    one, two = (bool(quant.int8 or quant.mode) for quant in quants)
+    if one and two:
+        users = source_of(nodes[0]).module_path or nodes[0].name, source_of(nodes[1]).module_path or nodes[1].name
+        check_tied(name, users, (quants[0].qconfig.weight, quants[1].qconfig.weight))
+    elif one or two:
+        text = f"its weight {name} is quantized for another user: the float one is kept beside it"
+        context.remark("annotate", "tied-weight", text, nodes[1] if one else nodes[0])
 
 
 def _qconfig(node: fx.Node, row: Op | None, context: Context, calls: dict[tuple[str, Any], int]) -> Any:

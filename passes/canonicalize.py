@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from qcompiler.ir.attributes import drop_unused_modules, get_attr, set_attribute
@@ -139,14 +139,23 @@ def _tensors(
     module = gm.get_submodule(path)
     if path == gm.meta.get(ONLY_CHILD):
         path = ""
-        for name in (*form.tensors.values(), *(name for names in form.lists(module).values() for name in names)):
-            set_attribute(gm, name, getattr(module, name), parameter=True)
+        own = (*form.tensors.values(), *(name for names in form.lists(module).values() for name in names), *live.values())
+        for name in own:
+            _to_root(gm, name, getattr(module, name))
     names = {**form.tensors, **live}
     found: dict[str, Any] = {arg: None for arg, name in names.items() if getattr(module, name, None) is None}
     found |= {arg: reader.read(f"{path}.{name}".lstrip("."), node) for arg, name in names.items() if arg not in found}
     for arg, listed in form.lists(module).items():
         found[arg] = tuple(reader.read(f"{path}.{name}".lstrip("."), node) for name in listed)
     return found
+
+
+def _to_root(gm: fx.GraphModule, name: str, value: Any) -> None:
+    """Gives the graph module what its only layer holds; the graph module has a `training` of its own."""
+    if isinstance(value, Tensor):
+        set_attribute(gm, name, value, parameter=isinstance(value, nn.Parameter))
+    elif name != "training":
+        setattr(gm, name, value)
 
 
 def _function_call(node: fx.Node, table: Table) -> tuple[Op, dict[str, Any]] | None:

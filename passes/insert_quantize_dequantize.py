@@ -17,6 +17,7 @@ from qcompiler.ir.attributes import attribute, get_attr, set_attribute
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Mode, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.ranges import empty_channels, floored
+from qcompiler.observers.weights import take_axis
 from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.reference import (
     dequantize,
@@ -166,7 +167,7 @@ class _Weights:
             return scales, zeros.double() if zeros.is_floating_point() else zeros.to(torch.int64), (p.quant_min, p.quant_max)
         observer = self._observer(node)
         if axis is not None:
-            observer.ch_axis = axis
+            take_axis(observer, axis, value, where(node))
         try:
             observer(value)
         except NumericsError as error:

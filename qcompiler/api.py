@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.artifact.notes import REMARKS, ROWS
 from qcompiler.backends.torch.lower import Lower
 from qcompiler.batches import batches, check_data
-from qcompiler.checks import MARK, check_eval, check_examples, check_model
+from qcompiler.checks import MARK, check_eval, check_examples
 from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, as_config, check_attributes
 from qcompiler.debug.explain import Explanation, rows_of
@@ -24,17 +25,22 @@ from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.fingerprint import WEIGHTS, fingerprints
 from qcompiler.input_text import first_sentence, refuses_inputs
 from qcompiler.ir.check_state import guard_loading
+from qcompiler.ir.items import ITEMS, items_of
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
+from qcompiler.kinds import module_of
 from qcompiler.observers.watch import Batch, Watch
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
 from qcompiler.passes import FUSE, OBSERVE, OBSERVE_CUSTOM, OBSERVE_TRAINING, QUANTIZE, QUANTIZE_CUSTOM, QUANTIZE_TRAINED
-from qcompiler.pipeline import context_for, outside_inference_mode, traced
+from qcompiler.pipeline import check_float, context_for, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, state_of, user_attributes
+from qcompiler.qat.sites import FakeQuantWatch
+
+NOT_SIMULATED = "nothing in the model is fake-quantized, so training was that of the float model: no rounding was learned"
 
 
-@outside_inference_mode
+@in_plain_torch
 def fuse_fx(
     model: nn.Module, example_inputs: Any, fuse_custom_config: Any = None, *, table: Table = OPS, rules: Sequence[Any] = (),
     debug: Any = None, **options: Any
@@ -43,7 +49,8 @@ def fuse_fx(
 
     `example_inputs`: tuple of the forward's arguments. Raises TraceError, ConfigError, NumericsError as prepare_fx does.
     """
-    check_model(model)
+    model = module_of(model)
+    check_float(model)
     check_eval(model)
     custom = as_config(fuse_custom_config, FuseCustomConfig)
     check_attributes(model, custom.preserved_attributes)
@@ -56,7 +63,7 @@ def fuse_fx(
     return gm
 
 
-@outside_inference_mode
+@in_plain_torch
 def prepare_fx(
     model: nn.Module,
     qconfig_mapping: Any = None,
@@ -87,6 +94,7 @@ def prepare_fx(
     list of these. The model is not changed.
     Raises TraceError, ConfigError, NumericsError, InputError, UnsupportedOpError.
     """
+    model = module_of(model)
     context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict,
                           prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
     examples = example_inputs, example_kwargs, concrete_args
@@ -101,10 +109,12 @@ def _prepare(model: nn.Module, context: Context, examples: tuple[Any, Any, Any],
         run_passes(gm, (*passes, *(OBSERVE_CUSTOM if context.custom.observed_classes else ())), Stage.TRACED, context)
     example = (check_examples(inputs), dict(kwargs or {})) if context.trains else None
     kept = user_attributes(model) | {key: getattr(model, key) for key in context.custom.preserved_attributes}
+    if items := items_of(model):
+        kept[ITEMS] = items
     return as_prepared(gm, State(context, name, kept, example, fingerprints(model)))
 
 
-@outside_inference_mode
+@in_plain_torch
 def prepare_qat_fx(
     model: nn.Module,
     qconfig_mapping: Any = None,
@@ -129,6 +139,7 @@ def prepare_qat_fx(
     get_default_qat_qconfig_mapping's, and every qconfig must make fake-quantize modules. The model is not changed.
     Raises TraceError, ConfigError (a model in eval mode among them), NumericsError, InputError, UnsupportedOpError.
     """
+    model = module_of(model)
     context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict, trains=True,
                           prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
     examples = example_inputs, example_kwargs, concrete_args
@@ -174,7 +185,7 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
     return gm, State(context, state.name, state.user_attributes, state.example, weights)
 
 
-@outside_inference_mode
+@in_plain_torch
 def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error", debug: Any = None) -> fx.GraphModule:
     """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors."""
     gm, state = _observed(prepared, allow_uncalibrated)
@@ -189,7 +200,7 @@ def _quantize(state: State) -> tuple[Pass, ...]:
     return QUANTIZE_TRAINED if state.context.trains else QUANTIZE
 
 
-@outside_inference_mode
+@in_plain_torch
 def convert_fx(
     prepared: Any, backend: str = "torch", *, convert_custom_config: Any = None, allow_uncalibrated: str = "error",
     check_parity: bool = True, debug: Any = None
@@ -223,10 +234,13 @@ def convert_fx(
     if check_parity and state.example is not None:
         found = require_parity(prepared, module, state.example)
         state.context.remarks.append(Remark("parity", "parity", str(found)))
+        if not any(isinstance(module, FakeQuantWatch) for module in prepared.modules()):
+            state.context.remarks.append(Remark("parity", "not-simulated", NOT_SIMULATED))
     setattr(module, REMARKS, [remark.to_data() for remark in state.context.remarks])
     return module
 
 
+@in_plain_torch
 def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_nonfinite: bool = False) -> int:
     """Runs calibration data through a prepared module, of prepare_fx or of quantization.prepare, and returns the number of batches.
 
@@ -297,6 +311,7 @@ def _tracked(items: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]:
     return track(items, description="calibrating", total=len(data) if hasattr(data, "__len__") else None)
 
 
+@in_plain_torch
 def quantize(
     model: nn.Module, calibration_data: Any, qconfig_mapping: Any = None, *, progress: bool = True, debug: Any = None, **options: Any
 ) -> CompiledModule:

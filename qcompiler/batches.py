@@ -10,6 +10,7 @@ import torch
 
 from qcompiler.errors import ConfigError
 from qcompiler.input_text import refuse_arrays
+from qcompiler.kinds import refuse_kinds
 
 
 def check_data(data: Any, what: str = "calibration data") -> None:
@@ -29,6 +30,7 @@ def batches(data: Any) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
     for index, item in enumerate([data] if isinstance(data, torch.Tensor) else data):
         given = _arguments(item, labelled)
         refuse_arrays(given, f"batch {index}")
+        refuse_kinds(given, f"a tensor of batch {index}")
         yield given
 
 

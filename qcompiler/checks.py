@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from qcompiler.errors import ConfigError, InputError, NumericsError, UnsupportedOpError, Where
 from qcompiler.input_text import refuse_arrays
+from qcompiler.kinds import module_of, refuse_kind, refuse_kinds
 
 MARK = "_qcompiler_stage"  # "prepared" or "converted", on the modules that the API returns
 
 
 def check_model(model: Any) -> None:
     """Raises for what is no float CPU model in eval mode; names the parameter or module."""
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"expected a torch.nn.Module, got {type(model).__name__}", code="not-a-module")
+    module_of(model)
     for path, module in model.named_modules():
         stage = getattr(module, MARK, None) or _eager_stage(type(module))
         if stage is not None:
@@ -49,12 +50,20 @@ def _eager_stage(cls: type[nn.Module]) -> str | None:
 
 def check_eval(model: nn.Module) -> None:
     """Raises ConfigError in train mode, naming the layers that would behave differently."""
-    behaves = [(n, m) for n, m in model.named_modules() if type(m).forward is not nn.Sequential.forward]
+    behaves = [(n, m) for n, m in model.named_modules() if not _only_passes_on(m)]
     training = [(n or "the model itself", type(m).__name__) for n, m in behaves if m.training]
     if training:
         telling = [f"{n} ({t})" for n, t in training if "Norm" in t or "Drop" in t] or [f"{n} ({t})" for n, t in training]
         more = f" and {len(telling) - 5} more" if len(telling) > 5 else ""
         raise ConfigError(f"the model is in train mode: {', '.join(telling[:5])}{more}", code="train-mode", hint="call model.eval() first")
+
+
+def _only_passes_on(module: nn.Module) -> bool:
+    """Whether a module computes nothing of its own that could depend on its mode: containers, and the graphs of torch.fx, whose calls
+    are written down (torch.fx makes the modules around their parts anew, in train mode)."""
+    forward = inspect.getattr_static(type(module), "forward", None)  # of a script it is no function
+    written = isinstance(module, fx.GraphModule) or type(module).__module__.startswith("torch.export")
+    return written or forward in (nn.Sequential.forward, inspect.getattr_static(nn.Module, "forward"))
 
 
 def check_training(model: nn.Module) -> None:
@@ -71,12 +80,9 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _check_tensor(name: str, t: torch.Tensor) -> None:
     place = Where(module_path=name)
-    if t.is_meta:
-        raise ConfigError(f"{name} is a meta tensor: its weights are not materialized", code="meta-tensor", where=place)
+    refuse_kind(name, t, place)
     if t.is_quantized:
         raise ConfigError(f"{name} is quantized already", code="already-quantized", where=place, hint="start from the float model")
-    if t.layout != torch.strided or t.is_nested:
-        raise UnsupportedOpError(f"{name} is not a plain dense tensor ({t.layout})", code="tensor-layout", where=place)
     if t.is_complex():
         raise UnsupportedOpError(f"{name} is complex", code="complex", where=place)
     if isinstance(t, nn.Parameter) and not t.is_floating_point():
@@ -106,6 +112,7 @@ def _check_statistics(path: str, module: Any) -> None:
 def check_examples(example_inputs: Any) -> tuple[Any, ...]:
     """The example inputs as a tuple of arguments."""
     refuse_arrays(example_inputs, "example inputs")
+    refuse_kinds(example_inputs, "an example input")
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,)
     if not isinstance(example_inputs, (tuple, list)):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
 from qcompiler.errors import ConfigError
+from qcompiler.near_names import no_module
 
 STANDALONE = (
     "standalone modules are not supported: the graph flow compiles through submodules. Give the submodule a rule of its own "
@@ -134,9 +134,7 @@ class PrepareCustomConfig(_Config):
         known = [path for path, _ in model.named_modules()]
         for name in self.non_traceable_module_names:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=3)
-                raise ConfigError(f"the model has no module {name!r} (non_traceable_module_names)", code="custom-config",
-                                  hint=f"did you mean {', '.join(close)}?" if close else "see model.named_modules()")  # fmt: skip
+                raise no_module(name, known, "custom-config", "non_traceable_module_names")
         check_attributes(model, self.preserved_attributes)
 
 

@@ -14,7 +14,9 @@ from qcompiler.errors import InputError
 
 def described(value: Any) -> str:
     """`torch.float32[2, 3, 8, 8]` for a tensor, else the type's name."""
-    return f"{value.dtype}{list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+    if isinstance(value, torch.Tensor) and not value.is_nested:
+        return f"{value.dtype}{list(value.shape)}"
+    return "a nested tensor" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def signature(inputs: Iterable[tuple[str, str]]) -> str:

@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -18,7 +18,8 @@ from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.checks import check_eval, check_examples, check_model, check_training
 from qcompiler.custom_config import PrepareCustomConfig, as_config
 from qcompiler.errors import ConfigError, Where
-from qcompiler.ir.types import ONLY_CHILD, SOURCE, source_of
+from qcompiler.ir.types import ONLY_CHILD, SOURCE, Stage, source_of
+from qcompiler.ir.verify import verify
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Remark
@@ -27,18 +28,12 @@ from qcompiler.qconfig_mapping import as_mapping, get_default_qat_qconfig_mappin
 from qcompiler.trace import fold_parametrizations, trace
 from qcompiler.trace.parametrize import is_computed
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def outside_inference_mode(function: F) -> F:
-    """Runs a function outside inference mode and without gradients: parameters made inside it could not be saved or changed later."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with torch.inference_mode(False), torch.no_grad():
-            return function(*args, **kwargs)
-
-    return run  # type: ignore[return-value]
+def check_float(model: nn.Module) -> None:
+    """Raises for what is no float model that can be compiled, a hand-edited graph included."""
+    check_model(model)
+    if isinstance(model, fx.GraphModule):
+        verify(model, Stage.TRACED)
 
 
 def context_for(
@@ -55,7 +50,7 @@ def context_for(
     backend_config: Any = None,
 ) -> Context:
     """The settings that prepare_fx takes (prepare_qat_fx, if `trains`), checked against the model. Raises ConfigError."""
-    check_model(model)
+    check_float(model)
     (check_training if trains else check_eval)(model)
     custom = as_config(prepare_custom_config, PrepareCustomConfig)
     custom.check(model)
@@ -99,9 +94,12 @@ class _Parent(nn.Module):
         self.forward = functools.wraps(model.forward)(lambda *args, **kwargs: self.layer(*args, **kwargs))
 
 
-def _is_one_leaf(model: nn.Module, table: Table) -> bool:
-    found = table.module_form(model)
-    return found is not None and bool(found[1].lists(model)) and found[1].refuse(model) is None
+def _is_one_leaf(model: nn.Module, context: Context) -> bool:
+    """Whether it is one layer whose own forward cannot be followed: it calls a kernel with lists, or changes statistics in place."""
+    found = context.table.module_form(model)
+    if found is None or found[1].refuse(model) is not None:
+        return False
+    return bool(found[1].lists(model)) or (context.trains and bool(found[1].live))
 
 
 def _name_as_root(gm: fx.GraphModule) -> None:
@@ -116,7 +114,7 @@ def traced(model: nn.Module, example_inputs: Any, context: Context, options: Map
     """The TRACED graph of a copy of the model. `options`: example_kwargs, concrete_args. What was noted becomes remarks."""
     inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
     copied = _plain_parameters(model, context)
-    alone, is_leaf = _is_one_leaf(copied, context.table), _is_leaf(context.table, context.custom)
+    alone, is_leaf = _is_one_leaf(copied, context), _is_leaf(context.table, context.custom)
     found = trace(_Parent(copied) if alone else copied, inputs, options.get("example_kwargs"), is_leaf=is_leaf, decompose=DECOMPOSE,
                   concrete_args=options.get("concrete_args"), strict=context.strict, trains=context.trains)  # fmt: skip
     for note in found.remarks:

@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qcompiler.ambient import call_is_plain, plain_call, widened
 from qcompiler.checks import MARK
-from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.errors import ConfigError, InputError, UnsupportedOpError, Where
 from qcompiler.graph_pickle import Data, from_data, to_data
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
 from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.graph_module import OwnGraphModule
+from qcompiler.ir.items import PLACES, SCOPES, DictItems, ListItems, give_items
 from qcompiler.ir.names import NAMES, keep_names
 from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
+from qcompiler.kinds import refuse_kind
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context
 from qcompiler.qat.ops import training_table
@@ -62,6 +65,14 @@ class PreparedModule(OwnGraphModule):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        state = state_of(self)
+        if call_is_plain() or (state is not None and state.context.trains):
+            return self._call(*args, **kwargs)
+        args, kwargs = widened((args, kwargs))
+        with plain_call():
+            return self._call(*args, **kwargs)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().__call__(*args, **kwargs)
         except Exception as error:
@@ -79,8 +90,20 @@ class PreparedModule(OwnGraphModule):
         return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
-        held = {name: vars(self)[name] for name in HELD}
+        read = (str(node.target) for node in self.graph.nodes if node.op == "get_attr")  # a lone BatchNorm's momentum among them
+        held = {name: vars(self)[name] for name in (*HELD, *(name for name in read if name in vars(self)))}
         return _loaded, (held, to_data(self.graph), self.meta.get(NAMES, {}), self.meta[STATE].saved())
+
+
+class PreparedList(ListItems, PreparedModule):
+    """A prepared Sequential or ModuleList."""
+
+
+class PreparedDict(DictItems, PreparedModule):
+    """A prepared ModuleDict."""
+
+
+KINDS = {None: PreparedModule, "list": PreparedList, "dict": PreparedDict}
 
 
 def _loaded(held: dict[str, Any], nodes: Data, names: dict[str, str], state: State) -> fx.GraphModule:
@@ -96,12 +119,13 @@ def _loaded(held: dict[str, Any], nodes: Data, names: dict[str, str], state: Sta
 
 def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
     """Marks the graph module, gives it the user's attributes, and checks the inputs of every call."""
-    type(gm).__bases__ = (PreparedModule,)  # torch.fx makes a class for each instance: this one is the graph's own
     gm.meta[STATE] = state
     attributes = {MARK: "prepared"} | {name: value for name, value in state.user_attributes.items() if not hasattr(gm, name)}
     for name, value in attributes.items():
         setattr(gm, name, value)
-    gm.meta[KEPT] = attributes
+    kind = give_items(gm, SCOPES, gm.meta.get(NAMES))
+    type(gm).__bases__ = (KINDS[kind],)  # torch.fx makes a class for each instance: this one is the graph's own
+    gm.meta[KEPT] = attributes | ({PLACES: vars(gm)[PLACES]} if kind else {})
     _check_inputs(gm)
     gm.register_load_state_dict_post_hook(_forget_weights)
     guard_loading(gm)
@@ -159,11 +183,15 @@ class InputCheck:
                 f"expected the inputs {self.signature()}, got {len(args)} positional and {sorted(kwargs) or 'no'} named", code="inputs"
             )
         for name, value, _ in self.inputs:
-            self._check(name, value, given.get(name))
+            if isinstance(x := given.get(name), torch.Tensor):
+                refuse_kind(f"input {name}", x)
+            self._check(name, value, x)
 
     def _check(self, name: str, value: Value, x: Any) -> None:
         if value.shape is None:
             return
+        if isinstance(x, torch.Tensor) and x.is_complex() and value.dtype is not x.dtype:
+            raise UnsupportedOpError(f"input {name} is complex: expected {self.signature()}", code="complex", hint="give real tensors")
         if not isinstance(x, torch.Tensor) or x.dim() != len(value.shape) or x.dtype is not value.dtype:
             text = f"input {name} does not fit: expected {self.signature()}, got {described(x)}"
             raise InputError(text, code="input-shape", hint=how_to_give(x, value.dtype))

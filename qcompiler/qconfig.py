@@ -12,6 +12,7 @@ from torch import nn
 
 from qcompiler import fake_quantize as fq
 from qcompiler import observers as ob
+from qcompiler.ambient import in_plain_torch
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode
 from qcompiler.observers.factory import Factory, as_factory, from_plain, registered, to_plain
@@ -29,6 +30,7 @@ class QConfig:
     activation: Any
     weight: Any
 
+    @in_plain_torch
     def __post_init__(self) -> None:
         for role in ("activation", "weight"):
             maker = as_factory(_translated(getattr(self, role)))

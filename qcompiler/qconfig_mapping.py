@@ -7,7 +7,6 @@ regular expression (the first that was set) > object type (the module's, then th
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from qcompiler.errors import ConfigError
+from qcompiler.near_names import no_module
 from qcompiler.qconfig import QConfig, as_qconfig, get_default_qat_qconfig, get_default_qconfig
 
 ObjectType = Callable[..., Any] | str  # a module class, a function, or a name: a method's, or one as type_name gives it
@@ -167,9 +167,7 @@ class QConfigMapping:
         for rule in self.rules():
             name = str(rule.key[0]) if rule.kind in _KINDS[2:] else ""
             if name and name not in known:
-                close = difflib.get_close_matches(name, known, n=3)
-                hint = f"did you mean {', '.join(close)}?" if close else "see model.named_modules()"
-                raise ConfigError(f"the model has no module {name!r} (qconfig rule: {rule})", code="qconfig-module-name", hint=hint)
+                raise no_module(name, known, "qconfig-module-name", f"qconfig rule: {rule}")
 
     def to_dict(self) -> dict[str, Any]:
         """A qconfig_dict as torch.ao has them: "", "object_type": [(type, qconfig), ...] and so on."""

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # docs/design.md, "Layers": a file may import from its own row and from rows above it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "vision", "checks", "gate", "batches", "fingerprint", "input_text"),
+    ("errors", "ambient", "vision", "checks", "gate", "kinds", "near_names", "batches", "fingerprint", "input_text"),
     ("ir",),
     ("ops",),
     ("observers", "fake_quantize", "qconfig", "qconfig_mapping", "custom_config", "backend_config"),

@@ -12,15 +12,17 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.artifact.header import entries_of, parse_header, program_of
 from qcompiler.artifact.layout import ALIGN, DIGEST, FORMAT, MAGIC, MAX_HEADER, PREFIX, Entry, corrupt
 from qcompiler.codegen.build import Built
-from qcompiler.codegen.module import CompiledModule, assemble, own_attributes
+from qcompiler.codegen.module import CompiledModule, assemble, index_containers, own_attributes
 from qcompiler.codegen.program import Program, ProgramError
 from qcompiler.errors import ArtifactError, ArtifactVersionError, ConfigError, QCompilerError
 from qcompiler.ir.check_qparams import scale_fault, zero_point_fault
 
 
+@in_plain_torch
 def load(path: str | os.PathLike[str], modules: Mapping[str, Any] | None = None) -> CompiledModule:
     """The module that `save` wrote. `modules` gives the float submodules and functions that `save` named, by their names.
 
@@ -39,11 +41,12 @@ def load(path: str | os.PathLike[str], modules: Mapping[str, Any] | None = None)
         except Exception as error:  # what no check foresaw is damage all the same
             raise ArtifactError(f"{path}: {corrupt('header', repr(error)[:200]).message}", code="artifact-corrupt") from error
     if minor > FORMAT[1]:
-        warnings.warn(f"{path}: written by format {FORMAT[0]}.{minor}, read as {FORMAT[0]}.{FORMAT[1]}", UserWarning, stacklevel=2)
+        warnings.warn(f"{path}: written by format {FORMAT[0]}.{minor}, read as {FORMAT[0]}.{FORMAT[1]}", UserWarning, stacklevel=3)
     module = _assemble(str(path), header["engine"], program, tensors, dict(modules or {}))
     for name, value in header["attributes"].items():
         if name not in own_attributes(module) and not hasattr(CompiledModule, name) and not hasattr(module, name):
             module.__dict__[name] = value
+    index_containers(module)
     return module
 
 

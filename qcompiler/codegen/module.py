@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from qcompiler.ambient import call_is_plain, in_plain_torch, plain_call, widened
 from qcompiler.backends.torch.once_arguments import ArgumentError, check_once
 from qcompiler.backends.torch.site import VNNI, host_isa
 from qcompiler.codegen import registry
@@ -20,13 +21,15 @@ from qcompiler.codegen.bind import Bound, bind, resolve
 from qcompiler.codegen.build import Built, build
 from qcompiler.codegen.emit import Dialect, Emitter
 from qcompiler.codegen.program import Call, Program, ProgramError, is_name, is_path
-from qcompiler.codegen.script import attach_script, listed, refuse_hidden, script_attributes, unscriptable
+from qcompiler.codegen.script import attach_script, listed, refuse_classes, refuse_hidden, script_attributes, unscriptable
 from qcompiler.codegen.values import DTYPES, Const, Ref, Scale, ZeroPoint, rewrite
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.fingerprint import WEIGHTS
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
 from qcompiler.ir.check_qparams import HINT, scale_fault, zero_point_fault
 from qcompiler.ir.check_state import assigns, check_state
+from qcompiler.ir.items import DictItems, ListItems, give_items
+from qcompiler.kinds import refuse_kinds
 
 T = TypeVar("T", bound=type)
 OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound"})
@@ -55,7 +58,7 @@ def quantized_engine(engine: str) -> Iterator[None]:
 
 def keep_dtypes(fn: Callable[[Tensor], Tensor], what: str) -> Callable[[Tensor], Tensor]:
     """What `.to(...)` may do to an int8 module's tensors: ConfigError naming `what` for other devices and for casts."""
-    probe = fn(torch.zeros(1))
+    probe = fn(torch.zeros(1, device="cpu", dtype=torch.float32))
     if probe.device.type != "cpu":
         raise ConfigError(f"{what} runs on the CPU, not on {probe.device}", code="device")
     if probe.dtype is not torch.float32:
@@ -129,6 +132,13 @@ class CompiledModule(nn.Module):
         raise ConfigError("a CompiledModule is made by compile_graph or artifact.load")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not call_is_plain():
+            args, kwargs = widened((args, kwargs))
+            with plain_call():
+                return self._call(*args, **kwargs)
+        return self._call(*args, **kwargs)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().__call__(*args, **kwargs)
         except Exception as error:
@@ -144,6 +154,7 @@ class CompiledModule(nn.Module):
 
     def _misfit(self, error: Exception, place: Where, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputError:
         """What a kernel raised, in terms of the inputs: their sizes are to blame unless they are the example's."""
+        refuse_kinds((args, kwargs), "an input")
         inputs = self.program.inputs
         given = dict(zip((i.name for i in inputs), args, strict=False)) | dict(kwargs)
         text, hint = f"{type(error).__name__}: {first_sentence(error)}", "does the float model take this input?"
@@ -174,10 +185,12 @@ class CompiledModule(nn.Module):
 
     def _reject(self, name: str, value: Any) -> NoReturn:
         """Called by generated source when an input has not the type or rank of the example."""
+        refuse_kinds(value, f"input {name}")
         i = next(i for i in self.program.inputs if i.name == name)
         text = f"input {name!r} must be a torch.{i.dtype} tensor of {i.rank} dimensions, as {i}, got {described(value)}"
         raise InputError(text, code="input-type", hint=how_to_give(value, DTYPES.get(str(i.dtype))))
 
+    @in_plain_torch
     def rebuild(self) -> None:
         """Packs weights and makes forward anew from the module's tensors. OtherCPUWarning where this CPU's sums may overflow."""
         program = self.program
@@ -235,6 +248,7 @@ class CompiledModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        index_containers(self)
         self.rebuild()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
@@ -252,6 +266,7 @@ class CompiledModule(nn.Module):
         torch.jit asks before it looks at forward, so here is where that gets its TorchScript spelling: most modules never need it.
         """
         refuse_hidden(self, self.program.leaves)
+        refuse_classes(self.__dict__["_externals"])
         if not hasattr(self._bound.forward, "__wrapped__"):
             attach_script(self._bound, self._resolve)
         user = set(self.__dict__) - own_attributes(self)
@@ -265,6 +280,28 @@ class CompiledModule(nn.Module):
     def extra_repr(self) -> str:
         program = self.program
         return f"engine={self.engine}, {program.int8_calls} of {len(program.calls)} calls on int8 kernels"
+
+
+class ListScope(ListItems, Scope):
+    """The place of a Sequential, ModuleList or ParameterList."""
+
+
+class DictScope(DictItems, Scope):
+    """The place of a ModuleDict or ParameterDict."""
+
+
+class CompiledList(ListItems, CompiledModule):
+    """An int8 Sequential."""
+
+
+class CompiledDict(DictItems, CompiledModule):
+    """An int8 ModuleDict."""
+
+
+def index_containers(module: CompiledModule) -> None:
+    """Makes the user's containers, and the module where it was one, indexable as they were."""
+    kind = give_items(module, {Scope: {"list": ListScope, "dict": DictScope}})
+    type(module).__bases__ = ({None: CompiledModule, "list": CompiledList, "dict": CompiledDict}[kind],)
 
 
 def own_attributes(module: CompiledModule) -> frozenset[str]:
@@ -354,7 +391,7 @@ def _note_other_cpu(isa: str, engine: str) -> None:
     if isa in VNNI and host_isa() not in VNNI and engine != "qnnpack":
         text = (f"this module was compiled for CPUs with VNNI ({isa}), which this one lacks: sums may overflow in 16 bits, with errors "
                 'in the results. Compile it with isa="avx2" for both')  # fmt: skip
-        warnings.warn(text, OtherCPUWarning, stacklevel=3)
+        warnings.warn(text, OtherCPUWarning, stacklevel=4)
 
 
 def assemble(built: Built, engine: str) -> CompiledModule:
@@ -391,4 +428,5 @@ def compile_graph(
     for key, value in (user_attributes or {}).items():
         if not hasattr(CompiledModule, key) and key not in module.__dict__:
             setattr(module, key, value)
+    index_containers(module)
     return module

@@ -5,6 +5,7 @@ Nothing is put in place of a module: with the hook `__prepare_scriptable__` torc
 
 from __future__ import annotations
 
+import dataclasses
 import keyword
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from qcompiler.codegen.bind import Bound, define, resolve
 from qcompiler.codegen.emit import Dialect, Emitted, Emitter
 from qcompiler.errors import ConfigError, Where
+from qcompiler.input_text import first_sentence
 
 
 def attach_script(bound: Bound, callee: Callable[[str], Any] = resolve) -> Emitted:
@@ -57,6 +59,22 @@ def refuse_hidden(module: nn.Module, leaves: tuple[str, ...]) -> None:
         if hidden(module, name):
             raise ConfigError(f"torch.jit cannot reach a float submodule named {name!r}: compiled modules have an attribute of that name",
                               code="script-name", where=Where(module_path=path), hint="give the submodule another name")  # fmt: skip
+
+
+def refuse_classes(externals: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a class that forward makes (a dataclass, a result of transformers) and torch.jit cannot compile."""
+    for made in externals.values():
+        if not isinstance(made, type) or hasattr(made, "_fields"):
+            continue
+        try:
+            torch.jit.script(made)
+            for item in dataclasses.fields(made) if dataclasses.is_dataclass(made) else ():
+                if item.default is None and item.type in (Tensor, "Tensor", "torch.Tensor"):
+                    raise TypeError(f"{item.name} may be None, which its type {item.type} does not say")
+        except Exception as error:  # of any kind: OSError where it finds no source
+            text = f"torch.jit cannot compile {made.__name__}, which forward makes: {type(error).__name__}: {first_sentence(error)}"
+            raise ConfigError(text, code="script-class", where=Where(source=f"{made.__module__}.{made.__qualname__}"),
+                              hint="return a tuple, a dict or a NamedTuple; qcompiler.save takes the module as it is") from error
 
 
 def listed(module: nn.Module) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.backends.torch.lower import Lower
 from qcompiler.batches import batches, check_data
 from qcompiler.codegen.module import quantized_engine
@@ -30,13 +31,14 @@ from qcompiler.debug.walk import Walk
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 from qcompiler.gate import Gate, gated
 from qcompiler.ir.types import Stage, quant_of
+from qcompiler.kinds import module_of
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.reference import dequantize, quantize
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, run_passes
 from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
-from qcompiler.pipeline import context_for, outside_inference_mode, traced
+from qcompiler.pipeline import context_for, traced
 
 Metric = Callable[[Any, Any], float]
 METRICS: Mapping[str, Metric] = {"sqnr": compute_sqnr}
@@ -100,6 +102,7 @@ def _finite(value: Any) -> Any:
     return value if not isinstance(value, float) or math.isfinite(value) else None if value > 0 else -300.0
 
 
+@in_plain_torch
 def bisect(
     model: nn.Module,
     inputs: Any,
@@ -131,7 +134,7 @@ def bisect(
     if not data:
         raise InputError("0 batches of inputs", code="no-data", hint="an iterator can be read only once; is the loader empty?")
     settings = {"qconfig_mapping": qconfig_mapping, "engine": engine, "isa": isa, "table": table, "rules": rules}
-    pipeline = _Pipeline(model, data, _steps(passes, replace or {}), settings, concrete_args)
+    pipeline = _Pipeline(module_of(model), data, _steps(passes, replace or {}), settings, concrete_args)
     return _Search(pipeline, function, (float_tol_db, tol_db)).run()
 
 
@@ -181,7 +184,7 @@ class _Pipeline:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise InputError(f"the model does not take these inputs: {type(error).__name__}: {error}", code="input-shape") from error
 
-    @outside_inference_mode
+    @in_plain_torch
     def graph(self, count: int, limit: int | None = None) -> tuple[fx.GraphModule, Gate]:
         """The graph after `count` passes, of whose last only the first `limit` matches are applied."""
         context, stage, gate = self.context(), Stage.TRACED, Gate(limit)

@@ -8,8 +8,9 @@ from typing import Any, TypeGuard
 import torch
 from torch import fx, nn
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.batches import batches, check_data
-from qcompiler.checks import MARK, check_eval, check_model
+from qcompiler.checks import MARK, check_eval
 from qcompiler.codegen.module import CompiledModule
 from qcompiler.debug.comparison import Comparison, NodeError, ordered
 from qcompiler.debug.match import Matching, Site, match
@@ -20,14 +21,16 @@ from qcompiler.debug.walk import Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 from qcompiler.fingerprint import WEIGHTS, other_weights
 from qcompiler.ir.types import SOURCE
+from qcompiler.kinds import module_of
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context
-from qcompiler.pipeline import outside_inference_mode, traced
+from qcompiler.pipeline import check_float, traced
 
 SUSPICIOUS = 3.0  # dB: 8 bits do not do worse by themselves for half of a model's weights
 
 
+@in_plain_torch
 def compare(
     float_model: nn.Module,
     quantized: nn.Module,
@@ -45,6 +48,7 @@ def compare(
     walk.py and docs/debugging.md. Raises ConfigError for models that do not belong together or are in train mode, InputError
     for no data or data that does not fit.
     """
+    float_model = module_of(float_model)
     steps = quantized_steps(quantized)
     check_data(data, "the data to compare on")
     items = iter(batches(data))
@@ -82,10 +86,10 @@ def is_graph(model: Any) -> TypeGuard[fx.GraphModule]:
     return isinstance(model, fx.GraphModule) and any(SOURCE in node.meta for node in model.graph.nodes)
 
 
-@outside_inference_mode
+@in_plain_torch
 def float_steps(model: nn.Module, first: tuple[tuple[Any, ...], dict[str, Any]], table: Table, concrete_args: Any = None) -> Steps:
     """The float model as steps: a graph of ours as it is, any other model traced as prepare_fx does."""
-    check_model(model)
+    check_float(model)
     check_eval(model)
     if is_graph(model):
         return steps_of_graph(model)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.batches import batches, check_data
 from qcompiler.codegen.module import CompiledModule
 from qcompiler.debug.match import match
@@ -21,6 +22,7 @@ from qcompiler.debug.steps import Grid, steps_of_graph, steps_of_module
 from qcompiler.debug.walk import Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, PassError, Where
 from qcompiler.ir.types import Mode, quant_of
+from qcompiler.prepared import state_of
 from qcompiler.qat.sites import FakeQuantWatch, switch_observers_off
 
 TOLERANCE = 1  # steps: kernels multiply and round in another order, so a value at a half step may fall to either side
@@ -81,7 +83,8 @@ class Parity:
 def simulated(prepared: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.GraphModule:
     """A copy of a model of prepare_qat_fx in eval mode, with the qparams that convert takes: those of values as they are, those of
     weights as the next forward makes them."""
-    if not isinstance(prepared, fx.GraphModule) or not any(isinstance(m, FakeQuantWatch) for m in prepared.modules()):
+    state = state_of(prepared)
+    if state is None or not state.context.trains or not isinstance(prepared, fx.GraphModule):
         raise ConfigError("parity compares with the module that prepare_qat_fx returned", code="not-prepared",
                           hint="parity(prepared, convert_fx(prepared), data)")  # fmt: skip
     copied = copy.deepcopy(prepared).cpu().eval()
@@ -94,6 +97,7 @@ def simulated(prepared: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return copied
 
 
+@in_plain_torch
 def parity(prepared: nn.Module, converted: nn.Module, data: Any) -> Parity:
     """How far convert_fx's int8 module is from the fake-quantized graph in eval mode, value by value.
 

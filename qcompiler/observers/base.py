@@ -131,7 +131,7 @@ class UniformQuantizationObserverBase(ObserverBase):
         if reduce_range and self._rule(eps).symmetric and self.dtype is torch.uint8 and not self.has_customized_qrange:
             raise ConfigError("a symmetric uint8 range cannot be reduced: its zero point is 128", code="observer-reduce")
         self.register_buffer("eps", torch.tensor([eps], dtype=torch.float32))
-        self._smallest = float(torch.tensor(eps, dtype=torch.float32))  # eps, readable without waiting for a device
+        self._smallest = float(torch.tensor(eps, dtype=torch.float32, device="cpu"))  # eps, readable without waiting for a device
 
     def _allows_dynamic(self) -> bool:
         return False

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qcompiler.errors import ConfigError
 from qcompiler.fake_quantize import FakeQuantize
 from qcompiler.observers import UniformQuantizationObserverBase
+from qcompiler.observers.weights import take_axis
 from qcompiler.qconfig import QConfig, as_qconfig
 
 
@@ -36,7 +37,7 @@ def weight_fake_quant(qconfig: QConfig, weight: Tensor, axis: int | None, device
     if isinstance(made, FakeQuantize) and made.is_per_channel:
         made = made.per_tensor() if axis is None else made
         if axis is not None:
-            made.ch_axis = axis
+            take_axis(made, axis, weight)
             made.allocate(weight.shape[axis])
     on = weight.device if device is None else torch.device(device)
     return made if on.type == "meta" else made.to(on)  # type: ignore[no-any-return]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +12,10 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.errors import ConfigError, NumericsError, Where
+from qcompiler.kinds import check_kinds, module_of
+from qcompiler.near_names import no_module
 from qcompiler.quantization.fused_into import FUSION, FusedInto, link, unlink_
 from qcompiler.quantization.fuser_method_mappings import fuse_conv_bn, fuse_conv_bn_relu, get_fuser_method
 
@@ -22,6 +24,7 @@ __all__ = ["fuse_conv_bn", "fuse_conv_bn_relu", "fuse_known_modules", "fuse_modu
 FuserFunc = Callable[..., Sequence[nn.Module]]
 
 
+@in_plain_torch
 def fuse_known_modules(
     mod_list: Sequence[nn.Module], is_qat: bool, additional_fuser_method_mapping: Mapping[Any, Any] | None = None
 ) -> list[nn.Module]:
@@ -50,6 +53,7 @@ def _taken(hooks: MutableMapping[int, Any]) -> list[Any]:
     return [hooks.pop(key) for key in keys]
 
 
+@in_plain_torch
 def fuse_modules(
     model: nn.Module,
     modules_to_fuse: Sequence[Any],
@@ -68,6 +72,7 @@ def fuse_modules(
     return _fuse(model, modules_to_fuse, None, inplace, fuser_func, fuse_custom_config_dict)
 
 
+@in_plain_torch
 def fuse_modules_qat(
     model: nn.Module,
     modules_to_fuse: Sequence[Any],
@@ -82,6 +87,8 @@ def fuse_modules_qat(
 def _fuse(
     model: nn.Module, names: Sequence[Any], is_qat: bool | None, inplace: bool, fuser_func: FuserFunc, custom: Mapping[str, Any] | None
 ) -> nn.Module:
+    model = module_of(model)
+    check_kinds(model)
     groups = _groups(names)
     known = dict(model.named_modules(remove_duplicate=False))
     _check_groups(groups, known)
@@ -114,9 +121,7 @@ def _check_groups(groups: list[list[str]], known: Mapping[str, nn.Module]) -> No
     for group in groups:
         for name in group:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=3)
-                raise ConfigError(f"the model has no module {name!r} (in {group})", code="fuse-names",
-                                  hint=f"did you mean {', '.join(close)}?" if close else "see model.named_modules()")  # fmt: skip
+                raise no_module(name, known, "fuse-names", f"in {group}")
             _check_once(name, group[0], known[name], seen)
 
 

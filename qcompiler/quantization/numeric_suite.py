@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.debug.metrics import compute_cosine_similarity, compute_normalized_l2_error, compute_sqnr
 from qcompiler.errors import ConfigError
 from qcompiler.quantization.ns import eager, graph
@@ -27,6 +28,7 @@ from qcompiler.quantization.ns.weights import pair_weights
 Pairs = dict[str, dict[str, Any]]
 
 
+@in_plain_torch
 def compare_weights(float_dict: Mapping[str, Any], quantized_dict: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     """The quantized weights beside the float ones: {"conv1.weight": {"float": tensor, "quantized": quantized tensor}}.
 
@@ -44,6 +46,7 @@ def get_logger_dict(mod: nn.Module, prefix: str = "") -> dict[str, dict[str, Any
     return eager.logger_stats(mod, prefix)
 
 
+@in_plain_torch
 def prepare_model_with_stubs(
     float_module: nn.Module, q_module: nn.Module, module_swap_list: Collection[Any], logger_cls: Callable[[], nn.Module] = ShadowLogger
 ) -> None:
@@ -56,6 +59,7 @@ def prepare_model_with_stubs(
     eager.put_shadows(float_module, q_module, module_swap_list, logger_cls, ExitStack())
 
 
+@in_plain_torch
 def compare_model_stub(
     float_model: nn.Module, q_model: nn.Module, module_swap_list: Collection[Any], *data: Any, logger_cls: Callable[[], Any] = ShadowLogger
 ) -> Pairs:
@@ -75,6 +79,7 @@ def compare_model_stub(
         return _found(get_logger_dict(q_model))
 
 
+@in_plain_torch
 def prepare_model_outputs(
     float_module: nn.Module,
     q_module: nn.Module,
@@ -108,6 +113,7 @@ def _matching(floats: Mapping[str, Any], quantized: Mapping[str, Any]) -> Pairs:
     return {key: {"float": floats[key]["tensor_val"], "quantized": values} for key, values in kept.items()}
 
 
+@in_plain_torch
 def compare_model_outputs(
     float_model: nn.Module,
     q_model: nn.Module,

@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.codegen.values import Ref, rewrite
 from qcompiler.debug.metrics import compute_cosine_similarity, compute_normalized_l2_error, compute_sqnr, tensors
 from qcompiler.debug.steps import Env, Step, Steps
@@ -87,6 +87,7 @@ class _Logged(nn.Module):
         for name, logger in loggers:
             self._behind.setdefault(name, []).append(logger)
 
+    @in_plain_torch
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's result; every value passes its loggers."""
         env: Env = self._steps.bind(args, kwargs)
@@ -105,16 +106,17 @@ class _Shadowed(nn.Module):
         self._walk, self._pairs = walk, loggers
         self.loggers = nn.ModuleList(logger for pair in loggers.values() for logger in pair)
 
+    @in_plain_torch
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Model b's result; every pair of values passes its loggers."""
-        with torch.no_grad():
-            return self._walk.run(args, kwargs, self._visit)[1]
+        return self._walk.run(args, kwargs, self._visit)[1]
 
     def _visit(self, seen: Seen) -> None:
         for logger, value in zip(self._pairs.get(seen.site.step.name, ()), (seen.own_reference, seen.own_value)):
             logger(value)
 
 
+@in_plain_torch
 def extract_weights(model_name_a: str, model_a: nn.Module, model_name_b: str, model_b: nn.Module) -> Results:
     """The weights of two models in pairs: results[layer]["weight"][model name] is a list of one entry. Models of either flow."""
     results: Results = {}
@@ -128,6 +130,7 @@ def extract_weights(model_name_a: str, model_a: nn.Module, model_name_b: str, mo
     return results
 
 
+@in_plain_torch
 def add_loggers(
     name_a: str, model_a: nn.Module, name_b: str, model_b: nn.Module, logger_cls: Callable[..., nn.Module], should_log_inputs: bool = False
 ) -> tuple[nn.Module, nn.Module]:
@@ -180,6 +183,7 @@ def _loggers(models: tuple[nn.Module, ...], logger_cls: Any) -> Iterator[Any]:
     return (module for model in models for module in model.modules() if isinstance(module, kind))
 
 
+@in_plain_torch
 def add_shadow_loggers(
     name_a: str, model_a: nn.Module, name_b: str, model_b: nn.Module, logger_cls: Callable[..., nn.Module]
 ) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from qcompiler.errors import ConfigError, Where
+from qcompiler.near_names import no_module
 from qcompiler.qconfig import QConfig, as_qconfig
 
 __all__ = ["add_quant_dequant", "propagate_qconfig_"]
@@ -59,9 +59,7 @@ def _check_names(model: nn.Module, names: Iterable[str]) -> None:
     known = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
-            raise ConfigError(f"the model has no module {name!r} (a key of the qconfig_dict)", code="qconfig-module-name",
-                              hint=f"did you mean {', '.join(close)}?" if close else "see model.named_modules()")  # fmt: skip
+            raise no_module(name, known, "qconfig-module-name", "a key of the qconfig_dict")
 
 
 def add_quant_dequant(module: nn.Module) -> nn.Module:

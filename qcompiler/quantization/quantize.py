@@ -13,12 +13,16 @@ from typing import Any
 
 from torch import fx, nn
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.checks import MARK
 from qcompiler.errors import CalibrationError, ConfigError, QCompilerWarning, Where
 from qcompiler.ir.check_state import guard_loading
+from qcompiler.kinds import check_kinds, module_of
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.place import PATH
 from qcompiler.nn.quantized import FloatFunctional
+from qcompiler.observers.weights import check_axis, check_tied
+from qcompiler.qconfig import QConfig, as_qconfig
 from qcompiler.quantization.call_errors import explain_calls_
 from qcompiler.quantization.foreign import adopt_
 from qcompiler.quantization.fused_into import FusedInto, name_places_, relink, unlink_
@@ -44,6 +48,7 @@ __all__ = [
 BEHAVES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # differ between training and evaluation
 
 
+@in_plain_torch
 def prepare(
     model: nn.Module,
     inplace: bool = False,
@@ -60,6 +65,7 @@ def prepare(
     NaN and inf in calibration data raise CalibrationError naming the module. Raises ConfigError for a model that is prepared or
     converted already, that has no qconfig anywhere, or that has BatchNorm or Dropout in train mode.
     """
+    model = module_of(model)
     _check_stage(model)
     _check_eval(model)
     model = model if inplace else copy.deepcopy(model)
@@ -68,6 +74,7 @@ def prepare(
     return model
 
 
+@in_plain_torch
 def prepare_qat(
     model: nn.Module, mapping: Mapping[Any, Any] | None = None, inplace: bool = False, *, isa: str | None = None
 ) -> nn.Module:
@@ -78,6 +85,7 @@ def prepare_qat(
     scales of depthwise weights.
     Raises ConfigError in eval mode, and as `prepare` does.
     """
+    model = module_of(model)
     _check_stage(model)
     if not model.training:
         raise ConfigError("prepare_qat needs a model in train mode", code="eval-mode", hint="call model.train() first")
@@ -103,6 +111,7 @@ def _prepare(
     name_places_(model)
     propagate_qconfig_(model, prepare_custom_config_dict=custom)
     _check_qconfigs(model)
+    _check_weights(model)
     classes = (custom or get_default_custom_config_dict()).get("float_to_observed_custom_module_class", {})
     add_observer_(model, allow_list, whole, custom_module_class_mapping=classes)
     name_modules_(model)
@@ -124,6 +133,7 @@ def _folded(module: nn.Module) -> nn.Module:
 
 
 def _check_stage(model: nn.Module) -> None:
+    check_kinds(model)
     for path, module in model.named_modules():
         stage = getattr(module, MARK, None)
         if stage is not None:
@@ -145,7 +155,18 @@ def _check_qconfigs(model: nn.Module) -> None:
                           hint='set it: model.qconfig = qcompiler.quantization.get_default_qconfig("x86")')  # fmt: skip
     if not _has_stub(model):
         text = f"this {type(model).__name__} has no QuantStub: once converted, its int8 modules will not take floats. {HOW_TO_STUB}"
-        warnings.warn(text, QCompilerWarning, stacklevel=4)
+        warnings.warn(text, QCompilerWarning, stacklevel=5)
+
+
+def _check_weights(model: nn.Module) -> None:
+    users: dict[int, tuple[str, QConfig]] = {}
+    for path, module in model.named_modules():
+        qconfig, weight = as_qconfig(getattr(module, "qconfig", None)), module._parameters.get("weight")
+        if qconfig is None or qconfig.weight is None or weight is None or weight.dim() < 2:
+            continue
+        check_axis(qconfig.weight(), weight, Where(module_path=path))
+        first, known = users.setdefault(id(weight), (path, qconfig))
+        check_tied(f"{first}.weight", (first, path), (known.weight, qconfig.weight))
 
 
 HOW_TO_STUB = (
@@ -158,6 +179,7 @@ def _has_stub(model: nn.Module) -> bool:
     return any(isinstance(module, QuantStub) for module in model.modules())
 
 
+@in_plain_torch
 def convert(
     module: nn.Module,
     mapping: Mapping[Any, Any] | None = None,
@@ -178,6 +200,7 @@ def convert(
     instruction set to run on (default: this machine's). `qcompiler.remarks` and `explain` tell of the result what stayed float and why.
     Raises CalibrationError naming the modules whose observers saw no data, ConfigError for a model that was not prepared.
     """
+    module = module_of(module)
     _check_convert(module, is_reference, allow_uncalibrated, mapping)
     model = module if inplace else copy.deepcopy(module)
     table = get_default_static_quant_module_mappings() if mapping is None else mapping
@@ -270,11 +293,13 @@ def _keeps_path(module: nn.Module) -> bool:
     return type(module).__module__.startswith("qcompiler.nn.")
 
 
+@in_plain_torch
 def quantize(
     model: nn.Module, run_fn: Callable[..., Any], run_args: Sequence[Any], mapping: Mapping[Any, Any] | None = None, inplace: bool = False
 ) -> nn.Module:
     """prepare, `run_fn(prepared, *run_args)` to calibrate, convert. The model is put into eval mode; see `prepare` and `convert`."""
-    model = (model if inplace else copy.deepcopy(model)).eval()
+    check_kinds(module_of(model))
+    model = (module_of(model) if inplace else copy.deepcopy(module_of(model))).eval()
     prepared = prepare(model, inplace=True)
     run_fn(prepared, *run_args)
     return convert(prepared, mapping, inplace=True)
@@ -282,12 +307,14 @@ def quantize(
 
 def quantize_qat(model: nn.Module, run_fn: Callable[..., Any], run_args: Sequence[Any], inplace: bool = False) -> nn.Module:
     """prepare_qat, `run_fn(prepared, *run_args)` to train, convert; the result is in eval mode."""
-    model = (model if inplace else copy.deepcopy(model)).train()
+    check_kinds(module_of(model))
+    model = (module_of(model) if inplace else copy.deepcopy(module_of(model))).train()
     prepared = prepare_qat(model, inplace=True)
     run_fn(prepared, *run_args)
     return convert(prepared.eval(), inplace=True)
 
 
+@in_plain_torch
 def default_eval_fn(model: nn.Module, calib_data: Any) -> None:
     """Runs the model on the inputs of (input, target) pairs: a `run_fn` for `quantize`."""
     for data, _target in calib_data:

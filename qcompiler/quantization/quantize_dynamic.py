@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +12,14 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.artifact.notes import REMARKS, ROWS
 from qcompiler.checks import MARK
 from qcompiler.debug.explain import Explanation, Row
 from qcompiler.errors import ConfigError, QCompilerWarning, Where
 from qcompiler.ir.check_state import guard_loading
+from qcompiler.kinds import check_kinds, module_of
+from qcompiler.near_names import no_module
 from qcompiler.nn.quantized import Embedding, QuantizedModule
 from qcompiler.nn.quantized.dynamic import DynamicModule
 from qcompiler.ops.table import OPS
@@ -57,6 +59,7 @@ class UnusedRequestWarning(QCompilerWarning):
         self.names = names
 
 
+@in_plain_torch
 def quantize_dynamic(
     model: nn.Module,
     qconfig_spec: Mapping[Any, Any] | Collection[Any] | None = None,
@@ -72,6 +75,8 @@ def quantize_dynamic(
     class with `from_float`. A module under two names stays one module. The model's own `__class__` and hooks stay.
     Warns with UnusedRequestWarning of what was asked for and did nothing. Raises ConfigError for unknown names and dtypes.
     """
+    model = module_of(model)
+    check_kinds(model)
     if getattr(model, MARK, None) == "prepared":
         raise ConfigError("this model is prepared for calibration", code="already-prepared", hint="quantize_dynamic takes the float model")
     spec = _spec(qconfig_spec, dtype)
@@ -105,9 +110,7 @@ def _check_keys(model: nn.Module, spec: Mapping[Any, Any]) -> None:
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for key in spec:
         if isinstance(key, str) and key not in names:
-            close = difflib.get_close_matches(key, names, n=3)
-            raise ConfigError(f"the model has no module {key!r}", code="qconfig-module-name",
-                              hint=f"did you mean {', '.join(close)}?" if close else "see model.named_modules()")  # fmt: skip
+            raise no_module(key, names, "qconfig-module-name")
         if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
             raise ConfigError(f"qconfig_spec has {key!r:.80}, which is neither a name nor a module class", code="qconfig-spec")
 
@@ -182,7 +185,7 @@ class _Work:
         if unused or self.kept:
             names = tuple(_named(key) for key in unused) + tuple(self.kept)
             lines = [f"{_named(key)}: {self._why(key, model)}" for key in unused] + [f"{path}: {why}" for path, why in self.kept.items()]
-            warnings.warn(UnusedRequestWarning("quantize_dynamic left as it was: " + "; ".join(lines), names), stacklevel=3)
+            warnings.warn(UnusedRequestWarning("quantize_dynamic left as it was: " + "; ".join(lines), names), stacklevel=4)
 
     def _why(self, key: Key, model: nn.Module) -> str:
         if isinstance(key, str):

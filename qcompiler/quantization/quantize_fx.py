@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterable
 from types import ModuleType
@@ -19,6 +18,7 @@ from torch import fx, nn
 from qcompiler.api import convert_fx, convert_to_reference_fx, fuse_fx, prepare_fx, prepare_qat_fx
 from qcompiler.codegen.module import CompiledModule
 from qcompiler.errors import CalibrationError, ConfigError
+from qcompiler.near_names import no_module
 from qcompiler.qconfig import get_default_qconfig
 from qcompiler.qconfig_mapping import QConfigMapping
 
@@ -31,9 +31,7 @@ def mapping_for(model: nn.Module, names: Iterable[str], qconfig: Any = None) -> 
     mapping = QConfigMapping()
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
-            raise ConfigError(f"the model has no module {name!r}", code="calibration-names",
-                              hint=f"did you mean {', '.join(close)}?" if close else "see model.named_modules()")  # fmt: skip
+            raise no_module(name, known, "calibration-names")
         chosen = qconfig or get_default_qconfig(torch.backends.quantized.engine)
         mapping = mapping.set_module_name(name, chosen) if name else mapping.set_global(chosen)
     return mapping

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
-from qcompiler.errors import InputError, QCompilerError, TraceError, Where
+from qcompiler.errors import InputError, QCompilerError, TraceError, UnsupportedOpError, Where
 from qcompiler.input_text import first_sentence, how_to_mend
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.trace import places
@@ -240,7 +241,10 @@ class Recorder(fx.Tracer):
             name = type(function.args[0]).__name__ if type(function) is functools.partial else name  # a module
             text = f"{name} fails on the example inputs: {type(error).__name__}: {first_sentence(error)}"
             where, hint = Where(module_path=path, source=places.spell(file, line)), how_to_mend((args, kwargs), error)
-            raise InputError(text, where=where, hint=hint or "call the model on these inputs to see the failure on its own") from error
+            hint = hint or "call the model on these inputs to see the failure on its own"
+            if any(isinstance(value, torch.Tensor) and value.is_complex() for value in tree_leaves((args, kwargs))):
+                raise UnsupportedOpError(f"of complex values, {text}", code="complex", where=where, hint=hint) from error
+            raise InputError(text, where=where, hint=hint) from error
         finally:
             self.paused -= 1
 

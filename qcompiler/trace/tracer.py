@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from qcompiler.errors import InputError, QCompilerError, TraceError, Where
+from qcompiler.kinds import ORIGINAL, is_compiled
 from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark, guard_bool
 from qcompiler.trace.mode import Modes, Training
@@ -195,6 +196,8 @@ class Tracer(Mutations):
 
     def call_module(self, module: nn.Module, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module that the model calls: a leaf, or followed, or a leaf because it cannot be followed."""
+        if is_compiled(module):  # followed as the module that it was made of
+            return self.call_module(module._modules[ORIGINAL], original, args, kwargs)  # type: ignore[arg-type]
         path = self._paths.get(id(module))
         hooked = any(getattr(module, name, None) for name in _HOOKS)
         replacement = None if hooked else self.decompose.get(type(module))

@@ -39,8 +39,11 @@ unpacked_4bit.once = True  # type: ignore[attr-defined]
 
 
 def embedding_rows(rows: torch.Tensor, indices: torch.Tensor, columns: int, bits: int) -> torch.Tensor:
-    """The float32 rows at `indices` of any shape: (..., columns)."""
-    flat = indices.reshape(-1)
+    """The float32 rows at `indices`, integers of any type, shape and strides: (..., columns)."""
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise RuntimeError("indices must be integers")
+    flat = indices.reshape(-1).contiguous()  # the kernels read memory in a row, of two types
+    flat = flat if flat.dtype == torch.int32 else flat.to(torch.int64)
     starts = torch.arange(flat.numel(), dtype=flat.dtype)
     if bits == 8:
         found = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(rows, flat, starts)
@@ -64,23 +67,38 @@ def embedding_bag_rows(
 ) -> torch.Tensor:
     """(bags, columns) float32: sum, mean or max of the rows of each bag, without those at padding_idx.
 
-    `indices`: (B, L), or flat with `offsets`, where bags begin, and with include_last_offset where the last one ends.
+    `indices`: (B, L), or flat with `offsets`, where bags begin, and with include_last_offset where the last one ends. Integers of
+    any type and strides. The kernels believe what they are told of memory, so all of it is checked here.
     """
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise RuntimeError("indices must be integers")
+    if indices.dim() != 1 and indices.dim() != 2:
+        raise RuntimeError(f"indices must have one or two dimensions, not {indices.dim()}")
     if indices.dim() == 2 and offsets is not None:
         raise RuntimeError("2-d indices are bags already: offsets must be None")
     if indices.dim() == 1 and offsets is None:
         raise RuntimeError("flat indices need offsets")
     if per_sample_weights is not None and mode != "sum":
         raise RuntimeError("per_sample_weights are for mode='sum' alone")
-    flat = indices.reshape(-1)
+    if per_sample_weights is not None and (per_sample_weights.shape != indices.shape or per_sample_weights.dtype != torch.float32):
+        raise RuntimeError(f"per_sample_weights must be float32, and as many as the indices: of shape {list(indices.shape)}")
+    flat = indices.reshape(-1).contiguous()  # the kernels read memory in a row, of two types
+    flat = flat if flat.dtype == torch.int32 else flat.to(torch.int64)
     count = flat.numel()
-    weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+    weights = None if per_sample_weights is None else per_sample_weights.reshape(-1).contiguous()
     if offsets is None:
         bounds = torch.arange(indices.size(0) + 1, dtype=flat.dtype) * indices.size(1)
-    elif include_last_offset:
-        bounds = offsets.to(flat.dtype)
     else:
+        if offsets.is_floating_point() or offsets.is_complex() or offsets.dtype == torch.bool or offsets.dim() != 1:
+            raise RuntimeError("offsets must be integers in one dimension")
         bounds = torch.cat([offsets.to(flat.dtype), torch.full([1], count, dtype=flat.dtype)])
+        lengths = bounds.diff()  # with include_last_offset the last one is what no bag holds
+        right = (lengths >= 0).all() & (bounds[0] == 0)
+        if include_last_offset and mode != "sum":
+            right = right & (lengths[-1] == 0)
+        text = "offsets must begin with 0, not decrease, and end within the indices (mean and max with include_last_offset: at their end)"
+        bounds = torch._functional_assert_async(right, text, bounds)
+    bags = indices.size(0) if offsets is None else offsets.numel() - int(include_last_offset)
     if mode == "sum" and padding_idx is not None:
         kept = (flat != padding_idx).to(torch.float32)
         weights = kept if weights is None else weights * kept
@@ -89,16 +107,16 @@ def embedding_bag_rows(
             total = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(rows, flat, bounds, False, 0, False, weights, None, True)
         else:
             total = torch.ops.quantized.embedding_bag_4bit_rowwise_offsets(rows, flat, bounds, False, 0, False, weights, None, True)
-        total = total[:, :columns]
+        total = total[:bags, :columns]
         if mode == "mean":
-            total = total / (bounds[1:] - bounds[:-1]).clamp(min=1).unsqueeze(1).to(torch.float32)
+            total = total / (bounds[1:] - bounds[:-1])[:bags].clamp(min=1).unsqueeze(1).to(torch.float32)
         return total  # type: ignore[no-any-return]
     one_each = torch.arange(count, dtype=flat.dtype)
     if bits == 8:
         found = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(rows, flat, one_each)[:, :columns]
     else:
         found = torch.ops.quantized.embedding_bag_4bit_rowwise_offsets(rows, flat, one_each)[:, :columns]
-    found = torch.cat([found, torch.zeros([1, columns])])  # the last row stands for padding
+    found = torch.cat([found, torch.zeros([1, columns], dtype=torch.float32)])  # the last row stands for padding
     where = one_each if padding_idx is None else torch.where(flat == padding_idx, count, one_each)
     which = 1 if mode == "mean" else 2
-    return torch.embedding_bag(found, where, bounds, False, which, False, None, True, count)[0]
+    return torch.embedding_bag(found, where, bounds, False, which, False, None, True, count)[0][:bags]

@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from qcompiler.backends.torch import modes, tables
 from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.input_text import first_sentence
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.float_module import FloatModule
+from qcompiler.observers.weights import take_axis
 from qcompiler.ops.quantized_tensors import quantized_table
 from qcompiler.ops.reference import pack_4bit, quantize_weight, unpack_4bit
 from qcompiler.ops.table import OPS
 from qcompiler.qconfig import as_qconfig, float_qparams_weight_only_qconfig
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 BITS = {torch.quint8: 8, torch.uint8: 8, torch.quint4x2: 4}
 
 
@@ -88,17 +91,26 @@ class Embedding(FloatModule):
         self.rebuild()
 
     def _check_indices(self, indices: Any) -> None:
-        if not isinstance(indices, Tensor) or indices.dtype not in (torch.int64, torch.int32):
+        if not isinstance(indices, Tensor) or indices.dtype not in INTEGERS:
             got = f"a {indices.dtype} tensor" if isinstance(indices, Tensor) else type(indices).__name__
-            raise InputError(f"{self._get_name()}: indices must be int64 or int32, not {got}", code="input-type", where=self._where())
+            raise InputError(f"{self._get_name()}: indices must be integers, not {got}", code="input-type", where=self._where())
 
     def _looked_up(self, *inputs: Tensor | None) -> Tensor:
         """What TorchScript compiles, run; its errors name this module."""
         try:
             return self._run(*inputs)  # type: ignore[no-any-return]
         except RuntimeError as error:
-            raise InputError(f"{self._get_name()}({self.num_embeddings} rows): {error!s:.300}", code="input-range", where=self._where(),
-                             hint=f"indices must be in 0..{self.num_embeddings - 1}") from error  # fmt: skip
+            text = f"{self._get_name()}({self.num_embeddings} rows): {first_sentence(error):.300}"
+            if self._within(inputs[0]):
+                raise InputError(text, code="input-shape", where=self._where()) from error
+            hint = f"indices must be in 0..{self.num_embeddings - 1}"
+            raise InputError(text, code="input-range", where=self._where(), hint=hint) from error
+
+    def _within(self, indices: Tensor | None) -> bool:
+        """Whether all indices name rows."""
+        if indices is None or not indices.numel():
+            return True
+        return int(indices.min()) >= 0 and int(indices.max()) < self.num_embeddings
 
     def _infer(self, indices: Tensor) -> Tensor:
         self._check_indices(indices)
@@ -136,7 +148,7 @@ class Embedding(FloatModule):
             raise ConfigError(f"a table has 8 or 4 bits a value, its qconfig says {observer.dtype}", code="weight-dtype", where=where,
                               hint="float_qparams_weight_only_qconfig, or the graph flow, which has float16 tables")  # fmt: skip
         if trained is None:
-            observer.ch_axis = 0
+            take_axis(observer, 0, mod.weight, where)
             observer(mod.weight.detach().float())
         return observer
 

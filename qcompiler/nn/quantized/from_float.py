@@ -17,6 +17,7 @@ from qcompiler.errors import CalibrationError, ConfigError, NumericsError, QComp
 from qcompiler.fake_quantize import FakeQuantize
 from qcompiler.ir.types import QParams
 from qcompiler.observers.base import as_qparams
+from qcompiler.observers.weights import take_axis
 from qcompiler.ops.batch_norm import check_statistics, fold
 from qcompiler.ops.reference import quantize_weight
 from qcompiler.ops.spec import Op
@@ -148,7 +149,7 @@ def _observed(row: Op, weight: Tensor, mod: nn.Module, where: Where) -> Any:
     if _per_channel(observer):
         if row.weight_axis != 0:  # a fake-quantize cannot change its axis, the observer in it can
             observer = getattr(observer, "activation_post_process", observer)
-        observer.ch_axis = row.weight_axis
+        take_axis(observer, row.weight_axis, weight, where)
     try:
         observer(weight)
     except NumericsError as error:

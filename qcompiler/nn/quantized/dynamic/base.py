@@ -14,6 +14,7 @@ from qcompiler.errors import ConfigError, InputError
 from qcompiler.ir.types import Mode
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.float_module import FloatModule
+from qcompiler.observers.weights import take_axis
 from qcompiler.ops.quantized_tensors import qparams_of_tensor, quantized_tensor
 from qcompiler.ops.reference import quantize_weight
 from qcompiler.ops.table import OPS
@@ -54,7 +55,7 @@ class DynamicModule(FloatModule):
         observer: Any = modes.weight_observer(OPS.rows[self._ROW], qconfig)
         axis = self._channel_axis() if observer.is_per_channel else None
         if axis is not None and hasattr(observer, "ch_axis"):
-            observer.ch_axis = axis
+            take_axis(observer, axis, weight)
         observer(weight.detach().float())
         scale, zero_point = observer.calculate_qparams()
         scale, zero_point = scale.double().reshape(-1), zero_point.to(torch.int64).reshape(-1)

@@ -1,0 +1,143 @@
+"""Indices of int8 embeddings in every integer type and layout of memory, as nn.Embedding takes them, and those that none may take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qcompiler as qc
+from qcompiler.backends.torch import tables
+from qcompiler.errors import InputError
+from qcompiler.nn.quantized import Embedding, EmbeddingBag
+from qcompiler.qconfig import float_qparams_weight_only_qconfig, float_qparams_weight_only_qconfig_4bit
+from qcompiler.quantization import quantize_dynamic
+from tests.flow import ENGINES
+from tests.test_embedding import CLOSE, table
+
+QCONFIGS = {8: float_qparams_weight_only_qconfig, 4: float_qparams_weight_only_qconfig_4bit}
+INTEGERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]
+IDS = torch.arange(24).reshape(4, 6) % 20
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "the token of a decoding step": lambda ids: ids[:, -1:],
+    "every second": lambda ids: ids[:, ::2],
+    "one column": lambda ids: ids[:, 3],
+    "transposed": lambda ids: ids.t(),
+    "expanded": lambda ids: ids[:1].expand(3, -1),
+    "an offset into memory": lambda ids: ids[1:, 1:],
+    "channels of a window": lambda ids: ids.unfold(1, 2, 1),
+    "none": lambda ids: ids[:, :0],
+    "no batch": lambda ids: ids[:0, ::2],
+}
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rows_of_any_layout(bits: int, dtype: torch.dtype) -> None:
+    packed, real = table(20, 7, bits)
+    for view in LAYOUTS.values():
+        indices = view(IDS.to(dtype))
+        found = tables.embedding_rows(packed, indices, 7, bits)
+        assert torch.equal(found, tables.embedding_rows(packed, indices.long().contiguous(), 7, bits))
+        assert not found.numel() or (found - real[indices.long()]).abs().max() < CLOSE[bits]
+
+
+@pytest.mark.parametrize("offsets", [torch.tensor([0, 2, 2]), torch.arange(0, 12, 2)[::2] // 2, torch.tensor([0, 5])])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_bags_of_any_layout(bits: int, mode: str, offsets: Tensor) -> None:
+    packed, real = table(20, 7, bits)
+    flat, weights = IDS.flatten()[::3], torch.rand(24)[::3]  # neither stands in one piece
+    for padding in (None, 3):
+        for scale in (None, weights) if mode == "sum" else (None,):
+            want = F.embedding_bag(flat, real, offsets, mode=mode, padding_idx=padding,
+                                   per_sample_weights=None if scale is None else scale.double())  # fmt: skip
+            for dtype in INTEGERS:
+                for kind in INTEGERS:
+                    given = flat.to(dtype), offsets.to(kind), scale
+                    found = tables.embedding_bag_rows(packed, *given, 7, bits, mode, False, padding)
+                    assert (found - want).abs().max() < 8 * CLOSE[bits]  # at most 8 rows a bag
+
+
+class Decoder(nn.Module):
+    def __init__(self, bag: bool) -> None:
+        super().__init__()
+        self.table = nn.EmbeddingBag(20, 8, mode="mean") if bag else nn.Embedding(20, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.table(ids))
+
+
+@pytest.mark.parametrize("bag", [False, True])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_compiled_module_in_all_its_forms(engine: str, bits: int, bag: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    mapping = qc.get_default_qconfig_mapping(engine).set_module_name("table", QCONFIGS[bits])
+    prepared = qc.prepare_fx(Decoder(bag).eval(), mapping, (IDS,), engine=engine)
+    qc.calibrate(prepared, [IDS])
+    module = qc.convert_fx(prepared)
+    qc.save(module, tmp_path / "m.qc")
+    torch.backends.quantized.engine = engine
+    try:
+        forms = [module, qc.load(tmp_path / "m.qc"), torch.jit.script(module)]
+        for name in ("the token of a decoding step", "every second", "transposed", "no batch"):
+            ids = LAYOUTS[name](IDS)
+            want = module(ids.contiguous())
+            assert all(torch.equal(form(ids), want) for form in forms), name
+    finally:
+        torch.backends.quantized.engine = "x86"
+
+
+@pytest.mark.parametrize("dtype", [torch.quint8, torch.quint4x2])
+def test_eager_modules_and_their_scripts(dtype: torch.dtype) -> None:
+    model = quantize_dynamic(nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 4)).eval(), {nn.Embedding}, dtype)
+    assert isinstance(model[0], Embedding)
+    for form in (model, torch.jit.script(model)):
+        for kind in INTEGERS:
+            for view in LAYOUTS.values():
+                ids = view(IDS.to(kind))
+                assert torch.equal(form(ids), model(ids.long().contiguous()))
+
+
+BAD_BAGS: dict[str, tuple[Tensor, Tensor | None, Tensor | None]] = {
+    "offsets beyond the indices": (IDS[0], torch.tensor([0, 9]), None),
+    "offsets that decrease": (IDS[0], torch.tensor([0, 4, 2]), None),
+    "offsets that do not begin at 0": (IDS[0], torch.tensor([2, 4]), None),
+    "offsets that are floats": (IDS[0], torch.tensor([0.0, 2.0]), None),
+    "offsets of two dimensions": (IDS[0], torch.tensor([[0, 2]]), None),
+    "weights for fewer indices": (IDS[0], torch.tensor([0, 2]), torch.rand(3)),
+    "weights in half precision": (IDS[0], torch.tensor([0, 2]), torch.rand(6).half()),
+    "indices of three dimensions": (IDS[None], None, None),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BAGS)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_would_read_memory_that_is_not_there_is_an_error(bits: int, name: str) -> None:
+    module = EmbeddingBag(20, 8, mode="sum", dtype=torch.quint8 if bits == 8 else torch.quint4x2)
+    with pytest.raises(InputError) as raised:
+        module(*BAD_BAGS[name])
+    assert "must be in" not in str(raised.value.hint)  # the range of the indices is not to blame
+    with pytest.raises((RuntimeError, torch.jit.Error)):
+        torch.jit.script(module)(*BAD_BAGS[name])
+
+
+@pytest.mark.parametrize("indices", [torch.tensor([20]), torch.tensor([-1]), torch.tensor([[0, 99]])[:, 1:]])
+def test_an_index_without_a_row_blames_the_range(indices: Tensor) -> None:
+    with pytest.raises(InputError) as raised:
+        Embedding(20, 8)(indices)
+    assert raised.value.hint == "indices must be in 0..19"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
+def test_what_is_no_integer_is_no_index(dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match="must be integers"):
+        Embedding(20, 8)(torch.zeros(2, dtype=dtype))
+    with pytest.raises(RuntimeError, match="must be integers"):
+        tables.embedding_rows(table(20, 8, 8)[0], torch.zeros(2, dtype=dtype), 8, 8)
