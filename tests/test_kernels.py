@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qcompiler.backends.torch import floats, groups, runtime
+from qcompiler.backends.torch import fit, floats, groups, runtime
 from qcompiler.backends.torch.cases import Case, activation, all_cases
 from qcompiler.backends.torch.conv import pairs_taps, saturation
 from qcompiler.backends.torch.depthwise import safe_weight, shrink_to_safe
@@ -150,11 +150,11 @@ def test_refusals_are_reasons() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(n for m in (runtime, floats) for n, f in vars(m).items() if getattr(f, "__module__", "") == m.__name__)
+    "name", sorted(n for m in (runtime, floats, fit) for n, f in vars(m).items() if getattr(f, "__module__", "") == m.__name__)
 )
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_functions_of_lowered_graphs_script(name: str) -> None:
-    function = vars(runtime).get(name) or vars(floats)[name]
+    function = vars(runtime).get(name) or vars(floats).get(name) or vars(fit)[name]
     if name != "silence_quantized_dtypes":
         torch.jit.script(function)
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from qcompiler.backends.torch import floats, recurrent, runtime, tables
+from qcompiler.backends.torch import fit, floats, recurrent, runtime, tables
 from qcompiler.errors import QCompilerError
 from qcompiler.ops import recurrent_float, reference
 from qcompiler.trace import guards
@@ -75,7 +75,7 @@ def table() -> Mapping[str, Callable[..., Any]]:
     """Every operation but overloads, methods and externals, by name; the first name of a callable is the one it is written with."""
     code, functions = (types.FunctionType, types.BuiltinFunctionType), (types.FunctionType,)
     found: dict[str, Any] = {}
-    for module in (runtime, floats, recurrent, tables):
+    for module in (runtime, floats, recurrent, tables, fit):
         found |= {f"runtime.{n}": f for n, f in _public(module, functions).items() if f.__module__ == module.__name__}
     found |= {f"guard.{f.__name__}": f for f in guards.GUARDS}
     for module in (reference, recurrent_float):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from qcompiler.backends.torch import floats, groups, runtime
+from qcompiler.backends.torch import fit, floats, groups, onednn_faults, runtime
 from qcompiler.backends.torch.phases import Phases
 from qcompiler.backends.torch.site import ENGINES, VNNI, Emit, Kernel, Operand, Site, Weight, constant_of, finish, ints, needs_relu
 
@@ -18,6 +18,8 @@ CONV: dict[int, tuple[Any, Any, Any]] = {
     2: (runtime.prepack_conv2d, OPS.conv2d.new, OPS.conv2d_relu.new),
     3: (runtime.prepack_conv3d, OPS.conv3d.new, OPS.conv3d_relu.new),
 }
+SETTINGS = (("stride", 1), ("padding", 0), ("dilation", 1))
+ONEDNN = ("x86", "onednn")  # engines that pack convolutions with oneDNN, x86 some of them
 
 
 def bias_of(site: Site) -> fx.Node | None:
@@ -51,6 +53,11 @@ def sides_of(site: Site, kernel: tuple[int, ...]) -> list[tuple[int, int]]:
 def fbgemm_packs(engine: str, isa: str, count: int, symmetric: bool = True, output_padding: bool = False) -> bool:
     """Whether the engine packs `count` groups with fbgemm (x86 takes onednn on VNNI with up to 100 and symmetric weights)."""
     return engine == "fbgemm" or (engine == "x86" and (isa not in VNNI or count > groups.ONEDNN_GROUPS or not symmetric or output_padding))
+
+
+def onednn_packs(engine: str, count: int, symmetric: bool = True) -> bool:
+    """Whether oneDNN may pack `count` groups where the program runs: x86 looks at that machine, not at the one compiled for."""
+    return engine == "onednn" or (engine == "x86" and count <= groups.ONEDNN_GROUPS and symmetric)
 
 
 def pairs_taps(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any]) -> bool:
@@ -118,30 +125,74 @@ def is_symmetric(weight: Weight) -> bool:
     return zero_point is None or not bool(zero_point.any())
 
 
+def merging(site: Site, shape: tuple[int, ...], attributes: Mapping[str, Any], symmetric: bool) -> int:
+    """How many groups are packed as one, where the packing library fails or crawls; `shape` is the weight's."""
+    count, name = attributes.get("groups", 1), f"conv{len(shape) - 2}d"
+    dilation = ints(attributes.get("dilation", 1), len(shape) - 2)
+
+    def mixed_up(wide: tuple[int, ...], n: int) -> bool:
+        return onednn_packs(site.engine, n, symmetric) and onednn_faults.misplaces_groups(wide, n, dilation)
+
+    crawls = shape[1] == 1 and not pairs_taps(name, shape, attributes)
+    return groups.merge(shape, count, lambda n: fbgemm_packs(site.engine, site.isa, n, symmetric), crawls, mixed_up)
+
+
 def _grouped(site: Site, emit: Emit, weight: Weight, attributes: Mapping[str, Any], symmetric: bool) -> tuple[fx.Node, int]:
-    """The weight and its number of groups as packed: merged where the packing library fails or crawls."""
-    count, name = attributes.get("groups", 1), f"conv{len(weight.shape) - 2}d"
-    crawls = weight.shape[1] == 1 and not pairs_taps(name, weight.shape, attributes)
-    size = groups.merge(weight.shape, count, lambda n: fbgemm_packs(site.engine, site.isa, n, symmetric), crawls)
+    """The weight and its number of groups as packed."""
+    count, size = attributes.get("groups", 1), merging(site, weight.shape, attributes, symmetric)
     if size == 1:
         return weight.node, count
     return emit.call(runtime.merge_groups, weight.node, weight.zero_point, count, size), count // size
 
 
 def padded(site: Site, emit: Emit, source: Any, kernel: tuple[int, ...]) -> tuple[Any, list[int]]:
-    """The input as the kernel takes it and the padding left to it: it pads with zeros, alike on both sides."""
+    """The input as the kernel takes it and the padding left to it: it pads with zeros, alike on both sides, less than a window."""
     sides, mode = sides_of(site, kernel), site.get("padding_mode", "zeros")
-    if (mode == "zeros" and all(a == b for a, b in sides)) or not any(b for _, b in sides):
+    if not any(b for _, b in sides):
         return source, [a for a, _ in sides]
+    if mode == "zeros" and all(a == b for a, b in sides):
+        return within_window(site, emit, source, kernel, [a for a, _ in sides], ints(site.get("dilation", 1), len(kernel)))
     flat = [p for side in reversed(sides) for p in side]
     return emit.call(floats.pad_own, source, flat, "constant" if mode == "zeros" else mode), [0] * len(kernel)
+
+
+def within_window(
+    site: Site, emit: Emit, source: Any, kernel: Sequence[int], padding: list[int], dilation: list[int]
+) -> tuple[Any, list[int]]:
+    """The input with its zeros around it where a window fits into the padding, and the padding left to the kernel."""
+    if site.engine not in ONEDNN or not onednn_faults.overpads(kernel, padding, dilation):
+        return source, padding
+    flat = [p for side in reversed(padding) for p in (side, side)]
+    return emit.call(floats.pad_own, source, flat, "constant"), [0] * len(kernel)
+
+
+def sizes_of(site: Site, shape: tuple[int, ...], attributes: Mapping[str, Any], symmetric: bool) -> onednn_faults.Sizes:
+    """Which input sizes the kernel is right for; `attributes` as in `prepacked`."""
+    dims, merged = len(shape) - 2, merging(site, shape, attributes, symmetric)
+    stride, padding, dilation = (ints(attributes.get(name, default), dims) for name, default in SETTINGS)
+    if not onednn_packs(site.engine, attributes.get("groups", 1) // merged, symmetric):
+        return onednn_faults.fitting(shape[2:], padding, dilation)
+    return onednn_faults.sizes((shape[0], shape[1] * merged, *shape[2:]), stride, padding, dilation)
+
+
+def convolve(
+    site: Site, emit: Emit, source: Any, pack: fx.Node, shape: tuple[int, ...], attributes: Mapping[str, Any], symmetric: bool, relu: bool
+) -> fx.Node:
+    """quantized::convNd on a pack of `prepacked`, and on an input of sizes that it is right for."""
+    dims = len(shape) - 2
+    _, plain, with_relu = CONV[dims]
+    sizes = sizes_of(site, shape, attributes, symmetric)
+    large = emit.call(fit.at_least, source, sizes.smallest, sizes.least) if sizes.checked else source
+    result = emit.call(with_relu if relu else plain, large, pack, site.scale, site.zero_point)
+    if not sizes.grown:
+        return result
+    return emit.call(fit.without_more, result, source, sizes.smallest, sizes.least, ints(attributes.get("stride", 1), dims))
 
 
 def prepacked(site: Site, emit: Emit, weight: Weight, bias: fx.Node | None, attributes: Mapping[str, Any], symmetric: bool) -> fx.Node:
     """The pack (once) of a convolution with these attributes, whose padding the kernel does."""
     dims = len(weight.shape) - 2
-    settings = (("stride", 1), ("padding", 0), ("dilation", 1))
-    stride, padding, dilation = (ints(attributes.get(name, default), dims) for name, default in settings)
+    stride, padding, dilation = (ints(attributes.get(name, default), dims) for name, default in SETTINGS)
     values, count = _grouped(site, emit, weight, attributes, symmetric)
     names = (values, weight.scale, weight.zero_point, bias)
     return emit.call(CONV[dims][0], *names, stride, padding, dilation, count, axis_of(weight), tag(site))
@@ -159,12 +210,12 @@ def packed(site: Site, emit: Emit) -> tuple[Any, fx.Node, list[int]]:
 
 def emit_conv(site: Site, emit: Emit) -> fx.Node:
     """prepack (once) and quantized::convNd; padding that the kernel lacks is a pad before it."""
-    dims = len(site.args[1].shape) - 2
-    _, plain, relu = CONV[dims]
-    source, pack, _ = packed(site, emit)
+    weight = site.args[1]
+    source, pack, padding = packed(site, emit)
     with_relu = needs_relu(site)
-    result = emit.call(relu if with_relu else plain, source, pack, site.scale, site.zero_point)
-    return finish(site, emit, unbatched(site, emit, result, dims), relu_done=with_relu)
+    attributes = {**site.attributes, "padding": padding}
+    result = convolve(site, emit, source, pack, weight.shape, attributes, is_symmetric(weight), with_relu)
+    return finish(site, emit, unbatched(site, emit, result, len(weight.shape) - 2), relu_done=with_relu)
 
 
 KERNELS = tuple(Kernel(f"conv{dims}d", ENGINES, emit_conv, refuse_conv, saturates) for dims in CONV)

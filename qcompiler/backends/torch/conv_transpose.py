@@ -43,10 +43,11 @@ def emit_phases(site: Site, emit: Emit) -> fx.Node:
         bias = emit.call(runtime.repeat_channels, bias, groups, phases.count)
     symmetric = conv.is_symmetric(weight)
     plain = Weight(values, scale, zero_point, None if weight.axis is None else 0, phases.shape)
-    pack = conv.prepacked(site, emit, plain, bias, phases.attributes, symmetric)
-    _, run, with_relu = conv.CONV[dims]
-    relu = needs_relu(site)
-    result = emit.call(with_relu if relu else run, conv.batched(site, emit, site.args[0], dims), pack, site.scale, site.zero_point)
+    source, relu = conv.batched(site, emit, site.args[0], dims), needs_relu(site)
+    source, padding = conv.within_window(site, emit, source, phases.shape[2:], phases.padding, phases.dilation)
+    attributes = {**phases.attributes, "padding": padding}
+    pack = conv.prepacked(site, emit, plain, bias, attributes, symmetric)
+    result = conv.convolve(site, emit, source, pack, phases.shape, attributes, symmetric, relu)
     if phases.count > 1 or any((*phases.first, *phases.last)):
         result = emit.call(runtime.join_phases, result, phases.stride, groups, phases.first, phases.last)
     return finish(site, emit, conv.unbatched(site, emit, result, dims), relu_done=relu)

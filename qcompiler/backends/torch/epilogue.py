@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from qcompiler.backends.torch import conv, floats, linear, runtime
+from qcompiler.backends.torch import conv, fit, floats, linear, runtime
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, finish, ints
 
 
@@ -57,8 +57,14 @@ def emit_add(site: Site, emit: Emit) -> fx.Node:
     source, pack, padding = conv.packed(site, emit)
     shape = site.args[1].shape
     other = conv.batched(site, emit, site.args[3], 2)
-    where = (shape[0], list(shape[2:]), ints(site.get("stride", 1), 2), padding, ints(site.get("dilation", 1), 2))
-    result = emit.call(runtime.conv2d_add_onednn, source, other, pack, *where, site.scale, site.zero_point)
+    stride = ints(site.get("stride", 1), 2)
+    where = (shape[0], list(shape[2:]), stride, padding, ints(site.get("dilation", 1), 2))
+    sizes = conv.sizes_of(site, shape, {**site.attributes, "padding": padding}, conv.is_symmetric(site.args[1]))
+    settings = (sizes.smallest, sizes.least)
+    large = emit.call(fit.at_least, source, *settings) if sizes.checked else source
+    other = emit.call(fit.with_more, other, source, *settings, stride) if sizes.grown else other
+    result = emit.call(runtime.conv2d_add_onednn, large, other, pack, *where, site.scale, site.zero_point)
+    result = emit.call(fit.without_more, result, source, *settings, stride) if sizes.grown else result
     return finish(site, emit, conv.unbatched(site, emit, result, 2))
 
 

@@ -26,15 +26,22 @@ def overruns(shape: tuple[int, ...], groups: int) -> bool:
     return groups * inputs > VECTOR and groups * inputs % VECTOR != 0
 
 
-def merge(shape: tuple[int, ...], groups: int, fbgemm: Callable[[int], bool], crawls: bool) -> int:
+def merge(
+    shape: tuple[int, ...],
+    groups: int,
+    fbgemm: Callable[[int], bool],
+    crawls: bool,
+    mixed_up: Callable[[tuple[int, ...], int], bool] = lambda shape, groups: False,
+) -> int:
     """How many groups to pack as one; 1 leaves the convolution as it is.
 
     `fbgemm(groups)`: whether so many groups are packed by fbgemm. `crawls`: whether it would crawl through this convolution.
+    `mixed_up(shape, groups)`: whether the engine's other library gets a weight of this shape wrong.
     """
 
     def fails(size: int) -> bool:
         wide = (shape[0], shape[1] * size, *shape[2:])
-        return fbgemm(groups // size) and overruns(wide, groups // size)
+        return (fbgemm(groups // size) and overruns(wide, groups // size)) or mixed_up(wide, groups // size)
 
     def crawls_on(size: int) -> bool:
         return crawls and fbgemm(groups // size)

@@ -26,16 +26,16 @@ SETTINGS = ((127, False), (127, True), (255, False), (255, True))  # highest cod
 
 
 class Bench:
-    """One case as a site whose lowered graph runs."""
+    """One case as a site whose lowered graph runs. `seen`: what its output's observer saw, the case's own result by default."""
 
-    def __init__(self, case: Case, engine: str, isa: str) -> None:
+    def __init__(self, case: Case, engine: str, isa: str, seen: Tensor | None = None) -> None:
         self.case, self.module = case, torch.nn.Module()
         self.inputs: list[Tensor] = []
         self.graph = fx.Graph()
         args = tuple(self._argument(a) for a in case.args)
         truth = case.truth()
         self.truth = truth if isinstance(truth, tuple) else (truth,)
-        self.scale, self.zero_point = output_scale(case, torch.cat([t.reshape(-1) for t in self.truth]))
+        self.scale, self.zero_point = output_scale(case, torch.cat([t.reshape(-1) for t in self.truth]) if seen is None else seen)
         output = QParams(self.scale, self.zero_point, 0, 255, torch.uint8)
         node = fx.Graph().call_function(case.row.fn)
         node.meta[VALUE] = Value.of(self.truth[0])
@@ -55,15 +55,18 @@ class Bench:
             return Operand(node, QParams(value.q_scale(), value.q_zero_point(), 0, 255, torch.uint8))
         return self._constant(value) if isinstance(value, Tensor) else value
 
+    def emit(self) -> Emit:
+        return Emit(self.graph, self.module)
+
     def _constant(self, value: Tensor) -> fx.Node:
-        return Emit(self.graph, self.module).constant("c", value)
+        return self.emit().constant("c", value)
 
     def run(self, kernel: Kernel) -> Any:
         """The kernel's result, packed and run under the site's engine."""
         before = torch.backends.quantized.engine
         torch.backends.quantized.engine = self.site.engine
         try:
-            self.graph.output(kernel.emit(self.site, Emit(self.graph, self.module)))
+            self.graph.output(kernel.emit(self.site, self.emit()))
             return fx.GraphModule(self.module, self.graph).forward(*self.inputs)
         finally:
             torch.backends.quantized.engine = before

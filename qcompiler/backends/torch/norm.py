@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompiler.backends.torch import floats, runtime
+from qcompiler.backends.torch import fit, floats, runtime
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, finish, needs_relu
 
 OPS = torch.ops.quantized
@@ -80,7 +80,7 @@ def refuse_group_norm(site: Site) -> str | None:
 
 
 def emit_group_norm(site: Site, emit: Emit) -> fx.Node:
-    return finish(site, emit, emit.call(OPS.group_norm.default, site.args[0], site.get("num_groups", 1), *_affine(site)))
+    return finish(site, emit, emit.call(fit.group_norm, emit.call(fit.settled, site.args[0]), site.get("num_groups", 1), *_affine(site)))
 
 
 def emit_group_norm_float(site: Site, emit: Emit) -> fx.Node:
@@ -88,7 +88,7 @@ def emit_group_norm_float(site: Site, emit: Emit) -> fx.Node:
 
 
 def emit_instance_norm(site: Site, emit: Emit) -> fx.Node:
-    return finish(site, emit, emit.call(runtime.instance_norm, site.args[0], *_affine(site)))
+    return finish(site, emit, emit.call(runtime.instance_norm, emit.call(fit.settled, site.args[0]), *_affine(site)))
 
 
 KERNELS = (

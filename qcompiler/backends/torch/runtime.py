@@ -338,8 +338,10 @@ def gather(x: torch.Tensor, dim: int, index: torch.Tensor, scale: float, zero_po
 def instance_norm(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, scale: float, zero_point: int
 ) -> torch.Tensor:
-    """Group norm with a channel in each group: as fast as quantized::instance_norm, which raises on an empty batch."""
-    return torch.ops.quantized.group_norm(x, x.size(1), weight, bias, eps, scale, zero_point)  # type: ignore[no-any-return]
+    """Group norm with a channel in each group: as fast as quantized::instance_norm, which raises on an empty batch. See fit.group_norm."""
+    few = x.dim() > 3 and x.numel() < 2 * x.size(0) * x.size(0) * x.size(1)
+    y = torch.ops.quantized.group_norm(x.flatten(2) if few else x, x.size(1), weight, bias, eps, scale, zero_point)
+    return y.reshape(x.shape) if few else y  # type: ignore[no-any-return]
 
 
 def stack(tensors: list[torch.Tensor], dim: int, scale: float, zero_point: int) -> torch.Tensor:
