@@ -1,6 +1,7 @@
 """Turns observers into qparams, group by group, and takes the observers out.
 
-Activations use 8 bits unless a consumer's kernel adds in 16 bits without a way to prove that it cannot overflow: then 7.
+Kernels take unsigned activations: what was observed as int8 gets the uint8 qparams of the same real numbers. Activations use 8 bits
+unless a consumer's kernel adds in 16 bits without a way to prove that it cannot overflow: then 7.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class FreezeQParams:
             if context.needs_7_bits(members[group]) and not context.trains:  # decided before training where there was one
                 observer = copy.deepcopy(observer)  # the prepared module may hold it as well
                 observer.set_reduce_range(True)
-            found[group] = observer.qparams()
+            found[group] = observer.qparams().unsigned()
             _remark_range(observer, source, context)
         for watch in watches:
             watch.replace_all_uses_with(watch.args[0])  # type: ignore[arg-type]

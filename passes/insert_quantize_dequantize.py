@@ -147,38 +147,40 @@ class _Weights:
         mode = quant_of(node).mode
         if mode is Mode.HALF:
             return (_halved(node, value),)
-        scale, zero_point, (low, high) = self._qparams(node, value, axis)
+        p = self._qparams(node, value, axis)
+        scale, zero_point = torch.tensor(p.scale, dtype=torch.float64).reshape(-1), torch.tensor(p.zero_point).reshape(-1)
+        zero_point = zero_point.double() if zero_point.is_floating_point() else zero_point.to(torch.int64)
         if shrink:
-            scale = self._safe(node, value, scale)
-        codes = quantize_weight(value, scale, zero_point, axis, low, high, torch.int8 if low < 0 else torch.uint8)
+            scale, zero_point = self._safe(node, value, scale, zero_point, p.quant_max)
+        codes = quantize_weight(value, scale, zero_point, axis, p.quant_min, p.quant_max, p.dtype)
         return pack_4bit(codes) if mode is Mode.FOUR_BIT else codes, scale, zero_point
 
-    def _safe(self, node: fx.Node, value: Tensor, scale: Tensor) -> Tensor:
+    def _safe(self, node: fx.Node, value: Tensor, scale: Tensor, zero_point: Tensor, quant_max: int) -> tuple[Tensor, Tensor]:
         """The proof that the kernel's sums cannot overflow, for the weights as they are now; larger scales where it fails."""
-        safe: Tensor = self.context.target.shrink_to_safe(value, scale)
-        if quant_of(node).weight is not None and not torch.equal(safe, scale):
+        safe: tuple[Tensor, Tensor] = self.context.target.safe_qparams(value, scale, zero_point, quant_max)
+        if quant_of(node).weight is not None and not (torch.equal(safe[0], scale) and torch.equal(safe[1], zero_point)):
             self.context.remark("insert_quantize_dequantize", "weight-scale", "the weight was trained with scales at which the kernel's "
                                 "16-bit sums could overflow: they are enlarged, results differ from training", node)  # fmt: skip
         return safe
 
-    def _qparams(self, node: fx.Node, value: Tensor, axis: int | None) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        if (p := quant_of(node).weight) is not None:
-            scales, zeros = torch.tensor(p.scale, dtype=torch.float64).reshape(-1), torch.tensor(p.zero_point).reshape(-1)
-            return scales, zeros.double() if zeros.is_floating_point() else zeros.to(torch.int64), (p.quant_min, p.quant_max)
+    def _qparams(self, node: fx.Node, value: Tensor, axis: int | None) -> QParams:
+        p = quant_of(node).weight or self._observed(node, value, axis)
+        on_integers = quant_of(node).mode in (None, Mode.DYNAMIC)  # such kernels take int8 weights; others read the codes of either
+        return p.signed() if on_integers else p
+
+    def _observed(self, node: fx.Node, value: Tensor, axis: int | None) -> QParams:
         observer = self._observer(node)
         if axis is not None:
             take_axis(observer, axis, value, where(node))
         try:
             observer(value)
+            qparams: QParams = observer.qparams()
         except NumericsError as error:
             raise NumericsError(f"weight: {error.message}", code=error.code, where=where(node)) from error
         for code, text in (("zero-channel", empty_channels(observer)), ("tiny-range", floored(observer))):
             if text:
                 self.context.remark("insert_quantize_dequantize", code, f"weight {text}", node)
-        scale, zero_point = observer.calculate_qparams()
-        zero_point = zero_point.reshape(-1)
-        zero_point = zero_point.double() if zero_point.is_floating_point() else zero_point.to(torch.int64)
-        return scale.reshape(-1).double(), zero_point, (observer.quant_min, observer.quant_max)
+        return qparams
 
 
 def _halved(node: fx.Node, value: Tensor) -> Tensor:

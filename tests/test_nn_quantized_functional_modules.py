@@ -119,12 +119,12 @@ def test_without_data_only_what_needs_no_qparams_runs() -> None:
         made.add(x, x)
 
 
-def test_signed_activations_are_refused() -> None:
+def test_signed_activations_have_unsigned_codes() -> None:
     float_module = FloatFunctional()
     float_module.activation_post_process = MinMaxObserver(dtype=torch.int8)
     float_module.add(torch.ones(1), torch.ones(1))
-    with pytest.raises(ConfigError, match=r"the result was observed as torch\.int8"):
-        QFunctional.from_float(float_module)
+    made = QFunctional.from_float(float_module)
+    assert (made.scale, made.zero_point) == (pytest.approx(2 / 255), 0)  # -128 of the range 0 to 2
 
 
 class Block(nn.Module):

@@ -20,7 +20,6 @@ from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.fake_quantize import default_fused_per_channel_wt_fake_quant, default_weight_fake_quant
 from qcompiler.nn.quantized.base import QuantizedModule
 from qcompiler.observers import MinMaxObserver
-from qcompiler.qconfig import default_symmetric_qnnpack_qconfig
 from tests.int8_modules import ENGINES, PER_CHANNEL, PER_TENSOR, calibrated, codes, error, same, through_file, truth
 
 IMAGE = (2, 4, 7, 6)
@@ -159,8 +158,8 @@ def test_a_float_input_names_the_module_and_the_missing_step(kind: Any) -> None:
 
 def test_other_inputs_are_named() -> None:
     q = nnq.Conv2d(3, 4, 1)
-    with pytest.raises(InputError, match=r"torch.qint8 tensor; kernels take torch.quint8"):
-        q(torch.quantize_per_tensor(torch.randn(1, 3, 4, 4), 0.1, 0, torch.qint8))
+    with pytest.raises(InputError, match=r"torch.qint32 tensor; kernels take torch.quint8"):
+        q(torch.quantize_per_tensor(torch.randn(1, 3, 4, 4), 0.1, 0, torch.qint32))
     with pytest.raises(InputError, match="is no tensor but a list"):
         q([1.0])
 
@@ -275,11 +274,11 @@ def test_not_ready_to_convert() -> None:
     conv.activation_post_process(conv(x.dequantize()).detach())
     with pytest.raises(ConfigError, match="has no qconfig"):
         nnq.Conv2d.from_float(conv)
-    signed = calibrated(nn.Conv2d(3, 4, 1), x)
-    signed.activation_post_process = default_symmetric_qnnpack_qconfig.activation()
-    signed.activation_post_process(torch.randn(9))
-    with pytest.raises(ConfigError, match=r"observed as torch.int8; the kernels give torch.uint8"):
-        nnq.Conv2d.from_float(signed)
+    wide = calibrated(nn.Conv2d(3, 4, 1), x)
+    wide.activation_post_process = MinMaxObserver(dtype=torch.int32)
+    wide.activation_post_process(torch.randn(9))
+    with pytest.raises(ConfigError, match=r"observed as torch.int32; the kernels give torch.uint8"):
+        nnq.Conv2d.from_float(wide)
     with pytest.raises(ConfigError, match=r"stands for \[Conv2d\], not for Linear \[Linear\]"):
         nnq.Conv2d.from_float(calibrated(nn.Linear(3, 4), codes(1, 3)))
     with pytest.raises(ConfigError, match=r"not for ConvReLU2d \[Conv2d, ReLU\]"):

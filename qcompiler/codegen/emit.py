@@ -142,9 +142,11 @@ class Emitter:
         for i in self.program.inputs:
             if i.dtype is None or i.rank is None:
                 continue
-            test = (
-                f"not isinstance({i.name}, {tensor}) or {i.name}.dtype is not {self.root('torch')}.{i.dtype} or {i.name}.dim() != {i.rank}"
-            )
+            torch_ = self.root("torch")
+            other = f"{i.name}.dtype is not {torch_}.{i.dtype}"
+            if i.dtype == "quint8":  # brought to the program's qparams, whichever of the two it is
+                other = f"{i.name}.dtype not in ({torch_}.quint8, {torch_}.qint8)"
+            test = f"not isinstance({i.name}, {tensor}) or {other} or {i.name}.dim() != {i.rank}"
             if i.optional and i.name not in read:
                 test = f"{i.name} is not {self.text(i.default)} and ({test})"
             lines += [f"if {test}:", f"    self._reject({literal(i.name)}, {i.name})"]

@@ -141,7 +141,8 @@ def _ranges(graph: fx.GraphModule) -> dict[str, tuple[int, int]]:
         watch = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(watch, FakeQuantWatch):
             fake_quant: Any = watch.observer
-            found[node.name] = found[str(node.args[0])] = fake_quant.quant_min, fake_quant.quant_max
+            least = fake_quant.quant_min if fake_quant.dtype is torch.int8 else 0  # int8 counts from there: QParams.unsigned
+            found[node.name] = found[str(node.args[0])] = fake_quant.quant_min - least, fake_quant.quant_max - least
     return found
 
 

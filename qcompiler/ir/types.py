@@ -88,6 +88,21 @@ class QParams:
         assert isinstance(self.scale, float) and isinstance(self.zero_point, int)
         return self.scale * (self.quant_min - self.zero_point), self.scale * (self.quant_max - self.zero_point)
 
+    def unsigned(self) -> QParams:
+        """The same real numbers with uint8 codes, as kernels take activations: int8 codes are counted from quant_min.
+
+        So 7 bits are 0..127, whose products kernels may add in 16 bits, and -128..127 is 0..255.
+        """
+        return self._shifted(-self.quant_min, torch.uint8) if self.dtype is torch.int8 else self
+
+    def signed(self) -> QParams:
+        """The same real numbers with int8 codes, as kernels take weights: the middle of uint8 codes becomes 0."""
+        return self._shifted(-((self.quant_min + self.quant_max + 1) // 2), torch.int8) if self.dtype is torch.uint8 else self
+
+    def _shifted(self, by: int, dtype: torch.dtype) -> QParams:
+        zero_point = tuple(z + by for z in self.zero_point) if isinstance(self.zero_point, tuple) else self.zero_point + by
+        return replace(self, zero_point=zero_point, quant_min=self.quant_min + by, quant_max=self.quant_max + by, dtype=dtype)
+
 
 @dataclass(frozen=True)
 class Quant:

@@ -74,8 +74,8 @@ class Report:
 
 
 def holds_bytes(fake_quant: FakeQuantize) -> bool:
-    """Whether it rounds to all of 0 to 255, or is no matter of codes that kernels saturate at."""
-    return fake_quant.dtype is not torch.uint8 or (fake_quant.quant_min <= 0 and fake_quant.quant_max >= 255)
+    """Whether it rounds to all 256 codes, or is no matter of codes that kernels saturate at."""
+    return fake_quant.dtype not in (torch.uint8, torch.int8) or fake_quant.quant_max - fake_quant.quant_min >= 255
 
 
 def runs_on_both(module: nn.Module) -> bool:

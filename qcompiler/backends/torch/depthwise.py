@@ -65,3 +65,17 @@ def shrink_to_safe(weight: Tensor, scales: Tensor) -> Tensor:
         ok = safe(middle)
         low, high = torch.where(ok, low, middle), torch.where(ok, middle, high)
     return torch.where(safe(old), old, high * (1 + 1e-6)).reshape(scales.shape).to(scales.dtype)
+
+
+def safe_qparams(weight: Tensor, scale: Tensor, zero_point: Tensor, quant_max: int) -> tuple[Tensor, Tensor]:
+    """(scale, zero_point) at which the int8 weight, which need not be symmetric, is safe: the proof is about codes around 0.
+
+    So a weight with zero points becomes a symmetric one: a code of 127 that stands for 0 adds up as any other. weight: float
+    (O, 1, *kernel). scale, zero_point: (O,), or one element.
+    """
+    if bool((zero_point != 0).any()):
+        taps = weight.detach().abs().reshape(weight.shape[0], -1)
+        peaks = taps.amax(1) if scale.numel() > 1 else taps.amax().reshape(1)
+        scale = (peaks.to(scale.dtype) / quant_max).reshape(scale.shape).clamp(min=torch.finfo(torch.float32).eps)
+        zero_point = torch.zeros_like(zero_point)
+    return shrink_to_safe(weight, scale), zero_point

@@ -8,6 +8,7 @@ Each is self-contained and scriptable: code generation copies its source into ex
 import warnings
 
 import torch
+from torch._jit_internal import is_scripting
 
 DEPRECATION = "torch.quantize_per_tensor, torch.quantize_per_channel and other quantized tensor creation functions"
 
@@ -318,6 +319,17 @@ def as_quantized(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor
             return x
         x = x.dequantize()
     return torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
+
+
+def as_quint8(x: torch.Tensor) -> torch.Tensor:
+    """A qint8 tensor, per tensor, as a quint8 one of the same values: code and zero point are 128 higher. Others as they are."""
+    if x.dtype != torch.qint8:
+        return x
+    if not is_scripting():  # noqa: SIM102  (TorchScript leaves out a branch, not the half of a test)
+        if x.qscheme() != torch.per_tensor_affine:  # TorchScript cannot compare these
+            return x
+    codes = (x.int_repr().to(torch.int16) + 128).to(torch.uint8)
+    return torch._make_per_tensor_quantized_tensor(codes, x.q_scale(), x.q_zero_point() + 128)
 
 
 def amax(x: torch.Tensor, dim: list[int], keepdim: bool, scale: float, zero_point: int) -> torch.Tensor:

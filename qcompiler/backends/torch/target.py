@@ -79,8 +79,8 @@ class TorchTarget:
         """`shrinks`, for an op by its name, its weight and its attributes."""
         return conv.saturation(op, tuple(weight.shape), attributes, self.engine, self.isa) == "pairs"
 
-    def shrink_to_safe(self, weight: Tensor, scale: Tensor) -> Tensor:
-        return depthwise.shrink_to_safe(weight, scale)
+    def safe_qparams(self, weight: Tensor, scale: Tensor, zero_point: Tensor, quant_max: int) -> tuple[Tensor, Tensor]:
+        return depthwise.safe_qparams(weight, scale, zero_point, quant_max)
 
     def least_safe_scale(self, weight: Tensor) -> Tensor:
         return depthwise.least_safe_scale(weight)

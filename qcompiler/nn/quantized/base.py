@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, fx, nn
 
+from qcompiler.backends.torch.runtime import as_quint8
 from qcompiler.backends.torch.site import Operand
 from qcompiler.codegen.module import keep_dtypes
 from qcompiler.errors import ConfigError, InputError, QCompilerError, Where
@@ -153,7 +154,12 @@ class QuantizedModule(nn.Module):
             self.__dict__.pop(name, None)
 
     def _otherwise(self, *inputs: Any) -> Any:
-        """forward for inputs that its source was not made for: another rank that the module takes, or an error."""
+        """forward for inputs that its source was not made for: another rank that the module takes, qint8 tensors, or an error."""
+        if any(isinstance(x, Tensor) and x.dtype is torch.qint8 for x in inputs):
+            inputs = tuple(as_quint8(x) if isinstance(x, Tensor) else x for x in inputs)
+            for name, value in zip(self._INPUTS, inputs):
+                self._check(name, value)
+            return self.__dict__["_compiled"].forward(self, *inputs)
         for name, value in zip(self._INPUTS, inputs):
             self._check(name, value)
         rank = inputs[0].dim()
@@ -164,7 +170,7 @@ class QuantizedModule(nn.Module):
         return by_rank[rank].forward(self, *inputs)
 
     def _check(self, name: str, value: Any) -> None:
-        """Raises InputError unless it is a quint8 tensor."""
+        """Raises InputError unless it is a quint8 tensor; one of qint8 was made one before, where it has one scale."""
         if isinstance(value, Tensor) and value.dtype is torch.quint8:
             return
         title, where = f"{self._get_name()}: {name}", self._where()

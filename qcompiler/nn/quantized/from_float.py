@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.backends.torch import conv
-from qcompiler.backends.torch.depthwise import shrink_to_safe
+from qcompiler.backends.torch.depthwise import safe_qparams
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, QCompilerError, Where
 from qcompiler.fake_quantize import FakeQuantize
@@ -51,20 +51,20 @@ def parts_of(mod: nn.Module) -> Parts:
 def output_qparams(mod: nn.Module, where: Where) -> tuple[float, int]:
     """(scale, zero_point) of the result, from the observer or fake-quantize that saw it.
 
-    Raises CalibrationError where there is none or it saw no data, ConfigError where it did not observe uint8.
+    Raises CalibrationError where there is none or it saw no data, ConfigError where it did not observe uint8 or int8.
     """
     observer = getattr(mod, "activation_post_process", None)
     if observer is None or isinstance(observer, nn.Identity):
         raise CalibrationError(f"{type(mod).__name__} has no activation_post_process: nothing observed its result", code="not-calibrated",
                                where=where, hint="set .qconfig, call prepare, and run it on data")  # fmt: skip
     try:
-        qparams = qparams_of(observer)
+        qparams = qparams_of(observer).unsigned()
     except QCompilerError as error:
         error.where = where
         raise
     if qparams.dtype is not torch.uint8:
         raise ConfigError(f"the result was observed as {qparams.dtype}; the kernels give torch.uint8", code="activation-dtype", where=where,
-                          hint="use an activation observer with dtype=torch.quint8")  # fmt: skip
+                          hint="use an activation observer with dtype=torch.quint8 or torch.qint8")  # fmt: skip
     assert isinstance(qparams.scale, float) and isinstance(qparams.zero_point, int)
     return qparams.scale, qparams.zero_point
 
@@ -125,21 +125,22 @@ class Int8:
 def int8_weight(row: Op, attributes: dict[str, Any], weight: Tensor, mod: nn.Module, engine: str, where: Where) -> Int8:
     """The weight quantized with the module's fake-quantize, which keeps its qparams, or with its qconfig's observer.
 
-    Depthwise weights are made safe for 16-bit sums. Raises ConfigError where neither is there, or for a dtype other than int8.
+    Depthwise weights are made safe for 16-bit sums. Raises ConfigError where neither is there, or for a dtype other than int8 and uint8.
     """
     trained = getattr(mod, "weight_fake_quant", None)
     if isinstance(trained, FakeQuantize):  # an optimizer step may be the last thing that happened to the weight
         trained = copy.deepcopy(trained)
         trained.keep_safe(weight)
     observer = trained if trained is not None else _observed(row, weight, mod, where)
-    qparams = qparams_of(observer)
+    qparams = qparams_of(observer).signed()
     if qparams.dtype is not torch.int8:
         raise ConfigError(f"the weight was observed as {qparams.dtype}; the kernels take torch.int8", code="weight-dtype", where=where)
     axis = None if qparams.channel_axis is None else row.weight_axis
     shape = () if axis is None else (-1,)
     scale = torch.tensor(qparams.scale, dtype=torch.float64).reshape(shape)
     zero_point = torch.tensor(qparams.zero_point, dtype=torch.int64).reshape(shape)
-    scale = _safe(row, attributes, weight, scale, engine, trained is not None, where)
+    if conv.saturation(row.name, tuple(weight.shape), attributes, engine, TorchTarget(engine).isa) == "pairs":
+        scale, zero_point = _safe(weight, scale, zero_point, qparams.quant_max, engine if trained is not None else None, where)
     return Int8(quantize_weight(weight, scale, zero_point, axis, qparams.quant_min, qparams.quant_max), scale, zero_point, axis)
 
 
@@ -175,12 +176,12 @@ def _warn(where: Where, text: str) -> None:
     warnings.warn(place + text, UserWarning, stacklevel=2)
 
 
-def _safe(row: Op, attributes: dict[str, Any], weight: Tensor, scale: Tensor, engine: str, trained: bool, where: Where) -> Tensor:
-    """The scales, enlarged where fbgemm's depthwise kernel could overflow 16 bits."""
-    if conv.saturation(row.name, tuple(weight.shape), attributes, engine, TorchTarget(engine).isa) != "pairs":
-        return scale
-    safe = shrink_to_safe(weight, scale)
-    if trained and not torch.equal(safe, scale):
-        _warn(where, f"{int((safe != scale).sum())} of {scale.numel()} trained weight scales were enlarged: {engine}'s depthwise kernel "
+def _safe(weight: Tensor, scale: Tensor, zero_point: Tensor, quant_max: int, trained: str | None, where: Where) -> tuple[Tensor, Tensor]:
+    """(scale, zero_point) at which fbgemm's depthwise kernel cannot overflow 16 bits; a warning where the weight was `trained`
+    with others, for this engine."""
+    safe = safe_qparams(weight, scale, zero_point, quant_max)
+    if trained is not None and not (torch.equal(safe[0], scale) and torch.equal(safe[1], zero_point)):
+        changed = (safe[0] != scale) | (safe[1] != zero_point)
+        _warn(where, f"{int(changed.sum())} of {scale.numel()} trained weight scales were enlarged: {trained}'s depthwise kernel "
                      "adds in 16 bits, which these weights would overflow")  # fmt: skip
     return safe

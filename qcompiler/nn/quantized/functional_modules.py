@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
 from qcompiler.backends.torch import floats
+from qcompiler.backends.torch.runtime import as_quint8
 from qcompiler.errors import CalibrationError, ConfigError, InputError, Where
 from qcompiler.ir.check_qparams import HINT, scale_fault, zero_point_fault
 from qcompiler.ir.check_state import assigns, check_state
@@ -121,7 +122,7 @@ class QFunctional(_Functional):
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """x + y, with broadcasting."""
-        self._check("add", [x, y])
+        x, y = self._checked("add", [x, y])
         if torch.is_same_size(x, y):  # torch's kernel makes its result like the first operand, and resizes it with a warning
             result = torch.ops.quantized.add(x, y, self.scale, self.zero_point)
         else:
@@ -130,12 +131,12 @@ class QFunctional(_Functional):
 
     def add_scalar(self, x: Tensor, y: float) -> Tensor:
         """x + a number; the qparams follow from x's and the number."""
-        self._check_inputs("add_scalar", [x])
+        x = self._check_inputs("add_scalar", [x])[0]
         return torch.ops.quantized.add_scalar(x, y)  # type: ignore[no-any-return]
 
     def mul(self, x: Tensor, y: Tensor) -> Tensor:
         """x * y, with broadcasting."""
-        self._check("mul", [x, y])
+        x, y = self._checked("mul", [x, y])
         if torch.is_same_size(x, y):
             result = torch.ops.quantized.mul(x, y, self.scale, self.zero_point)
         else:
@@ -144,17 +145,17 @@ class QFunctional(_Functional):
 
     def mul_scalar(self, x: Tensor, y: float) -> Tensor:
         """x * a number, exact: the same integers (from the other end if it is negative) at another scale."""
-        self._check_inputs("mul_scalar", [x])
+        x = self._check_inputs("mul_scalar", [x])[0]
         return torch.ops.quantized.mul_scalar(x, y)  # type: ignore[no-any-return]
 
     def cat(self, x: list[Tensor], dim: int = 0) -> Tensor:
         """torch.cat; each input is requantized where its qparams are others."""
-        self._check("cat", x)
+        x = self._checked("cat", x)
         return self.activation_post_process(torch.ops.quantized.cat(x, dim, self.scale, self.zero_point))  # type: ignore[no-any-return]
 
     def add_relu(self, x: Tensor, y: Tensor) -> Tensor:
         """relu(x + y)."""
-        self._check("add_relu", [x, y])
+        x, y = self._checked("add_relu", [x, y])
         if torch.is_same_size(x, y):
             result = torch.ops.quantized.add_relu(x, y, self.scale, self.zero_point)
         else:
@@ -163,22 +164,26 @@ class QFunctional(_Functional):
 
     def matmul(self, x: Tensor, y: Tensor) -> Tensor:
         """torch.matmul, computed in float as torch's own int8 kernel does."""
-        self._check("matmul", [x, y])
+        x, y = self._checked("matmul", [x, y])
         return self.activation_post_process(floats.matmul_float(x, y, self.scale, self.zero_point))  # type: ignore[no-any-return]
 
-    def _check(self, operation: str, tensors: list[Tensor]) -> None:
-        self._check_inputs(operation, tensors)
+    def _checked(self, operation: str, tensors: list[Tensor]) -> list[Tensor]:
+        tensors = self._check_inputs(operation, tensors)
         if self.scale <= 0.0:
             if is_scripting():
                 raise RuntimeError("QFunctional." + operation + " has no qparams: it was not calibrated")
             self._refuse_uncalibrated(operation)
+        return tensors
 
-    def _check_inputs(self, operation: str, tensors: list[Tensor]) -> None:
+    def _check_inputs(self, operation: str, tensors: list[Tensor]) -> list[Tensor]:
+        """The tensors, all quint8: qint8 ones have the same values then."""
+        tensors = [as_quint8(tensor) for tensor in tensors]
         for tensor in tensors:
             if tensor.dtype != torch.quint8:
                 if is_scripting():
                     raise RuntimeError("QFunctional." + operation + " takes quint8 tensors: quantize first")
                 self._refuse_input(operation, tensor)
+        return tensors
 
     @torch.jit.unused
     def _refuse_input(self, operation: str, tensor: Tensor) -> None:

@@ -83,6 +83,11 @@ class ModuleEmitter(Emitter):
         tests += [f"{names[0]}.{self.refused}"] if self.refused else []
         return [f"if {' or '.join(tests)}:", f"    return self._otherwise({', '.join(names)})"]
 
+    def given(self) -> list[str]:
+        """In TorchScript, which has no slow path: qint8 tensors become quint8 ones. onednn's kernels would take their codes as they are."""
+        unsigned = self.callee("runtime.as_quint8")
+        return [f"{i.name} = {unsigned}({i.name})" for i in self.program.inputs]
+
     def emit(self) -> Emitted:
         """With a handler around the kernels: it costs nothing until one raises, and checks of sizes would make torch.jit.trace warn."""
         emitted = super().emit()
