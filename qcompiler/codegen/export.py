@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qcompiler.backends.torch import by_shape
 from qcompiler.codegen import registry
 from qcompiler.codegen.atomic import atomic_write
 from qcompiler.codegen.emit import Dialect, Emitted, Emitter
@@ -20,6 +21,7 @@ from qcompiler.errors import ArtifactWriteError, ConfigError
 
 SOURCE = "model.py"
 WEIGHTS = "model.safetensors"
+BY_SHAPE = ("unpacked", "prepacked", "shapes_of", "PackSet", "PacksByShape")
 READER = '''
 DTYPES = {DTYPES}  # fmt: skip
 
@@ -81,7 +83,7 @@ def export_source(module: CompiledModule, directory: str | Path) -> Path:
 def source_of_file(module: CompiledModule) -> str:
     """The text of model.py."""
     program = module.program
-    emitter = Emitter(program, *module._qparams(), Dialect.FILE)
+    emitter = Emitter(program, *module._qparams(), Dialect.FILE, program.by_shape(module.engine))
     reserved = (
         "DTYPES",
         "ENGINE",
@@ -95,8 +97,10 @@ def source_of_file(module: CompiledModule) -> str:
         "InputError",
         "Any",
         "Tensor",
+        *BY_SHAPE,
         _class_name(program),
     )
+    shapes = emitter.named("op shapes_of", "shapes_of") if emitter.by_shape else ""
     emitter.taken |= set(reserved)
     for name in ("torch", "F", "math", "operator", "collections"):
         emitter.named(f"module {name}", name)
@@ -106,6 +110,7 @@ def source_of_file(module: CompiledModule) -> str:
         raise ConfigError(f"an argument of the model is called {clashes.pop()!r}, which its source needs for itself", code="export")
     parts = [
         _functions(program),
+        _by_shape(shapes),
         _kernels(emitted),
         READER.replace("{DTYPES}", _dtype_table()).strip("\n"),
         _class(program, emitter, emitted),
@@ -121,7 +126,8 @@ def _class_name(program: Program) -> str:
 
 def _head(module: CompiledModule, body: str) -> str:
     """Docstring, the imports that the rest uses, and the engine."""
-    plain = ["json", "os", "warnings", *(name for name in ("collections", "math", "operator") if f"{name}." in body)]
+    used = ("collections", "itertools", "math", "operator", "threading")
+    plain = ["json", "os", "warnings", *(name for name in used if f"{name}." in body)]
     lines = [f"import {name}" for name in sorted(plain)] + ["", "import torch"]
     lines += ["import torch.nn.functional as F"] if re.search(r"\bF\.", body) else []
     lines += ["from torch import Tensor"] if re.search(r"(?<![.\w])Tensor\b", body) else []
@@ -152,6 +158,15 @@ def _functions(program: Program) -> str:
     return "\n\n\n".join(texts)
 
 
+def _by_shape(shapes_of: str) -> str:
+    """Source of what chooses packs by the shapes of a call, with the name that forward has for one of its functions; empty: not used."""
+    if not shapes_of:
+        return ""
+    parts = (inspect.getsource(getattr(by_shape, name)).rstrip() for name in BY_SHAPE)
+    renamed = [] if shapes_of == "shapes_of" else [f"{shapes_of} = shapes_of"]
+    return "\n\n\n".join(["ENGINE_LOCK = threading.RLock()", *parts, *renamed])
+
+
 def _kernels(emitted: Emitted) -> str:
     lines = ["# bound once: looking an overload up at each call costs more than many a kernel"]
     for alias, op in sorted(emitted.kernels.items()):
@@ -177,7 +192,9 @@ def _class(program: Program, emitter: Emitter, emitted: Emitted) -> str:
     lines += [f"    self.{alias} = tensors[{path!a}]" for path, alias in emitted.tensors.items() if not _owned(program, path)]
     lines += [f"    self.{alias} = modules[{_owner(program, path)!a}].get_parameter({path[len(_owner(program, path)) + 1:]!a})"
               for path, alias in emitted.tensors.items() if _owned(program, path)]  # fmt: skip
+    lines += [f"    {emitter.set} = {{}}"] if emitter.by_shape else []
     lines += [f"    {_once(c, emitter)}" for c in program.once]
+    lines += [f"    self.{emitter.choice} = PacksByShape({emitter.set}, ENGINE)"] if emitter.by_shape else []
     body = "\n".join(f"    {line}" if line else "" for line in [*lines, "", *emitted.source.splitlines()])
     return f"class {_class_name(program)}(torch.nn.Module):\n{body}"
 
@@ -222,7 +239,9 @@ def _once(call: Call, emitter: Emitter) -> str:
 
     arguments = [*map(spell, call.args), *(f"{k}={spell(v)}" for k, v in sorted(call.kwargs.items()))]
     assert call.out is not None
-    return f"self.{emitter.packs[call.out]} = {call.op.rpartition('.')[2]}({', '.join(arguments)})"
+    alias = emitter.packs[call.out]
+    owner = f'{emitter.set}["{alias}"]' if call.out in emitter.by_shape else f"self.{alias}"
+    return f"{owner} = {call.op.rpartition('.')[2]}({', '.join(arguments)})"
 
 
 def _load(program: Program) -> str:
