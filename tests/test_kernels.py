@@ -232,9 +232,12 @@ def test_neighbouring_taps_pair_up() -> None:
     ((48, 4, 3, 3), 6, False, 1),  # more out than in
     ((24, 4, 3), 6, False, 1),  # 1-d
     ((24, 4, 3, 3, 3), 6, False, 2),
-    ((116, 1, 3, 3), 116, True, 4),
-    ((144, 1, 3, 3), 144, True, 4),
-    ((512, 1, 3, 3), 512, True, 8),  # 128 groups would still be fbgemm's
+    ((116, 1, 3, 3), 116, True, 29),
+    ((144, 1, 3, 3), 144, True, 16),
+    ((512, 1, 3, 3), 512, True, 16),
+        ((132, 1, 5, 5), 132, True, 11),  # 12 is slow without AMX
+        ((104, 1, 3, 3), 104, True, 13),
+        ((416, 1, 3, 3), 104, True, 8),  # 32 channels out of a group
     ((2048, 1, 3, 3), 2048, True, 32),
     ((92, 1, 3, 3), 92, True, 1),  # onednn anyway
 ])  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcompiler.backends.torch.by_shape import PacksByShape
 from qcompiler.codegen import registry
 from qcompiler.codegen.emit import Emitter
 
@@ -20,11 +21,12 @@ _serial = itertools.count()
 
 @dataclass(frozen=True)
 class Bound:
-    """`forward(self, ...)` as it runs, its source, and the emitter that wrote it."""
+    """`forward(self, ...)` as it runs, its source, and the emitter that wrote it. `by_shape`: the packs that it takes by shape."""
 
     forward: Callable[..., Any]
     source: str
     emitter: Emitter
+    by_shape: PacksByShape
 
 
 def resolve(op: str) -> Any:
@@ -46,10 +48,23 @@ def define(source: str, namespace: dict[str, Any], title: str) -> Callable[..., 
     return forward
 
 
-def bind(emitter: Emitter, packs: Mapping[str, Any], tensor: Callable[[str], Tensor], callee: Callable[[str], Any] = resolve) -> Bound:
-    """Emits and defines forward. `packs`: results of the once calls; `tensor`: the tensor under a dotted name."""
+def bind(
+    emitter: Emitter,
+    packs: Mapping[str, Any],
+    tensor: Callable[[str], Tensor],
+    engine: str,
+    callee: Callable[[str], Any] = resolve,
+    like: PacksByShape | None = None,
+) -> Bound:
+    """Emits and defines forward. `packs`: results of the once calls on `engine`; `tensor`: the tensor under a dotted name.
+
+    `like`: what another forward on the same packs chooses them from.
+    """
     emitted = emitter.emit()
-    named = {emitted.packs[name]: pack for name, pack in packs.items()}
+    named = {emitted.packs[name]: pack for name, pack in packs.items() if name not in emitter.by_shape}
+    chosen = {alias: packs[name] for name, alias in emitted.packs.items() if name in emitter.by_shape}
+    by_shape = like if like is not None and like.packs() == chosen else PacksByShape(chosen, engine)
     namespace = emitter.namespace(callee) | named | {alias: tensor(path) for path, alias in emitted.tensors.items()}
+    namespace[emitter.choice] = by_shape
     source = "".join(f"# {alias} = {op}\n" for alias, op in sorted(emitted.kernels.items())) + emitted.source
-    return Bound(define(source, namespace, emitter.program.name), source, emitter)
+    return Bound(define(source, namespace, emitter.program.name), source, emitter, by_shape)

@@ -6,7 +6,7 @@ import copy
 import math
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import reduce
@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 
+from qcompiler.backends.torch.by_shape import shapes_of
 from qcompiler.codegen import registry
 from qcompiler.codegen.program import Call, Input, Program, is_name
 from qcompiler.codegen.quote import literal
@@ -50,7 +51,10 @@ class Emitted:
 
 
 class Emitter:
-    def __init__(self, program: Program, scales: Sequence[float], zero_points: Sequence[int], dialect: Dialect) -> None:
+    def __init__(
+        self, program: Program, scales: Sequence[float], zero_points: Sequence[int], dialect: Dialect, by_shape: Iterable[str] = ()
+    ) -> None:
+        """`by_shape`: the once variables that are read from the set of packs for the call's shapes (PacksByShape)."""
         self.program, self.scales, self.zero_points, self.dialect = program, scales, zero_points, dialect
         self.taken = {i.name for i in program.inputs} | {c.out for c in program.calls if c.out} | {"self"}
         self.globals: dict[str, str] = {}
@@ -59,6 +63,9 @@ class Emitter:
         read |= {v.name for v in walk(program.output) if isinstance(v, Const)}
         self.packs = {c.out: self.free(f"pack_{c.out}".replace("pack_prepack", "pack")) for c in program.once if c.out}
         self.tensors = {name: self.free(KERNEL_PREFIX.sub("_", f"t_{name}" if name[0].isdigit() else name)) for name in sorted(read)}
+        self.by_shape = frozenset(by_shape)
+        self.set = self.free("packs")  # of the packs by shape: a variable of forward
+        self.choice = self.free("packs_for")
 
     def spelled(self, dialect: Dialect) -> Self:
         """An emitter of the same program in another dialect. What both name has one name: they can share their globals."""
@@ -84,6 +91,7 @@ class Emitter:
 
     def emit(self) -> Emitted:
         body = self.checks() if self.dialect is Dialect.BOUND else self.given() if self.dialect is Dialect.SCRIPT else []
+        body += self.choose() if self.by_shape and self.dialect is not Dialect.SCRIPT else []
         last = self.last_uses()
         for index, call in enumerate(self.program.calls):
             if call.op == "guard.guard" and self.dialect is Dialect.SCRIPT:
@@ -151,6 +159,14 @@ class Emitter:
                 test = f"{i.name} is not {self.text(i.default)} and ({test})"
             lines += [f"if {test}:", f"    self._reject({literal(i.name)}, {i.name})"]
         return lines
+
+    def choose(self) -> list[str]:
+        """The line that takes the packs for the shapes of this call."""
+        read = {v.name for c in self.program.calls if c.op != "guard.guard" for v in c.values() if isinstance(v, Ref)}
+        plain = {i.name for i in self.program.inputs if i.dtype is not None and not i.optional}
+        shapes = [f"{i.name}.shape" if i.name in plain else f"{self.named('op shapes_of', 'shapes_of')}({i.name})"
+                  for i in self.program.inputs if i.name in read]  # fmt: skip
+        return [f"{self.set} = {self.member(self.choice)}({', '.join(shapes)})"]
 
     def statement(self, call: Call) -> list[str]:
         if call.op == "operator.setitem" and call.out is None and len(call.args) == 3:
@@ -236,7 +252,7 @@ class Emitter:
     def text(self, value: Any) -> str:
         """Source of one argument."""
         if isinstance(value, Ref):
-            return self.member(self.packs[value.name]) if value.name in self.packs else value.name
+            return self.pack(value.name) if value.name in self.packs else value.name
         if isinstance(value, Const):
             return self.member(self.tensors[value.name])
         if isinstance(value, Scale):
@@ -250,6 +266,11 @@ class Emitter:
         if isinstance(value, dict):
             return "{" + ", ".join(f"{self.text(k)}: {self.text(v)}" for k, v in value.items()) + "}"
         return self.literal(value)
+
+    def pack(self, name: str) -> str:
+        """What a once call made."""
+        alias = self.packs[name]
+        return f"{self.set}.{alias}" if name in self.by_shape and self.dialect is not Dialect.SCRIPT else self.member(alias)
 
     def member(self, name: str) -> str:
         return name if self.dialect is Dialect.BOUND else f"self.{self.attribute(name)}"
@@ -280,6 +301,7 @@ class Emitter:
 
         modules = {"torch": torch, "F": torch.nn.functional, "operator": operator, "math": math, "collections": collections}
         fixed = {f"module {k}": v for k, v in modules.items()} | {"Tensor": torch.Tensor, "Optional": Optional}
+        fixed |= {"op shapes_of": shapes_of}
         found = {name: fixed[key] for key, name in self.globals.items() if key in fixed}
         return found | {name: resolve(op) for name, op in self.kernels.items()}
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qcompiler.backends.torch import by_shape
 from qcompiler.codegen import registry
 from qcompiler.codegen.atomic import atomic_write
 from qcompiler.codegen.emit import Dialect, Emitted, Emitter
@@ -27,6 +28,7 @@ RESERVED = (
 )  # fmt: skip
 SOURCE = "model.py"
 WEIGHTS = "model.safetensors"
+BY_SHAPE = ("unpacked", "prepacked", "shapes_of", "PackSet", "PacksByShape")
 READER = '''
 DTYPES = {DTYPES}  # fmt: skip
 
@@ -92,8 +94,9 @@ def export_source(module: CompiledModule, directory: str | Path) -> Path:
 def source_of_file(module: CompiledModule, sha256: str) -> str:
     """The text of model.py. `sha256`: of the weights file that goes with it."""
     program = module.program
-    emitter = Emitter(program, *module._qparams(), Dialect.FILE)
-    emitter.taken |= {*RESERVED, _class_name(program)}
+    emitter = Emitter(program, *module._qparams(), Dialect.FILE, program.by_shape(module.engine))
+    shapes = emitter.named("op shapes_of", "shapes_of") if emitter.by_shape else ""
+    emitter.taken |= {*RESERVED, *BY_SHAPE, _class_name(program)}
     for name in ("torch", "F", "math", "operator", "collections"):
         emitter.named(f"module {name}", name)
     emitted = emitter.emit()
@@ -102,6 +105,7 @@ def source_of_file(module: CompiledModule, sha256: str) -> str:
         raise ConfigError(f"an argument of the model is called {clashes.pop()!r}, which its source needs for itself", code="export")
     parts = [
         _functions(program),
+        _by_shape(shapes),
         _kernels(emitted),
         READER.replace("{DTYPES}", _dtype_table()).strip("\n"),
         _class(program, emitter, emitted),
@@ -114,13 +118,14 @@ def source_of_file(module: CompiledModule, sha256: str) -> str:
 def _class_name(program: Program) -> str:
     """The model's own name, where nothing else in the file is called so."""
     functions = {c.op.rpartition(".")[2] for c in program.statements}
-    free = is_name(program.name) and program.name not in (*RESERVED, "torch", "F", "math", "operator", "collections", *functions)
+    free = is_name(program.name) and program.name not in (*RESERVED, *BY_SHAPE, "torch", "F", "math", "operator", "collections", *functions)
     return program.name if free and not hasattr(builtins, program.name) else "Model"
 
 
 def _head(module: CompiledModule, body: str, sha256: str) -> str:
     """Docstring, the imports that the rest uses, the engine, and what binds the weights to this file."""
-    plain = ["hashlib", "json", "os", "warnings", *(name for name in ("collections", "math", "operator") if f"{name}." in body)]
+    used = ("collections", "itertools", "math", "operator", "threading")
+    plain = ["hashlib", "json", "os", "warnings", *(name for name in used if f"{name}." in body)]
     lines = [f"import {name}" for name in sorted(plain)] + ["", "import torch"]
     lines += ["import torch.nn.functional as F"] if re.search(r"\bF\.", body) else []
     lines += ["from torch import Tensor"] if re.search(r"(?<![.\w])Tensor\b", body) else []
@@ -152,6 +157,15 @@ def _functions(program: Program) -> str:
     return "\n\n\n".join(texts)
 
 
+def _by_shape(shapes_of: str) -> str:
+    """Source of what chooses packs by the shapes of a call, with the name that forward has for one of its functions; empty: not used."""
+    if not shapes_of:
+        return ""
+    parts = (inspect.getsource(getattr(by_shape, name)).rstrip() for name in BY_SHAPE)
+    renamed = [] if shapes_of == "shapes_of" else [f"{shapes_of} = shapes_of"]
+    return "\n\n\n".join(["ENGINE_LOCK = threading.RLock()", *parts, *renamed])
+
+
 def _kernels(emitted: Emitted) -> str:
     lines = ["# bound once: looking an overload up at each call costs more than many a kernel"]
     for alias, op in sorted(emitted.kernels.items()):
@@ -178,7 +192,9 @@ def _class(program: Program, emitter: Emitter, emitted: Emitted) -> str:
     for path, alias in emitted.tensors.items():
         if owner := _owner(program, path):
             lines.append(f"    self.{alias} = modules[{literal(owner)}].get_parameter({literal(path[len(owner) + 1:])})")
+    lines += [f"    {emitter.set} = {{}}"] if emitter.by_shape else []
     lines += [f"    {_once(c, emitter)}" for c in program.once]
+    lines += [f"    self.{emitter.choice} = PacksByShape({emitter.set}, ENGINE)"] if emitter.by_shape else []
     body = "\n".join(f"    {line}" if line else "" for line in [*lines, "", *emitted.source.splitlines()])
     return f"class {_class_name(program)}(torch.nn.Module):\n{body}"
 
@@ -223,7 +239,9 @@ def _once(call: Call, emitter: Emitter) -> str:
 
     arguments = [*map(spell, call.args), *(f"{k}={spell(v)}" for k, v in sorted(call.kwargs.items()))]
     assert call.out is not None
-    return f"self.{emitter.packs[call.out]} = {call.op.rpartition('.')[2]}({', '.join(arguments)})"
+    alias = emitter.packs[call.out]
+    owner = f'{emitter.set}["{alias}"]' if call.out in emitter.by_shape else f"self.{alias}"
+    return f"{owner} = {call.op.rpartition('.')[2]}({', '.join(arguments)})"
 
 
 def _load(program: Program) -> str:

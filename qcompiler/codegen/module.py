@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.ambient import call_is_plain, in_plain_torch, plain_call, widened
+from qcompiler.backends.torch.by_shape import ENGINE_LOCK
 from qcompiler.backends.torch.once_arguments import ArgumentError, check_once
 from qcompiler.backends.torch.site import VNNI, host_isa
 from qcompiler.codegen import registry
@@ -34,7 +34,6 @@ from qcompiler.kinds import refuse_kinds
 T = TypeVar("T", bound=type)
 OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound"})
 NONSENSE = (AttributeError, LookupError, NameError, ArithmeticError)  # from a statement of a program that nobody compiled
-_engine_lock = threading.RLock()
 
 
 class OtherCPUWarning(UserWarning):
@@ -47,7 +46,7 @@ def quantized_engine(engine: str) -> Iterator[None]:
     if engine not in torch.backends.quantized.supported_engines:
         supported = ", ".join(sorted(torch.backends.quantized.supported_engines))
         raise ConfigError(f"the module was compiled for engine {engine!r:.40}; this torch has {supported}", code="engine")
-    with _engine_lock:
+    with ENGINE_LOCK:
         before = torch.backends.quantized.engine
         torch.backends.quantized.engine = engine
         try:
@@ -198,8 +197,8 @@ class CompiledModule(nn.Module):
         _note_other_cpu(program.isa, self.engine)
         with quantized_engine(self.engine):
             packs = run_once(program, lambda path: find(self, path), *self._qparams())
-        emitter = Emitter(program, *self._qparams(), Dialect.BOUND)
-        bound = bind(emitter, packs, lambda path: find(self, path), self._resolve)
+        emitter = Emitter(program, *self._qparams(), Dialect.BOUND, program.by_shape(self.engine))
+        bound = bind(emitter, packs, lambda path: find(self, path), self.engine, self._resolve)
         for name in self.__dict__.get("_built", ()):
             self.__dict__.pop(name, None)
         attributes = script_attributes(emitter, packs, lambda path: find(self, path))
@@ -269,6 +268,8 @@ class CompiledModule(nn.Module):
         refuse_classes(self.__dict__["_externals"])
         if not hasattr(self._bound.forward, "__wrapped__"):
             attach_script(self._bound, self._resolve)
+        fresh = self._bound.by_shape.for_script()  # a script is fast at its own first shapes, whatever the module was called with
+        self.__dict__.update({self._bound.emitter.attribute(alias): pack for alias, pack in fresh.items()})
         user = set(self.__dict__) - own_attributes(self)
         plain = {name for name in user if isinstance(self.__dict__[name], (bool, int, float, str))}
         # lowered is a module: torch.jit makes nothing of it, but would copy it to its script module if it were ignored

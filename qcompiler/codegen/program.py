@@ -121,6 +121,11 @@ class Program:
         found = (c.op.removeprefix(registry.EXTERNAL) for c in self.calls if c.op.startswith(registry.EXTERNAL))
         return tuple(dict.fromkeys(found))
 
+    def by_shape(self, engine: str) -> frozenset[str]:
+        """Names of the once results that are packs fast at one shape alone, and that a call reads."""
+        read = {v.name for c in self.calls for v in c.values() if isinstance(v, Ref)}
+        return frozenset(c.out for c in self.once if c.out in read and registry.by_shape(c.op, engine))
+
     @property
     def int8_calls(self) -> int:
         return sum(c.op.startswith(KERNELS) for c in self.calls)

@@ -162,6 +162,11 @@ def is_once(name: str) -> bool:
     return name.startswith("runtime.") and bool(getattr(table().get(name), "once", False))
 
 
+def by_shape(name: str, engine: str) -> bool:
+    """Whether the operation makes a pack that is fast at one shape alone."""
+    return engine in getattr(table().get(name), "by_shape", ())
+
+
 @functools.cache
 def parameter_names(name: str) -> tuple[str, ...]:
     """Names of an operation's parameters in order; empty where they are not known."""

@@ -12,6 +12,7 @@ from qcompiler.backends.torch.kernels import TO_FLOAT, Refused, select
 from qcompiler.backends.torch.mode_kernels import TABLE as MODES
 from qcompiler.backends.torch.mode_kernels import select as select_mode
 from qcompiler.backends.torch.reuse import reuse_memory
+from qcompiler.backends.torch.rows import emit_along
 from qcompiler.backends.torch.runtime import as_quantized, quantize_constant
 from qcompiler.backends.torch.site import Emit, Half, Operand, Rounded, Site, Weight, cut
 from qcompiler.errors import ConfigError
@@ -233,7 +234,7 @@ class _Lowering:
             self._refused(node, str(kernel))
             return False
         emit = Emit(self.new, self.gm)
-        result = kernel.emit(site, emit)
+        result = emit_along(kernel, site, emit)
         for made in emit.made:
             self._annotated(made, node)
             made.meta[VALUE] = Value(None, None)

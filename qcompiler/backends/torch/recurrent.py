@@ -34,6 +34,7 @@ def prepack_cell(
 
 
 prepack_cell.once = True  # type: ignore[attr-defined]
+prepack_cell.by_shape = ("onednn",)  # type: ignore[attr-defined]
 
 
 def prepack_cell_half(

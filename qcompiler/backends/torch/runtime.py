@@ -75,6 +75,7 @@ def prepack_conv1d(
 
 
 prepack_conv1d.once = True  # type: ignore[attr-defined]
+prepack_conv1d.by_shape = ("x86", "onednn")  # type: ignore[attr-defined]  # engines whose packs are fast at one shape
 
 
 def prepack_conv2d(
@@ -98,6 +99,7 @@ def prepack_conv2d(
 
 
 prepack_conv2d.once = True  # type: ignore[attr-defined]
+prepack_conv2d.by_shape = ("x86", "onednn")  # type: ignore[attr-defined]  # engines whose packs are fast at one shape
 
 
 def prepack_conv3d(
@@ -121,6 +123,7 @@ def prepack_conv3d(
 
 
 prepack_conv3d.once = True  # type: ignore[attr-defined]
+prepack_conv3d.by_shape = ("x86", "onednn")  # type: ignore[attr-defined]  # engines whose packs are fast at one shape
 
 
 def prepack_linear(
@@ -143,6 +146,7 @@ def prepack_linear(
 
 
 prepack_linear.once = True  # type: ignore[attr-defined]
+prepack_linear.by_shape = ("onednn",)  # type: ignore[attr-defined]
 
 
 def leading_of(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qcompiler.backends.torch.by_shape import PacksByShape
 from qcompiler.backends.torch.kernels import Refused, select
 from qcompiler.backends.torch.site import Emit, Operand, Site, Weight, host_isa
 from qcompiler.codegen.bind import bind
@@ -72,8 +73,8 @@ class Lowering:
 class ModuleEmitter(Emitter):
     """Source of a quantized module's forward. What it was not made for goes to the module's slow path and its answer is returned."""
 
-    def __init__(self, built: Built, dialect: Dialect, refused: str = "") -> None:
-        super().__init__(built.program, built.scales, built.zero_points, dialect)
+    def __init__(self, built: Built, dialect: Dialect, engine: str, refused: str = "") -> None:
+        super().__init__(built.program, built.scales, built.zero_points, dialect, built.program.by_shape(engine))
         self.refused = refused
 
     def checks(self) -> list[str]:
@@ -111,6 +112,7 @@ class Compiled:
 
     built: Built
     packs: Mapping[str, Any]
+    by_shape: PacksByShape
     forward: Callable[..., Any]
     attributes: Mapping[str, Any]
     source: str
@@ -123,12 +125,14 @@ def compile_module(lowering: Lowering, result: Operand | fx.Node, title: str, re
     Packs are shared with a module in `like` that makes the same ones.
     """
     built = lowering.program(result, title)
-    shared = next((c.packs for c in like if c.built.program.once == built.program.once), None)
-    if shared is None:
+    same = next((c for c in like if c.built.program.once == built.program.once), None)
+    if same is not None:
+        shared = same.packs
+    else:
         with quantized_engine(lowering.engine):
             shared = run_once(built.program, built.tensors.__getitem__, built.scales, built.zero_points)
-    emitter = ModuleEmitter(built, Dialect.BOUND, refused)
-    bound = bind(emitter, shared, built.tensors.__getitem__)
+    emitter = ModuleEmitter(built, Dialect.BOUND, lowering.engine, refused)
+    bound = bind(emitter, shared, built.tensors.__getitem__, lowering.engine, like=None if same is None else same.by_shape)
     script = attach_script(bound).source
     attributes = script_attributes(emitter, shared, built.tensors.__getitem__)
-    return Compiled(built, shared, bound.forward, attributes, bound.source, hashlib.sha256(script.encode()).hexdigest())
+    return Compiled(built, shared, bound.by_shape, bound.forward, attributes, bound.source, hashlib.sha256(script.encode()).hexdigest())

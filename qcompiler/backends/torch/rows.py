@@ -1,0 +1,75 @@
+"""Ops behind conv1d work along its memory: f(x, y) = f(x^T, y^T)^T where f takes single values, ^T swaps channels and steps.
+
+conv1d hands out (N, C, L) as rows of channels: the strides of (N, L, C). torch's int8 kernels allocate their results with ordinary
+strides, so they go element by element: the sum of 64 x 1000 values takes 605 us, of the transposed views 28 (one thread, AVX-512). The
+result stays in rows, as the next conv1d wants it. What is said of the memory here is a guess of what is fast, never a condition: the
+values are right for any strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from qcompiler.backends.torch.site import Emit, Kernel, Operand, Site
+from qcompiler.ir.types import value_of
+
+TRANSPOSE = torch.ops.aten.transpose.int
+CLAMP = torch.ops.aten.clamp.default  # what a convolution's bounds may end in
+CONV = (torch.ops.quantized.conv1d.default, torch.ops.quantized.conv1d_relu.default)
+VIEWS = ("getitem", "narrow", "identity", "detach")  # rows cut short are rows
+OPERANDS = {"add": 2, "sub": 2, "mul": 2, "div": 2, "maximum": 2, "minimum": 2, "relu": 1, "clamp": 1}
+ROWS = "rows"  # key of node.meta: where the value lies in rows
+
+
+def emit_along(kernel: Kernel, site: Site, emit: Emit) -> fx.Node:
+    """The kernel's result for the site, computed along the rows of its operands where one of them has any."""
+    turns = any(in_rows(x.node) for x in _operands(site))
+    result = kernel.emit(_turned(site, emit) if turns else site, emit)
+    if result.target is CLAMP and isinstance(result.args[0], fx.Node) and result.args[0].target in CONV:
+        with emit.graph.inserting_before(result):
+            result.args = (emit.call(TRANSPOSE, result.args[0], 1, 2), *result.args[1:])
+        turns = True
+    if turns:
+        result = emit.call(TRANSPOSE, result, 1, 2)
+    cut = site.op.name in VIEWS and isinstance(site.args[0], Operand) and in_rows(site.args[0].node)
+    result.meta[ROWS] = turns or cut or result.target in CONV
+    return result
+
+
+def in_rows(node: fx.Node) -> bool:
+    """Whether a value of the lowered graph lies in rows of channels."""
+    return bool(node.meta.get(ROWS))
+
+
+def _operands(site: Site) -> Sequence[Operand]:
+    """The activations of an op that may run transposed, all of rank 3; empty for others."""
+    name = site.op.name
+    args, nodes = site.args, site.node.args
+    if name == "cat":
+        args, nodes = tuple(args[0]), tuple(nodes[0])  # type: ignore[arg-type]
+    elif not site.op.elementwise and name not in OPERANDS:
+        return ()
+    found = [(a, n) for a, n in zip(args[: OPERANDS.get(name, len(args))], nodes, strict=False) if not isinstance(a, (int, float, bool))]
+    ranks = [len(value_of(n).shape or ()) if isinstance(a, Operand) and isinstance(n, fx.Node) else None for a, n in found]
+    return [a for a, _ in found] if all(rank == 3 for rank in ranks) else ()
+
+
+def _turned(site: Site, emit: Emit) -> Site:
+    """The site on transposed operands, all in rows."""
+
+    def turn(x: Any) -> Any:
+        if not isinstance(x, Operand):
+            return x
+        turned = emit.call(TRANSPOSE, x, 1, 2)
+        return Operand(turned if in_rows(x.node) else emit.call(torch.ops.aten.contiguous.default, turned), x.qparams)
+
+    if site.op.name != "cat":
+        return replace(site, args=tuple(map(turn, site.args)))
+    dim = int(site.args[1] if len(site.args) > 1 else site.get("dim", 0))
+    attributes = {name: value for name, value in site.attributes.items() if name != "dim"}
+    return replace(site, args=(list(map(turn, site.args[0])), (0, 2, 1)[dim]), attributes=attributes)
