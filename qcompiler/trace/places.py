@@ -39,6 +39,13 @@ def user_line(frame: FrameType | None, boundaries: tuple[str, ...]) -> tuple[str
     return None, None
 
 
+def user_frame(frame: FrameType | None) -> FrameType | None:
+    """The innermost frame of a user's file."""
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
 def definition(function: Callable[..., Any]) -> tuple[str | None, int | None]:
     """File and line of a function's `def`, of torch's as well; nothing where it is not written in Python."""
     code = getattr(inspect.unwrap(function), "__code__", None)

@@ -7,27 +7,22 @@ import dataclasses
 import functools
 import keyword
 import operator
-import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from qcompiler.errors import InputError, QCompilerError, TraceError, Where
+from qcompiler.errors import InputError, QCompilerError, Where
 from qcompiler.input_text import first_sentence, how_to_mend
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.trace import places
-from qcompiler.trace.guards import TraceRemark, guard_for
+from qcompiler.trace.holding import BOUNDARY, Holding
 from qcompiler.trace.mode import Training
 from qcompiler.trace.proxy import Proxy, Sizes
-
-HINT = "make this module a leaf, give the value as concrete_args, or move the line into a function marked with torch.fx.wrap"
-BOUNDARY = ("run_forward", "trace")  # no line of the user's model lies outside these functions of the tracer
 
 # Results that are numbers or flags but do not depend on a tensor's data.
 METADATA = frozenset({
@@ -79,27 +74,20 @@ def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
-class Recorder(fx.Tracer):
+class Recorder(Holding):
     """The graph under construction. Everything that a rolled-back attempt must undo is in `journal`, `remarks`, `graph`."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__(model)
         self.model = model
-        self.graph = fx.Graph()
-        self.remarks: list[TraceRemark] = []
         self.journal: list[tuple[Proxy, fx.Node, Any, str | None]] = []
-        self.scopes: list[tuple[str, str]] = []  # (path, type name) of the modules that are being followed
-        self.paused = 0  # > 0 while examples run: nothing is recorded
         self.restore_modules: Callable[[nn.Module], Any] = lambda root: None  # undo what a failed attempt left on modules
         self.constants: dict[str, torch.Tensor] = {}
         self.promoted: dict[int, tuple[torch.Tensor, Proxy]] = {}  # plain tensors that were changed by traced values
         self._constants: dict[tuple[int, int], str] = {}
         self._kept: list[torch.Tensor] = []
-        self._data_sized: set[fx.Node] = set()  # nodes whose shape depends on data, and all that is made from them
         self._attributes: dict[str, fx.Node] = {}
         self._scalars: dict[Any, Proxy] = {}
-        self._guarded: dict[tuple[fx.Node, Any], fx.Node] = {}
-        self._indexed: tuple[FrameType | None, int, list[fx.Node]] = (None, -1, [])
         self._aliases: dict[int, list[weakref.ref[Proxy]]] = {}
         named = [*model.named_parameters(), *model.named_buffers()]
         self._names = {id(tensor): name for name, tensor in reversed(named)}
@@ -299,6 +287,7 @@ class Recorder(fx.Tracer):
             make()
             return example
         node = make()
+        self.hold_pieces(node, example)
         return self._children(node, example, kind)
 
     def _children(self, node: fx.Node, example: Any, kind: Kind) -> Any:
@@ -362,57 +351,6 @@ class Recorder(fx.Tracer):
             value = proxy.example.shape[dim]
             known = self._scalars[key] = self.bind(self.add_node("call_method", "size", (proxy, dim), {}, value), value)
         return known
-
-    # ---- guards and errors
-
-    def fix(self, proxy: Proxy, how: str, frame: FrameType | None = None) -> Any:
-        """The concrete value of a proxy that was computed from sizes, held by a guard; TraceError where it depends on data."""
-        if proxy.is_tensor:
-            raise self.error(f"{how} of a value that depends on data")
-        if proxy.node in self._data_sized:
-            raise self.error(f"{how} of a size that depends on data")
-        value = proxy.example
-        key = (proxy.node, value)
-        node = self._guarded.get(key)
-        if node is None or node._erased:
-            file, line = places.user_line(sys._getframe(1), BOUNDARY)
-            text = places.text_of(file, line)
-            short = places.spell(os.path.basename(file or ""), line)  # the message goes into generated code: no paths of this machine
-            place = f"`{text}` ({short})" if text else f"module {self.scopes[-1][0]!r}" if self.scopes else "input"
-            message = f"the traced model holds a size fixed at {place}"
-            node = self._guarded[key] = self.add_node("call_function", guard_for(value), (proxy, value, message), {}, None)
-            where = Where(node.name, self.scopes[-1][0] if self.scopes else None, places.spell(file, line))
-            self.remarks.append(TraceRemark("guard", where, f"{how} made {value} concrete" + (f" in `{text}`" if text else "")))
-            if frame is not None:
-                self._note_index(frame, node)
-        return value
-
-    def _note_index(self, frame: FrameType, node: fx.Node) -> None:
-        known, position, nodes = self._indexed
-        if known is frame and position == frame.f_lasti:
-            nodes.append(node)
-        else:
-            self._indexed = (frame, frame.f_lasti, [node])
-
-    def revoke(self, frame: FrameType | None) -> None:
-        """Drop the guards that torch's argument parser caused by asking for an index, now that it passes the call to us.
-
-        The parser tries `__index__` on each argument before it dispatches; both happen within one instruction of one frame.
-        """
-        known, position, nodes = self._indexed
-        if known is not None and known is frame and position == frame.f_lasti:
-            for node in reversed(nodes):
-                self.remarks = [remark for remark in self.remarks if remark.where.node != node.name]
-                self.graph.erase_node(node)
-        self._indexed = (None, -1, [])
-
-    def error(self, message: str) -> TraceError:
-        """A TraceError at the current line of the user's code."""
-        file, line = places.user_line(sys._getframe(1), BOUNDARY)
-        text = places.text_of(file, line)
-        path = self.scopes[-1][0] if self.scopes else None
-        where = Where(module_path=path, source=places.spell(file, line))
-        return TraceError(message + (f" in `{text}`" if text else ""), where=where, hint=HINT)
 
     # ---- attempts
 

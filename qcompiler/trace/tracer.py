@@ -18,10 +18,12 @@ from torch import nn
 from qcompiler.errors import InputError, QCompilerError, TraceError, Where
 from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark, guard_bool
+from qcompiler.trace.holding import BOUNDARY
 from qcompiler.trace.mode import Modes, Training
 from qcompiler.trace.mutation import Mutations
+from qcompiler.trace.pieces import SAME_OP
 from qcompiler.trace.proxy import Method, Proxy, first_proxy
-from qcompiler.trace.recorder import BOUNDARY, map_nested, storage
+from qcompiler.trace.recorder import map_nested, storage
 from qcompiler.trace.session import TraceMode
 
 RANDOM = frozenset((torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like, torch.randint_like,
@@ -69,6 +71,8 @@ class Tracer(Mutations):
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType | None) -> Any:
         """Every torch function that the model calls."""
         self.revoke(frame)
+        if func is torch._assert:
+            self.forget_words(places.user_frame(frame))
         if self.promoted:
             args, kwargs = map_nested(self._promoted, tuple(args)), map_nested(self._promoted, kwargs)
         if first_proxy(args) is None and first_proxy(kwargs) is None:
@@ -123,6 +127,8 @@ class Tracer(Mutations):
 
     def call(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a call, in the form that keeps the graph free of side effects and sizes named."""
+        if (name := target if op == "call_method" else getattr(target, "__name__", "")) in SAME_OP:
+            op, target = "call_method", SAME_OP[name]
         function = getattr(torch.Tensor, target, None) if op == "call_method" else target
         function = getattr(function, "__wrapped__", function) if op == "call_method" else function  # the session's own wrapper
         replacement = self.decompose.get(function) if function is not None and function not in self._decomposing else None
@@ -163,14 +169,18 @@ class Tracer(Mutations):
             self._decomposing.pop()
 
     def attribute(self, owner: Any, name: str, *default: Any) -> Any:
-        """`owner.name` of a traced tensor (or of a number made from sizes)."""
+        """`owner.name` of a traced tensor, or of a number made from sizes, which becomes concrete."""
         if not isinstance(owner, Proxy):
             return self.record("call_function", getattr, (owner, name), {})
-        if name == "shape" and owner.is_tensor:
+        if not owner.is_tensor:
+            return getattr(self.fix(owner, f"`{name}`"), name)
+        if name == "shape":
             return self.sizes(owner)
-        if owner.is_tensor and callable(getattr(torch.Tensor, name, None)):
+        if name == "nbytes":
+            return self.sizes(owner).numel() * owner.example.itemsize
+        if callable(getattr(torch.Tensor, name, None)):
             return Method(owner, name)
-        if owner.is_tensor and name in ("T", "mT") and owner.example.dim() >= 2:
+        if name in ("T", "mT") and owner.example.dim() >= 2:
             dims = list(range(owner.example.dim()))
             return self.call("call_method", "permute", (owner, dims[::-1] if name == "T" else [*dims[:-2], dims[-1], dims[-2]]), {})
         with torch._C.DisableTorchFunction():
@@ -359,6 +369,8 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     torch._assert: Tracer.assertion,
     operator.setitem: Tracer.set_item,
     "size": Tracer.size,
+    "is_same_size": lambda tracer, owner, other: owner.shape == other.shape,
+    torch.is_same_size: lambda tracer, owner, other: owner.shape == other.shape,
     "requires_grad_": lambda tracer, owner, *args, **kwargs: owner,
 }
 
