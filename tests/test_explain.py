@@ -106,7 +106,7 @@ def test_a_module_that_is_called_as_a_whole_is_named() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.RNN(4, 4)).eval()
     explanation = explain(flow(model, (randn(3, 4),)).module)
     assert explanation.uncounted == ("1",)
-    assert [row.op for row in explanation.rows if not row.counted] and "without those of 1" in str(explanation)
+    assert [row.op for row in explanation.rows if not row.counted] and "without those of 1 (1 module called as a whole" in str(explanation)
 
 
 @pytest.mark.parametrize("ask", [explain, remarks])

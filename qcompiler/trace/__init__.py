@@ -18,6 +18,7 @@ from qcompiler.errors import Where
 from qcompiler.trace.finish import finish
 from qcompiler.trace.guards import GUARDS, TraceRemark, guard, guard_bool, guard_float, guard_int, is_guard
 from qcompiler.trace.inputs import open_inputs
+from qcompiler.trace.numbers import Again, stand_ins
 from qcompiler.trace.outputs import add_output
 from qcompiler.trace.parametrize import fold_parametrizations
 from qcompiler.trace.session import session
@@ -61,9 +62,15 @@ def trace(
     where the model does not run on the example inputs.
     """
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    tracer = Tracer(model, is_leaf, decompose or {}, strict, trains)
-    with session(tracer), kept_state(tracer):
-        forward_args, forward_kwargs = open_inputs(tracer, model, args, example_kwargs or {}, concrete_args or {})
-        result = tracer.run_forward(model, forward_args, forward_kwargs)
-        add_output(tracer, result)
-        return Traced(*finish(tracer))
+    scopes: list[dict[str, Any]] = []
+    while True:
+        tracer = Tracer(model, is_leaf, decompose or {}, strict, trains)
+        tracer.stand_ins = scopes
+        try:
+            with session(tracer), kept_state(tracer), stand_ins(tracer):
+                forward_args, forward_kwargs = open_inputs(tracer, model, args, example_kwargs or {}, concrete_args or {})
+                result = tracer.run_forward(model, forward_args, forward_kwargs)
+                add_output(tracer, result)
+                return Traced(*finish(tracer))
+        except Again as again:  # once for each file of the user's at most
+            scopes.append(again.scope)

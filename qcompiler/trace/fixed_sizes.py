@@ -22,7 +22,7 @@ _KEEPING_MODULES = (
     nn.Dropout, nn.Dropout2d, nn.Identity, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU,
 )  # fmt: skip
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BROADCASTS = frozenset(("add", "sub", "mul", "truediv", "div", "iadd", "isub", "imul", "itruediv"))
+BROADCASTS = frozenset(("add", "sub", "mul", "truediv", "div", "iadd", "isub", "imul", "itruediv"))
 CUTS = frozenset(("unbind", "split", "chunk"))
 
 
@@ -76,7 +76,7 @@ class FixedSizes:
             return self._by_move(node, name, dim)
         if name == "getitem":
             return self._by_index(node, dim, rank)
-        if name in _BROADCASTS:  # one operand's size, fixed and above 1, is the result's
+        if name in BROADCASTS:  # one operand's size, fixed and above 1, is the result's
             same = (a for a in node.args if isinstance(a, fx.Node) and len(value_of(a).shape or ()) == rank)
             return any((value_of(a).shape or ())[dim] > 1 and self.holds(a, dim) for a in same)
         return name in _KEEPS_SHAPE and self.holds(argument(node, 0, "input"), dim)

@@ -29,12 +29,17 @@ class Holding(fx.Tracer):
         self.graph = fx.Graph()
         self.remarks: list[TraceRemark] = []
         self.scopes: list[tuple[str, str]] = []  # (path, type name) of the modules that are being followed
-        self._data_sized: set[fx.Node] = set()  # nodes whose shape depends on data, and all that is made from them
+        self._from_data: set[fx.Node] = set()  # numbers that depend on data, tensors whose sizes do
+        self._owed: tuple[FrameType, int, TraceError] | None = None  # for a number of data that was handed out as an index
         self._guarded: dict[tuple[fx.Node, Any], fx.Node] = {}
         self._indexed: tuple[FrameType | None, int, list[fx.Node]] = (None, -1, [])
         self._worded: list[tuple[FrameType, int, fx.Node]] = []  # guards for text: the frame, its instruction, the guard
         self.shows = 0  # > 0 while text is made for people
         self.paused = 0  # > 0 while examples run: nothing is recorded
+
+    def at_event(self, depth: int | None = None) -> None:
+        """What is due before anything else is recorded."""
+        self.settle()
 
     def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], example: Any) -> fx.Node:
         raise NotImplementedError
@@ -43,7 +48,9 @@ class Holding(fx.Tracer):
         """The concrete value of a proxy that was computed from sizes, held by a guard; TraceError where it depends on data."""
         if proxy.is_tensor:
             raise self.error(f"{how} of a value that depends on data")
-        if proxy.node in self._data_sized:
+        if proxy.stale:
+            raise self.error(proxy.stale)
+        if proxy.node in self._from_data:
             raise self.error(f"{how} of a size that depends on data")
         node = self._guarded.get((proxy.node, proxy.example))
         if node is None or node._erased:
@@ -75,6 +82,8 @@ class Holding(fx.Tracer):
     def hold_pieces(self, node: fx.Node, example: Any) -> None:
         """Hold the number of values in a result, where another call may give another one."""
         if count_varies(node, example, self.fixed_sizes):
+            if node in self._from_data:
+                raise self.error("the number of pieces of a result depends on data")
             length = self.add_node("call_function", len, (Proxy(node, self, example),), {}, len(example))  # type: ignore[arg-type]
             held = Proxy(length, self, len(example))  # type: ignore[arg-type]
             if self.scopes:
@@ -107,6 +116,19 @@ class Holding(fx.Tracer):
 
     # ---- indices
 
+    def index(self, proxy: Proxy, frame: FrameType) -> Any:
+        """The number for a caller that needs one at once: torch's argument parser, which then passes the call to us (`revoke`)."""
+        if proxy.is_tensor or proxy.node not in self._from_data:
+            return self.fix(proxy, "an index", frame)
+        self._owed = (frame, frame.f_lasti, self.error("an index from a number that depends on data"))
+        return proxy.example
+
+    def settle(self) -> None:
+        """Raise for a number of data that was handed out as an index and became no argument of a call."""
+        if self._owed is not None:
+            error, self._owed = self._owed[2], None
+            raise error
+
     def _note_index(self, frame: FrameType, node: fx.Node) -> None:
         known, position, nodes = self._indexed
         if known is frame and position == frame.f_lasti:
@@ -119,6 +141,8 @@ class Holding(fx.Tracer):
 
         The parser tries `__index__` on each argument before it dispatches; both happen within one instruction of one frame.
         """
+        if self._owed is not None and self._owed[0] is frame and self._owed[1] == frame.f_lasti:
+            self._owed = None
         known, position, nodes = self._indexed
         if known is not None and known is frame and position == frame.f_lasti:
             for node in reversed(nodes):

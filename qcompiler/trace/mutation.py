@@ -185,7 +185,7 @@ class Mutations(Recorder):
         owner.node, owner.example, owner.stale, owner.view_of = node, example, None, None
         self.remember(owner)
 
-    def poison(self, other: Proxy) -> None:
-        """Mark a variable whose memory was changed through another view."""
+    def poison(self, other: Proxy, why: str = "use of a tensor after another view of its memory was changed in place") -> None:
+        """Mark a variable whose value is not known any more."""
         self.journal.append((other, other.node, other.example, other.stale))
-        other.stale = "use of a tensor after another view of its memory was changed in place"
+        other.stale = why

@@ -98,20 +98,20 @@ class Proxy(fx.Proxy):
 
     def __bool__(self) -> bool:
         if type(self.example) is bool or self.is_tensor:
-            return bool(self.tracer.fix(self, "bool()"))
+            return self.tracer.truth(self)
         return bool(operator.ne(self, 0))
 
     def __int__(self) -> int:
-        return int(self.tracer.fix(self, "int()"))
+        return int(self.tracer.number(self, "int()"))
 
     def __float__(self) -> float:
-        return float(self.tracer.fix(self, "float()"))
+        return float(self.tracer.number(self, "float()"))
 
     def __complex__(self) -> complex:
         return complex(self.tracer.fix(self, "complex()"))
 
     def __index__(self) -> int:
-        return operator.index(self.tracer.fix(self, "an index", sys._getframe(1)))
+        return operator.index(self.tracer.index(self, sys._getframe(1)))
 
     def __hash__(self) -> int:
         return id(self) >> 4 if self.is_tensor else hash(self.tracer.fix(self, "hash()"))
@@ -122,7 +122,7 @@ class Proxy(fx.Proxy):
     def __len__(self) -> int:
         if not self.is_tensor or not self.example.dim():
             raise TypeError("len() of a 0-d tensor" if self.is_tensor else f"{type(self.example).__name__!r} has no len()")
-        return int(self.tracer.fix(self.tracer.sizes(self)[0], "len()"))
+        return int(self.tracer.number(self.tracer.sizes(self)[0], "len()"))
 
     def __iter__(self) -> Iterator[Any]:
         if not self.is_tensor or not self.example.dim():

@@ -20,6 +20,7 @@ from qcompiler.errors import InputError, QCompilerError, Where
 from qcompiler.input_text import first_sentence, how_to_mend
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.trace import places
+from qcompiler.trace.data_numbers import NUMBERS, depends_on_data
 from qcompiler.trace.holding import BOUNDARY, Holding
 from qcompiler.trace.mode import Training
 from qcompiler.trace.proxy import Proxy, Sizes
@@ -31,12 +32,10 @@ METADATA = frozenset({
     "can_cast", "dense_dim", "sparse_dim", "is_same_size", "is_grad_enabled",
 })  # fmt: skip
 SIZES = frozenset(("numel", "nelement", "stride", "storage_offset", "broadcast_shapes"))
-DATA_SIZED = frozenset({
-    "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "nms", "batched_nms", "bincount",
-})  # fmt: skip
 # What torch.fx and codegen write into source.
 LITERALS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
-Kind = Literal["size", "data", "boundary"]  # what a number in a result is: from sizes, from data, from outside the trace
+# What a number in a result is: from sizes, from data where the graph cannot have it, from outside the trace.
+Kind = Literal["size", "data", "boundary"]
 
 
 def storage(tensor: torch.Tensor) -> int:
@@ -98,25 +97,15 @@ class Recorder(Holding):
 
     def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], example: Any) -> fx.Node:
         """Append a node for a call whose result on the examples is known."""
+        self.at_event()
         if not all(name.isidentifier() and not keyword.iskeyword(name) for name in kwargs):
             raise self.error("a keyword argument that is no identifier")  # it would be written into code
         node = self.graph.create_node(op, target, self.create_arg(args), self.create_arg(kwargs))
         node.meta[VALUE] = Value.of(example)
         node.meta[SOURCE] = self.source()
-        if self._shape_needs_data(target, args) or any(arg in self._data_sized for arg in node.all_input_nodes):
-            self._data_sized.add(node)
+        if depends_on_data(node, args, kwargs, example, self._from_data, self.fixed_sizes):
+            self._from_data.add(node)
         return node
-
-    @staticmethod
-    def _shape_needs_data(target: Any, args: tuple[Any, ...]) -> bool:
-        """Whether the shape of a call's result depends on the values of its tensors."""
-        name = target if isinstance(target, str) else getattr(target, "__name__", "")
-        if name == "where":
-            return len(args) == 1
-        if name != "getitem" or len(args) < 2:
-            return name in DATA_SIZED
-        index = args[1] if type(args[1]) is tuple else (args[1],)
-        return any(isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in index)
 
     def source(self) -> Source:
         file, line = places.user_line(sys._getframe(1), BOUNDARY)
@@ -240,6 +229,7 @@ class Recorder(Holding):
 
     def record(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call on the examples, append its node, return what stands for the result."""
+        self.at_event()
         scalars = not kwargs and all(type(a) in (int, float, bool) or (type(a) is Proxy and not a.is_tensor) for a in args)
         key = (target, *((type(a), a.node if type(a) is Proxy else a) for a in args)) if scalars else None
         if key is not None and (known := self._scalars.get(key)) is not None and not known.node._erased:
@@ -249,7 +239,8 @@ class Recorder(Holding):
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         if kind == "data" and self._is_plain(name, args, example):
             return example
-        result = self.wrap(lambda: self.add_node(op, target, args, kwargs, example), example, "size" if name in SIZES else kind)
+        kind = "size" if name in SIZES or name in NUMBERS else kind
+        result = self.wrap(lambda: self.add_node(op, target, args, kwargs, example), example, kind)
         if key is not None and type(result) is Proxy:
             self._scalars[key] = result
         return result
@@ -340,6 +331,7 @@ class Recorder(Holding):
 
     def sizes(self, proxy: Proxy) -> Sizes:
         """The shape of a traced tensor, one `size(dim)` node each."""
+        self.at_event()
         if proxy.stale:
             raise self.error(proxy.stale)
         return Sizes(self._size(proxy, dim) for dim in range(proxy.example.dim()))
@@ -369,4 +361,4 @@ class Recorder(Holding):
                 self.remember(proxy)
         del self.journal[journal:]
         del self.remarks[remarks:]
-        self._indexed = (None, -1, [])
+        self._indexed, self._owed = (None, -1, []), None

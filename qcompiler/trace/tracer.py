@@ -20,10 +20,10 @@ from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark, guard_bool
 from qcompiler.trace.holding import BOUNDARY
 from qcompiler.trace.mode import Modes, Training
-from qcompiler.trace.mutation import Mutations
 from qcompiler.trace.pieces import SAME_OP
 from qcompiler.trace.proxy import Method, Proxy, first_proxy
 from qcompiler.trace.recorder import map_nested, storage
+from qcompiler.trace.regions import Regions
 from qcompiler.trace.session import TraceMode
 
 RANDOM = frozenset((torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like, torch.randint_like,
@@ -41,7 +41,7 @@ for _name in dir(torch.Tensor):
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-class Tracer(Mutations):
+class Tracer(Regions):
     """A recorder that is fed by the calls of one model's forward."""
 
     def __init__(
@@ -71,6 +71,7 @@ class Tracer(Mutations):
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType | None) -> Any:
         """Every torch function that the model calls."""
         self.revoke(frame)
+        self.at_event()
         if func is torch._assert:
             self.forget_words(places.user_frame(frame))
         if self.promoted:
@@ -127,6 +128,7 @@ class Tracer(Mutations):
 
     def call(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a call, in the form that keeps the graph free of side effects and sizes named."""
+        self.at_event()
         if (name := target if op == "call_method" else getattr(target, "__name__", "")) in SAME_OP:
             op, target = "call_method", SAME_OP[name]
         function = getattr(torch.Tensor, target, None) if op == "call_method" else target
@@ -192,6 +194,10 @@ class Tracer(Mutations):
         sizes = self.sizes(owner)
         return sizes if dim is None else sizes[dim]
 
+    def to_list(self, owner: Proxy) -> Any:
+        """`owner.tolist()`: a list of numbers of the graph, as long as the example's."""
+        return [self.to_list(one) for one in owner.unbind(0)] if owner.example.dim() else owner.item()
+
     def assertion(self, condition: Any, message: str = "") -> None:
         """`torch._assert`: a guard where the condition is about sizes, a call where it is about data."""
         if isinstance(condition, torch.Tensor):
@@ -205,6 +211,7 @@ class Tracer(Mutations):
 
     def call_module(self, module: nn.Module, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module that the model calls: a leaf, or followed, or a leaf because it cannot be followed."""
+        self.at_event()
         path = self._paths.get(id(module))
         hooked = any(getattr(module, name, None) for name in _HOOKS)
         replacement = None if hooked else self.decompose.get(type(module))
@@ -230,17 +237,19 @@ class Tracer(Mutations):
         kwargs: dict[str, Any],
     ) -> Any:
         """Trace into a module; where that fails, go back and keep it as a leaf."""
-        mark, depth = self.mark(), len(self._decomposing)
+        mark, depth, opened = self.mark(), len(self._decomposing), len(self.regions)
         self.scopes.append((path, type(module).__name__))
         flagged = self.modes.enter(module, path, functools.partial(self._branched, module, path))
         try:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            self.at_event(len(self.scopes) - 1)
+            return result
         except Exception as error:
             if self.strict or getattr(error, "qc_final", False):
                 raise
             self._give_up(error, path, mark)
             self.restore_modules(module)
-            del self._decomposing[depth:]
+            del self._decomposing[depth:], self.regions[opened:]
         finally:
             if flagged:
                 self.modes.leave(module)
@@ -352,7 +361,9 @@ class Tracer(Mutations):
         try:
             hooked = any(getattr(module, name, None) for name in _HOOKS)
             function: Callable[..., Any] = module._wrapped_call_impl if hooked else module.forward
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            self.at_event(0)
+            return result
         except QCompilerError:
             raise
         except Exception as error:
@@ -371,6 +382,8 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     "size": Tracer.size,
     "is_same_size": lambda tracer, owner, other: owner.shape == other.shape,
     torch.is_same_size: lambda tracer, owner, other: owner.shape == other.shape,
+    "tolist": Tracer.to_list,
+    "bool": lambda tracer, owner, **kwargs: tracer.call("call_method", "to", (owner, torch.bool), kwargs),  # TorchScript has no `bool()`
     "requires_grad_": lambda tracer, owner, *args, **kwargs: owner,
 }
 
