@@ -41,6 +41,9 @@ class Holding(fx.Tracer):
         """What is due before anything else is recorded."""
         self.settle()
 
+    def explain_failure(self, text: str) -> None:
+        """Raise what says more than that a call fails on the examples."""
+
     def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], example: Any) -> fx.Node:
         raise NotImplementedError
 
@@ -149,9 +152,9 @@ class Holding(fx.Tracer):
                 self._drop(node)
         self._indexed = (None, -1, [])
 
-    def error(self, message: str) -> TraceError:
-        """A TraceError at the current line of the user's code."""
-        file, line = places.user_line(sys._getframe(1), BOUNDARY)
+    def error(self, message: str, place: tuple[str | None, int | None] | None = None) -> TraceError:
+        """A TraceError at a line of the user's code, by default the current one."""
+        file, line = place or places.user_line(sys._getframe(1), BOUNDARY)
         text = places.text_of(file, line)
         path = self.scopes[-1][0] if self.scopes else None
         where = Where(module_path=path, source=places.spell(file, line))

@@ -79,7 +79,7 @@ class Recorder(Holding):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.model = model
-        self.journal: list[tuple[Proxy, fx.Node, Any, str | None]] = []
+        self.journal: list[tuple[Proxy, fx.Node, Any, str | None, Any]] = []  # a variable as it was before a change
         self.restore_modules: Callable[[nn.Module], Any] = lambda root: None  # undo what a failed attempt left on modules
         self.constants: dict[str, torch.Tensor] = {}
         self.promoted: dict[int, tuple[torch.Tensor, Proxy]] = {}  # plain tensors that were changed by traced values
@@ -216,6 +216,7 @@ class Recorder(Holding):
             name = getattr(function, "__name__", type(function).__name__)
             name = type(function.args[0]).__name__ if type(function) is functools.partial else name  # a module
             text = f"{name} fails on the example inputs: {type(error).__name__}: {first_sentence(error)}"
+            self.explain_failure(text)
             where, hint = Where(module_path=path, source=places.spell(file, line)), how_to_mend((args, kwargs), error)
             raise InputError(text, where=where, hint=hint or "call the model on these inputs to see the failure on its own") from error
         finally:
@@ -355,8 +356,8 @@ class Recorder(Holding):
         last, journal, remarks = mark
         while (node := self.graph._root._prev) is not last:
             self.graph.erase_node(node)
-        for proxy, node, example, stale in reversed(self.journal[journal:]):
-            proxy.node, proxy.example, proxy.stale = node, example, stale
+        for proxy, node, example, stale, view in reversed(self.journal[journal:]):
+            proxy.node, proxy.example, proxy.stale, proxy.view_of = node, example, stale, view
             if proxy.is_tensor:
                 self.remember(proxy)
         del self.journal[journal:]

@@ -18,6 +18,7 @@ from torch.fx import _symbolic_trace
 from torch.overrides import TorchFunctionMode
 
 from qcompiler.trace import places
+from qcompiler.trace.numbers import stand_ins
 from qcompiler.trace.proxy import Proxy, first_proxy
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def session(tracer: Tracer) -> Iterator[None]:
         _patch_autograd_functions(tracer, stack)
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(stand_ins(tracer))
         stack.enter_context(tracer.mode)
         yield
 

@@ -12,8 +12,9 @@ import dis
 import functools
 import linecache
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
+from typing import Any
 
 _Place = tuple[int, int]  # line, column in bytes, as in instructions
 _MUTATORS = frozenset((
@@ -31,6 +32,7 @@ class Branch:
     last: _Place
     names: tuple[str, ...] = ()  # variables that the statements assign and that others may read
     targets: tuple[str, ...] = ()  # variables whose items the statements assign
+    other: tuple[ast.stmt, ...] = ()  # what the code does where the condition does not hold
 
     @property
     def is_check(self) -> bool:
@@ -57,15 +59,31 @@ def branch_at(frame: FrameType) -> Branch | None:
     if place is None or tree is None or not dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith(("POP_JUMP", "TO_BOOL")):
         return None
     for function, block, statement in _tests(tree):
-        if place[0][0] == statement.lineno or place[0][0] == statement.test.lineno:
-            spans = [_span(statement), _span(statement.test)]
-            test, negated = statement.test, False
+        node = statement.value if isinstance(statement, ast.Assign) else statement
+        assert isinstance(node, (ast.If, ast.Assert, ast.IfExp))
+        if place[0][0] in (node.lineno, node.test.lineno):
+            spans = [_span(node), _span(node.test)]
+            test, negated = node.test, False
             if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
                 test, negated = test.operand, True
                 spans.append(_span(test))
             if place in spans:
                 return None if isinstance(test, (ast.BoolOp, ast.IfExp, ast.UnaryOp)) else _branch(function, block, statement, negated)
     return None
+
+
+def run(frame: FrameType, statements: Sequence[ast.stmt]) -> dict[str, Any]:
+    """Run statements with a frame's variables, as code of the same lines; return the variables behind them."""
+    module = ast.parse("def statements(): return locals()")
+    function = module.body[0]
+    assert isinstance(function, ast.FunctionDef)
+    names = [name for name in frame.f_locals if name.isidentifier()]
+    function.args.args = [ast.copy_location(ast.arg(name), statements[0]) for name in names]
+    function.body = [*statements, *function.body]
+    made: dict[str, Any] = {}
+    exec(compile(module, frame.f_code.co_filename, "exec"), frame.f_globals, made)
+    variables: dict[str, Any] = made["statements"](*(frame.f_locals[name] for name in names))
+    return variables
 
 
 def called_at(frame: FrameType) -> str | None:
@@ -105,8 +123,8 @@ def _tree(file: str) -> ast.Module | None:
 _Block = tuple[list[ast.stmt], bool]  # statements, and whether they are the body of a loop
 
 
-def _tests(tree: ast.Module) -> Iterator[tuple[ast.AST, _Block, ast.If | ast.Assert]]:
-    """Every `if` and `assert` with the function and the block that it stands in."""
+def _tests(tree: ast.Module) -> Iterator[tuple[ast.AST, _Block, ast.If | ast.Assert | ast.Assign]]:
+    """Every `if`, `assert` and `y = a if condition else b` with the function and the block that it stands in."""
     stack: list[tuple[ast.AST, ast.AST]] = [(tree, tree)]
     while stack:
         function, node = stack.pop()
@@ -115,24 +133,48 @@ def _tests(tree: ast.Module) -> Iterator[tuple[ast.AST, _Block, ast.If | ast.Ass
             items = value if isinstance(value, list) else [value]
             block = [item for item in items if isinstance(item, ast.stmt)]
             for item in items:
-                if isinstance(item, (ast.If, ast.Assert)):
+                if isinstance(item, (ast.If, ast.Assert)) or (isinstance(item, ast.Assign) and isinstance(item.value, ast.IfExp)):
                     yield inner, (block, isinstance(node, (ast.For, ast.While)) and field == "body"), item
                 if isinstance(item, ast.AST):
                     stack.append((inner, item))
 
 
-def _branch(function: ast.AST, block: _Block, statement: ast.If | ast.Assert, negated: bool) -> Branch | None:
+def _branch(function: ast.AST, block: _Block, statement: ast.If | ast.Assert | ast.Assign, negated: bool) -> Branch | None:
     place = _span(statement)[0]
     if isinstance(statement, ast.Assert):
         return Branch(not negated, place, place)
+    if isinstance(statement, ast.Assign):
+        return _either_value(function, statement, negated)
     if statement.orelse:
-        return None
+        return _either_block(function, statement, negated)
     if len(statement.body) == 1 and isinstance(statement.body[0], ast.Raise):
         return Branch(negated, place, place)
     if len(statement.body) == 1 and isinstance(statement.body[0], ast.Continue):
         rest = block[0][block[0].index(statement) + 1 :]
         return _region(function, rest, negated) if block[1] and rest else None
     return _region(function, statement.body, not negated)
+
+
+def _either_block(function: ast.AST, statement: ast.If, negated: bool) -> Branch | None:
+    """`if` with `else`: the frame goes where more variables are assigned, the other way is run beside it."""
+    yes, no = _region(function, statement.body, not negated), _region(function, statement.orelse, negated)
+    if yes is None or no is None:
+        return None
+    if set(no.names) <= set(yes.names):
+        return replace(yes, other=tuple(statement.orelse), targets=yes.targets + no.targets)
+    return replace(no, other=tuple(statement.body), targets=yes.targets + no.targets) if set(yes.names) <= set(no.names) else None
+
+
+def _either_value(function: ast.AST, statement: ast.Assign, negated: bool) -> Branch | None:
+    """`y = a if condition else b`: the frame goes where a new value is made."""
+    value = statement.value
+    assert isinstance(value, ast.IfExp)
+    goes_yes = not isinstance(value.body, ast.Name)
+    taken, left = (value.body, value.orelse) if goes_yes else (value.orelse, value.body)
+    other = ast.copy_location(ast.Assign(statement.targets, left), statement)
+    branch = _region(function, [statement], goes_yes is not negated)
+    first, last = _span(taken)
+    return replace(branch, first=first, last=last, other=(other,)) if branch is not None else None
 
 
 def _region(function: ast.AST, statements: Sequence[ast.stmt], answer: bool) -> Branch | None:

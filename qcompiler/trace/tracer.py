@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import operator
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -19,25 +18,18 @@ from qcompiler.errors import InputError, QCompilerError, TraceError, Where
 from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark, guard_bool
 from qcompiler.trace.holding import BOUNDARY
-from qcompiler.trace.mode import Modes, Training
+from qcompiler.trace.mode import Modes, Training, evaluated
 from qcompiler.trace.pieces import SAME_OP
 from qcompiler.trace.proxy import Method, Proxy, first_proxy
+from qcompiler.trace.reasons import origin, reason
 from qcompiler.trace.recorder import map_nested, storage
 from qcompiler.trace.regions import Regions
 from qcompiler.trace.session import TraceMode
+from qcompiler.trace.spelling import AUGMENTED, spelling
 
 RANDOM = frozenset((torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like, torch.randint_like,
                     torch.bernoulli, torch.normal, torch.multinomial, torch.poisson))  # fmt: skip
-_AUGMENTED = {
-    "__iadd__": "add_", "__isub__": "sub_", "__imul__": "mul_", "__itruediv__": "div_", "__ifloordiv__": "floor_divide_",
-    "__imod__": "remainder_", "__ipow__": "pow_", "__iand__": "bitwise_and_", "__ior__": "bitwise_or_", "__ixor__": "bitwise_xor_",
-}  # fmt: skip
 _CONVERSIONS = frozenset(("to", "float", "type_as", "cpu", "type"))
-_METHODS: dict[Any, str] = {}
-for _name in dir(torch.Tensor):
-    _function = getattr(torch.Tensor, _name)
-    if callable(_function) and (_function not in _METHODS or _function.__name__ == _name):
-        _METHODS[_function] = _name
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -80,7 +72,7 @@ class Tracer(Regions):
             return self._without_proxies(func, args, kwargs)
         if getattr(func, "__name__", "") == "__set__":
             raise self.error("an attribute of a tensor is assigned a traced value")
-        return self.call(*self._spelling(func, args), kwargs)
+        return self.call(*spelling(func, args), kwargs)
 
     def _promoted(self, value: Any) -> Any:
         held = self.promoted.get(id(value)) if isinstance(value, torch.Tensor) else None
@@ -90,12 +82,12 @@ class Tracer(Regions):
         if func in RANDOM:
             return self.record("call_function", func, args, kwargs)
         name = getattr(func, "__name__", "")
-        changes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name in _AUGMENTED
+        changes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name in AUGMENTED
         if changes and name != "requires_grad_" and args and isinstance(args[0], torch.Tensor):
             self.check_state(args[0])
         result = func(*map_nested(_plain, tuple(args)), **map_nested(_plain, kwargs))
         if self.modes.wanted and not changes and self._trains(args, kwargs) and _is_computed(func, result):
-            return self.call(*self._spelling(func, args), kwargs)
+            return self.call(*spelling(func, args), kwargs)
         return result
 
     def _trains(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -108,23 +100,6 @@ class Tracer(Regions):
 
         map_nested(look, (tuple(args), kwargs))
         return found
-
-    @staticmethod
-    def _spelling(func: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
-        """How a torch function is written as a node: operator, attribute, method or function."""
-        if getattr(func, "__name__", "") == "__get__":
-            return "call_function", getattr, (args[0], func.__self__.__name__)
-        name = _METHODS.get(func)
-        if name is None:
-            return "call_function", func, args
-        if not (name.startswith("__") and name.endswith("__")):
-            return "call_method", name, args
-        if name in _AUGMENTED:
-            return "call_method", _AUGMENTED[name], args
-        if (plain := getattr(operator, name, None)) is not None:
-            return "call_function", getattr(operator, plain.__name__, plain), args
-        swapped = getattr(operator, f"__{name[3:]}", None) if name.startswith("__r") else None
-        return ("call_function", swapped, (args[1], args[0])) if swapped else ("call_method", name, args)
 
     def call(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a call, in the form that keeps the graph free of side effects and sizes named."""
@@ -225,7 +200,8 @@ class Tracer(Regions):
         if isinstance(module, torch.jit.ScriptModule):
             self.remarks.append(TraceRemark("leaf", Where(module_path=path), "a scripted module cannot be followed"))
             return self.leaf(module, path, original, args, kwargs, known=False)
-        return self.follow(module, path, original, functools.partial(original, module), args, kwargs)
+        with self.without_state(module):
+            return self.follow(module, path, original, functools.partial(original, module), args, kwargs)
 
     def follow(
         self,
@@ -287,7 +263,7 @@ class Tracer(Regions):
             changed = args[0] if pure and getattr(module, "inplace", False) is True and args else None
             runs = self._not_in_place(module, path) if changed is not None else module
             if pure:
-                with _evaluated(runs):
+                with evaluated(runs):
                     example = self._run(runs, original, map_nested(self.concrete, args), map_nested(self.concrete, kwargs))
             else:
                 args, kwargs, example = self._run_unknown(module, original, args, kwargs)
@@ -386,32 +362,6 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     "bool": lambda tracer, owner, **kwargs: tracer.call("call_method", "to", (owner, torch.bool), kwargs),  # TorchScript has no `bool()`
     "requires_grad_": lambda tracer, owner, *args, **kwargs: owner,
 }
-
-
-def origin(error: BaseException) -> str | None:
-    """The user's line that an exception is about."""
-    if isinstance(error, QCompilerError) and error.where.source:
-        return error.where.source
-    return places.spell(*places.raised_at(error.__traceback__))
-
-
-def reason(error: BaseException) -> str:
-    """One sentence: what stopped the trace."""
-    if isinstance(error, QCompilerError):
-        return error.message
-    text = places.text_of(*places.raised_at(error.__traceback__))
-    return f"{type(error).__name__}: {error}" + (f" in `{text}`" if text else "")
-
-
-@contextlib.contextmanager
-def _evaluated(module: nn.Module) -> Iterator[None]:
-    """Examples run in eval mode: of a batch of one, BatchNorm cannot make statistics, and the shape is what counts."""
-    training = module.training
-    vars(module)["training"] = False
-    try:
-        yield
-    finally:
-        vars(module)["training"] = training
 
 
 def _plain(value: Any) -> Any:
