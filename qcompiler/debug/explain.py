@@ -20,7 +20,8 @@ class Row:
     """One op of the model: int8 or float, why, its multiply-accumulates with the example inputs.
 
     `mode`: how it uses quantized weights where it takes and gives floats ("int8 dynamic", "8-bit weights"). `counted` is False
-    for a module that is called as a whole: what it computes is not known. `code`: why float, for programs (ops/obstacles.py).
+    for a module that is called as a whole: what it computes is not known; `parameters` is the number of numbers in its parameters.
+    `code`: why float, for programs (ops/obstacles.py).
     """
 
     node: str
@@ -33,6 +34,7 @@ class Row:
     counted: bool = True
     mode: str = ""
     code: str = ""
+    parameters: int = 0
 
     @property
     def kind(self) -> str:
@@ -84,8 +86,16 @@ class Explanation:
     def _title(self) -> str:
         if self.rows and not any(row.counted for row in self.rows):
             return "multiply-accumulates not counted: no shapes are known here"
-        left_out = f", without those of {', '.join(self.uncounted)}" if self.uncounted else ""
-        return f"{self.int8_mac_share:.1%} of multiply-accumulates in int8{left_out}"
+        return f"{self.int8_mac_share:.1%} of multiply-accumulates in int8{self._left_out()}"
+
+    def _left_out(self) -> str:
+        """What the share says nothing about: how many modules, of how many parameters, and their names."""
+        if not self.uncounted:
+            return ""
+        parameters = sum({row.module_path: row.parameters for row in self.rows if not row.counted}.values())
+        count = len(self.uncounted)
+        what = f"{count} {'module' if count == 1 else 'modules'} called as a whole with {parameters:,} parameters"
+        return f", without those of {', '.join(self.uncounted)} ({what})"
 
     def __str__(self) -> str:
         return as_text(self.table())
@@ -107,4 +117,12 @@ def _row(node: fx.Node, table: Table) -> Row:
     macs = (op.macs(node) if op.macs is not None else 0) if op is not None else float_macs(node)
     mode, int8 = quant.mode.value if quant.mode else "", quant.int8 or quant.mode is Mode.DYNAMIC
     return Row(node.name, name, source.module_path, source.location or "", int8, quant.reason or "", macs or 0, macs is not None, mode,
-               quant.code or "")  # fmt: skip
+               quant.code or "", _parameters(node) if macs is None else 0)  # fmt: skip
+
+
+def _parameters(node: fx.Node) -> int:
+    """How many numbers the parameters of a module that is called as a whole hold."""
+    owner = node.graph.owning_module
+    if node.op != "call_module" or owner is None:
+        return 0
+    return sum(p.numel() for p in owner.get_submodule(str(node.target)).parameters())

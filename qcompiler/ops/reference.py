@@ -70,6 +70,11 @@ def dynamic_quantize_dequantize(x: Tensor, quant_min: int, quant_max: int) -> Te
     return ((torch.clamp(codes + zero_point, quant_min, quant_max) - zero_point).to(x.dtype)) * scale
 
 
+def choose(condition: bool, yes: Tensor, no: Tensor) -> Tensor:
+    """The one or the other tensor, whatever their shapes are: what a variable holds behind an `if`."""
+    return yes if condition else no
+
+
 def widen(w: Tensor) -> Tensor:
     """A float16 weight as float32."""
     return w.to(torch.float32)

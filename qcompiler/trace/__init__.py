@@ -18,6 +18,7 @@ from qcompiler.errors import Where
 from qcompiler.trace.finish import finish
 from qcompiler.trace.guards import GUARDS, TraceRemark, guard, guard_bool, guard_float, guard_int, is_guard
 from qcompiler.trace.inputs import open_inputs
+from qcompiler.trace.numbers import Again
 from qcompiler.trace.outputs import add_output
 from qcompiler.trace.parametrize import fold_parametrizations
 from qcompiler.trace.session import session
@@ -60,10 +61,20 @@ def trace(
     Raises TraceError where the root's forward cannot be followed (with `strict`, where any module's cannot), InputError
     where the model does not run on the example inputs.
     """
-    args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    tracer = Tracer(model, is_leaf, decompose or {}, strict, trains)
+    scopes: list[dict[str, Any]] = []
+    while True:
+        tracer = Tracer(model, is_leaf, decompose or {}, strict, trains)
+        tracer.stand_ins = scopes
+        try:
+            return _traced(tracer, example_inputs, example_kwargs or {}, concrete_args or {})
+        except Again as again:  # once for each file of the user's at most
+            scopes.append(again.scope)
+
+
+def _traced(tracer: Tracer, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], concrete: Mapping[str, Any]) -> Traced:
+    args = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
     with session(tracer), kept_state(tracer):
-        forward_args, forward_kwargs = open_inputs(tracer, model, args, example_kwargs or {}, concrete_args or {})
-        result = tracer.run_forward(model, forward_args, forward_kwargs)
+        forward_args, forward_kwargs = open_inputs(tracer, tracer.model, args, kwargs, concrete)
+        result = tracer.run_forward(tracer.model, forward_args, forward_kwargs)
         add_output(tracer, result)
         return Traced(*finish(tracer))

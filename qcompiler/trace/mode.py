@@ -6,7 +6,8 @@ cannot: the way that was taken in the trace is the graph's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
@@ -50,3 +51,14 @@ class Modes:
     @staticmethod
     def leave(module: nn.Module) -> None:
         vars(module)[NAME] = int(vars(module)[NAME]) != 0
+
+
+@contextlib.contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """Examples run in eval mode: of a batch of one, BatchNorm cannot make statistics, and the shape is what counts."""
+    training = module.training
+    vars(module)["training"] = False
+    try:
+        yield
+    finally:
+        vars(module)["training"] = training

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
 
 
@@ -24,7 +24,7 @@ def is_user_file(name: str) -> bool:
     if name.startswith("<"):
         return False
     path = os.path.abspath(name)
-    return not path.startswith((_TORCH, _PACKAGE)) and ("site-packages" in path or not path.startswith(_STDLIB))
+    return not path.startswith((_TORCH, PACKAGE)) and ("site-packages" in path or not path.startswith(_STDLIB))
 
 
 def user_line(frame: FrameType | None, boundaries: tuple[str, ...]) -> tuple[str | None, int | None]:
@@ -33,10 +33,17 @@ def user_line(frame: FrameType | None, boundaries: tuple[str, ...]) -> tuple[str
         code = frame.f_code
         if is_user_file(code.co_filename):
             return code.co_filename, frame.f_lineno
-        if code.co_name in boundaries and os.path.abspath(code.co_filename).startswith(_PACKAGE):
+        if code.co_name in boundaries and os.path.abspath(code.co_filename).startswith(PACKAGE):
             break
         frame = frame.f_back
     return None, None
+
+
+def user_frame(frame: FrameType | None) -> FrameType | None:
+    """The innermost frame of a user's file."""
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
 
 
 def definition(function: Callable[..., Any]) -> tuple[str | None, int | None]:

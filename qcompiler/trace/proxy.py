@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -35,6 +36,9 @@ class Sizes(tuple):  # type: ignore[type-arg]
 
     def __add__(self, other: tuple[Any, ...]) -> Sizes:
         return Sizes(tuple.__add__(self, tuple(other)))
+
+    def __repr__(self) -> str:
+        return f"torch.Size({list(self)})"
 
 
 class Proxy(fx.Proxy):
@@ -94,36 +98,35 @@ class Proxy(fx.Proxy):
 
     def __bool__(self) -> bool:
         if type(self.example) is bool or self.is_tensor:
-            return bool(self.tracer.fix(self, "bool()"))
+            return self.tracer.truth(self)
         return bool(operator.ne(self, 0))
 
     def __int__(self) -> int:
-        return int(self.tracer.fix(self, "int()"))
+        return int(self.tracer.number(self, "int()"))
 
     def __float__(self) -> float:
-        return float(self.tracer.fix(self, "float()"))
+        return float(self.tracer.number(self, "float()"))
 
     def __complex__(self) -> complex:
         return complex(self.tracer.fix(self, "complex()"))
 
     def __index__(self) -> int:
-        return operator.index(self.tracer.fix(self, "an index", sys._getframe(1)))
+        return operator.index(self.tracer.index(self, sys._getframe(1)))
 
     def __hash__(self) -> int:
         return id(self) >> 4 if self.is_tensor else hash(self.tracer.fix(self, "hash()"))
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.tracer.fix(self, "conversion to numpy")
+        return np.asarray(self.tracer.fix(self, "conversion to numpy"), *args, **kwargs)
 
     def __len__(self) -> int:
         if not self.is_tensor or not self.example.dim():
             raise TypeError("len() of a 0-d tensor" if self.is_tensor else f"{type(self.example).__name__!r} has no len()")
-        return int(self.tracer.fix(self.tracer.sizes(self)[0], "len()"))
+        return int(self.tracer.number(self.tracer.sizes(self)[0], "len()"))
 
     def __iter__(self) -> Iterator[Any]:
         if not self.is_tensor or not self.example.dim():
             raise TypeError("iteration over a 0-d tensor" if self.is_tensor else f"{type(self.example).__name__!r} is not iterable")
-        len(self)
         return iter(self.unbind(0))
 
     def __contains__(self, item: Any) -> bool:
@@ -132,13 +135,17 @@ class Proxy(fx.Proxy):
     def __reversed__(self) -> Any:
         return self.flip(0) if self.example.dim() else self
 
-    def __str__(self) -> str:
-        return f"<traced {tuple(self.example.shape)}>" if self.is_tensor else str(self.example)
-
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self._in_text("a text", ""))
 
     def __format__(self, spec: str) -> str:
-        return str(self) if self.is_tensor else format(self.example, spec)
+        return self._in_text("a text", spec)
+
+    def _in_text(self, how: str, spec: str) -> str:
+        if self.is_tensor:
+            return f"<traced {tuple(self.example.shape)}>"
+        frame = sys._getframe(2)
+        return format(self.tracer.word(self, how, frame), spec)
 
     # ---- numbers from sizes
 

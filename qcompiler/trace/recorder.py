@@ -7,11 +7,9 @@ import dataclasses
 import functools
 import keyword
 import operator
-import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
@@ -19,16 +17,14 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
-from qcompiler.errors import InputError, QCompilerError, TraceError, UnsupportedOpError, Where
+from qcompiler.errors import InputError, QCompilerError, UnsupportedOpError, Where
 from qcompiler.input_text import first_sentence, how_to_mend
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.trace import places
-from qcompiler.trace.guards import TraceRemark, guard_for
+from qcompiler.trace.data_numbers import NUMBERS, depends_on_data
+from qcompiler.trace.holding import BOUNDARY, Holding
 from qcompiler.trace.mode import Training
 from qcompiler.trace.proxy import Proxy, Sizes
-
-HINT = "make this module a leaf, give the value as concrete_args, or move the line into a function marked with torch.fx.wrap"
-BOUNDARY = ("run_forward", "trace")  # no line of the user's model lies outside these functions of the tracer
 
 # Results that are numbers or flags but do not depend on a tensor's data.
 METADATA = frozenset({
@@ -37,12 +33,10 @@ METADATA = frozenset({
     "can_cast", "dense_dim", "sparse_dim", "is_same_size", "is_grad_enabled",
 })  # fmt: skip
 SIZES = frozenset(("numel", "nelement", "stride", "storage_offset", "broadcast_shapes"))
-DATA_SIZED = frozenset({
-    "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "nms", "batched_nms", "bincount",
-})  # fmt: skip
 # What torch.fx and codegen write into source.
 LITERALS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
-Kind = Literal["size", "data", "boundary"]  # what a number in a result is: from sizes, from data, from outside the trace
+# What a number in a result is: from sizes, from data where the graph cannot have it, from outside the trace.
+Kind = Literal["size", "data", "boundary"]
 
 
 def storage(tensor: torch.Tensor) -> int:
@@ -80,27 +74,20 @@ def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
-class Recorder(fx.Tracer):
+class Recorder(Holding):
     """The graph under construction. Everything that a rolled-back attempt must undo is in `journal`, `remarks`, `graph`."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__(model)
         self.model = model
-        self.graph = fx.Graph()
-        self.remarks: list[TraceRemark] = []
-        self.journal: list[tuple[Proxy, fx.Node, Any, str | None]] = []
-        self.scopes: list[tuple[str, str]] = []  # (path, type name) of the modules that are being followed
-        self.paused = 0  # > 0 while examples run: nothing is recorded
+        self.journal: list[tuple[Proxy, fx.Node, Any, str | None, Any]] = []  # a variable as it was before a change
         self.restore_modules: Callable[[nn.Module], Any] = lambda root: None  # undo what a failed attempt left on modules
         self.constants: dict[str, torch.Tensor] = {}
         self.promoted: dict[int, tuple[torch.Tensor, Proxy]] = {}  # plain tensors that were changed by traced values
         self._constants: dict[tuple[int, int], str] = {}
         self._kept: list[torch.Tensor] = []
-        self._data_sized: set[fx.Node] = set()  # nodes whose shape depends on data, and all that is made from them
         self._attributes: dict[str, fx.Node] = {}
         self._scalars: dict[Any, Proxy] = {}
-        self._guarded: dict[tuple[fx.Node, Any], fx.Node] = {}
-        self._indexed: tuple[FrameType | None, int, list[fx.Node]] = (None, -1, [])
         self._aliases: dict[int, list[weakref.ref[Proxy]]] = {}
         named = [*model.named_parameters(), *model.named_buffers()]
         self._names = {id(tensor): name for name, tensor in reversed(named)}
@@ -111,25 +98,15 @@ class Recorder(fx.Tracer):
 
     def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], example: Any) -> fx.Node:
         """Append a node for a call whose result on the examples is known."""
+        self.at_event()
         if not all(name.isidentifier() and not keyword.iskeyword(name) for name in kwargs):
             raise self.error("a keyword argument that is no identifier")  # it would be written into code
         node = self.graph.create_node(op, target, self.create_arg(args), self.create_arg(kwargs))
         node.meta[VALUE] = Value.of(example)
         node.meta[SOURCE] = self.source()
-        if self._shape_needs_data(target, args) or any(arg in self._data_sized for arg in node.all_input_nodes):
-            self._data_sized.add(node)
+        if depends_on_data(node, args, kwargs, example, self._from_data, self.fixed_sizes):
+            self._from_data.add(node)
         return node
-
-    @staticmethod
-    def _shape_needs_data(target: Any, args: tuple[Any, ...]) -> bool:
-        """Whether the shape of a call's result depends on the values of its tensors."""
-        name = target if isinstance(target, str) else getattr(target, "__name__", "")
-        if name == "where":
-            return len(args) == 1
-        if name != "getitem" or len(args) < 2:
-            return name in DATA_SIZED
-        index = args[1] if type(args[1]) is tuple else (args[1],)
-        return any(isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in index)
 
     def source(self) -> Source:
         file, line = places.user_line(sys._getframe(1), BOUNDARY)
@@ -240,6 +217,7 @@ class Recorder(fx.Tracer):
             name = getattr(function, "__name__", type(function).__name__)
             name = type(function.args[0]).__name__ if type(function) is functools.partial else name  # a module
             text = f"{name} fails on the example inputs: {type(error).__name__}: {first_sentence(error)}"
+            self.explain_failure(text)
             where, hint = Where(module_path=path, source=places.spell(file, line)), how_to_mend((args, kwargs), error)
             hint = hint or "call the model on these inputs to see the failure on its own"
             if any(isinstance(value, torch.Tensor) and value.is_complex() for value in tree_leaves((args, kwargs))):
@@ -256,6 +234,7 @@ class Recorder(fx.Tracer):
 
     def record(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call on the examples, append its node, return what stands for the result."""
+        self.at_event()
         scalars = not kwargs and all(type(a) in (int, float, bool) or (type(a) is Proxy and not a.is_tensor) for a in args)
         key = (target, *((type(a), a.node if type(a) is Proxy else a) for a in args)) if scalars else None
         if key is not None and (known := self._scalars.get(key)) is not None and not known.node._erased:
@@ -265,7 +244,8 @@ class Recorder(fx.Tracer):
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         if kind == "data" and self._is_plain(name, args, example):
             return example
-        result = self.wrap(lambda: self.add_node(op, target, args, kwargs, example), example, "size" if name in SIZES else kind)
+        kind = "size" if name in SIZES or name in NUMBERS else kind
+        result = self.wrap(lambda: self.add_node(op, target, args, kwargs, example), example, kind)
         if key is not None and type(result) is Proxy:
             self._scalars[key] = result
         return result
@@ -303,6 +283,7 @@ class Recorder(fx.Tracer):
             make()
             return example
         node = make()
+        self.hold_pieces(node, example)
         return self._children(node, example, kind)
 
     def _children(self, node: fx.Node, example: Any, kind: Kind) -> Any:
@@ -355,6 +336,7 @@ class Recorder(fx.Tracer):
 
     def sizes(self, proxy: Proxy) -> Sizes:
         """The shape of a traced tensor, one `size(dim)` node each."""
+        self.at_event()
         if proxy.stale:
             raise self.error(proxy.stale)
         return Sizes(self._size(proxy, dim) for dim in range(proxy.example.dim()))
@@ -367,57 +349,6 @@ class Recorder(fx.Tracer):
             known = self._scalars[key] = self.bind(self.add_node("call_method", "size", (proxy, dim), {}, value), value)
         return known
 
-    # ---- guards and errors
-
-    def fix(self, proxy: Proxy, how: str, frame: FrameType | None = None) -> Any:
-        """The concrete value of a proxy that was computed from sizes, held by a guard; TraceError where it depends on data."""
-        if proxy.is_tensor:
-            raise self.error(f"{how} of a value that depends on data")
-        if proxy.node in self._data_sized:
-            raise self.error(f"{how} of a size that depends on data")
-        value = proxy.example
-        key = (proxy.node, value)
-        node = self._guarded.get(key)
-        if node is None or node._erased:
-            file, line = places.user_line(sys._getframe(1), BOUNDARY)
-            text = places.text_of(file, line)
-            short = places.spell(os.path.basename(file or ""), line)  # the message goes into generated code: no paths of this machine
-            place = f"`{text}` ({short})" if text else f"module {self.scopes[-1][0]!r}" if self.scopes else "input"
-            message = f"the traced model holds a size fixed at {place}"
-            node = self._guarded[key] = self.add_node("call_function", guard_for(value), (proxy, value, message), {}, None)
-            where = Where(node.name, self.scopes[-1][0] if self.scopes else None, places.spell(file, line))
-            self.remarks.append(TraceRemark("guard", where, f"{how} made {value} concrete" + (f" in `{text}`" if text else "")))
-            if frame is not None:
-                self._note_index(frame, node)
-        return value
-
-    def _note_index(self, frame: FrameType, node: fx.Node) -> None:
-        known, position, nodes = self._indexed
-        if known is frame and position == frame.f_lasti:
-            nodes.append(node)
-        else:
-            self._indexed = (frame, frame.f_lasti, [node])
-
-    def revoke(self, frame: FrameType | None) -> None:
-        """Drop the guards that torch's argument parser caused by asking for an index, now that it passes the call to us.
-
-        The parser tries `__index__` on each argument before it dispatches; both happen within one instruction of one frame.
-        """
-        known, position, nodes = self._indexed
-        if known is not None and known is frame and position == frame.f_lasti:
-            for node in reversed(nodes):
-                self.remarks = [remark for remark in self.remarks if remark.where.node != node.name]
-                self.graph.erase_node(node)
-        self._indexed = (None, -1, [])
-
-    def error(self, message: str) -> TraceError:
-        """A TraceError at the current line of the user's code."""
-        file, line = places.user_line(sys._getframe(1), BOUNDARY)
-        text = places.text_of(file, line)
-        path = self.scopes[-1][0] if self.scopes else None
-        where = Where(module_path=path, source=places.spell(file, line))
-        return TraceError(message + (f" in `{text}`" if text else ""), where=where, hint=HINT)
-
     # ---- attempts
 
     def mark(self) -> tuple[fx.Node, int, int]:
@@ -429,10 +360,10 @@ class Recorder(fx.Tracer):
         last, journal, remarks = mark
         while (node := self.graph._root._prev) is not last:
             self.graph.erase_node(node)
-        for proxy, node, example, stale in reversed(self.journal[journal:]):
-            proxy.node, proxy.example, proxy.stale = node, example, stale
+        for proxy, node, example, stale, view in reversed(self.journal[journal:]):
+            proxy.node, proxy.example, proxy.stale, proxy.view_of = node, example, stale, view
             if proxy.is_tensor:
                 self.remember(proxy)
         del self.journal[journal:]
         del self.remarks[remarks:]
-        self._indexed = (None, -1, [])
+        self._indexed, self._owed = (None, -1, []), None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import builtins
 import contextlib
 import functools
+import logging
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ from torch import nn
 from torch.fx import _symbolic_trace
 from torch.overrides import TorchFunctionMode
 
+from qcompiler.trace import places
+from qcompiler.trace.numbers import stand_ins
 from qcompiler.trace.proxy import Proxy, first_proxy
 
 if TYPE_CHECKING:
@@ -22,7 +26,9 @@ if TYPE_CHECKING:
 
 _LOCK = threading.Lock()
 _SIZED_METHODS = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "new_ones", "new_empty")
-_SIZED_FUNCTIONS = ("zeros", "ones", "empty", "rand", "randn")
+_SIZED_FUNCTIONS = ("zeros", "ones", "empty", "rand", "randn", "broadcast_shapes")
+_LOGGER: Any = logging.Logger
+_MESSAGES: tuple[tuple[Any, str], ...] = ((builtins, "print"), (warnings, "warn"), (_LOGGER, "isEnabledFor"), (_LOGGER, "_log"))
 _DEPTH = 20_000  # Python frames: 150 nested modules take about ten each, and pytest's own come on top
 
 
@@ -54,9 +60,11 @@ def session(tracer: Tracer) -> Iterator[None]:
         _patch_wrapped(tracer, stack)
         _patch_sizes(tracer, stack)
         _patch_isinstance(stack)
+        _patch_messages(tracer, stack)
         _patch_autograd_functions(tracer, stack)
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(stand_ins(tracer))
         stack.enter_context(tracer.mode)
         yield
 
@@ -95,6 +103,29 @@ def _patch_isinstance(stack: contextlib.ExitStack) -> None:
 
     builtins.isinstance = check
     stack.callback(setattr, builtins, "isinstance", original)
+
+
+def _patch_messages(tracer: Tracer, stack: contextlib.ExitStack) -> None:
+    """A size in a text that is only printed, warned of or logged is not held: no result depends on it."""
+    for owner, name in _MESSAGES:
+        function = getattr(owner, name)
+        setattr(owner, name, _shown(tracer, function))
+        stack.callback(setattr, owner, name, function)
+
+
+def _shown(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if tracer.paused or not _held_by_this_thread():
+            return function(*args, **kwargs)
+        tracer.forget_words(places.user_frame(sys._getframe(1)))
+        tracer.shows += 1
+        try:
+            return function(*args, **kwargs)
+        finally:
+            tracer.shows -= 1
+
+    return call
 
 
 def _patch_autograd_functions(tracer: Tracer, stack: contextlib.ExitStack) -> None:

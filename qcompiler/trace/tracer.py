@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import operator
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -19,28 +18,23 @@ from qcompiler.errors import InputError, QCompilerError, TraceError, Where
 from qcompiler.kinds import ORIGINAL, is_compiled
 from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark, guard_bool
-from qcompiler.trace.mode import Modes, Training
-from qcompiler.trace.mutation import Mutations
+from qcompiler.trace.holding import BOUNDARY
+from qcompiler.trace.mode import Modes, Training, evaluated
+from qcompiler.trace.pieces import SAME_OP
 from qcompiler.trace.proxy import Method, Proxy, first_proxy
-from qcompiler.trace.recorder import BOUNDARY, map_nested, storage
+from qcompiler.trace.reasons import origin, reason
+from qcompiler.trace.recorder import map_nested, storage
+from qcompiler.trace.regions import Regions
 from qcompiler.trace.session import TraceMode
+from qcompiler.trace.spelling import AUGMENTED, spelling
 
 RANDOM = frozenset((torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like, torch.randint_like,
                     torch.bernoulli, torch.normal, torch.multinomial, torch.poisson))  # fmt: skip
-_AUGMENTED = {
-    "__iadd__": "add_", "__isub__": "sub_", "__imul__": "mul_", "__itruediv__": "div_", "__ifloordiv__": "floor_divide_",
-    "__imod__": "remainder_", "__ipow__": "pow_", "__iand__": "bitwise_and_", "__ior__": "bitwise_or_", "__ixor__": "bitwise_xor_",
-}  # fmt: skip
 _CONVERSIONS = frozenset(("to", "float", "type_as", "cpu", "type"))
-_METHODS: dict[Any, str] = {}
-for _name in dir(torch.Tensor):
-    _function = getattr(torch.Tensor, _name)
-    if callable(_function) and (_function not in _METHODS or _function.__name__ == _name):
-        _METHODS[_function] = _name
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-class Tracer(Mutations):
+class Tracer(Regions):
     """A recorder that is fed by the calls of one model's forward."""
 
     def __init__(
@@ -70,13 +64,16 @@ class Tracer(Mutations):
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType | None) -> Any:
         """Every torch function that the model calls."""
         self.revoke(frame)
+        self.at_event()
+        if func is torch._assert:
+            self.forget_words(places.user_frame(frame))
         if self.promoted:
             args, kwargs = map_nested(self._promoted, tuple(args)), map_nested(self._promoted, kwargs)
         if first_proxy(args) is None and first_proxy(kwargs) is None:
             return self._without_proxies(func, args, kwargs)
         if getattr(func, "__name__", "") == "__set__":
             raise self.error("an attribute of a tensor is assigned a traced value")
-        return self.call(*self._spelling(func, args), kwargs)
+        return self.call(*spelling(func, args), kwargs)
 
     def _promoted(self, value: Any) -> Any:
         held = self.promoted.get(id(value)) if isinstance(value, torch.Tensor) else None
@@ -86,12 +83,12 @@ class Tracer(Mutations):
         if func in RANDOM:
             return self.record("call_function", func, args, kwargs)
         name = getattr(func, "__name__", "")
-        changes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name in _AUGMENTED
+        changes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name in AUGMENTED
         if changes and name != "requires_grad_" and args and isinstance(args[0], torch.Tensor):
             self.check_state(args[0])
         result = func(*map_nested(_plain, tuple(args)), **map_nested(_plain, kwargs))
         if self.modes.wanted and not changes and self._trains(args, kwargs) and _is_computed(func, result):
-            return self.call(*self._spelling(func, args), kwargs)
+            return self.call(*spelling(func, args), kwargs)
         return result
 
     def _trains(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -105,25 +102,11 @@ class Tracer(Mutations):
         map_nested(look, (tuple(args), kwargs))
         return found
 
-    @staticmethod
-    def _spelling(func: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
-        """How a torch function is written as a node: operator, attribute, method or function."""
-        if getattr(func, "__name__", "") == "__get__":
-            return "call_function", getattr, (args[0], func.__self__.__name__)
-        name = _METHODS.get(func)
-        if name is None:
-            return "call_function", func, args
-        if not (name.startswith("__") and name.endswith("__")):
-            return "call_method", name, args
-        if name in _AUGMENTED:
-            return "call_method", _AUGMENTED[name], args
-        if (plain := getattr(operator, name, None)) is not None:
-            return "call_function", getattr(operator, plain.__name__, plain), args
-        swapped = getattr(operator, f"__{name[3:]}", None) if name.startswith("__r") else None
-        return ("call_function", swapped, (args[1], args[0])) if swapped else ("call_method", name, args)
-
     def call(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a call, in the form that keeps the graph free of side effects and sizes named."""
+        self.at_event()
+        if (name := target if op == "call_method" else getattr(target, "__name__", "")) in SAME_OP:
+            op, target = "call_method", SAME_OP[name]
         function = getattr(torch.Tensor, target, None) if op == "call_method" else target
         function = getattr(function, "__wrapped__", function) if op == "call_method" else function  # the session's own wrapper
         replacement = self.decompose.get(function) if function is not None and function not in self._decomposing else None
@@ -164,14 +147,18 @@ class Tracer(Mutations):
             self._decomposing.pop()
 
     def attribute(self, owner: Any, name: str, *default: Any) -> Any:
-        """`owner.name` of a traced tensor (or of a number made from sizes)."""
+        """`owner.name` of a traced tensor, or of a number made from sizes, which becomes concrete."""
         if not isinstance(owner, Proxy):
             return self.record("call_function", getattr, (owner, name), {})
-        if name == "shape" and owner.is_tensor:
+        if not owner.is_tensor:
+            return getattr(self.fix(owner, f"`{name}`"), name)
+        if name == "shape":
             return self.sizes(owner)
-        if owner.is_tensor and callable(getattr(torch.Tensor, name, None)):
+        if name == "nbytes":
+            return self.sizes(owner).numel() * owner.example.itemsize
+        if callable(getattr(torch.Tensor, name, None)):
             return Method(owner, name)
-        if owner.is_tensor and name in ("T", "mT") and owner.example.dim() >= 2:
+        if name in ("T", "mT") and owner.example.dim() >= 2:
             dims = list(range(owner.example.dim()))
             return self.call("call_method", "permute", (owner, dims[::-1] if name == "T" else [*dims[:-2], dims[-1], dims[-2]]), {})
         with torch._C.DisableTorchFunction():
@@ -182,6 +169,10 @@ class Tracer(Mutations):
         """`owner.size()` and `owner.size(dim)`."""
         sizes = self.sizes(owner)
         return sizes if dim is None else sizes[dim]
+
+    def to_list(self, owner: Proxy) -> Any:
+        """`owner.tolist()`: a list of numbers of the graph, as long as the example's."""
+        return [self.to_list(one) for one in owner.unbind(0)] if owner.example.dim() else owner.item()
 
     def assertion(self, condition: Any, message: str = "") -> None:
         """`torch._assert`: a guard where the condition is about sizes, a call where it is about data."""
@@ -198,6 +189,7 @@ class Tracer(Mutations):
         """A module that the model calls: a leaf, or followed, or a leaf because it cannot be followed."""
         if is_compiled(module):  # followed as the module that it was made of
             return self.call_module(module._modules[ORIGINAL], original, args, kwargs)  # type: ignore[arg-type]
+        self.at_event()
         path = self._paths.get(id(module))
         hooked = any(getattr(module, name, None) for name in _HOOKS)
         replacement = None if hooked else self.decompose.get(type(module))
@@ -211,7 +203,8 @@ class Tracer(Mutations):
         if isinstance(module, torch.jit.ScriptModule):
             self.remarks.append(TraceRemark("leaf", Where(module_path=path), "a scripted module cannot be followed"))
             return self.leaf(module, path, original, args, kwargs, known=False)
-        return self.follow(module, path, original, functools.partial(original, module), args, kwargs)
+        with self.without_state(module):
+            return self.follow(module, path, original, functools.partial(original, module), args, kwargs)
 
     def follow(
         self,
@@ -223,17 +216,19 @@ class Tracer(Mutations):
         kwargs: dict[str, Any],
     ) -> Any:
         """Trace into a module; where that fails, go back and keep it as a leaf."""
-        mark, depth = self.mark(), len(self._decomposing)
+        mark, depth, opened = self.mark(), len(self._decomposing), len(self.regions)
         self.scopes.append((path, type(module).__name__))
         flagged = self.modes.enter(module, path, functools.partial(self._branched, module, path))
         try:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            self.at_event(len(self.scopes) - 1)
+            return result
         except Exception as error:
             if self.strict or getattr(error, "qc_final", False):
                 raise
             self._give_up(error, path, mark)
             self.restore_modules(module)
-            del self._decomposing[depth:]
+            del self._decomposing[depth:], self.regions[opened:]
         finally:
             if flagged:
                 self.modes.leave(module)
@@ -271,7 +266,7 @@ class Tracer(Mutations):
             changed = args[0] if pure and getattr(module, "inplace", False) is True and args else None
             runs = self._not_in_place(module, path) if changed is not None else module
             if pure:
-                with _evaluated(runs):
+                with evaluated(runs):
                     example = self._run(runs, original, map_nested(self.concrete, args), map_nested(self.concrete, kwargs))
             else:
                 args, kwargs, example = self._run_unknown(module, original, args, kwargs)
@@ -345,7 +340,9 @@ class Tracer(Mutations):
         try:
             hooked = any(getattr(module, name, None) for name in _HOOKS)
             function: Callable[..., Any] = module._wrapped_call_impl if hooked else module.forward
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            self.at_event(0)
+            return result
         except QCompilerError:
             raise
         except Exception as error:
@@ -362,34 +359,12 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     torch._assert: Tracer.assertion,
     operator.setitem: Tracer.set_item,
     "size": Tracer.size,
+    "is_same_size": lambda tracer, owner, other: owner.shape == other.shape,
+    torch.is_same_size: lambda tracer, owner, other: owner.shape == other.shape,
+    "tolist": Tracer.to_list,
+    "bool": lambda tracer, owner, **kwargs: tracer.call("call_method", "to", (owner, torch.bool), kwargs),  # TorchScript has no `bool()`
     "requires_grad_": lambda tracer, owner, *args, **kwargs: owner,
 }
-
-
-def origin(error: BaseException) -> str | None:
-    """The user's line that an exception is about."""
-    if isinstance(error, QCompilerError) and error.where.source:
-        return error.where.source
-    return places.spell(*places.raised_at(error.__traceback__))
-
-
-def reason(error: BaseException) -> str:
-    """One sentence: what stopped the trace."""
-    if isinstance(error, QCompilerError):
-        return error.message
-    text = places.text_of(*places.raised_at(error.__traceback__))
-    return f"{type(error).__name__}: {error}" + (f" in `{text}`" if text else "")
-
-
-@contextlib.contextmanager
-def _evaluated(module: nn.Module) -> Iterator[None]:
-    """Examples run in eval mode: of a batch of one, BatchNorm cannot make statistics, and the shape is what counts."""
-    training = module.training
-    vars(module)["training"] = False
-    try:
-        yield
-    finally:
-        vars(module)["training"] = training
 
 
 def _plain(value: Any) -> Any:

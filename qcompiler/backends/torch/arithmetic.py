@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,11 +32,24 @@ def _order(site: Site) -> tuple[Any, Any] | None:
     return (other(site), site.args[0]) if result == right else None
 
 
+def _fits_qnnpack(site: Site) -> Callable[[Any], bool]:
+    """Whether an operand's scale, against the result's, is one that qnnpack's add is made for (it raises elsewhere)."""
+
+    def fits(operand: Any) -> bool:
+        if operand.qparams is None or site.output is None:
+            return True
+        return bool(2.0**-14 <= operand.qparams.scale / site.scale < 2.0**8)
+
+    return fits
+
+
 def refuse_native(site: Site) -> str | None:
     if not isinstance(site.args[0], Operand) or not isinstance(other(site), Operand):
         return "only one operand is quantized"
     if _order(site) is None:
         return "both operands are broadcast"
+    if site.engine == "qnnpack" and site.op.name == "add" and not all(map(_fits_qnnpack(site), (site.args[0], other(site)))):
+        return "qnnpack adds scales of 2 ** -14 up to 2 ** 8 times the result's alone"
     return "alpha: torch's int8 add has none" if site.get("alpha", 1) != 1 else None
 
 

@@ -23,6 +23,7 @@ from qcompiler.ops.spec import Output
 from qcompiler.pass_manager import Context
 
 FLOATS = QParams(1.0, 0, 0, 255, torch.uint8)  # stands for the output's qparams where a kernel hands out floats
+ASKS_SIZES = ("size", "numel", "nelement", "dim", len)
 LAZY = (dequantize_weight, dynamic_quantize_dequantize, unpack_4bit, widen)  # part of the kernels that read them
 
 
@@ -120,7 +121,13 @@ class _Lowering:
         return new
 
     def _copy(self, node: fx.Node) -> fx.Node:
-        return self._annotated(self.new.node_copy(node, self.float_of), node)
+        given = self._any_of if node.target in ASKS_SIZES else self.float_of
+        return self._annotated(self.new.node_copy(node, given), node)
+
+    def _any_of(self, node: fx.Node) -> fx.Node:
+        """The new node with a node's value, of integers where there are some: both have the same sizes."""
+        source: Any = node.args[0] if node.target is dequantize else node
+        return self.int8[source] if source in self.int8 else self.float_of(node)
 
     def float_of(self, node: fx.Node) -> fx.Node:
         """The new node with a node's plain value; dequantizes where only integers exist."""

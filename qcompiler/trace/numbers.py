@@ -1,0 +1,123 @@
+"""`int(t)`, `float(t)`, `len(t)`, `min` and `max` of values that depend on data.
+
+Python wants a number of these at once. Where the user's code calls one on a traced value, the trace begins anew with stand-ins for them
+in the globals of that code (`Again`); a stand-in gives a value of the graph for a traced value, and what Python gives for others.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from qcompiler.trace import places
+from qcompiler.trace.proxy import Proxy, first_proxy
+from qcompiler.trace.statements import called_at, tells_types_apart
+
+if TYPE_CHECKING:
+    from qcompiler.trace.tracer import Tracer
+
+NAMES = ("int", "float", "bool", "len", "min", "max")
+
+
+class Again(BaseException):
+    """The code with these globals needs stand-ins. No Exception: the user's `except` must not see it."""
+
+    def __init__(self, scope: dict[str, Any]) -> None:
+        super().__init__()
+        self.scope = scope
+
+
+def ask_for_stand_ins(frame: FrameType | None, given: list[dict[str, Any]]) -> None:
+    """Raise Again where the user's code is in a call of one of the builtins that have stand-ins, and has none yet."""
+    if frame is None or not places.is_user_file(frame.f_code.co_filename) or any(frame.f_globals is s for s in given):
+        return
+    name = called_at(frame) if not tells_types_apart(frame) else None
+    if name in NAMES and name not in frame.f_globals and name not in frame.f_locals:
+        raise Again(frame.f_globals)
+
+
+class _Kind(type):
+    """The class of stand-ins for classes: isinstance, issubclass, ==, and attributes are those of the class they stand for."""
+
+    plain: type
+    tracer: Tracer
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and type(args[0]) is Proxy and _is_traced(cls.tracer):
+            return cls.tracer.record("call_function", cls.plain, args, {})
+        return cls.plain(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, cls.plain)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, cls.plain)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls.plain
+
+    def __hash__(cls) -> int:
+        return hash(cls.plain)
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(cls.plain, name)
+
+
+def _is_traced(tracer: Tracer) -> bool:
+    return not tracer.paused
+
+
+def _kind(tracer: Tracer, plain: type) -> Any:
+    return _Kind(plain.__name__, (), {"plain": plain, "tracer": tracer})
+
+
+def _length(tracer: Tracer) -> Any:
+    def length(value: Any) -> Any:
+        if type(value) is Proxy and value.is_tensor and value.example.dim() and _is_traced(tracer):
+            return tracer.sizes(value)[0]
+        return len(value)
+
+    return length
+
+
+def _extreme(tracer: Tracer, plain: Any) -> Any:
+    def extreme(*args: Any, **kwargs: Any) -> Any:
+        numbers = len(args) > 1 and not kwargs and all((type(a) is Proxy and not a.is_tensor) or type(a) in (int, float) for a in args)
+        if numbers and first_proxy(args) is not None and _is_traced(tracer):
+            result = args[0]
+            for other in args[1:]:
+                result = tracer.record("call_function", plain, (result, other), {})
+            return result
+        return plain(*args, **kwargs)
+
+    return extreme
+
+
+@contextlib.contextmanager
+def stand_ins(tracer: Tracer) -> Iterator[None]:
+    """Put the stand-ins into the globals of the code that asked for them."""
+    made = {name: _kind(tracer, getattr(builtins, name)) for name in ("int", "float", "bool")}
+    made |= {"len": _length(tracer), "min": _extreme(tracer, min), "max": _extreme(tracer, max)}
+    added: list[tuple[dict[str, Any], str]] = []
+    try:
+        for scope in tracer.stand_ins:
+            for name in NAMES:
+                if name not in scope:
+                    scope[name] = made[name]
+                    added.append((scope, name))
+        yield
+    finally:
+        for scope, name in added:
+            del scope[name]
+
+
+def user_frame() -> FrameType | None:
+    """The frame of the user's that calls a method of a proxy, directly or through a builtin; None where torch's code does."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(places.PACKAGE):
+        frame = frame.f_back
+    return frame

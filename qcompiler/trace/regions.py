@@ -1,0 +1,212 @@
+"""Statements under a condition on data: they are computed in any case, and their results count where the condition holds.
+
+`if mask.any(): out[mask] = expert(x[mask])` is what code of routed experts looks like. Its statements are recorded; behind them each
+variable that they changed becomes `choose(condition, after, before)`, at each call. Nothing is held fixed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qcompiler.errors import Where
+from qcompiler.ops.reference import choose
+from qcompiler.trace import places
+from qcompiler.trace.guards import TraceRemark
+from qcompiler.trace.mutation import Mutations
+from qcompiler.trace.numbers import ask_for_stand_ins, user_frame
+from qcompiler.trace.proxy import Proxy
+from qcompiler.trace.statements import Branch, branch_at, run, within
+
+
+@dataclass
+class Region:
+    """Statements that are being recorded. `before`: what variables hold where the condition does not (object, node, example);
+    `changed`: the same of tensors that the other way changes in place; `poisoned`: what it leaves without a value."""
+
+    branch: Branch
+    frame: FrameType
+    place: tuple[str | None, int | None]
+    condition: Proxy  # whether the statements count
+    before: dict[str, tuple[Any, Any, Any]]
+    changed: dict[int, tuple[Proxy, fx.Node, Any]]
+    poisoned: list[Proxy]
+    start: fx.Node
+    journal: int
+    depth: int
+
+
+def _is_running(frame: FrameType) -> bool:
+    current: FrameType | None = sys._getframe(1)
+    while current is not None and current is not frame:
+        current = current.f_back
+    return current is frame
+
+
+def _kept(module: nn.Module) -> dict[str, list[Any]]:
+    """What a module holds: each attribute, with what stands in it if it is a plain container."""
+    found: dict[str, list[Any]] = {}
+    for name, value in vars(module).items():
+        items: Any = value.items() if isinstance(value, dict) else [(item,) for item in value] if isinstance(value, (list, set)) else ()
+        found[name] = [value, *(part for item in items for part in item)]
+    return found
+
+
+def _same(before: list[Any], after: list[Any]) -> bool:
+    return len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True))
+
+
+class Regions(Mutations):
+    """The recorder's part for conditions on data."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.regions: list[Region] = []
+        self.closing = False
+        self.stand_ins: list[dict[str, Any]] = []  # globals of the user's code that get stand-ins for builtins
+
+    def number(self, proxy: Proxy, how: str) -> Any:
+        """The value of a number for a builtin that needs it; Again where a stand-in for the builtin can do without."""
+        if proxy.is_tensor or proxy.node in self._from_data:
+            ask_for_stand_ins(user_frame(), self.stand_ins)
+        return self.fix(proxy, how)
+
+    def truth(self, proxy: Proxy) -> bool:
+        """Which way the user's code goes at a condition; TraceError where it depends on data and only one way can be recorded."""
+        if not proxy.is_tensor and proxy.node not in self._from_data:
+            return bool(self.fix(proxy, "bool()"))
+        self.at_event()
+        frame = user_frame()
+        branch = branch_at(frame) if frame is not None and places.is_user_file(frame.f_code.co_filename) else None
+        if branch is None or frame is None or proxy.stale:
+            ask_for_stand_ins(frame, self.stand_ins)
+            raise self.error(proxy.stale or f"bool() of a {'value' if proxy.is_tensor else 'size'} that depends on data")
+        holds = self.record("call_function", bool, (proxy,), {})
+        if branch.is_check:
+            if holds.example is branch.answer:
+                self._hold(holds, "a condition", f"bool() made {branch.answer} concrete")
+            return bool(holds.example)
+        condition = holds if branch.answer else self.record("call_function", operator.not_, (holds,), {})
+        self._open(branch, frame, condition)
+        return branch.answer
+
+    def _open(self, branch: Branch, frame: FrameType, condition: Proxy) -> None:
+        place = places.user_line(frame, ())
+        found = {n: frame.f_locals[n] for n in (*branch.names, *branch.targets) if n in frame.f_locals}
+        if any(not isinstance(found.get(n), torch.Tensor) for n in branch.targets):
+            raise self.error("bool() of a value that depends on data")
+        other, changed, poisoned = self._other_way(branch, frame) if branch.other else ({}, {}, [])
+        before = {n: (v, v.node, v.example) if type(v) is Proxy else (v, v, v) for n, v in (found | other).items()}
+        self._copies.clear()  # what the statements assign into is copied
+        last = next(iter(reversed(self.graph.nodes)))
+        self.regions.append(
+            Region(branch, frame, place, condition, before, changed, poisoned, last, len(self.journal), len(self.scopes))
+        )  # fmt: skip
+        text = f"`{places.text_of(*place)}` depends on data: what stands under it is always computed, and counts where it holds"
+        remark = TraceRemark("data-branch", Where(None, self.scopes[-1][0], places.spell(*place)), text)
+        if remark not in self.remarks:  # a loop over experts
+            self.remarks.append(remark)
+
+    def _other_way(self, branch: Branch, frame: FrameType) -> tuple[dict[str, Any], dict[int, tuple[Proxy, fx.Node, Any]], list[Proxy]]:
+        """Record what the code does where the condition does not hold, then go back: variables, changed and poisoned tensors."""
+        start, opened = len(self.journal), len(self.regions)
+        last = next(iter(reversed(self.graph.nodes)))
+        self._copies.clear()
+        variables = run(frame, branch.other)
+        self._leave(opened)
+        first = self._first_entries(start, last)
+        changed = {key: (p, p.node, p.example) for key, (p, node, _, _) in first.items() if p.node is not node and p.stale is None}
+        poisoned = [p for p, _, _, _ in first.values() if p.stale is not None]
+        for proxy, node, example, view in first.values():
+            self.rebind(proxy, node, example)
+            proxy.view_of = view
+        return {n: variables[n] for n in branch.names if n in variables}, changed, poisoned
+
+    def _first_entries(self, position: int, last: fx.Node) -> dict[int, tuple[Proxy, fx.Node, Any, Any]]:
+        """The values that older variables had at a position of the journal, of those that are valid."""
+        first: dict[int, tuple[Proxy, fx.Node, Any, Any]] = {}
+        for proxy, node, example, stale, view in self.journal[position:]:
+            if (node <= last or node.op == "get_attr") and stale is None:
+                first.setdefault(id(proxy), (proxy, node, example, view))
+        return first
+
+    def at_event(self, depth: int | None = None) -> None:
+        """What is due before anything else is recorded; `depth`: a module ends, and with it what was opened in it."""
+        super().at_event()
+        while self.regions and not self.closing:
+            region = self.regions[-1]
+            branch = region.branch
+            if _is_running(region.frame) and within(region.frame, branch.first, branch.last) and (depth is None or region.depth <= depth):
+                break
+            self._leave(len(self.regions) - 1)
+
+    def explain_failure(self, text: str) -> None:
+        if self.regions:
+            where = self.regions[-1].place
+            raise self.error(f"what stands under a condition on data cannot be computed where it does not hold: {text}", where)
+
+    @contextlib.contextmanager
+    def without_state(self, module: nn.Module) -> Iterator[None]:
+        """A module that is called under a condition on data must keep nothing: it would keep it where the condition does not hold, too."""
+        before = _kept(module) if self.regions else {}
+        yield
+        if before and self.regions:
+            after = _kept(module)
+            if list(after) != list(before) or not all(_same(before[name], after[name]) for name in before):
+                raise self.error("a module keeps state under a condition on data", self.regions[-1].place)
+
+    def _leave(self, count: int) -> None:
+        """Close the innermost regions until as many are left."""
+        self.closing = True
+        try:
+            while len(self.regions) > count:
+                self._close(self.regions.pop())
+        finally:
+            self.closing = False
+
+    def _close(self, region: Region) -> None:
+        entries = self._first_entries(region.journal, region.start)
+        changed = {key: (p, node, example) for key, (p, node, example, _) in entries.items() if p.node is not node}
+        for proxy, node, example in (changed | region.changed).values():
+            if proxy.stale is None:
+                self._choose(region, proxy, node, example, same_shape=True)
+        done = {key: proxy for key, (proxy, _, _) in changed.items()}
+        for name, (old, node, example) in region.before.items():
+            new = region.frame.f_locals.get(name)
+            if new is not old:
+                self._variable(region, new, node, example, done)
+        for proxy in region.poisoned:
+            self.poison(proxy, self._unknown(region))
+        self._copies.clear()
+
+    def _variable(self, region: Region, new: Any, node: Any, example: Any, done: dict[int, Proxy]) -> None:
+        """A variable that is another object behind the statements."""
+        if type(new) is not Proxy or not new.node > region.start or id(new) in done:
+            raise self.error("a variable that is no tensor of its own depends on data", region.place)
+        done[id(new)] = new
+        if not new.is_tensor or not isinstance(example, torch.Tensor):
+            return self.poison(new, self._unknown(region))
+        if any(other.node <= region.start for other in self.aliases(new)):  # what changes it later would have to change the other
+            raise self.error("a variable that is a view of another one depends on data", region.place)
+        self._choose(region, new, node, example, same_shape=False)
+
+    @staticmethod
+    def _unknown(region: Region) -> str:
+        return f"use of a value that is known only where `{places.text_of(*region.place)}` holds"
+
+    def _choose(self, region: Region, proxy: Proxy, node: Any, example: Any, same_shape: bool) -> None:
+        """Let a variable be what it is behind the statements where the condition holds, and `node` elsewhere."""
+        before = Proxy(node, self, example) if isinstance(node, fx.Node) else node
+        after = Proxy(proxy.node, self, proxy.example)
+        made = self.add_node("call_function", choose, (region.condition, after, before), {}, proxy.example)
+        if not same_shape:
+            self._from_data.add(made)
+        self.rebind(proxy, made, proxy.example)

@@ -1,0 +1,245 @@
+"""What a condition of the user's code decides, read off its source: a statement that may be computed in any case, or an error.
+
+    if mask.any():                  if not mask.any():          if (n < 0).any():        assert (n >= 0).all()
+        out[mask] = f(x[mask])          continue                    raise ValueError
+                                    out[mask] = f(x[mask])
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import functools
+import linecache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+_Place = tuple[int, int]  # line, column in bytes, as in instructions
+_MUTATORS = frozenset((
+    "append", "extend", "insert", "pop", "popitem", "update", "setdefault", "clear", "remove", "appendleft", "popleft", "write", "send",
+    "__setitem__", "__setattr__", "setattr", "delattr", "exec", "eval", "next", "print",
+))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Branch:
+    """`answer`: the truth value of the condition under which the user's code goes where this says."""
+
+    answer: bool
+    first: _Place  # the statements that depend on it; equal places where the condition is a check: the other way ends in an error
+    last: _Place
+    names: tuple[str, ...] = ()  # variables that the statements assign and that others may read
+    targets: tuple[str, ...] = ()  # variables whose items the statements assign
+    other: tuple[ast.stmt, ...] = ()  # what the code does where the condition does not hold
+
+    @property
+    def is_check(self) -> bool:
+        return self.first == self.last
+
+
+def place_of(frame: FrameType) -> tuple[_Place, _Place] | None:
+    """First and last place of the expression or statement that a frame is in."""
+    first, last, column, end = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+    if first is None or last is None or column is None or end is None:
+        return None
+    return (first, column), (last, end)
+
+
+def within(frame: FrameType, first: _Place, last: _Place) -> bool:
+    """Whether a frame is at an instruction of these statements."""
+    place = place_of(frame)
+    return place is not None and first <= place[0] and place[1] <= last
+
+
+def branch_at(frame: FrameType) -> Branch | None:
+    """The branch whose condition a frame is about to follow; None where it is no such statement, or one with other effects."""
+    place, tree = place_of(frame), _tree(frame.f_code.co_filename)
+    if place is None or tree is None or not dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith(("POP_JUMP", "TO_BOOL")):
+        return None
+    for function, block, statement in _tests(tree):
+        node = statement.value if isinstance(statement, ast.Assign) else statement
+        assert isinstance(node, (ast.If, ast.Assert, ast.IfExp))
+        if place[0][0] in (node.lineno, node.test.lineno):
+            spans = [_span(node), _span(node.test)]
+            test, negated = node.test, False
+            if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+                test, negated = test.operand, True
+                spans.append(_span(test))
+            if place in spans:
+                return None if isinstance(test, (ast.BoolOp, ast.IfExp, ast.UnaryOp)) else _branch(function, block, statement, negated)
+    return None
+
+
+def run(frame: FrameType, statements: Sequence[ast.stmt]) -> dict[str, Any]:
+    """Run statements with a frame's variables, as code of the same lines; return the variables behind them."""
+    module = ast.parse("def statements(): return locals()")
+    function = module.body[0]
+    assert isinstance(function, ast.FunctionDef)
+    names = [name for name in frame.f_locals if name.isidentifier()]
+    function.args.args = [ast.copy_location(ast.arg(name), statements[0]) for name in names]
+    function.body = [*statements, *function.body]
+    made: dict[str, Any] = {}
+    exec(compile(module, frame.f_code.co_filename, "exec"), frame.f_globals, made)
+    variables: dict[str, Any] = made["statements"](*(frame.f_locals[name] for name in names))
+    return variables
+
+
+def called_at(frame: FrameType) -> str | None:
+    """The plain name of the function that a frame is calling."""
+    place, tree = place_of(frame), _tree(frame.f_code.co_filename)
+    for node in ast.walk(tree) if tree is not None else ():
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and _span(node) == place:
+            return node.func.id
+    return None
+
+
+def tells_types_apart(frame: FrameType) -> bool:
+    """Whether a frame's file has `type(x) is int`, which a stand-in for int would not be."""
+    tree = _tree(frame.f_code.co_filename)
+    compared = [n for n in ast.walk(tree) if isinstance(n, ast.Compare)] if tree is not None else []
+    identities = (n for n in compared if any(isinstance(o, (ast.Is, ast.IsNot)) for o in n.ops))
+    return any(isinstance(part, ast.Name) and part.id in ("int", "float", "bool") for n in identities for part in (n.left, *n.comparators))
+
+
+def _span(node: ast.stmt | ast.expr) -> tuple[_Place, _Place]:
+    return (node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or node.col_offset)
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(source: str) -> ast.Module | None:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _tree(file: str) -> ast.Module | None:
+    lines = linecache.getlines(file)
+    return _parsed("".join(lines)) if lines else None
+
+
+_Block = tuple[list[ast.stmt], bool]  # statements, and whether they are the body of a loop
+
+
+def _tests(tree: ast.Module) -> Iterator[tuple[ast.AST, _Block, ast.If | ast.Assert | ast.Assign]]:
+    """Every `if`, `assert` and `y = a if condition else b` with the function and the block that it stands in."""
+    stack: list[tuple[ast.AST, ast.AST]] = [(tree, tree)]
+    while stack:
+        function, node = stack.pop()
+        inner = node if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) else function
+        for field, value in ast.iter_fields(node):
+            items = value if isinstance(value, list) else [value]
+            block = [item for item in items if isinstance(item, ast.stmt)]
+            for item in items:
+                if isinstance(item, (ast.If, ast.Assert)) or (isinstance(item, ast.Assign) and isinstance(item.value, ast.IfExp)):
+                    yield inner, (block, isinstance(node, (ast.For, ast.While)) and field == "body"), item
+                if isinstance(item, ast.AST):
+                    stack.append((inner, item))
+
+
+def _branch(function: ast.AST, block: _Block, statement: ast.If | ast.Assert | ast.Assign, negated: bool) -> Branch | None:
+    place = _span(statement)[0]
+    if isinstance(statement, ast.Assert):
+        return Branch(not negated, place, place)
+    if isinstance(statement, ast.Assign):
+        return _either_value(function, statement, negated)
+    if statement.orelse:
+        return _either_block(function, statement, negated)
+    if len(statement.body) == 1 and isinstance(statement.body[0], ast.Raise):
+        return Branch(negated, place, place)
+    if len(statement.body) == 1 and isinstance(statement.body[0], ast.Continue):
+        rest = block[0][block[0].index(statement) + 1 :]
+        return _region(function, rest, negated) if block[1] and rest else None
+    return _region(function, statement.body, not negated)
+
+
+def _either_block(function: ast.AST, statement: ast.If, negated: bool) -> Branch | None:
+    """`if` with `else`: the frame goes where more variables are assigned, the other way is run beside it."""
+    yes, no = _region(function, statement.body, not negated), _region(function, statement.orelse, negated)
+    if yes is None or no is None:
+        return None
+    if set(no.names) <= set(yes.names):
+        return replace(yes, other=tuple(statement.orelse), targets=yes.targets + no.targets)
+    return replace(no, other=tuple(statement.body), targets=yes.targets + no.targets) if set(yes.names) <= set(no.names) else None
+
+
+def _either_value(function: ast.AST, statement: ast.Assign, negated: bool) -> Branch | None:
+    """`y = a if condition else b`: the frame goes where a new value is made."""
+    value = statement.value
+    assert isinstance(value, ast.IfExp)
+    goes_yes = not isinstance(value.body, ast.Name)
+    taken, left = (value.body, value.orelse) if goes_yes else (value.orelse, value.body)
+    other = ast.copy_location(ast.Assign(statement.targets, left), statement)
+    branch = _region(function, [statement], goes_yes is not negated)
+    first, last = _span(taken)
+    return replace(branch, first=first, last=last, other=(other,)) if branch is not None else None
+
+
+def _region(function: ast.AST, statements: Sequence[ast.stmt], answer: bool) -> Branch | None:
+    if not all(map(_has_no_other_effect, statements)):
+        return None
+    first, last = _span(statements[0])[0], _span(statements[-1])[1]
+    stored, loaded = _names(statements, ast.Store), _names(statements, ast.Load)
+    targets = [n.value.id for n in _walk(statements) if isinstance(n, ast.Subscript) and _is_store(n) and isinstance(n.value, ast.Name)]
+    augmented = [n.target.id for n in _walk(statements) if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)]
+    outside = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and not first <= (n.lineno, n.col_offset) < last}
+    read = [name for name in stored if name in outside or name in augmented or loaded.get(name, last) <= _after(statements, stored[name])]
+    return Branch(answer, first, last, tuple(read), tuple(targets))
+
+
+def _after(statements: Sequence[ast.stmt], place: _Place) -> _Place:
+    """The end of the statement that first assigns a variable: what it reads of the variable is the value before."""
+    ends = [_span(n)[1] for n in _walk(statements) if isinstance(n, ast.stmt) and _span(n)[0] <= place < _span(n)[1]]
+    return min(ends, default=place)
+
+
+def _walk(statements: Sequence[ast.stmt]) -> Iterator[ast.AST]:
+    for statement in statements:
+        yield from ast.walk(statement)
+
+
+def _names(statements: Sequence[ast.stmt], context: type) -> dict[str, _Place]:
+    """The variables that statements store or load, each with its first place."""
+    found: dict[str, _Place] = {}
+    for node in _walk(statements):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, context):
+            place = (node.lineno, node.col_offset)
+            found[node.id] = min(found.get(node.id, place), place)
+    return found
+
+
+def _is_store(node: ast.Subscript) -> bool:
+    return isinstance(node.ctx, ast.Store)
+
+
+def _has_no_other_effect(statement: ast.stmt) -> bool:
+    """Whether a statement does no more than assign variables and items of variables, and change tensors in place."""
+    if isinstance(statement, (ast.For, ast.If)):
+        return all(map(_has_no_other_effect, [*statement.body, *statement.orelse])) and _is_plain(getattr(statement, "iter", statement))
+    if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        flat = [item for t in targets for item in (t.elts if isinstance(t, (ast.Tuple, ast.List)) else [t])]
+        return all(map(_is_variable, flat)) and _is_plain(statement)
+    if isinstance(statement, ast.Expr):
+        value = statement.value
+        in_place = isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr.endswith("_")
+        return (in_place or isinstance(value, ast.Constant)) and _is_plain(statement)
+    return isinstance(statement, (ast.Pass, ast.Assert))
+
+
+def _is_variable(target: ast.expr) -> bool:
+    return isinstance(target, ast.Name) or (isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name))
+
+
+def _is_plain(node: ast.AST) -> bool:
+    """Whether an expression is free of what changes containers or assigns by the way."""
+    for part in ast.walk(node):
+        if isinstance(part, (ast.NamedExpr, ast.Yield, ast.YieldFrom, ast.Await, ast.Global, ast.Nonlocal)):
+            return False
+        if isinstance(part, ast.Call):
+            name = part.func.attr if isinstance(part.func, ast.Attribute) else part.func.id if isinstance(part.func, ast.Name) else ""
+            if name in _MUTATORS:
+                return False
+    return True
