@@ -13,6 +13,7 @@ from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.graph_pickle import Data, from_data, to_data
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
+from qcompiler.ir.form import CONTAINERS, Form, as_number, misfit
 from qcompiler.ir.names import NAMES, keep_names
 from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
@@ -136,6 +137,10 @@ def user_attributes(model: nn.Module) -> dict[str, Any]:
     return {k: v for k, v in model.__dict__.items() if k not in own and not k.startswith("_") and not callable(v)}
 
 
+def _text(value: Value) -> str:
+    return f"{value.dtype}{list(value.shape)}" if value.shape is not None else str(value.form or "")
+
+
 class InputCheck:
     """Pre-hook: InputError with expected and actual where a call does not fit what was traced."""
 
@@ -143,9 +148,9 @@ class InputCheck:
         self.inputs = inputs
 
     def signature(self) -> str:
-        return signature((name, "" if v.shape is None else f"{v.dtype}{list(v.shape)}") for name, v, _ in self.inputs)
+        return signature((name, _text(v)) for name, v, _ in self.inputs)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         names = [name for name, _, _ in self.inputs]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         missing = [name for name, _, optional in self.inputs if name not in given and not optional]
@@ -155,10 +160,27 @@ class InputCheck:
                 f"expected the inputs {self.signature()}, got {len(args)} positional and {sorted(kwargs) or 'no'} named", code="inputs"
             )
         for name, value, _ in self.inputs:
-            self._check(name, value, given.get(name))
+            if value.shape is not None or name in given:
+                self._check(name, value, given.get(name))
+        forms = {name: value.form for name, value, _ in self.inputs if name in given}
+        numbers = {name: form for name, form in forms.items() if form is not None and form.kind == "number"}
+        return self._plain(numbers, args, kwargs) if numbers else None
+
+    def _plain(self, numbers: dict[str, Form], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with numbers of NumPy, and tensors of one element where a number was traced, as Python's."""
+
+        def plain(name: str, x: Any) -> Any:
+            return as_number(x, type(numbers[name].value)) if name in numbers else x
+
+        named = zip((name for name, _, _ in self.inputs), args, strict=False)
+        return tuple(plain(name, x) for name, x in named), {name: plain(name, x) for name, x in kwargs.items()}
 
     def _check(self, name: str, value: Value, x: Any) -> None:
         if value.shape is None:
+            form = value.form
+            form = replace(form, name="") if form is not None and form.kind == "number" else form  # a guard compares
+            if form is not None and form.kind in (*CONTAINERS, "number") and (text := misfit(form, x, name)) is not None:
+                raise InputError(f"input {text}", code="input-shape")
             return
         if not isinstance(x, torch.Tensor) or x.dim() != len(value.shape) or x.dtype is not value.dtype:
             text = f"input {name} does not fit: expected {self.signature()}, got {described(x)}"

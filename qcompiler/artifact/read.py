@@ -12,6 +12,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
+from qcompiler.artifact.classes import result_classes
 from qcompiler.artifact.header import entries_of, parse_header, program_of
 from qcompiler.artifact.layout import ALIGN, DIGEST, FORMAT, MAGIC, MAX_HEADER, PREFIX, Entry, corrupt
 from qcompiler.codegen.build import Built
@@ -110,7 +111,7 @@ def _tensor(file: IO[bytes], entry: Entry, total: Any) -> Tensor:
 
 def _assemble(path: str, engine: str, program: Program, tensors: dict[str, Tensor], modules: dict[str, Any]) -> CompiledModule:
     needed = program.leaves + program.externals
-    missing, unknown = [n for n in needed if n not in modules], [n for n in modules if n not in needed]
+    missing, unknown = [n for n in needed if n not in modules], [n for n in modules if n not in needed + program.records]
     if missing or unknown:
         text = f"needs modules= for {', '.join(missing)}" if missing else f"has no submodule or function {', '.join(unknown)}"
         raise ConfigError(f"{path}: the saved module {text:.2000}", code="load-modules")
@@ -124,7 +125,8 @@ def _assemble(path: str, engine: str, program: Program, tensors: dict[str, Tenso
         scales, zero_points = (tensors.get(n) for n in (program.scales_name, program.zero_points_name))
         if scales is None or zero_points is None or not scales.shape == zero_points.shape == (program.qparams,):
             raise corrupt("tensor table", "activation parameters are missing")
-        built = Built(program, held, scales.tolist(), zero_points.tolist(), leaves, {n: modules[n] for n in program.externals})
+        built = Built(program, held, scales.tolist(), zero_points.tolist(), leaves,
+                      {n: modules[n] for n in program.externals} | result_classes(path, program, modules))  # fmt: skip
         module = assemble(built, engine)
         if owned:
             module.load_state_dict(tensors)

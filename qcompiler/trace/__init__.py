@@ -18,6 +18,7 @@ from qcompiler.errors import Where
 from qcompiler.trace.finish import finish
 from qcompiler.trace.guards import GUARDS, TraceRemark, guard, guard_bool, guard_float, guard_int, is_guard
 from qcompiler.trace.inputs import open_inputs
+from qcompiler.trace.opened import note_changes
 from qcompiler.trace.outputs import add_output
 from qcompiler.trace.parametrize import fold_parametrizations
 from qcompiler.trace.session import session
@@ -65,5 +66,6 @@ def trace(
     with session(tracer), kept_state(tracer):
         forward_args, forward_kwargs = open_inputs(tracer, model, args, example_kwargs or {}, concrete_args or {})
         result = tracer.run_forward(model, forward_args, forward_kwargs)
+        note_changes(tracer)
         add_output(tracer, result)
         return Traced(*finish(tracer))

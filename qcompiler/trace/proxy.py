@@ -133,12 +133,12 @@ class Proxy(fx.Proxy):
         return self.flip(0) if self.example.dim() else self
 
     def __str__(self) -> str:
-        return f"<traced {tuple(self.example.shape)}>" if self.is_tensor else str(self.example)
+        return f"<traced {tuple(self.example.shape)}>" if self.is_tensor else str(self.tracer.spelled(self))
 
     __repr__ = __str__
 
     def __format__(self, spec: str) -> str:
-        return str(self) if self.is_tensor else format(self.example, spec)
+        return str(self) if self.is_tensor else format(self.tracer.spelled(self), spec)
 
     # ---- numbers from sizes
 
@@ -146,7 +146,7 @@ class Proxy(fx.Proxy):
         return self.tracer.record("call_function", function, (self, *args), {})
 
     def __abs__(self) -> Any:
-        return self._scalar(operator.abs)
+        return self._scalar(operator.abs if self.is_tensor else abs)
 
     def __round__(self, digits: int | None = None) -> Any:
         return self._scalar(round) if digits is None else self._scalar(round, digits)

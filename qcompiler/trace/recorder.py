@@ -21,6 +21,7 @@ from torch import fx, nn
 from qcompiler.errors import InputError, QCompilerError, TraceError, Where
 from qcompiler.input_text import first_sentence, how_to_mend
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
+from qcompiler.ops import trees
 from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark, guard_for
 from qcompiler.trace.mode import Training
@@ -96,6 +97,8 @@ class Recorder(fx.Tracer):
         self._constants: dict[tuple[int, int], str] = {}
         self._kept: list[torch.Tensor] = []
         self._data_sized: set[fx.Node] = set()  # nodes whose shape depends on data, and all that is made from them
+        self.numbers: dict[fx.Node, str] = {}  # numbers given as arguments, and those computed from them: the argument's name
+        self.containers: list[tuple[str, Any, list[Any]]] = []  # what arguments were opened into, and what each held then
         self._attributes: dict[str, fx.Node] = {}
         self._scalars: dict[Any, Proxy] = {}
         self._guarded: dict[tuple[fx.Node, Any], fx.Node] = {}
@@ -117,6 +120,8 @@ class Recorder(fx.Tracer):
         node.meta[SOURCE] = self.source()
         if self._shape_needs_data(target, args) or any(arg in self._data_sized for arg in node.all_input_nodes):
             self._data_sized.add(node)
+        if type(example) in (bool, int, float) and (given := [self.numbers[i] for i in node.all_input_nodes if i in self.numbers]):
+            self.numbers[node] = given[0]
         return node
 
     @staticmethod
@@ -160,6 +165,8 @@ class Recorder(fx.Tracer):
             return self._built(kind, (), {f.name: getattr(a, f.name) for f in dataclasses.fields(kind) if f.init}, a)
         if issubclass(kind, dict):
             return self._built(kind, (dict(a),), {}, a)
+        if trees.is_tree(a) and not isinstance(a, LITERALS):
+            return self._built(trees.put_together(kind), (trees.children(a), trees.context(a)), {}, a)
         return self._literal(a)
 
     def _flag(self, flag: Training) -> fx.Node:
@@ -185,7 +192,7 @@ class Recorder(fx.Tracer):
             raise self.error(f"an argument of type {type(value).__name__}, which cannot be written into a program")
         return plain(value)
 
-    def _built(self, kind: type, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
+    def _built(self, kind: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
         return self.add_node("call_function", kind, args, kwargs, value)
 
     def attribute_node(self, tensor: torch.Tensor) -> fx.Node:
@@ -315,6 +322,10 @@ class Recorder(fx.Tracer):
         if isinstance(example, (tuple, list)):
             values = items(enumerate(example))
             return kindred(*values) if hasattr(kindred, "_fields") else kindred(values)
+        if trees.is_tree(example) and not isinstance(example, dict):
+            whole, parts = Proxy(node, self, example), trees.children(example)
+            listed = self.wrap(lambda: self.add_node("call_function", trees.children, (whole,), {}, parts), parts, kind)
+            return trees.put_together(kindred)(listed, trees.context(example))
         if isinstance(example, dict) and not dataclasses.is_dataclass(example):
             changed = copy.copy(example)
             for key, item in example.items():
@@ -379,13 +390,18 @@ class Recorder(fx.Tracer):
             text = places.text_of(file, line)
             short = places.spell(os.path.basename(file or ""), line)  # the message goes into generated code: no paths of this machine
             place = f"`{text}` ({short})" if text else f"module {self.scopes[-1][0]!r}" if self.scopes else "input"
-            message = f"the traced model holds a size fixed at {place}"
+            what = f"the argument {self.numbers[proxy.node]!r}" if proxy.node in self.numbers else "a size"
+            message = f"the traced model holds {what} fixed at {place}"
             node = self._guarded[key] = self.add_node("call_function", guard_for(value), (proxy, value, message), {}, None)
             where = Where(node.name, self.scopes[-1][0] if self.scopes else None, places.spell(file, line))
             self.remarks.append(TraceRemark("guard", where, f"{how} made {value} concrete" + (f" in `{text}`" if text else "")))
             if frame is not None:
                 self._note_index(frame, node)
         return value
+
+    def spelled(self, proxy: Proxy) -> Any:
+        """The value of a number as text may show it. A given one is held fixed: the text may be a name that is looked up."""
+        return self.fix(proxy, "text") if proxy.node in self.numbers else proxy.example
 
     def _note_index(self, frame: FrameType, node: fx.Node) -> None:
         known, position, nodes = self._indexed

@@ -20,6 +20,7 @@ from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark, guard_bool
 from qcompiler.trace.mode import Modes, Training
 from qcompiler.trace.mutation import Mutations
+from qcompiler.trace.numbers import repeated, settled
 from qcompiler.trace.proxy import Method, Proxy, first_proxy
 from qcompiler.trace.recorder import BOUNDARY, map_nested, storage
 from qcompiler.trace.session import TraceMode
@@ -36,6 +37,7 @@ for _name in dir(torch.Tensor):
     _function = getattr(torch.Tensor, _name)
     if callable(_function) and (_function not in _METHODS or _function.__name__ == _name):
         _METHODS[_function] = _name
+_PRODUCTS = (operator.mul, operator.imul)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -128,6 +130,9 @@ class Tracer(Mutations):
         replacement = self.decompose.get(function) if function is not None and function not in self._decomposing else None
         if replacement is not None and (result := self._decomposed(function, replacement, args, kwargs)) is not NotImplemented:
             return result
+        args, kwargs = settled(self, target, args, kwargs)
+        if target in _PRODUCTS and (listed := repeated(self, args)) is not NotImplemented:
+            return listed
         if op == "call_method" and target in _CONVERSIONS and self._converts_nothing(target, args, kwargs):
             return args[0]
         special = _SPECIAL.get(target)
