@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.artifact.classes import result_classes
-from qcompiler.artifact.header import entries_of, parse_header, program_of
+from qcompiler.artifact.forms import joined, modules_of_form, tensors_of_form
+from qcompiler.artifact.header import entries_of, further_forms, parse_header, program_of
 from qcompiler.artifact.layout import ALIGN, DIGEST, FORMAT, MAGIC, MAX_HEADER, PREFIX, Entry, corrupt
 from qcompiler.codegen.build import Built
 from qcompiler.codegen.module import CompiledModule, assemble, own_attributes
@@ -22,8 +23,9 @@ from qcompiler.errors import ArtifactError, ArtifactVersionError, ConfigError, Q
 
 
 def load(path: str | os.PathLike[str], modules: Mapping[str, Any] | None = None) -> CompiledModule:
-    """The module that `save` wrote. `modules` gives the float submodules and functions that `save` named, by their names.
+    """The module that `save` wrote; of several call forms, one with all of them, in `call_forms`.
 
+    `modules` gives the float submodules and functions that `save` named, by their names, and may give classes of results.
     Raises ArtifactError naming the damaged section, ArtifactUnsafeError for operations that no program may call,
     ArtifactVersionError for newer formats, ConfigError for a missing engine or entry of `modules`. A newer minor version
     gives a warning.
@@ -43,11 +45,16 @@ def load(path: str | os.PathLike[str], modules: Mapping[str, Any] | None = None)
             raise
     if minor > FORMAT[1]:
         warnings.warn(f"{path}: written by format {FORMAT[0]}.{minor}, read as {FORMAT[0]}.{FORMAT[1]}", UserWarning, stacklevel=2)
-    module = _assemble(str(path), header["engine"], program, tensors, dict(modules or {}))
-    for name, value in header["attributes"].items():
-        if name not in own_attributes(module) and not hasattr(CompiledModule, name) and not hasattr(module, name):
-            module.__dict__[name] = value
-    return module
+    given, forms = dict(modules or {}), [(header["attributes"], program), *header["forms"]]
+    made = []
+    for number, (attributes, of_form) in enumerate(forms):
+        held = tensors if len(forms) == 1 else tensors_of_form(of_form, number, tensors)
+        module = _assemble(str(path), header["engine"], of_form, held, given if len(forms) == 1 else modules_of_form(of_form, given))
+        for name, value in attributes.items():
+            if name not in own_attributes(module) and not hasattr(CompiledModule, name) and not hasattr(module, name):
+                module.__dict__[name] = value
+        made.append(module)
+    return made[0] if len(made) == 1 else joined(str(path), made, header["attributes"], given)  # type: ignore[return-value]
 
 
 def _read(file: IO[bytes], size: int) -> tuple[dict[str, Any], Program, dict[str, Tensor], int]:
@@ -60,6 +67,7 @@ def _read(file: IO[bytes], size: int) -> tuple[dict[str, Any], Program, dict[str
     del raw
     _padding(file, -(PREFIX.size + length) % ALIGN, total)
     program = program_of(header)
+    header["forms"] = [(form["attributes"], program_of(form)) for form in further_forms(header)]
     entries = entries_of(header, size - DIGEST - PREFIX.size - length + -(-(PREFIX.size + length) % ALIGN))
     tensors = {}
     for entry in entries:
