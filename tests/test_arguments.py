@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import enum
 import importlib.util
 import io
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from qcompiler import convert_fx, export_source, load, prepare_fx, remarks, save
+from qcompiler import QConfigMapping, convert_fx, export_source, load, prepare_fx, remarks, save
 from qcompiler.artifact.classes import StandInWarning
 from qcompiler.codegen.form_data import form_from_data, form_to_data
 from qcompiler.codegen.program import Program, ProgramError
@@ -209,6 +210,36 @@ def test_fields_of_objects_are_inputs() -> None:
         module(Outer(Inner(A, "b")))
 
 
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+class Settings:
+    def __init__(self, mode: str, width: float, more: Any = None) -> None:
+        self.mode, self.width, self.more = mode, width, more
+
+
+@pytest.mark.parametrize(("first", "other", "named"), [
+    (Color.RED, Color.BLUE, "expected Color.RED, got Color.BLUE"),
+    (torch.float64, torch.float32, "holds the argument 'o' fixed"),
+    (Settings("a", 2.0), Settings("b", 2.0), r"holds the argument 'o\.mode' fixed"),
+    (Settings("a", 2.0, Settings("c", 1.0)), Settings("a", 2.0, Settings("d", 1.0)), r"holds the argument 'o\.more\.mode' fixed"),
+    (Settings("a", 2.0, [1, "x"]), Settings("a", 2.0, [1, "y"]), r"holds the argument 'o\.more\[1\]' fixed"),
+])  # fmt: skip
+def test_settings_that_are_no_tensors_are_compared(first: Any, other: Any, named: str) -> None:
+    found = flow(net(lambda s, x, o: s.l(x)), (A, first))
+    assert torch.equal(found.module(A, first), copy.deepcopy(found.module)(A, first))
+    for module in (found.prepared, found.module):
+        with pytest.raises(InputError, match=named):
+            module(A, other)
+
+
+def test_an_object_that_nobody_can_compare_leaves_a_remark() -> None:
+    module = flow(net(lambda s, x, f: f(s.l(x))), (A, torch.relu)).module
+    assert any("held as it was" in r.text for r in remarks(module))
+
+
 def test_arguments_that_forward_changes_are_named() -> None:
     def forward(s: Any, x: Tensor, d: Any, xs: Any) -> Tensor:
         d["y"] = s.l(x)
@@ -281,3 +312,13 @@ def test_numbers_of_every_kind() -> None:
 def test_dicts_with_other_keys_are_refused() -> None:
     with pytest.raises(TraceError, match="neither text nor integers"):
         prepare_fx(net(lambda s, d: s.l(d[A.dtype])), None, ({A.dtype: A},))
+
+
+def test_a_transposed_float_weight_is_held_as_a_file_holds_it(tmp_path: Path) -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return torch.addmm(s.m.bias, x, s.m.weight.t())
+
+    module = flow(net(forward), (randn(40, 8),), mapping=QConfigMapping().set_global(None)).module
+    save(module, tmp_path / "m.qc")
+    assert all(buffer.is_contiguous() for buffer in module.buffers())
+    assert torch.equal(load(tmp_path / "m.qc")(A), module(A))

@@ -108,6 +108,9 @@ HELD: dict[str, tuple[Callable[..., Any], Any, Any]] = {
     "repeats of a tuple": (lambda s, x, n: torch.stack(n * (s.l(x),)), 2, 3),
     "power": (lambda s, x, a: s.l(x) ** a, 2.0, 3.0),
     "tensor": (lambda s, x, a: s.l(x) * torch.tensor([a, a]).sum(), 0.5, 0.7),
+    "an array": (lambda s, x, a: s.l(x) * float(np.array([a, 1.0]).sum()), 0.5, 0.7),
+    "a method of it": (lambda s, x, a: s.l(x) if a.is_integer() else x, 1.0, 1.5),
+    "a field of it": (lambda s, x, a: s.l(x) * a.real, 0.5, 0.7),
     "max": (lambda s, x, a: s.l(x) * max(a, 0.2), 0.5, 0.1),
 }
 
@@ -125,6 +128,20 @@ def test_a_number_that_decides_is_held_fixed(case: str) -> None:
             held(X, other)
     with pytest.raises(Exception, match="holds the argument"):
         script(X, other)
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_a_branch_on_the_type_of_a_number_holds_it_fixed(kind: type) -> None:
+    def forward(s: Any, x: Tensor, n: Any) -> Tensor:
+        return s.l(x) * n if type(n) is kind else x * n
+
+    model, first = net(forward), kind(2)
+    prepared = prepare_fx(model, None, (X, first))
+    calibrate(prepared, [(X, first)])
+    module = convert_fx(prepared)
+    assert torch.allclose(prepared(X, first), model(X, first), atol=1e-5) and sqnr(model(X, first), module(X, first)) > 22
+    with pytest.raises(InputError, match="holds the argument 'n' fixed"):
+        module(X, kind(3))
 
 
 @pytest.mark.parametrize("given", [0.25, 1, np.float32(0.25), np.float64(0.25), np.int64(1), torch.tensor(0.25), torch.tensor(1)])

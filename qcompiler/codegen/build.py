@@ -127,7 +127,7 @@ class _Builder:
         if value.is_quantized or value.layout is not torch.strided or not is_path(path):
             raise QCompilerError(f"{path!r} is not a plain tensor under a dotted name", code="codegen-attribute")
         if id(value) not in self._copies:  # one tensor under two names stays one
-            self._copies[id(value)] = value.detach().clone()
+            self._copies[id(value)] = value.detach().clone(memory_format=torch.contiguous_format)  # as a file holds it
         self.built.tensors[path] = self._copies[id(value)]
         return Const(path)
 

@@ -129,7 +129,7 @@ class ScriptTypes:
             said = self.emitter.text(f"{message}: expected the keys {expected}, in this order")
             test = f"list({text}.keys()) == {self.emitter.text(expected)}" if expected else f"len({text}) == 0"
             return [f"assert {test}, {said}"]
-        elif name in ("guard_tree", ""):
+        elif name in ("guard_tree", "guard_member", ""):
             return []
         callee = self.emitter.callee(f"guard.{name}")
         return [f"{callee}({text}, {self.emitter.text(expected)}, {self.emitter.text(message)})"]

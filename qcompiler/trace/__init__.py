@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from qcompiler.errors import Where
+from qcompiler.trace.check_numbers import agrees
 from qcompiler.trace.finish import finish
 from qcompiler.trace.guards import GUARDS, TraceRemark, guard, guard_bool, guard_float, guard_int, is_guard
 from qcompiler.trace.inputs import open_inputs
@@ -62,10 +63,17 @@ def trace(
     where the model does not run on the example inputs.
     """
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    tracer = Tracer(model, is_leaf, decompose or {}, strict, trains)
-    with session(tracer), kept_state(tracer):
-        forward_args, forward_kwargs = open_inputs(tracer, model, args, example_kwargs or {}, concrete_args or {})
-        result = tracer.run_forward(model, forward_args, forward_kwargs)
-        note_changes(tracer)
-        add_output(tracer, result)
-        return Traced(*finish(tracer))
+    kwargs, concrete = example_kwargs or {}, concrete_args or {}
+    for free_numbers in (True, False):
+        tracer = Tracer(model, is_leaf, decompose or {}, strict, trains)
+        tracer.free_numbers = free_numbers
+        with session(tracer), kept_state(tracer):
+            forward_args, forward_kwargs = open_inputs(tracer, model, args, kwargs, concrete)
+            result = tracer.run_forward(model, forward_args, forward_kwargs)
+            note_changes(tracer)
+            add_output(tracer, result)
+            found = Traced(*finish(tracer))
+            tracer.restore_modules(model)
+            if agrees(tracer, found.graph_module, args, {**kwargs, **concrete}):
+                break
+    return found

@@ -53,6 +53,13 @@ def guard_str(value: str, expected: str, message: str) -> None:
         raise InputError(f"{message}: expected {expected}, got {value}")
 
 
+def guard_member(value: Any, expected: str, message: str) -> None:
+    """Raise InputError unless a member of an enumeration is the one that the trace saw."""
+    found = f"{type(value).__name__}.{getattr(value, 'name', None)}"
+    if found != expected:
+        raise InputError(f"{message}: expected {expected}, got {found}")
+
+
 def guard_length(value: Any, expected: int, message: str) -> None:
     """Raise InputError unless an argument is a list or tuple of as many items as the trace saw."""
     if not isinstance(value, (list, tuple)) or len(value) != expected:
@@ -74,7 +81,9 @@ def guard_tree(value: Any, expected: str, message: str) -> None:
         raise InputError(f"{message}: expected {expected}, got {found}")
 
 
-GUARDS: tuple[Callable[..., None], ...] = (guard, guard_bool, guard_int, guard_float, guard_str, guard_length, guard_keys, guard_tree)
+GUARDS: tuple[Callable[..., None], ...] = (
+    guard, guard_bool, guard_int, guard_float, guard_str, guard_member, guard_length, guard_keys, guard_tree,
+)  # fmt: skip
 for _function in GUARDS:
     has_side_effect(_function)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import enum
 import operator
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -18,7 +19,7 @@ import torch.utils._pytree as pytree
 
 from qcompiler.errors import TraceError, Where
 from qcompiler.ops import trees
-from qcompiler.trace.guards import TraceRemark, guard, guard_keys, guard_length, guard_tree
+from qcompiler.trace.guards import TraceRemark, guard, guard_keys, guard_length, guard_member, guard_tree
 from qcompiler.trace.numbers import number
 from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.recorder import LITERALS, Recorder
@@ -34,7 +35,7 @@ def opened(tracer: Recorder, proxy: Proxy, path: str) -> Any:
         example = proxy.example = example.item()
     if isinstance(example, torch.Tensor):
         return tracer.wrap(lambda: proxy.node, example, "boundary")
-    if type(example) in (int, float):
+    if type(example) in (int, float) and tracer.free_numbers:
         return number(tracer, proxy, path)
     if type(example) in LITERALS:
         return hold(tracer, proxy, path)
@@ -67,6 +68,8 @@ def _child(tracer: Recorder, owner: Proxy, function: Callable[..., Any], key: An
 def _opened_dict(tracer: Recorder, proxy: Proxy, path: str) -> Any:
     example = proxy.example
     if not all(type(key) in (str, int) for key in example):
+        if not holds_tensors(example):
+            return _kept(tracer, proxy, path)
         text = f"the argument {path!r} is a dict with keys that are neither text nor integers"
         raise TraceError(text, where=Where(module_path=""), hint="give a dict with text as keys, or a tuple")
     _check(tracer, guard_keys, proxy, list(example), f"the keys of the argument {path!r}")
@@ -96,21 +99,30 @@ def _opened_tree(tracer: Recorder, proxy: Proxy, path: str) -> Any:
 
 
 def _opened_object(tracer: Recorder, proxy: Proxy, path: str) -> Any:
-    """Any other object: its fields, where tensors are among them. Otherwise it is no input, and stays what it was."""
+    """Any other object: its fields. One without fields, or with tensors nobody can reach, is no input."""
     example = proxy.example
-    if not holds_tensors(example):
-        text = f"the argument {path!r}, of type {type(example).__name__}, is held as it was: another one is not noticed"
-        tracer.remarks.append(TraceRemark("guard", Where(proxy.node.name), text))
+    deep = path.count(".") + path.count("[") > DEPTH
+    if isinstance(example, enum.Enum):
+        _check(tracer, guard_member, proxy, f"{type(example).__name__}.{example.name}", f"the argument {path!r}")
         return example
-    if path.count(".") + path.count("[") > DEPTH or not hasattr(example, "__dict__"):
+    if deep or not hasattr(example, "__dict__") or callable(example) or isinstance(example, torch.nn.Module):
+        if not holds_tensors(example):
+            return _kept(tracer, proxy, path)
         text = f"the argument {path[:200]!r} is a {type(example).__name__}, of which nobody knows how to take it apart"
         raise TraceError(text, code="argument-class", where=Where(module_path=""),
                          hint="register its class: torch.utils._pytree.register_pytree_node")  # fmt: skip
     changed = copy.copy(example)
     for name, item in list(vars(example).items()):
-        if holds_tensors(item) or (type(item) in PLAIN and not name.startswith("_")):
+        if holds_tensors(item) or not name.startswith("_"):
             object.__setattr__(changed, name, _child(tracer, proxy, builtins.getattr, name, item, f"{path}.{name}"))
     return _noted(tracer, path, changed)
+
+
+def _kept(tracer: Recorder, proxy: Proxy, path: str) -> Any:
+    """An object that no graph can hold or compare."""
+    text = f"the argument {path!r}, of type {type(proxy.example).__name__}, is held as it was: another one is not noticed"
+    tracer.remarks.append(TraceRemark("guard", Where(proxy.node.name), text))
+    return proxy.example
 
 
 def _noted(tracer: Recorder, path: str, container: Any) -> Any:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -113,7 +114,7 @@ class Proxy(fx.Proxy):
         return id(self) >> 4 if self.is_tensor else hash(self.tracer.fix(self, "hash()"))
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.tracer.fix(self, "conversion to numpy")
+        return np.asarray(self.tracer.fix(self, "conversion to numpy"), *args, **kwargs)
 
     def __len__(self) -> int:
         if not self.is_tensor or not self.example.dim():

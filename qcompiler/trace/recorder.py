@@ -98,6 +98,7 @@ class Recorder(fx.Tracer):
         self._kept: list[torch.Tensor] = []
         self._data_sized: set[fx.Node] = set()  # nodes whose shape depends on data, and all that is made from them
         self.numbers: dict[fx.Node, str] = {}  # numbers given as arguments, and those computed from them: the argument's name
+        self.free_numbers = True  # else each is held fixed
         self.containers: list[tuple[str, Any, list[Any]]] = []  # what arguments were opened into, and what each held then
         self._attributes: dict[str, fx.Node] = {}
         self._scalars: dict[Any, Proxy] = {}

@@ -173,6 +173,8 @@ class Tracer(Mutations):
             return self.record("call_function", getattr, (owner, name), {})
         if name == "shape" and owner.is_tensor:
             return self.sizes(owner)
+        if owner.node in self.numbers:
+            return getattr(self.fix(owner, f"its `{name}`"), name, *default)
         if owner.is_tensor and callable(getattr(torch.Tensor, name, None)):
             return Method(owner, name)
         if owner.is_tensor and name in ("T", "mT") and owner.example.dim() >= 2:
