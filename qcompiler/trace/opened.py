@@ -19,8 +19,8 @@ import torch.utils._pytree as pytree
 
 from qcompiler.errors import TraceError, Where
 from qcompiler.ops import trees
+from qcompiler.trace.given_numbers import number
 from qcompiler.trace.guards import TraceRemark, guard, guard_keys, guard_length, guard_member, guard_tree
-from qcompiler.trace.numbers import number
 from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.recorder import LITERALS, Recorder
 

@@ -17,10 +17,10 @@ from torch import nn
 
 from qcompiler.errors import InputError, QCompilerError, TraceError, Where
 from qcompiler.trace import places
+from qcompiler.trace.given_numbers import repeated, settled
 from qcompiler.trace.guards import TraceRemark, guard_bool
 from qcompiler.trace.mode import Modes, Training
 from qcompiler.trace.mutation import Mutations
-from qcompiler.trace.numbers import repeated, settled
 from qcompiler.trace.proxy import Method, Proxy, first_proxy
 from qcompiler.trace.recorder import BOUNDARY, map_nested, storage
 from qcompiler.trace.session import TraceMode
