@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from torch import fx, nn
 from qcompiler.ambient import in_plain_torch
 from qcompiler.artifact.notes import REMARKS, ROWS
 from qcompiler.backends.torch.lower import Lower
-from qcompiler.batches import batches, check_data
+from qcompiler.batches import batches, call_examples, check_data
 from qcompiler.checks import MARK, check_eval, check_examples
+from qcompiler.codegen.call_forms import CallForms, forms_of, join
 from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, as_config, check_attributes
 from qcompiler.debug.explain import Explanation, rows_of
 from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
-from qcompiler.errors import CalibrationError, ConfigError, InputError
+from qcompiler.errors import CalibrationError, ConfigError, InputError, QCompilerError
 from qcompiler.fingerprint import WEIGHTS, fingerprints
 from qcompiler.input_text import first_sentence, refuses_inputs
 from qcompiler.ir.check_state import guard_loading
@@ -85,7 +87,9 @@ def prepare_fx(
 
     `qconfig_mapping`: QConfigMapping, QConfig, qconfig_dict, torch.ao's of these, or None for the default of the engine. A
     module's own `.qconfig` attribute (None: it stays float) wins over the mapping's rule for its name, type or the whole model.
-    `example_inputs`, `example_kwargs`: arguments of one forward call; `concrete_args` fixes arguments by name. `engine`:
+    `example_inputs`, `example_kwargs`: arguments of one forward call; `concrete_args` fixes arguments by name. A list as
+    `example_kwargs` gives several forms of the call, each a dict of keywords beside `example_inputs`, or (args, kwargs): with and
+    without a mask, a cache, at sizes that the model holds fixed. The result runs each in a graph of its own (`call_forms`). `engine`:
     x86, fbgemm, onednn or qnnpack (default torch.backends.quantized.engine). `isa`: instruction set to compile for, avx512_vnni,
     avx512, avx2 or default (default: this machine's); a model for an older one is right on newer ones. `prepare_custom_config`: a
     PrepareCustomConfig; `backend_config`: a BackendConfig that says which ops and dtypes may be int8; dicts and torch.ao's of both
@@ -95,10 +99,28 @@ def prepare_fx(
     Raises TraceError, ConfigError, NumericsError, InputError, UnsupportedOpError.
     """
     model = module_of(model)
-    context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict,
-                          prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
-    examples = example_inputs, example_kwargs, concrete_args
-    return _prepare(model, context, examples, (*FUSE, *passes, *OBSERVE), debug)
+
+    def prepared(inputs: Any, kwargs: Mapping[str, Any] | None) -> fx.GraphModule:
+        context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict,
+                              prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
+        return _prepare(model, context, (inputs, kwargs, concrete_args), (*FUSE, *passes, *OBSERVE), debug)
+
+    if not isinstance(example_kwargs, (list, tuple)):
+        return prepared(example_inputs, example_kwargs)
+    forms = [prepared(*example) for example in call_examples(example_inputs, example_kwargs)]
+    return join(forms, "prepared", forms[0].meta[STATE].user_attributes)  # type: ignore[return-value]
+
+
+def _each_form(prepared: CallForms, convert: Callable[[Any], Any], stage: str) -> Any:
+    """What `convert` makes of each form, as one module; errors name the form."""
+    made = []
+    for index, form in enumerate(prepared.call_forms):
+        try:
+            made.append(convert(form))
+        except QCompilerError as error:
+            error.message = f"call form {index}, {prepared.spelled(index)}: {error.message}"
+            raise
+    return join(made, stage, user_attributes(prepared))
 
 
 def _prepare(model: nn.Module, context: Context, examples: tuple[Any, Any, Any], passes: Sequence[Pass], debug: Any) -> fx.GraphModule:
@@ -140,6 +162,9 @@ def prepare_qat_fx(
     Raises TraceError, ConfigError (a model in eval mode among them), NumericsError, InputError, UnsupportedOpError.
     """
     model = module_of(model)
+    if isinstance(example_kwargs, (list, tuple)):
+        raise ConfigError("prepare_qat_fx takes one form of the call, example_kwargs is a list", code="call-forms",
+                          hint="train one form, load what it learned into the float model, and prepare_fx that with all forms")  # fmt: skip
     context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict, trains=True,
                           prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
     examples = example_inputs, example_kwargs, concrete_args
@@ -188,6 +213,9 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
 @in_plain_torch
 def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error", debug: Any = None) -> fx.GraphModule:
     """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors."""
+    if isinstance(prepared, CallForms):
+        options = {"allow_uncalibrated": allow_uncalibrated, "debug": debug}
+        return _each_form(prepared, lambda form: convert_to_reference_fx(form, **options), "reference")  # type: ignore[no-any-return]
     gm, state = _observed(prepared, allow_uncalibrated)
     with watched(debug, "reference", state.name, state.context):
         setattr(gm, WEIGHTS, state.weights)
@@ -216,6 +244,9 @@ def convert_fx(
     if backend != "torch":
         raise ConfigError(f"unknown backend {backend!r:.80}", code="backend",
                           hint='backend="torch" is what there is; custom settings: convert_custom_config=')  # fmt: skip
+    if isinstance(prepared, CallForms):
+        options = {"convert_custom_config": convert_custom_config, "allow_uncalibrated": allow_uncalibrated, "debug": debug}
+        return _each_form(prepared, lambda form: convert_fx(form, backend, check_parity=check_parity, **options), "converted")  # type: ignore
     custom = as_config(convert_custom_config, ConvertCustomConfig)
     gm, state = _observed(prepared, allow_uncalibrated)
     state.context.quantized_classes = custom.observed_to_quantized_mapping.get("static", {})
@@ -249,9 +280,10 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
     an exception's note says how many batches they hold, and calibration can go on with the next. Raises CalibrationError for no
     batches and, naming the batch, for NaN or inf (`skip_nonfinite` skips such).
     """
-    if isinstance(prepared, fx.GraphModule) or getattr(prepared, MARK, None) != "prepared":  # else quantization.prepare's
-        _state(prepared)
-        verify(prepared, Stage.OBSERVED)  # type: ignore[arg-type]
+    for form in forms_of(prepared):
+        if isinstance(form, fx.GraphModule) or getattr(form, MARK, None) != "prepared":  # else quantization.prepare's
+            _state(form)
+            verify(form, Stage.OBSERVED)  # type: ignore[arg-type]
     check_data(data)
     items = [data] if isinstance(data, torch.Tensor) else data
     batch, count = Batch(prepared), 0
@@ -282,7 +314,7 @@ def _evaluating(prepared: nn.Module) -> Iterator[None]:
     training = [module for module in prepared.modules() if module.training]
     prepared.eval()
     try:
-        with torch.no_grad() if training or _state(prepared).context.trains else torch.inference_mode():
+        with torch.no_grad() if training or _state(forms_of(prepared)[0]).context.trains else torch.inference_mode():
             yield
     finally:
         for module in training:
@@ -317,7 +349,7 @@ def quantize(
 ) -> CompiledModule:
     """Float model and calibration data in, int8 module out: prepare_fx, calibrate, convert_fx. The first batch is the example.
 
-    `debug` as in prepare_fx, for both steps; the other `options` go to prepare_fx.
+    `debug` as in prepare_fx, for both steps; the other `options` go to prepare_fx. Several forms of the call: `example_kwargs`.
     """
     check_data(calibration_data)
     data = [calibration_data] if isinstance(calibration_data, torch.Tensor) else calibration_data
@@ -326,7 +358,8 @@ def quantize(
     first = next(iter(batches(data)), None)
     if first is None:
         raise CalibrationError("0 batches of calibration data", code="no-batches")
-    prepared = prepare_fx(model, qconfig_mapping, first[0], example_kwargs=first[1] or None, debug=debug, **options)
+    kwargs = options.pop("example_kwargs", None) or first[1] or None
+    prepared = prepare_fx(model, qconfig_mapping, first[0], example_kwargs=kwargs, debug=debug, **options)
     calibrate(prepared, data, progress=progress)
     module: CompiledModule = convert_fx(prepared, debug=debug)
     return module
@@ -344,6 +377,9 @@ def _compiled_state(model: Any, what: str) -> State:
 
 def explain(model: Any) -> Explanation:
     """Which ops run in int8 and which in float, with the reason, for a prepared, converted or loaded module."""
+    if isinstance(model, CallForms):
+        found = [replace(row, node=f"{i}.{row.node}") for i, form in enumerate(model.call_forms) for row in explain(form).rows]
+        return Explanation(tuple(found))
     rows = getattr(model, ROWS, None)
     if rows is not None:
         return Explanation.from_data(rows)
@@ -353,5 +389,7 @@ def explain(model: Any) -> Explanation:
 
 def remarks(model: Any) -> list[Remark]:
     """What the compiler noted of a prepared, converted or loaded module: not fused, kept float, made concrete, and why."""
+    if isinstance(model, CallForms):
+        return list({str(remark.to_data()): remark for form in model.call_forms for remark in remarks(form)}.values())
     data = getattr(model, REMARKS, None)
     return list(_compiled_state(model, "remarks").context.remarks) if data is None else [Remark.from_data(entry) for entry in data]

@@ -34,6 +34,22 @@ def batches(data: Any) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
         yield given
 
 
+def call_examples(inputs: Any, forms: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """Arguments and keywords of each form of a call: a dict is keywords beside `inputs`, a pair (args, kwargs) is both."""
+    found: list[tuple[Any, dict[str, Any]]] = []
+    for index, form in enumerate(forms):
+        if isinstance(form, Mapping):
+            found.append((inputs, dict(form)))
+        elif isinstance(form, (tuple, list)) and len(form) == 2 and isinstance(form[1], Mapping):
+            found.append((form[0], dict(form[1])))
+        else:
+            raise ConfigError(f"call form {index} is a {type(form).__name__}", code="call-forms",
+                              hint="a form is a dict of keywords, or a pair of a tuple of arguments and a dict of keywords")  # fmt: skip
+    if not found:
+        raise ConfigError("example_kwargs is an empty list", code="call-forms", hint="give one dict of keywords for each form of the call")
+    return found
+
+
 def _arguments(item: Any, labelled: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(item, Mapping):
         return (), dict(item)

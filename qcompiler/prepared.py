@@ -15,6 +15,7 @@ from qcompiler.errors import ConfigError, InputError, UnsupportedOpError, Where
 from qcompiler.graph_pickle import Data, from_data, to_data
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
 from qcompiler.ir.check_state import guard_loading
+from qcompiler.ir.form import CONTAINERS, Form, as_number, misfit
 from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ir.items import PLACES, SCOPES, DictItems, ListItems, give_items
 from qcompiler.ir.names import NAMES, keep_names
@@ -164,6 +165,10 @@ def user_attributes(model: nn.Module) -> dict[str, Any]:
     return {k: v for k, v in model.__dict__.items() if k not in own and not k.startswith("_") and not callable(v)}
 
 
+def _text(value: Value) -> str:
+    return f"{value.dtype}{list(value.shape)}" if value.shape is not None else str(value.form or "")
+
+
 class InputCheck:
     """Pre-hook: InputError with expected and actual where a call does not fit what was traced."""
 
@@ -171,9 +176,9 @@ class InputCheck:
         self.inputs = inputs
 
     def signature(self) -> str:
-        return signature((name, "" if v.shape is None else f"{v.dtype}{list(v.shape)}") for name, v, _ in self.inputs)
+        return signature((name, _text(v)) for name, v, _ in self.inputs)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         names = [name for name, _, _ in self.inputs]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         missing = [name for name, _, optional in self.inputs if name not in given and not optional]
@@ -185,10 +190,27 @@ class InputCheck:
         for name, value, _ in self.inputs:
             if isinstance(x := given.get(name), torch.Tensor):
                 refuse_kind(f"input {name}", x)
-            self._check(name, value, x)
+            if value.shape is not None or name in given:
+                self._check(name, value, x)
+        forms = {name: value.form for name, value, _ in self.inputs if name in given}
+        numbers = {name: form for name, form in forms.items() if form is not None and form.kind == "number"}
+        return self._plain(numbers, args, kwargs) if numbers else None
+
+    def _plain(self, numbers: dict[str, Form], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with numbers of NumPy, and tensors of one element where a number was traced, as Python's."""
+
+        def plain(name: str, x: Any) -> Any:
+            return as_number(x, type(numbers[name].value)) if name in numbers else x
+
+        named = zip((name for name, _, _ in self.inputs), args, strict=False)
+        return tuple(plain(name, x) for name, x in named), {name: plain(name, x) for name, x in kwargs.items()}
 
     def _check(self, name: str, value: Value, x: Any) -> None:
         if value.shape is None:
+            form = value.form
+            form = replace(form, name="") if form is not None and form.kind == "number" else form  # a guard compares
+            if form is not None and form.kind in (*CONTAINERS, "number") and (text := misfit(form, x, name)) is not None:
+                raise InputError(f"input {text}", code="input-shape")
             return
         if isinstance(x, torch.Tensor) and x.is_complex() and value.dtype is not x.dtype:
             raise UnsupportedOpError(f"input {name} is complex: expected {self.signature()}", code="complex", hint="give real tensors")

@@ -7,7 +7,7 @@ import math
 import sys
 from typing import Any
 
-from qcompiler.artifact.layout import ALIGN, FEATURES, MAX_DEPTH, MAX_DIMS, MAX_ENTRIES, MAX_TENSORS, Entry, corrupt
+from qcompiler.artifact.layout import ALIGN, FEATURES, MAX_DEPTH, MAX_DIMS, MAX_ENTRIES, MAX_TENSORS, SEVERAL_FORMS, Entry, corrupt
 from qcompiler.artifact.notes import check_notes
 from qcompiler.codegen.program import Program, ProgramError, is_path
 from qcompiler.codegen.registry import UnknownOpError
@@ -68,6 +68,20 @@ def _compatible(header: dict[str, Any]) -> None:
     except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise corrupt("attributes", repr(error)[:100]) from None
     check_notes(header["attributes"])
+
+
+def further_forms(header: dict[str, Any]) -> list[dict[str, Any]]:
+    """The headers of the further forms of the call, as if each stood alone."""
+    listed = header.get("forms", []) if SEVERAL_FORMS in header["features"] else []
+    if not isinstance(listed, list) or (SEVERAL_FORMS in header["features"]) != bool(listed):
+        raise corrupt("header", "bad call forms")
+    found = []
+    for item in listed:
+        if not isinstance(item, dict) or item.keys() != {"attributes", "program"}:
+            raise corrupt("header", "bad call forms")
+        found.append({**header, **item})
+        _compatible(found[-1])
+    return found
 
 
 def program_of(header: dict[str, Any]) -> Program:

@@ -11,7 +11,8 @@ from qcompiler.errors import ArtifactError
 
 MAGIC = b"\x89QCPL\r\n\x1a"  # as PNG's: not text, and damaged by a transfer in text mode
 FORMAT = (1, 0)
-FEATURES: frozenset[str] = frozenset()  # that a file may require beyond its format version
+SEVERAL_FORMS = "call forms"  # the header's `forms` hold the programs of further forms of the call
+FEATURES: frozenset[str] = frozenset({SEVERAL_FORMS})  # that a file may require beyond its format version
 PREFIX = struct.Struct("<8sHHIQ32s")
 ALIGN = 64
 DIGEST = 32

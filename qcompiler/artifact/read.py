@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.artifact.header import entries_of, parse_header, program_of
+from qcompiler.artifact.classes import result_classes
+from qcompiler.artifact.forms import joined, modules_of_form, tensors_of_form
+from qcompiler.artifact.header import entries_of, further_forms, parse_header, program_of
 from qcompiler.artifact.layout import ALIGN, DIGEST, FORMAT, MAGIC, MAX_HEADER, PREFIX, Entry, corrupt
 from qcompiler.codegen.build import Built
 from qcompiler.codegen.module import CompiledModule, assemble, index_containers, own_attributes
@@ -24,8 +26,9 @@ from qcompiler.ir.check_qparams import scale_fault, zero_point_fault
 
 @in_plain_torch
 def load(path: str | os.PathLike[str], modules: Mapping[str, Any] | None = None) -> CompiledModule:
-    """The module that `save` wrote. `modules` gives the float submodules and functions that `save` named, by their names.
+    """The module that `save` wrote; of several call forms, one with all of them, in `call_forms`.
 
+    `modules` gives the float submodules and functions that `save` named, by their names, and may give classes of results.
     Raises ArtifactError naming the damaged section, ArtifactUnsafeError for operations that no program may call,
     ArtifactVersionError for newer formats, ConfigError for a missing engine or entry of `modules`. A newer minor version
     gives a warning.
@@ -42,12 +45,17 @@ def load(path: str | os.PathLike[str], modules: Mapping[str, Any] | None = None)
             raise ArtifactError(f"{path}: {corrupt('header', repr(error)[:200]).message}", code="artifact-corrupt") from error
     if minor > FORMAT[1]:
         warnings.warn(f"{path}: written by format {FORMAT[0]}.{minor}, read as {FORMAT[0]}.{FORMAT[1]}", UserWarning, stacklevel=3)
-    module = _assemble(str(path), header["engine"], program, tensors, dict(modules or {}))
-    for name, value in header["attributes"].items():
-        if name not in own_attributes(module) and not hasattr(CompiledModule, name) and not hasattr(module, name):
-            module.__dict__[name] = value
-    index_containers(module)
-    return module
+    given, forms = dict(modules or {}), [(header["attributes"], program), *header["forms"]]
+    made = []
+    for number, (attributes, of_form) in enumerate(forms):
+        held = tensors if len(forms) == 1 else tensors_of_form(of_form, number, tensors)
+        module = _assemble(str(path), header["engine"], of_form, held, given if len(forms) == 1 else modules_of_form(of_form, given))
+        for name, value in attributes.items():
+            if name not in own_attributes(module) and not hasattr(CompiledModule, name) and not hasattr(module, name):
+                module.__dict__[name] = value
+        index_containers(module)
+        made.append(module)
+    return made[0] if len(made) == 1 else joined(str(path), made, header["attributes"], given)  # type: ignore[return-value]
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
@@ -74,6 +82,7 @@ def _read(file: IO[bytes], size: int) -> tuple[dict[str, Any], Program, dict[str
     del raw
     _padding(file, -(PREFIX.size + length) % ALIGN, total)
     program = program_of(header)
+    header["forms"] = [(form["attributes"], program_of(form)) for form in further_forms(header)]
     entries = entries_of(header, size - DIGEST - PREFIX.size - length + -(-(PREFIX.size + length) % ALIGN))
     tensors = {}
     for entry in entries:
@@ -125,7 +134,7 @@ def _tensor(file: IO[bytes], entry: Entry, total: Any) -> Tensor:
 
 def _assemble(path: str, engine: str, program: Program, tensors: dict[str, Tensor], modules: dict[str, Any]) -> CompiledModule:
     needed = program.leaves + program.externals
-    missing, unknown = [n for n in needed if n not in modules], [n for n in modules if n not in needed]
+    missing, unknown = [n for n in needed if n not in modules], [n for n in modules if n not in needed + program.records]
     if missing or unknown:
         text = f"needs modules= for {', '.join(missing)}" if missing else f"has no submodule or function {', '.join(unknown)}"
         raise ConfigError(f"{path}: the saved module {text:.2000}", code="load-modules")
@@ -141,7 +150,8 @@ def _assemble(path: str, engine: str, program: Program, tensors: dict[str, Tenso
             raise corrupt("tensor table", "activation parameters are missing")
         if fault := scale_fault(scales) or zero_point_fault(zero_points, torch.uint8):
             raise corrupt("activation parameters", fault)
-        built = Built(program, held, scales.tolist(), zero_points.tolist(), leaves, {n: modules[n] for n in program.externals})
+        built = Built(program, held, scales.tolist(), zero_points.tolist(), leaves,
+                      {n: modules[n] for n in program.externals} | result_classes(path, program, modules))  # fmt: skip
         module = assemble(built, engine)
         if owned:
             module.load_state_dict(tensors)

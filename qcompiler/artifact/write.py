@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from qcompiler.artifact.layout import ALIGN, FORMAT, MAGIC, MAX_HEADER, PREFIX
+from qcompiler.artifact.layout import ALIGN, FORMAT, MAGIC, MAX_HEADER, PREFIX, SEVERAL_FORMS
 from qcompiler.checks import MARK
 from qcompiler.codegen.atomic import atomic_write
+from qcompiler.codegen.call_forms import CallForms, forms_of
 from qcompiler.codegen.module import CompiledModule, own_attributes
 from qcompiler.codegen.program import canonical
 from qcompiler.codegen.values import DTYPE_NAMES, to_json
@@ -27,17 +28,18 @@ class MissingModulesWarning(UserWarning):
     """A saved module calls float submodules or functions that the file cannot hold."""
 
 
-def save(module: CompiledModule, path: str | os.PathLike[str]) -> tuple[str, ...]:
+def save(module: CompiledModule | CallForms, path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Writes the module to one file, atomically; the same module gives the same bytes.
 
     Returns the names that `load` will need in `modules=` (with a MissingModulesWarning where there are any). Raises
     ArtifactWriteError, with what stood at `path` intact; ConfigError for anything but a compiled module.
     """
-    if not isinstance(module, CompiledModule):
+    if not all(isinstance(form, CompiledModule) for form in forms_of(module)):
         eager = getattr(module, MARK, None) == "converted"
         hint = "keep an eager model by its state_dict, torch.save or TorchScript" if eager else "convert_fx first"
         raise ConfigError(f"save takes a converted module of convert_fx, not {type(module).__qualname__}", code="save", hint=hint)
-    needed = module.program.leaves + module.program.externals
+    programs = [form.program for form in forms_of(module)]
+    needed = tuple(dict.fromkeys(name for program in programs for name in program.leaves + program.externals))
     if needed:
         names = ", ".join(needed)
         text = f"{path}: the file cannot hold float submodules and functions of your own: {names}; load it with modules={{name: module}}"
@@ -52,7 +54,7 @@ def _raw(tensor: Tensor) -> memoryview:
     return memoryview(raw) if flat.numel() else memoryview(b"")
 
 
-def tensors_of(module: CompiledModule) -> dict[str, Tensor]:
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """The state_dict's tensors, sorted by name. Raises ConfigError for what a file cannot hold."""
     state = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
     for name, tensor in state.items():
@@ -61,7 +63,7 @@ def tensors_of(module: CompiledModule) -> dict[str, Tensor]:
     return dict(sorted(state.items()))
 
 
-def _chunks(module: CompiledModule) -> Iterator[bytes | memoryview]:
+def _chunks(module: CompiledModule | CallForms) -> Iterator[bytes | memoryview]:
     """The file in order. A tensor's bytes follow the machine, so only little-endian ones write."""
     if sys.byteorder != "little":
         raise ConfigError("artifacts are little endian; this machine is not", code="save")
@@ -70,16 +72,19 @@ def _chunks(module: CompiledModule) -> Iterator[bytes | memoryview]:
         raw = _raw(tensor)
         entries.append([name, DTYPE_NAMES[tensor.dtype], list(tensor.shape), end, len(raw), hashlib.sha256(raw).hexdigest()])
         end += len(raw) + -len(raw) % ALIGN
+    first, *others = forms_of(module)
     data = {
-        "attributes": _attributes(module),
+        "attributes": _attributes(first),
         "byte_order": "little",
-        "engine": module.engine,
-        "features": [],
+        "engine": first.engine,
+        "features": [SEVERAL_FORMS] if others else [],
         "format": list(FORMAT),
-        "program": module.program.to_data(),
+        "program": first.program.to_data(),
         "tensors": entries,
         "writer": "qcompiler",
     }
+    if others:
+        data["forms"] = [{"attributes": _attributes(form), "program": form.program.to_data()} for form in others]
     header = canonical(data).encode("ascii")
     total = hashlib.sha256()
     for chunk in _body(header, tensors):

@@ -20,7 +20,7 @@ from qcompiler.codegen.values import DTYPE_NAMES, Const, Ref, Scale, ZeroPoint, 
 from qcompiler.errors import ConfigError, QCompilerError, Where
 from qcompiler.ir.names import user_path
 from qcompiler.ir.types import source_of, value_of
-from qcompiler.ops import functional
+from qcompiler.ops import functional, records, trees
 
 # Names that a variable must not hide in generated source.
 RESERVED = frozenset(dir(builtins)) | {"torch", "F", "math", "operator", "collections", "Tensor"}
@@ -112,7 +112,7 @@ class _Builder:
         shape = tuple(map(int, value.shape)) if value.shape is not None else None
         rank = len(shape) if shape is not None else None
         default = self.encode(node.args[0], node) if node.args else None
-        self.inputs.append(Input(name, dtype, rank, bool(node.args), default, shape))
+        self.inputs.append(Input(name, dtype, rank, bool(node.args), default, shape, value.form if rank is None else None))
         return Ref(name)
 
     def attribute(self, path: str) -> Any:
@@ -128,7 +128,7 @@ class _Builder:
         if value.is_quantized or value.layout is not torch.strided or not is_path(path):
             raise QCompilerError(f"{path!r} is not a plain tensor under a dotted name", code="codegen-attribute")
         if id(value) not in self._copies:  # one tensor under two names stays one
-            self._copies[id(value)] = value.detach().clone()
+            self._copies[id(value)] = value.detach().clone(memory_format=torch.contiguous_format)  # as a file holds it
         self.built.tensors[path] = self._copies[id(value)]
         return Const(path)
 
@@ -147,12 +147,34 @@ class _Builder:
         if getattr(target, "__module__", None) == functional.__name__:
             return self.inline(name, target, args, kwargs)
         op = registry.name_of(target)
+        if op is None and (made := self.record(target, args, kwargs)) is not None:
+            return self.emit(name, *made)
         return self.emit(name, op or self.external(target), args, kwargs)
 
+    def record(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, tuple[Any, ...], dict[str, Any]] | None:
+        """The call that makes a result of a class of the user's; None for other calls."""
+        if isinstance(target, trees.PutTogether):
+            return self.known(registry.RECORD, target.kind), ("tree", (), tuple(args[0]), args[1]), {}
+        form = records.form_of(target) if isinstance(target, type) else None
+        if form is None:
+            return None
+        if form == "named":
+            names, values = tuple(target._fields), args
+        elif form == "tuple":
+            names, values = (), tuple(args[0])
+        else:
+            fields = args[0] if form == "dict" else kwargs
+            names, values = tuple(fields), tuple(fields.values())
+        return self.known(registry.RECORD, target), (form, names, values), {}
+
     def external(self, target: Any) -> str:
-        """Name of a function or class of the user's, kept by the module."""
+        """Name of a function of the user's, kept by the module."""
         if not isinstance(target, (types.FunctionType, type)):
             raise QCompilerError(f"no kernel or function is known for {target!r:.200}", code="unknown-op")
+        return self.known(registry.EXTERNAL, target)
+
+    def known(self, prefix: str, target: Any) -> str:
+        """The operation that stands for a function or class of the user's."""
         path = f"{target.__module__}.{target.__qualname__}".replace("<locals>", "local").replace("<lambda>", "function")
         base = name = ".".join(p if is_name(p) else "function" for p in path.split("."))
         number = 1
@@ -160,7 +182,7 @@ class _Builder:
             number += 1
             name = f"{base}_{number}"
         self.built.externals[name] = target
-        return f"{registry.EXTERNAL}{name}"
+        return f"{prefix}{name}"
 
     def inline(self, name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Spells a canonical function as the calls of torch that it is made of."""
@@ -234,7 +256,7 @@ class _Builder:
             return self.env[value]
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             items = tuple(self.encode(v, node) for v in value)
-            return self.emit(type(value).__name__.lower(), self.external(type(value)), items, {})
+            return self.function(type(value).__name__.lower(), type(value), items, {})
         if isinstance(value, (tuple, list)):
             items = tuple(self.encode(v, node) for v in value)
             return items if isinstance(value, tuple) else list(items)

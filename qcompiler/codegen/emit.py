@@ -18,7 +18,9 @@ from qcompiler.backends.torch.by_shape import shapes_of
 from qcompiler.codegen import registry
 from qcompiler.codegen.program import Call, Input, Program, is_name
 from qcompiler.codegen.quote import literal
+from qcompiler.codegen.script_types import ScriptTypes
 from qcompiler.codegen.values import DTYPE_NAMES, Const, Ref, Scale, ZeroPoint, walk
+from qcompiler.ir.form import CONTAINERS
 
 
 class Dialect(Enum):
@@ -90,13 +92,12 @@ class Emitter:
         return self.globals[key]
 
     def emit(self) -> Emitted:
-        body = self.checks() if self.dialect is Dialect.BOUND else self.given() if self.dialect is Dialect.SCRIPT else []
+        body = self.checks() if self.dialect is Dialect.BOUND else ScriptTypes(self).given() if self.dialect is Dialect.SCRIPT else []
         body += self.choose() if self.by_shape and self.dialect is not Dialect.SCRIPT else []
         last = self.last_uses()
+        script = ScriptTypes(self) if self.dialect is Dialect.SCRIPT else None
         for index, call in enumerate(self.program.calls):
-            if call.op == "guard.guard" and self.dialect is Dialect.SCRIPT:
-                continue  # TorchScript checks types by itself
-            body += self.statement(call)
+            body += self.statement(call) if script is None else script.statement(call)
             if last.get(index) and self.dialect is not Dialect.SCRIPT:
                 body.append(f"del {', '.join(last[index])}")
         body.append(f"return {self.text(self.program.output)}")
@@ -118,36 +119,24 @@ class Emitter:
         return [self.argument(i) for i in self.program.inputs]
 
     def argument(self, i: Input) -> str:
-        default = self.text(i.default)
-        if self.dialect is not Dialect.SCRIPT:
-            return f"{i.name}={default}" if i.optional else i.name
-        torch_ = self.root("torch")
-        kind = {bool: "bool", int: "int", float: "float", str: "str"}.get(type(i.default), f"{torch_}.Tensor")
-        if not i.optional:
-            return f"{i.name}: {torch_}.Tensor"
-        return (
-            f"{i.name}: {self.named('Optional', 'Optional')}[{torch_}.Tensor] = None"
-            if i.default is None
-            else f"{i.name}: {kind} = {default}"
-        )
+        default = f"={self.text(i.default)}" if i.optional else ""
+        return f"{i.name}{default}" if self.dialect is not Dialect.SCRIPT else ScriptTypes(self).argument(i)
 
     def read(self) -> set[str]:
         """Names of the values that something uses."""
         read = {v.name for c in self.program.calls for v in c.values() if isinstance(v, Ref)}
         return read | {v.name for v in walk(self.program.output) if isinstance(v, Ref)}
 
-    def given(self) -> list[str]:
-        """What TorchScript must be told: an optional tensor that the model was traced with is one."""
-        read = self.read()
-        optional = [i for i in self.program.inputs if i.optional and i.default is None]
-        return [f"assert {i.name} is not None" for i in optional if i.dtype and i.name in read]
-
     def checks(self) -> list[str]:
-        """One line per tensor input: a call that a kernel would answer with a message of its own is refused here."""
+        """A line or two per input: a call that a kernel would answer with a message of its own is refused here."""
         tensor = self.named("Tensor", "Tensor")
         lines = []
         read = self.read()
         for i in self.program.inputs:
+            if i.number is not None:  # any number will do: NumPy's, or a tensor of one element
+                lines += [f"if type({i.name}) is not {i.number.__name__}:", f"    {i.name} = self._number({i.name!r}, {i.name})"]
+            elif i.form is not None and i.form.kind in CONTAINERS:
+                lines.append(f"self._check_parts({i.name!r}, {i.name})")
             if i.dtype is None or i.rank is None:
                 continue
             torch_ = self.root("torch")
@@ -187,6 +176,11 @@ class Emitter:
             return f"{self.receiver(args[0])}.{op.removeprefix(registry.METHOD)}({self.list(args[1:], call.kwargs)})"
         if op == "builtins.getattr" and len(args) == 2:
             return f"{self.receiver(args[0])}.{args[1]}"
+        if op.startswith(registry.RECORD) and self.dialect is Dialect.FILE:
+            kind, names, values = args[:3]
+            fields = dict(zip(names, values, strict=False))
+            inside = {"named": (values, {}), "tuple": ((values,), {}), "dict": ((fields,), {}), "dataclass": ((), fields)}
+            return f"{self.callee(op)}({self.list(*inside[kind])})"
         space, _, name = op.partition(".")
         if space == "operator" and not call.kwargs and len(args) == 2:
             if name in INFIX:
@@ -300,8 +294,8 @@ class Emitter:
         from typing import Optional
 
         modules = {"torch": torch, "F": torch.nn.functional, "operator": operator, "math": math, "collections": collections}
-        fixed = {f"module {k}": v for k, v in modules.items()} | {"Tensor": torch.Tensor, "Optional": Optional}
-        fixed |= {"op shapes_of": shapes_of}
+        kinds = {"Tensor": torch.Tensor, "Optional": Optional, "list": list, "tuple": tuple, "dict": dict}
+        fixed = {f"module {k}": v for k, v in modules.items()} | kinds | {"op shapes_of": shapes_of}
         found = {name: fixed[key] for key, name in self.globals.items() if key in fixed}
         return found | {name: resolve(op) for name, op in self.kernels.items()}
 

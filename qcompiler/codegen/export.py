@@ -77,6 +77,10 @@ def export_source(module: CompiledModule, directory: str | Path) -> Path:
         raise ConfigError(
             f"export_source takes a converted module, not {type(module).__qualname__}", code="export", hint="convert_fx first"
         )
+    if any(c.op in ("trees.children", "guard.guard_tree") or (c.op.startswith(registry.RECORD) and c.args[0] == "tree")
+           for c in module.program.calls):  # fmt: skip
+        raise ConfigError("an argument or a result is an object of a registered class, which a file that needs torch alone cannot take",
+                          code="export", hint="use save and load")  # fmt: skip
     folder = Path(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +175,7 @@ def _kernels(emitted: Emitted) -> str:
     for alias, op in sorted(emitted.kernels.items()):
         if "::" in op:
             lines.append(f"{alias} = torch.ops.{op.replace('::', '.')}._op")
-        elif op.rpartition(".")[2] != alias and not op.startswith(registry.EXTERNAL):
+        elif op.rpartition(".")[2] != alias and not op.startswith((registry.EXTERNAL, registry.RECORD)):
             lines.append(f"{alias} = {op.rpartition('.')[2]}")
     return "\n".join(lines) if len(lines) > 1 else ""
 
@@ -182,9 +186,10 @@ def _dtype_table() -> str:
 
 def _class(program: Program, emitter: Emitter, emitted: Emitted) -> str:
     lines = ["def __init__(self, tensors, modules):", "    super().__init__()"]
-    if program.externals:
+    named = [registry.EXTERNAL + n for n in program.externals] + [registry.RECORD + n for n in program.records]
+    if named:
         aliases = {op: alias for alias, op in emitted.kernels.items()}
-        used = [f"{aliases[registry.EXTERNAL + n]} = modules[{literal(n)}]" for n in program.externals]
+        used = [f"{aliases[op]} = modules[{literal(op.partition('.')[2])}]" for op in named]
         names = ", ".join(line.partition(" ")[0] for line in used)
         lines += [f"    global {names}", *(f"    {line}" for line in used)]
     lines += [f"    {line}" for line in _leaves(program, emitter)]
@@ -245,7 +250,7 @@ def _once(call: Call, emitter: Emitter) -> str:
 
 
 def _load(program: Program) -> str:
-    needed = program.leaves + program.externals
+    needed = program.leaves + program.externals + program.records
     words = f" `modules`: {{name: module}} for {', '.join(needed)}." if needed else ""
     doc = docstring(f"The model with the weights of `path` (default: {WEIGHTS} beside this file).{words}")
     return LOAD.replace("{DOC}", doc).replace("{WEIGHTS}", WEIGHTS).replace("{CLASS}", _class_name(program))

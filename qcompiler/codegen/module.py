@@ -28,8 +28,10 @@ from qcompiler.fingerprint import WEIGHTS
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
 from qcompiler.ir.check_qparams import HINT, scale_fault, zero_point_fault
 from qcompiler.ir.check_state import assigns, check_state
+from qcompiler.ir.form import as_number, misfit
 from qcompiler.ir.items import DictItems, ListItems, give_items
 from qcompiler.kinds import refuse_kinds
+from qcompiler.ops.records import Maker
 
 T = TypeVar("T", bound=type)
 OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound"})
@@ -189,6 +191,20 @@ class CompiledModule(nn.Module):
         text = f"input {name!r} must be a torch.{i.dtype} tensor of {i.rank} dimensions, as {i}, got {described(value)}"
         raise InputError(text, code="input-type", hint=how_to_give(value, DTYPES.get(str(i.dtype))))
 
+    def _number(self, name: str, value: Any) -> int | float:
+        """Called by generated source for an argument that the example gave as a number."""
+        i = next(i for i in self.program.inputs if i.name == name)
+        found = as_number(value, i.number or float)
+        if found is None:
+            raise InputError(f"input {name!r} must be a number ({i}), got {described(value)}", code="input-type")
+        return found
+
+    def _check_parts(self, name: str, value: Any) -> None:
+        """Called by generated source for an argument that is a container: InputError naming the part that is not as in the example."""
+        i = next(i for i in self.program.inputs if i.name == name)
+        if i.form is not None and (text := misfit(i.form, value, name)) is not None:
+            raise InputError(f"input {text}", code="input-type")
+
     @in_plain_torch
     def rebuild(self) -> None:
         """Packs weights and makes forward anew from the module's tensors. OtherCPUWarning where this CPU's sums may overflow."""
@@ -231,6 +247,9 @@ class CompiledModule(nn.Module):
     def _resolve(self, op: str) -> Any:
         if op.startswith(registry.EXTERNAL):
             return self.__dict__["_externals"][op.removeprefix(registry.EXTERNAL)]
+        if op.startswith(registry.RECORD):
+            name = op.removeprefix(registry.RECORD)
+            return Maker(name, self.__dict__["_externals"].get(name))
         return resolve(op)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompiledModule:

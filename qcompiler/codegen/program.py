@@ -14,9 +14,12 @@ from torch import fx, nn
 
 from qcompiler.backends.torch.site import INSTRUCTION_SETS
 from qcompiler.codegen import registry
+from qcompiler.codegen.form_data import form_from_data, form_to_data
 from qcompiler.codegen.quote import comment
 from qcompiler.codegen.values import DTYPES, Const, Ref, Scale, ZeroPoint, from_json, to_json, walk
 from qcompiler.errors import QCompilerError
+from qcompiler.ir.form import Form
+from qcompiler.ops.records import KINDS
 
 MODULE = frozenset(dir(nn.Module))
 MAX_PATH, MAX_PARTS = 2**16, 1024  # a module is made for each part: a bound on what a file's names allocate
@@ -34,6 +37,7 @@ class ProgramError(QCompilerError):
 class Input:
     """One argument of forward. `dtype`, `rank` and `shape` as seen with the example inputs, None where it is no tensor.
 
+    `form`: what an argument that is no tensor is made of; None where that is not known (older files).
     Another shape of the same rank may do as well: `shape` is for messages.
     """
 
@@ -43,9 +47,17 @@ class Input:
     optional: bool = False
     default: Any = None
     shape: tuple[int, ...] | None = None
+    form: Form | None = None
+
+    @property
+    def number(self) -> type | None:
+        """int or float for an argument that is one, unless it is held fixed by its default."""
+        return type(self.form.value) if self.form is not None and self.form.kind == "number" else None
 
     def __str__(self) -> str:
         known = self.shape if self.shape is not None else "?" * (self.rank or 0)
+        if self.rank is None and self.form is not None:
+            return str(self.form)
         return f"torch.{self.dtype}[{', '.join(map(str, known))}]" if self.rank is not None else ""
 
 
@@ -125,6 +137,12 @@ class Program:
         """Names of the once results that are packs fast at one shape alone, and that a call reads."""
         read = {v.name for c in self.calls for v in c.values() if isinstance(v, Ref)}
         return frozenset(c.out for c in self.once if c.out in read and registry.by_shape(c.op, engine))
+
+    @property
+    def records(self) -> tuple[str, ...]:
+        """Names of the classes of the user's that its results have."""
+        found = (c.op.removeprefix(registry.RECORD) for c in self.calls if c.op.startswith(registry.RECORD))
+        return tuple(dict.fromkeys(found))
 
     @property
     def int8_calls(self) -> int:
@@ -224,6 +242,7 @@ def _free(name: str, taken: Iterable[str]) -> str:
 def _input_data(i: Input) -> dict[str, Any]:
     data: dict[str, Any] = {"name": i.name, "dtype": i.dtype, "rank": i.rank}
     data |= {"shape": list(i.shape)} if i.shape is not None else {}
+    data |= {"form": form_to_data(i.form)} if i.form is not None and i.rank is None else {}
     return data | {"default": to_json(i.default)} if i.optional else data
 
 
@@ -247,7 +266,8 @@ def _input(data: Any) -> Input:
     shape = tuple(_typed(size, int) for size in _typed(data["shape"], list)) if "shape" in data else None
     if shape is not None and len(shape) != rank:
         raise ValueError("bad input")
-    return Input(data["name"], dtype, rank, "default" in data, from_json(data.get("default")), shape)
+    form = form_from_data(data["form"]) if "form" in data else None
+    return Input(data["name"], dtype, rank, "default" in data, from_json(data.get("default")), shape, form)
 
 
 def _call(data: Any) -> Call:
@@ -309,12 +329,24 @@ def _verify_op(call: Call, once: bool) -> None:
     elif call.op.startswith(registry.METHOD):
         if not call.args or not registry.method_allowed(call.op.removeprefix(registry.METHOD)):
             raise registry.UnknownOpError(f"operation {call.op!r:.80} is not one that a program may call")
-    elif call.op.startswith(registry.EXTERNAL):
-        if not all(is_name(p) for p in call.op.removeprefix(registry.EXTERNAL).split(".")):
+    elif call.op.startswith((registry.EXTERNAL, registry.RECORD)):
+        if not all(is_name(p) for p in call.op.split(".")):
             raise ProgramError(f"bad function name {call.op!r:.80}")
+        if call.op.startswith(registry.RECORD):
+            _verify_record(call)
     elif call.op == "builtins.getattr":
         name = call.args[1] if len(call.args) in (2, 3) else None
         if call.kwargs or not is_name(name) or not registry.attribute_allowed(str(name)):
             raise registry.UnknownOpError(f"reading attribute {name!r:.80} is not something that a program may do")
     else:
         registry.resolve(call.op)
+
+
+def _verify_record(call: Call) -> None:
+    """Raises ProgramError unless a result is made of names and as many values."""
+    kind, names, values = call.args[:3] if len(call.args) in (3, 4) else ("", (), ())
+    tuples = type(names) is tuple and type(values) is tuple
+    if kind not in KINDS or call.kwargs or not tuples or len(names) != (0 if kind in ("tuple", "tree") else len(values)):
+        raise ProgramError(f"bad result {call.op!r:.80}")
+    if kind in ("named", "dataclass") and not all(is_name(name) for name in names):
+        raise ProgramError(f"bad fields of {call.op!r:.80}")

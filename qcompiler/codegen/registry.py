@@ -10,6 +10,7 @@
 | operator.add, math.sqrt | Python's own; builtins as builtins.len                          |
 | method.reshape          | a method of torch.Tensor                                        |
 | external.NAME           | a callable of the user's, held by the module and never by a file |
+| record.NAME             | a class of the user's that a result has (ops/records.py)        |
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ import torch.nn.functional as F
 
 from qcompiler.backends.torch import fit, floats, recurrent, runtime, tables
 from qcompiler.errors import QCompilerError
-from qcompiler.ops import recurrent_float, reference
+from qcompiler.ops import recurrent_float, reference, trees
 from qcompiler.trace import guards
 
 LEAF = "leaf"  # op name of a call of a submodule; its path is the first argument
 EXTERNAL = "external."
 METHOD = "method."
+RECORD = "record."
 
 BUILTINS = ("abs", "bool", "dict", "float", "getattr", "int", "len", "list", "max", "min", "range", "round", "slice", "sum", "tuple")
 OPERATORS = (
@@ -80,6 +82,7 @@ def table() -> Mapping[str, Callable[..., Any]]:
     found |= {f"guard.{f.__name__}": f for f in guards.GUARDS}
     for module in (reference, recurrent_float):
         found |= {f"ops.{n}": f for n, f in _public(module, functions).items() if f.__module__ == module.__name__}
+    found["trees.children"] = trees.children
     found |= {f"torch.{n}": getattr(torch, n) for n in _public(torch._C._VariableFunctions, (object,)) if hasattr(torch, n)}
     found |= {f"torch.{n}": getattr(torch, n) for n in PRIVATE}
     found |= {f"torch.{n}": f for n, f in _public(torch, code, torch.functional.__all__).items()}

@@ -13,17 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qcompiler.codegen import registry
 from qcompiler.codegen.bind import Bound, define, resolve
 from qcompiler.codegen.emit import Dialect, Emitted, Emitter
+from qcompiler.codegen.script_types import check_result
 from qcompiler.errors import ConfigError, Where
 from qcompiler.input_text import first_sentence
+from qcompiler.ops.records import Maker
 
 
 def attach_script(bound: Bound, callee: Callable[[str], Any] = resolve) -> Emitted:
     """Makes the TorchScript spelling of a bound forward its `__wrapped__`: torch.jit unwraps functions before it reads their source."""
     emitter = bound.emitter.spelled(Dialect.SCRIPT)
+    check_result(emitter.program.output)
     emitted = emitter.emit()
-    namespace = emitter.namespace(callee)
+    fields = {c.op: c.args[1:3] for c in emitter.program.calls if c.op.startswith(registry.RECORD)}
+
+    def scripted(op: str) -> Any:
+        found = callee(op)
+        return found.named(*fields[op]) if isinstance(found, Maker) else found
+
+    namespace = emitter.namespace(scripted)
     bound.forward.__globals__.update(namespace)  # where torch.jit looks names up, also those of the unwrapped source
     bound.forward.__wrapped__ = define(emitted.source, namespace, f"script {emitter.program.name}")  # type: ignore[attr-defined]
     return emitted

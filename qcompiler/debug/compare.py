@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -11,6 +11,7 @@ from torch import fx, nn
 from qcompiler.ambient import in_plain_torch
 from qcompiler.batches import batches, check_data
 from qcompiler.checks import MARK, check_eval
+from qcompiler.codegen.call_forms import CallForms
 from qcompiler.codegen.module import CompiledModule
 from qcompiler.debug.comparison import Comparison, NodeError, ordered
 from qcompiler.debug.match import Matching, Site, match
@@ -49,9 +50,11 @@ def compare(
     for no data or data that does not fit.
     """
     float_model = module_of(float_model)
-    steps = quantized_steps(quantized)
     check_data(data, "the data to compare on")
     items = iter(batches(data))
+    if isinstance(quantized, CallForms):
+        quantized, items = one_form(quantized, list(items))
+    steps = quantized_steps(quantized)
     first = next(items, None)
     if first is None:
         raise InputError("0 batches of data to compare on", code="no-data", hint="an iterator can be read only once; is the loader empty?")
@@ -64,6 +67,15 @@ def compare(
         for index, (args, kwargs) in enumerate(items, 1):
             found.add(index, args, kwargs)
     return found.comparison()
+
+
+def one_form(quantized: CallForms, items: list[Any]) -> tuple[nn.Module, Iterator[Any]]:
+    """The form that all batches have. Raises InputError for batches of several forms."""
+    found = sorted({quantized.choose(*item) for item in items})
+    if len(found) > 1:
+        raise InputError(f"the batches have the call forms {', '.join(map(str, found))}", code="call-form",
+                         hint="compare one form at a time: compare(model, quantized.call_forms[0], batches_of_that_form)")  # fmt: skip
+    return quantized.call_forms[found[0] if found else 0], iter(items)
 
 
 def quantized_steps(quantized: Any) -> Steps:

@@ -211,6 +211,8 @@ def _callable(module: CompiledModule, call: Call) -> Callable[..., Any]:
         return getattr(Tensor, call.op.removeprefix(registry.METHOD))  # type: ignore[no-any-return]
     if call.op.startswith(registry.EXTERNAL):
         return module.__dict__["_externals"][call.op.removeprefix(registry.EXTERNAL)]  # type: ignore[no-any-return]
+    if call.op.startswith(registry.RECORD):
+        return module._resolve(call.op)  # type: ignore[no-any-return]
     return registry.resolve(call.op)
 
 

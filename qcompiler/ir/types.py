@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from qcompiler.ir.form import Form
+
 VALUE = "qc_value"  # node.meta key -> Value
 SOURCE = "qc_source"  # node.meta key -> Source
 QUANT = "qc_quant"  # node.meta key -> Quant
@@ -37,10 +39,14 @@ class Mode(Enum):
 
 @dataclass(frozen=True)
 class Value:
-    """Shape and dtype of a node's result as seen with the example inputs; None where it is not a tensor."""
+    """Shape and dtype of a node's result as seen with the example inputs; None where it is not a tensor.
+
+    `form`: of an argument of the forward, what it is made of.
+    """
 
     shape: tuple[int, ...] | None
     dtype: torch.dtype | None
+    form: Form | None = field(default=None, compare=False)
 
     @staticmethod
     def of(example: Any) -> Value:

@@ -97,6 +97,12 @@ def vstack(tensors: Any) -> Any:
     return torch.stack(tensors, 0) if tensors[0].dim() == 1 else torch.cat(tensors, 0) if tensors[0].dim() else NotImplemented
 
 
+def cat(tensors: Any, dim: Any = 0) -> Any:
+    """Without the constants of shape (0,) that torch ignores, which caches start from."""
+    rest = [x for x in tensors if not (_is_constant(x) and tuple(x.shape) == (0,) and not isinstance(x, nn.Parameter))]
+    return torch.cat(rest, dim) if 0 < len(rest) < len(tensors) and max(x.dim() for x in rest) > 1 else NotImplemented
+
+
 def batch_statistics_free(input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
                           use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5) -> Any:  # fmt: skip
     """F.instance_norm by running statistics is a batch_norm by them."""
@@ -119,6 +125,7 @@ DECOMPOSE: dict[Any, Any] = {
     torch.addcmul: addcmul,
     torch.addcdiv: addcdiv,
     torch.lerp: lerp,
+    torch.cat: cat,
     torch.movedim: movedim,
     torch.moveaxis: movedim,
     torch.t: t,

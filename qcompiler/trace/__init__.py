@@ -15,10 +15,12 @@ import torch
 from torch import fx, nn
 
 from qcompiler.errors import Where
+from qcompiler.trace.check_numbers import agrees
 from qcompiler.trace.finish import finish
 from qcompiler.trace.guards import GUARDS, TraceRemark, guard, guard_bool, guard_float, guard_int, is_guard
 from qcompiler.trace.inputs import open_inputs
 from qcompiler.trace.numbers import Again
+from qcompiler.trace.opened import note_changes
 from qcompiler.trace.outputs import add_output
 from qcompiler.trace.parametrize import fold_parametrizations
 from qcompiler.trace.session import session
@@ -61,20 +63,29 @@ def trace(
     Raises TraceError where the root's forward cannot be followed (with `strict`, where any module's cannot), InputError
     where the model does not run on the example inputs.
     """
+    args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     scopes: list[dict[str, Any]] = []
+    free_numbers = True
     while True:
         tracer = Tracer(model, is_leaf, decompose or {}, strict, trains)
-        tracer.stand_ins = scopes
+        tracer.stand_ins, tracer.free_numbers = scopes, free_numbers
         try:
-            return _traced(tracer, example_inputs, example_kwargs or {}, concrete_args or {})
+            found, agree = _traced(tracer, args, example_kwargs or {}, concrete_args or {})
         except Again as again:  # once for each file of the user's at most
             scopes.append(again.scope)
+            continue
+        if agree or not free_numbers:
+            return found
+        free_numbers = False
 
 
-def _traced(tracer: Tracer, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], concrete: Mapping[str, Any]) -> Traced:
-    args = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
+def _traced(tracer: Tracer, args: tuple[Any, ...], kwargs: Mapping[str, Any], concrete: Mapping[str, Any]) -> tuple[Traced, bool]:
+    """The trace, and whether its graph gives what the model gave with other numbers as arguments."""
     with session(tracer), kept_state(tracer):
         forward_args, forward_kwargs = open_inputs(tracer, tracer.model, args, kwargs, concrete)
         result = tracer.run_forward(tracer.model, forward_args, forward_kwargs)
+        note_changes(tracer)
         add_output(tracer, result)
-        return Traced(*finish(tracer))
+        found = Traced(*finish(tracer))
+        tracer.restore_modules(tracer.model)
+        return found, agrees(tracer, found.graph_module, args, {**kwargs, **concrete})

@@ -10,13 +10,14 @@ from torch import fx
 from torch.fx.node import has_side_effect
 
 from qcompiler.errors import InputError, Where
+from qcompiler.ops.trees import described_tree
 
 
 @dataclass(frozen=True)
 class TraceRemark:
     """One thing to know about a trace: a module that stayed a leaf, or a value that was made concrete."""
 
-    kind: Literal["leaf", "guard", "training-branch", "data-branch"]
+    kind: Literal["leaf", "guard", "training-branch", "data-branch", "argument-changed"]
     where: Where
     reason: str
 
@@ -42,10 +43,47 @@ def guard_float(value: float, expected: float, message: str) -> None:
 def guard(value: Any, expected: Any, message: str) -> None:
     """Raise InputError unless an argument that is no tensor (a flag, a string, None) is what the trace saw."""
     if value is not expected and (type(value) is not type(expected) or value != expected):
-        raise InputError(f"{message}: expected {expected!r}, got {value!r}")
+        found = repr(value) if isinstance(value, (bool, int, float, str)) or value is None else type(value).__name__
+        raise InputError(f"{message}: expected {expected!r}, got {found}")
 
 
-GUARDS: tuple[Callable[..., None], ...] = (guard, guard_bool, guard_int, guard_float)
+def guard_str(value: str, expected: str, message: str) -> None:
+    """Raise InputError unless a string argument is what the trace saw. Can be scripted."""
+    if value != expected:
+        raise InputError(f"{message}: expected {expected}, got {value}")
+
+
+def guard_member(value: Any, expected: str, message: str) -> None:
+    """Raise InputError unless a member of an enumeration is the one that the trace saw."""
+    found = f"{type(value).__name__}.{getattr(value, 'name', None)}"
+    if found != expected:
+        raise InputError(f"{message}: expected {expected}, got {found}")
+
+
+def guard_length(value: Any, expected: int, message: str) -> None:
+    """Raise InputError unless an argument is a list or tuple of as many items as the trace saw."""
+    if not isinstance(value, (list, tuple)) or len(value) != expected:
+        found = f"{len(value)} items" if isinstance(value, (list, tuple)) else type(value).__name__
+        raise InputError(f"{message}: expected {expected} items, got {found}")
+
+
+def guard_keys(value: Any, expected: list[Any], message: str) -> None:
+    """Raise InputError unless an argument is a dict with the keys that the trace saw, in their order, which values are read in."""
+    if not isinstance(value, dict) or list(value) != expected:
+        found = list(value) if isinstance(value, dict) else type(value).__name__
+        raise InputError(f"{message}: expected the keys {expected}, in this order, got {found}")
+
+
+def guard_tree(value: Any, expected: str, message: str) -> None:
+    """Raise InputError unless an object of a registered class is made as the one that the trace saw."""
+    found = described_tree(value)
+    if found != expected:
+        raise InputError(f"{message}: expected {expected}, got {found}")
+
+
+GUARDS: tuple[Callable[..., None], ...] = (
+    guard, guard_bool, guard_int, guard_float, guard_str, guard_member, guard_length, guard_keys, guard_tree,
+)  # fmt: skip
 for _function in GUARDS:
     has_side_effect(_function)
 

@@ -31,6 +31,7 @@ class Holding(fx.Tracer):
         self.scopes: list[tuple[str, str]] = []  # (path, type name) of the modules that are being followed
         self._from_data: set[fx.Node] = set()  # numbers that depend on data, tensors whose sizes do
         self._owed: tuple[FrameType, int, TraceError] | None = None  # for a number of data that was handed out as an index
+        self.numbers: dict[fx.Node, str] = {}  # numbers given as arguments, and those computed from them: the argument's name
         self._guarded: dict[tuple[fx.Node, Any], fx.Node] = {}
         self._indexed: tuple[FrameType | None, int, list[fx.Node]] = (None, -1, [])
         self._worded: list[tuple[FrameType, int, fx.Node]] = []  # guards for text: the frame, its instruction, the guard
@@ -57,7 +58,8 @@ class Holding(fx.Tracer):
             raise self.error(f"{how} of a size that depends on data")
         node = self._guarded.get((proxy.node, proxy.example))
         if node is None or node._erased:
-            node = self._hold(proxy, "a size", f"{how} made {proxy.example} concrete")
+            what = f"the argument {self.numbers[proxy.node]!r}" if proxy.node in self.numbers else "a size"
+            node = self._hold(proxy, what, f"{how} made {proxy.example} concrete")
             if frame is not None:
                 self._note_index(frame, node)
         return proxy.example

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.ir.form import NUMBERS, Form
 from qcompiler.ir.types import VALUE, Value
-from qcompiler.trace.guards import TraceRemark, guard
+from qcompiler.trace.opened import PLAIN, hold, opened
 from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.recorder import Recorder
 
-_PLAIN = (bool, int, float, str, type(None))
 _GATHER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -67,39 +67,23 @@ def _placeholder(tracer: Recorder, parameter: inspect.Parameter, example: Any) -
     if parameter.kind is parameter.VAR_KEYWORD:
         return {key: _open_one(tracer, key, (None,), item) for key, item in example.items()}
     optional = parameter.default is not parameter.empty or parameter.kind is parameter.KEYWORD_ONLY
-    default = ((parameter.default if type(parameter.default) in _PLAIN else None),) if optional else ()
+    default = ((parameter.default if type(parameter.default) in PLAIN else None),) if optional else ()
     return _open_one(tracer, parameter.name, default, example)
 
 
 def _open_one(tracer: Recorder, name: str, default: tuple[Any, ...], example: Any) -> Any:
     node = tracer.graph.create_node("placeholder", name, default)
-    node.meta[VALUE] = Value.of(example)
-    return _opened(tracer, Proxy(node, tracer, example), name)
+    node.meta[VALUE] = replace(Value.of(example), form=Form.of(example))
+    return opened(tracer, Proxy(node, tracer, example), name)
 
 
 def _fixed(tracer: Recorder, name: str, value: Any) -> Any:
     """An argument that is baked in; it keeps its place in the signature where its value can be written there."""
-    if type(value) in _PLAIN:
+    if type(value) in PLAIN:
         node = tracer.graph.create_node("placeholder", name, (value,))
-        node.meta[VALUE] = Value.of(value)
-        _hold(tracer, Proxy(node, tracer, value), name)
-    return value
-
-
-def _opened(tracer: Recorder, proxy: Proxy, name: str) -> Any:
-    """A proxy for a tensor; a concrete value behind a guard for a flag; containers opened."""
-    example = proxy.example
-    if isinstance(example, torch.Tensor):
-        return tracer.wrap(lambda: proxy.node, example, "boundary")
-    if type(example) in _PLAIN:
-        return _hold(tracer, proxy, name)
-    return tracer.wrap(lambda: proxy.node, example, "boundary")
-
-
-def _hold(tracer: Recorder, proxy: Proxy, name: str) -> Any:
-    value = proxy.example
-    node = tracer.add_node("call_function", guard, (proxy, value, f"the traced model holds the argument {name!r} fixed"), {}, None)
-    tracer.remarks.append(TraceRemark("guard", Where(node.name), f"the argument {name!r} is fixed at {value!r}"))
+        form = Form("number", value, "fixed") if type(value) in NUMBERS else Form("value", value)
+        node.meta[VALUE] = replace(Value.of(value), form=form)
+        hold(tracer, Proxy(node, tracer, value), name)
     return value
 
 

@@ -8,7 +8,11 @@ from typing import Any
 from qcompiler.errors import TraceError, Where
 from qcompiler.trace.recorder import Recorder
 
-HINT = "keep it out of the result by the flag that asks for it, in the examples or as concrete_args (of transformers: use_cache=False)"
+HINT = (
+    "register its class with torch.utils._pytree.register_pytree_node (of transformers: register_dynamic_cache_export_support of "
+    "transformers.integrations.executorch), or keep it out of the result by the flag that asks for it, in the examples or as "
+    "concrete_args (use_cache=False)"
+)
 
 
 def add_output(tracer: Recorder, result: Any) -> None:

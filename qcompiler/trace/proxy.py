@@ -153,7 +153,7 @@ class Proxy(fx.Proxy):
         return self.tracer.record("call_function", function, (self, *args), {})
 
     def __abs__(self) -> Any:
-        return self._scalar(operator.abs)
+        return self._scalar(operator.abs if self.is_tensor else abs)
 
     def __round__(self, digits: int | None = None) -> Any:
         return self._scalar(round) if digits is None else self._scalar(round, digits)

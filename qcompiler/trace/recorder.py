@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from qcompiler.errors import InputError, QCompilerError, UnsupportedOpError, Where
 from qcompiler.input_text import first_sentence, how_to_mend
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
+from qcompiler.ops import trees
 from qcompiler.trace import places
 from qcompiler.trace.data_numbers import NUMBERS, depends_on_data
 from qcompiler.trace.holding import BOUNDARY, Holding
@@ -86,6 +87,8 @@ class Recorder(Holding):
         self.promoted: dict[int, tuple[torch.Tensor, Proxy]] = {}  # plain tensors that were changed by traced values
         self._constants: dict[tuple[int, int], str] = {}
         self._kept: list[torch.Tensor] = []
+        self.free_numbers = True  # else each is held fixed
+        self.containers: list[tuple[str, Any, list[Any]]] = []  # what arguments were opened into, and what each held then
         self._attributes: dict[str, fx.Node] = {}
         self._scalars: dict[Any, Proxy] = {}
         self._aliases: dict[int, list[weakref.ref[Proxy]]] = {}
@@ -106,6 +109,8 @@ class Recorder(Holding):
         node.meta[SOURCE] = self.source()
         if depends_on_data(node, args, kwargs, example, self._from_data, self.fixed_sizes):
             self._from_data.add(node)
+        if type(example) in (bool, int, float) and (given := [self.numbers[i] for i in node.all_input_nodes if i in self.numbers]):
+            self.numbers[node] = given[0]
         return node
 
     def source(self) -> Source:
@@ -138,6 +143,8 @@ class Recorder(Holding):
             return self._built(kind, (), {f.name: getattr(a, f.name) for f in dataclasses.fields(kind) if f.init}, a)
         if issubclass(kind, dict):
             return self._built(kind, (dict(a),), {}, a)
+        if trees.is_tree(a) and not isinstance(a, LITERALS):
+            return self._built(trees.put_together(kind), (trees.children(a), trees.context(a)), {}, a)
         return self._literal(a)
 
     def _flag(self, flag: Training) -> fx.Node:
@@ -163,7 +170,7 @@ class Recorder(Holding):
             raise self.error(f"an argument of type {type(value).__name__}, which cannot be written into a program")
         return plain(value)
 
-    def _built(self, kind: type, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
+    def _built(self, kind: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
         return self.add_node("call_function", kind, args, kwargs, value)
 
     def attribute_node(self, tensor: torch.Tensor) -> fx.Node:
@@ -300,6 +307,10 @@ class Recorder(Holding):
         if isinstance(example, (tuple, list)):
             values = items(enumerate(example))
             return kindred(*values) if hasattr(kindred, "_fields") else kindred(values)
+        if trees.is_tree(example) and not isinstance(example, dict):
+            whole, parts = Proxy(node, self, example), trees.children(example)
+            listed = self.wrap(lambda: self.add_node("call_function", trees.children, (whole,), {}, parts), parts, kind)
+            return trees.put_together(kindred)(listed, trees.context(example))
         if isinstance(example, dict) and not dataclasses.is_dataclass(example):
             changed = copy.copy(example)
             for key, item in example.items():

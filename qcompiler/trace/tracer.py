@@ -17,6 +17,7 @@ from torch import nn
 from qcompiler.errors import InputError, QCompilerError, TraceError, Where
 from qcompiler.kinds import ORIGINAL, is_compiled
 from qcompiler.trace import places
+from qcompiler.trace.given_numbers import repeated, settled
 from qcompiler.trace.guards import TraceRemark, guard_bool
 from qcompiler.trace.holding import BOUNDARY
 from qcompiler.trace.mode import Modes, Training, evaluated
@@ -31,6 +32,7 @@ from qcompiler.trace.spelling import AUGMENTED, spelling
 RANDOM = frozenset((torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like, torch.randint_like,
                     torch.bernoulli, torch.normal, torch.multinomial, torch.poisson))  # fmt: skip
 _CONVERSIONS = frozenset(("to", "float", "type_as", "cpu", "type"))
+_PRODUCTS = (operator.mul, operator.imul)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -112,6 +114,9 @@ class Tracer(Regions):
         replacement = self.decompose.get(function) if function is not None and function not in self._decomposing else None
         if replacement is not None and (result := self._decomposed(function, replacement, args, kwargs)) is not NotImplemented:
             return result
+        args, kwargs = settled(self, target, args, kwargs)
+        if target in _PRODUCTS and (listed := repeated(self, args)) is not NotImplemented:
+            return listed
         if op == "call_method" and target in _CONVERSIONS and self._converts_nothing(target, args, kwargs):
             return args[0]
         special = _SPECIAL.get(target)

@@ -115,7 +115,7 @@ class _Lowering:
 
     def _annotated(self, new: fx.Node, old: fx.Node, qparams: QParams | None = None, dtype: torch.dtype | None = None) -> fx.Node:
         value, was = value_of(old), Quant() if qparams else quant_of(old)
-        new.meta[VALUE] = Value(value.shape, dtype or value.dtype)
+        new.meta[VALUE] = Value(value.shape, dtype or value.dtype, value.form)
         new.meta[SOURCE] = source_of(old)
         new.meta[QUANT] = Quant(int8=qparams is not None, reason=was.reason, code=was.code, qparams=qparams)
         return new
