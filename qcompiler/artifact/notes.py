@@ -15,7 +15,7 @@ PREFIX = "_qcompiler_"
 
 ROW: Mapping[str, type] = {
     "node": str, "op": str, "module_path": str, "source": str, "int8": bool, "reason": str, "macs": int, "counted": bool, "mode": str,
-    "code": str,
+    "code": str, "parameters": int,
 }  # fmt: skip
 REMARK: Mapping[str, type] = {"pass": str, "code": str, "text": str}
 REMARK_OPTIONAL: Mapping[str, type] = {"node": str, "path": str, "location": str}
@@ -36,7 +36,7 @@ def _checksums(data: Any) -> bool:
 
 _HOLDS: Mapping[str, Callable[[Any], bool]] = {
     MARK: lambda data: data == "converted",
-    ROWS: lambda data: _list(data, {k: t for k, t in ROW.items() if k not in ("counted", "mode", "code")}, ROW),
+    ROWS: lambda data: _list(data, {k: t for k, t in ROW.items() if k not in ("counted", "mode", "code", "parameters")}, ROW),
     REMARKS: lambda data: _list(data, REMARK, REMARK_OPTIONAL),
     WEIGHTS: _checksums,
 }

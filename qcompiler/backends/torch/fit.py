@@ -25,7 +25,7 @@ def settled(x: torch.Tensor) -> torch.Tensor:
     strides, step = [1] * dims, x.size(1)
     for i in range(dims - 1, 1, -1):
         strides[i] = step
-        step *= x.size(i)
+        step = step * x.size(i)  # torch.jit.trace has tensors here: no change in place
     strides[0] = step
     return torch.as_strided(x, x.size(), strides)
 
