@@ -466,3 +466,10 @@ def test_one_remark_for_a_loop() -> None:
     result = trace(Routed("if_any").eval(), (torch.randn(2, 9, WIDTH),), is_leaf=lambda module, _: isinstance(module, nn.Linear))
     assert [remark.kind for remark in result.remarks] == ["data-branch"]
     assert "mask.any()" in result.remarks[0].reason
+
+
+@pytest.mark.parametrize("way", ["bool_mask", "if_any"])
+def test_values_are_compared_where_both_sides_route_differently(way: str) -> None:
+    model, data = Routed(way).eval(), [torch.randn(3, 20, WIDTH) for _ in range(4)]
+    got = qc.quantize(model, data, progress=False)
+    assert "experts.0.up" in str(qc.debug.compare(model, got, data))

@@ -217,3 +217,14 @@ def test_the_number_of_tensors_in_an_argument_is_held(kind: type) -> None:
         for wrong in (many, many[:1]):
             with pytest.raises(InputError, match="the number of values in 'xs' fixed"):
                 module(kind(wrong))
+
+
+def test_a_long_way_to_a_weight_is_not_looked_through() -> None:
+    def forward(s: Any, x: torch.Tensor) -> Any:
+        y = s.wide(x)
+        for _ in range(300):
+            y = y.relu()
+        return sum(y.chunk(3, -1))
+
+    model, got, remarks = traced(forward)
+    assert remarks == ["guard"] and not follows_or_refuses(model, got, (1, 9, 8))

@@ -125,7 +125,7 @@ class Walk:
             return visit(Seen(site, reference, real(value), None, None, grid, ()))
         perfect = self._perfect(site, floats, references)
         visit(Seen(site, reference, real(value), real(references[step.name]), perfect, grid, self._seconds(site)))
-        references[step.name] = held_as(value, reference, grid)
+        references[step.name] = held_as(references[step.name], reference, grid)  # its sizes may be others than those of `value`
         if grid is not None:
             self.rounded.add(step.name)
 

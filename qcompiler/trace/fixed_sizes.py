@@ -23,6 +23,7 @@ _KEEPING_MODULES = (
 )  # fmt: skip
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BROADCASTS = frozenset(("add", "sub", "mul", "truediv", "div", "iadd", "isub", "imul", "itruediv"))
+_DEPTH = 200  # ops between a value and what fixes its size that are looked through
 CUTS = frozenset(("unbind", "split", "chunk"))
 
 
@@ -49,6 +50,7 @@ class FixedSizes:
 
     module_of: Callable[[str], nn.Module]
     _known: dict[tuple[fx.Node, int], bool] = field(default_factory=dict)
+    _depth: int = 0
 
     def holds(self, node: Any, dim: Any) -> bool:
         """Whether a dimension of a value has one size whatever the inputs are. False where that is not known."""
@@ -56,9 +58,11 @@ class FixedSizes:
         if shape is None or type(dim) is not int or not -len(shape) <= dim < len(shape):
             return False
         key = (node, dim % len(shape))
-        if key not in self._known:
+        if key not in self._known and self._depth < _DEPTH:
+            self._depth += 1
             self._known[key] = self._decide(*key, len(shape))
-        return self._known[key]
+            self._depth -= 1
+        return self._known.get(key, False)
 
     def _decide(self, node: fx.Node, dim: int, rank: int) -> bool:
         if node.op == "call_module":

@@ -5,8 +5,11 @@ The user's code gets as many values as the example has, so the number is held by
 
 from __future__ import annotations
 
+import operator
+
 from torch import fx
 
+from qcompiler.ir.types import value_of
 from qcompiler.trace.fixed_sizes import CUTS, FixedSizes, argument, cut_dim, name_of
 
 SAME_OP = {"unsafe_split": "split", "unsafe_chunk": "chunk", "unsafe_split_with_sizes": "split_with_sizes"}  # but for gradients
@@ -24,6 +27,8 @@ def count_varies(node: fx.Node, example: object, fixed: FixedSizes) -> bool:
     """Whether the call that made this tuple or list may make a longer or a shorter one."""
     if type(example) not in (tuple, list) or node.op == "get_attr":
         return False
+    while node.target is operator.getitem and value_of(node.all_input_nodes[0]).shape is None:
+        node = node.all_input_nodes[0]  # a tuple in a result
     if node.op == "placeholder":
         return True
     if node.op == "call_module":
