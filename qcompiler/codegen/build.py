@@ -150,9 +150,11 @@ class _Builder:
 
     def external(self, target: Any) -> str:
         """Name of a function or class of the user's, kept by the module."""
-        if not isinstance(target, (types.FunctionType, type)):
+        custom = isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))  # of a library of the user's
+        if not custom and not isinstance(target, (types.FunctionType, type)):
             raise QCompilerError(f"no kernel or function is known for {target!r:.200}", code="unknown-op")
-        path = f"{target.__module__}.{target.__qualname__}".replace("<locals>", "local").replace("<lambda>", "function")
+        path = f"torch.ops.{target}" if custom else f"{target.__module__}.{target.__qualname__}"
+        path = path.replace("<locals>", "local").replace("<lambda>", "function")
         base = name = ".".join(p if is_name(p) else "function" for p in path.split("."))
         number = 1
         while self.built.externals.get(name, target) is not target:
