@@ -88,6 +88,8 @@ _shared = _Shared()
 
 def call_is_plain() -> bool:
     """Whether a call of an int8 module computes here what it computes anywhere."""
+    if torch.compiler.is_compiling():  # torch.compile keeps the settings of its own call
+        return True
     around = torch._C._is_any_autocast_enabled() or torch._C._len_torch_function_stack() or torch._C._get_deterministic_algorithms()
     return not around and torch.get_default_dtype() is torch.float32
 

@@ -38,26 +38,31 @@ from qcompiler.passes import FUSE, OBSERVE, OBSERVE_CUSTOM, OBSERVE_TRAINING, QU
 from qcompiler.pipeline import check_float, context_for, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, state_of, user_attributes
 from qcompiler.qat.sites import FakeQuantWatch
+from qcompiler.trace.examples import example_inputs_for
 
 NOT_SIMULATED = "nothing in the model is fake-quantized, so training was that of the float model: no rounding was learned"
 
 
 @in_plain_torch
 def fuse_fx(
-    model: nn.Module, example_inputs: Any, fuse_custom_config: Any = None, *, table: Table = OPS, rules: Sequence[Any] = (),
+    model: nn.Module, example_inputs: Any = None, fuse_custom_config: Any = None, *, table: Table = OPS, rules: Sequence[Any] = (),
     debug: Any = None, **options: Any
 ) -> fx.GraphModule:  # fmt: skip
     """The FUSED graph of a float model in eval mode: canonical ops, BatchNorm folded, clamps absorbed; values unchanged to 1e-5.
 
-    `example_inputs`: tuple of the forward's arguments. Raises TraceError, ConfigError, NumericsError as prepare_fx does.
+    `example_inputs`: tuple of the forward's arguments; None: found from the first layers, for a model that torch.fx can follow without
+    values, since such a model has one graph for all sizes. Raises TraceError, ConfigError, NumericsError as prepare_fx does.
     """
     model = module_of(model)
     check_float(model)
     check_eval(model)
+    if isinstance(example_inputs, FuseCustomConfig):  # the second argument of torch.ao's
+        example_inputs, fuse_custom_config = None, example_inputs
     custom = as_config(fuse_custom_config, FuseCustomConfig)
     check_attributes(model, custom.preserved_attributes)
     context = Context(table=table, rules=tuple(rules), strict=bool(options.pop("strict", False)))
-    gm = traced(model, example_inputs, context, options)
+    unknown = example_inputs is None and not options.get("example_kwargs")
+    gm = traced(model, example_inputs_for(model) if unknown else example_inputs, context, options)
     with watched(debug, "fuse", type(model).__name__, context):
         run_passes(gm, FUSE, Stage.TRACED, context)
     for name in custom.preserved_attributes:

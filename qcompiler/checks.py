@@ -28,9 +28,10 @@ def check_model(model: Any) -> None:
         _check_tensor(name, tensor)
     for path, module in model.named_modules():
         _check_statistics(path, module)
-    devices = sorted({str(t.device) for _, t in _tensors(model)})
-    if len(devices) > 1 or (devices and devices != ["cpu"]):
-        raise ConfigError(f"the model is on {', '.join(devices)}", code="device", hint="int8 kernels run on the CPU: model.cpu() first")
+    devices = {str(t.device): name for name, t in reversed(list(_tensors(model)))}  # with the first of each
+    if devices and list(devices) != ["cpu"]:
+        places = ", ".join(f"{device} ({devices[device]})" for device in sorted(devices))
+        raise ConfigError(f"the model is on {places}", code="device", hint="int8 kernels run on the CPU: model.cpu() first")
 
 
 STUBS = ("QuantStub", "DeQuantStub", "QuantWrapper", "FloatFunctional", "FXFloatFunctional")  # float modules of eager flows

@@ -67,7 +67,7 @@ class PreparedModule(OwnGraphModule):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         state = state_of(self)
-        if call_is_plain() or (state is not None and state.context.trains):
+        if (state is not None and state.context.trains) or call_is_plain():
             return self._call(*args, **kwargs)
         args, kwargs = widened((args, kwargs))
         with plain_call():
@@ -140,7 +140,8 @@ def _forget_weights(gm: Any, incompatible: Any) -> None:
 
 def _check_inputs(gm: fx.GraphModule) -> None:
     inputs = [(str(n.target), value_of(n), bool(n.args)) for n in gm.graph.nodes if n.op == "placeholder"]
-    gm.register_forward_pre_hook(InputCheck(inputs), with_kwargs=True)
+    state = state_of(gm)
+    gm.register_forward_pre_hook(InputCheck(inputs, observes=state is None or not state.context.trains), with_kwargs=True)
 
 
 def failed_call(prepared: Any, error: Exception) -> InputError:
@@ -172,8 +173,9 @@ def _text(value: Value) -> str:
 class InputCheck:
     """Pre-hook: InputError with expected and actual where a call does not fit what was traced."""
 
-    def __init__(self, inputs: list[tuple[str, Value, bool]]) -> None:
+    def __init__(self, inputs: list[tuple[str, Value, bool]], observes: bool = True) -> None:
         self.inputs = inputs
+        self.observes = observes  # values: a model in training may be moved to a device that has none, or be given parallel tensors
 
     def signature(self) -> str:
         return signature((name, _text(v)) for name, v, _ in self.inputs)
@@ -188,7 +190,7 @@ class InputCheck:
                 f"expected the inputs {self.signature()}, got {len(args)} positional and {sorted(kwargs) or 'no'} named", code="inputs"
             )
         for name, value, _ in self.inputs:
-            if isinstance(x := given.get(name), torch.Tensor):
+            if isinstance(x := given.get(name), torch.Tensor) and self.observes:
                 refuse_kind(f"input {name}", x)
             if value.shape is not None or name in given:
                 self._check(name, value, x)

@@ -274,6 +274,23 @@ def test_an_int8_module_takes_what_float_layers_around_hand_out(half: torch.dtyp
     assert torch.equal(found, inner(between.float()))
 
 
+def test_autocast_inside_forward_is_left_out_with_a_remark() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = self.second(self.first(x))
+            return y
+
+    x = torch.randn(3, 4)
+    module = qc.quantize(Mixed().eval(), [x], progress=False)
+    assert [row.int8 for row in qc.explain(module).rows] == [True, True] and module(x).dtype is torch.float32
+    assert [r.where.module_path for r in qc.remarks(module) if r.code == "autocast"] == ["first", "second"]
+
+
 def test_training_may_run_under_autocast() -> None:
     prepared = qc.prepare_qat_fx(train_mode(MODEL), None, (X,))
     optimizer = torch.optim.SGD(prepared.parameters(), 1e-2)

@@ -8,6 +8,7 @@ from typing import Any
 from qcompiler.artifact.layout import corrupt
 from qcompiler.checks import MARK
 from qcompiler.fingerprint import WEIGHTS
+from qcompiler.ir.items import ITEMS
 
 ROWS = "_qcompiler_rows"  # the rows of qcompiler.explain
 REMARKS = "_qcompiler_remarks"  # those of qcompiler.remarks
@@ -34,11 +35,20 @@ def _checksums(data: Any) -> bool:
     return isinstance(data, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in data.items())
 
 
+def _containers(data: Any) -> bool:
+    def item(value: Any) -> bool:
+        whole = isinstance(value, (list, tuple)) and len(value) == 2 and value[0] in ("list", "dict")
+        return whole and isinstance(value[1], (list, tuple)) and all(isinstance(key, str) for key in value[1])
+
+    return isinstance(data, dict) and all(isinstance(path, str) and item(value) for path, value in data.items())
+
+
 _HOLDS: Mapping[str, Callable[[Any], bool]] = {
     MARK: lambda data: data == "converted",
     ROWS: lambda data: _list(data, {k: t for k, t in ROW.items() if k not in ("counted", "mode", "code", "parameters")}, ROW),
     REMARKS: lambda data: _list(data, REMARK, REMARK_OPTIONAL),
     WEIGHTS: _checksums,
+    ITEMS: _containers,
 }
 
 

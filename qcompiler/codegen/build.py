@@ -169,13 +169,15 @@ class _Builder:
 
     def external(self, target: Any) -> str:
         """Name of a function of the user's, kept by the module."""
-        if not isinstance(target, (types.FunctionType, type)):
+        custom = isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))  # of a library of the user's
+        if not custom and not isinstance(target, (types.FunctionType, type)):
             raise QCompilerError(f"no kernel or function is known for {target!r:.200}", code="unknown-op")
-        return self.known(registry.EXTERNAL, target)
+        return self.known(registry.EXTERNAL, target, f"torch.ops.{target}" if custom else None)
 
-    def known(self, prefix: str, target: Any) -> str:
-        """The operation that stands for a function or class of the user's."""
-        path = f"{target.__module__}.{target.__qualname__}".replace("<locals>", "local").replace("<lambda>", "function")
+    def known(self, prefix: str, target: Any, path: str | None = None) -> str:
+        """The operation that stands for a function or class of the user's, by its path."""
+        path = path or f"{target.__module__}.{target.__qualname__}"
+        path = path.replace("<locals>", "local").replace("<lambda>", "function")
         base = name = ".".join(p if is_name(p) else "function" for p in path.split("."))
         number = 1
         while self.built.externals.get(name, target) is not target:

@@ -210,6 +210,10 @@ class Recorder(Holding):
 
     def on_examples(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run plain torch on plain values; InputError where that fails."""
+        if torch._C._is_any_autocast_enabled():  # the model's own: a trace begins without
+            self._note_autocast()
+            with torch._C._DisableAutocast():
+                return self.on_examples(function, args, kwargs)
         self.paused += 1
         try:
             with torch.no_grad(), torch._C.DisableTorchFunction():
@@ -232,6 +236,13 @@ class Recorder(Holding):
             raise InputError(text, where=where, hint=hint) from error
         finally:
             self.paused -= 1
+
+    def _note_autocast(self) -> None:
+        path = self.scopes[-1][0] if self.scopes else None
+        if not any(remark.kind == "autocast" and remark.where.module_path == path for remark in self.remarks):
+            where = Where(module_path=path, source=places.spell(*places.user_line(sys._getframe(1), BOUNDARY)))
+            text = "autocast inside forward is left out: what it would compute in half precision is int8, or float32"
+            self.remarks.append(TraceRemark("autocast", where, text))
 
     def execute(self, op: str, target: Any, args: Any, kwargs: Any) -> Any:
         values, options = map_nested(self.concrete, tuple(args)), map_nested(self.concrete, kwargs)

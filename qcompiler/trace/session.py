@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch._functorch.utils as functorch_utils
 from torch import nn
 from torch.fx import _symbolic_trace
 from torch.overrides import TorchFunctionMode
@@ -130,16 +131,17 @@ def _shown(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _patch_autograd_functions(tracer: Tracer, stack: contextlib.ExitStack) -> None:
     """A custom autograd.Function cannot be followed without losing its backward: the module that calls it stays a leaf."""
-    owner = torch.autograd.Function
-    original = vars(owner)["apply"]
+    owner: Any = functorch_utils  # `apply` calls it first, also one that was taken from its class before
+    original = owner.unwrap_dead_wrappers
 
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if not tracer.paused and _held_by_this_thread() and first_proxy((args, kwargs)) is not None:
-            raise tracer.error(f"custom autograd.Function {cls.__name__!r}")
-        return original.__get__(None, cls)(*args, **kwargs)
+    def unwrap(args: Any) -> Any:
+        if not tracer.paused and _held_by_this_thread() and first_proxy(args) is not None:
+            cls = sys._getframe(1).f_locals.get("cls")
+            raise tracer.error(f"custom autograd.Function {getattr(cls, '__name__', '')!r}")
+        return original(args)
 
-    owner.apply = classmethod(apply)  # type: ignore[assignment]
-    stack.callback(setattr, owner, "apply", original)
+    owner.unwrap_dead_wrappers = unwrap
+    stack.callback(setattr, owner, "unwrap_dead_wrappers", original)
 
 
 def _patch_sizes(tracer: Tracer, stack: contextlib.ExitStack) -> None:
