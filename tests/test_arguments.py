@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qcompiler import QConfigMapping, convert_fx, export_source, load, prepare_fx, remarks, save
-from qcompiler.artifact.classes import StandInWarning
+from qcompiler.artifact import StandInWarning
 from qcompiler.codegen.form_data import form_from_data, form_to_data
 from qcompiler.codegen.program import Program, ProgramError
 from qcompiler.errors import ConfigError, InputError, QCompilerError, TraceError
