@@ -45,7 +45,11 @@ def _of_node(node: fx.Node) -> Form:
 
 
 def _form(form: Form | None, dtype: str | None, shape: tuple[int, ...] | None) -> Form:
-    return form if form is not None or shape is None else Form("tensor", name=str(dtype), shape=tuple(map(int, shape)))  # type: ignore[return-value]
+    if shape is not None:
+        return Form("tensor", name=str(dtype), shape=tuple(map(int, shape)))
+    if form is None:
+        raise ConfigError("a form of the call does not say what its arguments are made of", code="call-forms")
+    return form
 
 
 def fit(arguments: Sequence[Argument], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
