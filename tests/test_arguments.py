@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qcompiler import QConfigMapping, convert_fx, export_source, load, prepare_fx, remarks, save
-from qcompiler.artifact.classes import StandInWarning
+from qcompiler.artifact import StandInWarning
 from qcompiler.codegen.form_data import form_from_data, form_to_data
 from qcompiler.codegen.program import Program, ProgramError
 from qcompiler.errors import ConfigError, InputError, QCompilerError, TraceError
@@ -275,6 +275,10 @@ def test_results_of_a_file_are_made_of_names_and_values() -> None:
         next(c for c in changed["calls"] if c["op"] == call["op"])["args"][index] = bad
         with pytest.raises(ProgramError):
             Program.from_data(changed)
+    guarded = flow(net(two), ([A, B],)).module.program.to_data()
+    next(c for c in guarded["calls"] if c["op"].startswith("guard."))["args"].pop()
+    with pytest.raises(ProgramError, match="no check of a value"):
+        Program.from_data(guarded)
     changed = copy.deepcopy(data)
     next(c for c in changed["calls"] if c["op"] == call["op"])["op"] = "record.os.system()"
     with pytest.raises(QCompilerError):

@@ -128,6 +128,17 @@ def test_state_goes_round(module: Any, tmp_path: Path) -> None:
     assert str(explain(copies[0])) == str(explain(module)) and remarks_of(copies[0]) == remarks_of(module)
 
 
+def test_a_state_that_does_not_fit_changes_no_form(module: Any) -> None:
+    made = copy.deepcopy(module)
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+    wrong = dict(before) | {"call_forms.1.activation_scales": -before["call_forms.1.activation_scales"]}
+    wrong["conv.bias"] = wrong["conv.bias"] + 1
+    for state in (Masked().state_dict(), wrong):
+        with pytest.raises(ConfigError):
+            made.load_state_dict(state, strict=False)
+        assert all(torch.equal(value, before[key]) for key, value in made.state_dict().items())
+
+
 def test_observers_of_each_form_are_its_own_and_survive() -> None:
     first, second = prepared(), prepare_fx(Masked().eval(), None, (X,), example_kwargs=FORMS)  # type: ignore[arg-type]
     second.load_state_dict(first.state_dict())

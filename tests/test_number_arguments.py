@@ -210,3 +210,28 @@ def test_float_settings_of_a_qconfig_free_model_are_exact() -> None:
     module = convert_fx(prepared)
     for value in (0.3, 0.9):
         assert torch.equal(module(X, value), model(X, value))
+
+
+def test_looking_at_the_example_changes_neither_model_nor_inputs() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: Tensor
+            self.register_buffer("seen", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += float(x.sum() > -1e9)  # data: the module stays a float leaf
+            return x + 0 * self.seen
+
+    class Model(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.counts = Counts()
+
+        def forward(self, x: Tensor, a: float) -> Tensor:
+            return self.l(self.counts(x)).mul_(a)
+
+    model, x = Model().eval(), X.clone()
+    prepared = prepare_fx(model, None, (x, 0.5))
+    assert torch.equal(x, X) and float(model.counts.seen) == 0 and float(prepared.get_buffer("counts.seen")) == 0
+    assert not [r for r in remarks(prepared) if r.code == "guard"]

@@ -12,8 +12,9 @@ registry (qcompiler/codegen/registry.py). Submodules left float and functions of
 
 from __future__ import annotations
 
+from qcompiler.artifact.classes import StandInWarning
 from qcompiler.artifact.layout import ALIGN, DIGEST, FORMAT, PREFIX
 from qcompiler.artifact.read import load
 from qcompiler.artifact.write import MissingModulesWarning, save
 
-__all__ = ["ALIGN", "DIGEST", "FORMAT", "PREFIX", "MissingModulesWarning", "load", "save"]
+__all__ = ["ALIGN", "DIGEST", "FORMAT", "PREFIX", "MissingModulesWarning", "StandInWarning", "load", "save"]

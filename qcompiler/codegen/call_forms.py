@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from qcompiler.checks import MARK
 from qcompiler.codegen.module import CompiledModule
 from qcompiler.errors import ConfigError, InputError
+from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.ir.form import Form, likeness, misfit
 from qcompiler.ir.types import value_of
 from qcompiler.observers.watch import Watch
@@ -44,7 +45,11 @@ def _of_node(node: fx.Node) -> Form:
 
 
 def _form(form: Form | None, dtype: str | None, shape: tuple[int, ...] | None) -> Form:
-    return form if form is not None or shape is None else Form("tensor", name=str(dtype), shape=tuple(map(int, shape)))  # type: ignore[return-value]
+    if shape is not None:
+        return Form("tensor", name=str(dtype), shape=tuple(map(int, shape)))
+    if form is None:
+        raise ConfigError("a form of the call does not say what its arguments are made of", code="call-forms")
+    return form
 
 
 def fit(arguments: Sequence[Argument], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
@@ -121,7 +126,7 @@ class CallForms(nn.Module):
                 state[key] = value
         return state
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
         used = []
         for number, form in enumerate(self.call_forms):
             for name in form.state_dict():
@@ -131,7 +136,8 @@ class CallForms(nn.Module):
                     used.append(prefix + name)
         for key in dict.fromkeys(used):
             del state_dict[key]
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        check_state(self, state_dict, prefix, assigns(local_metadata))  # of all forms, before one is changed
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     @property
     def __jit_ignored_attributes__(self) -> list[str]:

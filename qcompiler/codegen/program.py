@@ -334,6 +334,8 @@ def _verify_op(call: Call, once: bool) -> None:
             raise ProgramError(f"bad function name {call.op!r:.80}")
         if call.op.startswith(registry.RECORD):
             _verify_record(call)
+    elif call.op.startswith("guard.") and (len(call.args) != 3 or call.kwargs or not isinstance(call.args[2], str)):
+        raise ProgramError(f"{call.op!r:.80} is no check of a value, with a message")
     elif call.op == "builtins.getattr":
         name = call.args[1] if len(call.args) in (2, 3) else None
         if call.kwargs or not is_name(name) or not registry.attribute_allowed(str(name)):

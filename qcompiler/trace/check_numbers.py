@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import fx
+from torch import fx, nn
 
 from qcompiler.trace.recorder import Recorder
 
@@ -24,13 +24,24 @@ def agrees(tracer: Recorder, gm: fx.GraphModule, args: tuple[Any, ...], kwargs: 
         return True
     tracer.paused += 1
     try:
-        with torch.no_grad():
-            results = [module(*one, **named) for module in (tracer.model, gm) for one, named in [_copied((args, dict(kwargs)))]]
-        return _same(*results)
+        return _same(*(_run(module, tracer.model, args, kwargs) for module in (tracer.model, gm)))
     except Exception:  # the arguments cannot be copied, or one of the two cannot be called so
         return False
     finally:
         tracer.paused -= 1
+
+
+def _run(module: nn.Module, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The result on copies of the arguments; the model's buffers, which the graph shares, stay as they were."""
+    held = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.no_grad():
+            one, named = _copied((args, dict(kwargs)))
+            return module(*one, **named)
+    finally:
+        for buffer, value in held:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
 
 
 def _copied(given: Any) -> Any:

@@ -23,6 +23,7 @@ from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.ops import trees
 from qcompiler.trace import places
 from qcompiler.trace.data_numbers import NUMBERS, depends_on_data
+from qcompiler.trace.guards import TraceRemark
 from qcompiler.trace.holding import BOUNDARY, Holding
 from qcompiler.trace.mode import Training
 from qcompiler.trace.proxy import Proxy, Sizes
