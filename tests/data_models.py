@@ -110,4 +110,29 @@ class Routed(nn.Module):
         return out
 
 
-WAYS = ("where_and_index_add", "bool_mask", "if_any", "continue_if_none", "if_not_any", "assigned", "counted")
+    def over_hits(self, x: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        weights, chosen = p.topk(2, dim=-1)
+        out = torch.zeros((x.shape[0], x.shape[1]), dtype=x.dtype)
+        mask = F.one_hot(chosen, num_classes=EXPERTS).permute(2, 1, 0)
+        hit = torch.greater(mask.sum(dim=(-1, -2)), 0).nonzero()
+        for number in hit:
+            expert = self.experts[number]
+            index, top = torch.where(mask[number].squeeze(0))
+            made = expert(x[None, top].reshape(-1, x.shape[1])) * weights[top, index, None]
+            out.index_add_(0, top, made.to(x.dtype))
+        return out
+
+    def over_a_list_of_hits(self, x: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        weight, chosen = p.max(-1, keepdim=True)
+        mask = F.one_hot(chosen.squeeze(-1), num_classes=EXPERTS).bool()
+        hit = mask.reshape(-1, mask.shape[-1]).sum(dim=0)
+        out = torch.zeros_like(x)
+        for number in torch.nonzero(hit, as_tuple=True)[0].tolist():
+            out[mask[:, number]] = self.experts[number](x[mask[:, number]])
+        return out * weight
+
+
+WAYS = (
+    "where_and_index_add", "bool_mask", "if_any", "continue_if_none", "if_not_any", "assigned", "counted", "over_hits",
+    "over_a_list_of_hits",
+)  # fmt: skip

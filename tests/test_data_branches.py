@@ -238,10 +238,28 @@ def in_a_closure(s: Any, x: torch.Tensor) -> Any:
     return y
 
 
+def over_hits(s: Any, x: torch.Tensor) -> Any:
+    y, z = x.clone(), x * 0
+    for i in (s.l(x).sum(0) > 0).nonzero():
+        y[:, i] += 1
+        z = z + x[:, i]
+    return y, z
+
+
+def over_a_list_of_hits(s: Any, x: torch.Tensor) -> Any:
+    y, last = x.clone(), x * 0
+    for i in torch.where(s.l(x).amax(0) > 0.5)[0].tolist():
+        y[:, i] *= 2
+        if x[0, 0] > 0:
+            last = y * (i + 1)
+    return y + last
+
+
 FOLLOW = (
     assigned, augmented, a_view_is_changed, a_plain_tensor_is_changed, two_names_of_one_tensor, names_afterwards,
     carried_from_round_to_round, another_shape, nested_first, nested_last, at_the_end_of_a_function, a_loop_inside, several_effects,
     with_else, with_elif, changed_in_both, items_in_both, one_value_or_another, a_number_decides, no_state, in_a_closure,
+    over_hits, over_a_list_of_hits,
 )  # fmt: skip
 
 
@@ -382,9 +400,40 @@ def nothing_to_reduce(s: Any, x: torch.Tensor) -> Any:
     return y
 
 
+def a_loop_that_ends_early(s: Any, x: torch.Tensor) -> Any:
+    y = x * 1
+    for i in (s.l(x).sum(0) > -100).nonzero():
+        y = y + x[:, i]
+        if x.sum() > 0:
+            break
+    return y
+
+
+def the_last_hit(s: Any, x: torch.Tensor) -> Any:
+    y, i = x * 1, 0
+    for i in (s.l(x).sum(0) > -100).nonzero():
+        y = y + x[:, i]
+    return y[:, i]
+
+
+def numbered_hits(s: Any, x: torch.Tensor) -> Any:
+    y = x * 1
+    for n, i in enumerate((s.l(x).sum(0) > -100).nonzero()):
+        y = y + x[:, i] * n
+    return y
+
+
+def hits_among_rows(s: Any, x: torch.Tensor) -> Any:
+    y = x * 1
+    for i in (x.sum(1) < 100).nonzero():
+        y = y + x[i]
+    return y
+
+
 REFUSED = (
     appended, a_number_changes, a_size_changes, an_item_of_a_dict, an_older_value, a_view_of_an_older_value, exchanged, a_loop,
     two_conditions, in_a_call, an_early_return, an_attribute, state_in_a_list, state_in_a_dict, a_counter, a_state, nothing_to_reduce,
+    a_loop_that_ends_early, the_last_hit, numbered_hits, hits_among_rows,
 )  # fmt: skip
 
 

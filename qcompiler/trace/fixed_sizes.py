@@ -23,6 +23,8 @@ _KEEPING_MODULES = (
 )  # fmt: skip
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BROADCASTS = frozenset(("add", "sub", "mul", "truediv", "div", "iadd", "isub", "imul", "itruediv"))
+_REDUCTIONS = frozenset(("sum", "mean", "amax", "amin", "any", "all", "count_nonzero"))
+_COMPARISONS = frozenset(("gt", "greater", "ge", "lt", "le", "ne", "eq", "bool", "long", "int", "logical_not"))
 _DEPTH = 200  # ops between a value and what fixes its size that are looked through
 CUTS = frozenset(("unbind", "split", "chunk"))
 
@@ -75,14 +77,19 @@ class FixedSizes:
             channels = rank - 1 - (int(name[4]) if name != "linear" else 0)
             return dim == channels and isinstance(weight, fx.Node) and self.holds(weight, 0)
         if name in ("view", "reshape", "unflatten"):
-            return _by_literal(node, name, dim)
+            return self._by_literal(node, name, dim)
         if name in ("permute", "transpose", "swapaxes", "movedim"):
             return self._by_move(node, name, dim)
+        if name == "one_hot":
+            return dim == rank - 1 and type(argument(node, 1, "num_classes", default=-1)) is int and argument(node, 1, "num_classes") != -1
+        if name in _REDUCTIONS:
+            return self._by_reduction(node, dim)
         if name == "getitem":
             return self._by_index(node, dim, rank)
-        if name in BROADCASTS:  # one operand's size, fixed and above 1, is the result's
-            same = (a for a in node.args if isinstance(a, fx.Node) and len(value_of(a).shape or ()) == rank)
-            return any((value_of(a).shape or ())[dim] > 1 and self.holds(a, dim) for a in same)
+        if name in BROADCASTS or name in _COMPARISONS:  # one operand's size, fixed and above 1, is the result's
+            same = [a for a in node.args if isinstance(a, fx.Node) and len(value_of(a).shape or ()) == rank]
+            alone = len(same) == 1 and len(node.all_input_nodes) == 1
+            return any(((value_of(a).shape or ())[dim] > 1 or alone) and self.holds(a, dim) for a in same)
         return name in _KEEPS_SHAPE and self.holds(argument(node, 0, "input"), dim)
 
     def _by_module(self, node: fx.Node, module: nn.Module, dim: int, rank: int) -> bool:
@@ -115,14 +122,29 @@ class FixedSizes:
         return self.holds(cut, dim + (dim >= along % (rank + 1)))
 
 
-def _by_literal(node: fx.Node, name: str, dim: int) -> bool:
-    """A size that stands in a view's arguments."""
-    if name == "unflatten":
-        start, sizes = argument(node, 1, "dim"), argument(node, 2, "sizes", "unflattened_size")
-    else:
-        start, sizes = 0, argument(node, 1, "shape", "size")
-        sizes = sizes if isinstance(sizes, (list, tuple)) else node.args[1:]
-    if not isinstance(sizes, (list, tuple)) or type(start) is not int:
-        return False
-    start = start if start >= 0 else start + len(value_of(node).shape or ()) - len(sizes) + 1
-    return 0 <= dim - start < len(sizes) and type(sizes[dim - start]) is int and sizes[dim - start] >= 0
+    def _by_literal(self, node: fx.Node, name: str, dim: int) -> bool:
+        """A size that stands in a view's arguments: a number, or one that is fixed."""
+        if name == "unflatten":
+            start, sizes = argument(node, 1, "dim"), argument(node, 2, "sizes", "unflattened_size")
+        else:
+            start, sizes = 0, argument(node, 1, "shape", "size")
+            sizes = sizes if isinstance(sizes, (list, tuple)) else node.args[1:]
+        if not isinstance(sizes, (list, tuple)) or type(start) is not int:
+            return False
+        start = start if start >= 0 else start + len(value_of(node).shape or ()) - len(sizes) + 1
+        size = sizes[dim - start] if 0 <= dim - start < len(sizes) else -1
+        if isinstance(size, fx.Node):
+            return size.target == "size" and len(size.args) == 2 and self.holds(*size.args)
+        return type(size) is int and size >= 0
+
+    def _by_reduction(self, node: fx.Node, dim: int) -> bool:
+        """A dimension that is not reduced."""
+        tensor, dims, keeps = argument(node, 0, "input"), argument(node, 1, "dim", "axis"), argument(node, 2, "keepdim", default=False)
+        if not isinstance(tensor, fx.Node) or keeps is not False or dims is None:
+            return False
+        rank = len(value_of(tensor).shape or ())
+        dims = dims if isinstance(dims, (list, tuple)) else (dims,)
+        if not all(type(d) is int for d in dims):
+            return False
+        left = [d for d in range(rank) if d not in {one % rank for one in dims}]
+        return dim < len(left) and self.holds(tensor, left[dim])

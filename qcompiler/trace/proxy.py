@@ -127,7 +127,8 @@ class Proxy(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         if not self.is_tensor or not self.example.dim():
             raise TypeError("iteration over a 0-d tensor" if self.is_tensor else f"{type(self.example).__name__!r} is not iterable")
-        return iter(self.unbind(0))
+        hits = self.tracer.hits(self)
+        return iter(self.unbind(0)) if hits is None else hits
 
     def __contains__(self, item: Any) -> bool:
         return bool(self.tracer.fix(self, "`in`"))

@@ -72,6 +72,20 @@ def branch_at(frame: FrameType) -> Branch | None:
     return None
 
 
+def loop_at(frame: FrameType) -> Branch | None:
+    """The body of the `for` that a frame is about to begin; None where it has other effects, or its variable is read behind it."""
+    place, tree = place_of(frame), _tree(frame.f_code.co_filename)
+    if tree is None or dis.opname[frame.f_code.co_code[frame.f_lasti]] != "GET_ITER":
+        return None
+    for function, node in _inside_functions(tree):
+        if isinstance(node, ast.For) and place in (_span(node), _span(node.iter)) and isinstance(node.target, ast.Name) and not node.orelse:
+            first, last = _span(node)
+            reads = (n for n in ast.walk(function) if isinstance(n, ast.Name) and n.id == node.target.id and isinstance(n.ctx, ast.Load))
+            within_loop = all(first <= (n.lineno, n.col_offset) < last for n in reads)
+            return _region(function, node.body, True) if within_loop else None
+    return None
+
+
 def run(frame: FrameType, statements: Sequence[ast.stmt]) -> dict[str, Any]:
     """Run statements with a frame's variables, as code of the same lines; return the variables behind them."""
     module = ast.parse("def statements(): return locals()")
@@ -125,18 +139,22 @@ _Block = tuple[list[ast.stmt], bool]  # statements, and whether they are the bod
 
 def _tests(tree: ast.Module) -> Iterator[tuple[ast.AST, _Block, ast.If | ast.Assert | ast.Assign]]:
     """Every `if`, `assert` and `y = a if condition else b` with the function and the block that it stands in."""
+    for function, node in _inside_functions(tree):
+        for field, value in ast.iter_fields(node):
+            block = [item for item in value if isinstance(item, ast.stmt)] if isinstance(value, list) else []
+            for item in block:
+                if isinstance(item, (ast.If, ast.Assert)) or (isinstance(item, ast.Assign) and isinstance(item.value, ast.IfExp)):
+                    yield function, (block, isinstance(node, (ast.For, ast.While)) and field == "body"), item
+
+
+def _inside_functions(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
+    """Every node, with the innermost function that it is or stands in."""
     stack: list[tuple[ast.AST, ast.AST]] = [(tree, tree)]
     while stack:
-        function, node = stack.pop()
-        inner = node if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) else function
-        for field, value in ast.iter_fields(node):
-            items = value if isinstance(value, list) else [value]
-            block = [item for item in items if isinstance(item, ast.stmt)]
-            for item in items:
-                if isinstance(item, (ast.If, ast.Assert)) or (isinstance(item, ast.Assign) and isinstance(item.value, ast.IfExp)):
-                    yield inner, (block, isinstance(node, (ast.For, ast.While)) and field == "body"), item
-                if isinstance(item, ast.AST):
-                    stack.append((inner, item))
+        outer, node = stack.pop()
+        function = node if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) else outer
+        yield function, node
+        stack.extend((function, child) for child in ast.iter_child_nodes(node))
 
 
 def _branch(function: ast.AST, block: _Block, statement: ast.If | ast.Assert | ast.Assign, negated: bool) -> Branch | None:

@@ -19,13 +19,13 @@ from qcompiler.kinds import ORIGINAL, is_compiled
 from qcompiler.trace import places
 from qcompiler.trace.given_numbers import repeated, settled
 from qcompiler.trace.guards import TraceRemark, guard_bool
+from qcompiler.trace.hits import Hits
 from qcompiler.trace.holding import BOUNDARY
 from qcompiler.trace.mode import Modes, Training, evaluated
 from qcompiler.trace.pieces import SAME_OP
 from qcompiler.trace.proxy import Method, Proxy, first_proxy
 from qcompiler.trace.reasons import origin, reason
 from qcompiler.trace.recorder import map_nested, storage
-from qcompiler.trace.regions import Regions
 from qcompiler.trace.session import TraceMode
 from qcompiler.trace.spelling import AUGMENTED, spelling
 
@@ -36,7 +36,7 @@ _PRODUCTS = (operator.mul, operator.imul)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-class Tracer(Regions):
+class Tracer(Hits):
     """A recorder that is fed by the calls of one model's forward."""
 
     def __init__(
@@ -177,7 +177,10 @@ class Tracer(Regions):
 
     def to_list(self, owner: Proxy) -> Any:
         """`owner.tolist()`: a list of numbers of the graph, as long as the example's."""
-        return [self.to_list(one) for one in owner.unbind(0)] if owner.example.dim() else owner.item()
+        if not owner.example.dim():
+            return owner.item()
+        hits = self.hit_list(owner)
+        return [self.to_list(one) for one in owner.unbind(0)] if hits is None else hits
 
     def assertion(self, condition: Any, message: str = "") -> None:
         """`torch._assert`: a guard where the condition is about sizes, a call where it is about data."""
