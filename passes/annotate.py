@@ -161,6 +161,11 @@ def _decide_mode(node: fx.Node, row: Op, qconfig: Any, asked: Mode | None, conte
     if obstacle is not None:
         return _quant(obstacle, qconfig)
     mode, why = chosen
+    slow = context.target.slower(row, weights) if mode is Mode.DYNAMIC else None
+    if slow is not None and not asked:
+        return _quant(Obstacle(slow.code, f"{slow.text} (a dynamic qconfig for it makes it int8 all the same)"), qconfig)
+    if slow is not None:
+        context.remark("annotate", slow.code, f"{slow.text}; float weights would take four times the memory", node)
     if mode is not asked:
         context.remark("annotate", "other-mode", f"runs with {mode.value}: {why}", node)
     return _quant(None, qconfig, mode=mode)

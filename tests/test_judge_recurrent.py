@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler import QConfigMapping, calibrate, convert_fx, explain, get_default_qconfig_mapping, prepare_fx, remarks
+from qcompiler.backends.torch import speed
 from qcompiler.debug import compute_sqnr
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.observers import MinMaxObserver, get_observer_state_dict, load_observer_state_dict
@@ -40,6 +41,12 @@ def made(kind: type[nn.Module], x: Tensor, mapping: Any = None, **options: Any) 
     if mapping is None or mapping.global_qconfig is not default_dynamic_qconfig:
         calibrate(prepared, [x, x * 0.5])
     return model, prepared, convert_fx(prepared)
+
+
+@pytest.fixture(autouse=True)
+def _small_layers_are_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers here are far below the size from which int8 is faster than float (test_slower_than_float.py)."""
+    monkeypatch.setattr(speed, "recurrent_table", dict)
 
 
 QUIET = randn(40, 4, 8)

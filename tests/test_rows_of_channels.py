@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import qcompiler
+import qcompiler.debug
+from qcompiler.backends.torch import runtime
 from qcompiler.backends.torch.site import ENGINES
 from qcompiler.debug import compute_sqnr
 
@@ -130,3 +132,54 @@ def test_training_ends_in_equal_values() -> None:
     module = qcompiler.convert_fx(prepared.eval())
     assert lines(module, "aten_transpose_int")
     assert float(compute_sqnr(prepared(x), module(x))) > 25
+
+
+@pytest.mark.parametrize("x", [
+    torch.randn(2, 8, 12), torch.randn(2, 12, 8).transpose(1, 2), torch.randn(1, 12, 8).transpose(1, 2), torch.randn(2, 3, 8, 5)[:, :, ::2],
+    torch.randn(1, 12, 8).transpose(1, 2).reshape(1, 8, 3, 4), torch.randn(2, 8, 3, 4).contiguous(memory_format=torch.channels_last),
+    torch.randn(2, 2, 3, 4, 8).movedim(-1, 1), torch.randn(5, 4), torch.randn(4, 5).t(), torch.randn(7),
+    torch.randn(0, 12, 8).transpose(1, 2),
+    torch.randn(1, 1, 9).transpose(1, 2),
+], ids=lambda x: f"{tuple(x.shape)} {x.stride()}")  # fmt: skip
+def test_floats_are_quantized_along_their_memory(x: torch.Tensor) -> None:
+    made = runtime.quantize_along(x, 0.03, 120)
+    assert torch.equal(made, torch.quantize_per_tensor(x, 0.03, 120, torch.quint8))
+    if x.dim() > 2 and x.movedim(1, -1).is_contiguous():
+        assert made.movedim(1, -1).is_contiguous()
+
+
+class Speech(nn.Module):
+    """Tokens (N, T, C) that a convolution takes as (N, C, T)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv, self.point, self.head = nn.LayerNorm(8), nn.Conv1d(8, 8, 3, padding=1), nn.Conv1d(8, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.conv(self.norm(x).transpose(1, 2)))
+        return self.head((self.point(y) + y).permute(0, 2, 1))  # type: ignore[no-any-return]
+
+
+class Image(nn.Module):
+    """Tokens (N, H W, C) that a convolution takes as an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv, self.head = nn.LayerNorm(8), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x).transpose(1, 2).reshape(x.shape[0], 8, 4, 4)
+        return self.head(self.conv(y).flatten(2).transpose(1, 2))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("make", [Speech, Image])
+def test_tokens_become_images(make: type[nn.Module], engine: str) -> None:
+    model, examples = make().eval(), [torch.randn(2, 16, 8) for _ in range(4)]
+    module = qcompiler.quantize(model, examples, engine=engine, progress=False)
+    assert len(lines(module, "quantize_along")) == 1
+    with torch.no_grad():
+        for x in (examples[0], examples[0][:1], torch.cat(examples)):
+            assert float(compute_sqnr(model(x), module(x))) > 28
+            assert torch.equal(torch.jit.script(module)(x), module(x))
+    assert qcompiler.debug.compare(model, module, examples[:1]).output > 28

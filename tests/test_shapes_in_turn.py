@@ -20,6 +20,7 @@ from torch import nn
 
 import qcompiler
 import qcompiler.codegen.module
+import qcompiler.quantization
 from qcompiler.backends.torch.by_shape import ENGINE_LOCK, PacksByShape
 from qcompiler.nn import quantized
 
@@ -192,6 +193,26 @@ def test_a_module_of_one_op(created: Callable[..., int]) -> None:
     for _ in range(3):
         in_turn(module, inputs)
     assert created(lambda: in_turn(module, inputs)) == 0
+
+
+@pytest.mark.parametrize("make", [
+    lambda: nn.Linear(8, 6), lambda: nn.LSTM(8, 6, 2, bidirectional=True), lambda: nn.GRU(8, 6), lambda: nn.LSTMCell(8, 6),
+    lambda: nn.RNNCell(8, 6),
+], ids=["Linear", "LSTM", "GRU", "LSTMCell", "RNNCell"])  # fmt: skip
+def test_dynamic_modules_on_onednn(make: Callable[[], nn.Module], created: Callable[..., int]) -> None:
+    model = nn.Sequential(make()).eval()
+    with qcompiler.codegen.module.quantized_engine("onednn"):
+        module = qcompiler.quantization.quantize_dynamic(model)
+    sizes = [(4, 8), (1, 8), (2, 8)] if isinstance(model[0], nn.RNNCellBase) else [(3, 4, 8), (3, 1, 8), (5, 2, 8)]
+    inputs = [torch.randn(size, generator=torch.Generator().manual_seed(0)) for size in sizes]
+    expected = [copy.deepcopy(module)(x) for x in inputs]
+    for _ in range(3):
+        in_turn(module, inputs)
+    assert created(lambda: in_turn(module, inputs)) == 0
+    for x, y in zip(inputs, expected, strict=True):
+        torch.testing.assert_close(module(x), y, rtol=0, atol=0)
+        torch.testing.assert_close(torch.jit.script(module)(x), y, rtol=0, atol=0)
+    assert "_by_shape" not in module[0].__getstate__()
 
 
 @pytest.mark.parametrize("how", ["script", "trace"])

@@ -20,6 +20,7 @@ from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.backends.torch.lower import Lower
+from qcompiler.backends.torch.runtime import quantize_along
 from qcompiler.batches import batches, check_data
 from qcompiler.codegen.module import quantized_engine
 from qcompiler.debug.compare import Tallies, float_steps
@@ -235,7 +236,7 @@ def _round_frozen(gm: fx.GraphModule, table: Table) -> None:
     """Rounds each value with frozen qparams, where the passes have not yet put quantize and dequantize into the graph."""
     nodes = list(gm.graph.nodes)
     observed = any(n.op == "call_module" and isinstance(gm.get_submodule(str(n.target)), Watch) for n in nodes)
-    if observed or any(n.target in (quantize, torch.quantize_per_tensor) for n in nodes):
+    if observed or any(n.target in (quantize, torch.quantize_per_tensor, quantize_along) for n in nodes):
         return
     for node in nodes:
         p = quant_of(node).qparams

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qcompiler.backends.torch import runtime
 from qcompiler.ir.attributes import attribute, has_attribute
 from qcompiler.ir.names import user_path
 from qcompiler.ir.text import format_arg, format_node, format_target
@@ -122,7 +123,7 @@ def _kind(node: fx.Node, module: nn.Module | None) -> str:
         return "observer"
     if getattr(node.target, "once", False):
         return "pack"
-    if node.target in (reference.quantize, torch.quantize_per_tensor):
+    if node.target in (reference.quantize, torch.quantize_per_tensor, runtime.quantize_along):
         return "quantize"
     if node.target in (reference.dequantize, reference.dequantize_weight, "dequantize", torch.ops.aten.dequantize.self):
         return "dequantize"

@@ -15,7 +15,7 @@ from qcompiler.debug.nodes import clipped, compact, rounded
 from qcompiler.ir.text import format_arg
 
 PLACE = re.compile(r"^(?:(?P<path>[^ ()]+) ?)?(?:\((?P<cls>[^()]*)\) ?)?(?:(?P<file>[^:]+):(?P<line>\d+))?$")  # build._provenance
-QUANTIZE = ("torch.quantize_per_tensor", "aten::quantize_per_tensor.default", "ops.quantize")
+QUANTIZE = ("torch.quantize_per_tensor", "aten::quantize_per_tensor.default", "runtime.quantize_along", "ops.quantize")
 DEQUANTIZE = ("method.dequantize", "aten::dequantize.self", "ops.dequantize", "ops.dequantize_weight")
 
 Node = dict[str, Any]

@@ -12,8 +12,8 @@ from qcompiler.backends.torch.kernels import TO_FLOAT, Refused, select
 from qcompiler.backends.torch.mode_kernels import TABLE as MODES
 from qcompiler.backends.torch.mode_kernels import select as select_mode
 from qcompiler.backends.torch.reuse import reuse_memory
-from qcompiler.backends.torch.rows import emit_along
-from qcompiler.backends.torch.runtime import as_quantized, quantize_constant
+from qcompiler.backends.torch.rows import emit_along, is_turned, note_rows
+from qcompiler.backends.torch.runtime import as_quantized, quantize_along, quantize_constant
 from qcompiler.backends.torch.site import Emit, Half, Operand, Rounded, Site, Weight, cut
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
@@ -147,9 +147,11 @@ class _Lowering:
         if value in self.int8:
             self.int8[node] = self.int8[value]
             return
-        target = quantize_constant if value.op == "get_attr" else torch.quantize_per_tensor
-        dtype = () if value.op == "get_attr" else (torch.quint8,)
+        turned = is_turned(value, self.context.table)
+        target = quantize_constant if value.op == "get_attr" else quantize_along if turned else torch.quantize_per_tensor
+        dtype = () if value.op == "get_attr" or turned else (torch.quint8,)
         made = self.new.create_node("call_function", target, (self.float_of(value), scale, zero_point, *dtype), name=node.name)
+        note_rows(made, turned and len(value_of(value).shape or ()) == 3)
         self.int8[node] = self._annotated(self._within(made, value, quant_of(node).qparams), value, quant_of(node).qparams, torch.quint8)
 
     def _ends(self, output: QParams | None) -> tuple[int, int]:

@@ -17,11 +17,13 @@ from torch import fx
 
 from qcompiler.backends.torch.site import Emit, Kernel, Operand, Site
 from qcompiler.ir.types import value_of
+from qcompiler.ops.table import Table
 
 TRANSPOSE = torch.ops.aten.transpose.int
 CLAMP = torch.ops.aten.clamp.default  # what a convolution's bounds may end in
 CONV = (torch.ops.quantized.conv1d.default, torch.ops.quantized.conv1d_relu.default)
 VIEWS = ("getitem", "narrow", "identity", "detach")  # rows cut short are rows
+TURNS, RESHAPES = ("transpose", "permute"), ("reshape", "unflatten", "flatten", "unsqueeze", "squeeze", *VIEWS)
 OPERANDS = {"add": 2, "sub": 2, "mul": 2, "div": 2, "maximum": 2, "minimum": 2, "relu": 1, "clamp": 1}
 ROWS = "rows"  # key of node.meta: where the value lies in rows
 
@@ -37,13 +39,29 @@ def emit_along(kernel: Kernel, site: Site, emit: Emit) -> fx.Node:
     if turns:
         result = emit.call(TRANSPOSE, result, 1, 2)
     cut = site.op.name in VIEWS and isinstance(site.args[0], Operand) and in_rows(site.args[0].node)
-    result.meta[ROWS] = turns or cut or result.target in CONV
+    note_rows(result, turns or cut or result.target in CONV)
     return result
 
 
 def in_rows(node: fx.Node) -> bool:
     """Whether a value of the lowered graph lies in rows of channels."""
     return bool(node.meta.get(ROWS))
+
+
+def note_rows(node: fx.Node, value: bool) -> None:
+    """Says whether a value of the lowered graph lies in rows of channels."""
+    node.meta[ROWS] = value
+
+
+def is_turned(node: fx.Node, table: Table) -> bool:
+    """Whether a float value is a transposed one in another shape: its channels may lie innermost."""
+    row = table.of(node)
+    while row is not None and row.name in (*TURNS, *RESHAPES) and isinstance(node.args[0], fx.Node):
+        if row.name in TURNS:
+            return True
+        node = node.args[0]
+        row = table.of(node)
+    return False
 
 
 def _operands(site: Site) -> Sequence[Operand]:

@@ -336,6 +336,17 @@ def as_quint8(x: torch.Tensor) -> torch.Tensor:
     return torch._make_per_tensor_quantized_tensor(codes, x.q_scale(), x.q_zero_point() + 128)
 
 
+def quantize_along(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """torch.quantize_per_tensor in the order of memory where the channels of (N, C, ...) lie innermost, as in transposed tokens.
+
+    The result has them there, too, as convolutions want it. torch goes element by element through three dimensions, and through four
+    where the batch is 1: 1.9 ms for 128 x 64 x 64 values, so 0.1.
+    """
+    if x.dim() < 3 or x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
+        return torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
+    return torch.quantize_per_tensor(x.movedim(1, -1), scale, zero_point, torch.quint8).movedim(-1, 1)
+
+
 def amax(x: torch.Tensor, dim: list[int], keepdim: bool, scale: float, zero_point: int) -> torch.Tensor:
     """The largest values along `dim` (all of them for []): those of the codes."""
     return torch._make_per_tensor_quantized_tensor(torch.amax(x.int_repr(), dim, keepdim), scale, zero_point)

@@ -25,6 +25,12 @@ ORDER = ("default", "avx2", "avx512")  # vector widths; one that was not measure
 
 
 @functools.cache
+def recurrent_table() -> Mapping[str, Any]:
+    """Microseconds of recurrent layers, [float, int8 dynamic], by vector width, engine, op and number of weights of a cell."""
+    return json.loads(SPEED.read_text(encoding="utf-8"))["recurrent"]  # type: ignore[no-any-return]
+
+
+@functools.cache
 def table() -> Mapping[str, Any]:
     """The measurements of speed.json, by vector width."""
     return json.loads(SPEED.read_text(encoding="utf-8"))["microseconds"]  # type: ignore[no-any-return]
@@ -60,3 +66,13 @@ def fastest(site: Site, kernels: Sequence[Kernel]) -> Kernel:
         if best.label in times and times.get(kernel.label, math.inf) < MARGIN * times[best.label]:
             best = kernel
     return best
+
+
+def recurrent_times(op: str, weights: int, engine: str, isa: str) -> tuple[float, float] | None:
+    """Microseconds in float and int8 dynamic of a recurrent op at the measured size next to its cells'; None where nothing was measured."""
+    library = "fbgemm" if engine == "x86" else engine  # x86 packs linear layers with it
+    sizes = recurrent_table().get(width(isa), {}).get(library, {}).get(op.replace("_packed", ""), {})
+    if not sizes or weights <= 0:
+        return None
+    found = sizes[min(sizes, key=lambda size: abs(math.log(int(size) / weights)))]
+    return found[0], found[1]

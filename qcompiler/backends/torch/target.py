@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, fx
 from qcompiler.backends.torch import conv, depthwise, modes
 from qcompiler.backends.torch.kernels import TABLE, TO_FLOAT
 from qcompiler.backends.torch.site import ENGINES, INSTRUCTION_SETS, host_isa
+from qcompiler.backends.torch.speed import MARGIN, recurrent_times
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode, value_of
 from qcompiler.ops.obstacles import Obstacle
@@ -96,6 +98,16 @@ class TorchTarget:
     def mode(self, row: Op, node: fx.Node, asked: Mode) -> tuple[Mode, str] | Obstacle:
         """How an op with quantized weights and float activations runs, with why that is not as asked; or why it stays float."""
         return modes.choose(row, asked)
+
+    def slower(self, row: Op, weights: Sequence[fx.Node]) -> Obstacle | None:
+        """What the committed times say where int8 dynamic takes longer than float at the op's size; None where it does not."""
+        sizes = [math.prod(value_of(w).shape or ()) for w in weights]
+        cells = len(sizes) // 2
+        times = recurrent_times(row.name, sum(sizes) // cells, self.engine, self.isa) if cells and row.name in modes.RECURRENT else None
+        if times is None or times[1] * MARGIN <= times[0]:
+            return None
+        text = f"int8 dynamic takes {times[1] / times[0]:.1f} times as long as float at this size on {self.engine}, by measurement"
+        return Obstacle("slower-than-float", text)
 
     def activation_range(self, row: Op, node: fx.Node, qconfig: Any) -> tuple[int, int]:
         """(quant_min, quant_max) of activations that are quantized at run time."""
