@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from qcompiler.backends.torch import floats, groups, runtime
+from qcompiler.backends.torch.depthwise import safe_weight
 from qcompiler.backends.torch.phases import Phases
 from qcompiler.backends.torch.site import ENGINES, VNNI, Emit, Kernel, Operand, Site, Weight, constant_of, finish, ints, needs_relu
 
@@ -119,9 +120,12 @@ def is_symmetric(weight: Weight) -> bool:
 
 
 def _grouped(site: Site, emit: Emit, weight: Weight, attributes: Mapping[str, Any], symmetric: bool) -> tuple[fx.Node, int]:
-    """The weight and its number of groups as packed: merged where the packing library fails or crawls."""
+    """The weight and its number of groups as packed: merged where the packing library fails or crawls, and where its depthwise kernel
+    would overflow 16 bits, as it may with a weight that was given in int8."""
     count, name = attributes.get("groups", 1), f"conv{len(weight.shape) - 2}d"
-    crawls = weight.shape[1] == 1 and not pairs_taps(name, weight.shape, attributes)
+    given = constant_of(weight.node)
+    fits = pairs_taps(name, weight.shape, attributes) and (given is None or safe_weight(given))
+    crawls = weight.shape[1] == 1 and not fits
     size = groups.merge(weight.shape, count, lambda n: fbgemm_packs(site.engine, site.isa, n, symmetric), crawls)
     if size == 1:
         return weight.node, count
