@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from qcompiler.fake_quantize.modules import current, hold_each_batch
 from qcompiler.ir.groups import members_of
 from qcompiler.ir.names import add_named
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Stage, quant_of, source_of
@@ -23,6 +24,7 @@ from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.spec import Output
 from qcompiler.ops.table import Table
 from qcompiler.pass_manager import Context
+from qcompiler.qat.of_model import of_model_alone
 from qcompiler.qat.sites import FakeQuantWatch, fixed, made_by
 
 
@@ -35,12 +37,14 @@ class InsertObservers:
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         gm.add_module("observers", nn.Module())
         groups = members_of(gm.graph)
+        own = of_model_alone(gm.graph) if context.trains else {}
         for members in groups.values():
             node = _source(members, context)
             row = context.table.of(node)
             is_fixed = row is not None and row.output is Output.FIXED and quant_of(node).int8
             if context.trains:
-                _observe(gm, node, _fake_quant(node, members, row.fixed if is_fixed and row is not None else None, context), context.table)
+                made = _fake_quant(node, members, row.fixed if is_fixed and row is not None else None, node in own, context)
+                _observe(gm, node, made, context.table)
             elif is_fixed and row is not None:
                 node.meta[QUANT] = quant_of(node).with_(qparams=row.fixed)
             else:
@@ -55,9 +59,13 @@ def _source(members: list[fx.Node], context: Context) -> fx.Node:
     return cat if context.trains and cat is not None else members[0]
 
 
-def _fake_quant(node: fx.Node, members: list[fx.Node], qparams: QParams | None, context: Context) -> Watch:
-    """Fake quantization with the range that int8 will have, 7 bits where a kernel needs that."""
+def _fake_quant(node: fx.Node, members: list[fx.Node], qparams: QParams | None, of_model: bool, context: Context) -> Watch:
+    """Fake quantization with the range that int8 will have, 7 bits where a kernel needs that. `of_model`: no data reaches the value."""
     made = fixed(qparams) if qparams is not None else made_by(_factory(node, context), "activation", where(node))
+    if of_model:
+        made = current(made)
+    elif node.op != "placeholder":
+        hold_each_batch(made)
     if context.needs_7_bits(members):
         made.set_reduce_range(True)
     return FakeQuantWatch(made, where(node))

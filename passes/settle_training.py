@@ -20,7 +20,8 @@ from qcompiler.ir.verify import where
 from qcompiler.ops.batch_norm import fold
 from qcompiler.ops.spec import Op
 from qcompiler.pass_manager import Context
-from qcompiler.qat.sites import HOLDER, round_like
+from qcompiler.qat.of_model import of_model_alone, value_now
+from qcompiler.qat.sites import HOLDER, FakeQuantWatch, round_like
 
 LIVE = ("training", "momentum", "fake_quant")
 
@@ -33,6 +34,7 @@ class SettleTraining:
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         gm.eval()
+        _settle_operands(gm, context)
         for node in list(gm.graph.nodes):
             if node.op == "get_attr" and isinstance(attribute(gm, str(node.target)), bool):
                 _replace(node, False)
@@ -70,6 +72,14 @@ def _drop(node: fx.Node) -> None:
     if own is not None:
         source.meta[QUANT] = quant_of(source).with_(group=own)
     node.replace_all_uses_with(source)
+
+
+def _settle_operands(gm: fx.GraphModule, context: Context) -> None:
+    """The qparams of parameters that ops take as operands, and of what is computed from them alone, for the values that they have now."""
+    own = of_model_alone(gm.graph)
+    for node in own:
+        if node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), FakeQuantWatch):
+            value_now(gm, node, context.table)
 
 
 def _quantized(node: fx.Node, fake_quant: Any, weight: Tensor) -> tuple[Tensor, Any]:

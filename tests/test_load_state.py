@@ -214,6 +214,49 @@ def test_a_prepared_module_takes_statistics_of_another_size() -> None:
     module.load_state_dict(trained().state_dict())
 
 
+class Depthwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(x)
+
+
+@pytest.mark.parametrize("engine", ["fbgemm", "qnnpack"])
+def test_depthwise_codes_that_a_kernel_cannot_add(engine: str) -> None:
+    """fbgemm's kernel adds products of neighbouring taps in 16 bits: the codes of another engine's module may overflow it."""
+    x, model = torch.rand(1, 8, 5, 5), Depthwise().eval()
+    prepared = qc.prepare_fx(model, None, (x,), engine=engine, isa="avx512_vnni")
+    prepared(x)
+    module = qc.convert_fx(prepared)
+    state = other(module.state_dict())
+    full = state | {"c.weight": torch.full_like(state["c.weight"], 127)}
+    if engine == "fbgemm":
+        refused(module, full, "neighbouring codes", "weight-sums")
+    else:
+        module.load_state_dict(full)
+    module.load_state_dict(state)
+
+
+@pytest.mark.parametrize("engine", ["x86", "fbgemm", "onednn", "qnnpack"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_module_takes_any_depthwise_codes(engine: str, dims: int) -> None:
+    """It packs them for another kernel where they could overflow."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = engine
+    try:
+        module = {2: nnq.Conv2d, 3: nnq.Conv3d}[dims](8, 8, 3, padding=1, groups=8, bias=False)
+        module.load_state_dict(module.state_dict() | {"weight": torch.full((8, 1, *[3] * dims), 127, dtype=torch.int8),
+                                                      "weight_scale": torch.tensor(0.01, dtype=torch.float64),
+                                                      "scale": torch.tensor(12.0, dtype=torch.float64)})  # fmt: skip
+        x = torch._make_per_tensor_quantized_tensor(torch.full((1, 8, *[3] * dims), 255, dtype=torch.uint8), 0.01, 0)
+        wanted = 3**dims * 127 * 0.01 * 255 * 0.01
+        assert abs(float(module(x).dequantize().max()) - wanted) <= 6.001  # half a step of the result
+    finally:
+        torch.backends.quantized.engine = before
+
+
 def test_a_part_of_an_int8_module_alone() -> None:
     """Its packed weights would stay."""
     module: Any = qc.convert_fx(prepared())

@@ -217,14 +217,14 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         return scale, torch.zeros_like(scale, dtype=torch.int32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        observer = self.activation_post_process
         if self._is_signed or self.least_scale is not None:
             return super().forward(x)
         if not x.numel():
             return x
-        observer = self.activation_post_process
         assert isinstance(observer, MovingAverageMinMaxObserver | MovingAveragePerChannelMinMaxObserver)
-        if readable(x) and self.is_on("observer_enabled"):
-            finite_range(x.detach())
+        if (readable(x) or observer.holds_batch) and self.is_on("observer_enabled"):
+            observer.hold(*finite_range(x.detach()))
         axis = self.ch_axis % x.dim() if self.is_per_channel else 0  # the kernel takes channels in dimension 0 alone
         rounded: torch.Tensor = torch.fused_moving_avg_obs_fake_quant(
             x.float().transpose(0, axis) if axis else x.float(),
@@ -242,3 +242,48 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
             observer.qscheme in SYMMETRIC,
         )
         return (rounded.transpose(0, axis) if axis else rounded).to(x.dtype)
+
+
+@register_observer
+class CurrentFakeQuantize(FakeQuantize):
+    """Fake quantization of a tensor of the model itself, a parameter or what is computed from parameters alone, that an op takes beside
+    its data: the range is that of the values at hand.
+
+    There are no statistics to keep: a parameter that starts at 1e-6 and grows has no average range, and its largest values must not
+    be clipped, or they would learn nothing. So `disable_observer` changes nothing, and gradients pass straight through: dx = dy.
+    """
+
+    def __init__(self, observer: Any = MovingAverageMinMaxObserver, quant_min: int | None = None, quant_max: int | None = None,
+                 **observer_kwargs: Any) -> None:  # fmt: skip
+        super().__init__(observer, quant_min, quant_max, averaging_constant=1.0, **observer_kwargs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.numel():
+            return x
+        self.activation_post_process(x.detach())
+        self._update()
+        return self.rounded(x)
+
+    def _round(self, x: torch.Tensor) -> torch.Tensor:
+        return super()._round(x.detach()) + (x - x.detach())  # 0 in value
+
+
+def current(like: FakeQuantizeBase) -> FakeQuantizeBase:
+    """A CurrentFakeQuantize with the codes and the scheme of another fake quantization; that itself where it is of a user's own kind."""
+    if not isinstance(like, FakeQuantize) or like.is_per_channel or isinstance(like, FixedQParamsFakeQuantize):
+        return like
+    made = like.activation_post_process
+    custom = getattr(made, "has_customized_qrange", False)
+    ends = {"quant_min": made.quant_min, "quant_max": made.quant_max} if custom else {"reduce_range": getattr(made, "reduce_range", None)}
+    return CurrentFakeQuantize(dtype=like.dtype, qscheme=like.qscheme, **ends)
+
+
+def hold_each_batch(made: FakeQuantizeBase) -> None:
+    """For a value that trained parameters have a part in, with a moving average: its range follows one that grows.
+
+    An average of a hundred steps would clip what is new, and what is clipped has no gradient: scales, gates and embeddings would
+    hardly learn. Where values have settled, the range is the largest of the last hundred batches or so.
+    """
+    observer = getattr(made, "activation_post_process", None)
+    if isinstance(observer, MovingAverageMinMaxObserver):
+        observer.holds_batch = True

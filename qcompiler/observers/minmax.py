@@ -53,17 +53,31 @@ class MinMaxObserver(UniformQuantizationObserverBase):
 
 
 class _Averaging:
-    """A moving average depends on the order of the data, so two of them have no meaningful sum."""
+    """A moving average depends on the order of the data, so two of them have no meaningful sum.
+
+    `holds_batch`: in train mode the average is widened to the batch at hand first, so that it clips nothing of that; ranges grow at once
+    and shrink by the average. What prepares a model for training sets it; it is no state.
+    """
 
     averaging_constant: float
+    training: bool
+    holds_batch: bool = False
     min_val: torch.Tensor
     max_val: torch.Tensor
 
     def merge(self, other: ObserverBase) -> None:
         raise ConfigError("moving averages depend on the order of the data and cannot be merged", code="observer-merge")
 
+    def hold(self, low: torch.Tensor, high: torch.Tensor) -> None:
+        """Widens the average to a batch of this range, where `holds_batch` and in train mode."""
+        if self.holds_batch and self.training:
+            with torch.no_grad():
+                self.min_val.copy_(torch.minimum(self.min_val, low))
+                self.max_val.copy_(torch.maximum(self.max_val, high))
+
     def _average(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The averages after this batch; the batch's own where there is none yet. NaN and inf stay."""
+        self.hold(low, high)
         fresh = self.min_val > self.max_val
         old, new = torch.stack((self.min_val, self.max_val)), torch.stack((low, high))
         result = torch.where(fresh, new, old + self.averaging_constant * (new - old))

@@ -35,7 +35,7 @@ from qcompiler.quantization.quantization_mappings import (
     get_default_static_quant_module_mappings,
 )
 from qcompiler.quantization.quantize_dynamic import quantize_dynamic
-from qcompiler.quantization.ranges import check_trained, keep_depthwise_safe, reduce_where_needed
+from qcompiler.quantization.ranges import check_trained, hold_batches, keep_depthwise_safe, reduce_where_needed
 from qcompiler.quantization.report import Report, leaves_of
 from qcompiler.quantization.stubs import QuantStub
 from qcompiler.quantization.swap import swap_all, swap_module
@@ -97,6 +97,7 @@ def prepare_qat(
     model = swap_all(model, lambda module: swap_module(module, table))
     model = _prepare(model, None, set(table.values()), None)
     reduce_where_needed(model, isa)
+    hold_batches(model)
     keep_depthwise_safe(model, isa)
     return model
 

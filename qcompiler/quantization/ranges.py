@@ -11,6 +11,7 @@ from torch import nn
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.errors import ConfigError, Where
 from qcompiler.fake_quantize import FakeQuantize
+from qcompiler.fake_quantize.modules import hold_each_batch
 from qcompiler.observers import ObserverBase
 from qcompiler.quantization.observation import observers_of
 
@@ -27,6 +28,13 @@ def reduce_where_needed(model: nn.Module, isa: str | None) -> None:
     for _, _, observer in observers_of(model):
         if isinstance(observer, ObserverBase):
             observer.set_reduce_range(reduce)
+
+
+def hold_batches(model: nn.Module) -> None:
+    """Before training: ranges of activations follow what training does to them, also of a parameter behind a QuantStub."""
+    for _, _, observer in observers_of(model):
+        if isinstance(observer, FakeQuantize):
+            hold_each_batch(observer)
 
 
 def keep_depthwise_safe(model: nn.Module, isa: str | None) -> None:

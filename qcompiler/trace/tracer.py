@@ -94,12 +94,12 @@ class Tracer(Hits):
         return result
 
     def _trains(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a parameter that can be trained is among the arguments."""
+        """Whether a parameter is among the arguments. One that is frozen now may be trained later."""
         found = False
 
         def look(value: Any) -> Any:
             nonlocal found
-            found = found or (isinstance(value, nn.Parameter) and value.requires_grad and id(value) in self._names)
+            found = found or (isinstance(value, nn.Parameter) and id(value) in self._names)
 
         map_nested(look, (tuple(args), kwargs))
         return found
@@ -380,11 +380,12 @@ def _plain(value: Any) -> Any:
 
 
 def _is_computed(func: Any, result: Any) -> bool:
-    """Whether a function of parameters makes a value that gradients flow through."""
+    """Whether a function of parameters makes values that change when these are trained: tensors, or several (chunk, split, max)."""
     name = getattr(func, "__name__", "")
-    if name in ("detach", "requires_grad_") or (name == "__get__" and func.__self__.__name__ not in ("T", "mT", "H", "mH")):
+    if name == "requires_grad_" or (name == "__get__" and func.__self__.__name__ not in ("T", "mT", "H", "mH", "data")):
         return False
-    return isinstance(result, torch.Tensor) and result.is_floating_point()
+    results = result if isinstance(result, (tuple, list)) else (result,)
+    return all(isinstance(r, torch.Tensor) for r in results) and any(r.is_floating_point() for r in results)
 
 
 def _is_torch(module: nn.Module) -> bool:

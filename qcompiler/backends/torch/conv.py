@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from qcompiler.backends.torch import fit, floats, groups, onednn_faults, runtime
+from qcompiler.backends.torch.depthwise import safe_weight
 from qcompiler.backends.torch.phases import Phases
 from qcompiler.backends.torch.site import ENGINES, VNNI, Emit, Kernel, Operand, Site, Weight, constant_of, finish, ints, needs_relu
 
@@ -125,21 +126,27 @@ def is_symmetric(weight: Weight) -> bool:
     return zero_point is None or not bool(zero_point.any())
 
 
-def merging(site: Site, shape: tuple[int, ...], attributes: Mapping[str, Any], symmetric: bool) -> int:
-    """How many groups are packed as one, where the packing library fails or crawls; `shape` is the weight's."""
+def merging(site: Site, shape: tuple[int, ...], attributes: Mapping[str, Any], symmetric: bool, safe: bool = True) -> int:
+    """How many groups are packed as one, where the packing library fails or crawls; `shape` is the weight's.
+
+    `safe`: whether 16-bit sums of its depthwise kernel are known to hold the weight's products.
+    """
     count, name = attributes.get("groups", 1), f"conv{len(shape) - 2}d"
     dilation = ints(attributes.get("dilation", 1), len(shape) - 2)
 
     def mixed_up(wide: tuple[int, ...], n: int) -> bool:
         return onednn_packs(site.engine, n, symmetric) and onednn_faults.misplaces_groups(wide, n, dilation)
 
-    crawls = shape[1] == 1 and not pairs_taps(name, shape, attributes)
+    crawls = shape[1] == 1 and not (safe and pairs_taps(name, shape, attributes))
     return groups.merge(shape, count, lambda n: fbgemm_packs(site.engine, site.isa, n, symmetric), crawls, mixed_up)
 
 
 def _grouped(site: Site, emit: Emit, weight: Weight, attributes: Mapping[str, Any], symmetric: bool) -> tuple[fx.Node, int]:
-    """The weight and its number of groups as packed."""
-    count, size = attributes.get("groups", 1), merging(site, weight.shape, attributes, symmetric)
+    """The weight and its number of groups as packed: merged where the packing library fails or crawls, and where its depthwise kernel
+    would overflow 16 bits, as it may with a weight that was given in int8."""
+    given = constant_of(weight.node)
+    safe = given is None or weight.shape[1] != 1 or safe_weight(given)
+    count, size = attributes.get("groups", 1), merging(site, weight.shape, attributes, symmetric, safe)
     if size == 1:
         return weight.node, count
     return emit.call(runtime.merge_groups, weight.node, weight.zero_point, count, size), count // size
