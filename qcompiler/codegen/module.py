@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from qcompiler.backends.torch.site import VNNI, host_isa
+from qcompiler.backends.torch.site import ENGINE_LOCK, VNNI, host_isa
 from qcompiler.codegen import registry
 from qcompiler.codegen.bind import Bound, bind, resolve
 from qcompiler.codegen.build import Built, build
@@ -27,7 +26,6 @@ from qcompiler.input_text import described, first_sentence, how_to_give, refuses
 
 T = TypeVar("T", bound=type)
 OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound"})
-_engine_lock = threading.RLock()
 
 
 class OtherCPUWarning(UserWarning):
@@ -40,7 +38,7 @@ def quantized_engine(engine: str) -> Iterator[None]:
     if engine not in torch.backends.quantized.supported_engines:
         supported = ", ".join(sorted(torch.backends.quantized.supported_engines))
         raise ConfigError(f"the module was compiled for engine {engine!r:.40}; this torch has {supported}", code="engine")
-    with _engine_lock:
+    with ENGINE_LOCK:
         before = torch.backends.quantized.engine
         torch.backends.quantized.engine = engine
         try:

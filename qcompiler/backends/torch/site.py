@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -13,6 +14,7 @@ from qcompiler.backends.torch import floats
 from qcompiler.ir.types import QParams, value_of
 from qcompiler.ops.spec import Op
 
+ENGINE_LOCK = threading.RLock()  # held by who makes an engine torch's current one for a moment
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
 VNNI = ("avx512_vnni", "avx512_amx")  # instruction sets where u8 x s8 products are summed in 32 bits
 INSTRUCTION_SETS = ("default", "avx2", "avx512", *VNNI)
