@@ -134,7 +134,7 @@ def _prepare(model: nn.Module, context: Context, examples: tuple[Any, Any, Any],
     name = type(model).__name__
     with watched(debug, "prepare", name, context):
         run_passes(gm, (*passes, *(OBSERVE_CUSTOM if context.custom.observed_classes else ())), Stage.TRACED, context)
-    example = (check_examples(inputs), dict(kwargs or {})) if context.trains else None
+    example = (check_examples(inputs), dict(kwargs or {}))
     kept = user_attributes(model) | {key: getattr(model, key) for key in context.custom.preserved_attributes}
     if items := items_of(model):
         kept[ITEMS] = items
@@ -241,8 +241,9 @@ def convert_fx(
     """Compiles a calibrated module of prepare_fx, or a trained one of prepare_qat_fx, to an int8 module for the CPU.
 
     `prepared` is not changed, and may be in train or eval mode: eval mode is compiled. `allow_uncalibrated="float"` keeps the
-    parts float that no data reached. `convert_custom_config`: a ConvertCustomConfig, a dict, or torch.ao's. `check_parity`: after
-    training, compare every int8 value with the fake-quantized one on the example inputs, at the cost of a few forwards
+    parts float that no data reached. `convert_custom_config`: a ConvertCustomConfig, a dict, or torch.ao's. `check_parity`:
+    compare every int8 value with the simulated one on the example inputs, at the cost of a few forwards. After calibration an op
+    whose kernel is off by more than a step takes another one, or floats, with a remark; after training that is an error
     (docs/qat.md). Raises CalibrationError where observers saw no data, ConfigError for a module that prepare_fx did not return,
     PassError where parity does not hold.
     """
@@ -254,6 +255,7 @@ def convert_fx(
         return _each_form(prepared, lambda form: convert_fx(form, backend, check_parity=check_parity, **options), "converted")  # type: ignore
     custom = as_config(convert_custom_config, ConvertCustomConfig)
     gm, state = _observed(prepared, allow_uncalibrated)
+    state.context.example = state.example if check_parity and not state.context.trains else None
     state.context.quantized_classes = custom.observed_to_quantized_mapping.get("static", {})
     check_attributes(prepared, custom.preserved_attributes)
     kept = state.user_attributes | {name: getattr(prepared, name) for name in custom.preserved_attributes}
@@ -267,7 +269,7 @@ def convert_fx(
     setattr(module, MARK, "converted")
     setattr(module, WEIGHTS, state.weights)
     setattr(module, ROWS, rows_of(nodes, state.context.table).to_data())
-    if check_parity and state.example is not None:
+    if check_parity and state.context.trains and state.example is not None:
         found = require_parity(prepared, module, state.example)
         state.context.remarks.append(Remark("parity", "parity", str(found)))
         if not any(isinstance(module, FakeQuantWatch) for module in prepared.modules()):

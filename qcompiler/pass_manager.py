@@ -73,6 +73,7 @@ class Context:
     stage: Stage = Stage.TRACED  # where the graph stands
     rewrites: list[str] = field(default_factory=list)
     matches: int = 0
+    example: Any = None  # (args, kwargs) of one call, on which a back end checks its kernels
 
     def remark(self, pass_name: str, code: str, text: str, node: fx.Node | None = None) -> None:
         place = where(node) if node is not None else Where()

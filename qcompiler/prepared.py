@@ -38,7 +38,7 @@ class State:
     context: Context
     name: str
     user_attributes: dict[str, Any]
-    example: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # of a model in training: what parity is checked on
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # what the int8 values are checked on
     weights: dict[str, str] = field(default_factory=dict)  # checksums of the float model's; none where others were loaded
 
     def saved(self) -> State:
@@ -48,7 +48,7 @@ class State:
             raise ConfigError("a model prepared with op rows of your own cannot be pickled", code="pickle-table",
                               hint="save its state_dict; prepare again and load that")  # fmt: skip
         plain = replace(context, table=Table(), module_types={}, instruments=(), used_rules=[], records=[])
-        return replace(self, context=plain)
+        return replace(self, context=plain, example=self.example if context.trains else None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
         return self  # copies of a prepared module hold the same settings; convert works on copies of what it adds to

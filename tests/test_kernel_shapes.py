@@ -58,9 +58,9 @@ def test_scripts_and_files_have_the_same_answers(tmp_path: Any) -> None:
     examples = [torch.rand(first), torch.rand(later)]
     compiled = compiled_for(nn.Sequential(module, nn.ReLU()).eval(), examples, "x86")
     qc.save(compiled, tmp_path / "m.qc")
-    loaded, scripted = qc.load(tmp_path / "m.qc"), torch.jit.script(compiled)
+    others = [qc.load(tmp_path / "m.qc"), torch.jit.script(compiled), torch.jit.trace(compiled, examples[0])]
     for x in examples:
-        assert torch.equal(compiled(x), loaded(x)) and torch.equal(compiled(x), scripted(x))
+        assert all(torch.equal(compiled(x), other(x)) for other in others)
 
 
 @pytest.mark.parametrize("engine", AVAILABLE)

@@ -189,11 +189,10 @@ def convolve(
     dims = len(shape) - 2
     _, plain, with_relu = CONV[dims]
     sizes = sizes_of(site, shape, attributes, symmetric)
-    large = emit.call(fit.at_least, source, sizes.smallest, sizes.least) if sizes.checked else source
+    smallest, least, stride = sizes.trailing(ints(attributes.get("stride", 1), dims))
+    large = emit.call(fit.at_least, source, smallest, least) if sizes.checked else source
     result = emit.call(with_relu if relu else plain, large, pack, site.scale, site.zero_point)
-    if not sizes.grown:
-        return result
-    return emit.call(fit.without_more, result, source, sizes.smallest, sizes.least, ints(attributes.get("stride", 1), dims))
+    return emit.call(fit.without_more, result, source, smallest, least, stride) if sizes.grown else result
 
 
 def prepacked(site: Site, emit: Emit, weight: Weight, bias: fx.Node | None, attributes: Mapping[str, Any], symmetric: bool) -> fx.Node:

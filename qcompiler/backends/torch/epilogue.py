@@ -60,11 +60,11 @@ def emit_add(site: Site, emit: Emit) -> fx.Node:
     stride = ints(site.get("stride", 1), 2)
     where = (shape[0], list(shape[2:]), stride, padding, ints(site.get("dilation", 1), 2))
     sizes = conv.sizes_of(site, shape, {**site.attributes, "padding": padding}, conv.is_symmetric(site.args[1]))
-    settings = (sizes.smallest, sizes.least)
-    large = emit.call(fit.at_least, source, *settings) if sizes.checked else source
-    other = emit.call(fit.with_more, other, source, *settings, stride) if sizes.grown else other
+    settings = sizes.trailing(stride)
+    large = emit.call(fit.at_least, source, *settings[:2]) if sizes.checked else source
+    other = emit.call(fit.with_more, other, source, *settings) if sizes.grown else other
     result = emit.call(runtime.conv2d_add_onednn, large, other, pack, *where, site.scale, site.zero_point)
-    result = emit.call(fit.without_more, result, source, *settings, stride) if sizes.grown else result
+    result = emit.call(fit.without_more, result, source, *settings) if sizes.grown else result
     return finish(site, emit, conv.unbatched(site, emit, result, 2))
 
 

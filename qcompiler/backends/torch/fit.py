@@ -1,12 +1,14 @@
 """Functions of lowered graphs that give kernels what they are right for: strides that say which layout is meant, inputs large enough.
 
-Like `runtime.py`: self-contained, scriptable, copied into exported files. Which kernels want what: onednn_faults.py, pool.py.
+Like `runtime.py`: self-contained, scriptable, copied into exported files. They decide by sizes at each call, so torch.jit.trace takes
+them as scripts. Which kernels want what: onednn_faults.py, pool.py.
 """
 # no `from __future__ import annotations`: torch.jit reads the annotations themselves
 
 import torch
 
 
+@torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
 def settled(x: torch.Tensor) -> torch.Tensor:
     """x with the strides of its own memory's layout, no copy: (N, C, *sizes) of 3 to 5 dimensions.
 
@@ -16,6 +18,9 @@ def settled(x: torch.Tensor) -> torch.Tensor:
     dims = x.dim()
     if dims == 4:
         if not x.is_contiguous(memory_format=torch.channels_last):
+            return x
+        row = x.size(3) * x.size(1)
+        if x.stride(3) == x.size(1) and x.stride(2) == row and x.stride(0) == row * x.size(2):
             return x
     elif dims == 5:
         if not x.is_contiguous(memory_format=torch.channels_last_3d):
@@ -30,6 +35,7 @@ def settled(x: torch.Tensor) -> torch.Tensor:
     return torch.as_strided(x, x.size(), strides)
 
 
+@torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
 def group_norm(
     x: torch.Tensor, num_groups: int, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, scale: float, zero_point: int
 ) -> torch.Tensor:
@@ -41,6 +47,7 @@ def group_norm(
     return y.reshape(x.shape) if few else y  # type: ignore[no-any-return]
 
 
+@torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
 def nearest(
     x: torch.Tensor, size: list[int] | None, scale_factor: list[float] | None, mode: str, recompute_scale_factor: bool | None
 ) -> torch.Tensor:
@@ -57,12 +64,16 @@ def nearest(
     return torch.quantize_per_tensor(y, x.q_scale(), x.q_zero_point(), torch.quint8)
 
 
+@torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
 def at_least(x: torch.Tensor, smallest: list[int], least: list[int]) -> torch.Tensor:
     """x (..., *sizes) with real zeros behind its ends up to the sizes `least`; x itself where it has them.
 
     Below `smallest` a window does not fit in, which float ops refuse; int8 kernels make something up, or end the process.
     """
-    missing, dims = 0, len(least)
+    dims = len(least)
+    if x.size(-1) >= least[-1] and dims == 1:
+        return x
+    missing = 0
     for i in range(dims):
         missing = max(missing, least[i] - x.size(i - dims))
     if missing <= 0:
@@ -79,23 +90,28 @@ def at_least(x: torch.Tensor, smallest: list[int], least: list[int]) -> torch.Te
     return torch.quantize_per_tensor(y, x.q_scale(), x.q_zero_point(), torch.quint8)
 
 
+@torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
 def without_more(y: torch.Tensor, x: torch.Tensor, smallest: list[int], least: list[int], stride: list[int]) -> torch.Tensor:
     """Of a convolution's result y on `at_least(x, ...)`, the part that x alone has: (size - smallest) // stride + 1 elements."""
-    for i in range(len(least)):
-        if x.size(2 + i) < least[i]:
-            y = y.narrow(2 + i, 0, (x.size(2 + i) - smallest[i]) // stride[i] + 1)
+    dims = len(least)
+    if x.size(-1) >= least[-1] and dims == 1:
+        return y
+    for i in range(dims):
+        if x.size(i - dims) < least[i]:
+            y = y.narrow(i - dims, 0, (x.size(i - dims) - smallest[i]) // stride[i] + 1)
     return y
 
 
+@torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
 def with_more(y: torch.Tensor, x: torch.Tensor, smallest: list[int], least: list[int], stride: list[int]) -> torch.Tensor:
     """What is added to a convolution's result on x, with zeros up to the result on `at_least(x, ...)`."""
     pad: list[int] = []
     dims, missing = len(least), 0
     for j in range(dims):
         i = dims - 1 - j
-        size = (x.size(2 + i) - smallest[i]) // stride[i] + 1
+        size = (x.size(i - dims) - smallest[i]) // stride[i] + 1
         more = (least[i] - smallest[i]) // stride[i] + 1 - size
-        fits = y.dim() > dims - i - 1 and y.size(i - dims) == size
+        fits = y.dim() >= dims - i and y.size(i - dims) == size
         pad += [0, more if more > 0 and size > 0 and fits else 0]
         missing = max(missing, pad[-1])
     if missing == 0:

@@ -6,7 +6,9 @@ nothing is timed at compile, so output is reproducible.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from qcompiler.backends.torch import arithmetic, conv, conv_transpose, elementwise, epilogue, linear, norm, pool, shape
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, Weight, host_isa
@@ -46,14 +48,17 @@ def entries(site: Site) -> tuple[Kernel, ...]:
     return found if found or not site.op.elementwise else elementwise.table_kernels(site.op.name)
 
 
-def select(site: Site) -> Kernel | Refused:
-    """The fastest of the entries that take the site on its engine, else all reasons against."""
+def select(site: Site, wrong: Mapping[str, str] = MappingProxyType({})) -> Kernel | Refused:
+    """The fastest of the entries that take the site on its engine, else all reasons against.
+
+    `wrong`: labels of entries that were found wrong for this very site, with the reason.
+    """
     reasons: list[str] = []
     taking: list[Kernel] = []
     for kernel in entries(site):
         if site.engine not in kernel.engines:
             continue
-        reason = kernel.refuse(site)
+        reason = wrong.get(kernel.label) or kernel.refuse(site)
         if reason is None:
             taking.append(kernel)
         elif reason not in reasons:

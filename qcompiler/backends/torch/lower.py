@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
+from qcompiler.backends.torch.check_sites import Codes, Lowered, wrong_sites
 from qcompiler.backends.torch.kernels import TO_FLOAT, Refused, select
 from qcompiler.backends.torch.mode_kernels import TABLE as MODES
 from qcompiler.backends.torch.mode_kernels import select as select_mode
 from qcompiler.backends.torch.reuse import reuse_memory
 from qcompiler.backends.torch.rows import emit_along, is_turned, note_rows
 from qcompiler.backends.torch.runtime import as_quantized, quantize_along, quantize_constant
-from qcompiler.backends.torch.site import Emit, Half, Operand, Rounded, Site, Weight, cut
+from qcompiler.backends.torch.site import Emit, Half, Kernel, Operand, Rounded, Site, Weight, cut
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
@@ -34,18 +36,35 @@ class Lower:
     required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        graph = _Lowering(gm, context).graph(gm.graph)
-        graph.eliminate_dead_code()
+        graph = _checked(gm, context)
         reuse_memory(graph)
         gm.graph = graph  # compiles the code: so not before it is done
         return True
 
 
+def _checked(gm: fx.GraphModule, context: Context) -> fx.Graph:
+    """The lowered graph. Where there is an example, kernels that compute something else on it are left out, with a remark."""
+    wrong: dict[str, dict[str, str]] = {}
+    while True:
+        lowering = _Lowering(gm, context, wrong)
+        graph = lowering.graph(gm.graph)
+        graph.eliminate_dead_code()
+        found = [] if context.example is None else wrong_sites(gm, graph, lowering.sites, context.example, context.target.engine)
+        for entry in found:
+            site = entry.lowered
+            reason = f"{site.kernel} is wrong on the example inputs: {entry.text}"
+            wrong.setdefault(site.node.name, {})[site.kernel] = reason
+            context.remark("lower", "wrong-kernel", f"another kernel or float: {reason}", site.node)
+        if not found:
+            return graph
+
+
 class _Lowering:
     """One walk over the QUANTIZED graph. `plain`: old node -> new node with its float (or other) value; `int8`: old node -> quint8."""
 
-    def __init__(self, gm: fx.GraphModule, context: Context) -> None:
-        self.gm, self.context = gm, context
+    def __init__(self, gm: fx.GraphModule, context: Context, wrong: Mapping[str, Mapping[str, str]]) -> None:
+        self.gm, self.context, self.wrong = gm, context, wrong
+        self.sites: list[Lowered] = []
         self.new = fx.Graph()
         self.new.owning_module = gm
         self.plain: dict[fx.Node, fx.Node] = {}
@@ -238,7 +257,10 @@ class _Lowering:
         attributes = fx.node.map_arg(node.kwargs, self.float_of)
         target = self.context.target
         site = Site(row, node, tuple(args), attributes, output or FLOATS, target.engine, target.isa, self._ends(output))
-        kernel = TO_FLOAT[row.name] if to_float else select(site)
+        wrong = self.wrong.get(node.name, {})
+        kernel: Kernel | Refused = TO_FLOAT[row.name] if to_float else select(site, wrong)
+        if isinstance(kernel, Kernel) and kernel.label in wrong:
+            kernel = Refused((wrong[kernel.label],))
         if isinstance(kernel, Refused):
             self._refused(node, str(kernel))
             return False
@@ -249,12 +271,31 @@ class _Lowering:
             made.meta[VALUE] = Value(None, None)
         if row.macs is not None:
             result.meta[MACS] = row.macs(node)
+        self._note(node, kernel.label, result, emit.made[:1], None if to_float else output)
         if to_float:
             self.plain[node] = self._annotated(result, node)
             result.meta[QUANT] = Quant(int8=True, float_output=True)
         else:
             self.int8[node] = self._annotated(result, node, output, torch.quint8 if value_of(node).shape is not None else None)
         return True
+
+    def _note(self, node: fx.Node, kernel: str, result: fx.Node, made: list[fx.Node], output: QParams | None) -> None:
+        """Notes a site for its check on the example."""
+        if self.context.example is None:
+            return
+
+        def held(arg: Any) -> Any:
+            if not isinstance(arg, fx.Node):
+                return arg
+            if arg.target is dequantize:
+                return self.int8[arg.args[0]]  # type: ignore[index]
+            if arg.target is dequantize_weight:
+                weight = self._weight(arg)
+                return Codes(weight.node, weight.scale, weight.zero_point, weight.axis)
+            return self.int8[arg] if arg in self.int8 else self.float_of(arg)
+
+        args, kwargs = fx.node.map_aggregate((node.args, dict(node.kwargs)), held)  # type: ignore[misc]
+        self.sites.append(Lowered(node, kernel, result, next(iter(made), None), args, kwargs, output))
 
     def _refused(self, node: fx.Node, reasons: str) -> None:
         reason = f"no kernel on {self.context.target.engine}: {reasons}"

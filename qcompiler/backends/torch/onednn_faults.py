@@ -49,6 +49,11 @@ class Sizes:
     smallest: list[int]
     least: list[int]
 
+    def trailing(self, stride: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+        """`smallest`, `least` and the strides, without the leading dimensions of which any size will do: each costs a look a call."""
+        first = next((i for i, n in enumerate(self.least) if n > 1), len(self.least) - 1)
+        return self.smallest[first:], self.least[first:], list(stride[first:])
+
     @property
     def checked(self) -> bool:
         """Whether a call may be too small: for a result, or for the kernel."""
