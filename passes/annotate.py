@@ -19,9 +19,10 @@ from qcompiler.ir.types import QUANT, Mode, Quant, Stage, quant_of, source_of, v
 from qcompiler.ir.verify import where
 from qcompiler.ops.arguments import activations, changes
 from qcompiler.ops.functional import getitem
-from qcompiler.ops.obstacles import COMPUTED_WEIGHT, FLOAT_INPUT, FLOAT_INPUTS, Obstacle
+from qcompiler.ops.obstacles import COMPUTED_WEIGHT, Obstacle
 from qcompiler.ops.reasons import no_row
 from qcompiler.ops.spec import Op, Output, Role, Spelling
+from qcompiler.ops.stays_float import starved
 from qcompiler.ops.table import Table
 from qcompiler.pass_manager import Context
 from qcompiler.qconfig import mode_of
@@ -179,6 +180,4 @@ def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, table: Table, inputs:
         return None if constant else COMPUTED_WEIGHT
     if row.output is Output.SAME and row.adds_values(node.kwargs):
         return Obstacle("leaves-range", "its result may lie outside the range of its input")
-    if row.output is Output.SAME:
-        return None if quant_of(inputs[0]).int8 else FLOAT_INPUT
-    return None if any(quant_of(i).int8 for i in inputs) else FLOAT_INPUTS
+    return starved(row, inputs)

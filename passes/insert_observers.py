@@ -42,7 +42,8 @@ class InsertObservers:
             if context.trains:
                 _observe(gm, node, _fake_quant(node, members, row.fixed if is_fixed and row is not None else None, context), context.table)
             elif is_fixed and row is not None:
-                node.meta[QUANT] = quant_of(node).with_(qparams=row.fixed)
+                for member in members:
+                    member.meta[QUANT] = quant_of(member).with_(qparams=row.fixed)
             else:
                 _observe(gm, node, Watch(_factory(node, context)(), where(node)), context.table)
         return bool(groups)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from torch import fx
 
 from qcompiler.ir.types import Stage, quant_of
-from qcompiler.ops.arguments import activations
-from qcompiler.ops.obstacles import FLOAT_INPUT, FLOAT_INPUTS, Obstacle
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op, Output
+from qcompiler.ops.stays_float import spread
 from qcompiler.pass_manager import Context
 
 USERS = Obstacle("float-users", "only ops that compute in float, such as normalizations, use its result")
@@ -42,8 +42,8 @@ class KeepResidualsFloat:
                 context.matches += 1
                 context.keep_float(self.name, node, why)
                 kept[node] = why
-        for node in gm.graph.nodes if kept else ():
-            self._follow(node, context)
+        for node, why in spread(gm.graph, context.table) if kept else ():
+            context.keep_float(self.name, node, why)
         return bool(kept)
 
     def _reason(self, node: fx.Node, kept: Mapping[fx.Node, Obstacle], context: Context) -> Obstacle | None:
@@ -51,16 +51,6 @@ class KeepResidualsFloat:
         if row is None or not quant_of(node).int8 or row.weight is not None or row.output not in (Output.OWN, Output.FIXED, Output.JOIN):
             return None
         return _float_users(node, kept, context)
-
-    def _follow(self, node: fx.Node, context: Context) -> None:
-        """An op that was int8 because of an int8 input, and has none any more."""
-        row = context.table.of(node)
-        if row is None or not quant_of(node).int8 or row.weight is not None:
-            return
-        inputs = list(activations(context.table, node))
-        first = inputs[:1] if row.output is Output.SAME else inputs
-        if not any(quant_of(i).int8 for i in first):
-            context.keep_float(self.name, node, FLOAT_INPUT if row.output is Output.SAME else FLOAT_INPUTS)
 
 
 def _float_users(node: fx.Node, kept: Mapping[fx.Node, Obstacle], context: Context) -> Obstacle | None:

@@ -21,6 +21,7 @@ CODES = {
     "float-users": "only ops that compute in float use its result",
     "steep-users": "only ops that make small values large, such as sqrt and log, use its result",
     "no-weights": "its qconfig quantizes weights alone, and it has none",
+    "uncalibrated": "no calibration data reached it",
     "input-vanishes": "8 bits would round most of its input to zero, as calibration showed",
     "no-kernel": "no kernel of torch computes it",
     "backend-config": "the backend config does not allow it",
@@ -34,6 +35,8 @@ class Obstacle(NamedTuple):
     text: str
 
 
+UNCALIBRATED = Obstacle("uncalibrated", "no calibration data reached it")
 COMPUTED_WEIGHT = Obstacle("computed-weight", "its weight is computed at run time")
 FLOAT_INPUT = Obstacle("float-input", "its input is float")  # of an op that is int8 only behind int8 values
 FLOAT_INPUTS = Obstacle("float-input", "all its inputs are float")
+FLOAT_RESULT = Obstacle("float-result", "it copies a float result")
