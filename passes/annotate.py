@@ -17,7 +17,7 @@ from qcompiler.errors import ConfigError, UnsupportedOpError
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.types import QUANT, Mode, Quant, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
-from qcompiler.ops.arguments import activations, changes
+from qcompiler.ops.arguments import SIZES, activations, changes
 from qcompiler.ops.functional import getitem
 from qcompiler.ops.obstacles import COMPUTED_WEIGHT, Obstacle
 from qcompiler.ops.reasons import no_row
@@ -28,7 +28,6 @@ from qcompiler.pass_manager import Context
 from qcompiler.qconfig import mode_of
 
 TAKES_PART = (operator.getitem, getitem, getattr)
-SIZES = ("size", "numel", "nelement", "stride", "storage_offset")
 
 
 def is_float(node: fx.Node) -> bool:
@@ -37,7 +36,7 @@ def is_float(node: fx.Node) -> bool:
 
 def computes_float(node: fx.Node) -> bool:
     """Whether the node makes or takes float values: those deserve a remark when they are not int8."""
-    if isinstance(node.target, type) or node.target in SIZES:  # nothing is computed
+    if isinstance(node.target, type) or node.target in SIZES:
         return False
     if node.target in TAKES_PART and value_of(node.all_input_nodes[0]).shape is None:  # of a container, which has its own remark
         return False

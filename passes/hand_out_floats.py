@@ -6,12 +6,13 @@ copy such a result (flatten, squeeze) copy floats.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
 from qcompiler.ir.types import QUANT, Stage, quant_of
-from qcompiler.ops.stays_float import Readers, readers, spread
+from qcompiler.ops.stays_float import Readers, readers, results_at, spread
 from qcompiler.pass_manager import Context
 
 
@@ -24,11 +25,12 @@ class HandOutFloats:
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         changed = False
+        quantized = results_at(gm.graph, context.custom.output_quantized_indexes if context.custom is not None else ())
         for node in gm.graph.nodes:
             row = context.table.of(node)
             if row is None or not quant_of(node).int8 or not context.target.gives_floats(row, node):
                 continue
-            if _takes_floats(readers(node, context.table), context) and context.allows("float_result", node):
+            if _takes_floats(readers(node, context.table), node, quantized) and context.allows("float_result", node):
                 context.matches += 1
                 node.meta[QUANT] = quant_of(node).with_(float_output=True)
                 changed = True
@@ -37,7 +39,6 @@ class HandOutFloats:
         return changed
 
 
-def _takes_floats(found: Readers, context: Context) -> bool:
+def _takes_floats(found: Readers, node: fx.Node, quantized: Sequence[fx.Node]) -> bool:
     """Whether no int8 op computes with the value, and the caller does not want it quantized."""
-    wanted = context.custom is not None and context.custom.output_quantized_indexes
-    return not found.int8 and not (wanted and any(user.op == "output" for user in found.floats))
+    return not found.int8 and not any(value in quantized for value in (node, *found.copies))

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from qcompiler.ir.types import quant_of
-from qcompiler.ops.arguments import activations
+from qcompiler.ir.types import quant_of, value_of
+from qcompiler.ops.arguments import SIZES, activations
 from qcompiler.ops.obstacles import FLOAT_INPUT, FLOAT_INPUTS, FLOAT_RESULT, Obstacle
 from qcompiler.ops.spec import Op, Output
 from qcompiler.ops.table import Table
@@ -49,11 +49,16 @@ def spread(graph: fx.Graph, table: Table) -> Iterator[tuple[fx.Node, Obstacle]]:
 
 @dataclass
 class Readers:
-    """Who uses a value, seen through the int8 ops that copy it."""
+    """Who uses a value, seen through the int8 ops that copy it. Whoever asks for its size alone does not."""
 
     int8: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)  # ops that compute with it, each with the (copied) value
     floats: list[fx.Node] = field(default_factory=list)  # results, float ops, and ops that take it as anything but an activation
     copies: dict[fx.Node, None] = field(default_factory=dict)  # in the order in which they were met
+
+
+def _asks(user: fx.Node) -> bool:
+    """Whether a call asks for a size, a type or the like, and for no values."""
+    return user.target in SIZES or (user.target is getattr and value_of(user).shape is None)
 
 
 def readers(node: fx.Node, table: Table) -> Readers:
@@ -63,6 +68,8 @@ def readers(node: fx.Node, table: Table) -> Readers:
         value = left.pop()
         for user in value.users:
             row = table.of(user)
+            if _asks(user):
+                continue
             if not quant_of(user).int8 or value not in set(activations(table, user)):
                 found.floats.append(user)
             elif row is None or row.output is not Output.SAME:
@@ -71,3 +78,10 @@ def readers(node: fx.Node, table: Table) -> Readers:
                 found.copies[user] = None
                 left.append(user)
     return found
+
+
+def results_at(graph: fx.Graph, indexes: Sequence[int]) -> list[fx.Node]:
+    """The values that the graph returns at these places of its result."""
+    result = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
+    entries = list(result) if isinstance(result, (list, tuple)) else [result]
+    return [entry for i, entry in enumerate(entries) if i in indexes and isinstance(entry, fx.Node)]
