@@ -106,13 +106,14 @@ class CheaperSilu:
 class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.third = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8))
+        self.first, self.second, self.third, self.last = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8, 8))
         self.snake = Snake(0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.snake(self.first(x))
         x = F.silu(self.second(x) * 0.5)
-        return torch.sinc(self.third(x))
+        y: Tensor = self.last(torch.sinc(self.third(x)))
+        return y
 
 
 def main() -> None:

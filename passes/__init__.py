@@ -11,8 +11,9 @@ from qcompiler.passes.insert_observers import InsertObservers
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from qcompiler.passes.join_for_training import JoinForTraining
 from qcompiler.passes.join_qparams import JoinQParams
+from qcompiler.passes.judge_parts import JudgeParts
 from qcompiler.passes.judge_recurrent import JudgeRecurrent, WatchRecurrent
-from qcompiler.passes.keep_residuals_float import KeepResidualsFloat
+from qcompiler.passes.keep_float import KeepFloat
 from qcompiler.passes.remove_identities import RemoveIdentities
 from qcompiler.passes.resolve_padding import ResolvePadding
 from qcompiler.passes.scale_parts import ScaleParts
@@ -22,11 +23,11 @@ from qcompiler.passes.share_qparams import ShareQParams
 from qcompiler.passes.swap_custom_modules import ObserveCustomModules, QuantizeCustomModules
 
 FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
-DECIDE = (Annotate(), KeepResidualsFloat(), FuseSums(), HandOutFloats(), ShareQParams())
+DECIDE = (Annotate(), KeepFloat(), FuseSums(), HandOutFloats(), ShareQParams())
 OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent())  # FUSED -> OBSERVED
 OBSERVE_TRAINING = (*DECIDE, JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 # OBSERVED -> QUANTIZED, then lowered
-QUANTIZE = (JudgeRecurrent(), FreezeQParams(), ScaleParts(), JoinQParams(), InsertQuantizeDequantize())
+QUANTIZE = (JudgeRecurrent(), FreezeQParams(), ScaleParts(), JudgeParts(), JoinQParams(), InsertQuantizeDequantize())
 OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE, where the user gave classes for modules of his own
 QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # the same before lowering: from here on those modules take quint8 tensors
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided

@@ -18,17 +18,17 @@ from qcompiler.ir.attributes import attribute
 from qcompiler.ir.types import QUANT, Mode, Quant, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.weights import check_axis, check_tied
-from qcompiler.ops.arguments import activations, changes
+from qcompiler.ops.arguments import SIZES, activations, changes
 from qcompiler.ops.functional import getitem
-from qcompiler.ops.obstacles import COMPUTED_WEIGHT, FLOAT_INPUT, FLOAT_INPUTS, Obstacle
+from qcompiler.ops.obstacles import COMPUTED_WEIGHT, Obstacle
 from qcompiler.ops.reasons import no_row
 from qcompiler.ops.spec import Op, Output, Role, Spelling
+from qcompiler.ops.stays_float import starved
 from qcompiler.ops.table import Table
 from qcompiler.pass_manager import Context
 from qcompiler.qconfig import mode_of
 
 TAKES_PART = (operator.getitem, getitem, getattr)
-SIZES = ("size", "numel", "nelement", "stride", "storage_offset")
 
 
 def is_float(node: fx.Node) -> bool:
@@ -37,7 +37,7 @@ def is_float(node: fx.Node) -> bool:
 
 def computes_float(node: fx.Node) -> bool:
     """Whether the node makes or takes float values: those deserve a remark when they are not int8."""
-    if isinstance(node.target, type) or node.target in SIZES:  # nothing is computed
+    if isinstance(node.target, type) or node.target in SIZES:
         return False
     if node.target in TAKES_PART and value_of(node.all_input_nodes[0]).shape is None:  # of a container, which has its own remark
         return False
@@ -214,6 +214,4 @@ def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, table: Table, inputs:
         return None if constant else COMPUTED_WEIGHT
     if row.output is Output.SAME and row.adds_values(node.kwargs):
         return Obstacle("leaves-range", "its result may lie outside the range of its input")
-    if row.output is Output.SAME:
-        return None if quant_of(inputs[0]).int8 else FLOAT_INPUT
-    return None if any(quant_of(i).int8 for i in inputs) else FLOAT_INPUTS
+    return starved(row, inputs)

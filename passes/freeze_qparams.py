@@ -18,6 +18,8 @@ from qcompiler.ir.types import QUANT, QParams, Stage, quant_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.ranges import floored, is_constant, overflows
 from qcompiler.observers.watch import Watch
+from qcompiler.ops.obstacles import UNCALIBRATED
+from qcompiler.ops.stays_float import spread
 from qcompiler.pass_manager import Context
 
 
@@ -30,7 +32,7 @@ class FreezeQParams:
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         watches = {n: gm.get_submodule(str(n.target)) for n in gm.graph.nodes if n.op == "call_module"}
         watches = {n: m for n, m in watches.items() if isinstance(m, Watch)}
-        _require_data(watches, context, gm)
+        kept = _require_data(watches, context, gm)
         members = members_of(gm.graph)
         found: dict[int, QParams] = {}
         for watch, module in watches.items():
@@ -49,7 +51,9 @@ class FreezeQParams:
         if hasattr(gm, "observers"):
             del gm.observers
         _assign(members, found)
-        return bool(watches)
+        for node, why in spread(gm.graph, context.table) if kept else ():
+            context.keep_float(self.name, node, why)
+        return bool(watches) or kept
 
 
 def _remark_range(observer: Any, node: Any, context: Context) -> None:
@@ -66,11 +70,14 @@ def _takers(node: fx.Node) -> list[fx.Node]:
     return [*node.users, *through]
 
 
-def _require_data(watches: dict[fx.Node, Any], context: Context, gm: fx.GraphModule) -> None:
-    """No observer may be converted without data: what torch warned of becomes an error that names the nodes."""
+def _require_data(watches: dict[fx.Node, Any], context: Context, gm: fx.GraphModule) -> bool:
+    """No observer may be converted without data: what torch warned of becomes an error that names the nodes.
+
+    Returns whether something stays float because the caller allows that.
+    """
     empty = [n for n, module in watches.items() if not module.observer.observed]
     if not empty:
-        return
+        return False
     if len(empty) == len(watches):
         raise CalibrationError(f"0 of {len(watches)} observers saw data", code="not-calibrated",
                                hint="call the module that prepare_fx returned (not the original model) with data first")  # fmt: skip
@@ -83,17 +90,18 @@ def _require_data(watches: dict[fx.Node, Any], context: Context, gm: fx.GraphMod
             hint='calibrate with data that reaches these nodes, or pass allow_uncalibrated="float" to keep them float',
         )
     _keep_float(gm, empty, watches, context)
+    return True
 
 
 def _keep_float(gm: fx.GraphModule, empty: list[fx.Node], watches: dict[fx.Node, Any], context: Context) -> None:
+    """Makes float what computes or takes a value that no data reached, and what follows from that."""
     members = members_of(gm.graph)
     for watch in empty:
         source: Any = watch.args[0]
         for node in members[quant_of(source).group]:  # type: ignore[index]
             for n in (node, *_takers(node)):
                 if quant_of(n).int8:
-                    n.meta[QUANT] = quant_of(n).with_(int8=False, reason="no calibration data reached it")
-                    context.remark("freeze_qparams", "uncalibrated", "stays float: no calibration data reached it", n)
+                    context.keep_float("freeze_qparams", n, UNCALIBRATED)
             node.meta[QUANT] = quant_of(node).with_(group=None, qparams=None)
         watch.replace_all_uses_with(source)
         gm.graph.erase_node(watch)

@@ -46,7 +46,8 @@ class InsertObservers:
                 made = _fake_quant(node, members, row.fixed if is_fixed and row is not None else None, node in own, context)
                 _observe(gm, node, made, context.table)
             elif is_fixed and row is not None:
-                node.meta[QUANT] = quant_of(node).with_(qparams=row.fixed)
+                for member in members:
+                    member.meta[QUANT] = quant_of(member).with_(qparams=row.fixed)
             else:
                 _observe(gm, node, Watch(_factory(node, context)(), where(node)), context.table)
         return bool(groups)

@@ -12,11 +12,13 @@ from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, prepare_fx
 from qcompiler.codegen.module import CompiledModule
+from qcompiler.custom_config import PrepareCustomConfig
 from qcompiler.ir.types import Stage
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, run_passes
 from qcompiler.trace import trace
 
+QUANTIZED = PrepareCustomConfig().set_output_quantized_indexes([0])  # the first result is wanted in int8, so the op before it is int8
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
 
 

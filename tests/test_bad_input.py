@@ -152,10 +152,12 @@ def test_06_overflow_inside() -> None:
     class Overflow(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(3, 3, 1)
+            self.conv, self.last = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x) * 1e38  # here
+            y = self.conv(x) * 1e38  # here
+            result: Tensor = self.last(y)
+            return result
 
     model = Overflow().eval()
     prepared = prepare_fx(model, None, (X,))
@@ -203,10 +205,13 @@ def test_08_constant_activation(value: float) -> None:
     class Constant(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(3, 3, 1)
+            self.conv, self.last = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1, bias=False)
+            nn.init.dirac_(self.last.weight)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x) * 0 + value
+            y = self.conv(x) * 0 + value
+            result: Tensor = self.last(y)
+            return result
 
     model = Constant().eval()
     result = flow(model, (X,))
@@ -780,10 +785,12 @@ class Mixed(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.a, self.b, self.kind = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), kind
+        self.last = nn.Conv2d(8 if kind == "cat" else 4, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         small, large = torch.sigmoid(self.a(x)), self.b(x) * 50
-        return torch.cat([small, large], 1) if self.kind == "cat" else small + large
+        result: Tensor = self.last(torch.cat([small, large], 1) if self.kind == "cat" else small + large)
+        return result
 
 
 @pytest.mark.parametrize("kind", ["cat", "add"])

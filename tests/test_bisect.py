@@ -223,7 +223,7 @@ SPOILED: dict[str, tuple[str, str, Callable[[fx.GraphModule], None]]] = {  # wha
     "a relu taken for an identity": ("remove_identities", "b", relu_is_an_identity),  # b gets what should have been clamped
     "another factor": ("separate_assignments", "mul", factor),
     "bounds dropped": ("annotate", "a", bounds_dropped),
-    "operands swapped": ("keep_residuals_float", "sub", operands_swapped),
+    "operands swapped": ("keep_float", "sub", operands_swapped),
     "cat in another order": ("share_qparams", "cat", order_of_cat),
     "an op reads another value": ("insert_observers", "sub", reads_another_value),
     "a scale off by 2": ("freeze_qparams", "stem", frozen("stem", scale=lambda s: s / 2)),

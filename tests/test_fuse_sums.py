@@ -26,11 +26,16 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
-        self.norm = nn.GroupNorm(2, 8)
+        self.norm, self.last = nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1, bias=False)
+        nn.init.dirac_(self.last.weight)
         self.how = how
 
     def forward(self, x: Tensor) -> Any:
-        return self.how(self, self.a(x).relu())
+        """An int8 convolution that copies reads each image of `how`: a sum that is a result itself is computed from floats."""
+        results = self.how(self, self.a(x).relu())
+        if not isinstance(results, tuple):
+            return self.last(results)
+        return tuple(self.last(y) if y.dim() == 4 else y for y in results)
 
 
 X = torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(1))
@@ -80,7 +85,7 @@ def test_the_sum_is_part_of_the_convolution(name: str) -> None:
         for x in (X, X[:1], torch.randn(3, 3, 5, 12)):
             for got, wanted, real in zip(*(_flat(m(x)) for m in (small, reference, model)), strict=True):
                 assert got.shape == real.shape
-                assert (got - wanted).abs().max() <= 2.1 * _step(wanted)  # a step for the sum, one for what follows
+                assert (got - wanted).abs().max() <= 3.1 * _step(wanted)  # a step for the sum, one for what follows, one for the last
         assert all(torch.equal(a, b) for a, b in zip(_flat(small(X)), _flat(small(X)), strict=True))
         scripted = torch.jit.freeze(torch.jit.script(small))
         file = io.BytesIO()

@@ -84,7 +84,7 @@ class Log(PassInstrument):
 
 def test_every_pass_says_whether_it_is_required() -> None:
     assert all(isinstance(step.required, bool) for step in ALL)
-    optional = {"remove_identities", "fuse", "keep_residuals_float", "fuse_sums", "hand_out_floats", "join_qparams"}
+    optional = {"remove_identities", "fuse", "keep_float", "fuse_sums", "hand_out_floats", "judge_parts", "join_qparams"}
     assert {s.name for s in ALL if not s.required} == optional
 
 
@@ -142,7 +142,7 @@ class Skip(PassInstrument):
         return bool(self.names) and step.name not in self.names
 
 
-@pytest.mark.parametrize("names", [(), ("fuse",), ("remove_identities",), ("hand_out_floats", "keep_residuals_float")])
+@pytest.mark.parametrize("names", [(), ("fuse",), ("remove_identities",), ("hand_out_floats", "keep_float")])
 def test_only_optional_passes_can_be_skipped(names: tuple[str, ...]) -> None:
     log = Log()
     result = compiled(debug=[Skip(*names), log])

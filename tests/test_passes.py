@@ -44,23 +44,25 @@ class ConvBnRelu(nn.Sequential):
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.a, self.b, self.c = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.a(x))
-        return F.relu(self.b(y) + y)
+        result: Tensor = self.c(F.relu(self.b(y) + y))
+        return result
 
 
 class Cats(nn.Module):
-    """Two cats that share an input."""
+    """Two cats that share an input, and a third of their results, which gives floats."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.c = (nn.Conv2d(3, 2, 1) for _ in range(3))
+        self.d = nn.Conv2d(4, 2, 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
         a, b, c = self.a(x), self.b(x), self.c(x)
-        return torch.cat([a, b], 1), torch.cat((b, c), dim=1)
+        return torch.cat([self.d(torch.cat([a, b], 1)), self.d(torch.cat((b, c), dim=1))], 1)
 
 
 class SharedConv(nn.Module):

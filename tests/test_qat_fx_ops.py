@@ -292,12 +292,14 @@ def test_cats_of_cats_are_one_group() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b, self.c = (nn.Conv2d(3, 2, 1) for _ in range(3))
+            self.last = nn.Conv2d(6, 2, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return F.max_pool2d(torch.cat([torch.cat([self.a(x), self.b(x)], 1), self.c(x)], 1), 2)
+            y: Tensor = self.last(F.max_pool2d(torch.cat([torch.cat([self.a(x), self.b(x)], 1), self.c(x)], 1), 2))
+            return y
 
     prepared, converted = check(made(Nested), (randn(2, 3, 4, 4),))
-    assert set(prepared.observers._modules) == {"x", "cat_1"}
+    assert set(prepared.observers._modules) == {"x", "cat_1", "last"}
     assert converted.code.count("aten_cat(") == 2 and "quantized_cat" not in converted.code  # plain copies
 
 

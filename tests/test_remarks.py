@@ -80,8 +80,11 @@ class Obstacles(nn.Module):
             y + self.inf,  # holds-inf
             torch.add(x, x),  # float-input
             y + x.long(),  # not-float32
-            nn.functional.layer_norm(y + y, (4,)),  # float-users
-            (y * y).sqrt(),  # steep-users
+            self.conv(nn.functional.layer_norm(y + y, (4,))),  # float-users
+            self.conv((y * y).sqrt()),  # steep-users
+            torch.cat([y, y], 1),  # float-readers
+            torch.sigmoid(y),  # float-readers
+            self.conv(result := torch.tanh(y)), result,  # result
         )
 
 
@@ -90,7 +93,7 @@ def test_codes_of_what_stays_float() -> None:
     prepared = prepare_fx(Obstacles().eval(), get_default_qconfig_mapping().set_module_name("off", None), (randn(4, 4),))
     rows = {row.code for row in explain(prepared).rows if row.reason}
     wanted = {"no-int8-form", "qconfig-none", "computed-weight", "holds-inf", "float-input", "not-float32", "float-users",
-              "steep-users"}  # fmt: skip
+              "steep-users", "float-readers", "result"}  # fmt: skip
     assert wanted <= rows <= set(CODES)
     noted = [r for r in remarks(prepared) if r.text.startswith("stays float: ")]
     assert noted and {r.code for r in noted} <= set(CODES)

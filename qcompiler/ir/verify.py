@@ -91,9 +91,10 @@ def _attribute(gm: fx.GraphModule, node: fx.Node) -> str | None:
 
 
 def _qparams(node: fx.Node, stage: Stage) -> str | None:
-    qparams = quant_of(node).qparams
+    quant, qparams = quant_of(node), quant_of(node).qparams
     if qparams is None:
-        return None
+        lost = stage is Stage.QUANTIZED and quant.int8 and not quant.float_output and node.op == "call_function"
+        return f"%{node.name} is int8 and has no qparams" if lost else None
     if stage in (Stage.TRACED, Stage.FUSED):
         return "qparams before anything was observed"
     scales = qparams.scale if isinstance(qparams.scale, tuple) else (qparams.scale,)

@@ -13,6 +13,8 @@ from qcompiler.ir.types import quant_of, value_of
 from qcompiler.ops.spec import Role
 from qcompiler.ops.table import Table
 
+SIZES = ("size", "numel", "nelement", "stride", "storage_offset")  # methods that compute nothing
+
 
 def activations(table: Table, node: fx.Node) -> Iterator[fx.Node]:
     """The tensors (or tuples of them) that a canonical node takes as activations, in order; none for other nodes.

@@ -18,9 +18,13 @@ CODES = {
     "leaves-range": "its result may lie outside the range of its input",
     "float-input": "its input, or all its inputs, are float",
     "float-result": "it copies the float result that an int8 op hands out",
+    "float-readers": "no int8 op uses its result: only results of the model, or ops that stay float",
     "float-users": "only ops that compute in float use its result",
     "steep-users": "only ops that make small values large, such as sqrt and log, use its result",
+    "result": "it is a result of the model, whose small values the steps of its fixed range would make 0",
+    "unlike-parts": "its parts differ so much in range that their common steps leave hardly anything of one",
     "no-weights": "its qconfig quantizes weights alone, and it has none",
+    "uncalibrated": "no calibration data reached it",
     "input-vanishes": "8 bits would round most of its input to zero, as calibration showed",
     "no-kernel": "no kernel of torch computes it",
     "backend-config": "the backend config does not allow it",
@@ -34,6 +38,8 @@ class Obstacle(NamedTuple):
     text: str
 
 
+UNCALIBRATED = Obstacle("uncalibrated", "no calibration data reached it")
 COMPUTED_WEIGHT = Obstacle("computed-weight", "its weight is computed at run time")
 FLOAT_INPUT = Obstacle("float-input", "its input is float")  # of an op that is int8 only behind int8 values
 FLOAT_INPUTS = Obstacle("float-input", "all its inputs are float")
+FLOAT_RESULT = Obstacle("float-result", "it copies a float result")

@@ -20,8 +20,9 @@ from qcompiler.backends.torch.site import Emit, Half, Kernel, Operand, Rounded, 
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
+from qcompiler.ops.arguments import activations
 from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quantize_dequantize, quantize, unpack_4bit, widen
-from qcompiler.ops.spec import Output
+from qcompiler.ops.stays_float import starved
 from qcompiler.pass_manager import Context
 
 FLOATS = QParams(1.0, 0, 0, 255, torch.uint8)  # stands for the output's qparams where a kernel hands out floats
@@ -148,10 +149,20 @@ class _Lowering:
         source: Any = node.args[0] if node.target is dequantize else node
         return self.int8[source] if source in self.int8 else self.float_of(node)
 
+    def _is_int8(self, value: fx.Node) -> bool:
+        """Whether a kernel hands out the integers of an op's argument; those that training rounded are integers in any case."""
+        return _computed(value) in self.int8 or (self.context.trains and value.target is dequantize)
+
     def float_of(self, node: fx.Node) -> fx.Node:
-        """The new node with a node's plain value; dequantizes where only integers exist."""
+        """The new node with a node's plain value; dequantizes where only integers exist.
+
+        Where an op had no kernel its floats are handed on as they are: its results are rounded for the int8 ops that take them.
+        (After training all that take the value learned with it rounded.)
+        """
         if node in self.plain:
             return self.plain[node]
+        if node.target is dequantize and _computed(node) in self.plain and not self.context.trains:
+            return self.plain[_computed(node)]
         if node.target in LAZY:
             made = self.new.node_copy(node, self.float_of)
         else:
@@ -251,9 +262,11 @@ class _Lowering:
         to_float = quant_of(node).float_output
         if output is None and not to_float:
             return False
+        why = starved(row, list(activations(self.context.table, node)), self._is_int8)
+        if why is not None:  # what computes its inputs had no kernel
+            self.context.keep_float("lower", node, why)
+            return False
         args = [self._argument(a) for a in node.args]
-        if row.output is Output.SAME and not isinstance(args[0], Operand):
-            return False  # its producer had no kernel, so the value is float
         attributes = fx.node.map_arg(node.kwargs, self.float_of)
         target = self.context.target
         site = Site(row, node, tuple(args), attributes, output or FLOATS, target.engine, target.isa, self._ends(output))
@@ -301,3 +314,10 @@ class _Lowering:
         reason = f"no kernel on {self.context.target.engine}: {reasons}"
         node.meta[QUANT] = quant_of(node).with_(int8=False, reason=reason)
         self.context.remark("lower", "no-kernel", f"stays float: {reason}", node)
+
+
+def _computed(value: fx.Node) -> fx.Node:
+    """The node that computes what stands behind quantize and dequantize; any other value is itself."""
+    for target in (dequantize, quantize):
+        value = value.args[0] if value.target is target else value  # type: ignore[assignment]
+    return value

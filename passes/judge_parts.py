@@ -1,0 +1,74 @@
+"""A cat has one step for all its parts: after calibration each part is judged by what that step leaves of it.
+
+A part whose own range is n steps of the cat's has at best 20 log10(n) dB of its own: that of values spread evenly over the range,
+r**2 / 12 of power against s**2 / 12 of noise with n = r / s. Below LEAST steps it is lost, whatever the whole looks like. What int8
+ops read has to be on one scale, so for them there is a remark alone. Where results or float ops read the cat as well it is computed
+from floats, and rounded for the int8 ops alone: in float, nothing is lost to those that take floats.
+
+(A cat that no int8 op reads is float from the start: keep_float.)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import fx
+
+from qcompiler.ir.types import QParams, Stage, quant_of
+from qcompiler.ops.arguments import activations
+from qcompiler.ops.obstacles import Obstacle
+from qcompiler.ops.spec import Output
+from qcompiler.ops.stays_float import readers, results_at, spread
+from qcompiler.pass_manager import Context
+
+LEAST = 16  # steps, 4 bits: 24 dB at best
+NAME = "judge_parts"
+
+
+@dataclass(frozen=True)
+class JudgeParts:
+    name: str = NAME
+    stage: Stage = Stage.OBSERVED
+    required: bool = False
+    per_match: bool = True
+
+    def run(self, gm: fx.GraphModule, context: Context) -> bool:
+        quantized = results_at(gm.graph, context.custom.output_quantized_indexes if context.custom is not None else ())
+        changed = False
+        for cat in list(gm.graph.nodes):
+            text = _lost(cat, context)
+            if text is None:
+                continue
+            found = readers(cat, context.table)
+            wanted = any(value in quantized for value in (cat, *found.copies))
+            if found.floats and not wanted and context.allows("keep_float", cat):
+                context.matches += 1
+                context.keep_float(NAME, cat, Obstacle("unlike-parts", f"{text}, and not int8 ops alone use its result"))
+                changed = True
+            else:
+                context.remark(NAME, "unlike-parts", f"{text} for the int8 ops that use its result", cat)
+        for node, why in spread(gm.graph, context.table) if changed else ():
+            context.keep_float(NAME, node, why)
+        return changed
+
+
+def steps_of(part: QParams, whole: QParams) -> float:
+    """How many steps of the whole's scale the range of a part has; both per tensor."""
+    assert isinstance(whole.scale, float)
+    low, high = part.range
+    return (high - low) / whole.scale
+
+
+def _lost(cat: fx.Node, context: Context) -> str | None:
+    """What the scale of an int8 cat costs the worst of its parts, where that is too much."""
+    row, whole = context.table.of(cat), quant_of(cat).qparams
+    if row is None or row.output is not Output.JOIN or not quant_of(cat).int8 or whole is None:
+        return None
+    parts = [(steps_of(p, whole), value) for value in activations(context.table, cat) if (p := quant_of(value).qparams) is not None]
+    steps, part = min(parts, key=lambda pair: pair[0], default=(math.inf, cat))
+    if steps >= LEAST:
+        return None
+    left = f"at best {20 * math.log10(steps):.0f} dB" if steps > 1 else "nothing"
+    total = whole.quant_max - whole.quant_min
+    return f"the range of its part %{part.name} is {steps:.2g} of the {total} steps that all parts share, so {left} of it is left"
