@@ -22,6 +22,7 @@ from qcompiler.codegen.module import CompiledModule, own_attributes
 from qcompiler.codegen.program import canonical
 from qcompiler.codegen.values import DTYPE_NAMES, to_json
 from qcompiler.errors import ConfigError, QCompilerError
+from qcompiler.ir.items import PLACES
 
 
 class MissingModulesWarning(UserWarning):
@@ -96,7 +97,7 @@ def _chunks(module: CompiledModule | CallForms) -> Iterator[bytes | memoryview]:
 def _attributes(module: CompiledModule) -> dict[str, Any]:
     """The user's attributes that are plain data, as JSON."""
     found = {}
-    for name in sorted(set(module.__dict__) - set(own_attributes(module))):
+    for name in sorted(set(module.__dict__) - {PLACES, *own_attributes(module)}):  # places follow from the note of all containers
         with contextlib.suppress(QCompilerError):
             found[name] = to_json(module.__dict__[name])
     return found
