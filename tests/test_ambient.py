@@ -206,7 +206,6 @@ STATES: dict[str, Callable[[], Any]] = {
     "bfloat16": lambda: default_dtype(torch.bfloat16),
     "default device meta": lambda: default_device("meta"),
     "with device meta": lambda: torch.device("meta"),
-    "grad": torch.enable_grad,
     "inference mode": torch.inference_mode,
     "deterministic": deterministic,
     "anomaly": anomaly,
