@@ -73,7 +73,7 @@ def trace(
             note_changes(tracer)
             add_output(tracer, result)
             found = Traced(*finish(tracer))
-            tracer.restore_modules(model)
+        with kept_state(tracer):
             if agrees(tracer, found.graph_module, args, {**kwargs, **concrete}):
                 break
     return found
