@@ -54,6 +54,14 @@ def registered() -> Iterator[None]:
     pytree._deregister_pytree_node(Cache)
 
 
+class Unfollowed(torch.autograd.Function):
+    """A function that no trace follows: the module that calls it is a float leaf."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+
 class Decoder(nn.Module):
     """Two layers of attention over what a cache holds."""
 
@@ -168,7 +176,7 @@ def test_unregistered_objects_are_arguments_but_no_results() -> None:
 def test_a_leaf_that_returns_one(tmp_path: Path) -> None:
     class Leaf(nn.Module):
         def forward(self, x: Tensor) -> Any:
-            return Cache([[x + 1, x * float(x.sum() > 0)]])
+            return Cache([[Unfollowed.apply(x) + 1, x]])  # type: ignore[no-untyped-call]
 
     class Net(nn.Module):
         def __init__(self) -> None:

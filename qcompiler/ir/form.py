@@ -97,8 +97,10 @@ def _misfit_inside(form: Form, value: Any, path: str) -> str | None:
         if not isinstance(value, dict) or tuple(value) != form.keys:
             return _told(form, value, path)
         items = list(value.values())
-    elif not isinstance(value, (list, tuple)) or len(value) != len(form.parts):
+    elif not isinstance(value, (list, tuple)):
         return _told(form, value, path)
+    elif len(value) != len(form.parts):
+        return f"{path}: the traced model holds the number of values in {path!r} fixed: expected {form}, got {Form.of(value)}"
     else:
         items = list(value)
     steps = form.steps()

@@ -70,22 +70,20 @@ def trace(
         tracer = Tracer(model, is_leaf, decompose or {}, strict, trains)
         tracer.stand_ins, tracer.free_numbers = scopes, free_numbers
         try:
-            found, agree = _traced(tracer, args, example_kwargs or {}, concrete_args or {})
+            found = _traced(tracer, args, example_kwargs or {}, concrete_args or {})
         except Again as again:  # once for each file of the user's at most
             scopes.append(again.scope)
             continue
-        if agree or not free_numbers:
-            return found
+        with kept_state(tracer):
+            if not free_numbers or agrees(tracer, found.graph_module, args, {**(example_kwargs or {}), **(concrete_args or {})}):
+                return found
         free_numbers = False
 
 
-def _traced(tracer: Tracer, args: tuple[Any, ...], kwargs: Mapping[str, Any], concrete: Mapping[str, Any]) -> tuple[Traced, bool]:
-    """The trace, and whether its graph gives what the model gave with other numbers as arguments."""
+def _traced(tracer: Tracer, args: tuple[Any, ...], kwargs: Mapping[str, Any], concrete: Mapping[str, Any]) -> Traced:
     with session(tracer), kept_state(tracer):
         forward_args, forward_kwargs = open_inputs(tracer, tracer.model, args, kwargs, concrete)
         result = tracer.run_forward(tracer.model, forward_args, forward_kwargs)
         note_changes(tracer)
         add_output(tracer, result)
-        found = Traced(*finish(tracer))
-        tracer.restore_modules(tracer.model)
-        return found, agrees(tracer, found.graph_module, args, {**kwargs, **concrete})
+        return Traced(*finish(tracer))

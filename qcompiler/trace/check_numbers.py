@@ -22,20 +22,17 @@ def agrees(tracer: Recorder, gm: fx.GraphModule, args: tuple[Any, ...], kwargs: 
     """Whether graph and model give the same result on the example. In training it is not asked: a forward would change statistics."""
     if not tracer.numbers or not tracer.free_numbers or tracer.model.training:
         return True
-    tracer.paused += 1
     try:
-        return _same(*(_run(module, tracer.model, args, kwargs) for module in (tracer.model, gm)))
+        return _same(*(_run(module, args, kwargs) for module in (tracer.model, gm)))
     except Exception:  # the arguments cannot be copied, or one of the two cannot be called so
         return False
-    finally:
-        tracer.paused -= 1
 
 
-def _run(module: nn.Module, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The result on copies of the arguments; the model's buffers, which the graph shares, stay as they were."""
-    held = [(buffer, buffer.clone()) for buffer in model.buffers()]
+def _run(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The result on copies of the arguments; buffers stay as they were."""
+    held = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             one, named = _copied((args, dict(kwargs)))
             return module(*one, **named)
     finally:

@@ -81,7 +81,7 @@ def _opened_dict(tracer: Recorder, proxy: Proxy, path: str) -> Any:
 
 def _opened_items(tracer: Recorder, proxy: Proxy, path: str) -> Any:
     example, kind = proxy.example, type(proxy.example)
-    _check(tracer, guard_length, proxy, len(example), f"the length of the argument {path!r}")
+    _check(tracer, guard_length, proxy, len(example), f"the number of values in {path!r}")
     fields = getattr(kind, "_fields", None)
     steps = [f".{field}" for field in fields] if fields else [f"[{i}]" for i in range(len(example))]
     items = [_child(tracer, proxy, operator.getitem, i, item, path + steps[i]) for i, item in enumerate(example)]
