@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from qcompiler.fake_quantize.modules import current, hold_each_batch
+from qcompiler.fake_quantize.following import current, hold_each_batch
 from qcompiler.ir.groups import members_of
 from qcompiler.ir.names import add_named
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Stage, quant_of, source_of

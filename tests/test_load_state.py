@@ -152,7 +152,7 @@ def test_a_float_checkpoint(kind: str, tmp_path: Path) -> None:
     state = {names(name): t for name, t in net(Stubbed, seed=1).state_dict().items()}
     with pytest.raises(ConfigError, match="load it there, and quantize again"):
         module.load_state_dict(state, strict=False)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="load it there, and quantize again"):
         module.load_state_dict(state)
     refused(module, state, "float32 tensor is given, torch.int8 is held", "weight-dtype", assign=True)
 
@@ -255,6 +255,19 @@ def test_a_module_takes_any_depthwise_codes(engine: str, dims: int) -> None:
         assert abs(float(module(x).dequantize().max()) - wanted) <= 6.001  # half a step of the result
     finally:
         torch.backends.quantized.engine = before
+
+
+@pytest.mark.parametrize("kind", ["graph", "loaded", "trained"])
+def test_missing_and_unknown_names_of_a_compiled_module(kind: str, tmp_path: Path) -> None:
+    module = INT8[kind](tmp_path)
+    state, name = other(module.state_dict()), weight_of(module)
+    known = [n for n in state if n != name]
+    for wrong, match in (({n: state[n] for n in known}, rf"misses .*{name}$"), (state | {f"{name}_more": X}, rf"beside them {name}_more")):
+        before = {n: t.clone() for n, t in module.state_dict().items()}
+        with pytest.raises(ConfigError, match=match.replace("$", "\n")):
+            module.load_state_dict(wrong)
+        assert all(torch.equal(t, module.state_dict()[n]) for n, t in before.items())
+        module.load_state_dict(wrong, strict=False)
 
 
 def test_a_part_of_an_int8_module_alone() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qcompiler import QConfig, QConfigMapping, convert_fx, get_default_qat_qconfig, prepare_qat_fx
 from qcompiler.debug import compute_sqnr, parity
 from qcompiler.fake_quantize import FakeQuantize, default_fused_act_fake_quant, default_lsq_act_fake_quant, disable_observer
-from qcompiler.fake_quantize.modules import CurrentFakeQuantize, current, hold_each_batch
+from qcompiler.fake_quantize.following import CurrentFakeQuantize, current, hold_each_batch
 from qcompiler.nn import quantized as nnq
 from qcompiler.observers import HistogramObserver, MovingAverageMinMaxObserver
 from qcompiler.qat.of_model import of_model_alone

@@ -19,7 +19,7 @@ from qcompiler.backends.torch.site import VNNI, host_isa
 from qcompiler.codegen import registry
 from qcompiler.codegen.bind import Bound, bind, resolve
 from qcompiler.codegen.build import Built, build
-from qcompiler.codegen.check_sums import check_sums
+from qcompiler.codegen.check_load import check_names, check_sums
 from qcompiler.codegen.emit import Dialect, Emitter
 from qcompiler.codegen.program import Call, Program, ProgramError, is_name, is_path
 from qcompiler.codegen.script import attach_script, listed, refuse_classes, refuse_hidden, script_attributes, unscriptable
@@ -233,6 +233,13 @@ class CompiledModule(nn.Module):
 
     def _check_own(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         check_sums(self.program, self.engine, lambda name: state_dict.get(prefix + name))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As nn.Module's, but what does not fit is a ConfigError before any tensor is changed."""
+        check_state(self, state_dict, "", assign)  # first: a float checkpoint lacks names, too
+        if strict:
+            check_names(self.program, list(self.state_dict()), state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, *rest: Any) -> None:
         check_state(self, state_dict, prefix, assigns(local_metadata))

@@ -11,7 +11,7 @@ from torch import nn
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.errors import ConfigError, Where
 from qcompiler.fake_quantize import FakeQuantize
-from qcompiler.fake_quantize.modules import hold_each_batch
+from qcompiler.fake_quantize.following import hold_each_batch
 from qcompiler.observers import ObserverBase
 from qcompiler.quantization.observation import observers_of
 
