@@ -69,15 +69,16 @@ def at_least(x: torch.Tensor, smallest: list[int], least: list[int]) -> torch.Te
     """x (..., *sizes) with real zeros behind its ends up to the sizes `least`; x itself where it has them.
 
     Below `smallest` a window does not fit in, which float ops refuse; int8 kernels make something up, or end the process.
+    A script gives another tensor of the same memory: a trace knows values by their tensors, and would take it for x from there on.
     """
     dims = len(least)
-    if x.size(-1) >= least[-1] and dims == 1:
-        return x
+    if x.size(-1) >= least[-1] and (dims == 1 or (dims == 2 and x.size(-2) >= least[0])):
+        return x.detach() if torch.jit.is_scripting() else x  # type: ignore[attr-defined]
     missing = 0
     for i in range(dims):
         missing = max(missing, least[i] - x.size(i - dims))
     if missing <= 0:
-        return x
+        return x.detach() if torch.jit.is_scripting() else x  # type: ignore[attr-defined]
     pad: list[int] = []
     for i in range(dims):
         size = x.size(-1 - i)
@@ -94,7 +95,7 @@ def at_least(x: torch.Tensor, smallest: list[int], least: list[int]) -> torch.Te
 def without_more(y: torch.Tensor, x: torch.Tensor, smallest: list[int], least: list[int], stride: list[int]) -> torch.Tensor:
     """Of a convolution's result y on `at_least(x, ...)`, the part that x alone has: (size - smallest) // stride + 1 elements."""
     dims = len(least)
-    if x.size(-1) >= least[-1] and dims == 1:
+    if x.size(-1) >= least[-1] and (dims == 1 or (dims == 2 and x.size(-2) >= least[0])):
         return y
     for i in range(dims):
         if x.size(i - dims) < least[i]:
