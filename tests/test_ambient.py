@@ -273,6 +273,28 @@ def test_an_int8_module_takes_what_float_layers_around_hand_out(half: torch.dtyp
     assert torch.equal(found, inner(between.float()))
 
 
+DYNAMIC: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], torch.dtype]] = {
+    "linear": (lambda: nn.Linear(4, 4), (3, 4), torch.qint8),
+    "linear in half precision": (lambda: nn.Linear(4, 4), (3, 4), torch.float16),
+    "lstm": (lambda: nn.LSTM(4, 4), (2, 3, 4), torch.qint8),
+    "gru": (lambda: nn.GRU(4, 4), (2, 3, 4), torch.qint8),
+    "cell": (lambda: nn.GRUCell(4, 4), (3, 4), torch.qint8),
+}
+
+
+@pytest.mark.parametrize("state", ["autocast", "float64", "bfloat16", "with device meta", "deterministic", "inference mode"])
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_dynamic_modules_called_inside(name: str, state: str) -> None:
+    make, shape, dtype = DYNAMIC[name]
+    module = quantization.quantize_dynamic(nn.Sequential(make()).eval(), dtype=dtype)
+    x = torch.randn(shape)
+    expected = flat(module(x))
+    with STATES[state]():
+        assert flat(module(x)) == expected
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert flat(module(x.bfloat16())) == flat(module(x.bfloat16().float()))
+
+
 def test_autocast_inside_forward_is_left_out_with_a_remark() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from qcompiler.ambient import call_is_plain, plain_call, widened
 from qcompiler.backends.torch import recurrent, tables
 from qcompiler.ops import recurrent_float
 
@@ -21,7 +22,11 @@ def with_script_form(script: Callable[..., Any]) -> Callable[..., Any]:
     """A forward that checks its inputs (`module._infer`) and that TorchScript takes for `script`."""
 
     def forward(self: Any, *inputs: Any, **named: Any) -> Any:
-        return self._infer(*inputs, **named)
+        if call_is_plain():
+            return self._infer(*inputs, **named)
+        inputs, named = widened((inputs, named))
+        with plain_call():
+            return self._infer(*inputs, **named)
 
     forward.__wrapped__ = script  # type: ignore[attr-defined]
     return forward
