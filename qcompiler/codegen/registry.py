@@ -28,12 +28,13 @@ import torch.nn.functional as F
 
 from qcompiler.backends.torch import floats, recurrent, runtime, tables
 from qcompiler.errors import QCompilerError
-from qcompiler.ops import recurrent_float, reference
+from qcompiler.ops import recurrent_float, reference, state
 from qcompiler.trace import guards
 
 LEAF = "leaf"  # op name of a call of a submodule; its path is the first argument
 EXTERNAL = "external."
 METHOD = "method."
+STATE_WRITE = "ops.write_"  # writes what a forward keeps between calls
 
 BUILTINS = ("abs", "bool", "dict", "float", "getattr", "int", "len", "list", "max", "min", "range", "round", "slice", "sum", "tuple")
 OPERATORS = (
@@ -78,7 +79,7 @@ def table() -> Mapping[str, Callable[..., Any]]:
     for module in (runtime, floats, recurrent, tables):
         found |= {f"runtime.{n}": f for n, f in _public(module, functions).items() if f.__module__ == module.__name__}
     found |= {f"guard.{f.__name__}": f for f in guards.GUARDS}
-    for module in (reference, recurrent_float):
+    for module in (reference, recurrent_float, state):
         found |= {f"ops.{n}": f for n, f in _public(module, functions).items() if f.__module__ == module.__name__}
     found |= {f"torch.{n}": getattr(torch, n) for n in _public(torch._C._VariableFunctions, (object,)) if hasattr(torch, n)}
     found |= {f"torch.{n}": getattr(torch, n) for n in PRIVATE}

@@ -15,13 +15,11 @@ import torch
 from torch import fx, nn
 
 from qcompiler.errors import Where
-from qcompiler.trace.finish import finish
+from qcompiler.trace.carry import Carrier
 from qcompiler.trace.guards import GUARDS, TraceRemark, guard, guard_bool, guard_float, guard_int, is_guard
 from qcompiler.trace.inputs import open_inputs
-from qcompiler.trace.outputs import add_output
 from qcompiler.trace.parametrize import fold_parametrizations
-from qcompiler.trace.session import session
-from qcompiler.trace.state import kept_state
+from qcompiler.trace.state import Places
 from qcompiler.trace.tracer import Tracer
 
 __all__ = [
@@ -61,9 +59,10 @@ def trace(
     where the model does not run on the example inputs.
     """
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    tracer = Tracer(model, is_leaf, decompose or {}, strict, trains)
-    with session(tracer), kept_state(tracer):
+
+    def forward(tracer: Tracer) -> Any:
         forward_args, forward_kwargs = open_inputs(tracer, model, args, example_kwargs or {}, concrete_args or {})
-        result = tracer.run_forward(model, forward_args, forward_kwargs)
-        add_output(tracer, result)
-        return Traced(*finish(tracer))
+        return tracer.run_forward(model, forward_args, forward_kwargs)
+
+    carrier = Carrier(lambda: Tracer(model, is_leaf, decompose or {}, strict, trains), forward, Places(model))
+    return Traced(*carrier.traced())

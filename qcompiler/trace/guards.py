@@ -16,7 +16,7 @@ from qcompiler.errors import InputError, Where
 class TraceRemark:
     """One thing to know about a trace: a module that stayed a leaf, or a value that was made concrete."""
 
-    kind: Literal["leaf", "guard", "training-branch"]
+    kind: Literal["leaf", "guard", "training-branch", "state"]
     where: Where
     reason: str
 

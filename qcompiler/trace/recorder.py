@@ -25,6 +25,7 @@ from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark, guard_for
 from qcompiler.trace.mode import Training
 from qcompiler.trace.proxy import Proxy, Sizes
+from qcompiler.trace.state_reads import state_behind
 
 HINT = "make this module a leaf, give the value as concrete_args, or move the line into a function marked with torch.fx.wrap"
 BOUNDARY = ("run_forward", "trace")  # no line of the user's model lies outside these functions of the tracer
@@ -90,6 +91,10 @@ class Recorder(fx.Tracer):
         self.journal: list[tuple[Proxy, fx.Node, Any, str | None]] = []
         self.scopes: list[tuple[str, str]] = []  # (path, type name) of the modules that are being followed
         self.paused = 0  # > 0 while examples run: nothing is recorded
+        self.found_state: Callable[[torch.Tensor], Any] = lambda tensor: None  # hears of a plain tensor that is changed in place
+        self.kept: dict[str, str] = {}  # modules that have to stay leaves, with the reason
+        self.leaves: list[str] = []  # paths of the leaves that run the user's code
+        self.explicit_states = False  # recurrent layers that are given no state are given zeros
         self.restore_modules: Callable[[nn.Module], Any] = lambda root: None  # undo what a failed attempt left on modules
         self.constants: dict[str, torch.Tensor] = {}
         self.promoted: dict[int, tuple[torch.Tensor, Proxy]] = {}  # plain tensors that were changed by traced values
@@ -105,6 +110,7 @@ class Recorder(fx.Tracer):
         self._names = {id(tensor): name for name, tensor in reversed(named)}
         self._buffers = {id(tensor) for tensor in model.buffers()}
         self.state = {storage(tensor) for _, tensor in named} - {0}
+        self.held: dict[str, torch.Tensor] = {}  # states that are carried between calls, by dotted name: an example of each
 
     # ---- nodes
 
@@ -141,6 +147,8 @@ class Recorder(fx.Tracer):
         if kind is Proxy:
             if a.stale:
                 raise self.error(a.stale)
+            if a.tracer is not self:
+                raise self.error("use of a value of an earlier call, which is kept where the trace does not find it")
             return a.node
         if issubclass(kind, torch.Tensor):
             return self.attribute_node(a)
@@ -371,6 +379,8 @@ class Recorder(fx.Tracer):
             raise self.error(f"{how} of a value that depends on data")
         if proxy.node in self._data_sized:
             raise self.error(f"{how} of a size that depends on data")
+        if (kept := state_behind(proxy.node)) is not None:
+            raise self.error(f"{how} of a number that follows from what forward keeps in `{kept}` between calls")
         value = proxy.example
         key = (proxy.node, value)
         node = self._guarded.get(key)
