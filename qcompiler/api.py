@@ -106,7 +106,8 @@ def _prepare(model: nn.Module, context: Context, examples: tuple[Any, Any, Any],
     held = {user_path(gm, path).partition(".")[0] for path in held_names(gm)}  # of these the graph has buffers
     kept = {key: value for key, value in user_attributes(model).items() if key not in held}
     kept |= {key: getattr(model, key) for key in context.custom.preserved_attributes}
-    before = FloatState.of(gm, (path for path, _ in model.named_buffers()), context.trains)
+    observed = tuple(context.custom.observed_classes.values())
+    before = FloatState.of(gm, (path for path, _ in model.named_buffers()), context.trains, observed)
     return as_prepared(gm, State(context, name, kept, example, before, fingerprints(model)))
 
 

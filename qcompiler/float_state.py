@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +27,11 @@ class FloatState:
     trains: bool = False
 
     @staticmethod
-    def of(gm: fx.GraphModule, buffers: Any = (), trains: bool = False) -> FloatState:
-        """What a graph holds now. `buffers`: the names of the user's own buffers."""
+    def of(gm: fx.GraphModule, buffers: Iterable[str] = (), trains: bool = False, observed: tuple[type, ...] = ()) -> FloatState:
+        """What a graph holds now. `buffers`: the names of the user's own buffers; `observed`: classes of modules that calibration fills."""
         own = set(buffers) if trains else set()
         states = {name: attribute(gm, name).detach().clone() for name in held_names(gm) if user_path(gm, name) not in own}
-        leaves = {path: _copy(gm.get_submodule(path), trains) for path in _leaves(gm)}
+        leaves = {path: _copy(leaf, trains) for path, leaf in _leaves(gm) if type(leaf) not in observed}
         return FloatState(states, leaves, trains)
 
     def again(self, gm: fx.GraphModule) -> FloatState:
@@ -53,9 +54,9 @@ class FloatState:
             gm.get_submodule(owner)._modules[last] = made
 
 
-def _leaves(gm: fx.GraphModule) -> list[str]:
+def _leaves(gm: fx.GraphModule) -> list[tuple[str, nn.Module]]:
     paths = dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module")
-    return [path for path in paths if not path.startswith(OURS)]
+    return [(path, gm.get_submodule(path)) for path in paths if not path.startswith(OURS)]
 
 
 def _copy(leaf: nn.Module, trains: bool) -> nn.Module:
