@@ -141,7 +141,11 @@ def _close(made: Attempt, places: Places, opened: Mapping[Place, dict[str, Any]]
     for place in watched:
         if place not in opened and place in changed and changed[place] is not MISSING:
             found = leaves(changed[place], places.name(place))
-            made.ends |= {path: tracer.create_arg(leaf) for path, leaf in found.items() if is_state(leaf)}
+            made.ends |= {path: tracer.create_arg(leaf) for path, leaf in found.items() if is_state(leaf) and not _is_stale(leaf)}
+
+
+def _is_stale(value: Any) -> bool:
+    return type(value) is Proxy and value.stale is not None
 
 
 def _shared(changed: Mapping[Place, Any]) -> list[Place]:
@@ -186,6 +190,8 @@ def _write(made: Attempt, place: Place, old: dict[str, Any], new: dict[str, Any]
 def _misfit(read: Proxy, end: Any) -> str | None:
     if read.is_tensor != isinstance(end, torch.Tensor) or not is_state(end):
         return "is a tensor at one call and none at the next"
+    if _is_stale(end):
+        return "is changed in place through a view of another form"
     value = _example(end)
     if read.is_tensor and value.dtype != read.example.dtype:
         return f"is {read.example.dtype} at one call and {value.dtype} at the next"

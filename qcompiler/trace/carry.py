@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from qcompiler.trace.state_reads import held_by
 from qcompiler.trace.tracer import Tracer
 
 _ROUNDS = 4  # later calls that add a place: what has one more in each of them grows
+_UNKNOWN = (str, bytes, Enum, np.ndarray, np.generic)  # what can be compared and is no value of a graph
 HINT = "give forward the value as an argument and return the new one, or make the part that keeps it a submodule, which then stays float"
 
 
@@ -119,7 +121,7 @@ class Carrier:
             counted = [place for place in carried if place not in numbers and self._counts(place, carried[place], later.left.get(place))]
             if not new and not counted:
                 return later, carried, numbers, known
-            self._check_kinds(new)
+            self._check_kinds(new, known)
             known |= new
             carried |= new
             numbers |= dict.fromkeys([*new, *counted])
@@ -223,11 +225,13 @@ class Carrier:
         if reasons:
             raise Refused({path: (f"at its second call it cannot be followed: {reason}", None) for path, reason in reasons.items()})
 
-    def _check_kinds(self, new: Mapping[Place, Any]) -> None:
-        """Numbers of numpy that change with each call: they are no values of a graph."""
-        bad = [p for p, value in new.items() if any(isinstance(v, (np.ndarray, np.generic)) for v in leaves(value, "").values())]
-        if bad:
-            raise self._refusal(dict.fromkeys(bad, "is a value of numpy that changes with each call"), None)
+    def _check_kinds(self, new: Mapping[Place, Any], known: Mapping[Place, Any]) -> None:
+        """Texts, members of enums and numbers of numpy that change with each call: they are no values of a graph."""
+        for place, value in new.items():
+            before = leaves(known.get(place), "")
+            for path, leaf in leaves(value, "").items():
+                if isinstance(leaf, _UNKNOWN) and not _equal(leaf, before.get(path, leaf)):
+                    raise self._refusal({place: f"is another {type(leaf).__name__} after each call"}, None)
 
     def _check_stable(self, later: Attempt, live: list[str]) -> None:
         bad = {p: reason for p, reason in later.unstable.items() if any(self._is_at(name, p) for name in live)}
@@ -341,6 +345,6 @@ def _equal(a: Any, b: Any) -> bool:
         return _like(a, b) and bool(torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else torch.equal(a, b))
     if isinstance(a, (bool, int, float, str, type(None))) or isinstance(b, (bool, int, float, str, type(None))):
         return type(a) is type(b) and (a == b or a != a)
-    if isinstance(a, (np.ndarray, np.generic)):
-        return type(a) is type(b) and np.array_equal(a, b)
+    if isinstance(a, _UNKNOWN):
+        return type(a) is type(b) and (np.array_equal(a, b) if isinstance(a, np.ndarray) else bool(a == b))
     return type(a) is type(b)

@@ -13,6 +13,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Literal
 
 import torch
@@ -158,11 +159,11 @@ def _holder(value: Any, path: str, owner: str) -> Holder | None:
 
 
 def is_object(value: Any) -> bool:
-    """Whether a value is an instance of a class of the user's that is no module, function or class."""
+    """Whether a value is an instance of a class of the user's that is no module, function, class or member of an enum."""
     if isinstance(value, types.SimpleNamespace):
         return True
     kind = type(value)
-    if isinstance(value, (nn.Module, torch.Tensor, type, types.ModuleType, types.FunctionType, types.MethodType, *_PLAIN)):
+    if isinstance(value, (nn.Module, torch.Tensor, type, types.ModuleType, types.FunctionType, types.MethodType, Enum, *_PLAIN)):
         return False
     return bool(kind.__flags__ & (1 << 9)) and _is_users(kind)  # 1 << 9: made by a class statement
 
