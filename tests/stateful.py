@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -278,6 +279,13 @@ def tuple_with_number(s: Any, x: Tensor) -> Any:
     return y * s.held[1]
 
 
+@kind(held={"a": {"b": [zeros()]}})
+def nest(s: Any, x: Tensor) -> Any:
+    y, h = step(s, x, s.held["a"]["b"][0])
+    s.held = {"a": {"b": [h]}}
+    return y
+
+
 @kind()
 def class_attribute(s: Any, x: Tensor) -> Any:
     y, type(s).h = step(s, x, s.h)
@@ -409,6 +417,25 @@ def first_call_differs(s: Any, x: Tensor) -> Any:
 def window_that_fills(s: Any, x: Tensor) -> Any:
     s.window = [*s.window, s.l(x)][-3:]
     return sum(s.window)
+
+
+@kind(table=REFUSED, mode="a")
+def text_each_call(s: Any, x: Tensor) -> Any:
+    s.mode = {"a": "b", "b": "c", "c": "a"}[s.mode]
+    return s.l(x) * 2 if s.mode == "a" else s.l(x)
+
+
+@kind(table=REFUSED, t=np.float32(0))
+def numpy_number(s: Any, x: Tensor) -> Any:
+    s.t = s.t + np.float32(0.5)
+    return s.l(x) * float(s.t)
+
+
+@kind(table=REFUSED, h=torch.zeros(4, 4))
+def view_of_another_form(s: Any, x: Tensor) -> Any:
+    y, h = step(s, x, s.h.view(2, 8))
+    s.h.view(2, 8).copy_(h)
+    return y
 
 
 @kind(table=REFUSED, h=None)

@@ -299,6 +299,19 @@ def test_a_leafs_tensors_start_as_they_were(change: Callable[[Any, Tensor], Any]
     assert sqnr(expected[0], run(module, data)[0]) > DECIBELS
 
 
+def test_a_parameter_that_forward_replaces() -> None:
+    def forward(s: Any, x: Tensor) -> Any:
+        y = s.l(x)
+        s.l.bias.data = s.l.bias.data + 0.1
+        return y
+
+    model: Any = kind(table=None)(forward)()
+    before = model.l.bias.clone()
+    with pytest.raises(TraceError, match=r"gives the parameter `l\.bias` another value"):
+        qc.quantize(model, batches(Kept), progress=False)
+    assert torch.equal(model.l.bias, before)
+
+
 def test_two_names_of_one_memory() -> None:
     def forward(s: Any, x: Tensor) -> Any:
         y = s.l(x + 0.5 * s.b)

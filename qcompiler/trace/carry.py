@@ -346,5 +346,6 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, (bool, int, float, str, type(None))) or isinstance(b, (bool, int, float, str, type(None))):
         return type(a) is type(b) and (a == b or a != a)
     if isinstance(a, _UNKNOWN):
-        return type(a) is type(b) and (np.array_equal(a, b) if isinstance(a, np.ndarray) else bool(a == b))
+        arrays = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+        return type(a) is type(b) and bool(np.array_equal(a, b) if arrays else a == b)  # type: ignore[arg-type]
     return type(a) is type(b)
