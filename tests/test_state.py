@@ -312,6 +312,27 @@ def test_a_parameter_that_forward_replaces() -> None:
     assert torch.equal(model.l.bias, before)
 
 
+@pytest.mark.parametrize("value", [lambda s, x: s.h + 0.1, lambda s, x: torch.tanh(x)])
+def test_memory_that_forward_exchanges(value: Callable[[Any, Tensor], Tensor]) -> None:
+    def forward(s: Any, x: Tensor) -> Any:
+        y = s.l(x + 0.5 * s.h)
+        s.h.set_(value(s, x))
+        return y
+
+    cls, data = kind(table=None, h=torch.zeros(2, 8))(forward), batches(Kept)
+    with pytest.raises(TraceError):
+        qc.quantize(cls(), data, progress=False)
+    module = qc.quantize(Outer(cls), data, progress=False)
+    assert "leaf" in codes(module) and sqnr(run(Outer(cls), data)[0], run(module, data)[0]) > DECIBELS
+
+
+def test_a_graph_with_state_is_no_model() -> None:
+    model = CARRIED["counter"]()
+    graph = qc.fuse_fx(model, (batches(Kept)[0],))
+    with pytest.raises(ConfigError, match="this graph keeps n between calls"):
+        qc.prepare_fx(graph, None, (batches(Kept)[0],))
+
+
 def test_two_names_of_one_memory() -> None:
     def forward(s: Any, x: Tensor) -> Any:
         y = s.l(x + 0.5 * s.b)

@@ -50,6 +50,7 @@ class Attempt:
     in_place: list[Place] = field(default_factory=list)  # carried places whose tensors were changed in place
     unstable: dict[Place, str] = field(default_factory=dict)
     shared: list[Place] = field(default_factory=list)  # places that have memory in common in the end
+    repointed: list[Place] = field(default_factory=list)  # places whose tensors got other memory
     parameters: list[str] = field(default_factory=list)  # names of parameters that forward replaced the data of
     results: Any = None
     moved: list[str] = field(default_factory=list)  # states that change their shape
@@ -134,7 +135,7 @@ def _close(made: Attempt, places: Places, opened: Mapping[Place, dict[str, Any]]
         made.left[place] = MISSING if value is MISSING else nested(lambda _, leaf: _example(leaf), value, "")
         if place not in opened and any(type(v) is Proxy and depends_on_data(v.node) for v in leaves(value, "").values()):
             made.data.append(place)
-    made.shared = _shared(changed)
+    made.shared, made.repointed = _shared(changed), places.repointed()
     for place, before in opened.items():
         if not owned(places.owner(place), tracer.leaves):
             _write(made, place, before, leaves(changed[place], places.name(place)) if place in changed else before)

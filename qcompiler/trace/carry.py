@@ -87,6 +87,8 @@ class Carrier:
     def _traced(self) -> tuple[fx.GraphModule, list[TraceRemark]]:
         first = self._first()
         self._check_parameters(first)
+        if first.repointed:
+            raise self._refusal(dict.fromkeys(first.repointed, "is given other memory by `set_`"), first)
         self._check_modes(first)
         left = {place: value for place, value in first.left.items() if not (place in self.forced and _like(value, self.forced[place]))}
         if not left and not first.unstable:

@@ -65,6 +65,8 @@ class Places:
         parameters = {storage(parameter) for parameter in model.parameters()}
         self._memory: dict[int, Place] = {}
         self.shared: dict[Place, None] = {}  # places whose memory another one has, too
+        self._aliases = {(number, key): (value, value.detach()) for number, values in enumerate(self.before)
+                         for key, value in values.items() if type(value) is torch.Tensor}  # fmt: skip
         self._names: dict[Place, str] = {}
         self._taken = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
         for number, values in enumerate(self.before):
@@ -91,6 +93,10 @@ class Places:
             return False
         parts = holder.path[len(holder.owner) :].strip(".").split(".") if holder.path != holder.owner else []
         return any(".".join([*filter(None, [holder.owner]), *parts[: i + 1]]) in names for i in range(len(parts)))
+
+    def repointed(self) -> list[Place]:
+        """The places whose tensors `set_` gave other memory: torch tells nobody of that."""
+        return [place for place, (tensor, alias) in self._aliases.items() if storage(tensor) != storage(alias)]
 
     def of_memory(self, tensor: torch.Tensor) -> Place | None:
         """The place of a plain tensor that uses the same memory."""
@@ -147,6 +153,10 @@ class Places:
 
     def restore(self, owner: str = "") -> None:
         """Bring back what stood in the holders of a module and of those in it."""
+        for place in self.repointed():
+            tensor, alias = self._aliases[place]
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                tensor.set_(alias)  # type: ignore[call-overload]
         for holder, before, content in zip(self.holders, self.before, self._contents, strict=True):
             if owner and holder.owner != owner and not holder.owner.startswith(f"{owner}."):
                 continue
@@ -185,7 +195,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     places = Places(model)
     snapshots = [_snapshot(module) for module in model.modules()]
     plain = [value for values in places.before for value in values.values() if isinstance(value, torch.Tensor)]
-    held = {id(tensor): (tensor, tensor.clone()) for tensor in (*model.buffers(), *plain)}
+    held = {id(tensor): (tensor, tensor.detach(), tensor.clone()) for tensor in (*model.buffers(), *plain)}
     try:
         yield
     finally:
@@ -193,6 +203,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
             _restore(snapshot)
         places.restore()
         with torch.inference_mode(False), torch.no_grad():
-            for tensor, value in held.values():
-                if tensor.shape != value.shape or not torch.equal(tensor, value):
-                    tensor.set_(value)  # type: ignore[call-overload]
+            for tensor, alias, value in held.values():
+                if storage(tensor) != storage(alias) or tensor.shape != value.shape:
+                    tensor.set_(alias)  # type: ignore[call-overload]
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
