@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
@@ -26,6 +24,7 @@ from qcompiler.trace.attempt import Attempt, StateFound, is_state, owned, run
 from qcompiler.trace.finish import finish, live_states
 from qcompiler.trace.guards import TraceRemark, is_guard
 from qcompiler.trace.places import assigned_at
+from qcompiler.trace.same import UNKNOWN, alike, as_later, equal, held_tensor, kind_of, same_leaf
 from qcompiler.trace.slots import MISSING, leaves, nested
 from qcompiler.trace.starts import proven
 from qcompiler.trace.state import Place, Places
@@ -33,7 +32,6 @@ from qcompiler.trace.state_reads import held_by
 from qcompiler.trace.tracer import Tracer
 
 _ROUNDS = 4  # later calls that add a place: what has one more in each of them grows
-_UNKNOWN = (str, bytes, Enum, np.ndarray, np.generic)  # what can be compared and is no value of a graph
 HINT = "give forward the value as an argument and return the new one, or make the part that keeps it a submodule, which then stays float"
 
 
@@ -90,7 +88,7 @@ class Carrier:
         if first.repointed:
             raise self._refusal(dict.fromkeys(first.repointed, "is given other memory by `set_`"), first)
         self._check_modes(first)
-        left = {place: value for place, value in first.left.items() if not (place in self.forced and _like(value, self.forced[place]))}
+        left = {place: value for place, value in first.left.items() if not (place in self.forced and alike(value, self.forced[place]))}
         if not left and not first.unstable:
             return self._finished(first, self.forced, self._initial(first, self.forced))
         carried = {place: first.left.get(place, value) for place, value in self.forced.items()}
@@ -134,7 +132,7 @@ class Carrier:
     def _counts(self, place: Place, before: Any, after: Any) -> bool:
         """Whether a number in what a place holds is another one after the call."""
         old, new = leaves(before, ""), leaves(after, "")
-        return any(type(value) in NUMBERS and path in new and not _equal(value, new[path]) for path, value in old.items())
+        return any(type(value) in NUMBERS and path in new and not same_leaf(value, new[path]) for path, value in old.items())
 
     def _joined(
         self, first: Attempt, later: Attempt, carried: dict[Place, Any], numbers: dict[Place, Any], known: dict[Place, Any]
@@ -176,9 +174,9 @@ class Carrier:
         if first is MISSING or first is None:
             return None
         before, after = leaves(first, name), leaves(value, name)
-        if list(before) != list(after) or any(_kind(a) != _kind(b) for a, b in zip(before.values(), after.values(), strict=True)):
+        if list(before) != list(after) or any(kind_of(a) != kind_of(b) for a, b in zip(before.values(), after.values(), strict=True)):
             return None
-        return nested(lambda path, leaf: _as(leaf, after[path]), first, name)
+        return nested(lambda path, leaf: as_later(leaf, after[path]), first, name)
 
     def _initial(self, made: Attempt, carried: Iterable[Place]) -> dict[str, torch.Tensor]:
         """By name of a state, the tensor that holds it before the first call."""
@@ -187,7 +185,7 @@ class Carrier:
             first = self.places.first(place)
             for path, leaf in leaves(first, self.places.name(place)).items() if first is not MISSING else ():
                 if path in made.held and is_state(leaf):
-                    found[path] = _held(leaf, made.tracer.held[path])
+                    found[path] = held_tensor(leaf, made.tracer.held[path])
         return found
 
     # ---- what cannot be carried
@@ -232,7 +230,7 @@ class Carrier:
         for place, value in new.items():
             before = leaves(known.get(place), "")
             for path, leaf in leaves(value, "").items():
-                if isinstance(leaf, _UNKNOWN) and not _equal(leaf, before.get(path, leaf)):
+                if isinstance(leaf, UNKNOWN) and not same_leaf(leaf, before.get(path, leaf)):
                     raise self._refusal({place: f"is another {type(leaf).__name__} after each call"}, None)
 
     def _check_stable(self, later: Attempt, live: list[str]) -> None:
@@ -310,44 +308,3 @@ def _write_of(read: fx.Node) -> Callable[..., Any]:
 def _fixed(made: Attempt) -> list[Any]:
     """What the guards of a trace hold fixed, in order."""
     return [node.args[1] for node in made.tracer.graph.nodes if is_guard(node)]
-
-
-def _kind(value: Any) -> Any:
-    """What of a value must be the same before the first call: the dtype of a tensor, the type of anything but numbers."""
-    if isinstance(value, torch.Tensor):
-        return value.dtype
-    return float if type(value) in (int, float) else type(value)
-
-
-def _as(value: Any, later: Any) -> Any:
-    """A number in the type that it has at later calls."""
-    return float(value) if type(value) is int and type(later) is float else value
-
-
-def _held(value: Any, example: torch.Tensor) -> torch.Tensor:
-    return value.detach().clone() if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=example.dtype)
-
-
-def _like(a: Any, b: Any) -> bool:
-    """Whether two values are tensors of the same shape and dtype."""
-    tensors = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
-    return tensors and a.shape == b.shape and a.dtype == b.dtype
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Whether two nests hold equal tensors and numbers in the same places. Objects of other kinds count as equal."""
-    left, right = leaves(a, ""), leaves(b, "")
-    return list(left) == list(right) and all(_equal(x, right[path]) for path, x in left.items())
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
-        return _like(a, b) and bool(torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else torch.equal(a, b))
-    if isinstance(a, (bool, int, float, str, type(None))) or isinstance(b, (bool, int, float, str, type(None))):
-        return type(a) is type(b) and (a == b or a != a)
-    if isinstance(a, _UNKNOWN):
-        arrays = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
-        return type(a) is type(b) and bool(np.array_equal(a, b) if arrays else a == b)  # type: ignore[arg-type]
-    return type(a) is type(b)

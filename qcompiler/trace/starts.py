@@ -58,14 +58,16 @@ def _aligned(first: Traces, later: Traces, zeros: dict[str, bool]) -> Aligned:
 
 
 def _inputs(graph: fx.Graph) -> list[Any]:
-    """Random floats, integers of zero, and None for what is no tensor."""
+    """Random floats, integers of 0 and 1 (they may be indices), and None for what is no tensor."""
     torch.manual_seed(0)
     values = [value_of(node) for node in graph.nodes if node.op == "placeholder"]
     return [_random(torch.empty(v.shape, dtype=v.dtype)) if v.shape is not None else None for v in values]
 
 
 def _random(value: torch.Tensor) -> torch.Tensor:
-    return torch.randn(value.shape).to(value.dtype) if value.is_floating_point() else torch.zeros_like(value)
+    if value.is_floating_point() or value.is_complex():
+        return torch.randn(value.shape, dtype=value.dtype)
+    return torch.randint(0, 2, value.shape).to(value.dtype)
 
 
 def _values(tracer: Tracer, traces: Traces, inputs: list[Any], held: dict[str, torch.Tensor]) -> dict[str, Any]:
