@@ -140,6 +140,12 @@ def difference(s: Any, x: Tensor) -> Any:
     return d
 
 
+@kind(h=0)
+def number_at_first(s: Any, x: Tensor) -> Any:
+    y, s.h = step(s, x, s.h)
+    return y
+
+
 @kind(h=None)
 def set_once(s: Any, x: Tensor) -> Any:
     if s.h is None:

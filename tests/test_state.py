@@ -91,6 +91,12 @@ def test_state_of_a_submodule(name: str) -> None:
     assert "leaf" not in codes(module)
 
 
+@pytest.mark.parametrize("name", ["number_at_first", "difference", "moving_average", "zeros_at_first"])
+def test_a_start_computes_no_layer_again(name: str) -> None:
+    module, _ = quantized(CARRIED[name])
+    assert sum("linear" in call.op for call in module.program.calls) == 1
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["gru", "causal_conv", "rolled"])
 def test_engines(name: str, engine: str) -> None:

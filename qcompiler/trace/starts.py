@@ -7,6 +7,7 @@ computes what the first does. Whether it does is seen on random inputs, for resu
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -39,22 +40,43 @@ def proven(first: Traces, later: Traces, tracers: tuple[Tracer, Tracer], open_st
                 ends = {name: expected[name] for name in open_states}
                 held = {name: torch.zeros_like(ends[name]) if zero else ends[name] for name, zero in zip(open_states, choice, strict=True)}
                 if _agree(expected, _values(tracers[1], later, inputs, others | held)):
-                    return _aligned(first, later, dict(zip(open_states, choice, strict=True)))
+                    return _aligned(first, later, dict(zip(open_states, choice, strict=True)), tracers[0], others)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError, QCompilerError):
             return None  # no random inputs fit
     return None
 
 
-def _aligned(first: Traces, later: Traces, zeros: dict[str, bool]) -> Aligned:
+def _aligned(first: Traces, later: Traces, zeros: dict[str, bool], tracer: Tracer, others: dict[str, torch.Tensor]) -> Aligned:
     found = Aligned(common(first, later))
     for name, zero in zeros.items():
         end = first.ends[name]
         if zero:
-            made = first.graph.call_function(torch.zeros_like, (end,))
+            made = first.graph.call_function(torch.zeros_like, (_of_same_shape(end, found, first, tracer, others),))
             made.meta = dict(end.meta)
             end = made
         found.starts[name] = end
     return found
+
+
+def _of_same_shape(end: fx.Node, found: Aligned, first: Traces, tracer: Tracer, others: dict[str, torch.Tensor]) -> fx.Node:
+    """A value that later calls compute anyway and that has the shape of another, whatever the sizes of the inputs; else that itself."""
+    likely = [node for node in found.same if value_of(node) == value_of(end)]
+    runs = 0
+    for inputs in _other_sizes(_inputs(first.graph)):
+        runner = _Runner(tracer, first, others)
+        try:
+            runner.run(*inputs)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            continue  # a size that the weights fix
+        runs += 1
+        likely = [node for node in likely if runner.env[node].shape == runner.env[end].shape]
+    return likely[0] if likely and runs else end
+
+
+def _other_sizes(inputs: list[Any]) -> Iterator[list[Any]]:
+    """The inputs with one more of each dimension."""
+    for dim in range(max((x.dim() for x in inputs if x is not None), default=0)):
+        yield [torch.cat([x, x.narrow(dim, 0, 1)], dim) if x is not None and dim < x.dim() and x.shape[dim] else x for x in inputs]
 
 
 def _inputs(graph: fx.Graph) -> list[Any]:
