@@ -23,6 +23,7 @@ from qcompiler.ops.functional import getitem
 from qcompiler.ops.obstacles import COMPUTED_WEIGHT, Obstacle
 from qcompiler.ops.reasons import no_row
 from qcompiler.ops.spec import Op, Output, Role, Spelling
+from qcompiler.ops.state_nodes import is_read, is_write
 from qcompiler.ops.stays_float import starved
 from qcompiler.ops.table import Table
 from qcompiler.pass_manager import Context
@@ -37,7 +38,7 @@ def is_float(node: fx.Node) -> bool:
 
 def computes_float(node: fx.Node) -> bool:
     """Whether the node makes or takes float values: those deserve a remark when they are not int8."""
-    if isinstance(node.target, type) or node.target in SIZES:
+    if isinstance(node.target, type) or node.target in SIZES or is_read(node) or is_write(node):  # nothing is computed
         return False
     if node.target in TAKES_PART and value_of(node.all_input_nodes[0]).shape is None:  # of a container, which has its own remark
         return False

@@ -25,13 +25,16 @@ from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
 from qcompiler.errors import CalibrationError, ConfigError, InputError, QCompilerError
 from qcompiler.fingerprint import WEIGHTS, fingerprints
+from qcompiler.float_state import FloatState
 from qcompiler.input_text import first_sentence, refuses_inputs
 from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.items import ITEMS, items_of
+from qcompiler.ir.names import user_path
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
 from qcompiler.kinds import module_of
 from qcompiler.observers.watch import Batch, Watch
+from qcompiler.ops.state_nodes import held_names
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, Remark, run_passes
 from qcompiler.passes import FUSE, OBSERVE, OBSERVE_CUSTOM, OBSERVE_TRAINING, QUANTIZE, QUANTIZE_CUSTOM, QUANTIZE_TRAINED
@@ -135,10 +138,14 @@ def _prepare(model: nn.Module, context: Context, examples: tuple[Any, Any, Any],
     with watched(debug, "prepare", name, context):
         run_passes(gm, (*passes, *(OBSERVE_CUSTOM if context.custom.observed_classes else ())), Stage.TRACED, context)
     example = (check_examples(inputs), dict(kwargs or {}))
-    kept = user_attributes(model) | {key: getattr(model, key) for key in context.custom.preserved_attributes}
+    held = {user_path(gm, path).partition(".")[0] for path in held_names(gm)}  # of these the graph has buffers
+    kept = {key: value for key, value in user_attributes(model).items() if key not in held}
+    kept |= {key: getattr(model, key) for key in context.custom.preserved_attributes}
     if items := items_of(model):
         kept[ITEMS] = items
-    return as_prepared(gm, State(context, name, kept, example, fingerprints(model)))
+    observed = tuple(context.custom.observed_classes.values())
+    before = FloatState.of(gm, (path for path, _ in model.named_buffers()), context.trains, observed)
+    return as_prepared(gm, State(context, name, kept, example, before, fingerprints(model)))
 
 
 @in_plain_torch
@@ -205,6 +212,7 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
     setattr(gm, MARK, "reference")
     if state.context.trains:
         gm.cpu()  # int8 kernels run there
+    state.before.put_back(gm)
     gm._forward_pre_hooks.clear()
     gm._forward_pre_hooks_with_kwargs.clear()
     gm._load_state_dict_post_hooks.clear()
@@ -212,7 +220,7 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
     context = dataclasses.replace(shared, allow_uncalibrated=allow_uncalibrated, remarks=list(shared.remarks), records=list(shared.records),
                                   rewrites=list(shared.rewrites))  # fmt: skip
     weights = fingerprints(prepared) if shared.trains else state.weights
-    return gm, State(context, state.name, state.user_attributes, state.example, weights)
+    return gm, State(context, state.name, state.user_attributes, state.example, state.before, weights)
 
 
 @in_plain_torch

@@ -21,6 +21,7 @@ from qcompiler.errors import ConfigError, Where
 from qcompiler.ir.types import ONLY_CHILD, SOURCE, Stage, source_of
 from qcompiler.ir.verify import verify
 from qcompiler.ops.decompositions import DECOMPOSE
+from qcompiler.ops.state_nodes import held_names
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Remark
 from qcompiler.qat.ops import training_table
@@ -112,6 +113,7 @@ def _name_as_root(gm: fx.GraphModule) -> None:
 
 def traced(model: nn.Module, example_inputs: Any, context: Context, options: Mapping[str, Any]) -> fx.GraphModule:
     """The TRACED graph of a copy of the model. `options`: example_kwargs, concrete_args. What was noted becomes remarks."""
+    _refuse_state(model)
     inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
     copied = _plain_parameters(model, context)
     alone, is_leaf = _is_one_leaf(copied, context), _is_leaf(context.table, context.custom)
@@ -124,6 +126,14 @@ def traced(model: nn.Module, example_inputs: Any, context: Context, options: Map
     elif context.trains:
         _remark_unreached(copied, found.graph_module, context)
     return found.graph_module
+
+
+def _refuse_state(model: nn.Module) -> None:
+    """A graph of this compiler that reads and writes state is no model any more: nobody knows where its state began."""
+    for path, module in model.named_modules():
+        if isinstance(module, fx.GraphModule) and (names := held_names(module)):
+            text = f"this graph keeps {', '.join(names)} between calls, as it was traced to"
+            raise ConfigError(text, code="graph-state", where=Where(module_path=path), hint="give the model that it was traced from")
 
 
 def _plain_parameters(model: nn.Module, context: Context) -> nn.Module:

@@ -12,8 +12,10 @@ from torch import fx, nn
 from qcompiler.ambient import call_is_plain, plain_call, widened
 from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, InputError, UnsupportedOpError, Where
+from qcompiler.float_state import FloatState
 from qcompiler.graph_pickle import Data, from_data, to_data
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
+from qcompiler.ir.attributes import attribute
 from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.form import CONTAINERS, Form, as_number, misfit
 from qcompiler.ir.graph_module import OwnGraphModule
@@ -22,6 +24,7 @@ from qcompiler.ir.names import NAMES, keep_names
 from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
 from qcompiler.kinds import refuse_kind
+from qcompiler.ops.state_nodes import set_held
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context
 from qcompiler.qat.ops import training_table
@@ -39,6 +42,7 @@ class State:
     name: str
     user_attributes: dict[str, Any]
     example: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # what the int8 values are checked on
+    before: FloatState = field(default_factory=FloatState)  # what the float model had kept between calls
     weights: dict[str, str] = field(default_factory=dict)  # checksums of the float model's; none where others were loaded
 
     def saved(self) -> State:
@@ -86,6 +90,7 @@ class PreparedModule(OwnGraphModule):
         for name in ("_modules", "_buffers"):
             vars(copied)[name].update(copy.deepcopy(vars(self)[name], memo))
         _check_inputs(copied)  # torch.fx drops hooks
+        copied.register_load_state_dict_pre_hook(_fit_states)
         copied.register_load_state_dict_post_hook(_forget_weights)
         guard_loading(copied)
         return copied
@@ -128,14 +133,24 @@ def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
     type(gm).__bases__ = (KINDS[kind],)  # torch.fx makes a class for each instance: this one is the graph's own
     gm.meta[KEPT] = attributes | ({PLACES: vars(gm)[PLACES]} if kind else {})
     _check_inputs(gm)
+    gm.register_load_state_dict_pre_hook(_fit_states)
     gm.register_load_state_dict_post_hook(_forget_weights)
     guard_loading(gm)
     return gm if state.context.trains else gm.eval()
 
 
 def _forget_weights(gm: Any, incompatible: Any) -> None:
-    """What is loaded may come from another float model."""
-    gm.meta[STATE] = replace(gm.meta[STATE], weights={})
+    """What is loaded may come from another float model, and is what that kept."""
+    state: State = gm.meta[STATE]
+    gm.meta[STATE] = replace(state, weights={}, before=state.before.again(gm))
+
+
+def _fit_states(gm: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """States take any shape."""
+    for name in gm.meta[STATE].before.states:
+        given, held = state_dict.get(prefix + name), attribute(gm, name)
+        if isinstance(given, torch.Tensor) and given.dtype == held.dtype and given.shape != held.shape:
+            set_held(held, given)
 
 
 def _check_inputs(gm: fx.GraphModule) -> None:

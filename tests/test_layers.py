@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ops",),
     ("observers", "fake_quantize", "qconfig", "qconfig_mapping", "custom_config", "backend_config"),
     ("qat",),
-    ("rewrite", "graph_pickle"),
+    ("rewrite", "graph_pickle", "float_state"),
     ("patterns",),
     ("pass_manager",),
     ("passes", "prepared"),

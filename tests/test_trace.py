@@ -282,11 +282,11 @@ def test_unclear_mutations_raise() -> None:
         y += 1
         return x
 
-    def state(s: Any, x: torch.Tensor) -> Any:
-        s.b.add_(1)
-        return x + s.b
+    def parameter(s: Any, x: torch.Tensor) -> Any:
+        s.p.add_(1)
+        return x + s.p
 
-    for forward, text in ((base_after_view, "another view"), (state, "parameter or buffer")):
+    for forward, text in ((base_after_view, "another view"), (parameter, "parameter or buffer")):
         with pytest.raises(TraceError, match=text):
             traced(Model(forward), X)
 

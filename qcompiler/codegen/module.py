@@ -23,6 +23,7 @@ from qcompiler.codegen.check_load import check_names, check_sums
 from qcompiler.codegen.emit import Dialect, Emitter
 from qcompiler.codegen.program import Call, Program, ProgramError, is_name, is_path
 from qcompiler.codegen.script import attach_script, listed, refuse_classes, refuse_hidden, script_attributes, unscriptable
+from qcompiler.codegen.states import STATES, KeepsState, mark_states
 from qcompiler.codegen.values import DTYPES, Const, Ref, Scale, ZeroPoint, rewrite
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.fingerprint import WEIGHTS
@@ -35,7 +36,7 @@ from qcompiler.kinds import refuse_kinds
 from qcompiler.ops.records import Maker
 
 T = TypeVar("T", bound=type)
-OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound"})
+OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound", STATES})
 NONSENSE = (AttributeError, LookupError, NameError, ArithmeticError)  # from a statement of a program that nobody compiled
 
 
@@ -73,7 +74,7 @@ def keep_dtypes(fn: Callable[[Tensor], Tensor], what: str) -> Callable[[Tensor],
     return keep
 
 
-class Scope(nn.Module):
+class Scope(KeepsState):
     """Holds tensors and submodules under one part of the user's dotted names; has no forward of its own."""
 
     __jit_unused_properties__ = ["__jit_ignored_attributes__"]
@@ -91,18 +92,19 @@ class Scope(nn.Module):
     @property
     def __jit_ignored_attributes__(self) -> list[str]:
         """Tensors: a script has them in its packs, or as attributes of the CompiledModule."""
-        return [*self._buffers, *unscriptable(self)]
+        return [*self._buffers, *unscriptable(self), STATES]
 
     def __dir__(self) -> list[str]:
         return listed(self)
 
 
-class CompiledModule(nn.Module):
+class CompiledModule(KeepsState):
     """An int8 program as a module. Made by `compile_graph` or `assemble`, whose result is a subclass named after the user's.
 
     All tensors are buffers under the user's names, activation parameters included, so state_dict is complete. Packs and the
     source follow from them: they are rebuilt by load_state_dict, copying and unpickling, and by `rebuild()` after tensors
-    were changed in place. forward changes nothing of the module and may run in many threads.
+    were changed in place. forward changes nothing of the module but what the user's forward keeps between calls (`program.states`):
+    without such state it may run in many threads.
     """
 
     if TYPE_CHECKING:  # torch.jit would take annotations for its own
@@ -141,6 +143,9 @@ class CompiledModule(nn.Module):
         return self._call(*args, **kwargs)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if torch._C._get_tracing_state() is not None and self.program.states:
+            raise ConfigError("torch.jit.trace would fix what this module keeps between calls: " + ", ".join(self.program.states),
+                              code="jit-trace", hint="torch.jit.script(module) keeps it")  # fmt: skip
         try:
             return super().__call__(*args, **kwargs)
         except Exception as error:
@@ -221,7 +226,16 @@ class CompiledModule(nn.Module):
         attributes = script_attributes(emitter, packs, lambda path: find(self, path))
         attributes["_script"] = bound.forward.__code__.co_filename  # of this build alone
         self.__dict__.update(attributes, _built=tuple(attributes), _bound=bound)
+        self._note_states()
         type(self).forward = bound.forward  # type: ignore[method-assign]
+
+    def _note_states(self) -> None:
+        names: dict[str, list[str]] = {}
+        for path in self.program.states:
+            scopes, _, last = path.rpartition(".")
+            names.setdefault(scopes, []).append(last)
+        for scopes, own in names.items():
+            mark_states(find_submodule(self, scopes), own)
 
     def _qparams(self) -> tuple[list[float], list[int]]:
         scales, zero_points = (self._buffers[n] for n in (self.program.scales_name, self.program.zero_points_name))
@@ -296,6 +310,9 @@ class CompiledModule(nn.Module):
         """
         refuse_hidden(self, self.program.leaves)
         refuse_classes(self.__dict__["_externals"])
+        for path, alias in self._bound.emitter.tensors.items():
+            if path in self.program.states:  # a script goes its own way from what the module holds now
+                self.__dict__[self._bound.emitter.attribute(alias)] = find(self, path).detach().clone()
         if not hasattr(self._bound.forward, "__wrapped__"):
             attach_script(self._bound, self._resolve)
         fresh = self._bound.by_shape.for_script()  # a script is fast at its own first shapes, whatever the module was called with

@@ -127,6 +127,12 @@ class Program:
         """Paths of the submodules that it calls."""
         return tuple(dict.fromkeys(c.leaf for c in self.calls if c.leaf is not None))
 
+    @cached_property
+    def states(self) -> tuple[str, ...]:
+        """Dotted names of the tensors that hold what forward keeps between calls."""
+        held = (c.args[0] for c in self.calls if c.op.startswith(registry.STATE_WRITE) and c.args)
+        return tuple(dict.fromkeys(h.name for h in held if isinstance(h, Const)))
+
     @property
     def externals(self) -> tuple[str, ...]:
         """Names of the user's functions that it calls."""
@@ -323,6 +329,8 @@ def _verify_op(call: Call, once: bool) -> None:
     if once and not registry.is_once(call.op):
         raise registry.UnknownOpError(f"operation {call.op!r:.80} may not run when a module is built")
     first = call.args[0] if call.args else None
+    if call.op.startswith(registry.STATE_WRITE) and not isinstance(first, Const):
+        raise ProgramError(f"{call.op!r:.80} writes what is no tensor of the module")
     if call.op == registry.LEAF:
         if not is_path(first):
             raise ProgramError(f"bad submodule path {first!r:.80}")

@@ -29,13 +29,14 @@ import torch.nn.functional as F
 
 from qcompiler.backends.torch import fit, floats, recurrent, runtime, tables
 from qcompiler.errors import QCompilerError
-from qcompiler.ops import recurrent_float, reference, trees
+from qcompiler.ops import recurrent_float, reference, state, trees
 from qcompiler.trace import guards
 
 LEAF = "leaf"  # op name of a call of a submodule; its path is the first argument
 EXTERNAL = "external."
 METHOD = "method."
 RECORD = "record."
+STATE_WRITE = "ops.write_"  # writes what a forward keeps between calls
 
 BUILTINS = ("abs", "bool", "dict", "float", "getattr", "int", "len", "list", "max", "min", "range", "round", "slice", "sum", "tuple")
 OPERATORS = (
@@ -80,7 +81,7 @@ def table() -> Mapping[str, Callable[..., Any]]:
     for module in (runtime, floats, recurrent, tables, fit):
         found |= {f"runtime.{n}": f for n, f in _public(module, functions).items() if f.__module__ == module.__name__}
     found |= {f"guard.{f.__name__}": f for f in guards.GUARDS}
-    for module in (reference, recurrent_float):
+    for module in (reference, recurrent_float, state):
         found |= {f"ops.{n}": f for n, f in _public(module, functions).items() if f.__module__ == module.__name__}
     found["trees.children"] = trees.children
     found |= {f"torch.{n}": getattr(torch, n) for n in _public(torch._C._VariableFunctions, (object,)) if hasattr(torch, n)}

@@ -40,6 +40,7 @@ from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, run_passes
 from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
 from qcompiler.pipeline import context_for, traced
+from qcompiler.trace.state import untouched
 
 Metric = Callable[[Any, Any], float]
 METRICS: Mapping[str, Metric] = {"sqnr": compute_sqnr}
@@ -173,7 +174,7 @@ class _Pipeline:
         self.options = {"example_kwargs": data[0][1] or None, "concrete_args": concrete_args}
         self.engine = self.context().target.engine
         self.floats: Steps = float_steps(model, data[0], settings["table"], concrete_args)
-        with torch.inference_mode():
+        with torch.inference_mode(), untouched(model):
             self.expected = [self._call(model, args, kwargs) for args, kwargs in data]
 
     def context(self) -> Context:
@@ -202,8 +203,9 @@ class _Pipeline:
         return gm, gate
 
     def _calibrate(self, gm: fx.GraphModule) -> None:
-        for args, kwargs in self.data:
-            gm.eval()(*args, **kwargs)
+        with steps_of_graph(gm).kept():
+            for args, kwargs in self.data:
+                gm.eval()(*args, **kwargs)
 
     def state(self, count: int, limit: int | None, metric: Metric) -> _State:
         label = self.steps[count - 1].name if count else "trace"
@@ -224,7 +226,7 @@ class _Pipeline:
     def _measure(self, gm: fx.GraphModule) -> tuple[Tallies, list[Any]]:
         steps = steps_of_graph(gm.eval())
         tallies = Tallies(Walk(self.floats, steps, match(self.floats, steps)))
-        with torch.inference_mode(), quantized_engine(self.engine):
+        with torch.inference_mode(), quantized_engine(self.engine), self.floats.kept(), steps.kept():
             return tallies, [tallies.walk.run(args, kwargs, tallies.visit)[1] for args, kwargs in self.data]
 
 

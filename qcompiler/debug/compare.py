@@ -62,7 +62,7 @@ def compare(
     matching = match(floats, steps)
     _require_matches(steps, matching)
     found = Tallies(Walk(floats, steps, matching, profile=profile), _note_weights(float_model, quantized))
-    with torch.inference_mode():
+    with torch.inference_mode(), floats.kept(), steps.kept():
         found.add(0, *first)
         for index, (args, kwargs) in enumerate(items, 1):
             found.add(index, args, kwargs)

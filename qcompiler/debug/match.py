@@ -44,10 +44,10 @@ class Matching:
 
 
 def _moving(steps: Steps) -> set[str]:
-    """The steps whose values depend on the inputs."""
+    """The steps whose values depend on the inputs, or on what earlier calls left."""
     moving: set[str] = set()
     for step in steps.steps:
-        if step.kind == "input" or any(name in moving for name in step.inputs):
+        if step.kind == "input" or step.state == "read" or any(name in moving for name in step.inputs):
             moving.add(step.name)
     return moving
 

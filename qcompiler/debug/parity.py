@@ -17,10 +17,13 @@ from torch import Tensor, fx, nn
 from qcompiler.ambient import in_plain_torch
 from qcompiler.batches import batches, check_data
 from qcompiler.codegen.module import CompiledModule
+from qcompiler.codegen.states import fill
 from qcompiler.debug.match import match
 from qcompiler.debug.steps import Grid, steps_of_graph, steps_of_module
 from qcompiler.debug.walk import Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, PassError, Where
+from qcompiler.ir.attributes import attribute
+from qcompiler.ir.names import NAMES, safe_path
 from qcompiler.ir.types import Mode, quant_of
 from qcompiler.prepared import state_of
 from qcompiler.qat.sites import FakeQuantWatch, switch_observers_off
@@ -94,6 +97,9 @@ def simulated(prepared: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     with torch.no_grad():
         copied(*args, **kwargs)
     switch_observers_off(copied)
+    state = state_of(prepared)
+    if state is not None:
+        state.before.put_back(copied)
     return copied
 
 
@@ -117,7 +123,9 @@ def _compare(prepared: nn.Module, converted: CompiledModule, items: Sequence[tup
     graph = simulated(prepared, *items[0])
     floats, steps = steps_of_graph(graph), steps_of_module(converted)
     walk, found = Walk(floats, steps, match(floats, steps), ends=_ranges(graph)), _Found(_not_simulated(graph))
-    with torch.inference_mode():
+    with torch.inference_mode(), steps.kept():
+        for path, held in zip(converted.program.states, steps.held, strict=True):
+            fill(held, attribute(graph, safe_path(graph.meta.get(NAMES, {}), path)))
         for args, kwargs in items:
             walk.run(args, kwargs, found.visit)
     return Parity(tuple(found.worst.values()), tuple(walk.matching.unmatched.items()), len(items))

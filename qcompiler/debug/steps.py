@@ -7,9 +7,10 @@ A step's value may be a quantized tensor (quint8), integers of the QUANTIZED sta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -17,13 +18,16 @@ from torch import Tensor, fx
 from qcompiler.codegen import registry
 from qcompiler.codegen.module import CompiledModule, find, quantized_engine, run_once
 from qcompiler.codegen.program import Call
+from qcompiler.codegen.states import states_kept
 from qcompiler.codegen.values import Const, Ref, Scale, ZeroPoint, rewrite, walk
 from qcompiler.errors import InputError
+from qcompiler.ir.attributes import attribute
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import source_of
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.arguments import changes
 from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
+from qcompiler.ops.state_nodes import READS, WRITES, held_names
 
 Env = dict[str, Any]
 Grid = tuple[float, int, int, int]  # scale, zero point, smallest and largest integer
@@ -45,7 +49,8 @@ class Step:
     """One value: `run(env)` computes it from the values of `inputs`. `kind`: input, constant or call.
 
     `origin`: the traced nodes that were fused into it. `writes`: the input whose value it changes in place.
-    `grid`: where the step's values are integers that do not know their scale.
+    `grid`: where the step's values are integers that do not know their scale. `state`: whether it reads or writes what the model
+    keeps between calls.
     """
 
     name: str
@@ -60,15 +65,22 @@ class Step:
     grid: Grid | None = None
     rounds: str = ""  # "quantize" or "dequantize": the step changes how a value is held, not what it is
     weight: Weight | None = None
+    state: Literal["", "read", "write"] = ""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps in order, and where the result of forward is found. `bind` puts the arguments of one call into an env."""
+    """The steps in order, and where the result of forward is found. `bind` puts the arguments of one call into an env. `held`: the
+    tensors that hold what the model keeps between calls."""
 
     steps: tuple[Step, ...]
     output: Any
     bind: Callable[[tuple[Any, ...], Mapping[str, Any]], Env]
+    held: tuple[Tensor, ...] = ()
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Brings back in the end what the model keeps now."""
+        return states_kept(self.held)
 
     def results(self) -> set[str]:
         return {v.name for v in walk(self.output) if isinstance(v, Ref)}
@@ -104,7 +116,8 @@ def steps_of_graph(gm: fx.GraphModule) -> Steps:
         return _bind([n.name for n in inputs], defaults, args, {spelled.get(k, k): v for k, v in kwargs.items()})
 
     output: Any = fx.node.map_arg(result, lambda n: Ref(n.name))  # type: ignore[arg-type, return-value]
-    return Steps(tuple(_graph_step(gm, n) for n in nodes), output, bind)
+    held = tuple(attribute(gm, name) for name in held_names(gm))
+    return Steps(tuple(_graph_step(gm, n) for n in nodes), output, bind, held)
 
 
 def _graph_step(gm: fx.GraphModule, node: fx.Node) -> Step:
@@ -120,6 +133,7 @@ def _graph_step(gm: fx.GraphModule, node: fx.Node) -> Step:
     return Step(
         node.name, kind, op, tuple(n.name for n in node.all_input_nodes), origin, _graph_run(gm, node),
         source.module_path, source.location or "", writes, grid, rounds, _graph_weight(gm, node),  # type: ignore[arg-type]
+        _state(node.target),
     )  # fmt: skip
 
 
@@ -187,12 +201,18 @@ def steps_of_module(module: CompiledModule) -> Steps:
             args = tuple(arg.clone() if i == spared else arg for i, arg in enumerate(args))
             return function(*args[call.leaf is not None :], **kwargs)
 
-        return Step(name, "call", call.op, inputs, call.origin, run, path, line, writes, None, rounds, weight)
+        state = _state(registry.resolve(call.op)) if call.op.startswith("ops.") else ""
+        return Step(name, "call", call.op, inputs, call.origin, run, path, line, writes, None, rounds, weight, state)
 
     inputs = [Step(i.name, "input", "input", (), (i.name,), _reads(i.name)) for i in program.inputs]
     steps = (*inputs, *(step(call, number) for number, call in enumerate(program.calls)))
     names, defaults = [i.name for i in program.inputs], {i.name: i.default for i in program.inputs if i.optional}
-    return Steps(steps, program.output, lambda args, kwargs: _bind(names, defaults, args, kwargs))
+    held = tuple(find(module, path) for path in program.states)
+    return Steps(steps, program.output, lambda args, kwargs: _bind(names, defaults, args, kwargs), held)
+
+
+def _state(function: Any) -> Literal["", "read", "write"]:
+    return "read" if function in READS else "write" if function in WRITES else ""
 
 
 def _reads(name: str) -> Callable[[Env], Any]:

@@ -58,7 +58,7 @@ class Counter:
         if not had:
             return
         counts = torch.zeros(BINS, dtype=torch.int64)
-        where = torch.div(torch.arange(BINS) + first, 2 ** (exponent - old), rounding_mode="floor") - self.first
+        where = torch.div(torch.arange(BINS) + first, 2 ** min(exponent - old, 62), rounding_mode="floor") - self.first
         counts.index_add_(0, where.clamp_(0, BINS - 1), self.counts)
         self.counts = counts
 

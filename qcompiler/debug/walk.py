@@ -116,8 +116,12 @@ class Walk:
         if step.writes is not None and self.own and isinstance(references.get(step.writes), Tensor):
             references[step.writes] = references[step.writes].clone()  # it may be the float graph's own value
         value = values[step.name] = self._timed(step, values)
+        if step.state == "write":
+            return
         if self.own:
             references[step.name] = step.run(references) if step.kind == "call" else value
+        if step.state == "read" and site is not None:  # what is wrong with it comes from earlier calls
+            references[step.name] = floats[site.float_step.name]
         if site is None:
             return
         reference, grid = floats[site.float_step.name], self._grid(site, values)
@@ -138,7 +142,7 @@ class Walk:
         return None if found is None else (*found[:2], *self.ends.get(site.float_step.name, found[2:]))
 
     def _timed(self, step: Step, values: Env) -> Any:
-        if not self.profile or step.writes is not None or step.kind != "call":
+        if not self.profile or step.writes is not None or step.kind != "call" or step.state == "write":
             return step.run(values)
         times = self.times[step.name] = []
         for _ in range(REPEATS):

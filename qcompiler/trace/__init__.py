@@ -15,16 +15,14 @@ import torch
 from torch import fx, nn
 
 from qcompiler.errors import Where
+from qcompiler.trace.carry import Carrier
 from qcompiler.trace.check_numbers import agrees
-from qcompiler.trace.finish import finish
 from qcompiler.trace.guards import GUARDS, TraceRemark, guard, guard_bool, guard_float, guard_int, is_guard
 from qcompiler.trace.inputs import open_inputs
 from qcompiler.trace.numbers import Again
 from qcompiler.trace.opened import note_changes
-from qcompiler.trace.outputs import add_output
 from qcompiler.trace.parametrize import fold_parametrizations
-from qcompiler.trace.session import session
-from qcompiler.trace.state import kept_state
+from qcompiler.trace.state import Places
 from qcompiler.trace.tracer import Tracer
 
 __all__ = [
@@ -64,26 +62,29 @@ def trace(
     where the model does not run on the example inputs.
     """
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
+    kwargs, concrete = example_kwargs or {}, concrete_args or {}
     scopes: list[dict[str, Any]] = []
     free_numbers = True
-    while True:
+    made: list[Tracer] = []
+
+    def make() -> Tracer:
         tracer = Tracer(model, is_leaf, decompose or {}, strict, trains)
         tracer.stand_ins, tracer.free_numbers = scopes, free_numbers
+        made.append(tracer)
+        return tracer
+
+    def forward(tracer: Tracer) -> Any:
+        forward_args, forward_kwargs = open_inputs(tracer, model, args, kwargs, concrete)
+        result = tracer.run_forward(model, forward_args, forward_kwargs)
+        note_changes(tracer)
+        return result
+
+    while True:
         try:
-            found = _traced(tracer, args, example_kwargs or {}, concrete_args or {})
+            found = Traced(*Carrier(make, forward, Places(model)).traced())
         except Again as again:  # once for each file of the user's at most
             scopes.append(again.scope)
             continue
-        with kept_state(tracer):
-            if not free_numbers or agrees(tracer, found.graph_module, args, {**(example_kwargs or {}), **(concrete_args or {})}):
-                return found
+        if not free_numbers or agrees(made[-1], found.graph_module, args, {**kwargs, **concrete}):
+            return found
         free_numbers = False
-
-
-def _traced(tracer: Tracer, args: tuple[Any, ...], kwargs: Mapping[str, Any], concrete: Mapping[str, Any]) -> Traced:
-    with session(tracer), kept_state(tracer):
-        forward_args, forward_kwargs = open_inputs(tracer, tracer.model, args, kwargs, concrete)
-        result = tracer.run_forward(tracer.model, forward_args, forward_kwargs)
-        note_changes(tracer)
-        add_output(tracer, result)
-        return Traced(*finish(tracer))

@@ -16,6 +16,7 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from qcompiler.trace.recorder import Recorder
+from qcompiler.trace.state import untouched
 
 
 def agrees(tracer: Recorder, gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -23,22 +24,17 @@ def agrees(tracer: Recorder, gm: fx.GraphModule, args: tuple[Any, ...], kwargs: 
     if not tracer.numbers or not tracer.free_numbers or tracer.model.training:
         return True
     try:
-        return _same(*(_run(module, args, kwargs) for module in (tracer.model, gm)))
+        with untouched(tracer.model):
+            return _same(*(_run(module, args, kwargs) for module in (tracer.model, copy.deepcopy(gm))))
     except Exception:  # the arguments cannot be copied, or one of the two cannot be called so
         return False
 
 
 def _run(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The result on copies of the arguments; buffers stay as they were."""
-    held = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            one, named = _copied((args, dict(kwargs)))
-            return module(*one, **named)
-    finally:
-        for buffer, value in held:
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
+    """The result on copies of the arguments."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        one, named = _copied((args, dict(kwargs)))
+        return module(*one, **named)
 
 
 def _copied(given: Any) -> Any:

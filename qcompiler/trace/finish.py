@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,22 +13,27 @@ from torch import fx, nn
 from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ir.names import keep_names, safe_parts, safe_path
 from qcompiler.ir.types import SOURCE, Source, source_of
+from qcompiler.ops.state_nodes import is_read, is_write
 from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark, is_guard
+from qcompiler.trace.state_reads import held_by
 from qcompiler.trace.tracer import Tracer
 
+_NOTHING = nn.Module()
 
-def finish(tracer: Tracer) -> tuple[fx.GraphModule, list[TraceRemark]]:
-    """The traced model as a module that shares its parameters and leaf modules, and the remarks with its node names."""
+
+def finish(tracer: Tracer, states: Iterable[str] = ()) -> tuple[fx.GraphModule, list[TraceRemark]]:
+    """The traced model as a module that shares its parameters and leaf modules, and the remarks with its node names. `states`: those
+    of `tracer.held` that are kept."""
     graph, root = fx.Graph(), _root(tracer.model)
-    names = safe_parts(path for path, _ in _named(tracer.model))
+    names = safe_parts([*(path for path, _ in _named(tracer.model)), *tracer.held])
     paths: dict[str, str] = {}  # in the graph -> in the model
     copies: dict[fx.Node, fx.Node] = {}
     constants: dict[str, str] = {}
     taken = {name for name, _ in tracer.model.named_children()} | set(dict(tracer.model.named_parameters(recurse=False)))
-    for node in _live(tracer.graph):
+    for node in _live(tracer.graph, states):
         target = node.target
-        if node.op == "get_attr" and target in tracer.constants:
+        if node.op == "get_attr" and target in tracer.constants and target not in tracer.held:
             target = constants.setdefault(str(target), _free_name(len(constants), taken))
         elif node.op in ("get_attr", "call_module"):
             target = safe_path(names, str(target))
@@ -64,17 +69,29 @@ def _placed(name: str, source: Source, root: Source) -> Source:
     return replace(source, origin=(name,))
 
 
-def _live(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that the outputs, guards and assertions need, in order.
+def live_states(graph: fx.Graph, always: Iterable[str]) -> list[str]:
+    """The states that the outputs, guards and assertions need, by way of other states too, and those that are kept `always`."""
+    found = dict.fromkeys(always)
+    while True:
+        more = dict.fromkeys(held_by(node) for node in _live(graph, found) if is_read(node) or is_write(node))
+        if all(name in found for name in more):
+            return list(found)
+        found |= more
+
+
+def _live(graph: fx.Graph, states: Iterable[str] = ()) -> list[fx.Node]:
+    """The nodes that the outputs, guards, assertions and writes of these states need, in order.
 
     An assignment into a copy counts where the copy is read after it.
     """
+    kept_states = dict.fromkeys(states)
     wanted: set[fx.Node] = set()
     kept: list[fx.Node] = []
     for node in reversed(list(graph.nodes)):
         needed = node in wanted or node.op in ("placeholder", "output") or is_guard(node) or node.target is torch._assert
         if node.target is operator.setitem and not needed:
             needed = node.args[0] in wanted
+        needed = needed or (is_write(node) and held_by(node) in kept_states)
         if needed:
             kept.append(node)
             wanted.update(node.all_input_nodes)
@@ -107,11 +124,15 @@ def _attach(module: fx.GraphModule, tracer: Tracer, path: str, user: str) -> Non
     owner: nn.Module = module
     original: nn.Module = tracer.model
     for item, user_item in zip(scopes, users, strict=True):
-        original = original._modules[user_item]  # type: ignore[assignment]
+        child = original._modules.get(user_item)
+        original = child if child is not None else _NOTHING  # a state may stand under the name of a dict
         if not isinstance(owner._modules.get(item), nn.Module):
             owner.add_module(item, nn.Module())
             owner._modules[item].training = original.training  # type: ignore[union-attr]
         owner = owner._modules[item]  # type: ignore[assignment]
+    if user in tracer.held:
+        owner.register_buffer(field, tracer.held[user], persistent=user_field not in original._non_persistent_buffers_set)
+        return
     if owner is original:
         return
     leaf = tracer.replacements.get(user) or original._modules.get(user_field)

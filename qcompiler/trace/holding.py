@@ -15,6 +15,7 @@ from qcompiler.trace.fixed_sizes import FixedSizes
 from qcompiler.trace.guards import TraceRemark, guard_for
 from qcompiler.trace.pieces import count_varies
 from qcompiler.trace.proxy import Proxy
+from qcompiler.trace.state_reads import state_behind
 
 HINT = "make this module a leaf, give the value as concrete_args, or move the line into a function marked with torch.fx.wrap"
 BOUNDARY = ("run_forward", "trace")  # no line of the user's model lies outside these functions of the tracer
@@ -56,6 +57,8 @@ class Holding(fx.Tracer):
             raise self.error(proxy.stale)
         if proxy.node in self._from_data:
             raise self.error(f"{how} of a size that depends on data")
+        if (kept := state_behind(proxy.node)) is not None:
+            raise self.error(f"{how} of a number that follows from what forward keeps in `{kept}` between calls")
         node = self._guarded.get((proxy.node, proxy.example))
         if node is None or node._erased:
             what = f"the argument {self.numbers[proxy.node]!r}" if proxy.node in self.numbers else "a size"

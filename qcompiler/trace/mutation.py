@@ -120,7 +120,8 @@ class Mutations(Recorder):
         return value
 
     def check_state(self, tensor: torch.Tensor) -> None:
-        """Refuse to change a parameter or buffer of the model."""
+        """Refuse to change a parameter or buffer of the model, and start anew where the tensor is one that can be carried as state."""
+        self.found_state(tensor)
         if storage(tensor) in self.state:
             raise self.error("forward changes a parameter or buffer in place")
 

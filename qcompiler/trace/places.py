@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import linecache
 import os
+import re
 import sysconfig
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,6 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import torch
+from torch import nn
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -53,6 +56,19 @@ def definition(function: Callable[..., Any]) -> tuple[str | None, int | None]:
         return None, None
     file: str = code.co_filename  # of generated code `<eval_with_key>.7`, where the number depends on what ran before
     return (file[: file.index(">") + 1] if file.startswith("<") and ">" in file else file), code.co_firstlineno
+
+
+def assigned_at(kind: type[nn.Module], name: str) -> str | None:
+    """The first line of a class that assigns to an attribute or item of this name outside `__init__`; else that of its forward."""
+    found = definition(kind.forward)
+    with contextlib.suppress(OSError, TypeError):
+        lines, first = inspect.getsourcelines(kind)
+        inside = ""
+        for number, line in enumerate(lines, first):
+            inside = match[1] if (match := re.match(r"\s*def (\w+)", line)) else inside
+            if inside != "__init__" and re.search(rf"(\.|['\"]){re.escape(name)}\b['\"\]]*\s*[-+*/|&%]*=(?!=)", line):
+                return spell(inspect.getsourcefile(kind), number)
+    return spell(*found)
 
 
 def raised_at(traceback: TracebackType | None) -> tuple[str | None, int | None]:

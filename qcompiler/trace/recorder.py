@@ -83,6 +83,10 @@ class Recorder(Holding):
         super().__init__(model)
         self.model = model
         self.journal: list[tuple[Proxy, fx.Node, Any, str | None, Any]] = []  # a variable as it was before a change
+        self.found_state: Callable[[torch.Tensor], Any] = lambda tensor: None  # hears of a plain tensor that is changed in place
+        self.kept: dict[str, str] = {}  # modules that have to stay leaves, with the reason
+        self.leaves: list[str] = []  # paths of the leaves that run the user's code
+        self.explicit_states = False  # recurrent layers that are given no state are given zeros
         self.restore_modules: Callable[[nn.Module], Any] = lambda root: None  # undo what a failed attempt left on modules
         self.constants: dict[str, torch.Tensor] = {}
         self.promoted: dict[int, tuple[torch.Tensor, Proxy]] = {}  # plain tensors that were changed by traced values
@@ -97,6 +101,7 @@ class Recorder(Holding):
         self._names = {id(tensor): name for name, tensor in reversed(named)}
         self._buffers = {id(tensor) for tensor in model.buffers()}
         self.state = {storage(tensor) for _, tensor in named} - {0}
+        self.held: dict[str, torch.Tensor] = {}  # states that are carried between calls, by dotted name: an example of each
 
     # ---- nodes
 
@@ -125,6 +130,8 @@ class Recorder(Holding):
         if kind is Proxy:
             if a.stale:
                 raise self.error(a.stale)
+            if a.tracer is not self:
+                raise self.error("use of a value of an earlier call, which is kept where the trace does not find it")
             return a.node
         if issubclass(kind, torch.Tensor):
             return self.attribute_node(a)

@@ -28,6 +28,8 @@ from qcompiler.trace.reasons import origin, reason
 from qcompiler.trace.recorder import map_nested, storage
 from qcompiler.trace.session import TraceMode
 from qcompiler.trace.spelling import AUGMENTED, spelling
+from qcompiler.trace.state import untouched
+from qcompiler.trace.zero_states import with_zero_states
 
 RANDOM = frozenset((torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like, torch.randint_like,
                     torch.bernoulli, torch.normal, torch.multinomial, torch.poisson))  # fmt: skip
@@ -70,14 +72,15 @@ class Tracer(Hits):
         if func is torch._assert:
             self.forget_words(places.user_frame(frame))
         if self.promoted:
-            args, kwargs = map_nested(self._promoted, tuple(args)), map_nested(self._promoted, kwargs)
+            args, kwargs = map_nested(self.promotion, tuple(args)), map_nested(self.promotion, kwargs)
         if first_proxy(args) is None and first_proxy(kwargs) is None:
             return self._without_proxies(func, args, kwargs)
         if getattr(func, "__name__", "") == "__set__":
             raise self.error("an attribute of a tensor is assigned a traced value")
         return self.call(*spelling(func, args), kwargs)
 
-    def _promoted(self, value: Any) -> Any:
+    def promotion(self, value: Any) -> Any:
+        """What stands for a plain tensor that was changed by traced values."""
         held = self.promoted.get(id(value)) if isinstance(value, torch.Tensor) else None
         return held[1] if held is not None and not held[1].node._erased else value
 
@@ -208,6 +211,9 @@ class Tracer(Hits):
             return self.leaf(module, path, original, args, kwargs, known=True)
         if replacement is not None:
             return self.follow(module, path, original, functools.partial(replacement, module), args, kwargs)
+        if traced and path in self.kept:
+            self.remarks.append(TraceRemark("leaf", Where(module_path=path), self.kept[path]))
+            return self.leaf(module, path, original, args, kwargs, known=False)
         if isinstance(module, torch.jit.ScriptModule):
             self.remarks.append(TraceRemark("leaf", Where(module_path=path), "a scripted module cannot be followed"))
             return self.leaf(module, path, original, args, kwargs, known=False)
@@ -269,6 +275,10 @@ class Tracer(Hits):
     ) -> Any:
         """One call_module node; the module runs on the examples."""
         self.scopes.append((path, type(module).__name__))
+        if not _is_torch(module):
+            self.leaves.append(path)
+        elif self.explicit_states:
+            args, kwargs = with_zero_states(module, args, kwargs)
         try:
             pure = known and _is_torch(module)
             changed = args[0] if pure and getattr(module, "inplace", False) is True and args else None
@@ -297,15 +307,16 @@ class Tracer(Hits):
         return self.replacements[path]
 
     def _run(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a module on examples and leave its buffers as they were."""
-        saved = [(b, b.clone()) for b in module.buffers()] if module.training or not _is_torch(module) else []
+        """Run a module on examples and leave what it keeps as it was."""
+        run = functools.partial(original, module)
+        if not module.training and _is_torch(module):
+            return self.on_examples(run, args, kwargs)
+        self.paused += 1
         try:
-            return self.on_examples(functools.partial(original, module), args, kwargs)
+            with untouched(module):
+                return self.on_examples(run, args, kwargs)
         finally:
-            with torch._C.DisableTorchFunction():
-                for buffer, value in saved:
-                    if not torch.equal(buffer, value):  # batch_norm does not count versions up
-                        buffer.copy_(value)
+            self.paused -= 1
 
     def _run_unknown(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
         """Run a module that may change its arguments: those that it does are copied first, in the graph too."""

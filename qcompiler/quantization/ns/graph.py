@@ -63,7 +63,7 @@ def walked(
         if seen.site.step.name in names and any(True for _ in tensors(seen.reference)):  # no sizes, no flags
             visit(seen)
 
-    with torch.no_grad():
+    with torch.no_grad(), floats.kept(), steps.kept():
         Walk(floats, steps, matching, own=own).run(data, {}, chosen)
 
 

@@ -1,0 +1,310 @@
+"""What a forward keeps from one call to the next becomes state of the graph.
+
+The first trace shows which places forward changes (`slots`). If it changes none, that is all. Else the model is traced as in a
+second call, with what the first left: tensors there that depend on data are reads of states now, and so is what the second call
+changes once more. What no result needs is no state (a map that is kept for a look at it), what the second call finds as it
+needs it is a memo. Where a state starts as nothing, the trace of the first call says with what (`align`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from qcompiler.errors import TraceError, Where
+from qcompiler.ir.types import source_of
+from qcompiler.ops.state import write_state
+from qcompiler.ops.state_nodes import NUMBERS, is_write, unset
+from qcompiler.trace.align import Traces, align, merge
+from qcompiler.trace.attempt import Attempt, StateFound, is_state, owned, run
+from qcompiler.trace.finish import finish, live_states
+from qcompiler.trace.guards import TraceRemark, is_guard
+from qcompiler.trace.places import assigned_at
+from qcompiler.trace.same import UNKNOWN, alike, as_later, equal, held_tensor, kind_of, same_leaf
+from qcompiler.trace.slots import MISSING, leaves, nested
+from qcompiler.trace.starts import proven
+from qcompiler.trace.state import Place, Places
+from qcompiler.trace.state_reads import held_by
+from qcompiler.trace.tracer import Tracer
+
+_ROUNDS = 4  # later calls that add a place: what has one more in each of them grows
+HINT = "give forward the value as an argument and return the new one, or make the part that keeps it a submodule, which then stays float"
+
+
+@dataclass
+class Refused(Exception):
+    """What cannot be carried: paths of modules, which have to stay leaves, each with the reason and the user's line."""
+
+    reasons: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+
+
+class Carrier:
+    """Traces a model with what it keeps between calls. `make`: a new tracer of the model; `forward`: runs forward under it."""
+
+    def __init__(self, make: Callable[[], Tracer], forward: Callable[[Tracer], Any], places: Places) -> None:
+        self.make, self.forward, self.places = make, forward, places
+        self.model = places.model
+        self.kept: dict[str, str] = {}
+        self.forced: dict[Place, Any] = {}  # plain tensors that forward changes in place
+
+    def traced(self) -> tuple[fx.GraphModule, list[TraceRemark]]:
+        """The graph and the remarks. Raises TraceError where the root keeps what cannot be carried."""
+        while True:
+            try:
+                return self._traced()
+            except Refused as refused:
+                self._keep(refused)
+
+    def _keep(self, refused: Refused) -> None:
+        for path, (reason, source) in refused.reasons.items():
+            if path == "" or path in self.kept or self.make().strict:
+                raise TraceError(reason, where=Where(module_path=path, source=source), hint=HINT)
+            self.kept[path] = reason
+        self.forced = {place: value for place, value in self.forced.items() if not owned(self.places.owner(place), list(self.kept))}
+
+    def _run(
+        self, carried: Mapping[Place, Any], numbers: Mapping[Place, Any], given: Mapping[Place, Any], watched: Iterable[Place] | None = None
+    ) -> Attempt:
+        tracer = self.make()
+        tracer.kept, tracer.explicit_states = self.kept, watched is not None
+        return run(tracer, self.places, carried, numbers, given, self.forward, watched or ())
+
+    def _first(self) -> Attempt:
+        while True:
+            try:
+                return self._run(self.forced, {}, {})
+            except StateFound as found:
+                if found.place in self.forced or found.place in self.places.shared:
+                    raise self._refusal({found.place: "is changed in place and has a second name"}, None) from None
+                self.forced[found.place] = self.places.first(found.place)
+
+    def _traced(self) -> tuple[fx.GraphModule, list[TraceRemark]]:
+        first = self._first()
+        self._check_parameters(first)
+        if first.repointed:
+            raise self._refusal(dict.fromkeys(first.repointed, "is given other memory by `set_`"), first)
+        self._check_modes(first)
+        left = {place: value for place, value in first.left.items() if not (place in self.forced and alike(value, self.forced[place]))}
+        if not left and not first.unstable:
+            return self._finished(first, self.forced, self._initial(first, self.forced))
+        carried = {place: first.left.get(place, value) for place, value in self.forced.items()}
+        carried |= {place: value for place, value in left.items() if place in first.data}
+        later, carried, numbers, known = self._later(first, carried, left)
+        self._check_leaves(first, later)
+        live = self._live(later)
+        later.unstable |= {p: "is changed in place and has a second name" for p in later.in_place if p in first.shared}
+        self._check_stable(later, live)
+        if not live:
+            self._check_equal(first, later, known)
+            return self._finished(first, carried, self._initial(first, self.forced))
+        return self._joined(first, later, carried, numbers, known)
+
+    def _later(
+        self, first: Attempt, carried: dict[Place, Any], left: dict[Place, Any]
+    ) -> tuple[Attempt, dict[Place, Any], dict[Place, Any], dict[Place, Any]]:
+        """A call that finds what an earlier one left, and which places are states there, which of them for their numbers."""
+        known, numbers = dict(left), dict[Place, Any]()
+        grown = 0
+        while grown < _ROUNDS:
+            given = {place: value for place, value in known.items() if place not in carried}
+            try:
+                later = self._run(carried, numbers, given)
+            except StateFound as found:
+                carried[found.place] = self.forced[found.place] = self.places.first(found.place)
+                continue
+            new = {place: value for place, value in later.left.items() if place not in carried
+                   and (place in later.data or not equal(value, known.get(place)))}  # fmt: skip
+            counted = [place for place in carried if place not in numbers and self._counts(place, carried[place], later.left.get(place))]
+            if not new and not counted:
+                return later, carried, numbers, known
+            self._check_kinds(new, known)
+            known |= new
+            carried |= new
+            numbers |= dict.fromkeys([*new, *counted])
+            grown += all(self.places.first(place) is MISSING for place in new)
+        later.unstable |= dict.fromkeys(new, "grows or changes its kind with each call")
+        return later, carried, numbers, known
+
+    def _counts(self, place: Place, before: Any, after: Any) -> bool:
+        """Whether a number in what a place holds is another one after the call."""
+        old, new = leaves(before, ""), leaves(after, "")
+        return any(type(value) in NUMBERS and path in new and not same_leaf(value, new[path]) for path, value in old.items())
+
+    def _joined(
+        self, first: Attempt, later: Attempt, carried: dict[Place, Any], numbers: dict[Place, Any], known: dict[Place, Any]
+    ) -> tuple[fx.GraphModule, list[TraceRemark]]:
+        """The graph of a later call with the starts of its states from a first one."""
+        later = self._with_memos(later, carried, numbers, known)
+        starts = {place: start for place, value in carried.items() if (start := self._start(place, value)) is not None}
+        begun = self._run(starts, numbers, {}, watched=list(carried))
+        one, two = (Traces(a.tracer.graph, a.ends, a.tracer.constants) for a in (begun, later))
+        live = sorted(self._live(later))
+        self._check_growing(later, carried, numbers)
+        found = align(one, two, live)
+        if found is None:
+            open_states = [name for name in live if name not in begun.held]
+            found = proven(one, two, (begun.tracer, later.tracer), open_states)
+        if found is None:
+            without = dict.fromkeys((p for p in carried if p not in starts), "has no value at the first call, which differs")
+            raise self._refusal(without or dict.fromkeys(carried, "makes the first call compute something else than the next"), later)
+        started = merge(one, two, found)
+        self._write_starts(later, started)
+        initial = self._initial(later, carried) | {name: unset(later.tracer.held[name]) for name in started}
+        return self._finished(later, carried, initial)
+
+    def _with_memos(self, later: Attempt, carried: dict[Place, Any], numbers: dict[Place, Any], known: dict[Place, Any]) -> Attempt:
+        """The later call with memos as they were before the first call: it makes them again, for sizes that no example had."""
+        if all(place in carried for place in known):
+            return later
+        try:
+            again = self._run(carried, numbers, {})
+        except (TraceError, StateFound):
+            return later
+        same = equal(again.results, later.results) and not again.unstable and self._live(again) == self._live(later)
+        return again if same else later
+
+    def _start(self, place: Place, value: Any) -> Any:
+        """What a carried place holds before the first call, in the form of the later ones; None where it holds nothing like it."""
+        first = self.places.first(place)
+        name = self.places.name(place)
+        if first is MISSING or first is None:
+            return None
+        before, after = leaves(first, name), leaves(value, name)
+        if list(before) != list(after) or any(kind_of(a) != kind_of(b) for a, b in zip(before.values(), after.values(), strict=True)):
+            return None
+        return nested(lambda path, leaf: as_later(leaf, after[path]), first, name)
+
+    def _initial(self, made: Attempt, carried: Iterable[Place]) -> dict[str, torch.Tensor]:
+        """By name of a state, the tensor that holds it before the first call."""
+        found: dict[str, torch.Tensor] = {}
+        for place in carried:
+            first = self.places.first(place)
+            for path, leaf in leaves(first, self.places.name(place)).items() if first is not MISSING else ():
+                if path in made.held and is_state(leaf):
+                    found[path] = held_tensor(leaf, made.tracer.held[path])
+        return found
+
+    # ---- what cannot be carried
+
+    def _refusal(self, places: Mapping[Place, str], made: Attempt | None) -> Refused:
+        reasons: dict[str, tuple[str, str | None]] = {}
+        for place, reason in places.items():
+            owner, name = self.places.owner(place), self.places.name(place)
+            text = f"forward keeps `{name}` between calls, which {reason}"
+            reasons.setdefault(owner, (text, self._line(place, made)))
+        return Refused(reasons)
+
+    def _line(self, place: Place, made: Attempt | None) -> str | None:
+        """The line that made what stands at a place; where that is no traced value, one that assigns to its name."""
+        ends = [end for held, end in (made.ends if made else {}).items() if self._is_at(held, place)]
+        line = next((source_of(end).location for end in ends if isinstance(end, fx.Node)), None)
+        return line or assigned_at(type(self.model.get_submodule(self.places.owner(place))), str(place[1]))
+
+    def _check_parameters(self, made: Attempt) -> None:
+        for name in made.parameters:
+            owner, _, last = name.rpartition(".")
+            text = f"forward gives the parameter `{name}` another value"
+            raise Refused({owner: (text, assigned_at(type(self.model.get_submodule(owner)), last))})
+
+    def _check_modes(self, made: Attempt) -> None:
+        """State that is written in training alone: a graph has one branch."""
+        branched = {remark.where.module_path for remark in made.tracer.remarks if remark.kind == "training-branch"}
+        places = {p: "it changes where a branch on `training` says so" for p in made.left if self.places.owner(p) in branched}
+        if places:
+            raise self._refusal(places, made)
+
+    def _check_leaves(self, first: Attempt, later: Attempt) -> None:
+        """A module that can be followed at its first call alone stays a leaf."""
+        known = set(first.tracer.leaves)
+        reasons = {path: next((r.reason for r in later.tracer.remarks if r.kind == "leaf" and r.where.module_path == path), "")
+                   for path in later.tracer.leaves if path not in known}  # fmt: skip
+        if reasons:
+            raise Refused({path: (f"at its second call it cannot be followed: {reason}", None) for path, reason in reasons.items()})
+
+    def _check_kinds(self, new: Mapping[Place, Any], known: Mapping[Place, Any]) -> None:
+        """Texts, members of enums and numbers of numpy that change with each call: they are no values of a graph."""
+        for place, value in new.items():
+            before = leaves(known.get(place), "")
+            for path, leaf in leaves(value, "").items():
+                if isinstance(leaf, UNKNOWN) and not same_leaf(leaf, before.get(path, leaf)):
+                    raise self._refusal({place: f"is another {type(leaf).__name__} after each call"}, None)
+
+    def _check_stable(self, later: Attempt, live: list[str]) -> None:
+        bad = {p: reason for p, reason in later.unstable.items() if any(self._is_at(name, p) for name in live)}
+        if bad:
+            raise self._refusal(bad, later)
+
+    def _is_at(self, name: str, place: Place) -> bool:
+        own = self.places.name(place)
+        return name == own or name.startswith(f"{own}.")
+
+    def _check_equal(self, first: Attempt, later: Attempt, known: Mapping[Place, Any]) -> None:
+        if not equal(first.results, later.results):
+            raise self._refusal(dict.fromkeys(known, "makes its second call compute something else than its first"), first)
+
+    def _check_growing(self, later: Attempt, carried: Mapping[Place, Any], numbers: Mapping[Place, Any]) -> None:
+        """A guard on the size of a state that changes its shape would refuse the next call: what that call would see is tried."""
+        live = self._live(later)
+        moved = [place for place in carried if any(self._is_at(name, place) for name in later.moved if name in live)]
+        if not moved:
+            return
+        try:
+            again = self._run({place: later.left.get(place, value) for place, value in carried.items()}, numbers, later.given)
+            fixed = _fixed(again) == _fixed(later)
+        except TraceError:
+            fixed = False
+        if not fixed:
+            raise self._refusal(dict.fromkeys(moved, "changes its shape with each call, and forward holds a size of it fixed"), later)
+
+    # ---- the result
+
+    def _live(self, made: Attempt) -> list[str]:
+        return live_states(made.tracer.graph, self._buffers(made))
+
+    def _buffers(self, made: Attempt) -> list[str]:
+        """States that are buffers of the model are kept whether or not a result needs them: they are in its state_dict."""
+        return [self.places.name(place) for place in made.left if self.places.is_buffer(place) and self.places.name(place) in made.held]
+
+    def _write_starts(self, later: Attempt, started: list[str]) -> None:
+        """A state that a first call alone sets is set at each call, to what it holds."""
+        graph = later.tracer.graph
+        written = {held_by(node) for node in graph.nodes if is_write(node)}
+        output = next(node for node in reversed(graph.nodes) if node.op == "output")
+        for name in started:
+            if name not in written:
+                read = later.ends[name]
+                with graph.inserting_before(output):
+                    node = graph.call_function(_write_of(read), (read.args[0], read))
+                node.meta = dict(read.meta)
+
+    def _finished(
+        self, made: Attempt, carried: Iterable[Place], initial: dict[str, torch.Tensor]
+    ) -> tuple[fx.GraphModule, list[TraceRemark]]:
+        live = self._live(made)
+        made.tracer.held = initial
+        gm, remarks = finish(made.tracer, live)
+        unread: dict[str, str] = {}
+        for place in carried:
+            name, owner = self.places.name(place), self.places.owner(place)
+            if any(self._is_at(state, place) for state in live):
+                text = f"what forward keeps in `{name}` is carried from call to call, in a buffer of that name"
+                remarks.append(TraceRemark("state", Where(module_path=owner), text))
+            else:
+                unread[self.places.list_of(place)] = owner
+        for name, owner in unread.items():
+            text = f"forward sets `{name}`, and no result needs it: the compiled module does not keep it"
+            remarks.append(TraceRemark("state", Where(module_path=owner), text))
+        return gm, remarks
+
+
+def _write_of(read: fx.Node) -> Callable[..., Any]:
+    return next((write for reader, write, _ in NUMBERS.values() if reader is read.target), write_state)
+
+
+def _fixed(made: Attempt) -> list[Any]:
+    """What the guards of a trace hold fixed, in order."""
+    return [node.args[1] for node in made.tracer.graph.nodes if is_guard(node)]
