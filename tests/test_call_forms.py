@@ -22,6 +22,7 @@ from qcompiler import (
     prepare_qat_fx,
     quantize,
     save,
+    viz,
 )
 from qcompiler import remarks as remarks_of
 from qcompiler.artifact.header import further_forms
@@ -185,6 +186,8 @@ def test_scripts_and_plain_sources_are_of_one_form(module: Any, tmp_path: Path) 
         torch.jit.script(module)
     with pytest.raises(ConfigError, match="takes a converted module"):
         export_source(module, tmp_path)
+    with pytest.raises(ConfigError, match="has as many graphs"):
+        viz.save(module, tmp_path / "graph.html")
     assert export_source(module.call_forms[0], tmp_path).exists()
 
 

@@ -13,6 +13,7 @@ from torch import fx
 
 from qcompiler.artifact.notes import ROWS
 from qcompiler.checks import MARK
+from qcompiler.codegen.call_forms import CallForms
 from qcompiler.codegen.module import CompiledModule
 from qcompiler.debug.document import Document
 from qcompiler.debug.explain import Explanation
@@ -44,6 +45,9 @@ def document_of(source: Any) -> Document:
         return read_document(Path(source))
     if isinstance(source, Sequence) and source:
         return reduce(Document.then, map(document_of, source))
+    if isinstance(source, CallForms):
+        raise ConfigError(f"a model of {len(source.call_forms)} call forms has as many graphs", code="no-graph",
+                          hint="give one of them: model.call_forms[0]")  # fmt: skip
     raise ConfigError(f"no graph in a {type(source).__qualname__}", code="no-graph",
                       hint="give what prepare_fx or convert_fx returned, a Recorder, or a dump directory")  # fmt: skip
 
