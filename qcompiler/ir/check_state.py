@@ -31,8 +31,8 @@ def check_state(module: nn.Module, state_dict: Mapping[str, Any], prefix: str = 
         start = f"{prefix}{path}." if path else prefix
         state = part._as_ours(state_dict, start) if hasattr(part, "_as_ours") else state_dict
         for name, held in _persistent(part):
-            given = state.get(start + name)
-            if isinstance(given, Tensor) and (fault := _fault(part, name, held, given, assign)) is not None:
+            given = state.get(start + name, held)
+            if given is not None and (fault := _fault(part, name, held, given, assign)) is not None:
                 text, code, hint = fault
                 raise ConfigError(f"{start}{name}: {text}", code=code, where=Where(module_path=start[:-1] or None), hint=hint)
         if hasattr(part, "_check_own"):
@@ -67,8 +67,11 @@ def _persistent(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, held
 
 
-def _fault(module: nn.Module, name: str, held: Tensor, given: Tensor, assign: bool) -> tuple[str, str, str | None] | None:
+def _fault(module: nn.Module, name: str, held: Tensor, given: Any, assign: bool) -> tuple[str, str, str | None] | None:
     """(text, code, hint) of what is wrong with a tensor."""
+    if not isinstance(given, Tensor) or given.layout is not torch.strided:
+        kind = f"a {given.layout} tensor" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        return f"{kind} is given, a plain tensor is held", "weight-kind", None
     exact = getattr(module, "_fixed_dtypes", False) and (assign or held.dtype is torch.float16)
     if not _takes(held.dtype, given, exact):
         hint = FLOAT_GIVEN if held.dtype in BYTES else CODES_GIVEN if given.dtype in BYTES or given.is_quantized else None
