@@ -188,6 +188,14 @@ def test_shapes_of_another_model(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", INT8)
+def test_what_is_no_plain_tensor(kind: str, tmp_path: Path) -> None:
+    module = INT8[kind](tmp_path)
+    state, name = other(module.state_dict()), weight_of(module)
+    for wrong in (state[name].numpy(), state[name].tolist(), 3, state[name].to_sparse()):
+        refused(module, state | {name: wrong}, rf"{name}: a .* is given, a plain tensor is held", "weight-kind")
+
+
+@pytest.mark.parametrize("kind", INT8)
 def test_what_fits_is_loaded(kind: str, tmp_path: Path) -> None:
     module = INT8[kind](tmp_path)
     state = {name: t.flip(0) if t.dtype is torch.int8 else t for name, t in other(module.state_dict()).items()}

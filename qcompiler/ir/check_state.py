@@ -31,8 +31,8 @@ def check_state(module: nn.Module, state_dict: Mapping[str, Any], prefix: str = 
         start = f"{prefix}{path}." if path else prefix
         state = part._as_ours(state_dict, start) if hasattr(part, "_as_ours") else state_dict
         for name, held in _persistent(part):
-            given = state.get(start + name)
-            if isinstance(given, Tensor) and (fault := _fault(part, name, held, given, assign)) is not None:
+            given = state.get(start + name, held)
+            if given is not None and (fault := _fault(part, name, held, given, assign)) is not None:
                 text, code, hint = fault
                 raise ConfigError(f"{start}{name}: {text}", code=code, where=Where(module_path=start[:-1] or None), hint=hint)
         if hasattr(part, "_check_own"):
@@ -46,9 +46,13 @@ def check_before_load(module: nn.Module, state_dict: Mapping[str, Any], prefix: 
 
 def guard_loading(root: nn.Module) -> None:
     """Makes `root` check what it is given to load, once."""
-    held = root._load_state_dict_pre_hooks.values()
-    if all(getattr(hook, "hook", hook) is not check_before_load for hook in held):
+    if len(_hooks(root)) == len(root._load_state_dict_pre_hooks):
         root.register_load_state_dict_pre_hook(check_before_load)
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    """What else runs before the module loads; it may rename or reshape."""
+    return [h for h in module._load_state_dict_pre_hooks.values() if getattr(h, "hook", h) is not check_before_load]
 
 
 def assigns(metadata: Any) -> bool:
@@ -63,8 +67,11 @@ def _persistent(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, held
 
 
-def _fault(module: nn.Module, name: str, held: Tensor, given: Tensor, assign: bool) -> tuple[str, str, str | None] | None:
+def _fault(module: nn.Module, name: str, held: Tensor, given: Any, assign: bool) -> tuple[str, str, str | None] | None:
     """(text, code, hint) of what is wrong with a tensor."""
+    if not isinstance(given, Tensor) or given.layout is not torch.strided:
+        kind = f"a {given.layout} tensor" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        return f"{kind} is given, a plain tensor is held", "weight-kind", None
     exact = getattr(module, "_fixed_dtypes", False) and (assign or held.dtype is torch.float16)
     if not _takes(held.dtype, given, exact):
         hint = FLOAT_GIVEN if held.dtype in BYTES else CODES_GIVEN if given.dtype in BYTES or given.is_quantized else None
@@ -78,7 +85,8 @@ def _fault(module: nn.Module, name: str, held: Tensor, given: Tensor, assign: bo
 def _takes(held: torch.dtype, given: Tensor, exact: bool) -> bool:
     if given.is_quantized or given.dtype is held:
         return given.dtype is held
-    return not exact and held not in BYTES and given.dtype not in BYTES and torch.can_cast(given.dtype, held)
+    codes_for_floats = held.is_floating_point and given.dtype in BYTES
+    return not exact and held not in BYTES and not codes_for_floats and torch.can_cast(given.dtype, held)
 
 
 def _fits(module: nn.Module, name: str, held: Tensor, given: Tensor) -> bool:
@@ -87,7 +95,8 @@ def _fits(module: nn.Module, name: str, held: Tensor, given: Tensor) -> bool:
     resizes: Any = getattr(module, "_resizes", None)
     if resizes is not None:
         return bool(resizes(name, given))
-    return type(module)._load_from_state_dict is not nn.Module._load_from_state_dict  # one of its own: it may resize
+    own = type(module)._load_from_state_dict is not nn.Module._load_from_state_dict
+    return own or bool(_hooks(module))  # which may resize
 
 
 def _qparams_fault(module: nn.Module, name: str, given: Tensor) -> str:
