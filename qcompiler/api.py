@@ -11,17 +11,19 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qcompiler.artifact.notes import REMARKS, ROWS
 from qcompiler.backends.torch.lower import Lower
 from qcompiler.batches import batches, check_data
 from qcompiler.checks import MARK, check_eval, check_examples, check_model
 from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, as_config, check_attributes
-from qcompiler.debug.explain import ROWS, Explanation, rows_of
+from qcompiler.debug.explain import Explanation, rows_of
 from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.fingerprint import WEIGHTS, fingerprints
 from qcompiler.input_text import first_sentence, refuses_inputs
+from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import verify
 from qcompiler.observers.watch import Batch, Watch
@@ -30,8 +32,6 @@ from qcompiler.pass_manager import Context, Pass, Remark, run_passes
 from qcompiler.passes import FUSE, OBSERVE, OBSERVE_CUSTOM, OBSERVE_TRAINING, QUANTIZE, QUANTIZE_CUSTOM, QUANTIZE_TRAINED
 from qcompiler.pipeline import context_for, outside_inference_mode, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, state_of, user_attributes
-
-REMARKS = "_qcompiler_remarks"  # the remarks, on converted modules
 
 
 @outside_inference_mode
@@ -166,6 +166,7 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
         gm.cpu()  # int8 kernels run there
     gm._forward_pre_hooks.clear()
     gm._forward_pre_hooks_with_kwargs.clear()
+    gm._load_state_dict_post_hooks.clear()
     shared = state.context
     context = dataclasses.replace(shared, allow_uncalibrated=allow_uncalibrated, remarks=list(shared.remarks), records=list(shared.records),
                                   rewrites=list(shared.rewrites))  # fmt: skip
@@ -179,7 +180,9 @@ def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error",
     gm, state = _observed(prepared, allow_uncalibrated)
     with watched(debug, "reference", state.name, state.context):
         setattr(gm, WEIGHTS, state.weights)
-        return run_passes(gm, _quantize(state), Stage.OBSERVED, state.context)
+        made = run_passes(gm, _quantize(state), Stage.OBSERVED, state.context)
+    guard_loading(made)
+    return made
 
 
 def _quantize(state: State) -> tuple[Pass, ...]:
@@ -319,6 +322,8 @@ def _compiled_state(model: Any, what: str) -> State:
     if getattr(model, MARK, None) is None:
         text = f"{what} takes a prepared, converted or loaded model; nothing has been done to this {type(model).__name__}"
         raise ConfigError(text, code="not-prepared", hint="pass what prepare_fx, convert_fx, quantize or load returned")
+    if getattr(model, MARK, None) == "converted":
+        raise ConfigError(f"this module has lost the notes that {what} reads", code="no-notes", hint="convert the model anew")
     return _state(model)
 
 

@@ -13,6 +13,8 @@ from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.graph_pickle import Data, from_data, to_data
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
+from qcompiler.ir.check_state import guard_loading
+from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ir.names import NAMES, keep_names
 from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
@@ -53,7 +55,7 @@ def state_of(module: Any) -> State | None:
     return state
 
 
-class PreparedModule(fx.GraphModule):
+class PreparedModule(OwnGraphModule):
     """A GraphModule whose copies have the user's modules (a BatchNorm is found by its class, a frozen one stays frozen), not plain
     ones with the same tensors, and whose pickles have the graph with its notes, so that they convert. A call that torch refuses
     raises InputError with the node and the example inputs.
@@ -73,6 +75,7 @@ class PreparedModule(fx.GraphModule):
             vars(copied)[name].update(copy.deepcopy(vars(self)[name], memo))
         _check_inputs(copied)  # torch.fx drops hooks
         copied.register_load_state_dict_post_hook(_forget_weights)
+        guard_loading(copied)
         return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -83,7 +86,7 @@ class PreparedModule(fx.GraphModule):
 def _loaded(held: dict[str, Any], nodes: Data, names: dict[str, str], state: State) -> fx.GraphModule:
     root = nn.Module()
     vars(root).update(held)
-    gm = fx.GraphModule(root, from_data(nodes))
+    gm = OwnGraphModule(root, from_data(nodes))
     for name in HELD[:3]:
         vars(gm)[name].update(held[name])
     keep_names(gm, names)
@@ -101,6 +104,7 @@ def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
     gm.meta[KEPT] = attributes
     _check_inputs(gm)
     gm.register_load_state_dict_post_hook(_forget_weights)
+    guard_loading(gm)
     return gm if state.context.trains else gm.eval()
 
 

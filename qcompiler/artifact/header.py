@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from qcompiler.artifact.layout import ALIGN, FEATURES, MAX_DEPTH, MAX_DIMS, MAX_ENTRIES, MAX_TENSORS, Entry, corrupt
+from qcompiler.artifact.notes import check_notes
 from qcompiler.codegen.program import Program, ProgramError, is_path
 from qcompiler.codegen.registry import UnknownOpError
 from qcompiler.codegen.values import DTYPES, from_json
@@ -66,6 +67,7 @@ def _compatible(header: dict[str, Any]) -> None:
         header["attributes"] = {name: from_json(value) for name, value in header["attributes"].items()}
     except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise corrupt("attributes", repr(error)[:100]) from None
+    check_notes(header["attributes"])
 
 
 def program_of(header: dict[str, Any]) -> Program:

@@ -16,8 +16,9 @@ from qcompiler.artifact.header import entries_of, parse_header, program_of
 from qcompiler.artifact.layout import ALIGN, DIGEST, FORMAT, MAGIC, MAX_HEADER, PREFIX, Entry, corrupt
 from qcompiler.codegen.build import Built
 from qcompiler.codegen.module import CompiledModule, assemble, own_attributes
-from qcompiler.codegen.program import Program
+from qcompiler.codegen.program import Program, ProgramError
 from qcompiler.errors import ArtifactError, ArtifactVersionError, ConfigError, QCompilerError
+from qcompiler.ir.check_qparams import scale_fault, zero_point_fault
 
 
 def load(path: str | os.PathLike[str], modules: Mapping[str, Any] | None = None) -> CompiledModule:
@@ -27,19 +28,16 @@ def load(path: str | os.PathLike[str], modules: Mapping[str, Any] | None = None)
     ArtifactVersionError for newer formats, ConfigError for a missing engine or entry of `modules`. A newer minor version
     gives a warning.
     """
-    try:
-        opened = open(path, "rb")  # noqa: SIM115  (closed by the with below)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}", code="artifact-unreadable") from error
-    with opened as file:
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise ArtifactError(f"{path}: not a regular file")
+    with open_regular(path) as file:
         try:
-            header, program, tensors, minor = _read(file, info.st_size)
+            header, program, tensors, minor = _read(file, os.fstat(file.fileno()).st_size)
         except QCompilerError as error:
             error.message = f"{path}: {error.message}"
             raise
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:  # what no check foresaw is damage all the same
+            raise ArtifactError(f"{path}: {corrupt('header', repr(error)[:200]).message}", code="artifact-corrupt") from error
     if minor > FORMAT[1]:
         warnings.warn(f"{path}: written by format {FORMAT[0]}.{minor}, read as {FORMAT[0]}.{FORMAT[1]}", UserWarning, stacklevel=2)
     module = _assemble(str(path), header["engine"], program, tensors, dict(modules or {}))
@@ -47,6 +45,20 @@ def load(path: str | os.PathLike[str], modules: Mapping[str, Any] | None = None)
         if name not in own_attributes(module) and not hasattr(CompiledModule, name) and not hasattr(module, name):
             module.__dict__[name] = value
     return module
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """The file, opened for reading; ArtifactError for anything that is no regular file, without waiting for a FIFO's writer."""
+    try:
+        descriptor = os.open(os.fspath(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError, TypeError) as error:  # ValueError: a NUL in the path; TypeError: no path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(f"{path!s:.400} cannot be read: {reason}", code="artifact-unreadable") from error
+    file = open(descriptor, "rb")  # noqa: SIM115  (the caller closes it)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise ArtifactError(f"{path}: not a regular file")
+    return file
 
 
 def _read(file: IO[bytes], size: int) -> tuple[dict[str, Any], Program, dict[str, Tensor], int]:
@@ -124,10 +136,14 @@ def _assemble(path: str, engine: str, program: Program, tensors: dict[str, Tenso
         scales, zero_points = (tensors.get(n) for n in (program.scales_name, program.zero_points_name))
         if scales is None or zero_points is None or not scales.shape == zero_points.shape == (program.qparams,):
             raise corrupt("tensor table", "activation parameters are missing")
+        if fault := scale_fault(scales) or zero_point_fault(zero_points, torch.uint8):
+            raise corrupt("activation parameters", fault)
         built = Built(program, held, scales.tolist(), zero_points.tolist(), leaves, {n: modules[n] for n in program.externals})
         module = assemble(built, engine)
         if owned:
             module.load_state_dict(tensors)
+    except ProgramError as error:
+        raise ArtifactError(f"{path}: {error.message}", code="artifact-program") from error
     except QCompilerError:
         raise
     except Exception as error:  # a kernel refuses the tensors of a file that was made by hand

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import os
 import secrets
 import stat
@@ -11,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from qcompiler.errors import ArtifactWriteError
+
+LONGEST = 200  # bytes of a target's name: file systems take 255 for one, and the temporary's is 25 longer
 
 try:
     import fcntl
@@ -24,14 +27,12 @@ def atomic_write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     Keeps the mode of a file that is replaced; removes the temporary file on any exception, and those of writers that were
     killed. Raises ArtifactWriteError, with what stood there intact.
     """
-    target = Path(os.path.realpath(path))
     try:
+        target = Path(os.path.realpath(path))
         _clean(target)
         descriptor, temporary = _open_locked(target)
         try:
             _write(descriptor, chunks)
-            if target.exists():
-                os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
             os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -40,8 +41,9 @@ def atomic_write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
         finally:
             os.close(descriptor)
         _sync_folder(target.parent)
-    except OSError as error:
-        raise ArtifactWriteError(f"{path}: cannot write: {error.strerror or error}", hint="what stood there before is intact") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ArtifactWriteError(f"{path!s:.400}: cannot write: {reason}", hint="what stood there before is intact") from error
 
 
 def _write(descriptor: int, chunks: Iterable[bytes | memoryview]) -> None:
@@ -52,11 +54,23 @@ def _write(descriptor: int, chunks: Iterable[bytes | memoryview]) -> None:
         os.fsync(descriptor)
 
 
+def _temporary(target: Path, token: str) -> str:
+    """Its name starts as the target's, of which a digest stands for what would make it too long."""
+    name = target.name
+    if len(os.fsencode(name)) > LONGEST:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f".{name}.{token}.qcsave"
+
+
 def _open_locked(target: Path) -> tuple[int, Path]:
-    """A new temporary file, locked for as long as its writer lives."""
+    """A new temporary file, locked for as long as its writer lives, with the mode of what it will replace from the start."""
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
     while True:
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.qcsave")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        temporary = target.with_name(_temporary(target, secrets.token_hex(8)))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(temporary, flags, 0o666 if mode is None else 0o600 & mode)
+        if mode is not None:
+            os.chmod(temporary, mode)
         if fcntl is None:
             return descriptor, temporary
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -69,11 +83,14 @@ def _clean(target: Path) -> None:
     """Removes temporary files whose writers are dead: nobody holds their lock."""
     if fcntl is None:
         return
-    for name in glob.glob(f".{glob.escape(target.name)}.*.qcsave", root_dir=target.parent):
+    start, _, end = _temporary(target, "*").rpartition("*")
+    for name in glob.glob(f"{glob.escape(start)}*{end}", root_dir=target.parent):
         leftover = target.parent / name
         with contextlib.suppress(OSError):
-            descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    continue
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.unlink(leftover)
             finally:

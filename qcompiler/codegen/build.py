@@ -14,7 +14,8 @@ import torch
 from torch import fx, nn
 
 from qcompiler.codegen import registry
-from qcompiler.codegen.program import Call, Input, Program, comment_text, is_argument, is_name, is_path, verify
+from qcompiler.codegen.program import Call, Input, Program, is_argument, is_name, is_path, verify
+from qcompiler.codegen.quote import comment
 from qcompiler.codegen.values import DTYPE_NAMES, Const, Ref, Scale, ZeroPoint, rewrite, to_json, walk
 from qcompiler.errors import ConfigError, QCompilerError, Where
 from qcompiler.ir.names import user_path
@@ -55,7 +56,7 @@ def build(gm: fx.GraphModule, name: str | None = None, isa: str = "") -> Built:
             raise _located(ConfigError(text, code="invalid-ir"), node) from error
     built = builder.built
     calls = tuple(_without_unread(builder.calls, builder.output))
-    title = name if name is not None and is_name(name) else type(gm).__name__
+    title = next(text for text in (name, type(gm).__name__, "Model") if text is not None and is_argument(text))
     built.program = Program(title, tuple(builder.inputs), tuple(builder.once), calls, builder.output, len(built.scales), isa)
     verify(built.program)
     return built
@@ -254,4 +255,4 @@ def _provenance(node: fx.Node) -> str:
     source = source_of(node)
     line = f"{PurePath(source.file).name}:{source.line}" if source.file else ""
     parts = (source.module_path, f"({source.module_type})" if source.module_type else "", line)
-    return comment_text(" ".join(p for p in parts if p))
+    return comment(" ".join(p for p in parts if p))

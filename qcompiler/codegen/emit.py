@@ -17,6 +17,7 @@ import torch
 from qcompiler.backends.torch.by_shape import shapes_of
 from qcompiler.codegen import registry
 from qcompiler.codegen.program import Call, Input, Program, is_name
+from qcompiler.codegen.quote import literal
 from qcompiler.codegen.values import DTYPE_NAMES, Const, Ref, Scale, ZeroPoint, walk
 
 
@@ -154,7 +155,7 @@ class Emitter:
             )
             if i.optional and i.name not in read:
                 test = f"{i.name} is not {self.text(i.default)} and ({test})"
-            lines += [f"if {test}:", f"    self._reject({i.name!r}, {i.name})"]
+            lines += [f"if {test}:", f"    self._reject({literal(i.name)}, {i.name})"]
         return lines
 
     def choose(self) -> list[str]:
@@ -181,9 +182,9 @@ class Emitter:
         if op == registry.LEAF:
             return f"{self.submodule(str(args[0]))}({self.list(args[1:], call.kwargs)})"
         if op.startswith(registry.METHOD):
-            return f"{self.atom(args[0])}.{op.removeprefix(registry.METHOD)}({self.list(args[1:], call.kwargs)})"
+            return f"{self.receiver(args[0])}.{op.removeprefix(registry.METHOD)}({self.list(args[1:], call.kwargs)})"
         if op == "builtins.getattr" and len(args) == 2:
-            return f"{self.atom(args[0])}.{args[1]}"
+            return f"{self.receiver(args[0])}.{args[1]}"
         space, _, name = op.partition(".")
         if space == "operator" and not call.kwargs and len(args) == 2:
             if name in INFIX:
@@ -201,9 +202,9 @@ class Emitter:
         if all(map(is_name, parts)) and not is_own(parts[0]):
             return f"self.{path}"
         if self.dialect is Dialect.SCRIPT:
-            return reduce(lambda owner, part: f"getattr({owner}, {part!a})", parts, "self")
+            return reduce(lambda owner, part: f"getattr({owner}, {literal(part)})", parts, "self")
         if self.dialect is Dialect.BOUND:
-            return "self" + "".join(f"._modules[{part!a}]" for part in parts)
+            return "self" + "".join(f"._modules[{literal(part)}]" for part in parts)
         return f"self.{self.named(f'leaf {path}', f'leaf_{path}')}"
 
     def callee(self, op: str) -> str:
@@ -242,6 +243,10 @@ class Emitter:
         text = self.text(value)
         return text if isinstance(value, (Ref, Const)) else f"({text})" if not str(text).isidentifier() and not text[0].isdigit() else text
 
+    def receiver(self, value: Any) -> str:
+        """What a dot may follow."""
+        return self.text(value) if isinstance(value, (Ref, Const)) else f"({self.text(value)})"
+
     def text(self, value: Any) -> str:
         """Source of one argument."""
         if isinstance(value, Ref):
@@ -278,14 +283,14 @@ class Emitter:
         if isinstance(value, torch.dtype):
             return f"{self.root('torch')}.{DTYPE_NAMES[value]}"
         if isinstance(value, torch.device):
-            return f"{self.root('torch')}.device({str(value)!r})"
+            return f"{self.root('torch')}.device({literal(str(value))})"
         if isinstance(value, (torch.memory_format, torch.layout)):
             return f"{self.root('torch')}.{str(value).removeprefix('torch.')}"
+        if isinstance(value, complex):
+            return f"complex({self.literal(value.real)}, {self.literal(value.imag)})"
         if isinstance(value, float) and not math.isfinite(value):  # inf, nan
-            return f'float("{value!r}")'
-        if value is Ellipsis:
-            return "..."
-        return ascii(value)
+            return f"float({literal(repr(value))})"
+        return "..." if value is Ellipsis else literal(value)
 
     def namespace(self, resolve: Callable[[str], Any]) -> dict[str, Any]:
         """Globals that the source needs, kernels through `resolve`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import hashlib
 import inspect
 import re
 import textwrap
@@ -14,11 +16,16 @@ from qcompiler.codegen import registry
 from qcompiler.codegen.atomic import atomic_write
 from qcompiler.codegen.emit import Dialect, Emitted, Emitter
 from qcompiler.codegen.module import CompiledModule, find
-from qcompiler.codegen.program import Call, Program, comment_text, is_name
+from qcompiler.codegen.program import Call, Program, is_name
+from qcompiler.codegen.quote import docstring, literal
 from qcompiler.codegen.safetensors import SAFETENSORS, safetensors
 from qcompiler.codegen.values import Const, rewrite
 from qcompiler.errors import ArtifactWriteError, ConfigError
 
+RESERVED = (
+    "DTYPES", "ENGINE", "WEIGHTS_SHA256", "hashlib", "json", "load", "os", "read_safetensors", "tensors", "modules", "warnings",
+    "InputError", "Any", "Tensor",
+)  # fmt: skip
 SOURCE = "model.py"
 WEIGHTS = "model.safetensors"
 BY_SHAPE = ("unpacked", "prepacked", "shapes_of", "PackSet", "PacksByShape")
@@ -30,6 +37,8 @@ def read_safetensors(path):
     """Tensors of a safetensors file: a little-endian u64, that many bytes of JSON, then raw data."""
     with open(path, "rb") as file:
         data = bytearray(file.read())
+    if WEIGHTS_SHA256 is not None and hashlib.sha256(data).hexdigest() != WEIGHTS_SHA256:
+        raise ValueError(f"{path}: these are not the weights that this file was written with; for other ones set WEIGHTS_SHA256 = None")
     size = int.from_bytes(data[:8], "little")
     tensors = {}
     for name, entry in json.loads(data[8 : 8 + size]).items():
@@ -45,7 +54,7 @@ def read_safetensors(path):
 
 LOAD = '''
 def load(path=None, modules=None):
-    """The model with the weights of `path` (default: {WEIGHTS} beside this file).{MODULES}"""
+    {DOC}
     path = path or os.path.join(os.path.dirname(os.path.abspath(__file__)), "{WEIGHTS}")
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = ENGINE  # weights are packed for it
@@ -75,33 +84,19 @@ def export_source(module: CompiledModule, directory: str | Path) -> Path:
         raise ArtifactWriteError(f"{folder}: cannot make the folder: {error.strerror or error}") from error
     program = module.program
     tensors = {path: find(module, path) for path in program.constants if not path.startswith(tuple(f"{leaf}." for leaf in program.leaves))}
-    atomic_write(folder / WEIGHTS, safetensors(tensors))
-    atomic_write(folder / SOURCE, [source_of_file(module).encode("utf-8")])
+    weights = b"".join(safetensors(tensors))
+    text = source_of_file(module, hashlib.sha256(weights).hexdigest()).encode("utf-8")
+    atomic_write(folder / WEIGHTS, [weights])
+    atomic_write(folder / SOURCE, [text])
     return folder / SOURCE
 
 
-def source_of_file(module: CompiledModule) -> str:
-    """The text of model.py."""
+def source_of_file(module: CompiledModule, sha256: str) -> str:
+    """The text of model.py. `sha256`: of the weights file that goes with it."""
     program = module.program
     emitter = Emitter(program, *module._qparams(), Dialect.FILE, program.by_shape(module.engine))
-    reserved = (
-        "DTYPES",
-        "ENGINE",
-        "json",
-        "load",
-        "os",
-        "read_safetensors",
-        "tensors",
-        "modules",
-        "warnings",
-        "InputError",
-        "Any",
-        "Tensor",
-        *BY_SHAPE,
-        _class_name(program),
-    )
     shapes = emitter.named("op shapes_of", "shapes_of") if emitter.by_shape else ""
-    emitter.taken |= set(reserved)
+    emitter.taken |= {*RESERVED, *BY_SHAPE, _class_name(program)}
     for name in ("torch", "F", "math", "operator", "collections"):
         emitter.named(f"module {name}", name)
     emitted = emitter.emit()
@@ -117,31 +112,35 @@ def source_of_file(module: CompiledModule) -> str:
         _load(program),
     ]
     body = "\n\n\n".join(p.strip("\n") for p in parts if p.strip()) + "\n"
-    return f"{_head(module, body)}\n\n\n{body}"
+    return f"{_head(module, body, sha256)}\n\n\n{body}"
 
 
 def _class_name(program: Program) -> str:
-    return program.name if is_name(program.name) else "Model"
+    """The model's own name, where nothing else in the file is called so."""
+    functions = {c.op.rpartition(".")[2] for c in program.statements}
+    free = is_name(program.name) and program.name not in (*RESERVED, "torch", "F", "math", "operator", "collections", *functions)
+    return program.name if free and not hasattr(builtins, program.name) else "Model"
 
 
-def _head(module: CompiledModule, body: str) -> str:
-    """Docstring, the imports that the rest uses, and the engine."""
+def _head(module: CompiledModule, body: str, sha256: str) -> str:
+    """Docstring, the imports that the rest uses, the engine, and what binds the weights to this file."""
     used = ("collections", "itertools", "math", "operator", "threading")
-    plain = ["json", "os", "warnings", *(name for name in used if f"{name}." in body)]
+    plain = ["hashlib", "json", "os", "warnings", *(name for name in used if f"{name}." in body)]
     lines = [f"import {name}" for name in sorted(plain)] + ["", "import torch"]
     lines += ["import torch.nn.functional as F"] if re.search(r"\bF\.", body) else []
     lines += ["from torch import Tensor"] if re.search(r"(?<![.\w])Tensor\b", body) else []
     if re.search(r"\bAny\b", body):
         lines.insert(len(plain), "from typing import Any")
-    title = comment_text(module.program.name)
-    made_for = f" Compiled for {comment_text(module.program.isa)}." if module.program.isa else ""
+    made_for = f" Compiled for {module.program.isa}." if module.program.isa else ""
+    title = f"{module.program.name}: an int8 program made by qcompiler. Needs torch; `load()` reads {WEIGHTS}.{made_for}"
     return "\n".join(
         [
-            f'"""{title}: an int8 program made by qcompiler. Needs torch; `load()` reads {WEIGHTS}.{made_for}"""',
+            docstring(title),
             "",
             *lines,
             "",
-            f"ENGINE = {module.engine!r}",
+            f"ENGINE = {literal(module.engine)}",
+            f"WEIGHTS_SHA256 = {literal(sha256)}  # None: take any weights of these names",
         ]
     )
 
@@ -185,13 +184,14 @@ def _class(program: Program, emitter: Emitter, emitted: Emitted) -> str:
     lines = ["def __init__(self, tensors, modules):", "    super().__init__()"]
     if program.externals:
         aliases = {op: alias for alias, op in emitted.kernels.items()}
-        used = [f"{aliases[registry.EXTERNAL + n]} = modules[{n!r}]" for n in program.externals]
+        used = [f"{aliases[registry.EXTERNAL + n]} = modules[{literal(n)}]" for n in program.externals]
         names = ", ".join(line.partition(" ")[0] for line in used)
         lines += [f"    global {names}", *(f"    {line}" for line in used)]
     lines += [f"    {line}" for line in _leaves(program, emitter)]
-    lines += [f"    self.{alias} = tensors[{path!a}]" for path, alias in emitted.tensors.items() if not _owned(program, path)]
-    lines += [f"    self.{alias} = modules[{_owner(program, path)!a}].get_parameter({path[len(_owner(program, path)) + 1:]!a})"
-              for path, alias in emitted.tensors.items() if _owned(program, path)]  # fmt: skip
+    lines += [f"    self.{alias} = tensors[{literal(path)}]" for path, alias in emitted.tensors.items() if not _owned(program, path)]
+    for path, alias in emitted.tensors.items():
+        if owner := _owner(program, path):
+            lines.append(f"    self.{alias} = modules[{literal(owner)}].get_parameter({literal(path[len(owner) + 1:])})")
     lines += [f"    {emitter.set} = {{}}"] if emitter.by_shape else []
     lines += [f"    {_once(c, emitter)}" for c in program.once]
     lines += [f"    self.{emitter.choice} = PacksByShape({emitter.set}, ENGINE)"] if emitter.by_shape else []
@@ -218,7 +218,7 @@ def _leaves(program: Program, emitter: Emitter) -> Iterator[str]:
             if holder not in made and holder not in program.leaves:
                 made.add(holder)
                 yield f"self.{holder} = torch.nn.Module()"
-        yield f"self.{spelled} = modules[{path!a}]"
+        yield f"self.{spelled} = modules[{literal(path)}]"
 
 
 def _once(call: Call, emitter: Emitter) -> str:
@@ -230,7 +230,7 @@ def _once(call: Call, emitter: Emitter) -> str:
             self.source = source
 
     def spell(value: Any) -> str:
-        value = rewrite(value, lambda v: Literal(f"tensors[{v.name!a}]") if isinstance(v, Const) else v)
+        value = rewrite(value, lambda v: Literal(f"tensors[{literal(v.name)}]") if isinstance(v, Const) else v)
         if isinstance(value, Literal):
             return value.source
         if isinstance(value, list):
@@ -246,5 +246,6 @@ def _once(call: Call, emitter: Emitter) -> str:
 
 def _load(program: Program) -> str:
     needed = program.leaves + program.externals
-    words = f" `modules`: {{name: module}} for {ascii(', '.join(needed))[1:-1]}." if needed else ""
-    return LOAD.replace("{MODULES}", words.replace('"', "")).replace("{WEIGHTS}", WEIGHTS).replace("{CLASS}", _class_name(program))
+    words = f" `modules`: {{name: module}} for {', '.join(needed)}." if needed else ""
+    doc = docstring(f"The model with the weights of `path` (default: {WEIGHTS} beside this file).{words}")
+    return LOAD.replace("{DOC}", doc).replace("{WEIGHTS}", WEIGHTS).replace("{CLASS}", _class_name(program))

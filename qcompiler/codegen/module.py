@@ -13,20 +13,24 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.backends.torch.by_shape import ENGINE_LOCK
+from qcompiler.backends.torch.once_arguments import ArgumentError, check_once
 from qcompiler.backends.torch.site import VNNI, host_isa
 from qcompiler.codegen import registry
 from qcompiler.codegen.bind import Bound, bind, resolve
 from qcompiler.codegen.build import Built, build
 from qcompiler.codegen.emit import Dialect, Emitter
-from qcompiler.codegen.program import Call, Program, is_name, is_path
+from qcompiler.codegen.program import Call, Program, ProgramError, is_name, is_path
 from qcompiler.codegen.script import attach_script, listed, refuse_hidden, script_attributes, unscriptable
 from qcompiler.codegen.values import DTYPES, Const, Ref, Scale, ZeroPoint, rewrite
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.fingerprint import WEIGHTS
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
+from qcompiler.ir.check_qparams import HINT, scale_fault, zero_point_fault
+from qcompiler.ir.check_state import assigns, check_state
 
 T = TypeVar("T", bound=type)
 OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound"})
+NONSENSE = (AttributeError, LookupError, NameError, ArithmeticError)  # from a statement of a program that nobody compiled
 
 
 class OtherCPUWarning(UserWarning):
@@ -67,6 +71,16 @@ class Scope(nn.Module):
     """Holds tensors and submodules under one part of the user's dotted names; has no forward of its own."""
 
     __jit_unused_properties__ = ["__jit_ignored_attributes__"]
+    _fixed_dtypes = True
+
+    def _resizes(self, name: str, value: Tensor) -> bool:
+        return False
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        if not prefix:
+            raise ConfigError("a part of an int8 module cannot load a state_dict: the packed weights are the module's", code="part-state",
+                              hint="call load_state_dict of the whole module, with strict=False for a part of the names")  # fmt: skip
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def __jit_ignored_attributes__(self) -> list[str]:
@@ -93,6 +107,7 @@ class CompiledModule(nn.Module):
         _built: tuple[str, ...]  # attributes that rebuild() makes
         _bound: Bound
     __constants__ = ["_script"]  # torch.jit compiles modules of one class anew where it differs: after rebuild()
+    _fixed_dtypes = True
     __jit_unused_properties__ = ["program", "engine", "code", "__jit_ignored_attributes__"]
 
     @property
@@ -115,12 +130,11 @@ class CompiledModule(nn.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().__call__(*args, **kwargs)
-        except TypeError:
-            self._check_arguments(args, kwargs)
-            raise
-        except (RuntimeError, IndexError) as error:
+        except Exception as error:
+            if isinstance(error, TypeError):
+                self._check_arguments(args, kwargs)
             place = self._failed_at(error)
-            if place is None or not refuses_inputs(error):
+            if place is None or not (refuses_inputs(error) or isinstance(error, NONSENSE)):
                 raise
             if "quantized.engine is" in str(error):  # said by kernels that look at the engine of the moment
                 hint = f'set torch.backends.quantized.engine = "{self.engine}" before the call'
@@ -166,6 +180,7 @@ class CompiledModule(nn.Module):
     def rebuild(self) -> None:
         """Packs weights and makes forward anew from the module's tensors. OtherCPUWarning where this CPU's sums may overflow."""
         program = self.program
+        self._check_qparams()
         _note_other_cpu(program.isa, self.engine)
         with quantized_engine(self.engine):
             packs = run_once(program, lambda path: find(self, path), *self._qparams())
@@ -182,6 +197,23 @@ class CompiledModule(nn.Module):
         scales, zero_points = (self._buffers[n] for n in (self.program.scales_name, self.program.zero_points_name))
         assert scales is not None and zero_points is not None
         return scales.tolist(), zero_points.tolist()
+
+    def _resizes(self, name: str, value: Tensor) -> bool:
+        return False
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, *rest: Any) -> None:
+        check_state(self, state_dict, prefix, assigns(local_metadata))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+    def _check_qparams(self) -> None:
+        """Raises ConfigError for activation parameters that no quantized tensor has: they stand in the source as numbers."""
+        names = self.program.scales_name, self.program.zero_points_name
+        scales, zero_points = (self._buffers[n] for n in names)
+        assert scales is not None and zero_points is not None
+        text = scale_fault(scales) or ("" if zero_points.dtype is torch.int64 else f"zero points are int64, not {zero_points.dtype}")
+        text = text or zero_point_fault(zero_points, torch.uint8)
+        if text:
+            raise ConfigError(f"{names[0]}, {names[1]}: {text}", code="qparams", hint=HINT)
 
     def _resolve(self, op: str) -> Any:
         if op.startswith(registry.EXTERNAL):
@@ -272,8 +304,12 @@ def run_once(program: Program, tensor: Callable[[str], Tensor], scales: list[flo
         return zero_points[v.index] if isinstance(v, ZeroPoint) else v
 
     def run(call: Call) -> Any:
-        args, kwargs = rewrite(call.args, value), rewrite(call.kwargs, value)
-        return registry.resolve(call.op)(*args, **kwargs)
+        args, kwargs, function = rewrite(call.args, value), rewrite(call.kwargs, value), registry.resolve(call.op)
+        try:
+            check_once(function, args, kwargs)
+        except ArgumentError as error:
+            raise ProgramError(f"it cannot be built: {error}") from None
+        return function(*args, **kwargs)
 
     with torch.no_grad():
         for call in program.once:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import keyword
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from torch import fx, nn
 
+from qcompiler.backends.torch.site import INSTRUCTION_SETS
 from qcompiler.codegen import registry
+from qcompiler.codegen.quote import comment
 from qcompiler.codegen.values import DTYPES, Const, Ref, Scale, ZeroPoint, from_json, to_json, walk
 from qcompiler.errors import QCompilerError
 
 MODULE = frozenset(dir(nn.Module))
 MAX_PATH, MAX_PARTS = 2**16, 1024  # a module is made for each part: a bound on what a file's names allocate
+ISAS = ("", *INSTRUCTION_SETS, "sve", "sve256", "vsx", "zvector")  # empty: nobody said; the last four are other CPUs' words in torch
 KERNELS = ("quantized::", "onednn::", "runtime.")  # operations that work on quantized tensors
 
 
@@ -60,9 +63,12 @@ class Call:
     comment: str = ""
     origin: tuple[str, ...] = ()
 
-    def values(self) -> Iterator[Any]:
-        yield from walk(self.args)
-        yield from walk(list(self.kwargs.values()))
+    def values(self) -> tuple[Any, ...]:
+        """Every leaf of its arguments; many ask, so they are found once."""
+        found: tuple[Any, ...] | None = self.__dict__.get("_values")
+        if found is None:
+            found = self.__dict__["_values"] = (*walk(self.args), *walk(list(self.kwargs.values())))
+        return found
 
     @property
     def leaf(self) -> str | None:
@@ -166,7 +172,7 @@ class Program:
                 qparams=_typed(data["qparams"], int),
                 isa=_typed(data.get("isa", ""), str),  # absent in older files
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ProgramError(f"not a program: {error!r:.200}") from None
         verify(program)
         return program
@@ -206,11 +212,6 @@ def is_path(text: Any) -> bool:
     if not isinstance(text, str) or len(text) > MAX_PATH or text.count(".") >= MAX_PARTS:
         return False
     return all(part and part not in MODULE for part in text.split("."))
-
-
-def comment_text(text: str) -> str:
-    """One line of printable ASCII that cannot leave a comment."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text)[:160]
 
 
 def _free(name: str, taken: Iterable[str]) -> str:
@@ -253,11 +254,15 @@ def _call(data: Any) -> Call:
     kwargs = {k: from_json(v) for k, v in _typed(data.get("kwargs", {}), dict).items()}
     args = tuple(from_json(a) for a in _typed(data["args"], list))
     origin = tuple(_typed(name, str) for name in _typed(data.get("origin", []), list))
-    return Call(data["out"], _typed(data["op"], str), args, kwargs, comment_text(_typed(data.get("comment", ""), str)), origin)
+    return Call(data["out"], _typed(data["op"], str), args, kwargs, comment(_typed(data.get("comment", ""), str)), origin)
 
 
 def verify(program: Program) -> None:
     """Raises ProgramError unless each name is defined once before its use and each operation may be called as it is."""
+    if not is_argument(program.name):
+        raise ProgramError(f"{program.name!r:.80} cannot name a program")
+    if program.isa not in ISAS:
+        raise ProgramError(f"{program.isa!r:.80} is no instruction set")
     known: set[str] = set()
 
     def define(name: Any, allowed: Callable[[Any], bool] = is_name) -> None:
@@ -309,7 +314,7 @@ def _verify_op(call: Call, once: bool) -> None:
             raise ProgramError(f"bad function name {call.op!r:.80}")
     elif call.op == "builtins.getattr":
         name = call.args[1] if len(call.args) in (2, 3) else None
-        if call.kwargs or not is_name(name) or str(name).startswith("_"):
+        if call.kwargs or not is_name(name) or not registry.attribute_allowed(str(name)):
             raise registry.UnknownOpError(f"reading attribute {name!r:.80} is not something that a program may do")
     else:
         registry.resolve(call.op)

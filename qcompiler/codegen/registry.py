@@ -128,6 +128,11 @@ def method_allowed(name: str) -> bool:
     return not name.startswith("_") and name not in REFUSED and callable(found)
 
 
+def attribute_allowed(name: str) -> bool:
+    """Whether a program may read an attribute of this name: no method under another spelling."""
+    return not name.startswith("_") and name not in REFUSED
+
+
 def resolve(name: str) -> Callable[..., Any]:
     """The callable under a name (not methods, leaves and externals).
 

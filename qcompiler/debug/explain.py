@@ -14,8 +14,6 @@ from qcompiler.ops.macs import float_macs
 from qcompiler.ops.table import Table
 from qcompiler.passes.annotate import computes_float
 
-ROWS = "_qcompiler_rows"  # attribute of converted modules: the rows as data
-
 
 @dataclass(frozen=True)
 class Row:

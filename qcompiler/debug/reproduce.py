@@ -21,6 +21,7 @@ from qcompiler.codegen.safetensors import read_safetensors
 from qcompiler.debug.plain_data import Reader
 from qcompiler.debug.reproducer import GRAPH, SCRIPT, TENSORS
 from qcompiler.errors import ConfigError, QCompilerError
+from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ir.types import Stage
 from qcompiler.pass_manager import Context, Pass, PassInstrument, run_passes
 from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
@@ -100,7 +101,7 @@ def graph_of(data: Mapping[str, Any], reader: Reader) -> fx.GraphModule:
         node.name = entry["name"]  # also where torch.fx would not give this name
         node.meta.update({key: reader.read(value) for key, value in entry["meta"].items()})
         reader.nodes[node.name] = node
-    return fx.GraphModule(root, graph, str(data["model"])).eval()
+    return OwnGraphModule(root, graph, str(data["model"])).eval()
 
 
 def _place(root: nn.Module, path: str, kind: str, value: Any) -> None:

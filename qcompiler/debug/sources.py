@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.artifact.notes import ROWS
 from qcompiler.checks import MARK
 from qcompiler.codegen.module import CompiledModule
 from qcompiler.debug.document import Document
-from qcompiler.debug.explain import ROWS, Explanation
+from qcompiler.debug.explain import Explanation
 from qcompiler.debug.nodes import graph_nodes
 from qcompiler.debug.program_nodes import program_nodes
 from qcompiler.debug.read_dumps import compiles, latest

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from qcompiler.checks import MARK
 from qcompiler.errors import CalibrationError, ConfigError, QCompilerWarning, Where
+from qcompiler.ir.check_state import guard_loading
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.place import PATH
 from qcompiler.nn.quantized import FloatFunctional
@@ -105,6 +106,7 @@ def _prepare(
     classes = (custom or get_default_custom_config_dict()).get("float_to_observed_custom_module_class", {})
     add_observer_(model, allow_list, whole, custom_module_class_mapping=classes)
     name_modules_(model)
+    guard_loading(model)
     setattr(model, MARK, "prepared")
     return model
 
@@ -187,6 +189,7 @@ def convert(
     model = _swapped(model, table, custom, empty, use_precomputed_fake_quant)
     _clean(model, remove_qconfig)
     explain_calls_(model)
+    guard_loading(model)
     setattr(model, MARK, "converted")
     return model
 

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from qcompiler.api import REMARKS
+from qcompiler.artifact.notes import REMARKS, ROWS
 from qcompiler.checks import MARK
-from qcompiler.debug.explain import ROWS, Explanation, Row
+from qcompiler.debug.explain import Explanation, Row
 from qcompiler.errors import ConfigError, QCompilerWarning, Where
+from qcompiler.ir.check_state import guard_loading
 from qcompiler.nn.quantized import Embedding, QuantizedModule
 from qcompiler.nn.quantized.dynamic import DynamicModule
 from qcompiler.ops.table import OPS
@@ -83,6 +84,7 @@ def quantize_dynamic(
     model = swap_all(model, work.swap, (nn.MultiheadAttention,))
     _leave_fast_paths(model)
     work.report(model)
+    guard_loading(model)
     return model
 
 

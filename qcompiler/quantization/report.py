@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qcompiler.api import REMARKS
-from qcompiler.debug.explain import ROWS, Explanation, Row
+from qcompiler.artifact.notes import REMARKS, ROWS
+from qcompiler.debug.explain import Explanation, Row
 from qcompiler.errors import Where
 from qcompiler.fake_quantize import FakeQuantize
 from qcompiler.nn.place import OUTPUTS

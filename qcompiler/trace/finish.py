@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ir.names import keep_names, safe_parts, safe_path
 from qcompiler.ir.types import SOURCE, Source, source_of
 from qcompiler.trace import places
@@ -35,7 +36,7 @@ def finish(tracer: Tracer) -> tuple[fx.GraphModule, list[TraceRemark]]:
         args, kwargs = (fx.node.map_arg(part, copies.__getitem__) for part in (node.args, node.kwargs))
         copies[node] = new = graph.create_node(node.op, target, args, kwargs, _name(graph, node, target))  # type: ignore[arg-type]
         new.meta = node.meta | {SOURCE: _placed(new.name, source_of(node), root)}
-    module = fx.GraphModule(nn.Module(), fx.Graph(), class_name=type(tracer.model).__name__)
+    module = OwnGraphModule(nn.Module(), fx.Graph(), class_name=type(tracer.model).__name__)
     for old_name, new_name in constants.items():
         module.register_buffer(new_name, tracer.constants[old_name])
     for path in sorted(paths, key=lambda path: path.count(".")):

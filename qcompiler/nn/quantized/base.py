@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from qcompiler.backends.torch.site import Operand
 from qcompiler.codegen.module import keep_dtypes
 from qcompiler.errors import ConfigError, InputError, QCompilerError, Where
+from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.from_float import Parts
 from qcompiler.nn.quantized.lowering import Compiled, Lowering, compile_module
@@ -38,6 +39,7 @@ class QuantizedModule(nn.Module):
     _RANKS: ClassVar[tuple[int, ...]] = ()  # ranks of the first input, the usual one first; empty: any, with the same kernels
     _RANK_OR_MORE: ClassVar[bool] = False  # the first of _RANKS stands for all above it, too
     __constants__ = ["_script"]  # torch.jit.script compiles modules apart whose forward differs
+    _fixed_dtypes: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -193,7 +195,13 @@ class QuantizedModule(nn.Module):
     def _where(self) -> Where:
         return place_of(self)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    def _as_ours(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+        """The state with the names and tensors that this module has; others may have written it."""
+        return state_dict
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, *rest: Any) -> None:
+        check_state(self, state_dict, prefix, assigns(local_metadata))
+        state_dict = self._as_ours(state_dict, prefix)
         for name, buffer in list(self._buffers.items()):
             value = state_dict.get(prefix + name)
             if buffer is None or not isinstance(value, Tensor):
@@ -203,7 +211,7 @@ class QuantizedModule(nn.Module):
             self._buffers[name] = torch.empty(value.shape, dtype=buffer.dtype) if resized else buffer.clone()
         self.__dict__["_loading"] = True
         try:
-            super()._load_from_state_dict(state_dict, prefix, *rest)
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
         finally:
             del self.__dict__["_loading"]
         self.rebuild()

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
 from qcompiler.backends.torch import floats
-from qcompiler.errors import CalibrationError, ConfigError, InputError
+from qcompiler.errors import CalibrationError, ConfigError, InputError, Where
+from qcompiler.ir.check_qparams import HINT, scale_fault, zero_point_fault
+from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.from_float import output_qparams
 
@@ -199,8 +201,19 @@ class QFunctional(_Functional):
         destination[prefix + "scale"] = torch.tensor(self.scale, dtype=torch.float64)
         destination[prefix + "zero_point"] = torch.tensor(self.zero_point)
 
+    def _check_own(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Raises ConfigError for qparams that no quint8 tensor has. A scale of 0: nothing was observed."""
+        given = (state_dict.get(prefix + name, value) for name, value in (("scale", 1.0), ("zero_point", 0)))
+        scale, zero_point = map(torch.as_tensor, given)
+        one = scale.numel() == 1 == zero_point.numel()
+        text = (scale_fault(scale) if scale.any() else "") or zero_point_fault(zero_point, torch.quint8) if one else "one number is wanted"
+        if text:
+            raise ConfigError(f"{prefix}scale, {prefix}zero_point: {text}", code="qparams", hint=HINT,
+                              where=Where(module_path=prefix[:-1] or None))  # fmt: skip
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
                               missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str]) -> None:  # fmt: skip
+        check_state(self, state_dict, prefix, assigns(local_metadata))
         own = {name: prefix + name for name in ("scale", "zero_point")}
         missing_keys += [key for key in own.values() if strict and key not in state_dict]
         self.scale = float(state_dict.get(own["scale"], self.scale))

@@ -1,6 +1,7 @@
 """The borders of the int8 part of a model written by hand or converted in eager mode: Quantize and DeQuantize."""
 # no `from __future__ import annotations`: torch.jit reads the annotations themselves
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
 from qcompiler.errors import InputError
+from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.from_float import output_qparams
 
@@ -39,6 +41,10 @@ class Quantize(nn.Module):
         if not is_scripting() and X.dtype != torch.float32:
             self._refuse_dtype(X)
         return torch.quantize_per_tensor(X, self.scale, self.zero_point, self.dtype)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, *rest: Any) -> None:
+        check_state(self, state_dict, prefix, assigns(local_metadata))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     @torch.jit.unused
     def _refuse(self, X: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn, Self
 
 import torch
@@ -21,7 +20,6 @@ from qcompiler.ops.table import OPS
 from qcompiler.qconfig import QConfig, as_qconfig, default_dynamic_qconfig, float16_dynamic_qconfig, mode_of
 
 KINDS = {torch.qint8: Mode.DYNAMIC, torch.int8: Mode.DYNAMIC, torch.float16: Mode.HALF}
-MODES = {torch.int8: Mode.DYNAMIC, torch.float16: Mode.HALF}
 
 
 class DynamicModule(FloatModule):
@@ -147,15 +145,6 @@ class DynamicModule(FloatModule):
 
     def _resizes(self, name: str, value: Tensor) -> bool:
         return name.endswith(("_scale", "_zero_point"))
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        names = [n for n, t in self._buffers.items() if t is not None and t.dtype in MODES and prefix + n in state_dict]
-        other = [n for n in names if state_dict[prefix + n].dtype is not self._part(n).dtype]
-        if other:
-            raise ConfigError(f"{prefix}{other[0]} is {state_dict[prefix + other[0]].dtype}, this {self._get_name()} holds "
-                              f"{self._part(other[0]).dtype}", code="weight-dtype", where=self._where(),
-                              hint="make the module with the dtype of the saved one")  # fmt: skip
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @classmethod
     def _qconfig_of(cls, mod: nn.Module) -> tuple[QConfig, torch.dtype]:

@@ -1,0 +1,52 @@
+"""What the compiler itself notes on a module that is saved, rows of explain, remarks, checksums: a schema, since a file holds anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qcompiler.artifact.layout import corrupt
+from qcompiler.checks import MARK
+from qcompiler.fingerprint import WEIGHTS
+
+ROWS = "_qcompiler_rows"  # the rows of qcompiler.explain
+REMARKS = "_qcompiler_remarks"  # those of qcompiler.remarks
+PREFIX = "_qcompiler_"
+
+ROW: Mapping[str, type] = {
+    "node": str, "op": str, "module_path": str, "source": str, "int8": bool, "reason": str, "macs": int, "counted": bool, "mode": str,
+    "code": str,
+}  # fmt: skip
+REMARK: Mapping[str, type] = {"pass": str, "code": str, "text": str}
+REMARK_OPTIONAL: Mapping[str, type] = {"node": str, "path": str, "location": str}
+
+
+def _fields(data: Any, needed: Mapping[str, type], optional: Mapping[str, type]) -> bool:
+    known = {**needed, **optional}
+    return isinstance(data, dict) and needed.keys() <= data.keys() and all(k in known and type(v) is known[k] for k, v in data.items())
+
+
+def _list(data: Any, needed: Mapping[str, type], optional: Mapping[str, type]) -> bool:
+    return isinstance(data, (list, tuple)) and all(_fields(item, needed, optional) for item in data)
+
+
+def _checksums(data: Any) -> bool:
+    return isinstance(data, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in data.items())
+
+
+_HOLDS: Mapping[str, Callable[[Any], bool]] = {
+    MARK: lambda data: data == "converted",
+    ROWS: lambda data: _list(data, {k: t for k, t in ROW.items() if k not in ("counted", "mode", "code")}, ROW),
+    REMARKS: lambda data: _list(data, REMARK, REMARK_OPTIONAL),
+    WEIGHTS: _checksums,
+}
+
+
+def check_notes(attributes: Mapping[str, Any]) -> None:
+    """Raises ArtifactError for a note of the compiler's own that is not as the compiler writes it."""
+    for name, holds in _HOLDS.items():
+        if name in attributes and not holds(attributes[name]):
+            raise corrupt("notes", f"{name} is not as it should be")
+    unknown = next((name for name in attributes if name.startswith(PREFIX) and name not in _HOLDS), None)
+    if unknown is not None:
+        raise corrupt("notes", f"there is no note {unknown!r:.80}")

@@ -1,0 +1,23 @@
+"""How text enters generated source: the only ways, so that no text of a file or a model can become code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MAX_COMMENT = 160
+
+
+def comment(text: str) -> str:
+    """One line of printable ASCII that cannot leave a comment."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text)[:MAX_COMMENT]
+
+
+def docstring(text: str) -> str:
+    """A docstring in three quotes: printable ASCII and newlines, no quote or backslash that could end it."""
+    plain = "".join(c if " " <= c <= "~" or c == "\n" else "?" for c in text)
+    return '"""' + plain.replace("\\", "/").replace('"', "'") + '"""'
+
+
+def literal(value: Any) -> str:
+    """A string, number or other plain value as Python writes it, in ASCII."""
+    return ascii(value)

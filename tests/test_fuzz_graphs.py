@@ -1,0 +1,39 @@
+"""Random networks of the wide grammar, a few dozen; `python -m tests.fuzz_graphs --count 5000` for more, on any engine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests import fuzz_graphs
+from tests.graph_grammar import RULES, network
+
+
+@pytest.mark.parametrize(("engine", "first"), [("x86", 0), ("onednn", 1000), ("qnnpack", 2000)])
+def test_random_networks_compile_and_compute(engine: str, first: int) -> None:
+    if engine not in torch.backends.quantized.supported_engines:
+        pytest.skip(f"torch has no {engine} here")
+    outcomes, bad = fuzz_graphs.run(24, first, engine)
+    assert not bad, bad
+    assert outcomes["good"] >= 20, outcomes
+
+
+def test_the_same_seed_gives_the_same_network() -> None:
+    one, other = network(7), network(7)
+    assert repr(one[0]) == repr(other[0]) and all(torch.equal(a, b) for a, b in zip(one[1], other[1]))
+    assert all(torch.equal(a, b) for a, b in zip(one[0].state_dict().values(), other[0].state_dict().values()))
+
+
+def test_every_rule_is_drawn() -> None:
+    drawn = {step.name for seed in range(400) for step in network(seed)[0].steps}
+    assert {name for name, *_ in RULES} <= drawn
+
+
+def test_a_wrong_result_is_seen() -> None:
+    """The floor is one that a broken kernel does not pass."""
+    model, inputs = network(2)
+    with torch.no_grad():
+        expected = model(*inputs)
+        assert min(fuzz_graphs.sqnrs(expected, fuzz_graphs.simulated(model, inputs))) > 15
+        broken = torch.utils._pytree.tree_map(lambda t: t.roll(1, -1), expected)
+        assert min(fuzz_graphs.sqnrs(expected, broken)) < 15
