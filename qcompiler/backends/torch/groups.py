@@ -4,12 +4,12 @@ fbgemm's kernel for 3x3 windows with as many channels out as in per group, 2 or 
 groups do not fill them it reads and writes outside its buffers: wrong values, or a crash. Found by running 12 counts of
 groups under glibc's malloc checks; whole vectors, a single one in part, and other windows pass.
 
-A depthwise convolution that fbgemm has no kernel of its own for crawls there: 116 channels at 14 x 14 take 1.8 ms, as 4 groups of 29
+A depthwise convolution that fbgemm has no kernel of its own for crawls there: 116 channels at 14 x 14 take 1.8 ms, as 29 groups of 4
 on onednn 0.06 ms; 144 channels at 56 x 56 without padding 306 ms, merged 0.4. There groups of about 16 channels are the fastest. Of
 128 channels, 5 x 5, dilation 2, 28 x 28, groups of 2, 4, 8, 16, 32 take 1277, 662, 348, 207, 205 us with AMX and 1073, 258, 201, 217,
-338 without (float: 346 and 295); of 180 channels, 3 x 3, groups of 4, 10, 12, 15, 18, 30 540, 272, 247, 227, 371, 206 and 205, 282,
-294, 219, 315, 253 (float: 443 and 421). Groups of 12 are slow without AMX, of up to 8 slow with it. Where fbgemm packs all there is,
-groups of 32 channels take 5 to 100 times less than single ones.
+338 without (float: 346 and 295); of 180 channels, 3 x 3, groups of 4 and 12 540 and 247, and 205 and 294 (float: 443 and 421).
+Groups of up to 8 are slow with AMX, of 12 a little without. Where fbgemm packs all there is, groups of 32 channels take 5 to 100 times
+less than single ones.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable
 
 VECTOR = 16  # channels; the 256-bit form of the kernel takes them 4 a 32-bit lane
+RIGHT = (4, 8, 12, 16, 24, 32)  # widths right in about 350 random cases each; 20, 28 and 29 are not in some, with AMX
 WIDE = 32  # channels: wider groups gain nothing where the image is small
 ONEDNN_GROUPS = 100  # the x86 engine packs convolutions with more groups with fbgemm
 
@@ -68,6 +69,6 @@ def merge(
     if not elsewhere:  # fbgemm has them all: it crawls least through wide groups
         return max((m for m in sizes if m <= WIDE), default=min(sizes, default=1))
     if crawls:
-        return min([m for m in elsewhere if not spoiled(shape, groups, m)] or elsewhere, key=_slowness)
+        return min([m for m in elsewhere if m in RIGHT and not spoiled(shape, groups, m)] or elsewhere, key=_slowness)
     whole = [m for m in elsewhere if shape[1] * m % 4 == 0 and shape[1] * m <= 16]  # 4 bytes fill a lane: three times as fast
     return min(whole or elsewhere)
