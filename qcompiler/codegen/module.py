@@ -81,7 +81,7 @@ class Scope(KeepsState):
     _fixed_dtypes = True
 
     def _resizes(self, name: str, value: Tensor) -> bool:
-        return False
+        return name in self.__dict__.get(STATES, ())  # what forward keeps may have another size after each call
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         if not prefix:
@@ -243,7 +243,7 @@ class CompiledModule(KeepsState):
         return scales.tolist(), zero_points.tolist()
 
     def _resizes(self, name: str, value: Tensor) -> bool:
-        return False
+        return name in self.__dict__.get(STATES, ())  # what forward keeps may have another size after each call
 
     def _check_own(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         check_sums(self.program, self.engine, lambda name: state_dict.get(prefix + name))
