@@ -20,6 +20,7 @@ from qcompiler.backends.torch.by_shape import ENGINE_LOCK
 from qcompiler.ir.types import QParams
 from qcompiler.ops.arguments import changes
 from qcompiler.ops.reference import dequantize_weight
+from qcompiler.ops.state_nodes import is_write
 
 STEP = 1  # kernels multiply and round in another order, so a value at a half step may fall to either side
 FLOATS = 1e-3  # of the largest value, where a kernel hands out floats: sums of 8-bit products in another order
@@ -105,7 +106,8 @@ class _Run:
         for site in self.at.values():
             for i in range(order.get(site.first, order[site.result]) if site.first else order[site.result], order[site.result] + 1):
                 self.within[self.nodes[i]] = site
-        self.writes = any(isinstance(arg, fx.Node) and changes(node, arg) for node in self.nodes for arg in node.args[:1])
+        assigned = (isinstance(arg, fx.Node) and changes(node, arg) for node in self.nodes for arg in node.args[:1])
+        self.writes = any(assigned) or any(map(is_write, self.nodes))
         self.values: dict[fx.Node, Any] = {}
         self.wrong: list[Wrong] = []
 
