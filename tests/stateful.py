@@ -394,6 +394,13 @@ def positions_by_key(s: Any, x: Tensor) -> Any:
     return s.l(x) + s.pes["pe"]
 
 
+@kind(h=zeros())
+def branch_on_state(s: Any, x: Tensor) -> Any:
+    y = s.l(x) * 2 if s.h.sum() > 0.1 else s.l(x)
+    s.h = y
+    return y
+
+
 # ---- what cannot be carried: the root is an error, a submodule a float leaf
 
 REFUSED: dict[str, type[nn.Module]] = {}
@@ -403,13 +410,6 @@ REFUSED: dict[str, type[nn.Module]] = {}
 def branch_on_counter(s: Any, x: Tensor) -> Any:
     s.n += 1
     return s.l(x) * 2 if s.n > 2 else s.l(x)
-
-
-@kind(table=REFUSED, h=zeros())
-def branch_on_state(s: Any, x: Tensor) -> Any:
-    y = s.l(x) * 2 if s.h.sum() > 0.1 else s.l(x)
-    s.h = y
-    return y
 
 
 @kind(table=REFUSED, first=True)

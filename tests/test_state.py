@@ -295,7 +295,9 @@ def test_a_leafs_tensors_start_as_they_were(change: Callable[[Any, Tensor], Any]
     def forward(s: Any, x: Tensor) -> Any:
         y = s.l(x + 0.5 * s.h + 0.1 * s.b)
         change(s, torch.tanh(y).detach())
-        return y * float(y.detach().sum() > -100)  # a branch on data: no trace
+        while float(y.detach().sum()) < -1000:  # a number of rounds that depends on data: no trace
+            y = y + 1
+        return y
 
     cls = kind(table=None, h=torch.zeros(2, 8), b=torch.zeros(2, 8))(forward)
     data = batches(Kept)

@@ -309,7 +309,7 @@ class CompiledModule(KeepsState):
         torch.jit asks before it looks at forward, so here is where that gets its TorchScript spelling: most modules never need it.
         """
         refuse_hidden(self, self.program.leaves)
-        refuse_classes(self.__dict__["_externals"])
+        refuse_classes({name: self.__dict__["_externals"][name] for name in self.program.externals})
         for path, alias in self._bound.emitter.tensors.items():
             if path in self.program.states:  # a script goes its own way from what the module holds now
                 self.__dict__[self._bound.emitter.attribute(alias)] = find(self, path).detach().clone()

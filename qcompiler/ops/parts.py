@@ -148,7 +148,7 @@ def _takes_first(user: fx.Node, node: fx.Node) -> bool:
 
 
 def _asks_for_size(user: fx.Node) -> bool:
-    return user.target in ("size", "dim", "numel") or (user.target is getattr and str(user.args[1]) in ("shape", "ndim", "dtype"))
+    return user.target in ("size", "dim", "numel", len) or (user.target is getattr and str(user.args[1]) in ("shape", "ndim", "dtype"))
 
 
 def _run(node: fx.Node, source: Any) -> Any:

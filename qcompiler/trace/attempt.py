@@ -79,7 +79,7 @@ def run(
             raise StateFound(place)
 
     tracer.found_state = found
-    with session(tracer), kept_state(tracer, places), places.parameters_kept(made.parameters):
+    with places.parameters_kept(made.parameters), session(tracer), kept_state(tracer, places):
         for place, value in sorted(given.items(), key=_order):
             places.put(place, value)
         tracer.paused += 1  # nothing of this is the model's
