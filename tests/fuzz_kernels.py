@@ -96,7 +96,7 @@ def check(drawn: Draw, engine: str) -> str | None:
 
 
 def _child(options: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     for index in range(options.first, options.cases * len(options.engine)):
         print(json.dumps([index]), flush=True)
         drawn = draw(options.seed, index % options.cases, options.family)
@@ -107,11 +107,13 @@ def _child(options: argparse.Namespace) -> None:
             print(json.dumps([index, problem, str(drawn)]), flush=True)
 
 
-def fuzz(cases: int, seed: int, engines: Sequence[str], isa: str = "", family: str | None = None) -> Iterator[Finding]:
+def fuzz(
+    cases: int, seed: int, engines: Sequence[str], isa: str = "", family: str | None = None, threads: int = 1
+) -> Iterator[Finding]:
     """All that is wrong among the first `cases` calls, on each of the engines."""
     first, count = 0, cases * len(engines)
     environment = {**os.environ, **({"ONEDNN_MAX_CPU_ISA": isa} if isa else {})}
-    fixed = ["--child", "--cases", cases, "--seed", seed, *(word for e in engines for word in ("--engine", e))]
+    fixed = ["--child", "--cases", cases, "--seed", seed, "--threads", threads, *(word for e in engines for word in ("--engine", e))]
     fixed += ["--family", family] if family else []
     while first < count:
         command = [sys.executable, "-W", "ignore", "-m", "tests.fuzz_kernels", *map(str, [*fixed, "--first", first])]
@@ -137,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", choices=ENGINES, action="append")
     parser.add_argument("--isa", action="append", help="largest instruction set of oneDNN, such as AVX512_CORE_VNNI; repeat for several")
     parser.add_argument("--family", choices=sorted(FAMILIES))
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -147,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong = 0
     for isa in options.isa or LIMITS:
         print(f"{', '.join(options.engine)}; {isa or 'all instruction sets'}; {options.cases} calls on each engine")
-        for finding in fuzz(options.cases, options.seed, options.engine, isa, options.family):
+        for finding in fuzz(options.cases, options.seed, options.engine, isa, options.family, options.threads):
             print(f"  {finding}", flush=True)
             wrong += 1
     print(f"{wrong} calls are wrong")

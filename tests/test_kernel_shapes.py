@@ -38,6 +38,7 @@ CONVS: tuple[tuple[nn.Module, tuple[int, ...], tuple[int, ...]], ...] = (
     (nn.Conv1d(12, 6, 1, stride=3, padding=4, groups=2), (2, 12, 3), (1, 12, 1)),
     (nn.Conv2d(48, 48, 3, stride=2, padding=1, groups=2), (1, 48, 9, 33), (2, 48, 5, 5)),  # groups of several blocks
     (nn.Conv2d(6, 40, 3, padding=1, groups=2), (2, 6, 7, 9), (1, 6, 3, 3)),
+    (nn.Conv2d(60, 200, (1, 2), dilation=3, groups=5), (2, 60, 4, 4), (1, 60, 4, 9)),
 )
 
 
@@ -162,8 +163,8 @@ def test_from_which_sizes_on_onednn_is_right(geometry: Any, smallest: list[int],
 
 def test_which_windows_and_groups_onednn_gets_wrong() -> None:
     assert overpads((1, 3), (1, 1), (2, 1)) and not overpads((3, 3), (2, 2), (1, 1))
-    assert misplaces_groups((48, 3, 3, 3), 2, (1, 1))
-    assert not misplaces_groups((32, 3, 3, 3), 2, (1, 1))  # one block of results
-    assert not misplaces_groups((48, 32, 3, 3), 2, (1, 1)) and not misplaces_groups((48, 3, 3, 1), 2, (1, 1))
-    size = groups.merge((96, 24, 3, 3), 4, lambda n: False, False, lambda shape, n: misplaces_groups(shape, n, (1, 1)))
+    assert misplaces_groups((48, 3, 3, 3), 2) and misplaces_groups((48, 3, 1, 2), 2)
+    assert not misplaces_groups((32, 3, 3, 3), 2)  # one block of results
+    assert not misplaces_groups((48, 32, 3, 3), 2) and not misplaces_groups((48, 3, 1, 1), 2)
+    size = groups.merge((96, 24, 3, 3), 4, lambda n: False, False, misplaces_groups)
     assert size == 2  # 48 channels a group are enough

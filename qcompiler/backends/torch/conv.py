@@ -132,10 +132,9 @@ def merging(site: Site, shape: tuple[int, ...], attributes: Mapping[str, Any], s
     `safe`: whether 16-bit sums of its depthwise kernel are known to hold the weight's products.
     """
     count, name = attributes.get("groups", 1), f"conv{len(shape) - 2}d"
-    dilation = ints(attributes.get("dilation", 1), len(shape) - 2)
 
     def mixed_up(wide: tuple[int, ...], n: int) -> bool:
-        return onednn_packs(site.engine, n, symmetric) and onednn_faults.misplaces_groups(wide, n, dilation)
+        return onednn_packs(site.engine, n, symmetric) and onednn_faults.misplaces_groups(wide, n)
 
     crawls = shape[1] == 1 and not (safe and pairs_taps(name, shape, attributes))
     return groups.merge(shape, count, lambda n: fbgemm_packs(site.engine, site.isa, n, symmetric), crawls, mixed_up)

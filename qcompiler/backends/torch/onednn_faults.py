@@ -12,12 +12,13 @@ is packed by oneDNN is decided where a program runs, so the classes hold for eve
 | depth 1 under a window deeper than 1, few channels a group         | 255 quanta          | at_least: depth 2                           |
 | groups of few channels and more than 16 results                    | 255 quanta          | groups are merged                           |
 
-The last two are weights that the kernel packs with the window's columns beside the channels: fewer than 32 channels a group, a window wider
-than 1 without dilation. `at_least` puts zeros behind the input and cuts the result, where a call has such a size.
+Few channels are fewer than 32 a group. Depth 1 is a fault of weights that the kernel packs with the window's columns beside the channels:
+a window wider than 1 without dilation. `at_least` puts zeros behind the input and cuts the result, where a call has such a size.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,9 +36,12 @@ def joins_columns(shape: Sequence[int], dilation: Sequence[int]) -> bool:
     return shape[1] < FEW and shape[-1] > 1 and dilation[-1] == 1
 
 
-def misplaces_groups(shape: Sequence[int], groups: int, dilation: Sequence[int]) -> bool:
-    """Whether such a pack has several groups of several blocks, which the kernel mixes up."""
-    return groups > 1 and shape[0] // groups > BLOCK and joins_columns(shape, dilation)
+def misplaces_groups(shape: Sequence[int], groups: int) -> bool:
+    """Whether a weight has several groups of few channels and several blocks of results, which kernels mix up.
+
+    Which of these are wrong depends on sizes, dilation and the number of threads; a window of one element never was.
+    """
+    return groups > 1 and shape[0] // groups > BLOCK and shape[1] < FEW and math.prod(shape[2:]) > 1
 
 
 @dataclass(frozen=True)
