@@ -29,7 +29,7 @@ from qcompiler.observers import (
     load_observer_state_dict,
 )
 from qcompiler.qconfig_mapping import get_default_qat_qconfig_mapping
-from tests.flow import ENGINES, randn
+from tests.flow import ENGINES, QUANTIZED, randn
 
 BATCHES = [randn(2, 3, 8, 8, seed=i) * (i + 1) for i in range(4)]  # each widens the ranges
 State = dict[str, Tensor]
@@ -62,7 +62,7 @@ MAPPINGS: dict[str, Callable[[], tuple[Any, str]]] = {
 
 def prepared_for(name: str) -> fx.GraphModule:
     mapping, engine = MAPPINGS[name]()
-    return prepare_fx(net(), mapping, (BATCHES[0],), engine=engine)
+    return prepare_fx(net(), mapping, (BATCHES[0],), QUANTIZED, engine=engine)
 
 
 def copied(prepared: nn.Module) -> State:
@@ -188,7 +188,7 @@ def test_a_batch_that_overflows_inside_is_skipped_as_a_whole() -> None:
             self.linear = nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.linear(self.linear(x) * 1e30) * 1e3
+            y: Tensor = self.linear(self.linear(self.linear(x) * 1e30) * 1e3)
             return y
 
     torch.manual_seed(0)

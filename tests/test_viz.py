@@ -163,7 +163,7 @@ def test_every_kind_of_source_is_saved(ending: str, tmp_path: Path) -> None:
 def test_the_title_and_the_depth_are_the_callers(tmp_path: Path) -> None:
     viz.save(compiled()[2], tmp_path / "g.svg", title="mine & yours", depth=1)
     text = (tmp_path / "g.svg").read_text()
-    assert "mine &amp; yours" in text and text.count("<g>") == len(draw(document_of(compiled()[1]), depth=1).items)
+    assert "mine &amp; yours" in text and text.count("<g>") == len(draw(document_of(compiled()[2]), depth=1).items)
 
 
 @pytest.mark.parametrize("name", ["g.pdf", "g", "svg", ".svg", "g.svg.gz"])
