@@ -45,13 +45,22 @@ class FloatState:
             set_held(attribute(gm, name), value)
         for path, leaf in self.leaves.items():
             now, made = gm.get_submodule(path), copy.deepcopy(leaf)
-            for name, module in now.named_modules():
-                made.get_submodule(name)._parameters.update(module._parameters)
-                made.get_submodule(name).training = module.training
-                if self.trains:
-                    made.get_submodule(name)._buffers.update(module._buffers)
+            for module, other in zip(now.modules(), made.modules(), strict=True):
+                _take_over(module, other, self.trains)
             owner, _, last = path.rpartition(".")
             gm.get_submodule(owner)._modules[last] = made
+
+
+def _take_over(now: nn.Module, made: nn.Module, trains: bool) -> None:
+    """Gives a copy the parameters that training may have moved, and the buffers that it has filled."""
+    if isinstance(now, torch.jit.ScriptModule):  # its tensors cannot be replaced, only filled
+        for tensor, value in zip((*made.parameters(), *made.buffers()), (*now.parameters(), *now.buffers()), strict=True) if trains else ():
+            tensor.data.copy_(value.data)
+        return
+    made._parameters.update(now._parameters)
+    made.training = now.training
+    if trains:
+        made._buffers.update(now._buffers)
 
 
 def _leaves(gm: fx.GraphModule) -> list[tuple[str, nn.Module]]:

@@ -366,7 +366,7 @@ def test_a_script_of_a_result_that_is_a_class(cls: Any) -> None:
     module = qc.quantize(Net().eval(), [torch.randn(2, 4)], progress=False)
     with pytest.raises(ConfigError, match=cls.__name__) as raised:
         torch.jit.script(module)
-    assert raised.value.code == "script-class" and raised.value.hint
+    assert raised.value.code == "script-result" and raised.value.hint
 
 
 # ---- names
