@@ -24,7 +24,7 @@ from qcompiler.ir.names import NAMES, keep_names
 from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
 from qcompiler.kinds import refuse_kind
-from qcompiler.ops.state_nodes import set_held
+from qcompiler.ops.state_nodes import held_names, set_held
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context
 from qcompiler.qat.ops import training_table
@@ -147,7 +147,7 @@ def _forget_weights(gm: Any, incompatible: Any) -> None:
 
 def _fit_states(gm: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
     """States take any shape."""
-    for name in gm.meta[STATE].before.states:
+    for name in held_names(gm):
         given, held = state_dict.get(prefix + name), attribute(gm, name)
         if isinstance(given, torch.Tensor) and given.dtype == held.dtype and given.shape != held.shape:
             set_held(held, given)

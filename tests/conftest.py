@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,15 @@ import torch
 from tests.browser import ABSENT
 
 torch.set_num_threads(1)  # the tensors here are small: a second thread only waits, and the cores are for pytest's workers
+
+
+MODES: dict[str, tuple[Callable[[], Any], Any]] = {
+    "gradients off": (torch.is_grad_enabled, True),
+    "inference mode": (torch.is_inference_mode_enabled, False),
+    "another default dtype": (torch.get_default_dtype, torch.float32),
+    "deterministic algorithms": (torch.are_deterministic_algorithms_enabled, False),
+    "autocast": (lambda: torch.is_autocast_enabled("cpu"), False),
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,3 +31,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     left_out = [r for r in terminalreporter.stats.get("skipped", []) if ABSENT in str(r.longrepr)]
     if left_out:
         terminalreporter.write_line(f"{len(left_out)} tests of the page were left out: {ABSENT}", yellow=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """A test that leaves torch in another mode fails itself, instead of those that run after it in its process."""
+    yield
+    left = [name for name, (found, wanted) in MODES.items() if found() != wanted]
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+    assert not left, f"the test left torch with {', '.join(left)}"

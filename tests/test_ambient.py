@@ -342,6 +342,7 @@ def test_settings_of_the_process_come_back_after_errors_and_overlapping_threads(
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch._C._get_mkldnn_enabled()
         assert torch.get_float32_matmul_precision() == "medium"
+    torch.set_grad_enabled(True)  # gradients belong to a thread: here one thread left two blocks in the order of two
 
 
 def in_vmap(action: Callable[[], Any]) -> None:

@@ -154,6 +154,13 @@ def mapped(name: str, qconfig: Any = None) -> qc.QConfigMapping:
     return qc.get_default_qconfig_mapping().set_module_name(name, qconfig)
 
 
+def until_small(x: Tensor) -> Tensor:
+    """A number of rounds that depends on data."""
+    while x.sum() > 1e3:
+        x = x / 2
+    return x
+
+
 FX = "convert_fx needs the module that prepare_fx returned"
 ERRORS: dict[str, Error] = {
     "1 no calibration": Error(net, lambda m: qc.convert_fx(prepare(m)), CalibrationError, "not-calibrated", ("0 of ", "observers saw data"),
@@ -176,12 +183,12 @@ ERRORS: dict[str, Error] = {
                               ("expected", "[2, 3, 8, 8]", "[3, 8, 8]")),
     "13 a wrong number of inputs": Error(net, lambda m: quantized(m)(Y, Y), InputError, "input-arguments", ("x",), hint="float model"),
     "13 in calibration": Error(net, lambda m: prepare(m)(Y, other=Y), InputError, "inputs", ("x: torch.float32[3, 4]",)),
-    "14 a branch on data": Error(lambda: net(lambda x: x if x.sum() > 0 else -x), prepare, TraceError, "trace",
-                                 ("x if x.sum() > 0 else -x",), {"source": "test_bad_inputs_table.py"}, "leaf"),
-    "14 strict": Error(lambda: Outer(net(lambda x: x if x.sum() > 0 else -x)).eval(), lambda m: prepare(m, strict=True), TraceError,
+    "14 a loop on data": Error(lambda: net(until_small), prepare, TraceError, "trace", ("while x.sum() > 1e3",),
+                               {"source": "test_bad_inputs_table.py"}, "leaf"),
+    "14 strict": Error(lambda: Outer(net(until_small)).eval(), lambda m: prepare(m, strict=True), TraceError,
                        "trace", place={"source": "test_bad_inputs_table.py"}, hint="leaf"),
-    "15 item of data": Error(lambda: net(lambda x: x * x.sum().item()), prepare, TraceError, "trace", ("item()",),
-                             {"source": "test_bad_inputs_table.py"}, "leaf"),
+    "15 a range of data": Error(lambda: net(lambda x: sum(x for _ in range(int(x.abs().max()) + 1))), prepare, TraceError, "trace",
+                                ("range(int(",), {"source": "test_bad_inputs_table.py"}, "leaf"),
     "15 a NumPy call": Error(lambda: net(lambda x: x + torch.from_numpy(x.numpy())), prepare, TraceError, "trace", ("numpy()",),
                              {"source": "test_bad_inputs_table.py"}, "leaf"),
     "16 an op without int8 form, strict": Error(lambda: net(lambda x: torch.fft.fft(x).real), lambda m: prepare(m, strict=True),

@@ -22,7 +22,7 @@ from qcompiler.nn import quantized as nnq
 from qcompiler.observers import HistogramObserver, MovingAverageMinMaxObserver
 from qcompiler.qat.of_model import of_model_alone
 from qcompiler.quantization import DeQuantStub, QuantStub, convert, prepare_qat
-from tests.flow import ENGINES, randn
+from tests.flow import ENGINES, QUANTIZED, randn
 
 WIDTH = 8
 Forward = Callable[[Any, Tensor], Tensor]
@@ -217,7 +217,7 @@ def test_other_fake_quantization(name: str, kind: str) -> None:
                   "signed": default_fused_act_fake_quant.with_args(dtype=torch.qint8, quant_min=-128, quant_max=127)}[kind]  # fmt: skip
     model, teacher, shape = student(name)
     mapping = QConfigMapping().set_global(QConfig(activation, get_default_qat_qconfig("x86").weight))
-    prepared: Any = prepare_qat_fx(model, mapping, (randn(*shape),))
+    prepared: Any = prepare_qat_fx(model, mapping, (randn(*shape),), QUANTIZED)  # else the last ops are float
     train(prepared, teacher, shape, 10)
     watch = next(m for m in prepared.modules() if isinstance(m, CurrentFakeQuantize))
     assert watch.dtype is (torch.int8 if kind == "signed" else torch.uint8)
@@ -240,7 +240,7 @@ def test_frozen_statistics_are_those_of_data() -> None:
     """disable_observer keeps the ranges of activations. A parameter's range is no statistic: it goes where the parameter goes."""
     model, teacher, shape = student("layer scale")
     x = randn(*shape)
-    prepared: Any = prepare_qat_fx(model, None, (x,))
+    prepared: Any = prepare_qat_fx(model, None, (x,), QUANTIZED)  # else the last ops are float
     train(prepared, teacher, shape, 50)
     prepared.apply(disable_observer)
     before = {n: b.clone() for n, b in prepared.named_buffers() if n.endswith("scale")}

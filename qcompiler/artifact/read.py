@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -65,11 +66,12 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     except (OSError, ValueError, TypeError) as error:  # ValueError: a NUL in the path; TypeError: no path
         reason = error.strerror if isinstance(error, OSError) else error
         raise ArtifactError(f"{path!s:.400} cannot be read: {reason}", code="artifact-unreadable") from error
-    file = open(descriptor, "rb")  # noqa: SIM115  (the caller closes it)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
-        raise ArtifactError(f"{path}: not a regular file")
-    return file
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        what = f" cannot be read: {os.strerror(errno.EISDIR)}" if stat.S_ISDIR(mode) else ": not a regular file"
+        raise ArtifactError(f"{path}{what}", code="artifact-unreadable")
+    return open(descriptor, "rb")  # the caller closes it
 
 
 def _read(file: IO[bytes], size: int) -> tuple[dict[str, Any], Program, dict[str, Tensor], int]:

@@ -92,7 +92,7 @@ class Emitter:
         return self.globals[key]
 
     def emit(self) -> Emitted:
-        body = self.checks() if self.dialect is Dialect.BOUND else ScriptTypes(self).given() if self.dialect is Dialect.SCRIPT else []
+        body = self.checks() if self.dialect is Dialect.BOUND else self.given() if self.dialect is Dialect.SCRIPT else []
         body += self.choose() if self.by_shape and self.dialect is not Dialect.SCRIPT else []
         last = self.last_uses()
         script = ScriptTypes(self) if self.dialect is Dialect.SCRIPT else None
@@ -104,6 +104,10 @@ class Emitter:
         head = f"def forward({', '.join(['self', *self.arguments()])}):"
         source = "\n".join([head, *(f"    {line}" for line in body)]) + "\n"
         return Emitted(source, dict(self.kernels), self.packs, self.tensors)
+
+    def given(self) -> list[str]:
+        """In TorchScript: the lines before the first statement."""
+        return ScriptTypes(self).given()
 
     def last_uses(self) -> dict[int, list[str]]:
         """Statement index -> variables that no later statement reads."""

@@ -152,7 +152,7 @@ class Program:
 
     @property
     def int8_calls(self) -> int:
-        return sum(c.op.startswith(KERNELS) for c in self.calls)
+        return sum(c.op.startswith(KERNELS) and not registry.is_fit(c.op) for c in self.calls)
 
     @property
     def scales_name(self) -> str:

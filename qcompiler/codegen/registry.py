@@ -166,6 +166,11 @@ def is_once(name: str) -> bool:
     return name.startswith("runtime.") and bool(getattr(table().get(name), "once", False))
 
 
+def is_fit(name: str) -> bool:
+    """Whether the operation only brings a tensor into a form that the kernel beside it takes, and is no kernel itself."""
+    return name.startswith("runtime.") and bool(getattr(table().get(name), "fits", False))
+
+
 def by_shape(name: str, engine: str) -> bool:
     """Whether the operation makes a pack that is fast at one shape alone."""
     return engine in getattr(table().get(name), "by_shape", ())

@@ -138,6 +138,8 @@ def _kind(call: Call) -> str:
         return "pack"
     if call.op in DEQUANTIZE:
         return "dequantize"
+    if registry.is_fit(call.op):
+        return "other"
     if call.op.startswith(KERNELS) or any(isinstance(v, Scale) for v in call.values()):
         return "int8"
     return "other" if call.op.startswith(("operator.", "builtins.", "guard.", "math.")) else "float"

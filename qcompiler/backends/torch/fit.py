@@ -2,6 +2,7 @@
 
 Like `runtime.py`: self-contained, scriptable, copied into exported files. They decide by sizes at each call, so torch.jit.trace takes
 them as scripts. Which kernels want what: onednn_faults.py, pool.py.
+One with `fits = True` computes nothing: what it gives is its input in another form.
 """
 # no `from __future__ import annotations`: torch.jit reads the annotations themselves
 
@@ -33,6 +34,9 @@ def settled(x: torch.Tensor) -> torch.Tensor:
         step = step * x.size(i)  # torch.jit.trace has tensors here: no change in place
     strides[0] = step
     return torch.as_strided(x, x.size(), strides)
+
+
+settled.fits = True
 
 
 @torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
@@ -91,6 +95,9 @@ def at_least(x: torch.Tensor, smallest: list[int], least: list[int]) -> torch.Te
     return torch.quantize_per_tensor(y, x.q_scale(), x.q_zero_point(), torch.quint8)
 
 
+at_least.fits = True
+
+
 @torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
 def without_more(y: torch.Tensor, x: torch.Tensor, smallest: list[int], least: list[int], stride: list[int]) -> torch.Tensor:
     """Of a convolution's result y on `at_least(x, ...)`, the part that x alone has: (size - smallest) // stride + 1 elements."""
@@ -101,6 +108,9 @@ def without_more(y: torch.Tensor, x: torch.Tensor, smallest: list[int], least: l
         if x.size(i - dims) < least[i]:
             y = y.narrow(i - dims, 0, (x.size(i - dims) - smallest[i]) // stride[i] + 1)
     return y
+
+
+without_more.fits = True
 
 
 @torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
@@ -118,3 +128,6 @@ def with_more(y: torch.Tensor, x: torch.Tensor, smallest: list[int], least: list
     if missing == 0:
         return y
     return torch.quantize_per_tensor(torch.nn.functional.pad(y.dequantize(), pad), y.q_scale(), y.q_zero_point(), torch.quint8)
+
+
+with_more.fits = True

@@ -319,33 +319,19 @@ def adaptive_max_pool3d_float(x: torch.Tensor, output_size: list[int], scale: fl
 
 
 def max_pool2d_float(
-    x: torch.Tensor,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    ceil_mode: bool,
-    scale: float,
-    zero_point: int,
+    x: torch.Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
 ) -> torch.Tensor:
-    """dequantize - max_pool2d - quantize."""
+    """dequantize - max_pool2d - quantize, at the qparams of x, which the compiler may not know (nn.quantized.MaxPool2d): exact."""
     y = torch.max_pool2d(x.dequantize(), kernel_size, stride, padding, dilation, ceil_mode)
-    return torch.quantize_per_tensor(y, scale, zero_point, torch.quint8)
+    return torch.quantize_per_tensor(y, x.q_scale(), x.q_zero_point(), torch.quint8)
 
 
 def max_pool3d_float(
-    x: torch.Tensor,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    ceil_mode: bool,
-    scale: float,
-    zero_point: int,
+    x: torch.Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
 ) -> torch.Tensor:
-    """dequantize - max_pool3d - quantize."""
+    """dequantize - max_pool3d - quantize, at the qparams of x, which the compiler may not know (nn.quantized.MaxPool2d): exact."""
     y = torch.max_pool3d(x.dequantize(), kernel_size, stride, padding, dilation, ceil_mode)
-    return torch.quantize_per_tensor(y, scale, zero_point, torch.quint8)
+    return torch.quantize_per_tensor(y, x.q_scale(), x.q_zero_point(), torch.quint8)
 
 
 def avg_pool2d_float(

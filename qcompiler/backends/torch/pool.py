@@ -133,7 +133,7 @@ def emit_max_float(site: Site, emit: Emit) -> fx.Node:
     )
     flat, settings = _as_2d(site, emit, (kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
     run = MAX["max_pool3d" if dims == 3 else "max_pool2d"]
-    return _like_1d(site, emit, emit.call(run, flat, *settings, bool(site.get("ceil_mode", False)), site.scale, site.zero_point))
+    return _like_1d(site, emit, emit.call(run, flat, *settings, bool(site.get("ceil_mode", False))))
 
 
 def _as_2d(site: Site, emit: Emit, *settings: tuple[list[int], int]) -> tuple[Any, list[list[int]]]:

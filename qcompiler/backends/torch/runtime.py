@@ -362,6 +362,7 @@ def gather(x: torch.Tensor, dim: int, index: torch.Tensor, scale: float, zero_po
     return torch._make_per_tensor_quantized_tensor(torch.gather(x.int_repr(), dim, index), scale, zero_point)
 
 
+@torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
 def instance_norm(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, scale: float, zero_point: int
 ) -> torch.Tensor:
