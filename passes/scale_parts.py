@@ -38,12 +38,17 @@ class ScaleParts:
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         with Readers(gm):
-            found = [(node, parts_of(gm, node, context.table)) for node in gm.graph.nodes if quant_of(node).int8]
+            found = [(node, parts_of(gm, node, context.table)) for node in gm.graph.nodes if _has_weight(node, context)]
         apart = [(node, parts) for node, parts in found if parts and _are_apart(node, parts)]
         members = members_of(gm.graph) if apart else {}
         for node, parts in apart:
             _settle(gm, node, parts, members, context)
         return bool(apart)
+
+
+def _has_weight(node: fx.Node, context: Context) -> bool:
+    row = context.table.of(node)
+    return row is not None and row.weight is not None and quant_of(node).int8
 
 
 def _are_apart(node: fx.Node, parts: tuple[Part, ...]) -> bool:

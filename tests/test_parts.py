@@ -279,3 +279,61 @@ def test_parts_are_found_in_a_graph_that_is_only_annotated() -> None:
     gm = fuse_fx(model, (x,))
     assert all(parts_of(gm, node, OPS) == () for node in gm.graph.nodes)  # nothing is int8 yet
     assert isinstance(DECIDE[0], Annotate)
+
+
+# ---- a cat that is read in parts
+
+
+class Token(nn.Module):
+    """A small parameter in front of large values, as a class token; read apart by layers behind the cat."""
+
+    def __init__(self, size: float = 0.02, whole: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.token, self.whole = nn.Parameter(torch.randn(1, 1, 8) * size), whole
+        self.embed, self.one, self.other = nn.Linear(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 8)
+        with torch.no_grad():
+            self.embed.weight *= 10
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.cat([self.token.expand(x.size(0), -1, -1), self.embed(x)], 1)
+        if self.whole:
+            return self.one(y)[:, :1], self.other(y)
+        return self.one(y[:, :1]), self.other(y[:, 1:])
+
+
+def test_a_small_part_of_a_cat_comes_out_as_it_went_in() -> None:
+    model, x = Token().eval(), torch.randn(4, 9, 8)
+    module = qcompiler.quantize(model, [x], progress=False)
+    assert min(sqnrs(model, module, x)) > DUE, sqnrs(model, module, x)
+    assert "unlike-parts" in codes(module)
+    assert min(sqnrs(model, module, torch.cat([x, x], 1))) > DUE  # another length
+
+
+def test_parts_of_like_range_have_the_scale_of_the_cat() -> None:
+    model, x = Token(size=3.0).eval(), torch.randn(4, 9, 8)
+    module = qcompiler.quantize(model, [x], progress=False)
+    assert min(sqnrs(model, module, x)) > DUE and "unlike-parts" not in codes(module)
+    assert any(call.op.startswith(("aten::cat", "quantized::cat")) for call in module.program.calls)
+
+
+def test_ops_with_weights_that_take_all_of_it_leave_a_remark() -> None:
+    model, x = Token(whole=True).eval(), torch.randn(4, 9, 8)
+    module = qcompiler.quantize(model, [x], progress=False)
+    assert "unlike-parts" in codes(module)
+    assert any(call.op.startswith(("aten::cat", "quantized::cat")) for call in module.program.calls)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_held_back_parts_are_right_all_the_same(engine: str) -> None:
+    """What a gate holds back costs accuracy alone: the parts get a common scale."""
+    from qcompiler.gate import Gate, gated
+
+    for model, x in (built(), (Token(size=3.0).eval(), torch.randn(4, 9, 8))):
+        with gated(Gate(limit=0)):
+            prepared = qcompiler.prepare_fx(model, None, (x,), engine=engine)
+            qcompiler.calibrate(prepared, [x])
+            reference, module = qcompiler.convert_to_reference_fx(prepared), qcompiler.convert_fx(prepared)
+        for a, b in zip(reference(x), module(x), strict=True):
+            # a step of the common scale here and there: 0.02 for values of 5, times weights of at most 0.36
+            assert float((a - b).abs().max()) <= max(float(a.abs().max()) / 100, 0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import types
 from collections.abc import Callable
@@ -27,7 +28,10 @@ X = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
 def traced_lines(function: Callable[[], Any]) -> tuple[int, Any]:
-    """How many lines of Python a function runs (a comprehension runs one for each element), and its result."""
+    """How many lines of Python a function runs (a comprehension runs one for each element), and its result.
+
+    The garbage collector waits: what it lets go has callbacks, whose lines would count at chance.
+    """
     count, before = 0, sys.gettrace()
 
     def step(frame: types.FrameType, event: str, arg: Any) -> Any:
@@ -35,11 +39,14 @@ def traced_lines(function: Callable[[], Any]) -> tuple[int, Any]:
         count += event == "line"
         return step
 
+    gc.collect()
+    gc.disable()
     sys.settrace(step)
     try:
         result = function()
     finally:
         sys.settrace(before)
+        gc.enable()
     return count, result
 
 

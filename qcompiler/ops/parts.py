@@ -1,7 +1,8 @@
-"""Which channels of a weighted op's result go where: a value that is only read in parts may have a scale for each part.
+"""Which channels of a result go where: a value that is only read in parts may have a scale for each part.
 
-The ops between are followed on a tensor that holds, for each value, a number that stands for its channel. So chunk, split, slices,
-unbind, indices, and reshape and permute before any of them, are all the same: parts are sets of channels that nobody reads together.
+It is the result of an op with weights, in parts of its channels, or of a cat, in parts along its dimension. The ops between are followed
+on a tensor that holds, for each value, a number that stands for its channel. So chunk, split, slices, unbind, indices, and reshape and
+permute before any of them, are all the same: parts are sets of channels that nobody reads together.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ class Part:
 
 
 def parts_of(gm: fx.GraphModule, producer: fx.Node, table: Table) -> tuple[Part, ...]:
-    """The parts in which the result of an int8 op with a weight is read; none where somebody reads it whole, or nobody can tell."""
+    """The parts in which the result of an int8 op is read; none where somebody reads it whole, or nobody can tell."""
     row = table.of(producer)
-    if row is None or _is_read(producer, {}, table) or not _scales_by_channel(gm, producer, row):
+    if row is None or not quant_of(producer).int8 or _is_read(producer, {}, table):
         return ()
-    held = _channels_behind(producer, row, table)
+    joins = row.output is Output.JOIN and row.name == "cat"
+    if not joins and not _scales_by_channel(gm, producer, row):
+        return ()
+    held = _channels_behind(producer, _axis(producer, row), table)
     if held is None:
         return ()
     reads = [held[node] for node in held if _is_read(node, held, table)]
@@ -51,7 +55,7 @@ def parts_of(gm: fx.GraphModule, producer: fx.Node, table: Table) -> tuple[Part,
 def _scales_by_channel(gm: fx.GraphModule, node: fx.Node, row: Op) -> bool:
     """Whether a factor for each output channel can be put into its weight and bias, which are its own."""
     quant, position = quant_of(node), row.weight
-    if not quant.int8 or quant.float_output or position is None or row.weight_axis or row.output is not Output.OWN:
+    if quant.float_output or position is None or row.weight_axis or row.output is not Output.OWN:
         return False
     tensors = [a for a in node.args[position:] if a is not None]
     own = all(isinstance(a, fx.Node) and a.op == "get_attr" and len(a.users) == 1 and len(readers(gm, str(a.target))) == 1 for a in tensors)
@@ -59,13 +63,19 @@ def _scales_by_channel(gm: fx.GraphModule, node: fx.Node, row: Op) -> bool:
     return own and all(bound in (None, 0) for bound in bounds)
 
 
-def _channels_behind(producer: fx.Node, row: Op, table: Table) -> dict[fx.Node, tuple[int, ...] | None] | None:
+def _axis(producer: fx.Node, row: Op) -> int:
+    if row.output is Output.JOIN:
+        dim: Any = producer.args[1] if len(producer.args) > 1 else producer.kwargs.get("dim", 0)
+        return int(dim)
+    return -1 if row.name == "linear" else 1
+
+
+def _channels_behind(producer: fx.Node, axis: int, table: Table) -> dict[fx.Node, tuple[int, ...] | None] | None:
     """The channels that each copy of the result holds (None for a tuple of copies), in the order of the graph.
 
     None where nobody can tell: an op computes with the values, or what a cut leaves depends on sizes beside the channels.
     """
     shape = value_of(producer).shape
-    axis = -1 if row.name == "linear" else 1
     if shape is None or len(shape) < 2 or 0 in shape or shape[axis] < 2:
         return None
     count = shape[axis]
