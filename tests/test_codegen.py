@@ -18,7 +18,8 @@ import torch
 from torch import fx, nn
 
 from qcompiler.codegen.export import export_source
-from qcompiler.codegen.module import CompiledModule, compile_graph, quantized_engine
+from qcompiler.codegen.module import CompiledModule, compile_graph
+from qcompiler.codegen.once import quantized_engine
 from qcompiler.codegen.program import Program, ProgramError
 from qcompiler.codegen.registry import UnknownOpError
 from qcompiler.errors import ConfigError, InputError, QCompilerError

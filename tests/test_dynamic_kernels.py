@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qcompiler.backends.torch import recurrent, runtime
 from qcompiler.backends.torch.site import ENGINES
-from qcompiler.codegen.module import quantized_engine
+from qcompiler.codegen.once import quantized_engine
 from qcompiler.ops import recurrent as reference
 from qcompiler.ops.reference import dequantize_weight, dynamic_quantize_dequantize, pack_4bit, quantize_weight, unpack_4bit
 

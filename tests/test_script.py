@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 from qcompiler import quantize
 from qcompiler.backends.torch.cases import Case, Int8, all_cases, real
 from qcompiler.codegen.build import build
-from qcompiler.codegen.module import CompiledModule, assemble, compile_graph, quantized_engine
+from qcompiler.codegen.module import CompiledModule, assemble, compile_graph
+from qcompiler.codegen.once import quantized_engine
 from qcompiler.errors import ConfigError
 from qcompiler.ops import functional
 from qcompiler.quantization import quantize_dynamic

@@ -15,10 +15,11 @@ from qcompiler.backends.torch import by_shape
 from qcompiler.codegen import registry
 from qcompiler.codegen.atomic import atomic_write
 from qcompiler.codegen.emit import Dialect, Emitted, Emitter
-from qcompiler.codegen.module import CompiledModule, find
+from qcompiler.codegen.module import CompiledModule
 from qcompiler.codegen.program import Call, Program, is_name
 from qcompiler.codegen.quote import docstring, literal
 from qcompiler.codegen.safetensors import SAFETENSORS, safetensors
+from qcompiler.codegen.tensors import find
 from qcompiler.codegen.values import Const, rewrite
 from qcompiler.errors import ArtifactWriteError, ConfigError
 

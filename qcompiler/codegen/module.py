@@ -5,26 +5,26 @@ from __future__ import annotations
 import inspect
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.ambient import call_is_plain, in_plain_torch, plain_call, widened
-from qcompiler.backends.torch.by_shape import ENGINE_LOCK
-from qcompiler.backends.torch.once_arguments import ArgumentError, check_once
 from qcompiler.backends.torch.site import VNNI, host_isa
 from qcompiler.codegen import registry
 from qcompiler.codegen.bind import Bound, bind, resolve
 from qcompiler.codegen.build import Built, build
 from qcompiler.codegen.check_load import check_names, check_sums
 from qcompiler.codegen.emit import Dialect, Emitter
-from qcompiler.codegen.program import Call, Program, ProgramError, is_name, is_path
+from qcompiler.codegen.once import quantized_engine, run_once
+from qcompiler.codegen.program import Program, is_name
+from qcompiler.codegen.scopes import DictScope, ListScope, Scope, place
 from qcompiler.codegen.script import attach_script, listed, refuse_classes, refuse_hidden, script_attributes, unscriptable
 from qcompiler.codegen.states import STATES, KeepsState, mark_states
-from qcompiler.codegen.values import DTYPES, Const, Ref, Scale, ZeroPoint, rewrite
+from qcompiler.codegen.tensors import find, find_submodule, keep_dtypes
+from qcompiler.codegen.values import DTYPES
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.fingerprint import WEIGHTS
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
@@ -42,60 +42,6 @@ NONSENSE = (AttributeError, LookupError, NameError, ArithmeticError)  # from a s
 
 class OtherCPUWarning(UserWarning):
     """A module runs on a CPU whose kernels overflow where those that it was compiled for do not."""
-
-
-@contextmanager
-def quantized_engine(engine: str) -> Iterator[None]:
-    """Makes `engine` torch's quantized engine inside the block; one thread at a time. Raises ConfigError if torch lacks it."""
-    if engine not in torch.backends.quantized.supported_engines:
-        supported = ", ".join(sorted(torch.backends.quantized.supported_engines))
-        raise ConfigError(f"the module was compiled for engine {engine!r:.40}; this torch has {supported}", code="engine")
-    with ENGINE_LOCK:
-        before = torch.backends.quantized.engine
-        torch.backends.quantized.engine = engine
-        try:
-            yield
-        finally:
-            torch.backends.quantized.engine = before
-
-
-def keep_dtypes(fn: Callable[[Tensor], Tensor], what: str) -> Callable[[Tensor], Tensor]:
-    """What `.to(...)` may do to an int8 module's tensors: ConfigError naming `what` for other devices and for casts."""
-    probe = fn(torch.zeros(1, device="cpu", dtype=torch.float32))
-    if probe.device.type != "cpu":
-        raise ConfigError(f"{what} runs on the CPU, not on {probe.device}", code="device")
-    if probe.dtype is not torch.float32:
-        raise ConfigError(f"{what} keeps its dtypes; it cannot be cast to {probe.dtype}", code="dtype")
-
-    def keep(tensor: Tensor) -> Tensor:
-        made = fn(tensor)
-        return made if made.dtype is tensor.dtype else tensor
-
-    return keep
-
-
-class Scope(KeepsState):
-    """Holds tensors and submodules under one part of the user's dotted names; has no forward of its own."""
-
-    __jit_unused_properties__ = ["__jit_ignored_attributes__"]
-    _fixed_dtypes = True
-
-    def _resizes(self, name: str, value: Tensor) -> bool:
-        return name in self.__dict__.get(STATES, ())  # what forward keeps may have another size after each call
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        if not prefix:
-            raise ConfigError("a part of an int8 module cannot load a state_dict: the packed weights are the module's", code="part-state",
-                              hint="call load_state_dict of the whole module, with strict=False for a part of the names")  # fmt: skip
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    @property
-    def __jit_ignored_attributes__(self) -> list[str]:
-        """Tensors: a script has them in its packs, or as attributes of the CompiledModule."""
-        return [*self._buffers, *unscriptable(self), STATES]
-
-    def __dir__(self) -> list[str]:
-        return listed(self)
 
 
 class CompiledModule(KeepsState):
@@ -330,14 +276,6 @@ class CompiledModule(KeepsState):
         return f"engine={self.engine}, {program.int8_calls} of {len(program.calls)} calls on int8 kernels"
 
 
-class ListScope(ListItems, Scope):
-    """The place of a Sequential, ModuleList or ParameterList."""
-
-
-class DictScope(DictItems, Scope):
-    """The place of a ModuleDict or ParameterDict."""
-
-
 class CompiledList(ListItems, CompiledModule):
     """An int8 Sequential."""
 
@@ -357,51 +295,6 @@ def own_attributes(module: CompiledModule) -> frozenset[str]:
     return frozenset(nn.Module().__dict__) | set(module.__dict__["_built"]) | OWN
 
 
-def find_submodule(module: nn.Module, path: str) -> nn.Module:
-    """The submodule under a dotted name, also where an attribute of the class hides it."""
-    for part in filter(None, path.split(".")):
-        module = module._modules[part]  # type: ignore[assignment]
-    return module
-
-
-def find(module: nn.Module, path: str) -> Tensor:
-    """The tensor under a dotted name, through any attribute of a module that the name passes."""
-    scopes, _, last = path.rpartition(".")
-    value: Any = find_submodule(module, scopes)
-    for table in (value._buffers, value._parameters):
-        if table.get(last) is not None:
-            return table[last]  # type: ignore[no-any-return]
-    return getattr(value, last)  # type: ignore[no-any-return]
-
-
-def run_once(program: Program, tensor: Callable[[str], Tensor], scales: list[float], zero_points: list[int]) -> dict[str, Any]:
-    """Results of the once calls, by name. The caller sets the engine."""
-    made: dict[str, Any] = {}
-
-    def value(v: Any) -> Any:
-        if isinstance(v, Ref):
-            return made[v.name]
-        if isinstance(v, Const):
-            return tensor(v.name).clone()  # a pack keeps the bias it is given: it must not change with the module's buffer
-        if isinstance(v, Scale):
-            return scales[v.index]
-        return zero_points[v.index] if isinstance(v, ZeroPoint) else v
-
-    def run(call: Call) -> Any:
-        args, kwargs, function = rewrite(call.args, value), rewrite(call.kwargs, value), registry.resolve(call.op)
-        try:
-            check_once(function, args, kwargs)
-        except ArgumentError as error:
-            raise ProgramError(f"it cannot be built: {error}") from None
-        return function(*args, **kwargs)
-
-    with torch.no_grad():
-        for call in program.once:
-            assert call.out is not None
-            made[call.out] = run(call)
-    return made
-
-
 def _empty(program: Program | str, engine: str) -> CompiledModule:
     program = Program.from_json(program) if isinstance(program, str) else program
     title = program.name if is_name(program.name) else "CompiledModule"
@@ -416,22 +309,6 @@ def _empty(program: Program | str, engine: str) -> CompiledModule:
 def _after_load(module: CompiledModule, incompatible: Any) -> None:
     module.__dict__.pop(WEIGHTS, None)
     module.rebuild()
-
-
-def place(module: nn.Module, path: str, value: Tensor | nn.Module) -> None:
-    """Puts a buffer or submodule under a dotted name, with scopes on the way. Raises ConfigError if the name is taken."""
-    *scopes, last = path.split(".")
-    if not is_path(path):
-        raise ConfigError(f"{path!r:.200} cannot be a name in a module", code="codegen-name")
-    for part in scopes:
-        module = module._modules.setdefault(part, Scope()) or Scope()
-    if isinstance(value, nn.Module):
-        held = module._modules.get(last)
-        if held is not None and (held._buffers or held._modules):
-            raise ConfigError(f"submodule {path!r} holds tensors of the program", code="codegen-name")
-        module._modules[last] = value
-    elif module._parameters.get(last) is None:  # else a leaf module owns it
-        module._buffers[last] = value
 
 
 def _note_other_cpu(isa: str, engine: str) -> None:

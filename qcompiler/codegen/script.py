@@ -53,7 +53,7 @@ def hidden(module: nn.Module, name: str) -> bool:
 
 def unscriptable(module: nn.Module) -> list[str]:
     """Submodules that scripts go without: hidden ones, and scopes with names that torch.jit writes and cannot read."""
-    from qcompiler.codegen.module import Scope
+    from qcompiler.codegen.scopes import Scope
 
     def left_out(name: str, held: nn.Module) -> bool:
         writable = name.isascii() and name.isprintable() and not keyword.iskeyword(name) and not set(name) & {'"', "\\"}

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qcompiler.codegen import registry
-from qcompiler.codegen.module import CompiledModule, find
+from qcompiler.codegen.module import CompiledModule
 from qcompiler.codegen.program import KERNELS, Call
+from qcompiler.codegen.tensors import find
 from qcompiler.codegen.values import Const, Ref, Scale, ZeroPoint, walk
 from qcompiler.debug.explain import Explanation
 from qcompiler.debug.nodes import clipped, compact, rounded

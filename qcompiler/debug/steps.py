@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, fx
 
 from qcompiler.codegen import registry
-from qcompiler.codegen.module import CompiledModule, find, quantized_engine, run_once
+from qcompiler.codegen.module import CompiledModule
+from qcompiler.codegen.once import quantized_engine, run_once
 from qcompiler.codegen.program import Call
 from qcompiler.codegen.states import states_kept
+from qcompiler.codegen.tensors import find
 from qcompiler.codegen.values import Const, Ref, Scale, ZeroPoint, rewrite, walk
 from qcompiler.errors import InputError
 from qcompiler.ir.attributes import attribute

@@ -16,7 +16,7 @@ from qcompiler.backends.torch.site import Emit, Operand, Site, Weight, host_isa
 from qcompiler.codegen.bind import bind
 from qcompiler.codegen.build import Built, build
 from qcompiler.codegen.emit import Dialect, Emitted, Emitter
-from qcompiler.codegen.module import quantized_engine, run_once
+from qcompiler.codegen.once import quantized_engine, run_once
 from qcompiler.codegen.script import attach_script, script_attributes
 from qcompiler.errors import UnsupportedOpError
 from qcompiler.ir.types import VALUE, QParams, Value

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qcompiler.backends.torch import modes, runtime
 from qcompiler.backends.torch.site import host_isa
-from qcompiler.codegen.module import quantized_engine
+from qcompiler.codegen.once import quantized_engine
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.ir.types import Mode
 from qcompiler.nn.place import place_of
