@@ -26,6 +26,7 @@ CODES = {
     "no-weights": "its qconfig quantizes weights alone, and it has none",
     "uncalibrated": "no calibration data reached it",
     "input-vanishes": "8 bits would round most of its input to zero, as calibration showed",
+    "slower-than-float": "at its size int8 is slower than float, by the committed times",
     "no-kernel": "no kernel of torch computes it",
     "backend-config": "the backend config does not allow it",
 }
