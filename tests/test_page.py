@@ -406,6 +406,7 @@ def test_the_worst_nodes_stand_first(viewer: Viewer) -> None:
 def test_remarks_are_listed_and_lead_to_their_node(viewer: Viewer) -> None:
     viewer.open(documents.small())
     viewer.page.locator("#tab-remarks").click()
+    viewer.page.locator("#remarks .row").nth(1).wait_for()  # the list is drawn when the browser comes to it
     assert viewer.page.locator("#remarks .row").count() == 2
     viewer.page.locator("#remarks .row").nth(1).click()
     viewer.run("")
