@@ -52,3 +52,8 @@ def changes(user: fx.Node, value: fx.Node) -> bool:
         return False
     name = str(user.target)
     return user.target is operator.setitem or (user.op == "call_method" and name.endswith("_") and not name.endswith("__"))
+
+
+def asks_size(user: fx.Node) -> bool:
+    """Whether a call asks for a size, a length, a type or the like, and reads no values."""
+    return user.target in (*SIZES, "dim", len) or (user.target is getattr and value_of(user).shape is None)

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.readers import readers
 from qcompiler.ir.types import quant_of, value_of
-from qcompiler.ops.arguments import changes
+from qcompiler.ops.arguments import asks_size, changes
 from qcompiler.ops.spec import Op, Output
 from qcompiler.ops.table import Table
 
@@ -147,7 +147,7 @@ def _is_read(node: fx.Node, held: Mapping[fx.Node, Any], table: Table) -> bool:
     """Whether anything but a copy reads the node. (A size that is asked for reads no value.)"""
 
     def reads(user: fx.Node) -> bool:
-        return (user not in held and not _is_copy(user, table.of(user)) and not _asks_for_size(user)) or changes(user, node)
+        return (user not in held and not _is_copy(user, table.of(user)) and not asks_size(user)) or changes(user, node)
 
     return any(reads(user) or not _takes_first(user, node) for user in node.users)
 
@@ -155,10 +155,6 @@ def _is_read(node: fx.Node, held: Mapping[fx.Node, Any], table: Table) -> bool:
 def _takes_first(user: fx.Node, node: fx.Node) -> bool:
     """Whether a node is the first argument of another, and no other argument."""
     return bool(user.args) and user.args[0] is node and sum(n is node for n in (*user.args, *user.kwargs.values())) == 1
-
-
-def _asks_for_size(user: fx.Node) -> bool:
-    return user.target in ("size", "dim", "numel", len) or (user.target is getattr and str(user.args[1]) in ("shape", "ndim", "dtype"))
 
 
 def _run(node: fx.Node, source: Any) -> Any:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from qcompiler.ir.types import quant_of, value_of
-from qcompiler.ops.arguments import SIZES, activations
+from qcompiler.ir.types import quant_of
+from qcompiler.ops.arguments import activations, asks_size
 from qcompiler.ops.obstacles import FLOAT_INPUT, FLOAT_INPUTS, FLOAT_RESULT, Obstacle
 from qcompiler.ops.spec import Op, Output
 from qcompiler.ops.table import Table
@@ -56,11 +56,6 @@ class Readers:
     copies: dict[fx.Node, None] = field(default_factory=dict)  # in the order in which they were met
 
 
-def _asks(user: fx.Node) -> bool:
-    """Whether a call asks for a size, a type or the like, and for no values."""
-    return user.target in SIZES or (user.target is getattr and value_of(user).shape is None)
-
-
 def readers(node: fx.Node, table: Table) -> Readers:
     """Who uses the node's value. A copy is an int8 op whose row says that its result has its input's scale."""
     found, left = Readers(), [node]
@@ -68,7 +63,7 @@ def readers(node: fx.Node, table: Table) -> Readers:
         value = left.pop()
         for user in value.users:
             row = table.of(user)
-            if _asks(user):
+            if asks_size(user):
                 continue
             if not quant_of(user).int8 or value not in set(activations(table, user)):
                 found.floats.append(user)
