@@ -22,6 +22,7 @@ test-fast: $(VENV)/.dev  ## without the slow ones
 
 lint: $(VENV)/.dev  ## ruff and mypy --strict
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 docs: $(VENV)/.dev  ## write the pages that are made from the code

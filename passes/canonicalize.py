@@ -200,5 +200,3 @@ def _rewrite(gm: fx.GraphModule, node: fx.Node, row: Op, bound: dict[str, Any]) 
 
 def _equal(value: Any, default: Any) -> bool:
     return isinstance(value, (int, float, str, bool, tuple, type(None))) and not isinstance(value, fx.Node) and bool(value == default)
-
-

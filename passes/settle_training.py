@@ -114,8 +114,17 @@ def _fold(gm: fx.GraphModule, node: fx.Node, plain: Op) -> None:
     weight, bias, mean, var, gamma, beta = (None if a is None else attribute(gm, str(a.target)).detach() for a in args[1:7])  # type: ignore[union-attr]
     _check(node, mean, var, node.kwargs.get("eps", 1e-5))
     groups = node.kwargs.get("groups", 1)
-    weight, bias = fold(weight, bias, mean, var, gamma, beta, eps=node.kwargs.get("eps", 1e-5),  # type: ignore[arg-type]
-                        weight_axis=int(plain.weight_axis == 1), groups=groups)  # type: ignore[arg-type]
+    weight, bias = fold(
+        weight,
+        bias,
+        mean,
+        var,
+        gamma,
+        beta,
+        eps=node.kwargs.get("eps", 1e-5),  # type: ignore[arg-type]
+        weight_axis=int(plain.weight_axis == 1),
+        groups=groups,
+    )  # type: ignore[arg-type]
     held: Any = node.kwargs.get("fake_quant")
     qparams = None
     if held is not None:

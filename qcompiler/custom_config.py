@@ -19,7 +19,7 @@ T = TypeVar("T", bound="_Config")
 
 
 def _kind(quant_type: Any) -> str:
-    """"static" for torch's QuantType.STATIC, the same text, or None."""
+    """The text "static" for torch's QuantType.STATIC, the same text, or None."""
     name = str(getattr(quant_type, "name", quant_type or "static")).lower()
     if name != "static":
         raise ConfigError(f"custom modules are for static quantization, not {name!r}", code="custom-config")

@@ -1,17 +1,17 @@
 """Every error that qcompiler raises on purpose.
 
-    QCompilerError
-    ├── TraceError            the model's forward cannot be followed
-    ├── ConfigError           a setting, a model state or a call order that cannot be honoured
-    ├── CalibrationError      missing or unusable calibration data
-    ├── UnsupportedOpError    no int8 form (only with strict=True) or a tensor kind we do not handle
-    ├── NumericsError         NaN, inf or a range that no scale can hold
-    ├── InputError            wrong number, names, shapes or types of inputs
-    ├── PassError             a pass failed or broke an invariant of its stage
-    └── ArtifactError         a saved file that is damaged
-        ├── ArtifactUnsafeError    ... or asks for something that a loader must not do
-        ├── ArtifactVersionError   ... or was written by a newer format
-        └── ArtifactWriteError     the file could not be written; the old one is intact
+QCompilerError
+├── TraceError            the model's forward cannot be followed
+├── ConfigError           a setting, a model state or a call order that cannot be honoured
+├── CalibrationError      missing or unusable calibration data
+├── UnsupportedOpError    no int8 form (only with strict=True) or a tensor kind we do not handle
+├── NumericsError         NaN, inf or a range that no scale can hold
+├── InputError            wrong number, names, shapes or types of inputs
+├── PassError             a pass failed or broke an invariant of its stage
+└── ArtifactError         a saved file that is damaged
+    ├── ArtifactUnsafeError    ... or asks for something that a loader must not do
+    ├── ArtifactVersionError   ... or was written by a newer format
+    └── ArtifactWriteError     the file could not be written; the old one is intact
 """
 
 from __future__ import annotations

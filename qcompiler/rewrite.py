@@ -205,9 +205,7 @@ class _Run:
         return row.name if row is not None else plain.get(node.op) or format_target(node.target)
 
 
-def run_rules(
-    gm: fx.GraphModule, rules: Sequence[Rule], table: Table, gate: Gate = _open
-) -> tuple[dict[str, int], list[Rejection]]:
+def run_rules(gm: fx.GraphModule, rules: Sequence[Rule], table: Table, gate: Gate = _open) -> tuple[dict[str, int], list[Rejection]]:
     """Applies the rules until none fires; returns how often each did, and the candidates that are left in the end."""
     run = _Run(gm, rules, table, gate)
     limit = 4 * len(gm.graph.nodes) + 100  # each firing shrinks the graph or turns a node into its final form

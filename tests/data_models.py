@@ -109,7 +109,6 @@ class Routed(nn.Module):
             out[index] += self.experts[number](x[index]) * weights[index, top, None]
         return out
 
-
     def over_hits(self, x: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
         weights, chosen = p.topk(2, dim=-1)
         out = torch.zeros((x.shape[0], x.shape[1]), dtype=x.dtype)

@@ -107,9 +107,7 @@ def _child(options: argparse.Namespace) -> None:
             print(json.dumps([index, problem, str(drawn)]), flush=True)
 
 
-def fuzz(
-    cases: int, seed: int, engines: Sequence[str], isa: str = "", family: str | None = None, threads: int = 1
-) -> Iterator[Finding]:
+def fuzz(cases: int, seed: int, engines: Sequence[str], isa: str = "", family: str | None = None, threads: int = 1) -> Iterator[Finding]:
     """All that is wrong among the first `cases` calls, on each of the engines."""
     first, count = 0, cases * len(engines)
     environment = {**os.environ, **({"ONEDNN_MAX_CPU_ISA": isa} if isa else {})}

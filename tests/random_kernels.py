@@ -277,9 +277,7 @@ def residual(rng: random.Random, high: int) -> tuple[str, dict[str, Any], tuple[
     return "conv2d_add", settings, (x, w, bias, other), again
 
 
-FAMILIES: dict[str, Any] = {
-    f.__name__: f for f in (conv, linear, pool, interpolate, reduction, binary, join, unary, copy, norm, residual)
-}
+FAMILIES: dict[str, Any] = {f.__name__: f for f in (conv, linear, pool, interpolate, reduction, binary, join, unary, copy, norm, residual)}
 WEIGHTS = {"conv": 6, "binary": 2, "pool": 2, "interpolate": 2}
 
 

@@ -106,6 +106,7 @@ def made_from(gm: fx.GraphModule, name: str, target: Any) -> fx.Node:
 
 # FUSE
 
+
 def bias_twice(gm: fx.GraphModule) -> None:
     path = str(node(gm, "b").args[2].target)  # type: ignore[union-attr]
     set_attribute(gm, path, attribute(gm, path).detach() * 2, parameter=True)
@@ -151,6 +152,7 @@ def other_activation(gm: fx.GraphModule) -> None:
 
 # OBSERVE
 
+
 def bounds_dropped(gm: fx.GraphModule) -> None:
     node(gm, "a").kwargs = {k: v for k, v in node(gm, "a").kwargs.items() if k != "bounds"}
 
@@ -171,6 +173,7 @@ def reads_another_value(gm: fx.GraphModule) -> None:
 
 
 # QUANTIZE
+
 
 def frozen(name: str, **changes: Callable[[Any], Any]) -> Callable[[fx.GraphModule], None]:
     def spoil(gm: fx.GraphModule) -> None:

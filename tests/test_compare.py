@@ -126,6 +126,7 @@ def test_names_are_those_of_the_graph(net: nn.Module, made: Any) -> None:
 
 # Own and inherited errors
 
+
 def with_noise(gm: fx.GraphModule, name: str, decibels: float) -> fx.GraphModule:
     """A copy whose node `name` has noise of a known ratio added to its result."""
     gm = copy.deepcopy(gm)
@@ -278,6 +279,7 @@ def test_times_only_where_asked_for(net: nn.Module, made: Any) -> None:
 
 # Its forms
 
+
 def test_the_page_gets_its_numerics(net: nn.Module, made: Any) -> None:
     numerics = compare(net, made.module, DATA).to_numerics()
     lowered = {n.name: n for n in made.module.lowered.graph.nodes}
@@ -299,6 +301,7 @@ def test_json_and_text_are_the_same_each_time(net: nn.Module, made: Any) -> None
 
 
 # What is refused
+
 
 class Other(nn.Module):
     def __init__(self) -> None:

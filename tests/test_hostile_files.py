@@ -110,8 +110,7 @@ ROWS = {"scale": SCALE, "zero_point": ZERO}
 CONV = {"scale": SCALE, "zero_point": ZERO, "axis": 0, "tag": ""}
 GOOD: dict[str, dict[str, Any]] = {
     "prepack_conv1d": CONV | {"weight": INT[..., 0], "bias": None, "stride": [1], "padding": [0], "dilation": [1], "groups": 4},
-    "prepack_conv2d": CONV
-    | {"weight": INT, "bias": torch.zeros(8), "stride": [1, 2], "padding": [0, 1], "dilation": [1, 1], "groups": 2},
+    "prepack_conv2d": CONV | {"weight": INT, "bias": torch.zeros(8), "stride": [1, 2], "padding": [0, 1], "dilation": [1, 1], "groups": 2},
     "prepack_conv3d": CONV
     | {"weight": INT[..., None], "scale": ONE, "zero_point": NONE, "axis": -1, "bias": None, "stride": [1, 1, 1], "padding": [0, 0, 0]}
     | {"dilation": [1, 1, 1], "groups": 1},

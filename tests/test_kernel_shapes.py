@@ -19,6 +19,7 @@ from qcompiler.debug import compute_sqnr
 AVAILABLE = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
 ENOUGH = 25.0  # dB: one convolution of 8-bit operands has 30 to 40; a wrong kernel had at most 15
 
+
 def compiled_for(model: nn.Module, data: list[Tensor], engine: str) -> nn.Module:
     """The first tensor is the example; all are calibration data."""
     return qc.quantize(model, data, progress=False, engine=engine)

@@ -293,6 +293,7 @@ def test_stubs_of_an_eager_model_are_torchs(eager: tuple[nn.Module, nn.Module]) 
     before = states(eager[1])
     pairs = ns.compare_model_stub(*eager, types, X)
     assert states(eager[1]) == before
+
     class Whole(oracle.ShadowLogger):  # torch's own keeps the first item of a batch alone
         def forward(self, x: Any, y: Any) -> None:
             super().forward(x[None], y[None])

@@ -192,4 +192,3 @@ def test_a_leaf_that_returns_one(tmp_path: Path) -> None:
     other = randn(2, 8, seed=1)
     found, expected = module(other), model(other)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1].layers[0][0], expected[1].layers[0][0])
-

@@ -84,7 +84,8 @@ class Obstacles(nn.Module):
             self.conv((y * y).sqrt()),  # steep-users
             torch.cat([y, y], 1),  # float-readers
             torch.sigmoid(y),  # float-readers
-            self.conv(result := torch.tanh(y)), result,  # result
+            self.conv(result := torch.tanh(y)),
+            result,  # result
         )
 
 

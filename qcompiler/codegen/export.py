@@ -53,7 +53,7 @@ def read_safetensors(path):
     return tensors
 '''
 
-LOAD = '''
+LOAD = """
 def load(path=None, modules=None):
     {DOC}
     path = path or os.path.join(os.path.dirname(os.path.abspath(__file__)), "{WEIGHTS}")
@@ -65,7 +65,7 @@ def load(path=None, modules=None):
             return {CLASS}(read_safetensors(path), modules or {}).eval()
     finally:
         torch.backends.quantized.engine = before
-'''
+"""
 
 
 def export_source(module: CompiledModule, directory: str | Path) -> Path:
@@ -197,7 +197,7 @@ def _class(program: Program, emitter: Emitter, emitted: Emitted) -> str:
     lines += [f"    self.{alias} = tensors[{literal(path)}]" for path, alias in emitted.tensors.items() if not _owned(program, path)]
     for path, alias in emitted.tensors.items():
         if owner := _owner(program, path):
-            lines.append(f"    self.{alias} = modules[{literal(owner)}].get_parameter({literal(path[len(owner) + 1:])})")
+            lines.append(f"    self.{alias} = modules[{literal(owner)}].get_parameter({literal(path[len(owner) + 1 :])})")
     lines += [f"    {emitter.set} = {{}}"] if emitter.by_shape else []
     lines += [f"    {_once(c, emitter)}" for c in program.once]
     lines += [f"    self.{emitter.choice} = PacksByShape({emitter.set}, ENGINE)"] if emitter.by_shape else []

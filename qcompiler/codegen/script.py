@@ -83,8 +83,12 @@ def refuse_classes(externals: Mapping[str, Any]) -> None:
                     raise TypeError(f"{item.name} may be None, which its type {item.type} does not say")
         except Exception as error:  # of any kind: OSError where it finds no source
             text = f"torch.jit cannot compile {made.__name__}, which forward makes: {type(error).__name__}: {first_sentence(error)}"
-            raise ConfigError(text, code="script-class", where=Where(source=f"{made.__module__}.{made.__qualname__}"),
-                              hint="return a tuple, a dict or a NamedTuple; qcompiler.save takes the module as it is") from error
+            raise ConfigError(
+                text,
+                code="script-class",
+                where=Where(source=f"{made.__module__}.{made.__qualname__}"),
+                hint="return a tuple, a dict or a NamedTuple; qcompiler.save takes the module as it is",
+            ) from error
 
 
 def listed(module: nn.Module) -> list[str]:

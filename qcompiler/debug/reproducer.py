@@ -210,7 +210,7 @@ def write_files(
 
 def _comment(text: str) -> str:
     """One line that cannot leave a docstring."""
-    plain = "".join(c if c.isprintable() and c not in "\\\"" else "'" if c == '"' else " " for c in text)
+    plain = "".join(c if c.isprintable() and c not in '\\"' else "'" if c == '"' else " " for c in text)
     return " ".join(plain.split()).rstrip(".") + "."
 
 

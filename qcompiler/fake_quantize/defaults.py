@@ -46,9 +46,7 @@ default_fused_wt_fake_quant = FusedMovingAvgObsFakeQuantize.with_args(**_weight)
 default_fused_per_channel_wt_fake_quant = FusedMovingAvgObsFakeQuantize.with_args(**_channel_weight)
 fused_wt_fake_quant_range_neg_127_to_127 = default_fused_wt_fake_quant.with_args(**_narrow)
 fused_per_channel_wt_fake_quant_range_neg_127_to_127 = default_fused_per_channel_wt_fake_quant.with_args(**_narrow)
-default_fixed_qparams_range_neg1to1_fake_quant = FixedQParamsFakeQuantize.with_args(
-    observer=default_fixed_qparams_range_neg1to1_observer
-)
+default_fixed_qparams_range_neg1to1_fake_quant = FixedQParamsFakeQuantize.with_args(observer=default_fixed_qparams_range_neg1to1_observer)
 default_fixed_qparams_range_0to1_fake_quant = FixedQParamsFakeQuantize.with_args(observer=default_fixed_qparams_range_0to1_observer)
 default_lsq_act_fake_quant = LearnableFakeQuantize.with_args(**_activation)
 default_lsq_wt_fake_quant = LearnableFakeQuantize.with_args(**_weight)

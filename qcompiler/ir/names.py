@@ -38,7 +38,7 @@ def safe_parts(paths: Iterable[str]) -> dict[str, str]:
             continue
         while f"n{number}" in numbered:
             number += 1
-        made[part] = f"n{number}_{re.sub(r'[^A-Za-z0-9]+', '_', part)[:LONGEST // 2]}".rstrip("_")
+        made[part] = f"n{number}_{re.sub(r'[^A-Za-z0-9]+', '_', part)[: LONGEST // 2]}".rstrip("_")
         number += 1
     return made
 

@@ -187,8 +187,10 @@ def group_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 def instance_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
     return F.instance_norm(x, weight=weight, bias=bias, use_input_stats=True, eps=eps)
 
+
 def rms_norm(x: Tensor, weight: Tensor | None = None, *, normalized_shape: Any, eps: float | None = None) -> Tensor:
     return F.rms_norm(x, normalized_shape, weight, eps)
+
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, kind: str = "dropout") -> Tensor:
     """`kind` names the function of torch.nn.functional: dropout, dropout1d, alpha_dropout..."""

@@ -17,6 +17,7 @@ from qcompiler.observers.watch import Recorded, Watch
 FRACTION = 4096  # parts of a step that averages are told apart by: 32 times the error of float32 at 255 steps
 HOLDER = "weight_fake_quants"  # the submodule of a graph that holds the fake quantization of its weights
 
+
 class FakeQuantWatch(Watch):
     """A fake-quantize module at its place in the graph: passes on what it makes of the value; names the node on NaN and inf.
 

@@ -165,4 +165,3 @@ def _naming(names: list[str], modules: Mapping[str, nn.Module]) -> Iterator[None
         chain = ", ".join(f"{name} ({type(modules[name]).__name__})" for name in names)
         raise type(error)(f"cannot fuse {chain}: {error.message}", code=error.code, where=Where(module_path=names[0]),
                           hint=error.hint) from error  # fmt: skip
-

@@ -184,9 +184,7 @@ def _loggers(models: tuple[nn.Module, ...], logger_cls: Any) -> Iterator[Any]:
 
 
 @in_plain_torch
-def add_shadow_loggers(
-    name_a: str, model_a: nn.Module, name_b: str, model_b: nn.Module, logger_cls: Callable[..., nn.Module]
-) -> nn.Module:
+def add_shadow_loggers(name_a: str, model_a: nn.Module, name_b: str, model_b: nn.Module, logger_cls: Callable[..., nn.Module]) -> nn.Module:
     """One module that runs each layer of model a beside that of model b on the same inputs; then extract_shadow_logger_info.
 
     Returns model b's result. Raises ConfigError as add_loggers does.

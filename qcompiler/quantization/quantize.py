@@ -75,9 +75,7 @@ def prepare(
 
 
 @in_plain_torch
-def prepare_qat(
-    model: nn.Module, mapping: Mapping[Any, Any] | None = None, inplace: bool = False, *, isa: str | None = None
-) -> nn.Module:
+def prepare_qat(model: nn.Module, mapping: Mapping[Any, Any] | None = None, inplace: bool = False, *, isa: str | None = None) -> nn.Module:
     """The model with fake quantization of weights and activations, to be trained, then `convert(model.eval())`.
 
     `mapping`: float class -> class to train in its place (default: those of qcompiler.nn.qat). `isa`: the instruction set that
@@ -253,9 +251,7 @@ def _uncalibrated(model: nn.Module, table: Mapping[Any, Any], allow: str) -> set
     return {id(module) for _, module in missing}
 
 
-def _swapped(
-    model: nn.Module, table: Mapping[Any, Any], custom: Mapping[Any, Any], empty: set[int], precomputed: bool
-) -> nn.Module:
+def _swapped(model: nn.Module, table: Mapping[Any, Any], custom: Mapping[Any, Any], empty: set[int], precomputed: bool) -> nn.Module:
     """All modules swapped; the report hangs on the result."""
     whole = tuple(custom)
     leaves, observers = leaves_of(model, (FusedModule, *whole, *table)), list(observers_of(model))

@@ -1,8 +1,8 @@
 """The graph flow, where code written for torch.quantization.quantize_fx looks for it. The module can be called as well:
 
-    calibrating = quantize_fx(model, calibration_module_names=["features"])
-    calibrating(batch)                     # traces at its first call
-    quantized = calibrating.convert()      # only `features` is int8
+calibrating = quantize_fx(model, calibration_module_names=["features"])
+calibrating(batch)                     # traces at its first call
+quantized = calibrating.convert()      # only `features` is int8
 """
 
 from __future__ import annotations

@@ -121,7 +121,6 @@ class FixedSizes:
             return self.holds(cut, dim)  # a fixed size is cut into fixed ones
         return self.holds(cut, dim + (dim >= along % (rank + 1)))
 
-
     def _by_literal(self, node: fx.Node, name: str, dim: int) -> bool:
         """A size that stands in a view's arguments: a number, or one that is fixed."""
         if name == "unflatten":

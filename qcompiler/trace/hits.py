@@ -1,8 +1,8 @@
 """`for expert in mask.nonzero():` is a loop over all places where the mask may hold, with its body under the condition that it does.
 
-    hit = (expert_mask.sum((-1, -2)) > 0).nonzero()        for e in range(experts):
-    for e in hit:                                              if mask[e]:
-        ...                                                        ...
+hit = (expert_mask.sum((-1, -2)) > 0).nonzero()        for e in range(experts):
+for e in hit:                                              if mask[e]:
+    ...                                                        ...
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a condition of the user's code decides, read off its source: a statement that may be computed in any case, or an error.
 
-    if mask.any():                  if not mask.any():          if (n < 0).any():        assert (n >= 0).all()
-        out[mask] = f(x[mask])          continue                    raise ValueError
-                                    out[mask] = f(x[mask])
+if mask.any():                  if not mask.any():          if (n < 0).any():        assert (n >= 0).all()
+    out[mask] = f(x[mask])          continue                    raise ValueError
+                                out[mask] = f(x[mask])
 """
 
 from __future__ import annotations

@@ -106,9 +106,7 @@ def group_norm_float(
     x: torch.Tensor, num_groups: int, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, scale: float, zero_point: int
 ) -> torch.Tensor:
     """dequantize - group_norm - quantize."""
-    return torch.quantize_per_tensor(
-        torch.group_norm(x.dequantize(), num_groups, weight, bias, eps), scale, zero_point, torch.quint8
-    )
+    return torch.quantize_per_tensor(torch.group_norm(x.dequantize(), num_groups, weight, bias, eps), scale, zero_point, torch.quint8)
 
 
 def batch_norm_float(

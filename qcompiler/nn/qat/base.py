@@ -116,5 +116,3 @@ def _share(base: nn.Module, made: nn.Module, name: str) -> None:
         raise ConfigError(f"the {name} of this {type(base).__name__} is no parameter: a hook computes it", code="from-float",
                           hint="torch.nn.utils.remove_weight_norm, or torch.nn.utils.parametrizations instead of the hook")  # fmt: skip
     setattr(made, name, value)
-
-

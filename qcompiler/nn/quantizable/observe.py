@@ -29,7 +29,7 @@ def qconfig_of(mod: nn.Module, given: Any = None) -> Any:
     qconfig = getattr(mod, "qconfig", None) or given
     if qconfig is None:
         raise ConfigError(f"this {type(mod).__name__} has no qconfig, which says how to observe it", code="no-qconfig", where=where,
-                          hint="set .qconfig on it or on the model, or pass qconfig=") # fmt: skip
+                          hint="set .qconfig on it or on the model, or pass qconfig=")  # fmt: skip
     return qconfig
 
 

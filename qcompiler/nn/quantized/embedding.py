@@ -193,4 +193,3 @@ class EmbeddingBag(Embedding):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode!r}"
-

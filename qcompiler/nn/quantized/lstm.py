@@ -59,4 +59,3 @@ class LSTM(quantizable.LSTM):
     def from_observed(cls, other: nn.Module) -> Any:
         """The int8 form of a calibrated quantizable.LSTM."""
         return convert_parts(other, {quantizable.LSTM: cls, quantizable.LSTMCell: LSTMCell})  # type: ignore[dict-item]
-

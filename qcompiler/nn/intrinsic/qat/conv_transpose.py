@@ -46,7 +46,6 @@ class ConvTransposeBnQAT(BatchNormQAT, Transposed):
         return self._batch_norm(partial(self._call, output_size=output_size), input)
 
 
-
 class ConvTransposeBn1d(ConvTransposeBnQAT, nn.ConvTranspose1d):
     """nn.ConvTranspose1d and nn.BatchNorm1d, trained as one with a fake-quantized folded weight."""
 
