@@ -111,20 +111,12 @@ def _settle_weight(gm: fx.GraphModule, node: fx.Node) -> None:
 def _fold(gm: fx.GraphModule, node: fx.Node, plain: Op) -> None:
     """conv_bn(x, w, b, mean, var, gamma, beta) -> conv(x, fake_quant(w'), b') with w', b' folded as conv_bn does in eval mode."""
     args = [*node.args, *[None] * (8 - len(node.args))]
-    weight, bias, mean, var, gamma, beta = (None if a is None else attribute(gm, str(a.target)).detach() for a in args[1:7])  # type: ignore[union-attr]
+    tensors: list[Any] = [None if a is None else attribute(gm, str(a.target)).detach() for a in args[1:7]]  # type: ignore[union-attr]
+    weight, bias, mean, var, gamma, beta = tensors
     _check(node, mean, var, node.kwargs.get("eps", 1e-5))
     groups = node.kwargs.get("groups", 1)
-    weight, bias = fold(
-        weight,
-        bias,
-        mean,
-        var,
-        gamma,
-        beta,
-        eps=node.kwargs.get("eps", 1e-5),  # type: ignore[arg-type]
-        weight_axis=int(plain.weight_axis == 1),
-        groups=groups,
-    )  # type: ignore[arg-type]
+    made: Any = {"eps": node.kwargs.get("eps", 1e-5), "weight_axis": int(plain.weight_axis == 1), "groups": groups}
+    weight, bias = fold(weight, bias, mean, var, gamma, beta, **made)
     held: Any = node.kwargs.get("fake_quant")
     qparams = None
     if held is not None:
