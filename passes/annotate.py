@@ -25,7 +25,6 @@ from qcompiler.ops.reasons import no_row
 from qcompiler.ops.spec import Op, Output, Role, Spelling
 from qcompiler.ops.state_nodes import is_read, is_write
 from qcompiler.ops.stays_float import starved
-from qcompiler.ops.table import Table
 from qcompiler.pass_manager import Context
 from qcompiler.qconfig import mode_of
 
@@ -125,9 +124,9 @@ def _decide(node: fx.Node, context: Context, calls: dict[tuple[str, Any], int]) 
     if qconfig is not None and _is_custom(node, context):
         return Quant(int8=True, qconfig=qconfig)
     mode = mode_of(qconfig) if qconfig is not None else None
-    if qconfig is not None and row is not None and (mode or row.default_mode):
+    if qconfig is not None and row is not None and (mode or context.target.default_mode(row)):
         return _decide_mode(node, row, qconfig, mode, context)
-    why = _obstacle(node, row, qconfig, context.table, list(activations(context.table, node)))
+    why = _obstacle(node, row, qconfig, context)
     if why is None and row is not None and context.backend_config is not None:
         why = context.backend_config.refuses(row.settled, qconfig)
     if why is None and row is not None and not _vanishes(row, node):
@@ -157,7 +156,9 @@ def _decide_mode(node: fx.Node, row: Op, qconfig: Any, asked: Mode | None, conte
     if not weights:
         none = Obstacle("no-weights", f"its qconfig means {asked.value}, and it has no weights") if asked else _no_form(row)
         return _quant(none, qconfig)
-    chosen = context.target.mode(row, node, asked or row.default_mode)
+    wanted = asked or context.target.default_mode(row)
+    assert wanted is not None
+    chosen = context.target.mode(row, node, wanted)
     obstacle = chosen if isinstance(chosen, Obstacle) else _mode_obstacle(node, row, weights)
     if obstacle is not None:
         return _quant(obstacle, qconfig)
@@ -191,10 +192,11 @@ def _is_finite(node: fx.Node) -> bool:
     return bool(torch.isfinite(attribute(module, str(node.target))).all())
 
 
-def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, table: Table, inputs: list[fx.Node]) -> Obstacle | None:
+def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, context: Context) -> Obstacle | None:
     """Why the node cannot be int8, or None."""
+    inputs = list(activations(context.table, node))
     if row is None:
-        return no_row(node, table)
+        return no_row(node, context.table, context.target.lacks)
     if row.output in (Output.FLOAT, Output.OTHER):
         return _no_form(row)
     if qconfig is None:

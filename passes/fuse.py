@@ -22,8 +22,9 @@ class Fuse:
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         fired = context.apply_rules(gm, (*context.rules, *(FUSE_TRAINING if context.trains else FUSE)))
-        if context.target is not None:  # last: it puts an op behind the convolution that fusions must not meet
-            fired += context.apply_rules(gm, (centre_rule(context.target.wants_centred),))
+        wanted = getattr(context.target, "wants_centred", None)
+        if wanted is not None:  # last: it puts an op behind the convolution that fusions must not meet
+            fired += context.apply_rules(gm, (centre_rule(wanted),))
         gm.graph.eliminate_dead_code()
         drop_unused_modules(gm)
         return bool(fired)

@@ -56,7 +56,7 @@ ARITHMETIC = (
     _binary("matmul", Q.matmul, (operator.matmul, Spelling(torch.matmul, OTHER), Spelling("matmul", OTHER),
                                  *(Spelling(f, "input:x mat2:other") for f in (torch.bmm, "bmm", torch.mm, "mm")),
                                  *(Spelling(f, "input:x vec:other") for f in (torch.mv, "mv"))),
-            macs=macs.product_at(0, "x"), rounds_input=True),
+            macs=macs.product_at(0, "x")),
     *(Op(name=name, fn=fn, signature="x other", params=(X, Y), output=Output.OWN,
          spellings=(Spelling(fn, OTHER), Spelling(name, OTHER)))
       for name, fn in (("maximum", torch.maximum), ("minimum", torch.minimum))),
@@ -101,7 +101,7 @@ ACTIVATIONS = (
     _fixed("hardsigmoid", F.hardsigmoid, _inplace(F.hardsigmoid), nn.Hardsigmoid, UNIT),
     _fixed("tanh", torch.tanh, (torch.tanh, torch.tanh_, F.tanh, "tanh", "tanh_"), nn.Tanh, SIGNED_UNIT),
     Op(
-        name="softmax", fn=torch.softmax, signature="x dim", params=(X,), output=Output.FIXED, fixed=UNIT, rounds_input=True,
+        name="softmax", fn=torch.softmax, signature="x dim", params=(X,), output=Output.FIXED, fixed=UNIT,
         spellings=(
             Spelling(F.softmax, "input:x dim=None !_stacklevel=3 !dtype=None"), Spelling(torch.softmax, "input:x dim !dtype=None"),
             Spelling("softmax", "input:x dim !dtype=None"),
