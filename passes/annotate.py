@@ -159,7 +159,9 @@ def _decide_mode(node: fx.Node, row: Op, qconfig: Any, asked: Mode | None, conte
     wanted = asked or context.target.default_mode(row)
     assert wanted is not None
     chosen = context.target.mode(row, node, wanted)
-    obstacle = chosen if isinstance(chosen, Obstacle) else _mode_obstacle(node, row, weights)
+    if isinstance(chosen, Obstacle):
+        return _quant(chosen, qconfig)
+    obstacle = _mode_obstacle(node, row, weights)
     if obstacle is not None:
         return _quant(obstacle, qconfig)
     mode, why = chosen

@@ -85,7 +85,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Neutral:
-    """No kernels: every row has its int8 form, sums never overflow, results are quantized. For exporters, and to derive from."""
+    """No kernels: every row has its int8 form, sums never overflow. For exporters, and to derive from."""
 
     @property
     def backend(self) -> str:
@@ -126,7 +126,7 @@ class Neutral:
         return None
 
     def gives_floats(self, row: Op, node: fx.Node) -> bool:
-        return False
+        return row.settled.name == "linear"
 
     def activation_bits(self, row: Op, node: fx.Node) -> int:
         return 8

@@ -27,9 +27,9 @@ from qcompiler import (
 from qcompiler import remarks as remarks_of
 from qcompiler.artifact.header import further_forms
 from qcompiler.artifact.read import _read
-from qcompiler.codegen.call_forms import CallForms
 from qcompiler.debug import compare
 from qcompiler.errors import ArtifactError, CalibrationError, ConfigError, InputError
+from qcompiler.executable.call_forms import CallForms
 from tests.flow import randn
 
 X, MASK = randn(2, 4, 10), (randn(2, 10, 1, seed=1) > 0).float()

@@ -150,7 +150,9 @@ class Call(nn.Module):
 
     def forward(self, x: Tensor, other: Tensor) -> Any:
         steep = self.row.spreads({}, 0)
-        shift = 0.0 if Neutral().computes_float(self.row) or steep else 0.25  # a sum in front of such an op would stay float, and the op with it
+        shift = (
+            0.0 if Neutral().computes_float(self.row) or steep else 0.25
+        )  # a sum in front of such an op would stay float, and the op with it
         values = [linear(v) + shift if shift else linear(v) for linear, v in zip(self.before, (x, other), strict=False)]
         values = [v.clamp(1.0, 4.0) if steep else v.abs() + 1.0 for v in values] if self.case.positive else values
         values = [v.clamp(-0.9, 0.9) for v in values] if self.case.bounded else values

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompiler.backends.torch import conv, depthwise, modes
-from qcompiler.backends.torch.kernels import TABLE, TO_FLOAT
+from qcompiler.backends.torch.kernels import conv, depthwise, modes
+from qcompiler.backends.torch.kernels.speed import MARGIN, recurrent_times
+from qcompiler.backends.torch.kernels.table import TABLE, TO_FLOAT
 from qcompiler.backends.torch.reasons import REASONS
 from qcompiler.backends.torch.site import ENGINES, INSTRUCTION_SETS, host_isa
-from qcompiler.backends.torch.speed import MARGIN, recurrent_times
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode, value_of
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op
 from qcompiler.qconfig import QConfig
-from qcompiler.target import Neutral, WeightLimit
+from qcompiler.target import Neutral, Target, WeightLimit
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,12 @@ class TorchTarget(Neutral):
         if self.isa not in INSTRUCTION_SETS and self.isa != host_isa():
             known = f"one of {', '.join(INSTRUCTION_SETS)}; this machine's is {host_isa()}"
             raise ConfigError(f"no instruction set is called {self.isa!r:.40}", code="isa", hint=known)
+
+    @staticmethod
+    def of(target: Target) -> TorchTarget:
+        """The target of a compile, which the passes of this back end alone may take for what it is."""
+        assert isinstance(target, TorchTarget)
+        return target
 
     @property
     def backend(self) -> str:
