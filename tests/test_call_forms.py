@@ -256,6 +256,6 @@ def test_float_leaves_and_hostile_files(tmp_path: Path) -> None:
     with open(tmp_path / "m.qc", "rb") as file:
         header = _read(file, (tmp_path / "m.qc").stat().st_size)[0]
     form = {"attributes": {}, "program": {}}
-    for bad in (3, [], [3], [{"program": {}}], [form | {"engine": "x86"}], [form | {"attributes": 3}]):
+    for bad in (3, [], [3], [{"program": {}}], [form | {"tensors": []}], [form | {"other": 1}], [form | {"attributes": 3}]):
         with pytest.raises(ArtifactError):
             further_forms(header | {"forms": bad})

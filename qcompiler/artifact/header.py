@@ -84,7 +84,7 @@ def further_forms(header: dict[str, Any]) -> list[dict[str, Any]]:
         raise corrupt("header", "bad call forms")
     found = []
     for item in listed:
-        if not isinstance(item, dict) or item.keys() & HEADER != {"attributes"}:
+        if not isinstance(item, dict) or "attributes" not in item or item.keys() - payload_of(header).keys() != {"attributes"}:
             raise corrupt("header", "bad call forms")
         found.append({**header, **item})
         _compatible(found[-1])
