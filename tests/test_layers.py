@@ -16,6 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "ambient", "vision", "checks", "gate", "kinds", "near_names", "batches", "fingerprint", "input_text", "files"),
     ("ir",),
     ("ops",),
+    ("stages",),
     ("observers", "fake_quantize", "qconfig", "qconfig_mapping", "custom_config", "backend_config"),
     ("qconfig_of_op",),
     ("target", "qat"),
