@@ -99,6 +99,7 @@ class Op:
     adds_values: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # SAME, but may give values outside its input's range
     averages: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # SAME, but gives values between its input's steps
     weight_axis: int = 0
+    commutes: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # the first two arguments may change places
     elementwise: bool = False  # a unary function of single values: exact as a 256-entry table
     spreads: Callable[[Mapping[str, Any], int], bool] = lambda attributes, i: False  # argument i: steep near 0, one step becomes many
     macs: Callable[[fx.Node], int] | None = None
