@@ -14,7 +14,6 @@ from qcompiler.ir.attributes import drop_unused_modules
 from qcompiler.ir.types import Stage
 from qcompiler.pass_manager import Context
 from qcompiler.patterns import FUSE, FUSE_TRAINING
-from qcompiler.patterns.padding import centre_rule
 from qcompiler.qconfig_of_call import rule_of_call
 from qcompiler.rewrite import Match, Reject, Rule
 
@@ -45,9 +44,6 @@ class Fuse:
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         rules = (*context.rules, *(FUSE_TRAINING if context.trains else FUSE))
         fired = context.apply_rules(gm, [_as_the_user_says(rule, context) if rule.joins_ops else rule for rule in rules])
-        wanted = getattr(context.target, "wants_centred", None)
-        if wanted is not None:  # last: it puts an op behind the convolution that fusions must not meet
-            fired += context.apply_rules(gm, (centre_rule(wanted),))
         gm.graph.eliminate_dead_code()
         drop_unused_modules(gm)
         return bool(fired)
