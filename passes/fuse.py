@@ -21,7 +21,7 @@ class Fuse:
     per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        fired = context.apply_rules(gm, (*context.rules, *(FUSE_TRAINING if context.trains else FUSE)))
+        fired = context.apply_rules(gm, (*context.settings.rules, *(FUSE_TRAINING if context.trains else FUSE)))
         if context.target is not None:  # last: it puts an op behind the convolution that fusions must not meet
             fired += context.apply_rules(gm, (centre_rule(context.target.wants_centred),))
         gm.graph.eliminate_dead_code()

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qat",),
     ("rewrite", "graph_pickle", "float_state"),
     ("patterns",),
-    ("pass_manager",),
+    ("settings", "journal", "pass_manager"),
     ("passes", "prepared"),
     ("trace", "backends", "codegen", "artifact"),
     ("nn",),
