@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.backends.torch.lower import LOWERING
+from qcompiler.backends.torch.passes import LOWERING
 from qcompiler.batches import batches, check_data
 from qcompiler.custom_config import ConvertCustomConfig, as_config
 from qcompiler.debug.bisect_states import Compile, Metric, Probe, State

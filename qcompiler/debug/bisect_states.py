@@ -18,8 +18,8 @@ import torch
 from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.backends.torch.runtime import quantize_along
-from qcompiler.codegen.once import quantized_engine
+from qcompiler.backends.torch.program.once import quantized_engine
+from qcompiler.backends.torch.runtime.functions import quantize_along
 from qcompiler.debug.compare import Tallies, float_steps
 from qcompiler.debug.match import Site, match
 from qcompiler.debug.steps import Steps, steps_of_graph
