@@ -35,7 +35,7 @@ class CentreDepthwise:
                 continue
             centring = target.centring(row, node, padded_by(node))
             if centring is not None and context.allows(self.name, node):
-                context.matches += 1
+                context.journal.matches += 1
                 _centre(gm.graph, node, centring)
                 changed = True
         if changed:
