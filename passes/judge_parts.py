@@ -38,7 +38,7 @@ class JudgeParts:
     per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        quantized = results_at(gm.graph, context.custom.output_quantized_indexes if context.custom is not None else ())
+        quantized = results_at(gm.graph, context.settings.custom.output_quantized_indexes)
         changed = united = False
         for cat in list(gm.graph.nodes):
             text = _lost(cat, context)
@@ -48,7 +48,7 @@ class JudgeParts:
             found = readers(cat, context.table)
             wanted = any(value in quantized for value in (cat, *found.copies))
             if not wanted and _gains(cat, found, context) and context.allows("keep_float", cat):
-                context.matches += 1
+                context.journal.matches += 1
                 why = Obstacle("unlike-parts", f"{text}, and not only ops with weights that take all of it use its result")
                 context.keep_float(NAME, cat, why)
                 changed = True

@@ -46,11 +46,11 @@ class KeepFloat:
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         kept: dict[fx.Node, Obstacle] = {}
-        quantized = results_at(gm.graph, context.custom.output_quantized_indexes if context.custom is not None else ())
+        quantized = results_at(gm.graph, context.settings.custom.output_quantized_indexes)
         for node in reversed(gm.graph.nodes):
             why = _reason(node, kept, quantized, context)
             if why is not None and context.allows(self.name, node):
-                context.matches += 1
+                context.journal.matches += 1
                 context.keep_float(self.name, node, why)
                 kept[node] = why
         for node, why in spread(gm.graph, context.table) if kept else ():
