@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from qcompiler.ir.types import Mode, QParams
+from qcompiler.ops.row_power import RowPower
 
 
 class Output(Enum):
@@ -100,6 +101,7 @@ class Op:
     averages: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # SAME, but gives values between its input's steps
     weight_axis: int = 0
     elementwise: bool = False  # a unary function of single values: exact as a 256-entry table
+    row_power: RowPower | None = None  # a normalization: what it divides each row of its input by, squared
     rounds_input: bool = False  # its kernels compute in float, so that an int8 input only costs accuracy
     spreads: Callable[[Mapping[str, Any], int], bool] = lambda attributes, i: False  # argument i: steep near 0, one step becomes many
     macs: Callable[[fx.Node], int] | None = None

@@ -1,0 +1,128 @@
+"""A normalization brings all rows of a value to one size, and with them what 8 bits made of them: small rows must not be lost before it.
+
+One step s for all rows leaves a row of mean square p (eps included, which the normalization adds) at best 10 log10(12 p / s**2) dB: its
+power against s**2 / 12 of noise. A class token beside patches, words beside a padding token, the dark corner of an image: where calibration
+saw a row of less than LEAST dB, the sum that the rows come from is computed from floats, and rounded for its int8 users alone.
+
+A value that nobody but such ops reads is float from the start (keep_float), and so is what an op with weights hands out of its own range:
+this is about sums and the like that a convolution reads as well, as in coat_lite_tiny of timm (5 dB, with float sums 27).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import fx
+
+from qcompiler.ir.names import add_named
+from qcompiler.ir.types import SOURCE, VALUE, Stage, quant_of, source_of
+from qcompiler.ir.verify import where
+from qcompiler.observers.rows import SmallestRow
+from qcompiler.observers.watch import Watch
+from qcompiler.ops.obstacles import Obstacle
+from qcompiler.ops.spec import Output
+from qcompiler.ops.stays_float import results_at, spread
+from qcompiler.pass_manager import Context
+
+LEAST = 24.0  # dB, as of a part that has 16 steps (judge_parts)
+
+
+@dataclass(frozen=True)
+class WatchRows:
+    """Looks at the rows of each such int8 value."""
+
+    name: str = "watch_rows"
+    stage: Stage = Stage.OBSERVED
+    required: bool = True
+
+    def run(self, gm: fx.GraphModule, context: Context) -> bool:
+        found = [node for node in gm.graph.nodes if _is_judged(gm, node, context)]
+        for node in found:
+            x, row = node.args[0], context.table.of(node)
+            assert isinstance(x, fx.Node) and row is not None and row.row_power is not None
+            path = add_named(gm, "observers", f"{node.name}_rows", Watch(SmallestRow(row.row_power, node.kwargs), where(node)))
+            with gm.graph.inserting_before(node):
+                watch = gm.graph.create_node("call_module", path, (x,), name=f"{node.name}_rows_observer")
+            watch.meta[VALUE], watch.meta[SOURCE] = x.meta.get(VALUE), source_of(x)
+            node.args = (watch, *node.args[1:])
+        return bool(found)
+
+
+@dataclass(frozen=True)
+class JudgeRows:
+    """Takes the watches out again; values of which a row would be lost become float."""
+
+    name: str = "judge_rows"
+    stage: Stage = Stage.OBSERVED
+    required: bool = True
+    per_match: bool = True
+
+    def run(self, gm: fx.GraphModule, context: Context) -> bool:
+        watches = [
+            (n, module) for n in gm.graph.nodes if (module := _watch(gm, n)) is not None and isinstance(module.observer, SmallestRow)
+        ]
+        scales = _scales(gm) if watches else {}
+        quantized = results_at(gm.graph, context.custom.output_quantized_indexes if context.custom is not None else ())
+        for watch, module in watches:
+            (norm,) = watch.users
+            text = _lost(module.observer, scales.get(quant_of(source := _source(gm, watch, context)).group), norm)
+            watch.replace_all_uses_with(watch.args[0])  # type: ignore[arg-type]
+            gm.graph.erase_node(watch)
+            delattr(gm.get_submodule("observers"), str(watch.target).removeprefix("observers."))
+            if text and quant_of(source).int8 and source not in quantized and context.allows("keep_float", source):
+                context.matches += 1
+                context.keep_float(self.name, source, Obstacle("lost-rows", text))
+        for node, why in spread(gm.graph, context.table) if watches else ():
+            context.keep_float(self.name, node, why)
+        return bool(watches)
+
+
+def _is_judged(gm: fx.GraphModule, node: fx.Node, context: Context) -> bool:
+    """Whether it normalizes rows of an int8 value of its own range that an op without weights computes."""
+    row = context.table.of(node)
+    if row is None or row.row_power is None or not isinstance(node.args[0], fx.Node):
+        return False
+    if any(isinstance(value, fx.Node) for value in fx.node.map_aggregate(tuple(node.kwargs.values()), lambda leaf: leaf)):
+        return False
+    source = _source(gm, node, context)
+    made_by = context.table.of(source)
+    computes = made_by is not None and made_by.weight is None and made_by.output in (Output.OWN, Output.JOIN)
+    return computes and quant_of(source).int8 and quant_of(source).group is not None
+
+
+def _source(gm: fx.GraphModule, node: fx.Node, context: Context) -> fx.Node:
+    """What the first argument of a node is a copy of, seen through observers."""
+    value = node.args[0]
+    while isinstance(value, fx.Node):
+        row = context.table.of(value)
+        if _watch(gm, value) is None and (row is None or row.output is not Output.SAME or not quant_of(value).int8):
+            break
+        value = value.args[0]
+    assert isinstance(value, fx.Node)
+    return value
+
+
+def _watch(gm: fx.GraphModule, node: fx.Node) -> Watch | None:
+    module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, Watch) else None
+
+
+def _scales(gm: fx.GraphModule) -> dict[int | None, float]:
+    """The scale that calibration gives each group."""
+    found: dict[int | None, float] = {}
+    for node in gm.graph.nodes:
+        watch, group = _watch(gm, node), quant_of(node.args[0]).group if node.op == "call_module" and node.args else None
+        if watch is not None and group is not None and not isinstance(watch.observer, SmallestRow) and watch.observer.observed:
+            found[group] = float(watch.observer.qparams().scale)
+    return found
+
+
+def _lost(observer: SmallestRow, scale: float | None, norm: fx.Node) -> str | None:
+    """What the scale of all rows leaves of the smallest one, where that is too little."""
+    if scale is None or not observer.observed:
+        return None
+    left = 10 * math.log10(12 * float(observer.least) / scale**2)
+    if left >= LEAST:
+        return None
+    return f"%{norm.name} brings its rows to one size, and the step that all rows share leaves {left:.0f} dB of the smallest"
