@@ -17,7 +17,7 @@ float ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -46,7 +46,7 @@ class JudgeParts:
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         quantized = results_at(gm.graph, context.custom.output_quantized_indexes if context.custom is not None else ())
         lost = {node: FLOATS for node in gm.graph.nodes if quant_of(node).code == "lost-rows"}  # what judge_rows made float
-        united = False
+        begun, united = len(lost), False
         for node in reversed(gm.graph.nodes):
             if not _may_lose(node, context):
                 continue
@@ -57,9 +57,14 @@ class JudgeParts:
             else:
                 lost[node] = why
                 context.keep_float(NAME, node, why)
-        for node, why in spread(gm.graph, context.table) if lost else ():
-            context.keep_float(NAME, node, why)
-        return bool(lost) or united
+        spreading = list(_spread(gm, context)) if lost else []
+        return len(lost) > begun or bool(spreading) or united
+
+
+def _spread(gm: fx.GraphModule, context: Context) -> Iterator[fx.Node]:
+    for node, why in spread(gm.graph, context.table):
+        context.keep_float(NAME, node, why)
+        yield node
 
 
 def _may_lose(node: fx.Node, context: Context) -> bool:

@@ -4,6 +4,8 @@ One step s for all rows leaves a row of mean square p (eps included, which the n
 power against s**2 / 12 of noise. A class token beside patches, words beside a padding token, the dark corner of an image: where calibration
 saw a row of less than LEAST dB, the sum that the rows come from is computed from floats, and rounded for its int8 users alone.
 
+What follows from that (ops that are int8 only behind int8 values) judge_parts makes float, once no observers stand between.
+
 A value that nobody but such ops reads is float from the start (keep_float), and so is what an op with weights hands out of its own range:
 this is about sums and the like that a convolution reads as well, as in coat_lite_tiny of timm (5 dB, with float sums 27).
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -22,7 +25,7 @@ from qcompiler.observers.rows import SmallestRow
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Output
-from qcompiler.ops.stays_float import results_at, spread
+from qcompiler.ops.stays_float import results_at
 from qcompiler.pass_manager import Context
 
 LEAST = 24.0  # dB, as of a part that has 16 steps (judge_parts)
@@ -59,22 +62,19 @@ class JudgeRows:
     per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        watches = [
-            (n, module) for n in gm.graph.nodes if (module := _watch(gm, n)) is not None and isinstance(module.observer, SmallestRow)
-        ]
+        watches = [(n, observer) for n in gm.graph.nodes if isinstance(observer := _observer(gm, n), SmallestRow)]
         scales = _scales(gm) if watches else {}
-        quantized = results_at(gm.graph, context.custom.output_quantized_indexes if context.custom is not None else ())
-        for watch, module in watches:
-            (norm,) = watch.users
-            text = _lost(module.observer, scales.get(quant_of(source := _source(gm, watch, context)).group), norm)
+        indexes = context.custom.output_quantized_indexes if context.custom is not None else ()
+        quantized = [_made_by(gm, value, context) for value in results_at(gm.graph, indexes)]
+        for watch, observer in watches:
+            (norm,), source = watch.users, _made_by(gm, watch, context)
+            text = _lost(observer, scales.get(quant_of(source).group), norm)
             watch.replace_all_uses_with(watch.args[0])  # type: ignore[arg-type]
             gm.graph.erase_node(watch)
             delattr(gm.get_submodule("observers"), str(watch.target).removeprefix("observers."))
             if text and quant_of(source).int8 and source not in quantized and context.allows("keep_float", source):
                 context.matches += 1
                 context.keep_float(self.name, source, Obstacle("lost-rows", text))
-        for node, why in spread(gm.graph, context.table) if watches else ():
-            context.keep_float(self.name, node, why)
         return bool(watches)
 
 
@@ -85,36 +85,37 @@ def _is_judged(gm: fx.GraphModule, node: fx.Node, context: Context) -> bool:
         return False
     if any(isinstance(value, fx.Node) for value in fx.node.map_aggregate(tuple(node.kwargs.values()), lambda leaf: leaf)):
         return False
-    source = _source(gm, node, context)
+    source = _made_by(gm, node.args[0], context)
     made_by = context.table.of(source)
     computes = made_by is not None and made_by.weight is None and made_by.output in (Output.OWN, Output.JOIN)
     return computes and quant_of(source).int8 and quant_of(source).group is not None
 
 
-def _source(gm: fx.GraphModule, node: fx.Node, context: Context) -> fx.Node:
-    """What the first argument of a node is a copy of, seen through observers."""
-    value = node.args[0]
-    while isinstance(value, fx.Node):
+def _made_by(gm: fx.GraphModule, value: fx.Node, context: Context) -> fx.Node:
+    """What a value is a copy of, seen through observers."""
+    while value.args and isinstance(value.args[0], fx.Node):
         row = context.table.of(value)
-        if _watch(gm, value) is None and (row is None or row.output is not Output.SAME or not quant_of(value).int8):
+        if _observer(gm, value) is None and (row is None or row.output is not Output.SAME or not quant_of(value).int8):
             break
         value = value.args[0]
-    assert isinstance(value, fx.Node)
     return value
 
 
-def _watch(gm: fx.GraphModule, node: fx.Node) -> Watch | None:
+def _observer(gm: fx.GraphModule, node: fx.Node) -> Any:
+    """The observer that a node calls, None where it calls none."""
     module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return module if isinstance(module, Watch) else None
+    return module.observer if isinstance(module, Watch) else None
 
 
 def _scales(gm: fx.GraphModule) -> dict[int | None, float]:
-    """The scale that calibration gives each group."""
+    """The scale that calibration gives each group, where that is one number."""
     found: dict[int | None, float] = {}
     for node in gm.graph.nodes:
-        watch, group = _watch(gm, node), quant_of(node.args[0]).group if node.op == "call_module" and node.args else None
-        if watch is not None and group is not None and not isinstance(watch.observer, SmallestRow) and watch.observer.observed:
-            found[group] = float(watch.observer.qparams().scale)
+        observer = _observer(gm, node)
+        if observer is not None and not isinstance(observer, SmallestRow) and observer.observed:
+            source, scale = node.args[0], observer.qparams().scale
+            if isinstance(source, fx.Node) and isinstance(scale, float):
+                found[quant_of(source).group] = scale
     return found
 
 

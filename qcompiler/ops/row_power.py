@@ -17,17 +17,21 @@ def _last(attributes: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def layer_norm(x: Tensor, attributes: Mapping[str, Any]) -> Tensor:
-    return x.var(_last(attributes), correction=0) + attributes.get("eps", EPS)
+    power: Tensor = x.var(_last(attributes), correction=0) + attributes.get("eps", EPS)
+    return power
 
 
 def rms_norm(x: Tensor, attributes: Mapping[str, Any]) -> Tensor:
     eps = attributes.get("eps")
-    return x.square().mean(_last(attributes)) + (torch.finfo(x.dtype).eps if eps is None else eps)
+    power: Tensor = x.square().mean(_last(attributes)) + (torch.finfo(x.dtype).eps if eps is None else eps)
+    return power
 
 
 def group_norm(x: Tensor, attributes: Mapping[str, Any]) -> Tensor:
-    return x.reshape(x.shape[0], attributes.get("num_groups", 1), -1).var(-1, correction=0) + attributes.get("eps", EPS)
+    power: Tensor = x.reshape(x.shape[0], attributes.get("num_groups", 1), -1).var(-1, correction=0) + attributes.get("eps", EPS)
+    return power
 
 
 def instance_norm(x: Tensor, attributes: Mapping[str, Any]) -> Tensor:
-    return x.flatten(2).var(-1, correction=0) + attributes.get("eps", EPS)
+    power: Tensor = x.flatten(2).var(-1, correction=0) + attributes.get("eps", EPS)
+    return power
