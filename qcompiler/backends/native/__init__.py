@@ -1,0 +1,1 @@
+"""The native back end: a network as C."""
