@@ -32,9 +32,13 @@ class PackedConv:
     fold: bool
 
 
+def _ceil(a: int, b: int) -> int:
+    return (a + b - 1) // b
+
+
 def padded(channels: int) -> int:
     """The length of vectors with an entry a channel: m, b, sums."""
-    return 32 * -(-channels // 32)
+    return 32 * _ceil(channels, 32)
 
 
 def merged_groups(groups: int, out: int) -> int:
@@ -74,9 +78,9 @@ def pack_conv(weight: Int8, groups: int = 1, fold: bool = True) -> PackedConv:
 def _blocks(weights: Int8, multiple: int) -> Int8:
     """(groups, channels, spans, length) in blocks of 16 channels, their number padded to `multiple` channels."""
     groups, channels, spans, length = weights.shape
-    chunks = -(-length // 64)
-    width = chunks * 4 * -(-(-(-length // chunks)) // 4)
-    full = np.zeros((groups, multiple * -(-channels // multiple), spans, width), np.int8)
+    chunks = _ceil(length, 64)
+    width = chunks * 4 * _ceil(_ceil(length, chunks), 4)
+    full = np.zeros((groups, multiple * _ceil(channels, multiple), spans, width), np.int8)
     full[:, :channels, :, :length] = weights
     return np.ascontiguousarray(full.reshape(groups, -1, 16, spans, width // 4, 4).transpose(0, 1, 3, 4, 2, 5)).reshape(-1)
 
@@ -92,7 +96,7 @@ def pack_depthwise(weight: Int8) -> tuple[Int8, Int32]:
     """Weight (C, 1, *window) as [C / 16][kd][ceil(kh / 4)][kw][16][4 kernel rows], C padded to 64; and the sums."""
     window = (1,) * (5 - weight.ndim) + weight.shape[2:]
     depth, height, width = window
-    full = np.zeros((64 * -(-weight.shape[0] // 64), depth, 4 * -(-height // 4), width), np.int8)
+    full = np.zeros((64 * _ceil(weight.shape[0], 64), depth, 4 * _ceil(height, 4), width), np.int8)
     full[: weight.shape[0], :, :height] = weight.reshape(weight.shape[0], *window)
     parts = full.reshape(-1, 16, depth, full.shape[2] // 4, 4, width).transpose(0, 2, 3, 5, 1, 4)
     return np.ascontiguousarray(parts).reshape(-1), channel_sums(weight)
