@@ -15,8 +15,8 @@ from qcompiler.backends.native.plan.layer import Bound, Layer, image, rows
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
 
 if TYPE_CHECKING:
-    from qcompiler.backends.native.emit.layer_code import LayerCode
-    from qcompiler.backends.native.plan.planner import Planner
+    from qcompiler.backends.native.emit.layer_code import Call, LayerCode
+    from qcompiler.backends.native.plan.planner import Facts, Planner
     from qcompiler.backends.native.plan.sizes import Sizes
     from qcompiler.backends.native.steps import Step
 
@@ -108,6 +108,11 @@ class Conv(Layer):
         batch, space = shape[: -self.dims - 1], shape[-self.dims :]
         if shape[-self.dims - 1] != self.weight.shape[1] * self.groups:
             raise ValueError(f"{shape[-self.dims - 1]} channels, not {self.weight.shape[1] * self.groups}")
+        if self.residual is not None and sizes.shape(self.residual.value) != self._result(batch, space):
+            raise ValueError("a sum of values of two sizes")
+        return self._result(batch, space)
+
+    def _result(self, batch: Axes, space: Axes) -> Axes:
         return (*batch, self.channels, *(self.window.result(n, 3 - self.dims + i) for i, n in enumerate(space)))
 
     def place(self, sizes: Sizes) -> Place:
@@ -121,34 +126,34 @@ class Conv(Layer):
 
     def code(self, to: LayerCode) -> None:
         family = "depthwise" if self.is_depthwise else "conv"
-        fold = int(self.dims < 2 or (self.window.dilation[2] == 1 and self.groups == 1)) if family == "conv" else 0
-        fold = int(bool(fold) and not to.is_slice(self.x))
-        with to.call(family) as fields:
+        fold = self.window.kernel[2] > 1 and self.window.dilation[2] == 1 and to.is_whole(self.x)
+        with to.call("depthwise" if self.is_depthwise else "conv") as fields:
             fields.pixels("x", "y", *(["r"] if self.residual is not None else []))
             fields.window("k", self.window)
-            groups = self._weights(fields, family, fold)
-            if family == "conv":
-                fields.plain(groups=groups, fold=fold, floats=int(self.codes is None))
+            self._weights(fields, fold)
+            self._epilogue(fields)
             if self.codes is None:
-                fields.output("y", self.out)
+                fields.output("y.p", self.out)
         to.halo(self.out)
 
-    def _weights(self, fields: Any, family: str, fold: int) -> int:
-        if family == "depthwise":
-            packed = pack_depthwise(self.weight)
+    def _weights(self, fields: Call, fold: bool) -> None:
+        weight = self.weight.numpy()
+        if self.is_depthwise:
+            weights, sums = pack_depthwise(weight)
         else:
-            packed = pack_conv(self.weight, self.groups, bool(fold))
-        y = self.codes
-        m, b, wide = fold_epilogue(packed.sums, self.scale, self.bias, self.x_codes, y, self.weight[0].numel())
-        fields.data("w", packed.weights, "const int8_t *")
-        fields.data("wsum", packed.sums, "const int32_t *")
-        fields.data("e.m", m, "const float *")
-        fields.data("e.b", b, "const float *")
-        self._epilogue(fields, int(wide))
-        return int(getattr(packed, "groups", 1))
+            packed = pack_conv(weight, self.groups, fold)
+            weights, sums = packed.weights, packed.sums
+            fields.plain(groups=packed.groups, fold=int(packed.fold), floats=int(self.codes is None))
+        fields.data("w", weights)
+        fields.data("wsum", sums)
 
-    def _epilogue(self, fields: Any, wide: int) -> None:
-        fields.plain(**{"e.wide": wide})
+    def _epilogue(self, fields: Call) -> None:
+        bias = None if self.bias is None else self.bias.double().numpy()
+        y_scale = 1.0 if self.codes is None else self.codes.scale
+        folded = fold_epilogue(self.weight.numpy(), self.scale.numpy(), bias, self.x_codes.scale, self.x_codes.zero, y_scale)
+        fields.data("e.m", folded.m)
+        fields.data("e.b", folded.b)
+        fields.numbers(**{"e.wide": int(folded.wide)})
         if self.codes is None:
             return
         low, high = self.codes.limits(self.bounds if self.residual is None else None)
@@ -158,7 +163,7 @@ class Conv(Layer):
             fields.reals(**{"e.k": k, "e.kr": kr, "e.kc": kc})
             fields.numbers(**{"e.zero2": self.of_sum.zero, "e.lo2": self.residual.low, "e.hi2": self.residual.high})
         if self.table is not None:
-            fields.data("e.table", self.table, "const uint8_t *")
+            fields.data("e.table", self.table.numpy())
 
     def text(self) -> str:
         w = self.window
@@ -176,13 +181,13 @@ def sum_factors(a: Codes, b: Codes, y: Codes) -> tuple[float, float, float]:
     return a.scale / y.scale, b.scale / y.scale, (-a.zero * a.scale - b.zero * b.scale) / y.scale
 
 
-def refuse_conv(dims: int, step: Step, planner: Planner) -> str | None:
+def refuse_conv(dims: int, step: Step, facts: Facts) -> str | None:
     kwargs = step.kwargs
     if kwargs.get("padding_mode", "zeros") != "zeros":
         return f"padding mode {kwargs['padding_mode']!r:.20} has no C form"
     if any(isinstance(kwargs.get(name), str) for name in ("padding", "stride", "dilation")):
         return "its padding is computed from its sizes"
-    return planner.refuses_weight(step)
+    return facts.weight_fault(step.args[1])
 
 
 def plan_conv(dims: int, step: Step, planner: Planner) -> None:
@@ -198,5 +203,21 @@ def plan_conv(dims: int, step: Step, planner: Planner) -> None:
     planner.add(Conv(out, planner.label(step), x, dims, window, groups, weight, scale, bias, planner.codes[x], codes, kwargs.get("bounds")))
 
 
-def torch_zero_points(tensor: Tensor) -> bool:
-    return bool(torch.count_nonzero(tensor) == 0)
+def refuse_batch_norm(step: Step, facts: Facts) -> str | None:
+    rank = facts.rank(step.args[0])
+    if step.kwargs.get("training", False):
+        return "it uses the statistics of each batch"
+    return None if 3 <= rank <= 5 else f"its input has {rank} dimensions"
+
+
+def plan_batch_norm(step: Step, planner: Planner) -> None:
+    """y = x * f + (beta - mean * f), f = gamma / sqrt(var + eps): a depthwise convolution of 1 x 1 with weights of 1."""
+    mean, var, gamma, beta = (planner.tensor(a) if a is not None else None for a in (*step.args[1:], None, None)[:4])
+    assert mean is not None and var is not None
+    factor = torch.rsqrt(var.double() + step.kwargs.get("eps", 1e-5)) * (1.0 if gamma is None else gamma.double())
+    bias = -mean.double() * factor + (0.0 if beta is None else beta.double())
+    dims, x = planner.rank(planner.value(step.args[0])) - 2, planner.pixels(step.args[0], ())
+    ones = torch.ones((len(factor), 1, *(1,) * dims), dtype=torch.int8)
+    out, codes = planner.result(step)
+    planner.add(Conv(out, planner.label(step), x, dims, Window((1, 1, 1)), len(factor), ones, factor, bias, planner.codes[x], codes,
+                     step.kwargs.get("bounds")))  # fmt: skip

@@ -17,7 +17,7 @@ from qcompiler.ops.table import OPS
 
 if TYPE_CHECKING:
     from qcompiler.backends.native.emit.layer_code import LayerCode
-    from qcompiler.backends.native.plan.planner import Planner
+    from qcompiler.backends.native.plan.planner import Facts, Planner
     from qcompiler.backends.native.plan.sizes import Sizes
     from qcompiler.backends.native.steps import Step
 
@@ -93,7 +93,7 @@ class Map(Layer):
         with to.call("map") as fields:
             fields.pixels("y", "x")
             if self.table is not None:
-                fields.data("table", self.table, "const uint8_t *")
+                fields.data("table", self.table.numpy())
         to.halo(self.out)
 
     def text(self) -> str:
@@ -120,8 +120,8 @@ def aligned(y: Place, operands: list[Place]) -> list[Pixels]:
     return made
 
 
-def refuse_pair(step: Step, planner: Planner) -> str | None:
-    if not all(is_value(argument) and planner.is_codes(argument) for argument in step.args[:2]):
+def refuse_pair(step: Step, facts: Facts) -> str | None:
+    if not all(is_value(argument) and facts.is_codes(argument) for argument in step.args[:2]):
         return "one of its operands is no int8 value"
     return "its operands are scaled (alpha)" if step.kwargs.get("alpha", 1) != 1 else None
 
@@ -142,7 +142,7 @@ def table_of(step: Step, x: Codes, y: Codes) -> Tensor:
     return y.of(OPS.rows[step.op].fn(x.floats(), *step.args[1:], **kwargs))
 
 
-def refuse_function(step: Step, planner: Planner) -> str | None:
+def refuse_function(step: Step, facts: Facts) -> str | None:
     if any(is_value(argument) for argument in (*step.args[1:], *step.kwargs.values())):
         return "its settings are computed at run time"
     return None

@@ -14,7 +14,7 @@ from qcompiler.backends.native.plan.place import Axes, Place, channels_last
 
 if TYPE_CHECKING:
     from qcompiler.backends.native.emit.layer_code import LayerCode
-    from qcompiler.backends.native.plan.planner import Planner
+    from qcompiler.backends.native.plan.planner import Facts, Planner
     from qcompiler.backends.native.plan.sizes import Sizes
     from qcompiler.backends.native.steps import Step
 
@@ -79,9 +79,9 @@ class Pool(Layer):
         return f"{self.kind}_pool {size}"
 
 
-def refuse_pool(dims: int, step: Step, planner: Planner) -> str | None:
-    if planner.rank(planner.value(step.args[0])) not in (dims + 1, dims + 2):
-        return f"its input has {planner.rank(planner.value(step.args[0]))} dimensions"
+def refuse_pool(dims: int, step: Step, facts: Facts) -> str | None:
+    if facts.rank(step.args[0]) not in (dims + 1, dims + 2):
+        return f"its input has {facts.rank(step.args[0])} dimensions"
     settings = [step.kwargs.get(name) for name in ("kernel_size", "stride", "padding", "dilation", "divisor_override", "output_size")]
     return "its settings are computed from sizes" if any(_computed(s) for s in settings) else None
 
@@ -110,9 +110,9 @@ def _space(step: Step, rank: int) -> tuple[int, ...] | None:
     return None if dim is None else tuple(sorted(d % rank for d in (dim if isinstance(dim, (tuple, list)) else (dim,))))
 
 
-def refuse_mean(step: Step, planner: Planner) -> str | None:
+def refuse_mean(step: Step, facts: Facts) -> str | None:
     """A mean over all dimensions of space of an image is a pool."""
-    rank = planner.rank(planner.value(step.args[0]))
+    rank = facts.rank(step.args[0])
     dims = _space(step, rank)
     spatial = dims is not None and len(dims) in (1, 2, 3) and rank == len(dims) + 2 and dims == tuple(range(2, rank))
     return None if spatial else "a mean over other dimensions than those of space has no C form"

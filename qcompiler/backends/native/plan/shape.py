@@ -234,7 +234,7 @@ def copied(layer: Layer, sizes: Sizes) -> Bound:
 NOTHING = Moved(Place((), (), 0, 0), Place((), (), 0, 0), (0,) * 6, (0,) * 6, (0,) * 6, 1)
 
 
-def refuse_view(step: Step, planner: Facts) -> str | None:
+def refuse_view(step: Step, facts: Facts) -> str | None:
     if step.op == "getitem" and not all(_plain_index(i) for i in _indices(step.kwargs.get("index"))):
         return "it picks elements by a list of places"
     if any(isinstance(leaf, float) for leaf in leaves((step.args[1:], step.kwargs))):
@@ -280,7 +280,7 @@ def _piece(step: Step, planner: Planner, name: str, x: str, codes: Codes) -> str
     return planner.add(Map(name, planner.label(step), planner.side_by_side(f"%{x}"), table, "part"), codes)
 
 
-def refuse_cat(step: Step, planner: Facts) -> str | None:
-    if not isinstance(step.args[0], (list, tuple)) or not all(planner.is_codes(argument) for argument in step.args[0]):
+def refuse_cat(step: Step, facts: Facts) -> str | None:
+    if not isinstance(step.args[0], (list, tuple)) or not all(facts.is_codes(argument) for argument in step.args[0]):
         return "one of its parts is no int8 value"
     return None if type(step.kwargs.get("dim", 0)) is int else "its dimension is computed at run time"
