@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,10 @@ class Conv(Layer):
         rank = len(sizes.shape(self.out))
         order = channels_last(rank, rank == self.dims + 2) if self.dims else tuple(range(rank))
         return sizes.new(self.out, order, 1 if self.codes is not None else 4)
+
+    def cost(self, sizes: Sizes) -> int:
+        products = math.prod(sizes.shape(self.out)) * self.weight[0].numel()
+        return products // (30 if self.is_depthwise else 200)
 
     def bind(self, sizes: Sizes) -> Bound:
         places = [sizes.place(name) for name in (self.x, self.out, *self.reads[1:])]

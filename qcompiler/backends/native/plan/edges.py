@@ -21,6 +21,7 @@ class Quantize(Layer):
 
     x: str
     codes: Codes
+    channels_last: bool
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -31,7 +32,7 @@ class Quantize(Layer):
 
     def place(self, sizes: Sizes) -> Place:
         rank = len(sizes.shape(self.x))
-        return sizes.new(self.out, channels_last(rank) if rank >= 4 else tuple(range(rank)))
+        return sizes.new(self.out, channels_last(rank) if self.channels_last else tuple(range(rank)))
 
     def bind(self, sizes: Sizes) -> Bound:
         return _across(sizes.place(self.out), sizes.strides[self.x])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.layer import Layer
@@ -33,6 +34,12 @@ class Network:
     codes: Mapping[str, Codes]
     halos: Mapping[str, Axes]
     homes: Mapping[str, Home]
+
+    @cached_property
+    def whole(self) -> frozenset[str]:
+        """Values between whose pixels nothing lies, at all sizes."""
+        own = {layer.out for layer in self.layers if layer.owns} | {name for name, pads in self.halos.items() if any(pads)}
+        return frozenset(own - set(self.homes))
 
     @property
     def computing(self) -> tuple[Layer, ...]:

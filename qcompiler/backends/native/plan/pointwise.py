@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,14 +49,15 @@ class Pair(Layer):
 
     def bind(self, sizes: Sizes) -> Bound:
         y = sizes.place(self.out)
-        return Bound(aligned(y, [sizes.place(self.a).spread(y.shape), sizes.place(self.b).spread(y.shape)]))
+        a, b = (sizes.place(name).spread(y.shape) for name in self.reads)
+        return Bound(aligned(y, [a, b]), spread=[int(_fastest(b, y) != 0)])
 
     def code(self, to: LayerCode) -> None:
         low, high = self.codes.limits(self.bounds)
         with to.call(self.op) as fields:
             fields.pixels("y", "a", "b")
             fields.numbers(zero=self.codes.zero, lo=low, hi=high)
-            fields.steps("step", "b")
+            fields.step("step")
             if self.op == "add":
                 ka, kb, kc = sum_factors(self.a_codes, self.b_codes, self.codes)
                 fields.reals(ka=ka, kb=kb, kc=kc)
@@ -100,6 +102,12 @@ class Map(Layer):
         return f"table {self.name}"
 
 
+def _fastest(operand: Place, y: Place) -> int:
+    """Its stride along the fastest axis of y that is longer than 1."""
+    axis = next((d for d in reversed(y.order) if y.shape[d] > 1), y.order[-1] if y.order else None)
+    return 1 if axis is None or y.shape[axis] == 1 else operand.strides[axis]
+
+
 def aligned(y: Place, operands: list[Place]) -> list[Pixels]:
     """y and its operands, which have its shape, as pixels over the same five axes: the fastest of y's first."""
     order = y.order
@@ -128,11 +136,11 @@ def refuse_pair(step: Step, facts: Facts) -> str | None:
 
 def plan_pair(step: Step, planner: Planner) -> None:
     a, b = planner.value(step.args[0]), planner.value(step.args[1])
-    if planner.rank(a) < planner.rank(b):
-        a, b = b, a
+    if math.prod(planner.example.shape(a)) < math.prod(planner.example.shape(b)):
+        a, b = b, a  # the one that is spread stands behind
     out, codes = planner.result(step)
     assert codes is not None
-    a, b = planner.side_by_side(f"%{a}"), planner.like(f"%{b}", a)
+    b = planner.like(f"%{b}", a)
     planner.add(Pair(out, planner.label(step), step.op, a, b, planner.codes[a], planner.codes[b], codes, step.kwargs.get("bounds")))
 
 

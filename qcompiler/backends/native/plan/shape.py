@@ -69,8 +69,6 @@ class View(Layer):
 
     def shape(self, sizes: Sizes) -> Any:
         given = sizes.shape(self.x)
-        if self.op in SAME:
-            return given
         if given and isinstance(given[0], tuple):
             return given[self.kwargs["index"]]
         made = self.apply(torch.empty(given, dtype=torch.uint8, device="meta"), sizes)
@@ -81,8 +79,6 @@ class View(Layer):
 
     def place(self, sizes: Sizes) -> Any:
         given = sizes.places[self.x]
-        if self.op in SAME:
-            return given
         if isinstance(given, tuple):
             return given[self.kwargs["index"]]
         made = self.apply(given.meta(), sizes)
@@ -105,6 +101,10 @@ class Reshape(View):
         target = sizes.buffer(given.shape, joint_order(given, tuple(made.shape)), given.size)
         sizes.copies[self.out] = target
         return target.viewed(target.meta().view(made.shape))
+
+    @property
+    def owns(self) -> bool:
+        return False
 
     def bind(self, sizes: Sizes) -> Bound:
         return copied(self, sizes)
@@ -161,8 +161,15 @@ class Relayout(Layer):
         n, d, h, w = made.strides
         return self.wants == "rows" or (w > 0 and h % w == 0 and d % w == 0)
 
+    @property
+    def owns(self) -> bool:
+        return False
+
     def bind(self, sizes: Sizes) -> Bound:
-        return copied(self, sizes)
+        bound = copied(self, sizes)
+        if sizes.around(self.out):
+            bound.pixels.append(image(sizes.copies[self.out], self.dims))
+        return bound
 
     def code(self, to: LayerCode) -> None:
         to.copy()
@@ -217,7 +224,7 @@ def _groups(old: Axes, new: Axes) -> list[list[int]]:
 def copied(layer: Layer, sizes: Sizes) -> Bound:
     target = sizes.copies.get(layer.out)
     if target is None:
-        return Bound(moved=[NOTHING], pixels=[], idle=True)
+        return Bound(moved=[NOTHING])
     given = sizes.place(layer.reads[0])
     order = target.order
     axes = [(given.shape[d], (given.strides[d], target.strides[d])) for d in order]
@@ -257,6 +264,9 @@ def plan_view(step: Step, planner: Planner) -> None:
     out, codes = planner.result(step)
     if codes is not None and not same_codes(planner.codes[x], codes):
         x = planner.add(Map(f"{out}.codes", planner.label(step), x, requantized(planner.codes[x], codes), "codes"), codes)
+    if step.op in SAME:
+        planner.alias[out] = x
+        return
     kind = Reshape if step.op in ("reshape", "flatten") else View
     planner.add(kind(out, planner.label(step), x, step.op, step.args[1:], dict(step.kwargs)), planner.codes[x])
 
@@ -268,16 +278,17 @@ def plan_cat(step: Step, planner: Planner) -> None:
     dim = step.kwargs.get("dim", 0) % planner.rank(names[0])
     parts: list[str] = []
     for index, name in enumerate(names):
-        part = name if planner.may_move(name, codes) and name not in parts else _piece(step, planner, f"{out}.{index}", name, codes)
+        part = name if planner.may_move(name, codes) and name not in parts else _piece(step, planner, f"{out}.{index}", (name, names[0]), codes)
         planner.move(part, out, dim, tuple(parts))
         parts.append(part)
     planner.add(Cat(out, planner.label(step), tuple(parts), dim), codes)
 
 
-def _piece(step: Step, planner: Planner, name: str, x: str, codes: Codes) -> str:
-    """A copy of x in its place, on the steps of the whole."""
+def _piece(step: Step, planner: Planner, name: str, values: tuple[str, str], codes: Codes) -> str:
+    """A copy of a value in its place, on the steps of the whole; it lies as the first part does."""
+    x, first = values
     table = None if same_codes(planner.codes[x], codes) else requantized(planner.codes[x], codes)
-    return planner.add(Map(name, planner.label(step), planner.side_by_side(f"%{x}"), table, "part"), codes)
+    return planner.add(Map(name, planner.label(step), x if x == first else planner.like(f"%{x}", first), table, "part"), codes)
 
 
 def refuse_cat(step: Step, facts: Facts) -> str | None:

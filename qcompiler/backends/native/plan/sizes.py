@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qcompiler.backends.native.plan.place import Axes, Place, dense
 from qcompiler.backends.native.steps import is_value, mapped
 from qcompiler.errors import InputError, QCompilerError
+from qcompiler.input_text import first_sentence
 
 if TYPE_CHECKING:
     from qcompiler.backends.native.plan.network import Network
@@ -33,24 +34,23 @@ class Sizes:
     network: Network
     shapes: dict[str, Any] = field(default_factory=dict)  # a shape, a tuple of shapes, or a number
     places: dict[str, Any] = field(default_factory=dict)  # a Place, or a tuple of them
+    strides: dict[str, Axes] = field(default_factory=dict)  # of the float inputs, in elements
     copies: dict[str, Place] = field(default_factory=dict)  # of layers that move elements, and only where they must
     buffers: list[Buffer] = field(default_factory=list)
     now: int = 0
 
-    @staticmethod
-    def of(network: Network, shapes: Mapping[str, Axes]) -> Sizes:
-        """Raises InputError where an op cannot take the sizes."""
-        sizes = Sizes(network, dict(shapes))
-        for step in ("shape", "place"):
-            for sizes.now, layer in enumerate(network.layers):
+    def filled(self) -> Sizes:
+        """All shapes, then all places. Raises InputError where an op cannot take the sizes."""
+        for step in (self._shape, self._place):
+            for self.now, layer in enumerate(self.network.layers):
                 try:
-                    getattr(sizes, f"_{step}")(layer)
+                    step(layer)
                 except QCompilerError:
                     raise
                 except Exception as error:  # what torch, or a number that makes no sense, raises
-                    text = f"{layer.label}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                    text = f"{layer.label}: {type(error).__name__}: {first_sentence(error)}"
                     raise InputError(text, code="input-shape", hint="does the float model take this input?") from error
-        return sizes
+        return self
 
     def _shape(self, layer: Any) -> None:
         self.shapes[layer.out] = layer.shape(self)
