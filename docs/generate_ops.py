@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from qcompiler.backends.torch import kernels, mode_kernels, modes
+from qcompiler.backends.torch.kernels import mode_kernels, modes
+from qcompiler.backends.torch.kernels import table as kernels
 from qcompiler.ir.types import Mode
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op, Output, Spelling

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, fx, nn
 
 import qcompiler
-from qcompiler.backends.torch.kernels import ENGINES, Emit, Kernel, Operand, Site, register
+from qcompiler.backends.torch.kernels.table import ENGINES, Emit, Kernel, Operand, Site, register
 from qcompiler.debug import compute_sqnr
 from qcompiler.ir.attributes import attribute, set_parameter
 from qcompiler.ir.types import Stage

@@ -14,11 +14,11 @@ from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.artifact.notes import REMARKS, ROWS
-from qcompiler.backends.torch.lower import Lower
+from qcompiler.backends.torch.passes.lower import Lower
+from qcompiler.backends.torch.program.call_forms import CallForms, forms_of, join
+from qcompiler.backends.torch.program.module import CompiledModule, compile_graph
 from qcompiler.batches import batches, call_examples, check_data
 from qcompiler.checks import MARK, check_eval, check_examples
-from qcompiler.codegen.call_forms import CallForms, forms_of, join
-from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, as_config, check_attributes
 from qcompiler.debug.explain import Explanation, rows_of
 from qcompiler.debug.parity import require_parity

@@ -27,7 +27,7 @@ from qcompiler import (
 from qcompiler import remarks as remarks_of
 from qcompiler.artifact.header import further_forms
 from qcompiler.artifact.read import _read
-from qcompiler.codegen.call_forms import CallForms
+from qcompiler.backends.torch.program.call_forms import CallForms
 from qcompiler.debug import compare
 from qcompiler.errors import ArtifactError, CalibrationError, ConfigError, InputError
 from tests.flow import randn

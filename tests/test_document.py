@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, load, prepare_fx, save
-from qcompiler.backends.torch.lower import Lower
+from qcompiler.backends.torch.passes.lower import Lower
 from qcompiler.debug import Document, Recorder, document_of
 from qcompiler.debug.document import apply_delta, delta
 from qcompiler.errors import ConfigError

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qcompiler import ConfigError, QConfigMapping, explain, fuse_fx, get_default_qconfig, load, remarks, save
-from qcompiler.backends.torch import kernels
+from qcompiler.backends.torch.kernels import table as kernels
 from qcompiler.debug import compute_sqnr
 from qcompiler.errors import PassError
 from qcompiler.ir.types import Stage

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import qcompiler
-from qcompiler.codegen.once import quantized_engine
+from qcompiler.backends.torch.program.once import quantized_engine
 from qcompiler.debug import compare
 from qcompiler.errors import ConfigError
 from qcompiler.quantization.backend_config import get_onednn_backend_config

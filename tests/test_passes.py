@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qcompiler.backends.torch.lower import Lower
+from qcompiler.backends.torch.passes.lower import Lower
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.ir.text import format_graph
 from qcompiler.ir.types import Stage

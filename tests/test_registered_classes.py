@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qcompiler import QConfigMapping, calibrate, convert_fx, export_source, load, prepare_fx, remarks, save
 from qcompiler.artifact.classes import result_classes
-from qcompiler.codegen.program import Program
+from qcompiler.backends.torch.program.program import Program
 from qcompiler.errors import ConfigError, InputError, TraceError
 from tests.flow import randn
 

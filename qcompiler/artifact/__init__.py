@@ -6,8 +6,8 @@
     sha256 of everything before (32)
 
 The hashes prove integrity, not origin: whoever can write the file can write its hashes. Operations are names from a fixed
-registry (qcompiler/codegen/registry.py). Submodules left float and functions of the user's are not data: `save` names them and
-`load` takes them.
+registry (qcompiler/backends/torch/program/registry.py). Submodules left float and functions of the user's are not data: `save`
+names them and `load` takes them.
 """
 
 from __future__ import annotations

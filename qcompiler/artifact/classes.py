@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from qcompiler.codegen import registry
-from qcompiler.codegen.program import Program
+from qcompiler.backends.torch.program import registry
+from qcompiler.backends.torch.program.program import Program
 from qcompiler.errors import ConfigError
 from qcompiler.ops import trees
 from qcompiler.ops.records import form_of, registered

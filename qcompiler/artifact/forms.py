@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from qcompiler.codegen.call_forms import FORMS, CallForms, join
-from qcompiler.codegen.module import CompiledModule
-from qcompiler.codegen.program import Program
+from qcompiler.backends.torch.program.call_forms import FORMS, CallForms, join
+from qcompiler.backends.torch.program.module import CompiledModule
+from qcompiler.backends.torch.program.program import Program
 from qcompiler.errors import ConfigError
 
 

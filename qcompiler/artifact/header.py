@@ -9,10 +9,11 @@ from typing import Any
 
 from qcompiler.artifact.layout import ALIGN, FEATURES, MAX_DEPTH, MAX_DIMS, MAX_ENTRIES, MAX_TENSORS, SEVERAL_FORMS, Entry, corrupt
 from qcompiler.artifact.notes import check_notes
-from qcompiler.codegen.program import Program, ProgramError, is_path
-from qcompiler.codegen.registry import UnknownOpError
-from qcompiler.codegen.values import DTYPES, from_json
+from qcompiler.backends.torch.program.program import Program, ProgramError, is_path
+from qcompiler.backends.torch.program.registry import UnknownOpError
+from qcompiler.backends.torch.program.values import from_json
 from qcompiler.errors import ArtifactUnsafeError, ArtifactVersionError
+from qcompiler.files.dtypes import DTYPES
 
 
 def parse_header(raw: bytes) -> dict[str, Any]:

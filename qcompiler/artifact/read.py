@@ -18,9 +18,9 @@ from qcompiler.artifact.classes import result_classes
 from qcompiler.artifact.forms import joined, modules_of_form, tensors_of_form
 from qcompiler.artifact.header import entries_of, further_forms, parse_header, program_of
 from qcompiler.artifact.layout import ALIGN, DIGEST, FORMAT, MAGIC, MAX_HEADER, PREFIX, Entry, corrupt
-from qcompiler.codegen.build import Built
-from qcompiler.codegen.module import CompiledModule, assemble, index_containers, own_attributes
-from qcompiler.codegen.program import Program, ProgramError
+from qcompiler.backends.torch.program.build import Built
+from qcompiler.backends.torch.program.module import CompiledModule, assemble, index_containers, own_attributes
+from qcompiler.backends.torch.program.program import Program, ProgramError
 from qcompiler.errors import ArtifactError, ArtifactVersionError, ConfigError, QCompilerError
 from qcompiler.ir.check_qparams import scale_fault, zero_point_fault
 

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.artifact.layout import ALIGN, FORMAT, MAGIC, MAX_HEADER, PREFIX, SEVERAL_FORMS
+from qcompiler.backends.torch.program.call_forms import CallForms, forms_of
+from qcompiler.backends.torch.program.module import CompiledModule, own_attributes
+from qcompiler.backends.torch.program.program import canonical
+from qcompiler.backends.torch.program.values import to_json
 from qcompiler.checks import MARK
-from qcompiler.codegen.atomic import atomic_write
-from qcompiler.codegen.call_forms import CallForms, forms_of
-from qcompiler.codegen.module import CompiledModule, own_attributes
-from qcompiler.codegen.program import canonical
-from qcompiler.codegen.values import DTYPE_NAMES, to_json
 from qcompiler.errors import ConfigError, QCompilerError
+from qcompiler.files.atomic import atomic_write
+from qcompiler.files.dtypes import DTYPE_NAMES
 from qcompiler.ir.items import PLACES
 
 

@@ -19,10 +19,10 @@ import torch
 from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.backends.torch.lower import Lower
-from qcompiler.backends.torch.runtime import quantize_along
+from qcompiler.backends.torch.passes.lower import Lower
+from qcompiler.backends.torch.program.once import quantized_engine
+from qcompiler.backends.torch.runtime.functions import quantize_along
 from qcompiler.batches import batches, check_data
-from qcompiler.codegen.once import quantized_engine
 from qcompiler.debug.compare import Tallies, float_steps
 from qcompiler.debug.match import Site, match
 from qcompiler.debug.metrics import compute_sqnr

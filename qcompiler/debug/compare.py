@@ -9,10 +9,10 @@ import torch
 from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
+from qcompiler.backends.torch.program.call_forms import CallForms
+from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.batches import batches, check_data
 from qcompiler.checks import MARK, check_eval
-from qcompiler.codegen.call_forms import CallForms
-from qcompiler.codegen.module import CompiledModule
 from qcompiler.debug.comparison import Comparison, NodeError, ordered
 from qcompiler.debug.match import Matching, Site, match
 from qcompiler.debug.metrics import tensors

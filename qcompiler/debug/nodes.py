@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qcompiler.backends.torch import runtime
+from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.ir.attributes import attribute, has_attribute
 from qcompiler.ir.names import user_path
 from qcompiler.ir.text import format_arg, format_node, format_target

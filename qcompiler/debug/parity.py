@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.ambient import in_plain_torch
+from qcompiler.backends.torch.program.module import CompiledModule
+from qcompiler.backends.torch.program.states import fill
 from qcompiler.batches import batches, check_data
-from qcompiler.codegen.module import CompiledModule
-from qcompiler.codegen.states import fill
 from qcompiler.debug.match import match
 from qcompiler.debug.steps import Grid, steps_of_graph, steps_of_module
 from qcompiler.debug.walk import Seen, Walk, pairs

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qcompiler.codegen import registry
-from qcompiler.codegen.module import CompiledModule
-from qcompiler.codegen.program import KERNELS, Call
-from qcompiler.codegen.tensors import find
-from qcompiler.codegen.values import Const, Ref, Scale, ZeroPoint, walk
+from qcompiler.backends.torch.program import registry
+from qcompiler.backends.torch.program.module import CompiledModule
+from qcompiler.backends.torch.program.program import KERNELS, Call
+from qcompiler.backends.torch.program.tensors import find
+from qcompiler.backends.torch.program.values import Const, Ref, Scale, ZeroPoint, walk
 from qcompiler.debug.explain import Explanation
 from qcompiler.debug.nodes import clipped, compact, rounded
 from qcompiler.ir.text import format_arg

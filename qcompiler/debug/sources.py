@@ -12,9 +12,9 @@ from typing import Any
 from torch import fx
 
 from qcompiler.artifact.notes import ROWS
+from qcompiler.backends.torch.program.call_forms import CallForms
+from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.checks import MARK
-from qcompiler.codegen.call_forms import CallForms
-from qcompiler.codegen.module import CompiledModule
 from qcompiler.debug.document import Document
 from qcompiler.debug.explain import Explanation
 from qcompiler.debug.nodes import graph_nodes

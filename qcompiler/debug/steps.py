@@ -15,13 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from qcompiler.codegen import registry
-from qcompiler.codegen.module import CompiledModule
-from qcompiler.codegen.once import quantized_engine, run_once
-from qcompiler.codegen.program import Call
-from qcompiler.codegen.states import states_kept
-from qcompiler.codegen.tensors import find
-from qcompiler.codegen.values import Const, Ref, Scale, ZeroPoint, rewrite, walk
+from qcompiler.backends.torch.program import registry
+from qcompiler.backends.torch.program.module import CompiledModule
+from qcompiler.backends.torch.program.once import quantized_engine, run_once
+from qcompiler.backends.torch.program.program import Call
+from qcompiler.backends.torch.program.states import states_kept
+from qcompiler.backends.torch.program.tensors import find
+from qcompiler.backends.torch.program.values import Const, Ref, Scale, ZeroPoint, rewrite, walk
 from qcompiler.errors import InputError
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.text import format_target

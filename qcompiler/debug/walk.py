@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompiler.codegen.values import Ref, rewrite
+from qcompiler.backends.torch.program.values import Ref, rewrite
 from qcompiler.debug.match import Matching, Site
 from qcompiler.debug.steps import Env, Grid, Step, Steps, grid_of, real
 from qcompiler.ops.reference import dequantize, quantize

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.codegen.values import Ref, rewrite
+from qcompiler.backends.torch.program.values import Ref, rewrite
 from qcompiler.debug.metrics import compute_cosine_similarity, compute_normalized_l2_error, compute_sqnr, tensors
 from qcompiler.debug.steps import Env, Step, Steps
 from qcompiler.debug.walk import Seen, Walk

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from qcompiler.api import convert_fx, convert_to_reference_fx, fuse_fx, prepare_fx, prepare_qat_fx
-from qcompiler.codegen.module import CompiledModule
+from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.near_names import no_module
 from qcompiler.qconfig import get_default_qconfig

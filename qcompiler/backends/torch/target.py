@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompiler.backends.torch import conv, depthwise, modes
-from qcompiler.backends.torch.kernels import TABLE, TO_FLOAT
+from qcompiler.backends.torch.kernels import conv, depthwise, modes
+from qcompiler.backends.torch.kernels.speed import MARGIN, recurrent_times
+from qcompiler.backends.torch.kernels.table import TABLE, TO_FLOAT
 from qcompiler.backends.torch.site import ENGINES, INSTRUCTION_SETS, host_isa
-from qcompiler.backends.torch.speed import MARGIN, recurrent_times
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode, value_of
 from qcompiler.ops.obstacles import Obstacle

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from qcompiler.backends.torch import modes, tables
+from qcompiler.backends.torch.kernels import modes
+from qcompiler.backends.torch.runtime import tables
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.input_text import first_sentence
 from qcompiler.nn.place import place_of

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import fx, nn
 
-from qcompiler.codegen.module import CompiledModule
+from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.debug.compare import float_steps, is_graph, quantized_steps
 from qcompiler.debug.match import Matching, Site, match
 from qcompiler.debug.metrics import tensors

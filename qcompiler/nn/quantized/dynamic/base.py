@@ -7,9 +7,10 @@ from typing import Any, ClassVar, NoReturn, Self
 import torch
 from torch import Tensor, nn
 
-from qcompiler.backends.torch import modes, runtime
+from qcompiler.backends.torch.kernels import modes
+from qcompiler.backends.torch.program.once import quantized_engine
+from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.site import host_isa
-from qcompiler.codegen.once import quantized_engine
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.ir.types import Mode
 from qcompiler.nn.place import place_of
