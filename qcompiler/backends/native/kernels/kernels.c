@@ -4,15 +4,27 @@
 #include "isa.h"
 
 #include "boundary.h"
+#if QC_ISA == QC_AMX
+#include "conv_amx.h"
+#else
 #include "conv_scalar.h"
+#endif
 #include "depthwise_scalar.h"
 #include "elementwise.h"
 #include "pool.h"
 
+#if QC_ISA == QC_AMX
+#define QC_CONV qc_conv_amx
+#define QC_END qc_amx_end
+#else
 #define QC_CONV qc_conv_rows
+#define QC_END qc_nothing
+#endif
 #define QC_DEPTHWISE qc_depthwise_rows
 
-static void qc_end(void) {}
+#if QC_ISA != QC_AMX
+static void qc_nothing(void) {}
+#endif
 
 #define QC_JOIN2(a, b) a##b
 #define QC_JOIN(a, b) QC_JOIN2(a, b)
@@ -22,7 +34,7 @@ static void qc_end(void) {}
 
 const qc_kernels QC_JOIN(qc_kernels_, QC_NAME) = {
     QC_TEXT(QC_NAME),
-    qc_end,
+    QC_END,
     QC_PAIR(QC_CONV),
     QC_PAIR(QC_DEPTHWISE),
     QC_PAIR(qc_add_rows),
