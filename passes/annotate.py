@@ -22,12 +22,13 @@ from qcompiler.ops.arguments import SIZES, activations, changes
 from qcompiler.ops.functional import getitem
 from qcompiler.ops.obstacles import COMPUTED_WEIGHT, Obstacle
 from qcompiler.ops.reasons import no_row
-from qcompiler.ops.spec import Op, Output, Role, Spelling
+from qcompiler.ops.spec import Op, Output, Role
 from qcompiler.ops.state_nodes import is_read, is_write
 from qcompiler.ops.stays_float import starved
 from qcompiler.ops.table import Table
 from qcompiler.pass_manager import Context
 from qcompiler.qconfig import mode_of
+from qcompiler.qconfig_of_call import calls_a_module, rule_of_call
 
 TAKES_PART = (operator.getitem, getitem, getattr)
 
@@ -107,14 +108,11 @@ def _check_users(name: str, nodes: tuple[fx.Node, fx.Node], quants: tuple[Quant,
 
 def _qconfig(node: fx.Node, row: Op | None, context: Context, calls: dict[tuple[str, Any], int]) -> Any:
     """The node's qconfig by the mapping; module rules see the module's class, function rules the row's functions."""
-    row = row and row.settled
-    path = source_of(node).module_path
-    module_type = context.module_types.get(path)
-    is_module = module_type in {form.cls for form in (row.modules if row is not None else ())}
-    ops = [] if is_module else [s.target if isinstance(s, Spelling) else s for s in (row.spellings if row is not None else ())]
+    row, path = row and row.settled, source_of(node).module_path
+    is_module = calls_a_module(node, row, context.module_types)
     key = (path.rpartition(".")[0] if is_module else path, row.name if row else node.target)
     index = calls[key] = calls.get(key, -1) + 1
-    rule = context.mapping.matches(path, module_type, [o for o in ops if not isinstance(o, str)], index)[0]
+    rule = rule_of_call(context.mapping, node, row, context.module_types, index)
     context.used_rules.append(rule)
     return rule.qconfig
 

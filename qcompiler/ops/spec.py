@@ -100,6 +100,7 @@ class Op:
     adds_values: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # SAME, but may give values outside its input's range
     averages: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # SAME, but gives values between its input's steps
     weight_axis: int = 0
+    commutes: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # the first two arguments may change places
     elementwise: bool = False  # a unary function of single values: exact as a 256-entry table
     row_power: RowPower | None = None  # a normalization: what it divides each row of its input by, squared
     rounds_input: bool = False  # its kernels compute in float, so that an int8 input only costs accuracy
