@@ -17,10 +17,10 @@ import torch
 from torch import fx, nn
 
 from qcompiler.backends.torch.kernels import table as kernels
-from qcompiler.backends.torch.program.program import canonical
 from qcompiler.debug.dump_record import versions
 from qcompiler.debug.plain_data import Writer
 from qcompiler.files.safetensors import safetensors
+from qcompiler.files.values import canonical
 from qcompiler.ir.types import QUANT, SOURCE, VALUE
 from qcompiler.pass_manager import Context, Pass
 
