@@ -22,13 +22,13 @@ class Home:
 
 @dataclass(frozen=True)
 class Network:
-    """`inputs`: (name, rank) of the tensors it takes. `outputs`: what it hands out. `codes`: of each value that is codes.
+    """`inputs`: (name, the example's shape) of the tensors it takes. `outputs`: what it hands out. `codes`: of each value that is codes.
 
     `halos`: how wide a rim of zero points the readers of a value want, for its dimensions of space. `homes`: values that are made in
     their place in a cat.
     """
 
-    inputs: tuple[tuple[str, int], ...]
+    inputs: tuple[tuple[str, Axes], ...]
     outputs: tuple[str, ...]
     layers: tuple[Layer, ...]
     codes: Mapping[str, Codes]

@@ -160,4 +160,4 @@ def plan_function(step: Step, planner: Planner) -> None:
     x = planner.value(step.args[0])
     out, codes = planner.result(step)
     assert codes is not None
-    planner.add(Map(out, planner.label(step), x, table_of(step, planner.codes[x], codes), step.op))
+    planner.add(Map(out, planner.label(step), x, table_of(step, planner.codes[x], codes), step.op), codes)
