@@ -114,8 +114,8 @@ def prepare_fx(
     model = module_of(model)
 
     def prepared(inputs: Any, kwargs: Mapping[str, Any] | None) -> fx.GraphModule:
-        settings = settings_for(model, qconfig_mapping=qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table, rules=rules,
-                                strict=strict, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
+        settings = settings_for(model, qconfig_mapping=qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table,
+                                rules=rules, strict=strict, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
                                 concrete_args=concrete_args)  # fmt: skip
         return _prepare(model, settings, (inputs, kwargs), passes, debug)
 
@@ -266,7 +266,7 @@ def convert_fx(
     gm, state = _observed(prepared, allow_uncalibrated)
     chosen, target = _chosen(gm, state.settings, backend)
     assert chosen.build is not None
-    settings = state.settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}), target=target)
+    settings = state.settings.with_(target=target, quantized_classes=custom.observed_to_quantized_mapping.get("static", {}))
     context = Context(settings, state.journal, state.example if check_parity and not settings.trains else None)
     pipeline = pipeline_for(settings).with_lowering(chosen.passes)
     check_attributes(prepared, custom.preserved_attributes)
@@ -289,7 +289,7 @@ def convert_fx(
 
 
 def _chosen(gm: fx.GraphModule, settings: Settings, name: str | None) -> tuple[Backend, Target]:
-    """The back end to build for, and its target. Raises ConfigError for one that builds nothing, or cannot have what was decided."""
+    """The back end to build for, and its target. ConfigError for one that builds nothing, or cannot have what was decided."""
     chosen = backend_of(name or settings.target.backend)
     if chosen.build is None:
         raise ConfigError(f"the back end {chosen.name} builds no modules", code="backend",
