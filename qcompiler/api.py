@@ -114,8 +114,8 @@ def prepare_fx(
     model = module_of(model)
 
     def prepared(inputs: Any, kwargs: Mapping[str, Any] | None) -> fx.GraphModule:
-        settings = settings_for(model, qconfig_mapping=qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table,
-                                rules=rules, strict=strict, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
+        settings = settings_for(model, qconfig_mapping=qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table, rules=rules,
+                                strict=strict, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
                                 concrete_args=concrete_args)  # fmt: skip
         return _prepare(model, settings, (inputs, kwargs), passes, debug)
 
@@ -266,19 +266,19 @@ def convert_fx(
     gm, state = _observed(prepared, allow_uncalibrated)
     chosen, target = _chosen(gm, state.settings, backend)
     assert chosen.build is not None
-    settings = state.settings.with_(target=target, quantized_classes=custom.observed_to_quantized_mapping.get("static", {}))
+    settings = state.settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}), target=target)
     context = Context(settings, state.journal, state.example if check_parity and not settings.trains else None)
     pipeline = pipeline_for(settings).with_lowering(chosen.passes)
     check_attributes(prepared, custom.preserved_attributes)
     kept = state.user_attributes | {name: getattr(prepared, name) for name in custom.preserved_attributes}
     with watched(debug, "convert", state.name, context):  # setting the lowered graph makes its code
         run_passes(gm, pipeline.quantize, Stage.OBSERVED, context, recompile=False)
-        nodes = list(gm.graph.nodes)
+        rows, decided = rows_of(gm.graph.nodes, settings.table), len(context.journal.floats)
         run_passes(gm, pipeline.lower, Stage.QUANTIZED, context, recompile=False)
     module = chosen.build(gm, Model(state.name, target, kept))
     setattr(module, MARK, "converted")
     setattr(module, WEIGHTS, state.weights)
-    setattr(module, ROWS, rows_of(nodes, settings.table).to_data())
+    setattr(module, ROWS, rows.without(context.journal.floats[decided:]).to_data())
     if check_parity and settings.trains and state.example is not None:
         found = require_parity(prepared, module, state.example)
         state.journal.remarks.append(Remark("parity", "parity", str(found)))
@@ -289,7 +289,7 @@ def convert_fx(
 
 
 def _chosen(gm: fx.GraphModule, settings: Settings, name: str | None) -> tuple[Backend, Target]:
-    """The back end to build for, and its target. ConfigError for one that builds nothing, or cannot have what was decided."""
+    """The back end to build for, and its target. Raises ConfigError for one that builds nothing, or cannot have what was decided."""
     chosen = backend_of(name or settings.target.backend)
     if chosen.build is None:
         raise ConfigError(f"the back end {chosen.name} builds no modules", code="backend",

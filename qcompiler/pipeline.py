@@ -29,6 +29,7 @@ from qcompiler.qat.ops import training_table
 from qcompiler.qconfig_mapping import QConfigMapping, as_mapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
 from qcompiler.rewrite import Rule
 from qcompiler.settings import Settings
+from qcompiler.target import Target
 from qcompiler.trace import fold_parametrizations, trace
 from qcompiler.trace.parametrize import is_computed
 
@@ -65,7 +66,7 @@ def settings_for(model: nn.Module, trains: bool = False, **choices: Unpack[Choic
     table = choices.get("table", OPS)
     return Settings(
         table=training_table(table) if trains else table,
-        mapping=_mapping(model, choices.get("qconfig_mapping"), target.qconfigs, trains),
+        mapping=_mapping(model, choices.get("qconfig_mapping"), target, trains),
         module_types={name: type_before_parametrizations(module) for name, module in model.named_modules()},
         target=target,
         rules=tuple(choices.get("rules", ())),
@@ -77,10 +78,10 @@ def settings_for(model: nn.Module, trains: bool = False, **choices: Unpack[Choic
     )
 
 
-def _mapping(model: nn.Module, given: Any, qconfigs: str, trains: bool) -> QConfigMapping:
-    """The mapping that was given, or the back end's default, with the modules' own `.qconfig`; it names only what the model has."""
+def _mapping(model: nn.Module, given: Any, target: Target, trains: bool) -> QConfigMapping:
+    """The mapping that was given, or the target's default, with the modules' own `.qconfig`; it names only what the model has."""
     default = get_default_qat_qconfig_mapping if trains else get_default_qconfig_mapping
-    mapping = (as_mapping(given) if given is not None else default(qconfigs)).with_attributes(model)
+    mapping = (as_mapping(given) if given is not None else default(target.qconfigs)).with_attributes(model)
     mapping.check_names(name for name, _ in model.named_modules())
     return mapping
 
