@@ -23,8 +23,10 @@ from qcompiler.passes.insert_observers import InsertObservers
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from qcompiler.passes.join_for_training import JoinForTraining
 from qcompiler.passes.join_qparams import JoinQParams
+from qcompiler.passes.judge_averages import JudgeAverages
 from qcompiler.passes.judge_parts import JudgeParts
 from qcompiler.passes.judge_recurrent import JudgeRecurrent, WatchRecurrent
+from qcompiler.passes.judge_rows import JudgeRows, WatchRows
 from qcompiler.passes.keep_float import KeepFloat
 from qcompiler.passes.remove_identities import RemoveIdentities
 from qcompiler.passes.resolve_padding import ResolvePadding
@@ -37,10 +39,11 @@ from qcompiler.settings import Settings
 
 FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
 DECIDE = (Annotate(), KeepFloat(), FuseSums(), HandOutFloats(), ShareQParams())
-OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent())  # FUSED -> OBSERVED
+OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent(), WatchRows())  # FUSED -> OBSERVED
 OBSERVE_TRAINING = (*DECIDE, JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 # OBSERVED -> QUANTIZED
-QUANTIZE = (JudgeRecurrent(), FreezeQParams(), ScaleParts(), JudgeParts(), JoinQParams(), InsertQuantizeDequantize())
+QUANTIZE = (JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeParts(), JudgeAverages(), JoinQParams(),
+            InsertQuantizeDequantize())  # fmt: skip
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided
 OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE
 QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # QUANTIZED, before lowering: from here on those modules take quint8 tensors

@@ -19,6 +19,7 @@ from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.table import Table
 from qcompiler.rewrite import Rule, run_rules
 from qcompiler.settings import Settings
+from qcompiler.target import Target
 
 HOW_TO_REPRODUCE = "set QCOMPILER_DEBUG=folder and run again: it writes repro.py, which shows this failure without your model"
 
@@ -50,7 +51,7 @@ class Context:
         return self.settings.table
 
     @property
-    def target(self) -> Any:
+    def target(self) -> Target:
         return self.settings.target
 
     @property
@@ -76,7 +77,7 @@ class Context:
         direct = [user for value in values for user in value.users]
         takers = [*direct, *(u for user in direct if user.op == "call_module" for u in user.users)]
         rows = ((user, self.table.of(user)) for user in takers if quant_of(user).int8)
-        return any(row is not None and row.macs is not None and self.target.needs_7_bits(row, user) for user, row in rows)
+        return any(row is not None and row.macs is not None and self.target.activation_bits(row, user) < 8 for user, row in rows)
 
     def allows(self, rewrite: str, node: fx.Node | None = None) -> bool:
         """Whether an optional rewrite may be done: the gate of the compile numbers the questions and answers them."""

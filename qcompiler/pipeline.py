@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils._pytree import tree_map_only
 
 from qcompiler.backend_config import as_backend_config
-from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.backends import backend_of
 from qcompiler.checks import check_eval, check_examples, check_model, check_training
 from qcompiler.custom_config import PrepareCustomConfig, as_config
 from qcompiler.errors import ConfigError, Where
@@ -50,6 +50,7 @@ class Choices(TypedDict, total=False):
     strict: bool
     table: Table
     rules: Sequence[Rule]
+    backend: str
     engine: str | None
     isa: str | None
 
@@ -60,11 +61,11 @@ def settings_for(model: nn.Module, trains: bool = False, **choices: Unpack[Choic
     (check_training if trains else check_eval)(model)
     custom = as_config(choices.get("prepare_custom_config"), PrepareCustomConfig)
     custom.check(model)
-    target = _target(choices.get("engine"), choices.get("isa"))
+    target = backend_of(choices.get("backend", "torch")).target(choices.get("engine"), choices.get("isa"))
     table = choices.get("table", OPS)
     return Settings(
         table=training_table(table) if trains else table,
-        mapping=_mapping(model, choices.get("qconfig_mapping"), target.engine, trains),
+        mapping=_mapping(model, choices.get("qconfig_mapping"), target.qconfigs, trains),
         module_types={name: type_before_parametrizations(module) for name, module in model.named_modules()},
         target=target,
         rules=tuple(choices.get("rules", ())),
@@ -76,15 +77,10 @@ def settings_for(model: nn.Module, trains: bool = False, **choices: Unpack[Choic
     )
 
 
-def _target(engine: str | None, isa: str | None) -> TorchTarget:
-    engine = engine or torch.backends.quantized.engine
-    return TorchTarget(engine, isa) if isa else TorchTarget(engine)
-
-
-def _mapping(model: nn.Module, given: Any, engine: str, trains: bool) -> QConfigMapping:
-    """The mapping that was given, or the engine's default, with the modules' own `.qconfig`; it names only what the model has."""
+def _mapping(model: nn.Module, given: Any, qconfigs: str, trains: bool) -> QConfigMapping:
+    """The mapping that was given, or the back end's default, with the modules' own `.qconfig`; it names only what the model has."""
     default = get_default_qat_qconfig_mapping if trains else get_default_qconfig_mapping
-    mapping = (as_mapping(given) if given is not None else default(engine)).with_attributes(model)
+    mapping = (as_mapping(given) if given is not None else default(qconfigs)).with_attributes(model)
     mapping.check_names(name for name, _ in model.named_modules())
     return mapping
 

@@ -11,6 +11,7 @@ from qcompiler.custom_config import PrepareCustomConfig
 from qcompiler.ops.table import OPS, Table
 from qcompiler.qconfig_mapping import QConfigMapping, type_name
 from qcompiler.rewrite import Rule
+from qcompiler.target import Neutral, Target
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Settings:
     table: Table = OPS
     mapping: QConfigMapping = field(default_factory=QConfigMapping)
     module_types: Mapping[str, type | str] = field(default_factory=dict)
-    target: Any = None
+    target: Target = field(default_factory=Neutral)
     rules: tuple[Rule, ...] = ()
     strict: bool = False
     trains: bool = False

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.backends.torch.passes import LOWERING
+from qcompiler.backends import backend_of
 from qcompiler.batches import batches, check_data
 from qcompiler.custom_config import ConvertCustomConfig, as_config
 from qcompiler.debug.bisect_states import Compile, Metric, Probe, State
@@ -125,7 +125,7 @@ def bisect(
                             concrete_args=concrete_args)  # fmt: skip
     custom = as_config(convert_custom_config, ConvertCustomConfig)
     settings = settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}))
-    pipeline = pipeline_for(settings).with_passes(passes).with_lowering(LOWERING)
+    pipeline = pipeline_for(settings).with_passes(passes).with_lowering(backend_of(settings.target.backend).passes)
     pipeline = (pipeline.reference if reference else pipeline).with_replaced(replace or {})
     return _Search(Compile(model, data, settings, pipeline), function, (float_tol_db, tol_db)).run()
 

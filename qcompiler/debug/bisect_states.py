@@ -18,14 +18,14 @@ import torch
 from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.backends.torch.program.once import quantized_engine
+from qcompiler.backends import backend_of
 from qcompiler.backends.torch.runtime.functions import quantize_along
 from qcompiler.debug.compare import Tallies, float_steps
 from qcompiler.debug.match import Site, match
-from qcompiler.debug.steps import Steps, steps_of_graph
 from qcompiler.debug.tally import Tally
 from qcompiler.debug.walk import Walk
 from qcompiler.errors import InputError, QCompilerError
+from qcompiler.executable.steps import Steps, steps_of_graph
 from qcompiler.gate import Gate, gated
 from qcompiler.ir.types import Stage, quant_of
 from qcompiler.observers.watch import Watch
@@ -120,7 +120,8 @@ class Compile:
     def _measure(self, gm: fx.GraphModule) -> tuple[Tallies, list[Any]]:
         steps = steps_of_graph(gm.eval())
         tallies = Tallies(Walk(self.floats, steps, match(self.floats, steps)))
-        with torch.inference_mode(), quantized_engine(self.settings.target.engine), self.floats.kept(), steps.kept():
+        running = backend_of(self.settings.target.backend).running(self.settings.target)
+        with torch.inference_mode(), running, self.floats.kept(), steps.kept():
             return tallies, [tallies.walk.run(args, kwargs, tallies.visit)[1] for args, kwargs in self.data]
 
 

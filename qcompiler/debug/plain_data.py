@@ -5,7 +5,7 @@ attributes as data. Reading takes the things behind the names from a table that 
 
 | JSON | stands for |
 |---|---|
-| what backends/torch/program/values.py writes | numbers, text, dtypes, slices, tuples, lists |
+| what files/values.py writes | numbers, text, dtypes, slices, tuples, lists |
 | {"node": name} | another node of the graph |
 | {"call": name} | an operation of the compiler's registry |
 | {"name": key} | a class, function or module-level object |
@@ -32,9 +32,9 @@ import torch
 from torch import fx, nn
 
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.values import from_json, to_json
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.files.safetensors import SAFETENSORS
+from qcompiler.files.values import from_json, to_json
 from qcompiler.ops.table import OPS, Table
 from qcompiler.qat.ops import is_for_training, training_table
 

@@ -17,6 +17,7 @@ from qcompiler.backends.torch.passes.check_sites import Codes, Lowered, wrong_si
 from qcompiler.backends.torch.passes.reuse_memory import reuse_memory
 from qcompiler.backends.torch.runtime.functions import as_quantized, quantize_along, quantize_constant
 from qcompiler.backends.torch.site import Emit, Half, Kernel, Operand, Rounded, Site, Weight, cut
+from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
@@ -50,7 +51,7 @@ def _checked(gm: fx.GraphModule, context: Context) -> fx.Graph:
         lowering = _Lowering(gm, context, wrong)
         graph = lowering.graph(gm.graph)
         graph.eliminate_dead_code()
-        found = [] if context.example is None else wrong_sites(gm, graph, lowering.sites, context.example, context.target.engine)
+        found = [] if context.example is None else wrong_sites(gm, graph, lowering.sites, context.example, lowering.target.engine)
         for entry in found:
             site = entry.lowered
             reason = f"{site.kernel} is wrong on the example inputs: {entry.text}"
@@ -64,7 +65,7 @@ class _Lowering:
     """One walk over the QUANTIZED graph. `plain`: old node -> new node with its float (or other) value; `int8`: old node -> quint8."""
 
     def __init__(self, gm: fx.GraphModule, context: Context, wrong: Mapping[str, Mapping[str, str]]) -> None:
-        self.gm, self.context, self.wrong = gm, context, wrong
+        self.gm, self.context, self.wrong, self.target = gm, context, wrong, TorchTarget.of(context.target)
         self.sites: list[Lowered] = []
         self.new = fx.Graph()
         self.new.owning_module = gm
@@ -194,7 +195,7 @@ class _Lowering:
         if qparams is None or (low <= 0 and high >= 255):
             return made
         self._annotated(made, old).meta[VALUE] = Value(None, None)
-        return cut(self.context.target.engine, Emit(self.new, self.gm), made, qparams, max(low, 0), min(high, 255))
+        return cut(self.target.engine, Emit(self.new, self.gm), made, qparams, max(low, 0), min(high, 255))
 
     def _argument(self, arg: Any) -> Any:
         """A site's argument: Operand for what was dequantized, Weight for int8 parameters, new nodes and constants otherwise."""
@@ -233,7 +234,7 @@ class _Lowering:
             return False
         args = tuple(self._argument(a) if isinstance(a, fx.Node) and a.target in LAZY else self._float_argument(a) for a in node.args)
         attributes = fx.node.map_arg(node.kwargs, self.float_of)
-        site = Site(row, node, args, attributes, FLOATS, self.context.target.engine, self.context.target.isa)
+        site = Site(row, node, args, attributes, FLOATS, self.target.engine, self.target.isa)
         kernel = select_mode(site, mode)
         if kernel is None:
             return False
@@ -268,8 +269,7 @@ class _Lowering:
             return False
         args = [self._argument(a) for a in node.args]
         attributes = fx.node.map_arg(node.kwargs, self.float_of)
-        target = self.context.target
-        site = Site(row, node, tuple(args), attributes, output or FLOATS, target.engine, target.isa, self._ends(output))
+        site = Site(row, node, tuple(args), attributes, output or FLOATS, self.target.engine, self.target.isa, self._ends(output))
         wrong = self.wrong.get(node.name, {})
         kernel: Kernel | Refused = TO_FLOAT[row.name] if to_float else select(site, wrong)
         if isinstance(kernel, Kernel) and kernel.label in wrong:
@@ -311,7 +311,7 @@ class _Lowering:
         self.sites.append(Lowered(node, kernel, result, next(iter(made), None), args, kwargs, output))
 
     def _refused(self, node: fx.Node, reasons: str) -> None:
-        reason = f"no kernel on {self.context.target.engine}: {reasons}"
+        reason = f"no kernel on {self.target.engine}: {reasons}"
         node.meta[QUANT] = quant_of(node).with_(int8=False, reason=reason)
         self.context.remark("lower", "no-kernel", f"stays float: {reason}", node)
 
