@@ -31,7 +31,6 @@ from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.items import ITEMS, items_of
 from qcompiler.ir.names import user_path
 from qcompiler.ir.types import Stage
-from qcompiler.ir.verify import verify
 from qcompiler.kinds import module_of
 from qcompiler.observers.watch import Batch, Watch
 from qcompiler.ops.state_nodes import held_names
@@ -41,6 +40,7 @@ from qcompiler.passes import FUSE, OBSERVE, OBSERVE_CUSTOM, OBSERVE_TRAINING, QU
 from qcompiler.pipeline import check_float, context_for, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, state_of, user_attributes
 from qcompiler.qat.sites import FakeQuantWatch
+from qcompiler.stages.verify import verify
 from qcompiler.trace.examples import example_inputs_for
 
 NOT_SIMULATED = "nothing in the model is fake-quantized, so training was that of the float model: no rounding was learned"
@@ -201,7 +201,7 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
     state = _state(prepared)
     if allow_uncalibrated not in ("error", "float"):
         raise ConfigError(f'allow_uncalibrated is "error" or "float", not {allow_uncalibrated!r:.80}', code="allow-uncalibrated")
-    verify(prepared, Stage.OBSERVED)
+    verify(prepared, Stage.OBSERVED, table=state.context.table)
     observers: dict[int, Any] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
     try:
         gm = copy.deepcopy(prepared, {} if state.context.trains else observers)  # observers are read, and dropped from the copy
@@ -297,8 +297,7 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
     """
     for form in forms_of(prepared):
         if isinstance(form, fx.GraphModule) or getattr(form, MARK, None) != "prepared":  # else quantization.prepare's
-            _state(form)
-            verify(form, Stage.OBSERVED)  # type: ignore[arg-type]
+            verify(form, Stage.OBSERVED, table=_state(form).context.table)  # type: ignore[arg-type]
     check_data(data)
     items = [data] if isinstance(data, torch.Tensor) else data
     batch, count = Batch(prepared), 0

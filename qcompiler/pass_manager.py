@@ -14,10 +14,11 @@ from qcompiler.errors import PassError, QCompilerError, Where
 from qcompiler.gate import allow
 from qcompiler.ir.provenance import inherit_sources
 from qcompiler.ir.types import QUANT, Stage, quant_of
-from qcompiler.ir.verify import verify, where
+from qcompiler.ir.verify import where
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.table import OPS, Table
 from qcompiler.rewrite import Rule, run_rules
+from qcompiler.stages.verify import verify
 
 HOW_TO_REPRODUCE = "set QCOMPILER_DEBUG=folder and run again: it writes repro.py, which shows this failure without your model"
 
@@ -220,7 +221,7 @@ def run_passes(
     outer = context.instruments
     context.instruments = (*outer, *instruments)
     try:
-        verify(gm, stage)
+        verify(gm, stage, table=context.table)
         context.stage = stage
         for step in passes:
             context.step = step
@@ -244,7 +245,7 @@ def _run(step: Pass, gm: fx.GraphModule, context: Context) -> PassRecord:
         changed = step.run(gm, context) if wanted else False
         inherit_sources(gm.graph)
         middle = time.perf_counter()
-        verify(gm, step.stage, after=step.name)
+        verify(gm, step.stage, after=step.name, table=context.table)
     except Exception as error:
         _fail(step, gm, context, error)
     end = time.perf_counter()

@@ -19,13 +19,13 @@ from qcompiler.checks import check_eval, check_examples, check_model, check_trai
 from qcompiler.custom_config import PrepareCustomConfig, as_config
 from qcompiler.errors import ConfigError, Where
 from qcompiler.ir.types import ONLY_CHILD, SOURCE, Stage, source_of
-from qcompiler.ir.verify import verify
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.state_nodes import held_names
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Remark
 from qcompiler.qat.ops import training_table
 from qcompiler.qconfig_mapping import as_mapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
+from qcompiler.stages.verify import verify
 from qcompiler.trace import fold_parametrizations, trace
 from qcompiler.trace.parametrize import is_computed
 

@@ -34,13 +34,13 @@ from qcompiler.backends.torch.kernels import Refused, select
 from qcompiler.debug import compute_sqnr
 from qcompiler.errors import PassError
 from qcompiler.ir.types import QUANT, Stage, quant_of
-from qcompiler.ir.verify import verify
 from qcompiler.ops.spec import Op, Output, Role
 from qcompiler.ops.table import OPS
 from qcompiler.pass_manager import run_passes
 from qcompiler.passes.freeze_qparams import FreezeQParams
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from qcompiler.prepared import state_of
+from qcompiler.stages.verify import verify
 from tests.flow import ENGINES, flow, randn
 from tests.test_ops import CASES, Case
 
