@@ -327,7 +327,7 @@ def test_an_int8_op_without_qparams_is_named_by_the_verifier() -> None:
         verify(gm, Stage.QUANTIZED, after="x")
 
 
-@pytest.mark.parametrize("changes", [{}, {"int8": False}])
+@pytest.mark.parametrize("changes", [{}, {"int8": False, "reason": "it changed its mind"}])
 def test_a_producer_that_changed_its_mind_alone_is_named(changes: dict[str, Any]) -> None:
     gm = pooled()
     context = state_of(gm).context  # type: ignore[union-attr]

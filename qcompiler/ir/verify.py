@@ -32,10 +32,15 @@ def form_problem(gm: fx.GraphModule) -> tuple[str, fx.Node | None] | None:
         seen.add(node)
         names.add(node.name)
         outputs += node.op == "output"
-        text = _attribute(gm, node)
+        text = _target(node) or _attribute(gm, node)
         if text:
             return text, node
     return None if outputs == 1 else (f"a graph has one output, this one {outputs}", None)
+
+
+def _target(node: fx.Node) -> str | None:
+    fits = callable(node.target) if node.op == "call_function" else isinstance(node.target, str)
+    return None if fits else f"%{node.name} calls {node.target!r:.80}, which cannot be called so"
 
 
 def _attribute(gm: fx.GraphModule, node: fx.Node) -> str | None:

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir.text import format_target
-from qcompiler.ir.types import VALUE, QParams, Stage, value_of
+from qcompiler.ir.types import VALUE, QParams, Stage, quant_of, value_of
 from qcompiler.ops import reference
 from qcompiler.ops.table import bind
 from qcompiler.stages.rule import ALL, DECIDED, EARLY, PLAIN, Breach, Place, Rule, Seen, flat
@@ -15,7 +15,6 @@ CONVERSIONS = (reference.quantize, reference.dequantize)
 QUANTIZED_PARTS = (*CONVERSIONS, reference.dequantize_weight, reference.dynamic_quantize_dequantize, reference.widen, reference.unpack_4bit)
 HOLDERS = ("observers.", "weight_fake_quants.")
 OVERLOADS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
-ROUND_LIKE = "round_like"
 
 
 def is_call(node: fx.Node) -> bool:
@@ -65,6 +64,25 @@ def canonical(at: Place) -> str | None:
     return f"%{at.node.name} is a spelling of {row.name} that is not canonical" if tensors else None
 
 
+def module_with_a_row(at: Place) -> str | None:
+    """A module that the table spells as a call, and that nothing keeps from being one."""
+    if at.node.op != "call_module" or watches(at.node):
+        return None
+    module = at.gm.get_submodule(str(at.node.target))
+    found = at.table.module_form(module)
+    if found is None or found[1].signature or len(at.node.args) + len(at.node.kwargs) != 1 or module.training or at.quant.int8:
+        return None
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return None if hooked or found[1].refuse(module) else f"%{at.node.name} calls a {type(module).__name__}, which the table has as an op"
+
+
+def runs_once(at: Place) -> str | None:
+    if not getattr(at.node.target, "once", False):
+        return None
+    other = next((n for n in at.node.all_input_nodes if n.op != "get_attr" and not getattr(n.target, "once", False)), None)
+    return None if other is None else f"%{at.node.name} is run once, and takes %{other.name}, which is no constant"
+
+
 def noted(at: Place) -> str | None:
     if at.node.op == "output" or VALUE in at.node.meta:
         return None
@@ -86,12 +104,13 @@ def undecided(at: Place) -> str | None:
 
 def decided(at: Place) -> str | None:
     quant = at.quant
-    said = [name for name, holds in (("int8", quant.int8), (f"{quant.mode}", quant.mode), ("float", quant.reason)) if holds]
+    mode = quant.mode.value if quant.mode is not None else ""
+    said = [*(["int8"] if quant.int8 else []), *([mode] if mode else []), *(["float"] if quant.reason else [])]
     if len(said) > 1:
         return f"%{at.node.name} is said to be {' and '.join(said)}"
     if quant.float_output and not quant.int8:
         return f"%{at.node.name} hands out floats, but is not int8"
-    own = at.node.target in QUANTIZED_PARTS or watches(at.node) or getattr(at.node.target, "__name__", "") == ROUND_LIKE
+    own = at.node.target in QUANTIZED_PARTS or watches(at.node) or hasattr(at.node.target, "simulates")
     return f"%{at.node.name} is neither quantized nor said to be float" if not said and is_call(at.node) and not own else None
 
 
@@ -130,7 +149,10 @@ def observed_once(at: Place) -> str | None:
     if str(at.node.target) in at.seen.observers:
         return f"observer {at.node.target} watches two values"
     at.seen.observers[str(at.node.target)] = at.node
-    return None
+    value = at.node.args[0]
+    group = quant_of(value).group if isinstance(value, fx.Node) else None
+    other = at.node if group is None else at.seen.watched.setdefault(group, at.node)
+    return None if other is at.node else f"observers {other.target} and {at.node.target} watch values of one group"
 
 
 def all_observe(gm: fx.GraphModule, seen: Seen) -> Breach | None:
@@ -148,6 +170,8 @@ RULES = (
     Rule("ir-target", "What is quantized is a call of the fn of a row, or a module of the user's own int8 classes.", DECIDED, int8_target),
     Rule("ir-call", "An op of the table is called by its row's fn: tensors in the order of its params, the rest as keywords.",
          (Stage.FUSED, *DECIDED), canonical),
+    Rule("ir-call", "A module that the table has as an op is a call of it.", (Stage.FUSED, *DECIDED), module_with_a_row),
+    Rule("ir-once", "What is run once, when the module is built, takes constants alone.", (Stage.LOWERED,), runs_once),
     Rule("ir-value", "Every node has a note of its result's shape and dtype, both empty where it is no tensor.",
          (Stage.FUSED, *DECIDED), noted),
     Rule("ir-value", "A shape and a dtype are noted together.", ALL, shaped),
@@ -158,5 +182,5 @@ RULES = (
          (*DECIDED, Stage.LOWERED), qparams),
     Rule("ir-observer", "Observers and fake quantization are called in OBSERVED alone.", (*EARLY, Stage.QUANTIZED, Stage.LOWERED),
          no_observer),
-    Rule("ir-observer", "Each observer watches one value.", (Stage.OBSERVED,), observed_once, all_observe),
+    Rule("ir-observer", "Each observer watches one value, and no other its group.", (Stage.OBSERVED,), observed_once, all_observe),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from qcompiler.ir.types import Stage, quant_of, value_of
@@ -47,6 +48,20 @@ def int8_has_qparams(at: Place) -> str | None:
     return f"%{at.node.name} is int8 and has no qparams" if at.quant.qparams is None else None
 
 
+def integers_shaped(at: Place) -> str | None:
+    if gives_tuple(at.node):
+        lost = [at.node] if any(user.target is quantize for user in at.node.users) else []
+    else:
+        around = (at.node, at.node.args[0]) if at.node.target in (quantize, dequantize) else ()
+        lost = [n for n in around if isinstance(n, fx.Node) and value_of(n).shape is None]
+    return f"%{lost[0].name} is a tensor, and its shape is not noted" if lost else None
+
+
+def unsigned(at: Place) -> str | None:
+    p = at.quant.qparams
+    return f"%{at.node.name} has codes of {p.dtype}; activations have uint8" if p is not None and p.dtype is not torch.uint8 else None
+
+
 def integers_dequantized(at: Place) -> str | None:
     if at.node.target is not quantize:
         return None
@@ -68,7 +83,7 @@ def conversion(at: Place) -> str | None:
     if at.node.target is dequantize and source.target is not quantize:
         return f"%{at.node.name} dequantizes %{source.name}, which is no quantize"
     wanted = (p.scale, p.zero_point, p.quant_min, p.quant_max, p.dtype)
-    if tuple(at.node.args[1:]) != wanted[: 5 if at.node.target is quantize else 2]:
+    if at.node.kwargs or tuple(at.node.args[1:]) != wanted[: 5 if at.node.target is quantize else 2]:
         return f"%{at.node.name} uses other qparams than %{integers.name} has"
     if dtype not in (None, p.dtype):
         return f"%{integers.name} is {dtype}, its qparams are {p.dtype}"
@@ -95,6 +110,8 @@ def group_shares(at: Place) -> str | None:
 STAGES = (Stage.QUANTIZED,)
 RULES = (
     Rule("ir-qparams", "An int8 op has qparams, unless it hands out floats.", STAGES, int8_has_qparams),
+    Rule("ir-qparams", "Activations are uint8, weights int8.", STAGES, unsigned),
+    Rule("ir-value", "Integers, and what they are made of and become, are tensors whose shapes are noted.", STAGES, integers_shaped),
     Rule("ir-int8-input", "Every activation of an int8 op is a dequantize, or a tuple of integers.", STAGES, input_dequantized),
     Rule("ir-int8-output", "The result of an int8 op is read by a quantize alone.", STAGES, result_quantized),
     Rule("ir-int8-output", "A tuple of integers is read by int8 ops alone, which take it apart.", STAGES, tuple_taken_apart),
@@ -102,5 +119,5 @@ RULES = (
     Rule("ir-conversion", "A quantize and a dequantize use the qparams, the dtype and the shape noted at the integers.", STAGES,
          conversion),
     Rule("ir-copy", "An op that keeps its input's values has its input's qparams.", STAGES, same_qparams),
-    Rule("ir-group", "The values of one group have equal qparams.", STAGES, group_shares),
+    Rule("ir-group", "The values of one group have equal qparams.", (Stage.OBSERVED, *STAGES), group_shares),
 )  # fmt: skip

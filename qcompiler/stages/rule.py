@@ -49,6 +49,7 @@ class Seen:
     """What one walk over a graph gathers."""
 
     observers: dict[str, fx.Node] = field(default_factory=dict)  # by the path of the module
+    watched: dict[int, fx.Node] = field(default_factory=dict)  # the observer's call of each group
     groups: dict[int, fx.Node] = field(default_factory=dict)  # the first member of each group that has qparams
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompiler.ir.attributes import attribute
+from qcompiler.ir.check_qparams import zero_point_fault
 from qcompiler.ir.types import Mode, Stage, value_of
 from qcompiler.ops.reference import dequantize_weight, dynamic_quantize_dequantize, unpack_4bit, widen
 from qcompiler.ops.spec import Role
@@ -55,18 +56,21 @@ def _codes(at: Place, given: fx.Node) -> str | None:
     wanted = (torch.int8,) if at.quant.mode in (None, Mode.DYNAMIC) else (torch.int8, torch.uint8)
     if codes.dtype not in wanted:
         return f"has codes of {codes.dtype}"
-    return _scales(value_of(given).shape, scale, zero_point, axis)
+    shape = value_of(given).shape
+    if shape is None or (not packed and shape != codes.shape):
+        return f"has codes of shape {tuple(codes.shape)}, and is noted as {shape}"
+    if axis not in (None, at.row.weight_axis if at.row is not None else 0) or (isinstance(axis, int) and axis >= len(shape)):
+        return f"has scales along dimension {axis}, which is not that of the channels"
+    return _scales(1 if not isinstance(axis, int) else shape[axis], codes, scale, zero_point)
 
 
-def _scales(shape: tuple[int, ...] | None, scale: Tensor, zero_point: Tensor, axis: object) -> str | None:
-    if shape is None or not (axis is None or (isinstance(axis, int) and 0 <= axis < len(shape))):
-        return f"has scales along dimension {axis}, which it lacks"
-    count = 1 if not isinstance(axis, int) else shape[axis]
+def _scales(count: int, codes: Tensor, scale: Tensor, zero_point: Tensor) -> str | None:
     if scale.shape != (count,) or zero_point.shape != (count,):
         return f"has {tuple(scale.shape)} scales and {tuple(zero_point.shape)} zero points for {count}"
     if scale.dtype is not torch.float64 or not bool((torch.isfinite(scale) & (scale > 0)).all()):
         return f"has scales that are not finite, above 0 and float64 ({scale.dtype})"
-    return None
+    fault = zero_point_fault(zero_point, codes.dtype)
+    return f"has a wrong zero point: {fault}" if fault else None
 
 
 def _tensor(gm: fx.GraphModule, node: object) -> Tensor | None:
@@ -83,7 +87,19 @@ def biases(at: Place) -> str | None:
     for given in _given(at, Role.BIAS):
         if value_of(given).dtype not in (torch.float32, None):
             return f"%{given.name} of %{at.node.name} is {value_of(given).dtype}; a bias stays float32"
-    return None
+    return _bias_length(at)
+
+
+def _bias_length(at: Place) -> str | None:
+    """A convolution or linear adds one number to each of its output channels."""
+    row, position = at.row, next((i for i, p in enumerate(at.row.params if at.row is not None else ()) if p.name == "bias"), None)
+    bias = at.node.args[position] if position is not None and position < len(at.node.args) else None
+    if row is None or row.weight is None or not isinstance(bias, fx.Node):
+        return None
+    weight = value_of(at.node.args[row.weight]).shape or ()  # type: ignore[arg-type]
+    groups = at.node.kwargs.get("groups", 1) if row.weight_axis else 1
+    wanted, shape = (weight[row.weight_axis] * groups,) if weight else (), value_of(bias).shape  # type: ignore[operator]
+    return None if shape in (None, wanted) else f"the bias %{bias.name} of %{at.node.name} is {shape} for {wanted} channels"
 
 
 def bounds(at: Place) -> str | None:
