@@ -10,7 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from qcompiler.backends.torch import kernels, mode_kernels, modes
+from qcompiler.backends.torch.kernels import mode_kernels, modes
+from qcompiler.backends.torch.kernels import table as kernels
+from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.ir.types import Mode
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op, Output, Spelling
@@ -99,7 +101,7 @@ def _notes(op: Op) -> Iterator[str]:
         yield "takes a ReLU or clamp behind it"
     if op.weight is not None:
         yield "int8 weight"
-    if op.rounds_input:
+    if TorchTarget().computes_float(op):
         yield "reads floats where its producer can give them"
     if op.float_reason:
         yield op.float_reason

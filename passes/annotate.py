@@ -22,12 +22,12 @@ from qcompiler.ops.arguments import SIZES, activations, changes
 from qcompiler.ops.functional import getitem
 from qcompiler.ops.obstacles import COMPUTED_WEIGHT, Obstacle
 from qcompiler.ops.reasons import no_row
-from qcompiler.ops.spec import Op, Output, Role, Spelling
+from qcompiler.ops.spec import Op, Output, Role
 from qcompiler.ops.state_nodes import is_read, is_write
 from qcompiler.ops.stays_float import starved
-from qcompiler.ops.table import Table
 from qcompiler.pass_manager import Context
 from qcompiler.qconfig import mode_of
+from qcompiler.qconfig_of_call import calls_a_module, rule_of_call
 
 TAKES_PART = (operator.getitem, getitem, getattr)
 
@@ -107,14 +107,11 @@ def _check_users(name: str, nodes: tuple[fx.Node, fx.Node], quants: tuple[Quant,
 
 def _qconfig(node: fx.Node, row: Op | None, context: Context, calls: dict[tuple[str, Any], int]) -> Any:
     """The node's qconfig by the mapping; module rules see the module's class, function rules the row's functions."""
-    row = row and row.settled
-    path = source_of(node).module_path
-    module_type = context.module_types.get(path)
-    is_module = module_type in {form.cls for form in (row.modules if row is not None else ())}
-    ops = [] if is_module else [s.target if isinstance(s, Spelling) else s for s in (row.spellings if row is not None else ())]
+    row, path = row and row.settled, source_of(node).module_path
+    is_module = calls_a_module(node, row, context.module_types)
     key = (path.rpartition(".")[0] if is_module else path, row.name if row else node.target)
     index = calls[key] = calls.get(key, -1) + 1
-    rule = context.mapping.matches(path, module_type, [o for o in ops if not isinstance(o, str)], index)[0]
+    rule = rule_of_call(context.mapping, node, row, context.module_types, index)
     context.used_rules.append(rule)
     return rule.qconfig
 
@@ -125,9 +122,9 @@ def _decide(node: fx.Node, context: Context, calls: dict[tuple[str, Any], int]) 
     if qconfig is not None and _is_custom(node, context):
         return Quant(int8=True, qconfig=qconfig)
     mode = mode_of(qconfig) if qconfig is not None else None
-    if qconfig is not None and row is not None and (mode or row.default_mode):
+    if qconfig is not None and row is not None and (mode or context.target.default_mode(row)):
         return _decide_mode(node, row, qconfig, mode, context)
-    why = _obstacle(node, row, qconfig, context.table, list(activations(context.table, node)))
+    why = _obstacle(node, row, qconfig, context)
     if why is None and row is not None and context.backend_config is not None:
         why = context.backend_config.refuses(row.settled, qconfig)
     if why is None and row is not None and not _vanishes(row, node):
@@ -157,8 +154,12 @@ def _decide_mode(node: fx.Node, row: Op, qconfig: Any, asked: Mode | None, conte
     if not weights:
         none = Obstacle("no-weights", f"its qconfig means {asked.value}, and it has no weights") if asked else _no_form(row)
         return _quant(none, qconfig)
-    chosen = context.target.mode(row, node, asked or row.default_mode)
-    obstacle = chosen if isinstance(chosen, Obstacle) else _mode_obstacle(node, row, weights)
+    wanted = asked or context.target.default_mode(row)
+    assert wanted is not None
+    chosen = context.target.mode(row, node, wanted)
+    if isinstance(chosen, Obstacle):
+        return _quant(chosen, qconfig)
+    obstacle = _mode_obstacle(node, row, weights)
     if obstacle is not None:
         return _quant(obstacle, qconfig)
     mode, why = chosen
@@ -191,10 +192,11 @@ def _is_finite(node: fx.Node) -> bool:
     return bool(torch.isfinite(attribute(module, str(node.target))).all())
 
 
-def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, table: Table, inputs: list[fx.Node]) -> Obstacle | None:
+def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, context: Context) -> Obstacle | None:
     """Why the node cannot be int8, or None."""
+    inputs = list(activations(context.table, node))
     if row is None:
-        return no_row(node, table)
+        return no_row(node, context.table, context.target.lacks)
     if row.output in (Output.FLOAT, Output.OTHER):
         return _no_form(row)
     if qconfig is None:

@@ -81,11 +81,12 @@ def _rounds(row: Op, node: fx.Node) -> bool:
 def _reasons(found: Readers, kept: Mapping[fx.Node, Obstacle], context: Context) -> list[Obstacle | None]:
     """Why each reader is better off with floats; None where it is not."""
     return [*(kept.get(user, FLOATS) for user in found.floats),
-            *(_takes_float(user, value, context.table.of(user)) for user, value in found.int8)]  # fmt: skip
+            *(_takes_float(user, value, context) for user, value in found.int8)]  # fmt: skip
 
 
-def _takes_float(user: fx.Node, value: fx.Node, row: Op | None) -> Obstacle | None:
+def _takes_float(user: fx.Node, value: fx.Node, context: Context) -> Obstacle | None:
+    row = context.table.of(user)
     if row is None:
         return None
     steep = any(row.spreads(user.kwargs, i) for i, argument in enumerate(user.args) if argument is value)
-    return USERS if row.rounds_input else STEEP if steep else None
+    return USERS if context.target.computes_float(row) else STEEP if steep else None

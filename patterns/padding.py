@@ -48,12 +48,21 @@ def _dims(match: Match, conv: fx.Node) -> int:
     return int(match.row(conv).name[4])
 
 
-def fold_pad(match: Match, pad: fx.Node, conv: fx.Node) -> None:
+def _together(match: Match, pad: fx.Node, conv: fx.Node) -> tuple[int, ...]:
+    """The convolution's padding with the pad in it; refused where no convolution pads so."""
     dims = _dims(match, conv)
     sides, own = sides_of(pad, dims), _padding(conv, dims)
     if any(a != b for a, b in sides):
         raise Reject("uneven", "the two sides differ")
-    conv.kwargs = {**conv.kwargs, "padding": tuple(p + a for p, (a, _) in zip(own, sides, strict=True))}
+    return tuple(p + a for p, (a, _) in zip(own, sides, strict=True))
+
+
+def _can_fold(match: Match, pad: fx.Node, conv: fx.Node) -> None:
+    _together(match, pad, conv)
+
+
+def fold_pad(match: Match, pad: fx.Node, conv: fx.Node) -> None:
+    conv.kwargs = {**conv.kwargs, "padding": _together(match, pad, conv)}
     conv.args = (pad.args[0], *conv.args[1:])
     match.replace(conv, conv)
 
@@ -93,7 +102,8 @@ def centre_rule(wanted: Callable[..., bool]) -> Rule:
             raise Reject("kernel-pads", "the back end's kernel takes uneven padding as it is")
         centre_depthwise(match, pad, conv)
 
-    return Rule("centre_depthwise", (Link("pad", ("pad",)), Link("conv", CONVOLUTIONS)), rewrite, candidate="pad")
+    return Rule("centre_depthwise", PATTERN, rewrite, candidate="pad")
 
 
-RULES = (Rule("fold_pad", (Link("pad", ("pad",)), Link("conv", CONVOLUTIONS)), fold_pad, candidate="pad"),)
+PATTERN = (Link("pad", ("pad",)), Link("conv", CONVOLUTIONS))
+RULES = (Rule("fold_pad", PATTERN, fold_pad, candidate="pad", check=_can_fold),)

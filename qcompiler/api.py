@@ -14,16 +14,17 @@ from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.artifact.notes import REMARKS, ROWS
-from qcompiler.backends.torch.lower import Lower
+from qcompiler.backends import Backend, Model, backend_of
 from qcompiler.batches import batches, call_examples, check_data
 from qcompiler.checks import MARK, check_eval, check_examples
-from qcompiler.codegen.call_forms import CallForms, forms_of, join
-from qcompiler.codegen.module import CompiledModule, compile_graph
 from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, as_config, check_attributes
 from qcompiler.debug.explain import Explanation, rows_of
 from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
+from qcompiler.decisions import check_decisions
 from qcompiler.errors import CalibrationError, ConfigError, InputError, QCompilerError
+from qcompiler.executable import Executable
+from qcompiler.executable.call_forms import CallForms, forms_of, join
 from qcompiler.fingerprint import WEIGHTS, fingerprints
 from qcompiler.float_state import FloatState
 from qcompiler.input_text import first_sentence, refuses_inputs
@@ -87,6 +88,7 @@ def prepare_fx(
     table: Table = OPS,
     rules: Sequence[Any] = (),
     passes: Sequence[Pass] = (),
+    backend: str = "torch",
     engine: str | None = None,
     isa: str | None = None,
     debug: Any = None,
@@ -97,9 +99,10 @@ def prepare_fx(
     module's own `.qconfig` attribute (None: it stays float) wins over the mapping's rule for its name, type or the whole model.
     `example_inputs`, `example_kwargs`: arguments of one forward call; `concrete_args` fixes arguments by name. A list as
     `example_kwargs` gives several forms of the call, each a dict of keywords beside `example_inputs`, or (args, kwargs): with and
-    without a mask, a cache, at sizes that the model holds fixed. The result runs each in a graph of its own (`call_forms`). `engine`:
-    x86, fbgemm, onednn or qnnpack (default torch.backends.quantized.engine). `isa`: instruction set to compile for, avx512_vnni,
-    avx512, avx2 or default (default: this machine's); a model for an older one is right on newer ones. `prepare_custom_config`: a
+    without a mask, a cache, at sizes that the model holds fixed. The result runs each in a graph of its own (`call_forms`). `backend`:
+    whose kernels will run it, a name in the registry `qcompiler.backends`. `engine` of the torch back end: x86, fbgemm, onednn or qnnpack
+    (default torch.backends.quantized.engine). `isa`: instruction set to compile for, for torch avx512_vnni, avx512, avx2 or default
+    (default: this machine's); a model for an older one is right on newer ones. `prepare_custom_config`: a
     PrepareCustomConfig; `backend_config`: a BackendConfig that says which ops and dtypes may be int8; dicts and torch.ao's of both
     are taken. `strict`: what would stay float for want of an int8 form is an error. `table`, `rules`, `passes`: op rows, fusion
     rules and FUSED-stage passes of your own. `debug`: a directory for dumps of all passes, an instrument (qcompiler.debug), or a
@@ -109,7 +112,7 @@ def prepare_fx(
     model = module_of(model)
 
     def prepared(inputs: Any, kwargs: Mapping[str, Any] | None) -> fx.GraphModule:
-        context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict,
+        context = context_for(model, qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table, rules=rules, strict=strict,
                               prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
         return _prepare(model, context, (inputs, kwargs, concrete_args), (*FUSE, *passes, *OBSERVE), debug)
 
@@ -162,6 +165,7 @@ def prepare_qat_fx(
     table: Table = OPS,
     rules: Sequence[Any] = (),
     passes: Sequence[Pass] = (),
+    backend: str = "torch",
     engine: str | None = None,
     isa: str | None = None,
     debug: Any = None,
@@ -177,8 +181,8 @@ def prepare_qat_fx(
     if isinstance(example_kwargs, (list, tuple)):
         raise ConfigError("prepare_qat_fx takes one form of the call, example_kwargs is a list", code="call-forms",
                           hint="train one form, load what it learned into the float model, and prepare_fx that with all forms")  # fmt: skip
-    context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict, trains=True,
-                          prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
+    context = context_for(model, qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table, rules=rules, strict=strict,
+                          trains=True, prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
     examples = example_inputs, example_kwargs, concrete_args
     return _prepare(model, context, examples, (*FUSE, *passes, *OBSERVE_TRAINING), debug)
 
@@ -243,26 +247,28 @@ def _quantize(state: State) -> tuple[Pass, ...]:
 
 @in_plain_torch
 def convert_fx(
-    prepared: Any, backend: str = "torch", *, convert_custom_config: Any = None, allow_uncalibrated: str = "error",
+    prepared: Any, backend: str | None = None, *, convert_custom_config: Any = None, allow_uncalibrated: str = "error",
     check_parity: bool = True, debug: Any = None
-) -> CompiledModule:  # fmt: skip
+) -> Executable:  # fmt: skip
     """Compiles a calibrated module of prepare_fx, or a trained one of prepare_qat_fx, to an int8 module for the CPU.
 
-    `prepared` is not changed, and may be in train or eval mode: eval mode is compiled. `allow_uncalibrated="float"` keeps the
+    `prepared` is not changed, and may be in train or eval mode: eval mode is compiled. `backend`: None for the one that it was
+    prepared for; another one, where what was decided for that allows it. `allow_uncalibrated="float"` keeps the
     parts float that no data reached. `convert_custom_config`: a ConvertCustomConfig, a dict, or torch.ao's. `check_parity`:
     compare every int8 value with the simulated one on the example inputs, at the cost of a few forwards. After calibration an op
     whose kernel is off by more than a step takes another one, or floats, with a remark; after training that is an error
-    (docs/qat.md). Raises CalibrationError where observers saw no data, ConfigError for a module that prepare_fx did not return,
-    PassError where parity does not hold.
+    (docs/qat.md). Raises CalibrationError where observers saw no data, ConfigError for a module that prepare_fx did not return, and
+    for a back end that cannot have what was decided, PassError where parity does not hold.
     """
-    if backend != "torch":
-        raise ConfigError(f"unknown backend {backend!r:.80}", code="backend",
-                          hint='backend="torch" is what there is; custom settings: convert_custom_config=')  # fmt: skip
+    if backend is not None:
+        backend_of(backend)
     if isinstance(prepared, CallForms):
         options = {"convert_custom_config": convert_custom_config, "allow_uncalibrated": allow_uncalibrated, "debug": debug}
         return _each_form(prepared, lambda form: convert_fx(form, backend, check_parity=check_parity, **options), "converted")  # type: ignore
     custom = as_config(convert_custom_config, ConvertCustomConfig)
     gm, state = _observed(prepared, allow_uncalibrated)
+    chosen = _chosen(gm, state.context, backend)
+    assert chosen.build is not None
     state.context.example = state.example if check_parity and not state.context.trains else None
     state.context.quantized_classes = custom.observed_to_quantized_mapping.get("static", {})
     check_attributes(prepared, custom.preserved_attributes)
@@ -270,10 +276,9 @@ def convert_fx(
     with watched(debug, "convert", state.name, state.context):  # setting the lowered graph makes its code
         run_passes(gm, _quantize(state), Stage.OBSERVED, state.context, recompile=False)
         nodes = list(gm.graph.nodes)
-        lower = (*(QUANTIZE_CUSTOM if state.context.custom.observed_classes else ()), Lower())
+        lower = (*(QUANTIZE_CUSTOM if state.context.custom.observed_classes else ()), *chosen.passes)
         run_passes(gm, lower, Stage.QUANTIZED, state.context, recompile=False)
-    module = compile_graph(gm, engine=state.context.target.engine, isa=state.context.target.isa, name=state.name,
-                           user_attributes=kept)  # fmt: skip
+    module = chosen.build(gm, Model(state.name, state.context.target, kept))
     setattr(module, MARK, "converted")
     setattr(module, WEIGHTS, state.weights)
     setattr(module, ROWS, rows_of(nodes, state.context.table).to_data())
@@ -284,6 +289,19 @@ def convert_fx(
             state.context.remarks.append(Remark("parity", "not-simulated", NOT_SIMULATED))
     setattr(module, REMARKS, [remark.to_data() for remark in state.context.remarks])
     return module
+
+
+def _chosen(gm: fx.GraphModule, context: Context, name: str | None) -> Backend:
+    """The back end to build for; the context's target becomes its. ConfigError for one that builds nothing, or cannot have a decision."""
+    chosen = backend_of(name or context.target.backend)
+    if chosen.build is None:
+        raise ConfigError(f"the back end {chosen.name} builds no modules", code="backend",
+                          hint="convert_to_reference_fx(prepared) gives its graph; backend= names another one")  # fmt: skip
+    if chosen.name != context.target.backend:
+        target = chosen.target(None, None)
+        check_decisions(gm, context, target)
+        context.target = target
+    return chosen
 
 
 @in_plain_torch
@@ -360,7 +378,7 @@ def _tracked(items: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]:
 @in_plain_torch
 def quantize(
     model: nn.Module, calibration_data: Any, qconfig_mapping: Any = None, *, progress: bool = True, debug: Any = None, **options: Any
-) -> CompiledModule:
+) -> Executable:
     """Float model and calibration data in, int8 module out: prepare_fx, calibrate, convert_fx. The first batch is the example.
 
     `debug` as in prepare_fx, for both steps; the other `options` go to prepare_fx. Several forms of the call: `example_kwargs`.
@@ -375,7 +393,7 @@ def quantize(
     kwargs = options.pop("example_kwargs", None) or first[1] or None
     prepared = prepare_fx(model, qconfig_mapping, first[0], example_kwargs=kwargs, debug=debug, **options)
     calibrate(prepared, data, progress=progress)
-    module: CompiledModule = convert_fx(prepared, debug=debug)
+    module: Executable = convert_fx(prepared, debug=debug)
     return module
 
 

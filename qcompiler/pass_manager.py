@@ -19,6 +19,7 @@ from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.table import OPS, Table
 from qcompiler.rewrite import Rule, run_rules
 from qcompiler.stages.verify import verify
+from qcompiler.target import Neutral, Target
 
 HOW_TO_REPRODUCE = "set QCOMPILER_DEBUG=folder and run again: it writes repro.py, which shows this failure without your model"
 
@@ -48,7 +49,7 @@ class Remark:
 
 @dataclass
 class Context:
-    """What the passes of one compile share. `target` describes the back end's kernels (see backends/torch/target.py).
+    """What the passes of one compile share. `target` answers for the back end.
 
     `identity` is common to a prepare and its converts. `rewrites` lists the optional rewrites that were offered, `matches`
     counts those that were done; a convert goes on where its prepare ended. `trains`: the graph is prepared to be trained.
@@ -57,7 +58,7 @@ class Context:
     table: Table = OPS
     mapping: Any = None
     module_types: dict[str, type] = field(default_factory=dict)
-    target: Any = None
+    target: Target = field(default_factory=Neutral)
     rules: tuple[Any, ...] = ()
     used_rules: list[Any] = field(default_factory=list)
     strict: bool = False
@@ -94,7 +95,7 @@ class Context:
         direct = [user for value in values for user in value.users]
         takers = [*direct, *(u for user in direct if user.op == "call_module" for u in user.users)]
         rows = ((user, self.table.of(user)) for user in takers if quant_of(user).int8)
-        return any(row is not None and row.macs is not None and self.target.needs_7_bits(row, user) for user, row in rows)
+        return any(row is not None and row.macs is not None and self.target.activation_bits(row, user) < 8 for user, row in rows)
 
     def allows(self, rewrite: str, node: fx.Node | None = None) -> bool:
         """Whether an optional rewrite may be done: the gate of the compile numbers the questions and answers them."""

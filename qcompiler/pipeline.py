@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils._pytree import tree_map_only
 
 from qcompiler.backend_config import as_backend_config
-from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.backends import backend_of
 from qcompiler.checks import check_eval, check_examples, check_model, check_training
 from qcompiler.custom_config import PrepareCustomConfig, as_config
 from qcompiler.errors import ConfigError, Where
@@ -41,6 +41,7 @@ def context_for(
     model: nn.Module,
     qconfig_mapping: Any = None,
     *,
+    backend: str = "torch",
     engine: str | None = None,
     isa: str | None = None,
     table: Table = OPS,
@@ -55,10 +56,9 @@ def context_for(
     (check_training if trains else check_eval)(model)
     custom = as_config(prepare_custom_config, PrepareCustomConfig)
     custom.check(model)
-    engine = engine or torch.backends.quantized.engine
-    target = TorchTarget(engine, isa) if isa else TorchTarget(engine)
+    target = backend_of(backend).target(engine, isa)
     default = get_default_qat_qconfig_mapping if trains else get_default_qconfig_mapping
-    mapping = as_mapping(qconfig_mapping) if qconfig_mapping is not None else default(engine)
+    mapping = as_mapping(qconfig_mapping) if qconfig_mapping is not None else default(target.qconfigs)
     mapping = mapping.with_attributes(model)
     mapping.check_names(name for name, _ in model.named_modules())
     types = {name: type_before_parametrizations(module) for name, module in model.named_modules()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, prepare_fx
-from qcompiler.codegen.module import CompiledModule
+from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.custom_config import PrepareCustomConfig
 from qcompiler.ir.types import Stage
 from qcompiler.ops.table import OPS, Table

@@ -26,7 +26,7 @@ from torch import nn
 
 import qcompiler
 from qcompiler import artifact, viz
-from qcompiler.codegen.export import export_source
+from qcompiler.backends.torch.program.export import export_source
 from qcompiler.errors import QCompilerError
 from tests import children
 

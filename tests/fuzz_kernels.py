@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompiler.backends.torch.cases import Case, real
-from qcompiler.backends.torch.kernels import Refused, select
-from qcompiler.backends.torch.measure import Bench
+from qcompiler.backends.torch.bench.cases import Case, real
+from qcompiler.backends.torch.bench.measure import Bench
+from qcompiler.backends.torch.kernels.table import Refused, select
 from qcompiler.backends.torch.site import ENGINES, host_isa
 from tests.random_kernels import FAMILIES, Draw, draw
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qcompiler.backends.torch.kernels import Kernel
+from qcompiler.backends.torch.kernels.table import Kernel
 from qcompiler.errors import NumericsError
 from qcompiler.ir.types import Stage
 from qcompiler.observers import MinMaxObserver

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_to_reference_fx, fuse_fx, prepare_fx
-from qcompiler.backends.torch.lower import Lower
+from qcompiler.backends.torch.passes.lower import Lower
 from qcompiler.ir.types import QUANT, VALUE, QParams, Quant, Stage, Value, quant_of
 from qcompiler.pass_manager import run_passes
 from qcompiler.prepared import state_of

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompiler.backends.torch.cases import Case, Int8, activation, weight
+from qcompiler.backends.torch.bench.cases import Case, Int8, activation, weight
 
 SIZES = (1, 1, 1, 2, 2, 3, 4, 5, 7, 8, 9, 12)
 CHANNELS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 32)

@@ -40,7 +40,7 @@ from qcompiler import (
     remarks,
 )
 from qcompiler.artifact import MissingModulesWarning, load, save
-from qcompiler.codegen.export import export_source
+from qcompiler.backends.torch.program.export import export_source
 from qcompiler.debug import compute_sqnr
 from qcompiler.ir.types import Stage
 from qcompiler.observers import MinMaxObserver, PerChannelMinMaxObserver, default_per_channel_weight_observer, default_weight_observer

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qcompiler.backends.torch import recurrent, runtime
+from qcompiler.backends.torch.program.once import quantized_engine
+from qcompiler.backends.torch.runtime import functions as runtime
+from qcompiler.backends.torch.runtime import recurrent
 from qcompiler.backends.torch.site import ENGINES
-from qcompiler.codegen.once import quantized_engine
 from qcompiler.ops import recurrent as reference
 from qcompiler.ops.reference import dequantize_weight, dynamic_quantize_dequantize, pack_4bit, quantize_weight, unpack_4bit
 
@@ -84,7 +85,7 @@ def saturating(engine: str, reduce_range: bool) -> float:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_range_that_is_chosen_does_not_saturate(engine: str) -> None:
-    from qcompiler.backends.torch.modes import activation_range
+    from qcompiler.backends.torch.kernels.modes import activation_range
     from qcompiler.backends.torch.site import host_isa
     from qcompiler.qconfig import default_dynamic_qconfig
 
@@ -95,7 +96,7 @@ def test_the_range_that_is_chosen_does_not_saturate(engine: str) -> None:
 @pytest.mark.parametrize(("isa", "engine", "high"), [("avx512_vnni", "x86", 255), ("avx2", "x86", 127), ("avx2", "fbgemm", 127),
                                                      ("avx512", "onednn", 127), ("avx2", "qnnpack", 255)])  # fmt: skip
 def test_seven_bits_where_sums_have_sixteen(isa: str, engine: str, high: int) -> None:
-    from qcompiler.backends.torch.modes import activation_range
+    from qcompiler.backends.torch.kernels.modes import activation_range
     from qcompiler.qconfig import default_dynamic_qconfig
 
     assert activation_range(torch.fx.Graph().placeholder("x"), default_dynamic_qconfig, engine, isa) == (0, high)

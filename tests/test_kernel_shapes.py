@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcompiler as qc
-from qcompiler.backends.torch import fit, groups
-from qcompiler.backends.torch.onednn_faults import misplaces_groups, overpads, sizes
+from qcompiler.backends.torch.kernels import groups
+from qcompiler.backends.torch.kernels.onednn_faults import misplaces_groups, overpads, sizes
+from qcompiler.backends.torch.runtime import fit
 from qcompiler.backends.torch.site import ENGINES
 from qcompiler.debug import compute_sqnr
 

@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qcompiler.backends.torch import fit, floats, groups, runtime
-from qcompiler.backends.torch.cases import Case, activation, all_cases
-from qcompiler.backends.torch.conv import pairs_taps, saturation
-from qcompiler.backends.torch.depthwise import safe_weight, shrink_to_safe
-from qcompiler.backends.torch.kernels import TABLE, Refused, select
-from qcompiler.backends.torch.measure import MEASURED, Bench, tap_pairs
+from qcompiler.backends.torch.bench.cases import Case, activation, all_cases
+from qcompiler.backends.torch.bench.measure import MEASURED, Bench, tap_pairs
+from qcompiler.backends.torch.kernels import groups
+from qcompiler.backends.torch.kernels.conv import pairs_taps, saturation
+from qcompiler.backends.torch.kernels.depthwise import safe_weight, shrink_to_safe
+from qcompiler.backends.torch.kernels.table import TABLE, Refused, select
+from qcompiler.backends.torch.runtime import fit, floats
+from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.site import ENGINES, VNNI, Operand, Site, bound_codes, host_isa, needs_relu
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.debug import compute_sqnr

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import qcompiler as qc
 from qcompiler import debug
-from qcompiler.codegen.module import CompiledModule
-from qcompiler.codegen.program import Program, ProgramError
+from qcompiler.backends.torch.program.module import CompiledModule
+from qcompiler.backends.torch.program.program import Program, ProgramError
 from qcompiler.debug.parity import parity
 from qcompiler.errors import ConfigError, InputError, TraceError
 from qcompiler.qconfig import default_dynamic_qconfig

@@ -29,8 +29,8 @@ from qcompiler import (
     remarks,
     save,
 )
-from qcompiler.backends.torch import lower
-from qcompiler.backends.torch.kernels import Refused, select
+from qcompiler.backends.torch.kernels.table import Refused, select
+from qcompiler.backends.torch.passes import lower
 from qcompiler.debug import compute_sqnr
 from qcompiler.errors import PassError
 from qcompiler.ir.types import QUANT, Stage, quant_of

@@ -19,17 +19,17 @@ import torch
 from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.backends.torch.lower import Lower
-from qcompiler.backends.torch.runtime import quantize_along
+from qcompiler.backends import backend_of
+from qcompiler.backends.torch.passes.lower import Lower
+from qcompiler.backends.torch.runtime.functions import quantize_along
 from qcompiler.batches import batches, check_data
-from qcompiler.codegen.once import quantized_engine
 from qcompiler.debug.compare import Tallies, float_steps
 from qcompiler.debug.match import Site, match
 from qcompiler.debug.metrics import compute_sqnr
-from qcompiler.debug.steps import Steps, steps_of_graph
 from qcompiler.debug.tally import Tally
 from qcompiler.debug.walk import Walk
 from qcompiler.errors import ConfigError, InputError, QCompilerError
+from qcompiler.executable.steps import Steps, steps_of_graph
 from qcompiler.gate import Gate, gated
 from qcompiler.ir.types import Stage, quant_of
 from qcompiler.kinds import module_of
@@ -172,7 +172,7 @@ class _Pipeline:
         self.model, self.data, self.settings = model, data, settings
         self.steps, self.calibrate_at = steps
         self.options = {"example_kwargs": data[0][1] or None, "concrete_args": concrete_args}
-        self.engine = self.context().target.engine
+        self.target = self.context().target
         self.floats: Steps = float_steps(model, data[0], settings["table"], concrete_args)
         with torch.inference_mode(), untouched(model):
             self.expected = [self._call(model, args, kwargs) for args, kwargs in data]
@@ -226,7 +226,8 @@ class _Pipeline:
     def _measure(self, gm: fx.GraphModule) -> tuple[Tallies, list[Any]]:
         steps = steps_of_graph(gm.eval())
         tallies = Tallies(Walk(self.floats, steps, match(self.floats, steps)))
-        with torch.inference_mode(), quantized_engine(self.engine), self.floats.kept(), steps.kept():
+        running = backend_of(self.target.backend).running(self.target)
+        with torch.inference_mode(), running, self.floats.kept(), steps.kept():
             return tallies, [tallies.walk.run(args, kwargs, tallies.visit)[1] for args, kwargs in self.data]
 
 

@@ -11,15 +11,15 @@ from torch import fx, nn
 from qcompiler.ambient import in_plain_torch
 from qcompiler.batches import batches, check_data
 from qcompiler.checks import MARK, check_eval
-from qcompiler.codegen.call_forms import CallForms
-from qcompiler.codegen.module import CompiledModule
 from qcompiler.debug.comparison import Comparison, NodeError, ordered
 from qcompiler.debug.match import Matching, Site, match
 from qcompiler.debug.metrics import tensors
-from qcompiler.debug.steps import Steps, steps_of_graph, steps_of_module
 from qcompiler.debug.tally import Tally, weight_histogram
 from qcompiler.debug.walk import Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, QCompilerError
+from qcompiler.executable import Executable
+from qcompiler.executable.call_forms import CallForms
+from qcompiler.executable.steps import Steps, steps_of_graph
 from qcompiler.fingerprint import WEIGHTS, other_weights
 from qcompiler.ir.types import SOURCE
 from qcompiler.kinds import module_of
@@ -81,11 +81,12 @@ def one_form(quantized: CallForms, items: list[Any]) -> tuple[nn.Module, Iterato
 def quantized_steps(quantized: Any) -> Steps:
     """The quantized model as steps: a compiled or loaded module, or a QUANTIZED or LOWERED graph. ConfigError for others."""
     stage = getattr(quantized, MARK, None)
-    if isinstance(quantized, CompiledModule):
-        if not any(call.origin for call in quantized.program.calls):
+    if isinstance(quantized, Executable):
+        steps = quantized._steps()
+        if not any(step.origin for step in steps.steps if step.kind == "call"):
             raise ConfigError("this program does not say which node of the model each call computes", code="no-origins",
                               hint="it was saved by an older version, or made by compile_graph: convert the model again")  # fmt: skip
-        return steps_of_module(quantized)
+        return steps
     if is_graph(quantized) and not any(isinstance(module, Watch) for module in quantized.modules()):
         return steps_of_graph(quantized)
     given = {"prepared": "a prepared model, which is not quantized yet"}.get(str(stage), f"a {type(quantized).__name__}")

@@ -48,7 +48,7 @@ def run(phase: str, model: str, context: Context, weights: bool) -> dict[str, An
         "pid": os.getpid(),
         "versions": versions(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "target": None if target is None else {"engine": target.engine, "isa": target.isa},
+        "target": {"backend": target.backend, **target.settings},
         "privacy": PRIVACY + (WITH_WEIGHTS if weights else ""),
     }
 

@@ -5,7 +5,7 @@ attributes as data. Reading takes the things behind the names from a table that 
 
 | JSON | stands for |
 |---|---|
-| what qcompiler/codegen/values.py writes | numbers, text, dtypes, slices, tuples, lists |
+| what files/values.py writes | numbers, text, dtypes, slices, tuples, lists |
 | {"node": name} | another node of the graph |
 | {"call": name} | an operation of the compiler's registry |
 | {"name": key} | a class, function or module-level object |
@@ -29,10 +29,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qcompiler.codegen import registry
-from qcompiler.codegen.safetensors import SAFETENSORS
-from qcompiler.codegen.values import from_json, to_json
+from qcompiler.backends.torch.program import registry
 from qcompiler.errors import ConfigError, QCompilerError
+from qcompiler.files.safetensors import SAFETENSORS
+from qcompiler.files.values import from_json, to_json
 from qcompiler.ops.table import OPS, Table
 
 QSCHEMES = {str(s).removeprefix("torch."): s for s in vars(torch).values() if isinstance(s, torch.qscheme)}

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qcompiler.backends.torch import kernels
-from qcompiler.backends.torch.lower import Lower
-from qcompiler.codegen.safetensors import read_safetensors
+from qcompiler.backends.torch.kernels import table as kernels
+from qcompiler.backends.torch.passes.lower import Lower
 from qcompiler.debug.plain_data import Reader
 from qcompiler.debug.reproducer import GRAPH, SCRIPT, TENSORS
 from qcompiler.errors import ConfigError, QCompilerError
+from qcompiler.files.safetensors import read_safetensors
 from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ir.types import Stage
 from qcompiler.pass_manager import Context, Pass, PassInstrument, run_passes

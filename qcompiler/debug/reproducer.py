@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qcompiler.backends.torch import kernels
-from qcompiler.codegen.program import canonical
-from qcompiler.codegen.safetensors import safetensors
+from qcompiler.backends.torch.kernels import table as kernels
 from qcompiler.debug.dump_record import versions
 from qcompiler.debug.plain_data import Writer
+from qcompiler.files.safetensors import safetensors
+from qcompiler.files.values import canonical
 from qcompiler.ir.types import QUANT, SOURCE, VALUE
 from qcompiler.pass_manager import Context, Pass
 

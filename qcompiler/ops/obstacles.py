@@ -27,7 +27,7 @@ CODES = {
     "uncalibrated": "no calibration data reached it",
     "input-vanishes": "8 bits would round most of its input to zero, as calibration showed",
     "slower-than-float": "at its size int8 is slower than float, by the committed times",
-    "no-kernel": "no kernel of torch computes it",
+    "no-kernel": "the back end has no kernel that computes it",
     "backend-config": "the backend config does not allow it",
 }
 

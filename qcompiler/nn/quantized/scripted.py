@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from qcompiler.ambient import call_is_plain, plain_call, widened
-from qcompiler.backends.torch import recurrent, tables
+from qcompiler.backends.torch.runtime import recurrent, tables
 from qcompiler.ops import recurrent_float
 
 Tensor = torch.Tensor

@@ -44,21 +44,23 @@ OTHER = "input:x other"
 
 ARITHMETIC = (
     _binary("add", Q.add, (operator.add, operator.iadd, Spelling(torch.add, ALPHA), Spelling("add", ALPHA), Spelling("add_", ALPHA),
-                           Spelling("__add__", OTHER), Spelling("__radd__", OTHER)), "x other alpha=1"),
+                           Spelling("__add__", OTHER), Spelling("__radd__", OTHER)), "x other alpha=1",
+            commutes=lambda attributes: attributes.get("alpha", 1) == 1),
     _binary("sub", Q.sub, (operator.sub, operator.isub, Spelling(torch.sub, ALPHA), Spelling(torch.subtract, ALPHA),
                            Spelling("sub", ALPHA), Spelling("subtract", ALPHA), Spelling("sub_", ALPHA),
                            Spelling(torch.rsub, "input:other other:x alpha=1")), "x other alpha=1"),
     _binary("mul", Q.mul, (operator.mul, operator.imul, Spelling(torch.mul, OTHER), Spelling(torch.multiply, OTHER),
-                           Spelling("mul", OTHER), Spelling("multiply", OTHER), Spelling("mul_", OTHER))),
+                           Spelling("mul", OTHER), Spelling("multiply", OTHER), Spelling("mul_", OTHER)),
+            commutes=lambda attributes: True),
     _binary("div", Q.div, (operator.truediv, operator.itruediv, *(Spelling(f, OTHER) for f in (torch.true_divide, "true_divide")),
                            *(Spelling(f, f"{OTHER} !rounding_mode=None") for f in (torch.div, torch.divide, "div", "divide", "div_"))),
             spreads=lambda attributes, i: i == 1),
     _binary("matmul", Q.matmul, (operator.matmul, Spelling(torch.matmul, OTHER), Spelling("matmul", OTHER),
                                  *(Spelling(f, "input:x mat2:other") for f in (torch.bmm, "bmm", torch.mm, "mm")),
                                  *(Spelling(f, "input:x vec:other") for f in (torch.mv, "mv"))),
-            macs=macs.product_at(0, "x"), rounds_input=True),
+            macs=macs.product_at(0, "x")),
     *(Op(name=name, fn=fn, signature="x other", params=(X, Y), output=Output.OWN,
-         spellings=(Spelling(fn, OTHER), Spelling(name, OTHER)))
+         spellings=(Spelling(fn, OTHER), Spelling(name, OTHER)), commutes=lambda attributes: True)
       for name, fn in (("maximum", torch.maximum), ("minimum", torch.minimum))),
 )  # fmt: skip
 
@@ -101,7 +103,7 @@ ACTIVATIONS = (
     _fixed("hardsigmoid", F.hardsigmoid, _inplace(F.hardsigmoid), nn.Hardsigmoid, UNIT),
     _fixed("tanh", torch.tanh, (torch.tanh, torch.tanh_, F.tanh, "tanh", "tanh_"), nn.Tanh, SIGNED_UNIT),
     Op(
-        name="softmax", fn=torch.softmax, signature="x dim", params=(X,), output=Output.FIXED, fixed=UNIT, rounds_input=True,
+        name="softmax", fn=torch.softmax, signature="x dim", params=(X,), output=Output.FIXED, fixed=UNIT,
         spellings=(
             Spelling(F.softmax, "input:x dim=None !_stacklevel=3 !dtype=None"), Spelling(torch.softmax, "input:x dim !dtype=None"),
             Spelling("softmax", "input:x dim !dtype=None"),

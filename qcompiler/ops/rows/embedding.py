@@ -7,7 +7,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from qcompiler.ir.types import Mode
 from qcompiler.ops import functional as Q
 from qcompiler.ops.spec import ModuleForm, Op, Output, Param, Role, Spelling
 
@@ -22,7 +21,6 @@ def _renormalizes(module: Any) -> str | None:
 ROWS = (
     Op(
         name="embedding", fn=Q.embedding, signature="indices weight", params=(INDICES, WEIGHT), output=Output.FLOAT,
-        default_mode=Mode.WEIGHT_ONLY,
         spellings=(Spelling(F.embedding, "input:indices weight _padding_idx=None !max_norm=None _norm_type=2.0 _scale_grad_by_freq=False"
                             " _sparse=False"),),
         modules=(ModuleForm(nn.Embedding, {"weight": "weight"}, signature="input:indices", refuse=_renormalizes),),
@@ -30,7 +28,7 @@ ROWS = (
     Op(
         name="embedding_bag", fn=Q.embedding_bag,
         signature="indices weight offsets=None per_sample_weights=None mode='mean' include_last_offset=False padding_idx=None",
-        params=BAG, output=Output.FLOAT, default_mode=Mode.WEIGHT_ONLY,
+        params=BAG, output=Output.FLOAT,
         spellings=(Spelling(F.embedding_bag, "input:indices weight offsets=None !max_norm=None _norm_type=2 _scale_grad_by_freq=False"
                             " mode='mean' _sparse=False per_sample_weights=None include_last_offset=False padding_idx=None"),),
         modules=(ModuleForm(

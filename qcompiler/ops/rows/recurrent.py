@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from qcompiler.ir.types import Mode
 from qcompiler.ops import macs, recurrent
 from qcompiler.ops.spec import ModuleForm, Op, Output, Param, Role
 
@@ -44,7 +43,7 @@ def _row(name: str, fn: Callable[..., Any], form: ModuleForm | None, states: tup
     params = (*inputs, *(STATES[s] for s in states), *FLAT)
     words = (*(p.name for p in inputs), *(f"{s}=None" for s in states), "weights=()", "biases=()", attributes, "activation_range=None")
     return Op(name=name, fn=fn, signature=" ".join(filter(None, words)), params=params, output=Output.FLOAT,
-              modules=(form,) if form is not None else (), macs=macs.recurrent, default_mode=Mode.DYNAMIC, rounds_inside=True)  # fmt: skip
+              modules=(form,) if form is not None else (), macs=macs.recurrent, rounds_inside=True)  # fmt: skip
 
 
 PACKED = (Param("x"), *(Param(name, Role.INDICES) for name in ("batch_sizes", "sorted_indices", "unsorted_indices")))
