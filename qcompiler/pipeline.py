@@ -19,7 +19,6 @@ from qcompiler.checks import check_eval, check_examples, check_model, check_trai
 from qcompiler.custom_config import PrepareCustomConfig, as_config
 from qcompiler.errors import ConfigError, Where
 from qcompiler.ir.types import ONLY_CHILD, SOURCE, Stage, source_of
-from qcompiler.ir.verify import verify
 from qcompiler.journal import Remark
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.state_nodes import held_names
@@ -29,6 +28,7 @@ from qcompiler.qat.ops import training_table
 from qcompiler.qconfig_mapping import QConfigMapping, as_mapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
 from qcompiler.rewrite import Rule
 from qcompiler.settings import Settings
+from qcompiler.stages.verify import verify
 from qcompiler.target import Target
 from qcompiler.trace import fold_parametrizations, trace
 from qcompiler.trace.parametrize import is_computed
