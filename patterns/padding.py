@@ -17,9 +17,9 @@ from torch import fx
 
 from qcompiler.ir.types import SOURCE, VALUE, Value, source_of, value_of
 from qcompiler.ops.functional import getitem
+from qcompiler.ops.spec import Family, Op
 from qcompiler.rewrite import Link, Match, Reject, Rule
 
-CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 Sides = tuple[tuple[int, int], ...]
 
 
@@ -45,7 +45,13 @@ def _padding(conv: fx.Node, dims: int) -> tuple[int, ...]:
 
 
 def _dims(match: Match, conv: fx.Node) -> int:
-    return int(match.row(conv).name[4])
+    dims = match.row(conv).dims
+    assert dims is not None
+    return dims
+
+
+def _is_convolution(row: Op) -> bool:
+    return row.family is Family.CONVOLUTION
 
 
 def _together(match: Match, pad: fx.Node, conv: fx.Node) -> tuple[int, ...]:
@@ -105,5 +111,5 @@ def centre_rule(wanted: Callable[..., bool]) -> Rule:
     return Rule("centre_depthwise", PATTERN, rewrite, candidate="pad")
 
 
-PATTERN = (Link("pad", ("pad",)), Link("conv", CONVOLUTIONS))
+PATTERN = (Link("pad", ("pad",)), Link("conv", _is_convolution))
 RULES = (Rule("fold_pad", PATTERN, fold_pad, candidate="pad", check=_can_fold),)

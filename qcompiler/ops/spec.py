@@ -53,6 +53,9 @@ class Family(Enum):
     OTHER = "other"
 
 
+CONVOLUTIONS = (Family.CONVOLUTION, Family.TRANSPOSED)
+
+
 class Role(Enum):
     ACTIVATION = "activation"
     WEIGHT = "weight"
