@@ -20,7 +20,7 @@ def generator_of(name: str) -> torch.Generator:
 def values_of(example: Example, generator: torch.Generator) -> list[Tensor]:
     """Activations of the example."""
     drawn = [torch.randn(shape, generator=generator) for shape in example.inputs]
-    drawn = [x.abs() + 1.0 for x in drawn] if example.positive else drawn
+    drawn = [x.abs() + 1.1 for x in drawn] if example.positive else drawn  # rounded to steps they are above 1, as acosh wants
     return [x.clamp(-0.9, 0.9) for x in drawn] if example.bounded else drawn
 
 
