@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -64,7 +65,7 @@ class Planner:
         for step in self.region.steps:
             try:
                 self._take(step)
-            except (KeyError, IndexError, TypeError, ValueError, AssertionError, AttributeError, RuntimeError) as error:
+            except (KeyError, IndexError, TypeError, ValueError, AssertionError, AttributeError, RuntimeError, ArithmeticError) as error:
                 raise RegionError(f"step {step.out!r:.60} ({step.op:.40}) cannot be planned: {error!r:.200}") from error
         self._hand_out()
         return Network(self.region.inputs, self.region.outputs, tuple(self.layers), self.codes, self.halos, self.homes)
@@ -92,8 +93,10 @@ class Planner:
         self.add(Quantize(step.out, step.out, x, self._codes(step), last))
 
     def _codes(self, step: Step) -> Codes:
-        scale, zero = self.qparams[step.args[1]]
-        return Codes(float(scale), int(zero), int(step.args[2]), int(step.args[3]))
+        (scale, zero), (low, high) = self.qparams[step.args[1]], step.args[2:4]
+        if not (0 <= low <= high <= 255 and 0 <= zero <= 255 and 0 < scale < math.inf):
+            raise ValueError(f"no codes of 8 bits: scale {scale}, zero point {zero}, {low} to {high}")
+        return Codes(float(scale), int(zero), int(low), int(high))
 
     def _hand_out(self) -> None:
         """Floats for what is handed out and is codes."""
