@@ -9,7 +9,6 @@
 #else
 #include "conv_scalar.h"
 #endif
-#include "depthwise_scalar.h"
 #include "elementwise.h"
 #include "pool.h"
 
@@ -20,7 +19,14 @@
 #define QC_CONV qc_conv_rows
 #define QC_END qc_nothing
 #endif
+
+#if QC_ISA == QC_SCALAR
+#include "depthwise_scalar.h"
 #define QC_DEPTHWISE qc_depthwise_rows
+#else
+#include "depthwise.h"
+#define QC_DEPTHWISE qc_depthwise_dots
+#endif
 
 #if QC_ISA != QC_AMX
 static void qc_nothing(void) {}
