@@ -4,19 +4,20 @@
 #include "isa.h"
 
 #include "boundary.h"
-#if QC_ISA == QC_AMX
-#include "conv_amx.h"
-#else
-#include "conv_scalar.h"
-#endif
 #include "elementwise.h"
 #include "pool.h"
 
 #if QC_ISA == QC_AMX
+#include "conv_amx.h"
 #define QC_CONV qc_conv_amx
 #define QC_END qc_amx_end
-#else
+#elif QC_ISA == QC_SCALAR
+#include "conv_scalar.h"
 #define QC_CONV qc_conv_rows
+#define QC_END qc_nothing
+#else
+#include "conv_dot.h"
+#define QC_CONV qc_conv_dot
 #define QC_END qc_nothing
 #endif
 
