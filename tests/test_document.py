@@ -18,6 +18,7 @@ from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Stage, source_of
 from qcompiler.pass_manager import Context, run_passes
 from qcompiler.passes import OBSERVE
+from qcompiler.settings import Settings
 from tests.flow import flow, randn, randomized
 from tests.zoo import inputs
 from tests.zoo import load as zoo
@@ -300,6 +301,6 @@ def test_generated_code_has_a_place_that_does_not_count_up() -> None:
 
 def test_lowering_alone_keeps_sources() -> None:
     reference = flow(net(), (X,)).reference
-    context = Context(target=TorchTarget("x86", "avx2"))
+    context = Context(Settings(target=TorchTarget("x86", "avx2")))
     run_passes(reference, (Lower(),), Stage.QUANTIZED, context)
     assert not unplaced(reference.graph)

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("matching",),
     ("rewrite", "graph_pickle", "float_state"),
     ("patterns",),
-    ("pass_manager",),
+    ("settings", "journal", "pass_manager"),
     ("passes", "prepared", "decisions", "executable"),
     ("trace", "backends", "artifact"),
     ("nn",),

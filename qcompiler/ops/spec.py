@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from qcompiler.ir.types import QParams
+from qcompiler.ops.row_power import RowPower
 
 
 class Output(Enum):
@@ -101,6 +102,7 @@ class Op:
     weight_axis: int = 0
     commutes: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # the first two arguments may change places
     elementwise: bool = False  # a unary function of single values: exact as a 256-entry table
+    row_power: RowPower | None = None  # a normalization: what it divides each row of its input by, squared
     spreads: Callable[[Mapping[str, Any], int], bool] = lambda attributes, i: False  # argument i: steep near 0, one step becomes many
     macs: Callable[[fx.Node], int] | None = None
     float_reason: str | None = None  # why there is no int8 form, where output is FLOAT

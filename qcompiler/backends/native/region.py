@@ -89,7 +89,9 @@ class NativeRegion:
         nanoseconds = (ctypes.c_int64 * max(1, len(self.network.computing)))()
         made, pointers = self._given(inputs, table)
         runtime().qc_watch(self._model, ctypes.byref(table.struct), pointers, arena.data_ptr(), nanoseconds)
-        values = {name: _seen(arena, place, table.offsets) for name, place in sizes.places.items() if isinstance(place, Place) and place.size == 1}
+        values = {
+            name: _seen(arena, place, table.offsets) for name, place in sizes.places.items() if isinstance(place, Place) and place.size == 1
+        }
         return Watched(values | made, dict(zip((layer.out for layer in self.network.computing), nanoseconds, strict=False)))
 
 

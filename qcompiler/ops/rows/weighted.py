@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qcompiler.ops import functional as Q
-from qcompiler.ops import macs
+from qcompiler.ops import macs, row_power
 from qcompiler.ops.spec import ModuleForm, Op, Output, Param, Role, Spelling
 
 X, W, B = Param("x"), Param("weight", Role.WEIGHT), Param("bias", Role.BIAS)
@@ -90,7 +90,7 @@ ROWS = (
     ),
     Op(
         name="layer_norm", fn=Q.layer_norm, signature="x weight=None bias=None normalized_shape=None eps=1e-5", params=AFFINE,
-        output=Output.OWN,
+        output=Output.OWN, row_power=row_power.layer_norm,
         spellings=(
             Spelling(F.layer_norm, "input:x normalized_shape weight=None bias=None eps=1e-5"),
             Spelling(torch.layer_norm, "input:x normalized_shape weight=None bias=None eps=1e-5 _cudnn_enable=True"),
@@ -99,13 +99,13 @@ ROWS = (
     ),
     Op(
         name="rms_norm", fn=Q.rms_norm, signature="x weight=None normalized_shape=None eps=None", params=AFFINE[:2],
-        output=Output.OWN,
+        output=Output.OWN, row_power=row_power.rms_norm,
         spellings=tuple(Spelling(f, "input:x normalized_shape weight=None eps=None") for f in (F.rms_norm, torch.rms_norm)),
         modules=(ModuleForm(nn.RMSNorm, {"weight": "weight"}, lambda m: {"normalized_shape": tuple(m.normalized_shape), "eps": m.eps}),),
     ),
     Op(
         name="group_norm", fn=Q.group_norm, signature="x weight=None bias=None num_groups=1 eps=1e-5", params=AFFINE,
-        output=Output.OWN,
+        output=Output.OWN, row_power=row_power.group_norm,
         spellings=(
             Spelling(F.group_norm, "input:x num_groups weight=None bias=None eps=1e-5"),
             Spelling(torch.group_norm, "input:x num_groups weight=None bias=None eps=1e-5 _cudnn_enabled=True"),
@@ -114,7 +114,7 @@ ROWS = (
     ),
     Op(
         name="instance_norm", fn=Q.instance_norm, signature="x weight=None bias=None eps=1e-5", params=AFFINE,
-        output=Output.OWN,
+        output=Output.OWN, row_power=row_power.instance_norm,
         spellings=(
             Spelling(F.instance_norm, "input:x !running_mean=None !running_var=None weight=None bias=None !use_input_stats=True"
                      " _momentum=0.1 eps=1e-5"),

@@ -91,7 +91,7 @@ class _Lowering:
 
     def _from_outside(self, index: int, node: fx.Node) -> bool:
         """An input that the caller gives quantized (input_quantized_indexes): it is brought to the qparams of calibration."""
-        if self.context.custom is None or index not in self.context.custom.input_quantized_indexes:
+        if index not in self.context.settings.custom.input_quantized_indexes:
             return False
         user = next((u for u in node.users if u.target is quantize), None)
         if user is None:
@@ -105,7 +105,7 @@ class _Lowering:
 
     def _output(self, node: fx.Node) -> fx.Node:
         """The result; what output_quantized_indexes names is handed out as quint8."""
-        indexes = self.context.custom.output_quantized_indexes if self.context.custom is not None else ()
+        indexes = self.context.settings.custom.output_quantized_indexes
         if not indexes:
             return self._copy(node)
         result = node.args[0]
