@@ -95,27 +95,13 @@ QC_INLINE void qc_amx_store_sums(const qc_amx_block *b) {
 }
 
 QC_INLINE void qc_amx_finish(const qc_conv *a, const qc_runs *t, const qc_amx_block *b, int kind) {
-  QC_ALIGNED uint8_t trash[128];
-  qc_finish512 f = qc_begin512(&a->e, b->pair.c);
-  __mmask32 mask = (__mmask32)(b->pair.count == 32 ? 0xffffffffu : (1u << b->pair.count) - 1);
-  for (int j = 0; j < 2; j++) {
-    qc_places p = {.r = {NULL}};
-    const int32_t *sums = b->sums + 512 * j;
-    qc_find_places(a, t, &b->tile[j], b->pair.c, &p, trash);
-    for (int i = 0; i < t->rows; i += 2, sums += 64) {
-      __m512i acc[4] = {_mm512_load_si512(sums), _mm512_load_si512(sums + 16), _mm512_load_si512(sums + 32), _mm512_load_si512(sums + 48)};
-      if (kind == QC_FLOATS)
-        qc_store_floats512(&f, acc, p.y[i], p.y[i + 1], mask);
-      else
-        qc_store512(qc_codes512(&f, acc, b->tile[j].r ? p.r[i] : NULL, p.r[i + 1], mask, kind), p.y[i], p.y[i + 1], mask);
-    }
-  }
+  for (int j = 0; j < 2; j++) qc_finish_tile(a, t, &b->tile[j], &b->pair, b->sums + 512 * j, kind);
 }
 
 QC_INLINE void qc_amx_blocks(const qc_conv *a, const qc_spans *s, int64_t lo, int64_t hi, int kind) {
   QC_ALIGNED int32_t sums[2][1024];
   qc_runs t = qc_find_runs(a, 16);
-  qc_grid g = qc_find_grid(a, s, &t, 2);
+  qc_grid g = qc_find_grid(a, s, &t, 2, 2);
   qc_amx_block now = {.sums = NULL}, before = now;
   qc_configure_tiles(t.rows, s->chunk);
   for (int64_t piece = lo; piece < hi; piece++, before = now) {
@@ -123,7 +109,7 @@ QC_INLINE void qc_amx_blocks(const qc_conv *a, const qc_spans *s, int64_t lo, in
     qc_grid_at(&g, piece, &block, &pair);
     now.tile[0] = qc_find_tile(a, &t, 2 * block);
     now.tile[1] = qc_find_tile(a, &t, qc_min(2 * block + 1, t.tiles - 1));
-    now.pair = qc_find_pair(a, s, pair);
+    now.pair = qc_find_pair(a, s, pair, 2);
     now.sums = sums[piece & 1];
     if (now.pair.x[0] == now.pair.x[1])
       qc_amx_products(s, &now, t.step);
@@ -139,7 +125,7 @@ static int64_t qc_conv_amx_units(const qc_conv *a) {
   qc_spans s;
   qc_find_spans(a, &s);
   qc_runs t = qc_find_runs(a, 16);
-  qc_grid g = qc_find_grid(a, &s, &t, 2);
+  qc_grid g = qc_find_grid(a, &s, &t, 2, 2);
   return g.blocks * g.pairs;
 }
 

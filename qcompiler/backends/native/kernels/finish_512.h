@@ -6,13 +6,6 @@
 
 #if QC_IS_512
 
-enum { QC_PLAIN, QC_FULL, QC_FLOATS }; /* codes 0..255; with bounds, residual, table or the cut; floats */
-
-QC_INLINE int qc_kind(const qc_epilogue *e, const qc_tensor *r, int floats) {
-  if (floats) return QC_FLOATS;
-  return r->p || e->table || e->wide || e->lo > 0 || e->hi < 255 ? QC_FULL : QC_PLAIN;
-}
-
 /* Constants of 32 channels. */
 typedef struct qc_finish512 {
   __m512 m[2], b[2];
@@ -121,7 +114,7 @@ QC_INLINE void qc_point512(void *to, const uint8_t *base, __m512i row, __m512i c
   }
 }
 
-/* `at`: bytes from a position's first channel to those that are stored. */
+/* c: the first channel that is stored. */
 QC_INLINE void qc_find_places(const qc_conv *a, const qc_runs *t, const qc_tile *tile, int64_t c, qc_places *p, uint8_t *trash) {
   __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   __m512i position = _mm512_add_epi32(_mm512_set1_epi32((int)tile->start), lane);
@@ -133,6 +126,22 @@ QC_INLINE void qc_find_places(const qc_conv *a, const qc_runs *t, const qc_tile 
   real &= _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(t->rows));
   qc_point512(p->y, tile->y + (a->floats ? 4 * c : c), row, column, a->y.sh, a->y.sw, real, trash);
   if (tile->r) qc_point512(p->r, tile->r + c, row, column, a->r.sh, a->r.sw, real, trash);
+}
+
+/* sums: [positions, a tile has t->rows][32 channels]. An odd number of positions reads one more row of sums. */
+QC_INLINE void qc_finish_tile(const qc_conv *a, const qc_runs *t, const qc_tile *tile, const qc_pair *pair, const int32_t *sums, int kind) {
+  QC_ALIGNED uint8_t trash[128];
+  qc_finish512 f = qc_begin512(&a->e, pair->c);
+  __mmask32 mask = (__mmask32)(pair->count == 32 ? 0xffffffffu : (1u << pair->count) - 1);
+  qc_places p = {.r = {NULL}};
+  qc_find_places(a, t, tile, pair->c, &p, trash);
+  for (int i = 0; i < t->rows; i += 2, sums += 64) {
+    __m512i acc[4] = {_mm512_load_si512(sums), _mm512_load_si512(sums + 16), _mm512_load_si512(sums + 32), _mm512_load_si512(sums + 48)};
+    if (kind == QC_FLOATS)
+      qc_store_floats512(&f, acc, p.y[i], p.y[i + 1], mask);
+    else
+      qc_store512(qc_codes512(&f, acc, tile->r ? p.r[i] : NULL, p.r[i + 1], mask, kind), p.y[i], p.y[i + 1], mask);
+  }
 }
 
 #endif

@@ -70,19 +70,18 @@ static qc_tile qc_find_tile(const qc_conv *a, const qc_runs *t, int64_t index) {
   return tile;
 }
 
-/* The channels of a pair of blocks of 16: where their weights and inputs are. An odd last block stands twice. */
+/* The channels of a piece, one block of 16 or two: where their weights and inputs are. A missing second block is the first again. */
 typedef struct qc_pair {
   const int8_t *w[2];
-  int64_t x[2];   /* offset of the group's first input channel */
-  int64_t c;      /* first channel */
-  int32_t count;  /* channels that are stored, at most 32 */
+  int64_t x[2];  /* offset of the group's first input channel */
+  int64_t c;     /* first channel */
+  int32_t count; /* channels that are stored, at most 32 */
 } qc_pair;
 
-QC_INLINE int64_t qc_pairs(const qc_conv *a, const qc_spans *s) { return qc_ceil((int64_t)a->groups * s->blocks, 2); }
-
-static qc_pair qc_find_pair(const qc_conv *a, const qc_spans *s, int64_t index) {
-  int64_t last = (int64_t)a->groups * s->blocks - 1, b[2] = {2 * index, qc_min(2 * index + 1, last)};
-  qc_pair p = {.c = 32 * index, .count = (int32_t)qc_min(32, a->y.c - 32 * index)};
+static qc_pair qc_find_pair(const qc_conv *a, const qc_spans *s, int64_t index, int blocks) {
+  int64_t last = (int64_t)a->groups * s->blocks - 1, b[2] = {blocks * index, qc_min(blocks * index + blocks - 1, last)};
+  int64_t c = 16 * blocks * index;
+  qc_pair p = {.c = c, .count = (int32_t)qc_max(0, qc_min(16 * blocks, a->y.c - c))};
   for (int i = 0; i < 2; i++) {
     p.w[i] = a->w + b[i] * qc_block_bytes(s);
     p.x[i] = b[i] / s->blocks * s->in;
@@ -90,7 +89,15 @@ static qc_pair qc_find_pair(const qc_conv *a, const qc_spans *s, int64_t index) 
   return p;
 }
 
-/* Pieces are (blocks of tiles) x (pairs of channel blocks). Channels outside: the weights of a pair stay near while the positions
+enum { QC_PLAIN, QC_FULL, QC_FLOATS }; /* codes 0..255; with bounds, residual, table or the cut; floats */
+
+/* Which epilogue a convolution needs; kernels are made for each. */
+QC_INLINE int qc_kind(const qc_epilogue *e, const qc_tensor *r, int floats) {
+  if (floats) return QC_FLOATS;
+  return r->p || e->table || e->wide || e->lo > 0 || e->hi < 255 ? QC_FULL : QC_PLAIN;
+}
+
+/* tiles, blocks: how many of them a piece has. Pieces are (blocks of tiles) x (pairs of channel blocks). Channels outside: the weights of a pair stay near while the positions
    pass, for the price of reading x once a pair; worth it where that is less than reading all weights once a block of tiles. */
 typedef struct qc_grid {
   int64_t blocks, pairs;
@@ -99,9 +106,9 @@ typedef struct qc_grid {
 
 #define QC_NEAR 24576 /* bytes of weights that stay in the first cache beside the activations */
 
-static qc_grid qc_find_grid(const qc_conv *a, const qc_spans *s, const qc_runs *t, int tiles_a_block) {
-  qc_grid g = {qc_ceil(t->tiles, tiles_a_block), qc_pairs(a, s), 0};
-  int64_t weights = 2 * g.pairs * qc_block_bytes(s), input = (int64_t)a->x.n * a->x.d * a->x.h * a->x.w * s->in;
+static qc_grid qc_find_grid(const qc_conv *a, const qc_spans *s, const qc_runs *t, int tiles, int blocks) {
+  qc_grid g = {qc_ceil(t->tiles, tiles), qc_ceil(a->y.c, 16 * blocks), 0};
+  int64_t weights = blocks * g.pairs * qc_block_bytes(s), input = (int64_t)a->x.n * a->x.d * a->x.h * a->x.w * s->in;
   if (a->groups == 1 && weights > QC_NEAR) g.channels_outside = weights + input * g.pairs < input + weights * g.blocks;
   if (a->groups > 1) g.channels_outside = g.blocks > 4;
   return g;

@@ -67,12 +67,16 @@ class CompiledModule(KeepsState, Executable):
         _bound: Bound
     __constants__ = ["_script"]  # torch.jit compiles modules of one class anew where it differs: after rebuild()
     _fixed_dtypes = True
-    _backend = "torch"
     __jit_unused_properties__ = ["program", "engine", "code", "__jit_ignored_attributes__"]
 
     @property
     def program(self) -> Program:
         return self.__dict__["_program"]  # type: ignore[no-any-return]
+
+    @property
+    def _backend(self) -> str:  # type: ignore[override]
+        """Programs with native regions are the native back end's; torch runs what lies between."""
+        return "native" if self.program.is_native else "torch"
 
     @property
     def engine(self) -> str:

@@ -153,6 +153,11 @@ class Program:
         return tuple(dict.fromkeys(found))
 
     @property
+    def is_native(self) -> bool:
+        """Whether parts of it run as C of its own."""
+        return any(c.op == registry.NATIVE_REGION for c in self.once)
+
+    @property
     def int8_calls(self) -> int:
         return sum(c.op.startswith(KERNELS) and not registry.is_fit(c.op) for c in self.calls)
 
