@@ -67,7 +67,7 @@ class CompiledModule(KeepsState, Executable):
         _bound: Bound
     __constants__ = ["_script"]  # torch.jit compiles modules of one class anew where it differs: after rebuild()
     _fixed_dtypes = True
-    __jit_unused_properties__ = ["program", "engine", "code", "__jit_ignored_attributes__"]
+    __jit_unused_properties__ = ["program", "_backend", "engine", "code", "__jit_ignored_attributes__"]
 
     @property
     def program(self) -> Program:
