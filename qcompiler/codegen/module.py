@@ -21,7 +21,7 @@ from qcompiler.codegen.emit import Dialect, Emitter
 from qcompiler.codegen.once import quantized_engine, run_once
 from qcompiler.codegen.program import Program, is_name
 from qcompiler.codegen.scopes import DictScope, ListScope, Scope, place
-from qcompiler.codegen.script import attach_script, listed, refuse_classes, refuse_hidden, script_attributes, unscriptable
+from qcompiler.codegen.script import attach_script, listed, refuse_classes, refuse_hidden, refuse_statements, script_attributes, unscriptable
 from qcompiler.codegen.states import STATES, KeepsState, mark_states
 from qcompiler.codegen.tensors import find, find_submodule, keep_dtypes
 from qcompiler.codegen.values import DTYPES
@@ -33,6 +33,7 @@ from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.ir.form import as_number, misfit
 from qcompiler.ir.items import DictItems, ListItems, give_items
 from qcompiler.kinds import refuse_kinds
+from qcompiler.ops.float_statements import given_back, held
 from qcompiler.ops.records import Maker
 
 T = TypeVar("T", bound=type)
@@ -233,10 +234,12 @@ class CompiledModule(KeepsState):
         state = {k: v for k, v in self.__dict__.items() if k not in self.__dict__["_built"]}
         for name in ("_program", "_engine", "_built", "_bound", "lowered"):
             state.pop(name, None)
+        state["_externals"] = {name: held(function) for name, function in state["_externals"].items()}
         return _empty, (self.program.to_json(), self.engine), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.__dict__["_externals"] = {name: given_back(function) for name, function in state["_externals"].items()}
         index_containers(self)
         self.rebuild()
 
@@ -255,6 +258,7 @@ class CompiledModule(KeepsState):
         torch.jit asks before it looks at forward, so here is where that gets its TorchScript spelling: most modules never need it.
         """
         refuse_hidden(self, self.program.leaves)
+        refuse_statements(self.program, self.__dict__["_externals"])
         refuse_classes({name: self.__dict__["_externals"][name] for name in self.program.externals})
         for path, alias in self._bound.emitter.tensors.items():
             if path in self.program.states:  # a script goes its own way from what the module holds now
