@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import networkx as nx
 from torch import fx
 
-from qcompiler.backends.native.partition import CONVERSIONS, Partition, unit_of
+from qcompiler.backends.native.partition import Partition, unit_of
 from qcompiler.backends.native.read import Reader
 from qcompiler.backends.native.runtime import native_region, run_region
 from qcompiler.backends.native.steps import DEQUANTIZE, VALUE, Region, Step
 from qcompiler.backends.torch.passes.lower import Lower
 from qcompiler.errors import ConfigError
-from qcompiler.ir.attributes import get_attr
-from qcompiler.ir.types import MACS, SOURCE, VALUE as VALUE_KEY, Source, Stage, Value, source_of, value_of
-from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
+from qcompiler.ir.types import MACS, SOURCE, Source, Stage, Value, source_of, value_of
+from qcompiler.ir.types import VALUE as VALUE_KEY
 from qcompiler.ops.functional import getitem
+from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
 from qcompiler.pass_manager import Context
 
 
@@ -140,10 +139,14 @@ class _Rewriter:
         scales, zero_points = [p.scale for p in reader.qparams], [p.zero_point for p in reader.qparams]
         origin = tuple(dict.fromkeys(name for unit in part.units for name in source_of(unit).origin))
         source = Source(module_path="", origin=origin)
-        pack = self.new.create_node("call_function", native_region, (region.to_data(), tensors, scales, zero_points), name=f"region_{first.name}")
+        pack = self.new.create_node(
+            "call_function", native_region, (region.to_data(), tensors, scales, zero_points), name=f"region_{first.name}"
+        )
         call = self.new.create_node("call_function", run_region, (pack, [self._value(node) for node in part.inputs.values()]),
                                     name=f"run_region_{first.name}")  # fmt: skip
-        call.meta[MACS] = sum(row.macs(unit) for unit in part.units if (row := self.context.table.of(unit)) is not None and row.macs is not None)
+        call.meta[MACS] = sum(
+            row.macs(unit) for unit in part.units if (row := self.context.table.of(unit)) is not None and row.macs is not None
+        )
         for node in (pack, call):
             node.meta[SOURCE], node.meta[VALUE_KEY] = source, Value(None, None)
         for index, output in enumerate(part.outputs):

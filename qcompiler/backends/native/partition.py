@@ -164,4 +164,6 @@ def _numbers(units: list[fx.Node], native: set[fx.Node]) -> set[fx.Node]:
 
 def _sizes_only(node: fx.Node) -> bool:
     """Whether its arguments are numbers, or float tensors whose sizes it asks."""
-    return all(is_number(s) or unit_of(s) is not s or value_of(s).dtype is torch.float32 or value_of(s).shape is None for s in node.all_input_nodes)
+    return all(
+        is_number(s) or unit_of(s) is not s or value_of(s).dtype is torch.float32 or value_of(s).shape is None for s in node.all_input_nodes
+    )

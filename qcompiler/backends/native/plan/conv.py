@@ -90,7 +90,12 @@ class Conv(Layer):
 
     def __post_init__(self) -> None:
         channels, bias = self.weight.shape[0], self.bias
-        if self.weight.dim() != 2 + self.dims or self.groups < 1 or channels % self.groups or min((*self.window.stride, *self.window.dilation)) < 1:
+        if (
+            self.weight.dim() != 2 + self.dims
+            or self.groups < 1
+            or channels % self.groups
+            or min((*self.window.stride, *self.window.dilation)) < 1
+        ):
             raise ValueError(f"no weight of {self.groups} groups in {self.dims} dimensions: {tuple(self.weight.shape)}")
         if bias is not None and bias.shape != (channels,):
             raise ValueError(f"a bias of shape {tuple(bias.shape)} for {channels} channels")
