@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.ops.spec import Family, Op
 from qcompiler.rewrite import Link, Match, Reject, Rule
 
-CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 Sides = tuple[tuple[int, int], ...]
 
 
@@ -38,7 +38,13 @@ def _padding(conv: fx.Node, dims: int) -> tuple[int, ...]:
 
 
 def _dims(match: Match, conv: fx.Node) -> int:
-    return int(match.row(conv).name[4])
+    dims = match.row(conv).dims
+    assert dims is not None
+    return dims
+
+
+def _is_convolution(row: Op) -> bool:
+    return row.family is Family.CONVOLUTION
 
 
 def _together(match: Match, pad: fx.Node, conv: fx.Node) -> tuple[int, ...]:
@@ -60,5 +66,5 @@ def fold_pad(match: Match, pad: fx.Node, conv: fx.Node) -> None:
     match.replace(conv, conv)
 
 
-PATTERN = (Link("pad", ("pad",)), Link("conv", CONVOLUTIONS))
+PATTERN = (Link("pad", ("pad",)), Link("conv", _is_convolution))
 RULES = (Rule("fold_pad", PATTERN, fold_pad, candidate="pad", check=_can_fold),)

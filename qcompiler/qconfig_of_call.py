@@ -25,5 +25,4 @@ def rule_of_call(mapping: QConfigMapping, node: fx.Node, row: Op | None, types: 
 def calls_a_module(node: fx.Node, row: Op | None, types: Mapping[str, type | str]) -> bool:
     """Whether the node is a module of the user's that the row describes, and not a function that the module calls."""
     kind = types.get(source_of(node).module_path)
-    classes = {form.cls for form in (row.modules if row is not None else ())}
-    return kind is not None and bool(classes & {kind, type_name(kind)})
+    return kind is not None and row is not None and bool({kind, type_name(kind)} & {form.cls for form in row.modules})

@@ -52,7 +52,11 @@ def _checked(gm: fx.GraphModule, context: Context) -> fx.Graph:
         lowering = _Lowering(gm, context, wrong)
         graph = lowering.graph(gm.graph)
         graph.eliminate_dead_code()
-        found = [] if context.example is None else wrong_sites(gm, graph, lowering.sites, context.example, lowering.target.engine)
+        found = (
+            []
+            if context.example is None or not lowering.sites
+            else wrong_sites(gm, graph, lowering.sites, context.example, lowering.target.engine)
+        )
         for entry in found:
             site = entry.lowered
             reason = f"{site.kernel} is wrong on the example inputs: {entry.text}"
