@@ -9,6 +9,7 @@ CODES = {
     "other-argument": "the op has one, but not with the argument named",
     "whole-module": "it is called as a whole module, which is not looked into",
     "qconfig-none": "its qconfig is None",
+    "keep-float": "convert_fx(keep_float=...) names it",
     "not-float32": "it does not compute float32 values, or an input is not float32",
     "computed-operand": "an operand is a number that is computed at run time",
     "computed-setting": "a setting is computed at run time",
