@@ -11,12 +11,14 @@ from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, load, prepare_fx, save
 from qcompiler.backends.torch.passes.lower import Lower
+from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.debug import Document, Recorder, document_of
 from qcompiler.debug.document import apply_delta, delta
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Stage, source_of
 from qcompiler.pass_manager import Context, run_passes
 from qcompiler.passes import OBSERVE
+from qcompiler.settings import Settings
 from tests.flow import flow, randn, randomized
 from tests.zoo import inputs
 from tests.zoo import load as zoo
@@ -299,6 +301,6 @@ def test_generated_code_has_a_place_that_does_not_count_up() -> None:
 
 def test_lowering_alone_keeps_sources() -> None:
     reference = flow(net(), (X,)).reference
-    context = Context(target=type("T", (), {"engine": "x86", "isa": "avx2"})())
+    context = Context(Settings(target=TorchTarget("x86", "avx2")))
     run_passes(reference, (Lower(),), Stage.QUANTIZED, context)
     assert not unplaced(reference.graph)

@@ -24,6 +24,7 @@ from qcompiler.ops.reference import quantize
 from qcompiler.ops.spec import ModuleForm, Op, Role, Spelling
 from qcompiler.ops.table import OPS, parse_signature
 from qcompiler.passes.canonicalize import Canonicalize
+from qcompiler.target import Neutral
 from qcompiler.vision import import_torchvision
 from tests.flow import QUANTIZED, Flow, flow, max_difference, passed, randn, randomized
 
@@ -44,7 +45,9 @@ class Call(nn.Module):
 
     def forward(self, x: Tensor, other: Tensor) -> Any:
         steep = self.row.spreads({}, 0)
-        shift = 0.0 if self.row.rounds_input or steep else 0.25  # a sum in front of such an op would stay float, and the op with it
+        shift = (
+            0.0 if Neutral().computes_float(self.row) or steep else 0.25
+        )  # a sum in front of such an op would stay float, and the op with it
         values = [linear(v) + shift if shift else linear(v) for linear, v in zip(self.before, (x, other), strict=False)]
         values = [v.clamp(1.0, 4.0) if steep else v.abs() + 1.0 for v in values] if self.case.positive else values
         values = [v.clamp(-0.9, 0.9) for v in values] if self.case.bounded else values
@@ -99,7 +102,7 @@ def _gap(row: Op, spelling: Spelling, canonical: str, known: Callable[[str], boo
 
 
 # The others only quantize weights: tests/test_dynamic_graph.py, tests/test_embedding.py.
-STATIC = [row for row in OPS.rows.values() if row.default_mode is None]
+STATIC = [row for row in OPS.rows.values() if Neutral().default_mode(row) is None]
 
 
 def all_spellings() -> list[Any]:

@@ -37,7 +37,7 @@ from qcompiler.ir.types import QUANT, Stage, quant_of
 from qcompiler.ir.verify import verify
 from qcompiler.ops.spec import Op, Output, Role
 from qcompiler.ops.table import OPS
-from qcompiler.pass_manager import run_passes
+from qcompiler.pass_manager import Context, run_passes
 from qcompiler.passes.freeze_qparams import FreezeQParams
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from qcompiler.prepared import state_of
@@ -330,7 +330,7 @@ def test_an_int8_op_without_qparams_is_named_by_the_verifier() -> None:
 @pytest.mark.parametrize("changes", [{}, {"int8": False}])
 def test_a_producer_that_changed_its_mind_alone_is_named(changes: dict[str, Any]) -> None:
     gm = pooled()
-    context = state_of(gm).context  # type: ignore[union-attr]
+    context = Context(state_of(gm).settings)  # type: ignore[union-attr]
     run_passes(gm, (FreezeQParams(),), Stage.OBSERVED, context)
     forget(gm, **changes)
     with pytest.raises(PassError, match="int8 op %_2 takes %_1, which nothing quantizes"):

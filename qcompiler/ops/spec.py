@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 
 from torch import fx, nn
 
-from qcompiler.ir.types import Mode, QParams
+from qcompiler.ir.types import QParams
 from qcompiler.ops.example import Example
+from qcompiler.ops.row_power import RowPower
+from qcompiler.ops.signature import parse_signature
 
 Holds: TypeAlias = Callable[[Mapping[str, Any]], bool]  # of a call, by its attributes
 
@@ -142,11 +144,10 @@ class Op:
     averages: Holds = never  # SAME, but gives values between its input's steps
     weight_axis: int = 0
     elementwise: bool = False  # a unary function of single values: exact as a 256-entry table
-    rounds_input: bool = False  # its kernels compute in float, so that an int8 input only costs accuracy
+    row_power: RowPower | None = None  # a normalization: what it divides each row of its input by, squared
     spreads: Callable[[Mapping[str, Any], int], bool] = lambda attributes, i: False  # argument i: steep near 0, one step becomes many
     macs: Callable[[fx.Node], int] | None = None
     float_reason: str | None = None  # why there is no int8 form, where output is FLOAT
-    default_mode: Mode | None = None  # what a static qconfig means where no kernel takes int8 activations, only quantized weights
     rounds_inside: bool = False  # under Mode.DYNAMIC fn quantizes its activations itself: `activation_range=(0, 255)`
     eval_form: Op | None = None  # the op that this one, which only trains, is in eval mode: kernels and qconfig rules are its
 
@@ -155,10 +156,19 @@ class Op:
         """The row of the op in eval mode: what kernels, qconfig rules and users know."""
         return self.eval_form or self
 
+    def takes(self, name: str) -> bool:
+        """Whether the op has an argument of that canonical name."""
+        return any(canonical == name for _, _, canonical, _ in parse_signature(self.signature))
+
     @property
     def weight(self) -> int | None:
         """Position of the weight among the positional arguments."""
         return next((i for i, p in enumerate(self.params) if p.role is Role.WEIGHT), None)
+
+    @property
+    def reads_table(self) -> bool:
+        """Whether its weight is a table that integers pick rows of, as an embedding's."""
+        return self.weight is not None and any(p.role is Role.INDICES for p in self.params)
 
     def weights(self, node: fx.Node) -> list[Any]:
         """The arguments of a canonical call that are weights, lists of them spread out."""

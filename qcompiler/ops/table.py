@@ -71,6 +71,10 @@ class Table:
         cls = type(module)
         return self._modules.get(cls) or self._modules.get(f"{cls.__module__}.{cls.__qualname__}")
 
+    def has_form(self, kind: type | str) -> bool:
+        """Whether modules of this class are an op's."""
+        return kind in self._modules
+
     def of(self, node: fx.Node) -> Op | None:
         """The row of a canonical node."""
         return self._by_fn.get(node.target) if node.op == "call_function" else None

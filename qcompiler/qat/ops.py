@@ -69,6 +69,11 @@ def _row(plain: Op) -> Op:
                    modules=(), eval_form=plain, example=example)  # fmt: skip
 
 
+def is_for_training(row: Op) -> bool:
+    """Whether the row is one that `training_table` adds."""
+    return row.eval_form is not None and row.fn in _FUNCTIONS
+
+
 def training_table(table: Table) -> Table:
     """A copy of a table with the ops of this file, for the weighted ops that it has as they are built in."""
     made = table.copy()

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qcompiler.ir.types import Mode
 from qcompiler.ops import functional as Q
 from qcompiler.ops.example import Example
 from qcompiler.ops.spec import Family, ModuleForm, Op, Output, Param, Role, Spelling
@@ -26,7 +25,7 @@ EXAMPLE = Example((), {"weight": (10, 8)}, {"indices": torch.tensor([[0, 3, 9], 
 ROWS = (
     Op(
         name="embedding", fn=Q.embedding, signature="indices weight", params=(INDICES, WEIGHT), output=Output.FLOAT,
-        default_mode=Mode.WEIGHT_ONLY, family=Family.EMBEDDING, example=EXAMPLE,
+        family=Family.EMBEDDING, example=EXAMPLE,
         spellings=(Spelling(F.embedding, "input:indices weight _padding_idx=None !max_norm=None _norm_type=2.0 _scale_grad_by_freq=False"
                             " _sparse=False"),),
         modules=(ModuleForm(nn.Embedding, {"weight": "weight"}, signature="input:indices", refuse=_renormalizes,
@@ -35,7 +34,7 @@ ROWS = (
     Op(
         name="embedding_bag", fn=Q.embedding_bag,
         signature="indices weight offsets=None per_sample_weights=None mode='mean' include_last_offset=False padding_idx=None",
-        params=BAG, output=Output.FLOAT, default_mode=Mode.WEIGHT_ONLY, family=Family.EMBEDDING, example=EXAMPLE,
+        params=BAG, output=Output.FLOAT, family=Family.EMBEDDING, example=EXAMPLE,
         spellings=(Spelling(F.embedding_bag, "input:indices weight offsets=None !max_norm=None _norm_type=2 _scale_grad_by_freq=False"
                             " mode='mean' _sparse=False per_sample_weights=None include_last_offset=False padding_idx=None"),),
         modules=(ModuleForm(

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcompiler.ir.types import Mode
 from qcompiler.ops import macs, recurrent
 from qcompiler.ops.example import Example
 from qcompiler.ops.spec import Family, ModuleForm, Op, Output, Param, Role
@@ -75,7 +74,7 @@ def _row(name: str, fn: Callable[..., Any], form: ModuleForm | None, cell: Cell,
     wide = 6 * cell.gates
     example = Example((over.shape,), {"weights": ((wide, 8), (wide, 6)), "biases": ((wide,), (wide,))}, over.integers)
     return Op(name=name, fn=fn, signature=" ".join(filter(None, words)), params=params, output=Output.FLOAT,
-              modules=(form,) if form is not None else (), macs=macs.recurrent, default_mode=Mode.DYNAMIC, rounds_inside=True,
+              modules=(form,) if form is not None else (), macs=macs.recurrent, rounds_inside=True,
               family=Family.RECURRENT, example=example)  # fmt: skip
 
 

@@ -14,12 +14,14 @@ import torch
 from torch import fx, nn
 
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.program import Call, Input, Program, is_argument, is_name, is_path, verify
+from qcompiler.backends.torch.program.program import Call, Input, Program, is_argument, is_name, verify
 from qcompiler.backends.torch.program.quote import comment
-from qcompiler.backends.torch.program.values import Const, Ref, Scale, ZeroPoint, rewrite, to_json, walk
+from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint, to_json
 from qcompiler.errors import ConfigError, QCompilerError, Where
+from qcompiler.executable.tensors import is_path
 from qcompiler.files.dtypes import DTYPE_NAMES
 from qcompiler.ir.names import user_path
+from qcompiler.ir.nested import Ref, rewrite, walk
 from qcompiler.ir.types import source_of, value_of
 from qcompiler.ops import functional, records, trees
 

@@ -16,15 +16,20 @@ from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.bind import Bound, bind, resolve
 from qcompiler.backends.torch.program.build import Built, build
 from qcompiler.backends.torch.program.check_load import check_names, check_sums
+from qcompiler.backends.torch.program.drawing import program_nodes
 from qcompiler.backends.torch.program.emit import Dialect, Emitter
 from qcompiler.backends.torch.program.once import quantized_engine, run_once
 from qcompiler.backends.torch.program.program import Program, is_name
 from qcompiler.backends.torch.program.scopes import DictScope, ListScope, Scope, place
 from qcompiler.backends.torch.program.script import attach_script, listed, refuse_classes, refuse_hidden, script_attributes, unscriptable
-from qcompiler.backends.torch.program.states import STATES, KeepsState, mark_states
-from qcompiler.backends.torch.program.tensors import find, find_submodule, keep_dtypes
+from qcompiler.backends.torch.program.steps import steps_of_program
 from qcompiler.backends.torch.site import VNNI, host_isa
 from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.executable import Executable, Payload
+from qcompiler.executable.arguments import Argument, form_of
+from qcompiler.executable.states import STATES, KeepsState, mark_states
+from qcompiler.executable.steps import Steps
+from qcompiler.executable.tensors import find, find_submodule, keep_dtypes
 from qcompiler.files.dtypes import DTYPES
 from qcompiler.fingerprint import WEIGHTS
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
@@ -44,7 +49,7 @@ class OtherCPUWarning(UserWarning):
     """A module runs on a CPU whose kernels overflow where those that it was compiled for do not."""
 
 
-class CompiledModule(KeepsState):
+class CompiledModule(KeepsState, Executable):
     """An int8 program as a module. Made by `compile_graph` or `assemble`, whose result is a subclass named after the user's.
 
     All tensors are buffers under the user's names, activation parameters included, so state_dict is complete. Packs and the
@@ -62,6 +67,7 @@ class CompiledModule(KeepsState):
         _bound: Bound
     __constants__ = ["_script"]  # torch.jit compiles modules of one class anew where it differs: after rebuild()
     _fixed_dtypes = True
+    _backend = "torch"
     __jit_unused_properties__ = ["program", "engine", "code", "__jit_ignored_attributes__"]
 
     @property
@@ -175,6 +181,33 @@ class CompiledModule(KeepsState):
         self._note_states()
         type(self).forward = bound.forward  # type: ignore[method-assign]
 
+    _tensors_changed = rebuild
+
+    def _attributes_changed(self) -> None:
+        index_containers(self)
+
+    def _arguments(self) -> tuple[Argument, ...]:
+        return tuple(Argument(i.name, form_of(i.form, i.dtype, i.shape), i.optional, i.default) for i in self.program.inputs)
+
+    def _steps(self) -> Steps:
+        return steps_of_program(self, self.program, self.engine, self._qparams(), self._resolve)
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return program_nodes(self, self.program)
+
+    def _payload(self) -> Payload:
+        program = self.program
+        return Payload({"engine": self.engine, "program": program.to_data()}, program.leaves + program.externals, program.records)
+
+    def _title(self) -> str:
+        return self.program.name
+
+    def _graph(self) -> fx.GraphModule | None:
+        return self.__dict__["lowered"]  # type: ignore[no-any-return]
+
+    def _own_attributes(self) -> frozenset[str]:
+        return frozenset(nn.Module().__dict__) | set(self.__dict__["_built"]) | OWN
+
     def _note_states(self) -> None:
         names: dict[str, list[str]] = {}
         for path in self.program.states:
@@ -263,7 +296,7 @@ class CompiledModule(KeepsState):
             attach_script(self._bound, self._resolve)
         fresh = self._bound.by_shape.for_script()  # a script is fast at its own first shapes, whatever the module was called with
         self.__dict__.update({self._bound.emitter.attribute(alias): pack for alias, pack in fresh.items()})
-        user = set(self.__dict__) - own_attributes(self)
+        user = set(self.__dict__) - self._own_attributes()
         plain = {name for name in user if isinstance(self.__dict__[name], (bool, int, float, str))}
         # lowered is a module: torch.jit makes nothing of it, but would copy it to its script module if it were ignored
         return [*self._buffers, *unscriptable(self), *(OWN - {"lowered"}), *(user - plain)]
@@ -288,11 +321,6 @@ def index_containers(module: CompiledModule) -> None:
     """Makes the user's containers, and the module where it was one, indexable as they were."""
     kind = give_items(module, {Scope: {"list": ListScope, "dict": DictScope}})
     type(module).__bases__ = ({None: CompiledModule, "list": CompiledList, "dict": CompiledDict}[kind],)
-
-
-def own_attributes(module: CompiledModule) -> frozenset[str]:
-    """Names in the module's __dict__ that are nn.Module's or this class's, not the user's."""
-    return frozenset(nn.Module().__dict__) | set(module.__dict__["_built"]) | OWN
 
 
 def _empty(program: Program | str, engine: str) -> CompiledModule:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.program import Call, Program, ProgramError
-from qcompiler.backends.torch.program.values import Const, Ref, Scale, ZeroPoint, rewrite
+from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint
 from qcompiler.backends.torch.runtime.by_shape import ENGINE_LOCK
 from qcompiler.backends.torch.runtime.once_arguments import ArgumentError, check_once
 from qcompiler.errors import ConfigError
+from qcompiler.ir.nested import Ref, rewrite
 
 
 @contextmanager

@@ -3,53 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, InputError
+from qcompiler.executable import Executable
+from qcompiler.executable.arguments import Argument, arguments_of_graph
 from qcompiler.ir.check_state import assigns, check_state
-from qcompiler.ir.form import Form, likeness, misfit
-from qcompiler.ir.types import value_of
+from qcompiler.ir.form import likeness, misfit
 from qcompiler.observers.watch import Watch
 
 FORMS = "call_forms"  # what the forms are called on the module, and in its state_dict where they differ
 
 
-@dataclass(frozen=True)
-class Argument:
-    """One argument of one form: what it must be, and what it is where a call leaves it out."""
-
-    name: str
-    form: Form
-    optional: bool
-    default: Any
-
-
 def arguments_of(module: nn.Module) -> tuple[Argument, ...]:
-    """The arguments of a graph, or of a compiled module, in the order of the forward."""
-    if isinstance(module, CompiledModule):
-        return tuple(Argument(i.name, _form(i.form, i.dtype, i.shape), i.optional, i.default) for i in module.program.inputs)
+    """The arguments of a graph, or of a converted module, in the order of the forward."""
+    if isinstance(module, Executable):
+        return module._arguments()
     assert isinstance(module, fx.GraphModule)
-    nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
-    return tuple(Argument(str(n.target), _of_node(n), bool(n.args), n.args[0] if n.args else None) for n in nodes)
-
-
-def _of_node(node: fx.Node) -> Form:
-    value = value_of(node)
-    return _form(value.form, str(value.dtype).removeprefix("torch."), value.shape)
-
-
-def _form(form: Form | None, dtype: str | None, shape: tuple[int, ...] | None) -> Form:
-    if shape is not None:
-        return Form("tensor", name=str(dtype), shape=tuple(map(int, shape)))
-    if form is None:
-        raise ConfigError("a form of the call does not say what its arguments are made of", code="call-forms")
-    return form
+    return arguments_of_graph(module.graph)
 
 
 def fit(arguments: Sequence[Argument], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
@@ -162,8 +137,8 @@ def share(forms: Sequence[nn.Module]) -> None:
             held = first.get(f"{path}.{name}".lstrip("."))
             if held is not None and type(held) is type(table[name]) and _equal(held, table[name]):
                 table[name] = held
-        if isinstance(form, CompiledModule):
-            form.rebuild()
+        if isinstance(form, Executable):
+            form._tensors_changed()
 
 
 def _tables(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
