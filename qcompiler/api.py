@@ -31,7 +31,6 @@ from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.items import ITEMS, items_of
 from qcompiler.ir.names import user_path
 from qcompiler.ir.types import Stage
-from qcompiler.ir.verify import verify
 from qcompiler.journal import Remark
 from qcompiler.kinds import module_of
 from qcompiler.observers.watch import Batch, Watch
@@ -43,6 +42,7 @@ from qcompiler.pipeline import check_float, settings_for, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, state_of, user_attributes
 from qcompiler.qat.sites import FakeQuantWatch
 from qcompiler.settings import Settings
+from qcompiler.stages.verify import verify
 from qcompiler.target import Target
 from qcompiler.trace.examples import example_inputs_for
 
@@ -114,8 +114,8 @@ def prepare_fx(
     model = module_of(model)
 
     def prepared(inputs: Any, kwargs: Mapping[str, Any] | None) -> fx.GraphModule:
-        settings = settings_for(model, qconfig_mapping=qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table,
-                                rules=rules, strict=strict, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
+        settings = settings_for(model, qconfig_mapping=qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table, rules=rules,
+                                strict=strict, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
                                 concrete_args=concrete_args)  # fmt: skip
         return _prepare(model, settings, (inputs, kwargs), passes, debug)
 
@@ -207,7 +207,7 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
     state = _state(prepared)
     if allow_uncalibrated not in ("error", "float"):
         raise ConfigError(f'allow_uncalibrated is "error" or "float", not {allow_uncalibrated!r:.80}', code="allow-uncalibrated")
-    verify(prepared, Stage.OBSERVED)
+    verify(prepared, Stage.OBSERVED, table=state.settings.table)
     observers: dict[int, Any] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
     try:
         gm = copy.deepcopy(prepared, {} if state.settings.trains else observers)  # observers are read, and dropped from the copy
@@ -266,19 +266,19 @@ def convert_fx(
     gm, state = _observed(prepared, allow_uncalibrated)
     chosen, target = _chosen(gm, state.settings, backend)
     assert chosen.build is not None
-    settings = state.settings.with_(target=target, quantized_classes=custom.observed_to_quantized_mapping.get("static", {}))
+    settings = state.settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}), target=target)
     context = Context(settings, state.journal, state.example if check_parity and not settings.trains else None)
     pipeline = pipeline_for(settings).with_lowering(chosen.passes)
     check_attributes(prepared, custom.preserved_attributes)
     kept = state.user_attributes | {name: getattr(prepared, name) for name in custom.preserved_attributes}
     with watched(debug, "convert", state.name, context):  # setting the lowered graph makes its code
         run_passes(gm, pipeline.quantize, Stage.OBSERVED, context, recompile=False)
-        nodes = list(gm.graph.nodes)
+        rows, decided = rows_of(gm.graph.nodes, settings.table), len(context.journal.floats)
         run_passes(gm, pipeline.lower, Stage.QUANTIZED, context, recompile=False)
     module = chosen.build(gm, Model(state.name, target, kept))
     setattr(module, MARK, "converted")
     setattr(module, WEIGHTS, state.weights)
-    setattr(module, ROWS, rows_of(nodes, settings.table).to_data())
+    setattr(module, ROWS, rows.without(context.journal.floats[decided:]).to_data())
     if check_parity and settings.trains and state.example is not None:
         found = require_parity(prepared, module, state.example)
         state.journal.remarks.append(Remark("parity", "parity", str(found)))
@@ -289,7 +289,7 @@ def convert_fx(
 
 
 def _chosen(gm: fx.GraphModule, settings: Settings, name: str | None) -> tuple[Backend, Target]:
-    """The back end to build for, and its target. ConfigError for one that builds nothing, or cannot have what was decided."""
+    """The back end to build for, and its target. Raises ConfigError for one that builds nothing, or cannot have what was decided."""
     chosen = backend_of(name or settings.target.backend)
     if chosen.build is None:
         raise ConfigError(f"the back end {chosen.name} builds no modules", code="backend",
@@ -312,8 +312,7 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
     """
     for form in forms_of(prepared):
         if isinstance(form, fx.GraphModule) or getattr(form, MARK, None) != "prepared":  # else quantization.prepare's
-            _state(form)
-            verify(form, Stage.OBSERVED)  # type: ignore[arg-type]
+            verify(form, Stage.OBSERVED, table=_state(form).settings.table)  # type: ignore[arg-type]
     check_data(data)
     items = [data] if isinstance(data, torch.Tensor) else data
     batch, count = Batch(prepared), 0

@@ -20,7 +20,6 @@ from qcompiler.backends.torch.passes.lower import Lower
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.ir.text import format_graph
 from qcompiler.ir.types import Stage
-from qcompiler.ir.verify import verify
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.table import OPS
 from qcompiler.pass_manager import Context, run_passes
@@ -29,6 +28,7 @@ from qcompiler.patterns import FUSE as RULES
 from qcompiler.qconfig_mapping import get_default_qconfig_mapping
 from qcompiler.rewrite import run_rules
 from qcompiler.settings import Settings
+from qcompiler.stages.verify import verify
 from qcompiler.trace import trace
 from tests.flow import max_difference, randn, randomized
 

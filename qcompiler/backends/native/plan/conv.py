@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qcompiler.backends.native.packing import fold_epilogue, pack_conv, pack_depthwise
+from qcompiler.backends.native.packing import fold_epilogue, pack_conv, pack_depthwise, sums_fit
 from qcompiler.backends.native.plan.codes import Bounds, Codes
 from qcompiler.backends.native.plan.layer import Bound, Layer, image, rows
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
@@ -87,6 +87,20 @@ class Conv(Layer):
     residual: Residual | None = None
     of_sum: Codes | None = None
     table: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        channels, bias = self.weight.shape[0], self.bias
+        if (
+            self.weight.dim() != 2 + self.dims
+            or self.groups < 1
+            or channels % self.groups
+            or min((*self.window.stride, *self.window.dilation)) < 1
+        ):
+            raise ValueError(f"no weight of {self.groups} groups in {self.dims} dimensions: {tuple(self.weight.shape)}")
+        if bias is not None and bias.shape != (channels,):
+            raise ValueError(f"a bias of shape {tuple(bias.shape)} for {channels} channels")
+        if not sums_fit(self.weight.numpy()):
+            raise ValueError("sums of products may leave 32 bits")
 
     @property
     def reads(self) -> tuple[str, ...]:
