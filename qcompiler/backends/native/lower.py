@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import networkx as nx
 from torch import fx
 
-from qcompiler.backends.native.partition import CONVERSIONS, Partition, unit_of
+from qcompiler.backends.native.partition import Partition, unit_of
 from qcompiler.backends.native.read import Reader
 from qcompiler.backends.native.runtime import native_region, run_region
 from qcompiler.backends.native.steps import DEQUANTIZE, VALUE, Region, Step
 from qcompiler.backends.torch.passes.lower import Lower
 from qcompiler.errors import ConfigError
-from qcompiler.ir.attributes import get_attr
-from qcompiler.ir.types import MACS, SOURCE, VALUE as VALUE_KEY, Source, Stage, Value, source_of, value_of
-from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
+from qcompiler.ir.types import MACS, SOURCE, Source, Stage, Value, source_of, value_of
+from qcompiler.ir.types import VALUE as VALUE_KEY
 from qcompiler.ops.functional import getitem
+from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
 from qcompiler.pass_manager import Context
 
 
@@ -29,8 +28,8 @@ class LowerNative:
     required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        custom = context.custom
-        if custom is not None and (custom.input_quantized_indexes or custom.output_quantized_indexes):
+        custom = context.settings.custom
+        if custom.input_quantized_indexes or custom.output_quantized_indexes:
             raise ConfigError("the native back end takes and hands out floats", code="custom-config",
                               hint='leave quantized inputs and outputs out, or take backend="torch"')  # fmt: skip
         partition = Partition.of(gm, context.table)
@@ -81,7 +80,7 @@ class _Rewriter:
 
     def _order(self) -> list[Any]:
         """Nodes of torch's as they stood, each region as early as it can be."""
-        order, index = nx.DiGraph(), {}
+        order, index = nx.DiGraph(), dict[Any, int]()
         for position, node in enumerate(self.gm.graph.nodes):
             item = self.item(node)
             index.setdefault(item, position)
@@ -91,7 +90,7 @@ class _Rewriter:
 
     def _describe(self, part: _Part, depth: int) -> tuple[Region, Reader]:
         """The steps of a region, in the order of the graph."""
-        reader, steps, done = Reader(self.context.table), [], set()
+        reader, steps, done = Reader(self.context.table), list[Step](), set[fx.Node]()
         for unit in part.units:
             for source in unit.all_input_nodes:
                 steps += self._source(source, part, depth, (reader, done))
@@ -140,10 +139,14 @@ class _Rewriter:
         scales, zero_points = [p.scale for p in reader.qparams], [p.zero_point for p in reader.qparams]
         origin = tuple(dict.fromkeys(name for unit in part.units for name in source_of(unit).origin))
         source = Source(module_path="", origin=origin)
-        pack = self.new.create_node("call_function", native_region, (region.to_data(), tensors, scales, zero_points), name=f"region_{first.name}")
+        pack = self.new.create_node(
+            "call_function", native_region, (region.to_data(), tensors, scales, zero_points), name=f"region_{first.name}"
+        )
         call = self.new.create_node("call_function", run_region, (pack, [self._value(node) for node in part.inputs.values()]),
                                     name=f"run_region_{first.name}")  # fmt: skip
-        call.meta[MACS] = sum(row.macs(unit) for unit in part.units if (row := self.context.table.of(unit)) is not None and row.macs is not None)
+        call.meta[MACS] = sum(
+            row.macs(unit) for unit in part.units if (row := self.context.table.of(unit)) is not None and row.macs is not None
+        )
         for node in (pack, call):
             node.meta[SOURCE], node.meta[VALUE_KEY] = source, Value(None, None)
         for index, output in enumerate(part.outputs):

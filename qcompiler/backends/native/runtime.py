@@ -11,7 +11,9 @@ from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.native.steps import Region
 
 
-def native_region(description: Mapping[str, Any], tensors: Sequence[Tensor], scales: Sequence[float], zero_points: Sequence[int]) -> NativeRegion:
+def native_region(
+    description: Mapping[str, Any], tensors: Sequence[Tensor], scales: Sequence[float], zero_points: Sequence[int]
+) -> NativeRegion:
     """Plans the region, generates its C, and compiles it or takes it from the cache."""
     return NativeRegion(Region.from_data(description), tensors, list(zip(scales, zero_points, strict=True)))
 

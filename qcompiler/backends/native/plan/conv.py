@@ -90,7 +90,12 @@ class Conv(Layer):
 
     def __post_init__(self) -> None:
         channels, bias = self.weight.shape[0], self.bias
-        if self.weight.dim() != 2 + self.dims or self.groups < 1 or channels % self.groups or min((*self.window.stride, *self.window.dilation)) < 1:
+        if (
+            self.weight.dim() != 2 + self.dims
+            or self.groups < 1
+            or channels % self.groups
+            or min((*self.window.stride, *self.window.dilation)) < 1
+        ):
             raise ValueError(f"no weight of {self.groups} groups in {self.dims} dimensions: {tuple(self.weight.shape)}")
         if bias is not None and bias.shape != (channels,):
             raise ValueError(f"a bias of shape {tuple(bias.shape)} for {channels} channels")
@@ -139,7 +144,6 @@ class Conv(Layer):
         return Bound([image(p, self.dims) if self.dims else rows(p) for p in places])
 
     def code(self, to: LayerCode) -> None:
-        family = "depthwise" if self.is_depthwise else "conv"
         fold = self.window.kernel[2] > 1 and self.window.dilation[2] == 1 and to.is_whole(self.x)
         with to.call("depthwise" if self.is_depthwise else "conv") as fields:
             fields.pixels("x", "y", *(["r"] if self.residual is not None else []))
