@@ -104,12 +104,21 @@ class LayerCode:
         made = Call(self, family)
         yield made
         self.result = made.y
-        self.body += [f"qc_{family} a = {{0}};", *made.lines, f"if (hi < 0) return s->k->{family}_units(&a);", f"s->k->{family}(&a, lo, hi);"]
+        self.body += [
+            f"qc_{family} a = {{0}};",
+            *made.lines,
+            f"if (hi < 0) return s->k->{family}_units(&a);",
+            f"s->k->{family}(&a, lo, hi);",
+        ]
 
     def copy(self) -> None:
         """A qc_copy, which may have nothing to do at some sizes."""
         index, self.counters.moved = self.counters.moved, self.counters.moved + 1
-        self.body += [f"qc_copy a = qc_moved(s, {index});", "if (hi < 0) return a.length[5] ? s->k->copy_units(&a) : 0;", "s->k->copy(&a, lo, hi);"]
+        self.body += [
+            f"qc_copy a = qc_moved(s, {index});",
+            "if (hi < 0) return a.length[5] ? s->k->copy_units(&a) : 0;",
+            "s->k->copy(&a, lo, hi);",
+        ]
 
     def halo(self, name: str) -> None:
         """Zero points around a result, written with its first piece."""

@@ -51,4 +51,9 @@ def _function(index: int, layer: Layer, code: LayerCode) -> str:
 def _comment(layer: Layer) -> str:
     """Names of the user's stand in comments alone, and cannot end one."""
     text = f"{layer.label}: {layer.text()}"
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text).replace("*/", "* /").replace("/*", "/ *").replace("\\", "/")[:200]
+    return (
+        "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
+        .replace("*/", "* /")
+        .replace("/*", "/ *")
+        .replace("\\", "/")[:200]
+    )

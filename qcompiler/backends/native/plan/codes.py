@@ -24,7 +24,9 @@ class Codes:
     def limits(self, bounds: Bounds) -> tuple[int, int]:
         """The smallest and largest code of a result that is clamped to `bounds` before it is rounded."""
         low, high = bounds or (None, None)
-        return (self.low if low is None else int(self.of(torch.tensor(low)))), (self.high if high is None else int(self.of(torch.tensor(high))))
+        return (self.low if low is None else int(self.of(torch.tensor(low)))), (
+            self.high if high is None else int(self.of(torch.tensor(high)))
+        )
 
     def of(self, x: Tensor) -> Tensor:
         return quantize(x.to(torch.float32), self.scale, self.zero, self.low, self.high, torch.uint8)

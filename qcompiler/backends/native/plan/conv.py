@@ -199,7 +199,11 @@ def plan_conv(dims: int, step: Step, planner: Planner) -> None:
     weight, scale = planner.weight(step.args[1])
     kwargs: Mapping[str, Any] = step.kwargs
     kernel = tuple(weight.shape[2:])
-    window = Window.of(dims, kernel, *(kwargs.get(n, d) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1)))) if dims else Window((1, 1, 1))
+    window = (
+        Window.of(dims, kernel, *(kwargs.get(n, d) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1))))
+        if dims
+        else Window((1, 1, 1))
+    )
     groups = int(kwargs.get("groups", 1))
     pads = window.pad[3 - dims :] if dims else ()
     x = planner.pixels(step.args[0], pads) if dims else planner.rows(step.args[0])

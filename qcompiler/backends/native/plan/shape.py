@@ -278,7 +278,11 @@ def plan_cat(step: Step, planner: Planner) -> None:
     dim = step.kwargs.get("dim", 0) % planner.rank(names[0])
     parts: list[str] = []
     for index, name in enumerate(names):
-        part = name if planner.may_move(name, codes) and name not in parts else _piece(step, planner, f"{out}.{index}", (name, names[0]), codes)
+        part = (
+            name
+            if planner.may_move(name, codes) and name not in parts
+            else _piece(step, planner, f"{out}.{index}", (name, names[0]), codes)
+        )
         planner.move(part, out, dim, tuple(parts))
         parts.append(part)
     planner.add(Cat(out, planner.label(step), tuple(parts), dim), codes)
