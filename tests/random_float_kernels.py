@@ -107,7 +107,7 @@ def _table(rng: random.Random, rows: int, columns: int) -> tuple[Int8, int]:
 
 def _indices(rng: random.Random, shape: Sequence[int], rows: int) -> Tensor:
     found = torch.randint(0, rows, tuple(shape)).to(rng.choice(INDICES))
-    return found.repeat_interleave(2, -1)[..., ::2] if rng.random() < 0.3 else found
+    return found.repeat_interleave(2, -1)[..., ::2] if shape and rng.random() < 0.3 else found
 
 
 def embedding(rng: random.Random) -> FloatDraw:
