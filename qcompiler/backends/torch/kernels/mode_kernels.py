@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from qcompiler.backends.torch.kernels.conv import axis_of
+from qcompiler.backends.torch.kernels.linear import like_input
 from qcompiler.backends.torch.kernels.modes import HALF_ENGINES
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.runtime import recurrent, tables
@@ -42,7 +43,7 @@ def _linear(site: Site, emit: Emit, x: Any, pack: fx.Node, kernels: tuple[Any, A
     rows = emit.call(torch.ops.aten.unsqueeze.default, x, 0) if vector else x
     relu = site.get("bounds") == (0.0, None)
     result = emit.call(kernels[relu], rows, pack, *more)
-    result = emit.call(torch.ops.aten.squeeze.dim, result, 0) if vector else result
+    result = like_input(site, emit, result, x)
     return result if relu else _clamped(site, emit, result)
 
 
