@@ -10,6 +10,7 @@ CODES = {
     "whole-module": "it is called as a whole module, which is not looked into",
     "float-statement": "a statement of the model that runs as it stands, since what it does depends on data",
     "qconfig-none": "its qconfig is None",
+    "keep-float": "convert_fx(keep_float=...) names it",
     "not-float32": "it does not compute float32 values, or an input is not float32",
     "computed-operand": "an operand is a number that is computed at run time",
     "computed-setting": "a setting is computed at run time",

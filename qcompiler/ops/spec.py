@@ -12,6 +12,7 @@ from torch import fx, nn
 from qcompiler.ir.types import QParams
 from qcompiler.ops.example import Example
 from qcompiler.ops.row_power import RowPower
+from qcompiler.ops.signature import parse_signature
 
 Holds: TypeAlias = Callable[[Mapping[str, Any]], bool]  # of a call, by its attributes
 
@@ -154,6 +155,10 @@ class Op:
     def settled(self) -> Op:
         """The row of the op in eval mode: what kernels, qconfig rules and users know."""
         return self.eval_form or self
+
+    def takes(self, name: str) -> bool:
+        """Whether the op has an argument of that canonical name."""
+        return any(canonical == name for _, _, canonical, _ in parse_signature(self.signature))
 
     @property
     def weight(self) -> int | None:

@@ -28,8 +28,8 @@ class LowerNative:
     required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        custom = context.custom
-        if custom is not None and (custom.input_quantized_indexes or custom.output_quantized_indexes):
+        custom = context.settings.custom
+        if custom.input_quantized_indexes or custom.output_quantized_indexes:
             raise ConfigError("the native back end takes and hands out floats", code="custom-config",
                               hint='leave quantized inputs and outputs out, or take backend="torch"')  # fmt: skip
         partition = Partition.of(gm, context.table)
@@ -80,7 +80,7 @@ class _Rewriter:
 
     def _order(self) -> list[Any]:
         """Nodes of torch's as they stood, each region as early as it can be."""
-        order, index = nx.DiGraph(), {}
+        order, index = nx.DiGraph(), dict[Any, int]()
         for position, node in enumerate(self.gm.graph.nodes):
             item = self.item(node)
             index.setdefault(item, position)
@@ -90,7 +90,7 @@ class _Rewriter:
 
     def _describe(self, part: _Part, depth: int) -> tuple[Region, Reader]:
         """The steps of a region, in the order of the graph."""
-        reader, steps, done = Reader(self.context.table), [], set()
+        reader, steps, done = Reader(self.context.table), list[Step](), set[fx.Node]()
         for unit in part.units:
             for source in unit.all_input_nodes:
                 steps += self._source(source, part, depth, (reader, done))

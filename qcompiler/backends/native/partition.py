@@ -7,7 +7,6 @@ that leaves it through torch comes back at a larger depth, so no region waits fo
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,11 +151,14 @@ def _broken(node: fx.Node, native: set[fx.Node]) -> str | None:
 def _numbers(units: list[fx.Node], native: set[fx.Node]) -> set[fx.Node]:
     """Sizes of native values and what is computed from them, and the numbers that native ops take."""
     found: set[fx.Node] = set()
+
+    def wanted(user: fx.Node) -> bool:
+        return user in native or user in found
+
     for node in units:
         if is_number(node) and _sizes_only(node) and any(unit_of(s) in native or s in found for s in node.all_input_nodes):
             found.add(node)
     for node in reversed(units):
-        wanted: Callable[[fx.Node], bool] = lambda user: user in native or user in found
         if is_number(node) and _sizes_only(node) and any(map(wanted, node.users)):
             found.add(node)
     return found

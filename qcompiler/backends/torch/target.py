@@ -19,7 +19,7 @@ from qcompiler.backends.torch.site import ENGINES, INSTRUCTION_SETS, host_isa
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode, value_of
 from qcompiler.ops.obstacles import Obstacle
-from qcompiler.ops.spec import Op
+from qcompiler.ops.spec import Family, Op
 from qcompiler.qconfig import QConfig
 from qcompiler.target import Neutral, Target, WeightLimit
 
@@ -124,7 +124,7 @@ class TorchTarget(Neutral):
         """What the committed times say of recurrent layers."""
         sizes = [math.prod(value_of(w).shape or ()) for w in weights]
         cells = len(sizes) // 2
-        times = recurrent_times(row.name, sum(sizes) // cells, self.engine, self.isa) if cells and row.name in modes.RECURRENT else None
+        times = recurrent_times(row.name, sum(sizes) // cells, self.engine, self.isa) if cells and row.family is Family.RECURRENT else None
         if times is None or times[1] * MARGIN <= times[0]:
             return None
         text = f"int8 dynamic takes {times[1] / times[0]:.1f} times as long as float at this size on {self.engine}, by measurement"

@@ -144,7 +144,6 @@ class Conv(Layer):
         return Bound([image(p, self.dims) if self.dims else rows(p) for p in places])
 
     def code(self, to: LayerCode) -> None:
-        family = "depthwise" if self.is_depthwise else "conv"
         fold = self.window.kernel[2] > 1 and self.window.dilation[2] == 1 and to.is_whole(self.x)
         with to.call("depthwise" if self.is_depthwise else "conv") as fields:
             fields.pixels("x", "y", *(["r"] if self.residual is not None else []))

@@ -33,7 +33,7 @@ class Place:
 
     def viewed(self, view: Tensor) -> Place:
         """The place of a view that was made of `meta()`."""
-        moved = self.offset + view.storage_offset() * self.size
+        moved = self.offset + int(view.storage_offset()) * self.size
         return replace(self, shape=tuple(view.shape), strides=tuple(s * self.size for s in view.stride()), offset=moved)
 
     def narrow(self, dim: int, start: int, length: int) -> Place:
