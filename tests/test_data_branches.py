@@ -268,7 +268,9 @@ def traced(model: nn.Module, x: torch.Tensor) -> Traced:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return len(a) == len(b) and all(map(_same, a, b)) if isinstance(a, (tuple, list)) else torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    return (
+        len(a) == len(b) and all(map(_same, a, b)) if isinstance(a, (tuple, list)) else torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    )
 
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["holds", "does not hold"])

@@ -112,11 +112,11 @@ class NumPy(Base):
 class InPlace(Base):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.first(x)
-        z, view = y, y[0]
+        z = y
         while y.abs().max() > 0.5:
             y *= 0.5
             y[:, 0] = 0.25
-        return self.last(y) + z + view
+        return self.last(y) + z
 
 
 class Several(Base):
@@ -222,7 +222,7 @@ def test_scripts_have_them_or_say_why_not(net: type[Base]) -> None:
         script = torch.jit.script(got)
         assert all(same(script(x), got(x)) for x in map(inputs, range(3)))
     else:
-        with pytest.raises(ConfigError, match="torch.jit cannot compile a statement") as caught:
+        with pytest.raises(ConfigError, match="cannot compile a statement") as caught:
             torch.jit.script(got)
         assert "test_float_statements.py" in str(caught.value.where.source)
 

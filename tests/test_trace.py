@@ -170,7 +170,12 @@ class Branch(nn.Module):
 def test_a_data_dependent_submodule_becomes_a_leaf() -> None:
     result = check(lambda s, x: s.branch(x) + 1, X, Y, -Y, branch=Branch(), leaves=1)
     (remark,) = result.remarks
-    assert "x.sum() > 0" in remark.reason and "needs `self` as a whole" in remark.reason and remark.where.module_path == "branch" and "test_trace.py:" in str(remark.where)
+    assert (
+        "x.sum() > 0" in remark.reason
+        and "needs `self` as a whole" in remark.reason
+        and remark.where.module_path == "branch"
+        and "test_trace.py:" in str(remark.where)
+    )
     assert targets(result) == ["x", "branch", operator.add, "output"]
 
 

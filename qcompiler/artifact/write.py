@@ -23,6 +23,7 @@ from qcompiler.codegen.program import canonical
 from qcompiler.codegen.values import DTYPE_NAMES, to_json
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.ir.items import PLACES
+from qcompiler.ops.float_statements import statement_of
 
 
 class MissingModulesWarning(UserWarning):
@@ -44,9 +45,18 @@ def save(module: CompiledModule | CallForms, path: str | os.PathLike[str]) -> tu
     if needed:
         names = ", ".join(needed)
         text = f"{path}: the file cannot hold float submodules and functions of your own: {names}; load it with modules={{name: module}}"
+        text += "".join(
+            f"\n{name} is a statement of your model, as this function:\n{source}" for name, source in _statements(module).items()
+        )
         warnings.warn(text, MissingModulesWarning, stacklevel=2)
     atomic_write(Path(path), _chunks(module))
     return needed
+
+
+def _statements(module: CompiledModule | CallForms) -> dict[str, str]:
+    """The source of the functions that stand for statements of the user's code, by name."""
+    externals = {name: function for form in forms_of(module) for name, function in form.__dict__["_externals"].items()}
+    return {name: found.source for name, function in externals.items() if (found := statement_of(function)) is not None}
 
 
 def _raw(tensor: Tensor) -> memoryview:

@@ -21,7 +21,15 @@ from qcompiler.codegen.emit import Dialect, Emitter
 from qcompiler.codegen.once import quantized_engine, run_once
 from qcompiler.codegen.program import Program, is_name
 from qcompiler.codegen.scopes import DictScope, ListScope, Scope, place
-from qcompiler.codegen.script import attach_script, listed, refuse_classes, refuse_hidden, refuse_statements, script_attributes, unscriptable
+from qcompiler.codegen.script import (
+    attach_script,
+    listed,
+    refuse_classes,
+    refuse_hidden,
+    refuse_statements,
+    script_attributes,
+    unscriptable,
+)
 from qcompiler.codegen.states import STATES, KeepsState, mark_states
 from qcompiler.codegen.tensors import find, find_submodule, keep_dtypes
 from qcompiler.codegen.values import DTYPES

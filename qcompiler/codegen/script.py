@@ -106,8 +106,12 @@ def refuse_statements(program: Program, externals: Mapping[str, Any]) -> None:
         except Exception as error:
             line = f"{statement.file}:{statement.line}"
             text = f"torch.jit cannot compile a statement that runs as it stands: {type(error).__name__}: {first_sentence(error)}"
-            raise ConfigError(text, code="script-statement", where=Where(source=line),
-                              hint="move it into a submodule that torch.jit can compile; qcompiler.save takes the module as it is") from error
+            raise ConfigError(
+                text,
+                code="script-statement",
+                where=Where(source=line),
+                hint="move it into a submodule that torch.jit can compile; qcompiler.save takes the module as it is",
+            ) from error
 
 
 def listed(module: nn.Module) -> list[str]:

@@ -65,4 +65,3 @@ def statement_of(target: Any) -> Statement | None:
     """What a function was made of, if it is such a statement."""
     found: Statement | None = getattr(target, "__dict__", {}).get(MARK) if isinstance(target, types.FunctionType) else None
     return found
-

@@ -1,10 +1,10 @@
 """Functions of the user's with statements replaced, for the time of a trace: each asks, where the statement stood, who runs it.
 
-    if <switch>.is_traced():
-        [x] = <switch>.run(locals())
-    else:
-        while x.abs().max() > 1:
-            x = x / 2
+if <switch>.is_traced():
+    [x] = <switch>.run(locals())
+else:
+    while x.abs().max() > 1:
+        x = x / 2
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from qcompiler.trace.float_source import Part, expression_of, statements_of, uses_of, within_part
+from qcompiler.trace.float_source import Part, expression_of, statements_of, within_part
+from qcompiler.trace.float_uses import uses_of
 from qcompiler.trace.statements import tree_of
 
 _Key = tuple[str, int]  # name and first line of a function

@@ -17,9 +17,9 @@ from torch import nn
 from qcompiler.errors import InputError, QCompilerError, TraceError, Where
 from qcompiler.kinds import ORIGINAL, is_compiled
 from qcompiler.trace import places
+from qcompiler.trace.float_parts import FloatParts
 from qcompiler.trace.given_numbers import repeated, settled
 from qcompiler.trace.guards import TraceRemark, guard_bool
-from qcompiler.trace.float_parts import FloatParts
 from qcompiler.trace.holding import BOUNDARY
 from qcompiler.trace.mode import Modes, Training, evaluated
 from qcompiler.trace.pieces import SAME_OP
