@@ -113,6 +113,11 @@ def prepare_fx(
                               prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
         return _prepare(model, context, (inputs, kwargs, concrete_args), (*FUSE, *passes, *OBSERVE), debug)
 
+    return _of_forms(prepared, example_inputs, example_kwargs)
+
+
+def _of_forms(prepared: Callable[[Any, Any], fx.GraphModule], example_inputs: Any, example_kwargs: Any) -> fx.GraphModule:
+    """What prepare makes of one form of the call, or the module of several."""
     if not isinstance(example_kwargs, (list, tuple)):
         return prepared(example_inputs, example_kwargs)
     forms = [prepared(*example) for example in call_examples(example_inputs, example_kwargs)]
@@ -169,18 +174,19 @@ def prepare_qat_fx(
     """Traces a float model in train mode and inserts fake quantization; train the result, then convert_fx.
 
     The result trains as the model does: parameters and statistics under the user's names, train() and eval() of it or of its
-    submodules as in the model, and values rounded as int8 will round them. Arguments as in prepare_fx; the default qconfigs are
+    submodules as in the model, and values rounded as int8 will round them. Arguments as in prepare_fx: several forms of the call share
+    parameters, statistics and the fake quantization of weights. The default qconfigs are
     get_default_qat_qconfig_mapping's, and every qconfig must make fake-quantize modules. The model is not changed.
     Raises TraceError, ConfigError (a model in eval mode among them), NumericsError, InputError, UnsupportedOpError.
     """
     model = module_of(model)
-    if isinstance(example_kwargs, (list, tuple)):
-        raise ConfigError("prepare_qat_fx takes one form of the call, example_kwargs is a list", code="call-forms",
-                          hint="train one form, load what it learned into the float model, and prepare_fx that with all forms")  # fmt: skip
-    context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict, trains=True,
-                          prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
-    examples = example_inputs, example_kwargs, concrete_args
-    return _prepare(model, context, examples, (*FUSE, *passes, *OBSERVE_TRAINING), debug)
+
+    def prepared(inputs: Any, kwargs: Mapping[str, Any] | None) -> fx.GraphModule:
+        context = context_for(model, qconfig_mapping, engine=engine, isa=isa, table=table, rules=rules, strict=strict, trains=True,
+                              prepare_custom_config=prepare_custom_config, backend_config=backend_config)  # fmt: skip
+        return _prepare(model, context, (inputs, kwargs, concrete_args), (*FUSE, *passes, *OBSERVE_TRAINING), debug)
+
+    return _of_forms(prepared, example_inputs, example_kwargs)
 
 
 def _state(prepared: Any) -> State:

@@ -45,7 +45,8 @@ from qcompiler.ops.float_statements import given_back, held
 from qcompiler.ops.records import Maker
 
 T = TypeVar("T", bound=type)
-OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound", STATES})
+STORE = "_pack_store"  # of packs that several modules share
+OWN = frozenset({STORE, "lowered", "_program", "_engine", "_externals", "_built", "_bound", STATES})
 NONSENSE = (AttributeError, LookupError, NameError, ArithmeticError)  # from a statement of a program that nobody compiled
 
 
@@ -172,9 +173,10 @@ class CompiledModule(KeepsState):
         program = self.program
         self._check_qparams()
         _note_other_cpu(program.isa, self.engine)
-        with quantized_engine(self.engine):
-            packs = run_once(program, lambda path: find(self, path), *self._qparams())
-        emitter = Emitter(program, *self._qparams(), Dialect.BOUND, program.by_shape(self.engine))
+        by_shape = program.by_shape(self.engine)
+        with quantized_engine(self.engine):  # what is fast at one shape alone is each module's own
+            packs = run_once(program, lambda path: find(self, path), *self._qparams(), self.__dict__.get(STORE), by_shape)
+        emitter = Emitter(program, *self._qparams(), Dialect.BOUND, by_shape)
         bound = bind(emitter, packs, lambda path: find(self, path), self.engine, self._resolve)
         for name in self.__dict__.get("_built", ()):
             self.__dict__.pop(name, None)
@@ -240,7 +242,7 @@ class CompiledModule(KeepsState):
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {k: v for k, v in self.__dict__.items() if k not in self.__dict__["_built"]}
-        for name in ("_program", "_engine", "_built", "_bound", "lowered"):
+        for name in ("_program", "_engine", "_built", "_bound", "lowered", STORE):
             state.pop(name, None)
         state["_externals"] = {name: held(function) for name, function in state["_externals"].items()}
         return _empty, (self.program.to_json(), self.engine), state

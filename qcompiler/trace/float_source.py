@@ -66,10 +66,11 @@ def function_at(file: str, place: Place, codes: Sequence[CodeType]) -> Function 
 
 def parts_at(file: str, function: Function, at: tuple[Place, Place], decides: bool) -> Iterator[Part]:
     """What may stand alone around a place, the smallest first: expressions, then statements. `decides`: a truth value is asked for."""
-    for first, last in _expressions(function, at, decides):
-        yield Part(file, function.name, first_line(function), first, last, "expression")
     chain = list(_chain(function, at[0]))
-    for block, index, in_loop in reversed(chain):
+    guarded = max((i + 1 for i, (block, index, _) in enumerate(chain) if _is_guarded(block[index], at[0])), default=0)
+    for first, last in _expressions(function, at, decides) if not guarded else ():
+        yield Part(file, function.name, first_line(function), first, last, "expression")
+    for block, index, in_loop in reversed(chain[: guarded or None]):
         statement = block[index]
         leaves = _leaves(statement)
         if "loop" in leaves and in_loop:
@@ -83,6 +84,13 @@ def parts_at(file: str, function: Function, at: tuple[Place, Place], decides: bo
         rest = block[index:]
         if any("return" in _leaves(statement) for statement in rest):
             yield _part(file, function, rest, "end")
+
+
+def _is_guarded(statement: ast.stmt, place: Place) -> bool:
+    """Whether an exception at a place is caught in this statement: the graph has no such thing, so the part has to have it."""
+    if not isinstance(statement, ast.Try) or not statement.handlers:
+        return False
+    return any(span(inner)[0] <= place < span(inner)[1] for inner in statement.body)
 
 
 def _part(file: str, function: Function, statements: Sequence[ast.stmt], kind: Literal["statements", "end"]) -> Part:

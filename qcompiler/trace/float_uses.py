@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,10 +81,25 @@ def _changed(statements: Sequence[ast.stmt]) -> tuple[list[str], frozenset[str]]
             target = node.target.value
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _changes(node.func.attr):
             target = node.func.value
+        for name in _handed_on(node) if isinstance(node, ast.Call) else ():
+            roots.setdefault(name, False)
         if target is not None and (found := _root(target)) is not None:
             name, reaches = found
             roots[name] = roots.get(name, False) or reaches
     return list(roots), frozenset(name for name, reaches in roots.items() if reaches)
+
+
+def _handed_on(call: ast.Call) -> list[str]:
+    """The variables that a function of the user's is given, which may change what they hold."""
+    if not isinstance(call.func, ast.Name) or hasattr(builtins, call.func.id):  # methods of modules and tensors, functions of libraries
+        return []
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return [node.id for value in given for node in ast.walk(value) if isinstance(node, ast.Name) and _is_itself(value)]
+
+
+def _is_itself(value: ast.expr) -> bool:
+    """Whether an argument is a variable, alone or among others in a display."""
+    return isinstance(value, (ast.Name, ast.List, ast.Tuple, ast.Starred, ast.Dict))
 
 
 def _changes(method: str) -> bool:
