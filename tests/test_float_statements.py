@@ -180,7 +180,7 @@ def add(out: list[torch.Tensor], x: torch.Tensor) -> None:
 
 NETS = (Loop, LoopWithModule, Appended, EarlyReturn, EarlyBreak, Rounds, NumPy, InPlace, Several, Text, Helper, Tried, CallersList)
 SCRIPTED = (Loop, InPlace, Helper, Text)  # of the others torch.jit says why not
-OUTER = {Rounds: 1}  # linears outside the statement; else both
+OUTER = {Rounds: 1, CallersList: 1}  # linears outside the statement; else both
 
 
 def inputs(i: int) -> torch.Tensor:

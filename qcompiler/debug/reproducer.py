@@ -63,8 +63,10 @@ class Failure:
         self.graph.output(output[0])
         copied = zip(gm.graph.nodes, self.graph.nodes, strict=True)
         self.nodes = [(old.name, new, dict(old.meta)) for old, new in copied]
-        self.values = {t: _attribute(gm, t) for t in _targets(gm.graph, "get_attr")}
-        self.modules = {t: _snapshot(gm.get_submodule(t)) for t in _targets(gm.graph, "call_module")}
+        read = {t: _attribute(gm, t) for t in _targets(gm.graph, "get_attr")}
+        self.values = {t: value for t, value in read.items() if not isinstance(value, nn.Module)}
+        called = [*_targets(gm.graph, "call_module"), *(t for t in read if t not in self.values)]
+        self.modules = {t: _snapshot(gm.get_submodule(t)) for t in called}
         self.context = {name: getattr(context, name) for name in FIELDS}
         self.context["used_rules"] = list(context.used_rules)
         self.stage = context.stage

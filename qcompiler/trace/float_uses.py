@@ -143,6 +143,9 @@ def _sure(statements: Sequence[ast.stmt]) -> set[str]:
             found |= _sure(node.body) & _sure(node.orelse)
         elif isinstance(node, ast.With):
             found |= _sure(node.body)
+        elif isinstance(node, ast.Try):
+            ways = [_sure([*node.body, *node.orelse]), *(_sure(handler.body) for handler in node.handlers)]
+            found |= set.intersection(*ways) | _sure(node.finalbody)
         elif isinstance(node, ast.While) and isinstance(node.test, ast.Constant) and node.test.value:
             before = next((i for i, s in enumerate(node.body) if _has_break(s)), len(node.body))
             found |= _sure(node.body[:before])
