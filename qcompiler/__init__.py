@@ -12,7 +12,7 @@ from qcompiler.api import (
     remarks,
 )
 from qcompiler.artifact import load, save
-from qcompiler.codegen.export import export_source
+from qcompiler.backends.torch.program.export import export_source
 from qcompiler.errors import (
     ArtifactError,
     CalibrationError,

@@ -40,12 +40,12 @@ from qcompiler import (
     remarks,
 )
 from qcompiler.artifact import MissingModulesWarning, load, save
-from qcompiler.codegen.export import export_source
+from qcompiler.backends.torch.program.export import export_source
 from qcompiler.debug import compute_sqnr
 from qcompiler.ir.types import Stage
-from qcompiler.ir.verify import verify
 from qcompiler.observers import MinMaxObserver, PerChannelMinMaxObserver, default_per_channel_weight_observer, default_weight_observer
 from qcompiler.ops.obstacles import CODES
+from qcompiler.stages.verify import verify
 from tests.flow import ENGINES, fingerprint, flow, randn, randomized
 
 X = randn(2, 3, 8, 8)

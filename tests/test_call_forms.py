@@ -27,9 +27,9 @@ from qcompiler import (
 from qcompiler import remarks as remarks_of
 from qcompiler.artifact.header import further_forms
 from qcompiler.artifact.read import _read
-from qcompiler.codegen.call_forms import CallForms
 from qcompiler.debug import compare
 from qcompiler.errors import ArtifactError, CalibrationError, ConfigError, InputError
+from qcompiler.executable.call_forms import CallForms
 from tests.flow import randn
 
 X, MASK = randn(2, 4, 10), (randn(2, 10, 1, seed=1) > 0).float()
@@ -355,6 +355,6 @@ def test_float_leaves_and_hostile_files(tmp_path: Path) -> None:
     with open(tmp_path / "m.qc", "rb") as file:
         header = _read(file, (tmp_path / "m.qc").stat().st_size)[0]
     form = {"attributes": {}, "program": {}}
-    for bad in (3, [], [3], [{"program": {}}], [form | {"engine": "x86"}], [form | {"attributes": 3}]):
+    for bad in (3, [], [3], [{"program": {}}], [form | {"tensors": []}], [form | {"other": 1}], [form | {"attributes": 3}]):
         with pytest.raises(ArtifactError):
             further_forms(header | {"forms": bad})

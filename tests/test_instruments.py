@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, fuse_fx, prepare_fx, quantize, remarks
-from qcompiler.backends.torch.lower import Lower
+from qcompiler.backends.torch.passes.lower import Lower
 from qcompiler.debug import Gate, PassInstrument, PassRecord, compute_sqnr, gated
 from qcompiler.errors import QCompilerError
 from qcompiler.ir.text import format_graph

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import fx, nn
@@ -12,6 +12,7 @@ from qcompiler.debug.fitted_table import Column, FittedTable, as_text
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.types import Mode, quant_of, source_of
 from qcompiler.ops.macs import float_macs
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.table import Table
 from qcompiler.passes.annotate import computes_float
 
@@ -56,6 +57,12 @@ class Explanation:
         """Share of multiply-accumulates that int8 kernels do, 0 to 1; 1 for a model without any."""
         total = sum(row.macs for row in self.rows)
         return sum(row.macs for row in self.rows if row.int8) / total if total else 1.0
+
+    def without(self, floats: Iterable[tuple[str, Obstacle]]) -> Explanation:
+        """The rows where these nodes, by name, stay float after all: what passes of a back end decide."""
+        left = dict(floats)
+        return Explanation(tuple(replace(row, int8=False, mode="", reason=left[row.node].text, code=left[row.node].code)
+                                 if row.node in left else row for row in self.rows))  # fmt: skip
 
     @property
     def uncounted(self) -> tuple[str, ...]:
