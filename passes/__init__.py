@@ -35,14 +35,15 @@ from qcompiler.passes.separate_assignments import SeparateAssignments
 from qcompiler.passes.settle_training import SettleTraining
 from qcompiler.passes.share_qparams import ShareQParams
 from qcompiler.passes.swap_custom_modules import ObserveCustomModules, QuantizeCustomModules
+from qcompiler.passes.watch_spares import DropSpares, WatchSpares
 from qcompiler.settings import Settings
 
 FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
 DECIDE = (Annotate(), KeepFloat(), FuseSums(), HandOutFloats(), ShareQParams())
-OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent(), WatchRows())  # FUSED -> OBSERVED
+OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent(), WatchRows(), WatchSpares())  # FUSED -> OBSERVED
 OBSERVE_TRAINING = (*DECIDE, JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 # OBSERVED -> QUANTIZED
-QUANTIZE = (JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeParts(), JudgeAverages(), JoinQParams(),
+QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeParts(), JudgeAverages(), JoinQParams(),
             InsertQuantizeDequantize())  # fmt: skip
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided
 OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE

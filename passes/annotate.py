@@ -31,6 +31,7 @@ from qcompiler.qconfig_mapping import Rule
 from qcompiler.qconfig_of_call import calls_a_module, rule_of_call
 from qcompiler.settings import Settings
 
+KEPT = Obstacle("keep-float", "convert_fx was told to keep it float")
 TAKES_PART = (operator.getitem, getitem, getattr)
 
 
@@ -128,13 +129,16 @@ def _qconfig(node: fx.Node, row: Op | None, settings: Settings, seen: _Seen) -> 
 
 def _decide(node: fx.Node, context: Context, seen: _Seen) -> Quant:
     row = context.table.of(node)
-    qconfig = _qconfig(node, row, context.settings, seen)
+    found = _qconfig(node, row, context.settings, seen)
+    is_kept = found is not None and node.name in context.settings.keep_float
+    qconfig = None if is_kept else found
     if qconfig is not None and _is_custom(node, context):
         return Quant(int8=True, qconfig=qconfig)
     mode = mode_of(qconfig) if qconfig is not None else None
     if qconfig is not None and row is not None and (mode or context.target.default_mode(row)):
         return _decide_mode(node, row, qconfig, mode, context)
     why = _obstacle(node, row, qconfig, context)
+    why = KEPT if is_kept and why is not None and why.code == "qconfig-none" else why
     if why is None and row is not None and context.settings.backend_config is not None:
         why = context.settings.backend_config.refuses(row.settled, qconfig)
     if why is None and row is not None and not _vanishes(row, node):

@@ -20,6 +20,7 @@ from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, as_co
 from qcompiler.debug.explain import Explanation, rows_of
 from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
+from qcompiler.decide_again import Fused, decide_again
 from qcompiler.decisions import check_decisions
 from qcompiler.errors import CalibrationError, ConfigError, InputError, QCompilerError
 from qcompiler.executable import Executable
@@ -31,8 +32,8 @@ from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.items import ITEMS, items_of
 from qcompiler.ir.names import user_path
 from qcompiler.ir.types import Stage
-from qcompiler.ir.verify import verify
 from qcompiler.journal import Remark
+from qcompiler.kept_names import named_nodes
 from qcompiler.kinds import module_of
 from qcompiler.observers.watch import Batch, Watch
 from qcompiler.ops.state_nodes import held_names
@@ -43,6 +44,7 @@ from qcompiler.pipeline import check_float, settings_for, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, state_of, user_attributes
 from qcompiler.qat.sites import FakeQuantWatch
 from qcompiler.settings import Settings
+from qcompiler.stages.verify import verify
 from qcompiler.target import Target
 from qcompiler.trace.examples import example_inputs_for
 
@@ -114,8 +116,8 @@ def prepare_fx(
     model = module_of(model)
 
     def prepared(inputs: Any, kwargs: Mapping[str, Any] | None) -> fx.GraphModule:
-        settings = settings_for(model, qconfig_mapping=qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table,
-                                rules=rules, strict=strict, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
+        settings = settings_for(model, qconfig_mapping=qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table, rules=rules,
+                                strict=strict, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
                                 concrete_args=concrete_args)  # fmt: skip
         return _prepare(model, settings, (inputs, kwargs), passes, debug)
 
@@ -141,7 +143,10 @@ def _prepare(model: nn.Module, settings: Settings, examples: tuple[Any, Any], pa
     (inputs, kwargs), context, name = examples, Context(settings), type(model).__name__
     gm = traced(model, inputs, context, kwargs)
     with watched(debug, "prepare", name, context):
-        run_passes(gm, pipeline_for(settings).with_passes(passes).prepare, Stage.TRACED, context)
+        pipeline = pipeline_for(settings).with_passes(passes)
+        run_passes(gm, pipeline.fuse, Stage.TRACED, context, recompile=False)
+        fused = Fused() if settings.trains else Fused.of(gm, context.journal, settings)
+        run_passes(gm, pipeline.observe, Stage.FUSED, context)
     example = (check_examples(inputs), dict(kwargs or {}))
     held = {user_path(gm, path).partition(".")[0] for path in held_names(gm)}  # of these the graph has buffers
     kept = {key: value for key, value in user_attributes(model).items() if key not in held}
@@ -150,7 +155,7 @@ def _prepare(model: nn.Module, settings: Settings, examples: tuple[Any, Any], pa
         kept[ITEMS] = items
     observed = tuple(settings.custom.observed_classes.values())
     before = FloatState.of(gm, (path for path, _ in model.named_buffers()), settings.trains, observed)
-    return as_prepared(gm, State(settings, context.journal, name, kept, example, before, fingerprints(model)))
+    return as_prepared(gm, State(settings, context.journal, name, kept, example, before, fused, fingerprints(model)))
 
 
 @in_plain_torch
@@ -202,12 +207,12 @@ def _state(prepared: Any) -> State:
                       hint="prepared = prepare_fx(model, mapping, inputs); calibrate(prepared, data); convert_fx(prepared)")  # fmt: skip
 
 
-def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, State]:
+def _observed(prepared: Any, allow_uncalibrated: str, keep_float: Iterable[str]) -> tuple[fx.GraphModule, State]:
     """A copy of a prepared module for convert to work on."""
     state = _state(prepared)
     if allow_uncalibrated not in ("error", "float"):
         raise ConfigError(f'allow_uncalibrated is "error" or "float", not {allow_uncalibrated!r:.80}', code="allow-uncalibrated")
-    verify(prepared, Stage.OBSERVED)
+    verify(prepared, Stage.OBSERVED, table=state.settings.table)
     observers: dict[int, Any] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
     try:
         gm = copy.deepcopy(prepared, {} if state.settings.trains else observers)  # observers are read, and dropped from the copy
@@ -222,21 +227,43 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
     gm._forward_pre_hooks.clear()
     gm._forward_pre_hooks_with_kwargs.clear()
     gm._load_state_dict_post_hooks.clear()
-    settings = state.settings.with_(allow_uncalibrated=allow_uncalibrated)
+    settings = state.settings.with_(allow_uncalibrated=allow_uncalibrated, keep_float=_kept(state, keep_float))
     weights = fingerprints(prepared) if settings.trains else state.weights
     return gm, replace(state, settings=settings, journal=state.journal.continued(), weights=weights)
 
 
+def _kept(state: State, names: Iterable[str]) -> frozenset[str]:
+    """The nodes that `keep_float` names. ConfigError for names that mean nothing, and where the values of all ops were trained on."""
+    listed = [names] if isinstance(names, str) else list(names)
+    if listed and state.settings.trains:
+        raise ConfigError("keep_float is for calibrated models: this one was trained with its values rounded", code="keep-float",
+                          hint="give those modules a qconfig of None, prepare_qat_fx and train again")  # fmt: skip
+    return named_nodes(listed, state.fused.sources, state.settings.module_types) if listed else frozenset()
+
+
+def _decide(gm: fx.GraphModule, state: State, context: Context) -> None:
+    """Takes the decisions again where ops are to stay float."""
+    if context.settings.keep_float:
+        context.journal = state.fused.journal.continued()
+        decide_again(gm, state.fused, pipeline_for(context.settings), context)
+
+
 @in_plain_torch
-def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error", debug: Any = None) -> fx.GraphModule:
-    """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors."""
+def convert_to_reference_fx(
+    prepared: Any, *, allow_uncalibrated: str = "error", keep_float: Iterable[str] = (), debug: Any = None
+) -> fx.GraphModule:  # fmt: skip
+    """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors.
+
+    `keep_float`: as in convert_fx.
+    """
     if isinstance(prepared, CallForms):
-        options = {"allow_uncalibrated": allow_uncalibrated, "debug": debug}
+        options = {"allow_uncalibrated": allow_uncalibrated, "keep_float": keep_float, "debug": debug}
         return _each_form(prepared, lambda form: convert_to_reference_fx(form, **options), "reference")  # type: ignore[no-any-return]
-    gm, state = _observed(prepared, allow_uncalibrated)
+    gm, state = _observed(prepared, allow_uncalibrated, keep_float)
     context = Context(state.settings, state.journal)
     with watched(debug, "reference", state.name, context):
         setattr(gm, WEIGHTS, state.weights)
+        _decide(gm, state, context)
         made = run_passes(gm, pipeline_for(state.settings).quantize, Stage.OBSERVED, context)
     guard_loading(made)
     return made
@@ -245,7 +272,7 @@ def convert_to_reference_fx(prepared: Any, *, allow_uncalibrated: str = "error",
 @in_plain_torch
 def convert_fx(
     prepared: Any, backend: str | None = None, *, convert_custom_config: Any = None, allow_uncalibrated: str = "error",
-    check_parity: bool = True, debug: Any = None
+    check_parity: bool = True, keep_float: Iterable[str] = (), debug: Any = None
 ) -> Executable:  # fmt: skip
     """Compiles a calibrated module of prepare_fx, or a trained one of prepare_qat_fx, to an int8 module for the CPU.
 
@@ -254,42 +281,46 @@ def convert_fx(
     parts float that no data reached. `convert_custom_config`: a ConvertCustomConfig, a dict, or torch.ao's. `check_parity`:
     compare every int8 value with the simulated one on the example inputs, at the cost of a few forwards. After calibration an op
     whose kernel is off by more than a step takes another one, or floats, with a remark; after training that is an error
-    (docs/qat.md). Raises CalibrationError where observers saw no data, ConfigError for a module that prepare_fx did not return, and
+    (docs/qat.md). `keep_float`: what stays float after all, as if it had been prepared with a qconfig of None, without tracing or
+    calibrating again: paths of modules, patterns of these (globs, or regular expressions as in a QConfigMapping), names of nodes as
+    explain has them. Raises CalibrationError where observers saw no data, ConfigError for a module that prepare_fx did not return, and
     for a back end that cannot have what was decided, PassError where parity does not hold.
     """
     if backend is not None:
         backend_of(backend)
     if isinstance(prepared, CallForms):
-        options = {"convert_custom_config": convert_custom_config, "allow_uncalibrated": allow_uncalibrated, "debug": debug}
+        options = {"convert_custom_config": convert_custom_config, "allow_uncalibrated": allow_uncalibrated, "keep_float": keep_float,
+                   "debug": debug}  # fmt: skip
         return _each_form(prepared, lambda form: convert_fx(form, backend, check_parity=check_parity, **options), "converted")  # type: ignore
     custom = as_config(convert_custom_config, ConvertCustomConfig)
-    gm, state = _observed(prepared, allow_uncalibrated)
+    gm, state = _observed(prepared, allow_uncalibrated, keep_float)
     chosen, target = _chosen(gm, state.settings, backend)
     assert chosen.build is not None
-    settings = state.settings.with_(target=target, quantized_classes=custom.observed_to_quantized_mapping.get("static", {}))
+    settings = state.settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}), target=target)
     context = Context(settings, state.journal, state.example if check_parity and not settings.trains else None)
     pipeline = pipeline_for(settings).with_lowering(chosen.passes)
     check_attributes(prepared, custom.preserved_attributes)
     kept = state.user_attributes | {name: getattr(prepared, name) for name in custom.preserved_attributes}
     with watched(debug, "convert", state.name, context):  # setting the lowered graph makes its code
+        _decide(gm, state, context)
         run_passes(gm, pipeline.quantize, Stage.OBSERVED, context, recompile=False)
-        nodes = list(gm.graph.nodes)
+        rows, decided = rows_of(gm.graph.nodes, settings.table), len(context.journal.floats)
         run_passes(gm, pipeline.lower, Stage.QUANTIZED, context, recompile=False)
     module = chosen.build(gm, Model(state.name, target, kept))
     setattr(module, MARK, "converted")
     setattr(module, WEIGHTS, state.weights)
-    setattr(module, ROWS, rows_of(nodes, settings.table).to_data())
+    setattr(module, ROWS, rows.without(context.journal.floats[decided:]).to_data())
     if check_parity and settings.trains and state.example is not None:
         found = require_parity(prepared, module, state.example)
-        state.journal.remarks.append(Remark("parity", "parity", str(found)))
+        context.journal.remarks.append(Remark("parity", "parity", str(found)))
         if not any(isinstance(module, FakeQuantWatch) for module in prepared.modules()):
-            state.journal.remarks.append(Remark("parity", "not-simulated", NOT_SIMULATED))
-    setattr(module, REMARKS, [remark.to_data() for remark in state.journal.remarks])
+            context.journal.remarks.append(Remark("parity", "not-simulated", NOT_SIMULATED))
+    setattr(module, REMARKS, [remark.to_data() for remark in context.journal.remarks])
     return module
 
 
 def _chosen(gm: fx.GraphModule, settings: Settings, name: str | None) -> tuple[Backend, Target]:
-    """The back end to build for, and its target. ConfigError for one that builds nothing, or cannot have what was decided."""
+    """The back end to build for, and its target. Raises ConfigError for one that builds nothing, or cannot have what was decided."""
     chosen = backend_of(name or settings.target.backend)
     if chosen.build is None:
         raise ConfigError(f"the back end {chosen.name} builds no modules", code="backend",
@@ -312,8 +343,7 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
     """
     for form in forms_of(prepared):
         if isinstance(form, fx.GraphModule) or getattr(form, MARK, None) != "prepared":  # else quantization.prepare's
-            _state(form)
-            verify(form, Stage.OBSERVED)  # type: ignore[arg-type]
+            verify(form, Stage.OBSERVED, table=_state(form).settings.table)  # type: ignore[arg-type]
     check_data(data)
     items = [data] if isinstance(data, torch.Tensor) else data
     batch, count = Batch(prepared), 0

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from qcompiler.ambient import call_is_plain, plain_call, widened
 from qcompiler.checks import MARK
+from qcompiler.decide_again import Fused
 from qcompiler.errors import ConfigError, InputError, UnsupportedOpError, Where
 from qcompiler.float_state import FloatState
 from qcompiler.graph_pickle import Data, from_data, to_data
@@ -45,6 +46,7 @@ class State:
     user_attributes: dict[str, Any]
     example: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # what the int8 values are checked on
     before: FloatState = field(default_factory=FloatState)  # what the float model had kept between calls
+    fused: Fused = field(default_factory=Fused)  # where the decisions begin
     weights: dict[str, str] = field(default_factory=dict)  # checksums of the float model's; none where others were loaded
 
     def saved(self) -> State:

@@ -35,6 +35,7 @@ class Settings:
     concrete_args: Mapping[str, Any] | None = None
     quantized_classes: Mapping[type, type] = field(default_factory=dict)
     allow_uncalibrated: str = "error"
+    keep_float: frozenset[str] = frozenset()  # names of nodes
 
     def with_(self, **changes: Any) -> Settings:
         return replace(self, **changes)

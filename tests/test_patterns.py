@@ -71,7 +71,7 @@ def test_an_activation_that_is_written_out_is_one_op(name: str) -> None:
         fused, context = passed(model, (X,), FUSE)
         assert max_difference(fused(X), wanted) <= 1e-5
     assert op in targets(fused.graph) and not (PARTS - {op}) & set(targets(fused.graph))
-    assert not context.remarks
+    assert not context.journal.remarks
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -127,7 +127,7 @@ def test_a_near_miss_stays_and_has_a_remark(name: str) -> None:
         for got, value in zip(*([y] if isinstance(y, Tensor) else y for y in (fused(X), wanted)), strict=True):
             assert max_difference(got, value) <= 1e-5
     assert not {"silu", "mish", "hardsigmoid", "hardswish"} & set(targets(fused.graph))
-    codes = {r.code for r in context.remarks if r.text.split(":")[0] in {rule.name for rule in RULES}}
+    codes = {r.code for r in context.journal.remarks if r.text.split(":")[0] in {rule.name for rule in RULES}}
     assert codes == ({code} if code else set())
 
 

@@ -120,8 +120,8 @@ class Compile:
     def _measure(self, gm: fx.GraphModule) -> tuple[Tallies, list[Any]]:
         steps = steps_of_graph(gm.eval())
         tallies = Tallies(Walk(self.floats, steps, match(self.floats, steps)))
-        running = backend_of(self.settings.target.backend).running(self.settings.target)
-        with torch.inference_mode(), running, self.floats.kept(), steps.kept():
+        target = self.settings.target
+        with torch.inference_mode(), backend_of(target.backend).running(target), self.floats.kept(), steps.kept():
             return tallies, [tallies.walk.run(args, kwargs, tallies.visit)[1] for args, kwargs in self.data]
 
 

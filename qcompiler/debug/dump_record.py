@@ -26,7 +26,7 @@ PRIVACY = (
     "Holds the model's code as a graph, names, shapes, source lines and the value ranges found in calibration; "
     "neither weights nor activations."
 )
-WITH_WEIGHTS = " repro.safetensors holds the model's weights, as QCOMPILER_REPRO_WEIGHTS=1 asked."
+WITH_WEIGHTS = " repro.safetensors holds the model's weights and example inputs, as QCOMPILER_REPRO_WEIGHTS=1 asked."
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Crash reproducers: repro.py, repro.json and repro.safetensors, which show a failed pass again without the model.
 
 The graph is the one that the compile began with, and the pipeline all passes up to the one that failed. Weights are random of
-the same shapes, unless QCOMPILER_REPRO_WEIGHTS=1; the ranges that observers saw are kept, as in every dump.
+the same shapes and example inputs are made up, unless QCOMPILER_REPRO_WEIGHTS=1; the ranges that observers saw are kept, as in every dump.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_map_only
 
 from qcompiler.backends.torch.kernels import table as kernels
 from qcompiler.debug.dump_record import versions
@@ -22,6 +23,7 @@ from qcompiler.debug.plain_data import Writer
 from qcompiler.files.safetensors import safetensors
 from qcompiler.files.values import canonical
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Stage
+from qcompiler.observers.watch import Watch
 from qcompiler.pass_manager import Context, Pass
 from qcompiler.qat.sites import HOLDER
 from qcompiler.settings import Settings
@@ -85,6 +87,8 @@ def _snapshot(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
     made.__dict__.update(module.__dict__)
     made.__dict__.update(_parameters=dict(module._parameters), _buffers=dict(module._buffers))
     made.__dict__["_modules"] = {name: None if child is None else _snapshot(child, done) for name, child in module._modules.items()}
+    if isinstance(made, Watch):
+        made.before = ()  # what a batch that is taken back needs
     return made
 
 
@@ -105,8 +109,9 @@ def data_of(failure: Failure, weights: bool) -> tuple[dict[str, Any], dict[str, 
     writer.stubs = stubbed
     watched = {path: m for path, m in {**failure.values, **failure.modules}.items() if path not in users and path.startswith(OURS)}
     modules = {path: _module(writer, path, m) for path, m in failure.modules.items() if path not in watched}
-    example = None if stubbed.used else _module(writer, "example", failure.example)  # a stub cannot be called
     random = set() if weights else set(writer.tensors)
+    example = failure.example if weights else tree_map_only(torch.Tensor, _blank, failure.example)
+    called = None if stubbed.used else _module(writer, "example", example)  # a stub cannot be called
     writer.stubs = lambda cls: False
     modules |= {path: _module(writer, path, m) for path, m in watched.items()}
     data = {
@@ -115,7 +120,7 @@ def data_of(failure: Failure, weights: bool) -> tuple[dict[str, Any], dict[str, 
         "modules": modules,
         "module_types": writer.write(failure.settings.module_types),
         "settings": writer.write(failure.settings.with_(module_types={})),
-        "example": example,
+        "example": called,
         "stage": failure.stage.value,
         "passes": {step.name: None if _built_in(step) else writer.write(step) for step in failure.steps},
         "kernels": [writer.write(k) for found in kernels.TABLE.values() for k in found if not _ours(k.emit)],
@@ -175,6 +180,11 @@ def _random(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torc
     if tensor.dtype is torch.int8:
         return torch.randint(-127, 128, tensor.shape, generator=generator, dtype=torch.int8)
     return tensor
+
+
+def _blank(tensor: torch.Tensor) -> torch.Tensor:
+    """In place of an input of the user's: a ramp for floats, zeros for integers, which may be indices."""
+    return torch.zeros_like(tensor) if not tensor.is_floating_point() else torch.linspace(-1, 1, tensor.numel()).reshape(tensor.shape)
 
 
 def _ours(thing: Any) -> bool:

@@ -124,11 +124,12 @@ static int64_t qc_conv_dot_units(const qc_conv *a) {
 
 QC_INLINE void qc_dot_pieces(const qc_conv *a, const qc_spans *s, const qc_dot_plan *plan, int64_t lo, int64_t hi, int kind) {
   QC_ALIGNED int32_t sums[16 * QC_DOT_CHANNELS];
-  for (int64_t piece = lo; piece < hi; piece++) {
-    int64_t block, pair;
-    qc_grid_at(&plan->grid, piece, &block, &pair);
-    qc_tile tile = qc_find_tile(a, &plan->runs, block);
-    qc_pair p = qc_find_pair(a, s, pair, QC_DOT_BLOCKS);
+  qc_place at = qc_grid_at(&plan->grid, lo);
+  qc_tile tile = {.x = NULL};
+  qc_pair p = {.c = 0};
+  for (int64_t piece = lo; piece < hi; piece++, qc_grid_next(&plan->grid, &at)) {
+    if (at.new_block) tile = qc_find_tile(a, &plan->runs, at.block);
+    if (at.new_pair) p = qc_find_pair(a, s, at.pair, QC_DOT_BLOCKS);
     plan->tile(a, s, &p, tile.x, plan->runs.step, sums);
 #if QC_IS_512
     qc_finish_tile(a, &plan->runs, &tile, &p, sums, kind);

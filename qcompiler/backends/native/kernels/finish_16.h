@@ -64,14 +64,17 @@ QC_INLINE void qc_position16(const qc_conv *a, const int32_t *acc, const qc_pair
 
 /* sums: [positions][16 channels]. */
 QC_INLINE void qc_finish_tile16(const qc_conv *a, const qc_runs *t, const qc_tile *tile, const qc_pair *p, const int32_t *sums, int kind) {
-  int64_t row = tile->start / t->flat, column = tile->start - row * t->flat, width = t->length == t->flat ? t->length : a->y.w;
-  int64_t c = a->floats ? 4 * p->c : p->c;
+  int64_t column = tile->column, width = qc_width(a, t);
+  uint8_t *y = tile->y + (a->floats ? 4 * p->c : p->c);
+  const uint8_t *r = tile->r ? tile->r + p->c : NULL;
   for (int i = 0; i < t->rows; i++, sums += 16) {
-    if (column < width) {
-      const uint8_t *r = tile->r ? tile->r + row * a->r.sh + column * a->r.sw + p->c : NULL;
-      qc_position16(a, sums, p, tile->y + row * a->y.sh + column * a->y.sw + c, r, kind);
-    }
-    if (++column == t->flat) column = 0, row++;
+    if (column < width) qc_position16(a, sums, p, y, r, kind);
+    y += a->y.sw;
+    r = r ? r + a->r.sw : NULL;
+    if (++column < t->flat) continue;
+    column = 0;
+    y += a->y.sh - t->flat * a->y.sw;
+    r = r ? r + a->r.sh - t->flat * a->r.sw : NULL;
   }
 }
 

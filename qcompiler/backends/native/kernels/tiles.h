@@ -20,11 +20,12 @@ typedef struct qc_runs {
   int32_t by_rows;
 } qc_runs;
 
+/* x, y and r at the tile's first position. straight: all of its positions lie in one row of the result. */
 typedef struct qc_tile {
-  const uint8_t *x; /* of the tile's first position */
-  uint8_t *y;       /* of the run's first position, as r */
+  const uint8_t *x;
+  uint8_t *y;
   const uint8_t *r;
-  int64_t start; /* the tile's first position in its run */
+  int32_t column, straight; /* column: of the first position in its row of `flat` positions */
 } qc_tile;
 
 /* Whether the pixels of t lie in memory one behind the other. */
@@ -60,13 +61,17 @@ static qc_runs qc_find_runs(const qc_conv *a, int32_t rows) {
   return t;
 }
 
+/* Positions of a row of a run that are results. */
+QC_INLINE int64_t qc_width(const qc_conv *a, const qc_runs *t) { return t->length == t->flat ? t->length : a->y.w; }
+
 static qc_tile qc_find_tile(const qc_conv *a, const qc_runs *t, int64_t index) {
   int64_t run = index / t->per_run, plane = t->by_rows ? run / a->y.h : run, h = t->by_rows ? run % a->y.h : 0;
   int64_t n = plane / a->y.d, d = plane % a->y.d;
-  qc_tile tile = {.start = qc_min((index - run * t->per_run) * t->rows, t->length - t->rows)};
-  tile.x = a->x.p + n * a->x.sn + d * a->k.stride[0] * a->x.sd + h * a->k.stride[1] * a->x.sh + tile.start * t->step;
-  tile.y = a->y.p + n * a->y.sn + d * a->y.sd + h * a->y.sh;
-  tile.r = a->r.p ? a->r.p + n * a->r.sn + d * a->r.sd + h * a->r.sh : NULL;
+  int64_t start = qc_min((index - run * t->per_run) * t->rows, t->length - t->rows), row = start / t->flat, column = start - row * t->flat;
+  qc_tile tile = {.column = (int32_t)column, .straight = column + t->rows <= qc_width(a, t)};
+  tile.x = a->x.p + n * a->x.sn + d * a->k.stride[0] * a->x.sd + h * a->k.stride[1] * a->x.sh + start * t->step;
+  tile.y = a->y.p + n * a->y.sn + d * a->y.sd + (h + row) * a->y.sh + column * a->y.sw;
+  tile.r = a->r.p ? a->r.p + n * a->r.sn + d * a->r.sd + (h + row) * a->r.sh + column * a->r.sw : NULL;
   return tile;
 }
 
@@ -84,7 +89,7 @@ static qc_pair qc_find_pair(const qc_conv *a, const qc_spans *s, int64_t index, 
   qc_pair p = {.c = c, .count = (int32_t)qc_max(0, qc_min(16 * blocks, a->y.c - c))};
   for (int i = 0; i < 2; i++) {
     p.w[i] = a->w + b[i] * qc_block_bytes(s);
-    p.x[i] = b[i] / s->blocks * s->in;
+    p.x[i] = a->groups == 1 ? 0 : b[i] / s->blocks * s->in;
   }
   return p;
 }
@@ -114,9 +119,23 @@ static qc_grid qc_find_grid(const qc_conv *a, const qc_spans *s, const qc_runs *
   return g;
 }
 
-QC_INLINE void qc_grid_at(const qc_grid *g, int64_t piece, int64_t *block, int64_t *pair) {
-  *block = g->channels_outside ? piece % g->blocks : piece / g->pairs;
-  *pair = g->channels_outside ? piece / g->blocks : piece % g->pairs;
+/* Where a range of pieces has come to. */
+typedef struct qc_place {
+  int64_t block, pair;
+  int new_block, new_pair; /* whether they differ from those of the piece before */
+} qc_place;
+
+QC_INLINE qc_place qc_grid_at(const qc_grid *g, int64_t piece) {
+  if (g->channels_outside) return (qc_place){piece % g->blocks, piece / g->blocks, 1, 1};
+  return (qc_place){piece / g->pairs, piece % g->pairs, 1, 1};
+}
+
+QC_INLINE void qc_grid_next(const qc_grid *g, qc_place *p) {
+  int64_t *inner = g->channels_outside ? &p->block : &p->pair, *outer = g->channels_outside ? &p->pair : &p->block;
+  int turn = ++*inner == (g->channels_outside ? g->blocks : g->pairs);
+  if (turn) *inner = 0, ++*outer;
+  p->new_block = g->channels_outside || turn;
+  p->new_pair = !g->channels_outside || turn;
 }
 
 #endif

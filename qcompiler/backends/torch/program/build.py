@@ -125,6 +125,9 @@ class _Builder:
                 raise QCompilerError(f"the graph reads {path!r}, which the model does not have", code="codegen-attribute")
             value = getattr(value, part)
         path = user_path(self.gm, path)
+        if isinstance(value, nn.Module):
+            self.built.leaves[path] = value
+            return self.emit(path.replace(".", "_"), registry.SUBMODULE, (path,), {})
         if not isinstance(value, torch.Tensor):
             to_json(value)
             return value

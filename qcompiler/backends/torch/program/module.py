@@ -21,7 +21,15 @@ from qcompiler.backends.torch.program.emit import Dialect, Emitter
 from qcompiler.backends.torch.program.once import quantized_engine, run_once
 from qcompiler.backends.torch.program.program import Program, is_name
 from qcompiler.backends.torch.program.scopes import DictScope, ListScope, Scope, place
-from qcompiler.backends.torch.program.script import attach_script, listed, refuse_classes, refuse_hidden, script_attributes, unscriptable
+from qcompiler.backends.torch.program.script import (
+    attach_script,
+    listed,
+    refuse_classes,
+    refuse_hidden,
+    refuse_statements,
+    script_attributes,
+    unscriptable,
+)
 from qcompiler.backends.torch.program.steps import steps_of_program
 from qcompiler.backends.torch.site import VNNI, host_isa
 from qcompiler.errors import ConfigError, InputError, Where
@@ -38,6 +46,7 @@ from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.ir.form import as_number, misfit
 from qcompiler.ir.items import DictItems, ListItems, give_items
 from qcompiler.kinds import refuse_kinds
+from qcompiler.ops.float_statements import given_back, held
 from qcompiler.ops.records import Maker
 
 T = TypeVar("T", bound=type)
@@ -67,7 +76,7 @@ class CompiledModule(KeepsState, Executable):
         _bound: Bound
     __constants__ = ["_script"]  # torch.jit compiles modules of one class anew where it differs: after rebuild()
     _fixed_dtypes = True
-    __jit_unused_properties__ = ["program", "engine", "code", "__jit_ignored_attributes__"]
+    __jit_unused_properties__ = ["program", "_backend", "engine", "code", "__jit_ignored_attributes__"]
 
     @property
     def program(self) -> Program:
@@ -270,10 +279,12 @@ class CompiledModule(KeepsState, Executable):
         state = {k: v for k, v in self.__dict__.items() if k not in self.__dict__["_built"]}
         for name in ("_program", "_engine", "_built", "_bound", "lowered"):
             state.pop(name, None)
+        state["_externals"] = {name: held(function) for name, function in state["_externals"].items()}
         return _empty, (self.program.to_json(), self.engine), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.__dict__["_externals"] = {name: given_back(function) for name, function in state["_externals"].items()}
         index_containers(self)
         self.rebuild()
 
@@ -292,6 +303,7 @@ class CompiledModule(KeepsState, Executable):
         torch.jit asks before it looks at forward, so here is where that gets its TorchScript spelling: most modules never need it.
         """
         refuse_hidden(self, self.program.leaves)
+        refuse_statements(self.program, self.__dict__["_externals"])
         refuse_classes({name: self.__dict__["_externals"][name] for name in self.program.externals})
         for path, alias in self._bound.emitter.tensors.items():
             if path in self.program.states:  # a script goes its own way from what the module holds now

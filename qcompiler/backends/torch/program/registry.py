@@ -9,6 +9,7 @@
 | guard.guard_int         | a check of what the trace held fixed                            |
 | operator.add, math.sqrt | Python's own; builtins as builtins.len                          |
 | method.reshape          | a method of torch.Tensor                                        |
+| leaf, submodule         | a call of a float submodule, and the submodule itself           |
 | external.NAME           | a callable of the user's, held by the module and never by a file |
 | record.NAME             | a class of the user's that a result has (ops/records.py)        |
 """
@@ -35,6 +36,7 @@ from qcompiler.ops import recurrent_float, reference, state, trees
 from qcompiler.trace import guards
 
 LEAF = "leaf"  # op name of a call of a submodule; its path is the first argument
+SUBMODULE = "submodule"  # a submodule as an argument; its path is the only argument of this op
 EXTERNAL = "external."
 METHOD = "method."
 RECORD = "record."
