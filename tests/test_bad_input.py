@@ -377,10 +377,10 @@ def test_14_data_dependent_branch() -> None:
     x, line = randn(2, 4), line_of(Branching.forward, "# here")
     model = Branching().eval()
     with raises(model, TraceError, "trace", line, "leaf"):
-        prepare_fx(model, None, (x,))
+        prepare_fx(model, None, (x,), strict=True)
     outer = nn.Sequential(nn.Linear(4, 4), Branching()).eval()
     prepared = prepare_fx(outer, None, (x,))
-    noted = [r for r in remarks(prepared) if r.code == "leaf"]
+    noted = [r for r in remarks(prepared) if r.code == "float-statement"]
     assert len(noted) == 1 and noted[0].where.module_path == "1" and line.split(":")[1] in str(noted[0].where)
     calibrate(prepared, [x])
     with torch.no_grad():

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # docs/design.md, "Layers": a file may import from its own row and from rows above it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "ambient", "vision", "checks", "gate", "kinds", "near_names", "batches", "fingerprint", "input_text", "files"),
-    ("ir",),
+    ("ir", "kept_names"),
     ("ops",),
     ("stages",),
     ("observers", "fake_quantize", "qconfig", "qconfig_mapping", "qconfig_of_call", "custom_config", "backend_config"),
@@ -23,8 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("matching",),
     ("rewrite", "graph_pickle", "float_state"),
     ("patterns",),
-    ("pass_manager",),
-    ("passes", "prepared", "decisions", "executable"),
+    ("settings", "journal", "pass_manager"),
+    ("passes", "prepared", "decisions", "decide_again", "executable"),
     ("trace", "backends", "artifact"),
     ("nn",),
     ("pipeline",),

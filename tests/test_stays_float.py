@@ -36,7 +36,7 @@ from qcompiler.errors import PassError
 from qcompiler.ir.types import QUANT, Stage, quant_of
 from qcompiler.ops.spec import Op, Output, Role
 from qcompiler.ops.table import OPS
-from qcompiler.pass_manager import run_passes
+from qcompiler.pass_manager import Context, run_passes
 from qcompiler.passes.freeze_qparams import FreezeQParams
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from qcompiler.prepared import state_of
@@ -336,7 +336,7 @@ def test_an_int8_op_without_qparams_is_named_by_the_verifier() -> None:
 )
 def test_a_producer_that_changed_its_mind_alone_is_named(changes: dict[str, Any], text: str) -> None:
     gm = pooled()
-    context = state_of(gm).context  # type: ignore[union-attr]
+    context = Context(state_of(gm).settings)  # type: ignore[union-attr]
     run_passes(gm, (FreezeQParams(),), Stage.OBSERVED, context)
     forget(gm, **changes)
     with pytest.raises(PassError, match=text):

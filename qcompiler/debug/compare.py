@@ -27,6 +27,7 @@ from qcompiler.observers.watch import Watch
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context
 from qcompiler.pipeline import check_float, traced
+from qcompiler.settings import Settings
 
 SUSPICIOUS = 3.0  # dB: 8 bits do not do worse by themselves for half of a model's weights
 
@@ -58,7 +59,7 @@ def compare(
     first = next(items, None)
     if first is None:
         raise InputError("0 batches of data to compare on", code="no-data", hint="an iterator can be read only once; is the loader empty?")
-    floats = float_steps(float_model, first, table, concrete_args)
+    floats = float_steps(float_model, first, Settings(table, concrete_args=concrete_args))
     matching = match(floats, steps)
     _require_matches(steps, matching)
     found = Tallies(Walk(floats, steps, matching, profile=profile), _note_weights(float_model, quantized))
@@ -100,14 +101,13 @@ def is_graph(model: Any) -> TypeGuard[fx.GraphModule]:
 
 
 @in_plain_torch
-def float_steps(model: nn.Module, first: tuple[tuple[Any, ...], dict[str, Any]], table: Table, concrete_args: Any = None) -> Steps:
+def float_steps(model: nn.Module, first: tuple[tuple[Any, ...], dict[str, Any]], settings: Settings) -> Steps:
     """The float model as steps: a graph of ours as it is, any other model traced as prepare_fx does."""
     check_float(model)
     check_eval(model)
     if is_graph(model):
         return steps_of_graph(model)
-    context = Context(table=table)
-    return steps_of_graph(traced(model, first[0], context, {"example_kwargs": first[1] or None, "concrete_args": concrete_args}))
+    return steps_of_graph(traced(model, first[0], Context(settings), first[1] or None))
 
 
 def _require_matches(steps: Steps, matching: Matching) -> None:

@@ -87,7 +87,7 @@ def simulated(prepared: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """A copy of a model of prepare_qat_fx in eval mode, with the qparams that convert takes: those of values as they are, those of
     weights as the next forward makes them."""
     state = state_of(prepared)
-    if state is None or not state.context.trains or not isinstance(prepared, fx.GraphModule):
+    if state is None or not state.settings.trains or not isinstance(prepared, fx.GraphModule):
         raise ConfigError("parity compares with the module that prepare_qat_fx returned", code="not-prepared",
                           hint="parity(prepared, convert_fx(prepared), data)")  # fmt: skip
     copied = copy.deepcopy(prepared).cpu().eval()

@@ -69,7 +69,7 @@ def read_document(path: Path) -> Document:
 
 def _of_graph(gm: fx.GraphModule) -> Document:
     state = state_of(gm)
-    table = state.context.table if state is not None else OPS
+    table = state.settings.table if state is not None else OPS
     title = state.name if state is not None else type(gm).__name__
     return Document.of_nodes(title, getattr(gm, MARK, "graph"), graph_nodes(gm.graph, table))
 

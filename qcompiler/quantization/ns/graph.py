@@ -16,7 +16,7 @@ from qcompiler.debug.walk import Seen, Walk
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
 from qcompiler.executable.steps import Step, Steps, steps_of_graph
-from qcompiler.ops.table import OPS
+from qcompiler.settings import Settings
 
 Wanted = Callable[[Step], bool]
 
@@ -55,7 +55,7 @@ def walked(
 ) -> None:
     """Runs one batch through both, side by side, and hands each pair of computed values to `visit`."""
     steps = quantized_steps(quantized)
-    floats = float_steps(float_model, (data, {}), OPS)
+    floats = float_steps(float_model, (data, {}), Settings())
     matching = match(floats, steps, wanted)
     names = {site.step.name for site in computed(floats, matching)}
 

@@ -22,6 +22,7 @@ from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.arguments import activations
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quantize_dequantize, quantize, unpack_4bit, widen
 from qcompiler.ops.stays_float import starved
 from qcompiler.pass_manager import Context
@@ -51,7 +52,11 @@ def _checked(gm: fx.GraphModule, context: Context) -> fx.Graph:
         lowering = _Lowering(gm, context, wrong)
         graph = lowering.graph(gm.graph)
         graph.eliminate_dead_code()
-        found = [] if context.example is None else wrong_sites(gm, graph, lowering.sites, context.example, lowering.target.engine)
+        found = (
+            []
+            if context.example is None or not lowering.sites
+            else wrong_sites(gm, graph, lowering.sites, context.example, lowering.target.engine)
+        )
         for entry in found:
             site = entry.lowered
             reason = f"{site.kernel} is wrong on the example inputs: {entry.text}"
@@ -91,7 +96,7 @@ class _Lowering:
 
     def _from_outside(self, index: int, node: fx.Node) -> bool:
         """An input that the caller gives quantized (input_quantized_indexes): it is brought to the qparams of calibration."""
-        if self.context.custom is None or index not in self.context.custom.input_quantized_indexes:
+        if index not in self.context.settings.custom.input_quantized_indexes:
             return False
         user = next((u for u in node.users if u.target is quantize), None)
         if user is None:
@@ -105,7 +110,7 @@ class _Lowering:
 
     def _output(self, node: fx.Node) -> fx.Node:
         """The result; what output_quantized_indexes names is handed out as quint8."""
-        indexes = self.context.custom.output_quantized_indexes if self.context.custom is not None else ()
+        indexes = self.context.settings.custom.output_quantized_indexes
         if not indexes:
             return self._copy(node)
         result = node.args[0]
@@ -311,9 +316,7 @@ class _Lowering:
         self.sites.append(Lowered(node, kernel, result, next(iter(made), None), args, kwargs, output))
 
     def _refused(self, node: fx.Node, reasons: str) -> None:
-        reason = f"no kernel on {self.target.engine}: {reasons}"
-        node.meta[QUANT] = quant_of(node).with_(int8=False, reason=reason)
-        self.context.remark("lower", "no-kernel", f"stays float: {reason}", node)
+        self.context.keep_float("lower", node, Obstacle("no-kernel", f"no kernel on {self.target.engine}: {reasons}"))
 
 
 def _computed(value: fx.Node) -> fx.Node:

@@ -1,0 +1,74 @@
+/* Sums, products and tables. A piece is one row of the result; where pixels lie without gaps a row is one run of w * c codes. */
+#ifndef QC_ELEMENTWISE_H
+#define QC_ELEMENTWISE_H
+
+#include "round.h"
+
+QC_INLINE void qc_add_run(const qc_add *s, const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t count, int step) {
+  float ka = s->ka, kb = s->kb, kc = s->kc;
+  int32_t zero = s->zero, lo = s->lo, hi = s->hi;
+  for (int64_t i = 0; i < count; i++) y[i] = (uint8_t)qc_code((float)a[i] * ka + ((float)b[step ? i : 0] * kb + kc), zero, lo, hi);
+}
+
+static int64_t qc_add_rows_units(const qc_add *s) { return qc_rows(&s->y); }
+
+static void qc_add_rows(const qc_add *s, int64_t lo, int64_t hi) {
+  int64_t c = s->y.c;
+  int flat = s->step && s->a.sw == c && s->b.sw == c && s->y.sw == c;
+  int64_t pixels = flat ? 1 : s->y.w, count = flat ? c * s->y.w : c;
+  for (int64_t row = lo; row < hi; row++) {
+    const uint8_t *a = qc_row(&s->a, row, s->y.d, s->y.h), *b = qc_row(&s->b, row, s->y.d, s->y.h);
+    uint8_t *y = qc_row(&s->y, row, s->y.d, s->y.h);
+    for (int64_t i = 0; i < pixels; i++, a += s->a.sw, b += s->b.sw, y += s->y.sw) {
+      if (s->step)
+        qc_add_run(s, a, b, y, count, 1);
+      else
+        qc_add_run(s, a, b, y, count, 0);
+    }
+  }
+}
+
+QC_INLINE void qc_mul_run(const qc_mul *s, const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t count, int step) {
+  float k = s->k;
+  int32_t za = s->za, zb = s->zb, zero = s->zero, lo = s->lo, hi = s->hi;
+  for (int64_t i = 0; i < count; i++) y[i] = (uint8_t)qc_code((float)((a[i] - za) * (b[step ? i : 0] - zb)) * k, zero, lo, hi);
+}
+
+static int64_t qc_mul_rows_units(const qc_mul *s) { return qc_rows(&s->y); }
+
+static void qc_mul_rows(const qc_mul *s, int64_t lo, int64_t hi) {
+  int64_t c = s->y.c;
+  int flat = s->step && s->a.sw == c && s->b.sw == c && s->y.sw == c;
+  int64_t pixels = flat ? 1 : s->y.w, count = flat ? c * s->y.w : c;
+  for (int64_t row = lo; row < hi; row++) {
+    const uint8_t *a = qc_row(&s->a, row, s->y.d, s->y.h), *b = qc_row(&s->b, row, s->y.d, s->y.h);
+    uint8_t *y = qc_row(&s->y, row, s->y.d, s->y.h);
+    for (int64_t i = 0; i < pixels; i++, a += s->a.sw, b += s->b.sw, y += s->y.sw) {
+      if (s->step)
+        qc_mul_run(s, a, b, y, count, 1);
+      else
+        qc_mul_run(s, a, b, y, count, 0);
+    }
+  }
+}
+
+static void qc_map_run(const uint8_t *table, const uint8_t *x, uint8_t *y, int64_t count) {
+  if (table)
+    for (int64_t i = 0; i < count; i++) y[i] = table[x[i]];
+  else if (x != y)
+    memcpy(y, x, (size_t)count);
+}
+
+static int64_t qc_map_rows_units(const qc_map *s) { return qc_rows(&s->y); }
+
+static void qc_map_rows(const qc_map *s, int64_t lo, int64_t hi) {
+  int flat = s->x.sw == s->y.c && s->y.sw == s->y.c;
+  int64_t pixels = flat ? 1 : s->y.w, count = flat ? (int64_t)s->y.c * s->y.w : s->y.c;
+  for (int64_t row = lo; row < hi; row++) {
+    const uint8_t *x = qc_row(&s->x, row, s->y.d, s->y.h);
+    uint8_t *y = qc_row(&s->y, row, s->y.d, s->y.h);
+    for (int64_t i = 0; i < pixels; i++) qc_map_run(s->table, x + i * s->x.sw, y + i * s->y.sw, count);
+  }
+}
+
+#endif

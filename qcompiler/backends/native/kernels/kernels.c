@@ -1,0 +1,56 @@
+/* The kernels of one instruction set: compiled once for each, with -DQC_ISA=QC_... and the flags of isa.py. */
+#include "qc.h"
+
+#include "isa.h"
+
+#include "boundary.h"
+#include "elementwise.h"
+#include "pool.h"
+
+#if QC_ISA == QC_AMX
+#include "conv_amx.h"
+#define QC_CONV qc_conv_amx
+#define QC_END qc_amx_end
+#elif QC_ISA == QC_SCALAR
+#include "conv_scalar.h"
+#define QC_CONV qc_conv_rows
+#define QC_END qc_nothing
+#else
+#include "conv_dot.h"
+#define QC_CONV qc_conv_dot
+#define QC_END qc_nothing
+#endif
+
+#if QC_ISA == QC_SCALAR
+#include "depthwise_scalar.h"
+#define QC_DEPTHWISE qc_depthwise_rows
+#else
+#include "depthwise.h"
+#define QC_DEPTHWISE qc_depthwise_dots
+#endif
+
+#if QC_ISA != QC_AMX
+static void qc_nothing(void) {}
+#endif
+
+#define QC_JOIN2(a, b) a##b
+#define QC_JOIN(a, b) QC_JOIN2(a, b)
+#define QC_TEXT2(a) #a
+#define QC_TEXT(a) QC_TEXT2(a)
+#define QC_PAIR(F) QC_JOIN(F, _units), F
+
+const qc_kernels QC_JOIN(qc_kernels_, QC_NAME) = {
+    QC_TEXT(QC_NAME),
+    QC_END,
+    QC_PAIR(QC_CONV),
+    QC_PAIR(QC_DEPTHWISE),
+    QC_PAIR(qc_add_rows),
+    QC_PAIR(qc_mul_rows),
+    QC_PAIR(qc_map_rows),
+    QC_PAIR(qc_quantize_rows),
+    QC_PAIR(qc_dequantize_rows),
+    QC_PAIR(qc_max_pool_rows),
+    QC_PAIR(qc_avg_pool_rows),
+    QC_PAIR(qc_halo_rows),
+    QC_PAIR(qc_copy_rows),
+};

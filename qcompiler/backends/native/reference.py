@@ -1,0 +1,125 @@
+"""The integer oracle of the kernels: the same arithmetic in plain torch, on codes in torch's layout (N, C, ...).
+
+Sums of products are exact: float64 holds every integer that they reach. Behind them stands the normative epilogue of kernels/qc.h:
+v = float32(acc) * m + b, multiplied, then added; rounded half to even; zero point added; clamped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The zero point of a result and the codes that it may have."""
+
+    zero: int = 0
+    lo: int = 0
+    hi: int = 255
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A sum behind the result: q * k + (r * kr + kc)."""
+
+    codes: Tensor
+    k: float
+    kr: float
+    kc: float
+    ends: Ends = field(default_factory=Ends)
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """m and b: float32, one entry a channel (axis 1)."""
+
+    m: Tensor
+    b: Tensor
+    ends: Ends = field(default_factory=Ends)
+    residual: Residual | None = None
+    table: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Settings of a convolution, an entry for each spatial axis."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int = 1
+
+
+def code(v: Tensor, ends: Ends) -> Tensor:
+    """clamp(rne(v) + zero, lo, hi) of float32 values."""
+    return torch.clamp(torch.round(v).double() + ends.zero, ends.lo, ends.hi).to(torch.uint8)
+
+
+def _channel(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape([1, -1] + [1] * (like.dim() - 2))
+
+
+def affine(acc: Tensor, m: Tensor, b: Tensor) -> Tensor:
+    """float32(acc) * m + b by channel, two roundings."""
+    product = acc.to(torch.float32) * _channel(m, acc)
+    return product + _channel(b, acc)
+
+
+def finish(acc: Tensor, epilogue: Epilogue) -> Tensor:
+    """Sums (int, channels on axis 1) to codes."""
+    q = code(affine(acc, epilogue.m, epilogue.b), epilogue.ends)
+    if (r := epilogue.residual) is not None:
+        q = add(q, r.codes, (r.k, r.kr, r.kc), r.ends)
+    return q if epilogue.table is None else epilogue.table[q.long()]
+
+
+def conv_sums(x: Tensor, weight: Tensor, x_zero: int, window: Window) -> Tensor:
+    """The int sums of codes times weights; the padding holds x's zero point. 1, 2 or 3 spatial axes."""
+    pads = [p for size in reversed(window.padding) for p in (size, size)]
+    wide = F.pad(x.double(), pads, value=float(x_zero))
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3]
+    sums = convolve(wide, weight.double(), None, list(window.stride), 0, list(window.dilation), window.groups)
+    return sums.to(torch.int64)
+
+
+def linear_sums(x: Tensor, weight: Tensor) -> Tensor:
+    """Codes (rows, I) times weights (O, I)."""
+    return (x.double() @ weight.double().t()).to(torch.int64)
+
+
+def _float32(value: float, like: Tensor) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device=like.device)
+
+
+def add(a: Tensor, b: Tensor, factors: tuple[float, float, float], ends: Ends) -> Tensor:
+    """a * ka + (b * kb + kc), each step rounded to float32; the operands are spread as torch spreads them."""
+    ka, kb, kc = (_float32(f, a) for f in factors)
+    right = b.to(torch.float32) * kb + kc
+    return code(a.to(torch.float32) * ka + right, ends)
+
+
+def mul(a: Tensor, b: Tensor, zeros: tuple[int, int], factor: float, ends: Ends) -> Tensor:
+    """(a - za) * (b - zb) exactly, times the factor."""
+    product = (a.to(torch.int32) - zeros[0]) * (b.to(torch.int32) - zeros[1])
+    return code(product.to(torch.float32) * _float32(factor, a), ends)
+
+
+def avg_pool(sums: Tensor, counts: Tensor, ratio: float, b: float, ends: Ends) -> Tensor:
+    """Sums of windows: acc * float32(ratio / count) + b."""
+    m = (ratio / counts.double()).to(torch.float32)
+    return code(sums.to(torch.float32) * m + _float32(b, sums), ends)
+
+
+def quantize(x: Tensor, inverse: float, ends: Ends) -> Tensor:
+    """Floats to codes: rne(x * inverse)."""
+    return code(x * _float32(inverse, x), ends)
+
+
+def dequantize(q: Tensor, scale: float, zero: int) -> Tensor:
+    """Codes to floats."""
+    return (q.to(torch.int32) - zero).to(torch.float32) * _float32(scale, q)

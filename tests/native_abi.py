@@ -1,0 +1,174 @@
+"""The kernels' structs and functions for ctypes, a library with every instruction set of this machine, and values in guarded memory."""
+
+from __future__ import annotations
+
+import ctypes as C
+import itertools
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qcompiler.backends.native import isa
+
+I3, L5, L6 = C.c_int32 * 3, C.c_int64 * 5, C.c_int64 * 6
+
+
+def fields(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
+
+
+class QTensor(C.Structure):
+    _fields_ = [("p", C.c_void_p), *fields(C.c_int32, "n d h w c"), *fields(C.c_int64, "sn sd sh sw")]
+
+
+class QWindow(C.Structure):
+    _fields_ = fields(I3, "kernel stride dilation pad")
+
+
+class QEpilogue(C.Structure):
+    _fields_ = [*fields(C.c_void_p, "m b table"), *fields(C.c_float, "k kr kc"), *fields(C.c_int32, "zero lo hi zero2 lo2 hi2 wide")]
+
+
+CONV = [*fields(QTensor, "x y r"), ("k", QWindow), ("e", QEpilogue), *fields(C.c_void_p, "w wsum")]
+POOL = [*fields(QTensor, "x y"), ("k", QWindow)]
+FAMILIES: dict[str, list[tuple[str, type]]] = {
+    "conv": [*CONV, *fields(C.c_int32, "groups fold floats")],
+    "depthwise": CONV,
+    "add": [*fields(QTensor, "a b y"), *fields(C.c_float, "ka kb kc"), *fields(C.c_int32, "zero lo hi step")],
+    "mul": [*fields(QTensor, "a b y"), ("k", C.c_float), *fields(C.c_int32, "za zb zero lo hi step")],
+    "map": [*fields(QTensor, "x y"), ("table", C.c_void_p)],
+    "quantize": [("x", C.c_void_p), ("xs", L5), ("y", QTensor), ("inverse", C.c_float), *fields(C.c_int32, "zero lo hi")],
+    "dequantize": [("x", QTensor), ("y", C.c_void_p), ("ys", L5), ("scale", C.c_float), ("zero", C.c_int32)],
+    "max_pool": [*POOL, ("adaptive", C.c_int32)],
+    "avg_pool": [*POOL, ("ratio", C.c_double), ("b", C.c_float), *fields(C.c_int32, "adaptive include_pad divisor x_zero zero lo hi")],
+    "halo": [("t", QTensor), ("before", I3), ("after", I3), ("value", C.c_int32)],
+    "copy": [*fields(C.c_void_p, "x y"), *fields(L6, "length xs ys"), ("size", C.c_int32)],
+}
+STRUCTS = {name: type(f"Q{name}", (C.Structure,), {"_fields_": members}) for name, members in FAMILIES.items()}
+
+
+class QKernels(C.Structure):
+    _fields_ = [("isa", C.c_char_p), ("end", C.c_void_p), *((n, C.c_void_p) for f in FAMILIES for n in (f"{f}_units", f))]
+
+
+UNITS, RUN = C.CFUNCTYPE(C.c_int64, C.c_void_p), C.CFUNCTYPE(None, C.c_void_p, C.c_int64, C.c_int64)
+
+
+class Kernels:
+    """The functions of one instruction set."""
+
+    def __init__(self, table: QKernels) -> None:
+        self.isa = table.isa.decode()
+        self.units = {f: UNITS(getattr(table, f"{f}_units")) for f in FAMILIES}
+        self.run = {f: RUN(getattr(table, f)) for f in FAMILIES}
+        self.end = C.CFUNCTYPE(None)(table.end)
+
+    def __call__(self, family: str, threads: int = 1, **members: object) -> None:
+        """Runs all pieces: in one call, or in random parts of them on several threads."""
+        args = STRUCTS[family](**members)
+        count = self.units[family](C.byref(args))
+        cuts = [0, count]
+        if threads > 1:
+            cuts = sorted({*cuts, *np.random.default_rng(count).integers(0, count + 1, 2 * threads).tolist()})
+
+        def part(ends: tuple[int, int]) -> None:
+            self.run[family](C.byref(args), *ends)
+            self.end()
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(part, itertools.pairwise(cuts)))
+
+
+class Library:
+    """All instruction sets, compiled with the system's compiler."""
+
+    def __init__(self, folder: Path, extra: Sequence[str] = ()) -> None:
+        compiler = shutil.which("cc") or shutil.which("gcc") or "cc"
+        warnings = ["-Wall", "-Wextra", "-Werror"]
+
+        def compiled(unit: tuple[str, tuple[Path, tuple[str, ...]]]) -> str:
+            name, (source, flags) = unit
+            target = str(folder / f"{name}.o")
+            subprocess.run([compiler, *flags, *warnings, *extra, "-c", str(source), "-o", target], check=True)
+            return target
+
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(compiled, isa.units(isa.architecture()).items()))
+        subprocess.run([compiler, "-shared", *extra, *objects, "-o", str(folder / "kernels.so")], check=True)
+        self.library = C.CDLL(str(folder / "kernels.so"))
+        self.library.qc_exactly.restype = C.POINTER(QKernels)
+        self.library.qc_select.restype = C.POINTER(QKernels)
+
+    def kernels(self, name: str) -> Kernels | None:
+        table = self.library.qc_exactly(name.encode())
+        return Kernels(table.contents) if table else None
+
+    def selected(self, cap: str) -> str | None:
+        table = self.library.qc_select(cap.encode())
+        return table.contents.isa.decode() if table else None
+
+
+SLACK = 128
+
+
+class Guarded:
+    """Codes (N, C, ...) in NHWC memory with a halo, gaps between pixels and slack; everything around them is watched.
+
+    around: what the halo holds; everything else is random, so that a kernel that believes it gives wrong results.
+    """
+
+    def __init__(self, codes: Tensor, halo: Sequence[int] = (0, 0, 0), pitch: int = 0, around: int | None = None) -> None:
+        self.shape = codes.shape
+        spatial = (1,) * (5 - codes.dim()) + tuple(codes.shape[2:])
+        self.sizes = (codes.shape[0], *spatial)
+        self.halo, self.channels = tuple(halo), codes.shape[1]
+        pitch = pitch or self.channels
+        outer = [size + 2 * h for size, h in zip(spatial, halo)]
+        rng = np.random.default_rng(0)
+        self.memory = rng.integers(0, 256, codes.shape[0] * outer[0] * outer[1] * outer[2] * pitch + 2 * SLACK, dtype=np.uint8)
+        view = self.memory[SLACK:-SLACK].reshape(codes.shape[0], *outer, pitch)
+        if around is not None:
+            view[..., : self.channels] = around
+            if pitch == self.channels:
+                view[...] = around
+        self.inner = view[self._inside()]
+        self.inner[...] = codes.reshape(codes.shape[0], codes.shape[1], *spatial).permute(0, 2, 3, 4, 1).numpy()
+        self.before = self.memory.copy()
+        strides = dict(zip(("sn", "sd", "sh", "sw"), view.strides))
+        names = dict(zip("ndhwc", (*self.sizes, self.channels)))
+        self.tensor = QTensor(p=self.inner.ctypes.data, **names, **strides)
+
+    def _inside(self) -> tuple[slice, ...]:
+        return (slice(None), *(slice(h, -h or None) for h in self.halo), slice(0, self.channels))
+
+    def codes(self) -> Tensor:
+        """What lies inside, in torch's layout."""
+        return torch.from_numpy(self.inner.copy()).permute(0, 4, 1, 2, 3).reshape(self.shape)
+
+    def untouched(self) -> bool:
+        """Whether everything around the codes is as it was."""
+        now, then = self.memory.copy(), self.before.copy()
+        for memory in (now, then):
+            inner = memory[SLACK:-SLACK].reshape(self.sizes[0], *[s + 2 * h for s, h in zip(self.sizes[1:], self.halo)], -1)
+            inner[self._inside()] = 0
+        return bool((now == then).all())
+
+
+def aligned(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """The bytes of an array at a multiple of 64, with slack behind them."""
+    raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    memory = np.zeros(raw.size + 64 + SLACK, np.uint8)
+    start = -memory.ctypes.data % 64
+    memory[start : start + raw.size] = raw
+    return memory[start : start + raw.size]
+
+
+def random_codes(rng: np.random.Generator, *shape: int) -> Tensor:
+    return torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))

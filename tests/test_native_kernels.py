@@ -1,0 +1,206 @@
+"""Sums, products, tables, pools, copies and the ends of a network, on every instruction set that this machine has: equal bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qcompiler.backends.native import isa, reference
+from qcompiler.backends.native.reference import Ends
+from tests.native_abi import FAMILIES, Guarded, Kernels, Library, QTensor, QWindow, aligned, random_codes
+
+
+def test_selection_takes_the_best_below_the_cap(native_library: Library) -> None:
+    names = [name for name in isa.isas(isa.architecture()) if native_library.kernels(name)]
+    assert native_library.selected("") == names[-1]
+    for cap in names:
+        assert native_library.selected(cap) == cap
+    assert native_library.selected("sse9") is None
+
+
+def square_window(k: int, s: int, p: int) -> QWindow:
+    return QWindow((1, k, k), (1, s, s), (1, 1, 1), (0, p, p))
+
+
+OPERANDS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "equal": ((2, 13, 5, 7), (2, 13, 5, 7)),
+    "long": ((1, 64, 14, 14), (1, 64, 14, 14)),
+    "a value a channel": ((2, 19, 4, 6), (2, 19, 1, 1)),
+    "a map for all channels": ((1, 33, 5, 5), (1, 1, 5, 5)),
+    "one number": ((2, 8, 3, 3), (1, 1, 1, 1)),
+}
+
+
+def spread(value: Guarded, like: Tensor) -> QTensor:
+    """The operand with the result's sizes: strides of 0 where it has length 1."""
+    t = value.tensor
+    shape, target = tuple(value.shape), tuple(like.shape)
+    sizes = {"n": target[0], "d": 1, "h": target[2], "w": target[3], "c": shape[1]}
+    strides = {name: 0 if shape[axis] == 1 != target[axis] else getattr(t, name) for name, axis in (("sn", 0), ("sh", 2), ("sw", 3))}
+    return QTensor(p=t.p, **sizes, sd=0, **strides)
+
+
+@pytest.mark.parametrize("gap", [0, 3])
+@pytest.mark.parametrize("name", OPERANDS)
+@pytest.mark.parametrize("family", ["add", "mul"])
+def test_sums_and_products(kernels: Kernels, family: str, name: str, gap: int) -> None:
+    rng = np.random.default_rng(len(name))
+    a, b = (random_codes(rng, *shape) for shape in OPERANDS[name])
+    left, right, y = Guarded(a, (0, 1, 1), a.shape[1] + gap), Guarded(b), Guarded(torch.zeros_like(a), (0, 2, 1), a.shape[1] + 2 * gap)
+    for ends in (Ends(0), Ends(255), Ends(100, 100, 180)):
+        common = {"zero": ends.zero, "lo": ends.lo, "hi": ends.hi, "step": int(b.shape[1] == a.shape[1]), "threads": 3}
+        operands = {"a": left.tensor, "b": spread(right, a), "y": y.tensor}
+        if family == "add":
+            kernels("add", ka=0.5, kb=1.7, kc=-140.25, **operands, **common)
+            expected = reference.add(a, b, (0.5, 1.7, -140.25), ends)
+        else:
+            kernels("mul", za=128, zb=3, k=0.0071, **operands, **common)
+            expected = reference.mul(a, b, (128, 3), 0.0071, ends)
+        torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
+        assert y.untouched()
+
+
+def test_a_sum_may_lie_on_its_operand(kernels: Kernels) -> None:
+    rng = np.random.default_rng(1)
+    a, b = random_codes(rng, 1, 67, 5, 5), random_codes(rng, 1, 67, 5, 5)
+    left, right = Guarded(a), Guarded(b)
+    kernels("add", a=left.tensor, b=right.tensor, y=left.tensor, ka=0.4, kb=0.6, kc=1.0, zero=0, lo=0, hi=255, step=1)
+    torch.testing.assert_close(left.codes(), reference.add(a, b, (0.4, 0.6, 1.0), Ends()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 70, 5, 9), (1, 256, 4, 4), (1, 3, 2, 33)])
+@pytest.mark.parametrize("gap", [0, 5])
+def test_tables_and_copies(kernels: Kernels, shape: tuple[int, ...], gap: int) -> None:
+    rng = np.random.default_rng(2)
+    x, table = random_codes(rng, *shape), torch.from_numpy(rng.permutation(256).astype(np.uint8))
+    values, y, memory = Guarded(x, (0, 1, 0)), Guarded(torch.zeros_like(x), (0, 0, 1), shape[1] + gap), aligned(table.numpy())
+    kernels("map", 3, x=values.tensor, y=y.tensor, table=memory.ctypes.data)
+    torch.testing.assert_close(y.codes(), table[x.long()], rtol=0, atol=0)
+    kernels("map", x=values.tensor, y=y.tensor, table=None)
+    torch.testing.assert_close(y.codes(), x, rtol=0, atol=0)
+    assert y.untouched()
+
+
+def element_strides(x: Tensor) -> tuple[int, ...]:
+    n, c, *spatial = x.stride()
+    return (n, *(0,) * (3 - len(spatial)), *spatial, c)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 6, 7), (2, 3, 4, 300), (1, 1, 5, 33), (2, 17, 3, 4), (1, 4, 2, 65)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_quantize_and_dequantize(kernels: Kernels, shape: tuple[int, ...], layout: torch.memory_format) -> None:
+    torch.manual_seed(3)
+    x = (torch.randn(shape) * 3).contiguous(memory_format=layout)
+    x[0, 0, 0, :4] = torch.tensor([1e9, -1e9, 0.125, 0.375])  # far outside, and ties
+    for ends in (Ends(0), Ends(255), Ends(114, 0, 127)):
+        y = Guarded(torch.zeros(shape, dtype=torch.uint8), (0, 1, 1))
+        numbers = {"zero": ends.zero, "lo": ends.lo, "hi": ends.hi}
+        kernels("quantize", 2, x=x.data_ptr(), xs=element_strides(x), y=y.tensor, inverse=12.0, **numbers)
+        expected = reference.quantize(x, 12.0, ends)
+        torch.testing.assert_close(y.codes(), expected.contiguous(), rtol=0, atol=0)
+        assert y.untouched()
+        back = torch.full_like(x, 9.0)
+        kernels("dequantize", 2, x=y.tensor, y=back.data_ptr(), ys=element_strides(back), scale=1 / 12.0, zero=ends.zero)
+        torch.testing.assert_close(back, reference.dequantize(expected, 1 / 12.0, ends.zero), rtol=0, atol=0)
+
+
+POOLS: dict[str, tuple[tuple[int, ...], int, int, int, bool]] = {  # x, kernel, stride, padding, ceil_mode
+    "2x2": ((1, 20, 8, 10), 2, 2, 0, False),
+    "3x3, padded": ((2, 65, 9, 7), 3, 2, 1, False),
+    "3x3, ceil": ((1, 300, 8, 8), 3, 2, 0, True),
+    "5x5, stride 1": ((1, 16, 6, 6), 5, 1, 2, False),
+    "one channel": ((1, 1, 5, 5), 3, 1, 1, False),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_max_pool(kernels: Kernels, name: str) -> None:
+    shape, k, s, p, ceil = POOLS[name]
+    x = random_codes(np.random.default_rng(4), *shape)
+    expected = F.max_pool2d(x.float(), k, s, p, ceil_mode=ceil).to(torch.uint8)
+    y = Guarded(torch.zeros_like(expected), (0, 1, 1))
+    kernels("max_pool", 2, x=Guarded(x).tensor, y=y.tensor, k=square_window(k, s, p), adaptive=0)
+    torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
+    assert y.untouched()
+
+
+@pytest.mark.parametrize("include_pad", [False, True])
+@pytest.mark.parametrize("divisor", [0, 5])
+@pytest.mark.parametrize("name", POOLS)
+def test_avg_pool(kernels: Kernels, name: str, divisor: int, include_pad: bool) -> None:
+    shape, k, s, p, ceil = POOLS[name]
+    zero, ratio = 31, 0.8
+    x = random_codes(np.random.default_rng(5), *shape)
+
+    def means(values: Tensor, **more: object) -> Tensor:
+        return F.avg_pool2d(values, k, s, p, ceil_mode=ceil, **more)  # type: ignore[arg-type]
+
+    ones = torch.ones(shape, dtype=torch.float64)
+    inside = means(ones, divisor_override=1)
+    counts = inside if not include_pad else (inside / means(ones, count_include_pad=True)).round()
+    sums = means(x.double(), divisor_override=1).round() + (counts - inside if include_pad else 0) * zero
+    expected = reference.avg_pool(sums, torch.full_like(counts, divisor) if divisor else counts, ratio, -ratio * zero, Ends(20))
+    y = Guarded(torch.zeros_like(expected), (0, 1, 1))
+    numbers = {
+        "ratio": ratio,
+        "b": -ratio * zero,
+        "include_pad": include_pad,
+        "divisor": divisor,
+        "x_zero": zero,
+        "zero": 20,
+        "lo": 0,
+        "hi": 255,
+    }
+    kernels("avg_pool", 2, x=Guarded(x).tensor, y=y.tensor, k=square_window(k, s, p), adaptive=0, **numbers)
+    torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
+    assert y.untouched()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 4), (7, 5), (9, 11)])
+@pytest.mark.parametrize("family", ["max_pool", "avg_pool"])
+def test_adaptive_pools(kernels: Kernels, family: str, size: tuple[int, int]) -> None:
+    x = random_codes(np.random.default_rng(6), 2, 70, 7, 9)
+    values = Guarded(x, (0, 1, 1))
+    numbers: dict[str, object] = {}
+    if family == "max_pool":
+        expected = F.adaptive_max_pool2d(x.float(), size).to(torch.uint8)
+    else:
+        means = F.adaptive_avg_pool2d(x.double(), size)
+        spans = [[-(-(i + 1) * n // o) - i * n // o for i in range(o)] for n, o in zip((7, 9), size)]
+        counts = torch.tensor(spans[0]).reshape(-1, 1) * torch.tensor(spans[1])
+        expected = reference.avg_pool((means * counts).round(), counts.expand_as(means), 1.0, -9.0, Ends(9))
+        numbers = {"ratio": 1.0, "b": -9.0, "zero": 9, "lo": 0, "hi": 255}
+    y = Guarded(torch.zeros_like(expected))
+    kernels(family, 2, x=values.tensor, y=y.tensor, adaptive=1, **numbers)
+    torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
+
+
+def test_halo(kernels: Kernels) -> None:
+    x = random_codes(np.random.default_rng(7), 2, 5, 3, 4, 6)
+    value = Guarded(x, (1, 2, 1), around=None)
+    kernels("halo", 2, t=value.tensor, before=(1, 2, 1), after=(1, 2, 1), value=77)
+    expected = Guarded(x, (1, 2, 1), around=77)
+    np.testing.assert_array_equal(value.memory[128:-128], expected.memory[128:-128])
+    assert (value.memory[:128] == value.before[:128]).all() and (value.memory[-128:] == value.before[-128:]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.int64])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (3, 1, 0, 2)])
+def test_copy(kernels: Kernels, dtype: type, order: tuple[int, ...]) -> None:
+    x = np.random.default_rng(8).integers(0, 100, (3, 4, 5, 6)).astype(dtype)
+    expected = np.ascontiguousarray(x.transpose(order))
+    y = np.zeros_like(expected)
+    lengths = (1, 1, *expected.shape)
+    xs, ys = (0, 0, *x.transpose(order).strides), (0, 0, *y.strides)
+    kernels("copy", 2, x=x.ctypes.data, y=y.ctypes.data, length=lengths, xs=xs, ys=ys, size=y.itemsize)
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_every_family_is_known_here() -> None:
+    """A family that the kernels have and these tests do not would stand unproved."""
+    header = (isa.KERNELS / "qc.h").read_text()
+    listed = header.split("#define QC_FAMILIES(F) ")[1].split("\n")[0]
+    assert [part.strip("F()") for part in listed.split()] == list(FAMILIES)
