@@ -18,7 +18,7 @@ from qcompiler.ir.names import add_named
 from qcompiler.ir.types import SOURCE, VALUE, Mode, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch
-from qcompiler.ops.spec import Op
+from qcompiler.ops.spec import Family, Op
 from qcompiler.pass_manager import Context
 from qcompiler.qat.sites import HOLDER, made_by, round_like
 from qcompiler.qat.weights import weight_fake_quant
@@ -74,7 +74,7 @@ class _Weights:
         if key not in self.done:
             qconfig = quant_of(node).qconfig
             made = made_by(qconfig.weight, "weight", where(node))
-            fits = made.is_per_channel or row.name not in ("embedding", "embedding_bag")
+            fits = made.is_per_channel or row.family is not Family.EMBEDDING
             qconfig = qconfig if fits else replace(qconfig, weight=default_embedding_fake_quant)
             axis = row.weight_axis if not fits or made.is_per_channel else None
             module = weight_fake_quant(qconfig, attribute(self.gm, str(weight.target)), axis)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompiler.errors import NumericsError, PassError
+from qcompiler.errors import NumericsError
 from qcompiler.ir.attributes import attribute, get_attr, set_attribute
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Mode, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
@@ -53,7 +53,6 @@ class InsertQuantizeDequantize:
             qparams = quant_of(node).qparams
             if qparams is not None and value_of(node).shape is not None:
                 _wrap(gm, node, qparams, context)
-        _require_quantized(gm, context)
         gm.graph.eliminate_dead_code()
         return True
 
@@ -80,15 +79,6 @@ def _wrap(gm: fx.GraphModule, node: fx.Node, p: QParams, context: Context) -> No
             user.replace_input_with(node, d)
         else:
             replace_activations(context.table, user, node, d)
-
-
-def _require_quantized(gm: fx.GraphModule, context: Context) -> None:
-    """Every activation of an int8 op is behind a dequantize, or part of a tuple whose parts are: what any back end relies on."""
-    for node in gm.graph.nodes:
-        for value in activations(context.table, node) if quant_of(node).int8 and context.table.of(node) is not None else ():
-            if value.target is not dequantize and value_of(value).shape is not None:
-                text = f"the int8 op %{node.name} takes %{value.name}, which nothing quantizes"
-                raise PassError(text, code="invalid-ir", where=where(node))
 
 
 def _quantize_at_run_time(gm: fx.GraphModule, node: fx.Node, row: Op, context: Context) -> None:

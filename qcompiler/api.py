@@ -32,7 +32,6 @@ from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.items import ITEMS, items_of
 from qcompiler.ir.names import user_path
 from qcompiler.ir.types import Stage
-from qcompiler.ir.verify import verify
 from qcompiler.journal import Remark
 from qcompiler.kept_names import check_known, named_nodes
 from qcompiler.kinds import module_of
@@ -45,6 +44,7 @@ from qcompiler.pipeline import check_float, settings_for, traced
 from qcompiler.prepared import KEPT, STATE, State, as_prepared, state_of, user_attributes
 from qcompiler.qat.sites import FakeQuantWatch
 from qcompiler.settings import Settings
+from qcompiler.stages.verify import verify
 from qcompiler.target import Target
 from qcompiler.trace.examples import example_inputs_for
 
@@ -116,11 +116,16 @@ def prepare_fx(
     model = module_of(model)
 
     def prepared(inputs: Any, kwargs: Mapping[str, Any] | None) -> fx.GraphModule:
-        settings = settings_for(model, qconfig_mapping=qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table,
-                                rules=rules, strict=strict, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
+        settings = settings_for(model, qconfig_mapping=qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table, rules=rules,
+                                strict=strict, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
                                 concrete_args=concrete_args)  # fmt: skip
         return _prepare(model, settings, (inputs, kwargs), passes, debug)
 
+    return _of_forms(prepared, example_inputs, example_kwargs)
+
+
+def _of_forms(prepared: Callable[[Any, Any], fx.GraphModule], example_inputs: Any, example_kwargs: Any) -> fx.GraphModule:
+    """What prepare makes of one form of the call, or the module of several."""
     if not isinstance(example_kwargs, (list, tuple)):
         return prepared(example_inputs, example_kwargs)
     forms = [prepared(*example) for example in call_examples(example_inputs, example_kwargs)]
@@ -180,18 +185,20 @@ def prepare_qat_fx(
     """Traces a float model in train mode and inserts fake quantization; train the result, then convert_fx.
 
     The result trains as the model does: parameters and statistics under the user's names, train() and eval() of it or of its
-    submodules as in the model, and values rounded as int8 will round them. Arguments as in prepare_fx; the default qconfigs are
+    submodules as in the model, and values rounded as int8 will round them. Arguments as in prepare_fx: several forms of the call share
+    parameters, statistics and the fake quantization of weights. The default qconfigs are
     get_default_qat_qconfig_mapping's, and every qconfig must make fake-quantize modules. The model is not changed.
     Raises TraceError, ConfigError (a model in eval mode among them), NumericsError, InputError, UnsupportedOpError.
     """
     model = module_of(model)
-    if isinstance(example_kwargs, (list, tuple)):
-        raise ConfigError("prepare_qat_fx takes one form of the call, example_kwargs is a list", code="call-forms",
-                          hint="train one form, load what it learned into the float model, and prepare_fx that with all forms")  # fmt: skip
-    settings = settings_for(model, trains=True, qconfig_mapping=qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table,
-                            rules=rules, strict=strict, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
-                            concrete_args=concrete_args)  # fmt: skip
-    return _prepare(model, settings, (example_inputs, example_kwargs), passes, debug)
+
+    def prepared(inputs: Any, kwargs: Mapping[str, Any] | None) -> fx.GraphModule:
+        settings = settings_for(model, trains=True, qconfig_mapping=qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table,
+                                rules=rules, strict=strict, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
+                                concrete_args=concrete_args)  # fmt: skip
+        return _prepare(model, settings, (inputs, kwargs), passes, debug)
+
+    return _of_forms(prepared, example_inputs, example_kwargs)
 
 
 def _state(prepared: Any) -> State:
@@ -212,7 +219,7 @@ def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, S
     state = _state(prepared)
     if allow_uncalibrated not in ("error", "float"):
         raise ConfigError(f'allow_uncalibrated is "error" or "float", not {allow_uncalibrated!r:.80}', code="allow-uncalibrated")
-    verify(prepared, Stage.OBSERVED)
+    verify(prepared, Stage.OBSERVED, table=state.settings.table)
     observers: dict[int, Any] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
     try:
         gm = copy.deepcopy(prepared, {} if state.settings.trains else observers)  # observers are read, and dropped from the copy
@@ -314,7 +321,7 @@ def convert_fx(
     gm, state = _observed(prepared, allow_uncalibrated)
     chosen, target = _chosen(gm, state.settings, backend)
     assert chosen.build is not None
-    settings = state.settings.with_(target=target, quantized_classes=custom.observed_to_quantized_mapping.get("static", {}))
+    settings = state.settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}), target=target)
     context = Context(settings, state.journal, state.example if check_parity and not settings.trains else None)
     pipeline = pipeline_for(settings).with_lowering(chosen.passes)
     check_attributes(prepared, custom.preserved_attributes)
@@ -322,12 +329,12 @@ def convert_fx(
     with watched(debug, "convert", state.name, context):  # setting the lowered graph makes its code
         _decide(gm, state, context, names)
         run_passes(gm, pipeline.quantize, Stage.OBSERVED, context, recompile=False)
-        nodes = list(gm.graph.nodes)
+        rows, decided = rows_of(gm.graph.nodes, settings.table), len(context.journal.floats)
         run_passes(gm, pipeline.lower, Stage.QUANTIZED, context, recompile=False)
     module = chosen.build(gm, Model(state.name, target, kept))
     setattr(module, MARK, "converted")
     setattr(module, WEIGHTS, state.weights)
-    setattr(module, ROWS, rows_of(nodes, settings.table).to_data())
+    setattr(module, ROWS, rows.without(context.journal.floats[decided:]).to_data())
     if check_parity and settings.trains and state.example is not None:
         found = require_parity(prepared, module, state.example)
         context.journal.remarks.append(Remark("parity", "parity", str(found)))
@@ -338,7 +345,7 @@ def convert_fx(
 
 
 def _chosen(gm: fx.GraphModule, settings: Settings, name: str | None) -> tuple[Backend, Target]:
-    """The back end to build for, and its target. ConfigError for one that builds nothing, or cannot have what was decided."""
+    """The back end to build for, and its target. Raises ConfigError for one that builds nothing, or cannot have what was decided."""
     chosen = backend_of(name or settings.target.backend)
     if chosen.build is None:
         raise ConfigError(f"the back end {chosen.name} builds no modules", code="backend",
@@ -361,8 +368,7 @@ def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_no
     """
     for form in forms_of(prepared):
         if isinstance(form, fx.GraphModule) or getattr(form, MARK, None) != "prepared":  # else quantization.prepare's
-            _state(form)
-            verify(form, Stage.OBSERVED)  # type: ignore[arg-type]
+            verify(form, Stage.OBSERVED, table=_state(form).settings.table)  # type: ignore[arg-type]
     check_data(data)
     items = [data] if isinstance(data, torch.Tensor) else data
     batch, count = Batch(prepared), 0

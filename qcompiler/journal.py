@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx
@@ -13,6 +13,7 @@ from qcompiler.errors import Where
 from qcompiler.gate import allow
 from qcompiler.ir.types import quant_of
 from qcompiler.ir.verify import where
+from qcompiler.ops.obstacles import Obstacle
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,20 @@ class PassRecord:
 class Journal:
     """What passes noted, in order. `rewrites` lists the optional rewrites that were offered, `matches` counts those that were done.
 
-    `identity` is common to a prepare and its converts, each of which goes on in a copy of its own (`continued`).
+    `floats` lists, by name, the nodes that were decided to be quantized and stay float all the same, with the reason. `identity` is
+    common to a prepare and its converts, each of which goes on in a copy of its own (`continued`).
     """
 
     remarks: list[Remark] = field(default_factory=list)
     records: list[PassRecord] = field(default_factory=list)
     rewrites: list[str] = field(default_factory=list)
     matches: int = 0
+    floats: list[tuple[str, Obstacle]] = field(default_factory=list)
     identity: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def continued(self) -> Journal:
         """A copy to go on in; this one stays as it is."""
-        return Journal(list(self.remarks), list(self.records), list(self.rewrites), self.matches, self.identity)
+        return replace(self, remarks=list(self.remarks), records=list(self.records), rewrites=list(self.rewrites), floats=list(self.floats))
 
     def remark(self, by: str, code: str, text: str, node: fx.Node | None = None) -> None:
         """Notes a remark of the pass `by`, with the place of the node."""

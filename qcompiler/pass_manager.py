@@ -13,12 +13,12 @@ from torch import fx
 from qcompiler.errors import ConfigError, PassError, QCompilerError
 from qcompiler.ir.provenance import inherit_sources
 from qcompiler.ir.types import QUANT, Stage, quant_of
-from qcompiler.ir.verify import verify
 from qcompiler.journal import Journal, PassRecord, Remark
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.table import Table
 from qcompiler.rewrite import Rule, run_rules
 from qcompiler.settings import Settings
+from qcompiler.stages.verify import verify
 from qcompiler.target import Target
 
 HOW_TO_REPRODUCE = "set QCOMPILER_DEBUG=folder and run again: it writes repro.py, which shows this failure without your model"
@@ -70,6 +70,7 @@ class Context:
     def keep_float(self, by: str, node: fx.Node, why: Obstacle) -> None:
         """Makes a quantized node float, with a remark of the pass `by`."""
         node.meta[QUANT] = quant_of(node).with_(int8=False, mode=None, float_output=False, reason=why.text, code=why.code)
+        self.journal.floats.append((node.name, why))
         self.journal.remark_float(by, node)
 
     def needs_7_bits(self, values: Sequence[fx.Node]) -> bool:
@@ -237,7 +238,7 @@ def run_passes(
     run = context._run
     try:
         with watch(context, (*run.instruments, *instruments)):
-            verify(gm, stage)
+            verify(gm, stage, table=context.table)
             run.stage = stage
             for run.step in passes:
                 context.journal.records.append(_one(run.step, gm, context))
@@ -271,7 +272,7 @@ def _one(step: Pass, gm: fx.GraphModule, context: Context) -> PassRecord:
         changed = step.run(gm, context) if wanted else False
         inherit_sources(gm.graph)
         middle = time.perf_counter()
-        verify(gm, step.stage, after=step.name)
+        verify(gm, step.stage, after=step.name, table=context.table)
     except Exception as error:
         _fail(step, gm, context, error)
     end = time.perf_counter()

@@ -19,7 +19,6 @@ from qcompiler.checks import check_eval, check_examples, check_model, check_trai
 from qcompiler.custom_config import PrepareCustomConfig, as_config
 from qcompiler.errors import ConfigError, Where
 from qcompiler.ir.types import ONLY_CHILD, SOURCE, Stage, source_of
-from qcompiler.ir.verify import verify
 from qcompiler.journal import Remark
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.state_nodes import held_names
@@ -29,6 +28,8 @@ from qcompiler.qat.ops import training_table
 from qcompiler.qconfig_mapping import QConfigMapping, as_mapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
 from qcompiler.rewrite import Rule
 from qcompiler.settings import Settings
+from qcompiler.stages.verify import verify
+from qcompiler.target import Target
 from qcompiler.trace import fold_parametrizations, trace
 from qcompiler.trace.parametrize import is_computed
 
@@ -65,7 +66,7 @@ def settings_for(model: nn.Module, trains: bool = False, **choices: Unpack[Choic
     table = choices.get("table", OPS)
     return Settings(
         table=training_table(table) if trains else table,
-        mapping=_mapping(model, choices.get("qconfig_mapping"), target.qconfigs, trains),
+        mapping=_mapping(model, choices.get("qconfig_mapping"), target, trains),
         module_types={name: type_before_parametrizations(module) for name, module in model.named_modules()},
         target=target,
         rules=tuple(choices.get("rules", ())),
@@ -77,10 +78,10 @@ def settings_for(model: nn.Module, trains: bool = False, **choices: Unpack[Choic
     )
 
 
-def _mapping(model: nn.Module, given: Any, qconfigs: str, trains: bool) -> QConfigMapping:
-    """The mapping that was given, or the back end's default, with the modules' own `.qconfig`; it names only what the model has."""
+def _mapping(model: nn.Module, given: Any, target: Target, trains: bool) -> QConfigMapping:
+    """The mapping that was given, or the target's default, with the modules' own `.qconfig`; it names only what the model has."""
     default = get_default_qat_qconfig_mapping if trains else get_default_qconfig_mapping
-    mapping = (as_mapping(given) if given is not None else default(qconfigs)).with_attributes(model)
+    mapping = (as_mapping(given) if given is not None else default(target.qconfigs)).with_attributes(model)
     mapping.check_names(name for name, _ in model.named_modules())
     return mapping
 

@@ -11,7 +11,7 @@ from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode
 from qcompiler.ir.verify import where
 from qcompiler.observers import PerChannelMinMaxObserver, default_float_qparams_observer
-from qcompiler.ops.spec import Op
+from qcompiler.ops.spec import CONVOLUTIONS, Op
 from qcompiler.qconfig import QConfig, mode_of
 
 
@@ -24,7 +24,7 @@ def weight_observer(row: Op, qconfig: QConfig) -> Any:
         return observer
     if row.reads_table:
         return default_float_qparams_observer()
-    if row.name.startswith("conv") and observer.dtype is torch.int8 and mode_of(qconfig) is Mode.DYNAMIC:
+    if row.family in CONVOLUTIONS and observer.dtype is torch.int8 and mode_of(qconfig) is Mode.DYNAMIC:
         return PerChannelMinMaxObserver(dtype=torch.int8, qscheme=torch.per_channel_symmetric, quant_min=observer.quant_min,
                                         quant_max=observer.quant_max)  # fmt: skip
     return observer

@@ -65,6 +65,7 @@ class Backend:
 
 _PLACES: dict[str, str | Backend] = {
     "torch": "qcompiler.backends.torch.backend:BACKEND",
+    "native": "qcompiler.backends.native.backend:BACKEND",
     "reference": "qcompiler.backends.reference:BACKEND",
 }
 

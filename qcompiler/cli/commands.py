@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -20,6 +19,7 @@ from torch import nn
 import qcompiler
 from qcompiler.cli.data import IMAGENET_MEAN, IMAGENET_STD, Preprocess, about_files, find_batches, is_image, read_input
 from qcompiler.cli.models import load_model
+from qcompiler.cli.target import Backend, EngineOption, mapping_for, target_options
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 
 P = ParamSpec("P")
@@ -39,13 +39,6 @@ app = typer.Typer(
 )
 console = Console()
 stderr = Console(stderr=True)
-
-
-class Engine(StrEnum):
-    x86 = "x86"
-    onednn = "onednn"
-    fbgemm = "fbgemm"
-    qnnpack = "qnnpack"
 
 
 Size = Annotated[int, typer.Option(help="Height and width of the model's input, for images.", min=1)]
@@ -89,7 +82,8 @@ def quantize(
     calibrate: Annotated[Path, typer.Option(help="Folder of images, or of .npy / .pt files (one batch each), or one such file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
     weights: Annotated[str | None, typer.Option(help="A state_dict file; for torchvision also a weight name such as DEFAULT.")] = None,
-    engine: Annotated[Engine, typer.Option(help="Whose kernels will run it.")] = Engine.x86,
+    backend: Backend = "torch",
+    engine: EngineOption = None,
     isa: Annotated[str | None, typer.Option(help="The oldest CPU that will run it: avx512_vnni, avx512, avx2. Default: this one.")] = None,
     keep_float: Annotated[list[str] | None, typer.Option(help="Module path that stays float; repeatable.")] = None,
     size: Size = 224,
@@ -113,13 +107,12 @@ def quantize(
     float_model = load_model(model, weights)
     if model.startswith("torchvision:") and weights is None:
         stderr.print("note: without --weights a torchvision model has random weights; its answers mean nothing", style="yellow")
-    mapping = qcompiler.get_default_qconfig_mapping(engine.value)
-    for path in keep_float or ():
-        mapping = mapping.set_module_name(path, None)
+    target = target_options(backend, engine, isa)
+    mapping = mapping_for(target, keep_float)
     start = time.perf_counter()
     with about_files(data.images, size):
         shown = console.is_terminal
-        converted = qcompiler.quantize(float_model, data, mapping, progress=shown, engine=engine.value, isa=isa)
+        converted = qcompiler.quantize(float_model, data, mapping, progress=shown, **target)
     seconds = time.perf_counter() - start
     qcompiler.save(converted, str(out))
     if source is not None:

@@ -99,6 +99,7 @@ def bisect(
     passes: Sequence[Pass] = (),
     replace: Mapping[str, Pass] | None = None,
     table: Table = OPS,
+    backend: str = "torch",
     engine: str | None = None,
     isa: str | None = None,
     concrete_args: Mapping[str, Any] | None = None,
@@ -121,7 +122,7 @@ def bisect(
         raise InputError("0 batches of inputs", code="no-data", hint="an iterator can be read only once; is the loader empty?")
     model = module_of(model)
     settings = settings_for(model, training, qconfig_mapping=qconfig_mapping, prepare_custom_config=prepare_custom_config,
-                            backend_config=backend_config, rules=rules, table=table, engine=engine, isa=isa,
+                            backend_config=backend_config, rules=rules, table=table, backend=backend, engine=engine, isa=isa,
                             concrete_args=concrete_args)  # fmt: skip
     custom = as_config(convert_custom_config, ConvertCustomConfig)
     settings = settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}))

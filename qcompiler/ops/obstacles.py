@@ -8,6 +8,7 @@ CODES = {
     "no-int8-form": "no row of the op table has an int8 form of it",
     "other-argument": "the op has one, but not with the argument named",
     "whole-module": "it is called as a whole module, which is not looked into",
+    "float-statement": "a statement of the model that runs as it stands, since what it does depends on data",
     "qconfig-none": "its qconfig is None",
     "keep-float": "convert_fx(keep_float=...) names it",
     "not-float32": "it does not compute float32 values, or an input is not float32",

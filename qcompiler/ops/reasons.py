@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from qcompiler.ir.text import format_target
+from qcompiler.ops.float_statements import statement_of
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.table import Table, parse_signature
 
@@ -18,6 +19,8 @@ def no_row(node: fx.Node, table: Table, lacks: Lacks) -> Obstacle:
     """Why a node that is no canonical call has no int8 form."""
     if node.op == "call_module":
         return _module(node, table, lacks)
+    if statement_of(node.target) is not None:
+        return Obstacle("float-statement", "the statement runs as it stands: it depends on data in a way that no graph can")
     known, name = lacks(node.target), format_target(node.target)
     other = None if known else _other_form(node, table)
     if other:

@@ -116,9 +116,9 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _step(out: Any, op: Any, args: Any, kwargs: Any) -> Step:
-    if type(args) is not tuple or type(kwargs) is not dict or not all(type(key) is str for key in kwargs):
+    if not isinstance(args, tuple) or not isinstance(kwargs, Mapping) or not all(type(key) is str for key in kwargs):
         raise ValueError(f"bad arguments of {op!r:.40}")
-    return Step(_name(out), _name(op), args, kwargs)
+    return Step(_name(out), _name(op), tuple(args), dict(kwargs))
 
 
 def _check(region: Region) -> None:

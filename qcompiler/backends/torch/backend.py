@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from qcompiler.backends import Backend, Model
-from qcompiler.backends.torch.passes.lower import Lower
+from qcompiler.backends.torch.passes import LOWERING
 from qcompiler.backends.torch.program.load import load
 from qcompiler.backends.torch.program.module import CompiledModule, compile_graph
 from qcompiler.backends.torch.program.once import quantized_engine
@@ -30,4 +30,4 @@ def _running(target: Target) -> AbstractContextManager[None]:
     return quantized_engine(TorchTarget.of(target).engine)
 
 
-BACKEND = Backend("torch", _target, (Lower(),), _build, load, _running)
+BACKEND = Backend("torch", _target, LOWERING, _build, load, _running)

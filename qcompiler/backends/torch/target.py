@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompiler.backends.torch.kernels import conv, depthwise, modes
+from qcompiler.backends.torch.kernels.centring import Centring, centring_of
 from qcompiler.backends.torch.kernels.speed import MARGIN, recurrent_times
 from qcompiler.backends.torch.kernels.table import TABLE, TO_FLOAT
 from qcompiler.backends.torch.reasons import REASONS
@@ -18,7 +19,7 @@ from qcompiler.backends.torch.site import ENGINES, INSTRUCTION_SETS, host_isa
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode, value_of
 from qcompiler.ops.obstacles import Obstacle
-from qcompiler.ops.spec import Op
+from qcompiler.ops.spec import Family, Op
 from qcompiler.qconfig import QConfig
 from qcompiler.target import Neutral, Target, WeightLimit
 
@@ -79,11 +80,6 @@ class TorchTarget(Neutral):
             return Obstacle("computed-setting", "its settings are computed at run time")  # so it is no table of 256
         return None if row.name in TABLE or row.elementwise else Obstacle("no-kernel", f"no int8 kernel for {row.name}")
 
-    def wants_centred(self, row: Op, node: fx.Node) -> bool:
-        """Whether the op is packed by fbgemm, whose fast depthwise kernel takes centred padding only."""
-        groups: Any = node.kwargs.get("groups", 1)
-        return row.name == "conv2d" and groups % 8 == 0 and conv.fbgemm_packs(self.engine, self.isa, groups)
-
     def lacks(self, what: Any) -> str | None:
         return REASONS.get(what)
 
@@ -92,12 +88,19 @@ class TorchTarget(Neutral):
         kernel, flat = TO_FLOAT.get(row.settled.name), len(value_of(node).shape or (0, 0)) < 2
         return kernel is not None and self.engine in kernel.engines and not flat
 
+    def centring(self, row: Op, node: fx.Node, before: Any) -> Centring | None:
+        """How an op behind the node `before` is centred for fbgemm's fast depthwise kernel; None where it need not be, or cannot."""
+        groups: Any = node.kwargs.get("groups", 1)
+        if row.settled.name != "conv2d" or groups % 8 or not conv.fbgemm_packs(self.engine, self.isa, groups):
+            return None
+        return centring_of(before, _weight_shape(row, node), node.kwargs)
+
     def _saturation(self, row: Op, node: fx.Node) -> str | None:
         if row.weight is None:  # matmul computes in float
             return None
-        weight = node.args[row.weight]
-        shape = value_of(weight).shape if isinstance(weight, fx.Node) else None
-        return conv.saturation(row.settled.name, shape or (), node.kwargs, self.engine, self.isa)
+        centring = self.centring(row, node, node.args[0])
+        settings = node.kwargs if centring is None else centring.settings(node.kwargs)
+        return conv.saturation(row.settled.name, _weight_shape(row, node), settings, self.engine, self.isa)
 
     def activation_bits(self, row: Op, node: fx.Node) -> int:
         return 7 if self._saturation(row, node) == "any" else 8
@@ -121,7 +124,7 @@ class TorchTarget(Neutral):
         """What the committed times say of recurrent layers."""
         sizes = [math.prod(value_of(w).shape or ()) for w in weights]
         cells = len(sizes) // 2
-        times = recurrent_times(row.name, sum(sizes) // cells, self.engine, self.isa) if cells and row.name in modes.RECURRENT else None
+        times = recurrent_times(row.name, sum(sizes) // cells, self.engine, self.isa) if cells and row.family is Family.RECURRENT else None
         if times is None or times[1] * MARGIN <= times[0]:
             return None
         text = f"int8 dynamic takes {times[1] / times[0]:.1f} times as long as float at this size on {self.engine}, by measurement"
@@ -129,3 +132,8 @@ class TorchTarget(Neutral):
 
     def activation_range(self, row: Op, node: fx.Node, qconfig: QConfig) -> tuple[int, int]:
         return modes.activation_range(node, qconfig, self.engine, self.isa)
+
+
+def _weight_shape(row: Op, node: fx.Node) -> tuple[int, ...]:
+    weight = node.args[row.weight] if row.weight is not None else None
+    return (value_of(weight).shape if isinstance(weight, fx.Node) else None) or ()

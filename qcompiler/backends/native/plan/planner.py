@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -9,14 +12,17 @@ from torch import Tensor
 
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.conv import Conv
-from qcompiler.backends.native.plan.edges import Quantize
+from qcompiler.backends.native.plan.edges import Dequantize, Quantize
+from qcompiler.backends.native.plan.families import family_of
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.network import Home, Network
 from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.plan.pointwise import Map, Pair
 from qcompiler.backends.native.plan.pool import Pool, same_codes
-from qcompiler.backends.native.plan.shape import Cat, Relayout
-from qcompiler.backends.native.steps import Step, is_tensor
+from qcompiler.backends.native.plan.shape import Cat, Number, Relayout
+from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.read import NUMBERS
+from qcompiler.backends.native.steps import DEQUANTIZE, QUANTIZE, WEIGHT, Region, RegionError, Step, is_tensor, is_value
 
 NO_NETWORK = Network((), (), (), {}, {}, {})
 
@@ -59,7 +65,7 @@ class Planner:
         for step in self.region.steps:
             try:
                 self._take(step)
-            except (KeyError, IndexError, TypeError, ValueError, AssertionError, AttributeError, RuntimeError) as error:
+            except (KeyError, IndexError, TypeError, ValueError, AssertionError, AttributeError, RuntimeError, ArithmeticError) as error:
                 raise RegionError(f"step {step.out!r:.60} ({step.op:.40}) cannot be planned: {error!r:.200}") from error
         self._hand_out()
         return Network(self.region.inputs, self.region.outputs, tuple(self.layers), self.codes, self.halos, self.homes)
@@ -87,8 +93,10 @@ class Planner:
         self.add(Quantize(step.out, step.out, x, self._codes(step), last))
 
     def _codes(self, step: Step) -> Codes:
-        scale, zero = self.qparams[step.args[1]]
-        return Codes(float(scale), int(zero), int(step.args[2]), int(step.args[3]))
+        (scale, zero), (low, high) = self.qparams[step.args[1]], step.args[2:4]
+        if not (0 <= low <= high <= 255 and 0 <= zero <= 255 and 0 < scale < math.inf):
+            raise ValueError(f"no codes of 8 bits: scale {scale}, zero point {zero}, {low} to {high}")
+        return Codes(float(scale), int(zero), int(low), int(high))
 
     def _hand_out(self) -> None:
         """Floats for what is handed out and is codes."""

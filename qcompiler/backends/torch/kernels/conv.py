@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompiler.backends.torch.kernels import groups, onednn_faults
+from qcompiler.backends.torch.kernels import fbgemm_faults, groups, onednn_faults
 from qcompiler.backends.torch.kernels.depthwise import safe_weight
 from qcompiler.backends.torch.kernels.phases import Phases
 from qcompiler.backends.torch.runtime import fit, floats
@@ -178,9 +178,11 @@ def sizes_of(site: Site, shape: tuple[int, ...], attributes: Mapping[str, Any], 
     """Which input sizes the kernel is right for; `attributes` as in `prepacked`."""
     dims, merged = len(shape) - 2, merging(site, shape, attributes, symmetric)
     stride, padding, dilation = (ints(attributes.get(name, default), dims) for name, default in SETTINGS)
-    if not onednn_packs(site.engine, attributes.get("groups", 1) // merged, symmetric):
-        return onednn_faults.fitting(shape[2:], padding, dilation)
-    return onednn_faults.sizes((shape[0], shape[1] * merged, *shape[2:]), stride, padding, dilation)
+    found = onednn_faults.fitting(shape[2:], padding, dilation)
+    if onednn_packs(site.engine, attributes.get("groups", 1) // merged, symmetric):
+        found = onednn_faults.sizes((shape[0], shape[1] * merged, *shape[2:]), stride, padding, dilation)
+    depthwise = site.engine in ("x86", "fbgemm") and merged == 1 and pairs_taps(f"conv{dims}d", shape, attributes)
+    return fbgemm_faults.grown(found, stride, padding) if depthwise else found
 
 
 def convolve(

@@ -33,7 +33,7 @@ def emit_fused(site: Site, emit: Emit) -> fx.Node:
     else:
         slope = float(site.get("negative_slope", 0.01))
         result = emit.call(runtime.linear_leaky_relu_onednn, rows, pack, slope, site.scale, site.zero_point)
-    return linear.like_input(site, emit, result)
+    return linear.like_input(site, emit, result, site.args[0])
 
 
 def emit_from_sums(site: Site, emit: Emit) -> fx.Node:

@@ -37,11 +37,11 @@ def packed(site: Site, emit: Emit) -> tuple[Any, fx.Node]:
     return rows, emit.call(runtime.prepack_linear, *names, axis_of(weight), tag(site))
 
 
-def like_input(site: Site, emit: Emit, result: fx.Node) -> fx.Node:
+def like_input(site: Site, emit: Emit, result: fx.Node, source: Any) -> fx.Node:
     """The result with the input's leading dimensions: none for a vector; onednn loses them where a batch is empty."""
     if site.rank == 1:
         return emit.call(torch.ops.aten.squeeze.dim, result, 0)
-    return emit.call(runtime.leading_of, result, site.args[0]) if site.engine == "onednn" and site.rank != 2 else result
+    return emit.call(runtime.leading_of, result, source) if site.engine == "onednn" and site.rank != 2 else result
 
 
 def emit_linear(site: Site, emit: Emit) -> fx.Node:
@@ -50,7 +50,7 @@ def emit_linear(site: Site, emit: Emit) -> fx.Node:
     with_relu = needs_relu(site)
     kernel = OPS.linear_relu.default if with_relu else OPS.linear.default
     result = emit.call(kernel, rows, pack, site.scale, site.zero_point)
-    return finish(site, emit, like_input(site, emit, result), relu_done=with_relu)
+    return finish(site, emit, like_input(site, emit, result, site.args[0]), relu_done=with_relu)
 
 
 def emit_linear_to_float(site: Site, emit: Emit) -> fx.Node:
@@ -60,7 +60,7 @@ def emit_linear_to_float(site: Site, emit: Emit) -> fx.Node:
     real = emit.call(torch.ops.aten.dequantize.self, rows)
     known = (x.qparams.scale, x.qparams.zero_point) if x.qparams else [emit.call(f, x) for f in QPARAMS]
     result = emit.call(OPS.linear_with_input_q_dq_qweight_dq_output_fp32.default, real, *known, pack)
-    result = like_input(site, emit, result)
+    result = like_input(site, emit, result, site.args[0])
     low, high = site.get("bounds") or (None, None)
     return result if low is None and high is None else emit.call(torch.ops.aten.clamp.default, result, low, high)
 

@@ -11,25 +11,22 @@ from torch import fx
 from qcompiler.backends.torch.site import VNNI
 from qcompiler.ir.types import Mode
 from qcompiler.ops.obstacles import Obstacle
-from qcompiler.ops.spec import Op
+from qcompiler.ops.spec import Family, Op
 from qcompiler.qconfig import QConfig
 from qcompiler.qconfig_of_op import dynamic_codes
 
-RECURRENT = ("lstm", "gru", "lstm_packed", "gru_packed", "lstm_cell", "gru_cell", "rnn_cell")
-EMBEDDINGS = ("embedding", "embedding_bag")
-DYNAMIC = ("linear", *RECURRENT)
 HALF_ENGINES = ("x86", "fbgemm")  # fbgemm multiplies by float16 weights; others widen them once
 
 
 def choose(row: Op, asked: Mode) -> tuple[Mode, str] | Obstacle:
     """The mode an op runs in where `asked` is wanted, with why it is another; or why it stays float."""
-    if asked is Mode.FOUR_BIT and row.name not in (*EMBEDDINGS, "linear"):
+    if asked is Mode.FOUR_BIT and row.family not in (Family.EMBEDDING, Family.LINEAR):
         return Obstacle("no-kernel", "4-bit weights are for embeddings and linear")
     if asked is not Mode.DYNAMIC:
-        return asked, "no kernel takes int8 activations, or has any" if row.name in EMBEDDINGS else ""
-    if row.name in EMBEDDINGS:
+        return asked, "no kernel takes int8 activations, or has any" if row.family is Family.EMBEDDING else ""
+    if row.family is Family.EMBEDDING:
         return Mode.WEIGHT_ONLY, "it has no activations, and its result is float"
-    if row.name in DYNAMIC:
+    if row.family in (Family.LINEAR, Family.RECURRENT):
         return asked, "torch's int8 kernels for it take floats and quantize them at run time"
     return Mode.WEIGHT_ONLY, "torch has no right dynamic kernel for it, so it computes with floats"
 

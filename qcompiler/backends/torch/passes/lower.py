@@ -22,6 +22,7 @@ from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.arguments import activations
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quantize_dequantize, quantize, unpack_4bit, widen
 from qcompiler.ops.stays_float import starved
 from qcompiler.pass_manager import Context
@@ -51,7 +52,11 @@ def _checked(gm: fx.GraphModule, context: Context) -> fx.Graph:
         lowering = _Lowering(gm, context, wrong)
         graph = lowering.graph(gm.graph)
         graph.eliminate_dead_code()
-        found = [] if context.example is None else wrong_sites(gm, graph, lowering.sites, context.example, lowering.target.engine)
+        found = (
+            []
+            if context.example is None or not lowering.sites
+            else wrong_sites(gm, graph, lowering.sites, context.example, lowering.target.engine)
+        )
         for entry in found:
             site = entry.lowered
             reason = f"{site.kernel} is wrong on the example inputs: {entry.text}"
@@ -311,9 +316,7 @@ class _Lowering:
         self.sites.append(Lowered(node, kernel, result, next(iter(made), None), args, kwargs, output))
 
     def _refused(self, node: fx.Node, reasons: str) -> None:
-        reason = f"no kernel on {self.target.engine}: {reasons}"
-        node.meta[QUANT] = quant_of(node).with_(int8=False, reason=reason)
-        self.context.remark("lower", "no-kernel", f"stays float: {reason}", node)
+        self.context.keep_float("lower", node, Obstacle("no-kernel", f"no kernel on {self.target.engine}: {reasons}"))
 
 
 def _computed(value: fx.Node) -> fx.Node:

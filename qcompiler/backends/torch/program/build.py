@@ -125,6 +125,9 @@ class _Builder:
                 raise QCompilerError(f"the graph reads {path!r}, which the model does not have", code="codegen-attribute")
             value = getattr(value, part)
         path = user_path(self.gm, path)
+        if isinstance(value, nn.Module):
+            self.built.leaves[path] = value
+            return self.emit(path.replace(".", "_"), registry.SUBMODULE, (path,), {})
         if not isinstance(value, torch.Tensor):
             to_json(value)
             return value
@@ -244,6 +247,8 @@ class _Builder:
         if not op.startswith(HAVE_QPARAMS):
             return args, kwargs
         names = registry.parameter_names(op)
+        if "scales" in names:  # a native region has those of all its values
+            return self._mark_lists(args), kwargs
         slots: dict[str, Any] = dict(zip(names, args)) | kwargs
         for key in [k for k in names if SCALE.match(k)]:
             partner = next((p for p in (key.replace("scale", "zero_point"), key.replace("scale", "zp")) if p in slots), None)
@@ -254,6 +259,14 @@ class _Builder:
             self.built.zero_points.append(int(slots[partner]))
             slots[key], slots[partner] = Scale(index), ZeroPoint(index)
         return tuple(slots[n] for n in names[: len(args)]) + args[len(names) :], {k: slots[k] for k in kwargs}
+
+    def _mark_lists(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        *rest, scales, zero_points = args
+        first = len(self.built.scales)
+        self.built.scales += [float(scale) for scale in scales]
+        self.built.zero_points += [int(zero_point) for zero_point in zero_points]
+        places = range(first, len(self.built.scales))
+        return *rest, [Scale(i) for i in places], [ZeroPoint(i) for i in places]
 
     def encode(self, value: Any, node: fx.Node) -> Any:
         """The argument with nodes replaced by references; a named tuple becomes a call of its class."""

@@ -178,6 +178,8 @@ class Emitter:
         op, args = call.op, call.args
         if op == registry.LEAF:
             return f"{self.submodule(str(args[0]))}({self.list(args[1:], call.kwargs)})"
+        if op == registry.SUBMODULE:
+            return self.submodule(str(args[0]))
         if op.startswith(registry.METHOD):
             return f"{self.receiver(args[0])}.{op.removeprefix(registry.METHOD)}({self.list(args[1:], call.kwargs)})"
         if op == "builtins.getattr" and len(args) == 2:

@@ -86,8 +86,8 @@ class Call:
 
     @property
     def leaf(self) -> str | None:
-        """Path of the submodule that is called, if one is."""
-        return str(self.args[0]) if self.op == registry.LEAF else None
+        """Path of the submodule that is called or handed on, if one is."""
+        return str(self.args[0]) if self.op in (registry.LEAF, registry.SUBMODULE) else None
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,11 @@ class Program:
         """Names of the classes of the user's that its results have."""
         found = (c.op.removeprefix(registry.RECORD) for c in self.calls if c.op.startswith(registry.RECORD))
         return tuple(dict.fromkeys(found))
+
+    @property
+    def is_native(self) -> bool:
+        """Whether parts of it run as C of its own."""
+        return any(c.op == registry.NATIVE_REGION for c in self.once)
 
     @property
     def int8_calls(self) -> int:
@@ -318,8 +323,8 @@ def _verify_op(call: Call, once: bool) -> None:
     first = call.args[0] if call.args else None
     if call.op.startswith(registry.STATE_WRITE) and not isinstance(first, Const):
         raise ProgramError(f"{call.op!r:.80} writes what is no tensor of the module")
-    if call.op == registry.LEAF:
-        if not is_path(first):
+    if call.op in (registry.LEAF, registry.SUBMODULE):
+        if not is_path(first) or (call.op == registry.SUBMODULE and (len(call.args) != 1 or call.kwargs)):
             raise ProgramError(f"bad submodule path {first!r:.80}")
     elif call.op.startswith(registry.METHOD):
         if not call.args or not registry.method_allowed(call.op.removeprefix(registry.METHOD)):

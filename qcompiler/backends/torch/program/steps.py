@@ -71,6 +71,8 @@ def _is_inplace(op: str) -> bool:
 
 
 def _callable(module: nn.Module, call: Call, resolve: Resolve) -> Callable[..., Any]:
+    if call.op == registry.SUBMODULE:
+        return lambda: module.get_submodule(str(call.leaf))
     if call.leaf is not None:
         return module.get_submodule(call.leaf)
     if call.op.startswith(registry.METHOD):
