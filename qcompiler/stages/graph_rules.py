@@ -149,6 +149,8 @@ def observed_once(at: Place) -> str | None:
     if str(at.node.target) in at.seen.observers:
         return f"observer {at.node.target} watches two values"
     at.seen.observers[str(at.node.target)] = at.node
+    if getattr(at.gm.get_submodule(str(at.node.target)), "is_spare", False):  # another range of the group, in case convert_fx asks for it
+        return None
     value = at.node.args[0]
     owner = at.node.graph.owning_module
     if owner is not None and getattr(owner.get_submodule(str(at.node.target)), "is_spare", False):
