@@ -19,6 +19,7 @@ from qcompiler.backends.torch.program.check_load import check_names, check_sums
 from qcompiler.backends.torch.program.drawing import program_nodes
 from qcompiler.backends.torch.program.emit import Dialect, Emitter
 from qcompiler.backends.torch.program.once import quantized_engine, run_once
+from qcompiler.backends.torch.program.pack_store import PackStore
 from qcompiler.backends.torch.program.program import Program, is_name
 from qcompiler.backends.torch.program.scopes import DictScope, ListScope, Scope, place
 from qcompiler.backends.torch.program.script import (
@@ -46,11 +47,12 @@ from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.ir.form import as_number, misfit
 from qcompiler.ir.items import DictItems, ListItems, give_items
 from qcompiler.kinds import refuse_kinds
-from qcompiler.ops.float_statements import given_back, held
+from qcompiler.ops.float_statements import given_back, held, statement_of
 from qcompiler.ops.records import Maker
 
 T = TypeVar("T", bound=type)
-OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound", STATES})
+STORE = "_pack_store"  # of packs that several modules share
+OWN = frozenset({STORE, "lowered", "_program", "_engine", "_externals", "_built", "_bound", STATES})
 NONSENSE = (AttributeError, LookupError, NameError, ArithmeticError)  # from a statement of a program that nobody compiled
 
 
@@ -108,6 +110,8 @@ class CompiledModule(KeepsState, Executable):
         return self._call(*args, **kwargs)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if torch._C._get_tracing_state() is not None and self.program.is_native:
+            raise _no_script()
         if torch._C._get_tracing_state() is not None and self.program.states:
             raise ConfigError("torch.jit.trace would fix what this module keeps between calls: " + ", ".join(self.program.states),
                               code="jit-trace", hint="torch.jit.script(module) keeps it")  # fmt: skip
@@ -182,9 +186,10 @@ class CompiledModule(KeepsState, Executable):
         program = self.program
         self._check_qparams()
         _note_other_cpu(program.isa, self.engine)
-        with quantized_engine(self.engine):
-            packs = run_once(program, lambda path: find(self, path), *self._qparams())
-        emitter = Emitter(program, *self._qparams(), Dialect.BOUND, program.by_shape(self.engine))
+        by_shape = program.by_shape(self.engine)
+        with quantized_engine(self.engine):  # what is fast at one shape alone is each module's own
+            packs = run_once(program, lambda path: find(self, path), *self._qparams(), self.__dict__.get(STORE), by_shape)
+        emitter = Emitter(program, *self._qparams(), Dialect.BOUND, by_shape)
         bound = bind(emitter, packs, lambda path: find(self, path), self.engine, self._resolve)
         for name in self.__dict__.get("_built", ()):
             self.__dict__.pop(name, None)
@@ -195,6 +200,11 @@ class CompiledModule(KeepsState, Executable):
         type(self).forward = bound.forward  # type: ignore[method-assign]
 
     _tensors_changed = rebuild
+
+    def _share(self, first: Executable) -> None:
+        """Lets it use the packs of the first form of the call where they are made of the same tensors, in the same way."""
+        self.__dict__[STORE] = first.__dict__.setdefault(STORE, PackStore())
+        self.rebuild()
 
     def _attributes_changed(self) -> None:
         index_containers(self)
@@ -210,7 +220,10 @@ class CompiledModule(KeepsState, Executable):
 
     def _payload(self) -> Payload:
         program = self.program
-        return Payload({"engine": self.engine, "program": program.to_data()}, program.leaves + program.externals, program.records)
+        statements = {name: statement_of(self.__dict__["_externals"].get(name)) for name in program.externals}
+        sources = {name: statement.source for name, statement in statements.items() if statement is not None}
+        data = {"engine": self.engine, "program": program.to_data()}
+        return Payload(data, program.leaves + program.externals, program.records, sources)
 
     def _title(self) -> str:
         return self.program.name
@@ -277,7 +290,7 @@ class CompiledModule(KeepsState, Executable):
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {k: v for k, v in self.__dict__.items() if k not in self.__dict__["_built"]}
-        for name in ("_program", "_engine", "_built", "_bound", "lowered"):
+        for name in ("_program", "_engine", "_built", "_bound", "lowered", STORE):
             state.pop(name, None)
         state["_externals"] = {name: held(function) for name, function in state["_externals"].items()}
         return _empty, (self.program.to_json(), self.engine), state
@@ -302,6 +315,8 @@ class CompiledModule(KeepsState, Executable):
 
         torch.jit asks before it looks at forward, so here is where that gets its TorchScript spelling: most modules never need it.
         """
+        if self.program.is_native:
+            raise _no_script()
         refuse_hidden(self, self.program.leaves)
         refuse_statements(self.program, self.__dict__["_externals"])
         refuse_classes({name: self.__dict__["_externals"][name] for name in self.program.externals})
@@ -348,6 +363,10 @@ def _empty(program: Program | str, engine: str) -> CompiledModule:
     module.__dict__.update(lowered=None, _program=program, _engine=engine, _externals={}, _built=())
     module._load_state_dict_post_hooks[-1] = _after_load
     return module
+
+
+def _no_script() -> ConfigError:
+    return ConfigError("torch.jit knows no native regions", code="native-script", hint='export_c writes C; backend="torch" can be scripted')
 
 
 def _after_load(module: CompiledModule, incompatible: Any) -> None:
