@@ -34,13 +34,14 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.bn, self.b, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+        self.c = nn.Conv2d(8, 4, 1)
         self.steps = 7  # an attribute of the user's with a name that a back end might want
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         y = torch.relu(self.bn(self.a(x)))
         gate = torch.sigmoid(self.b(y))
         pooled = (y * gate).mean((2, 3))
-        return {"logits": self.fc(pooled), "tanh": torch.tanh(pooled)}
+        return {"logits": self.fc(pooled), "tanh": self.c(torch.tanh(y))}
 
 
 @pytest.fixture(autouse=True)
@@ -124,8 +125,8 @@ def test_bisect_finds_a_pass_of_the_back_end() -> None:
     class Spoil(LeaveSigmoidFloat):
         def run(self, gm: Any, context: Any) -> bool:
             for node in gm.graph.nodes:
-                if node.target is torch.sigmoid:
-                    node.target = torch.tanh
+                if node.target is torch.tanh:
+                    node.target = torch.neg
             return True
 
     assert not debug.bisect(net(), [(X,)], backend="toy")
@@ -245,10 +246,17 @@ def test_bits_that_training_saw(isa: str) -> None:
 @pytest.mark.parametrize("engine", ["onednn", "qnnpack"])
 def test_what_allows_it_is_built(engine: str) -> None:
     """No floats are handed out there, so the toy can have all that was decided; tanh it lacks, and leaves float."""
-    made = prepared(engine=engine)
-    module, reference = qc.convert_fx(made, backend="toy"), qc.convert_to_reference_fx(made)
-    want, got = reference(X), module(X)
-    assert all(torch.equal(want[key], got[key]) for key in want)
+    mapping = qc.get_default_qconfig_mapping(engine)
+    made, own = (qc.prepare_fx(net(), mapping, (X,), **options) for options in ({"engine": engine}, {"backend": "toy"}))
+    for observed in (made, own):
+        qc.calibrate(observed, [X, -X])
+    module = qc.convert_fx(made, backend="toy")
+    want, got = qc.convert_fx(own)(X), module(X)
+    assert all(torch.equal(want[key], got[key]) for key in want), "as if it had been prepared for the toy"
+    rows = {row.op: row for row in qc.explain(module).rows}
+    assert (rows["tanh"].int8, rows["tanh"].reason) == (False, "no toy has a tanh")
+    assert next(row for row in qc.explain(made).rows if row.op == "tanh").int8, "the prepared model is as it was"
+    assert sum(remark.text == "stays float: no toy has a tanh" for remark in qc.remarks(module)) == 1
     back = qc.convert_fx(prepared(backend="toy"), backend="torch")
     assert debug.compare(net(), back, [X]).output > 25
 
