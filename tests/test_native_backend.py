@@ -36,6 +36,7 @@ def test_each_layer_is_within_a_step_of_the_quantized_graph(name: str) -> None:
 def test_a_network_is_one_region(name: str) -> None:
     module, _, x = net(name)
     region_of(module)
+    assert {call.op for call in module.program.calls} == {"runtime.run_region", "operator.getitem"}
     with torch.no_grad():
         assert module(x).shape == NETS[name][0]()(x).shape
 
