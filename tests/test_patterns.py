@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qcompiler import ConfigError, QConfigMapping, explain, get_default_qconfig, prepare_qat_fx, remarks
+from qcompiler import ConfigError, QConfigMapping, explain, fuse_fx, get_default_qconfig, prepare_qat_fx, remarks
 from qcompiler.debug import compute_sqnr
 from qcompiler.matching import find
 from qcompiler.ops.table import OPS
@@ -239,6 +239,19 @@ def test_a_pattern_that_cannot_match_is_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match=text) as caught:
         Rule("bad", pattern, lambda match, **known: None)
     assert caught.value.code == "bad-pattern"
+
+
+@pytest.mark.parametrize(("ops", "near"), [(("hardswsh",), "hardswish"), (("zzz", "yyy"), "docs/ops.md")])
+def test_a_rule_for_an_op_that_the_table_does_not_have_is_an_error(ops: tuple[str, ...], near: str) -> None:
+    rule = Rule("mine", (Link("conv", ("conv2d",)), Link("act", ops)), lambda match, **known: None)
+    with pytest.raises(ConfigError, match="the link 'act' of rule 'mine' is no op of the table") as caught:
+        fuse_fx(Then(lambda m, x: x).eval(), (X,), rules=(rule,))
+    assert caught.value.code == "unknown-op" and near in str(caught.value)
+
+
+def test_one_of_a_links_ops_may_be_missing() -> None:
+    rule = Rule("mine", (Link("conv", ("conv2d", "my_conv")), Link("act", ("mul",))), lambda match, **known: None)
+    fuse_fx(Then(lambda m, x: x).eval(), (X,), rules=(rule,))
 
 
 def test_a_candidate_is_a_link() -> None:

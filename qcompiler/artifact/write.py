@@ -43,6 +43,8 @@ def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[
     if needed:
         names = ", ".join(needed)
         text = f"{path}: the file cannot hold float submodules and functions of your own: {names}; load it with modules={{name: module}}"
+        sources = {name: source for form in forms_of(module) for name, source in form._payload().sources.items()}
+        text += "".join(f"\n{name} is a statement of your model, as this function:\n{source}" for name, source in sources.items())
         warnings.warn(text, MissingModulesWarning, stacklevel=2)
     atomic_write(Path(path), _chunks(module))
     return needed

@@ -127,7 +127,7 @@ def _pruned(case: Case, nodes: list[dict[str, Any]]) -> dict[str, Any]:
         **case.data,
         "nodes": nodes,
         "attributes": {k: v for k, v in case.data["attributes"].items() if ("get_attr", k) in targets},
-        "modules": {k: v for k, v in case.data["modules"].items() if ("call_module", k) in targets},
+        "modules": {k: v for k, v in case.data["modules"].items() if ("call_module", k) in targets or ("get_attr", k) in targets},
     }
     data["shared"] = _needed(data)
     paths = {d["module_path"] for d in tagged([nodes, data["shared"]], "module_path")}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
+from qcompiler.errors import ConfigError
 from qcompiler.executable.arguments import Argument
 from qcompiler.executable.steps import Steps
 
@@ -20,11 +21,13 @@ class Payload:
 
     `data`: plain JSON data, which no reader runs as code. `needs`: float submodules and functions of the user's that a file cannot
     hold, under the names by which `load(modules=...)` takes them. `takes`: what `modules` may give besides, such as classes of results.
+    `sources`: the text of those functions that the compiler made of the user's statements, for messages.
     """
 
     data: Mapping[str, JSON]
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 class Executable(nn.Module):
@@ -45,11 +48,11 @@ class Executable(nn.Module):
 
     def _nodes(self) -> list[dict[str, Any]]:
         """The program as plain data, as docs/visualization.md has it: what is drawn where no graph is at hand."""
-        raise NotImplementedError
+        raise ConfigError(f"the back end {self._backend} has no drawing of what was loaded or copied", code="no-graph")
 
     def _payload(self) -> Payload:
         """What a file holds of it beside its tensors and the notes that the compiler keeps on it."""
-        raise NotImplementedError
+        raise ConfigError(f"the back end {self._backend} writes no files", code="save")
 
     def _title(self) -> str:
         """What the user's model is called."""
@@ -68,6 +71,11 @@ class Executable(nn.Module):
 
     def _tensors_changed(self) -> None:
         """Called when tensors of the module were replaced by equal ones: packs and the like have to be made anew."""
+
+    def _share(self, first: Executable) -> None:
+        """Called when it is one of several forms of a call, the first of them included, and tensors of it may be the first form's: packs
+        and the like have to be made anew, and may be the same objects."""
+        self._tensors_changed()
 
 
 __all__ = ["JSON", "Executable", "Payload"]

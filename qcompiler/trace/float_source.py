@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any, Literal
 
-from qcompiler.trace.statements import _MUTATORS, Place, inside_functions, span, tree_of
+from qcompiler.trace.statements import Place, inside_functions, span, tree_of
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 NESTED = 3  # expressions around a place that are tried
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
-_LOOPS = (ast.For, ast.While, ast.AsyncFor)
+LOOPS = (ast.For, ast.While, ast.AsyncFor)
 _REFUSED: tuple[tuple[tuple[type, ...], str], ...] = (
     ((ast.Yield, ast.YieldFrom, ast.Await, ast.AsyncFor, ast.AsyncWith), "it is part of a generator or a coroutine"),
     ((ast.Global, ast.Nonlocal), "it changes a variable of another function"),
@@ -49,20 +49,6 @@ class Part:
         return (self.file, self.name, self.line) == (other.file, other.name, other.line) and self.first <= other.first <= self.last
 
 
-@dataclass(frozen=True)
-class Uses:
-    """The variables of a part. `reads`: all that it needs; `gives`: those that it assigns and that others read, in order;
-    `rebinds`: those that it assigns; `changes`: those whose object it may change in place, with why it may not be a part where it
-    reaches into what they hold; `sure`: those that it assigns whichever way it goes."""
-
-    reads: tuple[str, ...]
-    gives: tuple[str, ...]
-    rebinds: frozenset[str]
-    changes: tuple[str, ...]
-    deep: frozenset[str]
-    sure: frozenset[str]
-
-
 def first_line(function: Function) -> int:
     """What a code object has as its first line: that of the first decorator."""
     return min([function.lineno, *(d.lineno for d in function.decorator_list)])
@@ -80,10 +66,11 @@ def function_at(file: str, place: Place, codes: Sequence[CodeType]) -> Function 
 
 def parts_at(file: str, function: Function, at: tuple[Place, Place], decides: bool) -> Iterator[Part]:
     """What may stand alone around a place, the smallest first: expressions, then statements. `decides`: a truth value is asked for."""
-    for first, last in _expressions(function, at, decides):
-        yield Part(file, function.name, first_line(function), first, last, "expression")
     chain = list(_chain(function, at[0]))
-    for block, index, in_loop in reversed(chain):
+    guarded = max((i + 1 for i, (block, index, _) in enumerate(chain) if _is_guarded(block[index], at[0])), default=0)
+    for first, last in _expressions(function, at, decides) if not guarded else ():
+        yield Part(file, function.name, first_line(function), first, last, "expression")
+    for block, index, in_loop in reversed(chain[: guarded or None]):
         statement = block[index]
         leaves = _leaves(statement)
         if "loop" in leaves and in_loop:
@@ -97,6 +84,13 @@ def parts_at(file: str, function: Function, at: tuple[Place, Place], decides: bo
         rest = block[index:]
         if any("return" in _leaves(statement) for statement in rest):
             yield _part(file, function, rest, "end")
+
+
+def _is_guarded(statement: ast.stmt, place: Place) -> bool:
+    """Whether an exception at a place is caught in this statement: the graph has no such thing, so the part has to have it."""
+    if not isinstance(statement, ast.Try) or not statement.handlers:
+        return False
+    return any(span(inner)[0] <= place < span(inner)[1] for inner in statement.body)
 
 
 def _part(file: str, function: Function, statements: Sequence[ast.stmt], kind: Literal["statements", "end"]) -> Part:
@@ -126,7 +120,7 @@ def _chain(function: Function, place: Place) -> Iterator[tuple[list[ast.stmt], i
         node = found[0][found[1]]
         if isinstance(node, _SCOPES):
             return
-        in_loop = in_loop or isinstance(node, _LOOPS)
+        in_loop = in_loop or isinstance(node, LOOPS)
 
 
 def _blocks(node: ast.AST) -> Iterator[list[ast.stmt]]:
@@ -135,7 +129,7 @@ def _blocks(node: ast.AST) -> Iterator[list[ast.stmt]]:
             yield value
         elif isinstance(value, list):  # except clauses, cases of a match
             for item in value:
-                if isinstance(item, (ast.excepthandler, ast.match_case)):
+                if isinstance(item, (ast.ExceptHandler, ast.match_case)):
                     yield item.body
 
 
@@ -147,7 +141,7 @@ def _leaves(statement: ast.AST, in_loop: bool = False) -> set[str]:
         return set() if in_loop else {"loop"}
     found: set[str] = set()
     for name, value in ast.iter_fields(statement):
-        inside = in_loop or (isinstance(statement, _LOOPS) and name == "body")
+        inside = in_loop or (isinstance(statement, LOOPS) and name == "body")
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, (ast.stmt, ast.excepthandler, ast.match_case)) and not isinstance(item, _SCOPES):
                 found |= _leaves(item, inside)
@@ -181,7 +175,7 @@ def within_part(statements: Sequence[ast.stmt], part: Part) -> list[ast.stmt]:
 
 def refused(statements: Sequence[ast.stmt]) -> str | None:
     """Why statements cannot be a function of their own, as their text says."""
-    for node in _walk(statements):
+    for node in walk(statements):
         for kinds, why in _REFUSED:
             if isinstance(node, kinds):
                 return why
@@ -193,119 +187,7 @@ def refused(statements: Sequence[ast.stmt]) -> str | None:
     return None
 
 
-def uses_of(function: Function, statements: Sequence[ast.stmt], has_result: bool) -> Uses:
-    """What statements read and change, by the names of variables."""
-    own = _inner_names(statements)
-    loads: dict[str, Place] = {}
-    stores: dict[str, Place] = {}
-    for node in _walk(statements):
-        if isinstance(node, ast.Name) and id(node) not in own:
-            table = loads if isinstance(node.ctx, ast.Load) else stores
-            table.setdefault(node.id, (node.lineno, node.col_offset))
-        if isinstance(node, ast.ExceptHandler) and node.name:
-            stores.setdefault(node.name, (node.lineno, node.col_offset))
-    augmented = {n.target.id for n in _walk(statements) if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)}
-    changed, deep = _changed(statements)
-    changes = dict.fromkeys([*changed, *augmented])
-    plain = {n.id for n in _walk(statements) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and id(n) not in own}
-    rebinds = frozenset(plain - _only_augmented(statements, augmented))
-    gives = (
-        ()
-        if has_result
-        else tuple(name for name in dict.fromkeys([*stores, *changes]) if name in changes or _is_read(function, statements, name))
-    )
-    reads = tuple(dict.fromkeys([*loads, *augmented, *gives]))
-    return Uses(reads, gives, rebinds, tuple(changes), deep, frozenset(_sure(statements)))
-
-
-def _only_augmented(statements: Sequence[ast.stmt], augmented: set[str]) -> set[str]:
-    targets = {id(n.target) for n in _walk(statements) if isinstance(n, ast.AugAssign)}
-    assigned = {n.id for n in _walk(statements) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and id(n) not in targets}
-    return augmented - assigned
-
-
-def _inner_names(statements: Sequence[ast.stmt]) -> set[int]:
-    """The nodes of names that belong to comprehensions and lambdas inside."""
-    found: set[int] = set()
-    for node in _walk(statements):
-        names: set[str] = set()
-        if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
-            names = {n.id for c in node.generators for n in ast.walk(c.target) if isinstance(n, ast.Name)}
-        elif isinstance(node, ast.Lambda):
-            names = {a.arg for a in (*node.args.args, *node.args.posonlyargs, *node.args.kwonlyargs)}
-        if names:
-            found |= {id(n) for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in names}
-    return found
-
-
-def _changed(statements: Sequence[ast.stmt]) -> tuple[list[str], frozenset[str]]:
-    """The variables whose objects may be changed in place, and those of them that are reached into: `d["x"].append(y)`."""
-    roots: dict[str, bool] = {}
-    for node in _walk(statements):
-        target: ast.expr | None = None
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
-            target = node.value
-        elif isinstance(node, ast.AugAssign) and not isinstance(node.target, ast.Name):
-            target = node.target.value
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _changes(node.func.attr):
-            target = node.func.value
-        if target is not None and (found := _root(target)) is not None:
-            name, reaches = found
-            roots[name] = roots.get(name, False) or reaches
-    return list(roots), frozenset(name for name, reaches in roots.items() if reaches)
-
-
-def _changes(method: str) -> bool:
-    return method in _MUTATORS or (method.endswith("_") and not method.endswith("__"))
-
-
-def _root(node: ast.expr) -> tuple[str, bool] | None:
-    """The variable at the bottom of `x`, `x[0]`, `x.y`, `x.view(-1)`, and whether it is more than the variable itself."""
-    reaches = False
-    while not isinstance(node, ast.Name):
-        reaches = True
-        if isinstance(node, (ast.Subscript, ast.Attribute)):
-            node = node.value
-        elif isinstance(node, ast.Call):
-            node = node.func
-        else:
-            return None
-    return node.id, reaches
-
-
-def _is_read(function: Function, statements: Sequence[ast.stmt], name: str) -> bool:
-    """Whether other statements read a variable: any elsewhere, or the same ones in the next round of a loop around them."""
-    first, last = span(statements[0])[0], span(statements[-1])[1]
-    loops = any(isinstance(n, _LOOPS) and span(n)[0] <= first and last <= span(n)[1] for n in ast.walk(function) if n not in statements)
-    for node in ast.walk(function):
-        if isinstance(node, ast.Name) and node.id == name and not isinstance(node.ctx, ast.Store):
-            if loops or not first <= (node.lineno, node.col_offset) < last:
-                return True
-    return False
-
-
-def _sure(statements: Sequence[ast.stmt]) -> set[str]:
-    """The variables that statements assign whichever way they go."""
-    found: set[str] = set()
-    for node in statements:
-        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        elif isinstance(node, ast.If) and node.orelse:
-            found |= _sure(node.body) & _sure(node.orelse)
-        elif isinstance(node, ast.With):
-            found |= _sure(node.body)
-        elif isinstance(node, ast.While) and isinstance(node.test, ast.Constant) and node.test.value:
-            before = next((i for i, s in enumerate(node.body) if _has_break(s)), len(node.body))
-            found |= _sure(node.body[:before])
-    return found
-
-
-def _has_break(statement: ast.stmt) -> bool:
-    return any(isinstance(node, (ast.Break, ast.Continue)) for node in ast.walk(statement))
-
-
-def _walk(statements: Sequence[ast.stmt]) -> Iterator[ast.AST]:
+def walk(statements: Sequence[ast.stmt]) -> Iterator[ast.AST]:
     for statement in statements:
         yield from ast.walk(statement)
 

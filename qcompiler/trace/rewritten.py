@@ -17,7 +17,8 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from qcompiler.trace.float_source import Part, expression_of, statements_of, uses_of, within_part
+from qcompiler.trace.float_source import Part, expression_of, statements_of, within_part
+from qcompiler.trace.float_uses import uses_of
 from qcompiler.trace.statements import tree_of
 
 _Key = tuple[str, int]  # name and first line of a function

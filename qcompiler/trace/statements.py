@@ -17,7 +17,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 Place = tuple[int, int]  # line, column in bytes, as in instructions
-_MUTATORS = frozenset((
+MUTATORS = frozenset((
     "append", "extend", "insert", "pop", "popitem", "update", "setdefault", "clear", "remove", "appendleft", "popleft", "write", "send",
     "__setitem__", "__setattr__", "setattr", "delattr", "exec", "eval", "next", "print",
 ))  # fmt: skip
@@ -268,6 +268,6 @@ def _is_plain(node: ast.AST) -> bool:
             return False
         if isinstance(part, ast.Call):
             name = part.func.attr if isinstance(part.func, ast.Attribute) else part.func.id if isinstance(part.func, ast.Name) else ""
-            if name in _MUTATORS:
+            if name in MUTATORS:
                 return False
     return True

@@ -19,6 +19,7 @@ from qcompiler.backends.torch.program.check_load import check_names, check_sums
 from qcompiler.backends.torch.program.drawing import program_nodes
 from qcompiler.backends.torch.program.emit import Dialect, Emitter
 from qcompiler.backends.torch.program.once import quantized_engine, run_once
+from qcompiler.backends.torch.program.pack_store import PackStore
 from qcompiler.backends.torch.program.program import Program, is_name
 from qcompiler.backends.torch.program.scopes import DictScope, ListScope, Scope, place
 from qcompiler.backends.torch.program.script import (
@@ -46,11 +47,12 @@ from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.ir.form import as_number, misfit
 from qcompiler.ir.items import DictItems, ListItems, give_items
 from qcompiler.kinds import refuse_kinds
-from qcompiler.ops.float_statements import given_back, held
+from qcompiler.ops.float_statements import given_back, held, statement_of
 from qcompiler.ops.records import Maker
 
 T = TypeVar("T", bound=type)
-OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound", STATES})
+STORE = "_pack_store"  # of packs that several modules share
+OWN = frozenset({STORE, "lowered", "_program", "_engine", "_externals", "_built", "_bound", STATES})
 NONSENSE = (AttributeError, LookupError, NameError, ArithmeticError)  # from a statement of a program that nobody compiled
 
 
@@ -184,9 +186,10 @@ class CompiledModule(KeepsState, Executable):
         program = self.program
         self._check_qparams()
         _note_other_cpu(program.isa, self.engine)
-        with quantized_engine(self.engine):
-            packs = run_once(program, lambda path: find(self, path), *self._qparams())
-        emitter = Emitter(program, *self._qparams(), Dialect.BOUND, program.by_shape(self.engine))
+        by_shape = program.by_shape(self.engine)
+        with quantized_engine(self.engine):  # what is fast at one shape alone is each module's own
+            packs = run_once(program, lambda path: find(self, path), *self._qparams(), self.__dict__.get(STORE), by_shape)
+        emitter = Emitter(program, *self._qparams(), Dialect.BOUND, by_shape)
         bound = bind(emitter, packs, lambda path: find(self, path), self.engine, self._resolve)
         for name in self.__dict__.get("_built", ()):
             self.__dict__.pop(name, None)
@@ -197,6 +200,11 @@ class CompiledModule(KeepsState, Executable):
         type(self).forward = bound.forward  # type: ignore[method-assign]
 
     _tensors_changed = rebuild
+
+    def _share(self, first: Executable) -> None:
+        """Lets it use the packs of the first form of the call where they are made of the same tensors, in the same way."""
+        self.__dict__[STORE] = first.__dict__.setdefault(STORE, PackStore())
+        self.rebuild()
 
     def _attributes_changed(self) -> None:
         index_containers(self)
@@ -212,7 +220,10 @@ class CompiledModule(KeepsState, Executable):
 
     def _payload(self) -> Payload:
         program = self.program
-        return Payload({"engine": self.engine, "program": program.to_data()}, program.leaves + program.externals, program.records)
+        statements = {name: statement_of(self.__dict__["_externals"].get(name)) for name in program.externals}
+        sources = {name: statement.source for name, statement in statements.items() if statement is not None}
+        data = {"engine": self.engine, "program": program.to_data()}
+        return Payload(data, program.leaves + program.externals, program.records, sources)
 
     def _title(self) -> str:
         return self.program.name
@@ -279,7 +290,7 @@ class CompiledModule(KeepsState, Executable):
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {k: v for k, v in self.__dict__.items() if k not in self.__dict__["_built"]}
-        for name in ("_program", "_engine", "_built", "_bound", "lowered"):
+        for name in ("_program", "_engine", "_built", "_bound", "lowered", STORE):
             state.pop(name, None)
         state["_externals"] = {name: held(function) for name, function in state["_externals"].items()}
         return _empty, (self.program.to_json(), self.engine), state
