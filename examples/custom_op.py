@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, fx, nn
 
 import qcompiler
-from qcompiler.backends.torch.kernels import ENGINES, Emit, Kernel, Operand, Site, register
+from qcompiler.backends.torch.kernels.table import ENGINES, Emit, Kernel, Operand, Site, register
 from qcompiler.debug import compute_sqnr
 from qcompiler.ir.attributes import attribute, set_parameter
 from qcompiler.ir.types import Stage
@@ -66,25 +66,28 @@ def refuse_sinc(site: Site) -> str | None:
 
 SINC_KERNEL = Kernel("sinc", ENGINES, emit_sinc, refuse_sinc)
 
-# 3. A fusion rule: a convolution times a number is a convolution with other weights.
+# 3. A fusion rule: a convolution times a number, in either order, is a convolution with other weights.
 
 
-def fold_factor(match: Match, conv: fx.Node, mul: fx.Node) -> None:
-    factor = mul.args[1]
+def can_fold(match: Match, conv: fx.Node, product: fx.Node, factor: object) -> None:
     if not isinstance(factor, (int, float)):
         raise Reject("not-a-number", "the factor is computed at run time")
     if conv.kwargs.get("bounds") is not None:
         raise Reject("clamp-between", "a clamp stands between the two")
+
+
+def fold_factor(match: Match, conv: fx.Node, product: fx.Node, factor: float) -> None:
     args = list(conv.args)
     with match.gm.graph.inserting_before(conv):
         for position, node in enumerate(args[1:], 1):
             if isinstance(node, fx.Node):
                 args[position] = set_parameter(match.gm, conv, str(node.target), attribute(match.gm, str(node.target)) * factor)
     conv.args = tuple(args)
-    match.replace(mul, conv)
+    match.replace(product, conv)
 
 
-FOLD_FACTOR = Rule("fold_factor", (Link("conv", ("conv2d",)), Link("mul", ("mul",))), fold_factor)
+PATTERN = (Link("conv", ("conv2d",)), Link("product", ("mul",), ("conv", "factor")))
+FOLD_FACTOR = Rule("fold_factor", PATTERN, fold_factor, check=can_fold)
 
 # 4. A pass over the FUSED graph: SiLU becomes hardswish, which is close, and faster in int8.
 

@@ -19,6 +19,7 @@ from qcompiler.ir.verify import where
 from qcompiler.observers.ranges import floored, is_constant, overflows
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.obstacles import UNCALIBRATED
+from qcompiler.ops.spec import Output
 from qcompiler.ops.stays_float import spread
 from qcompiler.pass_manager import Context
 
@@ -32,15 +33,17 @@ class FreezeQParams:
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         watches = {n: gm.get_submodule(str(n.target)) for n in gm.graph.nodes if n.op == "call_module"}
         watches = {n: m for n, m in watches.items() if isinstance(m, Watch)}
+        _join_empty(gm, watches, context)
         kept = _require_data(watches, context, gm)
         members = members_of(gm.graph)
+        narrow = {} if context.trains else _narrow(gm, members, context)  # decided before training where there was one
         found: dict[int, QParams] = {}
         for watch, module in watches.items():
             source = watch.args[0]
             group = quant_of(source).group  # type: ignore[arg-type]
             assert group is not None
             observer: Any = module.observer
-            if context.needs_7_bits(members[group]) and not context.trains:  # decided before training where there was one
+            if narrow.get(group):
                 observer = copy.deepcopy(observer)  # the prepared module may hold it as well
                 observer.set_reduce_range(True)
             found[group] = observer.qparams().unsigned()
@@ -54,6 +57,41 @@ class FreezeQParams:
         for node, why in spread(gm.graph, context.table) if kept else ():
             context.keep_float(self.name, node, why)
         return bool(watches) or kept
+
+
+def _copied_groups(gm: fx.GraphModule, context: Context) -> list[tuple[fx.Node, int, int]]:
+    """The int8 copies and means that were observed for themselves, with their group and that of their input, in order."""
+    found = []
+    for node in gm.graph.nodes:
+        row = context.table.of(node)
+        if row is not None and row.output is Output.SAME and quant_of(node).int8:
+            source: Any = node.args[0]
+            source = source.args[0] if source.op == "call_module" and quant_of(source).group is None else source
+            own, of_source = quant_of(node).group, quant_of(source).group
+            if own is not None and of_source is not None and own != of_source:
+                found.append((node, own, of_source))
+    return found
+
+
+def _join_empty(gm: fx.GraphModule, watches: dict[fx.Node, Any], context: Context) -> None:
+    """A part that was empty in every batch has the range of the whole."""
+    empty = {quant_of(n.args[0]).group: n for n, module in watches.items() if not module.observer.observed}  # type: ignore[arg-type]
+    for node, own, of_source in _copied_groups(gm, context) if empty else ():
+        watch = empty.get(own)
+        if watch is not None and watch.args[0] is node and of_source not in empty:
+            for member in members_of(gm.graph)[own]:
+                member.meta[QUANT] = quant_of(member).with_(group=of_source)
+            watch.replace_all_uses_with(node)
+            gm.graph.erase_node(watch)
+            del watches[watch]
+
+
+def _narrow(gm: fx.GraphModule, members: dict[int, list[fx.Node]], context: Context) -> dict[int, bool]:
+    """Which groups have 7 bits: because of who takes them, or because of a part that may get their qparams."""
+    narrow = {group: context.needs_7_bits(nodes) for group, nodes in members.items()}
+    for _, own, of_source in reversed(_copied_groups(gm, context)):
+        narrow[of_source] = narrow[of_source] or narrow[own]
+    return narrow
 
 
 def _remark_range(observer: Any, node: Any, context: Context) -> None:
@@ -81,7 +119,7 @@ def _require_data(watches: dict[fx.Node, Any], context: Context, gm: fx.GraphMod
     if len(empty) == len(watches):
         raise CalibrationError(f"0 of {len(watches)} observers saw data", code="not-calibrated",
                                hint="call the module that prepare_fx returned (not the original model) with data first")  # fmt: skip
-    if context.allow_uncalibrated != "float":
+    if context.settings.allow_uncalibrated != "float":
         names = ", ".join(str(n.args[0]) for n in empty[:20])
         raise CalibrationError(
             f"{len(empty)} of {len(watches)} observers saw no data: {names}",

@@ -20,21 +20,14 @@ they hand out is exact.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
-from qcompiler.ir.types import Stage, quant_of
+from qcompiler.ir.types import Stage
 from qcompiler.ops.obstacles import Obstacle
-from qcompiler.ops.spec import Op, Output
-from qcompiler.ops.stays_float import Readers, readers, results_at, spread
+from qcompiler.ops.stays_float import better_float, passes_on, results_at, spread
 from qcompiler.pass_manager import Context
-
-FLOATS = Obstacle("float-readers", "no int8 op uses its result")
-RESULT = Obstacle("result", "it is a result of the model, whose small values 8 bits of its fixed range would make 0")
-USERS = Obstacle("float-users", "only ops that compute in float, such as normalizations, use its result")
-STEEP = Obstacle("steep-users", "only ops that make small values large, such as sqrt and log, use its result")
 
 
 @dataclass(frozen=True)
@@ -46,46 +39,16 @@ class KeepFloat:
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         kept: dict[fx.Node, Obstacle] = {}
-        quantized = results_at(gm.graph, context.custom.output_quantized_indexes if context.custom is not None else ())
+        changed = False
+        quantized = results_at(gm.graph, context.settings.custom.output_quantized_indexes)
         for node in reversed(gm.graph.nodes):
-            why = _reason(node, kept, quantized, context)
+            why = better_float(node, kept, quantized, context.table, context.target.computes_float)
             if why is not None and context.allows(self.name, node):
-                context.matches += 1
+                context.journal.matches += 1
                 context.keep_float(self.name, node, why)
-                kept[node] = why
-        for node, why in spread(gm.graph, context.table) if kept else ():
+                kept[node], changed = why, True
+            elif (told := passes_on(node, kept, context.table, context.target.computes_float)) is not None:
+                kept[node] = told
+        for node, why in spread(gm.graph, context.table) if changed else ():
             context.keep_float(self.name, node, why)
-        return bool(kept)
-
-
-def _reason(node: fx.Node, kept: Mapping[fx.Node, Obstacle], quantized: Sequence[fx.Node], context: Context) -> Obstacle | None:
-    """Why the node's op stays float, None where an int8 op reads its result and gains from that, or the caller wants it quantized."""
-    row = context.table.of(node)
-    if row is None or not quant_of(node).int8 or row.weight is not None or not _rounds(row, node):
-        return None
-    found = readers(node, context.table)
-    if any(value in quantized for value in (node, *found.copies)):
-        return None
-    reasons = _reasons(found, kept, context)
-    if None in reasons:
-        return RESULT if row.output is Output.FIXED and any(user.op == "output" for user in found.floats) else None
-    why = next((r for r in (STEEP, USERS, FLOATS) if r in reasons), FLOATS)
-    return None if why is FLOATS and row.macs is not None else why
-
-
-def _rounds(row: Op, node: fx.Node) -> bool:
-    """Whether the op's result is no value of its input, so that int8 rounds it anew."""
-    return row.output in (Output.OWN, Output.FIXED, Output.JOIN) or (row.output is Output.SAME and row.averages(node.kwargs))
-
-
-def _reasons(found: Readers, kept: Mapping[fx.Node, Obstacle], context: Context) -> list[Obstacle | None]:
-    """Why each reader is better off with floats; None where it is not."""
-    return [*(kept.get(user, FLOATS) for user in found.floats),
-            *(_takes_float(user, value, context.table.of(user)) for user, value in found.int8)]  # fmt: skip
-
-
-def _takes_float(user: fx.Node, value: fx.Node, row: Op | None) -> Obstacle | None:
-    if row is None:
-        return None
-    steep = any(row.spreads(user.kwargs, i) for i, argument in enumerate(user.args) if argument is value)
-    return USERS if row.rounds_input else STEEP if steep else None
+        return changed

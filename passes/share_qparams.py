@@ -1,6 +1,7 @@
 """Numbers the groups of values that share qparams: an op whose output is "same as input" joins its first activation's group.
 
-But for the parts in which alone the result of an op with a weight is read: each is observed for itself (see scale_parts).
+But for the parts in which alone the result of an op is read (scale_parts, judge_parts), and means of many values (judge_averages): each
+is observed for itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from qcompiler.ir.readers import Readers
 from qcompiler.ir.types import QUANT, Stage, quant_of
 from qcompiler.ir.view import groups
 from qcompiler.ops.arguments import activations
+from qcompiler.ops.averages import averages_many
 from qcompiler.ops.parts import parts_of
 from qcompiler.ops.spec import Output
 from qcompiler.pass_manager import Context
@@ -43,9 +45,10 @@ class ShareQParams:
 
 
 def _cuts(gm: fx.GraphModule, context: Context) -> dict[fx.Node, None]:
-    """The first nodes of each part. A model that is trained learns its ranges with one scale."""
+    """The first nodes of each part, and means. A model that is trained learns its ranges with one scale."""
     if context.trains:
         return {}
     with Readers(gm):
         found = [parts_of(gm, node, context.table) for node in gm.graph.nodes if quant_of(node).int8]
-    return {node: None for parts in found for part in parts for node in part.nodes}
+    means = [node for node in gm.graph.nodes if averages_many(node, context.table)]
+    return dict.fromkeys([node for parts in found for part in parts for node in part.nodes] + means)

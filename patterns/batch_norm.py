@@ -10,9 +10,12 @@ from qcompiler.ir.attributes import attribute, bias_path, set_parameter
 from qcompiler.ir.types import value_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.batch_norm import channels_of, check_statistics, fold
+from qcompiler.ops.spec import CONVOLUTIONS, Family, Op
 from qcompiler.rewrite import Link, Match, Reject, Rule
 
-WEIGHTED = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
+
+def is_weighted(row: Op) -> bool:
+    return row.family in (*CONVOLUTIONS, Family.LINEAR)
 
 
 def constant(match: Match, node: Any, what: str) -> Tensor | None:
@@ -42,28 +45,47 @@ def _groups(conv: fx.Node) -> int:
     return groups
 
 
-def _fold(match: Match, conv: fx.Node, bn: fx.Node) -> None:
+def bias_of(conv: fx.Node) -> Any:
+    return conv.args[2] if len(conv.args) > 2 else None
+
+
+def check_bias(match: Match, conv: fx.Node) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a convolution or linear that no clamp follows; refused where they are computed."""
     if conv.kwargs.get("bounds") is not None:
         raise Reject("clamp-between", "a clamp stands between the two")
-    weight = constant(match, conv.args[1], "weight")
-    bias = constant(match, conv.args[2] if len(conv.args) > 2 else None, "bias")
+    weight, bias = constant(match, conv.args[1], "weight"), constant(match, bias_of(conv), "bias")
     assert weight is not None
+    return weight, bias
+
+
+def check_channels(match: Match, conv: fx.Node, weight: Tensor, statistics: Tensor) -> None:
+    """Refused where the batch_norm has another number of channels."""
     row = match.row(conv)
-    layout = {"weight_axis": int(row.weight_axis == 1), "groups": _groups(conv)}
-    mean, var, gamma, beta, eps = _statistics(match, bn)
-    if var.numel() != (channels := channels_of(weight, **layout)):
-        raise Reject("other-channels", f"BatchNorm has {var.numel()} channels, the {row.name} {channels}")
+    if statistics.numel() != (channels := channels_of(weight, int(row.weight_axis == 1), _groups(conv))):
+        raise Reject("other-channels", f"BatchNorm has {statistics.numel()} channels, the {row.name} {channels}")
+
+
+def _can_fold(match: Match, conv: fx.Node, bn: fx.Node) -> None:
+    weight, _ = check_bias(match, conv)
+    _, var, *_ = _statistics(match, bn)
+    check_channels(match, conv, weight, var)
     shape = value_of(conv).shape
-    if row.name == "linear" and shape is not None and len(shape) != 2:
+    if match.row(conv).family is Family.LINEAR and shape is not None and len(shape) != 2:
         raise Reject("other-dimension", f"BatchNorm's channels are dimension 1 of {len(shape)}, those of a linear the last")
+
+
+def _fold(match: Match, conv: fx.Node, bn: fx.Node) -> None:
+    weight, bias = check_bias(match, conv)
+    mean, var, gamma, beta, eps = _statistics(match, bn)
     exact = (None if t is None else t.double() for t in (weight, bias, mean, var, gamma, beta))
+    layout = {"weight_axis": int(match.row(conv).weight_axis == 1), "groups": _groups(conv)}
     folded, new_bias = fold(*exact, eps=eps, **layout)  # type: ignore[arg-type]
     path = str(conv.args[1].target)  # type: ignore[union-attr]
     with match.gm.graph.inserting_before(conv):
         w = set_parameter(match.gm, conv, path, folded.to(weight.dtype))
-        b = set_parameter(match.gm, conv, bias_path(conv.args[2] if len(conv.args) > 2 else None, path), new_bias.to(weight.dtype))
+        b = set_parameter(match.gm, conv, bias_path(bias_of(conv), path), new_bias.to(weight.dtype))
     conv.args = (conv.args[0], w, b)
     match.replace(bn, conv)
 
 
-RULES = (Rule("fold_batch_norm", (Link("conv", WEIGHTED), Link("bn", ("batch_norm",))), _fold),)
+RULES = (Rule("fold_batch_norm", (Link("conv", is_weighted), Link("bn", ("batch_norm",))), _fold, check=_can_fold, needs_partner=True),)

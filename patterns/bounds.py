@@ -21,7 +21,8 @@ def tighten(inner: Pair, outer: Pair) -> Pair:
     return (max(lows) if lows else None, min(highs) if highs else None)
 
 
-def absorb(match: Match, producer: fx.Node, clamp: fx.Node) -> None:
+def _bounds(match: Match, producer: fx.Node, clamp: fx.Node) -> Pair:
+    """The bounds of both; refused where they are no constants, or leave nothing."""
     row, dtype = match.row(clamp), value_of(producer).dtype
     if dtype is not None and not dtype.is_floating_point:
         raise Reject("not-float", "it clamps integers")
@@ -30,10 +31,18 @@ def absorb(match: Match, producer: fx.Node, clamp: fx.Node) -> None:
     if any(isinstance(b, fx.Node) or (b is not None and not isinstance(b, (int, float))) for b in (low, high)):
         raise Reject("tensor-bounds", "its bounds are computed at run time")
     inner = producer.kwargs.get("bounds") or (None, None)
-    bounds = tighten(inner, (None if low is None else float(low), None if high is None else float(high)))  # type: ignore[arg-type]
-    producer.kwargs = {**producer.kwargs, "bounds": bounds}
+    return tighten(inner, (None if low is None else float(low), None if high is None else float(high)))  # type: ignore[arg-type]
+
+
+def _can_absorb(match: Match, producer: fx.Node, clamp: fx.Node) -> None:
+    _bounds(match, producer, clamp)
+
+
+def absorb(match: Match, producer: fx.Node, clamp: fx.Node) -> None:
+    producer.kwargs = {**producer.kwargs, "bounds": _bounds(match, producer, clamp)}
     producer.meta[VALUE] = clamp.meta.get(VALUE, producer.meta.get(VALUE))
     match.replace(clamp, producer)
 
 
-RULES = (Rule("absorb_clamp", (Link("producer", lambda row: row.takes_bounds), Link("clamp", lambda row: row.clamp is not None)), absorb),)
+PATTERN = (Link("producer", lambda row: row.takes_bounds), Link("clamp", lambda row: row.clamp is not None))
+RULES = (Rule("absorb_clamp", PATTERN, absorb, check=_can_absorb),)

@@ -8,45 +8,33 @@ from __future__ import annotations
 
 from torch import fx
 
-from qcompiler.ir.types import SOURCE, VALUE, source_of, value_of
-from qcompiler.ops.batch_norm import channels_of
-from qcompiler.patterns.batch_norm import WEIGHTED, constant
+from qcompiler.ir.types import SOURCE, source_of, value_of
+from qcompiler.patterns.batch_norm import check_bias, check_channels, constant, is_weighted
 from qcompiler.qat.ops import SUFFIX
-from qcompiler.rewrite import Link, Match, Reject, Rule
+from qcompiler.rewrite import Link, Match, Reject, Rule, merged_source
 
 
 def _join(match: Match, conv: fx.Node, bn: fx.Node) -> None:
-    row = match.row(conv)
-    target = match.table.rows.get(row.name + SUFFIX)
-    if target is None:
-        raise Reject("own-row", f"the row of {row.name} is not the built-in one")
-    _check(match, conv, bn)
+    target = match.table.rows[match.row(conv).name + SUFFIX]
     args = [*conv.args, *[None] * (3 - len(conv.args)), *bn.args[1:]]
-    kwargs = {**conv.kwargs, **bn.kwargs}
-    with match.gm.graph.inserting_before(bn):
-        joined = match.gm.graph.create_node("call_function", target.fn, tuple(args), kwargs)
-    joined.meta[VALUE], joined.meta[SOURCE] = bn.meta[VALUE], source_of(conv)
-    name = conv.name
-    match.replace(bn, joined)
-    joined.name = name
+    name, base = conv.name, source_of(conv)
+    joined = match.call(target.fn, *args, **conv.kwargs, **bn.kwargs)
+    joined.name, joined.meta[SOURCE] = name, merged_source(match.nodes, base)
 
 
-def _check(match: Match, conv: fx.Node, bn: fx.Node) -> None:
+def _can_join(match: Match, conv: fx.Node, bn: fx.Node) -> None:
     """Refuses what the two as one op would not compute."""
-    row, groups = match.row(conv), conv.kwargs.get("groups", 1)
-    if conv.kwargs.get("bounds") is not None:
-        raise Reject("clamp-between", "a clamp stands between the two")
-    weight = constant(match, conv.args[1], "weight")
-    constant(match, conv.args[2] if len(conv.args) > 2 else None, "bias")
+    row = match.row(conv)
+    if row.name + SUFFIX not in match.table.rows:
+        raise Reject("own-row", f"the row of {row.name} is not the built-in one")
+    weight, _ = check_bias(match, conv)
     mean, *_ = (constant(match, arg, "BatchNorm's statistics") for arg in bn.args[1:])
-    assert weight is not None and isinstance(groups, int)
     if mean is None:
         raise Reject("no-statistics", "this BatchNorm has no running statistics")
-    if mean.numel() != (channels := channels_of(weight, int(row.weight_axis == 1), groups)):
-        raise Reject("other-channels", f"BatchNorm has {mean.numel()} channels, the {row.name} {channels}")
+    check_channels(match, conv, weight, mean)
     shape = value_of(conv).shape
     if shape is not None and len(shape) != weight.dim():
         raise Reject("other-dimension", f"BatchNorm's channels are dimension 1 of {len(shape)}, those of the {row.name} are not")
 
 
-RULES = (Rule("join_batch_norm", (Link("conv", WEIGHTED), Link("bn", ("batch_norm",))), _join),)
+RULES = (Rule("join_batch_norm", (Link("conv", is_weighted), Link("bn", ("batch_norm",))), _join, check=_can_join, needs_partner=True),)

@@ -9,34 +9,18 @@ from typing import Any
 
 from torch import fx
 
-from qcompiler.ir.types import QUANT, SOURCE, VALUE, quant_of, source_of, value_of
+from qcompiler.ir.types import QUANT, SOURCE, quant_of, source_of, value_of
 from qcompiler.ops import functional as Q
-from qcompiler.rewrite import Link, Match, Reject, Rule
+from qcompiler.rewrite import Link, Match, Reject, Rule, merged_source
 
-KEPT = ("stride", "padding", "dilation", "groups", "padding_mode")
+KEPT = ("stride", "padding", "dilation", "groups", "padding_mode", "bounds")
 
 
-def _split(match: Match, total: fx.Node) -> tuple[fx.Node, Any]:
-    """The convolution that takes the sum in, and the other summand: the last of two, for all that it reads must be there."""
-    left, right = (*total.args, None, None)[:2]
-    if left is right:
+def _can_add(match: Match, conv: fx.Node, total: fx.Node, other: Any) -> None:
+    if other is conv:
         raise Reject("itself", "both summands are one value")
-    pairs = [(a, b) for a, b in ((left, right), (right, left)) if isinstance(a, fx.Node) and _is_conv(match, a)]
-    if not pairs:
-        raise Reject("no-partner", "no 2-d convolution makes either summand")
-    single = [(a, b) for a, b in pairs if len(a.users) == 1]
-    if not single:
-        raise Reject("several-users", f"%{pairs[0][0].name} is also used by other ops")
-    return single[-1] if single[0][0] < single[-1][0] else single[0]
-
-
-def _is_conv(match: Match, node: fx.Node) -> bool:
-    row = match.table.of(node)
-    return row is not None and row.name == "conv2d" and row.fn is Q.conv2d
-
-
-def _add_inside(match: Match, total: fx.Node) -> None:
-    conv, other = _split(match, total)
+    if match.row(conv).fn is not Q.conv2d:
+        raise Reject("own-row", "the row of conv2d is not the built-in one")
     if not (quant_of(conv).int8 and quant_of(total).int8):
         raise Reject("float", "one of the two stays float")
     if quant_of(conv).qconfig != quant_of(total).qconfig:
@@ -48,15 +32,15 @@ def _add_inside(match: Match, total: fx.Node) -> None:
     shape = value_of(conv).shape
     if not isinstance(other, fx.Node) or shape is None or any(value_of(n).shape != shape for n in (other, total)):
         raise Reject("broadcast", "the summands differ in shape")
-    bounds = total.kwargs.get("bounds")
-    kwargs = {k: v for k, v in conv.kwargs.items() if k in KEPT} | ({} if bounds is None else {"bounds": bounds})
+
+
+def _add_inside(match: Match, conv: fx.Node, total: fx.Node, other: fx.Node) -> None:
     x, weight, bias = (*conv.args, None)[:3]
-    with match.gm.graph.inserting_before(total):
-        joined = match.gm.graph.call_function(Q.conv2d_add, (x, weight, bias, other), kwargs)
-    joined.meta |= {VALUE: value_of(total), SOURCE: source_of(conv), QUANT: quant_of(conv)}
-    name, both = conv.name, Match(match.gm, match.table, (conv, total))
-    both.replace(total, joined)
+    name, base, quant = conv.name, source_of(conv), quant_of(conv)
+    settings = {k: v for k, v in {**conv.kwargs, **total.kwargs}.items() if k in KEPT and v is not None}
+    joined = match.call(Q.conv2d_add, x, weight, bias, other, **settings)
+    joined.meta |= {SOURCE: merged_source(match.nodes, base), QUANT: quant}
     joined.name = name
 
 
-RULE = Rule("add_inside", (Link("total", ("add",)),), _add_inside)
+RULE = Rule("add_inside", (Link("conv", ("conv2d",)), Link("total", ("add",), ("conv", "other"))), _add_inside, check=_can_add)

@@ -1,31 +1,34 @@
-"""Patterns and rules: local rewrites that run to a fixpoint.
+"""Rules: local rewrites that run to a fixpoint. What a pattern is stands in `matching.py`.
 
-A pattern is a chain of links in forward order, as the model reads: each link's node feeds the next one as its first argument
-and nothing else uses it. The links' names are the parameters of the rewrite:
+    Rule("absorb_clamp", (Link("producer", takes_bounds), Link("clamp", is_clamp)), absorb, check=can_absorb)
 
-    Rule("absorb_clamp", (Link("producer", takes_bounds), Link("clamp", is_clamp)), rewrite=absorb_clamp)
+The names of the pattern are the parameters of `check` and `rewrite`. `check` raises Reject with a reason for people and changes nothing;
+`rewrite` changes the graph. A rule must shrink the graph or turn a node into its final form, so the fixpoint ends; the driver names the
+rule that exceeds its step limit. The gate is asked once for each match that `check` lets pass, so that its questions can be numbered.
 
-The rewrite changes the graph and returns None, or raises Reject with a reason for people. A rule must shrink the graph, so the
-fixpoint ends; the driver names the rule that exceeds its step limit. Each node that a rule could have taken away and that is
-left in the end has a Rejection, with the reason. A gate is asked once for each match, so that its questions can be numbered.
+A near miss is a match that does not happen: something else uses an inner node, a call has other settings, or `check` refuses. Each
+candidate that is left in the end has a Rejection for each near miss of it, and one where it stands alone and should not.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
-from qcompiler.errors import PassError
+from qcompiler.errors import ConfigError, PassError
 from qcompiler.ir.readers import Readers
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import SOURCE, Source, source_of
 from qcompiler.ir.verify import where
+from qcompiler.matching import Known, Link, check_pattern, find
 from qcompiler.ops.spec import Op
 from qcompiler.ops.table import Table
+
+__all__ = ["Link", "Match", "Reject", "Rejection", "Rule", "becomes", "merged_source", "run_rules"]
 
 LISTED = 8  # users that a remark names
 
@@ -39,29 +42,26 @@ class Reject(Exception):
 
 
 @dataclass(frozen=True)
-class Link:
-    """One node of a chain: its name in the rewrite, and which ops it may be (names, or a predicate on the row)."""
-
-    name: str
-    ops: tuple[str, ...] | Callable[[Op], bool]
-
-    def matches(self, row: Op | None) -> bool:
-        if row is None:
-            return False
-        return self.ops(row) if callable(self.ops) else row.name in self.ops
-
-
-@dataclass(frozen=True)
 class Rule:
-    """A pattern and its rewrite. `rewrite(match, **nodes)` edits the graph or raises Reject.
+    """A pattern, what forbids a match, and the rewrite: `check(match, **names)` raises Reject, `rewrite(match, **names)` edits the graph.
 
-    `candidate`: the link whose node the rule is there to take away (default: the last one); remarks are about that node.
+    A rule without `check` may raise Reject in its rewrite, before it has changed anything. `candidate`: the link whose node the rule is
+    there to take away (default: the last one); remarks are about that node. `needs_partner`: one that stands alone has a remark, too.
+    `joins_ops`: it makes one op of several that users know, each of which may have a qconfig of its own.
     """
 
     name: str
     pattern: tuple[Link, ...]
     rewrite: Callable[..., None]
     candidate: str | None = None
+    check: Callable[..., None] | None = None
+    needs_partner: bool = False
+    joins_ops: bool = False
+
+    def __post_init__(self) -> None:
+        check_pattern(self.name, self.pattern)
+        if self.candidate not in (None, *(link.name for link in self.pattern)):
+            raise ConfigError(f"rule {self.name!r} has no link called {self.candidate!r}", code="bad-pattern")
 
     @property
     def position(self) -> int:
@@ -84,12 +84,30 @@ class Match:
         return row
 
     def replace(self, last: fx.Node, by: fx.Node) -> None:
-        """`by` takes the place of the chain up to `last`; it remembers what it was made from."""
+        """`by` takes the place of the match up to `last`; it remembers what it was made from."""
         by.meta[SOURCE] = merged_source(self.nodes, source_of(by))
         last.replace_all_uses_with(by)
         for node in reversed(self.nodes):
             if node is not by and not node.users:
                 self.gm.graph.erase_node(node)
+
+    def call(self, target: Callable[..., Any], *args: Any, **attributes: Any) -> fx.Node:
+        """Puts one canonical call in the place of the whole match."""
+        last = self.nodes[-1]
+        with self.gm.graph.inserting_before(last):
+            made = self.gm.graph.call_function(target, args, attributes)
+        made.meta = dict(last.meta)
+        self.replace(last, made)
+        return made
+
+
+def becomes(target: Callable[..., Any], *names: str, **attributes: Any) -> Callable[..., None]:
+    """The rewrite to one canonical call of `target` on what these names of the pattern stand for."""
+
+    def rewrite(match: Match, **known: Any) -> None:
+        match.call(target, *(known[name] for name in names), **attributes)
+
+    return rewrite
 
 
 def merged_source(nodes: Sequence[fx.Node], base: Source) -> Source:
@@ -107,35 +125,26 @@ class Rejection:
     node: fx.Node
 
 
-def _chain(rule: Rule, table: Table, last: fx.Node) -> tuple[fx.Node, ...] | Rejection | None:
-    """The nodes of a chain that ends in `last`, walking back; a Rejection where only a second user stands in the way."""
-    found = [last]
-    for link in reversed(rule.pattern[:-1]):
-        previous = found[0].args[0] if found[0].args else None
-        if not isinstance(previous, fx.Node) or not link.matches(table.of(previous)):
-            return None
-        if len(previous.users) > 1:
-            known = [previous, *found]
-            node = known[max(0, rule.position - len(rule.pattern) + len(known))]
-            return Rejection(rule.name, "several-users", f"%{previous.name} is also used by {_others(previous, found[0])}", node)
-        found.insert(0, previous)
-    return tuple(found)
+def _check(rule: Rule, match: Match, known: Known) -> None:
+    """Raises Reject where the match is a near miss."""
+    for node in match.nodes[:-1]:
+        others = [user for user in itertools.islice(node.users, LISTED + len(match.nodes)) if user not in match.nodes]
+        if others:
+            raise Reject("several-users", f"%{node.name} is also used by {_listed(node, others, match)}")
+    for link, node in zip(rule.pattern, match.nodes, strict=True):
+        given = {name: value for name, value in node.kwargs.items() if value is not None}
+        if link.settings is not None and given != dict(link.settings):
+            text = ", ".join(f"{name}={value}" for name, value in given.items()) or "no settings"
+            raise Reject("other-settings", f"%{node.name} is called with {text}")
+    if rule.check is not None:
+        rule.check(match, **known)
 
 
-def _others(value: fx.Node, user: fx.Node) -> str:
-    """The users of a value beside `user`, the first few by name: a value may have thousands, each with a remark."""
-    names = [f"%{u.name}" for u in itertools.islice(value.users, LISTED + 1) if u is not user][:LISTED]
-    more = len(value.users) - 1 - len(names)
+def _listed(value: fx.Node, others: list[fx.Node], match: Match) -> str:
+    """The users of a value outside the match, the first few by name: a value may have thousands, each with a remark."""
+    names = [f"%{user.name}" for user in others[:LISTED]]
+    more = len(value.users) - sum(node in value.users for node in match.nodes) - len(names)
     return ", ".join(names) + (f" and {more} more" if more else "")
-
-
-def candidates(rules: Sequence[Rule], table: Table, node: fx.Node) -> Iterator[tuple[Rule, tuple[fx.Node, ...] | Rejection]]:
-    row = table.of(node)
-    for rule in rules:
-        if rule.pattern[-1].matches(row):
-            chain = _chain(rule, table, node)
-            if chain is not None:
-                yield rule, chain
 
 
 Gate = Callable[[Rule, fx.Node], bool]
@@ -156,37 +165,42 @@ class _Run:
 
     def apply(self, node: fx.Node) -> str | None:
         """Rewrites the first match that ends in `node`, and returns the rule's name."""
-        for rule, chain in candidates(self.rules, self.table, node):
-            if isinstance(chain, Rejection):
-                self.refused[rule.name, chain.node] = chain
-                continue
-            candidate = chain[rule.position]
-            try:
-                if not self._allowed(rule, chain):
-                    raise Reject("held-back", "this rewrite was held back, by QCOMPILER_BISECT or an instrument")
-                rule.rewrite(Match(self.gm, self.table, chain), **{link.name: n for link, n in zip(rule.pattern, chain, strict=True)})
-            except Reject as reject:
-                self.refused[rule.name, candidate] = Rejection(rule.name, reject.code, str(reject), candidate)
-                continue
-            self.fired[rule.name] = self.fired.get(rule.name, 0) + 1
-            return rule.name
+        for rule in self.rules:
+            for known in find(rule.pattern, self.table, node):
+                nodes = tuple(known[link.name] for link in rule.pattern)
+                try:
+                    self._rewrite(rule, Match(self.gm, self.table, nodes), known)
+                except Reject as reject:
+                    key = rule.name, nodes[rule.position]
+                    self.refused.setdefault(key, Rejection(rule.name, reject.code, str(reject), key[1]))
+                    continue
+                self.fired[rule.name] = self.fired.get(rule.name, 0) + 1
+                return rule.name
         return None
 
-    def _allowed(self, rule: Rule, chain: tuple[fx.Node, ...]) -> bool:
+    def _rewrite(self, rule: Rule, match: Match, known: Known) -> None:
+        _check(rule, match, known)
+        if not self._allowed(rule, match.nodes):
+            raise Reject("held-back", "this rewrite was held back, by QCOMPILER_BISECT or an instrument")
+        rule.rewrite(match, **known)
+
+    def _allowed(self, rule: Rule, nodes: tuple[fx.Node, ...]) -> bool:
         """The gate's answer; a match that was refused and is met again in the next round is not a new question."""
-        key = (rule.name, chain)
+        key = (rule.name, nodes)
         if key not in self.answers:
-            self.answers[key] = self.gate(rule, chain[rule.position])
+            self.answers[key] = self.gate(rule, nodes[rule.position])
         return self.answers[key]
 
     def rejections(self) -> list[Rejection]:
-        """One for each rule and candidate that is left, in the order of the graph."""
+        """One for each rule and candidate that is left, in the order of the graph: a near miss, or one that should not stand alone."""
         found = []
         for node in self.gm.graph.nodes:
             row = self.table.of(node)
             for rule in self.rules if row is not None else ():
-                if rule.pattern[rule.position].matches(row):
-                    found.append(self.refused.get((rule.name, node)) or self._unmatched(rule, node))
+                if (rule.name, node) in self.refused:
+                    found.append(self.refused[rule.name, node])
+                elif rule.needs_partner and rule.pattern[rule.position].matches(row):
+                    found.append(self._unmatched(rule, node))
         return found
 
     def _unmatched(self, rule: Rule, node: fx.Node) -> Rejection:

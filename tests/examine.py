@@ -9,10 +9,18 @@ from torch import Tensor, fx, nn
 from qcompiler import calibrate, convert_fx, explain, prepare_fx, remarks
 from qcompiler.debug import PassInstrument, PassRecord
 from qcompiler.ir.types import source_of
+from qcompiler.matching import find
 from qcompiler.ops.table import OPS
 from qcompiler.pass_manager import Context, Pass
 from qcompiler.passes.annotate import computes_float
 from qcompiler.patterns import FUSE as RULES
+from qcompiler.rewrite import Rule
+
+
+def left_by(rule: Rule, node: fx.Node) -> list[str]:
+    """The candidates of near misses that end in a node, and the node itself where the rule would not have it stand alone."""
+    ends = [known[rule.pattern[rule.position].name].name for known in find(rule.pattern, OPS, node)]
+    return [*ends, *([node.name] if rule.needs_partner and rule.pattern[rule.position].matches(OPS.of(node)) else [])]
 
 
 @dataclass
@@ -28,8 +36,7 @@ class Watcher(PassInstrument):
     def after(self, step: Pass, gm: fx.GraphModule, context: Context, record: PassRecord) -> None:
         self._check("after", step, gm)
         if step.name == "fuse":
-            rows = [(node, OPS.of(node)) for node in gm.graph.nodes]
-            self.candidates = [(rule.name, n.name) for n, row in rows for rule in RULES if rule.pattern[rule.position].matches(row)]
+            self.candidates = [(rule.name, name) for node in gm.graph.nodes for rule in RULES for name in left_by(rule, node)]
 
     def _check(self, when: str, step: Pass, gm: fx.GraphModule) -> None:
         for node in gm.graph.nodes:
@@ -39,7 +46,7 @@ class Watcher(PassInstrument):
 
 
 def examine(model: nn.Module, *x: Tensor) -> nn.Module:
-    """The int8 module, once every node has its provenance, every float op and every candidate not fused a remark."""
+    """The int8 module, once every node has its provenance, every float op and every near miss of a fusion a remark."""
     watcher = Watcher()
     prepared = prepare_fx(model, None, x, debug=watcher)
     calibrate(prepared, [x])

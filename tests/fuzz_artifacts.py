@@ -26,7 +26,7 @@ from torch import nn
 
 import qcompiler
 from qcompiler import artifact, viz
-from qcompiler.codegen.export import export_source
+from qcompiler.backends.torch.program.export import export_source
 from qcompiler.errors import QCompilerError
 from tests import children
 
@@ -190,6 +190,10 @@ def examine(data: bytes, folder: Path) -> str:
             result = module(*inputs)
     except QCompilerError as error:
         return f"refused at call: {type(error).__name__}"
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        return "out of memory at call"  # torch's own error, as for a model of these sizes: a call may ask for any
     assert _equal(result, copied(*inputs)) and _equal(result, artifact.load(folder / "again.qc")(*inputs)), "other bits after a second save"
     return "ran"
 

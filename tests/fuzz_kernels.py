@@ -1,7 +1,8 @@
 """A fuzz of the kernels that the table names, each alone: `python -m tests.fuzz_kernels --cases 2000 --engine x86 --isa AVX512_CORE_VNNI`.
 
-Every call runs in a child process, so that a crash is a finding with its case, and the next call goes on in a new child. The oracle is
-float64: within one quantum, exact for copies, max pools and tables. `--isa` limits oneDNN (ONEDNN_MAX_CPU_ISA).
+Every call runs in a child process, so that a crash is a finding with its case, and the next call goes on in a new child; so is one that
+takes longer than a minute. The oracle is float64: within one quantum, exact for copies, max pools and tables; kernels that give floats
+within the sums' own rounding. `--isa` limits oneDNN (ONEDNN_MAX_CPU_ISA).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompiler.backends.torch.cases import Case, real
-from qcompiler.backends.torch.kernels import Refused, select
-from qcompiler.backends.torch.measure import Bench
+from qcompiler.backends.torch.bench.cases import Case, real
+from qcompiler.backends.torch.bench.measure import Bench
+from qcompiler.backends.torch.kernels.table import Refused, select
 from qcompiler.backends.torch.site import ENGINES, host_isa
+from tests.random_float_kernels import FloatDraw
+from tests.random_float_kernels import check as check_floats
 from tests.random_kernels import FAMILIES, Draw, draw
 
 EXACT = ("relu", "max_pool", "adaptive_max", "flatten", "transpose", "squeeze", "unsqueeze", "select", "contiguous", "flip", "chunk",
          "repeat_interleave", "amax", "amin", "abs", "stack_same")  # fmt: skip
+SECONDS = 60  # a call, compiled and run; a kernel that hangs is ended by the alarm and told as signal 14
 LIMITS = ("", "AVX512_CORE_VNNI")  # of oneDNN; "" is all that the machine has
 
 
@@ -70,8 +75,10 @@ def _seen(drawn: Draw) -> Tensor:
     return torch.cat([t.reshape(-1) for case in (drawn.case, *drawn.later) for t in _truth(case)])
 
 
-def check(drawn: Draw, engine: str) -> str | None:
+def check(drawn: Draw | FloatDraw, engine: str) -> str | None:
     """What is wrong with the selected kernel on the call and on those that come later; None where all are right."""
+    if isinstance(drawn, FloatDraw):
+        return check_floats(drawn, engine)
     bench = Bench(drawn.case, engine, host_isa(), _seen(drawn))
     kernel = select(bench.site)
     if isinstance(kernel, Refused):
@@ -99,9 +106,12 @@ def _child(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     for index in range(options.first, options.cases * len(options.engine)):
         print(json.dumps([index]), flush=True)
+        signal.alarm(int(os.environ.get("FUZZ_SECONDS", SECONDS)))
         drawn = draw(options.seed, index % options.cases, options.family)
         if os.environ.get("FUZZ_CRASHES_AT") == str(index):  # for the test of this command
             os.kill(os.getpid(), signal.SIGSEGV)
+        if os.environ.get("FUZZ_HANGS_AT") == str(index):
+            threading.Event().wait()
         problem = check(drawn, options.engine[index // options.cases])
         if problem is not None:
             print(json.dumps([index, problem, str(drawn)]), flush=True)

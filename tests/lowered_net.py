@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from qcompiler.backends.torch import runtime
+from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.ops import functional
 

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompiler.backends.torch.cases import Case, Int8, activation, weight
+from qcompiler.backends.torch.bench.cases import Case, Int8, activation, weight
+from tests import random_float_kernels
+from tests.random_float_kernels import FloatDraw
 
 SIZES = (1, 1, 1, 2, 2, 3, 4, 5, 7, 8, 9, 12)
 CHANNELS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 32)
@@ -277,16 +279,20 @@ def residual(rng: random.Random, high: int) -> tuple[str, dict[str, Any], tuple[
     return "conv2d_add", settings, (x, w, bias, other), again
 
 
-FAMILIES: dict[str, Any] = {f.__name__: f for f in (conv, linear, pool, interpolate, reduction, binary, join, unary, copy, norm, residual)}
+INT8: dict[str, Any] = {f.__name__: f for f in (conv, linear, pool, interpolate, reduction, binary, join, unary, copy, norm, residual)}
+FAMILIES: dict[str, Any] = {**INT8, **random_float_kernels.FAMILIES}
 WEIGHTS = {"conv": 6, "binary": 2, "pool": 2, "interpolate": 2}
 
 
-def draw(seed: int, number: int, family: str | None = None, later: int = 2) -> Draw:
+def draw(seed: int, number: int, family: str | None = None, later: int = 2) -> Draw | FloatDraw:
     """The call of that number; the same in every process."""
     rng = random.Random(f"{seed}/{number}")
     torch.manual_seed(rng.randrange(2**31))
     names = sorted(FAMILIES)
     chosen = family or rng.choices(names, [WEIGHTS.get(n, 1) for n in names])[0]
+    if chosen not in INT8:
+        drawn: FloatDraw = FAMILIES[chosen](rng)
+        return drawn
     while True:
         high = rng.choice((127, 255))
         op, settings, args, again = FAMILIES[chosen](rng, high)

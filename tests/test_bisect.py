@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from qcompiler.backends.torch.lower import Lower
+from qcompiler.backends.torch.passes.lower import Lower
 from qcompiler.debug import bisect, compute_sqnr
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.ir.attributes import attribute, set_attribute

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import qcompiler as qc
-from qcompiler.backends.torch import kernels
+from qcompiler.backends.torch.kernels import table as kernels
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Site
 from qcompiler.debug import compute_sqnr
 

@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import fx, nn
 
-from qcompiler.codegen.export import export_source
-from qcompiler.codegen.module import CompiledModule, compile_graph
-from qcompiler.codegen.once import quantized_engine
-from qcompiler.codegen.program import Program, ProgramError
-from qcompiler.codegen.registry import UnknownOpError
+from qcompiler.backends.torch.program.export import export_source
+from qcompiler.backends.torch.program.module import CompiledModule, compile_graph
+from qcompiler.backends.torch.program.once import quantized_engine
+from qcompiler.backends.torch.program.program import Program, ProgramError
+from qcompiler.backends.torch.program.registry import UnknownOpError
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 from tests.lowered_net import ENGINES, INPUT, lowered
 

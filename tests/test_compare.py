@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import qcompiler
-from qcompiler.codegen.module import CompiledModule
-from qcompiler.codegen.program import Program
+from qcompiler.backends.torch.program.module import CompiledModule
+from qcompiler.backends.torch.program.program import Program
 from qcompiler.debug import Comparison, Recorder, compare, compute_sqnr
 from qcompiler.debug.tally import BINS, Counter, Tally
 from qcompiler.errors import ConfigError, InputError

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import qcompiler
 from qcompiler import artifact, convert_fx, convert_to_reference_fx, explain, prepare_fx
 from qcompiler.api import remarks
-from qcompiler.backends.torch import speed
+from qcompiler.backends.torch.kernels import speed
 from qcompiler.debug.metrics import compute_sqnr
 from qcompiler.errors import ConfigError, NumericsError
 from qcompiler.observers import MinMaxObserver, PlaceholderObserver
@@ -109,7 +109,7 @@ def test_copies_scripts_and_files_are_equal_bit_for_bit(name: str, tmp_path: Pat
 def test_source_files_run(tmp_path: Path) -> None:
     import runpy
 
-    from qcompiler.codegen.export import export_source
+    from qcompiler.backends.torch.program.export import export_source
 
     model, ids = tagger()
     for name in ("dynamic", "float16"):

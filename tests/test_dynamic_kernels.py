@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,11 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qcompiler.backends.torch import recurrent, runtime
+from qcompiler import QConfigMapping, convert_fx, prepare_fx
+from qcompiler.backends.torch.program.once import quantized_engine
+from qcompiler.backends.torch.runtime import functions as runtime
+from qcompiler.backends.torch.runtime import recurrent
 from qcompiler.backends.torch.site import ENGINES
-from qcompiler.codegen.once import quantized_engine
 from qcompiler.ops import recurrent as reference
-from qcompiler.ops.reference import dequantize_weight, dynamic_quantize_dequantize, pack_4bit, quantize_weight, unpack_4bit
+from qcompiler.ops.reference import (
+    SMALLEST_STEP,
+    dequantize_weight,
+    dynamic_quantize_dequantize,
+    pack_4bit,
+    quantize_weight,
+    unpack_4bit,
+)
+from qcompiler.quantization import default_dynamic_qconfig, quantize_dynamic
 
 # float32 sums of values of order 1, and for recurrent layers their way through a few steps
 EXACT = 1e-5
@@ -74,6 +85,32 @@ def test_linear(engine: str, per_channel: bool, reduce_range: bool) -> None:
     assert ((got - want).abs() <= EXACT * want.abs().max()).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("size", [1e-2, 1e-3, 1e-4, 1e-6])
+@pytest.mark.parametrize("sign", [(-0.9, 1), (0, 1), (-1, 0)])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_kernels_take_no_steps_below_the_smallest(engine: str, sign: tuple[float, float], size: float) -> None:
+    """torch's kernels choose no step below 6.1e-5, so that inputs within 0.0156 have fewer than 255: the reference says so, too."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 16).clamp(*sign) * size
+    with quantized_engine(engine):
+        pack = runtime.prepack_linear(torch.eye(16).to(torch.int8), torch.ones(1), torch.zeros(1).long(), None, -1, "")
+        got = torch.ops.quantized.linear_dynamic(x, pack, False)
+    off = (got - dynamic_quantize_dequantize(x, 0, 255)).abs() > SMALLEST_STEP / 100
+    assert float(off.float().mean()) < 0.05  # ties
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (0, 2, 8), (3, 0, 8), (1, 2, 0, 8)])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_empty_batches_keep_their_dimensions(engine: str, shape: tuple[int, ...]) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 4)).eval(), torch.empty(shape)
+    mapping = QConfigMapping().set_global(default_dynamic_qconfig)
+    graph = convert_fx(prepare_fx(model, mapping, (torch.randn(*shape[:-2], 2, 8),), engine=engine))
+    with quantized_engine(engine):
+        eager = quantize_dynamic(copy.deepcopy(model), {nn.Linear})
+        found = [module(x).shape for module in (graph, eager, torch.jit.script(eager))]
+    assert found == [model(x).shape] * 3
+
+
 def saturating(engine: str, reduce_range: bool) -> float:
     w, x = torch.full((8, 64), 0.9), torch.ones(4, 64)
     stored = int8(w, per_channel=False)
@@ -84,7 +121,7 @@ def saturating(engine: str, reduce_range: bool) -> float:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_range_that_is_chosen_does_not_saturate(engine: str) -> None:
-    from qcompiler.backends.torch.modes import activation_range
+    from qcompiler.backends.torch.kernels.modes import activation_range
     from qcompiler.backends.torch.site import host_isa
     from qcompiler.qconfig import default_dynamic_qconfig
 
@@ -95,7 +132,7 @@ def test_the_range_that_is_chosen_does_not_saturate(engine: str) -> None:
 @pytest.mark.parametrize(("isa", "engine", "high"), [("avx512_vnni", "x86", 255), ("avx2", "x86", 127), ("avx2", "fbgemm", 127),
                                                      ("avx512", "onednn", 127), ("avx2", "qnnpack", 255)])  # fmt: skip
 def test_seven_bits_where_sums_have_sixteen(isa: str, engine: str, high: int) -> None:
-    from qcompiler.backends.torch.modes import activation_range
+    from qcompiler.backends.torch.kernels.modes import activation_range
     from qcompiler.qconfig import default_dynamic_qconfig
 
     assert activation_range(torch.fx.Graph().placeholder("x"), default_dynamic_qconfig, engine, isa) == (0, high)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
-from qcompiler.codegen.once import quantized_engine
+from qcompiler.backends.torch.program.once import quantized_engine
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.nn import intrinsic
 from qcompiler.nn.intrinsic.quantized.dynamic import LinearReLU

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qcompiler import convert_fx, explain, prepare_fx
-from qcompiler.backends.torch import tables
+from qcompiler.backends.torch.runtime import tables
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.nn.quantized import Embedding, EmbeddingBag
 from qcompiler.ops.reference import dequantize_weight, pack_4bit

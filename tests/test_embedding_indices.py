@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcompiler as qc
-from qcompiler.backends.torch import tables
+from qcompiler.backends.torch.runtime import tables
 from qcompiler.errors import InputError
 from qcompiler.nn.quantized import Embedding, EmbeddingBag
 from qcompiler.qconfig import float_qparams_weight_only_qconfig, float_qparams_weight_only_qconfig_4bit

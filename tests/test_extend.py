@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qcompiler import ConfigError, QConfigMapping, explain, fuse_fx, get_default_qconfig, load, remarks, save
-from qcompiler.backends.torch import kernels
+from qcompiler.backends.torch.kernels import table as kernels
 from qcompiler.debug import compute_sqnr
 from qcompiler.errors import PassError
 from qcompiler.ir.types import Stage
@@ -139,14 +139,16 @@ def test_a_spelling_can_be_claimed_once(example: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.5, -2])
-def test_a_rule(example: ModuleType, factor: float) -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_a_rule(example: ModuleType, factor: float, first: bool) -> None:
     torch.manual_seed(0)
-    model = Between(lambda x: x * factor).eval()
+    scaled = (lambda x: factor * x) if first else (lambda x: x * factor)
+    model = Between(scaled).eval()
     fused = fuse_fx(model, (X,), rules=(example.FOLD_FACTOR,))
     with torch.no_grad():
         assert torch.allclose(fused(X), model(X), atol=1e-5)
     assert "mul" not in targets(fused.graph) and "mul" in targets(fuse_fx(model, (X,)).graph)
-    _, result = between(lambda x: x * factor, rules=(example.FOLD_FACTOR,))
+    _, result = between(scaled, rules=(example.FOLD_FACTOR,))
     assert [r.op for r in explain(result.module).rows] == ["conv2d", "conv2d"]
 
 

@@ -8,6 +8,7 @@ import torch
 from qcompiler.backends.torch.site import ENGINES
 from tests import fuzz_kernels
 from tests.fuzz_kernels import Finding, fuzz
+from tests.random_float_kernels import FloatDraw
 from tests.random_kernels import FAMILIES, draw
 
 AVAILABLE = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
@@ -30,6 +31,8 @@ def test_a_draw_is_the_same_each_time(family: str) -> None:
 
 
 def _codes(drawn) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
+    if isinstance(drawn, FloatDraw):
+        return [t.int_repr() if t.is_quantized else t for call in drawn.calls for t in call if t is not None]
     return [x.int_repr() for case in (drawn.case, *drawn.later) for x in fuzz_kernels.inputs(case.args)]
 
 
@@ -39,3 +42,10 @@ def test_a_crash_is_a_finding_and_the_next_call_goes_on(monkeypatch: pytest.Monk
     found = list(fuzz(6, 0, AVAILABLE[:1], family="copy"))
     assert [(f.number, f.problem) for f in found] == [(3, "signal 11")]
     assert isinstance(found[0], Finding) and draw(0, 3, "copy").case.op in found[0].call
+
+
+def test_a_call_that_hangs_is_a_finding_and_the_next_call_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUZZ_HANGS_AT", "2")
+    monkeypatch.setenv("FUZZ_SECONDS", "5")
+    found = list(fuzz(4, 0, AVAILABLE[:1], family="copy"))
+    assert [(f.number, f.problem) for f in found] == [(2, "signal 14")]

@@ -21,14 +21,14 @@ from torch.fx import graph_module
 import qcompiler
 from qcompiler import artifact
 from qcompiler.artifact.notes import ROW
-from qcompiler.backends.torch.once_arguments import CHECKS, ArgumentError, check_once
-from qcompiler.codegen import registry
-from qcompiler.codegen.atomic import atomic_write
-from qcompiler.codegen.export import export_source
-from qcompiler.codegen.module import compile_graph
-from qcompiler.codegen.quote import comment, docstring, literal
+from qcompiler.backends.torch.program import registry
+from qcompiler.backends.torch.program.export import export_source
+from qcompiler.backends.torch.program.module import compile_graph
+from qcompiler.backends.torch.program.quote import comment, docstring, literal
+from qcompiler.backends.torch.runtime.once_arguments import CHECKS, ArgumentError, check_once
 from qcompiler.debug.explain import Row
 from qcompiler.errors import ArtifactError, ArtifactUnsafeError, ArtifactWriteError, ConfigError, InputError, QCompilerError
+from qcompiler.files.atomic import atomic_write
 from tests import fuzz_artifacts
 from tests.lowered_net import ENGINES, INPUT, lowered
 from tests.test_artifact import attempt, changed
@@ -229,7 +229,7 @@ NOTES = {
 
 @pytest.mark.parametrize("case", NOTES)
 def test_notes_are_what_the_compiler_writes(case: str, converted: Any, tmp_path: Path) -> None:
-    from qcompiler.codegen.values import to_json
+    from qcompiler.backends.torch.program.values import to_json
 
     def change(header: Any) -> None:
         header["attributes"] |= {name: to_json(value) for name, value in NOTES[case].items()}

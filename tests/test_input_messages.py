@@ -15,7 +15,7 @@ from torch import nn
 
 import qcompiler
 from qcompiler import quantization as Q
-from qcompiler.codegen.program import Program
+from qcompiler.backends.torch.program.program import Program
 from qcompiler.debug import bisect, compare
 from qcompiler.errors import QCompilerError
 from qcompiler.input_text import first_sentence, refuses_inputs

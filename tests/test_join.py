@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import qcompiler
-from qcompiler.codegen.module import CompiledModule
+from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.debug import Gate, compute_sqnr
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler import QConfigMapping, calibrate, convert_fx, explain, get_default_qconfig_mapping, prepare_fx, remarks
-from qcompiler.backends.torch import speed
+from qcompiler.backends.torch.kernels import speed
 from qcompiler.debug import compute_sqnr
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.observers import MinMaxObserver, get_observer_state_dict, load_observer_state_dict

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcompiler as qc
-from qcompiler.backends.torch import fit, groups
-from qcompiler.backends.torch.onednn_faults import misplaces_groups, overpads, sizes
+from qcompiler.backends.torch.kernels import fbgemm_faults, groups
+from qcompiler.backends.torch.kernels.onednn_faults import fitting, misplaces_groups, overpads, sizes
+from qcompiler.backends.torch.runtime import fit
 from qcompiler.backends.torch.site import ENGINES
 from qcompiler.debug import compute_sqnr
 
@@ -40,6 +41,8 @@ CONVS: tuple[tuple[nn.Module, tuple[int, ...], tuple[int, ...]], ...] = (
     (nn.Conv2d(48, 48, 3, stride=2, padding=1, groups=2), (1, 48, 9, 33), (2, 48, 5, 5)),  # groups of several blocks
     (nn.Conv2d(6, 40, 3, padding=1, groups=2), (2, 6, 7, 9), (1, 6, 3, 3)),
     (nn.Conv2d(60, 200, (1, 2), dilation=3, groups=5), (2, 60, 4, 4), (1, 60, 4, 9)),
+    (nn.Conv3d(104, 104, 5, padding=2, groups=104), (1, 104, 3, 4, 4), (2, 104, 1, 1, 9)),  # fbgemm writes planes that are none
+    (nn.Conv3d(8, 8, 7, stride=2, padding=3, groups=8), (2, 8, 2, 4, 3), (1, 8, 4, 2, 2)),
 )
 
 
@@ -160,6 +163,16 @@ def test_from_which_sizes_on_onednn_is_right(geometry: Any, smallest: list[int],
     found = sizes(*geometry)
     assert (found.smallest, found.least) == (smallest, least)
     assert found.grown == (found.least != found.smallest)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "least"), [(3, 1, 1), (3, 2, 1), (5, 1, 2), (5, 2, 3), (7, 1, 3), (7, 2, 5)])
+def test_from_which_sizes_on_fbgemms_depthwise_kernel_is_right(kernel: int, stride: int, least: int) -> None:
+    """Found under glibc's malloc checks with sizes of 1 to 5."""
+    padding, ones = [kernel // 2] * 3, [1, 1, 1]
+    found = fbgemm_faults.grown(fitting([kernel] * 3, padding, ones), [stride] * 3, padding)
+    assert found.least == [least, least, 1] and found.smallest == ones
+    flat = fbgemm_faults.grown(fitting([kernel] * 2, padding[:2], [1, 1]), [stride] * 2, padding[:2])
+    assert flat.least == [1, 1]
 
 
 def test_which_windows_and_groups_onednn_gets_wrong() -> None:

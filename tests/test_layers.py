@@ -13,16 +13,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # docs/design.md, "Layers": a file may import from its own row and from rows above it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "ambient", "vision", "checks", "gate", "kinds", "near_names", "batches", "fingerprint", "input_text"),
-    ("ir",),
+    ("errors", "ambient", "vision", "checks", "gate", "kinds", "near_names", "batches", "fingerprint", "input_text", "files"),
+    ("ir", "kept_names"),
     ("ops",),
-    ("observers", "fake_quantize", "qconfig", "qconfig_mapping", "custom_config", "backend_config"),
-    ("qat",),
+    ("stages",),
+    ("observers", "fake_quantize", "qconfig", "qconfig_mapping", "qconfig_of_call", "custom_config", "backend_config"),
+    ("qconfig_of_op",),
+    ("target", "qat"),
+    ("matching",),
     ("rewrite", "graph_pickle", "float_state"),
     ("patterns",),
-    ("pass_manager",),
-    ("passes", "prepared"),
-    ("trace", "backends", "codegen", "artifact"),
+    ("settings", "journal", "pass_manager"),
+    ("passes", "prepared", "decisions", "decide_again", "executable"),
+    ("trace", "backends", "artifact"),
     ("nn",),
     ("pipeline",),
     ("debug",),
@@ -50,7 +53,7 @@ def module_name(path: Path) -> str:
 
 
 def layer(module: str) -> str:
-    """`qcompiler.backends.torch.lower` -> `backends`; the package itself is `__init__`."""
+    """`qcompiler.backends.torch.passes.lower` -> `backends`; the package itself is `__init__`."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 

@@ -11,7 +11,7 @@ from torch import nn
 import qcompiler.nn.intrinsic as nni
 import qcompiler.nn.intrinsic.quantized as nniq
 import qcompiler.nn.quantized as nnq
-from qcompiler.codegen.once import quantized_engine
+from qcompiler.backends.torch.program.once import quantized_engine
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.fake_quantize import default_fused_per_channel_wt_fake_quant, default_per_channel_weight_fake_quant
 from qcompiler.observers import MinMaxObserver

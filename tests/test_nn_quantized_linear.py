@@ -11,7 +11,7 @@ from torch import nn
 import qcompiler.nn.intrinsic as nni
 import qcompiler.nn.intrinsic.quantized as nniq
 import qcompiler.nn.quantized as nnq
-from qcompiler.codegen.once import quantized_engine
+from qcompiler.backends.torch.program.once import quantized_engine
 from qcompiler.errors import ConfigError, InputError
 from tests.int8_modules import ENGINES, PER_CHANNEL, PER_TENSOR, calibrated, codes, error, random_norm, same, truth
 

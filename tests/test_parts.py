@@ -324,6 +324,81 @@ def test_ops_with_weights_that_take_all_of_it_leave_a_remark() -> None:
     assert any(call.op.startswith(("aten::cat", "quantized::cat")) for call in module.program.calls)
 
 
+SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * (b + 2),
+    "gelu": lambda a, b: nn.functional.gelu(a + b),
+}
+CUT_SUMS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "slices": lambda y: (y[:, :1], y[:, 1:]),
+    "select": lambda y: (y[:, 0], y[:, 1:]),
+    "split": lambda y: y.split([1, 8], 1),
+    "transposed": lambda y: (y.transpose(0, 1)[0], y.transpose(0, 1)[1:]),
+    "index_select": lambda y: (y.index_select(1, torch.tensor([0])), y.index_select(1, torch.arange(1, 9))),
+}
+
+
+class Carried(nn.Module):
+    """Two tensors whose first step is small, combined; the first step and the others are read by a layer each."""
+
+    def __init__(self, combine: Callable[[Tensor, Tensor], Tensor], cut: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.combine, self.cut = combine, cut
+        self.branch, self.one, self.other = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False), nn.Linear(8, 8)
+        with torch.no_grad():
+            self.branch.weight *= 0.01
+
+    def forward(self, stream: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        one, other = self.cut(self.combine(stream, self.branch(x)))
+        return self.one(one), self.other(other)
+
+
+def carried(small: float) -> tuple[Tensor, Tensor]:
+    stream = torch.randn(4, 9, 8)
+    stream[:, 0] *= small
+    return stream, torch.randn(4, 9, 8)
+
+
+@pytest.mark.parametrize("cut", CUT_SUMS)
+@pytest.mark.parametrize("combine", SUMS)
+def test_a_small_part_of_a_sum_is_not_lost(combine: str, cut: str) -> None:
+    model = Carried(SUMS[combine], CUT_SUMS[cut]).eval()
+    inputs = carried(0.01)
+    module = qcompiler.quantize(model, [inputs], progress=False)
+    found = [float(compute_sqnr(a, b)) for a, b in zip(model(*inputs), module(*inputs), strict=True)]
+    assert min(found) > 25 and "unlike-parts" in codes(module), found  # on the steps of the whole 2 to 8
+    assert all(row.int8 for row in qcompiler.explain(module).rows if row.op == "linear")
+
+
+@pytest.mark.parametrize("cut", CUT_SUMS)
+def test_parts_of_a_sum_of_like_range_have_its_scale(cut: str) -> None:
+    model, inputs = Carried(SUMS["add"], CUT_SUMS[cut]).eval(), carried(1.0)
+    module = qcompiler.quantize(model, [inputs], progress=False)
+    found = [float(compute_sqnr(a, b)) for a, b in zip(model(*inputs), module(*inputs), strict=True)]
+    assert min(found) > 25 and "unlike-parts" not in codes(module), found
+    assert any(row.int8 for row in qcompiler.explain(module).rows if row.op == "add")
+    other = tuple(torch.cat([t, t[:1]]) for t in inputs)
+    assert [r.shape for r in module(*other)] == [r.shape for r in model(*other)]
+
+
+def test_sums_before_a_float_one_are_float_where_nobody_wants_them_in_int8() -> None:
+    """A residual stream of two sums: the second loses its first step, and so would the first."""
+
+    class Twice(Carried):
+        def forward(self, stream: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            before = stream + self.branch(x)
+            one, other = self.cut(before + self.branch(torch.relu(self.branch(x))))
+            return self.one(one), self.other(other)
+
+    model, inputs = Twice(SUMS["add"], CUT_SUMS["slices"]).eval(), carried(0.01)
+    module = qcompiler.quantize(model, [inputs], progress=False)
+    found = [float(compute_sqnr(a, b)) for a, b in zip(model(*inputs), module(*inputs), strict=True)]
+    assert min(found) > 25, found
+    assert [row.code for row in qcompiler.explain(module).rows if row.op == "add"] == ["float-readers", "unlike-parts"]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_held_back_parts_are_right_all_the_same(engine: str) -> None:
     """What a gate holds back costs accuracy alone: the parts get a common scale."""
@@ -337,3 +412,22 @@ def test_held_back_parts_are_right_all_the_same(engine: str) -> None:
         for a, b in zip(reference(x), module(x), strict=True):
             # a step of the common scale here and there: 0.02 for values of 5, times weights of at most 0.36
             assert float((a - b).abs().max()) <= max(float(a.abs().max()) / 100, 0.02)
+
+
+@pytest.mark.parametrize("way", ["chunk", "split", "slices", "whole"])
+def test_training_says_which_parts_share_a_scale(way: str) -> None:
+    class Gates(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gates, self.one, self.two = nn.Linear(8, 16), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.gates(x)
+            if way == "whole":
+                return self.one(y[:, :8] + y[:, 8:] * 0) + self.two(y.relu()[:, 8:])
+            a, b = y.chunk(2, 1) if way == "chunk" else y.split([8, 8], 1) if way == "split" else (y[:, :8], y[:, 8:])
+            return self.one(a) + self.two(b)
+
+    prepared = qcompiler.prepare_qat_fx(Gates().train(), None, (torch.randn(4, 8),))
+    found = [remark for remark in qcompiler.remarks(prepared) if remark.code == "parts-share"]
+    assert [remark.where.module_path for remark in found] == ([] if way == "whole" else ["gates"])

@@ -30,7 +30,7 @@ from qcompiler import (
     quantize,
     remarks,
 )
-from qcompiler.codegen.module import CompiledModule
+from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.debug import compute_sqnr
 from qcompiler.ops.obstacles import CODES
 from tests.flow import ENGINES, fingerprint, flow, randn, randomized, targets

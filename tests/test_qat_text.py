@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import qcompiler
 from qcompiler import calibrate, convert_fx, explain, prepare_fx, prepare_qat_fx, remarks
-from qcompiler.codegen.module import CompiledModule
+from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.debug import compute_sqnr, parity
 from qcompiler.fake_quantize import disable_observer
 from qcompiler.ir.types import Mode

@@ -1,4 +1,4 @@
-"""Every float op left and every candidate not fused has a remark; every node knows where it comes from. Over models of the zoo."""
+"""Every float op left and every near miss of a fusion has a remark; every node knows where it comes from. Over models of the zoo."""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler import QCompilerError, QConfigMapping, calibrate, convert_fx, prepare_fx
-from qcompiler.backends.torch import kernels
-from qcompiler.codegen.safetensors import read_safetensors, safetensors
+from qcompiler.backends.torch.kernels import table as kernels
 from qcompiler.debug import Dump
 from qcompiler.debug.reproduce import main
 from qcompiler.errors import ArtifactError
+from qcompiler.files.safetensors import read_safetensors, safetensors
 from qcompiler.ops.table import OPS
 from qcompiler.qconfig import QConfig, default_qconfig
 from tests import planted

@@ -12,7 +12,7 @@ from torch import nn
 
 import qcompiler
 import qcompiler.debug
-from qcompiler.backends.torch import runtime
+from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.site import ENGINES
 from qcompiler.debug import compute_sqnr
 

@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qcompiler import quantize
-from qcompiler.backends.torch.cases import Case, Int8, all_cases, real
-from qcompiler.codegen.build import build
-from qcompiler.codegen.module import CompiledModule, assemble, compile_graph
-from qcompiler.codegen.once import quantized_engine
+from qcompiler.backends.torch.bench.cases import Case, Int8, all_cases, real
+from qcompiler.backends.torch.program.build import build
+from qcompiler.backends.torch.program.module import CompiledModule, assemble, compile_graph
+from qcompiler.backends.torch.program.once import quantized_engine
 from qcompiler.errors import ConfigError
 from qcompiler.ops import functional
 from qcompiler.quantization import quantize_dynamic

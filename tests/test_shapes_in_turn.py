@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 import qcompiler
-import qcompiler.codegen.module
+import qcompiler.backends.torch.program.module
 import qcompiler.quantization
-from qcompiler.backends.torch.by_shape import ENGINE_LOCK, PacksByShape
+from qcompiler.backends.torch.runtime.by_shape import ENGINE_LOCK, PacksByShape
 from qcompiler.nn import quantized
 
 ONEDNN = [e for e in ("x86", "onednn") if e in torch.backends.quantized.supported_engines]
@@ -187,7 +187,7 @@ def test_nested_and_optional_arguments(created: Callable[..., int]) -> None:
 
 def test_a_module_of_one_op(created: Callable[..., int]) -> None:
     """nn.quantized modules, with a second rank on the same packs."""
-    with qcompiler.codegen.module.quantized_engine("x86"):
+    with qcompiler.backends.torch.program.module.quantized_engine("x86"):
         module = quantized.Conv2d(4, 8, 3)
     inputs = [torch.quantize_per_tensor(x, 0.1, 3, torch.quint8) for x in (*conv_inputs(2), torch.randn(4, 7, 7))]
     for _ in range(3):
@@ -201,7 +201,7 @@ def test_a_module_of_one_op(created: Callable[..., int]) -> None:
 ], ids=["Linear", "LSTM", "GRU", "LSTMCell", "RNNCell"])  # fmt: skip
 def test_dynamic_modules_on_onednn(make: Callable[[], nn.Module], created: Callable[..., int]) -> None:
     model = nn.Sequential(make()).eval()
-    with qcompiler.codegen.module.quantized_engine("onednn"):
+    with qcompiler.backends.torch.program.module.quantized_engine("onednn"):
         module = qcompiler.quantization.quantize_dynamic(model)
     sizes = [(4, 8), (1, 8), (2, 8)] if isinstance(model[0], nn.RNNCellBase) else [(3, 4, 8), (3, 1, 8), (5, 2, 8)]
     inputs = [torch.randn(size, generator=torch.Generator().manual_seed(0)) for size in sizes]
@@ -326,7 +326,7 @@ def test_the_engine_of_the_moment_stays(engine: str, moment: str) -> None:
         pytest.skip("this torch lacks it")
     module, inputs = compiled(2, engine)
     expected = [copy.deepcopy(module)(x) for x in inputs]
-    with qcompiler.codegen.module.quantized_engine(moment):
+    with qcompiler.backends.torch.program.module.quantized_engine(moment):
         for _ in range(3):
             assert all(map(torch.equal, in_turn(module, inputs), expected))
         assert torch.backends.quantized.engine == moment

@@ -26,7 +26,7 @@ from qcompiler import (
     prepare_fx,
     prepare_qat_fx,
 )
-from qcompiler.backends.torch.depthwise import safe_qparams, safe_weight
+from qcompiler.backends.torch.kernels.depthwise import safe_qparams, safe_weight
 from qcompiler.debug import compute_sqnr, parity
 from qcompiler.fake_quantize import FakeQuantize, FusedMovingAvgObsFakeQuantize
 from qcompiler.ir.types import QParams

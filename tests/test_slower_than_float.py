@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qcompiler import QConfigMapping, calibrate, convert_fx, explain, get_default_qconfig_mapping, prepare_fx, remarks
-from qcompiler.backends.torch.speed import recurrent_table, recurrent_times
+from qcompiler.backends.torch.kernels.speed import recurrent_table, recurrent_times
 from qcompiler.quantization import default_dynamic_qconfig
 
 CODE = "slower-than-float"

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qcompiler.backends.torch import elementwise, speed
-from qcompiler.backends.torch.cases import Case, activation, all_cases
-from qcompiler.backends.torch.kernels import Kernel, entries, select
-from qcompiler.backends.torch.measure import Bench
-from qcompiler.backends.torch.speed import fastest, shape_class
-from qcompiler.backends.torch.time_kernels import ENGINE, cases
+from qcompiler.backends.torch.bench.cases import Case, activation, all_cases
+from qcompiler.backends.torch.bench.measure import Bench
+from qcompiler.backends.torch.bench.time_kernels import ENGINE, cases
+from qcompiler.backends.torch.kernels import elementwise, speed
+from qcompiler.backends.torch.kernels.speed import fastest, shape_class
+from qcompiler.backends.torch.kernels.table import Kernel, entries, select
 from tests.flow import flow, randn
 
 PREFERRED = {  # int8 against float arithmetic, which needs 2 to 9 times as long at every shape that was tried

@@ -29,28 +29,28 @@ from qcompiler import (
     remarks,
     save,
 )
-from qcompiler.backends.torch import lower
-from qcompiler.backends.torch.kernels import Refused, select
+from qcompiler.backends.torch.kernels.table import Refused, select
+from qcompiler.backends.torch.passes import lower
 from qcompiler.debug import compute_sqnr
 from qcompiler.errors import PassError
 from qcompiler.ir.types import QUANT, Stage, quant_of
-from qcompiler.ir.verify import verify
+from qcompiler.ops.example import Example
 from qcompiler.ops.spec import Op, Output, Role
 from qcompiler.ops.table import OPS
-from qcompiler.pass_manager import run_passes
+from qcompiler.pass_manager import Context, run_passes
 from qcompiler.passes.freeze_qparams import FreezeQParams
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from qcompiler.prepared import state_of
+from qcompiler.stages.verify import verify
 from tests.flow import ENGINES, flow, randn
-from tests.test_ops import CASES, Case
 
 FIXED = tuple(row for row in OPS.rows.values() if row.output is Output.FIXED)
 SAME = tuple(row for row in OPS.rows.values() if row.output is Output.SAME and not row.identity({"training": False, "p": 0.5}))
 LINEAR = OPS.rows["linear"]
-DEFAULT = Case()
+DEFAULT = Example()
 TAKES = tuple(row for row in OPS.rows.values() if row.output in (Output.OWN, Output.FIXED, Output.JOIN)
-              and (row.weight is None or "weight" in CASES.get(row.name, DEFAULT).tensors)
-              and not CASES.get(row.name, DEFAULT).positive)  # fmt: skip
+              and (row.weight is None or "weight" in (row.example or DEFAULT).tensors)
+              and not (row.example or DEFAULT).positive)  # fmt: skip
 JUMPS = ("round", "threshold", "hardshrink")  # a step of the input makes a jump of the result
 RANDOM = ("dropout", "stochastic_depth")
 LOWEST = 24.0  # dB: three roundings to 8 bits at about 40 dB each, of which the steps of 1/256 use a half or a quarter of their range
@@ -78,8 +78,8 @@ class Branch:
         return case_of(self.same if self.is_linear else self.takes).inputs
 
 
-def case_of(row: Op) -> Case:
-    return CASES.get(row.name, DEFAULT)
+def case_of(row: Op) -> Example:
+    return row.example or DEFAULT
 
 
 def attributes_of(row: Op) -> dict[str, Any]:
@@ -327,11 +327,17 @@ def test_an_int8_op_without_qparams_is_named_by_the_verifier() -> None:
         verify(gm, Stage.QUANTIZED, after="x")
 
 
-@pytest.mark.parametrize("changes", [{}, {"int8": False}])
-def test_a_producer_that_changed_its_mind_alone_is_named(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "%_1 is int8 and has no qparams"),
+        ({"int8": False, "reason": "it changed its mind"}, "int8 op %_2 takes %_1, which nothing quantizes"),
+    ],
+)
+def test_a_producer_that_changed_its_mind_alone_is_named(changes: dict[str, Any], text: str) -> None:
     gm = pooled()
-    context = state_of(gm).context  # type: ignore[union-attr]
+    context = Context(state_of(gm).settings)  # type: ignore[union-attr]
     run_passes(gm, (FreezeQParams(),), Stage.OBSERVED, context)
     forget(gm, **changes)
-    with pytest.raises(PassError, match="int8 op %_2 takes %_1, which nothing quantizes"):
+    with pytest.raises(PassError, match=text):
         run_passes(gm, (InsertQuantizeDequantize(),), Stage.OBSERVED, context)

@@ -25,7 +25,7 @@ from qcompiler.cli.viz import Format
 from qcompiler.debug import Document, Recorder, document_of
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.passes import OBSERVE
-from qcompiler.viz import layout, page
+from qcompiler.viz import colors, layout, page
 from qcompiler.viz.boxes import BOX, draw, sums_of
 from qcompiler.viz.dot import to_dot
 from qcompiler.viz.labels import count_text, plain
@@ -495,5 +495,19 @@ def test_an_overlay_tints_the_boxes_of_a_drawing() -> None:
     document = chain(4, lambda i: f"m{i // 2}").with_overlay("time", {"n0": 1.0, "n1": 3.0, "n2": 5.0})
     root = ET.fromstring(to_svg(draw(document, depth=1), document.overlays))
     tints = [e.get("fill") for e in root.findall(".//{*}rect[@fill-opacity]")]
-    assert tints == ["#fde725", "#440154"]  # the largest of each module: 3 and 5
+    assert tints == [colors.SCALE[0], colors.SCALE[-1]]  # the largest of each module: 3 and 5
     assert "time: 3 to 5" in ET.tostring(root, "unicode")
+
+
+def test_pictures_and_page_have_one_table_of_colours() -> None:
+    static = Path(page.__file__).parent / "static"
+    script = colors.script()
+    for color, _ in colors.KINDS.values():
+        assert color in script
+    tables = {c for table in (colors.CATEGORIES, colors.SCALE) for c in table} | {c for c, _ in colors.KINDS.values()}
+    written = {
+        c.lower() for path in (*static.glob("*.js"), *static.glob("*.css")) for c in re.findall(r"#[0-9a-fA-F]{6}\b", path.read_text())
+    }
+    assert not tables & written, "a colour of the table is spelled in the page's files"
+    assert colors.color_at(0) == colors.SCALE[0]
+    assert colors.color_at(1) == colors.SCALE[-1]

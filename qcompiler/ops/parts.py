@@ -1,8 +1,9 @@
 """Which channels of a result go where: a value that is only read in parts may have a scale for each part.
 
-It is the result of an op with weights, in parts of its channels, or of a cat, in parts along its dimension. The ops between are followed
-on a tensor that holds, for each value, a number that stands for its channel. So chunk, split, slices, unbind, indices, and reshape and
-permute before any of them, are all the same: parts are sets of channels that nobody reads together.
+It is the result of an op with weights, in parts of its channels, of a cat, in parts along its dimension, or of a sum and the like, in parts
+along any dimension that is cut: a class token beside its patches. The ops between are followed on a tensor that holds, for each value, a
+number that stands for its channel. So chunk, split, slices, unbind, indices, and reshape and permute before any of them, are all the
+same: parts are sets of channels that nobody reads together.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from qcompiler.ir.attributes import attribute
 from qcompiler.ir.readers import readers
 from qcompiler.ir.types import quant_of, value_of
 from qcompiler.ops.arguments import asks_size, changes
-from qcompiler.ops.spec import Op, Output
+from qcompiler.ops.spec import Family, Op, Output
 from qcompiler.ops.table import Table
 
 MAX_NODES = 256  # of copies behind one op: more is no pattern that parts help with
@@ -39,10 +40,28 @@ def parts_of(gm: fx.GraphModule, producer: fx.Node, table: Table) -> tuple[Part,
     row = table.of(producer)
     if row is None or not quant_of(producer).int8 or _is_read(producer, {}, table):
         return ()
-    joins = row.output is Output.JOIN and row.name == "cat"
-    if not joins and not _scales_by_channel(gm, producer, row):
-        return ()
-    held = _channels_behind(producer, _axis(producer, row), table)
+    found = (_parts_along(producer, axis, table) for axis in _axes(gm, producer, row, table))
+    return next((parts for parts in found if parts), ())
+
+
+def _axes(gm: fx.GraphModule, producer: fx.Node, row: Op, table: Table) -> list[int]:
+    """The dimensions along which the result may be read in parts, in the order in which they are tried."""
+    if row.weight is not None:
+        return [-1 if row.family is Family.LINEAR else 1] if _scales_by_channel(gm, producer, row) else []
+    if row.output is Output.JOIN:
+        dim: Any = producer.args[1] if len(producer.args) > 1 else producer.kwargs.get("dim", 0)
+        return [int(dim)] if row.name == "cat" else []
+    return list(range(len(value_of(producer).shape or ()))) if row.output is Output.OWN and _is_cut(producer, table) else []
+
+
+def _is_cut(producer: fx.Node, table: Table) -> bool:
+    """Whether a copy of the result holds less than all of it."""
+    whole = math.prod(value_of(producer).shape or ())
+    return any(math.prod(shape) < whole for node in _copies(producer, table) if (shape := value_of(node).shape) is not None)
+
+
+def _parts_along(producer: fx.Node, axis: int, table: Table) -> tuple[Part, ...]:
+    held = _channels_behind(producer, axis, table)
     if held is None:
         return ()
     reads = [held[node] for node in held if _is_read(node, held, table)]
@@ -61,13 +80,6 @@ def _scales_by_channel(gm: fx.GraphModule, node: fx.Node, row: Op) -> bool:
     own = all(isinstance(a, fx.Node) and a.op == "get_attr" and len(a.users) == 1 and len(readers(gm, str(a.target))) == 1 for a in tensors)
     bounds: Any = node.kwargs.get("bounds") or ()
     return own and all(bound in (None, 0) for bound in bounds)
-
-
-def _axis(producer: fx.Node, row: Op) -> int:
-    if row.output is Output.JOIN:
-        dim: Any = producer.args[1] if len(producer.args) > 1 else producer.kwargs.get("dim", 0)
-        return int(dim)
-    return -1 if row.name == "linear" else 1
 
 
 def _channels_behind(producer: fx.Node, axis: int, table: Table) -> dict[fx.Node, tuple[int, ...] | None] | None:

@@ -52,16 +52,22 @@ def dequantize_weight(w: Tensor, scale: Tensor, zero_point: Tensor, axis: int | 
     return ((w.to(torch.float64) - z) * s).to(torch.float32)
 
 
+SMALLEST_STEP = float(torch.tensor(6.1e-5))  # of the qparams that dynamic kernels choose: SMALL_SCALE_THRESHOLD of quant_utils.h
+
+
 def dynamic_quantize_dequantize(x: Tensor, quant_min: int, quant_max: int) -> Tensor:
     """Rounds x (any float dtype) to quant_max - quant_min steps of its own range, which is widened to contain 0.
 
-    The zero point is rounded from the end of the range that loses less; as torch's dynamic kernels choose it.
+    As torch's dynamic kernels choose them: a step is at least SMALLEST_STEP, and the zero point is rounded from the end of the range that
+    loses less.
     """
     if x.numel() == 0:
         return x
     ends = x.detach().aminmax()
     low, high = min(float(ends.min), 0.0), max(float(ends.max), 0.0)
     scale = (high - low) / (quant_max - quant_min) or 0.1
+    if scale < SMALLEST_STEP:
+        low, high, scale = low * SMALLEST_STEP / scale, high * SMALLEST_STEP / scale, SMALLEST_STEP
     from_low, from_high = quant_min - low / scale, quant_max - high / scale
     zero_point = from_low if abs(quant_min) + abs(low / scale) < abs(quant_max) + abs(high / scale) else from_high
     zero_point = round(min(max(zero_point, quant_min), quant_max))

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qcompiler.codegen.atomic import atomic_write
 from qcompiler.debug.document import Document
 from qcompiler.debug.sources import document_of
 from qcompiler.errors import ConfigError
+from qcompiler.files.atomic import atomic_write
 from qcompiler.viz import dot, mermaid, model_explorer, svg
 from qcompiler.viz.boxes import draw
 from qcompiler.viz.page import render

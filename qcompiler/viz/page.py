@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any, Protocol
 
 from qcompiler.errors import ConfigError
+from qcompiler.viz import colors
 
 FORMAT, VERSION = "qcompiler-graph", 1
 # In the order in which they stand in the page; they share one scope.
@@ -70,12 +71,12 @@ def _asset(name: str) -> str:
 
 @cache
 def _style() -> str:
-    return _asset("style.css")
+    return colors.style() + _asset("style.css")
 
 
 @cache
 def _script() -> str:
-    return '"use strict";\n(() => {\n' + "\n".join(_asset(f"{name}.js") for name in SCRIPTS) + "})();\n"
+    return '"use strict";\n(() => {\n' + colors.script() + "\n".join(_asset(f"{name}.js") for name in SCRIPTS) + "})();\n"
 
 
 @cache

@@ -1,1 +1,1 @@
-"""The native back end: a network as C."""
+"""The native back end: QUANTIZED -> C -> a library of this machine (docs/native.md)."""

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qcompiler.backends.torch.conv import saturation
-from qcompiler.backends.torch.depthwise import safe_weight
-from qcompiler.backends.torch.kernels import Refused, select
+from qcompiler.backends.torch.kernels.conv import saturation
+from qcompiler.backends.torch.kernels.depthwise import safe_weight
+from qcompiler.backends.torch.kernels.table import Refused, select
 from qcompiler.backends.torch.site import Emit, Operand, Site, Weight, host_isa
 from qcompiler.ir.types import VALUE, QParams, Value
 from qcompiler.ops.quantized_tensors import channel_axis, qparams_of_tensor

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from qcompiler.backends.torch import floats
+from qcompiler.backends.torch.runtime import floats
 from qcompiler.ir.types import QParams, value_of
 from qcompiler.ops.spec import Op
 

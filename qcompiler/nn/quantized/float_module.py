@@ -7,7 +7,7 @@ import types
 import weakref
 from typing import Any
 
-from qcompiler.backends.torch.by_shape import PacksByShape, PackSet, shapes_of
+from qcompiler.backends.torch.runtime.by_shape import PacksByShape, PackSet, shapes_of
 from qcompiler.nn.quantized import scripted
 from qcompiler.nn.quantized.base import QuantizedModule
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcompiler.backends.torch import conv
-from qcompiler.backends.torch.depthwise import safe_qparams
+from qcompiler.backends.torch.kernels import conv
+from qcompiler.backends.torch.kernels.depthwise import safe_qparams
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, QCompilerError, Where
 from qcompiler.fake_quantize import FakeQuantize

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompiler.backends.torch import floats  # noqa: F401  (the twins' source is compiled with the names of this file)
 from qcompiler.backends.torch.eager import run_op
+from qcompiler.backends.torch.runtime import floats  # noqa: F401  (the twins' source is compiled with the names of this file)
 from qcompiler.errors import ConfigError, InputError, UnsupportedOpError
 from qcompiler.nn.quantized import functional_script
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
-from qcompiler.backends.torch import floats
-from qcompiler.backends.torch.runtime import as_quint8
+from qcompiler.backends.torch.runtime import floats
+from qcompiler.backends.torch.runtime.functions import as_quint8
 from qcompiler.errors import CalibrationError, ConfigError, InputError, Where
 from qcompiler.ir.check_qparams import HINT, scale_fault, zero_point_fault
 from qcompiler.ir.check_state import assigns, check_state

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._jit_internal import BroadcastingList1, BroadcastingList2, BroadcastingList3
 
-from qcompiler.backends.torch import floats
+from qcompiler.backends.torch.runtime import floats
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from qcompiler.ambient import call_is_plain, plain_call, widened
-from qcompiler.backends.torch import recurrent, tables
+from qcompiler.backends.torch.runtime import recurrent, tables
 from qcompiler.ops import recurrent_float
 
 Tensor = torch.Tensor
@@ -39,7 +39,9 @@ def packed_linear(self, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
     else:
         y = torch.ops.quantized.linear_dynamic(rows, self._pack, self._reduce)
     y = torch.relu(y) if self._relu else y
-    return y.squeeze(0) if x.dim() == 1 else y
+    if x.dim() == 1:
+        return y.squeeze(0)
+    return y if y.dim() == x.dim() else y.reshape(x.shape[:-1] + y.shape[-1:])  # onednn loses leading dimensions of empty batches
 
 
 def float_linear(self, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]

@@ -1,20 +1,4 @@
-// What colours mean. Okabe-Ito for categories and cividis for numbers (less its darkest end, for dark pages): both can be told apart by colour-blind readers.
-
-const OKABE_ITO = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", "#7f8790"];
-const CIVIDIS = ["#1f4b99", "#2a4d86", "#3f5078", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
-const NONE = "#7f8790";
-const KINDS = {
-  int8: "#0072b2",
-  float: "#e69f00",
-  quantize: "#56b4e9",
-  dequantize: "#009e73",
-  observer: "#cc79a7",
-  pack: "#b8a900",
-  attr: "#7f8790",
-  input: "#7f8790",
-  output: "#7f8790",
-  other: "#7f8790",
-};
+// What colours mean. The tables KINDS, CATEGORIES, SCALE and NONE are those of viz/colors.py, which the page puts before this.
 
 const number = (id, title, unit, read, worst) => ({ id, title, unit, read, worst, numeric: true });
 const lowest = (a, b) => Math.min(a, b),
@@ -69,7 +53,7 @@ class Painter {
     this.palette = new Map(
       names.map((name, i) => [
         name,
-        this.colouring.id === "kind" ? KINDS[name] || NONE : name === "none" ? NONE : OKABE_ITO[i % OKABE_ITO.length],
+        this.colouring.id === "kind" ? KINDS[name] || NONE : name === "none" ? NONE : CATEGORIES[i % CATEGORIES.length],
       ]),
     );
   }
@@ -141,9 +125,9 @@ function mix(a, b, share) {
 }
 
 function ramp(at) {
-  const place = at * (CIVIDIS.length - 1),
-    i = Math.min(CIVIDIS.length - 2, Math.floor(place));
-  return mix(CIVIDIS[i + 1], CIVIDIS[i], place - i);
+  const place = at * (SCALE.length - 1),
+    i = Math.min(SCALE.length - 2, Math.floor(place));
+  return mix(SCALE[i + 1], SCALE[i], place - i);
 }
 
 const isDark = () => document.documentElement.dataset.theme === "dark";

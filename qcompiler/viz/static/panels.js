@@ -330,7 +330,7 @@ class Panels {
     for (const input of [from, to, fixed]) input.addEventListener("change", update);
     host.replaceChildren(
       title,
-      h("span", { class: "ramp", css: { background: `linear-gradient(to right, ${CIVIDIS.join(", ")})` } }),
+      h("span", { class: "ramp", css: { background: `linear-gradient(to right, ${SCALE.join(", ")})` } }),
       h("span", { class: "ends" }, from, unit && h("span", {}, unit), to),
       h("label", { class: "check" }, fixed, "fixed scale"),
     );

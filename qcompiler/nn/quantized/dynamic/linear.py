@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from qcompiler.backends.torch import runtime
+from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.errors import InputError
 from qcompiler.nn.quantized.dynamic.weighted import OneWeight
 

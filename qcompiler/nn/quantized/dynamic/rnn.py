@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from qcompiler.backends.torch import recurrent, runtime
+from qcompiler.backends.torch.runtime import functions as runtime
+from qcompiler.backends.torch.runtime import recurrent
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.dynamic.base import DynamicModule

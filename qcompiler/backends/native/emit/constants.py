@@ -1,0 +1,46 @@
+"""The constants of a network: packed weights and tables in one block of bytes, and plain numbers. The C knows their places alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LINE = 64
+SLACK = 128  # kernels read past the end of what they use: QC_SLACK
+
+
+@dataclass
+class Constants:
+    """Everything in it follows from tensors and qparams, so other weights need no other C."""
+
+    blocks: list[bytes] = field(default_factory=list)
+    size: int = 0
+    integers: list[int] = field(default_factory=list)
+    reals: list[float] = field(default_factory=list)  # float32
+    doubles: list[float] = field(default_factory=list)
+
+    def data(self, values: NDArray[Any]) -> int:
+        """The offset of an array's bytes, at the start of a cache line."""
+        offset, raw = self.size, np.ascontiguousarray(values).tobytes()
+        room = -(-(len(raw) + SLACK) // LINE) * LINE
+        self.blocks.append(raw + bytes(room - len(raw)))
+        self.size += room
+        return offset
+
+    def integer(self, value: int) -> int:
+        self.integers.append(int(value))
+        return len(self.integers) - 1
+
+    def real(self, value: float) -> int:
+        self.reals.append(float(np.float32(value)))
+        return len(self.reals) - 1
+
+    def double(self, value: float) -> int:
+        self.doubles.append(float(value))
+        return len(self.doubles) - 1
+
+    def bytes(self) -> bytes:
+        return b"".join(self.blocks)

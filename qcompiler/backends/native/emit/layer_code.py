@@ -1,0 +1,147 @@
+"""Writes the C function of a layer: it fills the struct of a kernel from constants and sizes, and runs some of its pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.backends.native.emit.constants import Constants
+from qcompiler.backends.native.plan.conv import Window
+from qcompiler.backends.native.plan.network import Network
+
+TYPES = {"w": "const int8_t *", "wsum": "const int32_t *", "e.m": "const float *", "e.b": "const float *"}
+BYTES = "const uint8_t *"
+
+
+@dataclass
+class Counters:
+    """How many of each kind of size-dependent struct the layers so far read."""
+
+    pixels: int = 0
+    moved: int = 0
+    strides: int = 0
+    spread: int = 0
+
+
+class Call:
+    """The struct of one kernel call: `a.field = value;` lines."""
+
+    def __init__(self, code: LayerCode, family: str) -> None:
+        self.code, self.family = code, family
+        self.lines: list[str] = []
+
+    def set(self, name: str, value: str) -> None:
+        self.lines.append(f"a.{name} = {value};")
+
+    def pixels(self, *names: str) -> None:
+        for name in names:
+            self.set(name, self.code.next_pixels())
+
+    def strides(self, name: str) -> None:
+        self.lines.append(f"memcpy(a.{name}, s->strides[{self.code.next_strides()}], sizeof a.{name});")
+
+    def window(self, name: str, window: Window) -> None:
+        parts = [_three(values) for values in (window.kernel, window.stride, window.dilation, window.pad)]
+        self.set(name, f"(qc_window){{{', '.join(parts)}}}")
+
+    def plain(self, **values: int) -> None:
+        """Numbers that the shape of the network settles."""
+        for name, value in values.items():
+            self.set(name, str(value))
+
+    def numbers(self, **values: int) -> None:
+        for name, value in values.items():
+            self.set(name, f"s->integers[{self.code.constants.integer(value)}]")
+
+    def reals(self, **values: float) -> None:
+        for name, value in values.items():
+            self.set(name, f"s->reals[{self.code.constants.real(value)}]")
+
+    def doubles(self, **values: float) -> None:
+        for name, value in values.items():
+            self.set(name, f"s->doubles[{self.code.constants.double(value)}]")
+
+    def inverse(self, name: str, scale: float) -> None:
+        """1 / scale, in float32, as quantize multiplies by it."""
+        self.reals(**{name: float(np.float32(1.0 / scale))})
+
+    def data(self, name: str, values: NDArray[Any]) -> None:
+        self.set(name, f"({TYPES.get(name, BYTES)})(s->data + {self.code.constants.data(values)})")
+
+    def step(self, name: str) -> None:
+        """Whether an operand has a code for each channel, which depends on the sizes; else one for all."""
+        self.set(name, f"s->spread[{self.code.next_spread()}]")
+
+    def input(self, name: str, value: str) -> None:
+        self.set(name, f"(const float *)s->io[{self.code.io[value]}]")
+
+    def output(self, name: str, value: str) -> None:
+        cast = "(uint8_t *)" if name == "y.p" else "(float *)"
+        self.set(name, f"{cast}s->io[{self.code.io[value]}]")
+
+
+@dataclass
+class LayerCode:
+    """`io`: the number of each tensor that the caller gives or gets."""
+
+    network: Network
+    constants: Constants
+    io: Mapping[str, int]
+    counters: Counters = field(default_factory=Counters)
+    body: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def call(self, family: str) -> Iterator[Call]:
+        made = Call(self, family)
+        yield made
+        self.body += [
+            f"qc_{family} a = {{0}};",
+            *made.lines,
+            f"if (hi < 0) return s->k->{family}_units(&a);",
+            f"s->k->{family}(&a, lo, hi);",
+        ]
+
+    def copy(self) -> None:
+        """A qc_copy, which may have nothing to do at some sizes."""
+        index, self.counters.moved = self.counters.moved, self.counters.moved + 1
+        self.body += [
+            f"qc_copy a = qc_moved(s, {index});",
+            "if (hi < 0) return a.length[5] ? s->k->copy_units(&a) : 0;",
+            "s->k->copy(&a, lo, hi);",
+        ]
+
+    def halo(self, name: str) -> None:
+        """Zero points around a result, or around what it is the first part of, written with its first piece."""
+        whole = self.network.rims.get(name)
+        if whole is None:
+            return
+        pads = self.network.halos[whole]
+        around = _three((0,) * (3 - len(pads)) + tuple(pads))
+        zero = self.constants.integer(self.network.codes[name].zero)
+        self.body += ["if (lo == 0) {", f"  qc_halo h = {{{self.next_pixels()}, {around}, {around}, s->integers[{zero}]}};",
+                      "  s->k->halo(&h, 0, s->k->halo_units(&h));", "}"]  # fmt: skip
+
+    def next_pixels(self) -> str:
+        index, self.counters.pixels = self.counters.pixels, self.counters.pixels + 1
+        return f"qc_pixels(s, {index})"
+
+    def next_strides(self) -> int:
+        index, self.counters.strides = self.counters.strides, self.counters.strides + 1
+        return index
+
+    def next_spread(self) -> int:
+        index, self.counters.spread = self.counters.spread, self.counters.spread + 1
+        return index
+
+    def is_whole(self, name: str) -> bool:
+        """Whether nothing lies between the pixels of a value: no layer makes it in a part of another, or sees a part of another."""
+        return name in self.network.whole
+
+
+def _three(values: Any) -> str:
+    return "{" + ", ".join(map(str, values)) + "}"

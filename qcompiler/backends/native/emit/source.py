@@ -1,0 +1,59 @@
+"""The C file of a network: one small function a layer, and the list of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qcompiler.backends.native.emit.constants import Constants
+from qcompiler.backends.native.emit.layer_code import Counters, LayerCode
+from qcompiler.backends.native.plan.layer import Layer
+from qcompiler.backends.native.plan.network import Network
+
+HEAD = '#include "net.h"\n'
+
+
+@dataclass(frozen=True)
+class Source:
+    """`text`: the C. `constants`: what it reads. `io`: the number of each tensor that the caller gives or gets, by name."""
+
+    text: str
+    constants: Constants
+    io: dict[str, int]
+    counters: Counters
+
+
+def source_of(network: Network) -> Source:
+    """The same network gives the same text; weights, scales and zero points do not stand in it."""
+    io = {name: index for index, name in enumerate((*(name for name, _ in network.inputs), *tensor_outputs(network)))}
+    constants, counters = Constants(), Counters()
+    functions = []
+    for index, layer in enumerate(network.computing):
+        code = LayerCode(network, constants, io, counters)
+        layer.code(code)
+        functions.append(_function(index, layer, code))
+    names = ", ".join(f"layer_{index}" for index in range(len(functions)))
+    table = f"static const qc_layer layers[] = {{{names}}};\n" if functions else "static const qc_layer layers[1];\n"
+    last = f"const qc_network qc_this_network = {{{len(functions)}, layers}};\n"
+    return Source("\n".join([HEAD, *functions, table, last]), constants, io, counters)
+
+
+def tensor_outputs(network: Network) -> tuple[str, ...]:
+    """What is handed out as tensors, once each: the rest are numbers."""
+    made = {layer.out for layer in network.layers if layer.computes}
+    return tuple(name for name in dict.fromkeys(network.outputs) if name in made)
+
+
+def _function(index: int, layer: Layer, code: LayerCode) -> str:
+    lines = [f"/* {_comment(layer)} */", f"static int64_t layer_{index}(const qc_state *s, int64_t lo, int64_t hi) {{"]
+    return "\n".join([*lines, *(f"  {line}" for line in code.body), "  return 0;", "}", ""])
+
+
+def _comment(layer: Layer) -> str:
+    """Names of the user's stand in comments alone, and cannot end one."""
+    text = f"{layer.label}: {layer.text()}"
+    return (
+        "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
+        .replace("*/", "* /")
+        .replace("/*", "/ *")
+        .replace("\\", "/")[:200]
+    )

@@ -1,0 +1,36 @@
+"""What the codes of a value mean, and a clamp of floats as a clamp of codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qcompiler.ops.reference import dequantize, quantize
+
+Bounds = tuple[float | None, float | None] | None
+
+
+@dataclass(frozen=True)
+class Codes:
+    """real = scale * (code - zero); codes lie in low..high, within 0..255."""
+
+    scale: float
+    zero: int
+    low: int
+    high: int
+
+    def limits(self, bounds: Bounds) -> tuple[int, int]:
+        """The smallest and largest code of a result that is clamped to `bounds` before it is rounded."""
+        low, high = bounds or (None, None)
+        return (self.low if low is None else int(self.of(torch.tensor(low)))), (
+            self.high if high is None else int(self.of(torch.tensor(high)))
+        )
+
+    def of(self, x: Tensor) -> Tensor:
+        return quantize(x.to(torch.float32), self.scale, self.zero, self.low, self.high, torch.uint8)
+
+    def floats(self) -> Tensor:
+        """The real value of each of the 256 codes."""
+        return dequantize(torch.arange(256, dtype=torch.int32), self.scale, self.zero)

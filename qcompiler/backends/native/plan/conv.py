@@ -1,0 +1,247 @@
+"""Convolutions and linears: sums of products of codes and int8 weights, with all that their epilogue does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from qcompiler.backends.native.packing import fold_epilogue, pack_conv, pack_depthwise, sums_fit
+from qcompiler.backends.native.plan.codes import Bounds, Codes
+from qcompiler.backends.native.plan.layer import Bound, Layer, image, rows
+from qcompiler.backends.native.plan.place import Axes, Place, channels_last
+
+if TYPE_CHECKING:
+    from qcompiler.backends.native.emit.layer_code import Call, LayerCode
+    from qcompiler.backends.native.plan.planner import Facts, Planner
+    from qcompiler.backends.native.plan.sizes import Sizes
+    from qcompiler.backends.native.steps import Step
+
+Three = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """In the order depth, height, width; what a layer with fewer dimensions lacks is 1, or 0 for the padding."""
+
+    kernel: Three
+    stride: Three = (1, 1, 1)
+    dilation: Three = (1, 1, 1)
+    pad: Three = (0, 0, 0)
+
+    @staticmethod
+    def of(dims: int, kernel: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> Window:
+        return Window(three(kernel, dims, 1), three(stride, dims, 1), three(dilation, dims, 1), three(padding, dims, 0))
+
+    def result(self, size: int, axis: int, up: bool = False) -> int:
+        """How many windows fit along an axis; `up`: the last one may end outside (ceil_mode)."""
+        kernel, stride, pad = self.kernel[axis], self.stride[axis], self.pad[axis]
+        room = size + 2 * pad - self.dilation[axis] * (kernel - 1) - 1
+        if room < 0:
+            raise ValueError(f"the window is larger than the input of {size} elements")
+        found = (-(-room // stride) if up else room // stride) + 1
+        return found - 1 if up and (found - 1) * stride >= size + pad else found
+
+
+def three(value: Any, dims: int, other: int) -> Three:
+    """A number, or one for each dimension, as three."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * dims
+    values = values * dims if len(values) == 1 else values
+    if len(values) != dims or not all(type(v) is int for v in values):
+        raise ValueError(f"{value!r:.40} is not {dims} whole numbers")
+    return (other,) * (3 - dims) + values  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Another value that is added to the result once that has been rounded to `codes`."""
+
+    value: str
+    codes: Codes
+    low: int
+    high: int
+    times: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Layer):
+    """A convolution in `dims` dimensions; 0: a linear. `weight` (O, I / groups, *kernel) int8, `scale` (O,) float64, `bias` (O,).
+
+    `codes`: of the convolution's own result, None where floats are handed out. low..high: what its clamp leaves of them. `table`:
+    256 codes, a function of the result. `residual`, then `low`, `high` of the sum, as its codes `of_sum` have them.
+    """
+
+    x: str
+    dims: int
+    window: Window
+    groups: int
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    x_codes: Codes
+    codes: Codes | None
+    bounds: Bounds = None
+    residual: Residual | None = None
+    of_sum: Codes | None = None
+    table: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        channels, bias = self.weight.shape[0], self.bias
+        if (
+            self.weight.dim() != 2 + self.dims
+            or self.groups < 1
+            or channels % self.groups
+            or min((*self.window.stride, *self.window.dilation)) < 1
+        ):
+            raise ValueError(f"no weight of {self.groups} groups in {self.dims} dimensions: {tuple(self.weight.shape)}")
+        if bias is not None and bias.shape != (channels,):
+            raise ValueError(f"a bias of shape {tuple(bias.shape)} for {channels} channels")
+        if not sums_fit(self.weight.numpy()):
+            raise ValueError("sums of products may leave 32 bits")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,) if self.residual is None else (self.x, self.residual.value)
+
+    @property
+    def channels(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def is_depthwise(self) -> bool:
+        return self.dims > 0 and self.groups == self.weight.shape[0] > 1 and self.weight.shape[1] == 1 and self.codes is not None
+
+    def shape(self, sizes: Sizes) -> Axes:
+        shape = sizes.shape(self.x)
+        if self.dims == 0:
+            if shape[-1] != self.weight.shape[1]:
+                raise ValueError(f"{shape[-1]} features, not {self.weight.shape[1]}")
+            return (*shape[:-1], self.channels)
+        batch, space = shape[: -self.dims - 1], shape[-self.dims :]
+        if shape[-self.dims - 1] != self.weight.shape[1] * self.groups:
+            raise ValueError(f"{shape[-self.dims - 1]} channels, not {self.weight.shape[1] * self.groups}")
+        if self.residual is not None and sizes.shape(self.residual.value) != self._result(batch, space):
+            raise ValueError("a sum of values of two sizes")
+        return self._result(batch, space)
+
+    def _result(self, batch: Axes, space: Axes) -> Axes:
+        return (*batch, self.channels, *(self.window.result(n, 3 - self.dims + i) for i, n in enumerate(space)))
+
+    def place(self, sizes: Sizes) -> Place:
+        rank = len(sizes.shape(self.out))
+        order = channels_last(rank, rank == self.dims + 2) if self.dims else tuple(range(rank))
+        return sizes.new(self.out, order, 1 if self.codes is not None else 4)
+
+    def cost(self, sizes: Sizes) -> int:
+        products = math.prod(sizes.shape(self.out)) * self.weight[0].numel()
+        return products // (30 if self.is_depthwise else 200)
+
+    def bind(self, sizes: Sizes) -> Bound:
+        places = [sizes.place(name) for name in (self.x, self.out, *self.reads[1:])]
+        return Bound([image(p, self.dims) if self.dims else rows(p) for p in places])
+
+    def code(self, to: LayerCode) -> None:
+        fold = self.window.kernel[2] > 1 and self.window.dilation[2] == 1 and to.is_whole(self.x)
+        with to.call("depthwise" if self.is_depthwise else "conv") as fields:
+            fields.pixels("x", "y", *(["r"] if self.residual is not None else []))
+            fields.window("k", self.window)
+            self._weights(fields, fold)
+            self._epilogue(fields)
+            if self.codes is None:
+                fields.output("y.p", self.out)
+        to.halo(self.out)
+
+    def _weights(self, fields: Call, fold: bool) -> None:
+        weight = self.weight.numpy()
+        if self.is_depthwise:
+            weights, sums = pack_depthwise(weight)
+        else:
+            packed = pack_conv(weight, self.groups, fold)
+            weights, sums = packed.weights, packed.sums
+            fields.plain(groups=packed.groups, fold=int(packed.fold), floats=int(self.codes is None))
+        fields.data("w", weights)
+        fields.data("wsum", sums)
+
+    def _epilogue(self, fields: Call) -> None:
+        bias = None if self.bias is None else self.bias.double().numpy()
+        y_scale = 1.0 if self.codes is None else self.codes.scale
+        folded = fold_epilogue(self.weight.numpy(), self.scale.numpy(), bias, self.x_codes.scale, self.x_codes.zero, y_scale)
+        fields.data("e.m", folded.m)
+        fields.data("e.b", folded.b)
+        fields.numbers(**{"e.wide": int(folded.wide)})
+        if self.codes is None:
+            return
+        low, high = self.codes.limits(self.bounds if self.residual is None else None)
+        fields.numbers(**{"e.zero": self.codes.zero, "e.lo": low, "e.hi": high})
+        if self.residual is not None and self.of_sum is not None:
+            k, kr, kc = sum_factors(self.codes, self.residual.codes, self.of_sum, self.residual.times)
+            fields.reals(**{"e.k": k, "e.kr": kr, "e.kc": kc})
+            fields.numbers(**{"e.zero2": self.of_sum.zero, "e.lo2": self.residual.low, "e.hi2": self.residual.high})
+        if self.table is not None:
+            fields.data("e.table", self.table.numpy())
+
+    def text(self) -> str:
+        w = self.window
+        name = "linear" if not self.dims else "depthwise" if self.is_depthwise else "conv"
+        size = " x ".join(map(str, w.kernel[3 - self.dims :])) if self.dims else ""
+        parts = [name, size, f"{self.weight.shape[1] * self.groups} -> {self.channels}"]
+        parts += [f"stride {'x'.join(map(str, w.stride[3 - self.dims :]))}"] if self.dims and set(w.stride) != {1} else []
+        parts += [f"groups {self.groups}"] if self.groups > 1 and not self.is_depthwise else []
+        parts += [f"+ {self.residual.value}"] if self.residual else []
+        return " ".join(p for p in (*parts, "table" if self.table is not None else "") if p)
+
+
+def sum_factors(a: Codes, b: Codes, y: Codes, times: float = 1.0) -> tuple[float, float, float]:
+    """ka, kb, kc of y = rne(a * ka + (b * kb + kc)), made in double, for the sum a + times * b."""
+    scale = b.scale * times
+    return a.scale / y.scale, scale / y.scale, (-a.zero * a.scale - b.zero * scale) / y.scale
+
+
+def refuse_conv(dims: int, step: Step, facts: Facts) -> str | None:
+    kwargs = step.kwargs
+    if kwargs.get("padding_mode", "zeros") != "zeros":
+        return f"padding mode {kwargs['padding_mode']!r:.20} has no C form"
+    if any(isinstance(kwargs.get(name), str) for name in ("padding", "stride", "dilation")):
+        return "its padding is computed from its sizes"
+    return facts.weight_fault(step.args[1])
+
+
+def plan_conv(dims: int, step: Step, planner: Planner) -> None:
+    weight, scale = planner.weight(step.args[1])
+    kwargs: Mapping[str, Any] = step.kwargs
+    kernel = tuple(weight.shape[2:])
+    window = (
+        Window.of(dims, kernel, *(kwargs.get(n, d) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1))))
+        if dims
+        else Window((1, 1, 1))
+    )
+    groups = int(kwargs.get("groups", 1))
+    pads = window.pad[3 - dims :] if dims else ()
+    x = planner.pixels(step.args[0], pads) if dims else planner.rows(step.args[0])
+    bias = planner.tensor(step.args[2]) if len(step.args) > 2 and step.args[2] is not None else None
+    out, codes = planner.result(step)
+    planner.add(Conv(out, planner.label(step), x, dims, window, groups, weight, scale, bias, planner.codes[x], codes, kwargs.get("bounds")))
+
+
+def refuse_batch_norm(step: Step, facts: Facts) -> str | None:
+    rank = facts.rank(step.args[0])
+    if step.kwargs.get("training", False):
+        return "it uses the statistics of each batch"
+    return None if 3 <= rank <= 5 else f"its input has {rank} dimensions"
+
+
+def plan_batch_norm(step: Step, planner: Planner) -> None:
+    """y = x * f + (beta - mean * f), f = gamma / sqrt(var + eps): a depthwise convolution of 1 x 1 with weights of 1."""
+    mean, var, gamma, beta = (planner.tensor(a) if a is not None else None for a in (*step.args[1:], None, None)[:4])
+    assert mean is not None and var is not None
+    factor = torch.rsqrt(var.double() + step.kwargs.get("eps", 1e-5)) * (1.0 if gamma is None else gamma.double())
+    bias = -mean.double() * factor + (0.0 if beta is None else beta.double())
+    dims, x = planner.rank(planner.value(step.args[0])) - 2, planner.pixels(step.args[0], ())
+    ones = torch.ones((len(factor), 1, *(1,) * dims), dtype=torch.int8)
+    out, codes = planner.result(step)
+    planner.add(Conv(out, planner.label(step), x, dims, Window((1, 1, 1)), len(factor), ones, factor, bias, planner.codes[x], codes,
+                     step.kwargs.get("bounds")))  # fmt: skip

@@ -1,0 +1,101 @@
+"""Where a region begins and ends: floats of torch to codes, and codes to floats of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.layer import Bound, Layer
+from qcompiler.backends.native.plan.place import Axes, Place, channels_last
+from qcompiler.backends.native.plan.pointwise import aligned
+
+if TYPE_CHECKING:
+    from qcompiler.backends.native.emit.layer_code import LayerCode
+    from qcompiler.backends.native.plan.sizes import Sizes
+
+
+@dataclass(frozen=True, eq=False)
+class Quantize(Layer):
+    """A float input of any strides as codes."""
+
+    x: str
+    codes: Codes
+    channels_last: bool
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+    def shape(self, sizes: Sizes) -> Axes:
+        return sizes.shape(self.x)
+
+    def place(self, sizes: Sizes) -> Place:
+        rank = len(sizes.shape(self.x))
+        return sizes.new(self.out, channels_last(rank) if self.channels_last else tuple(range(rank)))
+
+    def bind(self, sizes: Sizes) -> Bound:
+        return _across(sizes.place(self.out), sizes.strides[self.x])
+
+    def code(self, to: LayerCode) -> None:
+        with to.call("quantize") as fields:
+            fields.input("x", self.x)
+            fields.pixels("y")
+            fields.strides("xs")
+            fields.inverse("inverse", self.codes.scale)
+            fields.numbers(zero=self.codes.zero, lo=self.codes.low, hi=self.codes.high)
+        to.halo(self.out)
+
+    def text(self) -> str:
+        return f"quantize {self.x}"
+
+
+@dataclass(frozen=True, eq=False)
+class Dequantize(Layer):
+    """Codes as floats in a new tensor of torch's."""
+
+    x: str
+    codes: Codes
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+    def shape(self, sizes: Sizes) -> Axes:
+        return sizes.shape(self.x)
+
+    def place(self, sizes: Sizes) -> None:
+        return None
+
+    def bind(self, sizes: Sizes) -> Bound:
+        place = sizes.place(self.x)
+        strides, step = [0] * len(place.shape), 1
+        for dim in reversed(range(len(place.shape))):
+            strides[dim], step = step, step * place.shape[dim]
+        return _across(place, tuple(strides))
+
+    def code(self, to: LayerCode) -> None:
+        with to.call("dequantize") as fields:
+            fields.pixels("x")
+            fields.output("y", self.out)
+            fields.strides("ys")
+            fields.reals(scale=self.codes.scale)
+            fields.numbers(zero=self.codes.zero)
+
+    def text(self) -> str:
+        return f"dequantize {self.x}"
+
+
+def _across(codes: Place, floats: Axes) -> Bound:
+    """Codes as pixels, and the strides of the floats, in elements, along the same five axes."""
+    other = Place(codes.shape, floats, 0, codes.buffer)
+    pixels, beside = aligned(codes, [Place(codes.shape, codes.strides, codes.offset, codes.buffer)])[0], _along(codes, other)
+    return Bound([pixels], strides=[beside])
+
+
+def _along(codes: Place, floats: Place) -> tuple[int, int, int, int, int]:
+    found = [floats.strides[d] for d in codes.order]
+    if len(found) > 5:
+        raise ValueError("a tensor of more than five dimensions")
+    padded = (*(0,) * (5 - len(found)), *found)
+    return padded[0], padded[1], padded[2], padded[3], padded[4]

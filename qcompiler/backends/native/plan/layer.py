@@ -1,0 +1,129 @@
+"""What every layer answers, and the structs of the kernels as Python sees them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qcompiler.backends.native.plan.place import Axes, Place
+
+if TYPE_CHECKING:
+    from qcompiler.backends.native.emit.layer_code import LayerCode
+    from qcompiler.backends.native.plan.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A qc_tensor: offset in a buffer of the arena, sizes n d h w c, byte strides of n d h w."""
+
+    place: Place
+    sizes: tuple[int, int, int, int, int]
+    strides: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A qc_copy: up to six axes, with the strides in bytes of where elements come from and where they go."""
+
+    source: Place
+    target: Place
+    length: Axes
+    from_strides: Axes
+    to_strides: Axes
+    size: int
+
+
+@dataclass
+class Bound:
+    """What depends on the sizes of one layer, in the order in which its C reads it."""
+
+    pixels: list[Pixels] = field(default_factory=list)
+    moved: list[Moved] = field(default_factory=list)
+    strides: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    spread: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Layer(ABC):
+    """`out`: the value that it makes; `label`: its nodes in the user's model, for text and comments."""
+
+    out: str
+    label: str
+
+    @property
+    @abstractmethod
+    def reads(self) -> tuple[str, ...]:
+        """The values that it takes."""
+
+    @abstractmethod
+    def shape(self, sizes: Sizes) -> Any:
+        """The shape of its result, a tuple of shapes, or a number."""
+
+    @abstractmethod
+    def place(self, sizes: Sizes) -> Any:
+        """Where its result lies."""
+
+    def bind(self, sizes: Sizes) -> Bound:
+        return Bound()
+
+    def code(self, to: LayerCode) -> None:  # noqa: B027 - a layer that only renames has none
+        """Writes the body of its C function; nothing for a layer that only renames."""
+
+    @property
+    def computes(self) -> bool:
+        """Whether it has a C function."""
+        return type(self).code is not Layer.code
+
+    @property
+    def owns(self) -> bool:
+        """Whether it makes its result in memory of its own, at all sizes."""
+        return self.computes
+
+    def cost(self, sizes: Sizes) -> int:
+        """About how many nanoseconds it takes on one thread: what it reads and writes, at a few bytes a nanosecond."""
+        names = (self.out, *self.reads)
+        return sum(math.prod(sizes.shape(name)) for name in names) // 8 if self.computes else 0
+
+    def text(self) -> str:
+        """Its settings, for the plan's text."""
+        return ""
+
+
+def image(place: Place, dims: int) -> Pixels:
+    """A value of (N, C, *space), or (C, *space), as pixels; `dims` dimensions are space."""
+    shape, strides = place.shape, place.strides
+    if len(shape) == dims + 1:
+        shape, strides = (1, *shape), (0, *strides)
+    space, pitches = (1,) * (3 - dims) + shape[2:], strides[2:]
+    if strides[1] != place.size and shape[1] != 1:
+        raise ValueError("channels do not lie side by side")
+    outer = [pitches[0] * space[3 - dims]] * (3 - dims) if dims else [shape[1] * place.size] * 3
+    d, h, w = (*outer, *pitches)
+    return Pixels(place, (shape[0], *space, shape[1]), (strides[0], d, h, w))  # type: ignore[arg-type]
+
+
+def rows(place: Place) -> Pixels:
+    """A value of (*, K) as pixels of K channels in one line, or in up to four dimensions where rows are not evenly spaced."""
+    if place.strides[-1] != place.size and place.shape[-1] != 1:
+        raise ValueError("features do not lie side by side")
+    axes = merged(place.shape[:-1], [place.strides[:-1]])
+    if len(axes) > 4:
+        raise ValueError("rows in more than four dimensions")
+    axes = [(1, (axes[0][1][0] * axes[0][0],))] * (4 - len(axes)) + axes if axes else [(1, (place.shape[-1] * place.size,))] * 4
+    sizes, strides = [n for n, _ in axes], [s for _, (s,) in axes]
+    return Pixels(place, (*sizes, place.shape[-1]), tuple(strides))  # type: ignore[arg-type]
+
+
+def merged(shape: Axes, strides: list[Axes]) -> list[tuple[int, tuple[int, ...]]]:
+    """The axes (length, stride of each operand) that are left where neighbours which all operands step over evenly become one."""
+    found: list[tuple[int, tuple[int, ...]]] = []
+    for n, *steps in zip(shape, *strides, strict=True):
+        if n == 1:
+            continue
+        if found and all(outer == inner * n for outer, inner in zip(found[-1][1], steps, strict=True)):
+            found[-1] = (found[-1][0] * n, tuple(steps))
+        else:
+            found.append((n, tuple(steps)))
+    return found

@@ -1,0 +1,56 @@
+"""A region as layers: what a planner makes, and what the C and the sizes are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.layer import Layer
+from qcompiler.backends.native.plan.place import Axes
+
+
+@dataclass(frozen=True)
+class Home:
+    """A value that lies in a part of another: behind the values `before` along `dim` of `whole`."""
+
+    whole: str
+    dim: int
+    before: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Network:
+    """`inputs`: (name, the example's shape) of the tensors it takes. `outputs`: what it hands out. `codes`: of each value that is codes.
+
+    `halos`: how wide a rim of zero points the readers of a value want, for its dimensions of space. `homes`: values that are made in
+    their place in a cat.
+    """
+
+    inputs: tuple[tuple[str, Axes], ...]
+    outputs: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    codes: Mapping[str, Codes]
+    halos: Mapping[str, Axes]
+    homes: Mapping[str, Home]
+
+    @cached_property
+    def rims(self) -> Mapping[str, str]:
+        """Which layer, by its result, writes the rim around which value: the one that makes the value, or its first part."""
+        found = {}
+        for name in (name for name, pads in self.halos.items() if any(pads)):
+            parts = (layer.out for layer in self.computing if layer.out in self.homes and self.homes[layer.out].whole == name)
+            found[next(parts, name)] = name
+        return found
+
+    @cached_property
+    def whole(self) -> frozenset[str]:
+        """Values between whose pixels nothing lies, at all sizes."""
+        own = {layer.out for layer in self.layers if layer.owns} | {name for name, pads in self.halos.items() if any(pads)}
+        return frozenset(own - set(self.homes))
+
+    @property
+    def computing(self) -> tuple[Layer, ...]:
+        """The layers that have C functions, in order."""
+        return tuple(layer for layer in self.layers if layer.computes)

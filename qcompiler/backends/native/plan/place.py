@@ -1,0 +1,70 @@
+"""Where a value lies: a shape in torch's order, byte strides, and an offset in one of the arena's buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Axes = tuple[int, ...]  # one number for each dimension
+
+
+@dataclass(frozen=True)
+class Place:
+    """`strides` and `offset` in bytes, `offset` from the start of buffer number `buffer`; `size`: bytes of an element."""
+
+    shape: Axes
+    strides: Axes
+    offset: int
+    buffer: int
+    size: int = 1
+
+    @property
+    def order(self) -> Axes:
+        """The dimensions from the slowest to the fastest; of two with one stride, one of length 1 is the faster."""
+        return tuple(sorted(range(len(self.shape)), key=lambda i: (-self.strides[i], self.shape[i] == 1, i)))
+
+    def meta(self) -> Tensor:
+        """A tensor without data that has these strides: torch's own view functions say what a view of this place is."""
+        strides = [s // self.size for s in self.strides]
+        return torch.empty_strided(self.shape, strides, dtype=torch.uint8, device="meta")
+
+    def viewed(self, view: Tensor) -> Place:
+        """The place of a view that was made of `meta()`."""
+        moved = self.offset + int(view.storage_offset()) * self.size
+        return replace(self, shape=tuple(view.shape), strides=tuple(s * self.size for s in view.stride()), offset=moved)
+
+    def narrow(self, dim: int, start: int, length: int) -> Place:
+        shape = tuple(length if i == dim else n for i, n in enumerate(self.shape))
+        return replace(self, shape=shape, offset=self.offset + start * self.strides[dim])
+
+    def spread(self, shape: Sequence[int]) -> Place:
+        """As an operand of a result of this shape: strides of 0 where it is repeated. Raises ValueError where it cannot be."""
+        more = len(shape) - len(self.shape)
+        own, strides = (1,) * more + self.shape, (0,) * more + self.strides
+        if more < 0 or any(n not in (1, m) for n, m in zip(own, shape, strict=True)):
+            raise ValueError(f"{self.shape} does not spread over {tuple(shape)}")
+        spread = tuple(s if n == m else 0 for n, m, s in zip(own, shape, strides, strict=True))
+        return replace(self, shape=tuple(shape), strides=spread)
+
+
+def dense(shape: Sequence[int], order: Sequence[int], size: int = 1, around: Mapping[int, int] | None = None) -> tuple[Axes, int, int]:
+    """Strides, the first element's offset and the bytes of a new buffer whose dimensions lie in `order`, the slowest first.
+
+    `around`: how many elements of a halo lie on both sides of a dimension.
+    """
+    around = around or {}
+    strides, offset, pitch = [0] * len(shape), 0, size
+    for dim in reversed(order):
+        strides[dim] = pitch
+        offset += around.get(dim, 0) * pitch
+        pitch *= shape[dim] + 2 * around.get(dim, 0)
+    return tuple(strides), offset, pitch
+
+
+def channels_last(rank: int, batched: bool = True) -> Axes:
+    """The order that kernels take: batch, space, channels."""
+    first = 1 if batched else 0
+    return (*range(first), *range(first + 1, rank), first) if rank > first else tuple(range(rank))

@@ -1,0 +1,172 @@
+"""Sums, products and functions of single codes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from qcompiler.backends.native.plan.codes import Bounds, Codes
+from qcompiler.backends.native.plan.conv import sum_factors
+from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels, merged
+from qcompiler.backends.native.plan.place import Axes, Place
+from qcompiler.backends.native.steps import is_value
+from qcompiler.ops.table import OPS
+
+if TYPE_CHECKING:
+    from qcompiler.backends.native.emit.layer_code import LayerCode
+    from qcompiler.backends.native.plan.planner import Facts, Planner
+    from qcompiler.backends.native.plan.sizes import Sizes
+    from qcompiler.backends.native.steps import Step
+
+
+@dataclass(frozen=True, eq=False)
+class Pair(Layer):
+    """a + times * b, or a * b, either spread over the other."""
+
+    op: str  # add or mul
+    a: str
+    b: str
+    a_codes: Codes
+    b_codes: Codes
+    codes: Codes
+    bounds: Bounds = None
+    times: float = 1.0
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.a, self.b
+
+    def shape(self, sizes: Sizes) -> Axes:
+        return tuple(torch.broadcast_shapes(sizes.shape(self.a), sizes.shape(self.b)))
+
+    def place(self, sizes: Sizes) -> Place:
+        shape = sizes.shape(self.out)
+        fullest = next((p for p in (sizes.place(self.a), sizes.place(self.b)) if p.shape == shape), None)
+        return sizes.new(self.out, fullest.order if fullest is not None else tuple(range(len(shape))))
+
+    def bind(self, sizes: Sizes) -> Bound:
+        y = sizes.place(self.out)
+        a, b = (sizes.place(name).spread(y.shape) for name in self.reads)
+        return Bound(aligned(y, [a, b]), spread=[int(_fastest(b, y) != 0)])
+
+    def code(self, to: LayerCode) -> None:
+        low, high = self.codes.limits(self.bounds)
+        with to.call(self.op) as fields:
+            fields.pixels("y", "a", "b")
+            fields.numbers(zero=self.codes.zero, lo=low, hi=high)
+            fields.step("step")
+            if self.op == "add":
+                ka, kb, kc = sum_factors(self.a_codes, self.b_codes, self.codes, self.times)
+                fields.reals(ka=ka, kb=kb, kc=kc)
+            else:
+                fields.reals(k=self.a_codes.scale * self.b_codes.scale / self.codes.scale)
+                fields.numbers(za=self.a_codes.zero, zb=self.b_codes.zero)
+        to.halo(self.out)
+
+    def text(self) -> str:
+        return f"{self.op} {self.a}, {self.b}"
+
+
+@dataclass(frozen=True, eq=False)
+class Map(Layer):
+    """A function of single codes as a table of 256; without one a copy."""
+
+    x: str
+    table: Tensor | None
+    name: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+    def shape(self, sizes: Sizes) -> Axes:
+        return sizes.shape(self.x)
+
+    def place(self, sizes: Sizes) -> Place:
+        return sizes.new(self.out, sizes.place(self.x).order)
+
+    def bind(self, sizes: Sizes) -> Bound:
+        return Bound(aligned(sizes.place(self.out), [sizes.place(self.x)]))
+
+    def code(self, to: LayerCode) -> None:
+        with to.call("map") as fields:
+            fields.pixels("y", "x")
+            if self.table is not None:
+                fields.data("table", self.table.numpy())
+        to.halo(self.out)
+
+    def text(self) -> str:
+        return f"table {self.name}"
+
+
+def _fastest(operand: Place, y: Place) -> int:
+    """Its stride along the fastest axis of y that is longer than 1."""
+    axis = next((d for d in reversed(y.order) if y.shape[d] > 1), y.order[-1] if y.order else None)
+    return 1 if axis is None or y.shape[axis] == 1 else operand.strides[axis]
+
+
+def aligned(y: Place, operands: list[Place]) -> list[Pixels]:
+    """y and its operands, which have its shape, as pixels over the same five axes: the fastest of y's first."""
+    order = y.order
+    axes = [(y.shape[i], tuple(p.strides[i] for p in (y, *operands))) for i in order]
+    if len(axes) > 5:
+        together = [tuple(p.strides[i] for i in order) for p in (y, *operands)]
+        axes = merged(tuple(y.shape[i] for i in order), together)
+    if len(axes) > 5:
+        raise ValueError("operands in more than five dimensions")
+    many = 1 + len(operands)
+    axes = [(1, (0,) * many)] * (5 - len(axes)) + axes
+    made = []
+    for index, place in enumerate((y, *operands)):
+        sizes, strides = tuple(n for n, _ in axes), [s[index] for _, s in axes]
+        if strides[4] not in (place.size, 0) and sizes[4] != 1:
+            raise ValueError("channels do not lie side by side")
+        made.append(Pixels(place, sizes, tuple(strides[:4])))  # type: ignore[arg-type]
+    return made
+
+
+def refuse_pair(step: Step, facts: Facts) -> str | None:
+    values = [argument for argument in step.args[:2] if is_value(argument)]
+    numbers = [argument for argument in step.args[:2] if isinstance(argument, (int, float))]
+    if len(values) + len(numbers) != 2 or not values or not all(map(facts.is_codes, values)):
+        return "one of its operands is neither an int8 value nor a number"
+    return f"a {step.op} of two values has no C form" if len(values) == 2 and step.op == "div" else None
+
+
+def plan_pair(step: Step, planner: Planner) -> None:
+    """A number as an operand makes it a function of single codes."""
+    if not all(map(is_value, step.args[:2])):
+        plan_function(step, planner)
+        return
+    a, b = planner.value(step.args[0]), planner.value(step.args[1])
+    codes_of, times = planner.codes, float(step.kwargs.get("alpha", 1)) * (-1 if step.op == "sub" else 1)
+    if times == 1.0 and math.prod(planner.example.shape(a)) < math.prod(planner.example.shape(b)):
+        a, b = b, a  # the one that is spread stands behind
+    out, codes = planner.result(step)
+    assert codes is not None
+    b = planner.like(f"%{b}", a)
+    op = "mul" if step.op == "mul" else "add"
+    planner.add(Pair(out, planner.label(step), op, a, b, codes_of[a], codes_of[b], codes, step.kwargs.get("bounds"), times))
+
+
+def table_of(step: Step, x: Codes, y: Codes) -> Tensor:
+    """The codes of f(x) for each code of x, computed by the op's own function as the QUANTIZED graph computes it."""
+    kwargs: dict[str, Any] = dict(step.kwargs)
+    return y.of(OPS.rows[step.op].fn(*(x.floats() if is_value(a) else a for a in step.args), **kwargs))
+
+
+def refuse_function(step: Step, facts: Facts) -> str | None:
+    if any(is_value(argument) for argument in (*step.args[1:], *step.kwargs.values())) or not is_value(step.args[0]):
+        return "its settings are computed at run time"
+    return None
+
+
+def plan_function(step: Step, planner: Planner) -> None:
+    x = planner.value(next(argument for argument in step.args if is_value(argument)))
+    out, codes = planner.result(step)
+    assert codes is not None
+    planner.add(Map(out, planner.label(step), x, table_of(step, planner.codes[x], codes), step.op), codes)

@@ -1,0 +1,298 @@
+"""Views, copies and joined values: what moves codes and computes nothing, and numbers made from sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from qcompiler.backends.native.plan.layer import Bound, Layer, Moved, image, merged, rows
+from qcompiler.backends.native.plan.place import Axes, Place, channels_last
+from qcompiler.backends.native.plan.pointwise import Map
+from qcompiler.backends.native.plan.pool import requantized, same_codes
+from qcompiler.backends.native.read import NUMBERS
+from qcompiler.backends.native.steps import is_value, leaves
+from qcompiler.ops import functional as Q
+
+if TYPE_CHECKING:
+    from qcompiler.backends.native.emit.layer_code import LayerCode
+    from qcompiler.backends.native.plan.codes import Codes
+    from qcompiler.backends.native.plan.planner import Facts, Planner
+    from qcompiler.backends.native.plan.sizes import Sizes
+    from qcompiler.backends.native.steps import Step
+
+# Functions of torch whose result shares memory with its argument; reshape and flatten do where they can.
+VIEWS: Mapping[str, Callable[..., Any]] = {
+    "reshape": Q.reshape, "flatten": torch.flatten, "unflatten": torch.unflatten, "permute": Q.permute, "transpose": torch.transpose,
+    "squeeze": Q.squeeze, "unsqueeze": torch.unsqueeze, "narrow": torch.narrow, "select": torch.select, "chunk": torch.chunk,
+    "split": Q.split, "tensor_split": Q.tensor_split, "unbind": torch.unbind, "getitem": Q.getitem, "expand": Q.expand,
+}  # fmt: skip
+SAME = ("contiguous", "identity", "detach", "dropout", "stochastic_depth")  # of these the result is the argument
+
+
+@dataclass(frozen=True, eq=False)
+class Number(Layer):
+    """An integer, or a check of one: known before anything runs."""
+
+    function: str
+    args: tuple[Any, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
+    def shape(self, sizes: Sizes) -> Any:
+        args = sizes.numbers(self.args)
+        if self.function == "size":
+            return args[0] if len(args) == 1 else args[0][args[1]]
+        return len(args[0]) if self.function == "dim" else NUMBERS[self.function](*args)
+
+    def place(self, sizes: Sizes) -> Any:
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class View(Layer):
+    """The same bytes under another shape, or one of several: nothing to compute."""
+
+    x: str
+    op: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+    def shape(self, sizes: Sizes) -> Any:
+        given = sizes.shape(self.x)
+        if given and isinstance(given[0], tuple):
+            return given[self.kwargs["index"]]
+        made = self.apply(torch.empty(given, dtype=torch.uint8, device="meta"), sizes)
+        return tuple(made.shape) if isinstance(made, Tensor) else tuple(tuple(one.shape) for one in made)
+
+    def apply(self, x: Tensor, sizes: Sizes) -> Any:
+        return VIEWS[self.op](x, *sizes.numbers(self.args), **sizes.numbers(self.kwargs))
+
+    def place(self, sizes: Sizes) -> Any:
+        given = sizes.places[self.x]
+        if isinstance(given, tuple):
+            return given[self.kwargs["index"]]
+        made = self.apply(given.meta(), sizes)
+        return given.viewed(made) if isinstance(made, Tensor) else tuple(given.viewed(one) for one in made)
+
+    def text(self) -> str:
+        return f"{self.op} {self.x}"
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(View):
+    """A view where the memory can be seen so, else a copy that keeps together what becomes one dimension."""
+
+    def place(self, sizes: Sizes) -> Place:
+        given = sizes.place(self.x)
+        seen = given.meta()
+        made = self.apply(seen, sizes)
+        if made.untyped_storage()._cdata == seen.untyped_storage()._cdata:
+            return given.viewed(made)
+        target = sizes.buffer(given.shape, joint_order(given, tuple(made.shape)), given.size)
+        sizes.copies[self.out] = target
+        return target.viewed(target.meta().view(made.shape))
+
+    @property
+    def owns(self) -> bool:
+        return False
+
+    def bind(self, sizes: Sizes) -> Bound:
+        return copied(self, sizes)
+
+    def code(self, to: LayerCode) -> None:
+        to.copy()
+
+
+@dataclass(frozen=True, eq=False)
+class Relayout(Layer):
+    """x as its reader wants it to lie; a copy where it does not.
+
+    `wants`: "pixels" (channels side by side, evenly spaced pixels, in `dims` dimensions of space), "rows" (the last dimension side by
+    side), or "like" (in the order of the value `other`).
+    """
+
+    x: str
+    wants: str
+    dims: int = 0
+    other: str = ""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+    def shape(self, sizes: Sizes) -> Axes:
+        return sizes.shape(self.x)
+
+    def _order(self, sizes: Sizes, given: Place) -> Axes:
+        rank = len(given.shape)
+        if self.wants == "like":
+            other = sizes.place(self.other).order
+            return tuple(d - (len(other) - rank) for d in other if d >= len(other) - rank)
+        return channels_last(rank, rank == self.dims + 2) if self.wants == "pixels" else tuple(range(rank))
+
+    def place(self, sizes: Sizes) -> Place:
+        given = sizes.place(self.x)
+        order, around = self._order(sizes, given), sizes.around(self.out)
+        if not around and self._lies(given, order):
+            return given
+        sizes.copies[self.out] = sizes.buffer(given.shape, order, given.size, around)
+        return sizes.copies[self.out]
+
+    def _lies(self, given: Place, order: Axes) -> bool:
+        inner = next((d for d in reversed(order) if given.shape[d] != 1), None)
+        if inner is not None and given.strides[inner] != given.size and not (self.wants == "like" and given.strides[inner] == 0):
+            return False
+        if self.wants == "like":
+            return True
+        try:
+            made = image(given, self.dims) if self.wants == "pixels" else rows(given)
+        except ValueError:
+            return False
+        _, d, h, w = made.strides
+        return self.wants == "rows" or (w > 0 and h % w == 0 and d % w == 0)
+
+    @property
+    def owns(self) -> bool:
+        return False
+
+    def bind(self, sizes: Sizes) -> Bound:
+        return copied(self, sizes)
+
+    def code(self, to: LayerCode) -> None:
+        to.copy()
+        to.halo(self.out)
+
+    def text(self) -> str:
+        return f"relayout {self.x} as {self.wants} {self.other}".rstrip()
+
+
+@dataclass(frozen=True, eq=False)
+class Cat(Layer):
+    """Parts that have been made in their places."""
+
+    parts: tuple[str, ...]
+    dim: int
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.parts
+
+    def shape(self, sizes: Sizes) -> Axes:
+        shapes = [sizes.shape(name) for name in self.parts]
+        return tuple(torch.cat([torch.empty(shape, device="meta") for shape in shapes], self.dim).shape)
+
+    def place(self, sizes: Sizes) -> Place:
+        return sizes.place(self.out)
+
+    def text(self) -> str:
+        return f"cat {', '.join(self.parts)} along {self.dim}"
+
+
+def joint_order(given: Place, shape: Axes) -> Axes:
+    """The dimensions of `given`, slowest first: those that become one dimension of `shape` in their order, groups as they lie."""
+    groups = _groups(given.shape, shape)
+    return tuple(d for group in sorted(groups, key=lambda g: -max(given.strides[d] for d in g)) for d in group)
+
+
+def _groups(old: Axes, new: Axes) -> list[list[int]]:
+    """Neighbouring dimensions of `old` that cover the same elements as some dimensions of `new`."""
+    groups: list[list[int]] = [[]]
+    wanted, have, index = 1, 1, 0
+    for dim, n in enumerate(old):
+        groups[-1].append(dim)
+        have *= n
+        while wanted < have and index < len(new):
+            wanted, index = wanted * new[index], index + 1
+        if wanted == have and dim + 1 < len(old):
+            groups.append([])
+    return [group for group in groups if group]
+
+
+def copied(layer: Layer, sizes: Sizes) -> Bound:
+    target = sizes.copies.get(layer.out)
+    if target is None:
+        return Bound(moved=[NOTHING])
+    given = sizes.place(layer.reads[0])
+    order = target.order
+    shape, strides = tuple(given.shape[d] for d in order), [tuple(p.strides[d] for d in order) for p in (given, target)]
+    axes: list[tuple[int, tuple[int, ...]]] = [(n, (a, b)) for n, a, b in zip(shape, *strides, strict=True)]
+    if len(axes) > 6:
+        axes = merged(shape, strides)
+    if len(axes) > 6:
+        raise ValueError("a copy in more than six dimensions")
+    axes = [(1, (0, 0))] * (6 - len(axes)) + axes
+    length, sources, targets = tuple(n for n, _ in axes), tuple(s for _, (s, _) in axes), tuple(t for _, (_, t) in axes)
+    return Bound(moved=[Moved(given, target, length, sources, targets, given.size)])
+
+
+NOTHING = Moved(Place((), (), 0, 0), Place((), (), 0, 0), (0,) * 6, (0,) * 6, (0,) * 6, 1)
+
+
+def refuse_view(step: Step, facts: Facts) -> str | None:
+    if step.op == "getitem" and not all(_plain_index(i) for i in _indices(step.kwargs.get("index"))):
+        return "it picks elements by a list of places"
+    if any(isinstance(leaf, float) for leaf in leaves((step.args[1:], step.kwargs))):
+        return "one of its arguments is no whole number"
+    return None
+
+
+def _indices(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _plain_index(index: Any) -> bool:
+    if isinstance(index, slice):
+        return all(_plain_index(part) for part in (index.start, index.stop, index.step))
+    return index is None or index is Ellipsis or type(index) is int or is_value(index)
+
+
+def plan_view(step: Step, planner: Planner) -> None:
+    x = planner.value(step.args[0])
+    out, codes = planner.result(step)
+    if codes is not None and not same_codes(planner.codes[x], codes):
+        x = planner.add(Map(f"{out}.codes", planner.label(step), x, requantized(planner.codes[x], codes), "codes"), codes)
+    if step.op in SAME:
+        planner.alias[out] = x
+        return
+    kind = Reshape if step.op in ("reshape", "flatten") else View
+    planner.add(kind(out, planner.label(step), x, step.op, step.args[1:], dict(step.kwargs)), planner.codes[x])
+
+
+def plan_cat(step: Step, planner: Planner) -> None:
+    out, codes = planner.result(step)
+    assert codes is not None
+    names = [planner.value(argument) for argument in step.args[0]]
+    dim = step.kwargs.get("dim", 0) % planner.rank(names[0])
+    parts: list[str] = []
+    for index, name in enumerate(names):
+        part = (
+            name
+            if planner.may_move(name, codes) and name not in parts
+            else _piece(step, planner, f"{out}.{index}", (name, names[0]), codes)
+        )
+        planner.move(part, out, dim, tuple(parts))
+        parts.append(part)
+    planner.add(Cat(out, planner.label(step), tuple(parts), dim), codes)
+
+
+def _piece(step: Step, planner: Planner, name: str, values: tuple[str, str], codes: Codes) -> str:
+    """A copy of a value in its place, on the steps of the whole; it lies as the first part does."""
+    x, first = values
+    table = None if same_codes(planner.codes[x], codes) else requantized(planner.codes[x], codes)
+    return planner.add(Map(name, planner.label(step), x if x == first else planner.like(f"%{x}", first), table, "part"), codes)
+
+
+def refuse_cat(step: Step, facts: Facts) -> str | None:
+    if not isinstance(step.args[0], (list, tuple)) or not all(facts.is_codes(argument) for argument in step.args[0]):
+        return "one of its parts is no int8 value"
+    return None if type(step.kwargs.get("dim", 0)) is int else "its dimension is computed at run time"

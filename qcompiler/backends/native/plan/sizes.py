@@ -1,0 +1,105 @@
+"""One set of input sizes: the shape of every value, its place, and the arena that holds all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qcompiler.backends.native.plan.place import Axes, Place, dense
+from qcompiler.backends.native.steps import is_value, mapped
+from qcompiler.errors import InputError, QCompilerError
+from qcompiler.input_text import first_sentence
+
+if TYPE_CHECKING:
+    from qcompiler.backends.native.plan.network import Network
+
+SLACK = 128  # readable bytes that kernels want behind a buffer: QC_SLACK
+LINE = 64  # buffers start at cache lines
+
+
+@dataclass
+class Buffer:
+    """`first`, `last`: the layers between which its bytes are in use."""
+
+    bytes: int
+    first: int
+    last: int
+
+
+@dataclass
+class Sizes:
+    """Filled layer by layer: first all shapes, then all places."""
+
+    network: Network
+    shapes: dict[str, Any] = field(default_factory=dict)  # a shape, a tuple of shapes, or a number
+    places: dict[str, Any] = field(default_factory=dict)  # a Place, or a tuple of them
+    strides: dict[str, Axes] = field(default_factory=dict)  # of the float inputs, in elements
+    copies: dict[str, Place] = field(default_factory=dict)  # of layers that move elements, and only where they must
+    buffers: list[Buffer] = field(default_factory=list)
+    now: int = 0
+
+    def filled(self) -> Sizes:
+        """All shapes, then all places. Raises InputError where an op cannot take the sizes."""
+        for step in (self._shape, self._place):
+            for index, layer in enumerate(self.network.layers):
+                self.now = index
+                try:
+                    step(layer)
+                except QCompilerError:
+                    raise
+                except Exception as error:  # what torch, or a number that makes no sense, raises
+                    text = f"{layer.label}: {type(error).__name__}: {first_sentence(error)}"
+                    raise InputError(text, code="input-shape", hint="does the float model take this input?") from error
+        return self
+
+    def _shape(self, layer: Any) -> None:
+        self.shapes[layer.out] = layer.shape(self)
+
+    def _place(self, layer: Any) -> None:
+        for name in layer.reads:
+            self._used(self.places.get(name))
+        self.places[layer.out] = layer.place(self)
+
+    def _used(self, place: Any) -> None:
+        for one in place if isinstance(place, tuple) else (place,):
+            if isinstance(one, Place):
+                self.buffers[one.buffer].last = max(self.buffers[one.buffer].last, self.now)
+
+    def shape(self, name: str) -> Axes:
+        found = self.shapes[name]
+        if not isinstance(found, tuple):
+            raise TypeError(f"{name} is no tensor")
+        return found
+
+    def place(self, name: str) -> Place:
+        found = self.places[name]
+        if not isinstance(found, Place):
+            raise TypeError(f"{name} is no tensor")
+        return found
+
+    def numbers(self, value: Any) -> Any:
+        """An argument with the numbers that earlier steps computed."""
+        return mapped(value, lambda leaf: self.shapes[leaf[1:]] if is_value(leaf) else leaf)
+
+    def new(self, name: str, order: Sequence[int], size: int = 1) -> Place:
+        """The place of a layer's result: its part of the value that it is a part of, else a buffer with the halo its readers want."""
+        if name in self.places:  # a whole that was made for its first part
+            return self.place(name)
+        home = self.network.homes.get(name)
+        if home is not None:
+            whole = self.new(home.whole, order, size)
+            self.places[home.whole] = whole
+            start = sum(self.shape(before)[home.dim] for before in home.before)
+            return whole.narrow(home.dim, start, self.shape(name)[home.dim])
+        return self.buffer(self.shape(name), order, size, self.around(name))
+
+    def around(self, name: str) -> dict[int, int]:
+        """The halo of a value: dimension -> elements on both sides. Space is what stands last."""
+        pads, rank = self.network.halos.get(name, ()), len(self.shape(name))
+        return {rank - len(pads) + i: pad for i, pad in enumerate(pads) if pad}
+
+    def buffer(self, shape: Axes, order: Sequence[int], size: int = 1, around: Mapping[int, int] | None = None) -> Place:
+        strides, offset, total = dense(shape, order, size, around)
+        self.buffers.append(Buffer(total + SLACK, self.now, self.now))
+        return Place(shape, strides, offset, len(self.buffers) - 1, size)

@@ -1,0 +1,65 @@
+"""The sizes of a network as the C reads them: structs with offsets in the arena in place of pointers."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qcompiler.backends.native.build.library import Copy, SizesStruct, Tensor
+from qcompiler.backends.native.plan.arena import arrange
+from qcompiler.backends.native.plan.layer import Bound, Layer, Moved, Pixels, image
+from qcompiler.backends.native.plan.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class Table:
+    """`struct` points into `kept`. `shapes`: of each tensor that is handed out."""
+
+    struct: SizesStruct
+    kept: tuple[Any, ...]
+    sizes: Sizes
+    offsets: tuple[int, ...]
+
+
+def table_of(sizes: Sizes) -> Table:
+    """All size-dependent structs of a network, in the order in which its C counts them."""
+    layers = sizes.network.computing
+    bound = [_bound(layer, sizes) for layer in layers]
+    offsets, arena = arrange(sizes.buffers)
+    pixels = _array(Tensor, [_tensor(p, offsets) for b in bound for p in b.pixels])
+    moved = _array(Copy, [_copy(m, offsets) for b in bound for m in b.moved])
+    strides = _array(ctypes.c_int64 * 5, [(ctypes.c_int64 * 5)(*s) for b in bound for s in b.strides])
+    spread = _array(ctypes.c_int32, _spread(bound))
+    cost = _array(ctypes.c_int64, [layer.cost(sizes) for layer in layers])
+    struct = SizesStruct(pixels, moved, ctypes.cast(strides, ctypes.c_void_p), spread, cost, arena)
+    return Table(struct, (pixels, moved, strides, spread, cost), sizes, tuple(offsets))
+
+
+def _bound(layer: Layer, sizes: Sizes) -> Bound:
+    """Behind what the layer itself reads stands the value whose rim it writes, where it does."""
+    bound, whole = layer.bind(sizes), sizes.network.rims.get(layer.out)
+    if whole is not None:
+        bound.pixels.append(image(sizes.place(whole), len(sizes.network.halos[whole])))
+    return bound
+
+
+def _spread(bound: Sequence[Bound]) -> list[int]:
+    return [value for b in bound for value in b.spread]
+
+
+def _array(kind: Any, values: Sequence[Any]) -> Any:
+    return (kind * max(len(values), 1))(*values)
+
+
+def _tensor(p: Pixels, offsets: Sequence[int]) -> Tensor:
+    return Tensor(offsets[p.place.buffer] + p.place.offset, *p.sizes, *p.strides)
+
+
+def _copy(m: Moved, offsets: Sequence[int]) -> Copy:
+    if not m.length[-1]:
+        return Copy()
+    start, end = (offsets[p.buffer] + p.offset for p in (m.source, m.target))
+    six = ctypes.c_int64 * 6
+    return Copy(start, end, six(*m.length), six(*m.from_strides), six(*m.to_strides), m.size)

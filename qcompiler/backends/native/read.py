@@ -1,0 +1,92 @@
+"""Nodes of the QUANTIZED graph as steps of a native region, and why one is none."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from qcompiler.backends.native.steps import DEQUANTIZE, QUANTIZE, TENSOR, VALUE, WEIGHT, Step, mapped
+from qcompiler.ir.types import QParams, quant_of, value_of
+from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
+from qcompiler.ops.table import Table
+from qcompiler.trace.guards import GUARDS
+
+OPERATORS = ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem", "eq", "ne", "lt", "le", "gt", "ge")
+NUMBERS: dict[str, Callable[..., Any]] = {f"operator.{name}": getattr(operator, name) for name in OPERATORS}
+NUMBERS.update({"len": len, "int": int, "max": max, "min": min})
+NUMBERS.update({f"guard.{guard.__name__}": guard for guard in GUARDS})
+_NUMBER_NAMES: dict[Any, str] = {function: name for name, function in NUMBERS.items()}
+PLAIN = (bool, int, float, str, type(None))
+
+
+class NotNative(Exception):
+    """Why a node has no form as a step."""
+
+
+def is_number(node: fx.Node) -> bool:
+    """Whether a node computes integers from sizes, or checks one."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    if node.target is getattr:
+        return node.args[1:] == ("shape",)
+    return node.op == "call_function" and node.target in _NUMBER_NAMES and value_of(node).shape is None
+
+
+class Reader:
+    """Makes the steps of one region; `tensors` and `qparams` grow with what its steps refer to."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.tensors: list[fx.Node] = []
+        self._index: dict[str, int] = {}
+        self.qparams: list[QParams] = []
+
+    def step(self, node: fx.Node) -> Step:
+        """Raises NotNative, with the reason."""
+        if node.target is quantize:
+            return self._quantize(node)
+        if node.target is dequantize:
+            return Step(node.name, DEQUANTIZE, (self.encoded(node.args[0]),))
+        if node.target is dequantize_weight:
+            return Step(node.name, WEIGHT, tuple(self.encoded(a) for a in node.args))
+        if is_number(node):
+            args = tuple(node.args)[:1] if node.target is getattr else tuple(node.args)
+            return Step(node.name, _number_name(node), self.encoded(args), self.encoded(dict(node.kwargs)))
+        row = self.table.of(node)
+        if row is None:
+            raise NotNative("it is no op of the table")
+        return Step(node.name, row.name, self.encoded(tuple(node.args)), self.encoded(dict(node.kwargs)))
+
+    def _quantize(self, node: fx.Node) -> Step:
+        qparams = quant_of(node).qparams
+        if qparams is None or qparams.dtype is not torch.uint8 or not isinstance(qparams.scale, float):
+            raise NotNative("its codes are not uint8 with one scale")
+        self.qparams.append(qparams)
+        return Step(node.name, QUANTIZE, (self.encoded(node.args[0]), len(self.qparams) - 1, qparams.quant_min, qparams.quant_max))
+
+    def encoded(self, value: Any) -> Any:
+        return mapped(value, self._leaf)
+
+    def _leaf(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return self._tensor(value) if value.op == "get_attr" else f"{VALUE}{value.name}"
+        if not isinstance(value, PLAIN) and value is not Ellipsis:
+            raise NotNative(f"its argument {value!r:.60} is no number or text")
+        return value
+
+    def _tensor(self, node: fx.Node) -> str:
+        """The tensor of a get_attr node; one that several steps read is one."""
+        index = self._index.setdefault(str(node.target), len(self.tensors))
+        if index == len(self.tensors):
+            self.tensors.append(node)
+        return f"{TENSOR}{index}"
+
+
+def _number_name(node: fx.Node) -> str:
+    if node.op == "call_method":
+        return str(node.target)
+    return "size" if node.target is getattr else _NUMBER_NAMES[node.target]

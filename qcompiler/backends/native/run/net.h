@@ -1,0 +1,81 @@
+/* What the C of a network reads, and how it is run.
+
+   A network is a list of layers. Each has one function: layer(s, lo, hi) computes the pieces lo..hi-1 of its result, and layer(s, 0, -1)
+   says into how many pieces it falls. What depends on the sizes of the inputs stands in a qc_sizes, what depends on weights and scales
+   in a qc_values: the functions themselves know the shape of the network alone. */
+#ifndef QC_NET_H
+#define QC_NET_H
+
+#include <string.h>
+
+#include "qc.h"
+
+/* Weights and tables (data, at 64-byte lines), and numbers that follow from scales and zero points. */
+typedef struct qc_values {
+  const uint8_t *data;
+  const int32_t *integers;
+  const float *reals;
+  const double *doubles;
+} qc_values;
+
+/* One set of input sizes. `p` of each tensor and x, y of each copy are offsets in the arena. cost: about how many nanoseconds a layer
+   takes on one thread, by which it is cut into chunks. */
+typedef struct qc_sizes {
+  const qc_tensor *pixels;
+  const qc_copy *moved;
+  const int64_t (*strides)[5];
+  const int32_t *spread;
+  const int64_t *cost;
+  int64_t arena;
+} qc_sizes;
+
+/* One run: io are the tensors that the caller gives and gets, in the order of the network's inputs and outputs. */
+typedef struct qc_state {
+  const qc_kernels *k;
+  uint8_t *arena;
+  void *const *io;
+  const uint8_t *data;
+  const int32_t *integers;
+  const float *reals;
+  const double *doubles;
+  const qc_tensor *pixels;
+  const qc_copy *moved;
+  const int64_t (*strides)[5];
+  const int32_t *spread;
+} qc_state;
+
+typedef int64_t (*qc_layer)(const qc_state *s, int64_t lo, int64_t hi);
+
+typedef struct qc_network {
+  int32_t layers;
+  const qc_layer *layer;
+} qc_network;
+
+static inline qc_tensor qc_pixels(const qc_state *s, int i) {
+  qc_tensor t = s->pixels[i];
+  t.p = s->arena + (uintptr_t)t.p;
+  return t;
+}
+
+static inline qc_copy qc_moved(const qc_state *s, int i) {
+  qc_copy c = s->moved[i];
+  c.x = s->arena + (uintptr_t)c.x;
+  c.y = s->arena + (uintptr_t)c.y;
+  return c;
+}
+
+/* A network with its values and kernels; any number of threads may run it at once. qc_open returns NULL where `isa` is no instruction
+   set (NULL: the fastest that this machine has). It keeps the pointers that it is given. */
+typedef struct qc_model qc_model;
+qc_model *qc_open(const qc_network *network, const qc_values *values, const char *isa);
+void qc_close(qc_model *model);
+const char *qc_isa(const qc_model *model);
+
+/* Computes on up to `threads` threads. Returns 0, or 1 where there is no memory for the arena. */
+int qc_run(qc_model *model, const qc_sizes *sizes, void *const *io, int threads);
+
+/* The same on one thread in an arena of the caller's, which then holds what the layers left there; nanoseconds[i] becomes what layer i
+   took. */
+void qc_watch(qc_model *model, const qc_sizes *sizes, void *const *io, uint8_t *arena, int64_t *nanoseconds);
+
+#endif

@@ -1,0 +1,134 @@
+"""What a native region computes, as plain data: the calls of the QUANTIZED graph in order, and nothing of any kernel.
+
+It is what a program and its file hold. Everything else (layouts, packed weights, C) is made from it where the region is built, so a file
+of an older compiler runs on newer kernels, and no file can bring code with it.
+
+In the arguments of a step "%name" is the value of an earlier step or input, "$3" the fourth tensor of the region; all else is a literal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qcompiler.errors import QCompilerError
+
+QUANTIZE, DEQUANTIZE, WEIGHT = "quantize", "dequantize", "weight"  # steps that are no op of the table
+VALUE, TENSOR = "%", "$"
+
+
+class RegionError(QCompilerError):
+    """Data that describes no native region."""
+
+    default_code = "bad-region"
+
+
+@dataclass(frozen=True)
+class Step:
+    """`out = op(*args, **kwargs)`.
+
+    op: the name of an op row; "quantize" (x, index of qparams, quant_min, quant_max), "dequantize" (q), "weight" (codes, scale,
+    zero_point, axis); or the registry's name of a function of numbers, as operator.floordiv.
+    """
+
+    out: str
+    op: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def reads(self) -> Iterator[str]:
+        """Names of the values among its arguments, in order."""
+        for leaf in leaves((self.args, self.kwargs)):
+            if isinstance(leaf, str) and leaf.startswith(VALUE):
+                yield leaf[1:]
+
+
+@dataclass(frozen=True)
+class Region:
+    """`inputs`: names of the float tensors that it takes, with the example's shapes. `outputs`: names of what it hands out, in order."""
+
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[str, ...]
+
+    def to_data(self) -> dict[str, Any]:
+        """Literals alone, as a program's call may hold them."""
+        steps = [(s.out, s.op, s.args, dict(s.kwargs)) for s in self.steps]
+        return {"inputs": list(self.inputs), "steps": steps, "outputs": list(self.outputs)}
+
+    @staticmethod
+    def from_data(data: Any) -> Region:
+        """The region that `to_data` wrote. Raises RegionError unless each name is made once, before it is read."""
+        try:
+            inputs = tuple((_name(name), _shape(shape)) for name, shape in data["inputs"])
+            steps = tuple(_step(*entry) for entry in data["steps"])
+            region = Region(inputs, steps, tuple(_name(name) for name in data["outputs"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RegionError(f"no native region: {error!r:.200}") from None
+        _check(region)
+        return region
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Every leaf of a nested argument."""
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from leaves(item)
+    elif isinstance(value, Mapping):
+        yield from leaves(list(value.values()))
+    elif isinstance(value, slice):
+        yield from leaves((value.start, value.stop, value.step))
+    else:
+        yield value
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nested argument with every leaf replaced."""
+    if isinstance(value, (tuple, list)):
+        items = [mapped(item, change) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, Mapping):
+        return {key: mapped(item, change) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(mapped(part, change) for part in (value.start, value.stop, value.step)))
+    return change(value)
+
+
+def is_value(argument: Any) -> bool:
+    return isinstance(argument, str) and argument.startswith(VALUE)
+
+
+def is_tensor(argument: Any) -> bool:
+    return isinstance(argument, str) and argument.startswith(TENSOR)
+
+
+def _name(value: Any) -> str:
+    if type(value) is not str or not value:
+        raise ValueError(f"{value!r:.40} is no name")
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if type(value) is not tuple or not all(type(n) is int and 0 <= n < 2**31 for n in value) or len(value) > 8:
+        raise ValueError(f"{value!r:.40} is no shape")
+    return value
+
+
+def _step(out: Any, op: Any, args: Any, kwargs: Any) -> Step:
+    if not isinstance(args, tuple) or not isinstance(kwargs, Mapping) or not all(type(key) is str for key in kwargs):
+        raise ValueError(f"bad arguments of {op!r:.40}")
+    return Step(_name(out), _name(op), tuple(args), dict(kwargs))
+
+
+def _check(region: Region) -> None:
+    known = {name for name, _ in region.inputs}
+    if len(known) != len(region.inputs):
+        raise RegionError("a native region has two inputs of one name")
+    for step in region.steps:
+        unknown = next((name for name in step.reads() if name not in known), None)
+        if unknown is not None or step.out in known:
+            raise RegionError(f"step {step.out!r:.80} of a native region reads or makes a wrong name {unknown or step.out!r:.80}")
+        known.add(step.out)
+    if missing := next((name for name in region.outputs if name not in known), None):
+        raise RegionError(f"a native region hands out {missing!r:.80}, which no step makes")

@@ -1,0 +1,1 @@
+"""What measures the kernels on a machine and writes the committed tables."""

@@ -1,0 +1,70 @@
+"""bind: a program's source -> the function that runs, with its kernels, packs and tensors as globals."""
+
+from __future__ import annotations
+
+import itertools
+import linecache
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcompiler.backends.torch.program import registry
+from qcompiler.backends.torch.program.emit import Emitter
+from qcompiler.backends.torch.runtime.by_shape import PacksByShape
+
+_serial = itertools.count()
+
+
+@dataclass(frozen=True)
+class Bound:
+    """`forward(self, ...)` as it runs, its source, and the emitter that wrote it. `by_shape`: the packs that it takes by shape."""
+
+    forward: Callable[..., Any]
+    source: str
+    emitter: Emitter
+    by_shape: PacksByShape
+
+
+def resolve(op: str) -> Any:
+    """The callable behind an operation's name, as it is called fastest."""
+    found = registry.resolve(op)
+    # the C function behind an overload costs a third less per call than the overload object
+    return getattr(found, "_op", found) if isinstance(found, torch._ops.OpOverload) else found
+
+
+def define(source: str, namespace: dict[str, Any], title: str) -> Callable[..., Any]:
+    """The function `forward` of a source text, under a file name of its own that tracebacks and inspect can read."""
+    filename = f"<qcompiler {title} {next(_serial)}>"
+    namespace["__name__"] = "qcompiler.generated"
+    exec(compile(source, filename, "exec"), namespace)
+    forward: Callable[..., Any] = namespace.pop("forward")
+    forward._torchdynamo_disable = True  # type: ignore[attr-defined]  # torch.compile knows no quantized tensors
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    weakref.finalize(forward, linecache.cache.pop, filename, None)
+    return forward
+
+
+def bind(
+    emitter: Emitter,
+    packs: Mapping[str, Any],
+    tensor: Callable[[str], Tensor],
+    engine: str,
+    callee: Callable[[str], Any] = resolve,
+    like: PacksByShape | None = None,
+) -> Bound:
+    """Emits and defines forward. `packs`: results of the once calls on `engine`; `tensor`: the tensor under a dotted name.
+
+    `like`: what another forward on the same packs chooses them from.
+    """
+    emitted = emitter.emit()
+    named = {emitted.packs[name]: pack for name, pack in packs.items() if name not in emitter.by_shape}
+    chosen = {alias: packs[name] for name, alias in emitted.packs.items() if name in emitter.by_shape}
+    by_shape = like if like is not None and like.packs() == chosen else PacksByShape(chosen, engine)
+    namespace = emitter.namespace(callee) | named | {alias: tensor(path) for path, alias in emitted.tensors.items()}
+    namespace[emitter.choice] = by_shape
+    source = "".join(f"# {alias} = {op}\n" for alias, op in sorted(emitted.kernels.items())) + emitted.source
+    return Bound(define(source, namespace, emitter.program.name), source, emitter, by_shape)

@@ -1,0 +1,52 @@
+"""What a compiled module wants of a state_dict besides tensors that fit: its names, and weights that its kernels can add."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from qcompiler.backends.torch.kernels.conv import saturation
+from qcompiler.backends.torch.kernels.depthwise import safe_weight
+from qcompiler.backends.torch.program.program import Program
+from qcompiler.backends.torch.program.values import Const
+from qcompiler.errors import ConfigError
+
+PACKS = {"runtime.prepack_conv2d": "conv2d", "runtime.prepack_conv3d": "conv3d"}
+SETTINGS = ("stride", "padding", "dilation", "groups")  # the arguments of a pack behind weight, scale, zero point and bias
+
+
+def check_sums(program: Program, engine: str, given: Callable[[str], Tensor | None]) -> None:
+    """Raises ConfigError naming a depthwise weight, of those that `given` has, whose codes could overflow its kernel's sums.
+
+    A kernel that adds in 16 bits was chosen since the weights, as they were, could not.
+    """
+    for call in program.once:
+        name, weight = PACKS.get(call.op), call.args[0] if call.args else None
+        codes = given(weight.name) if name is not None and isinstance(weight, Const) else None
+        if codes is None:
+            continue
+        settings = dict(zip(SETTINGS, call.args[4:8], strict=False))
+        pairs = saturation(str(name), tuple(codes.shape), settings, engine, program.isa) == "pairs"
+        if pairs and not safe_weight(codes):
+            assert isinstance(weight, Const)
+            raise ConfigError(f"{weight.name}: neighbouring codes of this depthwise weight add up to more than 128, which {engine}'s "
+                              "kernel for it cannot hold in 16 bits", code="weight-sums",
+                              hint="load the state of a model that was converted for this engine")  # fmt: skip
+
+
+def check_names(program: Program, held: Sequence[str], state_dict: Mapping[str, Any]) -> None:
+    """Raises ConfigError where names are missing or unknown, but for those of float submodules, which may rename theirs in loading."""
+    leaves = tuple(f"{leaf}." for leaf in program.leaves)
+    known = dict.fromkeys(held)
+    missing = [name for name in held if name not in state_dict and not name.startswith(leaves)]
+    unknown = [name for name in state_dict if name not in known and not name.startswith(leaves)]
+    if missing or unknown:
+        text = "; it ".join(f"{what} {_listed(names)}" for what, names in (("misses", missing), ("has beside them", unknown)) if names)
+        raise ConfigError(f"the state_dict has not the names of this {program.name}: it {text}", code="state-names",
+                          hint="load_state_dict(state, strict=False) takes what fits")  # fmt: skip
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,315 @@
+"""emit: a Program -> the source of a straight-line `forward`, in three spellings."""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import reduce
+from typing import Any, Self
+
+import torch
+
+from qcompiler.backends.torch.program import registry
+from qcompiler.backends.torch.program.program import Call, Input, Program, is_name
+from qcompiler.backends.torch.program.quote import literal
+from qcompiler.backends.torch.program.script_types import ScriptTypes
+from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint
+from qcompiler.backends.torch.runtime.by_shape import shapes_of
+from qcompiler.files.dtypes import DTYPE_NAMES
+from qcompiler.ir.form import CONTAINERS
+from qcompiler.ir.nested import Ref, walk
+
+
+class Dialect(Enum):
+    """Where the source runs: inside CompiledModule, under torch.jit.script, or in a file of its own."""
+
+    BOUND = "bound"  # kernels, packs and tensors are globals
+    SCRIPT = "script"  # packets of torch.ops; packs and tensors are attributes of self
+    FILE = "file"  # kernels are globals of the file; packs and tensors are attributes of self
+
+
+INFIX = {
+    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "matmul": "@", "pow": "**", "and_": "&", "or_": "|",
+    "xor": "^", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lshift": "<<", "rshift": ">>",
+}  # fmt: skip
+PREFIX = {"neg": "-", "invert": "~", "not_": "not "}  # TorchScript knows none of these functions on every type
+ROOTS = {"torch": "torch", "F": "torch.nn.functional", "special": "torch.special", "linalg": "torch.linalg", "fft": "torch.fft"}
+MAX_LINE = 132
+MAX_NAME = 120  # of a variable
+KERNEL_PREFIX = re.compile(r"\W+")
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """Source of forward, and what its global names stand for."""
+
+    source: str
+    kernels: dict[str, str]  # global -> operation name
+    packs: dict[str, str]  # once variable -> name in the source
+    tensors: dict[str, str]  # dotted name -> name in the source
+
+
+class Emitter:
+    def __init__(
+        self, program: Program, scales: Sequence[float], zero_points: Sequence[int], dialect: Dialect, by_shape: Iterable[str] = ()
+    ) -> None:
+        """`by_shape`: the once variables that are read from the set of packs for the call's shapes (PacksByShape)."""
+        self.program, self.scales, self.zero_points, self.dialect = program, scales, zero_points, dialect
+        self.taken = {i.name for i in program.inputs} | {c.out for c in program.calls if c.out} | {"self"}
+        self.globals: dict[str, str] = {}
+        self.kernels: dict[str, str] = {}
+        read = {v.name for c in program.calls for v in c.values() if isinstance(v, Const)}
+        read |= {v.name for v in walk(program.output) if isinstance(v, Const)}
+        self.packs = {c.out: self.free(f"pack_{c.out}".replace("pack_prepack", "pack")) for c in program.once if c.out}
+        self.tensors = {name: self.free(KERNEL_PREFIX.sub("_", f"t_{name}" if name[0].isdigit() else name)) for name in sorted(read)}
+        self.by_shape = frozenset(by_shape)
+        self.set = self.free("packs")  # of the packs by shape: a variable of forward
+        self.choice = self.free("packs_for")
+
+    def spelled(self, dialect: Dialect) -> Self:
+        """An emitter of the same program in another dialect. What both name has one name: they can share their globals."""
+        made = copy.copy(self)
+        made.dialect, made.taken, made.globals, made.kernels = dialect, set(self.taken), dict(self.globals), {}
+        return made
+
+    def free(self, name: str) -> str:
+        """A fresh variable that reads like `name`: none that a class would mangle, none longer than a line."""
+        name = re.sub(r"\W", "_", name, flags=re.ASCII)
+        name = re.sub(r"^__+", "_", name)
+        name = name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2]}_{name[-MAX_NAME // 2 :]}"
+        while name in self.taken or not is_name(name):
+            name += "_"
+        self.taken.add(name)
+        return name
+
+    def named(self, key: str, preferred: str) -> str:
+        """The global name for something, the same each time."""
+        if key not in self.globals:
+            self.globals[key] = self.free(preferred)
+        return self.globals[key]
+
+    def emit(self) -> Emitted:
+        body = self.checks() if self.dialect is Dialect.BOUND else self.given() if self.dialect is Dialect.SCRIPT else []
+        body += self.choose() if self.by_shape and self.dialect is not Dialect.SCRIPT else []
+        last = self.last_uses()
+        script = ScriptTypes(self) if self.dialect is Dialect.SCRIPT else None
+        for index, call in enumerate(self.program.calls):
+            body += self.statement(call) if script is None else script.statement(call)
+            if last.get(index) and self.dialect is not Dialect.SCRIPT:
+                body.append(f"del {', '.join(last[index])}")
+        body.append(f"return {self.text(self.program.output)}")
+        head = f"def forward({', '.join(['self', *self.arguments()])}):"
+        source = "\n".join([head, *(f"    {line}" for line in body)]) + "\n"
+        return Emitted(source, dict(self.kernels), self.packs, self.tensors)
+
+    def given(self) -> list[str]:
+        """In TorchScript: the lines before the first statement."""
+        return ScriptTypes(self).given()
+
+    def last_uses(self) -> dict[int, list[str]]:
+        """Statement index -> variables that no later statement reads."""
+        where = {v.name: i for i, c in enumerate(self.program.calls) for v in c.values() if isinstance(v, Ref)}
+        kept = {v.name for v in walk(self.program.output) if isinstance(v, Ref)} | {i.name for i in self.program.inputs}
+        dying: dict[int, list[str]] = {}
+        for call in self.program.calls:
+            if call.out in where and call.out not in kept:
+                dying.setdefault(where[call.out], []).append(call.out)
+        return dying
+
+    def arguments(self) -> list[str]:
+        return [self.argument(i) for i in self.program.inputs]
+
+    def argument(self, i: Input) -> str:
+        default = f"={self.text(i.default)}" if i.optional else ""
+        return f"{i.name}{default}" if self.dialect is not Dialect.SCRIPT else ScriptTypes(self).argument(i)
+
+    def read(self) -> set[str]:
+        """Names of the values that something uses."""
+        read = {v.name for c in self.program.calls for v in c.values() if isinstance(v, Ref)}
+        return read | {v.name for v in walk(self.program.output) if isinstance(v, Ref)}
+
+    def checks(self) -> list[str]:
+        """A line or two per input: a call that a kernel would answer with a message of its own is refused here."""
+        tensor = self.named("Tensor", "Tensor")
+        lines = []
+        read = self.read()
+        for i in self.program.inputs:
+            if i.number is not None:  # any number will do: NumPy's, or a tensor of one element
+                lines += [f"if type({i.name}) is not {i.number.__name__}:", f"    {i.name} = self._number({i.name!r}, {i.name})"]
+            elif i.form is not None and i.form.kind in CONTAINERS:
+                lines.append(f"self._check_parts({i.name!r}, {i.name})")
+            if i.dtype is None or i.rank is None:
+                continue
+            torch_ = self.root("torch")
+            other = f"{i.name}.dtype is not {torch_}.{i.dtype}"
+            if i.dtype == "quint8":  # brought to the program's qparams, whichever of the two it is
+                other = f"{i.name}.dtype not in ({torch_}.quint8, {torch_}.qint8)"
+            test = f"not isinstance({i.name}, {tensor}) or {other} or {i.name}.dim() != {i.rank}"
+            if i.optional and i.name not in read:
+                test = f"{i.name} is not {self.text(i.default)} and ({test})"
+            lines += [f"if {test}:", f"    self._reject({literal(i.name)}, {i.name})"]
+        return lines
+
+    def choose(self) -> list[str]:
+        """The line that takes the packs for the shapes of this call."""
+        read = {v.name for c in self.program.calls if c.op != "guard.guard" for v in c.values() if isinstance(v, Ref)}
+        plain = {i.name for i in self.program.inputs if i.dtype is not None and not i.optional}
+        shapes = [f"{i.name}.shape" if i.name in plain else f"{self.named('op shapes_of', 'shapes_of')}({i.name})"
+                  for i in self.program.inputs if i.name in read]  # fmt: skip
+        return [f"{self.set} = {self.member(self.choice)}({', '.join(shapes)})"]
+
+    def statement(self, call: Call) -> list[str]:
+        if call.op == "operator.setitem" and call.out is None and len(call.args) == 3:
+            value = f"{self.atom(call.args[0])}[{self.index(call.args[1])}] = {self.text(call.args[2])}"
+        else:
+            value = self.expression(call)
+        line = f"{call.out} = {value}" if call.out else value
+        if not call.comment:
+            return [line]
+        short = len(line) + len(call.comment) + 8 <= MAX_LINE
+        return [f"{line}  # {call.comment}"] if short else [f"# {call.comment}", line]
+
+    def expression(self, call: Call) -> str:
+        op, args = call.op, call.args
+        if op == registry.LEAF:
+            return f"{self.submodule(str(args[0]))}({self.list(args[1:], call.kwargs)})"
+        if op == registry.SUBMODULE:
+            return self.submodule(str(args[0]))
+        if op.startswith(registry.METHOD):
+            return f"{self.receiver(args[0])}.{op.removeprefix(registry.METHOD)}({self.list(args[1:], call.kwargs)})"
+        if op == "builtins.getattr" and len(args) == 2:
+            return f"{self.receiver(args[0])}.{args[1]}"
+        if op.startswith(registry.RECORD) and self.dialect is Dialect.FILE:
+            kind, names, values = args[:3]
+            fields = dict(zip(names, values, strict=False))
+            inside = {"named": (values, {}), "tuple": ((values,), {}), "dict": ((fields,), {}), "dataclass": ((), fields)}
+            return f"{self.callee(op)}({self.list(*inside[kind])})"
+        space, _, name = op.partition(".")
+        if space == "operator" and not call.kwargs and len(args) == 2:
+            if name in INFIX:
+                return f"{self.atom(args[0])} {INFIX[name]} {self.atom(args[1])}"
+            if name == "getitem" and args[1] is Ellipsis and self.dialect is Dialect.SCRIPT:  # an index it has no word for
+                return f"{self.root('torch')}.ops.aten.alias({self.text(args[0])})"
+            if name == "getitem":
+                return f"{self.atom(args[0])}[{self.index(args[1])}]"
+        if space == "operator" and name in PREFIX and not call.kwargs and len(args) == 1:
+            return f"{PREFIX[name]}{self.atom(args[0])}"
+        return f"{self.callee(op)}({self.list(args, call.kwargs)})"
+
+    def submodule(self, path: str) -> str:
+        parts = path.split(".")
+        if all(map(is_name, parts)) and not is_own(parts[0]):
+            return f"self.{path}"
+        if self.dialect is Dialect.SCRIPT:
+            return reduce(lambda owner, part: f"getattr({owner}, {literal(part)})", parts, "self")
+        if self.dialect is Dialect.BOUND:
+            return "self" + "".join(f"._modules[{literal(part)}]" for part in parts)
+        return f"self.{self.named(f'leaf {path}', f'leaf_{path}')}"
+
+    def callee(self, op: str) -> str:
+        space, _, name = op.partition(".")
+        if "::" in op:
+            if self.dialect is Dialect.SCRIPT:
+                return f"{self.root('torch')}.ops.{op.replace('::', '.').rpartition('.')[0]}"
+            preferred = op.replace("::", "_").removesuffix(".default").replace(".", "_")
+        elif space in ROOTS:
+            return f"{self.root(space)}.{name}"
+        elif space in ("operator", "math", "collections"):
+            return f"{self.named(f'module {space}', space)}.{name}"
+        else:
+            preferred = op.rpartition(".")[2]
+        found = self.named(f"op {op}", preferred)
+        self.kernels[found] = op
+        return found
+
+    def root(self, space: str) -> str:
+        if space in ("torch", "F"):
+            return self.named(f"module {space}", space)
+        return f"{self.root('torch')}.{space}"
+
+    def list(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+        return ", ".join([*map(self.text, args), *(f"{k}={self.text(v)}" for k, v in sorted(kwargs.items()))])
+
+    def index(self, value: Any) -> str:
+        if isinstance(value, slice):
+            start, stop, step = ("" if v is None else self.text(v) for v in (value.start, value.stop, value.step))
+            return f"{start}:{stop}" + (f":{step}" if step else "")
+        if isinstance(value, tuple) and value and not any(isinstance(v, tuple) for v in value):
+            return ", ".join(map(self.index, value)) + ("," if len(value) == 1 else "")
+        return self.text(value)
+
+    def atom(self, value: Any) -> str:
+        text = self.text(value)
+        return text if isinstance(value, (Ref, Const)) else f"({text})" if not str(text).isidentifier() and not text[0].isdigit() else text
+
+    def receiver(self, value: Any) -> str:
+        """What a dot may follow."""
+        return self.text(value) if isinstance(value, (Ref, Const)) else f"({self.text(value)})"
+
+    def text(self, value: Any) -> str:
+        """Source of one argument."""
+        if isinstance(value, Ref):
+            return self.pack(value.name) if value.name in self.packs else value.name
+        if isinstance(value, Const):
+            return self.member(self.tensors[value.name])
+        if isinstance(value, Scale):
+            return repr(float(self.scales[value.index]))
+        if isinstance(value, ZeroPoint):
+            return repr(int(self.zero_points[value.index]))
+        if isinstance(value, list):
+            return f"[{', '.join(map(self.text, value))}]"
+        if isinstance(value, tuple):
+            return f"({', '.join(map(self.text, value))}{',' if len(value) == 1 else ''})"
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{self.text(k)}: {self.text(v)}" for k, v in value.items()) + "}"
+        return self.literal(value)
+
+    def pack(self, name: str) -> str:
+        """What a once call made."""
+        alias = self.packs[name]
+        return f"{self.set}.{alias}" if name in self.by_shape and self.dialect is not Dialect.SCRIPT else self.member(alias)
+
+    def member(self, name: str) -> str:
+        return name if self.dialect is Dialect.BOUND else f"self.{self.attribute(name)}"
+
+    def attribute(self, name: str) -> str:
+        """What a pack or tensor is called on self: in a CompiledModule, beside the user's names."""
+        return name if self.dialect is Dialect.FILE else f"_jit_{name}"
+
+    def literal(self, value: Any) -> str:
+        if isinstance(value, slice):
+            return f"slice({self.text(value.start)}, {self.text(value.stop)}, {self.text(value.step)})"
+        if isinstance(value, torch.dtype):
+            return f"{self.root('torch')}.{DTYPE_NAMES[value]}"
+        if isinstance(value, torch.device):
+            return f"{self.root('torch')}.device({literal(str(value))})"
+        if isinstance(value, (torch.memory_format, torch.layout)):
+            return f"{self.root('torch')}.{str(value).removeprefix('torch.')}"
+        if isinstance(value, complex):
+            return f"complex({self.literal(value.real)}, {self.literal(value.imag)})"
+        if isinstance(value, float) and not math.isfinite(value):  # inf, nan
+            return f"float({literal(repr(value))})"
+        return "..." if value is Ellipsis else literal(value)
+
+    def namespace(self, resolve: Callable[[str], Any]) -> dict[str, Any]:
+        """Globals that the source needs, kernels through `resolve`."""
+        import collections
+        from typing import Optional
+
+        modules = {"torch": torch, "F": torch.nn.functional, "operator": operator, "math": math, "collections": collections}
+        kinds = {"Tensor": torch.Tensor, "Optional": Optional, "list": list, "tuple": tuple, "dict": dict}
+        fixed = {f"module {k}": v for k, v in modules.items()} | kinds | {"op shapes_of": shapes_of}
+        found = {name: fixed[key] for key, name in self.globals.items() if key in fixed}
+        return found | {name: resolve(op) for name, op in self.kernels.items()}
+
+
+def is_own(name: str) -> bool:
+    """Whether a CompiledModule has an attribute of this name, which hides a submodule's."""
+    from qcompiler.backends.torch.program.module import OWN, CompiledModule
+
+    return name in OWN or hasattr(CompiledModule, name)

@@ -1,0 +1,77 @@
+"""What runs when a module is built: the once calls of its program, under its quantized engine."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcompiler.backends.torch.program import registry
+from qcompiler.backends.torch.program.pack_store import PackStore, key_of
+from qcompiler.backends.torch.program.program import Call, Program, ProgramError
+from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint
+from qcompiler.backends.torch.runtime.by_shape import ENGINE_LOCK
+from qcompiler.backends.torch.runtime.once_arguments import ArgumentError, check_once
+from qcompiler.errors import ConfigError
+from qcompiler.ir.nested import Ref, rewrite
+
+
+@contextmanager
+def quantized_engine(engine: str) -> Iterator[None]:
+    """Makes `engine` torch's quantized engine inside the block; one thread at a time. Raises ConfigError if torch lacks it."""
+    if engine not in torch.backends.quantized.supported_engines:
+        supported = ", ".join(sorted(torch.backends.quantized.supported_engines))
+        raise ConfigError(f"the module was compiled for engine {engine!r:.40}; this torch has {supported}", code="engine")
+    with ENGINE_LOCK:
+        before = torch.backends.quantized.engine
+        torch.backends.quantized.engine = engine
+        try:
+            yield
+        finally:
+            torch.backends.quantized.engine = before
+
+
+def run_once(
+    program: Program,
+    tensor: Callable[[str], Tensor],
+    scales: list[float],
+    zero_points: list[int],
+    store: PackStore | None = None,
+    own: Collection[str] = (),
+) -> dict[str, Any]:
+    """Results of the once calls, by name. The caller sets the engine. `store`: where equal ones are kept for several programs, but for
+    those called `own`."""
+    made: dict[str, Any] = {}
+
+    def value(v: Any) -> Any:
+        if isinstance(v, Ref):
+            return made[v.name]
+        if isinstance(v, Const):
+            return tensor(v.name).clone()  # a pack keeps the bias it is given: it must not change with the module's buffer
+        if isinstance(v, Scale):
+            return scales[v.index]
+        return zero_points[v.index] if isinstance(v, ZeroPoint) else v
+
+    def run(call: Call) -> Any:
+        args, kwargs, function = rewrite(call.args, value), rewrite(call.kwargs, value), registry.resolve(call.op)
+        try:
+            check_once(function, args, kwargs)
+        except ArgumentError as error:
+            raise ProgramError(f"it cannot be built: {error}") from None
+        return function(*args, **kwargs)
+
+    if store is not None:
+        store.leave(id(program))
+    with torch.no_grad():
+        for call in program.once:
+            assert call.out is not None
+            if store is None or call.out in own:
+                made[call.out] = run(call)
+                continue
+            key, tensors = key_of(call, tensor, made, value)
+            made[call.out] = store.made(id(program), key, tensors, functools.partial(run, call))
+    return made

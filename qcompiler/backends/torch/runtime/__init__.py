@@ -1,0 +1,1 @@
+"""What lowered graphs and emitted programs call where no operator of torch does it in one."""
