@@ -12,9 +12,11 @@ import torch.nn.functional as F
 
 from qcompiler.backends.torch.kernels import mode_kernels, modes
 from qcompiler.backends.torch.kernels import table as kernels
+from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.ir.types import Mode
+from qcompiler.ops.example_call import call_text
 from qcompiler.ops.obstacles import Obstacle
-from qcompiler.ops.spec import Op, Output, Spelling
+from qcompiler.ops.spec import Family, Op, Output, Spelling
 from qcompiler.ops.table import OPS
 
 HEAD = """# Ops
@@ -28,11 +30,12 @@ is own, or shared with the inputs where that adds no noise; `fixed` is a mathema
 **Engines**: the kernels in the order of preference; of those that take a call, the fastest by measurement runs. `int8`: a kernel of
 torch's on integers. `float`: one node that dequantizes, computes and quantizes, where torch has no int8 kernel or a slower or wrong
 one. `table`: all 256 results computed beforehand.
-`never runs`: gone in eval mode. Each kernel has conditions; where none takes a call, `explain` and `remarks` say why it stays float.
+`never runs`: gone in eval mode. **Example**: the call that stands in the row; tests run it, and kernels of ops without cases of their
+own are measured on it. Each kernel has conditions; where none takes a call, `explain` and `remarks` say why it stays float.
 """
 OUTPUTS = {Output.OWN: "own", Output.SAME: "as input", Output.JOIN: "may be joined", Output.FIXED: "fixed", Output.FLOAT: "float",
            Output.OTHER: "no tensor"}  # fmt: skip
-COLUMNS = ("op", "written as", "modules", "scale of the result", *kernels.ENGINES, "notes")
+COLUMNS = ("op", "written as", "modules", "scale of the result", *kernels.ENGINES, "notes", "example")
 
 
 MODES = {Mode.DYNAMIC: "dynamic", Mode.HALF: "float16", Mode.WEIGHT_ONLY: "weight only", Mode.FOUR_BIT: "4-bit weights"}
@@ -46,7 +49,7 @@ engines or on those named; `floats`: float arithmetic on weights that are kept s
 
 def text() -> str:
     """The page."""
-    weighted = [op for op in OPS.rows.values() if op.weight is not None or op.name in modes.RECURRENT]
+    weighted = [op for op in OPS.rows.values() if op.weight is not None or op.family is Family.RECURRENT]
     static = _table(COLUMNS, map(_row, OPS.rows.values()))
     without_data = _table(("op", *MODES.values()), ((f"`{op.name}`", *(_mode(op, mode) for mode in MODES)) for op in weighted))
     return "\n".join([HEAD, *static, WITHOUT_DATA, *without_data]) + "\n"
@@ -73,7 +76,7 @@ def _row(op: Op) -> tuple[str, ...]:
     written = dict.fromkeys(_spelled(s) for s in op.spellings)
     modules = dict.fromkeys(f.cls.rpartition(".")[2] if isinstance(f.cls, str) else f.cls.__name__ for f in op.modules)
     engines = [", else ".join(dict.fromkeys(_how(kernel) for kernel in _kernels(op, engine))) or _without(op) for engine in kernels.ENGINES]
-    return (f"`{op.name}`", _code(written), _code(modules), OUTPUTS[op.output], *engines, "; ".join(_notes(op)))
+    return (f"`{op.name}`", _code(written), _code(modules), OUTPUTS[op.output], *engines, "; ".join(_notes(op)), f"`{call_text(op)}`")
 
 
 def _code(names: Any) -> str:
@@ -90,7 +93,7 @@ def _how(kernel: kernels.Kernel) -> str:
 
 
 def _without(op: Op) -> str:
-    return "never runs" if op.output is Output.SAME else "table of 8-bit rows" if op.name in modes.EMBEDDINGS else "–"
+    return "never runs" if op.output is Output.SAME else "table of 8-bit rows" if op.family is Family.EMBEDDING else "–"
 
 
 def _notes(op: Op) -> Iterator[str]:
@@ -100,8 +103,10 @@ def _notes(op: Op) -> Iterator[str]:
         yield "takes a ReLU or clamp behind it"
     if op.weight is not None:
         yield "int8 weight"
-    if op.rounds_input:
+    if TorchTarget().computes_float(op):
         yield "reads floats where its producer can give them"
+    if op.draws({}):
+        yield "draws random numbers in training"
     if op.float_reason:
         yield op.float_reason
     for kernel in kernels.TABLE.get(op.name, ()):

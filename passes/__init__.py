@@ -1,5 +1,17 @@
-"""The table of contents of the compiler: the ordered lists that fuse_fx, prepare_fx, prepare_qat_fx and convert_fx run."""
+"""The table of contents of the compiler: every list of passes, and the pipelines made of them.
 
+| pipeline | what runs it |
+|---|---|
+| `STATIC` | prepare_fx, then convert_fx, with whatever modes the qconfigs mean |
+| `TRAINING` | prepare_qat_fx, then convert_fx of what was trained |
+| `CUSTOM`, `CUSTOM_TRAINING` | the same where the user gave classes for modules of his own |
+| `pipeline.reference` | convert_to_reference_fx in place of convert_fx: it ends at QUANTIZED |
+
+fuse_fx runs the first part of any. A back end adds its own passes at the end (`with_lowering`), the user his behind the fusions
+(`with_passes`). Nothing else spells a list: api, bisect, crash reproducers, tests and docs read these values.
+"""
+
+from qcompiler.pass_manager import Pipeline
 from qcompiler.passes.annotate import Annotate
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.freeze_qparams import FreezeQParams
@@ -16,6 +28,7 @@ from qcompiler.passes.judge_parts import JudgeParts
 from qcompiler.passes.judge_recurrent import JudgeRecurrent, WatchRecurrent
 from qcompiler.passes.judge_rows import JudgeRows, WatchRows
 from qcompiler.passes.keep_float import KeepFloat
+from qcompiler.passes.note_parts import NoteParts
 from qcompiler.passes.remove_identities import RemoveIdentities
 from qcompiler.passes.resolve_padding import ResolvePadding
 from qcompiler.passes.scale_parts import ScaleParts
@@ -23,14 +36,29 @@ from qcompiler.passes.separate_assignments import SeparateAssignments
 from qcompiler.passes.settle_training import SettleTraining
 from qcompiler.passes.share_qparams import ShareQParams
 from qcompiler.passes.swap_custom_modules import ObserveCustomModules, QuantizeCustomModules
+from qcompiler.passes.watch_spares import DropSpares, WatchSpares
+from qcompiler.settings import Settings
 
 FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
 DECIDE = (Annotate(), KeepFloat(), FuseSums(), HandOutFloats(), ShareQParams())
-OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent(), WatchRows())  # FUSED -> OBSERVED
-OBSERVE_TRAINING = (*DECIDE, JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
-# OBSERVED -> QUANTIZED, then lowered
-QUANTIZE = (JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeParts(), JudgeAverages(), JoinQParams(),
+OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent(), WatchRows(), WatchSpares())  # FUSED -> OBSERVED
+OBSERVE_TRAINING = (*DECIDE, NoteParts(), JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
+# OBSERVED -> QUANTIZED
+QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeParts(), JudgeAverages(), JoinQParams(),
             InsertQuantizeDequantize())  # fmt: skip
-OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE, where the user gave classes for modules of his own
-QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # the same before lowering: from here on those modules take quint8 tensors
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided
+OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE
+QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # QUANTIZED, before lowering: from here on those modules take quint8 tensors
+
+STATIC = Pipeline("static", FUSE, OBSERVE, QUANTIZE)
+TRAINING = Pipeline("training", FUSE, OBSERVE_TRAINING, QUANTIZE_TRAINED)
+CUSTOM = Pipeline("custom", FUSE, (*OBSERVE, *OBSERVE_CUSTOM), QUANTIZE, QUANTIZE_CUSTOM)
+CUSTOM_TRAINING = Pipeline("custom training", FUSE, (*OBSERVE_TRAINING, *OBSERVE_CUSTOM), QUANTIZE_TRAINED, QUANTIZE_CUSTOM)
+PIPELINES = {pipeline.name: pipeline for pipeline in (STATIC, TRAINING, CUSTOM, CUSTOM_TRAINING)}
+
+
+def pipeline_for(settings: Settings) -> Pipeline:
+    """The pipeline that the settings mean."""
+    if settings.custom.observed_classes:
+        return CUSTOM_TRAINING if settings.trains else CUSTOM
+    return TRAINING if settings.trains else STATIC

@@ -7,7 +7,7 @@ int8 already. Ops that copy or pool keep their input's kind.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,12 +24,14 @@ from qcompiler.ops.obstacles import COMPUTED_WEIGHT, Obstacle
 from qcompiler.ops.reasons import no_row
 from qcompiler.ops.spec import Op, Output, Role
 from qcompiler.ops.state_nodes import is_read, is_write
-from qcompiler.ops.stays_float import starved
-from qcompiler.ops.table import Table
+from qcompiler.ops.stays_float import spread, starved
 from qcompiler.pass_manager import Context
 from qcompiler.qconfig import mode_of
+from qcompiler.qconfig_mapping import Rule
 from qcompiler.qconfig_of_call import calls_a_module, rule_of_call
+from qcompiler.settings import Settings
 
+KEPT = Obstacle("keep-float", "convert_fx was told to keep it float")
 TAKES_PART = (operator.getitem, getitem, getattr)
 
 
@@ -46,6 +48,14 @@ def computes_float(node: fx.Node) -> bool:
     return node.op.startswith("call_") and (is_float(node) or any(is_float(n) for n in node.all_input_nodes))
 
 
+@dataclass
+class _Seen:
+    """What the nodes so far have used: the rules of the mapping, and how many calls of each kind each module made."""
+
+    calls: dict[tuple[str, Any], int] = field(default_factory=dict)
+    rules: list[Rule] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Annotate:
     name: str = "annotate"
@@ -53,26 +63,28 @@ class Annotate:
     required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        calls: dict[tuple[str, Any], int] = {}
+        seen = _Seen()
         for node in gm.graph.nodes:
             if node.op.startswith("call_"):
-                node.meta[QUANT] = _decide(node, context, calls)
+                node.meta[QUANT] = _decide(node, context, seen)
+        for node, why in spread(gm.graph, context.table):  # behind tuples: for all else each decision saw those before it
+            node.meta[QUANT] = _quant(why, quant_of(node).qconfig)
         _check_weights(gm, context)
-        unmatched = context.mapping.unmatched(context.used_rules)
-        if context.strict and unmatched:
+        unmatched = context.settings.mapping.unmatched(seen.rules)
+        if context.settings.strict and unmatched:
             raise ConfigError(f"qconfig rules match nothing in this model: {'; '.join(map(str, unmatched))}", code="rule-unused",
                               hint="drop them, or drop strict=True")  # fmt: skip
         for rule in unmatched:
             context.remark(self.name, "rule-unused", f"qconfig rule {rule} matches nothing in this model")
         left = [n for n in gm.graph.nodes if not quant_of(n).int8 and computes_float(n) and quant_of(n).reason]
         for node in left:
-            context.remark_float(self.name, node)
+            context.journal.remark_float(self.name, node)
         self._strict(left, context)
         return True
 
     def _strict(self, left: list[fx.Node], context: Context) -> None:
         unknown = [n for n in left if context.table.of(n) is None]
-        if context.strict and unknown:
+        if context.settings.strict and unknown:
             lines = "\n  ".join(f"{n.name}: {quant_of(n).reason}" for n in unknown)
             raise UnsupportedOpError(f"no int8 form for {len(unknown)} ops:\n  {lines}", where=where(unknown[0]),
                                      hint="drop strict=True to keep them float, or register an op row")  # fmt: skip
@@ -106,28 +118,31 @@ def _check_users(name: str, nodes: tuple[fx.Node, fx.Node], quants: tuple[Quant,
         context.remark("annotate", "tied-weight", text, nodes[1] if one else nodes[0])
 
 
-def _qconfig(node: fx.Node, row: Op | None, context: Context, calls: dict[tuple[str, Any], int]) -> Any:
+def _qconfig(node: fx.Node, row: Op | None, settings: Settings, seen: _Seen) -> Any:
     """The node's qconfig by the mapping; module rules see the module's class, function rules the row's functions."""
     row, path = row and row.settled, source_of(node).module_path
-    is_module = calls_a_module(node, row, context.module_types)
+    is_module = calls_a_module(node, row, settings.module_types)
     key = (path.rpartition(".")[0] if is_module else path, row.name if row else node.target)
-    index = calls[key] = calls.get(key, -1) + 1
-    rule = rule_of_call(context.mapping, node, row, context.module_types, index)
-    context.used_rules.append(rule)
+    index = seen.calls[key] = seen.calls.get(key, -1) + 1
+    rule = rule_of_call(settings.mapping, node, row, settings.module_types, index)
+    seen.rules.append(rule)
     return rule.qconfig
 
 
-def _decide(node: fx.Node, context: Context, calls: dict[tuple[str, Any], int]) -> Quant:
+def _decide(node: fx.Node, context: Context, seen: _Seen) -> Quant:
     row = context.table.of(node)
-    qconfig = _qconfig(node, row, context, calls)
+    found = _qconfig(node, row, context.settings, seen)
+    is_kept = found is not None and node.name in context.settings.keep_float
+    qconfig = None if is_kept else found
     if qconfig is not None and _is_custom(node, context):
         return Quant(int8=True, qconfig=qconfig)
     mode = mode_of(qconfig) if qconfig is not None else None
-    if qconfig is not None and row is not None and (mode or row.default_mode):
+    if qconfig is not None and row is not None and (mode or context.target.default_mode(row)):
         return _decide_mode(node, row, qconfig, mode, context)
-    why = _obstacle(node, row, qconfig, context.table, list(activations(context.table, node)))
-    if why is None and row is not None and context.backend_config is not None:
-        why = context.backend_config.refuses(row.settled, qconfig)
+    why = _obstacle(node, row, qconfig, context)
+    why = KEPT if is_kept and why is not None and why.code == "qconfig-none" else why
+    if why is None and row is not None and context.settings.backend_config is not None:
+        why = context.settings.backend_config.refuses(row.settled, qconfig)
     if why is None and row is not None and not _vanishes(row, node):
         why = context.target.refuses(row, node)
     return _quant(why, qconfig, int8=why is None)
@@ -140,7 +155,7 @@ def _quant(why: Obstacle | None, qconfig: Any, int8: bool = False, mode: Mode | 
 def _is_custom(node: fx.Node, context: Context) -> bool:
     """Whether the node calls a module that the user's own observed and quantized classes stand for."""
     module = node.graph.owning_module
-    classes = context.custom.observed_classes if context.custom is not None else {}
+    classes = context.settings.custom.observed_classes
     return bool(classes) and node.op == "call_module" and module is not None and type(module.get_submodule(str(node.target))) in classes
 
 
@@ -155,8 +170,12 @@ def _decide_mode(node: fx.Node, row: Op, qconfig: Any, asked: Mode | None, conte
     if not weights:
         none = Obstacle("no-weights", f"its qconfig means {asked.value}, and it has no weights") if asked else _no_form(row)
         return _quant(none, qconfig)
-    chosen = context.target.mode(row, node, asked or row.default_mode)
-    obstacle = chosen if isinstance(chosen, Obstacle) else _mode_obstacle(node, row, weights)
+    wanted = asked or context.target.default_mode(row)
+    assert wanted is not None
+    chosen = context.target.mode(row, node, wanted)
+    if isinstance(chosen, Obstacle):
+        return _quant(chosen, qconfig)
+    obstacle = _mode_obstacle(node, row, weights)
     if obstacle is not None:
         return _quant(obstacle, qconfig)
     mode, why = chosen
@@ -189,10 +208,11 @@ def _is_finite(node: fx.Node) -> bool:
     return bool(torch.isfinite(attribute(module, str(node.target))).all())
 
 
-def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, table: Table, inputs: list[fx.Node]) -> Obstacle | None:
+def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, context: Context) -> Obstacle | None:
     """Why the node cannot be int8, or None."""
+    inputs = list(activations(context.table, node))
     if row is None:
-        return no_row(node, table)
+        return no_row(node, context.table, context.target.lacks)
     if row.output in (Output.FLOAT, Output.OTHER):
         return _no_form(row)
     if qconfig is None:

@@ -119,7 +119,7 @@ def _require_data(watches: dict[fx.Node, Any], context: Context, gm: fx.GraphMod
     if len(empty) == len(watches):
         raise CalibrationError(f"0 of {len(watches)} observers saw data", code="not-calibrated",
                                hint="call the module that prepare_fx returned (not the original model) with data first")  # fmt: skip
-    if context.allow_uncalibrated != "float":
+    if context.settings.allow_uncalibrated != "float":
         names = ", ".join(str(n.args[0]) for n in empty[:20])
         raise CalibrationError(
             f"{len(empty)} of {len(watches)} observers saw no data: {names}",

@@ -12,9 +12,9 @@ from torch import fx
 
 from qcompiler.ir.attributes import drop_unused_modules
 from qcompiler.ir.types import Stage
+from qcompiler.matching import check_ops
 from qcompiler.pass_manager import Context
 from qcompiler.patterns import FUSE, FUSE_TRAINING
-from qcompiler.patterns.padding import centre_rule
 from qcompiler.qconfig_of_call import rule_of_call
 from qcompiler.rewrite import Match, Reject, Rule
 
@@ -22,11 +22,13 @@ from qcompiler.rewrite import Match, Reject, Rule
 def _as_the_user_says(rule: Rule, context: Context) -> Rule:
     """The rule, refused where qconfigs leave some of its ops float and others not."""
 
+    settings = context.settings
+
     def stays_float(match: Match, node: fx.Node) -> bool:
-        return rule_of_call(context.mapping, node, match.row(node).settled, context.module_types).qconfig is None
+        return rule_of_call(settings.mapping, node, match.row(node).settled, settings.module_types).qconfig is None
 
     def check(match: Match, **known: Any) -> None:
-        floats = [node for node in match.nodes if context.mapping is not None and stays_float(match, node)]
+        floats = [node for node in match.nodes if stays_float(match, node)]
         if 0 < len(floats) < len(match.nodes):
             raise Reject("other-qconfig", f"the qconfig of %{floats[0].name} is None, and not that of all its ops")
         if rule.check is not None:
@@ -43,10 +45,10 @@ class Fuse:
     per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        rules = (*context.rules, *(FUSE_TRAINING if context.trains else FUSE))
+        for rule in context.settings.rules:
+            check_ops(rule.name, rule.pattern, context.table)
+        rules = (*context.settings.rules, *(FUSE_TRAINING if context.trains else FUSE))
         fired = context.apply_rules(gm, [_as_the_user_says(rule, context) if rule.joins_ops else rule for rule in rules])
-        if context.target is not None:  # last: it puts an op behind the convolution that fusions must not meet
-            fired += context.apply_rules(gm, (centre_rule(context.target.wants_centred),))
         gm.graph.eliminate_dead_code()
         drop_unused_modules(gm)
         return bool(fired)

@@ -22,7 +22,7 @@ class FuseSums:
     per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        config = context.backend_config
+        config = context.settings.backend_config
         if context.trains or config is None or not config.has("conv2d_add", "ConvAdd2d") or not context.target.adds_inside:
             return False
         return bool(context.apply_rules(gm, (residual.RULE,)))

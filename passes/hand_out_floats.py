@@ -25,13 +25,13 @@ class HandOutFloats:
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         changed = False
-        quantized = results_at(gm.graph, context.custom.output_quantized_indexes if context.custom is not None else ())
+        quantized = results_at(gm.graph, context.settings.custom.output_quantized_indexes)
         for node in gm.graph.nodes:
             row = context.table.of(node)
             if row is None or not quant_of(node).int8 or not context.target.gives_floats(row, node):
                 continue
             if _takes_floats(readers(node, context.table), node, quantized) and context.allows("float_result", node):
-                context.matches += 1
+                context.journal.matches += 1
                 node.meta[QUANT] = quant_of(node).with_(float_output=True)
                 changed = True
         for copy, why in spread(gm.graph, context.table) if changed else ():

@@ -18,10 +18,12 @@ from qcompiler.ir.names import add_named
 from qcompiler.ir.types import SOURCE, VALUE, Mode, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch
-from qcompiler.ops.spec import Op
+from qcompiler.ops.spec import Family, Op
 from qcompiler.pass_manager import Context
 from qcompiler.qat.sites import HOLDER, made_by, round_like
 from qcompiler.qat.weights import weight_fake_quant
+from qcompiler.qconfig_of_op import channel_axis
+from qcompiler.target import WeightLimit
 
 
 @dataclass(frozen=True)
@@ -53,27 +55,26 @@ class _Weights:
 
     def __init__(self, gm: fx.GraphModule, context: Context) -> None:
         self.gm, self.context = gm, context
-        self.done: dict[tuple[str, int | None, bool], fx.Node] = {}
+        self.done: dict[tuple[str, int | None, WeightLimit | None], fx.Node] = {}
 
     def insert(self, node: fx.Node, row: Op, position: int) -> None:
         weight: Any = node.args[position]
-        axis = self.context.target.channel_axis(row, quant_of(node).qconfig)
-        shrink = self.context.target.shrinks(row, node)
+        axis, limit = channel_axis(row, quant_of(node).qconfig), self.context.target.weight_limit(row, node)
         if row.eval_form is not None:
-            node.kwargs = {**node.kwargs, "fake_quant": self._attribute(node, self._module(node, weight, axis, shrink))}
+            node.kwargs = {**node.kwargs, "fake_quant": self._attribute(node, self._module(node, weight, axis, limit))}
             return
-        key = (str(weight.target), axis, shrink)
+        key = (str(weight.target), axis, limit)
         if key not in self.done:
-            self.done[key] = self._call(node, weight, self._module(node, weight, axis, shrink))
+            self.done[key] = self._call(node, weight, self._module(node, weight, axis, limit))
         node.args = (*node.args[:position], self.done[key], *node.args[position + 1 :])
 
     def insert_alone(self, node: fx.Node, row: Op, weight: fx.Node) -> None:
         """For an op that takes and gives floats: the weight as convert will store it, one scale a channel (or row of a table)."""
-        key = (str(weight.target), row.weight_axis, False)
+        key = (str(weight.target), row.weight_axis, None)
         if key not in self.done:
             qconfig = quant_of(node).qconfig
             made = made_by(qconfig.weight, "weight", where(node))
-            fits = made.is_per_channel or row.name not in ("embedding", "embedding_bag")
+            fits = made.is_per_channel or row.family is not Family.EMBEDDING
             qconfig = qconfig if fits else replace(qconfig, weight=default_embedding_fake_quant)
             axis = row.weight_axis if not fits or made.is_per_channel else None
             module = weight_fake_quant(qconfig, attribute(self.gm, str(weight.target)), axis)
@@ -90,12 +91,12 @@ class _Weights:
         made.meta[VALUE], made.meta[SOURCE] = value_of(weight), source_of(node)
         return made
 
-    def _module(self, node: fx.Node, weight: fx.Node, axis: int | None, shrink: bool) -> str:
+    def _module(self, node: fx.Node, weight: fx.Node, axis: int | None, limit: WeightLimit | None) -> str:
         """The path of a new fake-quantize module for the node's weight."""
         qconfig = quant_of(node).qconfig
         made = weight_fake_quant(qconfig, attribute(self.gm, str(weight.target)), axis)
-        if shrink and isinstance(made, FakeQuantize):
-            made.least_scale = self.context.target.least_safe_scale
+        if limit is not None and isinstance(made, FakeQuantize):
+            made.least_scale = limit.least_scale
         return add_named(self.gm, HOLDER, node.name, made)
 
 

@@ -19,7 +19,7 @@ from qcompiler.ir.groups import members_of
 from qcompiler.ir.names import add_named
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
-from qcompiler.observers.watch import Watch
+from qcompiler.observers.watch import Watch, WatchKey
 from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.spec import Output
 from qcompiler.ops.table import Table
@@ -49,7 +49,8 @@ class InsertObservers:
                 for member in members:
                     member.meta[QUANT] = quant_of(member).with_(qparams=row.fixed)
             else:
-                _observe(gm, node, Watch(_factory(node, context)(), where(node)), context.table)
+                key = WatchKey(node.name, source_of(node).origin, _factory(node, context))
+                _observe(gm, node, Watch(key.maker(), where(node), key), context.table)
         return bool(groups)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompiler.errors import NumericsError, PassError
+from qcompiler.errors import NumericsError
 from qcompiler.ir.attributes import attribute, get_attr, set_attribute
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Mode, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
@@ -31,6 +31,8 @@ from qcompiler.ops.reference import (
 )
 from qcompiler.ops.spec import Op
 from qcompiler.pass_manager import Context
+from qcompiler.qconfig_of_op import channel_axis, weight_observer
+from qcompiler.target import WeightLimit
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,6 @@ class InsertQuantizeDequantize:
             qparams = quant_of(node).qparams
             if qparams is not None and value_of(node).shape is not None:
                 _wrap(gm, node, qparams, context)
-        _require_quantized(gm, context)
         gm.graph.eliminate_dead_code()
         return True
 
@@ -80,15 +81,6 @@ def _wrap(gm: fx.GraphModule, node: fx.Node, p: QParams, context: Context) -> No
             replace_activations(context.table, user, node, d)
 
 
-def _require_quantized(gm: fx.GraphModule, context: Context) -> None:
-    """Every activation of an int8 op is behind a dequantize, or part of a tuple whose parts are: what any back end relies on."""
-    for node in gm.graph.nodes:
-        for value in activations(context.table, node) if quant_of(node).int8 and context.table.of(node) is not None else ():
-            if value.target is not dequantize and value_of(value).shape is not None:
-                text = f"the int8 op %{node.name} takes %{value.name}, which nothing quantizes"
-                raise PassError(text, code="invalid-ir", where=where(node))
-
-
 def _quantize_at_run_time(gm: fx.GraphModule, node: fx.Node, row: Op, context: Context) -> None:
     """x -> dynamic_quantize_dequantize(x) for one op; recurrent ops do it inside, at every step."""
     low, high = context.target.activation_range(row, node, quant_of(node).qconfig)
@@ -111,25 +103,24 @@ class _Weights:
         self.floats: dict[str, Tensor] = {}  # by path, as they were: the module's are replaced on the way
 
     def quantize(self, node: fx.Node, row: Op, weight: fx.Node) -> None:
-        axis = self.context.target.channel_axis(row, quant_of(node).qconfig)
-        shrink = self.context.target.shrinks(row, node)
-        kind = (axis, shrink, quant_of(node).mode in (Mode.HALF, Mode.FOUR_BIT), self._observer(node).dtype, quant_of(node).weight)
+        axis, limit = channel_axis(row, quant_of(node).qconfig), self.context.target.weight_limit(row, node)
+        kind = (axis, limit, quant_of(node).mode in (Mode.HALF, Mode.FOUR_BIT), self._observer(node).dtype, quant_of(node).weight)
         key = (str(weight.target), *kind)
         if key not in self.done:
-            self.done[key] = self._make(node, weight, axis, shrink, kind)
+            self.done[key] = self._make(node, weight, axis, limit, kind)
         node.replace_input_with(weight, self.done[key])
 
     def _observer(self, node: fx.Node) -> Any:
         row = self.context.table.of(node)
         assert row is not None
-        return self.context.target.weight_observer(row, quant_of(node).qconfig)
+        return weight_observer(row, quant_of(node).qconfig)
 
-    def _make(self, node: fx.Node, weight: fx.Node, axis: int | None, shrink: bool, kind: tuple[Any, ...]) -> fx.Node:
+    def _make(self, node: fx.Node, weight: fx.Node, axis: int | None, limit: WeightLimit | None, kind: tuple[Any, ...]) -> fx.Node:
         gm, path = self.gm, str(weight.target)
         value = self.floats.setdefault(path, attribute(gm, path).detach())
         tied = (value.data_ptr(), value.shape, value.stride(), *kind)
         if tied not in self.made:
-            self.made[tied] = self._tensors(node, value, axis, shrink)
+            self.made[tied] = self._tensors(node, value, axis, limit)
         tensors = self.made[tied]
         suffixes = ("", "_scale", "_zero_point")[: len(tensors)]
         kept = f"{path}_int8" if _has_float_users(self.context, weight) else path
@@ -152,7 +143,7 @@ class _Weights:
             parts[0] = _call(self.gm, weight, unpack_4bit, (parts[0], columns), f"{weight.name}_codes", torch.uint8)
         return _call(self.gm, weight, dequantize_weight, (*parts, axis), name, torch.float32)
 
-    def _tensors(self, node: fx.Node, value: Tensor, axis: int | None, shrink: bool) -> tuple[Tensor, ...]:
+    def _tensors(self, node: fx.Node, value: Tensor, axis: int | None, limit: WeightLimit | None) -> tuple[Tensor, ...]:
         """What is stored: the float16 weight, or codes, scale and zero point."""
         mode = quant_of(node).mode
         if mode is Mode.HALF:
@@ -160,18 +151,18 @@ class _Weights:
         p = self._qparams(node, value, axis)
         scale, zero_point = torch.tensor(p.scale, dtype=torch.float64).reshape(-1), torch.tensor(p.zero_point).reshape(-1)
         zero_point = zero_point.double() if zero_point.is_floating_point() else zero_point.to(torch.int64)
-        if shrink:
-            scale, zero_point = self._safe(node, value, scale, zero_point, p.quant_max)
+        if limit is not None:
+            safe = limit.qparams(value, scale, zero_point, p.quant_max)
+            self._remark_other(node, (scale, zero_point), safe)
+            scale, zero_point = safe
         codes = quantize_weight(value, scale, zero_point, axis, p.quant_min, p.quant_max, p.dtype)
         return pack_4bit(codes) if mode is Mode.FOUR_BIT else codes, scale, zero_point
 
-    def _safe(self, node: fx.Node, value: Tensor, scale: Tensor, zero_point: Tensor, quant_max: int) -> tuple[Tensor, Tensor]:
-        """The proof that the kernel's sums cannot overflow, for the weights as they are now; larger scales where it fails."""
-        safe: tuple[Tensor, Tensor] = self.context.target.safe_qparams(value, scale, zero_point, quant_max)
-        if quant_of(node).weight is not None and not (torch.equal(safe[0], scale) and torch.equal(safe[1], zero_point)):
+    def _remark_other(self, node: fx.Node, given: tuple[Tensor, Tensor], safe: tuple[Tensor, Tensor]) -> None:
+        """Notes where a weight cannot keep the qparams that training gave it."""
+        if quant_of(node).weight is not None and not all(map(torch.equal, given, safe)):
             self.context.remark("insert_quantize_dequantize", "weight-scale", "the weight was trained with scales at which the kernel's "
                                 "16-bit sums could overflow: they are enlarged, results differ from training", node)  # fmt: skip
-        return safe
 
     def _qparams(self, node: fx.Node, value: Tensor, axis: int | None) -> QParams:
         p = quant_of(node).weight or self._observed(node, value, axis)

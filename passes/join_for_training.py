@@ -37,7 +37,7 @@ class JoinForTraining:
                     context.remark(self.name, "not-joined", f"%{value.name} keeps its own qparams: the op requantizes it", node)
                 elif context.allows("join", node):
                     changed |= _move(members, quant_of(value).group, group)
-                    context.matches += 1
+                    context.journal.matches += 1
         return changed
 
 

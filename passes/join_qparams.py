@@ -99,7 +99,7 @@ class _Joining:
         else:
             self.sets.union(*groups)
             self.ranges[self.sets[groups[0]]] = together
-            self.context.matches += 1
+            self.context.journal.matches += 1
 
     def _together(self, groups: list[Any]) -> _Range | None:
         """The range of the set that a cat of these groups, its result's last, would make; None where it must not."""

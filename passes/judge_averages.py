@@ -33,7 +33,7 @@ class JudgeAverages:
     per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        quantized = results_at(gm.graph, context.custom.output_quantized_indexes if context.custom is not None else ())
+        quantized = results_at(gm.graph, context.settings.custom.output_quantized_indexes)
         means = [node for node in gm.graph.nodes if averages_many(node, context.table) and _is_apart(node)]
         members = members_of(gm.graph) if means else {}
         for node in means:
@@ -41,7 +41,7 @@ class JudgeAverages:
             group = quant_of(node).group
             assert group is not None
             if text and not any(value in quantized for value in members[group]) and context.allows("keep_float", node):
-                context.matches += 1
+                context.journal.matches += 1
                 context.keep_float(self.name, node, Obstacle("lost-average", text))
                 continue
             shared = quant_of(node.args[0])  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ class JudgeParts:
     per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        quantized = results_at(gm.graph, context.custom.output_quantized_indexes if context.custom is not None else ())
+        quantized = results_at(gm.graph, context.settings.custom.output_quantized_indexes)
         lost = {node: FLOATS for node in gm.graph.nodes if quant_of(node).code == "lost-rows"}  # what judge_rows made float
         begun, united = len(lost), False
         for node in reversed(gm.graph.nodes):
@@ -76,11 +76,15 @@ def _may_lose(node: fx.Node, context: Context) -> bool:
 def _judged(node: fx.Node, parts: Sequence[Part], lost: Lost, quantized: Sequence[fx.Node], context: Context) -> Obstacle | None:
     """Why the node is float; None where no part is lost, or int8 ops with weights read all of it. `lost`: what is float of later ones."""
     found, text = readers(node, context.table), _lost(node, parts, context)
-    why = better_float(node, lost, quantized, context.table) if any(user in lost for user in found.floats) else None
+    why = (
+        better_float(node, lost, quantized, context.table, context.target.computes_float)
+        if any(user in lost for user in found.floats)
+        else None
+    )
     if text is not None and not any(value in quantized for value in (node, *found.copies)) and _gains(node, found, context):
         why = Obstacle("unlike-parts", f"{text}, and not only ops with weights that take all of it use its result")
     if why is not None and context.allows("keep_float", node):
-        context.matches += 1
+        context.journal.matches += 1
         return why
     if text is not None:
         context.remark(NAME, "unlike-parts", f"{text} for the int8 ops that use its result", node)

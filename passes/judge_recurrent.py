@@ -15,7 +15,7 @@ from qcompiler.ir.names import add_named
 from qcompiler.ir.types import SOURCE, VALUE, Mode, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.vanishing import Vanishing
-from qcompiler.observers.watch import Watch
+from qcompiler.observers.watch import Watch, WatchKey
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.pass_manager import Context
 from qcompiler.qconfig import mode_of
@@ -36,11 +36,14 @@ class WatchRecurrent:
         for node in found:
             x = node.args[0]
             assert isinstance(x, fx.Node)
-            path = add_named(gm, "observers", f"{node.name}_input", Watch(Vanishing(), where(node)))
+            spare = quant_of(x).int8  # 8 bits hold it already, unless convert_fx(keep_float=...) makes it float
+            key = WatchKey(f"{node.name}_input", (), Vanishing)
+            path = add_named(gm, "observers", key.name, Watch(Vanishing(), where(node), key, spare))
             with gm.graph.inserting_before(node):
                 watch = gm.graph.create_node("call_module", path, (x,), name=f"{node.name}_input_observer")
             watch.meta[VALUE], watch.meta[SOURCE] = x.meta.get(VALUE), source_of(x)
-            node.args = (watch, *node.args[1:])
+            if not spare:
+                node.args = (watch, *node.args[1:])
         return bool(found)
 
 
@@ -70,7 +73,7 @@ def _is_judged(node: fx.Node, context: Context) -> bool:
     row, quant = context.table.of(node), quant_of(node)
     if row is None or not row.rounds_inside or quant.mode is not Mode.DYNAMIC or mode_of(quant.qconfig) is not None:
         return False
-    return isinstance(node.args[0], fx.Node) and not quant_of(node.args[0]).int8
+    return isinstance(node.args[0], fx.Node)
 
 
 def _counter(gm: fx.GraphModule, node: fx.Node) -> Vanishing | None:

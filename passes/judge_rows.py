@@ -22,7 +22,7 @@ from qcompiler.ir.names import add_named
 from qcompiler.ir.types import SOURCE, VALUE, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.rows import SmallestRow
-from qcompiler.observers.watch import Watch
+from qcompiler.observers.watch import Watch, WatchKey
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Output
 from qcompiler.ops.stays_float import results_at
@@ -44,7 +44,8 @@ class WatchRows:
         for node in found:
             x, row = node.args[0], context.table.of(node)
             assert isinstance(x, fx.Node) and row is not None and row.row_power is not None
-            path = add_named(gm, "observers", f"{node.name}_rows", Watch(SmallestRow(row.row_power, node.kwargs), where(node)))
+            key = WatchKey(f"{node.name}_rows", (), SmallestRow)
+            path = add_named(gm, "observers", key.name, Watch(SmallestRow(row.row_power, node.kwargs), where(node), key))
             with gm.graph.inserting_before(node):
                 watch = gm.graph.create_node("call_module", path, (x,), name=f"{node.name}_rows_observer")
             watch.meta[VALUE], watch.meta[SOURCE] = x.meta.get(VALUE), source_of(x)
@@ -64,7 +65,7 @@ class JudgeRows:
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         watches = [(n, observer) for n in gm.graph.nodes if isinstance(observer := _observer(gm, n), SmallestRow)]
         scales = _scales(gm) if watches else {}
-        indexes = context.custom.output_quantized_indexes if context.custom is not None else ()
+        indexes = context.settings.custom.output_quantized_indexes
         quantized = [_made_by(gm, value, context) for value in results_at(gm.graph, indexes)]
         for watch, observer in watches:
             (norm,), source = watch.users, _made_by(gm, watch, context)
@@ -73,7 +74,7 @@ class JudgeRows:
             gm.graph.erase_node(watch)
             delattr(gm.get_submodule("observers"), str(watch.target).removeprefix("observers."))
             if text and quant_of(source).int8 and source not in quantized and context.allows("keep_float", source):
-                context.matches += 1
+                context.journal.matches += 1
                 context.keep_float(self.name, source, Obstacle("lost-rows", text))
         return bool(watches)
 

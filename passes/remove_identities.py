@@ -27,7 +27,7 @@ class RemoveIdentities:
             if context.allows("remove_identity", node):
                 node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
                 gm.graph.erase_node(node)
-                context.matches += 1
+                context.journal.matches += 1
             else:
                 context.remark(self.name, "held-back", "does nothing, but its removal was held back", node)
         gm.graph.eliminate_dead_code()

@@ -9,9 +9,8 @@ from torch import fx
 
 from qcompiler.ir.types import SOURCE, VALUE, Stage, Value, source_of, value_of
 from qcompiler.ops import functional
+from qcompiler.ops.spec import CONVOLUTIONS
 from qcompiler.pass_manager import Context
-
-CONVOLUTIONS = {f"{kind}{d}d": d for kind in ("conv", "conv_transpose") for d in (1, 2, 3)}
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class ResolvePadding:
         changed = False
         for node in list(gm.graph.nodes):
             row = context.table.of(node)
-            if row is not None and row.name in CONVOLUTIONS:
-                changed |= _resolve(gm, node, CONVOLUTIONS[row.name])
+            if row is not None and row.family in CONVOLUTIONS and row.dims is not None:
+                changed |= _resolve(gm, node, row.dims)
         return changed
 
 

@@ -71,7 +71,7 @@ def _settle(gm: fx.GraphModule, node: fx.Node, parts: tuple[Part, ...], members:
     for member in members[quant_of(node).group]:  # type: ignore[index]
         member.meta[QUANT] = quant_of(member).with_(qparams=common)
     if any(k > 1 for k in factors):
-        context.matches += 1
+        context.journal.matches += 1
         _scale_channels(gm, node, parts, factors)
         text = f"its {len(parts)} parts have scales of their own: 1 to 1/{max(factors):.3g} of the largest"
         context.remark(NAME, "parts", text, node)

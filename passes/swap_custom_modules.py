@@ -36,13 +36,14 @@ class ObserveCustomModules:
     required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        classes = context.custom.observed_classes if context.custom is not None else {}
+        classes = context.settings.custom.observed_classes
         found = _calls(gm, classes) if classes else []
         for node, module in found:
             if type(module) not in classes:  # called a second time, and swapped before
                 continue
             module.qconfig = quant_of(node).qconfig
-            _swap(gm, node, classes[type(module)].from_float(module).eval(), f"{classes[type(module)].__name__}.from_float")
+            made: Any = classes[type(module)]
+            _swap(gm, node, made.from_float(module).eval(), f"{made.__name__}.from_float")
         return bool(found)
 
 
@@ -58,7 +59,7 @@ class QuantizeCustomModules:
             if node.target in done:
                 continue
             done.add(node.target)
-            quantized: Any = context.quantized_classes.get(type(module))
+            quantized: Any = context.settings.quantized_classes.get(type(module))
             if quantized is None:
                 raise ConfigError(f"no quantized class is given for {type(module).__name__}", code="custom-module", where=where(node),
                                   hint="convert_custom_config=ConvertCustomConfig().set_observed_to_quantized_mapping(...)")  # fmt: skip

@@ -10,9 +10,12 @@ from qcompiler.ir.attributes import attribute, bias_path, set_parameter
 from qcompiler.ir.types import value_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.batch_norm import channels_of, check_statistics, fold
+from qcompiler.ops.spec import CONVOLUTIONS, Family, Op
 from qcompiler.rewrite import Link, Match, Reject, Rule
 
-WEIGHTED = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
+
+def is_weighted(row: Op) -> bool:
+    return row.family in (*CONVOLUTIONS, Family.LINEAR)
 
 
 def constant(match: Match, node: Any, what: str) -> Tensor | None:
@@ -67,7 +70,7 @@ def _can_fold(match: Match, conv: fx.Node, bn: fx.Node) -> None:
     _, var, *_ = _statistics(match, bn)
     check_channels(match, conv, weight, var)
     shape = value_of(conv).shape
-    if match.row(conv).name == "linear" and shape is not None and len(shape) != 2:
+    if match.row(conv).family is Family.LINEAR and shape is not None and len(shape) != 2:
         raise Reject("other-dimension", f"BatchNorm's channels are dimension 1 of {len(shape)}, those of a linear the last")
 
 
@@ -85,4 +88,4 @@ def _fold(match: Match, conv: fx.Node, bn: fx.Node) -> None:
     match.replace(bn, conv)
 
 
-RULES = (Rule("fold_batch_norm", (Link("conv", WEIGHTED), Link("bn", ("batch_norm",))), _fold, check=_can_fold, needs_partner=True),)
+RULES = (Rule("fold_batch_norm", (Link("conv", is_weighted), Link("bn", ("batch_norm",))), _fold, check=_can_fold, needs_partner=True),)

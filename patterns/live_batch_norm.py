@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import fx
 
 from qcompiler.ir.types import SOURCE, source_of, value_of
-from qcompiler.patterns.batch_norm import WEIGHTED, check_bias, check_channels, constant
+from qcompiler.patterns.batch_norm import check_bias, check_channels, constant, is_weighted
 from qcompiler.qat.ops import SUFFIX
 from qcompiler.rewrite import Link, Match, Reject, Rule, merged_source
 
@@ -37,4 +37,4 @@ def _can_join(match: Match, conv: fx.Node, bn: fx.Node) -> None:
         raise Reject("other-dimension", f"BatchNorm's channels are dimension 1 of {len(shape)}, those of the {row.name} are not")
 
 
-RULES = (Rule("join_batch_norm", (Link("conv", WEIGHTED), Link("bn", ("batch_norm",))), _join, check=_can_join, needs_partner=True),)
+RULES = (Rule("join_batch_norm", (Link("conv", is_weighted), Link("bn", ("batch_norm",))), _join, check=_can_join, needs_partner=True),)

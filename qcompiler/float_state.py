@@ -64,8 +64,9 @@ def _take_over(now: nn.Module, made: nn.Module, trains: bool) -> None:
 
 
 def _leaves(gm: fx.GraphModule) -> list[tuple[str, nn.Module]]:
-    paths = dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module")
-    return [(path, gm.get_submodule(path)) for path in paths if not path.startswith(OURS)]
+    """The modules that are called as a whole, or by a statement that runs as it stands."""
+    paths = dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op in ("call_module", "get_attr"))
+    return [(path, gm.get_submodule(path)) for path in paths if not path.startswith(OURS) and isinstance(attribute(gm, path), nn.Module)]
 
 
 def _copy(leaf: nn.Module, trains: bool) -> nn.Module:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from qcompiler.ir.types import QUANT, SOURCE, VALUE
+from qcompiler.ops.float_statements import given_back, held
 
 NOTES = (VALUE, SOURCE, QUANT)
 Data = list[tuple[Any, ...]]
@@ -34,7 +35,7 @@ class _Named:
     def of(target: Any) -> Any:
         name = getattr(target, "__name__", None)
         module = next((m for m in (F, torch) if isinstance(name, str) and getattr(m, name, None) is target), None)
-        return target if module is None else _Named(module.__name__, str(name))
+        return held(target) if module is None else _Named(module.__name__, str(name))
 
     def found(self) -> Any:
         return getattr(importlib.import_module(self.module), self.name)
@@ -65,7 +66,7 @@ def from_data(data: Data) -> fx.Graph:
         return slice(value(v.start), value(v.stop), value(v.step)) if isinstance(v, slice) else v
 
     for op, name, target, (args, kwargs), notes in data:
-        target = target.found() if isinstance(target, _Named) else target
+        target = target.found() if isinstance(target, _Named) else given_back(target)
         made[name] = node = graph.create_node(op, target, value(args), value(kwargs), name=name)
         if node.name != name:
             node.name = name

@@ -2,128 +2,99 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import fx
 
-from qcompiler.errors import PassError, QCompilerError, Where
-from qcompiler.gate import allow
+from qcompiler.errors import ConfigError, PassError, QCompilerError
 from qcompiler.ir.provenance import inherit_sources
 from qcompiler.ir.types import QUANT, Stage, quant_of
-from qcompiler.ir.verify import verify, where
+from qcompiler.journal import Journal, PassRecord, Remark
 from qcompiler.ops.obstacles import Obstacle
-from qcompiler.ops.table import OPS, Table
+from qcompiler.ops.table import Table
 from qcompiler.rewrite import Rule, run_rules
+from qcompiler.settings import Settings
+from qcompiler.stages.verify import verify
+from qcompiler.target import Target
 
 HOW_TO_REPRODUCE = "set QCOMPILER_DEBUG=folder and run again: it writes repro.py, which shows this failure without your model"
 
 
-@dataclass(frozen=True)
-class Remark:
-    """Something a person should know: what was not fused, stayed float, was made concrete, and why. `node` is its name."""
+@dataclass
+class _Run:
+    """Where a run of passes stands: the pass manager's own."""
 
-    pass_name: str
-    code: str
-    text: str
-    where: Where = field(default_factory=Where)
-    node: str | None = None
-
-    def to_data(self) -> dict[str, Any]:
-        """JSON data; what is not known is left out."""
-        place = {"node": self.node, "path": self.where.module_path, "location": self.where.source}
-        return {"pass": self.pass_name, "code": self.code, "text": self.text, **{k: v for k, v in place.items() if v}}
-
-    @staticmethod
-    def from_data(data: Mapping[str, Any]) -> Remark:
-        """What `to_data` wrote."""
-        node = data.get("node")
-        place = Where(f"%{node}" if node else None, data.get("path"), data.get("location"))
-        return Remark(data["pass"], data["code"], data["text"], place, node)
+    instruments: tuple[Any, ...] = ()
+    step: Pass | None = None
+    stage: Stage = Stage.TRACED
 
 
 @dataclass
 class Context:
-    """What the passes of one compile share. `target` describes the back end's kernels (see backends/torch/target.py).
+    """What a pass is given beside the graph: the user's settings, which it reads, and the journal, which it writes.
 
-    `identity` is common to a prepare and its converts. `rewrites` lists the optional rewrites that were offered, `matches`
-    counts those that were done; a convert goes on where its prepare ended. `trains`: the graph is prepared to be trained.
+    `table`, `target` and `trains` are the settings that nearly every pass reads. `example`: (args, kwargs) of one call, on which a
+    back end checks its kernels.
     """
 
-    table: Table = OPS
-    mapping: Any = None
-    module_types: dict[str, type] = field(default_factory=dict)
-    target: Any = None
-    rules: tuple[Any, ...] = ()
-    used_rules: list[Any] = field(default_factory=list)
-    strict: bool = False
-    custom: Any = None  # a PrepareCustomConfig
-    backend_config: Any = None  # a BackendConfig: what it does not name stays float
-    quantized_classes: Mapping[type, type] = field(default_factory=dict)  # of custom modules, by their observed class
-    trains: bool = False
-    allow_uncalibrated: str = "error"
-    remarks: list[Remark] = field(default_factory=list)
-    records: list[PassRecord] = field(default_factory=list)
-    identity: str = field(default_factory=lambda: secrets.token_hex(8))
-    instruments: tuple[Any, ...] = ()
-    step: Any = None  # the pass that runs
-    stage: Stage = Stage.TRACED  # where the graph stands
-    rewrites: list[str] = field(default_factory=list)
-    matches: int = 0
-    example: Any = None  # (args, kwargs) of one call, on which a back end checks its kernels
+    settings: Settings = field(default_factory=Settings)
+    journal: Journal = field(default_factory=Journal)
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    _run: _Run = field(default_factory=_Run, repr=False)
+
+    @property
+    def table(self) -> Table:
+        return self.settings.table
+
+    @property
+    def target(self) -> Target:
+        return self.settings.target
+
+    @property
+    def trains(self) -> bool:
+        return self.settings.trains
+
+    @property
+    def stage(self) -> Stage:
+        """Where the graph stands."""
+        return self._run.stage
 
     def remark(self, pass_name: str, code: str, text: str, node: fx.Node | None = None) -> None:
-        place = where(node) if node is not None else Where()
-        self.remarks.append(Remark(pass_name, code, text, place, node.name if node is not None else None))
-
-    def remark_float(self, by: str, node: fx.Node) -> None:
-        """The remark of the pass `by` that a node stays float; its code is the obstacle's."""
-        self.remark(by, quant_of(node).code or "stays-float", f"stays float: {quant_of(node).reason}", node)
+        """Notes something that a person should know."""
+        self.journal.remark(pass_name, code, text, node)
 
     def keep_float(self, by: str, node: fx.Node, why: Obstacle) -> None:
         """Makes a quantized node float, with a remark of the pass `by`."""
         node.meta[QUANT] = quant_of(node).with_(int8=False, mode=None, float_output=False, reason=why.text, code=why.code)
-        self.remark_float(by, node)
+        self.journal.floats.append((node.name, why))
+        self.journal.remark_float(by, node)
 
     def needs_7_bits(self, values: Sequence[fx.Node]) -> bool:
         """Whether the kernel of an op that takes one of these values, maybe behind its observer, could overflow at 8 bits."""
         direct = [user for value in values for user in value.users]
         takers = [*direct, *(u for user in direct if user.op == "call_module" for u in user.users)]
         rows = ((user, self.table.of(user)) for user in takers if quant_of(user).int8)
-        return any(row is not None and row.macs is not None and self.target.needs_7_bits(row, user) for user, row in rows)
+        return any(row is not None and row.macs is not None and self.target.activation_bits(row, user) < 8 for user, row in rows)
 
     def allows(self, rewrite: str, node: fx.Node | None = None) -> bool:
         """Whether an optional rewrite may be done: the gate of the compile numbers the questions and answers them."""
-        name = self.step.name if self.step is not None and self.step.name != rewrite else ""
-        self.rewrites.append(f"{name}: {rewrite}".removeprefix(": ") + (f" at %{node.name}" if node is not None else ""))
-        return allow(self.rewrites[-1])
+        step = self._run.step
+        name = step.name if step is not None and step.name != rewrite else ""
+        return self.journal.offer(f"{name}: {rewrite}".removeprefix(": ") + (f" at %{node.name}" if node is not None else ""))
 
     def apply_rules(self, gm: fx.GraphModule, rules: Sequence[Rule]) -> int:
         """Runs rewrite rules to their fixpoint and returns how often one fired; each refused candidate becomes a remark."""
         fired, refused = run_rules(gm, rules, self.table, lambda rule, node: self.allows(rule.name, node))
+        name = self._run.step.name if self._run.step is not None else "rules"
         for rejection in refused:
-            self.remark(self.step.name if self.step else "rules", rejection.code, f"{rejection.rule}: {rejection.reason}", rejection.node)
+            self.remark(name, rejection.code, f"{rejection.rule}: {rejection.reason}", rejection.node)
         count = sum(fired.values())
-        self.matches += count
+        self.journal.matches += count
         return count
-
-
-@dataclass(frozen=True)
-class PassRecord:
-    """What one pass did: wall time in milliseconds (`verify_ms` of it went into the verifier), node counts, rewrites, remarks."""
-
-    name: str
-    milliseconds: float
-    nodes_before: int
-    nodes_after: int
-    changed: bool
-    verify_ms: float = 0.0
-    matches: int = 0
-    remarks: tuple[Remark, ...] = ()
-    skipped: bool = False
 
 
 class Pass(Protocol):
@@ -143,6 +114,53 @@ class Pass(Protocol):
     def required(self) -> bool: ...
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The passes of one way through the compiler, in order. Which there are stands in passes/__init__.py."""
+
+    name: str
+    fuse: tuple[Pass, ...]  # TRACED -> FUSED
+    observe: tuple[Pass, ...]  # FUSED -> OBSERVED: the end of a prepare
+    quantize: tuple[Pass, ...]  # OBSERVED -> QUANTIZED
+    lower: tuple[Pass, ...] = ()  # QUANTIZED -> what a back end builds from
+
+    @property
+    def prepare(self) -> tuple[Pass, ...]:
+        """What runs before calibration, or training."""
+        return (*self.fuse, *self.observe)
+
+    @property
+    def convert(self) -> tuple[Pass, ...]:
+        """What runs behind it."""
+        return (*self.quantize, *self.lower)
+
+    @property
+    def steps(self) -> tuple[Pass, ...]:
+        return (*self.prepare, *self.convert)
+
+    @property
+    def reference(self) -> Pipeline:
+        """The same up to QUANTIZED."""
+        return replace(self, lower=())
+
+    def with_passes(self, own: Sequence[Pass]) -> Pipeline:
+        """The same with passes of the user's own behind the fusions."""
+        return replace(self, fuse=(*self.fuse, *own))
+
+    def with_lowering(self, own: Sequence[Pass]) -> Pipeline:
+        """The same with the passes of a back end at the end."""
+        return replace(self, lower=(*self.lower, *own))
+
+    def with_replaced(self, by: Mapping[str, Pass]) -> Pipeline:
+        """The same with other passes in the place of those with these names. ConfigError for a name that no pass has."""
+        unknown = sorted(set(by) - {step.name for step in self.steps})
+        if unknown:
+            raise ConfigError(f"there is no pass {unknown[0]!r} to replace", code="no-pass",
+                              hint=f"one of {', '.join(step.name for step in self.steps)}")  # fmt: skip
+        parts = (tuple(by.get(step.name, step) for step in part) for part in (self.fuse, self.observe, self.quantize, self.lower))
+        return Pipeline(self.name, *parts)
 
 
 class PassInstrument:
@@ -186,8 +204,8 @@ def _hooks(instruments: Sequence[Any], event: str, context: Context) -> Iterator
             except Exception as error:
                 text = f"{type(instrument).__name__}.{event}: {type(error).__name__}: {error}"
                 remark = Remark("instrument", "instrument-failed", text)
-                if remark not in context.remarks:
-                    context.remarks.append(remark)
+                if remark not in context.journal.remarks:
+                    context.journal.remarks.append(remark)
                 return None
 
         return call
@@ -217,47 +235,57 @@ def run_passes(
     `instruments` watch beside those of the context. `recompile`: make the code that runs `gm`; False where nobody runs it
     before it is changed further.
     """
-    outer = context.instruments
-    context.instruments = (*outer, *instruments)
+    run = context._run
     try:
-        verify(gm, stage)
-        context.stage = stage
-        for step in passes:
-            context.step = step
-            context.records.append(_run(step, gm, context))
-            context.stage = step.stage
-        if recompile:
-            gm.recompile()
+        with watch(context, (*run.instruments, *instruments)):
+            verify(gm, stage, table=context.table)
+            run.stage = stage
+            for run.step in passes:
+                context.journal.records.append(_one(run.step, gm, context))
+                run.stage = run.step.stage
+            if recompile:
+                gm.recompile()
     finally:
-        context.instruments, context.step = outer, None
+        run.step = None
     return gm
 
 
-def _run(step: Pass, gm: fx.GraphModule, context: Context) -> PassRecord:
+@contextmanager
+def watch(context: Context, instruments: Sequence[Any]) -> Iterator[None]:
+    """These instruments, and no others, watch what is done with the context in the block."""
+    outer, context._run.instruments = context._run.instruments, tuple(instruments)
+    try:
+        yield
+    finally:
+        context._run.instruments = outer
+
+
+def _one(step: Pass, gm: fx.GraphModule, context: Context) -> PassRecord:
+    instruments, journal = context._run.instruments, context.journal
     wanted = _wanted(step, gm, context)
     if not wanted:
         context.remark(step.name, "pass-skipped", "this optional pass did not run: an instrument or QCOMPILER_BISECT held it back")
-    tell(context.instruments, "before", context, step, gm, context)
-    nodes, matches, remarks = len(gm.graph.nodes), context.matches, len(context.remarks)
+    tell(instruments, "before", context, step, gm, context)
+    nodes, matches, remarks = len(gm.graph.nodes), journal.matches, len(journal.remarks)
     start = middle = time.perf_counter()
     try:
         changed = step.run(gm, context) if wanted else False
         inherit_sources(gm.graph)
         middle = time.perf_counter()
-        verify(gm, step.stage, after=step.name)
+        verify(gm, step.stage, after=step.name, table=context.table)
     except Exception as error:
         _fail(step, gm, context, error)
     end = time.perf_counter()
     record = PassRecord(step.name, (end - start) * 1e3, nodes, len(gm.graph.nodes), changed, (end - middle) * 1e3,
-                        context.matches - matches, tuple(context.remarks[remarks:]), not wanted)  # fmt: skip
-    tell(context.instruments, "after", context, step, gm, context, record)
+                        journal.matches - matches, tuple(journal.remarks[remarks:]), not wanted)  # fmt: skip
+    tell(instruments, "after", context, step, gm, context, record)
     return record
 
 
 def _wanted(step: Pass, gm: fx.GraphModule, context: Context) -> bool:
     if getattr(step, "required", False):
         return True
-    if any(answer is False for answer in tell(context.instruments, "should_run", context, step, gm, context)):
+    if any(answer is False for answer in tell(context._run.instruments, "should_run", context, step, gm, context)):
         return False
     return getattr(step, "per_match", False) or context.allows(step.name)
 
@@ -269,7 +297,7 @@ def _fail(step: Pass, gm: fx.GraphModule, context: Context, error: Exception) ->
         raised = PassError(f"pass {step.name} failed: {type(error).__name__}: {error}", code="pass-failed")
         raised.__cause__ = error
     assert isinstance(raised, QCompilerError)
-    tell(context.instruments, "on_error", context, step, gm, context, raised)
+    tell(context._run.instruments, "on_error", context, step, gm, context, raised)
     if isinstance(raised, PassError) and raised.reproducer is None:
         raised.hint = raised.hint or HOW_TO_REPRODUCE
     raise raised

@@ -1,4 +1,4 @@
-"""What comes before the first pass: the settings of a compile as a Context, and the model as a TRACED graph."""
+"""What comes before the first pass: the Settings of a compile, and the model as a TRACED graph."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import fx, nn
@@ -14,18 +14,22 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils._pytree import tree_map_only
 
 from qcompiler.backend_config import as_backend_config
-from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.backends import backend_of
 from qcompiler.checks import check_eval, check_examples, check_model, check_training
 from qcompiler.custom_config import PrepareCustomConfig, as_config
 from qcompiler.errors import ConfigError, Where
 from qcompiler.ir.types import ONLY_CHILD, SOURCE, Stage, source_of
-from qcompiler.ir.verify import verify
+from qcompiler.journal import Remark
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.state_nodes import held_names
 from qcompiler.ops.table import OPS, Table
-from qcompiler.pass_manager import Context, Remark
+from qcompiler.pass_manager import Context
 from qcompiler.qat.ops import training_table
-from qcompiler.qconfig_mapping import as_mapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
+from qcompiler.qconfig_mapping import QConfigMapping, as_mapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
+from qcompiler.rewrite import Rule
+from qcompiler.settings import Settings
+from qcompiler.stages.verify import verify
+from qcompiler.target import Target
 from qcompiler.trace import fold_parametrizations, trace
 from qcompiler.trace.parametrize import is_computed
 
@@ -37,39 +41,54 @@ def check_float(model: nn.Module) -> None:
         verify(model, Stage.TRACED)
 
 
-def context_for(
-    model: nn.Module,
-    qconfig_mapping: Any = None,
-    *,
-    engine: str | None = None,
-    isa: str | None = None,
-    table: Table = OPS,
-    rules: Sequence[Any] = (),
-    strict: bool = False,
-    trains: bool = False,
-    prepare_custom_config: Any = None,
-    backend_config: Any = None,
-) -> Context:
-    """The settings that prepare_fx takes (prepare_qat_fx, if `trains`), checked against the model. Raises ConfigError."""
+class Choices(TypedDict, total=False):
+    """What prepare_fx and prepare_qat_fx take beside the model and its example inputs, in any form that they take it in."""
+
+    qconfig_mapping: Any
+    prepare_custom_config: Any
+    backend_config: Any
+    concrete_args: Mapping[str, Any] | None
+    strict: bool
+    table: Table
+    rules: Sequence[Rule]
+    backend: str
+    engine: str | None
+    isa: str | None
+
+
+def settings_for(model: nn.Module, trains: bool = False, **choices: Unpack[Choices]) -> Settings:
+    """The settings of one compile, checked against the model, which is in train mode if `trains`. Raises ConfigError."""
     check_float(model)
     (check_training if trains else check_eval)(model)
-    custom = as_config(prepare_custom_config, PrepareCustomConfig)
+    custom = as_config(choices.get("prepare_custom_config"), PrepareCustomConfig)
     custom.check(model)
-    engine = engine or torch.backends.quantized.engine
-    target = TorchTarget(engine, isa) if isa else TorchTarget(engine)
+    target = backend_of(choices.get("backend", "torch")).target(choices.get("engine"), choices.get("isa"))
+    table = choices.get("table", OPS)
+    return Settings(
+        table=training_table(table) if trains else table,
+        mapping=_mapping(model, choices.get("qconfig_mapping"), target, trains),
+        module_types={name: type_before_parametrizations(module) for name, module in model.named_modules()},
+        target=target,
+        rules=tuple(choices.get("rules", ())),
+        strict=choices.get("strict", False),
+        trains=trains,
+        custom=custom,
+        backend_config=as_backend_config(choices.get("backend_config")),
+        concrete_args=choices.get("concrete_args"),
+    )
+
+
+def _mapping(model: nn.Module, given: Any, target: Target, trains: bool) -> QConfigMapping:
+    """The mapping that was given, or the target's default, with the modules' own `.qconfig`; it names only what the model has."""
     default = get_default_qat_qconfig_mapping if trains else get_default_qconfig_mapping
-    mapping = as_mapping(qconfig_mapping) if qconfig_mapping is not None else default(engine)
-    mapping = mapping.with_attributes(model)
+    mapping = (as_mapping(given) if given is not None else default(target.qconfigs)).with_attributes(model)
     mapping.check_names(name for name, _ in model.named_modules())
-    types = {name: type_before_parametrizations(module) for name, module in model.named_modules()}
-    table = training_table(table) if trains else table
-    return Context(table=table, mapping=mapping, module_types=types, target=target, rules=tuple(rules), strict=strict, trains=trains,
-                   custom=custom, backend_config=as_backend_config(backend_config))  # fmt: skip
+    return mapping
 
 
-def _is_leaf(table: Table, custom: PrepareCustomConfig | None) -> Any:
+def _is_leaf(table: Table, custom: PrepareCustomConfig) -> Any:
     def leaf(module: nn.Module, path: str) -> bool:
-        if table.module_form(module) is not None or (custom is not None and custom.is_whole(module, path)):
+        if table.module_form(module) is not None or custom.is_whole(module, path):
             return True
         containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
                       nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)  # fmt: skip
@@ -111,16 +130,18 @@ def _name_as_root(gm: fx.GraphModule) -> None:
             node.meta[SOURCE] = replace(source, module_path="")
 
 
-def traced(model: nn.Module, example_inputs: Any, context: Context, options: Mapping[str, Any]) -> fx.GraphModule:
-    """The TRACED graph of a copy of the model. `options`: example_kwargs, concrete_args. What was noted becomes remarks."""
+def traced(
+    model: nn.Module, example_inputs: Any, context: Context, example_kwargs: Mapping[str, Any] | None = None
+) -> fx.GraphModule:  # fmt: skip
+    """The TRACED graph of a copy of the model, followed with the arguments of one call. What was noted becomes remarks."""
     _refuse_state(model)
     inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
     copied = _plain_parameters(model, context)
-    alone, is_leaf = _is_one_leaf(copied, context), _is_leaf(context.table, context.custom)
-    found = trace(_Parent(copied) if alone else copied, inputs, options.get("example_kwargs"), is_leaf=is_leaf, decompose=DECOMPOSE,
-                  concrete_args=options.get("concrete_args"), strict=context.strict, trains=context.trains)  # fmt: skip
+    alone, is_leaf = _is_one_leaf(copied, context), _is_leaf(context.table, context.settings.custom)
+    found = trace(_Parent(copied) if alone else copied, inputs, example_kwargs, is_leaf=is_leaf, decompose=DECOMPOSE,
+                  concrete_args=context.settings.concrete_args, strict=context.settings.strict, trains=context.trains)  # fmt: skip
     for note in found.remarks:
-        context.remarks.append(Remark("trace", note.kind, note.reason, note.where, note.where.node))
+        context.journal.remarks.append(Remark("trace", note.kind, note.reason, note.where, note.where.node))
     if alone:
         _name_as_root(found.graph_module)
     elif context.trains:
@@ -141,7 +162,7 @@ def _plain_parameters(model: nn.Module, context: Context) -> nn.Module:
     computed = [path for path, module in model.named_modules() if is_computed(module)]
     for path in computed if context.trains else ():
         text = "its parametrized weights (weight_norm and the like) are trained as plain parameters"
-        context.remarks.append(Remark("trace", "parametrization", text, Where(module_path=path)))
+        context.journal.remarks.append(Remark("trace", "parametrization", text, Where(module_path=path)))
     return _copied(model, fold_parametrizations if computed else copy.deepcopy)
 
 
@@ -151,4 +172,4 @@ def _remark_unreached(model: nn.Module, gm: fx.GraphModule, context: Context) ->
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in reached:
             text = "this parameter takes no part in the traced forward: training will not move it"
-            context.remarks.append(Remark("trace", "parameter-unused", text, Where(module_path=name)))
+            context.journal.remarks.append(Remark("trace", "parameter-unused", text, Where(module_path=name)))

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from qcompiler.ambient import call_is_plain, plain_call, widened
 from qcompiler.checks import MARK
+from qcompiler.decide_again import Fused
 from qcompiler.errors import ConfigError, InputError, UnsupportedOpError, Where
 from qcompiler.float_state import FloatState
 from qcompiler.graph_pickle import Data, from_data, to_data
@@ -23,11 +24,13 @@ from qcompiler.ir.items import PLACES, SCOPES, DictItems, ListItems, give_items
 from qcompiler.ir.names import NAMES, keep_names
 from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
+from qcompiler.journal import Journal
 from qcompiler.kinds import refuse_kind
+from qcompiler.observers.watch import Watch
 from qcompiler.ops.state_nodes import held_names, set_held
-from qcompiler.ops.table import OPS, Table
-from qcompiler.pass_manager import Context
+from qcompiler.ops.table import OPS
 from qcompiler.qat.ops import training_table
+from qcompiler.settings import Settings
 
 HELD = ("_modules", "_parameters", "_buffers", "training", "_non_persistent_buffers_set")
 STATE = "qcompiler"  # gm.meta key -> State
@@ -38,21 +41,23 @@ KEPT = "_user_preserved_attributes"  # gm.meta key of torch.fx: attributes that 
 class State:
     """What convert needs to know of the prepare before it."""
 
-    context: Context
+    settings: Settings
+    journal: Journal
     name: str
     user_attributes: dict[str, Any]
     example: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # what the int8 values are checked on
     before: FloatState = field(default_factory=FloatState)  # what the float model had kept between calls
+    fused: Fused = field(default_factory=Fused)  # where the decisions begin
     weights: dict[str, str] = field(default_factory=dict)  # checksums of the float model's; none where others were loaded
 
     def saved(self) -> State:
         """The state without what cannot be written; ConfigError for op rows of the user's own, which are code."""
-        context = self.context
-        if context.table.rows != (training_table(OPS) if context.trains else OPS).rows:
+        settings = self.settings
+        if settings.table.rows != (training_table(OPS) if settings.trains else OPS).rows:
             raise ConfigError("a model prepared with op rows of your own cannot be pickled", code="pickle-table",
                               hint="save its state_dict; prepare again and load that")  # fmt: skip
-        plain = replace(context, table=Table(), module_types={}, instruments=(), used_rules=[], records=[])
-        return replace(self, context=plain, example=self.example if context.trains else None)
+        journal = replace(self.journal, records=[])
+        return replace(self, settings=settings.saved(), journal=journal, example=self.example if settings.trains else None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
         return self  # copies of a prepared module hold the same settings; convert works on copies of what it adds to
@@ -71,7 +76,7 @@ class PreparedModule(OwnGraphModule):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         state = state_of(self)
-        if (state is not None and state.context.trains) or call_is_plain():
+        if (state is not None and state.settings.trains) or call_is_plain():
             return self._call(*args, **kwargs)
         args, kwargs = widened((args, kwargs))
         with plain_call():
@@ -119,8 +124,8 @@ def _loaded(held: dict[str, Any], nodes: Data, names: dict[str, str], state: Sta
     for name in HELD[:3]:
         vars(gm)[name].update(held[name])
     keep_names(gm, names)
-    table = training_table(OPS) if state.context.trains else OPS
-    return as_prepared(gm, replace(state, context=replace(state.context, table=table)))
+    table = training_table(OPS) if state.settings.trains else OPS
+    return as_prepared(gm, replace(state, settings=state.settings.with_(table=table)))
 
 
 def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
@@ -136,7 +141,7 @@ def as_prepared(gm: fx.GraphModule, state: State) -> fx.GraphModule:
     gm.register_load_state_dict_pre_hook(_fit_states)
     gm.register_load_state_dict_post_hook(_forget_weights)
     guard_loading(gm)
-    return gm if state.context.trains else gm.eval()
+    return gm if state.settings.trains else gm.eval()
 
 
 def _forget_weights(gm: Any, incompatible: Any) -> None:
@@ -146,7 +151,11 @@ def _forget_weights(gm: Any, incompatible: Any) -> None:
 
 
 def _fit_states(gm: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """States take any shape."""
+    """States take any shape. Spare observers may be missing: they were not looked at before what was saved."""
+    for path, module in gm.named_modules():
+        if isinstance(module, Watch) and module.is_spare:
+            for name, value in module.state_dict(prefix=f"{prefix}{path}.").items():
+                state_dict.setdefault(name, value)
     for name in held_names(gm):
         given, held = state_dict.get(prefix + name), attribute(gm, name)
         if isinstance(given, torch.Tensor) and given.dtype == held.dtype and given.shape != held.shape:
@@ -156,7 +165,7 @@ def _fit_states(gm: Any, state_dict: dict[str, Any], prefix: str, *args: Any) ->
 def _check_inputs(gm: fx.GraphModule) -> None:
     inputs = [(str(n.target), value_of(n), bool(n.args)) for n in gm.graph.nodes if n.op == "placeholder"]
     state = state_of(gm)
-    gm.register_forward_pre_hook(InputCheck(inputs, observes=state is None or not state.context.trains), with_kwargs=True)
+    gm.register_forward_pre_hook(InputCheck(inputs, observes=state is None or not state.settings.trains), with_kwargs=True)
 
 
 def failed_call(prepared: Any, error: Exception) -> InputError:

@@ -16,6 +16,7 @@ from qcompiler.custom_config import PrepareCustomConfig
 from qcompiler.ir.types import Stage
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, run_passes
+from qcompiler.settings import Settings
 from qcompiler.trace import trace
 
 QUANTIZED = PrepareCustomConfig().set_output_quantized_indexes([0])  # the first result is wanted in int8, so the op before it is int8
@@ -42,7 +43,7 @@ def flow(
 
 def passed(model: nn.Module, example: Sequence[Any], passes: Sequence[Pass], table: Table = OPS) -> tuple[fx.GraphModule, Context]:
     """The model traced, with every module that has a row as a leaf, and taken through some passes."""
-    context = Context(table=table)
+    context = Context(Settings(table))
     traced = trace(model, tuple(example), is_leaf=lambda module, path: table.module_form(module) is not None)
     return run_passes(traced.graph_module, passes, Stage.TRACED, context), context
 

@@ -13,7 +13,9 @@ from torch import Tensor, fx, nn
 
 from qcompiler.backends.torch.kernels.table import Kernel
 from qcompiler.errors import NumericsError
-from qcompiler.ir.types import Stage
+from qcompiler.fake_quantize import FakeQuantize
+from qcompiler.ir.types import QParams, Stage
+from qcompiler.nn.quantized import Linear
 from qcompiler.observers import MinMaxObserver
 from qcompiler.ops.spec import Op, Output, Param
 from qcompiler.pass_manager import Context
@@ -123,3 +125,89 @@ def _emit(site: Any, emit: Any) -> Any:
 
 
 BAD_KERNEL = Kernel("sinc", ("x86", "fbgemm", "onednn", "qnnpack"), _emit, lambda site: None)
+
+
+class BadFakeQuantize(FakeQuantize):
+    """Trains, and cannot tell its qparams."""
+
+    def qparams(self) -> QParams:
+        raise OverflowError("no scale")
+
+
+class BadWeight(MinMaxObserver):
+    """Fails at the first weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise FloatingPointError("no weight")
+
+
+class Gain(nn.Module):
+    """A module of the user's own, with forms that observe it and that compute it in int8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.linear(x)
+        return result
+
+
+class ObservedGain(Gain):
+    @classmethod
+    def from_float(cls, module: Any) -> ObservedGain:
+        made = cls()
+        made.linear, made.qconfig = module.linear, module.qconfig
+        made.linear.qconfig = module.qconfig
+        made.linear.activation_post_process = module.qconfig.activation()
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        self.linear.activation_post_process(y)  # type: ignore[operator]
+        return y
+
+
+class UnobservedGain(ObservedGain):
+    @classmethod
+    def from_float(cls, module: Any) -> ObservedGain:
+        raise EOFError("no observer")
+
+
+class QuantizedGain(nn.Module):
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+
+    @classmethod
+    def from_observed(cls, module: Any) -> QuantizedGain:
+        return cls(Linear.from_float(module.linear))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.linear(x)
+        return result
+
+
+class UnquantizedGain(QuantizedGain):
+    @classmethod
+    def from_observed(cls, module: Any) -> QuantizedGain:
+        raise BlockingIOError(f"{type(module).__name__} has no int8 form")
+
+
+class WithGain(Net):
+    """The net with a custom module at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = Gain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.gain(super().forward(x).relu())
+        return result
+
+
+class Masked(Net):
+    """Two forms of the call."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x if mask is None else x * mask)

@@ -43,9 +43,9 @@ from qcompiler.artifact import MissingModulesWarning, load, save
 from qcompiler.backends.torch.program.export import export_source
 from qcompiler.debug import compute_sqnr
 from qcompiler.ir.types import Stage
-from qcompiler.ir.verify import verify
 from qcompiler.observers import MinMaxObserver, PerChannelMinMaxObserver, default_per_channel_weight_observer, default_weight_observer
 from qcompiler.ops.obstacles import CODES
+from qcompiler.stages.verify import verify
 from tests.flow import ENGINES, fingerprint, flow, randn, randomized
 
 X = randn(2, 3, 8, 8)
@@ -377,10 +377,10 @@ def test_14_data_dependent_branch() -> None:
     x, line = randn(2, 4), line_of(Branching.forward, "# here")
     model = Branching().eval()
     with raises(model, TraceError, "trace", line, "leaf"):
-        prepare_fx(model, None, (x,))
+        prepare_fx(model, None, (x,), strict=True)
     outer = nn.Sequential(nn.Linear(4, 4), Branching()).eval()
     prepared = prepare_fx(outer, None, (x,))
-    noted = [r for r in remarks(prepared) if r.code == "leaf"]
+    noted = [r for r in remarks(prepared) if r.code == "float-statement"]
     assert len(noted) == 1 and noted[0].where.module_path == "1" and line.split(":")[1] in str(noted[0].where)
     calibrate(prepared, [x])
     with torch.no_grad():

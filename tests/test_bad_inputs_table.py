@@ -183,8 +183,8 @@ ERRORS: dict[str, Error] = {
                               ("expected", "[2, 3, 8, 8]", "[3, 8, 8]")),
     "13 a wrong number of inputs": Error(net, lambda m: quantized(m)(Y, Y), InputError, "input-arguments", ("x",), hint="float model"),
     "13 in calibration": Error(net, lambda m: prepare(m)(Y, other=Y), InputError, "inputs", ("x: torch.float32[3, 4]",)),
-    "14 a loop on data": Error(lambda: net(until_small), prepare, TraceError, "trace", ("while x.sum() > 1e3",),
-                               {"source": "test_bad_inputs_table.py"}, "leaf"),
+    "14 a loop on data, strict": Error(lambda: net(until_small), lambda m: prepare(m, strict=True), TraceError, "trace",
+                                       ("while x.sum() > 1e3",), {"source": "test_bad_inputs_table.py"}, "leaf"),
     "14 strict": Error(lambda: Outer(net(until_small)).eval(), lambda m: prepare(m, strict=True), TraceError,
                        "trace", place={"source": "test_bad_inputs_table.py"}, hint="leaf"),
     "15 a range of data": Error(lambda: net(lambda x: sum(x for _ in range(int(x.abs().max()) + 1))), prepare, TraceError, "trace",
@@ -284,6 +284,13 @@ def branch_in_a_child() -> None:
     module = quantized(Outer(net(lambda x: x if x.sum() > 0 else -x)).eval())
     leaf = next(r for r in qc.remarks(module) if r.code == "leaf")
     assert leaf.where.module_path == "inner" and "test_bad_inputs_table.py" in str(leaf.where.source) and "x.sum() > 0" in leaf.text
+
+
+def loop_on_data() -> None:
+    module = quantized(net(until_small))
+    remark = next(r for r in qc.remarks(module) if r.code == "float-statement")
+    assert "test_bad_inputs_table.py" in str(remark.where.source) and "while x.sum() > 1e3" in remark.text
+    assert torch.isfinite(module(Y * 1e4)).all()
 
 
 def len_of_a_shape() -> None:
@@ -404,6 +411,7 @@ WORKS = {
     "10 huge values": huge_range,
     "11 a variance of zero": zero_variance,
     "14 a branch in a child": branch_in_a_child,
+    "14 a loop on data": loop_on_data,
     "15 len and int of a shape": len_of_a_shape,
     "16 an unsupported op": unsupported_op,
     "17 a custom autograd.Function": custom_function,

@@ -27,9 +27,9 @@ from qcompiler import (
 from qcompiler import remarks as remarks_of
 from qcompiler.artifact.header import further_forms
 from qcompiler.artifact.read import _read
-from qcompiler.backends.torch.program.call_forms import CallForms
 from qcompiler.debug import compare
 from qcompiler.errors import ArtifactError, CalibrationError, ConfigError, InputError
+from qcompiler.executable.call_forms import CallForms
 from tests.flow import randn
 
 X, MASK = randn(2, 4, 10), (randn(2, 10, 1, seed=1) > 0).float()
@@ -178,8 +178,104 @@ def test_what_cannot_be() -> None:
     for forms, text in (([], "empty list"), ([X], "call form 0 is a Tensor"), ([{}, (X, MASK)], "call form 1 is a tuple")):
         with pytest.raises(ConfigError, match=text):
             prepare_fx(model, None, (X,), example_kwargs=forms)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="one form of the call"):
-        prepare_qat_fx(Masked().train(), None, (X,), example_kwargs=[{}, {"mask": MASK}])  # type: ignore[arg-type]
+
+
+TRAINED: list[Any] = [{}, {"mask": MASK}]
+
+
+def trained(rounds: int = 4) -> Any:
+    """Two forms trained in turn."""
+    prepared: Any = prepare_qat_fx(Masked().train(), None, (X,), example_kwargs=TRAINED)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(prepared.parameters(), 0.05)
+    for i in range(rounds):
+        optimizer.zero_grad()
+        x = randn(4, 4, 10, seed=i)
+        (prepared(x) if i % 2 else prepared(x, (randn(4, 10, 1, seed=i) > 0).float())).square().mean().backward()
+        optimizer.step()
+    return prepared
+
+
+def test_forms_are_trained_on_one_set_of_parameters_and_statistics() -> None:
+    prepared = trained()
+    one, two = prepared.call_forms
+    assert len(list(prepared.parameters())) == len(list(Masked().parameters()))
+    for name, tensor in (*Masked().named_parameters(), *Masked().named_buffers()):
+        held = one.get_parameter(name) if isinstance(tensor, nn.Parameter) else one.get_buffer(name)
+        assert held is (two.get_parameter(name) if isinstance(tensor, nn.Parameter) else two.get_buffer(name))
+    assert int(one.get_buffer("norm.num_batches_tracked")) == 4
+    assert not torch.equal(one.get_parameter("head.weight"), Masked().head.weight)
+    quantizers = [{id(m) for n, m in form.weight_fake_quants.named_children()} for form in (one, two)]
+    assert quantizers[0] == quantizers[1]
+
+
+def test_trained_forms_are_converted_to_forms(tmp_path: Path) -> None:
+    prepared = trained()
+    made: Any = convert_fx(prepared)
+    assert isinstance(made, CallForms) and sum(row.int8 for row in explain(made).rows if row.op == "linear") == 4
+    prepared.eval()
+    for args in ((X,), (X, MASK)):
+        assert sqnr(prepared(*args), made(*args)) > 30  # equal but for steps
+    assert made.call_forms[0].get_buffer("head.weight") is made.call_forms[1].get_buffer("head.weight")
+    save(made, tmp_path / "m.qc")
+    loaded = load(tmp_path / "m.qc")
+    assert all(torch.equal(loaded(*args), made(*args)) for args in ((X,), (X, MASK)))
+
+
+@pytest.mark.parametrize("change", ["deepcopy", "load_state_dict", "assign", "double", "pickle"])
+def test_what_forms_share_stays_shared(change: str) -> None:
+    prepared = trained()
+    if change == "deepcopy":
+        prepared = copy.deepcopy(prepared)
+    elif change == "pickle":
+        file = io.BytesIO()
+        torch.save(prepared, file)
+        file.seek(0)
+        prepared = torch.load(file, weights_only=False)
+    elif change == "double":
+        prepared.double().float()
+    else:
+        prepared.load_state_dict(trained(1).state_dict(), assign=change == "assign")
+    one, two = prepared.call_forms
+    assert one.get_parameter("head.weight") is two.get_parameter("head.weight")
+    assert one.get_buffer("norm.running_mean") is two.get_buffer("norm.running_mean")
+    before = one.get_buffer("norm.running_mean").clone()
+    prepared.train()(X, MASK)
+    assert not torch.equal(one.get_buffer("norm.running_mean"), before)
+
+
+def packs_of(form: Any) -> dict[str, Any]:
+    return {name: value for name, value in form._bound.forward.__globals__.items() if name.startswith("pack_")}
+
+
+@pytest.mark.parametrize("change", ["none", "deepcopy", "load_state_dict", "load"])
+def test_equal_packs_are_one_object(change: str, tmp_path: Path) -> None:
+    model = Masked().eval()
+    prepared: Any = prepare_fx(model, None, (X,), example_kwargs=TRAINED, engine="fbgemm")  # type: ignore[arg-type]
+    calibrate(prepared, [(X,), (X, MASK)])
+    made: Any = convert_fx(prepared)
+    calls = [made(X), made(X, MASK)]
+    if change == "deepcopy":
+        made = copy.deepcopy(made)
+    elif change == "load_state_dict":
+        made.load_state_dict(made.state_dict())
+    elif change == "load":
+        save(made, tmp_path / "m.qc")
+        made = load(tmp_path / "m.qc")
+    one, two = (packs_of(form) for form in made.call_forms)
+    shared = {id(pack) for pack in one.values()} & {id(pack) for pack in two.values()}
+    assert len(shared) >= 2  # the convolution's and the first linear's
+    assert torch.equal(made(X), calls[0]) and torch.equal(made(X, MASK), calls[1])
+
+
+def test_a_form_with_weights_of_its_own_leaves_the_packs_of_others() -> None:
+    made: Any = convert_fx(trained())
+    one, two = made.call_forms
+    before, masked = made(X), made(X, MASK)
+    two.get_submodule("last")._buffers["weight"] = torch.zeros_like(two.get_buffer("last.weight"))
+    two.rebuild()
+    assert torch.equal(made(X), before) and not torch.equal(made(X, MASK), masked)
+    one.rebuild()
+    assert torch.equal(made(X), before)
 
 
 def test_scripts_and_plain_sources_are_of_one_form(module: Any, tmp_path: Path) -> None:
@@ -230,7 +326,10 @@ class Unfollowed(torch.autograd.Function):
 
 class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return Unfollowed.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+        return Unfollowed.apply(self.same(x))  # type: ignore[no-any-return, no-untyped-call]
+
+    def same(self, x: Tensor) -> Tensor:
+        return x
 
 
 class WithLeaf(Masked):
@@ -256,6 +355,6 @@ def test_float_leaves_and_hostile_files(tmp_path: Path) -> None:
     with open(tmp_path / "m.qc", "rb") as file:
         header = _read(file, (tmp_path / "m.qc").stat().st_size)[0]
     form = {"attributes": {}, "program": {}}
-    for bad in (3, [], [3], [{"program": {}}], [form | {"engine": "x86"}], [form | {"attributes": 3}]):
+    for bad in (3, [], [3], [{"program": {}}], [form | {"tensors": []}], [form | {"other": 1}], [form | {"attributes": 3}]):
         with pytest.raises(ArtifactError):
             further_forms(header | {"forms": bad})

@@ -16,6 +16,7 @@ from qcompiler.cli import app
 from qcompiler.cli.data import Preprocess, find_batches, read_input
 from qcompiler.cli.models import load_model
 from qcompiler.errors import CalibrationError, ConfigError, InputError, QCompilerError
+from tests.toy_backend import registered
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -161,6 +162,17 @@ def test_a_mistake_is_a_message(name: str, workplace: Path) -> None:
     assert "error" in result.output and expected in result.output
     assert "Traceback" not in result.output
     assert not (workplace / "x.qc").exists()
+
+
+def test_another_back_end(workplace: Path) -> None:
+    arguments = ("quantize", "tiny_model:build", "--calibrate", "photos", "--size", "16", "--out", "toy.qc", "--backend", "toy")
+    unknown = call(*arguments)
+    assert unknown.exit_code == 1 and "unknown backend 'toy'" in unknown.output
+    with registered():
+        assert call(*arguments).exit_code == 0
+        assert "linear" in call("inspect", "toy.qc").output
+        wrong = call(*arguments, "--engine", "x86")
+        assert wrong.exit_code == 1 and "a toy has no engine" in wrong.output
 
 
 def test_an_unknown_engine_is_a_usage_error(workplace: Path) -> None:

@@ -268,7 +268,9 @@ def traced(model: nn.Module, x: torch.Tensor) -> Traced:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return all(map(_same, a, b)) if isinstance(a, tuple) else torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    return (
+        len(a) == len(b) and all(map(_same, a, b)) if isinstance(a, (tuple, list)) else torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    )
 
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["holds", "does not hold"])
@@ -430,16 +432,50 @@ def hits_among_rows(s: Any, x: torch.Tensor) -> Any:
     return y
 
 
-REFUSED = (
+def in_an_imported_way(s: Any, x: torch.Tensor) -> Any:
+    y = x * 1
+    if x.sum() > 0:
+        import math
+
+        y = y * math.pi
+    return y
+
+
+def as_a_whole(s: Any, x: torch.Tensor) -> Any:
+    while x.abs().sum() > 1:
+        x = s._modules["l"](x) / 4
+    return x
+
+
+def a_buffer(s: Any, x: torch.Tensor) -> Any:
+    while s.b.sum() > x.sum():
+        s.b.mul_(0.5)
+    return x + s.b
+
+
+STATEMENTS = (
     appended, a_number_changes, a_size_changes, an_item_of_a_dict, an_older_value, a_view_of_an_older_value, exchanged, a_loop,
-    two_conditions, in_a_call, an_early_return, an_attribute, state_in_a_list, state_in_a_dict, a_counter, a_state, nothing_to_reduce,
+    two_conditions, in_a_call, an_early_return, state_in_a_list, state_in_a_dict, a_counter, a_state, nothing_to_reduce,
     a_loop_that_ends_early, the_last_hit, numbered_hits, hits_among_rows,
 )  # fmt: skip
 
 
+REFUSED = (an_attribute, in_an_imported_way, as_a_whole, a_buffer)
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["holds", "does not hold"])
+@pytest.mark.parametrize("forward", STATEMENTS, ids=lambda forward: forward.__name__)
+def test_other_statements_run_as_they_stand(forward: Forward, sign: int) -> None:
+    model, result = Net(forward).eval(), traced(Net(forward).eval(), torch.rand(3, 4) * sign)
+    assert "float-statement" in {remark.kind for remark in result.remarks}
+    for i in range(12):
+        x = torch.randn(3, 4) * (0.5, 1, 2)[i % 3] + (0.1, 1, -1, 3)[i % 4]
+        assert _same(result.graph_module(x), model(x))
+
+
 @pytest.mark.parametrize("forward", REFUSED, ids=lambda forward: forward.__name__)
 def test_other_effects_are_refused_with_the_line(forward: Forward) -> None:
-    with pytest.raises(TraceError) as caught:
+    with pytest.raises(TraceError, match="the statement cannot stay float on its own") as caught:
         traced(Net(forward).eval(), -torch.rand(3, 4))
     lines, first = inspect.getsourcelines(forward)
     file, _, line = str(caught.value.where.source).rpartition(":")

@@ -114,17 +114,15 @@ def test_a_list_of_numbers_is_as_long_as_its_tensor() -> None:
 
 def test_a_file_that_tells_types_apart_keeps_its_builtins(tmp_path: Path) -> None:
     source = "def forward(s, x, n):\n    return x[:, : int(n.max())]{}\n"
-    for number, (tail, follows) in enumerate(((" if type(3) is int else x", False), (" if type(3) == int else x", True))):
+    for number, (tail, stands_in) in enumerate(((" if type(3) is int else x", False), (" if type(3) == int else x", True))):
         path = tmp_path / f"module{number}.py"
         path.write_text(source.format(tail))
         scope: dict[str, Any] = {}
         exec(compile(path.read_text(), str(path), "exec"), scope)
         model = Net(scope["forward"]).eval()
-        if follows:
-            assert trace(model, _inputs(3, 10, 2, 7, 5), is_leaf=lambda *_: False).graph_module(*_inputs(1, 9, 4)).shape == (1, 4, 8)
-        else:
-            with pytest.raises(TraceError, match="depends on data"):
-                trace(model, _inputs(3, 10, 2, 7, 5), is_leaf=lambda *_: False)
+        result = trace(model, _inputs(3, 10, 2, 7, 5), is_leaf=lambda *_: False)
+        assert result.graph_module(*_inputs(1, 9, 4)).shape == (1, 4, 8)
+        assert [remark.kind for remark in result.remarks] == ([] if stands_in else ["float-statement"])
         assert "int" not in scope
 
 
@@ -157,7 +155,7 @@ def test_training_follows_them() -> None:
     assert sqnr(prepared.eval()(*inputs), got(*inputs)) > 30  # equal but for steps
 
 
-def test_the_layers_around_stay_int8_where_a_child_cannot_be_followed() -> None:
+def test_the_layers_around_a_statement_stay_int8() -> None:
     class Child(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -171,6 +169,7 @@ def test_the_layers_around_stay_int8_where_a_child_cannot_be_followed() -> None:
     model = nn.Sequential(nn.Linear(8, 8), Child(), nn.Linear(8, 8)).eval()
     got = qc.quantize(model, [torch.randn(4, 8)], progress=False)
     explanation = qc.explain(got)
-    assert "without those of 1 (1 module called as a whole with 72 parameters)" in " ".join(str(explanation).split())
-    (remark,) = [remark for remark in qc.remarks(got) if remark.code == "leaf"]
+    assert all(row.int8 for row in explanation.rows if row.op == "linear")
+    assert "(1 statement run as it stands with 0 parameters)" in " ".join(str(explanation).split())
+    (remark,) = [remark for remark in qc.remarks(got) if remark.code == "float-statement"]
     assert "while x.abs().max() > 1" in remark.text and "test_data_numbers.py" in str(remark.where)

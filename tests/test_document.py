@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, load, prepare_fx, save
+from qcompiler.backends.torch.passes import LOWERING
 from qcompiler.backends.torch.passes.lower import Lower
+from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.debug import Document, Recorder, document_of
 from qcompiler.debug.document import apply_delta, delta
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Stage, source_of
 from qcompiler.pass_manager import Context, run_passes
 from qcompiler.passes import OBSERVE
+from qcompiler.settings import Settings
 from tests.flow import flow, randn, randomized
 from tests.zoo import inputs
 from tests.zoo import load as zoo
@@ -74,7 +77,7 @@ def test_a_second_convert_replaces_the_first_and_a_second_prepare_starts_anew() 
     recorder, prepared = recorded(net())
     once = [s["name"] for s in recorder.document().stages]
     convert_to_reference_fx(prepared, debug=recorder)
-    assert [s["name"] for s in recorder.document().stages] == once[:-1]
+    assert [s["name"] for s in recorder.document().stages] == once[: -len(LOWERING)]
     convert_fx(prepared, debug=recorder)
     assert [s["name"] for s in recorder.document().stages] == once
     prepare_fx(net(), None, (X,), debug=recorder)
@@ -299,6 +302,6 @@ def test_generated_code_has_a_place_that_does_not_count_up() -> None:
 
 def test_lowering_alone_keeps_sources() -> None:
     reference = flow(net(), (X,)).reference
-    context = Context(target=type("T", (), {"engine": "x86", "isa": "avx2"})())
+    context = Context(Settings(target=TorchTarget("x86", "avx2")))
     run_passes(reference, (Lower(),), Stage.QUANTIZED, context)
     assert not unplaced(reference.graph)

@@ -5,9 +5,9 @@ The calls are made from the spelling's own signature, so that a wrong name or or
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,128 +18,24 @@ from torch import Tensor, fx, nn
 from qcompiler import TraceError, explain, fuse_fx, remarks
 from qcompiler.debug import compute_sqnr
 from qcompiler.ir.types import quant_of
+from qcompiler.ops.example import IMAGE, Example
 from qcompiler.ops.obstacles import CODES
 from qcompiler.ops.reference import quantize
-from qcompiler.ops.spec import Op, Role, Spelling
-from qcompiler.ops.table import NO_DEFAULT, OPS, parse_signature
+from qcompiler.ops.spec import ModuleForm, Op, Role, Spelling
+from qcompiler.ops.table import OPS, parse_signature
 from qcompiler.passes.canonicalize import Canonicalize
+from qcompiler.target import Neutral
 from qcompiler.vision import import_torchvision
 from tests.flow import QUANTIZED, Flow, flow, max_difference, passed, randn, randomized
 
-IMAGE = (2, 8, 6, 6)
-
-
-@dataclass(frozen=True)
-class Case:
-    """Arguments for a row: shapes of the activations, shapes of the parameters, attributes by canonical name."""
-
-    inputs: tuple[tuple[int, ...], ...] = (IMAGE,)
-    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    attributes: dict[str, Any] = field(default_factory=dict)
-    positive: bool = False  # inputs above zero
-    bounded: bool = False  # inputs in -0.9 .. 0.9
-    smooth: bool = True  # a step of the input makes no jump of the result
-    pick: int | None = None  # which of several results is returned
-
-
-def _conv(dims: int, transposed: bool) -> Case:
-    weight = (8, 6, *[3] * dims) if transposed else (6, 8, *[3] * dims)
-    extra = {"output_padding": 1} if transposed else {}
-    return Case(((2, 8, *[6] * dims),), {"weight": weight, "bias": (6,)}, {"stride": 2, "padding": 1, "groups": 1, "dilation": 1} | extra)
-
-
-def _pool(dims: int, **attributes: Any) -> Case:
-    return Case(((2, 8, *[6] * dims),), attributes=attributes)
-
-
 VECTOR = {"mean": (8,), "var": (8,), "weight": (8,), "bias": (8,)}
-AFFINE = {"weight": (8,), "bias": (8,)}
-CASES: dict[str, Case] = {
-    **{f"conv{d}d": _conv(d, False) for d in (1, 2, 3)},
-    **{f"conv_transpose{d}d": _conv(d, True) for d in (1, 2, 3)},
-    "linear": Case(((2, 5, 8),), {"weight": (6, 8), "bias": (6,)}),
-    "batch_norm": Case((IMAGE,), VECTOR, {"eps": 1e-3}),
-    "layer_norm": Case(((2, 5, 8),), AFFINE, {"normalized_shape": (8,), "eps": 1e-3}),
-    "group_norm": Case((IMAGE,), AFFINE, {"num_groups": 2, "eps": 1e-3}),
-    "instance_norm": Case((IMAGE,), AFFINE, {"eps": 1e-3}),
-    "linear_leaky_relu": Case(attributes={"negative_slope": 0.2}),
-    "conv2d_add": Case(attributes={"stride": 2}),
-    "add": Case((IMAGE, IMAGE), attributes={"alpha": 2}),
-    "sub": Case((IMAGE, IMAGE), attributes={"alpha": 2}),
-    "mul": Case((IMAGE, IMAGE)),
-    "div": Case((IMAGE, IMAGE), positive=True),
-    "matmul": Case(((2, 5, 8), (2, 8, 3))),
-    "clamp": Case(attributes={"min": -0.5, "max": 0.75}),
-    "softmax": Case(((2, 8),), attributes={"dim": -1}),
-    "gelu": Case(attributes={"approximate": "tanh"}),
-    "softplus": Case(attributes={"beta": 2, "threshold": 10}),
-    "leaky_relu": Case(attributes={"negative_slope": 0.2}),
-    "elu": Case(attributes={"alpha": 0.5}),
-    "celu": Case(attributes={"alpha": 0.5}),
-    **{f"max_pool{d}d": _pool(d, kernel_size=3, stride=2, padding=1, dilation=1, ceil_mode=True) for d in (1, 2, 3)},
-    **{f"avg_pool{d}d": _pool(d, kernel_size=3, stride=2, padding=1, ceil_mode=False, count_include_pad=False) for d in (1, 2, 3)},
-    **{f"adaptive_{k}_pool{d}d": _pool(d, output_size=3) for k in ("avg", "max") for d in (1, 2, 3)},
-    "rms_norm": Case(((2, 5, 8),), {"weight": (8,)}, {"normalized_shape": (8,), "eps": 1e-3}),
-    "prelu": Case((IMAGE,), {"weight": (8,)}),
-    "rrelu": Case(attributes={"lower": 0.1, "upper": 0.3}),
-    "threshold": Case(attributes={"threshold": 0.1, "value": -0.5}),
-    "hardshrink": Case(attributes={"lambd": 0.1}),
-    "softshrink": Case(attributes={"lambd": 0.1}),
-    "logit": Case(attributes={"eps": 1e-2}, positive=True),
-    "nan_to_num": Case(attributes={"nan": 1.0, "posinf": 2.0, "neginf": -2.0}),
-    "round": Case(attributes={"decimals": 1}),
-    "pow": Case(attributes={"exponent": 2}),
-    **{name: Case(attributes={"other": 0.7}, smooth=False) for name in ("remainder", "fmod", "floor_divide")},
-    **{name: Case(smooth=False) for name in ("floor", "ceil", "trunc", "frac", "sign")},
-    **{name: Case(positive=True) for name in ("log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "acosh")},
-    **{name: Case(bounded=True) for name in ("asin", "acos", "atanh", "tan")},
-    **{name: Case((IMAGE, IMAGE)) for name in ("maximum", "minimum")},
-    **{name: Case(attributes={"dim": (2, 3), "keepdim": True}) for name in ("sum", "amax", "amin")},
-    "tensor_split": Case(attributes={"indices_or_sections": 2, "dim": 1}, pick=1),
-    "repeat_interleave": Case(attributes={"repeats": 2, "dim": 1}),
-    "index_select": Case(attributes={"dim": 1, "index": torch.tensor([5, 0, 2])}),
-    "gather": Case(attributes={"dim": 1, "index": torch.zeros(2, 1, 6, 6, dtype=torch.int64)}),
-    "diagonal": Case(attributes={"offset": 1, "dim1": 2, "dim2": 3}),
-    **{name: Case(attributes={"diagonal": 1}) for name in ("tril", "triu")},
-    "unfold": Case(attributes={"kernel_size": 2, "dilation": 1, "padding": 1, "stride": 2}),
-    "unfold_dimension": Case(attributes={"dimension": 2, "size": 2, "step": 2}),
-    "mean": Case(attributes={"dim": (2, 3), "keepdim": True}),
-    "interpolate": Case(attributes={"scale_factor": 2, "mode": "nearest"}),
-    "pad": Case(attributes={"pad": (1, 0, 2, 1), "mode": "constant", "value": 0.0}),
-    "pixel_shuffle": Case(attributes={"upscale_factor": 2}),
-    "pixel_unshuffle": Case(attributes={"downscale_factor": 2}),
-    "channel_shuffle": Case(attributes={"groups": 2}),
-    "flatten": Case(attributes={"start_dim": 1, "end_dim": -1}),
-    "unflatten": Case(attributes={"dim": 1, "sizes": (2, 4)}),
-    "reshape": Case(attributes={"shape": (-1, 36)}),
-    "permute": Case(attributes={"dims": (0, 2, 3, 1)}),
-    "transpose": Case(attributes={"dim0": 1, "dim1": 2}),
-    "squeeze": Case(((2, 1, 6, 8),), attributes={"dim": 1}),
-    "unsqueeze": Case(attributes={"dim": 1}),
-    "narrow": Case(attributes={"dim": 1, "start": 2, "length": 3}),
-    "select": Case(attributes={"dim": 1, "index": 3}),
-    "chunk": Case(attributes={"chunks": 2, "dim": 1}, pick=1),
-    "split": Case(attributes={"split_size_or_sections": 4, "dim": 1}, pick=1),
-    "unbind": Case(attributes={"dim": 1}, pick=1),
-    "getitem": Case(attributes={"index": (slice(None), slice(1, 5))}),
-    "repeat": Case(attributes={"sizes": (1, 2, 1, 1)}),
-    "expand": Case(((2, 8, 1, 6),), attributes={"sizes": (2, 8, 3, 6)}),
-    "roll": Case(attributes={"shifts": 1, "dims": 2}),
-    "flip": Case(attributes={"dims": (2, 3)}),
-    "cat": Case((IMAGE, IMAGE), attributes={"dim": 1}),
-    "stack": Case((IMAGE, IMAGE), attributes={"dim": 1}),
-    "dropout": Case(attributes={"p": 0.5, "training": False}),
-    "stochastic_depth": Case(),
-}
-
-
 WHOLE = (torch.batch_norm, torch.instance_norm)  # functions of torch that have no defaults
 
 
 class Call(nn.Module):
     """`target` between an int8 op per input and the output."""
 
-    def __init__(self, row: Op, case: Case, target: Any, make: Callable[[Call, list[Any]], Any]) -> None:
+    def __init__(self, row: Op, case: Example, target: Any, make: Callable[[Call, list[Any]], Any]) -> None:
         super().__init__()
         self.row, self.case, self.target, self.make = row, case, target, make
         self.before = nn.ModuleList(nn.Linear(shape[-1], shape[-1]) for shape in case.inputs)
@@ -149,7 +45,9 @@ class Call(nn.Module):
 
     def forward(self, x: Tensor, other: Tensor) -> Any:
         steep = self.row.spreads({}, 0)
-        shift = 0.0 if self.row.rounds_input or steep else 0.25  # a sum in front of such an op would stay float, and the op with it
+        shift = (
+            0.0 if Neutral().computes_float(self.row) or steep else 0.25
+        )  # a sum in front of such an op would stay float, and the op with it
         values = [linear(v) + shift if shift else linear(v) for linear, v in zip(self.before, (x, other), strict=False)]
         values = [v.clamp(1.0, 4.0) if steep else v.abs() + 1.0 for v in values] if self.case.positive else values
         values = [v.clamp(-0.9, 0.9) for v in values] if self.case.bounded else values
@@ -157,7 +55,7 @@ class Call(nn.Module):
         return result if self.case.pick is None else result[self.case.pick]
 
 
-def spelled_call(row: Op, case: Case, spelling: Spelling, by_name: bool) -> Callable[[Call, list[Any]], Any]:
+def spelled_call(row: Op, case: Example, spelling: Spelling, by_name: bool) -> Callable[[Call, list[Any]], Any]:
     """The user's call in one spelling: all positional, or attributes by the user's names."""
 
     def value(self: Call, values: list[Any], canonical: str) -> Any:
@@ -204,7 +102,7 @@ def _gap(row: Op, spelling: Spelling, canonical: str, known: Callable[[str], boo
 
 
 # The others only quantize weights: tests/test_dynamic_graph.py, tests/test_embedding.py.
-STATIC = [row for row in OPS.rows.values() if row.default_mode is None]
+STATIC = [row for row in OPS.rows.values() if Neutral().default_mode(row) is None]
 
 
 def all_spellings() -> list[Any]:
@@ -221,8 +119,9 @@ def all_spellings() -> list[Any]:
     return list(found.values())
 
 
-def case_of(row: Op, spelling: Spelling | None = None) -> Case:
-    case = CASES.get(row.name, Case())
+def case_of(row: Op, spelling: Spelling | None = None) -> Example:
+    case = row.example
+    assert case is not None
     if spelling is None:
         return case
     names = {canonical for _, _, canonical, _ in parse_signature(spelling.signature or row.signature)} | set(spelling.extra)
@@ -237,12 +136,12 @@ def case_of(row: Op, spelling: Spelling | None = None) -> Case:
     return replace(case, inputs=shapes, attributes=attributes)
 
 
-def inputs_of(case: Case) -> tuple[Tensor, Tensor]:
+def inputs_of(case: Example) -> tuple[Tensor, Tensor]:
     shapes = (*case.inputs, case.inputs[0])[:2]
     return randn(*shapes[0], seed=1), randn(*shapes[1], seed=2)
 
 
-def model_of(row: Op, case: Case, target: Any, make: Callable[[Call, list[Any]], Any]) -> Call:
+def model_of(row: Op, case: Example, target: Any, make: Callable[[Call, list[Any]], Any]) -> Call:
     torch.manual_seed(0)
     model = Call(row, case, target, make)
     model.eval()
@@ -307,49 +206,6 @@ def runs(model: Call, example: tuple[Tensor, Tensor]) -> bool:
     return True
 
 
-MODULES: dict[str, Callable[[Any], nn.Module]] = {
-    "Conv": lambda cls: cls(8, 6, 3, stride=2, padding=1, dilation=1),
-    "ConvTranspose": lambda cls: cls(8, 6, 3, stride=2, padding=1, output_padding=1),
-    "Linear": lambda cls: cls(8, 6),
-    "NonDynamicallyQuantizableLinear": lambda cls: cls(8, 6, bias=False),
-    "BatchNorm": lambda cls: cls(8, eps=1e-3),
-    "FrozenBatchNorm": lambda cls: cls(8),
-    "SyncBatchNorm": lambda cls: cls(8, eps=1e-3),
-    "RMSNorm": lambda cls: cls(8, eps=1e-3),
-    "Threshold": lambda cls: cls(0.1, -0.5),
-    "Hardshrink": lambda cls: cls(0.1),
-    "CircularPad": lambda cls: cls(1),
-    "Unfold": lambda cls: cls(2, padding=1, stride=2),
-    "LayerNorm": lambda cls: cls(8, eps=1e-3),
-    "GroupNorm": lambda cls: cls(2, 8, eps=1e-3),
-    "InstanceNorm": lambda cls: cls(8, affine=True),
-    "Hardtanh": lambda cls: cls(-0.5, 0.75),
-    "Softmax": lambda cls: cls() if cls is nn.Softmax2d else cls(-1),
-    "GELU": lambda cls: cls("tanh"),
-    "Softplus": lambda cls: cls(2, 10),
-    "LeakyReLU": lambda cls: cls(0.2),
-    "ELU": lambda cls: cls(0.5),
-    "CELU": lambda cls: cls(0.5),
-    "MaxPool": lambda cls: cls(3, 2, 1, ceil_mode=True),
-    "AvgPool": lambda cls: cls(3, 2, 1, count_include_pad=False),
-    "AdaptiveAvgPool": lambda cls: cls(3),
-    "AdaptiveMaxPool": lambda cls: cls(3),
-    "Upsample": lambda cls: cls(scale_factor=2),
-    "UpsamplingNearest": lambda cls: cls(scale_factor=2),
-    "UpsamplingBilinear": lambda cls: cls(scale_factor=2),
-    "ZeroPad": lambda cls: cls(1),
-    "ConstantPad": lambda cls: cls(1, 0.25),
-    "ReflectionPad": lambda cls: cls(1),
-    "ReplicationPad": lambda cls: cls(1),
-    "PixelShuffle": lambda cls: cls(2),
-    "PixelUnshuffle": lambda cls: cls(2),
-    "ChannelShuffle": lambda cls: cls(2),
-    "Unflatten": lambda cls: cls(1, (2, 4)),
-    "Permute": lambda cls: cls([0, 2, 3, 1]),
-    "StochasticDepth": lambda cls: cls(0.5, "row"),
-}
-
-
 def module_class(cls: Any) -> type[nn.Module]:
     if isinstance(cls, str):
         import_torchvision()
@@ -362,37 +218,28 @@ def all_modules() -> list[Any]:
     found = []
     for row in STATIC:
         for form in row.modules:
-            found.append(pytest.param(row, form.cls, id=f"{row.name}-{form.cls if isinstance(form.cls, str) else form.cls.__name__}"))
+            found.append(pytest.param(row, form, id=f"{row.name}-{form.cls if isinstance(form.cls, str) else form.cls.__name__}"))
     return found
 
 
 class Holder(Call):
-    def __init__(self, row: Op, case: Case, module: nn.Module) -> None:
+    def __init__(self, row: Op, case: Example, module: nn.Module) -> None:
         super().__init__(row, case, module, lambda self, values: self.module(*values))
         self.module = module
 
 
-@pytest.mark.parametrize(("row", "cls"), all_modules())
-def test_module(row: Op, cls: Any) -> None:
-    kind = module_class(cls)
-    case = CASES.get(row.name, Case())
-    dims = int(kind.__name__[-2]) if kind.__name__[-1] == "d" and kind.__name__[-2].isdigit() else 2
-    shape = (2, 8, *[6] * dims) if case.inputs[0] == IMAGE or kind is nn.Softmax2d else case.inputs[0]
-    case = Case((shape,))
+@pytest.mark.parametrize(("row", "form"), all_modules())
+def test_module(row: Op, form: ModuleForm) -> None:
+    kind = module_class(form.cls)
+    written = re.search(r"([123])d$", kind.__name__)
+    shape = (2, 8, *[6] * int(written[1])) if written else case_of(row).inputs[0]
+    case = Example((shape,))
     torch.manual_seed(0)
-    family = kind.__name__[:-2] if kind.__name__.endswith(("1d", "2d", "3d")) else kind.__name__
-    module = MODULES[family](kind) if family in MODULES else kind()
-    model = Holder(row, case, randomized(module))
+    model = Holder(row, case, randomized(form.make(kind)))
     model.eval()
     checked_float(model, inputs_of(case), row)
-    checked(model, inputs_of(case), quantized=family != "ConstantPad")  # its value may lie outside of its input's range: float
-
-
-def test_every_row_is_called_with_its_attributes() -> None:
-    """A row that was added gets a case here, or has no attributes to get wrong."""
-    for row in STATIC:
-        names = {c for kind, _, c, _ in parse_signature(row.signature) if kind == ""} - {p.name for p in row.params}
-        assert row.name in CASES or not names, row.name
+    copies = not row.adds_values(form.attributes(model.module))  # else it may leave its input's range, and stays float
+    checked(model, inputs_of(case), quantized=copies or row.clamp is not None)
 
 
 class Function(nn.Module):
@@ -506,19 +353,3 @@ def test_linear_of_any_rank(shape: tuple[int, ...], after: nn.Module | None) -> 
 def test_as_strided_is_refused_by_name() -> None:
     with pytest.raises(TraceError, match="as_strided"):
         flow(Function(lambda s, x: x.as_strided((2, 2), (1, 1))).eval(), (randn(2, 8, 6, 6),))
-
-
-def is_readable(function: Any) -> bool:
-    """Whether it has a signature to read: functions written in C have none."""
-    try:
-        return bool(inspect.signature(function).parameters)
-    except ValueError:
-        return False
-
-
-@pytest.mark.parametrize("row", [row for row in STATIC if is_readable(row.fn)], ids=lambda row: row.name)
-def test_arguments_that_a_canonical_call_leaves_out_have_the_same_default(row: Op) -> None:
-    parameters = inspect.signature(row.fn).parameters
-    for kind, _, name, default in parse_signature(row.signature):
-        if default is not NO_DEFAULT and default is not None and kind in ("", "*", "?") and name in parameters:
-            assert parameters[name].default == default, name

@@ -16,18 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qcompiler.backends.torch.passes.lower import Lower
+from qcompiler.backends.torch.passes import LOWERING
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.ir.text import format_graph
 from qcompiler.ir.types import Stage
-from qcompiler.ir.verify import verify
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.table import OPS
 from qcompiler.pass_manager import Context, run_passes
-from qcompiler.passes import DECIDE, FUSE, OBSERVE, QUANTIZE
+from qcompiler.passes import DECIDE, FUSE, OBSERVE, STATIC
 from qcompiler.patterns import FUSE as RULES
 from qcompiler.qconfig_mapping import get_default_qconfig_mapping
 from qcompiler.rewrite import run_rules
+from qcompiler.settings import Settings
+from qcompiler.stages.verify import verify
 from qcompiler.trace import trace
 from tests.flow import max_difference, randn, randomized
 
@@ -142,7 +143,7 @@ MODELS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "padding": (Padding, IMAGE),
     "attention": (Attention, (1, 4, 8)),
 }
-STEPS = (*FUSE, *OBSERVE, *QUANTIZE, Lower())
+STEPS = STATIC.with_lowering(LOWERING).steps
 
 
 def start(name: str) -> tuple[fx.GraphModule, Context, Tensor]:
@@ -156,7 +157,7 @@ def start(name: str) -> tuple[fx.GraphModule, Context, Tensor]:
 
     types = {path: type(module) for path, module in model.named_modules()}
     target = TorchTarget("x86", "avx512_vnni")
-    context = Context(mapping=get_default_qconfig_mapping("x86"), module_types=types, target=target)
+    context = Context(Settings(mapping=get_default_qconfig_mapping("x86"), module_types=types, target=target))
     return trace(model, (x,), is_leaf=is_leaf, decompose=DECOMPOSE).graph_module, context, x
 
 
@@ -178,7 +179,7 @@ def stages(name: str) -> str:
         if (text := text_of(gm)) != last:
             parts.append(f"== {step.name}\n{text}")
         last = text
-    parts.append("== remarks\n" + "".join(f"{r.pass_name} {r.code}: {r.text}\n" for r in context.remarks))
+    parts.append("== remarks\n" + "".join(f"{r.pass_name} {r.code}: {r.text}\n" for r in context.journal.remarks))
     return "\n".join(parts)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qcompiler import ConfigError, QConfigMapping, explain, get_default_qconfig, prepare_qat_fx, remarks
+from qcompiler import ConfigError, QConfigMapping, explain, fuse_fx, get_default_qconfig, prepare_qat_fx, remarks
 from qcompiler.debug import compute_sqnr
 from qcompiler.matching import find
 from qcompiler.ops.table import OPS
@@ -71,7 +71,7 @@ def test_an_activation_that_is_written_out_is_one_op(name: str) -> None:
         fused, context = passed(model, (X,), FUSE)
         assert max_difference(fused(X), wanted) <= 1e-5
     assert op in targets(fused.graph) and not (PARTS - {op}) & set(targets(fused.graph))
-    assert not context.remarks
+    assert not context.journal.remarks
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -127,7 +127,7 @@ def test_a_near_miss_stays_and_has_a_remark(name: str) -> None:
         for got, value in zip(*([y] if isinstance(y, Tensor) else y for y in (fused(X), wanted)), strict=True):
             assert max_difference(got, value) <= 1e-5
     assert not {"silu", "mish", "hardsigmoid", "hardswish"} & set(targets(fused.graph))
-    codes = {r.code for r in context.remarks if r.text.split(":")[0] in {rule.name for rule in RULES}}
+    codes = {r.code for r in context.journal.remarks if r.text.split(":")[0] in {rule.name for rule in RULES}}
     assert codes == ({code} if code else set())
 
 
@@ -239,6 +239,19 @@ def test_a_pattern_that_cannot_match_is_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match=text) as caught:
         Rule("bad", pattern, lambda match, **known: None)
     assert caught.value.code == "bad-pattern"
+
+
+@pytest.mark.parametrize(("ops", "near"), [(("hardswsh",), "hardswish"), (("zzz", "yyy"), "docs/ops.md")])
+def test_a_rule_for_an_op_that_the_table_does_not_have_is_an_error(ops: tuple[str, ...], near: str) -> None:
+    rule = Rule("mine", (Link("conv", ("conv2d",)), Link("act", ops)), lambda match, **known: None)
+    with pytest.raises(ConfigError, match="the link 'act' of rule 'mine' is no op of the table") as caught:
+        fuse_fx(Then(lambda m, x: x).eval(), (X,), rules=(rule,))
+    assert caught.value.code == "unknown-op" and near in str(caught.value)
+
+
+def test_one_of_a_links_ops_may_be_missing() -> None:
+    rule = Rule("mine", (Link("conv", ("conv2d", "my_conv")), Link("act", ("mul",))), lambda match, **known: None)
+    fuse_fx(Then(lambda m, x: x).eval(), (X,), rules=(rule,))
 
 
 def test_a_candidate_is_a_link() -> None:

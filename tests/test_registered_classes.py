@@ -14,8 +14,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from qcompiler import QConfigMapping, calibrate, convert_fx, export_source, load, prepare_fx, remarks, save
-from qcompiler.artifact.classes import result_classes
+from qcompiler.backends import Stored
 from qcompiler.backends.torch.program.program import Program
+from qcompiler.backends.torch.program.result_classes import result_classes
 from qcompiler.errors import ConfigError, InputError, TraceError
 from tests.flow import randn
 
@@ -149,7 +150,7 @@ def test_a_file_makes_no_class_that_is_not_registered(tmp_path: Path) -> None:
         raw = step.program.to_json().replace("record.tests.test_registered_classes.Cache", f"record.{name}")
         assert raw != step.program.to_json()
         with pytest.raises(ConfigError, match="not registered here"):
-            result_classes("x", Program.from_json(raw), {})
+            result_classes(Program.from_json(raw), Stored("x", {}, {}, {}))
 
 
 def test_torchscript_and_plain_files_have_no_word_for_it(tmp_path: Path) -> None:

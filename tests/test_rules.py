@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from qcompiler.journal import Remark
 from qcompiler.ops.functional import clip
-from qcompiler.pass_manager import Remark
 from qcompiler.passes import FUSE
 from tests.flow import max_difference, passed, randn, randomized, targets
 
@@ -25,7 +25,7 @@ def fused(model: nn.Module, *example: Tensor) -> tuple[fx.GraphModule, list[str]
         wanted = model(*example)
         gm, context = passed(model, example, FUSE)
         assert max_difference(gm(*example), wanted) <= 1e-5
-    return gm, targets(gm.graph), context.remarks
+    return gm, targets(gm.graph), context.journal.remarks
 
 
 def bounds_of(gm: fx.GraphModule) -> list[Any]:

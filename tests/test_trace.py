@@ -161,13 +161,21 @@ def test_every_node_has_value_and_source() -> None:
 class Branch(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x * 2
-        return y if x.sum() > 0 else -y
+        return self.chosen(y) if x.sum() > 0 else -y
+
+    def chosen(self, y: torch.Tensor) -> torch.Tensor:
+        return y
 
 
 def test_a_data_dependent_submodule_becomes_a_leaf() -> None:
     result = check(lambda s, x: s.branch(x) + 1, X, Y, -Y, branch=Branch(), leaves=1)
     (remark,) = result.remarks
-    assert "x.sum() > 0" in remark.reason and remark.where.module_path == "branch" and "test_trace.py:" in str(remark.where)
+    assert (
+        "x.sum() > 0" in remark.reason
+        and "needs `self` as a whole" in remark.reason
+        and remark.where.module_path == "branch"
+        and "test_trace.py:" in str(remark.where)
+    )
     assert targets(result) == ["x", "branch", operator.add, "output"]
 
 

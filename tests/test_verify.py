@@ -11,8 +11,8 @@ from torch import fx, nn
 from qcompiler import ConfigError, calibrate, convert_to_reference_fx, prepare_fx
 from qcompiler.errors import PassError
 from qcompiler.ir.types import QUANT, VALUE, QParams, Stage, Value, quant_of
-from qcompiler.ir.verify import verify
 from qcompiler.ops.reference import dequantize, quantize
+from qcompiler.stages.verify import verify
 from tests.flow import randn
 
 X = randn(1, 3, 8, 8)

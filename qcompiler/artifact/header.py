@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-from qcompiler.artifact.layout import ALIGN, FEATURES, MAX_DEPTH, MAX_DIMS, MAX_ENTRIES, MAX_TENSORS, SEVERAL_FORMS, Entry, corrupt
+from qcompiler.artifact.layout import ALIGN, FEATURES, HEADER, MAX_DEPTH, MAX_DIMS, MAX_ENTRIES, MAX_TENSORS, SEVERAL_FORMS, Entry
 from qcompiler.artifact.notes import check_notes
-from qcompiler.backends.torch.program.program import Program, ProgramError, is_path
-from qcompiler.backends.torch.program.registry import UnknownOpError
-from qcompiler.backends.torch.program.values import from_json
-from qcompiler.errors import ArtifactUnsafeError, ArtifactVersionError
+from qcompiler.errors import ArtifactVersionError
+from qcompiler.executable.tensors import is_path
 from qcompiler.files.dtypes import DTYPES
+from qcompiler.files.faults import corrupt
+from qcompiler.files.values import from_json
 
 
 def parse_header(raw: bytes) -> dict[str, Any]:
@@ -62,8 +63,8 @@ def _compatible(header: dict[str, Any]) -> None:
     unknown = [f for f in features if f not in FEATURES]
     if unknown:
         raise ArtifactVersionError(f"it needs {', '.join(unknown)!r:.200}, which this qcompiler lacks", hint="upgrade qcompiler")
-    if not isinstance(header.get("engine"), str):
-        raise corrupt("header", "no engine")
+    if not isinstance(header.setdefault("backend", "torch"), str):
+        raise corrupt("header", "bad backend")
     try:
         header["attributes"] = {name: from_json(value) for name, value in header["attributes"].items()}
     except (KeyError, ValueError, AttributeError, TypeError) as error:
@@ -71,28 +72,23 @@ def _compatible(header: dict[str, Any]) -> None:
     check_notes(header["attributes"])
 
 
+def payload_of(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What the back end wrote."""
+    return {key: value for key, value in header.items() if key not in HEADER}
+
+
 def further_forms(header: dict[str, Any]) -> list[dict[str, Any]]:
-    """The headers of the further forms of the call, as if each stood alone."""
+    """The headers of the further forms of the call, as if each stood alone; what one leaves out is as in the first."""
     listed = header.get("forms", []) if SEVERAL_FORMS in header["features"] else []
     if not isinstance(listed, list) or (SEVERAL_FORMS in header["features"]) != bool(listed):
         raise corrupt("header", "bad call forms")
     found = []
     for item in listed:
-        if not isinstance(item, dict) or item.keys() != {"attributes", "program"}:
+        if not isinstance(item, dict) or "attributes" not in item or item.keys() - payload_of(header).keys() != {"attributes"}:
             raise corrupt("header", "bad call forms")
         found.append({**header, **item})
         _compatible(found[-1])
     return found
-
-
-def program_of(header: dict[str, Any]) -> Program:
-    """The program that the header holds."""
-    try:
-        return Program.from_data(header.get("program"))
-    except UnknownOpError as error:
-        raise ArtifactUnsafeError(error.message, hint="saved by a newer qcompiler, or not by qcompiler") from None
-    except ProgramError as error:
-        raise corrupt("program", error.message) from None
 
 
 def entries_of(header: dict[str, Any], room: int) -> list[Entry]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from qcompiler.errors import ArtifactError
-
 MAGIC = b"\x89QCPL\r\n\x1a"  # as PNG's: not text, and damaged by a transfer in text mode
 FORMAT = (1, 0)
 SEVERAL_FORMS = "call forms"  # the header's `forms` hold the programs of further forms of the call
-FEATURES: frozenset[str] = frozenset({SEVERAL_FORMS})  # that a file may require beyond its format version
+OTHER_BACKEND = "back ends"  # the header's `backend` names another one than torch
+FEATURES: frozenset[str] = frozenset({SEVERAL_FORMS, OTHER_BACKEND})  # that a file may require beyond its format version
+HEADER = frozenset({"attributes", "backend", "byte_order", "features", "format", "forms", "tensors", "writer"})  # else: the back end's
 PREFIX = struct.Struct("<8sHHIQ32s")
 ALIGN = 64
 DIGEST = 32
@@ -37,8 +37,3 @@ class Entry:
     @property
     def section(self) -> str:
         return f"tensor {self.name!r:.200}"
-
-
-def corrupt(section: str, why: str) -> ArtifactError:
-    """The error for a damaged section."""
-    return ArtifactError(f"corrupt at {section}: {why}", code="artifact-corrupt")

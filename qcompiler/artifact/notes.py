@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qcompiler.artifact.layout import corrupt
 from qcompiler.checks import MARK
+from qcompiler.files.faults import corrupt
 from qcompiler.fingerprint import WEIGHTS
 from qcompiler.ir.items import ITEMS
 

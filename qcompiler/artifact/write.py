@@ -7,22 +7,21 @@ import hashlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qcompiler.artifact.layout import ALIGN, FORMAT, MAGIC, MAX_HEADER, PREFIX, SEVERAL_FORMS
-from qcompiler.backends.torch.program.call_forms import CallForms, forms_of
-from qcompiler.backends.torch.program.module import CompiledModule, own_attributes
-from qcompiler.backends.torch.program.program import canonical
-from qcompiler.backends.torch.program.values import to_json
+from qcompiler.artifact.layout import ALIGN, FORMAT, HEADER, MAGIC, MAX_HEADER, OTHER_BACKEND, PREFIX, SEVERAL_FORMS
 from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, QCompilerError
+from qcompiler.executable import Executable
+from qcompiler.executable.call_forms import CallForms, forms_of
 from qcompiler.files.atomic import atomic_write
 from qcompiler.files.dtypes import DTYPE_NAMES
+from qcompiler.files.values import canonical, to_json
 from qcompiler.ir.items import PLACES
 
 
@@ -30,21 +29,22 @@ class MissingModulesWarning(UserWarning):
     """A saved module calls float submodules or functions that the file cannot hold."""
 
 
-def save(module: CompiledModule | CallForms, path: str | os.PathLike[str]) -> tuple[str, ...]:
+def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Writes the module to one file, atomically; the same module gives the same bytes.
 
     Returns the names that `load` will need in `modules=` (with a MissingModulesWarning where there are any). Raises
     ArtifactWriteError, with what stood at `path` intact; ConfigError for anything but a compiled module.
     """
-    if not all(isinstance(form, CompiledModule) for form in forms_of(module)):
+    if not all(isinstance(form, Executable) for form in forms_of(module)):
         eager = getattr(module, MARK, None) == "converted"
         hint = "keep an eager model by its state_dict, torch.save or TorchScript" if eager else "convert_fx first"
         raise ConfigError(f"save takes a converted module of convert_fx, not {type(module).__qualname__}", code="save", hint=hint)
-    programs = [form.program for form in forms_of(module)]
-    needed = tuple(dict.fromkeys(name for program in programs for name in program.leaves + program.externals))
+    needed = tuple(dict.fromkeys(name for form in forms_of(module) for name in form._payload().needs))
     if needed:
         names = ", ".join(needed)
         text = f"{path}: the file cannot hold float submodules and functions of your own: {names}; load it with modules={{name: module}}"
+        sources = {name: source for form in forms_of(module) for name, source in form._payload().sources.items()}
+        text += "".join(f"\n{name} is a statement of your model, as this function:\n{source}" for name, source in sources.items())
         warnings.warn(text, MissingModulesWarning, stacklevel=2)
     atomic_write(Path(path), _chunks(module))
     return needed
@@ -65,7 +65,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return dict(sorted(state.items()))
 
 
-def _chunks(module: CompiledModule | CallForms) -> Iterator[bytes | memoryview]:
+def _chunks(module: Executable | CallForms) -> Iterator[bytes | memoryview]:
     """The file in order. A tensor's bytes follow the machine, so only little-endian ones write."""
     if sys.byteorder != "little":
         raise ConfigError("artifacts are little endian; this machine is not", code="save")
@@ -74,20 +74,7 @@ def _chunks(module: CompiledModule | CallForms) -> Iterator[bytes | memoryview]:
         raw = _raw(tensor)
         entries.append([name, DTYPE_NAMES[tensor.dtype], list(tensor.shape), end, len(raw), hashlib.sha256(raw).hexdigest()])
         end += len(raw) + -len(raw) % ALIGN
-    first, *others = forms_of(module)
-    data = {
-        "attributes": _attributes(first),
-        "byte_order": "little",
-        "engine": first.engine,
-        "features": [SEVERAL_FORMS] if others else [],
-        "format": list(FORMAT),
-        "program": first.program.to_data(),
-        "tensors": entries,
-        "writer": "qcompiler",
-    }
-    if others:
-        data["forms"] = [{"attributes": _attributes(form), "program": form.program.to_data()} for form in others]
-    header = canonical(data).encode("ascii")
+    header = canonical(_header(forms_of(module), entries)).encode("ascii")
     total = hashlib.sha256()
     for chunk in _body(header, tensors):
         total.update(chunk)
@@ -95,10 +82,31 @@ def _chunks(module: CompiledModule | CallForms) -> Iterator[bytes | memoryview]:
     yield total.digest()
 
 
-def _attributes(module: CompiledModule) -> dict[str, Any]:
+def _header(forms: Sequence[Executable], entries: list[Any]) -> dict[str, Any]:
+    """The header's data: what the compiler itself writes, and beside it what the back end writes."""
+    first, *others = forms
+    payload = first._payload().data
+    if reserved := HEADER & payload.keys():
+        raise ConfigError(
+            f"the back end {first._backend} writes {', '.join(sorted(reserved))}, which is the compiler's own", code="backend"
+        )
+    features = [SEVERAL_FORMS] * bool(others) + [OTHER_BACKEND] * (first._backend != "torch")
+    data = {"attributes": _attributes(first), "backend": first._backend, "byte_order": "little", "features": features,
+            "format": list(FORMAT), "tensors": entries, "writer": "qcompiler", **payload}  # fmt: skip
+    if others:
+        data["forms"] = [{"attributes": _attributes(form), **_differences(form._payload().data, payload)} for form in others]
+    return data
+
+
+def _differences(payload: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
+    """What a further form writes that is not as in the first."""
+    return {key: value for key, value in payload.items() if key not in first or first[key] != value}
+
+
+def _attributes(module: Executable) -> dict[str, Any]:
     """The user's attributes that are plain data, as JSON."""
     found = {}
-    for name in sorted(set(module.__dict__) - {PLACES, *own_attributes(module)}):  # places follow from the note of all containers
+    for name in sorted(set(module.__dict__) - {PLACES, *module._own_attributes()}):  # places follow from the note of all containers
         with contextlib.suppress(QCompilerError):
             found[name] = to_json(module.__dict__[name])
     return found

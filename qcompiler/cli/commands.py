@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -20,6 +19,7 @@ from torch import nn
 import qcompiler
 from qcompiler.cli.data import IMAGENET_MEAN, IMAGENET_STD, Preprocess, about_files, find_batches, is_image, read_input
 from qcompiler.cli.models import load_model
+from qcompiler.cli.target import Backend, EngineOption, mapping_for, target_options
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 
 P = ParamSpec("P")
@@ -39,13 +39,6 @@ app = typer.Typer(
 )
 console = Console()
 stderr = Console(stderr=True)
-
-
-class Engine(StrEnum):
-    x86 = "x86"
-    onednn = "onednn"
-    fbgemm = "fbgemm"
-    qnnpack = "qnnpack"
 
 
 Size = Annotated[int, typer.Option(help="Height and width of the model's input, for images.", min=1)]
@@ -89,7 +82,8 @@ def quantize(
     calibrate: Annotated[Path, typer.Option(help="Folder of images, or of .npy / .pt files (one batch each), or one such file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
     weights: Annotated[str | None, typer.Option(help="A state_dict file; for torchvision also a weight name such as DEFAULT.")] = None,
-    engine: Annotated[Engine, typer.Option(help="Whose kernels will run it.")] = Engine.x86,
+    backend: Backend = "torch",
+    engine: EngineOption = None,
     isa: Annotated[str | None, typer.Option(help="The oldest CPU that will run it: avx512_vnni, avx512, avx2. Default: this one.")] = None,
     keep_float: Annotated[list[str] | None, typer.Option(help="Module path that stays float; repeatable.")] = None,
     size: Size = 224,
@@ -113,13 +107,12 @@ def quantize(
     float_model = load_model(model, weights)
     if model.startswith("torchvision:") and weights is None:
         stderr.print("note: without --weights a torchvision model has random weights; its answers mean nothing", style="yellow")
-    mapping = qcompiler.get_default_qconfig_mapping(engine.value)
-    for path in keep_float or ():
-        mapping = mapping.set_module_name(path, None)
+    target = target_options(backend, engine, isa)
+    mapping = mapping_for(target, keep_float)
     start = time.perf_counter()
     with about_files(data.images, size):
         shown = console.is_terminal
-        converted = qcompiler.quantize(float_model, data, mapping, progress=shown, engine=engine.value, isa=isa)
+        converted = qcompiler.quantize(float_model, data, mapping, progress=shown, **target)
     seconds = time.perf_counter() - start
     qcompiler.save(converted, str(out))
     if source is not None:
@@ -143,6 +136,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="A file that `quantize` wrote.")],
     modules: Modules = None,
     code: Annotated[bool, typer.Option("--code", help="Print the program's Python source as well.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the layers, shapes and memory of a native module as well.")] = False,
 ) -> None:
     """Show what FILE holds: each op int8 or float, with the reason, and the share of multiply-accumulates in int8."""
     converted = load(file, modules)
@@ -155,6 +149,34 @@ def inspect(
     console.print(table)
     if code:
         console.print(str(getattr(converted, "code", "")), markup=False, highlight=False, soft_wrap=True)
+    if plan:
+        console.print(qcompiler.native_plan(converted), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("export-c")
+@clean_errors
+def export_c(
+    file: Annotated[Path, typer.Argument(help="A file that `quantize --backend native` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write: empty, or not there yet.")],
+    shape: Annotated[
+        list[str] | None, typer.Option("--shape", help="An input size: 1x3x224x224; repeatable. Default: the example's.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What C calls the network.")] = None,
+) -> None:
+    """Write FILE as C11 sources, weights, header, example program and CMake file.
+
+    `qcompiler export-c mobilenet.qc mobilenet_c/ --shape 1x3x224x224`
+    """
+    sizes = [_shape(text) for text in shape] if shape else None
+    written = qcompiler.export_c(load(file, None), folder, sizes, name)
+    console.print(f"{written}: README.md says how to build it", highlight=False)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in text.split("x"))
+    except ValueError:
+        raise ConfigError(f"--shape {text} is no size such as 1x3x224x224", code="export-sizes") from None
 
 
 @app.command()

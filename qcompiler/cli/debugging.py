@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 from torch import nn
 
-import qcompiler
-from qcompiler.cli.commands import MEAN, STD, Engine, Mean, Modules, Size, Std, app, clean_errors, console, load, preprocess
+from qcompiler.cli.commands import MEAN, STD, Mean, Modules, Size, Std, app, clean_errors, console, load, preprocess
 from qcompiler.cli.data import about_files, find_batches
 from qcompiler.cli.models import load_model
+from qcompiler.cli.target import Backend, EngineOption, mapping_for, target_options
 from qcompiler.debug import bisect as find_first
 from qcompiler.debug import compare as compare_models
 from qcompiler.errors import ConfigError
@@ -75,7 +75,8 @@ def bisect(
     weights: Weights = None,
     tol_db: Annotated[float, typer.Option(help="The result must be this many decibels above its error once it computes in int8.")] = 20.0,
     float_tol_db: Annotated[float, typer.Option(help="The same for the stages before, which compute in float.")] = 60.0,
-    engine: Annotated[Engine, typer.Option(help="Whose kernels to compile for.")] = Engine.x86,
+    backend: Backend = "torch",
+    engine: EngineOption = None,
     keep_float: Annotated[list[str] | None, typer.Option(help="Module path that stays float; repeatable.")] = None,
     size: Size = 224,
     mean: Mean = MEAN,
@@ -89,12 +90,11 @@ def bisect(
     `qcompiler bisect my_package.model:build --data batches/ --tol-db 30`
     """
     batches = find_batches(data, preprocess(size, mean, std), batch, limit)
-    mapping = qcompiler.get_default_qconfig_mapping(engine.value)
-    for path in keep_float or ():
-        mapping = mapping.set_module_name(path, None)
+    target = target_options(backend, engine)
+    mapping = mapping_for(target, keep_float)
     float_model = load_model(model, weights)
     with about_files(batches.images, size):
-        found = find_first(float_model, batches, tol_db=tol_db, float_tol_db=float_tol_db, qconfig_mapping=mapping, engine=engine.value)
+        found = find_first(float_model, batches, tol_db=tol_db, float_tol_db=float_tol_db, qconfig_mapping=mapping, **target)
     print(found.to_json()) if json else console.print(str(found), markup=False, highlight=False, soft_wrap=True)
 
 

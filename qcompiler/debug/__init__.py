@@ -12,7 +12,8 @@ from qcompiler.debug.parity import Difference, Parity, parity
 from qcompiler.debug.printer import Printer
 from qcompiler.debug.record import Recorder
 from qcompiler.debug.sources import document_of
-from qcompiler.pass_manager import PassInstrument, PassRecord, Remark
+from qcompiler.journal import PassRecord, Remark
+from qcompiler.pass_manager import PassInstrument
 
 __all__ = [
     "Bisection", "Comparison", "Difference", "Document", "Dump", "Explanation", "Gate", "NodeError", "Parity", "PassInstrument",

@@ -9,17 +9,17 @@ import torch
 from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.backends.torch.program.call_forms import CallForms
-from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.batches import batches, check_data
 from qcompiler.checks import MARK, check_eval
 from qcompiler.debug.comparison import Comparison, NodeError, ordered
 from qcompiler.debug.match import Matching, Site, match
 from qcompiler.debug.metrics import tensors
-from qcompiler.debug.steps import Steps, steps_of_graph, steps_of_module
 from qcompiler.debug.tally import Tally, weight_histogram
 from qcompiler.debug.walk import Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, QCompilerError
+from qcompiler.executable import Executable
+from qcompiler.executable.call_forms import CallForms
+from qcompiler.executable.steps import Steps, steps_of_graph
 from qcompiler.fingerprint import WEIGHTS, other_weights
 from qcompiler.ir.types import SOURCE
 from qcompiler.kinds import module_of
@@ -27,6 +27,7 @@ from qcompiler.observers.watch import Watch
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context
 from qcompiler.pipeline import check_float, traced
+from qcompiler.settings import Settings
 
 SUSPICIOUS = 3.0  # dB: 8 bits do not do worse by themselves for half of a model's weights
 
@@ -58,7 +59,7 @@ def compare(
     first = next(items, None)
     if first is None:
         raise InputError("0 batches of data to compare on", code="no-data", hint="an iterator can be read only once; is the loader empty?")
-    floats = float_steps(float_model, first, table, concrete_args)
+    floats = float_steps(float_model, first, Settings(table, concrete_args=concrete_args))
     matching = match(floats, steps)
     _require_matches(steps, matching)
     found = Tallies(Walk(floats, steps, matching, profile=profile), _note_weights(float_model, quantized))
@@ -81,11 +82,12 @@ def one_form(quantized: CallForms, items: list[Any]) -> tuple[nn.Module, Iterato
 def quantized_steps(quantized: Any) -> Steps:
     """The quantized model as steps: a compiled or loaded module, or a QUANTIZED or LOWERED graph. ConfigError for others."""
     stage = getattr(quantized, MARK, None)
-    if isinstance(quantized, CompiledModule):
-        if not any(call.origin for call in quantized.program.calls):
+    if isinstance(quantized, Executable):
+        steps = quantized._steps()
+        if not any(step.origin for step in steps.steps if step.kind == "call"):
             raise ConfigError("this program does not say which node of the model each call computes", code="no-origins",
                               hint="it was saved by an older version, or made by compile_graph: convert the model again")  # fmt: skip
-        return steps_of_module(quantized)
+        return steps
     if is_graph(quantized) and not any(isinstance(module, Watch) for module in quantized.modules()):
         return steps_of_graph(quantized)
     given = {"prepared": "a prepared model, which is not quantized yet"}.get(str(stage), f"a {type(quantized).__name__}")
@@ -99,14 +101,13 @@ def is_graph(model: Any) -> TypeGuard[fx.GraphModule]:
 
 
 @in_plain_torch
-def float_steps(model: nn.Module, first: tuple[tuple[Any, ...], dict[str, Any]], table: Table, concrete_args: Any = None) -> Steps:
+def float_steps(model: nn.Module, first: tuple[tuple[Any, ...], dict[str, Any]], settings: Settings) -> Steps:
     """The float model as steps: a graph of ours as it is, any other model traced as prepare_fx does."""
     check_float(model)
     check_eval(model)
     if is_graph(model):
         return steps_of_graph(model)
-    context = Context(table=table)
-    return steps_of_graph(traced(model, first[0], context, {"example_kwargs": first[1] or None, "concrete_args": concrete_args}))
+    return steps_of_graph(traced(model, first[0], Context(settings), first[1] or None))
 
 
 def _require_matches(steps: Steps, matching: Matching) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qcompiler.debug.nodes import rounded
 from qcompiler.errors import ConfigError
+from qcompiler.executable.node_data import rounded
 
 FORMAT, VERSION = "qcompiler-graph", 1
 Node = dict[str, Any]

@@ -32,7 +32,8 @@ from qcompiler.debug.reproducer import Failure, write
 from qcompiler.debug.scope import Scoped, real_weights
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.ir.text import format_graph
-from qcompiler.pass_manager import Context, Pass, PassInstrument, PassRecord, tell
+from qcompiler.journal import PassRecord
+from qcompiler.pass_manager import Context, Pass, PassInstrument, tell
 
 LOG = logging.getLogger("qcompiler")
 LEVELS = ("index", "diff", "full")
@@ -96,7 +97,7 @@ class DumpDirectory(PassInstrument):
             self.text, self.gm, self.state = format_graph(gm.graph), gm, dump_record.State.of(gm)
             self._write("00-input.ir", lambda: self.text)
             self._write("00-input.py", self._python)
-            self.failure = Failure(gm, context, step)
+            self.failure = Failure(gm, context, context.stage, step)
 
     def after(self, step: Pass, gm: fx.GraphModule, context: Context, record: PassRecord) -> None:
         if self.path is None or self.state is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from qcompiler.pass_manager import Context, PassRecord, Remark
+from qcompiler.journal import PassRecord, Remark
+from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ def text(title: str, entries: Sequence[Entry], context: Context, error: str = ""
     parts = [f"# {title}", *([f"FAILED: {error}"] if error else []), *([note] if note else []), "## Passes",
              "\n".join(["| # | pass | changed | nodes | rewrites | files |", "|---|---|---|---|---|---|", *rows]),
              "Final graph: 99-final.ir, 99-final.py. One JSON line a pass: passes.jsonl.",
-             "## Remarks", "\n".join(map(remark_line, context.remarks)) or "None.",
+             "## Remarks", "\n".join(map(remark_line, context.journal.remarks)) or "None.",
              "## Time", timing_table([entry.record for entry in entries])]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 

@@ -17,7 +17,8 @@ from torch import fx
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import source_of
-from qcompiler.pass_manager import Context, PassRecord
+from qcompiler.journal import PassRecord
+from qcompiler.pass_manager import Context
 
 SCHEMA_VERSION = 1
 SCHEMAS = Path(__file__).parent / "schema"
@@ -25,7 +26,7 @@ PRIVACY = (
     "Holds the model's code as a graph, names, shapes, source lines and the value ranges found in calibration; "
     "neither weights nor activations."
 )
-WITH_WEIGHTS = " repro.safetensors holds the model's weights, as QCOMPILER_REPRO_WEIGHTS=1 asked."
+WITH_WEIGHTS = " repro.safetensors holds the model's weights and example inputs, as QCOMPILER_REPRO_WEIGHTS=1 asked."
 
 
 def versions() -> dict[str, str]:
@@ -42,13 +43,13 @@ def run(phase: str, model: str, context: Context, weights: bool) -> dict[str, An
     target = context.target
     return {
         "schema_version": SCHEMA_VERSION,
-        "id": context.identity,
+        "id": context.journal.identity,
         "phase": phase,
         "model": model,
         "pid": os.getpid(),
         "versions": versions(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "target": None if target is None else {"engine": target.engine, "isa": target.isa},
+        "target": {"backend": target.backend, **target.settings},
         "privacy": PRIVACY + (WITH_WEIGHTS if weights else ""),
     }
 

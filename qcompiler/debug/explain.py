@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from qcompiler.debug.fitted_table import Column, FittedTable, as_text
+from qcompiler.ir.attributes import attribute
 from qcompiler.ir.types import Mode, quant_of, source_of
 from qcompiler.ops.macs import float_macs
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.table import Table
 from qcompiler.passes.annotate import computes_float
+
+STATEMENT = "float-statement"
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,15 @@ class Explanation:
         total = sum(row.macs for row in self.rows)
         return sum(row.macs for row in self.rows if row.int8) / total if total else 1.0
 
+    def without(self, floats: Iterable[tuple[str, Obstacle]]) -> Explanation:
+        """The rows where these nodes, by name, stay float after all: what passes of a back end decide."""
+        left = dict(floats)
+        return Explanation(tuple(replace(row, int8=False, mode="", reason=left[row.node].text, code=left[row.node].code)
+                                 if row.node in left else row for row in self.rows))  # fmt: skip
+
     @property
     def uncounted(self) -> tuple[str, ...]:
-        """The modules that are called as a whole, whose multiply-accumulates the share leaves out."""
+        """The modules that are called as a whole, or have statements that run as they stand: the share leaves out what these multiply."""
         return tuple(dict.fromkeys(row.module_path for row in self.rows if not row.counted))
 
     def to_data(self) -> list[dict[str, Any]]:
@@ -92,13 +102,22 @@ class Explanation:
         """What the share says nothing about: how many modules, of how many parameters, and their names."""
         if not self.uncounted:
             return ""
-        parameters = sum({row.module_path: row.parameters for row in self.rows if not row.counted}.values())
-        count = len(self.uncounted)
-        what = f"{count} {'module' if count == 1 else 'modules'} called as a whole with {parameters:,} parameters"
-        return f", without those of {', '.join(self.uncounted)} ({what})"
+        left_out = [row for row in self.rows if not row.counted]
+        modules = {row.module_path: row for row in left_out if row.code != STATEMENT}
+        statements = {row.node: row for row in left_out if row.code == STATEMENT}
+        parts = [f"of {', '.join(modules)} ({_counted(modules, 'module', 'called as a whole')})"] if modules else []
+        lines = list(dict.fromkeys(row.source.replace("\\", "/").rpartition("/")[2] for row in statements.values()))
+        parts += [f"at {', '.join(lines)} ({_counted(statements, 'statement', 'run as they stand')})"] if statements else []
+        return f", without those {' and those '.join(parts)}"
 
     def __str__(self) -> str:
         return as_text(self.table())
+
+
+def _counted(rows: Mapping[str, Row], what: str, how: str) -> str:
+    count, parameters = len(rows), sum(row.parameters for row in rows.values())
+    how = how if count > 1 else how.replace("run as they stand", "run as it stands")
+    return f"{count} {what}{'s' if count > 1 else ''} {how} with {parameters:,} parameters"
 
 
 def rows_of(nodes: Iterable[fx.Node], table: Table) -> Explanation:
@@ -121,8 +140,12 @@ def _row(node: fx.Node, table: Table) -> Row:
 
 
 def _parameters(node: fx.Node) -> int:
-    """How many numbers the parameters of a module that is called as a whole hold."""
+    """How many numbers are in the parameters of a module that is called as a whole, or of what a statement reads."""
     owner = node.graph.owning_module
-    if node.op != "call_module" or owner is None:
+    if owner is None:
         return 0
-    return sum(p.numel() for p in owner.get_submodule(str(node.target)).parameters())
+    if node.op == "call_module":
+        return sum(p.numel() for p in owner.get_submodule(str(node.target)).parameters())
+    read = [attribute(owner, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
+    tensors = [p for held in read for p in (held.parameters() if isinstance(held, nn.Module) else [held])]
+    return sum(p.numel() for p in tensors if isinstance(p, nn.Parameter))

@@ -24,4 +24,4 @@ def print_answer(number: int, description: str, allowed: bool) -> None:
 
 def resumed(limit: int, context: Context) -> Gate:
     """A printing gate that counts on from where the context stands; a limit of -1 lets everything run."""
-    return Gate(None if limit < 0 else limit, print_answer, list(context.rewrites))
+    return Gate(None if limit < 0 else limit, print_answer, list(context.journal.rewrites))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from qcompiler.debug.steps import Step, Steps, Weight
+from qcompiler.executable.steps import Step, Steps, Weight
 
 LONGEST = 64  # float steps to run again for one node; more means that the two graphs do not fit there
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from qcompiler.backends.torch.runtime import functions as runtime
+from qcompiler.executable.node_data import clipped, compact, rounded
+from qcompiler.executable.steps import quantizes
 from qcompiler.ir.attributes import attribute, has_attribute
 from qcompiler.ir.names import user_path
 from qcompiler.ir.text import format_arg, format_node, format_target
@@ -23,7 +23,6 @@ from qcompiler.ops import reference
 from qcompiler.ops.spec import Op
 from qcompiler.ops.table import OPS, Table
 
-LIMIT = 200  # characters of constant arguments; the IR text has them all
 KINDS = ("input", "output", "attr", "int8", "float", "quantize", "dequantize", "observer", "pack", "other")
 
 
@@ -59,22 +58,6 @@ def node_data(node: fx.Node, table: Table, after: str | None) -> dict[str, Any]:
         "text": format_node(node, places=False),  # the places have fields of their own
     }
     return {"name": node.name, "after": after, "in": [n.name for n in node.all_input_nodes], **compact(data)}
-
-
-def compact(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the fields that say nothing; a shape of no dimensions says something."""
-    return {k: v for k, v in data.items() if v is not None and (v not in ("", {}) and (v != [] or k == "shape"))}
-
-
-def rounded(value: Any) -> Any:
-    """Floats to 6 significant digits, so that documents are small and the same everywhere; inf and nan become None."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): rounded(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(v) for v in value]
-    return value
 
 
 @functools.lru_cache(maxsize=4096)
@@ -123,7 +106,7 @@ def _kind(node: fx.Node, module: nn.Module | None) -> str:
         return "observer"
     if getattr(node.target, "once", False):
         return "pack"
-    if node.target in (reference.quantize, torch.quantize_per_tensor, runtime.quantize_along):
+    if quantizes(node.target):
         return "quantize"
     if node.target in (reference.dequantize, reference.dequantize_weight, "dequantize", torch.ops.aten.dequantize.self):
         return "dequantize"
@@ -150,10 +133,6 @@ def attributes_text(node: fx.Node, module: nn.Module | None = None) -> str:
             parts.append(f"{names[index]}={format_arg(arg)}" if index < len(names) else format_arg(arg))
     parts += [f"{k}={format_arg(v)}" for k, v in sorted(node.kwargs.items()) if not _is_wire(v)]
     return clipped(", ".join(parts))
-
-
-def clipped(text: str) -> str:
-    return text if len(text) <= LIMIT else f"{text[:LIMIT]}…"
 
 
 def _is_wire(arg: Any) -> bool:

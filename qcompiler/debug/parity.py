@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.backends.torch.program.module import CompiledModule
-from qcompiler.backends.torch.program.states import fill
 from qcompiler.batches import batches, check_data
 from qcompiler.debug.match import match
-from qcompiler.debug.steps import Grid, steps_of_graph, steps_of_module
 from qcompiler.debug.walk import Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, PassError, Where
+from qcompiler.executable import Executable
+from qcompiler.executable.states import fill
+from qcompiler.executable.steps import Grid, steps_of_graph
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.names import NAMES, safe_path
 from qcompiler.ir.types import Mode, quant_of
@@ -87,7 +87,7 @@ def simulated(prepared: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """A copy of a model of prepare_qat_fx in eval mode, with the qparams that convert takes: those of values as they are, those of
     weights as the next forward makes them."""
     state = state_of(prepared)
-    if state is None or not state.context.trains or not isinstance(prepared, fx.GraphModule):
+    if state is None or not state.settings.trains or not isinstance(prepared, fx.GraphModule):
         raise ConfigError("parity compares with the module that prepare_qat_fx returned", code="not-prepared",
                           hint="parity(prepared, convert_fx(prepared), data)")  # fmt: skip
     copied = copy.deepcopy(prepared).cpu().eval()
@@ -110,7 +110,7 @@ def parity(prepared: nn.Module, converted: nn.Module, data: Any) -> Parity:
     `data`: as calibrate takes it. Raises ConfigError for other modules, InputError for no data.
     """
     check_data(data, "the data to compare on")
-    if not isinstance(converted, CompiledModule):
+    if not isinstance(converted, Executable):
         raise ConfigError(f"parity needs what convert_fx returned, got a {type(converted).__name__}", code="not-quantized",
                           hint="parity(prepared, convert_fx(prepared), data)")  # fmt: skip
     items = list(batches(data))
@@ -119,19 +119,19 @@ def parity(prepared: nn.Module, converted: nn.Module, data: Any) -> Parity:
     return _compare(prepared, converted, items)
 
 
-def _compare(prepared: nn.Module, converted: CompiledModule, items: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> Parity:
+def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> Parity:
     graph = simulated(prepared, *items[0])
-    floats, steps = steps_of_graph(graph), steps_of_module(converted)
+    floats, steps = steps_of_graph(graph), converted._steps()
     walk, found = Walk(floats, steps, match(floats, steps), ends=_ranges(graph)), _Found(_not_simulated(graph))
     with torch.inference_mode(), steps.kept():
-        for path, held in zip(converted.program.states, steps.held, strict=True):
+        for path, held in steps.held.items():
             fill(held, attribute(graph, safe_path(graph.meta.get(NAMES, {}), path)))
         for args, kwargs in items:
             walk.run(args, kwargs, found.visit)
     return Parity(tuple(found.worst.values()), tuple(walk.matching.unmatched.items()), len(items))
 
 
-def require_parity(prepared: nn.Module, converted: CompiledModule, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Parity:
+def require_parity(prepared: nn.Module, converted: Executable, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Parity:
     """PassError that names the first int8 value more than a step from the simulated one. (Float values may be random.)"""
     found = _compare(prepared, converted, [example])
     wrong = next((d for d in found.differences if not d.is_float and not d.agrees), None)

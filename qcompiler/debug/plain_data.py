@@ -5,13 +5,14 @@ attributes as data. Reading takes the things behind the names from a table that 
 
 | JSON | stands for |
 |---|---|
-| what backends/torch/program/values.py writes | numbers, text, dtypes, slices, tuples, lists |
+| what files/values.py writes | numbers, text, dtypes, slices, tuples, lists |
 | {"node": name} | another node of the graph |
 | {"call": name} | an operation of the compiler's registry |
 | {"name": key} | a class, function or module-level object |
 | {"tensor": key} | a tensor of the .safetensors file |
 | {"object": class, "state": {...}} | an object with those attributes |
 | {"module": class, ...} | an nn.Module with its tensors, submodules and plain attributes |
+| {"method": name, "of": ...} | a method of an object |
 | {"class": key} | a module class that need not be imported: its name is all that passes look at |
 | {"shared": index} | one object that is referred to more than once |
 | {"lost": text} | what could not be written |
@@ -23,6 +24,7 @@ import enum
 import functools
 import keyword
 import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,10 +32,11 @@ import torch
 from torch import fx, nn
 
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.values import from_json, to_json
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.files.safetensors import SAFETENSORS
+from qcompiler.files.values import from_json, to_json
 from qcompiler.ops.table import OPS, Table
+from qcompiler.qat.ops import is_for_training, training_table
 
 QSCHEMES = {str(s).removeprefix("torch."): s for s in vars(torch).values() if isinstance(s, torch.qscheme)}
 PLAIN = (type(None), bool, int, float, str, complex, slice, torch.dtype, torch.device, torch.memory_format, torch.layout)
@@ -128,6 +131,8 @@ class Writer:
             return {"enum": self.name(type(value)), "value": value.name}
         if isinstance(value, functools.partial):
             return {"partial": [self.write(value.func), self.write(value.args), self.write(value.keywords)]}
+        if isinstance(value, types.MethodType):
+            return {"method": value.__name__, "of": self.write(value.__self__)}
         if isinstance(value, type) or callable(getattr(value, "__get__", None)) or type(value).__module__ in ("builtins", "torch._ops"):
             return self.callable(value)
         if id(value) not in self._index:
@@ -174,10 +179,10 @@ class Writer:
         return data
 
     def _table(self, table: Table) -> Any:
-        """The op table as what differs from the default one."""
-        own = [row for row in table.rows.values() if OPS.rows.get(row.name) is not row]
+        """The op table as what differs from the default one. `trains`: and has the ops of a model in training."""
+        own = [row for row in table.rows.values() if OPS.rows.get(row.name) is not row and not is_for_training(row)]
         gone = [name for name, row in OPS.rows.items() if table.rows.get(name) is not row]
-        return {"table": [self._named(row) for row in own], "without": gone}
+        return {"table": [self._named(row) for row in own], "without": gone, "trains": any(map(is_for_training, table.rows.values()))}
 
     def module(self, module: nn.Module) -> Any:
         """A module by its class, tensors, submodules and those attributes that are data."""
@@ -263,6 +268,9 @@ class Reader:
         function, args, keywords = self.read(data["partial"])
         return functools.partial(function, *args, **keywords)
 
+    def _method(self, data: Any) -> Any:
+        return getattr(self.read(data["of"]), data["method"])
+
     def _call(self, data: Any) -> Any:
         return registry.resolve(data["call"])
 
@@ -290,7 +298,7 @@ class Reader:
             table.remove(name)
         for row in self.read(data["table"]):
             table.add(row)
-        return table
+        return training_table(table) if data["trains"] else table
 
     def _object(self, data: Any) -> Any:
         made = object.__new__(self.thing(data["object"]))

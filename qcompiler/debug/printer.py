@@ -12,7 +12,8 @@ from torch import fx
 
 from qcompiler.debug.scope import Scoped
 from qcompiler.ir.text import format_graph
-from qcompiler.pass_manager import Context, Pass, PassRecord
+from qcompiler.journal import PassRecord
+from qcompiler.pass_manager import Context, Pass
 
 LOG = logging.getLogger("qcompiler")
 MODES = ("after", "changed", "diff")

@@ -21,7 +21,8 @@ from qcompiler.checks import MARK
 from qcompiler.debug.document import Document, Node, Stage, delta, stage
 from qcompiler.debug.nodes import graph_nodes
 from qcompiler.errors import ConfigError
-from qcompiler.pass_manager import Context, Pass, PassRecord, Remark
+from qcompiler.journal import PassRecord, Remark
+from qcompiler.pass_manager import Context, Pass
 from qcompiler.prepared import state_of
 
 
@@ -65,7 +66,7 @@ class Recorder:
         continued = phase == "convert" and bool(self._prepared[0])
         count, self._nodes = self._prepared if continued else (0, [])
         del self._stages[count:]
-        self._remarks = len(context.remarks) if phase == "convert" else 0
+        self._remarks = len(context.journal.remarks) if phase == "convert" else 0
         if not continued:
             self._prepared = (0, [])
             self.title = self.title or _title(gm)
@@ -81,7 +82,7 @@ class Recorder:
             self._prepared = (len(self._stages), nodes)
 
     def _new_remarks(self, context: Context) -> list[dict[str, Any]]:
-        new, self._remarks = context.remarks[self._remarks :], len(context.remarks)
+        new, self._remarks = context.journal.remarks[self._remarks :], len(context.journal.remarks)
         return remarks_data(new)
 
 

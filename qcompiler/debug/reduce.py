@@ -74,8 +74,7 @@ def advanced(case: Case, done: int) -> Case | None:
             run_passes(gm, steps[:done], stage, context)
     except Exception:
         return None
-    context.stage = steps[done - 1].stage
-    failure = Failure(gm, context, steps[done])
+    failure = Failure(gm, context, steps[done - 1].stage, steps[done])
     failure.steps = list(steps[done:])
     data, tensors, names, _ = data_of(failure, weights=True)
     kept = {key: case.data[key] for key in ("schema_version", "phase", "model", "versions", "expected")}
@@ -128,12 +127,11 @@ def _pruned(case: Case, nodes: list[dict[str, Any]]) -> dict[str, Any]:
         **case.data,
         "nodes": nodes,
         "attributes": {k: v for k, v in case.data["attributes"].items() if ("get_attr", k) in targets},
-        "modules": {k: v for k, v in case.data["modules"].items() if ("call_module", k) in targets},
+        "modules": {k: v for k, v in case.data["modules"].items() if ("call_module", k) in targets or ("get_attr", k) in targets},
     }
     data["shared"] = _needed(data)
     paths = {d["module_path"] for d in tagged([nodes, data["shared"]], "module_path")}
-    types = [entry for entry in data["context"]["module_types"]["dict"] if entry[0] in paths]
-    data["context"] = {**data["context"], "module_types": {"dict": types}}
+    data["module_types"] = {"dict": [entry for entry in data["module_types"]["dict"] if entry[0] in paths]}
     tensors = {d["tensor"] for d in tagged([v for k, v in data.items() if k != "shared"] + data["shared"], "tensor")}
     return {"data": data, "tensors": {k: v for k, v in case.tensors.items() if k in tensors}}
 

@@ -16,17 +16,17 @@ import torch
 from torch import fx, nn
 
 from qcompiler.backends.torch.kernels import table as kernels
-from qcompiler.backends.torch.passes.lower import Lower
+from qcompiler.backends.torch.passes import LOWERING
 from qcompiler.debug.plain_data import Reader
-from qcompiler.debug.reproducer import GRAPH, SCRIPT, TENSORS
+from qcompiler.debug.reproducer import GRAPH, SCHEMA, SCRIPT, TENSORS
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.files.safetensors import read_safetensors
 from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ir.types import Stage
 from qcompiler.pass_manager import Context, Pass, PassInstrument, run_passes
-from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
+from qcompiler.passes import PIPELINES
 
-BUILT_IN: dict[str, Pass] = {step.name: step for step in (*FUSE, *OBSERVE, *QUANTIZE, Lower())}
+BUILT_IN: dict[str, Pass] = {step.name: step for p in PIPELINES.values() for step in p.with_lowering(LOWERING).steps}
 NOT_REPRODUCED = 3  # exit status: the pipeline ran to its end
 
 
@@ -47,6 +47,9 @@ class Case:
             data = json.loads((folder / GRAPH).read_text(encoding="ascii"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{folder / GRAPH} cannot be read: {error}", code="reproducer") from error
+        if not isinstance(data, dict) or data.get("schema_version") != SCHEMA:
+            raise ConfigError(f"{folder / GRAPH} was written by another version", code="reproducer",
+                              hint="run it with the version that its repro.py names")  # fmt: skip
         return Case(data, read_safetensors(folder / TENSORS), names, tuple(filter(None, pipeline.split(","))), folder)
 
     def with_(self, **changes: Any) -> Case:
@@ -58,9 +61,11 @@ class Case:
         for kernel in reader.read(self.data["kernels"]):
             if kernel not in kernels.TABLE.get(kernel.op, ()):
                 kernels.register(kernel)
-        context = Context(**{name: reader.read(value) for name, value in self.data["context"].items()})
+        settings = reader.read(self.data["settings"]).with_(module_types=reader.read(self.data["module_types"]))
         steps = [self._step(name, reader) for name in self.pipeline]
-        return graph_of(self.data, reader), steps, Stage(self.data["stage"]), context
+        gm = graph_of(self.data, reader)
+        context = Context(settings, example=reader.read(self.data["example"]))
+        return gm if settings.trains else gm.eval(), steps, Stage(self.data["stage"]), context
 
     def _step(self, name: str, reader: Reader) -> Pass:
         own = self.data["passes"].get(name)
@@ -101,7 +106,7 @@ def graph_of(data: Mapping[str, Any], reader: Reader) -> fx.GraphModule:
         node.name = entry["name"]  # also where torch.fx would not give this name
         node.meta.update({key: reader.read(value) for key, value in entry["meta"].items()})
         reader.nodes[node.name] = node
-    return OwnGraphModule(root, graph, str(data["model"])).eval()
+    return OwnGraphModule(root, graph, str(data["model"]))
 
 
 def _place(root: nn.Module, path: str, kind: str, value: Any) -> None:

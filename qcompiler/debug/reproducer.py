@@ -1,7 +1,7 @@
 """Crash reproducers: repro.py, repro.json and repro.safetensors, which show a failed pass again without the model.
 
 The graph is the one that the compile began with, and the pipeline all passes up to the one that failed. Weights are random of
-the same shapes, unless QCOMPILER_REPRO_WEIGHTS=1; the ranges that observers saw are kept, as in every dump.
+the same shapes and example inputs are made up, unless QCOMPILER_REPRO_WEIGHTS=1; the ranges that observers saw are kept, as in every dump.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_map_only
 
 from qcompiler.backends.torch.kernels import table as kernels
-from qcompiler.backends.torch.program.program import canonical
 from qcompiler.debug.dump_record import versions
 from qcompiler.debug.plain_data import Writer
 from qcompiler.files.safetensors import safetensors
-from qcompiler.ir.types import QUANT, SOURCE, VALUE
+from qcompiler.files.values import canonical
+from qcompiler.ir.types import QUANT, SOURCE, VALUE, Stage
+from qcompiler.observers.watch import Watch
 from qcompiler.pass_manager import Context, Pass
+from qcompiler.qat.sites import HOLDER
+from qcompiler.settings import Settings
 
 SCRIPT, GRAPH, TENSORS = "repro.py", "repro.json", "repro.safetensors"
-FIELDS = ("table", "mapping", "module_types", "target", "rules", "used_rules", "strict", "allow_uncalibrated")
 META = (VALUE, SOURCE, QUANT)
+SCHEMA = 2
+OURS = ("observers.", f"{HOLDER}.")  # modules that the compiler put in: what they hold is kept, and the user's classes among them
 
 TEMPLATE = '''"""Reproduces: {title}
 
@@ -56,31 +61,34 @@ if __name__ == "__main__":
 class Failure:
     """What a compile keeps for the case that a pass fails: its first graph, its settings, and the passes so far."""
 
-    def __init__(self, gm: fx.GraphModule, context: Context, step: Pass) -> None:
+    def __init__(self, gm: fx.GraphModule, context: Context, stage: Stage, step: Pass) -> None:
         self.graph = fx.Graph()
         output = self.graph.graph_copy(gm.graph, {}, return_output_node=True)
         assert isinstance(output, tuple)
         self.graph.output(output[0])
         copied = zip(gm.graph.nodes, self.graph.nodes, strict=True)
         self.nodes = [(old.name, new, dict(old.meta)) for old, new in copied]
-        self.values = {t: _attribute(gm, t) for t in _targets(gm.graph, "get_attr")}
-        self.modules = {t: _snapshot(gm.get_submodule(t)) for t in _targets(gm.graph, "call_module")}
-        self.context = {name: getattr(context, name) for name in FIELDS}
-        self.context["used_rules"] = list(context.used_rules)
-        self.stage = context.stage
-        self.steps = [step]
+        made: dict[int, nn.Module] = {}
+        values = {t: _attribute(gm, t) for t in _targets(gm.graph, "get_attr")}
+        self.values = {t: _snapshot(v, made) if isinstance(v, nn.Module) else v for t, v in values.items()}
+        self.modules = {t: _snapshot(gm.get_submodule(t), made) for t in _targets(gm.graph, "call_module")}
+        self.settings, self.example, self.stage, self.steps = context.settings.named(), context.example, stage, [step]
 
 
 def _targets(graph: fx.Graph, op: str) -> list[str]:
     return list(dict.fromkeys(str(node.target) for node in graph.nodes if node.op == op))
 
 
-def _snapshot(module: nn.Module) -> nn.Module:
-    """The module as it is now: passes put other tensors into the original. The tensors themselves are shared."""
-    made = object.__new__(type(module))
+def _snapshot(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
+    """The module as it is now: passes put other tensors into the original. The tensors are shared; `done`: snapshots by module."""
+    if id(module) in done:
+        return done[id(module)]
+    made = done[id(module)] = object.__new__(type(module))
     made.__dict__.update(module.__dict__)
     made.__dict__.update(_parameters=dict(module._parameters), _buffers=dict(module._buffers))
-    made.__dict__["_modules"] = {name: None if child is None else _snapshot(child) for name, child in module._modules.items()}
+    made.__dict__["_modules"] = {name: None if child is None else _snapshot(child, done) for name, child in module._modules.items()}
+    if isinstance(made, Watch):
+        made.before = ()  # what a batch that is taken back needs
     return made
 
 
@@ -95,21 +103,24 @@ def data_of(failure: Failure, weights: bool) -> tuple[dict[str, Any], dict[str, 
     """repro.json, the tensors, the names that repro.json refers to, and what could not be written."""
     writer = Writer()
     nodes = _nodes(failure, writer)
-    attributes = {path: _kept(writer, path, value) for path, value in failure.values.items()}
-    forms = set(failure.context["table"]._modules)
-    writer.stubs = lambda cls: not cls.__module__.startswith("torch.nn.") and cls not in forms
-    watched = {path: module for path, module in failure.modules.items() if path.startswith("observers.")}
+    users = {path: value for path, value in failure.values.items() if not isinstance(value, nn.Module)}
+    attributes = {path: _kept(writer, path, value) for path, value in users.items()}
+    stubbed = _Stubs(failure.settings)
+    writer.stubs = stubbed
+    watched = {path: m for path, m in {**failure.values, **failure.modules}.items() if path not in users and path.startswith(OURS)}
     modules = {path: _module(writer, path, m) for path, m in failure.modules.items() if path not in watched}
     random = set() if weights else set(writer.tensors)
-    context = {"module_types": writer.write(failure.context["module_types"])}
+    example = failure.example if weights else tree_map_only(torch.Tensor, _blank, failure.example)
+    called = None if stubbed.used else _module(writer, "example", example)  # a stub cannot be called
     writer.stubs = lambda cls: False
     modules |= {path: _module(writer, path, m) for path, m in watched.items()}
-    context |= {name: writer.write(value) for name, value in failure.context.items() if name not in context}
     data = {
         "nodes": nodes,
         "attributes": attributes,
         "modules": modules,
-        "context": context,
+        "module_types": writer.write(failure.settings.module_types),
+        "settings": writer.write(failure.settings.with_(module_types={})),
+        "example": called,
         "stage": failure.stage.value,
         "passes": {step.name: None if _built_in(step) else writer.write(step) for step in failure.steps},
         "kernels": [writer.write(k) for found in kernels.TABLE.values() for k in found if not _ours(k.emit)],
@@ -118,6 +129,20 @@ def data_of(failure: Failure, weights: bool) -> tuple[dict[str, Any], dict[str, 
     generator = torch.Generator().manual_seed(0)
     tensors = {name: _random(name, t, generator) if name in random else t for name, t in sorted(writer.tensors.items())}
     return data, tensors, writer.names, writer.lost
+
+
+class _Stubs:
+    """Which module classes are written by name alone: the user's, but for those that passes ask for more than their name."""
+
+    def __init__(self, settings: Settings) -> None:
+        custom = settings.custom.observed_classes
+        self.table, self.called = settings.table, {*custom, *custom.values(), *settings.quantized_classes.values()}
+        self.used = False
+
+    def __call__(self, cls: type) -> bool:
+        known = cls.__module__.startswith(("torch.nn.", "qcompiler.")) or self.table.has_form(cls) or cls in self.called
+        self.used |= not known
+        return not known
 
 
 def _nodes(failure: Failure, writer: Writer) -> list[Any]:
@@ -142,9 +167,9 @@ def _kept(writer: Writer, path: str, value: Any) -> list[Any]:
     return [kind, writer.write(value)]
 
 
-def _module(writer: Writer, path: str, module: nn.Module) -> Any:
+def _module(writer: Writer, path: str, value: Any) -> Any:
     writer.scope = path
-    return writer.write(module)
+    return writer.write(value)
 
 
 def _random(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -155,6 +180,11 @@ def _random(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torc
     if tensor.dtype is torch.int8:
         return torch.randint(-127, 128, tensor.shape, generator=generator, dtype=torch.int8)
     return tensor
+
+
+def _blank(tensor: torch.Tensor) -> torch.Tensor:
+    """In place of an input of the user's: a ramp for floats, zeros for integers, which may be indices."""
+    return torch.zeros_like(tensor) if not tensor.is_floating_point() else torch.linspace(-1, 1, tensor.numel()).reshape(tensor.shape)
 
 
 def _ours(thing: Any) -> bool:
@@ -170,7 +200,7 @@ def write(folder: Path, failure: Failure, phase: str, model: str, error: BaseExc
     data, tensors, names, lost = data_of(failure, weights)
     cause = type(error.__cause__).__name__ if error.__cause__ is not None else None
     data |= {
-        "schema_version": 1,
+        "schema_version": SCHEMA,
         "phase": phase,
         "model": model,
         "versions": versions(),

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from qcompiler.debug.gate import Gate, gated, resumed
 from qcompiler.errors import ConfigError
-from qcompiler.pass_manager import Context, PassInstrument, tell
+from qcompiler.pass_manager import Context, PassInstrument, tell, watch
 
 _BLOCKS: ContextVar[tuple[Any, ...]] = ContextVar("qcompiler.debug", default=())
 HOOKS = ("start", "should_run", "before", "after", "on_error", "finish")
@@ -125,13 +125,12 @@ def watched(debug: Any, phase: str, model: str, context: Context) -> Iterator[No
     """One compile: its instruments are started, watch all passes inside the block, and are finished, also after an error."""
     found, limit = instruments_of(debug), setting("QCOMPILER_BISECT", _limit, "a number of rewrites, or -1 for all of them")
     gate = next((g for g in found if isinstance(g, Gate)), None) or (resumed(limit, context) if limit is not None else None)
-    context.instruments = tuple(_started(i, phase, model, context) for i in found if not isinstance(i, Gate))
+    instruments = [_started(i, phase, model, context) for i in found if not isinstance(i, Gate)]
     try:
-        with nullcontext() if gate is None else gated(gate):
+        with watch(context, instruments), nullcontext() if gate is None else gated(gate):
             yield
     finally:
-        tell(context.instruments, "finish", context, context)
-        context.instruments = ()
+        tell(instruments, "finish", context, context)
 
 
 def _started(instrument: Any, phase: str, model: str, context: Context) -> Any:

@@ -12,16 +12,16 @@ from typing import Any
 from torch import fx
 
 from qcompiler.artifact.notes import ROWS
-from qcompiler.backends.torch.program.call_forms import CallForms
-from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.checks import MARK
 from qcompiler.debug.document import Document
 from qcompiler.debug.explain import Explanation
+from qcompiler.debug.explain_nodes import explain_nodes
 from qcompiler.debug.nodes import graph_nodes
-from qcompiler.debug.program_nodes import program_nodes
 from qcompiler.debug.read_dumps import compiles, latest
 from qcompiler.debug.record import Recorder
 from qcompiler.errors import ConfigError
+from qcompiler.executable import Executable
+from qcompiler.executable.call_forms import CallForms
 from qcompiler.ops.table import OPS
 from qcompiler.prepared import state_of
 
@@ -29,7 +29,7 @@ GRAPH_FILE = "graph.json"  # in a dump directory
 
 
 def document_of(source: Any) -> Document:
-    """The Document of a GraphModule (traced, fused, prepared, reference, lowered), a CompiledModule, a Recorder, a Document,
+    """The Document of a GraphModule (traced, fused, prepared, reference, lowered), a converted module, a Recorder, a Document,
     or of dumps: a graph.json, the directory of one compile, a list of these, or the directory that holds them all, which means
     its last prepare with its convert. ConfigError for anything else.
     """
@@ -37,8 +37,8 @@ def document_of(source: Any) -> Document:
         return source
     if isinstance(source, Recorder):
         return source.document()
-    if isinstance(source, CompiledModule):
-        return _of_compiled(source)
+    if isinstance(source, Executable):
+        return _of_executable(source)
     if isinstance(source, fx.GraphModule):
         return _of_graph(source)
     if isinstance(source, (str, os.PathLike)):
@@ -69,13 +69,15 @@ def read_document(path: Path) -> Document:
 
 def _of_graph(gm: fx.GraphModule) -> Document:
     state = state_of(gm)
-    table = state.context.table if state is not None else OPS
+    table = state.settings.table if state is not None else OPS
     title = state.name if state is not None else type(gm).__name__
     return Document.of_nodes(title, getattr(gm, MARK, "graph"), graph_nodes(gm.graph, table))
 
 
-def _of_compiled(module: CompiledModule) -> Document:
-    name, lowered = module.program.name, module.lowered
-    if lowered is not None:
-        return Document.of_nodes(name, "lowered", graph_nodes(lowered.graph))
-    return Document.of_nodes(name, "compiled", program_nodes(module, Explanation.from_data(getattr(module, ROWS, []))))
+def _of_executable(module: Executable) -> Document:
+    name, graph = module._title(), module._graph()
+    if graph is not None:
+        return Document.of_nodes(name, "lowered", graph_nodes(graph.graph))
+    nodes = module._nodes()
+    explain_nodes(nodes, Explanation.from_data(getattr(module, ROWS, [])))
+    return Document.of_nodes(name, "compiled", nodes)

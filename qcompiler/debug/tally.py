@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from qcompiler.debug.steps import Grid, Weight
+from qcompiler.executable.steps import Grid, Weight
 
 BINS = 64
 COUNTED = 1 << 16  # values of one tensor that the histogram counts; of larger ones every k-th, k odd

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompiler.backends.torch.program.values import Ref, rewrite
 from qcompiler.debug.match import Matching, Site
-from qcompiler.debug.steps import Env, Grid, Step, Steps, grid_of, real
+from qcompiler.executable.steps import Env, Grid, Step, Steps, grid_of, real
+from qcompiler.ir.nested import Ref, rewrite
 from qcompiler.ops.reference import dequantize, quantize
 
 REPEATS = 5  # runs of a step for its time

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -34,14 +38,28 @@ class Recorded:
             module._buffers.update({name: None if value is None else value.clone() for name, value in self.buffers})
 
 
+@dataclass(frozen=True)
+class WatchKey:
+    """What a watch looks at and how: the name and origin of the node, and what made the observer. A graph that is decided anew has the
+    same keys for the same watches. Copies are the same object, as what makes observers is equal to itself alone."""
+
+    name: str
+    origin: tuple[str, ...]
+    maker: Callable[..., Any]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WatchKey:
+        return self
+
+
 class Watch(nn.Module):
-    """An observer at its place in the graph; names the node when the data cannot be observed.
+    """An observer at its place in the graph; names the node when the data cannot be observed. `is_spare`: convert drops it (watch_spares).
 
     A call that fails or is interrupted leaves the observer as it was. `take_back` undoes the last call that did not.
     """
 
-    def __init__(self, observer: nn.Module, place: Where) -> None:
+    def __init__(self, observer: nn.Module, place: Where, key: WatchKey | None = None, is_spare: bool = False) -> None:
         super().__init__()
+        self.key, self.is_spare = key, is_spare
         self.observer = observer
         self.place = place
         self.before: tuple[Recorded, ...] = ()

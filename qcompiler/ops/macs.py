@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from qcompiler.ir.types import value_of
+from qcompiler.ops.float_statements import statement_of
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
@@ -120,8 +121,9 @@ FLOAT: dict[Any, Callable[[fx.Node], int]] = {
 
 
 def float_macs(node: fx.Node) -> int | None:
-    """The multiply-accumulates of a call that has no row; None where they are not known: a module that is called as a whole."""
-    if node.op == "call_module":
+    """The multiply-accumulates of a call that has no row; None where they are not known: a module that is called as a whole, a
+    statement that runs as it stands."""
+    if node.op == "call_module" or statement_of(node.target) is not None:
         return None
     try:
         count = FLOAT.get(node.target)

@@ -8,7 +8,9 @@ CODES = {
     "no-int8-form": "no row of the op table has an int8 form of it",
     "other-argument": "the op has one, but not with the argument named",
     "whole-module": "it is called as a whole module, which is not looked into",
+    "float-statement": "a statement of the model that runs as it stands, since what it does depends on data",
     "qconfig-none": "its qconfig is None",
+    "keep-float": "convert_fx(keep_float=...) names it",
     "not-float32": "it does not compute float32 values, or an input is not float32",
     "computed-operand": "an operand is a number that is computed at run time",
     "computed-setting": "a setting is computed at run time",
@@ -18,6 +20,7 @@ CODES = {
     "leaves-range": "its result may lie outside the range of its input",
     "float-input": "its input, or all its inputs, are float",
     "float-result": "it copies the float result that an int8 op hands out",
+    "float-part": "a part of the tuple that it hands out stays float",
     "float-readers": "no int8 op uses its result: only results of the model, or ops that stay float",
     "float-users": "only ops that compute in float use its result",
     "steep-users": "only ops that make small values large, such as sqrt and log, use its result",
@@ -29,7 +32,7 @@ CODES = {
     "uncalibrated": "no calibration data reached it",
     "input-vanishes": "8 bits would round most of its input to zero, as calibration showed",
     "slower-than-float": "at its size int8 is slower than float, by the committed times",
-    "no-kernel": "no kernel of torch computes it",
+    "no-kernel": "the back end has no kernel that computes it",
     "backend-config": "the backend config does not allow it",
 }
 
@@ -45,4 +48,5 @@ UNCALIBRATED = Obstacle("uncalibrated", "no calibration data reached it")
 COMPUTED_WEIGHT = Obstacle("computed-weight", "its weight is computed at run time")
 FLOAT_INPUT = Obstacle("float-input", "its input is float")  # of an op that is int8 only behind int8 values
 FLOAT_INPUTS = Obstacle("float-input", "all its inputs are float")
+FLOAT_PART = Obstacle("float-part", "a part of the tuple that it hands out stays float")
 FLOAT_RESULT = Obstacle("float-result", "it copies a float result")

@@ -21,7 +21,7 @@ from qcompiler.ir.attributes import attribute
 from qcompiler.ir.readers import readers
 from qcompiler.ir.types import quant_of, value_of
 from qcompiler.ops.arguments import asks_size, changes
-from qcompiler.ops.spec import Op, Output
+from qcompiler.ops.spec import Family, Op, Output
 from qcompiler.ops.table import Table
 
 MAX_NODES = 256  # of copies behind one op: more is no pattern that parts help with
@@ -47,7 +47,7 @@ def parts_of(gm: fx.GraphModule, producer: fx.Node, table: Table) -> tuple[Part,
 def _axes(gm: fx.GraphModule, producer: fx.Node, row: Op, table: Table) -> list[int]:
     """The dimensions along which the result may be read in parts, in the order in which they are tried."""
     if row.weight is not None:
-        return [-1 if row.name == "linear" else 1] if _scales_by_channel(gm, producer, row) else []
+        return [-1 if row.family is Family.LINEAR else 1] if _scales_by_channel(gm, producer, row) else []
     if row.output is Output.JOIN:
         dim: Any = producer.args[1] if len(producer.args) > 1 else producer.kwargs.get("dim", 0)
         return [int(dim)] if row.name == "cat" else []

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import fx, nn
 
-from qcompiler.ir.types import Mode, QParams
+from qcompiler.ir.types import QParams
+from qcompiler.ops.example import Example
 from qcompiler.ops.row_power import RowPower
+from qcompiler.ops.signature import parse_signature
+
+Holds: TypeAlias = Callable[[Mapping[str, Any]], bool]  # of a call, by its attributes
+
+
+def never(attributes: Mapping[str, Any]) -> bool:
+    """Holds for no call."""
+    return False
 
 
 class Output(Enum):
@@ -22,6 +31,31 @@ class Output(Enum):
     FIXED = "fixed"  # a mathematical range, e.g. sigmoid
     FLOAT = "float"  # no int8 form: consumes and makes floats
     OTHER = "not a tensor"  # sizes, indices, containers
+
+
+class Family(Enum):
+    """What kind of op a row describes: rules and passes that hold for many ops ask for it, never for names."""
+
+    CONVOLUTION = "convolution"
+    TRANSPOSED = "transposed convolution"
+    LINEAR = "linear"
+    NORM = "norm"
+    RECURRENT = "recurrent layer"
+    EMBEDDING = "embedding"
+    EPILOGUE = "op with weights and what follows it"
+    ARITHMETIC = "arithmetic of two values"
+    CLAMP = "clamp"
+    ACTIVATION = "activation"
+    FUNCTION = "function of single values"
+    POOL = "pool"
+    REDUCTION = "reduction"
+    RESIZE = "resize"
+    COPY = "copy"
+    JOIN = "join"
+    OTHER = "other"
+
+
+CONVOLUTIONS = (Family.CONVOLUTION, Family.TRANSPOSED)
 
 
 class Role(Enum):
@@ -64,7 +98,8 @@ class ModuleForm:
     tensors to the attributes of this instance; `attributes` gives the keyword arguments of the canonical call from the module;
     `refuse` returns a reason when this instance cannot be rewritten. `signature` (as of a Spelling) names the arguments of the
     module's forward where it takes more than the row's first one. `packed`: the row that takes the fields of a PackedSequence.
-    `live` maps arguments to attributes that a model which is trained reads at each call, such as `training`.
+    `live` maps arguments to attributes that a model which is trained reads at each call, such as `training`. `make` is an instance
+    for the row's example.
     """
 
     cls: type[nn.Module] | str  # a qualified name where the class must not be imported
@@ -75,6 +110,7 @@ class ModuleForm:
     lists: Callable[[Any], Mapping[str, tuple[str, ...]]] = lambda module: {}
     signature: str | None = None
     packed: str | None = None
+    make: Callable[[Any], nn.Module] = lambda cls: cls()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -84,6 +120,8 @@ class Op:
     `fn` is the canonical callable with float semantics: tensor arguments first, in the order of `params`, positional;
     then attributes as keywords, defaults left out. `signature` spells all of fn's arguments in the user's order with
     their defaults, e.g. "input weight bias=None stride=1"; a spelling with another order or names gives its own.
+
+    `check_row.py` checks a row when it is registered, and tries its example.
     """
 
     name: str
@@ -91,23 +129,25 @@ class Op:
     signature: str
     params: tuple[Param, ...]
     output: Output
+    family: Family = field(default=Family.OTHER, kw_only=True)
+    dims: int | None = field(default=None, kw_only=True)  # spatial dimensions, where there is an op for each number of them
+    example: Example | None = field(default=None, kw_only=True)
+    commutes: Holds = field(default=never, kw_only=True)  # the first two arguments may change places
+    draws: Holds = field(default=never, kw_only=True)  # draws random numbers
     spellings: tuple[Spelling | Callable[..., Any] | str, ...] = ()  # functions, and method names as strings
     modules: tuple[ModuleForm, ...] = ()
     fixed: QParams | None = None
     takes_bounds: bool = False  # fn has `bounds=(low, high)`: a clamp of its result that fusion may absorb
     clamp: Callable[[Mapping[str, Any]], tuple[float | None, float | None]] | None = None  # this op is a clamp
-    identity: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # does nothing in eval mode
-    adds_values: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # SAME, but may give values outside its input's range
-    averages: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # SAME, but gives values between its input's steps
+    identity: Holds = never  # does nothing in eval mode
+    adds_values: Holds = never  # SAME, but may give values outside its input's range
+    averages: Holds = never  # SAME, but gives values between its input's steps
     weight_axis: int = 0
-    commutes: Callable[[Mapping[str, Any]], bool] = lambda attributes: False  # the first two arguments may change places
     elementwise: bool = False  # a unary function of single values: exact as a 256-entry table
     row_power: RowPower | None = None  # a normalization: what it divides each row of its input by, squared
-    rounds_input: bool = False  # its kernels compute in float, so that an int8 input only costs accuracy
     spreads: Callable[[Mapping[str, Any], int], bool] = lambda attributes, i: False  # argument i: steep near 0, one step becomes many
     macs: Callable[[fx.Node], int] | None = None
     float_reason: str | None = None  # why there is no int8 form, where output is FLOAT
-    default_mode: Mode | None = None  # what a static qconfig means where no kernel takes int8 activations, only quantized weights
     rounds_inside: bool = False  # under Mode.DYNAMIC fn quantizes its activations itself: `activation_range=(0, 255)`
     eval_form: Op | None = None  # the op that this one, which only trains, is in eval mode: kernels and qconfig rules are its
 
@@ -116,10 +156,19 @@ class Op:
         """The row of the op in eval mode: what kernels, qconfig rules and users know."""
         return self.eval_form or self
 
+    def takes(self, name: str) -> bool:
+        """Whether the op has an argument of that canonical name."""
+        return any(canonical == name for _, _, canonical, _ in parse_signature(self.signature))
+
     @property
     def weight(self) -> int | None:
         """Position of the weight among the positional arguments."""
         return next((i for i, p in enumerate(self.params) if p.role is Role.WEIGHT), None)
+
+    @property
+    def reads_table(self) -> bool:
+        """Whether its weight is a table that integers pick rows of, as an embedding's."""
+        return self.weight is not None and any(p.role is Role.INDICES for p in self.params)
 
     def weights(self, node: fx.Node) -> list[Any]:
         """The arguments of a canonical call that are weights, lists of them spread out."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from qcompiler.ir.types import quant_of
+from qcompiler.ir.types import quant_of, value_of
 from qcompiler.ops.arguments import activations, asks_size
-from qcompiler.ops.obstacles import FLOAT_INPUT, FLOAT_INPUTS, FLOAT_RESULT, Obstacle
+from qcompiler.ops.obstacles import FLOAT_INPUT, FLOAT_INPUTS, FLOAT_PART, FLOAT_RESULT, Obstacle
 from qcompiler.ops.spec import Op, Output
 from qcompiler.ops.table import Table
 
@@ -44,12 +44,24 @@ def starved(row: Op | None, inputs: Sequence[fx.Node], int8: Callable[[fx.Node],
 
 
 def spread(graph: fx.Graph, table: Table) -> Iterator[tuple[fx.Node, Obstacle]]:
-    """The int8 ops that float inputs make float, in order. The caller makes each float before it asks for the next."""
+    """The int8 ops that float inputs make float, in order, behind those that hand out a tuple of which a part stays float.
+
+    The caller makes each float before it asks for the next.
+    """
+    for node in graph.nodes:
+        if quant_of(node).int8 and value_of(node).shape is None and any(_takes_float_part(user, table) for user in node.users):
+            yield node, FLOAT_PART
     for node in graph.nodes:
         if quant_of(node).int8 and (row := table.of(node)) is not None:
             why = starved(row, list(activations(table, node)))
             if why is not None:
                 yield node, why
+
+
+def _takes_float_part(user: fx.Node, table: Table) -> bool:
+    """Whether the node takes an item of a tuple, and stays float."""
+    row = table.of(user)
+    return row is not None and row.output is Output.SAME and not quant_of(user).int8
 
 
 @dataclass
@@ -87,10 +99,13 @@ def results_at(graph: fx.Graph, indexes: Sequence[int]) -> list[fx.Node]:
     return [entry for i, entry in enumerate(entries) if i in indexes and isinstance(entry, fx.Node)]
 
 
-def better_float(node: fx.Node, kept: Mapping[fx.Node, Obstacle], quantized: Sequence[fx.Node], table: Table) -> Obstacle | None:
+def better_float(
+    node: fx.Node, kept: Mapping[fx.Node, Obstacle], quantized: Sequence[fx.Node], table: Table, computes_float: Callable[[Op], bool]
+) -> Obstacle | None:
     """Why an int8 op without weights is better off in float: `kept` and others that take floats are all that read its result.
 
-    None where an int8 op reads the result and gains from that, or the caller wants it quantized, at `quantized`. See keep_float.
+    None where an int8 op reads the result and gains from that, or the caller wants it quantized, at `quantized`. `computes_float`:
+    of which rows the back end's int8 form computes in float inside. See keep_float.
     """
     row = table.of(node)
     if row is None or not quant_of(node).int8 or row.weight is not None or not _rounds(row, node):
@@ -98,11 +113,25 @@ def better_float(node: fx.Node, kept: Mapping[fx.Node, Obstacle], quantized: Seq
     found = readers(node, table)
     if any(value in quantized for value in (node, *found.copies)):
         return None
-    reasons = _reasons(found, kept, table)
+    reasons = _reasons(found, kept, table, computes_float)
     if None in reasons:
         return RESULT if row.output is Output.FIXED and any(user.op == "output" for user in found.floats) else None
     why = next((r for r in (STEEP, USERS, FLOATS) if r in reasons), FLOATS)
     return None if why is FLOATS and row.macs is not None else why
+
+
+def passes_on(node: fx.Node, kept: Mapping[fx.Node, Obstacle], table: Table, computes_float: Callable[[Op], bool]) -> Obstacle | None:
+    """What an op that is float anyway tells the ops before it: that it, or what reads its result, would round them in vain.
+
+    So what is float for another reason than int8's own asks of its producers what it asked before, and never makes one int8.
+    """
+    row = table.of(node)
+    if row is None or row.weight is not None or quant_of(node).int8:
+        return None
+    if computes_float(row):
+        return USERS
+    reasons = _reasons(readers(node, table), kept, table, computes_float)
+    return next((r for r in (STEEP, USERS) if r in reasons), None)
 
 
 def _rounds(row: Op, node: fx.Node) -> bool:
@@ -110,14 +139,14 @@ def _rounds(row: Op, node: fx.Node) -> bool:
     return row.output in (Output.OWN, Output.FIXED, Output.JOIN) or (row.output is Output.SAME and row.averages(node.kwargs))
 
 
-def _reasons(found: Readers, kept: Mapping[fx.Node, Obstacle], table: Table) -> list[Obstacle | None]:
+def _reasons(found: Readers, kept: Mapping[fx.Node, Obstacle], table: Table, computes_float: Callable[[Op], bool]) -> list[Obstacle | None]:
     """Why each reader is better off with floats; None where it is not."""
     return [*(kept.get(user, FLOATS) for user in found.floats),
-            *(_takes_float(user, value, table.of(user)) for user, value in found.int8)]  # fmt: skip
+            *(_takes_float(user, value, table.of(user), computes_float) for user, value in found.int8)]  # fmt: skip
 
 
-def _takes_float(user: fx.Node, value: fx.Node, row: Op | None) -> Obstacle | None:
+def _takes_float(user: fx.Node, value: fx.Node, row: Op | None, computes_float: Callable[[Op], bool]) -> Obstacle | None:
     if row is None:
         return None
     steep = any(row.spreads(user.kwargs, i) for i, argument in enumerate(user.args) if argument is value)
-    return USERS if row.rounds_input else STEEP if steep else None
+    return USERS if computes_float(row) else STEEP if steep else None

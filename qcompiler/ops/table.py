@@ -5,62 +5,18 @@ Look-ups: by canonical function (`row_of`), by the user's spelling (`Table.spell
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import fx, nn
 
 from qcompiler.errors import ConfigError
+from qcompiler.ops.check_row import check_row, try_row
 from qcompiler.ops.rows import elementwise, embedding, epilogue, recurrent, shape, unary, weighted
+from qcompiler.ops.signature import NO_DEFAULT, bind, parse_signature
 from qcompiler.ops.spec import ModuleForm, Op, Spelling
 
-NO_DEFAULT = object()
-
-
-@cache
-def parse_signature(text: str) -> tuple[tuple[str, str, str, Any], ...]:
-    """Each argument of a signature as (kind, the user's name, canonical name, default); kind is "", "*", "_", "!" or "?"."""
-    entries = []
-    for word in _words(text):
-        name, _, default = word.partition("=")
-        kind = name[0] if name[0] in "*_!?" else ""
-        user, _, canonical = name[len(kind) :].partition(":")
-        entries.append((kind, user, canonical or user, ast.literal_eval(default) if default else NO_DEFAULT))
-    return tuple(entries)
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-def bind(signature: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Canonical arguments of one call by its spelling's signature; None where the call is not of that form."""
-    bound: dict[str, Any] = {}
-    left, named = list(args), dict(kwargs)
-    for kind, user, canonical, default in parse_signature(signature):
-        if kind == "*":
-            value = left[0] if len(left) == 1 and isinstance(left[0], (tuple, list)) else tuple(left)
-            left = []
-            value = named.pop(user, value)
-        elif left:
-            value = left.pop(0)
-        elif user in named:
-            value = named.pop(user)
-        elif canonical in named:
-            value = named.pop(canonical)
-        elif default is NO_DEFAULT:
-            return None
-        else:
-            value = default
-        if kind == "!" and value != default:
-            return None
-        if kind == "?" and value != default and not isinstance(value, fx.Node):
-            return None
-        if kind in ("", "*", "?"):
-            bound[canonical] = value
-    return None if left or named else bound
+__all__ = ["NO_DEFAULT", "OPS", "Table", "bind", "parse_signature"]
 
 
 class Table:
@@ -72,10 +28,16 @@ class Table:
         self._spellings: dict[Any, tuple[Op, Spelling]] = {}
         self._modules: dict[Any, tuple[Op, ModuleForm]] = {}
         for row in rows:
-            self.add(row)
+            self.enter(row)
 
     def add(self, row: Op) -> None:
-        """Registers a row; its spellings must not be taken."""
+        """Registers a row, once it is checked and its example was tried; its spellings must not be taken. Raises ConfigError."""
+        check_row(row)
+        try_row(row)
+        self.enter(row)
+
+    def enter(self, row: Op) -> None:
+        """Registers a row that was checked before."""
         spellings = [s if isinstance(s, Spelling) else Spelling(s, row.signature) for s in row.spellings]
         if row.fn not in [s.target for s in spellings]:
             spellings.append(Spelling(row.fn, row.signature))
@@ -109,9 +71,17 @@ class Table:
         cls = type(module)
         return self._modules.get(cls) or self._modules.get(f"{cls.__module__}.{cls.__qualname__}")
 
+    def has_form(self, kind: type | str) -> bool:
+        """Whether modules of this class are an op's."""
+        return kind in self._modules
+
     def of(self, node: fx.Node) -> Op | None:
         """The row of a canonical node."""
         return self._by_fn.get(node.target) if node.op == "call_function" else None
 
 
-OPS = Table((*weighted.ROWS, *recurrent.ROWS, *embedding.ROWS, *epilogue.ROWS, *elementwise.ROWS, *unary.ROWS, *shape.ROWS))
+_ROWS = (*weighted.ROWS, *recurrent.ROWS, *embedding.ROWS, *epilogue.ROWS, *elementwise.ROWS, *unary.ROWS, *shape.ROWS)
+for _row in _ROWS:
+    check_row(_row)  # a test tries their examples
+OPS = Table(_ROWS)
+"""The rows of the op table, by family; each file ends with ROWS."""

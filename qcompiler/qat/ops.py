@@ -17,7 +17,7 @@ from torch import Tensor
 from qcompiler.ops import functional as Q
 from qcompiler.ops.functional import Bounds, clip
 from qcompiler.ops.rows.weighted import ROWS
-from qcompiler.ops.spec import Op, Param, Role
+from qcompiler.ops.spec import Family, Op, Param, Role
 from qcompiler.ops.table import Table
 from qcompiler.qat.conv_bn import FakeQuant, conv_bn
 
@@ -58,9 +58,20 @@ WITH_BATCH_NORM = {fn.__name__.removesuffix(SUFFIX): fn for fn in _FUNCTIONS}
 def _row(plain: Op) -> Op:
     """The row of an op with weights, with batch norm: its attributes, weight and multiply-accumulates."""
     params = (*plain.params, *(Param(name, Role.BIAS) for name in STATISTICS))
-    signature = f"{plain.signature} mean=None var=None gamma=None beta=None count=None training=False momentum=0.1 eps=1e-5"
-    fn = WITH_BATCH_NORM[plain.name]
-    return replace(plain, name=plain.name + SUFFIX, fn=fn, signature=signature, params=params, spellings=(), modules=(), eval_form=plain)
+    words, statistics = plain.signature.split(), (f"{name}=None" for name in STATISTICS)
+    tensors, settings = words[: len(plain.params)], words[len(plain.params) :]
+    signature = " ".join([*tensors, *statistics, *settings, "training=False momentum=0.1 eps=1e-5"])
+    assert plain.example is not None
+    channels = plain.example.tensors["bias"]
+    inputs = ((6, 8),) if plain.family is Family.LINEAR else plain.example.inputs  # channels are dimension 1
+    example = replace(plain.example, inputs=inputs, tensors={**plain.example.tensors, **dict.fromkeys(STATISTICS[:4], channels)})
+    return replace(plain, name=plain.name + SUFFIX, fn=WITH_BATCH_NORM[plain.name], signature=signature, params=params, spellings=(),
+                   modules=(), eval_form=plain, example=example)  # fmt: skip
+
+
+def is_for_training(row: Op) -> bool:
+    """Whether the row is one that `training_table` adds."""
+    return row.eval_form is not None and row.fn in _FUNCTIONS
 
 
 def training_table(table: Table) -> Table:
@@ -68,5 +79,5 @@ def training_table(table: Table) -> Table:
     made = table.copy()
     for plain in ROWS:
         if plain.name in WITH_BATCH_NORM and made.rows.get(plain.name) is plain and plain.name + SUFFIX not in made.rows:
-            made.add(_row(plain))
+            made.enter(_row(plain))
     return made

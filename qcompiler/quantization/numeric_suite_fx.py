@@ -19,11 +19,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.backends.torch.program.values import Ref, rewrite
 from qcompiler.debug.metrics import compute_cosine_similarity, compute_normalized_l2_error, compute_sqnr, tensors
-from qcompiler.debug.steps import Env, Step, Steps
 from qcompiler.debug.walk import Seen, Walk
 from qcompiler.errors import ConfigError
+from qcompiler.executable.steps import Env, Step, Steps
+from qcompiler.ir.nested import Ref, rewrite
 from qcompiler.quantization.ns.graph import computed, key_of, match_graphs
 from qcompiler.quantization.ns.loggers import kept
 from qcompiler.quantization.ns.weights import pair_weights

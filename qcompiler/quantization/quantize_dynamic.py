@@ -18,12 +18,12 @@ from qcompiler.checks import MARK
 from qcompiler.debug.explain import Explanation, Row
 from qcompiler.errors import ConfigError, QCompilerWarning, Where
 from qcompiler.ir.check_state import guard_loading
+from qcompiler.journal import Remark
 from qcompiler.kinds import check_kinds, module_of
 from qcompiler.near_names import no_module
 from qcompiler.nn.quantized import Embedding, QuantizedModule
 from qcompiler.nn.quantized.dynamic import DynamicModule
 from qcompiler.ops.table import OPS
-from qcompiler.pass_manager import Remark
 from qcompiler.qconfig import (
     QConfig,
     as_qconfig,

@@ -16,8 +16,8 @@ import torch
 from torch import fx, nn
 
 from qcompiler.api import convert_fx, convert_to_reference_fx, fuse_fx, prepare_fx, prepare_qat_fx
-from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.errors import CalibrationError, ConfigError
+from qcompiler.executable import Executable
 from qcompiler.near_names import no_module
 from qcompiler.qconfig import get_default_qconfig
 from qcompiler.qconfig_mapping import QConfigMapping
@@ -55,12 +55,12 @@ class Calibrating(nn.Module):
         with torch.no_grad():
             return self.prepared(*args, **kwargs)
 
-    def convert(self, **options: Any) -> CompiledModule:
+    def convert(self, **options: Any) -> Executable:
         """The int8 module; options go to convert_fx. CalibrationError where no data came before."""
         if self.prepared is None:
             text = f"{type(self.model).__name__} was not calibrated: no data reached the module that quantize_fx returned"
             raise CalibrationError(text, code="not-calibrated", hint="call it with calibration data, then convert()")
-        module: CompiledModule = convert_fx(self.prepared, **options)
+        module: Executable = convert_fx(self.prepared, **options)
         return module
 
 

@@ -43,8 +43,8 @@ def keep_depthwise_safe(model: nn.Module, isa: str | None) -> None:
     for module in model.modules():
         fake_quant = getattr(module, "weight_fake_quant", None)
         if isinstance(module, nn.modules.conv._ConvNd) and isinstance(fake_quant, FakeQuantize):
-            pairs = not module.transposed and target.adds_pairs(f"conv{module.weight.dim() - 2}d", module.weight, vars(module))
-            fake_quant.least_scale = target.least_safe_scale if pairs else None
+            limit = target.limit_of(f"conv{module.weight.dim() - 2}d", module.weight, vars(module)) if not module.transposed else None
+            fake_quant.least_scale = limit.least_scale if limit is not None else None
 
 
 def check_trained(model: nn.Module, isa: str | None) -> None:

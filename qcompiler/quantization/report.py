@@ -13,12 +13,12 @@ from qcompiler.artifact.notes import REMARKS, ROWS
 from qcompiler.debug.explain import Explanation, Row
 from qcompiler.errors import Where
 from qcompiler.fake_quantize import FakeQuantize
+from qcompiler.journal import Remark
 from qcompiler.nn.place import OUTPUTS
 from qcompiler.nn.quantizable.lstm import LSTMCell
 from qcompiler.nn.quantized import DeQuantize, QFunctional, Quantize
 from qcompiler.ops.spec import Output
 from qcompiler.ops.table import OPS
-from qcompiler.pass_manager import Remark
 from qcompiler.quantization.fused_into import FusedInto
 from qcompiler.quantization.observation import OBSERVER, is_leaf
 from qcompiler.quantization.stubs import DeQuantStub, QuantStub

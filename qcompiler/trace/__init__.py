@@ -17,6 +17,7 @@ from torch import fx, nn
 from qcompiler.errors import Where
 from qcompiler.trace.carry import Carrier
 from qcompiler.trace.check_numbers import agrees
+from qcompiler.trace.float_parts import NewPart, Parts
 from qcompiler.trace.guards import GUARDS, TraceRemark, guard, guard_bool, guard_float, guard_int, is_guard
 from qcompiler.trace.inputs import open_inputs
 from qcompiler.trace.numbers import Again
@@ -66,10 +67,11 @@ def trace(
     scopes: list[dict[str, Any]] = []
     free_numbers = True
     made: list[Tracer] = []
+    parts = Parts()
 
     def make() -> Tracer:
         tracer = Tracer(model, is_leaf, decompose or {}, strict, trains)
-        tracer.stand_ins, tracer.free_numbers = scopes, free_numbers
+        tracer.stand_ins, tracer.free_numbers, tracer.parts = scopes, free_numbers, parts
         made.append(tracer)
         return tracer
 
@@ -84,6 +86,9 @@ def trace(
             found = Traced(*Carrier(make, forward, Places(model)).traced())
         except Again as again:  # once for each file of the user's at most
             scopes.append(again.scope)
+            continue
+        except NewPart as new:
+            parts.learn(new)
             continue
         if not free_numbers or agrees(made[-1], found.graph_module, args, {**kwargs, **concrete}):
             return found

@@ -13,6 +13,7 @@ from qcompiler.errors import TraceError, Where
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.ops.state import read_state, write_state
 from qcompiler.ops.state_nodes import NUMBERS, is_read
+from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.outputs import add_output
 from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.recorder import storage
@@ -165,6 +166,8 @@ def owned(owner: str, paths: list[str]) -> bool:
 
 
 def _example(value: Any) -> Any:
+    if type(value) is Opaque:
+        return value.example
     if type(value) is Proxy:
         return value.example.detach().clone() if value.is_tensor else value.example
     return value

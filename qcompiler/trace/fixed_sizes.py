@@ -109,9 +109,13 @@ class FixedSizes:
         return self.holds(node.args[0], moved.shape[dim])
 
     def _by_index(self, node: fx.Node, dim: int, rank: int) -> bool:
-        """Of a piece of a cut value; of a tensor behind one integer."""
+        """Of a piece of a cut value; of a tensor behind one integer, or behind what a tensor picks of its first dimensions."""
         owner, index = node.args
         assert isinstance(owner, fx.Node)
+        if value_of(owner).shape is not None and isinstance(index, fx.Node) and (picked := value_of(index).shape) is not None:
+            by_mask = value_of(index).dtype in (torch.bool, torch.uint8)
+            made, taken = (1, len(picked)) if by_mask else (len(picked), 1)
+            return dim >= made and self.holds(owner, dim - made + taken)
         if value_of(owner).shape is not None:
             return type(index) is int and self.holds(owner, dim + 1)
         if name_of(owner.target) not in CUTS or type(along := cut_dim(owner)) is not int:

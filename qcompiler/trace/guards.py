@@ -17,7 +17,7 @@ from qcompiler.ops.trees import described_tree
 class TraceRemark:
     """One thing to know about a trace: a module that stayed a leaf, or a value that was made concrete."""
 
-    kind: Literal["leaf", "guard", "training-branch", "data-branch", "argument-changed", "autocast", "state"]
+    kind: Literal["leaf", "guard", "training-branch", "data-branch", "argument-changed", "autocast", "state", "float-statement"]
     where: Where
     reason: str
 

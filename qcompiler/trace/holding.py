@@ -128,7 +128,9 @@ class Holding(fx.Tracer):
         """The number for a caller that needs one at once: torch's argument parser, which then passes the call to us (`revoke`)."""
         if proxy.is_tensor or proxy.node not in self._from_data:
             return self.fix(proxy, "an index", frame)
-        self._owed = (frame, frame.f_lasti, self.error("an index from a number that depends on data"))
+        error = self.error("an index from a number that depends on data")
+        error.instruction = (frame.f_code, frame.f_lasti)  # type: ignore[attr-defined]
+        self._owed = (frame, frame.f_lasti, error)
         return proxy.example
 
     def settle(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ class Mutations(Recorder):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self._copies: dict[fx.Node, int] = {}  # clones that assignments go into, and how many do
+        self._sharing: dict[int, dict[int, torch.Tensor]] = {}  # by memory: examples that may use the same one
 
     def out_of_place(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call | None:
         """The call that computes what an in-place call leaves in its first argument; None if the call is not in place."""
@@ -125,10 +127,22 @@ class Mutations(Recorder):
         if storage(tensor) in self.state:
             raise self.error("forward changes a parameter or buffer in place")
 
+    def may_share(self, proxies: Sequence[Proxy]) -> None:
+        """Note that these tensors may use one memory: where one is changed in place, nobody knows what the others are."""
+        for proxy in proxies:
+            self._sharing.setdefault(storage(proxy.example), {}).update({storage(p.example): p.example for p in proxies if p is not proxy})
+
+    def _poison_sharing(self, owner: Proxy) -> None:
+        for memory in self._sharing.get(storage(owner.example), ()):
+            for other in self._of_memory(memory):
+                if other is not owner:
+                    self.poison(other, "use of a tensor that may share its memory with one that was changed in place")
+
     def mutate(self, owner: Proxy, node: fx.Node, example: torch.Tensor) -> None:
         """Let a variable and all variables that share its memory refer to its new value."""
         old, view = owner.example, owner.view_of
         aliases = self.aliases(owner)
+        self._poison_sharing(owner)
         if storage(example) == storage(old):  # the operation did nothing, e.g. dropout in eval mode
             self.rebind(owner, node, example)
             return

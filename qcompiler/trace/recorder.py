@@ -26,6 +26,7 @@ from qcompiler.trace.data_numbers import NUMBERS, depends_on_data
 from qcompiler.trace.guards import TraceRemark
 from qcompiler.trace.holding import BOUNDARY, Holding
 from qcompiler.trace.mode import Training
+from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.proxy import Proxy, Sizes
 
 # Results that are numbers or flags but do not depend on a tensor's data.
@@ -137,6 +138,8 @@ class Recorder(Holding):
             return self.attribute_node(a)
         if kind is Training:
             return self._flag(a)
+        if kind is Opaque:
+            return a.node
         if kind in (tuple, list, Sizes):
             return (list if kind is list else tuple)(self.create_arg(item) for item in a)
         if kind is dict:
@@ -209,6 +212,8 @@ class Recorder(Holding):
     def concrete(self, value: Any) -> Any:
         """Examples in place of proxies. Buffers are copied: no run on examples may change the model."""
         if type(value) is Proxy:
+            return value.example
+        if type(value) is Opaque:
             return value.example
         if type(value) is Training:
             return False  # examples run in eval mode: one image has no batch statistics
@@ -360,9 +365,11 @@ class Recorder(Holding):
 
     def aliases(self, proxy: Proxy) -> list[Proxy]:
         """The other live variables that use the same memory."""
-        key = storage(proxy.example)
+        return [p for p in self._of_memory(storage(proxy.example)) if p is not proxy]
+
+    def _of_memory(self, key: int) -> list[Proxy]:
         live = [ref() for ref in self._aliases.get(key, ())] if key else []
-        return [p for p in live if p is not None and p is not proxy and not p.node._erased and storage(p.example) == key]
+        return [p for p in live if p is not None and not p.node._erased and storage(p.example) == key]
 
     def sizes(self, proxy: Proxy) -> Sizes:
         """The shape of a traced tensor, one `size(dim)` node each."""

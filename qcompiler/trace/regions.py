@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qcompiler.errors import Where
+from qcompiler.errors import TraceError, Where
 from qcompiler.ops.reference import choose
 from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark
@@ -25,6 +25,11 @@ from qcompiler.trace.mutation import Mutations
 from qcompiler.trace.numbers import ask_for_stand_ins, user_frame
 from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.statements import Branch, branch_at, run, within
+
+CHOOSING = frozenset((
+    "max", "min", "amax", "amin", "argmax", "argmin", "aminmax", "median", "nanmedian", "mode", "quantile", "nanquantile", "kthvalue",
+    "topk", "multinomial", "logsumexp", "select",
+))  # fmt: skip
 
 
 @dataclass
@@ -51,6 +56,19 @@ def _is_running(frame: FrameType) -> bool:
     return current is frame
 
 
+def _chosen_dims(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+    """The dimensions in which a call needs a value."""
+    if name == "getitem":
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        plain = all(type(i) is int or type(i) is slice for i in index)
+        return [dim for dim, i in enumerate(index) if type(i) is int] if plain else []
+    if name not in CHOOSING:
+        return []
+    given = kwargs.get("dim", args[1] if len(args) > 1 and name != "topk" else args[2] if len(args) > 2 else None)
+    dims = [given] if type(given) is int else list(given) if isinstance(given, (tuple, list)) else range(args[0].example.dim())
+    return [dim % max(args[0].example.dim(), 1) for dim in dims]
+
+
 def _kept(module: nn.Module) -> dict[str, list[Any]]:
     """What a module holds: each attribute, with what stands in it if it is a plain container."""
     found: dict[str, list[Any]] = {}
@@ -71,6 +89,7 @@ class Regions(Mutations):
         super().__init__(model)
         self.regions: list[Region] = []
         self.closing = False
+        self.left_open: dict[str, Region] = {}  # by what is said of a value that one way alone has
         self.stand_ins: list[dict[str, Any]] = []  # globals of the user's code that get stand-ins for builtins
 
     def number(self, proxy: Proxy, how: str) -> Any:
@@ -148,6 +167,18 @@ class Regions(Mutations):
                 break
             self._leave(len(self.regions) - 1)
 
+    def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], example: Any) -> fx.Node:
+        if self.regions and not self.closing and self._may_lack_values(op, target, args, kwargs):
+            raise self.error("what stands under a condition on data may have no value to choose from where it does not hold")
+        return super().add_node(op, target, args, kwargs, example)
+
+    def _may_lack_values(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call chooses among values whose number depends on data: where there are none, it fails."""
+        if not args or type(args[0]) is not Proxy or not args[0].is_tensor or args[0].node not in self._from_data:
+            return False
+        name = str(target) if op == "call_method" else getattr(target, "__name__", "")
+        return any(not self.fixed_sizes.holds(args[0].node, dim) for dim in _chosen_dims(name, args, kwargs))
+
     def explain_failure(self, text: str) -> None:
         if self.regions:
             where = self.regions[-1].place
@@ -168,7 +199,12 @@ class Regions(Mutations):
         self.closing = True
         try:
             while len(self.regions) > count:
-                self._close(self.regions.pop())
+                region = self.regions.pop()
+                try:
+                    self._close(region)
+                except TraceError as error:
+                    error.region = region  # type: ignore[attr-defined]
+                    raise
         finally:
             self.closing = False
 
@@ -184,7 +220,7 @@ class Regions(Mutations):
             if new is not old:
                 self._variable(region, new, node, example, done)
         for proxy in region.poisoned:
-            self.poison(proxy, self._unknown(region))
+            self._forget(proxy, region)
         self._copies.clear()
 
     def _variable(self, region: Region, new: Any, node: Any, example: Any, done: dict[int, Proxy]) -> None:
@@ -193,14 +229,15 @@ class Regions(Mutations):
             raise self.error("a variable that is no tensor of its own depends on data", region.place)
         done[id(new)] = new
         if not new.is_tensor or not isinstance(example, torch.Tensor):
-            return self.poison(new, self._unknown(region))
+            return self._forget(new, region)
         if any(other.node <= region.start for other in self.aliases(new)):  # what changes it later would have to change the other
             raise self.error("a variable that is a view of another one depends on data", region.place)
         self._choose(region, new, node, example, same_shape=False)
 
-    @staticmethod
-    def _unknown(region: Region) -> str:
-        return f"use of a value that is known only where `{places.text_of(*region.place)}` holds"
+    def _forget(self, proxy: Proxy, region: Region) -> None:
+        text = f"use of a value that is known only where `{places.text_of(*region.place)}` holds"
+        self.left_open[text] = region
+        self.poison(proxy, text)
 
     def _choose(self, region: Region, proxy: Proxy, node: Any, example: Any, same_shape: bool) -> None:
         """Let a variable be what it is behind the statements where the condition holds, and `node` elsewhere."""

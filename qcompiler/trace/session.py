@@ -20,7 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from qcompiler.trace import places
 from qcompiler.trace.numbers import stand_ins
+from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.proxy import Proxy, first_proxy
+from qcompiler.trace.rewritten import rewritten
 
 if TYPE_CHECKING:
     from qcompiler.trace.tracer import Tracer
@@ -66,6 +68,7 @@ def session(tracer: Tracer) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
         stack.enter_context(stand_ins(tracer))
+        stack.enter_context(rewritten(tracer.switches(lambda: not tracer.paused and _held_by_this_thread())))
         stack.enter_context(tracer.mode)
         yield
 
@@ -98,7 +101,7 @@ def _patch_isinstance(stack: contextlib.ExitStack) -> None:
     original = builtins.isinstance
 
     def check(instance: Any, classes: Any, /) -> bool:
-        if type(instance) is Proxy:
+        if type(instance) in (Proxy, Opaque):
             return original(instance, classes) or original(instance.example, classes)
         return original(instance, classes)
 

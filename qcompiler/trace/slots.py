@@ -19,6 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from qcompiler.trace.opaque import Opaque
+
 _INTERNAL = frozenset(nn.Module().__dict__)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _LIBRARIES = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "qcompiler"}  # whose objects are no helpers of a model
@@ -252,6 +254,8 @@ def nested(function: Callable[[str, Any], Any], value: Any, path: str, depth: in
     changes stays the same object, another is copied."""
     if depth > _DEEPEST:
         return value
+    if type(value) is Opaque:
+        return function(path, value)
     if isinstance(value, (list, tuple, deque)) and type(value) is not torch.Size:
         items = [nested(function, item, joined(path, i), depth + 1) for i, item in enumerate(value)]
         if all(a is b for a, b in zip(items, value, strict=True)):

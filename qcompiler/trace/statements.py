@@ -13,11 +13,11 @@ import functools
 import linecache
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
-_Place = tuple[int, int]  # line, column in bytes, as in instructions
-_MUTATORS = frozenset((
+Place = tuple[int, int]  # line, column in bytes, as in instructions
+MUTATORS = frozenset((
     "append", "extend", "insert", "pop", "popitem", "update", "setdefault", "clear", "remove", "appendleft", "popleft", "write", "send",
     "__setitem__", "__setattr__", "setattr", "delattr", "exec", "eval", "next", "print",
 ))  # fmt: skip
@@ -28,8 +28,8 @@ class Branch:
     """`answer`: the truth value of the condition under which the user's code goes where this says."""
 
     answer: bool
-    first: _Place  # the statements that depend on it; equal places where the condition is a check: the other way ends in an error
-    last: _Place
+    first: Place  # the statements that depend on it; equal places where the condition is a check: the other way ends in an error
+    last: Place
     names: tuple[str, ...] = ()  # variables that the statements assign and that others may read
     targets: tuple[str, ...] = ()  # variables whose items the statements assign
     other: tuple[ast.stmt, ...] = ()  # what the code does where the condition does not hold
@@ -39,15 +39,25 @@ class Branch:
         return self.first == self.last
 
 
-def place_of(frame: FrameType) -> tuple[_Place, _Place] | None:
+def place_of(frame: FrameType) -> tuple[Place, Place] | None:
     """First and last place of the expression or statement that a frame is in."""
-    first, last, column, end = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+    return span_at(frame.f_code, frame.f_lasti)
+
+
+def span_at(code: CodeType, position: int) -> tuple[Place, Place] | None:
+    """The same for an instruction of a code."""
+    first, last, column, end = list(code.co_positions())[position // 2]
     if first is None or last is None or column is None or end is None:
         return None
     return (first, column), (last, end)
 
 
-def within(frame: FrameType, first: _Place, last: _Place) -> bool:
+def decides_at(code: CodeType, position: int) -> bool:
+    """Whether an instruction goes on by a truth value."""
+    return dis.opname[code.co_code[position]].startswith(("POP_JUMP", "TO_BOOL", "JUMP_IF"))
+
+
+def within(frame: FrameType, first: Place, last: Place) -> bool:
     """Whether a frame is at an instruction of these statements."""
     place = place_of(frame)
     return place is not None and first <= place[0] and place[1] <= last
@@ -55,18 +65,18 @@ def within(frame: FrameType, first: _Place, last: _Place) -> bool:
 
 def branch_at(frame: FrameType) -> Branch | None:
     """The branch whose condition a frame is about to follow; None where it is no such statement, or one with other effects."""
-    place, tree = place_of(frame), _tree(frame.f_code.co_filename)
+    place, tree = place_of(frame), tree_of(frame.f_code.co_filename)
     if place is None or tree is None or not dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith(("POP_JUMP", "TO_BOOL")):
         return None
     for function, block, statement in _tests(tree):
         node = statement.value if isinstance(statement, ast.Assign) else statement
         assert isinstance(node, (ast.If, ast.Assert, ast.IfExp))
         if place[0][0] in (node.lineno, node.test.lineno):
-            spans = [_span(node), _span(node.test)]
+            spans = [span(node), span(node.test)]
             test, negated = node.test, False
             if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
                 test, negated = test.operand, True
-                spans.append(_span(test))
+                spans.append(span(test))
             if place in spans:
                 return None if isinstance(test, (ast.BoolOp, ast.IfExp, ast.UnaryOp)) else _branch(function, block, statement, negated)
     return None
@@ -74,12 +84,12 @@ def branch_at(frame: FrameType) -> Branch | None:
 
 def loop_at(frame: FrameType) -> Branch | None:
     """The body of the `for` that a frame is about to begin; None where it has other effects, or its variable is read behind it."""
-    place, tree = place_of(frame), _tree(frame.f_code.co_filename)
+    place, tree = place_of(frame), tree_of(frame.f_code.co_filename)
     if tree is None or dis.opname[frame.f_code.co_code[frame.f_lasti]] != "GET_ITER":
         return None
-    for function, node in _inside_functions(tree):
-        if isinstance(node, ast.For) and place in (_span(node), _span(node.iter)) and isinstance(node.target, ast.Name) and not node.orelse:
-            first, last = _span(node)
+    for function, node in inside_functions(tree):
+        if isinstance(node, ast.For) and place in (span(node), span(node.iter)) and isinstance(node.target, ast.Name) and not node.orelse:
+            first, last = span(node)
             reads = (n for n in ast.walk(function) if isinstance(n, ast.Name) and n.id == node.target.id and isinstance(n.ctx, ast.Load))
             within_loop = all(first <= (n.lineno, n.col_offset) < last for n in reads)
             return _region(function, node.body, True) if within_loop else None
@@ -102,22 +112,22 @@ def run(frame: FrameType, statements: Sequence[ast.stmt]) -> dict[str, Any]:
 
 def called_at(frame: FrameType) -> str | None:
     """The plain name of the function that a frame is calling."""
-    place, tree = place_of(frame), _tree(frame.f_code.co_filename)
+    place, tree = place_of(frame), tree_of(frame.f_code.co_filename)
     for node in ast.walk(tree) if tree is not None else ():
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and _span(node) == place:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and span(node) == place:
             return node.func.id
     return None
 
 
 def tells_types_apart(frame: FrameType) -> bool:
     """Whether a frame's file has `type(x) is int`, which a stand-in for int would not be."""
-    tree = _tree(frame.f_code.co_filename)
+    tree = tree_of(frame.f_code.co_filename)
     compared = [n for n in ast.walk(tree) if isinstance(n, ast.Compare)] if tree is not None else []
     identities = (n for n in compared if any(isinstance(o, (ast.Is, ast.IsNot)) for o in n.ops))
     return any(isinstance(part, ast.Name) and part.id in ("int", "float", "bool") for n in identities for part in (n.left, *n.comparators))
 
 
-def _span(node: ast.stmt | ast.expr) -> tuple[_Place, _Place]:
+def span(node: ast.stmt | ast.expr) -> tuple[Place, Place]:
     return (node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or node.col_offset)
 
 
@@ -129,7 +139,7 @@ def _parsed(source: str) -> ast.Module | None:
         return None
 
 
-def _tree(file: str) -> ast.Module | None:
+def tree_of(file: str) -> ast.Module | None:
     lines = linecache.getlines(file)
     return _parsed("".join(lines)) if lines else None
 
@@ -139,7 +149,7 @@ _Block = tuple[list[ast.stmt], bool]  # statements, and whether they are the bod
 
 def _tests(tree: ast.Module) -> Iterator[tuple[ast.AST, _Block, ast.If | ast.Assert | ast.Assign]]:
     """Every `if`, `assert` and `y = a if condition else b` with the function and the block that it stands in."""
-    for function, node in _inside_functions(tree):
+    for function, node in inside_functions(tree):
         for field, value in ast.iter_fields(node):
             block = [item for item in value if isinstance(item, ast.stmt)] if isinstance(value, list) else []
             for item in block:
@@ -147,7 +157,7 @@ def _tests(tree: ast.Module) -> Iterator[tuple[ast.AST, _Block, ast.If | ast.Ass
                     yield function, (block, isinstance(node, (ast.For, ast.While)) and field == "body"), item
 
 
-def _inside_functions(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
+def inside_functions(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
     """Every node, with the innermost function that it is or stands in."""
     stack: list[tuple[ast.AST, ast.AST]] = [(tree, tree)]
     while stack:
@@ -158,7 +168,7 @@ def _inside_functions(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
 
 
 def _branch(function: ast.AST, block: _Block, statement: ast.If | ast.Assert | ast.Assign, negated: bool) -> Branch | None:
-    place = _span(statement)[0]
+    place = span(statement)[0]
     if isinstance(statement, ast.Assert):
         return Branch(not negated, place, place)
     if isinstance(statement, ast.Assign):
@@ -191,14 +201,14 @@ def _either_value(function: ast.AST, statement: ast.Assign, negated: bool) -> Br
     taken, left = (value.body, value.orelse) if goes_yes else (value.orelse, value.body)
     other = ast.copy_location(ast.Assign(statement.targets, left), statement)
     branch = _region(function, [statement], goes_yes is not negated)
-    first, last = _span(taken)
+    first, last = span(taken)
     return replace(branch, first=first, last=last, other=(other,)) if branch is not None else None
 
 
 def _region(function: ast.AST, statements: Sequence[ast.stmt], answer: bool) -> Branch | None:
     if not all(map(_has_no_other_effect, statements)):
         return None
-    first, last = _span(statements[0])[0], _span(statements[-1])[1]
+    first, last = span(statements[0])[0], span(statements[-1])[1]
     stored, loaded = _names(statements, ast.Store), _names(statements, ast.Load)
     targets = [n.value.id for n in _walk(statements) if isinstance(n, ast.Subscript) and _is_store(n) and isinstance(n.value, ast.Name)]
     augmented = [n.target.id for n in _walk(statements) if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)]
@@ -207,9 +217,9 @@ def _region(function: ast.AST, statements: Sequence[ast.stmt], answer: bool) -> 
     return Branch(answer, first, last, tuple(read), tuple(targets))
 
 
-def _after(statements: Sequence[ast.stmt], place: _Place) -> _Place:
+def _after(statements: Sequence[ast.stmt], place: Place) -> Place:
     """The end of the statement that first assigns a variable: what it reads of the variable is the value before."""
-    ends = [_span(n)[1] for n in _walk(statements) if isinstance(n, ast.stmt) and _span(n)[0] <= place < _span(n)[1]]
+    ends = [span(n)[1] for n in _walk(statements) if isinstance(n, ast.stmt) and span(n)[0] <= place < span(n)[1]]
     return min(ends, default=place)
 
 
@@ -218,9 +228,9 @@ def _walk(statements: Sequence[ast.stmt]) -> Iterator[ast.AST]:
         yield from ast.walk(statement)
 
 
-def _names(statements: Sequence[ast.stmt], context: type) -> dict[str, _Place]:
+def _names(statements: Sequence[ast.stmt], context: type) -> dict[str, Place]:
     """The variables that statements store or load, each with its first place."""
-    found: dict[str, _Place] = {}
+    found: dict[str, Place] = {}
     for node in _walk(statements):
         if isinstance(node, ast.Name) and isinstance(node.ctx, context):
             place = (node.lineno, node.col_offset)
@@ -258,6 +268,6 @@ def _is_plain(node: ast.AST) -> bool:
             return False
         if isinstance(part, ast.Call):
             name = part.func.attr if isinstance(part.func, ast.Attribute) else part.func.id if isinstance(part.func, ast.Name) else ""
-            if name in _MUTATORS:
+            if name in MUTATORS:
                 return False
     return True

@@ -17,9 +17,9 @@ from torch import nn
 from qcompiler.errors import InputError, QCompilerError, TraceError, Where
 from qcompiler.kinds import ORIGINAL, is_compiled
 from qcompiler.trace import places
+from qcompiler.trace.float_parts import FloatParts
 from qcompiler.trace.given_numbers import repeated, settled
 from qcompiler.trace.guards import TraceRemark, guard_bool
-from qcompiler.trace.hits import Hits
 from qcompiler.trace.holding import BOUNDARY
 from qcompiler.trace.mode import Modes, Training, evaluated
 from qcompiler.trace.pieces import SAME_OP
@@ -35,10 +35,11 @@ RANDOM = frozenset((torch.rand, torch.randn, torch.randint, torch.randperm, torc
                     torch.bernoulli, torch.normal, torch.multinomial, torch.poisson))  # fmt: skip
 _CONVERSIONS = frozenset(("to", "float", "type_as", "cpu", "type"))
 _PRODUCTS = (operator.mul, operator.imul)
+NO_PART = "; the statement cannot stay float on its own: "
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-class Tracer(Hits):
+class Tracer(FloatParts):
     """A recorder that is fed by the calls of one model's forward."""
 
     def __init__(
@@ -56,7 +57,6 @@ class Tracer(Hits):
         self.strict = strict
         self.mode = TraceMode(self)
         self.replacements: dict[str, nn.Module] = {}  # copies of in-place leaf modules that are not in place
-        self._paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
         self._decomposing: list[Any] = []
 
     # ---- torch functions, operators, methods
@@ -201,7 +201,7 @@ class Tracer(Hits):
         if is_compiled(module):  # followed as the module that it was made of
             return self.call_module(module._modules[ORIGINAL], original, args, kwargs)  # type: ignore[arg-type]
         self.at_event()
-        path = self._paths.get(id(module))
+        path = self.paths.get(id(module))
         hooked = any(getattr(module, name, None) for name in _HOOKS)
         replacement = None if hooked else self.decompose.get(type(module))
         if path is None:
@@ -240,7 +240,7 @@ class Tracer(Hits):
         except Exception as error:
             if self.strict or getattr(error, "qc_final", False):
                 raise
-            self._give_up(error, path, mark)
+            self._give_up(error, path, mark, self.try_part(error))
             self.restore_modules(module)
             del self._decomposing[depth:], self.regions[opened:]
         finally:
@@ -260,9 +260,10 @@ class Tracer(Hits):
         if remark not in self.remarks:
             self.remarks.append(remark)
 
-    def _give_up(self, error: Exception, path: str, mark: Any) -> None:
+    def _give_up(self, error: Exception, path: str, mark: Any, no_part: str = "") -> None:
         self.rollback(mark)
-        self.remarks.append(TraceRemark("leaf", Where(module_path=path, source=origin(error)), reason(error)))
+        text = reason(error) + (NO_PART + no_part if no_part else "")
+        self.remarks.append(TraceRemark("leaf", Where(module_path=path, source=origin(error)), text))
 
     def leaf(
         self,
@@ -361,12 +362,15 @@ class Tracer(Hits):
             function: Callable[..., Any] = module._wrapped_call_impl if hooked else module.forward
             result = function(*args, **kwargs)
             self.at_event(0)
+            self.check_parts()
             return result
-        except QCompilerError:
-            raise
         except Exception as error:
-            where = Where(module_path="", source=origin(error))
-            raise TraceError(reason(error), where=where, hint="make the part that cannot be followed a submodule") from error
+            no_part = self.try_part(error) if not self.strict else ""
+            if isinstance(error, QCompilerError):
+                error.message += NO_PART + no_part if no_part else ""
+                raise
+            where, text = Where(module_path="", source=origin(error)), reason(error) + (NO_PART + no_part if no_part else "")
+            raise TraceError(text, where=where, hint="make the part that cannot be followed a submodule") from error
         finally:
             if flagged:
                 self.modes.leave(module)

@@ -115,11 +115,12 @@ def fold_epilogue(weight: Int8, weight_scale: Float64, bias: Float64 | None, x_s
     """m = float32(sx * sw / sy); b = float32(bias / sy - zx * sum(w) * m), in double. For results in float y_scale is 1."""
     out = weight.shape[0]
     scales = np.broadcast_to(np.asarray(weight_scale, np.float64).reshape(-1), (out,))
-    rows = weight.reshape(out, -1).astype(np.int64)
+    rows = weight.reshape(out, -1)
+    total, positive = rows.sum(1, dtype=np.int64), np.maximum(rows, 0).sum(1, dtype=np.int64)
     m = (x_scale * scales / y_scale).astype(np.float32)
     offset = np.zeros(out) if bias is None else np.asarray(bias, np.float64) / y_scale
-    b = (offset - x_zero * rows.sum(1) * m.astype(np.float64)).astype(np.float32)
-    most = 255.0 * np.maximum(np.maximum(rows, 0).sum(1), np.maximum(-rows, 0).sum(1))
+    b = (offset - x_zero * total * m.astype(np.float64)).astype(np.float32)
+    most = 255.0 * np.maximum(positive, positive - total)
     reach = float(np.max(most * np.abs(m.astype(np.float64)) + np.abs(b.astype(np.float64)), initial=0.0))
     return Folded(_padded_floats(m), _padded_floats(b), not (math.isfinite(reach) and reach < _LIMIT / 2))
 
@@ -132,5 +133,7 @@ def _padded_floats(values: Float32) -> Float32:
 
 def sums_fit(weight: Int8) -> bool:
     """Whether no sum of products can leave the 32-bit integers."""
-    rows = np.abs(weight.reshape(weight.shape[0], -1).astype(np.int64)).sum(1)
+    if 255 * 128 * weight[:1].size < 2**31:
+        return True
+    rows = np.abs(weight.reshape(weight.shape[0], -1).astype(np.int16)).sum(1, dtype=np.int64)
     return bool((255 * rows < 2**31).all())

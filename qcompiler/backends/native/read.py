@@ -17,8 +17,9 @@ from qcompiler.trace.guards import GUARDS
 
 OPERATORS = ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem", "eq", "ne", "lt", "le", "gt", "ge")
 NUMBERS: dict[str, Callable[..., Any]] = {f"operator.{name}": getattr(operator, name) for name in OPERATORS}
-NUMBERS |= {"len": len, "int": int, "max": max, "min": min} | {f"guard.{guard.__name__}": guard for guard in GUARDS}
-_NUMBER_NAMES = {function: name for name, function in NUMBERS.items()}
+NUMBERS.update({"len": len, "int": int, "max": max, "min": min})
+NUMBERS.update({f"guard.{guard.__name__}": guard for guard in GUARDS})
+_NUMBER_NAMES: dict[Any, str] = {function: name for name, function in NUMBERS.items()}
 PLAIN = (bool, int, float, str, type(None))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from qcompiler.backends.native.build.library import Values, open_model, runtime
 from qcompiler.backends.native.emit.source import Source, source_of, tensor_outputs
 from qcompiler.backends.native.plan.fuse import fuse
 from qcompiler.backends.native.plan.network import Network
+from qcompiler.backends.native.plan.place import Place
 from qcompiler.backends.native.plan.planner import Planner
-from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.plan.sizes import LINE, Sizes
 from qcompiler.backends.native.plan.table import Table, table_of
+from qcompiler.backends.native.plan.text import plan_text
 from qcompiler.backends.native.steps import Region
 
 KEPT = 16  # tables of sizes; a call with sizes beyond these makes its table anew
@@ -51,27 +54,64 @@ class NativeRegion:
         key = tuple((x.shape, x.stride()) for x in inputs)
         found = self._tables.get(key)
         if found is None:
-            found = self._sized(inputs)
+            found = table_of(self._sizes(inputs))
             if len(self._tables) >= KEPT:
                 self._tables.pop(next(iter(self._tables)), None)
             self._tables[key] = found
         return found
 
-    def _sized(self, inputs: Sequence[Tensor]) -> Table:
+    def _sizes(self, inputs: Sequence[Tensor]) -> Sizes:
         names = [name for name, _ in self.network.inputs]
         shapes = {name: tuple(x.shape) for name, x in zip(names, inputs, strict=True)}
-        sizes = Sizes(self.network, dict(shapes), strides={name: x.stride() for name, x in zip(names, inputs, strict=True)})
-        return table_of(sizes.filled())
+        return Sizes(self.network, dict(shapes), strides={name: x.stride() for name, x in zip(names, inputs, strict=True)}).filled()
+
+    def _given(self, inputs: Sequence[Tensor], table: Table) -> tuple[dict[str, Tensor], Any]:
+        """New tensors for what is handed out, and the pointers to all tensors of a call."""
+        made = {name: torch.empty(table.sizes.shape(name)) for name in self._tensors}
+        pointers = [x.data_ptr() for x in (*inputs, *made.values())]
+        return made, (ctypes.c_void_p * len(pointers))(*pointers)
 
     def __call__(self, *inputs: Tensor) -> tuple[Any, ...]:
         """What the region hands out, in order: tensors, and numbers that follow from sizes."""
         given = [x if x.dtype is torch.float32 else x.to(torch.float32) for x in inputs]
         table = self.table(given)
-        made = {name: torch.empty(table.sizes.shape(name)) for name in self._tensors}
-        pointers = [x.data_ptr() for x in (*given, *made.values())]
-        if self._run(self._model, ctypes.byref(table.struct), (ctypes.c_void_p * len(pointers))(*pointers), torch.get_num_threads()):
+        made, pointers = self._given(given, table)
+        if self._run(self._model, ctypes.byref(table.struct), pointers, torch.get_num_threads()):
             raise MemoryError(f"no memory for the {table.struct.arena} bytes that this network's values take")
         return tuple(made[name] if name in made else table.sizes.shapes[name] for name in self.network.outputs)
+
+    def plan(self, *inputs: Tensor) -> str:
+        """The plan as text, at the sizes of the example, or at those of the inputs and with times."""
+        examples = [torch.empty(shape, device="meta") for _, shape in self.network.inputs]
+        table = table_of(self._sizes(inputs or examples))
+        return plan_text(table, self.source.constants.size, self.watch(*inputs).nanoseconds if inputs else None)
+
+    def watch(self, *inputs: Tensor) -> Watched:
+        """One run on one thread that keeps every value."""
+        sizes = self._sizes(inputs)
+        for buffer in sizes.buffers:
+            buffer.first, buffer.last = 0, len(self.network.layers)
+        table = table_of(sizes)
+        arena = torch.zeros(table.struct.arena + LINE, dtype=torch.uint8)[LINE // 2 :]
+        nanoseconds = (ctypes.c_int64 * max(1, len(self.network.computing)))()
+        made, pointers = self._given(inputs, table)
+        runtime().qc_watch(self._model, ctypes.byref(table.struct), pointers, arena.data_ptr(), nanoseconds)
+        values = {
+            name: _seen(arena, place, table.offsets) for name, place in sizes.places.items() if isinstance(place, Place) and place.size == 1
+        }
+        return Watched(values | made, dict(zip((layer.out for layer in self.network.computing), nanoseconds, strict=False)))
+
+
+@dataclass(frozen=True)
+class Watched:
+    """`values`: codes and floats by name, in torch's shapes. `nanoseconds`: of each layer that computes, by its result."""
+
+    values: dict[str, Tensor]
+    nanoseconds: dict[str, int]
+
+
+def _seen(arena: Tensor, place: Place, offsets: Sequence[int]) -> Tensor:
+    return arena.as_strided(place.shape, place.strides, arena.storage_offset() + offsets[place.buffer] + place.offset).clone()
 
 
 def _values(source: Source) -> tuple[Values, tuple[Any, ...]]:

@@ -46,9 +46,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Region:
-    """`inputs`: names and ranks of the float tensors that it takes. `outputs`: names of what it hands out, in order."""
+    """`inputs`: names of the float tensors that it takes, with the example's shapes. `outputs`: names of what it hands out, in order."""
 
-    inputs: tuple[tuple[str, int], ...]
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
     steps: tuple[Step, ...]
     outputs: tuple[str, ...]
 
@@ -61,7 +61,7 @@ class Region:
     def from_data(data: Any) -> Region:
         """The region that `to_data` wrote. Raises RegionError unless each name is made once, before it is read."""
         try:
-            inputs = tuple((_name(name), _rank(rank)) for name, rank in data["inputs"])
+            inputs = tuple((_name(name), _shape(shape)) for name, shape in data["inputs"])
             steps = tuple(_step(*entry) for entry in data["steps"])
             region = Region(inputs, steps, tuple(_name(name) for name in data["outputs"]))
         except (KeyError, TypeError, ValueError) as error:
@@ -109,16 +109,16 @@ def _name(value: Any) -> str:
     return value
 
 
-def _rank(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= 8:
-        raise ValueError(f"{value!r:.40} is no rank")
+def _shape(value: Any) -> tuple[int, ...]:
+    if type(value) is not tuple or not all(type(n) is int and 0 <= n < 2**31 for n in value) or len(value) > 8:
+        raise ValueError(f"{value!r:.40} is no shape")
     return value
 
 
 def _step(out: Any, op: Any, args: Any, kwargs: Any) -> Step:
-    if type(args) is not tuple or type(kwargs) is not dict or not all(type(key) is str for key in kwargs):
+    if not isinstance(args, tuple) or not isinstance(kwargs, Mapping) or not all(type(key) is str for key in kwargs):
         raise ValueError(f"bad arguments of {op!r:.40}")
-    return Step(_name(out), _name(op), args, kwargs)
+    return Step(_name(out), _name(op), tuple(args), dict(kwargs))
 
 
 def _check(region: Region) -> None:

@@ -11,17 +11,32 @@ import torch
 from torch import Tensor, fx
 
 from qcompiler.backends.torch.kernels import conv, depthwise, modes
+from qcompiler.backends.torch.kernels.centring import Centring, centring_of
 from qcompiler.backends.torch.kernels.speed import MARGIN, recurrent_times
 from qcompiler.backends.torch.kernels.table import TABLE, TO_FLOAT
+from qcompiler.backends.torch.reasons import REASONS
 from qcompiler.backends.torch.site import ENGINES, INSTRUCTION_SETS, host_isa
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode, value_of
 from qcompiler.ops.obstacles import Obstacle
-from qcompiler.ops.spec import Op
+from qcompiler.ops.spec import Family, Op
+from qcompiler.qconfig import QConfig
+from qcompiler.target import Neutral, Target, WeightLimit
 
 
 @dataclass(frozen=True)
-class TorchTarget:
+class PairsOfTaps:
+    """The WeightLimit of fbgemm's depthwise kernel, which adds neighbouring taps in 16 bits."""
+
+    def qparams(self, weight: Tensor, scale: Tensor, zero_point: Tensor, quant_max: int) -> tuple[Tensor, Tensor]:
+        return depthwise.safe_qparams(weight, scale, zero_point, quant_max)
+
+    def least_scale(self, weight: Tensor) -> Tensor:
+        return depthwise.least_safe_scale(weight)
+
+
+@dataclass(frozen=True)
+class TorchTarget(Neutral):
     """One of torch's quantized engines on one instruction set. Raises ConfigError for an engine this torch lacks, or no such set."""
 
     engine: str = "x86"
@@ -35,6 +50,29 @@ class TorchTarget:
             known = f"one of {', '.join(INSTRUCTION_SETS)}; this machine's is {host_isa()}"
             raise ConfigError(f"no instruction set is called {self.isa!r:.40}", code="isa", hint=known)
 
+    @staticmethod
+    def of(target: Target) -> TorchTarget:
+        """The target of a compile, which the passes of this back end alone may take for what it is."""
+        assert isinstance(target, TorchTarget)
+        return target
+
+    @property
+    def backend(self) -> str:
+        return "torch"
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return {"engine": self.engine, "isa": self.isa}
+
+    @property
+    def qconfigs(self) -> str:
+        return self.engine
+
+    @property
+    def adds_inside(self) -> bool:
+        """oneDNN's kernel wants its engine to be torch's current one at each call."""
+        return self.engine == "onednn"
+
     def refuses(self, row: Op, node: fx.Node) -> Obstacle | None:
         """Why no kernel at all exists for the op; sites are looked at one by one when they are lowered."""
         row = row.settled
@@ -42,73 +80,60 @@ class TorchTarget:
             return Obstacle("computed-setting", "its settings are computed at run time")  # so it is no table of 256
         return None if row.name in TABLE or row.elementwise else Obstacle("no-kernel", f"no int8 kernel for {row.name}")
 
-    def wants_centred(self, row: Op, node: fx.Node) -> bool:
-        """Whether the op is packed by fbgemm, whose fast depthwise kernel takes centred padding only."""
-        groups: Any = node.kwargs.get("groups", 1)
-        return row.name == "conv2d" and groups % 8 == 0 and conv.fbgemm_packs(self.engine, self.isa, groups)
-
-    @property
-    def adds_inside(self) -> bool:
-        """Whether a convolution's kernel adds a residual; that kernel wants its engine to be torch's current one at each call."""
-        return self.engine == "onednn"
+    def lacks(self, what: Any) -> str | None:
+        return REASONS.get(what)
 
     def gives_floats(self, row: Op, node: fx.Node) -> bool:
-        """Whether a kernel takes int8 and hands out floats; it wants at least two dimensions."""
+        """Such a kernel wants at least two dimensions."""
         kernel, flat = TO_FLOAT.get(row.settled.name), len(value_of(node).shape or (0, 0)) < 2
         return kernel is not None and self.engine in kernel.engines and not flat
+
+    def centring(self, row: Op, node: fx.Node, before: Any) -> Centring | None:
+        """How an op behind the node `before` is centred for fbgemm's fast depthwise kernel; None where it need not be, or cannot."""
+        groups: Any = node.kwargs.get("groups", 1)
+        if row.settled.name != "conv2d" or groups % 8 or not conv.fbgemm_packs(self.engine, self.isa, groups):
+            return None
+        return centring_of(before, _weight_shape(row, node), node.kwargs)
 
     def _saturation(self, row: Op, node: fx.Node) -> str | None:
         if row.weight is None:  # matmul computes in float
             return None
-        weight = node.args[row.weight]
-        shape = value_of(weight).shape if isinstance(weight, fx.Node) else None
-        return conv.saturation(row.settled.name, shape or (), node.kwargs, self.engine, self.isa)
+        centring = self.centring(row, node, node.args[0])
+        settings = node.kwargs if centring is None else centring.settings(node.kwargs)
+        return conv.saturation(row.settled.name, _weight_shape(row, node), settings, self.engine, self.isa)
 
-    def needs_7_bits(self, row: Op, node: fx.Node) -> bool:
-        """Whether full 8-bit activations could overflow the kernel's 16-bit sums with no way to prevent it."""
-        return self._saturation(row, node) == "any"
+    def activation_bits(self, row: Op, node: fx.Node) -> int:
+        return 7 if self._saturation(row, node) == "any" else 8
 
     @property
     def reduces_all(self) -> bool:
-        """Whether any convolution or linear may overflow so: what is not followed to its consumers then has 7 bits."""
+        """Whether any convolution or linear may overflow: what is not followed to its consumers then has 7 bits."""
         return conv.saturation("linear", (), {}, self.engine, self.isa) == "any"
 
-    def shrinks(self, row: Op, node: fx.Node) -> bool:
-        """Whether the weight's scales are enlarged until the kernel's 16-bit sums are proven safe at 8-bit activations."""
-        return self._saturation(row, node) == "pairs"
+    def weight_limit(self, row: Op, node: fx.Node) -> WeightLimit | None:
+        return PairsOfTaps() if self._saturation(row, node) == "pairs" else None
 
-    def adds_pairs(self, op: str, weight: Tensor, attributes: Mapping[str, Any]) -> bool:
-        """`shrinks`, for an op by its name, its weight and its attributes."""
-        return conv.saturation(op, tuple(weight.shape), attributes, self.engine, self.isa) == "pairs"
-
-    def safe_qparams(self, weight: Tensor, scale: Tensor, zero_point: Tensor, quant_max: int) -> tuple[Tensor, Tensor]:
-        return depthwise.safe_qparams(weight, scale, zero_point, quant_max)
-
-    def least_safe_scale(self, weight: Tensor) -> Tensor:
-        return depthwise.least_safe_scale(weight)
-
-    def channel_axis(self, row: Op, qconfig: Any) -> int | None:
-        """The axis of per-channel weight scales, None where the qconfig wants one scale. Every kernel takes either."""
-        return row.weight_axis if self.weight_observer(row, qconfig).is_per_channel else None
-
-    def weight_observer(self, row: Op, qconfig: Any) -> Any:
-        """A new observer for the op's weight."""
-        return modes.weight_observer(row, qconfig)
+    def limit_of(self, op: str, weight: Tensor, attributes: Mapping[str, Any]) -> WeightLimit | None:
+        """`weight_limit`, for an op by its name, its weight and its attributes."""
+        return PairsOfTaps() if conv.saturation(op, tuple(weight.shape), attributes, self.engine, self.isa) == "pairs" else None
 
     def mode(self, row: Op, node: fx.Node, asked: Mode) -> tuple[Mode, str] | Obstacle:
-        """How an op with quantized weights and float activations runs, with why that is not as asked; or why it stays float."""
         return modes.choose(row, asked)
 
     def slower(self, row: Op, weights: Sequence[fx.Node]) -> Obstacle | None:
-        """What the committed times say where int8 dynamic takes longer than float at the op's size; None where it does not."""
+        """What the committed times say of recurrent layers."""
         sizes = [math.prod(value_of(w).shape or ()) for w in weights]
         cells = len(sizes) // 2
-        times = recurrent_times(row.name, sum(sizes) // cells, self.engine, self.isa) if cells and row.name in modes.RECURRENT else None
+        times = recurrent_times(row.name, sum(sizes) // cells, self.engine, self.isa) if cells and row.family is Family.RECURRENT else None
         if times is None or times[1] * MARGIN <= times[0]:
             return None
         text = f"int8 dynamic takes {times[1] / times[0]:.1f} times as long as float at this size on {self.engine}, by measurement"
         return Obstacle("slower-than-float", text)
 
-    def activation_range(self, row: Op, node: fx.Node, qconfig: Any) -> tuple[int, int]:
-        """(quant_min, quant_max) of activations that are quantized at run time."""
+    def activation_range(self, row: Op, node: fx.Node, qconfig: QConfig) -> tuple[int, int]:
         return modes.activation_range(node, qconfig, self.engine, self.isa)
+
+
+def _weight_shape(row: Op, node: fx.Node) -> tuple[int, ...]:
+    weight = node.args[row.weight] if row.weight is not None else None
+    return (value_of(weight).shape if isinstance(weight, fx.Node) else None) or ()

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, fx, nn
 
-from qcompiler.backends.torch.program.tensors import keep_dtypes
 from qcompiler.backends.torch.runtime.functions import as_quint8
 from qcompiler.backends.torch.site import Operand
 from qcompiler.errors import ConfigError, InputError, QCompilerError, Where
+from qcompiler.executable.tensors import keep_dtypes
 from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.from_float import Parts

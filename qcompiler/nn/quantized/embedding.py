@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from qcompiler.backends.torch.kernels import modes
 from qcompiler.backends.torch.runtime import tables
 from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.input_text import first_sentence
@@ -18,6 +17,7 @@ from qcompiler.ops.quantized_tensors import quantized_table
 from qcompiler.ops.reference import pack_4bit, quantize_weight, unpack_4bit
 from qcompiler.ops.table import OPS
 from qcompiler.qconfig import as_qconfig, float_qparams_weight_only_qconfig
+from qcompiler.qconfig_of_op import weight_observer
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 BITS = {torch.quint8: 8, torch.uint8: 8, torch.quint4x2: 4}
@@ -144,7 +144,7 @@ class Embedding(FloatModule):
     def _observer(cls, mod: Any, where: Where) -> Any:
         trained = getattr(mod, "weight_fake_quant", None)
         qconfig = as_qconfig(getattr(mod, "qconfig", None)) or float_qparams_weight_only_qconfig
-        observer: Any = trained if trained is not None else modes.weight_observer(OPS.rows[cls._ROW], qconfig)
+        observer: Any = trained if trained is not None else weight_observer(OPS.rows[cls._ROW], qconfig)
         if observer.dtype.is_floating_point:
             raise ConfigError(f"a table has 8 or 4 bits a value, its qconfig says {observer.dtype}", code="weight-dtype", where=where,
                               hint="float_qparams_weight_only_qconfig, or the graph flow, which has float16 tables")  # fmt: skip

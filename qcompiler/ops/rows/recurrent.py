@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from qcompiler.ir.types import Mode
 from qcompiler.ops import macs, recurrent
-from qcompiler.ops.spec import ModuleForm, Op, Output, Param, Role
+from qcompiler.ops.example import Example
+from qcompiler.ops.spec import Family, ModuleForm, Op, Output, Param, Role
 
 STATES = {"hidden": Param("hidden"), "cell": Param("cell")}
 FLAT = (Param("weights", Role.WEIGHTS), Param("biases", Role.BIAS))
@@ -39,28 +41,55 @@ def _refusal(module: Any) -> str | None:
     return "it is in training mode, where it drops values" if module.training and module.dropout else None
 
 
-def _row(name: str, fn: Callable[..., Any], form: ModuleForm | None, states: tuple[str, ...], attributes: str = "",
-         inputs: tuple[Param, ...] = (Param("x"),)) -> Op:  # fmt: skip
-    params = (*inputs, *(STATES[s] for s in states), *FLAT)
-    words = (*(p.name for p in inputs), *(f"{s}=None" for s in states), "weights=()", "biases=()", attributes, "activation_range=None")
-    return Op(name=name, fn=fn, signature=" ".join(filter(None, words)), params=params, output=Output.FLOAT,
-              modules=(form,) if form is not None else (), macs=macs.recurrent, default_mode=Mode.DYNAMIC, rounds_inside=True)  # fmt: skip
+@dataclass(frozen=True)
+class Cell:
+    """A kind of cell: how many gates its weights are stacked from, and its states."""
+
+    gates: int
+    states: tuple[str, ...]
 
 
+LSTM, GRU, RNN = Cell(4, ("hidden", "cell")), Cell(3, ("hidden",)), Cell(1, ("hidden",))
 PACKED = (Param("x"), *(Param(name, Role.INDICES) for name in ("batch_sizes", "sorted_indices", "unsorted_indices")))
-LAYER = "batch_first=False bidirectional=False"
+
+
+@dataclass(frozen=True)
+class Over:
+    """What an op runs its cells over: inputs and attributes, and in the example 2 rows of 8 values, of 5 steps or of 5 and 3."""
+
+    attributes: str
+    shape: tuple[int, ...]
+    inputs: tuple[Param, ...] = (Param("x"),)
+    integers: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+STEPS, ONE_STEP = Over("batch_first=False bidirectional=False", (5, 2, 8)), Over("", (2, 8))
+PACKED_STEPS = Over("bidirectional=False", (8, 8), PACKED, {"batch_sizes": torch.tensor([2, 2, 2, 1, 1])})
+
+
+def _row(name: str, fn: Callable[..., Any], form: ModuleForm | None, cell: Cell, over: Over, attributes: str = "") -> Op:
+    params = (*over.inputs, *(STATES[s] for s in cell.states), *FLAT)
+    states = (f"{s}=None" for s in cell.states)
+    words = (*(p.name for p in over.inputs), *states, "weights=()", "biases=()", over.attributes, attributes, "activation_range=None")
+    wide = 6 * cell.gates
+    example = Example((over.shape,), {"weights": ((wide, 8), (wide, 6)), "biases": ((wide,), (wide,))}, over.integers)
+    return Op(name=name, fn=fn, signature=" ".join(filter(None, words)), params=params, output=Output.FLOAT,
+              modules=(form,) if form is not None else (), macs=macs.recurrent, rounds_inside=True,
+              family=Family.RECURRENT, example=example)  # fmt: skip
+
+
 BOTH, HIDDEN = "input:x hx:hidden,cell=None", "input:x hx:hidden=None"
 
-LAYERS: dict[str, Any] = {"attributes": _layer_attributes, "refuse": _refusal, "lists": _layer_lists}
-CELLS: dict[str, Any] = {"lists": _cell_lists}
+LAYERS: dict[str, Any] = {"make": lambda cls: cls(8, 6), "attributes": _layer_attributes, "refuse": _refusal, "lists": _layer_lists}
+CELLS: dict[str, Any] = {"make": lambda cls: cls(8, 6), "lists": _cell_lists}
 
 ROWS = (
-    _row("lstm", recurrent.lstm, ModuleForm(nn.LSTM, signature=BOTH, packed="lstm_packed", **LAYERS), ("hidden", "cell"), LAYER),
-    _row("gru", recurrent.gru, ModuleForm(nn.GRU, signature=HIDDEN, packed="gru_packed", **LAYERS), ("hidden",), LAYER),
-    _row("lstm_packed", recurrent.lstm_packed, None, ("hidden", "cell"), "bidirectional=False", PACKED),
-    _row("gru_packed", recurrent.gru_packed, None, ("hidden",), "bidirectional=False", PACKED),
-    _row("lstm_cell", recurrent.lstm_cell, ModuleForm(nn.LSTMCell, signature=BOTH, **CELLS), ("hidden", "cell")),
-    _row("gru_cell", recurrent.gru_cell, ModuleForm(nn.GRUCell, signature=HIDDEN, **CELLS), ("hidden",)),
+    _row("lstm", recurrent.lstm, ModuleForm(nn.LSTM, signature=BOTH, packed="lstm_packed", **LAYERS), LSTM, STEPS),
+    _row("gru", recurrent.gru, ModuleForm(nn.GRU, signature=HIDDEN, packed="gru_packed", **LAYERS), GRU, STEPS),
+    _row("lstm_packed", recurrent.lstm_packed, None, LSTM, PACKED_STEPS),
+    _row("gru_packed", recurrent.gru_packed, None, GRU, PACKED_STEPS),
+    _row("lstm_cell", recurrent.lstm_cell, ModuleForm(nn.LSTMCell, signature=BOTH, **CELLS), LSTM, ONE_STEP),
+    _row("gru_cell", recurrent.gru_cell, ModuleForm(nn.GRUCell, signature=HIDDEN, **CELLS), GRU, ONE_STEP),
     _row("rnn_cell", recurrent.rnn_cell, ModuleForm(nn.RNNCell, signature=HIDDEN, attributes=lambda m: {"nonlinearity": m.nonlinearity},
-                                                    **CELLS), ("hidden",), "nonlinearity='tanh'"),
+                                                    **CELLS), RNN, ONE_STEP, "nonlinearity='tanh'"),
 )  # fmt: skip

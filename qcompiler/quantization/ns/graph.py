@@ -9,21 +9,21 @@ from typing import Any, TypeGuard
 import torch
 from torch import fx, nn
 
-from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.debug.compare import float_steps, is_graph, quantized_steps
 from qcompiler.debug.match import Matching, Site, match
 from qcompiler.debug.metrics import tensors
-from qcompiler.debug.steps import Step, Steps, steps_of_graph
 from qcompiler.debug.walk import Seen, Walk
 from qcompiler.errors import ConfigError
-from qcompiler.ops.table import OPS
+from qcompiler.executable import Executable
+from qcompiler.executable.steps import Step, Steps, steps_of_graph
+from qcompiler.settings import Settings
 
 Wanted = Callable[[Step], bool]
 
 
-def is_compiled(model: Any) -> TypeGuard[CompiledModule | fx.GraphModule]:
+def is_compiled(model: Any) -> TypeGuard[Executable | fx.GraphModule]:
     """Whether it came from the graph flow, so that its layers are no modules of their own."""
-    return isinstance(model, CompiledModule) or is_graph(model)
+    return isinstance(model, Executable) or is_graph(model)
 
 
 def key_of(step: Step) -> str:
@@ -55,7 +55,7 @@ def walked(
 ) -> None:
     """Runs one batch through both, side by side, and hands each pair of computed values to `visit`."""
     steps = quantized_steps(quantized)
-    floats = float_steps(float_model, (data, {}), OPS)
+    floats = float_steps(float_model, (data, {}), Settings())
     matching = match(floats, steps, wanted)
     names = {site.step.name for site in computed(floats, matching)}
 

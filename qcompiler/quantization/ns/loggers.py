@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcompiler.debug.steps import real
+from qcompiler.executable.steps import real
 
 
 def kept(value: Any) -> Any:

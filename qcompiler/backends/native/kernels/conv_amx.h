@@ -38,7 +38,8 @@ typedef struct qc_amx_block {
   int32_t *sums; /* [2][16 positions][32 channels] */
 } qc_amx_block;
 
-QC_INLINE void qc_amx_products(const qc_spans *s, const qc_amx_block *b, int64_t step) {
+/* both: the second block of channels is wanted, too. */
+QC_INLINE void qc_amx_products(const qc_spans *s, const qc_amx_block *b, int64_t step, int both) {
   const uint8_t *x0 = b->tile[0].x + b->pair.x[0], *x1 = b->tile[1].x + b->pair.x[0];
   const int8_t *w0 = b->pair.w[0], *w1 = b->pair.w[1];
   int64_t bytes = 16 * (int64_t)s->chunk;
@@ -52,10 +53,11 @@ QC_INLINE void qc_amx_products(const qc_spans *s, const qc_amx_block *b, int64_t
       QC_TILE_LOAD(4, x0 + at, step);
       QC_TILE_LOAD(6, w0, 64);
       QC_TILE_DOT(0, 4, 6);
-      QC_TILE_LOAD(7, w1, 64);
-      QC_TILE_DOT(1, 4, 7);
       QC_TILE_LOAD(5, x1 + at, step);
       QC_TILE_DOT(2, 5, 6);
+      if (!both) continue;
+      QC_TILE_LOAD(7, w1, 64);
+      QC_TILE_DOT(1, 4, 7);
       QC_TILE_DOT(3, 5, 7);
     }
   }
@@ -89,44 +91,34 @@ QC_INLINE void qc_amx_group_products(const qc_spans *s, const qc_amx_block *b, i
 
 QC_INLINE void qc_amx_store_sums(const qc_amx_block *b) {
   QC_TILE_STORE(0, b->sums, 128);
-  QC_TILE_STORE(1, b->sums + 16, 128);
   QC_TILE_STORE(2, b->sums + 512, 128);
+  if (b->pair.count <= 16) return;
+  QC_TILE_STORE(1, b->sums + 16, 128);
   QC_TILE_STORE(3, b->sums + 528, 128);
 }
 
 QC_INLINE void qc_amx_finish(const qc_conv *a, const qc_runs *t, const qc_amx_block *b, int kind) {
-  QC_ALIGNED uint8_t trash[128];
-  qc_finish512 f = qc_begin512(&a->e, b->pair.c);
-  __mmask32 mask = (__mmask32)(b->pair.count == 32 ? 0xffffffffu : (1u << b->pair.count) - 1);
-  for (int j = 0; j < 2; j++) {
-    qc_places p = {.r = {NULL}};
-    const int32_t *sums = b->sums + 512 * j;
-    qc_find_places(a, t, &b->tile[j], b->pair.c, &p, trash);
-    for (int i = 0; i < t->rows; i += 2, sums += 64) {
-      __m512i acc[4] = {_mm512_load_si512(sums), _mm512_load_si512(sums + 16), _mm512_load_si512(sums + 32), _mm512_load_si512(sums + 48)};
-      if (kind == QC_FLOATS)
-        qc_store_floats512(&f, acc, p.y[i], p.y[i + 1], mask);
-      else
-        qc_store512(qc_codes512(&f, acc, b->tile[j].r ? p.r[i] : NULL, p.r[i + 1], mask, kind), p.y[i], p.y[i + 1], mask);
-    }
-  }
+  for (int j = 0; j < 2; j++) qc_finish_tile(a, t, &b->tile[j], &b->pair, b->sums + 512 * j, kind);
 }
 
 QC_INLINE void qc_amx_blocks(const qc_conv *a, const qc_spans *s, int64_t lo, int64_t hi, int kind) {
   QC_ALIGNED int32_t sums[2][1024];
   qc_runs t = qc_find_runs(a, 16);
-  qc_grid g = qc_find_grid(a, s, &t, 2);
+  qc_grid g = qc_find_grid(a, s, &t, 2, 2);
   qc_amx_block now = {.sums = NULL}, before = now;
+  qc_place at = qc_grid_at(&g, lo);
   qc_configure_tiles(t.rows, s->chunk);
-  for (int64_t piece = lo; piece < hi; piece++, before = now) {
-    int64_t block, pair;
-    qc_grid_at(&g, piece, &block, &pair);
-    now.tile[0] = qc_find_tile(a, &t, 2 * block);
-    now.tile[1] = qc_find_tile(a, &t, qc_min(2 * block + 1, t.tiles - 1));
-    now.pair = qc_find_pair(a, s, pair);
+  for (int64_t piece = lo; piece < hi; piece++, before = now, qc_grid_next(&g, &at)) {
+    if (at.new_block) {
+      now.tile[0] = qc_find_tile(a, &t, 2 * at.block);
+      now.tile[1] = qc_find_tile(a, &t, qc_min(2 * at.block + 1, t.tiles - 1));
+    }
+    if (at.new_pair) now.pair = qc_find_pair(a, s, at.pair, 2);
     now.sums = sums[piece & 1];
-    if (now.pair.x[0] == now.pair.x[1])
-      qc_amx_products(s, &now, t.step);
+    if (now.pair.count <= 16)
+      qc_amx_products(s, &now, t.step, 0);
+    else if (now.pair.x[0] == now.pair.x[1])
+      qc_amx_products(s, &now, t.step, 1);
     else
       qc_amx_group_products(s, &now, t.step);
     if (piece > lo) qc_amx_finish(a, &t, &before, kind);
@@ -139,7 +131,7 @@ static int64_t qc_conv_amx_units(const qc_conv *a) {
   qc_spans s;
   qc_find_spans(a, &s);
   qc_runs t = qc_find_runs(a, 16);
-  qc_grid g = qc_find_grid(a, &s, &t, 2);
+  qc_grid g = qc_find_grid(a, &s, &t, 2, 2);
   return g.blocks * g.pairs;
 }
 

@@ -6,13 +6,6 @@
 
 #if QC_IS_512
 
-enum { QC_PLAIN, QC_FULL, QC_FLOATS }; /* codes 0..255; with bounds, residual, table or the cut; floats */
-
-QC_INLINE int qc_kind(const qc_epilogue *e, const qc_tensor *r, int floats) {
-  if (floats) return QC_FLOATS;
-  return r->p || e->table || e->wide || e->lo > 0 || e->hi < 255 ? QC_FULL : QC_PLAIN;
-}
-
 /* Constants of 32 channels. */
 typedef struct qc_finish512 {
   __m512 m[2], b[2];
@@ -111,8 +104,7 @@ typedef struct qc_places {
   const uint8_t *r[16];
 } qc_places;
 
-QC_INLINE void qc_point512(void *to, const uint8_t *base, __m512i row, __m512i column, int64_t down, int64_t right, __mmask16 real, void *trash) {
-  __m512i place = _mm512_add_epi32(_mm512_mullo_epi32(row, _mm512_set1_epi32((int)down)), _mm512_mullo_epi32(column, _mm512_set1_epi32((int)right)));
+QC_INLINE void qc_point512(void *to, const uint8_t *base, __m512i place, __mmask16 real, void *trash) {
   for (int i = 0; i < 2; i++) {
     __m256i half = i ? _mm512_extracti64x4_epi64(place, 1) : _mm512_castsi512_si256(place);
     __m512i address = _mm512_add_epi64(_mm512_cvtepi32_epi64(half), _mm512_set1_epi64((long long)(intptr_t)base));
@@ -121,18 +113,80 @@ QC_INLINE void qc_point512(void *to, const uint8_t *base, __m512i row, __m512i c
   }
 }
 
-/* `at`: bytes from a position's first channel to those that are stored. */
+QC_INLINE __m512i qc_offset512(const qc_tensor *t, __m512i row, __m512i columns) {
+  return _mm512_add_epi32(_mm512_mullo_epi32(row, _mm512_set1_epi32((int)t->sh)), _mm512_mullo_epi32(columns, _mm512_set1_epi32((int)t->sw)));
+}
+
+/* c: the first channel that is stored. */
 QC_INLINE void qc_find_places(const qc_conv *a, const qc_runs *t, const qc_tile *tile, int64_t c, qc_places *p, uint8_t *trash) {
-  __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  __m512i position = _mm512_add_epi32(_mm512_set1_epi32((int)tile->start), lane);
+  __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), first = _mm512_set1_epi32(tile->column);
+  __m512i position = _mm512_add_epi32(first, lane);
   __m512 middle = _mm512_add_ps(_mm512_cvtepi32_ps(position), _mm512_set1_ps(0.5f));
   __m512i row = _mm512_cvttps_epi32(_mm512_mul_ps(middle, _mm512_set1_ps(1.0f / (float)t->flat)));
   __m512i column = _mm512_sub_epi32(position, _mm512_mullo_epi32(row, _mm512_set1_epi32((int)t->flat)));
-  int64_t real_width = t->length == t->flat ? t->length : a->y.w;
-  __mmask16 real = _mm512_cmplt_epi32_mask(column, _mm512_set1_epi32((int)real_width));
+  __mmask16 real = _mm512_cmplt_epi32_mask(column, _mm512_set1_epi32((int)qc_width(a, t)));
   real &= _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(t->rows));
-  qc_point512(p->y, tile->y + (a->floats ? 4 * c : c), row, column, a->y.sh, a->y.sw, real, trash);
-  if (tile->r) qc_point512(p->r, tile->r + c, row, column, a->r.sh, a->r.sw, real, trash);
+  column = _mm512_sub_epi32(column, first);
+  qc_point512(p->y, tile->y + (a->floats ? 4 * c : c), qc_offset512(&a->y, row, column), real, trash);
+  if (tile->r) qc_point512(p->r, tile->r + c, qc_offset512(&a->r, row, column), real, trash);
+}
+
+/* Two positions; r0 NULL: no residual. */
+QC_INLINE void qc_finish_two(const qc_finish512 *f, const int32_t *sums, uint8_t *y0, uint8_t *y1, const uint8_t *r0, const uint8_t *r1,
+                             __mmask32 mask, int kind) {
+  __m512i acc[4] = {_mm512_load_si512(sums), _mm512_load_si512(sums + 16), _mm512_load_si512(sums + 32), _mm512_load_si512(sums + 48)};
+  if (kind == QC_FLOATS)
+    qc_store_floats512(f, acc, y0, y1, mask);
+  else
+    qc_store512(qc_codes512(f, acc, r0, r1, mask, kind), y0, y1, mask);
+}
+
+QC_INLINE void qc_finish_straight(const qc_conv *a, const qc_runs *t, const qc_tile *tile, const qc_finish512 *f, int64_t c, const int32_t *sums,
+                                  __mmask32 mask, int kind) {
+  uint8_t *y = tile->y + (a->floats ? 4 * c : c);
+  const uint8_t *r = tile->r ? tile->r + c : NULL;
+  int64_t down = a->y.sw, across = r ? a->r.sw : 0;
+  for (int i = 0; i + 1 < t->rows; i += 2, sums += 64, y += 2 * down, r = r ? r + 2 * across : r)
+    qc_finish_two(f, sums, y, y + down, r, r ? r + across : r, mask, kind);
+  QC_ALIGNED uint8_t trash[128];
+  if (t->rows & 1) qc_finish_two(f, sums, y, trash, r, r, mask, kind);
+}
+
+/* At most 16 channels: four positions at once. */
+QC_INLINE void qc_finish_narrow(const qc_conv *a, const qc_tile *tile, const qc_finish512 *f, const qc_pair *pair, const int32_t *sums, int rows,
+                                int kind) {
+  qc_finish512 half = *f;
+  uint8_t *y = tile->y + pair->c;
+  int64_t down = a->y.sw;
+  __mmask16 mask = (__mmask16)((1u << pair->count) - 1);
+  half.m[1] = f->m[0], half.b[1] = f->b[0];
+  for (int i = 0; i < rows; i += 4, sums += 128, y += 4 * down) {
+    __m512i acc[4] = {_mm512_load_si512(sums), _mm512_load_si512(sums + 32), _mm512_load_si512(sums + 64), _mm512_load_si512(sums + 96)};
+    __m512i q = qc_codes512(&half, acc, NULL, NULL, 0, kind);
+    _mm_mask_storeu_epi8(y, mask, _mm512_castsi512_si128(q));
+    _mm_mask_storeu_epi8(y + down, mask, _mm512_extracti32x4_epi32(q, 1));
+    _mm_mask_storeu_epi8(y + 2 * down, mask, _mm512_extracti32x4_epi32(q, 2));
+    _mm_mask_storeu_epi8(y + 3 * down, mask, _mm512_extracti32x4_epi32(q, 3));
+  }
+}
+
+/* sums: [positions, a tile has t->rows][32 channels]. An odd last position reads one more row of sums. */
+QC_INLINE void qc_finish_tile(const qc_conv *a, const qc_runs *t, const qc_tile *tile, const qc_pair *pair, const int32_t *sums, int kind) {
+  QC_ALIGNED uint8_t trash[128];
+  qc_finish512 f = qc_begin512(&a->e, pair->c);
+  __mmask32 mask = (__mmask32)(pair->count == 32 ? 0xffffffffu : (1u << pair->count) - 1);
+  qc_places p = {.r = {NULL}};
+  if (tile->straight && pair->count <= 16 && t->rows % 4 == 0 && !tile->r && kind != QC_FLOATS) {
+    qc_finish_narrow(a, tile, &f, pair, sums, t->rows, kind);
+    return;
+  }
+  if (tile->straight) {
+    qc_finish_straight(a, t, tile, &f, pair->c, sums, mask, kind);
+    return;
+  }
+  qc_find_places(a, t, tile, pair->c, &p, trash);
+  for (int i = 0; i < t->rows; i += 2, sums += 64)
+    qc_finish_two(&f, sums, p.y[i], p.y[i + 1], tile->r ? p.r[i] : NULL, p.r[i + 1], mask, kind);
 }
 
 #endif

@@ -4,23 +4,30 @@
 #include "isa.h"
 
 #include "boundary.h"
-#if QC_ISA == QC_AMX
-#include "conv_amx.h"
-#else
-#include "conv_scalar.h"
-#endif
-#include "depthwise_scalar.h"
 #include "elementwise.h"
 #include "pool.h"
 
 #if QC_ISA == QC_AMX
+#include "conv_amx.h"
 #define QC_CONV qc_conv_amx
 #define QC_END qc_amx_end
-#else
+#elif QC_ISA == QC_SCALAR
+#include "conv_scalar.h"
 #define QC_CONV qc_conv_rows
 #define QC_END qc_nothing
+#else
+#include "conv_dot.h"
+#define QC_CONV qc_conv_dot
+#define QC_END qc_nothing
 #endif
+
+#if QC_ISA == QC_SCALAR
+#include "depthwise_scalar.h"
 #define QC_DEPTHWISE qc_depthwise_rows
+#else
+#include "depthwise.h"
+#define QC_DEPTHWISE qc_depthwise_dots
+#endif
 
 #if QC_ISA != QC_AMX
 static void qc_nothing(void) {}

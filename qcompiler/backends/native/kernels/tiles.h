@@ -20,11 +20,12 @@ typedef struct qc_runs {
   int32_t by_rows;
 } qc_runs;
 
+/* x, y and r at the tile's first position. straight: all of its positions lie in one row of the result. */
 typedef struct qc_tile {
-  const uint8_t *x; /* of the tile's first position */
-  uint8_t *y;       /* of the run's first position, as r */
+  const uint8_t *x;
+  uint8_t *y;
   const uint8_t *r;
-  int64_t start; /* the tile's first position in its run */
+  int32_t column, straight; /* column: of the first position in its row of `flat` positions */
 } qc_tile;
 
 /* Whether the pixels of t lie in memory one behind the other. */
@@ -60,37 +61,48 @@ static qc_runs qc_find_runs(const qc_conv *a, int32_t rows) {
   return t;
 }
 
+/* Positions of a row of a run that are results. */
+QC_INLINE int64_t qc_width(const qc_conv *a, const qc_runs *t) { return t->length == t->flat ? t->length : a->y.w; }
+
 static qc_tile qc_find_tile(const qc_conv *a, const qc_runs *t, int64_t index) {
   int64_t run = index / t->per_run, plane = t->by_rows ? run / a->y.h : run, h = t->by_rows ? run % a->y.h : 0;
   int64_t n = plane / a->y.d, d = plane % a->y.d;
-  qc_tile tile = {.start = qc_min((index - run * t->per_run) * t->rows, t->length - t->rows)};
-  tile.x = a->x.p + n * a->x.sn + d * a->k.stride[0] * a->x.sd + h * a->k.stride[1] * a->x.sh + tile.start * t->step;
-  tile.y = a->y.p + n * a->y.sn + d * a->y.sd + h * a->y.sh;
-  tile.r = a->r.p ? a->r.p + n * a->r.sn + d * a->r.sd + h * a->r.sh : NULL;
+  int64_t start = qc_min((index - run * t->per_run) * t->rows, t->length - t->rows), row = start / t->flat, column = start - row * t->flat;
+  qc_tile tile = {.column = (int32_t)column, .straight = column + t->rows <= qc_width(a, t)};
+  tile.x = a->x.p + n * a->x.sn + d * a->k.stride[0] * a->x.sd + h * a->k.stride[1] * a->x.sh + start * t->step;
+  tile.y = a->y.p + n * a->y.sn + d * a->y.sd + (h + row) * a->y.sh + column * a->y.sw;
+  tile.r = a->r.p ? a->r.p + n * a->r.sn + d * a->r.sd + (h + row) * a->r.sh + column * a->r.sw : NULL;
   return tile;
 }
 
-/* The channels of a pair of blocks of 16: where their weights and inputs are. An odd last block stands twice. */
+/* The channels of a piece, one block of 16 or two: where their weights and inputs are. A missing second block is the first again. */
 typedef struct qc_pair {
   const int8_t *w[2];
-  int64_t x[2];   /* offset of the group's first input channel */
-  int64_t c;      /* first channel */
-  int32_t count;  /* channels that are stored, at most 32 */
+  int64_t x[2];  /* offset of the group's first input channel */
+  int64_t c;     /* first channel */
+  int32_t count; /* channels that are stored, at most 32 */
 } qc_pair;
 
-QC_INLINE int64_t qc_pairs(const qc_conv *a, const qc_spans *s) { return qc_ceil((int64_t)a->groups * s->blocks, 2); }
-
-static qc_pair qc_find_pair(const qc_conv *a, const qc_spans *s, int64_t index) {
-  int64_t last = (int64_t)a->groups * s->blocks - 1, b[2] = {2 * index, qc_min(2 * index + 1, last)};
-  qc_pair p = {.c = 32 * index, .count = (int32_t)qc_min(32, a->y.c - 32 * index)};
+static qc_pair qc_find_pair(const qc_conv *a, const qc_spans *s, int64_t index, int blocks) {
+  int64_t last = (int64_t)a->groups * s->blocks - 1, b[2] = {blocks * index, qc_min(blocks * index + blocks - 1, last)};
+  int64_t c = 16 * blocks * index;
+  qc_pair p = {.c = c, .count = (int32_t)qc_max(0, qc_min(16 * blocks, a->y.c - c))};
   for (int i = 0; i < 2; i++) {
     p.w[i] = a->w + b[i] * qc_block_bytes(s);
-    p.x[i] = b[i] / s->blocks * s->in;
+    p.x[i] = a->groups == 1 ? 0 : b[i] / s->blocks * s->in;
   }
   return p;
 }
 
-/* Pieces are (blocks of tiles) x (pairs of channel blocks). Channels outside: the weights of a pair stay near while the positions
+enum { QC_PLAIN, QC_FULL, QC_FLOATS }; /* codes 0..255; with bounds, residual, table or the cut; floats */
+
+/* Which epilogue a convolution needs; kernels are made for each. */
+QC_INLINE int qc_kind(const qc_epilogue *e, const qc_tensor *r, int floats) {
+  if (floats) return QC_FLOATS;
+  return r->p || e->table || e->wide || e->lo > 0 || e->hi < 255 ? QC_FULL : QC_PLAIN;
+}
+
+/* tiles, blocks: how many of them a piece has. Pieces are (blocks of tiles) x (pairs of channel blocks). Channels outside: the weights of a pair stay near while the positions
    pass, for the price of reading x once a pair; worth it where that is less than reading all weights once a block of tiles. */
 typedef struct qc_grid {
   int64_t blocks, pairs;
@@ -99,17 +111,31 @@ typedef struct qc_grid {
 
 #define QC_NEAR 24576 /* bytes of weights that stay in the first cache beside the activations */
 
-static qc_grid qc_find_grid(const qc_conv *a, const qc_spans *s, const qc_runs *t, int tiles_a_block) {
-  qc_grid g = {qc_ceil(t->tiles, tiles_a_block), qc_pairs(a, s), 0};
-  int64_t weights = 2 * g.pairs * qc_block_bytes(s), input = (int64_t)a->x.n * a->x.d * a->x.h * a->x.w * s->in;
+static qc_grid qc_find_grid(const qc_conv *a, const qc_spans *s, const qc_runs *t, int tiles, int blocks) {
+  qc_grid g = {qc_ceil(t->tiles, tiles), qc_ceil(a->y.c, 16 * blocks), 0};
+  int64_t weights = blocks * g.pairs * qc_block_bytes(s), input = (int64_t)a->x.n * a->x.d * a->x.h * a->x.w * s->in;
   if (a->groups == 1 && weights > QC_NEAR) g.channels_outside = weights + input * g.pairs < input + weights * g.blocks;
   if (a->groups > 1) g.channels_outside = g.blocks > 4;
   return g;
 }
 
-QC_INLINE void qc_grid_at(const qc_grid *g, int64_t piece, int64_t *block, int64_t *pair) {
-  *block = g->channels_outside ? piece % g->blocks : piece / g->pairs;
-  *pair = g->channels_outside ? piece / g->blocks : piece % g->pairs;
+/* Where a range of pieces has come to. */
+typedef struct qc_place {
+  int64_t block, pair;
+  int new_block, new_pair; /* whether they differ from those of the piece before */
+} qc_place;
+
+QC_INLINE qc_place qc_grid_at(const qc_grid *g, int64_t piece) {
+  if (g->channels_outside) return (qc_place){piece % g->blocks, piece / g->blocks, 1, 1};
+  return (qc_place){piece / g->pairs, piece % g->pairs, 1, 1};
+}
+
+QC_INLINE void qc_grid_next(const qc_grid *g, qc_place *p) {
+  int64_t *inner = g->channels_outside ? &p->block : &p->pair, *outer = g->channels_outside ? &p->pair : &p->block;
+  int turn = ++*inner == (g->channels_outside ? g->blocks : g->pairs);
+  if (turn) *inner = 0, ++*outer;
+  p->new_block = g->channels_outside || turn;
+  p->new_pair = !g->channels_outside || turn;
 }
 
 #endif

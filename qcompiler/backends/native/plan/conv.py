@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qcompiler.backends.native.packing import fold_epilogue, pack_conv, pack_depthwise
+from qcompiler.backends.native.packing import fold_epilogue, pack_conv, pack_depthwise, sums_fit
 from qcompiler.backends.native.plan.codes import Bounds, Codes
 from qcompiler.backends.native.plan.layer import Bound, Layer, image, rows
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
@@ -64,6 +64,7 @@ class Residual:
     codes: Codes
     low: int
     high: int
+    times: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,20 @@ class Conv(Layer):
     residual: Residual | None = None
     of_sum: Codes | None = None
     table: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        channels, bias = self.weight.shape[0], self.bias
+        if (
+            self.weight.dim() != 2 + self.dims
+            or self.groups < 1
+            or channels % self.groups
+            or min((*self.window.stride, *self.window.dilation)) < 1
+        ):
+            raise ValueError(f"no weight of {self.groups} groups in {self.dims} dimensions: {tuple(self.weight.shape)}")
+        if bias is not None and bias.shape != (channels,):
+            raise ValueError(f"a bias of shape {tuple(bias.shape)} for {channels} channels")
+        if not sums_fit(self.weight.numpy()):
+            raise ValueError("sums of products may leave 32 bits")
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -130,7 +145,6 @@ class Conv(Layer):
         return Bound([image(p, self.dims) if self.dims else rows(p) for p in places])
 
     def code(self, to: LayerCode) -> None:
-        family = "depthwise" if self.is_depthwise else "conv"
         fold = self.window.kernel[2] > 1 and self.window.dilation[2] == 1 and to.is_whole(self.x)
         with to.call("depthwise" if self.is_depthwise else "conv") as fields:
             fields.pixels("x", "y", *(["r"] if self.residual is not None else []))
@@ -164,7 +178,7 @@ class Conv(Layer):
         low, high = self.codes.limits(self.bounds if self.residual is None else None)
         fields.numbers(**{"e.zero": self.codes.zero, "e.lo": low, "e.hi": high})
         if self.residual is not None and self.of_sum is not None:
-            k, kr, kc = sum_factors(self.codes, self.residual.codes, self.of_sum)
+            k, kr, kc = sum_factors(self.codes, self.residual.codes, self.of_sum, self.residual.times)
             fields.reals(**{"e.k": k, "e.kr": kr, "e.kc": kc})
             fields.numbers(**{"e.zero2": self.of_sum.zero, "e.lo2": self.residual.low, "e.hi2": self.residual.high})
         if self.table is not None:
@@ -181,9 +195,10 @@ class Conv(Layer):
         return " ".join(p for p in (*parts, "table" if self.table is not None else "") if p)
 
 
-def sum_factors(a: Codes, b: Codes, y: Codes) -> tuple[float, float, float]:
-    """ka, kb, kc of y = rne(a * ka + (b * kb + kc)), made in double."""
-    return a.scale / y.scale, b.scale / y.scale, (-a.zero * a.scale - b.zero * b.scale) / y.scale
+def sum_factors(a: Codes, b: Codes, y: Codes, times: float = 1.0) -> tuple[float, float, float]:
+    """ka, kb, kc of y = rne(a * ka + (b * kb + kc)), made in double, for the sum a + times * b."""
+    scale = b.scale * times
+    return a.scale / y.scale, scale / y.scale, (-a.zero * a.scale - b.zero * scale) / y.scale
 
 
 def refuse_conv(dims: int, step: Step, facts: Facts) -> str | None:

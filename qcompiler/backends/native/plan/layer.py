@@ -68,7 +68,7 @@ class Layer(ABC):
     def bind(self, sizes: Sizes) -> Bound:
         return Bound()
 
-    def code(self, to: LayerCode) -> None:
+    def code(self, to: LayerCode) -> None:  # noqa: B027 - a layer that only renames has none
         """Writes the body of its C function; nothing for a layer that only renames."""
 
     @property

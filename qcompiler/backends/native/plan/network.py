@@ -22,18 +22,27 @@ class Home:
 
 @dataclass(frozen=True)
 class Network:
-    """`inputs`: (name, rank) of the tensors it takes. `outputs`: what it hands out. `codes`: of each value that is codes.
+    """`inputs`: (name, the example's shape) of the tensors it takes. `outputs`: what it hands out. `codes`: of each value that is codes.
 
     `halos`: how wide a rim of zero points the readers of a value want, for its dimensions of space. `homes`: values that are made in
     their place in a cat.
     """
 
-    inputs: tuple[tuple[str, int], ...]
+    inputs: tuple[tuple[str, Axes], ...]
     outputs: tuple[str, ...]
     layers: tuple[Layer, ...]
     codes: Mapping[str, Codes]
     halos: Mapping[str, Axes]
     homes: Mapping[str, Home]
+
+    @cached_property
+    def rims(self) -> Mapping[str, str]:
+        """Which layer, by its result, writes the rim around which value: the one that makes the value, or its first part."""
+        found = {}
+        for name in (name for name, pads in self.halos.items() if any(pads)):
+            parts = (layer.out for layer in self.computing if layer.out in self.homes and self.homes[layer.out].whole == name)
+            found[next(parts, name)] = name
+        return found
 
     @cached_property
     def whole(self) -> frozenset[str]:

@@ -23,8 +23,8 @@ class Place:
 
     @property
     def order(self) -> Axes:
-        """The dimensions from the slowest to the fastest."""
-        return tuple(sorted(range(len(self.shape)), key=lambda i: (-self.strides[i], i)))
+        """The dimensions from the slowest to the fastest; of two with one stride, one of length 1 is the faster."""
+        return tuple(sorted(range(len(self.shape)), key=lambda i: (-self.strides[i], self.shape[i] == 1, i)))
 
     def meta(self) -> Tensor:
         """A tensor without data that has these strides: torch's own view functions say what a view of this place is."""
@@ -33,7 +33,7 @@ class Place:
 
     def viewed(self, view: Tensor) -> Place:
         """The place of a view that was made of `meta()`."""
-        moved = self.offset + view.storage_offset() * self.size
+        moved = self.offset + int(view.storage_offset()) * self.size
         return replace(self, shape=tuple(view.shape), strides=tuple(s * self.size for s in view.stride()), offset=moved)
 
     def narrow(self, dim: int, start: int, length: int) -> Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -28,6 +29,99 @@ NO_NETWORK = Network((), (), (), {}, {}, {})
 
 class Facts(Protocol):
     """What a family asks about the arguments of a step to say whether it takes it."""
+
+    def rank(self, argument: Any) -> int: ...
+
+    def is_codes(self, argument: Any) -> bool: ...
+
+    def weight_fault(self, argument: Any) -> str | None: ...
+
+
+@dataclass
+class Planner:
+    """`codes`: of each value so far. `alias`: names of values that are others under another name, dequantized ones among them."""
+
+    region: Region
+    tensors: Sequence[Tensor]
+    qparams: Sequence[tuple[float, int]]
+    layers: list[Layer] = field(default_factory=list)
+    codes: dict[str, Codes] = field(default_factory=dict)
+    lies: dict[str, str | None] = field(default_factory=dict)  # "pixels" or "rows" where a value surely lies so
+    example: Sizes = field(default_factory=lambda: Sizes(NO_NETWORK))  # shapes at the example's sizes
+    alias: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, Step] = field(default_factory=dict)
+    quantized: dict[str, Step] = field(default_factory=dict)  # name of an op's result -> its quantize step
+    halos: dict[str, Axes] = field(default_factory=dict)
+    homes: dict[str, Home] = field(default_factory=dict)
+    made: dict[str, Layer] = field(default_factory=dict)
+
+    def network(self) -> Network:
+        """The layers of the whole region. Raises RegionError for steps that make no sense together."""
+        results = {step.out for step in self.region.steps if step.op not in (QUANTIZE, DEQUANTIZE, WEIGHT)}
+        for step in self.region.steps:
+            if step.op == QUANTIZE and (name := str(step.args[0])[1:]) in results:
+                self.quantized[name] = step
+        self.example.shapes.update(self.region.inputs)
+        for step in self.region.steps:
+            try:
+                self._take(step)
+            except (KeyError, IndexError, TypeError, ValueError, AssertionError, AttributeError, RuntimeError, ArithmeticError) as error:
+                raise RegionError(f"step {step.out!r:.60} ({step.op:.40}) cannot be planned: {error!r:.200}") from error
+        self._hand_out()
+        return Network(self.region.inputs, self.region.outputs, tuple(self.layers), self.codes, self.halos, self.homes)
+
+    def _take(self, step: Step) -> None:
+        if step.op == QUANTIZE:
+            if step.args[0][1:] not in self.quantized:
+                self._quantize(step)
+        elif step.op == DEQUANTIZE:
+            self.alias[step.out] = self.value(step.args[0])
+        elif step.op == WEIGHT:
+            self.weights[step.out] = step
+        elif step.op in NUMBERS or step.op in ("size", "dim"):
+            args = tuple(f"%{self.value(a)}" if is_value(a) else a for a in step.args)
+            self.add(Number(step.out, step.out, step.op, args))
+        else:
+            family_of(step.op).plan(step, self)
+
+    def _quantize(self, step: Step) -> None:
+        """Codes of an input; a sequence lies as its readers take it, the channels innermost for convolutions."""
+        x = step.args[0][1:]
+        floats = {s.out for s in self.region.steps if s.op == DEQUANTIZE and s.args == (f"%{step.out}",)}
+        sequences = any(s.op.endswith("1d") and floats & set(s.reads()) for s in self.region.steps)
+        last = len(self.example.shape(x)) >= 4 or sequences
+        self.add(Quantize(step.out, step.out, x, self._codes(step), last))
+
+    def _codes(self, step: Step) -> Codes:
+        (scale, zero), (low, high) = self.qparams[step.args[1]], step.args[2:4]
+        if not (0 <= low <= high <= 255 and 0 <= zero <= 255 and 0 < scale < math.inf):
+            raise ValueError(f"no codes of 8 bits: scale {scale}, zero point {zero}, {low} to {high}")
+        return Codes(float(scale), int(zero), int(low), int(high))
+
+    def _hand_out(self) -> None:
+        """Floats for what is handed out and is codes."""
+        for name in dict.fromkeys(self.region.outputs):
+            if name in self.alias:
+                x = self.value(f"%{name}")
+                self.add(Dequantize(name, name, x, self.codes[x]))
+
+    def add(self, layer: Layer, codes: Codes | None = None) -> str:
+        """Appends a layer and returns the value that it makes, whose codes are `codes`, or those that the layer names."""
+        self.layers.append(layer)
+        self.made[layer.out] = layer
+        self.example.shapes[layer.out] = layer.shape(self.example)
+        self.lies[layer.out] = self._lies(layer)
+        codes = codes or getattr(layer, "codes", None)
+        if codes is not None:
+            self.codes[layer.out] = codes
+        return layer.out
+
+    def value(self, argument: Any) -> str:
+        """The value behind an argument: codes where it is a dequantized one."""
+        name = str(argument)[1:]
+        while name in self.alias:
+            name = self.alias[name]
+        return name
 
     def rank(self, name: str) -> int:
         return len(self.example.shape(name))

@@ -70,7 +70,7 @@ class Pool(Layer):
                 ratio = self.x_codes.scale / self.codes.scale
                 fields.doubles(ratio=ratio)
                 fields.reals(b=-self.x_codes.zero * ratio)
-                fields.plain(include_pad=int(self.include_pad), divisor=self.divisor)
+                fields.plain(include_pad=int(self.include_pad and self.size is None), divisor=self.divisor)
                 fields.numbers(x_zero=self.x_codes.zero, zero=self.codes.zero, lo=self.codes.low, hi=self.codes.high)
         to.halo(self.out)
 

@@ -158,7 +158,7 @@ class Relayout(Layer):
             made = image(given, self.dims) if self.wants == "pixels" else rows(given)
         except ValueError:
             return False
-        n, d, h, w = made.strides
+        _, d, h, w = made.strides
         return self.wants == "rows" or (w > 0 and h % w == 0 and d % w == 0)
 
     @property
@@ -166,14 +166,11 @@ class Relayout(Layer):
         return False
 
     def bind(self, sizes: Sizes) -> Bound:
-        bound = copied(self, sizes)
-        if sizes.around(self.out):
-            bound.pixels.append(image(sizes.copies[self.out], self.dims))
-        return bound
+        return copied(self, sizes)
 
     def code(self, to: LayerCode) -> None:
         to.copy()
-        to.halo_of_copy(self.out)
+        to.halo(self.out)
 
     def text(self) -> str:
         return f"relayout {self.x} as {self.wants} {self.other}".rstrip()
@@ -227,9 +224,9 @@ def copied(layer: Layer, sizes: Sizes) -> Bound:
         return Bound(moved=[NOTHING])
     given = sizes.place(layer.reads[0])
     order = target.order
-    axes = [(given.shape[d], (given.strides[d], target.strides[d])) for d in order]
+    shape, strides = tuple(given.shape[d] for d in order), [tuple(p.strides[d] for d in order) for p in (given, target)]
+    axes: list[tuple[int, tuple[int, ...]]] = [(n, (a, b)) for n, a, b in zip(shape, *strides, strict=True)]
     if len(axes) > 6:
-        shape, strides = tuple(given.shape[d] for d in order), [tuple(p.strides[d] for d in order) for p in (given, target)]
         axes = merged(shape, strides)
     if len(axes) > 6:
         raise ValueError("a copy in more than six dimensions")

@@ -42,7 +42,8 @@ class Sizes:
     def filled(self) -> Sizes:
         """All shapes, then all places. Raises InputError where an op cannot take the sizes."""
         for step in (self._shape, self._place):
-            for self.now, layer in enumerate(self.network.layers):
+            for index, layer in enumerate(self.network.layers):
+                self.now = index
                 try:
                     step(layer)
                 except QCompilerError:

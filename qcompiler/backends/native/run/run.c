@@ -132,20 +132,12 @@ static int64_t qc_now(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-int qc_time(qc_model *model, const qc_sizes *sizes, void *const *io, int64_t *nanoseconds) {
-  qc_arena *arena = qc_take(model, sizes->arena);
-  if (!arena) return 1;
-  if (sizes->arena > arena->size) {
-    qc_give(model, arena);
-    return 1;
-  }
-  qc_state s = qc_begin(model, sizes, io, arena->bytes);
+void qc_watch(qc_model *model, const qc_sizes *sizes, void *const *io, uint8_t *arena, int64_t *nanoseconds) {
+  qc_state s = qc_begin(model, sizes, io, arena);
   for (int32_t i = 0; i < model->network->layers; i++) {
     int64_t start = qc_now(), units = model->network->layer[i](&s, 0, -1);
     if (units > 0) model->network->layer[i](&s, 0, units);
     nanoseconds[i] = qc_now() - start;
   }
   model->k->end();
-  qc_give(model, arena);
-  return 0;
 }

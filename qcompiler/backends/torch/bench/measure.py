@@ -1,5 +1,6 @@
-"""Measures every entry of the kernel table on this machine: `python -m qcompiler.backends.torch.bench.measure`.
+"""Measures every entry of the kernel table on this machine: `python -m qcompiler.backends.torch.bench.measure [OP ...]`.
 
+With names of ops it measures these alone, and leaves the records of the others: each case has random numbers of its own.
 Writes measured.json: for engine, op and entry the largest error in quanta against float64 with activations of 0..127
 and 0..255, whether it saturates, and for each reason of refusal how wrong the entry would have been.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from qcompiler.backends.torch.kernels.table import entries
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, Weight, host_isa
 from qcompiler.ir.types import VALUE, QParams, Value
+from qcompiler.near_names import near_names
+from qcompiler.ops.table import OPS
 
 MEASURED = Path(__file__).parent.parent / "kernels" / "measured.json"
 SETTINGS = ((127, False), (127, True), (255, False), (255, True))  # highest code, extreme weights
@@ -109,12 +112,12 @@ def _record(entry: dict[str, Any], case: Case, high: int, reason: str | None, fo
                 entry[f"worst_{high}"] = case.label
 
 
-def measure(engine: str, isa: str, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """All entries of one engine."""
+def measure(engine: str, isa: str, ops: Collection[str] = (), progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """All entries of one engine, or those for some ops."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for high, extreme in SETTINGS:
         progress(f"{engine} 0..{high}{' extreme' if extreme else ''}")
-        for case in all_cases(high, extreme):
+        for case in all_cases(high, extreme, ops=ops):
             site = Bench(case, engine, isa).site
             for kernel in (k for k in entries(site) if engine in k.engines):
                 bench = Bench(case, engine, isa)
@@ -150,18 +153,25 @@ def tap_pairs(kernel: tuple[int, ...], channels: int = 16) -> list[tuple[int, in
     return pairs
 
 
-def main() -> None:
-    """Writes kernels/measured.json."""
+def measured_anew(known: Mapping[str, Any], ops: Collection[str]) -> dict[str, Any]:
+    """The report with these ops measured on this machine; with none, all of it. Raises SystemExit for an op that no row is called."""
+    unknown = [op for op in ops if op not in OPS.rows]
+    if unknown:
+        close = ", ".join(near_names(unknown[0], OPS.rows))
+        raise SystemExit(f"no op is called {unknown[0]!r}; {f'did you mean {close}?' if close else 'docs/ops.md has all of them'}")
     isa = host_isa()
-    report: Mapping[str, Any] = {
-        "torch": torch.__version__.split("+")[0],
-        "isa": isa,
-        "unit": "quanta",
-        "depthwise_tap_pairs_3x3": tap_pairs((3, 3)),
-        "engines": {e: measure(e, isa, lambda text: print(text, file=sys.stderr)) for e in ENGINES},
-    }
+    engines = {e: measure(e, isa, ops, lambda text: print(text, file=sys.stderr)) for e in ENGINES}
+    if ops:
+        return {**known, "engines": {e: dict(sorted({**known["engines"][e], **engines[e]}.items())) for e in ENGINES}}
+    head = {"torch": torch.__version__.split("+")[0], "isa": isa, "unit": "quanta", "depthwise_tap_pairs_3x3": tap_pairs((3, 3))}
+    return {**head, "engines": engines}
+
+
+def main(ops: Collection[str]) -> None:
+    """Writes kernels/measured.json."""
+    report = measured_anew(json.loads(MEASURED.read_text(encoding="utf-8")) if ops else {}, ops)
     MEASURED.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

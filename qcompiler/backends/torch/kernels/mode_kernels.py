@@ -13,16 +13,18 @@ from torch import fx
 
 from qcompiler.backends.torch.kernels.conv import axis_of
 from qcompiler.backends.torch.kernels.linear import like_input
-from qcompiler.backends.torch.kernels.modes import HALF_ENGINES, RECURRENT
+from qcompiler.backends.torch.kernels.modes import HALF_ENGINES
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.runtime import recurrent, tables
 from qcompiler.backends.torch.site import ENGINES, Emit, Half, Kernel, Rounded, Site, Weight
 from qcompiler.ir.types import Mode
 from qcompiler.ops import recurrent_float
 from qcompiler.ops.recurrent import interleaved
+from qcompiler.ops.rows.recurrent import ROWS
 from qcompiler.ops.spec import Role
 
 OPS = torch.ops.quantized
+RECURRENT = tuple(row.name for row in ROWS)
 FLOAT: Mapping[str, Callable[..., Any]] = {name: getattr(recurrent_float, f"{name}_float") for name in RECURRENT}
 
 
@@ -73,10 +75,7 @@ def _lists(site: Site) -> tuple[list[Any], list[Any]]:
 
 def _layer(site: Site) -> tuple[bool, ...]:
     """What tells one layer's call from another's."""
-    name = site.op.name
-    if name.endswith("_cell"):
-        return ()
-    return (bool(site.get("bidirectional")), *(() if name.endswith("_packed") else (bool(site.get("batch_first")),)))
+    return tuple(bool(site.get(name)) for name in ("bidirectional", "batch_first") if site.op.takes(name))
 
 
 def _cells(site: Site, emit: Emit, half: bool) -> list[fx.Node]:
@@ -97,12 +96,12 @@ def _cells(site: Site, emit: Emit, half: bool) -> list[fx.Node]:
 
 def _emit_recurrent(half: bool) -> Callable[[Site, Emit], fx.Node]:
     def emit_recurrent(site: Site, emit: Emit) -> fx.Node:
-        name, weights = site.op.name, _lists(site)[0]
-        if name == "rnn_cell":
+        weights = _lists(site)[0]
+        if site.op.takes("nonlinearity"):
             return _rnn_cell(site, emit, half)
-        more = (half,) if name.startswith("lstm") else ()
+        more = (half,) if site.op.takes("cell") else ()
         given = (*_inputs(site), _cells(site, emit, half), weights[1].shape[1], *_layer(site), *more)
-        return emit.call(getattr(recurrent, f"{name}_dynamic"), *given)
+        return emit.call(getattr(recurrent, f"{site.op.name}_dynamic"), *given)
 
     return emit_recurrent
 
@@ -134,12 +133,11 @@ def _widened(weight: Any, emit: Emit) -> Any:
 def emit_recurrent_float(site: Site, emit: Emit) -> fx.Node:
     weights, biases = _lists(site)
     flat = interleaved([_widened(w, emit) for w in weights], biases)
-    name = site.op.name
-    if name.endswith("_cell"):
-        more: tuple[Any, ...] = (site.get("nonlinearity", "tanh"),) if name == "rnn_cell" else ()
+    if site.op.takes("bidirectional"):
+        more: tuple[Any, ...] = (bool(biases), *_layer(site))
     else:
-        more = (bool(biases), *_layer(site))
-    return emit.call(FLOAT[name], *_inputs(site), flat, *more)
+        more = (site.get("nonlinearity", "tanh"),) if site.op.takes("nonlinearity") else ()
+    return emit.call(FLOAT[site.op.name], *_inputs(site), flat, *more)
 
 
 def emit_float(site: Site, emit: Emit) -> fx.Node:

@@ -10,6 +10,7 @@ from torch import fx
 from qcompiler.backends.torch.runtime import fit, floats
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, ints
+from qcompiler.ops.spec import Family
 
 X86 = ("x86", "fbgemm", "onednn")
 ADAPTIVE_AVG: dict[str, Any] = {
@@ -52,7 +53,7 @@ def emit_pool(site: Site, emit: Emit) -> fx.Node:
 
 def fitting(site: Site, emit: Emit, source: fx.Node) -> fx.Node:
     """The input of a pool, refused where its window does not fit in: int8 average pools would make something up."""
-    if not site.op.name.startswith("avg_pool"):
+    if not (site.op.family is Family.POOL and site.op.averages(site.attributes) and "kernel_size" in site.attributes):
         return source
     dims = _dims(site)
     kernel = ints(site.get("kernel_size"), dims)
@@ -65,12 +66,13 @@ def fitting(site: Site, emit: Emit, source: fx.Node) -> fx.Node:
 
 def refuse_unbatched_qnnpack(site: Site) -> str | None:
     """qnnpack's 2-d pools raise on inputs without a batch dimension."""
-    unbatched = site.engine == "qnnpack" and site.rank == 3 and not site.op.name.endswith("1d")
+    unbatched = site.engine == "qnnpack" and site.rank == 3 and site.op.dims != 1
     return refuse_input(site) or ("qnnpack pools need a batch dimension" if unbatched else None)
 
 
 def _dims(site: Site) -> int:
-    return int(site.op.name[-2])
+    assert site.op.dims is not None
+    return site.op.dims
 
 
 def refuse_single(site: Site) -> str | None:
@@ -95,7 +97,7 @@ def refuse_avg(site: Site) -> str | None:
 
 
 def emit_adaptive_avg_float(site: Site, emit: Emit) -> fx.Node:
-    size = ints(site.get("output_size"), int(site.op.name[-2]))
+    size = ints(site.get("output_size"), _dims(site))
     return emit.call(ADAPTIVE_AVG[site.op.name], site.args[0], size, site.scale, site.zero_point)
 
 
@@ -155,8 +157,7 @@ def refuse_sizes(site: Site) -> str | None:
 
 
 def emit_adaptive_max(site: Site, emit: Emit) -> fx.Node:
-    dims = int(site.op.name[-2])
-    size = ints(site.get("output_size"), dims)
+    size = ints(site.get("output_size"), _dims(site))
     return emit.call(ADAPTIVE_MAX[site.op.name], site.args[0], size, site.scale, site.zero_point)
 
 

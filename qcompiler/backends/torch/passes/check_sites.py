@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from qcompiler.backends.torch.runtime.by_shape import ENGINE_LOCK
@@ -132,7 +132,9 @@ class _Run:
             return args.pop(0) if args else kwargs.get(name, node.args[0] if node.args else None)
         if node.op == "get_attr":
             held = attrgetter(str(node.target))(self.gm)
-            return held.clone() if self.writes and isinstance(held, Tensor) else held
+            return (
+                copy.deepcopy(held) if isinstance(held, nn.Module) else held.clone() if self.writes and isinstance(held, Tensor) else held
+            )
         given, named = fx.node.map_arg((node.args, dict(node.kwargs)), self.values.__getitem__)  # type: ignore[misc]
         if node.op == "output":
             return None

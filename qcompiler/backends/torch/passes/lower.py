@@ -17,10 +17,12 @@ from qcompiler.backends.torch.passes.check_sites import Codes, Lowered, wrong_si
 from qcompiler.backends.torch.passes.reuse_memory import reuse_memory
 from qcompiler.backends.torch.runtime.functions import as_quantized, quantize_along, quantize_constant
 from qcompiler.backends.torch.site import Emit, Half, Kernel, Operand, Rounded, Site, Weight, cut
+from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.arguments import activations
+from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quantize_dequantize, quantize, unpack_4bit, widen
 from qcompiler.ops.stays_float import starved
 from qcompiler.pass_manager import Context
@@ -50,7 +52,11 @@ def _checked(gm: fx.GraphModule, context: Context) -> fx.Graph:
         lowering = _Lowering(gm, context, wrong)
         graph = lowering.graph(gm.graph)
         graph.eliminate_dead_code()
-        found = [] if context.example is None else wrong_sites(gm, graph, lowering.sites, context.example, context.target.engine)
+        found = (
+            []
+            if context.example is None or not lowering.sites
+            else wrong_sites(gm, graph, lowering.sites, context.example, lowering.target.engine)
+        )
         for entry in found:
             site = entry.lowered
             reason = f"{site.kernel} is wrong on the example inputs: {entry.text}"
@@ -64,7 +70,7 @@ class _Lowering:
     """One walk over the QUANTIZED graph. `plain`: old node -> new node with its float (or other) value; `int8`: old node -> quint8."""
 
     def __init__(self, gm: fx.GraphModule, context: Context, wrong: Mapping[str, Mapping[str, str]]) -> None:
-        self.gm, self.context, self.wrong = gm, context, wrong
+        self.gm, self.context, self.wrong, self.target = gm, context, wrong, TorchTarget.of(context.target)
         self.sites: list[Lowered] = []
         self.new = fx.Graph()
         self.new.owning_module = gm
@@ -90,7 +96,7 @@ class _Lowering:
 
     def _from_outside(self, index: int, node: fx.Node) -> bool:
         """An input that the caller gives quantized (input_quantized_indexes): it is brought to the qparams of calibration."""
-        if self.context.custom is None or index not in self.context.custom.input_quantized_indexes:
+        if index not in self.context.settings.custom.input_quantized_indexes:
             return False
         user = next((u for u in node.users if u.target is quantize), None)
         if user is None:
@@ -104,7 +110,7 @@ class _Lowering:
 
     def _output(self, node: fx.Node) -> fx.Node:
         """The result; what output_quantized_indexes names is handed out as quint8."""
-        indexes = self.context.custom.output_quantized_indexes if self.context.custom is not None else ()
+        indexes = self.context.settings.custom.output_quantized_indexes
         if not indexes:
             return self._copy(node)
         result = node.args[0]
@@ -194,7 +200,7 @@ class _Lowering:
         if qparams is None or (low <= 0 and high >= 255):
             return made
         self._annotated(made, old).meta[VALUE] = Value(None, None)
-        return cut(self.context.target.engine, Emit(self.new, self.gm), made, qparams, max(low, 0), min(high, 255))
+        return cut(self.target.engine, Emit(self.new, self.gm), made, qparams, max(low, 0), min(high, 255))
 
     def _argument(self, arg: Any) -> Any:
         """A site's argument: Operand for what was dequantized, Weight for int8 parameters, new nodes and constants otherwise."""
@@ -233,7 +239,7 @@ class _Lowering:
             return False
         args = tuple(self._argument(a) if isinstance(a, fx.Node) and a.target in LAZY else self._float_argument(a) for a in node.args)
         attributes = fx.node.map_arg(node.kwargs, self.float_of)
-        site = Site(row, node, args, attributes, FLOATS, self.context.target.engine, self.context.target.isa)
+        site = Site(row, node, args, attributes, FLOATS, self.target.engine, self.target.isa)
         kernel = select_mode(site, mode)
         if kernel is None:
             return False
@@ -268,8 +274,7 @@ class _Lowering:
             return False
         args = [self._argument(a) for a in node.args]
         attributes = fx.node.map_arg(node.kwargs, self.float_of)
-        target = self.context.target
-        site = Site(row, node, tuple(args), attributes, output or FLOATS, target.engine, target.isa, self._ends(output))
+        site = Site(row, node, tuple(args), attributes, output or FLOATS, self.target.engine, self.target.isa, self._ends(output))
         wrong = self.wrong.get(node.name, {})
         kernel: Kernel | Refused = TO_FLOAT[row.name] if to_float else select(site, wrong)
         if isinstance(kernel, Kernel) and kernel.label in wrong:
@@ -311,9 +316,7 @@ class _Lowering:
         self.sites.append(Lowered(node, kernel, result, next(iter(made), None), args, kwargs, output))
 
     def _refused(self, node: fx.Node, reasons: str) -> None:
-        reason = f"no kernel on {self.context.target.engine}: {reasons}"
-        node.meta[QUANT] = quant_of(node).with_(int8=False, reason=reason)
-        self.context.remark("lower", "no-kernel", f"stays float: {reason}", node)
+        self.context.keep_float("lower", node, Obstacle("no-kernel", f"no kernel on {self.target.engine}: {reasons}"))
 
 
 def _computed(value: fx.Node) -> fx.Node:

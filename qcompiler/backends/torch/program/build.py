@@ -14,12 +14,14 @@ import torch
 from torch import fx, nn
 
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.program import Call, Input, Program, is_argument, is_name, is_path, verify
+from qcompiler.backends.torch.program.program import Call, Input, Program, is_argument, is_name, verify
 from qcompiler.backends.torch.program.quote import comment
-from qcompiler.backends.torch.program.values import Const, Ref, Scale, ZeroPoint, rewrite, to_json, walk
+from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint, to_json
 from qcompiler.errors import ConfigError, QCompilerError, Where
+from qcompiler.executable.tensors import is_path
 from qcompiler.files.dtypes import DTYPE_NAMES
 from qcompiler.ir.names import user_path
+from qcompiler.ir.nested import Ref, rewrite, walk
 from qcompiler.ir.types import source_of, value_of
 from qcompiler.ops import functional, records, trees
 
@@ -123,6 +125,9 @@ class _Builder:
                 raise QCompilerError(f"the graph reads {path!r}, which the model does not have", code="codegen-attribute")
             value = getattr(value, part)
         path = user_path(self.gm, path)
+        if isinstance(value, nn.Module):
+            self.built.leaves[path] = value
+            return self.emit(path.replace(".", "_"), registry.SUBMODULE, (path,), {})
         if not isinstance(value, torch.Tensor):
             to_json(value)
             return value
@@ -242,6 +247,8 @@ class _Builder:
         if not op.startswith(HAVE_QPARAMS):
             return args, kwargs
         names = registry.parameter_names(op)
+        if "scales" in names:  # a native region has those of all its values
+            return self._mark_lists(args), kwargs
         slots: dict[str, Any] = dict(zip(names, args)) | kwargs
         for key in [k for k in names if SCALE.match(k)]:
             partner = next((p for p in (key.replace("scale", "zero_point"), key.replace("scale", "zp")) if p in slots), None)
@@ -252,6 +259,14 @@ class _Builder:
             self.built.zero_points.append(int(slots[partner]))
             slots[key], slots[partner] = Scale(index), ZeroPoint(index)
         return tuple(slots[n] for n in names[: len(args)]) + args[len(names) :], {k: slots[k] for k in kwargs}
+
+    def _mark_lists(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        *rest, scales, zero_points = args
+        first = len(self.built.scales)
+        self.built.scales += [float(scale) for scale in scales]
+        self.built.zero_points += [int(zero_point) for zero_point in zero_points]
+        places = range(first, len(self.built.scales))
+        return *rest, [Scale(i) for i in places], [ZeroPoint(i) for i in places]
 
     def encode(self, value: Any, node: fx.Node) -> Any:
         """The argument with nodes replaced by references; a named tuple becomes a call of its class."""

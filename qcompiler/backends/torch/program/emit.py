@@ -18,10 +18,11 @@ from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.program import Call, Input, Program, is_name
 from qcompiler.backends.torch.program.quote import literal
 from qcompiler.backends.torch.program.script_types import ScriptTypes
-from qcompiler.backends.torch.program.values import Const, Ref, Scale, ZeroPoint, walk
+from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint
 from qcompiler.backends.torch.runtime.by_shape import shapes_of
 from qcompiler.files.dtypes import DTYPE_NAMES
 from qcompiler.ir.form import CONTAINERS
+from qcompiler.ir.nested import Ref, walk
 
 
 class Dialect(Enum):
@@ -177,6 +178,8 @@ class Emitter:
         op, args = call.op, call.args
         if op == registry.LEAF:
             return f"{self.submodule(str(args[0]))}({self.list(args[1:], call.kwargs)})"
+        if op == registry.SUBMODULE:
+            return self.submodule(str(args[0]))
         if op.startswith(registry.METHOD):
             return f"{self.receiver(args[0])}.{op.removeprefix(registry.METHOD)}({self.list(args[1:], call.kwargs)})"
         if op == "builtins.getattr" and len(args) == 2:

@@ -16,12 +16,14 @@ from qcompiler.backends.torch.program.emit import Dialect, Emitted, Emitter
 from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.backends.torch.program.program import Call, Program, is_name
 from qcompiler.backends.torch.program.quote import docstring, literal
-from qcompiler.backends.torch.program.tensors import find
-from qcompiler.backends.torch.program.values import Const, rewrite
+from qcompiler.backends.torch.program.values import Const
 from qcompiler.backends.torch.runtime import by_shape
 from qcompiler.errors import ArtifactWriteError, ConfigError
+from qcompiler.executable import Executable
+from qcompiler.executable.tensors import find
 from qcompiler.files.atomic import atomic_write
 from qcompiler.files.safetensors import SAFETENSORS, safetensors
+from qcompiler.ir.nested import rewrite
 
 RESERVED = (
     "DTYPES", "ENGINE", "WEIGHTS_SHA256", "hashlib", "json", "load", "os", "read_safetensors", "tensors", "modules", "warnings",
@@ -68,16 +70,18 @@ def load(path=None, modules=None):
 """
 
 
-def export_source(module: CompiledModule, directory: str | Path) -> Path:
+def export_source(module: Executable, directory: str | Path) -> Path:
     """Writes model.py and model.safetensors into `directory` and returns the path of model.py.
 
     The file needs torch alone; `load()` in it gives a module of bit-equal results. Float submodules and functions of the
     user's are arguments of that `load(modules={name: module})`. Raises ConfigError, ArtifactWriteError.
     """
     if not isinstance(module, CompiledModule):
-        raise ConfigError(
-            f"export_source takes a converted module, not {type(module).__qualname__}", code="export", hint="convert_fx first"
-        )
+        raise ConfigError(f"export_source takes a converted module of the torch back end, not {type(module).__qualname__}",
+                          code="export", hint="convert_fx first")  # fmt: skip
+    if module.program.is_native:
+        raise ConfigError("a module of the native back end is no Python program that needs torch alone", code="export",
+                          hint="export_c writes it as C")  # fmt: skip
     if any(c.op in ("trees.children", "guard.guard_tree") or (c.op.startswith(registry.RECORD) and c.args[0] == "tree")
            for c in module.program.calls):  # fmt: skip
         raise ConfigError("an argument or a result is an object of a registered class, which a file that needs torch alone cannot take",

@@ -16,15 +16,29 @@ from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.bind import Bound, bind, resolve
 from qcompiler.backends.torch.program.build import Built, build
 from qcompiler.backends.torch.program.check_load import check_names, check_sums
+from qcompiler.backends.torch.program.drawing import program_nodes
 from qcompiler.backends.torch.program.emit import Dialect, Emitter
 from qcompiler.backends.torch.program.once import quantized_engine, run_once
+from qcompiler.backends.torch.program.pack_store import PackStore
 from qcompiler.backends.torch.program.program import Program, is_name
 from qcompiler.backends.torch.program.scopes import DictScope, ListScope, Scope, place
-from qcompiler.backends.torch.program.script import attach_script, listed, refuse_classes, refuse_hidden, script_attributes, unscriptable
-from qcompiler.backends.torch.program.states import STATES, KeepsState, mark_states
-from qcompiler.backends.torch.program.tensors import find, find_submodule, keep_dtypes
+from qcompiler.backends.torch.program.script import (
+    attach_script,
+    listed,
+    refuse_classes,
+    refuse_hidden,
+    refuse_statements,
+    script_attributes,
+    unscriptable,
+)
+from qcompiler.backends.torch.program.steps import steps_of_program
 from qcompiler.backends.torch.site import VNNI, host_isa
 from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.executable import Executable, Payload
+from qcompiler.executable.arguments import Argument, form_of
+from qcompiler.executable.states import STATES, KeepsState, mark_states
+from qcompiler.executable.steps import Steps
+from qcompiler.executable.tensors import find, find_submodule, keep_dtypes
 from qcompiler.files.dtypes import DTYPES
 from qcompiler.fingerprint import WEIGHTS
 from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
@@ -33,10 +47,12 @@ from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.ir.form import as_number, misfit
 from qcompiler.ir.items import DictItems, ListItems, give_items
 from qcompiler.kinds import refuse_kinds
+from qcompiler.ops.float_statements import given_back, held, statement_of
 from qcompiler.ops.records import Maker
 
 T = TypeVar("T", bound=type)
-OWN = frozenset({"lowered", "_program", "_engine", "_externals", "_built", "_bound", STATES})
+STORE = "_pack_store"  # of packs that several modules share
+OWN = frozenset({STORE, "lowered", "_program", "_engine", "_externals", "_built", "_bound", STATES})
 NONSENSE = (AttributeError, LookupError, NameError, ArithmeticError)  # from a statement of a program that nobody compiled
 
 
@@ -44,7 +60,7 @@ class OtherCPUWarning(UserWarning):
     """A module runs on a CPU whose kernels overflow where those that it was compiled for do not."""
 
 
-class CompiledModule(KeepsState):
+class CompiledModule(KeepsState, Executable):
     """An int8 program as a module. Made by `compile_graph` or `assemble`, whose result is a subclass named after the user's.
 
     All tensors are buffers under the user's names, activation parameters included, so state_dict is complete. Packs and the
@@ -62,11 +78,16 @@ class CompiledModule(KeepsState):
         _bound: Bound
     __constants__ = ["_script"]  # torch.jit compiles modules of one class anew where it differs: after rebuild()
     _fixed_dtypes = True
-    __jit_unused_properties__ = ["program", "engine", "code", "__jit_ignored_attributes__"]
+    __jit_unused_properties__ = ["program", "_backend", "engine", "code", "__jit_ignored_attributes__"]
 
     @property
     def program(self) -> Program:
         return self.__dict__["_program"]  # type: ignore[no-any-return]
+
+    @property
+    def _backend(self) -> str:  # type: ignore[override]
+        """Programs with native regions are the native back end's; torch runs what lies between."""
+        return "native" if self.program.is_native else "torch"
 
     @property
     def engine(self) -> str:
@@ -89,6 +110,8 @@ class CompiledModule(KeepsState):
         return self._call(*args, **kwargs)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if torch._C._get_tracing_state() is not None and self.program.is_native:
+            raise _no_script()
         if torch._C._get_tracing_state() is not None and self.program.states:
             raise ConfigError("torch.jit.trace would fix what this module keeps between calls: " + ", ".join(self.program.states),
                               code="jit-trace", hint="torch.jit.script(module) keeps it")  # fmt: skip
@@ -163,9 +186,10 @@ class CompiledModule(KeepsState):
         program = self.program
         self._check_qparams()
         _note_other_cpu(program.isa, self.engine)
-        with quantized_engine(self.engine):
-            packs = run_once(program, lambda path: find(self, path), *self._qparams())
-        emitter = Emitter(program, *self._qparams(), Dialect.BOUND, program.by_shape(self.engine))
+        by_shape = program.by_shape(self.engine)
+        with quantized_engine(self.engine):  # what is fast at one shape alone is each module's own
+            packs = run_once(program, lambda path: find(self, path), *self._qparams(), self.__dict__.get(STORE), by_shape)
+        emitter = Emitter(program, *self._qparams(), Dialect.BOUND, by_shape)
         bound = bind(emitter, packs, lambda path: find(self, path), self.engine, self._resolve)
         for name in self.__dict__.get("_built", ()):
             self.__dict__.pop(name, None)
@@ -174,6 +198,41 @@ class CompiledModule(KeepsState):
         self.__dict__.update(attributes, _built=tuple(attributes), _bound=bound)
         self._note_states()
         type(self).forward = bound.forward  # type: ignore[method-assign]
+
+    _tensors_changed = rebuild
+
+    def _share(self, first: Executable) -> None:
+        """Lets it use the packs of the first form of the call where they are made of the same tensors, in the same way."""
+        self.__dict__[STORE] = first.__dict__.setdefault(STORE, PackStore())
+        self.rebuild()
+
+    def _attributes_changed(self) -> None:
+        index_containers(self)
+
+    def _arguments(self) -> tuple[Argument, ...]:
+        return tuple(Argument(i.name, form_of(i.form, i.dtype, i.shape), i.optional, i.default) for i in self.program.inputs)
+
+    def _steps(self) -> Steps:
+        return steps_of_program(self, self.program, self.engine, self._qparams(), self._resolve)
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return program_nodes(self, self.program)
+
+    def _payload(self) -> Payload:
+        program = self.program
+        statements = {name: statement_of(self.__dict__["_externals"].get(name)) for name in program.externals}
+        sources = {name: statement.source for name, statement in statements.items() if statement is not None}
+        data = {"engine": self.engine, "program": program.to_data()}
+        return Payload(data, program.leaves + program.externals, program.records, sources)
+
+    def _title(self) -> str:
+        return self.program.name
+
+    def _graph(self) -> fx.GraphModule | None:
+        return self.__dict__["lowered"]  # type: ignore[no-any-return]
+
+    def _own_attributes(self) -> frozenset[str]:
+        return frozenset(nn.Module().__dict__) | set(self.__dict__["_built"]) | OWN
 
     def _note_states(self) -> None:
         names: dict[str, list[str]] = {}
@@ -231,12 +290,14 @@ class CompiledModule(KeepsState):
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {k: v for k, v in self.__dict__.items() if k not in self.__dict__["_built"]}
-        for name in ("_program", "_engine", "_built", "_bound", "lowered"):
+        for name in ("_program", "_engine", "_built", "_bound", "lowered", STORE):
             state.pop(name, None)
+        state["_externals"] = {name: held(function) for name, function in state["_externals"].items()}
         return _empty, (self.program.to_json(), self.engine), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.__dict__["_externals"] = {name: given_back(function) for name, function in state["_externals"].items()}
         index_containers(self)
         self.rebuild()
 
@@ -254,7 +315,10 @@ class CompiledModule(KeepsState):
 
         torch.jit asks before it looks at forward, so here is where that gets its TorchScript spelling: most modules never need it.
         """
+        if self.program.is_native:
+            raise _no_script()
         refuse_hidden(self, self.program.leaves)
+        refuse_statements(self.program, self.__dict__["_externals"])
         refuse_classes({name: self.__dict__["_externals"][name] for name in self.program.externals})
         for path, alias in self._bound.emitter.tensors.items():
             if path in self.program.states:  # a script goes its own way from what the module holds now
@@ -263,7 +327,7 @@ class CompiledModule(KeepsState):
             attach_script(self._bound, self._resolve)
         fresh = self._bound.by_shape.for_script()  # a script is fast at its own first shapes, whatever the module was called with
         self.__dict__.update({self._bound.emitter.attribute(alias): pack for alias, pack in fresh.items()})
-        user = set(self.__dict__) - own_attributes(self)
+        user = set(self.__dict__) - self._own_attributes()
         plain = {name for name in user if isinstance(self.__dict__[name], (bool, int, float, str))}
         # lowered is a module: torch.jit makes nothing of it, but would copy it to its script module if it were ignored
         return [*self._buffers, *unscriptable(self), *(OWN - {"lowered"}), *(user - plain)]
@@ -290,11 +354,6 @@ def index_containers(module: CompiledModule) -> None:
     type(module).__bases__ = ({None: CompiledModule, "list": CompiledList, "dict": CompiledDict}[kind],)
 
 
-def own_attributes(module: CompiledModule) -> frozenset[str]:
-    """Names in the module's __dict__ that are nn.Module's or this class's, not the user's."""
-    return frozenset(nn.Module().__dict__) | set(module.__dict__["_built"]) | OWN
-
-
 def _empty(program: Program | str, engine: str) -> CompiledModule:
     program = Program.from_json(program) if isinstance(program, str) else program
     title = program.name if is_name(program.name) else "CompiledModule"
@@ -304,6 +363,10 @@ def _empty(program: Program | str, engine: str) -> CompiledModule:
     module.__dict__.update(lowered=None, _program=program, _engine=engine, _externals={}, _built=())
     module._load_state_dict_post_hooks[-1] = _after_load
     return module
+
+
+def _no_script() -> ConfigError:
+    return ConfigError("torch.jit knows no native regions", code="native-script", hint='export_c writes C; backend="torch" can be scripted')
 
 
 def _after_load(module: CompiledModule, incompatible: Any) -> None:

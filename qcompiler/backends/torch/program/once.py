@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.torch.program import registry
+from qcompiler.backends.torch.program.pack_store import PackStore, key_of
 from qcompiler.backends.torch.program.program import Call, Program, ProgramError
-from qcompiler.backends.torch.program.values import Const, Ref, Scale, ZeroPoint, rewrite
+from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint
 from qcompiler.backends.torch.runtime.by_shape import ENGINE_LOCK
 from qcompiler.backends.torch.runtime.once_arguments import ArgumentError, check_once
 from qcompiler.errors import ConfigError
+from qcompiler.ir.nested import Ref, rewrite
 
 
 @contextmanager
@@ -32,8 +35,16 @@ def quantized_engine(engine: str) -> Iterator[None]:
             torch.backends.quantized.engine = before
 
 
-def run_once(program: Program, tensor: Callable[[str], Tensor], scales: list[float], zero_points: list[int]) -> dict[str, Any]:
-    """Results of the once calls, by name. The caller sets the engine."""
+def run_once(
+    program: Program,
+    tensor: Callable[[str], Tensor],
+    scales: list[float],
+    zero_points: list[int],
+    store: PackStore | None = None,
+    own: Collection[str] = (),
+) -> dict[str, Any]:
+    """Results of the once calls, by name. The caller sets the engine. `store`: where equal ones are kept for several programs, but for
+    those called `own`."""
     made: dict[str, Any] = {}
 
     def value(v: Any) -> Any:
@@ -53,8 +64,14 @@ def run_once(program: Program, tensor: Callable[[str], Tensor], scales: list[flo
             raise ProgramError(f"it cannot be built: {error}") from None
         return function(*args, **kwargs)
 
+    if store is not None:
+        store.leave(id(program))
     with torch.no_grad():
         for call in program.once:
             assert call.out is not None
-            made[call.out] = run(call)
+            if store is None or call.out in own:
+                made[call.out] = run(call)
+                continue
+            key, tensors = key_of(call, tensor, made, value)
+            made[call.out] = store.made(id(program), key, tensors, functools.partial(run, call))
     return made

@@ -10,20 +10,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.form_data import form_from_data, form_to_data
 from qcompiler.backends.torch.program.quote import comment
-from qcompiler.backends.torch.program.values import Const, Ref, Scale, ZeroPoint, from_json, to_json, walk
+from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint, from_json, to_json
 from qcompiler.backends.torch.site import INSTRUCTION_SETS
 from qcompiler.errors import QCompilerError
+from qcompiler.executable.form_data import form_from_data, form_to_data
+from qcompiler.executable.tensors import is_path
 from qcompiler.files.dtypes import DTYPES
+from qcompiler.files.values import canonical
 from qcompiler.ir.form import Form
+from qcompiler.ir.nested import Ref, walk
 from qcompiler.ops.records import KINDS
 
-MODULE = frozenset(dir(nn.Module))
-MAX_PATH, MAX_PARTS = 2**16, 1024  # a module is made for each part: a bound on what a file's names allocate
 ISAS = ("", *INSTRUCTION_SETS, "sve", "sve256", "vsx", "zvector")  # empty: nobody said; the last four are other CPUs' words in torch
 KERNELS = ("quantized::", "onednn::", "runtime.")  # operations that work on quantized tensors
 
@@ -85,8 +86,8 @@ class Call:
 
     @property
     def leaf(self) -> str | None:
-        """Path of the submodule that is called, if one is."""
-        return str(self.args[0]) if self.op == registry.LEAF else None
+        """Path of the submodule that is called or handed on, if one is."""
+        return str(self.args[0]) if self.op in (registry.LEAF, registry.SUBMODULE) else None
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,11 @@ class Program:
         return tuple(dict.fromkeys(found))
 
     @property
+    def is_native(self) -> bool:
+        """Whether parts of it run as C of its own."""
+        return any(c.op == registry.NATIVE_REGION for c in self.once)
+
+    @property
     def int8_calls(self) -> int:
         return sum(c.op.startswith(KERNELS) and not registry.is_fit(c.op) for c in self.calls)
 
@@ -212,11 +218,6 @@ class Program:
         return Program.from_data(data)
 
 
-def canonical(data: Any) -> str:
-    """JSON text with sorted keys, ASCII, no spaces, no NaN."""
-    return json.dumps(data, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-
-
 def is_name(text: Any) -> bool:
     """Whether generated source may use it as a variable: an ASCII identifier, no keyword, not self."""
     return isinstance(text, str) and text.isascii() and text.isidentifier() and not keyword.iskeyword(text) and text != "self"
@@ -227,16 +228,6 @@ def is_argument(text: Any) -> bool:
     if not isinstance(text, str) or not text.isidentifier() or keyword.iskeyword(text) or text == "self":
         return False
     return unicodedata.normalize("NFKC", text) == text
-
-
-def is_path(text: Any) -> bool:
-    """Whether it can be the dotted name of a tensor or submodule: no empty part, nothing of nn.Module's own, within bounds.
-
-    Any other text will do: a name is only ever a key of a dict, or a literal in source.
-    """
-    if not isinstance(text, str) or len(text) > MAX_PATH or text.count(".") >= MAX_PARTS:
-        return False
-    return all(part and part not in MODULE for part in text.split("."))
 
 
 def _free(name: str, taken: Iterable[str]) -> str:
@@ -332,8 +323,8 @@ def _verify_op(call: Call, once: bool) -> None:
     first = call.args[0] if call.args else None
     if call.op.startswith(registry.STATE_WRITE) and not isinstance(first, Const):
         raise ProgramError(f"{call.op!r:.80} writes what is no tensor of the module")
-    if call.op == registry.LEAF:
-        if not is_path(first):
+    if call.op in (registry.LEAF, registry.SUBMODULE):
+        if not is_path(first) or (call.op == registry.SUBMODULE and (len(call.args) != 1 or call.kwargs)):
             raise ProgramError(f"bad submodule path {first!r:.80}")
     elif call.op.startswith(registry.METHOD):
         if not call.args or not registry.method_allowed(call.op.removeprefix(registry.METHOD)):

@@ -9,6 +9,7 @@
 | guard.guard_int         | a check of what the trace held fixed                            |
 | operator.add, math.sqrt | Python's own; builtins as builtins.len                          |
 | method.reshape          | a method of torch.Tensor                                        |
+| leaf, submodule         | a call of a float submodule, and the submodule itself           |
 | external.NAME           | a callable of the user's, held by the module and never by a file |
 | record.NAME             | a class of the user's that a result has (ops/records.py)        |
 """
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from qcompiler.backends.native import runtime as native
 from qcompiler.backends.torch.runtime import fit, floats, recurrent, tables
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.errors import QCompilerError
@@ -34,9 +36,11 @@ from qcompiler.ops import recurrent_float, reference, state, trees
 from qcompiler.trace import guards
 
 LEAF = "leaf"  # op name of a call of a submodule; its path is the first argument
+SUBMODULE = "submodule"  # a submodule as an argument; its path is the only argument of this op
 EXTERNAL = "external."
 METHOD = "method."
 RECORD = "record."
+NATIVE_REGION = "runtime.native_region"
 STATE_WRITE = "ops.write_"  # writes what a forward keeps between calls
 
 BUILTINS = ("abs", "bool", "dict", "float", "getattr", "int", "len", "list", "max", "min", "range", "round", "slice", "sum", "tuple")
@@ -79,7 +83,7 @@ def table() -> Mapping[str, Callable[..., Any]]:
     """Every operation but overloads, methods and externals, by name; the first name of a callable is the one it is written with."""
     code, functions = (types.FunctionType, types.BuiltinFunctionType), (types.FunctionType,)
     found: dict[str, Any] = {}
-    for module in (runtime, floats, recurrent, tables, fit):
+    for module in (runtime, floats, recurrent, tables, fit, native):
         found |= {f"runtime.{n}": f for n, f in _public(module, functions).items() if f.__module__ == module.__name__}
     found |= {f"guard.{f.__name__}": f for f in guards.GUARDS}
     for module in (reference, recurrent_float, state):

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qcompiler.backends.torch.program.program import is_path
 from qcompiler.backends.torch.program.script import listed, unscriptable
-from qcompiler.backends.torch.program.states import STATES, KeepsState
 from qcompiler.errors import ConfigError
+from qcompiler.executable.states import STATES, KeepsState
+from qcompiler.executable.tensors import is_path
 from qcompiler.ir.items import DictItems, ListItems
 
 

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.bind import Bound, define, resolve
 from qcompiler.backends.torch.program.emit import Dialect, Emitted, Emitter
+from qcompiler.backends.torch.program.program import Program
 from qcompiler.backends.torch.program.script_types import check_result
 from qcompiler.errors import ConfigError, Where
 from qcompiler.input_text import first_sentence
+from qcompiler.ops.float_statements import statement_of
 from qcompiler.ops.records import Maker
 
 
@@ -88,6 +90,27 @@ def refuse_classes(externals: Mapping[str, Any]) -> None:
                 code="script-class",
                 where=Where(source=f"{made.__module__}.{made.__qualname__}"),
                 hint="return a tuple, a dict or a NamedTuple; qcompiler.save takes the module as it is",
+            ) from error
+
+
+def refuse_statements(program: Program, externals: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a statement of the user's that runs as it stands, and that torch.jit cannot compile."""
+    for name in program.externals:
+        statement = statement_of(externals[name])
+        if statement is None:
+            continue
+        try:
+            if any(call.op == registry.SUBMODULE for call in program.calls):
+                raise TypeError("it calls a module, which is no argument of a function there")
+            torch.jit.script(externals[name])
+        except Exception as error:
+            line = f"{statement.file}:{statement.line}"
+            text = f"torch.jit cannot compile a statement that runs as it stands: {type(error).__name__}: {first_sentence(error)}"
+            raise ConfigError(
+                text,
+                code="script-statement",
+                where=Where(source=line),
+                hint="move it into a submodule that torch.jit can compile; qcompiler.save takes the module as it is",
             ) from error
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.program import Call, Input
-from qcompiler.backends.torch.program.values import Ref, walk
 from qcompiler.errors import ConfigError
 from qcompiler.ir.form import Form
+from qcompiler.ir.nested import Ref, walk
 
 if TYPE_CHECKING:
     from qcompiler.backends.torch.program.emit import Emitter

@@ -195,9 +195,17 @@ def _same_rows(w_ih: torch.Tensor, w_hh: torch.Tensor, b_ih: Any, b_hh: Any) -> 
     _bias(b_hh, w_hh.shape[0])
 
 
+def _region(*, description: Any, tensors: Any, scales: Any, zero_points: Any) -> None:
+    """The steps check themselves where they become layers; here that they refer to tensors and numbers."""
+    _require(isinstance(description, dict), "the description of a native region is no dict")
+    _require(all(isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" for tensor in tensors), "a native region has no tensors")
+    _require(len(scales) == len(zero_points), f"{len(scales)} scales and {len(zero_points)} zero points")
+
+
 CHECKS: Mapping[str, Callable[..., None]] = {
     "float_weight": _float_weight,
     "merge_groups": _merge_groups,
+    "native_region": _region,
     "prepack_cell": _cell,
     "prepack_cell_half": _cell_half,
     "prepack_conv1d": _conv(1),

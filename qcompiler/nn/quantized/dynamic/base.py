@@ -20,6 +20,7 @@ from qcompiler.ops.quantized_tensors import qparams_of_tensor, quantized_tensor
 from qcompiler.ops.reference import quantize_weight
 from qcompiler.ops.table import OPS
 from qcompiler.qconfig import QConfig, as_qconfig, default_dynamic_qconfig, float16_dynamic_qconfig, mode_of
+from qcompiler.qconfig_of_op import weight_observer
 
 KINDS = {torch.qint8: Mode.DYNAMIC, torch.int8: Mode.DYNAMIC, torch.float16: Mode.HALF}
 
@@ -53,7 +54,7 @@ class DynamicModule(FloatModule):
         if self._is_half:
             self._buffers[name] = halved(weight)
             return
-        observer: Any = modes.weight_observer(OPS.rows[self._ROW], qconfig)
+        observer: Any = weight_observer(OPS.rows[self._ROW], qconfig)
         axis = self._channel_axis() if observer.is_per_channel else None
         if axis is not None and hasattr(observer, "ch_axis"):
             take_axis(observer, axis, weight)

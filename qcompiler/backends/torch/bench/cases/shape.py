@@ -1,13 +1,15 @@
-"""Cases of pools, means, interpolation and copies (see cases.py)."""
+"""Pools, means, interpolation and copies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from qcompiler.backends.torch.bench.cases import SMALL, Case, activation, laid_out
+from qcompiler.backends.torch.bench.cases.case import SMALL, Recipe, activation, laid_out
 
 Settings = dict[str, Any]
 POOLS: dict[int, tuple[tuple[str, Settings], ...]] = {
@@ -78,23 +80,26 @@ ON_4D: tuple[tuple[str, Settings], ...] = (
 )
 
 
-def shape_cases(high: int, extreme: bool) -> Iterator[Case]:
+def shape_recipes(high: int, extreme: bool) -> Iterator[Recipe]:
     for dims, rows in POOLS.items():
         for layout in ("", "channels_last", "view"):
-            x = laid_out(activation((2, 8, *SMALL[dims]), high, extreme), layout)
-            for op, settings in rows:
-                yield Case(op, f"{layout} {settings}".strip(), (x,), dict(settings))
+            x = partial(_in, (2, 8, *SMALL[dims]), layout, high, extreme)
+            yield from (Recipe(op, f"{layout} {settings}".strip(), (x,), settings) for op, settings in rows)
         if dims == 2:
-            unbatched = activation((8, *SMALL[dims]), high, extreme)
-            yield from (Case(op, f"unbatched {s}", (unbatched,), dict(s)) for op, s in rows)
-    yield from (
-        Case("interpolate", f"{mode} {dims}-d", (activation((2, 8, *SMALL[dims]), high),), {"scale_factor": 2.0, "mode": mode})
-        for mode, dims in (("nearest", 1), ("nearest", 3), ("linear", 1), ("trilinear", 3), ("nearest-exact", 2))
-    )
+            unbatched = partial(activation, (8, *SMALL[dims]), high, extreme)
+            yield from (Recipe(op, f"unbatched {s}", (unbatched,), s) for op, s in rows)
+    for mode, dims in (("nearest", 1), ("nearest", 3), ("linear", 1), ("trilinear", 3), ("nearest-exact", 2)):
+        x = partial(activation, (2, 8, *SMALL[dims]), high)
+        yield Recipe("interpolate", f"{mode} {dims}-d", (x,), {"scale_factor": 2.0, "mode": mode})
     for layout in ("", "channels_last", "view"):
-        x = laid_out(activation((2, 8, 6, 9), high, extreme), layout)
-        yield from (Case(op, f"{layout} {settings}".strip(), (x,), dict(settings)) for op, settings in ON_4D)
-    x = activation((2, 8, 6, 9), high, extreme)
-    yield Case("index_select", "channels", (x,), {"dim": 1, "index": torch.tensor([5, 0, 2])})
-    yield Case("gather", "one channel", (x,), {"dim": 1, "index": torch.randint(0, 8, (2, 1, 6, 9))})
-    yield Case("pad", "1-d reflect", (activation((2, 8, 11), high),), {"pad": (2, 1), "mode": "reflect"})
+        x = partial(_in, (2, 8, 6, 9), layout, high, extreme)
+        yield from (Recipe(op, f"{layout} {settings}".strip(), (x,), settings) for op, settings in ON_4D)
+    x = partial(activation, (2, 8, 6, 9), high, extreme)
+    yield Recipe("index_select", "channels", (x,), {"dim": 1, "index": torch.tensor([5, 0, 2])})
+    channels = torch.arange(2 * 6 * 9).mul(5).remainder(8).reshape(2, 1, 6, 9)
+    yield Recipe("gather", "one channel", (x,), {"dim": 1, "index": channels})
+    yield Recipe("pad", "1-d reflect", (partial(activation, (2, 8, 11), high),), {"pad": (2, 1), "mode": "reflect"})
+
+
+def _in(shape: tuple[int, ...], layout: str, high: int, extreme: bool) -> Tensor:
+    return laid_out(activation(shape, high, extreme), layout)

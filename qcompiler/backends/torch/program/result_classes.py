@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
+from qcompiler.backends import Stored
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.program import Program
 from qcompiler.errors import ConfigError
+from qcompiler.files.faults import StandInWarning
 from qcompiler.ops import trees
 from qcompiler.ops.records import form_of, registered
 
 
-class StandInWarning(UserWarning):
-    """A loaded model's results have plain classes in place of classes that this process does not know."""
-
-
-def result_classes(path: str, program: Program, modules: Mapping[str, Any]) -> dict[str, type]:
+def result_classes(program: Program, stored: Stored) -> dict[str, type]:
     """The class behind each name: of `modules=`, else one that is registered in this process; without, results are plain records.
 
     Raises ConfigError for a class that does not fit, and for objects that nobody knows how to put together.
@@ -25,18 +22,18 @@ def result_classes(path: str, program: Program, modules: Mapping[str, Any]) -> d
     forms = {c.op.removeprefix(registry.RECORD): str(c.args[0]) for c in program.calls if c.op.startswith(registry.RECORD)}
     found: dict[str, type] = {}
     for name, form in forms.items():
-        kind = modules.get(name) or registered(name)
+        kind = stored.modules.get(name) or registered(name)
         if kind is None and form == "tree":
-            raise ConfigError(f"{path}: its results hold a {name}, a class that is not registered here", code="load-modules",
+            raise ConfigError(f"its results hold a {name}, a class that is not registered here", code="load-modules",
                               hint="import and register it first (torch.utils._pytree.register_pytree_node)")  # fmt: skip
         if kind is not None and not _fits(kind, form):
-            raise ConfigError(f"{path}: {name} is not what the results were made of (a {form})", code="load-modules")
+            raise ConfigError(f"{name} is not what the results were made of (a {form})", code="load-modules")
         if kind is not None:
             found[name] = kind
     if unknown := [name for name, form in forms.items() if name not in found and form != "named"]:
-        text = f"{path}: results are plain records with the same fields in place of {', '.join(unknown)}; import the class, and register " \
-               "it with torch.utils._pytree or give it as modules={name: class}, to have it"  # fmt: skip
-        warnings.warn(text, StandInWarning, stacklevel=4)
+        text = (f"{stored.path}: results are plain records with the same fields in place of {', '.join(unknown)}; import the class, and "
+                "register it with torch.utils._pytree or give it as modules={name: class}, to have it")  # fmt: skip
+        warnings.warn(text, StandInWarning, stacklevel=6)
     return found
 
 

@@ -2,54 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, InputError
+from qcompiler.executable import Executable
+from qcompiler.executable.arguments import Argument, arguments_of_graph
 from qcompiler.ir.check_state import assigns, check_state
-from qcompiler.ir.form import Form, likeness, misfit
-from qcompiler.ir.types import value_of
+from qcompiler.ir.form import likeness, misfit
 from qcompiler.observers.watch import Watch
 
+WEIGHTS = "weight_fake_quants"  # where a graph that is trained holds those of its weights
 FORMS = "call_forms"  # what the forms are called on the module, and in its state_dict where they differ
 
 
-@dataclass(frozen=True)
-class Argument:
-    """One argument of one form: what it must be, and what it is where a call leaves it out."""
-
-    name: str
-    form: Form
-    optional: bool
-    default: Any
-
-
 def arguments_of(module: nn.Module) -> tuple[Argument, ...]:
-    """The arguments of a graph, or of a compiled module, in the order of the forward."""
-    if isinstance(module, CompiledModule):
-        return tuple(Argument(i.name, _form(i.form, i.dtype, i.shape), i.optional, i.default) for i in module.program.inputs)
+    """The arguments of a graph, or of a converted module, in the order of the forward."""
+    if isinstance(module, Executable):
+        return module._arguments()
     assert isinstance(module, fx.GraphModule)
-    nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
-    return tuple(Argument(str(n.target), _of_node(n), bool(n.args), n.args[0] if n.args else None) for n in nodes)
-
-
-def _of_node(node: fx.Node) -> Form:
-    value = value_of(node)
-    return _form(value.form, str(value.dtype).removeprefix("torch."), value.shape)
-
-
-def _form(form: Form | None, dtype: str | None, shape: tuple[int, ...] | None) -> Form:
-    if shape is not None:
-        return Form("tensor", name=str(dtype), shape=tuple(map(int, shape)))
-    if form is None:
-        raise ConfigError("a form of the call does not say what its arguments are made of", code="call-forms")
-    return form
+    return arguments_of_graph(module.graph)
 
 
 def fit(arguments: Sequence[Argument], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
@@ -83,6 +59,18 @@ class CallForms(nn.Module):
         self.call_forms = nn.ModuleList(forms)
         self._arguments = [arguments_of(form) for form in forms]
         self.training = any(form.training for form in forms)
+        self._ties = ties(forms)
+        self.register_load_state_dict_post_hook(_tie_again)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        share_packs(list(self.call_forms))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CallForms:
+        """`.to(...)`: what the forms share stays shared."""
+        super()._apply(fn, recurse)
+        _tie_again(self)
+        return self
 
     def choose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
         """The number of the form that a call has; of several, the one whose example is most like it, in sizes and numbers.
@@ -154,6 +142,31 @@ def _equal(a: Any, b: Any) -> bool:
     return a is b or (a.dtype is b.dtype and a.shape == b.shape and a.device == b.device and torch.equal(a, b))
 
 
+def ties(forms: Sequence[nn.Module]) -> list[tuple[int, str, str, str]]:
+    """Of the tensors that a form has from the first one: number of the form, path of the module, its table, name."""
+    first = {id(held) for _, table, name in _tables(forms[0]) if (held := table[name]) is not None}
+    found = []
+    for number, form in enumerate(forms[1:], 1):
+        for path, table, name in _tables(form):
+            kind = "_parameters" if isinstance(table[name], nn.Parameter) else "_buffers"
+            found += [(number, path, kind, name)] if id(table[name]) in first else []
+    return found
+
+
+def _tie_again(made: CallForms, *_: Any) -> None:
+    first = made.call_forms[0]
+    for number, path, kind, name in made._ties:
+        vars(made.call_forms[number].get_submodule(path))[kind][name] = vars(first.get_submodule(path))[kind][name]
+    share_packs(list(made.call_forms))
+
+
+def share_packs(forms: Sequence[nn.Module]) -> None:
+    """Builds converted forms anew: what equal tensors are packed into is one object."""
+    converted = [form for form in forms if isinstance(form, Executable)]
+    for form in converted:
+        form._share(converted[0])
+
+
 def share(forms: Sequence[nn.Module]) -> None:
     """Lets all forms hold one tensor where they have equal ones under one name; what observers hold stays their own."""
     first = {f"{path}.{name}".lstrip("."): table[name] for path, table, name in _tables(forms[0])}
@@ -162,8 +175,30 @@ def share(forms: Sequence[nn.Module]) -> None:
             held = first.get(f"{path}.{name}".lstrip("."))
             if held is not None and type(held) is type(table[name]) and _equal(held, table[name]):
                 table[name] = held
-        if isinstance(form, CompiledModule):
-            form.rebuild()
+    _share_weight_fake_quants(forms)
+    share_packs(forms)
+
+
+def _share_weight_fake_quants(forms: Sequence[nn.Module]) -> None:
+    """In training a weight is rounded by one fake quantizer in all forms: it may learn its scale."""
+    first: dict[str, nn.Module] = {}
+    for form in forms:
+        for node in form.graph.nodes if isinstance(form, fx.GraphModule) else ():
+            weight = _weight_of(node)
+            if weight is not None:
+                owner, _, name = str(node.target).rpartition(".")
+                own = form.get_submodule(str(node.target))
+                module = first.setdefault(weight, own)
+                form.get_submodule(owner)._modules[name] = module if type(module) is type(own) else own
+
+
+def _weight_of(node: fx.Node) -> str | None:
+    """The name of the weight that a node's fake quantizer rounds: its own argument, or that of the op which it is handed to."""
+    if node.op not in ("call_module", "get_attr") or not str(node.target).startswith(f"{WEIGHTS}."):
+        return None
+    reader = node if node.op == "call_module" else next(iter(node.users), None)
+    read = [n for n in reader.all_input_nodes if n.op == "get_attr" and n is not node] if reader is not None else []
+    return str(read[0].target) if read else None
 
 
 def _tables(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:

@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.module import CompiledModule
-from qcompiler.backends.torch.program.program import KERNELS, Call
-from qcompiler.backends.torch.program.tensors import find
-from qcompiler.backends.torch.program.values import Const, Ref, Scale, ZeroPoint, walk
-from qcompiler.debug.explain import Explanation
-from qcompiler.debug.nodes import clipped, compact, rounded
+from qcompiler.backends.torch.program.program import KERNELS, Call, Program
+from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint
+from qcompiler.executable.node_data import clipped, compact, rounded
+from qcompiler.executable.tensors import find
+from qcompiler.ir.nested import Ref, walk
 from qcompiler.ir.text import format_arg
 
 PLACE = re.compile(r"^(?:(?P<path>[^ ()]+) ?)?(?:\((?P<cls>[^()]*)\) ?)?(?:(?P<file>[^:]+):(?P<line>\d+))?$")  # build._provenance
@@ -22,9 +23,9 @@ DEQUANTIZE = ("method.dequantize", "aten::dequantize.self", "ops.dequantize", "o
 Node = dict[str, Any]
 
 
-def program_nodes(module: CompiledModule, explanation: Explanation) -> list[Node]:
+def program_nodes(module: nn.Module, program: Program) -> list[Node]:
     """Inputs, constants before their first use, statements and the output, in order."""
-    reader, program = _Reader(module), module.program
+    reader = _Reader(module, program)
     for i in program.inputs:
         text = f"%{i.name} = input {i.name}"
         reader.add(i.name, [], op="placeholder", kind="input", attrs=i.name, dtype=i.dtype, cls=program.name, text=text)
@@ -32,14 +33,13 @@ def program_nodes(module: CompiledModule, explanation: Explanation) -> list[Node
         reader.call(call)
     wires = reader.wires([program.output])
     reader.add(reader.free("output"), wires, op="output", kind="output", cls=program.name, text=f"return {reader.spell(program.output)}")
-    _explain(reader.nodes, explanation)
     return reader.nodes
 
 
 class _Reader:
-    def __init__(self, module: CompiledModule) -> None:
+    def __init__(self, module: nn.Module, program: Program) -> None:
         self.module = module
-        buffers, program = module.state_dict(), module.program
+        buffers = module.state_dict()
         self.scales, self.zeros = buffers[program.scales_name].tolist(), buffers[program.zero_points_name].tolist()
         self.nodes: list[Node] = []
         self.names = {i.name for i in program.inputs} | {c.out for c in program.statements if c.out}
@@ -144,17 +144,3 @@ def _kind(call: Call) -> str:
     if call.op.startswith(KERNELS) or any(isinstance(v, Scale) for v in call.values()):
         return "int8"
     return "other" if call.op.startswith(("operator.", "builtins.", "guard.", "math.")) else "float"
-
-
-def _explain(nodes: Sequence[Node], explanation: Explanation) -> None:
-    """Multiply-accumulates and the reason why float, from the rows that the module keeps: by line, module and op, in order."""
-    rows: dict[Any, list[Any]] = {}
-    for row in explanation.rows:
-        file, _, line = row.source.rpartition(":")
-        rows.setdefault((row.module_path, re.split(r"[/\\]", file)[-1], line), []).append(row)
-    for node in nodes:
-        waiting = rows.get((node.get("path", ""), node.get("file", ""), str(node.get("line", ""))), [])
-        found = next((r for r in waiting if r.op in node["op"]), None) if node["kind"] in ("int8", "float") else None
-        if found is not None:
-            waiting.remove(found)
-            node |= compact({"macs": found.macs or None, "reason": found.reason, "reason_code": found.code})

@@ -10,6 +10,19 @@ from torch import Tensor, nn
 
 from qcompiler.errors import ConfigError
 
+MODULE = frozenset(dir(nn.Module))
+MAX_PATH, MAX_PARTS = 2**16, 1024  # a module is made for each part: a bound on what a file's names allocate
+
+
+def is_path(text: Any) -> bool:
+    """Whether it can be the dotted name of a tensor or submodule: no empty part, nothing of nn.Module's own, within bounds.
+
+    Any other text will do: a name is only ever a key of a dict, or a literal in source.
+    """
+    if not isinstance(text, str) or len(text) > MAX_PATH or text.count(".") >= MAX_PARTS:
+        return False
+    return all(part and part not in MODULE for part in text.split("."))
+
 
 def find_submodule(module: nn.Module, path: str) -> nn.Module:
     """The submodule under a dotted name, also where an attribute of the class hides it."""

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
-from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.module import CompiledModule
-from qcompiler.backends.torch.program.once import quantized_engine, run_once
-from qcompiler.backends.torch.program.program import Call
-from qcompiler.backends.torch.program.states import states_kept
-from qcompiler.backends.torch.program.tensors import find
-from qcompiler.backends.torch.program.values import Const, Ref, Scale, ZeroPoint, rewrite, walk
 from qcompiler.errors import InputError
+from qcompiler.executable.states import states_kept
 from qcompiler.ir.attributes import attribute
+from qcompiler.ir.nested import Ref, walk
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import source_of
 from qcompiler.observers.watch import Watch
@@ -33,7 +28,6 @@ from qcompiler.ops.state_nodes import READS, WRITES, held_names
 
 Env = dict[str, Any]
 Grid = tuple[float, int, int, int]  # scale, zero point, smallest and largest integer
-PACKS = "runtime.prepack_"
 
 
 @dataclass(frozen=True)
@@ -73,19 +67,24 @@ class Step:
 @dataclass(frozen=True)
 class Steps:
     """The steps in order, and where the result of forward is found. `bind` puts the arguments of one call into an env. `held`: the
-    tensors that hold what the model keeps between calls."""
+    tensors that hold what the model keeps between calls, by their names."""
 
     steps: tuple[Step, ...]
     output: Any
     bind: Callable[[tuple[Any, ...], Mapping[str, Any]], Env]
-    held: tuple[Tensor, ...] = ()
+    held: Mapping[str, Tensor] = field(default_factory=dict)
 
     def kept(self) -> AbstractContextManager[None]:
         """Brings back in the end what the model keeps now."""
-        return states_kept(self.held)
+        return states_kept(self.held.values())
 
     def results(self) -> set[str]:
         return {v.name for v in walk(self.output) if isinstance(v, Ref)}
+
+
+def quantizes(target: Any) -> bool:
+    """Whether a call target turns floats into integers: quantize, torch's own, or a function of a back end with `quantizes = True`."""
+    return target in (quantize, torch.quantize_per_tensor) or getattr(target, "quantizes", False) is True
 
 
 def real(value: Any) -> Any:
@@ -97,7 +96,7 @@ def real(value: Any) -> Any:
     return value
 
 
-def _bind(names: list[str], defaults: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Env:
+def bind_arguments(names: list[str], defaults: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Env:
     given = dict(defaults) | dict(zip(names, args, strict=False)) | dict(kwargs)
     missing, unknown = [n for n in names if n not in given], [n for n in kwargs if n not in names]
     if missing or unknown or len(args) > len(names):
@@ -115,10 +114,10 @@ def steps_of_graph(gm: fx.GraphModule) -> Steps:
     result = next(n for n in gm.graph.nodes if n.op == "output").args[0]
 
     def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Env:
-        return _bind([n.name for n in inputs], defaults, args, {spelled.get(k, k): v for k, v in kwargs.items()})
+        return bind_arguments([n.name for n in inputs], defaults, args, {spelled.get(k, k): v for k, v in kwargs.items()})
 
     output: Any = fx.node.map_arg(result, lambda n: Ref(n.name))  # type: ignore[arg-type, return-value]
-    held = tuple(attribute(gm, name) for name in held_names(gm))
+    held = {name: attribute(gm, name) for name in held_names(gm)}
     return Steps(tuple(_graph_step(gm, n) for n in nodes), output, bind, held)
 
 
@@ -135,7 +134,7 @@ def _graph_step(gm: fx.GraphModule, node: fx.Node) -> Step:
     return Step(
         node.name, kind, op, tuple(n.name for n in node.all_input_nodes), origin, _graph_run(gm, node),
         source.module_path, source.location or "", writes, grid, rounds, _graph_weight(gm, node),  # type: ignore[arg-type]
-        _state(node.target),
+        state_of_call(node.target),
     )  # fmt: skip
 
 
@@ -166,87 +165,12 @@ def _graph_run(gm: fx.GraphModule, node: fx.Node) -> Callable[[Env], Any]:
     return run
 
 
-def steps_of_module(module: CompiledModule) -> Steps:
-    """The steps of a compiled or loaded module: the calls of its program, on packs made of the module's tensors as they are now."""
-    program = module.program
-    scales, zero_points = module._qparams()
-    with quantized_engine(module.engine):
-        packs = run_once(program, lambda path: find(module, path), scales, zero_points)
-    weights = {call.out: _pack_weight(module, call) for call in program.once}
-
-    def value(env: Env) -> Callable[[Any], Any]:
-        def one(v: Any) -> Any:
-            if isinstance(v, Ref):
-                return packs[v.name] if v.name in packs else env[v.name]
-            if isinstance(v, Const):
-                return find(module, v.name)
-            if isinstance(v, Scale):
-                return scales[v.index]
-            return zero_points[v.index] if isinstance(v, ZeroPoint) else v
-
-        return one
-
-    def step(call: Call, number: int) -> Step:
-        refs = dict.fromkeys(v.name for v in call.values() if isinstance(v, Ref))
-        weight = next((weights[name] for name in refs if weights.get(name) is not None), None)
-        name = call.out or f"call_{number}"
-        inputs = tuple(name for name in refs if name not in packs)
-        writes = inputs[0] if call.op == "operator.setitem" or _is_inplace(call.op) else None
-        place, _, line = call.comment.rpartition(" ")
-        path = "" if place.startswith("(") else place.partition(" ")[0]
-        rounds = "dequantize" if call.op.endswith((".dequantize", "aten::dequantize.self")) else ""
-
-        def run(env: Env) -> Any:
-            args, kwargs = rewrite((call.args, call.kwargs), value(env))
-            function = _callable(module, call)
-            spared = getattr(function, "writes", None)  # a kernel that uses an operand's memory: here the value is still looked at
-            args = tuple(arg.clone() if i == spared else arg for i, arg in enumerate(args))
-            return function(*args[call.leaf is not None :], **kwargs)
-
-        state = _state(registry.resolve(call.op)) if call.op.startswith("ops.") else ""
-        return Step(name, "call", call.op, inputs, call.origin, run, path, line, writes, None, rounds, weight, state)
-
-    inputs = [Step(i.name, "input", "input", (), (i.name,), _reads(i.name)) for i in program.inputs]
-    steps = (*inputs, *(step(call, number) for number, call in enumerate(program.calls)))
-    names, defaults = [i.name for i in program.inputs], {i.name: i.default for i in program.inputs if i.optional}
-    held = tuple(find(module, path) for path in program.states)
-    return Steps(steps, program.output, lambda args, kwargs: _bind(names, defaults, args, kwargs), held)
-
-
-def _state(function: Any) -> Literal["", "read", "write"]:
+def state_of_call(function: Any) -> Literal["", "read", "write"]:
     return "read" if function in READS else "write" if function in WRITES else ""
 
 
-def _reads(name: str) -> Callable[[Env], Any]:
+def read_input(name: str) -> Callable[[Env], Any]:
     return lambda env: env[name]
-
-
-def _is_inplace(op: str) -> bool:
-    name = op.removeprefix(registry.METHOD)
-    return op.startswith(registry.METHOD) and name.endswith("_") and not name.endswith("__")
-
-
-def _callable(module: CompiledModule, call: Call) -> Callable[..., Any]:
-    if call.leaf is not None:
-        return module.get_submodule(call.leaf)
-    if call.op.startswith(registry.METHOD):
-        return getattr(Tensor, call.op.removeprefix(registry.METHOD))  # type: ignore[no-any-return]
-    if call.op.startswith(registry.EXTERNAL):
-        return module.__dict__["_externals"][call.op.removeprefix(registry.EXTERNAL)]  # type: ignore[no-any-return]
-    if call.op.startswith(registry.RECORD):
-        return module._resolve(call.op)  # type: ignore[no-any-return]
-    return registry.resolve(call.op)
-
-
-def _pack_weight(module: CompiledModule, call: Call) -> Weight | None:
-    if not call.op.startswith(PACKS) and call.op != "runtime.float_weight":
-        return None
-    names, consts = registry.parameter_names(call.op), [v for v in call.args[:3] if isinstance(v, Const)]
-    axis = call.args[names.index("axis")] if "axis" in names else None  # a recurrent cell packs two weights: none is the weight
-    if len(consts) != 3 or not isinstance(axis, int):
-        return None
-    values, scale, zero_point = (find(module, v.name) for v in consts)
-    return Weight(values, scale, zero_point, None if axis < 0 else axis)
 
 
 def grid_of(step: Step, value: Any) -> Grid | None:

@@ -1,0 +1,72 @@
+"""Compiled libraries in the user's cache folder, under the hash of all that they are made from.
+
+QCOMPILER_CACHE, else $XDG_CACHE_HOME/qcompiler, else ~/.cache/qcompiler. Beside each library stands a record with the compiler, the
+flags and the hash of the library; one that is not as its record says (a disk that was full) is made anew. What is written gets its name
+last, so processes that build the same library at the same time each find a whole one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from qcompiler.backends.native.build.compiler import Compiler, Unit, link
+from qcompiler.errors import ConfigError
+
+VARIABLE = "QCOMPILER_CACHE"
+
+
+def folder() -> Path:
+    """The cache folder, made where it is missing. Raises ConfigError where it is somebody else's, whose libraries are not run."""
+    asked = os.environ.get(VARIABLE)
+    base = Path(asked) if asked else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qcompiler"
+    found = base / "native"
+    try:
+        found.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = found.stat()
+    except OSError as error:
+        raise ConfigError(f"no cache folder {found}: {error}", code="native-cache", hint=f"set {VARIABLE} to a folder of yours") from error
+    if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & 0o022):
+        text = f"{found} belongs to another user, or others may write to it: libraries from there are not run"
+        raise ConfigError(text, code="native-cache", hint=f"set {VARIABLE} to a folder of yours")
+    return found
+
+
+def key_of(compiler: Compiler, units: Sequence[Unit], headers: Sequence[Path]) -> str:
+    """A hash of the sources, the headers that they include, the flags and the compiler."""
+    digest = hashlib.sha256(json.dumps([list(compiler.command), compiler.version]).encode())
+    for unit in units:
+        digest.update(json.dumps([unit.name, list(unit.flags)]).encode() + unit.source.read_bytes())
+    for header in headers:
+        digest.update(header.name.encode() + b"\0" + header.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def library(compiler: Compiler, name: str, units: Sequence[Unit], headers: Sequence[Path]) -> Path:
+    """The library of these units: from the cache, or built."""
+    kept = folder()
+    path = kept / f"{name}-{key_of(compiler, units, headers)}.so"
+    record = path.with_suffix(".json")
+    if _is_whole(path, record):
+        return path
+    with tempfile.TemporaryDirectory(dir=kept, prefix="building-") as building:
+        made = Path(building) / path.name
+        link(compiler, units, Path(building), made)
+        data = {"compiler": list(compiler.command), "version": compiler.version, "flags": {u.name: list(u.flags) for u in units},
+                "sha256": hashlib.sha256(made.read_bytes()).hexdigest()}  # fmt: skip
+        note = Path(building) / record.name
+        note.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")
+        os.replace(made, path)
+        os.replace(note, record)
+    return path
+
+
+def _is_whole(path: Path, record: Path) -> bool:
+    try:
+        return bool(json.loads(record.read_text())["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

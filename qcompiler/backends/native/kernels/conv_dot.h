@@ -1,0 +1,156 @@
+/* Convolution in vectors, with dot products of four bytes: AVX-512 VNNI, AVX-VNNI, AVX2, NEON.
+
+   A piece is a tile of up to QC_DOT_ROWS positions times QC_DOT_VECTORS vectors of sums, 32 channels with AVX-512, else 16: as many
+   as registers hold. Each four bytes of an activation are broadcast and meet the weights of these channels. */
+#ifndef QC_CONV_DOT_H
+#define QC_CONV_DOT_H
+
+#include "finish_512.h"
+#include "finish_16.h"
+
+#if QC_IS_512
+#define QC_DOT_BLOCKS 2
+#define QC_DOT_VECTORS 2
+#define QC_DOT_SIZES(F) F(14) F(12) F(10) F(8) F(7) F(4) F(2) F(1)
+#elif QC_ISA == QC_AVX_VNNI
+#define QC_DOT_BLOCKS 1
+#define QC_DOT_VECTORS 2
+#define QC_DOT_SIZES(F) F(6) F(4) F(3) F(2) F(1)
+#elif QC_ISA == QC_AVX2
+#define QC_DOT_BLOCKS 1
+#define QC_DOT_VECTORS 2
+#define QC_DOT_SIZES(F) F(4) F(3) F(2) F(1)
+#else
+#define QC_DOT_BLOCKS 1
+#define QC_DOT_VECTORS 4
+#define QC_DOT_SIZES(F) F(6) F(5) F(4) F(3) F(2) F(1)
+#endif
+#define QC_DOT_CHANNELS (16 * QC_DOT_BLOCKS)
+
+/* The weights of four bytes of x: vector v of the piece's channels. */
+QC_INLINE qv_w qc_dot_weights(const int8_t *w0, const int8_t *w1, int v) {
+#if QC_DOT_BLOCKS == 2
+  return qv_weights(qv_load(v ? w1 : w0));
+#else
+  (void)w1;
+  return qv_weights(qv_load(w0 + v * QC_VB));
+#endif
+}
+
+QC_INLINE void qc_dot_start(const qc_conv *a, const qc_pair *p, qv acc[QC_DOT_VECTORS]) {
+  for (int v = 0; v < QC_DOT_VECTORS; v++) {
+#if QC_ISA == QC_NEON
+    acc[v] = vshlq_n_s32(qv_load(a->wsum + p->c + 4 * v), 7);
+#else
+    (void)a, (void)p;
+    acc[v] = qv_zero();
+#endif
+  }
+}
+
+/* split: the two blocks of channels belong to two groups and read two places of x. */
+QC_INLINE void qc_dot_tile(const qc_conv *a, const qc_spans *s, const qc_pair *p, const uint8_t *x, int64_t step, int32_t *sums, int rows, int split) {
+  qv acc[14][QC_DOT_VECTORS], start[QC_DOT_VECTORS];
+  const int8_t *w0 = p->w[0], *w1 = p->w[1];
+  int64_t other = p->x[1] - p->x[0];
+  x += p->x[0];
+  qc_dot_start(a, p, start);
+#pragma GCC unroll 14
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+    for (int v = 0; v < QC_DOT_VECTORS; v++) acc[i][v] = start[v];
+  for (int t = 0; t < s->count; t++) {
+    const uint8_t *from = x + s->off[t], *end = from + s->padded;
+    for (; from < end; from += 4, w0 += 64, w1 += 64) {
+      qv_w w[QC_DOT_VECTORS];
+#pragma GCC unroll 4
+      for (int v = 0; v < QC_DOT_VECTORS; v++) w[v] = qc_dot_weights(w0, w1, v);
+#pragma GCC unroll 14
+      for (int i = 0; i < rows; i++) {
+        qv_x codes = qv_codes(qv_four(from + i * step));
+#pragma GCC unroll 4
+        for (int v = 0; v < QC_DOT_VECTORS; v++) {
+          if (split && v) codes = qv_codes(qv_four(from + i * step + other));
+          acc[i][v] = qv_dp(acc[i][v], codes, w[v]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 14
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+    for (int v = 0; v < QC_DOT_VECTORS; v++) qv_store(sums + i * QC_DOT_CHANNELS + v * (QC_VB / 4), acc[i][v]);
+}
+
+#define QC_DOT_TILE(R) \
+  static void qc_dot_tile_##R(const qc_conv *a, const qc_spans *s, const qc_pair *p, const uint8_t *x, int64_t step, int32_t *sums) { \
+    if (QC_DOT_BLOCKS == 2 && p->x[0] != p->x[1]) \
+      qc_dot_tile(a, s, p, x, step, sums, R, QC_DOT_BLOCKS == 2); \
+    else \
+      qc_dot_tile(a, s, p, x, step, sums, R, 0); \
+  }
+QC_DOT_SIZES(QC_DOT_TILE)
+#undef QC_DOT_TILE
+
+typedef void qc_dot_function(const qc_conv *, const qc_spans *, const qc_pair *, const uint8_t *, int64_t, int32_t *);
+
+typedef struct qc_dot_plan {
+  qc_runs runs;
+  qc_grid grid;
+  qc_dot_function *tile;
+} qc_dot_plan;
+
+/* The tile's size: the fewest products, a load of the weights counted as one and a half rows. */
+static void qc_dot_choose(const qc_conv *a, const qc_spans *s, qc_dot_plan *plan) {
+  int64_t best = INT64_MAX;
+#define QC_DOT_TRY(R) \
+  { \
+    qc_runs runs = qc_find_runs(a, R); \
+    int64_t cost = runs.tiles * (2 * R + 3); \
+    if (runs.rows == R && cost < best) best = cost, plan->runs = runs, plan->tile = qc_dot_tile_##R; \
+  }
+  QC_DOT_SIZES(QC_DOT_TRY)
+#undef QC_DOT_TRY
+  plan->grid = qc_find_grid(a, s, &plan->runs, 1, QC_DOT_BLOCKS);
+}
+
+static int64_t qc_conv_dot_units(const qc_conv *a) {
+  qc_spans s;
+  qc_dot_plan plan;
+  qc_find_spans(a, &s);
+  qc_dot_choose(a, &s, &plan);
+  return plan.grid.blocks * plan.grid.pairs;
+}
+
+QC_INLINE void qc_dot_pieces(const qc_conv *a, const qc_spans *s, const qc_dot_plan *plan, int64_t lo, int64_t hi, int kind) {
+  QC_ALIGNED int32_t sums[16 * QC_DOT_CHANNELS];
+  qc_place at = qc_grid_at(&plan->grid, lo);
+  qc_tile tile = {.x = NULL};
+  qc_pair p = {.c = 0};
+  for (int64_t piece = lo; piece < hi; piece++, qc_grid_next(&plan->grid, &at)) {
+    if (at.new_block) tile = qc_find_tile(a, &plan->runs, at.block);
+    if (at.new_pair) p = qc_find_pair(a, s, at.pair, QC_DOT_BLOCKS);
+    plan->tile(a, s, &p, tile.x, plan->runs.step, sums);
+#if QC_IS_512
+    qc_finish_tile(a, &plan->runs, &tile, &p, sums, kind);
+#else
+    qc_finish_tile16(a, &plan->runs, &tile, &p, sums, kind);
+#endif
+  }
+}
+
+static void qc_conv_dot(const qc_conv *a, int64_t lo, int64_t hi) {
+  qc_spans s;
+  qc_dot_plan plan;
+  qc_find_spans(a, &s);
+  qc_dot_choose(a, &s, &plan);
+  int kind = qc_kind(&a->e, &a->r, a->floats);
+  if (kind == QC_PLAIN)
+    qc_dot_pieces(a, &s, &plan, lo, hi, QC_PLAIN);
+  else if (kind == QC_FULL)
+    qc_dot_pieces(a, &s, &plan, lo, hi, QC_FULL);
+  else
+    qc_dot_pieces(a, &s, &plan, lo, hi, QC_FLOATS);
+}
+
+#endif

@@ -1,0 +1,211 @@
+/* Depthwise convolution in vectors: four rows of the window in one product.
+
+   A vector holds `width` channels (64, 32 or 16, the vector's bytes at most) of one position, or of several neighbouring ones. For a
+   row of results the input rows are interleaved bytewise, four at a time, into `mixed`: then 4 bytes are a channel's column of four
+   rows, and one dp per kernel column adds them. Byte j * 16 ... of a lane of 16 bytes holds 4 channels, j = 0..3, as unpacking
+   leaves them; packing the results brings them back into order.
+   mixed: [row quads][j][column modulo stride][column / stride][width], so that neighbouring results read neighbouring vectors.
+   A piece is (block of channels, row of the result). */
+#ifndef QC_DEPTHWISE_H
+#define QC_DEPTHWISE_H
+
+#include "depthwise_scalar.h"
+#include "vec.h"
+
+#define QC_MIXED 32768
+#define QC_MAX_DOTS 96 /* row quads x kernel columns */
+#define QC_AT_ONCE (QC_IS_512 ? 4 : QC_ISA == QC_NEON ? 4 : 2)
+
+typedef struct qc_dots {
+  int32_t quads, columns, count; /* count = quads * columns */
+  int32_t width, positions;      /* channels of a vector, positions of a vector */
+  int32_t strip, pitch;          /* results a strip; bytes of mixed from one column phase to the next */
+  int64_t c;                     /* first channel */
+  int64_t at[QC_MAX_DOTS];       /* where in mixed the vectors of dot i are, for j = 0 and position 0 */
+  qv w[QC_MAX_DOTS][4], m[4], b[4], start[4];
+} qc_dots;
+
+/* Widths of the blocks of channels: as wide as the vector, and one narrower for what is left. */
+static int64_t qc_depthwise_blocks(int64_t c) { return qc_ceil(c, QC_VB); }
+
+static int32_t qc_depthwise_width(int64_t left) {
+  int32_t width = QC_VB;
+  while (width > 16 && left <= width / 2) width /= 2;
+  return width;
+}
+
+/* 16 bytes of each 16 channels of the block, repeated for each position. */
+QC_INLINE qv qc_spread(const void *base, int64_t distance, int32_t width) {
+  const char *p = base;
+  int64_t mask = width / 16 - 1;
+  return qv_lanes(p, p + (1 & mask) * distance, p + (2 & mask) * distance, p + (3 & mask) * distance);
+}
+
+/* Whether mixed and the lists above have room for it. */
+static int qc_depthwise_fits(const qc_depthwise *a) {
+  const qc_window *k = &a->k;
+  int64_t quads = k->kernel[0] * qc_ceil(k->kernel[1], 4), reach = (int64_t)(k->kernel[2] - 1) * k->dilation[2] / k->stride[2];
+  return quads * k->kernel[2] <= QC_MAX_DOTS && quads * 4 * k->stride[2] * (reach + 24) * QC_VB <= QC_MIXED && !a->r.p;
+}
+
+static void qc_find_dots(const qc_depthwise *a, int64_t block, qc_dots *s) {
+  const qc_window *k = &a->k;
+  s->c = block * QC_VB;
+  s->width = qc_depthwise_width(a->y.c - s->c);
+  s->positions = QC_VB / s->width;
+  s->columns = k->kernel[2];
+  s->quads = k->kernel[0] * (int32_t)qc_ceil(k->kernel[1], 4);
+  s->count = s->quads * s->columns;
+  int64_t reach = (int64_t)(k->kernel[2] - 1) * k->dilation[2] / k->stride[2] + 1;
+  int64_t most = QC_MIXED / ((int64_t)s->quads * 4 * k->stride[2] * s->width) - reach, group = QC_AT_ONCE * s->positions;
+  s->strip = (int32_t)(qc_min(most / group, qc_ceil(a->y.w, group)) * group);
+  s->pitch = (int32_t)((s->strip + reach) * s->width);
+  int64_t bytes = (int64_t)s->count * 64; /* of 16 channels */
+  const int8_t *w = a->w + s->c / 16 * bytes;
+  for (int i = 0; i < s->count; i++) {
+    int64_t column = (int64_t)(i % s->columns) * k->dilation[2];
+    s->at[i] = (i / s->columns * 4 * k->stride[2] + column % k->stride[2]) * s->pitch + column / k->stride[2] * s->width;
+    for (int j = 0; j < 4; j++) s->w[i][j] = qc_spread(w + 64 * i + 16 * j, bytes, s->width);
+  }
+  for (int j = 0; j < 4; j++) {
+    s->m[j] = qc_spread(a->e.m + s->c + 4 * j, 64, s->width);
+    s->b[j] = qc_spread(a->e.b + s->c + 4 * j, 64, s->width);
+    s->start[j] = QC_ISA == QC_NEON ? qc_spread(a->wsum + s->c + 4 * j, 64, s->width) : qv_zero();
+  }
+#if QC_ISA == QC_NEON
+  for (int j = 0; j < 4; j++) s->start[j] = vshlq_n_s32(s->start[j], 7);
+#endif
+}
+
+/* The same channels of `positions` columns: the first at x, the others at the given distances from it. */
+QC_INLINE qv qc_gather(const uint8_t *x, const int64_t distance[4], int32_t width) {
+  if (width == QC_VB) return qv_load(x);
+  if (width == 32) return qv_lanes(x, x + 16, x + distance[1], x + distance[1] + 16);
+  return qv_lanes(x, x + distance[1], x + distance[2], x + distance[3]);
+}
+
+QC_INLINE void qc_mix(const qv r[4], uint8_t *mixed, int64_t plane) {
+  qv low0 = qv_low8(r[0], r[1]), high0 = qv_high8(r[0], r[1]), low1 = qv_low8(r[2], r[3]), high1 = qv_high8(r[2], r[3]);
+  qv_store(mixed, qv_low16(low0, low1));
+  qv_store(mixed + plane, qv_high16(low0, low1));
+  qv_store(mixed + 2 * plane, qv_low16(high0, high1));
+  qv_store(mixed + 3 * plane, qv_high16(high0, high1));
+}
+
+/* One quad of rows for `count` results: x is the first row at the strip's first column; `rows` of them count. What a vector would
+   take from behind the last column is the last column once more: it does not count, and nothing behind the slack is read. */
+QC_INLINE void qc_mix_rows(const qc_depthwise *a, const qc_dots *s, const uint8_t *x, int rows, uint8_t *mixed, int64_t count, int32_t width) {
+  int64_t down = a->k.dilation[1] * a->x.sh, stride = a->k.stride[2], plane = stride * s->pitch, right = stride * a->x.sw;
+  int64_t columns = (count - 1) * stride + (int64_t)(a->k.kernel[2] - 1) * a->k.dilation[2] + 1, step = QC_VB / width;
+  for (int64_t phase = 0; phase < qc_min(stride, columns); phase++) {
+    int64_t last = (columns - 1 - phase) / stride;
+    for (int64_t i = 0; i <= last; i += step) {
+      const uint8_t *p = x + i * right + phase * a->x.sw;
+      int64_t distance[4];
+      qv r[4];
+      for (int v = 0; v < 4; v++) distance[v] = qc_min(v, last - i) * right;
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) r[j] = j < rows ? qc_gather(p + j * down, distance, width) : qv_zero();
+      qc_mix(r, mixed + phase * s->pitch + i * width, plane);
+    }
+  }
+}
+
+/* All rows that `count` results need. */
+QC_INLINE void qc_mix_strip(const qc_depthwise *a, const qc_dots *s, const uint8_t *x, int64_t count, uint8_t *mixed, int32_t width) {
+  const qc_window *k = &a->k;
+  for (int32_t q = 0; q < s->quads; q++) {
+    int32_t a_slice = (int32_t)qc_ceil(k->kernel[1], 4), i = q / a_slice, j = q % a_slice * 4;
+    const uint8_t *p = x + qc_tap(k, &a->x, i, j, 0);
+    uint8_t *to = mixed + (int64_t)q * 4 * k->stride[2] * s->pitch;
+    int32_t rows = (int32_t)qc_min(4, k->kernel[1] - j);
+    if (rows == 4)
+      qc_mix_rows(a, s, p, 4, to, count, width);
+    else if (rows == 3)
+      qc_mix_rows(a, s, p, 3, to, count, width);
+    else if (rows == 2)
+      qc_mix_rows(a, s, p, 2, to, count, width);
+    else
+      qc_mix_rows(a, s, p, 1, to, count, width);
+  }
+}
+
+QC_INLINE void qc_store_bytes(const qc_depthwise *a, const qc_dots *s, qv q, uint8_t *y, int64_t count) {
+  int64_t channels = qc_min(s->width, a->y.c - s->c);
+  QC_ALIGNED uint8_t bytes[QC_VB];
+  if (s->positions == 1 && channels == QC_VB && !a->e.table) {
+    qv_store(y, q);
+    return;
+  }
+  qv_store(bytes, q);
+  if (a->e.table)
+    for (int i = 0; i < QC_VB; i++) bytes[i] = a->e.table[bytes[i]];
+  for (int64_t i = 0; i < qc_min(s->positions, count); i++) memcpy(y + i * a->y.sw, bytes + i * s->width, (size_t)channels);
+}
+
+/* QC_AT_ONCE vectors of results from mixed on; count: the positions that are wanted. */
+QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, const uint8_t *mixed, uint8_t *y, int64_t count) {
+  qv acc[QC_AT_ONCE][4];
+  int64_t plane = a->k.stride[2] * (int64_t)s->pitch;
+#pragma GCC unroll 4
+  for (int p = 0; p < QC_AT_ONCE; p++)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) acc[p][j] = s->start[j];
+  for (int i = 0; i < s->count; i++) {
+    const uint8_t *x = mixed + s->at[i];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      qv_w w = qv_weights(s->w[i][j]);
+#pragma GCC unroll 4
+      for (int p = 0; p < QC_AT_ONCE; p++) acc[p][j] = qv_dp(acc[p][j], qv_codes(qv_load(x + j * plane + p * QC_VB)), w);
+    }
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < QC_AT_ONCE; p++) {
+    if (p * s->positions >= count) break;
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) acc[p][j] = qv_round(acc[p][j], s->m[j], s->b[j]);
+    qv q = qv_bytes(acc[p], a->e.zero, a->e.lo, a->e.hi);
+    qc_store_bytes(a, s, q, y + p * s->positions * a->y.sw, count - p * s->positions);
+  }
+}
+
+static void qc_depthwise_strip(const qc_depthwise *a, const qc_dots *s, const uint8_t *x, uint8_t *y, int64_t count) {
+  QC_ALIGNED uint8_t mixed[QC_MIXED + 4 * QC_VB * 8];
+  if (s->width == QC_VB)
+    qc_mix_strip(a, s, x, count, mixed, QC_VB);
+  else if (s->width == 32)
+    qc_mix_strip(a, s, x, count, mixed, QC_VB < 32 ? QC_VB : 32);
+  else
+    qc_mix_strip(a, s, x, count, mixed, 16);
+  for (int64_t i = 0; i < count; i += QC_AT_ONCE * s->positions)
+    qc_dot_vectors(a, s, mixed + i * s->width, y + i * a->y.sw, count - i);
+}
+
+static int64_t qc_depthwise_dots_units(const qc_depthwise *a) {
+  return qc_depthwise_fits(a) ? qc_depthwise_blocks(a->y.c) * qc_rows(&a->y) : qc_depthwise_rows_units(a);
+}
+
+static void qc_depthwise_row(const qc_depthwise *a, const qc_dots *s, int64_t row) {
+  int64_t h = row % a->y.h, plane = row / a->y.h, d = plane % a->y.d, n = plane / a->y.d;
+  const uint8_t *x = a->x.p + n * a->x.sn + d * a->k.stride[0] * a->x.sd + h * a->k.stride[1] * a->x.sh + s->c;
+  uint8_t *y = a->y.p + n * a->y.sn + d * a->y.sd + h * a->y.sh + s->c;
+  for (int64_t i = 0; i < a->y.w; i += s->strip)
+    qc_depthwise_strip(a, s, x + i * a->k.stride[2] * a->x.sw, y + i * a->y.sw, qc_min(s->strip, a->y.w - i));
+}
+
+static void qc_depthwise_dots(const qc_depthwise *a, int64_t lo, int64_t hi) {
+  int64_t rows = qc_rows(&a->y);
+  if (!qc_depthwise_fits(a)) {
+    qc_depthwise_rows(a, lo, hi);
+    return;
+  }
+  while (lo < hi) {
+    qc_dots s;
+    int64_t block = lo / rows, end = qc_min(hi, (block + 1) * rows);
+    qc_find_dots(a, block, &s);
+    for (; lo < end; lo++) qc_depthwise_row(a, &s, lo - block * rows);
+  }
+}
+
+#endif

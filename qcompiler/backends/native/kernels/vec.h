@@ -1,0 +1,161 @@
+/* Vectors of QC_VB bytes: the few operations that the dot product kernels need, for AVX-512, AVX2 (with or without VNNI) and NEON.
+
+   dp(acc, x, w): acc[i] += the sum over j < 4 of x[4 i + j] * w[4 i + j], x unsigned, w signed, exact.
+   - VNNI: vpdpbusd, in assembly, since gcc 12 spills accumulators around the intrinsic.
+   - AVX2: even and odd bytes as 16-bit numbers, vpmaddwd: vpmaddubsw would saturate.
+   - NEON: sdot takes signed codes only: x - 128, so that sums begin at 128 * sum(w) instead of 0 (QC_START). */
+#ifndef QC_VEC_H
+#define QC_VEC_H
+
+#include "round.h"
+
+#if QC_IS_512
+
+#define QC_VB 64
+typedef __m512i qv;
+typedef qv qv_x;
+typedef qv qv_w;
+QC_INLINE qv qv_load(const void *p) { return _mm512_loadu_si512(p); }
+QC_INLINE void qv_store(void *p, qv v) { _mm512_storeu_si512(p, v); }
+QC_INLINE qv qv_zero(void) { return _mm512_setzero_si512(); }
+QC_INLINE qv qv_low8(qv a, qv b) { return _mm512_unpacklo_epi8(a, b); }
+QC_INLINE qv qv_high8(qv a, qv b) { return _mm512_unpackhi_epi8(a, b); }
+QC_INLINE qv qv_low16(qv a, qv b) { return _mm512_unpacklo_epi16(a, b); }
+QC_INLINE qv qv_high16(qv a, qv b) { return _mm512_unpackhi_epi16(a, b); }
+QC_INLINE qv qv_four(const uint8_t *p) {
+  int32_t v;
+  memcpy(&v, p, 4);
+  return _mm512_set1_epi32(v);
+}
+QC_INLINE qv qv_lanes(const void *a, const void *b, const void *c, const void *d) {
+  __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(a)), _mm_loadu_si128(b), 1);
+  __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(c)), _mm_loadu_si128(d), 1);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+QC_INLINE qv qv_round(qv acc, qv m, qv b) {
+  __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_castsi512_ps(m));
+  return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_add_ps(v, _mm512_castsi512_ps(b)), _mm512_set1_ps(1e6f)));
+}
+QC_INLINE qv qv_bytes(const qv v[4], int32_t zero, int32_t lo, int32_t hi) {
+  qv z = _mm512_set1_epi16((short)zero);
+  qv a = _mm512_adds_epi16(_mm512_packs_epi32(v[0], v[1]), z), b = _mm512_adds_epi16(_mm512_packs_epi32(v[2], v[3]), z);
+  return _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(a, b), _mm512_set1_epi8((char)lo)), _mm512_set1_epi8((char)hi));
+}
+
+#elif QC_IS_256
+
+#define QC_VB 32
+typedef __m256i qv;
+QC_INLINE qv qv_load(const void *p) { return _mm256_loadu_si256(p); }
+QC_INLINE void qv_store(void *p, qv v) { _mm256_storeu_si256(p, v); }
+QC_INLINE qv qv_zero(void) { return _mm256_setzero_si256(); }
+QC_INLINE qv qv_low8(qv a, qv b) { return _mm256_unpacklo_epi8(a, b); }
+QC_INLINE qv qv_high8(qv a, qv b) { return _mm256_unpackhi_epi8(a, b); }
+QC_INLINE qv qv_low16(qv a, qv b) { return _mm256_unpacklo_epi16(a, b); }
+QC_INLINE qv qv_high16(qv a, qv b) { return _mm256_unpackhi_epi16(a, b); }
+QC_INLINE qv qv_four(const uint8_t *p) {
+  int32_t v;
+  memcpy(&v, p, 4);
+  return _mm256_set1_epi32(v);
+}
+QC_INLINE qv qv_lanes(const void *a, const void *b, const void *c, const void *d) {
+  (void)c, (void)d;
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(a)), _mm_loadu_si128(b), 1);
+}
+QC_INLINE qv qv_round(qv acc, qv m, qv b) {
+  __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(acc), _mm256_castsi256_ps(m));
+  return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_add_ps(v, _mm256_castsi256_ps(b)), _mm256_set1_ps(1e6f)));
+}
+QC_INLINE qv qv_bytes(const qv v[4], int32_t zero, int32_t lo, int32_t hi) {
+  qv z = _mm256_set1_epi16((short)zero);
+  qv a = _mm256_adds_epi16(_mm256_packs_epi32(v[0], v[1]), z), b = _mm256_adds_epi16(_mm256_packs_epi32(v[2], v[3]), z);
+  return _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(a, b), _mm256_set1_epi8((char)lo)), _mm256_set1_epi8((char)hi));
+}
+
+#elif QC_ISA == QC_NEON
+
+#define QC_VB 16
+typedef int32x4_t qv;
+typedef qv qv_w;
+typedef qv qv_x;
+#define QV8(v) vreinterpretq_s8_s32(v)
+#define QV16(v) vreinterpretq_s16_s32(v)
+#define QVF(v) vreinterpretq_f32_s32(v)
+QC_INLINE qv qv_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
+QC_INLINE void qv_store(void *p, qv v) { vst1q_u8(p, vreinterpretq_u8_s32(v)); }
+QC_INLINE qv qv_zero(void) { return vdupq_n_s32(0); }
+QC_INLINE qv qv_low8(qv a, qv b) { return vreinterpretq_s32_s8(vzip1q_s8(QV8(a), QV8(b))); }
+QC_INLINE qv qv_high8(qv a, qv b) { return vreinterpretq_s32_s8(vzip2q_s8(QV8(a), QV8(b))); }
+QC_INLINE qv qv_low16(qv a, qv b) { return vreinterpretq_s32_s16(vzip1q_s16(QV16(a), QV16(b))); }
+QC_INLINE qv qv_high16(qv a, qv b) { return vreinterpretq_s32_s16(vzip2q_s16(QV16(a), QV16(b))); }
+QC_INLINE qv qv_four(const uint8_t *p) {
+  int32_t v;
+  memcpy(&v, p, 4);
+  return vdupq_n_s32(v);
+}
+QC_INLINE qv qv_lanes(const void *a, const void *b, const void *c, const void *d) {
+  (void)b, (void)c, (void)d;
+  return qv_load(a);
+}
+QC_INLINE qv qv_round(qv acc, qv m, qv b) {
+  float32x4_t v = vmulq_f32(vcvtq_f32_s32(acc), QVF(m));
+  return vcvtnq_s32_f32(vaddq_f32(v, QVF(b)));
+}
+QC_INLINE qv qv_bytes(const qv v[4], int32_t zero, int32_t lo, int32_t hi) {
+  int16x8_t z = vdupq_n_s16((int16_t)zero);
+  int16x8_t a = vqaddq_s16(vcombine_s16(vqmovn_s32(v[0]), vqmovn_s32(v[1])), z);
+  int16x8_t b = vqaddq_s16(vcombine_s16(vqmovn_s32(v[2]), vqmovn_s32(v[3])), z);
+  uint8x16_t q = vcombine_u8(vqmovun_s16(a), vqmovun_s16(b));
+  return vreinterpretq_s32_u8(vminq_u8(vmaxq_u8(q, vdupq_n_u8((uint8_t)lo)), vdupq_n_u8((uint8_t)hi)));
+}
+
+#endif
+
+#if QC_ISA == QC_AVX2
+
+/* Four bytes as two 16-bit numbers each: the even ones and the odd ones. */
+typedef struct qv_halves {
+  qv even, odd;
+} qv_halves;
+typedef qv_halves qv_x;
+typedef qv_halves qv_w;
+QC_INLINE qv_x qv_codes(qv v) { return (qv_x){_mm256_and_si256(v, _mm256_set1_epi16(255)), _mm256_srli_epi16(v, 8)}; }
+QC_INLINE qv_w qv_weights(qv v) { return (qv_w){_mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8), _mm256_srai_epi16(v, 8)}; }
+QC_INLINE qv qv_dp(qv acc, qv_x x, qv_w w) {
+  acc = _mm256_add_epi32(acc, _mm256_madd_epi16(x.even, w.even));
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(x.odd, w.odd));
+}
+
+#elif QC_ISA == QC_NEON
+
+QC_INLINE qv_x qv_codes(qv v) { return veorq_s32(v, vreinterpretq_s32_u8(vdupq_n_u8(128))); }
+QC_INLINE qv_w qv_weights(qv v) { return v; }
+QC_INLINE qv qv_dp(qv acc, qv_x x, qv_w w) { return vdotq_s32(acc, QV8(x), QV8(w)); }
+
+#elif QC_IS_X86
+
+#if QC_IS_256
+typedef qv qv_x;
+typedef qv qv_w;
+#define QC_DP_TEXT "%{vex%} vpdpbusd %2, %1, %0"
+#define QC_DP_CLASS "x"
+#else
+#define QC_DP_TEXT "vpdpbusd %2, %1, %0"
+#define QC_DP_CLASS "v"
+#endif
+QC_INLINE qv_x qv_codes(qv v) { return v; }
+QC_INLINE qv_w qv_weights(qv v) { return v; }
+QC_INLINE qv qv_dp(qv acc, qv_x x, qv_w w) {
+  __asm__(QC_DP_TEXT : "+" QC_DP_CLASS(acc) : QC_DP_CLASS(x), QC_DP_CLASS "m"(w));
+  return acc;
+}
+
+#endif
+
+#if QC_ISA == QC_NEON
+#define QC_START(sum) (128 * (sum))
+#else
+#define QC_START(sum) (0 * (sum))
+#endif
+
+#endif

@@ -1,0 +1,160 @@
+"""QUANTIZED -> LOWERED of the native back end: native regions become calls, the rest is lowered to torch's kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+from torch import fx
+
+from qcompiler.backends.native.partition import Partition, unit_of
+from qcompiler.backends.native.read import Reader
+from qcompiler.backends.native.runtime import native_region, run_region
+from qcompiler.backends.native.steps import DEQUANTIZE, VALUE, Region, Step
+from qcompiler.backends.torch.passes.lower import Lower
+from qcompiler.errors import ConfigError
+from qcompiler.ir.types import MACS, SOURCE, Source, Stage, Value, source_of, value_of
+from qcompiler.ir.types import VALUE as VALUE_KEY
+from qcompiler.ops.functional import getitem
+from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
+from qcompiler.pass_manager import Context
+
+
+@dataclass(frozen=True)
+class LowerNative:
+    name: str = "lower_native"
+    stage: Stage = Stage.LOWERED
+    required: bool = True
+
+    def run(self, gm: fx.GraphModule, context: Context) -> bool:
+        custom = context.settings.custom
+        if custom.input_quantized_indexes or custom.output_quantized_indexes:
+            raise ConfigError("the native back end takes and hands out floats", code="custom-config",
+                              hint='leave quantized inputs and outputs out, or take backend="torch"')  # fmt: skip
+        partition = Partition.of(gm, context.table)
+        for node, reason in partition.reasons.items():
+            context.remark(self.name, "native-torch", f"runs in torch: {reason}", node)
+        if partition.depth:
+            gm.graph = _Rewriter(gm, partition, context).graph()
+        return Lower().run(gm, context)
+
+
+@dataclass
+class _Part:
+    """One region to be: its units, and what it takes from outside."""
+
+    units: list[fx.Node] = field(default_factory=list)
+    inputs: dict[str, fx.Node] = field(default_factory=dict)  # name of the input -> node with its float value
+    outputs: dict[fx.Node, None] = field(default_factory=dict)
+
+
+class _Rewriter:
+    """Puts the call of a region in the place of its nodes. An item of the new order is a node of torch's or the depth of a region."""
+
+    def __init__(self, gm: fx.GraphModule, partition: Partition, context: Context) -> None:
+        self.gm, self.partition, self.context = gm, partition, context
+        self.parts: dict[int, _Part] = {}
+        for node, depth in partition.depth.items():
+            self.parts.setdefault(depth, _Part()).units.append(node)
+        self.new = fx.Graph()
+        self.new.owning_module = gm
+        self.made: dict[fx.Node, fx.Node] = {}
+
+    def item(self, node: fx.Node) -> Any:
+        """What computes a value: a region for its units, and for their codes and floats."""
+        return self.partition.depth.get(unit_of(node), node)
+
+    def graph(self) -> fx.Graph:
+        described = {depth: self._describe(part, depth) for depth, part in self.parts.items()}
+        for item in self._order():
+            if isinstance(item, fx.Node):
+                self.made[item] = self.new.node_copy(item, self._value)
+            else:
+                self._call(self.parts[item], *described[item])
+        self.new.eliminate_dead_code()
+        return self.new
+
+    def _value(self, node: fx.Node) -> fx.Node:
+        return self.made[node]
+
+    def _order(self) -> list[Any]:
+        """Nodes of torch's as they stood, each region as early as it can be."""
+        order, index = nx.DiGraph(), dict[Any, int]()
+        for position, node in enumerate(self.gm.graph.nodes):
+            item = self.item(node)
+            index.setdefault(item, position)
+            order.add_node(item)
+            order.add_edges_from((self.item(source), item) for source in node.all_input_nodes if self.item(source) != item)
+        return list(nx.lexicographical_topological_sort(order, key=index.__getitem__))
+
+    def _describe(self, part: _Part, depth: int) -> tuple[Region, Reader]:
+        """The steps of a region, in the order of the graph."""
+        reader, steps, done = Reader(self.context.table), list[Step](), set[fx.Node]()
+        for unit in part.units:
+            for source in unit.all_input_nodes:
+                steps += self._source(source, part, depth, (reader, done))
+            steps.append(reader.step(unit))
+            for user in unit.users:
+                if user.target is quantize:
+                    steps += [reader.step(user), *(reader.step(d) for d in user.users if d.target is dequantize)]
+                    done.update(user.users)
+            self._note_outputs(unit, part, depth)
+        inputs = tuple((name, tuple(value_of(node).shape or ())) for name, node in part.inputs.items())
+        return Region(inputs, tuple(steps), tuple(node.name for node in part.outputs)), reader
+
+    def _source(self, source: fx.Node, part: _Part, depth: int, state: tuple[Reader, set[fx.Node]]) -> list[Step]:
+        """The steps that bring an argument from outside into the region, once each."""
+        reader, done = state
+        if source in done or source.op == "get_attr" or self.partition.depth.get(unit_of(source)) == depth:
+            return []
+        done.add(source)
+        if source.target is dequantize_weight:
+            return [reader.step(source)]
+        if source.target is not dequantize:  # a float tensor whose sizes are asked for
+            part.inputs[source.name] = source
+            return []
+        codes: Any = source.args[0]
+        floats = codes.args[0] if self.item(codes) is codes or unit_of(codes) not in self.partition.depth else source
+        name = f"{codes.name}.floats"
+        part.inputs[name] = floats
+        step = reader.step(codes)
+        steps = [] if codes in done else [Step(step.out, step.op, (f"{VALUE}{name}", *step.args[1:]))]
+        done.add(codes)
+        return [*steps, Step(source.name, DEQUANTIZE, (f"{VALUE}{codes.name}",))]
+
+    def _note_outputs(self, unit: fx.Node, part: _Part, depth: int) -> None:
+        """What nodes outside read: floats of codes, floats, numbers."""
+        for user in unit.users:
+            floats = [d for d in user.users if d.target is dequantize] if user.target is quantize else []
+            for made, readers in ((unit, [user]), *((d, list(d.users)) for d in floats)):
+                if made is unit and user.target is quantize:
+                    continue
+                if any(self.partition.depth.get(reader) != depth for reader in readers):
+                    part.outputs[made] = None
+
+    def _call(self, part: _Part, region: Region, reader: Reader) -> None:
+        first = part.units[0]
+        tensors = [self._attribute(node) for node in reader.tensors]
+        scales, zero_points = [p.scale for p in reader.qparams], [p.zero_point for p in reader.qparams]
+        origin = tuple(dict.fromkeys(name for unit in part.units for name in source_of(unit).origin))
+        source = Source(module_path="", origin=origin)
+        pack = self.new.create_node(
+            "call_function", native_region, (region.to_data(), tensors, scales, zero_points), name=f"region_{first.name}"
+        )
+        call = self.new.create_node("call_function", run_region, (pack, [self._value(node) for node in part.inputs.values()]),
+                                    name=f"run_region_{first.name}")  # fmt: skip
+        call.meta[MACS] = sum(
+            row.macs(unit) for unit in part.units if (row := self.context.table.of(unit)) is not None and row.macs is not None
+        )
+        for node in (pack, call):
+            node.meta[SOURCE], node.meta[VALUE_KEY] = source, Value(None, None)
+        for index, output in enumerate(part.outputs):
+            made = self.new.create_node("call_function", getitem, (call,), {"index": index}, name=output.name)
+            made.meta = {key: value for key, value in output.meta.items() if key in (SOURCE, VALUE_KEY)}
+            self.made[output] = made
+
+    def _attribute(self, node: fx.Node) -> fx.Node:
+        made = self.new.create_node("get_attr", str(node.target))
+        made.meta = dict(node.meta)
+        return made

@@ -1,0 +1,171 @@
+"""Which nodes of the QUANTIZED graph form native regions: as few and as large ones as the order of computation allows.
+
+Each node has a depth: how often the longest path to it changes between torch and C. The native nodes of one depth are a region: a path
+that leaves it through torch comes back at a larger depth, so no region waits for itself.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from qcompiler.backends.native.plan.families import families
+from qcompiler.backends.native.read import NotNative, Reader, is_number
+from qcompiler.backends.native.steps import is_value
+from qcompiler.ir.attributes import attribute
+from qcompiler.ir.types import quant_of, value_of
+from qcompiler.ops.functional import getitem
+from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
+from qcompiler.ops.table import OPS, Table
+
+CONVERSIONS = (quantize, dequantize, dequantize_weight)
+TUPLES = ("chunk", "split", "tensor_split", "unbind")
+
+
+def unit_of(node: fx.Node) -> fx.Node:
+    """The op whose result a value is, behind its quantize and dequantize."""
+    while node.target in (quantize, dequantize):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+class GraphFacts:
+    """The Facts of a graph's nodes, by name."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.gm = gm
+        self.nodes = {node.name: node for node in gm.graph.nodes}
+
+    def node(self, argument: Any) -> fx.Node | None:
+        return self.nodes.get(argument[1:]) if is_value(argument) else None
+
+    def rank(self, argument: Any) -> int:
+        node = self.node(argument)
+        return len(value_of(node).shape or ()) if node is not None else 0
+
+    def is_codes(self, argument: Any) -> bool:
+        node = self.node(argument)
+        return node is not None and node.target is dequantize
+
+    def weight_fault(self, argument: Any) -> str | None:
+        node = self.node(argument)
+        if node is None or node.target is not dequantize_weight:
+            return "its weight is computed at run time"
+        codes, zero_points = (attribute(self.gm, str(part.target)) for part in (node.args[0], node.args[2]))  # type: ignore[union-attr]
+        if codes.dtype is not torch.int8 or bool(torch.count_nonzero(zero_points)):
+            return "its weight has zero points"
+        return None if node.args[3] in (None, 0) else "its weight has scales along another axis than its results"
+
+
+@dataclass
+class Partition:
+    """`depth`: of each unit that is native. `reasons`: why an int8 op is none."""
+
+    gm: fx.GraphModule
+    table: Table
+    depth: dict[fx.Node, int] = field(default_factory=dict)
+    reasons: dict[fx.Node, str] = field(default_factory=dict)
+
+    @staticmethod
+    def of(gm: fx.GraphModule, table: Table) -> Partition:
+        made = Partition(gm, table)
+        units = [n for n in gm.graph.nodes if n.op.startswith("call") and n.target not in CONVERSIONS]
+        facts = GraphFacts(gm)
+        native = {node for node in units if not is_number(node) and made._is_native(node, facts)}
+        while lost := [node for node in units if node in native and (why := _broken(node, native)) and made.reasons.setdefault(node, why)]:
+            native -= set(lost)
+        native |= _numbers(units, native)
+        made._descend(units, native)
+        return made
+
+    def _is_native(self, node: fx.Node, facts: GraphFacts) -> bool:
+        if not quant_of(node).int8:
+            return False
+        reason = self._refusal(node, facts)
+        if reason is not None:
+            self.reasons[node] = reason
+        return reason is None
+
+    def _refusal(self, node: fx.Node, facts: GraphFacts) -> str | None:
+        row = self.table.of(node)
+        if row is None or OPS.rows.get(row.name) is not row:
+            return "its op is no row of the compiler's own table" if row is not None else "it is a module of the user's"
+        family = families().get(row.name)
+        if family is None:
+            return f"{row.name} has no C form yet"
+        try:
+            step = Reader(self.table).step(node)
+        except NotNative as error:
+            return str(error)
+        return _result_fault(node, row.name) or family.refuse(step, facts)
+
+    def _descend(self, units: list[fx.Node], native: set[fx.Node]) -> None:
+        """Depths; torch's nodes are even, native ones odd. Where order counts, torch's nodes keep theirs."""
+        depths: dict[fx.Node, int] = {}
+        ordered, last = any(map(_has_effect, units)), 0
+        for node in units:
+            is_native = node in native
+            sources = [unit_of(source) for source in node.all_input_nodes]
+            found = [depths[s] + ((s in native) != is_native) for s in sources if s in depths]
+            depth = max([*found, int(is_native)])
+            if ordered and not is_native:
+                depth = last = max(depth, last)
+            depths[node] = depth
+            if is_native:
+                self.depth[node] = depth
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Whether something else depends on when it runs: it writes, or nobody knows what it does."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    return node.op == "call_module" or (node.is_impure() and not is_number(node))
+
+
+def _result_fault(node: fx.Node, name: str) -> str | None:
+    """Why the op's result cannot be a region's: it is neither codes, nor floats of a linear, nor parts."""
+    quantized = [user for user in node.users if user.target is quantize]
+    if not quantized:
+        floats = quant_of(node).float_output and name == "linear"
+        return None if floats or name in TUPLES else "it hands out floats"
+    if quant_of(quantized[0]).qparams is None or value_of(quantized[0]).dtype is not torch.uint8:
+        return "its codes are not uint8"
+    others = [user for user in node.users if user.target is not quantize]
+    return "its floats are used beside its codes" if others or len(quantized) > 1 else None
+
+
+def _broken(node: fx.Node, native: set[fx.Node]) -> str | None:
+    """Parts of a value stay within a region: why a node that makes or takes parts cannot be native after all."""
+    if value_of(node).shape is None:
+        outside = next((u for u in node.users if u not in native and not is_number(u)), None)
+        return f"{outside.name} takes its parts, in torch" if outside is not None else None
+    source = node.args[0] if node.args else None
+    parts = isinstance(source, fx.Node) and node.target in (getitem, operator.getitem) and value_of(source).shape is None
+    return "the parts are made in torch" if parts and source not in native else None
+
+
+def _numbers(units: list[fx.Node], native: set[fx.Node]) -> set[fx.Node]:
+    """Sizes of native values and what is computed from them, and the numbers that native ops take."""
+    found: set[fx.Node] = set()
+
+    def wanted(user: fx.Node) -> bool:
+        return user in native or user in found
+
+    for node in units:
+        if is_number(node) and _sizes_only(node) and any(unit_of(s) in native or s in found for s in node.all_input_nodes):
+            found.add(node)
+    for node in reversed(units):
+        if is_number(node) and _sizes_only(node) and any(map(wanted, node.users)):
+            found.add(node)
+    return found
+
+
+def _sizes_only(node: fx.Node) -> bool:
+    """Whether its arguments are numbers, or float tensors whose sizes it asks."""
+    return all(
+        is_number(s) or unit_of(s) is not s or value_of(s).dtype is torch.float32 or value_of(s).shape is None for s in node.all_input_nodes
+    )

@@ -1,0 +1,64 @@
+"""What the passes ask of the native back end: 8 bits everywhere, since no sum of its kernels overflows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from qcompiler.backends.native import isa
+from qcompiler.backends.torch.site import host_isa
+from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.errors import ConfigError
+from qcompiler.ops.obstacles import Obstacle
+from qcompiler.ops.spec import Op
+from qcompiler.target import WeightLimit
+
+
+@dataclass(frozen=True)
+class NativeTarget(TorchTarget):
+    """`engine` and `isa` are those of torch's kernels, which run what has no C form. The C holds all instruction sets of the machine."""
+
+    isa: str = field(default_factory=host_isa)
+
+    @property
+    def backend(self) -> str:
+        return "native"
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return {"machine": isa.architecture()}
+
+    @property
+    def adds_inside(self) -> bool:
+        """Sums are fused where the plan is made, so QUANTIZED keeps them apart."""
+        return False
+
+    def gives_floats(self, row: Op, node: fx.Node) -> bool:
+        return row.settled.name == "linear"
+
+    def activation_bits(self, row: Op, node: fx.Node) -> int:
+        return 8
+
+    @property
+    def reduces_all(self) -> bool:
+        return False
+
+    def weight_limit(self, row: Op, node: fx.Node) -> WeightLimit | None:
+        return None
+
+    def limit_of(self, op: str, weight: Any, attributes: Mapping[str, Any]) -> WeightLimit | None:
+        return None
+
+    def slower(self, row: Op, weights: Sequence[fx.Node]) -> Obstacle | None:
+        return super().slower(row, weights)
+
+
+def native_target(engine: str | None, isa_name: str | None) -> NativeTarget:
+    """Raises ConfigError for settings: which instruction set runs is decided where the library is loaded."""
+    if isa_name is not None:
+        raise ConfigError("the native back end compiles for all instruction sets of a machine", code="isa",
+                          hint="leave isa= out; the environment variable QCOMPILER_ISA caps what runs")  # fmt: skip
+    return NativeTarget() if engine is None else NativeTarget(engine)

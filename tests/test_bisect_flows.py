@@ -1,0 +1,95 @@
+"""bisect of every pipeline: what a pass spoils is that pass's, whichever flow it runs in; and a pipeline as it stands spoils nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from qcompiler import ConfigError
+from qcompiler.backends.torch.description import get_onednn_backend_config
+from qcompiler.backends.torch.passes import LOWERING
+from qcompiler.custom_config import ConvertCustomConfig, PrepareCustomConfig
+from qcompiler.debug import bisect
+from qcompiler.ir.attributes import attribute, set_attribute
+from qcompiler.passes import PIPELINES
+from qcompiler.qconfig import default_dynamic_qconfig
+from qcompiler.qconfig_mapping import QConfigMapping
+from tests import planted
+from tests.flow import randn, randomized
+from tests.test_bisect import Then
+
+DATA = [randn(8, 3, 8, 8, seed=1)]
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.second, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+        self.gain = planted.Gain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn(self.conv(x)))
+        x = torch.relu(self.second(x) + x)
+        result: Tensor = self.gain(self.fc(x.mean((2, 3))).relu())
+        return result
+
+
+CUSTOM = {
+    "prepare_custom_config": PrepareCustomConfig().set_float_to_observed_mapping(planted.Gain, planted.ObservedGain),
+    "convert_custom_config": ConvertCustomConfig().set_observed_to_quantized_mapping(planted.ObservedGain, planted.QuantizedGain),
+}
+# Flow -> the settings that make it, and the pipeline that they mean.
+FLOWS: dict[str, tuple[dict[str, Any], str]] = {
+    "static": ({}, "static"),
+    "training": ({"training": True}, "training"),
+    "custom": (CUSTOM, "custom"),
+    "custom training": ({**CUSTOM, "training": True}, "custom training"),
+    "reference": ({"reference": True}, "static"),
+    "reference of a trained model": ({"reference": True, "training": True}, "training"),
+    "dynamic": ({"qconfig_mapping": QConfigMapping().set_global(default_dynamic_qconfig)}, "static"),
+    "backend_config": ({"backend_config": get_onednn_backend_config(), "engine": "onednn"}, "static"),
+}
+PLACES = ("canonicalize", "fuse", "annotate", "fuse_sums", "share_qparams", "insert_observers", "insert_fake_quants",
+          "observe_custom_modules", "settle_training", "judge_recurrent", "freeze_qparams", "join_qparams",
+          "insert_quantize_dequantize")  # fmt: skip
+STEPS = {p.name: {step.name: step for step in p.with_lowering(LOWERING).steps} for p in PIPELINES.values()}
+CASES = [(flow, place) for flow, (_, pipeline) in FLOWS.items() for place in PLACES if place in STEPS[pipeline]]
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return randomized(Net())
+
+
+def settings_of(flow: str, net: nn.Module) -> dict[str, Any]:
+    net.train("training" in flow or "trained" in flow)
+    return FLOWS[flow][0]
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_pipeline_as_it_stands_spoils_nothing(net: nn.Module, flow: str) -> None:
+    found = bisect(net, DATA, **settings_of(flow, net))
+    last = "insert_quantize_dequantize" if "reference" in flow else LOWERING[-1].name
+    assert not found and found.probes[-1].state == last and not found.probes[-1].error, str(found)
+
+
+def spoil(gm: fx.GraphModule) -> None:
+    set_attribute(gm, "fc.bias", attribute(gm, "fc.bias").detach() + 3, parameter=True)
+
+
+@pytest.mark.parametrize(("flow", "place"), CASES)
+def test_a_spoiled_pass_of_each_flow(net: nn.Module, flow: str, place: str) -> None:
+    step = STEPS[FLOWS[flow][1]][place]
+    found = bisect(net, DATA, replace={place: Then(step, spoil)}, **settings_of(flow, net))
+    assert (found.pass_name, found.module_path) == (place, "fc") and not found.error, str(found)
+
+
+@pytest.mark.parametrize("flow", ["static", "reference"])
+def test_a_pass_that_the_flow_does_not_have(net: nn.Module, flow: str) -> None:
+    name = "settle_training" if flow == "static" else "lower"
+    with pytest.raises(ConfigError, match=f"no pass '{name}' to replace"):
+        bisect(net, DATA, replace={name: LOWERING[0]}, **settings_of(flow, net))

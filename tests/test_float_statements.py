@@ -1,0 +1,368 @@
+"""A statement that cannot be followed runs as it stands: the smallest one around the line, with all else compiled as before."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import qcompiler as qc
+from qcompiler.artifact.write import MissingModulesWarning
+from qcompiler.errors import ConfigError, TraceError
+from qcompiler.trace import Traced, trace
+
+from .data_models import sqnr
+
+
+class Cell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.l(x))
+
+
+class Counts(nn.Module):
+    """Keeps how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.l = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        return self.l(x) * 0.5 / self.calls
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.cell, self.counts = nn.Linear(8, 8), nn.Linear(8, 8), Cell(), Counts()
+        self.heads = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.scale = nn.Parameter(torch.full((8,), 0.9))
+        self.steps = 4
+
+
+class Loop(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        while y.abs().max() > 0.5:
+            y = y / 2
+        return self.last(y)
+
+
+class LoopWithModule(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, n = self.first(x), 0
+        while y.abs().max() > 0.1 and n < self.steps:
+            y = self.cell(y) * self.scale
+            n += 1
+        return self.last(y) * n
+
+
+class Appended(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, out = self.first(x), [x[:1]]
+        for i in range(3):
+            if (x[:, i] > 0).any():
+                out.append(y[x[:, i] > 0])
+        return self.last(torch.cat(out))
+
+
+class EarlyReturn(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.last(self.first(x))
+        if y.sum() > 0:
+            return self.heads[0](y)
+        return self.heads[1](y)
+
+
+class EarlyBreak(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        for head in self.heads:
+            y = head(y)
+            if y.sum() > 0.3:
+                break
+        return self.last(y)
+
+
+class Rounds(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(sum(self.first(x) * i for i in range(1, int(x.abs().max()) + 2)))
+
+
+class NumPy(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        limit = math.sqrt(float(y.detach().numpy().max()) ** 2 + 1)
+        return self.last(y.clamp(-limit, limit))
+
+
+class InPlace(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        z = y
+        while y.abs().max() > 0.5:
+            y *= 0.5
+            y[:, 0] = 0.25
+        return self.last(y) + z
+
+
+class Several(Base):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y, best = self.first(x), x
+        for i in range(3):
+            if x[:, i].sum() > 0 or i == 2:
+                y, best = y + 1, self.heads[0](y) * i
+        return self.last(y), best
+
+
+class Kept(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        if x.sum() > -1e9 or x.sum() > 1e9:
+            y = self.counts(y)
+        return self.last(y)
+
+
+class Text(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        y = y * {"many": 2.0}.get("many" if int((x > 0).sum()) > 3 else "few", 1.0)
+        return self.last(y)
+
+
+class Helper(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(halved(self.first(x)))
+
+
+def halved(y: torch.Tensor) -> torch.Tensor:
+    for _ in range(10):
+        if y.abs().max() < 0.5:
+            return y
+        y = y / 2
+    return y
+
+
+class Tried(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        try:
+            limit = {True: 1.0}[bool(x.sum() > 0)]
+        except KeyError:
+            limit = 0.5
+        return self.last(y.clamp(max=limit))
+
+
+class CallersList(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = [self.first(x)]
+        add(out, x)
+        return torch.cat(out)
+
+
+def add(out: list[torch.Tensor], x: torch.Tensor) -> None:
+    if x.sum() > 0:
+        out.append(x)
+
+
+NETS = (Loop, LoopWithModule, Appended, EarlyReturn, EarlyBreak, Rounds, NumPy, InPlace, Several, Text, Helper, Tried, CallersList)
+SCRIPTED = (Loop, InPlace, Helper, Text)  # of the others torch.jit says why not
+OUTER = {Rounds: 1, CallersList: 1}  # linears outside the statement; else both
+
+
+def inputs(i: int) -> torch.Tensor:
+    return torch.randn(5, 8) * (0.3, 1, 2)[i % 3] + (0, 0.5, -1)[i % 3]
+
+
+def traced(model: nn.Module, x: torch.Tensor) -> Traced:
+    return trace(model, (x,), is_leaf=lambda module, _: isinstance(module, nn.Linear))
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(map(torch.equal, a, b)) if isinstance(a, tuple) else torch.equal(a, b)
+
+
+@pytest.mark.parametrize("example", range(3))
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
+def test_the_graph_does_what_the_code_does(net: type[Base], example: int) -> None:
+    model = net().eval()
+    torch.manual_seed(example)
+    result = traced(model, inputs(example))
+    assert {remark.kind for remark in result.remarks} <= {"float-statement", "data-branch"}
+    assert any(remark.kind == "float-statement" for remark in result.remarks)
+    for i in range(15):
+        x = inputs(i)
+        before = x.clone()
+        assert same(result.graph_module(x), model(x)) and torch.equal(x, before)
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
+def test_all_else_is_int8_and_travels(net: type[Base], tmp_path: Path) -> None:
+    model = net().eval()
+    got = qc.quantize(model, [inputs(i) for i in range(6)], progress=False)
+    explanation = qc.explain(got)
+    assert len([row for row in explanation.rows if row.op == "linear" and row.int8]) >= OUTER.get(net, 2)
+    assert [row.code for row in explanation.rows if not row.counted and row.code != "float-statement"] == []
+    assert "as it stands" in str(explanation) or "as they stand" in " ".join(str(explanation).split())
+    xs = [inputs(i) for i in range(3)]
+    expected = [got(x) for x in xs]
+    with pytest.warns(MissingModulesWarning):
+        needed = qc.save(got, tmp_path / "m")
+    modules = dict(got.named_modules()) | got.__dict__["_externals"]
+    loaded = qc.load(tmp_path / "m", modules={name: modules[name] for name in needed})
+    for form in (copy.deepcopy(got), pickle.loads(pickle.dumps(got)), loaded):
+        assert all(same(form(x), y) for x, y in zip(xs, expected, strict=True))
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
+def test_scripts_have_them_or_say_why_not(net: type[Base]) -> None:
+    got = qc.quantize(net().eval(), [inputs(i) for i in range(6)], progress=False)
+    if net in SCRIPTED:
+        script = torch.jit.script(got)
+        assert all(same(script(x), got(x)) for x in map(inputs, range(3)))
+    else:
+        with pytest.raises(ConfigError, match="cannot compile a statement") as caught:
+            torch.jit.script(got)
+        assert "test_float_statements.py" in str(caught.value.where.source)
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
+def test_training_runs_them(net: type[Base]) -> None:
+    prepared = qc.prepare_qat_fx(net().train(), None, (inputs(1),))
+    for i in range(3):
+        result = prepared(inputs(i))
+        (sum(r.square().mean() for r in result) if isinstance(result, tuple) else result.square().mean()).backward()
+    assert all(p.grad is not None for name, p in prepared.named_parameters() if name.startswith(("first.", "last.")))
+    got, x = qc.convert_fx(copy.deepcopy(prepared)), inputs(1)
+    expected, result = prepared.eval()(x), got(x)
+    for a, b in zip(*((v if isinstance(v, tuple) else (v,)) for v in (expected, result)), strict=True):
+        assert sqnr(a, b) > 25  # equal but for steps
+
+
+def test_a_module_in_a_statement_keeps_its_state_and_starts_as_the_float_model_did() -> None:
+    model, got = Kept().eval(), qc.quantize(Kept().eval(), [inputs(i) for i in range(3)], progress=False)
+    for i in range(3):
+        x = inputs(i)
+        assert sqnr(model(x), got(x)) > 10  # less at each call: the range is the first call's
+    assert int(got.get_buffer("counts.calls")) == 3 == int(model.counts.calls)
+
+
+def test_the_code_of_the_model_is_its_own_again() -> None:
+    before = Loop.forward.__code__, halved.__code__
+    for net in (Loop, Helper):
+        traced(net().eval(), inputs(0))
+    assert before == (Loop.forward.__code__, halved.__code__)
+
+
+def test_other_threads_run_the_code_as_it_is() -> None:
+    model, failed, done = Loop().eval(), list[BaseException](), threading.Event()
+    expected = [(x, model(x)) for x in map(inputs, range(3))]
+
+    def work() -> None:
+        try:
+            while not done.is_set():
+                assert all(torch.equal(model(x), y) for x, y in expected)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for i in range(5):
+            traced(Loop().eval(), inputs(i))
+    finally:
+        done.set()
+        thread.join()
+    assert not failed
+
+
+class SecondName(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = [self.first(x)]
+        other = {"out": out}
+        if x.sum() > 0:
+            out.append(x)
+        return torch.cat(other["out"])
+
+
+class Attribute(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        while x.sum() > 1:
+            self.steps = self.steps + 1
+            x = x / 2
+        return self.first(x)
+
+
+class Shared(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        while y.abs().max() > 0.5:
+            y = self.first(y) / 4
+        return y
+
+
+REFUSED: dict[type[Base], str] = {
+    SecondName: "has a second name", Attribute: "assigns an attribute", Shared: "is used elsewhere",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("net", REFUSED, ids=lambda net: net.__name__)
+def test_what_the_graph_would_not_see_is_refused(net: type[Base]) -> None:
+    with pytest.raises(TraceError, match=REFUSED[net]):
+        traced(net().eval(), torch.rand(5, 8) + 1)
+
+
+def test_a_refused_statement_leaves_its_module_float() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Shared(), nn.Linear(8, 8)).eval()
+    got = qc.quantize(model, [inputs(i) for i in range(3)], progress=False)
+    (leaf,) = (remark for remark in qc.remarks(got) if remark.code == "leaf")
+    assert leaf.where.module_path == "1" and "used elsewhere" in leaf.text
+
+
+def test_values_that_may_share_memory_are_not_changed_in_silence() -> None:
+    class Net(Base):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = z = self.first(x)
+            while z.abs().max() > 0.5:
+                z = z / 2
+            z.add_(1)  # y as well, where there was no round
+            return self.last(y) + z
+
+    model = Net().eval()
+    with pytest.raises(TraceError, match="may share its memory"):
+        traced(model, inputs(0))
+
+
+def test_strict_refuses_them() -> None:
+    with pytest.raises(TraceError, match="depends on data"):
+        qc.prepare_fx(Loop().eval(), None, (inputs(0),), strict=True)
+
+
+def test_one_function_for_layers_of_one_class() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Loop() for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    result = traced(Deep().eval(), inputs(0))
+    calls = [node.target for node in result.graph_module.graph.nodes if "statement" in str(node.target)]
+    assert len(calls) == 3 and len(set(calls)) == 1
+    assert [remark.where.module_path for remark in result.remarks] == [f"layers.{i}" for i in range(3)]

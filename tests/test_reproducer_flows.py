@@ -1,0 +1,155 @@
+"""Crash reproducers of every flow: a fault planted in each, shown again by its repro.py in a process that knows nothing of the model."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from qcompiler import QCompilerError, QConfigMapping, calibrate, convert_fx, convert_to_reference_fx, prepare_fx, prepare_qat_fx
+from qcompiler.custom_config import ConvertCustomConfig, PrepareCustomConfig
+from qcompiler.debug.reproduce import main
+from qcompiler.files.safetensors import read_safetensors
+from qcompiler.qconfig import QConfig, default_dynamic_qconfig, default_qat_qconfig, default_qconfig
+from tests import planted
+from tests.flow import randn, randomized
+from tests.test_reproducer import RUN, names_of
+
+X, MASK = randn(2, 3, 8, 8), torch.ones(2, 3, 8, 8)
+Expected = tuple[str, str, str | None]
+
+
+def model(cls: type[nn.Module] = planted.Net) -> nn.Module:
+    torch.manual_seed(0)
+    return randomized(cls())
+
+
+def mapping(activation: Any = default_qconfig.activation, weight: Any = default_qconfig.weight) -> QConfigMapping:
+    return QConfigMapping().set_global(QConfig(activation, weight))
+
+
+def calibrated(cls: type[nn.Module] = planted.Net, qconfigs: QConfigMapping | None = None, **options: Any) -> Any:
+    prepared = prepare_fx(model(cls), qconfigs, (X,), **options)
+    calibrate(prepared, [X])
+    return prepared
+
+
+def trained(qconfigs: QConfigMapping | None, cls: type[nn.Module] = planted.Net, **options: Any) -> Any:
+    prepared = prepare_qat_fx(model(cls).train(), qconfigs, (X,), **options)
+    for _ in range(2):
+        prepared(X).sum().backward()
+    return prepared
+
+
+def custom(observed: type, quantized: type, debug: Any, *, trains: bool = False) -> None:
+    config = PrepareCustomConfig().set_float_to_observed_mapping(planted.Gain, observed)
+    begun = {"debug": debug} if observed is planted.UnobservedGain else {}
+    make = trained if trains else lambda qconfigs, cls, **options: calibrated(cls, qconfigs, **options)
+    prepared = make(None, planted.WithGain, prepare_custom_config=config, **begun)
+    convert_fx(prepared, convert_custom_config=ConvertCustomConfig().set_observed_to_quantized_mapping(observed, quantized), debug=debug)
+
+
+def call_forms(debug: Any) -> None:
+    prepared = prepare_fx(model(planted.Masked), mapping(planted.BadObserver), (X,), example_kwargs=[{}, {"mask": MASK}])
+    calibrate(prepared, [X, {"x": X, "mask": MASK}])
+    convert_fx(prepared, debug=debug)
+
+
+BAD_TRAINING = QConfigMapping().set_global(QConfig(planted.BadFakeQuantize.with_args(), default_qat_qconfig.weight))
+BAD_WEIGHTS = QConfigMapping().set_global(QConfig(default_dynamic_qconfig.activation, planted.BadWeight.with_args(dtype=torch.qint8)))
+
+# Flow -> what fails in it, the pass, and (type, code, type of the cause).
+FAULTS: dict[str, tuple[Callable[[Any], Any], str, Expected]] = {
+    "prepare": (
+        lambda d: prepare_fx(model(), None, (X,), passes=(planted.Raises(),), debug=d),
+        "raises", ("PassError", "pass-failed", "KeyError"),
+    ),
+    "prepare for training": (
+        lambda d: prepare_qat_fx(model().train(), None, (X,), passes=(planted.Raises(),), debug=d),
+        "raises", ("PassError", "pass-failed", "KeyError"),
+    ),
+    "prepare with custom modules": (
+        lambda d: custom(planted.UnobservedGain, planted.QuantizedGain, d),
+        "observe_custom_modules", ("PassError", "pass-failed", "EOFError"),
+    ),
+    "convert": (
+        lambda d: convert_fx(calibrated(qconfigs=mapping(planted.BadObserver)), debug=d),
+        "freeze_qparams", ("PassError", "pass-failed", "OverflowError"),
+    ),
+    "convert of weights": (
+        lambda d: convert_fx(calibrated(qconfigs=mapping(weight=planted.BadWeight.with_args(dtype=torch.qint8))), debug=d),
+        "insert_quantize_dequantize", ("PassError", "pass-failed", "FloatingPointError"),
+    ),
+    "convert of a trained model": (
+        lambda d: convert_fx(trained(BAD_TRAINING), debug=d),
+        "freeze_qparams", ("PassError", "pass-failed", "OverflowError"),
+    ),
+    "convert of custom modules": (
+        lambda d: custom(planted.ObservedGain, planted.UnquantizedGain, d),
+        "quantize_custom_modules", ("PassError", "pass-failed", "BlockingIOError"),
+    ),
+    "convert of trained custom modules": (
+        lambda d: custom(planted.ObservedGain, planted.UnquantizedGain, d, trains=True),
+        "quantize_custom_modules", ("PassError", "pass-failed", "BlockingIOError"),
+    ),
+    "reference": (
+        lambda d: convert_to_reference_fx(calibrated(qconfigs=mapping(planted.BadObserver)), debug=d),
+        "freeze_qparams", ("PassError", "pass-failed", "OverflowError"),
+    ),
+    "reference of a trained model": (
+        lambda d: convert_to_reference_fx(trained(BAD_TRAINING), debug=d),
+        "freeze_qparams", ("PassError", "pass-failed", "OverflowError"),
+    ),
+    "dynamic": (
+        lambda d: convert_fx(calibrated(qconfigs=BAD_WEIGHTS), debug=d),
+        "insert_quantize_dequantize", ("PassError", "pass-failed", "FloatingPointError"),
+    ),
+    "call forms": (call_forms, "freeze_qparams", ("PassError", "pass-failed", "OverflowError")),
+}  # fmt: skip
+
+
+def crash(name: str, folder: Path) -> Path:
+    with pytest.raises(QCompilerError) as caught:
+        FAULTS[name][0](folder)
+    assert caught.value.reproducer is not None
+    return Path(caught.value.reproducer)
+
+
+def test_a_fault_in_each_flow_happens_again(tmp_path: Path) -> None:
+    scripts = [crash(name, tmp_path / name) for name in FAULTS]
+    last = [names_of(script)["PIPELINE"].split(",")[-1] for script in scripts]
+    assert last == [step for _, step, _ in FAULTS.values()]
+    texts = {name: script.read_text() for name, script in zip(FAULTS, scripts, strict=True)}
+    assert not [name for name, text in texts.items() if "Could not be written" in text]
+    done = subprocess.run([sys.executable, "-c", RUN, *map(str, scripts)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = [ast.literal_eval(line) for line in done.stdout.splitlines()]
+    assert dict(zip(FAULTS, found, strict=True)) == {name: expected for name, (_, _, expected) in FAULTS.items()}
+
+
+@pytest.mark.parametrize("name", ["prepare for training", "convert of a trained model", "convert of custom modules", "dynamic"])
+def test_a_case_of_each_flow_is_reduced(name: str, tmp_path: Path) -> None:
+    script = crash(name, tmp_path)
+    space = names_of(script)
+    main(str(script), space["PIPELINE"], space["NAMES"], ["--reduce"])
+    reduced = script.parent / "reduced" / "repro.py"
+    smaller = names_of(reduced)
+    assert "," not in smaller["PIPELINE"]
+    with pytest.raises(QCompilerError) as caught:
+        main(str(reduced), smaller["PIPELINE"], smaller["NAMES"], [])
+    assert type(caught.value.__cause__).__name__ == FAULTS[name][2][2]
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_inputs_are_in_a_reproducer_only_when_weights_are(real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QCOMPILER_REPRO_WEIGHTS", str(int(real)))
+    held = read_safetensors(crash("convert", tmp_path).parent / "repro.safetensors")
+    assert any(torch.equal(value, X) for value in held.values()) is real
+    assert sum(value.shape == X.shape for value in held.values()) == 1
