@@ -35,6 +35,7 @@ class NativeRegion:
     """Callable on the float tensors that the region takes; any number of threads may call it at once."""
 
     def __init__(self, region: Region, tensors: Sequence[Tensor], qparams: Sequence[tuple[float, int]]) -> None:
+        self.places = region.places
         self.network = planned(region, tensors, qparams)
         self.source: Source = source_of(self.network)
         self.values, self._arrays = _values(self.source)
