@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,13 @@ from qcompiler import backends, debug
 from qcompiler.backends import Backend, backend_of, register, unregister
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.debug import document_of
-from qcompiler.errors import ArtifactError, ConfigError
+from qcompiler.errors import ArtifactError, ConfigError, PassError
 from qcompiler.executable import Executable, Payload
 from qcompiler.ir.types import quant_of
 from qcompiler.quantization.backend_config import get_onednn_backend_config
 from qcompiler.target import Neutral, Target
 from tests.flow import ENGINES, randn, randomized
-from tests.toy_backend import BACKEND, LeaveSigmoidFloat, ToyModule, ToyTarget, registered
+from tests.toy_backend import BACKEND, Breaks, LeaveSigmoidFloat, ToyModule, ToyTarget, registered
 
 X = randn(2, 3, 8, 8)
 
@@ -288,3 +290,20 @@ def test_dumps_name_the_target(tmp_path: Path) -> None:
 
 def test_quantize_takes_a_back_end() -> None:
     assert type(qc.quantize(net(), [X], progress=False, backend="toy")) is ToyModule
+
+
+def test_a_crash_of_a_back_end_happens_again_where_nobody_registered_it(tmp_path: Path) -> None:
+    broken = Backend("broken", BACKEND.target, (Breaks(),), BACKEND.build)
+    made = prepared(backend="toy")
+    register("broken", broken)
+    try:
+        with pytest.raises(PassError, match="a toy breaks") as caught:
+            qc.convert_fx(made, backend="broken", debug=tmp_path)
+    finally:
+        unregister("broken")
+    assert caught.value.reproducer is not None
+    script = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", script, caught.value.reproducer], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and "KeyError: 'a toy breaks'" in done.stderr
