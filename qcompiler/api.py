@@ -440,7 +440,8 @@ def quantize(
 ) -> Executable:
     """Float model and calibration data in, int8 module out: prepare_fx, calibrate, convert_fx. The first batch is the example.
 
-    `debug` as in prepare_fx, for both steps; the other `options` go to prepare_fx. Several forms of the call: `example_kwargs`.
+    `debug` as in prepare_fx, for both steps; the other `options`, `backend` among them, go to prepare_fx. Several forms of the call:
+    `example_kwargs`.
     """
     check_data(calibration_data)
     data = [calibration_data] if isinstance(calibration_data, torch.Tensor) else calibration_data
