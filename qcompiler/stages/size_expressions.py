@@ -107,11 +107,14 @@ def times(*sizes: Size) -> Size:
 
 
 def floor(of: Size, by: Size) -> Size:
-    """of // by."""
+    """of // by. An integer in a sum is brought to 0..by - 1, so (x - 3) // 2 is (x + 1) // 2 - 2."""
     if isinstance(of, int) and isinstance(by, int):
         return of // by
     if isinstance(of, Product) and isinstance(of.factors[0], int) and isinstance(by, int) and of.factors[0] % by == 0:
         return times(of.factors[0] // by, *of.factors[1:])
+    if isinstance(of, Sum) and isinstance(of.terms[-1], int) and isinstance(by, int) and not 0 <= of.terms[-1] < by:
+        whole, left = divmod(of.terms[-1], by)
+        return add(floor(add(*of.terms[:-1], left), by), whole)
     return of if by == 1 else Floor(of, by)
 
 
