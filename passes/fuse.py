@@ -12,6 +12,7 @@ from torch import fx
 
 from qcompiler.ir.attributes import drop_unused_modules
 from qcompiler.ir.types import Stage
+from qcompiler.matching import check_ops
 from qcompiler.pass_manager import Context
 from qcompiler.patterns import FUSE, FUSE_TRAINING
 from qcompiler.qconfig_of_call import rule_of_call
@@ -44,6 +45,8 @@ class Fuse:
     per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
+        for rule in context.settings.rules:
+            check_ops(rule.name, rule.pattern, context.table)
         rules = (*context.settings.rules, *(FUSE_TRAINING if context.trains else FUSE))
         fired = context.apply_rules(gm, [_as_the_user_says(rule, context) if rule.joins_ops else rule for rule in rules])
         gm.graph.eliminate_dead_code()

@@ -22,6 +22,7 @@ NAME = "note_parts"
 class NoteParts:
     name: str = NAME
     stage: Stage = Stage.OBSERVED
+    required: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         with Readers(gm):

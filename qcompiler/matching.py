@@ -17,6 +17,7 @@ from typing import Any
 from torch import fx
 
 from qcompiler.errors import ConfigError
+from qcompiler.near_names import near_names
 from qcompiler.ops.spec import Op
 from qcompiler.ops.table import Table
 
@@ -60,6 +61,16 @@ def check_pattern(name: str, pattern: Sequence[Link]) -> None:
     loose = [n for n in names[:-1] if n not in used]
     if loose or not names:
         raise _bad(name, f"nothing uses {loose[0]!r}" if loose else "it has no link")
+
+
+def check_ops(name: str, pattern: Sequence[Link], table: Table) -> None:
+    """Raises ConfigError for a link none of whose ops the table has: such a rule would never fire, and say nothing."""
+    for link in pattern:
+        if not callable(link.ops) and not any(op in table.rows for op in link.ops):
+            close = near_names(" ".join(link.ops[:1]), table.rows)
+            hint = f"did you mean {', '.join(close)}?" if close else "docs/ops.md has the names of all ops; rows of your own go into table="
+            raise ConfigError(f"the link {link.name!r} of rule {name!r} is no op of the table: {', '.join(link.ops) or 'no name'}",
+                              code="unknown-op", hint=hint)  # fmt: skip
 
 
 def _bad(name: str, problem: str) -> ConfigError:

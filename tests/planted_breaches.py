@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from qcompiler import calibrate, convert_to_reference_fx, fuse_fx, prepare_fx
 from qcompiler.backends.torch.passes.lower import Lower
 from qcompiler.ir.types import QUANT, VALUE, QParams, Quant, Stage, Value, quant_of
-from qcompiler.pass_manager import run_passes
+from qcompiler.pass_manager import Context, run_passes
 from qcompiler.prepared import state_of
 from tests.flow import passed, randn
 from tests.quantized_zoo import quantized
@@ -52,7 +52,7 @@ def at(stage: Stage) -> fx.GraphModule:
         return convert_to_reference_fx(at(Stage.OBSERVED))
     state = state_of(at(Stage.OBSERVED))
     assert state is not None
-    return run_passes(copy.deepcopy(at(Stage.QUANTIZED)), (Lower(),), Stage.QUANTIZED, copy.copy(state.context))
+    return run_passes(copy.deepcopy(at(Stage.QUANTIZED)), (Lower(),), Stage.QUANTIZED, Context(state.settings))
 
 
 @dataclass(frozen=True)

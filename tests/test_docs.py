@@ -15,7 +15,17 @@ import torch
 from qcompiler.backends.torch.kernels.table import TABLE
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/quantized-tensors.md", "docs/static.md", "docs/eager.md", "docs/dynamic.md", "docs/qat.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/quantized-tensors.md",
+    "docs/quantized.md",
+    "docs/static.md",
+    "docs/eager.md",
+    "docs/dynamic.md",
+    "docs/qat.md",
+    "docs/native.md",
+)
 ALL = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])
 MODELS = """
 from torch import nn

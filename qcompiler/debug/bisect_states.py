@@ -19,13 +19,12 @@ from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.backends import backend_of
-from qcompiler.backends.torch.runtime.functions import quantize_along
 from qcompiler.debug.compare import Tallies, float_steps
 from qcompiler.debug.match import Site, match
 from qcompiler.debug.tally import Tally
 from qcompiler.debug.walk import Walk
 from qcompiler.errors import InputError, QCompilerError
-from qcompiler.executable.steps import Steps, steps_of_graph
+from qcompiler.executable.steps import Steps, quantizes, steps_of_graph
 from qcompiler.gate import Gate, gated
 from qcompiler.ir.types import Stage, quant_of
 from qcompiler.observers.watch import Watch
@@ -140,7 +139,7 @@ def _round_frozen(gm: fx.GraphModule, table: Table) -> None:
     """Rounds each value with frozen qparams, where the passes have not yet put quantize and dequantize into the graph."""
     nodes = list(gm.graph.nodes)
     observed = any(n.op == "call_module" and isinstance(gm.get_submodule(str(n.target)), Watch) for n in nodes)
-    if observed or any(n.target in (quantize, torch.quantize_per_tensor, quantize_along) for n in nodes):
+    if observed or any(quantizes(n.target) for n in nodes):
         return
     for node in nodes:
         p = quant_of(node).qparams

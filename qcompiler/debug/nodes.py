@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.executable.node_data import clipped, compact, rounded
+from qcompiler.executable.steps import quantizes
 from qcompiler.ir.attributes import attribute, has_attribute
 from qcompiler.ir.names import user_path
 from qcompiler.ir.text import format_arg, format_node, format_target
@@ -106,7 +106,7 @@ def _kind(node: fx.Node, module: nn.Module | None) -> str:
         return "observer"
     if getattr(node.target, "once", False):
         return "pack"
-    if node.target in (reference.quantize, torch.quantize_per_tensor, runtime.quantize_along):
+    if quantizes(node.target):
         return "quantize"
     if node.target in (reference.dequantize, reference.dequantize_weight, "dequantize", torch.ops.aten.dequantize.self):
         return "dequantize"

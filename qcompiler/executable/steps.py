@@ -82,6 +82,11 @@ class Steps:
         return {v.name for v in walk(self.output) if isinstance(v, Ref)}
 
 
+def quantizes(target: Any) -> bool:
+    """Whether a call target turns floats into integers: quantize, torch's own, or a function of a back end with `quantizes = True`."""
+    return target in (quantize, torch.quantize_per_tensor) or getattr(target, "quantizes", False) is True
+
+
 def real(value: Any) -> Any:
     """A value with its quantized tensors dequantized."""
     if isinstance(value, Tensor):

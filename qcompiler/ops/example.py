@@ -10,7 +10,7 @@ Shape: TypeAlias = tuple[int, ...]
 IMAGE: Shape = (2, 8, 6, 6)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # it may hold tensors
 class Example:
     """Arguments for a row: shapes of the activations, shapes of the parameters (of a list: several), attributes by canonical name.
 

@@ -34,16 +34,13 @@ class Call:
     def __init__(self, code: LayerCode, family: str) -> None:
         self.code, self.family = code, family
         self.lines: list[str] = []
-        self.y = ""
 
     def set(self, name: str, value: str) -> None:
         self.lines.append(f"a.{name} = {value};")
 
     def pixels(self, *names: str) -> None:
         for name in names:
-            value = self.code.next_pixels()
-            self.y = value if name == "y" else self.y
-            self.set(name, value)
+            self.set(name, self.code.next_pixels())
 
     def strides(self, name: str) -> None:
         self.lines.append(f"memcpy(a.{name}, s->strides[{self.code.next_strides()}], sizeof a.{name});")
@@ -97,13 +94,11 @@ class LayerCode:
     io: Mapping[str, int]
     counters: Counters = field(default_factory=Counters)
     body: list[str] = field(default_factory=list)
-    result: str = ""
 
     @contextmanager
     def call(self, family: str) -> Iterator[Call]:
         made = Call(self, family)
         yield made
-        self.result = made.y
         self.body += [
             f"qc_{family} a = {{0}};",
             *made.lines,
@@ -121,20 +116,15 @@ class LayerCode:
         ]
 
     def halo(self, name: str) -> None:
-        """Zero points around a result, written with its first piece."""
-        home = self.network.homes.get(name)
-        pads = self.network.halos.get(home.whole if home is not None else name, ())
-        if not any(pads):
+        """Zero points around a result, or around what it is the first part of, written with its first piece."""
+        whole = self.network.rims.get(name)
+        if whole is None:
             return
+        pads = self.network.halos[whole]
         around = _three((0,) * (3 - len(pads)) + tuple(pads))
         zero = self.constants.integer(self.network.codes[name].zero)
-        self.body += ["if (lo == 0) {", f"  qc_halo h = {{{self.result}, {around}, {around}, s->integers[{zero}]}};",
+        self.body += ["if (lo == 0) {", f"  qc_halo h = {{{self.next_pixels()}, {around}, {around}, s->integers[{zero}]}};",
                       "  s->k->halo(&h, 0, s->k->halo_units(&h));", "}"]  # fmt: skip
-
-    def halo_of_copy(self, name: str) -> None:
-        if any(self.network.halos.get(name, ())):
-            self.result = self.next_pixels()
-            self.halo(name)
 
     def next_pixels(self) -> str:
         index, self.counters.pixels = self.counters.pixels, self.counters.pixels + 1

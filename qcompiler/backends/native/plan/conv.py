@@ -64,6 +64,7 @@ class Residual:
     codes: Codes
     low: int
     high: int
+    times: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +178,7 @@ class Conv(Layer):
         low, high = self.codes.limits(self.bounds if self.residual is None else None)
         fields.numbers(**{"e.zero": self.codes.zero, "e.lo": low, "e.hi": high})
         if self.residual is not None and self.of_sum is not None:
-            k, kr, kc = sum_factors(self.codes, self.residual.codes, self.of_sum)
+            k, kr, kc = sum_factors(self.codes, self.residual.codes, self.of_sum, self.residual.times)
             fields.reals(**{"e.k": k, "e.kr": kr, "e.kc": kc})
             fields.numbers(**{"e.zero2": self.of_sum.zero, "e.lo2": self.residual.low, "e.hi2": self.residual.high})
         if self.table is not None:
@@ -194,9 +195,10 @@ class Conv(Layer):
         return " ".join(p for p in (*parts, "table" if self.table is not None else "") if p)
 
 
-def sum_factors(a: Codes, b: Codes, y: Codes) -> tuple[float, float, float]:
-    """ka, kb, kc of y = rne(a * ka + (b * kb + kc)), made in double."""
-    return a.scale / y.scale, b.scale / y.scale, (-a.zero * a.scale - b.zero * b.scale) / y.scale
+def sum_factors(a: Codes, b: Codes, y: Codes, times: float = 1.0) -> tuple[float, float, float]:
+    """ka, kb, kc of y = rne(a * ka + (b * kb + kc)), made in double, for the sum a + times * b."""
+    scale = b.scale * times
+    return a.scale / y.scale, scale / y.scale, (-a.zero * a.scale - b.zero * scale) / y.scale
 
 
 def refuse_conv(dims: int, step: Step, facts: Facts) -> str | None:

@@ -28,7 +28,7 @@ def families() -> Mapping[str, Family]:
     """By the name of the op's row."""
     found = {name: Family(pointwise.plan_function, pointwise.refuse_function) for name, row in OPS.rows.items() if row.elementwise}
     found |= {name: Family(shape.plan_view, shape.refuse_view) for name in (*shape.VIEWS, *shape.SAME)}
-    found |= {name: Family(pointwise.plan_pair, pointwise.refuse_pair) for name in ("add", "mul")}
+    found |= {name: Family(pointwise.plan_pair, pointwise.refuse_pair) for name in ("add", "sub", "mul", "div")}
     found["cat"] = Family(shape.plan_cat, shape.refuse_cat)
     found["linear"] = Family(partial(conv.plan_conv, 0), partial(conv.refuse_conv, 0))
     found["batch_norm"] = Family(conv.plan_batch_norm, conv.refuse_batch_norm)

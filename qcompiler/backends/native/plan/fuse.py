@@ -56,9 +56,10 @@ class _Fuser:
         both = ((pair.a, pair.a_codes, pair.b, pair.b_codes), (pair.b, pair.b_codes, pair.a, pair.a_codes))
         for own, codes, other, other_codes in sorted(both, key=lambda one: -self.at.get(one[0], -1)):
             conv = self._only_for(own)
-            if conv is not None and conv.residual is None and conv.codes == codes:
+            plain = pair.times == 1.0 or own == pair.a
+            if conv is not None and conv.residual is None and conv.codes == codes and plain:
                 low, high = pair.codes.limits(pair.bounds)
-                residual = Residual(other, other_codes, low, high)
+                residual = Residual(other, other_codes, low, high, pair.times)
                 self._put(index, conv, replace(conv, out=pair.out, residual=residual, of_sum=pair.codes))
                 return
 

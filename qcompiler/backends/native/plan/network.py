@@ -36,6 +36,15 @@ class Network:
     homes: Mapping[str, Home]
 
     @cached_property
+    def rims(self) -> Mapping[str, str]:
+        """Which layer, by its result, writes the rim around which value: the one that makes the value, or its first part."""
+        found = {}
+        for name in (name for name, pads in self.halos.items() if any(pads)):
+            parts = (layer.out for layer in self.computing if layer.out in self.homes and self.homes[layer.out].whole == name)
+            found[next(parts, name)] = name
+        return found
+
+    @cached_property
     def whole(self) -> frozenset[str]:
         """Values between whose pixels nothing lies, at all sizes."""
         own = {layer.out for layer in self.layers if layer.owns} | {name for name, pads in self.halos.items() if any(pads)}

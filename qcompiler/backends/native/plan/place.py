@@ -23,8 +23,8 @@ class Place:
 
     @property
     def order(self) -> Axes:
-        """The dimensions from the slowest to the fastest."""
-        return tuple(sorted(range(len(self.shape)), key=lambda i: (-self.strides[i], i)))
+        """The dimensions from the slowest to the fastest; of two with one stride, one of length 1 is the faster."""
+        return tuple(sorted(range(len(self.shape)), key=lambda i: (-self.strides[i], self.shape[i] == 1, i)))
 
     def meta(self) -> Tensor:
         """A tensor without data that has these strides: torch's own view functions say what a view of this place is."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Pair(Layer):
-    """a + b or a * b, either spread over the other."""
+    """a + times * b, or a * b, either spread over the other."""
 
     op: str  # add or mul
     a: str
@@ -34,6 +34,7 @@ class Pair(Layer):
     b_codes: Codes
     codes: Codes
     bounds: Bounds = None
+    times: float = 1.0
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -59,7 +60,7 @@ class Pair(Layer):
             fields.numbers(zero=self.codes.zero, lo=low, hi=high)
             fields.step("step")
             if self.op == "add":
-                ka, kb, kc = sum_factors(self.a_codes, self.b_codes, self.codes)
+                ka, kb, kc = sum_factors(self.a_codes, self.b_codes, self.codes, self.times)
                 fields.reals(ka=ka, kb=kb, kc=kc)
             else:
                 fields.reals(k=self.a_codes.scale * self.b_codes.scale / self.codes.scale)
@@ -129,35 +130,43 @@ def aligned(y: Place, operands: list[Place]) -> list[Pixels]:
 
 
 def refuse_pair(step: Step, facts: Facts) -> str | None:
-    if not all(is_value(argument) and facts.is_codes(argument) for argument in step.args[:2]):
-        return "one of its operands is no int8 value"
-    return "its operands are scaled (alpha)" if step.kwargs.get("alpha", 1) != 1 else None
+    values = [argument for argument in step.args[:2] if is_value(argument)]
+    numbers = [argument for argument in step.args[:2] if isinstance(argument, (int, float))]
+    if len(values) + len(numbers) != 2 or not values or not all(map(facts.is_codes, values)):
+        return "one of its operands is neither an int8 value nor a number"
+    return f"a {step.op} of two values has no C form" if len(values) == 2 and step.op == "div" else None
 
 
 def plan_pair(step: Step, planner: Planner) -> None:
+    """A number as an operand makes it a function of single codes."""
+    if not all(map(is_value, step.args[:2])):
+        plan_function(step, planner)
+        return
     a, b = planner.value(step.args[0]), planner.value(step.args[1])
-    if math.prod(planner.example.shape(a)) < math.prod(planner.example.shape(b)):
+    codes_of, times = planner.codes, float(step.kwargs.get("alpha", 1)) * (-1 if step.op == "sub" else 1)
+    if times == 1.0 and math.prod(planner.example.shape(a)) < math.prod(planner.example.shape(b)):
         a, b = b, a  # the one that is spread stands behind
     out, codes = planner.result(step)
     assert codes is not None
     b = planner.like(f"%{b}", a)
-    planner.add(Pair(out, planner.label(step), step.op, a, b, planner.codes[a], planner.codes[b], codes, step.kwargs.get("bounds")))
+    op = "mul" if step.op == "mul" else "add"
+    planner.add(Pair(out, planner.label(step), op, a, b, codes_of[a], codes_of[b], codes, step.kwargs.get("bounds"), times))
 
 
 def table_of(step: Step, x: Codes, y: Codes) -> Tensor:
     """The codes of f(x) for each code of x, computed by the op's own function as the QUANTIZED graph computes it."""
     kwargs: dict[str, Any] = dict(step.kwargs)
-    return y.of(OPS.rows[step.op].fn(x.floats(), *step.args[1:], **kwargs))
+    return y.of(OPS.rows[step.op].fn(*(x.floats() if is_value(a) else a for a in step.args), **kwargs))
 
 
 def refuse_function(step: Step, facts: Facts) -> str | None:
-    if any(is_value(argument) for argument in (*step.args[1:], *step.kwargs.values())):
+    if any(is_value(argument) for argument in (*step.args[1:], *step.kwargs.values())) or not is_value(step.args[0]):
         return "its settings are computed at run time"
     return None
 
 
 def plan_function(step: Step, planner: Planner) -> None:
-    x = planner.value(step.args[0])
+    x = planner.value(next(argument for argument in step.args if is_value(argument)))
     out, codes = planner.result(step)
     assert codes is not None
     planner.add(Map(out, planner.label(step), x, table_of(step, planner.codes[x], codes), step.op), codes)

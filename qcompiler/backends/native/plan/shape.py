@@ -166,14 +166,11 @@ class Relayout(Layer):
         return False
 
     def bind(self, sizes: Sizes) -> Bound:
-        bound = copied(self, sizes)
-        if sizes.around(self.out):
-            bound.pixels.append(image(sizes.copies[self.out], self.dims))
-        return bound
+        return copied(self, sizes)
 
     def code(self, to: LayerCode) -> None:
         to.copy()
-        to.halo_of_copy(self.out)
+        to.halo(self.out)
 
     def text(self) -> str:
         return f"relayout {self.x} as {self.wants} {self.other}".rstrip()

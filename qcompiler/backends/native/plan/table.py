@@ -9,7 +9,7 @@ from typing import Any
 
 from qcompiler.backends.native.build.library import Copy, SizesStruct, Tensor
 from qcompiler.backends.native.plan.arena import arrange
-from qcompiler.backends.native.plan.layer import Bound, Moved, Pixels
+from qcompiler.backends.native.plan.layer import Bound, Layer, Moved, Pixels, image
 from qcompiler.backends.native.plan.sizes import Sizes
 
 
@@ -26,7 +26,7 @@ class Table:
 def table_of(sizes: Sizes) -> Table:
     """All size-dependent structs of a network, in the order in which its C counts them."""
     layers = sizes.network.computing
-    bound = [layer.bind(sizes) for layer in layers]
+    bound = [_bound(layer, sizes) for layer in layers]
     offsets, arena = arrange(sizes.buffers)
     pixels = _array(Tensor, [_tensor(p, offsets) for b in bound for p in b.pixels])
     moved = _array(Copy, [_copy(m, offsets) for b in bound for m in b.moved])
@@ -35,6 +35,14 @@ def table_of(sizes: Sizes) -> Table:
     cost = _array(ctypes.c_int64, [layer.cost(sizes) for layer in layers])
     struct = SizesStruct(pixels, moved, ctypes.cast(strides, ctypes.c_void_p), spread, cost, arena)
     return Table(struct, (pixels, moved, strides, spread, cost), sizes, tuple(offsets))
+
+
+def _bound(layer: Layer, sizes: Sizes) -> Bound:
+    """Behind what the layer itself reads stands the value whose rim it writes, where it does."""
+    bound, whole = layer.bind(sizes), sizes.network.rims.get(layer.out)
+    if whole is not None:
+        bound.pixels.append(image(sizes.place(whole), len(sizes.network.halos[whole])))
+    return bound
 
 
 def _spread(bound: Sequence[Bound]) -> list[int]:

@@ -347,6 +347,9 @@ def quantize_along(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tens
     return torch.quantize_per_tensor(x.movedim(1, -1), scale, zero_point, torch.quint8).movedim(-1, 1)
 
 
+quantize_along.quantizes = True  # type: ignore[attr-defined]
+
+
 def amax(x: torch.Tensor, dim: list[int], keepdim: bool, scale: float, zero_point: int) -> torch.Tensor:
     """The largest values along `dim` (all of them for []): those of the codes."""
     return torch._make_per_tensor_quantized_tensor(torch.amax(x.int_repr(), dim, keepdim), scale, zero_point)

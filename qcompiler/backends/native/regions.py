@@ -1,0 +1,39 @@
+"""The native regions of a converted module."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from qcompiler.backends.native.region import NativeRegion
+from qcompiler.errors import ConfigError
+
+
+def regions_of(module: nn.Module) -> tuple[NativeRegion, ...]:
+    """In the order in which the module runs them."""
+    return tuple(value for value in module.__dict__.values() if isinstance(value, NativeRegion))
+
+
+def native_plan(module: nn.Module, *inputs: Tensor) -> str:
+    """The plan of a module of the native back end as text: layers, kernels, shapes, and places in memory, region by region.
+
+    Without inputs: at the sizes of the example. With the inputs of a region that is the whole network: at their sizes, with the time that
+    each layer took in one run on one thread. ConfigError for a module without native regions.
+    """
+    regions = regions_of(module)
+    if inputs or not regions:
+        region = only_region(module, "native_plan")
+        return region.plan(*inputs)
+    return "\n".join(region.plan() for region in regions)
+
+
+def only_region(module: nn.Module, what: str) -> NativeRegion:
+    """The region of a module that is one region and nothing else. Raises ConfigError, naming what runs in torch, for others."""
+    regions, program = regions_of(module), getattr(module, "program", None)
+    if not regions:
+        raise ConfigError(f"{what} takes a module of the native back end", code="not-native", hint='convert with backend="native"')
+    calls = [] if program is None else [c.op for c in program.calls if c.op not in ("runtime.run_region", "operator.getitem")]
+    if len(regions) > 1 or calls:
+        rest = f"{len(regions)} native regions, and between them {', '.join(dict.fromkeys(calls)) or 'nothing'}"
+        raise ConfigError(f"{what} takes a network that is native as a whole; this one has {rest}", code="not-native",
+                          hint="qcompiler.remarks(module) says what runs in torch, and why")  # fmt: skip
+    return regions[0]

@@ -1,0 +1,249 @@
+"""The native back end as users meet it: results, sizes, instruction sets, threads, files."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qcompiler
+from qcompiler import debug
+from qcompiler.backends.native import isa
+from qcompiler.errors import ConfigError, InputError, QCompilerError
+from tests.native_nets import NETS, Through, conv, converted, example, net, region_of, shaken, steps_apart
+
+SMALL = ("residual", "shuffle", "squeeze and excite", "adaptive", "cat")
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_each_layer_is_within_a_step_of_the_quantized_graph(name: str) -> None:
+    module, graph, x = net(name)
+    assert not [remark for remark in qcompiler.remarks(module) if remark.code == "native-torch"]
+    steps = steps_apart(module, graph, x)
+    assert steps and max(steps.values()) <= 1  # sums are rounded twice in C, and in float32 in the graph
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_network_is_one_region(name: str) -> None:
+    module, _, x = net(name)
+    region_of(module)
+    assert {call.op for call in module.program.calls} == {"runtime.run_region", "operator.getitem"}
+    with torch.no_grad():
+        assert module(x).shape == NETS[name][0]()(x).shape
+
+
+@pytest.mark.parametrize("name", [name for name, (_, shape) in NETS.items() if len(shape) == 4])
+def test_other_sizes_than_the_examples(name: str) -> None:
+    module, graph, x = net(name)
+    n, c, h, w = x.shape
+    for shape in ((n + 1, c, h, w), (1, c, h + 8, w + 4), (3, c, h + 4, w)):
+        if name == "tokens" or name != "adaptive" or shape:
+            steps = steps_apart(module, graph, example(shape))
+            assert max(steps.values()) <= 1, shape
+
+
+def test_any_strides_of_the_input() -> None:
+    module, _, x = net("residual")
+    wide = example((2, 3, 10, 18))[..., ::2]
+    for other in (x.to(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
+        assert torch.equal(module(other), module(x))
+    assert torch.equal(module(wide), module(wide.contiguous()))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_equal_bits_on_every_instruction_set_and_number_of_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _, x = net(name)
+    expected = module(x)
+    seen = set()
+    for cap in isa.isas(isa.architecture()):
+        monkeypatch.setenv("QCOMPILER_ISA", cap)
+        capped = copy.deepcopy(module)
+        seen.add(region_of(capped).isa)
+        for threads in (1, 2, 4):
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            try:
+                assert torch.equal(capped(x), expected), (cap, threads)
+            finally:
+                torch.set_num_threads(before)
+    assert "scalar" in seen
+
+
+def test_an_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _, _ = net("conv")
+    monkeypatch.setenv("QCOMPILER_ISA", "sse9")
+    with pytest.raises(ConfigError, match="sse9"):
+        copy.deepcopy(module)
+
+
+def test_many_python_threads_at_once() -> None:
+    module, _, _ = net("squeeze and excite")
+    inputs = [example((1 + i % 3, 3, 9 + i % 4, 7), seed=i) for i in range(12)]
+    expected = [module(one) for one in inputs]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(10):
+                assert all(map(torch.equal, pool.map(module, inputs), expected))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_sizes_beyond_those_that_are_kept() -> None:
+    module, graph, _ = net("conv")
+    for width in (*range(9, 40), 9):
+        x = example((1, 3, 9, width))
+        assert max(steps_apart(module, graph, x).values()) <= 1
+        assert torch.equal(module(x), module(x))
+
+
+def test_a_forked_child_computes(tmp_path: Path) -> None:
+    script = tmp_path / "fork.py"
+    script.write_text(
+        textwrap.dedent("""
+        import os, torch
+        from tests.native_nets import net
+        module, _, x = net("residual")
+        torch.set_num_threads(2)
+        expected = module(x)
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(2)
+            os._exit(0 if all(torch.equal(module(x), expected) for _ in range(50)) else 1)
+        assert os.waitpid(child, 0)[1] == 0 and torch.equal(module(x), expected)
+    """)
+    )
+    root = Path(__file__).resolve().parent.parent
+    subprocess.run([sys.executable, script], check=True, timeout=120, env={**os.environ, "PYTHONPATH": str(root)})
+
+
+@pytest.mark.parametrize("name", ["residual", "shuffle"])
+def test_copies_and_files(name: str, tmp_path: Path) -> None:
+    module, _, x = net(name)
+    expected = module(x)
+    qcompiler.save(module, tmp_path / "net.qc")
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), qcompiler.load(tmp_path / "net.qc")):
+        assert torch.equal(other(x), expected)
+        assert set(other.state_dict()) == set(module.state_dict())
+        assert other._backend == "native"
+
+
+def test_the_state_has_the_users_names_and_takes_other_weights() -> None:
+    module, _, x = net("residual")
+    other, _, _ = net("residual")
+    names = set(module.state_dict())
+    assert {"layers.0.0.weight", "layers.0.0.weight_scale", "layers.1.bias", "activation_scales", "activation_zero_points"} <= names
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    state["layers.1.weight"] = -state["layers.1.weight"].clamp(-127, 127)
+    other.load_state_dict(state)
+    assert not torch.equal(other(x), module(x))
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other(x), module(x))
+
+
+def test_other_weights_need_no_other_c() -> None:
+    first, _, _ = net("residual")
+    torch.manual_seed(77)
+    second, _ = converted(NETS["residual"][0](), example((2, 3, 10, 9), seed=8))
+    assert region_of(first).source.text == region_of(second).source.text
+
+
+def test_hooks_and_attributes() -> None:
+    module, _, x = net("conv")
+    called: list[Any] = []
+    module.register_forward_hook(lambda m, args, result: called.append(result))
+    module(x)
+    assert len(called) == 1
+
+
+def cumulated(m: Any, x: Tensor) -> Tensor:
+    return m[1](torch.cumsum(m[0](x), 2))
+
+
+def test_what_has_no_c_form_runs_in_torch_between_regions() -> None:
+    model = Through(lambda m, x: m[1](m[0](x).roll(1, 2)), conv(3, 8), conv(8, 4, 1))
+    module, graph = converted(model, x := example((1, 3, 9, 9)))
+    (remark,) = [remark for remark in qcompiler.remarks(module) if remark.code == "native-torch"]
+    assert "roll" in remark.text
+    assert sum(call.op == "runtime.run_region" for call in module.program.calls) == 2
+    with torch.no_grad():
+        apart = (module(x) - graph(x)).abs().max()
+    assert apart <= 3 * float(module.activation_scales.max())
+
+
+def test_a_float_op_between_regions_keeps_the_order() -> None:
+    module, graph = converted(Through(cumulated, conv(3, 8), conv(8, 4, 1)), x := example((1, 3, 9, 9)))
+    with torch.no_grad():
+        assert torch.allclose(module(x), graph(x), atol=3 * float(module.activation_scales.max()))
+
+
+def test_regions_do_not_wait_for_themselves() -> None:
+    def diamond(m: Any, x: Tensor) -> Tensor:
+        y = m[0](x)
+        return m[2](torch.cat([m[1](y.roll(1, 3)), y], 1))
+
+    module, graph = converted(Through(diamond, conv(3, 8), conv(8, 8, 1), conv(16, 4, 1)), x := example((1, 3, 9, 9)))
+    assert sum(call.op == "runtime.run_region" for call in module.program.calls) == 2
+    with torch.no_grad():
+        assert torch.allclose(module(x), graph(x), atol=3 * float(module.activation_scales.max()))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 9, 9), (1, 3, 1, 1)])
+def test_inputs_that_do_not_fit(shape: tuple[int, ...]) -> None:
+    module, _, _ = net("conv")
+    with pytest.raises(InputError):
+        module(example(shape))
+
+
+def test_settings_of_torchs_back_end_are_refused() -> None:
+    with pytest.raises(ConfigError, match="QCOMPILER_ISA"):
+        qcompiler.prepare_fx(nn.Sequential(nn.Linear(3, 3)).eval(), None, (example((1, 3)),), backend="native", isa="avx2")
+
+
+def test_explain_counts_native_ops() -> None:
+    module, _, _ = net("residual")
+    assert "int8" in str(qcompiler.explain(module))
+
+
+@pytest.mark.parametrize("change", [
+    lambda d: d["steps"].clear(),
+    lambda d: d.update(outputs=["nowhere"]),
+    lambda d: d["steps"].__setitem__(0, (d["steps"][0][0], "system", ("%x",), {})),
+    lambda d: d["steps"].__setitem__(0, ("a", "quantize", ("%nothing", 0, 0, 255), {})),
+    lambda d: d["steps"].__setitem__(0, (d["steps"][0][0], "quantize", (d["steps"][0][2][0], 99, 0, 255), {})),
+    lambda d: d["steps"].__setitem__(0, (d["steps"][0][0], "quantize", (d["steps"][0][2][0], 0, -5, 900), {})),
+    lambda d: d.update(inputs=[("x", (-1, 2))]),
+])  # fmt: skip
+def test_a_file_that_describes_no_region_is_refused(change: Any) -> None:
+    module, _, _ = net("conv")
+    region = region_of(module)
+    (call,) = [call for call in module.program.once if call.op == "runtime.native_region"]
+    data = copy.deepcopy(call.args[0])
+    change(data)
+    from qcompiler.backends.native.runtime import native_region
+
+    tensors = [module.state_dict()[const.name] for const in call.args[1]]
+    scales, zeros = module.activation_scales.tolist(), module.activation_zero_points.tolist()
+    with pytest.raises(QCompilerError):
+        native_region(data, tensors, scales, zeros)
+    assert region.network.layers
+
+
+def test_compare_sees_the_values_inside_of_a_region() -> None:
+    module, _, x = net("squeeze and excite")
+    torch.manual_seed(1)
+    found = debug.compare(shaken(NETS["squeeze and excite"][0]()), module, [x])
+    assert {"layers_0_0_q", "mul_q", "layers_3_0_dq"} <= {node.name for node in found.nodes}
+    assert all(node.own > 20 for node in found.nodes), found
+    assert not found.unmatched
