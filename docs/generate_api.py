@@ -20,9 +20,10 @@ SUBMODULES = (  # of qcompiler.quantization, as torch has them
 MODULES = (
     "qcompiler", "qcompiler.quantization", *(f"qcompiler.quantization.{name}" for name in SUBMODULES), "qcompiler.nn*",
     "qcompiler.debug", "qcompiler.viz", "qcompiler.observers", "qcompiler.fake_quantize", "qcompiler.qat", "qcompiler.ops.spec",
-    "qcompiler.ops.table", "qcompiler.stages.quantized", "qcompiler.stages.arguments", "qcompiler.stages.sizes", "qcompiler.stages.size_dims",
-    "qcompiler.stages.size_expressions", "qcompiler.stages.verify", "qcompiler.matching", "qcompiler.rewrite", "qcompiler.settings", "qcompiler.journal", "qcompiler.pass_manager",
-    "qcompiler.backends.torch.site", "qcompiler.backends.torch.kernels.table",
+    "qcompiler.ops.table", "qcompiler.stages.quantized", "qcompiler.stages.arguments", "qcompiler.stages.sizes",
+    "qcompiler.stages.size_dims", "qcompiler.stages.size_expressions", "qcompiler.stages.verify", "qcompiler.matching", "qcompiler.rewrite",
+    "qcompiler.settings", "qcompiler.journal", "qcompiler.pass_manager", "qcompiler.target", "qcompiler.executable",
+    "qcompiler.executable.steps", "qcompiler.backends", "qcompiler.backends.torch.site", "qcompiler.backends.torch.kernels.table",
 )  # fmt: skip
 HEAD = """# API reference
 

@@ -20,7 +20,8 @@ from qcompiler.backends.torch.kernels.table import ENGINES, Emit, Kernel, Operan
 from qcompiler.debug import compute_sqnr
 from qcompiler.ir.attributes import attribute, set_parameter
 from qcompiler.ir.types import Stage
-from qcompiler.ops.spec import ModuleForm, Op, Output, Param, Spelling
+from qcompiler.ops.example import Example
+from qcompiler.ops.spec import Family, ModuleForm, Op, Output, Param, Spelling
 from qcompiler.ops.table import OPS
 from qcompiler.pass_manager import Context
 from qcompiler.rewrite import Link, Match, Reject, Rule
@@ -44,6 +45,7 @@ class Snake(nn.Module):
 
 SNAKE = Op(
     name="snake", fn=snake, signature="x rate=1.0", params=(Param("x"),), output=Output.OWN, elementwise=True,
+    family=Family.ACTIVATION, example=Example(attributes={"rate": 0.5}),  # adding the row to a table tries the example
     modules=(ModuleForm(Snake, {}, lambda module: {"rate": module.rate}),),
 )  # fmt: skip
 

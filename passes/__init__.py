@@ -28,6 +28,7 @@ from qcompiler.passes.judge_parts import JudgeParts
 from qcompiler.passes.judge_recurrent import JudgeRecurrent, WatchRecurrent
 from qcompiler.passes.judge_rows import JudgeRows, WatchRows
 from qcompiler.passes.keep_float import KeepFloat
+from qcompiler.passes.note_parts import NoteParts
 from qcompiler.passes.remove_identities import RemoveIdentities
 from qcompiler.passes.resolve_padding import ResolvePadding
 from qcompiler.passes.scale_parts import ScaleParts
@@ -41,7 +42,7 @@ from qcompiler.settings import Settings
 FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
 DECIDE = (Annotate(), KeepFloat(), FuseSums(), HandOutFloats(), ShareQParams())
 OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent(), WatchRows(), WatchSpares())  # FUSED -> OBSERVED
-OBSERVE_TRAINING = (*DECIDE, JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
+OBSERVE_TRAINING = (*DECIDE, NoteParts(), JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 # OBSERVED -> QUANTIZED
 QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeParts(), JudgeAverages(), JoinQParams(),
             InsertQuantizeDequantize())  # fmt: skip

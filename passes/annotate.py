@@ -24,7 +24,7 @@ from qcompiler.ops.obstacles import COMPUTED_WEIGHT, Obstacle
 from qcompiler.ops.reasons import no_row
 from qcompiler.ops.spec import Op, Output, Role
 from qcompiler.ops.state_nodes import is_read, is_write
-from qcompiler.ops.stays_float import starved
+from qcompiler.ops.stays_float import spread, starved
 from qcompiler.pass_manager import Context
 from qcompiler.qconfig import mode_of
 from qcompiler.qconfig_mapping import Rule
@@ -67,6 +67,8 @@ class Annotate:
         for node in gm.graph.nodes:
             if node.op.startswith("call_"):
                 node.meta[QUANT] = _decide(node, context, seen)
+        for node, why in spread(gm.graph, context.table):  # behind tuples: for all else each decision saw those before it
+            node.meta[QUANT] = _quant(why, quant_of(node).qconfig)
         _check_weights(gm, context)
         unmatched = context.settings.mapping.unmatched(seen.rules)
         if context.settings.strict and unmatched:

@@ -26,7 +26,7 @@ from torch import fx
 
 from qcompiler.ir.types import Stage
 from qcompiler.ops.obstacles import Obstacle
-from qcompiler.ops.stays_float import better_float, results_at, spread
+from qcompiler.ops.stays_float import better_float, passes_on, results_at, spread
 from qcompiler.pass_manager import Context
 
 
@@ -39,13 +39,16 @@ class KeepFloat:
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         kept: dict[fx.Node, Obstacle] = {}
+        changed = False
         quantized = results_at(gm.graph, context.settings.custom.output_quantized_indexes)
         for node in reversed(gm.graph.nodes):
             why = better_float(node, kept, quantized, context.table, context.target.computes_float)
             if why is not None and context.allows(self.name, node):
                 context.journal.matches += 1
                 context.keep_float(self.name, node, why)
-                kept[node] = why
-        for node, why in spread(gm.graph, context.table) if kept else ():
+                kept[node], changed = why, True
+            elif (told := passes_on(node, kept, context.table, context.target.computes_float)) is not None:
+                kept[node] = told
+        for node, why in spread(gm.graph, context.table) if changed else ():
             context.keep_float(self.name, node, why)
-        return bool(kept)
+        return changed

@@ -12,6 +12,8 @@ from qcompiler.api import (
     remarks,
 )
 from qcompiler.artifact import load, save
+from qcompiler.backends.native.export import export_c
+from qcompiler.backends.native.regions import native_plan
 from qcompiler.backends.torch.program.export import export_source
 from qcompiler.errors import (
     ArtifactError,
@@ -28,8 +30,9 @@ from qcompiler.qconfig_mapping import QConfigMapping, get_default_qat_qconfig_ma
 
 __all__ = [
     "ArtifactError", "CalibrationError", "ConfigError", "InputError", "NumericsError", "QCompilerError", "QConfig", "QConfigMapping",
-    "TraceError", "UnsupportedOpError", "calibrate", "convert_fx", "convert_to_reference_fx", "explain", "export_source", "fuse_fx",
+    "TraceError", "UnsupportedOpError", "calibrate", "convert_fx", "convert_to_reference_fx", "explain", "export_c",
+    "export_source", "fuse_fx",
     "get_default_qat_qconfig", "get_default_qat_qconfig_mapping", "get_default_qconfig", "get_default_qconfig_mapping", "load",
-    "prepare_fx", "prepare_qat_fx", "quantize", "remarks", "save",
+    "native_plan", "prepare_fx", "prepare_qat_fx", "quantize", "remarks", "save",
 ]  # fmt: skip
 __version__ = "0.1.0"

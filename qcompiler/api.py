@@ -33,7 +33,7 @@ from qcompiler.ir.items import ITEMS, items_of
 from qcompiler.ir.names import user_path
 from qcompiler.ir.types import Stage
 from qcompiler.journal import Remark
-from qcompiler.kept_names import named_nodes
+from qcompiler.kept_names import check_known, named_nodes
 from qcompiler.kinds import module_of
 from qcompiler.observers.watch import Batch, Watch
 from qcompiler.ops.state_nodes import held_names
@@ -214,7 +214,7 @@ def _state(prepared: Any) -> State:
                       hint="prepared = prepare_fx(model, mapping, inputs); calibrate(prepared, data); convert_fx(prepared)")  # fmt: skip
 
 
-def _observed(prepared: Any, allow_uncalibrated: str, keep_float: Iterable[str]) -> tuple[fx.GraphModule, State]:
+def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, State]:
     """A copy of a prepared module for convert to work on."""
     state = _state(prepared)
     if allow_uncalibrated not in ("error", "float"):
@@ -234,25 +234,38 @@ def _observed(prepared: Any, allow_uncalibrated: str, keep_float: Iterable[str])
     gm._forward_pre_hooks.clear()
     gm._forward_pre_hooks_with_kwargs.clear()
     gm._load_state_dict_post_hooks.clear()
-    settings = state.settings.with_(allow_uncalibrated=allow_uncalibrated, keep_float=_kept(state, keep_float))
+    settings = state.settings.with_(allow_uncalibrated=allow_uncalibrated)
     weights = fingerprints(prepared) if settings.trains else state.weights
     return gm, replace(state, settings=settings, journal=state.journal.continued(), weights=weights)
 
 
-def _kept(state: State, names: Iterable[str]) -> frozenset[str]:
-    """The nodes that `keep_float` names. ConfigError for names that mean nothing, and where the values of all ops were trained on."""
-    listed = [names] if isinstance(names, str) else list(names)
-    if listed and state.settings.trains:
+def _listed(prepared: Any, keep_float: Iterable[str]) -> list[str]:
+    """The names of `keep_float`. ConfigError for names that mean nothing in any form of the call, and for a model that was trained."""
+    names = [keep_float] if isinstance(keep_float, str) else list(keep_float)
+    states = [_state(form) for form in forms_of(prepared)] if names else []
+    if any(state.settings.trains for state in states):
         raise ConfigError("keep_float is for calibrated models: this one was trained with its values rounded", code="keep-float",
                           hint="give those modules a qconfig of None, prepare_qat_fx and train again")  # fmt: skip
-    return named_nodes(listed, state.fused.sources, state.settings.module_types) if listed else frozenset()
+    meant = [name for state in states for name in _meant(state, names)]
+    check_known(names, meant, [name for state in states for name in (*state.settings.module_types, *state.fused.sources)])
+    return names
 
 
-def _decide(gm: fx.GraphModule, state: State, context: Context) -> None:
-    """Takes the decisions again where ops are to stay float."""
-    if context.settings.keep_float:
-        context.journal = state.fused.journal.continued()
-        decide_again(gm, state.fused, pipeline_for(context.settings), context)
+def _meant(state: State, names: Iterable[str]) -> dict[str, frozenset[str]]:
+    return named_nodes(names, state.fused.sources, state.settings.module_types)
+
+
+def _decide(gm: fx.GraphModule, state: State, context: Context, names: list[str]) -> None:
+    """Takes the decisions again where ops are to stay float. Names that mean something in other forms of the call alone are left out."""
+    meant = _meant(state, names)
+    if not meant:
+        return
+    context.settings = context.settings.with_(keep_float=frozenset().union(*meant.values()))
+    context.journal = state.fused.journal.continued()
+    for name, nodes in meant.items():
+        if not nodes:
+            context.remark("convert", "keep-float-unused", f"keep_float {name!r} names no op: what it names was fused into others")
+    decide_again(gm, state.fused, pipeline_for(context.settings), context)
 
 
 @in_plain_torch
@@ -263,14 +276,18 @@ def convert_to_reference_fx(
 
     `keep_float`: as in convert_fx.
     """
+    names = _listed(prepared, keep_float)
     if isinstance(prepared, CallForms):
-        options = {"allow_uncalibrated": allow_uncalibrated, "keep_float": keep_float, "debug": debug}
-        return _each_form(prepared, lambda form: convert_to_reference_fx(form, **options), "reference")  # type: ignore[no-any-return]
-    gm, state = _observed(prepared, allow_uncalibrated, keep_float)
+        options = {"allow_uncalibrated": allow_uncalibrated, "debug": debug}
+        each: fx.GraphModule = _each_form(
+            prepared, lambda form: convert_to_reference_fx(form, keep_float=_meant(_state(form), names), **options), "reference"
+        )
+        return each
+    gm, state = _observed(prepared, allow_uncalibrated)
     context = Context(state.settings, state.journal)
     with watched(debug, "reference", state.name, context):
         setattr(gm, WEIGHTS, state.weights)
-        _decide(gm, state, context)
+        _decide(gm, state, context, names)
         made = run_passes(gm, pipeline_for(state.settings).quantize, Stage.OBSERVED, context)
     guard_loading(made)
     return made
@@ -295,12 +312,13 @@ def convert_fx(
     """
     if backend is not None:
         backend_of(backend)
+    names = _listed(prepared, keep_float)
     if isinstance(prepared, CallForms):
-        options = {"convert_custom_config": convert_custom_config, "allow_uncalibrated": allow_uncalibrated, "keep_float": keep_float,
-                   "debug": debug}  # fmt: skip
-        return _each_form(prepared, lambda form: convert_fx(form, backend, check_parity=check_parity, **options), "converted")  # type: ignore
+        options = {"convert_custom_config": convert_custom_config, "allow_uncalibrated": allow_uncalibrated, "debug": debug,
+                   "check_parity": check_parity}  # fmt: skip
+        return _each_form(prepared, lambda form: convert_fx(form, backend, keep_float=_meant(_state(form), names), **options), "converted")  # type: ignore
     custom = as_config(convert_custom_config, ConvertCustomConfig)
-    gm, state = _observed(prepared, allow_uncalibrated, keep_float)
+    gm, state = _observed(prepared, allow_uncalibrated)
     chosen, target = _chosen(gm, state.settings, backend)
     assert chosen.build is not None
     settings = state.settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}), target=target)
@@ -309,7 +327,7 @@ def convert_fx(
     check_attributes(prepared, custom.preserved_attributes)
     kept = state.user_attributes | {name: getattr(prepared, name) for name in custom.preserved_attributes}
     with watched(debug, "convert", state.name, context):  # setting the lowered graph makes its code
-        _decide(gm, state, context)
+        _decide(gm, state, context, names)
         run_passes(gm, pipeline.quantize, Stage.OBSERVED, context, recompile=False)
         rows, decided = rows_of(gm.graph.nodes, settings.table), len(context.journal.floats)
         run_passes(gm, pipeline.lower, Stage.QUANTIZED, context, recompile=False)

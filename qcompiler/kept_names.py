@@ -13,26 +13,34 @@ from qcompiler.near_names import near_names
 SPECIAL = re.compile(r"[*?\[\]\\^$|(){}+]")  # what makes a name a pattern: no path of a module has it
 
 
-def named_nodes(names: Sequence[str], nodes: Mapping[str, Source], modules: Iterable[str]) -> frozenset[str]:
-    """The nodes that the names mean; `nodes`: where each comes from. Raises one ConfigError for all names that mean nothing."""
+def named_nodes(names: Iterable[str], nodes: Mapping[str, Source], modules: Iterable[str]) -> dict[str, frozenset[str]]:
+    """The nodes that each name means, none for what was fused into others; names that mean nothing are left out.
+
+    `nodes`: where each node comes from.
+    """
     paths = list(modules)
-    found = {name: _meant(name.removeprefix("%"), nodes, paths) for name in names}
-    unknown = [name for name, meant in found.items() if meant is None]
+    found = {name: _meant(name, nodes, paths) for name in names}
+    return {name: meant for name, meant in found.items() if meant is not None}
+
+
+def check_known(names: Iterable[str], meant: Iterable[str], known: Sequence[str]) -> None:
+    """Raises one ConfigError for all names that mean nothing, each with what was probably meant, of what is `known`."""
+    unknown = [name for name in names if name not in set(meant)]
     if unknown:
-        raise _unknown(unknown, [*paths, *nodes])
-    return frozenset().union(*(meant for meant in found.values() if meant is not None))
+        raise _unknown(unknown, known)
 
 
 def _meant(name: str, nodes: Mapping[str, Source], modules: Sequence[str]) -> frozenset[str] | None:
     """The nodes that one name means; None where neither a module nor a node has it.
 
     The path of a module means all in it. A pattern is compared with the paths of modules, as a glob and as the regular expressions of a
-    QConfigMapping are: at their beginning. A node has its own name, and those of the traced nodes that were fused into it.
+    QConfigMapping are: at their beginning. What names no module may be the name of a node, or of a traced one that was fused into it.
     """
     paths = [path for path in modules if path and _fits(name, path)] if SPECIAL.search(name) else [path for path in modules if path == name]
-    inside = {node for node, source in nodes.items() if any(_is_in(source.module_path, path) for path in paths)}
-    own = {node for node, source in nodes.items() if name == node or name in source.origin}
-    return frozenset(inside | own) if paths or own else None
+    name = name.removeprefix("%")  # no module is called so: a node alone can be meant
+    if paths:
+        return frozenset(node for node, source in nodes.items() if any(_is_in(source.module_path, path) for path in paths))
+    return frozenset(node for node, source in nodes.items() if name == node or name in source.origin) or None
 
 
 def _fits(pattern: str, path: str) -> bool:

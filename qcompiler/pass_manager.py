@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import fx
 
 from qcompiler.errors import ConfigError, PassError, QCompilerError
-from qcompiler.ir.provenance import inherit_sources
+from qcompiler.ir.provenance import inherit_sources, inherit_values
 from qcompiler.ir.types import QUANT, Stage, quant_of
 from qcompiler.journal import Journal, PassRecord, Remark
 from qcompiler.ops.obstacles import Obstacle
@@ -271,6 +271,7 @@ def _one(step: Pass, gm: fx.GraphModule, context: Context) -> PassRecord:
     try:
         changed = step.run(gm, context) if wanted else False
         inherit_sources(gm.graph)
+        inherit_values(gm.graph)
         middle = time.perf_counter()
         verify(gm, step.stage, after=step.name, table=context.table)
     except Exception as error:

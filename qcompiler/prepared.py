@@ -26,6 +26,7 @@ from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
 from qcompiler.journal import Journal
 from qcompiler.kinds import refuse_kind
+from qcompiler.observers.watch import Watch
 from qcompiler.ops.state_nodes import held_names, set_held
 from qcompiler.ops.table import OPS
 from qcompiler.qat.ops import training_table
@@ -150,7 +151,11 @@ def _forget_weights(gm: Any, incompatible: Any) -> None:
 
 
 def _fit_states(gm: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """States take any shape."""
+    """States take any shape. Spare observers may be missing: they were not looked at before what was saved."""
+    for path, module in gm.named_modules():
+        if isinstance(module, Watch) and module.is_spare:
+            for name, value in module.state_dict(prefix=f"{prefix}{path}.").items():
+                state_dict.setdefault(name, value)
     for name in held_names(gm):
         given, held = state_dict.get(prefix + name), attribute(gm, name)
         if isinstance(given, torch.Tensor) and given.dtype == held.dtype and given.shape != held.shape:

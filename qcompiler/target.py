@@ -136,3 +136,6 @@ class Neutral:
 
     def activation_range(self, row: Op, node: fx.Node, qconfig: QConfig) -> tuple[int, int]:
         return dynamic_codes(qconfig, node)
+
+
+__all__ = ["Neutral", "Target", "WeightLimit"]

@@ -8,6 +8,7 @@ import pytest
 
 from qcompiler.backends.native import isa
 from tests.native_abi import Kernels, Library
+from tests.native_emulated import Emulated, can_emulate
 
 
 @pytest.fixture(scope="session")
@@ -17,8 +18,17 @@ def native_library(tmp_path_factory: pytest.TempPathFactory) -> Library:
     return Library(tmp_path_factory.mktemp("kernels"))
 
 
-@pytest.fixture(params=isa.isas(isa.architecture()))
-def kernels(request: pytest.FixtureRequest, native_library: Library) -> Kernels:
+@pytest.fixture(scope="session")
+def emulated_neon(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    if not can_emulate():
+        pytest.skip("needs zig or a cross compiler for aarch64, and qemu-aarch64")
+    return Emulated("neon", tmp_path_factory.mktemp("neon"))
+
+
+@pytest.fixture(params=[*isa.isas(isa.architecture()), *([] if isa.architecture() == "aarch64" else ["neon"])])
+def kernels(request: pytest.FixtureRequest, native_library: Library) -> Kernels | Emulated:
+    if request.param == "neon" and isa.architecture() != "aarch64":
+        return request.getfixturevalue("emulated_neon")  # type: ignore[no-any-return]
     found = native_library.kernels(request.param)
     if found is None:
         pytest.skip(f"this machine has no {request.param}")

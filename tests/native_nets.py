@@ -37,17 +37,17 @@ def between(*layers: nn.Module) -> Callable[[], nn.Module]:
 
 def residual(m: Any, x: Tensor) -> Tensor:
     y = m[0](x)
-    return F.relu(m[1](y) + y)
+    return m[2](F.relu(m[1](y) + y))
 
 
 def both_sides(m: Any, x: Tensor) -> Tensor:
     y = m[0](x)
-    return m[1](y) + m[2](y)
+    return m[3](m[1](y) + m[2](y))
 
 
 def squeeze_and_excite(m: Any, x: Tensor) -> Tensor:
     y = m[0](x)
-    return y * torch.sigmoid(m[2](F.relu(m[1](y.mean((2, 3), keepdim=True)))))
+    return m[3](y * torch.sigmoid(m[2](F.relu(m[1](y.mean((2, 3), keepdim=True))))))
 
 
 def shuffled(m: Any, x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def shuffled(m: Any, x: Tensor) -> Tensor:
     n, c, h, w = y.shape
     y = y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
     a, b = y.chunk(2, dim=1)
-    return torch.cat([a, m[1](b)], 1)
+    return m[2](torch.cat([a, m[1](b)], 1))
 
 
 def numbers(m: Any, x: Tensor) -> Tensor:
@@ -79,10 +79,10 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "dilated": (lambda: conv(4, 8, 3, padding=2, dilation=2), (1, 4, 12, 10)),
     "groups": (lambda: nn.Sequential(conv(8, 8, 1), conv(8, 12, 3, padding=1, groups=4)), (1, 8, 7, 7)),
     "depthwise": (lambda: nn.Sequential(conv(6, 20, 1), conv(20, 20, 5, padding=2, groups=20, stride=2)), (1, 6, 15, 14)),
-    "residual": (lambda: Through(residual, conv(3, 8), nn.Conv2d(8, 8, 3, padding=1)), (2, 3, 10, 9)),
-    "two convolutions added": (lambda: Through(both_sides, conv(3, 8), nn.Conv2d(8, 6, 1), nn.Conv2d(8, 6, 1)), (1, 3, 8, 8)),
-    "squeeze and excite": (lambda: Through(squeeze_and_excite, conv(3, 16), nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1)), (2, 3, 9, 7)),
-    "shuffle": (lambda: Through(shuffled, conv(3, 16), conv(8, 8, 3, padding=1)), (1, 3, 8, 9)),
+    "residual": (lambda: Through(residual, conv(3, 8), nn.Conv2d(8, 8, 3, padding=1), conv(8, 4, 1)), (2, 3, 10, 9)),
+    "two convolutions added": (lambda: Through(both_sides, conv(3, 8), *(nn.Conv2d(8, 6, 1) for _ in "ab"), conv(6, 4, 3)), (1, 3, 8, 8)),
+    "squeeze and excite": (lambda: Through(squeeze_and_excite, conv(3, 8), conv(8, 4, 1), nn.Conv2d(4, 8, 1), conv(8, 4, 1)), (2, 3, 9, 7)),
+    "shuffle": (lambda: Through(shuffled, conv(3, 16), conv(8, 8, 3, padding=1), conv(16, 4, 1)), (1, 3, 8, 9)),
     "sums with numbers": (lambda: Through(numbers, conv(3, 8), conv(8, 4, 1), nn.Conv2d(8, 8, 1)), (1, 3, 8, 8)),
     "cat": (lambda: Through(joined, conv(3, 8), conv(8, 4, 1), nn.Conv2d(8, 6, 1), conv(18, 5, 3, padding=1)), (1, 3, 8, 8)),
     "pools": (between(nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.AvgPool2d(3, 2, 1)), (1, 3, 21, 20)),

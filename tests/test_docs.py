@@ -24,6 +24,7 @@ PAGES = (
     "docs/eager.md",
     "docs/dynamic.md",
     "docs/qat.md",
+    "docs/native.md",
 )
 ALL = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])
 MODELS = """

@@ -114,3 +114,9 @@ def test_dynamic_lstm() -> None:
     assert "int8 dynamic" in text and "the same bits" in text
     perplexities = [float(line.split()[-3]) for line in text.splitlines() if line.startswith(("float", "int8,"))]
     assert len(perplexities) == 4 and max(perplexities) < 1.01 * min(perplexities)
+
+
+@pytest.mark.slow
+def test_native_c(tmp_path: Path) -> None:
+    said = run("native_c.py", "--folder", str(tmp_path / "c"))
+    assert "to the last bit" in said and (tmp_path / "c" / "small_net.h").exists()

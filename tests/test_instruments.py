@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, fuse_fx, prepare_fx, quantize, remarks
-from qcompiler.backends.torch.passes.lower import Lower
+from qcompiler.backends.torch.passes import LOWERING
 from qcompiler.debug import Gate, PassInstrument, PassRecord, compute_sqnr, gated
 from qcompiler.errors import QCompilerError
 from qcompiler.ir.text import format_graph
@@ -24,7 +24,7 @@ from tests.flow import randn, randomized, targets
 from tests.planted import Raises
 
 X = randn(2, 3, 8, 8)
-ALL = (*FUSE, *OBSERVE, *QUANTIZE, Lower())
+ALL = (*FUSE, *OBSERVE, *QUANTIZE, *LOWERING)
 
 
 class Net(nn.Module):
@@ -84,14 +84,14 @@ class Log(PassInstrument):
 
 def test_every_pass_says_whether_it_is_required() -> None:
     assert all(isinstance(step.required, bool) for step in ALL)
-    optional = {"remove_identities", "fuse", "keep_float", "fuse_sums", "hand_out_floats", "join_qparams"}
+    optional = {"remove_identities", "fuse", "keep_float", "fuse_sums", "hand_out_floats", "join_qparams", "centre_depthwise"}
     assert {s.name for s in ALL if not s.required} == optional
 
 
 def test_events_come_in_order() -> None:
     log = Log()
     compiled(debug=log)
-    for phase, steps in (("prepare", (*FUSE, *OBSERVE)), ("convert", (*QUANTIZE, Lower()))):
+    for phase, steps in (("prepare", (*FUSE, *OBSERVE)), ("convert", (*QUANTIZE, *LOWERING))):
         wanted: list[tuple[str, ...]] = [("start", phase, "Net")]
         for step in steps:
             wanted += [*([] if step.required else [("should_run", step.name)]), ("before", step.name), ("after", step.name)]
@@ -181,7 +181,12 @@ def test_bisect_prints_a_numbered_line_for_each_rewrite(monkeypatch: pytest.Monk
     whole, lines = bisected(-1, monkeypatch, capsys)
     assert whole.code == compiled().code
     assert [int(number) for _, number, _ in lines] == list(range(1, len(lines) + 1)) and len(lines) >= 10
-    assert {text.split(":")[0] for _, _, text in lines} >= {"fuse", "remove_identities", "hand_out_floats", "join_qparams"}
+    assert {text.split(":")[0] for _, _, text in lines} >= {
+        "fuse",
+        "remove_identities",
+        "hand_out_floats",
+        "join_qparams",
+    }
     assert len({text for _, _, text in lines}) == len(lines)
     for limit in (0, 3, len(lines) - 1):
         part, found = bisected(limit, monkeypatch, capsys)

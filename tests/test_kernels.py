@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qcompiler.backends.torch.bench.cases import Case, activation, all_cases
+from qcompiler.backends.torch.bench import measure
+from qcompiler.backends.torch.bench.cases import Case, Int8, activation, all_cases
 from qcompiler.backends.torch.bench.measure import MEASURED, Bench, tap_pairs
 from qcompiler.backends.torch.kernels import groups
 from qcompiler.backends.torch.kernels.conv import pairs_taps, saturation
@@ -78,6 +80,37 @@ def test_every_op_of_the_table_has_cases_and_measurements() -> None:
             assert not any("problems" in entry for entry in found), (engine, op)
             declared = [entry for entry in found if entry.get("error_255", 0) > 1]
             assert all(entry["declared_saturating"] and entry["error_127"] <= 1 for entry in declared), (engine, op)
+
+
+@pytest.mark.parametrize("op", ["conv2d", "mul", "group_norm", "gather", "sinh"])
+def test_a_case_has_the_same_numbers_alone(op: str) -> None:
+    """Its stream belongs to it: neither other ops nor what was drawn before changes it."""
+    torch.manual_seed(7)
+    alone, among = list(all_cases(127, True, seed=1, ops=(op,))), cases(127, True)[op]
+    assert [case.label for case in alone] == [case.label for case in among]
+    assert all(_same(a.args, b.args) for a, b in zip(alone, among, strict=True))
+    other = list(all_cases(127, True, seed=2, ops=(op,)))
+    assert not all(_same(a.args, b.args) for a, b in zip(other, among, strict=True))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Int8):
+        return _same((a.values, a.scale), (b.values, b.scale))
+    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
+
+
+def test_measuring_one_op_leaves_the_records_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"torch": "2", "engines": {engine: {"add": {"a": 1}, "mul": {"b": 2}} for engine in ENGINES}}
+    asked: list[Any] = []
+    monkeypatch.setattr(measure, "measure", lambda engine, isa, ops, progress: asked.append(ops) or {op: {"new": 3} for op in ops})
+    found = measure.measured_anew(known, ["sinh", "mul"])
+    assert found["torch"] == "2" and asked == [["sinh", "mul"]] * len(ENGINES)
+    assert all(records == {"add": {"a": 1}, "mul": {"new": 3}, "sinh": {"new": 3}} for records in found["engines"].values())
+    assert all(list(records) == sorted(records) for records in found["engines"].values())
+    with pytest.raises(SystemExit, match="no op is called 'hardswsh'; did you mean hardswish"):
+        measure.measured_anew(known, ["hardswsh"])
 
 
 def _site(bounds: tuple[float | None, float | None] | None, scale: float, zero_point: int, high: int = 255) -> Site:

@@ -412,3 +412,22 @@ def test_held_back_parts_are_right_all_the_same(engine: str) -> None:
         for a, b in zip(reference(x), module(x), strict=True):
             # a step of the common scale here and there: 0.02 for values of 5, times weights of at most 0.36
             assert float((a - b).abs().max()) <= max(float(a.abs().max()) / 100, 0.02)
+
+
+@pytest.mark.parametrize("way", ["chunk", "split", "slices", "whole"])
+def test_training_says_which_parts_share_a_scale(way: str) -> None:
+    class Gates(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gates, self.one, self.two = nn.Linear(8, 16), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.gates(x)
+            if way == "whole":
+                return self.one(y[:, :8] + y[:, 8:] * 0) + self.two(y.relu()[:, 8:])
+            a, b = y.chunk(2, 1) if way == "chunk" else y.split([8, 8], 1) if way == "split" else (y[:, :8], y[:, 8:])
+            return self.one(a) + self.two(b)
+
+    prepared = qcompiler.prepare_qat_fx(Gates().train(), None, (torch.randn(4, 8),))
+    found = [remark for remark in qcompiler.remarks(prepared) if remark.code == "parts-share"]
+    assert [remark.where.module_path for remark in found] == ([] if way == "whole" else ["gates"])

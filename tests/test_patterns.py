@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -57,9 +58,15 @@ FOUND: dict[str, tuple[str, Callable[[Then, Tensor], Any]]] = {
     "x (relu6(x + 3) / 6)": ("hardswish", lambda m, x: x * (m.relu6(x + 3.0) / 6.0)),
     "x relu6(x + 3) / 6": ("hardswish", lambda m, x: x * F.relu6(x + 3) / 6),
     "relu6(x + 3) x / 6": ("hardswish", lambda m, x: F.relu6(x + 3, inplace=True) * x / 6),
+    "x 0.5 (1 + erf(x / sqrt(2)))": ("gelu", lambda m, x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0)))),
+    "0.5 x (1 + erf(x 0.7071))": ("gelu", lambda m, x: 0.5 * x * (1 + torch.erf(x * 0.7071067811865475))),
+    "x (1 + erf(x / sqrt(2))) 0.5": ("gelu", lambda m, x: x * (torch.erf(x / math.sqrt(2)) + 1) * 0.5),
+    "x (0.5 (1 + erf(x / sqrt(2))))": ("gelu", lambda m, x: x * (0.5 * (1 + (x / math.sqrt(2)).erf()))),
+    "GPT's gelu": ("gelu", lambda m, x: 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))),
+    "gelu of a power": ("gelu", lambda m, x: x * 0.5 * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * x**3)))),
     "x relu6(x + 3) (1 / 6)": ("hardswish", lambda m, x: x * F.relu6(x + 3) * (1 / 6)),
 }
-PARTS = {"sigmoid", "mul", "tanh", "softplus", "add", "div", "clamp", "hardsigmoid"}
+PARTS = {"erf", "pow", "sigmoid", "mul", "tanh", "softplus", "add", "div", "clamp", "hardsigmoid"}
 
 
 @pytest.mark.parametrize("name", FOUND)
@@ -110,6 +117,14 @@ MISSES: dict[str, tuple[Callable[[Then, Tensor], Any], str | None]] = {
     "6 by the clamp": (lambda m, x: 6 / (F.relu6(x + 3) + 1), None),
     "a sum that is not clamped": (lambda m, x: (x + 3) / 6, "other-settings"),
     "the clamp is used": (lambda m, x: (y := F.relu6(x + 3)) / 6 + y, "several-users"),
+    "erf of another scale": (lambda m, x: x * 0.5 * (1 + torch.erf(x / 1.5)), None),
+    "erf is used": (lambda m, x: x * 0.5 * (1 + (e := torch.erf(x / math.sqrt(2)))) + e, "several-users"),
+    "gelu of another value": (lambda m, x: (x + 1) * 0.5 * (1 + torch.erf(x / math.sqrt(2))), None),
+    "another cube": (
+        lambda m, x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * torch.pow(x, 4.0)))),
+        "other-settings",
+    ),
+    "another share": (lambda m, x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.0447 * torch.pow(x, 3)))), None),
     "minus": (lambda m, x: F.relu6(x - 3) / 6, None),
     "a part and another value": (lambda m, x: F.relu6(x + 3) * x.abs() / 6, None),
     "twice the second summand": (lambda m, x: F.relu6(torch.add(x, 3, alpha=2)) / 6, "other-settings"),
@@ -126,7 +141,7 @@ def test_a_near_miss_stays_and_has_a_remark(name: str) -> None:
         fused, context = passed(model, (X,), FUSE)
         for got, value in zip(*([y] if isinstance(y, Tensor) else y for y in (fused(X), wanted)), strict=True):
             assert max_difference(got, value) <= 1e-5
-    assert not {"silu", "mish", "hardsigmoid", "hardswish"} & set(targets(fused.graph))
+    assert not {"silu", "mish", "hardsigmoid", "hardswish", "gelu"} & set(targets(fused.graph))
     codes = {r.code for r in context.journal.remarks if r.text.split(":")[0] in {rule.name for rule in RULES}}
     assert codes == ({code} if code else set())
 

@@ -53,6 +53,12 @@ def test_linear_or_conv1d_bn(shape: tuple[int, ...], affine: bool) -> None:
     assert names == ["linear" if len(shape) == 2 else "conv1d"]
 
 
+@pytest.mark.parametrize(("width", "code"), [(6, "other-channels"), (4, "other-dimension")])
+def test_a_batch_norm_over_the_rows_of_a_linear_stays(width: int, code: str) -> None:
+    _, names, remarks = fused(nn.Sequential(nn.Linear(5, width), nn.BatchNorm1d(4)), randn(3, 4, 5))
+    assert names == ["linear", "batch_norm"] and [r.code for r in remarks] == [code]
+
+
 def test_functional_bn() -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:
@@ -205,6 +211,57 @@ def test_near_miss(kind: str, calls: dict[str, int], code: str | None) -> None:
         assert [r.code for r in remarks].count(code) >= 1
         remark = next(r for r in remarks if r.code == code)
         assert remark.where.node and remark.where.source and "test_rules.py" in remark.where.source
+
+
+PADDED: dict[str, tuple[Any, int, tuple[int, ...]]] = {
+    "a module": (nn.ZeroPad2d(1), 2, (1, 1)),
+    "a function": (lambda x: F.pad(x, (2, 2, 1, 1)), 2, (1, 2)),
+    "zeros by value": (nn.ConstantPad2d((1, 1, 0, 0), 0.0), 2, (0, 1)),
+    "one dimension": (nn.ZeroPad1d(2), 1, (2,)),
+    "three": (nn.ZeroPad3d((0, 0, 1, 1, 2, 2)), 3, (2, 1, 0)),
+}
+
+
+@pytest.mark.parametrize("own", [0, 1])
+@pytest.mark.parametrize("name", PADDED)
+def test_zeros_in_front_of_a_convolution_become_its_padding(name: str, own: int) -> None:
+    pad, dims, sides = PADDED[name]
+    conv = getattr(nn, f"Conv{dims}d")(4, 4, 3, padding=own)
+    gm, names, remarks = fused(Padded(pad, conv), randn(2, 4, *[5] * dims))
+    assert names == [f"conv{dims}d"] and not remarks
+    assert next(n for n in gm.graph.nodes if n.op == "call_function").kwargs["padding"] == tuple(side + own for side in sides)
+
+
+class Padded(nn.Module):
+    """Padding in front of a module; `twice`: what is padded is a result, too."""
+
+    def __init__(self, pad: Any, then: nn.Module, twice: bool = False) -> None:
+        super().__init__()
+        self.pad, self.then, self.twice = pad, then, twice
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.pad(x)
+        return self.then(y) + y.mean() if self.twice else self.then(y)
+
+
+UNFIT: dict[str, tuple[Any, nn.Module, bool, str | None]] = {
+    "sides that differ": (nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 4, 3), False, "uneven"),
+    "reflected": (nn.ReflectionPad2d(1), nn.Conv2d(4, 4, 3), False, "not-zeros"),
+    "ones": (nn.ConstantPad2d(1, 1.0), nn.Conv2d(4, 4, 3), False, "not-zeros"),
+    "channels": (lambda x: F.pad(x, (1, 1, 1, 1, 1, 1)), nn.Conv2d(6, 4, 3), False, "pads-channels"),
+    "a crop": (lambda x: F.pad(x, (1, 1, -1, -1)), nn.Conv2d(4, 4, 3), False, "not-constant"),
+    "used twice": (nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3), True, "several-users"),
+    "in front of a transposed one": (nn.ZeroPad2d(1), nn.ConvTranspose2d(4, 4, 3), False, None),
+    "in front of a pool": (nn.ZeroPad2d(1), nn.MaxPool2d(3), False, None),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_other_padding_stays(name: str) -> None:
+    pad, then, twice, code = UNFIT[name]
+    _, names, remarks = fused(Padded(pad, then, twice), randn(*IMAGE))
+    assert "pad" in names
+    assert [(r.code, r.node) for r in remarks] == ([(code, "pad")] if code else [])
 
 
 def test_the_values_of_a_clamp_are_its_own() -> None:

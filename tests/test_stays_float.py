@@ -34,6 +34,7 @@ from qcompiler.backends.torch.passes import lower
 from qcompiler.debug import compute_sqnr
 from qcompiler.errors import PassError
 from qcompiler.ir.types import QUANT, Stage, quant_of
+from qcompiler.ops.example import Example
 from qcompiler.ops.spec import Op, Output, Role
 from qcompiler.ops.table import OPS
 from qcompiler.pass_manager import Context, run_passes
@@ -42,15 +43,14 @@ from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from qcompiler.prepared import state_of
 from qcompiler.stages.verify import verify
 from tests.flow import ENGINES, flow, randn
-from tests.test_ops import CASES, Case
 
 FIXED = tuple(row for row in OPS.rows.values() if row.output is Output.FIXED)
 SAME = tuple(row for row in OPS.rows.values() if row.output is Output.SAME and not row.identity({"training": False, "p": 0.5}))
 LINEAR = OPS.rows["linear"]
-DEFAULT = Case()
+DEFAULT = Example()
 TAKES = tuple(row for row in OPS.rows.values() if row.output in (Output.OWN, Output.FIXED, Output.JOIN)
-              and (row.weight is None or "weight" in CASES.get(row.name, DEFAULT).tensors)
-              and not CASES.get(row.name, DEFAULT).positive)  # fmt: skip
+              and (row.weight is None or "weight" in (row.example or DEFAULT).tensors)
+              and not (row.example or DEFAULT).positive)  # fmt: skip
 JUMPS = ("round", "threshold", "hardshrink")  # a step of the input makes a jump of the result
 RANDOM = ("dropout", "stochastic_depth")
 LOWEST = 24.0  # dB: three roundings to 8 bits at about 40 dB each, of which the steps of 1/256 use a half or a quarter of their range
@@ -78,8 +78,8 @@ class Branch:
         return case_of(self.same if self.is_linear else self.takes).inputs
 
 
-def case_of(row: Op) -> Case:
-    return CASES.get(row.name, DEFAULT)
+def case_of(row: Op) -> Example:
+    return row.example or DEFAULT
 
 
 def attributes_of(row: Op) -> dict[str, Any]:

@@ -136,6 +136,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="A file that `quantize` wrote.")],
     modules: Modules = None,
     code: Annotated[bool, typer.Option("--code", help="Print the program's Python source as well.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the layers, shapes and memory of a native module as well.")] = False,
 ) -> None:
     """Show what FILE holds: each op int8 or float, with the reason, and the share of multiply-accumulates in int8."""
     converted = load(file, modules)
@@ -148,6 +149,34 @@ def inspect(
     console.print(table)
     if code:
         console.print(str(getattr(converted, "code", "")), markup=False, highlight=False, soft_wrap=True)
+    if plan:
+        console.print(qcompiler.native_plan(converted), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("export-c")
+@clean_errors
+def export_c(
+    file: Annotated[Path, typer.Argument(help="A file that `quantize --backend native` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write: empty, or not there yet.")],
+    shape: Annotated[
+        list[str] | None, typer.Option("--shape", help="An input size: 1x3x224x224; repeatable. Default: the example's.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What C calls the network.")] = None,
+) -> None:
+    """Write FILE as C11 sources, weights, header, example program and CMake file.
+
+    `qcompiler export-c mobilenet.qc mobilenet_c/ --shape 1x3x224x224`
+    """
+    sizes = [_shape(text) for text in shape] if shape else None
+    written = qcompiler.export_c(load(file, None), folder, sizes, name)
+    console.print(f"{written}: README.md says how to build it", highlight=False)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in text.split("x"))
+    except ValueError:
+        raise ConfigError(f"--shape {text} is no size such as 1x3x224x224", code="export-sizes") from None
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from qcompiler.errors import ConfigError
 from qcompiler.executable.arguments import Argument
 from qcompiler.executable.steps import Steps
 
@@ -47,11 +48,11 @@ class Executable(nn.Module):
 
     def _nodes(self) -> list[dict[str, Any]]:
         """The program as plain data, as docs/visualization.md has it: what is drawn where no graph is at hand."""
-        raise NotImplementedError
+        raise ConfigError(f"the back end {self._backend} has no drawing of what was loaded or copied", code="no-graph")
 
     def _payload(self) -> Payload:
         """What a file holds of it beside its tensors and the notes that the compiler keeps on it."""
-        raise NotImplementedError
+        raise ConfigError(f"the back end {self._backend} writes no files", code="save")
 
     def _title(self) -> str:
         """What the user's model is called."""

@@ -183,13 +183,22 @@ def _share_weight_fake_quants(forms: Sequence[nn.Module]) -> None:
     """In training a weight is rounded by one fake quantizer in all forms: it may learn its scale."""
     first: dict[str, nn.Module] = {}
     for form in forms:
-        nodes = form.graph.nodes if isinstance(form, fx.GraphModule) else ()
-        for node in nodes:
-            if node.op == "call_module" and str(node.target).startswith(f"{WEIGHTS}.") and isinstance(weight := node.args[0], fx.Node):
+        for node in form.graph.nodes if isinstance(form, fx.GraphModule) else ():
+            weight = _weight_of(node)
+            if weight is not None:
                 owner, _, name = str(node.target).rpartition(".")
-                module = first.setdefault(str(weight.target), form.get_submodule(str(node.target)))
-                if type(module) is type(form.get_submodule(str(node.target))):
-                    form.get_submodule(owner)._modules[name] = module
+                own = form.get_submodule(str(node.target))
+                module = first.setdefault(weight, own)
+                form.get_submodule(owner)._modules[name] = module if type(module) is type(own) else own
+
+
+def _weight_of(node: fx.Node) -> str | None:
+    """The name of the weight that a node's fake quantizer rounds: its own argument, or that of the op which it is handed to."""
+    if node.op not in ("call_module", "get_attr") or not str(node.target).startswith(f"{WEIGHTS}."):
+        return None
+    reader = node if node.op == "call_module" else next(iter(node.users), None)
+    read = [n for n in reader.all_input_nodes if n.op == "get_attr" and n is not node] if reader is not None else []
+    return str(read[0].target) if read else None
 
 
 def _tables(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:

@@ -1,12 +1,15 @@
-"""Every node knows where it comes from: what a pass leaves without a source gets one from its neighbours."""
+"""Every node knows where it comes from and what it holds: what a pass left out is filled in from its neighbours."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
-from qcompiler.ir.types import SOURCE, Source, source_of
+from qcompiler.ir.types import SOURCE, VALUE, Source, Value, source_of, value_of
 
 
 def inherit_sources(graph: fx.Graph) -> None:
@@ -15,6 +18,31 @@ def inherit_sources(graph: fx.Graph) -> None:
         _inherit(node, node.all_input_nodes)
     for node in reversed(graph.nodes):
         _inherit(node, list(node.users))
+
+
+def inherit_values(graph: fx.Graph) -> None:
+    """Fills in the shapes and dtypes that passes left out, by the node's own function on tensors without data."""
+    for node in graph.nodes:
+        if VALUE not in node.meta and node.op in ("call_function", "call_method"):
+            found = _on_meta(node)
+            if isinstance(found, Tensor):
+                node.meta[VALUE] = Value(tuple(found.shape), found.dtype)
+
+
+def _on_meta(node: fx.Node) -> Any:
+    """The node's result without data; None where that cannot be told."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), _meta)
+    function: Callable[..., Any] = node.target if callable(node.target) else getattr(Tensor, str(node.target), lambda *a, **k: None)
+    try:
+        with torch.no_grad():
+            return function(*args, **kwargs)
+    except Exception:  # a function that has no such form, or needs data: the verifier says what is missing
+        return None
+
+
+def _meta(node: fx.Node) -> Any:
+    value = value_of(node)
+    return None if value.shape is None else torch.empty(value.shape, dtype=value.dtype, device="meta")
 
 
 def _inherit(node: fx.Node, neighbours: list[fx.Node]) -> None:

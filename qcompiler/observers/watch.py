@@ -65,6 +65,11 @@ class Watch(nn.Module):
         self.before: tuple[Recorded, ...] = ()
         self.parts = tuple(observer.modules())
 
+    @property
+    def of_its_group(self) -> bool:
+        """Whether it finds the range of the group of its value. Spares do not, nor does what looks at a value for another reason."""
+        return not self.is_spare and getattr(self.observer, "gives_qparams", True)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.before = tuple(map(Recorded, self.parts))
         try:

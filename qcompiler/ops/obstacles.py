@@ -20,6 +20,7 @@ CODES = {
     "leaves-range": "its result may lie outside the range of its input",
     "float-input": "its input, or all its inputs, are float",
     "float-result": "it copies the float result that an int8 op hands out",
+    "float-part": "a part of the tuple that it hands out stays float",
     "float-readers": "no int8 op uses its result: only results of the model, or ops that stay float",
     "float-users": "only ops that compute in float use its result",
     "steep-users": "only ops that make small values large, such as sqrt and log, use its result",
@@ -47,4 +48,5 @@ UNCALIBRATED = Obstacle("uncalibrated", "no calibration data reached it")
 COMPUTED_WEIGHT = Obstacle("computed-weight", "its weight is computed at run time")
 FLOAT_INPUT = Obstacle("float-input", "its input is float")  # of an op that is int8 only behind int8 values
 FLOAT_INPUTS = Obstacle("float-input", "all its inputs are float")
+FLOAT_PART = Obstacle("float-part", "a part of the tuple that it hands out stays float")
 FLOAT_RESULT = Obstacle("float-result", "it copies a float result")

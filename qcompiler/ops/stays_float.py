@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from qcompiler.ir.types import quant_of
+from qcompiler.ir.types import quant_of, value_of
 from qcompiler.ops.arguments import activations, asks_size
-from qcompiler.ops.obstacles import FLOAT_INPUT, FLOAT_INPUTS, FLOAT_RESULT, Obstacle
+from qcompiler.ops.obstacles import FLOAT_INPUT, FLOAT_INPUTS, FLOAT_PART, FLOAT_RESULT, Obstacle
 from qcompiler.ops.spec import Op, Output
 from qcompiler.ops.table import Table
 
@@ -44,12 +44,24 @@ def starved(row: Op | None, inputs: Sequence[fx.Node], int8: Callable[[fx.Node],
 
 
 def spread(graph: fx.Graph, table: Table) -> Iterator[tuple[fx.Node, Obstacle]]:
-    """The int8 ops that float inputs make float, in order. The caller makes each float before it asks for the next."""
+    """The int8 ops that float inputs make float, in order, behind those that hand out a tuple of which a part stays float.
+
+    The caller makes each float before it asks for the next.
+    """
+    for node in graph.nodes:
+        if quant_of(node).int8 and value_of(node).shape is None and any(_takes_float_part(user, table) for user in node.users):
+            yield node, FLOAT_PART
     for node in graph.nodes:
         if quant_of(node).int8 and (row := table.of(node)) is not None:
             why = starved(row, list(activations(table, node)))
             if why is not None:
                 yield node, why
+
+
+def _takes_float_part(user: fx.Node, table: Table) -> bool:
+    """Whether the node takes an item of a tuple, and stays float."""
+    row = table.of(user)
+    return row is not None and row.output is Output.SAME and not quant_of(user).int8
 
 
 @dataclass
@@ -106,6 +118,20 @@ def better_float(
         return RESULT if row.output is Output.FIXED and any(user.op == "output" for user in found.floats) else None
     why = next((r for r in (STEEP, USERS, FLOATS) if r in reasons), FLOATS)
     return None if why is FLOATS and row.macs is not None else why
+
+
+def passes_on(node: fx.Node, kept: Mapping[fx.Node, Obstacle], table: Table, computes_float: Callable[[Op], bool]) -> Obstacle | None:
+    """What an op that is float anyway tells the ops before it: that it, or what reads its result, would round them in vain.
+
+    So what is float for another reason than int8's own asks of its producers what it asked before, and never makes one int8.
+    """
+    row = table.of(node)
+    if row is None or row.weight is not None or quant_of(node).int8:
+        return None
+    if computes_float(row):
+        return USERS
+    reasons = _reasons(readers(node, table), kept, table, computes_float)
+    return next((r for r in (STEEP, USERS) if r in reasons), None)
 
 
 def _rounds(row: Op, node: fx.Node) -> bool:

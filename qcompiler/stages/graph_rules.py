@@ -149,10 +149,9 @@ def observed_once(at: Place) -> str | None:
     if str(at.node.target) in at.seen.observers:
         return f"observer {at.node.target} watches two values"
     at.seen.observers[str(at.node.target)] = at.node
+    if not getattr(at.gm.get_submodule(str(at.node.target)), "of_its_group", True):
+        return None
     value = at.node.args[0]
-    owner = at.node.graph.owning_module
-    if owner is not None and getattr(owner.get_submodule(str(at.node.target)), "is_spare", False):
-        return None  # it watches for another way to decide, and is dropped at convert
     group = quant_of(value).group if isinstance(value, fx.Node) else None
     other = at.node if group is None else at.seen.watched.setdefault(group, at.node)
     return None if other is at.node else f"observers {other.target} and {at.node.target} watch values of one group"

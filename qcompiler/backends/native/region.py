@@ -19,6 +19,7 @@ from qcompiler.backends.native.plan.place import Place
 from qcompiler.backends.native.plan.planner import Planner
 from qcompiler.backends.native.plan.sizes import LINE, Sizes
 from qcompiler.backends.native.plan.table import Table, table_of
+from qcompiler.backends.native.plan.text import plan_text
 from qcompiler.backends.native.steps import Region
 
 KEPT = 16  # tables of sizes; a call with sizes beyond these makes its table anew
@@ -34,6 +35,7 @@ class NativeRegion:
     """Callable on the float tensors that the region takes; any number of threads may call it at once."""
 
     def __init__(self, region: Region, tensors: Sequence[Tensor], qparams: Sequence[tuple[float, int]]) -> None:
+        self.places = region.places
         self.network = planned(region, tensors, qparams)
         self.source: Source = source_of(self.network)
         self.values, self._arrays = _values(self.source)
@@ -78,6 +80,12 @@ class NativeRegion:
         if self._run(self._model, ctypes.byref(table.struct), pointers, torch.get_num_threads()):
             raise MemoryError(f"no memory for the {table.struct.arena} bytes that this network's values take")
         return tuple(made[name] if name in made else table.sizes.shapes[name] for name in self.network.outputs)
+
+    def plan(self, *inputs: Tensor) -> str:
+        """The plan as text, at the sizes of the example, or at those of the inputs and with times."""
+        examples = [torch.empty(shape, device="meta") for _, shape in self.network.inputs]
+        table = table_of(self._sizes(inputs or examples))
+        return plan_text(table, self.source.constants.size, self.watch(*inputs).nanoseconds if inputs else None)
 
     def watch(self, *inputs: Tensor) -> Watched:
         """One run on one thread that keeps every value."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.errors import ConfigError
@@ -11,6 +11,19 @@ from qcompiler.errors import ConfigError
 def regions_of(module: nn.Module) -> tuple[NativeRegion, ...]:
     """In the order in which the module runs them."""
     return tuple(value for value in module.__dict__.values() if isinstance(value, NativeRegion))
+
+
+def native_plan(module: nn.Module, *inputs: Tensor) -> str:
+    """The plan of a module of the native back end as text: layers, kernels, shapes, and places in memory, region by region.
+
+    Without inputs: at the sizes of the example. With the inputs of a region that is the whole network: at their sizes, with the time that
+    each layer took in one run on one thread. ConfigError for a module without native regions.
+    """
+    regions = regions_of(module)
+    if inputs or not regions:
+        region = only_region(module, "native_plan")
+        return region.plan(*inputs)
+    return "\n".join(region.plan() for region in regions)
 
 
 def only_region(module: nn.Module, what: str) -> NativeRegion:

@@ -79,6 +79,9 @@ def export_source(module: Executable, directory: str | Path) -> Path:
     if not isinstance(module, CompiledModule):
         raise ConfigError(f"export_source takes a converted module of the torch back end, not {type(module).__qualname__}",
                           code="export", hint="convert_fx first")  # fmt: skip
+    if module.program.is_native:
+        raise ConfigError("a module of the native back end is no Python program that needs torch alone", code="export",
+                          hint="export_c writes it as C")  # fmt: skip
     if any(c.op in ("trees.children", "guard.guard_tree") or (c.op.startswith(registry.RECORD) and c.args[0] == "tree")
            for c in module.program.calls):  # fmt: skip
         raise ConfigError("an argument or a result is an object of a registered class, which a file that needs torch alone cannot take",

@@ -110,6 +110,8 @@ class CompiledModule(KeepsState, Executable):
         return self._call(*args, **kwargs)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if torch._C._get_tracing_state() is not None and self.program.is_native:
+            raise _no_script()
         if torch._C._get_tracing_state() is not None and self.program.states:
             raise ConfigError("torch.jit.trace would fix what this module keeps between calls: " + ", ".join(self.program.states),
                               code="jit-trace", hint="torch.jit.script(module) keeps it")  # fmt: skip
@@ -313,6 +315,8 @@ class CompiledModule(KeepsState, Executable):
 
         torch.jit asks before it looks at forward, so here is where that gets its TorchScript spelling: most modules never need it.
         """
+        if self.program.is_native:
+            raise _no_script()
         refuse_hidden(self, self.program.leaves)
         refuse_statements(self.program, self.__dict__["_externals"])
         refuse_classes({name: self.__dict__["_externals"][name] for name in self.program.externals})
@@ -359,6 +363,10 @@ def _empty(program: Program | str, engine: str) -> CompiledModule:
     module.__dict__.update(lowered=None, _program=program, _engine=engine, _externals={}, _built=())
     module._load_state_dict_post_hooks[-1] = _after_load
     return module
+
+
+def _no_script() -> ConfigError:
+    return ConfigError("torch.jit knows no native regions", code="native-script", hint='export_c writes C; backend="torch" can be scripted')
 
 
 def _after_load(module: CompiledModule, incompatible: Any) -> None:

@@ -1,0 +1,118 @@
+"""Building and keeping libraries: which compiler, when from the cache, what is not run."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qcompiler.backends.native.build import cache, compiler
+from qcompiler.backends.native.build.compiler import CompileError, Unit, find
+from qcompiler.errors import ConfigError
+
+TEXT = "int answer(void) { return 42; }\n"
+
+
+@pytest.fixture
+def unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Unit:
+    """A C file, and a cache folder of its own."""
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    source = tmp_path / "answer.c"
+    source.write_text(TEXT)
+    return Unit("answer", source, ("-std=c11", "-O1", "-fPIC"))
+
+
+def built(*units: Unit) -> Path:
+    return cache.library(find(), "answer", units, [])
+
+
+def test_a_library_is_built_once(unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = built(unit)
+    assert ctypes.CDLL(str(path)).answer() == 42
+    monkeypatch.setattr(cache, "link", lambda *_: pytest.fail("it was built again"))
+    assert built(unit) == path
+
+
+def test_its_record_says_how_it_was_made(unit: Unit) -> None:
+    record = json.loads(built(unit).with_suffix(".json").read_text())
+    assert record["flags"] == {"answer": list(unit.flags)} and record["compiler"] == list(find().command) and record["version"]
+
+
+def test_other_sources_flags_or_headers_make_another_library(unit: Unit, tmp_path: Path) -> None:
+    paths = {built(unit), built(Unit(unit.name, unit.source, (*unit.flags, "-DX")))}
+    header = tmp_path / "a.h"
+    header.write_text("/* */\n")
+    paths.add(cache.library(find(), "answer", [unit], [header]))
+    unit.source.write_text(TEXT.replace("42", "43"))
+    paths.add(built(unit))
+    assert len(paths) == 4
+
+
+@pytest.mark.parametrize("broken", ["cut", "no record", "bad record"])
+def test_a_broken_entry_is_built_again(broken: str, unit: Unit) -> None:
+    path = built(unit)
+    whole = path.read_bytes()
+    record = path.with_suffix(".json")
+    if broken == "cut":
+        path.write_bytes(whole[:100])
+    elif broken == "no record":
+        record.unlink()
+    else:
+        record.write_text("[1]")
+    assert built(unit) == path and path.stat().st_size == len(whole) and json.loads(record.read_text())["sha256"]
+
+
+def test_nothing_half_made_stays(unit: Unit) -> None:
+    unit.source.write_text("int answer(void) { return }\n")
+    with pytest.raises(CompileError, match=r"answer\.c"):
+        built(unit)
+    assert not list(cache.folder().iterdir())
+
+
+def test_a_folder_that_others_may_write_to_is_refused(unit: Unit) -> None:
+    cache.folder().chmod(0o777)
+    with pytest.raises(ConfigError, match="others may write") as error:
+        built(unit)
+    assert cache.VARIABLE in (error.value.hint or "")
+
+
+def test_processes_that_build_at_the_same_time_each_find_a_whole_library(unit: Unit) -> None:
+    script = (
+        "import sys, ctypes; from pathlib import Path\n"
+        "from qcompiler.backends.native.build import cache; from qcompiler.backends.native.build.compiler import Unit, find\n"
+        "path = cache.library(find(), 'answer', [Unit('answer', Path(sys.argv[1]), ('-fPIC',))], [])\n"
+        "assert ctypes.CDLL(str(path)).answer() == 42\n"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", script, str(unit.source)]) for _ in range(3)]
+    assert [process.wait(timeout=300) for process in running] == [0, 0, 0]
+
+
+def test_the_compiler_that_is_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = find().command[0]
+    monkeypatch.setenv(compiler.VARIABLE, command)
+    assert find().command == (command,)
+    monkeypatch.setenv(compiler.VARIABLE, "/no/such/compiler --flag")
+    with pytest.raises(ConfigError, match="starts no compiler"):
+        find()
+
+
+def test_no_compiler_is_one_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_candidates", lambda: iter(()))
+    compiler._found.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match="needs a C compiler") as error:
+            find()
+    finally:
+        compiler._found.cache_clear()
+    assert all(word in (error.value.hint or "") for word in ("gcc", "clang", "qcompiler[native]", compiler.VARIABLE))
+
+
+def test_the_order_in_which_compilers_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: object())
+    names = [command[-1].rpartition("/")[2] for command in compiler._candidates()]
+    assert names == ["cc", "gcc", "clang", "cc"]
