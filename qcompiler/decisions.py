@@ -24,8 +24,6 @@ from qcompiler.qconfig import QConfig
 from qcompiler.settings import Settings
 from qcompiler.target import Neutral, Target, WeightLimit
 
-INSIDE = ("conv2d_add", "conv2d_add_relu")  # rows of convolutions that add a residual
-
 
 def check_decisions(gm: fx.GraphModule, settings: Settings, target: Target) -> None:
     """Raises ConfigError naming the first decision of an OBSERVED graph that the target cannot have. What it only lacks a kernel for is
@@ -46,8 +44,6 @@ def _conflict(gm: fx.GraphModule, node: fx.Node, row: Op, settings: Settings, ta
         return None  # it will be float
     if quant_of(node).float_output and not target.gives_floats(row, node):
         return f"%{node.name} was decided to hand out floats from its 32-bit sums"
-    if row.name in INSIDE and not target.adds_inside:
-        return f"%{node.name} was decided to add a residual inside the convolution"
     if not settings.trains:  # calibration sees values as they are; how many bits hold them is asked at convert
         return None
     bits = target.activation_bits(row, node)

@@ -204,7 +204,7 @@ def test_what_was_decided_names_itself() -> None:
     assert error.value.code == "backend-decision" and 'backend="toy"' in str(error.value.hint)
 
 
-def test_a_residual_inside() -> None:
+def test_a_residual_inside_is_decided_by_whoever_builds() -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -217,8 +217,10 @@ def test_a_residual_inside() -> None:
     config = get_onednn_backend_config()
     made = qc.prepare_fx(Residual().eval(), None, (X,), engine="onednn", backend_config=config)
     qc.calibrate(made, [X])
-    with pytest.raises(ConfigError, match="add a residual inside the convolution"):
-        qc.convert_fx(made, backend="toy")
+    inside = [call.op for call in qc.convert_fx(made).program.calls]  # type: ignore[attr-defined]
+    assert "runtime.conv2d_add_onednn" in inside
+    rows = {row.op: row.int8 for row in qc.explain(qc.convert_fx(made, backend="toy")).rows}
+    assert rows["add"] and "conv2d_add" not in rows
 
 
 @pytest.mark.parametrize("isa", ["avx2", "avx512_vnni"])
