@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, explain, prepare_fx
 from qcompiler.backends.torch.program.module import CompiledModule
-from qcompiler.debug import compute_sqnr
+from qcompiler.debug import compare, compute_sqnr
 from qcompiler.ops.functional import getitem
 from tests.flow import ENGINES, randn
 
@@ -135,3 +135,13 @@ def test_no_sum_of_two_taps_overflows(large: float) -> None:
     module = convert_fx(observed)
     assert is_centred(module)
     assert compute_sqnr(convert_to_reference_fx(observed)(X), module(X)) > 40
+
+
+def test_compare_sees_one_value() -> None:
+    """The values of the centred convolution are none of the model's: only those that are kept are compared."""
+    torch.manual_seed(0)
+    model = Net()
+    module = convert_fx(prepared(model, "fbgemm"))
+    found = compare(model, module, [X])
+    assert is_centred(module) and not found.unmatched
+    assert next(node for node in found if node.module_path == "depthwise").own > 25
