@@ -30,7 +30,7 @@ def build(folder: Path, name: str) -> Path:
     for unit, (source, flags) in isa.units(machine).items():
         compiler.run([*flags, "-c", f"kernels/{source.name}", "-o", f"{unit}.o"], folder)
         objects.append(f"{unit}.o")
-    sources = ["main.c", f"{name}.c", f"{name}_layers.c", "kernels/run.c", "kernels/pool.c"]
+    sources = ["main.c", f"{name}.c", f"{name}_layers.c", "kernels/run.c", "kernels/workers.c"]
     compiler.run([*isa.COMMON_FLAGS, "-Ikernels", "-o", f"run_{name}", *sources, *objects, "-lpthread", "-lm"], folder)
     return folder / f"run_{name}"
 

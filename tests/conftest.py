@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.browser import ABSENT
-from tests.native_fixtures import kernels, native_library  # noqa: F401
+from tests.native_fixtures import emulated_neon, kernels, native_library  # noqa: F401
 
 torch.set_num_threads(1)  # the tensors here are small: a second thread only waits, and the cores are for pytest's workers
 

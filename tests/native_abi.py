@@ -6,9 +6,11 @@ import ctypes as C
 import itertools
 import shutil
 import subprocess
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +52,7 @@ FAMILIES: dict[str, list[tuple[str, type]]] = {
     "avg_pool": [*POOL, ("ratio", C.c_double), ("b", C.c_float), *fields(C.c_int32, "adaptive include_pad divisor x_zero zero lo hi")],
     "halo": [("t", QTensor), ("before", I3), ("after", I3), ("value", C.c_int32)],
     "copy": [*fields(C.c_void_p, "x y"), *fields(L6, "length xs ys"), ("size", C.c_int32)],
+    "resize": [*fields(QTensor, "x y"), ("scale", C.c_float * 3), *fields(C.c_float, "m b"), *fields(C.c_int32, "mode zero lo hi")],
 }
 STRUCTS = {name: type(f"Q{name}", (C.Structure,), {"_fields_": members}) for name, members in FAMILIES.items()}
 
@@ -116,6 +119,18 @@ class Library:
 
 
 SLACK = 128
+_KNOWN: list[weakref.ref[NDArray[Any]]] = []  # what kernels may be given pointers into
+
+
+def known(array: NDArray[Any]) -> NDArray[Any]:
+    """Memory of a test: an emulator has to be given all of it."""
+    _KNOWN[:] = [r for r in _KNOWN if r() is not None]
+    _KNOWN.append(weakref.ref(array))
+    return array
+
+
+def live_arrays() -> list[NDArray[Any]]:
+    return [array for r in _KNOWN if (array := r()) is not None]
 
 
 class Guarded:
@@ -132,7 +147,7 @@ class Guarded:
         pitch = pitch or self.channels
         outer = [size + 2 * h for size, h in zip(spatial, halo)]
         rng = np.random.default_rng(0)
-        self.memory = rng.integers(0, 256, codes.shape[0] * outer[0] * outer[1] * outer[2] * pitch + 2 * SLACK, dtype=np.uint8)
+        self.memory = known(rng.integers(0, 256, codes.shape[0] * outer[0] * outer[1] * outer[2] * pitch + 2 * SLACK, dtype=np.uint8))
         view = self.memory[SLACK:-SLACK].reshape(codes.shape[0], *outer, pitch)
         if around is not None:
             view[..., : self.channels] = around
@@ -164,7 +179,7 @@ class Guarded:
 def aligned(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     """The bytes of an array at a multiple of 64, with slack behind them."""
     raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    memory = np.zeros(raw.size + 64 + SLACK, np.uint8)
+    memory = known(np.zeros(raw.size + 64 + SLACK, np.uint8))
     start = -memory.ctypes.data % 64
     memory[start : start + raw.size] = raw
     return memory[start : start + raw.size]

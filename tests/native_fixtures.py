@@ -1,24 +1,39 @@
-"""Fixtures of the kernel tests: one library a session, and its kernels for each instruction set in turn."""
+"""Fixtures of the kernel tests: one library a session, and its kernels for each instruction set in turn.
+
+QCOMPILER_TEST_CFLAGS adds flags to the library's, as for sanitizers:
+LD_PRELOAD=$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 QCOMPILER_TEST_CFLAGS="-fsanitize=address,undefined" pytest ...
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
 
 from qcompiler.backends.native import isa
 from tests.native_abi import Kernels, Library
+from tests.native_emulated import Emulated, can_emulate
 
 
 @pytest.fixture(scope="session")
 def native_library(tmp_path_factory: pytest.TempPathFactory) -> Library:
     if shutil.which("cc") is None:
         pytest.skip("needs a C compiler")
-    return Library(tmp_path_factory.mktemp("kernels"))
+    return Library(tmp_path_factory.mktemp("kernels"), os.environ.get("QCOMPILER_TEST_CFLAGS", "").split())
 
 
-@pytest.fixture(params=isa.isas(isa.architecture()))
-def kernels(request: pytest.FixtureRequest, native_library: Library) -> Kernels:
+@pytest.fixture(scope="session")
+def emulated_neon(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    if not can_emulate():
+        pytest.skip("needs zig or a cross compiler for aarch64, and qemu-aarch64")
+    return Emulated("neon", tmp_path_factory.mktemp("neon"))
+
+
+@pytest.fixture(params=[*isa.isas(isa.architecture()), *([] if isa.architecture() == "aarch64" else ["neon"])])
+def kernels(request: pytest.FixtureRequest, native_library: Library) -> Kernels | Emulated:
+    if request.param == "neon" and isa.architecture() != "aarch64":
+        return request.getfixturevalue("emulated_neon")  # type: ignore[no-any-return]
     found = native_library.kernels(request.param)
     if found is None:
         pytest.skip(f"this machine has no {request.param}")

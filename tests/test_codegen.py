@@ -125,8 +125,8 @@ def test_wrong_inputs_are_refused_with_the_signature(args: Any) -> None:
 
 
 def test_source_is_shown_in_tracebacks_and_forgotten_with_the_module() -> None:
-    def generated() -> int:
-        return sum(name.startswith("<qcompiler") for name in linecache.cache)
+    def generated() -> set[str]:
+        return {name for name in linecache.cache if name.startswith("<qcompiler")}
 
     gc.collect()
     before = generated()
@@ -136,7 +136,7 @@ def test_source_is_shown_in_tracebacks_and_forgotten_with_the_module() -> None:
         compiled()
     del module
     gc.collect()
-    assert generated() == before
+    assert generated() <= before  # other tests' modules may have gone meanwhile
 
 
 def test_json_is_canonical_and_complete() -> None:

@@ -19,6 +19,7 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "docs/quantized-tensors.md",
+    "docs/quantized.md",
     "docs/static.md",
     "docs/eager.md",
     "docs/dynamic.md",

@@ -186,7 +186,6 @@ def test_bisect_prints_a_numbered_line_for_each_rewrite(monkeypatch: pytest.Monk
         "remove_identities",
         "hand_out_floats",
         "join_qparams",
-        "centre_depthwise",
     }
     assert len({text for _, _, text in lines}) == len(lines)
     for limit in (0, 3, len(lines) - 1):

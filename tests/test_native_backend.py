@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 import qcompiler
+from qcompiler import debug
 from qcompiler.backends.native import isa
 from qcompiler.errors import ConfigError, InputError, QCompilerError
-from tests.native_nets import NETS, Through, conv, converted, example, net, region_of, steps_apart
+from tests.native_nets import NETS, Through, conv, converted, example, net, region_of, shaken, steps_apart
 
 SMALL = ("residual", "shuffle", "squeeze and excite", "adaptive", "cat")
 
@@ -237,3 +238,12 @@ def test_a_file_that_describes_no_region_is_refused(change: Any) -> None:
     with pytest.raises(QCompilerError):
         native_region(data, tensors, scales, zeros)
     assert region.network.layers
+
+
+def test_compare_sees_the_values_inside_of_a_region() -> None:
+    module, _, x = net("squeeze and excite")
+    torch.manual_seed(1)
+    found = debug.compare(shaken(NETS["squeeze and excite"][0]()), module, [x])
+    assert {"layers_0_0_q", "mul_q", "layers_3_0_dq"} <= {node.name for node in found.nodes}
+    assert all(node.own > 20 for node in found.nodes), found
+    assert not found.unmatched

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qcompiler.backends.native import isa, reference
 from qcompiler.backends.native.reference import Ends
-from tests.native_abi import FAMILIES, Guarded, Kernels, Library, QTensor, QWindow, aligned, random_codes
+from tests.native_abi import FAMILIES, Guarded, Kernels, Library, QTensor, QWindow, aligned, known, random_codes
 
 
 def test_selection_takes_the_best_below_the_cap(native_library: Library) -> None:
@@ -98,12 +98,15 @@ def test_quantize_and_dequantize(kernels: Kernels, shape: tuple[int, ...], layou
     for ends in (Ends(0), Ends(255), Ends(114, 0, 127)):
         y = Guarded(torch.zeros(shape, dtype=torch.uint8), (0, 1, 1))
         numbers = {"zero": ends.zero, "lo": ends.lo, "hi": ends.hi}
-        kernels("quantize", 2, x=x.data_ptr(), xs=element_strides(x), y=y.tensor, inverse=12.0, **numbers)
+        floats = known(x.permute(0, 2, 3, 1).numpy() if layout == torch.channels_last else x.numpy())
+        kernels("quantize", 2, x=floats.ctypes.data, xs=element_strides(x), y=y.tensor, inverse=12.0, **numbers)
         expected = reference.quantize(x, 12.0, ends)
         torch.testing.assert_close(y.codes(), expected.contiguous(), rtol=0, atol=0)
         assert y.untouched()
-        back = torch.full_like(x, 9.0)
-        kernels("dequantize", 2, x=y.tensor, y=back.data_ptr(), ys=element_strides(back), scale=1 / 12.0, zero=ends.zero)
+        memory = known(np.full_like(floats, 9.0))
+        kernels("dequantize", 2, x=y.tensor, y=memory.ctypes.data, ys=element_strides(x), scale=1 / 12.0, zero=ends.zero)
+        back = torch.from_numpy(memory)
+        back = back.permute(0, 3, 1, 2) if layout == torch.channels_last else back
         torch.testing.assert_close(back, reference.dequantize(expected, 1 / 12.0, ends.zero), rtol=0, atol=0)
 
 
@@ -122,7 +125,8 @@ def test_max_pool(kernels: Kernels, name: str) -> None:
     x = random_codes(np.random.default_rng(4), *shape)
     expected = F.max_pool2d(x.float(), k, s, p, ceil_mode=ceil).to(torch.uint8)
     y = Guarded(torch.zeros_like(expected), (0, 1, 1))
-    kernels("max_pool", 2, x=Guarded(x).tensor, y=y.tensor, k=square_window(k, s, p), adaptive=0)
+    values = Guarded(x)
+    kernels("max_pool", 2, x=values.tensor, y=y.tensor, k=square_window(k, s, p), adaptive=0)
     torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
     assert y.untouched()
 
@@ -154,7 +158,8 @@ def test_avg_pool(kernels: Kernels, name: str, divisor: int, include_pad: bool) 
         "lo": 0,
         "hi": 255,
     }
-    kernels("avg_pool", 2, x=Guarded(x).tensor, y=y.tensor, k=square_window(k, s, p), adaptive=0, **numbers)
+    values = Guarded(x)
+    kernels("avg_pool", 2, x=values.tensor, y=y.tensor, k=square_window(k, s, p), adaptive=0, **numbers)
     torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
     assert y.untouched()
 
@@ -178,6 +183,48 @@ def test_adaptive_pools(kernels: Kernels, family: str, size: tuple[int, int]) ->
     torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
 
 
+def volumes(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[Guarded, Guarded]:
+    x = random_codes(np.random.default_rng(9), *shape)
+    return Guarded(x, (0, 1, 1), shape[1] + 3), Guarded(torch.zeros((*shape[:2], *size), dtype=torch.uint8), (0, 1, 0), shape[1] + 1)
+
+
+SIZES = [
+    ((2, 20, 5, 7), (10, 14)),
+    ((1, 200, 9, 6), (4, 4)),
+    ((1, 1, 3, 3), (1, 1)),
+    ((1, 33, 4, 5), (13, 5)),
+    ((1, 6, 3, 4, 5), (5, 4, 9)),
+]
+
+
+@pytest.mark.parametrize(("shape", "size"), SIZES)
+@pytest.mark.parametrize("aligned", [False, True])
+def test_resize_linear(kernels: Kernels, shape: tuple[int, ...], size: tuple[int, ...], aligned: bool) -> None:
+    value, y = volumes(shape, size)
+    pairs = list(zip(shape[2:], size))
+    scales = [((a - 1) / (b - 1) if b > 1 else 0.0) if aligned else a / b for a, b in pairs]
+    axes = [reference.Axis.linear(scale, a, b, aligned) for scale, (a, b) in zip(scales, pairs)]
+    given = (*(1.0,) * (3 - len(size)), *scales)
+    kernels("resize", 2, x=value.tensor, y=y.tensor, scale=given, m=0.9, b=-3.5, mode=3 if aligned else 2, zero=7, lo=2, hi=240)
+    expected = reference.resize_linear(value.codes(), axes, (0.9, -3.5), Ends(7, 2, 240))
+    torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
+    assert y.untouched()
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
+    floats = F.interpolate(value.codes().float(), size, mode=mode, align_corners=aligned) * 0.9 - 3.5
+    assert (torch.clamp(floats.round() + 7, 2, 240) - expected).abs().max() <= 1  # torch sums in another order
+
+
+@pytest.mark.parametrize(("shape", "size"), SIZES)
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+def test_resize_nearest(kernels: Kernels, shape: tuple[int, ...], size: tuple[int, ...], mode: str) -> None:
+    value, y = volumes(shape, size)
+    scale = (*(1.0,) * (3 - len(size)), *(a / b for a, b in zip(shape[2:], size)))
+    kernels("resize", 2, x=value.tensor, y=y.tensor, scale=scale, mode=int(mode == "nearest-exact"))
+    expected = F.interpolate(value.codes().float(), size, mode=mode).to(torch.uint8)
+    torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
+    assert y.untouched()
+
+
 def test_halo(kernels: Kernels) -> None:
     x = random_codes(np.random.default_rng(7), 2, 5, 3, 4, 6)
     value = Guarded(x, (1, 2, 1), around=None)
@@ -190,9 +237,9 @@ def test_halo(kernels: Kernels) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.int64])
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (3, 1, 0, 2)])
 def test_copy(kernels: Kernels, dtype: type, order: tuple[int, ...]) -> None:
-    x = np.random.default_rng(8).integers(0, 100, (3, 4, 5, 6)).astype(dtype)
+    x = known(np.random.default_rng(8).integers(0, 100, (3, 4, 5, 6)).astype(dtype))
     expected = np.ascontiguousarray(x.transpose(order))
-    y = np.zeros_like(expected)
+    y = known(np.zeros_like(expected))
     lengths = (1, 1, *expected.shape)
     xs, ys = (0, 0, *x.transpose(order).strides), (0, 0, *y.strides)
     kernels("copy", 2, x=x.ctypes.data, y=y.ctypes.data, length=lengths, xs=xs, ys=ys, size=y.itemsize)

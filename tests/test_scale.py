@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,32 +20,10 @@ from qcompiler.ir.attributes import drop_unused_modules, get_attr, set_parameter
 from qcompiler.ir.readers import Readers, readers
 from qcompiler.ops.table import OPS
 from qcompiler.rewrite import Link, Match, Reject, Rule, run_rules
+from tests.counted_lines import counted_lines
 from tests.scale import KINDS, build
 
 X = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-
-
-def traced_lines(function: Callable[[], Any]) -> tuple[int, Any]:
-    """How many lines of Python a function runs (a comprehension runs one for each element), and its result.
-
-    The garbage collector waits: what it lets go has callbacks, whose lines would count at chance.
-    """
-    count, before = 0, sys.gettrace()
-
-    def step(frame: types.FrameType, event: str, arg: Any) -> Any:
-        nonlocal count
-        count += event == "line"
-        return step
-
-    gc.collect()
-    gc.disable()
-    sys.settrace(step)
-    try:
-        result = function()
-    finally:
-        sys.settrace(before)
-        gc.enable()
-    return count, result
 
 
 def work(kind: str, nodes: int, folder: Path) -> dict[str, int]:
@@ -55,11 +31,11 @@ def work(kind: str, nodes: int, folder: Path) -> dict[str, int]:
     torch.manual_seed(0)
     model = build(kind, nodes)
     counts: dict[str, int] = {}
-    counts["prepare"], prepared = traced_lines(lambda: qcompiler.prepare_fx(model, None, (X,)))
-    counts["calibrate"], _ = traced_lines(lambda: qcompiler.calibrate(prepared, [X]))
-    counts["convert"], converted = traced_lines(lambda: qcompiler.convert_fx(prepared))
-    counts["save"], _ = traced_lines(lambda: qcompiler.save(converted, folder / "model.qc"))
-    counts["load"], _ = traced_lines(lambda: qcompiler.load(folder / "model.qc"))
+    counts["prepare"], prepared = counted_lines(lambda: qcompiler.prepare_fx(model, None, (X,)))
+    counts["calibrate"], _ = counted_lines(lambda: qcompiler.calibrate(prepared, [X]))
+    counts["convert"], converted = counted_lines(lambda: qcompiler.convert_fx(prepared))
+    counts["save"], _ = counted_lines(lambda: qcompiler.save(converted, folder / "model.qc"))
+    counts["load"], _ = counted_lines(lambda: qcompiler.load(folder / "model.qc"))
     return counts
 
 

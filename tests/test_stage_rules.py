@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from qcompiler import ConfigError
 from qcompiler.errors import PassError
 from qcompiler.ir.types import Stage
+from qcompiler.stages.rule import Rule
 from qcompiler.stages.rules import RULES
 from qcompiler.stages.verify import verify
 from tests import breaches_of_graphs, breaches_of_int8  # noqa: F401 (they fill the list)
@@ -72,3 +75,13 @@ def test_no_graph_of_the_zoo_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["parts", "resizes"])
 def test_no_trained_graph_is_refused(name: str) -> None:
     verify(trained(name), Stage.QUANTIZED)
+
+
+def test_the_page_states_every_rule() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "quantized.md").read_text(encoding="utf-8")
+    stated = [line for line in page.splitlines() if line.startswith("| `ir-")]
+    assert stated == [f"| `{rule.code}` | {rule.says} | {stages_of(rule)} |" for rule in RULES]
+
+
+def stages_of(rule: Rule) -> str:
+    return "all" if len(rule.stages) == len(Stage) else ", ".join(stage.name for stage in Stage if stage in rule.stages)

@@ -45,6 +45,7 @@ class ObserverBase(nn.Module):
     qscheme: torch.qscheme | None = None
     reduce_range: bool | None = None
     ch_axis: int = -1
+    gives_qparams: bool = True  # False: it judges a value that another observer measures
 
     def __init__(self, dtype: torch.dtype, is_dynamic: bool = False) -> None:
         super().__init__()

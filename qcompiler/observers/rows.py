@@ -15,7 +15,7 @@ from qcompiler.observers.base import ObserverBase
 class SmallestRow(ObserverBase):
     """The least mean square of a row, as `power(x, attributes)` gives it for each. An observer that gives no qparams."""
 
-    finds_range = False
+    gives_qparams = False
     least: Tensor
 
     def __init__(self, power: Callable[[Tensor, Mapping[str, Any]], Tensor], attributes: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ class Vanishing(ObserverBase):
     An observer that gives no qparams, so that its counts go where observers' statistics go.
     """
 
+    gives_qparams = False
     nonzero: torch.Tensor
     lost: torch.Tensor
 

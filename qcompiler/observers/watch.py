@@ -68,7 +68,7 @@ class Watch(nn.Module):
     @property
     def of_its_group(self) -> bool:
         """Whether it finds the range of the group of its value. Spares do not, nor does what looks at a value for another reason."""
-        return not self.is_spare and getattr(self.observer, "finds_range", True)
+        return not self.is_spare and getattr(self.observer, "gives_qparams", True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.before = tuple(map(Recorded, self.parts))

@@ -30,6 +30,8 @@ class Name(Expression):
 
 @dataclass(frozen=True, repr=False)
 class Sum(Expression):
+    """Sizes added up, the integer last."""
+
     terms: tuple[Size, ...]
 
     def __str__(self) -> str:
@@ -41,6 +43,8 @@ class Sum(Expression):
 
 @dataclass(frozen=True, repr=False)
 class Product(Expression):
+    """Sizes multiplied, the integer first."""
+
     factors: tuple[Size, ...]
 
     def __str__(self) -> str:
@@ -73,6 +77,8 @@ class Modulo(Expression):
 
 @dataclass(frozen=True, repr=False)
 class Least(Expression):
+    """The smallest of several sizes."""
+
     of: tuple[Size, ...]
 
     def __str__(self) -> str:
@@ -83,6 +89,7 @@ Size: TypeAlias = "int | Name | Sum | Product | Floor | Modulo | Least"
 
 
 def is_size(value: object) -> TypeGuard[Size]:
+    """Whether a value is an integer or an expression."""
     return isinstance(value, (int, Expression)) and not isinstance(value, bool)
 
 
@@ -107,11 +114,14 @@ def times(*sizes: Size) -> Size:
 
 
 def floor(of: Size, by: Size) -> Size:
-    """of // by."""
+    """of // by. An integer in a sum is brought to 0..by - 1, so (x - 3) // 2 is (x + 1) // 2 - 2."""
     if isinstance(of, int) and isinstance(by, int):
         return of // by
     if isinstance(of, Product) and isinstance(of.factors[0], int) and isinstance(by, int) and of.factors[0] % by == 0:
         return times(of.factors[0] // by, *of.factors[1:])
+    if isinstance(of, Sum) and isinstance(of.terms[-1], int) and isinstance(by, int) and not 0 <= of.terms[-1] < by:
+        whole, left = divmod(of.terms[-1], by)
+        return add(floor(add(*of.terms[:-1], left), by), whole)
     return of if by == 1 else Floor(of, by)
 
 

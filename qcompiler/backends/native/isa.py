@@ -19,7 +19,7 @@ _FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
         "avx512_vnni": _WIDE,
         "amx": (*_WIDE, "-mavx512vbmi", "-mamx-tile", "-mamx-int8"),
     },
-    "aarch64": {"scalar": (), "neon": ("-march=armv8.2-a+dotprod",)},
+    "aarch64": {"scalar": (), "neon": ("-mcpu=generic+dotprod",)},
 }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import networkx as nx
@@ -11,7 +13,7 @@ from torch import fx
 from qcompiler.backends.native.partition import Partition, unit_of
 from qcompiler.backends.native.read import Reader
 from qcompiler.backends.native.runtime import native_region, run_region
-from qcompiler.backends.native.steps import DEQUANTIZE, VALUE, Region, Step
+from qcompiler.backends.native.steps import DEQUANTIZE, VALUE, Place, Region, Step
 from qcompiler.backends.torch.passes.lower import Lower
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, SOURCE, Source, Stage, Value, source_of, value_of
@@ -101,7 +103,7 @@ class _Rewriter:
                     done.update(user.users)
             self._note_outputs(unit, part, depth)
         inputs = tuple((name, tuple(value_of(node).shape or ())) for name, node in part.inputs.items())
-        return Region(inputs, tuple(steps), tuple(node.name for node in part.outputs)), reader
+        return Region(inputs, tuple(steps), tuple(node.name for node in part.outputs), _places(part.units)), reader
 
     def _source(self, source: fx.Node, part: _Part, depth: int, state: tuple[Reader, set[fx.Node]]) -> list[Step]:
         """The steps that bring an argument from outside into the region, once each."""
@@ -158,3 +160,14 @@ class _Rewriter:
         made = self.new.create_node("get_attr", str(node.target))
         made.meta = dict(node.meta)
         return made
+
+
+def _places(units: Sequence[fx.Node]) -> dict[str, Place]:
+    """Of the codes that the units make."""
+    found = {}
+    for unit in units:
+        source = source_of(unit)
+        line = f"{PurePath(source.file).name}:{source.line}" if source.file else ""
+        for made in [user for user in unit.users if user.target is quantize]:
+            found[made.name] = Place(source.module_path, line, source.origin or (unit.name,))
+    return found

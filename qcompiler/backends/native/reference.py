@@ -115,6 +115,34 @@ def avg_pool(sums: Tensor, counts: Tensor, ratio: float, b: float, ends: Ends) -
     return code(sums.to(torch.float32) * m + _float32(b, sums), ends)
 
 
+@dataclass(frozen=True)
+class Axis:
+    """Along one axis: the two neighbours of each result, and how far it lies towards the second."""
+
+    near: Tensor
+    far: Tensor
+    part: Tensor
+
+    @staticmethod
+    def linear(scale: float, size: int, out: int, aligned: bool) -> Axis:
+        """Computed in float32, as torch does."""
+        index, step = torch.arange(out, dtype=torch.float32), torch.tensor(scale, dtype=torch.float32)
+        at = index * step if aligned else torch.clamp((index + 0.5) * step - 0.5, min=0.0)
+        near = torch.clamp(at.to(torch.int64), max=size - 1)
+        return Axis(near, torch.clamp(near + 1, max=size - 1), torch.clamp(at - near.to(torch.float32), max=1.0))
+
+
+def resize_linear(x: Tensor, axes: Sequence[Axis], factors: tuple[float, float], ends: Ends) -> Tensor:
+    """Codes between their neighbours, along the last axis first; `axes` in the order of x's spatial axes. v * m + b, two roundings."""
+    v = x.to(torch.float32)
+    for dim, axis in reversed(list(enumerate(axes, 2))):
+        part = axis.part.reshape([-1 if i == dim else 1 for i in range(x.dim())])
+        right = v.index_select(dim, axis.far) * part
+        v = v.index_select(dim, axis.near) * (1.0 - part) + right
+    product = v * _float32(factors[0], x)
+    return code(product + _float32(factors[1], x), ends)
+
+
 def quantize(x: Tensor, inverse: float, ends: Ends) -> Tensor:
     """Floats to codes: rne(x * inverse)."""
     return code(x * _float32(inverse, x), ends)

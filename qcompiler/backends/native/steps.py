@@ -45,17 +45,31 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a value comes from in the user's model: the module's path, file and line, and the traced nodes that it computes."""
+
+    path: str
+    line: str
+    origin: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Region:
-    """`inputs`: names of the float tensors that it takes, with the example's shapes. `outputs`: names of what it hands out, in order."""
+    """`inputs`: names of the float tensors that it takes, with the example's shapes. `outputs`: names of what it hands out, in order.
+
+    `places`: of the codes that its ops make, for whoever compares or reads the plan.
+    """
 
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
     steps: tuple[Step, ...]
     outputs: tuple[str, ...]
+    places: Mapping[str, Place] = field(default_factory=dict)
 
     def to_data(self) -> dict[str, Any]:
         """Literals alone, as a program's call may hold them."""
         steps = [(s.out, s.op, s.args, dict(s.kwargs)) for s in self.steps]
-        return {"inputs": list(self.inputs), "steps": steps, "outputs": list(self.outputs)}
+        places = {name: (place.path, place.line, place.origin) for name, place in self.places.items()}
+        return {"inputs": list(self.inputs), "steps": steps, "outputs": list(self.outputs), "places": places}
 
     @staticmethod
     def from_data(data: Any) -> Region:
@@ -63,8 +77,9 @@ class Region:
         try:
             inputs = tuple((_name(name), _shape(shape)) for name, shape in data["inputs"])
             steps = tuple(_step(*entry) for entry in data["steps"])
-            region = Region(inputs, steps, tuple(_name(name) for name in data["outputs"]))
-        except (KeyError, TypeError, ValueError) as error:
+            places = {_name(name): _place(*entry) for name, entry in data["places"].items()}
+            region = Region(inputs, steps, tuple(_name(name) for name in data["outputs"]), places)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RegionError(f"no native region: {error!r:.200}") from None
         _check(region)
         return region
@@ -113,6 +128,12 @@ def _shape(value: Any) -> tuple[int, ...]:
     if type(value) is not tuple or not all(type(n) is int and 0 <= n < 2**31 for n in value) or len(value) > 8:
         raise ValueError(f"{value!r:.40} is no shape")
     return value
+
+
+def _place(path: Any, line: Any, origin: Any) -> Place:
+    if not all(type(text) is str for text in (path, line, *origin)):
+        raise ValueError(f"{path!r:.40} is no place")
+    return Place(path, line, tuple(origin))
 
 
 def _step(out: Any, op: Any, args: Any, kwargs: Any) -> Step:

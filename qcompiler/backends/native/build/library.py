@@ -50,7 +50,7 @@ def runtime_units(machine: str) -> list[Unit]:
     """What the shared library of kernels is made of."""
     include = (f"-I{isa.KERNELS}",)
     units = [Unit(name, source, (*flags, *include)) for name, (source, flags) in isa.units(machine).items()]
-    return units + [Unit(name, RUN / f"{name}.c", (*isa.COMMON_FLAGS, *include)) for name in ("run", "pool")]
+    return units + [Unit(name, RUN / f"{name}.c", (*isa.COMMON_FLAGS, *include)) for name in ("run", "workers")]
 
 
 def headers() -> list[Path]:

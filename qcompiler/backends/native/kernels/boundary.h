@@ -4,33 +4,50 @@
 
 #include "round.h"
 
-#define QC_STRETCH 256 /* pixels whose codes are made at once, one channel after the other, before they are interleaved */
+/* Few channels: the codes of so many pixels are made channel by channel and then interleaved. */
+#define QC_STRETCH 256
+#define QC_PLANES 4
 
 static int64_t qc_quantize_rows_units(const qc_quantize *s) { return qc_rows(&s->y); }
 
-static void qc_quantize_rows(const qc_quantize *s, int64_t lo, int64_t hi) {
+/* `count` floats, `step` apart. */
+QC_INLINE void qc_quantize_run(const qc_quantize *s, const float *x, int64_t step, uint8_t *codes, int64_t count) {
   float inverse = s->inverse;
-  int32_t zero = s->zero, low = s->lo, high = s->hi;
-  uint8_t codes[QC_STRETCH];
+  int32_t zero = s->zero, lo = s->lo, hi = s->hi;
+  for (int64_t i = 0; i < count; i++) codes[i] = (uint8_t)qc_code(x[i * step] * inverse, zero, lo, hi);
+}
+
+/* Up to QC_STRETCH pixels of at most QC_PLANES channels. */
+static void qc_quantize_pixels(const qc_quantize *s, const float *x, uint8_t *y, int64_t count) {
+  uint8_t codes[QC_PLANES][QC_STRETCH];
+  int64_t c = s->y.c, right = s->y.sw;
+  for (int64_t i = 0; i < c; i++) {
+    if (s->xs[3] == 1)
+      qc_quantize_run(s, x + i * s->xs[4], 1, codes[i], count);
+    else
+      qc_quantize_run(s, x + i * s->xs[4], s->xs[3], codes[i], count);
+  }
+  if (c == 3 && right == 3) {
+    const uint8_t *a = codes[0], *b = codes[1], *d = codes[2];
+    for (int64_t i = 0; i < count; i++) y[3 * i] = a[i], y[3 * i + 1] = b[i], y[3 * i + 2] = d[i];
+  } else {
+    for (int64_t i = 0; i < count; i++)
+      for (int64_t j = 0; j < c; j++) y[i * right + j] = codes[j][i];
+  }
+}
+
+static void qc_quantize_rows(const qc_quantize *s, int64_t lo, int64_t hi) {
   for (int64_t row = lo; row < hi; row++) {
     int64_t h = row % s->y.h, plane = row / s->y.h, d = plane % s->y.d, n = plane / s->y.d;
     const float *x = s->x + n * s->xs[0] + d * s->xs[1] + h * s->xs[2];
     uint8_t *y = qc_row(&s->y, row, s->y.d, s->y.h);
-    if (s->xs[4] == 1 && s->y.c > 8) { /* channels lie innermost on both sides */
-      for (int64_t i = 0; i < s->y.w; i++)
-        for (int64_t c = 0; c < s->y.c; c++) y[i * s->y.sw + c] = (uint8_t)qc_code(x[i * s->xs[3] + c] * inverse, zero, low, high);
-      continue;
-    }
-    for (int64_t from = 0; from < s->y.w; from += QC_STRETCH)
-      for (int64_t c = 0; c < s->y.c; c++) {
-        int64_t count = qc_min(QC_STRETCH, s->y.w - from);
-        const float *v = x + from * s->xs[3] + c * s->xs[4];
-        if (s->xs[3] == 1)
-          for (int64_t i = 0; i < count; i++) codes[i] = (uint8_t)qc_code(v[i] * inverse, zero, low, high);
-        else
-          for (int64_t i = 0; i < count; i++) codes[i] = (uint8_t)qc_code(v[i * s->xs[3]] * inverse, zero, low, high);
-        for (int64_t i = 0; i < count; i++) y[(from + i) * s->y.sw + c] = codes[i];
-      }
+    if (s->y.c <= QC_PLANES)
+      for (int64_t i = 0; i < s->y.w; i += QC_STRETCH)
+        qc_quantize_pixels(s, x + i * s->xs[3], y + i * s->y.sw, qc_min(QC_STRETCH, s->y.w - i));
+    else if (s->xs[4] == 1)
+      for (int64_t i = 0; i < s->y.w; i++) qc_quantize_run(s, x + i * s->xs[3], 1, y + i * s->y.sw, s->y.c);
+    else
+      for (int64_t i = 0; i < s->y.w; i++) qc_quantize_run(s, x + i * s->xs[3], s->xs[4], y + i * s->y.sw, s->y.c);
   }
 }
 

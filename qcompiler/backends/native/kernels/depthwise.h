@@ -10,6 +10,7 @@
 #define QC_DEPTHWISE_H
 
 #include "depthwise_scalar.h"
+#include "tiles.h"
 #include "vec.h"
 
 #define QC_MIXED 32768
@@ -22,7 +23,8 @@ typedef struct qc_dots {
   int32_t strip, pitch;          /* results a strip; bytes of mixed from one column phase to the next */
   int64_t c;                     /* first channel */
   int64_t at[QC_MAX_DOTS];       /* where in mixed the vectors of dot i are, for j = 0 and position 0 */
-  qv w[QC_MAX_DOTS][4], m[4], b[4], start[4];
+  qv w[2][QC_MAX_DOTS][4]; /* of a row of results, and of the row below from the same input rows */
+  qv m[4], b[4], start[4];
 } qc_dots;
 
 /* Widths of the blocks of channels: as wide as the vector, and one narrower for what is left. */
@@ -65,8 +67,10 @@ static void qc_find_dots(const qc_depthwise *a, int64_t block, qc_dots *s) {
   for (int i = 0; i < s->count; i++) {
     int64_t column = (int64_t)(i % s->columns) * k->dilation[2];
     s->at[i] = (i / s->columns * 4 * k->stride[2] + column % k->stride[2]) * s->pitch + column / k->stride[2] * s->width;
-    for (int j = 0; j < 4; j++) s->w[i][j] = qc_spread(w + 64 * i + 16 * j, bytes, s->width);
+    for (int j = 0; j < 4; j++) s->w[0][i][j] = qc_spread(w + 64 * i + 16 * j, bytes, s->width);
   }
+  for (int i = 0; i < s->count; i++)
+    for (int j = 0; j < 4; j++) s->w[1][i][j] = qv_shift(s->w[0][i][j], i < s->columns ? qv_zero() : s->w[0][i - s->columns][j]);
   for (int j = 0; j < 4; j++) {
     s->m[j] = qc_spread(a->e.m + s->c + 4 * j, 64, s->width);
     s->b[j] = qc_spread(a->e.b + s->c + 4 * j, 64, s->width);
@@ -111,14 +115,14 @@ QC_INLINE void qc_mix_rows(const qc_depthwise *a, const qc_dots *s, const uint8_
   }
 }
 
-/* All rows that `count` results need. */
-QC_INLINE void qc_mix_strip(const qc_depthwise *a, const qc_dots *s, const uint8_t *x, int64_t count, uint8_t *mixed, int32_t width) {
+/* All rows that `count` results need, and, for two rows of them, one more. */
+QC_INLINE void qc_mix_strip(const qc_depthwise *a, const qc_dots *s, const uint8_t *x, int64_t count, uint8_t *mixed, int32_t width, int two) {
   const qc_window *k = &a->k;
   for (int32_t q = 0; q < s->quads; q++) {
     int32_t a_slice = (int32_t)qc_ceil(k->kernel[1], 4), i = q / a_slice, j = q % a_slice * 4;
     const uint8_t *p = x + qc_tap(k, &a->x, i, j, 0);
     uint8_t *to = mixed + (int64_t)q * 4 * k->stride[2] * s->pitch;
-    int32_t rows = (int32_t)qc_min(4, k->kernel[1] - j);
+    int32_t rows = (int32_t)qc_min(4, k->kernel[1] + two - j);
     if (rows == 4)
       qc_mix_rows(a, s, p, 4, to, count, width);
     else if (rows == 3)
@@ -132,19 +136,27 @@ QC_INLINE void qc_mix_strip(const qc_depthwise *a, const qc_dots *s, const uint8
 
 QC_INLINE void qc_store_bytes(const qc_depthwise *a, const qc_dots *s, qv q, uint8_t *y, int64_t count) {
   int64_t channels = qc_min(s->width, a->y.c - s->c);
-  QC_ALIGNED uint8_t bytes[QC_VB];
-  if (s->positions == 1 && channels == QC_VB && !a->e.table) {
-    qv_store(y, q);
+  if (s->positions == 1) {
+    if (channels == QC_VB)
+      qv_store(y, q);
+    else
+      qv_store_part(y, q, channels);
     return;
   }
+  QC_ALIGNED uint8_t bytes[QC_VB];
   qv_store(bytes, q);
-  if (a->e.table)
-    for (int i = 0; i < QC_VB; i++) bytes[i] = a->e.table[bytes[i]];
-  for (int64_t i = 0; i < qc_min(s->positions, count); i++) memcpy(y + i * a->y.sw, bytes + i * s->width, (size_t)channels);
+  for (int64_t i = 0; i < qc_min(s->positions, count); i++) {
+    if (channels == 32)
+      memcpy(y + i * a->y.sw, bytes + i * s->width, 32);
+    else if (channels == 16)
+      memcpy(y + i * a->y.sw, bytes + i * s->width, 16);
+    else
+      memcpy(y + i * a->y.sw, bytes + i * s->width, (size_t)channels);
+  }
 }
 
-/* QC_AT_ONCE vectors of results from mixed on; count: the positions that are wanted. */
-QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, const uint8_t *mixed, uint8_t *y, int64_t count) {
+/* QC_AT_ONCE vectors of results from mixed on; count: the positions that are wanted; plain: codes 0..255, without table or cut. */
+QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[4], const uint8_t *mixed, uint8_t *y, int64_t count, int plain) {
   qv acc[QC_AT_ONCE][4];
   int64_t plane = a->k.stride[2] * (int64_t)s->pitch;
 #pragma GCC unroll 4
@@ -155,43 +167,59 @@ QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, const uin
     const uint8_t *x = mixed + s->at[i];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
-      qv_w w = qv_weights(s->w[i][j]);
+      qv_w weights = qv_weights(w[i][j]);
 #pragma GCC unroll 4
-      for (int p = 0; p < QC_AT_ONCE; p++) acc[p][j] = qv_dp(acc[p][j], qv_codes(qv_load(x + j * plane + p * QC_VB)), w);
+      for (int p = 0; p < QC_AT_ONCE; p++) acc[p][j] = qv_dp(acc[p][j], qv_codes(qv_load(x + j * plane + p * QC_VB)), weights);
     }
   }
 #pragma GCC unroll 4
   for (int p = 0; p < QC_AT_ONCE; p++) {
     if (p * s->positions >= count) break;
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) acc[p][j] = qv_round(acc[p][j], s->m[j], s->b[j]);
-    qv q = qv_bytes(acc[p], a->e.zero, a->e.lo, a->e.hi);
+    for (int j = 0; j < 4; j++) acc[p][j] = qv_round(acc[p][j], s->m[j], s->b[j], !plain);
+    qv q = plain ? qv_bytes(acc[p], a->e.zero, 0, 255) : qv_bytes(acc[p], a->e.zero, a->e.lo, a->e.hi);
+    if (!plain && a->e.table) q = qv_lookup(a->e.table, q);
     qc_store_bytes(a, s, q, y + p * s->positions * a->y.sw, count - p * s->positions);
   }
 }
 
-static void qc_depthwise_strip(const qc_depthwise *a, const qc_dots *s, const uint8_t *x, uint8_t *y, int64_t count) {
+QC_INLINE void qc_dot_row(const qc_depthwise *a, qc_dots *s, int below, const uint8_t *mixed, uint8_t *y, int64_t count) {
+  int plain = qc_kind(&a->e, &a->r, 0) == QC_PLAIN;
+  int64_t step = QC_AT_ONCE * s->positions;
+  if (plain)
+    for (int64_t i = 0; i < count; i += step) qc_dot_vectors(a, s, s->w[below], mixed + i * s->width, y + i * a->y.sw, count - i, 1);
+  else
+    for (int64_t i = 0; i < count; i += step) qc_dot_vectors(a, s, s->w[below], mixed + i * s->width, y + i * a->y.sw, count - i, 0);
+}
+
+/* two: also the row of results below, which reads one more row of x. */
+static void qc_depthwise_strip(const qc_depthwise *a, qc_dots *s, const uint8_t *x, uint8_t *y, int64_t count, int two) {
   QC_ALIGNED uint8_t mixed[QC_MIXED + 4 * QC_VB * 8];
   if (s->width == QC_VB)
-    qc_mix_strip(a, s, x, count, mixed, QC_VB);
+    qc_mix_strip(a, s, x, count, mixed, QC_VB, two);
   else if (s->width == 32)
-    qc_mix_strip(a, s, x, count, mixed, QC_VB < 32 ? QC_VB : 32);
+    qc_mix_strip(a, s, x, count, mixed, QC_VB < 32 ? QC_VB : 32, two);
   else
-    qc_mix_strip(a, s, x, count, mixed, 16);
-  for (int64_t i = 0; i < count; i += QC_AT_ONCE * s->positions)
-    qc_dot_vectors(a, s, mixed + i * s->width, y + i * a->y.sw, count - i);
+    qc_mix_strip(a, s, x, count, mixed, 16, two);
+  for (int below = 0; below <= two; below++) qc_dot_row(a, s, below, mixed, y + below * a->y.sh, count);
 }
 
 static int64_t qc_depthwise_dots_units(const qc_depthwise *a) {
   return qc_depthwise_fits(a) ? qc_depthwise_blocks(a->y.c) * qc_rows(&a->y) : qc_depthwise_rows_units(a);
 }
 
-static void qc_depthwise_row(const qc_depthwise *a, const qc_dots *s, int64_t row) {
+static void qc_depthwise_row(const qc_depthwise *a, qc_dots *s, int64_t row, int two) {
   int64_t h = row % a->y.h, plane = row / a->y.h, d = plane % a->y.d, n = plane / a->y.d;
   const uint8_t *x = a->x.p + n * a->x.sn + d * a->k.stride[0] * a->x.sd + h * a->k.stride[1] * a->x.sh + s->c;
   uint8_t *y = a->y.p + n * a->y.sn + d * a->y.sd + h * a->y.sh + s->c;
   for (int64_t i = 0; i < a->y.w; i += s->strip)
-    qc_depthwise_strip(a, s, x + i * a->k.stride[2] * a->x.sw, y + i * a->y.sw, qc_min(s->strip, a->y.w - i));
+    qc_depthwise_strip(a, s, x + i * a->k.stride[2] * a->x.sw, y + i * a->y.sw, qc_min(s->strip, a->y.w - i), two);
+}
+
+/* Whether two rows of results fit into the same quads of input rows. */
+static int qc_in_pairs(const qc_depthwise *a) {
+  const qc_window *k = &a->k;
+  return k->kernel[0] == 1 && k->stride[1] == 1 && k->dilation[1] == 1 && k->kernel[1] % 4 != 0;
 }
 
 static void qc_depthwise_dots(const qc_depthwise *a, int64_t lo, int64_t hi) {
@@ -202,9 +230,14 @@ static void qc_depthwise_dots(const qc_depthwise *a, int64_t lo, int64_t hi) {
   }
   while (lo < hi) {
     qc_dots s;
-    int64_t block = lo / rows, end = qc_min(hi, (block + 1) * rows);
-    qc_find_dots(a, block, &s);
-    for (; lo < end; lo++) qc_depthwise_row(a, &s, lo - block * rows);
+    int64_t first = lo / rows * rows, end = qc_min(hi, first + rows);
+    qc_find_dots(a, first / rows, &s);
+    while (lo < end) {
+      int64_t row = lo - first;
+      int two = qc_in_pairs(a) && lo + 1 < end && (row + 1) % a->y.h != 0;
+      qc_depthwise_row(a, &s, row, two);
+      lo += 1 + two;
+    }
   }
 }
 

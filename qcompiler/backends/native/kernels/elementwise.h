@@ -2,7 +2,7 @@
 #ifndef QC_ELEMENTWISE_H
 #define QC_ELEMENTWISE_H
 
-#include "round.h"
+#include "vec.h"
 
 QC_INLINE void qc_add_run(const qc_add *s, const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t count, int step) {
   float ka = s->ka, kb = s->kb, kc = s->kc;
@@ -53,10 +53,15 @@ static void qc_mul_rows(const qc_mul *s, int64_t lo, int64_t hi) {
 }
 
 static void qc_map_run(const uint8_t *table, const uint8_t *x, uint8_t *y, int64_t count) {
-  if (table)
-    for (int64_t i = 0; i < count; i++) y[i] = table[x[i]];
-  else if (x != y)
+  if (table) {
+    int64_t i = 0;
+#if QC_ISA != QC_SCALAR
+    for (; i + QC_VB <= count; i += QC_VB) qv_store(y + i, qv_lookup(table, qv_load(x + i)));
+#endif
+    for (; i < count; i++) y[i] = table[x[i]];
+  } else if (x != y) {
     memcpy(y, x, (size_t)count);
+  }
 }
 
 static int64_t qc_map_rows_units(const qc_map *s) { return qc_rows(&s->y); }

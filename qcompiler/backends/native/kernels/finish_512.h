@@ -3,6 +3,7 @@
 #define QC_FINISH_512_H
 
 #include "tiles.h"
+#include "vec.h"
 
 #if QC_IS_512
 
@@ -34,23 +35,6 @@ QC_INLINE __m512i qc_pack512(const __m512i v[4], __m512i zero) {
   return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(p0, p1));
 }
 
-/* 64 lookups in a table of 256. */
-QC_INLINE __m512i qc_lookup512(const uint8_t *table, __m512i q) {
-#if defined(__AVX512VBMI__)
-  __m512i low = _mm512_permutex2var_epi8(_mm512_loadu_si512(table), q, _mm512_loadu_si512(table + 64));
-  __m512i high = _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128), q, _mm512_loadu_si512(table + 192));
-  return _mm512_mask_blend_epi8(_mm512_movepi8_mask(q), low, high);
-#else
-  __m512i index = _mm512_and_si512(q, _mm512_set1_epi8(15)), row = _mm512_and_si512(_mm512_srli_epi16(q, 4), _mm512_set1_epi8(15));
-  __m512i found = _mm512_setzero_si512();
-  for (int i = 0; i < 16; i++) {
-    __m512i part = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(table + 16 * i)));
-    found = _mm512_mask_shuffle_epi8(found, _mm512_cmpeq_epi8_mask(row, _mm512_set1_epi8((char)i)), part, index);
-  }
-  return found;
-#endif
-}
-
 /* v is cut to the codes and rounded; the code as a float. See qc_round. */
 QC_INLINE __m512 qc_code512(__m512 v, int32_t zero, int32_t lo, int32_t hi) {
   v = _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps((float)(lo - zero))), _mm512_set1_ps((float)(hi - zero)));
@@ -79,7 +63,7 @@ QC_INLINE __m512i qc_codes512(const qc_finish512 *f, const __m512i acc[4], const
   __m512i q = qc_pack512(v, residual ? _mm512_setzero_si512() : f->zero);
   if (kind == QC_PLAIN) return q;
   if (!residual) q = _mm512_min_epu8(_mm512_max_epu8(q, f->lo), f->hi);
-  return f->e->table ? qc_lookup512(f->e->table, q) : q;
+  return f->e->table ? qv_lookup(f->e->table, q) : q;
 }
 
 QC_INLINE void qc_store512(__m512i q, uint8_t *y0, uint8_t *y1, __mmask32 mask) {

@@ -6,6 +6,7 @@
 #include "boundary.h"
 #include "elementwise.h"
 #include "pool.h"
+#include "resize.h"
 
 #if QC_ISA == QC_AMX
 #include "conv_amx.h"
@@ -53,4 +54,5 @@ const qc_kernels QC_JOIN(qc_kernels_, QC_NAME) = {
     QC_PAIR(qc_avg_pool_rows),
     QC_PAIR(qc_halo_rows),
     QC_PAIR(qc_copy_rows),
+    QC_PAIR(qc_resize_rows),
 };

@@ -127,6 +127,16 @@ typedef struct qc_avg_pool {
   int32_t adaptive, include_pad, divisor, x_zero, zero, lo, hi;
 } qc_avg_pool;
 
+/* Another size. Nearest modes copy codes. Linear modes: v = the value between its neighbours (of codes), y = clamp(rne(v * m + b) +
+   zero, lo, hi). scale: of each axis (depth, height, width), positions of x per position of y: in / out, 1 / scale_factor where one
+   was given, (in - 1) / (out - 1) with aligned corners; 0 where out is 1 with aligned corners. */
+enum { QC_NEAREST, QC_NEAREST_EXACT, QC_LINEAR, QC_LINEAR_ALIGNED };
+typedef struct qc_resize {
+  qc_tensor x, y;
+  float scale[3], m, b;
+  int32_t mode, zero, lo, hi;
+} qc_resize;
+
 /* Writes value into the pixels around t: before[i] and after[i] of them (depth, height, width). */
 typedef struct qc_halo {
   qc_tensor t;
@@ -141,7 +151,7 @@ typedef struct qc_copy {
   int32_t size;
 } qc_copy;
 
-#define QC_FAMILIES(F) F(conv) F(depthwise) F(add) F(mul) F(map) F(quantize) F(dequantize) F(max_pool) F(avg_pool) F(halo) F(copy)
+#define QC_FAMILIES(F) F(conv) F(depthwise) F(add) F(mul) F(map) F(quantize) F(dequantize) F(max_pool) F(avg_pool) F(halo) F(copy) F(resize)
 
 typedef struct qc_kernels {
   const char *isa;

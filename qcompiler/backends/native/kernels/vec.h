@@ -1,5 +1,8 @@
 /* Vectors of QC_VB bytes: the few operations that the dot product kernels need, for AVX-512, AVX2 (with or without VNNI) and NEON.
 
+   round: acc * m + b to integers; cut: some of them may be larger than integers are. bytes: four vectors of integers to bytes, in the
+   order in which unpacking leaves them. shift: each four bytes one place up, the lowest from the top of `above`. lookup: a table of
+   256. store_part: the first `count` bytes.
    dp(acc, x, w): acc[i] += the sum over j < 4 of x[4 i + j] * w[4 i + j], x unsigned, w signed, exact.
    - VNNI: vpdpbusd, in assembly, since gcc 12 spills accumulators around the intrinsic.
    - AVX2: even and odd bytes as 16-bit numbers, vpmaddwd: vpmaddubsw would saturate.
@@ -32,9 +35,29 @@ QC_INLINE qv qv_lanes(const void *a, const void *b, const void *c, const void *d
   __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(c)), _mm_loadu_si128(d), 1);
   return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
-QC_INLINE qv qv_round(qv acc, qv m, qv b) {
+QC_INLINE qv qv_round(qv acc, qv m, qv b, int cut) {
   __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_castsi512_ps(m));
-  return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_add_ps(v, _mm512_castsi512_ps(b)), _mm512_set1_ps(1e6f)));
+  v = _mm512_add_ps(v, _mm512_castsi512_ps(b));
+  return _mm512_cvtps_epi32(cut ? _mm512_min_ps(v, _mm512_set1_ps(1e6f)) : v);
+}
+QC_INLINE qv qv_shift(qv w, qv above) { return _mm512_or_si512(_mm512_slli_epi32(w, 8), _mm512_srli_epi32(above, 24)); }
+QC_INLINE void qv_store_part(void *p, qv v, int64_t count) {
+  _mm512_mask_storeu_epi8(p, count == 64 ? ~0ull : (1ull << count) - 1, v);
+}
+QC_INLINE qv qv_lookup(const uint8_t *table, qv q) {
+#if defined(__AVX512VBMI__)
+  qv low = _mm512_permutex2var_epi8(qv_load(table), q, qv_load(table + 64));
+  qv high = _mm512_permutex2var_epi8(qv_load(table + 128), q, qv_load(table + 192));
+  return _mm512_mask_blend_epi8(_mm512_movepi8_mask(q), low, high);
+#else
+  qv found = qv_zero();
+  for (int i = 0; i < 16; i++) {
+    qv row = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(table + 16 * i)));
+    qv index = _mm512_adds_epu8(_mm512_xor_si512(q, _mm512_set1_epi8((char)(16 * i))), _mm512_set1_epi8(0x70));
+    found = _mm512_or_si512(found, _mm512_shuffle_epi8(row, index));
+  }
+  return found;
+#endif
 }
 QC_INLINE qv qv_bytes(const qv v[4], int32_t zero, int32_t lo, int32_t hi) {
   qv z = _mm512_set1_epi16((short)zero);
@@ -62,9 +85,20 @@ QC_INLINE qv qv_lanes(const void *a, const void *b, const void *c, const void *d
   (void)c, (void)d;
   return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(a)), _mm_loadu_si128(b), 1);
 }
-QC_INLINE qv qv_round(qv acc, qv m, qv b) {
+QC_INLINE qv qv_round(qv acc, qv m, qv b, int cut) {
   __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(acc), _mm256_castsi256_ps(m));
-  return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_add_ps(v, _mm256_castsi256_ps(b)), _mm256_set1_ps(1e6f)));
+  v = _mm256_add_ps(v, _mm256_castsi256_ps(b));
+  return _mm256_cvtps_epi32(cut ? _mm256_min_ps(v, _mm256_set1_ps(1e6f)) : v);
+}
+QC_INLINE qv qv_shift(qv w, qv above) { return _mm256_or_si256(_mm256_slli_epi32(w, 8), _mm256_srli_epi32(above, 24)); }
+QC_INLINE qv qv_lookup(const uint8_t *table, qv q) {
+  qv found = qv_zero();
+  for (int i = 0; i < 16; i++) {
+    qv row = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(table + 16 * i)));
+    qv index = _mm256_adds_epu8(_mm256_xor_si256(q, _mm256_set1_epi8((char)(16 * i))), _mm256_set1_epi8(0x70));
+    found = _mm256_or_si256(found, _mm256_shuffle_epi8(row, index));
+  }
+  return found;
 }
 QC_INLINE qv qv_bytes(const qv v[4], int32_t zero, int32_t lo, int32_t hi) {
   qv z = _mm256_set1_epi16((short)zero);
@@ -97,9 +131,22 @@ QC_INLINE qv qv_lanes(const void *a, const void *b, const void *c, const void *d
   (void)b, (void)c, (void)d;
   return qv_load(a);
 }
-QC_INLINE qv qv_round(qv acc, qv m, qv b) {
+QC_INLINE qv qv_round(qv acc, qv m, qv b, int cut) { /* conversions saturate: nothing to cut */
+  (void)cut;
   float32x4_t v = vmulq_f32(vcvtq_f32_s32(acc), QVF(m));
   return vcvtnq_s32_f32(vaddq_f32(v, QVF(b)));
+}
+QC_INLINE qv qv_shift(qv w, qv above) {
+  uint32x4_t low = vshlq_n_u32(vreinterpretq_u32_s32(w), 8), high = vshrq_n_u32(vreinterpretq_u32_s32(above), 24);
+  return vreinterpretq_s32_u32(vorrq_u32(low, high));
+}
+QC_INLINE qv qv_lookup(const uint8_t *table, qv q) {
+  uint8x16_t index = vreinterpretq_u8_s32(q), found = vdupq_n_u8(0);
+  for (int i = 0; i < 4; i++) {
+    uint8x16x4_t part = {{vld1q_u8(table + 64 * i), vld1q_u8(table + 64 * i + 16), vld1q_u8(table + 64 * i + 32), vld1q_u8(table + 64 * i + 48)}};
+    found = vorrq_u8(found, vqtbl4q_u8(part, vsubq_u8(index, vdupq_n_u8((uint8_t)(64 * i)))));
+  }
+  return vreinterpretq_s32_u8(found);
 }
 QC_INLINE qv qv_bytes(const qv v[4], int32_t zero, int32_t lo, int32_t hi) {
   int16x8_t z = vdupq_n_s16((int16_t)zero);
@@ -109,6 +156,14 @@ QC_INLINE qv qv_bytes(const qv v[4], int32_t zero, int32_t lo, int32_t hi) {
   return vreinterpretq_s32_u8(vminq_u8(vmaxq_u8(q, vdupq_n_u8((uint8_t)lo)), vdupq_n_u8((uint8_t)hi)));
 }
 
+#endif
+
+#if QC_ISA != QC_SCALAR && !QC_IS_512
+QC_INLINE void qv_store_part(void *p, qv v, int64_t count) {
+  QC_ALIGNED uint8_t bytes[QC_VB];
+  qv_store(bytes, v);
+  memcpy(p, bytes, (size_t)count);
+}
 #endif
 
 #if QC_ISA == QC_AVX2

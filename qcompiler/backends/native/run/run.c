@@ -2,7 +2,7 @@
 #if defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE
 #endif
-#include "pool.h"
+#include "workers.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -111,16 +111,16 @@ int qc_run(qc_model *model, const qc_sizes *sizes, void *const *io, int threads)
     return 1;
   }
   qc_state s = qc_begin(model, sizes, io, arena->bytes);
-  int shared = qc_pool_take(threads);
+  int shared = qc_workers_take(threads);
   for (int32_t i = 0; i < model->network->layers; i++) {
     qc_layer layer = model->network->layer[i];
     int64_t units = layer(&s, 0, -1), chunks = shared ? qc_chunks(units, sizes->cost[i], threads) : 1;
     if (chunks > 1)
-      qc_pool_run(layer, &s, units, chunks);
+      qc_workers_run(layer, &s, units, chunks);
     else if (units > 0)
       layer(&s, 0, units);
   }
-  if (shared) qc_pool_give();
+  if (shared) qc_workers_give();
   model->k->end();
   qc_give(model, arena);
   return 0;

@@ -40,7 +40,7 @@ SUBMODULE = "submodule"  # a submodule as an argument; its path is the only argu
 EXTERNAL = "external."
 METHOD = "method."
 RECORD = "record."
-NATIVE_REGION = "runtime.native_region"
+NATIVE_REGION, RUN_REGION = "runtime.native_region", "runtime.run_region"
 STATE_WRITE = "ops.write_"  # writes what a forward keeps between calls
 
 BUILTINS = ("abs", "bool", "dict", "float", "getattr", "int", "len", "list", "max", "min", "range", "round", "slice", "sum", "tuple")

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qcompiler.backends.native.watched_steps import WatchedRegion
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.once import quantized_engine, run_once
 from qcompiler.backends.torch.program.program import Call, Program
@@ -59,7 +60,21 @@ def steps_of_program(module: nn.Module, program: Program, engine: str, qparams: 
         return Step(name, "call", call.op, inputs, call.origin, run, path, line, writes, None, rounds, weight, state)
 
     inputs = [Step(i.name, "input", "input", (), (i.name,), read_input(i.name)) for i in program.inputs]
-    steps = (*inputs, *(step(call, number) for number, call in enumerate(program.calls)))
+
+    regions: dict[str, WatchedRegion] = {}
+
+    def steps_of(call: Call, number: int) -> list[Step]:
+        """Behind the run of a native region stand the values inside of it."""
+        made = step(call, number)
+        if call.op == "operator.getitem" and made.inputs and made.inputs[0] in regions:
+            return [regions[made.inputs[0]].handed_out(made, call.args[1])]
+        if call.op != registry.RUN_REGION:
+            return [made]
+        region, given = call.args
+        regions[made.name] = WatchedRegion(packs[region.name], [ref.name for ref in given])
+        return regions[made.name].steps(made, lambda env: rewrite(given, value(env)))
+
+    steps = (*inputs, *(one for number, call in enumerate(program.calls) for one in steps_of(call, number)))
     names, defaults = [i.name for i in program.inputs], {i.name: i.default for i in program.inputs if i.optional}
     held = {path: find(module, path) for path in program.states}
     return Steps(steps, program.output, lambda args, kwargs: bind_arguments(names, defaults, args, kwargs), held)

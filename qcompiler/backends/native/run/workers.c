@@ -5,7 +5,7 @@
 #if defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE
 #endif
-#include "pool.h"
+#include "workers.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -96,7 +96,7 @@ static void qc_forked(void) {
 
 static void qc_watch_forks(void) { pthread_atfork(NULL, NULL, qc_forked); }
 
-int qc_pool_take(int threads) {
+int qc_workers_take(int threads) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
   int free_ = 0;
   if (threads < 2 || !atomic_compare_exchange_strong(&qc_taken, &free_, 1)) return 0;
@@ -112,9 +112,9 @@ int qc_pool_take(int threads) {
   return 1;
 }
 
-void qc_pool_give(void) { atomic_store_explicit(&qc_taken, 0, memory_order_release); }
+void qc_workers_give(void) { atomic_store_explicit(&qc_taken, 0, memory_order_release); }
 
-void qc_pool_run(qc_layer layer, const qc_state *s, int64_t units, int64_t chunks) {
+void qc_workers_run(qc_layer layer, const qc_state *s, int64_t units, int64_t chunks) {
   const qc_kernels *used = NULL;
   qc_job.layer = layer, qc_job.s = s, qc_job.units = units, qc_job.chunks = chunks;
   atomic_store_explicit(&qc_done, 0, memory_order_relaxed);

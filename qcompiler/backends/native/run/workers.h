@@ -1,0 +1,14 @@
+/* Worker threads that help one call at a time. A call that finds them busy runs alone. */
+#ifndef QC_WORKERS_H
+#define QC_WORKERS_H
+
+#include "net.h"
+
+/* Whether the workers are this call's until qc_workers_give; `threads` counts the caller. */
+int qc_workers_take(int threads);
+void qc_workers_give(void);
+
+/* Runs a layer's pieces as `chunks` chunks on the caller and the workers; returns when all are done. The caller has the workers. */
+void qc_workers_run(qc_layer layer, const qc_state *s, int64_t units, int64_t chunks);
+
+#endif
