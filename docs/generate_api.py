@@ -21,6 +21,7 @@ MODULES = (
     "qcompiler", "qcompiler.quantization", *(f"qcompiler.quantization.{name}" for name in SUBMODULES), "qcompiler.nn*",
     "qcompiler.debug", "qcompiler.viz", "qcompiler.observers", "qcompiler.fake_quantize", "qcompiler.qat", "qcompiler.ops.spec",
     "qcompiler.ops.table", "qcompiler.matching", "qcompiler.rewrite", "qcompiler.settings", "qcompiler.journal", "qcompiler.pass_manager",
+    "qcompiler.pass_lists",
     "qcompiler.target", "qcompiler.executable", "qcompiler.executable.steps", "qcompiler.backends", "qcompiler.backends.torch.site",
     "qcompiler.backends.torch.kernels.table",
 )  # fmt: skip
