@@ -21,7 +21,7 @@ from qcompiler.debug.explain import Explanation, rows_of
 from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
 from qcompiler.decide_again import Fused, decide_again
-from qcompiler.decisions import check_decisions
+from qcompiler.decisions import Narrowed, check_decisions, refused
 from qcompiler.errors import CalibrationError, ConfigError, InputError, QCompilerError
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms, forms_of, join
@@ -256,16 +256,22 @@ def _meant(state: State, names: Iterable[str]) -> dict[str, frozenset[str]]:
 
 
 def _decide(gm: fx.GraphModule, state: State, context: Context, names: list[str]) -> None:
-    """Takes the decisions again where ops are to stay float. Names that mean something in other forms of the call alone are left out."""
-    meant = _meant(state, names)
-    if not meant:
+    """Takes the decisions again where ops are to stay float: for the user, or since another back end has no form of them.
+
+    Names that mean something in other forms of the call alone are left out.
+    """
+    meant, target = _meant(state, names), context.settings.target
+    other = not context.settings.trains and target != state.settings.target and refused(gm, state.settings, target)
+    if not meant and not other:
         return
-    context.settings = context.settings.with_(keep_float=frozenset().union(*meant.values()))
+    decides = Narrowed(state.settings.target, target) if other else state.settings.target
+    context.settings = context.settings.with_(keep_float=frozenset().union(*meant.values()), target=decides)
     context.journal = state.fused.journal.continued()
     for name, nodes in meant.items():
         if not nodes:
             context.remark("convert", "keep-float-unused", f"keep_float {name!r} names no op: what it names was fused into others")
     decide_again(gm, state.fused, pipeline_for(context.settings), context)
+    context.settings = context.settings.with_(target=target)
 
 
 @in_plain_torch
@@ -434,7 +440,8 @@ def quantize(
 ) -> Executable:
     """Float model and calibration data in, int8 module out: prepare_fx, calibrate, convert_fx. The first batch is the example.
 
-    `debug` as in prepare_fx, for both steps; the other `options` go to prepare_fx. Several forms of the call: `example_kwargs`.
+    `debug` as in prepare_fx, for both steps; the other `options`, `backend` among them, go to prepare_fx. Several forms of the call:
+    `example_kwargs`.
     """
     check_data(calibration_data)
     data = [calibration_data] if isinstance(calibration_data, torch.Tensor) else calibration_data

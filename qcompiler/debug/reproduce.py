@@ -25,9 +25,14 @@ from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ir.types import Stage
 from qcompiler.pass_manager import Context, Pass, PassInstrument, run_passes
 from qcompiler.passes import PIPELINES
-from qcompiler.settings import Settings
 
 NOT_REPRODUCED = 3  # exit status: the pipeline ran to its end
+
+
+def built_in(backend: str) -> dict[str, Pass]:
+    """The passes of all pipelines that end with those of a back end, by name."""
+    lowering = backend_of(backend).passes if backend in names() else ()  # its own may be written out
+    return {step.name: step for p in PIPELINES.values() for step in p.with_lowering(lowering).steps}
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Case:
             if kernel not in kernels.TABLE.get(kernel.op, ()):
                 kernels.register(kernel)
         settings = reader.read(self.data["settings"]).with_(module_types=reader.read(self.data["module_types"]))
-        known = built_in(settings)
+        known = built_in(settings.target.backend)
         steps = [self._step(name, reader, known) for name in self.pipeline]
         gm = graph_of(self.data, reader)
         context = Context(settings, example=reader.read(self.data["example"]))
@@ -80,13 +85,6 @@ class Case:
         gm, steps, stage, context = self.start()
         with torch.inference_mode(False), torch.no_grad():
             run_passes(gm, steps, stage, context, (_Named(self.folder),))
-
-
-def built_in(settings: Settings) -> dict[str, Pass]:
-    """The passes of all pipelines and of the back end that the case was compiled for, by name."""
-    chosen = getattr(settings.target, "backend", None)
-    lowering = backend_of(chosen).passes if chosen in names() else ()
-    return {step.name: step for pipeline in PIPELINES.values() for step in pipeline.with_lowering(lowering).steps}
 
 
 class _Named(PassInstrument):

@@ -17,7 +17,7 @@ from qcompiler.backends.native.plan.fuse import fuse
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.place import Place
 from qcompiler.backends.native.plan.planner import Planner
-from qcompiler.backends.native.plan.sizes import LINE, Sizes
+from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.plan.table import Table, table_of
 from qcompiler.backends.native.plan.text import plan_text
 from qcompiler.backends.native.steps import Region
@@ -56,8 +56,8 @@ class NativeRegion:
         found = self._tables.get(key)
         if found is None:
             found = table_of(self._sizes(inputs))
-            if len(self._tables) >= KEPT:
-                self._tables.pop(next(iter(self._tables)), None)
+            for old in list(self._tables)[: len(self._tables) - KEPT + 1]:  # other threads may be at it, too
+                self._tables.pop(old, None)
             self._tables[key] = found
         return found
 
@@ -93,7 +93,7 @@ class NativeRegion:
         for buffer in sizes.buffers:
             buffer.first, buffer.last = 0, len(self.network.layers)
         table = table_of(sizes)
-        arena = torch.zeros(table.struct.arena + LINE, dtype=torch.uint8)[LINE // 2 :]
+        arena = torch.zeros(table.struct.arena, dtype=torch.uint8)
         nanoseconds = (ctypes.c_int64 * max(1, len(self.network.computing)))()
         made, pointers = self._given(inputs, table)
         runtime().qc_watch(self._model, ctypes.byref(table.struct), pointers, arena.data_ptr(), nanoseconds)
