@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("matching",),
     ("rewrite", "graph_pickle", "float_state"),
     ("patterns",),
-    ("settings", "journal", "pass_manager"),
+    ("settings", "journal", "pass_manager", "pass_lists"),
     ("passes", "prepared", "decisions", "decide_again", "executable"),
     ("trace", "backends", "artifact"),
     ("nn",),

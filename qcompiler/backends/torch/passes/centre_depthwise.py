@@ -65,8 +65,8 @@ def _centre(graph: fx.Graph, conv: fx.Node, centring: Centring) -> None:
     with graph.inserting_after(floats):
         kept = graph.create_node("call_function", getitem, (floats,), {"index": centring.index}, name=f"{conv.name}_strided")
     kept.meta[VALUE], kept.meta[SOURCE], kept.meta[QUANT] = value, source_of(conv), quant
-    for made in (integers, floats):
-        made.meta[SOURCE] = source_of(conv)  # one origin: what is compared with the model is the value that leaves it
+    for made in (conv, integers, floats):
+        made.meta[SOURCE] = source_of(conv)  # of one origin with what is kept: what leaves that is compared with the model
     for reader in readers:
         reader.replace_input_with(conv, kept)
 
