@@ -64,19 +64,20 @@ class _Shared:
     @contextmanager
     def plain(self, setting: Setting) -> Iterator[None]:
         read, write, wanted = setting
-        key = id(setting)
-        with self.lock:
-            if not self.inside.get(key):
-                self.before[key] = read()
-                write(wanted)
-            self.inside[key] = self.inside.get(key, 0) + 1
-        try:
+        key, entered = id(setting), 0
+        try:  # from here on: a Ctrl-C may come at any line
+            with self.lock:
+                entered = self.inside[key] = self.inside.get(key, 0) + 1
+                if key not in self.before:
+                    self.before[key] = read()
+                    write(wanted)
             yield
         finally:
             with self.lock:
-                self.inside[key] -= 1
-                if not self.inside[key]:
-                    write(self.before.pop(key))
+                self.inside[key] = max(self.inside.get(key, 0) - bool(entered), 0)
+                if not self.inside[key] and key in self.before:
+                    write(self.before[key])
+                    del self.before[key]
 
     def needed(self, setting: Setting) -> bool:
         """Whether a setting is not plain, or is so only until another thread leaves."""

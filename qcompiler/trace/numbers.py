@@ -107,12 +107,12 @@ def stand_ins(tracer: Tracer) -> Iterator[None]:
         for scope in tracer.stand_ins:
             for name in NAMES:
                 if name not in scope:
-                    scope[name] = made[name]
                     added.append((scope, name))
+                    scope[name] = made[name]
         yield
     finally:
         for scope, name in added:
-            del scope[name]
+            scope.pop(name, None)
 
 
 def user_frame() -> FrameType | None:

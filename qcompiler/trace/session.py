@@ -54,8 +54,8 @@ def session(tracer: Tracer) -> Iterator[None]:
     if _held_by_this_thread():
         raise RuntimeError("trace() was called from within a model that is being traced")
     with _LOCK, contextlib.ExitStack() as stack:
+        stack.callback(setattr, _owner, "ident", None)  # first what takes it back: a Ctrl-C may come at any line
         _owner.ident = threading.get_ident()
-        stack.callback(setattr, _owner, "ident", None)
         limit = sys.getrecursionlimit()
         stack.callback(sys.setrecursionlimit, limit)
         sys.setrecursionlimit(max(limit, _DEPTH))
@@ -84,6 +84,19 @@ def _held_by_this_thread() -> bool:
     return _owner.ident == threading.get_ident()
 
 
+def _put(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Give something an attribute until the stack is left."""
+    stack.callback(_take_back, owner, name, vars(owner).get(name, _take_back))
+    setattr(owner, name, value)
+
+
+def _take_back(owner: Any, name: str, before: Any) -> None:
+    if before is not _take_back:
+        setattr(owner, name, before)
+    elif name in vars(owner):  # what is inherited, or was not put there yet
+        delattr(owner, name)
+
+
 def _patch_modules(tracer: Tracer, stack: contextlib.ExitStack) -> None:
     original = nn.Module.__call__
 
@@ -92,8 +105,7 @@ def _patch_modules(tracer: Tracer, stack: contextlib.ExitStack) -> None:
             return original(module, *args, **kwargs)
         return tracer.call_module(module, original, args, kwargs)
 
-    nn.Module.__call__ = call  # type: ignore[method-assign]
-    stack.callback(setattr, nn.Module, "__call__", original)
+    _put(stack, nn.Module, "__call__", call)
 
 
 def _patch_isinstance(stack: contextlib.ExitStack) -> None:
@@ -105,16 +117,13 @@ def _patch_isinstance(stack: contextlib.ExitStack) -> None:
             return original(instance, classes) or original(instance.example, classes)
         return original(instance, classes)
 
-    builtins.isinstance = check
-    stack.callback(setattr, builtins, "isinstance", original)
+    _put(stack, builtins, "isinstance", check)
 
 
 def _patch_messages(tracer: Tracer, stack: contextlib.ExitStack) -> None:
     """A size in a text that is only printed, warned of or logged is not held: no result depends on it."""
     for owner, name in _MESSAGES:
-        function = getattr(owner, name)
-        setattr(owner, name, _shown(tracer, function))
-        stack.callback(setattr, owner, name, function)
+        _put(stack, owner, name, _shown(tracer, getattr(owner, name)))
 
 
 def _shown(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,20 +152,14 @@ def _patch_autograd_functions(tracer: Tracer, stack: contextlib.ExitStack) -> No
             raise tracer.error(f"custom autograd.Function {getattr(cls, '__name__', '')!r}")
         return original(args)
 
-    owner.unwrap_dead_wrappers = unwrap
-    stack.callback(setattr, owner, "unwrap_dead_wrappers", original)
+    _put(stack, owner, "unwrap_dead_wrappers", unwrap)
 
 
 def _patch_sizes(tracer: Tracer, stack: contextlib.ExitStack) -> None:
     """`parameter.expand(n, -1)`, `torch.zeros(n, 3)`: torch's argument parser refuses a traced first size before it asks us."""
     for owner, names in ((torch.Tensor, _SIZED_METHODS), (torch, _SIZED_FUNCTIONS)):
         for name in names:
-            function = getattr(owner, name)
-            if name in vars(owner):
-                stack.callback(setattr, owner, name, function)
-            else:
-                stack.callback(delattr, owner, name)
-            setattr(owner, name, _sized(tracer, function))
+            _put(stack, owner, name, _sized(tracer, getattr(owner, name)))
 
 
 def _sized(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,8 +177,8 @@ def _patch_wrapped(tracer: Tracer, stack: contextlib.ExitStack) -> None:
     for (_, name), scope in list(_symbolic_trace._wrapped_fns_to_patch.items()):
         function = scope.get(name)
         if callable(function) and not isinstance(function, type):
-            scope[name] = _wrapped(tracer, function)
             stack.callback(scope.__setitem__, name, function)
+            scope[name] = _wrapped(tracer, function)
 
 
 def _wrapped(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
