@@ -6,7 +6,7 @@ positions) is found with the node that says so, and a model that takes multiples
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -25,6 +25,12 @@ class Dim:
     example: int
     step: int
     places: tuple[Place, ...]
+
+    @property
+    def far(self) -> tuple[int, ...]:
+        """Offsets to about 1.5, 2 and 3 times the example's size: what is a constant only nearby changes there."""
+        double = -(-self.example // self.step)
+        return double // 2 + 1, double + 1, 2 * double + 33
 
     def sizes(self, offset: int) -> dict[Place, int]:
         return dict.fromkeys(self.places, self.example + offset * self.step)
@@ -97,7 +103,16 @@ class Search:
             self.fixed[dim.places[0]] = str(error)
             return False
         self.runs += made
+        self._may_run(dim.sizes(offset) for offset in dim.far)
         return True
+
+    def _may_run(self, far: Iterable[dict[Place, int]]) -> None:
+        """Keeps the runs at sizes that a model need not take: a table of positions ends somewhere."""
+        for sizes in far:
+            try:
+                self.runs.append((sizes, self._run(sizes)))
+            except NotThisSize:
+                continue
 
     def _together(self, dims: list[Dim]) -> list[Dim]:
         """All dimensions changed at once, each by another number; the last is fixed while that does not run."""
@@ -108,12 +123,19 @@ class Search:
                     sizes = {p: s for i, dim in enumerate(dims) for p, s in dim.sizes((7 * turn + 5 * i + 3) % 17 + turn + 1).items()}
                     made.append((sizes, self._run(sizes)))
                 self.runs += made
+                self._may_run(_far_together(dims))
                 return dims
             except NotThisSize as error:
                 last = dims.pop()
                 self.fixed |= dict.fromkeys(last.places, f"not together with {', '.join(d.name for d in dims)}: {error}")
                 self.runs = [(sizes, found) for sizes, found in self.runs if not any(place in sizes for place in last.places)]
         return dims
+
+
+def _far_together(dims: Sequence[Dim]) -> Iterator[dict[Place, int]]:
+    """All dimensions far from the example, each by another factor."""
+    for turn in range(3):
+        yield {p: s for i, dim in enumerate(dims) for p, s in dim.sizes(dim.far[1] * (1 + (i + turn) % 3) + 2 * i + turn).items()}
 
 
 def _named(dims: list[Dim], axes: Sequence[Axis]) -> list[Dim]:

@@ -167,6 +167,9 @@ def dimension(local: Local, axis: int, rank: int, values: tuple[int, ...], at: C
     for size in ruled if isinstance(ruled, tuple) else () if ruled is None else (ruled,):
         if at(size) == values:
             return size
+    own = local.first[axis] if len(local.first) == rank else None
+    if own is not None and isinstance(own.size, Expression) and own.values == values:
+        return own.size  # before a constant: no run may have been far enough to tell them apart
     if len(set(values)) == 1:
         return values[0]
     return next((size for size in _agreeing(local, axis, rank, values) if at(size) == values), None)
@@ -174,8 +177,6 @@ def dimension(local: Local, axis: int, rank: int, values: tuple[int, ...], at: C
 
 def _agreeing(local: Local, axis: int, rank: int, values: tuple[int, ...]) -> Iterator[Size]:
     """What may explain a dimension, the plainest first."""
-    if len(local.first) == rank:
-        yield local.first[axis].size
     shapes = [shape for shape in local.shapes if any(isinstance(known.size, Expression) for known in shape)]
     yield from (known.size for shape in shapes for known in shape if known.values == values)
     yield from (known.size for known in local.numbers if known.values == values)
@@ -220,8 +221,22 @@ def _product(a: Known, b: Known) -> Known:
     return Known(times(a.size, b.size), tuple(x * y for x, y in zip(a.values, b.values, strict=True)))
 
 
-def number(local: Local, values: tuple[int, ...], at: Callable[[Size], tuple[int, ...]]) -> Size | None:
-    """A whole number that a node computes from sizes."""
+def _asked(local: Local, index: int | None) -> Size | None:
+    """The size that a node asks a tensor for: one, or all of them, of which this is the one at `index`."""
+    args = local.node.args
+    if local.node.target is operator.getitem and isinstance(args[0], fx.Node) and isinstance(args[1], int):
+        held = local.sizes.get(args[0])
+        return local.size(held[args[1]]) if isinstance(held, list) and -len(held) <= args[1] < len(held) else None
+    given = args[1] if local.node.target == "size" and len(args) > 1 else index
+    asks = local.node.target in ("size", getattr)
+    return local.first[given].size if asks and isinstance(given, int) and -len(local.first) <= given < len(local.first) else None
+
+
+def number(local: Local, values: tuple[int, ...], at: Callable[[Size], tuple[int, ...]], index: int | None = None) -> Size | None:
+    """A whole number that a node computes from sizes. `index`: its place, where the node gives several."""
+    asked = _asked(local, index)
+    if asked is not None and at(asked) == values:
+        return asked
     made = NUMBERS.get(local.node.target)
     if made is not None and len(local.numbers) == 2 and at(size := made(local.numbers[0].size, local.numbers[1].size)) == values:
         return size

@@ -1,7 +1,7 @@
 """Which sizes of a graph's values change with its inputs, and how: what a code generator must know, since the rest is constant.
 
 `sizes_of(gm)` gives each node's shape in integers and expressions of named dimensions (batch, channels, depth, height, width, length,
-features). They are found by running the graph on shapes alone at some twenty sizes: an expression comes from the op's attributes, or from
+features). They are found by running the graph on shapes alone at some thirty sizes: an expression comes from the op's attributes, or from
 what agrees, and must give the right size at all of them. What nothing explains is Unknown, with the reason.
 """
 
@@ -109,16 +109,16 @@ class _Derivation:
         local = self._local(node, of)
         return self._explain(local, [found[node] for found in self.runs])
 
-    def _explain(self, local: Local, found: list[Found]) -> Sized:
+    def _explain(self, local: Local, found: list[Found], index: int | None = None) -> Sized:
         first = found[0]
         lost = next((f for f in found if isinstance(f, Unknown)), None)
         if lost is not None:
             return lost
         if isinstance(first, list) and all(isinstance(f, list) and len(f) == len(first) for f in found):
-            return [self._explain(local, [f[i] for f in found]) for i in range(len(first))]  # type: ignore[index]
+            return [self._explain(local, [f[i] for f in found], i) for i in range(len(first))]  # type: ignore[index]
         if isinstance(first, int) and all(isinstance(f, int) for f in found):
             values = tuple(f for f in found if isinstance(f, int))
-            made = number(local, values, self.at)
+            made = number(local, values, self.at, index)
             return made if made is not None else self._unknown(local, f"numbers {_some(values)}")
         if isinstance(first, Dims) and all(isinstance(f, Dims) and len(f) == len(first) for f in found):
             return self._shape(local, [f for f in found if isinstance(f, Dims)])
