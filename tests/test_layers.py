@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline",),
     ("debug",),
     ("viz",),
-    ("api",),
+    ("api", "calibration", "converting", "report"),
     ("quantization", "cli", "__init__", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

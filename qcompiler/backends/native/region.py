@@ -21,6 +21,7 @@ from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.plan.table import Table, table_of
 from qcompiler.backends.native.plan.text import plan_text
 from qcompiler.backends.native.steps import Region
+from qcompiler.errors import InputError
 
 KEPT = 16  # tables of sizes; a call with sizes beyond these makes its table anew
 
@@ -74,7 +75,7 @@ class NativeRegion:
 
     def __call__(self, *inputs: Tensor) -> tuple[Any, ...]:
         """What the region hands out, in order: tensors, and numbers that follow from sizes."""
-        given = [x if x.dtype is torch.float32 else x.to(torch.float32) for x in inputs]
+        given = [x if _is_plain(x) else _plain(x) for x in inputs]
         table = self.table(given)
         made, pointers = self._given(given, table)
         if self._run(self._model, ctypes.byref(table.struct), pointers, torch.get_num_threads()):
@@ -101,6 +102,18 @@ class NativeRegion:
             name: _seen(arena, place, table.offsets) for name, place in sizes.places.items() if isinstance(place, Place) and place.size == 1
         }
         return Watched(values | made, dict(zip((layer.out for layer in self.network.computing), nanoseconds, strict=False)))
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether its memory holds what it says: the C reads it by address."""
+    return x.dtype is torch.float32 and x.device.type == "cpu" and x.layout is torch.strided and not x.is_neg()
+
+
+def _plain(x: Tensor) -> Tensor:
+    """The same numbers as float32 in memory of their own. Raises InputError for a tensor whose numbers lie elsewhere, or nowhere."""
+    if x.device.type != "cpu" or x.layout is not torch.strided:
+        raise InputError(f"a native region takes dense tensors on the CPU, not {x.layout} on {x.device}", code="input-type", hint="x.cpu()")
+    return x.resolve_neg().to(torch.float32)
 
 
 @dataclass(frozen=True)
