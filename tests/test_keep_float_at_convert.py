@@ -33,7 +33,7 @@ from qcompiler.observers import HistogramObserver, MinMaxObserver
 from qcompiler.prepared import state_of
 from qcompiler.qconfig import QConfig, default_dynamic_qconfig, default_qconfig
 from qcompiler.qconfig_mapping import get_default_qconfig_mapping
-from tests import planted
+from tests import planted, zoo
 from tests.flow import randn, randomized
 from tests.graph_grammar import network
 
@@ -206,6 +206,16 @@ def test_random_networks(seed: int) -> None:
     for count in (1, 3):
         chosen = draw.sample(nodes, min(count, len(nodes)))
         check_equal(convert_fx(prepared, keep_float=chosen), decided_so(model, data, chosen), data[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "efficientnet_b0", "googlenet", "swin_t"])
+def test_random_choices_in_the_zoo(name: str) -> None:
+    model, data = zoo.load(name), zoo.inputs(2, 64, 2)
+    prepared, draw = ready(model, data), random.Random(name)
+    for count in (1, 4):
+        chosen = draw.sample(leaves(model), count)
+        check_equal(convert_fx(prepared, keep_float=chosen), convert_fx(ready(model, data, without(chosen))), data[0])
 
 
 def test_the_reference_decides_alike() -> None:
