@@ -23,8 +23,9 @@ MODULES = (
     "qcompiler.ops.spec",
     "qcompiler.ops.table", "qcompiler.stages.quantized", "qcompiler.stages.arguments", "qcompiler.stages.sizes",
     "qcompiler.stages.size_dims", "qcompiler.stages.size_expressions", "qcompiler.stages.verify", "qcompiler.matching", "qcompiler.rewrite",
-    "qcompiler.settings", "qcompiler.journal", "qcompiler.pass_manager", "qcompiler.target", "qcompiler.executable",
-    "qcompiler.executable.steps", "qcompiler.backends", "qcompiler.backends.torch.site", "qcompiler.backends.torch.kernels.table",
+    "qcompiler.settings", "qcompiler.journal", "qcompiler.pass_manager", "qcompiler.pass_lists", "qcompiler.target",
+    "qcompiler.executable", "qcompiler.executable.steps", "qcompiler.backends", "qcompiler.backends.torch.site",
+    "qcompiler.backends.torch.kernels.table",
 )  # fmt: skip
 HEAD = """# API reference
 

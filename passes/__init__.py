@@ -11,7 +11,7 @@ fuse_fx runs the first part of any. A back end adds its own passes at the end (`
 (`with_passes`). Nothing else spells a list: api, bisect, crash reproducers, tests and docs read these values.
 """
 
-from qcompiler.pass_manager import Pipeline
+from qcompiler.pass_lists import Pipeline
 from qcompiler.passes.annotate import Annotate
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.freeze_qparams import FreezeQParams

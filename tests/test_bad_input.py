@@ -594,6 +594,19 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+class Whole(Branching):
+    """A float leaf: its statement needs the module as a whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        while x.sum() > 8:
+            x = self.halved(x)
+        result: Tensor = self.linear(x)
+        return result
+
+    def halved(self, x: Tensor) -> Tensor:
+        return x / 2
+
+
 class Hostile(nn.Module):
     """A linear, a parameter, a buffer and a float leaf under a name of the table, beside a.b and a plain linear."""
 
@@ -602,7 +615,7 @@ class Hostile(nn.Module):
         self.a = nn.Module()
         self.a.b, self.plain = nn.Linear(4, 4), nn.Sequential()
         self.add_module(name, nn.Linear(4, 4))
-        self.plain.add_module(name, Branching())
+        self.plain.add_module(name, Whole())
         self.a.register_parameter(name, nn.Parameter(torch.randn(4, 4)))
         self.plain.register_buffer(f"{name}_", torch.randn(4))
         self._name = name
@@ -714,7 +727,10 @@ class Unspeakable(nn.Module):
 
 class Taker(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return x if x.sum() > 1e9 else x + 1
+        return self.same(x) if x.sum() > 1e9 else x + 1
+
+    def same(self, x: Tensor) -> Tensor:
+        return x
 
 
 @pytest.mark.parametrize(

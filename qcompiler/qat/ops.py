@@ -66,7 +66,7 @@ def _row(plain: Op) -> Op:
     inputs = ((6, 8),) if plain.family is Family.LINEAR else plain.example.inputs  # channels are dimension 1
     example = replace(plain.example, inputs=inputs, tensors={**plain.example.tensors, **dict.fromkeys(STATISTICS[:4], channels)})
     return replace(plain, name=plain.name + SUFFIX, fn=WITH_BATCH_NORM[plain.name], signature=signature, params=params, spellings=(),
-                   modules=(), eval_form=plain, example=example)  # fmt: skip
+                   modules=(), eval_form=plain, family=Family.EPILOGUE, example=example)  # fmt: skip
 
 
 TRAINING = {plain.name: _row(plain) for plain in ROWS if plain.name in WITH_BATCH_NORM}  # made once: rows are told by identity
