@@ -19,9 +19,12 @@ SUBMODULES = (  # of qcompiler.quantization, as torch has them
 # A name is described where it comes first; later modules that have it too refer there. "*": what is below it, too.
 MODULES = (
     "qcompiler", "qcompiler.quantization", *(f"qcompiler.quantization.{name}" for name in SUBMODULES), "qcompiler.nn*",
-    "qcompiler.debug", "qcompiler.viz", "qcompiler.observers", "qcompiler.fake_quantize", "qcompiler.qat", "qcompiler.ops.spec",
-    "qcompiler.ops.table", "qcompiler.matching", "qcompiler.rewrite", "qcompiler.settings", "qcompiler.journal", "qcompiler.pass_manager",
-    "qcompiler.target", "qcompiler.executable", "qcompiler.executable.steps", "qcompiler.backends", "qcompiler.backends.torch.site",
+    "qcompiler.debug", "qcompiler.viz", "qcompiler.observers", "qcompiler.fake_quantize", "qcompiler.qat", "qcompiler.ops.example",
+    "qcompiler.ops.spec",
+    "qcompiler.ops.table", "qcompiler.stages.quantized", "qcompiler.stages.arguments", "qcompiler.stages.sizes",
+    "qcompiler.stages.size_dims", "qcompiler.stages.size_expressions", "qcompiler.stages.verify", "qcompiler.matching", "qcompiler.rewrite",
+    "qcompiler.settings", "qcompiler.journal", "qcompiler.pass_manager", "qcompiler.pass_lists", "qcompiler.target",
+    "qcompiler.executable", "qcompiler.executable.steps", "qcompiler.backends", "qcompiler.backends.torch.site",
     "qcompiler.backends.torch.kernels.table",
 )  # fmt: skip
 HEAD = """# API reference

@@ -46,6 +46,16 @@ def best(logits: torch.Tensor, names: list[str], count: int = 5) -> list[report.
     return [report.Answer(names[c], s) for c, s in zip(classes.tolist(), shares.tolist(), strict=True)]
 
 
+def as_machine_code(model: nn.Module, calibration: torch.Tensor) -> nn.Module | None:
+    """The network through the native back end; None where there is no C compiler."""
+    try:
+        return qcompiler.quantize(model, calibration.split(8), progress=False, backend="native")
+    except qcompiler.ConfigError as error:
+        if error.code != "no-compiler":
+            raise
+        return None
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the page and the emitted program")
@@ -68,8 +78,11 @@ def main() -> None:
     qcompiler.export_source(small, str(options.out / "program"))
     explanation = qcompiler.explain(small)
     one, rounds = evaluation[:1], 5 if options.quick else 50
-    # Both have been called with batches of 16 by now: a module need not keep to one shape. They take turns, and each runs warm.
-    times = measure.interleaved_medians({"float": lambda: model(one), "int8": lambda: small(one)}, rounds)
+    # All have been called with batches of 16 by now: a module need not keep to one shape. They take turns, and each runs warm.
+    native = as_machine_code(model, calibration)
+    by_native = measure.run_batched(native, evaluation) if native is not None else None
+    runs = {"float": lambda: model(one), "int8": lambda: small(one)} | ({"native": lambda: native(one)} if native is not None else {})
+    times = measure.interleaved_medians(runs, rounds)
     float_size = measure.size_on_disk(model, options.out / f"{MODEL}-float.pt")
 
     facts = [
@@ -80,8 +93,14 @@ def main() -> None:
         ("size, int8", measure.megabytes(artifact.stat().st_size)),
         (f"one image, float, {torch.get_num_threads()} threads", f"{times['float']:.1f} ms"),
         (f"one image, int8, {torch.get_num_threads()} threads", f"{times['int8']:.1f} ms"),
-        ("both timed", f"median of {rounds}, in turn, after batches of 16"),
+        ("all timed", f"median of {rounds}, in turn, after batches of 16"),
     ]
+    if by_native is not None:
+        facts += [
+            ("top-1 agreement, native", f"{measure.agreement(expected, by_native):.1%}"),
+            ("signal to quantization noise, native", f"{float(compute_sqnr(expected, by_native)):.1f} dB"),
+            (f"one image, native, {torch.get_num_threads()} threads", f"{times['native']:.1f} ms"),
+        ]
     names = class_names()
     # The first twelve (three of each photo) and those on which the two disagree: they are what one should look at.
     differing = (expected.argmax(1) != got.argmax(1)).nonzero().flatten().tolist()

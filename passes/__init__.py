@@ -11,7 +11,7 @@ fuse_fx runs the first part of any. A back end adds its own passes at the end (`
 (`with_passes`). Nothing else spells a list: api, bisect, crash reproducers, tests and docs read these values.
 """
 
-from qcompiler.pass_manager import Pipeline
+from qcompiler.pass_lists import Pipeline
 from qcompiler.passes.annotate import Annotate
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.freeze_qparams import FreezeQParams
@@ -40,12 +40,12 @@ from qcompiler.passes.watch_spares import DropSpares, WatchSpares
 from qcompiler.settings import Settings
 
 FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
-DECIDE = (Annotate(), KeepFloat(), FuseSums(), HandOutFloats(), ShareQParams())
+DECIDE = (Annotate(), KeepFloat(), HandOutFloats(), ShareQParams())
 OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent(), WatchRows(), WatchSpares())  # FUSED -> OBSERVED
 OBSERVE_TRAINING = (*DECIDE, NoteParts(), JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 # OBSERVED -> QUANTIZED
-QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeParts(), JudgeAverages(), JoinQParams(),
-            InsertQuantizeDequantize())  # fmt: skip
+QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeParts(), JudgeAverages(), FuseSums(),
+            JoinQParams(), InsertQuantizeDequantize())  # fmt: skip
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided
 OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE
 QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # QUANTIZED, before lowering: from here on those modules take quint8 tensors

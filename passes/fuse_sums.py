@@ -1,6 +1,7 @@
 """Residual sums become part of the convolution before them, where the back end has such a kernel and its config asks for it.
 
-It stands behind annotate: what stays float, a transformer's residuals among it, is known by then.
+It stands behind calibration: what stays float is known by then, a transformer's residuals among it, and `convert_fx(keep_float=...)` finds
+the range of the convolution as well as that of the sum.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def _can_add(match: Match, conv: fx.Node, total: fx.Node, other: Any) -> None:
 
 def _add_inside(match: Match, conv: fx.Node, total: fx.Node, other: fx.Node) -> None:
     x, weight, bias = (*conv.args, None)[:3]
-    name, base, quant = conv.name, source_of(conv), quant_of(conv)
+    name, base, quant = conv.name, source_of(conv), quant_of(total)
     settings = {k: v for k, v in {**conv.kwargs, **total.kwargs}.items() if k in KEPT and v is not None}
     joined = match.call(Q.conv2d_add, x, weight, bias, other, **settings)
     joined.meta |= {SOURCE: merged_source(match.nodes, base), QUANT: quant}

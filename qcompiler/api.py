@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,39 +11,36 @@ from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.artifact.notes import REMARKS, ROWS
-from qcompiler.backends import Backend, Model, backend_of
+from qcompiler.backends import Model, backend_of
 from qcompiler.batches import batches, call_examples, check_data
+from qcompiler.calibration import calibrate
 from qcompiler.checks import MARK, check_eval, check_examples
+from qcompiler.converting import chosen_backend, decide, kept_in, names_to_keep, observed_copy
 from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, as_config, check_attributes
-from qcompiler.debug.explain import Explanation, rows_of
+from qcompiler.debug.explain import rows_of
 from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
-from qcompiler.decide_again import Fused, decide_again
-from qcompiler.decisions import check_decisions
-from qcompiler.errors import CalibrationError, ConfigError, InputError, QCompilerError
+from qcompiler.decide_again import Fused
+from qcompiler.errors import CalibrationError, QCompilerError
 from qcompiler.executable import Executable
-from qcompiler.executable.call_forms import CallForms, forms_of, join
+from qcompiler.executable.call_forms import CallForms, join
 from qcompiler.fingerprint import WEIGHTS, fingerprints
 from qcompiler.float_state import FloatState
-from qcompiler.input_text import first_sentence, refuses_inputs
 from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.items import ITEMS, items_of
 from qcompiler.ir.names import user_path
 from qcompiler.ir.types import Stage
 from qcompiler.journal import Remark
-from qcompiler.kept_names import check_known, named_nodes
 from qcompiler.kinds import module_of
-from qcompiler.observers.watch import Batch, Watch
 from qcompiler.ops.state_nodes import held_names
 from qcompiler.ops.table import OPS, Table
 from qcompiler.pass_manager import Context, Pass, run_passes
 from qcompiler.passes import FUSE, pipeline_for
 from qcompiler.pipeline import check_float, settings_for, traced
-from qcompiler.prepared import KEPT, STATE, State, as_prepared, state_of, user_attributes
+from qcompiler.prepared import STATE, State, as_prepared, user_attributes
 from qcompiler.qat.sites import FakeQuantWatch
+from qcompiler.report import explain, remarks
 from qcompiler.settings import Settings
-from qcompiler.stages.verify import verify
-from qcompiler.target import Target
 from qcompiler.trace.examples import example_inputs_for
 
 NOT_SIMULATED = "nothing in the model is fake-quantized, so training was that of the float model: no rounding was learned"
@@ -201,73 +196,6 @@ def prepare_qat_fx(
     return _of_forms(prepared, example_inputs, example_kwargs)
 
 
-def _state(prepared: Any) -> State:
-    state = state_of(prepared)
-    if state is not None and getattr(prepared, MARK, None) == "prepared":
-        return state
-    if getattr(prepared, MARK, None) == "converted":
-        raise ConfigError("this model is already converted", code="already-converted")
-    if getattr(prepared, MARK, None) == "prepared" and not isinstance(prepared, fx.GraphModule):
-        raise ConfigError("quantization.prepare made this module, not prepare_fx", code="not-prepared",
-                          hint="qcompiler.quantization.convert(prepared) is its convert")  # fmt: skip
-    raise ConfigError("convert_fx needs the module that prepare_fx returned", code="not-prepared",
-                      hint="prepared = prepare_fx(model, mapping, inputs); calibrate(prepared, data); convert_fx(prepared)")  # fmt: skip
-
-
-def _observed(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, State]:
-    """A copy of a prepared module for convert to work on."""
-    state = _state(prepared)
-    if allow_uncalibrated not in ("error", "float"):
-        raise ConfigError(f'allow_uncalibrated is "error" or "float", not {allow_uncalibrated!r:.80}', code="allow-uncalibrated")
-    verify(prepared, Stage.OBSERVED, table=state.settings.table)
-    observers: dict[int, Any] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
-    try:
-        gm = copy.deepcopy(prepared, {} if state.settings.trains else observers)  # observers are read, and dropped from the copy
-    except Exception as error:  # torch.fx writes the code of the copy anew
-        raise ConfigError(f"invalid IR in the graph given: {type(error).__name__}: {error!s:.400}", code="invalid-ir") from error
-    for key in (STATE, KEPT):
-        gm.meta.pop(key, None)
-    setattr(gm, MARK, "reference")
-    if state.settings.trains:
-        gm.cpu()  # int8 kernels run there
-    state.before.put_back(gm)
-    gm._forward_pre_hooks.clear()
-    gm._forward_pre_hooks_with_kwargs.clear()
-    gm._load_state_dict_post_hooks.clear()
-    settings = state.settings.with_(allow_uncalibrated=allow_uncalibrated)
-    weights = fingerprints(prepared) if settings.trains else state.weights
-    return gm, replace(state, settings=settings, journal=state.journal.continued(), weights=weights)
-
-
-def _listed(prepared: Any, keep_float: Iterable[str]) -> list[str]:
-    """The names of `keep_float`. ConfigError for names that mean nothing in any form of the call, and for a model that was trained."""
-    names = [keep_float] if isinstance(keep_float, str) else list(keep_float)
-    states = [_state(form) for form in forms_of(prepared)] if names else []
-    if any(state.settings.trains for state in states):
-        raise ConfigError("keep_float is for calibrated models: this one was trained with its values rounded", code="keep-float",
-                          hint="give those modules a qconfig of None, prepare_qat_fx and train again")  # fmt: skip
-    meant = [name for state in states for name in _meant(state, names)]
-    check_known(names, meant, [name for state in states for name in (*state.settings.module_types, *state.fused.sources)])
-    return names
-
-
-def _meant(state: State, names: Iterable[str]) -> dict[str, frozenset[str]]:
-    return named_nodes(names, state.fused.sources, state.settings.module_types)
-
-
-def _decide(gm: fx.GraphModule, state: State, context: Context, names: list[str]) -> None:
-    """Takes the decisions again where ops are to stay float. Names that mean something in other forms of the call alone are left out."""
-    meant = _meant(state, names)
-    if not meant:
-        return
-    context.settings = context.settings.with_(keep_float=frozenset().union(*meant.values()))
-    context.journal = state.fused.journal.continued()
-    for name, nodes in meant.items():
-        if not nodes:
-            context.remark("convert", "keep-float-unused", f"keep_float {name!r} names no op: what it names was fused into others")
-    decide_again(gm, state.fused, pipeline_for(context.settings), context)
-
-
 @in_plain_torch
 def convert_to_reference_fx(
     prepared: Any, *, allow_uncalibrated: str = "error", keep_float: Iterable[str] = (), debug: Any = None
@@ -276,18 +204,16 @@ def convert_to_reference_fx(
 
     `keep_float`: as in convert_fx.
     """
-    names = _listed(prepared, keep_float)
+    names = names_to_keep(prepared, keep_float)
     if isinstance(prepared, CallForms):
-        options = {"allow_uncalibrated": allow_uncalibrated, "debug": debug}
-        each: fx.GraphModule = _each_form(
-            prepared, lambda form: convert_to_reference_fx(form, keep_float=_meant(_state(form), names), **options), "reference"
-        )
+        again = partial(convert_to_reference_fx, allow_uncalibrated=allow_uncalibrated, debug=debug)
+        each: fx.GraphModule = _each_form(prepared, lambda form: again(form, keep_float=kept_in(form, names)), "reference")
         return each
-    gm, state = _observed(prepared, allow_uncalibrated)
+    gm, state = observed_copy(prepared, allow_uncalibrated)
     context = Context(state.settings, state.journal)
     with watched(debug, "reference", state.name, context):
         setattr(gm, WEIGHTS, state.weights)
-        _decide(gm, state, context, names)
+        decide(gm, state, context, names)
         made = run_passes(gm, pipeline_for(state.settings).quantize, Stage.OBSERVED, context)
     guard_loading(made)
     return made
@@ -312,14 +238,15 @@ def convert_fx(
     """
     if backend is not None:
         backend_of(backend)
-    names = _listed(prepared, keep_float)
+    names = names_to_keep(prepared, keep_float)
     if isinstance(prepared, CallForms):
-        options = {"convert_custom_config": convert_custom_config, "allow_uncalibrated": allow_uncalibrated, "debug": debug,
-                   "check_parity": check_parity}  # fmt: skip
-        return _each_form(prepared, lambda form: convert_fx(form, backend, keep_float=_meant(_state(form), names), **options), "converted")  # type: ignore
+        again = partial(convert_fx, backend=backend, convert_custom_config=convert_custom_config, allow_uncalibrated=allow_uncalibrated,
+                        check_parity=check_parity, debug=debug)  # fmt: skip
+        made: Executable = _each_form(prepared, lambda form: again(form, keep_float=kept_in(form, names)), "converted")
+        return made
     custom = as_config(convert_custom_config, ConvertCustomConfig)
-    gm, state = _observed(prepared, allow_uncalibrated)
-    chosen, target = _chosen(gm, state.settings, backend)
+    gm, state = observed_copy(prepared, allow_uncalibrated)
+    chosen, target = chosen_backend(gm, state.settings, backend)
     assert chosen.build is not None
     settings = state.settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}), target=target)
     context = Context(settings, state.journal, state.example if check_parity and not settings.trains else None)
@@ -327,7 +254,7 @@ def convert_fx(
     check_attributes(prepared, custom.preserved_attributes)
     kept = state.user_attributes | {name: getattr(prepared, name) for name in custom.preserved_attributes}
     with watched(debug, "convert", state.name, context):  # setting the lowered graph makes its code
-        _decide(gm, state, context, names)
+        decide(gm, state, context, names)
         run_passes(gm, pipeline.quantize, Stage.OBSERVED, context, recompile=False)
         rows, decided = rows_of(gm.graph.nodes, settings.table), len(context.journal.floats)
         run_passes(gm, pipeline.lower, Stage.QUANTIZED, context, recompile=False)
@@ -344,97 +271,14 @@ def convert_fx(
     return module
 
 
-def _chosen(gm: fx.GraphModule, settings: Settings, name: str | None) -> tuple[Backend, Target]:
-    """The back end to build for, and its target. Raises ConfigError for one that builds nothing, or cannot have what was decided."""
-    chosen = backend_of(name or settings.target.backend)
-    if chosen.build is None:
-        raise ConfigError(f"the back end {chosen.name} builds no modules", code="backend",
-                          hint="convert_to_reference_fx(prepared) gives its graph; backend= names another one")  # fmt: skip
-    if chosen.name == settings.target.backend:
-        return chosen, settings.target
-    target = chosen.target(None, None)
-    check_decisions(gm, settings, target)
-    return chosen, target
-
-
-@in_plain_torch
-def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_nonfinite: bool = False) -> int:
-    """Runs calibration data through a prepared module, of prepare_fx or of quantization.prepare, and returns the number of batches.
-
-    `data`: iterable of inputs (a tensor, a tuple of arguments, a dict of keywords), or a DataLoader of (inputs, labels), or one
-    tensor (one batch). May be called again with more data. A batch that fails or is interrupted leaves no trace in the observers:
-    an exception's note says how many batches they hold, and calibration can go on with the next. Raises CalibrationError for no
-    batches and, naming the batch, for NaN or inf (`skip_nonfinite` skips such).
-    """
-    for form in forms_of(prepared):
-        if isinstance(form, fx.GraphModule) or getattr(form, MARK, None) != "prepared":  # else quantization.prepare's
-            verify(form, Stage.OBSERVED, table=_state(form).settings.table)  # type: ignore[arg-type]
-    check_data(data)
-    items = [data] if isinstance(data, torch.Tensor) else data
-    batch, count = Batch(prepared), 0
-    try:
-        with _evaluating(prepared):
-            for index, (args, kwargs) in enumerate(_tracked(batches(items), progress, items)):
-                batch.begin()
-                try:
-                    _observe(prepared, index, args, kwargs)
-                    count += 1
-                except BaseException as error:
-                    batch.take_back()
-                    if not (skip_nonfinite and isinstance(error, CalibrationError)):
-                        raise
-    except BaseException as error:
-        error.add_note(f"calibration stopped; the observers hold {count} batches of this call, whole ones alone")
-        raise
-    if count == 0:
-        raise CalibrationError(
-            "0 batches of calibration data", code="no-batches", hint="an iterator can be read only once; is the loader empty?"
-        )
-    return count
-
-
-@contextmanager
-def _evaluating(prepared: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; what was in train mode is again, after. Tensors that training will use are no inference tensors."""
-    training = [module for module in prepared.modules() if module.training]
-    prepared.eval()
-    try:
-        with torch.no_grad() if training or _state(forms_of(prepared)[0]).settings.trains else torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _observe(prepared: nn.Module, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """One batch; errors name it."""
-    try:
-        prepared(*args, **kwargs)
-    except (CalibrationError, InputError) as error:
-        raise type(error)(f"batch {index}: {error.message}", code=error.code, where=error.where, hint=error.hint) from error
-    except Exception as error:  # of a hand-prepared model: a graph's are InputErrors
-        if not refuses_inputs(error):
-            raise
-        text = f"batch {index}: {type(error).__name__}: {first_sentence(error)}"
-        hint = "does the float model take it? a tuple is the arguments of forward: without labels"
-        raise InputError(text, code="input-shape", hint=hint) from error
-
-
-def _tracked(items: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]:
-    if not progress:
-        return items
-    from rich.progress import track
-
-    return track(items, description="calibrating", total=len(data) if hasattr(data, "__len__") else None)
-
-
 @in_plain_torch
 def quantize(
     model: nn.Module, calibration_data: Any, qconfig_mapping: Any = None, *, progress: bool = True, debug: Any = None, **options: Any
 ) -> Executable:
     """Float model and calibration data in, int8 module out: prepare_fx, calibrate, convert_fx. The first batch is the example.
 
-    `debug` as in prepare_fx, for both steps; the other `options` go to prepare_fx. Several forms of the call: `example_kwargs`.
+    `debug` as in prepare_fx, for both steps; the other `options`, `backend` among them, go to prepare_fx. Several forms of the call:
+    `example_kwargs`.
     """
     check_data(calibration_data)
     data = [calibration_data] if isinstance(calibration_data, torch.Tensor) else calibration_data
@@ -450,31 +294,6 @@ def quantize(
     return module
 
 
-def _compiled_state(model: Any, what: str) -> State:
-    """The state of a prepared module; the ConfigError for any other names `what` was called."""
-    if getattr(model, MARK, None) is None:
-        text = f"{what} takes a prepared, converted or loaded model; nothing has been done to this {type(model).__name__}"
-        raise ConfigError(text, code="not-prepared", hint="pass what prepare_fx, convert_fx, quantize or load returned")
-    if getattr(model, MARK, None) == "converted":
-        raise ConfigError(f"this module has lost the notes that {what} reads", code="no-notes", hint="convert the model anew")
-    return _state(model)
-
-
-def explain(model: Any) -> Explanation:
-    """Which ops run in int8 and which in float, with the reason, for a prepared, converted or loaded module."""
-    if isinstance(model, CallForms):
-        found = [replace(row, node=f"{i}.{row.node}") for i, form in enumerate(model.call_forms) for row in explain(form).rows]
-        return Explanation(tuple(found))
-    rows = getattr(model, ROWS, None)
-    if rows is not None:
-        return Explanation.from_data(rows)
-    state = _compiled_state(model, "explain")
-    return rows_of(model.graph.nodes, state.settings.table)
-
-
-def remarks(model: Any) -> list[Remark]:
-    """What the compiler noted of a prepared, converted or loaded module: not fused, kept float, made concrete, and why."""
-    if isinstance(model, CallForms):
-        return list({str(remark.to_data()): remark for form in model.call_forms for remark in remarks(form)}.values())
-    data = getattr(model, REMARKS, None)
-    return list(_compiled_state(model, "remarks").journal.remarks) if data is None else [Remark.from_data(entry) for entry in data]
+__all__ = [
+    "calibrate", "convert_fx", "convert_to_reference_fx", "explain", "fuse_fx", "prepare_fx", "prepare_qat_fx", "quantize", "remarks",
+]  # fmt: skip

@@ -18,7 +18,8 @@ from qcompiler.graph_pickle import Data, from_data, to_data
 from qcompiler.ir.types import SOURCE, Source, Stage, quant_of
 from qcompiler.journal import Journal
 from qcompiler.observers.watch import Watch, WatchKey
-from qcompiler.pass_manager import Context, Pipeline, run_passes
+from qcompiler.pass_lists import Pipeline
+from qcompiler.pass_manager import Context, run_passes
 from qcompiler.settings import Settings
 
 SWAPS = "observe_custom_modules"  # the pass that puts observed modules in the place of the user's float ones

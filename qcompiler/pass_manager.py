@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import fx
 
-from qcompiler.errors import ConfigError, PassError, QCompilerError
+from qcompiler.errors import PassError, QCompilerError
 from qcompiler.ir.provenance import inherit_sources, inherit_values
 from qcompiler.ir.types import QUANT, Stage, quant_of
 from qcompiler.journal import Journal, PassRecord, Remark
@@ -114,53 +114,6 @@ class Pass(Protocol):
     def required(self) -> bool: ...
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """The passes of one way through the compiler, in order. Which there are stands in passes/__init__.py."""
-
-    name: str
-    fuse: tuple[Pass, ...]  # TRACED -> FUSED
-    observe: tuple[Pass, ...]  # FUSED -> OBSERVED: the end of a prepare
-    quantize: tuple[Pass, ...]  # OBSERVED -> QUANTIZED
-    lower: tuple[Pass, ...] = ()  # QUANTIZED -> what a back end builds from
-
-    @property
-    def prepare(self) -> tuple[Pass, ...]:
-        """What runs before calibration, or training."""
-        return (*self.fuse, *self.observe)
-
-    @property
-    def convert(self) -> tuple[Pass, ...]:
-        """What runs behind it."""
-        return (*self.quantize, *self.lower)
-
-    @property
-    def steps(self) -> tuple[Pass, ...]:
-        return (*self.prepare, *self.convert)
-
-    @property
-    def reference(self) -> Pipeline:
-        """The same up to QUANTIZED."""
-        return replace(self, lower=())
-
-    def with_passes(self, own: Sequence[Pass]) -> Pipeline:
-        """The same with passes of the user's own behind the fusions."""
-        return replace(self, fuse=(*self.fuse, *own))
-
-    def with_lowering(self, own: Sequence[Pass]) -> Pipeline:
-        """The same with the passes of a back end at the end."""
-        return replace(self, lower=(*self.lower, *own))
-
-    def with_replaced(self, by: Mapping[str, Pass]) -> Pipeline:
-        """The same with other passes in the place of those with these names. ConfigError for a name that no pass has."""
-        unknown = sorted(set(by) - {step.name for step in self.steps})
-        if unknown:
-            raise ConfigError(f"there is no pass {unknown[0]!r} to replace", code="no-pass",
-                              hint=f"one of {', '.join(step.name for step in self.steps)}")  # fmt: skip
-        parts = (tuple(by.get(step.name, step) for step in part) for part in (self.fuse, self.observe, self.quantize, self.lower))
-        return Pipeline(self.name, *parts)
 
 
 class PassInstrument:

@@ -68,6 +68,20 @@ def state_of(module: Any) -> State | None:
     return state
 
 
+def required_state(prepared: Any) -> State:
+    """The state of what prepare_fx returned. Raises ConfigError for anything else."""
+    state = state_of(prepared)
+    if state is not None and getattr(prepared, MARK, None) == "prepared":
+        return state
+    if getattr(prepared, MARK, None) == "converted":
+        raise ConfigError("this model is already converted", code="already-converted")
+    if getattr(prepared, MARK, None) == "prepared" and not isinstance(prepared, fx.GraphModule):
+        raise ConfigError("quantization.prepare made this module, not prepare_fx", code="not-prepared",
+                          hint="qcompiler.quantization.convert(prepared) is its convert")  # fmt: skip
+    raise ConfigError("convert_fx needs the module that prepare_fx returned", code="not-prepared",
+                      hint="prepared = prepare_fx(model, mapping, inputs); calibrate(prepared, data); convert_fx(prepared)")  # fmt: skip
+
+
 class PreparedModule(OwnGraphModule):
     """A GraphModule whose copies have the user's modules (a BatchNorm is found by its class, a frozen one stays frozen), not plain
     ones with the same tensors, and whose pickles have the graph with its notes, so that they convert. A call that torch refuses

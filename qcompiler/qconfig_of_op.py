@@ -24,7 +24,7 @@ def weight_observer(row: Op, qconfig: QConfig) -> Any:
         return observer
     if row.reads_table:
         return default_float_qparams_observer()
-    if row.family in CONVOLUTIONS and observer.dtype is torch.int8 and mode_of(qconfig) is Mode.DYNAMIC:
+    if row.settled.family in CONVOLUTIONS and observer.dtype is torch.int8 and mode_of(qconfig) is Mode.DYNAMIC:
         return PerChannelMinMaxObserver(dtype=torch.int8, qscheme=torch.per_channel_symmetric, quant_min=observer.quant_min,
                                         quant_max=observer.quant_max)  # fmt: skip
     return observer

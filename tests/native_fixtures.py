@@ -1,7 +1,12 @@
-"""Fixtures of the kernel tests: one library a session, and its kernels for each instruction set in turn."""
+"""Fixtures of the kernel tests: one library a session, and its kernels for each instruction set in turn.
+
+QCOMPILER_TEST_CFLAGS adds flags to the library's, as for sanitizers:
+LD_PRELOAD=$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 QCOMPILER_TEST_CFLAGS="-fsanitize=address,undefined" pytest ...
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -15,7 +20,7 @@ from tests.native_emulated import Emulated, can_emulate
 def native_library(tmp_path_factory: pytest.TempPathFactory) -> Library:
     if shutil.which("cc") is None:
         pytest.skip("needs a C compiler")
-    return Library(tmp_path_factory.mktemp("kernels"))
+    return Library(tmp_path_factory.mktemp("kernels"), os.environ.get("QCOMPILER_TEST_CFLAGS", "").split())
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,11 @@ def shuffled(m: Any, x: Tensor) -> Tensor:
     return m[2](torch.cat([a, m[1](b)], 1))
 
 
+def resized(m: Any, x: Tensor) -> Tensor:
+    y = m[0](x)
+    return m[2](F.interpolate(m[1](y), size=y.shape[-2:], mode="bilinear", align_corners=False) + y)
+
+
 def numbers(m: Any, x: Tensor) -> Tensor:
     y = m[0](x)
     return m[1](torch.sub(1 - y / 3, m[2](y), alpha=2) * 0.5 + 1)
@@ -88,6 +93,11 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "pools": (between(nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.AvgPool2d(3, 2, 1)), (1, 3, 21, 20)),
     "average without padding": (between(nn.AvgPool2d(3, 1, 1, count_include_pad=False)), (1, 3, 9, 9)),
     "adaptive": (lambda: nn.Sequential(between(nn.AdaptiveAvgPool2d((3, 2)))(), nn.Flatten(), nn.Linear(24, 3)), (2, 3, 11, 9)),
+    "nearest": (between(nn.Upsample(scale_factor=2)), (1, 3, 9, 8)),
+    "exact factor": (between(nn.Upsample(scale_factor=(1.5, 2.5), mode="nearest-exact")), (1, 3, 9, 8)),
+    "bilinear": (between(nn.Upsample(scale_factor=1.7, mode="bilinear")), (1, 3, 9, 8)),
+    "bilinear to a size": (between(nn.Upsample(size=(11, 5), mode="bilinear", align_corners=True)), (1, 3, 9, 8)),
+    "to another's size": (lambda: Through(resized, conv(3, 8), conv(8, 8, 3, stride=2), conv(8, 4, 1)), (2, 3, 9, 8)),
     "functions": (between(nn.Conv2d(8, 8, 1), nn.Hardswish(), nn.MaxPool2d(2), nn.SiLU()), (1, 3, 9, 9)),
     "norm before activation": (between(nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.ReLU()), (1, 3, 9, 9)),
     "linear": (lambda: nn.Sequential(nn.Linear(20, 33), nn.ReLU(), nn.Linear(33, 7)), (5, 20)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,13 @@ from qcompiler import backends, debug
 from qcompiler.backends import Backend, backend_of, register, unregister
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.debug import document_of
-from qcompiler.errors import ArtifactError, ConfigError
+from qcompiler.errors import ArtifactError, ConfigError, PassError
 from qcompiler.executable import Executable, Payload
 from qcompiler.ir.types import quant_of
 from qcompiler.quantization.backend_config import get_onednn_backend_config
 from qcompiler.target import Neutral, Target
 from tests.flow import ENGINES, randn, randomized
-from tests.toy_backend import BACKEND, LeaveSigmoidFloat, ToyModule, ToyTarget, registered
+from tests.toy_backend import BACKEND, Breaks, LeaveSigmoidFloat, ToyModule, ToyTarget, registered
 
 X = randn(2, 3, 8, 8)
 
@@ -34,13 +36,14 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.bn, self.b, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+        self.c = nn.Conv2d(8, 4, 1)
         self.steps = 7  # an attribute of the user's with a name that a back end might want
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         y = torch.relu(self.bn(self.a(x)))
         gate = torch.sigmoid(self.b(y))
         pooled = (y * gate).mean((2, 3))
-        return {"logits": self.fc(pooled), "tanh": torch.tanh(pooled)}
+        return {"logits": self.fc(pooled), "tanh": self.c(torch.tanh(y))}
 
 
 @pytest.fixture(autouse=True)
@@ -124,8 +127,8 @@ def test_bisect_finds_a_pass_of_the_back_end() -> None:
     class Spoil(LeaveSigmoidFloat):
         def run(self, gm: Any, context: Any) -> bool:
             for node in gm.graph.nodes:
-                if node.target is torch.sigmoid:
-                    node.target = torch.tanh
+                if node.target is torch.tanh:
+                    node.target = torch.neg
             return True
 
     assert not debug.bisect(net(), [(X,)], backend="toy")
@@ -201,7 +204,7 @@ def test_what_was_decided_names_itself() -> None:
     assert error.value.code == "backend-decision" and 'backend="toy"' in str(error.value.hint)
 
 
-def test_a_residual_inside() -> None:
+def test_a_residual_inside_is_decided_by_whoever_builds() -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -214,8 +217,10 @@ def test_a_residual_inside() -> None:
     config = get_onednn_backend_config()
     made = qc.prepare_fx(Residual().eval(), None, (X,), engine="onednn", backend_config=config)
     qc.calibrate(made, [X])
-    with pytest.raises(ConfigError, match="add a residual inside the convolution"):
-        qc.convert_fx(made, backend="toy")
+    inside = [call.op for call in qc.convert_fx(made).program.calls]  # type: ignore[attr-defined]
+    assert "runtime.conv2d_add_onednn" in inside
+    rows = {row.op: row.int8 for row in qc.explain(qc.convert_fx(made, backend="toy")).rows}
+    assert rows["add"] and "conv2d_add" not in rows
 
 
 @pytest.mark.parametrize("isa", ["avx2", "avx512_vnni"])
@@ -245,10 +250,17 @@ def test_bits_that_training_saw(isa: str) -> None:
 @pytest.mark.parametrize("engine", ["onednn", "qnnpack"])
 def test_what_allows_it_is_built(engine: str) -> None:
     """No floats are handed out there, so the toy can have all that was decided; tanh it lacks, and leaves float."""
-    made = prepared(engine=engine)
-    module, reference = qc.convert_fx(made, backend="toy"), qc.convert_to_reference_fx(made)
-    want, got = reference(X), module(X)
-    assert all(torch.equal(want[key], got[key]) for key in want)
+    mapping = qc.get_default_qconfig_mapping(engine)
+    made, own = (qc.prepare_fx(net(), mapping, (X,), **options) for options in ({"engine": engine}, {"backend": "toy"}))
+    for observed in (made, own):
+        qc.calibrate(observed, [X, -X])
+    module = qc.convert_fx(made, backend="toy")
+    want, got = qc.convert_fx(own)(X), module(X)
+    assert all(torch.equal(want[key], got[key]) for key in want), "as if it had been prepared for the toy"
+    rows = {row.op: row for row in qc.explain(module).rows}
+    assert (rows["tanh"].int8, rows["tanh"].reason) == (False, "no toy has a tanh")
+    assert next(row for row in qc.explain(made).rows if row.op == "tanh").int8, "the prepared model is as it was"
+    assert sum(remark.text == "stays float: no toy has a tanh" for remark in qc.remarks(module)) == 1
     back = qc.convert_fx(prepared(backend="toy"), backend="torch")
     assert debug.compare(net(), back, [X]).output > 25
 
@@ -280,3 +292,20 @@ def test_dumps_name_the_target(tmp_path: Path) -> None:
 
 def test_quantize_takes_a_back_end() -> None:
     assert type(qc.quantize(net(), [X], progress=False, backend="toy")) is ToyModule
+
+
+def test_a_crash_of_a_back_end_happens_again_where_nobody_registered_it(tmp_path: Path) -> None:
+    broken = Backend("broken", BACKEND.target, (Breaks(),), BACKEND.build)
+    made = prepared(backend="toy")
+    register("broken", broken)
+    try:
+        with pytest.raises(PassError, match="a toy breaks") as caught:
+            qc.convert_fx(made, backend="broken", debug=tmp_path)
+    finally:
+        unregister("broken")
+    assert caught.value.reproducer is not None
+    script = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", script, caught.value.reproducer], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and "KeyError: 'a toy breaks'" in done.stderr

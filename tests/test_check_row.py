@@ -51,6 +51,10 @@ def bounded(x: Tensor, other: Tensor, *, bounds: Any = None) -> Tensor:
     return x - other if bounds is None else (x - other).clamp(*bounds)
 
 
+def standardized(x: Tensor, weight: Tensor, bias: Tensor | None = None, **settings: Any) -> Tensor:
+    return F.conv2d(x, weight / weight.std(), bias, **settings)
+
+
 PLAIN = Op(name="plain", fn=plain, signature="x k=2", params=(Param("x"),), output=Output.OWN, example=Example())
 PAIR = Op(name="pair", fn=bounded, signature="x other", params=(Param("x"), Param("other")), output=Output.OWN,
           takes_bounds=True, example=Example(((2, 3), (2, 3))))  # fmt: skip
@@ -95,6 +99,10 @@ BREACHES: dict[str, tuple[Op, str]] = {
     "neighbours": (replace(PLAIN, fn=lambda x: x.cumsum(0), signature="x", elementwise=True), "no function of single values"),
     "another shape": (replace(PLAIN, fn=lambda x: x.flatten(), signature="x", elementwise=True), "no function of single values"),
     "it does not commute": (replace(PAIR, commutes=lambda attributes: True), "its operands do not commute"),
+    "a convolution of a normalized weight": (
+        replace(OPS.rows["conv2d"], name="standardized", spellings=(), modules=(), takes_bounds=False, fn=standardized),
+        "is convolution, and its result is not linear in weight and bias",
+    ),
     "bounds do nothing": (replace(PAIR, fn=lambda x, other, *, bounds=None: x - other), "not the clamp of what it is"),
 }  # fmt: skip
 

@@ -25,7 +25,10 @@ from qcompiler import (
     prepare_qat_fx,
     remarks,
 )
+from qcompiler.backends.torch.description import get_onednn_backend_config
+from qcompiler.backends.torch.program.once import quantized_engine
 from qcompiler.custom_config import ConvertCustomConfig, PrepareCustomConfig
+from qcompiler.debug import compute_sqnr
 from qcompiler.observers import HistogramObserver, MinMaxObserver
 from qcompiler.prepared import state_of
 from qcompiler.qconfig import QConfig, default_dynamic_qconfig, default_qconfig
@@ -279,6 +282,33 @@ def test_custom_modules() -> None:
     for name in ("gain", "fc", "second"):
         expected = convert_fx(ready(model, data, without([name]), prepare_custom_config=config), **options)  # type: ignore[arg-type]
         check_equal(convert_fx(prepared, keep_float=[name], **options), expected, data[0])  # type: ignore[arg-type]
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        y = torch.relu(self.b(x) + x)
+        result: Tensor = self.d(self.c(y) + y)
+        return result
+
+
+def test_sums_inside_convolutions() -> None:
+    """A convolution that adds: float, alone with its own range; without it the sum has one."""
+    torch.manual_seed(0)
+    model, options = Residual().eval(), {"engine": "onednn", "backend_config": get_onednn_backend_config()}
+    prepared = ready(model, X, without([], "onednn"), **options)
+    with quantized_engine("onednn"):
+        for name in ("a", "b", "c", "d"):
+            expected = convert_fx(ready(model, X, without([name], "onednn"), **options))
+            check_equal(convert_fx(prepared, keep_float=[name]), expected, X[0])
+        for node in ("%add", "%add_1"):
+            made = convert_fx(prepared, keep_float=[node])
+            assert sum(call.op == "runtime.conv2d_add_onednn" for call in made.program.calls) == 1  # type: ignore[attr-defined]
+            assert compute_sqnr(model(X[0]), made(X[0])) > 25
 
 
 def test_dynamic_qconfigs() -> None:

@@ -23,14 +23,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("matching",),
     ("rewrite", "graph_pickle", "float_state"),
     ("patterns",),
-    ("settings", "journal", "pass_manager"),
+    ("settings", "journal", "pass_manager", "pass_lists"),
     ("passes", "prepared", "decisions", "decide_again", "executable"),
     ("trace", "backends", "artifact"),
     ("nn",),
     ("pipeline",),
     ("debug",),
     ("viz",),
-    ("api",),
+    ("api", "calibration", "converting", "report"),
     ("quantization", "cli", "__init__", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

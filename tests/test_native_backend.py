@@ -206,6 +206,20 @@ def test_inputs_that_do_not_fit(shape: tuple[int, ...]) -> None:
         module(example(shape))
 
 
+def test_only_memory_of_the_cpu_is_read() -> None:
+    module, _, x = net("conv")
+    with pytest.raises(InputError, match="on the CPU"):
+        region_of(module)(torch.empty(x.shape, device="meta"))
+    negated = torch._neg_view(x)
+    assert torch.equal(module(negated), module(negated.contiguous().clone()))
+    assert torch.equal(module(torch._neg_view(-x)), module(x))
+
+
+def test_a_batch_of_nothing() -> None:
+    module, _, x = net("residual")
+    assert module(x[:0]).shape == (0, *module(x).shape[1:])
+
+
 def test_settings_of_torchs_back_end_are_refused() -> None:
     with pytest.raises(ConfigError, match="QCOMPILER_ISA"):
         qcompiler.prepare_fx(nn.Sequential(nn.Linear(3, 3)).eval(), None, (example((1, 3)),), backend="native", isa="avx2")

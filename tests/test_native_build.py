@@ -70,7 +70,7 @@ def test_nothing_half_made_stays(unit: Unit) -> None:
     unit.source.write_text("int answer(void) { return }\n")
     with pytest.raises(CompileError, match=r"answer\.c"):
         built(unit)
-    assert not list(cache.folder().iterdir())
+    assert not [path for path in cache.folder().iterdir() if path.suffix != ".lock"]
 
 
 def test_a_folder_that_others_may_write_to_is_refused(unit: Unit) -> None:
@@ -81,6 +81,7 @@ def test_a_folder_that_others_may_write_to_is_refused(unit: Unit) -> None:
 
 
 def test_processes_that_build_at_the_same_time_each_find_a_whole_library(unit: Unit) -> None:
+    unit.source.write_text("#include <stdio.h>\n" + TEXT)
     script = (
         "import sys, ctypes; from pathlib import Path\n"
         "from qcompiler.backends.native.build import cache; from qcompiler.backends.native.build.compiler import Unit, find\n"
@@ -89,6 +90,15 @@ def test_processes_that_build_at_the_same_time_each_find_a_whole_library(unit: U
     )
     running = [subprocess.Popen([sys.executable, "-c", script, str(unit.source)]) for _ in range(3)]
     assert [process.wait(timeout=300) for process in running] == [0, 0, 0]
+    assert len(list(cache.folder().glob("*.so"))) == 1
+
+
+def test_what_another_process_has_built_meanwhile_is_taken(unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = built(unit)
+    answers = iter([False, True])
+    monkeypatch.setattr(cache, "_is_whole", lambda path, record: next(answers))
+    monkeypatch.setattr(cache, "link", lambda *_: pytest.fail("it was built again"))
+    assert built(unit) == path
 
 
 def test_the_compiler_that_is_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,7 +196,9 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_leaf_module_is_kept_by_name_alone(tmp_path: Path) -> None:
     class Leaf(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x * 2 if float(x.sum()) < 0 else x
+            while float(x.sum()) > 1e6:
+                x = x / 2
+            return x
 
     model = nn.Sequential(nn.Conv2d(3, 3, 1), Leaf(), nn.Hardswish()).eval()
     with pytest.raises(QCompilerError) as caught:
@@ -204,6 +206,20 @@ def test_a_leaf_module_is_kept_by_name_alone(tmp_path: Path) -> None:
     script = Path(str(caught.value.reproducer))
     space = names_of(script)
     assert not any("Leaf" in name for name in space["NAMES"])
+    with pytest.raises(QCompilerError, match="KeyError"):
+        main(str(script), space["PIPELINE"], space["NAMES"], [])
+
+
+def test_a_statement_of_the_model_is_missing_and_no_pass_needs_it(tmp_path: Path) -> None:
+    class Doubles(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if float(x.sum()) < 0 else x
+
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Doubles(), nn.Hardswish()).eval()
+    with pytest.raises(QCompilerError) as caught:
+        prepare_fx(model, None, (X,), passes=(planted.Raises(),), debug=tmp_path)
+    script = Path(str(caught.value.reproducer))
+    space = names_of(script)
     with pytest.raises(QCompilerError, match="KeyError"):
         main(str(script), space["PIPELINE"], space["NAMES"], [])
 

@@ -74,6 +74,16 @@ class LeaveSigmoidFloat:
 
 
 @dataclass(frozen=True)
+class Breaks(LeaveSigmoidFloat):
+    """A pass of a back end that fails."""
+
+    name: str = "breaks"
+
+    def run(self, gm: fx.GraphModule, context: Context) -> bool:
+        raise KeyError("a toy breaks")
+
+
+@dataclass(frozen=True)
 class Instruction:
     """One value of the program. `kind`: input, constant or call; `op`: what computes it, the path of a tensor, or the argument's name."""
 

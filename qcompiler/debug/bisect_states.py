@@ -31,7 +31,8 @@ from qcompiler.observers.watch import Watch
 from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.reference import dequantize, quantize
 from qcompiler.ops.table import Table
-from qcompiler.pass_manager import Context, Pipeline, run_passes
+from qcompiler.pass_lists import Pipeline
+from qcompiler.pass_manager import Context, run_passes
 from qcompiler.pipeline import traced
 from qcompiler.settings import Settings
 from qcompiler.trace.state import untouched

@@ -43,10 +43,11 @@ PLAIN = (type(None), bool, int, float, str, complex, slice, torch.dtype, torch.d
 
 
 class Lost:
-    """Stands where something could not be written."""
+    """Stands where something could not be written. A graph may call it, and passes look at its name; it computes nothing."""
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self.__name__ = self.__qualname__ = "lost"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"{self.text} is not part of this reproducer")

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qcompiler.backends import backend_of, names
 from qcompiler.backends.torch.kernels import table as kernels
-from qcompiler.backends.torch.passes import LOWERING
 from qcompiler.debug.plain_data import Reader
 from qcompiler.debug.reproducer import GRAPH, SCHEMA, SCRIPT, TENSORS
 from qcompiler.errors import ConfigError, QCompilerError
@@ -26,8 +26,13 @@ from qcompiler.ir.types import Stage
 from qcompiler.pass_manager import Context, Pass, PassInstrument, run_passes
 from qcompiler.passes import PIPELINES
 
-BUILT_IN: dict[str, Pass] = {step.name: step for p in PIPELINES.values() for step in p.with_lowering(LOWERING).steps}
 NOT_REPRODUCED = 3  # exit status: the pipeline ran to its end
+
+
+def built_in(backend: str) -> dict[str, Pass]:
+    """The passes of all pipelines that end with those of a back end, by name."""
+    lowering = backend_of(backend).passes if backend in names() else ()  # its own may be written out
+    return {step.name: step for p in PIPELINES.values() for step in p.with_lowering(lowering).steps}
 
 
 @dataclass(frozen=True)
@@ -62,16 +67,17 @@ class Case:
             if kernel not in kernels.TABLE.get(kernel.op, ()):
                 kernels.register(kernel)
         settings = reader.read(self.data["settings"]).with_(module_types=reader.read(self.data["module_types"]))
-        steps = [self._step(name, reader) for name in self.pipeline]
+        known = built_in(settings.target.backend)
+        steps = [self._step(name, reader, known) for name in self.pipeline]
         gm = graph_of(self.data, reader)
         context = Context(settings, example=reader.read(self.data["example"]))
         return gm if settings.trains else gm.eval(), steps, Stage(self.data["stage"]), context
 
-    def _step(self, name: str, reader: Reader) -> Pass:
+    def _step(self, name: str, reader: Reader, known: Mapping[str, Pass]) -> Pass:
         own = self.data["passes"].get(name)
-        if own is None and name not in BUILT_IN:
-            raise ConfigError(f"there is no pass {name!r} here", code="reproducer", hint=f"known: {', '.join(BUILT_IN)}")
-        step: Pass = BUILT_IN[name] if own is None else reader.read(own)
+        if own is None and name not in known:
+            raise ConfigError(f"there is no pass {name!r} here", code="reproducer", hint=f"known: {', '.join(known)}")
+        step: Pass = known[name] if own is None else reader.read(own)
         return step
 
     def run(self) -> None:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from qcompiler.errors import ConfigError
 from qcompiler.ops.example_call import canonical_call
 from qcompiler.ops.signature import NO_DEFAULT, parse_signature
-from qcompiler.ops.spec import ModuleForm, Op, Output, Role, Spelling, never
+from qcompiler.ops.spec import CONVOLUTIONS, Family, ModuleForm, Op, Output, Role, Spelling, never
 
 BOUNDS = (-0.25, 0.5)  # cut some values of nearly every example
 
@@ -154,12 +154,21 @@ def _findings(row: Op) -> Iterator[str]:
         if (drawn := not torch.equal(before, torch.random.get_rng_state())) is not row.draws(attributes):
             yield "its function draws random numbers" if drawn else "it says that it draws random numbers, and draws none"
         yield from _values(row, args, results)
+        if row.family in (*CONVOLUTIONS, Family.LINEAR) and not _is_linear(row, args, attributes, results[0]):
+            yield f"its family is {row.family.value}, and its result is not linear in weight and bias"
         if row.elementwise and not _is_elementwise(row, args[0], attributes, results[0]):
             yield "it is no function of single values"
         if row.commutes(attributes) and not torch.equal(_tensors(row.fn(*args[1::-1], *args[2:], **attributes))[0], results[0]):
             yield "its operands do not commute"
         if row.takes_bounds and not torch.equal(_tensors(row.fn(*args, **attributes, bounds=BOUNDS))[0], results[0].clamp(*BOUNDS)):
             yield "with bounds it is not the clamp of what it is without them"
+
+
+def _is_linear(row: Op, args: tuple[Any, ...], attributes: dict[str, Any], result: Tensor) -> bool:
+    """Whether twice the weight and the bias give twice the result."""
+    roles = [param.role for param in row.params]
+    double = [2 * a if role in (Role.WEIGHT, Role.BIAS) and a is not None else a for role, a in zip(roles, args, strict=False)]
+    return torch.allclose(_tensors(row.fn(*double, **attributes))[0], 2 * result, rtol=1e-5, atol=1e-5)
 
 
 def _tensors(result: Any) -> list[Tensor]:

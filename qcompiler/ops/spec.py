@@ -34,7 +34,11 @@ class Output(Enum):
 
 
 class Family(Enum):
-    """What kind of op a row describes: rules and passes that hold for many ops ask for it, never for names."""
+    """What kind of op a row describes: rules and passes that hold for many ops ask for it, never for names.
+
+    They rely on what is common to a family: convolutions, transposed ones and LINEAR are linear in weight and bias together, so that a
+    BatchNorm behind one folds into them. An op that is not (say, one that normalizes its weight) is OTHER.
+    """
 
     CONVOLUTION = "convolution"
     TRANSPOSED = "transposed convolution"

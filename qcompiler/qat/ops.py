@@ -66,18 +66,21 @@ def _row(plain: Op) -> Op:
     inputs = ((6, 8),) if plain.family is Family.LINEAR else plain.example.inputs  # channels are dimension 1
     example = replace(plain.example, inputs=inputs, tensors={**plain.example.tensors, **dict.fromkeys(STATISTICS[:4], channels)})
     return replace(plain, name=plain.name + SUFFIX, fn=WITH_BATCH_NORM[plain.name], signature=signature, params=params, spellings=(),
-                   modules=(), eval_form=plain, example=example)  # fmt: skip
+                   modules=(), eval_form=plain, family=Family.EPILOGUE, example=example)  # fmt: skip
+
+
+TRAINING = {plain.name: _row(plain) for plain in ROWS if plain.name in WITH_BATCH_NORM}  # made once: rows are told by identity
 
 
 def is_for_training(row: Op) -> bool:
     """Whether the row is one that `training_table` adds."""
-    return row.eval_form is not None and row.fn in _FUNCTIONS
+    return any(row is own for own in TRAINING.values())
 
 
 def training_table(table: Table) -> Table:
     """A copy of a table with the ops of this file, for the weighted ops that it has as they are built in."""
     made = table.copy()
     for plain in ROWS:
-        if plain.name in WITH_BATCH_NORM and made.rows.get(plain.name) is plain and plain.name + SUFFIX not in made.rows:
-            made.enter(_row(plain))
+        if plain.name in TRAINING and made.rows.get(plain.name) is plain and plain.name + SUFFIX not in made.rows:
+            made.enter(TRAINING[plain.name])
     return made

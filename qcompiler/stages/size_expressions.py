@@ -30,6 +30,8 @@ class Name(Expression):
 
 @dataclass(frozen=True, repr=False)
 class Sum(Expression):
+    """Sizes added up, the integer last."""
+
     terms: tuple[Size, ...]
 
     def __str__(self) -> str:
@@ -41,6 +43,8 @@ class Sum(Expression):
 
 @dataclass(frozen=True, repr=False)
 class Product(Expression):
+    """Sizes multiplied, the integer first."""
+
     factors: tuple[Size, ...]
 
     def __str__(self) -> str:
@@ -73,6 +77,8 @@ class Modulo(Expression):
 
 @dataclass(frozen=True, repr=False)
 class Least(Expression):
+    """The smallest of several sizes."""
+
     of: tuple[Size, ...]
 
     def __str__(self) -> str:
@@ -83,6 +89,7 @@ Size: TypeAlias = "int | Name | Sum | Product | Floor | Modulo | Least"
 
 
 def is_size(value: object) -> TypeGuard[Size]:
+    """Whether a value is an integer or an expression."""
     return isinstance(value, (int, Expression)) and not isinstance(value, bool)
 
 

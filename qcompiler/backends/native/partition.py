@@ -6,6 +6,7 @@ that leaves it through torch comes back at a larger depth, so no region waits fo
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from qcompiler.backends.native.packing import MAX_SPANS, sums_fit
 from qcompiler.backends.native.plan.families import families
 from qcompiler.backends.native.read import NotNative, Reader, is_number
 from qcompiler.backends.native.steps import is_value
@@ -58,6 +60,10 @@ class GraphFacts:
         codes, zero_points = (attribute(self.gm, str(part.target)) for part in (node.args[0], node.args[2]))  # type: ignore[union-attr]
         if codes.dtype is not torch.int8 or bool(torch.count_nonzero(zero_points)):
             return "its weight has zero points"
+        if math.prod(codes.shape[2:]) > MAX_SPANS:
+            return f"its window has more than {MAX_SPANS} elements"
+        if not sums_fit(codes.numpy()):
+            return "sums of its products may leave 32 bits"
         return None if node.args[3] in (None, 0) else "its weight has scales along another axis than its results"
 
 

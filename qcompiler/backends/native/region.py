@@ -17,10 +17,11 @@ from qcompiler.backends.native.plan.fuse import fuse
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.place import Place
 from qcompiler.backends.native.plan.planner import Planner
-from qcompiler.backends.native.plan.sizes import LINE, Sizes
+from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.plan.table import Table, table_of
 from qcompiler.backends.native.plan.text import plan_text
 from qcompiler.backends.native.steps import Region
+from qcompiler.errors import InputError
 
 KEPT = 16  # tables of sizes; a call with sizes beyond these makes its table anew
 
@@ -56,8 +57,8 @@ class NativeRegion:
         found = self._tables.get(key)
         if found is None:
             found = table_of(self._sizes(inputs))
-            if len(self._tables) >= KEPT:
-                self._tables.pop(next(iter(self._tables)), None)
+            for old in list(self._tables)[: len(self._tables) - KEPT + 1]:  # other threads may be at it, too
+                self._tables.pop(old, None)
             self._tables[key] = found
         return found
 
@@ -74,7 +75,7 @@ class NativeRegion:
 
     def __call__(self, *inputs: Tensor) -> tuple[Any, ...]:
         """What the region hands out, in order: tensors, and numbers that follow from sizes."""
-        given = [x if x.dtype is torch.float32 else x.to(torch.float32) for x in inputs]
+        given = [x if _is_plain(x) else _plain(x) for x in inputs]
         table = self.table(given)
         made, pointers = self._given(given, table)
         if self._run(self._model, ctypes.byref(table.struct), pointers, torch.get_num_threads()):
@@ -93,7 +94,7 @@ class NativeRegion:
         for buffer in sizes.buffers:
             buffer.first, buffer.last = 0, len(self.network.layers)
         table = table_of(sizes)
-        arena = torch.zeros(table.struct.arena + LINE, dtype=torch.uint8)[LINE // 2 :]
+        arena = torch.zeros(table.struct.arena, dtype=torch.uint8)
         nanoseconds = (ctypes.c_int64 * max(1, len(self.network.computing)))()
         made, pointers = self._given(inputs, table)
         runtime().qc_watch(self._model, ctypes.byref(table.struct), pointers, arena.data_ptr(), nanoseconds)
@@ -101,6 +102,18 @@ class NativeRegion:
             name: _seen(arena, place, table.offsets) for name, place in sizes.places.items() if isinstance(place, Place) and place.size == 1
         }
         return Watched(values | made, dict(zip((layer.out for layer in self.network.computing), nanoseconds, strict=False)))
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether its memory holds what it says: the C reads it by address."""
+    return x.dtype is torch.float32 and x.device.type == "cpu" and x.layout is torch.strided and not x.is_neg()
+
+
+def _plain(x: Tensor) -> Tensor:
+    """The same numbers as float32 in memory of their own. Raises InputError for a tensor whose numbers lie elsewhere, or nowhere."""
+    if x.device.type != "cpu" or x.layout is not torch.strided:
+        raise InputError(f"a native region takes dense tensors on the CPU, not {x.layout} on {x.device}", code="input-type", hint="x.cpu()")
+    return x.resolve_neg().to(torch.float32)
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,25 @@
-"""Builds the programs of this folder with the system's compiler and runs one: `limits` (default) or `layers [ISA [name]]`."""
+"""Builds the programs of this folder with the machine's C compiler and runs one: `limits` (default) or `layers [ISA [name]]`."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from qcompiler.backends.native import isa
+from qcompiler.backends.native.build import compiler
 
 HERE = Path(__file__).parent
 
 
 def build(program: str, folder: Path) -> Path:
     """The program, linked with the kernels of every instruction set."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or "cc"
     sources = {} if program == "limits" else isa.units(isa.architecture())
-    objects = [str(folder / f"{name}.o") for name in sources]
-    for target, (source, flags) in zip(objects, sources.values()):
-        subprocess.run([compiler, *flags, "-c", str(source), "-o", target], check=True)
-    subprocess.run([compiler, "-std=c11", "-O2", str(HERE / f"{program}.c"), *objects, "-o", str(folder / program)], check=True)
+    cc = compiler.find()
+    for name, (source, flags) in sources.items():
+        cc.run([*flags, "-c", str(source), "-o", f"{name}.o"], folder)
+    cc.run(["-std=c11", "-O2", str(HERE / f"{program}.c"), *(f"{name}.o" for name in sources), "-o", program], folder)
     return folder / program
 
 

@@ -2,7 +2,7 @@
 
 QCOMPILER_CACHE, else $XDG_CACHE_HOME/qcompiler, else ~/.cache/qcompiler. Beside each library stands a record with the compiler, the
 flags and the hash of the library; one that is not as its record says (a disk that was full) is made anew. What is written gets its name
-last, so processes that build the same library at the same time each find a whole one.
+last, so that a process which reads finds a whole library or none; one that wants to build what another builds waits for it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,17 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from qcompiler.backends.native.build.compiler import Compiler, Unit, link
 from qcompiler.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 VARIABLE = "QCOMPILER_CACHE"
 
@@ -53,7 +59,14 @@ def library(compiler: Compiler, name: str, units: Sequence[Unit], headers: Seque
     record = path.with_suffix(".json")
     if _is_whole(path, record):
         return path
-    with tempfile.TemporaryDirectory(dir=kept, prefix="building-") as building:
+    with _alone(path.with_suffix(".lock")):
+        if not _is_whole(path, record):  # another process may have built it meanwhile
+            _build(compiler, units, path, record)
+    return path
+
+
+def _build(compiler: Compiler, units: Sequence[Unit], path: Path, record: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as building:
         made = Path(building) / path.name
         link(compiler, units, Path(building), made)
         data = {"compiler": list(compiler.command), "version": compiler.version, "flags": {u.name: list(u.flags) for u in units},
@@ -62,7 +75,17 @@ def library(compiler: Compiler, name: str, units: Sequence[Unit], headers: Seque
         note.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")
         os.replace(made, path)
         os.replace(note, record)
-    return path
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time builds a library: the others wait for it. Where files cannot be locked each builds its own."""
+    if fcntl is None:
+        yield
+        return
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, however that ends
+        yield
 
 
 def _is_whole(path: Path, record: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qcompiler.backends.native.packing import fold_epilogue, pack_conv, pack_depthwise, sums_fit
+from qcompiler.backends.native.packing import MAX_SPANS, fold_epilogue, pack_conv, pack_depthwise, sums_fit
 from qcompiler.backends.native.plan.codes import Bounds, Codes
 from qcompiler.backends.native.plan.layer import Bound, Layer, image, rows
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qcompiler.backends.native.steps import Step
 
 Three = tuple[int, int, int]
+LARGEST = 2**20  # of a window's sizes, which the C holds in 32 bits
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Window:
     stride: Three = (1, 1, 1)
     dilation: Three = (1, 1, 1)
     pad: Three = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        for values, least in ((self.kernel, 1), (self.stride, 1), (self.dilation, 1), (self.pad, 0)):
+            if not all(least <= value <= LARGEST for value in values):
+                raise ValueError(f"{values} are no sizes of a window")
 
     @staticmethod
     def of(dims: int, kernel: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> Window:
@@ -102,6 +108,8 @@ class Conv(Layer):
             raise ValueError(f"a bias of shape {tuple(bias.shape)} for {channels} channels")
         if not sums_fit(self.weight.numpy()):
             raise ValueError("sums of products may leave 32 bits")
+        if math.prod(self.window.kernel) > MAX_SPANS:
+            raise ValueError(f"a window of more than {MAX_SPANS} elements")
 
     @property
     def reads(self) -> tuple[str, ...]:

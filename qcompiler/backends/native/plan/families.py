@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from qcompiler.backends.native.plan import conv, pointwise, pool, shape
+from qcompiler.backends.native.plan import conv, pointwise, pool, resize, shape
 from qcompiler.ops.table import OPS
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def families() -> Mapping[str, Family]:
     found["cat"] = Family(shape.plan_cat, shape.refuse_cat)
     found["linear"] = Family(partial(conv.plan_conv, 0), partial(conv.refuse_conv, 0))
     found["batch_norm"] = Family(conv.plan_batch_norm, conv.refuse_batch_norm)
+    found["interpolate"] = Family(resize.plan_resize, resize.refuse_resize)
     found["mean"] = Family(pool.plan_mean, pool.refuse_mean)
     for dims in (1, 2, 3):
         refuse = partial(pool.refuse_pool, dims)

@@ -19,6 +19,7 @@ from qcompiler.backends.native.plan.network import Home, Network
 from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.plan.pointwise import Map, Pair
 from qcompiler.backends.native.plan.pool import Pool, same_codes
+from qcompiler.backends.native.plan.resize import Resize
 from qcompiler.backends.native.plan.shape import Cat, Number, Relayout
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.read import NUMBERS
@@ -176,6 +177,8 @@ class Planner:
         match layer:
             case Conv():
                 return "pixels" if layer.dims else "rows"
+            case Resize():
+                return "pixels"
             case Pool():
                 return "rows" if layer.squeeze else "pixels"
             case Quantize():

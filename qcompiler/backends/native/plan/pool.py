@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,8 @@ class Pool(Layer):
 
     def bind(self, sizes: Sizes) -> Bound:
         x, y = sizes.place(self.x), sizes.place(self.out)
+        if self.kind == "avg" and math.prod(x.shape[-self.dims :]) * 255 >= 2**31:
+            raise ValueError("a mean over too many values: their sum may leave 32 bits")
         if self.squeeze:
             y = y.viewed(y.meta()[(..., *(None,) * self.dims)])
         return Bound([image(x, self.dims), image(y, self.dims)])

@@ -11,6 +11,9 @@ from qcompiler.backends.native.build.library import Copy, SizesStruct, Tensor
 from qcompiler.backends.native.plan.arena import arrange
 from qcompiler.backends.native.plan.layer import Bound, Layer, Moved, Pixels, image
 from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.errors import InputError
+
+MOST = 2**46  # bytes of an arena: no machine has more, and offsets stay far from the ends of 64 bits
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ def table_of(sizes: Sizes) -> Table:
     layers = sizes.network.computing
     bound = [_bound(layer, sizes) for layer in layers]
     offsets, arena = arrange(sizes.buffers)
+    if arena >= MOST:
+        raise InputError(f"the values of these sizes take {arena} bytes", code="input-shape", hint="give smaller inputs")
     pixels = _array(Tensor, [_tensor(p, offsets) for b in bound for p in b.pixels])
     moved = _array(Copy, [_copy(m, offsets) for b in bound for m in b.moved])
     strides = _array(ctypes.c_int64 * 5, [(ctypes.c_int64 * 5)(*s) for b in bound for s in b.strides])
@@ -54,6 +59,8 @@ def _array(kind: Any, values: Sequence[Any]) -> Any:
 
 
 def _tensor(p: Pixels, offsets: Sequence[int]) -> Tensor:
+    if max(p.sizes) >= 2**31:
+        raise InputError(f"a value of {' x '.join(map(str, p.sizes))} elements is too large", code="input-shape")
     return Tensor(offsets[p.place.buffer] + p.place.offset, *p.sizes, *p.strides)
 
 

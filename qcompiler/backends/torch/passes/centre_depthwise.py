@@ -7,7 +7,7 @@ The values that are kept have the qparams that they had, so they are the same in
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
@@ -66,7 +66,7 @@ def _centre(graph: fx.Graph, conv: fx.Node, centring: Centring) -> None:
         kept = graph.create_node("call_function", getitem, (floats,), {"index": centring.index}, name=f"{conv.name}_strided")
     kept.meta[VALUE], kept.meta[SOURCE], kept.meta[QUANT] = value, source_of(conv), quant
     for made in (conv, integers, floats):
-        made.meta[SOURCE] = replace(source_of(conv), origin=(f"{conv.name}_centred",))  # no node of the model has these values
+        made.meta[SOURCE] = source_of(conv)  # of one origin with what is kept: what leaves that is compared with the model
     for reader in readers:
         reader.replace_input_with(conv, kept)
 
