@@ -130,6 +130,7 @@ def test_every_line_that_sets_something() -> None:
     check("prepare", interrupt, sorted(first.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOWS)
 def test_lines_of_the_whole_compile(name: str) -> None:
     interrupt = Interrupt(None)
