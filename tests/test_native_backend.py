@@ -8,12 +8,14 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcompiler
@@ -261,3 +263,44 @@ def test_compare_sees_the_values_inside_of_a_region() -> None:
     assert {"layers_0_0_q", "mul_q", "layers_3_0_dq"} <= {node.name for node in found.nodes}
     assert all(node.own > 20 for node in found.nodes), found
     assert not found.unmatched
+
+
+SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "size": lambda x: x.view(x.size(0), -1),
+    "keyword": lambda x: x.view(x.size(dim=0), -1),
+    "negative": lambda x: x.view(x.size(-4), -1),
+    "shape": lambda x: x.reshape((x.shape[0], -1)),
+    "product": lambda x: x.view(-1, x.shape[1] * x.shape[2] * x.shape[3]),
+    "part of a shape": lambda x: x.reshape(x.shape[:1] + (-1,)),  # noqa: RUF005
+    "starred": lambda x: x.reshape(*x.shape[:1], -1),
+    "number of elements": lambda x: x.reshape(x.numel() // 128, 128),
+}
+
+
+class Flattened(nn.Module):
+    """A view by sizes of its input, behind an op that has no C form: the number is made in one region and used in another."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.spelling, self.first, self.second, self.last = spelling, nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3), nn.Linear(128, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.size(0)
+        y = self.second(F.pad(self.first(x).relu(), (1, 1, 1, 1), mode="reflect"))
+        result: Tensor = self.last(SPELLINGS[self.spelling](y)) + self.last(y.view(size, -1))
+        return result
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_numbers_go_from_region_to_region(spelling: str) -> None:
+    torch.manual_seed(0)
+    model, x = Flattened(spelling).eval(), torch.randn(2, 3, 4, 4)
+    prepared = qcompiler.prepare_fx(model, None, (x,), backend="native")
+    qcompiler.calibrate(prepared, [x])
+    module, graph = qcompiler.convert_fx(prepared), qcompiler.convert_to_reference_fx(prepared)
+    for given in (x, torch.randn(5, 3, 4, 4).clamp(-2, 2)):
+        with torch.inference_mode():
+            assert module(given).shape == model(given).shape
+            assert debug.compute_sqnr(graph(given), module(given)) > 25
+    told = [remark.text for remark in qcompiler.remarks(module) if "which no size gives" in remark.text]
+    assert bool(told) == (spelling == "number of elements")

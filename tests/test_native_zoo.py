@@ -25,7 +25,9 @@ def test_a_cnn_is_one_region(name: str) -> None:
     assert {call.op for call in module.program.calls} == {"runtime.run_region", "operator.getitem"}
     assert not [remark for remark in qcompiler.remarks(module) if remark.code == "native-torch"]
     for x in (first, zoo.inputs(1, 96, 1)[0]):
-        assert max(steps_apart(module, graph, x).values()) <= 1
+        apart = steps_apart(module, graph, x)
+        # A sum inside a convolution is two layers: the convolution's own value may be a step off, and the sum rounds once more.
+        assert max(apart.values()) <= 2 and all(name.startswith("add") for name, steps in apart.items() if steps > 1)
     with torch.inference_mode():
         expected, simulated, got = model(first), graph(first), module(first)
     # One value at a half step falls to the other side somewhere, and untrained layers enlarge it: neither is the better one.

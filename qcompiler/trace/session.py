@@ -85,16 +85,13 @@ def _held_by_this_thread() -> bool:
 
 
 def _put(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Give something an attribute until the stack is left."""
-    stack.callback(_take_back, owner, name, vars(owner).get(name, _take_back))
+    """Give something an attribute until the stack is left. What takes it back has no line of ours, at which Ctrl-C could stop it."""
+    if name in vars(owner):
+        stack.callback(setattr, owner, name, vars(owner)[name])
+    else:
+        setattr(owner, name, getattr(owner, name))  # what is inherited: until here nothing has changed
+        stack.callback(delattr, owner, name)
     setattr(owner, name, value)
-
-
-def _take_back(owner: Any, name: str, before: Any) -> None:
-    if before is not _take_back:
-        setattr(owner, name, before)
-    elif name in vars(owner):  # what is inherited, or was not put there yet
-        delattr(owner, name)
 
 
 def _patch_modules(tracer: Tracer, stack: contextlib.ExitStack) -> None:

@@ -11,7 +11,7 @@ import networkx as nx
 from torch import fx
 
 from qcompiler.backends.native.partition import Partition, unit_of
-from qcompiler.backends.native.read import Reader
+from qcompiler.backends.native.read import Reader, is_known
 from qcompiler.backends.native.runtime import native_region, run_region
 from qcompiler.backends.native.steps import DEQUANTIZE, VALUE, Place, Region, Step
 from qcompiler.backends.torch.passes.lower import Lower
@@ -113,6 +113,9 @@ class _Rewriter:
         done.add(source)
         if source.target is dequantize_weight:
             return [reader.step(source)]
+        if is_known(source):  # each region that wants it computes it
+            before = [step for inner in source.all_input_nodes for step in self._source(inner, part, depth, state)]
+            return [*before, reader.step(source)]
         if source.target is not dequantize:  # a float tensor whose sizes are asked for
             part.inputs[source.name] = source
             return []

@@ -16,7 +16,7 @@ from torch import fx
 
 from qcompiler.backends.native.packing import MAX_SPANS, sums_fit
 from qcompiler.backends.native.plan.families import families
-from qcompiler.backends.native.read import NotNative, Reader, is_number
+from qcompiler.backends.native.read import NotNative, Reader, is_known, is_number
 from qcompiler.backends.native.steps import is_value
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.types import quant_of, value_of
@@ -107,7 +107,13 @@ class Partition:
             step = Reader(self.table).step(node)
         except NotNative as error:
             return str(error)
-        return _result_fault(node, row.name) or family.refuse(step, facts)
+        return self._foreign(node) or _result_fault(node, row.name) or family.refuse(step, facts)
+
+    def _foreign(self, node: fx.Node) -> str | None:
+        """Why a number that the op takes is unknown before anything runs: torch computes it, or the caller gives it."""
+        numbers = (s for s in node.all_input_nodes if value_of(s).shape is None and s.op != "get_attr" and self.table.of(s) is None)
+        unknown = next((s for s in numbers if not is_known(s)), None)
+        return f"it takes the number %{unknown.name}, which no size gives" if unknown is not None else None
 
     def _descend(self, units: list[fx.Node], native: set[fx.Node]) -> None:
         """Depths; torch's nodes are even, native ones odd. Where order counts, torch's nodes keep theirs."""
@@ -172,6 +178,6 @@ def _numbers(units: list[fx.Node], native: set[fx.Node]) -> set[fx.Node]:
 
 def _sizes_only(node: fx.Node) -> bool:
     """Whether its arguments are numbers, or float tensors whose sizes it asks."""
-    return all(
-        is_number(s) or unit_of(s) is not s or value_of(s).dtype is torch.float32 or value_of(s).shape is None for s in node.all_input_nodes
+    return is_known(node) and all(
+        value_of(s).shape is None or unit_of(s) is not s or value_of(s).dtype is torch.float32 for s in node.all_input_nodes
     )

@@ -36,6 +36,11 @@ def is_number(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in _NUMBER_NAMES and value_of(node).shape is None
 
 
+def is_known(node: fx.Node) -> bool:
+    """Whether a node is a number that the sizes of tensors give, and nothing that torch computes from values."""
+    return is_number(node) and all(value_of(s).shape is not None or is_known(s) for s in node.all_input_nodes)
+
+
 class Reader:
     """Makes the steps of one region; `tensors` and `qparams` grow with what its steps refer to."""
 
