@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import fx, nn
 
+from qcompiler.backends.torch.program.build import build
 from qcompiler.backends.torch.program.export import export_source
 from qcompiler.backends.torch.program.module import CompiledModule, compile_graph
 from qcompiler.backends.torch.program.once import quantized_engine
@@ -140,12 +141,12 @@ def test_source_is_shown_in_tracebacks_and_forgotten_with_the_module() -> None:
 
 
 def test_json_is_canonical_and_complete() -> None:
-    program = Program.from_graph(lowered())
+    program = build(lowered()).program
     text = program.to_json()
     assert Program.from_json(text) == program and Program.from_json(text).to_json() == text
     older = text.replace(f'"isa":"{program.isa}",', "")
     assert older != text and Program.from_json(older).isa == ""
-    assert text == Program.from_graph(lowered()).to_json()
+    assert text == build(lowered()).program.to_json()
     assert program.qparams == 4 and "somewhere" not in text
 
 
@@ -167,7 +168,7 @@ def test_json_is_canonical_and_complete() -> None:
     ],
 )
 def test_hostile_programs_are_refused(old: str, new: str, error: type[Exception]) -> None:
-    text = Program.from_graph(lowered()).to_json()
+    text = build(lowered()).program.to_json()
     assert old in text
     with pytest.raises(error):
         Program.from_json(text.replace(old, new))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +62,13 @@ def layer(module: str) -> str:
 @cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_trees() -> Iterator[None]:
+    """A million objects that the garbage collector would walk in all tests that follow."""
+    yield
+    tree.cache_clear()
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
@@ -124,3 +132,21 @@ def python_files() -> list[Path]:
 def test_the_top_level_folders_are_imported_by_their_installed_names(path: Path) -> None:
     for line, name in imports(path):
         assert name.split(".")[0] not in ("passes", "patterns"), f"{id_of(path)}:{line}: import qcompiler.{name}"
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    """Inside a room there are no circles either; imports for type checkers alone do not count."""
+    files = {module_name(path): path for path in package_files()}
+    graph = nx.DiGraph()
+    for name, path in files.items():
+        for_types = {id(n) for guard in ast.walk(tree(path)) if _is_for_types(guard) for n in ast.walk(guard)}
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and node.module and id(node) not in for_types:
+                found = ({f"{node.module}.{alias.name}", node.module} & files.keys() for alias in node.names)
+                graph.add_edges_from((name, max(targets, key=len)) for targets in found if targets)
+    circles = [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1]
+    assert not circles
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"

@@ -26,10 +26,11 @@ from typing import Any
 from torch import fx
 
 from qcompiler.debug import dump_index, dump_record
+from qcompiler.debug.blocks import Scoped
+from qcompiler.debug.environment import real_weights
 from qcompiler.debug.printer import unified_diff
 from qcompiler.debug.record import Recorder
 from qcompiler.debug.reproducer import Failure, write
-from qcompiler.debug.scope import Scoped, real_weights
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.ir.text import format_graph
 from qcompiler.journal import PassRecord

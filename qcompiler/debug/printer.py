@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from qcompiler.debug.scope import Scoped
+from qcompiler.debug.blocks import Scoped
 from qcompiler.ir.text import format_graph
 from qcompiler.journal import PassRecord
 from qcompiler.pass_manager import Context, Pass

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from qcompiler.debug.case import Case
 from qcompiler.debug.plain_data import look_up
-from qcompiler.debug.reproduce import Case
 from qcompiler.debug.reproducer import META, Failure, data_of, write_files
 from qcompiler.errors import ConfigError
 from qcompiler.pass_manager import run_passes

@@ -13,55 +13,29 @@ An empty variable is as good as none. A value that means nothing is a ConfigErro
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
-from typing import Any, Self
+from typing import Any
 
+from qcompiler.debug.blocks import of_blocks
+from qcompiler.debug.dump_directory import Dump
+from qcompiler.debug.environment import real_weights, setting
 from qcompiler.debug.gate import Gate, gated, resumed
+from qcompiler.debug.printer import Printer
 from qcompiler.errors import ConfigError
-from qcompiler.pass_manager import Context, PassInstrument, tell, watch
+from qcompiler.pass_manager import Context, tell, watch
 
-_BLOCKS: ContextVar[tuple[Any, ...]] = ContextVar("qcompiler.debug", default=())
 HOOKS = ("start", "should_run", "before", "after", "on_error", "finish")
-
-
-class Scoped(PassInstrument):
-    """An instrument that watches every compile of a `with` block, in this thread."""
-
-    def __enter__(self) -> Self:
-        _BLOCKS.set((*_BLOCKS.get(), self))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        found = list(_BLOCKS.get())
-        found.remove(self)
-        _BLOCKS.set(tuple(found))
-
-
-def setting(name: str, read: Callable[[str], Any], wanted: str) -> Any:
-    """The value of an environment variable, None where it is not set. ConfigError where `read` raises ValueError."""
-    text = os.environ.get(name)
-    if not text:
-        return None
-    try:
-        return read(text)
-    except ValueError as error:
-        reason = f" ({error})" if str(error) else ""
-        message, hint = f"{name}={text!r:.200} is not {wanted}{reason}", f"unset {name}, or give {wanted}"
-        raise ConfigError(message, code="environment", hint=hint) from None
 
 
 def instruments_of(debug: Any) -> list[Any]:
     """The instruments of a `debug=` argument, the blocks and the environment. ConfigError for what is none."""
-    found = [*_read(debug), *_BLOCKS.get()]
+    found = [*_read(debug), *of_blocks()]
     unique = list({id(instrument): instrument for instrument in found}.values())
     return [*_environment(any(_is_dump(instrument) for instrument in unique)), *unique]
 
 
 def _is_dump(instrument: Any) -> bool:
-    from qcompiler.debug.dump_directory import Dump
-
     return isinstance(instrument, Dump)
 
 
@@ -71,8 +45,6 @@ def _read(debug: Any) -> list[Any]:
     if isinstance(debug, (list, tuple)):
         return [instrument for item in debug for instrument in _read(item)]
     if isinstance(debug, (str, os.PathLike)):
-        from qcompiler.debug.dump_directory import Dump
-
         return [Dump(debug)]
     if isinstance(debug, Gate):
         return [debug]
@@ -85,12 +57,8 @@ def _read(debug: Any) -> list[Any]:
 def _environment(dumps: bool) -> Iterator[Any]:
     """A directory that was given takes the place of QCOMPILER_DEBUG's."""
     if os.environ.get("QCOMPILER_PRINT"):
-        from qcompiler.debug.printer import Printer
-
         yield setting("QCOMPILER_PRINT", Printer.read, "after, changed or diff, or one of these with `:pass-glob`")
     if os.environ.get("QCOMPILER_DEBUG") and not dumps:
-        from qcompiler.debug.dump_directory import Dump
-
         yield Dump(setting("QCOMPILER_DEBUG", _directory, "a directory"))
     if os.environ.get("QCOMPILER_REPRO_WEIGHTS"):
         real_weights()  # refuse a bad value now, not in the middle of a failure
@@ -107,17 +75,6 @@ def _directory(text: str) -> str:
     if os.path.exists(text) and not os.path.isdir(text):
         raise ValueError("a file stands there")
     return text
-
-
-def _switch(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise ValueError
-    return text == "1"
-
-
-def real_weights() -> bool:
-    """Whether a crash reproducer may hold the model's own weights: QCOMPILER_REPRO_WEIGHTS."""
-    return bool(setting("QCOMPILER_REPRO_WEIGHTS", _switch, "0 or 1"))
 
 
 @contextmanager

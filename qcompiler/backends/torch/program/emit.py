@@ -55,6 +55,10 @@ class Emitted:
 
 
 class Emitter:
+    """Writes the source of a program. `hidden`: names that the module has for itself, which hide a submodule's."""
+
+    hidden: frozenset[str] = frozenset()
+
     def __init__(
         self, program: Program, scales: Sequence[float], zero_points: Sequence[int], dialect: Dialect, by_shape: Iterable[str] = ()
     ) -> None:
@@ -203,7 +207,7 @@ class Emitter:
 
     def submodule(self, path: str) -> str:
         parts = path.split(".")
-        if all(map(is_name, parts)) and not is_own(parts[0]):
+        if all(map(is_name, parts)) and parts[0] not in self.hidden:
             return f"self.{path}"
         if self.dialect is Dialect.SCRIPT:
             return reduce(lambda owner, part: f"getattr({owner}, {literal(part)})", parts, "self")
@@ -306,10 +310,3 @@ class Emitter:
         fixed = {f"module {k}": v for k, v in modules.items()} | kinds | {"op shapes_of": shapes_of}
         found = {name: fixed[key] for key, name in self.globals.items() if key in fixed}
         return found | {name: resolve(op) for name, op in self.kernels.items()}
-
-
-def is_own(name: str) -> bool:
-    """Whether a CompiledModule has an attribute of this name, which hides a submodule's."""
-    from qcompiler.backends.torch.program.module import OWN, CompiledModule
-
-    return name in OWN or hasattr(CompiledModule, name)

@@ -13,7 +13,7 @@ from typing import Any
 
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.emit import Dialect, Emitted, Emitter
-from qcompiler.backends.torch.program.module import CompiledModule
+from qcompiler.backends.torch.program.module import CompiledModule, own_names
 from qcompiler.backends.torch.program.program import Call, Program, is_name
 from qcompiler.backends.torch.program.quote import docstring, literal
 from qcompiler.backends.torch.program.values import Const
@@ -104,6 +104,7 @@ def source_of_file(module: CompiledModule, sha256: str) -> str:
     """The text of model.py. `sha256`: of the weights file that goes with it."""
     program = module.program
     emitter = Emitter(program, *module._qparams(), Dialect.FILE, program.by_shape(module.engine))
+    emitter.hidden = own_names()
     shapes = emitter.named("op shapes_of", "shapes_of") if emitter.by_shape else ""
     emitter.taken |= {*RESERVED, *BY_SHAPE, _class_name(program)}
     for name in ("torch", "F", "math", "operator", "collections"):

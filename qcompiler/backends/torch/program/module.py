@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import traceback
 import warnings
@@ -190,6 +191,7 @@ class CompiledModule(KeepsState, Executable):
         with quantized_engine(self.engine):  # what is fast at one shape alone is each module's own
             packs = run_once(program, lambda path: find(self, path), *self._qparams(), self.__dict__.get(STORE), by_shape)
         emitter = Emitter(program, *self._qparams(), Dialect.BOUND, by_shape)
+        emitter.hidden = own_names()
         bound = bind(emitter, packs, lambda path: find(self, path), self.engine, self._resolve)
         for name in self.__dict__.get("_built", ()):
             self.__dict__.pop(name, None)
@@ -346,6 +348,12 @@ class CompiledList(ListItems, CompiledModule):
 
 class CompiledDict(DictItems, CompiledModule):
     """An int8 ModuleDict."""
+
+
+@functools.cache
+def own_names() -> frozenset[str]:
+    """Names that every compiled module has for itself."""
+    return frozenset(dir(CompiledModule)) | OWN
 
 
 def index_containers(module: CompiledModule) -> None:

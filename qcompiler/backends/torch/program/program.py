@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from torch import fx
-
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.quote import comment
 from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint, from_json, to_json
@@ -106,13 +104,6 @@ class Program:
     output: Any
     qparams: int = 0
     isa: str = ""
-
-    @staticmethod
-    def from_graph(gm: fx.GraphModule) -> Program:
-        """The program of a LOWERED graph. Raises QCompilerError naming the node that it cannot hold."""
-        from qcompiler.backends.torch.program.build import build
-
-        return build(gm).program
 
     @property
     def statements(self) -> tuple[Call, ...]:

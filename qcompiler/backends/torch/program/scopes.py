@@ -19,6 +19,7 @@ class Scope(KeepsState):
 
     __jit_unused_properties__ = ["__jit_ignored_attributes__"]
     _fixed_dtypes = True
+    _is_scope = True
 
     def _resizes(self, name: str, value: Tensor) -> bool:
         return name in self.__dict__.get(STATES, ())  # what forward keeps may have another size after each call

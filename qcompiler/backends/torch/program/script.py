@@ -55,11 +55,10 @@ def hidden(module: nn.Module, name: str) -> bool:
 
 def unscriptable(module: nn.Module) -> list[str]:
     """Submodules that scripts go without: hidden ones, and scopes with names that torch.jit writes and cannot read."""
-    from qcompiler.backends.torch.program.scopes import Scope
 
     def left_out(name: str, held: nn.Module) -> bool:
         writable = name.isascii() and name.isprintable() and not keyword.iskeyword(name) and not set(name) & {'"', "\\"}
-        return hidden(module, name) or (not writable and all(isinstance(m, Scope) for m in held.modules()))
+        return hidden(module, name) or (not writable and all(getattr(m, "_is_scope", False) for m in held.modules()))
 
     return [name for name, held in module._modules.items() if held is not None and left_out(name, held)]
 
