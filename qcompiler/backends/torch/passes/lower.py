@@ -250,6 +250,7 @@ class _Lowering:
             made.meta[VALUE] = Value(None, None)
         if row.macs is not None:
             result.meta[MACS] = row.macs(node)
+        _name_after(node, result, emit)
         self.plain[node] = self._annotated(result, node)
         result.meta[QUANT] = Quant(mode=mode, reason=quant_of(node).reason, code=quant_of(node).code)
         return True
@@ -289,6 +290,7 @@ class _Lowering:
             made.meta[VALUE] = Value(None, None)
         if row.macs is not None:
             result.meta[MACS] = row.macs(node)
+        _name_after(node, result, emit)
         self._note(node, kernel.label, result, emit.made[:1], None if to_float else output)
         if to_float:
             self.plain[node] = self._annotated(result, node)
@@ -317,6 +319,12 @@ class _Lowering:
 
     def _refused(self, node: fx.Node, reasons: str) -> None:
         self.context.keep_float("lower", node, Obstacle("no-kernel", f"no kernel on {self.target.engine}: {reasons}"))
+
+
+def _name_after(node: fx.Node, result: fx.Node, emit: Emit) -> None:
+    """The result of a kernel carries the name of the model's node, so that emitted code reads like the model."""
+    if result in emit.made:
+        result._rename(node.name)
 
 
 def _computed(value: fx.Node) -> fx.Node:
