@@ -178,6 +178,6 @@ def _numbers(units: list[fx.Node], native: set[fx.Node]) -> set[fx.Node]:
 
 def _sizes_only(node: fx.Node) -> bool:
     """Whether its arguments are numbers, or float tensors whose sizes it asks."""
-    return is_known(node) and all(
+    return is_known(node, of_parts=True) and all(
         value_of(s).shape is None or unit_of(s) is not s or value_of(s).dtype is torch.float32 for s in node.all_input_nodes
     )

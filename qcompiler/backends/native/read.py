@@ -11,6 +11,7 @@ from torch import fx
 
 from qcompiler.backends.native.steps import DEQUANTIZE, QUANTIZE, TENSOR, VALUE, WEIGHT, Step, mapped
 from qcompiler.ir.types import QParams, quant_of, value_of
+from qcompiler.ops import functional as Q
 from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
 from qcompiler.ops.table import Table
 from qcompiler.trace.guards import GUARDS
@@ -20,6 +21,7 @@ NUMBERS: dict[str, Callable[..., Any]] = {f"operator.{name}": getattr(operator, 
 NUMBERS.update({"len": len, "int": int, "max": max, "min": min})
 NUMBERS.update({f"guard.{guard.__name__}": guard for guard in GUARDS})
 _NUMBER_NAMES: dict[Any, str] = {function: name for name, function in NUMBERS.items()}
+PARTS = (torch.chunk, Q.split, Q.tensor_split, torch.unbind)  # give several values
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -36,9 +38,14 @@ def is_number(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in _NUMBER_NAMES and value_of(node).shape is None
 
 
-def is_known(node: fx.Node) -> bool:
-    """Whether a node is a number that the sizes of tensors give, and nothing that torch computes from values."""
-    return is_number(node) and all(value_of(s).shape is not None or is_known(s) for s in node.all_input_nodes)
+def is_known(node: fx.Node, of_parts: bool = False) -> bool:
+    """Whether a node is a number that the sizes of tensors give, and nothing that torch computes from values.
+
+    `of_parts`: how many parts a value was cut into counts as well; that is known where the parts are made.
+    """
+    return is_number(node) and all(
+        value_of(s).shape is not None or is_known(s, of_parts) or (of_parts and s.target in PARTS) for s in node.all_input_nodes
+    )
 
 
 class Reader:
