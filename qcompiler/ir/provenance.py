@@ -23,7 +23,9 @@ def inherit_sources(graph: fx.Graph) -> None:
 def inherit_values(graph: fx.Graph) -> None:
     """Fills in the shapes and dtypes that passes left out, by the node's own function on tensors without data."""
     for node in graph.nodes:
-        if VALUE not in node.meta and node.op in ("call_function", "call_method"):
+        if VALUE in node.meta or node.op not in ("call_function", "call_method"):
+            continue
+        if all(value_of(source).shape is not None for source in node.all_input_nodes):
             found = _on_meta(node)
             if isinstance(found, Tensor):
                 node.meta[VALUE] = Value(tuple(found.shape), found.dtype)
@@ -42,7 +44,8 @@ def _on_meta(node: fx.Node) -> Any:
 
 def _meta(node: fx.Node) -> Any:
     value = value_of(node)
-    return None if value.shape is None else torch.empty(value.shape, dtype=value.dtype, device="meta")
+    assert value.shape is not None
+    return torch.empty(value.shape, dtype=value.dtype, device="meta")
 
 
 def _inherit(node: fx.Node, neighbours: list[fx.Node]) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompiler.backends.native.steps import DEQUANTIZE, QUANTIZE, TENSOR, VALUE, WEIGHT, Step, mapped
+from qcompiler.backends.native.steps import DEQUANTIZE, QUANTIZE, TENSOR, VALUE, WEIGHT, Step
+from qcompiler.ir.nested import rewrite
 from qcompiler.ir.types import QParams, quant_of, value_of
 from qcompiler.ops import functional as Q
 from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
@@ -81,7 +82,7 @@ class Reader:
         return Step(node.name, QUANTIZE, (self.encoded(node.args[0]), len(self.qparams) - 1, qparams.quant_min, qparams.quant_max))
 
     def encoded(self, value: Any) -> Any:
-        return mapped(value, self._leaf)
+        return rewrite(value, self._leaf)
 
     def _leaf(self, value: Any) -> Any:
         if isinstance(value, fx.Node):

@@ -8,7 +8,7 @@ In the arguments of a step "%name" is the value of an earlier step or input, "$3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,18 +96,6 @@ def leaves(value: Any) -> Iterator[Any]:
         yield from leaves((value.start, value.stop, value.step))
     else:
         yield value
-
-
-def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same nested argument with every leaf replaced."""
-    if isinstance(value, (tuple, list)):
-        items = [mapped(item, change) for item in value]
-        return tuple(items) if isinstance(value, tuple) else items
-    if isinstance(value, Mapping):
-        return {key: mapped(item, change) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*(mapped(part, change) for part in (value.start, value.stop, value.step)))
-    return change(value)
 
 
 def is_value(argument: Any) -> bool:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qcompiler.backends.native.plan.place import Axes, Place, dense
-from qcompiler.backends.native.steps import is_value, mapped
+from qcompiler.backends.native.steps import is_value
 from qcompiler.errors import InputError, QCompilerError
 from qcompiler.input_text import first_sentence
+from qcompiler.ir.nested import rewrite
 
 if TYPE_CHECKING:
     from qcompiler.backends.native.plan.network import Network
@@ -80,7 +81,7 @@ class Sizes:
 
     def numbers(self, value: Any) -> Any:
         """An argument with the numbers that earlier steps computed."""
-        return mapped(value, lambda leaf: self.shapes[leaf[1:]] if is_value(leaf) else leaf)
+        return rewrite(value, lambda leaf: self.shapes[leaf[1:]] if is_value(leaf) else leaf)
 
     def new(self, name: str, order: Sequence[int], size: int = 1) -> Place:
         """The place of a layer's result: its part of the value that it is a part of, else a buffer with the halo its readers want."""

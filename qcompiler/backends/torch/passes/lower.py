@@ -24,6 +24,7 @@ from qcompiler.ir.verify import where
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quantize_dequantize, quantize, unpack_4bit, widen
+from qcompiler.ops.spec import Op
 from qcompiler.ops.stays_float import starved
 from qcompiler.pass_manager import Context
 
@@ -245,12 +246,7 @@ class _Lowering:
             return False
         emit = Emit(self.new, self.gm)
         result = kernel.emit(site, emit)
-        for made in emit.made:
-            self._annotated(made, node)
-            made.meta[VALUE] = Value(None, None)
-        if row.macs is not None:
-            result.meta[MACS] = row.macs(node)
-        _name_after(node, result, emit)
+        self._note_calls(node, row, result, emit.made)
         self.plain[node] = self._annotated(result, node)
         result.meta[QUANT] = Quant(mode=mode, reason=quant_of(node).reason, code=quant_of(node).code)
         return True
@@ -285,12 +281,7 @@ class _Lowering:
             return False
         emit = Emit(self.new, self.gm)
         result = emit_along(kernel, site, emit)
-        for made in emit.made:
-            self._annotated(made, node)
-            made.meta[VALUE] = Value(None, None)
-        if row.macs is not None:
-            result.meta[MACS] = row.macs(node)
-        _name_after(node, result, emit)
+        self._note_calls(node, row, result, emit.made)
         self._note(node, kernel.label, result, emit.made[:1], None if to_float else output)
         if to_float:
             self.plain[node] = self._annotated(result, node)
@@ -298,6 +289,16 @@ class _Lowering:
         else:
             self.int8[node] = self._annotated(result, node, output, torch.quint8 if value_of(node).shape is not None else None)
         return True
+
+    def _note_calls(self, node: fx.Node, row: Op, result: fx.Node, calls: list[fx.Node]) -> None:
+        """Notes of the calls that stand for a node. The result carries its name, so that emitted code reads like the model."""
+        for made in calls:
+            self._annotated(made, node)
+            made.meta[VALUE] = Value(None, None)
+        if row.macs is not None:
+            result.meta[MACS] = row.macs(node)
+        if result in calls:
+            result._rename(node.name)
 
     def _note(self, node: fx.Node, kernel: str, result: fx.Node, made: list[fx.Node], output: QParams | None) -> None:
         """Notes a site for its check on the example."""
@@ -319,12 +320,6 @@ class _Lowering:
 
     def _refused(self, node: fx.Node, reasons: str) -> None:
         self.context.keep_float("lower", node, Obstacle("no-kernel", f"no kernel on {self.target.engine}: {reasons}"))
-
-
-def _name_after(node: fx.Node, result: fx.Node, emit: Emit) -> None:
-    """The result of a kernel carries the name of the model's node, so that emitted code reads like the model."""
-    if result in emit.made:
-        result._rename(node.name)
 
 
 def _computed(value: fx.Node) -> fx.Node:
