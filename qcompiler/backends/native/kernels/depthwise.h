@@ -10,7 +10,7 @@
 #define QC_DEPTHWISE_H
 
 #include "depthwise_scalar.h"
-#include "tiles.h"
+#include "blocks.h"
 #include "vec.h"
 
 #define QC_MIXED 32768

@@ -1,0 +1,116 @@
+/* The epilogue for AVX2: 16 channels of two positions at once. */
+#ifndef QC_FINISH_256_H
+#define QC_FINISH_256_H
+
+#include "blocks.h"
+#include "vec.h"
+
+/* Constants of all channels. */
+typedef struct qc_finish256 {
+  __m256i zero, lo, hi;
+  const qc_epilogue *e;
+} qc_finish256;
+
+QC_INLINE qc_finish256 qc_begin256(const qc_epilogue *e) {
+  qc_finish256 f = {.e = e};
+  f.zero = _mm256_set1_epi16((short)e->zero);
+  f.lo = _mm256_set1_epi8((char)e->lo);
+  f.hi = _mm256_set1_epi8((char)e->hi);
+  return f;
+}
+
+/* The values of eight channels from c on. */
+QC_INLINE __m256 qc_affine256(const qc_epilogue *e, const int32_t *acc, int64_t c) {
+  return _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(qv_load(acc)), _mm256_loadu_ps(e->m + c)), _mm256_loadu_ps(e->b + c));
+}
+
+/* 32 integers of two positions to bytes: position 0 in the low half. Saturating twice is the clamp to 0..255. */
+QC_INLINE __m256i qc_pack256(const __m256i v[4], __m256i zero) {
+  __m256i p0 = _mm256_adds_epi16(_mm256_packs_epi32(v[0], v[1]), zero), p1 = _mm256_adds_epi16(_mm256_packs_epi32(v[2], v[3]), zero);
+  return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(p0, p1), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* v is cut to the codes and rounded; the code as a float. See qc_round. */
+QC_INLINE __m256 qc_code256(__m256 v, int32_t zero, int32_t lo, int32_t hi) {
+  v = _mm256_min_ps(_mm256_max_ps(v, _mm256_set1_ps((float)(lo - zero))), _mm256_set1_ps((float)(hi - zero)));
+  return _mm256_sub_ps(_mm256_add_ps(v, _mm256_set1_ps(12582912.0f)), _mm256_set1_ps(12582912.0f - (float)zero));
+}
+
+QC_INLINE __m256i qc_add_residual256(const qc_epilogue *e, __m256 v, const uint8_t *r) {
+  __m256 q = qc_code256(v, e->zero, e->lo, e->hi);
+  __m256 codes = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)r)));
+  __m256 right = _mm256_add_ps(_mm256_mul_ps(codes, _mm256_set1_ps(e->kr)), _mm256_set1_ps(e->kc));
+  __m256 sum = _mm256_add_ps(_mm256_mul_ps(q, _mm256_set1_ps(e->k)), right);
+  return _mm256_cvtps_epi32(qc_code256(sum, e->zero2, e->lo2, e->hi2));
+}
+
+/* sums: [2 positions][16 channels from c on]; r0, r1: the residual of each position, NULL without one. */
+QC_INLINE __m256i qc_codes256(const qc_finish256 *f, int64_t c, const int32_t *sums, const uint8_t *r0, const uint8_t *r1, int kind) {
+  const uint8_t *r[4] = {r0, r0 + 8, r1, r1 + 8};
+  int residual = kind == QC_FULL && r0;
+  __m256i v[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    __m256 value = qc_affine256(f->e, sums + 8 * i, c + 8 * (i & 1));
+    if (kind == QC_FULL) value = _mm256_min_ps(value, _mm256_set1_ps(1e6f));
+    v[i] = residual ? qc_add_residual256(f->e, value, r[i]) : _mm256_cvtps_epi32(value);
+  }
+  __m256i q = qc_pack256(v, residual ? _mm256_setzero_si256() : f->zero);
+  if (kind == QC_PLAIN) return q;
+  if (!residual) q = _mm256_min_epu8(_mm256_max_epu8(q, f->lo), f->hi);
+  return f->e->table ? qv_lookup(f->e->table, q) : q;
+}
+
+/* Where the results of a tile's positions go, and where their residuals are. */
+typedef struct qc_spots {
+  const uint8_t *x[8], *r[8];
+  uint8_t *y[8];
+} qc_spots;
+
+/* All channels of the block: two positions. */
+QC_INLINE void qc_finish_whole256(const qc_finish256 *f, int64_t c, const int32_t *sums, uint8_t *y0, uint8_t *y1, const uint8_t *r0,
+                                  const uint8_t *r1, int kind) {
+  __m256i q = qc_codes256(f, c, sums, r0, r1, kind);
+  _mm_storeu_si128((__m128i *)(void *)y0, _mm256_castsi256_si128(q));
+  _mm_storeu_si128((__m128i *)(void *)y1, _mm256_extracti128_si256(q, 1));
+}
+
+/* The first `count` channels of the block: nothing is read or written behind them. */
+static void qc_finish_part256(const qc_finish256 *f, const qc_pair *p, const int32_t *sums, uint8_t *y[2], const uint8_t *r[2], int kind) {
+  int64_t c = p->c, count = p->count;
+  uint8_t codes[2][16], residual[2][16] = {{0}};
+  for (int i = 0; i < 2 && r[0]; i++) memcpy(residual[i], r[i], (size_t)count);
+  if (kind == QC_PLAIN)
+    qc_finish_whole256(f, c, sums, codes[0], codes[1], NULL, NULL, QC_PLAIN);
+  else
+    qc_finish_whole256(f, c, sums, codes[0], codes[1], r[0] ? residual[0] : NULL, residual[1], QC_FULL);
+  for (int i = 0; i < 2; i++) memcpy(y[i], codes[i], (size_t)count);
+}
+
+static void qc_finish_floats256(const qc_finish256 *f, int64_t c, const int32_t *sums, int64_t count, uint8_t *y) {
+  float v[16];
+  for (int i = 0; i < 2; i++) _mm256_storeu_ps(v + 8 * i, qc_affine256(f->e, sums + 8 * i, c + 8 * i));
+  memcpy(y, v, (size_t)(4 * count));
+}
+
+/* sums: [rows][16 channels], one row more where they are odd. */
+QC_INLINE void qc_finish_spots(const qc_conv *a, const qc_finish256 *f, const qc_spots *s, int rows, const qc_pair *p, const int32_t *sums,
+                               int kind) {
+  QC_ALIGNED uint8_t trash[64];
+  int64_t c = p->c;
+  if (kind == QC_FLOATS) {
+    for (int i = 0; i < rows; i++) qc_finish_floats256(f, c, sums + 16 * i, p->count, s->y[i] + 4 * c);
+    return;
+  }
+  for (int i = 0; i < rows; i += 2, sums += 32) {
+    int last = i + 1 == rows;
+    uint8_t *y[2] = {s->y[i] + c, last ? trash : s->y[i + 1] + c};
+    const uint8_t *r[2] = {a->r.p ? s->r[i] + c : NULL, a->r.p ? s->r[last ? i : i + 1] + c : NULL};
+    if (p->count == 16)
+      qc_finish_whole256(f, c, sums, y[0], y[1], r[0], r[1], kind);
+    else
+      qc_finish_part256(f, p, sums, y, r, kind);
+  }
+}
+
+#endif
