@@ -12,36 +12,37 @@ from torch import fx, nn
 from qcompiler.ambient import in_plain_torch
 from qcompiler.artifact.notes import REMARKS, ROWS
 from qcompiler.backends import Model, backend_of
-from qcompiler.batches import batches, call_examples, check_data
-from qcompiler.calibration import calibrate
-from qcompiler.checks import MARK, check_eval, check_examples
-from qcompiler.converting import chosen_backend, decide, kept_in, names_to_keep, observed_copy
-from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, as_config, check_attributes
+from qcompiler.choices import check_float, settings_for
+from qcompiler.compile.journal import Remark
+from qcompiler.compile.pass_manager import Context, Pass, run_passes
+from qcompiler.compile.settings import Settings
+from qcompiler.config.custom_config import ConvertCustomConfig, FuseCustomConfig, as_config, check_attributes
 from qcompiler.debug.explain import rows_of
 from qcompiler.debug.parity import require_parity
 from qcompiler.debug.scope import watched
-from qcompiler.decide_again import Fused
 from qcompiler.errors import CalibrationError, QCompilerError
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms, join
-from qcompiler.fingerprint import WEIGHTS, fingerprints
-from qcompiler.float_state import FloatState
+from qcompiler.frontend import traced
+from qcompiler.inputs.batches import batches, call_examples, check_data
+from qcompiler.inputs.checks import MARK, check_eval, check_examples
+from qcompiler.inputs.fingerprint import WEIGHTS, fingerprints
+from qcompiler.inputs.kinds import module_of
 from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.items import ITEMS, items_of
 from qcompiler.ir.names import user_path
 from qcompiler.ir.types import Stage
-from qcompiler.journal import Remark
-from qcompiler.kinds import module_of
 from qcompiler.ops.state_nodes import held_names
 from qcompiler.ops.table import OPS, Table
-from qcompiler.pass_manager import Context, Pass, run_passes
 from qcompiler.passes import FUSE, pipeline_for
-from qcompiler.pipeline import check_float, settings_for, traced
-from qcompiler.prepared import STATE, State, as_prepared, user_attributes
+from qcompiler.prepared.decide_again import Fused
+from qcompiler.prepared.float_state import FloatState
+from qcompiler.prepared.module import STATE, State, as_prepared, user_attributes
 from qcompiler.qat.sites import FakeQuantWatch
-from qcompiler.report import explain, remarks
-from qcompiler.settings import Settings
 from qcompiler.trace.examples import example_inputs_for
+from qcompiler.workflow.calibrate import calibrate
+from qcompiler.workflow.convert import chosen_backend, decide, kept_in, names_to_keep, observed_copy
+from qcompiler.workflow.explain import explain, remarks
 
 NOT_SIMULATED = "nothing in the model is fake-quantized, so training was that of the float model: no rounding was learned"
 
