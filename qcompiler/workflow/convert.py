@@ -1,106 +1,118 @@
-"""What convert_fx does before its passes: a copy to work on, the back end to build for, and decisions that are taken again."""
+"""convert_fx and convert_to_reference_fx: a prepared module as an int8 module, or as its QUANTIZED graph."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
-from qcompiler.backends import Backend, backend_of
-from qcompiler.compile.pass_manager import Context
-from qcompiler.compile.settings import Settings
-from qcompiler.errors import ConfigError
-from qcompiler.executable.call_forms import forms_of
+from qcompiler.artifact.notes import REMARKS, ROWS
+from qcompiler.backends import Model, backend_of
+from qcompiler.compile.journal import Remark
+from qcompiler.compile.pass_manager import Context, run_passes
+from qcompiler.config.custom_config import ConvertCustomConfig, as_config, check_attributes
+from qcompiler.debug.explain import rows_of
+from qcompiler.debug.parity import require_parity
+from qcompiler.debug.scope import watched
+from qcompiler.errors import QCompilerError
+from qcompiler.executable import Executable
+from qcompiler.executable.call_forms import CallForms, join
 from qcompiler.inputs.checks import MARK
-from qcompiler.inputs.fingerprint import fingerprints
+from qcompiler.inputs.fingerprint import WEIGHTS
+from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.types import Stage
-from qcompiler.observers.watch import Watch
 from qcompiler.passes import pipeline_for
-from qcompiler.prepared.decide_again import decide_again
-from qcompiler.prepared.module import KEPT, STATE, State, required_state
-from qcompiler.stages.verify import verify
-from qcompiler.target import Target
-from qcompiler.workflow.decisions import Narrowed, check_decisions, refused
-from qcompiler.workflow.kept_names import check_known, named_nodes
+from qcompiler.prepared.module import State, user_attributes
+from qcompiler.qat.sites import FakeQuantWatch
+from qcompiler.workflow.start_convert import chosen_backend, decide, names_to_keep, observed_copy
+
+NOT_SIMULATED = "nothing in the model is fake-quantized, so training was that of the float model: no rounding was learned"
 
 
-def observed_copy(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, State]:
-    """A copy of a prepared module for convert to work on."""
-    state = required_state(prepared)
-    if allow_uncalibrated not in ("error", "float"):
-        raise ConfigError(f'allow_uncalibrated is "error" or "float", not {allow_uncalibrated!r:.80}', code="allow-uncalibrated")
-    verify(prepared, Stage.OBSERVED, table=state.settings.table)
-    observers: dict[int, Any] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
-    try:
-        gm = copy.deepcopy(prepared, {} if state.settings.trains else observers)  # observers are read, and dropped from the copy
-    except Exception as error:  # torch.fx writes the code of the copy anew
-        raise ConfigError(f"invalid IR in the graph given: {type(error).__name__}: {error!s:.400}", code="invalid-ir") from error
-    for key in (STATE, KEPT):
-        gm.meta.pop(key, None)
-    setattr(gm, MARK, "reference")
-    if state.settings.trains:
-        gm.cpu()  # int8 kernels run there
-    state.before.put_back(gm)
-    gm._forward_pre_hooks.clear()
-    gm._forward_pre_hooks_with_kwargs.clear()
-    gm._load_state_dict_post_hooks.clear()
-    settings = state.settings.with_(allow_uncalibrated=allow_uncalibrated)
-    weights = fingerprints(prepared) if settings.trains else state.weights
-    return gm, replace(state, settings=settings, journal=state.journal.continued(), weights=weights)
+@dataclass(frozen=True)
+class Conversion:
+    """How to convert, as the arguments of convert_fx say it."""
+
+    allow_uncalibrated: str = "error"
+    debug: Any = None
+    backend: str | None = None
+    custom: Any = None
+    check_parity: bool = True
 
 
-def names_to_keep(prepared: Any, keep_float: Iterable[str]) -> list[str]:
-    """The names of `keep_float`. ConfigError for names that mean nothing in any form of the call, and for a model that was trained."""
-    names = [keep_float] if isinstance(keep_float, str) else list(keep_float)
-    states = [required_state(form) for form in forms_of(prepared)] if names else []
-    if any(state.settings.trains for state in states):
-        raise ConfigError("keep_float is for calibrated models: this one was trained with its values rounded", code="keep-float",
-                          hint="give those modules a qconfig of None, prepare_qat_fx and train again")  # fmt: skip
-    meant = [name for state in states for name in nodes_meant(state, names)]
-    check_known(names, meant, [name for state in states for name in (*state.settings.module_types, *state.fused.sources)])
-    return names
+def convert(prepared: Any, keep_float: Iterable[str], how: Conversion) -> Executable:
+    """The int8 module of a calibrated or trained one; of several forms of the call, one that has a module for each."""
+    if how.backend is not None:
+        backend_of(how.backend)
+    names = names_to_keep(prepared, keep_float)
+    made: Executable = _each_form(prepared, lambda form: _converted(form, names, how), "converted")
+    return made
 
 
-def nodes_meant(state: State, names: Iterable[str]) -> dict[str, frozenset[str]]:
-    """The nodes that each name means, by name; those that mean something in other forms of the call alone are left out."""
-    return named_nodes(names, state.fused.sources, state.settings.module_types)
+def reference(prepared: Any, keep_float: Iterable[str], how: Conversion) -> fx.GraphModule:
+    """The QUANTIZED graph of a calibrated or trained module; of several forms of the call, a module with a graph for each."""
+    names = names_to_keep(prepared, keep_float)
+    made: fx.GraphModule = _each_form(prepared, lambda form: _quantized(form, names, how), "reference")
+    return made
 
 
-def kept_in(form: Any, names: Iterable[str]) -> dict[str, frozenset[str]]:
-    """What the names of `keep_float` mean in one form of the call."""
-    return nodes_meant(required_state(form), names)
+def _each_form(prepared: Any, made_of: Callable[[Any], Any], stage: str) -> Any:
+    """What is made of a prepared module, or of each form of the call, as one module; errors name the form."""
+    if not isinstance(prepared, CallForms):
+        return made_of(prepared)
+    made = []
+    for index, form in enumerate(prepared.call_forms):
+        try:
+            made.append(made_of(form))
+        except QCompilerError as error:
+            error.message = f"call form {index}, {prepared.spelled(index)}: {error.message}"
+            raise
+    return join(made, stage, user_attributes(prepared))
 
 
-def decide(gm: fx.GraphModule, state: State, context: Context, names: list[str]) -> None:
-    """Takes the decisions again where ops are to stay float: for the user, or since another back end has no form of them.
+def _quantized(prepared: Any, names: list[str], how: Conversion) -> fx.GraphModule:
+    gm, state = observed_copy(prepared, how.allow_uncalibrated)
+    context = Context(state.settings, state.journal)
+    with watched(how.debug, "reference", state.name, context):
+        setattr(gm, WEIGHTS, state.weights)
+        decide(gm, state, context, names)
+        made = run_passes(gm, pipeline_for(state.settings).quantize, Stage.OBSERVED, context)
+    guard_loading(made)
+    return made
 
-    Names that mean something in other forms of the call alone are left out.
-    """
-    meant, target = nodes_meant(state, names), context.settings.target
-    other = not context.settings.trains and target != state.settings.target and refused(gm, state.settings, target)
-    if not meant and not other:
+
+def _converted(prepared: Any, names: list[str], how: Conversion) -> Executable:
+    custom = as_config(how.custom, ConvertCustomConfig)
+    gm, state = observed_copy(prepared, how.allow_uncalibrated)
+    chosen, target = chosen_backend(gm, state.settings, how.backend)
+    assert chosen.build is not None
+    settings = state.settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}), target=target)
+    context = Context(settings, state.journal, state.example if how.check_parity and not settings.trains else None)
+    pipeline = pipeline_for(settings).with_lowering(chosen.passes)
+    check_attributes(prepared, custom.preserved_attributes)
+    kept = state.user_attributes | {name: getattr(prepared, name) for name in custom.preserved_attributes}
+    with watched(how.debug, "convert", state.name, context):  # setting the lowered graph makes its code
+        decide(gm, state, context, names)
+        run_passes(gm, pipeline.quantize, Stage.OBSERVED, context, recompile=False)
+        rows, decided = rows_of(gm.graph.nodes, settings.table), len(context.journal.floats)
+        run_passes(gm, pipeline.lower, Stage.QUANTIZED, context, recompile=False)
+    module = chosen.build(gm, Model(state.name, target, kept))
+    setattr(module, MARK, "converted")
+    setattr(module, WEIGHTS, state.weights)
+    setattr(module, ROWS, rows.without(context.journal.floats[decided:]).to_data())
+    if how.check_parity and settings.trains:
+        _check_parity(prepared, module, state, context)
+    setattr(module, REMARKS, [remark.to_data() for remark in context.journal.remarks])
+    return module
+
+
+def _check_parity(prepared: Any, module: Executable, state: State, context: Context) -> None:
+    """Raises PassError where the int8 module does not do what training simulated; notes what was found."""
+    if state.example is None:
         return
-    decides = Narrowed(state.settings.target, target) if other else state.settings.target
-    context.settings = context.settings.with_(keep_float=frozenset().union(*meant.values()), target=decides)
-    context.journal = state.fused.journal.continued()
-    for name, nodes in meant.items():
-        if not nodes:
-            context.remark("convert", "keep-float-unused", f"keep_float {name!r} names no op: what it names was fused into others")
-    decide_again(gm, state.fused, pipeline_for(context.settings), context)
-    context.settings = context.settings.with_(target=target)
-
-
-def chosen_backend(gm: fx.GraphModule, settings: Settings, name: str | None) -> tuple[Backend, Target]:
-    """The back end to build for, and its target. Raises ConfigError for one that builds nothing, or cannot have what was decided."""
-    chosen = backend_of(name or settings.target.backend)
-    if chosen.build is None:
-        raise ConfigError(f"the back end {chosen.name} builds no modules", code="backend",
-                          hint="convert_to_reference_fx(prepared) gives its graph; backend= names another one")  # fmt: skip
-    if chosen.name == settings.target.backend:
-        return chosen, settings.target
-    target = chosen.target(None, None)
-    check_decisions(gm, settings, target)
-    return chosen, target
+    found = require_parity(prepared, module, state.example)
+    context.journal.remarks.append(Remark("parity", "parity", str(found)))
+    if not any(isinstance(module, FakeQuantWatch) for module in prepared.modules()):
+        context.journal.remarks.append(Remark("parity", "not-simulated", NOT_SIMULATED))
