@@ -83,7 +83,7 @@ def _compiled(model: Any, inputs: tuple[Any, ...], mapping: Any, way: str) -> It
     module = qcompiler.convert_fx(prepared.eval(), check_parity=False)
     yield module.code
     yield from _tensors(module.state_dict())
-    yield from map(str, qcompiler.remarks(module))
+    yield from (f"{r.pass_name} {r.code} {r.node}: {r.text}" for r in qcompiler.remarks(module))  # without places in a tree's files
     if way == "native":
         yield from _native(module)
 
