@@ -53,7 +53,7 @@ class FreezeQParams:
             gm.graph.erase_node(watch)
         if hasattr(gm, "observers"):
             del gm.observers
-        _assign(members, found)
+        _assign(members, found | _fixed_in_7_bits(members, narrow, found))
         for node, why in spread(gm.graph, context.table) if kept else ():
             context.keep_float(self.name, node, why)
         return bool(watches) or kept
@@ -144,6 +144,12 @@ def _keep_float(gm: fx.GraphModule, empty: list[fx.Node], watches: dict[fx.Node,
         watch.replace_all_uses_with(source)
         gm.graph.erase_node(watch)
         del watches[watch]
+
+
+def _fixed_in_7_bits(members: dict[int, list[fx.Node]], narrow: dict[int, bool], found: dict[int, QParams]) -> dict[int, QParams]:
+    """Ranges that an op fixes, where a part of the value turns out to need 7 bits: the ops that take the value itself were asked before."""
+    fixed = {group: quant_of(members[group][0]).qparams for group, less in narrow.items() if less and group not in found}
+    return {group: qparams.with_7_bits() for group, qparams in fixed.items() if qparams is not None and qparams.quant_max == 255}
 
 
 def _assign(members: dict[int, list[fx.Node]], found: dict[int, QParams]) -> None:
