@@ -35,6 +35,7 @@ from qcompiler.debug import compute_sqnr
 from qcompiler.ops.obstacles import CODES
 from tests.flow import ENGINES, fingerprint, flow, randn, randomized, targets
 from tests.zoo import inputs, load
+from tests.cpu import BIT
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -115,8 +116,8 @@ def test_nothing_goes_through_float_inside_a_cnn(name: str) -> None:
     assert names.count("dequantize") + names.count("dequantize.self") == 1
     assert all(row.int8 for row in explain(result.module).rows)
     with torch.no_grad():
-        assert compute_sqnr(model(data[0]), result.module(data[0])) >= 30
-        assert compute_sqnr(result.reference(data[0]), result.module(data[0])) >= 35
+        assert compute_sqnr(model(data[0]), result.module(data[0])) >= 30 - BIT
+        assert compute_sqnr(result.reference(data[0]), result.module(data[0])) >= 35 - BIT
     missing = {n for n in model.state_dict() if n.endswith(".weight") and "bn" not in n} - set(result.module.state_dict())
     assert all(model.get_submodule(n.rpartition(".")[0]).__class__ is nn.BatchNorm2d for n in missing)
 
