@@ -19,6 +19,7 @@ from qcompiler.ir.types import QUANT, QParams, Stage, quant_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.ranges import floored, is_constant, overflows
 from qcompiler.observers.watch import Watch
+from qcompiler.ops.arguments import activations
 from qcompiler.ops.obstacles import UNCALIBRATED
 from qcompiler.ops.spec import Output
 from qcompiler.ops.stays_float import spread
@@ -91,7 +92,29 @@ def _narrow(gm: fx.GraphModule, members: dict[int, list[fx.Node]], context: Cont
     narrow = {group: context.needs_7_bits(nodes) for group, nodes in members.items()}
     for _, own, of_source in reversed(_copied_groups(gm, context)):
         narrow[of_source] = narrow[of_source] or narrow[own]
+    for node in reversed(gm.graph.nodes):
+        if _is_cat(node, context) and narrow[quant_of(node).group]:  # type: ignore[index]
+            narrow.update(dict.fromkeys(_of_cats_alone(node, members, context), True))
     return narrow
+
+
+def _is_cat(node: fx.Node, context: Context) -> bool:
+    row = context.table.of(node)
+    return row is not None and row.output is Output.JOIN and quant_of(node).int8
+
+
+def _of_cats_alone(cat: fx.Node, members: dict[int, list[fx.Node]], context: Context) -> list[int]:
+    """The groups of a cat's inputs that only cats read: with as many bits as the result, they can get its qparams (join_qparams)."""
+    values = [n.args[0] if n.op == "call_module" else n for n in activations(context.table, cat)]
+    groups = {quant_of(value).group for value in values if isinstance(value, fx.Node)}
+    found = []
+    for group in groups:
+        nodes = members.get(group, []) if group is not None else []
+        users = [user for node in nodes for user in _takers(node) if user.op != "call_module"]
+        row = context.table.of(nodes[0]) if nodes else None
+        if nodes and not (row is not None and row.output is Output.FIXED) and all(_is_cat(u, context) or u in nodes for u in users):
+            found.append(group)
+    return found  # type: ignore[return-value]
 
 
 def _remark_range(observer: Any, node: Any, context: Context) -> None:
