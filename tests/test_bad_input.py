@@ -46,8 +46,8 @@ from qcompiler.ir.types import Stage
 from qcompiler.observers import MinMaxObserver, PerChannelMinMaxObserver, default_per_channel_weight_observer, default_weight_observer
 from qcompiler.ops.obstacles import CODES
 from qcompiler.stages.verify import verify
-from tests.flow import ENGINES, fingerprint, flow, randn, randomized
 from tests.cpu import BIT
+from tests.flow import ENGINES, fingerprint, flow, randn, randomized
 
 X = randn(2, 3, 8, 8)
 

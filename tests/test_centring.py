@@ -12,8 +12,8 @@ from qcompiler import calibrate, convert_fx, convert_to_reference_fx, explain, p
 from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.debug import compare, compute_sqnr
 from qcompiler.ops.functional import getitem
-from tests.flow import ENGINES, randn
 from tests.cpu import needs_vnni
+from tests.flow import ENGINES, randn
 
 X = randn(2, 16, 12, 12)
 

@@ -30,8 +30,8 @@ from qcompiler.debug.metrics import compute_sqnr
 from qcompiler.errors import ConfigError, NumericsError
 from qcompiler.observers import MinMaxObserver, PlaceholderObserver
 from qcompiler.ops import recurrent
-from tests.flow import ENGINES, flow, randn
 from tests.cpu import STEPS, compiled_for_others
+from tests.flow import ENGINES, flow, randn
 
 QCONFIGS = {
     "dynamic": default_dynamic_qconfig,

@@ -20,9 +20,9 @@ from qcompiler.nn.intrinsic.quantized.dynamic import LinearReLU
 from qcompiler.nn.quantized import dynamic
 from qcompiler.ops import recurrent
 from qcompiler.ops.reference import dequantize_weight, dynamic_quantize_dequantize
+from tests.cpu import STEPS
 from tests.flow import ENGINES, randn
 from tests.test_dynamic_graph import tensors
-from tests.cpu import STEPS
 
 # float module, our class, inputs
 CASES: dict[str, tuple[Any, Any, Any]] = {

@@ -31,8 +31,8 @@ from qcompiler.quantization import (
     quantize,
     swap_module,
 )
-from tests.hand_prepared import SmallMobileNetV2, SmallResNet, images, seeded, sqnr, theirs
 from tests.cpu import BIT
+from tests.hand_prepared import SmallMobileNetV2, SmallResNet, images, seeded, sqnr, theirs
 
 
 def prepared(qconfig: Any = default_per_channel_qconfig, make: Any = SmallResNet) -> nn.Module:

@@ -12,8 +12,8 @@ from torch import nn
 import qcompiler
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.vision import import_torchvision
-from tests.hand_prepared import SmallMobileNetV2, images, seeded, sqnr
 from tests.cpu import BIT
+from tests.hand_prepared import SmallMobileNetV2, images, seeded, sqnr
 
 
 def evaluate(model: nn.Module, batches: int = 3) -> None:

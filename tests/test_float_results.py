@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from qcompiler import convert_fx, explain, load, prepare_qat_fx, remarks, save
 from qcompiler.config.custom_config import PrepareCustomConfig
 from qcompiler.debug import compute_sqnr
-from tests.flow import ENGINES, flow, randn
 from tests.cpu import SEVEN_BITS, steps
+from tests.flow import ENGINES, flow, randn
 
 # dB of each part: two layers' roundings of input and weights at about 44 dB each, and that of the layer's result.
 OWN = 32.0

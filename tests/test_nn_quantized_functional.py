@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from qcompiler.backends.torch.eager import run_op
 from qcompiler.errors import ConfigError, InputError, UnsupportedOpError
 from qcompiler.nn.quantized import functional as qF
-from tests.int8_modules import ENGINES, activation, distance, real
 from tests.cpu import SEVEN_BITS
+from tests.int8_modules import ENGINES, activation, distance, real
 
 OWN = {"scale": 0.013, "zero_point": 90}
 

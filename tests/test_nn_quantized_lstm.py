@@ -17,8 +17,8 @@ from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.nn import quantizable as nnqa
 from qcompiler.nn import quantized as nnq
 from qcompiler.quantization import DeQuantStub, QuantStub, convert, prepare, prepare_qat
-from tests.int8_modules import ENGINES
 from tests.cpu import BIT, STEPS
+from tests.int8_modules import ENGINES
 
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},

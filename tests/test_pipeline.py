@@ -30,13 +30,13 @@ from qcompiler import (
     quantize,
     remarks,
 )
-from qcompiler.backends.torch.program.once import quantized_engine
 from qcompiler.backends.torch.program.module import CompiledModule
+from qcompiler.backends.torch.program.once import quantized_engine
 from qcompiler.debug import compute_sqnr
 from qcompiler.ops.obstacles import CODES
+from tests.cpu import BIT
 from tests.flow import ENGINES, fingerprint, flow, randn, randomized, targets
 from tests.zoo import inputs, load
-from tests.cpu import BIT
 
 ROOT = Path(__file__).resolve().parent.parent
 

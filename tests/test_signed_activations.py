@@ -37,9 +37,9 @@ from qcompiler.observers import HistogramObserver, MinMaxObserver, MovingAverage
 from qcompiler.ops.reference import dequantize, quantize, quantize_weight
 from qcompiler.ops.spec import Spelling
 from qcompiler.quantization import DeQuantStub, QuantStub, convert, prepare, prepare_qat
+from tests.cpu import steps
 from tests.flow import ENGINES, randn, randomized
 from tests.test_ops import STATIC, Call, all_spellings, case_of, inputs_of, model_of, runs, spelled_call
-from tests.cpu import steps
 
 SYMMETRIC = torch.per_tensor_symmetric
 FAKE_QUANTS = (FakeQuantize, FusedMovingAvgObsFakeQuantize)

@@ -69,6 +69,18 @@ def output_qparams(mod: nn.Module, where: Where) -> tuple[float, int]:
     return qparams.scale, qparams.zero_point
 
 
+ALL_CODES = (0, 255)
+
+
+def trained_ends(mod: nn.Module) -> tuple[int, int]:
+    """The codes between which training cut the result. Kernels cut at 0 and 255, and after calibration that is all."""
+    trained = getattr(mod, "activation_post_process", None)
+    if not isinstance(trained, FakeQuantize):
+        return ALL_CODES
+    qparams = qparams_of(trained).unsigned()
+    return qparams.quant_min, qparams.quant_max
+
+
 def adds_in_16_bits() -> bool:
     """Whether kernels of torch's quantized engine do so on this machine: they overflow where activations have 8 bits."""
     return TorchTarget(torch.backends.quantized.engine).reduces_all
@@ -84,8 +96,8 @@ def _as_kernels_want(observer: Any) -> Any:
     made = copy.deepcopy(observer)
     made.set_reduce_range(True)
     qparams = qparams_of(made)
-    if qparams.quant_max - qparams.quant_min > 127:
-        warnings.warn("activations have 8 bits, but kernels add products in 16 bits on this CPU, which has no VNNI: large sums are cut off. "
+    if qparams.dtype is not torch.int32 and qparams.quant_max - qparams.quant_min > 127:
+        warnings.warn("activations have 8 bits, but kernels add products in 16 bits on this CPU, which lacks VNNI: large sums are cut off. "
                       "Leave reduce_range open, or make the observer's quant_max 127", UserWarning, stacklevel=3)  # fmt: skip
     return made
 

@@ -12,7 +12,7 @@ from qcompiler.errors import ConfigError, Where
 from qcompiler.ir.types import value_of
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.base import QuantizedModule
-from qcompiler.nn.quantized.from_float import adds_in_16_bits, output_qparams
+from qcompiler.nn.quantized.from_float import ALL_CODES, adds_in_16_bits, output_qparams, trained_ends
 from qcompiler.nn.quantized.lowering import Lowering
 from qcompiler.ops.spec import ModuleForm, Op, Output
 from qcompiler.ops.table import OPS
@@ -75,6 +75,9 @@ class RowModule(QuantizedModule):
                               hint="set its qconfig to None")  # fmt: skip
         made = cls._like(mod, *_result_qparams(mod, row, where))
         made._qc_path = where.module_path or ""
+        if row.output is not Output.SAME and trained_ends(mod) != ALL_CODES:
+            made._ends = trained_ends(mod)
+            made.rebuild()
         made.train(mod.training)
         return made
 
