@@ -160,7 +160,7 @@ def plan_pick(step: Step, planner: Planner) -> None:
     out, x, codes = on_result(step, planner)
     given = step.kwargs.get("value") if step.op == "pad" else None
     fill = int(codes.of(torch.tensor(0.0 if given is None else float(given))))
-    args, kwargs = (planner.constants(part) for part in (step.args[1:], dict(step.kwargs)))
+    args, kwargs = (planner.with_tensors(part) for part in (step.args[1:], dict(step.kwargs)))
     planner.add(Pick(out, planner.label(step), x, step.op, args, kwargs, fill), codes)
 
 

@@ -108,7 +108,7 @@ class Planner:
         """Floats for what is handed out and is codes."""
         for name in dict.fromkeys(self.region.outputs):
             if name in self.alias:
-                x = self.value(f"%{name}")
+                x = self.value(f"%{name}") if self.rank(self.value(f"%{name}")) <= 5 else self.rows(f"%{name}")
                 self.add(Dequantize(name, name, x, self.codes[x]))
 
     def _wanted(self) -> tuple[Layer, ...]:
@@ -117,7 +117,7 @@ class Planner:
         read |= {leaf[1:] for layer in self.layers if isinstance(layer, Number) for leaf in leaves(layer.args) if is_value(leaf)}
         return tuple(layer for layer in self.layers if layer.out in read or not isinstance(layer, Pick))
 
-    def constants(self, value: Any) -> Any:
+    def with_tensors(self, value: Any) -> Any:
         """An argument with the tensors that it names."""
         return rewrite(value, lambda leaf: self.tensor(leaf) if is_tensor(leaf) else leaf)
 
