@@ -119,7 +119,7 @@ def prepare_fx(
     return _of_forms(prepared, example_inputs, example_kwargs)
 
 
-def _of_forms(prepared: Callable[[Any, Any], fx.GraphModule], example_inputs: Any, example_kwargs: Any) -> fx.GraphModule:
+def _of_forms(prepared: Callable[[Any, Any], fx.GraphModule], example_inputs: object, example_kwargs: object) -> fx.GraphModule:
     """What prepare makes of one form of the call, or the module of several."""
     if not isinstance(example_kwargs, (list, tuple)):
         return prepared(example_inputs, example_kwargs)
@@ -198,7 +198,7 @@ def prepare_qat_fx(
 
 @in_plain_torch
 def convert_to_reference_fx(
-    prepared: Any, *, allow_uncalibrated: str = "error", keep_float: Iterable[str] = (), debug: Any = None
+    prepared: object, *, allow_uncalibrated: str = "error", keep_float: Iterable[str] = (), debug: object = None
 ) -> fx.GraphModule:  # fmt: skip
     """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors.
 

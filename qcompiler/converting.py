@@ -52,7 +52,7 @@ def observed_copy(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModul
     return gm, replace(state, settings=settings, journal=state.journal.continued(), weights=weights)
 
 
-def names_to_keep(prepared: Any, keep_float: Iterable[str]) -> list[str]:
+def names_to_keep(prepared: object, keep_float: Iterable[str]) -> list[str]:
     """The names of `keep_float`. ConfigError for names that mean nothing in any form of the call, and for a model that was trained."""
     names = [keep_float] if isinstance(keep_float, str) else list(keep_float)
     states = [required_state(form) for form in forms_of(prepared)] if names else []
@@ -69,7 +69,7 @@ def nodes_meant(state: State, names: Iterable[str]) -> dict[str, frozenset[str]]
     return named_nodes(names, state.fused.sources, state.settings.module_types)
 
 
-def kept_in(form: Any, names: Iterable[str]) -> dict[str, frozenset[str]]:
+def kept_in(form: object, names: Iterable[str]) -> dict[str, frozenset[str]]:
     """What the names of `keep_float` mean in one form of the call."""
     return nodes_meant(required_state(form), names)
 

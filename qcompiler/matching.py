@@ -129,5 +129,5 @@ class _Search:
             yield from self.operands(rest, more)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

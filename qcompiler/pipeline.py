@@ -78,7 +78,7 @@ def settings_for(model: nn.Module, trains: bool = False, **choices: Unpack[Choic
     )
 
 
-def _mapping(model: nn.Module, given: Any, target: Target, trains: bool) -> QConfigMapping:
+def _mapping(model: nn.Module, given: object, target: Target, trains: bool) -> QConfigMapping:
     """The mapping that was given, or the target's default, with the modules' own `.qconfig`; it names only what the model has."""
     default = get_default_qat_qconfig_mapping if trains else get_default_qconfig_mapping
     mapping = (as_mapping(given) if given is not None else default(target.qconfigs)).with_attributes(model)
@@ -131,7 +131,7 @@ def _name_as_root(gm: fx.GraphModule) -> None:
 
 
 def traced(
-    model: nn.Module, example_inputs: Any, context: Context, example_kwargs: Mapping[str, Any] | None = None
+    model: nn.Module, example_inputs: object, context: Context, example_kwargs: Mapping[str, object] | None = None
 ) -> fx.GraphModule:  # fmt: skip
     """The TRACED graph of a copy of the model, followed with the arguments of one call. What was noted becomes remarks."""
     _refuse_state(model)

@@ -63,12 +63,12 @@ class State:
         return self  # copies of a prepared module hold the same settings; convert works on copies of what it adds to
 
 
-def state_of(module: Any) -> State | None:
+def state_of(module: object) -> State | None:
     state: State | None = getattr(module, "meta", {}).get(STATE) if isinstance(module, fx.GraphModule) else None
     return state
 
 
-def required_state(prepared: Any) -> State:
+def required_state(prepared: object) -> State:
     """The state of what prepare_fx returned. Raises ConfigError for anything else."""
     state = state_of(prepared)
     if state is not None and getattr(prepared, MARK, None) == "prepared":
@@ -88,7 +88,7 @@ class PreparedModule(OwnGraphModule):
     raises InputError with the node and the example inputs.
     """
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         state = state_of(self)
         if (state is not None and state.settings.trains) or call_is_plain():
             return self._call(*args, **kwargs)
@@ -96,7 +96,7 @@ class PreparedModule(OwnGraphModule):
         with plain_call():
             return self._call(*args, **kwargs)
 
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, *args: object, **kwargs: object) -> Any:
         try:
             return super().__call__(*args, **kwargs)
         except Exception as error:
@@ -218,7 +218,9 @@ class InputCheck:
     def signature(self) -> str:
         return signature((name, _text(v)) for name, v, _ in self.inputs)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def __call__(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         names = [name for name, _, _ in self.inputs]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         missing = [name for name, _, optional in self.inputs if name not in given and not optional]
@@ -236,7 +238,7 @@ class InputCheck:
         numbers = {name: form for name, form in forms.items() if form is not None and form.kind == "number"}
         return self._plain(numbers, args, kwargs) if numbers else None
 
-    def _plain(self, numbers: dict[str, Form], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _plain(self, numbers: dict[str, Form], args: tuple[object, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with numbers of NumPy, and tensors of one element where a number was traced, as Python's."""
 
         def plain(name: str, x: Any) -> Any:

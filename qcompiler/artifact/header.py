@@ -46,7 +46,7 @@ def parse_header(raw: bytes) -> dict[str, Any]:
     return data
 
 
-def _depth(data: Any) -> int:
+def _depth(data: object) -> int:
     depth, level = 0, [data]
     while level := [v for v in level if isinstance(v, (dict, list))]:
         depth += 1
@@ -72,7 +72,7 @@ def _compatible(header: dict[str, Any]) -> None:
     check_notes(header["attributes"])
 
 
-def payload_of(header: Mapping[str, Any]) -> dict[str, Any]:
+def payload_of(header: Mapping[str, object]) -> dict[str, Any]:
     """What the back end wrote."""
     return {key: value for key, value in header.items() if key not in HEADER}
 

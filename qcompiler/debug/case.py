@@ -40,7 +40,7 @@ class Case:
     folder: Path
 
     @staticmethod
-    def load(folder: Path, pipeline: str, names: Mapping[str, Any]) -> Case:
+    def load(folder: Path, pipeline: str, names: Mapping[str, object]) -> Case:
         """The case that stands in a folder. ConfigError where its files are missing or damaged."""
         try:
             data = json.loads((folder / GRAPH).read_text(encoding="ascii"))
@@ -109,7 +109,7 @@ def graph_of(data: Mapping[str, Any], reader: Reader) -> fx.GraphModule:
     return OwnGraphModule(root, graph, str(data["model"]))
 
 
-def _place(root: nn.Module, path: str, kind: str, value: Any) -> None:
+def _place(root: nn.Module, path: str, kind: str, value: object) -> None:
     *scopes, last = path.split(".")
     for part in scopes:
         inner = root._modules.setdefault(part, nn.Module())

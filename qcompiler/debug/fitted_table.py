@@ -97,7 +97,7 @@ def ending(text: str, width: int) -> str:
     return text if not width or len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
-def as_text(*parts: Any) -> str:
+def as_text(*parts: object) -> str:
     """What `print` shows of renderables and strings, as wide as the terminal (COLUMNS, else 120 where there is none)."""
     from rich.console import Console
 

@@ -135,14 +135,14 @@ def attributes_text(node: fx.Node, module: nn.Module | None = None) -> str:
     return clipped(", ".join(parts))
 
 
-def _is_wire(arg: Any) -> bool:
+def _is_wire(arg: object) -> bool:
     """Whether an argument is a node, or holds nodes alone: the edges show it."""
     if isinstance(arg, (list, tuple)) and arg:
         return all(map(_is_wire, arg))
     return isinstance(arg, fx.Node)
 
 
-def argument_names(target: Any) -> tuple[str, ...]:
+def argument_names(target: object) -> tuple[str, ...]:
     if isinstance(target, torch._ops.OpOverload):
         return tuple(a.name for a in target._schema.arguments)
     code = getattr(target, "__code__", None)

@@ -49,11 +49,11 @@ class Lost:
         self.text = text
         self.__name__ = self.__qualname__ = "lost"
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         raise TypeError(f"{self.text} is not part of this reproducer")
 
 
-def find_name(thing: Any) -> str | None:
+def find_name(thing: object) -> str | None:
     """`package.module:qualname` of a class, function or module-level object; None where no such name leads to it."""
     module, qualname = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
     if module == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
@@ -97,7 +97,7 @@ class Writer:
         self._index: dict[int, int] = {}
         self._held: list[Any] = []  # so that an id stays its object's own
 
-    def write(self, value: Any) -> Any:
+    def write(self, value: object) -> Any:
         if isinstance(value, fx.Node):
             return {"node": value.name}
         if isinstance(value, PLAIN):
@@ -115,7 +115,7 @@ class Writer:
             return self.tensor(value)
         return self._thing(value)
 
-    def _plain(self, value: Any) -> Any:
+    def _plain(self, value: object) -> Any:
         try:
             if isinstance(value, slice):
                 return {"slice": [self.write(v) for v in (value.start, value.stop, value.step)]}
@@ -123,7 +123,7 @@ class Writer:
         except QCompilerError:
             return self._lose(value)
 
-    def _thing(self, value: Any) -> Any:
+    def _thing(self, value: object) -> Any:
         if value is Ellipsis:
             return to_json(value)
         if isinstance(value, torch.qscheme):
@@ -145,12 +145,12 @@ class Writer:
             self.shared.append(data)
         return {"shared": self._index[id(value)]}
 
-    def callable(self, value: Any) -> Any:
+    def callable(self, value: object) -> Any:
         """A call target, class or function."""
         known = registry.name_of(value)
         return {"call": known} if known is not None else self._named(value)
 
-    def _named(self, value: Any) -> Any:
+    def _named(self, value: object) -> Any:
         if isinstance(value, type) and issubclass(value, nn.Module) and self.stubs(value):
             return {"class": f"{value.__module__}:{value.__qualname__}"}
         name = find_name(value)
@@ -164,7 +164,7 @@ class Writer:
         found = self._named(thing)
         return str(found.get("name") or found.get("class") or f"{thing.__module__}:{thing.__qualname__}")
 
-    def _object(self, value: Any) -> Any:
+    def _object(self, value: object) -> Any:
         if isinstance(value, Table):
             return self._table(value)
         if isinstance(value, nn.Module):
@@ -197,7 +197,7 @@ class Writer:
             "modules": self._scoped(module._modules),
         }
 
-    def _scoped(self, members: Mapping[str, Any]) -> dict[str, Any]:
+    def _scoped(self, members: Mapping[str, object]) -> dict[str, Any]:
         outer, found = self.scope, {}
         for name, value in members.items():
             self.scope = f"{outer}.{name}".lstrip(".")
@@ -215,7 +215,7 @@ class Writer:
             self.tensors[name] = value
         return {"tensor": self._keys[id(value)]}
 
-    def _lose(self, value: Any) -> Any:
+    def _lose(self, value: object) -> Any:
         text = value if isinstance(value, str) else f"{type(value).__name__} {getattr(value, '__qualname__', '')}".strip()
         self.lost.append(text)
         return {"lost": text}
@@ -224,13 +224,13 @@ class Writer:
 class Reader:
     """Makes objects of data that a Writer wrote; `names` maps each name that the data uses to the thing behind it."""
 
-    def __init__(self, shared: list[Any], tensors: Mapping[str, torch.Tensor], names: Mapping[str, Any]) -> None:
+    def __init__(self, shared: list[Any], tensors: Mapping[str, torch.Tensor], names: Mapping[str, object]) -> None:
         self.shared, self.tensors, self.names = shared, tensors, names
         self.nodes: dict[str, fx.Node] = {}
         self._made: dict[int, Any] = {}
         self._tensors: dict[tuple[str, bool], torch.Tensor] = {}
 
-    def read(self, data: Any) -> Any:
+    def read(self, data: object) -> Any:
         if isinstance(data, list):
             return [self.read(v) for v in data]
         if not isinstance(data, dict):

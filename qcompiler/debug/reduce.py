@@ -148,7 +148,7 @@ def _needed(data: dict[str, Any]) -> list[Any]:
     return [entry if index in found else None for index, entry in enumerate(shared)]
 
 
-def tagged(data: Any, tag: str) -> Iterator[dict[str, Any]]:
+def tagged(data: object, tag: str) -> Iterator[dict[str, Any]]:
     """Every tagged value of that kind in nested data."""
     if isinstance(data, dict):
         if tag in data:
@@ -160,11 +160,11 @@ def tagged(data: Any, tag: str) -> Iterator[dict[str, Any]]:
             yield from tagged(value, tag)
 
 
-def nodes_in(data: Sequence[Any]) -> list[str]:
+def nodes_in(data: Sequence[object]) -> list[str]:
     return [d["node"] for d in tagged(list(data), "node")]
 
 
-def names_in(data: Any) -> Iterator[str]:
+def names_in(data: object) -> Iterator[str]:
     """The names that reading the data will look up."""
     for tag in ("name", "object", "module", "enum", "namedtuple"):
         for found in tagged(data, tag):

@@ -29,7 +29,7 @@ def script(path: str) -> Any:
     return module
 
 
-def main(file: str, pipeline: str, names: Mapping[str, Any], arguments: Sequence[str] | None = None) -> None:
+def main(file: str, pipeline: str, names: Mapping[str, object], arguments: Sequence[str] | None = None) -> None:
     """What repro.py calls."""
     parser = argparse.ArgumentParser(prog="repro.py", description="Runs a failed pipeline again.")
     parser.add_argument("--reduce", action="store_true", help="write the smallest case that fails in the same way into reduced/")

@@ -167,7 +167,7 @@ def _kept(writer: Writer, path: str, value: Any) -> list[Any]:
     return [kind, writer.write(value)]
 
 
-def _module(writer: Writer, path: str, value: Any) -> Any:
+def _module(writer: Writer, path: str, value: object) -> Any:
     writer.scope = path
     return writer.write(value)
 
@@ -187,7 +187,7 @@ def _blank(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(tensor) if not tensor.is_floating_point() else torch.linspace(-1, 1, tensor.numel()).reshape(tensor.shape)
 
 
-def _ours(thing: Any) -> bool:
+def _ours(thing: object) -> bool:
     return str(getattr(thing, "__module__", "")).startswith("qcompiler.")
 
 

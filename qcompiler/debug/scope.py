@@ -28,18 +28,18 @@ from qcompiler.pass_manager import Context, tell, watch
 HOOKS = ("start", "should_run", "before", "after", "on_error", "finish")
 
 
-def instruments_of(debug: Any) -> list[Any]:
+def instruments_of(debug: object) -> list[Any]:
     """The instruments of a `debug=` argument, the blocks and the environment. ConfigError for what is none."""
     found = [*_read(debug), *of_blocks()]
     unique = list({id(instrument): instrument for instrument in found}.values())
     return [*_environment(any(_is_dump(instrument) for instrument in unique)), *unique]
 
 
-def _is_dump(instrument: Any) -> bool:
+def _is_dump(instrument: object) -> bool:
     return isinstance(instrument, Dump)
 
 
-def _read(debug: Any) -> list[Any]:
+def _read(debug: object) -> list[Any]:
     if debug is None:
         return []
     if isinstance(debug, (list, tuple)):
@@ -78,7 +78,7 @@ def _directory(text: str) -> str:
 
 
 @contextmanager
-def watched(debug: Any, phase: str, model: str, context: Context) -> Iterator[None]:
+def watched(debug: object, phase: str, model: str, context: Context) -> Iterator[None]:
     """One compile: its instruments are started, watch all passes inside the block, and are finished, also after an error."""
     found, limit = instruments_of(debug), setting("QCOMPILER_BISECT", _limit, "a number of rewrites, or -1 for all of them")
     gate = next((g for g in found if isinstance(g, Gate)), None) or (resumed(limit, context) if limit is not None else None)
@@ -90,6 +90,6 @@ def watched(debug: Any, phase: str, model: str, context: Context) -> Iterator[No
         tell(instruments, "finish", context, context)
 
 
-def _started(instrument: Any, phase: str, model: str, context: Context) -> Any:
+def _started(instrument: object, phase: str, model: str, context: Context) -> Any:
     made = tell([instrument], "start", context, phase, model, context)
     return instrument if not made or made[0] is None else made[0]

@@ -93,7 +93,7 @@ class Walk:
                     found[side].setdefault(i, []).append(name)
         return found
 
-    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], visit: Visit) -> tuple[Any, Any]:
+    def run(self, args: tuple[object, ...], kwargs: Mapping[str, object], visit: Visit) -> tuple[Any, Any]:
         """One batch; returns the float and the quantized result."""
         floats, values = self.floats.bind(args, kwargs), self.quantized.bind(args, kwargs)
         references: Env = dict(values)
@@ -171,7 +171,7 @@ def _result(steps: Steps, env: Env) -> Any:
     return real(rewrite(steps.output, lambda v: env[v.name] if isinstance(v, Ref) else v))
 
 
-def held_as(value: Any, reference: Any, grid: Grid | None) -> Any:
+def held_as(value: object, reference: object, grid: Grid | None) -> Any:
     """The reference in the form of `value`: rounded to the same integers, and quantized where that is quantized."""
     if isinstance(value, Tensor) and isinstance(reference, Tensor):
         if value.shape != reference.shape:
@@ -191,7 +191,7 @@ def _is_channels_last(value: Tensor) -> bool:
     return value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
 
 
-def pairs(reference: Any, value: Any) -> Sequence[tuple[Tensor, Tensor]] | None:
+def pairs(reference: object, value: object) -> Sequence[tuple[Tensor, Tensor]] | None:
     """The tensors of two values of the same structure, in pairs; None where they do not fit together."""
     if isinstance(reference, Tensor) and isinstance(value, Tensor):
         return [(reference, value)] if reference.shape == value.shape else None

@@ -54,7 +54,7 @@ class ListItems(_Items):
     def __iter__(self) -> Iterator[Any]:
         return map(self._child, vars(self)[PLACES])
 
-    def __contains__(self, item: Any) -> bool:
+    def __contains__(self, item: object) -> bool:
         return any(item is held for held in self)
 
 
@@ -67,7 +67,7 @@ class DictItems(_Items):
     def __iter__(self) -> Iterator[str]:
         return iter(vars(self)[PLACES])
 
-    def __contains__(self, key: Any) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in vars(self)[PLACES]
 
     def keys(self) -> list[str]:

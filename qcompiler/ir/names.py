@@ -78,7 +78,7 @@ def _rename(state: dict[str, Any], prefix: str, change: Any) -> None:
         state[prefix + change(key[len(prefix) :]) if key.startswith(prefix) else key] = value
 
 
-def _to_user(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+def _to_user(module: nn.Module, state: dict[str, Any], prefix: str, metadata: object) -> None:
     _rename(state, prefix, lambda path: user_path(module, path))
 
 

@@ -42,14 +42,14 @@ class Factory:
     `factory(**more)` makes an instance, `factory.with_args(**more)` another factory; later arguments win.
     """
 
-    def __init__(self, cls: type[nn.Module], kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, cls: type[nn.Module], kwargs: Mapping[str, object] | None = None) -> None:
         self.cls = cls
         self.kwargs = {k: as_factory(v) for k, v in sorted((kwargs or {}).items())}
 
-    def __call__(self, **kwargs: Any) -> nn.Module:
+    def __call__(self, **kwargs: object) -> nn.Module:
         return self.cls(**{**self.kwargs, **kwargs})
 
-    def with_args(self, **kwargs: Any) -> Factory:
+    def with_args(self, **kwargs: object) -> Factory:
         return Factory(self.cls, {**self.kwargs, **kwargs})
 
     def _key(self) -> tuple[Any, ...]:
@@ -66,13 +66,13 @@ class Factory:
         return f"{self.cls.__name__}({args})"
 
 
-def _comparable(value: Any) -> Any:
+def _comparable(value: object) -> Any:
     if isinstance(value, torch.dtype) and value is not torch.quint4x2:
         return plain_dtype(value)
     return value
 
 
-def as_factory(maker: Any) -> Any:
+def as_factory(maker: object) -> Any:
     """A class becomes a Factory without arguments; a Factory or another callable stays."""
     return Factory(maker) if isinstance(maker, type) and issubclass(maker, nn.Module) else maker
 
@@ -93,7 +93,7 @@ def registered(name: str) -> type[nn.Module] | None:
     return _REGISTRY.get(name)
 
 
-def to_plain(maker: Any) -> dict[str, Any]:
+def to_plain(maker: object) -> dict[str, Any]:
     """A factory as JSON values: {"observer": name, "args": {...}}; ConfigError where it has no registered name."""
     factory = as_factory(maker)
     if not isinstance(factory, Factory) or _REGISTRY.get(factory.cls.__name__) is not factory.cls:
@@ -105,7 +105,7 @@ def to_plain(maker: Any) -> dict[str, Any]:
     return {"observer": factory.cls.__name__, "args": {k: _plain_value(k, v) for k, v in sorted(factory.kwargs.items())}}
 
 
-def from_plain(data: Any) -> Factory:
+def from_plain(data: object) -> Factory:
     """The factory that `to_plain` wrote; only registered names, nothing is imported. ConfigError otherwise."""
     if not isinstance(data, Mapping) or set(data) - {"observer", "args"} or not isinstance(data.get("args", {}), Mapping):
         raise ConfigError(f"expected {{'observer': name, 'args': {{...}}}}, got {data!r:.200}", code="config-format")
@@ -116,7 +116,7 @@ def from_plain(data: Any) -> Factory:
     return Factory(cls, {str(k): _value_from_plain(v) for k, v in data.get("args", {}).items()})
 
 
-def _plain_value(key: str, value: Any) -> Any:
+def _plain_value(key: str, value: object) -> Any:
     if isinstance(value, torch.dtype):
         wanted = value if value is torch.quint4x2 else plain_dtype(value)
         return {"dtype": next(n for n, d in _DTYPES.items() if d is wanted)}
@@ -129,7 +129,7 @@ def _plain_value(key: str, value: Any) -> Any:
     raise ConfigError(f"argument {key}={value!r} cannot be written to a file", code="config-format")
 
 
-def _value_from_plain(value: Any) -> Any:
+def _value_from_plain(value: object) -> Any:
     if not isinstance(value, Mapping):
         if value is None or isinstance(value, bool | int | float | str):
             return value

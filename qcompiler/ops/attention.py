@@ -34,7 +34,7 @@ def _additive(mask: Any) -> Any:
     return torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_fill(mask, -math.inf)
 
 
-def _mask(attn_mask: Any, key_padding_mask: Any, heads: int, more_keys: int) -> Any:
+def _mask(attn_mask: object, key_padding_mask: object, heads: int, more_keys: int) -> Any:
     """Both masks as one that broadcasts against scores of (N, H, L, S), open for the keys that the module itself appends.
 
     `attn_mask`: (L, S) or (N * H, L, S). `key_padding_mask`: (N, S).

@@ -55,7 +55,7 @@ def _scaled(x: Any, factor: float) -> Any:
     return x if factor == 1 else x * factor
 
 
-def _is_constant(x: Any) -> bool:
+def _is_constant(x: object) -> bool:
     """A tensor that does not depend on the inputs: the tracer leaves it as it is."""
     return isinstance(x, Tensor) and type(x) in (Tensor, nn.Parameter)
 
@@ -141,7 +141,7 @@ DECOMPOSE: dict[Any, Any] = {
 }
 
 
-def _method(function: Any) -> Any:
+def _method(function: object) -> Any:
     """The method of Tensor that a function of torch is under the same name, where there is one."""
     name = getattr(function, "__name__", "")
     return getattr(torch.Tensor, name, None) if getattr(torch, name, None) is function else None

@@ -21,7 +21,7 @@ def clip(x: Tensor, bounds: Bounds) -> Tensor:
     return x if bounds is None else torch.clamp(x, bounds[0], bounds[1])
 
 
-def pad_for(x: Tensor, padding: Any, dims: int, mode: str) -> tuple[Tensor, Any]:
+def pad_for(x: Tensor, padding: object, dims: int, mode: str) -> tuple[Tensor, Any]:
     """Applies a padding mode that convolution kernels lack; returns the padded input and what padding remains."""
     if mode == "zeros" or not isinstance(padding, Sequence) or isinstance(padding, str):
         return x, padding
@@ -134,7 +134,7 @@ def pad(x: Tensor, pad: Any, mode: str = "constant", value: float | None = None)
     return F.pad(x, pad, mode, float(value) if isinstance(value, int) else value)
 
 
-def split(x: Tensor, split_size_or_sections: Any, dim: int = 0) -> Any:
+def split(x: Tensor, split_size_or_sections: object, dim: int = 0) -> Any:
     return x.split(split_size_or_sections, dim)  # a method: TorchScript has other names for the arguments of torch.split
 
 

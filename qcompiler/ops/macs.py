@@ -17,7 +17,7 @@ from qcompiler.ir.types import value_of
 from qcompiler.ops.float_statements import statement_of
 
 
-def shape_of(value: Any) -> tuple[int, ...]:
+def shape_of(value: object) -> tuple[int, ...]:
     """The shape of a node's value; () for what is no tensor."""
     return (value_of(value).shape or ()) if isinstance(value, fx.Node) else ()
 

@@ -48,7 +48,7 @@ class Maker:
             return kind(fields) if kind else fields
         return kind(**fields) if kind else Record(fields)
 
-    def named(self, names: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+    def named(self, names: tuple[str, ...], values: tuple[object, ...]) -> Any:
         """The named tuple's class."""
         kinds = (type(v) if type(v) in (bool, int, float, str) else Tensor for v in values)
         return self.kind or stand_in(self.name.rpartition(".")[2], names, tuple(kinds))

@@ -17,7 +17,7 @@ from qcompiler.ops.signature import parse_signature
 Holds: TypeAlias = Callable[[Mapping[str, Any]], bool]  # of a call, by its attributes
 
 
-def never(attributes: Mapping[str, Any]) -> bool:
+def never(attributes: Mapping[str, object]) -> bool:
     """Holds for no call."""
     return False
 

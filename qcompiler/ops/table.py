@@ -59,7 +59,7 @@ class Table:
     def copy(self) -> Table:
         return Table(self.rows.values())
 
-    def spelled(self, target: Callable[..., Any] | str) -> tuple[Op, Spelling] | None:
+    def spelled(self, target: Callable[..., object] | str) -> tuple[Op, Spelling] | None:
         """The row and spelling of a called function, or of a method name."""
         try:
             return self._spellings.get(target)

@@ -33,7 +33,7 @@ def name_modules_(model: nn.Module) -> None:
         setattr(module, PATH, path)
 
 
-def observe_output(module: nn.Module, inputs: Any, output: Any) -> Any:
+def observe_output(module: nn.Module, inputs: object, output: object) -> Any:
     """The forward hook of prepared modules. Raises CalibrationError naming the module for NaN, inf, and what is no tensor."""
     place = place_of(module)
     if not isinstance(output, torch.Tensor):
@@ -76,7 +76,7 @@ def add_observer_(
     qconfig_propagation_list: Collection[type] | None = None,
     non_leaf_module_list: Collection[type] | None = None,
     device: torch.device | None = None,
-    custom_module_class_mapping: Mapping[type, Any] | None = None,
+    custom_module_class_mapping: Mapping[type, object] | None = None,
 ) -> None:
     """Puts observers on the results of the submodules that have a qconfig, in place.
 

@@ -42,12 +42,12 @@ class Traced:
 
 def trace(
     model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    example_kwargs: Mapping[str, Any] | None = None,
+    example_inputs: tuple[object, ...],
+    example_kwargs: Mapping[str, object] | None = None,
     *,
     is_leaf: Callable[[nn.Module, str], bool],
-    decompose: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
-    concrete_args: Mapping[str, Any] | None = None,
+    decompose: Mapping[Callable[..., object], Callable[..., object]] | None = None,
+    concrete_args: Mapping[str, object] | None = None,
     strict: bool = False,
     trains: bool = False,
 ) -> Traced:

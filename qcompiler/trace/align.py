@@ -65,7 +65,7 @@ class _Matcher:
         self.partner: dict[fx.Node, fx.Node] = {}  # of the later call -> of the first one
         self.todo: list[tuple[fx.Node, fx.Node]] = []
 
-    def match(self, a: Any, b: Any) -> None:
+    def match(self, a: object, b: object) -> None:
         """Raise _Mismatch unless two arguments are equal; their nodes are compared later, so that no graph is too deep."""
         if isinstance(a, fx.Node) and isinstance(b, fx.Node):
             self.todo.append((a, b))

@@ -29,12 +29,12 @@ _DEPTH = 200  # ops between a value and what fixes its size that are looked thro
 CUTS = frozenset(("unbind", "split", "chunk"))
 
 
-def name_of(target: Any) -> str:
+def name_of(target: object) -> str:
     """How an op is called, whether function or method."""
     return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
-def argument(node: fx.Node, position: int, *names: str, default: Any = None) -> Any:
+def argument(node: fx.Node, position: int, *names: str, default: object = None) -> Any:
     """An argument of a call, given by position or under one of these names."""
     if position < len(node.args):
         return node.args[position]

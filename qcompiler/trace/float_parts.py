@@ -153,7 +153,7 @@ class FloatParts(FloatResults):
             if path == "" or any(path == scope for scope, _ in self.scopes):
                 raise RefusedPart("it needs `self` as a whole")
 
-    def _check_changed(self, name: str, uses: Uses, variables: Mapping[str, Any]) -> None:
+    def _check_changed(self, name: str, uses: Uses, variables: Mapping[str, object]) -> None:
         """Refuse what the graph could not see: a list with a second name, a list in a list, a tensor of the model."""
         value: Any = variables.get(name)
         if isinstance(value, nn.Module):
@@ -177,12 +177,12 @@ class FloatParts(FloatResults):
             raise RefusedPart(error.message) from None
 
     @staticmethod
-    def _check_bound(uses: Uses, variables: Mapping[str, Any]) -> None:
+    def _check_bound(uses: Uses, variables: Mapping[str, object]) -> None:
         for name in uses.gives:
             if name not in variables and name not in uses.sure:
                 raise RefusedPart(f"`{name}` has a value only where a condition holds")
 
-    def _argument(self, value: Any, part: Part) -> Any:
+    def _argument(self, value: object, part: Part) -> Any:
         if isinstance(value, nn.Module):
             self.held_modules[self.paths[id(value)]] = part
             self.leaves.append(self.paths[id(value)])  # it keeps what it keeps, as a leaf does
@@ -210,11 +210,11 @@ class FloatParts(FloatResults):
             self.parts.functions[key] = made.function(names)
         return self.parts.functions[key]
 
-    def _on_copies(self, call: Callable[..., Any], arguments: Arguments, values: Sequence[Any]) -> Any:
+    def _on_copies(self, call: Callable[..., object], arguments: Arguments, values: Sequence[object]) -> Any:
         """Run the function on copies of the examples. Raises RefusedPart where it fails, or changes an argument unseen."""
         copies: list[tuple[torch.Tensor, int]] = []
 
-        def copied(value: Any) -> Any:
+        def copied(value: object) -> Any:
             value = self.concrete(value)
             if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
                 value = value.clone()
@@ -258,7 +258,7 @@ class FloatParts(FloatResults):
                     raise NewPart(part, f"`{path}`, which it calls, is used elsewhere as well", refused=True)
 
 
-def _references(variables: Mapping[str, Any], name: str) -> int:
+def _references(variables: Mapping[str, object], name: str) -> int:
     value = variables[name]
     return sys.getrefcount(value)
 

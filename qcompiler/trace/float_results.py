@@ -33,12 +33,12 @@ class FloatResults(Hits):
         whole = Proxy(node, self, example)
         return [self._item(whole, i, item, name) for i, (name, item) in enumerate(zip(uses.gives, example, strict=True))]
 
-    def _item(self, whole: Proxy, key: int, example: Any, name: str) -> Any:
+    def _item(self, whole: Proxy, key: int, example: object, name: str) -> Any:
         node = self.add_node("call_function", operator.getitem, (whole, key), {}, example)
         self._from_data.add(node)
         return self._standing_for(node, example, name)
 
-    def _standing_for(self, node: fx.Node, example: Any, name: str) -> Any:
+    def _standing_for(self, node: fx.Node, example: object, name: str) -> Any:
         if isinstance(example, torch.Tensor):
             if example.is_sparse or example.is_nested:
                 raise RefusedPart(f"{name} is a sparse or nested tensor")
@@ -70,11 +70,11 @@ class FloatResults(Hits):
         self.mutate(owner, value.node, value.example)
         return owner
 
-    def note_shared(self, given: Sequence[Any], arguments: Arguments) -> None:
+    def note_shared(self, given: Sequence[object], arguments: Arguments) -> None:
         """What a statement gives may be what it was given, or a view of it: nobody knows at the next call."""
         found: list[Proxy] = []
 
-        def look(value: Any) -> Any:
+        def look(value: object) -> Any:
             if type(value) is Proxy and value.is_tensor:
                 found.append(value)
             return value

@@ -27,7 +27,7 @@ _FLATTENS = ("squeeze", "flatten", "view", "reshape")
 class HitList:
     """What `tolist()` of such a tensor gives: it can be looped over, no more."""
 
-    def __init__(self, loop: Callable[[], Iterator[Any]]) -> None:
+    def __init__(self, loop: Callable[[], Iterator[object]]) -> None:
         self._loop = loop
 
     def __iter__(self) -> Iterator[Any]:
@@ -51,7 +51,7 @@ class Hits(Regions):
     def _is_known(self, mask: fx.Node) -> bool:
         return len(value_of(mask).shape or ()) == 1 and self.fixed_sizes.holds(mask, 0)
 
-    def _loop(self, mask: fx.Node, make: Callable[[int], Any]) -> Iterator[Any]:
+    def _loop(self, mask: fx.Node, make: Callable[[int], object]) -> Iterator[Any]:
         frame = user_frame()
         branch = loop_at(frame) if frame is not None else None
         if branch is None or frame is None:

@@ -46,7 +46,7 @@ class Holding(fx.Tracer):
     def explain_failure(self, text: str) -> None:
         """Raise what says more than that a call fails on the examples."""
 
-    def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], example: Any) -> fx.Node:
+    def add_node(self, op: str, target: object, args: tuple[object, ...], kwargs: dict[str, Any], example: object) -> fx.Node:
         raise NotImplementedError
 
     def fix(self, proxy: Proxy, how: str, frame: FrameType | None = None) -> Any:

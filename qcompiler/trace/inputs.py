@@ -20,7 +20,7 @@ _GATHER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def open_inputs(
-    tracer: Recorder, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], concrete: Mapping[str, Any]
+    tracer: Recorder, model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], concrete: Mapping[str, object]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Add one placeholder per argument of forward; return the arguments to call it with.
 
@@ -42,7 +42,7 @@ def open_inputs(
     return _arguments(signature, values, set(signature.replace(parameters=free).bind_partial(*args).arguments))
 
 
-def _check_names(signature: inspect.Signature, kwargs: Mapping[str, Any], concrete: Mapping[str, Any]) -> None:
+def _check_names(signature: inspect.Signature, kwargs: Mapping[str, object], concrete: Mapping[str, object]) -> None:
     for name in concrete:
         if name not in signature.parameters:
             raise ConfigError(f"concrete_args names {name!r}, which forward{signature} does not have", code="concrete-args")
@@ -50,7 +50,7 @@ def _check_names(signature: inspect.Signature, kwargs: Mapping[str, Any], concre
             raise ConfigError(f"{name!r} is given both as concrete_args and as an example input", code="concrete-args")
 
 
-def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _bind(signature: inspect.Signature, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, Any]:
     try:
         bound = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
@@ -87,7 +87,7 @@ def _fixed(tracer: Recorder, name: str, value: Any) -> Any:
     return value
 
 
-def _order(tracer: Recorder, signature: inspect.Signature, concrete: Mapping[str, Any]) -> None:
+def _order(tracer: Recorder, signature: inspect.Signature, concrete: Mapping[str, object]) -> None:
     """Placeholders first, in the order of the signature, but `concrete` ones behind what can be given by position."""
     names = list(signature.parameters)
 

@@ -101,7 +101,7 @@ class Mutations(Recorder):
         self.mutate(owner, node, example)
         return owner
 
-    def mutate_to(self, owner: Proxy, value: Any) -> None:
+    def mutate_to(self, owner: Proxy, value: object) -> None:
         """`x.data = value`."""
         value = self.variable(value)
         self.rebind(owner, value.node, value.example)

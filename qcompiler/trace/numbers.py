@@ -46,12 +46,12 @@ class _Kind(type):
     plain: type
     tracer: Tracer
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, *args: object, **kwargs: object) -> Any:
         if len(args) == 1 and not kwargs and type(args[0]) is Proxy and _is_traced(cls.tracer):
             return cls.tracer.record("call_function", cls.plain, args, {})
         return cls.plain(*args, **kwargs)
 
-    def __instancecheck__(cls, instance: Any) -> bool:
+    def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, cls.plain)
 
     def __subclasscheck__(cls, subclass: type) -> bool:

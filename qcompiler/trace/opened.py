@@ -130,7 +130,7 @@ def _noted(tracer: Recorder, path: str, container: Any) -> Any:
     return container
 
 
-def _held(container: Any) -> list[Any]:
+def _held(container: object) -> list[Any]:
     """What a container holds, as far as forward may change it."""
     if isinstance(container, dict):
         return [*container, *container.values()]

@@ -167,12 +167,12 @@ class Regions(Mutations):
                 break
             self._leave(len(self.regions) - 1)
 
-    def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], example: Any) -> fx.Node:
+    def add_node(self, op: str, target: object, args: tuple[object, ...], kwargs: dict[str, Any], example: object) -> fx.Node:
         if self.regions and not self.closing and self._may_lack_values(op, target, args, kwargs):
             raise self.error("what stands under a condition on data may have no value to choose from where it does not hold")
         return super().add_node(op, target, args, kwargs, example)
 
-    def _may_lack_values(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _may_lack_values(self, op: str, target: object, args: tuple[object, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a call chooses among values whose number depends on data: where there are none, it fails."""
         if not args or type(args[0]) is not Proxy or not args[0].is_tensor or args[0].node not in self._from_data:
             return False
@@ -223,7 +223,7 @@ class Regions(Mutations):
             self._forget(proxy, region)
         self._copies.clear()
 
-    def _variable(self, region: Region, new: Any, node: Any, example: Any, done: dict[int, Proxy]) -> None:
+    def _variable(self, region: Region, new: object, node: object, example: object, done: dict[int, Proxy]) -> None:
         """A variable that is another object behind the statements."""
         if type(new) is not Proxy or not new.node > region.start or id(new) in done:
             raise self.error("a variable that is no tensor of its own depends on data", region.place)
@@ -239,7 +239,7 @@ class Regions(Mutations):
         self.left_open[text] = region
         self.poison(proxy, text)
 
-    def _choose(self, region: Region, proxy: Proxy, node: Any, example: Any, same_shape: bool) -> None:
+    def _choose(self, region: Region, proxy: Proxy, node: object, example: object, same_shape: bool) -> None:
         """Let a variable be what it is behind the statements where the condition holds, and `node` elsewhere."""
         before = Proxy(node, self, example) if isinstance(node, fx.Node) else node
         after = Proxy(proxy.node, self, proxy.example)

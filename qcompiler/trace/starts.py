@@ -123,7 +123,7 @@ def _agree(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return list(a) == list(b) and all(_close(value, b[name]) for name, value in a.items())
 
 
-def _close(a: Any, b: Any) -> bool:
+def _close(a: object, b: object) -> bool:
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
         return type(a) is type(b) and bool(a == b)
     if a.shape != b.shape or a.dtype != b.dtype or not a.numel():

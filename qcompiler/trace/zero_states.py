@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 
-def with_zero_states(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def with_zero_states(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a leaf with its initial state given. A packed sequence, whose batch is another, is left as it is."""
     if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return args, kwargs

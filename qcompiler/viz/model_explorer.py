@@ -29,7 +29,7 @@ def to_node_data(document: Document) -> dict[str, dict[str, Any]]:
     return {title: {_graph_id(document, last): _data(values)} for title, values in titled.items()}
 
 
-def dump(data: Any) -> str:
+def dump(data: object) -> str:
     return json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False) + "\n"
 
 
@@ -37,7 +37,7 @@ def _graph_id(document: Document, index: int) -> str:
     return f"{index:02d} {plain(document.stages[index]['name'], 100)}"
 
 
-def _data(values: Mapping[str, Any]) -> dict[str, Any]:
+def _data(values: Mapping[str, object]) -> dict[str, Any]:
     return {"results": {name: {"value": value} for name, value in values.items() if value is not None}, "gradient": GRADIENT}
 
 

@@ -23,7 +23,7 @@ class MultiheadAttention(quantizable.MultiheadAttention):
         return "QuantizedMultiheadAttention"
 
     @classmethod
-    def from_float(cls, other: Any) -> Any:
+    def from_float(cls, other: object) -> Any:
         """Raises ConfigError: the way goes through an observed module."""
         raise not_from_float("MultiheadAttention")
 

@@ -42,7 +42,7 @@ class QuantizedModule(nn.Module):
     __constants__ = ["_script"]  # torch.jit.script compiles modules apart whose forward differs
     _fixed_dtypes: ClassVar[bool] = True
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         cls.__jit_unused_properties__ = [n for n in dir(cls) if isinstance(getattr(cls, n, None), property)]  # type: ignore[attr-defined]
 
@@ -201,7 +201,7 @@ class QuantizedModule(nn.Module):
     def _where(self) -> Where:
         return place_of(self)
 
-    def _as_ours(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+    def _as_ours(self, state_dict: Mapping[str, object], prefix: str) -> Mapping[str, Any]:
         """The state with the names and tensors that this module has; others may have written it."""
         return state_dict
 

@@ -19,7 +19,7 @@ class ConvNd(WeightedModule):
     _DIMS: ClassVar[int]
     transposed: ClassVar[bool] = False
 
-    def _settings(self, in_channels: int, out_channels: int, kernel_size: Size, groups: int, bias: bool, **settings: Any) -> None:
+    def _settings(self, in_channels: int, out_channels: int, kernel_size: Size, groups: int, bias: bool, **settings: object) -> None:
         """Called in place of __init__ by both kinds. Raises ConfigError for sizes that do not fit each other."""
         kernel = sizes(kernel_size, self._DIMS)
         shape = weight_shape(in_channels, out_channels, kernel, groups, self.transposed)
@@ -48,7 +48,7 @@ class Convolution(ConvNd):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
                  dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros",
-                 device: Any = None, dtype: Any = None) -> None:  # fmt: skip
+                 device: object = None, dtype: object = None) -> None:  # fmt: skip
         """Weights of zero. `padding`: also 'same' or 'valid'. `device` and `dtype` are taken for torch's sake and not used."""
         del device, dtype
         check_padding(padding, padding_mode, stride)
@@ -70,7 +70,7 @@ class Transposed(ConvNd):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size = 0,
                  output_padding: Size = 0, groups: int = 1, bias: bool = True, dilation: Size = 1, padding_mode: str = "zeros",
-                 device: Any = None, dtype: Any = None) -> None:  # fmt: skip
+                 device: object = None, dtype: object = None) -> None:  # fmt: skip
         """Weights of zero. `device` and `dtype` are taken for torch's sake and not used."""
         del device, dtype
         check_transposed(padding_mode)

@@ -206,7 +206,7 @@ class QFunctional(_Functional):
         destination[prefix + "scale"] = torch.tensor(self.scale, dtype=torch.float64)
         destination[prefix + "zero_point"] = torch.tensor(self.zero_point)
 
-    def _check_own(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+    def _check_own(self, state_dict: Mapping[str, object], prefix: str) -> None:
         """Raises ConfigError for qparams that no quint8 tensor has. A scale of 0: nothing was observed."""
         given = (state_dict.get(prefix + name, value) for name, value in (("scale", 1.0), ("zero_point", 0)))
         scale, zero_point = map(torch.as_tensor, given)

@@ -31,7 +31,7 @@ class LSTMCell(quantizable.LSTMCell):
         return "QuantizedLSTMCell"
 
     @classmethod
-    def from_float(cls, other: Any, use_precomputed_fake_quant: bool = False, split_gates: bool = False) -> Any:
+    def from_float(cls, other: object, use_precomputed_fake_quant: bool = False, split_gates: bool = False) -> Any:
         """Raises ConfigError: the way goes through an observed module."""
         raise not_from_float("LSTMCell")
 
@@ -51,7 +51,7 @@ class LSTM(quantizable.LSTM):
         return "QuantizedLSTM"
 
     @classmethod
-    def from_float(cls, other: Any, qconfig: Any = None, split_gates: bool = False) -> Any:
+    def from_float(cls, other: object, qconfig: object = None, split_gates: bool = False) -> Any:
         """Raises ConfigError: the way goes through an observed module."""
         raise not_from_float("LSTM")
 

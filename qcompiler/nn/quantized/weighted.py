@@ -108,7 +108,7 @@ class WeightedModule(QuantizedModule):
         fits = value.dim() == 0 or value.shape == self._stored()[0].shape[axis : axis + 1]
         return super()._resizes(name, value) or (name in ("weight_scale", "weight_zero_point") and fits)
 
-    def _as_ours(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+    def _as_ours(self, state_dict: Mapping[str, object], prefix: str) -> Mapping[str, Any]:
         return plain_state(state_dict, prefix)
 
     @classmethod

@@ -18,7 +18,7 @@ from qcompiler.ops.spec import Family, ModuleForm, Op, Output, Param, Role, Spel
 X = Param("x")
 
 
-def on(*inputs: Shape, pick: int | None = None, **attributes: Any) -> Example:
+def on(*inputs: Shape, pick: int | None = None, **attributes: object) -> Example:
     """The example with these attributes, on an image unless shapes are given."""
     return Example(inputs or (IMAGE,), attributes=attributes, pick=pick)
 
@@ -68,16 +68,16 @@ def _adaptive(kind: str, dims: int, public: Any, plain: Any, cls: type[nn.Module
                  averages=lambda attributes: kind == "avg", **_pooled(dims, output_size=3))  # fmt: skip
 
 
-def _pads_with_value(attributes: Mapping[str, Any]) -> bool:
+def _pads_with_value(attributes: Mapping[str, object]) -> bool:
     """-inf, which only a max pool behind it can mean, becomes the smallest value."""
     return attributes.get("mode", "constant") == "constant" and attributes.get("value") not in (None, 0, -math.inf)
 
 
-def _no_training(attributes: Mapping[str, Any]) -> bool:
+def _no_training(attributes: Mapping[str, object]) -> bool:
     return not attributes.get("training", True) or attributes.get("p", 0.5) == 0
 
 
-def _drops(attributes: Mapping[str, Any]) -> bool:
+def _drops(attributes: Mapping[str, object]) -> bool:
     return not _no_training(attributes)
 
 
@@ -85,7 +85,7 @@ def _dropout(kind: str) -> Callable[[Any], Mapping[str, Any]]:
     return lambda module: {"p": module.p, "training": module.training, "kind": kind}
 
 
-def _interpolates(attributes: Mapping[str, Any]) -> bool:
+def _interpolates(attributes: Mapping[str, object]) -> bool:
     return attributes.get("mode", "nearest") not in ("nearest", "nearest-exact")
 
 

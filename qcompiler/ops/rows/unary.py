@@ -43,7 +43,7 @@ def _row(name: str, fn: Any, signature: str, spellings: tuple[Any, ...], *module
               spreads=lambda attributes, i: name in STEEP or _is_root(attributes.get("exponent")))  # fmt: skip
 
 
-def _is_root(exponent: Any) -> bool:
+def _is_root(exponent: object) -> bool:
     return isinstance(exponent, (int, float)) and not isinstance(exponent, bool) and exponent < 1 and exponent != 0
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qcompiler.executable.steps import real
 
 
-def kept(value: Any) -> Any:
+def kept(value: object) -> Any:
     """A value as loggers keep it: detached, and safe from in-place ops that come later."""
     if isinstance(value, Tensor):
         return value.detach().clone()
@@ -72,7 +72,7 @@ class Shadow(nn.Module):
         self.shadow_module = float_module
         self.logger = logger_cls()
 
-    def _both(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    def _both(self, method: str, *args: object, **kwargs: object) -> Any:
         output = getattr(self.orig_module, method)(*args, **kwargs)
         named = {name: real(value) for name, value in kwargs.items()}
         with torch.no_grad():

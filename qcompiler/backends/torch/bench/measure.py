@@ -45,7 +45,7 @@ class Bench:
         attributes = {name: self._argument(value) if isinstance(value, Tensor) else value for name, value in case.attributes.items()}
         self.site = Site(case.row, node, args, attributes, output, engine, isa)
 
-    def _argument(self, value: Any) -> Any:
+    def _argument(self, value: object) -> Any:
         if isinstance(value, list):
             return [self._argument(v) for v in value]
         if isinstance(value, Int8):

@@ -95,7 +95,7 @@ def saturates(site: Site) -> bool:
     return saturation(site.op.name, site.args[1].shape, site.attributes, site.engine, site.isa) is not None
 
 
-def batched(site: Site, emit: Emit, x: Any, dims: int) -> Any:
+def batched(site: Site, emit: Emit, x: object, dims: int) -> Any:
     """The input with a batch dimension, which the kernels want."""
     return emit.call(torch.ops.aten.unsqueeze.default, x, 0) if site.rank == dims + 1 else x
 
@@ -153,7 +153,7 @@ def _grouped(site: Site, emit: Emit, weight: Weight, attributes: Mapping[str, An
     return emit.call(runtime.merge_groups, weight.node, weight.zero_point, count, size), count // size
 
 
-def padded(site: Site, emit: Emit, source: Any, kernel: tuple[int, ...]) -> tuple[Any, list[int]]:
+def padded(site: Site, emit: Emit, source: object, kernel: tuple[int, ...]) -> tuple[Any, list[int]]:
     """The input as the kernel takes it and the padding left to it: it pads with zeros, alike on both sides, less than a window."""
     sides, mode = sides_of(site, kernel), site.get("padding_mode", "zeros")
     if not any(b for _, b in sides):
@@ -165,7 +165,7 @@ def padded(site: Site, emit: Emit, source: Any, kernel: tuple[int, ...]) -> tupl
 
 
 def within_window(
-    site: Site, emit: Emit, source: Any, kernel: Sequence[int], padding: list[int], dilation: list[int]
+    site: Site, emit: Emit, source: object, kernel: Sequence[int], padding: list[int], dilation: list[int]
 ) -> tuple[Any, list[int]]:
     """The input with its zeros around it where a window fits into the padding, and the padding left to the kernel."""
     if site.engine not in ONEDNN or not onednn_faults.overpads(kernel, padding, dilation):
@@ -186,7 +186,14 @@ def sizes_of(site: Site, shape: tuple[int, ...], attributes: Mapping[str, Any], 
 
 
 def convolve(
-    site: Site, emit: Emit, source: Any, pack: fx.Node, shape: tuple[int, ...], attributes: Mapping[str, Any], symmetric: bool, relu: bool
+    site: Site,
+    emit: Emit,
+    source: object,
+    pack: fx.Node,
+    shape: tuple[int, ...],
+    attributes: Mapping[str, object],
+    symmetric: bool,
+    relu: bool,
 ) -> fx.Node:
     """quantized::convNd on a pack of `prepacked`, and on an input of sizes that it is right for."""
     dims = len(shape) - 2
@@ -198,7 +205,7 @@ def convolve(
     return emit.call(fit.without_more, result, source, smallest, least, stride) if sizes.grown else result
 
 
-def prepacked(site: Site, emit: Emit, weight: Weight, bias: fx.Node | None, attributes: Mapping[str, Any], symmetric: bool) -> fx.Node:
+def prepacked(site: Site, emit: Emit, weight: Weight, bias: fx.Node | None, attributes: Mapping[str, object], symmetric: bool) -> fx.Node:
     """The pack (once) of a convolution with these attributes, whose padding the kernel does."""
     dims = len(weight.shape) - 2
     stride, padding, dilation = (ints(attributes.get(name, default), dims) for name, default in SETTINGS)

@@ -39,7 +39,7 @@ def refuse_input(site: Site) -> str | None:
     return None if isinstance(site.args[0], Operand) else "its input is not quantized"
 
 
-def _in_float(site: Site, emit: Emit, x: Any) -> fx.Node:
+def _in_float(site: Site, emit: Emit, x: object) -> fx.Node:
     function, defaults = FLOAT[site.op.name]
     attributes = [type(default)(site.get(name, default)) for name, default in defaults]
     return emit.call(function, x, *attributes, site.scale, site.zero_point)

@@ -37,7 +37,7 @@ def packed(site: Site, emit: Emit) -> tuple[Any, fx.Node]:
     return rows, emit.call(runtime.prepack_linear, *names, axis_of(weight), tag(site))
 
 
-def like_input(site: Site, emit: Emit, result: fx.Node, source: Any) -> fx.Node:
+def like_input(site: Site, emit: Emit, result: fx.Node, source: object) -> fx.Node:
     """The result with the input's leading dimensions: none for a vector; onednn loses them where a batch is empty."""
     if site.rank == 1:
         return emit.call(torch.ops.aten.squeeze.dim, result, 0)

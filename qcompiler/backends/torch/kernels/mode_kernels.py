@@ -119,7 +119,7 @@ def _rnn_cell(site: Site, emit: Emit, half: bool) -> fx.Node:
     return emit.call(recurrent.rnn_cell_dynamic, *_inputs(site), *packs, weights[1].shape[1], relu, high - low == 127, half)
 
 
-def _widened(weight: Any, emit: Emit) -> Any:
+def _widened(weight: object, emit: Emit) -> Any:
     """The float32 weight, made once."""
     if isinstance(weight, Half):
         return emit.call(runtime.widened, weight.node)

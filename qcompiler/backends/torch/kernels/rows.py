@@ -80,7 +80,7 @@ def _operands(site: Site) -> Sequence[Operand]:
 def _turned(site: Site, emit: Emit) -> Site:
     """The site on transposed operands, all in rows."""
 
-    def turn(x: Any) -> Any:
+    def turn(x: object) -> Any:
         if not isinstance(x, Operand):
             return x
         turned = emit.call(TRANSPOSE, x, 1, 2)

@@ -50,10 +50,10 @@ def define(source: str, namespace: dict[str, Any], title: str) -> Callable[..., 
 
 def bind(
     emitter: Emitter,
-    packs: Mapping[str, Any],
+    packs: Mapping[str, object],
     tensor: Callable[[str], Tensor],
     engine: str,
-    callee: Callable[[str], Any] = resolve,
+    callee: Callable[[str], object] = resolve,
     like: PacksByShape | None = None,
 ) -> Bound:
     """Emits and defines forward. `packs`: results of the once calls on `engine`; `tensor`: the tensor under a dotted name.

@@ -37,7 +37,7 @@ def load(stored: Stored) -> CompiledModule:
         raise ArtifactError(f"the program cannot be built: {error!s:.400}", code="artifact-program") from error
 
 
-def _program(data: Any) -> Program:
+def _program(data: object) -> Program:
     try:
         return Program.from_data(data)
     except UnknownOpError as error:

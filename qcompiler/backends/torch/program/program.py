@@ -209,12 +209,12 @@ class Program:
         return Program.from_data(data)
 
 
-def is_name(text: Any) -> bool:
+def is_name(text: object) -> bool:
     """Whether generated source may use it as a variable: an ASCII identifier, no keyword, not self."""
     return isinstance(text, str) and text.isascii() and text.isidentifier() and not keyword.iskeyword(text) and text != "self"
 
 
-def is_argument(text: Any) -> bool:
+def is_argument(text: object) -> bool:
     """Whether it can be an argument of forward, which keeps the user's name: any identifier as Python itself spells it."""
     if not isinstance(text, str) or not text.isidentifier() or keyword.iskeyword(text) or text == "self":
         return False
@@ -242,7 +242,7 @@ def _call_data(c: Call) -> dict[str, Any]:
     return data | ({"comment": c.comment} if c.comment else {}) | ({"origin": list(c.origin)} if c.origin else {})
 
 
-def _typed(value: Any, kind: type) -> Any:
+def _typed(value: object, kind: type) -> Any:
     if type(value) is not kind:
         raise ValueError(f"expected {kind.__name__}")
     return value
@@ -279,7 +279,7 @@ def verify(program: Program) -> None:
             raise ProgramError(f"bad or repeated variable {name!r:.80}")
         known.add(name)
 
-    def check(values: Iterable[Any], where: str) -> None:
+    def check(values: Iterable[object], where: str) -> None:
         for v in values:
             if isinstance(v, Ref) and v.name not in known:
                 raise ProgramError(f"{where} reads {v.name!r:.80} before it is made")

@@ -118,7 +118,7 @@ def _overload_allowed(op: torch._ops.OpOverload) -> bool:
     return op.namespace == "aten" and name not in AT_REFUSED and not op._schema.is_mutable and not name.startswith("_cudnn")
 
 
-def name_of(target: Any) -> str | None:
+def name_of(target: object) -> str | None:
     """The registry's name of a call target; None where it has none."""
     if isinstance(target, torch._ops.OpOverload):
         overload = target._overloadname or "default"

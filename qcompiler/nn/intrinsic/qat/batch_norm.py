@@ -26,7 +26,7 @@ class BatchNormQAT(QATModule, FreezableBatchNorm):
     bn: Any
     freeze_bn: bool
 
-    def _start_batch_norm(self, bn: nn.Module, freeze_bn: bool, qconfig: Any, device: Any) -> None:
+    def _start_batch_norm(self, bn: nn.Module, freeze_bn: bool, qconfig: object, device: object) -> None:
         self.bn = bn
         self._fake_quantize_weight(qconfig, device)
         if freeze_bn:

@@ -140,7 +140,7 @@ class DynamicModule(FloatModule):
         if not isinstance(value, Tensor) or value.dtype is not torch.float32:
             self._reject(name, value)
 
-    def _reject(self, name: str, value: Any) -> NoReturn:
+    def _reject(self, name: str, value: object) -> NoReturn:
         got = f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__qualname__
         hint = "put a DeQuantStub before it" if isinstance(value, Tensor) and value.is_quantized else "call .float() on it"
         raise InputError(f"{self._get_name()}: {name} must be a torch.float32 tensor, not {got}", code="input-type", where=self._where(),

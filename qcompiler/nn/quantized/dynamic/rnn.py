@@ -99,7 +99,7 @@ class RecurrentModule(DynamicModule):
             raise ConfigError(f"this {type(mod).__name__} has no dynamic form: {reason}", code="proj-size",
                               where=place_of(mod))  # fmt: skip
 
-    def _state(self, name: str, value: Any, shape: tuple[int, ...]) -> None:
+    def _state(self, name: str, value: object, shape: tuple[int, ...]) -> None:
         if value is not None and (not isinstance(value, Tensor) or tuple(value.shape) != shape):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"{self._get_name()}: {name} must be of shape {shape}, got {got}", code="input-shape", where=self._where())
@@ -144,7 +144,7 @@ class RNNBase(RecurrentModule):
         for name, state in zip(("the hidden state", "the cell state"), states):
             self._state(name, state, shape)
 
-    def _layer(self, input: Any, hx: Any, states: tuple[Tensor | None, ...]) -> Any:
+    def _layer(self, input: object, hx: object, states: tuple[Tensor | None, ...]) -> Any:
         """(output, state or states)."""
         self._check_input(input, states)
         if not isinstance(input, PackedSequence):
