@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_map_only
 
-from qcompiler.backends.torch.kernels import table as kernels
+from qcompiler.backends import backend_of, names
 from qcompiler.debug.dump_record import versions
 from qcompiler.debug.plain_data import Writer
 from qcompiler.files.safetensors import safetensors
@@ -30,7 +30,7 @@ from qcompiler.settings import Settings
 
 SCRIPT, GRAPH, TENSORS = "repro.py", "repro.json", "repro.safetensors"
 META = (VALUE, SOURCE, QUANT)
-SCHEMA = 2
+SCHEMA = 3
 OURS = ("observers.", f"{HOLDER}.")  # modules that the compiler put in: what they hold is kept, and the user's classes among them
 
 TEMPLATE = '''"""Reproduces: {title}
@@ -123,12 +123,17 @@ def data_of(failure: Failure, weights: bool) -> tuple[dict[str, Any], dict[str, 
         "example": called,
         "stage": failure.stage.value,
         "passes": {step.name: None if _built_in(step) else writer.write(step) for step in failure.steps},
-        "kernels": [writer.write(k) for found in kernels.TABLE.values() for k in found if not _ours(k.emit)],
+        "taught": [writer.write(thing) for thing in _taught(failure.settings)],
         "shared": writer.shared,
     }
     generator = torch.Generator().manual_seed(0)
     tensors = {name: _random(name, t, generator) if name in random else t for name, t in sorted(writer.tensors.items())}
     return data, tensors, writer.names, writer.lost
+
+
+def _taught(settings: Settings) -> Sequence[object]:
+    """What the user registered with the back end of the compile; one that this process does not know has no such place."""
+    return backend_of(settings.target.backend).taught() if settings.target.backend in names() else ()
 
 
 class _Stubs:

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from qcompiler.backends.torch.bench.cases import Case, Int8, all_cases, output_scale
 from qcompiler.backends.torch.kernels.table import entries
-from qcompiler.backends.torch.runtime import functions as runtime
+from qcompiler.backends.torch.runtime import packs
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, Weight, host_isa
 from qcompiler.ir.types import VALUE, QParams, Value
 from qcompiler.near_names import near_names
@@ -136,7 +136,7 @@ def tap_pairs(kernel: tuple[int, ...], channels: int = 16) -> list[tuple[int, in
     dims, taps = len(kernel), int(torch.tensor(kernel).prod())
     engine, torch.backends.quantized.engine = torch.backends.quantized.engine, "fbgemm"
     x = torch._make_per_tensor_quantized_tensor(torch.full((1, channels, *kernel), 255, dtype=torch.uint8), 1.0, 0)
-    prepack: Any = {2: runtime.prepack_conv2d, 3: runtime.prepack_conv3d}[dims]
+    prepack: Any = {2: packs.prepack_conv2d, 3: packs.prepack_conv3d}[dims]
     run: Any = {2: torch.ops.quantized.conv2d.new, 3: torch.ops.quantized.conv3d.new}[dims]
     pairs = []
     for i in range(taps):

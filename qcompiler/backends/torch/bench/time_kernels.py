@@ -24,8 +24,7 @@ from qcompiler.backends.torch.bench.measure import Bench
 from qcompiler.backends.torch.kernels import elementwise
 from qcompiler.backends.torch.kernels.speed import SPEED, shape_class, width
 from qcompiler.backends.torch.kernels.table import entries
-from qcompiler.backends.torch.runtime import functions as runtime
-from qcompiler.backends.torch.runtime import recurrent
+from qcompiler.backends.torch.runtime import packs, recurrent
 from qcompiler.backends.torch.site import Emit, Kernel, host_isa
 from qcompiler.ops.table import OPS
 
@@ -117,7 +116,7 @@ def _packed_recurrent(op: str, float_layer: nn.Module, engine: str) -> Callable[
     int8: list[Any] = [(c, torch.ones(len(c)), torch.zeros(len(c)).long()) for c in codes]
     size = int(parts[1].shape[1])
     if op == "rnn_cell":
-        packs = [runtime.prepack_linear(*(*weight, bias, 0, "")) for weight, bias in zip(int8, parts[2:], strict=True)]
+        packs = [packs.prepack_linear(*(*weight, bias, 0, "")) for weight, bias in zip(int8, parts[2:], strict=True)]
         return lambda x: recurrent.rnn_cell_dynamic(x, None, packs[0], packs[1], size, relu=False, reduce_range=False, half=False)
     cells = [recurrent.prepack_cell(*(*int8[0], *int8[1], *parts[2:], True, False))]
     states: list[Any] = [None, None] if op.startswith("lstm") else [None]

@@ -11,15 +11,14 @@ from torch import fx
 from qcompiler.backends.torch.kernels import fbgemm_faults, groups, onednn_faults
 from qcompiler.backends.torch.kernels.depthwise import safe_weight
 from qcompiler.backends.torch.kernels.phases import Phases
-from qcompiler.backends.torch.runtime import fit, floats
-from qcompiler.backends.torch.runtime import functions as runtime
+from qcompiler.backends.torch.runtime import channels, fit, float_windows, packs
 from qcompiler.backends.torch.site import ENGINES, VNNI, Emit, Kernel, Operand, Site, Weight, constant_of, finish, ints, needs_relu
 
 OPS = torch.ops.quantized
 CONV: dict[int, tuple[Any, Any, Any]] = {
-    1: (runtime.prepack_conv1d, OPS.conv1d.default, OPS.conv1d_relu.default),
-    2: (runtime.prepack_conv2d, OPS.conv2d.new, OPS.conv2d_relu.new),
-    3: (runtime.prepack_conv3d, OPS.conv3d.new, OPS.conv3d_relu.new),
+    1: (packs.prepack_conv1d, OPS.conv1d.default, OPS.conv1d_relu.default),
+    2: (packs.prepack_conv2d, OPS.conv2d.new, OPS.conv2d_relu.new),
+    3: (packs.prepack_conv3d, OPS.conv3d.new, OPS.conv3d_relu.new),
 }
 SETTINGS = (("stride", 1), ("padding", 0), ("dilation", 1))
 ONEDNN = ("x86", "onednn")  # engines that pack convolutions with oneDNN, x86 some of them
@@ -150,7 +149,7 @@ def _grouped(site: Site, emit: Emit, weight: Weight, attributes: Mapping[str, An
     count, size = attributes.get("groups", 1), merging(site, weight.shape, attributes, symmetric, safe)
     if size == 1:
         return weight.node, count
-    return emit.call(runtime.merge_groups, weight.node, weight.zero_point, count, size), count // size
+    return emit.call(channels.merge_groups, weight.node, weight.zero_point, count, size), count // size
 
 
 def padded(site: Site, emit: Emit, source: object, kernel: tuple[int, ...]) -> tuple[Any, list[int]]:
@@ -161,7 +160,7 @@ def padded(site: Site, emit: Emit, source: object, kernel: tuple[int, ...]) -> t
     if mode == "zeros" and all(a == b for a, b in sides):
         return within_window(site, emit, source, kernel, [a for a, _ in sides], ints(site.get("dilation", 1), len(kernel)))
     flat = [p for side in reversed(sides) for p in side]
-    return emit.call(floats.pad_own, source, flat, "constant" if mode == "zeros" else mode), [0] * len(kernel)
+    return emit.call(float_windows.pad_own, source, flat, "constant" if mode == "zeros" else mode), [0] * len(kernel)
 
 
 def within_window(
@@ -171,7 +170,7 @@ def within_window(
     if site.engine not in ONEDNN or not onednn_faults.overpads(kernel, padding, dilation):
         return source, padding
     flat = [p for side in reversed(padding) for p in (side, side)]
-    return emit.call(floats.pad_own, source, flat, "constant"), [0] * len(kernel)
+    return emit.call(float_windows.pad_own, source, flat, "constant"), [0] * len(kernel)
 
 
 def sizes_of(site: Site, shape: tuple[int, ...], attributes: Mapping[str, Any], symmetric: bool) -> onednn_faults.Sizes:

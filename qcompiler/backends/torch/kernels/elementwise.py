@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompiler.backends.torch.runtime import floats
+from qcompiler.backends.torch.runtime import floats, packs
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, Weight, clamp, finish
 
@@ -113,7 +113,7 @@ def emit_prelu(site: Site, emit: Emit) -> fx.Node:
     weight = site.args[1]
     if isinstance(weight, Weight):
         axis = -1 if weight.axis is None else weight.axis
-        weight = emit.call(runtime.float_weight, weight.node, weight.scale, weight.zero_point, axis)
+        weight = emit.call(packs.float_weight, weight.node, weight.scale, weight.zero_point, axis)
     return finish(site, emit, emit.call(floats.prelu_float, site.args[0], weight, site.scale, site.zero_point))
 
 

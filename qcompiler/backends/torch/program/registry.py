@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 
 from qcompiler.backends.native import runtime as native
-from qcompiler.backends.torch.runtime import fit, floats, recurrent, tables
+from qcompiler.backends.torch.runtime import channels, fit, float_windows, floats, packs, recurrent, tables
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.errors import QCompilerError
 from qcompiler.ops import recurrent_float, reference, state, trees
@@ -83,7 +83,7 @@ def table() -> Mapping[str, Callable[..., Any]]:
     """Every operation but overloads, methods and externals, by name; the first name of a callable is the one it is written with."""
     code, functions = (types.FunctionType, types.BuiltinFunctionType), (types.FunctionType,)
     found: dict[str, Any] = {}
-    for module in (runtime, floats, recurrent, tables, fit, native):
+    for module in (runtime, packs, channels, floats, float_windows, recurrent, tables, fit, native):
         found |= {f"runtime.{n}": f for n, f in _public(module, functions).items() if f.__module__ == module.__name__}
     found |= {f"guard.{f.__name__}": f for f in guards.GUARDS}
     for module in (reference, recurrent_float, state):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qcompiler.backends.torch.kernels import modes
 from qcompiler.backends.torch.program.once import quantized_engine
-from qcompiler.backends.torch.runtime import functions as runtime
+from qcompiler.backends.torch.runtime import packs
 from qcompiler.backends.torch.site import host_isa
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.ir.types import Mode
@@ -113,7 +113,7 @@ class DynamicModule(FloatModule):
         """The weight's float32 values."""
         if self._is_half:
             return self._part(name).float()
-        return runtime.float_weight(*self._int8(name), self._axis(name))
+        return packs.float_weight(*self._int8(name), self._axis(name))
 
     def _reduces(self) -> bool:
         """Whether activations are rounded to 127 steps."""

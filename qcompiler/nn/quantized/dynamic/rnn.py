@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from qcompiler.backends.torch.runtime import functions as runtime
-from qcompiler.backends.torch.runtime import recurrent
+from qcompiler.backends.torch.runtime import packs, recurrent
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.dynamic.base import DynamicModule
@@ -288,8 +287,8 @@ class RNNCell(RNNCellBase):
 
     def _cells(self) -> list[Any]:
         if self._is_half:
-            return [runtime.prepack_linear_half(self._part(f"weight_{s}"), self._buffers[f"bias_{s}"]) for s in self._sides()]
-        return [runtime.prepack_linear(*self._int8(f"weight_{s}"), self._buffers[f"bias_{s}"], self._axis(f"weight_{s}"), "")
+            return [packs.prepack_linear_half(self._part(f"weight_{s}"), self._buffers[f"bias_{s}"]) for s in self._sides()]
+        return [packs.prepack_linear(*self._int8(f"weight_{s}"), self._buffers[f"bias_{s}"], self._axis(f"weight_{s}"), "")
                 for s in self._sides()]  # fmt: skip
 
     def _infer(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
