@@ -72,7 +72,7 @@ class _Attributes:
         return self.nodes[path]
 
 
-def _module_call(gm: fx.GraphModule, node: fx.Node, context: Context, reader: _Attributes) -> tuple[Op, dict[str, Any]] | None:
+def _module_call(gm: fx.GraphModule, node: fx.Node, context: Context, reader: _Attributes) -> tuple[Op, dict[str, object]] | None:
     path = str(node.target)
     module = gm.get_submodule(path)
     found = context.table.module_form(module)
@@ -158,7 +158,7 @@ def _to_root(gm: fx.GraphModule, name: str, value: object) -> None:
         setattr(gm, name, value)
 
 
-def _function_call(node: fx.Node, table: Table) -> tuple[Op, dict[str, Any]] | None:
+def _function_call(node: fx.Node, table: Table) -> tuple[Op, dict[str, object]] | None:
     if node.op not in ("call_function", "call_method"):
         return None
     found = table.spelled(node.target)

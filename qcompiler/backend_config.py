@@ -101,7 +101,7 @@ class DTypeConfig:
     def weight_dtype(self) -> torch.dtype | None:
         return self.weight_dtype_with_constraints.dtype
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """torch's dict form."""
         names = ("input_dtype", "output_dtype", "weight_dtype")
         found = {name: getattr(self, f"{name}_with_constraints") for name in names if getattr(self, name) is not None}
@@ -149,7 +149,7 @@ class BackendPatternConfig:
         self.qat_module: type | None = None
         self.reference_quantized_module_for_root: type | None = None
         self.fused_module: type | None = None
-        self.fuser_method: Callable[..., Any] | None = None
+        self.fuser_method: Callable[..., object] | None = None
 
     def _set(self, name: str, value: object) -> BackendPatternConfig:
         setattr(self, name, value)
@@ -192,7 +192,7 @@ class BackendPatternConfig:
         """The function that fuses the pattern."""
         return self._set("fuser_method", fuser_method)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """torch's dict form."""
         found = {name: getattr(self, name) for name in self.FIELDS if getattr(self, name) is not None}
         return found | {"dtype_configs": [config.to_dict() for config in self.dtype_configs]}
@@ -218,7 +218,7 @@ class BackendConfig:
     """What a back end runs: its name and one BackendPatternConfig for each pattern. Setters return the config."""
 
     name: str = ""
-    _configs: dict[Any, BackendPatternConfig] = field(default_factory=dict, repr=False)
+    _configs: dict[object, BackendPatternConfig] = field(default_factory=dict, repr=False)
 
     def set_name(self, name: str) -> BackendConfig:
         """The name that reasons show."""
@@ -241,7 +241,7 @@ class BackendConfig:
         """The patterns in the order they were set."""
         return list(self._configs.values())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """torch's dict form."""
         return {"name": self.name, "configs": [config.to_dict() for config in self.configs]}
 

@@ -33,7 +33,7 @@ def observed_copy(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModul
     if allow_uncalibrated not in ("error", "float"):
         raise ConfigError(f'allow_uncalibrated is "error" or "float", not {allow_uncalibrated!r:.80}', code="allow-uncalibrated")
     verify(prepared, Stage.OBSERVED, table=state.settings.table)
-    observers: dict[int, Any] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
+    observers: dict[int, object] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
     try:
         gm = copy.deepcopy(prepared, {} if state.settings.trains else observers)  # observers are read, and dropped from the copy
     except Exception as error:  # torch.fx writes the code of the copy anew

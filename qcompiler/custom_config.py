@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
@@ -31,7 +31,7 @@ class _Config:
 
     KEYS: dict[str, str] = {}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The dict form of torch; what is empty is left out."""
         return {key: value for attribute, key in self.KEYS.items() if (value := getattr(self, attribute))}
 

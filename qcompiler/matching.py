@@ -120,7 +120,7 @@ class _Search:
         for operands in (node.args[:2], node.args[1::-1]) if swaps else (node.args,):
             yield from self.operands(list(zip(args, operands, strict=False)), {**known, name: node})
 
-    def operands(self, pairs: list[tuple[str | float, Any]], known: Known) -> Iterator[Known]:
+    def operands(self, pairs: list[tuple[str | float, object]], known: Known) -> Iterator[Known]:
         if not pairs:
             yield known
             return

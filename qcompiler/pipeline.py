@@ -44,8 +44,8 @@ def check_float(model: nn.Module) -> None:
 class Choices(TypedDict, total=False):
     """What prepare_fx and prepare_qat_fx take beside the model and its example inputs, in any form that they take it in."""
 
-    qconfig_mapping: Any
-    prepare_custom_config: Any
+    qconfig_mapping: object
+    prepare_custom_config: object
     backend_config: Any
     concrete_args: Mapping[str, Any] | None
     strict: bool

@@ -45,7 +45,7 @@ class QConfig:
                 )
             _try(role, maker)
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, object]:
         """JSON values; ConfigError for makers that have no registered name."""
         return {role: _maker_to_plain(getattr(self, role)) for role in ("activation", "weight")}
 
@@ -73,13 +73,13 @@ def _try(role: str, maker: Any) -> None:
         raise ConfigError("activations cannot be int32: no kernel takes it", code="qconfig-dtype", hint="torch.uint8 or torch.int8")
 
 
-def _maker_to_plain(maker: object) -> Any:
+def _maker_to_plain(maker: object) -> object:
     if maker is None or maker == Factory(nn.Identity):
         return None if maker is None else "identity"
     return to_plain(maker)
 
 
-def _maker_from_plain(data: object) -> Any:
+def _maker_from_plain(data: object) -> object:
     if data is None or data == "identity":
         return None if data is None else nn.Identity
     return from_plain(data)
@@ -106,7 +106,7 @@ def as_qconfig(value: object) -> QConfig | None:
     raise ConfigError(f"expected a QConfig or None, got {type(value).__name__}", code="qconfig-type")
 
 
-def _translated(maker: Any) -> Any:
+def _translated(maker: Any) -> object:
     """Our maker for a torch.ao class or `with_args` wrapper; others stay as they are."""
     kwargs: dict[str, Any] = {}
     while not isinstance(maker, type | Factory):

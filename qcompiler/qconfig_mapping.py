@@ -169,7 +169,7 @@ class QConfigMapping:
             if name and name not in known:
                 raise no_module(name, known, "qconfig-module-name", f"qconfig rule: {rule}")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """A qconfig_dict as torch.ao has them: "", "object_type": [(type, qconfig), ...] and so on."""
         return {
             "": self.global_qconfig,
@@ -235,7 +235,7 @@ class QConfigMapping:
         return "\n".join(["QConfigMapping(", *lines, ")"])
 
 
-def _plain(qconfig: QConfig | None) -> dict[str, Any] | None:
+def _plain(qconfig: QConfig | None) -> dict[str, object] | None:
     return None if qconfig is None else qconfig.to_plain()
 
 

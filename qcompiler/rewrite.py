@@ -161,7 +161,7 @@ class _Run:
         self.gm, self.rules, self.table, self.gate = gm, rules, table, gate
         self.fired: dict[str, int] = {}
         self.refused: dict[tuple[str, fx.Node], Rejection] = {}
-        self.answers: dict[Any, bool] = {}
+        self.answers: dict[object, bool] = {}
 
     def apply(self, node: fx.Node) -> str | None:
         """Rewrites the first match that ends in `node`, and returns the rule's name."""

@@ -43,7 +43,7 @@ def _containers(data: Any) -> bool:
     return isinstance(data, dict) and all(isinstance(path, str) and item(value) for path, value in data.items())
 
 
-_HOLDS: Mapping[str, Callable[[Any], bool]] = {
+_HOLDS: Mapping[str, Callable[[object], bool]] = {
     MARK: lambda data: data == "converted",
     ROWS: lambda data: _list(data, {k: t for k, t in ROW.items() if k not in ("counted", "mode", "code", "parameters")}, ROW),
     REMARKS: lambda data: _list(data, REMARK, REMARK_OPTIONAL),

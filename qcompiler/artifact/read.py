@@ -98,7 +98,7 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     return open(descriptor, "rb")  # the caller closes it
 
 
-def _read(file: IO[bytes], size: int) -> tuple[dict[str, Any], dict[str, Tensor], int]:
+def _read(file: IO[bytes], size: int) -> tuple[dict[str, object], dict[str, Tensor], int]:
     total = hashlib.sha256()
     length, minor, digest = _prefix(file, size, total)
     raw = _take(file, length, "header", total)

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import nn
 
@@ -72,7 +71,7 @@ class Bisection:
         return "\n".join(lines)
 
 
-def _finite(value: object) -> Any:
+def _finite(value: object) -> object:
     """JSON has no infinities: null stands for no error at all, -300 for nothing but error."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}

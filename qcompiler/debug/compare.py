@@ -101,7 +101,7 @@ def is_graph(model: object) -> TypeGuard[fx.GraphModule]:
 
 
 @in_plain_torch
-def float_steps(model: nn.Module, first: tuple[tuple[object, ...], dict[str, Any]], settings: Settings) -> Steps:
+def float_steps(model: nn.Module, first: tuple[tuple[object, ...], dict[str, object]], settings: Settings) -> Steps:
     """The float model as steps: a graph of ours as it is, any other model traced as prepare_fx does."""
     check_float(model)
     check_eval(model)

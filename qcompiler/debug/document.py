@@ -69,7 +69,7 @@ class Document:
         return replace(self, stages=(*self.stages, *joined, *rest), numerics={**self.numerics, **later.numerics},
                        overlays={**self.overlays, **later.overlays})  # fmt: skip
 
-    def to_data(self) -> dict[str, Any]:
+    def to_data(self) -> dict[str, object]:
         """Plain JSON data."""
         data: dict[str, Any] = {"format": FORMAT, "version": VERSION, "title": self.title, "stages": list(self.stages)}
         data |= {"numerics": dict(self.numerics)} if self.numerics else {}
@@ -114,7 +114,7 @@ def stage(
             **change, "remarks": list(remarks)}  # fmt: skip
 
 
-def delta(before: Sequence[Node], after: Sequence[Node]) -> dict[str, Any]:
+def delta(before: Sequence[Node], after: Sequence[Node]) -> dict[str, object]:
     """What turns one list of nodes into the other. Structural: a node is the same where all its data but its place is."""
     old, names = {n["name"]: n for n in before}, {n["name"] for n in after}
     same = [n["name"] for n in after if n["name"] in old and _content(old[n["name"]]) == _content(n)]

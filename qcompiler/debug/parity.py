@@ -119,7 +119,7 @@ def parity(prepared: nn.Module, converted: nn.Module, data: object) -> Parity:
     return _compare(prepared, converted, items)
 
 
-def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[tuple[object, ...], dict[str, Any]]]) -> Parity:
+def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[tuple[object, ...], dict[str, object]]]) -> Parity:
     graph = simulated(prepared, *items[0])
     floats, steps = steps_of_graph(graph), converted._steps()
     walk, found = Walk(floats, steps, match(floats, steps), ends=_ranges(graph)), _Found(_not_simulated(graph))
@@ -131,7 +131,7 @@ def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[t
     return Parity(tuple(found.worst.values()), tuple(walk.matching.unmatched.items()), len(items))
 
 
-def require_parity(prepared: nn.Module, converted: Executable, example: tuple[tuple[object, ...], dict[str, Any]]) -> Parity:
+def require_parity(prepared: nn.Module, converted: Executable, example: tuple[tuple[object, ...], dict[str, object]]) -> Parity:
     """PassError that names the first int8 value more than a step from the simulated one. (Float values may be random.)"""
     found = _compare(prepared, converted, [example])
     wrong = next((d for d in found.differences if not d.is_float and not d.agrees), None)

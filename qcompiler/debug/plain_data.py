@@ -74,7 +74,7 @@ def _importable(module: str, path: str) -> bool:
     return all(part.isidentifier() and not keyword.iskeyword(part) for part in f"{module}.{path}".split("."))
 
 
-def look_up(name: str) -> Any:
+def look_up(name: str) -> object:
     """What the name stands for among the modules that are loaded, None where nothing does."""
     module, _, path = name.partition(":")
     found: Any = sys.modules.get(module)
@@ -115,7 +115,7 @@ class Writer:
             return self.tensor(value)
         return self._thing(value)
 
-    def _plain(self, value: object) -> Any:
+    def _plain(self, value: object) -> object:
         try:
             if isinstance(value, slice):
                 return {"slice": [self.write(v) for v in (value.start, value.stop, value.step)]}
@@ -123,7 +123,7 @@ class Writer:
         except QCompilerError:
             return self._lose(value)
 
-    def _thing(self, value: object) -> Any:
+    def _thing(self, value: object) -> object:
         if value is Ellipsis:
             return to_json(value)
         if isinstance(value, torch.qscheme):
@@ -179,7 +179,7 @@ class Writer:
             return self._named(value)
         return data
 
-    def _table(self, table: Table) -> Any:
+    def _table(self, table: Table) -> object:
         """The op table as what differs from the default one. `trains`: and has the ops of a model in training."""
         own = [row for row in table.rows.values() if OPS.rows.get(row.name) is not row and not is_for_training(row)]
         gone = [name for name, row in OPS.rows.items() if table.rows.get(name) is not row]
@@ -197,7 +197,7 @@ class Writer:
             "modules": self._scoped(module._modules),
         }
 
-    def _scoped(self, members: Mapping[str, object]) -> dict[str, Any]:
+    def _scoped(self, members: Mapping[str, object]) -> dict[str, object]:
         outer, found = self.scope, {}
         for name, value in members.items():
             self.scope = f"{outer}.{name}".lstrip(".")
@@ -215,7 +215,7 @@ class Writer:
             self.tensors[name] = value
         return {"tensor": self._keys[id(value)]}
 
-    def _lose(self, value: object) -> Any:
+    def _lose(self, value: object) -> object:
         text = value if isinstance(value, str) else f"{type(value).__name__} {getattr(value, '__qualname__', '')}".strip()
         self.lost.append(text)
         return {"lost": text}
@@ -227,7 +227,7 @@ class Reader:
     def __init__(self, shared: list[Any], tensors: Mapping[str, torch.Tensor], names: Mapping[str, object]) -> None:
         self.shared, self.tensors, self.names = shared, tensors, names
         self.nodes: dict[str, fx.Node] = {}
-        self._made: dict[int, Any] = {}
+        self._made: dict[int, object] = {}
         self._tensors: dict[tuple[str, bool], torch.Tensor] = {}
 
     def read(self, data: object) -> Any:
@@ -247,44 +247,44 @@ class Reader:
     def _tuple(self, data: Any) -> Any:
         return tuple(self.read(data["tuple"]))
 
-    def _namedtuple(self, data: Any) -> Any:
+    def _namedtuple(self, data: Any) -> object:
         return self.thing(data["namedtuple"])(*self.read(data["items"]))
 
-    def _dict(self, data: Any) -> Any:
+    def _dict(self, data: Any) -> object:
         return {self.read(k): self.read(v) for k, v in data["dict"]}
 
-    def _set(self, data: Any) -> Any:
+    def _set(self, data: Any) -> object:
         return set(self.read(data["set"]))
 
-    def _slice(self, data: Any) -> Any:
+    def _slice(self, data: Any) -> object:
         return slice(*self.read(data["slice"]))
 
-    def _qscheme(self, data: Any) -> Any:
+    def _qscheme(self, data: Any) -> object:
         return QSCHEMES[data["qscheme"]]
 
-    def _enum(self, data: Any) -> Any:
+    def _enum(self, data: Any) -> object:
         return self.thing(data["enum"])[data["value"]]
 
-    def _partial(self, data: Any) -> Any:
+    def _partial(self, data: Any) -> object:
         function, args, keywords = self.read(data["partial"])
         return functools.partial(function, *args, **keywords)
 
-    def _method(self, data: Any) -> Any:
+    def _method(self, data: Any) -> object:
         return getattr(self.read(data["of"]), data["method"])
 
     def _call(self, data: Any) -> Any:
         return registry.resolve(data["call"])
 
-    def _name(self, data: Any) -> Any:
+    def _name(self, data: Any) -> object:
         return self.thing(data["name"])
 
-    def _class(self, data: Any) -> Any:
+    def _class(self, data: Any) -> object:
         return self.stub(data["class"])
 
-    def _lost(self, data: Any) -> Any:
+    def _lost(self, data: Any) -> object:
         return Lost(data["lost"])
 
-    def _shared(self, data: Any) -> Any:
+    def _shared(self, data: Any) -> object:
         index = data["shared"]
         if index not in self._made:
             self._made[index] = self.read(self.shared[index])

@@ -120,7 +120,7 @@ def _entry(node: dict[str, Any], kept: set[str]) -> dict[str, Any]:
     return {"name": node["name"], "op": "placeholder", "target": node["name"], "args": [], "kwargs": {}, "meta": meta}
 
 
-def _pruned(case: Case, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+def _pruned(case: Case, nodes: list[dict[str, Any]]) -> dict[str, object]:
     """Without the tensors, modules and objects that no node needs any more."""
     targets = {(n["op"], n["target"]) for n in nodes if n["op"] in ("get_attr", "call_module")}
     data = {
@@ -136,7 +136,7 @@ def _pruned(case: Case, nodes: list[dict[str, Any]]) -> dict[str, Any]:
     return {"data": data, "tensors": {k: v for k, v in case.tensors.items() if k in tensors}}
 
 
-def _needed(data: dict[str, Any]) -> list[Any]:
+def _needed(data: dict[str, Any]) -> list[object]:
     """The shared objects, with null for those that nothing refers to: their numbers stay."""
     shared, found = data["shared"], set[int]()
     left = [d["shared"] for d in tagged([v for k, v in data.items() if k != "shared"], "shared")]

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from qcompiler.debug.case import Case
 from qcompiler.debug.reduce import reduce_into
@@ -18,7 +17,7 @@ NOT_REPRODUCED = 3  # exit status: the pipeline ran to its end
 
 
 @cache
-def script(path: str) -> Any:
+def script(path: str) -> object:
     """The user's script as a module, without what stands under `if __name__ == "__main__"`."""
     spec = importlib.util.spec_from_file_location("reproduced_script", path)
     if spec is None or spec.loader is None:

@@ -99,7 +99,7 @@ def _attribute(gm: fx.GraphModule, path: str) -> Any:
     return value
 
 
-def data_of(failure: Failure, weights: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor], set[str], list[str]]:
+def data_of(failure: Failure, weights: bool) -> tuple[dict[str, object], dict[str, torch.Tensor], set[str], list[str]]:
     """repro.json, the tensors, the names that repro.json refers to, and what could not be written."""
     writer = Writer()
     nodes = _nodes(failure, writer)
@@ -166,7 +166,7 @@ def _nodes(failure: Failure, writer: Writer) -> list[Any]:
     ]
 
 
-def _kept(writer: Writer, path: str, value: Any) -> list[Any]:
+def _kept(writer: Writer, path: str, value: Any) -> list[object]:
     writer.scope = path
     kind = "parameter" if isinstance(value, nn.Parameter) else "buffer" if isinstance(value, torch.Tensor) else "plain"
     return [kind, writer.write(value)]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 from qcompiler.debug.blocks import of_blocks
 from qcompiler.debug.dump_directory import Dump
@@ -28,7 +27,7 @@ from qcompiler.pass_manager import Context, tell, watch
 HOOKS = ("start", "should_run", "before", "after", "on_error", "finish")
 
 
-def instruments_of(debug: object) -> list[Any]:
+def instruments_of(debug: object) -> list[object]:
     """The instruments of a `debug=` argument, the blocks and the environment. ConfigError for what is none."""
     found = [*_read(debug), *of_blocks()]
     unique = list({id(instrument): instrument for instrument in found}.values())
@@ -39,7 +38,7 @@ def _is_dump(instrument: object) -> bool:
     return isinstance(instrument, Dump)
 
 
-def _read(debug: object) -> list[Any]:
+def _read(debug: object) -> list[object]:
     if debug is None:
         return []
     if isinstance(debug, (list, tuple)):
@@ -54,7 +53,7 @@ def _read(debug: object) -> list[Any]:
     return [debug]
 
 
-def _environment(dumps: bool) -> Iterator[Any]:
+def _environment(dumps: bool) -> Iterator[object]:
     """A directory that was given takes the place of QCOMPILER_DEBUG's."""
     if os.environ.get("QCOMPILER_PRINT"):
         yield setting("QCOMPILER_PRINT", Printer.read, "after, changed or diff, or one of these with `:pass-glob`")
@@ -90,6 +89,6 @@ def watched(debug: object, phase: str, model: str, context: Context) -> Iterator
         tell(instruments, "finish", context, context)
 
 
-def _started(instrument: object, phase: str, model: str, context: Context) -> Any:
+def _started(instrument: object, phase: str, model: str, context: Context) -> object:
     made = tell([instrument], "start", context, phase, model, context)
     return instrument if not made or made[0] is None else made[0]

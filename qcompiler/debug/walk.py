@@ -141,7 +141,7 @@ class Walk:
             found = grid_of(self.steps[step.inputs[0]], values[step.inputs[0]])
         return None if found is None else (*found[:2], *self.ends.get(site.float_step.name, found[2:]))
 
-    def _timed(self, step: Step, values: Env) -> Any:
+    def _timed(self, step: Step, values: Env) -> object:
         if not self.profile or step.writes is not None or step.kind != "call" or step.state == "write":
             return step.run(values)
         times = self.times[step.name] = []
@@ -156,7 +156,7 @@ class Walk:
         parts = [self.times[name] for name in (site.step.name, *site.way) if name in self.times]
         return tuple(map(sum, zip(*parts)))
 
-    def _perfect(self, site: Site, floats: Env, references: Env) -> Any:
+    def _perfect(self, site: Site, floats: Env, references: Env) -> object:
         """The float value of a site, computed from the inputs that the quantized step gets."""
         if site.region is None or not self.rounded.intersection(site.bounds):
             return floats[site.float_step.name]
@@ -167,11 +167,11 @@ class Walk:
         return env[site.float_step.name]
 
 
-def _result(steps: Steps, env: Env) -> Any:
+def _result(steps: Steps, env: Env) -> object:
     return real(rewrite(steps.output, lambda v: env[v.name] if isinstance(v, Ref) else v))
 
 
-def held_as(value: object, reference: object, grid: Grid | None) -> Any:
+def held_as(value: object, reference: object, grid: Grid | None) -> object:
     """The reference in the form of `value`: rounded to the same integers, and quantized where that is quantized."""
     if isinstance(value, Tensor) and isinstance(reference, Tensor):
         if value.shape != reference.shape:

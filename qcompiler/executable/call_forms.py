@@ -90,7 +90,7 @@ class CallForms(nn.Module):
         texts = [f"{a.name}={a.form}" if a.form.kind == "value" else f"{a.name}: {a.form}" for a in self._arguments[index]]
         return f"({', '.join(texts)})"
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> object:
         index = self.choose(args, kwargs)
         try:
             return self.call_forms[index](*args, **kwargs)
@@ -201,7 +201,7 @@ def _weight_of(node: fx.Node) -> str | None:
     return str(read[0].target) if read else None
 
 
-def _tables(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
+def _tables(module: nn.Module) -> Iterator[tuple[str, dict[str, object], str]]:
     """Path, table and name of each tensor of a module that is no observer's."""
     watched = {id(part) for watch in module.modules() if isinstance(watch, Watch) for part in watch.modules()}
     for path, part in module.named_modules():

@@ -10,7 +10,7 @@ from qcompiler.ir.form import KINDS, PLAIN, Form
 MAX_DEPTH = 32
 
 
-def form_to_data(form: Form) -> dict[str, Any]:
+def form_to_data(form: Form) -> dict[str, object]:
     """Plain JSON data; what is empty is left out."""
     data: dict[str, Any] = {"kind": form.kind}
     if form.kind == "number":

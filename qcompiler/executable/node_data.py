@@ -9,7 +9,7 @@ from typing import Any
 LIMIT = 200  # characters of constant arguments; the IR text has them all
 
 
-def compact(data: Mapping[str, object]) -> dict[str, Any]:
+def compact(data: Mapping[str, object]) -> dict[str, object]:
     """Without the fields that say nothing; a shape of no dimensions says something."""
     return {k: v for k, v in data.items() if v is not None and (v not in ("", {}) and (v != [] or k == "shape"))}
 

@@ -146,7 +146,7 @@ def _graph_weight(gm: fx.GraphModule, node: fx.Node) -> Weight | None:
     return Weight(values, scale, zero_point, made.args[3])  # type: ignore[arg-type]
 
 
-def _graph_run(gm: fx.GraphModule, node: fx.Node) -> Callable[[Env], Any]:
+def _graph_run(gm: fx.GraphModule, node: fx.Node) -> Callable[[Env], object]:
     if node.op == "placeholder":
         return lambda env: env[node.name]
     if node.op == "get_attr":
@@ -169,7 +169,7 @@ def state_of_call(function: object) -> Literal["", "read", "write"]:
     return "read" if function in READS else "write" if function in WRITES else ""
 
 
-def read_input(name: str) -> Callable[[Env], Any]:
+def read_input(name: str) -> Callable[[Env], object]:
     return lambda env: env[name]
 
 

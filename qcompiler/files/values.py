@@ -47,7 +47,7 @@ def to_json(value: object, own: Write | None = None) -> Any:
     return _special_to_json(value)
 
 
-def _special_to_json(value: object) -> Any:
+def _special_to_json(value: object) -> object:
     if value is Ellipsis:
         return {"ellipsis": True}
     if isinstance(value, torch.dtype):
@@ -81,7 +81,7 @@ def from_json(data: object, own: Read = NONE, depth: int = 0) -> Any:
     return own[tag](body) if tag in own else _tagged(tag, body, own, depth)
 
 
-def _tagged(tag: str, body: object, own: Read, depth: int) -> Any:
+def _tagged(tag: str, body: object, own: Read, depth: int) -> object:
     def items(length: int | None = None) -> list[Any]:
         if not isinstance(body, list) or (length is not None and len(body) != length):
             raise ValueError(f"bad {tag}")

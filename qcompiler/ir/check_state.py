@@ -50,7 +50,7 @@ def guard_loading(root: nn.Module) -> None:
         root.register_load_state_dict_pre_hook(check_before_load)
 
 
-def _hooks(module: nn.Module) -> list[Any]:
+def _hooks(module: nn.Module) -> list[object]:
     """What else runs before the module loads; it may rename or reshape."""
     return [h for h in module._load_state_dict_pre_hooks.values() if getattr(h, "hook", h) is not check_before_load]
 

@@ -14,7 +14,7 @@ class Ref:
     name: str
 
 
-def walk(value: object) -> Iterator[Any]:
+def walk(value: object) -> Iterator[object]:
     """Every leaf of a nested value."""
     if isinstance(value, (tuple, list)):
         for item in value:

@@ -50,7 +50,7 @@ def format_arg(arg: object) -> str:
     return f"<{type(arg).__name__}>" if re.search(r" at 0x[0-9a-fA-F]+", text) else text
 
 
-def _leaves(arg: object) -> list[Any]:
+def _leaves(arg: object) -> list[object]:
     return [leaf for item in arg for leaf in _leaves(item)] if isinstance(arg, (tuple, list)) else [arg]
 
 

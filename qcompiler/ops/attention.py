@@ -66,7 +66,7 @@ def _weighted(q: Tensor, k: Tensor, mask: Tensor | None, head_dim: int) -> Tenso
 
 
 def multihead_attention(m: nn.MultiheadAttention, query: Any, key: Any, value: Any, key_padding_mask: Any = None, need_weights: bool = True,
-                        attn_mask: Any = None, average_attn_weights: bool = True, is_causal: bool = False) -> Any:  # fmt: skip
+                        attn_mask: Any = None, average_attn_weights: bool = True, is_causal: bool = False) -> object:  # fmt: skip
     """nn.MultiheadAttention as linear, attention, linear. Shapes as there: (N, L, E) or (L, N, E) or (L, E)."""
     batched = query.dim() == 3
     same = query is key and key is value

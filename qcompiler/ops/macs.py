@@ -50,7 +50,7 @@ def recurrent(node: fx.Node) -> int:
     return math.prod(shape_of(node.args[0])[:-1]) * sum(math.prod(shape_of(w)) for w in _weights(node))
 
 
-def _weights(node: fx.Node) -> list[Any]:
+def _weights(node: fx.Node) -> list[object]:
     """The first list among the arguments."""
     return next((list(arg) for arg in node.args if isinstance(arg, (list, tuple))), [])
 

@@ -55,7 +55,7 @@ class Maker:
 
 
 @functools.cache
-def stand_in(name: str, fields: tuple[str, ...], kinds: tuple[type, ...]) -> Any:
+def stand_in(name: str, fields: tuple[str, ...], kinds: tuple[type, ...]) -> object:
     """A named tuple's class in place of one that this process does not know; TorchScript reads the types of its fields."""
     made = namedtuple(name, fields)  # type: ignore[misc]
     made.__annotations__ = dict(zip(fields, kinds, strict=True))

@@ -18,7 +18,7 @@ def is_tree(value: object) -> bool:
     return node_of(type(value)) is not None
 
 
-def children(value: object) -> list[Any]:
+def children(value: object) -> list[object]:
     """What an object of a registered class holds, in the order of its class. Raises TypeError for other objects."""
     node = node_of(type(value))
     if node is None:

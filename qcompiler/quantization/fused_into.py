@@ -33,7 +33,7 @@ class Fusion:
         last = getattr(self._last, "output", None)
         return last is not None and last() is x
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"path": self.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

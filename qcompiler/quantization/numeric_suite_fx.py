@@ -66,7 +66,7 @@ class OutputLogger(nn.Module):
         self.fqn, self.qconfig_str = fqn, qconfig_str
         self.enabled = self.save_activations = True
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any) -> object:
         """Keeps a copy of `x`; returns `x` itself."""
         if self.enabled and self.save_activations and any(True for _ in tensors(x)):
             self.stats.append(kept(x))
@@ -88,7 +88,7 @@ class _Logged(nn.Module):
             self._behind.setdefault(name, []).append(logger)
 
     @in_plain_torch
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> object:
         """The model's result; every value passes its loggers."""
         env: Env = self._steps.bind(args, kwargs)
         for step in self._steps.steps:
@@ -107,7 +107,7 @@ class _Shadowed(nn.Module):
         self.loggers = nn.ModuleList(logger for pair in loggers.values() for logger in pair)
 
     @in_plain_torch
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> object:
         """Model b's result; every pair of values passes its loggers."""
         return self._walk.run(args, kwargs, self._visit)[1]
 

@@ -33,7 +33,7 @@ def name_modules_(model: nn.Module) -> None:
         setattr(module, PATH, path)
 
 
-def observe_output(module: nn.Module, inputs: object, output: object) -> Any:
+def observe_output(module: nn.Module, inputs: object, output: object) -> object:
     """The forward hook of prepared modules. Raises CalibrationError naming the module for NaN, inf, and what is no tensor."""
     place = place_of(module)
     if not isinstance(output, torch.Tensor):
@@ -179,7 +179,7 @@ def remove_observers_(model: nn.Module) -> None:
         module.__dict__.pop(OUTPUTS, None)
 
 
-def get_observer_dict(mod: nn.Module, target_dict: dict[str, Any], prefix: str = "") -> None:
+def get_observer_dict(mod: nn.Module, target_dict: dict[str, object], prefix: str = "") -> None:
     """Puts every observer of a prepared model into `target_dict`, under its dotted name."""
     start = f"{prefix}." if prefix else ""
     for path, _, observer in observers_of(mod):

@@ -93,7 +93,7 @@ def quantize_dynamic(
     return model
 
 
-def _spec(given: object, dtype: torch.dtype) -> dict[Any, QConfig | None]:
+def _spec(given: object, dtype: torch.dtype) -> dict[object, QConfig | None]:
     if isinstance(given, Mapping):
         return {key: as_qconfig(value) for key, value in given.items()}
     if dtype not in DEFAULTS:
@@ -200,7 +200,7 @@ class _Work:
         return "no module of that class is in the model" if not any(type(m) is key for m in model.modules()) else "all of them stay float"
 
 
-def _replaced(module: nn.Module) -> tuple[Any, ...]:
+def _replaced(module: nn.Module) -> tuple[object, ...]:
     found: Any = getattr(type(module), "_FLOAT_MODULE", None)
     return found if isinstance(found, tuple) else (found,)
 

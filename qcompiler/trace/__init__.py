@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -64,7 +63,7 @@ def trace(
     """
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     kwargs, concrete = example_kwargs or {}, concrete_args or {}
-    scopes: list[dict[str, Any]] = []
+    scopes: list[dict[str, object]] = []
     free_numbers = True
     made: list[Tracer] = []
     parts = Parts()
@@ -75,7 +74,7 @@ def trace(
         made.append(tracer)
         return tracer
 
-    def forward(tracer: Tracer) -> Any:
+    def forward(tracer: Tracer) -> object:
         forward_args, forward_kwargs = open_inputs(tracer, model, args, kwargs, concrete)
         result = tracer.run_forward(model, forward_args, forward_kwargs)
         note_changes(tracer)

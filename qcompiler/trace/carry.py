@@ -49,7 +49,7 @@ class Carrier:
         self.make, self.forward, self.places = make, forward, places
         self.model = places.model
         self.kept: dict[str, str] = {}
-        self.forced: dict[Place, Any] = {}  # plain tensors that forward changes in place
+        self.forced: dict[Place, object] = {}  # plain tensors that forward changes in place
 
     def traced(self) -> tuple[fx.GraphModule, list[TraceRemark]]:
         """The graph and the remarks. Raises TraceError where the root keeps what cannot be carried."""
@@ -108,8 +108,8 @@ class Carrier:
         return self._joined(first, later, carried, numbers, known)
 
     def _later(
-        self, first: Attempt, carried: dict[Place, Any], left: dict[Place, Any]
-    ) -> tuple[Attempt, dict[Place, Any], dict[Place, Any], dict[Place, Any]]:
+        self, first: Attempt, carried: dict[Place, object], left: dict[Place, object]
+    ) -> tuple[Attempt, dict[Place, object], dict[Place, object], dict[Place, object]]:
         """A call that finds what an earlier one left, and which places are states there, which of them for their numbers."""
         known, numbers = dict(left), dict[Place, Any]()
         grown = 0
@@ -139,7 +139,7 @@ class Carrier:
         return any(type(value) in NUMBERS and path in new and not same_leaf(value, new[path]) for path, value in old.items())
 
     def _joined(
-        self, first: Attempt, later: Attempt, carried: dict[Place, Any], numbers: dict[Place, Any], known: dict[Place, Any]
+        self, first: Attempt, later: Attempt, carried: dict[Place, object], numbers: dict[Place, object], known: dict[Place, object]
     ) -> tuple[fx.GraphModule, list[TraceRemark]]:
         """The graph of a later call with the starts of its states from a first one."""
         later = self._with_memos(later, carried, numbers, known)
@@ -160,7 +160,9 @@ class Carrier:
         initial = self._initial(later, carried) | {name: unset(later.tracer.held[name]) for name in started}
         return self._finished(later, carried, initial)
 
-    def _with_memos(self, later: Attempt, carried: dict[Place, Any], numbers: dict[Place, Any], known: dict[Place, Any]) -> Attempt:
+    def _with_memos(
+        self, later: Attempt, carried: dict[Place, object], numbers: dict[Place, object], known: dict[Place, object]
+    ) -> Attempt:
         """The later call with memos as they were before the first call: it makes them again, for sizes that no example had."""
         if all(place in carried for place in known):
             return later
@@ -171,7 +173,7 @@ class Carrier:
         same = equal(again.results, later.results) and not again.unstable and self._live(again) == self._live(later)
         return again if same else later
 
-    def _start(self, place: Place, value: object) -> Any:
+    def _start(self, place: Place, value: object) -> object:
         """What a carried place holds before the first call, in the form of the later ones; None where it holds nothing like it."""
         first = self.places.first(place)
         name = self.places.name(place)
@@ -309,6 +311,6 @@ def _write_of(read: fx.Node) -> Callable[..., Any]:
     return next((write for reader, write, _ in NUMBERS.values() if reader is read.target), write_state)
 
 
-def _fixed(made: Attempt) -> list[Any]:
+def _fixed(made: Attempt) -> list[object]:
     """What the guards of a trace hold fixed, in order."""
     return [node.args[1] for node in made.tracer.graph.nodes if is_guard(node)]

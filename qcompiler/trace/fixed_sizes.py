@@ -41,7 +41,7 @@ def argument(node: fx.Node, position: int, *names: str, default: object = None) 
     return next((node.kwargs[name] for name in names if name in node.kwargs), default)
 
 
-def cut_dim(node: fx.Node) -> Any:
+def cut_dim(node: fx.Node) -> object:
     """The dimension that `unbind`, `split` or `chunk` cuts."""
     return argument(node, 1 if name_of(node.target) == "unbind" else 2, "dim", default=0)
 

@@ -54,7 +54,7 @@ class Parts:
     def __init__(self) -> None:
         self.chosen: dict[Part, str] = {}
         self.refused: dict[Part, str] = {}
-        self.functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self.functions: dict[tuple[object, ...], Callable[..., object]] = {}
 
     def learn(self, new: NewPart) -> None:
         self.chosen = {part: why for part, why in self.chosen.items() if not new.part.covers(part)}
@@ -117,14 +117,14 @@ class FloatParts(FloatResults):
 
     # ---- running
 
-    def run_part(self, part: Part, variables: dict[str, Any]) -> Any:
+    def run_part(self, part: Part, variables: dict[str, object]) -> object:
         """Record a part that the user's code has come to; what its variables hold then, or what it returns."""
         try:
             return self._run_part(part, variables)
         except RefusedPart as refusal:
             raise NewPart(part, str(refusal), refused=True) from None
 
-    def _run_part(self, part: Part, variables: dict[str, Any]) -> Any:
+    def _run_part(self, part: Part, variables: dict[str, object]) -> object:
         self.at_event()
         if self.regions:
             raise RefusedPart("it stands under another condition on data")
@@ -197,7 +197,7 @@ class FloatParts(FloatResults):
             node.meta[VALUE], node.meta[SOURCE] = Value(None, None), self.source()
         return Proxy(node, self, module)
 
-    def _function(self, part: Part, statements: Sequence[ast.stmt], uses: Uses, arguments: Arguments) -> Callable[..., Any]:
+    def _function(self, part: Part, statements: Sequence[ast.stmt], uses: Uses, arguments: Arguments) -> Callable[..., object]:
         """The statement as a function, one for all calls of the same form."""
         kinds = tuple((name, kind_of(value)) for name, value in arguments.values.items())
         key = (part, kinds, tuple(arguments.chains.items()))
@@ -210,7 +210,7 @@ class FloatParts(FloatResults):
             self.parts.functions[key] = made.function(names)
         return self.parts.functions[key]
 
-    def _on_copies(self, call: Callable[..., object], arguments: Arguments, values: Sequence[object]) -> Any:
+    def _on_copies(self, call: Callable[..., object], arguments: Arguments, values: Sequence[object]) -> object:
         """Run the function on copies of the examples. Raises RefusedPart where it fails, or changes an argument unseen."""
         copies: list[tuple[torch.Tensor, int]] = []
 

@@ -67,7 +67,7 @@ def guard_length(value: Any, expected: int, message: str) -> None:
         raise InputError(f"{message}: expected {expected} items, got {found}")
 
 
-def guard_keys(value: Any, expected: list[Any], message: str) -> None:
+def guard_keys(value: Any, expected: list[object], message: str) -> None:
     """Raise InputError unless an argument is a dict with the keys that the trace saw, in their order, which values are read in."""
     if not isinstance(value, dict) or list(value) != expected:
         found = list(value) if isinstance(value, dict) else type(value).__name__

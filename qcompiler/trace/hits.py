@@ -59,7 +59,7 @@ class Hits(Regions):
         shape, dtype = value_of(mask).shape or (), value_of(mask).dtype
         vector = Proxy(mask, self, torch.ones(shape, dtype=dtype))
 
-        def rounds() -> Iterator[Any]:
+        def rounds() -> Iterator[object]:
             for i in range(shape[0]):
                 self.at_event()
                 holds = self.record("call_function", bool, (self.record("call_function", operator.getitem, (vector, i), {}),), {})

@@ -13,14 +13,14 @@ from qcompiler.trace.slots import leaves
 UNKNOWN = (str, bytes, Enum, np.ndarray, np.generic)  # what can be compared and is no value of a graph
 
 
-def kind_of(value: object) -> Any:
+def kind_of(value: object) -> object:
     """What of a value must be the same before the first call: the dtype of a tensor, the type of anything but numbers."""
     if isinstance(value, torch.Tensor):
         return value.dtype
     return float if type(value) in (int, float) else type(value)
 
 
-def as_later(value: object, later: object) -> Any:
+def as_later(value: object, later: object) -> object:
     """A number in the type that it has at later calls."""
     return float(value) if type(value) is int and type(later) is float else value
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _LOCK = threading.Lock()
 _SIZED_METHODS = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "new_ones", "new_empty")
 _SIZED_FUNCTIONS = ("zeros", "ones", "empty", "rand", "randn", "broadcast_shapes")
-_LOGGER: Any = logging.Logger
-_MESSAGES: tuple[tuple[Any, str], ...] = ((builtins, "print"), (warnings, "warn"), (_LOGGER, "isEnabledFor"), (_LOGGER, "_log"))
+_LOGGER: object = logging.Logger
+_MESSAGES: tuple[tuple[object, str], ...] = ((builtins, "print"), (warnings, "warn"), (_LOGGER, "isEnabledFor"), (_LOGGER, "_log"))
 _DEPTH = 20_000  # Python frames: 150 nested modules take about ten each, and pytest's own come on top
 
 
@@ -123,7 +123,7 @@ def _patch_messages(tracer: Tracer, stack: contextlib.ExitStack) -> None:
         _put(stack, owner, name, _shown(tracer, getattr(owner, name)))
 
 
-def _shown(tracer: Tracer, function: Callable[..., object]) -> Callable[..., Any]:
+def _shown(tracer: Tracer, function: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(function)
     def call(*args: object, **kwargs: object) -> Any:
         if tracer.paused or not _held_by_this_thread():
@@ -143,7 +143,7 @@ def _patch_autograd_functions(tracer: Tracer, stack: contextlib.ExitStack) -> No
     owner: Any = functorch_utils  # `apply` calls it first, also one that was taken from its class before
     original = owner.unwrap_dead_wrappers
 
-    def unwrap(args: object) -> Any:
+    def unwrap(args: object) -> object:
         if not tracer.paused and _held_by_this_thread() and first_proxy(args) is not None:
             cls = sys._getframe(1).f_locals.get("cls")
             raise tracer.error(f"custom autograd.Function {getattr(cls, '__name__', '')!r}")
@@ -159,7 +159,7 @@ def _patch_sizes(tracer: Tracer, stack: contextlib.ExitStack) -> None:
             _put(stack, owner, name, _sized(tracer, getattr(owner, name)))
 
 
-def _sized(tracer: Tracer, function: Callable[..., object]) -> Callable[..., Any]:
+def _sized(tracer: Tracer, function: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(function)
     def call(*args: object, **kwargs: object) -> Any:
         if tracer.paused or not _held_by_this_thread() or first_proxy(args) is None:
@@ -178,7 +178,7 @@ def _patch_wrapped(tracer: Tracer, stack: contextlib.ExitStack) -> None:
             scope[name] = _wrapped(tracer, function)
 
 
-def _wrapped(tracer: Tracer, function: Callable[..., object]) -> Callable[..., Any]:
+def _wrapped(tracer: Tracer, function: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(function)
     def call(*args: object, **kwargs: object) -> Any:
         if tracer.paused or not _held_by_this_thread():

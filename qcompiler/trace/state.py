@@ -49,7 +49,7 @@ def _same(a: Any, b: Any) -> bool:
     return all(v is w for v, w in zip(a, b, strict=True))
 
 
-def _copy_of(holder: Holder) -> Any:
+def _copy_of(holder: Holder) -> object:
     kind = {"dict": dict, "list": list, "set": set}.get(holder.kind)
     return kind(holder.value) if kind is not None else None
 

@@ -27,7 +27,7 @@ SCRIPTS = (
 class HasData(Protocol):
     """A graph document, see qcompiler/debug/document.py."""
 
-    def to_data(self) -> dict[str, Any]: ...
+    def to_data(self) -> dict[str, object]: ...
 
 
 def render(document: HasData | Mapping[str, object]) -> str:

@@ -71,13 +71,13 @@ class QATModule(nn.Module):
         return found
 
     @classmethod
-    def _settings(cls, module: object) -> dict[str, Any]:
+    def _settings(cls, module: object) -> dict[str, object]:
         """The constructor arguments that `module`, float or QAT, was made with."""
         settings = {name: getattr(module, name) for name in cls._ARGUMENTS}
         return {**settings, "bias": module.bias is not None} if hasattr(module, "bias") else settings
 
     @classmethod
-    def _extra(cls, parts: tuple[nn.Module, ...]) -> dict[str, Any]:
+    def _extra(cls, parts: tuple[nn.Module, ...]) -> dict[str, object]:
         """Constructor arguments from the parts behind the first."""
         return {}
 

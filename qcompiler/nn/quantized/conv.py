@@ -32,7 +32,7 @@ class ConvNd(WeightedModule):
     def _channels(self) -> tuple[int, int]:
         return -self._DIMS - 1, self.in_channels
 
-    def _shown(self) -> dict[str, Any]:
+    def _shown(self) -> dict[str, object]:
         """Settings with the value that need not be shown."""
         zeros, ones = (0,) * self._DIMS, (1,) * self._DIMS
         return {"padding": zeros, "dilation": ones, "output_padding": zeros, "groups": 1, "padding_mode": "zeros"}
@@ -88,7 +88,7 @@ class Conv1d(Convolution):
     """nn.Conv1d on a quint8 tensor (N, C, L) or (C, L)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.Conv1d
-    _QAT_MODULE: ClassVar[Any] = (qat.Conv1d, trained.ConvBn1d)
+    _QAT_MODULE: ClassVar[object] = (qat.Conv1d, trained.ConvBn1d)
     _BASE = nn.Conv1d
     _OP, _DIMS, _RANKS = "conv1d", 1, (3, 2)
 
@@ -97,7 +97,7 @@ class Conv2d(Convolution):
     """nn.Conv2d on a quint8 tensor (N, C, H, W) or (C, H, W)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.Conv2d
-    _QAT_MODULE: ClassVar[Any] = (qat.Conv2d, trained.ConvBn2d)
+    _QAT_MODULE: ClassVar[object] = (qat.Conv2d, trained.ConvBn2d)
     _BASE = nn.Conv2d
     _OP, _DIMS, _RANKS = "conv2d", 2, (4, 3)
 
@@ -106,7 +106,7 @@ class Conv3d(Convolution):
     """nn.Conv3d on a quint8 tensor (N, C, D, H, W) or (C, D, H, W)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.Conv3d
-    _QAT_MODULE: ClassVar[Any] = (qat.Conv3d, trained.ConvBn3d)
+    _QAT_MODULE: ClassVar[object] = (qat.Conv3d, trained.ConvBn3d)
     _BASE = nn.Conv3d
     _OP, _DIMS, _RANKS = "conv3d", 3, (5, 4)
 
@@ -115,7 +115,7 @@ class ConvTranspose1d(Transposed):
     """nn.ConvTranspose1d on a quint8 tensor (N, C, L) or (C, L)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose1d
-    _QAT_MODULE: ClassVar[Any] = (qat.ConvTranspose1d, trained.ConvTransposeBn1d)
+    _QAT_MODULE: ClassVar[object] = (qat.ConvTranspose1d, trained.ConvTransposeBn1d)
     _BASE = nn.ConvTranspose1d
     _OP, _DIMS, _RANKS = "conv_transpose1d", 1, (3, 2)
 
@@ -124,7 +124,7 @@ class ConvTranspose2d(Transposed):
     """nn.ConvTranspose2d on a quint8 tensor (N, C, H, W) or (C, H, W)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose2d
-    _QAT_MODULE: ClassVar[Any] = (qat.ConvTranspose2d, trained.ConvTransposeBn2d)
+    _QAT_MODULE: ClassVar[object] = (qat.ConvTranspose2d, trained.ConvTransposeBn2d)
     _BASE = nn.ConvTranspose2d
     _OP, _DIMS, _RANKS = "conv_transpose2d", 2, (4, 3)
 
@@ -133,6 +133,6 @@ class ConvTranspose3d(Transposed):
     """nn.ConvTranspose3d on a quint8 tensor (N, C, D, H, W) or (C, D, H, W)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose3d
-    _QAT_MODULE: ClassVar[Any] = (qat.ConvTranspose3d, trained.ConvTransposeBn3d)
+    _QAT_MODULE: ClassVar[object] = (qat.ConvTranspose3d, trained.ConvTransposeBn3d)
     _BASE = nn.ConvTranspose3d
     _OP, _DIMS, _RANKS = "conv_transpose3d", 3, (5, 4)

@@ -55,5 +55,5 @@ class FloatModule(QuantizedModule):
         """The source of what computes."""
         return inspect.getsource(getattr(scripted, self.__dict__["_script"]))
 
-    def _infer(self, *inputs: Any) -> Any:
+    def _infer(self, *inputs: Any) -> object:
         raise NotImplementedError

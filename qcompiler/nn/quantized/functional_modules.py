@@ -28,7 +28,7 @@ class _Functional(nn.Module):
     """What the three have in common: they are not called themselves."""
 
     @torch.jit.unused
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> object:
         """Raises ConfigError: there is an operation to choose."""
         names = "add, add_scalar, mul, mul_scalar, cat, add_relu, matmul"
         raise ConfigError(f"{type(self).__name__} is not called itself: use one of its methods {names}", code="functional-called")

@@ -99,7 +99,7 @@ class ModuleEmitter(Emitter):
         handler = ["    except (RuntimeError, IndexError) as error:", f"        self._failed(error, {names})", "        raise"]
         return replace(emitted, source="\n".join([*head, "    try:", *(f"    {line}" for line in lines), *handler]) + "\n")
 
-    def namespace(self, resolve: Callable[[str], object]) -> dict[str, Any]:
+    def namespace(self, resolve: Callable[[str], object]) -> dict[str, object]:
         return super().namespace(resolve) | {name: torch.quint8 for key, name in self.globals.items() if key == "quint8"}
 
 
@@ -113,7 +113,7 @@ class Compiled:
     built: Built
     packs: Mapping[str, Any]
     by_shape: PacksByShape
-    forward: Callable[..., Any]
+    forward: Callable[..., object]
     attributes: Mapping[str, Any]
     source: str
     script: str

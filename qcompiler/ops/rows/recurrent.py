@@ -31,7 +31,7 @@ def _cell_lists(module: Any) -> Mapping[str, tuple[str, ...]]:
     return {"weights": ("weight_ih", "weight_hh"), "biases": ("bias_ih", "bias_hh") if module.bias else ()}
 
 
-def _layer_attributes(module: Any) -> Mapping[str, Any]:
+def _layer_attributes(module: Any) -> Mapping[str, object]:
     return {"batch_first": module.batch_first, "bidirectional": module.bidirectional}
 
 

@@ -28,7 +28,7 @@ def _same(name: str, fn: Any, signature: str, spellings: tuple[Any, ...] = (), *
     return Op(name=name, fn=fn, signature=signature, params=(X,), output=Output.SAME, spellings=spellings, modules=modules, **more)
 
 
-def _pooled(dims: int, **attributes: Any) -> dict[str, Any]:
+def _pooled(dims: int, **attributes: Any) -> dict[str, object]:
     """What all pools of so many dimensions have."""
     return {"family": Family.POOL, "dims": dims, "example": on((2, 8, *[6] * dims), **attributes)}
 

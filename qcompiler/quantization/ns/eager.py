@@ -106,7 +106,7 @@ def put_shadows(
             _swap(q_module, name, Shadow(module, base, logger_cls), undo)
 
 
-def logger_stats(model: nn.Module, prefix: str = "") -> dict[str, dict[str, Any]]:
+def logger_stats(model: nn.Module, prefix: str = "") -> dict[str, dict[str, object]]:
     """The stats of every logger by the path of the module that holds it: `conv1.stats`."""
     found: dict[str, dict[str, Any]] = {}
     for path, module in model.named_modules(prefix=prefix):

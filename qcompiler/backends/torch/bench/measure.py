@@ -112,7 +112,7 @@ def _record(entry: dict[str, Any], case: Case, high: int, reason: str | None, fo
                 entry[f"worst_{high}"] = case.label
 
 
-def measure(engine: str, isa: str, ops: Collection[str] = (), progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def measure(engine: str, isa: str, ops: Collection[str] = (), progress: Callable[[str], None] = lambda text: None) -> dict[str, object]:
     """All entries of one engine, or those for some ops."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for high, extreme in SETTINGS:
@@ -153,7 +153,7 @@ def tap_pairs(kernel: tuple[int, ...], channels: int = 16) -> list[tuple[int, in
     return pairs
 
 
-def measured_anew(known: Mapping[str, Any], ops: Collection[str]) -> dict[str, Any]:
+def measured_anew(known: Mapping[str, Any], ops: Collection[str]) -> dict[str, object]:
     """The report with these ops measured on this machine; with none, all of it. Raises SystemExit for an op that no row is called."""
     unknown = [op for op in ops if op not in OPS.rows]
     if unknown:

@@ -165,7 +165,7 @@ def padded(site: Site, emit: Emit, source: object, kernel: tuple[int, ...]) -> t
 
 def within_window(
     site: Site, emit: Emit, source: object, kernel: Sequence[int], padding: list[int], dilation: list[int]
-) -> tuple[Any, list[int]]:
+) -> tuple[object, list[int]]:
     """The input with its zeros around it where a window fits into the padding, and the padding left to the kernel."""
     if site.engine not in ONEDNN or not onednn_faults.overpads(kernel, padding, dilation):
         return source, padding

@@ -107,15 +107,15 @@ def _emit_recurrent(half: bool) -> Callable[[Site, Emit], fx.Node]:
 
 def _rnn_cell(site: Site, emit: Emit, half: bool) -> fx.Node:
     weights, biases = _lists(site)
-    packs = []
+    cells: list[fx.Node] = []
     for weight, bias in zip(weights, biases or [None, None], strict=True):
         if half:
-            packs.append(emit.call(packs.prepack_linear_half, weight.node, bias))
+            cells.append(emit.call(packs.prepack_linear_half, weight.node, bias))
         else:
-            packs.append(emit.call(packs.prepack_linear, weight.node, weight.scale, weight.zero_point, bias, axis_of(weight), ""))
+            cells.append(emit.call(packs.prepack_linear, weight.node, weight.scale, weight.zero_point, bias, axis_of(weight), ""))
     low, high = site.get("activation_range") or (0, 255)
     relu = site.get("nonlinearity", "tanh") == "relu"
-    return emit.call(recurrent.rnn_cell_dynamic, *_inputs(site), *packs, weights[1].shape[1], relu, high - low == 127, half)
+    return emit.call(recurrent.rnn_cell_dynamic, *_inputs(site), *cells, weights[1].shape[1], relu, high - low == 127, half)
 
 
 def _widened(weight: object, emit: Emit) -> Any:

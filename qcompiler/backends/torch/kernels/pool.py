@@ -192,7 +192,7 @@ def refuse_interpolate(site: Site) -> str | None:
     return refuse_input(site)
 
 
-def _resizing(site: Site) -> tuple[Any, Any, Any]:
+def _resizing(site: Site) -> tuple[object, object, object]:
     """Sizes, factors (one of them None) and recompute_scale_factor."""
     dims = (site.rank or 4) - 2
     size, factor = site.get("size"), site.get("scale_factor")

@@ -154,7 +154,7 @@ class _Run:
         if off > STEP:
             self.wrong.append(Wrong(site, f"{off:.0f} steps off" if site.output is not None else "other floats"))
 
-    def _expected(self, site: Lowered, dtype: torch.dtype) -> Any:
+    def _expected(self, site: Lowered, dtype: torch.dtype) -> object:
         def real(value: object) -> Any:
             if isinstance(value, Codes):
                 codes, scale, zero_point = (self.values[n] for n in (value.values, value.scale, value.zero_point))

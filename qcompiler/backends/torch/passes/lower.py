@@ -251,7 +251,7 @@ class _Lowering:
         result.meta[QUANT] = Quant(mode=mode, reason=quant_of(node).reason, code=quant_of(node).code)
         return True
 
-    def _float_argument(self, arg: object) -> Any:
+    def _float_argument(self, arg: object) -> object:
         if isinstance(arg, (list, tuple)):
             return [self._argument(a) if isinstance(a, fx.Node) and a.target in LAZY else self._float_argument(a) for a in arg]
         return self.float_of(arg) if isinstance(arg, fx.Node) else arg

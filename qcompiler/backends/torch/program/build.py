@@ -157,7 +157,9 @@ class _Builder:
             return self.emit(name, *made)
         return self.emit(name, op or self.external(target), args, kwargs)
 
-    def record(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, tuple[Any, ...], dict[str, Any]] | None:
+    def record(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, object]
+    ) -> tuple[str, tuple[object, ...], dict[str, object]] | None:
         """The call that makes a result of a class of the user's; None for other calls."""
         if isinstance(target, trees.PutTogether):
             return self.known(registry.RECORD, target.kind), ("tree", (), tuple(args[0]), args[1]), {}
@@ -192,7 +194,7 @@ class _Builder:
         self.built.externals[name] = target
         return f"{prefix}{name}"
 
-    def inline(self, name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def inline(self, name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         """Spells a canonical function as the calls of torch that it is made of."""
         tracer = fx.Tracer()
         tracer.root, tracer.graph = nn.Module(), fx.Graph()
@@ -242,7 +244,7 @@ class _Builder:
         self.taken.add(made)
         return made
 
-    def mark_qparams(self, op: str, args: tuple[object, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def mark_qparams(self, op: str, args: tuple[object, ...], kwargs: dict[str, Any]) -> tuple[tuple[object, ...], dict[str, object]]:
         """Replaces each literal (scale, zero_point) pair by references, so that both live in the state_dict."""
         if not op.startswith(HAVE_QPARAMS):
             return args, kwargs
@@ -260,7 +262,7 @@ class _Builder:
             slots[key], slots[partner] = Scale(index), ZeroPoint(index)
         return tuple(slots[n] for n in names[: len(args)]) + args[len(names) :], {k: slots[k] for k in kwargs}
 
-    def _mark_lists(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _mark_lists(self, args: tuple[Any, ...]) -> tuple[object, ...]:
         *rest, scales, zero_points = args
         first = len(self.built.scales)
         self.built.scales += [float(scale) for scale in scales]

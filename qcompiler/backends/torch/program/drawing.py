@@ -66,7 +66,7 @@ class _Reader:
         self.add(name, wires, op=call.op.removeprefix("method."), kind=_kind(call), attrs=self.attributes(call), q=self.qparams(call),
                  text=f"%{name} = {call.op}({', '.join(arguments)})", **fields)  # fmt: skip
 
-    def wires(self, values: list[Any], place: Mapping[str, object] | None = None) -> list[str]:
+    def wires(self, values: list[object], place: Mapping[str, object] | None = None) -> list[str]:
         """Names of what a statement reads; a constant gets its node here."""
         found: list[str] = []
         for value in walk(values):
@@ -86,7 +86,7 @@ class _Reader:
                      params=params, text=f"%{name} = attribute {path}", q=self.weight_qparams(path), **place)  # fmt: skip
         return self.constants[path]
 
-    def weight_qparams(self, path: str) -> dict[str, Any] | None:
+    def weight_qparams(self, path: str) -> dict[str, object] | None:
         held = self.module.state_dict()
         scale, zeros = held.get(f"{path}_scale"), held.get(f"{path}_zero_point")
         if scale is None or zeros is None:

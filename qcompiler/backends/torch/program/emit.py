@@ -300,7 +300,7 @@ class Emitter:
             return f"float({literal(repr(value))})"
         return "..." if value is Ellipsis else literal(value)
 
-    def namespace(self, resolve: Callable[[str], object]) -> dict[str, Any]:
+    def namespace(self, resolve: Callable[[str], object]) -> dict[str, object]:
         """Globals that the source needs, kernels through `resolve`."""
         import collections
         from typing import Optional

@@ -74,7 +74,7 @@ class CompiledModule(KeepsState, Executable):
         lowered: fx.GraphModule | None  # the LOWERED graph, where this process made the module; copies go without
         _program: Program
         _engine: str
-        _externals: dict[str, Any]
+        _externals: dict[str, object]
         _built: tuple[str, ...]  # attributes that rebuild() makes
         _bound: Bound
     __constants__ = ["_script"]  # torch.jit compiles modules of one class anew where it differs: after rebuild()
@@ -100,7 +100,7 @@ class CompiledModule(KeepsState, Executable):
         """Source of forward, as it runs."""
         return self._bound.source
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> object:
         raise ConfigError("a CompiledModule is made by compile_graph or artifact.load")
 
     def __call__(self, *args: object, **kwargs: object) -> Any:
@@ -255,7 +255,7 @@ class CompiledModule(KeepsState, Executable):
     def _check_own(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         check_sums(self.program, self.engine, lambda name: state_dict.get(prefix + name))
 
-    def load_state_dict(self, state_dict: Mapping[str, object], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, object], strict: bool = True, assign: bool = False) -> object:
         """As nn.Module's, but what does not fit is a ConfigError before any tensor is changed."""
         check_state(self, state_dict, "", assign)  # first: a float checkpoint lacks names, too
         if strict:

@@ -27,7 +27,7 @@ class PackStore:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[Any, _Entry] = {}
+        self._entries: dict[object, _Entry] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackStore:
         return PackStore()

@@ -165,7 +165,7 @@ class Program:
         """The arguments of forward as the user spells them, for messages."""
         return "(" + ", ".join(f"{i.name}={i.default!r}" if i.optional else i.name for i in self.inputs) + ")"
 
-    def to_data(self) -> dict[str, Any]:
+    def to_data(self) -> dict[str, object]:
         """Plain JSON data."""
         return {
             "name": self.name,
@@ -228,14 +228,14 @@ def _free(name: str, taken: Iterable[str]) -> str:
     return name
 
 
-def _input_data(i: Input) -> dict[str, Any]:
+def _input_data(i: Input) -> dict[str, object]:
     data: dict[str, Any] = {"name": i.name, "dtype": i.dtype, "rank": i.rank}
     data |= {"shape": list(i.shape)} if i.shape is not None else {}
     data |= {"form": form_to_data(i.form)} if i.form is not None and i.rank is None else {}
     return data | {"default": to_json(i.default)} if i.optional else data
 
 
-def _call_data(c: Call) -> dict[str, Any]:
+def _call_data(c: Call) -> dict[str, object]:
     data: dict[str, Any] = {"out": c.out, "op": c.op, "args": [to_json(a) for a in c.args]}
     if c.kwargs:
         data["kwargs"] = {k: to_json(v) for k, v in c.kwargs.items()}
@@ -274,7 +274,7 @@ def verify(program: Program) -> None:
         raise ProgramError(f"{program.isa!r:.80} is no instruction set")
     known: set[str] = set()
 
-    def define(name: Any, allowed: Callable[[Any], bool] = is_name) -> None:
+    def define(name: Any, allowed: Callable[[object], bool] = is_name) -> None:
         if not allowed(name) or name in known:
             raise ProgramError(f"bad or repeated variable {name!r:.80}")
         known.add(name)

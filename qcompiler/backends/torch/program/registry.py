@@ -69,7 +69,7 @@ class UnknownOpError(QCompilerError):
     default_code = "unknown-op"
 
 
-def _public(module: Any, kinds: tuple[type, ...], names: Any = None) -> dict[str, Any]:
+def _public(module: Any, kinds: tuple[type, ...], names: Any = None) -> dict[str, object]:
     found = {}
     for name in sorted(names or dir(module)):
         value = getattr(module, name, None)
@@ -104,7 +104,7 @@ def table() -> Mapping[str, Callable[..., Any]]:
 
 
 @functools.cache
-def _names() -> Mapping[Any, str]:
+def _names() -> Mapping[object, str]:
     found: dict[Any, str] = {}
     for name, target in table().items():
         found.setdefault(target, name)
@@ -156,7 +156,7 @@ def resolve(name: str) -> Callable[..., Any]:
     raise UnknownOpError(f"operation {name!r:.80} is not one that a program may call")
 
 
-def _overload(name: str) -> Callable[..., Any] | None:
+def _overload(name: str) -> Callable[..., object] | None:
     space, _, rest = name.partition("::")
     base, _, overload = rest.partition(".")
     if space not in ("aten", "quantized", "onednn") or not base.isidentifier() or not overload.isidentifier() or base.startswith("__"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import keyword
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ def attach_script(bound: Bound, callee: Callable[[str], object] = resolve) -> Em
     emitted = emitter.emit()
     fields = {c.op: c.args[1:3] for c in emitter.program.calls if c.op.startswith(registry.RECORD)}
 
-    def scripted(op: str) -> Any:
+    def scripted(op: str) -> object:
         found = callee(op)
         return found.named(*fields[op]) if isinstance(found, Maker) else found
 
@@ -41,7 +40,7 @@ def attach_script(bound: Bound, callee: Callable[[str], object] = resolve) -> Em
     return emitted
 
 
-def script_attributes(emitter: Emitter, packs: Mapping[str, object], tensor: Callable[[str], Tensor]) -> dict[str, Any]:
+def script_attributes(emitter: Emitter, packs: Mapping[str, object], tensor: Callable[[str], Tensor]) -> dict[str, object]:
     """What the TorchScript spelling reads from self. `packs`: results of the once calls; `tensor`: the tensor under a dotted name."""
     held = {alias: packs[name] for name, alias in emitter.packs.items()}
     held |= {alias: tensor(path).detach() for path, alias in emitter.tensors.items()}

@@ -25,7 +25,7 @@ def steps_of_program(module: nn.Module, program: Program, engine: str, qparams: 
     """The calls of a program, on packs made of the module's tensors as they are now. `resolve`: the function of an operation."""
     with quantized_engine(engine):
         packs = run_once(program, lambda path: find(module, path), *qparams)
-    running = _Running(module, resolve, qparams, packs, {call.out: _pack_weight(module, call) for call in program.once})
+    running = _Running(module, resolve, qparams, packs, {call.out: _pack_weight(module, call) for call in program.once if call.out})
     inputs = [Step(i.name, "input", "input", (), (i.name,), read_input(i.name)) for i in program.inputs]
     calls = [step for number, call in enumerate(program.calls) for step in running.steps(call, number)]
     names, defaults = [i.name for i in program.inputs], {i.name: i.default for i in program.inputs if i.optional}

@@ -36,14 +36,14 @@ _ONE_KEY: dict[type, tuple[str, str]] = {
 }  # fmt: skip
 
 
-def _written(value: object) -> Any:
+def _written(value: object) -> object:
     if type(value) not in _ONE_KEY:
         return None
     tag, field = _ONE_KEY[type(value)]
     return {tag: getattr(value, field)}
 
 
-def _reader(kind: type, tag: str, field: str) -> Callable[[Any], Any]:
+def _reader(kind: type, tag: str, field: str) -> Callable[[object], object]:
     def read(body: object) -> Any:
         if type(body) is not (int if field == "index" else str):
             raise ValueError(f"bad {tag}")

@@ -33,7 +33,7 @@ class BatchNormQAT(QATModule, FreezableBatchNorm):
             self.freeze_bn_stats()
 
     @classmethod
-    def _extra(cls, parts: tuple[nn.Module, ...]) -> dict[str, Any]:
+    def _extra(cls, parts: tuple[nn.Module, ...]) -> dict[str, object]:
         bn: Any = parts[1]
         if bn.running_mean is None:
             raise ConfigError(f"the {type(bn).__name__} keeps no running statistics, so it cannot be folded", code="batch-norm",

@@ -126,7 +126,7 @@ class DynamicModule(FloatModule):
         """Whether the engine multiplies by float16 weights; else they are widened once."""
         return self._is_half and self._engine in modes.HALF_ENGINES
 
-    def _packed(self) -> tuple[str, dict[str, Any]]:
+    def _packed(self) -> tuple[str, dict[str, object]]:
         """The name of what computes (of scripted.FORMS), and the attributes that it reads: what the buffers give."""
         raise NotImplementedError
 

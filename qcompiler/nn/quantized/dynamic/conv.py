@@ -33,7 +33,7 @@ class _Conv(OneWeight):
         shape = weight_shape(in_channels, out_channels, self.kernel_size, settings["groups"], self._TRANSPOSED)
         self._start(shape, out_channels if bias else None)
 
-    def _packed(self) -> tuple[str, dict[str, Any]]:
+    def _packed(self) -> tuple[str, dict[str, object]]:
         settings: Any = {name: getattr(self, name) for name in ("stride", "padding", "dilation")}
         sides: list[int] = []
         if self.padding_mode != "zeros" and not isinstance(settings["padding"], str):

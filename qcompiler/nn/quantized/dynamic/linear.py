@@ -26,7 +26,7 @@ class Linear(OneWeight):
         self.in_features, self.out_features = in_features, out_features
         self._start((out_features, in_features), out_features if bias_ else None)
 
-    def _packed(self) -> tuple[str, dict[str, Any]]:
+    def _packed(self) -> tuple[str, dict[str, object]]:
         relu = {"_relu": self._RELU}
         if self._is_half and not self._half_kernel:
             return "float_linear", {"_weight": self._float("weight"), "_bias": self.bias(), **relu}

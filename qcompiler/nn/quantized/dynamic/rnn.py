@@ -60,7 +60,7 @@ class RecurrentModule(DynamicModule):
     def _in_float(self) -> bool:
         return self._is_half and not self._half_kernel
 
-    def _packed(self) -> tuple[str, dict[str, Any]]:
+    def _packed(self) -> tuple[str, dict[str, object]]:
         if self._in_float:
             return f"float_{self._ROW}", {"_weights": self._flat()}
         cells = self._cells()
@@ -182,7 +182,7 @@ class LSTM(RNNBase):
         """As nn.LSTM without proj_size, plus `dtype`: torch.qint8 or torch.float16."""
         super().__init__("LSTM", *args, **kwargs)
 
-    def _infer(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Any, tuple[Tensor, Tensor]]:
+    def _infer(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> tuple[object, tuple[Tensor, Tensor]]:
         hidden, cell = hx if hx is not None else (None, None)
         return self._layer(input, hx, (hidden, cell))  # type: ignore[no-any-return]
 
@@ -196,7 +196,7 @@ class GRU(RNNBase):
         """As nn.GRU, plus `dtype`: torch.qint8 or torch.float16."""
         super().__init__("GRU", *args, **kwargs)
 
-    def _infer(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
+    def _infer(self, input: Any, hx: Tensor | None = None) -> tuple[object, Tensor]:
         return self._layer(input, hx, (hx,))  # type: ignore[no-any-return]
 
 
@@ -281,7 +281,7 @@ class RNNCell(RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=1, dtype=dtype)
         self.nonlinearity = nonlinearity
 
-    def _packed(self) -> tuple[str, dict[str, Any]]:
+    def _packed(self) -> tuple[str, dict[str, object]]:
         name, made = super()._packed()
         return name, {**made, "_relu": self.nonlinearity == "relu", "_reduce": not self._is_half and self._reduces()}
 

@@ -72,12 +72,12 @@ class Recipe:
             return Case(self.op, self.label, tuple(draw() for draw in self.draws), dict(self.attributes))
 
 
-def fixed(value: object) -> Callable[[], Any]:
+def fixed(value: object) -> Callable[[], object]:
     """An argument that is not drawn."""
     return lambda: value
 
 
-def several(*draws: Callable[[], object]) -> Callable[[], list[Any]]:
+def several(*draws: Callable[[], object]) -> Callable[[], list[object]]:
     """An argument that is a list."""
     return lambda: [draw() for draw in draws]
 
