@@ -20,8 +20,6 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 
-from torch import nn
-
 from qcompiler.backends.torch.program import registry
 from qcompiler.cli import app
 from qcompiler.ops.table import OPS

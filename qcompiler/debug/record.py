@@ -16,13 +16,13 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from qcompiler.checks import MARK
+from qcompiler.compile.journal import PassRecord, Remark
+from qcompiler.compile.pass_manager import Context, Pass
 from qcompiler.debug.document import Document, Node, Stage, delta, stage
 from qcompiler.debug.nodes import graph_nodes
 from qcompiler.errors import ConfigError
-from qcompiler.journal import PassRecord, Remark
-from qcompiler.pass_manager import Context, Pass
-from qcompiler.prepared import state_of
+from qcompiler.inputs.checks import MARK
+from qcompiler.prepared.module import state_of
 
 
 class Recorder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from qcompiler.qconfig import as_qconfig
+from qcompiler.config.qconfig import as_qconfig
 
 
 class QuantStub(nn.Module):
