@@ -98,4 +98,4 @@ def _across(codes: Place, floats: Axes) -> Bound:
     if axes[4][1][0] not in (codes.size, 0) and axes[4][0] != 1:
         raise ValueError("channels do not lie side by side")
     sizes, places, beside = tuple(n for n, _ in axes), tuple(p for _, (p, _) in axes), tuple(f for _, (_, f) in axes)
-    return Bound([Pixels(codes, sizes, places[:4])], strides=[beside])  # type: ignore[arg-type]
+    return Bound([Pixels(codes, sizes, places[:4])], strides=[beside])  # type: ignore[arg-type, list-item]
