@@ -1,4 +1,4 @@
-"""What is compiled for CPUs that add products in 16 bits: every activation that a convolution or linear takes has 7 bits, whoever made it."""
+"""Compiled for CPUs that add products in 16 bits, every activation that a convolution or linear takes has 7 bits, whoever made it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ FIXED: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid, "tanh": torch.tanh, "softmax": lambda y: y.softmax(1), "hardsigmoid": nn.functional.hardsigmoid,
 }  # fmt: skip
 BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
-    "itself": lambda y: y, "flatten": lambda y: y.flatten(2), "mean": lambda y: y.mean((2,)), "max pool": lambda y: nn.functional.max_pool1d(y, 2),
+    "itself": lambda y: y, "flatten": lambda y: y.flatten(2), "mean": lambda y: y.mean((2,)),
+    "max pool": lambda y: nn.functional.max_pool1d(y, 2),
     "slice": lambda y: y[:, :, 1:], "cat": lambda y: torch.cat([y, y], 2),
 }  # fmt: skip
 
