@@ -97,7 +97,7 @@ def image(place: Place, dims: int) -> Pixels:
     if len(shape) == dims + 1:
         shape, strides = (1, *shape), (0, *strides)
     space, pitches = (1,) * (3 - dims) + shape[2:], strides[2:]
-    if strides[1] != place.size and shape[1] != 1:
+    if not place.is_side_by_side(strides[1], shape[1]):
         raise ValueError("channels do not lie side by side")
     outer = [pitches[0] * space[3 - dims]] * (3 - dims) if dims else [shape[1] * place.size] * 3
     d, h, w = (*outer, *pitches)
@@ -106,7 +106,7 @@ def image(place: Place, dims: int) -> Pixels:
 
 def rows(place: Place) -> Pixels:
     """A value of (*, K) as pixels of K channels in one line, or in up to four dimensions where rows are not evenly spaced."""
-    if place.strides[-1] != place.size and place.shape[-1] != 1:
+    if not place.is_side_by_side(place.strides[-1], place.shape[-1]):
         raise ValueError("features do not lie side by side")
     axes = merged(place.shape[:-1], [place.strides[:-1]])
     if len(axes) > 4:

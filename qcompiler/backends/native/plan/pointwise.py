@@ -123,7 +123,7 @@ def aligned(y: Place, operands: list[Place]) -> list[Pixels]:
     made = []
     for index, place in enumerate((y, *operands)):
         sizes, strides = tuple(n for n, _ in axes), [s[index] for _, s in axes]
-        if strides[4] not in (place.size, 0) and sizes[4] != 1:
+        if strides[4] and not place.is_side_by_side(strides[4], sizes[4]):
             raise ValueError("channels do not lie side by side")
         made.append(Pixels(place, sizes, tuple(strides[:4])))  # type: ignore[arg-type]
     return made

@@ -15,6 +15,8 @@ from qcompiler.errors import InputError
 
 MOST = 2**46  # bytes of an arena: no machine has more, and offsets stay far from the ends of 64 bits
 
+NOTHING = -1  # QC_NOTHING: the cost of a layer whose result has no element
+
 
 @dataclass(frozen=True)
 class Table:
@@ -37,7 +39,7 @@ def table_of(sizes: Sizes) -> Table:
     moved = _array(Copy, [_copy(m, offsets) for b in bound for m in b.moved])
     strides = _array(ctypes.c_int64 * 5, [(ctypes.c_int64 * 5)(*s) for b in bound for s in b.strides])
     spread = _array(ctypes.c_int32, _spread(bound))
-    cost = _array(ctypes.c_int64, [layer.cost(sizes) for layer in layers])
+    cost = _array(ctypes.c_int64, [NOTHING if 0 in sizes.shape(layer.out) else layer.cost(sizes) for layer in layers])
     struct = SizesStruct(pixels, moved, ctypes.cast(strides, ctypes.c_void_p), spread, cost, arena)
     return Table(struct, (pixels, moved, strides, spread, cost), sizes, tuple(offsets))
 
