@@ -26,9 +26,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 import qcompiler
+from qcompiler.config.qconfig import default_dynamic_qconfig
 from qcompiler.errors import InputError, QCompilerError
 from qcompiler.executable.call_forms import CallForms
-from qcompiler.qconfig import default_dynamic_qconfig
 from tests import children, native_layers
 from tests.graph_grammar import Network, network
 from tests.native_cache import native_cache
