@@ -341,3 +341,22 @@ def test_numbers_that_torch_computes_from_values_are_no_part_of_a_plan(between: 
             found, expected = module(given), graph(given)
             assert found.shape == expected.shape
             assert torch.allclose(found, expected, atol=3 * float(module.activation_scales.max()))
+
+
+def strided(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+    a, b, c = m[0](x), m[1](x), m[2](x)
+    wide = m[3](a[:, :, None].expand(-1, -1, 4) * 1)
+    out = [a[:, 1], a[:, ::2], a[:, :, None].expand(-1, -1, 3), torch.tanh(b[:, 1]), wide]
+    out += [m[4](a[:, :, None] + b[:, None, :]), m[4](a[:, :, None] * b[:, None, :]), m[3](c[:, 1:2] + a)]
+    return (*out, m[3](torch.stack([c[:, 1], c[:, 2], c[:, 0], c[:, 0]], 1)))
+
+
+def test_elements_that_do_not_lie_side_by_side() -> None:
+    """Columns, every second element, and values that repeat an element: handed out, as operands and behind functions."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(3, 3)]
+    module, graph = converted(Through(strided, *layers), x := example((5, 4)))
+    for given in (x, x[:1], x[:0]):
+        assert max(steps_apart(module, graph, given).values(), default=0) <= 1
+        for found, expected in zip(module(given), graph(given), strict=True):
+            assert torch.allclose(found, expected, atol=3 * float(module.activation_scales.max()))

@@ -155,12 +155,11 @@ def condition(draw: Draw, x: Tensor) -> Made | None:
         return y
 
     def broken(v: Tensor) -> Tensor:
-        n = 0
-        for n in range(3):
-            v = v * 0.75
+        for factor in (0.75, 0.5, 0.25):
+            v = v * factor
             if v.abs().max() < limit:
                 break
-        return v + n
+        return v
 
     def chosen(v: Tensor) -> Tensor:
         return v * {"large": 0.5, "small": 1.5}["large" if float(v.abs().max()) > limit else "small"]

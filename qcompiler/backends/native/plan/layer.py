@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -131,3 +132,25 @@ def merged(shape: Axes, strides: list[Axes]) -> list[tuple[int, tuple[int, ...]]
         else:
             found.append((n, tuple(steps)))
     return found
+
+
+Steps = tuple[int, ...] | None  # strides that an operand may have along the last axis; None: any
+
+
+def five(shape: Axes, strides: Sequence[Axes], last: Sequence[Steps]) -> list[tuple[int, tuple[int, ...]]]:
+    """Five axes (length, stride of each operand) over all elements; along the last one each operand steps as its kernel can.
+
+    Where none of the given axes is like that one of length 1 is, and of more than five some become one. Raises ValueError if too many stay.
+    """
+    axes = _with_last(list(zip(shape, zip(*strides, strict=True), strict=True)), last)
+    if len(axes) > 5:
+        axes = _with_last(merged(shape, list(strides)), last)
+    if len(axes) > 5:
+        raise ValueError("elements that lie in more than five dimensions")
+    return [(1, (0,) * len(last))] * (5 - len(axes)) + axes
+
+
+def _with_last(axes: list[tuple[int, tuple[int, ...]]], last: Sequence[Steps]) -> list[tuple[int, tuple[int, ...]]]:
+    length, steps = axes[-1] if axes else (1, (0,) * len(last))
+    fits = length == 1 or all(allowed is None or step in allowed for step, allowed in zip(steps, last, strict=True))
+    return axes if fits else [*axes, (1, tuple(allowed[0] if allowed else 1 for allowed in last))]
