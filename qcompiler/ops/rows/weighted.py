@@ -135,7 +135,8 @@ ROWS = (
     ),
     Op(
         name="instance_norm", fn=Q.instance_norm, signature="x weight=None bias=None eps=1e-5", params=AFFINE,
-        output=Output.OWN, row_power=row_power.instance_norm, float_inside=True, family=Family.NORM, example=Example((IMAGE,), VECTORS, {"eps": 1e-3}),
+        output=Output.OWN, row_power=row_power.instance_norm, float_inside=True, family=Family.NORM,
+        example=Example((IMAGE,), VECTORS, {"eps": 1e-3}),
         spellings=(
             Spelling(F.instance_norm, "input:x !running_mean=None !running_var=None weight=None bias=None !use_input_stats=True"
                      " _momentum=0.1 eps=1e-5"),
