@@ -128,7 +128,7 @@ def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[t
             fill(held, attribute(graph, safe_path(graph.meta.get(NAMES, {}), path)))
         for args, kwargs in items:
             walk.run(args, kwargs, found.visit)
-    return Parity(tuple(found.worst.values()), tuple((walk.matching.unmatched | found.random).items()), len(items))
+    return Parity(tuple(found.worst.values()), tuple({**walk.matching.unmatched, **found.random}.items()), len(items))
 
 
 def require_parity(prepared: nn.Module, converted: Executable, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Parity:
