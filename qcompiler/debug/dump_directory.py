@@ -21,7 +21,6 @@ import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from torch import fx
 
@@ -175,7 +174,7 @@ class DumpDirectory(PassInstrument):
         LOG.warning("no more pass dumps in %s: %s; the compilation goes on", where, error)
 
 
-def _json(data: Any) -> str:
+def _json(data: object) -> str:
     return json.dumps(data, indent=1, sort_keys=True) + "\n"
 
 
