@@ -36,10 +36,10 @@ class Seen:
     """One site on one batch. `own` is None where only total errors were asked for. `random`: the value is drawn anew by each run."""
 
     site: Site
-    reference: Any
+    reference: object
     value: Any
-    own_value: Any
-    own_reference: Any
+    own_value: object
+    own_reference: object
     grid: Grid | None
     seconds: tuple[float, ...]
     random: bool = False
@@ -96,7 +96,7 @@ class Walk:
                     found[side].setdefault(i, []).append(name)
         return found
 
-    def run(self, args: tuple[object, ...], kwargs: Mapping[str, object], visit: Visit) -> tuple[Any, Any]:
+    def run(self, args: tuple[object, ...], kwargs: Mapping[str, object], visit: Visit) -> tuple[object, object]:
         """One batch; returns the float and the quantized result."""
         floats, values = self.floats.bind(args, kwargs), self.quantized.bind(args, kwargs)
         references: Env = dict(values)
@@ -114,7 +114,7 @@ class Walk:
                 references.pop(name, None)
         return _result(self.floats, floats), _result(self.quantized, values)
 
-    def _float(self, step: Step, floats: Env) -> Any:
+    def _float(self, step: Step, floats: Env) -> object:
         before = torch.random.get_rng_state()
         value = step.run(floats)
         if not torch.equal(before, torch.random.get_rng_state()):

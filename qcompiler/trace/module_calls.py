@@ -70,7 +70,7 @@ class ModuleCalls:
         self.leaves: list[str] = []  # paths of the leaves that run the user's code
         self.replacements: dict[str, nn.Module] = {}  # copies of in-place leaf modules that are not in place
         self.explicit_states = False  # recurrent layers that are given no state are given zeros
-        self.restore: Callable[[nn.Module], Any] = lambda root: None  # undo what a failed attempt left on modules
+        self.restore: Callable[[nn.Module], object] = lambda root: None  # undo what a failed attempt left on modules
 
     def call(self, module: nn.Module, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the user's code gets for a call of a module."""
@@ -82,7 +82,7 @@ class ModuleCalls:
             return original(module, *args, **kwargs)
         return self._of_model(Call(module, path, original, args, kwargs))
 
-    def _of_model(self, call: Call) -> Any:
+    def _of_model(self, call: Call) -> object:
         module, path = call.module, call.path
         replacement = None if is_hooked(module) else self.rules.decompose.get(type(module))
         traced = first_proxy((call.args, call.kwargs)) is not None
@@ -99,7 +99,7 @@ class ModuleCalls:
         with self._tracer.without_state(module):
             return self._follow(call, functools.partial(call.original, module))
 
-    def _follow(self, call: Call, function: Callable[..., Any]) -> Any:
+    def _follow(self, call: Call, function: Callable[..., object]) -> object:
         """Trace into a module; where that fails, go back and keep it as a leaf."""
         tracer, module, path = self._tracer, call.module, call.path
         mark, depth, opened = tracer.mark(), len(tracer.decomposing), len(tracer.regions)
@@ -142,7 +142,7 @@ class ModuleCalls:
         text = reason(error) + (NO_PART + no_part if no_part else "")
         self._tracer.remarks.append(TraceRemark("leaf", Where(module_path=path, source=origin(error)), text))
 
-    def _leaf(self, call: Call, known: bool) -> Any:
+    def _leaf(self, call: Call, known: bool) -> object:
         """One call_module node; the module runs on the examples."""
         module, args, kwargs = call.module, call.args, call.kwargs
         self._tracer.scopes.append((call.path, type(module).__name__))
@@ -158,7 +158,7 @@ class ModuleCalls:
         finally:
             self._tracer.scopes.pop()
 
-    def _recorded(self, call: Call, pure: bool) -> Any:
+    def _recorded(self, call: Call, pure: bool) -> object:
         """`pure`: a module of torch's, which changes no argument but the first, and that only if it is in place."""
         tracer, module, args, kwargs = self._tracer, call.module, call.args, call.kwargs
         changed = args[0] if pure and getattr(module, "inplace", False) is True and args else None

@@ -51,6 +51,6 @@ def any_nested(holds: Callable[[Any], bool], value: Any) -> bool:
     return found
 
 
-def has_tensor(value: Any) -> bool:
+def has_tensor(value: object) -> bool:
     """Whether a tensor, a traced one too, stands in a nest of containers."""
     return any_nested(lambda item: isinstance(item, torch.Tensor), value)

@@ -29,7 +29,7 @@ class Operands:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
-    def of(self, value: Any) -> Any:
+    def of(self, value: Any) -> object:
         """A value as argument of a node: proxies and tensors become nodes, objects that carry them calls that build them."""
         kind = type(value)
         if kind is Proxy:
@@ -55,7 +55,7 @@ class Operands:
             raise self._recorder.error("use of a value of an earlier call, which is kept where the trace does not find it")
         return value.node
 
-    def _of_object(self, value: Any, kind: Callable[..., Any]) -> Any:
+    def _of_object(self, value: object, kind: Callable[..., object]) -> object:
         """A call that builds an object which carries values, or a plain value."""
         if isinstance(value, tuple) and hasattr(kind, "_fields"):
             return self._built(kind, tuple(value), {}, value)
@@ -69,10 +69,10 @@ class Operands:
             return self._built(trees.put_together(type(value)), (trees.children(value), trees.context(value)), {}, value)
         return self._literal(value)
 
-    def _built(self, kind: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
+    def _built(self, kind: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object], value: object) -> fx.Node:
         return self._recorder.add_node("call_function", kind, args, kwargs, value)
 
-    def _literal(self, value: Any) -> Any:
+    def _literal(self, value: Any) -> object:
         """A plain value as it may stand in code; TraceError for other objects, whose repr is any text."""
         if type(value) in LITERALS or value is Ellipsis:
             return value

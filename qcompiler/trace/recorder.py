@@ -38,14 +38,14 @@ class Recorder(Holding):
         super().__init__(model)
         self.model = model
         self.journal: list[tuple[Proxy, fx.Node, Any, str | None, Any]] = []  # a variable as it was before a change
-        self.found_state: Callable[[torch.Tensor], Any] = lambda tensor: None  # hears of a plain tensor that is changed in place
+        self.found_state: Callable[[torch.Tensor], object] = lambda tensor: None  # hears of a plain tensor that is changed in place
         self.promoted: dict[int, tuple[torch.Tensor, Proxy]] = {}  # plain tensors that were changed by traced values
         self.free_numbers = True  # else each is held fixed
-        self.containers: list[tuple[str, Any, list[Any]]] = []  # what arguments were opened into, and what each held then
+        self.containers: list[tuple[str, object, list[object]]] = []  # what arguments were opened into, and what each held then
         self.held: dict[str, torch.Tensor] = {}  # states that are carried between calls, by dotted name: an example of each
         self.attributes = Attributes(model, self.graph, self.source)
         self.operands, self.running, self.results, self.memory = Operands(self), Running(self), Results(self), Memory()
-        self._scalars: dict[Any, Proxy] = {}
+        self._scalars: dict[object, Proxy] = {}
 
     # ---- nodes
 
@@ -100,13 +100,13 @@ class Recorder(Holding):
         return result
 
     @staticmethod
-    def _is_plain(name: str, args: tuple[Any, ...], example: Any) -> bool:
+    def _is_plain(name: str, args: tuple[object, ...], example: object) -> bool:
         """Whether a result is about the kind of a tensor, not its sizes or data."""
         if name in METADATA or isinstance(example, (torch.dtype, torch.device, torch.layout)):
             return True
         return isinstance(example, bool) and name in ("eq", "ne") and any(a is None or isinstance(a, str) for a in args)
 
-    def bind(self, node: fx.Node, example: Any) -> Proxy:
+    def bind(self, node: fx.Node, example: object) -> Proxy:
         """A new variable that holds a node's value."""
         proxy = Proxy(node, self, example)
         if proxy.is_tensor:

@@ -40,7 +40,7 @@ class Results:
         self._recorder.hold_pieces(node, example)
         return self._children(node, example, kind)
 
-    def _value(self, make: Make, example: Any, kind: Kind) -> Any:
+    def _value(self, make: Make, example: Any, kind: Kind) -> object:
         is_tensor = isinstance(example, torch.Tensor)
         if not is_tensor and kind == "data":
             raise self._recorder.error(f"a Python {type(example).__name__} is made from a value that depends on data")
@@ -49,14 +49,14 @@ class Results:
         proxy = self._recorder.bind(make(), example)
         return self._recorder.fix(proxy, "a number from outside the trace") if kind == "boundary" and not is_tensor else proxy
 
-    def _children(self, node: fx.Node, example: Any, kind: Kind) -> Any:
+    def _children(self, node: fx.Node, example: Any, kind: Kind) -> object:
         recorder = self._recorder
 
-        def child(function: Callable[..., Any], key: Any, item: Any) -> Any:
+        def child(function: Callable[..., object], key: object, item: object) -> object:
             proxy = Proxy(node, recorder, example)
             return self.wrap(lambda: recorder.add_node("call_function", function, (proxy, key), {}, item), item, kind)
 
-        def items(pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
+        def items(pairs: Iterable[tuple[object, object]]) -> list[object]:
             return [child(operator.getitem, key, item) for key, item in pairs]
 
         kindred = type(example)

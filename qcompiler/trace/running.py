@@ -47,7 +47,7 @@ class Running:
             return self.on_examples(getattr(type(values[0]), target), values, options)
         return self.on_examples(target, values, options)
 
-    def on_examples(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def on_examples(self, function: Callable[..., Any], args: Any, kwargs: Any) -> object:
         """Run plain torch on plain values; InputError where that fails."""
         if torch._C._is_any_autocast_enabled():  # the model's own: a trace begins without
             self._note_autocast()
@@ -64,7 +64,7 @@ class Running:
         finally:
             self._recorder.paused -= 1
 
-    def _failure(self, function: Callable[..., Any], arguments: Any, error: Exception) -> QCompilerError:
+    def _failure(self, function: Callable[..., object], arguments: object, error: Exception) -> QCompilerError:
         file, line = places.raised_at(error.__traceback__)
         if file is None:
             file, line = places.user_line(sys._getframe(1), BOUNDARY)

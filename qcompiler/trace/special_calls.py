@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qcompiler.trace.tracer import Tracer
 
 
-def attribute(tracer: Tracer, owner: Any, name: str, *default: Any) -> Any:
+def attribute(tracer: Tracer, owner: object, name: str, *default: object) -> object:
     """`owner.name` of a traced tensor, or of a number made from sizes, which becomes concrete."""
     if not isinstance(owner, Proxy):
         return tracer.record("call_function", getattr, (owner, name), {})
@@ -36,13 +36,13 @@ def attribute(tracer: Tracer, owner: Any, name: str, *default: Any) -> Any:
     return tracer.record("call_function", getattr, (owner, name), {}) if isinstance(value, torch.Tensor) else value
 
 
-def size(tracer: Tracer, owner: Any, dim: Any = None) -> Any:
+def size(tracer: Tracer, owner: Any, dim: Any = None) -> object:
     """`owner.size()` and `owner.size(dim)`."""
     sizes = tracer.sizes(owner)
     return sizes if dim is None else sizes[dim]
 
 
-def to_list(tracer: Tracer, owner: Proxy) -> Any:
+def to_list(tracer: Tracer, owner: Proxy) -> object:
     """`owner.tolist()`: a list of numbers of the graph, as long as the example's."""
     if not owner.example.dim():
         return owner.item()
@@ -60,11 +60,11 @@ def assertion(tracer: Tracer, condition: Any, message: str = "") -> None:
         tracer.add_node("call_function", guard_bool, (condition, True, str(message)), {}, None)
 
 
-def is_same_size(tracer: Tracer, owner: Any, other: Any) -> Any:
+def is_same_size(tracer: Tracer, owner: Any, other: Any) -> object:
     return owner.shape == other.shape
 
 
-SPECIAL: Mapping[Any, Callable[..., Any]] = {
+SPECIAL: Mapping[object, Callable[..., object]] = {
     getattr: attribute,
     torch._assert: assertion,
     operator.setitem: lambda tracer, target, index, value: tracer.set_item(target, index, value),

@@ -40,7 +40,7 @@ class Tracer(FloatParts):
         self.rules = rules
         self.modules = ModuleCalls(self, rules)
         self.mode = TraceMode(self)
-        self.decomposing: list[Any] = []  # what is being followed in place of a class or a function
+        self.decomposing: list[object] = []  # what is being followed in place of a class or a function
 
     # ---- torch functions, operators, methods
 
@@ -48,7 +48,7 @@ class Tracer(FloatParts):
         """Where the operators of fx.Proxy end."""
         return self.call(kind, target, args, kwargs)
 
-    def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType | None) -> Any:
+    def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType | None) -> object:
         """Every torch function that the model calls."""
         self.revoke(frame)
         self.at_event()
@@ -62,12 +62,12 @@ class Tracer(FloatParts):
             raise self.error("an attribute of a tensor is assigned a traced value")
         return self.call(*spelling(func, args), kwargs)
 
-    def promotion(self, value: Any) -> Any:
+    def promotion(self, value: object) -> object:
         """What stands for a plain tensor that was changed by traced values."""
         held = self.promoted.get(id(value)) if isinstance(value, torch.Tensor) else None
         return held[1] if held is not None and not held[1].node._erased else value
 
-    def _without_proxies(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _without_proxies(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         if func in RANDOM:
             return self.record("call_function", func, args, kwargs)
         name = getattr(func, "__name__", "")
@@ -122,7 +122,7 @@ class Tracer(FloatParts):
         only_format = target == "to" and len(args) == 1 and not kwargs
         return only_format or self.running.execute("call_method", target, args, kwargs) is args[0].example
 
-    def _decomposed(self, key: Any, replacement: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _decomposed(self, key: object, replacement: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         self.decomposing.append(key)
         try:
             with self.mode:
@@ -130,13 +130,13 @@ class Tracer(FloatParts):
         finally:
             self.decomposing.pop()
 
-    def attribute(self, owner: Proxy, name: str) -> Any:
+    def attribute(self, owner: Proxy, name: str) -> object:
         """`owner.name`."""
         return attribute(self, owner, name)
 
     # ---- functions and forwards as a whole
 
-    def call_wrapped(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_wrapped(self, function: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """A function marked with torch.fx.wrap: followed, or one call where that fails."""
         if first_proxy((args, kwargs)) is None:
             return function(*args, **kwargs)
@@ -150,12 +150,12 @@ class Tracer(FloatParts):
         example = self.running.execute("call_function", function, args, kwargs)
         return self.results.wrap(lambda: self.add_node("call_function", function, args, kwargs, example), example, "boundary")
 
-    def run_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_forward(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Follow the root's forward; the frames inside this call are the model's."""
         self.scopes.append(("", type(module).__name__))
         flagged = self.modules.enter(module, "")
         try:
-            function: Callable[..., Any] = module._wrapped_call_impl if is_hooked(module) else module.forward
+            function: Callable[..., object] = module._wrapped_call_impl if is_hooked(module) else module.forward
             result = function(*args, **kwargs)
             self.at_event(0)
             self.check_parts()
@@ -173,7 +173,7 @@ class Tracer(FloatParts):
             self.scopes.pop()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return int(value) != 0 if type(value) is Training else value
 
 
