@@ -73,7 +73,7 @@ class FloatParts(FloatResults):
     # ---- choosing
 
     def switches(self, is_traced: Callable[[], bool]) -> list[Switch]:
-        return [Switch(part, is_traced, self.run_part) for part in self.parts.chosen]
+        return [Switch(part, is_traced, self.run_part, self) for part in self.parts.chosen]
 
     def try_part(self, error: Exception) -> str:
         """Raise NewPart where a statement around the line that failed may stay float; else why none can, as a clause, or nothing."""

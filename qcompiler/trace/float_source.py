@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any, Literal
 
-from qcompiler.trace.statements import Place, inside_functions, span, tree_of
+from qcompiler.trace.early_returns import returns_early
+from qcompiler.trace.statements import Place, inside_functions, is_plain, span, tree_of
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 NESTED = 3  # expressions around a place that are tried
@@ -38,14 +39,25 @@ class Part:
     line: int
     first: Place
     last: Place
-    kind: Literal["expression", "statements", "end"]  # "end": the function ends with them
+    kind: Literal["expression", "statements", "end", "returns", "choice"]
+
+    # "end": the function ends with them. The last two do not run as they stand: "returns": the whole function, whose early returns are
+    # computed beside its end; "choice": `a if condition else b`, of which both values are.
+
 
     @property
     def has_result(self) -> bool:
         """Whether it gives one value, and no variables."""
         return self.kind != "statements"
 
+    @property
+    def is_followed(self) -> bool:
+        """Whether what stands there is traced, both ways."""
+        return self.kind in ("returns", "choice")
+
     def covers(self, other: Part) -> bool:
+        if self.is_followed:
+            return self == other
         return (self.file, self.name, self.line) == (other.file, other.name, other.line) and self.first <= other.first <= self.last
 
 
@@ -66,8 +78,12 @@ def function_at(file: str, place: Place, codes: Sequence[CodeType]) -> Function 
 
 def parts_at(file: str, function: Function, at: tuple[Place, Place], decides: bool) -> Iterator[Part]:
     """What may stand alone around a place, the smallest first: expressions, then statements. `decides`: a truth value is asked for."""
+    if decides and returns_early(function, at[0]):
+        yield Part(file, function.name, first_line(function), *span(function), "returns")
     chain = list(_chain(function, at[0]))
     guarded = max((i + 1 for i, (block, index, _) in enumerate(chain) if _is_guarded(block[index], at[0])), default=0)
+    for first, last in _choices(function, at[0]) if decides and not guarded else ():
+        yield Part(file, function.name, first_line(function), first, last, "choice")
     for first, last in _expressions(function, at, decides) if not guarded else ():
         yield Part(file, function.name, first_line(function), first, last, "expression")
     for block, index, in_loop in reversed(chain[: guarded or None]):
@@ -95,6 +111,12 @@ def _is_guarded(statement: ast.stmt, place: Place) -> bool:
 
 def _part(file: str, function: Function, statements: Sequence[ast.stmt], kind: Literal["statements", "end"]) -> Part:
     return Part(file, function.name, first_line(function), span(statements[0])[0], span(statements[-1])[1], kind)
+
+
+def _choices(function: Function, place: Place) -> list[tuple[Place, Place]]:
+    """The spans of the `a if condition else b` whose condition stands at a place, and whose values do no more than compute."""
+    found = (n for n in ast.walk(function) if isinstance(n, ast.IfExp) and span(n.test)[0] <= place < span(n.test)[1])
+    return [span(n) for n in found if is_plain(n.body) and is_plain(n.orelse)][-1:]
 
 
 def _expressions(function: Function, at: tuple[Place, Place], decides: bool) -> list[tuple[Place, Place]]:
@@ -146,6 +168,11 @@ def _leaves(statement: ast.AST, in_loop: bool = False) -> set[str]:
             if isinstance(item, (ast.stmt, ast.excepthandler, ast.match_case)) and not isinstance(item, _SCOPES):
                 found |= _leaves(item, inside)
     return found
+
+
+def function_of(tree: ast.AST, part: Part) -> Function | None:
+    """In a tree of the file: the function of a part."""
+    return next((n for n in ast.walk(tree) if isinstance(n, Function) and (n.name, first_line(n)) == (part.name, part.line)), None)
 
 
 def expression_of(tree: ast.AST, part: Part) -> tuple[Function, ast.expr] | None:

@@ -15,23 +15,66 @@ import copy
 import gc
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from qcompiler.trace.float_source import Part, expression_of, statements_of, within_part
+from qcompiler.trace.float_source import Part, expression_of, function_of, statements_of, within_part
 from qcompiler.trace.float_uses import uses_of
-from qcompiler.trace.statements import tree_of
+from qcompiler.trace.statements import Place, tree_of
 
 _Key = tuple[str, int]  # name and first line of a function
+_NAME = "qcompiler float part"
+
+
+class Either(Protocol):
+    """Who computes both ways at a condition."""
+
+    def end_function(self, value: Any) -> Any: ...
+    def begin_choice(self, condition: Any, first: Place, last: Place) -> bool: ...
+    def end_choice(self, yes: Any, no: Any) -> Any: ...
 
 
 class Switch:
     """Stands in the code of a function as a constant. `run`: of the variables, what the statement gives."""
 
-    def __init__(self, part: Part, is_traced: Callable[[], bool], run: Callable[[Part, dict[str, Any]], Any]) -> None:
-        self.part, self.is_traced, self._run = part, is_traced, run
+    def __init__(
+        self, part: Part, is_traced: Callable[[], bool], run: Callable[[Part, dict[str, Any]], Any], either: Either
+    ) -> None:
+        self.part, self.is_traced, self._run, self._either = part, is_traced, run, either
+        self._conditions: list[Any] = []
 
     def run(self, variables: dict[str, Any]) -> Any:
         return self._run(self.part, variables)
+
+    def returned(self, value: Any) -> Any:
+        """What a function returns, in place of what one of its returns gives."""
+        return self._either.end_function(value) if self.is_traced() else value
+
+    def asks(self, condition: Any) -> bool:
+        """Whether both values of a choice are computed; else the next call of `answer` is the condition."""
+        if self.is_traced() and self._either.begin_choice(condition, self.part.first, self.part.last):
+            return True
+        self._conditions.append(condition)
+        return False
+
+    def answer(self) -> Any:
+        return self._conditions.pop()
+
+    def either(self, yes: Any, no: Any) -> Any:
+        return self._either.end_choice(yes, no)
+
+
+def returned_by(code: types.CodeType) -> Switch | None:
+    """The switch that the returns of a function go through."""
+    return next((c for c in code.co_consts if isinstance(c, Switch) and c.part.kind == "returns"), None)
+
+
+def with_returns(module: ast.Module, file: str, switch: Switch) -> types.CodeType:
+    """Code that defines a function, whose returns go through a switch. The statements themselves stay as they are."""
+    module = copy.deepcopy(module)
+    function = module.body[0]
+    assert isinstance(function, ast.FunctionDef)
+    _Returns(_NAME).visit_body(function)
+    return _with_switches(compile(module, file, "exec", dont_inherit=True), {_NAME: switch})
 
 
 @contextlib.contextmanager
@@ -66,9 +109,9 @@ def _codes(file: str, switches: Sequence[Switch]) -> dict[_Key, types.CodeType]:
     tree = copy.deepcopy(tree_of(file))
     assert tree is not None
     names: dict[str, Switch] = {}
-    for switch in switches:
-        names[f"qcompiler float part {len(names)}"] = switch
-        _replace(tree, switch.part, f"qcompiler float part {len(names) - 1}")
+    for switch in sorted(switches, key=lambda s: s.part.kind == "returns"):  # in the end: what the others return goes through these
+        names[f"{_NAME} {len(names)}"] = switch
+        _replace(tree, switch.part, f"{_NAME} {len(names) - 1}")
     whole = _with_switches(compile(tree, file, "exec", dont_inherit=True), names)
     found: dict[_Key, types.CodeType] = {}
     _collect(whole, {(s.part.name, s.part.line) for s in switches}, found)
@@ -76,8 +119,13 @@ def _codes(file: str, switches: Sequence[Switch]) -> dict[_Key, types.CodeType]:
 
 
 def _replace(tree: ast.AST, part: Part, name: str) -> None:
-    if part.kind == "expression":
+    if part.kind in ("expression", "choice"):
         _Expression(tree, part, name)
+        return
+    if part.kind == "returns":
+        function = function_of(tree, part)
+        assert isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        _Returns(name).visit_body(function)
         return
     at = statements_of(tree, part)
     assert at is not None
@@ -109,21 +157,64 @@ def _place(nodes: Iterable[ast.AST], first: ast.expr | ast.stmt) -> None:
             node.end_lineno, node.end_col_offset = first.lineno, first.col_offset + 1
 
 
+class _Returns(ast.NodeTransformer):
+    """Puts `return <switch>.returned(<value>)` in place of each return of a function, and at its end."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def visit_body(self, function: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        end = ast.copy_location(ast.Return(None), function.body[-1])
+        end.lineno, end.col_offset = end.end_lineno, end.end_col_offset = function.end_lineno or 0, function.end_col_offset or 0
+        function.body = [*map(self.visit, function.body), self.visit(end)]
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        return node
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        return node
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
+        return node
+
+    def visit_Return(self, node: ast.Return) -> ast.AST:
+        value = node.value or ast.copy_location(ast.Constant(None), node)
+        called = ast.parse(f"{self.name!r}.returned(0)", mode="eval").body
+        _place(ast.walk(called), node)
+        assert isinstance(called, ast.Call)
+        called.args = [value]
+        return ast.copy_location(ast.Return(called), node)
+
+
 class _Expression(ast.NodeTransformer):
-    """Puts `<switch>.run(locals()) if <switch>.is_traced() else <expression>` in place of an expression."""
+    """Puts `<switch>.run(locals()) if <switch>.is_traced() else <expression>` in place of an expression; in place of a choice
+    `<switch>.either(a, b) if <switch>.asks(condition) else a if <switch>.answer() else b`."""
 
     def __init__(self, tree: ast.AST, part: Part, name: str) -> None:
         at = expression_of(tree, part)
         assert at is not None
-        self.wanted, self.name = at[1], name
+        self.wanted, self.name, self.kind = at[1], name, part.kind
         self.visit(tree)
 
     def visit(self, node: ast.AST) -> ast.AST:
         if node is not self.wanted:
             return self.generic_visit(node)
+        if self.kind == "choice":
+            return self._choice()
         test, call = _calls(self.name)
         made = ast.IfExp(test, call, self.wanted)
         _place((made, *ast.walk(test), *ast.walk(call)), self.wanted)
+        return made
+
+
+    def _choice(self) -> ast.AST:
+        old = self.wanted
+        assert isinstance(old, ast.IfExp)
+        asks, either, answer = (ast.parse(f"{self.name!r}.{text}", mode="eval").body for text in ("asks(0)", "either(0, 0)", "answer()"))
+        assert isinstance(asks, ast.Call) and isinstance(either, ast.Call)
+        made = ast.IfExp(asks, either, ast.IfExp(answer, old.body, old.orelse))
+        _place((made, made.orelse, *ast.walk(asks), *ast.walk(either), *ast.walk(answer)), old)
+        asks.args, either.args = [old.test], [old.body, old.orelse]
         return made
 
 

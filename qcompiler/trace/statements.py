@@ -65,6 +65,13 @@ def within(frame: FrameType, first: Place, last: Place) -> bool:
 
 def branch_at(frame: FrameType) -> Branch | None:
     """The branch whose condition a frame is about to follow; None where it is no such statement, or one with other effects."""
+    found = tested_at(frame)
+    return None if found is None else _branch(*found)
+
+
+def tested_at(frame: FrameType) -> tuple[ast.AST, _Block, _Tested, bool] | None:
+    """The statement whose condition a frame is about to follow: its function, the block that it stands in, the statement, and whether
+    the condition is the opposite of the value at hand; None where a part of a condition decides."""
     place, tree = place_of(frame), tree_of(frame.f_code.co_filename)
     if place is None or tree is None or not dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith(("POP_JUMP", "TO_BOOL")):
         return None
@@ -78,7 +85,8 @@ def branch_at(frame: FrameType) -> Branch | None:
                 test, negated = test.operand, True
                 spans.append(span(test))
             if place in spans:
-                return None if isinstance(test, (ast.BoolOp, ast.IfExp, ast.UnaryOp)) else _branch(function, block, statement, negated)
+                in_part = isinstance(test, (ast.BoolOp, ast.IfExp, ast.UnaryOp))
+                return None if in_part else (function, block, statement, negated)
     return None
 
 
@@ -145,9 +153,10 @@ def tree_of(file: str) -> ast.Module | None:
 
 
 _Block = tuple[list[ast.stmt], bool]  # statements, and whether they are the body of a loop
+_Tested = ast.If | ast.Assert | ast.Assign
 
 
-def _tests(tree: ast.Module) -> Iterator[tuple[ast.AST, _Block, ast.If | ast.Assert | ast.Assign]]:
+def _tests(tree: ast.Module) -> Iterator[tuple[ast.AST, _Block, _Tested]]:
     """Every `if`, `assert` and `y = a if condition else b` with the function and the block that it stands in."""
     for function, node in inside_functions(tree):
         for field, value in ast.iter_fields(node):
@@ -167,7 +176,7 @@ def inside_functions(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
         stack.extend((function, child) for child in ast.iter_child_nodes(node))
 
 
-def _branch(function: ast.AST, block: _Block, statement: ast.If | ast.Assert | ast.Assign, negated: bool) -> Branch | None:
+def _branch(function: ast.AST, block: _Block, statement: _Tested, negated: bool) -> Branch | None:
     place = span(statement)[0]
     if isinstance(statement, ast.Assert):
         return Branch(not negated, place, place)
@@ -206,7 +215,7 @@ def _either_value(function: ast.AST, statement: ast.Assign, negated: bool) -> Br
 
 
 def _region(function: ast.AST, statements: Sequence[ast.stmt], answer: bool) -> Branch | None:
-    if not all(map(_has_no_other_effect, statements)):
+    if not all(map(has_no_other_effect, statements)):
         return None
     first, last = span(statements[0])[0], span(statements[-1])[1]
     stored, loaded = _names(statements, ast.Store), _names(statements, ast.Load)
@@ -242,18 +251,18 @@ def _is_store(node: ast.Subscript) -> bool:
     return isinstance(node.ctx, ast.Store)
 
 
-def _has_no_other_effect(statement: ast.stmt) -> bool:
+def has_no_other_effect(statement: ast.stmt) -> bool:
     """Whether a statement does no more than assign variables and items of variables, and change tensors in place."""
     if isinstance(statement, (ast.For, ast.If)):
-        return all(map(_has_no_other_effect, [*statement.body, *statement.orelse])) and _is_plain(getattr(statement, "iter", statement))
+        return all(map(has_no_other_effect, [*statement.body, *statement.orelse])) and is_plain(getattr(statement, "iter", statement))
     if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         flat = [item for t in targets for item in (t.elts if isinstance(t, (ast.Tuple, ast.List)) else [t])]
-        return all(map(_is_variable, flat)) and _is_plain(statement)
+        return all(map(_is_variable, flat)) and is_plain(statement)
     if isinstance(statement, ast.Expr):
         value = statement.value
         in_place = isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr.endswith("_")
-        return (in_place or isinstance(value, ast.Constant)) and _is_plain(statement)
+        return (in_place or isinstance(value, ast.Constant)) and is_plain(statement)
     return isinstance(statement, (ast.Pass, ast.Assert))
 
 
@@ -261,7 +270,7 @@ def _is_variable(target: ast.expr) -> bool:
     return isinstance(target, ast.Name) or (isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name))
 
 
-def _is_plain(node: ast.AST) -> bool:
+def is_plain(node: ast.AST) -> bool:
     """Whether an expression is free of what changes containers or assigns by the way."""
     for part in ast.walk(node):
         if isinstance(part, (ast.NamedExpr, ast.Yield, ast.YieldFrom, ast.Await, ast.Global, ast.Nonlocal)):
