@@ -33,16 +33,15 @@ class EarlyReturn:
 def early_return_at(frame: FrameType) -> EarlyReturn | None:
     """The early return that a frame is about to decide on; None where there is none, or one with other effects."""
     found = tested_at(frame)
-    if found is None or not isinstance(found[2], ast.If):
+    if found is None:
         return None
     function, _, statement, negated = found
-    return _early_return(function, statement, negated)
+    return _early_return(function, statement, negated) if isinstance(statement, ast.If) else None
 
 
-def returns_early(function: ast.AST, place: Place) -> bool:
-    """Whether the condition at a place decides on an early return that both ways can be computed of."""
-    tests = (n for n in own_nodes(function) if isinstance(n, ast.If) and span(n.test)[0] <= place < span(n.test)[1])
-    return any(_early_return(function, statement, False) is not None for statement in tests)
+def returns_early(function: ast.AST, statement: ast.If) -> bool:
+    """Whether a condition decides on an early return that both ways can be computed of."""
+    return _early_return(function, statement, False) is not None
 
 
 def _early_return(function: ast.AST, statement: ast.If, negated: bool) -> EarlyReturn | None:

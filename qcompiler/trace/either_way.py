@@ -7,6 +7,8 @@ return is recorded, then its other way; at the end the result is `choose(conditi
 from __future__ import annotations
 
 import ast
+import math
+import operator
 from types import FrameType
 from typing import Any
 
@@ -21,6 +23,8 @@ from qcompiler.trace.recorder import map_nested
 from qcompiler.trace.regions import Region, Regions, kept_by
 from qcompiler.trace.rewritten import Switch, returned_by, with_returns
 from qcompiler.trace.statements import Branch, Place
+
+_EQUAL = (bool, int, float, str, torch.dtype, torch.device)
 
 
 class EitherWay(Regions):
@@ -90,7 +94,7 @@ class EitherWay(Regions):
     def begin_choice(self, condition: Any, first: Place, last: Place) -> bool:
         """Whether a condition depends on data: then both values are computed."""
         frame = user_frame()
-        if type(condition) is not Proxy or not (condition.is_tensor or condition.node in self._from_data) or frame is None:
+        if not self._is_data(condition) or frame is None:
             return False
         holds = self.record("call_function", bool, (condition,), {})
         place = places.user_line(frame, ())
@@ -103,11 +107,34 @@ class EitherWay(Regions):
     def end_choice(self, yes: Any, no: Any) -> Any:
         region = self.regions[-1]
         region.other = no
+        self._check_unchanged(region)
+        return self._end(yes)
+
+    def _check_unchanged(self, region: Region) -> None:
         if self._first_entries(region.journal, region.start):
             error = self.error("a value that a condition on data chooses changes a tensor in place", region.place)
             error.region = region  # type: ignore[attr-defined]
             raise error
-        return self._end(yes)
+
+    # ---- `a and b`, `a or b`, `not a`
+
+    def end_logic(self, other: Any, both: bool) -> Any:
+        """What the condition that began last and another one are together; the other one is computed in any case."""
+        region = self.regions[-1]
+        self._check_unchanged(region)
+        region.other = None
+        holds = region.condition
+        self._end(None)
+        if self._is_data(other):
+            other = self.record("call_function", bool, (other,), {})
+            return self.record("call_function", operator.and_ if both else operator.or_, (holds, other), {})
+        return holds if bool(other) is both else not both
+
+    def opposite_of(self, condition: Any) -> Any:
+        return self.opposite(self.record("call_function", bool, (condition,), {})) if self._is_data(condition) else not condition
+
+    def _is_data(self, value: Any) -> bool:
+        return type(value) is Proxy and (value.is_tensor or value.node in self._from_data)
 
     # ---- values
 
@@ -126,10 +153,12 @@ class EitherWay(Regions):
     def _either(self, region: Region, yes: Any, no: Any) -> Any:
         """The one value or the other, by the condition of a region."""
         kinds = {type(yes), type(no)}
-        if yes is no or (Proxy not in kinds and len(kinds) == 1 and isinstance(yes, (bool, int, float, str)) and yes == no):
+        if yes is no or (Proxy not in kinds and len(kinds) == 1 and isinstance(yes, _EQUAL) and yes == no):
             return yes
         if type(yes) is Proxy and type(no) is Proxy and yes.node is no.node:
             return yes
+        if {type(_example(yes)), type(_example(no))} in ({int}, {float}):
+            return self._number(region, yes, no)
         if isinstance(_example(yes), torch.Tensor) and isinstance(_example(no), torch.Tensor):
             return self._tensor(region, yes, no)
         if len(kinds) == 1 and isinstance(yes, (tuple, list)) and Sizes not in kinds and len(yes) == len(no):
@@ -138,6 +167,13 @@ class EitherWay(Regions):
         if kinds == {dict} and list(yes) == list(no):
             return {key: self._either(region, yes[key], no[key]) for key in yes}
         raise self.error("what one way gives is of another form than what the other gives", region.place)
+
+    def _number(self, region: Region, yes: Any, no: Any) -> Any:
+        """The one number or the other, as arithmetic that scripts have as well. (Neither is infinite: 0 * inf is no number.)"""
+        if not all(math.isfinite(_example(value)) for value in (yes, no)):
+            raise self.error("one way gives a number that is not finite", region.place)
+        takes = self.record("call_function", int, (region.condition,), {})
+        return takes * yes + (1 - takes) * no
 
     def _tensor(self, region: Region, yes: Any, no: Any) -> Proxy:
         if _example(yes).dtype != _example(no).dtype:

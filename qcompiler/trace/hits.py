@@ -15,10 +15,10 @@ import torch
 from torch import fx
 
 from qcompiler.ir.types import value_of
+from qcompiler.trace.either_way import EitherWay
 from qcompiler.trace.fixed_sizes import name_of
 from qcompiler.trace.numbers import user_frame
 from qcompiler.trace.proxy import Proxy
-from qcompiler.trace.either_way import EitherWay
 from qcompiler.trace.statements import loop_at
 
 _FLATTENS = ("squeeze", "flatten", "view", "reshape")
