@@ -103,10 +103,9 @@ class InPlace(Base):
 
 class Several(Base):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        y, best = self.first(x), x
-        for i in range(3):
-            if x[:, i].sum() > 0 or i == 2:
-                y, best = y + 1, self.heads[0](y) * i
+        y, best, n = self.first(x), x, 1
+        while n < 4 and x[:, n].sum() > -9:
+            y, best, n = y + 1, self.heads[0](y) * n, n + 1
         return self.last(y), best
 
 

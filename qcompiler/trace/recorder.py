@@ -41,6 +41,12 @@ LITERALS = (type(None), bool, int, float, complex, str, torch.dtype, torch.devic
 # What a number in a result is: from sizes, from data where the graph cannot have it, from outside the trace.
 Kind = Literal["size", "data", "boundary"]
 
+MAKERS = frozenset(("zeros", "ones", "empty", "full", "linspace", "logspace", "arange", "eye", "rand", "randn", "tensor", "scalar_tensor"))
+
+
+def _is_float32(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype is torch.float32
+
 
 def storage(tensor: torch.Tensor) -> int:
     """Identity of a tensor's memory (0 where it has none)."""
@@ -271,6 +277,8 @@ class Recorder(Holding):
         if key is not None and (known := self._scalars.get(key)) is not None and not known.node._erased:
             return known
         example = self.execute(op, target, args, kwargs)
+        if op == "call_function" and getattr(target, "__name__", "") in MAKERS and "dtype" not in kwargs and _is_float32(example):
+            kwargs = {**kwargs, "dtype": torch.float32}  # else that of the process at each call
         kind: Kind = "data" if self._has_tensor((args, kwargs)) else "size"
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         if kind == "data" and self._is_plain(name, args, example):
