@@ -114,7 +114,7 @@ def rewritten(switches: Sequence[Switch]) -> Iterator[None]:
             function.__code__ = old
 
 
-def _functions(codes: Mapping[str, Any]) -> list[types.FunctionType]:
+def _functions(codes: Mapping[str, object]) -> list[types.FunctionType]:
     if not codes:
         return []
     return [found for found in gc.get_objects() if type(found) is types.FunctionType and found.__code__.co_filename in codes]
