@@ -27,7 +27,8 @@ class Family:
 @cache
 def families() -> Mapping[str, Family]:
     """By the name of the op's row."""
-    found = {name: Family(pointwise.plan_function, pointwise.refuse_function) for name, row in OPS.rows.items() if row.elementwise}
+    functions = (*(name for name, row in OPS.rows.items() if row.elementwise), "relu", "clamp")
+    found = {name: Family(pointwise.plan_function, pointwise.refuse_function) for name in functions}
     found |= {name: Family(shape.plan_view, shape.refuse_view) for name in (*shape.VIEWS, *shape.SAME)}
     found |= {name: Family(pointwise.plan_pair, pointwise.refuse_pair) for name in ("add", "sub", "mul", "div")}
     found |= {name: Family(pick.plan_pick, pick.refuse_pick) for name in (*ALONG_AXES, *pick.FLAT)}
