@@ -24,7 +24,7 @@ def _note_call(observer: nn.Module, inputs: Any, output: Any) -> None:
         observer.__dict__[SAW_DATA] = True
 
 
-def _note_load(observer: nn.Module, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+def _note_load(observer: nn.Module, state_dict: Mapping[str, object], prefix: str, *rest: object) -> None:
     """Statistics that are loaded count as data; those of an observer that saw none are the ones that are there already."""
     held = {prefix + name: buffer for name, buffer in observer.named_buffers()}
     loaded = {name: new for name in held if isinstance(new := state_dict.get(name), torch.Tensor)}  # of a checkpoint on any device
@@ -44,6 +44,7 @@ class ObserverBase(nn.Module):
 
     qscheme: torch.qscheme | None = None
     reduce_range: bool | None = None
+    decided = False  # whether `set_reduce_range` was called
     ch_axis: int = -1
     gives_qparams: bool = True  # False: it judges a value that another observer measures
 
@@ -56,7 +57,7 @@ class ObserverBase(nn.Module):
             self.register_load_state_dict_pre_hook(_note_load)
 
     @classmethod
-    def with_args(cls, **kwargs: Any) -> Factory:
+    def with_args(cls, **kwargs: object) -> Factory:
         """A factory of this class with arguments bound: `MinMaxObserver.with_args(dtype=torch.int8)`."""
         return Factory(cls, kwargs)
 
@@ -146,6 +147,7 @@ class UniformQuantizationObserverBase(ObserverBase):
         return self.min_val.numel() > 0 and not bool((self.min_val > self.max_val).any())
 
     def set_reduce_range(self, reduce: bool) -> None:
+        self.decided = True
         if self.reduce_range is None:
             self.quant_min, self.quant_max = quant_range(*self._custom, reduce_range=reduce, explicit=False)
 

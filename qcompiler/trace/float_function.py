@@ -35,6 +35,8 @@ def source_of_part(part: Part) -> tuple[Function, list[ast.stmt], Uses]:
 
 
 def refused_part(part: Part) -> str | None:
+    if part.is_followed:
+        return None
     _, statements, uses = source_of_part(part)
     if part.kind == "expression" and (uses.changes or uses.rebinds):
         return "it changes a variable"
@@ -58,7 +60,7 @@ def text_of_function(part: Part, statements: Sequence[ast.stmt], uses: Uses, arg
     return "\n".join(lines) + "\n"
 
 
-def _copying(value: Any) -> str:
+def _copying(value: object) -> str:
     """How a function copies an argument that it may change."""
     kind = kind_of(value)
     if kind is torch.Tensor:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from qcompiler.trace.recorder import Recorder, storage
+from qcompiler.trace.memory import storage
 from qcompiler.trace.slots import MISSING, Holder, holders
+
+if TYPE_CHECKING:
+    from qcompiler.trace.tracer import Tracer
 
 Place = tuple[int, Any]  # number of a holder, and a key in it
 
@@ -49,7 +52,7 @@ def _same(a: Any, b: Any) -> bool:
     return all(v is w for v, w in zip(a, b, strict=True))
 
 
-def _copy_of(holder: Holder) -> Any:
+def _copy_of(holder: Holder) -> object:
     kind = {"dict": dict, "list": list, "set": set}.get(holder.kind)
     return kind(holder.value) if kind is not None else None
 
@@ -86,7 +89,7 @@ class Places:
         names = dict.fromkeys(self.holders[number].name(key) for number, key in found)
         return {place: now for place, now in found.items() if not self._is_left(place, names)}
 
-    def _is_left(self, place: Place, names: Mapping[str, Any]) -> bool:
+    def _is_left(self, place: Place, names: Mapping[str, object]) -> bool:
         """Whether what holds a place was itself replaced by another object, so that no later call finds it."""
         holder = self.holders[place[0]]
         if holder.kind == "cell":
@@ -108,7 +111,7 @@ class Places:
         value = self.before[number].get(key, MISSING)
         return self.holders[number].default(key) if value is MISSING else value
 
-    def put(self, place: Place, value: Any) -> None:
+    def put(self, place: Place, value: object) -> None:
         self.holders[place[0]].set(place[1], value)
 
     def get(self, place: Place) -> Any:
@@ -169,10 +172,10 @@ class Places:
 
 
 @contextlib.contextmanager
-def kept_state(recorder: Recorder, places: Places) -> Iterator[None]:
+def kept_state(tracer: Tracer, places: Places) -> Iterator[None]:
     """Restore every module's attributes in the end, and those of the modules of a rolled-back attempt at once."""
-    snapshots = {id(module): _snapshot(module) for module in recorder.model.modules()}
-    paths = {id(module): path for path, module in recorder.model.named_modules()}
+    snapshots = {id(module): _snapshot(module) for module in tracer.model.modules()}
+    paths = {id(module): path for path, module in tracer.model.named_modules()}
 
     def restore(root: nn.Module) -> None:
         for module in root.modules():
@@ -180,7 +183,7 @@ def kept_state(recorder: Recorder, places: Places) -> Iterator[None]:
                 _restore(snapshots[id(module)])
         places.restore(paths.get(id(root), ""))
 
-    recorder.restore_modules = restore
+    tracer.modules.restore = restore
     try:
         yield
     finally:

@@ -10,17 +10,18 @@ from typing import Any
 import networkx as nx
 from torch import fx
 
+from qcompiler.backends.native.float_copies import round_before_copies
 from qcompiler.backends.native.partition import Partition, unit_of
 from qcompiler.backends.native.read import Reader, is_known
 from qcompiler.backends.native.runtime import native_region, run_region
 from qcompiler.backends.native.steps import DEQUANTIZE, VALUE, Place, Region, Step
 from qcompiler.backends.torch.passes.lower import Lower
+from qcompiler.compile.pass_manager import Context
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, SOURCE, Source, Stage, Value, source_of, value_of
 from qcompiler.ir.types import VALUE as VALUE_KEY
 from qcompiler.ops.functional import getitem
 from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class LowerNative:
         if custom.input_quantized_indexes or custom.output_quantized_indexes:
             raise ConfigError("the native back end takes and hands out floats", code="custom-config",
                               hint='leave quantized inputs and outputs out, or take backend="torch"')  # fmt: skip
+        round_before_copies(gm, context.table)
         partition = Partition.of(gm, context.table)
         for node, reason in partition.reasons.items():
             context.remark(self.name, "native-torch", f"runs in torch: {reason}", node)

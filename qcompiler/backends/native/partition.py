@@ -53,7 +53,11 @@ class GraphFacts:
         node = self.node(argument)
         return node is not None and node.target is dequantize
 
-    def weight_fault(self, argument: Any) -> str | None:
+    def is_number(self, argument: Any) -> bool:
+        node = self.node(argument)
+        return node is not None and value_of(node).shape is None
+
+    def weight_fault(self, argument: Any, channels: int = 0) -> str | None:
         node = self.node(argument)
         if node is None or node.target is not dequantize_weight:
             return "its weight is computed at run time"
@@ -62,9 +66,9 @@ class GraphFacts:
             return "its weight has zero points"
         if math.prod(codes.shape[2:]) > MAX_SPANS:
             return f"its window has more than {MAX_SPANS} elements"
-        if not sums_fit(codes.numpy()):
+        if not sums_fit(codes.transpose(0, channels).contiguous().numpy()):
             return "sums of its products may leave 32 bits"
-        return None if node.args[3] in (None, 0) else "its weight has scales along another axis than its results"
+        return None if node.args[3] in (None, channels) else "its weight has scales along another axis than its results"
 
 
 @dataclass
@@ -107,7 +111,7 @@ class Partition:
             step = Reader(self.table).step(node)
         except NotNative as error:
             return str(error)
-        return self._foreign(node) or _result_fault(node, row.name) or family.refuse(step, facts)
+        return _tensor_setting(node) or self._foreign(node) or _result_fault(node, row.name) or family.refuse(step, facts)
 
     def _foreign(self, node: fx.Node) -> str | None:
         """Why a number that the op takes is unknown before anything runs: torch computes it, or the caller gives it."""
@@ -129,6 +133,14 @@ class Partition:
             depths[node] = depth
             if is_native:
                 self.depth[node] = depth
+
+
+def _tensor_setting(node: fx.Node) -> str | None:
+    """Why a setting of an op is none that a plan can know: a mask, or a tensor of places."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(node.kwargs, found.append)
+    tensor = next((n for n in found if value_of(n).shape is not None or value_of(n).dtype is not None), None)
+    return f"one of its settings is the tensor %{tensor.name}" if tensor is not None else None
 
 
 def _has_effect(node: fx.Node) -> bool:

@@ -17,7 +17,7 @@ from qcompiler.errors import ConfigError, InputError, QCompilerError, Where
 from qcompiler.executable.tensors import keep_dtypes
 from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.nn.place import place_of
-from qcompiler.nn.quantized.from_float import Parts
+from qcompiler.nn.quantized.from_float import ALL_CODES, Parts
 from qcompiler.nn.quantized.lowering import Compiled, Lowering, compile_module
 
 QUANTIZE = "quantize it first: put a QuantStub (or nn.quantized.Quantize) before this module"
@@ -33,16 +33,17 @@ class QuantizedModule(nn.Module):
     """
 
     _FLOAT_MODULE: ClassVar[Any] = None  # what it replaces: a class or a tuple of classes
-    _QAT_MODULE: ClassVar[Any] = None
+    _QAT_MODULE: ClassVar[object] = None
     _BASE: ClassVar[type[nn.Module]] = nn.Module  # of the float module's parts, the one with the parameters
     _TAIL: ClassVar[tuple[type[nn.Module], ...]] = ()  # what follows it in a fused module
     _INPUTS: ClassVar[tuple[str, ...]] = ("input",)
     _RANKS: ClassVar[tuple[int, ...]] = ()  # ranks of the first input, the usual one first; empty: any, with the same kernels
     _RANK_OR_MORE: ClassVar[bool] = False  # the first of _RANKS stands for all above it, too
+    _ends: tuple[int, int] = ALL_CODES  # the codes between which results stay
     __constants__ = ["_script"]  # torch.jit.script compiles modules apart whose forward differs
     _fixed_dtypes: ClassVar[bool] = True
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         cls.__jit_unused_properties__ = [n for n in dir(cls) if isinstance(getattr(cls, n, None), property)]  # type: ignore[attr-defined]
 
@@ -126,7 +127,7 @@ class QuantizedModule(nn.Module):
         self._install(self._compile(self._RANKS[0] if self._RANKS else None))
 
     def _compile(self, rank: int | None, like: tuple[Compiled, ...] = ()) -> Compiled:
-        lowering = Lowering(self._engine)
+        lowering = Lowering(self._engine, self._ends)
         more = self._RANK_OR_MORE and rank == self._RANKS[0]
         refused = "" if rank is None else f"dim() {'<' if more else '!='} {rank}"
         known = None if more else rank
@@ -153,7 +154,7 @@ class QuantizedModule(nn.Module):
         for name in self.__dict__.pop("_built", ()):
             self.__dict__.pop(name, None)
 
-    def _otherwise(self, *inputs: Any) -> Any:
+    def _otherwise(self, *inputs: Any) -> object:
         """forward for inputs that its source was not made for: another rank that the module takes, qint8 tensors, or an error."""
         if any(isinstance(x, Tensor) and x.dtype is torch.qint8 for x in inputs):
             inputs = tuple(as_quint8(x) if isinstance(x, Tensor) else x for x in inputs)
@@ -201,7 +202,7 @@ class QuantizedModule(nn.Module):
     def _where(self) -> Where:
         return place_of(self)
 
-    def _as_ours(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+    def _as_ours(self, state_dict: Mapping[str, object], prefix: str) -> Mapping[str, object]:
         """The state with the names and tensors that this module has; others may have written it."""
         return state_dict
 
@@ -231,7 +232,7 @@ class QuantizedModule(nn.Module):
         self.rebuild()
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         built = {*self.__dict__.get("_built", ()), "_built"}
         return {name: value for name, value in self.__dict__.items() if name not in built}
 

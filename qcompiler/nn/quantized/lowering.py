@@ -27,8 +27,9 @@ from qcompiler.ops.table import OPS
 class Lowering:
     """A LOWERED graph in the making. `input`, `constant` and `weight` give arguments for `call`."""
 
-    def __init__(self, engine: str) -> None:
-        self.engine = engine
+    def __init__(self, engine: str, ends: tuple[int, int] = (0, 255)) -> None:
+        """`ends`: the codes between which results of their own qparams stay."""
+        self.engine, self.ends = engine, ends
         self.root, self.graph = nn.Module(), fx.Graph()
         self.graph.owning_module = self.root  # type: ignore[assignment]
         self.emit = Emit(self.graph, self.root)
@@ -49,7 +50,7 @@ class Lowering:
         parts = [self.emit.constant(f"t_{name}", value) for name, value in zip(names, (values, scale, zero_point))]
         return Weight(parts[0], parts[1], parts[2], axis, tuple(values.shape))
 
-    def call(self, op: str, *args: Any, scale: float | None = None, zero_point: int = 0, **attributes: Any) -> Operand:
+    def call(self, op: str, *args: object, scale: float | None = None, zero_point: int = 0, **attributes: object) -> Operand:
         """One row of the op table on int8 operands, by the first kernel that takes it; attributes as in its canonical call.
 
         `scale` None: the op keeps its input's qparams. UnsupportedOpError where no kernel of the engine takes it.
@@ -57,7 +58,9 @@ class Lowering:
         row = OPS.rows[op]
         own = None if scale is None or row.output is Output.SAME else QParams(scale, zero_point, 0, 255, torch.uint8)
         output = own or (args[0].qparams if isinstance(args[0], Operand) else None) or QParams(1.0, 0, 0, 255, torch.uint8)
-        site = Site(row, fx.Graph().call_function(row.fn), args, attributes, output, self.engine, host_isa())
+        site = Site(
+            row, fx.Graph().call_function(row.fn), args, attributes, output, self.engine, host_isa(), self.ends if own else (0, 255)
+        )
         kernel = select(site)
         if isinstance(kernel, Refused):
             raise UnsupportedOpError(f"no int8 kernel for {op} on {self.engine}: {kernel}", code="no-kernel")
@@ -99,7 +102,7 @@ class ModuleEmitter(Emitter):
         handler = ["    except (RuntimeError, IndexError) as error:", f"        self._failed(error, {names})", "        raise"]
         return replace(emitted, source="\n".join([*head, "    try:", *(f"    {line}" for line in lines), *handler]) + "\n")
 
-    def namespace(self, resolve: Callable[[str], Any]) -> dict[str, Any]:
+    def namespace(self, resolve: Callable[[str], object]) -> dict[str, object]:
         return super().namespace(resolve) | {name: torch.quint8 for key, name in self.globals.items() if key == "quint8"}
 
 
@@ -113,7 +116,7 @@ class Compiled:
     built: Built
     packs: Mapping[str, Any]
     by_shape: PacksByShape
-    forward: Callable[..., Any]
+    forward: Callable[..., object]
     attributes: Mapping[str, Any]
     source: str
     script: str

@@ -35,7 +35,7 @@ def _bounds(attributes: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return attributes.get("min"), attributes.get("max")
 
 
-def _leaves_range(attributes: Mapping[str, Any]) -> bool:
+def _leaves_range(attributes: Mapping[str, object]) -> bool:
     """A quantized range always holds 0; a limit on the other side of it may lie outside."""
     low, high = _bounds(attributes)
     numbers = all(v is None or isinstance(v, (int, float)) for v in (low, high))
@@ -66,7 +66,7 @@ ARITHMETIC = (
     _binary("matmul", Q.matmul, (operator.matmul, Spelling(torch.matmul, OTHER), Spelling("matmul", OTHER),
                                  *(Spelling(f, "input:x mat2:other") for f in (torch.bmm, "bmm", torch.mm, "mm")),
                                  *(Spelling(f, "input:x vec:other") for f in (torch.mv, "mv"))),
-            macs=macs.product_at(0, "x"), example=Example(((2, 5, 8), (2, 8, 3)))),
+            macs=macs.product_at(0, "x"), float_inside=True, example=Example(((2, 5, 8), (2, 8, 3)))),
     *(_binary(name, fn, (Spelling(fn, OTHER), Spelling(name, OTHER)), takes_bounds=False, commutes=lambda attributes: True)
       for name, fn in (("maximum", torch.maximum), ("minimum", torch.minimum))),
 )  # fmt: skip
@@ -101,7 +101,7 @@ def _unary(name: str, fn: Any, spellings: tuple[Any, ...], *modules: ModuleForm,
     return Op(name=name, fn=fn, signature=signature, params=(X,), spellings=spellings, modules=modules, **row)
 
 
-def _fixed(name: str, fn: Any, spellings: tuple[Any, ...], cls: type[nn.Module], qparams: QParams) -> Op:
+def _fixed(name: str, fn: object, spellings: tuple[object, ...], cls: type[nn.Module], qparams: QParams) -> Op:
     return _unary(name, fn, spellings, ModuleForm(cls), output=Output.FIXED, fixed=qparams)
 
 
@@ -113,7 +113,7 @@ ACTIVATIONS = (
     _fixed("tanh", torch.tanh, (torch.tanh, torch.tanh_, F.tanh, "tanh", "tanh_"), nn.Tanh, SIGNED_UNIT),
     Op(
         name="softmax", fn=torch.softmax, signature="x dim", params=(X,), output=Output.FIXED, fixed=UNIT,
-        family=Family.ACTIVATION, example=Example(((2, 8),), attributes={"dim": -1}),
+        family=Family.ACTIVATION, float_inside=True, example=Example(((2, 8),), attributes={"dim": -1}),
         spellings=(
             Spelling(F.softmax, "input:x dim=None !_stacklevel=3 !dtype=None"), Spelling(torch.softmax, "input:x dim !dtype=None"),
             Spelling("softmax", "input:x dim !dtype=None"),

@@ -18,6 +18,7 @@ from qcompiler.backends.torch.passes.reuse_memory import reuse_memory
 from qcompiler.backends.torch.runtime.functions import as_quantized, quantize_along, quantize_constant
 from qcompiler.backends.torch.site import Emit, Half, Kernel, Operand, Rounded, Site, Weight, cut
 from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.compile.pass_manager import Context
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
@@ -26,7 +27,6 @@ from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quantize_dequantize, quantize, unpack_4bit, widen
 from qcompiler.ops.spec import Op
 from qcompiler.ops.stays_float import starved
-from qcompiler.pass_manager import Context
 
 FLOATS = QParams(1.0, 0, 0, 255, torch.uint8)  # stands for the output's qparams where a kernel hands out floats
 ASKS_SIZES = ("size", "numel", "nelement", "dim", len)
@@ -203,7 +203,7 @@ class _Lowering:
         self._annotated(made, old).meta[VALUE] = Value(None, None)
         return cut(self.target.engine, Emit(self.new, self.gm), made, qparams, max(low, 0), min(high, 255))
 
-    def _argument(self, arg: Any) -> Any:
+    def _argument(self, arg: object) -> Any:
         """A site's argument: Operand for what was dequantized, Weight for int8 parameters, new nodes and constants otherwise."""
         if isinstance(arg, (list, tuple)):
             return [self._argument(a) for a in arg]
@@ -251,7 +251,7 @@ class _Lowering:
         result.meta[QUANT] = Quant(mode=mode, reason=quant_of(node).reason, code=quant_of(node).code)
         return True
 
-    def _float_argument(self, arg: Any) -> Any:
+    def _float_argument(self, arg: object) -> object:
         if isinstance(arg, (list, tuple)):
             return [self._argument(a) if isinstance(a, fx.Node) and a.target in LAZY else self._float_argument(a) for a in arg]
         return self.float_of(arg) if isinstance(arg, fx.Node) else arg
@@ -282,7 +282,8 @@ class _Lowering:
         emit = Emit(self.new, self.gm)
         result = emit_along(kernel, site, emit)
         self._note_calls(node, row, result, emit.made)
-        self._note(node, kernel.label, result, emit.made[:1], None if to_float else output)
+        most = _largest_code(kernel, site)
+        self._note(node, kernel.label, result, emit.made[:1], None if to_float else output, most)
         if to_float:
             self.plain[node] = self._annotated(result, node)
             result.meta[QUANT] = Quant(int8=True, float_output=True)
@@ -300,12 +301,13 @@ class _Lowering:
         if result in calls:
             result._rename(node.name)
 
-    def _note(self, node: fx.Node, kernel: str, result: fx.Node, made: list[fx.Node], output: QParams | None) -> None:
-        """Notes a site for its check on the example."""
+    def _note(self, node: fx.Node, kernel: str, result: fx.Node, made: list[fx.Node], output: QParams | None,
+              most: int = 255) -> None:  # fmt: skip
+        """Notes a site for its check on the example. `most`: the largest code for which its sums are sure to be right."""
         if self.context.example is None:
             return
 
-        def held(arg: Any) -> Any:
+        def held(arg: object) -> Any:
             if not isinstance(arg, fx.Node):
                 return arg
             if arg.target is dequantize:
@@ -316,10 +318,16 @@ class _Lowering:
             return self.int8[arg] if arg in self.int8 else self.float_of(arg)
 
         args, kwargs = fx.node.map_aggregate((node.args, dict(node.kwargs)), held)  # type: ignore[misc]
-        self.sites.append(Lowered(node, kernel, result, next(iter(made), None), args, kwargs, output))
+        self.sites.append(Lowered(node, kernel, result, next(iter(made), None), args, kwargs, output, most))
 
     def _refused(self, node: fx.Node, reasons: str) -> None:
         self.context.keep_float("lower", node, Obstacle("no-kernel", f"no kernel on {self.target.engine}: {reasons}"))
+
+
+def _largest_code(kernel: Kernel, site: Site) -> int:
+    """What the activations of a kernel that may overflow were given at most: values beyond their range have larger codes."""
+    ranges = [argument.qparams for argument in site.args if isinstance(argument, Operand) and argument.qparams is not None]
+    return min((qparams.quant_max for qparams in ranges), default=255) if kernel.saturates(site) else 255
 
 
 def _computed(value: fx.Node) -> fx.Node:

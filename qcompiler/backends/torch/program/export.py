@@ -9,13 +9,13 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.emit import Dialect, Emitted, Emitter
 from qcompiler.backends.torch.program.module import CompiledModule, own_names
 from qcompiler.backends.torch.program.program import Call, Program, is_name
 from qcompiler.backends.torch.program.quote import docstring, literal
+from qcompiler.backends.torch.program.surroundings import CALL, is_touched
 from qcompiler.backends.torch.program.values import Const
 from qcompiler.backends.torch.runtime import by_shape
 from qcompiler.errors import ArtifactWriteError, ConfigError
@@ -206,7 +206,8 @@ def _class(program: Program, emitter: Emitter, emitted: Emitted) -> str:
     lines += [f"    {emitter.set} = {{}}"] if emitter.by_shape else []
     lines += [f"    {_once(c, emitter)}" for c in program.once]
     lines += [f"    self.{emitter.choice} = PacksByShape({emitter.set}, ENGINE)"] if emitter.by_shape else []
-    body = "\n".join(f"    {line}" if line else "" for line in [*lines, "", *emitted.source.splitlines()])
+    called = CALL.splitlines() if is_touched(program) else []
+    body = "\n".join(f"    {line}" if line else "" for line in [*lines, *called, "", *emitted.source.splitlines()])
     return f"class {_class_name(program)}(torch.nn.Module):\n{body}"
 
 
@@ -240,7 +241,7 @@ def _once(call: Call, emitter: Emitter) -> str:
         def __init__(self, source: str) -> None:
             self.source = source
 
-    def spell(value: Any) -> str:
+    def spell(value: object) -> str:
         value = rewrite(value, lambda v: Literal(f"tensors[{literal(v.name)}]") if isinstance(v, Const) else v)
         if isinstance(value, Literal):
             return value.source

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.program import Call, Input
+from qcompiler.backends.torch.program.surroundings import refusal
 from qcompiler.errors import ConfigError
 from qcompiler.ir.form import Form
 from qcompiler.ir.nested import Ref, walk
@@ -78,10 +79,11 @@ class ScriptTypes:
     # ---- statements
 
     def given(self) -> list[str]:
-        """An optional argument that the model was traced with is one; one that was None still is."""
+        """An optional argument that the model was traced with is one; one that was None still is. Then what the call must stand in."""
         read = self.emitter.read()
         optional = [i for i in self.emitter.program.inputs if i.optional and i.default is None and i.name in read]
-        return [f"assert {i.name} is not None" for i in optional if i.dtype or (i.form is not None and i.form.kind != "value")]
+        known = [f"assert {i.name} is not None" for i in optional if i.dtype or (i.form is not None and i.form.kind != "value")]
+        return known + refusal(self.emitter)
 
     def statement(self, call: Call) -> list[str]:
         if call.op.startswith("guard."):
@@ -151,7 +153,7 @@ def unscriptable_argument(path: str, what: str, hint: str) -> ConfigError:
     return ConfigError(f"torch.jit.script has no type for the argument {path}, which {what}", code="script-argument", hint=hint)
 
 
-def check_result(output: Any) -> None:
+def check_result(output: object) -> None:
     """Raises ConfigError for a result that is a list or dict of unlike items, as far as the program shows it."""
     if isinstance(output, (list, dict)):
         items = list(output.values()) if isinstance(output, dict) else output
@@ -163,7 +165,7 @@ def check_result(output: Any) -> None:
         check_result(item)
 
 
-def _shape(value: Any) -> str:
+def _shape(value: object) -> str:
     """What tells unlike items apart before types are known."""
     references = any(isinstance(v, Ref) for v in walk(value))
     return type(value).__name__ if isinstance(value, (list, tuple, dict)) else "value" if references else type(value).__name__
