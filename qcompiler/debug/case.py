@@ -14,7 +14,7 @@ from torch import fx, nn
 from qcompiler.backends import Model, backend_of, names
 from qcompiler.backends.build_step import BuildModule
 from qcompiler.compile.pass_manager import Context, Pass, PassInstrument, run_passes
-from qcompiler.debug.plain_data import Reader
+from qcompiler.debug.read_data import Reader
 from qcompiler.debug.reproducer import GRAPH, SCHEMA, SCRIPT, TENSORS
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.files.safetensors import read_safetensors
