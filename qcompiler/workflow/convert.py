@@ -26,8 +26,9 @@ from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.types import Stage
 from qcompiler.passes import pipeline_for
 from qcompiler.prepared.module import State, user_attributes
+from qcompiler.prepared.observed_copy import observed_copy
 from qcompiler.qat.sites import FakeQuantWatch
-from qcompiler.workflow.start_convert import chosen_backend, decide, names_to_keep, observed_copy
+from qcompiler.workflow.start_convert import chosen_backend, decide, names_to_keep
 
 NOT_SIMULATED = "nothing in the model is fake-quantized, so training was that of the float model: no rounding was learned"
 
