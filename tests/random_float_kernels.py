@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from qcompiler.backends.torch.site import Emit, Kernel, Operand, Rounded, Site, 
 from qcompiler.ir.types import VALUE, Mode, QParams, Value
 from qcompiler.ops.reference import SMALLEST_STEP, dynamic_quantize_dequantize, pack_4bit
 from qcompiler.ops.table import OPS
+from tests.cpu import steps
 
 FEATURES = (1, 2, 3, 7, 16, 37, 64)
 INDICES = (torch.int64, torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -39,6 +40,7 @@ class FloatDraw:
     bias: Tensor | None
     settings: dict[str, Any]
     calls: tuple[tuple[Tensor | None, ...], ...]
+    steps: int = 255  # of inputs that the kernel rounds
 
     def __str__(self) -> str:
         shapes = [[None if t is None else f"{str(t.dtype)[6:]}{list(t.shape)}/{list(t.stride())}" for t in call] for call in self.calls]
@@ -50,11 +52,11 @@ class FloatDraw:
         assert x is not None
         if self.op.startswith("embedding"):
             return self._rows(values, call)
-        rounded = real(x) if self.mode is None else dynamic_quantize_dequantize(x, 0, 255).double()
+        rounded = real(x) if self.mode is None else dynamic_quantize_dequantize(x, 0, self.steps).double()
         result = F.linear(rounded, values, None if self.bias is None else self.bias.double())
         ties = 0.0
         if self.mode is not None and x.numel():  # a value at a half step may fall to either side
-            ties = 2 * max(float(x.max() - x.min()) / 255, SMALLEST_STEP) * float(values.abs().max())
+            ties = 2 * max(float(x.max() - x.min()) / self.steps, SMALLEST_STEP) * float(values.abs().max())
         low, high = self.settings.get("bounds") or (None, None)
         most = float(result.abs().max()) if result.numel() else 0.0
         return result if low is None and high is None else result.clamp(low, high), ties + 1e-4 * most + 1e-6
@@ -174,7 +176,7 @@ class _Program:
             return (nodes[0], table, *nodes[1:])
         x = drawn.calls[0][0]
         assert x is not None and nodes[0] is not None
-        given: Any = Rounded(nodes[0], reduce_range=False)
+        given: Any = Rounded(nodes[0], reduce_range=drawn.steps == 127)
         if drawn.mode is None:
             given = Operand(nodes[0], QParams(x.q_scale(), x.q_zero_point(), 0, 255, torch.uint8))
         return given, table, None if drawn.bias is None else self._constant(drawn.bias)
@@ -188,10 +190,14 @@ class _Program:
 
 def check(drawn: FloatDraw, engine: str) -> str | None:
     """What is wrong with the kernel on the call and on those that come later; None where all are right."""
+    drawn = replace(drawn, steps=steps(engine))
     program = _Program(drawn, engine)
     kernel = program.kernel()
     if kernel is None:
         return None
+    full = any(t is not None and t.is_quantized and t.numel() and int(t.int_repr().max()) > 127 for call in drawn.calls for t in call)
+    if full and kernel.saturates(program.site):
+        return None  # such a site gets 7-bit activations
     before, torch.backends.quantized.engine = torch.backends.quantized.engine, engine
     try:
         program.graph.output(kernel.emit(program.site, Emit(program.graph, program.module)))

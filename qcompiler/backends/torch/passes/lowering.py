@@ -12,7 +12,7 @@ from qcompiler.backends.torch.kernels.mode_kernels import TABLE as MODES
 from qcompiler.backends.torch.kernels.mode_kernels import select as select_mode
 from qcompiler.backends.torch.kernels.rows import emit_along, is_turned, note_rows
 from qcompiler.backends.torch.kernels.table import TO_FLOAT, Refused, select
-from qcompiler.backends.torch.passes.check_sites import Codes, Lowered
+from qcompiler.backends.torch.passes.check_sites import Codes, Lowered, largest_code
 from qcompiler.backends.torch.runtime.functions import as_quantized, quantize_along, quantize_constant
 from qcompiler.backends.torch.site import Emit, Half, Kernel, Operand, Rounded, Site, Weight, cut
 from qcompiler.backends.torch.target import TorchTarget
@@ -246,7 +246,7 @@ class Lowering:
         emit = Emit(self.new, self.gm)
         result = emit_along(kernel, site, emit)
         self._note_calls(node, row, result, emit.made)
-        self._note(node, kernel.label, result, emit.made[:1], None if to_float else output)
+        self._note(site, kernel, result, emit.made[:1])
         if to_float:
             self.plain[node] = self._annotated(result, node)
             result.meta[QUANT] = Quant(int8=True, float_output=True)
@@ -264,7 +264,7 @@ class Lowering:
         if result in calls:
             result._rename(node.name)
 
-    def _note(self, node: fx.Node, kernel: str, result: fx.Node, made: list[fx.Node], output: QParams | None) -> None:
+    def _note(self, site: Site, kernel: Kernel, result: fx.Node, made: list[fx.Node]) -> None:
         """Notes a site for its check on the example."""
         if self.context.example is None:
             return
@@ -279,8 +279,9 @@ class Lowering:
                 return Codes(weight.node, weight.scale, weight.zero_point, weight.axis)
             return self.int8[arg] if arg in self.int8 else self.float_of(arg)
 
-        args, kwargs = fx.node.map_aggregate((node.args, dict(node.kwargs)), held)  # type: ignore[misc]
-        self.sites.append(Lowered(node, kernel, result, next(iter(made), None), args, kwargs, output))
+        args, kwargs = fx.node.map_aggregate((site.node.args, dict(site.node.kwargs)), held)  # type: ignore[misc]
+        output, most = None if site.output is FLOATS else site.output, largest_code(kernel, site)
+        self.sites.append(Lowered(site.node, kernel.label, result, next(iter(made), None), args, kwargs, output, most))
 
     def _refused(self, node: fx.Node, reasons: str) -> None:
         self.context.keep_float("lower", node, Obstacle("no-kernel", f"no kernel on {self.target.engine}: {reasons}"))
