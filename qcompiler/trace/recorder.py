@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
-from qcompiler.errors import InputError, QCompilerError, UnsupportedOpError, Where
+from qcompiler.errors import InputError, QCompilerError, UnsupportedOpError, Where, out_of_memory
 from qcompiler.inputs.input_text import first_sentence, how_to_mend
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.ops import trees
@@ -240,6 +240,8 @@ class Recorder(Holding):
         except QCompilerError:
             raise
         except Exception as error:
+            if (short := out_of_memory(error)) is not None:
+                raise short from error
             file, line = places.raised_at(error.__traceback__)
             if file is None:
                 file, line = places.user_line(sys._getframe(1), BOUNDARY)

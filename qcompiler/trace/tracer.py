@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qcompiler.errors import InputError, QCompilerError, TraceError, Where
+from qcompiler.errors import InputError, QCompilerError, TraceError, Where, out_of_memory
 from qcompiler.inputs.kinds import ORIGINAL, is_compiled
 from qcompiler.trace import places
 from qcompiler.trace.float_parts import FloatParts
@@ -238,7 +238,7 @@ class Tracer(FloatParts):
             self.at_event(len(self.scopes) - 1)
             return result
         except Exception as error:
-            if self.strict or getattr(error, "qc_final", False):
+            if self.strict or getattr(error, "qc_final", False) or out_of_memory(error) is not None:
                 raise
             self._give_up(error, path, mark, self.try_part(error))
             self.restore_modules(module)
@@ -365,6 +365,8 @@ class Tracer(FloatParts):
             self.check_parts()
             return result
         except Exception as error:
+            if out_of_memory(error) is not None:
+                raise
             no_part = self.try_part(error) if not self.strict else ""
             if isinstance(error, QCompilerError):
                 error.message += NO_PART + no_part if no_part else ""
