@@ -17,9 +17,9 @@ import torch
 from qcompiler.ops.reference import choose
 from qcompiler.trace import places
 from qcompiler.trace.early_returns import EarlyReturn, early_return_at
+from qcompiler.trace.nested import map_nested
 from qcompiler.trace.numbers import user_frame
 from qcompiler.trace.proxy import Proxy, Sizes
-from qcompiler.trace.recorder import map_nested
 from qcompiler.trace.regions import Region, Regions, kept_by
 from qcompiler.trace.rewritten import Switch, returned_by, with_returns
 from qcompiler.trace.statements import Branch, Place

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from qcompiler.errors import QCompilerError, TraceError, Where
-from qcompiler.ir.types import SOURCE, VALUE, Value
+from qcompiler.ir.types import Value
 from qcompiler.ops.float_statements import Statement
 from qcompiler.trace import places
 from qcompiler.trace.float_arguments import Arguments, RefusedPart, arguments_of
@@ -28,10 +28,11 @@ from qcompiler.trace.float_source import Function, Part, followed_at, function_a
 from qcompiler.trace.float_uses import Uses
 from qcompiler.trace.guards import TraceRemark
 from qcompiler.trace.mode import evaluated
+from qcompiler.trace.module_calls import ModuleCalls
+from qcompiler.trace.nested import map_nested
 from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.reasons import reason
-from qcompiler.trace.recorder import map_nested
 from qcompiler.trace.rewritten import Switch
 from qcompiler.trace.state import untouched
 from qcompiler.trace.statements import Place, decides_at, span_at
@@ -63,6 +64,8 @@ class Parts:
 
 class FloatParts(FloatResults):
     """The recorder's part for statements that run as they stand."""
+
+    modules: ModuleCalls  # the tracer's
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -191,16 +194,12 @@ class FloatParts(FloatResults):
     def _argument(self, value: object, part: Part) -> Any:
         if isinstance(value, nn.Module):
             self.held_modules[self.paths[id(value)]] = part
-            self.leaves.append(self.paths[id(value)])  # it keeps what it keeps, as a leaf does
+            self.modules.leaves.append(self.paths[id(value)])  # it keeps what it keeps, as a leaf does
             return self._module_argument(value)
         return Proxy(value.node, self, value.example) if type(value) is Opaque else value
 
     def _module_argument(self, module: nn.Module) -> Proxy:
-        path = self.paths[id(module)]
-        node = self._attributes.get(path)
-        if node is None or node._erased:
-            node = self._attributes[path] = self.graph.create_node("get_attr", path)
-            node.meta[VALUE], node.meta[SOURCE] = Value(None, None), self.source()
+        node = self.attributes.node(self.paths[id(module)], Value(None, None))
         return Proxy(node, self, module)
 
     def _function(self, part: Part, statements: Sequence[ast.stmt], uses: Uses, arguments: Arguments) -> Callable[..., object]:
@@ -221,7 +220,7 @@ class FloatParts(FloatResults):
         copies: list[tuple[torch.Tensor, int]] = []
 
         def copied(value: object) -> Any:
-            value = self.concrete(value)
+            value = self.running.concrete(value)
             if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
                 value = value.clone()
                 copies.append((value, value._version))
@@ -236,7 +235,7 @@ class FloatParts(FloatResults):
                     stack.enter_context(untouched(module))
                 for inner in (part for module in modules for part in module.modules()):
                     stack.enter_context(evaluated(inner))
-                example = self.on_examples(call, given, {})
+                example = self.running.on_examples(call, given, {})
         finally:
             self.paused -= 1
         if any(value._version != version for value, version in copies):
@@ -256,11 +255,11 @@ class FloatParts(FloatResults):
 
     def check_parts(self) -> None:
         """Refuse parts with modules that are called elsewhere too: there they are int8."""
-        held = {path: part for path, part in self.held_modules.items() if not self._attributes[path]._erased}
+        held = {path: part for path, part in self.held_modules.items() if self.attributes.read(path) is not None}
         for node in self.graph.nodes if held else ():
             target = str(node.target)
             for path, part in held.items() if node.op in ("get_attr", "call_module") else ():
-                if node is not self._attributes[path] and (target == path or target.startswith(f"{path}.")):
+                if node is not self.attributes.read(path) and (target == path or target.startswith(f"{path}.")):
                     raise NewPart(part, f"`{path}`, which it calls, is used elsewhere as well", refused=True)
 
 

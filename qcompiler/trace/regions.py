@@ -255,7 +255,7 @@ class Regions(Mutations):
         done[id(new)] = new
         if not new.is_tensor or not isinstance(example, torch.Tensor):
             return self._forget(new, region)
-        if any(other.node <= region.start for other in self.aliases(new)):  # what changes it later would have to change the other
+        if any(other.node <= region.start for other in self.memory.aliases(new)):  # what changes it later would have to change the other
             raise self.error("a variable that is a view of another one depends on data", region.place)
         self._choose(region, new, node, example, same_shape=False)
 
