@@ -34,7 +34,7 @@ from qcompiler.quantization.foreign import adopt_
 from qcompiler.quantization.fused_into import FusedInto, name_places_, relink, unlink_
 from qcompiler.quantization.fuser_method_mappings import without_batch_norm
 from qcompiler.quantization.observation import add_observer_, get_observer_dict, name_modules_, observers_of, remove_observers_
-from qcompiler.quantization.propagation import add_quant_dequant, propagate_qconfig_
+from qcompiler.quantization.propagation import add_quant_dequant, check_keys, propagate_qconfig_
 from qcompiler.quantization.quantization_mappings import (
     get_default_custom_config_dict,
     get_default_qat_module_mappings,
@@ -159,6 +159,7 @@ def convert(
     check_convert(module, is_reference, allow_uncalibrated, mapping)
     model = module if inplace else copy.deepcopy(module)
     table = get_default_static_quant_module_mappings() if mapping is None else mapping
+    check_keys(convert_custom_config_dict or {})
     custom = (convert_custom_config_dict or get_default_custom_config_dict()).get("observed_to_quantized_custom_module_class", {})
     name_modules_(model)
     empty = _uncalibrated(model, table, allow_uncalibrated)
