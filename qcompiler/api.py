@@ -34,7 +34,7 @@ from qcompiler.journal import Remark
 from qcompiler.kinds import module_of
 from qcompiler.ops.state_nodes import held_names
 from qcompiler.ops.table import OPS, Table
-from qcompiler.pass_manager import Context, Pass, run_passes
+from qcompiler.pass_manager import Context, Pass, run_passes, tell_built
 from qcompiler.passes import FUSE, pipeline_for
 from qcompiler.pipeline import check_float, settings_for, traced
 from qcompiler.prepared import STATE, State, as_prepared, user_attributes
@@ -258,7 +258,8 @@ def convert_fx(
         run_passes(gm, pipeline.quantize, Stage.OBSERVED, context, recompile=False)
         rows, decided = rows_of(gm.graph.nodes, settings.table), len(context.journal.floats)
         run_passes(gm, pipeline.lower, Stage.QUANTIZED, context, recompile=False)
-    module = chosen.build(gm, Model(state.name, target, kept))
+        module = chosen.build(gm, Model(state.name, target, kept))
+        tell_built(module, context)
     setattr(module, MARK, "converted")
     setattr(module, WEIGHTS, state.weights)
     setattr(module, ROWS, rows.without(context.journal.floats[decided:]).to_data())

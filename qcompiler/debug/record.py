@@ -20,7 +20,9 @@ from torch import fx
 from qcompiler.checks import MARK
 from qcompiler.debug.document import Document, Node, Stage, delta, stage
 from qcompiler.debug.nodes import graph_nodes
+from qcompiler.debug.planned import plan_stages
 from qcompiler.errors import ConfigError
+from qcompiler.executable import Executable
 from qcompiler.journal import PassRecord, Remark
 from qcompiler.pass_manager import Context, Pass
 from qcompiler.prepared import state_of
@@ -48,6 +50,10 @@ class Recorder:
 
     def after(self, step: Pass, gm: fx.GraphModule, context: Context, record: PassRecord) -> None:
         self._add(record.name, _phase(gm), graph_nodes(gm.graph, context.table), context, record)
+
+    def built(self, module: Executable, context: Context) -> None:
+        """Adds the plan of a back end that has one."""
+        self._stages += plan_stages(module, self._nodes)
 
     def finish(self, context: Context) -> None:
         """Adds the remarks that came after the last pass."""

@@ -25,7 +25,7 @@ from qcompiler.debug.printer import Printer
 from qcompiler.errors import ConfigError
 from qcompiler.pass_manager import Context, tell, watch
 
-HOOKS = ("start", "should_run", "before", "after", "on_error", "finish")
+HOOKS = ("start", "should_run", "before", "after", "on_error", "built", "finish")
 
 
 def instruments_of(debug: Any) -> list[Any]:
