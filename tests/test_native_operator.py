@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import qcompiler
-from qcompiler.backends.native.operator import REGIONS, region_of_text
+from qcompiler.backends.native.live_regions import REGIONS, region_of_text
 from qcompiler.backends.native.steps import RegionError
 from qcompiler.errors import ConfigError, InputError
 from tests.native_nets import NETS, Through, conv, converted, example, net, region_of
@@ -196,10 +196,11 @@ def test_numbers_of_sizes_beside_tensors() -> None:
         assert torch.equal(torch.compile(module, backend="eager")(x), module(x))
 
 
-def test_parts_in_torchs_quantized_kernels_are_told_at_export() -> None:
-    module, _ = converted(Through(lambda m, x: m[1](m[0](x).roll(1, 2)), conv(3, 8), conv(8, 4, 1)), x := example((1, 3, 9, 9)))
-    with pytest.raises(Exception, match=r"quantize|quint8|QUInt8|native"):
-        exported(module, x)
+def test_float_parts_between_regions_are_exported_with_them() -> None:
+    module, _ = converted(Through(lambda m, x: m[1](m[0](x).roll(1, 2)), conv(3, 8), conv(8, 4, 1)), x := example((2, 3, 9, 9)))
+    program = exported(module, x, dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
+    assert len(operators(program.graph)) == 2 and torch.equal(program.module()(x[:1]), module(x[:1]))
+    assert torch.equal(compiled(module)(x), module(x))
 
 
 def test_vmap_is_refused_in_words() -> None:

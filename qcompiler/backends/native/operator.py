@@ -10,44 +10,22 @@ the constants live, and made anew where one of them was changed in place.
 
 from __future__ import annotations
 
-import json
-import threading
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from qcompiler.backends.native.emit.source import tensor_outputs
+from qcompiler.backends.native.live_regions import REGIONS, region_of_text
+from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.sizes import Sizes
-from qcompiler.backends.native.steps import Region, RegionError
-from qcompiler.files.values import canonical, from_json, to_json
+from qcompiler.backends.native.region import NativeRegion, planned
+from qcompiler.backends.native.steps import RegionError
 
-if TYPE_CHECKING:
-    from qcompiler.backends.native.plan.network import Network
-    from qcompiler.backends.native.region import NativeRegion
-
-MOST = 2**28  # characters of a description
 PLAIN = (Tensor, nn.Parameter)  # classes whose memory can be read
-Ids = tuple[int, ...]
-
-
-def described(region: Region) -> str:
-    """The text from which `region_of_text` makes the region again; without the places, which only those who compare ask for."""
-    return canonical(to_json(region.to_data() | {"places": {}}))
-
-
-def region_of_text(text: str) -> Region:
-    """Raises RegionError for text that describes no region."""
-    try:
-        if len(text) > MOST:
-            raise ValueError("too long")
-        data = from_json(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        raise RegionError(f"no native region: {error!r:.200}") from None
-    return Region.from_data(data)
 
 
 def stands_in(inputs: Sequence[Any]) -> bool:
@@ -74,67 +52,6 @@ def through_torch(region: NativeRegion, inputs: Sequence[Tensor]) -> tuple[Any, 
     return tuple(made[name] if name in made else shapes[name] for name in region.network.outputs)
 
 
-class _Regions:
-    """The regions of this process by their constants: those of modules, which own them, and those that the operator made."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()  # a tensor may die while it is held, and calls back
-        self.found: dict[Ids, list[Callable[[], NativeRegion | None]]] = {}
-
-    def add(self, region: NativeRegion) -> None:
-        """A region that lives elsewhere, with its constants."""
-        ids, reference = _ids(region.constants), weakref.ref(region)
-        with self.lock:
-            if reference in self.found.setdefault(ids, []):
-                return
-            self.found[ids].append(reference)
-        weakref.finalize(region, self._drop, ids, reference)
-
-    def keep(self, region: NativeRegion, constants: Sequence[Tensor]) -> None:
-        """A region of the operator's own, which lives as long as all of its constants."""
-        ids = _ids(constants)
-
-        def reference() -> NativeRegion:
-            return region
-
-        with self.lock:
-            self.found.setdefault(ids, []).append(reference)
-        for tensor in constants:
-            weakref.finalize(tensor, self._drop, ids, reference).atexit = False
-
-    def get(self, constants: Sequence[Tensor], description: str) -> NativeRegion | None:
-        """The region that was made of the constants as they are; drops one of the operator's own that was made of others."""
-        ids = _ids(constants)
-        for reference in list(self.found.get(ids, ())):
-            region = reference()
-            if region is not None and region.description == description:
-                if region.versions == versions(constants):
-                    return region
-                if not isinstance(reference, weakref.ref):
-                    self._drop(ids, reference)
-        return None
-
-    def _drop(self, ids: Ids, reference: Callable[[], NativeRegion | None]) -> None:
-        with self.lock:
-            left = [other for other in self.found.get(ids, ()) if other is not reference]
-            if left:
-                self.found[ids] = left
-            else:
-                self.found.pop(ids, None)
-
-
-REGIONS = _Regions()
-
-
-def versions(constants: Sequence[Tensor]) -> Ids:
-    """Numbers that grow when tensors are changed in place."""
-    return tuple(0 if tensor.is_inference() else tensor._version for tensor in constants)
-
-
-def _ids(constants: Sequence[Tensor]) -> Ids:
-    return tuple(map(id, constants))
-
-
 def region_of_constants(constants: Sequence[Tensor], description: str) -> NativeRegion:
     found = REGIONS.get(constants, description)
     if found is None:
@@ -147,8 +64,6 @@ def region_of_constants(constants: Sequence[Tensor], description: str) -> Native
 
 
 def _made(constants: Sequence[Tensor], description: str) -> NativeRegion:
-    from qcompiler.backends.native.region import NativeRegion
-
     if len(constants) < 2 or not all(t.dtype is d and t.dim() == 1 for t, d in zip(constants[-2:], (torch.float64, torch.int64))):
         raise RegionError("the last constants of a native region are its scales in float64 and its zero points in int64")
     *tensors, scales, zero_points = constants
@@ -168,8 +83,6 @@ def _run(inputs: list[Tensor], constants: list[Tensor], description: str) -> lis
 @lru_cache(maxsize=64)
 def _stand_in_network(description: str, kinds: tuple[tuple[torch.dtype, tuple[int, ...]], ...]) -> Network:
     """A network of the same shapes, on constants of zeros: no shape depends on a weight or a scale."""
-    from qcompiler.backends.native.region import planned
-
     with _disable_current_modes(), torch.inference_mode(False):
         tensors = [torch.zeros(1, dtype=dtype).expand(shape) for dtype, shape in kinds]
         return planned(region_of_text(description), tensors[:-2], [(1.0, 0)] * len(tensors[-1]))
@@ -181,9 +94,7 @@ def _shapes(network: Network, inputs: Sequence[Tensor]) -> dict[str, Any]:
 
 
 def _fake(inputs: list[Tensor], constants: list[Tensor], description: str) -> list[Tensor]:
-    from qcompiler.backends.native.emit.source import tensor_outputs
-
-    network = _stand_in_network(description, tuple((t.dtype, tuple(t.shape)) for t in constants))
+    network = _stand_in_network(description, tuple((t.dtype, tuple(map(int, t.shape))) for t in constants))  # symbols become numbers
     shapes = _shapes(network, inputs)
     return [inputs[0].new_empty(shapes[name], dtype=torch.float32) for name in tensor_outputs(network)]
 

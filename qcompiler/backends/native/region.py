@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qcompiler.backends.native.build.library import Values, open_model, runtime
 from qcompiler.backends.native.emit.source import Source, source_of, tensor_outputs
-from qcompiler.backends.native.operator import REGIONS, described, versions
+from qcompiler.backends.native.live_regions import REGIONS, described, versions
 from qcompiler.backends.native.plan.fuse import fuse
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.place import Place
@@ -105,9 +105,10 @@ class NativeRegion:
 
     def rows(self) -> list[Row]:
         """The plan at the sizes of the example."""
-        return plan_rows(
-            table_of(self._sizes([torch.empty(shape, device="meta") for _, shape in self.network.inputs])), self.source.kernels
-        )
+        return plan_rows(table_of(self._sizes(self._examples())), self.source.kernels)
+
+    def _examples(self) -> list[Tensor]:
+        return [torch.empty(shape, device="meta") for _, shape in self.network.inputs]
 
     def watch(self, *inputs: Tensor) -> Watched:
         """One run on one thread that keeps every value."""

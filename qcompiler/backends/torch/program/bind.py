@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.emit import Emitter
-from qcompiler.backends.torch.program.program import KERNELS, Call
+from qcompiler.backends.torch.program.traced_calls import is_opaque, is_seen
 from qcompiler.backends.torch.runtime.by_shape import PacksByShape
 
 _serial = itertools.count()
@@ -75,15 +74,5 @@ def bind(
     namespace = emitter.namespace(callee) | named | {alias: tensor(path) for path, alias in emitted.tensors.items()}
     namespace[emitter.choice] = by_shape
     source = "".join(f"# {alias} = {op}\n" for alias, op in sorted(emitted.kernels.items())) + emitted.source
-    opaque = any(map(_is_opaque, emitter.program.calls)) or not all(map(_is_seen, packs.values()))
+    opaque = any(map(is_opaque, emitter.program.calls)) or not all(map(is_seen, packs.values()))
     return Bound(define(source, namespace, emitter.program.name, opaque), source, emitter, by_shape)
-
-
-def _is_opaque(call: Call) -> bool:
-    """Whether a call works on tensors that torch.compile does not know: of quantized dtypes."""
-    return call.op.startswith(KERNELS) and call.op != registry.RUN_REGION
-
-
-def _is_seen(pack: Any) -> bool:
-    """Whether torch.compile can follow the runs of what a once call made: of native regions, those that hand out tensors alone."""
-    return isinstance(pack, NativeRegion) and len(pack.tensors) == len(pack.network.outputs)
