@@ -13,6 +13,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
+from qcompiler.compile.settings import Settings
+from qcompiler.config.qconfig import mode_of
+from qcompiler.config.qconfig_mapping import Rule
+from qcompiler.config.qconfig_of_call import calls_a_module, rule_of_call
 from qcompiler.errors import ConfigError, UnsupportedOpError
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.types import QUANT, Mode, Quant, Stage, quant_of, source_of, value_of
@@ -25,11 +30,6 @@ from qcompiler.ops.reasons import no_row
 from qcompiler.ops.spec import Op, Output, Role
 from qcompiler.ops.state_nodes import is_read, is_write
 from qcompiler.ops.stays_float import spread, starved
-from qcompiler.pass_manager import Context
-from qcompiler.qconfig import mode_of
-from qcompiler.qconfig_mapping import Rule
-from qcompiler.qconfig_of_call import calls_a_module, rule_of_call
-from qcompiler.settings import Settings
 
 KEPT = Obstacle("keep-float", "convert_fx was told to keep it float")
 TAKES_PART = (operator.getitem, getitem, getattr)

@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.attributes import drop_unused_modules, get_attr, set_attribute
 from qcompiler.ir.types import ONLY_CHILD, SOURCE, VALUE, Stage, quant_of, source_of, value_of
 from qcompiler.ops.spec import ModuleForm, Op
 from qcompiler.ops.table import NO_DEFAULT, Table, bind, parse_signature
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.matching import check_ops
+from qcompiler.compile.pass_manager import Context
+from qcompiler.compile.rewrite import Match, Reject, Rule
+from qcompiler.config.qconfig_of_call import rule_of_call
 from qcompiler.ir.attributes import drop_unused_modules
 from qcompiler.ir.types import Stage
-from qcompiler.matching import check_ops
-from qcompiler.pass_manager import Context
 from qcompiler.patterns import FUSE, FUSE_TRAINING
-from qcompiler.qconfig_of_call import rule_of_call
-from qcompiler.rewrite import Match, Reject, Rule
 
 
 def _as_the_user_says(rule: Rule, context: Context) -> Rule:

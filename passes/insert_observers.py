@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.fake_quantize.following import current, hold_each_batch
 from qcompiler.ir.groups import members_of
 from qcompiler.ir.names import add_named
@@ -23,7 +24,6 @@ from qcompiler.observers.watch import Watch, WatchKey
 from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.spec import Output
 from qcompiler.ops.table import Table
-from qcompiler.pass_manager import Context
 from qcompiler.qat.of_model import of_model_alone
 from qcompiler.qat.sites import FakeQuantWatch, fixed, made_by
 

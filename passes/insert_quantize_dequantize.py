@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qcompiler.compile.pass_manager import Context
+from qcompiler.config.qconfig_of_op import channel_axis, weight_observer
 from qcompiler.errors import NumericsError
 from qcompiler.ir.attributes import attribute, get_attr, set_attribute
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Mode, QParams, Quant, Stage, Value, quant_of, source_of, value_of
@@ -30,8 +32,6 @@ from qcompiler.ops.reference import (
     widen,
 )
 from qcompiler.ops.spec import Op
-from qcompiler.pass_manager import Context
-from qcompiler.qconfig_of_op import channel_axis, weight_observer
 from qcompiler.target import WeightLimit
 
 

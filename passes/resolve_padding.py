@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.types import SOURCE, VALUE, Stage, Value, source_of, value_of
 from qcompiler.ops import functional
 from qcompiler.ops.spec import CONVOLUTIONS
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)

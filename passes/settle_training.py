@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.errors import NumericsError
 from qcompiler.ir.attributes import attribute, bias_path, drop_unused_modules, set_parameter
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.batch_norm import fold
 from qcompiler.ops.spec import Op
-from qcompiler.pass_manager import Context
 from qcompiler.qat.of_model import of_model_alone, value_now
 from qcompiler.qat.sites import HOLDER, FakeQuantWatch, round_like
 

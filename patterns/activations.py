@@ -13,8 +13,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx
 
+from qcompiler.compile.rewrite import Link, Match, Reject, Rule, becomes
 from qcompiler.ir.types import value_of
-from qcompiler.rewrite import Link, Match, Reject, Rule, becomes
 
 RELU6 = Link("clamped", ("add",), ("x", 3.0), {"bounds": (0.0, 6.0)})
 

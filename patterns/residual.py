@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.rewrite import Link, Match, Reject, Rule, merged_source
 from qcompiler.ir.types import QUANT, SOURCE, quant_of, source_of, value_of
 from qcompiler.ops import functional as Q
-from qcompiler.rewrite import Link, Match, Reject, Rule, merged_source
 
 KEPT = ("stride", "padding", "dilation", "groups", "padding_mode", "bounds")
 

@@ -13,11 +13,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, fx
 
+from qcompiler.config.qconfig import QConfig
+from qcompiler.config.qconfig_of_op import dynamic_codes
 from qcompiler.ir.types import Mode
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op
-from qcompiler.qconfig import QConfig
-from qcompiler.qconfig_of_op import dynamic_codes
 
 FLOAT_INSIDE = frozenset({"layer_norm", "rms_norm", "group_norm", "instance_norm", "softmax", "matmul"})
 

@@ -11,12 +11,12 @@ from torch import Tensor, fx, nn
 from qcompiler import ConfigError
 from qcompiler.backends.torch.description import get_onednn_backend_config
 from qcompiler.backends.torch.passes import LOWERING
-from qcompiler.custom_config import ConvertCustomConfig, PrepareCustomConfig
+from qcompiler.config.custom_config import ConvertCustomConfig, PrepareCustomConfig
+from qcompiler.config.qconfig import default_dynamic_qconfig
+from qcompiler.config.qconfig_mapping import QConfigMapping
 from qcompiler.debug import bisect
 from qcompiler.ir.attributes import attribute, set_attribute
 from qcompiler.passes import PIPELINES
-from qcompiler.qconfig import default_dynamic_qconfig
-from qcompiler.qconfig_mapping import QConfigMapping
 from tests import planted
 from tests.flow import randn, randomized
 from tests.test_bisect import Then

@@ -123,7 +123,7 @@ def saturating(engine: str, reduce_range: bool) -> float:
 def test_the_range_that_is_chosen_does_not_saturate(engine: str) -> None:
     from qcompiler.backends.torch.kernels.modes import activation_range
     from qcompiler.backends.torch.site import host_isa
-    from qcompiler.qconfig import default_dynamic_qconfig
+    from qcompiler.config.qconfig import default_dynamic_qconfig
 
     _, high = activation_range(torch.fx.Graph().placeholder("x"), default_dynamic_qconfig, engine, host_isa())
     assert saturating(engine, high == 127) < 0.01
@@ -133,7 +133,7 @@ def test_the_range_that_is_chosen_does_not_saturate(engine: str) -> None:
                                                      ("avx512", "onednn", 127), ("avx2", "qnnpack", 255)])  # fmt: skip
 def test_seven_bits_where_sums_have_sixteen(isa: str, engine: str, high: int) -> None:
     from qcompiler.backends.torch.kernels.modes import activation_range
-    from qcompiler.qconfig import default_dynamic_qconfig
+    from qcompiler.config.qconfig import default_dynamic_qconfig
 
     assert activation_range(torch.fx.Graph().placeholder("x"), default_dynamic_qconfig, engine, isa) == (0, high)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qcompiler.checks import MARK
 from qcompiler.files.faults import corrupt
-from qcompiler.fingerprint import WEIGHTS
+from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.fingerprint import WEIGHTS
 from qcompiler.ir.items import ITEMS
 
 ROWS = "_qcompiler_rows"  # the rows of qcompiler.explain

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.artifact.layout import ALIGN, FORMAT, HEADER, MAGIC, MAX_HEADER, OTHER_BACKEND, PREFIX, SEVERAL_FORMS
-from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms, forms_of
 from qcompiler.files.atomic import atomic_write
 from qcompiler.files.dtypes import DTYPE_NAMES
 from qcompiler.files.values import canonical, to_json
+from qcompiler.inputs.checks import MARK
 from qcompiler.ir.items import PLACES
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from qcompiler.compile.pass_manager import Pass
 from qcompiler.errors import ConfigError
 from qcompiler.executable import JSON, Executable
-from qcompiler.pass_manager import Pass
 from qcompiler.target import Target
 
 

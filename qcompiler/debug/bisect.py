@@ -17,17 +17,17 @@ from torch import nn
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.backends import backend_of
-from qcompiler.batches import batches, check_data
-from qcompiler.custom_config import ConvertCustomConfig, as_config
+from qcompiler.choices import settings_for
+from qcompiler.compile.pass_manager import Pass
+from qcompiler.compile.rewrite import Rule
+from qcompiler.config.custom_config import ConvertCustomConfig, as_config
 from qcompiler.debug.bisect_states import Compile, Metric, Probe, State
 from qcompiler.debug.metrics import compute_sqnr
 from qcompiler.errors import ConfigError, InputError
-from qcompiler.kinds import module_of
+from qcompiler.inputs.batches import batches, check_data
+from qcompiler.inputs.kinds import module_of
 from qcompiler.ops.table import OPS, Table
-from qcompiler.pass_manager import Pass
 from qcompiler.passes import pipeline_for
-from qcompiler.pipeline import settings_for
-from qcompiler.rewrite import Rule
 
 METRICS: Mapping[str, Metric] = {"sqnr": compute_sqnr}
 FLOAT_TOLERANCE, TOLERANCE = 60.0, 20.0  # dB; folding rounds at some 120 dB, 8 bits of a deep network leave 20 to 45

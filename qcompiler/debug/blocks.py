@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any, Self
 
-from qcompiler.pass_manager import PassInstrument
+from qcompiler.compile.pass_manager import PassInstrument
 
 _BLOCKS: ContextVar[tuple[Any, ...]] = ContextVar("qcompiler.debug", default=())
 

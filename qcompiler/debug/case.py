@@ -13,13 +13,13 @@ from torch import fx, nn
 
 from qcompiler.backends import backend_of, names
 from qcompiler.backends.torch.kernels import table as kernels
+from qcompiler.compile.pass_manager import Context, Pass, PassInstrument, run_passes
 from qcompiler.debug.plain_data import Reader
 from qcompiler.debug.reproducer import GRAPH, SCHEMA, SCRIPT, TENSORS
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.files.safetensors import read_safetensors
 from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ir.types import Stage
-from qcompiler.pass_manager import Context, Pass, PassInstrument, run_passes
 from qcompiler.passes import PIPELINES
 
 

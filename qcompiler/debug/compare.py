@@ -9,8 +9,9 @@ import torch
 from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.batches import batches, check_data
-from qcompiler.checks import MARK, check_eval
+from qcompiler.choices import check_float
+from qcompiler.compile.pass_manager import Context
+from qcompiler.compile.settings import Settings
 from qcompiler.debug.comparison import Comparison, NodeError, ordered
 from qcompiler.debug.match import Matching, Site, match
 from qcompiler.debug.metrics import tensors
@@ -20,14 +21,14 @@ from qcompiler.errors import ConfigError, InputError, QCompilerError
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms
 from qcompiler.executable.steps import Steps, steps_of_graph
-from qcompiler.fingerprint import WEIGHTS, other_weights
+from qcompiler.frontend import traced
+from qcompiler.inputs.batches import batches, check_data
+from qcompiler.inputs.checks import MARK, check_eval
+from qcompiler.inputs.fingerprint import WEIGHTS, other_weights
+from qcompiler.inputs.kinds import module_of
 from qcompiler.ir.types import SOURCE
-from qcompiler.kinds import module_of
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.table import OPS, Table
-from qcompiler.pass_manager import Context
-from qcompiler.pipeline import check_float, traced
-from qcompiler.settings import Settings
 
 SUSPICIOUS = 3.0  # dB: 8 bits do not do worse by themselves for half of a model's weights
 

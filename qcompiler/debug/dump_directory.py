@@ -26,6 +26,8 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.journal import PassRecord
+from qcompiler.compile.pass_manager import Context, Pass, PassInstrument, tell
 from qcompiler.debug import dump_index, dump_record
 from qcompiler.debug.blocks import Scoped
 from qcompiler.debug.environment import real_weights
@@ -35,8 +37,6 @@ from qcompiler.debug.reproducer import Failure, write
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.executable import Executable
 from qcompiler.ir.text import format_graph
-from qcompiler.journal import PassRecord
-from qcompiler.pass_manager import Context, Pass, PassInstrument, tell
 
 LOG = logging.getLogger("qcompiler")
 LEVELS = ("index", "diff", "full")

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.batches import batches, check_data
 from qcompiler.debug.match import match
 from qcompiler.debug.walk import Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, PassError, Where
 from qcompiler.executable import Executable
 from qcompiler.executable.states import fill
 from qcompiler.executable.steps import Grid, steps_of_graph
+from qcompiler.inputs.batches import batches, check_data
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.names import NAMES, safe_path
 from qcompiler.ir.types import Mode, quant_of
-from qcompiler.prepared import state_of
+from qcompiler.prepared.module import state_of
 from qcompiler.qat.sites import FakeQuantWatch, switch_observers_off
 
 TOLERANCE = 1  # steps: kernels multiply and round in another order, so a value at a half step may fall to either side

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.journal import PassRecord
+from qcompiler.compile.pass_manager import Context, Pass
 from qcompiler.debug.blocks import Scoped
 from qcompiler.ir.text import format_graph
-from qcompiler.journal import PassRecord
-from qcompiler.pass_manager import Context, Pass
 
 LOG = logging.getLogger("qcompiler")
 MODES = ("after", "changed", "diff")

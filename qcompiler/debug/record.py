@@ -17,15 +17,15 @@ from typing import Any
 
 from torch import fx
 
-from qcompiler.checks import MARK
+from qcompiler.compile.journal import PassRecord, Remark
+from qcompiler.compile.pass_manager import Context, Pass
 from qcompiler.debug.document import Document, Node, Stage, delta, stage
 from qcompiler.debug.nodes import graph_nodes
 from qcompiler.debug.planned import plan_stages
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
-from qcompiler.journal import PassRecord, Remark
-from qcompiler.pass_manager import Context, Pass
-from qcompiler.prepared import state_of
+from qcompiler.inputs.checks import MARK
+from qcompiler.prepared.module import state_of
 
 
 class Recorder:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from qcompiler.compile.pass_manager import run_passes
 from qcompiler.debug.case import Case
 from qcompiler.debug.plain_data import look_up
 from qcompiler.debug.reproducer import META, Failure, data_of, write_files
 from qcompiler.errors import ConfigError
-from qcompiler.pass_manager import run_passes
 
 Signature = tuple[str, str, str | None]
 

@@ -18,15 +18,15 @@ from torch import fx, nn
 from torch.utils._pytree import tree_map_only
 
 from qcompiler.backends.torch.kernels import table as kernels
+from qcompiler.compile.pass_manager import Context, Pass
+from qcompiler.compile.settings import Settings
 from qcompiler.debug.dump_record import versions
 from qcompiler.debug.plain_data import Writer
 from qcompiler.files.safetensors import safetensors
 from qcompiler.files.values import canonical
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Stage
 from qcompiler.observers.watch import Watch
-from qcompiler.pass_manager import Context, Pass
 from qcompiler.qat.sites import HOLDER
-from qcompiler.settings import Settings
 
 SCRIPT, GRAPH, TENSORS = "repro.py", "repro.json", "repro.safetensors"
 META = (VALUE, SOURCE, QUANT)

@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from qcompiler.compile.pass_manager import Context, tell, watch
 from qcompiler.debug.blocks import of_blocks
 from qcompiler.debug.dump_directory import Dump
 from qcompiler.debug.environment import real_weights, setting
 from qcompiler.debug.gate import Gate, gated, resumed
 from qcompiler.debug.printer import Printer
 from qcompiler.errors import ConfigError
-from qcompiler.pass_manager import Context, tell, watch
 
 HOOKS = ("start", "should_run", "before", "after", "on_error", "built", "finish")
 

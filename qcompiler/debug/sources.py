@@ -13,7 +13,6 @@ from typing import Any
 from torch import fx
 
 from qcompiler.artifact.notes import ROWS
-from qcompiler.checks import MARK
 from qcompiler.debug.document import Document
 from qcompiler.debug.explain import Explanation
 from qcompiler.debug.explain_nodes import explain_nodes
@@ -24,8 +23,9 @@ from qcompiler.debug.record import Recorder
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms
+from qcompiler.inputs.checks import MARK
 from qcompiler.ops.table import OPS
-from qcompiler.prepared import state_of
+from qcompiler.prepared.module import state_of
 
 GRAPH_FILE = "graph.json"  # in a dump directory
 

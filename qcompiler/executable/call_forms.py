@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.executable import Executable
 from qcompiler.executable.arguments import Argument, arguments_of_graph
+from qcompiler.inputs.checks import MARK
 from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.ir.form import likeness, misfit
 from qcompiler.observers.watch import Watch

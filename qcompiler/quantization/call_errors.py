@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from qcompiler.errors import InputError, QCompilerError, Where
-from qcompiler.input_text import first_sentence, how_to_mend, refuses_inputs
+from qcompiler.inputs.input_text import first_sentence, how_to_mend, refuses_inputs
 from qcompiler.nn.quantized.base import QuantizedModule
 from qcompiler.trace.places import is_user_file, raised_at, spell, text_of
 

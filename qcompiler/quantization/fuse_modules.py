@@ -14,8 +14,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.errors import ConfigError, NumericsError, Where
-from qcompiler.kinds import check_kinds, module_of
-from qcompiler.near_names import no_module
+from qcompiler.inputs.kinds import check_kinds, module_of
+from qcompiler.inputs.near_names import no_module
 from qcompiler.quantization.fused_into import FUSION, FusedInto, link, unlink_
 from qcompiler.quantization.fuser_method_mappings import fuse_conv_bn, fuse_conv_bn_relu, get_fuser_method
 

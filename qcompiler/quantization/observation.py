@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, Where
 from qcompiler.fake_quantize import FakeQuantizeBase
-from qcompiler.input_text import how_to_give
+from qcompiler.inputs.input_text import how_to_give
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.place import OUTPUTS, PATH, place_of
 from qcompiler.nn.quantized import FloatFunctional, QFunctional

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from qcompiler.config.qconfig import QConfig, as_qconfig
 from qcompiler.errors import ConfigError, Where
-from qcompiler.near_names import no_module
-from qcompiler.qconfig import QConfig, as_qconfig
+from qcompiler.inputs.near_names import no_module
 
 __all__ = ["add_quant_dequant", "propagate_qconfig_"]
 

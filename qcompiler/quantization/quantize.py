@@ -14,15 +14,15 @@ from typing import Any
 from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.checks import MARK
+from qcompiler.config.qconfig import QConfig, as_qconfig
 from qcompiler.errors import CalibrationError, ConfigError, QCompilerWarning, Where
+from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.kinds import check_kinds, module_of
 from qcompiler.ir.check_state import guard_loading
-from qcompiler.kinds import check_kinds, module_of
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.place import PATH
 from qcompiler.nn.quantized import FloatFunctional
 from qcompiler.observers.weights import check_axis, check_tied
-from qcompiler.qconfig import QConfig, as_qconfig
 from qcompiler.quantization.call_errors import explain_calls_
 from qcompiler.quantization.foreign import adopt_
 from qcompiler.quantization.fused_into import FusedInto, name_places_, relink, unlink_

@@ -14,17 +14,8 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.artifact.notes import REMARKS, ROWS
-from qcompiler.checks import MARK
-from qcompiler.debug.explain import Explanation, Row
-from qcompiler.errors import ConfigError, QCompilerWarning, Where
-from qcompiler.ir.check_state import guard_loading
-from qcompiler.journal import Remark
-from qcompiler.kinds import check_kinds, module_of
-from qcompiler.near_names import no_module
-from qcompiler.nn.quantized import Embedding, QuantizedModule
-from qcompiler.nn.quantized.dynamic import DynamicModule
-from qcompiler.ops.table import OPS
-from qcompiler.qconfig import (
+from qcompiler.compile.journal import Remark
+from qcompiler.config.qconfig import (
     QConfig,
     as_qconfig,
     default_dynamic_qconfig,
@@ -32,6 +23,15 @@ from qcompiler.qconfig import (
     float_qparams_weight_only_qconfig,
     float_qparams_weight_only_qconfig_4bit,
 )
+from qcompiler.debug.explain import Explanation, Row
+from qcompiler.errors import ConfigError, QCompilerWarning, Where
+from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.kinds import check_kinds, module_of
+from qcompiler.inputs.near_names import no_module
+from qcompiler.ir.check_state import guard_loading
+from qcompiler.nn.quantized import Embedding, QuantizedModule
+from qcompiler.nn.quantized.dynamic import DynamicModule
+from qcompiler.ops.table import OPS
 from qcompiler.quantization.observation import name_modules_
 from qcompiler.quantization.quantization_mappings import get_default_dynamic_quant_module_mappings
 from qcompiler.quantization.swap import swap_all, swap_module

@@ -16,11 +16,11 @@ import torch
 from torch import fx, nn
 
 from qcompiler.api import convert_fx, convert_to_reference_fx, fuse_fx, prepare_fx, prepare_qat_fx
+from qcompiler.config.qconfig import get_default_qconfig
+from qcompiler.config.qconfig_mapping import QConfigMapping
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.executable import Executable
-from qcompiler.near_names import no_module
-from qcompiler.qconfig import get_default_qconfig
-from qcompiler.qconfig_mapping import QConfigMapping
+from qcompiler.inputs.near_names import no_module
 
 
 def mapping_for(model: nn.Module, names: Iterable[str], qconfig: Any = None) -> QConfigMapping:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from qcompiler.artifact.notes import REMARKS, ROWS
+from qcompiler.compile.journal import Remark
 from qcompiler.debug.explain import Explanation, Row
 from qcompiler.errors import Where
 from qcompiler.fake_quantize import FakeQuantize
-from qcompiler.journal import Remark
 from qcompiler.nn.place import OUTPUTS
 from qcompiler.nn.quantizable.lstm import LSTMCell
 from qcompiler.nn.quantized import DeQuantize, QFunctional, Quantize

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qcompiler.qconfig import as_qconfig
+from qcompiler.config.qconfig import as_qconfig
 
 
 class QuantStub(nn.Module):

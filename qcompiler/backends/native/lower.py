@@ -15,12 +15,12 @@ from qcompiler.backends.native.read import Reader, is_known
 from qcompiler.backends.native.runtime import native_region, run_region
 from qcompiler.backends.native.steps import DEQUANTIZE, VALUE, Place, Region, Step
 from qcompiler.backends.torch.passes.lower import Lower
+from qcompiler.compile.pass_manager import Context
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, SOURCE, Source, Stage, Value, source_of, value_of
 from qcompiler.ir.types import VALUE as VALUE_KEY
 from qcompiler.ops.functional import getitem
 from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from qcompiler.backend_config import BackendConfig, BackendPatternConfig, DTypeConfig, DTypeWithConstraints, ObservationType
 from qcompiler.backends.torch.kernels.table import TABLE
 from qcompiler.backends.torch.site import ENGINES
+from qcompiler.config.backend_config import BackendConfig, BackendPatternConfig, DTypeConfig, DTypeWithConstraints, ObservationType
 from qcompiler.ops.spec import Op, Output, Spelling
 from qcompiler.ops.table import OPS
 

@@ -16,11 +16,11 @@ from qcompiler.backends.torch.kernels.speed import MARGIN, recurrent_times
 from qcompiler.backends.torch.kernels.table import TABLE, TO_FLOAT
 from qcompiler.backends.torch.reasons import REASONS
 from qcompiler.backends.torch.site import ENGINES, INSTRUCTION_SETS, host_isa
+from qcompiler.config.qconfig import QConfig
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode, value_of
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Family, Op
-from qcompiler.qconfig import QConfig
 from qcompiler.target import Neutral, Target, WeightLimit
 
 

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, transfer_parametrizations_and_params, type_before_parametrizations
 
+from qcompiler.config.qconfig import QConfig
 from qcompiler.errors import ConfigError
 from qcompiler.qat import qat_qconfig, weight_fake_quant
-from qcompiler.qconfig import QConfig
 
 
 class QATModule(nn.Module):

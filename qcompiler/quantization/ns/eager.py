@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from qcompiler.checks import check_eval
 from qcompiler.errors import ConfigError, Where
+from qcompiler.inputs.checks import check_eval
 from qcompiler.quantization.ns.graph import is_compiled
 from qcompiler.quantization.ns.loggers import Logger, Shadow
 

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import fx, nn
 
+from qcompiler.compile.settings import Settings
 from qcompiler.debug.compare import float_steps, is_graph, quantized_steps
 from qcompiler.debug.match import Matching, Site, match
 from qcompiler.debug.metrics import tensors
@@ -16,7 +17,6 @@ from qcompiler.debug.walk import Seen, Walk
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
 from qcompiler.executable.steps import Step, Steps, steps_of_graph
-from qcompiler.settings import Settings
 
 Wanted = Callable[[Step], bool]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qcompiler.backends.native.plan.place import Axes, Place, dense
 from qcompiler.backends.native.steps import is_value
 from qcompiler.errors import InputError, QCompilerError
-from qcompiler.input_text import first_sentence
+from qcompiler.inputs.input_text import first_sentence
 from qcompiler.ir.nested import rewrite
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from qcompiler.backends.torch.bench.cases import Case, Int8, all_cases, output_s
 from qcompiler.backends.torch.kernels.table import entries
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, Weight, host_isa
+from qcompiler.inputs.near_names import near_names
 from qcompiler.ir.types import VALUE, QParams, Value
-from qcompiler.near_names import near_names
 from qcompiler.ops.table import OPS
 
 MEASURED = Path(__file__).parent.parent / "kernels" / "measured.json"

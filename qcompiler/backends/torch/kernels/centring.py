@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.rewrite import Reject
 from qcompiler.ops.functional import pad
 from qcompiler.patterns.padding import sides_of
-from qcompiler.rewrite import Reject
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from qcompiler.backends.torch.passes.reuse_memory import reuse_memory
 from qcompiler.backends.torch.runtime.functions import as_quantized, quantize_along, quantize_constant
 from qcompiler.backends.torch.site import Emit, Half, Kernel, Operand, Rounded, Site, Weight, cut
 from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.compile.pass_manager import Context
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
@@ -26,7 +27,6 @@ from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quantize_dequantize, quantize, unpack_4bit, widen
 from qcompiler.ops.spec import Op
 from qcompiler.ops.stays_float import starved
-from qcompiler.pass_manager import Context
 
 FLOATS = QParams(1.0, 0, 0, 255, torch.uint8)  # stands for the output's qparams where a kernel hands out floats
 ASKS_SIZES = ("size", "numel", "nelement", "dim", len)

@@ -43,13 +43,13 @@ from qcompiler.executable.states import STATES, KeepsState, mark_states
 from qcompiler.executable.steps import Steps
 from qcompiler.executable.tensors import find, find_submodule, keep_dtypes
 from qcompiler.files.dtypes import DTYPES
-from qcompiler.fingerprint import WEIGHTS
-from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
+from qcompiler.inputs.fingerprint import WEIGHTS
+from qcompiler.inputs.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
+from qcompiler.inputs.kinds import refuse_kinds
 from qcompiler.ir.check_qparams import HINT, scale_fault, zero_point_fault
 from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.ir.form import as_number, misfit
 from qcompiler.ir.items import DictItems, ListItems, give_items
-from qcompiler.kinds import refuse_kinds
 from qcompiler.ops.float_statements import given_back, held, statement_of
 from qcompiler.ops.records import Maker
 

@@ -19,7 +19,7 @@ from qcompiler.backends.torch.program.emit import Dialect, Emitted, Emitter
 from qcompiler.backends.torch.program.program import Program
 from qcompiler.backends.torch.program.script_types import check_result
 from qcompiler.errors import ConfigError, Where
-from qcompiler.input_text import first_sentence
+from qcompiler.inputs.input_text import first_sentence
 from qcompiler.ops.float_statements import statement_of
 from qcompiler.ops.records import Maker
 

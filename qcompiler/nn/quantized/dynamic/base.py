@@ -11,6 +11,8 @@ from qcompiler.backends.torch.kernels import modes
 from qcompiler.backends.torch.program.once import quantized_engine
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.site import host_isa
+from qcompiler.config.qconfig import QConfig, as_qconfig, default_dynamic_qconfig, float16_dynamic_qconfig, mode_of
+from qcompiler.config.qconfig_of_op import weight_observer
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.ir.types import Mode
 from qcompiler.nn.place import place_of
@@ -19,8 +21,6 @@ from qcompiler.observers.weights import take_axis
 from qcompiler.ops.quantized_tensors import qparams_of_tensor, quantized_tensor
 from qcompiler.ops.reference import quantize_weight
 from qcompiler.ops.table import OPS
-from qcompiler.qconfig import QConfig, as_qconfig, default_dynamic_qconfig, float16_dynamic_qconfig, mode_of
-from qcompiler.qconfig_of_op import weight_observer
 
 KINDS = {torch.qint8: Mode.DYNAMIC, torch.int8: Mode.DYNAMIC, torch.float16: Mode.HALF}
 

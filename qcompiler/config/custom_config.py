@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from qcompiler.errors import ConfigError
-from qcompiler.near_names import no_module
+from qcompiler.inputs.near_names import no_module
 
 STANDALONE = (
     "standalone modules are not supported: the graph flow compiles through submodules. Give the submodule a rule of its own "

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import fx
 
+from qcompiler.config.qconfig_mapping import QConfigMapping, Rule, type_name
 from qcompiler.ir.types import source_of
 from qcompiler.ops.spec import Op, Spelling
-from qcompiler.qconfig_mapping import QConfigMapping, Rule, type_name
 
 
 def rule_of_call(mapping: QConfigMapping, node: fx.Node, row: Op | None, types: Mapping[str, type | str], index: int = 0) -> Rule:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from qcompiler.errors import ConfigError
-from qcompiler.input_text import refuse_arrays
-from qcompiler.kinds import refuse_kinds
+from qcompiler.inputs.input_text import refuse_arrays
+from qcompiler.inputs.kinds import refuse_kinds
 
 
 def check_data(data: Any, what: str = "calibration data") -> None:

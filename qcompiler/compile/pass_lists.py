@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from qcompiler.compile.pass_manager import Pass
 from qcompiler.errors import ConfigError
-from qcompiler.pass_manager import Pass
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.gate import allow
 from qcompiler.errors import Where
-from qcompiler.gate import allow
 from qcompiler.ir.types import quant_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.obstacles import Obstacle

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from qcompiler.config.qconfig import QConfig, mode_of
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode
 from qcompiler.ir.verify import where
 from qcompiler.observers import PerChannelMinMaxObserver, default_float_qparams_observer
 from qcompiler.ops.spec import CONVOLUTIONS, Op
-from qcompiler.qconfig import QConfig, mode_of
 
 
 def weight_observer(row: Op, qconfig: QConfig) -> Any:

@@ -19,12 +19,12 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.matching import Known, Link, check_pattern, find
 from qcompiler.errors import ConfigError, PassError
 from qcompiler.ir.readers import Readers
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import SOURCE, Source, source_of
 from qcompiler.ir.verify import where
-from qcompiler.matching import Known, Link, check_pattern, find
 from qcompiler.ops.spec import Op
 from qcompiler.ops.table import Table
 

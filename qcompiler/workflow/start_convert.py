@@ -10,21 +10,21 @@ from typing import Any
 from torch import fx
 
 from qcompiler.backends import Backend, backend_of
-from qcompiler.checks import MARK
-from qcompiler.decide_again import decide_again
-from qcompiler.decisions import Narrowed, check_decisions, refused
+from qcompiler.compile.pass_manager import Context
+from qcompiler.compile.settings import Settings
 from qcompiler.errors import ConfigError
 from qcompiler.executable.call_forms import forms_of
-from qcompiler.fingerprint import fingerprints
+from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.fingerprint import fingerprints
 from qcompiler.ir.types import Stage
-from qcompiler.kept_names import check_known, named_nodes
 from qcompiler.observers.watch import Watch
-from qcompiler.pass_manager import Context
 from qcompiler.passes import pipeline_for
-from qcompiler.prepared import KEPT, STATE, State, required_state
-from qcompiler.settings import Settings
+from qcompiler.prepared.decide_again import decide_again
+from qcompiler.prepared.module import KEPT, STATE, State, required_state
 from qcompiler.stages.verify import verify
 from qcompiler.target import Target
+from qcompiler.workflow.decisions import Narrowed, check_decisions, refused
+from qcompiler.workflow.kept_names import check_known, named_nodes
 
 
 def observed_copy(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, State]:
@@ -67,11 +67,6 @@ def names_to_keep(prepared: Any, keep_float: Iterable[str]) -> list[str]:
 def nodes_meant(state: State, names: Iterable[str]) -> dict[str, frozenset[str]]:
     """The nodes that each name means, by name; those that mean something in other forms of the call alone are left out."""
     return named_nodes(names, state.fused.sources, state.settings.module_types)
-
-
-def kept_in(form: Any, names: Iterable[str]) -> dict[str, frozenset[str]]:
-    """What the names of `keep_float` mean in one form of the call."""
-    return nodes_meant(required_state(form), names)
 
 
 def decide(gm: fx.GraphModule, state: State, context: Context, names: list[str]) -> None:

@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 from torch import fx
 
+from qcompiler.compile.journal import Journal, PassRecord, Remark
+from qcompiler.compile.rewrite import Rule, run_rules
+from qcompiler.compile.settings import Settings
 from qcompiler.errors import PassError, QCompilerError
 from qcompiler.ir.provenance import inherit_sources, inherit_values
 from qcompiler.ir.types import QUANT, Stage, quant_of
-from qcompiler.journal import Journal, PassRecord, Remark
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.table import Table
-from qcompiler.rewrite import Rule, run_rules
-from qcompiler.settings import Settings
 from qcompiler.stages.verify import verify
 from qcompiler.target import Target
 

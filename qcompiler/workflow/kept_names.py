@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from qcompiler.errors import ConfigError
+from qcompiler.inputs.near_names import near_names
 from qcompiler.ir.types import Source
-from qcompiler.near_names import near_names
 
 SPECIAL = re.compile(r"[*?\[\]\\^$|(){}+]")  # what makes a name a pattern: no path of a module has it
 

@@ -10,12 +10,12 @@ import torch
 from torch import fx, nn
 
 from qcompiler.ambient import call_is_plain, plain_call, widened
-from qcompiler.checks import MARK
-from qcompiler.decide_again import Fused
+from qcompiler.compile.journal import Journal
+from qcompiler.compile.settings import Settings
 from qcompiler.errors import ConfigError, InputError, UnsupportedOpError, Where
-from qcompiler.float_state import FloatState
-from qcompiler.graph_pickle import Data, from_data, to_data
-from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
+from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
+from qcompiler.inputs.kinds import refuse_kind
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.form import CONTAINERS, Form, as_number, misfit
@@ -24,13 +24,13 @@ from qcompiler.ir.items import PLACES, SCOPES, DictItems, ListItems, give_items
 from qcompiler.ir.names import NAMES, keep_names
 from qcompiler.ir.types import Value, value_of
 from qcompiler.ir.verify import where
-from qcompiler.journal import Journal
-from qcompiler.kinds import refuse_kind
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.state_nodes import held_names, set_held
 from qcompiler.ops.table import OPS
+from qcompiler.prepared.decide_again import Fused
+from qcompiler.prepared.float_state import FloatState
+from qcompiler.prepared.graph_pickle import Data, from_data, to_data
 from qcompiler.qat.ops import training_table
-from qcompiler.settings import Settings
 
 HELD = ("_modules", "_parameters", "_buffers", "training", "_non_persistent_buffers_set")
 STATE = "qcompiler"  # gm.meta key -> State

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from qcompiler.compile.journal import Journal
+from qcompiler.compile.pass_lists import Pipeline
+from qcompiler.compile.pass_manager import Context, run_passes
+from qcompiler.compile.settings import Settings
 from qcompiler.errors import ConfigError
-from qcompiler.graph_pickle import Data, from_data, to_data
 from qcompiler.ir.types import SOURCE, Source, Stage, quant_of
-from qcompiler.journal import Journal
 from qcompiler.observers.watch import Watch, WatchKey
-from qcompiler.pass_lists import Pipeline
-from qcompiler.pass_manager import Context, run_passes
-from qcompiler.settings import Settings
+from qcompiler.prepared.graph_pickle import Data, from_data, to_data
 
 SWAPS = "observe_custom_modules"  # the pass that puts observed modules in the place of the user's float ones
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qcompiler.backend_config import BackendConfig
-from qcompiler.custom_config import PrepareCustomConfig
+from qcompiler.compile.rewrite import Rule
+from qcompiler.config.backend_config import BackendConfig
+from qcompiler.config.custom_config import PrepareCustomConfig
+from qcompiler.config.qconfig_mapping import QConfigMapping, type_name
 from qcompiler.ops.table import OPS, Table
-from qcompiler.qconfig_mapping import QConfigMapping, type_name
-from qcompiler.rewrite import Rule
 from qcompiler.target import Neutral, Target
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch import fx
 
 from qcompiler.errors import ConfigError
-from qcompiler.near_names import near_names
+from qcompiler.inputs.near_names import near_names
 from qcompiler.ops.spec import Op
 from qcompiler.ops.table import Table
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
+from qcompiler.config.qconfig import QConfig, as_qconfig, get_default_qat_qconfig, get_default_qconfig
 from qcompiler.errors import ConfigError
-from qcompiler.near_names import no_module
-from qcompiler.qconfig import QConfig, as_qconfig, get_default_qat_qconfig, get_default_qconfig
+from qcompiler.inputs.near_names import no_module
 
 ObjectType = Callable[..., Any] | str  # a module class, a function, or a name: a method's, or one as type_name gives it
 

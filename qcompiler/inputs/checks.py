@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 
 from qcompiler.errors import ConfigError, InputError, NumericsError, UnsupportedOpError, Where
-from qcompiler.input_text import refuse_arrays
-from qcompiler.kinds import module_of, refuse_kind, refuse_kinds
+from qcompiler.inputs.input_text import refuse_arrays
+from qcompiler.inputs.kinds import module_of, refuse_kind, refuse_kinds
 
 MARK = "_qcompiler_stage"  # "prepared" or "converted", on the modules that the API returns
 

@@ -10,14 +10,14 @@ import torch
 from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.batches import batches, check_data
-from qcompiler.checks import MARK
 from qcompiler.errors import CalibrationError, InputError
 from qcompiler.executable.call_forms import forms_of
-from qcompiler.input_text import first_sentence, refuses_inputs
+from qcompiler.inputs.batches import batches, check_data
+from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.input_text import first_sentence, refuses_inputs
 from qcompiler.ir.types import Stage
 from qcompiler.observers.watch import Batch
-from qcompiler.prepared import required_state
+from qcompiler.prepared.module import required_state
 from qcompiler.stages.verify import verify
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.settings import Settings
+from qcompiler.config.qconfig import QConfig
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode, quant_of
 from qcompiler.ir.verify import where
@@ -20,8 +22,6 @@ from qcompiler.observers.watch import Watch
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op
-from qcompiler.qconfig import QConfig
-from qcompiler.settings import Settings
 from qcompiler.target import Neutral, Target, WeightLimit
 
 

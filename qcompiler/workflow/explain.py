@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from qcompiler.artifact.notes import REMARKS, ROWS
-from qcompiler.checks import MARK
+from qcompiler.compile.journal import Remark
 from qcompiler.debug.explain import Explanation, rows_of
 from qcompiler.errors import ConfigError
 from qcompiler.executable.call_forms import CallForms
-from qcompiler.journal import Remark
-from qcompiler.prepared import State, required_state
+from qcompiler.inputs.checks import MARK
+from qcompiler.prepared.module import State, required_state
 
 
 def _compiled_state(model: Any, what: str) -> State:
