@@ -73,7 +73,7 @@ def _fake_quant(node: fx.Node, members: list[fx.Node], qparams: QParams | None, 
     return FakeQuantWatch(made, where(node))
 
 
-def _factory(node: fx.Node, context: Context) -> Callable[[], Any]:
+def _factory(node: fx.Node, context: Context) -> Callable[[], object]:
     own = quant_of(node).qconfig if quant_of(node).int8 else None
     takers = (quant_of(u).qconfig for u in node.users if quant_of(u).int8 and node in set(activations(context.table, u)))
     qconfig = own or next(takers)

@@ -115,7 +115,7 @@ class _Weights:
         assert row is not None
         return weight_observer(row, quant_of(node).qconfig)
 
-    def _make(self, node: fx.Node, weight: fx.Node, axis: int | None, limit: WeightLimit | None, kind: tuple[Any, ...]) -> fx.Node:
+    def _make(self, node: fx.Node, weight: fx.Node, axis: int | None, limit: WeightLimit | None, kind: tuple[object, ...]) -> fx.Node:
         gm, path = self.gm, str(weight.target)
         value = self.floats.setdefault(path, attribute(gm, path).detach())
         tied = (value.data_ptr(), value.shape, value.stride(), *kind)

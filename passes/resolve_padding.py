@@ -28,7 +28,7 @@ class ResolvePadding:
         return changed
 
 
-def _tuple(value: Any, dims: int) -> tuple[Any, ...]:
+def _tuple(value: object, dims: int) -> tuple[Any, ...]:
     if isinstance(value, (tuple, list)):
         return tuple(value) if len(value) == dims else tuple(value) * dims
     return (value,) * dims

@@ -91,7 +91,7 @@ def _quantized(node: fx.Node, fake_quant: Any, weight: Tensor) -> tuple[Tensor, 
         raise NumericsError(f"weight: {error.message}", code=error.code, where=where(node)) from error
 
 
-def _switch_on(module: Any) -> None:
+def _switch_on(module: object) -> None:
     if hasattr(module, "enable_fake_quant"):
         module.enable_fake_quant()
 

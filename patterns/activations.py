@@ -19,7 +19,7 @@ from qcompiler.ir.types import value_of
 RELU6 = Link("clamped", ("add",), ("x", 3.0), {"bounds": (0.0, 6.0)})
 
 
-def _is_float(match: Match, x: Any, **known: Any) -> None:
+def _is_float(match: Match, x: object, **known: object) -> None:
     dtype = value_of(x).dtype if isinstance(x, fx.Node) else None
     if dtype is not None and not dtype.is_floating_point:
         raise Reject("not-float", "it computes with integers")

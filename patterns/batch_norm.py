@@ -18,7 +18,7 @@ def is_weighted(row: Op) -> bool:
     return row.family in (*CONVOLUTIONS, Family.LINEAR)
 
 
-def constant(match: Match, node: Any, what: str) -> Tensor | None:
+def constant(match: Match, node: object, what: str) -> Tensor | None:
     """The tensor of a parameter argument; None where there is none."""
     if node is None:
         return None

@@ -5,8 +5,6 @@ The sum is rounded once instead of twice, and no kernel of its own reads and wri
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx
 
 from qcompiler.compile.rewrite import Link, Match, Reject, Rule, merged_source
@@ -16,7 +14,7 @@ from qcompiler.ops import functional as Q
 KEPT = ("stride", "padding", "dilation", "groups", "padding_mode", "bounds")
 
 
-def _can_add(match: Match, conv: fx.Node, total: fx.Node, other: Any) -> None:
+def _can_add(match: Match, conv: fx.Node, total: fx.Node, other: object) -> None:
     if other is conv:
         raise Reject("itself", "both summands are one value")
     if match.row(conv).fn is not Q.conv2d:

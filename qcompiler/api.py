@@ -112,7 +112,7 @@ def prepare_qat_fx(
 
 @in_plain_torch
 def convert_to_reference_fx(
-    prepared: Any, *, allow_uncalibrated: str = "error", keep_float: Iterable[str] = (), debug: Any = None
+    prepared: object, *, allow_uncalibrated: str = "error", keep_float: Iterable[str] = (), debug: object = None
 ) -> fx.GraphModule:  # fmt: skip
     """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors.
 

@@ -70,7 +70,7 @@ def _name_as_root(gm: fx.GraphModule) -> None:
 
 
 def traced(
-    model: nn.Module, example_inputs: Any, context: Context, example_kwargs: Mapping[str, Any] | None = None
+    model: nn.Module, example_inputs: object, context: Context, example_kwargs: Mapping[str, object] | None = None
 ) -> fx.GraphModule:  # fmt: skip
     """The TRACED graph of a copy of the model, followed with the arguments of one call. What was noted becomes remarks."""
     _refuse_state(model)

@@ -98,7 +98,7 @@ def _header(forms: Sequence[Executable], entries: list[Any]) -> dict[str, Any]:
     return data
 
 
-def _differences(payload: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
+def _differences(payload: Mapping[str, object], first: Mapping[str, object]) -> dict[str, object]:
     """What a further form writes that is not as in the first."""
     return {key: value for key, value in payload.items() if key not in first or first[key] != value}
 

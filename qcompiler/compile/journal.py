@@ -26,7 +26,7 @@ class Remark:
     where: Where = field(default_factory=Where)
     node: str | None = None
 
-    def to_data(self) -> dict[str, Any]:
+    def to_data(self) -> dict[str, object]:
         """JSON data; what is not known is left out."""
         place = {"node": self.node, "path": self.where.module_path, "location": self.where.source}
         return {"pass": self.pass_name, "code": self.code, "text": self.text, **{k: v for k, v in place.items() if v}}

@@ -120,7 +120,7 @@ class _Search:
         for operands in (node.args[:2], node.args[1::-1]) if swaps else (node.args,):
             yield from self.operands(list(zip(args, operands, strict=False)), {**known, name: node})
 
-    def operands(self, pairs: list[tuple[str | float, Any]], known: Known) -> Iterator[Known]:
+    def operands(self, pairs: list[tuple[str | float, object]], known: Known) -> Iterator[Known]:
         if not pairs:
             yield known
             return
@@ -129,5 +129,5 @@ class _Search:
             yield from self.operands(rest, more)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

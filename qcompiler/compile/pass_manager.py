@@ -28,7 +28,7 @@ HOW_TO_REPRODUCE = "set QCOMPILER_DEBUG=folder and run again: it writes repro.py
 class _Run:
     """Where a run of passes stands: the pass manager's own."""
 
-    instruments: tuple[Any, ...] = ()
+    instruments: tuple[object, ...] = ()
     step: Pass | None = None
     stage: Stage = Stage.TRACED
 
@@ -150,11 +150,11 @@ class PassInstrument:
 Instrument = PassInstrument
 
 
-def _hooks(instruments: Sequence[Any], event: str, context: Context) -> Iterator[Callable[..., Any]]:
+def _hooks(instruments: Sequence[object], event: str, context: Context) -> Iterator[Callable[..., object]]:
     """The instruments' methods of that name, each such that an exception becomes a remark: an aid must not decide over a compile."""
 
-    def guarded(instrument: Any, hook: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
+    def guarded(instrument: object, hook: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> Any:
             try:
                 return hook(*args)
             except Exception as error:
@@ -172,7 +172,7 @@ def _hooks(instruments: Sequence[Any], event: str, context: Context) -> Iterator
             yield guarded(instrument, hook)
 
 
-def tell(instruments: Sequence[Any], event: str, context: Context, *args: Any) -> list[Any]:
+def tell(instruments: Sequence[object], event: str, context: Context, *args: object) -> list[object]:
     """Calls one method of every instrument that has it; None stands for an answer that failed."""
     return [hook(*args) for hook in _hooks(instruments, event, context)]
 
@@ -187,7 +187,7 @@ def run_passes(
     passes: Sequence[Pass],
     stage: Stage,
     context: Context,
-    instruments: Sequence[Any] = (),
+    instruments: Sequence[object] = (),
     *,
     recompile: bool = True,
 ) -> fx.GraphModule:
@@ -212,7 +212,7 @@ def run_passes(
 
 
 @contextmanager
-def watch(context: Context, instruments: Sequence[Any]) -> Iterator[None]:
+def watch(context: Context, instruments: Sequence[object]) -> Iterator[None]:
     """These instruments, and no others, watch what is done with the context in the block."""
     outer, context._run.instruments = context._run.instruments, tuple(instruments)
     try:

@@ -101,10 +101,10 @@ class Match:
         return made
 
 
-def becomes(target: Callable[..., Any], *names: str, **attributes: Any) -> Callable[..., None]:
+def becomes(target: Callable[..., object], *names: str, **attributes: object) -> Callable[..., None]:
     """The rewrite to one canonical call of `target` on what these names of the pattern stand for."""
 
-    def rewrite(match: Match, **known: Any) -> None:
+    def rewrite(match: Match, **known: object) -> None:
         match.call(target, *(known[name] for name in names), **attributes)
 
     return rewrite
@@ -161,7 +161,7 @@ class _Run:
         self.gm, self.rules, self.table, self.gate = gm, rules, table, gate
         self.fired: dict[str, int] = {}
         self.refused: dict[tuple[str, fx.Node], Rejection] = {}
-        self.answers: dict[Any, bool] = {}
+        self.answers: dict[object, bool] = {}
 
     def apply(self, node: fx.Node) -> str | None:
         """Rewrites the first match that ends in `node`, and returns the rule's name."""

@@ -41,7 +41,7 @@ class DTypeWithConstraints:
     scale_exact_match: float | None = None
     zero_point_exact_match: int | None = None
 
-    def refuses(self, observer: Any, what: str) -> str | None:
+    def refuses(self, observer: object, what: str) -> str | None:
         """Why an observer's settings do not fit, or None. Scales are checked by the observer's `eps`, their lower bound."""
         dtype = getattr(observer, "dtype", None)
         if self.dtype is None or dtype is None:
@@ -101,7 +101,7 @@ class DTypeConfig:
     def weight_dtype(self) -> torch.dtype | None:
         return self.weight_dtype_with_constraints.dtype
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """torch's dict form."""
         names = ("input_dtype", "output_dtype", "weight_dtype")
         found = {name: getattr(self, f"{name}_with_constraints") for name in names if getattr(self, name) is not None}
@@ -141,7 +141,7 @@ class BackendPatternConfig:
     FIELDS = ("pattern", "observation_type", "dtype_configs", "root_module", "qat_module", "reference_quantized_module_for_root",
               "fused_module", "fuser_method")  # fmt: skip
 
-    def __init__(self, pattern: Any = None) -> None:
+    def __init__(self, pattern: object = None) -> None:
         self.pattern = pattern
         self.observation_type = ObservationType.OUTPUT_USE_DIFFERENT_OBSERVER_AS_INPUT
         self.dtype_configs: list[DTypeConfig] = []
@@ -149,13 +149,13 @@ class BackendPatternConfig:
         self.qat_module: type | None = None
         self.reference_quantized_module_for_root: type | None = None
         self.fused_module: type | None = None
-        self.fuser_method: Callable[..., Any] | None = None
+        self.fuser_method: Callable[..., object] | None = None
 
-    def _set(self, name: str, value: Any) -> BackendPatternConfig:
+    def _set(self, name: str, value: object) -> BackendPatternConfig:
         setattr(self, name, value)
         return self
 
-    def set_pattern(self, pattern: Any) -> BackendPatternConfig:
+    def set_pattern(self, pattern: object) -> BackendPatternConfig:
         """What is matched."""
         return self._set("pattern", pattern)
 
@@ -188,11 +188,11 @@ class BackendPatternConfig:
         """The module that a fused pattern becomes."""
         return self._set("fused_module", fused_module)
 
-    def set_fuser_method(self, fuser_method: Callable[..., Any]) -> BackendPatternConfig:
+    def set_fuser_method(self, fuser_method: Callable[..., object]) -> BackendPatternConfig:
         """The function that fuses the pattern."""
         return self._set("fuser_method", fuser_method)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """torch's dict form."""
         found = {name: getattr(self, name) for name in self.FIELDS if getattr(self, name) is not None}
         return found | {"dtype_configs": [config.to_dict() for config in self.dtype_configs]}
@@ -218,7 +218,7 @@ class BackendConfig:
     """What a back end runs: its name and one BackendPatternConfig for each pattern. Setters return the config."""
 
     name: str = ""
-    _configs: dict[Any, BackendPatternConfig] = field(default_factory=dict, repr=False)
+    _configs: dict[object, BackendPatternConfig] = field(default_factory=dict, repr=False)
 
     def set_name(self, name: str) -> BackendConfig:
         """The name that reasons show."""
@@ -241,7 +241,7 @@ class BackendConfig:
         """The patterns in the order they were set."""
         return list(self._configs.values())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """torch's dict form."""
         return {"name": self.name, "configs": [config.to_dict() for config in self.configs]}
 
@@ -253,11 +253,11 @@ class BackendConfig:
             config.set_backend_pattern_config(BackendPatternConfig.from_dict(entry if isinstance(entry, Mapping) else entry.to_dict()))
         return config
 
-    def has(self, pattern: Any, fused: str) -> bool:
+    def has(self, pattern: object, fused: str) -> bool:
         """Whether it names the pattern, or one that becomes a module of the class `fused`, as torch.ao's configs have it."""
         return pattern in self._configs or any(getattr(c.fused_module, "__name__", None) == fused for c in self.configs)
 
-    def refuses(self, row: Op, qconfig: Any) -> Obstacle | None:
+    def refuses(self, row: Op, qconfig: object) -> Obstacle | None:
         """Why an op stays float by this config, or None."""
         spelled = [s.target if isinstance(s, Spelling) else s for s in row.spellings]
         found = [self._configs[p] for p in (*(form.cls for form in row.modules), *spelled, row.name) if p in self._configs]
@@ -271,7 +271,7 @@ class BackendConfig:
         return Obstacle("backend-config", f"the backend config {self.name!r} allows {row.name} with other dtypes: {why}")
 
 
-def as_backend_config(value: Any) -> BackendConfig | None:
+def as_backend_config(value: object) -> BackendConfig | None:
     """A config from None, a dict, ours, or torch.ao's by its to_dict."""
     if value is None or isinstance(value, BackendConfig):
         return value

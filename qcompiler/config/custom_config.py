@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
@@ -18,7 +18,7 @@ Triple = dict[str, dict[type, type]]  # "static" -> from class -> to class
 T = TypeVar("T", bound="_Config")
 
 
-def _kind(quant_type: Any) -> str:
+def _kind(quant_type: object) -> str:
     """The text "static" for torch's QuantType.STATIC, the same text, or None."""
     name = str(getattr(quant_type, "name", quant_type or "static")).lower()
     if name != "static":
@@ -31,12 +31,12 @@ class _Config:
 
     KEYS: dict[str, str] = {}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The dict form of torch; what is empty is left out."""
         return {key: value for attribute, key in self.KEYS.items() if (value := getattr(self, attribute))}
 
     @classmethod
-    def from_dict(cls: type[T], config_dict: Mapping[str, Any]) -> T:
+    def from_dict(cls: type[T], config_dict: Mapping[str, object]) -> T:
         """From torch's dict form; ConfigError for unknown keys."""
         unknown = sorted(set(config_dict) - set(cls.KEYS.values()))
         if unknown:
@@ -77,13 +77,13 @@ class PrepareCustomConfig(_Config):
         self.output_quantized_indexes: list[int] = []
         self.preserved_attributes: list[str] = []
 
-    def set_standalone_module_name(self, *args: Any, **kwargs: Any) -> PrepareCustomConfig:
+    def set_standalone_module_name(self, *args: object, **kwargs: object) -> PrepareCustomConfig:
         """Refused: raises ConfigError that says what to do instead."""
         raise ConfigError(STANDALONE, code="standalone-module")
 
     set_standalone_module_class = set_standalone_module_name
 
-    def set_float_to_observed_mapping(self, float_class: type, observed_class: type, quant_type: Any = None) -> PrepareCustomConfig:
+    def set_float_to_observed_mapping(self, float_class: type, observed_class: type, quant_type: object = None) -> PrepareCustomConfig:
         """Modules of `float_class` become `observed_class.from_float(module)`; `module.qconfig` is set before."""
         self.float_to_observed_mapping.setdefault(_kind(quant_type), {})[float_class] = observed_class
         return self
@@ -114,7 +114,7 @@ class PrepareCustomConfig(_Config):
         return self
 
     @classmethod
-    def from_dict(cls, config_dict: Mapping[str, Any]) -> PrepareCustomConfig:  # type: ignore[override]
+    def from_dict(cls, config_dict: Mapping[str, object]) -> PrepareCustomConfig:  # type: ignore[override]
         """From torch's dict form; ConfigError for unknown keys and for standalone modules."""
         if config_dict.get("standalone_module_name") or config_dict.get("standalone_module_class"):
             raise ConfigError(STANDALONE, code="standalone-module")
@@ -147,7 +147,9 @@ class ConvertCustomConfig(_Config):
         self.observed_to_quantized_mapping: Triple = {}
         self.preserved_attributes: list[str] = []
 
-    def set_observed_to_quantized_mapping(self, observed_class: type, quantized_class: type, quant_type: Any = None) -> ConvertCustomConfig:
+    def set_observed_to_quantized_mapping(
+        self, observed_class: type, quantized_class: type, quant_type: object = None
+    ) -> ConvertCustomConfig:
         """Modules of `observed_class` become `quantized_class.from_observed(module)`, which takes and gives quint8 tensors."""
         self.observed_to_quantized_mapping.setdefault(_kind(quant_type), {})[observed_class] = quantized_class
         return self
@@ -172,7 +174,7 @@ class FuseCustomConfig(_Config):
         return self
 
 
-def as_config(value: Any, kind: type[T]) -> T:
+def as_config(value: object, kind: type[T]) -> T:
     """A config from None, a dict, our class, or torch.ao's by its to_dict."""
     if isinstance(value, kind):
         return value

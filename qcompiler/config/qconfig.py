@@ -45,12 +45,12 @@ class QConfig:
                 )
             _try(role, maker)
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, object]:
         """JSON values; ConfigError for makers that have no registered name."""
         return {role: _maker_to_plain(getattr(self, role)) for role in ("activation", "weight")}
 
     @staticmethod
-    def from_plain(data: Any) -> QConfig:
+    def from_plain(data: object) -> QConfig:
         """What `to_plain` wrote. ConfigError for anything else; imports nothing."""
         if not isinstance(data, Mapping) or set(data) != {"activation", "weight"}:
             raise ConfigError(f"expected {{'activation': ..., 'weight': ...}}, got {data!r:.200}", code="config-format")
@@ -73,19 +73,19 @@ def _try(role: str, maker: Any) -> None:
         raise ConfigError("activations cannot be int32: no kernel takes it", code="qconfig-dtype", hint="torch.uint8 or torch.int8")
 
 
-def _maker_to_plain(maker: Any) -> Any:
+def _maker_to_plain(maker: object) -> object:
     if maker is None or maker == Factory(nn.Identity):
         return None if maker is None else "identity"
     return to_plain(maker)
 
 
-def _maker_from_plain(data: Any) -> Any:
+def _maker_from_plain(data: object) -> object:
     if data is None or data == "identity":
         return None if data is None else nn.Identity
     return from_plain(data)
 
 
-def QConfigDynamic(activation: Any = nn.Identity, weight: Any = nn.Identity) -> QConfig:
+def QConfigDynamic(activation: object = nn.Identity, weight: object = nn.Identity) -> QConfig:
     """The old spelling of a QConfig for dynamic quantization."""
     return QConfig(activation, weight)
 
@@ -95,7 +95,7 @@ def qconfig_equals(first: QConfig | None, second: QConfig | None) -> bool:
     return first == second
 
 
-def as_qconfig(value: Any) -> QConfig | None:
+def as_qconfig(value: object) -> QConfig | None:
     """A QConfig from a QConfig, None, what `to_plain` wrote, or torch.ao's (by class name, without importing torch.ao)."""
     if value is None or isinstance(value, QConfig):
         return value
@@ -106,7 +106,7 @@ def as_qconfig(value: Any) -> QConfig | None:
     raise ConfigError(f"expected a QConfig or None, got {type(value).__name__}", code="qconfig-type")
 
 
-def _translated(maker: Any) -> Any:
+def _translated(maker: Any) -> object:
     """Our maker for a torch.ao class or `with_args` wrapper; others stay as they are."""
     kwargs: dict[str, Any] = {}
     while not isinstance(maker, type | Factory):

@@ -68,17 +68,17 @@ class QConfigMapping:
         self.module_name_object_type_order_qconfigs: dict[tuple[str, ObjectType, int], QConfig | None] = {}
         self._from_attributes: set[str] = set()  # module names whose rule is the module's own `.qconfig`
 
-    def set_global(self, global_qconfig: Any) -> QConfigMapping:
+    def set_global(self, global_qconfig: object) -> QConfigMapping:
         """What holds where no other rule does. None: float."""
         self.global_qconfig = as_qconfig(global_qconfig)
         return self
 
-    def set_object_type(self, object_type: ObjectType, qconfig: Any) -> QConfigMapping:
+    def set_object_type(self, object_type: ObjectType, qconfig: object) -> QConfigMapping:
         """For every module of a type, or every call of a function or of a method named by a string. None: these stay float."""
         self.object_type_qconfigs[object_type] = as_qconfig(qconfig)
         return self
 
-    def set_module_name_regex(self, module_name_regex: str, qconfig: Any) -> QConfigMapping:
+    def set_module_name_regex(self, module_name_regex: str, qconfig: object) -> QConfigMapping:
         """For modules whose path begins with a match of a regular expression; of several, the first. Raises ConfigError for a bad one."""
         try:
             re.compile(module_name_regex)
@@ -87,12 +87,12 @@ class QConfigMapping:
         self.module_name_regex_qconfigs[module_name_regex] = as_qconfig(qconfig)
         return self
 
-    def set_module_name(self, module_name: str, qconfig: Any) -> QConfigMapping:
+    def set_module_name(self, module_name: str, qconfig: object) -> QConfigMapping:
         """For the module at a path and all in it; a longer path wins. prepare refuses a path that the model does not have."""
         self.module_name_qconfigs[module_name] = as_qconfig(qconfig)
         return self
 
-    def set_module_name_object_type_order(self, module_name: str, object_type: ObjectType, index: int, qconfig: Any) -> QConfigMapping:
+    def set_module_name_object_type_order(self, module_name: str, object_type: ObjectType, index: int, qconfig: object) -> QConfigMapping:
         """For the call number `index`, from 0, of a type or function in the forward of the module at a path: the most specific rule."""
         self.module_name_object_type_order_qconfigs[module_name, object_type, index] = as_qconfig(qconfig)
         return self
@@ -169,7 +169,7 @@ class QConfigMapping:
             if name and name not in known:
                 raise no_module(name, known, "qconfig-module-name", f"qconfig rule: {rule}")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """A qconfig_dict as torch.ao has them: "", "object_type": [(type, qconfig), ...] and so on."""
         return {
             "": self.global_qconfig,
@@ -235,7 +235,7 @@ class QConfigMapping:
         return "\n".join(["QConfigMapping(", *lines, ")"])
 
 
-def _plain(qconfig: QConfig | None) -> dict[str, Any] | None:
+def _plain(qconfig: QConfig | None) -> dict[str, object] | None:
     return None if qconfig is None else qconfig.to_plain()
 
 
@@ -266,7 +266,7 @@ def _rank(rule: Rule, module_names: set[str]) -> tuple[int, int]:
     return -order.index(rule.kind), int(rule.kind == _KINDS[0] and rule.key[0] not in module_names)
 
 
-def as_mapping(value: Any) -> QConfigMapping:
+def as_mapping(value: object) -> QConfigMapping:
     """A mapping from: a QConfigMapping, a QConfig or None (for all of the model), a qconfig_dict, or torch.ao's of these."""
     if isinstance(value, QConfigMapping):
         return value

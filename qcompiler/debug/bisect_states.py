@@ -118,10 +118,11 @@ class Compile:
         return state
 
     def _measure(self, gm: fx.GraphModule) -> tuple[Tallies, list[Any]]:
-        steps = steps_of_graph(gm.eval())
-        tallies = Tallies(Walk(self.floats, steps, match(self.floats, steps)))
         target = self.settings.target
-        with torch.inference_mode(), backend_of(target.backend).running(target), self.floats.kept(), steps.kept():
+        backend = backend_of(target.backend)
+        steps = backend.steps(gm.eval())
+        tallies = Tallies(Walk(self.floats, steps, match(self.floats, steps)))
+        with torch.inference_mode(), backend.running(target), self.floats.kept(), steps.kept():
             return tallies, [tallies.walk.run(args, kwargs, tallies.visit)[1] for args, kwargs in self.data]
 
 

@@ -37,11 +37,11 @@ SUSPICIOUS = 3.0  # dB: 8 bits do not do worse by themselves for half of a model
 def compare(
     float_model: nn.Module,
     quantized: nn.Module,
-    data: Any,
+    data: object,
     *,
     profile: bool = False,
     table: Table = OPS,
-    concrete_args: Mapping[str, Any] | None = None,
+    concrete_args: Mapping[str, object] | None = None,
 ) -> Comparison:
     """Every value of a quantized model against the float model, the node with the worst own error first.
 
@@ -80,7 +80,7 @@ def one_form(quantized: CallForms, items: list[Any]) -> tuple[nn.Module, Iterato
     return quantized.call_forms[found[0] if found else 0], iter(items)
 
 
-def quantized_steps(quantized: Any) -> Steps:
+def quantized_steps(quantized: object) -> Steps:
     """The quantized model as steps: a compiled or loaded module, or a QUANTIZED or LOWERED graph. ConfigError for others."""
     stage = getattr(quantized, MARK, None)
     if isinstance(quantized, Executable):
@@ -96,13 +96,13 @@ def quantized_steps(quantized: Any) -> Steps:
                       hint="compare(float_model, convert_fx(prepared), data)")  # fmt: skip
 
 
-def is_graph(model: Any) -> TypeGuard[fx.GraphModule]:
+def is_graph(model: object) -> TypeGuard[fx.GraphModule]:
     """Whether it is a graph of this compiler, of any stage."""
     return isinstance(model, fx.GraphModule) and any(SOURCE in node.meta for node in model.graph.nodes)
 
 
 @in_plain_torch
-def float_steps(model: nn.Module, first: tuple[tuple[Any, ...], dict[str, Any]], settings: Settings) -> Steps:
+def float_steps(model: nn.Module, first: tuple[tuple[object, ...], dict[str, object]], settings: Settings) -> Steps:
     """The float model as steps: a graph of ours as it is, any other model traced as prepare_fx does."""
     check_float(model)
     check_eval(model)

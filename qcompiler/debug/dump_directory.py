@@ -22,7 +22,6 @@ import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from torch import fx
 
@@ -185,7 +184,7 @@ class DumpDirectory(PassInstrument):
         LOG.warning("no more pass dumps in %s: %s; the compilation goes on", where, error)
 
 
-def _json(data: Any) -> str:
+def _json(data: object) -> str:
     return json.dumps(data, indent=1, sort_keys=True) + "\n"
 
 

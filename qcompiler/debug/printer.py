@@ -6,7 +6,6 @@ import difflib
 import logging
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import fx
 
@@ -25,7 +24,7 @@ def unified_diff(before: str, after: str, names: tuple[str, str] = ("before", "a
     return "".join(difflib.unified_diff(before.splitlines(True), after.splitlines(True), *names, n=context))
 
 
-def coloured(lines: Iterable[str]) -> Any:
+def coloured(lines: Iterable[str]) -> object:
     """A diff as rich text: added green, removed red, places cyan; the signs stay, for those who see no colour."""
     from rich.text import Text
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
 
 from torch import fx
 
@@ -87,7 +86,7 @@ class Recorder:
         if phase == "prepare":
             self._prepared = (len(self._stages), nodes)
 
-    def _new_remarks(self, context: Context) -> list[dict[str, Any]]:
+    def _new_remarks(self, context: Context) -> list[dict[str, object]]:
         new, self._remarks = context.journal.remarks[self._remarks :], len(context.journal.remarks)
         return remarks_data(new)
 
@@ -97,7 +96,7 @@ def _phase(gm: fx.GraphModule) -> str:
     return "prepare" if getattr(gm, MARK, None) is None else "convert"
 
 
-def remarks_data(remarks: Sequence[Remark]) -> list[dict[str, Any]]:
+def remarks_data(remarks: Sequence[Remark]) -> list[dict[str, object]]:
     """Remarks as data; what is not known is left out."""
     found = []
     for remark in remarks:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 from torch import fx
 
@@ -30,7 +29,7 @@ from qcompiler.prepared.module import state_of
 GRAPH_FILE = "graph.json"  # in a dump directory
 
 
-def document_of(source: Any) -> Document:
+def document_of(source: object) -> Document:
     """The Document of a GraphModule (traced, fused, prepared, reference, lowered), a converted module, a Recorder, a Document,
     or of dumps: a graph.json, the directory of one compile, a list of these, or the directory that holds them all, which means
     its last prepare with its convert. ConfigError for anything else.

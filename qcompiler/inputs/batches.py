@@ -13,7 +13,7 @@ from qcompiler.inputs.input_text import refuse_arrays
 from qcompiler.inputs.kinds import refuse_kinds
 
 
-def check_data(data: Any, what: str = "calibration data") -> None:
+def check_data(data: object, what: str = "calibration data") -> None:
     """Raises ConfigError for what cannot be walked."""
     refuse_arrays(data if isinstance(data, np.ndarray) else (), what)
     if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
@@ -34,7 +34,7 @@ def batches(data: Any) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
         yield given
 
 
-def call_examples(inputs: Any, forms: Any) -> list[tuple[Any, dict[str, Any]]]:
+def call_examples(inputs: Any, forms: Any) -> list[tuple[object, dict[str, object]]]:
     """Arguments and keywords of each form of a call: a dict is keywords beside `inputs`, a pair (args, kwargs) is both."""
     found: list[tuple[Any, dict[str, Any]]] = []
     for index, form in enumerate(forms):
@@ -50,7 +50,7 @@ def call_examples(inputs: Any, forms: Any) -> list[tuple[Any, dict[str, Any]]]:
     return found
 
 
-def _arguments(item: Any, labelled: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(item: object, labelled: bool) -> tuple[tuple[object, ...], dict[str, object]]:
     if isinstance(item, Mapping):
         return (), dict(item)
     if isinstance(item, (tuple, list)):

@@ -102,7 +102,7 @@ def _is_mask(name: str, t: torch.Tensor) -> bool:
     return not known and not bool(torch.isnan(t).any())
 
 
-def _check_statistics(path: str, module: Any) -> None:
+def _check_statistics(path: str, module: object) -> None:
     """A BatchNorm's variance must not be negative, and above zero with its eps, whether it is folded or not."""
     var, eps = getattr(module, "running_var", None), getattr(module, "eps", None)
     if isinstance(var, torch.Tensor) and isinstance(eps, float) and not bool(((var >= 0) & (var.double() + eps > 0)).all()):
@@ -110,7 +110,7 @@ def _check_statistics(path: str, module: Any) -> None:
                             where=Where(module_path=path or None), hint="untrained, or a damaged checkpoint")  # fmt: skip
 
 
-def check_examples(example_inputs: Any) -> tuple[Any, ...]:
+def check_examples(example_inputs: object) -> tuple[Any, ...]:
     """The example inputs as a tuple of arguments."""
     refuse_arrays(example_inputs, "example inputs")
     refuse_kinds(example_inputs, "an example input")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from qcompiler.errors import InputError
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """`torch.float32[2, 3, 8, 8]` for a tensor, else the type's name."""
     if isinstance(value, torch.Tensor) and not value.is_nested:
         return f"{value.dtype}{list(value.shape)}"
@@ -24,7 +23,7 @@ def signature(inputs: Iterable[tuple[str, str]]) -> str:
     return f"({', '.join(f'{name}: {text}' if text else name for name, text in inputs)})"
 
 
-def how_to_give(value: Any, dtype: torch.dtype | None = torch.float32) -> str | None:
+def how_to_give(value: object, dtype: torch.dtype | None = torch.float32) -> str | None:
     """What makes a tensor of `dtype` (None: of any) of a value that is none; None where nobody can tell."""
     if isinstance(value, np.ndarray):
         short = value.dtype in (np.float64, np.float16) and dtype is torch.float32
@@ -38,14 +37,14 @@ def how_to_give(value: Any, dtype: torch.dtype | None = torch.float32) -> str | 
     return None
 
 
-def how_to_mend(values: Any, error: BaseException) -> str | None:
+def how_to_mend(values: object, error: BaseException) -> str | None:
     """`how_to_give` for the first value that torch may have refused: an integer tensor only where the error is about types."""
     about_types = " type" in first_sentence(error)
     doubtful = (v for v in tree_leaves(values) if not isinstance(v, torch.Tensor) or v.is_floating_point() or about_types)
     return next((hint for v in doubtful if (hint := how_to_give(v)) is not None), None)
 
 
-def refuse_arrays(arguments: Any, what: str) -> None:
+def refuse_arrays(arguments: object, what: str) -> None:
     """Raises InputError for a NumPy array among the arguments of a call: no forward of a model takes one."""
     array = next((leaf for leaf in tree_leaves(arguments) if isinstance(leaf, np.ndarray)), None)
     if array is not None:

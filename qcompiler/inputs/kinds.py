@@ -16,7 +16,7 @@ ORIGINAL = "_orig_mod"  # where torch.compile's module keeps the one that it was
 PYTHON_MODULE = "give the Python module that it was made of: nothing else says what is a layer"
 
 
-def is_compiled(module: Any) -> bool:
+def is_compiled(module: object) -> bool:
     """Whether torch.compile made this module: it has the parameters of another one, and a forward that cannot be followed."""
     return isinstance(module, nn.Module) and ORIGINAL in module._modules and type(module).__module__.startswith("torch._dynamo")
 
@@ -49,7 +49,7 @@ def check_kinds(model: nn.Module) -> None:
         refuse_kind(name, tensor, Where(module_path=name))
 
 
-def refuse_kinds(arguments: Any, what: str) -> None:
+def refuse_kinds(arguments: object, what: str) -> None:
     """Raises for the first tensor among the arguments of a call, in containers of any depth, that is no plain one with values."""
     for leaf in tree_leaves(arguments):
         if isinstance(leaf, torch.Tensor):

@@ -32,7 +32,7 @@ class _Named:
     name: str
 
     @staticmethod
-    def of(target: Any) -> Any:
+    def of(target: object) -> Any:
         name = getattr(target, "__name__", None)
         module = next((m for m in (F, torch) if isinstance(name, str) and getattr(m, name, None) is target), None)
         return held(target) if module is None else _Named(module.__name__, str(name))

@@ -44,7 +44,7 @@ class State:
     settings: Settings
     journal: Journal
     name: str
-    user_attributes: dict[str, Any]
+    user_attributes: dict[str, object]
     example: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # what the int8 values are checked on
     before: FloatState = field(default_factory=FloatState)  # what the float model had kept between calls
     fused: Fused = field(default_factory=Fused)  # where the decisions begin
@@ -63,12 +63,12 @@ class State:
         return self  # copies of a prepared module hold the same settings; convert works on copies of what it adds to
 
 
-def state_of(module: Any) -> State | None:
+def state_of(module: object) -> State | None:
     state: State | None = getattr(module, "meta", {}).get(STATE) if isinstance(module, fx.GraphModule) else None
     return state
 
 
-def required_state(prepared: Any) -> State:
+def required_state(prepared: object) -> State:
     """The state of what prepare_fx returned. Raises ConfigError for anything else."""
     state = state_of(prepared)
     if state is not None and getattr(prepared, MARK, None) == "prepared":
@@ -88,7 +88,7 @@ class PreparedModule(OwnGraphModule):
     raises InputError with the node and the example inputs.
     """
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         state = state_of(self)
         if (state is not None and state.settings.trains) or call_is_plain():
             return self._call(*args, **kwargs)
@@ -96,7 +96,7 @@ class PreparedModule(OwnGraphModule):
         with plain_call():
             return self._call(*args, **kwargs)
 
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, *args: object, **kwargs: object) -> Any:
         try:
             return super().__call__(*args, **kwargs)
         except Exception as error:
@@ -131,7 +131,7 @@ class PreparedDict(DictItems, PreparedModule):
 KINDS = {None: PreparedModule, "list": PreparedList, "dict": PreparedDict}
 
 
-def _loaded(held: dict[str, Any], nodes: Data, names: dict[str, str], state: State) -> fx.GraphModule:
+def _loaded(held: dict[str, object], nodes: Data, names: dict[str, str], state: State) -> fx.GraphModule:
     root = nn.Module()
     vars(root).update(held)
     gm = OwnGraphModule(root, from_data(nodes))
@@ -164,7 +164,7 @@ def _forget_weights(gm: Any, incompatible: Any) -> None:
     gm.meta[STATE] = replace(state, weights={}, before=state.before.again(gm))
 
 
-def _fit_states(gm: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+def _fit_states(gm: Any, state_dict: dict[str, object], prefix: str, *args: Any) -> None:
     """States take any shape. Spare observers may be missing: they were not looked at before what was saved."""
     for path, module in gm.named_modules():
         if isinstance(module, Watch) and module.is_spare:
@@ -198,7 +198,7 @@ def failed_call(prepared: Any, error: Exception) -> InputError:
                       hint="does the float model take this input?")  # fmt: skip
 
 
-def user_attributes(model: nn.Module) -> dict[str, Any]:
+def user_attributes(model: nn.Module) -> dict[str, object]:
     """The plain attributes that the user's __init__ set: neither tensors, nor modules, nor nn.Module's own."""
     own = set(nn.Module().__dict__) | {MARK}
     return {k: v for k, v in model.__dict__.items() if k not in own and not k.startswith("_") and not callable(v)}
@@ -218,7 +218,9 @@ class InputCheck:
     def signature(self) -> str:
         return signature((name, _text(v)) for name, v, _ in self.inputs)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def __call__(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         names = [name for name, _, _ in self.inputs]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         missing = [name for name, _, optional in self.inputs if name not in given and not optional]
@@ -236,7 +238,9 @@ class InputCheck:
         numbers = {name: form for name, form in forms.items() if form is not None and form.kind == "number"}
         return self._plain(numbers, args, kwargs) if numbers else None
 
-    def _plain(self, numbers: dict[str, Form], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _plain(
+        self, numbers: dict[str, Form], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         """The arguments with numbers of NumPy, and tensors of one element where a number was traced, as Python's."""
 
         def plain(name: str, x: Any) -> Any:

@@ -14,7 +14,7 @@ from qcompiler.observers import UniformQuantizationObserverBase
 from qcompiler.observers.weights import take_axis
 
 
-def qat_qconfig(value: Any, owner: str) -> QConfig:
+def qat_qconfig(value: object, owner: str) -> QConfig:
     """The QConfig that `value` stands for; ConfigError, naming `owner`, where there is none or its weights are not fake-quantized."""
     qconfig = as_qconfig(value)
     if qconfig is None:

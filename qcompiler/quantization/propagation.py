@@ -31,7 +31,7 @@ def propagate_qconfig_(
 
 
 class _Walk:
-    def __init__(self, rules: Mapping[Any, QConfig | None], names: Collection[str], classes: tuple[type, ...]) -> None:
+    def __init__(self, rules: Mapping[object, QConfig | None], names: Collection[str], classes: tuple[type, ...]) -> None:
         self.rules, self.names, self.classes = rules, names, classes
         self.inherited: dict[int, tuple[str, QConfig | None]] = {}  # modules without a qconfig of their own, by id
 

@@ -62,9 +62,9 @@ class UnusedRequestWarning(QCompilerWarning):
 @in_plain_torch
 def quantize_dynamic(
     model: nn.Module,
-    qconfig_spec: Mapping[Any, Any] | Collection[Any] | None = None,
+    qconfig_spec: Mapping[object, object] | Collection[object] | None = None,
     dtype: torch.dtype = torch.qint8,
-    mapping: Mapping[Any, Any] | None = None,
+    mapping: Mapping[object, object] | None = None,
     inplace: bool = False,
 ) -> nn.Module:
     """The model with its Linear, LSTM, GRU and cell modules (or those asked for) on int8 or float16 weights. Needs no data.
@@ -93,7 +93,7 @@ def quantize_dynamic(
     return model
 
 
-def _spec(given: Any, dtype: torch.dtype) -> dict[Any, QConfig | None]:
+def _spec(given: object, dtype: torch.dtype) -> dict[object, QConfig | None]:
     if isinstance(given, Mapping):
         return {key: as_qconfig(value) for key, value in given.items()}
     if dtype not in DEFAULTS:
@@ -106,7 +106,7 @@ def _spec(given: Any, dtype: torch.dtype) -> dict[Any, QConfig | None]:
     return dict.fromkeys(classes if given is None else given, qconfig)
 
 
-def _check_keys(model: nn.Module, spec: Mapping[Any, Any]) -> None:
+def _check_keys(model: nn.Module, spec: Mapping[object, object]) -> None:
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for key in spec:
         if isinstance(key, str) and key not in names:
@@ -200,7 +200,7 @@ class _Work:
         return "no module of that class is in the model" if not any(type(m) is key for m in model.modules()) else "all of them stay float"
 
 
-def _replaced(module: nn.Module) -> tuple[Any, ...]:
+def _replaced(module: nn.Module) -> tuple[object, ...]:
     found: Any = getattr(type(module), "_FLOAT_MODULE", None)
     return found if isinstance(found, tuple) else (found,)
 

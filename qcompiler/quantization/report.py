@@ -51,7 +51,7 @@ class Report:
             self._add(path, old, False, reason)
             self._remark("kept-float", f"{path} stays float: {reason}; DeQuantStub before it and QuantStub behind it feed it floats", path)
 
-    def note_cuts(self, observers: Iterable[tuple[str, nn.Module, Any]]) -> None:
+    def note_cuts(self, observers: Iterable[tuple[str, nn.Module, object]]) -> None:
         """One remark where training cut values at fewer than 8 bits: modules saturate at 0 and 255, the ends of theirs."""
         cut = [path for path, _, found in observers if isinstance(found, FakeQuantize) and not holds_bytes(found)]
         if cut:

@@ -22,7 +22,7 @@ from qcompiler.stages.verify import verify
 
 
 @in_plain_torch
-def calibrate(prepared: nn.Module, data: Any, *, progress: bool = False, skip_nonfinite: bool = False) -> int:
+def calibrate(prepared: nn.Module, data: object, *, progress: bool = False, skip_nonfinite: bool = False) -> int:
     """Runs calibration data through a prepared module, of prepare_fx or of quantization.prepare, and returns the number of batches.
 
     `data`: iterable of inputs (a tensor, a tuple of arguments, a dict of keywords), or a DataLoader of (inputs, labels), or one
@@ -70,7 +70,7 @@ def _evaluating(prepared: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _observe(prepared: nn.Module, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _observe(prepared: nn.Module, index: int, args: tuple[object, ...], kwargs: dict[str, Any]) -> None:
     """One batch; errors name it."""
     try:
         prepared(*args, **kwargs)
@@ -84,7 +84,7 @@ def _observe(prepared: nn.Module, index: int, args: tuple[Any, ...], kwargs: dic
         raise InputError(text, code="input-shape", hint=hint) from error
 
 
-def _tracked(items: Iterable[Any], progress: bool, data: Any) -> Iterable[Any]:
+def _tracked(items: Iterable[object], progress: bool, data: object) -> Iterable[Any]:
     if not progress:
         return items
     from rich.progress import track

@@ -93,7 +93,7 @@ class Narrowed(Neutral):
     def refuses(self, row: Op, node: fx.Node) -> Obstacle | None:
         return self.prepared_for.refuses(row, node) or self.built_for.refuses(row, node)
 
-    def lacks(self, what: Any) -> str | None:
+    def lacks(self, what: object) -> str | None:
         return self.prepared_for.lacks(what)
 
     def computes_float(self, row: Op) -> bool:

@@ -14,7 +14,7 @@ from qcompiler.inputs.checks import MARK
 from qcompiler.prepared.module import State, required_state
 
 
-def _compiled_state(model: Any, what: str) -> State:
+def _compiled_state(model: object, what: str) -> State:
     """The state of a prepared module; the ConfigError for any other names `what` was called."""
     if getattr(model, MARK, None) is None:
         text = f"{what} takes a prepared, converted or loaded model; nothing has been done to this {type(model).__name__}"
@@ -36,7 +36,7 @@ def explain(model: Any) -> Explanation:
     return rows_of(model.graph.nodes, state.settings.table)
 
 
-def remarks(model: Any) -> list[Remark]:
+def remarks(model: object) -> list[Remark]:
     """What the compiler noted of a prepared, converted or loaded module: not fused, kept float, made concrete, and why."""
     if isinstance(model, CallForms):
         return list({str(remark.to_data()): remark for form in model.call_forms for remark in remarks(form)}.values())

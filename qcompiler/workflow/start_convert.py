@@ -33,7 +33,7 @@ def observed_copy(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModul
     if allow_uncalibrated not in ("error", "float"):
         raise ConfigError(f'allow_uncalibrated is "error" or "float", not {allow_uncalibrated!r:.80}', code="allow-uncalibrated")
     verify(prepared, Stage.OBSERVED, table=state.settings.table)
-    observers: dict[int, Any] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
+    observers: dict[int, object] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
     try:
         gm = copy.deepcopy(prepared, {} if state.settings.trains else observers)  # observers are read, and dropped from the copy
     except Exception as error:  # torch.fx writes the code of the copy anew
@@ -52,7 +52,7 @@ def observed_copy(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModul
     return gm, replace(state, settings=settings, journal=state.journal.continued(), weights=weights)
 
 
-def names_to_keep(prepared: Any, keep_float: Iterable[str]) -> list[str]:
+def names_to_keep(prepared: object, keep_float: Iterable[str]) -> list[str]:
     """The names of `keep_float`. ConfigError for names that mean nothing in any form of the call, and for a model that was trained."""
     names = [keep_float] if isinstance(keep_float, str) else list(keep_float)
     states = [required_state(form) for form in forms_of(prepared)] if names else []

@@ -10,6 +10,7 @@ from typing import Any
 import networkx as nx
 from torch import fx
 
+from qcompiler.backends.native.float_copies import round_before_copies
 from qcompiler.backends.native.partition import Partition, unit_of
 from qcompiler.backends.native.read import Reader, is_known
 from qcompiler.backends.native.runtime import native_region, run_region
@@ -34,6 +35,7 @@ class LowerNative:
         if custom.input_quantized_indexes or custom.output_quantized_indexes:
             raise ConfigError("the native back end takes and hands out floats", code="custom-config",
                               hint='leave quantized inputs and outputs out, or take backend="torch"')  # fmt: skip
+        round_before_copies(gm, context.table)
         partition = Partition.of(gm, context.table)
         for node, reason in partition.reasons.items():
             context.remark(self.name, "native-torch", f"runs in torch: {reason}", node)

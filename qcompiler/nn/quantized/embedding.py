@@ -91,7 +91,7 @@ class Embedding(FloatModule):
         self._hold(quantize_weight(w.dequantize(), scale, zero_point, 0, 0, 2**self.bits - 1, torch.uint8), scale, zero_point)
         self.rebuild()
 
-    def _check_indices(self, indices: Any) -> None:
+    def _check_indices(self, indices: object) -> None:
         if not isinstance(indices, Tensor) or indices.dtype not in INTEGERS:
             got = f"a {indices.dtype} tensor" if isinstance(indices, Tensor) else type(indices).__name__
             raise InputError(f"{self._get_name()}: indices must be integers, not {got}", code="input-type", where=self._where())

@@ -14,7 +14,8 @@ from qcompiler.backends.native.plan.table import Table
 def implementation(net: Interface, weights: Weights) -> str:
     """The C file behind the header."""
     tables = "\n".join(_sizes(index, table) for index, table in enumerate(net.tables))
-    rows = ", ".join(f"{{pixels_{i}, moved_{i}, strides_{i}, spread_{i}, cost_{i}, {t.struct.arena}}}" for i, t in enumerate(net.tables))
+    names = "pixels_{0}, moved_{0}, strides_{0}, spread_{0}, cost_{0}, maps_{0}"
+    rows = ", ".join(f"{{{names.format(i)}, {table.struct.arena}}}" for i, table in enumerate(net.tables))
     ends = (("inputs", net.ends.inputs), ("outputs", net.ends.results))
     shapes = "\n".join(_shapes(kind, net.shapes(found)) for kind, found in ends)
     parts = [FIRST, tables, f"static const qc_sizes all_sizes[] = {{{rows}}};", shapes, BODY]
@@ -28,12 +29,14 @@ def implementation(net: Interface, weights: Weights) -> str:
 
 
 def _sizes(index: int, table: Table) -> str:
-    pixels, moved, strides, spread, cost = table.kept
+    pixels, moved, strides, spread, cost, _, lists = table.kept
+    places = [_array("int64_t", f"map_{index}_{i}[]", map(str, at)) for i, at in enumerate(lists)]
     tensors = [f"{{(uint8_t *){t.p or 0}, {_list((t.n, t.d, t.h, t.w, t.c, t.sn, t.sd, t.sh, t.sw))}}}" for t in pixels]
     copies = [
         f"{{(const void *){c.x or 0}, (void *){c.y or 0}, {', '.join(map(_braces, (c.length, c.xs, c.ys)))}, {c.size}}}" for c in moved
     ]
     return "\n".join([
+        *places, _array("int64_t *const", f"maps_{index}[]", [f"map_{index}_{i}" for i in range(len(lists))] or ["0"]),
         _array("qc_tensor", f"pixels_{index}[]", tensors), _array("qc_copy", f"moved_{index}[]", copies),
         _array("int64_t", f"strides_{index}[][5]", [_braces(five) for five in strides]),
         _array("int32_t", f"spread_{index}[]", map(str, spread)), _array("int64_t", f"cost_{index}[]", map(str, cost)),

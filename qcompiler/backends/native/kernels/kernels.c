@@ -5,6 +5,7 @@
 
 #include "boundary.h"
 #include "elementwise.h"
+#include "pick.h"
 #include "pool.h"
 #include "resize.h"
 
@@ -55,4 +56,5 @@ const qc_kernels QC_JOIN(qc_kernels_, QC_NAME) = {
     QC_PAIR(qc_halo_rows),
     QC_PAIR(qc_copy_rows),
     QC_PAIR(qc_resize_rows),
+    QC_PAIR(qc_pick_rows),
 };

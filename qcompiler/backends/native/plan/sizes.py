@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qcompiler.backends.native.plan.network import Every
 from qcompiler.backends.native.plan.place import Axes, Place, dense
 from qcompiler.backends.native.steps import is_value
 from qcompiler.errors import InputError, QCompilerError
@@ -97,6 +98,8 @@ class Sizes:
         if home is not None:
             whole = self.new(home.whole, order, size)
             self.places[home.whole] = whole
+            if isinstance(home, Every):
+                return whole.every(self.shape(name), home.starts, home.steps)
             start = sum(self.shape(before)[home.dim] for before in home.before)
             return whole.narrow(home.dim, start, self.shape(name)[home.dim])
         return self.buffer(self.shape(name), order, size, self.around(name))

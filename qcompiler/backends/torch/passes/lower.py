@@ -203,7 +203,7 @@ class _Lowering:
         self._annotated(made, old).meta[VALUE] = Value(None, None)
         return cut(self.target.engine, Emit(self.new, self.gm), made, qparams, max(low, 0), min(high, 255))
 
-    def _argument(self, arg: Any) -> Any:
+    def _argument(self, arg: object) -> Any:
         """A site's argument: Operand for what was dequantized, Weight for int8 parameters, new nodes and constants otherwise."""
         if isinstance(arg, (list, tuple)):
             return [self._argument(a) for a in arg]
@@ -251,7 +251,7 @@ class _Lowering:
         result.meta[QUANT] = Quant(mode=mode, reason=quant_of(node).reason, code=quant_of(node).code)
         return True
 
-    def _float_argument(self, arg: Any) -> Any:
+    def _float_argument(self, arg: object) -> object:
         if isinstance(arg, (list, tuple)):
             return [self._argument(a) if isinstance(a, fx.Node) and a.target in LAZY else self._float_argument(a) for a in arg]
         return self.float_of(arg) if isinstance(arg, fx.Node) else arg
@@ -305,7 +305,7 @@ class _Lowering:
         if self.context.example is None:
             return
 
-        def held(arg: Any) -> Any:
+        def held(arg: object) -> Any:
             if not isinstance(arg, fx.Node):
                 return arg
             if arg.target is dequantize:

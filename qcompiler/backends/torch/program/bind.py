@@ -24,7 +24,7 @@ _serial = itertools.count()
 class Bound:
     """`forward(self, ...)` as it runs, its source, and the emitter that wrote it. `by_shape`: the packs that it takes by shape."""
 
-    forward: Callable[..., Any]
+    forward: Callable[..., object]
     source: str
     emitter: Emitter
     by_shape: PacksByShape
@@ -37,7 +37,7 @@ def resolve(op: str) -> Any:
     return getattr(found, "_op", found) if isinstance(found, torch._ops.OpOverload) else found
 
 
-def define(source: str, namespace: dict[str, Any], title: str, opaque: bool = True) -> Callable[..., Any]:
+def define(source: str, namespace: dict[str, Any], title: str, opaque: bool = True) -> Callable[..., object]:
     """The function `forward` of a source text, under a file name of its own that tracebacks and inspect can read.
 
     `opaque`: torch.compile calls it as it is, and does not look inside.
@@ -47,7 +47,7 @@ def define(source: str, namespace: dict[str, Any], title: str, opaque: bool = Tr
     exec(compile(source, filename, "exec"), namespace)
     if not opaque:
         del namespace["__name__"]  # torch.compile would import the module of that name to read globals from
-    forward: Callable[..., Any] = namespace.pop("forward")
+    forward: Callable[..., object] = namespace.pop("forward")
     if opaque:  # torch.compile knows no quantized tensors
         forward._torchdynamo_disable = True  # type: ignore[attr-defined]
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
@@ -57,10 +57,10 @@ def define(source: str, namespace: dict[str, Any], title: str, opaque: bool = Tr
 
 def bind(
     emitter: Emitter,
-    packs: Mapping[str, Any],
+    packs: Mapping[str, object],
     tensor: Callable[[str], Tensor],
     engine: str,
-    callee: Callable[[str], Any] = resolve,
+    callee: Callable[[str], object] = resolve,
     like: PacksByShape | None = None,
 ) -> Bound:
     """Emits and defines forward. `packs`: results of the once calls on `engine`; `tensor`: the tensor under a dotted name.
