@@ -177,7 +177,7 @@ def tell(instruments: Sequence[object], event: str, context: Context, *args: obj
     return [hook(*args) for hook in _hooks(instruments, event, context)]
 
 
-def tell_built(module: Any, context: Context) -> None:
+def tell_built(module: object, context: Context) -> None:
     """Tells those who watch the compile what the back end has made."""
     tell(context._run.instruments, "built", context, module, context)
 

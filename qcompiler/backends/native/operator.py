@@ -28,7 +28,7 @@ from qcompiler.backends.native.steps import RegionError
 PLAIN = (Tensor, nn.Parameter)  # classes whose memory can be read
 
 
-def stands_in(inputs: Sequence[Any]) -> bool:
+def stands_in(inputs: Sequence[object]) -> bool:
     """Whether a call is one that somebody records or rewrites, or whose tensors hold no values of their own."""
     return (
         torch.compiler.is_compiling()
@@ -39,7 +39,7 @@ def stands_in(inputs: Sequence[Any]) -> bool:
     )
 
 
-def through_torch(region: NativeRegion, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+def through_torch(region: NativeRegion, inputs: Sequence[Tensor]) -> tuple[object, ...]:
     """What the region hands out, computed by the operator; numbers come from the sizes of the inputs. No gradients flow through it."""
     given = [x.detach() for x in inputs]
     constants = region.constants

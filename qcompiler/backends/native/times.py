@@ -14,7 +14,7 @@ from qcompiler.errors import ConfigError
 
 
 @in_plain_torch
-def native_times(module: nn.Module, *args: Any, repeat: int = 5, **kwargs: Any) -> dict[str, dict[str, float]]:
+def native_times(module: nn.Module, *args: object, repeat: int = 5, **kwargs: object) -> dict[str, dict[str, float]]:
     """Milliseconds of each native layer by the name of its value, `{"conv_q": {"ms": 0.12}}`: the least of `repeat` calls, on one thread.
 
     What viz.save, viz.print and Document.with_numerics take as `numerics=`. ConfigError for a module that runs no native region.
@@ -35,7 +35,9 @@ class _Times(TorchDispatchMode):
         super().__init__()
         self.least: dict[str, int] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         if func is not OPERATOR:
             return func(*args, **(kwargs or {}))
         inputs, constants, description = args

@@ -17,7 +17,7 @@ from qcompiler.backends.native.region import NativeRegion
 from qcompiler.errors import ConfigError
 from qcompiler.ir.nested import Ref
 
-Path = tuple[Any, ...]  # keys and indices that lead to a value in the result
+Path = tuple[object, ...]  # keys and indices that lead to a value in the result
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Ends:
 
     inputs: tuple[End, ...]
     results: tuple[End, ...]
-    numbers: tuple[tuple[str, Any], ...]
+    numbers: tuple[tuple[str, object], ...]
     has_codes: bool
 
 
@@ -80,11 +80,11 @@ def _codes_out(network: Network) -> dict[str, Codes]:
     return {layer.out: layer.codes for layer in network.layers if isinstance(layer, Dequantize)}
 
 
-def _results(program: Any, network: Network) -> tuple[dict[str, list[str]], tuple[tuple[str, Any], ...]]:
+def _results(program: Any, network: Network) -> tuple[dict[str, list[str]], tuple[tuple[str, object], ...]]:
     """Labels of each tensor, in the order in which the network hands them out, and of what is no tensor."""
     taken = {call.out: network.outputs[call.args[1]] for call in program.calls if call.op == "operator.getitem"}
     tensors: dict[str, list[str]] = {name: [] for name in tensor_outputs(network)}
-    numbers: list[tuple[str, Any]] = []
+    numbers: list[tuple[str, object]] = []
     for path, leaf in _leaves(program.output, ()):
         label = "".join(f"[{key!r}]" for key in path) or "result"
         name = taken.get(leaf.name) if isinstance(leaf, Ref) else None
@@ -102,7 +102,7 @@ def _results(program: Any, network: Network) -> tuple[dict[str, list[str]], tupl
     return tensors, tuple(numbers)
 
 
-def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+def _leaves(value: object, path: Path) -> Iterator[tuple[Path, object]]:
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _leaves(item, (*path, key))

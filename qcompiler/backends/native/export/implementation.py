@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from qcompiler.backends.native.export.ends import End
 from qcompiler.backends.native.export.interface import MOST, Interface, length
@@ -62,11 +61,11 @@ def _array(kind: str, name: str, rows: Iterable[str]) -> str:
     return f"static const {kind} {name} = {{\n  {body}\n}};"
 
 
-def _list(values: Any) -> str:
+def _list(values: Iterable[int]) -> str:
     return ", ".join(str(int(v)) for v in values)
 
 
-def _braces(values: Any) -> str:
+def _braces(values: Iterable[int]) -> str:
     return f"{{{_list(values)}}}"
 
 

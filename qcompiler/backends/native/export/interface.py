@@ -64,8 +64,9 @@ def _sizes_text(net: Interface) -> str:
         outs = ", ".join(f"{comment(end.label)} {times(shape)}" for end, shape in zip(ends.results, given, strict=True))
         lines.append(f"   sizes {index}: inputs {ins}; results {outs}")
         shapes = net.tables[index].sizes.shapes
-        known = (f"{comment(label)} is {comment(str(shapes.get(value, value)))}" for label, value in ends.numbers)
-        lines += [f"            {text}" for text in known]
+        for label, value in ends.numbers:
+            known = shapes.get(value, value) if isinstance(value, str) else value
+            lines.append(f"            {comment(label)} is {comment(str(known))}")
     return "\n".join(lines)
 
 

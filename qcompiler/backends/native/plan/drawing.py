@@ -75,7 +75,7 @@ def _node(row: Row, reads: list[str], place: Place | None) -> Node:
     return {"name": name, "after": None, "in": reads, **compact(fields)}
 
 
-def _plan(row: Row) -> dict[str, Any]:
+def _plan(row: Row) -> dict[str, object]:
     """What the page shows of a layer beside its node."""
     return compact({
         "layer": f"layer_{row.number}" if row.number is not None else None,

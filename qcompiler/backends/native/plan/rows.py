@@ -54,7 +54,7 @@ def times(shape: Axes) -> str:
     return "x".join(map(str, shape)) or "1"
 
 
-def spelled(shape: Any) -> str:
+def spelled(shape: object) -> str:
     """A shape, several of them, or a number, as text."""
     if not isinstance(shape, tuple):
         return str(shape)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.program import KERNELS, Call
@@ -14,6 +12,6 @@ def is_opaque(call: Call) -> bool:
     return call.op.startswith(KERNELS) and call.op != registry.RUN_REGION
 
 
-def is_seen(pack: Any) -> bool:
+def is_seen(pack: object) -> bool:
     """Whether torch.compile can follow the runs of what a once call made: of native regions, those that hand out tensors alone."""
     return isinstance(pack, NativeRegion) and len(pack.tensors) == len(pack.network.outputs)
