@@ -84,6 +84,17 @@ def test_tables_and_copies(kernels: Kernels, shape: tuple[int, ...], gap: int) -
     assert y.untouched()
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 70, 5, 9), (1, 3, 2, 33)])
+def test_a_table_for_each_channel(kernels: Kernels, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(2)
+    x, tables = random_codes(rng, *shape), rng.integers(0, 256, (shape[1], 256), dtype=np.uint8)
+    values, y, memory = Guarded(x, (0, 1, 0)), Guarded(torch.zeros_like(x), (0, 0, 1), shape[1] + 2), aligned(tables)
+    kernels("map", 3, x=values.tensor, y=y.tensor, table=memory.ctypes.data, each=1)
+    expected = torch.from_numpy(tables)[torch.arange(shape[1])[None, :, None, None], x.long()]
+    torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
+    assert y.untouched()
+
+
 def element_strides(x: Tensor) -> tuple[int, ...]:
     n, c, *spatial = x.stride()
     return (n, *(0,) * (3 - len(spatial)), *spatial, c)

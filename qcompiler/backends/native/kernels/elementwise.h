@@ -64,15 +64,24 @@ static void qc_map_run(const uint8_t *table, const uint8_t *x, uint8_t *y, int64
   }
 }
 
+static void qc_map_channels(const uint8_t *tables, const uint8_t *x, uint8_t *y, int64_t count) {
+  for (int64_t i = 0; i < count; i++, tables += 256) y[i] = tables[x[i]];
+}
+
 static int64_t qc_map_rows_units(const qc_map *s) { return qc_rows(&s->y); }
 
 static void qc_map_rows(const qc_map *s, int64_t lo, int64_t hi) {
-  int flat = s->x.sw == s->y.c && s->y.sw == s->y.c;
+  int flat = !s->each && s->x.sw == s->y.c && s->y.sw == s->y.c;
   int64_t pixels = flat ? 1 : s->y.w, count = flat ? (int64_t)s->y.c * s->y.w : s->y.c;
   for (int64_t row = lo; row < hi; row++) {
     const uint8_t *x = qc_row(&s->x, row, s->y.d, s->y.h);
     uint8_t *y = qc_row(&s->y, row, s->y.d, s->y.h);
-    for (int64_t i = 0; i < pixels; i++) qc_map_run(s->table, x + i * s->x.sw, y + i * s->y.sw, count);
+    for (int64_t i = 0; i < pixels; i++) {
+      if (s->each)
+        qc_map_channels(s->table, x + i * s->x.sw, y + i * s->y.sw, count);
+      else
+        qc_map_run(s->table, x + i * s->x.sw, y + i * s->y.sw, count);
+    }
   }
 }
 
