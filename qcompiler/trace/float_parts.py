@@ -24,7 +24,7 @@ from qcompiler.trace import places
 from qcompiler.trace.float_arguments import Arguments, RefusedPart, arguments_of
 from qcompiler.trace.float_function import indent, kind_of, refused_part, source_of_part, text_of_function
 from qcompiler.trace.float_results import FloatResults
-from qcompiler.trace.float_source import Function, Part, function_at, parts_at
+from qcompiler.trace.float_source import Function, Part, followed_at, function_at, parts_at
 from qcompiler.trace.float_uses import Uses
 from qcompiler.trace.guards import TraceRemark
 from qcompiler.trace.mode import evaluated
@@ -76,7 +76,7 @@ class FloatParts(FloatResults):
     # ---- choosing
 
     def switches(self, is_traced: Callable[[], bool]) -> list[Switch]:
-        return [Switch(part, is_traced, self.run_part) for part in self.parts.chosen]
+        return [Switch(part, is_traced, self.run_part, self) for part in self.parts.chosen]
 
     def try_part(self, error: Exception) -> str:
         """Raise NewPart where a statement around the line that failed may stay float; else why none can, as a clause, or nothing."""
@@ -84,22 +84,28 @@ class FloatParts(FloatResults):
             return ""
         why = ""
         if len(self.parts.chosen) + len(self.parts.refused) < MOST:
-            for file, function, place, decides in self._failed_at(error):
-                for part in parts_at(file, function, place, decides):
-                    if part in self.parts.refused or any(chosen.covers(part) for chosen in self.parts.chosen):
-                        why = why or self.parts.refused.get(part, "")
-                    elif (text := refused_part(part)) is not None:
-                        why = why or text
-                    else:
-                        raise NewPart(part, reason(error))
+            for part in self._candidates(error):
+                if part in self.parts.refused or any(chosen.covers(part) for chosen in self.parts.chosen):
+                    why = why or self.parts.refused.get(part, "")
+                elif (text := refused_part(part)) is not None:
+                    why = why or text
+                else:
+                    raise NewPart(part, reason(error))
         return why
 
-    def _failed_at(self, error: Exception) -> Iterator[tuple[str, Function, tuple[Place, Place], bool]]:
+    def _candidates(self, error: Exception) -> Iterator[Part]:
+        """What may be a part so that this does not fail again, the best first."""
+        for file, function, place, decides in self._failed_at(error, inside=True):
+            yield from followed_at(file, function, place) if decides else ()
+        for file, function, place, decides in self._failed_at(error):
+            yield from parts_at(file, function, place, decides)
+
+    def _failed_at(self, error: Exception, inside: bool = False) -> Iterator[tuple[str, Function, tuple[Place, Place], bool]]:
         """The functions of the user's in which something failed, from the innermost, each with the place, and whether a
-        truth value was asked for."""
+        truth value was asked for. Under a condition on data that is the place of the condition, but for `inside`."""
         closed = getattr(error, "region", None) or next((r for text, r in self.left_open.items() if text in str(error)), None)
         regions = [*self.regions, *([closed] if closed is not None else [])]
-        if regions:
+        if regions and not inside:
             code, (file, line) = regions[0].frame.f_code, regions[0].place
             place = (int(line or 0), indent(file, line))
             if file is not None and (function := function_at(file, place, [code])) is not None:

@@ -29,6 +29,11 @@ METADATA = frozenset({
     "can_cast", "dense_dim", "sparse_dim", "is_same_size", "is_grad_enabled",
 })  # fmt: skip
 SIZES = frozenset(("numel", "nelement", "stride", "storage_offset", "broadcast_shapes"))
+MAKERS = frozenset(("zeros", "ones", "empty", "full", "linspace", "logspace", "arange", "eye", "rand", "randn", "tensor", "scalar_tensor"))
+
+
+def _is_float32(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype is torch.float32
 
 
 class Recorder(Holding):
@@ -89,6 +94,8 @@ class Recorder(Holding):
         if key is not None and (known := self._scalars.get(key)) is not None and not known.node._erased:
             return known
         example = self.running.execute(op, target, args, kwargs)
+        if op == "call_function" and getattr(target, "__name__", "") in MAKERS and "dtype" not in kwargs and _is_float32(example):
+            kwargs = {**kwargs, "dtype": torch.float32}  # else that of the process at each call
         kind: Kind = "data" if has_tensor((args, kwargs)) else "size"
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         if kind == "data" and self._is_plain(name, args, example):

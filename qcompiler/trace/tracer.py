@@ -168,6 +168,7 @@ class Tracer(FloatParts):
             where, text = Where(module_path="", source=origin(error)), reason(error) + (NO_PART + no_part if no_part else "")
             raise TraceError(text, where=where, hint="make the part that cannot be followed a submodule") from error
         finally:
+            self.regions.clear()  # where it failed: what is called to take things back is no event of theirs
             if flagged:
                 self.modules.modes.leave(module)
             self.scopes.pop()

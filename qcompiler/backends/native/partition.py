@@ -111,7 +111,7 @@ class Partition:
             step = Reader(self.table).step(node)
         except NotNative as error:
             return str(error)
-        return self._foreign(node) or _result_fault(node, row.name) or family.refuse(step, facts)
+        return _tensor_setting(node) or self._foreign(node) or _result_fault(node, row.name) or family.refuse(step, facts)
 
     def _foreign(self, node: fx.Node) -> str | None:
         """Why a number that the op takes is unknown before anything runs: torch computes it, or the caller gives it."""
@@ -133,6 +133,14 @@ class Partition:
             depths[node] = depth
             if is_native:
                 self.depth[node] = depth
+
+
+def _tensor_setting(node: fx.Node) -> str | None:
+    """Why a setting of an op is none that a plan can know: a mask, or a tensor of places."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(node.kwargs, found.append)
+    tensor = next((n for n in found if value_of(n).shape is not None or value_of(n).dtype is not None), None)
+    return f"one of its settings is the tensor %{tensor.name}" if tensor is not None else None
 
 
 def _has_effect(node: fx.Node) -> bool:

@@ -19,7 +19,9 @@ typedef struct qc_values {
 } qc_values;
 
 /* One set of input sizes. `p` of each tensor and x, y of each copy are offsets in the arena. cost: about how many nanoseconds a layer
-   takes on one thread, by which it is cut into chunks. maps: places along an axis, as qc_pick takes them. */
+   takes on one thread, by which it is cut into chunks; QC_NOTHING where its result has no element, and it is not run. maps: places
+   along an axis, as qc_pick takes them. */
+#define QC_NOTHING (-1)
 typedef struct qc_sizes {
   const qc_tensor *pixels;
   const qc_copy *moved;
