@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from qcompiler import (
     CalibrationError,
@@ -146,7 +147,7 @@ def check_equal(one: Any, other: Any, x: Any) -> None:
 
 
 def _flat(value: Any) -> list[Tensor]:
-    return [value] if isinstance(value, Tensor) else [t for v in (value.values() if isinstance(value, dict) else value) for t in _flat(v)]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def leaves(model: nn.Module) -> list[str]:
