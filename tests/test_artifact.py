@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from qcompiler import artifact
-from qcompiler.backends.torch.program import module as codegen_module
-from qcompiler.backends.torch.program.module import OtherCPUWarning, compile_graph
+from qcompiler.backends.torch.program import other_cpu
+from qcompiler.backends.torch.program.assemble import compile_graph
+from qcompiler.backends.torch.program.other_cpu import OtherCPUWarning
 from qcompiler.errors import ArtifactError, ArtifactUnsafeError, ArtifactVersionError, ArtifactWriteError, ConfigError
 from qcompiler.files.atomic import atomic_write
 from tests.lowered_net import ENGINES, INPUT, lowered
@@ -43,11 +44,11 @@ def test_a_module_for_cpus_with_vnni_warns_on_one_without(
 ) -> None:
     if engine not in ENGINES:
         pytest.skip(f"no {engine}")
-    monkeypatch.setattr(codegen_module, "host_isa", lambda: isa)
+    monkeypatch.setattr(other_cpu, "host_isa", lambda: isa)
     module = compile_graph(lowered(), name="Net", engine=engine, isa=isa)
     artifact.save(module, tmp_path / "a.qc")
     data = pickle.dumps(module)
-    monkeypatch.setattr(codegen_module, "host_isa", lambda: here)
+    monkeypatch.setattr(other_cpu, "host_isa", lambda: here)
     for build in (lambda: artifact.load(tmp_path / "a.qc"), lambda: pickle.loads(data)):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -87,7 +88,7 @@ def test_round_trip(engine: str, tmp_path: Path) -> None:
 
 def test_the_same_bytes_in_another_process(saved: bytes, tmp_path: Path) -> None:
     code = (
-        "import sys; from qcompiler import artifact; from qcompiler.backends.torch.program.module import compile_graph\n"
+        "import sys; from qcompiler import artifact; from qcompiler.backends.torch.program.assemble import compile_graph\n"
         "from tests.lowered_net import ENGINES, lowered\n"
         "artifact.save(compile_graph(lowered(), name='Net', engine=ENGINES[0], user_attributes={'classes': ['cat', 'dog']}), sys.argv[1])"
     )

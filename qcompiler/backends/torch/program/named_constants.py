@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from qcompiler.backends.native.region import Standing
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.program import Call, Program
+from qcompiler.backends.torch.program.program import Program
+from qcompiler.backends.torch.program.statements import Call
 from qcompiler.backends.torch.program.values import Const, Scale
 from qcompiler.executable.tensors import find
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.program import KERNELS, Call
+from qcompiler.backends.torch.program.program import KERNELS
+from qcompiler.backends.torch.program.statements import Call
 
 
 def is_opaque(call: Call) -> bool:
