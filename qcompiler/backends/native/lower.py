@@ -121,7 +121,7 @@ class _Rewriter:
             return []
         codes: Any = source.args[0]
         floats = codes.args[0] if self.item(codes) is codes or unit_of(codes) not in self.partition.depth else source
-        name = f"{codes.name}.floats"
+        name = f"{codes.name}.floats" if floats is source else floats.name
         part.inputs[name] = floats
         step = reader.step(codes)
         steps = [] if codes in done else [Step(step.out, step.op, (f"{VALUE}{name}", *step.args[1:]))]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qcompiler.backends.native.packing import MAX_SPANS, fold_epilogue, pack_conv, pack_depthwise, sums_fit
 from qcompiler.backends.native.plan.codes import Bounds, Codes
+from qcompiler.backends.native.plan.float_pointwise import clamped
 from qcompiler.backends.native.plan.layer import Bound, Layer, image, rows
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
 
@@ -159,8 +160,6 @@ class Conv(Layer):
             fields.window("k", self.window)
             self._weights(fields, fold)
             self._epilogue(fields)
-            if self.codes is None:
-                fields.output("y.p", self.out)
         to.halo(self.out)
 
     def _weights(self, fields: Call, fold: bool) -> None:
@@ -215,7 +214,7 @@ def refuse_conv(dims: int, step: Step, facts: Facts) -> str | None:
         return f"padding mode {kwargs['padding_mode']!r:.20} has no C form"
     if any(isinstance(kwargs.get(name), str) for name in ("padding", "stride", "dilation")):
         return "its padding is computed from its sizes"
-    return facts.weight_fault(step.args[1])
+    return facts.weight_fault(step.args[1]) if facts.is_codes(step.args[0]) else "its input is not int8"
 
 
 def plan_conv(dims: int, step: Step, planner: Planner) -> None:
@@ -231,8 +230,11 @@ def plan_conv(dims: int, step: Step, planner: Planner) -> None:
     pads = window.pad[3 - dims :] if dims else ()
     x = planner.pixels(step.args[0], pads) if dims else planner.rows(step.args[0])
     bias = planner.tensor(step.args[2]) if len(step.args) > 2 and step.args[2] is not None else None
-    out, codes = planner.result(step)
-    planner.add(Conv(out, planner.label(step), x, dims, window, groups, weight, scale, bias, planner.codes[x], codes, kwargs.get("bounds")))
+    (out, codes), bounds = planner.result(step), kwargs.get("bounds")
+    made = out if codes is not None or bounds is None else f"{out}.unbounded"
+    planner.add(Conv(made, planner.label(step), x, dims, window, groups, weight, scale, bias, planner.codes[x], codes, bounds))
+    if made != out:
+        planner.add(clamped(out, planner.label(step), made, bounds))
 
 
 def refuse_batch_norm(step: Step, facts: Facts) -> str | None:

@@ -81,6 +81,11 @@ class Layer(ABC):
         """Whether it makes its result in memory of its own, at all sizes."""
         return self.computes
 
+    @property
+    def lies_anywhere(self) -> bool:
+        """Whether it can make its result as a part of another value."""
+        return True
+
     def cost(self, sizes: Sizes) -> int:
         """About how many nanoseconds it takes on one thread: what it reads and writes, at a few bytes a nanosecond."""
         names = (self.out, *self.reads)
