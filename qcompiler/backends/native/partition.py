@@ -122,7 +122,7 @@ class Partition:
         while True:
             native = made._whole(units, native)
             made._descend(units, native | _numbers(units, native))
-            if not (lost := made._without_int8()):
+            if not (lost := native & made._without_int8()):
                 break
             native -= lost
         made.reasons = {node: why for node, why in made.reasons.items() if quant_of(node).int8 or made._is_beside(node)}

@@ -151,7 +151,7 @@ class Conv(Layer):
 
     def bind(self, sizes: Sizes) -> Bound:
         places = [sizes.place(name) for name in (self.x, self.out, *self.reads[1:])]
-        return Bound([image(p, self.dims) if self.dims else rows(p) for p in places])
+        return Bound([image(p, self.dims) for p in places] if self.dims else rows(*places))
 
     def code(self, to: LayerCode) -> None:
         fold = self.window.kernel[2] > 1 and self.window.dilation[2] == 1 and to.is_whole(self.x)

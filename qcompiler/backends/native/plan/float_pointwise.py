@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.native.plan.codes import Bounds, Codes
-from qcompiler.backends.native.plan.floats import FLOATS, joint, operand, result, width
+from qcompiler.backends.native.plan.floats import FLOATS, joint, operand, order_of, result, width
 from qcompiler.backends.native.plan.layer import Bound, Layer
 from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.steps import is_value
@@ -45,7 +45,7 @@ class FloatMap(Layer):
         return sizes.shape(self.x)
 
     def place(self, sizes: Sizes) -> Place:
-        return sizes.new(self.out, sizes.place(self.x).order, width(self.codes))
+        return sizes.new(self.out, order_of(sizes.place(self.x)), width(self.codes))
 
     def bind(self, sizes: Sizes) -> Bound:
         pixels, steps = joint(sizes.place(self.out), [sizes.place(self.x)])
@@ -89,8 +89,8 @@ class FloatPair(Layer):
 
     def place(self, sizes: Sizes) -> Place:
         shape = sizes.shape(self.out)
-        fullest = next((p for p in (sizes.place(self.a), sizes.place(self.b)) if p.shape == shape and 0 not in p.strides), None)
-        return sizes.new(self.out, fullest.order if fullest is not None else tuple(range(len(shape))), width(self.codes))
+        fullest = next((p for p in (sizes.place(self.a), sizes.place(self.b)) if p.shape == shape), None)
+        return sizes.new(self.out, order_of(fullest) if fullest is not None else tuple(range(len(shape))), width(self.codes))
 
     def bind(self, sizes: Sizes) -> Bound:
         y = sizes.place(self.out)

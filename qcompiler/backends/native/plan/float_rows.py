@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.native.plan.codes import Codes
-from qcompiler.backends.native.plan.floats import FLOATS, joint, operand, order_with_last, result, width
+from qcompiler.backends.native.plan.floats import FLOATS, joint, operand, order_of, order_with_last, result, width
 from qcompiler.backends.native.plan.layer import Bound, Layer
 from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.plan.shape import Number, Reshape, View
@@ -135,7 +135,7 @@ class Reduce(Layer):
         return sizes.shape(self.x)[:-1]
 
     def place(self, sizes: Sizes) -> Place:
-        order = tuple(d for d in sizes.place(self.x).order if d != len(sizes.shape(self.x)) - 1)
+        order = tuple(d for d in order_of(sizes.place(self.x)) if d != len(sizes.shape(self.x)) - 1)
         return sizes.new(self.out, order, width(self.codes))
 
     def bind(self, sizes: Sizes) -> Bound:

@@ -111,9 +111,15 @@ def width(codes: Codes | None) -> int:
     return 4 if codes is None else 1
 
 
+def order_of(place: Place) -> Axes:
+    """The order in which a value lies that is made from another: as that, unless it is spread over a dimension."""
+    spread = any(stride == 0 and n > 1 for stride, n in zip(place.strides, place.shape, strict=True))
+    return tuple(range(len(place.shape))) if spread else place.order
+
+
 def order_with_last(place: Place, last: int) -> Axes:
     """The order in which a value lies, with dimension `last` as the fastest."""
-    return (*(d for d in place.order if d != last), last)
+    return (*(d for d in order_of(place) if d != last), last)
 
 
 def joint(y: Place, operands: Sequence[Place], order: Axes | None = None) -> tuple[list[Pixels], list[int]]:

@@ -157,7 +157,7 @@ class Relayout(Layer):
         if self.wants == "like":
             return True
         try:
-            made = image(given, self.dims) if self.wants == "pixels" else rows(given)
+            made = image(given, self.dims) if self.wants == "pixels" else rows(given)[0]
         except ValueError:
             return False
         _, d, h, w = made.strides
