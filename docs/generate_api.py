@@ -22,10 +22,10 @@ MODULES = (
     "qcompiler.debug", "qcompiler.viz", "qcompiler.observers", "qcompiler.fake_quantize", "qcompiler.qat", "qcompiler.ops.example",
     "qcompiler.ops.spec",
     "qcompiler.ops.table", "qcompiler.stages.quantized", "qcompiler.stages.arguments", "qcompiler.stages.sizes",
-    "qcompiler.stages.size_dims", "qcompiler.stages.size_expressions", "qcompiler.stages.verify", "qcompiler.matching", "qcompiler.rewrite",
-    "qcompiler.settings", "qcompiler.journal", "qcompiler.pass_manager", "qcompiler.pass_lists", "qcompiler.target",
-    "qcompiler.executable", "qcompiler.executable.steps", "qcompiler.backends", "qcompiler.backends.torch.site",
-    "qcompiler.backends.torch.kernels.table",
+    "qcompiler.stages.size_dims", "qcompiler.stages.size_expressions", "qcompiler.stages.verify", "qcompiler.compile.matching",
+    "qcompiler.compile.rewrite", "qcompiler.compile.settings", "qcompiler.compile.journal", "qcompiler.compile.pass_manager",
+    "qcompiler.compile.pass_lists", "qcompiler.target", "qcompiler.executable", "qcompiler.executable.steps", "qcompiler.backends",
+    "qcompiler.backends.torch.site", "qcompiler.backends.torch.kernels.table",
 )  # fmt: skip
 HEAD = """# API reference
 

@@ -17,14 +17,14 @@ from torch import Tensor, fx, nn
 
 import qcompiler
 from qcompiler.backends.torch.kernels.table import ENGINES, Emit, Kernel, Operand, Site, register
+from qcompiler.compile.pass_manager import Context
+from qcompiler.compile.rewrite import Link, Match, Reject, Rule
 from qcompiler.debug import compute_sqnr
 from qcompiler.ir.attributes import attribute, set_parameter
 from qcompiler.ir.types import Stage
 from qcompiler.ops.example import Example
 from qcompiler.ops.spec import Family, ModuleForm, Op, Output, Param, Spelling
 from qcompiler.ops.table import OPS
-from qcompiler.pass_manager import Context
-from qcompiler.rewrite import Link, Match, Reject, Rule
 
 # 1. An op: one row of the table. `elementwise` says that a table of 256 values computes it exactly in int8.
 

@@ -18,10 +18,9 @@ from rich.table import Table
 from torch import nn
 
 import qcompiler
+from qcompiler import QConfig, QConfigMapping
 from qcompiler.debug import compute_sqnr
 from qcompiler.observers import MinMaxObserver
-from qcompiler.qconfig import QConfig
-from qcompiler.qconfig_mapping import QConfigMapping
 from qcompiler.vision import import_torchvision
 
 

@@ -11,7 +11,8 @@ fuse_fx runs the first part of any. A back end adds its own passes at the end (`
 (`with_passes`). Nothing else spells a list: api, bisect, crash reproducers, tests and docs read these values.
 """
 
-from qcompiler.pass_lists import Pipeline
+from qcompiler.compile.pass_lists import Pipeline
+from qcompiler.compile.settings import Settings
 from qcompiler.passes.annotate import Annotate
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.freeze_qparams import FreezeQParams
@@ -37,7 +38,6 @@ from qcompiler.passes.settle_training import SettleTraining
 from qcompiler.passes.share_qparams import ShareQParams
 from qcompiler.passes.swap_custom_modules import ObserveCustomModules, QuantizeCustomModules
 from qcompiler.passes.watch_spares import DropSpares, WatchSpares
-from qcompiler.settings import Settings
 
 FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
 DECIDE = (Annotate(), KeepFloat(), HandOutFloats(), ShareQParams())

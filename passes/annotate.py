@@ -13,6 +13,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
+from qcompiler.compile.settings import Settings
+from qcompiler.config.qconfig import mode_of
+from qcompiler.config.qconfig_mapping import Rule
+from qcompiler.config.qconfig_of_call import calls_a_module, rule_of_call
 from qcompiler.errors import ConfigError, UnsupportedOpError
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.types import QUANT, Mode, Quant, Stage, quant_of, source_of, value_of
@@ -25,11 +30,6 @@ from qcompiler.ops.reasons import no_row
 from qcompiler.ops.spec import Op, Output, Role
 from qcompiler.ops.state_nodes import is_read, is_write
 from qcompiler.ops.stays_float import spread, starved
-from qcompiler.pass_manager import Context
-from qcompiler.qconfig import mode_of
-from qcompiler.qconfig_mapping import Rule
-from qcompiler.qconfig_of_call import calls_a_module, rule_of_call
-from qcompiler.settings import Settings
 
 KEPT = Obstacle("keep-float", "convert_fx was told to keep it float")
 TAKES_PART = (operator.getitem, getitem, getattr)
@@ -148,7 +148,7 @@ def _decide(node: fx.Node, context: Context, seen: _Seen) -> Quant:
     return _quant(why, qconfig, int8=why is None)
 
 
-def _quant(why: Obstacle | None, qconfig: Any, int8: bool = False, mode: Mode | None = None) -> Quant:
+def _quant(why: Obstacle | None, qconfig: object, int8: bool = False, mode: Mode | None = None) -> Quant:
     return Quant(int8=int8, mode=mode, reason=why and why.text, code=why and why.code, qconfig=qconfig)
 
 
@@ -164,7 +164,7 @@ def _vanishes(row: Op, node: fx.Node) -> bool:
     return isinstance(node.kwargs.get("training"), fx.Node) and row.identity({**node.kwargs, "training": False})
 
 
-def _decide_mode(node: fx.Node, row: Op, qconfig: Any, asked: Mode | None, context: Context) -> Quant:
+def _decide_mode(node: fx.Node, row: Op, qconfig: object, asked: Mode | None, context: Context) -> Quant:
     """For an op that will take floats: how its weights are quantized. `asked`: the qconfig's mode, None where that is static."""
     weights = row.weights(node)
     if not weights:
@@ -208,7 +208,7 @@ def _is_finite(node: fx.Node) -> bool:
     return bool(torch.isfinite(attribute(module, str(node.target))).all())
 
 
-def _obstacle(node: fx.Node, row: Op | None, qconfig: Any, context: Context) -> Obstacle | None:
+def _obstacle(node: fx.Node, row: Op | None, qconfig: object, context: Context) -> Obstacle | None:
     """Why the node cannot be int8, or None."""
     inputs = list(activations(context.table, node))
     if row is None:

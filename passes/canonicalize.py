@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.attributes import drop_unused_modules, get_attr, set_attribute
 from qcompiler.ir.types import ONLY_CHILD, SOURCE, VALUE, Stage, quant_of, source_of, value_of
 from qcompiler.ops.spec import ModuleForm, Op
 from qcompiler.ops.table import NO_DEFAULT, Table, bind, parse_signature
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class _Attributes:
         return self.nodes[path]
 
 
-def _module_call(gm: fx.GraphModule, node: fx.Node, context: Context, reader: _Attributes) -> tuple[Op, dict[str, Any]] | None:
+def _module_call(gm: fx.GraphModule, node: fx.Node, context: Context, reader: _Attributes) -> tuple[Op, dict[str, object]] | None:
     path = str(node.target)
     module = gm.get_submodule(path)
     found = context.table.module_form(module)
@@ -119,7 +119,7 @@ def _inputs(gm: fx.GraphModule, node: fx.Node, row: Op, form: ModuleForm) -> dic
     return {name: value for names, given in bound.items() for name, value in _spread(gm, node, names.split(","), given)}
 
 
-def _spread(gm: fx.GraphModule, node: fx.Node, names: list[str], value: Any) -> list[tuple[str, Any]]:
+def _spread(gm: fx.GraphModule, node: fx.Node, names: list[str], value: object) -> list[tuple[str, Any]]:
     """One argument that is a tuple, as several."""
     if len(names) == 1:
         return [(names[0], value)]
@@ -150,7 +150,7 @@ def _tensors(
     return found
 
 
-def _to_root(gm: fx.GraphModule, name: str, value: Any) -> None:
+def _to_root(gm: fx.GraphModule, name: str, value: object) -> None:
     """Gives the graph module what its only layer holds; the graph module has a `training` of its own."""
     if isinstance(value, Tensor):
         set_attribute(gm, name, value, parameter=isinstance(value, nn.Parameter))
@@ -158,7 +158,7 @@ def _to_root(gm: fx.GraphModule, name: str, value: Any) -> None:
         setattr(gm, name, value)
 
 
-def _function_call(node: fx.Node, table: Table) -> tuple[Op, dict[str, Any]] | None:
+def _function_call(node: fx.Node, table: Table) -> tuple[Op, dict[str, object]] | None:
     if node.op not in ("call_function", "call_method"):
         return None
     found = table.spelled(node.target)
@@ -171,7 +171,7 @@ def _function_call(node: fx.Node, table: Table) -> tuple[Op, dict[str, Any]] | N
     return row, {**bound, **spelling.extra}
 
 
-def _is_tensor_op(row: Op, node: fx.Node, bound: Mapping[str, Any]) -> bool:
+def _is_tensor_op(row: Op, node: fx.Node, bound: Mapping[str, object]) -> bool:
     """Arithmetic and indexing also run on sizes and containers: those are not this op (a container of tensors is)."""
     tensors = [bound.get(p.name) for p in row.params]
     flat = [t for entry in tensors for t in (entry if isinstance(entry, (list, tuple)) else [entry])]
@@ -198,5 +198,5 @@ def _rewrite(gm: fx.GraphModule, node: fx.Node, row: Op, bound: dict[str, Any]) 
     return True
 
 
-def _equal(value: Any, default: Any) -> bool:
+def _equal(value: object, default: object) -> bool:
     return isinstance(value, (int, float, str, bool, tuple, type(None))) and not isinstance(value, fx.Node) and bool(value == default)

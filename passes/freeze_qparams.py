@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.groups import members_of
 from qcompiler.ir.types import QUANT, QParams, Stage, quant_of
@@ -21,7 +22,6 @@ from qcompiler.observers.watch import Watch
 from qcompiler.ops.obstacles import UNCALIBRATED
 from qcompiler.ops.spec import Output
 from qcompiler.ops.stays_float import spread
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,16 @@ A rule that makes one op of several that compute (`joins_ops`) asks whether the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.matching import check_ops
+from qcompiler.compile.pass_manager import Context
+from qcompiler.compile.rewrite import Match, Reject, Rule
+from qcompiler.config.qconfig_of_call import rule_of_call
 from qcompiler.ir.attributes import drop_unused_modules
 from qcompiler.ir.types import Stage
-from qcompiler.matching import check_ops
-from qcompiler.pass_manager import Context
 from qcompiler.patterns import FUSE, FUSE_TRAINING
-from qcompiler.qconfig_of_call import rule_of_call
-from qcompiler.rewrite import Match, Reject, Rule
 
 
 def _as_the_user_says(rule: Rule, context: Context) -> Rule:
@@ -27,7 +26,7 @@ def _as_the_user_says(rule: Rule, context: Context) -> Rule:
     def stays_float(match: Match, node: fx.Node) -> bool:
         return rule_of_call(settings.mapping, node, match.row(node).settled, settings.module_types).qconfig is None
 
-    def check(match: Match, **known: Any) -> None:
+    def check(match: Match, **known: object) -> None:
         floats = [node for node in match.nodes if stays_float(match, node)]
         if 0 < len(floats) < len(match.nodes):
             raise Reject("other-qconfig", f"the qconfig of %{floats[0].name} is None, and not that of all its ops")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.types import Stage
-from qcompiler.pass_manager import Context
 from qcompiler.patterns import residual
 
 

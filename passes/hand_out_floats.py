@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.types import QUANT, Stage, quant_of
 from qcompiler.ops.stays_float import Readers, readers, results_at, spread
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)

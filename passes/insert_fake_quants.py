@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from qcompiler.compile.pass_manager import Context
+from qcompiler.config.qconfig_of_op import channel_axis
 from qcompiler.fake_quantize import FakeQuantize, default_embedding_fake_quant
 from qcompiler.ir.attributes import attribute, get_attr
 from qcompiler.ir.names import add_named
@@ -19,10 +21,8 @@ from qcompiler.ir.types import SOURCE, VALUE, Mode, Stage, quant_of, source_of, 
 from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.spec import Family, Op
-from qcompiler.pass_manager import Context
 from qcompiler.qat.sites import HOLDER, made_by, round_like
 from qcompiler.qat.weights import weight_fake_quant
-from qcompiler.qconfig_of_op import channel_axis
 from qcompiler.target import WeightLimit
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.fake_quantize.following import current, hold_each_batch
 from qcompiler.ir.groups import members_of
 from qcompiler.ir.names import add_named
@@ -23,7 +24,6 @@ from qcompiler.observers.watch import Watch, WatchKey
 from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.spec import Output
 from qcompiler.ops.table import Table
-from qcompiler.pass_manager import Context
 from qcompiler.qat.of_model import of_model_alone
 from qcompiler.qat.sites import FakeQuantWatch, fixed, made_by
 
@@ -73,7 +73,7 @@ def _fake_quant(node: fx.Node, members: list[fx.Node], qparams: QParams | None, 
     return FakeQuantWatch(made, where(node))
 
 
-def _factory(node: fx.Node, context: Context) -> Callable[[], Any]:
+def _factory(node: fx.Node, context: Context) -> Callable[[], object]:
     own = quant_of(node).qconfig if quant_of(node).int8 else None
     takers = (quant_of(u).qconfig for u in node.users if quant_of(u).int8 and node in set(activations(context.table, u)))
     qconfig = own or next(takers)

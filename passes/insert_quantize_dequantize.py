@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qcompiler.compile.pass_manager import Context
+from qcompiler.config.qconfig_of_op import channel_axis, weight_observer
 from qcompiler.errors import NumericsError
 from qcompiler.ir.attributes import attribute, get_attr, set_attribute
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Mode, QParams, Quant, Stage, Value, quant_of, source_of, value_of
@@ -30,8 +32,6 @@ from qcompiler.ops.reference import (
     widen,
 )
 from qcompiler.ops.spec import Op
-from qcompiler.pass_manager import Context
-from qcompiler.qconfig_of_op import channel_axis, weight_observer
 from qcompiler.target import WeightLimit
 
 
@@ -115,7 +115,7 @@ class _Weights:
         assert row is not None
         return weight_observer(row, quant_of(node).qconfig)
 
-    def _make(self, node: fx.Node, weight: fx.Node, axis: int | None, limit: WeightLimit | None, kind: tuple[Any, ...]) -> fx.Node:
+    def _make(self, node: fx.Node, weight: fx.Node, axis: int | None, limit: WeightLimit | None, kind: tuple[object, ...]) -> fx.Node:
         gm, path = self.gm, str(weight.target)
         value = self.floats.setdefault(path, attribute(gm, path).detach())
         tied = (value.data_ptr(), value.shape, value.stride(), *kind)

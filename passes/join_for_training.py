@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.groups import members_of
 from qcompiler.ir.types import QUANT, Stage, quant_of
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.spec import Output
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import Any
 from networkx.utils import UnionFind
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.groups import members_of
 from qcompiler.ir.types import QUANT, QParams, Stage, quant_of
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.spec import Output
-from qcompiler.pass_manager import Context
 
 NAME = "join_qparams"
 SLACK = 1.02  # steps at most 2 % coarser: 0.17 dB at worst

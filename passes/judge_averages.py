@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.groups import members_of
 from qcompiler.ir.types import QUANT, Stage, quant_of
 from qcompiler.ops.averages import averages_many
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.stays_float import results_at, spread
-from qcompiler.pass_manager import Context
 
 LEAST = 16  # steps, as of a part (judge_parts)
 

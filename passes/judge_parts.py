@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.groups import members_of
 from qcompiler.ir.types import QUANT, QParams, Stage, quant_of, value_of
 from qcompiler.ops.arguments import activations
@@ -29,7 +30,6 @@ from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.parts import Part, parts_of
 from qcompiler.ops.spec import Output
 from qcompiler.ops.stays_float import FLOATS, Readers, better_float, readers, results_at, spread
-from qcompiler.pass_manager import Context
 
 LEAST = 16  # steps, 4 bits: 24 dB at best
 NAME = "judge_parts"

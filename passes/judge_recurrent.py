@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
+from qcompiler.config.qconfig import mode_of
 from qcompiler.ir.names import add_named
 from qcompiler.ir.types import SOURCE, VALUE, Mode, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.vanishing import Vanishing
 from qcompiler.observers.watch import Watch, WatchKey
 from qcompiler.ops.obstacles import Obstacle
-from qcompiler.pass_manager import Context
-from qcompiler.qconfig import mode_of
 
 MOST = 0.5  # of the nonzero values; of normally distributed ones 1 or 2 % are lost
 

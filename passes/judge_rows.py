@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.names import add_named
 from qcompiler.ir.types import SOURCE, VALUE, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
@@ -26,7 +27,6 @@ from qcompiler.observers.watch import Watch, WatchKey
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Output
 from qcompiler.ops.stays_float import results_at
-from qcompiler.pass_manager import Context
 
 LEAST = 24.0  # dB, as of a part that has 16 steps (judge_parts)
 

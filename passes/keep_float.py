@@ -24,10 +24,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.types import Stage
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.stays_float import better_float, passes_on, results_at, spread
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)

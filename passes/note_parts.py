@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.readers import Readers
 from qcompiler.ir.types import Stage, quant_of
 from qcompiler.ops.parts import parts_of
-from qcompiler.pass_manager import Context
 
 NAME = "note_parts"
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.types import Stage
 from qcompiler.ops.arguments import changes
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)

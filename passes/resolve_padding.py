@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.types import SOURCE, VALUE, Stage, Value, source_of, value_of
 from qcompiler.ops import functional
 from qcompiler.ops.spec import CONVOLUTIONS
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ResolvePadding:
         return changed
 
 
-def _tuple(value: Any, dims: int) -> tuple[Any, ...]:
+def _tuple(value: object, dims: int) -> tuple[Any, ...]:
     if isinstance(value, (tuple, list)):
         return tuple(value) if len(value) == dims else tuple(value) * dims
     return (value,) * dims

@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.attributes import attribute, set_attribute
 from qcompiler.ir.groups import members_of
 from qcompiler.ir.readers import Readers
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Quant, Stage, quant_of, source_of, value_of
 from qcompiler.ops.functional import mul
 from qcompiler.ops.parts import Part, parts_of
-from qcompiler.pass_manager import Context
 
 NAME = "scale_parts"
 Members = dict[int, list[fx.Node]]  # of groups, by their numbers

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.types import SOURCE, VALUE, Stage, source_of, value_of
 from qcompiler.ops.arguments import changes
 from qcompiler.ops.functional import getitem
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.errors import NumericsError
 from qcompiler.ir.attributes import attribute, bias_path, drop_unused_modules, set_parameter
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.batch_norm import fold
 from qcompiler.ops.spec import Op
-from qcompiler.pass_manager import Context
 from qcompiler.qat.of_model import of_model_alone, value_now
 from qcompiler.qat.sites import HOLDER, FakeQuantWatch, round_like
 
@@ -91,7 +91,7 @@ def _quantized(node: fx.Node, fake_quant: Any, weight: Tensor) -> tuple[Tensor, 
         raise NumericsError(f"weight: {error.message}", code=error.code, where=where(node)) from error
 
 
-def _switch_on(module: Any) -> None:
+def _switch_on(module: object) -> None:
     if hasattr(module, "enable_fake_quant"):
         module.enable_fake_quant()
 

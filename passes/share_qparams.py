@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.readers import Readers
 from qcompiler.ir.types import QUANT, Stage, quant_of
 from qcompiler.ir.view import groups
@@ -17,7 +18,6 @@ from qcompiler.ops.arguments import activations
 from qcompiler.ops.averages import averages_many
 from qcompiler.ops.parts import parts_of
 from qcompiler.ops.spec import Output
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)

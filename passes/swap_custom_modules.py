@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Stage, quant_of
 from qcompiler.ir.verify import where
-from qcompiler.pass_manager import Context
 
 
 def _calls(gm: fx.GraphModule, classes: Any) -> list[tuple[fx.Node, Any]]:

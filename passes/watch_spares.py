@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.names import add_named
 from qcompiler.ir.types import SOURCE, VALUE, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch, WatchKey
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.spec import Output
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)

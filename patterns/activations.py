@@ -13,13 +13,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx
 
+from qcompiler.compile.rewrite import Link, Match, Reject, Rule, becomes
 from qcompiler.ir.types import value_of
-from qcompiler.rewrite import Link, Match, Reject, Rule, becomes
 
 RELU6 = Link("clamped", ("add",), ("x", 3.0), {"bounds": (0.0, 6.0)})
 
 
-def _is_float(match: Match, x: Any, **known: Any) -> None:
+def _is_float(match: Match, x: object, **known: object) -> None:
     dtype = value_of(x).dtype if isinstance(x, fx.Node) else None
     if dtype is not None and not dtype.is_floating_point:
         raise Reject("not-float", "it computes with integers")

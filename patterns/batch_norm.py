@@ -6,19 +6,19 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from qcompiler.compile.rewrite import Link, Match, Reject, Rule
 from qcompiler.ir.attributes import attribute, bias_path, set_parameter
 from qcompiler.ir.types import value_of
 from qcompiler.ir.verify import where
 from qcompiler.ops.batch_norm import channels_of, check_statistics, fold
 from qcompiler.ops.spec import CONVOLUTIONS, Family, Op
-from qcompiler.rewrite import Link, Match, Reject, Rule
 
 
 def is_weighted(row: Op) -> bool:
     return row.family in (*CONVOLUTIONS, Family.LINEAR)
 
 
-def constant(match: Match, node: Any, what: str) -> Tensor | None:
+def constant(match: Match, node: object, what: str) -> Tensor | None:
     """The tensor of a parameter argument; None where there is none."""
     if node is None:
         return None

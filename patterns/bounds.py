@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import fx
 
+from qcompiler.compile.rewrite import Link, Match, Reject, Rule
 from qcompiler.ir.types import VALUE, value_of
-from qcompiler.rewrite import Link, Match, Reject, Rule
 
 Pair = tuple[float | None, float | None]
 

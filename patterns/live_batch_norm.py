@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import fx
 
+from qcompiler.compile.rewrite import Link, Match, Reject, Rule, merged_source
 from qcompiler.ir.types import SOURCE, source_of, value_of
 from qcompiler.patterns.batch_norm import check_bias, check_channels, constant, is_weighted
 from qcompiler.qat.ops import SUFFIX
-from qcompiler.rewrite import Link, Match, Reject, Rule, merged_source
 
 
 def _join(match: Match, conv: fx.Node, bn: fx.Node) -> None:

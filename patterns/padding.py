@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.rewrite import Link, Match, Reject, Rule
 from qcompiler.ops.spec import Family, Op
-from qcompiler.rewrite import Link, Match, Reject, Rule
 
 Sides = tuple[tuple[int, int], ...]
 

@@ -5,18 +5,16 @@ The sum is rounded once instead of twice, and no kernel of its own reads and wri
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx
 
+from qcompiler.compile.rewrite import Link, Match, Reject, Rule, merged_source
 from qcompiler.ir.types import QUANT, SOURCE, quant_of, source_of, value_of
 from qcompiler.ops import functional as Q
-from qcompiler.rewrite import Link, Match, Reject, Rule, merged_source
 
 KEPT = ("stride", "padding", "dilation", "groups", "padding_mode", "bounds")
 
 
-def _can_add(match: Match, conv: fx.Node, total: fx.Node, other: Any) -> None:
+def _can_add(match: Match, conv: fx.Node, total: fx.Node, other: object) -> None:
     if other is conv:
         raise Reject("itself", "both summands are one value")
     if match.row(conv).fn is not Q.conv2d:

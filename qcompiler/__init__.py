@@ -15,6 +15,8 @@ from qcompiler.artifact import load, save
 from qcompiler.backends.native.export import export_c
 from qcompiler.backends.native.regions import native_plan
 from qcompiler.backends.torch.program.export import export_source
+from qcompiler.config.qconfig import QConfig, get_default_qat_qconfig, get_default_qconfig
+from qcompiler.config.qconfig_mapping import QConfigMapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
 from qcompiler.errors import (
     ArtifactError,
     CalibrationError,
@@ -25,8 +27,6 @@ from qcompiler.errors import (
     TraceError,
     UnsupportedOpError,
 )
-from qcompiler.qconfig import QConfig, get_default_qat_qconfig, get_default_qconfig
-from qcompiler.qconfig_mapping import QConfigMapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
 
 __all__ = [
     "ArtifactError", "CalibrationError", "ConfigError", "InputError", "NumericsError", "QCompilerError", "QConfig", "QConfigMapping",

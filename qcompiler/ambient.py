@@ -95,7 +95,7 @@ def call_is_plain() -> bool:
     return not around and torch.get_default_dtype() is torch.float32
 
 
-def widened(arguments: Any) -> Any:
+def widened(arguments: object) -> Any:
     """The arguments of a call, with float32 for the halves that float layers around hand out under autocast."""
     if not torch._C._is_any_autocast_enabled():
         return arguments
@@ -152,7 +152,7 @@ def check_modes() -> None:
                           hint="compile the model before, and call the result inside")  # fmt: skip
 
 
-def _stands_in(mode: Any) -> str | None:
+def _stands_in(mode: object) -> str | None:
     kind = type(mode)
     stands_in = kind.__module__.startswith(("torch._subclasses.", "torch.fx.experimental."))
     return kind.__name__ if stands_in else None
@@ -162,7 +162,7 @@ def in_plain_torch(function: F) -> F:
     """The function, run inside `plain_torch`: what every public function that compiles, calibrates or measures a model is."""
 
     @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: object, **kwargs: object) -> Any:
         with plain_torch():
             return function(*args, **kwargs)
 

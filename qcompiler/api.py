@@ -1,49 +1,24 @@
-"""The public functions. Each runs lists of passes; the logic is in the passes."""
+"""The public functions: what they take and promise. What they do is in `workflow`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.artifact.notes import REMARKS, ROWS
-from qcompiler.backends import Model, backend_of
-from qcompiler.batches import batches, call_examples, check_data
-from qcompiler.calibration import calibrate
-from qcompiler.checks import MARK, check_eval, check_examples
-from qcompiler.converting import chosen_backend, decide, kept_in, names_to_keep, observed_copy
-from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, as_config, check_attributes
-from qcompiler.debug.explain import rows_of
-from qcompiler.debug.parity import require_parity
-from qcompiler.debug.scope import watched
-from qcompiler.decide_again import Fused
-from qcompiler.errors import CalibrationError, QCompilerError
+from qcompiler.choices import Choices
+from qcompiler.compile.pass_manager import Pass
+from qcompiler.compile.settings import Settings
 from qcompiler.executable import Executable
-from qcompiler.executable.call_forms import CallForms, join
-from qcompiler.fingerprint import WEIGHTS, fingerprints
-from qcompiler.float_state import FloatState
-from qcompiler.ir.check_state import guard_loading
-from qcompiler.ir.items import ITEMS, items_of
-from qcompiler.ir.names import user_path
-from qcompiler.ir.types import Stage
-from qcompiler.journal import Remark
-from qcompiler.kinds import module_of
-from qcompiler.ops.state_nodes import held_names
 from qcompiler.ops.table import OPS, Table
-from qcompiler.pass_manager import Context, Pass, run_passes
-from qcompiler.passes import FUSE, pipeline_for
-from qcompiler.pipeline import check_float, settings_for, traced
-from qcompiler.prepared import STATE, State, as_prepared, user_attributes
-from qcompiler.qat.sites import FakeQuantWatch
-from qcompiler.report import explain, remarks
-from qcompiler.settings import Settings
-from qcompiler.trace.examples import example_inputs_for
-
-NOT_SIMULATED = "nothing in the model is fake-quantized, so training was that of the float model: no rounding was learned"
+from qcompiler.workflow.calibrate import calibrate
+from qcompiler.workflow.convert import Conversion, convert, reference
+from qcompiler.workflow.explain import explain, remarks
+from qcompiler.workflow.first_batch import first_batch
+from qcompiler.workflow.fuse import fuse
+from qcompiler.workflow.prepare import prepare
 
 
 @in_plain_torch
@@ -56,21 +31,9 @@ def fuse_fx(
     `example_inputs`: tuple of the forward's arguments; None: found from the first layers, for a model that torch.fx can follow without
     values, since such a model has one graph for all sizes. Raises TraceError, ConfigError, NumericsError as prepare_fx does.
     """
-    model = module_of(model)
-    check_float(model)
-    check_eval(model)
-    if isinstance(example_inputs, FuseCustomConfig):  # the second argument of torch.ao's
-        example_inputs, fuse_custom_config = None, example_inputs
-    custom = as_config(fuse_custom_config, FuseCustomConfig)
-    check_attributes(model, custom.preserved_attributes)
     strict, concrete_args, kwargs = (options.get(name) for name in ("strict", "concrete_args", "example_kwargs"))
-    context = Context(Settings(table, rules=tuple(rules), strict=bool(strict), concrete_args=concrete_args))
-    gm = traced(model, example_inputs_for(model) if example_inputs is None and not kwargs else example_inputs, context, kwargs)
-    with watched(debug, "fuse", type(model).__name__, context):
-        run_passes(gm, FUSE, Stage.TRACED, context)
-    for name in custom.preserved_attributes:
-        setattr(gm, name, getattr(model, name))
-    return gm
+    settings = Settings(table, rules=tuple(rules), strict=bool(strict), concrete_args=concrete_args)
+    return fuse(model, (example_inputs, kwargs), fuse_custom_config, settings, debug)
 
 
 @in_plain_torch
@@ -108,54 +71,10 @@ def prepare_fx(
     list of these. The model is not changed.
     Raises TraceError, ConfigError, NumericsError, InputError, UnsupportedOpError.
     """
-    model = module_of(model)
-
-    def prepared(inputs: Any, kwargs: Mapping[str, Any] | None) -> fx.GraphModule:
-        settings = settings_for(model, qconfig_mapping=qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table, rules=rules,
-                                strict=strict, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
-                                concrete_args=concrete_args)  # fmt: skip
-        return _prepare(model, settings, (inputs, kwargs), passes, debug)
-
-    return _of_forms(prepared, example_inputs, example_kwargs)
-
-
-def _of_forms(prepared: Callable[[Any, Any], fx.GraphModule], example_inputs: Any, example_kwargs: Any) -> fx.GraphModule:
-    """What prepare makes of one form of the call, or the module of several."""
-    if not isinstance(example_kwargs, (list, tuple)):
-        return prepared(example_inputs, example_kwargs)
-    forms = [prepared(*example) for example in call_examples(example_inputs, example_kwargs)]
-    return join(forms, "prepared", forms[0].meta[STATE].user_attributes)  # type: ignore[return-value]
-
-
-def _each_form(prepared: CallForms, convert: Callable[[Any], Any], stage: str) -> Any:
-    """What `convert` makes of each form, as one module; errors name the form."""
-    made = []
-    for index, form in enumerate(prepared.call_forms):
-        try:
-            made.append(convert(form))
-        except QCompilerError as error:
-            error.message = f"call form {index}, {prepared.spelled(index)}: {error.message}"
-            raise
-    return join(made, stage, user_attributes(prepared))
-
-
-def _prepare(model: nn.Module, settings: Settings, examples: tuple[Any, Any], passes: Sequence[Pass], debug: Any) -> fx.GraphModule:
-    (inputs, kwargs), context, name = examples, Context(settings), type(model).__name__
-    gm = traced(model, inputs, context, kwargs)
-    with watched(debug, "prepare", name, context):
-        pipeline = pipeline_for(settings).with_passes(passes)
-        run_passes(gm, pipeline.fuse, Stage.TRACED, context, recompile=False)
-        fused = Fused() if settings.trains else Fused.of(gm, context.journal, settings)
-        run_passes(gm, pipeline.observe, Stage.FUSED, context)
-    example = (check_examples(inputs), dict(kwargs or {}))
-    held = {user_path(gm, path).partition(".")[0] for path in held_names(gm)}  # of these the graph has buffers
-    kept = {key: value for key, value in user_attributes(model).items() if key not in held}
-    kept |= {key: getattr(model, key) for key in settings.custom.preserved_attributes}
-    if items := items_of(model):
-        kept[ITEMS] = items
-    observed = tuple(settings.custom.observed_classes.values())
-    before = FloatState.of(gm, (path for path, _ in model.named_buffers()), settings.trains, observed)
-    return as_prepared(gm, State(settings, context.journal, name, kept, example, before, fused, fingerprints(model)))
+    choices = Choices(qconfig_mapping=qconfig_mapping, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
+                      concrete_args=concrete_args, strict=strict, table=table, rules=rules, backend=backend, engine=engine,
+                      isa=isa)  # fmt: skip
+    return prepare(model, (example_inputs, example_kwargs), choices, passes, debug)
 
 
 @in_plain_torch
@@ -185,38 +104,21 @@ def prepare_qat_fx(
     get_default_qat_qconfig_mapping's, and every qconfig must make fake-quantize modules. The model is not changed.
     Raises TraceError, ConfigError (a model in eval mode among them), NumericsError, InputError, UnsupportedOpError.
     """
-    model = module_of(model)
-
-    def prepared(inputs: Any, kwargs: Mapping[str, Any] | None) -> fx.GraphModule:
-        settings = settings_for(model, trains=True, qconfig_mapping=qconfig_mapping, backend=backend, engine=engine, isa=isa, table=table,
-                                rules=rules, strict=strict, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
-                                concrete_args=concrete_args)  # fmt: skip
-        return _prepare(model, settings, (inputs, kwargs), passes, debug)
-
-    return _of_forms(prepared, example_inputs, example_kwargs)
+    choices = Choices(qconfig_mapping=qconfig_mapping, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
+                      concrete_args=concrete_args, strict=strict, table=table, rules=rules, backend=backend, engine=engine,
+                      isa=isa)  # fmt: skip
+    return prepare(model, (example_inputs, example_kwargs), choices, passes, debug, trains=True)
 
 
 @in_plain_torch
 def convert_to_reference_fx(
-    prepared: Any, *, allow_uncalibrated: str = "error", keep_float: Iterable[str] = (), debug: Any = None
+    prepared: object, *, allow_uncalibrated: str = "error", keep_float: Iterable[str] = (), debug: object = None
 ) -> fx.GraphModule:  # fmt: skip
     """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors.
 
     `keep_float`: as in convert_fx.
     """
-    names = names_to_keep(prepared, keep_float)
-    if isinstance(prepared, CallForms):
-        again = partial(convert_to_reference_fx, allow_uncalibrated=allow_uncalibrated, debug=debug)
-        each: fx.GraphModule = _each_form(prepared, lambda form: again(form, keep_float=kept_in(form, names)), "reference")
-        return each
-    gm, state = observed_copy(prepared, allow_uncalibrated)
-    context = Context(state.settings, state.journal)
-    with watched(debug, "reference", state.name, context):
-        setattr(gm, WEIGHTS, state.weights)
-        decide(gm, state, context, names)
-        made = run_passes(gm, pipeline_for(state.settings).quantize, Stage.OBSERVED, context)
-    guard_loading(made)
-    return made
+    return reference(prepared, keep_float, Conversion(allow_uncalibrated, debug))
 
 
 @in_plain_torch
@@ -236,39 +138,7 @@ def convert_fx(
     explain has them. Raises CalibrationError where observers saw no data, ConfigError for a module that prepare_fx did not return, and
     for a back end that cannot have what was decided, PassError where parity does not hold.
     """
-    if backend is not None:
-        backend_of(backend)
-    names = names_to_keep(prepared, keep_float)
-    if isinstance(prepared, CallForms):
-        again = partial(convert_fx, backend=backend, convert_custom_config=convert_custom_config, allow_uncalibrated=allow_uncalibrated,
-                        check_parity=check_parity, debug=debug)  # fmt: skip
-        made: Executable = _each_form(prepared, lambda form: again(form, keep_float=kept_in(form, names)), "converted")
-        return made
-    custom = as_config(convert_custom_config, ConvertCustomConfig)
-    gm, state = observed_copy(prepared, allow_uncalibrated)
-    chosen, target = chosen_backend(gm, state.settings, backend)
-    assert chosen.build is not None
-    settings = state.settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}), target=target)
-    context = Context(settings, state.journal, state.example if check_parity and not settings.trains else None)
-    pipeline = pipeline_for(settings).with_lowering(chosen.passes)
-    check_attributes(prepared, custom.preserved_attributes)
-    kept = state.user_attributes | {name: getattr(prepared, name) for name in custom.preserved_attributes}
-    with watched(debug, "convert", state.name, context):  # setting the lowered graph makes its code
-        decide(gm, state, context, names)
-        run_passes(gm, pipeline.quantize, Stage.OBSERVED, context, recompile=False)
-        rows, decided = rows_of(gm.graph.nodes, settings.table), len(context.journal.floats)
-        run_passes(gm, pipeline.lower, Stage.QUANTIZED, context, recompile=False)
-    module = chosen.build(gm, Model(state.name, target, kept))
-    setattr(module, MARK, "converted")
-    setattr(module, WEIGHTS, state.weights)
-    setattr(module, ROWS, rows.without(context.journal.floats[decided:]).to_data())
-    if check_parity and settings.trains and state.example is not None:
-        found = require_parity(prepared, module, state.example)
-        context.journal.remarks.append(Remark("parity", "parity", str(found)))
-        if not any(isinstance(module, FakeQuantWatch) for module in prepared.modules()):
-            context.journal.remarks.append(Remark("parity", "not-simulated", NOT_SIMULATED))
-    setattr(module, REMARKS, [remark.to_data() for remark in context.journal.remarks])
-    return module
+    return convert(prepared, keep_float, Conversion(allow_uncalibrated, debug, backend, convert_custom_config, check_parity))
 
 
 @in_plain_torch
@@ -280,15 +150,9 @@ def quantize(
     `debug` as in prepare_fx, for both steps; the other `options`, `backend` among them, go to prepare_fx. Several forms of the call:
     `example_kwargs`.
     """
-    check_data(calibration_data)
-    data = [calibration_data] if isinstance(calibration_data, torch.Tensor) else calibration_data
-    if iter(data) is data:
-        data = list(data)  # a generator is read twice: for the example and for calibration
-    first = next(iter(batches(data)), None)
-    if first is None:
-        raise CalibrationError("0 batches of calibration data", code="no-batches")
-    kwargs = options.pop("example_kwargs", None) or first[1] or None
-    prepared = prepare_fx(model, qconfig_mapping, first[0], example_kwargs=kwargs, debug=debug, **options)
+    data, inputs, kwargs = first_batch(calibration_data)
+    forms = options.pop("example_kwargs", None) or kwargs or None
+    prepared = prepare_fx(model, qconfig_mapping, inputs, example_kwargs=forms, debug=debug, **options)
     calibrate(prepared, data, progress=progress)
     module: Executable = convert_fx(prepared, debug=debug)
     return module

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, fx
 
+from qcompiler.config.qconfig import QConfig
+from qcompiler.config.qconfig_of_op import dynamic_codes
 from qcompiler.ir.types import Mode
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op
-from qcompiler.qconfig import QConfig
-from qcompiler.qconfig_of_op import dynamic_codes
 
 FLOAT_INSIDE = frozenset({"layer_norm", "rms_norm", "group_norm", "instance_norm", "softmax", "matmul"})
 
@@ -55,7 +55,7 @@ class Target(Protocol):
     def refuses(self, row: Op, node: fx.Node) -> Obstacle | None:
         """Why the back end has no int8 form of the op at all; None where it has one."""
 
-    def lacks(self, what: Any) -> str | None:
+    def lacks(self, what: object) -> str | None:
         """A word on a function, method name or module class that has no row: why there is no int8 form of it; None: nothing to say."""
 
     def computes_float(self, row: Op) -> bool:
@@ -106,7 +106,7 @@ class Neutral:
     def refuses(self, row: Op, node: fx.Node) -> Obstacle | None:
         return None
 
-    def lacks(self, what: Any) -> str | None:
+    def lacks(self, what: object) -> str | None:
         return None
 
     def computes_float(self, row: Op) -> bool:

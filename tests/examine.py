@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, explain, prepare_fx, remarks
+from qcompiler.compile.matching import find
+from qcompiler.compile.pass_manager import Context, Pass
+from qcompiler.compile.rewrite import Rule
 from qcompiler.debug import PassInstrument, PassRecord
 from qcompiler.ir.types import source_of
-from qcompiler.matching import find
 from qcompiler.ops.table import OPS
-from qcompiler.pass_manager import Context, Pass
 from qcompiler.passes.annotate import computes_float
 from qcompiler.patterns import FUSE as RULES
-from qcompiler.rewrite import Rule
 
 
 def left_by(rule: Rule, node: fx.Node) -> list[str]:

@@ -12,11 +12,11 @@ from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, prepare_fx
 from qcompiler.backends.torch.program.module import CompiledModule
-from qcompiler.custom_config import PrepareCustomConfig
+from qcompiler.compile.pass_manager import Context, Pass, run_passes
+from qcompiler.compile.settings import Settings
+from qcompiler.config.custom_config import PrepareCustomConfig
 from qcompiler.ir.types import Stage
 from qcompiler.ops.table import OPS, Table
-from qcompiler.pass_manager import Context, Pass, run_passes
-from qcompiler.settings import Settings
 from qcompiler.trace import trace
 
 QUANTIZED = PrepareCustomConfig().set_output_quantized_indexes([0])  # the first result is wanted in int8, so the op before it is int8

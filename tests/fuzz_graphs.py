@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 import qcompiler
+from qcompiler.config.qconfig import default_dynamic_qconfig
 from qcompiler.errors import InputError, QCompilerError
-from qcompiler.qconfig import default_dynamic_qconfig
 from tests import children
 from tests.graph_grammar import Network, network
 

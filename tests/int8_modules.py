@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qcompiler.config.qconfig import QConfig, default_per_channel_qconfig, default_qconfig
 from qcompiler.observers import MinMaxObserver
-from qcompiler.qconfig import QConfig, default_per_channel_qconfig, default_qconfig
 
 ENGINES = [e for e in ("x86", "fbgemm", "onednn", "qnnpack") if e in torch.backends.quantized.supported_engines]
 PER_CHANNEL, PER_TENSOR = default_per_channel_qconfig, default_qconfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from qcompiler.backends.torch.runtime import functions as runtime
+from qcompiler.backends.torch.runtime import packs
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.ops import functional
 
@@ -39,13 +39,13 @@ def lowered(leaf: nn.Module | None = None, seed: int = 0, scale: float = 0.05, l
     graph.placeholder("flag", default_value=None)
     q = graph.call_function(torch.quantize_per_tensor, (x, 0.02, 100, torch.quint8))
     tensors = [graph.get_attr(f"features.0.{n}") for n in ("weight", "weight_scale", "weight_zero_point", "bias")]
-    pack = graph.call_function(runtime.prepack_conv2d, (*tensors, [1, 1], [1, 1], [1, 1], 1, 0, ""))
+    pack = graph.call_function(packs.prepack_conv2d, (*tensors, [1, 1], [1, 1], [1, 1], 1, 0, ""))
     conv = graph.call_function(torch.ops.quantized.conv2d_relu.new, (q, pack, scale, 0))
     conv.meta[SOURCE] = Source("/somewhere/net.py", 12, label, "Conv2d")
     total = graph.call_function(torch.ops.quantized.add.default, (conv, conv), {"scale": 2 * scale, "zero_point": 0})
     flat = graph.call_function(torch.flatten, (graph.call_function(torch.max_pool2d, (total, 2)), 1))
     tensors = [graph.get_attr(f"fc.{n}") for n in ("weight", "weight_scale", "weight_zero_point")]
-    pack = graph.call_function(runtime.prepack_linear, (*tensors, None, -1, ""))
+    pack = graph.call_function(packs.prepack_linear, (*tensors, None, -1, ""))
     linear = graph.call_function(torch.ops.quantized.linear.default, (flat, pack, 0.3, 110))
     result = graph.call_method("dequantize", (linear,))
     clipped = graph.call_function(functional.add, (result, result), {"bounds": (0.0, None)})

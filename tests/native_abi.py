@@ -53,6 +53,7 @@ FAMILIES: dict[str, list[tuple[str, type]]] = {
     "halo": [("t", QTensor), ("before", I3), ("after", I3), ("value", C.c_int32)],
     "copy": [*fields(C.c_void_p, "x y"), *fields(L6, "length xs ys"), ("size", C.c_int32)],
     "resize": [*fields(QTensor, "x y"), ("scale", C.c_float * 3), *fields(C.c_float, "m b"), *fields(C.c_int32, "mode zero lo hi")],
+    "pick": [("x", C.c_void_p), ("y", QTensor), ("at", C.c_void_p * 5), ("fill", C.c_uint8 * 4), ("size", C.c_int32)],
 }
 STRUCTS = {name: type(f"Q{name}", (C.Structure,), {"_fields_": members}) for name, members in FAMILIES.items()}
 

@@ -37,6 +37,8 @@ def pointer_offsets(kind: type[C.Structure], at: int = 0) -> Iterator[int]:
         where = at + getattr(kind, name).offset
         if member is C.c_void_p:
             yield where
+        elif issubclass(member, C.Array) and member._type_ is C.c_void_p:
+            yield from range(where, where + C.sizeof(member), C.sizeof(C.c_void_p))
         elif issubclass(member, C.Structure):
             yield from pointer_offsets(member, where)
 

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qcompiler.backends.torch.kernels.table import Kernel
+from qcompiler.compile.pass_manager import Context
+from qcompiler.compile.rewrite import Link, Match, Rule
 from qcompiler.errors import NumericsError
 from qcompiler.fake_quantize import FakeQuantize
 from qcompiler.ir.types import QParams, Stage
 from qcompiler.nn.quantized import Linear
 from qcompiler.observers import MinMaxObserver
 from qcompiler.ops.spec import Op, Output, Param
-from qcompiler.pass_manager import Context
-from qcompiler.rewrite import Link, Match, Rule
 
 
 class Net(nn.Module):

@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_to_reference_fx, fuse_fx, prepare_fx
 from qcompiler.backends.torch.passes.lower import Lower
+from qcompiler.compile.pass_manager import Context, run_passes
 from qcompiler.ir.types import QUANT, VALUE, QParams, Quant, Stage, Value, quant_of
-from qcompiler.pass_manager import Context, run_passes
-from qcompiler.prepared import state_of
+from qcompiler.prepared.module import state_of
 from tests.flow import passed, randn
 from tests.quantized_zoo import quantized
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_to_reference_fx, fuse_fx, prepare_fx, prepare_qat_fx
-from qcompiler.qconfig import default_dynamic_qconfig, float16_dynamic_qconfig, float_qparams_weight_only_qconfig_4bit
-from qcompiler.qconfig_mapping import QConfigMapping, get_default_qat_qconfig_mapping
+from qcompiler.config.qconfig import default_dynamic_qconfig, float16_dynamic_qconfig, float_qparams_weight_only_qconfig_4bit
+from qcompiler.config.qconfig_mapping import QConfigMapping, get_default_qat_qconfig_mapping
 from tests import zoo
 from tests.flow import randn, randomized
 

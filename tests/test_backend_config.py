@@ -11,8 +11,8 @@ from torch import nn
 from torch.ao.quantization import backend_config as ao
 
 from qcompiler import ConfigError, QConfig, calibrate, convert_fx, explain, prepare_fx
-from qcompiler.backend_config import BackendConfig, BackendPatternConfig, DTypeConfig, DTypeWithConstraints, ObservationType
 from qcompiler.backends.torch.kernels.table import TABLE
+from qcompiler.config.backend_config import BackendConfig, BackendPatternConfig, DTypeConfig, DTypeWithConstraints, ObservationType
 from qcompiler.observers import MinMaxObserver, default_per_channel_weight_observer
 from qcompiler.ops.table import OPS
 from qcompiler.quantization.backend_config import get_native_backend_config, get_qnnpack_backend_config, get_x86_backend_config

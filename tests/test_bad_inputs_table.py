@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 import qcompiler as qc
 from qcompiler.artifact.layout import MAGIC, PREFIX
+from qcompiler.config.qconfig import QConfig
 from qcompiler.debug import compute_sqnr
 from qcompiler.errors import (
     ArtifactError,
@@ -30,7 +31,6 @@ from qcompiler.errors import (
     UnsupportedOpError,
 )
 from qcompiler.observers import MinMaxObserver, PerChannelMinMaxObserver, default_weight_observer
-from qcompiler.qconfig import QConfig
 from tests.flow import fingerprint
 
 X, Y = torch.randn(2, 3, 8, 8), torch.randn(3, 4)

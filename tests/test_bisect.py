@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from qcompiler.backends.torch.passes.lower import Lower
+from qcompiler.compile.pass_manager import Context, Pass
+from qcompiler.compile.rewrite import Link, Match, Rule
 from qcompiler.debug import bisect, compute_sqnr
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.ir.attributes import attribute, set_attribute
 from qcompiler.ir.types import QUANT, Stage, quant_of, source_of
 from qcompiler.ops.reference import dequantize_weight
-from qcompiler.pass_manager import Context, Pass
 from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
-from qcompiler.rewrite import Link, Match, Rule
 from tests.flow import randn, randomized
 
 BUILT_IN: dict[str, Pass] = {p.name: p for p in (*FUSE, *OBSERVE, *QUANTIZE, Lower())}

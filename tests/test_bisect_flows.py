@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -9,18 +10,21 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler import ConfigError
+from qcompiler.backends import backend_of
+from qcompiler.backends.native.lower import LowerNative
 from qcompiler.backends.torch.description import get_onednn_backend_config
 from qcompiler.backends.torch.passes import LOWERING
-from qcompiler.custom_config import ConvertCustomConfig, PrepareCustomConfig
+from qcompiler.config.custom_config import ConvertCustomConfig, PrepareCustomConfig
+from qcompiler.config.qconfig import default_dynamic_qconfig
+from qcompiler.config.qconfig_mapping import QConfigMapping
 from qcompiler.debug import bisect
 from qcompiler.ir.attributes import attribute, set_attribute
 from qcompiler.passes import PIPELINES
-from qcompiler.qconfig import default_dynamic_qconfig
-from qcompiler.qconfig_mapping import QConfigMapping
 from tests import planted
 from tests.flow import randn, randomized
 from tests.test_bisect import Then
 
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 DATA = [randn(8, 3, 8, 8, seed=1)]
 
 
@@ -50,6 +54,8 @@ FLOWS: dict[str, tuple[dict[str, Any], str]] = {
     "reference": ({"reference": True}, "static"),
     "reference of a trained model": ({"reference": True, "training": True}, "training"),
     "dynamic": ({"qconfig_mapping": QConfigMapping().set_global(default_dynamic_qconfig)}, "static"),
+    "native": ({"backend": "native"}, "static"),
+    "native of a trained model": ({"backend": "native", "training": True}, "training"),
     "backend_config": ({"backend_config": get_onednn_backend_config(), "engine": "onednn"}, "static"),
 }
 PLACES = ("canonicalize", "fuse", "annotate", "fuse_sums", "share_qparams", "insert_observers", "insert_fake_quants",
@@ -73,7 +79,7 @@ def settings_of(flow: str, net: nn.Module) -> dict[str, Any]:
 @pytest.mark.parametrize("flow", FLOWS)
 def test_a_pipeline_as_it_stands_spoils_nothing(net: nn.Module, flow: str) -> None:
     found = bisect(net, DATA, **settings_of(flow, net))
-    last = "insert_quantize_dequantize" if "reference" in flow else LOWERING[-1].name
+    last = "insert_quantize_dequantize" if "reference" in flow else backend_of(FLOWS[flow][0].get("backend", "torch")).passes[-1].name
     assert not found and found.probes[-1].state == last and not found.probes[-1].error, str(found)
 
 
@@ -93,3 +99,16 @@ def test_a_pass_that_the_flow_does_not_have(net: nn.Module, flow: str) -> None:
     name = "settle_training" if flow == "static" else "lower"
     with pytest.raises(ConfigError, match=f"no pass '{name}' to replace"):
         bisect(net, DATA, replace={name: LOWERING[0]}, **settings_of(flow, net))
+
+
+@needs_compiler
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("path", ["conv", "second", "fc"])
+def test_a_native_layer_that_is_wrong(net: nn.Module, path: str, training: bool) -> None:
+    """The C of one layer has another weight than the graph it was made from: the layer is named, though its region is one call."""
+
+    def spoil(gm: fx.GraphModule) -> None:
+        set_attribute(gm, f"{path}.weight", -attribute(gm, f"{path}.weight"))
+
+    found = bisect(net.train(training), DATA, backend="native", training=training, replace={"lower_native": Then(LowerNative(), spoil)})
+    assert (found.pass_name, found.module_path) == ("lower_native", path), str(found)

@@ -19,6 +19,7 @@ from qcompiler import (
     get_default_qconfig_mapping,
     prepare_fx,
 )
+from qcompiler.config.qconfig_mapping import get_default_qat_qconfig_mapping
 from qcompiler.observers import (
     HistogramObserver,
     MinMaxObserver,
@@ -28,7 +29,6 @@ from qcompiler.observers import (
     get_observer_state_dict,
     load_observer_state_dict,
 )
-from qcompiler.qconfig_mapping import get_default_qat_qconfig_mapping
 from tests.flow import ENGINES, QUANTIZED, randn
 
 BATCHES = [randn(2, 3, 8, 8, seed=i) * (i + 1) for i in range(4)]  # each widens the ranges

@@ -16,11 +16,11 @@ from torch import Tensor, fx, nn
 import qcompiler
 from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.backends.torch.program.program import Program
+from qcompiler.config.qconfig_mapping import get_default_qconfig_mapping
 from qcompiler.debug import Comparison, Recorder, compare, compute_sqnr
 from qcompiler.debug.tally import BINS, Counter, Tally
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.ir.types import source_of
-from qcompiler.qconfig_mapping import get_default_qconfig_mapping
 from tests.flow import flow, randn, randomized
 
 

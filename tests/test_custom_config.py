@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import custom_config as ao
 
 from qcompiler import ConfigError, calibrate, convert_fx, explain, fuse_fx, prepare_fx
-from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, PrepareCustomConfig, as_config
+from qcompiler.config.custom_config import ConvertCustomConfig, FuseCustomConfig, PrepareCustomConfig, as_config
 from qcompiler.debug import compute_sqnr
 from qcompiler.nn.quantized import Linear
 from qcompiler.observers import MinMaxObserver

@@ -13,13 +13,13 @@ from qcompiler import calibrate, convert_fx, convert_to_reference_fx, load, prep
 from qcompiler.backends.torch.passes import LOWERING
 from qcompiler.backends.torch.passes.lower import Lower
 from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.compile.pass_manager import Context, run_passes
+from qcompiler.compile.settings import Settings
 from qcompiler.debug import Document, Recorder, document_of
 from qcompiler.debug.document import apply_delta, delta
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Stage, source_of
-from qcompiler.pass_manager import Context, run_passes
 from qcompiler.passes import OBSERVE
-from qcompiler.settings import Settings
 from tests.flow import flow, randn, randomized
 from tests.zoo import inputs
 from tests.zoo import load as zoo

@@ -16,11 +16,7 @@ import qcompiler
 from qcompiler import artifact, convert_fx, convert_to_reference_fx, explain, prepare_fx
 from qcompiler.api import remarks
 from qcompiler.backends.torch.kernels import speed
-from qcompiler.debug.metrics import compute_sqnr
-from qcompiler.errors import ConfigError, NumericsError
-from qcompiler.observers import MinMaxObserver, PlaceholderObserver
-from qcompiler.ops import recurrent
-from qcompiler.qconfig import (
+from qcompiler.config.qconfig import (
     QConfig,
     default_dynamic_qconfig,
     default_weight_only_qconfig,
@@ -29,7 +25,11 @@ from qcompiler.qconfig import (
     float_qparams_weight_only_qconfig_4bit,
     per_channel_dynamic_qconfig,
 )
-from qcompiler.qconfig_mapping import QConfigMapping
+from qcompiler.config.qconfig_mapping import QConfigMapping
+from qcompiler.debug.metrics import compute_sqnr
+from qcompiler.errors import ConfigError, NumericsError
+from qcompiler.observers import MinMaxObserver, PlaceholderObserver
+from qcompiler.ops import recurrent
 from tests.flow import ENGINES, flow, randn
 
 QCONFIGS = {

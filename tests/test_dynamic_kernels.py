@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from qcompiler import QConfigMapping, convert_fx, prepare_fx
 from qcompiler.backends.torch.program.once import quantized_engine
-from qcompiler.backends.torch.runtime import functions as runtime
-from qcompiler.backends.torch.runtime import recurrent
+from qcompiler.backends.torch.runtime import packs, recurrent
 from qcompiler.backends.torch.site import ENGINES
 from qcompiler.ops import recurrent as reference
 from qcompiler.ops.reference import (
@@ -77,7 +76,7 @@ def test_linear(engine: str, per_channel: bool, reduce_range: bool) -> None:
     w, b, x = torch.randn(19, 64), torch.randn(19), torch.randn(2, 5, 64)
     stored = int8(w, per_channel)
     with quantized_engine(engine):
-        pack = runtime.prepack_linear(*stored[:3], b, -1 if stored[3] is None else 0, "")
+        pack = packs.prepack_linear(*stored[:3], b, -1 if stored[3] is None else 0, "")
         got = torch.ops.quantized.linear_dynamic(x, pack, reduce_range)
     want = F.linear(dynamic_quantize_dequantize(x.double(), 0, 127 if reduce_range else 255), double(stored), b.double())
     one_step = float(x.max() - x.min()) / 127 * float(w.abs().max())  # a tie may fall on the other side
@@ -93,7 +92,7 @@ def test_kernels_take_no_steps_below_the_smallest(engine: str, sign: tuple[float
     torch.manual_seed(0)
     x = torch.randn(5, 16).clamp(*sign) * size
     with quantized_engine(engine):
-        pack = runtime.prepack_linear(torch.eye(16).to(torch.int8), torch.ones(1), torch.zeros(1).long(), None, -1, "")
+        pack = packs.prepack_linear(torch.eye(16).to(torch.int8), torch.ones(1), torch.zeros(1).long(), None, -1, "")
         got = torch.ops.quantized.linear_dynamic(x, pack, False)
     off = (got - dynamic_quantize_dequantize(x, 0, 255)).abs() > SMALLEST_STEP / 100
     assert float(off.float().mean()) < 0.05  # ties
@@ -115,7 +114,7 @@ def saturating(engine: str, reduce_range: bool) -> float:
     w, x = torch.full((8, 64), 0.9), torch.ones(4, 64)
     stored = int8(w, per_channel=False)
     with quantized_engine(engine):
-        pack = runtime.prepack_linear(*stored[:3], None, -1, "")
+        pack = packs.prepack_linear(*stored[:3], None, -1, "")
         return float((torch.ops.quantized.linear_dynamic(x, pack, reduce_range) - 0.9 * 64).abs().max()) / (0.9 * 64)
 
 
@@ -123,7 +122,7 @@ def saturating(engine: str, reduce_range: bool) -> float:
 def test_the_range_that_is_chosen_does_not_saturate(engine: str) -> None:
     from qcompiler.backends.torch.kernels.modes import activation_range
     from qcompiler.backends.torch.site import host_isa
-    from qcompiler.qconfig import default_dynamic_qconfig
+    from qcompiler.config.qconfig import default_dynamic_qconfig
 
     _, high = activation_range(torch.fx.Graph().placeholder("x"), default_dynamic_qconfig, engine, host_isa())
     assert saturating(engine, high == 127) < 0.01
@@ -133,7 +132,7 @@ def test_the_range_that_is_chosen_does_not_saturate(engine: str) -> None:
                                                      ("avx512", "onednn", 127), ("avx2", "qnnpack", 255)])  # fmt: skip
 def test_seven_bits_where_sums_have_sixteen(isa: str, engine: str, high: int) -> None:
     from qcompiler.backends.torch.kernels.modes import activation_range
-    from qcompiler.qconfig import default_dynamic_qconfig
+    from qcompiler.config.qconfig import default_dynamic_qconfig
 
     assert activation_range(torch.fx.Graph().placeholder("x"), default_dynamic_qconfig, engine, isa) == (0, high)
 
@@ -143,7 +142,7 @@ def test_linear_half(engine: str) -> None:
     torch.manual_seed(0)
     w, b, x = torch.randn(19, 64).half(), torch.randn(19), torch.randn(5, 64)
     with quantized_engine(engine):
-        got = torch.ops.quantized.linear_dynamic_fp16(x, runtime.prepack_linear_half(w, b))
+        got = torch.ops.quantized.linear_dynamic_fp16(x, packs.prepack_linear_half(w, b))
     assert (got - F.linear(x.double(), w.double(), b.double())).abs().max() < 1e-5 * 64
 
 

@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 from qcompiler.backends.torch.program.once import quantized_engine
+from qcompiler.config.qconfig import QConfig, default_dynamic_qconfig, float16_dynamic_qconfig, per_channel_dynamic_qconfig
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.nn import intrinsic
 from qcompiler.nn.intrinsic.quantized.dynamic import LinearReLU
 from qcompiler.nn.quantized import dynamic
 from qcompiler.ops import recurrent
 from qcompiler.ops.reference import dequantize_weight, dynamic_quantize_dequantize
-from qcompiler.qconfig import QConfig, default_dynamic_qconfig, float16_dynamic_qconfig, per_channel_dynamic_qconfig
 from tests.flow import ENGINES, randn
 from tests.test_dynamic_graph import tensors
 

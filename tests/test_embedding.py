@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from qcompiler import convert_fx, explain, prepare_fx
 from qcompiler.backends.torch.runtime import tables
-from qcompiler.errors import ConfigError, InputError
-from qcompiler.nn.quantized import Embedding, EmbeddingBag
-from qcompiler.ops.reference import dequantize_weight, pack_4bit
-from qcompiler.qconfig import (
+from qcompiler.config.qconfig import (
     default_dynamic_qconfig,
     default_per_channel_qconfig,
     float16_dynamic_qconfig,
     float_qparams_weight_only_qconfig,
     float_qparams_weight_only_qconfig_4bit,
 )
-from qcompiler.qconfig_mapping import QConfigMapping
+from qcompiler.config.qconfig_mapping import QConfigMapping
+from qcompiler.errors import ConfigError, InputError
+from qcompiler.nn.quantized import Embedding, EmbeddingBag
+from qcompiler.ops.reference import dequantize_weight, pack_4bit
 from tests.flow import ENGINES
 
 QCONFIGS = {8: float_qparams_weight_only_qconfig, 4: float_qparams_weight_only_qconfig_4bit}

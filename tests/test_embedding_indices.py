@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import qcompiler as qc
 from qcompiler.backends.torch.runtime import tables
+from qcompiler.config.qconfig import float_qparams_weight_only_qconfig, float_qparams_weight_only_qconfig_4bit
 from qcompiler.errors import InputError
 from qcompiler.nn.quantized import Embedding, EmbeddingBag
-from qcompiler.qconfig import float_qparams_weight_only_qconfig, float_qparams_weight_only_qconfig_4bit
 from qcompiler.quantization import quantize_dynamic
 from tests.flow import ENGINES
 from tests.test_embedding import CLOSE, table

@@ -18,13 +18,13 @@ from torch import Tensor, fx, nn
 
 from qcompiler import ConfigError, QConfigMapping, explain, fuse_fx, get_default_qconfig, load, remarks, save
 from qcompiler.backends.torch.kernels import table as kernels
+from qcompiler.compile.pass_manager import Context
+from qcompiler.compile.rewrite import Link, Match, Rule
 from qcompiler.debug import compute_sqnr
 from qcompiler.errors import PassError
 from qcompiler.ir.types import Stage
 from qcompiler.ops.spec import Op, Output, Param, Spelling
 from qcompiler.ops.table import OPS, Table
-from qcompiler.pass_manager import Context
-from qcompiler.rewrite import Link, Match, Rule
 from tests.flow import ENGINES, Flow, flow, randn, targets
 
 X = randn(2, 3, 8, 8)

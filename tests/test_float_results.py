@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qcompiler import convert_fx, explain, load, prepare_qat_fx, remarks, save
-from qcompiler.custom_config import PrepareCustomConfig
+from qcompiler.config.custom_config import PrepareCustomConfig
 from qcompiler.debug import compute_sqnr
 from tests.flow import ENGINES, flow, randn
 

@@ -18,7 +18,7 @@ from qcompiler import quantization as Q
 from qcompiler.backends.torch.program.program import Program
 from qcompiler.debug import bisect, compare
 from qcompiler.errors import QCompilerError
-from qcompiler.input_text import first_sentence, refuses_inputs
+from qcompiler.inputs.input_text import first_sentence, refuses_inputs
 from tests.flow import randn
 
 GOOD = randn(2, 3, 8, 8)

@@ -14,11 +14,11 @@ from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, fuse_fx, prepare_fx, quantize, remarks
 from qcompiler.backends.torch.passes import LOWERING
+from qcompiler.compile.pass_manager import Context, Pass
 from qcompiler.debug import Gate, PassInstrument, PassRecord, compute_sqnr, gated
 from qcompiler.errors import QCompilerError
 from qcompiler.ir.text import format_graph
 from qcompiler.ir.types import Stage
-from qcompiler.pass_manager import Context, Pass
 from qcompiler.passes import FUSE, OBSERVE, QUANTIZE
 from tests.flow import randn, randomized, targets
 from tests.planted import Raises

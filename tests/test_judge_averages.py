@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import qcompiler
-from qcompiler.custom_config import PrepareCustomConfig
+from qcompiler.compile.gate import Gate, gated
+from qcompiler.config.custom_config import PrepareCustomConfig
 from qcompiler.debug import compute_sqnr
-from qcompiler.gate import Gate, gated
 from qcompiler.ir.types import quant_of
 from qcompiler.ops.averages import averages_many
 from qcompiler.ops.reference import quantize

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import qcompiler
-from qcompiler.custom_config import PrepareCustomConfig
+from qcompiler.compile.gate import Gate, gated
+from qcompiler.config.custom_config import PrepareCustomConfig
 from qcompiler.debug import compute_sqnr
-from qcompiler.gate import Gate, gated
 from qcompiler.observers import get_observer_state_dict, load_observer_state_dict
 from qcompiler.observers.rows import SmallestRow
 from qcompiler.ops.table import OPS

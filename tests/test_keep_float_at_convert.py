@@ -27,12 +27,12 @@ from qcompiler import (
 )
 from qcompiler.backends.torch.description import get_onednn_backend_config
 from qcompiler.backends.torch.program.once import quantized_engine
-from qcompiler.custom_config import ConvertCustomConfig, PrepareCustomConfig
+from qcompiler.config.custom_config import ConvertCustomConfig, PrepareCustomConfig
+from qcompiler.config.qconfig import QConfig, default_dynamic_qconfig, default_qconfig
+from qcompiler.config.qconfig_mapping import get_default_qconfig_mapping
 from qcompiler.debug import compute_sqnr
 from qcompiler.observers import HistogramObserver, MinMaxObserver
-from qcompiler.prepared import state_of
-from qcompiler.qconfig import QConfig, default_dynamic_qconfig, default_qconfig
-from qcompiler.qconfig_mapping import get_default_qconfig_mapping
+from qcompiler.prepared.module import state_of
 from tests import planted, zoo
 from tests.flow import randn, randomized
 from tests.graph_grammar import network
@@ -396,7 +396,7 @@ def test_calibration_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("joined")
     prepared, calls = ready(model, X), []
     monkeypatch.setattr(MinMaxObserver, "forward", lambda self, x: calls.append(x))
-    monkeypatch.setattr("qcompiler.pipeline.trace", lambda *args, **options: calls.append(args))
+    monkeypatch.setattr("qcompiler.frontend.trace", lambda *args, **options: calls.append(args))
     convert_fx(prepared, keep_float=["stem"], check_parity=False)
     assert not [c for c in calls if not isinstance(c, Tensor) or c.dim() != 4 or c.shape[-1] > 3]  # weights alone are looked at
     assert state_of(prepared) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -19,7 +20,7 @@ from qcompiler.backends.torch.kernels.conv import pairs_taps, saturation
 from qcompiler.backends.torch.kernels.depthwise import safe_weight, shrink_to_safe
 from qcompiler.backends.torch.kernels.elementwise import table_kernels
 from qcompiler.backends.torch.kernels.table import TABLE, Refused, select
-from qcompiler.backends.torch.runtime import fit, floats
+from qcompiler.backends.torch.runtime import channels, fit, float_windows, floats, packs
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.site import ENGINES, VNNI, Operand, Site, bound_codes, host_isa, needs_relu
 from qcompiler.backends.torch.target import TorchTarget
@@ -170,13 +171,18 @@ def test_refusals_are_reasons() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(n for m in (runtime, floats, fit) for n, f in vars(m).items() if getattr(f, "__module__", "") == m.__name__)
+    "function",
+    [
+        f
+        for m in (runtime, packs, channels, floats, float_windows, fit)
+        for f in vars(m).values()
+        if getattr(f, "__module__", "") == m.__name__
+    ],
+    ids=lambda function: function.__name__,
 )
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-def test_functions_of_lowered_graphs_script(name: str) -> None:
-    function = vars(runtime).get(name) or vars(floats).get(name) or vars(fit)[name]
-    if name != "silence_quantized_dtypes":
-        torch.jit.script(function)
+def test_functions_of_lowered_graphs_script(function: Callable[..., Any]) -> None:
+    torch.jit.script(function)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +209,7 @@ def _depthwise_error(weight: Tensor, scale: Tensor) -> int:
     values = torch.round(weight / scale.reshape(-1, *[1] * (axes + 1))).clamp(-128, 127).to(torch.int8)
     real = values.double() * scale.double().reshape(-1, *[1] * (axes + 1))
     half, one = [k // 2 for k in weight.shape[2:]], [1] * axes
-    prepack = {2: runtime.prepack_conv2d, 3: runtime.prepack_conv3d}[axes]
+    prepack = {2: packs.prepack_conv2d, 3: packs.prepack_conv3d}[axes]
     kernel = {2: torch.ops.quantized.conv2d.new, 3: torch.ops.quantized.conv3d.new}[axes]
     pack = prepack(values, scale, torch.zeros(channels), None, one, half, one, channels, 0, "")
     convolve = {2: F.conv2d, 3: F.conv3d}[axes]
@@ -303,8 +309,8 @@ def test_where_fbgemm_packs_all_groups_it_gets_wide_ones(channels: int, size: in
 def test_merged_groups_compute_the_same(outputs: int, count: int, size: int) -> None:
     torch.manual_seed(0)
     weight, zero_point = torch.randint(-128, 128, (outputs, 2, 3, 3), dtype=torch.int8), torch.randint(-3, 4, (outputs,))
-    wide = runtime.merge_groups(weight, zero_point, count, size)
+    wide = channels.merge_groups(weight, zero_point, count, size)
     one, ones = torch.ones(outputs), zero_point
     x = torch.randint(0, 9, (2, 2 * count, 5, 5)).float()
-    expected = F.conv2d(x, runtime.float_weight(weight, one, ones, 0), groups=count)
-    assert torch.equal(F.conv2d(x, runtime.float_weight(wide, one, ones, 0), groups=count // size), expected)
+    expected = F.conv2d(x, packs.float_weight(weight, one, ones, 0), groups=count)
+    assert torch.equal(F.conv2d(x, packs.float_weight(wide, one, ones, 0), groups=count // size), expected)

@@ -15,11 +15,11 @@ from torch._subclasses import FakeTensorMode
 
 import qcompiler as qc
 from qcompiler import quantization
+from qcompiler.config.qconfig import QConfig, default_dynamic_qconfig, default_qat_qconfig, float_qparams_weight_only_qconfig
 from qcompiler.debug import bisect, compare
 from qcompiler.errors import ConfigError, InputError, QCompilerError, UnsupportedOpError
-from qcompiler.near_names import near_names
+from qcompiler.inputs.near_names import near_names
 from qcompiler.observers import MinMaxObserver, PerChannelMinMaxObserver, default_per_channel_weight_observer, default_weight_observer
-from qcompiler.qconfig import QConfig, default_dynamic_qconfig, default_qat_qconfig, float_qparams_weight_only_qconfig
 from tests.flow import fingerprint
 
 X = torch.randn(2, 3, 8, 8)

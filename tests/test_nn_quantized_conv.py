@@ -12,10 +12,10 @@ import qcompiler.nn.intrinsic as nni
 import qcompiler.nn.intrinsic.quantized as nniq
 import qcompiler.nn.quantized as nnq
 from qcompiler.backends.torch.program.once import quantized_engine
+from qcompiler.config.qconfig import QConfig
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.fake_quantize import default_fused_per_channel_wt_fake_quant, default_per_channel_weight_fake_quant
 from qcompiler.observers import MinMaxObserver
-from qcompiler.qconfig import QConfig
 from tests.int8_modules import ENGINES, PER_CHANNEL, PER_TENSOR, calibrated, codes, error, random_norm, same, truth
 
 FLOAT = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

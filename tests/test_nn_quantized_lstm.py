@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qcompiler.config.qconfig import get_default_qat_qconfig, get_default_qconfig
 from qcompiler.debug.metrics import compute_sqnr
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.nn import quantizable as nnqa
 from qcompiler.nn import quantized as nnq
-from qcompiler.qconfig import get_default_qat_qconfig, get_default_qconfig
 from qcompiler.quantization import DeQuantStub, QuantStub, convert, prepare, prepare_qat
 from tests.int8_modules import ENGINES
 

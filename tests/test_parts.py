@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import qcompiler
 from qcompiler import fuse_fx
+from qcompiler.config.qconfig import default_qconfig
 from qcompiler.debug import compare, compute_sqnr
 from qcompiler.ops.functional import mul
 from qcompiler.ops.parts import parts_of
 from qcompiler.ops.table import OPS
 from qcompiler.passes import DECIDE
 from qcompiler.passes.annotate import Annotate
-from qcompiler.qconfig import default_qconfig
 from tests.flow import ENGINES
 
 RATIO = 100.0
@@ -402,7 +402,7 @@ def test_sums_before_a_float_one_are_float_where_nobody_wants_them_in_int8() -> 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_held_back_parts_are_right_all_the_same(engine: str) -> None:
     """What a gate holds back costs accuracy alone: the parts get a common scale."""
-    from qcompiler.gate import Gate, gated
+    from qcompiler.compile.gate import Gate, gated
 
     for model, x in (built(), (Token(size=3.0).eval(), torch.randn(4, 9, 8))):
         with gated(Gate(limit=0)):

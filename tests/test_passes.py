@@ -18,16 +18,16 @@ from torch import Tensor, fx, nn
 
 from qcompiler.backends.torch.passes import LOWERING
 from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.compile.pass_manager import Context, run_passes
+from qcompiler.compile.rewrite import run_rules
+from qcompiler.compile.settings import Settings
+from qcompiler.config.qconfig_mapping import get_default_qconfig_mapping
 from qcompiler.ir.text import format_graph
 from qcompiler.ir.types import Stage
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.table import OPS
-from qcompiler.pass_manager import Context, run_passes
 from qcompiler.passes import DECIDE, FUSE, OBSERVE, STATIC
 from qcompiler.patterns import FUSE as RULES
-from qcompiler.qconfig_mapping import get_default_qconfig_mapping
-from qcompiler.rewrite import run_rules
-from qcompiler.settings import Settings
 from qcompiler.stages.verify import verify
 from qcompiler.trace import trace
 from tests.flow import max_difference, randn, randomized

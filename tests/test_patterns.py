@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qcompiler import ConfigError, QConfigMapping, explain, fuse_fx, get_default_qconfig, prepare_qat_fx, remarks
+from qcompiler.compile.matching import find
+from qcompiler.compile.rewrite import Link, Match, Reject, Rule, becomes, run_rules
 from qcompiler.debug import compute_sqnr
-from qcompiler.matching import find
 from qcompiler.ops.table import OPS
 from qcompiler.passes import FUSE
 from qcompiler.patterns.activations import RULES
-from qcompiler.rewrite import Link, Match, Reject, Rule, becomes, run_rules
 from tests.flow import ENGINES, flow, max_difference, passed, randn, targets
 
 X = randn(2, 3, 6, 6)

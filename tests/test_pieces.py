@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import qcompiler as qc
+from qcompiler.config.qconfig import default_dynamic_qconfig
+from qcompiler.config.qconfig_mapping import QConfigMapping
 from qcompiler.errors import InputError
-from qcompiler.qconfig import default_dynamic_qconfig
-from qcompiler.qconfig_mapping import QConfigMapping
 from qcompiler.trace import is_guard, trace
 
 Forward = Callable[[Any, torch.Tensor], Any]

@@ -16,9 +16,7 @@ from torch.nn.utils import parametrizations, weight_norm
 
 import qcompiler.nn as qnn
 from qcompiler import fake_quantize as fq
-from qcompiler.errors import ConfigError
-from qcompiler.nn.qat.base import QATModule
-from qcompiler.qconfig import (
+from qcompiler.config.qconfig import (
     QConfig,
     default_dynamic_qat_qconfig,
     default_embedding_qat_qconfig,
@@ -27,6 +25,8 @@ from qcompiler.qconfig import (
     default_qconfig,
     get_default_qat_qconfig,
 )
+from qcompiler.errors import ConfigError
+from qcompiler.nn.qat.base import QATModule
 from qcompiler.quantization.quantization_mappings import get_default_static_quant_module_mappings
 
 QCONFIG = get_default_qat_qconfig("x86")

@@ -20,16 +20,16 @@ from torch.utils.checkpoint import checkpoint
 import qcompiler.nn as qnn
 from qcompiler import fake_quantize as fq
 from qcompiler.api import prepare_qat_fx
-from qcompiler.errors import ConfigError, NumericsError
-from qcompiler.observers import ObserverBase
-from qcompiler.qat import QATSchedule, freeze_bn_stats, update_bn_stats
-from qcompiler.qconfig import (
+from qcompiler.config.qconfig import (
     QConfig,
     default_per_channel_lsq_qconfig,
     default_qat_qconfig,
     get_default_qat_qconfig,
 )
-from qcompiler.qconfig_mapping import QConfigMapping
+from qcompiler.config.qconfig_mapping import QConfigMapping
+from qcompiler.errors import ConfigError, NumericsError
+from qcompiler.observers import ObserverBase
+from qcompiler.qat import QATSchedule, freeze_bn_stats, update_bn_stats
 
 QCONFIGS = {"fused": get_default_qat_qconfig("x86"), "plain": default_qat_qconfig, "learned": default_per_channel_lsq_qconfig,
             "channels": QConfig(fq.default_fake_quant, fq.default_per_channel_weight_fake_quant)}  # fmt: skip

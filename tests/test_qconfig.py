@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from qcompiler import explain
 from qcompiler import observers as ob
 from qcompiler import qconfig as qc
-from qcompiler.errors import ConfigError
-from qcompiler.fake_quantize import FakeQuantize
-from qcompiler.qconfig_mapping import (
+from qcompiler.config.qconfig_mapping import (
     QConfigMapping,
     as_mapping,
     get_default_qat_qconfig_mapping,
     get_default_qconfig_mapping,
 )
+from qcompiler.errors import ConfigError
+from qcompiler.fake_quantize import FakeQuantize
 from tests.flow import flow
 
 A, B, C, D, E = (qc.QConfig(ob.MinMaxObserver.with_args(quant_min=0, quant_max=top), ob.MinMaxObserver) for top in (10, 20, 30, 40, 50))

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.api import explain, remarks
-from qcompiler.errors import ConfigError
-from qcompiler.nn.quantized import Embedding, EmbeddingBag, dynamic
-from qcompiler.qconfig import (
+from qcompiler.config.qconfig import (
     default_dynamic_qconfig,
     float16_dynamic_qconfig,
     float_qparams_weight_only_qconfig,
     per_channel_dynamic_qconfig,
 )
+from qcompiler.errors import ConfigError
+from qcompiler.nn.quantized import Embedding, EmbeddingBag, dynamic
 from qcompiler.quantization import UnusedRequestWarning, quantize_dynamic
 from tests.flow import fingerprint, randn
 
@@ -206,7 +206,7 @@ def test_the_result_is_a_normal_module() -> None:
 
 def test_the_same_values_as_the_graph_flow() -> None:
     from qcompiler import convert_fx, prepare_fx
-    from qcompiler.qconfig_mapping import QConfigMapping
+    from qcompiler.config.qconfig_mapping import QConfigMapping
 
     model, ids = speech()
     mapping = QConfigMapping().set_global(default_dynamic_qconfig).set_object_type(nn.Embedding, None)

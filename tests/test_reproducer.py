@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from qcompiler import QCompilerError, QConfigMapping, calibrate, convert_fx, prepare_fx
 from qcompiler.backends.torch.kernels import table as kernels
+from qcompiler.config.qconfig import QConfig, default_qconfig
 from qcompiler.debug import Dump
 from qcompiler.debug.reproduce import main
 from qcompiler.errors import ArtifactError
 from qcompiler.files.safetensors import read_safetensors, safetensors
 from qcompiler.ops.table import OPS
-from qcompiler.qconfig import QConfig, default_qconfig
 from tests import planted
 from tests.flow import randn, randomized
 
@@ -164,7 +164,7 @@ def test_weights_are_random_unless_asked_for(tmp_path: Path, monkeypatch: pytest
 def test_a_failure_in_the_weights_needs_the_real_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A negative variance is refused by a pass; random weights cannot show that."""
     model = net()
-    monkeypatch.setattr("qcompiler.pipeline.check_model", lambda model: None)
+    monkeypatch.setattr("qcompiler.choices.check_model", lambda model: None)
     model.bn.running_var.fill_(-1)  # type: ignore[union-attr, operator]
     for real in ("0", "1"):
         monkeypatch.setenv("QCOMPILER_REPRO_WEIGHTS", real)

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from qcompiler import QCompilerError, QConfigMapping, calibrate, convert_fx, convert_to_reference_fx, prepare_fx, prepare_qat_fx
-from qcompiler.custom_config import ConvertCustomConfig, PrepareCustomConfig
+from qcompiler.config.custom_config import ConvertCustomConfig, PrepareCustomConfig
+from qcompiler.config.qconfig import QConfig, default_dynamic_qconfig, default_qat_qconfig, default_qconfig
 from qcompiler.debug.reproduce import main
 from qcompiler.files.safetensors import read_safetensors
-from qcompiler.qconfig import QConfig, default_dynamic_qconfig, default_qat_qconfig, default_qconfig
 from tests import planted
 from tests.flow import randn, randomized
 from tests.test_reproducer import RUN, names_of

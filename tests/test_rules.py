@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qcompiler.journal import Remark
+from qcompiler.compile.journal import Remark
 from qcompiler.ops.functional import clip
 from qcompiler.passes import FUSE
 from tests.flow import max_difference, passed, randn, randomized, targets

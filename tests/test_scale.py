@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import qcompiler
+from qcompiler.compile.rewrite import Link, Match, Reject, Rule, run_rules
 from qcompiler.debug import compute_sqnr
 from qcompiler.errors import PassError
 from qcompiler.ir.attributes import drop_unused_modules, get_attr, set_parameter
 from qcompiler.ir.readers import Readers, readers
 from qcompiler.ops.table import OPS
-from qcompiler.rewrite import Link, Match, Reject, Rule, run_rules
 from tests.counted_lines import counted_lines
 from tests.scale import KINDS, build
 

@@ -152,7 +152,7 @@ def test_convolutions(dims: int, engine: str, created: Callable[..., int]) -> No
 
 
 def dynamic(model: nn.Module, x: torch.Tensor, engine: str) -> Any:
-    mapping = qcompiler.QConfigMapping().set_global(qcompiler.qconfig.default_dynamic_qconfig)
+    mapping = qcompiler.QConfigMapping().set_global(qcompiler.config.qconfig.default_dynamic_qconfig)
     return qcompiler.convert_fx(qcompiler.prepare_fx(model.eval(), mapping, (x,), engine=engine))
 
 

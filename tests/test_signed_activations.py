@@ -27,6 +27,7 @@ from qcompiler import (
     prepare_qat_fx,
 )
 from qcompiler.backends.torch.kernels.depthwise import safe_qparams, safe_weight
+from qcompiler.config.qconfig import default_per_channel_symmetric_qnnpack_qconfig, default_symmetric_qnnpack_qconfig
 from qcompiler.debug import compute_sqnr, parity
 from qcompiler.fake_quantize import FakeQuantize, FusedMovingAvgObsFakeQuantize
 from qcompiler.ir.types import QParams
@@ -35,7 +36,6 @@ from qcompiler.nn import quantized as nnq
 from qcompiler.observers import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PerChannelMinMaxObserver
 from qcompiler.ops.reference import dequantize, quantize, quantize_weight
 from qcompiler.ops.spec import Spelling
-from qcompiler.qconfig import default_per_channel_symmetric_qnnpack_qconfig, default_symmetric_qnnpack_qconfig
 from qcompiler.quantization import DeQuantStub, QuantStub, convert, prepare, prepare_qat
 from tests.flow import ENGINES, randn, randomized
 from tests.test_ops import STATIC, Call, all_spellings, case_of, inputs_of, model_of, runs, spelled_call

@@ -17,9 +17,9 @@ import qcompiler as qc
 from qcompiler import debug
 from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.backends.torch.program.program import Program, ProgramError
+from qcompiler.config.qconfig import default_dynamic_qconfig
 from qcompiler.debug.parity import parity
 from qcompiler.errors import ConfigError, InputError, TraceError
-from qcompiler.qconfig import default_dynamic_qconfig
 from qcompiler.quantization import quantize_dynamic
 from tests.flow import ENGINES, seeded
 from tests.hand_prepared import sqnr

@@ -31,16 +31,16 @@ from qcompiler import (
 )
 from qcompiler.backends.torch.kernels.table import Refused, select
 from qcompiler.backends.torch.passes import lower
+from qcompiler.compile.pass_manager import Context, run_passes
 from qcompiler.debug import compute_sqnr
 from qcompiler.errors import PassError
 from qcompiler.ir.types import QUANT, Stage, quant_of
 from qcompiler.ops.example import Example
 from qcompiler.ops.spec import Op, Output, Role
 from qcompiler.ops.table import OPS
-from qcompiler.pass_manager import Context, run_passes
 from qcompiler.passes.freeze_qparams import FreezeQParams
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
-from qcompiler.prepared import state_of
+from qcompiler.prepared.module import state_of
 from qcompiler.stages.verify import verify
 from tests.flow import ENGINES, flow, randn
 

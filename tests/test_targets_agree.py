@@ -13,14 +13,14 @@ from torch import Tensor, fx, nn
 from qcompiler import calibrate, convert_to_reference_fx, prepare_fx
 from qcompiler.backends import Backend, register, unregister
 from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.config.qconfig import QConfig
+from qcompiler.config.qconfig_mapping import get_default_qconfig_mapping
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.types import quant_of
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
 from qcompiler.ops.spec import Op
 from qcompiler.ops.table import OPS
-from qcompiler.qconfig import QConfig
-from qcompiler.qconfig_mapping import get_default_qconfig_mapping
 from qcompiler.target import Neutral, Target, WeightLimit
 from tests.flow import ENGINES, randn, randomized
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.backends import Backend, Model, Stored, register, unregister
+from qcompiler.compile.pass_manager import Context
 from qcompiler.debug.nodes import short_file
 from qcompiler.errors import ArtifactError, ConfigError
 from qcompiler.executable import Executable, Payload
@@ -27,7 +28,6 @@ from qcompiler.ops import reference
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op
 from qcompiler.ops.table import OPS
-from qcompiler.pass_manager import Context
 from qcompiler.target import Neutral
 from qcompiler.trace.guards import GUARDS
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +18,7 @@ def tensors_of_form(number: int, tensors: Mapping[str, Tensor]) -> dict[str, Ten
     return found | {name.removeprefix(own): tensor for name, tensor in tensors.items() if name.startswith(own)}
 
 
-def joined(forms: Sequence[Executable], attributes: Mapping[str, Any], modules: Mapping[str, Any]) -> CallForms:
+def joined(forms: Sequence[Executable], attributes: Mapping[str, object], modules: Mapping[str, object]) -> CallForms:
     """The module of all forms. Raises ConfigError for an entry of `modules=` that none takes."""
     payloads = [form._payload() for form in forms]
     known = {name for payload in payloads for name in payload.needs + payload.takes}

@@ -17,7 +17,7 @@ from qcompiler.files.faults import corrupt
 from qcompiler.files.values import from_json
 
 
-def parse_header(raw: bytes) -> dict[str, Any]:
+def parse_header(raw: bytes) -> dict[str, object]:
     """JSON with every bound checked: entries, depth, duplicate keys, numbers."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def parse_header(raw: bytes) -> dict[str, Any]:
     return data
 
 
-def _depth(data: Any) -> int:
+def _depth(data: object) -> int:
     depth, level = 0, [data]
     while level := [v for v in level if isinstance(v, (dict, list))]:
         depth += 1
@@ -72,12 +72,12 @@ def _compatible(header: dict[str, Any]) -> None:
     check_notes(header["attributes"])
 
 
-def payload_of(header: Mapping[str, Any]) -> dict[str, Any]:
+def payload_of(header: Mapping[str, object]) -> dict[str, object]:
     """What the back end wrote."""
     return {key: value for key, value in header.items() if key not in HEADER}
 
 
-def further_forms(header: dict[str, Any]) -> list[dict[str, Any]]:
+def further_forms(header: dict[str, Any]) -> list[dict[str, object]]:
     """The headers of the further forms of the call, as if each stood alone; what one leaves out is as in the first."""
     listed = header.get("forms", []) if SEVERAL_FORMS in header["features"] else []
     if not isinstance(listed, list) or (SEVERAL_FORMS in header["features"]) != bool(listed):
@@ -91,7 +91,7 @@ def further_forms(header: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def entries_of(header: dict[str, Any], room: int) -> list[Entry]:
+def entries_of(header: dict[str, object], room: int) -> list[Entry]:
     """The tensor table: in order, aligned, without gap or overlap, each size = shape x dtype, all of it within the file."""
     listed = header.get("tensors")
     if not isinstance(listed, list) or len(listed) > MAX_TENSORS:

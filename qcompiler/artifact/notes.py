@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qcompiler.checks import MARK
 from qcompiler.files.faults import corrupt
-from qcompiler.fingerprint import WEIGHTS
+from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.fingerprint import WEIGHTS
 from qcompiler.ir.items import ITEMS
 
 ROWS = "_qcompiler_rows"  # the rows of qcompiler.explain
@@ -22,16 +22,16 @@ REMARK: Mapping[str, type] = {"pass": str, "code": str, "text": str}
 REMARK_OPTIONAL: Mapping[str, type] = {"node": str, "path": str, "location": str}
 
 
-def _fields(data: Any, needed: Mapping[str, type], optional: Mapping[str, type]) -> bool:
+def _fields(data: object, needed: Mapping[str, type], optional: Mapping[str, type]) -> bool:
     known = {**needed, **optional}
     return isinstance(data, dict) and needed.keys() <= data.keys() and all(k in known and type(v) is known[k] for k, v in data.items())
 
 
-def _list(data: Any, needed: Mapping[str, type], optional: Mapping[str, type]) -> bool:
+def _list(data: object, needed: Mapping[str, type], optional: Mapping[str, type]) -> bool:
     return isinstance(data, (list, tuple)) and all(_fields(item, needed, optional) for item in data)
 
 
-def _checksums(data: Any) -> bool:
+def _checksums(data: object) -> bool:
     return isinstance(data, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in data.items())
 
 
@@ -43,7 +43,7 @@ def _containers(data: Any) -> bool:
     return isinstance(data, dict) and all(isinstance(path, str) and item(value) for path, value in data.items())
 
 
-_HOLDS: Mapping[str, Callable[[Any], bool]] = {
+_HOLDS: Mapping[str, Callable[[object], bool]] = {
     MARK: lambda data: data == "converted",
     ROWS: lambda data: _list(data, {k: t for k, t in ROW.items() if k not in ("counted", "mode", "code", "parameters")}, ROW),
     REMARKS: lambda data: _list(data, REMARK, REMARK_OPTIONAL),
@@ -52,7 +52,7 @@ _HOLDS: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
-def check_notes(attributes: Mapping[str, Any]) -> None:
+def check_notes(attributes: Mapping[str, object]) -> None:
     """Raises ArtifactError for a note of the compiler's own that is not as the compiler writes it."""
     for name, holds in _HOLDS.items():
         if name in attributes and not holds(attributes[name]):

@@ -25,7 +25,7 @@ from qcompiler.files.faults import corrupt
 
 
 @in_plain_torch
-def load(path: str | os.PathLike[str], modules: Mapping[str, Any] | None = None) -> Executable:
+def load(path: str | os.PathLike[str], modules: Mapping[str, object] | None = None) -> Executable:
     """The module that `save` wrote; of several call forms, one with all of them, in `call_forms`.
 
     `modules` gives the float submodules and functions that `save` named, by their names, and may give classes of results.
@@ -56,7 +56,7 @@ def _named(path: str) -> Iterator[None]:
         raise ArtifactError(f"{path}: {corrupt('header', repr(error)[:200]).message}", code="artifact-corrupt") from error
 
 
-def _modules(path: str, header: dict[str, Any], tensors: dict[str, Tensor], given: Mapping[str, Any]) -> Executable:
+def _modules(path: str, header: dict[str, Any], tensors: dict[str, Tensor], given: Mapping[str, object]) -> Executable:
     """What the header's back end makes of each form of the call."""
     forms, made = [header, *header["forms"]], []
     for number, form in enumerate(forms):
@@ -98,7 +98,7 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     return open(descriptor, "rb")  # the caller closes it
 
 
-def _read(file: IO[bytes], size: int) -> tuple[dict[str, Any], dict[str, Tensor], int]:
+def _read(file: IO[bytes], size: int) -> tuple[dict[str, object], dict[str, Tensor], int]:
     total = hashlib.sha256()
     length, minor, digest = _prefix(file, size, total)
     raw = _take(file, length, "header", total)
@@ -127,12 +127,12 @@ def _take(file: IO[bytes], size: int, section: str, total: Any) -> bytes:
     return data
 
 
-def _padding(file: IO[bytes], size: int, total: Any) -> None:
+def _padding(file: IO[bytes], size: int, total: object) -> None:
     if any(_take(file, size, "padding", total)):
         raise corrupt("padding", "it is not zero")
 
 
-def _prefix(file: IO[bytes], size: int, total: Any) -> tuple[int, int, bytes]:
+def _prefix(file: IO[bytes], size: int, total: object) -> tuple[int, int, bytes]:
     if size < PREFIX.size + DIGEST:
         raise corrupt("prefix", f"a file of {size} bytes is too short")
     magic, major, minor, reserved, length, digest = PREFIX.unpack(_take(file, PREFIX.size, "prefix", total))
@@ -148,7 +148,7 @@ def _prefix(file: IO[bytes], size: int, total: Any) -> tuple[int, int, bytes]:
     return length, minor, digest
 
 
-def _tensor(file: IO[bytes], entry: Entry, total: Any) -> Tensor:
+def _tensor(file: IO[bytes], entry: Entry, total: object) -> Tensor:
     buffer = bytearray(_take(file, entry.size, entry.section, total))
     if hashlib.sha256(buffer).hexdigest() != entry.sha256:
         raise corrupt(entry.section, "its sha256 differs")

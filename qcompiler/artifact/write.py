@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.artifact.layout import ALIGN, FORMAT, HEADER, MAGIC, MAX_HEADER, OTHER_BACKEND, PREFIX, SEVERAL_FORMS
-from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms, forms_of
 from qcompiler.files.atomic import atomic_write
 from qcompiler.files.dtypes import DTYPE_NAMES
 from qcompiler.files.values import canonical, to_json
+from qcompiler.inputs.checks import MARK
 from qcompiler.ir.items import PLACES
 
 
@@ -98,7 +98,7 @@ def _header(forms: Sequence[Executable], entries: list[Any]) -> dict[str, Any]:
     return data
 
 
-def _differences(payload: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
+def _differences(payload: Mapping[str, object], first: Mapping[str, object]) -> dict[str, object]:
     """What a further form writes that is not as in the first."""
     return {key: value for key, value in payload.items() if key not in first or first[key] != value}
 

@@ -8,16 +8,17 @@ A back end is imported when it is first asked for. One of another package regist
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
 
+from qcompiler.compile.pass_manager import Pass
 from qcompiler.errors import ConfigError
 from qcompiler.executable import JSON, Executable
-from qcompiler.pass_manager import Pass
+from qcompiler.executable.steps import Steps, steps_of_graph
 from qcompiler.target import Target
 
 
@@ -52,7 +53,9 @@ class Backend:
     `target(engine, isa)`: what prepare_fx and convert_fx ask; each setting is None where the user left it open, and ConfigError for
     one that the back end does not have. `passes`: QUANTIZED to what `build` takes; they may leave ops float, with a remark each.
     `build` makes the module; `load` makes it again of what `_payload` wrote, and runs no code from a file. A back end without `build`
-    serves convert_to_reference_fx and exporters. `running`: what must hold while a graph behind `passes` runs node by node.
+    serves convert_to_reference_fx and exporters. `running`: what must hold while a graph behind `passes` runs node by node, and
+    `steps`: its values for those who compare. `taught`: what users registered with the back end and its passes ask for, as data or
+    importable objects; `teach` registers it again, in a process that reproduces a failure.
     """
 
     name: str
@@ -61,6 +64,9 @@ class Backend:
     build: Callable[[fx.GraphModule, Model], Executable] | None = None
     load: Callable[[Stored], Executable] | None = None
     running: Callable[[Target], AbstractContextManager[None]] = lambda target: nullcontext()
+    steps: Callable[[fx.GraphModule], Steps] = steps_of_graph
+    taught: Callable[[], Sequence[Any]] = tuple
+    teach: Callable[[Sequence[Any]], None] = lambda things: None
 
 
 _PLACES: dict[str, str | Backend] = {

@@ -9,7 +9,7 @@ import typer
 
 import qcompiler
 from qcompiler.backends import backend_of
-from qcompiler.qconfig_mapping import QConfigMapping
+from qcompiler.config.qconfig_mapping import QConfigMapping
 
 
 class Engine(StrEnum):

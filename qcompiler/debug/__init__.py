@@ -1,5 +1,7 @@
 """See what the compiler did: dumps, explanations, measures, and instruments of your own."""
 
+from qcompiler.compile.journal import PassRecord, Remark
+from qcompiler.compile.pass_manager import PassInstrument
 from qcompiler.debug.bisect import Bisection, bisect
 from qcompiler.debug.compare import compare
 from qcompiler.debug.comparison import Comparison, NodeError
@@ -12,8 +14,6 @@ from qcompiler.debug.parity import Difference, Parity, parity
 from qcompiler.debug.printer import Printer
 from qcompiler.debug.record import Recorder
 from qcompiler.debug.sources import document_of
-from qcompiler.journal import PassRecord, Remark
-from qcompiler.pass_manager import PassInstrument
 
 __all__ = [
     "Bisection", "Comparison", "Difference", "Document", "Dump", "Explanation", "Gate", "NodeError", "Parity", "PassInstrument",

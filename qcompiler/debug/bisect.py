@@ -11,23 +11,22 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import nn
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.backends import backend_of
-from qcompiler.batches import batches, check_data
-from qcompiler.custom_config import ConvertCustomConfig, as_config
+from qcompiler.choices import settings_for
+from qcompiler.compile.pass_manager import Pass
+from qcompiler.compile.rewrite import Rule
+from qcompiler.config.custom_config import ConvertCustomConfig, as_config
 from qcompiler.debug.bisect_states import Compile, Metric, Probe, State
 from qcompiler.debug.metrics import compute_sqnr
 from qcompiler.errors import ConfigError, InputError
-from qcompiler.kinds import module_of
+from qcompiler.inputs.batches import batches, check_data
+from qcompiler.inputs.kinds import module_of
 from qcompiler.ops.table import OPS, Table
-from qcompiler.pass_manager import Pass
 from qcompiler.passes import pipeline_for
-from qcompiler.pipeline import settings_for
-from qcompiler.rewrite import Rule
 
 METRICS: Mapping[str, Metric] = {"sqnr": compute_sqnr}
 FLOAT_TOLERANCE, TOLERANCE = 60.0, 20.0  # dB; folding rounds at some 120 dB, 8 bits of a deep network leave 20 to 45
@@ -72,7 +71,7 @@ class Bisection:
         return "\n".join(lines)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """JSON has no infinities: null stands for no error at all, -300 for nothing but error."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
@@ -84,15 +83,15 @@ def _finite(value: Any) -> Any:
 @in_plain_torch
 def bisect(
     model: nn.Module,
-    inputs: Any,
+    inputs: object,
     metric: str | Metric = "sqnr",
     tol_db: float = TOLERANCE,
     *,
     float_tol_db: float = FLOAT_TOLERANCE,
-    qconfig_mapping: Any = None,
-    prepare_custom_config: Any = None,
-    convert_custom_config: Any = None,
-    backend_config: Any = None,
+    qconfig_mapping: object = None,
+    prepare_custom_config: object = None,
+    convert_custom_config: object = None,
+    backend_config: object = None,
     training: bool = False,
     reference: bool = False,
     rules: Sequence[Rule] = (),
@@ -102,7 +101,7 @@ def bisect(
     backend: str = "torch",
     engine: str | None = None,
     isa: str | None = None,
-    concrete_args: Mapping[str, Any] | None = None,
+    concrete_args: Mapping[str, object] | None = None,
 ) -> Bisection:
     """Finds the first pass after which the result is less than `tol_db` above its error; at most ceil(log2(passes)) + 2 runs.
 

@@ -19,22 +19,22 @@ from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.backends import backend_of
+from qcompiler.compile.gate import Gate, gated
+from qcompiler.compile.pass_lists import Pipeline
+from qcompiler.compile.pass_manager import Context, run_passes
+from qcompiler.compile.settings import Settings
 from qcompiler.debug.compare import Tallies, float_steps
 from qcompiler.debug.match import Site, match
 from qcompiler.debug.tally import Tally
 from qcompiler.debug.walk import Walk
 from qcompiler.errors import InputError, QCompilerError
 from qcompiler.executable.steps import Steps, quantizes, steps_of_graph
-from qcompiler.gate import Gate, gated
+from qcompiler.frontend import traced
 from qcompiler.ir.types import Stage, quant_of
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.reference import dequantize, quantize
 from qcompiler.ops.table import Table
-from qcompiler.pass_lists import Pipeline
-from qcompiler.pass_manager import Context, run_passes
-from qcompiler.pipeline import traced
-from qcompiler.settings import Settings
 from qcompiler.trace.state import untouched
 
 Metric = Callable[[Any, Any], float]
@@ -118,10 +118,11 @@ class Compile:
         return state
 
     def _measure(self, gm: fx.GraphModule) -> tuple[Tallies, list[Any]]:
-        steps = steps_of_graph(gm.eval())
-        tallies = Tallies(Walk(self.floats, steps, match(self.floats, steps)))
         target = self.settings.target
-        with torch.inference_mode(), backend_of(target.backend).running(target), self.floats.kept(), steps.kept():
+        backend = backend_of(target.backend)
+        steps = backend.steps(gm.eval())
+        tallies = Tallies(Walk(self.floats, steps, match(self.floats, steps)))
+        with torch.inference_mode(), backend.running(target), self.floats.kept(), steps.kept():
             return tallies, [tallies.walk.run(args, kwargs, tallies.visit)[1] for args, kwargs in self.data]
 
 

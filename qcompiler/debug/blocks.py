@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any, Self
+from typing import Self
 
-from qcompiler.pass_manager import PassInstrument
+from qcompiler.compile.pass_manager import PassInstrument
 
-_BLOCKS: ContextVar[tuple[Any, ...]] = ContextVar("qcompiler.debug", default=())
+_BLOCKS: ContextVar[tuple[object, ...]] = ContextVar("qcompiler.debug", default=())
 
 
-def of_blocks() -> tuple[Any, ...]:
+def of_blocks() -> tuple[object, ...]:
     """The instruments of the blocks around, in this thread; the outermost first."""
     return _BLOCKS.get()
 

@@ -12,14 +12,13 @@ import torch
 from torch import fx, nn
 
 from qcompiler.backends import backend_of, names
-from qcompiler.backends.torch.kernels import table as kernels
+from qcompiler.compile.pass_manager import Context, Pass, PassInstrument, run_passes
 from qcompiler.debug.plain_data import Reader
 from qcompiler.debug.reproducer import GRAPH, SCHEMA, SCRIPT, TENSORS
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.files.safetensors import read_safetensors
 from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ir.types import Stage
-from qcompiler.pass_manager import Context, Pass, PassInstrument, run_passes
 from qcompiler.passes import PIPELINES
 
 
@@ -40,7 +39,7 @@ class Case:
     folder: Path
 
     @staticmethod
-    def load(folder: Path, pipeline: str, names: Mapping[str, Any]) -> Case:
+    def load(folder: Path, pipeline: str, names: Mapping[str, object]) -> Case:
         """The case that stands in a folder. ConfigError where its files are missing or damaged."""
         try:
             data = json.loads((folder / GRAPH).read_text(encoding="ascii"))
@@ -57,15 +56,18 @@ class Case:
     def start(self) -> tuple[fx.GraphModule, list[Pass], Stage, Context]:
         """The graph and all that its passes need, made anew."""
         reader = Reader(self.data["shared"], self.tensors, self.names)
-        for kernel in reader.read(self.data["kernels"]):
-            if kernel not in kernels.TABLE.get(kernel.op, ()):
-                kernels.register(kernel)
         settings = reader.read(self.data["settings"]).with_(module_types=reader.read(self.data["module_types"]))
+        self._teach(settings.target.backend, reader)
         known = built_in(settings.target.backend)
         steps = [self._step(name, reader, known) for name in self.pipeline]
         gm = graph_of(self.data, reader)
         context = Context(settings, example=reader.read(self.data["example"]))
         return gm if settings.trains else gm.eval(), steps, Stage(self.data["stage"]), context
+
+    def _teach(self, backend: str, reader: Reader) -> None:
+        """Registers with the back end what the user had registered. ConfigError where there is such, and no back end of that name."""
+        if self.data["taught"]:
+            backend_of(backend).teach(reader.read(self.data["taught"]))
 
     def _step(self, name: str, reader: Reader, known: Mapping[str, Pass]) -> Pass:
         own = self.data["passes"].get(name)
@@ -109,7 +111,7 @@ def graph_of(data: Mapping[str, Any], reader: Reader) -> fx.GraphModule:
     return OwnGraphModule(root, graph, str(data["model"]))
 
 
-def _place(root: nn.Module, path: str, kind: str, value: Any) -> None:
+def _place(root: nn.Module, path: str, kind: str, value: object) -> None:
     *scopes, last = path.split(".")
     for part in scopes:
         inner = root._modules.setdefault(part, nn.Module())

@@ -9,8 +9,9 @@ import torch
 from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.batches import batches, check_data
-from qcompiler.checks import MARK, check_eval
+from qcompiler.choices import check_float
+from qcompiler.compile.pass_manager import Context
+from qcompiler.compile.settings import Settings
 from qcompiler.debug.comparison import Comparison, NodeError, ordered
 from qcompiler.debug.match import Matching, Site, match
 from qcompiler.debug.metrics import tensors
@@ -20,14 +21,14 @@ from qcompiler.errors import ConfigError, InputError, QCompilerError
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms
 from qcompiler.executable.steps import Steps, steps_of_graph
-from qcompiler.fingerprint import WEIGHTS, other_weights
+from qcompiler.frontend import traced
+from qcompiler.inputs.batches import batches, check_data
+from qcompiler.inputs.checks import MARK, check_eval
+from qcompiler.inputs.fingerprint import WEIGHTS, other_weights
+from qcompiler.inputs.kinds import module_of
 from qcompiler.ir.types import SOURCE
-from qcompiler.kinds import module_of
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.table import OPS, Table
-from qcompiler.pass_manager import Context
-from qcompiler.pipeline import check_float, traced
-from qcompiler.settings import Settings
 
 SUSPICIOUS = 3.0  # dB: 8 bits do not do worse by themselves for half of a model's weights
 
@@ -36,11 +37,11 @@ SUSPICIOUS = 3.0  # dB: 8 bits do not do worse by themselves for half of a model
 def compare(
     float_model: nn.Module,
     quantized: nn.Module,
-    data: Any,
+    data: object,
     *,
     profile: bool = False,
     table: Table = OPS,
-    concrete_args: Mapping[str, Any] | None = None,
+    concrete_args: Mapping[str, object] | None = None,
 ) -> Comparison:
     """Every value of a quantized model against the float model, the node with the worst own error first.
 
@@ -79,7 +80,7 @@ def one_form(quantized: CallForms, items: list[Any]) -> tuple[nn.Module, Iterato
     return quantized.call_forms[found[0] if found else 0], iter(items)
 
 
-def quantized_steps(quantized: Any) -> Steps:
+def quantized_steps(quantized: object) -> Steps:
     """The quantized model as steps: a compiled or loaded module, or a QUANTIZED or LOWERED graph. ConfigError for others."""
     stage = getattr(quantized, MARK, None)
     if isinstance(quantized, Executable):
@@ -95,13 +96,13 @@ def quantized_steps(quantized: Any) -> Steps:
                       hint="compare(float_model, convert_fx(prepared), data)")  # fmt: skip
 
 
-def is_graph(model: Any) -> TypeGuard[fx.GraphModule]:
+def is_graph(model: object) -> TypeGuard[fx.GraphModule]:
     """Whether it is a graph of this compiler, of any stage."""
     return isinstance(model, fx.GraphModule) and any(SOURCE in node.meta for node in model.graph.nodes)
 
 
 @in_plain_torch
-def float_steps(model: nn.Module, first: tuple[tuple[Any, ...], dict[str, Any]], settings: Settings) -> Steps:
+def float_steps(model: nn.Module, first: tuple[tuple[object, ...], dict[str, object]], settings: Settings) -> Steps:
     """The float model as steps: a graph of ours as it is, any other model traced as prepare_fx does."""
     check_float(model)
     check_eval(model)

@@ -81,7 +81,7 @@ class Comparison:
         title = f"worst own error first; output {_db(self.output)}, {self.batches} batch{'es' * (self.batches != 1)}"
         return FittedTable(title, _columns(shown), f"{hidden} more nodes" if hidden else "")
 
-    def to_data(self) -> dict[str, Any]:
+    def to_data(self) -> dict[str, object]:
         """Plain JSON data; null stands for a ratio without error."""
         return {
             "format": "qcompiler-comparison",
@@ -96,7 +96,7 @@ class Comparison:
     def to_json(self) -> str:
         return json.dumps(self.to_data(), indent=1, allow_nan=False)
 
-    def to_numerics(self) -> dict[str, dict[str, Any]]:
+    def to_numerics(self) -> dict[str, dict[str, object]]:
         """By node name: the key "numerics" of a graph document."""
         return {n.name: _numerics(n) for n in sorted(self.nodes, key=lambda n: n.name)}
 
@@ -143,14 +143,14 @@ def _number(value: float) -> float | None:
     return None if value == math.inf or math.isnan(value) else FLOOR if value == -math.inf else float(f"{value:.6g}")
 
 
-def _histogram(h: Histogram) -> dict[str, Any]:
+def _histogram(h: Histogram) -> dict[str, object]:
     data: dict[str, Any] = {"low": _number(h.low), "high": _number(h.high), "counts": list(h.counts)}
     if h.clip is not None and h.step is not None:
         data |= {"clip": [_number(c) for c in h.clip], "step": _number(h.step)}
     return data
 
 
-def _numerics(n: NodeError) -> dict[str, Any]:
+def _numerics(n: NodeError) -> dict[str, object]:
     data: dict[str, Any] = {
         "sqnr": _number(n.sqnr), "own": _number(n.own), "own_channel": _number(n.own_channel), "inherited": _number(n.inherited),
         "max_abs": _number(n.max_abs), "saturation": _number(n.saturation), "dead_channels": n.dead_channels,
@@ -161,6 +161,6 @@ def _numerics(n: NodeError) -> dict[str, Any]:
     return data
 
 
-def _node_data(n: NodeError) -> dict[str, Any]:
+def _node_data(n: NodeError) -> dict[str, object]:
     place = {name: getattr(n, name) for name in ("name", "op", "computes", "module_path", "location")}
     return place | {"origin": list(n.origin)} | {"unused": _number(n.unused), "dead_in_float": n.dead_in_float} | _numerics(n)

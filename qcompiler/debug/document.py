@@ -69,7 +69,7 @@ class Document:
         return replace(self, stages=(*self.stages, *joined, *rest), numerics={**self.numerics, **later.numerics},
                        overlays={**self.overlays, **later.overlays})  # fmt: skip
 
-    def to_data(self) -> dict[str, Any]:
+    def to_data(self) -> dict[str, object]:
         """Plain JSON data."""
         data: dict[str, Any] = {"format": FORMAT, "version": VERSION, "title": self.title, "stages": list(self.stages)}
         data |= {"numerics": dict(self.numerics)} if self.numerics else {}
@@ -80,7 +80,7 @@ class Document:
         return json.dumps(self.to_data(), ensure_ascii=True, separators=(",", ":"), allow_nan=False) + "\n"
 
     @staticmethod
-    def from_data(data: Any) -> Document:
+    def from_data(data: object) -> Document:
         """The document that `to_data` wrote. ConfigError for anything else."""
         if not isinstance(data, dict) or data.get("format") != FORMAT or not data.get("stages"):
             raise ConfigError("not a graph document", code="not-a-document", hint='it starts with {"format": "qcompiler-graph"')
@@ -101,18 +101,20 @@ class Document:
         return Document(title, (stage(phase, phase, delta([], nodes)),))
 
 
-def _complete(data: Mapping[str, Any]) -> Stage:
+def _complete(data: Mapping[str, object]) -> Stage:
     empty = {"changed": True, "ms": 0.0, "matches": 0, "put": [], "drop": [], "replaced": {}, "remarks": []}
     return {**data, **{k: v for k, v in empty.items() if k not in data}}
 
 
-def stage(name: str, phase: str, change: Mapping[str, Any], *, ms: float = 0.0, matches: int = 0, remarks: Sequence[Any] = ()) -> Stage:
+def stage(
+    name: str, phase: str, change: Mapping[str, object], *, ms: float = 0.0, matches: int = 0, remarks: Sequence[object] = ()
+) -> Stage:
     """One entry of `Document.stages`."""
     return {"name": name, "phase": phase, "changed": bool(change["put"] or change["drop"]), "ms": rounded(float(ms)), "matches": matches,
             **change, "remarks": list(remarks)}  # fmt: skip
 
 
-def delta(before: Sequence[Node], after: Sequence[Node]) -> dict[str, Any]:
+def delta(before: Sequence[Node], after: Sequence[Node]) -> dict[str, object]:
     """What turns one list of nodes into the other. Structural: a node is the same where all its data but its place is."""
     old, names = {n["name"]: n for n in before}, {n["name"] for n in after}
     same = [n["name"] for n in after if n["name"] in old and _content(old[n["name"]]) == _content(n)]

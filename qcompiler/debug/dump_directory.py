@@ -21,10 +21,11 @@ import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.journal import PassRecord
+from qcompiler.compile.pass_manager import Context, Pass, PassInstrument, tell
 from qcompiler.debug import dump_index, dump_record
 from qcompiler.debug.blocks import Scoped
 from qcompiler.debug.environment import real_weights
@@ -33,8 +34,6 @@ from qcompiler.debug.record import Recorder
 from qcompiler.debug.reproducer import Failure, write
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.ir.text import format_graph
-from qcompiler.journal import PassRecord
-from qcompiler.pass_manager import Context, Pass, PassInstrument, tell
 
 LOG = logging.getLogger("qcompiler")
 LEVELS = ("index", "diff", "full")
@@ -175,7 +174,7 @@ class DumpDirectory(PassInstrument):
         LOG.warning("no more pass dumps in %s: %s; the compilation goes on", where, error)
 
 
-def _json(data: Any) -> str:
+def _json(data: object) -> str:
     return json.dumps(data, indent=1, sort_keys=True) + "\n"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from qcompiler.journal import PassRecord, Remark
-from qcompiler.pass_manager import Context
+from qcompiler.compile.journal import PassRecord, Remark
+from qcompiler.compile.pass_manager import Context
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from qcompiler.compile.journal import PassRecord
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import source_of
-from qcompiler.journal import PassRecord
-from qcompiler.pass_manager import Context
 
 SCHEMA_VERSION = 1
 SCHEMAS = Path(__file__).parent / "schema"

@@ -9,7 +9,7 @@ from typing import Any
 from qcompiler.errors import ConfigError
 
 
-def setting(name: str, read: Callable[[str], Any], wanted: str) -> Any:
+def setting(name: str, read: Callable[[str], object], wanted: str) -> Any:
     """The value of an environment variable, None where it is not set. ConfigError where `read` raises ValueError."""
     text = os.environ.get(name)
     if not text:

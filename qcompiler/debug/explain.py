@@ -69,7 +69,7 @@ class Explanation:
         """The modules that are called as a whole, or have statements that run as they stand: the share leaves out what these multiply."""
         return tuple(dict.fromkeys(row.module_path for row in self.rows if not row.counted))
 
-    def to_data(self) -> list[dict[str, Any]]:
+    def to_data(self) -> list[dict[str, object]]:
         return [asdict(row) for row in self.rows]
 
     @staticmethod

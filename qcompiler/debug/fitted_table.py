@@ -6,7 +6,7 @@ import io
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -63,7 +63,7 @@ class FittedTable:
         needed = sum(min(c.width, LONG_NAME) if c.names else c.width for c in columns)
         return width - needed - GAP * (len(columns) - 1)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[object]:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
         from rich.text import Text
@@ -97,7 +97,7 @@ def ending(text: str, width: int) -> str:
     return text if not width or len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
-def as_text(*parts: Any) -> str:
+def as_text(*parts: object) -> str:
     """What `print` shows of renderables and strings, as wide as the terminal (COLUMNS, else 120 where there is none)."""
     from rich.console import Console
 

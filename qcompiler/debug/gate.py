@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import sys
 
-from qcompiler.gate import Gate, gated
-from qcompiler.pass_manager import Context
+from qcompiler.compile.gate import Gate, gated
+from qcompiler.compile.pass_manager import Context
 
 __all__ = ["Gate", "gated", "print_answer", "resumed"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from qcompiler.errors import InputError
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: object) -> Iterator[Tensor]:
     """Every tensor of a nested value, quantized ones dequantized."""
     if isinstance(value, Tensor):
         yield value.dequantize() if value.is_quantized else value
@@ -21,7 +20,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
-def compute_sqnr(reference: Any, value: Any) -> float:
+def compute_sqnr(reference: object, value: object) -> float:
     """Signal to quantization noise ratio in dB, over all tensors: 10 log10(sum(reference^2) / sum((reference - value)^2)).
 
     inf without any noise, -inf for noise without signal. InputError where the two differ in structure or shape.
@@ -30,13 +29,13 @@ def compute_sqnr(reference: Any, value: Any) -> float:
     return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else -math.inf
 
 
-def compute_normalized_l2_error(reference: Any, value: Any) -> float:
+def compute_normalized_l2_error(reference: object, value: object) -> float:
     """sqrt(sum((reference - value)^2) / sum(reference^2)), over all tensors: 0 is equal. InputError as compute_sqnr."""
     signal, noise = _powers(reference, value)
     return math.sqrt(noise / signal) if signal else 0.0 if noise == 0 else math.inf
 
 
-def compute_cosine_similarity(reference: Any, value: Any) -> float:
+def compute_cosine_similarity(reference: object, value: object) -> float:
     """Cosine of the angle between two values, all tensors flattened into one vector each: 1 is the same direction.
 
     Shapes may differ where the number of elements is the same; InputError where it is not.
@@ -47,7 +46,7 @@ def compute_cosine_similarity(reference: Any, value: Any) -> float:
     return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
 
 
-def _powers(reference: Any, value: Any) -> tuple[float, float]:
+def _powers(reference: object, value: object) -> tuple[float, float]:
     """Sums of squares, in float64: of the reference, and of the differences."""
     pairs = list(_pairs(list(tensors(reference)), list(tensors(value))))
     return sum(_power(a) for a, _ in pairs), sum(_power(a - b) for a, b in pairs)

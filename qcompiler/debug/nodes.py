@@ -26,7 +26,7 @@ from qcompiler.ops.table import OPS, Table
 KINDS = ("input", "output", "attr", "int8", "float", "quantize", "dequantize", "observer", "pack", "other")
 
 
-def graph_nodes(graph: fx.Graph, table: Table = OPS) -> list[dict[str, Any]]:
+def graph_nodes(graph: fx.Graph, table: Table = OPS) -> list[dict[str, object]]:
     """The nodes of a graph in order, as data (see docs/visualization.md for the fields)."""
     found: list[dict[str, Any]] = []
     for node in graph.nodes:
@@ -68,12 +68,12 @@ def short_file(path: str) -> str:
     return os.path.abspath(path)[len(found) :].replace(os.sep, "/") if found else path
 
 
-def qparams_data(q: QParams) -> dict[str, Any]:
+def qparams_data(q: QParams) -> dict[str, object]:
     return {"scale": rounded(q.scale), "zero_point": _one_if_equal(q.zero_point), "min": q.quant_min, "max": q.quant_max,
             "dtype": str(q.dtype).removeprefix("torch."), "axis": q.channel_axis}  # fmt: skip
 
 
-def _one_if_equal(values: int | Iterable[int]) -> Any:
+def _one_if_equal(values: int | Iterable[int]) -> object:
     found = [values] if isinstance(values, (int, float)) else list(values)
     return found[0] if len(set(found)) == 1 else found
 
@@ -135,14 +135,14 @@ def attributes_text(node: fx.Node, module: nn.Module | None = None) -> str:
     return clipped(", ".join(parts))
 
 
-def _is_wire(arg: Any) -> bool:
+def _is_wire(arg: object) -> bool:
     """Whether an argument is a node, or holds nodes alone: the edges show it."""
     if isinstance(arg, (list, tuple)) and arg:
         return all(map(_is_wire, arg))
     return isinstance(arg, fx.Node)
 
 
-def argument_names(target: Any) -> tuple[str, ...]:
+def argument_names(target: object) -> tuple[str, ...]:
     if isinstance(target, torch._ops.OpOverload):
         return tuple(a.name for a in target._schema.arguments)
     code = getattr(target, "__code__", None)
@@ -157,7 +157,7 @@ def _tensor(node: fx.Node) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
-def _weight_qparams(node: fx.Node) -> dict[str, Any] | None:
+def _weight_qparams(node: fx.Node) -> dict[str, object] | None:
     """Of an int8 weight, from the tensors that stand beside it under its name."""
     root, path, value = node.graph.owning_module, str(node.target), _tensor(node)
     if value is None or root is None or not has_attribute(root, f"{path}_scale") or not has_attribute(root, f"{path}_zero_point"):

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.batches import batches, check_data
 from qcompiler.debug.match import match
 from qcompiler.debug.walk import Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, PassError, Where
 from qcompiler.executable import Executable
 from qcompiler.executable.states import fill
 from qcompiler.executable.steps import Grid, steps_of_graph
+from qcompiler.inputs.batches import batches, check_data
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.names import NAMES, safe_path
 from qcompiler.ir.types import Mode, quant_of
-from qcompiler.prepared import state_of
+from qcompiler.prepared.module import state_of
 from qcompiler.qat.sites import FakeQuantWatch, switch_observers_off
 
 TOLERANCE = 1  # steps: kernels multiply and round in another order, so a value at a half step may fall to either side
@@ -83,7 +83,7 @@ class Parity:
         return f"{text}; training did not simulate {', '.join(others)}" if others else text
 
 
-def simulated(prepared: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.GraphModule:
+def simulated(prepared: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> fx.GraphModule:
     """A copy of a model of prepare_qat_fx in eval mode, with the qparams that convert takes: those of values as they are, those of
     weights as the next forward makes them."""
     state = state_of(prepared)
@@ -104,7 +104,7 @@ def simulated(prepared: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 
 @in_plain_torch
-def parity(prepared: nn.Module, converted: nn.Module, data: Any) -> Parity:
+def parity(prepared: nn.Module, converted: nn.Module, data: object) -> Parity:
     """How far convert_fx's int8 module is from the fake-quantized graph in eval mode, value by value.
 
     `data`: as calibrate takes it. Raises ConfigError for other modules, InputError for no data.
@@ -119,7 +119,7 @@ def parity(prepared: nn.Module, converted: nn.Module, data: Any) -> Parity:
     return _compare(prepared, converted, items)
 
 
-def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> Parity:
+def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[tuple[object, ...], dict[str, object]]]) -> Parity:
     graph = simulated(prepared, *items[0])
     floats, steps = steps_of_graph(graph), converted._steps()
     walk, found = Walk(floats, steps, match(floats, steps), ends=_ranges(graph)), _Found(_not_simulated(graph))
@@ -131,7 +131,7 @@ def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[t
     return Parity(tuple(found.worst.values()), tuple(walk.matching.unmatched.items()), len(items))
 
 
-def require_parity(prepared: nn.Module, converted: Executable, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Parity:
+def require_parity(prepared: nn.Module, converted: Executable, example: tuple[tuple[object, ...], dict[str, object]]) -> Parity:
     """PassError that names the first int8 value more than a step from the simulated one. (Float values may be random.)"""
     found = _compare(prepared, converted, [example])
     wrong = next((d for d in found.differences if not d.is_float and not d.agrees), None)

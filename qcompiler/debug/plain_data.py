@@ -49,11 +49,11 @@ class Lost:
         self.text = text
         self.__name__ = self.__qualname__ = "lost"
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         raise TypeError(f"{self.text} is not part of this reproducer")
 
 
-def find_name(thing: Any) -> str | None:
+def find_name(thing: object) -> str | None:
     """`package.module:qualname` of a class, function or module-level object; None where no such name leads to it."""
     module, qualname = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
     if module == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
@@ -74,7 +74,7 @@ def _importable(module: str, path: str) -> bool:
     return all(part.isidentifier() and not keyword.iskeyword(part) for part in f"{module}.{path}".split("."))
 
 
-def look_up(name: str) -> Any:
+def look_up(name: str) -> object:
     """What the name stands for among the modules that are loaded, None where nothing does."""
     module, _, path = name.partition(":")
     found: Any = sys.modules.get(module)
@@ -97,7 +97,7 @@ class Writer:
         self._index: dict[int, int] = {}
         self._held: list[Any] = []  # so that an id stays its object's own
 
-    def write(self, value: Any) -> Any:
+    def write(self, value: object) -> Any:
         if isinstance(value, fx.Node):
             return {"node": value.name}
         if isinstance(value, PLAIN):
@@ -115,7 +115,7 @@ class Writer:
             return self.tensor(value)
         return self._thing(value)
 
-    def _plain(self, value: Any) -> Any:
+    def _plain(self, value: object) -> object:
         try:
             if isinstance(value, slice):
                 return {"slice": [self.write(v) for v in (value.start, value.stop, value.step)]}
@@ -123,7 +123,7 @@ class Writer:
         except QCompilerError:
             return self._lose(value)
 
-    def _thing(self, value: Any) -> Any:
+    def _thing(self, value: object) -> object:
         if value is Ellipsis:
             return to_json(value)
         if isinstance(value, torch.qscheme):
@@ -145,12 +145,12 @@ class Writer:
             self.shared.append(data)
         return {"shared": self._index[id(value)]}
 
-    def callable(self, value: Any) -> Any:
+    def callable(self, value: object) -> Any:
         """A call target, class or function."""
         known = registry.name_of(value)
         return {"call": known} if known is not None else self._named(value)
 
-    def _named(self, value: Any) -> Any:
+    def _named(self, value: object) -> Any:
         if isinstance(value, type) and issubclass(value, nn.Module) and self.stubs(value):
             return {"class": f"{value.__module__}:{value.__qualname__}"}
         name = find_name(value)
@@ -164,7 +164,7 @@ class Writer:
         found = self._named(thing)
         return str(found.get("name") or found.get("class") or f"{thing.__module__}:{thing.__qualname__}")
 
-    def _object(self, value: Any) -> Any:
+    def _object(self, value: object) -> Any:
         if isinstance(value, Table):
             return self._table(value)
         if isinstance(value, nn.Module):
@@ -179,7 +179,7 @@ class Writer:
             return self._named(value)
         return data
 
-    def _table(self, table: Table) -> Any:
+    def _table(self, table: Table) -> object:
         """The op table as what differs from the default one. `trains`: and has the ops of a model in training."""
         own = [row for row in table.rows.values() if OPS.rows.get(row.name) is not row and not is_for_training(row)]
         gone = [name for name, row in OPS.rows.items() if table.rows.get(name) is not row]
@@ -197,7 +197,7 @@ class Writer:
             "modules": self._scoped(module._modules),
         }
 
-    def _scoped(self, members: Mapping[str, Any]) -> dict[str, Any]:
+    def _scoped(self, members: Mapping[str, object]) -> dict[str, object]:
         outer, found = self.scope, {}
         for name, value in members.items():
             self.scope = f"{outer}.{name}".lstrip(".")
@@ -215,7 +215,7 @@ class Writer:
             self.tensors[name] = value
         return {"tensor": self._keys[id(value)]}
 
-    def _lose(self, value: Any) -> Any:
+    def _lose(self, value: object) -> object:
         text = value if isinstance(value, str) else f"{type(value).__name__} {getattr(value, '__qualname__', '')}".strip()
         self.lost.append(text)
         return {"lost": text}
@@ -224,13 +224,13 @@ class Writer:
 class Reader:
     """Makes objects of data that a Writer wrote; `names` maps each name that the data uses to the thing behind it."""
 
-    def __init__(self, shared: list[Any], tensors: Mapping[str, torch.Tensor], names: Mapping[str, Any]) -> None:
+    def __init__(self, shared: list[Any], tensors: Mapping[str, torch.Tensor], names: Mapping[str, object]) -> None:
         self.shared, self.tensors, self.names = shared, tensors, names
         self.nodes: dict[str, fx.Node] = {}
-        self._made: dict[int, Any] = {}
+        self._made: dict[int, object] = {}
         self._tensors: dict[tuple[str, bool], torch.Tensor] = {}
 
-    def read(self, data: Any) -> Any:
+    def read(self, data: object) -> Any:
         if isinstance(data, list):
             return [self.read(v) for v in data]
         if not isinstance(data, dict):
@@ -247,44 +247,44 @@ class Reader:
     def _tuple(self, data: Any) -> Any:
         return tuple(self.read(data["tuple"]))
 
-    def _namedtuple(self, data: Any) -> Any:
+    def _namedtuple(self, data: Any) -> object:
         return self.thing(data["namedtuple"])(*self.read(data["items"]))
 
-    def _dict(self, data: Any) -> Any:
+    def _dict(self, data: Any) -> object:
         return {self.read(k): self.read(v) for k, v in data["dict"]}
 
-    def _set(self, data: Any) -> Any:
+    def _set(self, data: Any) -> object:
         return set(self.read(data["set"]))
 
-    def _slice(self, data: Any) -> Any:
+    def _slice(self, data: Any) -> object:
         return slice(*self.read(data["slice"]))
 
-    def _qscheme(self, data: Any) -> Any:
+    def _qscheme(self, data: Any) -> object:
         return QSCHEMES[data["qscheme"]]
 
-    def _enum(self, data: Any) -> Any:
+    def _enum(self, data: Any) -> object:
         return self.thing(data["enum"])[data["value"]]
 
-    def _partial(self, data: Any) -> Any:
+    def _partial(self, data: Any) -> object:
         function, args, keywords = self.read(data["partial"])
         return functools.partial(function, *args, **keywords)
 
-    def _method(self, data: Any) -> Any:
+    def _method(self, data: Any) -> object:
         return getattr(self.read(data["of"]), data["method"])
 
     def _call(self, data: Any) -> Any:
         return registry.resolve(data["call"])
 
-    def _name(self, data: Any) -> Any:
+    def _name(self, data: Any) -> object:
         return self.thing(data["name"])
 
-    def _class(self, data: Any) -> Any:
+    def _class(self, data: Any) -> object:
         return self.stub(data["class"])
 
-    def _lost(self, data: Any) -> Any:
+    def _lost(self, data: Any) -> object:
         return Lost(data["lost"])
 
-    def _shared(self, data: Any) -> Any:
+    def _shared(self, data: Any) -> object:
         index = data["shared"]
         if index not in self._made:
             self._made[index] = self.read(self.shared[index])

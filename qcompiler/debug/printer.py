@@ -6,14 +6,13 @@ import difflib
 import logging
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.journal import PassRecord
+from qcompiler.compile.pass_manager import Context, Pass
 from qcompiler.debug.blocks import Scoped
 from qcompiler.ir.text import format_graph
-from qcompiler.journal import PassRecord
-from qcompiler.pass_manager import Context, Pass
 
 LOG = logging.getLogger("qcompiler")
 MODES = ("after", "changed", "diff")
@@ -25,7 +24,7 @@ def unified_diff(before: str, after: str, names: tuple[str, str] = ("before", "a
     return "".join(difflib.unified_diff(before.splitlines(True), after.splitlines(True), *names, n=context))
 
 
-def coloured(lines: Iterable[str]) -> Any:
+def coloured(lines: Iterable[str]) -> object:
     """A diff as rich text: added green, removed red, places cyan; the signs stay, for those who see no colour."""
     from rich.text import Text
 

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
 
 from torch import fx
 
-from qcompiler.checks import MARK
+from qcompiler.compile.journal import PassRecord, Remark
+from qcompiler.compile.pass_manager import Context, Pass
 from qcompiler.debug.document import Document, Node, Stage, delta, stage
 from qcompiler.debug.nodes import graph_nodes
 from qcompiler.errors import ConfigError
-from qcompiler.journal import PassRecord, Remark
-from qcompiler.pass_manager import Context, Pass
-from qcompiler.prepared import state_of
+from qcompiler.inputs.checks import MARK
+from qcompiler.prepared.module import state_of
 
 
 class Recorder:
@@ -81,7 +80,7 @@ class Recorder:
         if phase == "prepare":
             self._prepared = (len(self._stages), nodes)
 
-    def _new_remarks(self, context: Context) -> list[dict[str, Any]]:
+    def _new_remarks(self, context: Context) -> list[dict[str, object]]:
         new, self._remarks = context.journal.remarks[self._remarks :], len(context.journal.remarks)
         return remarks_data(new)
 
@@ -91,7 +90,7 @@ def _phase(gm: fx.GraphModule) -> str:
     return "prepare" if getattr(gm, MARK, None) is None else "convert"
 
 
-def remarks_data(remarks: Sequence[Remark]) -> list[dict[str, Any]]:
+def remarks_data(remarks: Sequence[Remark]) -> list[dict[str, object]]:
     """Remarks as data; what is not known is left out."""
     found = []
     for remark in remarks:

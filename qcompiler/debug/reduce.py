@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from qcompiler.compile.pass_manager import run_passes
 from qcompiler.debug.case import Case
 from qcompiler.debug.plain_data import look_up
 from qcompiler.debug.reproducer import META, Failure, data_of, write_files
 from qcompiler.errors import ConfigError
-from qcompiler.pass_manager import run_passes
 
 Signature = tuple[str, str, str | None]
 
@@ -120,7 +120,7 @@ def _entry(node: dict[str, Any], kept: set[str]) -> dict[str, Any]:
     return {"name": node["name"], "op": "placeholder", "target": node["name"], "args": [], "kwargs": {}, "meta": meta}
 
 
-def _pruned(case: Case, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+def _pruned(case: Case, nodes: list[dict[str, Any]]) -> dict[str, object]:
     """Without the tensors, modules and objects that no node needs any more."""
     targets = {(n["op"], n["target"]) for n in nodes if n["op"] in ("get_attr", "call_module")}
     data = {
@@ -136,7 +136,7 @@ def _pruned(case: Case, nodes: list[dict[str, Any]]) -> dict[str, Any]:
     return {"data": data, "tensors": {k: v for k, v in case.tensors.items() if k in tensors}}
 
 
-def _needed(data: dict[str, Any]) -> list[Any]:
+def _needed(data: dict[str, Any]) -> list[object]:
     """The shared objects, with null for those that nothing refers to: their numbers stay."""
     shared, found = data["shared"], set[int]()
     left = [d["shared"] for d in tagged([v for k, v in data.items() if k != "shared"], "shared")]
@@ -148,7 +148,7 @@ def _needed(data: dict[str, Any]) -> list[Any]:
     return [entry if index in found else None for index, entry in enumerate(shared)]
 
 
-def tagged(data: Any, tag: str) -> Iterator[dict[str, Any]]:
+def tagged(data: object, tag: str) -> Iterator[dict[str, Any]]:
     """Every tagged value of that kind in nested data."""
     if isinstance(data, dict):
         if tag in data:
@@ -160,11 +160,11 @@ def tagged(data: Any, tag: str) -> Iterator[dict[str, Any]]:
             yield from tagged(value, tag)
 
 
-def nodes_in(data: Sequence[Any]) -> list[str]:
+def nodes_in(data: Sequence[object]) -> list[str]:
     return [d["node"] for d in tagged(list(data), "node")]
 
 
-def names_in(data: Any) -> Iterator[str]:
+def names_in(data: object) -> Iterator[str]:
     """The names that reading the data will look up."""
     for tag in ("name", "object", "module", "enum", "namedtuple"):
         for found in tagged(data, tag):

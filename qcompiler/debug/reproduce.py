@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from qcompiler.debug.case import Case
 from qcompiler.debug.reduce import reduce_into
@@ -18,7 +17,7 @@ NOT_REPRODUCED = 3  # exit status: the pipeline ran to its end
 
 
 @cache
-def script(path: str) -> Any:
+def script(path: str) -> object:
     """The user's script as a module, without what stands under `if __name__ == "__main__"`."""
     spec = importlib.util.spec_from_file_location("reproduced_script", path)
     if spec is None or spec.loader is None:
@@ -29,7 +28,7 @@ def script(path: str) -> Any:
     return module
 
 
-def main(file: str, pipeline: str, names: Mapping[str, Any], arguments: Sequence[str] | None = None) -> None:
+def main(file: str, pipeline: str, names: Mapping[str, object], arguments: Sequence[str] | None = None) -> None:
     """What repro.py calls."""
     parser = argparse.ArgumentParser(prog="repro.py", description="Runs a failed pipeline again.")
     parser.add_argument("--reduce", action="store_true", help="write the smallest case that fails in the same way into reduced/")

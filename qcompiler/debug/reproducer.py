@@ -17,20 +17,20 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_map_only
 
-from qcompiler.backends.torch.kernels import table as kernels
+from qcompiler.backends import backend_of, names
+from qcompiler.compile.pass_manager import Context, Pass
+from qcompiler.compile.settings import Settings
 from qcompiler.debug.dump_record import versions
 from qcompiler.debug.plain_data import Writer
 from qcompiler.files.safetensors import safetensors
 from qcompiler.files.values import canonical
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Stage
 from qcompiler.observers.watch import Watch
-from qcompiler.pass_manager import Context, Pass
 from qcompiler.qat.sites import HOLDER
-from qcompiler.settings import Settings
 
 SCRIPT, GRAPH, TENSORS = "repro.py", "repro.json", "repro.safetensors"
 META = (VALUE, SOURCE, QUANT)
-SCHEMA = 2
+SCHEMA = 3
 OURS = ("observers.", f"{HOLDER}.")  # modules that the compiler put in: what they hold is kept, and the user's classes among them
 
 TEMPLATE = '''"""Reproduces: {title}
@@ -99,7 +99,7 @@ def _attribute(gm: fx.GraphModule, path: str) -> Any:
     return value
 
 
-def data_of(failure: Failure, weights: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor], set[str], list[str]]:
+def data_of(failure: Failure, weights: bool) -> tuple[dict[str, object], dict[str, torch.Tensor], set[str], list[str]]:
     """repro.json, the tensors, the names that repro.json refers to, and what could not be written."""
     writer = Writer()
     nodes = _nodes(failure, writer)
@@ -123,12 +123,17 @@ def data_of(failure: Failure, weights: bool) -> tuple[dict[str, Any], dict[str, 
         "example": called,
         "stage": failure.stage.value,
         "passes": {step.name: None if _built_in(step) else writer.write(step) for step in failure.steps},
-        "kernels": [writer.write(k) for found in kernels.TABLE.values() for k in found if not _ours(k.emit)],
+        "taught": [writer.write(thing) for thing in _taught(failure.settings)],
         "shared": writer.shared,
     }
     generator = torch.Generator().manual_seed(0)
     tensors = {name: _random(name, t, generator) if name in random else t for name, t in sorted(writer.tensors.items())}
     return data, tensors, writer.names, writer.lost
+
+
+def _taught(settings: Settings) -> Sequence[object]:
+    """What the user registered with the back end of the compile; one that this process does not know has no such place."""
+    return backend_of(settings.target.backend).taught() if settings.target.backend in names() else ()
 
 
 class _Stubs:
@@ -161,13 +166,13 @@ def _nodes(failure: Failure, writer: Writer) -> list[Any]:
     ]
 
 
-def _kept(writer: Writer, path: str, value: Any) -> list[Any]:
+def _kept(writer: Writer, path: str, value: Any) -> list[object]:
     writer.scope = path
     kind = "parameter" if isinstance(value, nn.Parameter) else "buffer" if isinstance(value, torch.Tensor) else "plain"
     return [kind, writer.write(value)]
 
 
-def _module(writer: Writer, path: str, value: Any) -> Any:
+def _module(writer: Writer, path: str, value: object) -> Any:
     writer.scope = path
     return writer.write(value)
 
@@ -187,7 +192,7 @@ def _blank(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(tensor) if not tensor.is_floating_point() else torch.linspace(-1, 1, tensor.numel()).reshape(tensor.shape)
 
 
-def _ours(thing: Any) -> bool:
+def _ours(thing: object) -> bool:
     return str(getattr(thing, "__module__", "")).startswith("qcompiler.")
 
 

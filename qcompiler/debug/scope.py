@@ -15,31 +15,30 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
+from qcompiler.compile.pass_manager import Context, tell, watch
 from qcompiler.debug.blocks import of_blocks
 from qcompiler.debug.dump_directory import Dump
 from qcompiler.debug.environment import real_weights, setting
 from qcompiler.debug.gate import Gate, gated, resumed
 from qcompiler.debug.printer import Printer
 from qcompiler.errors import ConfigError
-from qcompiler.pass_manager import Context, tell, watch
 
 HOOKS = ("start", "should_run", "before", "after", "on_error", "finish")
 
 
-def instruments_of(debug: Any) -> list[Any]:
+def instruments_of(debug: object) -> list[object]:
     """The instruments of a `debug=` argument, the blocks and the environment. ConfigError for what is none."""
     found = [*_read(debug), *of_blocks()]
     unique = list({id(instrument): instrument for instrument in found}.values())
     return [*_environment(any(_is_dump(instrument) for instrument in unique)), *unique]
 
 
-def _is_dump(instrument: Any) -> bool:
+def _is_dump(instrument: object) -> bool:
     return isinstance(instrument, Dump)
 
 
-def _read(debug: Any) -> list[Any]:
+def _read(debug: object) -> list[object]:
     if debug is None:
         return []
     if isinstance(debug, (list, tuple)):
@@ -54,7 +53,7 @@ def _read(debug: Any) -> list[Any]:
     return [debug]
 
 
-def _environment(dumps: bool) -> Iterator[Any]:
+def _environment(dumps: bool) -> Iterator[object]:
     """A directory that was given takes the place of QCOMPILER_DEBUG's."""
     if os.environ.get("QCOMPILER_PRINT"):
         yield setting("QCOMPILER_PRINT", Printer.read, "after, changed or diff, or one of these with `:pass-glob`")
@@ -78,7 +77,7 @@ def _directory(text: str) -> str:
 
 
 @contextmanager
-def watched(debug: Any, phase: str, model: str, context: Context) -> Iterator[None]:
+def watched(debug: object, phase: str, model: str, context: Context) -> Iterator[None]:
     """One compile: its instruments are started, watch all passes inside the block, and are finished, also after an error."""
     found, limit = instruments_of(debug), setting("QCOMPILER_BISECT", _limit, "a number of rewrites, or -1 for all of them")
     gate = next((g for g in found if isinstance(g, Gate)), None) or (resumed(limit, context) if limit is not None else None)
@@ -90,6 +89,6 @@ def watched(debug: Any, phase: str, model: str, context: Context) -> Iterator[No
         tell(instruments, "finish", context, context)
 
 
-def _started(instrument: Any, phase: str, model: str, context: Context) -> Any:
+def _started(instrument: object, phase: str, model: str, context: Context) -> object:
     made = tell([instrument], "start", context, phase, model, context)
     return instrument if not made or made[0] is None else made[0]

@@ -7,12 +7,10 @@ import os
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 from torch import fx
 
 from qcompiler.artifact.notes import ROWS
-from qcompiler.checks import MARK
 from qcompiler.debug.document import Document
 from qcompiler.debug.explain import Explanation
 from qcompiler.debug.explain_nodes import explain_nodes
@@ -22,13 +20,14 @@ from qcompiler.debug.record import Recorder
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms
+from qcompiler.inputs.checks import MARK
 from qcompiler.ops.table import OPS
-from qcompiler.prepared import state_of
+from qcompiler.prepared.module import state_of
 
 GRAPH_FILE = "graph.json"  # in a dump directory
 
 
-def document_of(source: Any) -> Document:
+def document_of(source: object) -> Document:
     """The Document of a GraphModule (traced, fused, prepared, reference, lowered), a converted module, a Recorder, a Document,
     or of dumps: a graph.json, the directory of one compile, a list of these, or the directory that holds them all, which means
     its last prepare with its convert. ConfigError for anything else.

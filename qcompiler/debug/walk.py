@@ -93,7 +93,7 @@ class Walk:
                     found[side].setdefault(i, []).append(name)
         return found
 
-    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], visit: Visit) -> tuple[Any, Any]:
+    def run(self, args: tuple[object, ...], kwargs: Mapping[str, object], visit: Visit) -> tuple[Any, Any]:
         """One batch; returns the float and the quantized result."""
         floats, values = self.floats.bind(args, kwargs), self.quantized.bind(args, kwargs)
         references: Env = dict(values)
@@ -141,7 +141,7 @@ class Walk:
             found = grid_of(self.steps[step.inputs[0]], values[step.inputs[0]])
         return None if found is None else (*found[:2], *self.ends.get(site.float_step.name, found[2:]))
 
-    def _timed(self, step: Step, values: Env) -> Any:
+    def _timed(self, step: Step, values: Env) -> object:
         if not self.profile or step.writes is not None or step.kind != "call" or step.state == "write":
             return step.run(values)
         times = self.times[step.name] = []
@@ -156,7 +156,7 @@ class Walk:
         parts = [self.times[name] for name in (site.step.name, *site.way) if name in self.times]
         return tuple(map(sum, zip(*parts)))
 
-    def _perfect(self, site: Site, floats: Env, references: Env) -> Any:
+    def _perfect(self, site: Site, floats: Env, references: Env) -> object:
         """The float value of a site, computed from the inputs that the quantized step gets."""
         if site.region is None or not self.rounded.intersection(site.bounds):
             return floats[site.float_step.name]
@@ -167,11 +167,11 @@ class Walk:
         return env[site.float_step.name]
 
 
-def _result(steps: Steps, env: Env) -> Any:
+def _result(steps: Steps, env: Env) -> object:
     return real(rewrite(steps.output, lambda v: env[v.name] if isinstance(v, Ref) else v))
 
 
-def held_as(value: Any, reference: Any, grid: Grid | None) -> Any:
+def held_as(value: object, reference: object, grid: Grid | None) -> object:
     """The reference in the form of `value`: rounded to the same integers, and quantized where that is quantized."""
     if isinstance(value, Tensor) and isinstance(reference, Tensor):
         if value.shape != reference.shape:
@@ -191,7 +191,7 @@ def _is_channels_last(value: Tensor) -> bool:
     return value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
 
 
-def pairs(reference: Any, value: Any) -> Sequence[tuple[Tensor, Tensor]] | None:
+def pairs(reference: object, value: object) -> Sequence[tuple[Tensor, Tensor]] | None:
     """The tensors of two values of the same structure, in pairs; None where they do not fit together."""
     if isinstance(reference, Tensor) and isinstance(value, Tensor):
         return [(reference, value)] if reference.shape == value.shape else None

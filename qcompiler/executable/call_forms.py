@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qcompiler.checks import MARK
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.executable import Executable
 from qcompiler.executable.arguments import Argument, arguments_of_graph
+from qcompiler.inputs.checks import MARK
 from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.ir.form import likeness, misfit
 from qcompiler.observers.watch import Watch
@@ -28,7 +28,7 @@ def arguments_of(module: nn.Module) -> tuple[Argument, ...]:
     return arguments_of_graph(module.graph)
 
 
-def fit(arguments: Sequence[Argument], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
+def fit(arguments: Sequence[Argument], args: tuple[object, ...], kwargs: Mapping[str, object]) -> int | str:
     """How much a call is like the example of a form, if it has that form; else why it has not, in one clause."""
     names = [argument.name for argument in arguments]
     if len(args) > len(names):
@@ -72,7 +72,7 @@ class CallForms(nn.Module):
         _tie_again(self)
         return self
 
-    def choose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    def choose(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> int:
         """The number of the form that a call has; of several, the one whose example is most like it, in sizes and numbers.
 
         Raises InputError that lists the forms for a call that has none.
@@ -90,7 +90,7 @@ class CallForms(nn.Module):
         texts = [f"{a.name}={a.form}" if a.form.kind == "value" else f"{a.name}: {a.form}" for a in self._arguments[index]]
         return f"({', '.join(texts)})"
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> object:
         index = self.choose(args, kwargs)
         try:
             return self.call_forms[index](*args, **kwargs)
@@ -136,7 +136,7 @@ class CallForms(nn.Module):
         return "\n".join(f"{i}: {self.spelled(i)}" for i in range(len(self._arguments)))
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _equal(a: object, b: object) -> bool:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return a is b
     return a is b or (a.dtype is b.dtype and a.shape == b.shape and a.device == b.device and torch.equal(a, b))
@@ -153,7 +153,7 @@ def ties(forms: Sequence[nn.Module]) -> list[tuple[int, str, str, str]]:
     return found
 
 
-def _tie_again(made: CallForms, *_: Any) -> None:
+def _tie_again(made: CallForms, *_: object) -> None:
     first = made.call_forms[0]
     for number, path, kind, name in made._ties:
         vars(made.call_forms[number].get_submodule(path))[kind][name] = vars(first.get_submodule(path))[kind][name]
@@ -201,7 +201,7 @@ def _weight_of(node: fx.Node) -> str | None:
     return str(read[0].target) if read else None
 
 
-def _tables(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
+def _tables(module: nn.Module) -> Iterator[tuple[str, dict[str, object], str]]:
     """Path, table and name of each tensor of a module that is no observer's."""
     watched = {id(part) for watch in module.modules() if isinstance(watch, Watch) for part in watch.modules()}
     for path, part in module.named_modules():
@@ -210,7 +210,7 @@ def _tables(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
                 yield from ((path, table, name) for name in list(table) if table[name] is not None)
 
 
-def join(forms: Sequence[nn.Module], stage: str, attributes: Mapping[str, Any]) -> CallForms:
+def join(forms: Sequence[nn.Module], stage: str, attributes: Mapping[str, object]) -> CallForms:
     """The module of several forms over one set of weights, with the user's attributes. `stage`: what checks.MARK says of it."""
     share(forms)
     made = CallForms(forms)
@@ -221,6 +221,6 @@ def join(forms: Sequence[nn.Module], stage: str, attributes: Mapping[str, Any]) 
     return made
 
 
-def forms_of(model: Any) -> list[Any]:
+def forms_of(model: object) -> list[Any]:
     """The forms of a model, or the model alone where it has one form."""
     return list(model.call_forms) if isinstance(model, CallForms) else [model]

@@ -10,7 +10,7 @@ from qcompiler.ir.form import KINDS, PLAIN, Form
 MAX_DEPTH = 32
 
 
-def form_to_data(form: Form) -> dict[str, Any]:
+def form_to_data(form: Form) -> dict[str, object]:
     """Plain JSON data; what is empty is left out."""
     data: dict[str, Any] = {"kind": form.kind}
     if form.kind == "number":
@@ -23,7 +23,7 @@ def form_to_data(form: Form) -> dict[str, Any]:
     return data | ({"parts": [form_to_data(part) for part in form.parts]} if form.parts else {})
 
 
-def form_from_data(data: Any, depth: int = 0) -> Form:
+def form_from_data(data: object, depth: int = 0) -> Form:
     """The form that `form_to_data` wrote. Raises ValueError for anything else."""
     if type(data) is not dict or data.get("kind") not in KINDS or depth > MAX_DEPTH:
         raise ValueError("bad form")

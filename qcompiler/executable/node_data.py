@@ -9,12 +9,12 @@ from typing import Any
 LIMIT = 200  # characters of constant arguments; the IR text has them all
 
 
-def compact(data: Mapping[str, Any]) -> dict[str, Any]:
+def compact(data: Mapping[str, object]) -> dict[str, object]:
     """Without the fields that say nothing; a shape of no dimensions says something."""
     return {k: v for k, v in data.items() if v is not None and (v not in ("", {}) and (v != [] or k == "shape"))}
 
 
-def rounded(value: Any) -> Any:
+def rounded(value: object) -> Any:
     """Floats to 6 significant digits, so that documents are small and the same everywhere; inf and nan become None."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None

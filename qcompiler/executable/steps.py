@@ -82,12 +82,12 @@ class Steps:
         return {v.name for v in walk(self.output) if isinstance(v, Ref)}
 
 
-def quantizes(target: Any) -> bool:
+def quantizes(target: object) -> bool:
     """Whether a call target turns floats into integers: quantize, torch's own, or a function of a back end with `quantizes = True`."""
     return target in (quantize, torch.quantize_per_tensor) or getattr(target, "quantizes", False) is True
 
 
-def real(value: Any) -> Any:
+def real(value: object) -> Any:
     """A value with its quantized tensors dequantized."""
     if isinstance(value, Tensor):
         return value.dequantize() if value.is_quantized else value
@@ -96,7 +96,7 @@ def real(value: Any) -> Any:
     return value
 
 
-def bind_arguments(names: list[str], defaults: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Env:
+def bind_arguments(names: list[str], defaults: Mapping[str, object], args: tuple[object, ...], kwargs: Mapping[str, object]) -> Env:
     given = dict(defaults) | dict(zip(names, args, strict=False)) | dict(kwargs)
     missing, unknown = [n for n in names if n not in given], [n for n in kwargs if n not in names]
     if missing or unknown or len(args) > len(names):
@@ -113,7 +113,7 @@ def steps_of_graph(gm: fx.GraphModule) -> Steps:
     spelled = {str(n.target).lstrip("*"): n.name for n in inputs}
     result = next(n for n in gm.graph.nodes if n.op == "output").args[0]
 
-    def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Env:
+    def bind(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Env:
         return bind_arguments([n.name for n in inputs], defaults, args, {spelled.get(k, k): v for k, v in kwargs.items()})
 
     output: Any = fx.node.map_arg(result, lambda n: Ref(n.name))  # type: ignore[arg-type, return-value]
@@ -146,7 +146,7 @@ def _graph_weight(gm: fx.GraphModule, node: fx.Node) -> Weight | None:
     return Weight(values, scale, zero_point, made.args[3])  # type: ignore[arg-type]
 
 
-def _graph_run(gm: fx.GraphModule, node: fx.Node) -> Callable[[Env], Any]:
+def _graph_run(gm: fx.GraphModule, node: fx.Node) -> Callable[[Env], object]:
     if node.op == "placeholder":
         return lambda env: env[node.name]
     if node.op == "get_attr":
@@ -165,15 +165,15 @@ def _graph_run(gm: fx.GraphModule, node: fx.Node) -> Callable[[Env], Any]:
     return run
 
 
-def state_of_call(function: Any) -> Literal["", "read", "write"]:
+def state_of_call(function: object) -> Literal["", "read", "write"]:
     return "read" if function in READS else "write" if function in WRITES else ""
 
 
-def read_input(name: str) -> Callable[[Env], Any]:
+def read_input(name: str) -> Callable[[Env], object]:
     return lambda env: env[name]
 
 
-def grid_of(step: Step, value: Any) -> Grid | None:
+def grid_of(step: Step, value: object) -> Grid | None:
     """Scale, zero point, smallest and largest code of a step's value; None for floats and per-channel tensors."""
     if isinstance(value, Tensor) and value.is_quantized and value.qscheme() == torch.per_tensor_affine:
         return value.q_scale(), value.q_zero_point(), 0, 255

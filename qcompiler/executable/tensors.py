@@ -14,7 +14,7 @@ MODULE = frozenset(dir(nn.Module))
 MAX_PATH, MAX_PARTS = 2**16, 1024  # a module is made for each part: a bound on what a file's names allocate
 
 
-def is_path(text: Any) -> bool:
+def is_path(text: object) -> bool:
     """Whether it can be the dotted name of a tensor or submodule: no empty part, nothing of nn.Module's own, within bounds.
 
     Any other text will do: a name is only ever a key of a dict, or a literal in source.

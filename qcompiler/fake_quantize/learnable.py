@@ -40,7 +40,7 @@ class _Round(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> object:
         x, scale, zero_point = ctx.saved_tensors
         axis, low, high = ctx.settings
         s, z = (scale, zero_point) if axis is None else (per_axis(scale, axis, x.dim()), per_axis(zero_point, axis, x.dim()))

@@ -26,7 +26,7 @@ class EncodeError(QCompilerError):
     default_code = "codegen-argument"
 
 
-def to_json(value: Any, own: Write | None = None) -> Any:
+def to_json(value: object, own: Write | None = None) -> Any:
     """JSON data of a value. `own` writes values of the caller's own classes. Raises EncodeError for what has no form."""
     if value is None or isinstance(value, (bool, str)):
         return value
@@ -47,7 +47,7 @@ def to_json(value: Any, own: Write | None = None) -> Any:
     return _special_to_json(value)
 
 
-def _special_to_json(value: Any) -> Any:
+def _special_to_json(value: object) -> object:
     if value is Ellipsis:
         return {"ellipsis": True}
     if isinstance(value, torch.dtype):
@@ -63,7 +63,7 @@ def _special_to_json(value: Any) -> Any:
     raise EncodeError(f"an argument of type {type(value).__qualname__} cannot be part of a compiled program")
 
 
-def from_json(data: Any, own: Read = NONE, depth: int = 0) -> Any:
+def from_json(data: object, own: Read = NONE, depth: int = 0) -> Any:
     """The value that `to_json` wrote. Raises ValueError for anything else."""
     if depth > MAX_DEPTH:
         raise ValueError("argument nested too deep")
@@ -81,7 +81,7 @@ def from_json(data: Any, own: Read = NONE, depth: int = 0) -> Any:
     return own[tag](body) if tag in own else _tagged(tag, body, own, depth)
 
 
-def _tagged(tag: str, body: Any, own: Read, depth: int) -> Any:
+def _tagged(tag: str, body: object, own: Read, depth: int) -> object:
     def items(length: int | None = None) -> list[Any]:
         if not isinstance(body, list) or (length is not None and len(body) != length):
             raise ValueError(f"bad {tag}")
@@ -104,7 +104,7 @@ def _tagged(tag: str, body: Any, own: Read, depth: int) -> Any:
     return _named(tag, body)
 
 
-def _named(tag: str, body: Any) -> Any:
+def _named(tag: str, body: object) -> Any:
     if tag == "ellipsis" and body is True:
         return Ellipsis
     if isinstance(body, str):
@@ -121,6 +121,6 @@ def _named(tag: str, body: Any) -> Any:
     raise ValueError(f"unknown value tag {tag!r:.40}")
 
 
-def canonical(data: Any) -> str:
+def canonical(data: object) -> str:
     """JSON text with sorted keys, ASCII, no spaces, no NaN."""
     return json.dumps(data, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)

@@ -39,7 +39,7 @@ def check_state(module: nn.Module, state_dict: Mapping[str, Any], prefix: str = 
             part._check_own(state, start)
 
 
-def check_before_load(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, metadata: Any, *rest: Any) -> None:
+def check_before_load(module: nn.Module, state_dict: Mapping[str, object], prefix: str, metadata: object, *rest: object) -> None:
     """`check_state` as a load_state_dict_pre_hook: of a root, it sees the whole model before any part is changed."""
     check_state(module, state_dict, prefix, assigns(metadata))
 
@@ -50,7 +50,7 @@ def guard_loading(root: nn.Module) -> None:
         root.register_load_state_dict_pre_hook(check_before_load)
 
 
-def _hooks(module: nn.Module) -> list[Any]:
+def _hooks(module: nn.Module) -> list[object]:
     """What else runs before the module loads; it may rename or reshape."""
     return [h for h in module._load_state_dict_pre_hooks.values() if getattr(h, "hook", h) is not check_before_load]
 
@@ -67,7 +67,7 @@ def _persistent(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, held
 
 
-def _fault(module: nn.Module, name: str, held: Tensor, given: Any, assign: bool) -> tuple[str, str, str | None] | None:
+def _fault(module: nn.Module, name: str, held: Tensor, given: object, assign: bool) -> tuple[str, str, str | None] | None:
     """(text, code, hint) of what is wrong with a tensor."""
     if not isinstance(given, Tensor) or given.layout is not torch.strided:
         kind = f"a {given.layout} tensor" if isinstance(given, Tensor) else f"a {type(given).__name__}"

@@ -77,7 +77,7 @@ class Form:
         return [f"[{key!r}]" for key in self.keys or range(len(self.parts))]
 
 
-def misfit(form: Form, value: Any, path: str) -> str | None:
+def misfit(form: Form, value: object, path: str) -> str | None:
     """Why a value is none of a form, in one clause; None where it fits. Sizes of tensors and values of numbers may differ."""
     if form.kind == "tensor":
         fits = isinstance(value, torch.Tensor) and value.dim() == len(form.shape) and str(value.dtype) == f"torch.{form.name}"
@@ -92,7 +92,7 @@ def misfit(form: Form, value: Any, path: str) -> str | None:
     return _misfit_inside(form, value, path)
 
 
-def _misfit_inside(form: Form, value: Any, path: str) -> str | None:
+def _misfit_inside(form: Form, value: object, path: str) -> str | None:
     if form.kind == "dict":
         if not isinstance(value, dict) or tuple(value) != form.keys:
             return _told(form, value, path)
@@ -107,11 +107,11 @@ def _misfit_inside(form: Form, value: Any, path: str) -> str | None:
     return next((text for i, part in enumerate(form.parts) if (text := misfit(part, items[i], path + steps[i])) is not None), None)
 
 
-def _told(form: Form, value: Any, path: str) -> str:
+def _told(form: Form, value: object, path: str) -> str:
     return f"{path} must be {form}, got {Form.of(value)}"
 
 
-def as_number(value: Any, kind: type) -> int | float | None:
+def as_number(value: object, kind: type) -> int | float | None:
     """A given number as an int or a float: Python's, NumPy's, or a tensor of one element without dimensions; None for others."""
     if isinstance(value, torch.Tensor) and value.dim() == 0 and not value.is_complex():
         value = value.item()

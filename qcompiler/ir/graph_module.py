@@ -16,7 +16,7 @@ from torch.fx import graph_module
 
 def _forget(filename: str) -> None:
     linecache.cache.pop(filename, None)
-    loader: Any = getattr(graph_module, "_loader", None)
+    loader: object = getattr(graph_module, "_loader", None)
     getattr(loader, "eval_cache", {}).pop(filename, None)
 
 

@@ -54,7 +54,7 @@ class ListItems(_Items):
     def __iter__(self) -> Iterator[Any]:
         return map(self._child, vars(self)[PLACES])
 
-    def __contains__(self, item: Any) -> bool:
+    def __contains__(self, item: object) -> bool:
         return any(item is held for held in self)
 
 
@@ -67,7 +67,7 @@ class DictItems(_Items):
     def __iter__(self) -> Iterator[str]:
         return iter(vars(self)[PLACES])
 
-    def __contains__(self, key: Any) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in vars(self)[PLACES]
 
     def keys(self) -> list[str]:
@@ -94,7 +94,7 @@ class DictScope(DictItems, nn.Module):
 SCOPES: dict[type, dict[str, type]] = {nn.Module: {"list": ListScope, "dict": DictScope}}
 
 
-def items_of(model: nn.Module) -> dict[str, list[Any]]:
+def items_of(model: nn.Module) -> dict[str, list[object]]:
     """The note of a model's containers."""
     found: dict[str, list[Any]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -128,7 +128,7 @@ def give_items(root: nn.Module, classes: Mapping[type, Mapping[str, type]], name
     return kind
 
 
-def _submodule(root: nn.Module, path: str) -> Any:
+def _submodule(root: nn.Module, path: str) -> object:
     module: Any = root
     for part in filter(None, path.split(".")):
         module = module._modules.get(part) if isinstance(module, nn.Module) else None

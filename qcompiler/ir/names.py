@@ -72,17 +72,17 @@ def keep_names(gm: fx.GraphModule, table: dict[str, str]) -> None:
         gm.register_load_state_dict_pre_hook(_to_safe)
 
 
-def _rename(state: dict[str, Any], prefix: str, change: Any) -> None:
+def _rename(state: dict[str, object], prefix: str, change: Any) -> None:
     for key in list(state):
         value = state.pop(key)  # all of them: the order stays
         state[prefix + change(key[len(prefix) :]) if key.startswith(prefix) else key] = value
 
 
-def _to_user(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+def _to_user(module: nn.Module, state: dict[str, object], prefix: str, metadata: object) -> None:
     _rename(state, prefix, lambda path: user_path(module, path))
 
 
-def _to_safe(module: Any, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+def _to_safe(module: Any, state: dict[str, object], prefix: str, *rest: Any) -> None:
     back = {user_path(module, path): path for path, _ in (*module.named_parameters(), *module.named_buffers())}
     _rename(state, prefix, lambda path: back.get(path, path))
 

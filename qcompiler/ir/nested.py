@@ -14,7 +14,7 @@ class Ref:
     name: str
 
 
-def walk(value: Any) -> Iterator[Any]:
+def walk(value: object) -> Iterator[object]:
     """Every leaf of a nested value."""
     if isinstance(value, (tuple, list)):
         for item in value:
@@ -29,7 +29,7 @@ def walk(value: Any) -> Iterator[Any]:
         yield value
 
 
-def rewrite(value: Any, change: Callable[[Any], Any]) -> Any:
+def rewrite(value: object, change: Callable[[Any], object]) -> Any:
     """The same nested value with every leaf replaced; dict keys stay."""
     if isinstance(value, (tuple, list)):
         items = [rewrite(item, change) for item in value]

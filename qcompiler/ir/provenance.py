@@ -31,7 +31,7 @@ def inherit_values(graph: fx.Graph) -> None:
                 node.meta[VALUE] = Value(tuple(found.shape), found.dtype)
 
 
-def _on_meta(node: fx.Node) -> Any:
+def _on_meta(node: fx.Node) -> object:
     """The node's result without data; None where that cannot be told."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), _meta)
     function: Callable[..., Any] = node.target if callable(node.target) else getattr(Tensor, str(node.target), lambda *a, **k: None)

@@ -18,7 +18,7 @@ SHORT = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch
 LONGEST = 16  # elements of a constant argument that are written out
 
 
-def format_target(target: Any) -> str:
+def format_target(target: object) -> str:
     """A called thing's name: no module paths that depend on the machine, no addresses."""
     if isinstance(target, str):
         return target
@@ -27,7 +27,7 @@ def format_target(target: Any) -> str:
     return getattr(target, "__name__", type(target).__name__)
 
 
-def format_arg(arg: Any) -> str:
+def format_arg(arg: object) -> str:
     if isinstance(arg, fx.Node):
         return f"%{arg.name}"
     if isinstance(arg, torch.Tensor) or (isinstance(arg, (tuple, list)) and _long(arg)):
@@ -50,11 +50,11 @@ def format_arg(arg: Any) -> str:
     return f"<{type(arg).__name__}>" if re.search(r" at 0x[0-9a-fA-F]+", text) else text
 
 
-def _leaves(arg: Any) -> list[Any]:
+def _leaves(arg: object) -> list[object]:
     return [leaf for item in arg for leaf in _leaves(item)] if isinstance(arg, (tuple, list)) else [arg]
 
 
-def _long(arg: Any) -> bool:
+def _long(arg: object) -> bool:
     """Whether it is a constant of more elements than are written out."""
     leaves = _leaves(arg)
     return len(leaves) > LONGEST and not any(isinstance(leaf, fx.Node) for leaf in leaves)

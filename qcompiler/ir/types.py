@@ -49,7 +49,7 @@ class Value:
     form: Form | None = field(default=None, compare=False)
 
     @staticmethod
-    def of(example: Any) -> Value:
+    def of(example: object) -> Value:
         if isinstance(example, torch.Tensor):
             return Value(tuple(example.shape), example.dtype)
         return Value(None, None)

@@ -24,7 +24,7 @@ def _note_call(observer: nn.Module, inputs: Any, output: Any) -> None:
         observer.__dict__[SAW_DATA] = True
 
 
-def _note_load(observer: nn.Module, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+def _note_load(observer: nn.Module, state_dict: Mapping[str, object], prefix: str, *rest: object) -> None:
     """Statistics that are loaded count as data; those of an observer that saw none are the ones that are there already."""
     held = {prefix + name: buffer for name, buffer in observer.named_buffers()}
     loaded = {name: new for name in held if isinstance(new := state_dict.get(name), torch.Tensor)}  # of a checkpoint on any device
@@ -56,7 +56,7 @@ class ObserverBase(nn.Module):
             self.register_load_state_dict_pre_hook(_note_load)
 
     @classmethod
-    def with_args(cls, **kwargs: Any) -> Factory:
+    def with_args(cls, **kwargs: object) -> Factory:
         """A factory of this class with arguments bound: `MinMaxObserver.with_args(dtype=torch.int8)`."""
         return Factory(cls, kwargs)
 

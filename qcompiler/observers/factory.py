@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -42,17 +41,17 @@ class Factory:
     `factory(**more)` makes an instance, `factory.with_args(**more)` another factory; later arguments win.
     """
 
-    def __init__(self, cls: type[nn.Module], kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, cls: type[nn.Module], kwargs: Mapping[str, object] | None = None) -> None:
         self.cls = cls
         self.kwargs = {k: as_factory(v) for k, v in sorted((kwargs or {}).items())}
 
-    def __call__(self, **kwargs: Any) -> nn.Module:
+    def __call__(self, **kwargs: object) -> nn.Module:
         return self.cls(**{**self.kwargs, **kwargs})
 
-    def with_args(self, **kwargs: Any) -> Factory:
+    def with_args(self, **kwargs: object) -> Factory:
         return Factory(self.cls, {**self.kwargs, **kwargs})
 
-    def _key(self) -> tuple[Any, ...]:
+    def _key(self) -> tuple[object, ...]:
         return self.cls, tuple((k, _comparable(v)) for k, v in self.kwargs.items())
 
     def __eq__(self, other: object) -> bool:
@@ -66,13 +65,13 @@ class Factory:
         return f"{self.cls.__name__}({args})"
 
 
-def _comparable(value: Any) -> Any:
+def _comparable(value: object) -> object:
     if isinstance(value, torch.dtype) and value is not torch.quint4x2:
         return plain_dtype(value)
     return value
 
 
-def as_factory(maker: Any) -> Any:
+def as_factory(maker: object) -> object:
     """A class becomes a Factory without arguments; a Factory or another callable stays."""
     return Factory(maker) if isinstance(maker, type) and issubclass(maker, nn.Module) else maker
 
@@ -93,7 +92,7 @@ def registered(name: str) -> type[nn.Module] | None:
     return _REGISTRY.get(name)
 
 
-def to_plain(maker: Any) -> dict[str, Any]:
+def to_plain(maker: object) -> dict[str, object]:
     """A factory as JSON values: {"observer": name, "args": {...}}; ConfigError where it has no registered name."""
     factory = as_factory(maker)
     if not isinstance(factory, Factory) or _REGISTRY.get(factory.cls.__name__) is not factory.cls:
@@ -105,7 +104,7 @@ def to_plain(maker: Any) -> dict[str, Any]:
     return {"observer": factory.cls.__name__, "args": {k: _plain_value(k, v) for k, v in sorted(factory.kwargs.items())}}
 
 
-def from_plain(data: Any) -> Factory:
+def from_plain(data: object) -> Factory:
     """The factory that `to_plain` wrote; only registered names, nothing is imported. ConfigError otherwise."""
     if not isinstance(data, Mapping) or set(data) - {"observer", "args"} or not isinstance(data.get("args", {}), Mapping):
         raise ConfigError(f"expected {{'observer': name, 'args': {{...}}}}, got {data!r:.200}", code="config-format")
@@ -116,7 +115,7 @@ def from_plain(data: Any) -> Factory:
     return Factory(cls, {str(k): _value_from_plain(v) for k, v in data.get("args", {}).items()})
 
 
-def _plain_value(key: str, value: Any) -> Any:
+def _plain_value(key: str, value: object) -> object:
     if isinstance(value, torch.dtype):
         wanted = value if value is torch.quint4x2 else plain_dtype(value)
         return {"dtype": next(n for n, d in _DTYPES.items() if d is wanted)}
@@ -129,13 +128,13 @@ def _plain_value(key: str, value: Any) -> Any:
     raise ConfigError(f"argument {key}={value!r} cannot be written to a file", code="config-format")
 
 
-def _value_from_plain(value: Any) -> Any:
+def _value_from_plain(value: object) -> object:
     if not isinstance(value, Mapping):
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise ConfigError(f"unexpected value {value!r:.100} in an observer's arguments", code="config-format")
     kind, name = next(iter(value.items()), ("", ""))
-    tables: dict[str, Mapping[str, Any]] = {"dtype": _DTYPES, "qscheme": _QSCHEMES}
+    tables: dict[str, Mapping[str, object]] = {"dtype": _DTYPES, "qscheme": _QSCHEMES}
     known = tables.get(kind)
     if known is None or len(value) != 1:
         return from_plain(value)

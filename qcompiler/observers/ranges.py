@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from qcompiler.observers.affine import Rule
@@ -13,13 +11,13 @@ LARGEST = torch.finfo(torch.float32).max / 2**31
 SHOWN = 8  # channels that are listed
 
 
-def uniform(observer: Any) -> UniformQuantizationObserverBase | None:
+def uniform(observer: object) -> UniformQuantizationObserverBase | None:
     """The observer of a range behind an observer or a fake-quantize module."""
     inner = getattr(observer, "activation_post_process", observer)
     return inner if isinstance(inner, UniformQuantizationObserverBase) and inner.observed else None
 
 
-def is_constant(observer: Any) -> bool:
+def is_constant(observer: object) -> bool:
     """Whether all values that were observed are the same number."""
     inner = uniform(observer)
     return inner is not None and bool((inner.min_val == inner.max_val).all())
@@ -33,7 +31,7 @@ def steps_used(observer: UniformQuantizationObserverBase) -> torch.Tensor:
     return width / float(observer.eps)
 
 
-def floored(observer: Any) -> str | None:
+def floored(observer: object) -> str | None:
     """A sentence where eps leaves a range with fewer than half of its steps."""
     inner = uniform(observer)
     if inner is None:
@@ -47,7 +45,7 @@ def floored(observer: Any) -> str | None:
     return f"{of}its range takes {number} of {levels} steps: the scale is eps, {float(inner.eps):.3g}; give the observer a smaller eps"
 
 
-def overflows(observer: Any) -> str | None:
+def overflows(observer: object) -> str | None:
     """A sentence where a kernel's 32-bit sums, times the scale, could leave float32."""
     inner = uniform(observer)
     if inner is None:
@@ -56,7 +54,7 @@ def overflows(observer: Any) -> str | None:
     return f"its scale is {largest:.3g}: sums of a kernel may overflow float32" if largest > LARGEST else None
 
 
-def empty_channels(observer: Any) -> str | None:
+def empty_channels(observer: object) -> str | None:
     """A sentence where channels hold nothing but zeros."""
     inner = uniform(observer)
     if inner is None or not inner.is_per_channel:

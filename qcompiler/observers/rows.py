@@ -18,7 +18,7 @@ class SmallestRow(ObserverBase):
     gives_qparams = False
     least: Tensor
 
-    def __init__(self, power: Callable[[Tensor, Mapping[str, Any]], Tensor], attributes: Mapping[str, Any]) -> None:
+    def __init__(self, power: Callable[[Tensor, Mapping[str, Any]], Tensor], attributes: Mapping[str, object]) -> None:
         super().__init__(torch.float32)
         self.power, self.attributes = power, dict(attributes)
         self.register_buffer("least", torch.tensor(math.inf))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
@@ -101,7 +100,7 @@ class PlaceholderObserver(ObserverBase):
 class RecordingObserver(ObserverBase):
     """Keeps a copy of each tensor it sees, for debugging."""
 
-    def __init__(self, dtype: torch.dtype = torch.uint8, qscheme: torch.qscheme = torch.per_tensor_affine, **ignored: Any) -> None:
+    def __init__(self, dtype: torch.dtype = torch.uint8, qscheme: torch.qscheme = torch.per_tensor_affine, **ignored: object) -> None:
         super().__init__(dtype)
         self.qscheme = qscheme
         self.tensor_val: list[torch.Tensor] = []

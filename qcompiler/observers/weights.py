@@ -9,7 +9,7 @@ from torch import Tensor
 from qcompiler.errors import ConfigError, Where
 
 
-def check_axis(observer: Any, weight: Tensor, where: Where | None = None) -> None:
+def check_axis(observer: object, weight: Tensor, where: Where | None = None) -> None:
     """ConfigError for a `ch_axis` that the weight does not have."""
     axis = getattr(observer, "ch_axis", -1) if getattr(observer, "is_per_channel", False) else -1
     if weight.dim() and not -weight.dim() <= axis < weight.dim():
@@ -17,7 +17,7 @@ def check_axis(observer: Any, weight: Tensor, where: Where | None = None) -> Non
                           code="channel-axis", where=where, hint="leave ch_axis out: each op knows the axis of its channels")  # fmt: skip
 
 
-def check_tied(name: str, users: tuple[str, str], makers: tuple[Any, Any]) -> None:
+def check_tied(name: str, users: tuple[str, str], makers: tuple[object, object]) -> None:
     """ConfigError, naming both, where two users of one weight would observe it in different ways."""
     if makers[0] != makers[1]:
         text = f"the weight {name} has two users, {users[0]} and {users[1]}, with different qconfigs"

@@ -34,7 +34,7 @@ def _additive(mask: Any) -> Any:
     return torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_fill(mask, -math.inf)
 
 
-def _mask(attn_mask: Any, key_padding_mask: Any, heads: int, more_keys: int) -> Any:
+def _mask(attn_mask: object, key_padding_mask: object, heads: int, more_keys: int) -> Any:
     """Both masks as one that broadcasts against scores of (N, H, L, S), open for the keys that the module itself appends.
 
     `attn_mask`: (L, S) or (N * H, L, S). `key_padding_mask`: (N, S).
@@ -66,7 +66,7 @@ def _weighted(q: Tensor, k: Tensor, mask: Tensor | None, head_dim: int) -> Tenso
 
 
 def multihead_attention(m: nn.MultiheadAttention, query: Any, key: Any, value: Any, key_padding_mask: Any = None, need_weights: bool = True,
-                        attn_mask: Any = None, average_attn_weights: bool = True, is_causal: bool = False) -> Any:  # fmt: skip
+                        attn_mask: Any = None, average_attn_weights: bool = True, is_causal: bool = False) -> object:  # fmt: skip
     """nn.MultiheadAttention as linear, attention, linear. Shapes as there: (N, L, E) or (L, N, E) or (L, E)."""
     batched = query.dim() == 3
     same = query is key and key is value

@@ -78,7 +78,7 @@ def _of_spellings(row: Op, known: set[str]) -> Iterator[str]:
                 yield f"the spelling {_named(spelling.target)} gives {unknown}, which its signature does not have"
 
 
-def _named(target: Any) -> str:
+def _named(target: object) -> str:
     return f".{target}()" if isinstance(target, str) else str(getattr(target, "__name__", target))
 
 
@@ -171,7 +171,7 @@ def _is_linear(row: Op, args: tuple[Any, ...], attributes: dict[str, Any], resul
     return torch.allclose(_tensors(row.fn(*double, **attributes))[0], 2 * result, rtol=1e-5, atol=1e-5)
 
 
-def _tensors(result: Any) -> list[Tensor]:
+def _tensors(result: object) -> list[Tensor]:
     found: list[Any] = tree_leaves(result)
     if not found or not all(isinstance(value, Tensor) and value.is_floating_point() for value in found):
         raise TypeError(f"its result is no float tensor, but {type(result).__name__}")

@@ -18,36 +18,36 @@ from qcompiler.ops.attention import multihead_attention
 MaxResult, MinResult = namedtuple("max", "values indices"), namedtuple("min", "values indices")
 
 
-def softmin(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+def softmin(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> object:
     return NotImplemented if dim is None or dtype is not None else torch.softmax(-input, dim)
 
 
-def glu(input: Any, dim: int = -1) -> Any:
+def glu(input: Any, dim: int = -1) -> object:
     """The first half times the sigmoid of the second."""
     left, right = input.chunk(2, dim)
     return left * torch.sigmoid(right)
 
 
-def addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+def addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> object:
     """beta * input + alpha * mat1 @ mat2, as transformers' Conv1D has it: a linear where mat2 and a vector input are constants."""
     if (beta, alpha) == (1, 1) and _is_constant(input) and input.dim() == 1 and _is_constant(mat2):
         return F.linear(mat1, mat2.t(), input)
     return _scaled(torch.matmul(mat1, mat2), alpha) + _scaled(input, beta)
 
 
-def baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+def baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: float = 1) -> object:
     return _scaled(torch.matmul(batch1, batch2), alpha) + _scaled(input, beta)
 
 
-def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
+def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> object:
     return input + _scaled(tensor1 * tensor2, value)
 
 
-def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
+def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> object:
     return input + _scaled(tensor1 / tensor2, value)
 
 
-def lerp(input: Any, end: Any, weight: Any) -> Any:
+def lerp(input: Any, end: Any, weight: Any) -> object:
     return input + (end - input) * weight
 
 
@@ -55,15 +55,15 @@ def _scaled(x: Any, factor: float) -> Any:
     return x if factor == 1 else x * factor
 
 
-def _is_constant(x: Any) -> bool:
+def _is_constant(x: object) -> bool:
     """A tensor that does not depend on the inputs: the tracer leaves it as it is."""
     return isinstance(x, Tensor) and type(x) in (Tensor, nn.Parameter)
 
 
-def _extreme(pair: Any, along: Any, best: Any, result: Any) -> Any:
+def _extreme(pair: Any, along: Any, best: Any, result: Any) -> object:
     """max(x, other) of two tensors, or (values, indices) of max(x, dim)."""
 
-    def decomposed(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
+    def decomposed(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> object:
         if other is not None or isinstance(dim, Tensor):
             return pair(input, dim if other is None else other)
         return NotImplemented if dim is None else result(along(input, dim, keepdim), best(input, dim, keepdim))
@@ -71,7 +71,7 @@ def _extreme(pair: Any, along: Any, best: Any, result: Any) -> Any:
     return decomposed
 
 
-def movedim(input: Any, source: Any, destination: Any) -> Any:
+def movedim(input: Any, source: Any, destination: Any) -> object:
     rank = input.dim()
     sources, places = ([d % rank for d in ([s] if isinstance(s, int) else s)] for s in (source, destination))
     order = [d for d in range(rank) if d not in sources]
@@ -84,16 +84,16 @@ def t(input: Any) -> Any:
     return input if input.dim() < 2 else input.transpose(0, 1)
 
 
-def tile(input: Any, *dims: Any) -> Any:
+def tile(input: Any, *dims: Any) -> object:
     sizes = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
     return input.repeat((1,) * (input.dim() - len(sizes)) + tuple(sizes))
 
 
-def hstack(tensors: Any) -> Any:
+def hstack(tensors: Any) -> object:
     return torch.cat(tensors, 0 if tensors[0].dim() == 1 else 1) if tensors[0].dim() else NotImplemented
 
 
-def vstack(tensors: Any) -> Any:
+def vstack(tensors: Any) -> object:
     return torch.stack(tensors, 0) if tensors[0].dim() == 1 else torch.cat(tensors, 0) if tensors[0].dim() else NotImplemented
 
 
@@ -104,7 +104,7 @@ def cat(tensors: Any, dim: Any = 0) -> Any:
 
 
 def batch_statistics_free(input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
-                          use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5) -> Any:  # fmt: skip
+                          use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5) -> object:  # fmt: skip
     """F.instance_norm by running statistics is a batch_norm by them."""
     if use_input_stats or running_mean is None or running_var is None:
         return NotImplemented
@@ -141,7 +141,7 @@ DECOMPOSE: dict[Any, Any] = {
 }
 
 
-def _method(function: Any) -> Any:
+def _method(function: object) -> object:
     """The method of Tensor that a function of torch is under the same name, where there is one."""
     name = getattr(function, "__name__", "")
     return getattr(torch.Tensor, name, None) if getattr(torch, name, None) is function else None

@@ -76,5 +76,5 @@ def shape_text(shape: Shape) -> str:
     return f"[{','.join(map(str, shape))}]"
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     return f"int{shape_text(tuple(value.shape))}" if isinstance(value, Tensor) else repr(value)

@@ -57,11 +57,11 @@ def held(target: Any) -> Any:
     return Pickled(target) if statement_of(target) is not None else target
 
 
-def given_back(target: Any) -> Any:
+def given_back(target: object) -> Any:
     return target.function if isinstance(target, Pickled) else target
 
 
-def statement_of(target: Any) -> Statement | None:
+def statement_of(target: object) -> Statement | None:
     """What a function was made of, if it is such a statement."""
     found: Statement | None = getattr(target, "__dict__", {}).get(MARK) if isinstance(target, types.FunctionType) else None
     return found

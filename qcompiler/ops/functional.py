@@ -21,7 +21,7 @@ def clip(x: Tensor, bounds: Bounds) -> Tensor:
     return x if bounds is None else torch.clamp(x, bounds[0], bounds[1])
 
 
-def pad_for(x: Tensor, padding: Any, dims: int, mode: str) -> tuple[Tensor, Any]:
+def pad_for(x: Tensor, padding: object, dims: int, mode: str) -> tuple[Tensor, object]:
     """Applies a padding mode that convolution kernels lack; returns the padded input and what padding remains."""
     if mode == "zeros" or not isinstance(padding, Sequence) or isinstance(padding, str):
         return x, padding
@@ -101,7 +101,7 @@ def mul(x: Any, other: Any, *, bounds: Bounds = None) -> Any:
     return clip(x * other, bounds)
 
 
-def div(x: Any, other: Any, *, bounds: Bounds = None) -> Any:
+def div(x: Any, other: Any, *, bounds: Bounds = None) -> object:
     return clip(x / other, bounds)
 
 
@@ -125,7 +125,7 @@ def permute(x: Tensor, dims: Any) -> Tensor:
     return x.permute(dims)
 
 
-def tensor_split(x: Tensor, indices_or_sections: Any, dim: int = 0) -> Any:
+def tensor_split(x: Tensor, indices_or_sections: Any, dim: int = 0) -> object:
     return x.tensor_split(indices_or_sections, dim)
 
 
@@ -134,7 +134,7 @@ def pad(x: Tensor, pad: Any, mode: str = "constant", value: float | None = None)
     return F.pad(x, pad, mode, float(value) if isinstance(value, int) else value)
 
 
-def split(x: Tensor, split_size_or_sections: Any, dim: int = 0) -> Any:
+def split(x: Tensor, split_size_or_sections: object, dim: int = 0) -> Any:
     return x.split(split_size_or_sections, dim)  # a method: TorchScript has other names for the arguments of torch.split
 
 

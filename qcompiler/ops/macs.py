@@ -17,7 +17,7 @@ from qcompiler.ir.types import value_of
 from qcompiler.ops.float_statements import statement_of
 
 
-def shape_of(value: Any) -> tuple[int, ...]:
+def shape_of(value: object) -> tuple[int, ...]:
     """The shape of a node's value; () for what is no tensor."""
     return (value_of(value).shape or ()) if isinstance(value, fx.Node) else ()
 
@@ -50,7 +50,7 @@ def recurrent(node: fx.Node) -> int:
     return math.prod(shape_of(node.args[0])[:-1]) * sum(math.prod(shape_of(w)) for w in _weights(node))
 
 
-def _weights(node: fx.Node) -> list[Any]:
+def _weights(node: fx.Node) -> list[object]:
     """The first list among the arguments."""
     return next((list(arg) for arg in node.args if isinstance(arg, (list, tuple))), [])
 

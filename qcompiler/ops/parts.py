@@ -155,7 +155,7 @@ def _is_copy(node: fx.Node, row: Op | None) -> bool:
     return not row.averages(node.kwargs) and not row.adds_values(node.kwargs)
 
 
-def _is_read(node: fx.Node, held: Mapping[fx.Node, Any], table: Table) -> bool:
+def _is_read(node: fx.Node, held: Mapping[fx.Node, object], table: Table) -> bool:
     """Whether anything but a copy reads the node. (A size that is asked for reads no value.)"""
 
     def reads(user: fx.Node) -> bool:
@@ -169,7 +169,7 @@ def _takes_first(user: fx.Node, node: fx.Node) -> bool:
     return bool(user.args) and user.args[0] is node and sum(n is node for n in (*user.args, *user.kwargs.values())) == 1
 
 
-def _run(node: fx.Node, source: Any) -> Any:
+def _run(node: fx.Node, source: object) -> Any:
     args = (source, *(fx.node.map_arg(a, _size) for a in node.args[1:]))
     kwargs = fx.node.map_arg(dict(node.kwargs), _size)
     if node.op == "call_method":

@@ -48,14 +48,14 @@ class Maker:
             return kind(fields) if kind else fields
         return kind(**fields) if kind else Record(fields)
 
-    def named(self, names: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+    def named(self, names: tuple[str, ...], values: tuple[object, ...]) -> Any:
         """The named tuple's class."""
         kinds = (type(v) if type(v) in (bool, int, float, str) else Tensor for v in values)
         return self.kind or stand_in(self.name.rpartition(".")[2], names, tuple(kinds))
 
 
 @functools.cache
-def stand_in(name: str, fields: tuple[str, ...], kinds: tuple[type, ...]) -> Any:
+def stand_in(name: str, fields: tuple[str, ...], kinds: tuple[type, ...]) -> object:
     """A named tuple's class in place of one that this process does not know; TorchScript reads the types of its fields."""
     made = namedtuple(name, fields)  # type: ignore[misc]
     made.__annotations__ = dict(zip(fields, kinds, strict=True))

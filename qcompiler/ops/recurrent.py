@@ -105,7 +105,7 @@ def _sequence(step: Step, x: Tensor, states: Sequence[Tensor | None], weights: A
     return (output.transpose(0, 1) if batch_first else output), end
 
 
-def interleaved(weights: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
+def interleaved(weights: Sequence[object], biases: Sequence[object]) -> list[Any]:
     """[w_ih, w_hh, b_ih, b_hh] of each cell, the order of torch.lstm."""
     pairs = range(0, len(weights), 2)
     return [t for k in pairs for t in (*weights[k : k + 2], *biases[k : k + 2])]

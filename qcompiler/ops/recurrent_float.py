@@ -1,4 +1,4 @@
-"""Recurrent layers and cells in float, on torch's own kernels. Each function is self-contained and scriptable (see runtime.py).
+"""Recurrent layers and cells in float, on torch's own kernels. Each function is self-contained and scriptable (see runtime/functions.py).
 
 `weights` lists [w_ih, w_hh, b_ih, b_hh] of each cell, without the biases where `has_biases` is False. States may be None: zeros.
 """

@@ -17,7 +17,7 @@ from qcompiler.ops.signature import parse_signature
 Holds: TypeAlias = Callable[[Mapping[str, Any]], bool]  # of a call, by its attributes
 
 
-def never(attributes: Mapping[str, Any]) -> bool:
+def never(attributes: Mapping[str, object]) -> bool:
     """Holds for no call."""
     return False
 
@@ -109,7 +109,7 @@ class ModuleForm:
     cls: type[nn.Module] | str  # a qualified name where the class must not be imported
     tensors: Mapping[str, str] = field(default_factory=dict)
     attributes: Callable[[Any], Mapping[str, Any]] = lambda module: {}
-    refuse: Callable[[Any], str | None] = lambda module: None
+    refuse: Callable[[nn.Module], str | None] = lambda module: None
     live: Mapping[str, str] = field(default_factory=dict)
     lists: Callable[[Any], Mapping[str, tuple[str, ...]]] = lambda module: {}
     signature: str | None = None
@@ -149,7 +149,7 @@ class Op:
     weight_axis: int = 0
     elementwise: bool = False  # a unary function of single values: exact as a 256-entry table
     row_power: RowPower | None = None  # a normalization: what it divides each row of its input by, squared
-    spreads: Callable[[Mapping[str, Any], int], bool] = lambda attributes, i: False  # argument i: steep near 0, one step becomes many
+    spreads: Callable[[Mapping[str, object], int], bool] = lambda attributes, i: False  # argument i: steep near 0, one step becomes many
     macs: Callable[[fx.Node], int] | None = None
     float_reason: str | None = None  # why there is no int8 form, where output is FLOAT
     rounds_inside: bool = False  # under Mode.DYNAMIC fn quantizes its activations itself: `activation_range=(0, 255)`

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import fx
@@ -11,9 +10,9 @@ from torch.fx.node import has_side_effect
 
 from qcompiler.ops import state
 
-READS: tuple[Callable[..., Any], ...] = (state.read_state, state.read_state_or, state.read_int, state.read_float, state.read_bool)
-WRITES: tuple[Callable[..., Any], ...] = (state.write_state, state.write_int, state.write_float, state.write_bool)
-NUMBERS: dict[type, tuple[Callable[..., Any], Callable[..., Any], torch.dtype]] = {
+READS: tuple[Callable[..., object], ...] = (state.read_state, state.read_state_or, state.read_int, state.read_float, state.read_bool)
+WRITES: tuple[Callable[..., object], ...] = (state.write_state, state.write_int, state.write_float, state.write_bool)
+NUMBERS: dict[type, tuple[Callable[..., object], Callable[..., object], torch.dtype]] = {
     bool: (state.read_bool, state.write_bool, torch.bool),
     int: (state.read_int, state.write_int, torch.int64),
     float: (state.read_float, state.write_float, torch.float64),

@@ -24,8 +24,8 @@ class Table:
 
     def __init__(self, rows: Iterable[Op] = ()) -> None:
         self.rows: dict[str, Op] = {}
-        self._by_fn: dict[Any, Op] = {}
-        self._spellings: dict[Any, tuple[Op, Spelling]] = {}
+        self._by_fn: dict[object, Op] = {}
+        self._spellings: dict[object, tuple[Op, Spelling]] = {}
         self._modules: dict[Any, tuple[Op, ModuleForm]] = {}
         for row in rows:
             self.enter(row)
@@ -59,7 +59,7 @@ class Table:
     def copy(self) -> Table:
         return Table(self.rows.values())
 
-    def spelled(self, target: Callable[..., Any] | str) -> tuple[Op, Spelling] | None:
+    def spelled(self, target: Callable[..., object] | str) -> tuple[Op, Spelling] | None:
         """The row and spelling of a called function, or of a method name."""
         try:
             return self._spellings.get(target)

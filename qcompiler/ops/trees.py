@@ -14,11 +14,11 @@ def node_of(kind: type) -> Any:
     return None if kind in OWN else pytree.SUPPORTED_NODES.get(kind)
 
 
-def is_tree(value: Any) -> bool:
+def is_tree(value: object) -> bool:
     return node_of(type(value)) is not None
 
 
-def children(value: Any) -> list[Any]:
+def children(value: object) -> list[object]:
     """What an object of a registered class holds, in the order of its class. Raises TypeError for other objects."""
     node = node_of(type(value))
     if node is None:
@@ -26,7 +26,7 @@ def children(value: Any) -> list[Any]:
     return list(node.flatten_fn(value)[0])
 
 
-def context(value: Any) -> Any:
+def context(value: object) -> Any:
     """What an object of a registered class is besides its children."""
     return node_of(type(value)).flatten_fn(value)[1]
 
@@ -54,7 +54,7 @@ def put_together(kind: type) -> PutTogether:
     return _MAKERS.setdefault(kind, PutTogether(kind))
 
 
-def described_tree(value: Any) -> str:
+def described_tree(value: object) -> str:
     """An object of a registered class without its children, as text: `DynamicCache(['key_cache', 'value_cache'], 2)`."""
     if not is_tree(value):
         return type(value).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -44,7 +44,7 @@ class FreezableBatchNorm(nn.Module):
             bn.train(self.bn_is_training)
 
 
-def freeze_bn_stats(module: Any) -> None:
+def freeze_bn_stats(module: object) -> None:
     """For `model.apply`: keep batch-norm statistics as they are, in train mode too. For trained modules and any BatchNorm."""
     if isinstance(module, FreezableBatchNorm):
         module.freeze_bn_stats()
@@ -53,7 +53,7 @@ def freeze_bn_stats(module: Any) -> None:
         module.eval()
 
 
-def update_bn_stats(module: Any) -> None:
+def update_bn_stats(module: object) -> None:
     """For `model.apply`: let batch-norm statistics move in train mode again."""
     if isinstance(module, FreezableBatchNorm):
         module.update_bn_stats()

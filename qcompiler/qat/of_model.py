@@ -45,7 +45,7 @@ def _value(gm: fx.GraphModule, node: fx.Node, table: Table, known: dict[fx.Node,
     return known[node]
 
 
-def _computed(gm: fx.GraphModule, node: fx.Node, table: Table, known: dict[fx.Node, Any]) -> Any:
+def _computed(gm: fx.GraphModule, node: fx.Node, table: Table, known: dict[fx.Node, Any]) -> object:
     if node.op == "get_attr":
         return attribute(gm, str(node.target))
     row = table.of(node)

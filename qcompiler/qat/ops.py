@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +27,7 @@ STATISTICS = ("mean", "var", "gamma", "beta", "count")
 def _with_batch_norm(plain: Callable[..., Tensor], weight_axis: int) -> Callable[..., Tensor]:
     def call(x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, gamma: Tensor | None = None,
              beta: Tensor | None = None, count: Tensor | None = None, *, fake_quant: FakeQuant | None = None, training: bool = False,
-             momentum: float | None = 0.1, eps: float = 1e-5, bounds: Bounds = None, **options: Any) -> Tensor:  # fmt: skip
+             momentum: float | None = 0.1, eps: float = 1e-5, bounds: Bounds = None, **options: object) -> Tensor:  # fmt: skip
         run = functools.partial(plain, **options)
         statistics = (mean, var, gamma, beta, count)
         settings = {"training": training, "momentum": momentum, "eps": eps}

@@ -58,7 +58,7 @@ def round_like(x: Tensor, watch: FakeQuantWatch) -> Tensor:
 round_like.simulates = True  # type: ignore[attr-defined]  # the rules of OBSERVED: it is no op of the model
 
 
-def made_by(maker: Callable[[], Any], role: str, where: Where) -> FakeQuantizeBase:
+def made_by(maker: Callable[[], object], role: str, where: Where) -> FakeQuantizeBase:
     """A fake-quantize module from a QConfig's maker; ConfigError where it makes something else."""
     made = maker()
     if not isinstance(made, FakeQuantizeBase):

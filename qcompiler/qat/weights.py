@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qcompiler.config.qconfig import QConfig, as_qconfig
 from qcompiler.errors import ConfigError
 from qcompiler.fake_quantize import FakeQuantize
 from qcompiler.observers import UniformQuantizationObserverBase
 from qcompiler.observers.weights import take_axis
-from qcompiler.qconfig import QConfig, as_qconfig
 
 
-def qat_qconfig(value: Any, owner: str) -> QConfig:
+def qat_qconfig(value: object, owner: str) -> QConfig:
     """The QConfig that `value` stands for; ConfigError, naming `owner`, where there is none or its weights are not fake-quantized."""
     qconfig = as_qconfig(value)
     if qconfig is None:

@@ -4,8 +4,8 @@ Two flows: `prepare_fx -> calibrate -> convert_fx` on an unmodified model, and `
 """
 
 from qcompiler.api import calibrate, prepare_qat_fx
-from qcompiler.backend_config import BackendConfig
-from qcompiler.custom_config import ConvertCustomConfig, FuseCustomConfig, PrepareCustomConfig
+from qcompiler.config.backend_config import BackendConfig
+from qcompiler.config.custom_config import ConvertCustomConfig, FuseCustomConfig, PrepareCustomConfig
 from qcompiler.quantization.fake_quantize import (
     FakeQuantize,
     FakeQuantizeBase,

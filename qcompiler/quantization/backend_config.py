@@ -1,6 +1,5 @@
 """Descriptions of back ends, under torch.quantization's names."""
 
-from qcompiler.backend_config import BackendConfig, BackendPatternConfig, DTypeConfig, DTypeWithConstraints, ObservationType
 from qcompiler.backends.torch.description import (
     get_fbgemm_backend_config,
     get_native_backend_config,
@@ -9,6 +8,7 @@ from qcompiler.backends.torch.description import (
     get_qnnpack_backend_config,
     get_x86_backend_config,
 )
+from qcompiler.config.backend_config import BackendConfig, BackendPatternConfig, DTypeConfig, DTypeWithConstraints, ObservationType
 
 __all__ = [
     "BackendConfig", "BackendPatternConfig", "DTypeConfig", "DTypeWithConstraints", "ObservationType", "get_fbgemm_backend_config",

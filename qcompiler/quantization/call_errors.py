@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from qcompiler.errors import InputError, QCompilerError, Where
-from qcompiler.input_text import first_sentence, how_to_mend, refuses_inputs
+from qcompiler.inputs.input_text import first_sentence, how_to_mend, refuses_inputs
 from qcompiler.nn.quantized.base import QuantizedModule
 from qcompiler.trace.places import is_user_file, raised_at, spell, text_of
 
@@ -33,7 +33,7 @@ def explain_calls_(model: nn.Module) -> None:
     """
     held = weakref.ref(model)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         called: Any = held()
         try:
             return called._call_impl(*args, **kwargs)
@@ -51,7 +51,7 @@ def explain_calls_(model: nn.Module) -> None:
     model._compiled_call_impl = call
 
 
-def explained(model: nn.Module, error: Exception, inputs: Any) -> InputError | None:
+def explained(model: nn.Module, error: Exception, inputs: object) -> InputError | None:
     """torch's error as one that names the innermost module, the user's line and what is missing there; None for the user's own."""
     path, module = innermost(model, error)
     file, line = raised_at(error.__traceback__)

@@ -14,8 +14,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.errors import ConfigError, NumericsError, Where
-from qcompiler.kinds import check_kinds, module_of
-from qcompiler.near_names import no_module
+from qcompiler.inputs.kinds import check_kinds, module_of
+from qcompiler.inputs.near_names import no_module
 from qcompiler.quantization.fused_into import FUSION, FusedInto, link, unlink_
 from qcompiler.quantization.fuser_method_mappings import fuse_conv_bn, fuse_conv_bn_relu, get_fuser_method
 
@@ -56,10 +56,10 @@ def _taken(hooks: MutableMapping[int, Any]) -> list[Any]:
 @in_plain_torch
 def fuse_modules(
     model: nn.Module,
-    modules_to_fuse: Sequence[Any],
+    modules_to_fuse: Sequence[object],
     inplace: bool = False,
     fuser_func: FuserFunc = fuse_known_modules,
-    fuse_custom_config_dict: Mapping[str, Any] | None = None,
+    fuse_custom_config_dict: Mapping[str, object] | None = None,
 ) -> nn.Module:
     """Fuses the chains of modules that are named: one list of names, or a list of such lists; names may be dotted or indices.
 
@@ -75,10 +75,10 @@ def fuse_modules(
 @in_plain_torch
 def fuse_modules_qat(
     model: nn.Module,
-    modules_to_fuse: Sequence[Any],
+    modules_to_fuse: Sequence[object],
     inplace: bool = False,
     fuser_func: FuserFunc = fuse_known_modules,
-    fuse_custom_config_dict: Mapping[str, Any] | None = None,
+    fuse_custom_config_dict: Mapping[str, object] | None = None,
 ) -> nn.Module:
     """`fuse_modules` for quantization-aware training: BatchNorm stays, as a part of the container that `prepare_qat` trains."""
     return _fuse(model, modules_to_fuse, True, inplace, fuser_func, fuse_custom_config_dict)
@@ -137,7 +137,7 @@ def _check_once(name: str, base: str, module: nn.Module, seen: dict[int, tuple[s
     seen[id(module)] = name, base
 
 
-def _fuse_one(model: nn.Module, names: list[str], is_qat: bool | None, fuser_func: FuserFunc, mapping: Mapping[Any, Any]) -> None:
+def _fuse_one(model: nn.Module, names: list[str], is_qat: bool | None, fuser_func: FuserFunc, mapping: Mapping[object, object]) -> None:
     parts = [model.get_submodule(name) for name in names]
     before = getattr(parts[0], FUSION, None)  # a chain that grows: what was fused into its first module stays so
     unlink_(parts[0])

@@ -26,14 +26,14 @@ class Fusion:
         self.path = path
         self._last = threading.local()
 
-    def note(self, output: Any) -> None:
+    def note(self, output: object) -> None:
         self._last.output = weakref.ref(output)
 
-    def returned(self, x: Any) -> bool:
+    def returned(self, x: object) -> bool:
         last = getattr(self._last, "output", None)
         return last is not None and last() is x
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"path": self.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

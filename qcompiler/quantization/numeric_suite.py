@@ -29,7 +29,7 @@ Pairs = dict[str, dict[str, Any]]
 
 
 @in_plain_torch
-def compare_weights(float_dict: Mapping[str, Any], quantized_dict: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+def compare_weights(float_dict: Mapping[str, object], quantized_dict: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
     """The quantized weights beside the float ones: {"conv1.weight": {"float": tensor, "quantized": quantized tensor}}.
 
     Takes two state dicts, of either flow. Weights that are not quantized are left out. A weight into which a BatchNorm was
@@ -48,7 +48,7 @@ def get_logger_dict(mod: nn.Module, prefix: str = "") -> dict[str, dict[str, Any
 
 @in_plain_torch
 def prepare_model_with_stubs(
-    float_module: nn.Module, q_module: nn.Module, module_swap_list: Collection[Any], logger_cls: Callable[[], nn.Module] = ShadowLogger
+    float_module: nn.Module, q_module: nn.Module, module_swap_list: Collection[object], logger_cls: Callable[[], nn.Module] = ShadowLogger
 ) -> None:
     """Swaps, in `q_module` itself, what came from float modules of the types in `module_swap_list` for Shadows.
 
@@ -84,7 +84,7 @@ def prepare_model_outputs(
     float_module: nn.Module,
     q_module: nn.Module,
     logger_cls: Callable[[], nn.Module] = OutputLogger,
-    allow_list: Collection[Any] | None = None,
+    allow_list: Collection[object] | None = None,
 ) -> None:
     """Puts a logger behind the modules that both models have, in the models themselves.
 

@@ -66,7 +66,7 @@ class OutputLogger(nn.Module):
         self.fqn, self.qconfig_str = fqn, qconfig_str
         self.enabled = self.save_activations = True
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any) -> object:
         """Keeps a copy of `x`; returns `x` itself."""
         if self.enabled and self.save_activations and any(True for _ in tensors(x)):
             self.stats.append(kept(x))
@@ -88,7 +88,7 @@ class _Logged(nn.Module):
             self._behind.setdefault(name, []).append(logger)
 
     @in_plain_torch
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> object:
         """The model's result; every value passes its loggers."""
         env: Env = self._steps.bind(args, kwargs)
         for step in self._steps.steps:
@@ -107,7 +107,7 @@ class _Shadowed(nn.Module):
         self.loggers = nn.ModuleList(logger for pair in loggers.values() for logger in pair)
 
     @in_plain_torch
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> object:
         """Model b's result; every pair of values passes its loggers."""
         return self._walk.run(args, kwargs, self._visit)[1]
 
@@ -165,7 +165,7 @@ def extract_logger_info(
     return _extract((model_a, model_b), logger_cls, model_name_to_use_for_layer_names)
 
 
-def _extract(models: tuple[nn.Module, ...], logger_cls: Any, layer_names: str) -> Results:
+def _extract(models: tuple[nn.Module, ...], logger_cls: object, layer_names: str) -> Results:
     results: Results = {}
     names = set()
     for logger in _loggers(models, logger_cls):
@@ -178,7 +178,7 @@ def _extract(models: tuple[nn.Module, ...], logger_cls: Any, layer_names: str) -
     return results
 
 
-def _loggers(models: tuple[nn.Module, ...], logger_cls: Any) -> Iterator[Any]:
+def _loggers(models: tuple[nn.Module, ...], logger_cls: object) -> Iterator[Any]:
     kind = logger_cls if isinstance(logger_cls, type) else OutputLogger
     return (module for model in models for module in model.modules() if isinstance(module, kind))
 
@@ -206,7 +206,7 @@ def extract_shadow_logger_info(
 
 
 def extend_logger_results_with_comparison(
-    results: Results, model_name_1: str, model_name_2: str, comparison_fn: Callable[[Tensor, Tensor], Any], comparison_name: str
+    results: Results, model_name_1: str, model_name_2: str, comparison_fn: Callable[[Tensor, Tensor], object], comparison_name: str
 ) -> None:
     """Adds comparison_fn(value of model 1, value of model 2) to the entries of model 2, as a list under `comparison_name`.
 

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, Where
 from qcompiler.fake_quantize import FakeQuantizeBase
-from qcompiler.input_text import how_to_give
+from qcompiler.inputs.input_text import how_to_give
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.place import OUTPUTS, PATH, place_of
 from qcompiler.nn.quantized import FloatFunctional, QFunctional
@@ -33,7 +33,7 @@ def name_modules_(model: nn.Module) -> None:
         setattr(module, PATH, path)
 
 
-def observe_output(module: nn.Module, inputs: Any, output: Any) -> Any:
+def observe_output(module: nn.Module, inputs: object, output: object) -> object:
     """The forward hook of prepared modules. Raises CalibrationError naming the module for NaN, inf, and what is no tensor."""
     place = place_of(module)
     if not isinstance(output, torch.Tensor):
@@ -76,7 +76,7 @@ def add_observer_(
     qconfig_propagation_list: Collection[type] | None = None,
     non_leaf_module_list: Collection[type] | None = None,
     device: torch.device | None = None,
-    custom_module_class_mapping: Mapping[type, Any] | None = None,
+    custom_module_class_mapping: Mapping[type, object] | None = None,
 ) -> None:
     """Puts observers on the results of the submodules that have a qconfig, in place.
 
@@ -179,7 +179,7 @@ def remove_observers_(model: nn.Module) -> None:
         module.__dict__.pop(OUTPUTS, None)
 
 
-def get_observer_dict(mod: nn.Module, target_dict: dict[str, Any], prefix: str = "") -> None:
+def get_observer_dict(mod: nn.Module, target_dict: dict[str, object], prefix: str = "") -> None:
     """Puts every observer of a prepared model into `target_dict`, under its dotted name."""
     start = f"{prefix}." if prefix else ""
     for path, _, observer in observers_of(mod):

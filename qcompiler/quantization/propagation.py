@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from qcompiler.config.qconfig import QConfig, as_qconfig
 from qcompiler.errors import ConfigError, Where
-from qcompiler.near_names import no_module
-from qcompiler.qconfig import QConfig, as_qconfig
+from qcompiler.inputs.near_names import no_module
 
 __all__ = ["add_quant_dequant", "propagate_qconfig_"]
 
@@ -31,7 +31,7 @@ def propagate_qconfig_(
 
 
 class _Walk:
-    def __init__(self, rules: Mapping[Any, QConfig | None], names: Collection[str], classes: tuple[type, ...]) -> None:
+    def __init__(self, rules: Mapping[object, QConfig | None], names: Collection[str], classes: tuple[type, ...]) -> None:
         self.rules, self.names, self.classes = rules, names, classes
         self.inherited: dict[int, tuple[str, QConfig | None]] = {}  # modules without a qconfig of their own, by id
 

@@ -1,6 +1,6 @@
 """QConfigs, where code written for torch.quantization.qconfig looks for them."""
 
-from qcompiler.qconfig import (
+from qcompiler.config.qconfig import (
     QConfig,
     QConfigDynamic,
     as_qconfig,

@@ -52,7 +52,7 @@ _DYNAMIC: Mappings = {
 }
 _OBSERVED: Mappings = _read("_FLOAT_MODULE", quantizable)
 _FROM_OBSERVED: Mappings = _read("_OBSERVED_MODULE", quantized)
-FIXED_IN_TRAINING: dict[type[nn.Module], Any] = {
+FIXED_IN_TRAINING: dict[type[nn.Module], object] = {
     **FIXED, nn.Hardsigmoid: default_fixed_qparams_range_0to1_fake_quant, nn.Softmax: default_fixed_qparams_range_0to1_fake_quant,
 }  # fmt: skip
 

@@ -14,15 +14,15 @@ from typing import Any
 from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.checks import MARK
+from qcompiler.config.qconfig import QConfig, as_qconfig
 from qcompiler.errors import CalibrationError, ConfigError, QCompilerWarning, Where
+from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.kinds import check_kinds, module_of
 from qcompiler.ir.check_state import guard_loading
-from qcompiler.kinds import check_kinds, module_of
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.place import PATH
 from qcompiler.nn.quantized import FloatFunctional
 from qcompiler.observers.weights import check_axis, check_tied
-from qcompiler.qconfig import QConfig, as_qconfig
 from qcompiler.quantization.call_errors import explain_calls_
 from qcompiler.quantization.foreign import adopt_
 from qcompiler.quantization.fused_into import FusedInto, name_places_, relink, unlink_
@@ -54,7 +54,7 @@ def prepare(
     inplace: bool = False,
     allow_list: Collection[type] | None = None,
     observer_non_leaf_module_list: Collection[type] | None = None,
-    prepare_custom_config_dict: Mapping[str, Any] | None = None,
+    prepare_custom_config_dict: Mapping[str, object] | None = None,
 ) -> nn.Module:
     """The model with observers on the results of what has a qconfig; call it with calibration data, then `convert` it.
 
@@ -216,7 +216,7 @@ def convert(
     return model
 
 
-def _check_convert(model: nn.Module, is_reference: bool, allow_uncalibrated: str, mapping: Any) -> None:
+def _check_convert(model: nn.Module, is_reference: bool, allow_uncalibrated: str, mapping: object) -> None:
     if is_reference:
         raise ConfigError("convert makes no reference modules", code="reference", hint="convert_to_reference_fx gives a reference graph")
     if allow_uncalibrated not in ("error", "float"):
@@ -292,7 +292,11 @@ def _keeps_path(module: nn.Module) -> bool:
 
 @in_plain_torch
 def quantize(
-    model: nn.Module, run_fn: Callable[..., Any], run_args: Sequence[Any], mapping: Mapping[Any, Any] | None = None, inplace: bool = False
+    model: nn.Module,
+    run_fn: Callable[..., object],
+    run_args: Sequence[object],
+    mapping: Mapping[object, object] | None = None,
+    inplace: bool = False,
 ) -> nn.Module:
     """prepare, `run_fn(prepared, *run_args)` to calibrate, convert. The model is put into eval mode; see `prepare` and `convert`."""
     check_kinds(module_of(model))
@@ -302,7 +306,7 @@ def quantize(
     return convert(prepared, mapping, inplace=True)
 
 
-def quantize_qat(model: nn.Module, run_fn: Callable[..., Any], run_args: Sequence[Any], inplace: bool = False) -> nn.Module:
+def quantize_qat(model: nn.Module, run_fn: Callable[..., object], run_args: Sequence[object], inplace: bool = False) -> nn.Module:
     """prepare_qat, `run_fn(prepared, *run_args)` to train, convert; the result is in eval mode."""
     check_kinds(module_of(model))
     model = (module_of(model) if inplace else copy.deepcopy(module_of(model))).train()

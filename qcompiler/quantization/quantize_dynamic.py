@@ -14,17 +14,8 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.artifact.notes import REMARKS, ROWS
-from qcompiler.checks import MARK
-from qcompiler.debug.explain import Explanation, Row
-from qcompiler.errors import ConfigError, QCompilerWarning, Where
-from qcompiler.ir.check_state import guard_loading
-from qcompiler.journal import Remark
-from qcompiler.kinds import check_kinds, module_of
-from qcompiler.near_names import no_module
-from qcompiler.nn.quantized import Embedding, QuantizedModule
-from qcompiler.nn.quantized.dynamic import DynamicModule
-from qcompiler.ops.table import OPS
-from qcompiler.qconfig import (
+from qcompiler.compile.journal import Remark
+from qcompiler.config.qconfig import (
     QConfig,
     as_qconfig,
     default_dynamic_qconfig,
@@ -32,6 +23,15 @@ from qcompiler.qconfig import (
     float_qparams_weight_only_qconfig,
     float_qparams_weight_only_qconfig_4bit,
 )
+from qcompiler.debug.explain import Explanation, Row
+from qcompiler.errors import ConfigError, QCompilerWarning, Where
+from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.kinds import check_kinds, module_of
+from qcompiler.inputs.near_names import no_module
+from qcompiler.ir.check_state import guard_loading
+from qcompiler.nn.quantized import Embedding, QuantizedModule
+from qcompiler.nn.quantized.dynamic import DynamicModule
+from qcompiler.ops.table import OPS
 from qcompiler.quantization.observation import name_modules_
 from qcompiler.quantization.quantization_mappings import get_default_dynamic_quant_module_mappings
 from qcompiler.quantization.swap import swap_all, swap_module
@@ -62,9 +62,9 @@ class UnusedRequestWarning(QCompilerWarning):
 @in_plain_torch
 def quantize_dynamic(
     model: nn.Module,
-    qconfig_spec: Mapping[Any, Any] | Collection[Any] | None = None,
+    qconfig_spec: Mapping[object, object] | Collection[object] | None = None,
     dtype: torch.dtype = torch.qint8,
-    mapping: Mapping[Any, Any] | None = None,
+    mapping: Mapping[object, object] | None = None,
     inplace: bool = False,
 ) -> nn.Module:
     """The model with its Linear, LSTM, GRU and cell modules (or those asked for) on int8 or float16 weights. Needs no data.
@@ -93,7 +93,7 @@ def quantize_dynamic(
     return model
 
 
-def _spec(given: Any, dtype: torch.dtype) -> dict[Any, QConfig | None]:
+def _spec(given: object, dtype: torch.dtype) -> dict[object, QConfig | None]:
     if isinstance(given, Mapping):
         return {key: as_qconfig(value) for key, value in given.items()}
     if dtype not in DEFAULTS:
@@ -106,7 +106,7 @@ def _spec(given: Any, dtype: torch.dtype) -> dict[Any, QConfig | None]:
     return dict.fromkeys(classes if given is None else given, qconfig)
 
 
-def _check_keys(model: nn.Module, spec: Mapping[Any, Any]) -> None:
+def _check_keys(model: nn.Module, spec: Mapping[object, object]) -> None:
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for key in spec:
         if isinstance(key, str) and key not in names:
@@ -200,7 +200,7 @@ class _Work:
         return "no module of that class is in the model" if not any(type(m) is key for m in model.modules()) else "all of them stay float"
 
 
-def _replaced(module: nn.Module) -> tuple[Any, ...]:
+def _replaced(module: nn.Module) -> tuple[object, ...]:
     found: Any = getattr(type(module), "_FLOAT_MODULE", None)
     return found if isinstance(found, tuple) else (found,)
 

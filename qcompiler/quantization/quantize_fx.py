@@ -16,14 +16,14 @@ import torch
 from torch import fx, nn
 
 from qcompiler.api import convert_fx, convert_to_reference_fx, fuse_fx, prepare_fx, prepare_qat_fx
+from qcompiler.config.qconfig import get_default_qconfig
+from qcompiler.config.qconfig_mapping import QConfigMapping
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.executable import Executable
-from qcompiler.near_names import no_module
-from qcompiler.qconfig import get_default_qconfig
-from qcompiler.qconfig_mapping import QConfigMapping
+from qcompiler.inputs.near_names import no_module
 
 
-def mapping_for(model: nn.Module, names: Iterable[str], qconfig: Any = None) -> QConfigMapping:
+def mapping_for(model: nn.Module, names: Iterable[str], qconfig: object = None) -> QConfigMapping:
     """int8 for the submodules of these names alone. ConfigError for a name that the model does not have."""
     names, known = list(names), [path for path, _ in model.named_modules()]
     if not names:
@@ -68,7 +68,7 @@ class CallableModule(ModuleType):
     """A module that can be called."""
 
     def __call__(
-        self, model: nn.Module, calibration_module_names: Iterable[str] | None = None, *, qconfig: Any = None, **options: Any
+        self, model: nn.Module, calibration_module_names: Iterable[str] | None = None, *, qconfig: object = None, **options: object
     ) -> Calibrating:
         """`model` as a Calibrating that quantizes the named submodules alone (None: all that can be).
 

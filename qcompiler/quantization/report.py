@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from qcompiler.artifact.notes import REMARKS, ROWS
+from qcompiler.compile.journal import Remark
 from qcompiler.debug.explain import Explanation, Row
 from qcompiler.errors import Where
 from qcompiler.fake_quantize import FakeQuantize
-from qcompiler.journal import Remark
 from qcompiler.nn.place import OUTPUTS
 from qcompiler.nn.quantizable.lstm import LSTMCell
 from qcompiler.nn.quantized import DeQuantize, QFunctional, Quantize
@@ -51,7 +51,7 @@ class Report:
             self._add(path, old, False, reason)
             self._remark("kept-float", f"{path} stays float: {reason}; DeQuantStub before it and QuantStub behind it feed it floats", path)
 
-    def note_cuts(self, observers: Iterable[tuple[str, nn.Module, Any]]) -> None:
+    def note_cuts(self, observers: Iterable[tuple[str, nn.Module, object]]) -> None:
         """One remark where training cut values at fewer than 8 bits: modules saturate at 0 and 255, the ends of theirs."""
         cut = [path for path, _, found in observers if isinstance(found, FakeQuantize) and not holds_bytes(found)]
         if cut:

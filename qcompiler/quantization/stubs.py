@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
-from qcompiler.qconfig import as_qconfig
+from qcompiler.config.qconfig import as_qconfig
 
 
 class QuantStub(nn.Module):
@@ -15,7 +13,7 @@ class QuantStub(nn.Module):
     `qconfig`: how to quantize this value; None: as the module around it.
     """
 
-    def __init__(self, qconfig: Any = None) -> None:
+    def __init__(self, qconfig: object = None) -> None:
         super().__init__()
         if qconfig is not None:
             self.qconfig = as_qconfig(qconfig)
@@ -27,7 +25,7 @@ class QuantStub(nn.Module):
 class DeQuantStub(nn.Module):
     """Passes values on; `convert` makes it an `nn.quantized.DeQuantize`."""
 
-    def __init__(self, qconfig: Any = None) -> None:
+    def __init__(self, qconfig: object = None) -> None:
         super().__init__()
         if qconfig is not None:
             self.qconfig = as_qconfig(qconfig)

@@ -150,7 +150,7 @@ RULES: dict[str, Callable[[Local, int, int], Size | tuple[Size, ...] | None]] = 
     "unfold_dimension": unfolded,
     "unfold": columns,
 }
-NUMBERS: dict[Any, Callable[[Size, Size], Size]] = {
+NUMBERS: dict[object, Callable[[Size, Size], Size]] = {
     operator.add: add,
     operator.sub: lambda a, b: add(a, times(-1, b)),
     operator.mul: times,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -42,12 +41,12 @@ class Traced:
 
 def trace(
     model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    example_kwargs: Mapping[str, Any] | None = None,
+    example_inputs: tuple[object, ...],
+    example_kwargs: Mapping[str, object] | None = None,
     *,
     is_leaf: Callable[[nn.Module, str], bool],
-    decompose: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
-    concrete_args: Mapping[str, Any] | None = None,
+    decompose: Mapping[Callable[..., object], Callable[..., object]] | None = None,
+    concrete_args: Mapping[str, object] | None = None,
     strict: bool = False,
     trains: bool = False,
 ) -> Traced:
@@ -64,7 +63,7 @@ def trace(
     """
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     kwargs, concrete = example_kwargs or {}, concrete_args or {}
-    scopes: list[dict[str, Any]] = []
+    scopes: list[dict[str, object]] = []
     free_numbers = True
     made: list[Tracer] = []
     parts = Parts()
@@ -75,7 +74,7 @@ def trace(
         made.append(tracer)
         return tracer
 
-    def forward(tracer: Tracer) -> Any:
+    def forward(tracer: Tracer) -> object:
         forward_args, forward_kwargs = open_inputs(tracer, model, args, kwargs, concrete)
         result = tracer.run_forward(model, forward_args, forward_kwargs)
         note_changes(tracer)

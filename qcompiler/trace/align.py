@@ -54,7 +54,7 @@ def align(first: Traces, later: Traces, live: list[str]) -> Aligned | None:
     return matcher.found
 
 
-def _output(graph: fx.Graph) -> Any:
+def _output(graph: fx.Graph) -> object:
     return next(node for node in reversed(graph.nodes) if node.op == "output").args
 
 
@@ -65,7 +65,7 @@ class _Matcher:
         self.partner: dict[fx.Node, fx.Node] = {}  # of the later call -> of the first one
         self.todo: list[tuple[fx.Node, fx.Node]] = []
 
-    def match(self, a: Any, b: Any) -> None:
+    def match(self, a: object, b: object) -> None:
         """Raise _Mismatch unless two arguments are equal; their nodes are compared later, so that no graph is too deep."""
         if isinstance(a, fx.Node) and isinstance(b, fx.Node):
             self.todo.append((a, b))
@@ -136,7 +136,7 @@ class _Matcher:
         return left.dtype == right.dtype and torch.equal(left, right)
 
 
-def _arguments(node: fx.Node) -> tuple[Any, ...]:
+def _arguments(node: fx.Node) -> tuple[object, ...]:
     return () if node.op == "placeholder" else (node.args, node.kwargs)
 
 
@@ -155,7 +155,7 @@ def common(first: Traces, later: Traces) -> dict[fx.Node, fx.Node]:
     return found
 
 
-def _spelled(node: fx.Node, name: Callable[[fx.Node], fx.Node]) -> Any:
+def _spelled(node: fx.Node, name: Callable[[fx.Node], fx.Node]) -> object:
     """A node's call as something that can be compared and looked up."""
     args = fx.node.map_arg((node.args, node.kwargs), lambda n: name(n))  # type: ignore[arg-type, return-value]
     return node.op, str(node.target), repr(args)

@@ -57,17 +57,17 @@ class Attempt:
     moved: list[str] = field(default_factory=list)  # states that change their shape
 
 
-def is_state(value: Any) -> bool:
+def is_state(value: object) -> bool:
     return isinstance(value, (torch.Tensor, bool, int, float))
 
 
 def run(
     tracer: Tracer,
     places: Places,
-    carried: Mapping[Place, Any],
-    numbers: Mapping[Place, Any],
-    given: Mapping[Place, Any],
-    forward: Callable[[Tracer], Any],
+    carried: Mapping[Place, object],
+    numbers: Mapping[Place, object],
+    given: Mapping[Place, object],
+    forward: Callable[[Tracer], object],
     watched: Iterable[Place] = (),
 ) -> Attempt:
     """Trace one call. `carried`: places whose tensors are states, with an example of what they hold; of those in `numbers` numbers
@@ -97,15 +97,15 @@ def run(
     return made
 
 
-def _order(item: tuple[Place, Any]) -> tuple[int, int]:
+def _order(item: tuple[Place, object]) -> tuple[int, int]:
     (number, key), _ = item
     return number, key if isinstance(key, int) else 0
 
 
-def _opened(made: Attempt, name: str, value: Any, numbers: bool) -> Any:
+def _opened(made: Attempt, name: str, value: object, numbers: bool) -> object:
     """A carried value with a read of the state in place of each tensor (and number) in it."""
 
-    def read(path: str, leaf: Any) -> Any:
+    def read(path: str, leaf: object) -> Any:
         if not isinstance(leaf, torch.Tensor) and not (numbers and type(leaf) in NUMBERS):
             return leaf
         return _read(made, path, leaf)
@@ -127,7 +127,7 @@ def _read(made: Attempt, name: str, value: Any) -> Proxy:
     return tracer.bind(node, example)
 
 
-def _close(made: Attempt, places: Places, opened: Mapping[Place, dict[str, Any]], watched: Iterable[Place]) -> None:
+def _close(made: Attempt, places: Places, opened: Mapping[Place, dict[str, object]], watched: Iterable[Place]) -> None:
     """Note what the call left, and write the states that it changed."""
     tracer = made.tracer
     changed = {place: nested(lambda _, leaf: tracer.promotion(leaf), value, "") for place, value in places.changed().items()
@@ -146,7 +146,7 @@ def _close(made: Attempt, places: Places, opened: Mapping[Place, dict[str, Any]]
             made.ends |= {path: tracer.create_arg(leaf) for path, leaf in found.items() if is_state(leaf) and not _is_stale(leaf)}
 
 
-def _is_stale(value: Any) -> bool:
+def _is_stale(value: object) -> bool:
     return type(value) is Proxy and value.stale is not None
 
 
@@ -173,7 +173,7 @@ def _example(value: Any) -> Any:
     return value
 
 
-def _write(made: Attempt, place: Place, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _write(made: Attempt, place: Place, old: dict[str, object], new: dict[str, object]) -> None:
     """Write the states of a place, by name what was read and what is there in the end."""
     if list(old) != list(new):
         made.unstable[place] = "changes its structure from call to call"
@@ -202,7 +202,7 @@ def _misfit(read: Proxy, end: Any) -> str | None:
     return None if read.is_tensor or type(value) is type(read.example) else "is a number of another type at the next call"
 
 
-def _end(made: Attempt, path: str, read: Proxy, end: Any) -> Any:
+def _end(made: Attempt, path: str, read: Proxy, end: object) -> object:
     """What a state holds in the end; a write where that is not what was read."""
     tracer, held = made.tracer, made.held[path]
     value = tracer.create_arg(end)

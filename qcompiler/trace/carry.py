@@ -45,11 +45,11 @@ class Refused(Exception):
 class Carrier:
     """Traces a model with what it keeps between calls. `make`: a new tracer of the model; `forward`: runs forward under it."""
 
-    def __init__(self, make: Callable[[], Tracer], forward: Callable[[Tracer], Any], places: Places) -> None:
+    def __init__(self, make: Callable[[], Tracer], forward: Callable[[Tracer], object], places: Places) -> None:
         self.make, self.forward, self.places = make, forward, places
         self.model = places.model
         self.kept: dict[str, str] = {}
-        self.forced: dict[Place, Any] = {}  # plain tensors that forward changes in place
+        self.forced: dict[Place, object] = {}  # plain tensors that forward changes in place
 
     def traced(self) -> tuple[fx.GraphModule, list[TraceRemark]]:
         """The graph and the remarks. Raises TraceError where the root keeps what cannot be carried."""
@@ -67,7 +67,11 @@ class Carrier:
         self.forced = {place: value for place, value in self.forced.items() if not owned(self.places.owner(place), list(self.kept))}
 
     def _run(
-        self, carried: Mapping[Place, Any], numbers: Mapping[Place, Any], given: Mapping[Place, Any], watched: Iterable[Place] | None = None
+        self,
+        carried: Mapping[Place, object],
+        numbers: Mapping[Place, object],
+        given: Mapping[Place, object],
+        watched: Iterable[Place] | None = None,
     ) -> Attempt:
         tracer = self.make()
         tracer.kept, tracer.explicit_states = self.kept, watched is not None
@@ -104,8 +108,8 @@ class Carrier:
         return self._joined(first, later, carried, numbers, known)
 
     def _later(
-        self, first: Attempt, carried: dict[Place, Any], left: dict[Place, Any]
-    ) -> tuple[Attempt, dict[Place, Any], dict[Place, Any], dict[Place, Any]]:
+        self, first: Attempt, carried: dict[Place, object], left: dict[Place, object]
+    ) -> tuple[Attempt, dict[Place, object], dict[Place, object], dict[Place, object]]:
         """A call that finds what an earlier one left, and which places are states there, which of them for their numbers."""
         known, numbers = dict(left), dict[Place, Any]()
         grown = 0
@@ -129,13 +133,13 @@ class Carrier:
         later.unstable |= dict.fromkeys(new, "grows or changes its kind with each call")
         return later, carried, numbers, known
 
-    def _counts(self, place: Place, before: Any, after: Any) -> bool:
+    def _counts(self, place: Place, before: object, after: object) -> bool:
         """Whether a number in what a place holds is another one after the call."""
         old, new = leaves(before, ""), leaves(after, "")
         return any(type(value) in NUMBERS and path in new and not same_leaf(value, new[path]) for path, value in old.items())
 
     def _joined(
-        self, first: Attempt, later: Attempt, carried: dict[Place, Any], numbers: dict[Place, Any], known: dict[Place, Any]
+        self, first: Attempt, later: Attempt, carried: dict[Place, object], numbers: dict[Place, object], known: dict[Place, object]
     ) -> tuple[fx.GraphModule, list[TraceRemark]]:
         """The graph of a later call with the starts of its states from a first one."""
         later = self._with_memos(later, carried, numbers, known)
@@ -156,7 +160,9 @@ class Carrier:
         initial = self._initial(later, carried) | {name: unset(later.tracer.held[name]) for name in started}
         return self._finished(later, carried, initial)
 
-    def _with_memos(self, later: Attempt, carried: dict[Place, Any], numbers: dict[Place, Any], known: dict[Place, Any]) -> Attempt:
+    def _with_memos(
+        self, later: Attempt, carried: dict[Place, object], numbers: dict[Place, object], known: dict[Place, object]
+    ) -> Attempt:
         """The later call with memos as they were before the first call: it makes them again, for sizes that no example had."""
         if all(place in carried for place in known):
             return later
@@ -167,7 +173,7 @@ class Carrier:
         same = equal(again.results, later.results) and not again.unstable and self._live(again) == self._live(later)
         return again if same else later
 
-    def _start(self, place: Place, value: Any) -> Any:
+    def _start(self, place: Place, value: object) -> object:
         """What a carried place holds before the first call, in the form of the later ones; None where it holds nothing like it."""
         first = self.places.first(place)
         name = self.places.name(place)
@@ -225,7 +231,7 @@ class Carrier:
         if reasons:
             raise Refused({path: (f"at its second call it cannot be followed: {reason}", None) for path, reason in reasons.items()})
 
-    def _check_kinds(self, new: Mapping[Place, Any], known: Mapping[Place, Any]) -> None:
+    def _check_kinds(self, new: Mapping[Place, object], known: Mapping[Place, object]) -> None:
         """Texts, members of enums and numbers of numpy that change with each call: they are no values of a graph."""
         for place, value in new.items():
             before = leaves(known.get(place), "")
@@ -242,11 +248,11 @@ class Carrier:
         own = self.places.name(place)
         return name == own or name.startswith(f"{own}.")
 
-    def _check_equal(self, first: Attempt, later: Attempt, known: Mapping[Place, Any]) -> None:
+    def _check_equal(self, first: Attempt, later: Attempt, known: Mapping[Place, object]) -> None:
         if not equal(first.results, later.results):
             raise self._refusal(dict.fromkeys(known, "makes its second call compute something else than its first"), first)
 
-    def _check_growing(self, later: Attempt, carried: Mapping[Place, Any], numbers: Mapping[Place, Any]) -> None:
+    def _check_growing(self, later: Attempt, carried: Mapping[Place, object], numbers: Mapping[Place, object]) -> None:
         """A guard on the size of a state that changes its shape would refuse the next call: what that call would see is tried."""
         live = self._live(later)
         moved = [place for place in carried if any(self._is_at(name, place) for name in later.moved if name in live)]
@@ -305,6 +311,6 @@ def _write_of(read: fx.Node) -> Callable[..., Any]:
     return next((write for reader, write, _ in NUMBERS.values() if reader is read.target), write_state)
 
 
-def _fixed(made: Attempt) -> list[Any]:
+def _fixed(made: Attempt) -> list[object]:
     """What the guards of a trace hold fixed, in order."""
     return [node.args[1] for node in made.tracer.graph.nodes if is_guard(node)]

@@ -19,7 +19,7 @@ from qcompiler.trace.recorder import Recorder
 from qcompiler.trace.state import untouched
 
 
-def agrees(tracer: Recorder, gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+def agrees(tracer: Recorder, gm: fx.GraphModule, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bool:
     """Whether graph and model give the same result on the example. In training it is not asked: a forward would change statistics."""
     if not tracer.numbers or not tracer.free_numbers or tracer.model.training:
         return True
@@ -30,18 +30,18 @@ def agrees(tracer: Recorder, gm: fx.GraphModule, args: tuple[Any, ...], kwargs: 
         return False
 
 
-def _run(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _run(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Any:
     """The result on copies of the arguments."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         one, named = _copied((args, dict(kwargs)))
         return module(*one, **named)
 
 
-def _copied(given: Any) -> Any:
+def _copied(given: object) -> Any:
     return pytree.tree_map(lambda v: v.detach().clone() if isinstance(v, torch.Tensor) else copy.deepcopy(v), given)
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: object, b: object) -> bool:
     if isinstance(a, torch.Tensor):
         if not isinstance(b, torch.Tensor) or a.shape != b.shape or a.dtype is not b.dtype:
             return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import Any
 
 import torch
 from torch import fx
@@ -22,7 +21,7 @@ _FIRST_SHAPE = frozenset((
 _SPREAD = BROADCASTS | {"eq", "ne", "lt", "le", "gt", "ge", "where", "floordiv", "mod", "and_", "or_", "choose", "maximum", "minimum"}
 
 
-def _needs_data(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _needs_data(name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
     """Whether the shape of a call's result depends on the values of its tensors."""
     if name == "where":
         return len(args) == 1
@@ -39,7 +38,7 @@ def _needs_data(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
 
 
 def depends_on_data(
-    node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], example: Any, known: Set[fx.Node], fixed: FixedSizes
+    node: fx.Node, args: tuple[object, ...], kwargs: dict[str, object], example: object, known: Set[fx.Node], fixed: FixedSizes
 ) -> bool:
     """Whether a new node is a number that depends on data, or has sizes that do. `known`: the nodes before it that do."""
     name, inputs = name_of(node.target), list(node.all_input_nodes)

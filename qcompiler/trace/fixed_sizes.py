@@ -29,19 +29,19 @@ _DEPTH = 200  # ops between a value and what fixes its size that are looked thro
 CUTS = frozenset(("unbind", "split", "chunk"))
 
 
-def name_of(target: Any) -> str:
+def name_of(target: object) -> str:
     """How an op is called, whether function or method."""
     return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
-def argument(node: fx.Node, position: int, *names: str, default: Any = None) -> Any:
+def argument(node: fx.Node, position: int, *names: str, default: object = None) -> Any:
     """An argument of a call, given by position or under one of these names."""
     if position < len(node.args):
         return node.args[position]
     return next((node.kwargs[name] for name in names if name in node.kwargs), default)
 
 
-def cut_dim(node: fx.Node) -> Any:
+def cut_dim(node: fx.Node) -> object:
     """The dimension that `unbind`, `split` or `chunk` cuts."""
     return argument(node, 1 if name_of(node.target) == "unbind" else 2, "dim", default=0)
 

@@ -58,7 +58,7 @@ def text_of_function(part: Part, statements: Sequence[ast.stmt], uses: Uses, arg
     return "\n".join(lines) + "\n"
 
 
-def _copying(value: Any) -> str:
+def _copying(value: object) -> str:
     """How a function copies an argument that it may change."""
     kind = kind_of(value)
     if kind is torch.Tensor:

@@ -54,7 +54,7 @@ class Parts:
     def __init__(self) -> None:
         self.chosen: dict[Part, str] = {}
         self.refused: dict[Part, str] = {}
-        self.functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self.functions: dict[tuple[object, ...], Callable[..., object]] = {}
 
     def learn(self, new: NewPart) -> None:
         self.chosen = {part: why for part, why in self.chosen.items() if not new.part.covers(part)}
@@ -117,14 +117,14 @@ class FloatParts(FloatResults):
 
     # ---- running
 
-    def run_part(self, part: Part, variables: dict[str, Any]) -> Any:
+    def run_part(self, part: Part, variables: dict[str, object]) -> object:
         """Record a part that the user's code has come to; what its variables hold then, or what it returns."""
         try:
             return self._run_part(part, variables)
         except RefusedPart as refusal:
             raise NewPart(part, str(refusal), refused=True) from None
 
-    def _run_part(self, part: Part, variables: dict[str, Any]) -> Any:
+    def _run_part(self, part: Part, variables: dict[str, object]) -> object:
         self.at_event()
         if self.regions:
             raise RefusedPart("it stands under another condition on data")
@@ -153,7 +153,7 @@ class FloatParts(FloatResults):
             if path == "" or any(path == scope for scope, _ in self.scopes):
                 raise RefusedPart("it needs `self` as a whole")
 
-    def _check_changed(self, name: str, uses: Uses, variables: Mapping[str, Any]) -> None:
+    def _check_changed(self, name: str, uses: Uses, variables: Mapping[str, object]) -> None:
         """Refuse what the graph could not see: a list with a second name, a list in a list, a tensor of the model."""
         value: Any = variables.get(name)
         if isinstance(value, nn.Module):
@@ -177,12 +177,12 @@ class FloatParts(FloatResults):
             raise RefusedPart(error.message) from None
 
     @staticmethod
-    def _check_bound(uses: Uses, variables: Mapping[str, Any]) -> None:
+    def _check_bound(uses: Uses, variables: Mapping[str, object]) -> None:
         for name in uses.gives:
             if name not in variables and name not in uses.sure:
                 raise RefusedPart(f"`{name}` has a value only where a condition holds")
 
-    def _argument(self, value: Any, part: Part) -> Any:
+    def _argument(self, value: object, part: Part) -> Any:
         if isinstance(value, nn.Module):
             self.held_modules[self.paths[id(value)]] = part
             self.leaves.append(self.paths[id(value)])  # it keeps what it keeps, as a leaf does
@@ -197,7 +197,7 @@ class FloatParts(FloatResults):
             node.meta[VALUE], node.meta[SOURCE] = Value(None, None), self.source()
         return Proxy(node, self, module)
 
-    def _function(self, part: Part, statements: Sequence[ast.stmt], uses: Uses, arguments: Arguments) -> Callable[..., Any]:
+    def _function(self, part: Part, statements: Sequence[ast.stmt], uses: Uses, arguments: Arguments) -> Callable[..., object]:
         """The statement as a function, one for all calls of the same form."""
         kinds = tuple((name, kind_of(value)) for name, value in arguments.values.items())
         key = (part, kinds, tuple(arguments.chains.items()))
@@ -210,11 +210,11 @@ class FloatParts(FloatResults):
             self.parts.functions[key] = made.function(names)
         return self.parts.functions[key]
 
-    def _on_copies(self, call: Callable[..., Any], arguments: Arguments, values: Sequence[Any]) -> Any:
+    def _on_copies(self, call: Callable[..., object], arguments: Arguments, values: Sequence[object]) -> object:
         """Run the function on copies of the examples. Raises RefusedPart where it fails, or changes an argument unseen."""
         copies: list[tuple[torch.Tensor, int]] = []
 
-        def copied(value: Any) -> Any:
+        def copied(value: object) -> Any:
             value = self.concrete(value)
             if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
                 value = value.clone()
@@ -258,7 +258,7 @@ class FloatParts(FloatResults):
                     raise NewPart(part, f"`{path}`, which it calls, is used elsewhere as well", refused=True)
 
 
-def _references(variables: Mapping[str, Any], name: str) -> int:
+def _references(variables: Mapping[str, object], name: str) -> int:
     value = variables[name]
     return sys.getrefcount(value)
 

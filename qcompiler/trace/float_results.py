@@ -22,7 +22,7 @@ from qcompiler.trace.recorder import map_nested
 class FloatResults(Hits):
     """The recorder's part for what such statements give."""
 
-    def record_part(self, call: Callable[..., Any], values: Sequence[Any], example: Any, uses: Uses, part: Part) -> list[Any]:
+    def record_part(self, call: Callable[..., Any], values: Sequence[Any], example: Any, uses: Uses, part: Part) -> list[object]:
         """The call in the graph, and what stands for each value that it gives."""
         node = self.add_node("call_function", call, tuple(values), {}, example)
         self._from_data.add(node)
@@ -33,12 +33,12 @@ class FloatResults(Hits):
         whole = Proxy(node, self, example)
         return [self._item(whole, i, item, name) for i, (name, item) in enumerate(zip(uses.gives, example, strict=True))]
 
-    def _item(self, whole: Proxy, key: int, example: Any, name: str) -> Any:
+    def _item(self, whole: Proxy, key: int, example: object, name: str) -> object:
         node = self.add_node("call_function", operator.getitem, (whole, key), {}, example)
         self._from_data.add(node)
         return self._standing_for(node, example, name)
 
-    def _standing_for(self, node: fx.Node, example: Any, name: str) -> Any:
+    def _standing_for(self, node: fx.Node, example: object, name: str) -> object:
         if isinstance(example, torch.Tensor):
             if example.is_sparse or example.is_nested:
                 raise RefusedPart(f"{name} is a sparse or nested tensor")
@@ -55,7 +55,7 @@ class FloatResults(Hits):
             return None
         raise RefusedPart(f"{name} may be a {type(example).__name__}, which no graph has as a value")
 
-    def settled_variable(self, name: str, value: Any, uses: Uses, variables: Mapping[str, Any]) -> Any:
+    def settled_variable(self, name: str, value: Any, uses: Uses, variables: Mapping[str, Any]) -> object:
         """What a variable holds behind the statement; tensors that were changed in place are changed for all who hold them."""
         old = variables.get(name)
         if name not in uses.changes or not isinstance(old, torch.Tensor):
@@ -70,11 +70,11 @@ class FloatResults(Hits):
         self.mutate(owner, value.node, value.example)
         return owner
 
-    def note_shared(self, given: Sequence[Any], arguments: Arguments) -> None:
+    def note_shared(self, given: Sequence[object], arguments: Arguments) -> None:
         """What a statement gives may be what it was given, or a view of it: nobody knows at the next call."""
         found: list[Proxy] = []
 
-        def look(value: Any) -> Any:
+        def look(value: object) -> object:
             if type(value) is Proxy and value.is_tensor:
                 found.append(value)
             return value

@@ -34,10 +34,10 @@ def settled(tracer: Recorder, target: Any, args: tuple[Any, ...], kwargs: dict[s
     if getattr(target, "__module__", "") == "_operator" and _are_numbers(args):
         return args, kwargs
 
-    def fixed(value: Any) -> Any:
+    def fixed(value: object) -> object:
         return tracer.fix(value, f"an argument of {name}") if type(value) is Proxy and value.node in tracer.numbers else value
 
-    def free(value: Any) -> Any:
+    def free(value: object) -> object:
         return value if type(value) is Proxy and type(value.example) is int else fixed(value)
 
     if name in SIZED:
@@ -48,7 +48,7 @@ def settled(tracer: Recorder, target: Any, args: tuple[Any, ...], kwargs: dict[s
     return (*operands, *map_nested(fixed, tuple(args[len(operands) :]))), rest | named
 
 
-def repeated(tracer: Recorder, args: tuple[Any, ...]) -> Any:
+def repeated(tracer: Recorder, args: tuple[Any, ...]) -> object:
     """`[x] * n` for a traced number: the list, its length held by a guard; NotImplemented for other products."""
     if len(args) != 2 or not any(isinstance(a, (list, tuple, str)) for a in args):
         return NotImplemented
@@ -56,5 +56,5 @@ def repeated(tracer: Recorder, args: tuple[Any, ...]) -> Any:
     return one * other
 
 
-def _are_numbers(args: tuple[Any, ...]) -> bool:
+def _are_numbers(args: tuple[object, ...]) -> bool:
     return all(type(a) in (int, float, bool) or (type(a) is Proxy and not a.is_tensor) for a in args)

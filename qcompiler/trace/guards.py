@@ -40,7 +40,7 @@ def guard_float(value: float, expected: float, message: str) -> None:
         raise InputError(f"{message}: expected {expected}, got {value}")
 
 
-def guard(value: Any, expected: Any, message: str) -> None:
+def guard(value: object, expected: object, message: str) -> None:
     """Raise InputError unless an argument that is no tensor (a flag, a string, None) is what the trace saw."""
     if value is not expected and (type(value) is not type(expected) or value != expected):
         found = repr(value) if isinstance(value, (bool, int, float, str)) or value is None else type(value).__name__
@@ -53,7 +53,7 @@ def guard_str(value: str, expected: str, message: str) -> None:
         raise InputError(f"{message}: expected {expected}, got {value}")
 
 
-def guard_member(value: Any, expected: str, message: str) -> None:
+def guard_member(value: object, expected: str, message: str) -> None:
     """Raise InputError unless a member of an enumeration is the one that the trace saw."""
     found = f"{type(value).__name__}.{getattr(value, 'name', None)}"
     if found != expected:
@@ -67,14 +67,14 @@ def guard_length(value: Any, expected: int, message: str) -> None:
         raise InputError(f"{message}: expected {expected} items, got {found}")
 
 
-def guard_keys(value: Any, expected: list[Any], message: str) -> None:
+def guard_keys(value: Any, expected: list[object], message: str) -> None:
     """Raise InputError unless an argument is a dict with the keys that the trace saw, in their order, which values are read in."""
     if not isinstance(value, dict) or list(value) != expected:
         found = list(value) if isinstance(value, dict) else type(value).__name__
         raise InputError(f"{message}: expected the keys {expected}, in this order, got {found}")
 
 
-def guard_tree(value: Any, expected: str, message: str) -> None:
+def guard_tree(value: object, expected: str, message: str) -> None:
     """Raise InputError unless an object of a registered class is made as the one that the trace saw."""
     found = described_tree(value)
     if found != expected:

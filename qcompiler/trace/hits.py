@@ -27,7 +27,7 @@ _FLATTENS = ("squeeze", "flatten", "view", "reshape")
 class HitList:
     """What `tolist()` of such a tensor gives: it can be looped over, no more."""
 
-    def __init__(self, loop: Callable[[], Iterator[Any]]) -> None:
+    def __init__(self, loop: Callable[[], Iterator[object]]) -> None:
         self._loop = loop
 
     def __iter__(self) -> Iterator[Any]:
@@ -51,7 +51,7 @@ class Hits(Regions):
     def _is_known(self, mask: fx.Node) -> bool:
         return len(value_of(mask).shape or ()) == 1 and self.fixed_sizes.holds(mask, 0)
 
-    def _loop(self, mask: fx.Node, make: Callable[[int], Any]) -> Iterator[Any]:
+    def _loop(self, mask: fx.Node, make: Callable[[int], object]) -> Iterator[Any]:
         frame = user_frame()
         branch = loop_at(frame) if frame is not None else None
         if branch is None or frame is None:
@@ -59,7 +59,7 @@ class Hits(Regions):
         shape, dtype = value_of(mask).shape or (), value_of(mask).dtype
         vector = Proxy(mask, self, torch.ones(shape, dtype=dtype))
 
-        def rounds() -> Iterator[Any]:
+        def rounds() -> Iterator[object]:
             for i in range(shape[0]):
                 self.at_event()
                 holds = self.record("call_function", bool, (self.record("call_function", operator.getitem, (vector, i), {}),), {})

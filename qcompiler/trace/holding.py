@@ -33,7 +33,7 @@ class Holding(fx.Tracer):
         self._from_data: set[fx.Node] = set()  # numbers that depend on data, tensors whose sizes do
         self._owed: tuple[FrameType, int, TraceError] | None = None  # for a number of data that was handed out as an index
         self.numbers: dict[fx.Node, str] = {}  # numbers given as arguments, and those computed from them: the argument's name
-        self._guarded: dict[tuple[fx.Node, Any], fx.Node] = {}
+        self._guarded: dict[tuple[fx.Node, object], fx.Node] = {}
         self._indexed: tuple[FrameType | None, int, list[fx.Node]] = (None, -1, [])
         self._worded: list[tuple[FrameType, int, fx.Node]] = []  # guards for text: the frame, its instruction, the guard
         self.shows = 0  # > 0 while text is made for people
@@ -46,7 +46,7 @@ class Holding(fx.Tracer):
     def explain_failure(self, text: str) -> None:
         """Raise what says more than that a call fails on the examples."""
 
-    def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], example: Any) -> fx.Node:
+    def add_node(self, op: str, target: object, args: tuple[object, ...], kwargs: dict[str, object], example: object) -> fx.Node:
         raise NotImplementedError
 
     def fix(self, proxy: Proxy, how: str, frame: FrameType | None = None) -> Any:
@@ -101,7 +101,7 @@ class Holding(fx.Tracer):
 
     # ---- text
 
-    def word(self, proxy: Proxy, how: str, frame: FrameType | None) -> Any:
+    def word(self, proxy: Proxy, how: str, frame: FrameType | None) -> object:
         """What a size is spelled as in a text: it is held, unless the text is shown to people alone (`forget_words`)."""
         if self.paused or self.shows:
             return proxy.example

@@ -20,8 +20,8 @@ _GATHER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def open_inputs(
-    tracer: Recorder, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], concrete: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    tracer: Recorder, model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], concrete: Mapping[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """Add one placeholder per argument of forward; return the arguments to call it with.
 
     What `*args` and `**kwargs` gather gets one placeholder each (`args_0`, ...; the keyword): the number of them is baked in.
@@ -42,7 +42,7 @@ def open_inputs(
     return _arguments(signature, values, set(signature.replace(parameters=free).bind_partial(*args).arguments))
 
 
-def _check_names(signature: inspect.Signature, kwargs: Mapping[str, Any], concrete: Mapping[str, Any]) -> None:
+def _check_names(signature: inspect.Signature, kwargs: Mapping[str, object], concrete: Mapping[str, object]) -> None:
     for name in concrete:
         if name not in signature.parameters:
             raise ConfigError(f"concrete_args names {name!r}, which forward{signature} does not have", code="concrete-args")
@@ -50,7 +50,7 @@ def _check_names(signature: inspect.Signature, kwargs: Mapping[str, Any], concre
             raise ConfigError(f"{name!r} is given both as concrete_args and as an example input", code="concrete-args")
 
 
-def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _bind(signature: inspect.Signature, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, object]:
     try:
         bound = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
@@ -59,7 +59,7 @@ def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[s
     return {name: value for name, value in bound.items() if signature.parameters[name].kind not in _GATHER or value}
 
 
-def _placeholder(tracer: Recorder, parameter: inspect.Parameter, example: Any) -> Any:
+def _placeholder(tracer: Recorder, parameter: inspect.Parameter, example: Any) -> object:
     """What forward gets for one argument: proxies in the argument's own containers."""
     if parameter.kind is parameter.VAR_POSITIONAL:
         late = any(node.args for node in tracer.graph.nodes)  # behind an argument with a default another one needs a default too
@@ -71,13 +71,13 @@ def _placeholder(tracer: Recorder, parameter: inspect.Parameter, example: Any) -
     return _open_one(tracer, parameter.name, default, example)
 
 
-def _open_one(tracer: Recorder, name: str, default: tuple[Any, ...], example: Any) -> Any:
+def _open_one(tracer: Recorder, name: str, default: tuple[Any, ...], example: Any) -> object:
     node = tracer.graph.create_node("placeholder", name, default)
     node.meta[VALUE] = replace(Value.of(example), form=Form.of(example))
     return opened(tracer, Proxy(node, tracer, example), name)
 
 
-def _fixed(tracer: Recorder, name: str, value: Any) -> Any:
+def _fixed(tracer: Recorder, name: str, value: Any) -> object:
     """An argument that is baked in; it keeps its place in the signature where its value can be written there."""
     if type(value) in PLAIN:
         node = tracer.graph.create_node("placeholder", name, (value,))
@@ -87,7 +87,7 @@ def _fixed(tracer: Recorder, name: str, value: Any) -> Any:
     return value
 
 
-def _order(tracer: Recorder, signature: inspect.Signature, concrete: Mapping[str, Any]) -> None:
+def _order(tracer: Recorder, signature: inspect.Signature, concrete: Mapping[str, object]) -> None:
     """Placeholders first, in the order of the signature, but `concrete` ones behind what can be given by position."""
     names = list(signature.parameters)
 
@@ -105,7 +105,7 @@ def _order(tracer: Recorder, signature: inspect.Signature, concrete: Mapping[str
         anchor = node
 
 
-def _arguments(signature: inspect.Signature, values: Mapping[str, Any], given: set[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(signature: inspect.Signature, values: Mapping[str, Any], given: set[str]) -> tuple[tuple[object, ...], dict[str, object]]:
     """Positional and keyword arguments of a call of forward, as the user would write it: what is left at its default is left out.
 
     A decorator around forward may take the signature over and count the positional arguments, or add keywords of its own.

@@ -53,7 +53,7 @@ class Mutations(Recorder):
         self._copies: dict[fx.Node, int] = {}  # clones that assignments go into, and how many do
         self._sharing: dict[int, dict[int, torch.Tensor]] = {}  # by memory: examples that may use the same one
 
-    def out_of_place(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call | None:
+    def out_of_place(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> _Call | None:
         """The call that computes what an in-place call leaves in its first argument; None if the call is not in place."""
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         if name.endswith("_") and not name.startswith("_") and args and isinstance(args[0], torch.Tensor):
@@ -70,7 +70,7 @@ class Mutations(Recorder):
             return op, target, args, {**kwargs, "inplace": False}
         return None
 
-    def is_in_place(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def is_in_place(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> bool:
         """Whether a call changes its first argument."""
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         if name == "requires_grad_" or not args or not isinstance(args[0], torch.Tensor):
@@ -92,7 +92,7 @@ class Mutations(Recorder):
         self.mutate(owner, result.node, result.example)
         return owner
 
-    def update_clone(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def update_clone(self, target: str, args: tuple[Any, ...], kwargs: dict[str, object]) -> object:
         """Carry out an in-place method without out-of-place form on a copy."""
         owner = self.variable(args[0])
         copied = self.record("call_method", "clone", (owner,), {})
@@ -101,7 +101,7 @@ class Mutations(Recorder):
         self.mutate(owner, node, example)
         return owner
 
-    def mutate_to(self, owner: Proxy, value: Any) -> None:
+    def mutate_to(self, owner: Proxy, value: object) -> None:
         """`x.data = value`."""
         value = self.variable(value)
         self.rebind(owner, value.node, value.example)

@@ -31,7 +31,7 @@ class Again(BaseException):
         self.scope = scope
 
 
-def ask_for_stand_ins(frame: FrameType | None, given: list[dict[str, Any]]) -> None:
+def ask_for_stand_ins(frame: FrameType | None, given: list[dict[str, object]]) -> None:
     """Raise Again where the user's code is in a call of one of the builtins that have stand-ins, and has none yet."""
     if frame is None or not places.is_user_file(frame.f_code.co_filename) or any(frame.f_globals is s for s in given):
         return
@@ -46,12 +46,12 @@ class _Kind(type):
     plain: type
     tracer: Tracer
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, *args: object, **kwargs: object) -> Any:
         if len(args) == 1 and not kwargs and type(args[0]) is Proxy and _is_traced(cls.tracer):
             return cls.tracer.record("call_function", cls.plain, args, {})
         return cls.plain(*args, **kwargs)
 
-    def __instancecheck__(cls, instance: Any) -> bool:
+    def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, cls.plain)
 
     def __subclasscheck__(cls, subclass: type) -> bool:
@@ -71,12 +71,12 @@ def _is_traced(tracer: Tracer) -> bool:
     return not tracer.paused
 
 
-def _kind(tracer: Tracer, plain: type) -> Any:
+def _kind(tracer: Tracer, plain: type) -> object:
     return _Kind(plain.__name__, (), {"plain": plain, "tracer": tracer})
 
 
 def _length(tracer: Tracer) -> Any:
-    def length(value: Any) -> Any:
+    def length(value: Any) -> object:
         if type(value) is Proxy and value.is_tensor and value.example.dim() and _is_traced(tracer):
             return tracer.sizes(value)[0]
         return len(value)
@@ -84,7 +84,7 @@ def _length(tracer: Tracer) -> Any:
     return length
 
 
-def _extreme(tracer: Tracer, plain: Any) -> Any:
+def _extreme(tracer: Tracer, plain: Any) -> object:
     def extreme(*args: Any, **kwargs: Any) -> Any:
         numbers = len(args) > 1 and not kwargs and all((type(a) is Proxy and not a.is_tensor) or type(a) in (int, float) for a in args)
         if numbers and first_proxy(args) is not None and _is_traced(tracer):
@@ -102,7 +102,7 @@ def stand_ins(tracer: Tracer) -> Iterator[None]:
     """Put the stand-ins into the globals of the code that asked for them."""
     made = {name: _kind(tracer, getattr(builtins, name)) for name in ("int", "float", "bool")}
     made |= {"len": _length(tracer), "min": _extreme(tracer, min), "max": _extreme(tracer, max)}
-    added: list[tuple[dict[str, Any], str]] = []
+    added: list[tuple[dict[str, object], str]] = []
     try:
         for scope in tracer.stand_ins:
             for name in NAMES:

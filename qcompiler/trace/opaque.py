@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 class Opaque:
     """Stands for such a value. It can be handed on, and returned; whatever else is done with it ends the trace of that statement."""
 
-    def __init__(self, node: fx.Node, tracer: Recorder, example: Any) -> None:
+    def __init__(self, node: fx.Node, tracer: Recorder, example: object) -> None:
         self.node, self.tracer, self.example = node, tracer, example
 
-    def _refuse(self, *_: Any) -> NoReturn:
+    def _refuse(self, *_: object) -> NoReturn:
         raise self.tracer.error(f"use of a {type(self.example).__name__} whose content depends on data")
 
     def __getattr__(self, name: str) -> Any:

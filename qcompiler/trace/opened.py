@@ -48,7 +48,7 @@ def opened(tracer: Recorder, proxy: Proxy, path: str) -> Any:
     return _opened_object(tracer, proxy, path)
 
 
-def hold(tracer: Recorder, proxy: Proxy, path: str) -> Any:
+def hold(tracer: Recorder, proxy: Proxy, path: str) -> object:
     """The value of an argument that is the same at each call, behind a guard."""
     value = proxy.example
     node = tracer.add_node("call_function", guard, (proxy, value, f"the traced model holds the argument {path!r} fixed"), {}, None)
@@ -65,7 +65,7 @@ def _child(tracer: Recorder, owner: Proxy, function: Callable[..., Any], key: An
     return opened(tracer, Proxy(node, tracer, item), path)
 
 
-def _opened_dict(tracer: Recorder, proxy: Proxy, path: str) -> Any:
+def _opened_dict(tracer: Recorder, proxy: Proxy, path: str) -> object:
     example = proxy.example
     if not all(type(key) in (str, int) for key in example):
         if not holds_tensors(example):
@@ -79,7 +79,7 @@ def _opened_dict(tracer: Recorder, proxy: Proxy, path: str) -> Any:
     return _noted(tracer, path, changed)
 
 
-def _opened_items(tracer: Recorder, proxy: Proxy, path: str) -> Any:
+def _opened_items(tracer: Recorder, proxy: Proxy, path: str) -> object:
     example, kind = proxy.example, type(proxy.example)
     _check(tracer, guard_length, proxy, len(example), f"the number of values in {path!r}")
     fields = getattr(kind, "_fields", None)
@@ -88,7 +88,7 @@ def _opened_items(tracer: Recorder, proxy: Proxy, path: str) -> Any:
     return kind(*items) if fields else _noted(tracer, path, kind(items))
 
 
-def _opened_tree(tracer: Recorder, proxy: Proxy, path: str) -> Any:
+def _opened_tree(tracer: Recorder, proxy: Proxy, path: str) -> object:
     """An object of a class that torch knows how to take apart, such as a cache of keys and values."""
     example = proxy.example
     _check(tracer, guard_tree, proxy, trees.described_tree(example), f"the form of the argument {path!r}")
@@ -98,7 +98,7 @@ def _opened_tree(tracer: Recorder, proxy: Proxy, path: str) -> Any:
     return _noted(tracer, path, trees.put_together(type(example))(items, trees.context(example)))
 
 
-def _opened_object(tracer: Recorder, proxy: Proxy, path: str) -> Any:
+def _opened_object(tracer: Recorder, proxy: Proxy, path: str) -> object:
     """Any other object: its fields. One without fields, or with tensors nobody can reach, is no input."""
     example = proxy.example
     deep = path.count(".") + path.count("[") > DEPTH
@@ -118,19 +118,19 @@ def _opened_object(tracer: Recorder, proxy: Proxy, path: str) -> Any:
     return _noted(tracer, path, changed)
 
 
-def _kept(tracer: Recorder, proxy: Proxy, path: str) -> Any:
+def _kept(tracer: Recorder, proxy: Proxy, path: str) -> object:
     """An object that no graph can hold or compare."""
     text = f"the argument {path!r}, of type {type(proxy.example).__name__}, is held as it was: another one is not noticed"
     tracer.remarks.append(TraceRemark("guard", Where(proxy.node.name), text))
     return proxy.example
 
 
-def _noted(tracer: Recorder, path: str, container: Any) -> Any:
+def _noted(tracer: Recorder, path: str, container: Any) -> object:
     tracer.containers.append((path, container, _held(container)))
     return container
 
 
-def _held(container: Any) -> list[Any]:
+def _held(container: object) -> list[Any]:
     """What a container holds, as far as forward may change it."""
     if isinstance(container, dict):
         return [*container, *container.values()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from qcompiler.errors import TraceError, Where
 from qcompiler.trace.recorder import Recorder
@@ -15,7 +14,7 @@ HINT = (
 )
 
 
-def add_output(tracer: Recorder, result: Any) -> None:
+def add_output(tracer: Recorder, result: object) -> None:
     """Add the output node. Raises TraceError that says which part of the result no program can build."""
     try:
         made = tracer.create_arg(result)
@@ -30,7 +29,7 @@ def add_output(tracer: Recorder, result: Any) -> None:
     tracer.graph.output(made)
 
 
-def _unwritten(tracer: Recorder, value: Any, path: str) -> tuple[str, Any] | None:
+def _unwritten(tracer: Recorder, value: object, path: str) -> tuple[str, object] | None:
     """The first part of a nest of containers that is no argument, and the way to it."""
     parts = _parts(value)
     for spelled, part in parts:
@@ -43,7 +42,7 @@ def _unwritten(tracer: Recorder, value: Any, path: str) -> tuple[str, Any] | Non
     return None
 
 
-def _parts(value: Any) -> list[tuple[str, Any]]:
+def _parts(value: object) -> list[tuple[str, object]]:
     """What stands in a container, each with how it is reached."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]

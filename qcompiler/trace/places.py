@@ -11,7 +11,6 @@ import sysconfig
 from collections.abc import Callable
 from functools import lru_cache
 from types import FrameType, TracebackType
-from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +48,7 @@ def user_frame(frame: FrameType | None) -> FrameType | None:
     return frame
 
 
-def definition(function: Callable[..., Any]) -> tuple[str | None, int | None]:
+def definition(function: Callable[..., object]) -> tuple[str | None, int | None]:
     """File and line of a function's `def`, of torch's as well; nothing where it is not written in Python."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:

@@ -116,7 +116,7 @@ class Proxy(fx.Proxy):
     def __hash__(self) -> int:
         return id(self) >> 4 if self.is_tensor else hash(self.tracer.fix(self, "hash()"))
 
-    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+    def __array__(self, *args: Any, **kwargs: Any) -> object:
         return np.asarray(self.tracer.fix(self, "conversion to numpy"), *args, **kwargs)
 
     def __len__(self) -> int:
@@ -133,7 +133,7 @@ class Proxy(fx.Proxy):
     def __contains__(self, item: Any) -> bool:
         return bool(self.tracer.fix(self, "`in`"))
 
-    def __reversed__(self) -> Any:
+    def __reversed__(self) -> object:
         return self.flip(0) if self.example.dim() else self
 
     def __repr__(self) -> str:
@@ -150,25 +150,25 @@ class Proxy(fx.Proxy):
 
     # ---- numbers from sizes
 
-    def _scalar(self, function: Callable[..., Any], *args: Any) -> Any:
+    def _scalar(self, function: Callable[..., Any], *args: Any) -> object:
         return self.tracer.record("call_function", function, (self, *args), {})
 
     def __abs__(self) -> Any:
         return self._scalar(operator.abs if self.is_tensor else abs)
 
-    def __round__(self, digits: int | None = None) -> Any:
+    def __round__(self, digits: int | None = None) -> object:
         return self._scalar(round) if digits is None else self._scalar(round, digits)
 
-    def __floor__(self) -> Any:
+    def __floor__(self) -> object:
         return self._scalar(math.floor)
 
-    def __ceil__(self) -> Any:
+    def __ceil__(self) -> object:
         return self._scalar(math.ceil)
 
-    def __trunc__(self) -> Any:
+    def __trunc__(self) -> object:
         return self._scalar(math.trunc)
 
-    def __divmod__(self, other: Any) -> Any:
+    def __divmod__(self, other: Any) -> object:
         return self // other, self % other
 
     @classmethod
@@ -179,11 +179,11 @@ class Proxy(fx.Proxy):
         return found.tracer.dispatch(orig_method, args, kwargs or {}, None)
 
 
-def _augmented(name: str) -> Callable[[Proxy, Any], Any]:
+def _augmented(name: str) -> Callable[[Proxy, object], object]:
     """`x += y`: in place for a tensor, so that all who hold it see the new value."""
     function = getattr(operator, name)
 
-    def method(self: Proxy, other: Any) -> Any:
+    def method(self: Proxy, other: Any) -> object:
         if not self.is_tensor:
             return function(self, other)
         return self.tracer.update("call_function", function, (self, other), {})

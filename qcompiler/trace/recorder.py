@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from qcompiler.errors import InputError, QCompilerError, UnsupportedOpError, Where
-from qcompiler.input_text import first_sentence, how_to_mend
+from qcompiler.inputs.input_text import first_sentence, how_to_mend
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.ops import trees
 from qcompiler.trace import places

@@ -56,7 +56,7 @@ def _is_running(frame: FrameType) -> bool:
     return current is frame
 
 
-def _chosen_dims(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+def _chosen_dims(name: str, args: tuple[Any, ...], kwargs: dict[str, object]) -> list[int]:
     """The dimensions in which a call needs a value."""
     if name == "getitem":
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
@@ -69,7 +69,7 @@ def _chosen_dims(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> li
     return [dim % max(args[0].example.dim(), 1) for dim in dims]
 
 
-def _kept(module: nn.Module) -> dict[str, list[Any]]:
+def _kept(module: nn.Module) -> dict[str, list[object]]:
     """What a module holds: each attribute, with what stands in it if it is a plain container."""
     found: dict[str, list[Any]] = {}
     for name, value in vars(module).items():
@@ -78,7 +78,7 @@ def _kept(module: nn.Module) -> dict[str, list[Any]]:
     return found
 
 
-def _same(before: list[Any], after: list[Any]) -> bool:
+def _same(before: list[object], after: list[object]) -> bool:
     return len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True))
 
 
@@ -90,7 +90,7 @@ class Regions(Mutations):
         self.regions: list[Region] = []
         self.closing = False
         self.left_open: dict[str, Region] = {}  # by what is said of a value that one way alone has
-        self.stand_ins: list[dict[str, Any]] = []  # globals of the user's code that get stand-ins for builtins
+        self.stand_ins: list[dict[str, object]] = []  # globals of the user's code that get stand-ins for builtins
 
     def number(self, proxy: Proxy, how: str) -> Any:
         """The value of a number for a builtin that needs it; Again where a stand-in for the builtin can do without."""
@@ -134,7 +134,9 @@ class Regions(Mutations):
         if remark not in self.remarks:  # a loop over experts
             self.remarks.append(remark)
 
-    def _other_way(self, branch: Branch, frame: FrameType) -> tuple[dict[str, Any], dict[int, tuple[Proxy, fx.Node, Any]], list[Proxy]]:
+    def _other_way(
+        self, branch: Branch, frame: FrameType
+    ) -> tuple[dict[str, object], dict[int, tuple[Proxy, fx.Node, object]], list[Proxy]]:
         """Record what the code does where the condition does not hold, then go back: variables, changed and poisoned tensors."""
         start, opened = len(self.journal), len(self.regions)
         last = next(iter(reversed(self.graph.nodes)))
@@ -167,12 +169,12 @@ class Regions(Mutations):
                 break
             self._leave(len(self.regions) - 1)
 
-    def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], example: Any) -> fx.Node:
+    def add_node(self, op: str, target: object, args: tuple[object, ...], kwargs: dict[str, object], example: object) -> fx.Node:
         if self.regions and not self.closing and self._may_lack_values(op, target, args, kwargs):
             raise self.error("what stands under a condition on data may have no value to choose from where it does not hold")
         return super().add_node(op, target, args, kwargs, example)
 
-    def _may_lack_values(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _may_lack_values(self, op: str, target: object, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
         """Whether a call chooses among values whose number depends on data: where there are none, it fails."""
         if not args or type(args[0]) is not Proxy or not args[0].is_tensor or args[0].node not in self._from_data:
             return False
@@ -223,7 +225,7 @@ class Regions(Mutations):
             self._forget(proxy, region)
         self._copies.clear()
 
-    def _variable(self, region: Region, new: Any, node: Any, example: Any, done: dict[int, Proxy]) -> None:
+    def _variable(self, region: Region, new: object, node: object, example: object, done: dict[int, Proxy]) -> None:
         """A variable that is another object behind the statements."""
         if type(new) is not Proxy or not new.node > region.start or id(new) in done:
             raise self.error("a variable that is no tensor of its own depends on data", region.place)
@@ -239,7 +241,7 @@ class Regions(Mutations):
         self.left_open[text] = region
         self.poison(proxy, text)
 
-    def _choose(self, region: Region, proxy: Proxy, node: Any, example: Any, same_shape: bool) -> None:
+    def _choose(self, region: Region, proxy: Proxy, node: object, example: object, same_shape: bool) -> None:
         """Let a variable be what it is behind the statements where the condition holds, and `node` elsewhere."""
         before = Proxy(node, self, example) if isinstance(node, fx.Node) else node
         after = Proxy(proxy.node, self, proxy.example)

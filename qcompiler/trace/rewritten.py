@@ -27,7 +27,7 @@ _Key = tuple[str, int]  # name and first line of a function
 class Switch:
     """Stands in the code of a function as a constant. `run`: of the variables, what the statement gives."""
 
-    def __init__(self, part: Part, is_traced: Callable[[], bool], run: Callable[[Part, dict[str, Any]], Any]) -> None:
+    def __init__(self, part: Part, is_traced: Callable[[], bool], run: Callable[[Part, dict[str, Any]], object]) -> None:
         self.part, self.is_traced, self._run = part, is_traced, run
 
     def run(self, variables: dict[str, Any]) -> Any:
@@ -55,7 +55,7 @@ def rewritten(switches: Sequence[Switch]) -> Iterator[None]:
             function.__code__ = old
 
 
-def _functions(codes: Mapping[str, Any]) -> list[types.FunctionType]:
+def _functions(codes: Mapping[str, object]) -> list[types.FunctionType]:
     if not codes:
         return []
     return [found for found in gc.get_objects() if type(found) is types.FunctionType and found.__code__.co_filename in codes]

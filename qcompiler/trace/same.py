@@ -13,19 +13,19 @@ from qcompiler.trace.slots import leaves
 UNKNOWN = (str, bytes, Enum, np.ndarray, np.generic)  # what can be compared and is no value of a graph
 
 
-def kind_of(value: Any) -> Any:
+def kind_of(value: object) -> object:
     """What of a value must be the same before the first call: the dtype of a tensor, the type of anything but numbers."""
     if isinstance(value, torch.Tensor):
         return value.dtype
     return float if type(value) in (int, float) else type(value)
 
 
-def as_later(value: Any, later: Any) -> Any:
+def as_later(value: object, later: object) -> object:
     """A number in the type that it has at later calls."""
     return float(value) if type(value) is int and type(later) is float else value
 
 
-def held_tensor(value: Any, example: torch.Tensor) -> torch.Tensor:
+def held_tensor(value: object, example: torch.Tensor) -> torch.Tensor:
     return value.detach().clone() if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=example.dtype)
 
 
@@ -35,7 +35,7 @@ def alike(a: Any, b: Any) -> bool:
     return tensors and a.shape == b.shape and a.dtype == b.dtype
 
 
-def equal(a: Any, b: Any) -> bool:
+def equal(a: object, b: object) -> bool:
     """Whether two nests hold equal tensors and numbers in the same places. Objects of other kinds count as equal."""
     left, right = leaves(a, ""), leaves(b, "")
     return list(left) == list(right) and all(same_leaf(x, right[path]) for path, x in left.items())

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _LOCK = threading.Lock()
 _SIZED_METHODS = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "new_ones", "new_empty")
 _SIZED_FUNCTIONS = ("zeros", "ones", "empty", "rand", "randn", "broadcast_shapes")
-_LOGGER: Any = logging.Logger
-_MESSAGES: tuple[tuple[Any, str], ...] = ((builtins, "print"), (warnings, "warn"), (_LOGGER, "isEnabledFor"), (_LOGGER, "_log"))
+_LOGGER: object = logging.Logger
+_MESSAGES: tuple[tuple[object, str], ...] = ((builtins, "print"), (warnings, "warn"), (_LOGGER, "isEnabledFor"), (_LOGGER, "_log"))
 _DEPTH = 20_000  # Python frames: 150 nested modules take about ten each, and pytest's own come on top
 
 
@@ -84,7 +84,7 @@ def _held_by_this_thread() -> bool:
     return _owner.ident == threading.get_ident()
 
 
-def _put(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+def _put(stack: contextlib.ExitStack, owner: object, name: str, value: object) -> None:
     """Give something an attribute until the stack is left. What takes it back has no line of ours, at which Ctrl-C could stop it."""
     if name in vars(owner):
         stack.callback(setattr, owner, name, vars(owner)[name])
@@ -97,7 +97,7 @@ def _put(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None
 def _patch_modules(tracer: Tracer, stack: contextlib.ExitStack) -> None:
     original = nn.Module.__call__
 
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def call(module: nn.Module, *args: object, **kwargs: object) -> Any:
         if tracer.paused or not _held_by_this_thread():
             return original(module, *args, **kwargs)
         return tracer.call_module(module, original, args, kwargs)
@@ -123,9 +123,9 @@ def _patch_messages(tracer: Tracer, stack: contextlib.ExitStack) -> None:
         _put(stack, owner, name, _shown(tracer, getattr(owner, name)))
 
 
-def _shown(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
+def _shown(tracer: Tracer, function: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         if tracer.paused or not _held_by_this_thread():
             return function(*args, **kwargs)
         tracer.forget_words(places.user_frame(sys._getframe(1)))
@@ -143,7 +143,7 @@ def _patch_autograd_functions(tracer: Tracer, stack: contextlib.ExitStack) -> No
     owner: Any = functorch_utils  # `apply` calls it first, also one that was taken from its class before
     original = owner.unwrap_dead_wrappers
 
-    def unwrap(args: Any) -> Any:
+    def unwrap(args: object) -> object:
         if not tracer.paused and _held_by_this_thread() and first_proxy(args) is not None:
             cls = sys._getframe(1).f_locals.get("cls")
             raise tracer.error(f"custom autograd.Function {getattr(cls, '__name__', '')!r}")
@@ -159,9 +159,9 @@ def _patch_sizes(tracer: Tracer, stack: contextlib.ExitStack) -> None:
             _put(stack, owner, name, _sized(tracer, getattr(owner, name)))
 
 
-def _sized(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
+def _sized(tracer: Tracer, function: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         if tracer.paused or not _held_by_this_thread() or first_proxy(args) is None:
             return function(*args, **kwargs)
         return tracer.dispatch(function, args, kwargs, None)
@@ -178,9 +178,9 @@ def _patch_wrapped(tracer: Tracer, stack: contextlib.ExitStack) -> None:
             scope[name] = _wrapped(tracer, function)
 
 
-def _wrapped(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
+def _wrapped(tracer: Tracer, function: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         if tracer.paused or not _held_by_this_thread():
             return function(*args, **kwargs)
         return tracer.call_wrapped(function, args, kwargs)

@@ -86,7 +86,7 @@ class Holder:
         return self.path if self.kind == "cell" else joined(self.path, key)
 
 
-def joined(path: str, key: Any) -> str:
+def joined(path: str, key: object) -> str:
     """The dotted name of what stands under a key: one part more, which is no name of nn.Module's own."""
     part = str(key).replace(".", "_")
     part = f"{part}_" if not part or hasattr(nn.Module, part) or part in _INTERNAL else part
@@ -148,7 +148,7 @@ def _walk(value: Any, path: str, owner: str, found: list[Holder], seen: set[int]
         _walk(item, joined(path, key), owner, found, seen, depth + 1)
 
 
-def _holder(value: Any, path: str, owner: str) -> Holder | None:
+def _holder(value: object, path: str, owner: str) -> Holder | None:
     if isinstance(value, dict):
         return Holder(path, owner, value, "dict")
     if isinstance(value, (list, deque)):
@@ -160,7 +160,7 @@ def _holder(value: Any, path: str, owner: str) -> Holder | None:
     return Holder(path, owner, vars(value), "dict", value) if hasattr(value, "__dict__") else Holder(path, owner, value, "object")
 
 
-def is_object(value: Any) -> bool:
+def is_object(value: object) -> bool:
     """Whether a value is an instance of a class of the user's that is no module, function, class or member of an enum."""
     if isinstance(value, types.SimpleNamespace):
         return True
@@ -170,7 +170,7 @@ def is_object(value: Any) -> bool:
     return bool(kind.__flags__ & (1 << 9)) and _is_users(kind)  # 1 << 9: made by a class statement
 
 
-def _fields(value: Any) -> list[str]:
+def _fields(value: object) -> list[str]:
     if isinstance(value, type):
         return [name for name, item in vars(value).items() if not name.startswith("__") and _is_data(item)]
     kinds = type(value).__mro__
@@ -186,7 +186,7 @@ def _names_of(slots: Any) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _is_data(value: Any) -> bool:
+def _is_data(value: object) -> bool:
     return isinstance(value, (type(None), bool, int, float, torch.Tensor, list, dict, tuple)) or is_object(value)
 
 
@@ -238,7 +238,7 @@ class Global:
         return self.names.get(self.name, MISSING)
 
     @cell_contents.setter
-    def cell_contents(self, value: Any) -> None:
+    def cell_contents(self, value: object) -> None:
         self.names[self.name] = value
 
 
@@ -274,11 +274,11 @@ def nested(function: Callable[[str, Any], Any], value: Any, path: str, depth: in
     return copied
 
 
-def leaves(value: Any, path: str) -> dict[str, Any]:
+def leaves(value: object, path: str) -> dict[str, Any]:
     """What stands in a nest of containers and objects, by dotted name."""
     found: dict[str, Any] = {}
 
-    def note(name: str, item: Any) -> Any:
+    def note(name: str, item: object) -> Any:
         found[name] = item
         return item
 

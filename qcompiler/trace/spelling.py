@@ -11,14 +11,14 @@ AUGMENTED = {
     "__iadd__": "add_", "__isub__": "sub_", "__imul__": "mul_", "__itruediv__": "div_", "__ifloordiv__": "floor_divide_",
     "__imod__": "remainder_", "__ipow__": "pow_", "__iand__": "bitwise_and_", "__ior__": "bitwise_or_", "__ixor__": "bitwise_xor_",
 }  # fmt: skip
-_METHODS: dict[Any, str] = {}
+_METHODS: dict[object, str] = {}
 for _name in dir(torch.Tensor):
     _function = getattr(torch.Tensor, _name)
     if callable(_function) and (_function not in _METHODS or _function.__name__ == _name):
         _METHODS[_function] = _name
 
 
-def spelling(func: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
+def spelling(func: Any, args: tuple[Any, ...]) -> tuple[str, object, tuple[object, ...]]:
     """How a torch function is written as a node: operator, attribute, method or function."""
     if getattr(func, "__name__", "") == "__get__":
         return "call_function", getattr, (args[0], func.__self__.__name__)

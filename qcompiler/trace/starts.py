@@ -73,7 +73,7 @@ def _of_same_shape(end: fx.Node, found: Aligned, first: Traces, tracer: Tracer, 
     return likely[0] if likely and runs else end
 
 
-def _other_sizes(inputs: list[Any]) -> Iterator[list[Any]]:
+def _other_sizes(inputs: list[Any]) -> Iterator[list[object]]:
     """The inputs with one more of each dimension."""
     for dim in range(max((x.dim() for x in inputs if x is not None), default=0)):
         yield [torch.cat([x, x.narrow(dim, 0, 1)], dim) if x is not None and dim < x.dim() and x.shape[dim] else x for x in inputs]
@@ -105,16 +105,16 @@ class _Runner(fx.Interpreter):
         super().__init__(nn.Module(), garbage_collect_values=False, graph=traces.graph)
         self.tracer, self.constants, self.held = tracer, traces.constants, held
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         return None if is_guard(n) or is_write(n) else super().run_node(n)
 
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> object:
         for values in (self.held, self.constants):
             if target in values:
                 return values[target]
         return attrgetter(target)(self.tracer.model)
 
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> object:
         module = self.tracer.replacements.get(target) or self.tracer.model.get_submodule(target)
         return module(*args, **kwargs)
 
@@ -123,7 +123,7 @@ def _agree(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return list(a) == list(b) and all(_close(value, b[name]) for name, value in a.items())
 
 
-def _close(a: Any, b: Any) -> bool:
+def _close(a: object, b: object) -> bool:
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
         return type(a) is type(b) and bool(a == b)
     if a.shape != b.shape or a.dtype != b.dtype or not a.numel():

@@ -49,7 +49,7 @@ def _same(a: Any, b: Any) -> bool:
     return all(v is w for v, w in zip(a, b, strict=True))
 
 
-def _copy_of(holder: Holder) -> Any:
+def _copy_of(holder: Holder) -> object:
     kind = {"dict": dict, "list": list, "set": set}.get(holder.kind)
     return kind(holder.value) if kind is not None else None
 
@@ -86,7 +86,7 @@ class Places:
         names = dict.fromkeys(self.holders[number].name(key) for number, key in found)
         return {place: now for place, now in found.items() if not self._is_left(place, names)}
 
-    def _is_left(self, place: Place, names: Mapping[str, Any]) -> bool:
+    def _is_left(self, place: Place, names: Mapping[str, object]) -> bool:
         """Whether what holds a place was itself replaced by another object, so that no later call finds it."""
         holder = self.holders[place[0]]
         if holder.kind == "cell":
@@ -108,7 +108,7 @@ class Places:
         value = self.before[number].get(key, MISSING)
         return self.holders[number].default(key) if value is MISSING else value
 
-    def put(self, place: Place, value: Any) -> None:
+    def put(self, place: Place, value: object) -> None:
         self.holders[place[0]].set(place[1], value)
 
     def get(self, place: Place) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from qcompiler.errors import InputError, QCompilerError, TraceError, Where
-from qcompiler.kinds import ORIGINAL, is_compiled
+from qcompiler.inputs.kinds import ORIGINAL, is_compiled
 from qcompiler.trace import places
 from qcompiler.trace.float_parts import FloatParts
 from qcompiler.trace.given_numbers import repeated, settled

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 
-def with_zero_states(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def with_zero_states(
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """The arguments of a leaf with its initial state given. A packed sequence, whose batch is another, is left as it is."""
     if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return args, kwargs
@@ -19,7 +19,7 @@ def with_zero_states(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     return (x, _zeros(module, x)), {}
 
 
-def _zeros(module: nn.RNNBase | nn.RNNCellBase, x: torch.Tensor) -> Any:
+def _zeros(module: nn.RNNBase | nn.RNNCellBase, x: torch.Tensor) -> object:
     """h_0, of LSTMs (h_0, c_0): (layers and directions, batch, width); a cell's (batch, width); without batch where x has none."""
     cell = isinstance(module, nn.RNNCellBase)
     batched = x.dim() == (2 if cell else 3)

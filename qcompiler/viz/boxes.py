@@ -130,7 +130,7 @@ def _constants(nodes: Sequence[Node]) -> dict[str, list[Node]]:
     return found
 
 
-def _item(run: Run, owned: Mapping[str, list[Node]], numerics: Mapping[str, Any]) -> Item:
+def _item(run: Run, owned: Mapping[str, list[Node]], numerics: Mapping[str, object]) -> Item:
     name, key, nodes = run
     sums = sums_of([*nodes, *(c for n in nodes for c in owned.get(n["name"], []))], numerics)
     if len(nodes) > 1:

@@ -61,10 +61,10 @@ def described(source: Any, numerics: Any, overlays: Mapping[str, Any] | None, ti
 
 
 def save(
-    source: Any,
+    source: object,
     path: str | os.PathLike[str],
     *,
-    numerics: Any = None,
+    numerics: object = None,
     overlays: Mapping[str, Mapping[str, float]] | None = None,
     title: str | None = None,
     depth: int | None = None,

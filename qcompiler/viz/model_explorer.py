@@ -14,14 +14,14 @@ from qcompiler.viz.labels import plain, short_op
 GRADIENT = [{"stop": stop, "bgColor": color_at(stop)} for stop in (0, 0.5, 1)]
 
 
-def to_graph(document: Document) -> dict[str, Any]:
+def to_graph(document: Document) -> dict[str, object]:
     """A graph collection: the last stage first, then the last of each earlier phase and the input."""
     ends = {stage["phase"]: i for i, stage in enumerate(document.stages)}
     graphs = [{"id": _graph_id(document, i), "nodes": [_node(n) for n in document.nodes_at(i)]} for i in sorted({0, *ends.values()})[::-1]]
     return {"label": plain(document.title, 200), "graphs": graphs}
 
 
-def to_node_data(document: Document) -> dict[str, dict[str, Any]]:
+def to_node_data(document: Document) -> dict[str, dict[str, object]]:
     """Node data by title: what `Add node data` takes. The SQNR of the numerics is one."""
     last = len(document.stages) - 1
     measured = {name: entry["sqnr"] for name, entry in document.numerics.items() if (entry or {}).get("sqnr") is not None}
@@ -29,7 +29,7 @@ def to_node_data(document: Document) -> dict[str, dict[str, Any]]:
     return {title: {_graph_id(document, last): _data(values)} for title, values in titled.items()}
 
 
-def dump(data: Any) -> str:
+def dump(data: object) -> str:
     return json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False) + "\n"
 
 
@@ -37,11 +37,11 @@ def _graph_id(document: Document, index: int) -> str:
     return f"{index:02d} {plain(document.stages[index]['name'], 100)}"
 
 
-def _data(values: Mapping[str, Any]) -> dict[str, Any]:
+def _data(values: Mapping[str, object]) -> dict[str, object]:
     return {"results": {name: {"value": value} for name, value in values.items() if value is not None}, "gradient": GRADIENT}
 
 
-def _node(node: Node) -> dict[str, Any]:
+def _node(node: Node) -> dict[str, object]:
     tensor = f"{node.get('dtype', '')}{node.get('shape', '')}"
     made: dict[str, Any] = {
         "id": node["name"],

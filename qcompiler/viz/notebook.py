@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
 
 from qcompiler.debug.document import Document
 from qcompiler.viz.files import described
@@ -28,7 +27,7 @@ class Figure:
         return f"<Figure {self.document.title!r:.80}, {len(self.document.nodes_at(-1))} nodes; show it in a notebook or viz.save it>"
 
 
-def show(model: Any, *, numerics: Any = None, overlays: Mapping[str, Mapping[str, float]] | None = None,
+def show(model: object, *, numerics: object = None, overlays: Mapping[str, Mapping[str, float]] | None = None,
          title: str | None = None, height: int = 600) -> Figure:  # fmt: skip
     """The graph of `model` (anything that `save` takes) for a notebook cell."""
     return Figure(described(model, numerics, overlays, title), height)

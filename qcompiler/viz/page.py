@@ -27,10 +27,10 @@ SCRIPTS = (
 class HasData(Protocol):
     """A graph document, see qcompiler/debug/document.py."""
 
-    def to_data(self) -> dict[str, Any]: ...
+    def to_data(self) -> dict[str, object]: ...
 
 
-def render(document: HasData | Mapping[str, Any]) -> str:
+def render(document: HasData | Mapping[str, object]) -> str:
     """The page of a graph document as one HTML text; the same document gives the same bytes."""
     data = document if isinstance(document, Mapping) else document.to_data()
     _check(data)
@@ -46,7 +46,7 @@ def render(document: HasData | Mapping[str, Any]) -> str:
     return re.sub(r"@([A-Z]+)@", lambda match: parts[match[1]], _asset("page.html"))
 
 
-def pack(data: Mapping[str, Any]) -> str:
+def pack(data: Mapping[str, object]) -> str:
     """The document as zlib in base64: small, and free of every sign that means something in HTML."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return base64.b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")

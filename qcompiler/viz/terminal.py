@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import IO
 
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +22,7 @@ COLORS = {"auto": None, "always": True, "never": False}
 
 
 def print(
-    model: Any, depth: int = 2, color: str = "auto", *, numerics: Any = None, worst: int = 5,
+    model: object, depth: int = 2, color: str = "auto", *, numerics: object = None, worst: int = 5,
     file: IO[str] | None = None, width: int | None = None,
 ) -> None:  # fmt: skip
     """Prints `model` (anything that `save` takes) as a tree of modules, `depth` levels deep, with sums for each.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from qcompiler.backends import Backend
+from dataclasses import replace
+
 from qcompiler.backends.native.lower import LowerNative
 from qcompiler.backends.native.target import native_target
+from qcompiler.backends.native.watched_steps import steps_of_lowered
 from qcompiler.backends.torch.backend import BACKEND as TORCH
 
-BACKEND = Backend("native", native_target, (LowerNative(),), TORCH.build, TORCH.load, TORCH.running)
+BACKEND = replace(TORCH, name="native", target=native_target, passes=(LowerNative(),), steps=steps_of_lowered)

@@ -81,7 +81,11 @@ class GraphFacts:
         users = list(self.nodes[step.out].users)
         return len(users) == 1 and users[0].target is quantize
 
-    def weight_fault(self, argument: Any) -> str | None:
+    def is_number(self, argument: Any) -> bool:
+        node = self.node(argument)
+        return node is not None and value_of(node).shape is None
+
+    def weight_fault(self, argument: Any, channels: int = 0) -> str | None:
         node = self.node(argument)
         if node is None or node.target is not dequantize_weight:
             return "its weight is computed at run time"
@@ -90,9 +94,9 @@ class GraphFacts:
             return "its weight has zero points"
         if math.prod(codes.shape[2:]) > MAX_SPANS:
             return f"its window has more than {MAX_SPANS} elements"
-        if not sums_fit(codes.numpy()):
+        if not sums_fit(codes.transpose(0, channels).contiguous().numpy()):
             return "sums of its products may leave 32 bits"
-        return None if node.args[3] in (None, 0) else "its weight has scales along another axis than its results"
+        return None if node.args[3] in (None, channels) else "its weight has scales along another axis than its results"
 
 
 def is_float(node: fx.Node) -> bool:

@@ -98,22 +98,27 @@ class NativeRegion:
         nanoseconds = (ctypes.c_int64 * max(1, len(self.network.computing)))()
         made, pointers = self._given(inputs, table)
         runtime().qc_watch(self._model, ctypes.byref(table.struct), pointers, arena.data_ptr(), nanoseconds)
-        values = {
-            name: _seen(arena, place, table.offsets) for name, place in sizes.places.items() if isinstance(place, Place) and place.buffer >= 0
-        }
+        own = {name: place for name, place in sizes.places.items() if isinstance(place, Place) and place.buffer >= 0}
+        values = {name: _seen(arena, place, table.offsets) for name, place in own.items()}
         return Watched(values | made, dict(zip((layer.out for layer in self.network.computing), nanoseconds, strict=False)))
 
 
 def _is_plain(x: Tensor) -> bool:
     """Whether its memory holds what it says: the C reads it by address."""
-    return x.dtype is torch.float32 and x.device.type == "cpu" and x.layout is torch.strided and not x.is_neg()
+    return (
+        x.dtype is torch.float32
+        and x.device.type == "cpu"
+        and x.layout is torch.strided
+        and not x.is_neg()
+        and (x.dim() < 6 or x.is_contiguous())
+    )
 
 
 def _plain(x: Tensor) -> Tensor:
     """The same numbers as float32 in memory of their own. Raises InputError for a tensor whose numbers lie elsewhere, or nowhere."""
     if x.device.type != "cpu" or x.layout is not torch.strided:
         raise InputError(f"a native region takes dense tensors on the CPU, not {x.layout} on {x.device}", code="input-type", hint="x.cpu()")
-    return x.resolve_neg().to(torch.float32)
+    return x.resolve_neg().to(torch.float32).contiguous()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ In the arguments of a step "%name" is the value of an earlier step or input, "$3
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qcompiler.errors import QCompilerError
@@ -36,6 +36,9 @@ class Step:
     op: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_arguments(self, args: tuple[Any, ...]) -> Step:
+        return replace(self, args=args)
 
     def reads(self) -> Iterator[str]:
         """Names of the values among its arguments, in order."""

@@ -6,11 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from qcompiler.backends.native.region import NativeRegion
-from qcompiler.executable.steps import Env, Step
+from qcompiler.backends.native.runtime import native_region, run_region
+from qcompiler.executable.steps import Env, Step, Steps, steps_of_graph
+from qcompiler.ir.attributes import attribute
+from qcompiler.ops.functional import getitem
 from qcompiler.ops.reference import dequantize
+
+Inputs = Callable[[Env], list[Tensor]]  # the tensors that a region is called on
 
 
 @dataclass
@@ -24,7 +29,7 @@ class WatchedRegion:
     def __post_init__(self) -> None:
         self.layers = {layer.out: layer for layer in self.region.network.layers}
 
-    def steps(self, step: Step, inputs: Callable[[Env], list[Tensor]]) -> list[Step]:
+    def steps(self, step: Step, inputs: Inputs) -> list[Step]:
         """`step` is the run of the region, and `inputs` its arguments. Its values depend on each other, and not on the run as a whole."""
 
         def run(env: Env) -> Any:
@@ -60,3 +65,53 @@ class WatchedRegion:
             elif one in self.layers:
                 waiting += self.layers[one].reads
         return tuple(found)
+
+
+@dataclass(frozen=True)
+class WatchedRegions:
+    """The regions among the steps of a program or graph, by the name of the step that runs them."""
+
+    regions: dict[str, WatchedRegion] = field(default_factory=dict)
+
+    def steps(self, step: Step, region: WatchedRegion, inputs: Inputs) -> list[Step]:
+        """The run of a region, and behind it the values inside."""
+        self.regions[step.name] = region
+        return region.steps(step, inputs)
+
+    def handed_out(self, step: Step, index: int) -> Step:
+        """A step that takes an item: of a region's results, as one that depends on the values behind it."""
+        region = self.regions.get(step.inputs[0]) if step.inputs else None
+        return region.handed_out(step, index) if region is not None else step
+
+
+def steps_of_lowered(gm: fx.GraphModule) -> Steps:
+    """The steps of a graph whose native regions are calls, with the values that the C of each region computed."""
+    whole, nodes, watched = steps_of_graph(gm), {node.name: node for node in gm.graph.nodes}, WatchedRegions()
+
+    def steps(step: Step) -> list[Step]:
+        node = nodes[step.name]
+        if node.target is getitem:
+            index: Any = node.kwargs.get("index")
+            return [watched.handed_out(step, index)]
+        if node.target is native_region:
+            return []  # made once, with the step that runs it
+        if node.target is not run_region:
+            return [step]
+        pack, given = _region_nodes(node)
+        region = WatchedRegion(_made(gm, pack), [one.name for one in given])
+        run = replace(step, inputs=tuple(one.name for one in given))
+        return watched.steps(run, region, lambda env: [env[one.name] for one in given])
+
+    return replace(whole, steps=tuple(one for step in whole.steps for one in steps(step)))
+
+
+def _region_nodes(run: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+    """The node that makes a region, and those of the tensors that it is run on."""
+    pack, given = run.args
+    assert isinstance(pack, fx.Node) and isinstance(given, (list, tuple))
+    return pack, [one for one in given if isinstance(one, fx.Node)]
+
+
+def _made(gm: fx.GraphModule, pack: fx.Node) -> NativeRegion:
+    args: Any = fx.node.map_arg(pack.args, lambda node: attribute(gm, str(node.target)))
+    return native_region(*args)

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from qcompiler.backends import Backend, Model
+from qcompiler.backends.torch.kernels.table import add_again, added
 from qcompiler.backends.torch.passes import LOWERING
 from qcompiler.backends.torch.program.load import load
 from qcompiler.backends.torch.program.module import CompiledModule, compile_graph
@@ -30,4 +31,4 @@ def _running(target: Target) -> AbstractContextManager[None]:
     return quantized_engine(TorchTarget.of(target).engine)
 
 
-BACKEND = Backend("torch", _target, LOWERING, _build, load, _running)
+BACKEND = Backend("torch", _target, LOWERING, _build, load, _running, taught=added, teach=add_again)

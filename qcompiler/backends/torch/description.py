@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from qcompiler.backend_config import BackendConfig, BackendPatternConfig, DTypeConfig, DTypeWithConstraints, ObservationType
 from qcompiler.backends.torch.kernels.table import TABLE
 from qcompiler.backends.torch.site import ENGINES
+from qcompiler.config.backend_config import BackendConfig, BackendPatternConfig, DTypeConfig, DTypeWithConstraints, ObservationType
 from qcompiler.ops.spec import Op, Output, Spelling
 from qcompiler.ops.table import OPS
 
@@ -29,7 +27,7 @@ def _dtypes(row: Op) -> DTypeConfig:
     return DTypeConfig(ACTIVATION, ACTIVATION, WEIGHT, torch.float32) if row.weight is not None else DTypeConfig(ACTIVATION, ACTIVATION)
 
 
-def _patterns(row: Op) -> list[Any]:
+def _patterns(row: Op) -> list[object]:
     """Module classes, functions and method names that the row has; classes of libraries that need not be there are left out.
 
     An op that nobody writes, for it is made by fusing, is named by its row.
@@ -63,7 +61,7 @@ def get_native_backend_config() -> BackendConfig:
     return backend_config()
 
 
-def get_native_backend_config_dict() -> dict[str, Any]:
+def get_native_backend_config_dict() -> dict[str, object]:
     """The same as a dict."""
     return backend_config().to_dict()
 

@@ -26,7 +26,7 @@ SEVEN_BITS = 127  # activations up to this code never overflow 16 bits
 
 
 def run_op(
-    name: str, args: Sequence[Any], attributes: Mapping[str, Any], scale: float, zero_point: int, dtype: torch.dtype = torch.quint8
+    name: str, args: Sequence[object], attributes: Mapping[str, object], scale: float, zero_point: int, dtype: torch.dtype = torch.quint8
 ) -> Tensor:
     """The row `name` on `args` (in the order of its params), as a tensor of `dtype` with the given qparams.
 
@@ -56,7 +56,7 @@ def _untraced() -> Iterator[None]:
         torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
-def _count(row: Op, args: Sequence[Any]) -> int:
+def _count(row: Op, args: Sequence[object]) -> int:
     """Number of tensors among the arguments that the row takes as activations."""
     return sum(p.role is Role.ACTIVATION and isinstance(a, Tensor) for p, a in zip(row.params, args, strict=False))
 
@@ -73,7 +73,7 @@ def _overflows(site: Site, args: Sequence[Any]) -> bool:
 class _Call:
     """The site of one call, and the graph into which its kernel is emitted."""
 
-    def __init__(self, row: Op, args: Sequence[Any], attributes: Mapping[str, Any], scale: float, zero_point: int) -> None:
+    def __init__(self, row: Op, args: Sequence[object], attributes: Mapping[str, object], scale: float, zero_point: int) -> None:
         self.root, self.graph = nn.Module(), fx.Graph()
         self.graph.owning_module = self.root  # type: ignore[assignment]
         self.values: dict[fx.Node, Any] = {}
@@ -85,7 +85,7 @@ class _Call:
     def _constant(self, value: Tensor) -> fx.Node:
         return Emit(self.graph, self.root).constant("constant", value)
 
-    def _argument(self, value: Any) -> Any:
+    def _argument(self, value: object) -> Any:
         if not isinstance(value, Tensor):
             return value
         if not value.is_quantized:
@@ -101,7 +101,7 @@ class _Call:
         nodes = [self._constant(t) for t in (value.int_repr(), *qparams_of_tensor(value))]
         return Weight(nodes[0], nodes[1], nodes[2], channel_axis(value), tuple(value.shape))
 
-    def emit(self, args: Sequence[Any]) -> fx.Node | None:
+    def emit(self, args: Sequence[object]) -> fx.Node | None:
         """The result of the chosen kernel; None where float arithmetic is wanted."""
         kernel = select(self.site)
         if isinstance(kernel, Refused) or (kernel.saturates(self.site) and _overflows(self.site, args)):

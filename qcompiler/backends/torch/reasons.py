@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,7 +12,7 @@ INDICES = "its int8 kernel gives no indices"
 WIDE = "its results span too wide a range for 8 bits"
 BILINEAR = "int8 has no kernel for a product of three factors"
 
-REASONS: dict[Any, str] = {
+REASONS: dict[object, str] = {
     **dict.fromkeys((torch.cumsum, "cumsum", torch.cumprod, "cumprod", torch.prod, "prod", torch.logsumexp, "logsumexp"), SUMS),
     **dict.fromkeys((torch.where, "where", "masked_fill", torch.masked_fill, "masked_scatter"), MASK),
     **dict.fromkeys((F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices, F.adaptive_max_pool1d_with_indices,

@@ -146,7 +146,7 @@ class Emit:
     module: torch.nn.Module | None = None
     made: list[fx.Node] = field(default_factory=list)
 
-    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+    def call(self, target: Callable[..., object], *args: object, **kwargs: object) -> fx.Node:
         """A call_function node; Operands stand for their nodes."""
         node = self.graph.call_function(target, tuple(wire(a) for a in args), {k: wire(v) for k, v in kwargs.items()})
         self.made.append(node)

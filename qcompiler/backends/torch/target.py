@@ -16,11 +16,11 @@ from qcompiler.backends.torch.kernels.speed import MARGIN, recurrent_times
 from qcompiler.backends.torch.kernels.table import TABLE, TO_FLOAT
 from qcompiler.backends.torch.reasons import REASONS
 from qcompiler.backends.torch.site import ENGINES, INSTRUCTION_SETS, host_isa
+from qcompiler.config.qconfig import QConfig
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Mode, value_of
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Family, Op
-from qcompiler.qconfig import QConfig
 from qcompiler.target import Neutral, Target, WeightLimit
 
 
@@ -80,7 +80,7 @@ class TorchTarget(Neutral):
             return Obstacle("computed-setting", "its settings are computed at run time")  # so it is no table of 256
         return None if row.name in TABLE or row.elementwise else Obstacle("no-kernel", f"no int8 kernel for {row.name}")
 
-    def lacks(self, what: Any) -> str | None:
+    def lacks(self, what: object) -> str | None:
         return REASONS.get(what)
 
     def gives_floats(self, row: Op, node: fx.Node) -> bool:
@@ -88,7 +88,7 @@ class TorchTarget(Neutral):
         kernel, flat = TO_FLOAT.get(row.settled.name), len(value_of(node).shape or (0, 0)) < 2
         return kernel is not None and self.engine in kernel.engines and not flat
 
-    def centring(self, row: Op, node: fx.Node, before: Any) -> Centring | None:
+    def centring(self, row: Op, node: fx.Node, before: object) -> Centring | None:
         """How an op behind the node `before` is centred for fbgemm's fast depthwise kernel; None where it need not be, or cannot."""
         groups: Any = node.kwargs.get("groups", 1)
         if row.settled.name != "conv2d" or groups % 8 or not conv.fbgemm_packs(self.engine, self.isa, groups):
@@ -113,7 +113,7 @@ class TorchTarget(Neutral):
     def weight_limit(self, row: Op, node: fx.Node) -> WeightLimit | None:
         return PairsOfTaps() if self._saturation(row, node) == "pairs" else None
 
-    def limit_of(self, op: str, weight: Tensor, attributes: Mapping[str, Any]) -> WeightLimit | None:
+    def limit_of(self, op: str, weight: Tensor, attributes: Mapping[str, object]) -> WeightLimit | None:
         """`weight_limit`, for an op by its name, its weight and its attributes."""
         return PairsOfTaps() if conv.saturation(op, tuple(weight.shape), attributes, self.engine, self.isa) == "pairs" else None
 

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, transfer_parametrizations_and_params, type_before_parametrizations
 
+from qcompiler.config.qconfig import QConfig
 from qcompiler.errors import ConfigError
 from qcompiler.qat import qat_qconfig, weight_fake_quant
-from qcompiler.qconfig import QConfig
 
 
 class QATModule(nn.Module):
@@ -31,7 +31,7 @@ class QATModule(nn.Module):
     qconfig: QConfig
     weight_fake_quant: nn.Module
 
-    def _fake_quantize_weight(self, qconfig: Any, device: Any) -> None:
+    def _fake_quantize_weight(self, qconfig: object, device: object) -> None:
         """For constructors: keeps the qconfig and makes `weight_fake_quant`. ConfigError without a qconfig for training."""
         self.qconfig = qat_qconfig(qconfig, f"qat.{type(self).__name__}")
         self.weight_fake_quant = weight_fake_quant(self.qconfig, self.weight, self._CHANNEL_AXIS, device)
@@ -71,13 +71,13 @@ class QATModule(nn.Module):
         return found
 
     @classmethod
-    def _settings(cls, module: Any) -> dict[str, Any]:
+    def _settings(cls, module: object) -> dict[str, object]:
         """The constructor arguments that `module`, float or QAT, was made with."""
         settings = {name: getattr(module, name) for name in cls._ARGUMENTS}
         return {**settings, "bias": module.bias is not None} if hasattr(module, "bias") else settings
 
     @classmethod
-    def _extra(cls, parts: tuple[nn.Module, ...]) -> dict[str, Any]:
+    def _extra(cls, parts: tuple[nn.Module, ...]) -> dict[str, object]:
         """Constructor arguments from the parts behind the first."""
         return {}
 

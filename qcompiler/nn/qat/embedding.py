@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ class EmbeddingQAT(QATModule):
     max_norm: float | None
     norm_type: float
 
-    def _start(self, qconfig: Any, device: Any, sparse: bool) -> None:
+    def _start(self, qconfig: object, device: object, sparse: bool) -> None:
         self._fake_quantize_weight(qconfig, device)
         if getattr(self.weight_fake_quant, "qscheme", None) is not torch.per_channel_affine_float_qparams:
             raise ConfigError(f"qat.{type(self).__name__} needs weights of torch.per_channel_affine_float_qparams", code="observer-qscheme",
@@ -53,9 +53,9 @@ class Embedding(EmbeddingQAT, nn.Embedding):
         scale_grad_by_freq: bool = False,
         sparse: bool = False,
         _weight: Tensor | None = None,
-        device: Any = None,
-        dtype: Any = None,
-        qconfig: Any = None,
+        device: object = None,
+        dtype: object = None,
+        qconfig: object = None,
     ) -> None:
         nn.Embedding.__init__(self, num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, _weight,
                               device=device, dtype=dtype)  # fmt: skip
@@ -86,9 +86,9 @@ class EmbeddingBag(EmbeddingQAT, nn.EmbeddingBag):
         _weight: Tensor | None = None,
         include_last_offset: bool = False,
         padding_idx: int | None = None,
-        qconfig: Any = None,
-        device: Any = None,
-        dtype: Any = None,
+        qconfig: object = None,
+        device: object = None,
+        dtype: object = None,
     ) -> None:
         nn.EmbeddingBag.__init__(self, num_embeddings, embedding_dim, max_norm, norm_type, scale_grad_by_freq, mode, sparse, _weight,
                                  include_last_offset, padding_idx, device=device, dtype=dtype)  # fmt: skip

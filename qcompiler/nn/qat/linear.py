@@ -17,7 +17,7 @@ class LinearQAT(QATModule):
     bias: Any
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, qconfig: Any = None, device: Any = None, dtype: Any = None
+        self, in_features: int, out_features: int, bias: bool = True, qconfig: object = None, device: object = None, dtype: object = None
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         self._fake_quantize_weight(qconfig, device)

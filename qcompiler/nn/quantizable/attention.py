@@ -33,7 +33,7 @@ class MultiheadAttention(nn.Module):
     """
 
     _FLOAT_MODULE: ClassVar[Any] = nn.MultiheadAttention
-    in_proj_bias: ClassVar[Any] = None  # nn.TransformerEncoderLayer takes this for "no fused kernel"
+    in_proj_bias: ClassVar[object] = None  # nn.TransformerEncoderLayer takes this for "no fused kernel"
     _qkv_same_embed_dim: ClassVar[bool] = False
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True, add_bias_kv: bool = False,

@@ -121,7 +121,7 @@ class LSTMCell(nn.Module):
 class LSTMDirection(nn.Module):
     """One layer in one direction: a cell over the steps of a sequence."""
 
-    def __init__(self, input_dim: int, hidden_dim: int, bias: bool = True, device: Any = None, dtype: Any = None, *,
+    def __init__(self, input_dim: int, hidden_dim: int, bias: bool = True, device: object = None, dtype: object = None, *,
                  split_gates: bool = False) -> None:  # fmt: skip
         super().__init__()
         self.cell = LSTMCell(input_dim, hidden_dim, bias, device, dtype, split_gates=split_gates)
@@ -145,8 +145,8 @@ class LSTMLayer(nn.Module):
 
     __constants__ = ["bidirectional"]
 
-    def __init__(self, input_dim: int, hidden_dim: int, bias: bool = True, bidirectional: bool = False, device: Any = None,
-                 dtype: Any = None, *, split_gates: bool = False) -> None:  # fmt: skip
+    def __init__(self, input_dim: int, hidden_dim: int, bias: bool = True, bidirectional: bool = False, device: object = None,
+                 dtype: object = None, *, split_gates: bool = False) -> None:  # fmt: skip
         super().__init__()
         self.bidirectional = bidirectional
         self.layer_fw = LSTMDirection(input_dim, hidden_dim, bias, device, dtype, split_gates=split_gates)
@@ -174,7 +174,7 @@ class LSTM(nn.Module):
     _FLOAT_MODULE: ClassVar[Any] = nn.LSTM
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
-                 dropout: float = 0.0, bidirectional: bool = False, device: Any = None, dtype: Any = None, *,
+                 dropout: float = 0.0, bidirectional: bool = False, device: object = None, dtype: object = None, *,
                  split_gates: bool = False) -> None:  # fmt: skip
         """Raises ConfigError for a dropout that is no probability."""
         super().__init__()
@@ -218,7 +218,7 @@ class LSTM(nn.Module):
         return x.transpose(0, 1) if self.batch_first else x, (h, c)
 
     @torch.jit.unused
-    def _check_input(self, x: Any) -> None:
+    def _check_input(self, x: object) -> None:
         where = place_of(self)
         if not isinstance(x, Tensor):
             raise InputError(f"{self._get_name()} takes a tensor, not a {type(x).__name__}", code="input-type", where=where,
@@ -235,7 +235,7 @@ class LSTM(nn.Module):
                f"bidirectional={self.bidirectional}"  # fmt: skip
 
     @classmethod
-    def from_float(cls, other: nn.LSTM, qconfig: Any = None, split_gates: bool = False) -> Any:
+    def from_float(cls, other: nn.LSTM, qconfig: object = None, split_gates: bool = False) -> Any:
         """The observed LSTM with copies of an nn.LSTM's weights: calibrate it, then nn.quantized.LSTM.from_observed.
 
         `qconfig`: where `other` has none. Raises ConfigError for what is no nn.LSTM, and for projections.

@@ -23,7 +23,7 @@ class Observed(nn.Identity):
     """A place in forward whose value is quantized there: observed, then an nn.quantized.Quantize."""
 
 
-def qconfig_of(mod: nn.Module, given: Any = None) -> Any:
+def qconfig_of(mod: nn.Module, given: object = None) -> Any:
     """The qconfig to observe with. Raises ConfigError where there is none."""
     where = place_of(mod)
     qconfig = getattr(mod, "qconfig", None) or given
@@ -59,7 +59,7 @@ def _placed_as(old: nn.Module, new: nn.Module) -> nn.Module:
     return new
 
 
-def _observe(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+def _observe(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
     observer: Any = module.activation_post_process
     if not torch.compiler.is_compiling():
         module.__dict__[OUTPUTS] = output.numel()

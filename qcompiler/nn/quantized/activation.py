@@ -54,14 +54,14 @@ class Hardswish(RowModule):
     _FLOAT_MODULE: ClassVar[Any] = nn.Hardswish
     _OP = "hardswish"
 
-    def __init__(self, scale: float, zero_point: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, scale: float, zero_point: int, device: object = None, dtype: object = None) -> None:
         """Qparams of the result. `device` and `dtype` are taken for torch's sake and not used."""
         del device, dtype
         super().__init__(scale, zero_point)
         self.rebuild()
 
     @classmethod
-    def _like(cls, mod: Any, scale: float, zero_point: int) -> Self:
+    def _like(cls, mod: object, scale: float, zero_point: int) -> Self:
         return cls(scale, zero_point)
 
 
@@ -71,8 +71,8 @@ class LeakyReLU(RowModule):
     _FLOAT_MODULE: ClassVar[Any] = nn.LeakyReLU
     _OP = "leaky_relu"
 
-    def __init__(self, scale: float, zero_point: int, negative_slope: float = 1e-2, inplace: bool = False, device: Any = None,
-                 dtype: Any = None) -> None:  # fmt: skip
+    def __init__(self, scale: float, zero_point: int, negative_slope: float = 1e-2, inplace: bool = False, device: object = None,
+                 dtype: object = None) -> None:  # fmt: skip
         """Qparams of the result. `device` and `dtype` are taken for torch's sake and not used."""
         del device, dtype
         super().__init__(scale, zero_point)
@@ -127,7 +127,7 @@ class Sigmoid(RowModule):
         return self.zero_point
 
     @classmethod
-    def _like(cls, mod: Any, scale: float, zero_point: int) -> Self:
+    def _like(cls, mod: object, scale: float, zero_point: int) -> Self:
         return cls(scale, zero_point)
 
 
@@ -199,7 +199,7 @@ class Activation(RowModule):
         if isinstance(form.cls, type)
     )  # fmt: skip
 
-    def __init__(self, op: str, scale: float, zero_point: int, **attributes: Any) -> None:
+    def __init__(self, op: str, scale: float, zero_point: int, **attributes: object) -> None:
         """Raises ConfigError where the table has no such function of single values."""
         row = OPS.rows.get(op)
         if row is None or not row.elementwise:

@@ -14,7 +14,7 @@ class MultiheadAttention(quantizable.MultiheadAttention):
     """nn.MultiheadAttention on quint8 tensors: int8 linears, attention in float. The weights are quint8, scale 1/256."""
 
     _FLOAT_MODULE: ClassVar[Any] = None
-    _OBSERVED_MODULE: ClassVar[Any] = quantizable.MultiheadAttention
+    _OBSERVED_MODULE: ClassVar[object] = quantizable.MultiheadAttention
 
     def _weights_out(self, weights: Tensor) -> Tensor:
         return torch.quantize_per_tensor(weights, 1.0 / 256, 0, torch.quint8)
@@ -23,7 +23,7 @@ class MultiheadAttention(quantizable.MultiheadAttention):
         return "QuantizedMultiheadAttention"
 
     @classmethod
-    def from_float(cls, other: Any) -> Any:
+    def from_float(cls, other: object) -> Any:
         """Raises ConfigError: the way goes through an observed module."""
         raise not_from_float("MultiheadAttention")
 

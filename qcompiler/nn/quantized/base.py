@@ -33,7 +33,7 @@ class QuantizedModule(nn.Module):
     """
 
     _FLOAT_MODULE: ClassVar[Any] = None  # what it replaces: a class or a tuple of classes
-    _QAT_MODULE: ClassVar[Any] = None
+    _QAT_MODULE: ClassVar[object] = None
     _BASE: ClassVar[type[nn.Module]] = nn.Module  # of the float module's parts, the one with the parameters
     _TAIL: ClassVar[tuple[type[nn.Module], ...]] = ()  # what follows it in a fused module
     _INPUTS: ClassVar[tuple[str, ...]] = ("input",)
@@ -42,7 +42,7 @@ class QuantizedModule(nn.Module):
     __constants__ = ["_script"]  # torch.jit.script compiles modules apart whose forward differs
     _fixed_dtypes: ClassVar[bool] = True
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         cls.__jit_unused_properties__ = [n for n in dir(cls) if isinstance(getattr(cls, n, None), property)]  # type: ignore[attr-defined]
 
@@ -153,7 +153,7 @@ class QuantizedModule(nn.Module):
         for name in self.__dict__.pop("_built", ()):
             self.__dict__.pop(name, None)
 
-    def _otherwise(self, *inputs: Any) -> Any:
+    def _otherwise(self, *inputs: Any) -> object:
         """forward for inputs that its source was not made for: another rank that the module takes, qint8 tensors, or an error."""
         if any(isinstance(x, Tensor) and x.dtype is torch.qint8 for x in inputs):
             inputs = tuple(as_quint8(x) if isinstance(x, Tensor) else x for x in inputs)
@@ -201,7 +201,7 @@ class QuantizedModule(nn.Module):
     def _where(self) -> Where:
         return place_of(self)
 
-    def _as_ours(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+    def _as_ours(self, state_dict: Mapping[str, object], prefix: str) -> Mapping[str, object]:
         """The state with the names and tensors that this module has; others may have written it."""
         return state_dict
 
@@ -231,7 +231,7 @@ class QuantizedModule(nn.Module):
         self.rebuild()
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         built = {*self.__dict__.get("_built", ()), "_built"}
         return {name: value for name, value in self.__dict__.items() if name not in built}
 

@@ -28,7 +28,7 @@ class BatchNormNd(QuantizedModule):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, device: object = None, dtype: object = None) -> None:
         """Statistics 0 and 1, weight 1, bias 0. The last three are taken for torch's sake and not used."""
         del momentum, device, dtype
         super().__init__()

@@ -19,7 +19,7 @@ class ConvNd(WeightedModule):
     _DIMS: ClassVar[int]
     transposed: ClassVar[bool] = False
 
-    def _settings(self, in_channels: int, out_channels: int, kernel_size: Size, groups: int, bias: bool, **settings: Any) -> None:
+    def _settings(self, in_channels: int, out_channels: int, kernel_size: Size, groups: int, bias: bool, **settings: object) -> None:
         """Called in place of __init__ by both kinds. Raises ConfigError for sizes that do not fit each other."""
         kernel = sizes(kernel_size, self._DIMS)
         shape = weight_shape(in_channels, out_channels, kernel, groups, self.transposed)
@@ -32,7 +32,7 @@ class ConvNd(WeightedModule):
     def _channels(self) -> tuple[int, int]:
         return -self._DIMS - 1, self.in_channels
 
-    def _shown(self) -> dict[str, Any]:
+    def _shown(self) -> dict[str, object]:
         """Settings with the value that need not be shown."""
         zeros, ones = (0,) * self._DIMS, (1,) * self._DIMS
         return {"padding": zeros, "dilation": ones, "output_padding": zeros, "groups": 1, "padding_mode": "zeros"}
@@ -48,7 +48,7 @@ class Convolution(ConvNd):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
                  dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros",
-                 device: Any = None, dtype: Any = None) -> None:  # fmt: skip
+                 device: object = None, dtype: object = None) -> None:  # fmt: skip
         """Weights of zero. `padding`: also 'same' or 'valid'. `device` and `dtype` are taken for torch's sake and not used."""
         del device, dtype
         check_padding(padding, padding_mode, stride)
@@ -70,7 +70,7 @@ class Transposed(ConvNd):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size = 0,
                  output_padding: Size = 0, groups: int = 1, bias: bool = True, dilation: Size = 1, padding_mode: str = "zeros",
-                 device: Any = None, dtype: Any = None) -> None:  # fmt: skip
+                 device: object = None, dtype: object = None) -> None:  # fmt: skip
         """Weights of zero. `device` and `dtype` are taken for torch's sake and not used."""
         del device, dtype
         check_transposed(padding_mode)
@@ -88,7 +88,7 @@ class Conv1d(Convolution):
     """nn.Conv1d on a quint8 tensor (N, C, L) or (C, L)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.Conv1d
-    _QAT_MODULE: ClassVar[Any] = (qat.Conv1d, trained.ConvBn1d)
+    _QAT_MODULE: ClassVar[object] = (qat.Conv1d, trained.ConvBn1d)
     _BASE = nn.Conv1d
     _OP, _DIMS, _RANKS = "conv1d", 1, (3, 2)
 
@@ -97,7 +97,7 @@ class Conv2d(Convolution):
     """nn.Conv2d on a quint8 tensor (N, C, H, W) or (C, H, W)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.Conv2d
-    _QAT_MODULE: ClassVar[Any] = (qat.Conv2d, trained.ConvBn2d)
+    _QAT_MODULE: ClassVar[object] = (qat.Conv2d, trained.ConvBn2d)
     _BASE = nn.Conv2d
     _OP, _DIMS, _RANKS = "conv2d", 2, (4, 3)
 
@@ -106,7 +106,7 @@ class Conv3d(Convolution):
     """nn.Conv3d on a quint8 tensor (N, C, D, H, W) or (C, D, H, W)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.Conv3d
-    _QAT_MODULE: ClassVar[Any] = (qat.Conv3d, trained.ConvBn3d)
+    _QAT_MODULE: ClassVar[object] = (qat.Conv3d, trained.ConvBn3d)
     _BASE = nn.Conv3d
     _OP, _DIMS, _RANKS = "conv3d", 3, (5, 4)
 
@@ -115,7 +115,7 @@ class ConvTranspose1d(Transposed):
     """nn.ConvTranspose1d on a quint8 tensor (N, C, L) or (C, L)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose1d
-    _QAT_MODULE: ClassVar[Any] = (qat.ConvTranspose1d, trained.ConvTransposeBn1d)
+    _QAT_MODULE: ClassVar[object] = (qat.ConvTranspose1d, trained.ConvTransposeBn1d)
     _BASE = nn.ConvTranspose1d
     _OP, _DIMS, _RANKS = "conv_transpose1d", 1, (3, 2)
 
@@ -124,7 +124,7 @@ class ConvTranspose2d(Transposed):
     """nn.ConvTranspose2d on a quint8 tensor (N, C, H, W) or (C, H, W)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose2d
-    _QAT_MODULE: ClassVar[Any] = (qat.ConvTranspose2d, trained.ConvTransposeBn2d)
+    _QAT_MODULE: ClassVar[object] = (qat.ConvTranspose2d, trained.ConvTransposeBn2d)
     _BASE = nn.ConvTranspose2d
     _OP, _DIMS, _RANKS = "conv_transpose2d", 2, (4, 3)
 
@@ -133,6 +133,6 @@ class ConvTranspose3d(Transposed):
     """nn.ConvTranspose3d on a quint8 tensor (N, C, D, H, W) or (C, D, H, W)."""
 
     _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose3d
-    _QAT_MODULE: ClassVar[Any] = (qat.ConvTranspose3d, trained.ConvTransposeBn3d)
+    _QAT_MODULE: ClassVar[object] = (qat.ConvTranspose3d, trained.ConvTransposeBn3d)
     _BASE = nn.ConvTranspose3d
     _OP, _DIMS, _RANKS = "conv_transpose3d", 3, (5, 4)

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.backends.torch.runtime import tables
+from qcompiler.config.qconfig import as_qconfig, float_qparams_weight_only_qconfig
+from qcompiler.config.qconfig_of_op import weight_observer
 from qcompiler.errors import ConfigError, InputError, Where
-from qcompiler.input_text import first_sentence
+from qcompiler.inputs.input_text import first_sentence
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.float_module import FloatModule
 from qcompiler.observers.weights import take_axis
 from qcompiler.ops.quantized_tensors import quantized_table
 from qcompiler.ops.reference import pack_4bit, quantize_weight, unpack_4bit
 from qcompiler.ops.table import OPS
-from qcompiler.qconfig import as_qconfig, float_qparams_weight_only_qconfig
-from qcompiler.qconfig_of_op import weight_observer
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 BITS = {torch.quint8: 8, torch.uint8: 8, torch.quint4x2: 4}
@@ -91,7 +91,7 @@ class Embedding(FloatModule):
         self._hold(quantize_weight(w.dequantize(), scale, zero_point, 0, 0, 2**self.bits - 1, torch.uint8), scale, zero_point)
         self.rebuild()
 
-    def _check_indices(self, indices: Any) -> None:
+    def _check_indices(self, indices: object) -> None:
         if not isinstance(indices, Tensor) or indices.dtype not in INTEGERS:
             got = f"a {indices.dtype} tensor" if isinstance(indices, Tensor) else type(indices).__name__
             raise InputError(f"{self._get_name()}: indices must be integers, not {got}", code="input-type", where=self._where())

@@ -15,7 +15,7 @@ from qcompiler.nn.quantized.base import QuantizedModule
 class OnPacks:
     """A module as the functions of scripted.py see it, with other packs in place of its own."""
 
-    def __init__(self, module: Any, packs: PackSet) -> None:
+    def __init__(self, module: object, packs: PackSet) -> None:
         self._module = module
         held = [getattr(packs, name) for name in module.__dict__["_pack_names"]]
         self._pack, self._packs = held[0], held
@@ -44,7 +44,7 @@ class FloatModule(QuantizedModule):
         self.__dict__.update(made)
         self.__dict__["_built"] = tuple(made)
 
-    def _run(self, *inputs: Any) -> Any:
+    def _run(self, *inputs: object) -> Any:
         """What TorchScript compiles, called from Python."""
         by_shape: PacksByShape | None = self.__dict__.get("_by_shape")
         module = self if by_shape is None else OnPacks(self, by_shape(*map(shapes_of, inputs)))
@@ -55,5 +55,5 @@ class FloatModule(QuantizedModule):
         """The source of what computes."""
         return inspect.getsource(getattr(scripted, self.__dict__["_script"]))
 
-    def _infer(self, *inputs: Any) -> Any:
+    def _infer(self, *inputs: Any) -> object:
         raise NotImplementedError

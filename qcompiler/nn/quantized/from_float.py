@@ -122,7 +122,7 @@ class Int8:
     axis: int | None
 
 
-def int8_weight(row: Op, attributes: dict[str, Any], weight: Tensor, mod: nn.Module, engine: str, where: Where) -> Int8:
+def int8_weight(row: Op, attributes: dict[str, object], weight: Tensor, mod: nn.Module, engine: str, where: Where) -> Int8:
     """The weight quantized with the module's fake-quantize, which keeps its qparams, or with its qconfig's observer.
 
     Depthwise weights are made safe for 16-bit sums. Raises ConfigError where neither is there, or for a dtype other than int8 and uint8.
@@ -144,7 +144,7 @@ def int8_weight(row: Op, attributes: dict[str, Any], weight: Tensor, mod: nn.Mod
     return Int8(quantize_weight(weight, scale, zero_point, axis, qparams.quant_min, qparams.quant_max), scale, zero_point, axis)
 
 
-def _observed(row: Op, weight: Tensor, mod: nn.Module, where: Where) -> Any:
+def _observed(row: Op, weight: Tensor, mod: nn.Module, where: Where) -> object:
     """The qconfig's weight observer after it saw the weight."""
     observer = _weight_observer(mod, where)
     if _per_channel(observer):

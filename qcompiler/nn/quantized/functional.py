@@ -58,7 +58,7 @@ def _check(function: str, value: Any) -> None:
         raise InputError(f"quantized.functional.{function} takes activations with one scale, not one per channel", code="per-channel-input")
 
 
-def _check_weight(function: str, weight: Any, bias: Any) -> None:
+def _check_weight(function: str, weight: object, bias: object) -> None:
     if not isinstance(weight, Tensor) or weight.dtype is not torch.qint8:
         kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise InputError(
@@ -69,12 +69,12 @@ def _check_weight(function: str, weight: Any, bias: Any) -> None:
         raise InputError(f"the bias of quantized.functional.{function} must be a float tensor or None", code="bias-quantized")
 
 
-def _same(name: str, input: Tensor, **attributes: Any) -> Tensor:
+def _same(name: str, input: Tensor, **attributes: object) -> Tensor:
     """An op whose result keeps its input's qparams and type."""
     return run_op(name, (input,), attributes, input.q_scale(), input.q_zero_point(), input.dtype)
 
 
-def _own(name: str, input: Tensor, scale: float, zero_point: int, **attributes: Any) -> Tensor:
+def _own(name: str, input: Tensor, scale: float, zero_point: int, **attributes: object) -> Tensor:
     """An op whose result has qparams of its own."""
     return run_op(name, (input,), attributes, float(scale), int(zero_point), input.dtype)
 
@@ -105,7 +105,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, scale: flo
 
 
 def _conv(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: float, zero_point: int,
-          **settings: Any) -> Tensor:  # fmt: skip
+          **settings: object) -> Tensor:  # fmt: skip
     name = f"conv{dims}d"
     _check(name, input)
     _check_weight(name, weight, bias)
@@ -178,19 +178,19 @@ def avg_pool3d(input: Tensor, kernel_size: Size, stride: Size | None = None, pad
                  count_include_pad=count_include_pad, divisor_override=divisor_override)  # fmt: skip
 
 
-def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
+def adaptive_avg_pool2d(input: Tensor, output_size: object) -> Tensor:
     """Means of windows of (N, C, H, W) so that `output_size` (an int or two, None keeps one) remain; on the input's scale."""
     _check("adaptive_avg_pool2d", input)
     return _same("adaptive_avg_pool2d", input, output_size=output_size)
 
 
-def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
+def adaptive_avg_pool3d(input: Tensor, output_size: object) -> Tensor:
     """Means of windows of (N, C, D, H, W) so that `output_size` (an int or three, None keeps one) remain; on the input's scale."""
     _check("adaptive_avg_pool3d", input)
     return _same("adaptive_avg_pool3d", input, output_size=output_size)
 
 
-def interpolate(input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest",
+def interpolate(input: Tensor, size: object = None, scale_factor: object = None, mode: str = "nearest",
                 align_corners: bool | None = None) -> Tensor:  # fmt: skip
     """torch.nn.functional.interpolate on the input's scale; every mode of it."""
     _check("interpolate", input)
@@ -202,19 +202,21 @@ def _deprecated(name: str) -> None:
     warnings.warn(text, UserWarning, stacklevel=3)  # torch's category: DeprecationWarning would not be shown
 
 
-def upsample(input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None) -> Tensor:
+def upsample(
+    input: Tensor, size: object = None, scale_factor: object = None, mode: str = "nearest", align_corners: bool | None = None
+) -> Tensor:
     """Deprecated name of `interpolate`; warns."""
     _deprecated("upsample")
     return interpolate(input, size, scale_factor, mode, align_corners)
 
 
-def upsample_bilinear(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
+def upsample_bilinear(input: Tensor, size: object = None, scale_factor: object = None) -> Tensor:
     """Deprecated: `interpolate` with mode="bilinear", align_corners=True; warns."""
     _deprecated("upsample_bilinear")
     return interpolate(input, size, scale_factor, mode="bilinear", align_corners=True)
 
 
-def upsample_nearest(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
+def upsample_nearest(input: Tensor, size: object = None, scale_factor: object = None) -> Tensor:
     """Deprecated: `interpolate` with mode="nearest"; warns."""
     _deprecated("upsample_nearest")
     return interpolate(input, size, scale_factor, mode="nearest")

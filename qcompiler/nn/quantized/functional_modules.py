@@ -28,7 +28,7 @@ class _Functional(nn.Module):
     """What the three have in common: they are not called themselves."""
 
     @torch.jit.unused
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> object:
         """Raises ConfigError: there is an operation to choose."""
         names = "add, add_scalar, mul, mul_scalar, cat, add_relu, matmul"
         raise ConfigError(f"{type(self).__name__} is not called itself: use one of its methods {names}", code="functional-called")
@@ -206,7 +206,7 @@ class QFunctional(_Functional):
         destination[prefix + "scale"] = torch.tensor(self.scale, dtype=torch.float64)
         destination[prefix + "zero_point"] = torch.tensor(self.zero_point)
 
-    def _check_own(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+    def _check_own(self, state_dict: Mapping[str, object], prefix: str) -> None:
         """Raises ConfigError for qparams that no quint8 tensor has. A scale of 0: nothing was observed."""
         given = (state_dict.get(prefix + name, value) for name, value in (("scale", 1.0), ("zero_point", 0)))
         scale, zero_point = map(torch.as_tensor, given)

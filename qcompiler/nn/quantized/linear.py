@@ -18,7 +18,7 @@ class Linear(WeightedModule):
     """y = x W^T + b on a quint8 tensor (..., in_features), int8 weight (out_features, in_features), float bias."""
 
     _FLOAT_MODULE: ClassVar[Any] = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
-    _QAT_MODULE: ClassVar[Any] = (qat.Linear, trained.LinearBn1d)
+    _QAT_MODULE: ClassVar[object] = (qat.Linear, trained.LinearBn1d)
     _OP, _BASE = "linear", nn.Linear
     _INPUTS = ("x",)
     _RANKS, _RANK_OR_MORE = (2, 1), True

@@ -49,7 +49,7 @@ class Lowering:
         parts = [self.emit.constant(f"t_{name}", value) for name, value in zip(names, (values, scale, zero_point))]
         return Weight(parts[0], parts[1], parts[2], axis, tuple(values.shape))
 
-    def call(self, op: str, *args: Any, scale: float | None = None, zero_point: int = 0, **attributes: Any) -> Operand:
+    def call(self, op: str, *args: object, scale: float | None = None, zero_point: int = 0, **attributes: object) -> Operand:
         """One row of the op table on int8 operands, by the first kernel that takes it; attributes as in its canonical call.
 
         `scale` None: the op keeps its input's qparams. UnsupportedOpError where no kernel of the engine takes it.
@@ -99,7 +99,7 @@ class ModuleEmitter(Emitter):
         handler = ["    except (RuntimeError, IndexError) as error:", f"        self._failed(error, {names})", "        raise"]
         return replace(emitted, source="\n".join([*head, "    try:", *(f"    {line}" for line in lines), *handler]) + "\n")
 
-    def namespace(self, resolve: Callable[[str], Any]) -> dict[str, Any]:
+    def namespace(self, resolve: Callable[[str], object]) -> dict[str, object]:
         return super().namespace(resolve) | {name: torch.quint8 for key, name in self.globals.items() if key == "quint8"}
 
 
@@ -113,7 +113,7 @@ class Compiled:
     built: Built
     packs: Mapping[str, Any]
     by_shape: PacksByShape
-    forward: Callable[..., Any]
+    forward: Callable[..., object]
     attributes: Mapping[str, Any]
     source: str
     script: str

@@ -14,7 +14,7 @@ class LSTMCell(quantizable.LSTMCell):
     """nn.LSTMCell on quint8 tensors. A state of other qparams, or a float one, is brought to those of the calibrated states."""
 
     _FLOAT_MODULE: ClassVar[Any] = None
-    _OBSERVED_MODULE: ClassVar[Any] = quantizable.LSTMCell
+    _OBSERVED_MODULE: ClassVar[object] = quantizable.LSTMCell
 
     def initial_state(self, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """(h, c) of zeros, (batch, hidden), at the qparams that the states have."""
@@ -31,7 +31,7 @@ class LSTMCell(quantizable.LSTMCell):
         return "QuantizedLSTMCell"
 
     @classmethod
-    def from_float(cls, other: Any, use_precomputed_fake_quant: bool = False, split_gates: bool = False) -> Any:
+    def from_float(cls, other: object, use_precomputed_fake_quant: bool = False, split_gates: bool = False) -> Any:
         """Raises ConfigError: the way goes through an observed module."""
         raise not_from_float("LSTMCell")
 
@@ -45,13 +45,13 @@ class LSTM(quantizable.LSTM):
     """nn.LSTM on quint8 tensors: result and states are quint8; (h, c) may be given as quint8 or float tensors."""
 
     _FLOAT_MODULE: ClassVar[Any] = None
-    _OBSERVED_MODULE: ClassVar[Any] = quantizable.LSTM
+    _OBSERVED_MODULE: ClassVar[object] = quantizable.LSTM
 
     def _get_name(self) -> str:
         return "QuantizedLSTM"
 
     @classmethod
-    def from_float(cls, other: Any, qconfig: Any = None, split_gates: bool = False) -> Any:
+    def from_float(cls, other: object, qconfig: object = None, split_gates: bool = False) -> Any:
         """Raises ConfigError: the way goes through an observed module."""
         raise not_from_float("LSTM")
 

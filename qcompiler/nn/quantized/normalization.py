@@ -27,7 +27,7 @@ class LayerNorm(Norm):
     _OP = "layer_norm"
 
     def __init__(self, normalized_shape: int | Sequence[int], weight: Tensor | None, bias: Tensor | None, scale: float, zero_point: int,
-                 eps: float = 1e-5, elementwise_affine: bool = True, device: Any = None, dtype: Any = None) -> None:  # fmt: skip
+                 eps: float = 1e-5, elementwise_affine: bool = True, device: object = None, dtype: object = None) -> None:  # fmt: skip
         """`scale`, `zero_point`: of the result. `device` and `dtype` are taken for torch's sake and not used."""
         del device, dtype
         super().__init__(scale, zero_point)
@@ -52,7 +52,7 @@ class GroupNorm(Norm):
     _RANKS, _RANK_OR_MORE = (3, 2), True  # int8 kernels take 3 and more
 
     def __init__(self, num_groups: int, num_channels: int, weight: Tensor | None, bias: Tensor | None, scale: float, zero_point: int,
-                 eps: float = 1e-5, affine: bool = True, device: Any = None, dtype: Any = None) -> None:  # fmt: skip
+                 eps: float = 1e-5, affine: bool = True, device: object = None, dtype: object = None) -> None:  # fmt: skip
         """`scale`, `zero_point`: of the result. `device` and `dtype` are taken for torch's sake and not used."""
         del device, dtype
         super().__init__(scale, zero_point)
@@ -75,8 +75,8 @@ class InstanceNorm(Norm):
     _BATCHED = True
 
     def __init__(self, num_features: int, weight: Tensor | None, bias: Tensor | None, scale: float, zero_point: int, eps: float = 1e-5,
-                 momentum: float = 0.1, affine: bool = False, track_running_stats: bool = False, device: Any = None,
-                 dtype: Any = None) -> None:  # fmt: skip
+                 momentum: float = 0.1, affine: bool = False, track_running_stats: bool = False, device: object = None,
+                 dtype: object = None) -> None:  # fmt: skip
         """`scale`, `zero_point`: of the result. The last four are taken for torch's sake and not used."""
         del device, dtype
         super().__init__(scale, zero_point)

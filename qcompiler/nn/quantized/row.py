@@ -55,7 +55,7 @@ class RowModule(QuantizedModule):
         return lowering.emit.call(torch.ops.aten.squeeze.dim, self._call(lowering, batch), 0)
 
     @classmethod
-    def _like(cls, mod: Any, scale: float, zero_point: int) -> Self:
+    def _like(cls, mod: object, scale: float, zero_point: int) -> Self:
         """A module with the float one's settings and the result's qparams; they mean nothing where it has its input's."""
         raise NotImplementedError
 

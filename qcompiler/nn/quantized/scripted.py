@@ -18,10 +18,10 @@ from qcompiler.ops import recurrent_float
 Tensor = torch.Tensor
 
 
-def with_script_form(script: Callable[..., Any]) -> Callable[..., Any]:
+def with_script_form(script: Callable[..., Any]) -> Callable[..., object]:
     """A forward that checks its inputs (`module._infer`) and that TorchScript takes for `script`."""
 
-    def forward(self: Any, *inputs: Any, **named: Any) -> Any:
+    def forward(self: Any, *inputs: Any, **named: Any) -> object:
         if call_is_plain():
             return self._infer(*inputs, **named)
         inputs, named = widened((inputs, named))

@@ -10,7 +10,7 @@ from torch import Tensor
 from qcompiler.ops.quantized_tensors import qparams_of_tensor
 
 
-def plain_state(state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+def plain_state(state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, object]:
     """The state_dict with the quantized weight of the module at `prefix` taken apart; one of ours stays as it is.
 
     torch keeps a convolution's weight and bias under these names (a bias of None, too), a linear's as a pair in `_packed_params`.

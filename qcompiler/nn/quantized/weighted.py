@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -46,7 +46,7 @@ class WeightedModule(QuantizedModule):
         return OPS.rows[cls._OP]
 
     @classmethod
-    def _settings_of(cls, module: nn.Module) -> dict[str, Any]:
+    def _settings_of(cls, module: nn.Module) -> dict[str, object]:
         """The keyword attributes of the canonical call, from this module or from the float one: their settings have the same names."""
         return dict(OPS.rows[cls._BASE_OP or cls._OP].modules[0].attributes(module))
 
@@ -61,11 +61,11 @@ class WeightedModule(QuantizedModule):
         assert values is not None and scale is not None and zero_point is not None
         return values, scale, zero_point
 
-    def _parameters_in(self, lowering: Lowering) -> tuple[Any, fx.Node | None]:
+    def _parameters_in(self, lowering: Lowering) -> tuple[object, fx.Node | None]:
         """(weight, bias) as arguments of a call."""
         return lowering.weight(*self._stored(), self._axis()), lowering.constant("bias", self._buffers["bias"])
 
-    def _extra_attributes(self) -> dict[str, Any]:
+    def _extra_attributes(self) -> dict[str, object]:
         """Attributes of the row that the float module with the weight does not have."""
         return {} if self._BOUNDS is None else {"bounds": self._BOUNDS}
 
@@ -108,7 +108,7 @@ class WeightedModule(QuantizedModule):
         fits = value.dim() == 0 or value.shape == self._stored()[0].shape[axis : axis + 1]
         return super()._resizes(name, value) or (name in ("weight_scale", "weight_zero_point") and fits)
 
-    def _as_ours(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+    def _as_ours(self, state_dict: Mapping[str, object], prefix: str) -> Mapping[str, object]:
         return plain_state(state_dict, prefix)
 
     @classmethod

@@ -35,7 +35,7 @@ def _bounds(attributes: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return attributes.get("min"), attributes.get("max")
 
 
-def _leaves_range(attributes: Mapping[str, Any]) -> bool:
+def _leaves_range(attributes: Mapping[str, object]) -> bool:
     """A quantized range always holds 0; a limit on the other side of it may lie outside."""
     low, high = _bounds(attributes)
     numbers = all(v is None or isinstance(v, (int, float)) for v in (low, high))
@@ -101,7 +101,7 @@ def _unary(name: str, fn: Any, spellings: tuple[Any, ...], *modules: ModuleForm,
     return Op(name=name, fn=fn, signature=signature, params=(X,), spellings=spellings, modules=modules, **row)
 
 
-def _fixed(name: str, fn: Any, spellings: tuple[Any, ...], cls: type[nn.Module], qparams: QParams) -> Op:
+def _fixed(name: str, fn: object, spellings: tuple[object, ...], cls: type[nn.Module], qparams: QParams) -> Op:
     return _unary(name, fn, spellings, ModuleForm(cls), output=Output.FIXED, fixed=qparams)
 
 

@@ -31,7 +31,7 @@ def _cell_lists(module: Any) -> Mapping[str, tuple[str, ...]]:
     return {"weights": ("weight_ih", "weight_hh"), "biases": ("bias_ih", "bias_hh") if module.bias else ()}
 
 
-def _layer_attributes(module: Any) -> Mapping[str, Any]:
+def _layer_attributes(module: Any) -> Mapping[str, object]:
     return {"batch_first": module.batch_first, "bidirectional": module.bidirectional}
 
 
@@ -67,7 +67,7 @@ STEPS, ONE_STEP = Over("batch_first=False bidirectional=False", (5, 2, 8)), Over
 PACKED_STEPS = Over("bidirectional=False", (8, 8), PACKED, {"batch_sizes": torch.tensor([2, 2, 2, 1, 1])})
 
 
-def _row(name: str, fn: Callable[..., Any], form: ModuleForm | None, cell: Cell, over: Over, attributes: str = "") -> Op:
+def _row(name: str, fn: Callable[..., object], form: ModuleForm | None, cell: Cell, over: Over, attributes: str = "") -> Op:
     params = (*over.inputs, *(STATES[s] for s in cell.states), *FLAT)
     states = (f"{s}=None" for s in cell.states)
     words = (*(p.name for p in over.inputs), *states, "weights=()", "biases=()", over.attributes, attributes, "activation_range=None")

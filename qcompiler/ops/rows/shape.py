@@ -18,7 +18,7 @@ from qcompiler.ops.spec import Family, ModuleForm, Op, Output, Param, Role, Spel
 X = Param("x")
 
 
-def on(*inputs: Shape, pick: int | None = None, **attributes: Any) -> Example:
+def on(*inputs: Shape, pick: int | None = None, **attributes: object) -> Example:
     """The example with these attributes, on an image unless shapes are given."""
     return Example(inputs or (IMAGE,), attributes=attributes, pick=pick)
 
@@ -28,7 +28,7 @@ def _same(name: str, fn: Any, signature: str, spellings: tuple[Any, ...] = (), *
     return Op(name=name, fn=fn, signature=signature, params=(X,), output=Output.SAME, spellings=spellings, modules=modules, **more)
 
 
-def _pooled(dims: int, **attributes: Any) -> dict[str, Any]:
+def _pooled(dims: int, **attributes: Any) -> dict[str, object]:
     """What all pools of so many dimensions have."""
     return {"family": Family.POOL, "dims": dims, "example": on((2, 8, *[6] * dims), **attributes)}
 
@@ -68,16 +68,16 @@ def _adaptive(kind: str, dims: int, public: Any, plain: Any, cls: type[nn.Module
                  averages=lambda attributes: kind == "avg", **_pooled(dims, output_size=3))  # fmt: skip
 
 
-def _pads_with_value(attributes: Mapping[str, Any]) -> bool:
+def _pads_with_value(attributes: Mapping[str, object]) -> bool:
     """-inf, which only a max pool behind it can mean, becomes the smallest value."""
     return attributes.get("mode", "constant") == "constant" and attributes.get("value") not in (None, 0, -math.inf)
 
 
-def _no_training(attributes: Mapping[str, Any]) -> bool:
+def _no_training(attributes: Mapping[str, object]) -> bool:
     return not attributes.get("training", True) or attributes.get("p", 0.5) == 0
 
 
-def _drops(attributes: Mapping[str, Any]) -> bool:
+def _drops(attributes: Mapping[str, object]) -> bool:
     return not _no_training(attributes)
 
 
@@ -85,7 +85,7 @@ def _dropout(kind: str) -> Callable[[Any], Mapping[str, Any]]:
     return lambda module: {"p": module.p, "training": module.training, "kind": kind}
 
 
-def _interpolates(attributes: Mapping[str, Any]) -> bool:
+def _interpolates(attributes: Mapping[str, object]) -> bool:
     return attributes.get("mode", "nearest") not in ("nearest", "nearest-exact")
 
 

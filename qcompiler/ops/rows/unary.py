@@ -23,7 +23,7 @@ PLAIN = ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt
          "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc",
          "floor", "ceil", "trunc", "frac", "sign")  # fmt: skip
 STEEP = ("log", "log2", "log10", "sqrt", "rsqrt", "reciprocal")  # without a bound near 0
-ALIASES: dict[str, tuple[Any, ...]] = {
+ALIASES: dict[str, tuple[object, ...]] = {
     "asin": (torch.arcsin, "arcsin"), "acos": (torch.arccos, "arccos"), "atan": (torch.arctan, "arctan"),
     "trunc": (torch.fix, "fix"), "exp2": (torch.special.exp2,), "expm1": (torch.special.expm1,), "log1p": (torch.special.log1p,),
     "erf": (torch.special.erf,), "erfc": (torch.special.erfc,),
@@ -43,7 +43,7 @@ def _row(name: str, fn: Any, signature: str, spellings: tuple[Any, ...], *module
               spreads=lambda attributes, i: name in STEEP or _is_root(attributes.get("exponent")))  # fmt: skip
 
 
-def _is_root(exponent: Any) -> bool:
+def _is_root(exponent: object) -> bool:
     return isinstance(exponent, (int, float)) and not isinstance(exponent, bool) and exponent < 1 and exponent != 0
 
 

@@ -25,7 +25,7 @@ def _conv_attributes(module: Any) -> Mapping[str, Any]:
     return {"stride": module.stride, "padding": padding, "dilation": module.dilation, "groups": module.groups, **mode}
 
 
-def _transpose_attributes(module: Any) -> Mapping[str, Any]:
+def _transpose_attributes(module: object) -> Mapping[str, Any]:
     names = ("stride", "padding", "output_padding", "groups", "dilation")
     return {name: getattr(module, name) for name in names}
 
@@ -35,7 +35,7 @@ def _example(dims: int, weight: tuple[int, ...], **more: int) -> Example:
     return Example(((2, 8, *[6] * dims),), {"weight": (*weight, *[3] * dims), "bias": (6,)}, settings)
 
 
-def _conv(dims: int, fn: Callable[..., Any], spellings: tuple[Callable[..., Any], ...], cls: type[nn.Module]) -> Op:
+def _conv(dims: int, fn: Callable[..., object], spellings: tuple[Callable[..., object], ...], cls: type[nn.Module]) -> Op:
     return Op(
         name=f"conv{dims}d", fn=fn, signature="x weight bias=None stride=1 padding=0 dilation=1 groups=1", params=(X, W, B),
         output=Output.OWN, takes_bounds=True, macs=macs.conv, family=Family.CONVOLUTION, dims=dims, example=_example(dims, (6, 8)),
@@ -44,7 +44,7 @@ def _conv(dims: int, fn: Callable[..., Any], spellings: tuple[Callable[..., Any]
     )  # fmt: skip
 
 
-def _conv_transpose(dims: int, fn: Callable[..., Any], spellings: tuple[Callable[..., Any], ...], cls: type[nn.Module]) -> Op:
+def _conv_transpose(dims: int, fn: Callable[..., object], spellings: tuple[Callable[..., object], ...], cls: type[nn.Module]) -> Op:
     signature = "input:x weight bias=None stride=1 padding=0 output_padding=0 groups=1 dilation=1"
     return Op(
         name=f"conv_transpose{dims}d", fn=fn, signature=signature, params=(X, W, B), output=Output.OWN, takes_bounds=True,

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from qcompiler.checks import check_eval
 from qcompiler.errors import ConfigError, Where
+from qcompiler.inputs.checks import check_eval
 from qcompiler.quantization.ns.graph import is_compiled
 from qcompiler.quantization.ns.loggers import Logger, Shadow
 
@@ -26,7 +26,7 @@ def check_modules(float_module: nn.Module, q_module: nn.Module) -> None:
             check_eval(model)
 
 
-def logged_paths(float_module: nn.Module, q_module: nn.Module, allow_list: Collection[Any] | None) -> Iterator[str]:
+def logged_paths(float_module: nn.Module, q_module: nn.Module, allow_list: Collection[object] | None) -> Iterator[str]:
     """Paths in both models: of modules of the types in `allow_list`, or of those that were swapped or have no parts."""
     floats = dict(float_module.named_modules())
     for path, module in q_module.named_modules():
@@ -68,7 +68,7 @@ class _Log:
     def __init__(self, logger: nn.Module) -> None:
         self.logger = logger
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: object, output: object) -> None:
         self.logger(output)
 
 
@@ -88,7 +88,7 @@ def _swap(parent: nn.Module, name: str, child: nn.Module, undo: ExitStack) -> No
 def put_shadows(
     float_module: nn.Module,
     q_module: nn.Module,
-    types: Collection[Any],
+    types: Collection[object],
     logger_cls: Callable[[], nn.Module],
     undo: ExitStack,
     prefix: str = "",
@@ -106,7 +106,7 @@ def put_shadows(
             _swap(q_module, name, Shadow(module, base, logger_cls), undo)
 
 
-def logger_stats(model: nn.Module, prefix: str = "") -> dict[str, dict[str, Any]]:
+def logger_stats(model: nn.Module, prefix: str = "") -> dict[str, dict[str, object]]:
     """The stats of every logger by the path of the module that holds it: `conv1.stats`."""
     found: dict[str, dict[str, Any]] = {}
     for path, module in model.named_modules(prefix=prefix):

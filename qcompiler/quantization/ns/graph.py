@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import fx, nn
 
+from qcompiler.compile.settings import Settings
 from qcompiler.debug.compare import float_steps, is_graph, quantized_steps
 from qcompiler.debug.match import Matching, Site, match
 from qcompiler.debug.metrics import tensors
@@ -16,12 +17,11 @@ from qcompiler.debug.walk import Seen, Walk
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
 from qcompiler.executable.steps import Step, Steps, steps_of_graph
-from qcompiler.settings import Settings
 
 Wanted = Callable[[Step], bool]
 
 
-def is_compiled(model: Any) -> TypeGuard[Executable | fx.GraphModule]:
+def is_compiled(model: object) -> TypeGuard[Executable | fx.GraphModule]:
     """Whether it came from the graph flow, so that its layers are no modules of their own."""
     return isinstance(model, Executable) or is_graph(model)
 
@@ -51,7 +51,7 @@ def computed(floats: Steps, matching: Matching) -> list[Site]:
 
 
 def walked(
-    float_model: nn.Module, quantized: nn.Module, data: tuple[Any, ...], visit: Callable[[Seen], None], wanted: Wanted | None, own: bool
+    float_model: nn.Module, quantized: nn.Module, data: tuple[object, ...], visit: Callable[[Seen], None], wanted: Wanted | None, own: bool
 ) -> None:
     """Runs one batch through both, side by side, and hands each pair of computed values to `visit`."""
     steps = quantized_steps(quantized)
@@ -68,7 +68,11 @@ def walked(
 
 
 def log_outputs(
-    float_model: nn.Module, quantized: nn.Module, data: tuple[Any, ...], logger_cls: Callable[[], Any], allow_list: Iterable[type] | None
+    float_model: nn.Module,
+    quantized: nn.Module,
+    data: tuple[object, ...],
+    logger_cls: Callable[[], object],
+    allow_list: Iterable[type] | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Loggers of the float and of the quantized values by key, after one batch; `allow_list`: float module types, None for all."""
     floats: dict[str, Any] = {}
@@ -86,7 +90,7 @@ def log_outputs(
 
 
 def log_shadows(
-    float_model: nn.Module, quantized: nn.Module, data: tuple[Any, ...], logger_cls: Callable[[], Any], types: Iterable[type]
+    float_model: nn.Module, quantized: nn.Module, data: tuple[object, ...], logger_cls: Callable[[], object], types: Iterable[type]
 ) -> dict[str, Any]:
     """Loggers by module path: the outputs of the float modules of these types and of what stands for them, on the same inputs."""
     paths = _paths(float_model, types)

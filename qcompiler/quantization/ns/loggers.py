@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qcompiler.executable.steps import real
 
 
-def kept(value: Any) -> Any:
+def kept(value: object) -> Any:
     """A value as loggers keep it: detached, and safe from in-place ops that come later."""
     if isinstance(value, Tensor):
         return value.detach().clone()
@@ -25,7 +25,7 @@ class Logger(nn.Module):
         super().__init__()
         self.stats: dict[str, list[Any]] = {}
 
-    def forward(self, *values: Any) -> Any:
+    def forward(self, *values: Any) -> object:
         """Subclasses record `values` in `stats`."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
@@ -37,7 +37,7 @@ class OutputLogger(Logger):
         super().__init__()
         self.stats["tensor_val"] = []
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any) -> object:
         """Keeps a copy of `x`; returns `x` itself."""
         self.stats["tensor_val"].append(kept(x))
         return x
@@ -72,14 +72,14 @@ class Shadow(nn.Module):
         self.shadow_module = float_module
         self.logger = logger_cls()
 
-    def _both(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    def _both(self, method: str, *args: object, **kwargs: object) -> object:
         output = getattr(self.orig_module, method)(*args, **kwargs)
         named = {name: real(value) for name, value in kwargs.items()}
         with torch.no_grad():
             self.logger(output, getattr(self.shadow_module, method)(*(real(a) for a in args), **named))
         return output
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> object:
         """The output of the quantized module."""
         return self._both("__call__", *args, **kwargs)
 
@@ -87,7 +87,7 @@ class Shadow(nn.Module):
         """Both modules' add."""
         return self._both("add", x, y)
 
-    def add_scalar(self, x: Tensor, y: float) -> Any:
+    def add_scalar(self, x: Tensor, y: float) -> object:
         """Both modules' add_scalar."""
         return self._both("add_scalar", x, y)
 
@@ -95,7 +95,7 @@ class Shadow(nn.Module):
         """Both modules' mul."""
         return self._both("mul", x, y)
 
-    def mul_scalar(self, x: Tensor, y: float) -> Any:
+    def mul_scalar(self, x: Tensor, y: float) -> object:
         """Both modules' mul_scalar."""
         return self._both("mul_scalar", x, y)
 
@@ -103,7 +103,7 @@ class Shadow(nn.Module):
         """Both modules' cat."""
         return self._both("cat", x, dim)
 
-    def add_relu(self, x: Tensor, y: Tensor) -> Any:
+    def add_relu(self, x: Tensor, y: Tensor) -> object:
         """Both modules' add_relu."""
         return self._both("add_relu", x, y)
 

@@ -43,7 +43,7 @@ class SizesStruct(Structure):
     """qc_sizes."""
 
     _fields_ = [("pixels", POINTER(Tensor)), ("moved", POINTER(Copy)), ("strides", c_void_p), ("spread", POINTER(c_int32)),
-                ("cost", POINTER(c_int64)), ("arena", c_int64)]  # fmt: skip
+                ("cost", POINTER(c_int64)), ("maps", c_void_p), ("arena", c_int64)]  # fmt: skip
 
 
 def runtime_units(machine: str) -> list[Unit]:

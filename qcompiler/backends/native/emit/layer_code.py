@@ -24,6 +24,7 @@ class Counters:
 
     pixels: int = 0
     moved: int = 0
+    maps: int = 0
     strides: int = 0
     spread: int = 0
 
@@ -49,6 +50,24 @@ class Call:
 
     def strides(self, name: str) -> None:
         self.lines.append(f"memcpy(a.{name}, s->strides[{self.code.next_strides()}], sizeof a.{name});")
+
+    def maps(self, name: str, count: int) -> None:
+        """Lists of places, one an axis."""
+        first, self.code.counters.maps = self.code.counters.maps, self.code.counters.maps + count
+        for axis in range(count):
+            self.set(f"{name}[{axis}]", f"s->maps[{first + axis}]")
+
+    def start(self, name: str) -> None:
+        """Where a value begins; lists of places say the rest."""
+        self.set(name, f"{self.code.next_pixels()}.p")
+
+    def fill(self, name: str, value: float, is_float: bool) -> None:
+        """Four bytes: of a float, or of one code."""
+        if is_float:
+            self.lines.append(f"memcpy(a.{name}, s->reals + {self.code.constants.real(value)}, sizeof a.{name});")
+            return
+        code = int(value)
+        self.lines.append(f"memset(a.{name}, s->integers[{self.code.constants.integer(code)}], sizeof a.{name});")
 
     def window(self, name: str, window: Window) -> None:
         parts = [_three(values) for values in (window.kernel, window.stride, window.dilation, window.pad)]

@@ -102,19 +102,23 @@ def _times(shape: tuple[int, ...]) -> str:
 def implementation(net: Interface, weights: Weights) -> str:
     """The C file behind the header."""
     tables = "\n".join(_sizes(index, table) for index, table in enumerate(net.tables))
-    rows = ", ".join(f"{{pixels_{i}, moved_{i}, strides_{i}, spread_{i}, cost_{i}, {t.struct.arena}}}" for i, t in enumerate(net.tables))
+    rows = ", ".join(
+        f"{{pixels_{i}, moved_{i}, strides_{i}, spread_{i}, cost_{i}, maps_{i}, {t.struct.arena}}}" for i, t in enumerate(net.tables)
+    )
     shapes = "\n".join(_shapes(kind, net.shapes(names)) for kind, names in (("inputs", net.inputs), ("outputs", net.outputs)))
     code = BODY.replace("@NAME@", net.name).replace("@UP@", net.name.upper()).replace("@NETWORK@", f"{weights.network:#x}u")
     return f"{FIRST.replace('@NAME@', net.name)}\n{tables}\nstatic const qc_sizes all_sizes[] = {{{rows}}};\n{shapes}\n{code}"
 
 
 def _sizes(index: int, table: Table) -> str:
-    pixels, moved, strides, spread, cost = table.kept
+    pixels, moved, strides, spread, cost, _, lists = table.kept
+    places = [_array("int64_t", f"map_{index}_{i}[]", map(str, at)) for i, at in enumerate(lists)]
     tensors = [f"{{(uint8_t *){t.p or 0}, {_list((t.n, t.d, t.h, t.w, t.c, t.sn, t.sd, t.sh, t.sw))}}}" for t in pixels]
     copies = [
         f"{{(const void *){c.x or 0}, (void *){c.y or 0}, {', '.join(map(_braces, (c.length, c.xs, c.ys)))}, {c.size}}}" for c in moved
     ]
     return "\n".join([
+        *places, _array("int64_t *const", f"maps_{index}[]", [f"map_{index}_{i}" for i in range(len(lists))] or ["0"]),
         _array("qc_tensor", f"pixels_{index}[]", tensors), _array("qc_copy", f"moved_{index}[]", copies),
         _array("int64_t", f"strides_{index}[][5]", [_braces(five) for five in strides]),
         _array("int32_t", f"spread_{index}[]", map(str, spread)), _array("int64_t", f"cost_{index}[]", map(str, cost)),

@@ -8,6 +8,7 @@
 #include "elementwise.h"
 #include "float_map.h"
 #include "norm.h"
+#include "pick.h"
 #include "pool.h"
 #include "resize.h"
 
@@ -58,6 +59,7 @@ const qc_kernels QC_JOIN(qc_kernels_, QC_NAME) = {
     QC_PAIR(qc_halo_rows),
     QC_PAIR(qc_copy_rows),
     QC_PAIR(qc_resize_rows),
+    QC_PAIR(qc_pick_rows),
     QC_PAIR(qc_float_map_pixels),
     QC_PAIR(qc_float_pair_pixels),
     QC_PAIR(qc_norm_rows),

@@ -151,6 +151,16 @@ typedef struct qc_copy {
   int32_t size;
 } qc_copy;
 
+/* y[n, d, h, w, c] = the element at x + at[0][n] + at[1][d] + at[2][h] + at[3][w] + at[4][c] (bytes); where one of the five is -1 it is
+   `fill`. Elements have `size` bytes (1 or 4); y.c counts elements, which are adjacent. */
+typedef struct qc_pick {
+  const uint8_t *x;
+  qc_tensor y;
+  const int64_t *at[5];
+  uint8_t fill[4];
+  int32_t size;
+} qc_pick;
+
 /* Floats, or codes that become (code - zero) * scale as they are read. Elements of a pixel lie `step` bytes apart, 0: one for all. */
 typedef struct qc_operand {
   qc_tensor t;
@@ -244,7 +254,7 @@ typedef struct qc_attention {
   int32_t keys, causal;
 } qc_attention;
 
-#define QC_FAMILIES(F) F(conv) F(depthwise) F(add) F(mul) F(map) F(quantize) F(dequantize) F(max_pool) F(avg_pool) F(halo) F(copy) F(resize) \
+#define QC_FAMILIES(F) F(conv) F(depthwise) F(add) F(mul) F(map) F(quantize) F(dequantize) F(max_pool) F(avg_pool) F(halo) F(copy) F(resize) F(pick) \
   F(float_map) F(float_pair) F(norm) F(softmax) F(reduce) F(pack) F(matmul) F(attention)
 
 typedef struct qc_kernels {

@@ -45,7 +45,7 @@ static qc_runs qc_find_runs(const qc_conv *a, int32_t rows) {
   const qc_tensor *x = &a->x, *y = &a->y;
   qc_runs t = {.step = a->k.stride[2] * x->sw, .rows = rows};
   int64_t down = a->k.stride[1] * x->sh, images = (int64_t)y->n * y->d, all = images * y->h * y->w;
-  int whole = qc_is_pointwise(&a->k) && qc_without_gaps(x) && qc_without_gaps(y) && (!a->r.p || qc_without_gaps(&a->r));
+  int whole = qc_is_pointwise(&a->k) && x->d == y->d && x->h == y->h && x->w == y->w && qc_without_gaps(x) && qc_without_gaps(y) && (!a->r.p || qc_without_gaps(&a->r));
   int64_t flat = down / t.step, length = (y->h - 1) * flat + y->w;
   int can_flat = down % t.step == 0 && flat >= y->w && length < QC_LONGEST_RUN;
   if (whole && all < QC_LONGEST_RUN) {

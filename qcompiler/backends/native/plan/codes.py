@@ -34,3 +34,18 @@ class Codes:
     def floats(self) -> Tensor:
         """The real value of each of the 256 codes."""
         return dequantize(torch.arange(256, dtype=torch.int32), self.scale, self.zero)
+
+
+def same_codes(a: Codes, b: Codes) -> bool:
+    return (a.scale, a.zero) == (b.scale, b.zero)
+
+
+def requantized(x: Codes, y: Codes) -> Tensor:
+    """The table that carries codes from one scale to another."""
+    return y.of(x.floats())
+
+
+def sum_factors(a: Codes, b: Codes, y: Codes, times: float = 1.0) -> tuple[float, float, float]:
+    """ka, kb, kc of y = rne(a * ka + (b * kb + kc)), made in double, for the sum a + times * b."""
+    scale = b.scale * times
+    return a.scale / y.scale, scale / y.scale, (-a.zero * a.scale - b.zero * scale) / y.scale

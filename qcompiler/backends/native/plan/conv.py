@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from qcompiler.backends.native.packing import MAX_SPANS, fold_epilogue, pack_conv, pack_depthwise, sums_fit
-from qcompiler.backends.native.plan.codes import Bounds, Codes
+from qcompiler.backends.native.plan.codes import Bounds, Codes, sum_factors
 from qcompiler.backends.native.plan.float_pointwise import clamped
 from qcompiler.backends.native.plan.layer import Bound, Layer, image, rows
+from qcompiler.backends.native.plan.pick import without_pads
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
 
 if TYPE_CHECKING:
@@ -34,11 +35,16 @@ class Window:
     stride: Three = (1, 1, 1)
     dilation: Three = (1, 1, 1)
     pad: Three = (0, 0, 0)
+    after: Three | None = None  # the padding behind the last element, where it is another one; a negative one leaves elements out
 
     def __post_init__(self) -> None:
-        for values, least in ((self.kernel, 1), (self.stride, 1), (self.dilation, 1), (self.pad, 0)):
+        for values, least in ((self.kernel, 1), (self.stride, 1), (self.dilation, 1), (self.pad, -LARGEST), (self.behind, -LARGEST)):
             if not all(least <= value <= LARGEST for value in values):
                 raise ValueError(f"{values} are no sizes of a window")
+
+    @property
+    def behind(self) -> Three:
+        return self.pad if self.after is None else self.after
 
     @staticmethod
     def of(dims: int, kernel: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> Window:
@@ -47,7 +53,7 @@ class Window:
     def result(self, size: int, axis: int, up: bool = False) -> int:
         """How many windows fit along an axis; `up`: the last one may end outside (ceil_mode)."""
         kernel, stride, pad = self.kernel[axis], self.stride[axis], self.pad[axis]
-        room = size + 2 * pad - self.dilation[axis] * (kernel - 1) - 1
+        room = size + pad + self.behind[axis] - self.dilation[axis] * (kernel - 1) - 1
         if room < 0:
             raise ValueError(f"the window is larger than the input of {size} elements")
         found = (-(-room // stride) if up else room // stride) + 1
@@ -202,12 +208,6 @@ class Conv(Layer):
         return " ".join(p for p in (*parts, "table" if self.table is not None else "") if p)
 
 
-def sum_factors(a: Codes, b: Codes, y: Codes, times: float = 1.0) -> tuple[float, float, float]:
-    """ka, kb, kc of y = rne(a * ka + (b * kb + kc)), made in double, for the sum a + times * b."""
-    scale = b.scale * times
-    return a.scale / y.scale, scale / y.scale, (-a.zero * a.scale - b.zero * scale) / y.scale
-
-
 def refuse_conv(dims: int, step: Step, facts: Facts) -> str | None:
     kwargs = step.kwargs
     if kwargs.get("padding_mode", "zeros") != "zeros":
@@ -220,21 +220,23 @@ def refuse_conv(dims: int, step: Step, facts: Facts) -> str | None:
 def plan_conv(dims: int, step: Step, planner: Planner) -> None:
     weight, scale = planner.weight(step.args[1])
     kwargs: Mapping[str, Any] = step.kwargs
-    kernel = tuple(weight.shape[2:])
-    window = (
-        Window.of(dims, kernel, *(kwargs.get(n, d) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1))))
-        if dims
-        else Window((1, 1, 1))
-    )
     groups = int(kwargs.get("groups", 1))
-    pads = window.pad[3 - dims :] if dims else ()
-    x = planner.pixels(step.args[0], pads) if dims else planner.rows(step.args[0])
+    x, window = _padded_input(dims, tuple(weight.shape[2:]), step, planner) if dims else (planner.rows(step.args[0]), Window((1, 1, 1)))
     bias = planner.tensor(step.args[2]) if len(step.args) > 2 and step.args[2] is not None else None
     (out, codes), bounds = planner.result(step), kwargs.get("bounds")
     made = out if codes is not None or bounds is None else f"{out}.unbounded"
     planner.add(Conv(made, planner.label(step), x, dims, window, groups, weight, scale, bias, planner.codes[x], codes, bounds))
     if made != out:
         planner.add(clamped(out, planner.label(step), made, bounds))
+
+
+def _padded_input(dims: int, kernel: Axes, step: Step, planner: Planner) -> tuple[str, Window]:
+    """What a convolution reads and its window; zeros that an op before it puts around x are padding of its own."""
+    settings = (step.kwargs.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)))
+    window, padded = Window.of(dims, kernel, *settings), without_pads(planner, step.args[0], dims)
+    pad, after = (tuple(a + b for a, b in zip(window.pad, three(more, dims, 0), strict=True)) for more in (padded.before, padded.after))
+    window = replace(window, pad=pad, after=after)  # type: ignore[arg-type]
+    return planner.pixels(f"%{padded.x}", tuple(map(max, pad[3 - dims :], after[3 - dims :]))), window
 
 
 def refuse_batch_norm(step: Step, facts: Facts) -> str | None:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qcompiler.backends.native.plan.codes import Codes
-from qcompiler.backends.native.plan.layer import Bound, Layer
+from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels, merged
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
-from qcompiler.backends.native.plan.pointwise import aligned
 
 if TYPE_CHECKING:
     from qcompiler.backends.native.emit.layer_code import LayerCode
@@ -88,14 +87,15 @@ class Dequantize(Layer):
 
 def _across(codes: Place, floats: Axes) -> Bound:
     """Codes as pixels, and the strides of the floats, in elements, along the same five axes."""
-    other = Place(codes.shape, floats, 0, codes.buffer)
-    pixels, beside = aligned(codes, [Place(codes.shape, codes.strides, codes.offset, codes.buffer)])[0], _along(codes, other)
-    return Bound([pixels], strides=[beside])
-
-
-def _along(codes: Place, floats: Place) -> tuple[int, int, int, int, int]:
-    found = [floats.strides[d] for d in codes.order]
-    if len(found) > 5:
-        raise ValueError("a tensor of more than five dimensions")
-    padded = (*(0,) * (5 - len(found)), *found)
-    return padded[0], padded[1], padded[2], padded[3], padded[4]
+    axes = [(codes.shape[d], (codes.strides[d], floats[d])) for d in codes.order]
+    if len(axes) > 5:
+        shape, strides = tuple(n for n, _ in axes), [tuple(s[i] for _, s in axes) for i in (0, 1)]
+        axes = merged(shape, strides)  # type: ignore[assignment]
+        axes += [] if axes and axes[-1][1][0] == codes.size else [(1, (codes.size, 1))]
+    if len(axes) > 5:
+        raise ValueError("a tensor whose elements lie in more than five dimensions")
+    axes = [(1, (0, 0))] * (5 - len(axes)) + axes
+    if axes[4][1][0] not in (codes.size, 0) and axes[4][0] != 1:
+        raise ValueError("channels do not lie side by side")
+    sizes, places, beside = tuple(n for n, _ in axes), tuple(p for _, (p, _) in axes), tuple(f for _, (_, f) in axes)
+    return Bound([Pixels(codes, sizes, places[:4])], strides=[beside])  # type: ignore[arg-type, list-item]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -226,6 +226,18 @@ def plan_group_norm(step: Step, planner: Planner) -> None:
     sizes: dict[str, Any] = {"dim": 2, "sizes": (shape[1] // groups, *(f"%{name}" for name in space))}
     split = planner.add(View(f"{out}.split", label, made, "unflatten", (), sizes), codes)
     planner.add(View(out, label, split, "flatten", (), {"start_dim": 1, "end_dim": 2}), codes)
+
+
+def refuse_float_average(dims: int, step: Step, facts: Facts) -> str | None:
+    size = step.kwargs.get("output_size")
+    if size != 1 and tuple(size if isinstance(size, (tuple, list)) else (size,)) not in ((1,), (1,) * dims):
+        return "an average over parts of floats has no C form"
+    return refuse_rows(step, facts)
+
+
+def plan_float_average(dims: int, step: Step, planner: Planner) -> None:
+    """An adaptive average pool of size 1 is a mean over space."""
+    plan_reduce(replace(step, op="mean", kwargs={"dim": tuple(range(-dims, 0)), "keepdim": True}), planner)
 
 
 def refuse_reduce(step: Step, facts: Facts) -> str | None:

@@ -7,6 +7,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qcompiler.backends.native.plan.place import Axes, Place
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ class Bound:
     moved: list[Moved] = field(default_factory=list)
     strides: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     spread: list[int] = field(default_factory=list)
+    maps: list[NDArray[np.int64]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

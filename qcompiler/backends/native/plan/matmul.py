@@ -87,7 +87,11 @@ def matrices(places: Sequence[Place], shared: Set[int]) -> list[Pixels]:
     rank = len(places[0].shape)
     axes = merged(places[0].shape[:-2], [p.strides[: rank - 2] for p in places])
     rows = (places[0].shape[-2], tuple(p.strides[-2] for p in places))
-    while shared and axes and all(outer == (0 if i in shared else inner * rows[0]) for i, (outer, inner) in enumerate(zip(axes[-1][1], rows[1]))):
+
+    def evenly(i: int, outer: int, inner: int) -> bool:
+        return outer == (0 if i in shared else inner * rows[0])
+
+    while shared and axes and all(evenly(i, outer, inner) for i, (outer, inner) in enumerate(zip(axes[-1][1], rows[1], strict=True))):
         rows = (rows[0] * axes.pop()[0], rows[1])
     if len(axes) > 3:
         raise ValueError("matrices in more than three dimensions")

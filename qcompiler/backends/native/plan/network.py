@@ -24,6 +24,15 @@ class Home:
 
 
 @dataclass(frozen=True)
+class Every:
+    """A value whose dimensions of space are every `steps`-th element of another's, from `starts` on."""
+
+    whole: str
+    starts: Axes
+    steps: Axes
+
+
+@dataclass(frozen=True)
 class Network:
     """`inputs`: (name, the example's shape) of the tensors it takes. `outputs`: what it hands out. `codes`: of each value that is codes.
 
@@ -37,7 +46,7 @@ class Network:
     layers: tuple[Layer, ...]
     codes: Mapping[str, Codes]
     halos: Mapping[str, Axes]
-    homes: Mapping[str, Home]
+    homes: Mapping[str, Home | Every]
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     handed: Mapping[str, str] = field(default_factory=dict)
 

@@ -48,6 +48,13 @@ class Place:
         shape = tuple(length if i == dim else n for i, n in enumerate(self.shape))
         return replace(self, shape=shape, offset=self.offset + start * self.strides[dim])
 
+    def every(self, shape: Axes, starts: Axes, steps: Axes) -> Place:
+        """The part of this shape that takes every `steps`-th element of the last dimensions, from `starts` on."""
+        first = len(self.shape) - len(steps)
+        offset = self.offset + sum(start * stride for start, stride in zip(starts, self.strides[first:], strict=True))
+        strides = (*self.strides[:first], *(step * stride for step, stride in zip(steps, self.strides[first:], strict=True)))
+        return replace(self, shape=shape, strides=strides, offset=offset)
+
     def spread(self, shape: Sequence[int]) -> Place:
         """As an operand of a result of this shape: strides of 0 where it is repeated. Raises ValueError where it cannot be."""
         more = len(shape) - len(self.shape)

@@ -11,22 +11,25 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.codes import Codes, same_codes
 from qcompiler.backends.native.plan.conv import Conv
 from qcompiler.backends.native.plan.edges import Dequantize, Quantize
 from qcompiler.backends.native.plan.families import form_of
 from qcompiler.backends.native.plan.float_pointwise import FloatMap
 from qcompiler.backends.native.plan.floats import Constant, Given, HandOut
 from qcompiler.backends.native.plan.layer import Layer
-from qcompiler.backends.native.plan.network import Home, Network
+from qcompiler.backends.native.plan.network import Every, Home, Network
+from qcompiler.backends.native.plan.pick import Pick
 from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.plan.pointwise import Map, Pair
-from qcompiler.backends.native.plan.pool import Pool, same_codes
+from qcompiler.backends.native.plan.pool import Pool
 from qcompiler.backends.native.plan.resize import Resize
 from qcompiler.backends.native.plan.shape import Cat, Number, Relayout
 from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.plan.transposed import Phases
 from qcompiler.backends.native.read import NUMBERS
-from qcompiler.backends.native.steps import DEQUANTIZE, QUANTIZE, WEIGHT, Region, RegionError, Step, is_tensor, is_value
+from qcompiler.backends.native.steps import DEQUANTIZE, QUANTIZE, WEIGHT, Region, RegionError, Step, is_tensor, is_value, leaves
+from qcompiler.ir.nested import rewrite
 
 NO_NETWORK = Network((), (), (), {}, {}, {})
 
@@ -50,7 +53,9 @@ class Facts(Protocol):
 
     def is_codes(self, argument: Any) -> bool: ...
 
-    def weight_fault(self, argument: Any) -> str | None: ...
+    def is_number(self, argument: Any) -> bool: ...
+
+    def weight_fault(self, argument: Any, channels: int = 0) -> str | None: ...
 
 
 @dataclass
@@ -68,7 +73,7 @@ class Planner:
     weights: dict[str, Step] = field(default_factory=dict)
     quantized: dict[str, Step] = field(default_factory=dict)  # name of an op's result -> its quantize step
     halos: dict[str, Axes] = field(default_factory=dict)
-    homes: dict[str, Home] = field(default_factory=dict)
+    homes: dict[str, Home | Every] = field(default_factory=dict)
     made: dict[str, Layer] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
     handed: dict[str, str] = field(default_factory=dict)
@@ -83,7 +88,8 @@ class Planner:
             except (KeyError, IndexError, TypeError, ValueError, AssertionError, AttributeError, RuntimeError, ArithmeticError) as error:
                 raise RegionError(f"step {step.out!r:.60} ({step.op:.40}) cannot be planned: {error!r:.200}") from error
         self._hand_out()
-        return Network(self.region.inputs, self.region.outputs, tuple(self.layers), self.codes, self.halos, self.homes, self.constants, self.handed)
+        return Network(self.region.inputs, self.region.outputs, self._wanted(), self.codes, self.halos, self.homes,
+                       self.constants, self.handed)  # fmt: skip
 
     def _join_quantized(self) -> None:
         """Quantize steps that are part of the op before them: all that reads its floats is the one step."""
@@ -140,10 +146,21 @@ class Planner:
             if name in self.alias:
                 x = self.value(f"%{name}")
                 if x in self.codes:
+                    x = x if self.rank(x) <= 5 else self.rows(f"%{name}")
                     self.add(Dequantize(name, name, x, self.codes[x]))
                 else:
                     self.handed.setdefault(x, name)
                     self.add(HandOut(name, name, x))
+
+    def _wanted(self) -> tuple[Layer, ...]:
+        """Without the pads that only convolutions read, which take them for padding of their own."""
+        read = {name for layer in self.layers for name in layer.reads} | set(self.region.outputs)
+        read |= {leaf[1:] for layer in self.layers if isinstance(layer, Number) for leaf in leaves(layer.args) if is_value(leaf)}
+        return tuple(layer for layer in self.layers if layer.out in read or not isinstance(layer, Pick))
+
+    def with_tensors(self, value: Any) -> Any:
+        """An argument with the tensors that it names."""
+        return rewrite(value, lambda leaf: self.tensor(leaf) if is_tensor(leaf) else leaf)
 
     def add(self, layer: Layer, codes: Codes | None = None) -> str:
         """Appends a layer and returns the value that it makes, whose codes are `codes`, or those that the layer names."""
@@ -191,7 +208,10 @@ class Planner:
     def gives_codes(self, step: Step) -> bool:
         return step.out in self.quantized
 
-    def weight_fault(self, argument: Any) -> str | None:
+    def is_number(self, argument: Any) -> bool:
+        return is_value(argument) and isinstance(self.example.shapes.get(self.value(argument)), int)
+
+    def weight_fault(self, argument: Any, channels: int = 0) -> str | None:
         return None if is_value(argument) and argument[1:] in self.weights else "its weight is computed at run time"
 
     def operand(self, argument: Any) -> str:
@@ -216,13 +236,13 @@ class Planner:
             raise ValueError(f"{argument!r:.40} is no tensor")
         return self.tensors[int(argument[1:])]
 
-    def weight(self, argument: Any) -> tuple[Tensor, Tensor]:
-        """int8 weight and its scales, one for each channel, in float64."""
+    def weight(self, argument: Any, channels: int = 0) -> tuple[Tensor, Tensor]:
+        """int8 weight and its scales, one for each channel (along that axis), in float64."""
         codes, scale, zero_point, axis = self.weights[argument[1:]].args
         weight, scales = self.tensor(codes), self.tensor(scale).double().reshape(-1)
-        if weight.dtype is not torch.int8 or axis not in (None, 0) or bool(torch.count_nonzero(self.tensor(zero_point))):
-            raise ValueError("a weight is no int8 tensor with scales along its first axis and zero points of 0")
-        return weight.contiguous(), scales.expand(weight.shape[0]).contiguous()
+        if weight.dtype is not torch.int8 or axis not in (None, channels) or bool(torch.count_nonzero(self.tensor(zero_point))):
+            raise ValueError("a weight is no int8 tensor with scales along its channels and zero points of 0")
+        return weight.contiguous(), scales.expand(weight.shape[channels]).contiguous()
 
     def result(self, step: Step) -> tuple[str, Codes | None]:
         """Name and codes of what a step makes; the codes are None where it hands out floats, or several values."""
@@ -266,7 +286,7 @@ class Planner:
         match layer:
             case Conv():
                 return "pixels" if layer.dims else "rows"
-            case Resize():
+            case Resize() | Phases():
                 return "pixels"
             case Pool():
                 return "rows" if layer.squeeze else "pixels"
@@ -274,6 +294,8 @@ class Planner:
                 return "pixels" if layer.channels_last else "rows"
             case Relayout():
                 return self.lies.get(layer.other) if layer.wants == "like" else layer.wants
+            case Pick():
+                return known.pop() if layer.by_axes else "rows"
             case Pair() | Map() | Cat():
                 return known.pop() if len(known) == 1 else None
         return None
@@ -281,8 +303,9 @@ class Planner:
     def may_move(self, name: str, codes: Codes) -> bool:
         """Whether a value can be made in its place in a cat, on the cat's steps."""
         layer = self.made.get(name)
-        root = layer is not None and layer.owns and not isinstance(layer, Quantize)
-        free = root and name not in self.homes and name not in self.halos and layer.lies_anywhere
+        if layer is None or not layer.owns or not layer.lies_anywhere or isinstance(layer, Quantize):
+            return False
+        free = name not in self.homes and name not in self.halos
         return free and name in self.codes and same_codes(self.codes[name], codes)
 
     def move(self, name: str, whole: str, dim: int, before: tuple[str, ...]) -> None:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qcompiler.backends.native.plan.codes import Bounds, Codes
-from qcompiler.backends.native.plan.conv import sum_factors
+from qcompiler.backends.native.plan.codes import Bounds, Codes, sum_factors
 from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels, merged
 from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.steps import is_value

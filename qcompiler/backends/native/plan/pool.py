@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.conv import Window
 from qcompiler.backends.native.plan.layer import Bound, Layer, image
@@ -131,12 +129,3 @@ def _add(step: Step, planner: Planner, kind: str, dims: int, window: Window, siz
     out, codes = planner.result(step)
     assert codes is not None
     planner.add(Pool(out, planner.label(step), x, kind, dims, window, size, planner.codes[x], codes, **more))
-
-
-def same_codes(a: Codes, b: Codes) -> bool:
-    return (a.scale, a.zero) == (b.scale, b.zero)
-
-
-def requantized(x: Codes, y: Codes) -> torch.Tensor:
-    """The table that carries codes from one scale to another."""
-    return y.of(x.floats())

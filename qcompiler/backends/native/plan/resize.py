@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.codes import Codes, requantized, same_codes
 from qcompiler.backends.native.plan.layer import Bound, Layer, image
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
 from qcompiler.backends.native.plan.pointwise import Map
-from qcompiler.backends.native.plan.pool import requantized, same_codes
 from qcompiler.ops import functional as Q
 
 if TYPE_CHECKING:

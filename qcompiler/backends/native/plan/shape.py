@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from qcompiler.backends.native.plan.codes import requantized, same_codes
 from qcompiler.backends.native.plan.copies import copied
 from qcompiler.backends.native.plan.float_pointwise import FloatMap
 from qcompiler.backends.native.plan.layer import Bound, Layer, image, rows
+from qcompiler.backends.native.plan.pick import on_result, plan_pick, refuse_pick
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
 from qcompiler.backends.native.plan.pointwise import Map
-from qcompiler.backends.native.plan.pool import requantized, same_codes
 from qcompiler.backends.native.read import NUMBERS
 from qcompiler.backends.native.steps import is_value, leaves
 from qcompiler.ops import functional as Q
@@ -31,6 +32,7 @@ VIEWS: Mapping[str, Callable[..., Any]] = {
     "reshape": Q.reshape, "flatten": torch.flatten, "unflatten": torch.unflatten, "permute": Q.permute, "transpose": torch.transpose,
     "squeeze": Q.squeeze, "unsqueeze": torch.unsqueeze, "narrow": torch.narrow, "select": torch.select, "chunk": torch.chunk,
     "split": Q.split, "tensor_split": Q.tensor_split, "unbind": torch.unbind, "getitem": Q.getitem, "expand": Q.expand,
+    "diagonal": torch.diagonal, "unfold_dimension": Q.unfold_dimension,
 }  # fmt: skip
 SAME = ("contiguous", "identity", "detach", "dropout", "stochastic_depth")  # of these the result is the argument
 
@@ -58,12 +60,13 @@ class Number(Layer):
 
 @dataclass(frozen=True, eq=False)
 class View(Layer):
-    """The same bytes under another shape, or one of several: nothing to compute."""
+    """The same bytes under another shape, or one of several: nothing to compute. `function`: of the view; default: torch's for the op."""
 
     x: str
     op: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    function: Callable[..., Any] | None = None
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -77,7 +80,7 @@ class View(Layer):
         return tuple(made.shape) if isinstance(made, Tensor) else tuple(tuple(one.shape) for one in made)
 
     def apply(self, x: Tensor, sizes: Sizes) -> Any:
-        return VIEWS[self.op](x, *sizes.numbers(self.args), **sizes.numbers(self.kwargs))
+        return (self.function or VIEWS[self.op])(x, *sizes.numbers(self.args), **sizes.numbers(self.kwargs))
 
     def place(self, sizes: Sizes) -> Any:
         given = sizes.places[self.x]
@@ -221,13 +224,18 @@ def _groups(old: Axes, new: Axes) -> list[list[int]]:
 
 
 def refuse_view(step: Step, facts: Facts) -> str | None:
-    if step.op == "getitem" and not all(_plain_index(i) for i in _indices(step.kwargs.get("index"))):
-        return "it picks elements by a list of places"
+    if step.op == "getitem" and not _is_view(step):
+        return refuse_pick(step, facts)
     if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0]) or facts.is_parts(step.args[0])):
         return "its input is not float32"
     if any(isinstance(leaf, float) for leaf in leaves((step.args[1:], step.kwargs))):
         return "one of its arguments is no whole number"
     return None
+
+
+def _is_view(step: Step) -> bool:
+    """Whether an index is made of numbers and slices alone; lists and tensors pick elements."""
+    return all(_plain_index(i) for i in _indices(step.kwargs.get("index")))
 
 
 def _indices(index: Any) -> tuple[Any, ...]:
@@ -241,13 +249,10 @@ def _plain_index(index: Any) -> bool:
 
 
 def plan_view(step: Step, planner: Planner) -> None:
-    x = planner.operand(step.args[0])
-    out, codes = planner.result(step)
-    given = planner.codes.get(x)
-    if codes is not None and given is None:
-        x = planner.add(FloatMap(f"{out}.codes", planner.label(step), x, "QC_COPY", (), None, codes), codes)
-    elif codes is not None and given is not None and not same_codes(given, codes):
-        x = planner.add(Map(f"{out}.codes", planner.label(step), x, requantized(given, codes), "codes"), codes)
+    if step.op == "getitem" and not _is_view(step):
+        plan_pick(step, planner)
+        return
+    out, x, _ = on_result(step, planner)
     if step.op in SAME:
         planner.alias[out] = x
         return

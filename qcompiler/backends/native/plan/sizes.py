@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qcompiler.backends.native.plan.network import Every
 from qcompiler.backends.native.plan.place import Axes, Place, dense, of_caller
 from qcompiler.backends.native.steps import is_value
 from qcompiler.errors import InputError, QCompilerError
-from qcompiler.input_text import first_sentence
+from qcompiler.inputs.input_text import first_sentence
 from qcompiler.ir.nested import rewrite
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class Sizes:
         if home is not None:
             whole = self.new(home.whole, order, size)
             self.places[home.whole] = whole
+            if isinstance(home, Every):
+                return whole.every(self.shape(name), home.starts, home.steps)
             start = sum(self.shape(before)[home.dim] for before in home.before)
             return whole.narrow(home.dim, start, self.shape(name)[home.dim])
         out = self.network.handed.get(name)

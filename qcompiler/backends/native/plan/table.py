@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from qcompiler.backends.native.build.library import Copy, SizesStruct, Tensor
 from qcompiler.backends.native.plan.arena import arrange
 from qcompiler.backends.native.plan.layer import Bound, Layer, Moved, Pixels, image
@@ -39,9 +41,11 @@ def table_of(sizes: Sizes) -> Table:
     moved = _array(Copy, [_copy(m, offsets) for b in bound for m in b.moved])
     strides = _array(ctypes.c_int64 * 5, [(ctypes.c_int64 * 5)(*s) for b in bound for s in b.strides])
     spread = _array(ctypes.c_int32, _spread(bound))
+    lists = [np.ascontiguousarray(at, dtype=np.int64) for b in bound for at in b.maps]
+    maps = _array(ctypes.c_void_p, [at.ctypes.data for at in lists])
     cost = _array(ctypes.c_int64, [layer.cost(sizes) for layer in layers])
-    struct = SizesStruct(pixels, moved, ctypes.cast(strides, ctypes.c_void_p), spread, cost, arena)
-    return Table(struct, (pixels, moved, strides, spread, cost), sizes, tuple(offsets))
+    struct = SizesStruct(pixels, moved, ctypes.cast(strides, ctypes.c_void_p), spread, cost, ctypes.cast(maps, ctypes.c_void_p), arena)
+    return Table(struct, (pixels, moved, strides, spread, cost, maps, lists), sizes, tuple(offsets))
 
 
 def _bound(layer: Layer, sizes: Sizes) -> Bound:

@@ -19,14 +19,15 @@ typedef struct qc_values {
 } qc_values;
 
 /* One set of input sizes. `p` of each tensor and x, y of each copy are places: bits 0-47 an offset, the bits above it say in what: 0 the
-   arena, 1 the data of qc_values, 2 + i tensor i of the caller. cost: about how many nanoseconds a layer
-   takes on one thread, by which it is cut into chunks. */
+   arena, 1 the data of qc_values, 2 + i tensor i of the caller. cost: about how many nanoseconds a layer takes on one thread, by which it
+   is cut into chunks. maps: places along an axis, as qc_pick takes them. */
 typedef struct qc_sizes {
   const qc_tensor *pixels;
   const qc_copy *moved;
   const int64_t (*strides)[5];
   const int32_t *spread;
   const int64_t *cost;
+  const int64_t *const *maps;
   int64_t arena;
 } qc_sizes;
 
@@ -43,6 +44,7 @@ typedef struct qc_state {
   const qc_copy *moved;
   const int64_t (*strides)[5];
   const int32_t *spread;
+  const int64_t *const *maps;
 } qc_state;
 
 typedef int64_t (*qc_layer)(const qc_state *s, int64_t lo, int64_t hi);

@@ -93,7 +93,7 @@ static void qc_give(qc_model *model, qc_arena *arena) {
 
 static qc_state qc_begin(const qc_model *model, const qc_sizes *z, void *const *io, uint8_t *arena) {
   qc_state s = {model->k,          arena,      io,         model->values.data, model->values.integers, model->values.reals, model->values.doubles,
-                z->pixels, z->moved, z->strides, z->spread};
+                z->pixels, z->moved, z->strides, z->spread,           z->maps};
   return s;
 }
 

@@ -18,10 +18,10 @@ from torch import Tensor, fx
 
 from qcompiler.backends.torch.bench.cases import Case, Int8, all_cases, output_scale
 from qcompiler.backends.torch.kernels.table import entries
-from qcompiler.backends.torch.runtime import functions as runtime
+from qcompiler.backends.torch.runtime import packs
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, Weight, host_isa
+from qcompiler.inputs.near_names import near_names
 from qcompiler.ir.types import VALUE, QParams, Value
-from qcompiler.near_names import near_names
 from qcompiler.ops.table import OPS
 
 MEASURED = Path(__file__).parent.parent / "kernels" / "measured.json"
@@ -45,7 +45,7 @@ class Bench:
         attributes = {name: self._argument(value) if isinstance(value, Tensor) else value for name, value in case.attributes.items()}
         self.site = Site(case.row, node, args, attributes, output, engine, isa)
 
-    def _argument(self, value: Any) -> Any:
+    def _argument(self, value: object) -> Any:
         if isinstance(value, list):
             return [self._argument(v) for v in value]
         if isinstance(value, Int8):
@@ -112,7 +112,7 @@ def _record(entry: dict[str, Any], case: Case, high: int, reason: str | None, fo
                 entry[f"worst_{high}"] = case.label
 
 
-def measure(engine: str, isa: str, ops: Collection[str] = (), progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def measure(engine: str, isa: str, ops: Collection[str] = (), progress: Callable[[str], None] = lambda text: None) -> dict[str, object]:
     """All entries of one engine, or those for some ops."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for high, extreme in SETTINGS:
@@ -136,7 +136,7 @@ def tap_pairs(kernel: tuple[int, ...], channels: int = 16) -> list[tuple[int, in
     dims, taps = len(kernel), int(torch.tensor(kernel).prod())
     engine, torch.backends.quantized.engine = torch.backends.quantized.engine, "fbgemm"
     x = torch._make_per_tensor_quantized_tensor(torch.full((1, channels, *kernel), 255, dtype=torch.uint8), 1.0, 0)
-    prepack: Any = {2: runtime.prepack_conv2d, 3: runtime.prepack_conv3d}[dims]
+    prepack: Any = {2: packs.prepack_conv2d, 3: packs.prepack_conv3d}[dims]
     run: Any = {2: torch.ops.quantized.conv2d.new, 3: torch.ops.quantized.conv3d.new}[dims]
     pairs = []
     for i in range(taps):
@@ -153,7 +153,7 @@ def tap_pairs(kernel: tuple[int, ...], channels: int = 16) -> list[tuple[int, in
     return pairs
 
 
-def measured_anew(known: Mapping[str, Any], ops: Collection[str]) -> dict[str, Any]:
+def measured_anew(known: Mapping[str, Any], ops: Collection[str]) -> dict[str, object]:
     """The report with these ops measured on this machine; with none, all of it. Raises SystemExit for an op that no row is called."""
     unknown = [op for op in ops if op not in OPS.rows]
     if unknown:

@@ -24,8 +24,7 @@ from qcompiler.backends.torch.bench.measure import Bench
 from qcompiler.backends.torch.kernels import elementwise
 from qcompiler.backends.torch.kernels.speed import SPEED, shape_class, width
 from qcompiler.backends.torch.kernels.table import entries
-from qcompiler.backends.torch.runtime import functions as runtime
-from qcompiler.backends.torch.runtime import recurrent
+from qcompiler.backends.torch.runtime import packs, recurrent
 from qcompiler.backends.torch.site import Emit, Kernel, host_isa
 from qcompiler.ops.table import OPS
 
@@ -39,7 +38,7 @@ def _laid_out(shape: tuple[int, ...]) -> Tensor:
     return activation(shape, 255).contiguous(memory_format=torch.channels_last)
 
 
-def _arguments(name: str, shape: tuple[int, ...]) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+def _arguments(name: str, shape: tuple[int, ...]) -> Iterator[tuple[tuple[object, ...], dict[str, object]]]:
     """Typical calls of an op at one size; none where no two kernels compete."""
     x, channels = _laid_out(shape), shape[1]
     if name in ("add", "mul"):
@@ -109,7 +108,7 @@ def _recurrent(op: str, size: int, batch: int) -> tuple[nn.Module, Tensor]:
     return kinds[op](size, size).eval(), torch.randn(batch, size) if op.endswith("_cell") else torch.randn(STEPS, batch, size)
 
 
-def _packed_recurrent(op: str, float_layer: nn.Module, engine: str) -> Callable[[Tensor], Any]:
+def _packed_recurrent(op: str, float_layer: nn.Module, engine: str) -> Callable[[Tensor], object]:
     """The int8 dynamic form of a layer as compiled programs run it: packs of `engine`, and one call."""
     torch.backends.quantized.engine = engine  # type: ignore[misc]
     parts: list[Any] = [p.detach() for p in float_layer.parameters()]
@@ -117,8 +116,8 @@ def _packed_recurrent(op: str, float_layer: nn.Module, engine: str) -> Callable[
     int8: list[Any] = [(c, torch.ones(len(c)), torch.zeros(len(c)).long()) for c in codes]
     size = int(parts[1].shape[1])
     if op == "rnn_cell":
-        packs = [runtime.prepack_linear(*(*weight, bias, 0, "")) for weight, bias in zip(int8, parts[2:], strict=True)]
-        return lambda x: recurrent.rnn_cell_dynamic(x, None, packs[0], packs[1], size, relu=False, reduce_range=False, half=False)
+        made = [packs.prepack_linear(*(*weight, bias, 0, "")) for weight, bias in zip(int8, parts[2:], strict=True)]
+        return lambda x: recurrent.rnn_cell_dynamic(x, None, made[0], made[1], size, relu=False, reduce_range=False, half=False)
     cells = [recurrent.prepack_cell(*(*int8[0], *int8[1], *parts[2:], True, False))]
     states: list[Any] = [None, None] if op.startswith("lstm") else [None]
     rest: list[Any] = [size] if op.endswith("_cell") else [size, False, False]

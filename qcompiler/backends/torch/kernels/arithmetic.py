@@ -33,7 +33,7 @@ def _order(site: Site) -> tuple[Any, Any] | None:
     return (other(site), site.args[0]) if result == right else None
 
 
-def _fits_qnnpack(site: Site) -> Callable[[Any], bool]:
+def _fits_qnnpack(site: Site) -> Callable[[object], bool]:
     """Whether an operand's scale, against the result's, is one that qnnpack's add is made for (it raises elsewhere)."""
 
     def fits(operand: Any) -> bool:

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.compile.rewrite import Reject
 from qcompiler.ops.functional import pad
 from qcompiler.patterns.padding import sides_of
-from qcompiler.rewrite import Reject
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Centring:
     padding: tuple[int, ...]
     index: tuple[slice, ...]
 
-    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, given: Mapping[str, object]) -> dict[str, Any]:
         """The keywords of the centred convolution, from those of the one that it stands for."""
         return {**{name: value for name, value in given.items() if name != "stride"}, "padding": self.padding}
 
 
-def centring_of(before: Any, shape: tuple[int, ...], settings: Mapping[str, Any]) -> Centring | None:
+def centring_of(before: object, shape: tuple[int, ...], settings: Mapping[str, object]) -> Centring | None:
     """How the convolution behind the node `before` is centred; None where that is no uneven zero padding which ends as a centred one
     would, or the convolution no plain depthwise one. `shape`: its weight's, (O, I/g, *kernel); `settings`: its keywords."""
     dims = len(shape) - 2

@@ -11,15 +11,14 @@ from torch import fx
 from qcompiler.backends.torch.kernels import fbgemm_faults, groups, onednn_faults
 from qcompiler.backends.torch.kernels.depthwise import safe_weight
 from qcompiler.backends.torch.kernels.phases import Phases
-from qcompiler.backends.torch.runtime import fit, floats
-from qcompiler.backends.torch.runtime import functions as runtime
+from qcompiler.backends.torch.runtime import channels, fit, float_windows, packs
 from qcompiler.backends.torch.site import ENGINES, VNNI, Emit, Kernel, Operand, Site, Weight, constant_of, finish, ints, needs_relu
 
 OPS = torch.ops.quantized
 CONV: dict[int, tuple[Any, Any, Any]] = {
-    1: (runtime.prepack_conv1d, OPS.conv1d.default, OPS.conv1d_relu.default),
-    2: (runtime.prepack_conv2d, OPS.conv2d.new, OPS.conv2d_relu.new),
-    3: (runtime.prepack_conv3d, OPS.conv3d.new, OPS.conv3d_relu.new),
+    1: (packs.prepack_conv1d, OPS.conv1d.default, OPS.conv1d_relu.default),
+    2: (packs.prepack_conv2d, OPS.conv2d.new, OPS.conv2d_relu.new),
+    3: (packs.prepack_conv3d, OPS.conv3d.new, OPS.conv3d_relu.new),
 }
 SETTINGS = (("stride", 1), ("padding", 0), ("dilation", 1))
 ONEDNN = ("x86", "onednn")  # engines that pack convolutions with oneDNN, x86 some of them
@@ -95,7 +94,7 @@ def saturates(site: Site) -> bool:
     return saturation(site.op.name, site.args[1].shape, site.attributes, site.engine, site.isa) is not None
 
 
-def batched(site: Site, emit: Emit, x: Any, dims: int) -> Any:
+def batched(site: Site, emit: Emit, x: object, dims: int) -> Any:
     """The input with a batch dimension, which the kernels want."""
     return emit.call(torch.ops.aten.unsqueeze.default, x, 0) if site.rank == dims + 1 else x
 
@@ -150,10 +149,10 @@ def _grouped(site: Site, emit: Emit, weight: Weight, attributes: Mapping[str, An
     count, size = attributes.get("groups", 1), merging(site, weight.shape, attributes, symmetric, safe)
     if size == 1:
         return weight.node, count
-    return emit.call(runtime.merge_groups, weight.node, weight.zero_point, count, size), count // size
+    return emit.call(channels.merge_groups, weight.node, weight.zero_point, count, size), count // size
 
 
-def padded(site: Site, emit: Emit, source: Any, kernel: tuple[int, ...]) -> tuple[Any, list[int]]:
+def padded(site: Site, emit: Emit, source: object, kernel: tuple[int, ...]) -> tuple[Any, list[int]]:
     """The input as the kernel takes it and the padding left to it: it pads with zeros, alike on both sides, less than a window."""
     sides, mode = sides_of(site, kernel), site.get("padding_mode", "zeros")
     if not any(b for _, b in sides):
@@ -161,17 +160,17 @@ def padded(site: Site, emit: Emit, source: Any, kernel: tuple[int, ...]) -> tupl
     if mode == "zeros" and all(a == b for a, b in sides):
         return within_window(site, emit, source, kernel, [a for a, _ in sides], ints(site.get("dilation", 1), len(kernel)))
     flat = [p for side in reversed(sides) for p in side]
-    return emit.call(floats.pad_own, source, flat, "constant" if mode == "zeros" else mode), [0] * len(kernel)
+    return emit.call(float_windows.pad_own, source, flat, "constant" if mode == "zeros" else mode), [0] * len(kernel)
 
 
 def within_window(
-    site: Site, emit: Emit, source: Any, kernel: Sequence[int], padding: list[int], dilation: list[int]
-) -> tuple[Any, list[int]]:
+    site: Site, emit: Emit, source: object, kernel: Sequence[int], padding: list[int], dilation: list[int]
+) -> tuple[object, list[int]]:
     """The input with its zeros around it where a window fits into the padding, and the padding left to the kernel."""
     if site.engine not in ONEDNN or not onednn_faults.overpads(kernel, padding, dilation):
         return source, padding
     flat = [p for side in reversed(padding) for p in (side, side)]
-    return emit.call(floats.pad_own, source, flat, "constant"), [0] * len(kernel)
+    return emit.call(float_windows.pad_own, source, flat, "constant"), [0] * len(kernel)
 
 
 def sizes_of(site: Site, shape: tuple[int, ...], attributes: Mapping[str, Any], symmetric: bool) -> onednn_faults.Sizes:
@@ -186,7 +185,14 @@ def sizes_of(site: Site, shape: tuple[int, ...], attributes: Mapping[str, Any], 
 
 
 def convolve(
-    site: Site, emit: Emit, source: Any, pack: fx.Node, shape: tuple[int, ...], attributes: Mapping[str, Any], symmetric: bool, relu: bool
+    site: Site,
+    emit: Emit,
+    source: object,
+    pack: fx.Node,
+    shape: tuple[int, ...],
+    attributes: Mapping[str, object],
+    symmetric: bool,
+    relu: bool,
 ) -> fx.Node:
     """quantized::convNd on a pack of `prepacked`, and on an input of sizes that it is right for."""
     dims = len(shape) - 2
@@ -198,7 +204,7 @@ def convolve(
     return emit.call(fit.without_more, result, source, smallest, least, stride) if sizes.grown else result
 
 
-def prepacked(site: Site, emit: Emit, weight: Weight, bias: fx.Node | None, attributes: Mapping[str, Any], symmetric: bool) -> fx.Node:
+def prepacked(site: Site, emit: Emit, weight: Weight, bias: fx.Node | None, attributes: Mapping[str, object], symmetric: bool) -> fx.Node:
     """The pack (once) of a convolution with these attributes, whose padding the kernel does."""
     dims = len(weight.shape) - 2
     stride, padding, dilation = (ints(attributes.get(name, default), dims) for name, default in SETTINGS)

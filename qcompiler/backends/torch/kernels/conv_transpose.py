@@ -7,17 +7,21 @@ at 28 x 28 takes 531 us on x86 and 742 on fbgemm, as phases 459 and 724; 21 chan
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import fx
 
 from qcompiler.backends.torch.kernels import conv
 from qcompiler.backends.torch.kernels.phases import Phases
-from qcompiler.backends.torch.runtime import floats
-from qcompiler.backends.torch.runtime import functions as runtime
+from qcompiler.backends.torch.runtime import channels, float_windows, packs
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Site, Weight, finish, ints, needs_relu
 
-FLOAT: dict[int, Any] = {1: floats.conv_transpose1d_float, 2: floats.conv_transpose2d_float, 3: floats.conv_transpose3d_float}
+FLOAT: Mapping[int, Callable[..., torch.Tensor]] = {
+    1: float_windows.conv_transpose1d_float,
+    2: float_windows.conv_transpose2d_float,
+    3: float_windows.conv_transpose3d_float,
+}
 
 
 def refuse(site: Site) -> str | None:
@@ -38,11 +42,11 @@ def emit_phases(site: Site, emit: Emit) -> fx.Node:
     dims, groups = len(phases.stride), phases.groups
     bias = conv.bias_of(site)
     scale, zero_point = weight.scale, weight.zero_point
-    values = emit.call(runtime.split_phases, weight.node, zero_point, phases.stride, groups)
+    values = emit.call(channels.split_phases, weight.node, zero_point, phases.stride, groups)
     if weight.axis is not None:
-        scale, zero_point = (emit.call(runtime.repeat_channels, t, 1, groups * phases.count) for t in (scale, zero_point))
+        scale, zero_point = (emit.call(channels.repeat_channels, t, 1, groups * phases.count) for t in (scale, zero_point))
     if bias is not None and phases.count > 1:
-        bias = emit.call(runtime.repeat_channels, bias, groups, phases.count)
+        bias = emit.call(channels.repeat_channels, bias, groups, phases.count)
     symmetric = conv.is_symmetric(weight)
     plain = Weight(values, scale, zero_point, None if weight.axis is None else 0, phases.shape)
     source, relu = conv.batched(site, emit, site.args[0], dims), needs_relu(site)
@@ -51,7 +55,7 @@ def emit_phases(site: Site, emit: Emit) -> fx.Node:
     pack = conv.prepacked(site, emit, plain, bias, attributes, symmetric)
     result = conv.convolve(site, emit, source, pack, phases.shape, attributes, symmetric, relu)
     if phases.count > 1 or any((*phases.first, *phases.last)):
-        result = emit.call(runtime.join_phases, result, phases.stride, groups, phases.first, phases.last)
+        result = emit.call(channels.join_phases, result, phases.stride, groups, phases.first, phases.last)
     return finish(site, emit, conv.unbatched(site, emit, result, dims), relu_done=relu)
 
 
@@ -61,7 +65,7 @@ def emit_float(site: Site, emit: Emit) -> fx.Node:
     stride, padding, extra, dilation = (
         ints(site.get(name, default), dims) for name, default in (("stride", 1), ("padding", 0), ("output_padding", 0), ("dilation", 1))
     )
-    values = emit.call(runtime.float_weight, weight.node, weight.scale, weight.zero_point, conv.axis_of(weight))
+    values = emit.call(packs.float_weight, weight.node, weight.scale, weight.zero_point, conv.axis_of(weight))
     where = (stride, padding, extra, site.get("groups", 1), dilation)
     return finish(site, emit, emit.call(FLOAT[dims], x, values, conv.bias_of(site), *where, site.scale, site.zero_point))
 

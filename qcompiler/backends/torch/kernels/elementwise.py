@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompiler.backends.torch.runtime import floats
+from qcompiler.backends.torch.runtime import floats, packs
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, Weight, clamp, finish
 
@@ -39,7 +39,7 @@ def refuse_input(site: Site) -> str | None:
     return None if isinstance(site.args[0], Operand) else "its input is not quantized"
 
 
-def _in_float(site: Site, emit: Emit, x: Any) -> fx.Node:
+def _in_float(site: Site, emit: Emit, x: object) -> fx.Node:
     function, defaults = FLOAT[site.op.name]
     attributes = [type(default)(site.get(name, default)) for name, default in defaults]
     return emit.call(function, x, *attributes, site.scale, site.zero_point)
@@ -113,7 +113,7 @@ def emit_prelu(site: Site, emit: Emit) -> fx.Node:
     weight = site.args[1]
     if isinstance(weight, Weight):
         axis = -1 if weight.axis is None else weight.axis
-        weight = emit.call(runtime.float_weight, weight.node, weight.scale, weight.zero_point, axis)
+        weight = emit.call(packs.float_weight, weight.node, weight.scale, weight.zero_point, axis)
     return finish(site, emit, emit.call(floats.prelu_float, site.args[0], weight, site.scale, site.zero_point))
 
 

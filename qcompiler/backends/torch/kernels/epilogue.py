@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from qcompiler.backends.torch.kernels import conv, linear
-from qcompiler.backends.torch.runtime import fit, floats
+from qcompiler.backends.torch.runtime import fit, float_windows, packs
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, finish, ints
 
@@ -43,7 +43,7 @@ def emit_from_sums(site: Site, emit: Emit) -> fx.Node:
 
 def emit_from_floats(site: Site, emit: Emit) -> fx.Node:
     x, weight = site.args[0], site.args[1]
-    values = emit.call(runtime.float_weight, weight.node, weight.scale, weight.zero_point, conv.axis_of(weight))
+    values = emit.call(packs.float_weight, weight.node, weight.scale, weight.zero_point, conv.axis_of(weight))
     return _act(site, emit, emit.call(F.linear, emit.call(torch.ops.aten.dequantize.self, x), values, conv.bias_of(site)))
 
 
@@ -73,9 +73,9 @@ def emit_add(site: Site, emit: Emit) -> fx.Node:
 def emit_add_float(site: Site, emit: Emit) -> fx.Node:
     x, weight, bias, other = site.args
     source, padding = conv.padded(site, emit, x, weight.shape[2:])
-    values = emit.call(runtime.float_weight, weight.node, weight.scale, weight.zero_point, conv.axis_of(weight))
+    values = emit.call(packs.float_weight, weight.node, weight.scale, weight.zero_point, conv.axis_of(weight))
     where = (ints(site.get("stride", 1), 2), padding, ints(site.get("dilation", 1), 2), site.get("groups", 1))
-    return finish(site, emit, emit.call(floats.conv2d_add_float, source, values, bias, other, *where, site.scale, site.zero_point))
+    return finish(site, emit, emit.call(float_windows.conv2d_add_float, source, values, bias, other, *where, site.scale, site.zero_point))
 
 
 LINEAR = ("linear_leaky_relu", "linear_tanh")

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from qcompiler.backends.torch.kernels.conv import axis_of, bias_of, refuse_weight, tag
-from qcompiler.backends.torch.runtime import floats
+from qcompiler.backends.torch.runtime import floats, packs
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.site import ENGINES, VNNI, Emit, Kernel, Operand, Site, Weight, finish, needs_relu
 
@@ -34,10 +34,10 @@ def packed(site: Site, emit: Emit) -> tuple[Any, fx.Node]:
     if site.engine == "qnnpack":  # its kernel takes any number of features and computes something; unflatten refuses others
         rows = emit.call(torch.ops.aten.unflatten.int, rows, -1, [weight.shape[1]])
     names = (weight.node, weight.scale, weight.zero_point, bias_of(site))
-    return rows, emit.call(runtime.prepack_linear, *names, axis_of(weight), tag(site))
+    return rows, emit.call(packs.prepack_linear, *names, axis_of(weight), tag(site))
 
 
-def like_input(site: Site, emit: Emit, result: fx.Node, source: Any) -> fx.Node:
+def like_input(site: Site, emit: Emit, result: fx.Node, source: object) -> fx.Node:
     """The result with the input's leading dimensions: none for a vector; onednn loses them where a batch is empty."""
     if site.rank == 1:
         return emit.call(torch.ops.aten.squeeze.dim, result, 0)

@@ -14,8 +14,7 @@ from torch import fx
 from qcompiler.backends.torch.kernels.conv import axis_of
 from qcompiler.backends.torch.kernels.linear import like_input
 from qcompiler.backends.torch.kernels.modes import HALF_ENGINES
-from qcompiler.backends.torch.runtime import functions as runtime
-from qcompiler.backends.torch.runtime import recurrent, tables
+from qcompiler.backends.torch.runtime import packs, recurrent, tables
 from qcompiler.backends.torch.site import ENGINES, Emit, Half, Kernel, Rounded, Site, Weight
 from qcompiler.ir.types import Mode
 from qcompiler.ops import recurrent_float
@@ -49,12 +48,12 @@ def _linear(site: Site, emit: Emit, x: Any, pack: fx.Node, kernels: tuple[Any, A
 
 def emit_linear_dynamic(site: Site, emit: Emit) -> fx.Node:
     x, weight = site.args[:2]
-    pack = emit.call(runtime.prepack_linear, weight.node, weight.scale, weight.zero_point, _argument(site, 2), axis_of(weight), "")
+    pack = emit.call(packs.prepack_linear, weight.node, weight.scale, weight.zero_point, _argument(site, 2), axis_of(weight), "")
     return _linear(site, emit, x.node, pack, (OPS.linear_dynamic.default, OPS.linear_relu_dynamic.default), x.reduce_range)
 
 
 def emit_linear_half(site: Site, emit: Emit) -> fx.Node:
-    pack = emit.call(runtime.prepack_linear_half, site.args[1].node, _argument(site, 2))
+    pack = emit.call(packs.prepack_linear_half, site.args[1].node, _argument(site, 2))
     return _linear(site, emit, site.args[0], pack, (OPS.linear_dynamic_fp16.default, OPS.linear_relu_dynamic_fp16.default))
 
 
@@ -108,26 +107,26 @@ def _emit_recurrent(half: bool) -> Callable[[Site, Emit], fx.Node]:
 
 def _rnn_cell(site: Site, emit: Emit, half: bool) -> fx.Node:
     weights, biases = _lists(site)
-    packs = []
+    cells: list[fx.Node] = []
     for weight, bias in zip(weights, biases or [None, None], strict=True):
         if half:
-            packs.append(emit.call(runtime.prepack_linear_half, weight.node, bias))
+            cells.append(emit.call(packs.prepack_linear_half, weight.node, bias))
         else:
-            packs.append(emit.call(runtime.prepack_linear, weight.node, weight.scale, weight.zero_point, bias, axis_of(weight), ""))
+            cells.append(emit.call(packs.prepack_linear, weight.node, weight.scale, weight.zero_point, bias, axis_of(weight), ""))
     low, high = site.get("activation_range") or (0, 255)
     relu = site.get("nonlinearity", "tanh") == "relu"
-    return emit.call(recurrent.rnn_cell_dynamic, *_inputs(site), *packs, weights[1].shape[1], relu, high - low == 127, half)
+    return emit.call(recurrent.rnn_cell_dynamic, *_inputs(site), *cells, weights[1].shape[1], relu, high - low == 127, half)
 
 
-def _widened(weight: Any, emit: Emit) -> Any:
+def _widened(weight: object, emit: Emit) -> Any:
     """The float32 weight, made once."""
     if isinstance(weight, Half):
-        return emit.call(runtime.widened, weight.node)
+        return emit.call(packs.widened, weight.node)
     if not isinstance(weight, Weight):
         return weight
     if weight.bits == 4:
         return emit.call(tables.unpacked_4bit, weight.node, weight.scale, weight.zero_point, weight.shape[-1])
-    return emit.call(runtime.float_weight, weight.node, weight.scale, weight.zero_point, axis_of(weight))
+    return emit.call(packs.float_weight, weight.node, weight.scale, weight.zero_point, axis_of(weight))
 
 
 def emit_recurrent_float(site: Site, emit: Emit) -> fx.Node:

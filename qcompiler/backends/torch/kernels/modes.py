@@ -9,11 +9,11 @@ from __future__ import annotations
 from torch import fx
 
 from qcompiler.backends.torch.site import VNNI
+from qcompiler.config.qconfig import QConfig
+from qcompiler.config.qconfig_of_op import dynamic_codes
 from qcompiler.ir.types import Mode
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Family, Op
-from qcompiler.qconfig import QConfig
-from qcompiler.qconfig_of_op import dynamic_codes
 
 HALF_ENGINES = ("x86", "fbgemm")  # fbgemm multiplies by float16 weights; others widen them once
 

@@ -54,7 +54,7 @@ def emit_batch_norm_float(site: Site, emit: Emit) -> fx.Node:
     return finish(site, emit, result)
 
 
-def _affine(site: Site) -> tuple[Any, ...]:
+def _affine(site: Site) -> tuple[object, ...]:
     return parameter(site, 1, "weight"), parameter(site, 2, "bias"), float(site.get("eps", 1e-5)), site.scale, site.zero_point
 
 

@@ -7,23 +7,23 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompiler.backends.torch.runtime import fit, floats
+from qcompiler.backends.torch.runtime import fit, float_windows, floats
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Operand, Site, ints
 from qcompiler.ops.spec import Family
 
 X86 = ("x86", "fbgemm", "onednn")
 ADAPTIVE_AVG: dict[str, Any] = {
-    "adaptive_avg_pool2d": floats.adaptive_avg_pool2d_float,
-    "adaptive_avg_pool3d": floats.adaptive_avg_pool3d_float,
+    "adaptive_avg_pool2d": float_windows.adaptive_avg_pool2d_float,
+    "adaptive_avg_pool3d": float_windows.adaptive_avg_pool3d_float,
 }
 EXTREMES: dict[str, Any] = {"amax": runtime.amax, "amin": runtime.amin}
 ADAPTIVE_MAX: dict[str, Any] = {
-    "adaptive_max_pool1d": floats.adaptive_max_pool1d_float,
-    "adaptive_max_pool2d": floats.adaptive_max_pool2d_float,
-    "adaptive_max_pool3d": floats.adaptive_max_pool3d_float,
+    "adaptive_max_pool1d": float_windows.adaptive_max_pool1d_float,
+    "adaptive_max_pool2d": float_windows.adaptive_max_pool2d_float,
+    "adaptive_max_pool3d": float_windows.adaptive_max_pool3d_float,
 }
-MAX: dict[str, Any] = {"max_pool2d": floats.max_pool2d_float, "max_pool3d": floats.max_pool3d_float}
+MAX: dict[str, Any] = {"max_pool2d": float_windows.max_pool2d_float, "max_pool3d": float_windows.max_pool3d_float}
 
 
 def refuse_input(site: Site) -> str | None:
@@ -125,7 +125,8 @@ def emit_avg_float(site: Site, emit: Emit) -> fx.Node:
     stride, padding = ints(site.get("stride") or kernel, len(kernel)), ints(site.get("padding", 0), len(kernel))
     flat, (kernel, stride, padding) = _as_2d(site, emit, (kernel, 1), (stride, 1), (padding, 0))
     rest = (bool(site.get("ceil_mode", False)), bool(site.get("count_include_pad", True)), site.get("divisor_override"))
-    return _like_1d(site, emit, emit.call(floats.avg_pool2d_float, flat, kernel, stride, padding, *rest, site.scale, site.zero_point))
+    pooled = emit.call(float_windows.avg_pool2d_float, flat, kernel, stride, padding, *rest, site.scale, site.zero_point)
+    return _like_1d(site, emit, pooled)
 
 
 def emit_max_float(site: Site, emit: Emit) -> fx.Node:
@@ -191,7 +192,7 @@ def refuse_interpolate(site: Site) -> str | None:
     return refuse_input(site)
 
 
-def _resizing(site: Site) -> tuple[Any, Any, Any]:
+def _resizing(site: Site) -> tuple[object, object, object]:
     """Sizes, factors (one of them None) and recompute_scale_factor."""
     dims = (site.rank or 4) - 2
     size, factor = site.get("size"), site.get("scale_factor")
@@ -208,7 +209,7 @@ def emit_nearest(site: Site, emit: Emit) -> fx.Node:
 def emit_interpolate_float(site: Site, emit: Emit) -> fx.Node:
     sizes, factors, recompute = _resizing(site)
     rest = (site.get("mode", "nearest"), site.get("align_corners"), recompute, bool(site.get("antialias", False)))
-    return emit.call(floats.interpolate_float, site.args[0], sizes, factors, *rest, site.scale, site.zero_point)
+    return emit.call(float_windows.interpolate_float, site.args[0], sizes, factors, *rest, site.scale, site.zero_point)
 
 
 KERNELS = (

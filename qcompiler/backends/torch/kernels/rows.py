@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import fx
@@ -80,7 +79,7 @@ def _operands(site: Site) -> Sequence[Operand]:
 def _turned(site: Site, emit: Emit) -> Site:
     """The site on transposed operands, all in rows."""
 
-    def turn(x: Any) -> Any:
+    def turn(x: object) -> object:
         if not isinstance(x, Operand):
             return x
         turned = emit.call(TRANSPOSE, x, 1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from qcompiler.backends.torch.kernels.pool import emit_same, refuse_input
-from qcompiler.backends.torch.runtime import floats
+from qcompiler.backends.torch.runtime import float_windows, floats
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.backends.torch.site import ENGINES, Emit, Kernel, Site, ints
 
@@ -23,14 +23,14 @@ def emit_pad(site: Site, emit: Emit) -> fx.Node:
     """All modes; exact, and faster than torch's constant_pad_nd on quint8. The value lands on the input's scale."""
     value = site.get("value")
     settings = (list(site.get("pad")), site.get("mode", "constant"), 0.0 if value is None else float(value))
-    return emit.call(floats.pad_float, site.args[0], *settings, site.scale, site.zero_point)
+    return emit.call(float_windows.pad_float, site.args[0], *settings, site.scale, site.zero_point)
 
 
 def emit_roll(site: Site, emit: Emit) -> fx.Node:
     """torch.roll does not take quint8 tensors; exact in float."""
     shifts, dims = site.get("shifts"), site.get("dims", ())
     settings = ([shifts] if isinstance(shifts, (int, fx.Node)) else list(shifts), [dims] if isinstance(dims, int) else list(dims))
-    return emit.call(floats.roll_float, site.args[0], *settings, site.scale, site.zero_point)
+    return emit.call(float_windows.roll_float, site.args[0], *settings, site.scale, site.zero_point)
 
 
 def emit_gather(site: Site, emit: Emit) -> fx.Node:
@@ -44,7 +44,7 @@ def emit_triangle(site: Site, emit: Emit) -> fx.Node:
 def emit_unfold(site: Site, emit: Emit) -> fx.Node:
     """Exact: zeros come in as padding."""
     settings = [ints(site.get(name, default), 2) for name, default in UNFOLD]
-    return emit.call(floats.unfold_float, site.args[0], *settings, site.scale, site.zero_point)
+    return emit.call(float_windows.unfold_float, site.args[0], *settings, site.scale, site.zero_point)
 
 
 KERNELS = (

@@ -6,7 +6,7 @@ nothing is timed at compile, so output is reproducible.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -33,13 +33,26 @@ def _by_op(*families: tuple[Kernel, ...]) -> dict[str, tuple[Kernel, ...]]:
 
 
 FAMILIES = (conv, conv_transpose, linear, epilogue, arithmetic, elementwise, norm, pool, shape)
-TABLE = _by_op(*(family.KERNELS for family in FAMILIES))
+BUILT_IN = MappingProxyType(_by_op(*(family.KERNELS for family in FAMILIES)))
+TABLE = dict(BUILT_IN)
 TO_FLOAT = {kernel.op: kernel for kernel in linear.TO_FLOAT}  # kernels that hand out floats
 
 
 def register(kernel: Kernel) -> None:
     """Adds an entry behind those the op already has."""
     TABLE[kernel.op] = (*TABLE.get(kernel.op, ()), kernel)
+
+
+def added() -> tuple[Kernel, ...]:
+    """The entries that were registered beside the built-in ones."""
+    return tuple(kernel for op, found in TABLE.items() for kernel in found if kernel not in BUILT_IN.get(op, ()))
+
+
+def add_again(kernels: Iterable[Kernel]) -> None:
+    """Registers entries that `added` gave, maybe in another process, but for those that are there."""
+    for kernel in kernels:
+        if kernel not in TABLE.get(kernel.op, ()):
+            register(kernel)
 
 
 def entries(site: Site) -> tuple[Kernel, ...]:

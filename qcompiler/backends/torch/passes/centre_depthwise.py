@@ -14,10 +14,10 @@ from torch import fx
 
 from qcompiler.backends.torch.kernels.centring import Centring
 from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ops.functional import getitem
 from qcompiler.ops.reference import dequantize, quantize
-from qcompiler.pass_manager import Context
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Lowered:
     def reads(self) -> list[fx.Node]:
         found: list[fx.Node] = []
 
-        def note(leaf: Any) -> Any:
+        def note(leaf: object) -> Any:
             if isinstance(leaf, Codes):
                 found.extend((leaf.values, leaf.scale, leaf.zero_point))
             elif isinstance(leaf, fx.Node):
@@ -75,7 +75,7 @@ class Wrong:
 
 
 def wrong_sites(
-    gm: fx.GraphModule, graph: fx.Graph, sites: Sequence[Lowered], example: tuple[tuple[Any, ...], Mapping[str, Any]], engine: str
+    gm: fx.GraphModule, graph: fx.Graph, sites: Sequence[Lowered], example: tuple[tuple[object, ...], Mapping[str, object]], engine: str
 ) -> list[Wrong]:
     """The sites of a LOWERED graph whose kernels are wrong on the example. Nothing of the module or of torch's state is changed."""
     run = _Run(gm, graph, sites)
@@ -111,7 +111,7 @@ class _Run:
         self.values: dict[fx.Node, Any] = {}
         self.wrong: list[Wrong] = []
 
-    def through(self, example: tuple[tuple[Any, ...], Mapping[str, Any]]) -> None:
+    def through(self, example: tuple[tuple[object, ...], Mapping[str, object]]) -> None:
         args, kwargs = list(example[0]), dict(example[1])
         for node in self.nodes:
             try:
@@ -154,8 +154,8 @@ class _Run:
         if off > STEP:
             self.wrong.append(Wrong(site, f"{off:.0f} steps off" if site.output is not None else "other floats"))
 
-    def _expected(self, site: Lowered, dtype: torch.dtype) -> Any:
-        def real(value: Any) -> Any:
+    def _expected(self, site: Lowered, dtype: torch.dtype) -> object:
+        def real(value: object) -> Any:
             if isinstance(value, Codes):
                 codes, scale, zero_point = (self.values[n] for n in (value.values, value.scale, value.zero_point))
                 return dequantize_weight(codes, scale, zero_point, value.axis).to(dtype)
@@ -171,7 +171,7 @@ class _Run:
         return target(*args, **kwargs)
 
 
-def _off(got: Any, expected: Any, output: QParams | None) -> float:
+def _off(got: object, expected: object, output: QParams | None) -> float:
     """The largest distance in steps; of floats, in FLOATS of the largest value."""
     results, truths = (list(v) if isinstance(v, (tuple, list)) else [v] for v in (got, expected))
     worst = 0.0

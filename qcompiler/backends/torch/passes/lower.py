@@ -18,6 +18,7 @@ from qcompiler.backends.torch.passes.reuse_memory import reuse_memory
 from qcompiler.backends.torch.runtime.functions import as_quantized, quantize_along, quantize_constant
 from qcompiler.backends.torch.site import Emit, Half, Kernel, Operand, Rounded, Site, Weight, cut
 from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.compile.pass_manager import Context
 from qcompiler.errors import ConfigError
 from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
@@ -26,7 +27,6 @@ from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quantize_dequantize, quantize, unpack_4bit, widen
 from qcompiler.ops.spec import Op
 from qcompiler.ops.stays_float import starved
-from qcompiler.pass_manager import Context
 
 FLOATS = QParams(1.0, 0, 0, 255, torch.uint8)  # stands for the output's qparams where a kernel hands out floats
 ASKS_SIZES = ("size", "numel", "nelement", "dim", len)
@@ -203,7 +203,7 @@ class _Lowering:
         self._annotated(made, old).meta[VALUE] = Value(None, None)
         return cut(self.target.engine, Emit(self.new, self.gm), made, qparams, max(low, 0), min(high, 255))
 
-    def _argument(self, arg: Any) -> Any:
+    def _argument(self, arg: object) -> Any:
         """A site's argument: Operand for what was dequantized, Weight for int8 parameters, new nodes and constants otherwise."""
         if isinstance(arg, (list, tuple)):
             return [self._argument(a) for a in arg]
@@ -251,7 +251,7 @@ class _Lowering:
         result.meta[QUANT] = Quant(mode=mode, reason=quant_of(node).reason, code=quant_of(node).code)
         return True
 
-    def _float_argument(self, arg: Any) -> Any:
+    def _float_argument(self, arg: object) -> object:
         if isinstance(arg, (list, tuple)):
             return [self._argument(a) if isinstance(a, fx.Node) and a.target in LAZY else self._float_argument(a) for a in arg]
         return self.float_of(arg) if isinstance(arg, fx.Node) else arg
@@ -305,7 +305,7 @@ class _Lowering:
         if self.context.example is None:
             return
 
-        def held(arg: Any) -> Any:
+        def held(arg: object) -> Any:
             if not isinstance(arg, fx.Node):
                 return arg
             if arg.target is dequantize:

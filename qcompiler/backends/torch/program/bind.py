@@ -23,7 +23,7 @@ _serial = itertools.count()
 class Bound:
     """`forward(self, ...)` as it runs, its source, and the emitter that wrote it. `by_shape`: the packs that it takes by shape."""
 
-    forward: Callable[..., Any]
+    forward: Callable[..., object]
     source: str
     emitter: Emitter
     by_shape: PacksByShape
@@ -36,12 +36,12 @@ def resolve(op: str) -> Any:
     return getattr(found, "_op", found) if isinstance(found, torch._ops.OpOverload) else found
 
 
-def define(source: str, namespace: dict[str, Any], title: str) -> Callable[..., Any]:
+def define(source: str, namespace: dict[str, Any], title: str) -> Callable[..., object]:
     """The function `forward` of a source text, under a file name of its own that tracebacks and inspect can read."""
     filename = f"<qcompiler {title} {next(_serial)}>"
     namespace["__name__"] = "qcompiler.generated"
     exec(compile(source, filename, "exec"), namespace)
-    forward: Callable[..., Any] = namespace.pop("forward")
+    forward: Callable[..., object] = namespace.pop("forward")
     forward._torchdynamo_disable = True  # type: ignore[attr-defined]  # torch.compile knows no quantized tensors
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     weakref.finalize(forward, linecache.cache.pop, filename, None)
@@ -50,10 +50,10 @@ def define(source: str, namespace: dict[str, Any], title: str) -> Callable[..., 
 
 def bind(
     emitter: Emitter,
-    packs: Mapping[str, Any],
+    packs: Mapping[str, object],
     tensor: Callable[[str], Tensor],
     engine: str,
-    callee: Callable[[str], Any] = resolve,
+    callee: Callable[[str], object] = resolve,
     like: PacksByShape | None = None,
 ) -> Bound:
     """Emits and defines forward. `packs`: results of the once calls on `engine`; `tensor`: the tensor under a dotted name.

@@ -71,7 +71,7 @@ def _located(error: QCompilerError, node: fx.Node) -> QCompilerError:
     return error
 
 
-def _without_unread(calls: list[Call], output: Any) -> list[Call]:
+def _without_unread(calls: list[Call], output: object) -> list[Call]:
     """A result that nothing reads gets no name; the call stays, for what it checks or changes."""
     read = {v.name for v in walk(output) if isinstance(v, Ref)}
     read |= {v.name for c in calls for v in c.values() if isinstance(v, Ref)}
@@ -138,7 +138,7 @@ class _Builder:
         self.built.tensors[path] = self._copies[id(value)]
         return Const(path)
 
-    def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, node: fx.Node, args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
         if node.op == "call_module":
             path = user_path(self.gm, str(node.target))
             self.built.leaves[path] = self.gm.get_submodule(str(node.target))
@@ -157,7 +157,9 @@ class _Builder:
             return self.emit(name, *made)
         return self.emit(name, op or self.external(target), args, kwargs)
 
-    def record(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, tuple[Any, ...], dict[str, Any]] | None:
+    def record(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, object]
+    ) -> tuple[str, tuple[object, ...], dict[str, object]] | None:
         """The call that makes a result of a class of the user's; None for other calls."""
         if isinstance(target, trees.PutTogether):
             return self.known(registry.RECORD, target.kind), ("tree", (), tuple(args[0]), args[1]), {}
@@ -173,7 +175,7 @@ class _Builder:
             names, values = tuple(fields), tuple(fields.values())
         return self.known(registry.RECORD, target), (form, names, values), {}
 
-    def external(self, target: Any) -> str:
+    def external(self, target: object) -> str:
         """Name of a function of the user's, kept by the module."""
         custom = isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))  # of a library of the user's
         if not custom and not isinstance(target, (types.FunctionType, type)):
@@ -192,7 +194,7 @@ class _Builder:
         self.built.externals[name] = target
         return f"{prefix}{name}"
 
-    def inline(self, name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def inline(self, name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         """Spells a canonical function as the calls of torch that it is made of."""
         tracer = fx.Tracer()
         tracer.root, tracer.graph = nn.Module(), fx.Graph()
@@ -219,7 +221,7 @@ class _Builder:
             )
         return _resolve(result, env)
 
-    def emit(self, name: str, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+    def emit(self, name: str, op: str, args: tuple[object, ...], kwargs: dict[str, Any]) -> Ref:
         args, kwargs = self.mark_qparams(op, args, kwargs)
         once = registry.is_once(op)
         call = Call(self.free(name), op, args, kwargs, self.comment, self.origin)
@@ -242,7 +244,7 @@ class _Builder:
         self.taken.add(made)
         return made
 
-    def mark_qparams(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def mark_qparams(self, op: str, args: tuple[object, ...], kwargs: dict[str, Any]) -> tuple[tuple[object, ...], dict[str, object]]:
         """Replaces each literal (scale, zero_point) pair by references, so that both live in the state_dict."""
         if not op.startswith(HAVE_QPARAMS):
             return args, kwargs
@@ -260,7 +262,7 @@ class _Builder:
             slots[key], slots[partner] = Scale(index), ZeroPoint(index)
         return tuple(slots[n] for n in names[: len(args)]) + args[len(names) :], {k: slots[k] for k in kwargs}
 
-    def _mark_lists(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _mark_lists(self, args: tuple[Any, ...]) -> tuple[object, ...]:
         *rest, scales, zero_points = args
         first = len(self.built.scales)
         self.built.scales += [float(scale) for scale in scales]
@@ -268,7 +270,7 @@ class _Builder:
         places = range(first, len(self.built.scales))
         return *rest, [Scale(i) for i in places], [ZeroPoint(i) for i in places]
 
-    def encode(self, value: Any, node: fx.Node) -> Any:
+    def encode(self, value: object, node: fx.Node) -> Any:
         """The argument with nodes replaced by references; a named tuple becomes a call of its class."""
         if isinstance(value, fx.Node):
             return self.env[value]
@@ -286,7 +288,7 @@ class _Builder:
         return value
 
 
-def _resolve(value: Any, env: Mapping[fx.Node, Any]) -> Any:
+def _resolve(value: object, env: Mapping[fx.Node, object]) -> Any:
     return rewrite(value, lambda v: env[v] if isinstance(v, fx.Node) else v)
 
 

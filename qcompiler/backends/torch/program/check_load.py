@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -36,7 +35,7 @@ def check_sums(program: Program, engine: str, given: Callable[[str], Tensor | No
                               hint="load the state of a model that was converted for this engine")  # fmt: skip
 
 
-def check_names(program: Program, held: Sequence[str], state_dict: Mapping[str, Any]) -> None:
+def check_names(program: Program, held: Sequence[str], state_dict: Mapping[str, object]) -> None:
     """Raises ConfigError where names are missing or unknown, but for those of float submodules, which may rename theirs in loading."""
     leaves = tuple(f"{leaf}." for leaf in program.leaves)
     known = dict.fromkeys(held)

@@ -66,7 +66,7 @@ class _Reader:
         self.add(name, wires, op=call.op.removeprefix("method."), kind=_kind(call), attrs=self.attributes(call), q=self.qparams(call),
                  text=f"%{name} = {call.op}({', '.join(arguments)})", **fields)  # fmt: skip
 
-    def wires(self, values: list[Any], place: Mapping[str, Any] | None = None) -> list[str]:
+    def wires(self, values: list[object], place: Mapping[str, object] | None = None) -> list[str]:
         """Names of what a statement reads; a constant gets its node here."""
         found: list[str] = []
         for value in walk(values):
@@ -76,7 +76,7 @@ class _Reader:
                 found.append(self.constant(value.name, place or {}))
         return list(dict.fromkeys(found))
 
-    def constant(self, path: str, place: Mapping[str, Any]) -> str:
+    def constant(self, path: str, place: Mapping[str, object]) -> str:
         if path not in self.constants:
             tensor, name = find(self.module, path), self.free(re.sub(r"\W", "_", path))
             self.constants[path] = name
@@ -86,7 +86,7 @@ class _Reader:
                      params=params, text=f"%{name} = attribute {path}", q=self.weight_qparams(path), **place)  # fmt: skip
         return self.constants[path]
 
-    def weight_qparams(self, path: str) -> dict[str, Any] | None:
+    def weight_qparams(self, path: str) -> dict[str, object] | None:
         held = self.module.state_dict()
         scale, zeros = held.get(f"{path}_scale"), held.get(f"{path}_zero_point")
         if scale is None or zeros is None:
@@ -111,11 +111,11 @@ class _Reader:
         constant = [(k, a) for k, a in parts if not any(isinstance(v, (Ref, Const)) for v in walk(a))]
         return clipped(", ".join(f"{k}={self.spell(v)}" if k else self.spell(v) for k, v in constant))
 
-    def spell(self, value: Any) -> str:
+    def spell(self, value: object) -> str:
         return _spell(value, self)
 
 
-def _spell(value: Any, reader: _Reader) -> str:
+def _spell(value: object, reader: _Reader) -> str:
     kinds: dict[type, Callable[[Any], str]] = {
         Ref: lambda v: f"%{v.name}",
         Const: lambda v: f"%{reader.constants.get(v.name, v.name)}",

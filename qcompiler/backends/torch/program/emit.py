@@ -239,7 +239,7 @@ class Emitter:
     def list(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
         return ", ".join([*map(self.text, args), *(f"{k}={self.text(v)}" for k, v in sorted(kwargs.items()))])
 
-    def index(self, value: Any) -> str:
+    def index(self, value: object) -> str:
         if isinstance(value, slice):
             start, stop, step = ("" if v is None else self.text(v) for v in (value.start, value.stop, value.step))
             return f"{start}:{stop}" + (f":{step}" if step else "")
@@ -247,11 +247,11 @@ class Emitter:
             return ", ".join(map(self.index, value)) + ("," if len(value) == 1 else "")
         return self.text(value)
 
-    def atom(self, value: Any) -> str:
+    def atom(self, value: object) -> str:
         text = self.text(value)
         return text if isinstance(value, (Ref, Const)) else f"({text})" if not str(text).isidentifier() and not text[0].isdigit() else text
 
-    def receiver(self, value: Any) -> str:
+    def receiver(self, value: object) -> str:
         """What a dot may follow."""
         return self.text(value) if isinstance(value, (Ref, Const)) else f"({self.text(value)})"
 
@@ -285,7 +285,7 @@ class Emitter:
         """What a pack or tensor is called on self: in a CompiledModule, beside the user's names."""
         return name if self.dialect is Dialect.FILE else f"_jit_{name}"
 
-    def literal(self, value: Any) -> str:
+    def literal(self, value: object) -> str:
         if isinstance(value, slice):
             return f"slice({self.text(value.start)}, {self.text(value.stop)}, {self.text(value.step)})"
         if isinstance(value, torch.dtype):
@@ -300,7 +300,7 @@ class Emitter:
             return f"float({literal(repr(value))})"
         return "..." if value is Ellipsis else literal(value)
 
-    def namespace(self, resolve: Callable[[str], Any]) -> dict[str, Any]:
+    def namespace(self, resolve: Callable[[str], object]) -> dict[str, object]:
         """Globals that the source needs, kernels through `resolve`."""
         import collections
         from typing import Optional

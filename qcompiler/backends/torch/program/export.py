@@ -9,7 +9,6 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.emit import Dialect, Emitted, Emitter
@@ -240,7 +239,7 @@ def _once(call: Call, emitter: Emitter) -> str:
         def __init__(self, source: str) -> None:
             self.source = source
 
-    def spell(value: Any) -> str:
+    def spell(value: object) -> str:
         value = rewrite(value, lambda v: Literal(f"tensors[{literal(v.name)}]") if isinstance(v, Const) else v)
         if isinstance(value, Literal):
             return value.source

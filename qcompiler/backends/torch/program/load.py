@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ def load(stored: Stored) -> CompiledModule:
         raise ArtifactError(f"the program cannot be built: {error!s:.400}", code="artifact-program") from error
 
 
-def _program(data: Any) -> Program:
+def _program(data: object) -> Program:
     try:
         return Program.from_data(data)
     except UnknownOpError as error:
@@ -46,7 +45,7 @@ def _program(data: Any) -> Program:
         raise corrupt("program", error.message) from None
 
 
-def _given(program: Program, stored: Stored) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+def _given(program: Program, stored: Stored) -> tuple[dict[str, nn.Module], dict[str, object]]:
     """The user's float submodules and functions, by name."""
     needed, modules = program.leaves + program.externals, stored.modules
     missing = [name for name in needed if name not in modules]
@@ -68,7 +67,7 @@ def _of_program(program: Program, tensors: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _assembled(program: Program, engine: str, tensors: Mapping[str, Tensor], leaves: dict[str, nn.Module],
-               externals: dict[str, Any]) -> CompiledModule:  # fmt: skip
+               externals: dict[str, object]) -> CompiledModule:  # fmt: skip
     own = {program.scales_name, program.zero_points_name}
     owned = tuple(f"{leaf}." for leaf in leaves)
     held = {name: tensor for name, tensor in tensors.items() if name not in own and not name.startswith(owned)}

@@ -41,13 +41,13 @@ from qcompiler.executable.states import STATES, KeepsState, mark_states
 from qcompiler.executable.steps import Steps
 from qcompiler.executable.tensors import find, find_submodule, keep_dtypes
 from qcompiler.files.dtypes import DTYPES
-from qcompiler.fingerprint import WEIGHTS
-from qcompiler.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
+from qcompiler.inputs.fingerprint import WEIGHTS
+from qcompiler.inputs.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
+from qcompiler.inputs.kinds import refuse_kinds
 from qcompiler.ir.check_qparams import HINT, scale_fault, zero_point_fault
 from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.ir.form import as_number, misfit
 from qcompiler.ir.items import DictItems, ListItems, give_items
-from qcompiler.kinds import refuse_kinds
 from qcompiler.ops.float_statements import given_back, held, statement_of
 from qcompiler.ops.records import Maker
 
@@ -74,7 +74,7 @@ class CompiledModule(KeepsState, Executable):
         lowered: fx.GraphModule | None  # the LOWERED graph, where this process made the module; copies go without
         _program: Program
         _engine: str
-        _externals: dict[str, Any]
+        _externals: dict[str, object]
         _built: tuple[str, ...]  # attributes that rebuild() makes
         _bound: Bound
     __constants__ = ["_script"]  # torch.jit compiles modules of one class anew where it differs: after rebuild()
@@ -100,17 +100,17 @@ class CompiledModule(KeepsState, Executable):
         """Source of forward, as it runs."""
         return self._bound.source
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> object:
         raise ConfigError("a CompiledModule is made by compile_graph or artifact.load")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         if not call_is_plain():
             args, kwargs = widened((args, kwargs))
             with plain_call():
                 return self._call(*args, **kwargs)
         return self._call(*args, **kwargs)
 
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, *args: object, **kwargs: object) -> Any:
         if torch._C._get_tracing_state() is not None and self.program.is_native:
             raise _no_script()
         if torch._C._get_tracing_state() is not None and self.program.states:
@@ -129,7 +129,7 @@ class CompiledModule(KeepsState, Executable):
                 raise ConfigError(str(error), code="engine", where=place, hint=hint) from error
             raise self._misfit(error, place, args, kwargs) from error
 
-    def _misfit(self, error: Exception, place: Where, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputError:
+    def _misfit(self, error: Exception, place: Where, args: tuple[object, ...], kwargs: Mapping[str, object]) -> InputError:
         """What a kernel raised, in terms of the inputs: their sizes are to blame unless they are the example's."""
         refuse_kinds((args, kwargs), "an input")
         inputs = self.program.inputs
@@ -142,7 +142,7 @@ class CompiledModule(KeepsState, Executable):
             hint = "give the sizes of the example, or, where the float model takes these inputs, prepare it with them"
         return InputError(text, code="input-shape", where=place, hint=hint)
 
-    def _check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _check_arguments(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         try:
             inspect.signature(type(self).forward).bind(self, *args, **kwargs)
         except TypeError as error:
@@ -160,14 +160,14 @@ class CompiledModule(KeepsState, Executable):
                 return None
         return Where(node=last) if last is not None else None
 
-    def _reject(self, name: str, value: Any) -> NoReturn:
+    def _reject(self, name: str, value: object) -> NoReturn:
         """Called by generated source when an input has not the type or rank of the example."""
         refuse_kinds(value, f"input {name}")
         i = next(i for i in self.program.inputs if i.name == name)
         text = f"input {name!r} must be a torch.{i.dtype} tensor of {i.rank} dimensions, as {i}, got {described(value)}"
         raise InputError(text, code="input-type", hint=how_to_give(value, DTYPES.get(str(i.dtype))))
 
-    def _number(self, name: str, value: Any) -> int | float:
+    def _number(self, name: str, value: object) -> int | float:
         """Called by generated source for an argument that the example gave as a number."""
         i = next(i for i in self.program.inputs if i.name == name)
         found = as_number(value, i.number or float)
@@ -175,7 +175,7 @@ class CompiledModule(KeepsState, Executable):
             raise InputError(f"input {name!r} must be a number ({i}), got {described(value)}", code="input-type")
         return found
 
-    def _check_parts(self, name: str, value: Any) -> None:
+    def _check_parts(self, name: str, value: object) -> None:
         """Called by generated source for an argument that is a container: InputError naming the part that is not as in the example."""
         i = next(i for i in self.program.inputs if i.name == name)
         if i.form is not None and (text := misfit(i.form, value, name)) is not None:
@@ -255,7 +255,7 @@ class CompiledModule(KeepsState, Executable):
     def _check_own(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         check_sums(self.program, self.engine, lambda name: state_dict.get(prefix + name))
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, object], strict: bool = True, assign: bool = False) -> object:
         """As nn.Module's, but what does not fit is a ConfigError before any tensor is changed."""
         check_state(self, state_dict, "", assign)  # first: a float checkpoint lacks names, too
         if strict:
@@ -377,7 +377,7 @@ def _no_script() -> ConfigError:
     return ConfigError("torch.jit knows no native regions", code="native-script", hint='export_c writes C; backend="torch" can be scripted')
 
 
-def _after_load(module: CompiledModule, incompatible: Any) -> None:
+def _after_load(module: CompiledModule, incompatible: object) -> None:
     module.__dict__.pop(WEIGHTS, None)
     module.rebuild()
 
@@ -412,7 +412,7 @@ def compile_graph(
     name: str | None = None,
     engine: str | None = None,
     isa: str = "",
-    user_attributes: Mapping[str, Any] | None = None,
+    user_attributes: Mapping[str, object] | None = None,
 ) -> CompiledModule:
     """The CompiledModule of a LOWERED graph, named `name`, packed for `engine` (default: torch's current one). `isa`: the
     instruction set that it was lowered for.

@@ -42,7 +42,7 @@ def run_once(
     zero_points: list[int],
     store: PackStore | None = None,
     own: Collection[str] = (),
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Results of the once calls, by name. The caller sets the engine. `store`: where equal ones are kept for several programs, but for
     those called `own`."""
     made: dict[str, Any] = {}

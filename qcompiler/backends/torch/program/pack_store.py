@@ -27,7 +27,7 @@ class PackStore:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[Any, _Entry] = {}
+        self._entries: dict[object, _Entry] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackStore:
         return PackStore()
@@ -41,7 +41,7 @@ class PackStore:
             if not self._entries[key].owners:
                 del self._entries[key]
 
-    def made(self, owner: int, key: Any, tensors: list[Tensor], make: Callable[[], Any]) -> Any:
+    def made(self, owner: int, key: object, tensors: list[Tensor], make: Callable[[], object]) -> Any:
         """The pack under a key, made where there is none."""
         found = self._entries.get(key)
         if found is None:
@@ -50,11 +50,11 @@ class PackStore:
         return found.pack
 
 
-def key_of(call: Call, tensor: Callable[[str], Tensor], made: dict[str, Any], qparams: Callable[[Any], Any]) -> tuple[Any, list[Tensor]]:
+def key_of(call: Call, tensor: Callable[[str], Tensor], made: dict[str, Any], qparams: Callable[[Any], object]) -> tuple[Any, list[Tensor]]:
     """What tells one call from another: its operation and settings, and the very tensors and packs that it is made of."""
     tensors: list[Tensor] = []
 
-    def spelled(value: Any) -> str:
+    def spelled(value: object) -> str:
         if isinstance(value, Const):
             held = tensor(value.name)
             tensors.append(held)

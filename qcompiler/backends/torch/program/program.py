@@ -165,7 +165,7 @@ class Program:
         """The arguments of forward as the user spells them, for messages."""
         return "(" + ", ".join(f"{i.name}={i.default!r}" if i.optional else i.name for i in self.inputs) + ")"
 
-    def to_data(self) -> dict[str, Any]:
+    def to_data(self) -> dict[str, object]:
         """Plain JSON data."""
         return {
             "name": self.name,
@@ -209,12 +209,12 @@ class Program:
         return Program.from_data(data)
 
 
-def is_name(text: Any) -> bool:
+def is_name(text: object) -> bool:
     """Whether generated source may use it as a variable: an ASCII identifier, no keyword, not self."""
     return isinstance(text, str) and text.isascii() and text.isidentifier() and not keyword.iskeyword(text) and text != "self"
 
 
-def is_argument(text: Any) -> bool:
+def is_argument(text: object) -> bool:
     """Whether it can be an argument of forward, which keeps the user's name: any identifier as Python itself spells it."""
     if not isinstance(text, str) or not text.isidentifier() or keyword.iskeyword(text) or text == "self":
         return False
@@ -228,21 +228,21 @@ def _free(name: str, taken: Iterable[str]) -> str:
     return name
 
 
-def _input_data(i: Input) -> dict[str, Any]:
+def _input_data(i: Input) -> dict[str, object]:
     data: dict[str, Any] = {"name": i.name, "dtype": i.dtype, "rank": i.rank}
     data |= {"shape": list(i.shape)} if i.shape is not None else {}
     data |= {"form": form_to_data(i.form)} if i.form is not None and i.rank is None else {}
     return data | {"default": to_json(i.default)} if i.optional else data
 
 
-def _call_data(c: Call) -> dict[str, Any]:
+def _call_data(c: Call) -> dict[str, object]:
     data: dict[str, Any] = {"out": c.out, "op": c.op, "args": [to_json(a) for a in c.args]}
     if c.kwargs:
         data["kwargs"] = {k: to_json(v) for k, v in c.kwargs.items()}
     return data | ({"comment": c.comment} if c.comment else {}) | ({"origin": list(c.origin)} if c.origin else {})
 
 
-def _typed(value: Any, kind: type) -> Any:
+def _typed(value: object, kind: type) -> Any:
     if type(value) is not kind:
         raise ValueError(f"expected {kind.__name__}")
     return value
@@ -274,12 +274,12 @@ def verify(program: Program) -> None:
         raise ProgramError(f"{program.isa!r:.80} is no instruction set")
     known: set[str] = set()
 
-    def define(name: Any, allowed: Callable[[Any], bool] = is_name) -> None:
+    def define(name: Any, allowed: Callable[[object], bool] = is_name) -> None:
         if not allowed(name) or name in known:
             raise ProgramError(f"bad or repeated variable {name!r:.80}")
         known.add(name)
 
-    def check(values: Iterable[Any], where: str) -> None:
+    def check(values: Iterable[object], where: str) -> None:
         for v in values:
             if isinstance(v, Ref) and v.name not in known:
                 raise ProgramError(f"{where} reads {v.name!r:.80} before it is made")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 MAX_COMMENT = 160
 
 
@@ -18,6 +16,6 @@ def docstring(text: str) -> str:
     return '"""' + plain.replace("\\", "/").replace('"', "'") + '"""'
 
 
-def literal(value: Any) -> str:
+def literal(value: object) -> str:
     """A string, number or other plain value as Python writes it, in ASCII."""
     return ascii(value)

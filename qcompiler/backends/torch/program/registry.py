@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 
 from qcompiler.backends.native import runtime as native
-from qcompiler.backends.torch.runtime import fit, floats, recurrent, tables
+from qcompiler.backends.torch.runtime import channels, fit, float_windows, floats, packs, recurrent, tables
 from qcompiler.backends.torch.runtime import functions as runtime
 from qcompiler.errors import QCompilerError
 from qcompiler.ops import recurrent_float, reference, state, trees
@@ -69,7 +69,7 @@ class UnknownOpError(QCompilerError):
     default_code = "unknown-op"
 
 
-def _public(module: Any, kinds: tuple[type, ...], names: Any = None) -> dict[str, Any]:
+def _public(module: Any, kinds: tuple[type, ...], names: Any = None) -> dict[str, object]:
     found = {}
     for name in sorted(names or dir(module)):
         value = getattr(module, name, None)
@@ -83,7 +83,7 @@ def table() -> Mapping[str, Callable[..., Any]]:
     """Every operation but overloads, methods and externals, by name; the first name of a callable is the one it is written with."""
     code, functions = (types.FunctionType, types.BuiltinFunctionType), (types.FunctionType,)
     found: dict[str, Any] = {}
-    for module in (runtime, floats, recurrent, tables, fit, native):
+    for module in (runtime, packs, channels, floats, float_windows, recurrent, tables, fit, native):
         found |= {f"runtime.{n}": f for n, f in _public(module, functions).items() if f.__module__ == module.__name__}
     found |= {f"guard.{f.__name__}": f for f in guards.GUARDS}
     for module in (reference, recurrent_float, state):
@@ -104,7 +104,7 @@ def table() -> Mapping[str, Callable[..., Any]]:
 
 
 @functools.cache
-def _names() -> Mapping[Any, str]:
+def _names() -> Mapping[object, str]:
     found: dict[Any, str] = {}
     for name, target in table().items():
         found.setdefault(target, name)
@@ -118,7 +118,7 @@ def _overload_allowed(op: torch._ops.OpOverload) -> bool:
     return op.namespace == "aten" and name not in AT_REFUSED and not op._schema.is_mutable and not name.startswith("_cudnn")
 
 
-def name_of(target: Any) -> str | None:
+def name_of(target: object) -> str | None:
     """The registry's name of a call target; None where it has none."""
     if isinstance(target, torch._ops.OpOverload):
         overload = target._overloadname or "default"
@@ -156,7 +156,7 @@ def resolve(name: str) -> Callable[..., Any]:
     raise UnknownOpError(f"operation {name!r:.80} is not one that a program may call")
 
 
-def _overload(name: str) -> Callable[..., Any] | None:
+def _overload(name: str) -> Callable[..., object] | None:
     space, _, rest = name.partition("::")
     base, _, overload = rest.partition(".")
     if space not in ("aten", "quantized", "onednn") or not base.isidentifier() or not overload.isidentifier() or base.startswith("__"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 from qcompiler.backends import Stored
 from qcompiler.backends.torch.program import registry
@@ -37,7 +36,7 @@ def result_classes(program: Program, stored: Stored) -> dict[str, type]:
     return found
 
 
-def _fits(kind: Any, form: str) -> bool:
+def _fits(kind: object, form: str) -> bool:
     if not isinstance(kind, type):
         return False
     return trees.node_of(kind) is not None if form == "tree" else form_of(kind) == form

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import keyword
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +18,19 @@ from qcompiler.backends.torch.program.emit import Dialect, Emitted, Emitter
 from qcompiler.backends.torch.program.program import Program
 from qcompiler.backends.torch.program.script_types import check_result
 from qcompiler.errors import ConfigError, Where
-from qcompiler.input_text import first_sentence
+from qcompiler.inputs.input_text import first_sentence
 from qcompiler.ops.float_statements import statement_of
 from qcompiler.ops.records import Maker
 
 
-def attach_script(bound: Bound, callee: Callable[[str], Any] = resolve) -> Emitted:
+def attach_script(bound: Bound, callee: Callable[[str], object] = resolve) -> Emitted:
     """Makes the TorchScript spelling of a bound forward its `__wrapped__`: torch.jit unwraps functions before it reads their source."""
     emitter = bound.emitter.spelled(Dialect.SCRIPT)
     check_result(emitter.program.output)
     emitted = emitter.emit()
     fields = {c.op: c.args[1:3] for c in emitter.program.calls if c.op.startswith(registry.RECORD)}
 
-    def scripted(op: str) -> Any:
+    def scripted(op: str) -> object:
         found = callee(op)
         return found.named(*fields[op]) if isinstance(found, Maker) else found
 
@@ -41,7 +40,7 @@ def attach_script(bound: Bound, callee: Callable[[str], Any] = resolve) -> Emitt
     return emitted
 
 
-def script_attributes(emitter: Emitter, packs: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> dict[str, Any]:
+def script_attributes(emitter: Emitter, packs: Mapping[str, object], tensor: Callable[[str], Tensor]) -> dict[str, object]:
     """What the TorchScript spelling reads from self. `packs`: results of the once calls; `tensor`: the tensor under a dotted name."""
     held = {alias: packs[name] for name, alias in emitter.packs.items()}
     held |= {alias: tensor(path).detach() for path, alias in emitter.tensors.items()}
@@ -72,7 +71,7 @@ def refuse_hidden(module: nn.Module, leaves: tuple[str, ...]) -> None:
                               code="script-name", where=Where(module_path=path), hint="give the submodule another name")  # fmt: skip
 
 
-def refuse_classes(externals: Mapping[str, Any]) -> None:
+def refuse_classes(externals: Mapping[str, object]) -> None:
     """Raises ConfigError for a class that forward makes (a dataclass, a result of transformers) and torch.jit cannot compile."""
     for made in externals.values():
         if not isinstance(made, type) or hasattr(made, "_fields"):
@@ -92,7 +91,7 @@ def refuse_classes(externals: Mapping[str, Any]) -> None:
             ) from error
 
 
-def refuse_statements(program: Program, externals: Mapping[str, Any]) -> None:
+def refuse_statements(program: Program, externals: Mapping[str, object]) -> None:
     """Raises ConfigError for a statement of the user's that runs as it stands, and that torch.jit cannot compile."""
     for name in program.externals:
         statement = statement_of(externals[name])

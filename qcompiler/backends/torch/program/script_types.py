@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.program import Call, Input
@@ -151,7 +151,7 @@ def unscriptable_argument(path: str, what: str, hint: str) -> ConfigError:
     return ConfigError(f"torch.jit.script has no type for the argument {path}, which {what}", code="script-argument", hint=hint)
 
 
-def check_result(output: Any) -> None:
+def check_result(output: object) -> None:
     """Raises ConfigError for a result that is a list or dict of unlike items, as far as the program shows it."""
     if isinstance(output, (list, dict)):
         items = list(output.values()) if isinstance(output, dict) else output
@@ -163,7 +163,7 @@ def check_result(output: Any) -> None:
         check_result(item)
 
 
-def _shape(value: Any) -> str:
+def _shape(value: object) -> str:
     """What tells unlike items apart before types are known."""
     references = any(isinstance(v, Ref) for v in walk(value))
     return type(value).__name__ if isinstance(value, (list, tuple, dict)) else "value" if references else type(value).__name__

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from qcompiler.backends.native.watched_steps import WatchedRegion
+from qcompiler.backends.native.watched_steps import WatchedRegion, WatchedRegions
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.once import quantized_engine, run_once
 from qcompiler.backends.torch.program.program import Call, Program
@@ -22,62 +23,72 @@ Resolve = Callable[[str], Callable[..., Any]]
 
 def steps_of_program(module: nn.Module, program: Program, engine: str, qparams: tuple[list[float], list[int]], resolve: Resolve) -> Steps:
     """The calls of a program, on packs made of the module's tensors as they are now. `resolve`: the function of an operation."""
-    scales, zero_points = qparams
     with quantized_engine(engine):
-        packs = run_once(program, lambda path: find(module, path), scales, zero_points)
-    weights = {call.out: _pack_weight(module, call) for call in program.once}
+        packs = run_once(program, lambda path: find(module, path), *qparams)
+    running = _Running(module, resolve, qparams, packs, {call.out: _pack_weight(module, call) for call in program.once if call.out})
+    inputs = [Step(i.name, "input", "input", (), (i.name,), read_input(i.name)) for i in program.inputs]
+    calls = [step for number, call in enumerate(program.calls) for step in running.steps(call, number)]
+    names, defaults = [i.name for i in program.inputs], {i.name: i.default for i in program.inputs if i.optional}
+    held = {path: find(module, path) for path in program.states}
+    return Steps((*inputs, *calls), program.output, lambda args, kwargs: bind_arguments(names, defaults, args, kwargs), held)
 
-    def value(env: Env) -> Callable[[Any], Any]:
+
+@dataclass(frozen=True)
+class _Running:
+    """What the calls of a program run on: the module's tensors, the packs made of them by name, and the weights that packs hold."""
+
+    module: nn.Module
+    resolve: Resolve
+    qparams: tuple[list[float], list[int]]
+    packs: Mapping[str, Any]
+    weights: Mapping[str, Weight | None]
+    watched: WatchedRegions = field(default_factory=WatchedRegions)
+
+    def steps(self, call: Call, number: int) -> list[Step]:
+        """The step of a call; behind the run of a native region stand the values inside of it."""
+        made = self._step(call, number)
+        if call.op == "operator.getitem":
+            return [self.watched.handed_out(made, call.args[1])]
+        if call.op != registry.RUN_REGION:
+            return [made]
+        region, given = call.args
+        inputs = [ref.name for ref in given]
+        return self.watched.steps(made, WatchedRegion(self.packs[region.name], inputs), lambda env: rewrite(given, self._value(env)))
+
+    def _step(self, call: Call, number: int) -> Step:
+        refs = dict.fromkeys(v.name for v in call.values() if isinstance(v, Ref))
+        inputs = tuple(name for name in refs if name not in self.packs)
+        place, _, line = call.comment.rpartition(" ")
+        return Step(
+            call.out or f"call_{number}", "call", call.op, inputs, call.origin, lambda env: self._run(call, env),
+            module_path="" if place.startswith("(") else place.partition(" ")[0],
+            location=line,
+            writes=inputs[0] if call.op == "operator.setitem" or _is_inplace(call.op) else None,
+            rounds="dequantize" if call.op.endswith((".dequantize", "aten::dequantize.self")) else "",
+            weight=next((self.weights[name] for name in refs if self.weights.get(name) is not None), None),
+            state=state_of_call(registry.resolve(call.op)) if call.op.startswith("ops.") else "",
+        )  # fmt: skip
+
+    def _run(self, call: Call, env: Env) -> Any:
+        args, kwargs = rewrite((call.args, call.kwargs), self._value(env))
+        function = _callable(self.module, call, self.resolve)
+        spared = getattr(function, "writes", None)  # a kernel that uses an operand's memory: here the value is still looked at
+        args = tuple(arg.clone() if i == spared else arg for i, arg in enumerate(args))
+        return function(*args[call.leaf is not None :], **kwargs)
+
+    def _value(self, env: Env) -> Callable[[Any], Any]:
+        scales, zero_points = self.qparams
+
         def one(v: Any) -> Any:
             if isinstance(v, Ref):
-                return packs[v.name] if v.name in packs else env[v.name]
+                return self.packs[v.name] if v.name in self.packs else env[v.name]
             if isinstance(v, Const):
-                return find(module, v.name)
+                return find(self.module, v.name)
             if isinstance(v, Scale):
                 return scales[v.index]
             return zero_points[v.index] if isinstance(v, ZeroPoint) else v
 
         return one
-
-    def step(call: Call, number: int) -> Step:
-        refs = dict.fromkeys(v.name for v in call.values() if isinstance(v, Ref))
-        weight = next((weights[name] for name in refs if weights.get(name) is not None), None)
-        name = call.out or f"call_{number}"
-        inputs = tuple(name for name in refs if name not in packs)
-        writes = inputs[0] if call.op == "operator.setitem" or _is_inplace(call.op) else None
-        place, _, line = call.comment.rpartition(" ")
-        path = "" if place.startswith("(") else place.partition(" ")[0]
-        rounds = "dequantize" if call.op.endswith((".dequantize", "aten::dequantize.self")) else ""
-
-        def run(env: Env) -> Any:
-            args, kwargs = rewrite((call.args, call.kwargs), value(env))
-            function = _callable(module, call, resolve)
-            spared = getattr(function, "writes", None)  # a kernel that uses an operand's memory: here the value is still looked at
-            args = tuple(arg.clone() if i == spared else arg for i, arg in enumerate(args))
-            return function(*args[call.leaf is not None :], **kwargs)
-
-        state = state_of_call(registry.resolve(call.op)) if call.op.startswith("ops.") else ""
-        return Step(name, "call", call.op, inputs, call.origin, run, path, line, writes, None, rounds, weight, state)
-
-    inputs = [Step(i.name, "input", "input", (), (i.name,), read_input(i.name)) for i in program.inputs]
-
-    regions: dict[str, WatchedRegion] = {}
-
-    def steps_of(call: Call, number: int) -> list[Step]:
-        """Behind the run of a native region stand the values inside of it."""
-        made = step(call, number)
-        if call.op == "operator.getitem" and made.inputs and made.inputs[0] in regions:
-            return [regions[made.inputs[0]].handed_out(made, call.args[1])]
-        if call.op != registry.RUN_REGION:
-            return [made]
-        region, given = call.args
-        regions[made.name] = WatchedRegion(packs[region.name], [ref.name for ref in given])
-        return regions[made.name].steps(made, lambda env: rewrite(given, value(env)))
-
-    steps = (*inputs, *(one for number, call in enumerate(program.calls) for one in steps_of(call, number)))
-    names, defaults = [i.name for i in program.inputs], {i.name: i.default for i in program.inputs if i.optional}
-    held = {path: find(module, path) for path in program.states}
-    return Steps(steps, program.output, lambda args, kwargs: bind_arguments(names, defaults, args, kwargs), held)
 
 
 def _is_inplace(op: str) -> bool:

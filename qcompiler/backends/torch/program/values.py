@@ -36,15 +36,15 @@ _ONE_KEY: dict[type, tuple[str, str]] = {
 }  # fmt: skip
 
 
-def _written(value: Any) -> Any:
+def _written(value: object) -> object:
     if type(value) not in _ONE_KEY:
         return None
     tag, field = _ONE_KEY[type(value)]
     return {tag: getattr(value, field)}
 
 
-def _reader(kind: type, tag: str, field: str) -> Callable[[Any], Any]:
-    def read(body: Any) -> Any:
+def _reader(kind: type, tag: str, field: str) -> Callable[[object], object]:
+    def read(body: object) -> Any:
         if type(body) is not (int if field == "index" else str):
             raise ValueError(f"bad {tag}")
         return kind(body)
@@ -55,11 +55,11 @@ def _reader(kind: type, tag: str, field: str) -> Callable[[Any], Any]:
 _READ = {tag: _reader(kind, tag, field) for kind, (tag, field) in _ONE_KEY.items()}
 
 
-def to_json(value: Any) -> Any:
+def to_json(value: object) -> Any:
     """Plain JSON data of one argument. Raises EncodeError where it has none."""
     return values.to_json(value, _written)
 
 
-def from_json(data: Any) -> Any:
+def from_json(data: object) -> Any:
     """The argument that `to_json` wrote. Raises ValueError for anything else."""
     return values.from_json(data, _READ)

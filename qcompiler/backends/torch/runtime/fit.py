@@ -1,6 +1,6 @@
 """Functions of lowered graphs that give kernels what they are right for: strides that say which layout is meant, inputs large enough.
 
-Like `runtime.py`: self-contained, scriptable, copied into exported files. They decide by sizes at each call, so torch.jit.trace takes
+Like functions.py: self-contained, scriptable, copied into exported files. They decide by sizes at each call, so torch.jit.trace takes
 them as scripts. Which kernels want what: onednn_faults.py, pool.py.
 One with `fits = True` computes nothing: what it gives is its input in another form.
 """

@@ -1,4 +1,4 @@
-"""Dynamic recurrent layers and cells: what lowered graphs and nn.quantized.dynamic call. Self-contained and scriptable, as runtime.py.
+"""Dynamic recurrent layers and cells: what lowered graphs and nn.quantized.dynamic call. Self-contained and scriptable, as functions.py.
 
 Weights are packed cell by cell (`cells`: layer by layer, in each the forward direction first). torch's own cell operators always
 round activations to 127 steps; one step of the layer's operator takes the range it is told.

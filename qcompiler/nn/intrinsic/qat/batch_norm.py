@@ -26,14 +26,14 @@ class BatchNormQAT(QATModule, FreezableBatchNorm):
     bn: Any
     freeze_bn: bool
 
-    def _start_batch_norm(self, bn: nn.Module, freeze_bn: bool, qconfig: Any, device: Any) -> None:
+    def _start_batch_norm(self, bn: nn.Module, freeze_bn: bool, qconfig: object, device: object) -> None:
         self.bn = bn
         self._fake_quantize_weight(qconfig, device)
         if freeze_bn:
             self.freeze_bn_stats()
 
     @classmethod
-    def _extra(cls, parts: tuple[nn.Module, ...]) -> dict[str, Any]:
+    def _extra(cls, parts: tuple[nn.Module, ...]) -> dict[str, object]:
         bn: Any = parts[1]
         if bn.running_mean is None:
             raise ConfigError(f"the {type(bn).__name__} keeps no running statistics, so it cannot be folded", code="batch-norm",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -23,20 +23,20 @@ class ConvTransposeBnQAT(BatchNormQAT, Transposed):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
+        kernel_size: object,
+        stride: object = 1,
+        padding: object = 0,
+        output_padding: object = 0,
         groups: int = 1,
         bias: bool = True,
-        dilation: Any = 1,
+        dilation: object = 1,
         padding_mode: str = "zeros",
         eps: float = 1e-05,
         momentum: float | None = 0.1,
         freeze_bn: bool = False,
-        qconfig: Any = None,
-        device: Any = None,
-        dtype: Any = None,
+        qconfig: object = None,
+        device: object = None,
+        dtype: object = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
                          device, dtype)  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,9 +34,9 @@ class LinearBn1d(BatchNormQAT, nn.Linear):
         eps: float = 1e-05,
         momentum: float | None = 0.1,
         freeze_bn: bool = False,
-        qconfig: Any = None,
-        device: Any = None,
-        dtype: Any = None,
+        qconfig: object = None,
+        device: object = None,
+        dtype: object = None,
     ) -> None:
         nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
         self._start_batch_norm(nn.BatchNorm1d(out_features, eps, momentum, device=device, dtype=dtype), freeze_bn, qconfig, device)

@@ -44,7 +44,7 @@ class LinearLeakyReLU(Linear):
         self.__dict__["negative_slope"] = float(negative_slope)  # the constructor of the base builds with it
         super().__init__(in_features, out_features, bias, dtype)
 
-    def _extra_attributes(self) -> dict[str, Any]:
+    def _extra_attributes(self) -> dict[str, object]:
         return {"negative_slope": self.negative_slope}
 
     @classmethod

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qcompiler.errors import ConfigError
 from qcompiler.nn.qat.linear import Linear as StaticLinear
 
@@ -17,7 +15,7 @@ class Linear(StaticLinear):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, qconfig: Any = None, device: Any = None, dtype: Any = None
+        self, in_features: int, out_features: int, bias: bool = True, qconfig: object = None, device: object = None, dtype: object = None
     ) -> None:
         super().__init__(in_features, out_features, bias, qconfig, device, dtype)
         made = self.qconfig.activation()

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from qcompiler.backends.torch.kernels import modes
 from qcompiler.backends.torch.program.once import quantized_engine
-from qcompiler.backends.torch.runtime import functions as runtime
+from qcompiler.backends.torch.runtime import packs
 from qcompiler.backends.torch.site import host_isa
+from qcompiler.config.qconfig import QConfig, as_qconfig, default_dynamic_qconfig, float16_dynamic_qconfig, mode_of
+from qcompiler.config.qconfig_of_op import weight_observer
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.ir.types import Mode
 from qcompiler.nn.place import place_of
@@ -19,8 +21,6 @@ from qcompiler.observers.weights import take_axis
 from qcompiler.ops.quantized_tensors import qparams_of_tensor, quantized_tensor
 from qcompiler.ops.reference import quantize_weight
 from qcompiler.ops.table import OPS
-from qcompiler.qconfig import QConfig, as_qconfig, default_dynamic_qconfig, float16_dynamic_qconfig, mode_of
-from qcompiler.qconfig_of_op import weight_observer
 
 KINDS = {torch.qint8: Mode.DYNAMIC, torch.int8: Mode.DYNAMIC, torch.float16: Mode.HALF}
 
@@ -113,7 +113,7 @@ class DynamicModule(FloatModule):
         """The weight's float32 values."""
         if self._is_half:
             return self._part(name).float()
-        return runtime.float_weight(*self._int8(name), self._axis(name))
+        return packs.float_weight(*self._int8(name), self._axis(name))
 
     def _reduces(self) -> bool:
         """Whether activations are rounded to 127 steps."""
@@ -126,7 +126,7 @@ class DynamicModule(FloatModule):
         """Whether the engine multiplies by float16 weights; else they are widened once."""
         return self._is_half and self._engine in modes.HALF_ENGINES
 
-    def _packed(self) -> tuple[str, dict[str, Any]]:
+    def _packed(self) -> tuple[str, dict[str, object]]:
         """The name of what computes (of scripted.FORMS), and the attributes that it reads: what the buffers give."""
         raise NotImplementedError
 
@@ -140,7 +140,7 @@ class DynamicModule(FloatModule):
         if not isinstance(value, Tensor) or value.dtype is not torch.float32:
             self._reject(name, value)
 
-    def _reject(self, name: str, value: Any) -> NoReturn:
+    def _reject(self, name: str, value: object) -> NoReturn:
         got = f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__qualname__
         hint = "put a DeQuantStub before it" if isinstance(value, Tensor) and value.is_quantized else "call .float() on it"
         raise InputError(f"{self._get_name()}: {name} must be a torch.float32 tensor, not {got}", code="input-type", where=self._where(),

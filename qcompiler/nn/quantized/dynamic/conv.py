@@ -33,7 +33,7 @@ class _Conv(OneWeight):
         shape = weight_shape(in_channels, out_channels, self.kernel_size, settings["groups"], self._TRANSPOSED)
         self._start(shape, out_channels if bias else None)
 
-    def _packed(self) -> tuple[str, dict[str, Any]]:
+    def _packed(self) -> tuple[str, dict[str, object]]:
         settings: Any = {name: getattr(self, name) for name in ("stride", "padding", "dilation")}
         sides: list[int] = []
         if self.padding_mode != "zeros" and not isinstance(settings["padding"], str):
@@ -70,7 +70,7 @@ class _Straight(_Conv):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1,
         padding: Size | str = 0, dilation: Size = 1, groups: int = 1, bias: bool = True,
-        padding_mode: str = "zeros", device: Any = None, dtype: Any = None, reduce_range: bool = True,
+        padding_mode: str = "zeros", device: object = None, dtype: object = None, reduce_range: bool = True,
     ) -> None:  # fmt: skip
         """Weights of zero. `device`, `reduce_range`: taken for torch's sake, without effect."""
         del device, reduce_range
@@ -85,7 +85,7 @@ class _Transposed(_Conv):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1,
         padding: Size = 0, output_padding: Size = 0, groups: int = 1, bias: bool = True,
-        dilation: Size = 1, padding_mode: str = "zeros", device: Any = None, dtype: Any = None,
+        dilation: Size = 1, padding_mode: str = "zeros", device: object = None, dtype: object = None,
     ) -> None:  # fmt: skip
         """Weights of zero. `device`: taken for torch's sake, without effect."""
         del device

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from qcompiler.backends.torch.runtime import functions as runtime
+from qcompiler.backends.torch.runtime import packs
 from qcompiler.errors import InputError
 from qcompiler.nn.quantized.dynamic.weighted import OneWeight
 
@@ -26,13 +26,13 @@ class Linear(OneWeight):
         self.in_features, self.out_features = in_features, out_features
         self._start((out_features, in_features), out_features if bias_ else None)
 
-    def _packed(self) -> tuple[str, dict[str, Any]]:
+    def _packed(self) -> tuple[str, dict[str, object]]:
         relu = {"_relu": self._RELU}
         if self._is_half and not self._half_kernel:
             return "float_linear", {"_weight": self._float("weight"), "_bias": self.bias(), **relu}
         if self._is_half:
-            return "packed_linear", {"_pack": runtime.prepack_linear_half(self._part("weight"), self.bias()), "_reduce": False, **relu}
-        pack = runtime.prepack_linear(*self._int8("weight"), self.bias(), self._axis("weight"), "")
+            return "packed_linear", {"_pack": packs.prepack_linear_half(self._part("weight"), self.bias()), "_reduce": False, **relu}
+        pack = packs.prepack_linear(*self._int8("weight"), self.bias(), self._axis("weight"), "")
         return "packed_linear", {"_pack": pack, "_reduce": self._reduces(), **relu}
 
     def _infer(self, x: Tensor) -> Tensor:

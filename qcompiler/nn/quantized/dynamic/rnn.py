@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from qcompiler.backends.torch.runtime import functions as runtime
-from qcompiler.backends.torch.runtime import recurrent
+from qcompiler.backends.torch.runtime import packs, recurrent
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.dynamic.base import DynamicModule
@@ -61,7 +60,7 @@ class RecurrentModule(DynamicModule):
     def _in_float(self) -> bool:
         return self._is_half and not self._half_kernel
 
-    def _packed(self) -> tuple[str, dict[str, Any]]:
+    def _packed(self) -> tuple[str, dict[str, object]]:
         if self._in_float:
             return f"float_{self._ROW}", {"_weights": self._flat()}
         cells = self._cells()
@@ -99,7 +98,7 @@ class RecurrentModule(DynamicModule):
             raise ConfigError(f"this {type(mod).__name__} has no dynamic form: {reason}", code="proj-size",
                               where=place_of(mod))  # fmt: skip
 
-    def _state(self, name: str, value: Any, shape: tuple[int, ...]) -> None:
+    def _state(self, name: str, value: object, shape: tuple[int, ...]) -> None:
         if value is not None and (not isinstance(value, Tensor) or tuple(value.shape) != shape):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"{self._get_name()}: {name} must be of shape {shape}, got {got}", code="input-shape", where=self._where())
@@ -144,7 +143,7 @@ class RNNBase(RecurrentModule):
         for name, state in zip(("the hidden state", "the cell state"), states):
             self._state(name, state, shape)
 
-    def _layer(self, input: Any, hx: Any, states: tuple[Tensor | None, ...]) -> Any:
+    def _layer(self, input: object, hx: object, states: tuple[Tensor | None, ...]) -> Any:
         """(output, state or states)."""
         self._check_input(input, states)
         if not isinstance(input, PackedSequence):
@@ -183,7 +182,7 @@ class LSTM(RNNBase):
         """As nn.LSTM without proj_size, plus `dtype`: torch.qint8 or torch.float16."""
         super().__init__("LSTM", *args, **kwargs)
 
-    def _infer(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Any, tuple[Tensor, Tensor]]:
+    def _infer(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> tuple[object, tuple[Tensor, Tensor]]:
         hidden, cell = hx if hx is not None else (None, None)
         return self._layer(input, hx, (hidden, cell))  # type: ignore[no-any-return]
 
@@ -197,7 +196,7 @@ class GRU(RNNBase):
         """As nn.GRU, plus `dtype`: torch.qint8 or torch.float16."""
         super().__init__("GRU", *args, **kwargs)
 
-    def _infer(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
+    def _infer(self, input: Any, hx: Tensor | None = None) -> tuple[object, Tensor]:
         return self._layer(input, hx, (hx,))  # type: ignore[no-any-return]
 
 
@@ -282,14 +281,14 @@ class RNNCell(RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=1, dtype=dtype)
         self.nonlinearity = nonlinearity
 
-    def _packed(self) -> tuple[str, dict[str, Any]]:
+    def _packed(self) -> tuple[str, dict[str, object]]:
         name, made = super()._packed()
         return name, {**made, "_relu": self.nonlinearity == "relu", "_reduce": not self._is_half and self._reduces()}
 
     def _cells(self) -> list[Any]:
         if self._is_half:
-            return [runtime.prepack_linear_half(self._part(f"weight_{s}"), self._buffers[f"bias_{s}"]) for s in self._sides()]
-        return [runtime.prepack_linear(*self._int8(f"weight_{s}"), self._buffers[f"bias_{s}"], self._axis(f"weight_{s}"), "")
+            return [packs.prepack_linear_half(self._part(f"weight_{s}"), self._buffers[f"bias_{s}"]) for s in self._sides()]
+        return [packs.prepack_linear(*self._int8(f"weight_{s}"), self._buffers[f"bias_{s}"], self._axis(f"weight_{s}"), "")
                 for s in self._sides()]  # fmt: skip
 
     def _infer(self, input: Tensor, hx: Tensor | None = None) -> Tensor:

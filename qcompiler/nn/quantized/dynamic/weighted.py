@@ -40,7 +40,7 @@ class OneWeight(DynamicModule):
         self._buffers["bias"] = None if bias is None else bias.detach().float().clone()
 
     @classmethod
-    def _like(cls, base: Any, dtype: torch.dtype) -> Self:
+    def _like(cls, base: object, dtype: torch.dtype) -> Self:
         """A module with the float one's settings, weights of zero."""
         raise NotImplementedError
 

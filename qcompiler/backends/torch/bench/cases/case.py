@@ -72,17 +72,17 @@ class Recipe:
             return Case(self.op, self.label, tuple(draw() for draw in self.draws), dict(self.attributes))
 
 
-def fixed(value: Any) -> Callable[[], Any]:
+def fixed(value: object) -> Callable[[], object]:
     """An argument that is not drawn."""
     return lambda: value
 
 
-def several(*draws: Callable[[], Any]) -> Callable[[], list[Any]]:
+def several(*draws: Callable[[], object]) -> Callable[[], list[object]]:
     """An argument that is a list."""
     return lambda: [draw() for draw in draws]
 
 
-def real(value: Any) -> Any:
+def real(value: object) -> Any:
     if isinstance(value, Int8):
         return value.double()
     if isinstance(value, list):

@@ -49,7 +49,7 @@ def _codes(example: Example, position: int, high: int) -> Tensor:
     return torch._make_per_tensor_quantized_tensor(codes, scale, round(-low / scale))
 
 
-def _parameter(row: Op, param: Param, example: Example, extreme: bool) -> Callable[[], Any]:
+def _parameter(row: Op, param: Param, example: Example, extreme: bool) -> Callable[[], object]:
     shape: Any = example.tensors.get(param.name)
     if shape is None:
         return fixed(None)

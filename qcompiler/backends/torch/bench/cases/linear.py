@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ def _turned(high: int, extreme: bool) -> Tensor:
 
 
 # (label, layout of what is added, settings)
-RESIDUALS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+RESIDUALS: tuple[tuple[str, str, dict[str, object]], ...] = (
     ("plain", "", {}),
     ("relu, view", "view", {"bounds": (0.0, None)}),
     ("clamp, channels_last", "channels_last", {"bounds": (-1.0, 2.0)}),

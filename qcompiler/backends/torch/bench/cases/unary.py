@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from qcompiler.backends.torch.bench.cases.case import Recipe, activation, laid_out
 
-UNARY: dict[str, tuple[dict[str, Any], ...]] = {
+UNARY: dict[str, tuple[dict[str, object], ...]] = {
     **dict.fromkeys(("sigmoid", "hardsigmoid", "tanh", "silu", "mish", "hardswish", "relu", "softsign", "abs", "exp"), ({},)),
     "pow": ({"exponent": 2}, {"exponent": 3}),
     "hardshrink": ({"lambd": 0.3},),

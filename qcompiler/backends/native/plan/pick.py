@@ -1,0 +1,208 @@
+"""Copies by lists of places (places.py): a pad, a roll, a flip, a pick. What other ops move is a view (shape.py, rearrange.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qcompiler.backends.native.plan.codes import Codes, requantized, same_codes
+from qcompiler.backends.native.plan.float_pointwise import FloatMap
+from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels
+from qcompiler.backends.native.plan.place import Axes, Place
+from qcompiler.backends.native.plan.places import ALONG_AXES, OUTSIDE, Indices, flat
+from qcompiler.backends.native.plan.pointwise import Map
+from qcompiler.backends.native.steps import is_value, leaves
+from qcompiler.ops.table import OPS
+
+if TYPE_CHECKING:
+    from qcompiler.backends.native.emit.layer_code import LayerCode
+    from qcompiler.backends.native.plan.planner import Facts, Planner
+    from qcompiler.backends.native.plan.sizes import Sizes
+    from qcompiler.backends.native.steps import Step
+
+FLAT = ("gather", "tril", "triu")  # each element by itself, where no axis has a list of its own
+MOST_AXES = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Pick(Layer):
+    """`op` with `args` and `kwargs` behind x; tensors among them are lists of places. `fill`: the code or float of what comes from
+    nowhere.
+    """
+
+    x: str
+    op: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    fill: float
+    floats: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+    def axes(self, sizes: Sizes) -> list[Indices]:
+        """Which element of x along each axis of the result, where each axis has a list of its own."""
+        return ALONG_AXES[self.op](sizes.shape(self.x), *sizes.numbers(self.args), **sizes.numbers(self.kwargs))
+
+    @property
+    def by_axes(self) -> bool:
+        """Whether each axis has a list of its own; roll and repeat_interleave without dimensions see x as one row."""
+        alone = {"roll": "dims", "repeat_interleave": "dim"}.get(self.op)
+        return self.op in ALONG_AXES and (alone is None or self.kwargs.get(alone) not in (None, (), []))
+
+    def _elements(self, sizes: Sizes) -> Tensor:
+        return flat(sizes.shape(self.x), OPS.rows[self.op].fn, *sizes.numbers(self.args), **sizes.numbers(self.kwargs))
+
+    def shape(self, sizes: Sizes) -> Axes:
+        return tuple(map(len, self.axes(sizes))) if self.by_axes else tuple(self._elements(sizes).shape)
+
+    def place(self, sizes: Sizes) -> Place:
+        rank, given = len(sizes.shape(self.out)), sizes.place(self.x).order
+        more = rank - len(given)
+        order = (*range(more), *(d + more for d in given)) if self.by_axes else tuple(range(rank))
+        return sizes.new(self.out, order, 4 if self.floats else 1)
+
+    def bind(self, sizes: Sizes) -> Bound:
+        x, y = sizes.place(self.x), sizes.place(self.out)
+        lists = self._along(x, y, sizes) if self.by_axes else [_Axis(_offsets(self._elements(sizes), x), y.size)]
+        joined = _joined(lists, y.size)
+        if len(joined) > MOST_AXES:
+            raise ValueError("a copy by places in more than five dimensions")
+        joined = [_Axis(np.zeros(1, np.int64), 0)] * (MOST_AXES - len(joined)) + joined
+        lengths, strides = tuple(len(axis.at) for axis in joined), tuple(axis.stride for axis in joined)
+        where = Pixels(y, lengths, strides[:4])  # type: ignore[arg-type]
+        return Bound([where, Pixels(x, (1,) * 5, (0,) * 4)], maps=[axis.at for axis in joined])
+
+    def _along(self, x: Place, y: Place, sizes: Sizes) -> list[_Axis]:
+        found, more = self.axes(sizes), len(y.shape) - len(x.shape)
+        strides = (0,) * more + x.strides
+        return [_Axis(np.where(found[d] == OUTSIDE, OUTSIDE, found[d] * strides[d]), y.strides[d]) for d in y.order]
+
+    def code(self, to: LayerCode) -> None:
+        with to.call("pick") as fields:
+            fields.pixels("y")
+            fields.start("x")
+            fields.maps("at", MOST_AXES)
+            fields.fill("fill", self.fill, self.floats)
+            fields.plain(size=4 if self.floats else 1)
+        to.halo(self.out)
+
+    def text(self) -> str:
+        return f"{self.op} {self.x}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Axis:
+    """Bytes from the start of x for each index, or OUTSIDE; `stride`: bytes from one index of the result to the next."""
+
+    at: Indices
+    stride: int
+
+    @property
+    def step(self) -> int | None:
+        """The bytes from one element of x to the next, where that is the same for all and none is outside."""
+        if len(self.at) < 2:
+            return 0 if len(self.at) and self.at[0] == 0 else None
+        steps = np.diff(self.at)
+        even = self.at[0] == 0 and steps[0] > 0 and bool((steps == steps[0]).all())
+        return int(steps[0]) if even else None
+
+
+def _joined(axes: list[_Axis], size: int) -> list[_Axis]:
+    """Without axes of one element, and neighbours that both sides step over evenly as one. The elements of the last lie side by side."""
+    found: list[_Axis] = []
+    for axis in axes:
+        if len(axis.at) == 1 and axis.at[0] == 0:
+            continue
+        outer = found[-1] if found else None
+        step = axis.step
+        if outer is not None and step and outer.step == step * len(axis.at) and outer.stride == axis.stride * len(axis.at):
+            found[-1] = _Axis(np.arange(len(outer.at) * len(axis.at), dtype=np.int64) * step, axis.stride)
+        else:
+            found.append(axis)
+    if not found or found[-1].stride != size:
+        found.append(_Axis(np.zeros(1, np.int64), size))
+    return found
+
+
+def _offsets(elements: Tensor, x: Place) -> Indices:
+    """Bytes from the start of x for each element of a result, in its order; OUTSIDE where its number is 0."""
+    numbers = elements.reshape(-1).numpy() - 1
+    found = np.zeros(len(numbers), np.int64)
+    rest = np.maximum(numbers, 0)
+    for n, stride in zip(reversed(x.shape), reversed(x.strides), strict=True):
+        found += rest % max(n, 1) * stride
+        rest = rest // max(n, 1)
+    return np.where(numbers < 0, OUTSIDE, found)
+
+
+def refuse_pick(step: Step, facts: Facts) -> str | None:
+    if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0])):
+        return "its input is not float32"
+    if not 1 <= facts.rank(step.args[0]) <= MOST_AXES:
+        return f"its input has {facts.rank(step.args[0])} dimensions"
+    if any(isinstance(leaf, str) and is_value(leaf) and not facts.is_number(leaf) for leaf in leaves((step.args[1:], step.kwargs))):
+        return "its places are computed at run time"
+    return None
+
+
+def on_result(step: Step, planner: Planner) -> tuple[str, str, Codes | None]:
+    """Name and codes of what a step makes, and its first argument on these codes; None: both are floats."""
+    x = planner.operand(step.args[0])
+    (out, codes), given = planner.result(step), planner.codes.get(x)
+    if codes is None:
+        return out, x, given
+    if given is None:
+        x = planner.add(FloatMap(f"{out}.codes", planner.label(step), x, "QC_COPY", (), None, codes), codes)
+    elif not same_codes(given, codes):
+        x = planner.add(Map(f"{out}.codes", planner.label(step), x, requantized(given, codes), "codes"), codes)
+    return out, x, codes
+
+
+def plan_pick(step: Step, planner: Planner) -> None:
+    out, x, codes = on_result(step, planner)
+    given = step.kwargs.get("value") if step.op == "pad" else None
+    real = 0.0 if given is None else float(given)
+    fill = real if codes is None else int(codes.of(torch.tensor(real)))
+    args, kwargs = (planner.with_tensors(part) for part in (step.args[1:], dict(step.kwargs)))
+    planner.add(Pick(out, planner.label(step), x, step.op, args, kwargs, fill, codes is None), codes)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A value with zero points around it that a convolution reads as its own padding: x, and how many stand before and after."""
+
+    x: str
+    before: Axes
+    after: Axes
+
+
+def without_pads(planner: Planner, argument: Any, dims: int) -> Padded:
+    """Behind which pads of a real 0 in the last `dims` dimensions a value stands."""
+    name, before, after = planner.value(argument), (0,) * dims, (0,) * dims
+    while (found := planner.made.get(name)) is not None and (pairs := _zero_pads(found, planner, dims)) is not None:
+        assert isinstance(found, Pick)
+        before, after = (tuple(a + pair[i] for a, pair in zip(have, pairs, strict=True)) for i, have in enumerate((before, after)))
+        name = found.x
+    return Padded(name, before, after)
+
+
+def _zero_pads(layer: Layer, planner: Planner, dims: int) -> list[tuple[int, int]] | None:
+    """(before, after) of each dimension of space where the layer is such a pad."""
+    if not isinstance(layer, Pick) or layer.op != "pad" or layer.kwargs.get("mode", "constant") != "constant":
+        return None
+    given: Any = layer.kwargs.get("pad")
+    whole = isinstance(given, (tuple, list)) and all(type(n) is int and n >= 0 for n in given)
+    if layer.floats:
+        return None
+    zero = layer.fill == planner.codes[layer.out].zero and same_codes(planner.codes[layer.x], planner.codes[layer.out])
+    if not whole or not zero or len(given) > 2 * dims or not planner.rank(layer.x) > dims:
+        return None
+    pairs = [(given[i], given[i + 1]) for i in range(len(given) - 2, -1, -2)]
+    return [(0, 0)] * (dims - len(pairs)) + pairs

@@ -1,0 +1,1 @@
+"""What a compile is made of: settings, journal, passes and their manager, rules and patterns."""

@@ -1,0 +1,1 @@
+"""What users say about quantization: qconfigs, mappings of these, custom and back-end configurations."""

@@ -1,0 +1,1 @@
+"""What prepare_fx returns, and what it keeps for convert_fx."""

@@ -1,0 +1,118 @@
+"""convert_fx and convert_to_reference_fx: a prepared module as an int8 module, or as its QUANTIZED graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from qcompiler.artifact.notes import REMARKS, ROWS
+from qcompiler.backends import Model, backend_of
+from qcompiler.compile.journal import Remark
+from qcompiler.compile.pass_manager import Context, run_passes
+from qcompiler.config.custom_config import ConvertCustomConfig, as_config, check_attributes
+from qcompiler.debug.explain import rows_of
+from qcompiler.debug.parity import require_parity
+from qcompiler.debug.scope import watched
+from qcompiler.errors import QCompilerError
+from qcompiler.executable import Executable
+from qcompiler.executable.call_forms import CallForms, join
+from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.fingerprint import WEIGHTS
+from qcompiler.ir.check_state import guard_loading
+from qcompiler.ir.types import Stage
+from qcompiler.passes import pipeline_for
+from qcompiler.prepared.module import State, user_attributes
+from qcompiler.qat.sites import FakeQuantWatch
+from qcompiler.workflow.start_convert import chosen_backend, decide, names_to_keep, observed_copy
+
+NOT_SIMULATED = "nothing in the model is fake-quantized, so training was that of the float model: no rounding was learned"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How to convert, as the arguments of convert_fx say it."""
+
+    allow_uncalibrated: str = "error"
+    debug: Any = None
+    backend: str | None = None
+    custom: Any = None
+    check_parity: bool = True
+
+
+def convert(prepared: Any, keep_float: Iterable[str], how: Conversion) -> Executable:
+    """The int8 module of a calibrated or trained one; of several forms of the call, one that has a module for each."""
+    if how.backend is not None:
+        backend_of(how.backend)
+    names = names_to_keep(prepared, keep_float)
+    made: Executable = _each_form(prepared, lambda form: _converted(form, names, how), "converted")
+    return made
+
+
+def reference(prepared: Any, keep_float: Iterable[str], how: Conversion) -> fx.GraphModule:
+    """The QUANTIZED graph of a calibrated or trained module; of several forms of the call, a module with a graph for each."""
+    names = names_to_keep(prepared, keep_float)
+    made: fx.GraphModule = _each_form(prepared, lambda form: _quantized(form, names, how), "reference")
+    return made
+
+
+def _each_form(prepared: Any, made_of: Callable[[Any], Any], stage: str) -> Any:
+    """What is made of a prepared module, or of each form of the call, as one module; errors name the form."""
+    if not isinstance(prepared, CallForms):
+        return made_of(prepared)
+    made = []
+    for index, form in enumerate(prepared.call_forms):
+        try:
+            made.append(made_of(form))
+        except QCompilerError as error:
+            error.message = f"call form {index}, {prepared.spelled(index)}: {error.message}"
+            raise
+    return join(made, stage, user_attributes(prepared))
+
+
+def _quantized(prepared: Any, names: list[str], how: Conversion) -> fx.GraphModule:
+    gm, state = observed_copy(prepared, how.allow_uncalibrated)
+    context = Context(state.settings, state.journal)
+    with watched(how.debug, "reference", state.name, context):
+        setattr(gm, WEIGHTS, state.weights)
+        decide(gm, state, context, names)
+        made = run_passes(gm, pipeline_for(state.settings).quantize, Stage.OBSERVED, context)
+    guard_loading(made)
+    return made
+
+
+def _converted(prepared: Any, names: list[str], how: Conversion) -> Executable:
+    custom = as_config(how.custom, ConvertCustomConfig)
+    gm, state = observed_copy(prepared, how.allow_uncalibrated)
+    chosen, target = chosen_backend(gm, state.settings, how.backend)
+    assert chosen.build is not None
+    settings = state.settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}), target=target)
+    context = Context(settings, state.journal, state.example if how.check_parity and not settings.trains else None)
+    pipeline = pipeline_for(settings).with_lowering(chosen.passes)
+    check_attributes(prepared, custom.preserved_attributes)
+    kept = state.user_attributes | {name: getattr(prepared, name) for name in custom.preserved_attributes}
+    with watched(how.debug, "convert", state.name, context):  # setting the lowered graph makes its code
+        decide(gm, state, context, names)
+        run_passes(gm, pipeline.quantize, Stage.OBSERVED, context, recompile=False)
+        rows, decided = rows_of(gm.graph.nodes, settings.table), len(context.journal.floats)
+        run_passes(gm, pipeline.lower, Stage.QUANTIZED, context, recompile=False)
+    module = chosen.build(gm, Model(state.name, target, kept))
+    setattr(module, MARK, "converted")
+    setattr(module, WEIGHTS, state.weights)
+    setattr(module, ROWS, rows.without(context.journal.floats[decided:]).to_data())
+    if how.check_parity and settings.trains:
+        _check_parity(prepared, module, state, context)
+    setattr(module, REMARKS, [remark.to_data() for remark in context.journal.remarks])
+    return module
+
+
+def _check_parity(prepared: Any, module: Executable, state: State, context: Context) -> None:
+    """Raises PassError where the int8 module does not do what training simulated; notes what was found."""
+    if state.example is None:
+        return
+    found = require_parity(prepared, module, state.example)
+    context.journal.remarks.append(Remark("parity", "parity", str(found)))
+    if not any(isinstance(module, FakeQuantWatch) for module in prepared.modules()):
+        context.journal.remarks.append(Remark("parity", "not-simulated", NOT_SIMULATED))

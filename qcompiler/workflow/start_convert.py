@@ -1,0 +1,101 @@
+"""What convert_fx does before its passes: a copy to work on, the back end to build for, and decisions that are taken again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import fx
+
+from qcompiler.backends import Backend, backend_of
+from qcompiler.compile.pass_manager import Context
+from qcompiler.compile.settings import Settings
+from qcompiler.errors import ConfigError
+from qcompiler.executable.call_forms import forms_of
+from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.fingerprint import fingerprints
+from qcompiler.ir.types import Stage
+from qcompiler.observers.watch import Watch
+from qcompiler.passes import pipeline_for
+from qcompiler.prepared.decide_again import decide_again
+from qcompiler.prepared.module import KEPT, STATE, State, required_state
+from qcompiler.stages.verify import verify
+from qcompiler.target import Target
+from qcompiler.workflow.decisions import Narrowed, check_decisions, refused
+from qcompiler.workflow.kept_names import check_known, named_nodes
+
+
+def observed_copy(prepared: Any, allow_uncalibrated: str) -> tuple[fx.GraphModule, State]:
+    """A copy of a prepared module for convert to work on."""
+    state = required_state(prepared)
+    if allow_uncalibrated not in ("error", "float"):
+        raise ConfigError(f'allow_uncalibrated is "error" or "float", not {allow_uncalibrated!r:.80}', code="allow-uncalibrated")
+    verify(prepared, Stage.OBSERVED, table=state.settings.table)
+    observers: dict[int, object] = {id(module): module for module in prepared.modules() if isinstance(module, Watch)}
+    try:
+        gm = copy.deepcopy(prepared, {} if state.settings.trains else observers)  # observers are read, and dropped from the copy
+    except Exception as error:  # torch.fx writes the code of the copy anew
+        raise ConfigError(f"invalid IR in the graph given: {type(error).__name__}: {error!s:.400}", code="invalid-ir") from error
+    for key in (STATE, KEPT):
+        gm.meta.pop(key, None)
+    setattr(gm, MARK, "reference")
+    if state.settings.trains:
+        gm.cpu()  # int8 kernels run there
+    state.before.put_back(gm)
+    gm._forward_pre_hooks.clear()
+    gm._forward_pre_hooks_with_kwargs.clear()
+    gm._load_state_dict_post_hooks.clear()
+    settings = state.settings.with_(allow_uncalibrated=allow_uncalibrated)
+    weights = fingerprints(prepared) if settings.trains else state.weights
+    return gm, replace(state, settings=settings, journal=state.journal.continued(), weights=weights)
+
+
+def names_to_keep(prepared: object, keep_float: Iterable[str]) -> list[str]:
+    """The names of `keep_float`. ConfigError for names that mean nothing in any form of the call, and for a model that was trained."""
+    names = [keep_float] if isinstance(keep_float, str) else list(keep_float)
+    states = [required_state(form) for form in forms_of(prepared)] if names else []
+    if any(state.settings.trains for state in states):
+        raise ConfigError("keep_float is for calibrated models: this one was trained with its values rounded", code="keep-float",
+                          hint="give those modules a qconfig of None, prepare_qat_fx and train again")  # fmt: skip
+    meant = [name for state in states for name in nodes_meant(state, names)]
+    check_known(names, meant, [name for state in states for name in (*state.settings.module_types, *state.fused.sources)])
+    return names
+
+
+def nodes_meant(state: State, names: Iterable[str]) -> dict[str, frozenset[str]]:
+    """The nodes that each name means, by name; those that mean something in other forms of the call alone are left out."""
+    return named_nodes(names, state.fused.sources, state.settings.module_types)
+
+
+def decide(gm: fx.GraphModule, state: State, context: Context, names: list[str]) -> None:
+    """Takes the decisions again where ops are to stay float: for the user, or since another back end has no form of them.
+
+    Names that mean something in other forms of the call alone are left out.
+    """
+    meant, target = nodes_meant(state, names), context.settings.target
+    other = not context.settings.trains and target != state.settings.target and refused(gm, state.settings, target)
+    if not meant and not other:
+        return
+    decides = Narrowed(state.settings.target, target) if other else state.settings.target
+    context.settings = context.settings.with_(keep_float=frozenset().union(*meant.values()), target=decides)
+    context.journal = state.fused.journal.continued()
+    for name, nodes in meant.items():
+        if not nodes:
+            context.remark("convert", "keep-float-unused", f"keep_float {name!r} names no op: what it names was fused into others")
+    decide_again(gm, state.fused, pipeline_for(context.settings), context)
+    context.settings = context.settings.with_(target=target)
+
+
+def chosen_backend(gm: fx.GraphModule, settings: Settings, name: str | None) -> tuple[Backend, Target]:
+    """The back end to build for, and its target. Raises ConfigError for one that builds nothing, or cannot have what was decided."""
+    chosen = backend_of(name or settings.target.backend)
+    if chosen.build is None:
+        raise ConfigError(f"the back end {chosen.name} builds no modules", code="backend",
+                          hint="convert_to_reference_fx(prepared) gives its graph; backend= names another one")  # fmt: skip
+    if chosen.name == settings.target.backend:
+        return chosen, settings.target
+    target = chosen.target(None, None)
+    check_decisions(gm, settings, target)
+    return chosen, target
