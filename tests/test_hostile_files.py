@@ -250,8 +250,8 @@ def test_a_statement_that_makes_no_sense_is_an_error_of_ours(saved: bytes, tmp_p
 
 def test_mutations_are_refused_or_run(tmp_path: Path) -> None:
     """A hundred here; `python -m tests.fuzz_artifacts --count 20000` for more."""
-    outcomes, bad = fuzz_artifacts.run(100, 0, fuzz_artifacts.originals(tmp_path))
-    assert not bad and outcomes.total() == 100 and outcomes["ran"] > 5
+    found = fuzz_artifacts.run(100, 0, fuzz_artifacts.originals(tmp_path))
+    assert not found.bad and found.outcomes.total() == 100 and found.outcomes["ran"] > 5
 
 
 # ---- exported sources and their weights

@@ -36,7 +36,7 @@ class Conversion:
     """How to convert, as the arguments of convert_fx say it."""
 
     allow_uncalibrated: str = "error"
-    debug: Any = None
+    debug: object = None
     backend: str | None = None
     custom: Any = None
     check_parity: bool = True

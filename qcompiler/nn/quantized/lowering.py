@@ -27,8 +27,9 @@ from qcompiler.ops.table import OPS
 class Lowering:
     """A LOWERED graph in the making. `input`, `constant` and `weight` give arguments for `call`."""
 
-    def __init__(self, engine: str) -> None:
-        self.engine = engine
+    def __init__(self, engine: str, ends: tuple[int, int] = (0, 255)) -> None:
+        """`ends`: the codes between which results of their own qparams stay."""
+        self.engine, self.ends = engine, ends
         self.root, self.graph = nn.Module(), fx.Graph()
         self.graph.owning_module = self.root  # type: ignore[assignment]
         self.emit = Emit(self.graph, self.root)
@@ -57,7 +58,9 @@ class Lowering:
         row = OPS.rows[op]
         own = None if scale is None or row.output is Output.SAME else QParams(scale, zero_point, 0, 255, torch.uint8)
         output = own or (args[0].qparams if isinstance(args[0], Operand) else None) or QParams(1.0, 0, 0, 255, torch.uint8)
-        site = Site(row, fx.Graph().call_function(row.fn), args, attributes, output, self.engine, host_isa())
+        site = Site(
+            row, fx.Graph().call_function(row.fn), args, attributes, output, self.engine, host_isa(), self.ends if own else (0, 255)
+        )
         kernel = select(site)
         if isinstance(kernel, Refused):
             raise UnsupportedOpError(f"no int8 kernel for {op} on {self.engine}: {kernel}", code="no-kernel")

@@ -282,7 +282,8 @@ class _Lowering:
         emit = Emit(self.new, self.gm)
         result = emit_along(kernel, site, emit)
         self._note_calls(node, row, result, emit.made)
-        self._note(node, kernel.label, result, emit.made[:1], None if to_float else output)
+        most = _largest_code(kernel, site)
+        self._note(node, kernel.label, result, emit.made[:1], None if to_float else output, most)
         if to_float:
             self.plain[node] = self._annotated(result, node)
             result.meta[QUANT] = Quant(int8=True, float_output=True)
@@ -300,8 +301,9 @@ class _Lowering:
         if result in calls:
             result._rename(node.name)
 
-    def _note(self, node: fx.Node, kernel: str, result: fx.Node, made: list[fx.Node], output: QParams | None) -> None:
-        """Notes a site for its check on the example."""
+    def _note(self, node: fx.Node, kernel: str, result: fx.Node, made: list[fx.Node], output: QParams | None,
+              most: int = 255) -> None:  # fmt: skip
+        """Notes a site for its check on the example. `most`: the largest code for which its sums are sure to be right."""
         if self.context.example is None:
             return
 
@@ -316,10 +318,16 @@ class _Lowering:
             return self.int8[arg] if arg in self.int8 else self.float_of(arg)
 
         args, kwargs = fx.node.map_aggregate((node.args, dict(node.kwargs)), held)  # type: ignore[misc]
-        self.sites.append(Lowered(node, kernel, result, next(iter(made), None), args, kwargs, output))
+        self.sites.append(Lowered(node, kernel, result, next(iter(made), None), args, kwargs, output, most))
 
     def _refused(self, node: fx.Node, reasons: str) -> None:
         self.context.keep_float("lower", node, Obstacle("no-kernel", f"no kernel on {self.target.engine}: {reasons}"))
+
+
+def _largest_code(kernel: Kernel, site: Site) -> int:
+    """What the activations of a kernel that may overflow were given at most: values beyond their range have larger codes."""
+    ranges = [argument.qparams for argument in site.args if isinstance(argument, Operand) and argument.qparams is not None]
+    return min((qparams.quant_max for qparams in ranges), default=255) if kernel.saturates(site) else 255
 
 
 def _computed(value: fx.Node) -> fx.Node:

@@ -15,6 +15,7 @@ from qcompiler.backends.torch.program.emit import Dialect, Emitted, Emitter
 from qcompiler.backends.torch.program.module import CompiledModule, own_names
 from qcompiler.backends.torch.program.program import Call, Program, is_name
 from qcompiler.backends.torch.program.quote import docstring, literal
+from qcompiler.backends.torch.program.surroundings import CALL, is_touched
 from qcompiler.backends.torch.program.values import Const
 from qcompiler.backends.torch.runtime import by_shape
 from qcompiler.errors import ArtifactWriteError, ConfigError
@@ -205,7 +206,8 @@ def _class(program: Program, emitter: Emitter, emitted: Emitted) -> str:
     lines += [f"    {emitter.set} = {{}}"] if emitter.by_shape else []
     lines += [f"    {_once(c, emitter)}" for c in program.once]
     lines += [f"    self.{emitter.choice} = PacksByShape({emitter.set}, ENGINE)"] if emitter.by_shape else []
-    body = "\n".join(f"    {line}" if line else "" for line in [*lines, "", *emitted.source.splitlines()])
+    called = CALL.splitlines() if is_touched(program) else []
+    body = "\n".join(f"    {line}" if line else "" for line in [*lines, *called, "", *emitted.source.splitlines()])
     return f"class {_class_name(program)}(torch.nn.Module):\n{body}"
 
 
