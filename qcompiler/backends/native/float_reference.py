@@ -42,7 +42,7 @@ def exp(x: Floats) -> Floats:
     made = polynomial(r, EXP) * (r * r) + r + f32(1)
     whole = np.nan_to_num(n).astype(np.int32)
     half = whole >> 1
-    return made * _power(half) * _power(whole - half)
+    return np.asarray(made * _power(half) * _power(whole - half), np.float32)
 
 
 def _power(n: NDArray[np.int32]) -> Floats:
@@ -89,7 +89,7 @@ def norm(x: Floats, weight: Floats | None, bias: Floats | None, eps: float, rms:
     squares = row_sum((x - mean) * (x - mean)) / length
     made = (x - mean) * (f32(1) / np.sqrt(squares + f32(eps)))
     made = made if weight is None else made * weight
-    return made if bias is None else made + bias
+    return np.asarray(made if bias is None else made + bias, np.float32)
 
 
 def softmax(x: Floats) -> Floats:
