@@ -19,7 +19,7 @@ from qcompiler.backends.torch.bench.cases import Int8, activation, real, weight
 from qcompiler.backends.torch.kernels import mode_kernels
 from qcompiler.backends.torch.kernels.linear import saturates
 from qcompiler.backends.torch.kernels.table import TO_FLOAT
-from qcompiler.backends.torch.passes.lower import FLOATS
+from qcompiler.backends.torch.passes.lowering import FLOATS
 from qcompiler.backends.torch.site import Emit, Kernel, Operand, Rounded, Site, Weight, host_isa
 from qcompiler.ir.types import VALUE, Mode, QParams, Value
 from qcompiler.ops.reference import SMALLEST_STEP, dynamic_quantize_dequantize, pack_4bit

@@ -119,7 +119,7 @@ class Pass(Protocol):
 class PassInstrument:
     """Watches a compile: override what you need. An exception in an instrument becomes a remark and changes no result.
 
-    The order of a compile: start; for each pass should_run (optional passes), before, after or on_error; finish, also after an
+    The order of a compile: start; for each pass should_run (optional passes), before, after or on_error; built; finish, also after an
     error. Any object that has some of these methods will do. Single rewrites are held back by a qcompiler.debug.Gate.
     """
 
@@ -139,6 +139,9 @@ class PassInstrument:
 
     def on_error(self, step: Pass, gm: fx.GraphModule, context: Context, error: QCompilerError) -> None:
         """The pass failed and left the graph in any state; `error` will be raised."""
+
+    def built(self, module: Any, context: Context) -> None:
+        """The back end has made its module of the graph (convert_fx alone)."""
 
     def finish(self, context: Context) -> None:
         """The compile is over."""
@@ -174,6 +177,11 @@ def tell(instruments: Sequence[object], event: str, context: Context, *args: obj
     return [hook(*args) for hook in _hooks(instruments, event, context)]
 
 
+def tell_built(module: object, context: Context) -> None:
+    """Tells those who watch the compile what the back end has made."""
+    tell(context._run.instruments, "built", context, module, context)
+
+
 def run_passes(
     gm: fx.GraphModule,
     passes: Sequence[Pass],
@@ -201,6 +209,19 @@ def run_passes(
     finally:
         run.step = None
     return gm
+
+
+def run_last(step: Pass, gm: fx.GraphModule, context: Context) -> None:
+    """Runs a step that makes no graph of the graph. Where it fails it is named, and shown to instruments, as a pass is."""
+    run = context._run
+    try:
+        run.step = step
+        tell(run.instruments, "before", context, step, gm, context)
+        step.run(gm, context)
+    except Exception as error:
+        _fail(step, gm, context, error)
+    finally:
+        run.step = None
 
 
 @contextmanager

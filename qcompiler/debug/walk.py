@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,18 +49,23 @@ Visit = Callable[[Seen], None]
 Event = tuple[bool, Step]  # whether it is a float step
 
 
+@dataclass
 class Walk:
     """The schedule of both graphs: each float step runs before the quantized step that is compared with it.
 
     `ends`: by float step, the smallest and largest integer of values that are cut to fewer than their type holds.
     """
 
-    def __init__(self, floats: Steps, quantized: Steps, matching: Matching, *, own: bool = True, profile: bool = False,
-                 ends: Mapping[str, tuple[int, int]] | None = None) -> None:  # fmt: skip
-        self.floats, self.quantized, self.matching = floats, quantized, matching
-        self.own, self.profile, self.ends = own, profile, ends or {}
+    floats: Steps
+    quantized: Steps
+    matching: Matching
+    own: bool = True
+    profile: bool = False
+    ends: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
         self.random: set[str] = set()  # float steps that were seen to draw random numbers
-        self.steps = {step.name: step for step in quantized.steps}
+        self.steps = {step.name: step for step in self.quantized.steps}
         self.events = list(self._schedule())
         self.last: tuple[dict[int, list[str]], dict[int, list[str]]] = self._last_uses()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from qcompiler.errors import QCompilerError, TraceError, Where
+from qcompiler.errors import QCompilerError, TraceError, Where, out_of_memory
 from qcompiler.inputs.kinds import ORIGINAL, is_compiled
 from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark
@@ -110,7 +110,7 @@ class ModuleCalls:
             tracer.at_event(len(tracer.scopes) - 1)
             return result
         except Exception as error:
-            if self.rules.strict or getattr(error, "qc_final", False):
+            if self.rules.strict or getattr(error, "qc_final", False) or out_of_memory(error) is not None:
                 raise
             self.give_up(error, path, mark, tracer.try_part(error))
             self.restore(module)

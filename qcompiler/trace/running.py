@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from qcompiler.errors import InputError, QCompilerError, UnsupportedOpError, Where
+from qcompiler.errors import InputError, QCompilerError, UnsupportedOpError, Where, out_of_memory
 from qcompiler.inputs.input_text import first_sentence, how_to_mend
 from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark
@@ -60,6 +60,8 @@ class Running:
         except QCompilerError:
             raise
         except Exception as error:
+            if (short := out_of_memory(error)) is not None:
+                raise short from error
             raise self._failure(function, (args, kwargs), error) from error
         finally:
             self._recorder.paused -= 1

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qcompiler.errors import QCompilerError, TraceError, Where
+from qcompiler.errors import QCompilerError, TraceError, Where, out_of_memory
 from qcompiler.trace import places
 from qcompiler.trace.float_parts import FloatParts
 from qcompiler.trace.given_numbers import repeated, settled
@@ -161,6 +161,8 @@ class Tracer(FloatParts):
             self.check_parts()
             return result
         except Exception as error:
+            if out_of_memory(error) is not None:
+                raise
             no_part = self.try_part(error) if not self.rules.strict else ""
             if isinstance(error, QCompilerError):
                 error.message += NO_PART + no_part if no_part else ""

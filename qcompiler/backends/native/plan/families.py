@@ -15,6 +15,7 @@ from qcompiler.backends.native.plan import (
     pick,
     pointwise,
     pool,
+    prelu,
     rearrange,
     resize,
     shape,
@@ -69,6 +70,7 @@ def families() -> Mapping[str, tuple[Family, ...]]:
     add(float_pointwise.PAIRS, Family(float_pointwise.plan_float_pair, float_pointwise.refuse_float_pair))
     add((*ALONG_AXES, *pick.FLAT), Family(pick.plan_pick, pick.refuse_pick, True))
     add(rearrange.SPLITS, Family(rearrange.plan_rearranged, shape.refuse_view, True))
+    add(["prelu"], _of_codes(prelu.plan_prelu, prelu.refuse_prelu))
     add(["stack"], Family(rearrange.plan_stack, shape.refuse_cat, True))
     add(["cat"], Family(shape.plan_cat, shape.refuse_cat, True))
     add(["linear"], Family(partial(conv.plan_conv, 0), partial(conv.refuse_conv, 0)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.program import Call, Input
+from qcompiler.backends.torch.program.statements import Call, Input
 from qcompiler.backends.torch.program.surroundings import refusal
 from qcompiler.errors import ConfigError
 from qcompiler.ir.form import Form
