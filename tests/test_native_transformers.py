@@ -111,7 +111,8 @@ Made = Callable[[str], tuple[Any, Any, Tensor]]
 def test_it_is_one_region_near_the_quantized_graph(made: Made, name: str) -> None:
     module, graph, x = made(name)
     region_of(module)
-    assert {call.op for call in module.program.calls} == {"runtime.run_region", "operator.getitem"}
+    calls = {call.op for call in module.program.calls if not call.op.startswith(("guard.", "operator."))}
+    assert calls == {"runtime.run_region"}  # beside it numbers made of sizes, and checks of them
     assert not [remark for remark in qcompiler.remarks(module) if remark.code == "native-torch"]
     more = x[:1] if name == "layer norm of images" else torch.cat([x, example(tuple(x.shape), 9)])
     for given in (x, more):

@@ -308,5 +308,9 @@ class Planner:
         free = name not in self.homes and name not in self.halos
         return free and name in self.codes and same_codes(self.codes[name], codes)
 
+    def lies_as(self, name: str, parts: Sequence[str]) -> bool:
+        """Whether a value that surely lies in some way can be made beside the first of `parts`, which says how the whole lies."""
+        return not parts or self.lies.get(name) in (None, self.lies.get(parts[0]))
+
     def move(self, name: str, whole: str, dim: int, before: tuple[str, ...]) -> None:
         self.homes[name] = Home(whole, dim, before)

@@ -268,7 +268,7 @@ def plan_cat(step: Step, planner: Planner) -> None:
     for index, name in enumerate(names):
         part = (
             name
-            if codes is not None and planner.may_move(name, codes) and name not in parts
+            if codes is not None and planner.may_move(name, codes) and name not in parts and planner.lies_as(name, parts)
             else _piece(step, planner, f"{out}.{index}", (name, names[0]), codes)
         )
         planner.move(part, out, dim, tuple(parts))
