@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qcompiler.backends.native.emit.source import Source, tensor_outputs
+from qcompiler.backends.native.emit.source import Source
 from qcompiler.backends.native.export.weights import Weights
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.table import Table
@@ -30,7 +30,7 @@ class Interface:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return tensor_outputs(self.network)
+        return self.network.tensor_outputs
 
     def shapes(self, names: Sequence[str]) -> list[list[tuple[int, ...]]]:
         """For each set of sizes the shapes of these values."""

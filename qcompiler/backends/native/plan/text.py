@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qcompiler.backends.native.plan.layer import Layer
-from qcompiler.backends.native.plan.place import Place
+from qcompiler.backends.native.plan.place import CONSTANTS, Place
 from qcompiler.backends.native.plan.table import Table
 
 
@@ -29,6 +29,8 @@ def _where(layer: Layer, table: Table) -> str:
     network, place = table.sizes.network, table.sizes.places.get(layer.out)
     if not isinstance(place, Place):
         return "in a tensor of the caller" if layer.out in network.outputs and layer.computes else ""
+    if place.buffer < 0:
+        return "in the constants" if place.buffer == CONSTANTS else "in a tensor of the caller"
     start = table.offsets[place.buffer]
     where = f"{start}..{start + table.sizes.buffers[place.buffer].bytes}"
     pads = network.halos.get(layer.out, ())
