@@ -169,7 +169,9 @@ def plan_pick(step: Step, planner: Planner) -> None:
     out, x, codes = on_result(step, planner)
     given = step.kwargs.get("value") if step.op == "pad" else None
     real = 0.0 if given is None else float(given)
-    fill = real if codes is None else int(codes.of(torch.tensor(real)))
+    fill: float = real if codes is None else int(codes.of(torch.tensor(real)))
+    if codes is not None and planner.result(step)[1] is None and real != codes.floats()[int(fill)]:  # a real number that no code means
+        x, fill, codes = planner.add(FloatMap(f"{out}.floats", planner.label(step), x, "QC_COPY", (), codes, None)), real, None
     args, kwargs = (planner.with_tensors(part) for part in (step.args[1:], dict(step.kwargs)))
     planner.add(Pick(out, planner.label(step), x, step.op, args, kwargs, fill, codes is None), codes)
 
