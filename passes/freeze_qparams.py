@@ -19,6 +19,7 @@ from qcompiler.ir.types import QUANT, QParams, Stage, quant_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.ranges import floored, is_constant, overflows
 from qcompiler.observers.watch import Watch
+from qcompiler.ops.arguments import activations
 from qcompiler.ops.obstacles import UNCALIBRATED
 from qcompiler.ops.spec import Output
 from qcompiler.ops.stays_float import spread
@@ -53,7 +54,7 @@ class FreezeQParams:
             gm.graph.erase_node(watch)
         if hasattr(gm, "observers"):
             del gm.observers
-        _assign(members, found)
+        _assign(members, found | _fixed_in_7_bits(members, narrow, found))
         for node, why in spread(gm.graph, context.table) if kept else ():
             context.keep_float(self.name, node, why)
         return bool(watches) or kept
@@ -91,7 +92,29 @@ def _narrow(gm: fx.GraphModule, members: dict[int, list[fx.Node]], context: Cont
     narrow = {group: context.needs_7_bits(nodes) for group, nodes in members.items()}
     for _, own, of_source in reversed(_copied_groups(gm, context)):
         narrow[of_source] = narrow[of_source] or narrow[own]
+    for node in reversed(gm.graph.nodes):
+        if _is_cat(node, context) and narrow[quant_of(node).group]:  # type: ignore[index]
+            narrow.update(dict.fromkeys(_of_cats_alone(node, members, context), True))
     return narrow
+
+
+def _is_cat(node: fx.Node, context: Context) -> bool:
+    row = context.table.of(node)
+    return row is not None and row.output is Output.JOIN and quant_of(node).int8
+
+
+def _of_cats_alone(cat: fx.Node, members: dict[int, list[fx.Node]], context: Context) -> list[int]:
+    """The groups of a cat's inputs that only cats read: with as many bits as the result, they can get its qparams (join_qparams)."""
+    values = [n.args[0] if n.op == "call_module" else n for n in activations(context.table, cat)]
+    groups = {quant_of(value).group for value in values if isinstance(value, fx.Node)}
+    found = []
+    for group in groups:
+        nodes = members.get(group, []) if group is not None else []
+        users = [user for node in nodes for user in _takers(node) if user.op != "call_module"]
+        row = context.table.of(nodes[0]) if nodes else None
+        if nodes and not (row is not None and row.output is Output.FIXED) and all(_is_cat(u, context) or u in nodes for u in users):
+            found.append(group)
+    return found  # type: ignore[return-value]
 
 
 def _remark_range(observer: Any, node: Any, context: Context) -> None:
@@ -144,6 +167,12 @@ def _keep_float(gm: fx.GraphModule, empty: list[fx.Node], watches: dict[fx.Node,
         watch.replace_all_uses_with(source)
         gm.graph.erase_node(watch)
         del watches[watch]
+
+
+def _fixed_in_7_bits(members: dict[int, list[fx.Node]], narrow: dict[int, bool], found: dict[int, QParams]) -> dict[int, QParams]:
+    """Ranges that an op fixes, where a part of the value turns out to need 7 bits: the ops that take the value itself were asked before."""
+    fixed = {group: quant_of(members[group][0]).qparams for group, less in narrow.items() if less and group not in found}
+    return {group: qparams.with_7_bits() for group, qparams in fixed.items() if qparams is not None and qparams.quant_max == 255}
 
 
 def _assign(members: dict[int, list[fx.Node]], found: dict[int, QParams]) -> None:

@@ -22,7 +22,7 @@ from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Stage, quant_of, s
 from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch, WatchKey
 from qcompiler.ops.arguments import activations, replace_activations
-from qcompiler.ops.spec import Output
+from qcompiler.ops.spec import Op, Output
 from qcompiler.ops.table import Table
 from qcompiler.qat.of_model import of_model_alone
 from qcompiler.qat.sites import FakeQuantWatch, fixed, made_by
@@ -43,15 +43,21 @@ class InsertObservers:
             row = context.table.of(node)
             is_fixed = row is not None and row.output is Output.FIXED and quant_of(node).int8
             if context.trains:
-                made = _fake_quant(node, members, row.fixed if is_fixed and row is not None else None, node in own, context)
+                made = _fake_quant(node, members, _fixed(row, members, context) if is_fixed else None, node in own, context)
                 _observe(gm, node, made, context.table)
-            elif is_fixed and row is not None:
+            elif is_fixed:
                 for member in members:
-                    member.meta[QUANT] = quant_of(member).with_(qparams=row.fixed)
+                    member.meta[QUANT] = quant_of(member).with_(qparams=_fixed(row, members, context))
             else:
                 key = WatchKey(node.name, source_of(node).origin, _factory(node, context))
                 _observe(gm, node, Watch(key.maker(), where(node), key), context.table)
         return bool(groups)
+
+
+def _fixed(row: Op | None, members: list[fx.Node], context: Context) -> QParams:
+    """What the op's row fixes, in 7 bits where a kernel that takes the value needs that."""
+    assert row is not None and row.fixed is not None
+    return row.fixed.with_7_bits() if context.needs_7_bits(members) else row.fixed
 
 
 def _source(members: list[fx.Node], context: Context) -> fx.Node:
@@ -68,7 +74,7 @@ def _fake_quant(node: fx.Node, members: list[fx.Node], qparams: QParams | None, 
         made = current(made)
     elif node.op != "placeholder":
         hold_each_batch(made)
-    if context.needs_7_bits(members):
+    if qparams is None and context.needs_7_bits(members):
         made.set_reduce_range(True)
     return FakeQuantWatch(made, where(node))
 

@@ -1,4 +1,7 @@
-"""Cases by number, each tried in a child process: one that crashes it, hangs it or raises what it must not is told with its number."""
+"""Cases by number, each tried in a child process: one that crashes it, hangs it or raises what it must not is told with its number.
+
+With a log, what is done stands in a file, a line of JSON a case: a run that was ended goes on behind it.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,18 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 MEMORY = 8 * 2**30  # address space of a child: torch itself maps some 4 GB
-PATIENCE = 120  # seconds after which the alarm kills a child
+BUSY, WAITING = 120, 900  # seconds of processor time, and by the clock, after which a case is ended by a signal
+CHUNK = 200  # cases of one child, so that what torch keeps of each does not add up
 
 
 def outcome_of(case: Callable[[], str], seconds: float) -> tuple[str, bool]:
@@ -38,40 +45,90 @@ def work(first: int, count: int, case: Callable[[int], str], seconds: float) -> 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for number in range(first, first + count):
         print(json.dumps({"number": number}), flush=True)
-        signal.alarm(PATIENCE)
+        signal.setitimer(signal.ITIMER_PROF, BUSY)
+        signal.alarm(WAITING)
         outcome, good = outcome_of(lambda number=number: case(number), seconds)  # type: ignore[misc]
         print(json.dumps({"number": number, "outcome": outcome, "good": good}), flush=True)
+    print(json.dumps({"number": first + count - 1, "left": True}), flush=True)
 
 
-def run(module: str, first: int, count: int, options: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> tuple[
-    Counter[str], list[tuple[int, str]]
-]:  # fmt: skip
-    """Counts of outcomes and the bad ones with their numbers. `module` runs with --work FIRST COUNT options, anew after a crash."""
-    outcomes: Counter[str] = Counter()
-    bad: list[tuple[int, str]] = []
-    at = first
-    while at < first + count:
-        command = [sys.executable, "-m", module, "--work", str(at), str(first + count - at), *options]
-        variables = os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment or {})
-        child = subprocess.run(command, capture_output=True, text=True, env=variables)
-        lines = [json.loads(line) for line in child.stdout.splitlines() if line.startswith('{"number"')]
-        for line in (entry for entry in lines if "outcome" in entry):
-            outcomes[line["outcome"] if line["good"] else "BAD"] += 1
-            bad += [(line["number"], line["outcome"])] if not line["good"] else []
-        finished = not lines or "outcome" in lines[-1]
-        if finished and child.returncode:
-            raise RuntimeError(child.stderr[-2000:])
-        at = lines[-1]["number"] + 1
-        if not finished:
-            bad.append((lines[-1]["number"], f"CRASH: signal {-child.returncode} {child.stderr.strip()[-200:]}"))
-            outcomes["BAD"] += 1
-    return outcomes, bad
+@dataclass
+class Results:
+    """`outcomes`: how often each; `bad`: numbers, and what happened."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, number: int, outcome: str, good: bool) -> None:
+        self.outcomes[outcome if good else "BAD"] += 1
+        if not good:
+            self.bad.append((number, outcome))
 
 
-def report(outcomes: Counter[str], bad: Sequence[tuple[int, str]]) -> int:
+class Log:
+    """What is done of one command, in a file of JSON lines; without a file in memory alone. A later line of a number counts."""
+
+    def __init__(self, file: Path | None = None, *command: object) -> None:
+        self.file, self.done = file, dict[int, tuple[str, bool]]()
+        head = json.dumps({"command": list(map(str, command))})
+        if file is None or not file.exists():
+            self._append(head)
+            return
+        text = file.read_text()
+        first, *lines = text.splitlines()
+        if first != head:
+            raise ValueError(f"{file} is the log of another command: {first}")
+        for line in lines[: None if text.endswith("\n") else -1]:
+            entry = json.loads(line)
+            self.done[entry["number"]] = entry["outcome"], entry["good"]
+        if not text.endswith("\n"):  # it was ended while it wrote
+            file.write_text(text[: text.rindex("\n") + 1])
+
+    def add(self, number: int, outcome: str, good: bool) -> None:
+        self.done[number] = outcome, good
+        self._append(json.dumps({"number": number, "outcome": outcome, "good": good}))
+
+    def _append(self, line: str) -> None:
+        if self.file is not None:
+            with self.file.open("a") as stream:
+                stream.write(f"{line}\n")
+
+
+def run(command: Sequence[str], first: int, count: int, log: Log, environment: Mapping[str, str] | None = None) -> Results:
+    """All cases. `command`: module and options; it runs with --work FIRST COUNT, anew after a crash and after CHUNK cases."""
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment or {})
+    while (start := next((n for n in range(first, first + count) if n not in log.done), None)) is not None:
+        length = next((n for n in range(CHUNK) if start + n == first + count or start + n in log.done), CHUNK)
+        for case in _child([sys.executable, "-m", *command, "--work", str(start), str(length)], variables, start):
+            log.add(*case)
+    results = Results()
+    for number in range(first, first + count):
+        results.add(number, *log.done[number])
+    return results
+
+
+def _child(command: Sequence[str], variables: Mapping[str, str], first: int) -> Iterator[tuple[int, str, bool]]:
+    """(number, outcome, good) of each case of one child, and of the case at which, or behind which, it failed."""
+    entry: dict[str, Any] = {"number": first}
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=dict(variables)) as child:
+            assert child.stdout is not None
+            for line in filter(lambda line: line.startswith('{"number"'), child.stdout):
+                entry = json.loads(line)
+                if "outcome" in entry:
+                    yield entry["number"], entry["outcome"], entry["good"]
+        errors.seek(0)
+        text = " ".join(errors.read().split())[-300:]
+    if child.returncode or "left" not in entry:
+        where = "at the exit behind" if "left" in entry else "behind" if "outcome" in entry else "in"
+        ending = f"signal {-child.returncode}" if child.returncode < 0 else f"exit status {child.returncode}"
+        yield entry["number"], f"CRASH: {ending} {where} the case {text}", False
+
+
+def report(results: Results) -> int:
     """Prints both; 1 where anything is bad."""
-    for outcome, number in outcomes.most_common():
+    for outcome, number in sorted(results.outcomes.items(), key=lambda item: (-item[1], item[0])):
         print(f"{number:7}  {outcome}")
-    for number, text in bad:
+    for number, text in results.bad:
         print(f"number {number}: {text}")
-    return 1 if bad else 0
+    return 1 if results.bad else 0

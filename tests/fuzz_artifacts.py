@@ -1,6 +1,6 @@
 """Files that somebody changed, with every hash made right again: each is refused with a documented error, or runs.
 
-    python -m tests.fuzz_artifacts --count 20000 [--seed 0]
+    python -m tests.fuzz_artifacts --count 20000 [--log FILE]
 
 Each mutation is loaded, called, explained, drawn, exported and saved again in a child process with bounded memory; a file that
 crashes it, hangs, or raises anything but a QCompilerError is printed with its seed. What runs must run alike after a second save.
@@ -13,10 +13,10 @@ import copy
 import hashlib
 import json
 import random
+import shutil
 import sys
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from qcompiler import artifact, viz
 from qcompiler.backends.torch.program.export import export_source
 from qcompiler.errors import QCompilerError
 from tests import children
+from tests.native_cache import native_cache
 
 SECONDS = 20.0  # of processor time, for all that is done with a file: one that takes longer counts as a hang
 NUMBERS = (0, -1, 1, 2, 3, 255, 2**16, 2**26, 2**31, 2**32 + 1, 2**62, -(2**63), 0.0, -1.0, 1e-45, 1e308)
@@ -69,14 +70,15 @@ def example() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def originals(folder: Path) -> list[bytes]:
-    """The files that are changed: one for each of two engines, and a small one of linears alone."""
+    """The files that are changed: of a network for each of two engines and the native back end, of linears for one and the latter."""
     torch.manual_seed(0)
     nets = {"net": (Net(), example()), "mlp": (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(3, 4),))}
     found = []
     for name, (net, inputs) in nets.items():
-        for engine in ("x86", "qnnpack") if name == "net" else ("x86",):
-            if engine in torch.backends.quantized.supported_engines:
-                artifact.save(qcompiler.quantize(net.eval(), [inputs], engine=engine, progress=False), folder / "file.qc")
+        for kind in ("x86", "qnnpack", "native") if name == "net" else ("x86", "native"):
+            settings = {"backend": kind} if kind == "native" else {"engine": kind}
+            if shutil.which("cc") if kind == "native" else kind in torch.backends.quantized.supported_engines:
+                artifact.save(qcompiler.quantize(net.eval(), [inputs], progress=False, **settings), folder / "file.qc")
                 found.append((folder / "file.qc").read_bytes())
     return found
 
@@ -182,8 +184,9 @@ def examine(data: bytes, folder: Path) -> str:
         return f"refused by explain: {error.code}"
     copied = copy.deepcopy(module)
     artifact.save(module, folder / "again.qc")
-    export_source(module, folder / "source")
-    compile((folder / "source" / "model.py").read_text(), "model.py", "exec")
+    if module._backend == "torch":
+        export_source(module, folder / "source")
+        compile((folder / "source" / "model.py").read_text(), "model.py", "exec")
     inputs = example() if len(module.program.inputs) == 2 else (torch.ones(3, 4),)
     try:
         with torch.no_grad():
@@ -207,26 +210,30 @@ def work(first: int, count: int, files: list[str]) -> None:
         children.work(first, count, lambda seed: examine(mutated(datas[seed % len(datas)], seed), Path(folder)), SECONDS)
 
 
-def run(count: int, seed: int, datas: list[bytes]) -> tuple[Counter[str], list[tuple[int, str]]]:
-    """Counts of outcomes, and the bad ones with their seeds."""
+def run(count: int, seed: int, datas: list[bytes], log: Path | None = None) -> children.Results:
+    """What became of each mutation."""
     with tempfile.TemporaryDirectory() as folder:
-        files = [str(Path(folder) / f"{i}.qc") for i in range(len(datas))]
+        files = [Path(folder) / f"{i}.qc" for i in range(len(datas))]
         for file, data in zip(files, datas):
-            Path(file).write_bytes(data)
-        return children.run("tests.fuzz_artifacts", seed, count, files)
+            file.write_bytes(data)
+        command = ["tests.fuzz_artifacts", *(word for file in files for word in ("--file", str(file)))]
+        done = children.Log(log, *(hashlib.sha256(data).hexdigest() for data in datas))
+        return children.run(command, seed, count, done, native_cache(Path(folder)))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--log", type=Path, help="a file with what is done: the same command goes on behind it")
+    parser.add_argument("--work", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--file", action="append", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        work(int(options.work[0]), int(options.work[1]), options.work[2:])
+        work(*options.work, options.file)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        return children.report(*run(options.count, options.seed, originals(Path(folder))))
+        return children.report(run(options.count, options.seed, originals(Path(folder)), options.log))
 
 
 if __name__ == "__main__":

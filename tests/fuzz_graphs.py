@@ -1,8 +1,9 @@
-"""Random networks through the flows: python -m tests.fuzz_graphs [--count 5000] [--seed 0] [--engine x86] [--isa AVX512_CORE_VNNI].
+"""Random networks through the flows: python -m tests.fuzz_graphs [--count 5000] [--log FILE] [--engine x86] [--isa AVX512_CORE_VNNI].
 
 Each network of tests/graph_grammar.py is compiled (statically; every fourth trained for two steps, every eighth dynamically) and called:
-no crash, no error that is not a QCompilerError, SQNR at least min(20, a simulation with 7 bits - 6) dB, the shapes of the float model at
-other batches, and equal bits from state_dict, deepcopy, save and load, and torch.jit.script. `--isa` limits what oneDNN may use.
+no crash, no error that is not a QCompilerError, SQNR at least min(20, a simulation with 7 bits - 6) dB, as good as the QUANTIZED graph at
+other batches and sizes, and equal bits from state_dict, deepcopy, save and load, and torch.jit.script. On the native back end each layer
+within a step of the QUANTIZED graph on equal inputs, and equal bits on two threads. `--isa` limits what oneDNN may use.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import math
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,15 @@ from torch.utils._pytree import tree_leaves
 import qcompiler
 from qcompiler.config.qconfig import default_dynamic_qconfig
 from qcompiler.errors import InputError, QCompilerError
-from tests import children
+from qcompiler.executable.call_forms import CallForms
+from tests import children, native_layers
 from tests.graph_grammar import Network, network
+from tests.native_cache import native_cache
 
 SECONDS = 60.0
-ENGINES = ("x86", "onednn", "qnnpack")
+ENGINES = ("x86", "onednn", "qnnpack", "native")  # the last is the back end of that name
 FLOOR, MARGIN = 20.0, 6.0  # dB: what int8 must reach, or the simulation less this
+STEPS = 1  # that a layer in C may be from the QUANTIZED graph on equal inputs
 
 
 class SevenBits(TorchFunctionMode):
@@ -53,19 +59,22 @@ def rounded(x: Tensor) -> Tensor:
     return ((x / scale).round() + zero).clamp(0, 127).sub(zero).mul(scale)
 
 
-def simulated(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+def simulated(model: nn.Module, inputs: tuple[Tensor, ...], form: Mapping[str, Any] | None = None) -> Any:
     """The model with weights and every value in 7 bits."""
     copied = copy.deepcopy(model)
     for parameter in copied.parameters():
         if parameter.dim() > 1:
             parameter.data.copy_(rounded(parameter.data))
     with SevenBits():
-        return copied(*map(rounded, inputs))
+        return copied(*map(rounded, inputs), **(form or {}))
 
 
 def sqnrs(expected: Any, result: Any) -> list[float]:
     found = []
     for a, b in zip(tree_leaves(expected), tree_leaves(result), strict=True):
+        if not isinstance(a, Tensor):
+            assert a == b, f"{a} and {b}"
+            continue
         assert a.shape == b.shape, f"shapes {tuple(a.shape)} and {tuple(b.shape)}"
         signal, noise = float(a.double().square().sum()), float((a.double() - b.double()).square().sum())
         if not math.isfinite(noise):  # the simulation divided by what it had rounded to zero
@@ -77,106 +86,191 @@ def sqnrs(expected: Any, result: Any) -> list[float]:
 
 def alike(one: Any, other: Any) -> bool:
     a, b = tree_leaves(one), tree_leaves(other)
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b))
+    return len(a) == len(b) and all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in zip(a, b))
 
 
-def compiled(model: Network, inputs: tuple[Tensor, ...], seed: int, engine: str) -> tuple[Any, Callable[[], Any]]:
-    """The int8 module of the seed's flow, and how to make another of it."""
+@dataclass(frozen=True)
+class Compiled:
+    """The int8 module of a seed's flow, how to make another of it, and the QUANTIZED graph with the same qparams."""
+
+    module: Any
+    again: Callable[[], Any]
+    reference: Any
+
+
+def compiled(model: Network, inputs: tuple[Tensor, ...], seed: int, engine: str) -> Compiled:
+    """Every fourth is trained for two steps, every eighth dynamic; what has several call forms is prepared for all of them."""
     mapping = qcompiler.QConfigMapping().set_global(default_dynamic_qconfig) if seed % 8 == 3 else None
+    settings: dict[str, Any] = {"backend": "native"} if engine == "native" else {"engine": engine}
+    if model.forms:
+        settings["example_kwargs"] = model.forms
     if seed % 4 == 1:
-        prepared = qcompiler.prepare_qat_fx(copy.deepcopy(model).train(), mapping, inputs, engine=engine)
+        prepared = qcompiler.prepare_qat_fx(copy.deepcopy(model).train(), mapping, inputs, **settings)
         optimizer = torch.optim.SGD(prepared.parameters(), lr=1e-4) if list(prepared.parameters()) else None
-        for _ in range(2):
-            total = sum(t.square().mean() for t in tree_leaves(prepared.eval()(*inputs)))
+        for _, form in product(range(2), model.forms or [{}]):
+            total = sum(t.square().mean() for t in tree_leaves(prepared.eval()(*inputs, **form)) if isinstance(t, Tensor))
             if optimizer is not None and isinstance(total, Tensor) and total.requires_grad:
                 optimizer.zero_grad()
                 total.backward()
                 optimizer.step()
-        return qcompiler.convert_fx(prepared), lambda: qcompiler.convert_fx(prepared)
-    prepared = qcompiler.prepare_fx(model, mapping, inputs, engine=engine)
-    qcompiler.calibrate(prepared, [inputs])
-    return qcompiler.convert_fx(prepared), lambda: qcompiler.convert_fx(prepared)
+    else:
+        prepared = qcompiler.prepare_fx(model, mapping, inputs, **settings)
+        qcompiler.calibrate(prepared, [{"x": inputs[0], **form} for form in model.forms] or [inputs])
+    return Compiled(qcompiler.convert_fx(prepared), lambda: qcompiler.convert_fx(prepared), qcompiler.convert_to_reference_fx(prepared))
 
 
 def examine(seed: int, engine: str, folder: Path) -> str:
     """What became of one network: "good" or "refused: code"; AssertionError or any other exception where it is bad."""
     model, inputs = network(seed)
-    with torch.no_grad():
-        expected, bound = model(*inputs), simulated(model, inputs)
     try:
-        module, again = compiled(model, inputs, seed, engine)
+        made = compiled(model, inputs, seed, engine)
     except QCompilerError as error:
         return f"refused: {type(error).__name__} {error.code}: {error.message[:60]}"
     with torch.no_grad():
-        result = module(*inputs)
-        if seed % 4 != 1:
-            for number, (got, simulation) in enumerate(zip(sqnrs(expected, result), sqnrs(expected, bound))):
-                assert got >= min(FLOOR, simulation - MARGIN), f"result {number} has {got:.1f} dB, in 7 bits {simulation:.1f}"
-        copies(module, again, inputs, result, folder)
-        scripted(module, inputs, result)
-        for batch in (1, 5):
-            other_batch(model, module, inputs, batch)
-        assert alike(module(*inputs), result), "other bits after other batches"
+        for form in model.forms or [{}]:
+            examine_call(seed, engine, (model, made), (inputs, form), folder)
     return "good"
 
 
-def copies(module: Any, again: Callable[[], Any], inputs: tuple[Tensor, ...], result: Any, folder: Path) -> None:
-    assert alike(copy.deepcopy(module)(*inputs), result), "deepcopy"
-    second = again()
-    second.load_state_dict(module.state_dict())
-    assert alike(second(*inputs), result), "state_dict"
-    if not module.program.leaves and not module.program.externals:
-        qcompiler.save(module, folder / "m.qc")
-        assert alike(qcompiler.load(folder / "m.qc")(*inputs), result), "save and load"
+Call = tuple[tuple[Tensor, ...], Mapping[str, Any]]
 
 
-def scripted(module: Any, inputs: tuple[Tensor, ...], result: Any) -> None:
+def examine_call(seed: int, engine: str, pair: tuple[Network, Compiled], call: Call, folder: Path) -> None:
+    """All that must hold of a call, with one of the forms."""
+    (model, made), (inputs, form) = pair, call
+    result = made.module(*inputs, **form)
+    if seed % 4 != 1:
+        accurate(model, result, call)
+    copies(made, call, result, folder)
+    scripted(made.module, call, result)
+    if engine == "native":
+        layers_right(made, call, exact=seed % 8 != 3)
+    for other in other_calls(model, call):
+        other_sizes(model, made, other, engine)
+    assert alike(made.module(*inputs, **form), result), "other bits after other sizes"
+
+
+def accurate(model: Network, result: Any, call: Call) -> None:
+    inputs, form = call
+    expected, bound = model(*inputs, **form), simulated(model, inputs, form)
+    for number, (got, simulation) in enumerate(zip(sqnrs(expected, result), sqnrs(expected, bound))):
+        assert got >= min(FLOOR, simulation - MARGIN), f"result {number} has {got:.1f} dB, in 7 bits {simulation:.1f}"
+
+
+def copies(made: Compiled, call: Call, result: Any, folder: Path) -> None:
+    inputs, form = call
+    assert alike(copy.deepcopy(made.module)(*inputs, **form), result), "deepcopy"
+    second = made.again()
+    second.load_state_dict(made.module.state_dict())
+    assert alike(second(*inputs, **form), result), "state_dict"
+    programs = [m.program for m in made.module.modules() if hasattr(m, "program")]
+    if not any(program.leaves or program.externals for program in programs):
+        qcompiler.save(made.module, folder / "m.qc")
+        assert alike(qcompiler.load(folder / "m.qc")(*inputs, **form), result), "save and load"
+
+
+def scripted(module: Any, call: Call, result: Any) -> None:
+    inputs, form = call
+    of_form = module.call_forms[module.choose(inputs, form)] if isinstance(module, CallForms) else module
     try:
-        script = torch.jit.script(module)
+        script = torch.jit.script(of_form)
     except QCompilerError:
         return
-    assert alike(script(*inputs), result), "script"
+    assert alike(script(*inputs, **form), result), "script"
 
 
-def other_batch(model: nn.Module, module: Any, inputs: tuple[Tensor, ...], batch: int) -> None:
-    """The shapes of the float model, or a guard's error where the model itself fixed the size."""
-    given = tuple(x[:1].expand(batch, *x.shape[1:]).contiguous() for x in inputs)
+def layers_right(made: Compiled, call: Call, exact: bool) -> None:
+    """Each layer in C against the QUANTIZED graph on equal inputs, in memory that others share or not, on one thread or two."""
+    inputs, form = call
+    module, reference = made.module, made.reference
+    if isinstance(module, CallForms):
+        number = module.choose(inputs, form)
+        module, reference = module.call_forms[number], list(reference.call_forms)[number]
+    found = native_layers.watched(module, inputs, form)
+    steps = native_layers.steps_apart(found.values, reference, inputs, form)
+    worst = max(steps, key=steps.__getitem__, default=None)
+    assert worst is None or steps[worst] <= STEPS, f"{worst} is {steps[worst]} steps from the QUANTIZED graph"
+    torch.set_num_threads(2)
     try:
-        found = module(*given)
+        assert alike(module(*inputs, **form), found.result), "two threads"
+    finally:
+        torch.set_num_threads(1)
+
+
+def other_calls(model: Network, call: Call) -> Iterator[Call]:
+    """Other batches of rows that calibration saw, and other sizes of all that is behind the channels."""
+    inputs, form = call
+    for batch in (1, 5):
+        yield tuple(x[:1].expand(batch, *x.shape[1:]).contiguous() for x in inputs), model.resized(form, batch)
+    if inputs[0].dim() > 2:
+        for more in (1, 3):
+            grown = tuple(torch.cat([x, x.flip(-1)[..., :more]], -1) for x in inputs)
+            yield tuple(torch.cat([x, x.flip(2)[:, :, :more]], 2) if x.dim() > 3 else x for x in grown), form
+
+
+def other_sizes(model: Network, made: Compiled, call: Call, engine: str) -> None:
+    """As good as the QUANTIZED graph, or a guard's error where the model itself fixed a size; what the model refuses is free."""
+    inputs, form = call
+    try:
+        expected = model(*inputs, **form)
+    except (RuntimeError, ValueError, IndexError):
+        expected = None
+    try:
+        found = made.module(*inputs, **form)
     except InputError:
         return
-    sqnrs(model(*given), found)  # asserts the shapes
+    if expected is None or model.branches:
+        return
+    noise = sqnrs(expected, made.reference(*inputs, **form))
+    for number, (got, allowed) in enumerate(zip(sqnrs(expected, found), noise)):
+        sizes = [tuple(x.shape) for x in inputs]
+        assert got >= min(FLOOR, allowed - MARGIN), f"result {number} at {sizes} has {got:.1f} dB, the QUANTIZED graph {allowed:.1f}"
 
 
-def work(first: int, count: int, engine: str) -> None:
+def engine_of(seed: int, engines: Sequence[str]) -> str:
+    """The engines take turns every eight seeds, since the flow of a seed is decided by its last three bits."""
+    return engines[seed // 8 % len(engines)]
+
+
+def work(first: int, count: int, engines: Sequence[str]) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        children.work(first, count, lambda seed: examine(seed, engine, Path(folder)), SECONDS)
+
+        def case(seed: int) -> str:
+            engine = engine_of(seed, engines)
+            return f"{engine} {examine(seed, engine, Path(folder))}"
+
+        children.work(first, count, case, SECONDS)
 
 
-def run(count: int, seed: int, engine: str, isa: str | None = None) -> Any:
-    """Counts of outcomes, and the bad ones with their seeds."""
-    return children.run("tests.fuzz_graphs", seed, count, [engine], {"ONEDNN_MAX_CPU_ISA": isa} if isa else None)
+def run(count: int, seed: int, engines: Sequence[str], isa: str | None = None, log: Path | None = None) -> children.Results:
+    """Each network on one of the engines, in turn."""
+    command = ["tests.fuzz_graphs", *(word for engine in engines for word in ("--engine", engine))]
+    limit = {"ONEDNN_MAX_CPU_ISA": isa} if isa else {}
+    with tempfile.TemporaryDirectory() as folder:
+        return children.run(command, seed, count, children.Log(log, *command, isa), {**limit, **native_cache(Path(folder))})
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--engine", choices=ENGINES, default="x86")
+    parser.add_argument("--engine", choices=ENGINES, action="append", help="repeat for several, which take turns; all by default")
     parser.add_argument("--isa", help="of oneDNN's names, for instance AVX512_CORE_VNNI: no AMX")
+    parser.add_argument("--log", type=Path, help="a file with what is done: the same command goes on behind it")
     parser.add_argument("--show", type=int, help="print the network of this seed")
-    parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    engines = options.engine or [e for e in ENGINES if e in ("native", *torch.backends.quantized.supported_engines)]
     if options.work:
-        work(int(options.work[0]), int(options.work[1]), options.work[2])
+        work(*options.work, engines)
         return 0
     if options.show is not None:
         model, inputs = network(options.show)
         print(f"{[tuple(x.shape) for x in inputs]}\n{model!r}")
         return 0
-    return children.report(*run(options.count, options.seed, options.engine, options.isa))
+    return children.report(run(options.count, options.seed, engines, options.isa, options.log))
 
 
 if __name__ == "__main__":

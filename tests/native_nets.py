@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 import qcompiler
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.native.regions import regions_of
-from qcompiler.ops.reference import quantize
+from tests import native_layers
 
 
 class Through(nn.Module):
@@ -136,32 +136,9 @@ def net(name: str) -> tuple[Any, fx.GraphModule, Tensor]:
     return (*converted(make(), x), x)
 
 
-class Beside(fx.Interpreter):
-    """Runs the QUANTIZED graph on the codes that the C computed, wherever it has them: each layer by itself, on equal inputs."""
-
-    def __init__(self, graph: fx.GraphModule, values: dict[str, Tensor]) -> None:
-        super().__init__(graph)
-        self.values, self.steps = values, dict[str, int]()
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.target is quantize and n.name in self.values:
-            found = self.values[n.name]
-            assert found.shape == result.shape, n.name
-            self.steps[n.name] = int((found.int() - result.int()).abs().max())
-            return found
-        return result
-
-
 def steps_apart(module: Any, graph: fx.GraphModule, x: Tensor) -> dict[str, int]:
     """By layer, how many quanta the C is from the QUANTIZED graph on equal inputs; a fused layer counts with what it was fused into."""
-    values: dict[str, Tensor] = {}
-    for region in regions_of(module):
-        values |= region.watch(x).values
-    beside = Beside(graph, values)
-    with torch.no_grad():
-        beside.run(x)
-    return beside.steps
+    return native_layers.steps_apart(native_layers.watched(module, (x,), {}).values, graph, (x,), {})
 
 
 def region_of(module: Any) -> NativeRegion:

@@ -198,7 +198,7 @@ def parameter(name: str, position: int, change: Callable[[torch.Tensor], torch.T
 
 def kernel_scale(gm: fx.GraphModule) -> None:
     call = made_from(gm, "head", torch.ops.quantized.conv2d.new)
-    call.args = (*call.args[:2], float(call.args[2]) * 2, call.args[3])  # type: ignore[arg-type]
+    call.args = (*call.args[:2], float(call.args[2]) * 4, call.args[3])  # type: ignore[arg-type]
 
 
 def read_off_by_one(x: torch.Tensor) -> torch.Tensor:
@@ -229,7 +229,7 @@ SPOILED: dict[str, tuple[str, str, Callable[[fx.GraphModule], None]]] = {  # wha
     "operands swapped": ("keep_float", "sub", operands_swapped),
     "cat in another order": ("share_qparams", "cat", order_of_cat),
     "an op reads another value": ("insert_observers", "sub", reads_another_value),
-    "a scale off by 2": ("freeze_qparams", "stem", frozen("stem", scale=lambda s: s / 2)),
+    "a scale off by 4": ("freeze_qparams", "stem", frozen("stem", scale=lambda s: s / 4)),
     "a scale too large by 8": ("freeze_qparams", "stem", frozen("stem", scale=lambda s: s * 8)),
     "a zero point far off": ("freeze_qparams", "sub", frozen("sub", zero_point=lambda z: 100)),
     "weight scales of other channels": ("insert_quantize_dequantize", "b", parameter("b", 1, lambda s: s.flip(0))),
@@ -238,7 +238,7 @@ SPOILED: dict[str, tuple[str, str, Callable[[fx.GraphModule], None]]] = {  # wha
     "a weight of 4 bits": ("insert_quantize_dequantize", "b", parameter("b", 0, lambda w: w // 16 * 16)),
     "a weight with its axes swapped": ("insert_quantize_dequantize", "b", parameter("b", 0, lambda w: w.transpose(2, 3).contiguous())),
     "a zero point off by one": ("lower", "head", zero_point_off_by_one),
-    "a kernel's scale off by 2": ("lower", "head", kernel_scale),
+    "a kernel's scale off by 4": ("lower", "head", kernel_scale),
     "a pack without its bias": ("lower", "head", without_bias),
 }  # fmt: skip
 PASSES = {

@@ -12,6 +12,7 @@ from qcompiler import calibrate, convert_fx, convert_to_reference_fx, explain, p
 from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.debug import compare, compute_sqnr
 from qcompiler.ops.functional import getitem
+from tests.cpu import needs_vnni
 from tests.flow import ENGINES, randn
 
 X = randn(2, 16, 12, 12)
@@ -43,6 +44,7 @@ def is_centred(module: Any) -> bool:
     return "::2, " in module.code
 
 
+@needs_vnni
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("before", [True, False], ids=["int8 input", "model's input"])
 def test_the_values_are_those_of_quantized(engine: str, before: bool) -> None:
@@ -55,6 +57,7 @@ def test_the_values_are_those_of_quantized(engine: str, before: bool) -> None:
     assert module(X[:1]).shape == (1, 4, 6, 6) and torch.equal(module(X)[:1], module(X[:1]))
 
 
+@needs_vnni
 def test_x86_centres_where_it_packs_with_fbgemm() -> None:
     torch.manual_seed(0)
 
@@ -99,6 +102,7 @@ NEAR_MISSES = {
 }
 
 
+@needs_vnni
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_near_misses(name: str) -> None:
     torch.manual_seed(0)
@@ -107,6 +111,7 @@ def test_near_misses(name: str) -> None:
     assert not is_centred(module) and compute_sqnr(convert_to_reference_fx(observed)(X), module(X)) > 40
 
 
+@needs_vnni
 def test_two_convolutions_behind_one_pad() -> None:
     class Both(Net):
         def __init__(self) -> None:
@@ -123,6 +128,7 @@ def test_two_convolutions_behind_one_pad() -> None:
     assert is_centred(module) and compute_sqnr(convert_to_reference_fx(observed)(X), module(X)) > 35
 
 
+@needs_vnni
 @pytest.mark.parametrize("large", [4.0, 127.0])
 def test_no_sum_of_two_taps_overflows(large: float) -> None:
     """Weights whose neighbouring taps would overflow 16 bits in fbgemm's kernel, which takes the convolution once it is centred."""
@@ -137,6 +143,7 @@ def test_no_sum_of_two_taps_overflows(large: float) -> None:
     assert compute_sqnr(convert_to_reference_fx(observed)(X), module(X)) > 40
 
 
+@needs_vnni
 def test_compare_sees_one_value() -> None:
     """The values of the centred convolution are none of the model's: only those that are kept are compared."""
     torch.manual_seed(0)

@@ -30,6 +30,7 @@ from qcompiler.debug.metrics import compute_sqnr
 from qcompiler.errors import ConfigError, NumericsError
 from qcompiler.observers import MinMaxObserver, PlaceholderObserver
 from qcompiler.ops import recurrent
+from tests.cpu import STEPS, compiled_for_others
 from tests.flow import ENGINES, flow, randn
 
 QCONFIGS = {
@@ -217,7 +218,7 @@ def test_the_arithmetic_is_that_of_float64() -> None:
     names = [f"{side}_l{k}{end}" for k in (0, 1) for end in ("", "_reverse") for side in ("ih", "hh")]
     weights = [state[f"weight_{n}"].double() * state[f"weight_{n}_scale"] for n in names]
     biases = [state[f"bias_{n}"].double() for n in names]
-    want = recurrent.lstm(x.double(), None, None, weights, biases, bidirectional=True, activation_range=(0, 255))
+    want = recurrent.lstm(x.double(), None, None, weights, biases, bidirectional=True, activation_range=(0, STEPS))
     for a, b in zip(tensors(module(x)), tensors(want), strict=True):
         assert (a - b).abs().max() < 2e-3 and (a - b).abs().median() < 1e-6
 
@@ -306,6 +307,7 @@ def test_vectors() -> None:
         assert converted(model, (x,), qconfig)(x).shape == (5,)
 
 
+@compiled_for_others
 def test_an_explicit_range_wins() -> None:
     model, x = nn.Linear(64, 4).eval(), randn(5, 64)
     weight = MinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_tensor_symmetric)

@@ -20,6 +20,7 @@ from qcompiler.nn.intrinsic.quantized.dynamic import LinearReLU
 from qcompiler.nn.quantized import dynamic
 from qcompiler.ops import recurrent
 from qcompiler.ops.reference import dequantize_weight, dynamic_quantize_dequantize
+from tests.cpu import STEPS
 from tests.flow import ENGINES, randn
 from tests.test_dynamic_graph import tensors
 
@@ -135,7 +136,7 @@ def test_layers_against_float64(form: str, kind: Any, layers: int, bidirectional
     sides = quantized._sides()
     weights = [dequantize_weight(*(t.double() for t in quantized._int8(f"weight_{s}")), None).double() for s in sides]
     biases = [quantized.get_bias()[f"bias_{s}"].double() for s in sides]
-    settings: Any = {"bidirectional": bidirectional, "activation_range": (0, 255)}
+    settings: Any = {"bidirectional": bidirectional, "activation_range": (0, STEPS)}
     states = [randn(layers * (1 + bidirectional), 3, 8, seed=k) * 0.5 for k in range(2 if kind is nn.LSTM else 1)]
     doubles = [s.double() for s in states]
     if form == "batch":
@@ -161,7 +162,7 @@ def test_linear_against_float64() -> None:
     module, quantized, (x,) = made("Linear")
     values, scale, zero_point = quantized._int8("weight")
     weight = (values.double() - zero_point) * scale
-    want = nn.functional.linear(dynamic_quantize_dequantize(x.double(), 0, 255), weight, module.bias.double())
+    want = nn.functional.linear(dynamic_quantize_dequantize(x.double(), 0, STEPS), weight, module.bias.double())
     assert (quantized(x) - want).abs().max() < 1e-5
 
 

@@ -31,6 +31,7 @@ from qcompiler.quantization import (
     quantize,
     swap_module,
 )
+from tests.cpu import BIT
 from tests.hand_prepared import SmallMobileNetV2, SmallResNet, images, seeded, sqnr, theirs
 
 
@@ -349,7 +350,7 @@ def test_each_layer_between_stubs(layer: nn.Module) -> None:
     ready(x)
     made = convert(ready)
     assert not qcompiler.remarks(made), qcompiler.remarks(made)
-    assert sqnr(model(x), made(x)) > 25
+    assert sqnr(model(x), made(x)) > 25 - BIT
     assert torch.equal(torch.jit.script(copy.deepcopy(made))(x), made(x))
 
 
@@ -379,7 +380,7 @@ def test_quantize_in_one_call() -> None:
 def test_seven_bits_where_kernels_add_in_16() -> None:
     """Without VNNI, activations get 7 bits, unless the user said how many; on qnnpack never."""
     ready = prepared()
-    assert sqnr(convert(ready)(images()), convert(ready, isa="avx2")(images())) < 60
+    assert sqnr(convert(ready, isa="avx512_vnni")(images()), convert(ready, isa="avx2")(images())) < 60
     wide, narrow = (convert(ready, isa=isa).conv1 for isa in ("avx512_vnni", "avx2"))
     assert narrow.scale == pytest.approx(wide.scale * 255 / 127, rel=1e-3)
 

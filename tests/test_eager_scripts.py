@@ -12,6 +12,7 @@ from torch import nn
 import qcompiler
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.vision import import_torchvision
+from tests.cpu import BIT
 from tests.hand_prepared import SmallMobileNetV2, images, seeded, sqnr
 
 
@@ -105,7 +106,7 @@ def test_torchvisions_quantizable_models(name: str, least: float) -> None:
     model.qconfig = qcompiler.get_default_qconfig()
     prepared = qcompiler.quantization.prepare(model)
     prepared(x)
-    assert sqnr(expected, qcompiler.quantization.convert(prepared)(x)) > least
+    assert sqnr(expected, qcompiler.quantization.convert(prepared)(x)) > least - BIT
     graph = qcompiler.prepare_fx(model, None, (x,))
     qcompiler.calibrate(graph, [x])
     assert sqnr(expected, qcompiler.convert_fx(graph)(x)) > least

@@ -15,6 +15,7 @@ from qcompiler.backends.torch.program.once import quantized_engine
 from qcompiler.debug import compare
 from qcompiler.errors import ConfigError
 from qcompiler.quantization.backend_config import get_onednn_backend_config
+from tests.cpu import SEVEN_BITS, needs_vnni
 
 pytestmark = pytest.mark.skipif("onednn" not in torch.backends.quantized.supported_engines, reason="no onednn")
 
@@ -76,13 +77,15 @@ FUSED: dict[str, tuple[Callable[[Net, Tensor], Any], list[bool]]] = {
 
 @pytest.mark.parametrize("name", FUSED)
 def test_the_sum_is_part_of_the_convolution(name: str) -> None:
+    if name == "a twin of it lives" and SEVEN_BITS:
+        pytest.skip("in 7 bits for the sum and 8 for the result, the twins differ")
     how, into = FUSED[name]
     model, made = prepared(how)
     small = qcompiler.convert_fx(made)
     reference = qcompiler.convert_to_reference_fx(made)
     assert sums(small) == into and "quantized::add" not in small.code  # type: ignore[operator]
     with quantized_engine("onednn"):
-        for x in (X, X[:1], torch.randn(3, 3, 5, 12)):
+        for x in (X, X[:1], torch.cat([X, X[:1]])[..., 2:7, :5]):  # within the range that calibration saw
             for got, wanted, real in zip(*(_flat(m(x)) for m in (small, reference, model)), strict=True):
                 assert got.shape == real.shape
                 assert (got - wanted).abs().max() <= 3.1 * _step(wanted)  # a step for the sum, one for what follows, one for the last
@@ -99,6 +102,7 @@ def _pooled_sum(x: Tensor) -> Tensor:
     return nn.functional.max_pool2d(x, 3, 1, 1) + x
 
 
+@needs_vnni  # in 7 bits for a convolution and 8 for a result, the twins differ
 def test_a_twin_whose_inputs_are_twins_as_well_lives() -> None:
     """TorchScript makes one of the two pools, and so one of the two sums: the first may not be written over."""
     _, made = prepared(lambda m, x: (m.c(m.b(x)) + _pooled_sum(x), _pooled_sum(x)))

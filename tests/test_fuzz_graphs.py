@@ -13,9 +13,9 @@ from tests.graph_grammar import RULES, network
 def test_random_networks_compile_and_compute(engine: str, first: int) -> None:
     if engine not in torch.backends.quantized.supported_engines:
         pytest.skip(f"torch has no {engine} here")
-    outcomes, bad = fuzz_graphs.run(24, first, engine)
-    assert not bad, bad
-    assert outcomes["good"] >= 20, outcomes
+    found = fuzz_graphs.run(24, first, [engine])
+    assert not found.bad, found.bad
+    assert found.outcomes[f"{engine} good"] >= 20, found.outcomes
 
 
 def test_the_same_seed_gives_the_same_network() -> None:

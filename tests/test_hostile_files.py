@@ -22,8 +22,8 @@ import qcompiler
 from qcompiler import artifact
 from qcompiler.artifact.notes import ROW
 from qcompiler.backends.torch.program import registry
+from qcompiler.backends.torch.program.assemble import compile_graph
 from qcompiler.backends.torch.program.export import export_source
-from qcompiler.backends.torch.program.module import compile_graph
 from qcompiler.backends.torch.program.quote import comment, docstring, literal
 from qcompiler.backends.torch.runtime.once_arguments import CHECKS, ArgumentError, check_once
 from qcompiler.debug.explain import Row
@@ -250,8 +250,8 @@ def test_a_statement_that_makes_no_sense_is_an_error_of_ours(saved: bytes, tmp_p
 
 def test_mutations_are_refused_or_run(tmp_path: Path) -> None:
     """A hundred here; `python -m tests.fuzz_artifacts --count 20000` for more."""
-    outcomes, bad = fuzz_artifacts.run(100, 0, fuzz_artifacts.originals(tmp_path))
-    assert not bad and outcomes.total() == 100 and outcomes["ran"] > 5
+    found = fuzz_artifacts.run(100, 0, fuzz_artifacts.originals(tmp_path))
+    assert not found.bad and found.outcomes.total() == 100 and found.outcomes["ran"] > 5
 
 
 # ---- exported sources and their weights

@@ -28,6 +28,7 @@ from qcompiler.quantization import (
     prepare_qat,
     quantize_dynamic,
 )
+from tests.cpu import compiled_for_others
 
 X = torch.linspace(-1, 1, 24).reshape(3, 8)
 
@@ -231,6 +232,7 @@ class Depthwise(nn.Module):
         return self.c(x)
 
 
+@compiled_for_others
 @pytest.mark.parametrize("engine", ["fbgemm", "qnnpack"])
 def test_depthwise_codes_that_a_kernel_cannot_add(engine: str) -> None:
     """fbgemm's kernel adds products of neighbouring taps in 16 bits: the codes of another engine's module may overflow it."""

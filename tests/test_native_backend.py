@@ -33,6 +33,7 @@ def test_each_layer_is_within_a_step_of_the_quantized_graph(name: str) -> None:
     assert not [remark for remark in qcompiler.remarks(module) if remark.code == "native-torch"]
     steps = steps_apart(module, graph, x)
     assert steps and max(steps.values()) <= 1  # sums are rounded twice in C, and in float32 in the graph
+    assert module(x[:0]).shape == graph(x[:0]).shape
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -309,3 +310,53 @@ def test_numbers_go_from_region_to_region(spelling: str) -> None:
             assert debug.compute_sqnr(graph(given), module(given)) > 25
     told = [remark.text for remark in qcompiler.remarks(module) if "which no size gives" in remark.text]
     assert bool(told) == (spelling == "number of elements")
+
+
+def places_by_mask(m: Any, x: Tensor) -> Tensor:
+    y = m[0](x)
+    return m[1](y[y[:, 0] > y.mean()])
+
+
+def places_in_a_tensor(m: Any, x: Tensor) -> Tensor:
+    y = m[0](x)
+    return m[1](y[:, y.sum(0).argsort()])
+
+
+def number_of_a_tensor(m: Any, x: Tensor) -> Tensor:
+    y = m[0](x)
+    return m[1](y[: int((y[:, 0] > y.mean()).sum())])
+
+
+def dimension_of_a_tensor(m: Any, x: Tensor) -> Tensor:
+    y = m[0](x)
+    return m[1](y.narrow(0, torch.argmax(y[:, 0]), 1))
+
+
+@pytest.mark.parametrize("between", [places_by_mask, places_in_a_tensor, number_of_a_tensor, dimension_of_a_tensor])
+def test_numbers_that_torch_computes_from_values_are_no_part_of_a_plan(between: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    module, graph = converted(Through(between, nn.Linear(4, 4), nn.Linear(4, 4)), x := example((5, 4)))
+    with torch.no_grad():
+        for given in (x, x[2:], x[:1], example((9, 4), seed=9)):
+            found, expected = module(given), graph(given)
+            assert found.shape == expected.shape
+            assert torch.allclose(found, expected, atol=3 * float(module.activation_scales.max()))
+
+
+def strided(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+    a, b, c = m[0](x), m[1](x), m[2](x)
+    wide = m[3](a[:, :, None].expand(-1, -1, 4) * 1)
+    out = [a[:, 1], a[:, ::2], a[:, :, None].expand(-1, -1, 3), torch.tanh(b[:, 1]), wide]
+    out += [m[4](a[:, :, None] + b[:, None, :]), m[4](a[:, :, None] * b[:, None, :]), m[3](c[:, 1:2] + a)]
+    return (*out, m[3](torch.stack([c[:, 1], c[:, 2], c[:, 0], c[:, 0]], 1)))
+
+
+def test_elements_that_do_not_lie_side_by_side() -> None:
+    """Columns, every second element, and values that repeat an element: handed out, as operands and behind functions."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(3, 3)]
+    module, graph = converted(Through(strided, *layers), x := example((5, 4)))
+    for given in (x, x[:1], x[:0]):
+        assert max(steps_apart(module, graph, given).values(), default=0) <= 1
+        for found, expected in zip(module(given), graph(given), strict=True):
+            assert torch.allclose(found, expected, atol=3 * float(module.activation_scales.max()))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qcompiler.backends.torch.eager import run_op
 from qcompiler.errors import ConfigError, InputError, UnsupportedOpError
 from qcompiler.nn.quantized import functional as qF
+from tests.cpu import SEVEN_BITS
 from tests.int8_modules import ENGINES, activation, distance, real
 
 OWN = {"scale": 0.013, "zero_point": 90}
@@ -255,6 +256,8 @@ def test_agrees_with_torch_where_torch_is_right(name: str) -> None:
     import torch.ao.nn.quantized.functional as theirs
 
     x = activation(*X4)
+    if name == "linear" and SEVEN_BITS:
+        pytest.skip("without VNNI torch's linear overflows in 16 bits")
     arguments = {"weight": weight(5, 7, axis=None)} if name == "linear" else next(c[2] for c in KEEP + RESCALED if c[0] == name)
     got, wanted = getattr(qF, name)(x, **arguments), getattr(theirs, name)(x, **arguments)
     assert (got.q_scale(), got.q_zero_point()) == (wanted.q_scale(), wanted.q_zero_point())

@@ -32,7 +32,10 @@ def assert_same(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
         expected, got = leaves(gm(*inputs)), leaves(Interpreter(gm).run(*inputs))
     assert len(expected) == len(got) > 0
     for one, other in zip(expected, got, strict=True):
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        if isinstance(one, torch.Tensor) and one.is_floating_point():  # sums of some CPUs' float kernels depend on where a tensor lies
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6 * float(one.abs().max()) if one.numel() else 0.0)
+        else:
+            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 @pytest.mark.parametrize("name", [*SMALL, *VISION, *(pytest.param(name, marks=pytest.mark.slow) for name in WIDE)])

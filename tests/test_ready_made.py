@@ -103,6 +103,7 @@ def test_qconfigs_make_what_torchs_make(name: str) -> None:
                 assert plain(getattr(mine, attribute)) == plain(getattr(other, attribute)), (role, attribute)
 
 
+@pytest.mark.filterwarnings("ignore:Default qconfig of oneDNN backend")  # torch says so on CPUs without VNNI
 @pytest.mark.parametrize("backend", ["x86", "fbgemm", "onednn", "qnnpack"])
 @pytest.mark.parametrize("function", ["get_default_qconfig", "get_default_qat_qconfig"])
 def test_defaults_of_the_back_ends_make_torchs_weights(function: str, backend: str) -> None:

@@ -37,6 +37,7 @@ from qcompiler.observers import HistogramObserver, MinMaxObserver, MovingAverage
 from qcompiler.ops.reference import dequantize, quantize, quantize_weight
 from qcompiler.ops.spec import Spelling
 from qcompiler.quantization import DeQuantStub, QuantStub, convert, prepare, prepare_qat
+from tests.cpu import steps
 from tests.flow import ENGINES, randn, randomized
 from tests.test_ops import STATIC, Call, all_spellings, case_of, inputs_of, model_of, runs, spelled_call
 
@@ -121,6 +122,8 @@ def net() -> nn.Module:
 
 @pytest.mark.parametrize(("kind", "engine"), [(kind, ENGINES[(i + j) % 4]) for i, kind in enumerate(TWINS) for j in (0, 2)[: 1 + (i < 2)]])
 def test_a_network_equals_its_unsigned_twin(kind: str, engine: str) -> None:
+    if kind == "narrow symmetric" and steps(engine) < 255:
+        pytest.skip("in 7 bits the middle of 0 to 254 is that of 0 to 126, of -127 to 127 that of 0 to 127")
     unsigned, signed = (calibrated(net(), o, (X,), engine=engine) for o in observers(kind))
     results = [convert_fx(made)(X) for made in (unsigned, signed)]
     assert torch.equal(*results)
@@ -315,7 +318,9 @@ def test_inputs_and_outputs_that_are_given_quantized(engine: str) -> None:
     signed = torch.quantize_per_tensor(x, scale, zero_point - 128, torch.qint8)
     unsigned = torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
     found = [module(given) for module in made for given in (signed, unsigned)]
-    assert all(f.dtype is torch.quint8 and torch.equal(f.int_repr(), found[0].int_repr()) for f in found)
+    codes = [f.int_repr().int() for f in found]
+    assert all(f.dtype is torch.quint8 for f in found) and torch.equal(codes[0], codes[2]) and torch.equal(codes[1], codes[3])
+    assert int((codes[0] - codes[1]).abs().max()) <= 1  # torch may round a value at half a step of the input to either side
 
 
 WEIGHTS = {

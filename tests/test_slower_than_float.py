@@ -12,7 +12,9 @@ from torch import nn
 from qcompiler import QConfigMapping, calibrate, convert_fx, explain, get_default_qconfig_mapping, prepare_fx, remarks
 from qcompiler.backends.torch.kernels.speed import recurrent_table, recurrent_times
 from qcompiler.quantization import default_dynamic_qconfig
+from tests.cpu import compiled_for_others
 
+pytestmark = compiled_for_others  # nothing runs
 CODE = "slower-than-float"
 
 

@@ -105,6 +105,11 @@ class QParams:
         """The same real numbers with int8 codes, as kernels take weights: the middle of uint8 codes becomes 0."""
         return self._shifted(-((self.quant_min + self.quant_max + 1) // 2), torch.int8) if self.dtype is torch.uint8 else self
 
+    def with_7_bits(self) -> QParams:
+        """The range of 0..255 in half as many steps, 0..127, which kernels may add in 16 bits (per tensor only)."""
+        assert isinstance(self.scale, float) and isinstance(self.zero_point, int) and (self.quant_min, self.quant_max) == (0, 255)
+        return replace(self, scale=2 * self.scale, zero_point=self.zero_point // 2, quant_max=127)
+
     def _shifted(self, by: int, dtype: torch.dtype) -> QParams:
         zero_point = tuple(z + by for z in self.zero_point) if isinstance(self.zero_point, tuple) else self.zero_point + by
         return replace(self, zero_point=zero_point, quant_min=self.quant_min + by, quant_max=self.quant_max + by, dtype=dtype)

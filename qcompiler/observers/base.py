@@ -44,6 +44,7 @@ class ObserverBase(nn.Module):
 
     qscheme: torch.qscheme | None = None
     reduce_range: bool | None = None
+    decided = False  # whether `set_reduce_range` was called
     ch_axis: int = -1
     gives_qparams: bool = True  # False: it judges a value that another observer measures
 
@@ -146,6 +147,7 @@ class UniformQuantizationObserverBase(ObserverBase):
         return self.min_val.numel() > 0 and not bool((self.min_val > self.max_val).any())
 
     def set_reduce_range(self, reduce: bool) -> None:
+        self.decided = True
         if self.reduce_range is None:
             self.quant_min, self.quant_max = quant_range(*self._custom, reduce_range=reduce, explicit=False)
 

@@ -44,6 +44,18 @@ class FixedQParamsObserver(ObserverBase):
         self.qscheme = qscheme
         self.register_buffer("scale", torch.tensor([scale], dtype=torch.float32))
         self.register_buffer("zero_point", torch.tensor([zero_point], dtype=torch.int32))
+        self.halved = False
+
+    def set_reduce_range(self, reduce: bool) -> None:
+        """7 bits are the same range in half as many steps."""
+        if reduce == self.halved or (reduce and self.quant_max - self.quant_min != 255):
+            return
+        self.decided, self.halved = True, reduce
+        factor = 2 if reduce else 0.5
+        self.scale = self.scale * factor
+        self.zero_point = (self.zero_point / factor).floor().to(torch.int32)
+        self.quant_min, self.quant_max = (int(end // factor) for end in (self.quant_min, self.quant_max + 1))
+        self.quant_max -= 1
 
     @property
     def measures(self) -> bool:

@@ -16,6 +16,7 @@ from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.proxy import Proxy, Sizes
 
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
+_KEYS = (type(None), bool, int, float, str)
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
@@ -60,7 +61,7 @@ def _is_value(value: Any) -> bool:
         return True
     if kind in (list, tuple, Sizes):
         return all(map(_is_value, tuple.__iter__(value) if kind is Sizes else value))
-    return kind is dict and all(type(key) in (str, int) and _is_value(item) for key, item in value.items())
+    return kind is dict and all(type(key) in _KEYS and _is_value(item) for key, item in value.items())
 
 
 def _chains(node: ast.AST, owners: Mapping[str, nn.Module], found: Arguments) -> None:

@@ -46,8 +46,14 @@ def is_known(node: fx.Node, of_parts: bool = False) -> bool:
     `of_parts`: how many parts a value was cut into counts as well; that is known where the parts are made.
     """
     return is_number(node) and all(
-        value_of(s).shape is not None or is_known(s, of_parts) or (of_parts and s.target in PARTS) for s in node.all_input_nodes
+        (_asks_sizes(node) and value_of(s).shape is not None) or is_known(s, of_parts) or (of_parts and s.target in PARTS)
+        for s in node.all_input_nodes
     )
+
+
+def _asks_sizes(node: fx.Node) -> bool:
+    """Whether a node asks a tensor for its sizes; another that takes a tensor takes its value."""
+    return node.op == "call_method" or node.target in (getattr, len)
 
 
 class Reader:

@@ -180,13 +180,13 @@ def ints(value: Any, dims: int) -> list[int]:
     return values * dims if len(values) == 1 else values
 
 
-def code(qparams: QParams, real: float) -> int:
-    """The stored integer of a real value."""
+def code(qparams: QParams, real: float, ends: tuple[int, int]) -> int:
+    """The stored integer of a real value, within `ends`."""
     assert isinstance(qparams.scale, float) and isinstance(qparams.zero_point, int)
     steps = real / qparams.scale
     if steps != steps or abs(steps) > 1e6:  # inf, or far outside: round() cannot take inf
-        return qparams.quant_max if steps > 0 else qparams.quant_min
-    return min(max(round(steps) + qparams.zero_point, qparams.quant_min), qparams.quant_max)
+        return ends[1] if steps > 0 else ends[0]
+    return min(max(round(steps) + qparams.zero_point, ends[0]), ends[1])
 
 
 def bound_codes(site: Site) -> tuple[int, int]:
@@ -196,7 +196,8 @@ def bound_codes(site: Site) -> tuple[int, int]:
     only bounds make us cut them; training has learned with values cut at the ends of its range, so there they are cut as well.
     """
     low, high = site.get("bounds") or (None, None)
-    return (site.ends[0] if low is None else code(site.output, low)), (site.ends[1] if high is None else code(site.output, high))
+    lowest, highest = site.ends
+    return (lowest if low is None else code(site.output, low, site.ends)), (highest if high is None else code(site.output, high, site.ends))
 
 
 def needs_relu(site: Site) -> bool:

@@ -17,7 +17,7 @@ from qcompiler.errors import ConfigError, InputError, QCompilerError, Where
 from qcompiler.executable.tensors import keep_dtypes
 from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.nn.place import place_of
-from qcompiler.nn.quantized.from_float import Parts
+from qcompiler.nn.quantized.from_float import ALL_CODES, Parts
 from qcompiler.nn.quantized.lowering import Compiled, Lowering, compile_module
 
 QUANTIZE = "quantize it first: put a QuantStub (or nn.quantized.Quantize) before this module"
@@ -39,6 +39,7 @@ class QuantizedModule(nn.Module):
     _INPUTS: ClassVar[tuple[str, ...]] = ("input",)
     _RANKS: ClassVar[tuple[int, ...]] = ()  # ranks of the first input, the usual one first; empty: any, with the same kernels
     _RANK_OR_MORE: ClassVar[bool] = False  # the first of _RANKS stands for all above it, too
+    _ends: tuple[int, int] = ALL_CODES  # the codes between which results stay
     __constants__ = ["_script"]  # torch.jit.script compiles modules apart whose forward differs
     _fixed_dtypes: ClassVar[bool] = True
 
@@ -126,7 +127,7 @@ class QuantizedModule(nn.Module):
         self._install(self._compile(self._RANKS[0] if self._RANKS else None))
 
     def _compile(self, rank: int | None, like: tuple[Compiled, ...] = ()) -> Compiled:
-        lowering = Lowering(self._engine)
+        lowering = Lowering(self._engine, self._ends)
         more = self._RANK_OR_MORE and rank == self._RANKS[0]
         refused = "" if rank is None else f"dim() {'<' if more else '!='} {rank}"
         known = None if more else rank

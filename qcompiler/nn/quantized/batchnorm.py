@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from qcompiler.backends.torch.site import Operand
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.base import QuantizedModule
-from qcompiler.nn.quantized.from_float import output_qparams, parts_of, statistics_of
+from qcompiler.nn.quantized.from_float import output_qparams, parts_of, statistics_of, trained_ends
 from qcompiler.nn.quantized.lowering import Lowering
 
 TENSORS = ("running_mean", "running_var", "weight", "bias")
@@ -62,6 +62,7 @@ class BatchNormNd(QuantizedModule):
             if value is not None:  # affine=False: weight 1, bias 0
                 made._buffers[name] = value.clone()
         made._qc_path = where.module_path or ""
+        made._ends = trained_ends(mod)
         made._set_qparams(*output_qparams(mod, where))
         made.train(mod.training)
         return made

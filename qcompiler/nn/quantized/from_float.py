@@ -16,7 +16,7 @@ from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, QCompilerError, Where
 from qcompiler.fake_quantize import FakeQuantize
 from qcompiler.ir.types import QParams
-from qcompiler.observers.base import as_qparams
+from qcompiler.observers.base import ObserverBase, as_qparams
 from qcompiler.observers.weights import take_axis
 from qcompiler.ops.batch_norm import check_statistics, fold
 from qcompiler.ops.reference import quantize_weight
@@ -58,7 +58,7 @@ def output_qparams(mod: nn.Module, where: Where) -> tuple[float, int]:
         raise CalibrationError(f"{type(mod).__name__} has no activation_post_process: nothing observed its result", code="not-calibrated",
                                where=where, hint="set .qconfig, call prepare, and run it on data")  # fmt: skip
     try:
-        qparams = qparams_of(observer).unsigned()
+        qparams = qparams_of(_as_kernels_want(observer)).unsigned()
     except QCompilerError as error:
         error.where = where
         raise
@@ -67,6 +67,39 @@ def output_qparams(mod: nn.Module, where: Where) -> tuple[float, int]:
                           hint="use an activation observer with dtype=torch.quint8 or torch.qint8")  # fmt: skip
     assert isinstance(qparams.scale, float) and isinstance(qparams.zero_point, int)
     return qparams.scale, qparams.zero_point
+
+
+ALL_CODES = (0, 255)
+
+
+def trained_ends(mod: nn.Module) -> tuple[int, int]:
+    """The codes between which training cut the result. Kernels cut at 0 and 255, and after calibration that is all."""
+    trained = getattr(mod, "activation_post_process", None)
+    if not isinstance(trained, FakeQuantize):
+        return ALL_CODES
+    qparams = qparams_of(trained).unsigned()
+    return qparams.quant_min, qparams.quant_max
+
+
+def adds_in_16_bits() -> bool:
+    """Whether kernels of torch's quantized engine do so on this machine: they overflow where activations have 8 bits."""
+    return TorchTarget(torch.backends.quantized.engine).reduces_all
+
+
+def _as_kernels_want(observer: Any) -> Any:
+    """An observer with the bits that kernels take on this machine, where `convert` did not decide and the user left it open.
+
+    Warns where activations have 8 bits all the same.
+    """
+    if not isinstance(observer, ObserverBase) or observer.decided or not adds_in_16_bits():
+        return observer
+    made = copy.deepcopy(observer)
+    made.set_reduce_range(True)
+    qparams = qparams_of(made)
+    if qparams.dtype is not torch.int32 and qparams.quant_max - qparams.quant_min > 127:
+        warnings.warn("activations have 8 bits, but kernels add products in 16 bits on this CPU, which lacks VNNI: large sums are cut off. "
+                      "Leave reduce_range open, or make the observer's quant_max 127", UserWarning, stacklevel=3)  # fmt: skip
+    return made
 
 
 def qparams_of(observer: Any) -> QParams:

@@ -19,7 +19,8 @@ from qcompiler.errors import CalibrationError, ConfigError, InputError, Where
 from qcompiler.ir.check_qparams import HINT, scale_fault, zero_point_fault
 from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.nn.place import place_of
-from qcompiler.nn.quantized.from_float import output_qparams
+from qcompiler.nn.quantized.from_float import ALL_CODES, output_qparams, trained_ends
+from qcompiler.nn.quantized.within import Within
 
 __all__ = ["FXFloatFunctional", "FloatFunctional", "QFunctional"]
 
@@ -234,6 +235,8 @@ class QFunctional(_Functional):
         made = cls()
         if getattr(mod.activation_post_process, "observed", True):
             made.scale, made.zero_point = output_qparams(mod, place_of(mod))
+            if trained_ends(mod) != ALL_CODES:
+                made.activation_post_process = Within(*trained_ends(mod))
         else:
             made.scale, made.zero_point = 0.0, 0
         return made

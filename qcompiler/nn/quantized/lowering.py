@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 from qcompiler.backends.torch.kernels.table import Refused, select
 from qcompiler.backends.torch.program.bind import bind
 from qcompiler.backends.torch.program.build import Built, build
-from qcompiler.backends.torch.program.emit import Dialect, Emitted, Emitter
+from qcompiler.backends.torch.program.emit import Emitted, Emitter
 from qcompiler.backends.torch.program.once import quantized_engine, run_once
 from qcompiler.backends.torch.program.script import attach_script, script_attributes
+from qcompiler.backends.torch.program.spell import Dialect
 from qcompiler.backends.torch.runtime.by_shape import PacksByShape
 from qcompiler.backends.torch.site import Emit, Operand, Site, Weight, host_isa
 from qcompiler.errors import UnsupportedOpError
@@ -27,8 +28,9 @@ from qcompiler.ops.table import OPS
 class Lowering:
     """A LOWERED graph in the making. `input`, `constant` and `weight` give arguments for `call`."""
 
-    def __init__(self, engine: str) -> None:
-        self.engine = engine
+    def __init__(self, engine: str, ends: tuple[int, int] = (0, 255)) -> None:
+        """`ends`: the codes between which results of their own qparams stay."""
+        self.engine, self.ends = engine, ends
         self.root, self.graph = nn.Module(), fx.Graph()
         self.graph.owning_module = self.root  # type: ignore[assignment]
         self.emit = Emit(self.graph, self.root)
@@ -57,7 +59,9 @@ class Lowering:
         row = OPS.rows[op]
         own = None if scale is None or row.output is Output.SAME else QParams(scale, zero_point, 0, 255, torch.uint8)
         output = own or (args[0].qparams if isinstance(args[0], Operand) else None) or QParams(1.0, 0, 0, 255, torch.uint8)
-        site = Site(row, fx.Graph().call_function(row.fn), args, attributes, output, self.engine, host_isa())
+        site = Site(
+            row, fx.Graph().call_function(row.fn), args, attributes, output, self.engine, host_isa(), self.ends if own else (0, 255)
+        )
         kernel = select(site)
         if isinstance(kernel, Refused):
             raise UnsupportedOpError(f"no int8 kernel for {op} on {self.engine}: {kernel}", code="no-kernel")

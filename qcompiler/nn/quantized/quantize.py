@@ -11,7 +11,7 @@ from torch._jit_internal import is_scripting
 from qcompiler.errors import InputError
 from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.nn.place import place_of
-from qcompiler.nn.quantized.from_float import output_qparams
+from qcompiler.nn.quantized.from_float import output_qparams, trained_ends
 
 __all__ = ["DeQuantize", "Quantize"]
 
@@ -31,6 +31,7 @@ class Quantize(nn.Module):
         self.register_buffer("scale", torch.tensor([float(scale)], **made))
         self.register_buffer("zero_point", torch.tensor([int(zero_point)], **{**made, "dtype": torch.int64}))
         self.dtype = dtype
+        self.most = 255  # the largest code of a trained one
 
     def forward(self, X: Tensor) -> Tensor:
         """X, float of any shape, quantized. InputError where it is quantized already or not float32."""
@@ -40,6 +41,8 @@ class Quantize(nn.Module):
             self._refuse(X)
         if not is_scripting() and X.dtype != torch.float32:
             self._refuse_dtype(X)
+        if self.most < 255:
+            X = torch.minimum(X, ((self.most - self.zero_point) * self.scale).to(X.dtype))
         return torch.quantize_per_tensor(X, self.scale, self.zero_point, self.dtype)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, *rest: Any) -> None:
@@ -61,7 +64,9 @@ class Quantize(nn.Module):
     @staticmethod
     def from_float(mod: nn.Module, use_precomputed_fake_quant: bool = False) -> "Quantize":
         """The Quantize with the qparams that `mod.activation_post_process` observed."""
-        return Quantize(*output_qparams(mod, place_of(mod)), torch.quint8)
+        made = Quantize(*output_qparams(mod, place_of(mod)), torch.quint8)
+        made.most = trained_ends(mod)[1]
+        return made
 
     def extra_repr(self) -> str:
         return f"scale={self.scale.item()}, zero_point={self.zero_point.item()}, dtype={self.dtype}"

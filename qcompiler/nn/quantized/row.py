@@ -12,7 +12,7 @@ from qcompiler.errors import ConfigError, Where
 from qcompiler.ir.types import value_of
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.base import QuantizedModule
-from qcompiler.nn.quantized.from_float import output_qparams
+from qcompiler.nn.quantized.from_float import ALL_CODES, adds_in_16_bits, output_qparams, trained_ends
 from qcompiler.nn.quantized.lowering import Lowering
 from qcompiler.ops.spec import ModuleForm, Op, Output
 from qcompiler.ops.table import OPS
@@ -75,6 +75,9 @@ class RowModule(QuantizedModule):
                               hint="set its qconfig to None")  # fmt: skip
         made = cls._like(mod, *_result_qparams(mod, row, where))
         made._qc_path = where.module_path or ""
+        if row.output is not Output.SAME and trained_ends(mod) != ALL_CODES:
+            made._ends = trained_ends(mod)
+            made.rebuild()
         made.train(mod.training)
         return made
 
@@ -93,8 +96,9 @@ def _result_qparams(mod: nn.Module, row: Op, where: Where) -> tuple[float, int]:
     if row.output is Output.SAME:
         return 1.0, 0
     if row.fixed is not None and (observer is None or isinstance(observer, nn.Identity)):
-        assert isinstance(row.fixed.scale, float) and isinstance(row.fixed.zero_point, int)
-        return row.fixed.scale, row.fixed.zero_point
+        fixed = row.fixed.with_7_bits() if adds_in_16_bits() else row.fixed
+        assert isinstance(fixed.scale, float) and isinstance(fixed.zero_point, int)
+        return fixed.scale, fixed.zero_point
     return output_qparams(mod, where)
 
 

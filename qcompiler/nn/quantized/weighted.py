@@ -12,7 +12,7 @@ from qcompiler.backends.torch.site import Operand
 from qcompiler.errors import ConfigError
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.base import QuantizedModule
-from qcompiler.nn.quantized.from_float import Parts, float_weight, int8_weight, output_qparams, parts_of
+from qcompiler.nn.quantized.from_float import Parts, float_weight, int8_weight, output_qparams, parts_of, trained_ends
 from qcompiler.nn.quantized.lowering import Lowering
 from qcompiler.nn.quantized.torch_state import plain_state
 from qcompiler.ops.quantized_tensors import channel_axis, qparams_of_tensor, quantized_tensor
@@ -135,6 +135,7 @@ class WeightedModule(QuantizedModule):
         made = cls._like(parts)
         made._qc_path = where.module_path or ""
         made._hold(int8.values, int8.scale, int8.zero_point, bias)
+        made._ends = trained_ends(mod)
         made._set_qparams(scale, zero_point)
         made.train(mod.training)
         return made

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qcompiler.backends.native.plan.codes import Codes
-from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels, merged
+from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels, five
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
 
 if TYPE_CHECKING:
@@ -87,15 +87,8 @@ class Dequantize(Layer):
 
 def _across(codes: Place, floats: Axes) -> Bound:
     """Codes as pixels, and the strides of the floats, in elements, along the same five axes."""
-    axes = [(codes.shape[d], (codes.strides[d], floats[d])) for d in codes.order]
-    if len(axes) > 5:
-        shape, strides = tuple(n for n, _ in axes), [tuple(s[i] for _, s in axes) for i in (0, 1)]
-        axes = merged(shape, strides)  # type: ignore[assignment]
-        axes += [] if axes and axes[-1][1][0] == codes.size else [(1, (codes.size, 1))]
-    if len(axes) > 5:
-        raise ValueError("a tensor whose elements lie in more than five dimensions")
-    axes = [(1, (0, 0))] * (5 - len(axes)) + axes
-    if axes[4][1][0] not in (codes.size, 0) and axes[4][0] != 1:
-        raise ValueError("channels do not lie side by side")
+    order = codes.order
+    given = [tuple(codes.strides[d] for d in order), tuple(floats[d] for d in order)]
+    axes = five(tuple(codes.shape[d] for d in order), given, [(codes.size,), None])
     sizes, places, beside = tuple(n for n, _ in axes), tuple(p for _, (p, _) in axes), tuple(f for _, (_, f) in axes)
     return Bound([Pixels(codes, sizes, places[:4])], strides=[beside])  # type: ignore[arg-type, list-item]

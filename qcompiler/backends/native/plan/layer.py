@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,7 @@ def image(place: Place, dims: int) -> Pixels:
     if len(shape) == dims + 1:
         shape, strides = (1, *shape), (0, *strides)
     space, pitches = (1,) * (3 - dims) + shape[2:], strides[2:]
-    if strides[1] != place.size and shape[1] != 1:
+    if not place.is_side_by_side(strides[1], shape[1]):
         raise ValueError("channels do not lie side by side")
     outer = [pitches[0] * space[3 - dims]] * (3 - dims) if dims else [shape[1] * place.size] * 3
     d, h, w = (*outer, *pitches)
@@ -118,7 +119,7 @@ def rows(*places: Place) -> list[Pixels]:
     spaced in each.
     """
     for place in places:
-        if place.strides[-1] != place.size and place.shape[-1] != 1:
+        if not place.is_side_by_side(place.strides[-1], place.shape[-1]):
             raise ValueError("features do not lie side by side")
     axes = merged(places[0].shape[:-1], [place.strides[:-1] for place in places])
     if len(axes) > 4:
@@ -143,3 +144,25 @@ def merged(shape: Axes, strides: list[Axes]) -> list[tuple[int, tuple[int, ...]]
         else:
             found.append((n, tuple(steps)))
     return found
+
+
+Steps = tuple[int, ...] | None  # strides that an operand may have along the last axis; None: any
+
+
+def five(shape: Axes, strides: Sequence[Axes], last: Sequence[Steps]) -> list[tuple[int, tuple[int, ...]]]:
+    """Five axes (length, stride of each operand) over all elements; along the last one each operand steps as its kernel can.
+
+    Where none of the given axes is like that one of length 1 is, and of more than five some become one. Raises ValueError if too many stay.
+    """
+    axes = _with_last(list(zip(shape, zip(*strides, strict=True), strict=True)), last)
+    if len(axes) > 5:
+        axes = _with_last(merged(shape, list(strides)), last)
+    if len(axes) > 5:
+        raise ValueError("elements that lie in more than five dimensions")
+    return [(1, (0,) * len(last))] * (5 - len(axes)) + axes
+
+
+def _with_last(axes: list[tuple[int, tuple[int, ...]]], last: Sequence[Steps]) -> list[tuple[int, tuple[int, ...]]]:
+    length, steps = axes[-1] if axes else (1, (0,) * len(last))
+    fits = length == 1 or all(allowed is None or step in allowed for step, allowed in zip(steps, last, strict=True))
+    return axes if fits else [*axes, (1, tuple(allowed[0] if allowed else 1 for allowed in last))]

@@ -44,6 +44,10 @@ class Place:
         moved = self.offset + int(view.storage_offset()) * self.size
         return replace(self, shape=tuple(view.shape), strides=tuple(s * self.size for s in view.stride()), offset=moved)
 
+    def is_side_by_side(self, stride: int, length: int) -> bool:
+        """Whether that many elements with this stride lie so. A single one does, and so do those of an empty value, which has none."""
+        return stride == self.size or length == 1 or 0 in self.shape
+
     def narrow(self, dim: int, start: int, length: int) -> Place:
         shape = tuple(length if i == dim else n for i, n in enumerate(self.shape))
         return replace(self, shape=shape, offset=self.offset + start * self.strides[dim])
@@ -68,14 +72,15 @@ class Place:
 def dense(shape: Sequence[int], order: Sequence[int], size: int = 1, around: Mapping[int, int] | None = None) -> tuple[Axes, int, int]:
     """Strides, the first element's offset and the bytes of a new buffer whose dimensions lie in `order`, the slowest first.
 
-    `around`: how many elements of a halo lie on both sides of a dimension.
+    `around`: how many elements of a halo lie on both sides of a dimension. Where a dimension is empty, strides are those of length 1, as
+    in torch: views of it are what they are elsewhere.
     """
     around = around or {}
     strides, offset, pitch = [0] * len(shape), 0, size
     for dim in reversed(order):
         strides[dim] = pitch
         offset += around.get(dim, 0) * pitch
-        pitch *= shape[dim] + 2 * around.get(dim, 0)
+        pitch *= max(1, shape[dim]) + 2 * around.get(dim, 0)
     return tuple(strides), offset, pitch
 
 

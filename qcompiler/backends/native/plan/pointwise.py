@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.native.plan.codes import Bounds, Codes, sum_factors
-from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels, merged
+from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels, five
 from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.steps import is_value
 from qcompiler.ops.table import OPS
@@ -110,23 +110,13 @@ def _fastest(operand: Place, y: Place) -> int:
 
 
 def aligned(y: Place, operands: list[Place]) -> list[Pixels]:
-    """y and its operands, which have its shape, as pixels over the same five axes: the fastest of y's first."""
-    order = y.order
-    axes = [(y.shape[i], tuple(p.strides[i] for p in (y, *operands))) for i in order]
-    if len(axes) > 5:
-        together = [tuple(p.strides[i] for i in order) for p in (y, *operands)]
-        axes = merged(tuple(y.shape[i] for i in order), together)
-    if len(axes) > 5:
-        raise ValueError("operands in more than five dimensions")
-    many = 1 + len(operands)
-    axes = [(1, (0,) * many)] * (5 - len(axes)) + axes
-    made = []
-    for index, place in enumerate((y, *operands)):
-        sizes, strides = tuple(n for n, _ in axes), [s[index] for _, s in axes]
-        if strides[4] not in (place.size, 0) and sizes[4] != 1:
-            raise ValueError("channels do not lie side by side")
-        made.append(Pixels(place, sizes, tuple(strides[:4])))  # type: ignore[arg-type]
-    return made
+    """y and its operands, codes of its shape, as pixels over the same five axes, the fastest of y's last. Kernels step through y and the
+    first operand along that one, and through a second or stay where it is."""
+    places, order = (y, *operands), y.order
+    last = [(1,) if i < 2 else (1, 0) for i in range(len(places))]
+    axes = five(tuple(y.shape[d] for d in order), [tuple(p.strides[d] for d in order) for p in places], last)
+    sizes = tuple(n for n, _ in axes)
+    return [Pixels(place, sizes, tuple(s[i] for _, s in axes[:4])) for i, place in enumerate(places)]  # type: ignore[arg-type]
 
 
 def refuse_pair(step: Step, facts: Facts) -> str | None:

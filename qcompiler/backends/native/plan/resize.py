@@ -40,7 +40,9 @@ class Resize(Layer):
         return (self.x,)
 
     def shape(self, sizes: Sizes) -> Axes:
-        return tuple(Q.interpolate(torch.empty(sizes.shape(self.x), device="meta"), **sizes.numbers(self.settings)).shape)
+        batch, *rest = sizes.shape(self.x)
+        one = torch.empty((1, *rest), device="meta")  # torch refuses a batch of none here, though not in memory
+        return (batch, *Q.interpolate(one, **sizes.numbers(self.settings)).shape[1:])
 
     def place(self, sizes: Sizes) -> Place:
         return sizes.new(self.out, channels_last(len(sizes.shape(self.out))))

@@ -19,6 +19,8 @@ from qcompiler.errors import InputError
 MOST = 2**46  # bytes of an arena: no machine has more
 OFFSET_BITS = 48  # of a place as net.h reads it
 
+NOTHING = -1  # QC_NOTHING: the cost of a layer whose result has no element
+
 
 @dataclass(frozen=True)
 class Table:
@@ -43,7 +45,7 @@ def table_of(sizes: Sizes) -> Table:
     spread = _array(ctypes.c_int32, _spread(bound))
     lists = [np.ascontiguousarray(at, dtype=np.int64) for b in bound for at in b.maps]
     maps = _array(ctypes.c_void_p, [at.ctypes.data for at in lists])
-    cost = _array(ctypes.c_int64, [layer.cost(sizes) for layer in layers])
+    cost = _array(ctypes.c_int64, [NOTHING if 0 in sizes.shape(layer.out) else layer.cost(sizes) for layer in layers])
     struct = SizesStruct(pixels, moved, ctypes.cast(strides, ctypes.c_void_p), spread, cost, ctypes.cast(maps, ctypes.c_void_p), arena)
     return Table(struct, (pixels, moved, strides, spread, cost, maps, lists), sizes, tuple(offsets))
 

@@ -20,7 +20,8 @@ typedef struct qc_values {
 
 /* One set of input sizes. `p` of each tensor and x, y of each copy are places: bits 0-47 an offset, the bits above it say in what: 0 the
    arena, 1 the data of qc_values, 2 + i tensor i of the caller. cost: about how many nanoseconds a layer takes on one thread, by which it
-   is cut into chunks. maps: places along an axis, as qc_pick takes them. */
+   is cut into chunks; QC_NOTHING where its result has no element, and it is not run. maps: places along an axis, as qc_pick takes them. */
+#define QC_NOTHING (-1)
 typedef struct qc_sizes {
   const qc_tensor *pixels;
   const qc_copy *moved;

@@ -113,6 +113,7 @@ int qc_run(qc_model *model, const qc_sizes *sizes, void *const *io, int threads)
   qc_state s = qc_begin(model, sizes, io, arena->bytes);
   int shared = qc_workers_take(threads);
   for (int32_t i = 0; i < model->network->layers; i++) {
+    if (sizes->cost[i] == QC_NOTHING) continue;
     qc_layer layer = model->network->layer[i];
     int64_t units = layer(&s, 0, -1), chunks = shared ? qc_chunks(units, sizes->cost[i], threads) : 1;
     if (chunks > 1)
@@ -135,7 +136,7 @@ static int64_t qc_now(void) {
 void qc_watch(qc_model *model, const qc_sizes *sizes, void *const *io, uint8_t *arena, int64_t *nanoseconds) {
   qc_state s = qc_begin(model, sizes, io, arena);
   for (int32_t i = 0; i < model->network->layers; i++) {
-    int64_t start = qc_now(), units = model->network->layer[i](&s, 0, -1);
+    int64_t start = qc_now(), units = sizes->cost[i] == QC_NOTHING ? 0 : model->network->layer[i](&s, 0, -1);
     if (units > 0) model->network->layer[i](&s, 0, units);
     nanoseconds[i] = qc_now() - start;
   }

@@ -1,0 +1,1 @@
+"""Rules of the random networks of tests/graph_grammar.py, by what they work on."""

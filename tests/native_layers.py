@@ -1,0 +1,65 @@
+"""What the layers of native regions compute in a call of the whole module, beside the QUANTIZED graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, fx, nn
+
+from qcompiler.backends.native.region import NativeRegion
+from qcompiler.ops.reference import quantize
+
+
+@dataclass(frozen=True)
+class Seen:
+    """`values`: codes and floats of all regions, by name. `result`: of the module."""
+
+    values: dict[str, Tensor]
+    result: Any
+
+
+def watched(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Seen:
+    """A call in which each region runs twice: as ever, and keeping each value. Both must hand out the same bits."""
+    values: dict[str, Tensor] = {}
+    run = NativeRegion.__call__
+
+    def both(region: NativeRegion, *inputs: Tensor) -> tuple[Any, ...]:
+        results, kept = run(region, *inputs), region.watch(*inputs).values
+        for name, result in zip(region.network.outputs, results, strict=True):
+            assert name not in kept or torch.equal(kept[name], result), f"{name} depends on where values lie in memory"
+        values.update(kept)
+        return results
+
+    with mock.patch.object(NativeRegion, "__call__", both):
+        return Seen(values, module(*args, **kwargs))
+
+
+class Beside(fx.Interpreter):
+    """Runs the QUANTIZED graph on the codes that the C computed, wherever it has them: each layer by itself, on equal inputs."""
+
+    def __init__(self, graph: fx.GraphModule, values: Mapping[str, Tensor]) -> None:
+        super().__init__(graph)
+        self.values, self.steps = values, dict[str, int]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.target is quantize and n.name in self.values:
+            found = self.values[n.name]
+            assert found.shape == result.shape, f"{n.name} has shape {tuple(found.shape)}, in the QUANTIZED graph {tuple(result.shape)}"
+            if found.numel():
+                self.steps[n.name] = int((found.int() - result.int()).abs().max())
+            return found
+        return result
+
+
+def steps_apart(values: Mapping[str, Tensor], graph: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, int]:
+    """By layer, how many quanta the C is from the QUANTIZED graph on equal inputs; a fused layer counts with what it was fused into."""
+    beside = Beside(graph, values)
+    left = [node for node in graph.graph.nodes if node.op == "placeholder"][len(args) :]
+    with torch.no_grad():
+        beside.run(*args, *(kwargs[n.name] if n.name in kwargs else n.args[0] for n in left))
+    return beside.steps
