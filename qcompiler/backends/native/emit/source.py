@@ -15,12 +15,14 @@ HEAD = '#include "net.h"\n'
 
 @dataclass(frozen=True)
 class Source:
-    """`text`: the C. `constants`: what it reads. `io`: the number of each tensor that the caller gives or gets, by name."""
+    """`text`: the C. `constants`: what it reads. `io`: the number of each tensor that the caller gives or gets, by name. `kernels`: the
+    families that each function calls."""
 
     text: str
     constants: Constants
     io: Mapping[str, int]
     counters: Counters
+    kernels: tuple[tuple[str, ...], ...]
 
 
 def source_of(network: Network) -> Source:
@@ -28,15 +30,21 @@ def source_of(network: Network) -> Source:
     constants, counters = Constants(), Counters()
     for tensor in network.constants.values():
         constants.data(tensor.numpy())
-    functions = []
+    functions, kernels = [], []
     for index, layer in enumerate(network.computing):
         code = LayerCode(network, constants, network.io, counters)
         layer.code(code)
+        kernels.append(tuple(code.kernels))
         functions.append(_function(index, layer, code))
     names = ", ".join(f"layer_{index}" for index in range(len(functions)))
     table = f"static const qc_layer layers[] = {{{names}}};\n" if functions else "static const qc_layer layers[1];\n"
     last = f"const qc_network qc_this_network = {{{len(functions)}, layers}};\n"
-    return Source("\n".join([HEAD, *functions, table, last]), constants, network.io, counters)
+    return Source("\n".join([HEAD, *functions, table, last]), constants, network.io, counters, tuple(kernels))
+
+
+def tensor_outputs(network: Network) -> tuple[str, ...]:
+    """What is handed out as tensors, once each: the rest are numbers."""
+    return network.tensor_outputs
 
 
 def _function(index: int, layer: Layer, code: LayerCode) -> str:
