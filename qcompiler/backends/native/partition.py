@@ -168,7 +168,7 @@ class Partition:
         except NotNative as error:
             return str(error)
         found = choose(step, facts)
-        setting = _tensor_setting(node) if row is not None else None  # the forms of calls without a row look at all arguments
+        setting = _tensor_setting(node, row.name) if row is not None else None  # the forms of calls without a row look at all arguments
         return setting or self._foreign(node) or _result_fault(node) or (found if isinstance(found, str) else None)
 
     def _foreign(self, node: fx.Node) -> str | None:
@@ -194,10 +194,15 @@ class Partition:
                 self.depth[node] = depth
 
 
-def _tensor_setting(node: fx.Node) -> str | None:
-    """Why a setting of an op is none that a plan can know: a mask, or a tensor of places."""
+TAKE_PLACES = ("index_select", "gather", "getitem", "repeat_interleave")  # whose constant tensors say which elements they pick
+
+
+def _tensor_setting(node: fx.Node, op: str) -> str | None:
+    """Why a setting of an op is none that a plan can know: a mask, or a tensor of places, that is computed at run time."""
     found: list[fx.Node] = []
     fx.node.map_arg(node.kwargs, found.append)
+    if op in TAKE_PLACES:
+        found = [n for n in found if n.op != "get_attr"]
     tensor = next((n for n in found if value_of(n).shape is not None or value_of(n).dtype is not None), None)
     return f"one of its settings is the tensor %{tensor.name}" if tensor is not None else None
 

@@ -169,7 +169,9 @@ def plan_pick(step: Step, planner: Planner) -> None:
     out, x, codes = on_result(step, planner)
     given = step.kwargs.get("value") if step.op == "pad" else None
     real = 0.0 if given is None else float(given)
-    fill = real if codes is None else int(codes.of(torch.tensor(real)))
+    fill: float = real if codes is None else int(codes.of(torch.tensor(real)))
+    if codes is not None and planner.result(step)[1] is None and real != codes.floats()[int(fill)]:  # a real number that no code means
+        x, fill, codes = planner.add(FloatMap(f"{out}.floats", planner.label(step), x, "QC_COPY", (), codes, None)), real, None
     args, kwargs = (planner.with_tensors(part) for part in (step.args[1:], dict(step.kwargs)))
     planner.add(Pick(out, planner.label(step), x, step.op, args, kwargs, fill, codes is None), codes)
 
@@ -195,10 +197,10 @@ def without_pads(planner: Planner, argument: object, dims: int) -> Padded:
 
 def _zero_pads(layer: Layer, planner: Planner, dims: int) -> list[tuple[int, int]] | None:
     """(before, after) of each dimension of space where the layer is such a pad."""
-    if not isinstance(layer, Pick) or layer.op != "pad" or layer.kwargs.get("mode", "constant") != "constant":
+    if not isinstance(layer, Pick) or layer.op != "pad" or layer.kwargs.get("mode", "constant") != "constant" or layer.floats:
         return None
     given = layer.kwargs.get("pad")
-    if layer.floats or not isinstance(given, (tuple, list)) or not all(type(n) is int and n >= 0 for n in given):
+    if not isinstance(given, (tuple, list)) or not all(type(n) is int and n >= 0 for n in given):
         return None
     zero = layer.fill == planner.codes[layer.out].zero and same_codes(planner.codes[layer.x], planner.codes[layer.out])
     if not zero or len(given) > 2 * dims or not planner.rank(layer.x) > dims:
