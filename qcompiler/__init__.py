@@ -23,13 +23,15 @@ from qcompiler.errors import (
     ConfigError,
     InputError,
     NumericsError,
+    OutOfMemoryError,
     QCompilerError,
     TraceError,
     UnsupportedOpError,
 )
 
 __all__ = [
-    "ArtifactError", "CalibrationError", "ConfigError", "InputError", "NumericsError", "QCompilerError", "QConfig", "QConfigMapping",
+    "ArtifactError", "CalibrationError", "ConfigError", "InputError", "NumericsError", "OutOfMemoryError", "QCompilerError", "QConfig",
+    "QConfigMapping",
     "TraceError", "UnsupportedOpError", "calibrate", "convert_fx", "convert_to_reference_fx", "explain", "export_c",
     "export_source", "fuse_fx",
     "get_default_qat_qconfig", "get_default_qat_qconfig_mapping", "get_default_qconfig", "get_default_qconfig_mapping", "load",

@@ -13,7 +13,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_map_only
 
-from qcompiler.errors import ConfigError
+from qcompiler.errors import ConfigError, out_of_memory
 
 F = TypeVar("F", bound=Callable[..., Any])
 PLAIN = "__compiles_plainly__"  # on the functions that `in_plain_torch` made
@@ -164,7 +164,13 @@ def in_plain_torch(function: F) -> F:
     @functools.wraps(function)
     def run(*args: object, **kwargs: object) -> Any:
         with plain_torch():
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                short = out_of_memory(error)
+                if short is None or short is error:
+                    raise
+                raise short from error
 
     setattr(run, PLAIN, True)
     return run  # type: ignore[return-value]

@@ -32,9 +32,9 @@ def check_float(model: nn.Module) -> None:
 class Choices(TypedDict, total=False):
     """What prepare_fx and prepare_qat_fx take beside the model and its example inputs, in any form that they take it in."""
 
-    qconfig_mapping: Any
-    prepare_custom_config: Any
-    backend_config: Any
+    qconfig_mapping: object
+    prepare_custom_config: object
+    backend_config: object
     concrete_args: Mapping[str, Any] | None
     strict: bool
     table: Table
@@ -66,7 +66,7 @@ def settings_for(model: nn.Module, trains: bool = False, **choices: Unpack[Choic
     )
 
 
-def _mapping(model: nn.Module, given: Any, target: Target, trains: bool) -> QConfigMapping:
+def _mapping(model: nn.Module, given: object, target: Target, trains: bool) -> QConfigMapping:
     """The mapping that was given, or the target's default, with the modules' own `.qconfig`; it names only what the model has."""
     default = get_default_qat_qconfig_mapping if trains else get_default_qconfig_mapping
     mapping = (as_mapping(given) if given is not None else default(target.qconfigs)).with_attributes(model)

@@ -7,6 +7,7 @@ QCompilerError
 ├── UnsupportedOpError    no int8 form (only with strict=True) or a tensor kind we do not handle
 ├── NumericsError         NaN, inf or a range that no scale can hold
 ├── InputError            wrong number, names, shapes or types of inputs
+├── OutOfMemoryError      memory that was not there; a MemoryError as well
 ├── PassError             a pass failed or broke an invariant of its stage
 └── ArtifactError         a saved file that is damaged
     ├── ArtifactUnsafeError    ... or asks for something that a loader must not do
@@ -16,6 +17,7 @@ QCompilerError
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -90,6 +92,26 @@ class InputError(QCompilerError):
     """Wrong number, names, shapes or types of inputs."""
 
     default_code = "input"
+
+
+class OutOfMemoryError(QCompilerError, MemoryError):
+    """There is not as much memory as the model takes on these inputs."""
+
+    default_code = "out-of-memory"
+
+
+def out_of_memory(error: BaseException | None) -> OutOfMemoryError | None:
+    """What to raise for an error that is about memory, or was caused by such a one; None for any other."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, OutOfMemoryError):
+            return error
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in text):
+            size = re.search(r"allocate (\d+) bytes", text)
+            asked = f": {int(size[1]):,} bytes at once were asked for ({int(size[1]) / 2**30:,.1f} GiB)" if size else ""
+            return OutOfMemoryError(f"there is not enough memory{asked}", hint="give smaller batches or examples, or free memory first")
+        error = error.__cause__
+    return None
 
 
 class PassError(QCompilerError):

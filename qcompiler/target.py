@@ -19,8 +19,6 @@ from qcompiler.ir.types import Mode
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op
 
-FLOAT_INSIDE = frozenset({"layer_norm", "rms_norm", "group_norm", "instance_norm", "softmax", "matmul"})
-
 
 class WeightLimit(Protocol):
     """What a kernel's partial sums allow of an int8 weight: from which scales on no activation overflows them."""
@@ -110,7 +108,7 @@ class Neutral:
         return None
 
     def computes_float(self, row: Op) -> bool:
-        return row.name in FLOAT_INSIDE
+        return row.float_inside
 
     def default_mode(self, row: Op) -> Mode | None:
         if row.rounds_inside:  # recurrent: only at run time are the ranges of a step's products known

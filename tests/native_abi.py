@@ -45,7 +45,7 @@ FAMILIES: dict[str, list[tuple[str, type]]] = {
     "depthwise": CONV,
     "add": [*fields(QTensor, "a b y"), *fields(C.c_float, "ka kb kc"), *fields(C.c_int32, "zero lo hi step")],
     "mul": [*fields(QTensor, "a b y"), ("k", C.c_float), *fields(C.c_int32, "za zb zero lo hi step")],
-    "map": [*fields(QTensor, "x y"), ("table", C.c_void_p)],
+    "map": [*fields(QTensor, "x y"), ("table", C.c_void_p), ("each", C.c_int32)],
     "quantize": [("x", C.c_void_p), ("xs", L5), ("y", QTensor), ("inverse", C.c_float), *fields(C.c_int32, "zero lo hi")],
     "dequantize": [("x", QTensor), ("y", C.c_void_p), ("ys", L5), ("scale", C.c_float), ("zero", C.c_int32)],
     "max_pool": [*POOL, ("adaptive", C.c_int32)],

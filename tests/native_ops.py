@@ -32,6 +32,7 @@ class OneOp:
     weight: tuple[Tensor, Tensor, int | None] | None = None
     bias: Tensor | None = None
     tensors: tuple[Tensor, ...] = ()
+    more: tuple[Any, ...] = ()  # arguments behind x, and a weight
 
     def region(self) -> NativeRegion:
         tensors, steps, args = list(self.tensors), [Step("q", "quantize", ("%x", 0, 0, 255)), Step("d", "dequantize", ("%q",))], ["%d"]
@@ -44,6 +45,7 @@ class OneOp:
             if self.bias is not None:
                 tensors.append(self.bias)
                 args.append(f"${len(tensors) - 1}")
+        args += self.more
         steps += [
             Step("y", self.op, tuple(args), self.kwargs),
             Step("y_q", "quantize", ("%y", 1, 0, 255)),
@@ -59,6 +61,7 @@ class OneOp:
             shape = [-1 if d == axis else 1 for d in range(codes.dim())]
             args.append(codes.float() * scale.float().reshape(shape))
             args += [] if self.bias is None else [self.bias]
+        args += map(self._tensor, self.more)
         kwargs = {name: self._tensor(value) for name, value in self.kwargs.items()}
         return dequantize(quantize(OPS.rows[self.op].fn(*args, **kwargs), *self.made, 0, 255, torch.uint8), *self.made)
 

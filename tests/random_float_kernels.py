@@ -17,13 +17,13 @@ from torch import Tensor, fx, nn
 
 from qcompiler.backends.torch.bench.cases import Int8, activation, real, weight
 from qcompiler.backends.torch.kernels import mode_kernels
+from qcompiler.backends.torch.kernels.linear import saturates
 from qcompiler.backends.torch.kernels.table import TO_FLOAT
-from qcompiler.backends.torch.passes.lower import FLOATS
+from qcompiler.backends.torch.passes.lowering import FLOATS
 from qcompiler.backends.torch.site import Emit, Kernel, Operand, Rounded, Site, Weight, host_isa
 from qcompiler.ir.types import VALUE, Mode, QParams, Value
 from qcompiler.ops.reference import SMALLEST_STEP, dynamic_quantize_dequantize, pack_4bit
 from qcompiler.ops.table import OPS
-from tests.cpu import steps
 
 FEATURES = (1, 2, 3, 7, 16, 37, 64)
 INDICES = (torch.int64, torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -40,7 +40,12 @@ class FloatDraw:
     bias: Tensor | None
     settings: dict[str, Any]
     calls: tuple[tuple[Tensor | None, ...], ...]
-    steps: int = 255  # of inputs that the kernel rounds
+    reduced: bool = False  # activations have 7 bits, since the kernel sums in 16 on this machine
+
+    def in_7_bits(self) -> FloatDraw:
+        """The draw as the compiler gives it to a kernel that sums in 16 bits."""
+        calls = tuple(tuple(_halved(t) for t in call) for call in self.calls)
+        return replace(self, calls=calls, reduced=True)
 
     def __str__(self) -> str:
         shapes = [[None if t is None else f"{str(t.dtype)[6:]}{list(t.shape)}/{list(t.stride())}" for t in call] for call in self.calls]
@@ -52,11 +57,12 @@ class FloatDraw:
         assert x is not None
         if self.op.startswith("embedding"):
             return self._rows(values, call)
-        rounded = real(x) if self.mode is None else dynamic_quantize_dequantize(x, 0, self.steps).double()
+        most_code = 127 if self.reduced else 255
+        rounded = real(x) if self.mode is None else dynamic_quantize_dequantize(x, 0, most_code).double()
         result = F.linear(rounded, values, None if self.bias is None else self.bias.double())
         ties = 0.0
         if self.mode is not None and x.numel():  # a value at a half step may fall to either side
-            ties = 2 * max(float(x.max() - x.min()) / self.steps, SMALLEST_STEP) * float(values.abs().max())
+            ties = 2 * max(float(x.max() - x.min()) / most_code, SMALLEST_STEP) * float(values.abs().max())
         low, high = self.settings.get("bounds") or (None, None)
         most = float(result.abs().max()) if result.numel() else 0.0
         return result if low is None and high is None else result.clamp(low, high), ties + 1e-4 * most + 1e-6
@@ -72,6 +78,13 @@ class FloatDraw:
         given = None if offsets is None else offsets.long()
         result = OPS.rows["embedding_bag"].fn(indices.long(), values, given, None if weights is None else weights.double(), **self.settings)
         return result, each * max(indices.numel(), 1)
+
+
+def _halved(x: Tensor | None) -> Tensor | None:
+    """Codes 0..127 in place of 0..255; floats as they are."""
+    if x is None or not x.is_quantized:
+        return x
+    return torch._make_per_tensor_quantized_tensor(x.int_repr() // 2, x.q_scale(), x.q_zero_point() // 2)
 
 
 def _linear(rng: random.Random, dynamic: bool) -> FloatDraw:
@@ -176,9 +189,9 @@ class _Program:
             return (nodes[0], table, *nodes[1:])
         x = drawn.calls[0][0]
         assert x is not None and nodes[0] is not None
-        given: Any = Rounded(nodes[0], reduce_range=drawn.steps == 127)
+        given: Any = Rounded(nodes[0], reduce_range=drawn.reduced)
         if drawn.mode is None:
-            given = Operand(nodes[0], QParams(x.q_scale(), x.q_zero_point(), 0, 255, torch.uint8))
+            given = Operand(nodes[0], QParams(x.q_scale(), x.q_zero_point(), 0, 127 if drawn.reduced else 255, torch.uint8))
         return given, table, None if drawn.bias is None else self._constant(drawn.bias)
 
     def kernel(self) -> Kernel | None:
@@ -190,14 +203,13 @@ class _Program:
 
 def check(drawn: FloatDraw, engine: str) -> str | None:
     """What is wrong with the kernel on the call and on those that come later; None where all are right."""
-    drawn = replace(drawn, steps=steps(engine))
     program = _Program(drawn, engine)
+    if drawn.op == "linear" and saturates(program.site):
+        drawn = drawn.in_7_bits()
+        program = _Program(drawn, engine)
     kernel = program.kernel()
     if kernel is None:
         return None
-    full = any(t is not None and t.is_quantized and t.numel() and int(t.int_repr().max()) > 127 for call in drawn.calls for t in call)
-    if full and kernel.saturates(program.site):
-        return None  # such a site gets 7-bit activations
     before, torch.backends.quantized.engine = torch.backends.quantized.engine, engine
     try:
         program.graph.output(kernel.emit(program.site, Emit(program.graph, program.module)))

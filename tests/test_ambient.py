@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -386,3 +387,44 @@ def test_a_mode_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
         result = DOORS["quantize"](tmp_path)
     assert flat(result) == flat(DOORS["quantize"](tmp_path))
     assert counter.get_total_flops() > 0
+
+
+def source_of(module: nn.Module, folder: Path) -> nn.Module:
+    spec = importlib.util.spec_from_file_location("exported", qc.export_source(module, folder))
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made.load()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("state", ["autocast", "float64", "bfloat16", "with device meta", "default device meta"])
+def test_scripts_and_sources_with_float_parts_compute_the_same_or_refuse(state: str, tmp_path: Path) -> None:
+    source, script = source_of(INT8, tmp_path), torch.jit.script(INT8)
+    frozen = torch.jit.freeze(torch.jit.script(copy.deepcopy(INT8)).eval())
+    expected = flat(INT8(X))
+    for _ in range(3):  # torch.jit compiles anew in the first calls
+        assert flat(source(X)) == flat(script(X)) == flat(frozen(X)) == expected
+    with STATES[state]():
+        for form in (script, frozen):
+            if state == "autocast":
+                for _ in range(3):
+                    with pytest.raises(torch.jit.Error, match=r"call it outside torch\.autocast"):
+                        form(X)
+            else:  # what makes tensors says of which dtype; torch.jit knows no default device
+                assert flat(form(X)) == expected
+        if state == "autocast":
+            assert flat(source(X)) == expected
+            assert flat(source(X.bfloat16())) == flat(INT8(X.bfloat16().float()))
+        else:
+            with pytest.raises(RuntimeError, match="default dtype float32 and default device cpu"):
+                source(X)
+    assert flat(source(X)) == flat(script(X)) == flat(frozen(X)) == expected
+
+
+def test_scripts_and_sources_in_int8_alone_ask_nothing(tmp_path: Path) -> None:
+    int8 = qc.quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4)).eval(), [X], progress=False)
+    assert "autocast" not in qc.export_source(int8, tmp_path / "m").read_text()
+    expected = flat(int8(X))
+    script = torch.jit.script(int8)
+    with STATES["autocast"]():
+        assert flat(script(X)) == flat(source_of(int8, tmp_path / "n")(X)) == expected

@@ -19,7 +19,8 @@ from torch.utils import _pytree as pytree
 
 from qcompiler import QConfigMapping, convert_fx, export_source, load, prepare_fx, remarks, save
 from qcompiler.artifact import StandInWarning
-from qcompiler.backends.torch.program.program import Program, ProgramError
+from qcompiler.backends.torch.program.program import Program
+from qcompiler.backends.torch.program.statements import ProgramError
 from qcompiler.errors import ConfigError, InputError, QCompilerError, TraceError
 from qcompiler.executable.form_data import form_from_data, form_to_data
 from qcompiler.ir.form import Form, as_number, misfit

@@ -20,7 +20,8 @@ from torch import nn
 
 from qcompiler import artifact
 from qcompiler.backends.torch.program import module as codegen_module
-from qcompiler.backends.torch.program.module import OtherCPUWarning, compile_graph
+from qcompiler.backends.torch.program.assemble import compile_graph
+from qcompiler.backends.torch.program.other_cpu import OtherCPUWarning
 from qcompiler.errors import ArtifactError, ArtifactUnsafeError, ArtifactVersionError, ArtifactWriteError, ConfigError
 from qcompiler.files.atomic import atomic_write
 from tests.lowered_net import ENGINES, INPUT, lowered
@@ -87,7 +88,7 @@ def test_round_trip(engine: str, tmp_path: Path) -> None:
 
 def test_the_same_bytes_in_another_process(saved: bytes, tmp_path: Path) -> None:
     code = (
-        "import sys; from qcompiler import artifact; from qcompiler.backends.torch.program.module import compile_graph\n"
+        "import sys; from qcompiler import artifact; from qcompiler.backends.torch.program.assemble import compile_graph\n"
         "from tests.lowered_net import ENGINES, lowered\n"
         "artifact.save(compile_graph(lowered(), name='Net', engine=ENGINES[0], user_attributes={'classes': ['cat', 'dog']}), sys.argv[1])"
     )

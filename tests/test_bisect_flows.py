@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from qcompiler import ConfigError
+from qcompiler import ConfigError, calibrate, prepare_fx, prepare_qat_fx
 from qcompiler.backends import backend_of
 from qcompiler.backends.native.lower import LowerNative
 from qcompiler.backends.torch.description import get_onednn_backend_config
@@ -103,12 +103,65 @@ def test_a_pass_that_the_flow_does_not_have(net: nn.Module, flow: str) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("path", ["conv", "second", "fc"])
-def test_a_native_layer_that_is_wrong(net: nn.Module, path: str, training: bool) -> None:
-    """The C of one layer has another weight than the graph it was made from: the layer is named, though its region is one call."""
+@pytest.mark.parametrize(("path", "named"), [("conv", "conv"), ("second", ""), ("fc", "fc")])
+def test_a_native_layer_that_is_wrong(net: nn.Module, path: str, named: str, training: bool) -> None:
+    """The C of one layer has another weight than the graph it was made from: the layer is named, though its region is one call.
+
+    `second` and the sum behind it are one layer, which goes by the line of the sum.
+    """
 
     def spoil(gm: fx.GraphModule) -> None:
         set_attribute(gm, f"{path}.weight", -attribute(gm, f"{path}.weight"))
 
     found = bisect(net.train(training), DATA, backend="native", training=training, replace={"lower_native": Then(LowerNative(), spoil)})
-    assert (found.pass_name, found.module_path) == ("lower_native", path), str(found)
+    assert (found.pass_name, found.module_path) == ("lower_native", named), str(found)
+    assert path != "second" or str(found.node).startswith("add"), str(found)
+
+
+def prepared_net(net: nn.Module, trains: bool, **options: Any) -> fx.GraphModule:
+    """Calibrated, or trained for some steps."""
+    if not trains:
+        prepared = prepare_fx(net.eval(), None, (DATA[0],), **options)
+        calibrate(prepared, DATA)
+        return prepared
+    prepared = prepare_qat_fx(net.train(), None, (DATA[0],), **options)
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        prepared(DATA[0]).square().mean().backward()
+        optimizer.step()
+    return prepared
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("native", marks=needs_compiler)])
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_model_that_the_user_calibrated_or_trained(net: nn.Module, trains: bool, backend: str) -> None:
+    """Bisected as it is, its ranges and weights those that it has; nothing of it is changed."""
+    prepared = prepared_net(net, trains, backend=backend)
+    before = {name: value.clone() for name, value in prepared.state_dict().items()}
+    training = prepared.training
+    found = bisect(prepared, DATA)
+    assert not found and not found.probes[-1].error and found.probes[-1].state == backend_of(backend).passes[-1].name, str(found)
+    assert found.after > 25
+    for place in ("settle_training", "freeze_qparams", "insert_quantize_dequantize"):
+        if place in STEPS["training" if trains else "static"]:
+            spoilt = bisect(prepared, DATA, replace={place: Then(STEPS["training" if trains else "static"][place], spoil)})
+            assert (spoilt.pass_name, spoilt.module_path) == (place, "fc") and not spoilt.error, str(spoilt)
+    after = prepared.state_dict()
+    assert prepared.training == training and list(after) == list(before)
+    assert all(
+        torch.equal(
+            after[name],
+            value,
+        )
+        or (after[name].isnan() & value.isnan()).all()
+        for name, value in before.items()
+    )
+
+
+def test_a_prepared_model_has_its_settings(net: nn.Module) -> None:
+    prepared = prepared_net(net, False)
+    with pytest.raises(ConfigError, match="prepared already"):
+        bisect(prepared, DATA, engine="onednn")
+    with pytest.raises(ConfigError, match="no pass 'fuse' to replace"):
+        bisect(prepared, DATA, replace={"fuse": LOWERING[0]})

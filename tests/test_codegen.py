@@ -17,12 +17,14 @@ import pytest
 import torch
 from torch import fx, nn
 
+from qcompiler.backends.torch.program.assemble import compile_graph
 from qcompiler.backends.torch.program.build import build
 from qcompiler.backends.torch.program.export import export_source
-from qcompiler.backends.torch.program.module import CompiledModule, compile_graph
+from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.backends.torch.program.once import quantized_engine
-from qcompiler.backends.torch.program.program import Program, ProgramError
+from qcompiler.backends.torch.program.program import Program
 from qcompiler.backends.torch.program.registry import UnknownOpError
+from qcompiler.backends.torch.program.statements import ProgramError
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 from tests.lowered_net import ENGINES, INPUT, lowered
 

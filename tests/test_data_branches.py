@@ -341,24 +341,11 @@ def a_loop(s: Any, x: torch.Tensor) -> Any:
     return x
 
 
-def two_conditions(s: Any, x: torch.Tensor) -> Any:
-    y = x * 2
-    if x.sum() > 0 and x[0, 0] > 0:
-        y = y * 2
-    return y
-
-
 def in_a_call(s: Any, x: torch.Tensor) -> Any:
     y = x * 2
     if any([x.sum() > 0]):
         y = y * 2
     return y
-
-
-def an_early_return(s: Any, x: torch.Tensor) -> Any:
-    if x.sum() > 0:
-        return x * 2
-    return x
 
 
 def an_attribute(s: Any, x: torch.Tensor) -> Any:
@@ -455,7 +442,7 @@ def a_buffer(s: Any, x: torch.Tensor) -> Any:
 
 STATEMENTS = (
     appended, a_number_changes, a_size_changes, an_item_of_a_dict, an_older_value, a_view_of_an_older_value, exchanged, a_loop,
-    two_conditions, in_a_call, an_early_return, state_in_a_list, state_in_a_dict, a_counter, a_state, nothing_to_reduce,
+    in_a_call, state_in_a_list, state_in_a_dict, a_counter, a_state, nothing_to_reduce,
     a_loop_that_ends_early, the_last_hit, numbered_hits, hits_among_rows,
 )  # fmt: skip
 

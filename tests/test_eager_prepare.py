@@ -243,3 +243,11 @@ def test_fixed_ranges_in_training() -> None:
     prepared = prepare_qat(model)
     assert all(isinstance(m.activation_post_process, FakeQuantizeBase) for m in prepared[:3])
     assert float(prepared[1].activation_post_process.scale) == 1 / 256 and float(prepared[2].activation_post_process.scale) == 2 / 256
+
+
+@pytest.mark.parametrize("custom, near", [({"non_traceable_module_name": ["layer_1"]}, "layer1"),
+                                          ({"non_traceable_modul_name": ["layer1"]}, "non_traceable_module_name")])  # fmt: skip
+def test_names_and_keys_that_are_not_there_are_refused_with_near_ones(custom: dict[str, list[str]], near: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        propagate_qconfig_(network(), None, custom)
+    assert near in str(caught.value.hint)

@@ -22,8 +22,8 @@ import qcompiler
 from qcompiler import artifact
 from qcompiler.artifact.notes import ROW
 from qcompiler.backends.torch.program import registry
+from qcompiler.backends.torch.program.assemble import compile_graph
 from qcompiler.backends.torch.program.export import export_source
-from qcompiler.backends.torch.program.module import compile_graph
 from qcompiler.backends.torch.program.quote import comment, docstring, literal
 from qcompiler.backends.torch.runtime.once_arguments import CHECKS, ArgumentError, check_once
 from qcompiler.debug.explain import Row

@@ -88,6 +88,9 @@ CONVOLUTIONS = {
     "volume": Case((1, 6, 4, 5, 6), 18, (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
     "volume, stride": Case((2, 5, 5, 6, 7), 33, (3, 2, 3), (2, 1, 2), (1, 0, 1), (1, 1, 1)),
     "linear": case(image(200, 1, 1), 70, 1),
+    "linear, longer than a panel": case(image(33000, 1, 1), 20, 1),
+    "pointwise, longer than a panel": case(image(6001, 2, 4), 17, 1, residual=True, threads=2),
+    "3x3, longer than a panel": case(image(700, 4, 3), 17, 3, 1, 1),
     "linear, rows": case(image(48, 1, 37), 70, 1, floats=True),
     "many positions": case(image(8, 40, 41), 8, 1),
 }

@@ -83,6 +83,23 @@ def test_other_codes_than_those_of_its_input(name: str, made: tuple[float, int])
     assert case.steps_apart(case.region(), floats(case.shape)) == 0
 
 
+@pytest.mark.parametrize(("op", "kwargs"), [("relu", {}), ("clamp", {"min": -1.0}), ("clamp", {"min": 0.3, "max": 2.0}), ("elu", {}),
+                                            ("leaky_relu", {"negative_slope": 0.2})])  # fmt: skip
+def test_functions_that_stand_alone(op: str, kwargs: dict[str, Any]) -> None:
+    for made in ((0.05, 100), (0.04, 0)):
+        case = OneOp(op, (2, 5, 6, 7), kwargs, given=(0.05, 100), made=made)
+        assert case.steps_apart(case.region(), floats(case.shape)) == 0
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7), (3, 5), (2, 5, 9), (1, 5, 2, 3, 4)])
+@pytest.mark.parametrize("slopes", [1, 5])
+def test_prelu(shape: tuple[int, ...], slopes: int) -> None:
+    case = OneOp("prelu", shape, given=(0.05, 100), made=(0.04, 30), tensors=(torch.linspace(-0.3, 0.9, slopes),), more=("$0",))
+    region = case.region()
+    for given in (shape, (shape[0] + 1, *shape[1:])):
+        assert case.steps_apart(region, floats(given)) == 0
+
+
 @pytest.mark.parametrize(("name", "shape"), [("reflect", (2, 5, 1, 7)), ("circular", (2, 5, 5, 7)), ("crop", (1, 5, 1, 2)),
                                              ("index_select", (2, 4, 6, 7))])  # fmt: skip
 def test_sizes_that_torch_refuses_are_refused(name: str, shape: tuple[int, ...]) -> None:

@@ -57,8 +57,10 @@ def test_sums_and_products(kernels: Kernels, family: str, name: str, gap: int) -
             kernels("add", ka=0.5, kb=1.7, kc=-140.25, **operands, **common)
             expected = reference.add(a, b, (0.5, 1.7, -140.25), ends)
         else:
-            kernels("mul", za=128, zb=3, k=0.0071, **operands, **common)
-            expected = reference.mul(a, b, (128, 3), 0.0071, ends)
+            for k in (0.0071, 4e4):  # the other leaves the 32-bit integers
+                kernels("mul", za=128, zb=3, k=k, **operands, **common)
+                expected = reference.mul(a, b, (128, 3), k, ends)
+                torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
         torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
         assert y.untouched()
 
@@ -81,6 +83,17 @@ def test_tables_and_copies(kernels: Kernels, shape: tuple[int, ...], gap: int) -
     torch.testing.assert_close(y.codes(), table[x.long()], rtol=0, atol=0)
     kernels("map", x=values.tensor, y=y.tensor, table=None)
     torch.testing.assert_close(y.codes(), x, rtol=0, atol=0)
+    assert y.untouched()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 70, 5, 9), (1, 3, 2, 33)])
+def test_a_table_for_each_channel(kernels: Kernels, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(2)
+    x, tables = random_codes(rng, *shape), rng.integers(0, 256, (shape[1], 256), dtype=np.uint8)
+    values, y, memory = Guarded(x, (0, 1, 0)), Guarded(torch.zeros_like(x), (0, 0, 1), shape[1] + 2), aligned(tables)
+    kernels("map", 3, x=values.tensor, y=y.tensor, table=memory.ctypes.data, each=1)
+    expected = torch.from_numpy(tables)[torch.arange(shape[1])[None, :, None, None], x.long()]
+    torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
     assert y.untouched()
 
 
@@ -119,12 +132,13 @@ POOLS: dict[str, tuple[tuple[int, ...], int, int, int, bool]] = {  # x, kernel, 
 }
 
 
+@pytest.mark.parametrize("gap", [0, 5])
 @pytest.mark.parametrize("name", POOLS)
-def test_max_pool(kernels: Kernels, name: str) -> None:
+def test_max_pool(kernels: Kernels, name: str, gap: int) -> None:
     shape, k, s, p, ceil = POOLS[name]
     x = random_codes(np.random.default_rng(4), *shape)
     expected = F.max_pool2d(x.float(), k, s, p, ceil_mode=ceil).to(torch.uint8)
-    y = Guarded(torch.zeros_like(expected), (0, 1, 1))
+    y = Guarded(torch.zeros_like(expected), (0, 1, 1), shape[1] + gap)
     values = Guarded(x)
     kernels("max_pool", 2, x=values.tensor, y=y.tensor, k=square_window(k, s, p), adaptive=0)
     torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
@@ -244,6 +258,16 @@ def test_copy(kernels: Kernels, dtype: type, order: tuple[int, ...]) -> None:
     xs, ys = (0, 0, *x.transpose(order).strides), (0, 0, *y.strides)
     kernels("copy", 2, x=x.ctypes.data, y=y.ctypes.data, length=lengths, xs=xs, ys=ys, size=y.itemsize)
     np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("groups, channels", [(2, 37), (2, 1), (3, 40)])
+def test_channel_shuffle(kernels: Kernels, groups: int, channels: int) -> None:
+    x = known(np.random.default_rng(9).integers(0, 256, (3, 4, groups, channels)).astype(np.uint8))
+    y = known(np.zeros((3, 4, channels, groups), np.uint8))
+    row, pixel = 4 * groups * channels, groups * channels
+    lengths, xs, ys = (1, 1, 3, 4, groups, channels), (0, 0, row, pixel, channels, 1), (0, 0, row, pixel, 1, groups)
+    kernels("copy", 2, x=x.ctypes.data, y=y.ctypes.data, length=lengths, xs=xs, ys=ys, size=1)
+    np.testing.assert_array_equal(y, x.transpose(0, 1, 3, 2))
 
 
 def test_every_family_is_known_here() -> None:

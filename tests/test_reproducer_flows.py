@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,10 +15,12 @@ import torch
 from torch import nn
 
 from qcompiler import QCompilerError, QConfigMapping, calibrate, convert_fx, convert_to_reference_fx, prepare_fx, prepare_qat_fx
+from qcompiler.backends.torch.kernels import table as kernels
 from qcompiler.config.custom_config import ConvertCustomConfig, PrepareCustomConfig
 from qcompiler.config.qconfig import QConfig, default_dynamic_qconfig, default_qat_qconfig, default_qconfig
 from qcompiler.debug.reproduce import main
 from qcompiler.files.safetensors import read_safetensors
+from qcompiler.ops.table import OPS
 from tests import planted
 from tests.flow import randn, randomized
 from tests.test_reproducer import RUN, names_of
@@ -60,6 +63,17 @@ def call_forms(debug: Any) -> None:
     prepared = prepare_fx(model(planted.Masked), mapping(planted.BadObserver), (X,), example_kwargs=[{}, {"mask": MASK}])
     calibrate(prepared, [X, {"x": X, "mask": MASK}])
     convert_fx(prepared, debug=debug)
+
+
+def own_kernel(debug: Any, backend: str, passes: Any) -> None:
+    """A compile of an op that the user registered a kernel of torch's for."""
+    table = OPS.copy()
+    table.add(planted.SINC)
+    kernels.register(planted.BAD_KERNEL)
+    try:
+        convert_fx(calibrated(table=table, backend=backend, passes=passes, debug=debug), debug=debug)
+    finally:
+        del kernels.TABLE["sinc"]
 
 
 BAD_TRAINING = QConfigMapping().set_global(QConfig(planted.BadFakeQuantize.with_args(), default_qat_qconfig.weight))
@@ -119,6 +133,14 @@ FAULTS: dict[str, tuple[Callable[[Any], Any], str, Expected]] = {
         lambda d: prepare_qat_fx(model(planted.Stating).train(), None, (X,), passes=(planted.Raises(),), debug=d),
         "raises", ("PassError", "pass-failed", "KeyError"),
     ),
+    "native": (
+        lambda d: convert_fx(calibrated(qconfigs=mapping(planted.BadObserver), backend="native"), debug=d),
+        "freeze_qparams", ("PassError", "pass-failed", "OverflowError"),
+    ),
+    "native of a trained model": (
+        lambda d: convert_fx(trained(BAD_TRAINING, backend="native"), debug=d),
+        "freeze_qparams", ("PassError", "pass-failed", "OverflowError"),
+    ),
     "call forms": (call_forms, "freeze_qparams", ("PassError", "pass-failed", "OverflowError")),
 }  # fmt: skip
 
@@ -163,3 +185,25 @@ def test_inputs_are_in_a_reproducer_only_when_weights_are(real: bool, tmp_path: 
     held = read_safetensors(crash("convert", tmp_path).parent / "repro.safetensors")
     assert any(torch.equal(value, X) for value in held.values()) is real
     assert sum(value.shape == X.shape for value in held.values()) == 1
+
+
+@pytest.mark.parametrize(("backend", "written"), [("torch", 1), ("native", 1), ("reference", 0)])
+def test_own_kernels_are_those_of_the_back_end(backend: str, written: int, tmp_path: Path) -> None:
+    """What the user registered with torch's kernels is no part of a compile for another back end."""
+    with pytest.raises(QCompilerError) as caught:
+        own_kernel(tmp_path, backend, (planted.Raises(),))
+    script = Path(str(caught.value.reproducer))
+    assert len(json.loads((script.parent / "repro.json").read_text())["taught"]) == written
+    assert any("BAD_KERNEL" in name or ("planted:" in name and "emit" in name) for name in names_of(script)["NAMES"]) is bool(written)
+
+
+def test_a_module_that_cannot_be_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The C compiler fails: no pass, and yet shown again."""
+    monkeypatch.setenv("QCOMPILER_CC", "false")
+    monkeypatch.setenv("QCOMPILER_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(QCompilerError) as caught:
+        convert_fx(calibrated(backend="native"), debug=tmp_path / "dump")
+    script = Path(str(caught.value.reproducer))
+    assert names_of(script)["PIPELINE"].split(",")[-2:] == ["lower_native", "build"]
+    done = subprocess.run([sys.executable, "-c", RUN, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ast.literal_eval(done.stdout)[:2] == (type(caught.value).__name__, caught.value.code), done.stderr

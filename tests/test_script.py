@@ -15,8 +15,9 @@ from torch.utils import _pytree as pytree
 
 from qcompiler import quantize
 from qcompiler.backends.torch.bench.cases import Case, Int8, all_cases, real
+from qcompiler.backends.torch.program.assemble import assemble, compile_graph
 from qcompiler.backends.torch.program.build import build
-from qcompiler.backends.torch.program.module import CompiledModule, assemble, compile_graph
+from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.backends.torch.program.once import quantized_engine
 from qcompiler.errors import ConfigError
 from qcompiler.ops import functional

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import qcompiler as qc
 from qcompiler import debug
 from qcompiler.backends.torch.program.module import CompiledModule
-from qcompiler.backends.torch.program.program import Program, ProgramError
+from qcompiler.backends.torch.program.program import Program
+from qcompiler.backends.torch.program.statements import ProgramError
 from qcompiler.config.qconfig import default_dynamic_qconfig
 from qcompiler.debug.parity import parity
 from qcompiler.errors import ConfigError, InputError, TraceError

@@ -161,7 +161,9 @@ def test_every_node_has_value_and_source() -> None:
 class Branch(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x * 2
-        return self.chosen(y) if x.sum() > 0 else -y
+        while y.sum() > 0:
+            y = self.chosen(y) - 1
+        return y
 
     def chosen(self, y: torch.Tensor) -> torch.Tensor:
         return y
@@ -171,7 +173,7 @@ def test_a_data_dependent_submodule_becomes_a_leaf() -> None:
     result = check(lambda s, x: s.branch(x) + 1, X, Y, -Y, branch=Branch(), leaves=1)
     (remark,) = result.remarks
     assert (
-        "x.sum() > 0" in remark.reason
+        "y.sum() > 0" in remark.reason
         and "needs `self` as a whole" in remark.reason
         and remark.where.module_path == "branch"
         and "test_trace.py:" in str(remark.where)
@@ -186,10 +188,15 @@ def test_strict_and_root_raise() -> None:
         assert caught.value.hint and "concrete_args" in caught.value.hint and caught.value.where.source
 
 
+@pytest.mark.parametrize("forward", [lambda s, x: x.numpy()])
+def test_results_that_depend_on_data_and_are_no_tensors_raise(forward: Callable[..., Any]) -> None:
+    with pytest.raises(TraceError, match=r"test_trace.py|depends on data"):
+        traced(Model(forward), X)
+
+
 @pytest.mark.parametrize(
     "forward",
     [
-        lambda s, x: x.numpy(),
         lambda s, x: x if torch.equal(x, x) else -x,
         lambda s, x: x if 3 in x else -x,
         lambda s, x: sum(x[:, i] for i in range(int(x.abs().max()) + 1)),
@@ -197,9 +204,9 @@ def test_strict_and_root_raise() -> None:
         lambda s, x: x[[i for i, row in enumerate(x[x[:, 0] < 0])]],
     ],
 )
-def test_values_that_depend_on_data_raise(forward: Callable[..., Any]) -> None:
-    with pytest.raises(TraceError, match=r"test_trace.py|depends on data"):
-        traced(Model(forward), X)
+def test_lambdas_on_data_run_as_they_stand_or_both_ways(forward: Callable[..., Any]) -> None:
+    result = check(forward, X, Y, -Y)
+    assert {remark.kind for remark in result.remarks} <= {"float-statement", "data-branch"} and result.remarks
 
 
 class Double(torch.autograd.Function):
@@ -209,9 +216,9 @@ class Double(torch.autograd.Function):
         return x * 2
 
 
-def test_autograd_functions_and_scripts_are_leaves() -> None:
-    result = check(lambda s, x: s.inner(x) + 1, X, Y, inner=Model(lambda s, x: Double.apply(x)), leaves=1)
-    assert "Double" in result.remarks[0].reason
+def test_autograd_functions_are_statements_and_scripts_leaves() -> None:
+    result = check(lambda s, x: s.inner(x) + 1, X, Y, inner=Model(lambda s, x: Double.apply(x)))
+    assert [remark.kind for remark in result.remarks] == ["float-statement"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         script = torch.jit.script(nn.Linear(4, 4))

@@ -75,6 +75,11 @@ def preprocess(size: int, mean: str, std: str) -> Preprocess:
     return Preprocess(size=size, mean=channels[0], std=channels[1])
 
 
+def _note_random_weights(model: str, weights: str | None) -> None:
+    if model.startswith("torchvision:") and weights is None:
+        stderr.print("note: without --weights a torchvision model has random weights; its answers mean nothing", style="yellow")
+
+
 @app.command()
 @clean_errors
 def quantize(
@@ -105,25 +110,21 @@ def quantize(
     check_writable(out)
     data = find_batches(calibrate, preprocess(size, mean, std), batch, limit)
     float_model = load_model(model, weights)
-    if model.startswith("torchvision:") and weights is None:
-        stderr.print("note: without --weights a torchvision model has random weights; its answers mean nothing", style="yellow")
+    _note_random_weights(model, weights)
     target = target_options(backend, engine, isa)
     mapping = mapping_for(target, keep_float)
     start = time.perf_counter()
     with about_files(data.images, size):
-        shown = console.is_terminal
-        converted = qcompiler.quantize(float_model, data, mapping, progress=shown, **target)
+        converted = qcompiler.quantize(float_model, data, mapping, progress=console.is_terminal, **target)
     seconds = time.perf_counter() - start
     qcompiler.save(converted, str(out))
-    if source is not None:
-        qcompiler.export_source(converted, str(source))
-    explanation = qcompiler.explain(converted)
     table = _facts(model)
     table.add_row("calibrated on", f"{len(data.files)} file{'s' * (len(data.files) != 1)} of {calibrate}")
-    table.add_row("multiply-accumulates in int8", f"{explanation.int8_mac_share:.1%}")
+    table.add_row("multiply-accumulates in int8", f"{qcompiler.explain(converted).int8_mac_share:.1%}")
     table.add_row("float weights", _megabytes(_tensor_bytes(float_model)))
     table.add_row(f"{out}", _megabytes(out.stat().st_size))
     if source is not None:
+        qcompiler.export_source(converted, str(source))
         table.add_row(f"{source}", "Python source and weights")
     table.add_row("time", f"{seconds:.1f} s")
     console.print(table)

@@ -38,6 +38,11 @@ class Pipeline:
         """The same up to QUANTIZED."""
         return replace(self, lower=())
 
+    @property
+    def behind_prepare(self) -> Pipeline:
+        """The same without what runs before calibration."""
+        return replace(self, fuse=(), observe=())
+
     def with_passes(self, own: Sequence[Pass]) -> Pipeline:
         """The same with passes of the user's own behind the fusions."""
         return replace(self, fuse=(*self.fuse, *own))

@@ -203,6 +203,19 @@ def run_passes(
     return gm
 
 
+def run_last(step: Pass, gm: fx.GraphModule, context: Context) -> None:
+    """Runs a step that makes no graph of the graph. Where it fails it is named, and shown to instruments, as a pass is."""
+    run = context._run
+    try:
+        run.step = step
+        tell(run.instruments, "before", context, step, gm, context)
+        step.run(gm, context)
+    except Exception as error:
+        _fail(step, gm, context, error)
+    finally:
+        run.step = None
+
+
 @contextmanager
 def watch(context: Context, instruments: Sequence[object]) -> Iterator[None]:
     """These instruments, and no others, watch what is done with the context in the block."""

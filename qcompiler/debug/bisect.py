@@ -16,19 +16,22 @@ from torch import nn
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.backends import backend_of
-from qcompiler.choices import settings_for
+from qcompiler.choices import Choices, settings_for
 from qcompiler.compile.pass_manager import Pass
 from qcompiler.compile.rewrite import Rule
 from qcompiler.config.custom_config import ConvertCustomConfig, as_config
-from qcompiler.debug.bisect_states import Compile, Metric, Probe, State
+from qcompiler.debug.bisect_states import Batch, Compile, CompileOfPrepared, Metric, Probe, State
 from qcompiler.debug.metrics import compute_sqnr
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.inputs.batches import batches, check_data
 from qcompiler.inputs.kinds import module_of
 from qcompiler.ops.table import OPS, Table
 from qcompiler.passes import pipeline_for
+from qcompiler.prepared.module import state_of
 
 METRICS: Mapping[str, Metric] = {"sqnr": compute_sqnr}
+NONE_CHOSEN = Choices(qconfig_mapping=None, prepare_custom_config=None, backend_config=None, rules=(), table=OPS, backend="torch",
+                      engine=None, isa=None, concrete_args=None)  # fmt: skip
 FLOAT_TOLERANCE, TOLERANCE = 60.0, 20.0  # dB; folding rounds at some 120 dB, 8 bits of a deep network leave 20 to 45
 
 
@@ -109,25 +112,38 @@ def bisect(
     well. `metric`: "sqnr", or a function of the lists of the model's and the graph's results that gives decibels. While the graph
     computes with floats the tolerance is `float_tol_db`. `training`: the passes of prepare_qat_fx, for a model in train mode; results
     are compared in eval mode. `reference`: those of convert_to_reference_fx, which end before the back end's. `rules`, `passes` and the
-    other settings: as given to prepare_fx and convert_fx; `replace` puts a pass in the place of a built-in one of that name. Raises
-    ConfigError, InputError.
+    other settings: as given to prepare_fx and convert_fx; `replace` puts a pass in the place of a built-in one of that name.
+
+    A `model` that prepare_fx or prepare_qat_fx returned, calibrated or trained, is bisected from there on, with the settings that it has:
+    the passes of convert_fx, against what it computes (after training, what training simulated). Raises ConfigError, InputError.
     """
     function = metric if callable(metric) else METRICS.get(metric)
     if function is None:
         raise ConfigError(f"unknown metric {metric!r}", code="metric", hint=f"one of {', '.join(METRICS)}, or a function")
+    data, state = _batches(inputs), state_of(model)
+    choices = Choices(qconfig_mapping=qconfig_mapping, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
+                      rules=tuple(rules), table=table, backend=backend, engine=engine, isa=isa,
+                      concrete_args=concrete_args)  # fmt: skip
+    if state is not None and (training or passes or choices != NONE_CHOSEN):
+        raise ConfigError("this model is prepared already: it has the settings that it was prepared with", code="prepared",
+                          hint="bisect(prepared, inputs), with convert_custom_config, reference and replace alone")  # fmt: skip
+    model = module_of(model)
+    settings = state.settings if state is not None else settings_for(model, training, **choices)
+    custom = as_config(convert_custom_config, ConvertCustomConfig)
+    settings = settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}))
+    pipeline = pipeline_for(settings).with_passes(passes).with_lowering(backend_of(settings.target.backend).passes)
+    pipeline = pipeline if state is None else pipeline.behind_prepare
+    pipeline = (pipeline.reference if reference else pipeline).with_replaced(replace or {})
+    kind = Compile if state is None else CompileOfPrepared
+    return _Search(kind(model, data, settings, pipeline), function, (float_tol_db, tol_db)).run()
+
+
+def _batches(inputs: object) -> list[Batch]:
     check_data(inputs, "inputs")
     data = list(batches(inputs))
     if not data:
         raise InputError("0 batches of inputs", code="no-data", hint="an iterator can be read only once; is the loader empty?")
-    model = module_of(model)
-    settings = settings_for(model, training, qconfig_mapping=qconfig_mapping, prepare_custom_config=prepare_custom_config,
-                            backend_config=backend_config, rules=rules, table=table, backend=backend, engine=engine, isa=isa,
-                            concrete_args=concrete_args)  # fmt: skip
-    custom = as_config(convert_custom_config, ConvertCustomConfig)
-    settings = settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}))
-    pipeline = pipeline_for(settings).with_passes(passes).with_lowering(backend_of(settings.target.backend).passes)
-    pipeline = (pipeline.reference if reference else pipeline).with_replaced(replace or {})
-    return _Search(Compile(model, data, settings, pipeline), function, (float_tol_db, tol_db)).run()
+    return data
 
 
 class _Search:

@@ -25,6 +25,7 @@ from qcompiler.compile.pass_manager import Context, run_passes
 from qcompiler.compile.settings import Settings
 from qcompiler.debug.compare import Tallies, float_steps
 from qcompiler.debug.match import Site, match
+from qcompiler.debug.parity import simulated
 from qcompiler.debug.tally import Tally
 from qcompiler.debug.walk import Walk
 from qcompiler.errors import InputError, QCompilerError
@@ -35,6 +36,7 @@ from qcompiler.observers.watch import Watch
 from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.reference import dequantize, quantize
 from qcompiler.ops.table import Table
+from qcompiler.prepared.observed_copy import observed_copy
 from qcompiler.trace.state import untouched
 
 Metric = Callable[[Any, Any], float]
@@ -80,8 +82,8 @@ class Compile:
     @in_plain_torch
     def graph(self, count: int, limit: int | None = None) -> tuple[fx.GraphModule, Gate]:
         """The graph after `count` passes, of whose last only the first `limit` matches are applied."""
-        context, stage, gate = Context(self.settings), Stage.TRACED, Gate(limit)
-        gm = traced(self.model, self.data[0][0], context, self.data[0][1] or None)
+        gate = Gate(limit)
+        gm, context, stage = self.start()
         cuts = sorted({0, min(self.calibrate_at, count), max(count - 1, 0), count})
         for start, end in itertools.pairwise(cuts):
             if start == self.calibrate_at:
@@ -94,6 +96,11 @@ class Compile:
         if count > self.calibrate_at:
             _round_frozen(gm, self.settings.table)
         return gm, gate
+
+    def start(self) -> tuple[fx.GraphModule, Context, Stage]:
+        """What the first pass is given."""
+        context = Context(self.settings)
+        return traced(self.model, self.data[0][0], context, self.data[0][1] or None), context, Stage.TRACED
 
     def _calibrate(self, gm: fx.GraphModule) -> None:
         with steps_of_graph(gm).kept(), torch.no_grad():
@@ -124,6 +131,25 @@ class Compile:
         tallies = Tallies(Walk(self.floats, steps, match(self.floats, steps)))
         with torch.inference_mode(), backend.running(target), self.floats.kept(), steps.kept():
             return tallies, [tallies.walk.run(args, kwargs, tallies.visit)[1] for args, kwargs in self.data]
+
+
+class CompileOfPrepared(Compile):
+    """The compile of a model that was calibrated or trained already: from its observed graph on. What training simulated is the truth."""
+
+    def __init__(self, prepared: nn.Module, data: list[Batch], settings: Settings, pipeline: Pipeline) -> None:
+        self.model, self.data, self.settings = prepared, data, settings
+        self.steps, self.calibrate_at, self.rounds_at = pipeline.convert, 0, 0 if settings.trains else 1
+        truth = simulated(prepared, *data[0]) if settings.trains else self.start()[0]
+        self.floats = steps_of_graph(truth)
+        with torch.inference_mode(), self.floats.kept():  # a calibrated graph is run by steps: a call would go on calibrating it
+            self.expected = [_call(truth, args, kwargs) if settings.trains else self.floats.result(args, kwargs) for args, kwargs in data]
+
+    def start(self) -> tuple[fx.GraphModule, Context, Stage]:
+        gm, state = observed_copy(self.model, "error")
+        return gm.eval(), Context(self.settings, state.journal), Stage.OBSERVED
+
+    def _calibrate(self, gm: fx.GraphModule) -> None:
+        """It has seen its data."""
 
 
 def _call(module: nn.Module, args: Any, kwargs: Any) -> Any:

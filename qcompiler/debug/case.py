@@ -11,21 +11,26 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qcompiler.backends import backend_of, names
+from qcompiler.backends import Model, backend_of, names
+from qcompiler.backends.build_step import BuildModule
 from qcompiler.compile.pass_manager import Context, Pass, PassInstrument, run_passes
-from qcompiler.debug.plain_data import Reader
+from qcompiler.debug.read_data import Reader
 from qcompiler.debug.reproducer import GRAPH, SCHEMA, SCRIPT, TENSORS
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.files.safetensors import read_safetensors
 from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ir.types import Stage
 from qcompiler.passes import PIPELINES
+from qcompiler.target import Target
 
 
-def built_in(backend: str) -> dict[str, Pass]:
-    """The passes of all pipelines that end with those of a back end, by name."""
-    lowering = backend_of(backend).passes if backend in names() else ()  # its own may be written out
-    return {step.name: step for p in PIPELINES.values() for step in p.with_lowering(lowering).steps}
+def built_in(target: Target, model: str) -> dict[str, Pass]:
+    """The passes of all pipelines that end with those of a target's back end, and the building of its module, by name."""
+    known = target.backend in names()  # one that is not may be written out itself
+    lowering = backend_of(target.backend).passes if known else ()
+    steps: list[Pass] = [step for p in PIPELINES.values() for step in p.with_lowering(lowering).steps]
+    steps += [BuildModule(backend_of(target.backend), Model(model, target, {}))] if known else []
+    return {step.name: step for step in steps}
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Case:
         reader = Reader(self.data["shared"], self.tensors, self.names)
         settings = reader.read(self.data["settings"]).with_(module_types=reader.read(self.data["module_types"]))
         self._teach(settings.target.backend, reader)
-        known = built_in(settings.target.backend)
+        known = built_in(settings.target, str(self.data["model"]))
         steps = [self._step(name, reader, known) for name in self.pipeline]
         gm = graph_of(self.data, reader)
         context = Context(settings, example=reader.read(self.data["example"]))

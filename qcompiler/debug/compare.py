@@ -16,7 +16,7 @@ from qcompiler.debug.comparison import Comparison, NodeError, ordered
 from qcompiler.debug.match import Matching, Site, match
 from qcompiler.debug.metrics import tensors
 from qcompiler.debug.tally import Tally, weight_histogram
-from qcompiler.debug.walk import Seen, Walk, pairs
+from qcompiler.debug.walk import RANDOM, Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms
@@ -171,6 +171,9 @@ class Tallies:
         owns = pairs(seen.own_reference, seen.own_value)
         if not any(True for _ in tensors([seen.reference, seen.value])):
             return  # a size, a flag
+        if seen.random:
+            self.unmatched[name] = RANDOM
+            return
         if totals is None or owns is None or len(totals) != len(owns):
             self.unmatched[name] = f"its value differs in kind or shape from that of the float node {seen.site.float_step.name}"
             return

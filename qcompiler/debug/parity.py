@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.debug.match import match
-from qcompiler.debug.walk import Seen, Walk, pairs
+from qcompiler.debug.walk import RANDOM, Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, PassError, Where
 from qcompiler.executable import Executable
 from qcompiler.executable.states import fill
@@ -128,7 +128,7 @@ def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[t
             fill(held, attribute(graph, safe_path(graph.meta.get(NAMES, {}), path)))
         for args, kwargs in items:
             walk.run(args, kwargs, found.visit)
-    return Parity(tuple(found.worst.values()), tuple(walk.matching.unmatched.items()), len(items))
+    return Parity(tuple(found.worst.values()), tuple({**walk.matching.unmatched, **found.random}.items()), len(items))
 
 
 def require_parity(prepared: nn.Module, converted: Executable, example: tuple[tuple[object, ...], dict[str, object]]) -> Parity:
@@ -165,10 +165,14 @@ class _Found:
     def __init__(self, not_simulated: set[str]) -> None:
         self.worst: dict[str, Difference] = {}
         self.not_simulated = not_simulated
+        self.random: dict[str, str] = {}  # values that no two runs share, with the reason
 
     def visit(self, seen: Seen) -> None:
         site, compared = seen.site, pairs(seen.own_reference, seen.own_value)
         if site.step.kind == "input" or not compared:
+            return
+        if seen.random:
+            self.random[site.step.name] = RANDOM
             return
         for reference, value in compared:
             if not reference.is_floating_point() or not reference.numel():

@@ -15,7 +15,7 @@ import torch
 from qcompiler.compile.pass_manager import run_passes
 from qcompiler.debug.case import Case
 from qcompiler.debug.plain_data import look_up
-from qcompiler.debug.reproducer import META, Failure, data_of, write_files
+from qcompiler.debug.reproducer import META, Contents, Failure, contents_of, write_files
 from qcompiler.errors import ConfigError
 
 Signature = tuple[str, str, str | None]
@@ -44,7 +44,7 @@ def reduce_into(folder: Path, case: Case) -> str:
     small = fewest_nodes(shorter, fails)
     folder.mkdir(exist_ok=True)
     title = f"{wanted[0]} ({wanted[1]}) in {small.pipeline[-1]} of {case.data['phase']} {case.data['model']}, reduced"
-    path = write_files(folder, small.data, small.tensors, set(names_in(small.data)), [], small.pipeline, title, None)
+    path = write_files(folder, Contents(small.data, small.tensors, set(names_in(small.data))), small.pipeline, title, None)
     return f"{path}: passes {len(case.pipeline)} -> {len(small.pipeline)}, nodes {_count(case)} -> {_count(small)}"
 
 
@@ -76,10 +76,10 @@ def advanced(case: Case, done: int) -> Case | None:
         return None
     failure = Failure(gm, context, steps[done - 1].stage, steps[done])
     failure.steps = list(steps[done:])
-    data, tensors, names, _ = data_of(failure, weights=True)
+    made = contents_of(failure, weights=True)
     kept = {key: case.data[key] for key in ("schema_version", "phase", "model", "versions", "expected")}
-    known = {**{name: look_up(name) for name in names}, **case.names}
-    return case.with_(data={**data, **kept}, tensors=tensors, names=known, pipeline=case.pipeline[done:])
+    known = {**{name: look_up(name) for name in made.names}, **case.names}
+    return case.with_(data={**made.data, **kept}, tensors=made.tensors, names=known, pipeline=case.pipeline[done:])
 
 
 def fewest_nodes(case: Case, fails: Callable[[Case], bool]) -> Case:

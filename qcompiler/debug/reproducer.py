@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,18 @@ def _attribute(gm: fx.GraphModule, path: str) -> Any:
     return value
 
 
-def data_of(failure: Failure, weights: bool) -> tuple[dict[str, object], dict[str, torch.Tensor], set[str], list[str]]:
+@dataclass(frozen=True)
+class Contents:
     """repro.json, the tensors, the names that repro.json refers to, and what could not be written."""
+
+    data: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor]
+    names: set[str]
+    lost: Sequence[str] = ()
+
+
+def contents_of(failure: Failure, weights: bool) -> Contents:
+    """What shows a failure again."""
     writer = Writer()
     nodes = _nodes(failure, writer)
     users = {path: value for path, value in failure.values.items() if not isinstance(value, nn.Module)}
@@ -129,7 +140,7 @@ def data_of(failure: Failure, weights: bool) -> tuple[dict[str, object], dict[st
     }
     generator = torch.Generator().manual_seed(0)
     tensors = {name: _random(name, t, generator) if name in random else t for name, t in sorted(writer.tensors.items())}
-    return data, tensors, writer.names, writer.lost
+    return Contents(data, tensors, writer.names, writer.lost)
 
 
 def _taught(settings: Settings) -> Sequence[object]:
@@ -203,9 +214,10 @@ def _built_in(step: Pass) -> bool:
 
 def write(folder: Path, failure: Failure, phase: str, model: str, error: BaseException, weights: bool) -> Path:
     """Writes the three files and returns the path of repro.py. Raises OSError where that cannot be done."""
-    data, tensors, names, lost = data_of(failure, weights)
+    made = contents_of(failure, weights)
     cause = type(error.__cause__).__name__ if error.__cause__ is not None else None
-    data |= {
+    data = {
+        **made.data,
         "schema_version": SCHEMA,
         "phase": phase,
         "model": model,
@@ -213,33 +225,24 @@ def write(folder: Path, failure: Failure, phase: str, model: str, error: BaseExc
         "expected": {"type": type(error).__name__, "code": getattr(error, "code", ""), "cause": cause},
     }
     title = f"{type(error).__name__} in {failure.steps[-1].name} of {phase} {model}: {str(getattr(error, 'message', error))[:300]}"
-    return write_files(folder, data, tensors, names, lost, [step.name for step in failure.steps], title, weights)
+    return write_files(folder, replace(made, data=data), [step.name for step in failure.steps], title, weights)
 
 
-def write_files(
-    folder: Path,
-    data: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    names: set[str],
-    lost: Sequence[str],
-    pipeline: Sequence[str],
-    title: str,
-    weights: bool | None,
-) -> Path:
+def write_files(folder: Path, case: Contents, pipeline: Sequence[str], title: str, weights: bool | None) -> Path:
     """The three files of one case. `weights`: whose they are, None where that is not known."""
-    made = data["versions"]
+    used = case.names
     text = TEMPLATE.format(
         title=_comment(title),
-        versions=", ".join(f"{name} {version}" for name, version in sorted(made.items())),
+        versions=", ".join(f"{name} {version}" for name, version in sorted(case.data["versions"].items())),
         weights={True: "Holds the model's weights.", False: "The weights are random.", None: "The weights are those of the case."}[weights],
-        lost=f"Could not be written, and is missing here: {_comment(', '.join(dict.fromkeys(lost)))}\n" if lost else "",
-        paths=repr(_paths(names)),
-        imports="".join(f"import {module}\n" for module in sorted({n.partition(":")[0] for n in names} - {"__main__"})),
+        lost=f"Could not be written, and is missing here: {_comment(', '.join(dict.fromkeys(case.lost)))}\n" if case.lost else "",
+        paths=repr(_paths(used)),
+        imports="".join(f"import {module}\n" for module in sorted({n.partition(":")[0] for n in used} - {"__main__"})),
         pipeline=json.dumps(",".join(pipeline)),
-        names="".join(f"    {name!r}: {_expression(name)},\n" for name in sorted(names)),
+        names="".join(f"    {name!r}: {_expression(name)},\n" for name in sorted(used)),
     )
-    _write(folder / TENSORS, b"".join(safetensors(dict(tensors))))
-    _write(folder / GRAPH, canonical(data).encode("ascii"))
+    _write(folder / TENSORS, b"".join(safetensors(dict(case.tensors))))
+    _write(folder / GRAPH, canonical(case.data).encode("ascii"))
     _write(folder / SCRIPT, text.encode("utf-8", "backslashreplace"))
     return folder / SCRIPT
 

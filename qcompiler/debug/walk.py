@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,36 +28,44 @@ from qcompiler.ir.nested import Ref, rewrite
 from qcompiler.ops.reference import dequantize, quantize
 
 REPEATS = 5  # runs of a step for its time
+RANDOM = "it is computed with random numbers, which no two runs share"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One site on one batch. `own` is None where only total errors were asked for."""
+    """One site on one batch. `own` is None where only total errors were asked for. `random`: the value is drawn anew by each run."""
 
     site: Site
-    reference: Any
+    reference: object
     value: Any
-    own_value: Any
-    own_reference: Any
+    own_value: object
+    own_reference: object
     grid: Grid | None
     seconds: tuple[float, ...]
+    random: bool = False
 
 
 Visit = Callable[[Seen], None]
 Event = tuple[bool, Step]  # whether it is a float step
 
 
+@dataclass
 class Walk:
     """The schedule of both graphs: each float step runs before the quantized step that is compared with it.
 
     `ends`: by float step, the smallest and largest integer of values that are cut to fewer than their type holds.
     """
 
-    def __init__(self, floats: Steps, quantized: Steps, matching: Matching, *, own: bool = True, profile: bool = False,
-                 ends: Mapping[str, tuple[int, int]] | None = None) -> None:  # fmt: skip
-        self.floats, self.quantized, self.matching = floats, quantized, matching
-        self.own, self.profile, self.ends = own, profile, ends or {}
-        self.steps = {step.name: step for step in quantized.steps}
+    floats: Steps
+    quantized: Steps
+    matching: Matching
+    own: bool = True
+    profile: bool = False
+    ends: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.random: set[str] = set()  # float steps that were seen to draw random numbers
+        self.steps = {step.name: step for step in self.quantized.steps}
         self.events = list(self._schedule())
         self.last: tuple[dict[int, list[str]], dict[int, list[str]]] = self._last_uses()
 
@@ -93,7 +101,7 @@ class Walk:
                     found[side].setdefault(i, []).append(name)
         return found
 
-    def run(self, args: tuple[object, ...], kwargs: Mapping[str, object], visit: Visit) -> tuple[Any, Any]:
+    def run(self, args: tuple[object, ...], kwargs: Mapping[str, object], visit: Visit) -> tuple[object, object]:
         """One batch; returns the float and the quantized result."""
         floats, values = self.floats.bind(args, kwargs), self.quantized.bind(args, kwargs)
         references: Env = dict(values)
@@ -101,7 +109,7 @@ class Walk:
         self.times: dict[str, list[float]] = {}
         for i, (is_float, step) in enumerate(self.events):
             if is_float:
-                floats[step.name] = step.run(floats)
+                floats[step.name] = self._float(step, floats)
             else:
                 self._quantized(step, floats, values, references, visit)
             for name in self.last[0].get(i, ()):
@@ -110,6 +118,16 @@ class Walk:
                 values.pop(name, None)
                 references.pop(name, None)
         return _result(self.floats, floats), _result(self.quantized, values)
+
+    def _float(self, step: Step, floats: Env) -> object:
+        before = torch.random.get_rng_state()
+        value = step.run(floats)
+        if not torch.equal(before, torch.random.get_rng_state()):
+            self.random.add(step.name)
+        return value
+
+    def _is_random(self, site: Site) -> bool:
+        return any(step.name in self.random for step in (site.float_step, *(site.region or ())))
 
     def _quantized(self, step: Step, floats: Env, values: Env, references: Env, visit: Visit) -> None:
         site = self.matching.sites.get(step.name)
@@ -126,9 +144,10 @@ class Walk:
             return
         reference, grid = floats[site.float_step.name], self._grid(site, values)
         if not self.own:
-            return visit(Seen(site, reference, real(value), None, None, grid, ()))
+            return visit(Seen(site, reference, real(value), None, None, grid, (), self._is_random(site)))
         perfect = self._perfect(site, floats, references)
-        visit(Seen(site, reference, real(value), real(references[step.name]), perfect, grid, self._seconds(site)))
+        own = real(references[step.name])
+        visit(Seen(site, reference, real(value), own, perfect, grid, self._seconds(site), self._is_random(site)))
         references[step.name] = held_as(references[step.name], reference, grid)  # its sizes may be others than those of `value`
         if grid is not None:
             self.rounded.add(step.name)

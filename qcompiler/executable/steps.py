@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from qcompiler.errors import InputError
 from qcompiler.executable.states import states_kept
 from qcompiler.ir.attributes import attribute
-from qcompiler.ir.nested import Ref, walk
+from qcompiler.ir.nested import Ref, rewrite, walk
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import source_of
 from qcompiler.observers.watch import Watch
@@ -77,6 +77,13 @@ class Steps:
     def kept(self) -> AbstractContextManager[None]:
         """Brings back in the end what the model keeps now."""
         return states_kept(self.held.values())
+
+    def result(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What one call gives, all steps run in order."""
+        env = self.bind(args, kwargs)
+        for step in self.steps:
+            env[step.name] = step.run(env)
+        return rewrite(self.output, lambda v: env[v.name] if isinstance(v, Ref) else v)
 
     def results(self) -> set[str]:
         return {v.name for v in walk(self.output) if isinstance(v, Ref)}

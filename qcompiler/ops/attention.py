@@ -52,7 +52,7 @@ def _appended(m: nn.MultiheadAttention, k: Tensor, v: Tensor) -> tuple[Tensor, T
     """Keys and values of (N, S, E) with the module's learned ones (add_bias_kv) and a zero (add_zero_attn) behind them."""
     count = 0
     for more_k, more_v in ([(m.bias_k, m.bias_v)] if m.bias_k is not None else []) + ([(None, None)] if m.add_zero_attn else []):
-        zeros = torch.zeros(1, 1, m.embed_dim)
+        zeros = torch.zeros(1, 1, m.embed_dim, dtype=torch.float32)
         more_k, more_v = (zeros if x is None else x for x in (more_k, more_v))
         k, v = (torch.cat([x, more.expand(x.shape[0], 1, m.embed_dim)], 1) for x, more in ((k, more_k), (v, more_v)))
         count += 1

@@ -12,6 +12,7 @@ torch's kernels do.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from qcompiler.ops.reference import dynamic_quantize_dequantize
 Range = tuple[int, int] | None
 State = tuple[Tensor, ...]  # hidden state (N, H), for an LSTM also the cell state
 Step = Callable[[Tensor, Tensor, State], State]  # products with the input and with the hidden state -> the next state
-Cell = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+Orders = tuple[Tensor | None, Tensor | None]  # of the batch of a packed sequence: sorted, and back
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, activation_range: Range) -> Tensor:
@@ -56,53 +57,64 @@ def rnn_relu_step(ih: Tensor, hh: Tensor, state: State) -> State:
 STEPS: dict[str, Step] = {"tanh": rnn_step, "relu": rnn_relu_step}
 
 
-def _run(step: Step, data: Tensor, sizes: Sequence[int], state: State, cell: Cell, reverse: bool, rounding: Range) -> tuple[Tensor, State]:
-    """One direction of one layer over packed rows: `data` (sum of sizes, I), `sizes` falling numbers of sequences at each step."""
-    ih = product(data, cell[0], cell[2], rounding).split(list(sizes))
-    outputs: list[Tensor] = []
-    order = reversed(range(len(sizes))) if reverse else range(len(sizes))
-    for t in order:
-        n = sizes[t]
-        new = step(ih[t], product(state[0][:n], cell[1], cell[3], rounding), tuple(s[:n] for s in state))
-        state = tuple(torch.cat([a, b[n:]]) for a, b in zip(new, state, strict=True))
-        outputs.append(new[0])
-    return torch.cat(outputs[::-1] if reverse else outputs), state
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of one recurrent module, as steps on rows: `data` (sum of sizes, I), `sizes` falling numbers of sequences at each step."""
 
+    step: Step
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor]
+    bidirectional: bool
+    rounding: Range
 
-def _layers(
-    step: Step, data: Tensor, sizes: Sequence[int], state: State, weights: Sequence[Tensor], biases: Sequence[Tensor],
-    bidirectional: bool, rounding: Range,
-) -> tuple[Tensor, State]:  # fmt: skip
-    """All layers; `state` holds (layers * directions, N, H) tensors."""
-    directions, ends = (2 if bidirectional else 1), []
-    for first in range(0, len(weights) // 2, directions):
-        outputs = []
-        for k in range(first, first + directions):
-            bias = (biases[2 * k], biases[2 * k + 1]) if biases else (None, None)
-            cell = (weights[2 * k], weights[2 * k + 1], *bias)
-            output, end = _run(step, data, sizes, tuple(s[k] for s in state), cell, k > first, rounding)
-            outputs.append(output)
-            ends.append(end)
-        data = torch.cat(outputs, -1)
-    return data, tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
+    def direction(self, data: Tensor, sizes: Sequence[int], state: State, k: int, reverse: bool) -> tuple[Tensor, State]:
+        """One direction of one layer, the k-th cell."""
+        bias = (self.biases[2 * k], self.biases[2 * k + 1]) if self.biases else (None, None)
+        ih = product(data, self.weights[2 * k], bias[0], self.rounding).split(list(sizes))
+        outputs: list[Tensor] = []
+        order = reversed(range(len(sizes))) if reverse else range(len(sizes))
+        for t in order:
+            n = sizes[t]
+            hh = product(state[0][:n], self.weights[2 * k + 1], bias[1], self.rounding)
+            new = self.step(ih[t], hh, tuple(s[:n] for s in state))
+            state = tuple(torch.cat([a, b[n:]]) for a, b in zip(new, state, strict=True))
+            outputs.append(new[0])
+        return torch.cat(outputs[::-1] if reverse else outputs), state
+
+    def run(self, data: Tensor, sizes: Sequence[int], state: State) -> tuple[Tensor, State]:
+        """All layers; `state` holds (layers * directions, N, H) tensors."""
+        directions, ends = (2 if self.bidirectional else 1), []
+        for first in range(0, len(self.weights) // 2, directions):
+            outputs = []
+            for k in range(first, first + directions):
+                output, end = self.direction(data, sizes, tuple(s[k] for s in state), k, k > first)
+                outputs.append(output)
+                ends.append(end)
+            data = torch.cat(outputs, -1)
+        return data, tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
+
+    def sequence(self, x: Tensor, states: Sequence[Tensor | None], batch_first: bool) -> tuple[Tensor, State]:
+        """Batched or unbatched input of full length: reduced to packed rows of equal sizes."""
+        unbatched = x.dim() == 2
+        rows = x.unsqueeze(1) if unbatched else x.transpose(0, 1) if batch_first else x
+        steps, batch = rows.shape[:2]
+        given = tuple(_zeros(x, batch, self.weights) if s is None else s.unsqueeze(1) if unbatched else s for s in states)
+        data, end = self.run(rows.flatten(0, 1), [batch] * steps, given)
+        output = data.unflatten(0, (steps, batch))
+        if unbatched:
+            return output.squeeze(1), tuple(s.squeeze(1) for s in end)
+        return (output.transpose(0, 1) if batch_first else output), end
+
+    def packed(self, data: Tensor, batch_sizes: Tensor, orders: Orders, states: Sequence[Tensor | None]) -> tuple[Tensor, State]:
+        """On the fields of a packed sequence. States come and go in the order of the caller's batch."""
+        sizes = batch_sizes.tolist()
+        given = tuple(_zeros(data, sizes[0], self.weights) if s is None else _permuted(s, orders[0]) for s in states)
+        output, end = self.run(data, sizes, given)
+        return output, tuple(_permuted(s, orders[1]) for s in end)
 
 
 def _zeros(x: Tensor, batch: int, weights: Sequence[Tensor]) -> Tensor:
     return torch.zeros(len(weights) // 2, batch, weights[1].shape[1], dtype=x.dtype, device=x.device)
-
-
-def _sequence(step: Step, x: Tensor, states: Sequence[Tensor | None], weights: Any, biases: Any, batch_first: bool, bidirectional: bool,
-              rounding: Range) -> tuple[Tensor, State]:  # fmt: skip
-    """Batched or unbatched input of full length: reduced to packed rows of equal sizes."""
-    unbatched = x.dim() == 2
-    rows = x.unsqueeze(1) if unbatched else x.transpose(0, 1) if batch_first else x
-    steps, batch = rows.shape[:2]
-    given = tuple(_zeros(x, batch, weights) if s is None else s.unsqueeze(1) if unbatched else s for s in states)
-    data, end = _layers(step, rows.flatten(0, 1), [batch] * steps, given, weights, biases, bidirectional, rounding)
-    output = data.unflatten(0, (steps, batch))
-    if unbatched:
-        return output.squeeze(1), tuple(s.squeeze(1) for s in end)
-    return (output.transpose(0, 1) if batch_first else output), end
 
 
 def interleaved(weights: Sequence[object], biases: Sequence[object]) -> list[Any]:
@@ -117,7 +129,7 @@ def lstm(x: Tensor, hidden: Tensor | None, cell: Tensor | None, weights: Sequenc
     """nn.LSTM in eval mode: x (T, N, I), or (N, T, I), or (T, I) -> (output, (hidden, cell)); states default to zeros."""
     if activation_range is None:
         return lstm_float(x, hidden, cell, interleaved(weights, biases), bool(biases), bidirectional, batch_first)
-    output, (hidden, cell) = _sequence(lstm_step, x, (hidden, cell), weights, biases, batch_first, bidirectional, activation_range)
+    output, (hidden, cell) = _Layers(lstm_step, weights, biases, bidirectional, activation_range).sequence(x, (hidden, cell), batch_first)
     return output, (hidden, cell)
 
 
@@ -126,17 +138,8 @@ def gru(x: Tensor, hidden: Tensor | None, weights: Sequence[Tensor], biases: Seq
     """nn.GRU in eval mode; see lstm."""
     if activation_range is None:
         return gru_float(x, hidden, interleaved(weights, biases), bool(biases), bidirectional, batch_first)
-    output, (hidden,) = _sequence(gru_step, x, (hidden,), weights, biases, batch_first, bidirectional, activation_range)
+    output, (hidden,) = _Layers(gru_step, weights, biases, bidirectional, activation_range).sequence(x, (hidden,), batch_first)
     return output, hidden
-
-
-def _packed(step: Step, data: Tensor, batch_sizes: Tensor, orders: tuple[Tensor | None, Tensor | None], states: Sequence[Tensor | None],
-            weights: Any, biases: Any, bidirectional: bool, rounding: Range) -> tuple[Tensor, State]:  # fmt: skip
-    """States come and go in the order of the caller's batch."""
-    sizes = batch_sizes.tolist()
-    given = tuple(_zeros(data, sizes[0], weights) if s is None else _permuted(s, orders[0]) for s in states)
-    output, end = _layers(step, data, sizes, given, weights, biases, bidirectional, rounding)
-    return output, tuple(_permuted(s, orders[1]) for s in end)
 
 
 def _permuted(state: Tensor, order: Tensor | None) -> Tensor:
@@ -151,8 +154,8 @@ def lstm_packed(data: Tensor, batch_sizes: Tensor, sorted_indices: Tensor | None
     if activation_range is None:
         flat = interleaved(weights, biases)
         return lstm_packed_float(data, batch_sizes, *orders, hidden, cell, flat, bool(biases), bidirectional)
-    states = (hidden, cell)
-    output, end = _packed(lstm_step, data, batch_sizes, orders, states, weights, biases, bidirectional, activation_range)
+    layers = _Layers(lstm_step, weights, biases, bidirectional, activation_range)
+    output, end = layers.packed(data, batch_sizes, orders, (hidden, cell))
     return output, (end[0], end[1])
 
 
@@ -163,7 +166,8 @@ def gru_packed(data: Tensor, batch_sizes: Tensor, sorted_indices: Tensor | None,
     orders = (sorted_indices, unsorted_indices)
     if activation_range is None:
         return gru_packed_float(data, batch_sizes, *orders, hidden, interleaved(weights, biases), bool(biases), bidirectional)
-    output, end = _packed(gru_step, data, batch_sizes, orders, (hidden,), weights, biases, bidirectional, activation_range)
+    layers = _Layers(gru_step, weights, biases, bidirectional, activation_range)
+    output, end = layers.packed(data, batch_sizes, orders, (hidden,))
     return output, end[0]
 
 

@@ -149,6 +149,7 @@ class Op:
     weight_axis: int = 0
     elementwise: bool = False  # a unary function of single values: exact as a 256-entry table
     row_power: RowPower | None = None  # a normalization: what it divides each row of its input by, squared
+    float_inside: bool = False  # its int8 form, on any CPU, computes in float: int8 in front of it saves nothing
     spreads: Callable[[Mapping[str, object], int], bool] = lambda attributes, i: False  # argument i: steep near 0, one step becomes many
     macs: Callable[[fx.Node], int] | None = None
     float_reason: str | None = None  # why there is no int8 form, where output is FLOAT

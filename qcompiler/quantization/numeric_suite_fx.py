@@ -146,12 +146,14 @@ def add_loggers(
         bounds = [(matching.sites[name].float_step, matching.sites[name].step) for name in site.bounds] if should_log_inputs else []
         for kind, index, read in [(OUTPUT, 0, own), *((INPUT, i, bound) for i, bound in enumerate(bounds))]:
             for side, name in enumerate((name_a, name_b)):
-                made = _logger(logger_cls, name, key_of(site.step), kind, index, own[side], read[side])
+                made = _logger(logger_cls, name, key_of(site.step), (kind, index), (own[side], read[side]))
                 loggers[side].append((read[side].name, made))
     return _Logged(floats, loggers[0]), _Logged(quantized, loggers[1])
 
 
-def _logger(logger_cls: Callable[..., nn.Module], model: str, layer: str, kind: str, index: int, own: Step, read: Step) -> nn.Module:
+def _logger(logger_cls: Callable[..., nn.Module], model: str, layer: str, at: tuple[str, int], steps: tuple[Step, Step]) -> nn.Module:
+    """`at`: output, or which input; `steps`: the layer's own, and the one whose value is kept."""
+    (kind, index), (own, read) = at, steps
     return logger_cls(own.name, read.name, model, layer, read.op, own.op, kind, 0, index, own.module_path or None)
 
 
@@ -193,7 +195,7 @@ def add_shadow_loggers(name_a: str, model_a: nn.Module, name_b: str, model_b: nn
     loggers = {}
     for site in computed(floats, matching):
         sides = ((name_a, site.float_step), (name_b, site.step))
-        made = [_logger(logger_cls, model, key_of(site.step), OUTPUT, 0, step, step) for model, step in sides]
+        made = [_logger(logger_cls, model, key_of(site.step), (OUTPUT, 0), (step, step)) for model, step in sides]
         loggers[site.step.name] = (made[0], made[1])
     return _Shadowed(Walk(floats, quantized, matching), loggers)
 

@@ -10,9 +10,12 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from qcompiler.config.qconfig import QConfig, as_qconfig
 from qcompiler.errors import ConfigError, Where
-from qcompiler.inputs.near_names import no_module
+from qcompiler.inputs.near_names import near_names, no_module
 
 __all__ = ["add_quant_dequant", "propagate_qconfig_"]
+
+KEYS = ("float_to_observed_custom_module_class", "observed_to_quantized_custom_module_class", "non_traceable_module_name",
+        "non_traceable_module_class", "preserved_attributes")  # fmt: skip
 
 
 def propagate_qconfig_(
@@ -26,7 +29,9 @@ def propagate_qconfig_(
     """
     rules = {key: as_qconfig(value) for key, value in (qconfig_dict or {}).items()}
     custom = prepare_custom_config_dict or {}
-    _check_names(module, [key for key in rules if isinstance(key, str)])
+    check_keys(custom)
+    _check_names(module, [key for key in rules if isinstance(key, str)], "a key of the qconfig_dict")
+    _check_names(module, custom.get("non_traceable_module_name", ()), "non_traceable_module_name")
     _Walk(rules, custom.get("non_traceable_module_name", ()), tuple(custom.get("non_traceable_module_class", ()))).visit(module, "", None)
 
 
@@ -55,11 +60,20 @@ def _check_same(module: nn.Module, path: str, rule: QConfig | None, before: str,
                           where=Where(module_path=path), hint=f"set the qconfig of this {type(module).__name__} itself")  # fmt: skip
 
 
-def _check_names(model: nn.Module, names: Iterable[str]) -> None:
+def check_keys(custom: Mapping[str, object]) -> None:
+    """Raises ConfigError for a key that a custom config does not have: it would be passed over."""
+    for key in custom:
+        if key not in KEYS:
+            close = near_names(str(key), KEYS)
+            hint = f"did you mean {', '.join(close)}?" if close else f"the keys are {', '.join(KEYS)}"
+            raise ConfigError(f"a custom config has no key {key!r}", code="custom-config-key", hint=hint)
+
+
+def _check_names(model: nn.Module, names: Iterable[str], where: str) -> None:
     known = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for name in names:
         if name not in known:
-            raise no_module(name, known, "qconfig-module-name", "a key of the qconfig_dict")
+            raise no_module(name, known, "qconfig-module-name", where)
 
 
 def add_quant_dequant(module: nn.Module) -> nn.Module:

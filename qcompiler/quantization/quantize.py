@@ -7,28 +7,34 @@ qparams (FloatFunctional). `qcompiler.prepare_fx` needs none of that.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.config.qconfig import QConfig, as_qconfig
-from qcompiler.errors import CalibrationError, ConfigError, QCompilerWarning, Where
+from qcompiler.errors import CalibrationError, ConfigError, Where
 from qcompiler.inputs.checks import MARK
 from qcompiler.inputs.kinds import check_kinds, module_of
 from qcompiler.ir.check_state import guard_loading
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.place import PATH
 from qcompiler.nn.quantized import FloatFunctional
-from qcompiler.observers.weights import check_axis, check_tied
 from qcompiler.quantization.call_errors import explain_calls_
+from qcompiler.quantization.check_model import (
+    HOW_TO_STUB,
+    check_convert,
+    check_no_training,
+    check_qconfigs,
+    check_stage,
+    check_weights,
+    has_stub,
+)
 from qcompiler.quantization.foreign import adopt_
 from qcompiler.quantization.fused_into import FusedInto, name_places_, relink, unlink_
 from qcompiler.quantization.fuser_method_mappings import without_batch_norm
 from qcompiler.quantization.observation import add_observer_, get_observer_dict, name_modules_, observers_of, remove_observers_
-from qcompiler.quantization.propagation import add_quant_dequant, propagate_qconfig_
+from qcompiler.quantization.propagation import add_quant_dequant, check_keys, propagate_qconfig_
 from qcompiler.quantization.quantization_mappings import (
     get_default_custom_config_dict,
     get_default_qat_module_mappings,
@@ -37,15 +43,12 @@ from qcompiler.quantization.quantization_mappings import (
 from qcompiler.quantization.quantize_dynamic import quantize_dynamic
 from qcompiler.quantization.ranges import check_trained, hold_batches, keep_depthwise_safe, reduce_where_needed
 from qcompiler.quantization.report import Report, leaves_of
-from qcompiler.quantization.stubs import QuantStub
 from qcompiler.quantization.swap import swap_all, swap_module
 
 __all__ = [
     "add_observer_", "add_quant_dequant", "convert", "default_eval_fn", "get_default_custom_config_dict", "get_observer_dict", "prepare",
     "prepare_qat", "propagate_qconfig_", "quantize", "quantize_dynamic", "quantize_qat", "swap_module",
 ]  # fmt: skip
-
-BEHAVES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # differ between training and evaluation
 
 
 @in_plain_torch
@@ -66,8 +69,8 @@ def prepare(
     converted already, that has no qconfig anywhere, or that has BatchNorm or Dropout in train mode.
     """
     model = module_of(model)
-    _check_stage(model)
-    _check_eval(model)
+    check_stage(model)
+    check_no_training(model)
     model = model if inplace else copy.deepcopy(model)
     model = _prepare(model, allow_list, observer_non_leaf_module_list, prepare_custom_config_dict)
     explain_calls_(model)
@@ -84,7 +87,7 @@ def prepare_qat(model: nn.Module, mapping: Mapping[Any, Any] | None = None, inpl
     Raises ConfigError in eval mode, and as `prepare` does.
     """
     model = module_of(model)
-    _check_stage(model)
+    check_stage(model)
     if not model.training:
         raise ConfigError("prepare_qat needs a model in train mode", code="eval-mode", hint="call model.train() first")
     model = model if inplace else copy.deepcopy(model)
@@ -109,8 +112,8 @@ def _prepare(
     name_modules_(model)
     name_places_(model)
     propagate_qconfig_(model, prepare_custom_config_dict=custom)
-    _check_qconfigs(model)
-    _check_weights(model)
+    check_qconfigs(model)
+    check_weights(model)
     classes = (custom or get_default_custom_config_dict()).get("float_to_observed_custom_module_class", {})
     add_observer_(model, allow_list, whole, custom_module_class_mapping=classes)
     name_modules_(model)
@@ -129,53 +132,6 @@ def _folded(module: nn.Module) -> nn.Module:
         if hasattr(module, "qconfig"):
             made.qconfig = module.qconfig
     return made
-
-
-def _check_stage(model: nn.Module) -> None:
-    check_kinds(model)
-    for path, module in model.named_modules():
-        stage = getattr(module, MARK, None)
-        if stage is not None:
-            raise ConfigError(f"{path or 'this model'} is already {stage}", code=f"already-{stage}", where=Where(module_path=path or None),
-                              hint="start from the float model")  # fmt: skip
-
-
-def _check_eval(model: nn.Module) -> None:
-    training = [f"{name} ({type(m).__name__})" for name, m in model.named_modules() if m.training and isinstance(m, BEHAVES)]
-    if training:
-        more = f" and {len(training) - 5} more" if len(training) > 5 else ""
-        raise ConfigError(f"the model is in train mode: {', '.join(training[:5])}{more}", code="train-mode",
-                          hint="call model.eval() first; to train with fake quantization: prepare_qat")  # fmt: skip
-
-
-def _check_qconfigs(model: nn.Module) -> None:
-    if all(getattr(module, "qconfig", None) is None for module in model.modules()):
-        raise ConfigError("no module has a qconfig, so there is nothing to quantize", code="no-qconfig",
-                          hint='set it: model.qconfig = qcompiler.quantization.get_default_qconfig("x86")')  # fmt: skip
-    if not _has_stub(model):
-        text = f"this {type(model).__name__} has no QuantStub: once converted, its int8 modules will not take floats. {HOW_TO_STUB}"
-        warnings.warn(text, QCompilerWarning, stacklevel=5)
-
-
-def _check_weights(model: nn.Module) -> None:
-    users: dict[int, tuple[str, QConfig]] = {}
-    for path, module in model.named_modules():
-        qconfig, weight = as_qconfig(getattr(module, "qconfig", None)), module._parameters.get("weight")
-        if qconfig is None or qconfig.weight is None or weight is None or weight.dim() < 2:
-            continue
-        check_axis(qconfig.weight(), weight, Where(module_path=path))
-        first, known = users.setdefault(id(weight), (path, qconfig))
-        check_tied(f"{first}.weight", (first, path), (known.weight, qconfig.weight))
-
-
-HOW_TO_STUB = (
-    "Call a QuantStub on the input and a DeQuantStub on the result, or wrap the model: QuantWrapper(model). "
-    "qcompiler.prepare_fx needs neither"
-)
-
-
-def _has_stub(model: nn.Module) -> bool:
-    return any(isinstance(module, QuantStub) for module in model.modules())
 
 
 @in_plain_torch
@@ -200,9 +156,10 @@ def convert(
     Raises CalibrationError naming the modules whose observers saw no data, ConfigError for a model that was not prepared.
     """
     module = module_of(module)
-    _check_convert(module, is_reference, allow_uncalibrated, mapping)
+    check_convert(module, is_reference, allow_uncalibrated, mapping)
     model = module if inplace else copy.deepcopy(module)
     table = get_default_static_quant_module_mappings() if mapping is None else mapping
+    check_keys(convert_custom_config_dict or {})
     custom = (convert_custom_config_dict or get_default_custom_config_dict()).get("observed_to_quantized_custom_module_class", {})
     name_modules_(model)
     empty = _uncalibrated(model, table, allow_uncalibrated)
@@ -216,20 +173,6 @@ def convert(
     return model
 
 
-def _check_convert(model: nn.Module, is_reference: bool, allow_uncalibrated: str, mapping: object) -> None:
-    if is_reference:
-        raise ConfigError("convert makes no reference modules", code="reference", hint="convert_to_reference_fx gives a reference graph")
-    if allow_uncalibrated not in ("error", "float"):
-        raise ConfigError(f'allow_uncalibrated is "error" or "float", not {allow_uncalibrated!r:.80}', code="allow-uncalibrated")
-    if getattr(model, MARK, None) == "converted":
-        raise ConfigError("this model is already converted", code="already-converted", hint="start from the float model")
-    if isinstance(model, fx.GraphModule) and hasattr(model, MARK):
-        raise ConfigError("prepare_fx made this module, not quantization.prepare", code="not-prepared", hint="convert_fx is its convert")
-    if mapping is None and not any(True for _ in observers_of(model)):
-        raise ConfigError("this model was not prepared: it has no observers", code="not-prepared",
-                          hint="prepared = prepare(model); run it on calibration data; convert(prepared)")  # fmt: skip
-
-
 def _uncalibrated(model: nn.Module, table: Mapping[Any, Any], allow: str) -> set[int]:
     """The ids of the modules to be kept float for want of data. Raises CalibrationError where that is not allowed.
 
@@ -238,7 +181,7 @@ def _uncalibrated(model: nn.Module, table: Mapping[Any, Any], allow: str) -> set
     watched = [(path, module, observer) for path, module, observer in observers_of(model) if getattr(observer, "measures", False)]
     empty = [(path, module) for path, module, observer in watched if not observer.observed]
     if empty and len(empty) == len(watched):
-        stub = "" if _has_stub(model) else f"; the model has no QuantStub either. {HOW_TO_STUB}"
+        stub = "" if has_stub(model) else f"; the model has no QuantStub either. {HOW_TO_STUB}"
         raise CalibrationError(f"0 of {len(watched)} observers saw data", code="not-calibrated",
                                hint=f"call the model that prepare returned with calibration data before convert{stub}")  # fmt: skip
     missing = [(path, module) for path, module in empty if not isinstance(module, FloatFunctional)]

@@ -19,6 +19,7 @@ from qcompiler.trace.check_numbers import agrees
 from qcompiler.trace.float_parts import NewPart, Parts
 from qcompiler.trace.guards import GUARDS, TraceRemark, guard, guard_bool, guard_float, guard_int, is_guard
 from qcompiler.trace.inputs import open_inputs
+from qcompiler.trace.module_calls import Rules
 from qcompiler.trace.numbers import Again
 from qcompiler.trace.opened import note_changes
 from qcompiler.trace.parametrize import fold_parametrizations
@@ -69,7 +70,7 @@ def trace(
     parts = Parts()
 
     def make() -> Tracer:
-        tracer = Tracer(model, is_leaf, decompose or {}, strict, trains)
+        tracer = Tracer(model, Rules(is_leaf, decompose or {}, strict, trains))
         tracer.stand_ins, tracer.free_numbers, tracer.parts = scopes, free_numbers, parts
         made.append(tracer)
         return tracer

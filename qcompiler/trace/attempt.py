@@ -13,10 +13,10 @@ from qcompiler.errors import TraceError, Where
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.ops.state import read_state, write_state
 from qcompiler.ops.state_nodes import NUMBERS, is_read
+from qcompiler.trace.memory import storage
 from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.outputs import add_output
 from qcompiler.trace.proxy import Proxy
-from qcompiler.trace.recorder import storage
 from qcompiler.trace.session import session
 from qcompiler.trace.slots import MISSING, leaves, nested
 from qcompiler.trace.state import Place, Places, kept_state
@@ -131,14 +131,14 @@ def _close(made: Attempt, places: Places, opened: Mapping[Place, dict[str, objec
     """Note what the call left, and write the states that it changed."""
     tracer = made.tracer
     changed = {place: nested(lambda _, leaf: tracer.promotion(leaf), value, "") for place, value in places.changed().items()
-               if not owned(places.owner(place), tracer.leaves)}  # fmt: skip
+               if not owned(places.owner(place), tracer.modules.leaves)}  # fmt: skip
     for place, value in changed.items():
         made.left[place] = MISSING if value is MISSING else nested(lambda _, leaf: _example(leaf), value, "")
         if place not in opened and any(type(v) is Proxy and depends_on_data(v.node) for v in leaves(value, "").values()):
             made.data.append(place)
     made.shared, made.repointed = _shared(changed), places.repointed()
     for place, before in opened.items():
-        if not owned(places.owner(place), tracer.leaves):
+        if not owned(places.owner(place), tracer.modules.leaves):
             _write(made, place, before, leaves(changed[place], places.name(place)) if place in changed else before)
     for place in watched:
         if place not in opened and place in changed and changed[place] is not MISSING:

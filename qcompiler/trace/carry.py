@@ -61,7 +61,7 @@ class Carrier:
 
     def _keep(self, refused: Refused) -> None:
         for path, (reason, source) in refused.reasons.items():
-            if path == "" or path in self.kept or self.make().strict:
+            if path == "" or path in self.kept or self.make().rules.strict:
                 raise TraceError(reason, where=Where(module_path=path, source=source), hint=HINT)
             self.kept[path] = reason
         self.forced = {place: value for place, value in self.forced.items() if not owned(self.places.owner(place), list(self.kept))}
@@ -74,7 +74,7 @@ class Carrier:
         watched: Iterable[Place] | None = None,
     ) -> Attempt:
         tracer = self.make()
-        tracer.kept, tracer.explicit_states = self.kept, watched is not None
+        tracer.modules.kept, tracer.modules.explicit_states = self.kept, watched is not None
         return run(tracer, self.places, carried, numbers, given, self.forward, watched or ())
 
     def _first(self) -> Attempt:
@@ -145,7 +145,7 @@ class Carrier:
         later = self._with_memos(later, carried, numbers, known)
         starts = {place: start for place, value in carried.items() if (start := self._start(place, value)) is not None}
         begun = self._run(starts, numbers, {}, watched=list(carried))
-        one, two = (Traces(a.tracer.graph, a.ends, a.tracer.constants) for a in (begun, later))
+        one, two = (Traces(a.tracer.graph, a.ends, a.tracer.attributes.constants) for a in (begun, later))
         live = sorted(self._live(later))
         self._check_growing(later, carried, numbers)
         found = align(one, two, live)
@@ -225,9 +225,9 @@ class Carrier:
 
     def _check_leaves(self, first: Attempt, later: Attempt) -> None:
         """A module that can be followed at its first call alone stays a leaf."""
-        known = set(first.tracer.leaves)
+        known = set(first.tracer.modules.leaves)
         reasons = {path: next((r.reason for r in later.tracer.remarks if r.kind == "leaf" and r.where.module_path == path), "")
-                   for path in later.tracer.leaves if path not in known}  # fmt: skip
+                   for path in later.tracer.modules.leaves if path not in known}  # fmt: skip
         if reasons:
             raise Refused({path: (f"at its second call it cannot be followed: {reason}", None) for path, reason in reasons.items()})
 

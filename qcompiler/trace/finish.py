@@ -33,7 +33,7 @@ def finish(tracer: Tracer, states: Iterable[str] = ()) -> tuple[fx.GraphModule, 
     taken = {name for name, _ in tracer.model.named_children()} | set(dict(tracer.model.named_parameters(recurse=False)))
     for node in _live(tracer.graph, states):
         target = node.target
-        if node.op == "get_attr" and target in tracer.constants and target not in tracer.held:
+        if node.op == "get_attr" and target in tracer.attributes.constants and target not in tracer.held:
             target = constants.setdefault(str(target), _free_name(len(constants), taken))
         elif node.op in ("get_attr", "call_module"):
             target = safe_path(names, str(target))
@@ -43,7 +43,7 @@ def finish(tracer: Tracer, states: Iterable[str] = ()) -> tuple[fx.GraphModule, 
         new.meta = node.meta | {SOURCE: _placed(new.name, source_of(node), root)}
     module = OwnGraphModule(nn.Module(), fx.Graph(), class_name=type(tracer.model).__name__)
     for old_name, new_name in constants.items():
-        module.register_buffer(new_name, tracer.constants[old_name])
+        module.register_buffer(new_name, tracer.attributes.constants[old_name])
     for path in sorted(paths, key=lambda path: path.count(".")):
         _attach(module, tracer, path, paths[path])
     module.graph = graph
@@ -135,7 +135,7 @@ def _attach(module: fx.GraphModule, tracer: Tracer, path: str, user: str) -> Non
         return
     if owner is original:
         return
-    leaf = tracer.replacements.get(user) or original._modules.get(user_field)
+    leaf = tracer.modules.replacements.get(user) or original._modules.get(user_field)
     if leaf is not None:
         owner.add_module(field, leaf)
     elif user_field in original._buffers:

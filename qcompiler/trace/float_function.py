@@ -35,6 +35,8 @@ def source_of_part(part: Part) -> tuple[Function, list[ast.stmt], Uses]:
 
 
 def refused_part(part: Part) -> str | None:
+    if part.is_followed:
+        return None
     _, statements, uses = source_of_part(part)
     if part.kind == "expression" and (uses.changes or uses.rebinds):
         return "it changes a variable"

@@ -18,20 +18,21 @@ import torch
 from torch import nn
 
 from qcompiler.errors import QCompilerError, TraceError, Where
-from qcompiler.ir.types import SOURCE, VALUE, Value
+from qcompiler.ir.types import Value
 from qcompiler.ops.float_statements import Statement
 from qcompiler.trace import places
 from qcompiler.trace.float_arguments import Arguments, RefusedPart, arguments_of
 from qcompiler.trace.float_function import indent, kind_of, refused_part, source_of_part, text_of_function
 from qcompiler.trace.float_results import FloatResults
-from qcompiler.trace.float_source import Function, Part, function_at, parts_at
+from qcompiler.trace.float_source import Function, Part, followed_at, function_at, parts_at
 from qcompiler.trace.float_uses import Uses
 from qcompiler.trace.guards import TraceRemark
 from qcompiler.trace.mode import evaluated
+from qcompiler.trace.module_calls import ModuleCalls
+from qcompiler.trace.nested import map_nested
 from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.reasons import reason
-from qcompiler.trace.recorder import map_nested
 from qcompiler.trace.rewritten import Switch
 from qcompiler.trace.state import untouched
 from qcompiler.trace.statements import Place, decides_at, span_at
@@ -64,6 +65,8 @@ class Parts:
 class FloatParts(FloatResults):
     """The recorder's part for statements that run as they stand."""
 
+    modules: ModuleCalls  # the tracer's
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.parts = Parts()
@@ -73,7 +76,7 @@ class FloatParts(FloatResults):
     # ---- choosing
 
     def switches(self, is_traced: Callable[[], bool]) -> list[Switch]:
-        return [Switch(part, is_traced, self.run_part) for part in self.parts.chosen]
+        return [Switch(part, is_traced, self.run_part, self) for part in self.parts.chosen]
 
     def try_part(self, error: Exception) -> str:
         """Raise NewPart where a statement around the line that failed may stay float; else why none can, as a clause, or nothing."""
@@ -81,22 +84,28 @@ class FloatParts(FloatResults):
             return ""
         why = ""
         if len(self.parts.chosen) + len(self.parts.refused) < MOST:
-            for file, function, place, decides in self._failed_at(error):
-                for part in parts_at(file, function, place, decides):
-                    if part in self.parts.refused or any(chosen.covers(part) for chosen in self.parts.chosen):
-                        why = why or self.parts.refused.get(part, "")
-                    elif (text := refused_part(part)) is not None:
-                        why = why or text
-                    else:
-                        raise NewPart(part, reason(error))
+            for part in self._candidates(error):
+                if part in self.parts.refused or any(chosen.covers(part) for chosen in self.parts.chosen):
+                    why = why or self.parts.refused.get(part, "")
+                elif (text := refused_part(part)) is not None:
+                    why = why or text
+                else:
+                    raise NewPart(part, reason(error))
         return why
 
-    def _failed_at(self, error: Exception) -> Iterator[tuple[str, Function, tuple[Place, Place], bool]]:
+    def _candidates(self, error: Exception) -> Iterator[Part]:
+        """What may be a part so that this does not fail again, the best first."""
+        for file, function, place, decides in self._failed_at(error, inside=True):
+            yield from followed_at(file, function, place) if decides else ()
+        for file, function, place, decides in self._failed_at(error):
+            yield from parts_at(file, function, place, decides)
+
+    def _failed_at(self, error: Exception, inside: bool = False) -> Iterator[tuple[str, Function, tuple[Place, Place], bool]]:
         """The functions of the user's in which something failed, from the innermost, each with the place, and whether a
-        truth value was asked for."""
+        truth value was asked for. Under a condition on data that is the place of the condition, but for `inside`."""
         closed = getattr(error, "region", None) or next((r for text, r in self.left_open.items() if text in str(error)), None)
         regions = [*self.regions, *([closed] if closed is not None else [])]
-        if regions:
+        if regions and not inside:
             code, (file, line) = regions[0].frame.f_code, regions[0].place
             place = (int(line or 0), indent(file, line))
             if file is not None and (function := function_at(file, place, [code])) is not None:
@@ -185,16 +194,12 @@ class FloatParts(FloatResults):
     def _argument(self, value: object, part: Part) -> Any:
         if isinstance(value, nn.Module):
             self.held_modules[self.paths[id(value)]] = part
-            self.leaves.append(self.paths[id(value)])  # it keeps what it keeps, as a leaf does
+            self.modules.leaves.append(self.paths[id(value)])  # it keeps what it keeps, as a leaf does
             return self._module_argument(value)
         return Proxy(value.node, self, value.example) if type(value) is Opaque else value
 
     def _module_argument(self, module: nn.Module) -> Proxy:
-        path = self.paths[id(module)]
-        node = self._attributes.get(path)
-        if node is None or node._erased:
-            node = self._attributes[path] = self.graph.create_node("get_attr", path)
-            node.meta[VALUE], node.meta[SOURCE] = Value(None, None), self.source()
+        node = self.attributes.node(self.paths[id(module)], Value(None, None))
         return Proxy(node, self, module)
 
     def _function(self, part: Part, statements: Sequence[ast.stmt], uses: Uses, arguments: Arguments) -> Callable[..., object]:
@@ -215,7 +220,7 @@ class FloatParts(FloatResults):
         copies: list[tuple[torch.Tensor, int]] = []
 
         def copied(value: object) -> Any:
-            value = self.concrete(value)
+            value = self.running.concrete(value)
             if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
                 value = value.clone()
                 copies.append((value, value._version))
@@ -230,7 +235,7 @@ class FloatParts(FloatResults):
                     stack.enter_context(untouched(module))
                 for inner in (part for module in modules for part in module.modules()):
                     stack.enter_context(evaluated(inner))
-                example = self.on_examples(call, given, {})
+                example = self.running.on_examples(call, given, {})
         finally:
             self.paused -= 1
         if any(value._version != version for value, version in copies):
@@ -250,11 +255,11 @@ class FloatParts(FloatResults):
 
     def check_parts(self) -> None:
         """Refuse parts with modules that are called elsewhere too: there they are int8."""
-        held = {path: part for path, part in self.held_modules.items() if not self._attributes[path]._erased}
+        held = {path: part for path, part in self.held_modules.items() if self.attributes.read(path) is not None}
         for node in self.graph.nodes if held else ():
             target = str(node.target)
             for path, part in held.items() if node.op in ("get_attr", "call_module") else ():
-                if node is not self._attributes[path] and (target == path or target.startswith(f"{path}.")):
+                if node is not self.attributes.read(path) and (target == path or target.startswith(f"{path}.")):
                     raise NewPart(part, f"`{path}`, which it calls, is used elsewhere as well", refused=True)
 
 

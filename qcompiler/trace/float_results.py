@@ -14,9 +14,9 @@ from qcompiler.trace.float_source import Part
 from qcompiler.trace.float_uses import Uses
 from qcompiler.trace.guards import guard_length
 from qcompiler.trace.hits import Hits
+from qcompiler.trace.nested import map_nested
 from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.proxy import Proxy
-from qcompiler.trace.recorder import map_nested
 
 
 class FloatResults(Hits):
@@ -64,7 +64,7 @@ class FloatResults(Hits):
             raise RefusedPart(f"`{name}` is a tensor that is changed in place, or another value")
         owner = self.variable(old)
         if name in uses.rebinds:  # the old one may be changed, or not
-            for other in (owner, *self.aliases(owner)):
+            for other in (owner, *self.memory.aliases(owner)):
                 self.poison(other, "use of a tensor that a statement may have changed in place")
             return value
         self.mutate(owner, value.node, value.example)

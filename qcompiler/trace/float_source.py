@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any, Literal
 
-from qcompiler.trace.statements import Place, inside_functions, span, tree_of
+from qcompiler.trace.early_returns import returns_early
+from qcompiler.trace.statements import Place, inside_functions, is_plain, span, tree_of
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
+Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+LAMBDA = "<lambda>"
 NESTED = 3  # expressions around a place that are tried
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 LOOPS = (ast.For, ast.While, ast.AsyncFor)
@@ -31,27 +33,57 @@ _REFUSED: tuple[tuple[tuple[type, ...], str], ...] = (
 
 @dataclass(frozen=True)
 class Part:
-    """Statements of one function, from `first` to `last`, or an expression in one. `name`, `line`: of the function."""
+    """Statements of one function, from `first` to `last`, or an expression in one. `name`, `line`, `column`: of the function, as
+    `key_of` says."""
 
     file: str
     name: str
     line: int
+    column: int
     first: Place
     last: Place
-    kind: Literal["expression", "statements", "end"]  # "end": the function ends with them
+    kind: Literal["expression", "statements", "end", "returns", "choice", "logic"]
+
+    # "end": the function ends with them. The last three do not run as they stand: "returns": the whole function, whose early returns are
+    # computed beside its end; "choice": `a if condition else b`, of which both values are; "logic": `a and b` as a condition.
 
     @property
     def has_result(self) -> bool:
         """Whether it gives one value, and no variables."""
         return self.kind != "statements"
 
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return self.name, self.line, self.column
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether what stands there is traced, both ways."""
+        return self.kind in ("returns", "choice", "logic")
+
     def covers(self, other: Part) -> bool:
-        return (self.file, self.name, self.line) == (other.file, other.name, other.line) and self.first <= other.first <= self.last
+        if self.is_followed:
+            return self == other
+        return (self.file, self.key) == (other.file, other.key) and self.first <= other.first <= self.last
 
 
-def first_line(function: Function) -> int:
-    """What a code object has as its first line: that of the first decorator."""
-    return min([function.lineno, *(d.lineno for d in function.decorator_list)])
+def key_of(function: Function) -> tuple[str, int, int]:
+    """What tells a function from the others of its file: what its code has as name and as first line, which is that of the first
+    decorator. Of lambdas there may be several in a line: their column besides, -1 for others."""
+    if isinstance(function, ast.Lambda):
+        return LAMBDA, function.lineno, function.col_offset
+    return function.name, min([function.lineno, *(d.lineno for d in function.decorator_list)]), -1
+
+
+def key_of_code(code: CodeType) -> tuple[str, int, int]:
+    """The same of a code: a lambda's is the innermost one around all that it runs."""
+    if code.co_name != LAMBDA:
+        return code.co_name, code.co_firstlineno, -1
+    tree = tree_of(code.co_filename)
+    at = [(line, column) for line, _, column, end in code.co_positions() if line is not None and column is not None and column != end]
+    found = [n for n in ast.walk(tree) if isinstance(n, ast.Lambda) and n.lineno == code.co_firstlineno] if tree is not None and at else []
+    around = [n for n in found if span(n)[0] <= min(at) and max(at) < span(n)[1]]
+    return LAMBDA, code.co_firstlineno, max((n.col_offset for n in around), default=-1)
 
 
 def function_at(file: str, place: Place, codes: Sequence[CodeType]) -> Function | None:
@@ -61,7 +93,27 @@ def function_at(file: str, place: Place, codes: Sequence[CodeType]) -> Function 
         if node is function and isinstance(node, Function) and span(node)[0] <= place < span(node)[1]:
             found = node if found is None or span(node)[0] > span(found)[0] else found
     known = {(code.co_name, code.co_firstlineno) for code in codes if code.co_filename == file}
-    return found if found is not None and (found.name, first_line(found)) in known else None
+    return found if found is not None and key_of(found)[:2] in known else None
+
+
+def followed_at(file: str, function: Function, at: tuple[Place, Place]) -> Iterator[Part]:
+    """What has to be traced both ways around a condition, the innermost first."""
+    name, place = (file, *key_of(function)), at[0]
+    if any(isinstance(n, ast.Try) and _is_guarded(n, place) for n in ast.walk(function)):
+        return
+    tests = [n for n in ast.walk(function) if isinstance(n, (ast.If, ast.IfExp, ast.Assert)) and (_covers(n.test, place) or at == span(n))]
+    for node in reversed(tests):
+        logic = [n for n in ast.walk(node.test) if isinstance(n, ast.BoolOp) and (_covers(n, place) or at == span(node))]
+        if logic and all(map(is_plain, logic)):
+            yield Part(*name, *span(logic[0]), "logic")
+        if isinstance(node, ast.IfExp) and is_plain(node.body) and is_plain(node.orelse):
+            yield Part(*name, *span(node), "choice")
+    if any(isinstance(node, ast.If) and returns_early(function, node) for node in tests):
+        yield Part(*name, *span(function), "returns")
+
+
+def _covers(node: ast.expr, place: Place) -> bool:
+    return span(node)[0] <= place < span(node)[1]
 
 
 def parts_at(file: str, function: Function, at: tuple[Place, Place], decides: bool) -> Iterator[Part]:
@@ -69,7 +121,7 @@ def parts_at(file: str, function: Function, at: tuple[Place, Place], decides: bo
     chain = list(_chain(function, at[0]))
     guarded = max((i + 1 for i, (block, index, _) in enumerate(chain) if _is_guarded(block[index], at[0])), default=0)
     for first, last in _expressions(function, at, decides) if not guarded else ():
-        yield Part(file, function.name, first_line(function), first, last, "expression")
+        yield Part(file, *key_of(function), first, last, "expression")
     for block, index, in_loop in reversed(chain[: guarded or None]):
         statement = block[index]
         leaves = _leaves(statement)
@@ -94,7 +146,7 @@ def _is_guarded(statement: ast.stmt, place: Place) -> bool:
 
 
 def _part(file: str, function: Function, statements: Sequence[ast.stmt], kind: Literal["statements", "end"]) -> Part:
-    return Part(file, function.name, first_line(function), span(statements[0])[0], span(statements[-1])[1], kind)
+    return Part(file, *key_of(function), span(statements[0])[0], span(statements[-1])[1], kind)
 
 
 def _expressions(function: Function, at: tuple[Place, Place], decides: bool) -> list[tuple[Place, Place]]:
@@ -148,10 +200,15 @@ def _leaves(statement: ast.AST, in_loop: bool = False) -> set[str]:
     return found
 
 
+def function_of(tree: ast.AST, part: Part) -> Function | None:
+    """In a tree of the file: the function of a part."""
+    return next((n for n in ast.walk(tree) if isinstance(n, Function) and key_of(n) == part.key), None)
+
+
 def expression_of(tree: ast.AST, part: Part) -> tuple[Function, ast.expr] | None:
     """In a tree of the file: the function and the expression of a part."""
     for node in ast.walk(tree):
-        if isinstance(node, Function) and (node.name, first_line(node)) == (part.name, part.line):
+        if isinstance(node, Function) and key_of(node) == part.key:
             found = [n for n in ast.walk(node) if isinstance(n, ast.expr) and span(n) == (part.first, part.last)]
             return (node, found[0]) if found else None
     return None
@@ -160,7 +217,7 @@ def expression_of(tree: ast.AST, part: Part) -> tuple[Function, ast.expr] | None
 def statements_of(tree: ast.AST, part: Part) -> tuple[Function, list[ast.stmt], int] | None:
     """In a tree of the file: the function, the block and the index of the first statement of a part."""
     for node in ast.walk(tree):
-        if isinstance(node, Function) and (node.name, first_line(node)) == (part.name, part.line):
+        if isinstance(node, Function) and key_of(node) == part.key:
             for inner in ast.walk(node):
                 for block in _blocks(inner):
                     for index, statement in enumerate(block):

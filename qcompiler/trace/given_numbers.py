@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from qcompiler.trace.nested import map_nested
 from qcompiler.trace.proxy import Proxy
-from qcompiler.trace.recorder import Recorder, map_nested
+from qcompiler.trace.recorder import Recorder
 
 # Functions and methods that take a number as their first or second operand, in all spellings; in place too.
 OPERANDS = frozenset({

@@ -15,10 +15,10 @@ import torch
 from torch import fx
 
 from qcompiler.ir.types import value_of
+from qcompiler.trace.either_way import EitherWay
 from qcompiler.trace.fixed_sizes import name_of
 from qcompiler.trace.numbers import user_frame
 from qcompiler.trace.proxy import Proxy
-from qcompiler.trace.regions import Regions
 from qcompiler.trace.statements import loop_at
 
 _FLATTENS = ("squeeze", "flatten", "view", "reshape")
@@ -34,7 +34,7 @@ class HitList:
         return self._loop()
 
 
-class Hits(Regions):
+class Hits(EitherWay):
     """The recorder's part for loops over the places where a mask holds."""
 
     def hits(self, proxy: Proxy) -> Iterator[torch.Tensor] | None:

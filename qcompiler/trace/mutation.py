@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from qcompiler.trace.memory import storage
 from qcompiler.trace.proxy import Proxy
-from qcompiler.trace.recorder import Recorder, storage
+from qcompiler.trace.recorder import Recorder
 
 _RESHAPES = frozenset(["squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_"])
 _Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
@@ -97,7 +98,7 @@ class Mutations(Recorder):
         owner = self.variable(args[0])
         copied = self.record("call_method", "clone", (owner,), {})
         node = self.add_node("call_method", target, (copied, *args[1:]), kwargs, copied.example)
-        example = self.execute("call_method", target, (copied.example, *args[1:]), kwargs)
+        example = self.running.execute("call_method", target, (copied.example, *args[1:]), kwargs)
         self.mutate(owner, node, example)
         return owner
 
@@ -124,7 +125,7 @@ class Mutations(Recorder):
     def check_state(self, tensor: torch.Tensor) -> None:
         """Refuse to change a parameter or buffer of the model, and start anew where the tensor is one that can be carried as state."""
         self.found_state(tensor)
-        if storage(tensor) in self.state:
+        if storage(tensor) in self.attributes.memory:
             raise self.error("forward changes a parameter or buffer in place")
 
     def may_share(self, proxies: Sequence[Proxy]) -> None:
@@ -134,14 +135,14 @@ class Mutations(Recorder):
 
     def _poison_sharing(self, owner: Proxy) -> None:
         for memory in self._sharing.get(storage(owner.example), ()):
-            for other in self._of_memory(memory):
+            for other in self.memory.users(memory):
                 if other is not owner:
                     self.poison(other, "use of a tensor that may share its memory with one that was changed in place")
 
     def mutate(self, owner: Proxy, node: fx.Node, example: torch.Tensor) -> None:
         """Let a variable and all variables that share its memory refer to its new value."""
         old, view = owner.example, owner.view_of
-        aliases = self.aliases(owner)
+        aliases = self.memory.aliases(owner)
         self._poison_sharing(owner)
         if storage(example) == storage(old):  # the operation did nothing, e.g. dropout in eval mode
             self.rebind(owner, node, example)
@@ -171,7 +172,7 @@ class Mutations(Recorder):
         own = self._is_own_copy(owner)
         node = owner.node if own else self.add_node("call_method", "clone", (owner,), {}, owner.example)
         changed = owner.example.clone()
-        self.execute("call_function", operator.setitem, (changed, index, value), {})
+        self.running.execute("call_function", operator.setitem, (changed, index, value), {})
         done = self.add_node("call_function", operator.setitem, (Proxy(node, self, changed), index, value), {}, None)
         self._copies[node] = self._copies.get(node, 0) + 1
         if node in done.args[1:]:
@@ -181,14 +182,14 @@ class Mutations(Recorder):
     def _is_view_itself(self, owner: Proxy, index: Any, value: Proxy) -> bool:
         if owner.stale or storage(owner.example) != storage(value.example):
             return False
-        return same_place(self.execute("call_function", operator.getitem, (owner, index), {}), value.example)
+        return same_place(self.running.execute("call_function", operator.getitem, (owner, index), {}), value.example)
 
     def _is_own_copy(self, owner: Proxy) -> bool:
         """Whether a variable's value is a copy that nothing else has read yet."""
         node = owner.node
         if node._erased or owner.stale or self._copies.get(node) != len(node.users):
             return False
-        return not any(overlap(other.example, owner.example) for other in self.aliases(owner) if other.node is not node)
+        return not any(overlap(other.example, owner.example) for other in self.memory.aliases(owner) if other.node is not node)
 
     def rollback(self, mark: tuple[fx.Node, int, int]) -> None:
         super().rollback(mark)
@@ -198,7 +199,7 @@ class Mutations(Recorder):
         """Let a variable refer to another value."""
         self.journal.append((owner, owner.node, owner.example, owner.stale, owner.view_of))
         owner.node, owner.example, owner.stale, owner.view_of = node, example, None, None
-        self.remember(owner)
+        self.memory.remember(owner)
 
     def poison(self, other: Proxy, why: str = "use of a tensor after another view of its memory was changed in place") -> None:
         """Mark a variable whose value is not known any more."""

@@ -6,6 +6,7 @@ in the globals of that code (`Again`); a stand-in gives a value of the graph for
 
 from __future__ import annotations
 
+import ast
 import builtins
 import contextlib
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from qcompiler.trace import places
 from qcompiler.trace.proxy import Proxy, first_proxy
-from qcompiler.trace.statements import called_at, tells_types_apart
+from qcompiler.trace.statements import place_of, span, tree_of
 
 if TYPE_CHECKING:
     from qcompiler.trace.tracer import Tracer
@@ -35,9 +36,26 @@ def ask_for_stand_ins(frame: FrameType | None, given: list[dict[str, object]]) -
     """Raise Again where the user's code is in a call of one of the builtins that have stand-ins, and has none yet."""
     if frame is None or not places.is_user_file(frame.f_code.co_filename) or any(frame.f_globals is s for s in given):
         return
-    name = called_at(frame) if not tells_types_apart(frame) else None
+    name = _called_at(frame) if not _tells_types_apart(frame) else None
     if name in NAMES and name not in frame.f_globals and name not in frame.f_locals:
         raise Again(frame.f_globals)
+
+
+def _called_at(frame: FrameType) -> str | None:
+    """The plain name of the function that a frame is calling."""
+    place, tree = place_of(frame), tree_of(frame.f_code.co_filename)
+    for node in ast.walk(tree) if tree is not None else ():
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and span(node) == place:
+            return node.func.id
+    return None
+
+
+def _tells_types_apart(frame: FrameType) -> bool:
+    """Whether a frame's file has `type(x) is int`, which a stand-in for int would not be."""
+    tree = tree_of(frame.f_code.co_filename)
+    compared = [n for n in ast.walk(tree) if isinstance(n, ast.Compare)] if tree is not None else []
+    identities = (n for n in compared if any(isinstance(o, (ast.Is, ast.IsNot)) for o in n.ops))
+    return any(isinstance(part, ast.Name) and part.id in ("int", "float", "bool") for n in identities for part in (n.left, *n.comparators))
 
 
 class _Kind(type):

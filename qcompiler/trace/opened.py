@@ -21,8 +21,9 @@ from qcompiler.errors import TraceError, Where
 from qcompiler.ops import trees
 from qcompiler.trace.given_numbers import number
 from qcompiler.trace.guards import TraceRemark, guard, guard_keys, guard_length, guard_member, guard_tree
+from qcompiler.trace.operands import LITERALS
 from qcompiler.trace.proxy import Proxy
-from qcompiler.trace.recorder import LITERALS, Recorder
+from qcompiler.trace.recorder import Recorder
 
 PLAIN = (bool, int, float, str, type(None))
 DEPTH = 16  # containers and objects inside each other
@@ -34,7 +35,7 @@ def opened(tracer: Recorder, proxy: Proxy, path: str) -> Any:
     if isinstance(example, np.generic):
         example = proxy.example = example.item()
     if isinstance(example, torch.Tensor):
-        return tracer.wrap(lambda: proxy.node, example, "boundary")
+        return tracer.results.wrap(lambda: proxy.node, example, "boundary")
     if type(example) in (int, float) and tracer.free_numbers:
         return number(tracer, proxy, path)
     if type(example) in LITERALS:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import operator
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
@@ -26,6 +26,7 @@ from qcompiler.trace.numbers import ask_for_stand_ins, user_frame
 from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.statements import Branch, branch_at, run, within
 
+T = TypeVar("T")
 CHOOSING = frozenset((
     "max", "min", "amax", "amin", "argmax", "argmin", "aminmax", "median", "nanmedian", "mode", "quantile", "nanquantile", "kthvalue",
     "topk", "multinomial", "logsumexp", "select",
@@ -47,6 +48,9 @@ class Region:
     start: fx.Node
     journal: int
     depth: int
+    ends: str = "statements"  # else "return", "choice": what alone may close it
+    other: Any = None  # there: the value that counts where the condition does not hold
+    kept: list[tuple[nn.Module, dict[str, list[Any]]]] = field(default_factory=list)  # there: what the modules around hold
 
 
 def _is_running(frame: FrameType) -> bool:
@@ -69,7 +73,7 @@ def _chosen_dims(name: str, args: tuple[Any, ...], kwargs: dict[str, object]) ->
     return [dim % max(args[0].example.dim(), 1) for dim in dims]
 
 
-def _kept(module: nn.Module) -> dict[str, list[object]]:
+def kept_by(module: nn.Module) -> dict[str, list[Any]]:
     """What a module holds: each attribute, with what stands in it if it is a plain container."""
     found: dict[str, list[Any]] = {}
     for name, value in vars(module).items():
@@ -105,6 +109,8 @@ class Regions(Mutations):
         self.at_event()
         frame = user_frame()
         branch = branch_at(frame) if frame is not None and places.is_user_file(frame.f_code.co_filename) else None
+        if branch is None and frame is not None and not proxy.stale and (answer := self.returns_early(frame, proxy)) is not None:
+            return answer
         if branch is None or frame is None or proxy.stale:
             ask_for_stand_ins(frame, self.stand_ins)
             raise self.error(proxy.stale or f"bool() of a {'value' if proxy.is_tensor else 'size'} that depends on data")
@@ -113,43 +119,53 @@ class Regions(Mutations):
             if holds.example is branch.answer:
                 self._hold(holds, "a condition", f"bool() made {branch.answer} concrete")
             return bool(holds.example)
-        condition = holds if branch.answer else self.record("call_function", operator.not_, (holds,), {})
+        condition = holds if branch.answer else self.opposite(holds)
         self._open(branch, frame, condition)
         return branch.answer
+
+    def returns_early(self, frame: FrameType, proxy: Proxy) -> bool | None:
+        """The truth value with which a function goes on that returns early else; None where it cannot be said."""
+        return None
 
     def _open(self, branch: Branch, frame: FrameType, condition: Proxy) -> None:
         place = places.user_line(frame, ())
         found = {n: frame.f_locals[n] for n in (*branch.names, *branch.targets) if n in frame.f_locals}
         if any(not isinstance(found.get(n), torch.Tensor) for n in branch.targets):
             raise self.error("bool() of a value that depends on data")
-        other, changed, poisoned = self._other_way(branch, frame) if branch.other else ({}, {}, [])
+        variables, changed, poisoned = self.aside(lambda: run(frame, branch.other)) if branch.other else ({}, {}, [])
+        other = {n: variables[n] for n in branch.names if n in variables}
         before = {n: (v, v.node, v.example) if type(v) is Proxy else (v, v, v) for n, v in (found | other).items()}
         self._copies.clear()  # what the statements assign into is copied
-        last = next(iter(reversed(self.graph.nodes)))
-        self.regions.append(
-            Region(branch, frame, place, condition, before, changed, poisoned, last, len(self.journal), len(self.scopes))
-        )  # fmt: skip
-        text = f"`{places.text_of(*place)}` depends on data: what stands under it is always computed, and counts where it holds"
+        self.regions.append(Region(branch, frame, place, condition, before, changed, poisoned, *self.now()))
+        self.note_branch(place, "what stands under it is always computed, and counts where it holds")
+
+    def opposite(self, holds: Proxy) -> Any:
+        return self.record("call_function", operator.not_, (holds,), {})
+
+    def now(self) -> tuple[fx.Node, int, int]:
+        """The last node, and how long the journal and the stack of modules are."""
+        return next(iter(reversed(self.graph.nodes))), len(self.journal), len(self.scopes)
+
+    def note_branch(self, place: tuple[str | None, int | None], what: str) -> None:
+        text = f"`{places.text_of(*place)}` depends on data: {what}"
         remark = TraceRemark("data-branch", Where(None, self.scopes[-1][0], places.spell(*place)), text)
         if remark not in self.remarks:  # a loop over experts
             self.remarks.append(remark)
 
-    def _other_way(
-        self, branch: Branch, frame: FrameType
-    ) -> tuple[dict[str, object], dict[int, tuple[Proxy, fx.Node, object]], list[Proxy]]:
-        """Record what the code does where the condition does not hold, then go back: variables, changed and poisoned tensors."""
+    def aside(self, action: Callable[[], T]) -> tuple[T, dict[int, tuple[Proxy, fx.Node, Any]], list[Proxy]]:
+        """Record what the code does where the condition does not hold, then go back: what that gives, changed and poisoned tensors."""
         start, opened = len(self.journal), len(self.regions)
         last = next(iter(reversed(self.graph.nodes)))
         self._copies.clear()
-        variables = run(frame, branch.other)
-        self._leave(opened)
+        result = action()
+        self.leave(opened)
         first = self._first_entries(start, last)
         changed = {key: (p, p.node, p.example) for key, (p, node, _, _) in first.items() if p.node is not node and p.stale is None}
         poisoned = [p for p, _, _, _ in first.values() if p.stale is not None]
         for proxy, node, example, view in first.values():
             self.rebind(proxy, node, example)
             proxy.view_of = view
-        return {n: variables[n] for n in branch.names if n in variables}, changed, poisoned
+        return result, changed, poisoned
 
     def _first_entries(self, position: int, last: fx.Node) -> dict[int, tuple[Proxy, fx.Node, Any, Any]]:
         """The values that older variables had at a position of the journal, of those that are valid."""
@@ -167,7 +183,7 @@ class Regions(Mutations):
             branch = region.branch
             if _is_running(region.frame) and within(region.frame, branch.first, branch.last) and (depth is None or region.depth <= depth):
                 break
-            self._leave(len(self.regions) - 1)
+            self.leave(len(self.regions) - 1)
 
     def add_node(self, op: str, target: object, args: tuple[object, ...], kwargs: dict[str, object], example: object) -> fx.Node:
         if self.regions and not self.closing and self._may_lack_values(op, target, args, kwargs):
@@ -189,16 +205,19 @@ class Regions(Mutations):
     @contextlib.contextmanager
     def without_state(self, module: nn.Module) -> Iterator[None]:
         """A module that is called under a condition on data must keep nothing: it would keep it where the condition does not hold, too."""
-        before = _kept(module) if self.regions else {}
+        before = kept_by(module) if self.regions else {}
         yield
         if before and self.regions:
-            after = _kept(module)
-            if list(after) != list(before) or not all(_same(before[name], after[name]) for name in before):
-                raise self.error("a module keeps state under a condition on data", self.regions[-1].place)
+            self.check_kept(module, before, self.regions[-1])
 
-    def _leave(self, count: int) -> None:
+    def check_kept(self, module: nn.Module, before: dict[str, list[Any]], region: Region) -> None:
+        after = kept_by(module)
+        if list(after) != list(before) or not all(_same(before[name], after[name]) for name in before):
+            raise self.error("a module keeps state under a condition on data", region.place)
+
+    def leave(self, count: int) -> None:
         """Close the innermost regions until as many are left."""
-        self.closing = True
+        before, self.closing = self.closing, True
         try:
             while len(self.regions) > count:
                 region = self.regions.pop()
@@ -208,9 +227,10 @@ class Regions(Mutations):
                     error.region = region  # type: ignore[attr-defined]
                     raise
         finally:
-            self.closing = False
+            self.closing = before
 
     def _close(self, region: Region) -> None:
+        self.check_end(region)
         entries = self._first_entries(region.journal, region.start)
         changed = {key: (p, node, example) for key, (p, node, example, _) in entries.items() if p.node is not node}
         for proxy, node, example in (changed | region.changed).values():
@@ -225,14 +245,17 @@ class Regions(Mutations):
             self._forget(proxy, region)
         self._copies.clear()
 
-    def _variable(self, region: Region, new: object, node: object, example: object, done: dict[int, Proxy]) -> None:
+    def check_end(self, region: Region) -> None:
+        """Whether a region may end here."""
+
+    def _variable(self, region: Region, new: Any, node: Any, example: Any, done: dict[int, Proxy]) -> None:
         """A variable that is another object behind the statements."""
         if type(new) is not Proxy or not new.node > region.start or id(new) in done:
             raise self.error("a variable that is no tensor of its own depends on data", region.place)
         done[id(new)] = new
         if not new.is_tensor or not isinstance(example, torch.Tensor):
             return self._forget(new, region)
-        if any(other.node <= region.start for other in self.aliases(new)):  # what changes it later would have to change the other
+        if any(other.node <= region.start for other in self.memory.aliases(new)):  # what changes it later would have to change the other
             raise self.error("a variable that is a view of another one depends on data", region.place)
         self._choose(region, new, node, example, same_shape=False)
 

@@ -100,7 +100,7 @@ def _patch_modules(tracer: Tracer, stack: contextlib.ExitStack) -> None:
     def call(module: nn.Module, *args: object, **kwargs: object) -> Any:
         if tracer.paused or not _held_by_this_thread():
             return original(module, *args, **kwargs)
-        return tracer.call_module(module, original, args, kwargs)
+        return tracer.modules.call(module, original, args, kwargs)
 
     _put(stack, nn.Module, "__call__", call)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from qcompiler.trace.recorder import Recorder, storage
+from qcompiler.trace.memory import storage
 from qcompiler.trace.slots import MISSING, Holder, holders
+
+if TYPE_CHECKING:
+    from qcompiler.trace.tracer import Tracer
 
 Place = tuple[int, Any]  # number of a holder, and a key in it
 
@@ -169,10 +172,10 @@ class Places:
 
 
 @contextlib.contextmanager
-def kept_state(recorder: Recorder, places: Places) -> Iterator[None]:
+def kept_state(tracer: Tracer, places: Places) -> Iterator[None]:
     """Restore every module's attributes in the end, and those of the modules of a rolled-back attempt at once."""
-    snapshots = {id(module): _snapshot(module) for module in recorder.model.modules()}
-    paths = {id(module): path for path, module in recorder.model.named_modules()}
+    snapshots = {id(module): _snapshot(module) for module in tracer.model.modules()}
+    paths = {id(module): path for path, module in tracer.model.named_modules()}
 
     def restore(root: nn.Module) -> None:
         for module in root.modules():
@@ -180,7 +183,7 @@ def kept_state(recorder: Recorder, places: Places) -> Iterator[None]:
                 _restore(snapshots[id(module)])
         places.restore(paths.get(id(root), ""))
 
-    recorder.restore_modules = restore
+    tracer.modules.restore = restore
     try:
         yield
     finally:

@@ -65,6 +65,13 @@ def within(frame: FrameType, first: Place, last: Place) -> bool:
 
 def branch_at(frame: FrameType) -> Branch | None:
     """The branch whose condition a frame is about to follow; None where it is no such statement, or one with other effects."""
+    found = tested_at(frame)
+    return None if found is None else _branch(*found)
+
+
+def tested_at(frame: FrameType) -> tuple[ast.AST, _Block, _Tested, bool] | None:
+    """The statement whose condition a frame is about to follow: its function, the block that it stands in, the statement, and whether
+    the condition is the opposite of the value at hand; None where a part of a condition decides."""
     place, tree = place_of(frame), tree_of(frame.f_code.co_filename)
     if place is None or tree is None or not dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith(("POP_JUMP", "TO_BOOL")):
         return None
@@ -77,9 +84,22 @@ def branch_at(frame: FrameType) -> Branch | None:
             if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
                 test, negated = test.operand, True
                 spans.append(span(test))
+            whole = isinstance(test, ast.BoolOp) and _is_one_value(frame.f_code, test)
+            spans += [replaced_span(test)] if whole else []
             if place in spans:
-                return None if isinstance(test, (ast.BoolOp, ast.IfExp, ast.UnaryOp)) else _branch(function, block, statement, negated)
+                in_part = isinstance(test, (ast.BoolOp, ast.IfExp, ast.UnaryOp)) and not whole
+                return None if in_part else (function, block, statement, negated)
     return None
+
+
+def replaced_span(node: ast.expr | ast.stmt) -> tuple[Place, Place]:
+    """Where what stands for a rewritten node stands in a trace: at its first place, where the user looks for it."""
+    return (node.lineno, node.col_offset), (node.lineno, node.col_offset + 1)
+
+
+def _is_one_value(code: CodeType, test: ast.expr) -> bool:
+    """Whether a rewritten function computes `a and b` as one value of the graph."""
+    return any(getattr(constant, "whole", None) == span(test)[0] for constant in code.co_consts)
 
 
 def loop_at(frame: FrameType) -> Branch | None:
@@ -110,23 +130,6 @@ def run(frame: FrameType, statements: Sequence[ast.stmt]) -> dict[str, Any]:
     return variables
 
 
-def called_at(frame: FrameType) -> str | None:
-    """The plain name of the function that a frame is calling."""
-    place, tree = place_of(frame), tree_of(frame.f_code.co_filename)
-    for node in ast.walk(tree) if tree is not None else ():
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and span(node) == place:
-            return node.func.id
-    return None
-
-
-def tells_types_apart(frame: FrameType) -> bool:
-    """Whether a frame's file has `type(x) is int`, which a stand-in for int would not be."""
-    tree = tree_of(frame.f_code.co_filename)
-    compared = [n for n in ast.walk(tree) if isinstance(n, ast.Compare)] if tree is not None else []
-    identities = (n for n in compared if any(isinstance(o, (ast.Is, ast.IsNot)) for o in n.ops))
-    return any(isinstance(part, ast.Name) and part.id in ("int", "float", "bool") for n in identities for part in (n.left, *n.comparators))
-
-
 def span(node: ast.stmt | ast.expr) -> tuple[Place, Place]:
     return (node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or node.col_offset)
 
@@ -145,9 +148,10 @@ def tree_of(file: str) -> ast.Module | None:
 
 
 _Block = tuple[list[ast.stmt], bool]  # statements, and whether they are the body of a loop
+_Tested = ast.If | ast.Assert | ast.Assign
 
 
-def _tests(tree: ast.Module) -> Iterator[tuple[ast.AST, _Block, ast.If | ast.Assert | ast.Assign]]:
+def _tests(tree: ast.Module) -> Iterator[tuple[ast.AST, _Block, _Tested]]:
     """Every `if`, `assert` and `y = a if condition else b` with the function and the block that it stands in."""
     for function, node in inside_functions(tree):
         for field, value in ast.iter_fields(node):
@@ -167,7 +171,7 @@ def inside_functions(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
         stack.extend((function, child) for child in ast.iter_child_nodes(node))
 
 
-def _branch(function: ast.AST, block: _Block, statement: ast.If | ast.Assert | ast.Assign, negated: bool) -> Branch | None:
+def _branch(function: ast.AST, block: _Block, statement: _Tested, negated: bool) -> Branch | None:
     place = span(statement)[0]
     if isinstance(statement, ast.Assert):
         return Branch(not negated, place, place)
@@ -177,10 +181,28 @@ def _branch(function: ast.AST, block: _Block, statement: ast.If | ast.Assert | a
         return _either_block(function, statement, negated)
     if len(statement.body) == 1 and isinstance(statement.body[0], ast.Raise):
         return Branch(negated, place, place)
+    if isinstance(statement.body[-1], ast.Break):
+        return _rest_of_loop(function, statement, negated)
     if len(statement.body) == 1 and isinstance(statement.body[0], ast.Continue):
         rest = block[0][block[0].index(statement) + 1 :]
         return _region(function, rest, negated) if block[1] and rest else None
     return _region(function, statement.body, not negated)
+
+
+def _rest_of_loop(function: ast.AST, statement: ast.If, negated: bool) -> Branch | None:
+    """`if done: break`: all rounds are computed, and count up to there."""
+    place = span(statement)[0]
+    loops = [n for n in ast.walk(function) if isinstance(n, (ast.For, ast.While)) and span(n)[0] <= place < span(n)[1]]
+    loop = max(loops, key=lambda n: span(n)[0], default=None)
+    if not isinstance(loop, ast.For) or loop.orelse or not all(map(has_no_other_effect, statement.body[:-1])):
+        return None
+    branch = _region(function, [loop], negated)
+    first, last = span(loop)
+    own = {n.id for n in ast.walk(loop.target) if isinstance(n, ast.Name)}
+    own -= {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and not first <= (n.lineno, n.col_offset) < last}
+    if branch is None:
+        return None
+    return replace(branch, other=tuple(statement.body[:-1]), names=tuple(name for name in branch.names if name not in own))
 
 
 def _either_block(function: ast.AST, statement: ast.If, negated: bool) -> Branch | None:
@@ -206,7 +228,7 @@ def _either_value(function: ast.AST, statement: ast.Assign, negated: bool) -> Br
 
 
 def _region(function: ast.AST, statements: Sequence[ast.stmt], answer: bool) -> Branch | None:
-    if not all(map(_has_no_other_effect, statements)):
+    if not all(map(has_no_other_effect, statements)):
         return None
     first, last = span(statements[0])[0], span(statements[-1])[1]
     stored, loaded = _names(statements, ast.Store), _names(statements, ast.Load)
@@ -242,18 +264,22 @@ def _is_store(node: ast.Subscript) -> bool:
     return isinstance(node.ctx, ast.Store)
 
 
-def _has_no_other_effect(statement: ast.stmt) -> bool:
+def has_no_other_effect(statement: ast.stmt, in_loop: bool = False) -> bool:
     """Whether a statement does no more than assign variables and items of variables, and change tensors in place."""
     if isinstance(statement, (ast.For, ast.If)):
-        return all(map(_has_no_other_effect, [*statement.body, *statement.orelse])) and _is_plain(getattr(statement, "iter", statement))
+        inside = in_loop or isinstance(statement, ast.For)
+        plain = all(has_no_other_effect(s, inside) for s in [*statement.body, *statement.orelse])
+        return plain and is_plain(getattr(statement, "iter", statement))
+    if isinstance(statement, (ast.Break, ast.Continue)):
+        return in_loop
     if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         flat = [item for t in targets for item in (t.elts if isinstance(t, (ast.Tuple, ast.List)) else [t])]
-        return all(map(_is_variable, flat)) and _is_plain(statement)
+        return all(map(_is_variable, flat)) and is_plain(statement)
     if isinstance(statement, ast.Expr):
         value = statement.value
         in_place = isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr.endswith("_")
-        return (in_place or isinstance(value, ast.Constant)) and _is_plain(statement)
+        return (in_place or isinstance(value, ast.Constant)) and is_plain(statement)
     return isinstance(statement, (ast.Pass, ast.Assert))
 
 
@@ -261,7 +287,7 @@ def _is_variable(target: ast.expr) -> bool:
     return isinstance(target, ast.Name) or (isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name))
 
 
-def _is_plain(node: ast.AST) -> bool:
+def is_plain(node: ast.AST) -> bool:
     """Whether an expression is free of what changes containers or assigns by the way."""
     for part in ast.walk(node):
         if isinstance(part, (ast.NamedExpr, ast.Yield, ast.YieldFrom, ast.Await, ast.Global, ast.Nonlocal)):

@@ -10,8 +10,9 @@ from torch import fx
 
 from qcompiler.artifact.notes import REMARKS, ROWS
 from qcompiler.backends import Model, backend_of
+from qcompiler.backends.build_step import BuildModule
 from qcompiler.compile.journal import Remark
-from qcompiler.compile.pass_manager import Context, run_passes
+from qcompiler.compile.pass_manager import Context, run_last, run_passes
 from qcompiler.config.custom_config import ConvertCustomConfig, as_config, check_attributes
 from qcompiler.debug.explain import rows_of
 from qcompiler.debug.parity import require_parity
@@ -25,8 +26,9 @@ from qcompiler.ir.check_state import guard_loading
 from qcompiler.ir.types import Stage
 from qcompiler.passes import pipeline_for
 from qcompiler.prepared.module import State, user_attributes
+from qcompiler.prepared.observed_copy import observed_copy
 from qcompiler.qat.sites import FakeQuantWatch
-from qcompiler.workflow.start_convert import chosen_backend, decide, names_to_keep, observed_copy
+from qcompiler.workflow.start_convert import chosen_backend, decide, names_to_keep
 
 NOT_SIMULATED = "nothing in the model is fake-quantized, so training was that of the float model: no rounding was learned"
 
@@ -36,7 +38,7 @@ class Conversion:
     """How to convert, as the arguments of convert_fx say it."""
 
     allow_uncalibrated: str = "error"
-    debug: Any = None
+    debug: object = None
     backend: str | None = None
     custom: Any = None
     check_parity: bool = True
@@ -87,7 +89,6 @@ def _converted(prepared: Any, names: list[str], how: Conversion) -> Executable:
     custom = as_config(how.custom, ConvertCustomConfig)
     gm, state = observed_copy(prepared, how.allow_uncalibrated)
     chosen, target = chosen_backend(gm, state.settings, how.backend)
-    assert chosen.build is not None
     settings = state.settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}), target=target)
     context = Context(settings, state.journal, state.example if how.check_parity and not settings.trains else None)
     pipeline = pipeline_for(settings).with_lowering(chosen.passes)
@@ -98,7 +99,9 @@ def _converted(prepared: Any, names: list[str], how: Conversion) -> Executable:
         run_passes(gm, pipeline.quantize, Stage.OBSERVED, context, recompile=False)
         rows, decided = rows_of(gm.graph.nodes, settings.table), len(context.journal.floats)
         run_passes(gm, pipeline.lower, Stage.QUANTIZED, context, recompile=False)
-    module = chosen.build(gm, Model(state.name, target, kept))
+        step = BuildModule(chosen, Model(state.name, target, kept))
+        run_last(step, gm, context)
+    module = step.built()
     setattr(module, MARK, "converted")
     setattr(module, WEIGHTS, state.weights)
     setattr(module, ROWS, rows.without(context.journal.floats[decided:]).to_data())

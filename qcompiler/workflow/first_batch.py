@@ -10,7 +10,7 @@ from qcompiler.errors import CalibrationError
 from qcompiler.inputs.batches import batches, check_data
 
 
-def first_batch(calibration_data: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+def first_batch(calibration_data: Any) -> tuple[object, tuple[object, ...], dict[str, object]]:
     """(data to calibrate with, positional arguments of its first batch, keywords of it). CalibrationError where there is none."""
     check_data(calibration_data)
     data = [calibration_data] if isinstance(calibration_data, torch.Tensor) else calibration_data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import fx, nn
 
@@ -20,7 +19,9 @@ from qcompiler.passes import FUSE
 from qcompiler.trace.examples import example_inputs_for
 
 
-def fuse(model: nn.Module, examples: tuple[Any, Mapping[str, Any] | None], custom: Any, settings: Settings, debug: Any) -> fx.GraphModule:
+def fuse(
+    model: nn.Module, examples: tuple[object, Mapping[str, object] | None], custom: object, settings: Settings, debug: object
+) -> fx.GraphModule:
     """The FUSED graph of a copy of the model. `examples`: positional arguments (None: found from its first layers) and keywords."""
     model = module_of(model)
     check_float(model)

@@ -30,12 +30,12 @@ Examples = tuple[Any, Any]  # positional arguments of a call, and keywords or a 
 
 
 def prepare(
-    model: nn.Module, examples: Examples, choices: Choices, passes: Sequence[Pass], debug: Any, trains: bool = False
+    model: nn.Module, examples: Examples, choices: Choices, passes: Sequence[Pass], debug: object, trains: bool = False
 ) -> fx.GraphModule:  # fmt: skip
     """The OBSERVED graph of a copy of the model; of several forms of the call, a module with a graph for each."""
     model = module_of(model)
 
-    def of_form(inputs: Any, kwargs: Mapping[str, Any] | None) -> fx.GraphModule:
+    def of_form(inputs: object, kwargs: Mapping[str, object] | None) -> fx.GraphModule:
         return _prepared(model, settings_for(model, trains, **choices), (inputs, kwargs), passes, debug)
 
     inputs, kwargs = examples
@@ -45,7 +45,7 @@ def prepare(
     return join(forms, "prepared", forms[0].meta[STATE].user_attributes)  # type: ignore[return-value]
 
 
-def _prepared(model: nn.Module, settings: Settings, examples: Examples, passes: Sequence[Pass], debug: Any) -> fx.GraphModule:
+def _prepared(model: nn.Module, settings: Settings, examples: Examples, passes: Sequence[Pass], debug: object) -> fx.GraphModule:
     (inputs, kwargs), context, name = examples, Context(settings), type(model).__name__
     gm = traced(model, inputs, context, kwargs)
     with watched(debug, "prepare", name, context):
@@ -59,7 +59,7 @@ def _prepared(model: nn.Module, settings: Settings, examples: Examples, passes: 
     return as_prepared(gm, State(settings, context.journal, name, _kept(model, gm, settings), example, before, fused, fingerprints(model)))
 
 
-def _kept(model: nn.Module, gm: fx.GraphModule, settings: Settings) -> dict[str, Any]:
+def _kept(model: nn.Module, gm: fx.GraphModule, settings: Settings) -> dict[str, object]:
     """The user's attributes that the result goes on having."""
     held = {user_path(gm, path).partition(".")[0] for path in held_names(gm)}  # of these the graph has buffers
     kept = {key: value for key, value in user_attributes(model).items() if key not in held}

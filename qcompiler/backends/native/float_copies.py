@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
 
@@ -38,7 +36,8 @@ def _rounded_by_all(node: fx.Node) -> fx.Node | None:
 
 
 def _round_before(graph: fx.Graph, node: fx.Node, given: fx.Node) -> None:
-    x: Any = node.args[0]
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
     with graph.inserting_before(node):
         codes = graph.create_node("call_function", quantize, (x, *given.args[1:]), name=f"{node.name}_input_q")
         floats = graph.create_node("call_function", dequantize, (codes, *given.args[1:3]), name=f"{node.name}_input_dq")

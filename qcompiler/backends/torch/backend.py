@@ -10,8 +10,9 @@ from torch import fx
 from qcompiler.backends import Backend, Model
 from qcompiler.backends.torch.kernels.table import add_again, added
 from qcompiler.backends.torch.passes import LOWERING
+from qcompiler.backends.torch.program.assemble import compile_graph
 from qcompiler.backends.torch.program.load import load
-from qcompiler.backends.torch.program.module import CompiledModule, compile_graph
+from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.backends.torch.program.once import quantized_engine
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.target import Target

@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 from qcompiler.backends.torch.kernels.table import Refused, select
 from qcompiler.backends.torch.program.bind import bind
 from qcompiler.backends.torch.program.build import Built, build
-from qcompiler.backends.torch.program.emit import Dialect, Emitted, Emitter
+from qcompiler.backends.torch.program.emit import Emitted, Emitter
 from qcompiler.backends.torch.program.once import quantized_engine, run_once
 from qcompiler.backends.torch.program.script import attach_script, script_attributes
+from qcompiler.backends.torch.program.spell import Dialect
 from qcompiler.backends.torch.runtime.by_shape import PacksByShape
 from qcompiler.backends.torch.site import Emit, Operand, Site, Weight, host_isa
 from qcompiler.errors import UnsupportedOpError

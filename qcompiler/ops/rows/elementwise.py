@@ -66,7 +66,7 @@ ARITHMETIC = (
     _binary("matmul", Q.matmul, (operator.matmul, Spelling(torch.matmul, OTHER), Spelling("matmul", OTHER),
                                  *(Spelling(f, "input:x mat2:other") for f in (torch.bmm, "bmm", torch.mm, "mm")),
                                  *(Spelling(f, "input:x vec:other") for f in (torch.mv, "mv"))),
-            macs=macs.product_at(0, "x"), example=Example(((2, 5, 8), (2, 8, 3)))),
+            macs=macs.product_at(0, "x"), float_inside=True, example=Example(((2, 5, 8), (2, 8, 3)))),
     *(_binary(name, fn, (Spelling(fn, OTHER), Spelling(name, OTHER)), takes_bounds=False, commutes=lambda attributes: True)
       for name, fn in (("maximum", torch.maximum), ("minimum", torch.minimum))),
 )  # fmt: skip
@@ -113,7 +113,7 @@ ACTIVATIONS = (
     _fixed("tanh", torch.tanh, (torch.tanh, torch.tanh_, F.tanh, "tanh", "tanh_"), nn.Tanh, SIGNED_UNIT),
     Op(
         name="softmax", fn=torch.softmax, signature="x dim", params=(X,), output=Output.FIXED, fixed=UNIT,
-        family=Family.ACTIVATION, example=Example(((2, 8),), attributes={"dim": -1}),
+        family=Family.ACTIVATION, float_inside=True, example=Example(((2, 8),), attributes={"dim": -1}),
         spellings=(
             Spelling(F.softmax, "input:x dim=None !_stacklevel=3 !dtype=None"), Spelling(torch.softmax, "input:x dim !dtype=None"),
             Spelling("softmax", "input:x dim !dtype=None"),

@@ -107,7 +107,7 @@ ROWS = (
     ),
     Op(
         name="layer_norm", fn=Q.layer_norm, signature="x weight=None bias=None normalized_shape=None eps=1e-5", params=AFFINE,
-        output=Output.OWN, row_power=row_power.layer_norm, family=Family.NORM,
+        output=Output.OWN, row_power=row_power.layer_norm, float_inside=True, family=Family.NORM,
         example=Example((ROWS_OF_8,), VECTORS, {"normalized_shape": (8,), "eps": 1e-3}),
         spellings=(
             Spelling(F.layer_norm, "input:x normalized_shape weight=None bias=None eps=1e-5"),
@@ -117,14 +117,14 @@ ROWS = (
     ),
     Op(
         name="rms_norm", fn=Q.rms_norm, signature="x weight=None normalized_shape=None eps=None", params=AFFINE[:2],
-        output=Output.OWN, row_power=row_power.rms_norm, family=Family.NORM,
+        output=Output.OWN, row_power=row_power.rms_norm, float_inside=True, family=Family.NORM,
         example=Example((ROWS_OF_8,), {"weight": (8,)}, {"normalized_shape": (8,), "eps": 1e-3}),
         spellings=tuple(Spelling(f, "input:x normalized_shape weight=None eps=None") for f in (F.rms_norm, torch.rms_norm)),
         modules=(ModuleForm(nn.RMSNorm, {"weight": "weight"}, _shape_and_eps, make=lambda cls: cls(8, eps=1e-3)),),
     ),
     Op(
         name="group_norm", fn=Q.group_norm, signature="x weight=None bias=None num_groups=1 eps=1e-5", params=AFFINE,
-        output=Output.OWN, row_power=row_power.group_norm, family=Family.NORM,
+        output=Output.OWN, row_power=row_power.group_norm, float_inside=True, family=Family.NORM,
         example=Example((IMAGE,), VECTORS, {"num_groups": 2, "eps": 1e-3}),
         spellings=(
             Spelling(F.group_norm, "input:x num_groups weight=None bias=None eps=1e-5"),
@@ -135,7 +135,8 @@ ROWS = (
     ),
     Op(
         name="instance_norm", fn=Q.instance_norm, signature="x weight=None bias=None eps=1e-5", params=AFFINE,
-        output=Output.OWN, row_power=row_power.instance_norm, family=Family.NORM, example=Example((IMAGE,), VECTORS, {"eps": 1e-3}),
+        output=Output.OWN, row_power=row_power.instance_norm, float_inside=True, family=Family.NORM,
+        example=Example((IMAGE,), VECTORS, {"eps": 1e-3}),
         spellings=(
             Spelling(F.instance_norm, "input:x !running_mean=None !running_var=None weight=None bias=None !use_input_stats=True"
                      " _momentum=0.1 eps=1e-5"),

@@ -55,6 +55,24 @@ __attribute__((target("avx2"))) static void narrow_products(void *p, int64_t cou
                          : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11");
 }
 
+/* Products of 16-bit numbers with the sum behind each, as AVX2's kernels make them. */
+#define MADD(n) "vpmaddwd %%ymm15, %%ymm14, %%ymm13\nvpaddd %%ymm13, %%ymm" #n ", %%ymm" #n "\n"
+__attribute__((target("avx2"))) static void short_products(void *p, int64_t count) {
+  (void)p;
+  for (int64_t i = 0; i < count; i++)
+    __asm__ volatile(MADD(0) MADD(1) MADD(2) MADD(3) MADD(4) MADD(5) MADD(6) MADD(7) MADD(8) MADD(9) MADD(10) MADD(11)::
+                         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm13");
+}
+
+/* Products of bytes, which may saturate: what others do with AVX2. */
+#define BYTES(n) "vpmaddubsw %%ymm15, %%ymm14, %%ymm13\nvpmaddwd %%ymm12, %%ymm13, %%ymm13\nvpaddd %%ymm13, %%ymm" #n ", %%ymm" #n "\n"
+__attribute__((target("avx2"))) static void byte_products(void *p, int64_t count) {
+  (void)p;
+  for (int64_t i = 0; i < count; i++)
+    __asm__ volatile(BYTES(0) BYTES(1) BYTES(2) BYTES(3) BYTES(4) BYTES(5) BYTES(6) BYTES(7) BYTES(8) BYTES(9) BYTES(10) BYTES(11)::
+                         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm13");
+}
+
 #define TDP(c, a, b) "tdpbusd %%tmm" #b ", %%tmm" #a ", %%tmm" #c "\n"
 static void tile_products(void *p, int64_t count) {
   (void)p;
@@ -122,6 +140,10 @@ int main(void) {
   if (__builtin_cpu_supports("avx512vnni")) {
     printf("vpdpbusd, 64 bytes     %.0f GMAC/s\n", rate(wide_products, p, 2000, 2000.0 * 16 * 64) * 1e-9);
     report_memory(p);
+  }
+  if (__builtin_cpu_supports("avx2")) {
+    printf("vpmaddwd, vpaddd       %.0f GMAC/s\n", rate(short_products, p, 2000, 2000.0 * 12 * 16) * 1e-9);
+    printf("vpmaddubsw, and both   %.0f GMAC/s, may saturate\n", rate(byte_products, p, 2000, 2000.0 * 12 * 32) * 1e-9);
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("avxvnni"))
     printf("vpdpbusd, 32 bytes     %.0f GMAC/s\n", rate(narrow_products, p, 2000, 2000.0 * 12 * 32) * 1e-9);

@@ -102,6 +102,15 @@ static void qc_copy_run(const qc_copy *s, const uint8_t *x, uint8_t *y) {
     qc_move(x, y, count, xs, ys, 8);
 }
 
+/* Whether the last two axes put two runs of bytes together like the teeth of a zip, as channel shuffles do. */
+static int qc_is_zip(const qc_copy *s) {
+  return s->size == 1 && s->length[4] == 2 && s->ys[4] == 1 && s->ys[5] == 2 && s->xs[5] == 1;
+}
+
+static void qc_zip(const uint8_t *restrict a, const uint8_t *restrict b, uint8_t *restrict y, int64_t count) {
+  for (int64_t i = 0; i < count; i++) y[2 * i] = a[i], y[2 * i + 1] = b[i];
+}
+
 static int64_t qc_copy_rows_units(const qc_copy *s) { return s->length[0] * s->length[1] * s->length[2] * s->length[3]; }
 
 static void qc_copy_rows(const qc_copy *s, int64_t lo, int64_t hi) {
@@ -114,7 +123,10 @@ static void qc_copy_rows(const qc_copy *s, int64_t lo, int64_t hi) {
       y += rest % s->length[i] * s->ys[i];
       rest /= s->length[i];
     }
-    for (int64_t i = 0; i < s->length[4]; i++) qc_copy_run(s, x + i * s->xs[4], y + i * s->ys[4]);
+    if (qc_is_zip(s))
+      qc_zip(x, x + s->xs[4], y, s->length[5]);
+    else
+      for (int64_t i = 0; i < s->length[4]; i++) qc_copy_run(s, x + i * s->xs[4], y + i * s->ys[4]);
   }
 }
 

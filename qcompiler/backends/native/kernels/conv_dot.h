@@ -1,4 +1,4 @@
-/* Convolution in vectors, with dot products of four bytes: AVX-512 VNNI, AVX-VNNI, AVX2, NEON.
+/* Convolution in vectors, with dot products of four bytes: AVX-512 VNNI, AVX-VNNI, NEON.
 
    A piece is a tile of up to QC_DOT_ROWS positions times QC_DOT_VECTORS vectors of sums, 32 channels with AVX-512, else 16: as many
    as registers hold. Each four bytes of an activation are broadcast and meet the weights of these channels. */
@@ -16,10 +16,6 @@
 #define QC_DOT_BLOCKS 1
 #define QC_DOT_VECTORS 2
 #define QC_DOT_SIZES(F) F(6) F(4) F(3) F(2) F(1)
-#elif QC_ISA == QC_AVX2
-#define QC_DOT_BLOCKS 1
-#define QC_DOT_VECTORS 2
-#define QC_DOT_SIZES(F) F(4) F(3) F(2) F(1)
 #else
 #define QC_DOT_BLOCKS 1
 #define QC_DOT_VECTORS 4

@@ -5,17 +5,19 @@
    rows, and one dp per kernel column adds them. Byte j * 16 ... of a lane of 16 bytes holds 4 channels, j = 0..3, as unpacking
    leaves them; packing the results brings them back into order.
    mixed: [row quads][j][column modulo stride][column / stride][width], so that neighbouring results read neighbouring vectors.
+   AVX2 multiplies 16-bit numbers: there mixed holds them, for each j first rows 0 and 2 of a quad, then rows 1 and 3.
    A piece is (block of channels, row of the result). */
 #ifndef QC_DEPTHWISE_H
 #define QC_DEPTHWISE_H
 
 #include "depthwise_scalar.h"
-#include "tiles.h"
+#include "blocks.h"
 #include "vec.h"
 
-#define QC_MIXED 32768
 #define QC_MAX_DOTS 96 /* row quads x kernel columns */
-#define QC_AT_ONCE (QC_IS_512 ? 4 : QC_ISA == QC_NEON ? 4 : 2)
+#define QC_AT_ONCE (QC_ISA == QC_AVX_VNNI ? 2 : 4)
+#define QC_PARTS (QC_ISA == QC_AVX2 ? 8 : 4) /* vectors that four rows of a column become */
+#define QC_MIXED (8192 * QC_PARTS)
 
 typedef struct qc_dots {
   int32_t quads, columns, count; /* count = quads * columns */
@@ -23,9 +25,11 @@ typedef struct qc_dots {
   int32_t strip, pitch;          /* results a strip; bytes of mixed from one column phase to the next */
   int64_t c;                     /* first channel */
   int64_t at[QC_MAX_DOTS];       /* where in mixed the vectors of dot i are, for j = 0 and position 0 */
-  qv w[2][QC_MAX_DOTS][4]; /* of a row of results, and of the row below from the same input rows */
+  qv w[2][QC_MAX_DOTS][QC_PARTS]; /* of a row of results, and of the row below from the same input rows */
   qv m[4], b[4], start[4];
 } qc_dots;
+
+#include "depthwise_avx2.h"
 
 /* Widths of the blocks of channels: as wide as the vector, and one narrower for what is left. */
 static int64_t qc_depthwise_blocks(int64_t c) { return qc_ceil(c, QC_VB); }
@@ -47,7 +51,7 @@ QC_INLINE qv qc_spread(const void *base, int64_t distance, int32_t width) {
 static int qc_depthwise_fits(const qc_depthwise *a) {
   const qc_window *k = &a->k;
   int64_t quads = k->kernel[0] * qc_ceil(k->kernel[1], 4), reach = (int64_t)(k->kernel[2] - 1) * k->dilation[2] / k->stride[2];
-  return quads * k->kernel[2] <= QC_MAX_DOTS && quads * 4 * k->stride[2] * (reach + 24) * QC_VB <= QC_MIXED && !a->r.p;
+  return quads * k->kernel[2] <= QC_MAX_DOTS && quads * QC_PARTS * k->stride[2] * (reach + 24) * QC_VB <= QC_MIXED && !a->r.p;
 }
 
 static void qc_find_dots(const qc_depthwise *a, int64_t block, qc_dots *s) {
@@ -59,14 +63,14 @@ static void qc_find_dots(const qc_depthwise *a, int64_t block, qc_dots *s) {
   s->quads = k->kernel[0] * (int32_t)qc_ceil(k->kernel[1], 4);
   s->count = s->quads * s->columns;
   int64_t reach = (int64_t)(k->kernel[2] - 1) * k->dilation[2] / k->stride[2] + 1;
-  int64_t most = QC_MIXED / ((int64_t)s->quads * 4 * k->stride[2] * s->width) - reach, group = QC_AT_ONCE * s->positions;
+  int64_t most = QC_MIXED / ((int64_t)s->quads * QC_PARTS * k->stride[2] * s->width) - reach, group = QC_AT_ONCE * s->positions;
   s->strip = (int32_t)(qc_min(most / group, qc_ceil(a->y.w, group)) * group);
   s->pitch = (int32_t)((s->strip + reach) * s->width);
   int64_t bytes = (int64_t)s->count * 64; /* of 16 channels */
   const int8_t *w = a->w + s->c / 16 * bytes;
   for (int i = 0; i < s->count; i++) {
     int64_t column = (int64_t)(i % s->columns) * k->dilation[2];
-    s->at[i] = (i / s->columns * 4 * k->stride[2] + column % k->stride[2]) * s->pitch + column / k->stride[2] * s->width;
+    s->at[i] = (i / s->columns * QC_PARTS * k->stride[2] + column % k->stride[2]) * s->pitch + column / k->stride[2] * s->width;
     for (int j = 0; j < 4; j++) s->w[0][i][j] = qc_spread(w + 64 * i + 16 * j, bytes, s->width);
   }
   for (int i = 0; i < s->count; i++)
@@ -78,6 +82,9 @@ static void qc_find_dots(const qc_depthwise *a, int64_t block, qc_dots *s) {
   }
 #if QC_ISA == QC_NEON
   for (int j = 0; j < 4; j++) s->start[j] = vshlq_n_s32(s->start[j], 7);
+#elif QC_ISA == QC_AVX2
+  for (int below = 0; below < 2; below++)
+    for (int i = 0; i < s->count; i++) qc_widen_weights(s->w[below][i]);
 #endif
 }
 
@@ -88,6 +95,7 @@ QC_INLINE qv qc_gather(const uint8_t *x, const int64_t distance[4], int32_t widt
   return qv_lanes(x, x + distance[1], x + distance[2], x + distance[3]);
 }
 
+#if QC_ISA != QC_AVX2
 QC_INLINE void qc_mix(const qv r[4], uint8_t *mixed, int64_t plane) {
   qv low0 = qv_low8(r[0], r[1]), high0 = qv_high8(r[0], r[1]), low1 = qv_low8(r[2], r[3]), high1 = qv_high8(r[2], r[3]);
   qv_store(mixed, qv_low16(low0, low1));
@@ -95,6 +103,7 @@ QC_INLINE void qc_mix(const qv r[4], uint8_t *mixed, int64_t plane) {
   qv_store(mixed + 2 * plane, qv_low16(high0, high1));
   qv_store(mixed + 3 * plane, qv_high16(high0, high1));
 }
+#endif
 
 /* One quad of rows for `count` results: x is the first row at the strip's first column; `rows` of them count. What a vector would
    take from behind the last column is the last column once more: it does not count, and nothing behind the slack is read. */
@@ -121,7 +130,7 @@ QC_INLINE void qc_mix_strip(const qc_depthwise *a, const qc_dots *s, const uint8
   for (int32_t q = 0; q < s->quads; q++) {
     int32_t a_slice = (int32_t)qc_ceil(k->kernel[1], 4), i = q / a_slice, j = q % a_slice * 4;
     const uint8_t *p = x + qc_tap(k, &a->x, i, j, 0);
-    uint8_t *to = mixed + (int64_t)q * 4 * k->stride[2] * s->pitch;
+    uint8_t *to = mixed + (int64_t)q * QC_PARTS * k->stride[2] * s->pitch;
     int32_t rows = (int32_t)qc_min(4, k->kernel[1] + two - j);
     if (rows == 4)
       qc_mix_rows(a, s, p, 4, to, count, width);
@@ -155,8 +164,26 @@ QC_INLINE void qc_store_bytes(const qc_depthwise *a, const qc_dots *s, qv q, uin
   }
 }
 
+#if QC_ISA == QC_AVX2
 /* QC_AT_ONCE vectors of results from mixed on; count: the positions that are wanted; plain: codes 0..255, without table or cut. */
-QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[4], const uint8_t *mixed, uint8_t *y, int64_t count, int plain) {
+QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[QC_PARTS], const uint8_t *mixed, uint8_t *y, int64_t count,
+                              int plain) {
+  int64_t plane = a->k.stride[2] * (int64_t)s->pitch;
+  qv shorts[2][QC_AT_ONCE], zero = _mm256_set1_epi16((short)a->e.zero);
+  qv lo = _mm256_set1_epi8((char)a->e.lo), hi = _mm256_set1_epi8((char)a->e.hi);
+  for (int half = 0; half < 2; half++) qc_dot_half(s, w, mixed, plane, half, shorts[half]);
+#pragma GCC unroll 4
+  for (int p = 0; p < QC_AT_ONCE; p++) {
+    if (p * s->positions >= count) break;
+    qv q = _mm256_packus_epi16(_mm256_adds_epi16(shorts[0][p], zero), _mm256_adds_epi16(shorts[1][p], zero));
+    if (!plain) q = _mm256_min_epu8(_mm256_max_epu8(q, lo), hi);
+    if (!plain && a->e.table) q = qv_lookup(a->e.table, q);
+    qc_store_bytes(a, s, q, y + p * s->positions * a->y.sw, count - p * s->positions);
+  }
+}
+#else
+/* QC_AT_ONCE vectors of results from mixed on; count: the positions that are wanted; plain: codes 0..255, without table or cut. */
+QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[QC_PARTS], const uint8_t *mixed, uint8_t *y, int64_t count, int plain) {
   qv acc[QC_AT_ONCE][4];
   int64_t plane = a->k.stride[2] * (int64_t)s->pitch;
 #pragma GCC unroll 4
@@ -182,6 +209,7 @@ QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[4
     qc_store_bytes(a, s, q, y + p * s->positions * a->y.sw, count - p * s->positions);
   }
 }
+#endif
 
 QC_INLINE void qc_dot_row(const qc_depthwise *a, qc_dots *s, int below, const uint8_t *mixed, uint8_t *y, int64_t count) {
   int plain = qc_kind(&a->e, &a->r, 0) == QC_PLAIN;

@@ -17,6 +17,10 @@
 #include "conv_scalar.h"
 #define QC_CONV qc_conv_rows
 #define QC_END qc_nothing
+#elif QC_ISA == QC_AVX2
+#include "conv_avx2.h"
+#define QC_CONV qc_conv_avx2
+#define QC_END qc_nothing
 #else
 #include "conv_dot.h"
 #define QC_CONV qc_conv_dot

@@ -85,10 +85,11 @@ typedef struct qc_mul {
   int32_t za, zb, zero, lo, hi, step;
 } qc_mul;
 
-/* y = table[x]; without a table a copy. y may lie on x. */
+/* y = table[x]; without a table a copy. each = 1: channel c has a table of its own, table + 256 * c. y may lie on x. */
 typedef struct qc_map {
   qc_tensor x, y;
   const uint8_t *table;
+  int32_t each;
 } qc_map;
 
 /* Floats of any strides (in elements; order n, d, h, w, c) to codes: clamp(rne(x * inverse) + zero, lo, hi). NaN becomes lo. */

@@ -2,7 +2,7 @@
 
    round: acc * m + b to integers; cut: some of them may be larger than integers are. bytes: four vectors of integers to bytes, in the
    order in which unpacking leaves them. shift: each four bytes one place up, the lowest from the top of `above`. lookup: a table of
-   256. store_part: the first `count` bytes.
+   256. store_part: the first `count` bytes. max: of unsigned bytes.
    dp(acc, x, w): acc[i] += the sum over j < 4 of x[4 i + j] * w[4 i + j], x unsigned, w signed, exact.
    - VNNI: vpdpbusd, in assembly, since gcc 12 spills accumulators around the intrinsic.
    - AVX2: even and odd bytes as 16-bit numbers, vpmaddwd: vpmaddubsw would saturate.
@@ -21,6 +21,7 @@ typedef qv qv_w;
 QC_INLINE qv qv_load(const void *p) { return _mm512_loadu_si512(p); }
 QC_INLINE void qv_store(void *p, qv v) { _mm512_storeu_si512(p, v); }
 QC_INLINE qv qv_zero(void) { return _mm512_setzero_si512(); }
+QC_INLINE qv qv_max(qv a, qv b) { return _mm512_max_epu8(a, b); }
 QC_INLINE qv qv_low8(qv a, qv b) { return _mm512_unpacklo_epi8(a, b); }
 QC_INLINE qv qv_high8(qv a, qv b) { return _mm512_unpackhi_epi8(a, b); }
 QC_INLINE qv qv_low16(qv a, qv b) { return _mm512_unpacklo_epi16(a, b); }
@@ -72,6 +73,7 @@ typedef __m256i qv;
 QC_INLINE qv qv_load(const void *p) { return _mm256_loadu_si256(p); }
 QC_INLINE void qv_store(void *p, qv v) { _mm256_storeu_si256(p, v); }
 QC_INLINE qv qv_zero(void) { return _mm256_setzero_si256(); }
+QC_INLINE qv qv_max(qv a, qv b) { return _mm256_max_epu8(a, b); }
 QC_INLINE qv qv_low8(qv a, qv b) { return _mm256_unpacklo_epi8(a, b); }
 QC_INLINE qv qv_high8(qv a, qv b) { return _mm256_unpackhi_epi8(a, b); }
 QC_INLINE qv qv_low16(qv a, qv b) { return _mm256_unpacklo_epi16(a, b); }
@@ -91,14 +93,22 @@ QC_INLINE qv qv_round(qv acc, qv m, qv b, int cut) {
   return _mm256_cvtps_epi32(cut ? _mm256_min_ps(v, _mm256_set1_ps(1e6f)) : v);
 }
 QC_INLINE qv qv_shift(qv w, qv above) { return _mm256_or_si256(_mm256_slli_epi32(w, 8), _mm256_srli_epi32(above, 24)); }
+/* The entries at 16 * i + low of the table. */
+QC_INLINE qv qv_row(const uint8_t *table, int i, qv low) {
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(table + 16 * i))), low);
+}
+/* Of four rows the one that bits 4 and 5 of the code name; blends look at the top bit of a byte. */
+QC_INLINE qv qv_of_four(const uint8_t *table, int i, qv low, qv bit4, qv bit5) {
+  qv left = _mm256_blendv_epi8(qv_row(table, i, low), qv_row(table, i + 1, low), bit4);
+  qv right = _mm256_blendv_epi8(qv_row(table, i + 2, low), qv_row(table, i + 3, low), bit4);
+  return _mm256_blendv_epi8(left, right, bit5);
+}
 QC_INLINE qv qv_lookup(const uint8_t *table, qv q) {
-  qv found = qv_zero();
-  for (int i = 0; i < 16; i++) {
-    qv row = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(table + 16 * i)));
-    qv index = _mm256_adds_epu8(_mm256_xor_si256(q, _mm256_set1_epi8((char)(16 * i))), _mm256_set1_epi8(0x70));
-    found = _mm256_or_si256(found, _mm256_shuffle_epi8(row, index));
-  }
-  return found;
+  qv low = _mm256_and_si256(q, _mm256_set1_epi8(15)), bit4 = _mm256_slli_epi16(q, 3), bit5 = _mm256_slli_epi16(q, 2);
+  qv bit6 = _mm256_slli_epi16(q, 1);
+  qv lower = _mm256_blendv_epi8(qv_of_four(table, 0, low, bit4, bit5), qv_of_four(table, 4, low, bit4, bit5), bit6);
+  qv upper = _mm256_blendv_epi8(qv_of_four(table, 8, low, bit4, bit5), qv_of_four(table, 12, low, bit4, bit5), bit6);
+  return _mm256_blendv_epi8(lower, upper, q);
 }
 QC_INLINE qv qv_bytes(const qv v[4], int32_t zero, int32_t lo, int32_t hi) {
   qv z = _mm256_set1_epi16((short)zero);
@@ -118,6 +128,7 @@ typedef qv qv_x;
 QC_INLINE qv qv_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
 QC_INLINE void qv_store(void *p, qv v) { vst1q_u8(p, vreinterpretq_u8_s32(v)); }
 QC_INLINE qv qv_zero(void) { return vdupq_n_s32(0); }
+QC_INLINE qv qv_max(qv a, qv b) { return vreinterpretq_s32_u8(vmaxq_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b))); }
 QC_INLINE qv qv_low8(qv a, qv b) { return vreinterpretq_s32_s8(vzip1q_s8(QV8(a), QV8(b))); }
 QC_INLINE qv qv_high8(qv a, qv b) { return vreinterpretq_s32_s8(vzip2q_s8(QV8(a), QV8(b))); }
 QC_INLINE qv qv_low16(qv a, qv b) { return vreinterpretq_s32_s16(vzip1q_s16(QV16(a), QV16(b))); }

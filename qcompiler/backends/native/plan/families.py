@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from qcompiler.backends.native.plan import conv, pick, pointwise, pool, rearrange, resize, shape, transposed
+from qcompiler.backends.native.plan import conv, pick, pointwise, pool, prelu, rearrange, resize, shape, transposed
 from qcompiler.backends.native.plan.places import ALONG_AXES
 from qcompiler.ops.table import OPS
 
@@ -27,11 +27,13 @@ class Family:
 @cache
 def families() -> Mapping[str, Family]:
     """By the name of the op's row."""
-    found = {name: Family(pointwise.plan_function, pointwise.refuse_function) for name, row in OPS.rows.items() if row.elementwise}
+    functions = (*(name for name, row in OPS.rows.items() if row.elementwise), "relu", "clamp")
+    found = {name: Family(pointwise.plan_function, pointwise.refuse_function) for name in functions}
     found |= {name: Family(shape.plan_view, shape.refuse_view) for name in (*shape.VIEWS, *shape.SAME)}
     found |= {name: Family(pointwise.plan_pair, pointwise.refuse_pair) for name in ("add", "sub", "mul", "div")}
     found |= {name: Family(pick.plan_pick, pick.refuse_pick) for name in (*ALONG_AXES, *pick.FLAT)}
     found |= {name: Family(rearrange.plan_rearranged, shape.refuse_view) for name in rearrange.SPLITS}
+    found["prelu"] = Family(prelu.plan_prelu, prelu.refuse_prelu)
     found["stack"] = Family(rearrange.plan_stack, shape.refuse_cat)
     found["cat"] = Family(shape.plan_cat, shape.refuse_cat)
     found["linear"] = Family(partial(conv.plan_conv, 0), partial(conv.refuse_conv, 0))

@@ -36,7 +36,7 @@ class _Fuser:
 
     def visit(self, index: int) -> None:
         layer = self.layers[index]
-        if isinstance(layer, Map) and layer.table is not None:
+        if isinstance(layer, Map) and layer.table is not None and layer.table.dim() == 1:
             conv = self._only_for(layer.x)
             if conv is not None:
                 self._put(index, conv, replace(conv, out=layer.out, table=layer.table))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,8 +34,8 @@ class Pick(Layer):
 
     x: str
     op: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
     fill: int
 
     @property
@@ -173,7 +173,7 @@ class Padded:
     after: Axes
 
 
-def without_pads(planner: Planner, argument: Any, dims: int) -> Padded:
+def without_pads(planner: Planner, argument: object, dims: int) -> Padded:
     """Behind which pads of a real 0 in the last `dims` dimensions a value stands."""
     name, before, after = planner.value(argument), (0,) * dims, (0,) * dims
     while (found := planner.made.get(name)) is not None and (pairs := _zero_pads(found, planner, dims)) is not None:
@@ -187,10 +187,11 @@ def _zero_pads(layer: Layer, planner: Planner, dims: int) -> list[tuple[int, int
     """(before, after) of each dimension of space where the layer is such a pad."""
     if not isinstance(layer, Pick) or layer.op != "pad" or layer.kwargs.get("mode", "constant") != "constant":
         return None
-    given: Any = layer.kwargs.get("pad")
-    whole = isinstance(given, (tuple, list)) and all(type(n) is int and n >= 0 for n in given)
+    given = layer.kwargs.get("pad")
+    if not isinstance(given, (tuple, list)) or not all(type(n) is int and n >= 0 for n in given):
+        return None
     zero = layer.fill == planner.codes[layer.out].zero and same_codes(planner.codes[layer.x], planner.codes[layer.out])
-    if not whole or not zero or len(given) > 2 * dims or not planner.rank(layer.x) > dims:
+    if not zero or len(given) > 2 * dims or not planner.rank(layer.x) > dims:
         return None
     pairs = [(given[i], given[i + 1]) for i in range(len(given) - 2, -1, -2)]
     return [(0, 0)] * (dims - len(pairs)) + pairs

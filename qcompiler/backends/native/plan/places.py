@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from qcompiler.backends.native.plan.place import Axes
 
 Indices = NDArray[np.int64]
+Many = int | Sequence[int]
 OUTSIDE = -1
 MOST = 2**31  # elements along an axis
 
@@ -48,7 +48,7 @@ def _padded(n: int, before: int, after: int, mode: str) -> Indices:
     return at % n if mode == "circular" else np.clip(at, 0, n - 1)
 
 
-def roll(shape: Axes, shifts: Any, dims: Any = ()) -> list[Indices]:
+def roll(shape: Axes, shifts: Many, dims: Many = ()) -> list[Indices]:
     """torch.roll along named axes; without them see `flat`."""
     found = [whole(n) for n in shape]
     for shift, dim in zip(_many(shifts), _many(dims), strict=True):
@@ -56,7 +56,7 @@ def roll(shape: Axes, shifts: Any, dims: Any = ()) -> list[Indices]:
     return found
 
 
-def flip(shape: Axes, dims: Any) -> list[Indices]:
+def flip(shape: Axes, dims: Many) -> list[Indices]:
     found = [whole(n) for n in shape]
     for dim in _many(dims):
         found[dim] = found[dim][::-1]
@@ -69,7 +69,7 @@ def repeat(shape: Axes, sizes: Sequence[int]) -> list[Indices]:
     return [np.tile(whole(n), times) for n, times in zip(given, sizes, strict=True)]
 
 
-def repeat_interleave(shape: Axes, repeats: Any, dim: int) -> list[Indices]:
+def repeat_interleave(shape: Axes, repeats: int | Tensor, dim: int) -> list[Indices]:
     found = [whole(n) for n in shape]
     times = repeats.numpy() if isinstance(repeats, Tensor) else repeats
     found[dim] = np.repeat(found[dim], times)
@@ -90,11 +90,11 @@ ALONG_AXES: Mapping[str, Callable[..., list[Indices]]] = {
 }  # fmt: skip
 
 
-def flat(shape: Axes, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+def flat(shape: Axes, function: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
     """For each element of a result which element of x it is, counted in row-major order: the function itself says it. 0: what is filled."""
     numbers = torch.arange(1, math.prod(shape) + 1, dtype=torch.int64).reshape(shape)
     return function(numbers, *args, **kwargs)
 
 
-def _many(value: Any) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+def _many(value: Many) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)

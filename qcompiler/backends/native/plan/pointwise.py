@@ -72,7 +72,7 @@ class Pair(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Map(Layer):
-    """A function of single codes as a table of 256; without one a copy."""
+    """A function of single codes as a table of 256, or one for each channel (C, 256); without one a copy."""
 
     x: str
     table: Tensor | None
@@ -96,6 +96,7 @@ class Map(Layer):
             fields.pixels("y", "x")
             if self.table is not None:
                 fields.data("table", self.table.numpy())
+                fields.plain(each=int(self.table.dim() == 2))
         to.halo(self.out)
 
     def text(self) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from qcompiler.backends.native.plan.pick import Pick, on_result
+from qcompiler.backends.native.plan.places import Many
 from qcompiler.backends.native.plan.shape import Reshape, View, plan_cat
 
 if TYPE_CHECKING:
@@ -36,16 +37,15 @@ def _shuffle_channels(x: Tensor, groups: int) -> Tensor:
     return split.transpose(1, 2)
 
 
-def _windows(x: Tensor, kernel_size: Any, dilation: Any = 1, stride: Any = 1) -> Tensor:
+def _windows(x: Tensor, kernel_size: Many, dilation: Many = 1, stride: Many = 1) -> Tensor:
     """(..., C, H, W) -> (..., C, kh, kw, h, w): a view of overlapping windows."""
     for dim, kernel, step, apart in zip((-2, -1), two(kernel_size), two(stride), two(dilation), strict=True):
         x = x.unfold(dim if dim == -2 else -2, apart * (kernel - 1) + 1, step)[..., ::apart]
     return x.movedim((-2, -1), (-4, -3))
 
 
-def two(value: Any) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    return (pair[0], pair[-1])
+def two(value: Many) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 # For each op the view, and from which dimension on the view's dimensions are joined, in runs of these lengths.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -173,8 +174,18 @@ def within_window(
     return emit.call(float_windows.pad_own, source, flat, "constant"), [0] * len(kernel)
 
 
-def sizes_of(site: Site, shape: tuple[int, ...], attributes: Mapping[str, Any], symmetric: bool) -> onednn_faults.Sizes:
-    """Which input sizes the kernel is right for; `attributes` as in `prepacked`."""
+@dataclass(frozen=True)
+class ConvForm:
+    """A convolution as its kernel sees it: the shape of its weight, its attributes as in `prepacked`, whether its zero points are 0."""
+
+    shape: tuple[int, ...]
+    attributes: Mapping[str, Any]
+    symmetric: bool
+
+
+def sizes_of(site: Site, form: ConvForm) -> onednn_faults.Sizes:
+    """Which input sizes the kernel is right for."""
+    shape, attributes, symmetric = form.shape, form.attributes, form.symmetric
     dims, merged = len(shape) - 2, merging(site, shape, attributes, symmetric)
     stride, padding, dilation = (ints(attributes.get(name, default), dims) for name, default in SETTINGS)
     found = onednn_faults.fitting(shape[2:], padding, dilation)
@@ -189,16 +200,14 @@ def convolve(
     emit: Emit,
     source: object,
     pack: fx.Node,
-    shape: tuple[int, ...],
-    attributes: Mapping[str, object],
-    symmetric: bool,
+    form: ConvForm,
     relu: bool,
 ) -> fx.Node:
     """quantized::convNd on a pack of `prepacked`, and on an input of sizes that it is right for."""
-    dims = len(shape) - 2
+    dims = len(form.shape) - 2
     _, plain, with_relu = CONV[dims]
-    sizes = sizes_of(site, shape, attributes, symmetric)
-    smallest, least, stride = sizes.trailing(ints(attributes.get("stride", 1), dims))
+    sizes = sizes_of(site, form)
+    smallest, least, stride = sizes.trailing(ints(form.attributes.get("stride", 1), dims))
     large = emit.call(fit.at_least, source, smallest, least) if sizes.checked else source
     result = emit.call(with_relu if relu else plain, large, pack, site.scale, site.zero_point)
     return emit.call(fit.without_more, result, source, smallest, least, stride) if sizes.grown else result
@@ -228,8 +237,8 @@ def emit_conv(site: Site, emit: Emit) -> fx.Node:
     weight = site.args[1]
     source, pack, padding = packed(site, emit)
     with_relu = needs_relu(site)
-    attributes = {**site.attributes, "padding": padding}
-    result = convolve(site, emit, source, pack, weight.shape, attributes, is_symmetric(weight), with_relu)
+    form = ConvForm(weight.shape, {**site.attributes, "padding": padding}, is_symmetric(weight))
+    result = convolve(site, emit, source, pack, form, with_relu)
     return finish(site, emit, unbatched(site, emit, result, len(weight.shape) - 2), relu_done=with_relu)
 
 

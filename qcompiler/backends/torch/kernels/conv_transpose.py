@@ -53,7 +53,7 @@ def emit_phases(site: Site, emit: Emit) -> fx.Node:
     source, padding = conv.within_window(site, emit, source, phases.shape[2:], phases.padding, phases.dilation)
     attributes = {**phases.attributes, "padding": padding}
     pack = conv.prepacked(site, emit, plain, bias, attributes, symmetric)
-    result = conv.convolve(site, emit, source, pack, phases.shape, attributes, symmetric, relu)
+    result = conv.convolve(site, emit, source, pack, conv.ConvForm(phases.shape, attributes, symmetric), relu)
     if phases.count > 1 or any((*phases.first, *phases.last)):
         result = emit.call(channels.join_phases, result, phases.stride, groups, phases.first, phases.last)
     return finish(site, emit, conv.unbatched(site, emit, result, dims), relu_done=relu)

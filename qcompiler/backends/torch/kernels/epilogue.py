@@ -61,7 +61,7 @@ def emit_add(site: Site, emit: Emit) -> fx.Node:
     other = conv.batched(site, emit, site.args[3], 2)
     stride = ints(site.get("stride", 1), 2)
     where = (shape[0], list(shape[2:]), stride, padding, ints(site.get("dilation", 1), 2))
-    sizes = conv.sizes_of(site, shape, {**site.attributes, "padding": padding}, conv.is_symmetric(site.args[1]))
+    sizes = conv.sizes_of(site, conv.ConvForm(shape, {**site.attributes, "padding": padding}, conv.is_symmetric(site.args[1])))
     settings = sizes.trailing(stride)
     large = emit.call(fit.at_least, source, *settings[:2]) if sizes.checked else source
     other = emit.call(fit.with_more, other, source, *settings) if sizes.grown else other

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from qcompiler.backends.torch.runtime.by_shape import ENGINE_LOCK
+from qcompiler.backends.torch.site import Kernel, Operand, Site
 from qcompiler.ir.types import QParams
 from qcompiler.ops.arguments import changes
 from qcompiler.ops.reference import dequantize_weight
@@ -201,3 +202,9 @@ def _off(got: object, expected: object, output: QParams | None) -> float:
             codes = torch.round(truth.double() / output.scale) + output.zero_point
             worst = max(worst, float((result.int_repr().double() - codes.clamp(0, 255)).abs().max()))
     return worst if worst == worst else 0.0  # NaN: an example without numbers tells nothing
+
+
+def largest_code(kernel: Kernel, site: Site) -> int:
+    """What the activations of a kernel that may overflow were given at most: values beyond their range have larger codes."""
+    ranges = [argument.qparams for argument in site.args if isinstance(argument, Operand) and argument.qparams is not None]
+    return min((qparams.quant_max for qparams in ranges), default=255) if kernel.saturates(site) else 255

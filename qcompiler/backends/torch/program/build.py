@@ -14,8 +14,9 @@ import torch
 from torch import fx, nn
 
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.program import Call, Input, Program, is_argument, is_name, verify
+from qcompiler.backends.torch.program.program import Program, verify
 from qcompiler.backends.torch.program.quote import comment
+from qcompiler.backends.torch.program.statements import Call, Input, is_argument, is_name
 from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint, to_json
 from qcompiler.errors import ConfigError, QCompilerError, Where
 from qcompiler.executable.tensors import is_path
@@ -25,8 +26,7 @@ from qcompiler.ir.nested import Ref, rewrite, walk
 from qcompiler.ir.types import source_of, value_of
 from qcompiler.ops import functional, records, trees
 
-# Names that a variable must not hide in generated source.
-RESERVED = frozenset(dir(builtins)) | {"torch", "F", "math", "operator", "collections", "Tensor"}
+RESERVED = frozenset(dir(builtins)) | {"torch", "F", "math", "operator", "collections", "Tensor"}  # no variable may hide these
 SCALE = re.compile(r"^(.*_)?scale(_i)?$")
 HAVE_QPARAMS = ("quantized::", "onednn::", "runtime.", "ops.", "torch.quantize_per_tensor", "aten::quantize_per_tensor")
 

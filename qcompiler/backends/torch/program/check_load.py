@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from qcompiler.backends.torch.kernels.conv import saturation
 from qcompiler.backends.torch.kernels.depthwise import safe_weight
 from qcompiler.backends.torch.program.program import Program
 from qcompiler.backends.torch.program.values import Const
 from qcompiler.errors import ConfigError
+from qcompiler.ir.check_qparams import HINT, scale_fault, zero_point_fault
 
 PACKS = {"runtime.prepack_conv2d": "conv2d", "runtime.prepack_conv3d": "conv3d"}
 SETTINGS = ("stride", "padding", "dilation", "groups")  # the arguments of a pack behind weight, scale, zero point and bias
@@ -45,6 +47,16 @@ def check_names(program: Program, held: Sequence[str], state_dict: Mapping[str, 
         text = "; it ".join(f"{what} {_listed(names)}" for what, names in (("misses", missing), ("has beside them", unknown)) if names)
         raise ConfigError(f"the state_dict has not the names of this {program.name}: it {text}", code="state-names",
                           hint="load_state_dict(state, strict=False) takes what fits")  # fmt: skip
+
+
+def check_qparams(module: nn.Module, names: tuple[str, str]) -> None:
+    """Raises ConfigError for activation parameters that no quantized tensor has: they stand in the source as numbers."""
+    scales, zero_points = (module._buffers[name] for name in names)
+    assert scales is not None and zero_points is not None
+    text = scale_fault(scales) or ("" if zero_points.dtype is torch.int64 else f"zero points are int64, not {zero_points.dtype}")
+    text = text or zero_point_fault(zero_points, torch.uint8)
+    if text:
+        raise ConfigError(f"{names[0]}, {names[1]}: {text}", code="qparams", hint=HINT)
 
 
 def _listed(names: Sequence[str]) -> str:

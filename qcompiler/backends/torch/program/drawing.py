@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.program import KERNELS, Call, Program
+from qcompiler.backends.torch.program.program import KERNELS, Program
+from qcompiler.backends.torch.program.statements import Call
 from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint
 from qcompiler.executable.node_data import clipped, compact, rounded
 from qcompiler.executable.tensors import find

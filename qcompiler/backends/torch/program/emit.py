@@ -8,30 +8,21 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import reduce
-from typing import Any, Self
+from typing import Self
 
 import torch
 
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.program import Call, Input, Program, is_name
+from qcompiler.backends.torch.program.program import Program
 from qcompiler.backends.torch.program.quote import literal
 from qcompiler.backends.torch.program.script_types import ScriptTypes
-from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint
+from qcompiler.backends.torch.program.spell import Dialect, Speller
+from qcompiler.backends.torch.program.statements import Call, Input, is_name
+from qcompiler.backends.torch.program.values import Const
 from qcompiler.backends.torch.runtime.by_shape import shapes_of
-from qcompiler.files.dtypes import DTYPE_NAMES
 from qcompiler.ir.form import CONTAINERS
 from qcompiler.ir.nested import Ref, walk
-
-
-class Dialect(Enum):
-    """Where the source runs: inside CompiledModule, under torch.jit.script, or in a file of its own."""
-
-    BOUND = "bound"  # kernels, packs and tensors are globals
-    SCRIPT = "script"  # packets of torch.ops; packs and tensors are attributes of self
-    FILE = "file"  # kernels are globals of the file; packs and tensors are attributes of self
-
 
 INFIX = {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "matmul": "@", "pow": "**", "and_": "&", "or_": "|",
@@ -40,7 +31,6 @@ INFIX = {
 PREFIX = {"neg": "-", "invert": "~", "not_": "not "}  # TorchScript knows none of these functions on every type
 ROOTS = {"torch": "torch", "F": "torch.nn.functional", "special": "torch.special", "linalg": "torch.linalg", "fft": "torch.fft"}
 MAX_LINE = 132
-MAX_NAME = 120  # of a variable
 KERNEL_PREFIX = re.compile(r"\W+")
 
 
@@ -54,7 +44,7 @@ class Emitted:
     tensors: dict[str, str]  # dotted name -> name in the source
 
 
-class Emitter:
+class Emitter(Speller):
     """Writes the source of a program. `hidden`: names that the module has for itself, which hide a submodule's."""
 
     hidden: frozenset[str] = frozenset()
@@ -72,7 +62,7 @@ class Emitter:
         self.packs = {c.out: self.free(f"pack_{c.out}".replace("pack_prepack", "pack")) for c in program.once if c.out}
         self.tensors = {name: self.free(KERNEL_PREFIX.sub("_", f"t_{name}" if name[0].isdigit() else name)) for name in sorted(read)}
         self.by_shape = frozenset(by_shape)
-        self.set = self.free("packs")  # of the packs by shape: a variable of forward
+        self.chosen = self.free("packs")  # of the packs by shape: a variable of forward
         self.choice = self.free("packs_for")
 
     def spelled(self, dialect: Dialect) -> Self:
@@ -80,22 +70,6 @@ class Emitter:
         made = copy.copy(self)
         made.dialect, made.taken, made.globals, made.kernels = dialect, set(self.taken), dict(self.globals), {}
         return made
-
-    def free(self, name: str) -> str:
-        """A fresh variable that reads like `name`: none that a class would mangle, none longer than a line."""
-        name = re.sub(r"\W", "_", name, flags=re.ASCII)
-        name = re.sub(r"^__+", "_", name)
-        name = name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2]}_{name[-MAX_NAME // 2 :]}"
-        while name in self.taken or not is_name(name):
-            name += "_"
-        self.taken.add(name)
-        return name
-
-    def named(self, key: str, preferred: str) -> str:
-        """The global name for something, the same each time."""
-        if key not in self.globals:
-            self.globals[key] = self.free(preferred)
-        return self.globals[key]
 
     def emit(self) -> Emitted:
         body = self.checks() if self.dialect is Dialect.BOUND else self.given() if self.dialect is Dialect.SCRIPT else []
@@ -165,7 +139,7 @@ class Emitter:
         plain = {i.name for i in self.program.inputs if i.dtype is not None and not i.optional}
         shapes = [f"{i.name}.shape" if i.name in plain else f"{self.named('op shapes_of', 'shapes_of')}({i.name})"
                   for i in self.program.inputs if i.name in read]  # fmt: skip
-        return [f"{self.set} = {self.member(self.choice)}({', '.join(shapes)})"]
+        return [f"{self.chosen} = {self.member(self.choice)}({', '.join(shapes)})"]
 
     def statement(self, call: Call) -> list[str]:
         if call.op == "operator.setitem" and call.out is None and len(call.args) == 3:
@@ -230,75 +204,6 @@ class Emitter:
         found = self.named(f"op {op}", preferred)
         self.kernels[found] = op
         return found
-
-    def root(self, space: str) -> str:
-        if space in ("torch", "F"):
-            return self.named(f"module {space}", space)
-        return f"{self.root('torch')}.{space}"
-
-    def list(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
-        return ", ".join([*map(self.text, args), *(f"{k}={self.text(v)}" for k, v in sorted(kwargs.items()))])
-
-    def index(self, value: object) -> str:
-        if isinstance(value, slice):
-            start, stop, step = ("" if v is None else self.text(v) for v in (value.start, value.stop, value.step))
-            return f"{start}:{stop}" + (f":{step}" if step else "")
-        if isinstance(value, tuple) and value and not any(isinstance(v, tuple) for v in value):
-            return ", ".join(map(self.index, value)) + ("," if len(value) == 1 else "")
-        return self.text(value)
-
-    def atom(self, value: object) -> str:
-        text = self.text(value)
-        return text if isinstance(value, (Ref, Const)) else f"({text})" if not str(text).isidentifier() and not text[0].isdigit() else text
-
-    def receiver(self, value: object) -> str:
-        """What a dot may follow."""
-        return self.text(value) if isinstance(value, (Ref, Const)) else f"({self.text(value)})"
-
-    def text(self, value: Any) -> str:
-        """Source of one argument."""
-        if isinstance(value, Ref):
-            return self.pack(value.name) if value.name in self.packs else value.name
-        if isinstance(value, Const):
-            return self.member(self.tensors[value.name])
-        if isinstance(value, Scale):
-            return repr(float(self.scales[value.index]))
-        if isinstance(value, ZeroPoint):
-            return repr(int(self.zero_points[value.index]))
-        if isinstance(value, list):
-            return f"[{', '.join(map(self.text, value))}]"
-        if isinstance(value, tuple):
-            return f"({', '.join(map(self.text, value))}{',' if len(value) == 1 else ''})"
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{self.text(k)}: {self.text(v)}" for k, v in value.items()) + "}"
-        return self.literal(value)
-
-    def pack(self, name: str) -> str:
-        """What a once call made."""
-        alias = self.packs[name]
-        return f"{self.set}.{alias}" if name in self.by_shape and self.dialect is not Dialect.SCRIPT else self.member(alias)
-
-    def member(self, name: str) -> str:
-        return name if self.dialect is Dialect.BOUND else f"self.{self.attribute(name)}"
-
-    def attribute(self, name: str) -> str:
-        """What a pack or tensor is called on self: in a CompiledModule, beside the user's names."""
-        return name if self.dialect is Dialect.FILE else f"_jit_{name}"
-
-    def literal(self, value: object) -> str:
-        if isinstance(value, slice):
-            return f"slice({self.text(value.start)}, {self.text(value.stop)}, {self.text(value.step)})"
-        if isinstance(value, torch.dtype):
-            return f"{self.root('torch')}.{DTYPE_NAMES[value]}"
-        if isinstance(value, torch.device):
-            return f"{self.root('torch')}.device({literal(str(value))})"
-        if isinstance(value, (torch.memory_format, torch.layout)):
-            return f"{self.root('torch')}.{str(value).removeprefix('torch.')}"
-        if isinstance(value, complex):
-            return f"complex({self.literal(value.real)}, {self.literal(value.imag)})"
-        if isinstance(value, float) and not math.isfinite(value):  # inf, nan
-            return f"float({literal(repr(value))})"
-        return "..." if value is Ellipsis else literal(value)
 
     def namespace(self, resolve: Callable[[str], object]) -> dict[str, object]:
         """Globals that the source needs, kernels through `resolve`."""

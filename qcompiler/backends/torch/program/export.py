@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.emit import Dialect, Emitted, Emitter
+from qcompiler.backends.torch.program.emit import Emitted, Emitter
 from qcompiler.backends.torch.program.module import CompiledModule, own_names
-from qcompiler.backends.torch.program.program import Call, Program, is_name
+from qcompiler.backends.torch.program.program import Program
 from qcompiler.backends.torch.program.quote import docstring, literal
+from qcompiler.backends.torch.program.spell import Dialect
+from qcompiler.backends.torch.program.statements import Call, is_name
+from qcompiler.backends.torch.program.surroundings import CALL, is_touched
 from qcompiler.backends.torch.program.values import Const
 from qcompiler.backends.torch.runtime import by_shape
 from qcompiler.errors import ArtifactWriteError, ConfigError
@@ -202,10 +205,11 @@ def _class(program: Program, emitter: Emitter, emitted: Emitted) -> str:
     for path, alias in emitted.tensors.items():
         if owner := _owner(program, path):
             lines.append(f"    self.{alias} = modules[{literal(owner)}].get_parameter({literal(path[len(owner) + 1 :])})")
-    lines += [f"    {emitter.set} = {{}}"] if emitter.by_shape else []
+    lines += [f"    {emitter.chosen} = {{}}"] if emitter.by_shape else []
     lines += [f"    {_once(c, emitter)}" for c in program.once]
-    lines += [f"    self.{emitter.choice} = PacksByShape({emitter.set}, ENGINE)"] if emitter.by_shape else []
-    body = "\n".join(f"    {line}" if line else "" for line in [*lines, "", *emitted.source.splitlines()])
+    lines += [f"    self.{emitter.choice} = PacksByShape({emitter.chosen}, ENGINE)"] if emitter.by_shape else []
+    called = CALL.splitlines() if is_touched(program) else []
+    body = "\n".join(f"    {line}" if line else "" for line in [*lines, *called, "", *emitted.source.splitlines()])
     return f"class {_class_name(program)}(torch.nn.Module):\n{body}"
 
 
@@ -250,7 +254,7 @@ def _once(call: Call, emitter: Emitter) -> str:
     arguments = [*map(spell, call.args), *(f"{k}={spell(v)}" for k, v in sorted(call.kwargs.items()))]
     assert call.out is not None
     alias = emitter.packs[call.out]
-    owner = f'{emitter.set}["{alias}"]' if call.out in emitter.by_shape else f"self.{alias}"
+    owner = f'{emitter.chosen}["{alias}"]' if call.out in emitter.by_shape else f"self.{alias}"
     return f"{owner} = {call.op.rpartition('.')[2]}({', '.join(arguments)})"
 
 

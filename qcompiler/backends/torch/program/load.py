@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.backends import Stored
+from qcompiler.backends.torch.program.assemble import assemble
 from qcompiler.backends.torch.program.build import Built
-from qcompiler.backends.torch.program.module import CompiledModule, assemble
-from qcompiler.backends.torch.program.program import Program, ProgramError
+from qcompiler.backends.torch.program.module import CompiledModule
+from qcompiler.backends.torch.program.program import Program
 from qcompiler.backends.torch.program.registry import UnknownOpError
 from qcompiler.backends.torch.program.result_classes import result_classes
+from qcompiler.backends.torch.program.statements import ProgramError
 from qcompiler.errors import ArtifactError, ArtifactUnsafeError, ConfigError, QCompilerError
 from qcompiler.files.faults import corrupt
 from qcompiler.ir.check_qparams import scale_fault, zero_point_fault

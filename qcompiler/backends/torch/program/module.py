@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import traceback
-import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.ambient import call_is_plain, in_plain_torch, plain_call, widened
 from qcompiler.backends.torch.program import registry
+from qcompiler.backends.torch.program.answers import AnswersCalls, no_script
 from qcompiler.backends.torch.program.bind import Bound, bind, resolve
-from qcompiler.backends.torch.program.build import Built, build
-from qcompiler.backends.torch.program.check_load import check_names, check_sums
+from qcompiler.backends.torch.program.check_load import check_names, check_qparams, check_sums
 from qcompiler.backends.torch.program.drawing import program_nodes
-from qcompiler.backends.torch.program.emit import Dialect, Emitter
+from qcompiler.backends.torch.program.emit import Emitter
 from qcompiler.backends.torch.program.once import quantized_engine, run_once
+from qcompiler.backends.torch.program.other_cpu import note_other_cpu
 from qcompiler.backends.torch.program.pack_store import PackStore
-from qcompiler.backends.torch.program.program import Program, is_name
-from qcompiler.backends.torch.program.scopes import DictScope, ListScope, Scope, place
+from qcompiler.backends.torch.program.program import Program
+from qcompiler.backends.torch.program.scopes import DictScope, ListScope, Scope
 from qcompiler.backends.torch.program.script import (
     attach_script,
     listed,
@@ -32,21 +29,17 @@ from qcompiler.backends.torch.program.script import (
     script_attributes,
     unscriptable,
 )
+from qcompiler.backends.torch.program.spell import Dialect
+from qcompiler.backends.torch.program.statements import is_name
 from qcompiler.backends.torch.program.steps import steps_of_program
-from qcompiler.backends.torch.site import VNNI, host_isa
-from qcompiler.errors import ConfigError, InputError, Where
+from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable, Payload
 from qcompiler.executable.arguments import Argument, form_of
 from qcompiler.executable.states import STATES, KeepsState, mark_states
 from qcompiler.executable.steps import Steps
 from qcompiler.executable.tensors import find, find_submodule, keep_dtypes
-from qcompiler.files.dtypes import DTYPES
 from qcompiler.inputs.fingerprint import WEIGHTS
-from qcompiler.inputs.input_text import described, first_sentence, how_to_give, refuses_inputs, signature
-from qcompiler.inputs.kinds import refuse_kinds
-from qcompiler.ir.check_qparams import HINT, scale_fault, zero_point_fault
 from qcompiler.ir.check_state import assigns, check_state
-from qcompiler.ir.form import as_number, misfit
 from qcompiler.ir.items import DictItems, ListItems, give_items
 from qcompiler.ops.float_statements import given_back, held, statement_of
 from qcompiler.ops.records import Maker
@@ -54,14 +47,9 @@ from qcompiler.ops.records import Maker
 T = TypeVar("T", bound=type)
 STORE = "_pack_store"  # of packs that several modules share
 OWN = frozenset({STORE, "lowered", "_program", "_engine", "_externals", "_built", "_bound", STATES})
-NONSENSE = (AttributeError, LookupError, NameError, ArithmeticError)  # from a statement of a program that nobody compiled
 
 
-class OtherCPUWarning(UserWarning):
-    """A module runs on a CPU whose kernels overflow where those that it was compiled for do not."""
-
-
-class CompiledModule(KeepsState, Executable):
+class CompiledModule(AnswersCalls, KeepsState, Executable):
     """An int8 program as a module. Made by `compile_graph` or `assemble`, whose result is a subclass named after the user's.
 
     All tensors are buffers under the user's names, activation parameters included, so state_dict is complete. Packs and the
@@ -110,83 +98,12 @@ class CompiledModule(KeepsState, Executable):
                 return self._call(*args, **kwargs)
         return self._call(*args, **kwargs)
 
-    def _call(self, *args: object, **kwargs: object) -> Any:
-        if torch._C._get_tracing_state() is not None and self.program.is_native:
-            raise _no_script()
-        if torch._C._get_tracing_state() is not None and self.program.states:
-            raise ConfigError("torch.jit.trace would fix what this module keeps between calls: " + ", ".join(self.program.states),
-                              code="jit-trace", hint="torch.jit.script(module) keeps it")  # fmt: skip
-        try:
-            return super().__call__(*args, **kwargs)
-        except Exception as error:
-            if isinstance(error, TypeError):
-                self._check_arguments(args, kwargs)
-            place = self._failed_at(error)
-            if place is None or not (refuses_inputs(error) or isinstance(error, NONSENSE)):
-                raise
-            if "quantized.engine is" in str(error):  # said by kernels that look at the engine of the moment
-                hint = f'set torch.backends.quantized.engine = "{self.engine}" before the call'
-                raise ConfigError(str(error), code="engine", where=place, hint=hint) from error
-            raise self._misfit(error, place, args, kwargs) from error
-
-    def _misfit(self, error: Exception, place: Where, args: tuple[object, ...], kwargs: Mapping[str, object]) -> InputError:
-        """What a kernel raised, in terms of the inputs: their sizes are to blame unless they are the example's."""
-        refuse_kinds((args, kwargs), "an input")
-        inputs = self.program.inputs
-        given = dict(zip((i.name for i in inputs), args, strict=False)) | dict(kwargs)
-        text, hint = f"{type(error).__name__}: {first_sentence(error)}", "does the float model take this input?"
-        sizes = {name: tuple(value.shape) for name, value in given.items() if isinstance(value, Tensor)}
-        if any(i.shape is not None and sizes.get(i.name, i.shape)[1:] != i.shape[1:] for i in inputs):
-            got = signature((name, described(value)) for name, value in given.items())
-            text = f"the inputs {got} do not fit; the model was made with {signature((i.name, str(i)) for i in inputs)}"
-            hint = "give the sizes of the example, or, where the float model takes these inputs, prepare it with them"
-        return InputError(text, code="input-shape", where=place, hint=hint)
-
-    def _check_arguments(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        try:
-            inspect.signature(type(self).forward).bind(self, *args, **kwargs)
-        except TypeError as error:
-            signature = f"{self.program.name}{self.program.signature()}"
-            raise InputError(f"{signature}: {error}", code="input-arguments", hint="call it as the float model is called") from None
-
-    def _failed_at(self, error: BaseException) -> Where | None:
-        """The statement of forward that raised, with the module and line it comes from; None where another module's code did."""
-        forward = self._bound.forward.__code__
-        last = None
-        for frame, line in traceback.walk_tb(error.__traceback__):
-            if frame.f_code is forward:
-                last = self.code.splitlines()[line - 1].strip()
-            elif last is not None and "qcompiler" not in frame.f_code.co_filename and "torch" not in frame.f_code.co_filename:
-                return None
-        return Where(node=last) if last is not None else None
-
-    def _reject(self, name: str, value: object) -> NoReturn:
-        """Called by generated source when an input has not the type or rank of the example."""
-        refuse_kinds(value, f"input {name}")
-        i = next(i for i in self.program.inputs if i.name == name)
-        text = f"input {name!r} must be a torch.{i.dtype} tensor of {i.rank} dimensions, as {i}, got {described(value)}"
-        raise InputError(text, code="input-type", hint=how_to_give(value, DTYPES.get(str(i.dtype))))
-
-    def _number(self, name: str, value: object) -> int | float:
-        """Called by generated source for an argument that the example gave as a number."""
-        i = next(i for i in self.program.inputs if i.name == name)
-        found = as_number(value, i.number or float)
-        if found is None:
-            raise InputError(f"input {name!r} must be a number ({i}), got {described(value)}", code="input-type")
-        return found
-
-    def _check_parts(self, name: str, value: object) -> None:
-        """Called by generated source for an argument that is a container: InputError naming the part that is not as in the example."""
-        i = next(i for i in self.program.inputs if i.name == name)
-        if i.form is not None and (text := misfit(i.form, value, name)) is not None:
-            raise InputError(f"input {text}", code="input-type")
-
     @in_plain_torch
     def rebuild(self) -> None:
         """Packs weights and makes forward anew from the module's tensors. OtherCPUWarning where this CPU's sums may overflow."""
         program = self.program
-        self._check_qparams()
-        _note_other_cpu(program.isa, self.engine)
+        check_qparams(self, (program.scales_name, program.zero_points_name))
+        note_other_cpu(program.isa, self.engine)
         by_shape = program.by_shape(self.engine)
         with quantized_engine(self.engine):  # what is fast at one shape alone is each module's own
             packs = run_once(program, lambda path: find(self, path), *self._qparams(), self.__dict__.get(STORE), by_shape)
@@ -266,16 +183,6 @@ class CompiledModule(KeepsState, Executable):
         check_state(self, state_dict, prefix, assigns(local_metadata))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
-    def _check_qparams(self) -> None:
-        """Raises ConfigError for activation parameters that no quantized tensor has: they stand in the source as numbers."""
-        names = self.program.scales_name, self.program.zero_points_name
-        scales, zero_points = (self._buffers[n] for n in names)
-        assert scales is not None and zero_points is not None
-        text = scale_fault(scales) or ("" if zero_points.dtype is torch.int64 else f"zero points are int64, not {zero_points.dtype}")
-        text = text or zero_point_fault(zero_points, torch.uint8)
-        if text:
-            raise ConfigError(f"{names[0]}, {names[1]}: {text}", code="qparams", hint=HINT)
-
     def _resolve(self, op: str) -> Any:
         if op.startswith(registry.EXTERNAL):
             return self.__dict__["_externals"][op.removeprefix(registry.EXTERNAL)]
@@ -295,7 +202,7 @@ class CompiledModule(KeepsState, Executable):
         for name in ("_program", "_engine", "_built", "_bound", "lowered", STORE):
             state.pop(name, None)
         state["_externals"] = {name: held(function) for name, function in state["_externals"].items()}
-        return _empty, (self.program.to_json(), self.engine), state
+        return empty_module, (self.program.to_json(), self.engine), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -306,7 +213,7 @@ class CompiledModule(KeepsState, Executable):
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
         import copy
 
-        made = _empty(self.program, self.engine)
+        made = empty_module(self.program, self.engine)
         memo[id(self)] = made
         made.__setstate__(copy.deepcopy(self.__reduce__()[2], memo))
         return made
@@ -318,7 +225,7 @@ class CompiledModule(KeepsState, Executable):
         torch.jit asks before it looks at forward, so here is where that gets its TorchScript spelling: most modules never need it.
         """
         if self.program.is_native:
-            raise _no_script()
+            raise no_script()
         refuse_hidden(self, self.program.leaves)
         refuse_statements(self.program, self.__dict__["_externals"])
         refuse_classes({name: self.__dict__["_externals"][name] for name in self.program.externals})
@@ -362,7 +269,7 @@ def index_containers(module: CompiledModule) -> None:
     type(module).__bases__ = ({None: CompiledModule, "list": CompiledList, "dict": CompiledDict}[kind],)
 
 
-def _empty(program: Program | str, engine: str) -> CompiledModule:
+def empty_module(program: Program | str, engine: str) -> CompiledModule:
     program = Program.from_json(program) if isinstance(program, str) else program
     title = program.name if is_name(program.name) else "CompiledModule"
     cls = type(title, (CompiledModule,), {"__module__": CompiledModule.__module__, "__doc__": CompiledModule.__doc__})
@@ -373,56 +280,6 @@ def _empty(program: Program | str, engine: str) -> CompiledModule:
     return module
 
 
-def _no_script() -> ConfigError:
-    return ConfigError("torch.jit knows no native regions", code="native-script", hint='export_c writes C; backend="torch" can be scripted')
-
-
 def _after_load(module: CompiledModule, incompatible: object) -> None:
     module.__dict__.pop(WEIGHTS, None)
     module.rebuild()
-
-
-def _note_other_cpu(isa: str, engine: str) -> None:
-    """Warns where full 8-bit activations were safe on the CPU that was compiled for, and are not on this one."""
-    if isa in VNNI and host_isa() not in VNNI and engine != "qnnpack":
-        text = (f"this module was compiled for CPUs with VNNI ({isa}), which this one lacks: sums may overflow in 16 bits, with errors "
-                'in the results. Compile it with isa="avx2" for both')  # fmt: skip
-        warnings.warn(text, OtherCPUWarning, stacklevel=4)
-
-
-def assemble(built: Built, engine: str) -> CompiledModule:
-    """The module of a program and what it runs on; tensors become its buffers as they are."""
-    program = built.program
-    module = _empty(program, engine)
-    module.__dict__["_externals"] = dict(built.externals)
-    for path in sorted(built.leaves):
-        place(module, path, built.leaves[path])
-    for path, tensor in built.tensors.items():
-        place(module, path, tensor)
-    module._buffers[program.scales_name] = torch.tensor(built.scales, dtype=torch.float64)
-    module._buffers[program.zero_points_name] = torch.tensor(built.zero_points, dtype=torch.int64)
-    module.train(False)
-    module.rebuild()
-    return module
-
-
-def compile_graph(
-    gm: fx.GraphModule,
-    *,
-    name: str | None = None,
-    engine: str | None = None,
-    isa: str = "",
-    user_attributes: Mapping[str, object] | None = None,
-) -> CompiledModule:
-    """The CompiledModule of a LOWERED graph, named `name`, packed for `engine` (default: torch's current one). `isa`: the
-    instruction set that it was lowered for.
-
-    Tensors are copied; float leaf modules are shared with the graph. Raises QCompilerError naming a node that no program can hold.
-    """
-    module = assemble(build(gm, name, isa), engine or torch.backends.quantized.engine)
-    module.__dict__["lowered"] = gm
-    for key, value in (user_attributes or {}).items():
-        if not hasattr(CompiledModule, key) and key not in module.__dict__:
-            setattr(module, key, value)
-    index_containers(module)
-    return module

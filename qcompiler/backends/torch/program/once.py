@@ -12,7 +12,8 @@ from torch import Tensor
 
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.pack_store import PackStore, key_of
-from qcompiler.backends.torch.program.program import Call, Program, ProgramError
+from qcompiler.backends.torch.program.program import Program
+from qcompiler.backends.torch.program.statements import Call, ProgramError
 from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint
 from qcompiler.backends.torch.runtime.by_shape import ENGINE_LOCK
 from qcompiler.backends.torch.runtime.once_arguments import ArgumentError, check_once

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qcompiler.backends.torch.program.program import Call
+from qcompiler.backends.torch.program.statements import Call
 from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint
 from qcompiler.ir.nested import Ref, walk
 

@@ -3,89 +3,33 @@
 from __future__ import annotations
 
 import json
-import keyword
-import unicodedata
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.quote import comment
+from qcompiler.backends.torch.program.statements import (
+    Call,
+    Input,
+    ProgramError,
+    call_data,
+    input_data,
+    is_argument,
+    is_name,
+    read_call,
+    read_input,
+    typed,
+)
 from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint, from_json, to_json
 from qcompiler.backends.torch.site import INSTRUCTION_SETS
-from qcompiler.errors import QCompilerError
-from qcompiler.executable.form_data import form_from_data, form_to_data
 from qcompiler.executable.tensors import is_path
-from qcompiler.files.dtypes import DTYPES
 from qcompiler.files.values import canonical
-from qcompiler.ir.form import Form
 from qcompiler.ir.nested import Ref, walk
 from qcompiler.ops.records import KINDS
 
 ISAS = ("", *INSTRUCTION_SETS, "sve", "sve256", "vsx", "zvector")  # empty: nobody said; the last four are other CPUs' words in torch
 KERNELS = ("quantized::", "onednn::", "runtime.")  # operations that work on quantized tensors
-
-
-class ProgramError(QCompilerError):
-    """Data that is not a valid program."""
-
-    default_code = "bad-program"
-
-
-@dataclass(frozen=True)
-class Input:
-    """One argument of forward. `dtype`, `rank` and `shape` as seen with the example inputs, None where it is no tensor.
-
-    `form`: what an argument that is no tensor is made of; None where that is not known (older files).
-    Another shape of the same rank may do as well: `shape` is for messages.
-    """
-
-    name: str
-    dtype: str | None = None
-    rank: int | None = None
-    optional: bool = False
-    default: Any = None
-    shape: tuple[int, ...] | None = None
-    form: Form | None = None
-
-    @property
-    def number(self) -> type | None:
-        """int or float for an argument that is one, unless it is held fixed by its default."""
-        return type(self.form.value) if self.form is not None and self.form.kind == "number" else None
-
-    def __str__(self) -> str:
-        known = self.shape if self.shape is not None else "?" * (self.rank or 0)
-        if self.rank is None and self.form is not None:
-            return str(self.form)
-        return f"torch.{self.dtype}[{', '.join(map(str, known))}]" if self.rank is not None else ""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One statement `out = op(*args, **kwargs)`; `out` is None where nothing reads the result.
-
-    `origin` names the nodes of the traced model that it computes (see ir.types.Source), for those who compare with it.
-    """
-
-    out: str | None
-    op: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    comment: str = ""
-    origin: tuple[str, ...] = ()
-
-    def values(self) -> tuple[Any, ...]:
-        """Every leaf of its arguments; many ask, so they are found once."""
-        found: tuple[Any, ...] | None = self.__dict__.get("_values")
-        if found is None:
-            found = self.__dict__["_values"] = (*walk(self.args), *walk(list(self.kwargs.values())))
-        return found
-
-    @property
-    def leaf(self) -> str | None:
-        """Path of the submodule that is called or handed on, if one is."""
-        return str(self.args[0]) if self.op in (registry.LEAF, registry.SUBMODULE) else None
 
 
 @dataclass(frozen=True)
@@ -169,10 +113,10 @@ class Program:
         """Plain JSON data."""
         return {
             "name": self.name,
-            "inputs": [_input_data(i) for i in self.inputs],
+            "inputs": [input_data(i) for i in self.inputs],
             "isa": self.isa,
-            "once": [_call_data(c) for c in self.once],
-            "calls": [_call_data(c) for c in self.calls],
+            "once": [call_data(c) for c in self.once],
+            "calls": [call_data(c) for c in self.calls],
             "output": to_json(self.output),
             "qparams": self.qparams,
         }
@@ -186,13 +130,13 @@ class Program:
         """The program that `to_data` wrote, checked. Raises ProgramError; UnknownOpError for an operation not in the registry."""
         try:
             program = Program(
-                name=_typed(data["name"], str),
-                inputs=tuple(_input(d) for d in _typed(data["inputs"], list)),
-                once=tuple(_call(d) for d in _typed(data["once"], list)),
-                calls=tuple(_call(d) for d in _typed(data["calls"], list)),
+                name=typed(data["name"], str),
+                inputs=tuple(read_input(d) for d in typed(data["inputs"], list)),
+                once=tuple(read_call(d) for d in typed(data["once"], list)),
+                calls=tuple(read_call(d) for d in typed(data["calls"], list)),
                 output=from_json(data["output"]),
-                qparams=_typed(data["qparams"], int),
-                isa=_typed(data.get("isa", ""), str),  # absent in older files
+                qparams=typed(data["qparams"], int),
+                isa=typed(data.get("isa", ""), str),  # absent in older files
             )
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ProgramError(f"not a program: {error!r:.200}") from None
@@ -209,61 +153,11 @@ class Program:
         return Program.from_data(data)
 
 
-def is_name(text: object) -> bool:
-    """Whether generated source may use it as a variable: an ASCII identifier, no keyword, not self."""
-    return isinstance(text, str) and text.isascii() and text.isidentifier() and not keyword.iskeyword(text) and text != "self"
-
-
-def is_argument(text: object) -> bool:
-    """Whether it can be an argument of forward, which keeps the user's name: any identifier as Python itself spells it."""
-    if not isinstance(text, str) or not text.isidentifier() or keyword.iskeyword(text) or text == "self":
-        return False
-    return unicodedata.normalize("NFKC", text) == text
-
-
 def _free(name: str, taken: Iterable[str]) -> str:
     first = {t.partition(".")[0] for t in taken}
     while name in first:
         name += "_"
     return name
-
-
-def _input_data(i: Input) -> dict[str, object]:
-    data: dict[str, Any] = {"name": i.name, "dtype": i.dtype, "rank": i.rank}
-    data |= {"shape": list(i.shape)} if i.shape is not None else {}
-    data |= {"form": form_to_data(i.form)} if i.form is not None and i.rank is None else {}
-    return data | {"default": to_json(i.default)} if i.optional else data
-
-
-def _call_data(c: Call) -> dict[str, object]:
-    data: dict[str, Any] = {"out": c.out, "op": c.op, "args": [to_json(a) for a in c.args]}
-    if c.kwargs:
-        data["kwargs"] = {k: to_json(v) for k, v in c.kwargs.items()}
-    return data | ({"comment": c.comment} if c.comment else {}) | ({"origin": list(c.origin)} if c.origin else {})
-
-
-def _typed(value: object, kind: type) -> Any:
-    if type(value) is not kind:
-        raise ValueError(f"expected {kind.__name__}")
-    return value
-
-
-def _input(data: Any) -> Input:
-    dtype, rank = data["dtype"], data["rank"]
-    if (dtype is not None and dtype not in DTYPES) or (rank is not None and type(rank) is not int):
-        raise ValueError("bad input")
-    shape = tuple(_typed(size, int) for size in _typed(data["shape"], list)) if "shape" in data else None
-    if shape is not None and len(shape) != rank:
-        raise ValueError("bad input")
-    form = form_from_data(data["form"]) if "form" in data else None
-    return Input(data["name"], dtype, rank, "default" in data, from_json(data.get("default")), shape, form)
-
-
-def _call(data: Any) -> Call:
-    kwargs = {k: from_json(v) for k, v in _typed(data.get("kwargs", {}), dict).items()}
-    args = tuple(from_json(a) for a in _typed(data["args"], list))
-    origin = tuple(_typed(name, str) for name in _typed(data.get("origin", []), list))
-    return Call(data["out"], _typed(data["op"], str), args, kwargs, comment(_typed(data.get("comment", ""), str)), origin)
 
 
 def verify(program: Program) -> None:

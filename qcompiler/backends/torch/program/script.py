@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.bind import Bound, define, resolve
-from qcompiler.backends.torch.program.emit import Dialect, Emitted, Emitter
+from qcompiler.backends.torch.program.emit import Emitted, Emitter
 from qcompiler.backends.torch.program.program import Program
 from qcompiler.backends.torch.program.script_types import check_result
+from qcompiler.backends.torch.program.spell import Dialect
 from qcompiler.errors import ConfigError, Where
 from qcompiler.inputs.input_text import first_sentence
 from qcompiler.ops.float_statements import statement_of

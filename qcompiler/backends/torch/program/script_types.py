@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.program import Call, Input
+from qcompiler.backends.torch.program.statements import Call, Input
+from qcompiler.backends.torch.program.surroundings import refusal
 from qcompiler.errors import ConfigError
 from qcompiler.ir.form import Form
 from qcompiler.ir.nested import Ref, walk
@@ -78,10 +79,11 @@ class ScriptTypes:
     # ---- statements
 
     def given(self) -> list[str]:
-        """An optional argument that the model was traced with is one; one that was None still is."""
+        """An optional argument that the model was traced with is one; one that was None still is. Then what the call must stand in."""
         read = self.emitter.read()
         optional = [i for i in self.emitter.program.inputs if i.optional and i.default is None and i.name in read]
-        return [f"assert {i.name} is not None" for i in optional if i.dtype or (i.form is not None and i.form.kind != "value")]
+        known = [f"assert {i.name} is not None" for i in optional if i.dtype or (i.form is not None and i.form.kind != "value")]
+        return known + refusal(self.emitter)
 
     def statement(self, call: Call) -> list[str]:
         if call.op.startswith("guard."):

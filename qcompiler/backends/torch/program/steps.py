@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from qcompiler.backends.native.watched_steps import WatchedRegion, WatchedRegions
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.once import quantized_engine, run_once
-from qcompiler.backends.torch.program.program import Call, Program
+from qcompiler.backends.torch.program.program import Program
+from qcompiler.backends.torch.program.statements import Call
 from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint
 from qcompiler.executable.steps import Env, Step, Steps, Weight, bind_arguments, read_input, state_of_call
 from qcompiler.executable.tensors import find

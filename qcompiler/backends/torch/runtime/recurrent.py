@@ -27,7 +27,7 @@ def prepack_cell(
     else:
         ih = torch._make_per_tensor_quantized_tensor(w_ih, float(scale_ih.item()), int(zero_point_ih.item()))
         hh = torch._make_per_tensor_quantized_tensor(w_hh, float(scale_hh.item()), int(zero_point_hh.item()))
-    zeros = torch.zeros([w_ih.size(0)])
+    zeros = torch.zeros([w_ih.size(0)], dtype=torch.float32)
     pack_ih, pack_hh = torch.ops.quantized.linear_prepack(ih, b_ih), torch.ops.quantized.linear_prepack(hh, b_hh)
     first, second = zeros if b_ih is None else b_ih, zeros if b_hh is None else b_hh
     return torch.ops.quantized.make_quantized_cell_params_dynamic(pack_ih, pack_hh, first, second, reduce_range)
@@ -65,14 +65,14 @@ def lstm_dynamic(
     first = batch_first and not unbatched
     directions = 2 if bidirectional else 1
     batch = rows.size(0 if first else 1)
-    zeros = torch.zeros([len(cells), batch, hidden_size])
+    zeros = torch.zeros([len(cells), batch, hidden_size], dtype=torch.float32)
     h = zeros if hidden is None else (hidden.unsqueeze(1) if unbatched else hidden)
     c = zeros if cell is None else (cell.unsqueeze(1) if unbatched else cell)
     if not torch.jit.is_tracing():  # type: ignore[attr-defined]
         if h.size() != zeros.size() or c.size() != zeros.size():
             raise RuntimeError("the hidden and cell state must be (layers * directions, batch, hidden size)")
         if batch == 0:
-            return torch.zeros([rows.size(0), rows.size(1), directions * hidden_size]), (h, c)
+            return torch.zeros([rows.size(0), rows.size(1), directions * hidden_size], dtype=torch.float32), (h, c)
     kind = torch.float16 if half else torch.qint8
     y, h, c = torch.quantized_lstm(rows, [h, c], cells, True, len(cells) // directions, 0.0, False, bidirectional, first,
                                    dtype=kind, use_dynamic=True)  # fmt: skip
@@ -95,13 +95,13 @@ def gru_dynamic(
     first = batch_first and not unbatched
     directions = 2 if bidirectional else 1
     batch = rows.size(0 if first else 1)
-    zeros = torch.zeros([len(cells), batch, hidden_size])
+    zeros = torch.zeros([len(cells), batch, hidden_size], dtype=torch.float32)
     h = zeros if hidden is None else (hidden.unsqueeze(1) if unbatched else hidden)
     if not torch.jit.is_tracing():  # type: ignore[attr-defined]
         if h.size() != zeros.size():
             raise RuntimeError("the hidden state must be (layers * directions, batch, hidden size)")
         if batch == 0:
-            return torch.zeros([rows.size(0), rows.size(1), directions * hidden_size]), h
+            return torch.zeros([rows.size(0), rows.size(1), directions * hidden_size], dtype=torch.float32), h
     y, h = torch.quantized_gru(rows, h, cells, True, len(cells) // directions, 0.0, False, bidirectional, first)
     if unbatched:
         return y.squeeze(1), h.squeeze(1)
@@ -121,7 +121,7 @@ def lstm_packed_dynamic(
     half: bool,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """LSTM on the fields of a PackedSequence; gives its new data."""
-    zeros = torch.zeros([len(cells), int(batch_sizes[0]), hidden_size])
+    zeros = torch.zeros([len(cells), int(batch_sizes[0]), hidden_size], dtype=torch.float32)
     h = zeros if hidden is None else (hidden if sorted_indices is None else hidden.index_select(1, sorted_indices))
     c = zeros if cell is None else (cell if sorted_indices is None else cell.index_select(1, sorted_indices))
     if not torch.jit.is_tracing() and (h.size() != zeros.size() or c.size() != zeros.size()):  # type: ignore[attr-defined]
@@ -145,7 +145,7 @@ def gru_packed_dynamic(
     bidirectional: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GRU on the fields of a PackedSequence; see lstm_packed_dynamic."""
-    zeros = torch.zeros([len(cells), int(batch_sizes[0]), hidden_size])
+    zeros = torch.zeros([len(cells), int(batch_sizes[0]), hidden_size], dtype=torch.float32)
     h = zeros if hidden is None else (hidden if sorted_indices is None else hidden.index_select(1, sorted_indices))
     if not torch.jit.is_tracing() and h.size() != zeros.size():  # type: ignore[attr-defined]
         raise RuntimeError("the hidden state must be (layers * directions, batch, hidden size)")
@@ -165,7 +165,7 @@ def lstm_cell_dynamic(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """LSTMCell: x (N, I) or (I,) -> (hidden, cell)."""
     rows = x.unsqueeze(0) if x.dim() == 1 else x
-    zeros = torch.zeros([1, rows.size(0), hidden_size])
+    zeros = torch.zeros([1, rows.size(0), hidden_size], dtype=torch.float32)
     h = zeros if hidden is None else hidden.reshape(zeros.size())
     c = zeros if cell is None else cell.reshape(zeros.size())
     if torch.jit.is_tracing() or rows.size(0) > 0:  # type: ignore[attr-defined]
@@ -184,7 +184,7 @@ def gru_cell_dynamic(
 ) -> torch.Tensor:
     """GRUCell: x (N, I) or (I,) -> hidden."""
     rows = x.unsqueeze(0) if x.dim() == 1 else x
-    zeros = torch.zeros([1, rows.size(0), hidden_size])
+    zeros = torch.zeros([1, rows.size(0), hidden_size], dtype=torch.float32)
     h = zeros if hidden is None else hidden.reshape(zeros.size())
     if torch.jit.is_tracing() or rows.size(0) > 0:  # type: ignore[attr-defined]
         h = torch.quantized_gru(rows.unsqueeze(0), h, cells, True, 1, 0.0, False, False, False)[1]
@@ -204,7 +204,7 @@ def rnn_cell_dynamic(
 ) -> torch.Tensor:
     """RNNCell: x (N, I) or (I,) -> hidden."""
     rows = x.unsqueeze(0) if x.dim() == 1 else x
-    zeros = torch.zeros([rows.size(0), hidden_size])
+    zeros = torch.zeros([rows.size(0), hidden_size], dtype=torch.float32)
     h = zeros if hidden is None else hidden.reshape(zeros.size())
     if half:
         total = torch.ops.quantized.linear_dynamic_fp16(rows, pack_ih) + torch.ops.quantized.linear_dynamic_fp16(h, pack_hh)

@@ -1,0 +1,34 @@
+/* The blocks of channels that a convolution computes at once, and the kinds of its epilogue. */
+#ifndef QC_BLOCKS_H
+#define QC_BLOCKS_H
+
+#include "spans.h"
+
+/* The channels of a piece, one block of 16 or two: where their weights and inputs are. A missing second block is the first again. */
+typedef struct qc_pair {
+  const int8_t *w[2];
+  int64_t x[2];  /* offset of the group's first input channel */
+  int64_t c;     /* first channel */
+  int32_t count; /* channels that are stored, at most 32 */
+} qc_pair;
+
+static qc_pair qc_find_pair(const qc_conv *a, const qc_spans *s, int64_t index, int blocks) {
+  int64_t last = (int64_t)a->groups * s->blocks - 1, b[2] = {blocks * index, qc_min(blocks * index + blocks - 1, last)};
+  int64_t c = 16 * blocks * index;
+  qc_pair p = {.c = c, .count = (int32_t)qc_max(0, qc_min(16 * blocks, a->y.c - c))};
+  for (int i = 0; i < 2; i++) {
+    p.w[i] = a->w + b[i] * qc_block_bytes(s);
+    p.x[i] = a->groups == 1 ? 0 : b[i] / s->blocks * s->in;
+  }
+  return p;
+}
+
+enum { QC_PLAIN, QC_FULL, QC_FLOATS }; /* codes 0..255; with bounds, residual, table or the cut; floats */
+
+/* Which epilogue a convolution needs; kernels are made for each. */
+QC_INLINE int qc_kind(const qc_epilogue *e, const qc_tensor *r, int floats) {
+  if (floats) return QC_FLOATS;
+  return r->p || e->table || e->wide || e->lo > 0 || e->hi < 255 ? QC_FULL : QC_PLAIN;
+}
+
+#endif

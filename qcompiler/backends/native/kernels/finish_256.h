@@ -1,0 +1,119 @@
+/* The epilogue for AVX2: 16 channels of two positions at once. */
+#ifndef QC_FINISH_256_H
+#define QC_FINISH_256_H
+
+#include "blocks.h"
+#include "vec.h"
+
+/* Constants of 16 channels. */
+typedef struct qc_finish256 {
+  __m256 m[2], b[2];
+  __m256i zero, lo, hi;
+} qc_finish256;
+
+QC_INLINE qc_finish256 qc_begin256(const qc_epilogue *e, int64_t c) {
+  qc_finish256 f;
+  for (int i = 0; i < 2; i++) {
+    f.m[i] = _mm256_loadu_ps(e->m + c + 8 * i);
+    f.b[i] = _mm256_loadu_ps(e->b + c + 8 * i);
+  }
+  f.zero = _mm256_set1_epi16((short)e->zero);
+  f.lo = _mm256_set1_epi8((char)e->lo);
+  f.hi = _mm256_set1_epi8((char)e->hi);
+  return f;
+}
+
+QC_INLINE __m256 qc_affine256(const int32_t *acc, __m256 m, __m256 b) {
+  return _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(qv_load(acc)), m), b);
+}
+
+/* 32 integers of two positions to bytes: position 0 in the low half. Saturating twice is the clamp to 0..255. */
+QC_INLINE __m256i qc_pack256(const __m256i v[4], __m256i zero) {
+  __m256i p0 = _mm256_adds_epi16(_mm256_packs_epi32(v[0], v[1]), zero), p1 = _mm256_adds_epi16(_mm256_packs_epi32(v[2], v[3]), zero);
+  return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(p0, p1), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* v is cut to the codes and rounded; the code as a float. See qc_round. */
+QC_INLINE __m256 qc_code256(__m256 v, int32_t zero, int32_t lo, int32_t hi) {
+  v = _mm256_min_ps(_mm256_max_ps(v, _mm256_set1_ps((float)(lo - zero))), _mm256_set1_ps((float)(hi - zero)));
+  return _mm256_sub_ps(_mm256_add_ps(v, _mm256_set1_ps(12582912.0f)), _mm256_set1_ps(12582912.0f - (float)zero));
+}
+
+QC_INLINE __m256i qc_add_residual256(const qc_epilogue *e, __m256 v, const uint8_t *r) {
+  __m256 q = qc_code256(v, e->zero, e->lo, e->hi);
+  __m256 codes = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)r)));
+  __m256 right = _mm256_add_ps(_mm256_mul_ps(codes, _mm256_set1_ps(e->kr)), _mm256_set1_ps(e->kc));
+  __m256 sum = _mm256_add_ps(_mm256_mul_ps(q, _mm256_set1_ps(e->k)), right);
+  return _mm256_cvtps_epi32(qc_code256(sum, e->zero2, e->lo2, e->hi2));
+}
+
+/* sums: [2 positions][16]; r0, r1: the residual of each position, NULL without one. */
+QC_INLINE __m256i qc_codes256(const qc_epilogue *e, qc_finish256 f, const int32_t *sums, const uint8_t *r0, const uint8_t *r1, int kind) {
+  const uint8_t *r[4] = {r0, r0 + 8, r1, r1 + 8};
+  int residual = kind == QC_FULL && r0;
+  __m256i v[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    __m256 value = qc_affine256(sums + 8 * i, f.m[i & 1], f.b[i & 1]);
+    if (kind == QC_FULL) value = _mm256_min_ps(value, _mm256_set1_ps(1e6f));
+    v[i] = residual ? qc_add_residual256(e, value, r[i]) : _mm256_cvtps_epi32(value);
+  }
+  __m256i q = qc_pack256(v, residual ? _mm256_setzero_si256() : f.zero);
+  if (kind == QC_PLAIN) return q;
+  if (!residual) q = _mm256_min_epu8(_mm256_max_epu8(q, f.lo), f.hi);
+  return e->table ? qv_lookup(e->table, q) : q;
+}
+
+/* Where the codes of a tile's positions are, where their residuals are and their results go; `next`: the position behind them. */
+typedef struct qc_spots {
+  const uint8_t *x[8], *r[8];
+  uint8_t *y[8];
+  int64_t next, n, d, h, w;
+} qc_spots;
+
+/* A block of which only `count` channels are stored: nothing is read or written behind them. */
+QC_INLINE void qc_finish_part256(const qc_epilogue *e, qc_finish256 f, const qc_spots *s, int rows, const qc_pair *p, const int32_t *sums, int kind) {
+  uint8_t codes[32], residual[32] = {0};
+  size_t count = (size_t)p->count;
+  for (int i = 0; i < rows; i += 2, sums += 32) {
+    int two = i + 1 < rows, added = kind == QC_FULL && s->r[0];
+    for (int j = 0; added && j <= two; j++) memcpy(residual + 16 * j, s->r[i + j] + p->c, count);
+    qv_store(codes, qc_codes256(e, f, sums, added ? residual : NULL, residual + 16, kind));
+    for (int j = 0; j <= two; j++) {
+      if (count == 8)
+        memcpy(s->y[i + j] + p->c, codes + 16 * j, 8);
+      else
+        memcpy(s->y[i + j] + p->c, codes + 16 * j, count);
+    }
+  }
+}
+
+QC_INLINE void qc_finish_floats256(qc_finish256 f, const qc_spots *s, int rows, const qc_pair *p, const int32_t *sums) {
+  float v[16];
+  for (int i = 0; i < rows; i++, sums += 16) {
+    for (int j = 0; j < 2; j++) _mm256_storeu_ps(v + 8 * j, qc_affine256(sums + 8 * j, f.m[j], f.b[j]));
+    memcpy(s->y[i] + 4 * p->c, v, (size_t)(4 * p->count));
+  }
+}
+
+/* sums: [rows][16 channels], one row more where they are odd. */
+QC_INLINE void qc_finish_spots(const qc_epilogue *e, const qc_spots *s, int rows, const qc_pair *p, const int32_t *sums, int kind) {
+  QC_ALIGNED uint8_t trash[16];
+  qc_finish256 f = qc_begin256(e, p->c);
+  int64_t c = p->c;
+  if (kind == QC_FLOATS) {
+    qc_finish_floats256(f, s, rows, p, sums);
+  } else if (p->count < 16) {
+    qc_finish_part256(e, f, s, rows, p, sums, kind);
+  } else {
+    for (int i = 0; i < rows; i += 2, sums += 32) {
+      int two = i + 1 < rows, added = kind == QC_FULL && s->r[0];
+      const uint8_t *r0 = added ? s->r[i] + c : NULL, *r1 = added ? s->r[i + two] + c : NULL;
+      __m256i q = qc_codes256(e, f, sums, r0, r1, kind);
+      _mm_storeu_si128((__m128i *)(void *)(s->y[i] + c), _mm256_castsi256_si128(q));
+      _mm_storeu_si128((__m128i *)(void *)(two ? s->y[i + 1] + c : trash), _mm256_extracti128_si256(q, 1));
+    }
+  }
+}
+
+#endif
