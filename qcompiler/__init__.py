@@ -14,6 +14,7 @@ from qcompiler.api import (
 from qcompiler.artifact import load, save
 from qcompiler.backends.native.export import export_c
 from qcompiler.backends.native.regions import native_plan
+from qcompiler.backends.native.times import native_times
 from qcompiler.backends.torch.program.export import export_source
 from qcompiler.config.qconfig import QConfig, get_default_qat_qconfig, get_default_qconfig
 from qcompiler.config.qconfig_mapping import QConfigMapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
@@ -35,6 +36,6 @@ __all__ = [
     "TraceError", "UnsupportedOpError", "calibrate", "convert_fx", "convert_to_reference_fx", "explain", "export_c",
     "export_source", "fuse_fx",
     "get_default_qat_qconfig", "get_default_qat_qconfig_mapping", "get_default_qconfig", "get_default_qconfig_mapping", "load",
-    "native_plan", "prepare_fx", "prepare_qat_fx", "quantize", "remarks", "save",
+    "native_plan", "native_times", "prepare_fx", "prepare_qat_fx", "quantize", "remarks", "save",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -66,6 +66,8 @@ class OneOp:
         return dequantize(quantize(OPS.rows[self.op].fn(*args, **kwargs), *self.made, 0, 255, torch.uint8), *self.made)
 
     def _tensor(self, value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return type(value)(map(self._tensor, value))
         return self.tensors[int(value[1:])] if isinstance(value, str) and value.startswith("$") else value
 
     def steps_apart(self, region: NativeRegion, x: Tensor) -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from qcompiler import artifact
-from qcompiler.backends.torch.program import module as codegen_module
+from qcompiler.backends.torch.program import other_cpu
 from qcompiler.backends.torch.program.assemble import compile_graph
 from qcompiler.backends.torch.program.other_cpu import OtherCPUWarning
 from qcompiler.errors import ArtifactError, ArtifactUnsafeError, ArtifactVersionError, ArtifactWriteError, ConfigError
@@ -44,11 +44,11 @@ def test_a_module_for_cpus_with_vnni_warns_on_one_without(
 ) -> None:
     if engine not in ENGINES:
         pytest.skip(f"no {engine}")
-    monkeypatch.setattr(codegen_module, "host_isa", lambda: isa)
+    monkeypatch.setattr(other_cpu, "host_isa", lambda: isa)
     module = compile_graph(lowered(), name="Net", engine=engine, isa=isa)
     artifact.save(module, tmp_path / "a.qc")
     data = pickle.dumps(module)
-    monkeypatch.setattr(codegen_module, "host_isa", lambda: here)
+    monkeypatch.setattr(other_cpu, "host_isa", lambda: here)
     for build in (lambda: artifact.load(tmp_path / "a.qc"), lambda: pickle.loads(data)):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

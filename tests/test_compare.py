@@ -485,3 +485,15 @@ def test_results_beside_the_tensors() -> None:
     torch.manual_seed(0)
     model, x = Sized(8, 4).eval(), randn(3, 8)
     assert len(compare(model, qcompiler.quantize(model, [x], progress=False), [x]).nodes) == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_results_that_are_no_numbers_are_told(value: float) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    data = torch.randn(16, 8)
+    int8 = qcompiler.quantize(model, [data], progress=False)
+    spoiled = data.clone()
+    spoiled[0, 0] = value
+    assert compare(model, int8, [data]).note == ""
+    found = compare(model, int8, [data, spoiled])
+    assert "4 values of the float results are NaN or inf" in found.note and "WARNING" in str(found)

@@ -175,14 +175,14 @@ def test_random_choices_on_each_engine(name: str, engine: str) -> None:
 
 def decided_so(model: nn.Module, data: list[Any], nodes: list[str]) -> Any:
     """Prepared, calibrated and converted with these nodes float from the start, by the setting that convert hands to annotate."""
-    from qcompiler import api
+    from qcompiler.workflow import prepare
 
     def settings_with(*args: Any, **choices: Any) -> Any:
         return settings_for(*args, **choices).with_(keep_float=frozenset(nodes))
 
-    settings_for = api.settings_for
+    settings_for = prepare.settings_for
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "settings_for", settings_with)
+        patch.setattr(prepare, "settings_for", settings_with)
         prepared = ready(model, data)
     prepared.meta["qcompiler"].settings = settings_for(model)
     return convert_fx(prepared)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import networkx as nx
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +41,7 @@ def package_files() -> list[Path]:
 
 
 def module_name(path: Path) -> str:
-    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    parts = list(path.relative_to(ROOT).with_suffix("").parts) if path.is_relative_to(ROOT) else [path.stem]
     if parts[0] in ("passes", "patterns"):
         parts.insert(0, "qcompiler")
     return ".".join(parts)
@@ -54,28 +53,46 @@ def layer(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
+@dataclass(frozen=True)
+class Source:
+    """What the tests read of one file. `imports`: (line, dotted name, whether for type checkers alone) of every import;
+    `from a import b` gives a.b. `reads`: (line, dotted text) of every attribute."""
+
+    path: Path
+    imports: tuple[tuple[int, str, bool], ...]
+    reads: tuple[tuple[int, str], ...]
+
+
 @cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _forget_trees() -> Iterator[None]:
-    """A million objects that the garbage collector would walk in all tests that follow."""
-    yield
-    tree.cache_clear()
-
-
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of every import; `from a import b` gives both a.b and, by that, a."""
+def source(path: Path) -> Source:
+    """One walk for all tests: syntax trees are a million objects, which nobody keeps."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    for_types = {id(node) for guard in ast.walk(tree) if _is_for_types(guard) for node in ast.walk(guard)}
     here = module_name(path).split(".")[:-1]
-    for node in ast.walk(tree(path)):
+    imports: list[tuple[int, str, bool]] = []
+    reads: list[tuple[int, str]] = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            imports += [(node.lineno, alias.name, id(node) in for_types) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = here[: len(here) - node.level + 1] if node.level else []
             stem = ".".join([*base, *([node.module] if node.module else [])])
-            yield from ((node.lineno, f"{stem}.{alias.name}") for alias in node.names)
+            imports += [(node.lineno, f"{stem}.{alias.name}", id(node) in for_types) for alias in node.names]
+        elif isinstance(node, ast.Attribute) and (text := _dotted(node)):
+            reads.append((node.lineno, text))
+    return Source(path, tuple(imports), tuple(reads))
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def _dotted(node: ast.expr) -> str:
+    """`torch.ao.nn`; empty for what is no chain of names."""
+    if isinstance(node, ast.Name):
+        return node.id
+    above = _dotted(node.value) if isinstance(node, ast.Attribute) else ""
+    return f"{above}.{node.attr}" if above and isinstance(node, ast.Attribute) else ""
 
 
 def id_of(path: Path) -> str:
@@ -86,45 +103,39 @@ def under(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + ".")
 
 
-@pytest.mark.parametrize("path", package_files(), ids=id_of)
-def test_imports_run_one_way(path: Path) -> None:
-    own = layer(module_name(path))
-    assert own in LEVEL, f"{own} has no place in the layers: add it to docs/design.md and to LAYERS"
-    for line, name in imports(path):
-        if not under(name, "qcompiler"):
-            continue
-        other = layer(name)
-        if other not in LEVEL:  # `from qcompiler import quantize`: a public name, which lives on top
-            other = "__init__"
-        place = f"{id_of(path)}:{line} imports {name}"
-        assert own == other or LEVEL[other] < LEVEL[own], f"{place}: {own} does not stand above {other}"
+def test_imports_run_one_way() -> None:
+    breaches = []
+    for path in package_files():
+        own = layer(module_name(path))
+        assert own in LEVEL, f"{own} has no place in the layers: add it to docs/design.md and to LAYERS"
+        for line, name, _ in source(path).imports:
+            other = layer(name) if under(name, "qcompiler") else own
+            other = other if other in LEVEL else "__init__"  # `from qcompiler import quantize`: a public name, which lives on top
+            if own != other and LEVEL[other] >= LEVEL[own]:
+                breaches.append(f"{id_of(path)}:{line} imports {name}: {own} does not stand above {other}")
+    assert not breaches, "\n".join(breaches)
 
 
-@pytest.mark.parametrize("path", package_files(), ids=id_of)
-def test_a_pass_imports_no_other_pass(path: Path) -> None:
-    if path.parent.name != "passes" or path.name == "__init__.py":
-        return
-    for line, name in imports(path):
-        assert not under(name, "qcompiler.passes"), f"{id_of(path)}:{line} imports {name}"
+def test_a_pass_imports_no_other_pass() -> None:
+    passes = [path for path in package_files() if path.parent.name == "passes" and path.name != "__init__.py"]
+    assert len(passes) > 20
+    assert not [f"{id_of(path)}:{line} imports {name}" for path in passes for line, name, _ in source(path).imports
+                if under(name, "qcompiler.passes")]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", package_files(), ids=id_of)
-def test_nothing_imports_torch_ao(path: Path) -> None:
-    for line, name in imports(path):
-        assert not any(under(name, banned) for banned in BANNED), f"{id_of(path)}:{line} imports {name}"
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Attribute):
-            assert ast.unparse(node) not in BANNED, f"{id_of(path)}:{node.lineno} reads {ast.unparse(node)}"
+def test_nothing_imports_torch_ao() -> None:
+    breaches = []
+    for path in package_files():
+        found = source(path)
+        breaches += [f"{id_of(path)}:{line} imports {name}" for line, name, _ in found.imports if any(under(name, b) for b in BANNED)]
+        breaches += [f"{id_of(path)}:{line} reads {text}" for line, text in found.reads if text in BANNED]
+    assert not breaches, "\n".join(breaches)
 
 
-def python_files() -> list[Path]:
-    return package_files() + [p for folder in ("tests", "examples") for p in sorted((ROOT / folder).rglob("*.py"))]
-
-
-@pytest.mark.parametrize("path", python_files(), ids=id_of)
-def test_the_top_level_folders_are_imported_by_their_installed_names(path: Path) -> None:
-    for line, name in imports(path):
-        assert name.split(".")[0] not in ("passes", "patterns"), f"{id_of(path)}:{line}: import qcompiler.{name}"
+def test_the_top_level_folders_are_imported_by_their_installed_names() -> None:
+    others = [path for folder in ("tests", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert not [f"{id_of(path)}:{line}: import qcompiler.{name}" for path in (*package_files(), *others)
+                for line, name, _ in source(path).imports if name.split(".")[0] in ("passes", "patterns")]  # fmt: skip
 
 
 def test_no_file_imports_itself_through_others() -> None:
@@ -132,14 +143,22 @@ def test_no_file_imports_itself_through_others() -> None:
     files = {module_name(path): path for path in package_files()}
     graph = nx.DiGraph()
     for name, path in files.items():
-        for_types = {id(n) for guard in ast.walk(tree(path)) if _is_for_types(guard) for n in ast.walk(guard)}
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.ImportFrom) and node.module and id(node) not in for_types:
-                found = ({f"{node.module}.{alias.name}", node.module} & files.keys() for alias in node.names)
-                graph.add_edges_from((name, max(targets, key=len)) for targets in found if targets)
+        for _, imported, for_types in source(path).imports:
+            target = next((t for t in (imported, imported.rpartition(".")[0]) if t in files), None)
+            if target is not None and not for_types:
+                graph.add_edge(name, target)
     circles = [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1]
     assert not circles
 
 
-def _is_for_types(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+def test_a_breach_is_found(tmp_path: Path) -> None:
+    """What the tests above look for is seen in each form that it can be written in."""
+    text = (
+        "import torch.ao\nfrom torch import quantization\nfrom qcompiler.api import quantize\nimport torch\nx = torch.nn.quantized.Linear\n"
+    )
+    (tmp_path / "file.py").write_text(text + "if TYPE_CHECKING:\n    from qcompiler.debug import compare\n")
+    found = source(tmp_path / "file.py")
+    assert [(name, for_types) for _, name, for_types in found.imports] == [
+        ("torch.ao", False), ("torch.quantization", False), ("qcompiler.api.quantize", False), ("torch", False),
+        ("qcompiler.debug.compare", True)]  # fmt: skip
+    assert (5, "torch.nn.quantized") in found.reads

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
+import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import qcompiler
 from qcompiler.backends.native import isa
-from qcompiler.backends.native.build.compiler import Unit, find, link
+from qcompiler.backends.native.build.compiler import Compiler, Unit, find, link
 from qcompiler.backends.native.build.library import RUN, headers
 from qcompiler.backends.native.export.folder import identifier
 from qcompiler.cli import app
@@ -26,40 +32,144 @@ FEW = """#include "kernels/qc.h"
 extern const qc_kernels qc_kernels_scalar;
 const qc_kernels *qc_select(const char *cap) { return cap && strcmp(cap, "scalar") ? 0 : &qc_kernels_scalar; }
 """
-STRICT = ("-Wall", "-Wextra", "-Werror", "-std=c11", "-ffp-contract=off", "-O1")
+STRICT = ("-Wall", "-Wextra", "-Werror", "-std=c11", "-pedantic", "-ffp-contract=off", "-O1")
 
 
-def built(folder: Path, name: str) -> Path:
-    """The example program, with the portable kernels alone."""
+def compilers() -> list[Any]:
+    """The machine's compiler, and zig where it is installed."""
+    missing = importlib.util.find_spec("ziglang") is None
+    zig = pytest.param("zig", marks=[pytest.mark.slow, pytest.mark.skipif(missing, reason="ziglang is not installed")])
+    return ["cc", zig]
+
+
+def compiler(name: str) -> Compiler:
+    return find() if name == "cc" else Compiler((sys.executable, "-m", "ziglang", "cc"), "zig")
+
+
+def build(folder: Path, name: str, *flags: str, by: str = "cc", main: str = "main.c") -> Path:
+    """The example program, or a library, with the portable kernels alone; any warning fails."""
     (folder / "few.c").write_text(FEW)
-    sources = ["main.c", f"{name}.c", f"{name}_layers.c", "few.c", "kernels/run.c", "kernels/workers.c"]
-    find().run([*STRICT, "-DQC_ISA=QC_SCALAR", "-Ikernels", "-o", "program", *sources, "kernels/kernels.c", "-lpthread", "-lm"], folder)
+    sources = [main, f"{name}.c", f"{name}_layers.c", "few.c", "kernels/run.c", "kernels/workers.c", "kernels/kernels.c"]
+    command = [*STRICT, *flags, "-DQC_ISA=QC_SCALAR", "-Ikernels", "-o", "program", *filter(None, sources), "-lpthread", "-lm"]
+    compiler(by).run(command, folder)
     return folder / "program"
 
 
-def printed(program: Path, weights: Path, *inputs: Tensor) -> list[tuple[int, float]]:
-    values = program.parent / "input.f32"
+def computed(program: Path, name: str, inputs: Sequence[Tensor], sizes: int = 0) -> tuple[str, np.ndarray]:
+    """What the program prints, and all results as floats."""
+    values, results = program.parent / "input.f32", program.parent / "results.f32"
     values.write_bytes(b"".join(x.contiguous().numpy().tobytes() for x in inputs))
-    done = subprocess.run([program, weights, values, "2"], check=True, capture_output=True, text=True)
-    return [(int(place), float(value)) for place, value in map(str.split, done.stdout.splitlines())]
+    command = [program, program.parent / f"{name}.weights", values, "2", str(sizes), results]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout, np.fromfile(results, np.float32)
 
 
+def flat(results: Any) -> np.ndarray:
+    return np.concatenate([leaf.numpy().reshape(-1) for leaf in torch.utils._pytree.tree_leaves(results) if isinstance(leaf, Tensor)])
+
+
+@pytest.mark.parametrize("by", compilers())
 @pytest.mark.parametrize("name", ["residual", "shuffle", "sequence"])
-def test_the_program_computes_the_same_bits(name: str, tmp_path: Path) -> None:
+def test_the_program_computes_the_same_bits(name: str, by: str, tmp_path: Path) -> None:
     module, _, x = net(name)
     folder = qcompiler.export_c(module, tmp_path / "c", name="small_net")
-    program = built(folder, "small_net")
-    shown = printed(program, folder / "small_net.weights", x)
-    flat = module(x).flatten()
-    assert shown and all(torch.tensor(value, dtype=torch.float32) == flat[place] for place, value in shown)
-    assert torch.tensor(shown[0][1], dtype=torch.float32) == flat.max()
+    shown, results = computed(build(folder, "small_net", by=by), "small_net", [x])
+    expected = flat(module(x))
+    assert np.array_equal(results, expected)
+    place, value = shown.splitlines()[0].split()
+    assert float(value) == expected[int(place)] == expected.max()
 
 
 def test_several_sizes_stand_in_one_program(tmp_path: Path) -> None:
     module, _, _ = net("conv")
-    folder = qcompiler.export_c(module, tmp_path / "c", sizes=[(1, 3, 9, 9), (2, 3, 12, 20)])
+    sizes = [(1, 3, 9, 9), (2, 3, 12, 20), (5, 3, 7, 31)]
+    folder = qcompiler.export_c(module, tmp_path / "c", sizes=sizes)
     text = (folder / "sequential.h").read_text()
-    assert "SEQUENTIAL_SIZES 2" in text and "2 x 3 x 12 x 20" in text
+    assert "SEQUENTIAL_SIZES 3" in text and "2 x 3 x 12 x 20" in text
+    program = build(folder, "sequential")
+    for index, shape in enumerate(sizes):
+        assert np.array_equal(computed(program, "sequential", [x := example(shape)], index)[1], flat(module(x)))
+    for wrong in ("3", "-1"):
+        command = [program, folder / "sequential.weights", folder / "input.f32", "1", wrong]
+        assert subprocess.run(command, check=False, capture_output=True).returncode == 2
+
+
+class Two(nn.Module):
+    """Two inputs, a dict of results with a tuple in it, one value twice, and a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(1, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, image: Tensor, mask: Tensor) -> dict[str, Any]:
+        both = torch.relu(self.left(image) + self.right(mask))
+        scores = self.head(both.mean((2, 3)))
+        return {"scores": scores, "maps": (both, scores), "batch": both.shape[0], "größe */": self.left(image)}
+
+
+def two() -> tuple[Any, tuple[Tensor, Tensor]]:
+    torch.manual_seed(2)
+    given = (example((2, 3, 9, 8)), example((2, 1, 9, 8), 6))
+    prepared = qcompiler.prepare_fx(Two().eval(), None, given, backend="native")
+    qcompiler.calibrate(prepared, [given])
+    return qcompiler.convert_fx(prepared), given
+
+
+def test_several_inputs_and_named_results(tmp_path: Path) -> None:
+    module, given = two()
+    folder = qcompiler.export_c(module, tmp_path / "c", sizes=[[x.shape for x in given], [(1, 3, 5, 5), (1, 1, 5, 5)]], name="two")
+    text = (folder / "two.h").read_text()
+    assert "#define TWO_INPUT_IMAGE 0" in text and "#define TWO_INPUT_MASK 1" in text
+    assert "#define TWO_OUTPUT_SCORES" in text and "['scores'], ['maps'][1]" in text and "['batch'] is 2" in text
+    results = module(*given)
+    expected = {"SCORES_MAPS_1": results["scores"], "MAPS_0": results["maps"][0], "GR_E": results["größe */"]}
+    order = sorted(expected, key=lambda name: int(re.search(rf"TWO_OUTPUT_{name} (\d+)", text)[1]))  # type: ignore[index]
+    program = build(folder, "two")
+    assert np.array_equal(computed(program, "two", given)[1], flat([expected[name] for name in order]))
+    small = tuple(x[:1, :, :5, :5] for x in given)
+    again = module(*small)
+    expected = {"SCORES_MAPS_1": again["scores"], "MAPS_0": again["maps"][0], "GR_E": again["größe */"]}
+    assert np.array_equal(computed(program, "two", small, 1)[1], flat([expected[name] for name in order]))
+
+
+class Codes(ctypes.Structure):
+    _fields_ = [("scale", ctypes.c_float), ("zero", ctypes.c_int), ("low", ctypes.c_int), ("high", ctypes.c_int)]
+
+
+def pointers(arrays: Sequence[np.ndarray]) -> Any:
+    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
+
+
+def library(folder: Path, name: str) -> Any:
+    made = ctypes.CDLL(str(build(folder, name, "-shared", "-fPIC", main="")))
+    for function, kind in (("load", ctypes.c_void_p), ("input_codes", ctypes.POINTER(Codes)), ("output_codes", ctypes.POINTER(Codes)),
+                           ("input_length", ctypes.c_int64), ("output_length", ctypes.c_int64)):  # fmt: skip
+        if hasattr(made, f"{name}_{function}"):
+            getattr(made, f"{name}_{function}").restype = kind
+    return made
+
+
+@pytest.mark.parametrize("name", ["residual", "sequence", "volume", "linear", "tokens", "depthwise"])
+def test_codes_go_in_and_come_out(name: str, tmp_path: Path) -> None:
+    """A run on the codes of an input gives the codes of the results: no more than the ends of the network are left out."""
+    module, _, x = net(name)
+    folder = qcompiler.export_c(module, tmp_path / "c", name="n")
+    made = library(folder, "n")
+    network = ctypes.c_void_p(made.n_load(str(folder / "n.weights").encode(), None))
+    c = made.n_input_codes(0).contents
+    codes = np.clip(np.rint(x.numpy() * (np.float32(1) / np.float32(c.scale))) + c.zero, c.low, c.high).astype(np.uint8)
+    floats = (codes.astype(np.float32) - c.zero) * np.float32(c.scale)
+    expected = module(torch.from_numpy(floats)).numpy()
+    out = made.n_output_codes(0)
+    result = np.zeros(expected.shape, np.uint8 if out else np.float32)
+    for threads in (1, 3):
+        assert made.n_run_codes(network, 0, pointers([codes]), pointers([result]), threads) == 0
+        o = out.contents if out else None
+        values = (result.astype(np.float32) - o.zero) * np.float32(o.scale) if o else result
+        assert np.array_equal(values, expected)
+    assert not made.n_input_codes(1) and not made.n_input_codes(-1) and made.n_input_length(0, 1) == made.n_output_length(-1, 0) == -1
+    assert made.n_run_codes(network, 1, pointers([codes]), pointers([result]), 1) == 2
+    made.n_free(network)
 
 
 def test_a_network_with_torch_in_it_is_refused(tmp_path: Path) -> None:
@@ -69,7 +179,9 @@ def test_a_network_with_torch_in_it_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize("sizes", [[], [(1, 3, 9)], [(1, 4, 9, 9)], [((1, 3, 9, 9), (1, 3, 9, 9))]])
+@pytest.mark.parametrize(
+    "sizes", [[], [(1, 3, 9)], [(1, 4, 9, 9)], [((1, 3, 9, 9), (1, 3, 9, 9))], [(0, 3, 9, 9)], [(1, 3, 9, -9)], [(1, 3, 2, 2)]]
+)
 def test_sizes_that_do_not_fit(sizes: Any, tmp_path: Path) -> None:
     module, _, _ = net("conv")
     with pytest.raises(qcompiler.QCompilerError):
@@ -86,13 +198,21 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     first = qcompiler.export_c(net("linear")[0], tmp_path / "a", name="a")
     other = qcompiler.export_c(net("rows")[0], tmp_path / "b", name="a")
-    program = built(first, "a")
+    program = build(first, "a")
     wrong = other / "a.weights"
     wrong.write_bytes(b"x" + wrong.read_bytes()[1:])
     (tmp_path / "in").write_bytes(bytes(400))
     assert subprocess.run([program, wrong, tmp_path / "in"], check=False, capture_output=True).returncode == 1
-    (first / "a.weights").write_bytes((first / "a.weights").read_bytes()[:-8])
-    assert subprocess.run([program, first / "a.weights", tmp_path / "in"], check=False, capture_output=True).returncode == 1
+    whole = (first / "a.weights").read_bytes()
+    for damaged in (
+        whole[:-8],
+        whole[:40],
+        b"",
+        whole[:200] + bytes([whole[200] ^ 1]) + whole[201:],
+        whole[:16] + b"\xff" * 8 + whole[24:],
+    ):
+        (first / "a.weights").write_bytes(damaged)
+        assert subprocess.run([program, first / "a.weights", tmp_path / "in"], check=False, capture_output=True).returncode == 1
 
 
 @pytest.mark.parametrize(("text", "found"), [("MobileNetV2", "mobilenetv2"), ("2d-net", "net_2d_net"), ("größe", "gr__e"), ("", "net")])
@@ -117,8 +237,8 @@ def test_cmake_builds_all_instruction_sets(tmp_path: Path) -> None:
     folder = qcompiler.export_c(module, tmp_path / "c", name="small_net")
     for command in (["cmake", "-B", "build", "-DCMAKE_BUILD_TYPE=Release"], ["cmake", "--build", "build"]):
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    shown = printed(folder / "build" / "run_small_net", folder / "small_net.weights", x)
-    assert torch.tensor(shown[0][1], dtype=torch.float32) == module(x).max()
+    program = (folder / "build" / "run_small_net").rename(folder / "program")
+    assert np.array_equal(computed(program, "small_net", [x])[1], flat(module(x)))
 
 
 @pytest.mark.slow
@@ -134,11 +254,10 @@ def test_the_runtime_compiles_without_a_warning(tmp_path: Path) -> None:
     assert {"net.h", "qc.h"} <= {path.name for path in headers()}
 
 
-def test_torch_jit_and_python_source_are_refused_with_a_way_out(tmp_path: Path) -> None:
-    module, _, x = net("linear")
-    with pytest.raises(ConfigError, match="export_c"):
-        torch.jit.trace(module, (x,))
-    with pytest.raises(ConfigError, match="export_c"):
-        torch.jit.script(module)
+def test_torch_jit_script_and_python_source_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    module, _, _ = net("linear")
+    for model in (module, torch.nn.Sequential(module)):
+        with pytest.raises(ConfigError, match=r"torch\.jit\.trace .* export_c"):
+            torch.jit.script(model)
     with pytest.raises(ConfigError, match="export_c"):
         qcompiler.export_source(module, tmp_path)

@@ -119,7 +119,7 @@ class Pass(Protocol):
 class PassInstrument:
     """Watches a compile: override what you need. An exception in an instrument becomes a remark and changes no result.
 
-    The order of a compile: start; for each pass should_run (optional passes), before, after or on_error; finish, also after an
+    The order of a compile: start; for each pass should_run (optional passes), before, after or on_error; built; finish, also after an
     error. Any object that has some of these methods will do. Single rewrites are held back by a qcompiler.debug.Gate.
     """
 
@@ -139,6 +139,9 @@ class PassInstrument:
 
     def on_error(self, step: Pass, gm: fx.GraphModule, context: Context, error: QCompilerError) -> None:
         """The pass failed and left the graph in any state; `error` will be raised."""
+
+    def built(self, module: Any, context: Context) -> None:
+        """The back end has made its module of the graph (convert_fx alone)."""
 
     def finish(self, context: Context) -> None:
         """The compile is over."""
@@ -172,6 +175,11 @@ def _hooks(instruments: Sequence[object], event: str, context: Context) -> Itera
 def tell(instruments: Sequence[object], event: str, context: Context, *args: object) -> list[object]:
     """Calls one method of every instrument that has it; None stands for an answer that failed."""
     return [hook(*args) for hook in _hooks(instruments, event, context)]
+
+
+def tell_built(module: object, context: Context) -> None:
+    """Tells those who watch the compile what the back end has made."""
+    tell(context._run.instruments, "built", context, module, context)
 
 
 def run_passes(

@@ -194,6 +194,10 @@ class Tallies:
         if not note and weighted and len(wrong) * 2 > len(weighted):
             note = (f"{len(wrong)} of {len(weighted)} nodes with weights do not compute what the float model does: "
                     "is it the model that was quantized, with the same weights?")  # fmt: skip
+        if self.output.left_out:
+            lost = (f"{self.output.left_out} values of the float results are NaN or inf, which no int8 value is: int8 gives plain numbers "
+                    "there, and no figure counts them")  # fmt: skip
+            note = f"{note}; {lost}" if note else lost
         return Comparison(rows, tuple(self.unmatched.items()), self.output.decibels(self.output.noise), self.batches, note)
 
 

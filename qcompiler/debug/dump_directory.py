@@ -5,6 +5,7 @@
         00-input.ir .py                 the graph as it came in
         01-canonicalize.ir .py .diff    each pass that changed something
         99-final.ir .py                 the graph as it left
+        plan.txt                        how a back end runs it that has a plan: layers, kernels, places in memory
         index.md  passes.jsonl          all passes in order; one JSON line each (schema/passes.schema.json)
         graph.json                      all of it as one document, for pages and drawings (qcompiler.viz)
         repro.py  repro.json  repro.safetensors     after an exception in a pass
@@ -33,6 +34,7 @@ from qcompiler.debug.printer import unified_diff
 from qcompiler.debug.record import Recorder
 from qcompiler.debug.reproducer import Failure, write
 from qcompiler.errors import ConfigError, QCompilerError
+from qcompiler.executable import Executable
 from qcompiler.ir.text import format_graph
 
 LOG = logging.getLogger("qcompiler")
@@ -138,6 +140,14 @@ class DumpDirectory(PassInstrument):
             self._write("run.json", lambda: _json(dump_record.run(self.phase, self.model, context, weights)))
         except OSError as problem:
             self._give_up(problem)
+
+    def built(self, module: Executable, context: Context) -> None:
+        if self.path is None:
+            return
+        tell([self.recorder], "built", context, module, context)
+        plan = module._plan(())
+        if plan is not None:
+            self._write("plan.txt", lambda: plan.text)
 
     def finish(self, context: Context) -> None:
         """Writes what needs the whole run: the final graph, the index and the remarks."""

@@ -20,7 +20,9 @@ from qcompiler.compile.journal import PassRecord, Remark
 from qcompiler.compile.pass_manager import Context, Pass
 from qcompiler.debug.document import Document, Node, Stage, delta, stage
 from qcompiler.debug.nodes import graph_nodes
+from qcompiler.debug.planned import plan_stages
 from qcompiler.errors import ConfigError
+from qcompiler.executable import Executable
 from qcompiler.inputs.checks import MARK
 from qcompiler.prepared.module import state_of
 
@@ -47,6 +49,10 @@ class Recorder:
 
     def after(self, step: Pass, gm: fx.GraphModule, context: Context, record: PassRecord) -> None:
         self._add(record.name, _phase(gm), graph_nodes(gm.graph, context.table), context, record)
+
+    def built(self, module: Executable, context: Context) -> None:
+        """Adds the plan of a back end that has one."""
+        self._stages += plan_stages(module, self._nodes)
 
     def finish(self, context: Context) -> None:
         """Adds the remarks that came after the last pass."""

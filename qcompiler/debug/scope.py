@@ -24,7 +24,7 @@ from qcompiler.debug.gate import Gate, gated, resumed
 from qcompiler.debug.printer import Printer
 from qcompiler.errors import ConfigError
 
-HOOKS = ("start", "should_run", "before", "after", "on_error", "finish")
+HOOKS = ("start", "should_run", "before", "after", "on_error", "built", "finish")
 
 
 def instruments_of(debug: object) -> list[object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from qcompiler.debug.document import Document
 from qcompiler.debug.explain import Explanation
 from qcompiler.debug.explain_nodes import explain_nodes
 from qcompiler.debug.nodes import graph_nodes
+from qcompiler.debug.planned import plan_stages
 from qcompiler.debug.read_dumps import compiles, latest
 from qcompiler.debug.record import Recorder
 from qcompiler.errors import ConfigError
@@ -76,7 +78,10 @@ def _of_graph(gm: fx.GraphModule) -> Document:
 def _of_executable(module: Executable) -> Document:
     name, graph = module._title(), module._graph()
     if graph is not None:
-        return Document.of_nodes(name, "lowered", graph_nodes(graph.graph))
-    nodes = module._nodes()
-    explain_nodes(nodes, Explanation.from_data(getattr(module, ROWS, [])))
-    return Document.of_nodes(name, "compiled", nodes)
+        made = Document.of_nodes(name, "lowered", graph_nodes(graph.graph))
+    else:
+        nodes = module._nodes()
+        explain_nodes(nodes, Explanation.from_data(getattr(module, ROWS, [])))
+        made = Document.of_nodes(name, "compiled", nodes)
+    stages = plan_stages(module, made.nodes_at(-1))
+    return replace(made, stages=(*made.stages, *stages))

@@ -83,6 +83,7 @@ class Tally:
     inherited: float = 0.0
     max_abs: float = 0.0
     count: int = 0
+    left_out: int = 0  # values that are NaN or inf in float
     clipped: int = 0
     codes: tuple[float, float] = (math.inf, -math.inf)
     grid: Grid | None = None
@@ -96,6 +97,7 @@ class Tally:
         """One tensor: its float and quantized values, and its own error."""
         finite = torch.isfinite(reference)
         if not bool(finite.all()):  # a mask of -inf is no signal
+            self.left_out += int((~finite).sum())
             reference, value, own = (torch.where(finite, t, torch.zeros_like(t)) for t in (reference, value, own))
         error = value - reference
         self.signal += _power(reference)

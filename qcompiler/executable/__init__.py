@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,15 @@ class Payload:
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """`text`: for people. `nodes`: the program in which what the plan settles stands in detail, as data for drawings: a node's `plan` has
+    the kernels and the place in memory."""
+
+    text: str
+    nodes: Sequence[dict[str, Any]]
+
+
 class Executable(nn.Module):
     """A converted model. A back end derives its module from it, and gives it `forward`, a state_dict of plain tensors under the user's
     names that `load_state_dict` takes, and the methods below. Their names begin with an underscore, since all others are the user's:
@@ -49,6 +58,10 @@ class Executable(nn.Module):
     def _nodes(self) -> list[dict[str, Any]]:
         """The program as plain data, as docs/visualization.md has it: what is drawn where no graph is at hand."""
         raise ConfigError(f"the back end {self._backend} has no drawing of what was loaded or copied", code="no-graph")
+
+    def _plan(self, nodes: Sequence[dict[str, Any]]) -> Plan | None:
+        """How the back end runs it, where it has a plan of its own. `nodes`: the program as `_nodes` or a drawing of `_graph` has it."""
+        return None
 
     def _payload(self) -> Payload:
         """What a file holds of it beside its tensors and the notes that the compiler keeps on it."""
@@ -78,4 +91,4 @@ class Executable(nn.Module):
         self._tensors_changed()
 
 
-__all__ = ["JSON", "Executable", "Payload"]
+__all__ = ["JSON", "Executable", "Payload", "Plan"]

@@ -111,7 +111,7 @@ class EitherWay(Regions):
         return self._end(yes)
 
     def _check_unchanged(self, region: Region) -> None:
-        if self._first_entries(region.journal, region.start):
+        if self._first_entries(region.undo, region.start):
             error = self.error("a value that a condition on data chooses changes a tensor in place", region.place)
             error.region = region  # type: ignore[attr-defined]
             raise error

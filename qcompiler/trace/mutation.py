@@ -197,11 +197,11 @@ class Mutations(Recorder):
 
     def rebind(self, owner: Proxy, node: fx.Node, example: Any) -> None:
         """Let a variable refer to another value."""
-        self.journal.append((owner, owner.node, owner.example, owner.stale, owner.view_of))
+        self.undo.append((owner, owner.node, owner.example, owner.stale, owner.view_of))
         owner.node, owner.example, owner.stale, owner.view_of = node, example, None, None
         self.memory.remember(owner)
 
     def poison(self, other: Proxy, why: str = "use of a tensor after another view of its memory was changed in place") -> None:
         """Mark a variable whose value is not known any more."""
-        self.journal.append((other, other.node, other.example, other.stale, other.view_of))
+        self.undo.append((other, other.node, other.example, other.stale, other.view_of))
         other.stale = why

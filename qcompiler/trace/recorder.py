@@ -37,12 +37,12 @@ def _is_float32(value: Any) -> bool:
 
 
 class Recorder(Holding):
-    """The graph under construction. Everything that a rolled-back attempt must undo is in `journal`, `remarks`, `graph`."""
+    """The graph under construction. Everything that a rolled-back attempt must undo is in `undo`, `remarks`, `graph`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.model = model
-        self.journal: list[tuple[Proxy, fx.Node, Any, str | None, Any]] = []  # a variable as it was before a change
+        self.undo: list[tuple[Proxy, fx.Node, Any, str | None, Any]] = []  # a variable as it was before a change
         self.found_state: Callable[[torch.Tensor], object] = lambda tensor: None  # hears of a plain tensor that is changed in place
         self.promoted: dict[int, tuple[torch.Tensor, Proxy]] = {}  # plain tensors that were changed by traced values
         self.free_numbers = True  # else each is held fixed
@@ -139,17 +139,17 @@ class Recorder(Holding):
 
     def mark(self) -> tuple[fx.Node, int, int]:
         """A point to which `rollback` can return."""
-        return next(iter(reversed(self.graph.nodes)), self.graph._root), len(self.journal), len(self.remarks)
+        return next(iter(reversed(self.graph.nodes)), self.graph._root), len(self.undo), len(self.remarks)
 
     def rollback(self, mark: tuple[fx.Node, int, int]) -> None:
         """Forget all that was recorded since a mark."""
-        last, journal, remarks = mark
+        last, undo, remarks = mark
         while (node := self.graph._root._prev) is not last:
             self.graph.erase_node(node)
-        for proxy, node, example, stale, view in reversed(self.journal[journal:]):
+        for proxy, node, example, stale, view in reversed(self.undo[undo:]):
             proxy.node, proxy.example, proxy.stale, proxy.view_of = node, example, stale, view
             if proxy.is_tensor:
                 self.memory.remember(proxy)
-        del self.journal[journal:]
+        del self.undo[undo:]
         del self.remarks[remarks:]
         self._indexed, self._owed = (None, -1, []), None

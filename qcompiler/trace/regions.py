@@ -46,7 +46,7 @@ class Region:
     changed: dict[int, tuple[Proxy, fx.Node, Any]]
     poisoned: list[Proxy]
     start: fx.Node
-    journal: int
+    undo: int
     depth: int
     ends: str = "statements"  # else "return", "choice": what alone may close it
     other: Any = None  # there: the value that counts where the condition does not hold
@@ -143,8 +143,8 @@ class Regions(Mutations):
         return self.record("call_function", operator.not_, (holds,), {})
 
     def now(self) -> tuple[fx.Node, int, int]:
-        """The last node, and how long the journal and the stack of modules are."""
-        return next(iter(reversed(self.graph.nodes))), len(self.journal), len(self.scopes)
+        """The last node, and how long the undo list and the stack of modules are."""
+        return next(iter(reversed(self.graph.nodes))), len(self.undo), len(self.scopes)
 
     def note_branch(self, place: tuple[str | None, int | None], what: str) -> None:
         text = f"`{places.text_of(*place)}` depends on data: {what}"
@@ -154,7 +154,7 @@ class Regions(Mutations):
 
     def aside(self, action: Callable[[], T]) -> tuple[T, dict[int, tuple[Proxy, fx.Node, Any]], list[Proxy]]:
         """Record what the code does where the condition does not hold, then go back: what that gives, changed and poisoned tensors."""
-        start, opened = len(self.journal), len(self.regions)
+        start, opened = len(self.undo), len(self.regions)
         last = next(iter(reversed(self.graph.nodes)))
         self._copies.clear()
         result = action()
@@ -168,9 +168,9 @@ class Regions(Mutations):
         return result, changed, poisoned
 
     def _first_entries(self, position: int, last: fx.Node) -> dict[int, tuple[Proxy, fx.Node, Any, Any]]:
-        """The values that older variables had at a position of the journal, of those that are valid."""
+        """The values that older variables had at a position of the undo list, of those that are valid."""
         first: dict[int, tuple[Proxy, fx.Node, Any, Any]] = {}
-        for proxy, node, example, stale, view in self.journal[position:]:
+        for proxy, node, example, stale, view in self.undo[position:]:
             if (node <= last or node.op == "get_attr") and stale is None:
                 first.setdefault(id(proxy), (proxy, node, example, view))
         return first
@@ -231,7 +231,7 @@ class Regions(Mutations):
 
     def _close(self, region: Region) -> None:
         self.check_end(region)
-        entries = self._first_entries(region.journal, region.start)
+        entries = self._first_entries(region.undo, region.start)
         changed = {key: (p, node, example) for key, (p, node, example, _) in entries.items() if p.node is not node}
         for proxy, node, example in (changed | region.changed).values():
             if proxy.stale is None:

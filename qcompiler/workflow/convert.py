@@ -12,7 +12,7 @@ from qcompiler.artifact.notes import REMARKS, ROWS
 from qcompiler.backends import Model, backend_of
 from qcompiler.backends.build_step import BuildModule
 from qcompiler.compile.journal import Remark
-from qcompiler.compile.pass_manager import Context, run_last, run_passes
+from qcompiler.compile.pass_manager import Context, run_last, run_passes, tell_built
 from qcompiler.config.custom_config import ConvertCustomConfig, as_config, check_attributes
 from qcompiler.debug.explain import rows_of
 from qcompiler.debug.parity import require_parity
@@ -101,7 +101,8 @@ def _converted(prepared: Any, names: list[str], how: Conversion) -> Executable:
         run_passes(gm, pipeline.lower, Stage.QUANTIZED, context, recompile=False)
         step = BuildModule(chosen, Model(state.name, target, kept))
         run_last(step, gm, context)
-    module = step.built()
+        module = step.built()
+        tell_built(module, context)
     setattr(module, MARK, "converted")
     setattr(module, WEIGHTS, state.weights)
     setattr(module, ROWS, rows.without(context.journal.floats[decided:]).to_data())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,19 @@ from torch import Tensor
 
 from qcompiler.backends.native.build.library import Values, open_model, runtime
 from qcompiler.backends.native.emit.source import Source, source_of, tensor_outputs
+from qcompiler.backends.native.live_regions import REGIONS, described, versions
 from qcompiler.backends.native.plan.fuse import fuse
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.place import Place
 from qcompiler.backends.native.plan.planner import Planner
+from qcompiler.backends.native.plan.rows import Row, plan_rows
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.plan.table import Table, table_of
 from qcompiler.backends.native.plan.text import plan_text
 from qcompiler.backends.native.steps import Region
 from qcompiler.errors import InputError
 
+Standing = Callable[[], list[Tensor] | None]  # the constants where a module has them at the moment, None where it is gone
 KEPT = 16  # tables of sizes; a call with sizes beyond these makes its table anew
 
 
@@ -36,7 +39,7 @@ class NativeRegion:
     """Callable on the float tensors that the region takes; any number of threads may call it at once."""
 
     def __init__(self, region: Region, tensors: Sequence[Tensor], qparams: Sequence[tuple[float, int]]) -> None:
-        self.places = region.places
+        self.places, self.description = region.places, described(region)
         self.network = planned(region, tensors, qparams)
         self.source: Source = source_of(self.network)
         self.values, self._arrays = _values(self.source)
@@ -44,12 +47,21 @@ class NativeRegion:
         self._model = open_model(self.source.text, self.values)
         weakref.finalize(self, runtime().qc_close, self._model)
         self._tables: dict[Any, Table] = {}
-        self._tensors = tensor_outputs(self.network)
+        self.tensors = tensor_outputs(self.network)
+        self.constants = [*tensors, *_qparams(qparams)]  # what the operator of torch takes: operator.py
+        self.versions = versions(self.constants)
+        self.standing: Standing | None = None
 
     @property
     def isa(self) -> str:
         """The instruction set that it runs on."""
         return str(runtime().qc_isa(self._model).decode())
+
+    def belongs(self, standing: Standing) -> None:
+        """Tells it where its constants stand in the module that it belongs to."""
+        self.standing, self.constants = standing, standing() or self.constants
+        self.versions = versions(self.constants)
+        REGIONS.add(self)
 
     def table(self, inputs: Sequence[Tensor]) -> Table:
         """The sizes of a call: kept for the sizes met last."""
@@ -69,27 +81,38 @@ class NativeRegion:
 
     def _given(self, inputs: Sequence[Tensor], table: Table) -> tuple[dict[str, Tensor], Any]:
         """New tensors for what is handed out, and the pointers to all tensors of a call."""
-        made = {name: torch.empty(table.sizes.shape(name)) for name in self._tensors}
+        made = {name: torch.empty(table.sizes.shape(name)) for name in self.tensors}
         pointers = [x.data_ptr() for x in (*inputs, *made.values())]
         return made, (ctypes.c_void_p * len(pointers))(*pointers)
 
     def __call__(self, *inputs: Tensor) -> tuple[Any, ...]:
         """What the region hands out, in order: tensors, and numbers that follow from sizes."""
-        given = [x if _is_plain(x) else _plain(x) for x in inputs]
+        given = self.readable(inputs)
         table = self.table(given)
         made, pointers = self._given(given, table)
         if self._run(self._model, ctypes.byref(table.struct), pointers, torch.get_num_threads()):
             raise MemoryError(f"no memory for the {table.struct.arena} bytes that this network's values take")
         return tuple(made[name] if name in made else table.sizes.shapes[name] for name in self.network.outputs)
 
+    def readable(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The inputs as the C reads them. Raises InputError for tensors that are no float memory of the CPU."""
+        return [x if _is_plain(x) else _plain(x) for x in inputs]
+
     def plan(self, *inputs: Tensor) -> str:
         """The plan as text, at the sizes of the example, or at those of the inputs and with times."""
-        examples = [torch.empty(shape, device="meta") for _, shape in self.network.inputs]
-        table = table_of(self._sizes(inputs or examples))
-        return plan_text(table, self.source.constants.size, self.watch(*inputs).nanoseconds if inputs else None)
+        table = table_of(self._sizes(inputs or self._examples()))
+        return plan_text(table, self.source.kernels, self.source.constants.size, self.watch(*inputs).nanoseconds if inputs else None)
+
+    def rows(self) -> list[Row]:
+        """The plan at the sizes of the example."""
+        return plan_rows(table_of(self._sizes(self._examples())), self.source.kernels)
+
+    def _examples(self) -> list[Tensor]:
+        return [torch.empty(shape, device="meta") for _, shape in self.network.inputs]
 
     def watch(self, *inputs: Tensor) -> Watched:
         """One run on one thread that keeps every value."""
+        inputs = tuple(self.readable(inputs))
         sizes = self._sizes(inputs)
         for buffer in sizes.buffers:
             buffer.first, buffer.last = 0, len(self.network.layers)
@@ -102,6 +125,11 @@ class NativeRegion:
             name: _seen(arena, place, table.offsets) for name, place in sizes.places.items() if isinstance(place, Place) and place.size == 1
         }
         return Watched(values | made, dict(zip((layer.out for layer in self.network.computing), nanoseconds, strict=False)))
+
+
+def _qparams(qparams: Sequence[tuple[float, int]]) -> tuple[Tensor, Tensor]:
+    scales, zero_points = [scale for scale, _ in qparams], [zero_point for _, zero_point in qparams]
+    return torch.tensor(scales, dtype=torch.float64), torch.tensor(zero_points, dtype=torch.int64)
 
 
 def _is_plain(x: Tensor) -> bool:

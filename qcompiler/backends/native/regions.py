@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn
 
+from qcompiler.backends.native.plan.drawing import planned_nodes
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.errors import ConfigError
+from qcompiler.executable import Plan
 
 
 def regions_of(module: nn.Module) -> tuple[NativeRegion, ...]:
     """In the order in which the module runs them."""
     return tuple(value for value in module.__dict__.values() if isinstance(value, NativeRegion))
+
+
+def plan_of(module: nn.Module, nodes: Sequence[dict[str, Any]]) -> Plan | None:
+    """The plans of all regions, at the sizes of the example; None for a module without regions."""
+    regions = regions_of(module)
+    if not regions:
+        return None
+    text = "\n".join(region.plan() for region in regions)
+    return Plan(text, planned_nodes(nodes, [(region.rows(), region.places) for region in regions]))
 
 
 def native_plan(module: nn.Module, *inputs: Tensor) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from qcompiler.backends.native.operator import stands_in, through_torch
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.native.steps import Region
 
@@ -19,8 +20,11 @@ def native_region(
 
 
 native_region.once = True  # type: ignore[attr-defined]
+native_region.copies = True  # type: ignore[attr-defined]  # what it is given is the module's own tensors, by which torch.export names them
 
 
 def run_region(region: NativeRegion, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
     """What the region computes from float tensors: tensors, and numbers that follow from sizes."""
+    if stands_in(inputs):
+        return through_torch(region, inputs)
     return region(*inputs)

@@ -144,6 +144,7 @@ function nodeDetails(app, box) {
         ["MACs", node.macs && short(node.macs)],
       ]),
     ),
+    node.plan && planSection(app, node),
     node.q && quantSection(node.q),
     node.observer &&
       section(
@@ -201,6 +202,25 @@ function quantSection(q) {
       ["axis", q.axis ?? ""],
     ]),
     many && [h("p", { class: "quiet" }, `scale of ${plural(q.scale.length, "channel")}`), sparkline(q.scale)],
+  );
+}
+
+/** How a back end runs the node: its kernels, and where its result lies. */
+function planSection(app, node) {
+  const { plan } = node,
+    num = app.model.numerics.get(node.name);
+  return section(
+    "Plan",
+    table([
+      ["function", plan.layer],
+      ["kernels", (plan.kernels || []).join(", ")],
+      ["buffer", plan.buffer === undefined ? plan.place : `#${plan.buffer}`],
+      ["arena offset", plan.offset === undefined ? "" : plan.offset.toLocaleString("en")],
+      ["bytes", plan.bytes === undefined ? "" : plan.bytes.toLocaleString("en")],
+      ["halo", plan.halo],
+      ["part of", plan.within && nodeLink(app, plan.within)],
+      ["time", num && num.ms !== undefined ? `${short(num.ms)} ms` : ""],
+    ]),
   );
 }
 

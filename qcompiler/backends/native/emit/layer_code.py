@@ -108,11 +108,13 @@ class LayerCode:
     io: Mapping[str, int]
     counters: Counters = field(default_factory=Counters)
     body: list[str] = field(default_factory=list)
+    kernels: list[str] = field(default_factory=list)  # the families that it calls
 
     @contextmanager
     def call(self, family: str) -> Iterator[Call]:
         made = Call(self, family)
         yield made
+        self.kernels.append(family)
         self.body += [
             f"qc_{family} a = {{0}};",
             *made.lines,
@@ -123,6 +125,7 @@ class LayerCode:
     def copy(self) -> None:
         """A qc_copy, which may have nothing to do at some sizes."""
         index, self.counters.moved = self.counters.moved, self.counters.moved + 1
+        self.kernels.append("copy")
         self.body += [
             f"qc_copy a = qc_moved(s, {index});",
             "if (hi < 0) return a.length[5] ? s->k->copy_units(&a) : 0;",
@@ -135,6 +138,7 @@ class LayerCode:
         if whole is None:
             return
         pads = self.network.halos[whole]
+        self.kernels.append("halo")
         around = _three((0,) * (3 - len(pads)) + tuple(pads))
         zero = self.constants.integer(self.network.codes[name].zero)
         self.body += ["if (lo == 0) {", f"  qc_halo h = {{{self.next_pixels()}, {around}, {around}, s->integers[{zero}]}};",

@@ -14,27 +14,30 @@ HEAD = '#include "net.h"\n'
 
 @dataclass(frozen=True)
 class Source:
-    """`text`: the C. `constants`: what it reads. `io`: the number of each tensor that the caller gives or gets, by name."""
+    """`text`: the C. `constants`: what it reads. `io`: the number of each tensor that the caller gives or gets, by name. `kernels`: the
+    families that each function calls."""
 
     text: str
     constants: Constants
     io: dict[str, int]
     counters: Counters
+    kernels: tuple[tuple[str, ...], ...]
 
 
 def source_of(network: Network) -> Source:
     """The same network gives the same text; weights, scales and zero points do not stand in it."""
     io = {name: index for index, name in enumerate((*(name for name, _ in network.inputs), *tensor_outputs(network)))}
     constants, counters = Constants(), Counters()
-    functions = []
+    functions, kernels = [], []
     for index, layer in enumerate(network.computing):
         code = LayerCode(network, constants, io, counters)
         layer.code(code)
+        kernels.append(tuple(code.kernels))
         functions.append(_function(index, layer, code))
     names = ", ".join(f"layer_{index}" for index in range(len(functions)))
     table = f"static const qc_layer layers[] = {{{names}}};\n" if functions else "static const qc_layer layers[1];\n"
     last = f"const qc_network qc_this_network = {{{len(functions)}, layers}};\n"
-    return Source("\n".join([HEAD, *functions, table, last]), constants, io, counters)
+    return Source("\n".join([HEAD, *functions, table, last]), constants, io, counters, tuple(kernels))
 
 
 def tensor_outputs(network: Network) -> tuple[str, ...]:

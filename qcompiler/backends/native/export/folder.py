@@ -13,7 +13,9 @@ from torch import nn
 
 from qcompiler.backends.native import isa
 from qcompiler.backends.native.build.library import RUN
-from qcompiler.backends.native.export.interface import Interface, header, implementation
+from qcompiler.backends.native.export.ends import ends_of
+from qcompiler.backends.native.export.implementation import implementation
+from qcompiler.backends.native.export.interface import MOST, Interface, header
 from qcompiler.backends.native.export.project import cmake, example, readme
 from qcompiler.backends.native.export.weights import Weights, weights_of
 from qcompiler.backends.native.plan.sizes import Sizes
@@ -37,8 +39,8 @@ def export_c(module: nn.Module, folder: str | Path, sizes: Sequence[Any] | None 
     region = only_region(module, "export_c")
     title = module._title() if isinstance(module, Executable) else type(module).__name__
     tables = [_table(region, shapes) for shapes in _all_sizes(region, sizes)]
-    interface = Interface(identifier(name or title), title, region.network, region.source, tables)
-    files = _files(interface, weights_of(region))
+    interface = Interface(identifier(name or title), title, region.network, region.source, ends_of(module, region), tables)
+    files = _files(interface, weights_of(region, interface.fingerprint))
     path = Path(folder)
     try:
         _write(path, files)
@@ -69,7 +71,9 @@ def _all_sizes(region: NativeRegion, sizes: Sequence[Any] | None) -> list[list[S
 
 
 def _table(region: NativeRegion, shapes: Sequence[Shape]) -> Table:
-    """The sizes for inputs that lie as C arrays do."""
+    """The sizes for inputs that lie as C arrays do. Raises ConfigError for shapes that no C array has."""
+    if any(len(shape) > MOST or any(n < 1 for n in shape) for shape in shapes):
+        raise ConfigError(f"{list(shapes)!r:.80}: sizes of an export are at least 1, in at most {MOST} dimensions", code="export-sizes")
     names = [name for name, _ in region.network.inputs]
     strides = {name: torch.empty(shape, device="meta").stride() for name, shape in zip(names, shapes, strict=True)}
     return table_of(Sizes(region.network, dict(zip(names, shapes, strict=True)), strides=strides).filled())

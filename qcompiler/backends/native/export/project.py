@@ -28,7 +28,10 @@ def readme(net: Interface) -> str:
     return README.replace("@TITLE@", net.title).replace("@NAME@", net.name)
 
 
-MAIN = """/* Runs the network: @NAME@ WEIGHTS INPUTS [THREADS]. INPUTS is a file of 32-bit floats, one input after the other. */
+MAIN = """/* Runs the network: run_@NAME@ WEIGHTS INPUTS [THREADS [SIZES [RESULTS]]].
+
+   INPUTS is a file of 32-bit floats, one input after the other, for the set of sizes number SIZES. The five largest values of the first
+   result are printed with their places. RESULTS: a file into which all results are written, as floats, one after the other. */
 #include "@NAME@.h"
 
 #include <stdio.h>
@@ -40,7 +43,7 @@ static float *room(int64_t count) {
   return found;
 }
 
-/* Prints the five largest values of the first result with their places. It overwrites them. */
+/* Prints the five largest values with their places. It overwrites them. */
 static void print_largest(float *values, int64_t count) {
   for (int rank = 0; rank < 5 && rank < count; rank++) {
     int64_t best = 0;
@@ -51,33 +54,48 @@ static void print_largest(float *values, int64_t count) {
   }
 }
 
+static int read_inputs(const char *name, int sizes, float **inputs) {
+  FILE *file = fopen(name, "rb");
+  int whole = file != NULL;
+  for (int i = 0; i < @UP@_INPUTS && whole; i++) {
+    size_t length = (size_t)@NAME@_input_length(sizes, i);
+    inputs[i] = room((int64_t)length);
+    whole = fread(inputs[i], sizeof **inputs, length, file) == length;
+  }
+  if (file) fclose(file);
+  return whole;
+}
+
+static int write_results(const char *name, int sizes, float **outputs) {
+  FILE *file = fopen(name, "wb");
+  int whole = file != NULL;
+  for (int i = 0; i < @UP@_OUTPUTS && whole; i++) {
+    size_t length = (size_t)@NAME@_output_length(sizes, i);
+    whole = fwrite(outputs[i], sizeof **outputs, length, file) == length;
+  }
+  return file && fclose(file) == 0 && whole;
+}
+
+static int fail(const char *what, const char *name) {
+  fprintf(stderr, "%s %s\\n", what, name);
+  return 1;
+}
+
 int main(int count, char **words) {
-  const float *inputs[@UP@_INPUTS];
-  float *outputs[@UP@_OUTPUTS];
-  if (count < 3) {
-    fprintf(stderr, "usage: %s WEIGHTS INPUTS [THREADS]\\n", words[0]);
+  float *inputs[@UP@_INPUTS] = {0}, *outputs[@UP@_OUTPUTS] = {0};
+  int threads = count > 3 ? atoi(words[3]) : 1, sizes = count > 4 ? atoi(words[4]) : 0;
+  if (count < 3 || sizes < 0 || sizes >= @UP@_SIZES) {
+    fprintf(stderr, "usage: %s WEIGHTS INPUTS [THREADS [SIZES [RESULTS]]], SIZES below %d\\n", words[0], @UP@_SIZES);
     return 2;
   }
   @NAME@ *net = @NAME@_load(words[1], getenv("QCOMPILER_ISA"));
-  FILE *file = fopen(words[2], "rb");
-  if (!net || !file) {
-    fprintf(stderr, "cannot read %s\\n", net ? words[2] : words[1]);
-    return 1;
-  }
-  for (int i = 0; i < @UP@_INPUTS; i++) {
-    size_t length = (size_t)@NAME@_input_length(0, i);
-    float *values = room((int64_t)length);
-    if (fread(values, sizeof *values, length, file) != length) {
-      fprintf(stderr, "%s is too short\\n", words[2]);
-      return 1;
-    }
-    inputs[i] = values;
-  }
-  fclose(file);
-  for (int i = 0; i < @UP@_OUTPUTS; i++) outputs[i] = room(@NAME@_output_length(0, i));
-  if (@NAME@_run(net, 0, inputs, outputs, count > 3 ? atoi(words[3]) : 1)) return 1;
-  print_largest(outputs[0], @NAME@_output_length(0, 0));
-  for (int i = 0; i < @UP@_INPUTS; i++) free((void *)inputs[i]);
+  if (!net) return fail("these are no weights of this network:", words[1]);
+  if (!read_inputs(words[2], sizes, inputs)) return fail("too short, or not to be read:", words[2]);
+  for (int i = 0; i < @UP@_OUTPUTS; i++) outputs[i] = room(@NAME@_output_length(sizes, i));
+  if (@NAME@_run(net, sizes, (const float *const *)inputs, outputs, threads)) return fail("no memory for", words[2]);
+  if (count > 5 && !write_results(words[5], sizes, outputs)) return fail("cannot write", words[5]);
+  print_largest(outputs[0], @NAME@_output_length(sizes, 0));
+  for (int i = 0; i < @UP@_INPUTS; i++) free(inputs[i]);
   for (int i = 0; i < @UP@_OUTPUTS; i++) free(outputs[i]);
   @NAME@_free(net);
   return 0;
@@ -115,15 +133,15 @@ An int8 network that qcompiler wrote. It needs a C11 compiler and threads, and n
     cmake -B build -DCMAKE_BUILD_TYPE=Release && cmake --build build
     build/run_@NAME@ @NAME@.weights input.f32
 
-`input.f32` holds the input as 32-bit floats in the order of torch's contiguous tensors.
-In Python: `x.numpy().tofile("input.f32")`.
+`input.f32` holds the inputs as 32-bit floats in the order of torch's contiguous tensors, one after the other.
+In Python: `x.numpy().tofile("input.f32")`. `@NAME@.h` says what goes in and comes out, as floats and as 8-bit codes.
 
 | file | what it is |
 |---|---|
 | `@NAME@.h` | the functions to call, with the sizes of inputs and results |
 | `@NAME@.c` | the sizes as tables, and loading of weights |
 | `@NAME@_layers.c` | one small function for each layer, in the order in which they run |
-| `@NAME@.weights` | packed weights, tables and scales |
+| `@NAME@.weights` | packed weights, tables and scales, with a checksum |
 | `kernels/` | the kernels; `qc.h` says what they take, `net.h` how a network is run |
 | `main.c` | an example |
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,16 +43,22 @@ class Sizes:
 
     def filled(self) -> Sizes:
         """All shapes, then all places. Raises InputError where an op cannot take the sizes."""
-        for step in (self._shape, self._place):
-            for index, layer in enumerate(self.network.layers):
-                self.now = index
-                try:
-                    step(layer)
-                except QCompilerError:
-                    raise
-                except Exception as error:  # what torch, or a number that makes no sense, raises
-                    text = f"{layer.label}: {type(error).__name__}: {first_sentence(error)}"
-                    raise InputError(text, code="input-shape", hint="does the float model take this input?") from error
+        return self._each(self._shape)._each(self._place)
+
+    def shaped(self) -> Sizes:
+        """All shapes alone; sizes may be symbols of torch.export's. Raises InputError as `filled` does."""
+        return self._each(self._shape)
+
+    def _each(self, step: Callable[[Any], None]) -> Sizes:
+        for index, layer in enumerate(self.network.layers):
+            self.now = index
+            try:
+                step(layer)
+            except QCompilerError:
+                raise
+            except Exception as error:  # what torch, or a number that makes no sense, raises
+                text = f"{layer.label}: {type(error).__name__}: {first_sentence(error)}"
+                raise InputError(text, code="input-shape", hint="does the float model take this input?") from error
         return self
 
     def _shape(self, layer: Any) -> None:

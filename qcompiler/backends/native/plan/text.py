@@ -2,52 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from qcompiler.backends.native.plan.layer import Layer
-from qcompiler.backends.native.plan.place import Place
+from qcompiler.backends.native.plan.rows import Row, microseconds, plan_rows, settings, spelled, times
 from qcompiler.backends.native.plan.table import Table
 
-
-def plan_text(table: Table, weights: int, nanoseconds: Mapping[str, int] | None = None) -> str:
-    """`weights`: bytes of packed constants. `nanoseconds`: what each layer took, by its result, where that was measured."""
-    sizes = table.sizes
-    given = ", ".join(f"{name} {_times(sizes.shape(name))}" for name, _ in sizes.network.inputs)
-    computing = {layer.out: index for index, layer in enumerate(sizes.network.computing)}
-    head = f"native region: {len(computing)} layers, inputs {given}, arena {table.struct.arena} bytes, constants {weights} bytes"
-    rows = [_row(layer, computing, table) + _time(layer, nanoseconds) for layer in sizes.network.layers]
-    return "\n".join([head, *_aligned(rows), f"hands out {', '.join(sizes.network.outputs)}", ""])
+HEAD = ["", "value", "layer", "kernels", "shape", "buffer", "bytes of the arena"]
 
 
-def _row(layer: Layer, computing: Mapping[str, int], table: Table) -> list[str]:
-    number = f"layer_{computing[layer.out]}" if layer.out in computing else "-"
-    return [number, layer.out, layer.text() or type(layer).__name__.lower(), _shape(table.sizes.shapes[layer.out]), _where(layer, table)]
+def plan_text(table: Table, kernels: Sequence[tuple[str, ...]], weights: int, nanoseconds: Mapping[str, int] | None = None) -> str:
+    """`kernels`: of each layer that computes. `weights`: bytes of packed constants. `nanoseconds`: what each layer took, by its result,
+    where that was measured."""
+    sizes, rows = table.sizes, plan_rows(table, kernels)
+    given = ", ".join(f"{name} {times(sizes.shape(name))}" for name, _ in sizes.network.inputs)
+    count = sum(row.number is not None for row in rows)
+    head = f"native region: {count} layers, inputs {given}, arena {table.struct.arena} bytes, constants {weights} bytes"
+    lines = [HEAD + ([] if nanoseconds is None else ["time"])]
+    lines += [_cells(row) + ([] if nanoseconds is None else [microseconds(row.layer, nanoseconds)]) for row in rows]
+    return "\n".join([head, *_aligned(lines), f"hands out {', '.join(sizes.network.outputs)}", ""])
 
 
-def _where(layer: Layer, table: Table) -> str:
+def _cells(row: Row) -> list[str]:
+    number = f"layer_{row.number}" if row.number is not None else "-"
+    buffer = "" if row.buffer is None else f"#{row.buffer}"
+    return [number, row.layer.out, settings(row.layer), " ".join(row.kernels), spelled(row.shape), buffer, _where(row)]
+
+
+def _where(row: Row) -> str:
     """The bytes of the arena that the result takes, or whose they are."""
-    network, place = table.sizes.network, table.sizes.places.get(layer.out)
-    if not isinstance(place, Place):
-        return "in a tensor of the caller" if layer.out in network.outputs and layer.computes else ""
-    start = table.offsets[place.buffer]
-    where = f"{start}..{start + table.sizes.buffers[place.buffer].bytes}"
-    pads = network.halos.get(layer.out, ())
-    home = network.homes.get(layer.out)
-    return where + (f" halo {_times(pads)}" if any(pads) else "") + (f" in {home.whole}" if home is not None else "")
-
-
-def _time(layer: Layer, nanoseconds: Mapping[str, int] | None) -> list[str]:
-    return [] if nanoseconds is None else [f"{nanoseconds[layer.out] / 1e3:.1f} us" if layer.out in nanoseconds else ""]
-
-
-def _shape(value: object) -> str:
-    if not isinstance(value, tuple):
-        return str(value)
-    return ", ".join(_times(part) for part in value) if value and isinstance(value[0], tuple) else _times(value)
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "1"
+    if row.offset is None or row.bytes is None:
+        return "in a tensor of the caller" if row.given else ""
+    where = f"{row.offset}..{row.offset + row.bytes}"
+    return where + (f" halo {times(row.halo)}" if row.halo else "") + (f" in {row.whole}" if row.whole else "")
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -4,6 +4,8 @@
 #endif
 #include "workers.h"
 
+#include "codes.h"
+
 #include <pthread.h>
 #include <stdlib.h>
 #include <time.h>
@@ -27,6 +29,7 @@ struct qc_model {
   const qc_network *network;
   qc_values values;
   const qc_kernels *k;
+  qc_kernels codes; /* the same, but for the ends of the network */
   qc_arena *arenas;
 };
 
@@ -45,6 +48,9 @@ qc_model *qc_open(const qc_network *network, const qc_values *values, const char
   model->network = network;
   model->values = *values;
   model->k = k;
+  model->codes = *k;
+  model->codes.quantize_units = qc_codes_in_units, model->codes.quantize = qc_codes_in;
+  model->codes.dequantize_units = qc_codes_out_units, model->codes.dequantize = qc_codes_out;
   return model;
 }
 
@@ -103,7 +109,7 @@ static int64_t qc_chunks(int64_t units, int64_t cost, int threads) {
   return units < most ? units : most;
 }
 
-int qc_run(qc_model *model, const qc_sizes *sizes, void *const *io, int threads) {
+static int qc_run_with(qc_model *model, const qc_kernels *k, const qc_sizes *sizes, void *const *io, int threads) {
   qc_arena *arena = qc_take(model, sizes->arena);
   if (!arena) return 1;
   if (sizes->arena > arena->size) {
@@ -111,6 +117,7 @@ int qc_run(qc_model *model, const qc_sizes *sizes, void *const *io, int threads)
     return 1;
   }
   qc_state s = qc_begin(model, sizes, io, arena->bytes);
+  s.k = k;
   int shared = qc_workers_take(threads);
   for (int32_t i = 0; i < model->network->layers; i++) {
     if (sizes->cost[i] == QC_NOTHING) continue;
@@ -122,9 +129,17 @@ int qc_run(qc_model *model, const qc_sizes *sizes, void *const *io, int threads)
       layer(&s, 0, units);
   }
   if (shared) qc_workers_give();
-  model->k->end();
+  k->end();
   qc_give(model, arena);
   return 0;
+}
+
+int qc_run(qc_model *model, const qc_sizes *sizes, void *const *io, int threads) {
+  return qc_run_with(model, model->k, sizes, io, threads);
+}
+
+int qc_run_codes(qc_model *model, const qc_sizes *sizes, void *const *io, int threads) {
+  return qc_run_with(model, &model->codes, sizes, io, threads);
 }
 
 static int64_t qc_now(void) {

@@ -43,13 +43,13 @@ static int64_t qc_clock(void) {
 }
 
 /* Takes a chunk of the job that is published, and computes it. 0 where none is left. */
-static int qc_help(const qc_kernels **used) {
+static int qc_help(void (**end)(void)) {
   uint64_t word = atomic_load_explicit(&qc_word, memory_order_acquire);
   do {
     if ((word & QC_LEFT) == 0) return 0;
   } while (!atomic_compare_exchange_weak_explicit(&qc_word, &word, word - 1, memory_order_acq_rel, memory_order_acquire));
   int64_t chunk = (int64_t)(word & QC_LEFT) - 1, units = qc_job.units, chunks = qc_job.chunks;
-  *used = qc_job.s->k;
+  *end = qc_job.s->k->end; /* the function outlives the model */
   qc_job.layer(qc_job.s, units * chunk / chunks, units * (chunk + 1) / chunks);
   atomic_fetch_add_explicit(&qc_done, 1, memory_order_acq_rel);
   return 1;
@@ -64,18 +64,18 @@ static void qc_sleep(int index) {
 }
 
 static void *qc_worker(void *number) {
-  const qc_kernels *used = NULL;
+  void (*end)(void) = NULL;
   int index = (int)(intptr_t)number;
   int64_t since = qc_clock();
   for (;;) {
-    if (index < atomic_load_explicit(&qc_allowed, memory_order_relaxed) && qc_help(&used)) {
+    if (index < atomic_load_explicit(&qc_allowed, memory_order_relaxed) && qc_help(&end)) {
       since = qc_clock();
       continue;
     }
     for (int i = 0; i < 16; i++) QC_PAUSE();
     if (qc_clock() - since < QC_SPIN) continue;
-    if (used) used->end();
-    used = NULL;
+    if (end) end();
+    end = NULL;
     qc_sleep(index);
     since = qc_clock();
   }
@@ -115,7 +115,7 @@ int qc_workers_take(int threads) {
 void qc_workers_give(void) { atomic_store_explicit(&qc_taken, 0, memory_order_release); }
 
 void qc_workers_run(qc_layer layer, const qc_state *s, int64_t units, int64_t chunks) {
-  const qc_kernels *used = NULL;
+  void (*end)(void) = NULL;
   qc_job.layer = layer, qc_job.s = s, qc_job.units = units, qc_job.chunks = chunks;
   atomic_store_explicit(&qc_done, 0, memory_order_relaxed);
   uint64_t before = atomic_load_explicit(&qc_word, memory_order_relaxed);
@@ -125,7 +125,7 @@ void qc_workers_run(qc_layer layer, const qc_state *s, int64_t units, int64_t ch
     pthread_cond_broadcast(&qc_wake);
     pthread_mutex_unlock(&qc_mutex);
   }
-  while (qc_help(&used)) {
+  while (qc_help(&end)) {
   }
   while (atomic_load_explicit(&qc_done, memory_order_acquire) < chunks) QC_PAUSE();
 }

@@ -37,8 +37,6 @@ class AnswersCalls(nn.Module):
         def code(self) -> str: ...
 
     def _call(self, *args: object, **kwargs: object) -> Any:
-        if torch._C._get_tracing_state() is not None and self.program.is_native:
-            raise no_script()
         if torch._C._get_tracing_state() is not None and self.program.states:
             raise ConfigError("torch.jit.trace would fix what this module keeps between calls: " + ", ".join(self.program.states),
                               code="jit-trace", hint="torch.jit.script(module) keeps it")  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.emit import Emitter
+from qcompiler.backends.torch.program.traced_calls import is_opaque, is_seen
 from qcompiler.backends.torch.runtime.by_shape import PacksByShape
 
 _serial = itertools.count()
@@ -36,13 +37,19 @@ def resolve(op: str) -> Any:
     return getattr(found, "_op", found) if isinstance(found, torch._ops.OpOverload) else found
 
 
-def define(source: str, namespace: dict[str, Any], title: str) -> Callable[..., object]:
-    """The function `forward` of a source text, under a file name of its own that tracebacks and inspect can read."""
+def define(source: str, namespace: dict[str, Any], title: str, opaque: bool = True) -> Callable[..., object]:
+    """The function `forward` of a source text, under a file name of its own that tracebacks and inspect can read.
+
+    `opaque`: torch.compile calls it as it is, and does not look inside.
+    """
     filename = f"<qcompiler {title} {next(_serial)}>"
     namespace["__name__"] = "qcompiler.generated"
     exec(compile(source, filename, "exec"), namespace)
+    if not opaque:
+        del namespace["__name__"]  # torch.compile would import the module of that name to read globals from
     forward: Callable[..., object] = namespace.pop("forward")
-    forward._torchdynamo_disable = True  # type: ignore[attr-defined]  # torch.compile knows no quantized tensors
+    if opaque:  # torch.compile knows no quantized tensors
+        forward._torchdynamo_disable = True  # type: ignore[attr-defined]
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     weakref.finalize(forward, linecache.cache.pop, filename, None)
     return forward
@@ -67,4 +74,5 @@ def bind(
     namespace = emitter.namespace(callee) | named | {alias: tensor(path) for path, alias in emitted.tensors.items()}
     namespace[emitter.choice] = by_shape
     source = "".join(f"# {alias} = {op}\n" for alias, op in sorted(emitted.kernels.items())) + emitted.source
-    return Bound(define(source, namespace, emitter.program.name), source, emitter, by_shape)
+    opaque = any(map(is_opaque, emitter.program.calls)) or not all(map(is_seen, packs.values()))
+    return Bound(define(source, namespace, emitter.program.name, opaque), source, emitter, by_shape)

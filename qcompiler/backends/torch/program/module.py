@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.ambient import call_is_plain, in_plain_torch, plain_call, widened
+from qcompiler.backends.native.regions import plan_of
 from qcompiler.backends.torch.program import registry
-from qcompiler.backends.torch.program.answers import AnswersCalls, no_script
+from qcompiler.backends.torch.program.answers import AnswersCalls
 from qcompiler.backends.torch.program.bind import Bound, bind, resolve
 from qcompiler.backends.torch.program.check_load import check_names, check_qparams, check_sums
 from qcompiler.backends.torch.program.drawing import program_nodes
 from qcompiler.backends.torch.program.emit import Emitter
+from qcompiler.backends.torch.program.named_constants import name_constants
 from qcompiler.backends.torch.program.once import quantized_engine, run_once
 from qcompiler.backends.torch.program.other_cpu import note_other_cpu
 from qcompiler.backends.torch.program.pack_store import PackStore
@@ -33,7 +36,7 @@ from qcompiler.backends.torch.program.spell import Dialect
 from qcompiler.backends.torch.program.statements import is_name
 from qcompiler.backends.torch.program.steps import steps_of_program
 from qcompiler.errors import ConfigError
-from qcompiler.executable import Executable, Payload
+from qcompiler.executable import Executable, Payload, Plan
 from qcompiler.executable.arguments import Argument, form_of
 from qcompiler.executable.states import STATES, KeepsState, mark_states
 from qcompiler.executable.steps import Steps
@@ -92,6 +95,8 @@ class CompiledModule(AnswersCalls, KeepsState, Executable):
         raise ConfigError("a CompiledModule is made by compile_graph or artifact.load")
 
     def __call__(self, *args: object, **kwargs: object) -> Any:
+        if torch.compiler.is_compiling():  # what is said of errors needs frames that torch.compile has not
+            return super().__call__(*args, **kwargs)
         if not call_is_plain():
             args, kwargs = widened((args, kwargs))
             with plain_call():
@@ -107,6 +112,7 @@ class CompiledModule(AnswersCalls, KeepsState, Executable):
         by_shape = program.by_shape(self.engine)
         with quantized_engine(self.engine):  # what is fast at one shape alone is each module's own
             packs = run_once(program, lambda path: find(self, path), *self._qparams(), self.__dict__.get(STORE), by_shape)
+        name_constants(self, program, packs)
         emitter = Emitter(program, *self._qparams(), Dialect.BOUND, by_shape)
         emitter.hidden = own_names()
         bound = bind(emitter, packs, lambda path: find(self, path), self.engine, self._resolve)
@@ -136,6 +142,9 @@ class CompiledModule(AnswersCalls, KeepsState, Executable):
 
     def _nodes(self) -> list[dict[str, Any]]:
         return program_nodes(self, self.program)
+
+    def _plan(self, nodes: Sequence[dict[str, Any]]) -> Plan | None:
+        return plan_of(self, nodes)
 
     def _payload(self) -> Payload:
         program = self.program
@@ -224,8 +233,8 @@ class CompiledModule(AnswersCalls, KeepsState, Executable):
 
         torch.jit asks before it looks at forward, so here is where that gets its TorchScript spelling: most modules never need it.
         """
-        if self.program.is_native:
-            raise no_script()
+        if self.program.is_native:  # torch.jit.trace alone comes so far: of what it records the tensors are part
+            return [name for name in self.__dict__ if name not in nn.Module().__dict__]
         refuse_hidden(self, self.program.leaves)
         refuse_statements(self.program, self.__dict__["_externals"])
         refuse_classes({name: self.__dict__["_externals"][name] for name in self.program.externals})
@@ -240,6 +249,13 @@ class CompiledModule(AnswersCalls, KeepsState, Executable):
         plain = {name for name in user if isinstance(self.__dict__[name], (bool, int, float, str))}
         # lowered is a module: torch.jit makes nothing of it, but would copy it to its script module if it were ignored
         return [*self._buffers, *unscriptable(self), *(OWN - {"lowered"}), *(user - plain)]
+
+    def __prepare_scriptable__(self) -> CompiledModule:
+        """Called by torch.jit.script before it looks at a model that this module is part of."""
+        if self.program.is_native:
+            raise ConfigError("torch.jit.script knows no native regions", code="native-script",
+                              hint='torch.jit.trace takes the module, export_c writes C; backend="torch" can be scripted')  # fmt: skip
+        return self
 
     def __dir__(self) -> list[str]:
         return listed(self)

@@ -48,17 +48,19 @@ def run_once(
     those called `own`."""
     made: dict[str, Any] = {}
 
-    def value(v: Any) -> Any:
+    def value(v: Any, copied: bool = True) -> Any:
         if isinstance(v, Ref):
             return made[v.name]
-        if isinstance(v, Const):
-            return tensor(v.name).clone()  # a pack keeps the bias it is given: it must not change with the module's buffer
+        if isinstance(v, Const):  # a pack keeps the bias it is given: it must not change with the module's buffer
+            return tensor(v.name).clone() if copied else tensor(v.name)
         if isinstance(v, Scale):
             return scales[v.index]
         return zero_points[v.index] if isinstance(v, ZeroPoint) else v
 
     def run(call: Call) -> Any:
-        args, kwargs, function = rewrite(call.args, value), rewrite(call.kwargs, value), registry.resolve(call.op)
+        function = registry.resolve(call.op)
+        given = functools.partial(value, copied=not getattr(function, "copies", False))
+        args, kwargs = rewrite(call.args, given), rewrite(call.kwargs, given)
         try:
             check_once(function, args, kwargs)
         except ArgumentError as error:

@@ -1,0 +1,127 @@
+"""What goes into an exported network and what comes out: names as the user's forward has them, and the codes behind the floats."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from qcompiler.backends.native.emit.source import tensor_outputs
+from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.edges import Dequantize, Quantize
+from qcompiler.backends.native.plan.network import Network
+from qcompiler.backends.native.region import NativeRegion
+from qcompiler.errors import ConfigError
+from qcompiler.ir.nested import Ref
+
+Path = tuple[object, ...]  # keys and indices that lead to a value in the result
+
+
+@dataclass(frozen=True)
+class End:
+    """`value`: its name in the network. `label`: what the user calls it. `constant`: the same as C can write it, alone of its kind.
+    `codes`: None where it is floats all the way."""
+
+    value: str
+    label: str
+    constant: str
+    codes: Codes | None
+
+
+@dataclass(frozen=True)
+class Ends:
+    """`numbers`: results that are no tensors, by label: the value's name, or the literal. `has_codes`: whether the network can be run on
+    codes."""
+
+    inputs: tuple[End, ...]
+    results: tuple[End, ...]
+    numbers: tuple[tuple[str, object], ...]
+    has_codes: bool
+
+
+def ends_of(module: nn.Module, region: NativeRegion) -> Ends:
+    """Of a module that is one region. Raises ConfigError for a result that is an input as it came."""
+    program: Any = getattr(module, "program", None)
+    network = region.network
+    has_codes = _has_codes(network, region.source.kernels)
+    names = [name for name, _ in network.inputs]
+    (run,) = [call for call in program.calls if call.op == "runtime.run_region"]
+    given = [ref.name for ref in run.args[1]]
+    results, numbers = _results(program, network)
+    codes_in, codes_out = (_codes_in(network), _codes_out(network)) if has_codes else ({}, {})
+    return Ends(_ends(names, given, codes_in), _ends(list(results), [", ".join(labels) for labels in results.values()], codes_out),
+                numbers, has_codes)  # fmt: skip
+
+
+def _has_codes(network: Network, kernels: Sequence[tuple[str, ...]]) -> bool:
+    """Whether all that turns floats into codes and back stands at the ends, and something does."""
+    turned = [layer for layer, called in zip(network.computing, kernels, strict=True) if {"quantize", "dequantize"} & set(called)]
+    inputs = _codes_in(network)
+    return bool(turned) and all(
+        layer.x in inputs if isinstance(layer, Quantize) else isinstance(layer, Dequantize) and layer.out in network.outputs
+        for layer in turned
+    )
+
+
+def _codes_in(network: Network) -> dict[str, Codes]:
+    """Inputs that one layer reads, which makes codes of them."""
+    found = {}
+    for name, _ in network.inputs:
+        readers = [layer for layer in network.layers if name in layer.reads]
+        if len(readers) == 1 and isinstance(readers[0], Quantize) and name not in network.outputs:
+            found[name] = readers[0].codes
+    return found
+
+
+def _codes_out(network: Network) -> dict[str, Codes]:
+    return {layer.out: layer.codes for layer in network.layers if isinstance(layer, Dequantize)}
+
+
+def _results(program: Any, network: Network) -> tuple[dict[str, list[str]], tuple[tuple[str, object], ...]]:
+    """Labels of each tensor, in the order in which the network hands them out, and of what is no tensor."""
+    taken = {call.out: network.outputs[call.args[1]] for call in program.calls if call.op == "operator.getitem"}
+    tensors: dict[str, list[str]] = {name: [] for name in tensor_outputs(network)}
+    numbers: list[tuple[str, object]] = []
+    for path, leaf in _leaves(program.output, ()):
+        label = "".join(f"[{key!r}]" for key in path) or "result"
+        name = taken.get(leaf.name) if isinstance(leaf, Ref) else None
+        if isinstance(leaf, Ref) and name is None:
+            raise ConfigError(f"{label} of the model is its input {leaf.name!r} as it came: C has nothing to compute for it",
+                              code="export-result", hint="leave it out of the results")  # fmt: skip
+        if name in tensors:
+            tensors[name].append(label)
+        else:
+            numbers.append((label, leaf if name is None else name))
+    if not tensors or not network.inputs:
+        raise ConfigError("a network without tensors that go in or come out is no C function", code="export-result")
+    for name, labels in tensors.items():
+        labels += [] if labels else [name]
+    return tensors, tuple(numbers)
+
+
+def _leaves(value: object, path: Path) -> Iterator[tuple[Path, object]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _leaves(item, (*path, index))
+    else:
+        yield path, value
+
+
+def _ends(values: Sequence[str], labels: Sequence[str], codes: dict[str, Codes]) -> tuple[End, ...]:
+    used: set[str] = set()
+    found = []
+    for value, label in zip(values, labels, strict=True):
+        base = re.sub(r"\W+", "_", label, flags=re.ASCII).strip("_").upper() or "VALUE"
+        constant, number = base, 1
+        while constant in used:
+            number += 1
+            constant = f"{base}_{number}"
+        used.add(constant)
+        found.append(End(value, label, constant, codes.get(value)))
+    return tuple(found)
