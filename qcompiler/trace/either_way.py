@@ -7,6 +7,7 @@ return is recorded, then its other way; at the end the result is `choose(conditi
 from __future__ import annotations
 
 import ast
+import inspect
 import math
 import operator
 from types import FrameType
@@ -20,9 +21,10 @@ from qcompiler.trace.early_returns import EarlyReturn, early_return_at
 from qcompiler.trace.nested import map_nested
 from qcompiler.trace.numbers import user_frame
 from qcompiler.trace.proxy import Proxy, Sizes
-from qcompiler.trace.regions import Region, Regions, kept_by
+from qcompiler.trace.regions import Region, Regions
 from qcompiler.trace.rewritten import Switch, returned_by, with_returns
 from qcompiler.trace.statements import Branch, Place
+from qcompiler.trace.untouched import Untouched
 
 _EQUAL = (bool, int, float, str, torch.dtype, torch.device)
 
@@ -40,10 +42,16 @@ class EitherWay(Regions):
         holds = self.record("call_function", bool, (proxy,), {})
         condition = holds if found.answer else self.opposite(holds)
         place = places.user_line(frame, ())
+        seen, local = Untouched([self.model, *_given(frame)]), Untouched(frame.f_locals.values())
         value, changed, poisoned = self.aside(lambda: self._snapshot(self._way(frame, found, switch)))
+        outside = seen.changed()
+        local.put_back()  # what the way did to the function's own containers ends with its return
+        if outside:
+            seen.put_back()
+            raise self.error("what a function does before it returns early, under a condition on data, is seen by others", place)
         self._copies.clear()
         region = Region(Branch(found.answer, found.first, found.last), frame, place, condition, {}, changed, poisoned, *self.now())
-        region.ends, region.other, region.kept = "return", value, self._held_around()
+        region.ends, region.other, region.kept = "return", value, seen
         self.regions.append(region)
         self.note_branch(place, "both ways are computed to their return, and the one counts that the condition takes")
         return found.answer
@@ -60,10 +68,6 @@ class EitherWay(Regions):
         exec(with_returns(module, frame.f_code.co_filename, switch), frame.f_globals, made)
         return made["way"](*(frame.f_locals[name] for name in names))
 
-    def _held_around(self) -> list[Any]:
-        """What the modules hold whose forwards run: nothing of it may change where the function may have returned."""
-        return [(module, kept_by(module)) for module in (self.model.get_submodule(path) for path, _ in self.scopes)]
-
     def end_function(self, value: Any) -> Any:
         """What a function with early returns gives, at one of its returns."""
         self.at_event()
@@ -78,8 +82,8 @@ class EitherWay(Regions):
         try:
             region.ends = "statements"
             self.leave(len(self.regions) - 1)
-            for module, before in region.kept:
-                self.check_kept(module, before, region)
+            if region.kept is not None and region.kept.changed():
+                raise self.error("what lists, dicts or objects hold is changed under a condition on data", region.place)
             return self._either(region, value, region.other)
         except Exception as error:
             error.region = region  # type: ignore[attr-defined]
@@ -99,7 +103,7 @@ class EitherWay(Regions):
         holds = self.record("call_function", bool, (condition,), {})
         place = places.user_line(frame, ())
         region = Region(Branch(True, first, last), frame, place, holds, {}, {}, [], *self.now())
-        region.ends, region.kept = "choice", self._held_around()
+        region.ends, region.kept = "choice", Untouched([self.model, *frame.f_locals.values()])
         self.regions.append(region)
         self.note_branch(place, "both values are computed, and the one counts that the condition takes")
         return True
@@ -181,6 +185,14 @@ class EitherWay(Regions):
         made = self.add_node("call_function", choose, (region.condition, yes, no), {}, _example(yes))
         self._from_data.add(made)
         return self.bind(made, _example(yes).clone())
+
+
+def _given(frame: FrameType) -> list[object]:
+    """A function's arguments, which its caller holds as well."""
+    code = frame.f_code
+    stars = bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + stars]
+    return [frame.f_locals[name] for name in (*names, *code.co_freevars) if name in frame.f_locals]
 
 
 def _example(value: Any) -> Any:

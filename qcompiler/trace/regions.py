@@ -10,7 +10,7 @@ import contextlib
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from qcompiler.trace.mutation import Mutations
 from qcompiler.trace.numbers import ask_for_stand_ins, user_frame
 from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.statements import Branch, branch_at, run, within
+from qcompiler.trace.untouched import Untouched
 
 T = TypeVar("T")
 CHOOSING = frozenset((
@@ -50,7 +51,7 @@ class Region:
     depth: int
     ends: str = "statements"  # else "return", "choice": what alone may close it
     other: Any = None  # there: the value that counts where the condition does not hold
-    kept: list[tuple[nn.Module, dict[str, list[Any]]]] = field(default_factory=list)  # there: what the modules around hold
+    kept: Untouched | None = None  # there: what must not change
 
 
 def _is_running(frame: FrameType) -> bool:
