@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +80,32 @@ def test_a_folder_that_others_may_write_to_is_refused(unit: Unit) -> None:
     with pytest.raises(ConfigError, match="others may write") as error:
         built(unit)
     assert cache.VARIABLE in (error.value.hint or "")
+
+
+@pytest.mark.parametrize("fails", ["lock", "folder", "record", "name"])
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_a_folder_that_takes_no_file_is_one_error(number: int, fails: str, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    owner, name = {
+        "lock": (cache.fcntl, "flock"),
+        "folder": (cache.tempfile, "mkdtemp"),
+        "record": (Path, "write_text"),
+        "name": (os, "replace"),
+    }[fails]
+    with monkeypatch.context() as patched, pytest.raises(ConfigError, match=os.strerror(number)) as error:
+        patched.setattr(owner, name, full)
+        built(unit)
+    assert cache.VARIABLE in (error.value.hint or "") and str(cache.folder()) in str(error.value)
+    assert not [path for path in cache.folder().iterdir() if path.suffix != ".lock"]
+    assert ctypes.CDLL(str(built(unit))).answer() == 42
+
+
+def test_a_library_that_is_there_needs_no_writing(unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = built(unit)
+    monkeypatch.setattr(cache, "_alone", lambda *_: pytest.fail("something is written"))
+    assert built(unit) == path
 
 
 def test_processes_that_build_at_the_same_time_each_find_a_whole_library(unit: Unit) -> None:

@@ -53,15 +53,19 @@ def key_of(compiler: Compiler, units: Sequence[Unit], headers: Sequence[Path]) -
 
 
 def library(compiler: Compiler, name: str, units: Sequence[Unit], headers: Sequence[Path]) -> Path:
-    """The library of these units: from the cache, or built."""
+    """The library of these units: from the cache, or built. ConfigError where the folder takes no file, CompileError as `link`."""
     kept = folder()
     path = kept / f"{name}-{key_of(compiler, units, headers)}.so"
     record = path.with_suffix(".json")
     if _is_whole(path, record):
         return path
-    with _alone(path.with_suffix(".lock")):
-        if not _is_whole(path, record):  # another process may have built it meanwhile
-            _build(compiler, units, path, record)
+    try:
+        with _alone(path.with_suffix(".lock")):
+            if not _is_whole(path, record):  # another process may have built it meanwhile
+                _build(compiler, units, path, record)
+    except OSError as error:  # read-only, or full
+        text = f"a library cannot be written to the cache folder {kept}: {error}"
+        raise ConfigError(text, code="native-cache", hint=f"set {VARIABLE} to a folder of yours with space left") from error
     return path
 
 
