@@ -24,6 +24,8 @@ from qcompiler.ops.obstacles import UNCALIBRATED
 from qcompiler.ops.spec import Output
 from qcompiler.ops.stays_float import spread
 
+WIDE = "its observer gives 8 bits whatever is asked, and a kernel that takes them adds in 16 bits here: large sums are cut off"
+
 
 @dataclass(frozen=True)
 class FreezeQParams:
@@ -48,6 +50,8 @@ class FreezeQParams:
                 observer = copy.deepcopy(observer)  # the prepared module may hold it as well
                 observer.set_reduce_range(True)
             found[group] = observer.qparams().unsigned()
+            if narrow.get(group) and found[group].quant_max - found[group].quant_min > 127:
+                context.remark(self.name, "wide-range", WIDE, source)
             _remark_range(observer, source, context)
         for watch in watches:
             watch.replace_all_uses_with(watch.args[0])  # type: ignore[arg-type]

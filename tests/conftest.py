@@ -43,3 +43,12 @@ def nothing_left_behind() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
     torch.use_deterministic_algorithms(False)
     assert not left, f"the test left torch with {', '.join(left)}"
+
+
+@pytest.fixture
+def eight_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that are made by hand get the bits that they have on CPUs with VNNI."""
+    from qcompiler.nn.quantized import from_float, row
+
+    for module in (from_float, row):
+        monkeypatch.setattr(module, "adds_in_16_bits", lambda: False)

@@ -45,10 +45,10 @@ class Watcher(PassInstrument):
                 self.homeless.append(f"{when} {step.name}: {node.name}: {source}")
 
 
-def examine(model: nn.Module, *x: Tensor) -> nn.Module:
+def examine(model: nn.Module, *x: Tensor, backend: str = "torch") -> nn.Module:
     """The int8 module, once every node has its provenance, every float op and every near miss of a fusion a remark."""
     watcher = Watcher()
-    prepared = prepare_fx(model, None, x, debug=watcher)
+    prepared = prepare_fx(model, None, x, backend=backend, debug=watcher)
     calibrate(prepared, [x])
     module = convert_fx(prepared, debug=watcher)
     assert not watcher.homeless

@@ -39,6 +39,19 @@ class QEpilogue(C.Structure):
 
 
 CONV = [*fields(QTensor, "x y r"), ("k", QWindow), ("e", QEpilogue), *fields(C.c_void_p, "w wsum")]
+OPERAND: list[tuple[str, type]] = [("t", QTensor), ("step", C.c_int64), ("scale", C.c_float), *fields(C.c_int32, "zero codes")]
+RESULT: list[tuple[str, type]] = [("t", QTensor), ("inverse", C.c_float), *fields(C.c_int32, "zero lo hi codes")]
+
+
+class QOperand(C.Structure):
+    _fields_ = OPERAND
+
+
+class QResult(C.Structure):
+    _fields_ = RESULT
+
+
+L3 = C.c_int64 * 3
 POOL = [*fields(QTensor, "x y"), ("k", QWindow)]
 FAMILIES: dict[str, list[tuple[str, type]]] = {
     "conv": [*CONV, *fields(C.c_int32, "groups fold floats")],
@@ -54,6 +67,29 @@ FAMILIES: dict[str, list[tuple[str, type]]] = {
     "copy": [*fields(C.c_void_p, "x y"), *fields(L6, "length xs ys"), ("size", C.c_int32)],
     "resize": [*fields(QTensor, "x y"), ("scale", C.c_float * 3), *fields(C.c_float, "m b"), *fields(C.c_int32, "mode zero lo hi")],
     "pick": [("x", C.c_void_p), ("y", QTensor), ("at", C.c_void_p * 5), ("fill", C.c_uint8 * 4), ("size", C.c_int32)],
+    "float_map": [("x", QOperand), ("y", QResult), ("table", C.c_void_p), ("p", C.c_float * 2), ("function", C.c_int32)],
+    "float_pair": [*fields(QOperand, "a b"), ("y", QResult), *fields(C.c_float, "times lo hi"), ("op", C.c_int32)],
+    "norm": [
+        ("x", QOperand),
+        ("y", QResult),
+        *fields(C.c_void_p, "w b"),
+        *fields(C.c_int64, "cycle each"),
+        ("eps", C.c_float),
+        ("rms", C.c_int32),
+    ],
+    "softmax": [("x", QOperand), ("y", QResult), ("log", C.c_int32)],
+    "reduce": [("x", QOperand), ("y", QResult), ("factor", C.c_float), ("op", C.c_int32)],
+    "pack": [("x", QOperand), ("y", C.c_void_p)],
+    "matmul": [("a", QTensor), ("b", C.c_void_p), ("b_of", L3), ("y", QResult)],
+    "attention": [
+        ("q", QTensor),
+        *fields(C.c_void_p, "k v"),
+        *fields(L3, "k_of v_of"),
+        ("mask", QOperand),
+        ("y", QResult),
+        ("scale", C.c_float),
+        *fields(C.c_int32, "keys causal"),
+    ],
 }
 STRUCTS = {name: type(f"Q{name}", (C.Structure,), {"_fields_": members}) for name, members in FAMILIES.items()}
 

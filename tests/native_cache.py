@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 
 from qcompiler.backends.native.build import cache
+from qcompiler.backends.native.build.library import runtime
 
 
 def native_cache(folder: Path) -> dict[str, str]:
-    """The environment of child processes that build libraries of random networks below `folder`."""
+    """The environment of child processes that build libraries of random networks below `folder`. The kernels are built if they are not."""
+    if shutil.which("cc") is not None:
+        runtime()
     made = folder / "cache" / "native"
     made.mkdir(mode=0o700, parents=True)
     for file in cache.folder().glob("qcompiler-kernels-*"):

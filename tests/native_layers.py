@@ -23,7 +23,7 @@ class Seen:
 
 
 def watched(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Seen:
-    """A call in which each region runs twice: as ever, and keeping each value. Both must hand out the same bits."""
+    """A call in which each region runs thrice: as ever, on two threads, and keeping each value. All must hand out the same bits."""
     values: dict[str, Tensor] = {}
     run = NativeRegion.__call__
 
@@ -31,6 +31,11 @@ def watched(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         results, kept = run(region, *inputs), region.watch(*inputs).values
         for name, result in zip(region.network.outputs, results, strict=True):
             assert name not in kept or torch.equal(kept[name], result), f"{name} depends on where values lie in memory"
+        threads = torch.get_num_threads()
+        torch.set_num_threads(2)
+        for name, one, other in zip(region.network.outputs, results, run(region, *inputs), strict=True):
+            assert not isinstance(one, Tensor) or torch.equal(one, other), f"{name} depends on the number of threads"
+        torch.set_num_threads(threads)
         values.update(kept)
         return results
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.native.steps import Region, Step
+from qcompiler.ir.nested import rewrite
 from qcompiler.ops.reference import dequantize, quantize
 from qcompiler.ops.table import OPS
 
@@ -62,10 +63,12 @@ class OneOp:
             args.append(codes.float() * scale.float().reshape(shape))
             args += [] if self.bias is None else [self.bias]
         args += map(self._tensor, self.more)
-        kwargs = {name: self._tensor(value) for name, value in self.kwargs.items()}
+        kwargs = rewrite(dict(self.kwargs), self._tensor)
         return dequantize(quantize(OPS.rows[self.op].fn(*args, **kwargs), *self.made, 0, 255, torch.uint8), *self.made)
 
     def _tensor(self, value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return type(value)(map(self._tensor, value))
         return self.tensors[int(value[1:])] if isinstance(value, str) and value.startswith("$") else value
 
     def steps_apart(self, region: NativeRegion, x: Tensor) -> int:

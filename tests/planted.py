@@ -211,3 +211,20 @@ class Masked(Net):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return super().forward(x if mask is None else x * mask)
+
+
+class Stating(Net):
+    """Two statements that look at data, one of them with a module, before the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounds = 0
+        while rounds < 2 and x.abs().max() >= 0:
+            x, rounds = torch.tanh(self.before(x)), rounds + 1
+        found = [x]
+        for i in range(int(x.abs().max() * 0) + 1):
+            found.append(x * i)
+        return super().forward(found[0] * rounds)

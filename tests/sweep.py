@@ -3,7 +3,8 @@
 Each model runs in a process of its own, with a time limit. It is prepared, calibrated, converted and run; the line has the SQNR
 against float, the share of multiply-accumulates in int8, the time of one forward in float and in int8, and the modules that
 stay float leaves. A model fails where it raises, where a node has no provenance, or where what stays float or was not fused has
-no remark (examine.py). `--full` also checks torch.jit.script and a save and load; `--json FILE` adds a line a model with all of it.
+no remark (examine.py). `--backend native` adds how many regions it is, and what runs in torch beside them. `--full` also checks
+torch.jit.script and a save and load; `--json FILE` adds a line a model with all of it.
 """
 
 from __future__ import annotations
@@ -73,12 +74,18 @@ def reloaded(module: nn.Module, folder: str) -> nn.Module:
     return loaded
 
 
+def native_parts(module: nn.Module) -> dict[str, Any]:
+    """How many regions a native module has, and what runs in torch beside them."""
+    calls = Counter(call.op for call in module.program.calls)  # type: ignore[operator, union-attr]
+    return {"regions": calls.pop("runtime.run_region", 0), "torch": {op: n for op, n in calls.items() if op != "operator.getitem"}}
+
+
 @torch.no_grad()
-def measure(model: nn.Module, x: tuple[Any, ...], full: bool) -> dict[str, Any]:
+def measure(model: nn.Module, x: tuple[Any, ...], full: bool, backend: str) -> dict[str, Any]:
     """What is to know of one model."""
     expected = model(*x)
     start = time.time()
-    module = examine(model, *x)
+    module = examine(model, *x, backend=backend)
     found: dict[str, Any] = {"seconds": time.time() - start}
     result = module(*x)
     rows = qcompiler.explain(module).rows
@@ -89,6 +96,8 @@ def measure(model: nn.Module, x: tuple[Any, ...], full: bool) -> dict[str, Any]:
         "floats": dict(floats.most_common()), "float_macs": {row.node: [row.op, row.macs] for row in rows if row.macs and not row.int8},
         "ops": len(rows), "float_ms": forward_ms(model, x), "int8_ms": forward_ms(module, x),
     }  # fmt: skip
+    if backend == "native":
+        found["native"] = native_parts(module)
     if full:
         with tempfile.TemporaryDirectory() as folder:
             found["load"] = attempt(lambda: equal(result, reloaded(module, folder)(*x)))
@@ -96,19 +105,30 @@ def measure(model: nn.Module, x: tuple[Any, ...], full: bool) -> dict[str, Any]:
     return found
 
 
-def one(zoo: Any, name: str, full: bool) -> dict[str, Any]:
+def one(zoo: Any, name: str, full: bool, backend: str) -> dict[str, Any]:
     """The record of one model; `error` where it fails."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     try:
-        return {"name": name} | measure(*zoo.build(name), full)
+        return {"name": name} | measure(*zoo.build(name), full, backend)
     except Exception as error:  # a sweep reports every model
         return {"name": name, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
 
 
 def isolated(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """`one` in a process of its own, so that neither a crash nor an endless loop ends the sweep."""
-    command = [sys.executable, "-m", "tests.sweep", "--zoo", arguments.zoo, "--only", name, *(["--full"] if arguments.full else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.sweep",
+        "--zoo",
+        arguments.zoo,
+        "--backend",
+        arguments.backend,
+        "--only",
+        name,
+        *(["--full"] if arguments.full else []),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.limit)
         return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -122,6 +142,8 @@ def line(found: dict[str, Any]) -> str:
     if "error" in found:
         return f"{found['name']:36s} FAILED {' '.join(found['error'].split())[:200]}"
     more = [f"{key}: {found[key][:80]}" for key in ("load", "script") if found.get(key, "ok") != "ok"]
+    if "native" in found:
+        more.append(f"{found['native']['regions']} regions, in torch: {found['native']['torch'] or 'nothing'}")
     leaves = [f"float leaves: {list(found['leaves'])[:4]}"] if found["leaves"] else []
     return (f"{found['name']:36s} {found['sqnr']:6.1f} dB  {found['share']:6.1%} int8  {found['float_ms']:7.1f} ms float"
             f" {found['int8_ms']:7.1f} int8  {found['seconds']:5.1f} s  {'  '.join(leaves + more)}")  # fmt: skip
@@ -140,6 +162,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.sweep", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--zoo", choices=ZOOS, default=ZOOS[0])
+    parser.add_argument("--backend", choices=("torch", "native"), default="torch")
     parser.add_argument("--limit", type=float, default=300, help="seconds a model may take")
     parser.add_argument("--full", action="store_true", help="torch.jit.script, save and load too")
     parser.add_argument("--json", help="a file to which a line a model is added")
@@ -151,7 +174,7 @@ def main() -> None:
     arguments = parse()
     zoo = importlib.import_module(f"tests.sweep_{arguments.zoo}")
     if arguments.only:
-        print(json.dumps(one(zoo, arguments.only, arguments.full)))
+        print(json.dumps(one(zoo, arguments.only, arguments.full, arguments.backend)))
         return
     try:
         wanted = arguments.names or zoo.names()

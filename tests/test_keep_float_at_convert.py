@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from qcompiler import (
     CalibrationError,
@@ -146,7 +147,7 @@ def check_equal(one: Any, other: Any, x: Any) -> None:
 
 
 def _flat(value: Any) -> list[Tensor]:
-    return [value] if isinstance(value, Tensor) else [t for v in (value.values() if isinstance(value, dict) else value) for t in _flat(v)]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def leaves(model: nn.Module) -> list[str]:
@@ -175,14 +176,14 @@ def test_random_choices_on_each_engine(name: str, engine: str) -> None:
 
 def decided_so(model: nn.Module, data: list[Any], nodes: list[str]) -> Any:
     """Prepared, calibrated and converted with these nodes float from the start, by the setting that convert hands to annotate."""
-    from qcompiler import api
+    from qcompiler.workflow import prepare
 
     def settings_with(*args: Any, **choices: Any) -> Any:
         return settings_for(*args, **choices).with_(keep_float=frozenset(nodes))
 
-    settings_for = api.settings_for
+    settings_for = prepare.settings_for
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "settings_for", settings_with)
+        patch.setattr(prepare, "settings_for", settings_with)
         prepared = ready(model, data)
     prepared.meta["qcompiler"].settings = settings_for(model)
     return convert_fx(prepared)

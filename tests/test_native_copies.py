@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 import qcompiler
 from qcompiler.backends.native.plan.places import OUTSIDE
+from qcompiler.backends.native.region import NativeRegion
+from qcompiler.backends.native.steps import Region, Step
 from qcompiler.errors import InputError
+from qcompiler.ops.reference import dequantize, quantize
 from tests.native_abi import Guarded, Kernels, known
 from tests.native_nets import Through, conv, converted, example, region_of, steps_apart
 from tests.native_ops import OneOp, floats
@@ -131,6 +134,20 @@ def test_the_kernel(kernels: Kernels, size: int, gap: int) -> None:
     got = y.codes().permute(0, 2, 3, 4, 1).numpy().reshape(*shape, size)
     assert (got == expected).all()
     assert y.untouched()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.72, -np.inf])
+def test_floats_that_are_handed_out_have_the_pads_value(value: float) -> None:
+    """No code of x means 1.72."""
+    steps = (
+        Step("q", "quantize", ("%x", 0, 0, 255)),
+        Step("d", "dequantize", ("%q",)),
+        Step("y", "pad", ("%d",), {"pad": (1, 2), "value": value}),
+    )
+    region = NativeRegion(Region((("x", (1, 2, 3, 4)),), steps, ("y",)), [], [(0.05, 100)])
+    x = floats((1, 2, 3, 4))
+    expected = nn.functional.pad(dequantize(quantize(x, 0.05, 100, 0, 255, torch.uint8), 0.05, 100), (1, 2), value=value)
+    assert torch.equal(region(x)[0], expected)
 
 
 class Padded(nn.Module):

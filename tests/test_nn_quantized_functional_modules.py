@@ -94,6 +94,7 @@ def test_a_float_operand_is_refused_by_name() -> None:
         module(x)
 
 
+@pytest.mark.usefixtures("eight_bits")
 def test_from_float_takes_what_was_observed() -> None:
     float_module = FloatFunctional()
     with pytest.raises(CalibrationError, match="nothing observed its result"):
@@ -120,6 +121,7 @@ def test_without_data_only_what_needs_no_qparams_runs() -> None:
         made.add(x, x)
 
 
+@pytest.mark.usefixtures("eight_bits")
 def test_signed_activations_have_unsigned_codes() -> None:
     float_module = FloatFunctional()
     float_module.activation_post_process = MinMaxObserver(dtype=torch.int8)
@@ -217,6 +219,7 @@ def test_quantize_and_dequantize(dtype: torch.dtype) -> None:
         module(got)
 
 
+@pytest.mark.usefixtures("eight_bits")
 def test_quantize_from_an_observed_stub() -> None:
     stub = nn.Identity()
     stub.activation_post_process = MinMaxObserver()

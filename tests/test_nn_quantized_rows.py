@@ -150,12 +150,14 @@ def test_a_setter_changes_the_result() -> None:
     assert distance(after, nn.functional.hardswish(real(x))) <= 1
 
 
+@pytest.mark.usefixtures("eight_bits")
 def test_ranges_known_beforehand_need_no_observer() -> None:
     for module, scale, zero_point in ((nn.Sigmoid(), 1 / 256, 0), (nn.Softmax(1), 1 / 256, 0), (nn.Tanh(), 2 / 256, 128)):
         made = getattr(nnq, type(module).__name__, nnq.Activation).from_float(module)
         assert (made.scale, made.zero_point) == (scale, zero_point)
 
 
+@pytest.mark.usefixtures("eight_bits")
 def test_fake_quantize_and_torchs_observers_give_qparams() -> None:
     module = nn.Hardswish()
     module.activation_post_process = FakeQuantize()
@@ -236,6 +238,7 @@ def test_constructor_signatures_are_those_of_torch() -> None:
         assert list(got.parameters) == list(wanted.parameters), name
 
 
+@pytest.mark.usefixtures("eight_bits")
 @pytest.mark.parametrize("name", ["Hardswish", "ELU", "LeakyReLU", "Sigmoid", "LayerNorm"])
 def test_agrees_with_torch_where_torch_is_right(name: str) -> None:
     module, shape = next(pair for pair in NAMED if type(pair[0]).__name__ == name)

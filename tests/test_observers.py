@@ -450,6 +450,7 @@ class Peak(ob.ObserverBase):
 
 
 def with_peaks(flow):
+    torch.manual_seed(0)
     settings = Q.QConfig(activation=Peak.with_args(dtype=torch.quint8), weight=Q.default_weight_observer)
     net = Q.QuantWrapper(nn.Linear(4, 3)).eval() if flow == "eager" else nn.Linear(4, 3).eval()
     net.qconfig = settings
@@ -461,6 +462,7 @@ def to_int8(flow, prepared):
     return Q.convert(prepared) if flow == "eager" else Q.convert_fx(prepared)
 
 
+@pytest.mark.usefixtures("eight_bits")
 @pytest.mark.parametrize("flow", ["eager", "graph"])
 def test_an_observer_of_the_users_own_without_data(flow):
     _, x, prepared = with_peaks(flow)

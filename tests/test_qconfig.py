@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from qcompiler import explain
 from qcompiler import observers as ob
-from qcompiler import qconfig as qc
+from qcompiler.config import qconfig as qc
 from qcompiler.config.qconfig_mapping import (
     QConfigMapping,
     as_mapping,

@@ -125,6 +125,14 @@ FAULTS: dict[str, tuple[Callable[[Any], Any], str, Expected]] = {
         lambda d: convert_fx(calibrated(qconfigs=BAD_WEIGHTS), debug=d),
         "insert_quantize_dequantize", ("PassError", "pass-failed", "FloatingPointError"),
     ),
+    "statements on data": (
+        lambda d: convert_fx(calibrated(planted.Stating, mapping(planted.BadObserver)), debug=d),
+        "freeze_qparams", ("PassError", "pass-failed", "OverflowError"),
+    ),
+    "training with statements on data": (
+        lambda d: prepare_qat_fx(model(planted.Stating).train(), None, (X,), passes=(planted.Raises(),), debug=d),
+        "raises", ("PassError", "pass-failed", "KeyError"),
+    ),
     "native": (
         lambda d: convert_fx(calibrated(qconfigs=mapping(planted.BadObserver), backend="native"), debug=d),
         "freeze_qparams", ("PassError", "pass-failed", "OverflowError"),
@@ -149,7 +157,9 @@ def test_a_fault_in_each_flow_happens_again(tmp_path: Path) -> None:
     last = [names_of(script)["PIPELINE"].split(",")[-1] for script in scripts]
     assert last == [step for _, step, _ in FAULTS.values()]
     texts = {name: script.read_text() for name, script in zip(FAULTS, scripts, strict=True)}
-    assert not [name for name, text in texts.items() if "Could not be written" in text]
+    lost = {name: text for name, text in texts.items() if "Could not be written" in text}
+    assert set(lost) == {name for name in FAULTS if "statements" in name}  # a statement's function is no data: its name is told
+    assert all("function Stating.forward.statement_" in text for text in lost.values())
     done = subprocess.run([sys.executable, "-c", RUN, *map(str, scripts)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = [ast.literal_eval(line) for line in done.stdout.splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, prepare_fx, prepare_qat_fx, remarks
 from qcompiler.ir.types import quant_of
 from qcompiler.nn import quantized as nnq
-from qcompiler.observers import FixedQParamsObserver, MinMaxObserver
+from qcompiler.observers import FixedQParamsObserver, MinMaxObserver, ObserverBase
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.reference import dequantize
 from qcompiler.ops.table import OPS
@@ -97,3 +98,30 @@ def test_a_module_made_by_hand_has_the_bits_of_this_cpu(reduce: bool | None) -> 
             nnq.Linear.from_float(linear)
         return
     assert nnq.Linear.from_float(linear).scale == pytest.approx(1 / (127 if SEVEN_BITS else 255))
+
+
+class Peak(ObserverBase):
+    """An observer that knows 8 bits alone."""
+
+    qscheme = torch.per_tensor_affine
+    quant_min, quant_max = 0, 255
+
+    def __init__(self) -> None:
+        super().__init__(torch.quint8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor([0.1]), torch.tensor([128])
+
+
+@pytest.mark.parametrize(("isa", "told"), [("avx2", True), ("avx512_vnni", False)])
+def test_an_observer_that_gives_8_bits_all_the_same_is_told_of(isa: str, told: bool) -> None:
+    x = torch.randn(4, 8)
+    made = prepare_fx(nn.Linear(8, 4).eval(), QConfig(Peak, default_weight_observer), (x,), engine="x86", isa=isa)
+    made(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # compiled for another CPU
+        found = [r.node for r in remarks(convert_fx(made)) if r.code == "wide-range"]
+    assert bool(found) is told

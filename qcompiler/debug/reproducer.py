@@ -118,8 +118,9 @@ def contents_of(failure: Failure, weights: bool) -> Contents:
     attributes = {path: _kept(writer, path, value) for path, value in users.items()}
     stubbed = _Stubs(failure.settings)
     writer.stubs = stubbed
-    watched = {path: m for path, m in {**failure.values, **failure.modules}.items() if path not in users and path.startswith(OURS)}
-    modules = {path: _module(writer, path, m) for path, m in failure.modules.items() if path not in watched}
+    held = {path: m for path, m in {**failure.values, **failure.modules}.items() if path not in users}  # statements take modules as values
+    watched = {path: m for path, m in held.items() if path.startswith(OURS)}
+    modules = {path: _module(writer, path, m) for path, m in held.items() if path not in watched}
     random = set() if weights else set(writer.tensors)
     example = failure.example if weights else tree_map_only(torch.Tensor, _blank, failure.example)
     called = None if stubbed.used else _module(writer, "example", example)  # a stub cannot be called

@@ -70,6 +70,8 @@ class _Rewriter:
         return self.partition.depth.get(unit_of(node), node)
 
     def graph(self) -> fx.Graph:
+        for depth, part in self.parts.items():  # what regions want from each other is known when all have been described once
+            self._describe(part, depth)
         described = {depth: self._describe(part, depth) for depth, part in self.parts.items()}
         for item in self._order():
             if isinstance(item, fx.Node):
@@ -120,15 +122,23 @@ class _Rewriter:
             return [*before, reader.step(source)]
         if source.target is not dequantize:  # a float tensor whose sizes are asked for
             part.inputs[source.name] = source
+            self._want(source)
             return []
         codes: Any = source.args[0]
         floats = codes.args[0] if self.item(codes) is codes or unit_of(codes) not in self.partition.depth else source
-        name = f"{codes.name}.floats"
+        name = f"{codes.name}.floats" if floats is source else floats.name
         part.inputs[name] = floats
+        self._want(floats)
         step = reader.step(codes)
         steps = [] if codes in done else [Step(step.out, step.op, (f"{VALUE}{name}", *step.args[1:]))]
         done.add(codes)
         return [*steps, Step(source.name, DEQUANTIZE, (f"{VALUE}{codes.name}",))]
+
+    def _want(self, node: fx.Node) -> None:
+        """A value that a region takes is handed out by the region that makes it."""
+        depth = self.partition.depth.get(unit_of(node))
+        if depth is not None:
+            self.parts[depth].outputs[node] = None
 
     def _note_outputs(self, unit: fx.Node, part: _Part, depth: int) -> None:
         """What nodes outside read: floats of codes, floats, numbers."""

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import fx
 
+from qcompiler.backends.native.float_ops import bound
 from qcompiler.backends.native.packing import MAX_SPANS, sums_fit
-from qcompiler.backends.native.plan.families import families
+from qcompiler.backends.native.plan.families import choose
+from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.read import NotNative, Reader, is_known, is_number
-from qcompiler.backends.native.steps import is_value
+from qcompiler.backends.native.steps import Step, is_tensor, is_value
 from qcompiler.ir.attributes import attribute
+from qcompiler.ir.text import format_target
 from qcompiler.ir.types import quant_of, value_of
 from qcompiler.ops.functional import getitem
 from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
@@ -36,22 +39,47 @@ def unit_of(node: fx.Node) -> fx.Node:
 
 
 class GraphFacts:
-    """The Facts of a graph's nodes, by name."""
+    """The Facts of a graph's nodes, by name. `tensors`: the nodes behind the tensors of the step in question."""
 
-    def __init__(self, gm: fx.GraphModule) -> None:
-        self.gm = gm
+    def __init__(self, gm: fx.GraphModule, table: Table) -> None:
+        self.gm, self.table = gm, table
         self.nodes = {node.name: node for node in gm.graph.nodes}
+        self.tensors: list[fx.Node] = []
+
+    def step(self, node: fx.Node) -> Step:
+        """Raises NotNative."""
+        reader = Reader(self.table)
+        step = reader.step(node)
+        self.tensors = reader.tensors
+        return step
 
     def node(self, argument: Any) -> fx.Node | None:
+        if is_tensor(argument):
+            return self.tensors[int(argument[1:])]
         return self.nodes.get(argument[1:]) if is_value(argument) else None
 
-    def rank(self, argument: Any) -> int:
+    def shape(self, argument: Any) -> Axes:
         node = self.node(argument)
-        return len(value_of(node).shape or ()) if node is not None else 0
+        return tuple(value_of(node).shape or ()) if node is not None else ()
+
+    def rank(self, argument: Any) -> int:
+        return len(self.shape(argument))
 
     def is_codes(self, argument: Any) -> bool:
         node = self.node(argument)
         return node is not None and node.target is dequantize
+
+    def is_floats(self, argument: Any) -> bool:
+        node = self.node(argument)
+        return node is not None and not self.is_codes(argument) and is_float(node)
+
+    def is_parts(self, argument: Any) -> bool:
+        node = self.node(argument)
+        return node is not None and self.table.of(node) is not None and makes_parts(node, self.table)
+
+    def gives_codes(self, step: Step) -> bool:
+        users = list(self.nodes[step.out].users)
+        return len(users) == 1 and users[0].target is quantize
 
     def is_number(self, argument: Any) -> bool:
         node = self.node(argument)
@@ -71,9 +99,18 @@ class GraphFacts:
         return None if node.args[3] in (None, channels) else "its weight has scales along another axis than its results"
 
 
+def is_float(node: fx.Node) -> bool:
+    return value_of(node).shape is not None and value_of(node).dtype is torch.float32
+
+
+def makes_parts(node: fx.Node, table: Table) -> bool:
+    row = table.of(node)
+    return row is not None and row.name in TUPLES and value_of(node).shape is None
+
+
 @dataclass
 class Partition:
-    """`depth`: of each unit that is native. `reasons`: why an int8 op is none."""
+    """`depth`: of each unit that is native. `reasons`: why an int8 op is none, or one of floats beside native ones."""
 
     gm: fx.GraphModule
     table: Table
@@ -84,16 +121,36 @@ class Partition:
     def of(gm: fx.GraphModule, table: Table) -> Partition:
         made = Partition(gm, table)
         units = [n for n in gm.graph.nodes if n.op.startswith("call") and n.target not in CONVERSIONS]
-        facts = GraphFacts(gm)
+        facts = GraphFacts(gm, table)
         native = {node for node in units if not is_number(node) and made._is_native(node, facts)}
-        while lost := [node for node in units if node in native and (why := _broken(node, native)) and made.reasons.setdefault(node, why)]:
-            native -= set(lost)
-        native |= _numbers(units, native)
-        made._descend(units, native)
+        while True:
+            native = made._whole(units, native)
+            made._descend(units, native | _numbers(units, native))
+            if not (lost := native & made._without_int8()):
+                break
+            native -= lost
+        made.reasons = {node: why for node, why in made.reasons.items() if quant_of(node).int8 or made._is_beside(node)}
         return made
 
+    def _whole(self, units: list[fx.Node], native: set[fx.Node]) -> set[fx.Node]:
+        """Without those whose parts are made or taken in torch."""
+        while lost := [node for node in units if node in native and (why := _broken(node, native)) and self.reasons.setdefault(node, why)]:
+            native = native - set(lost)
+        return native
+
+    def _without_int8(self) -> set[fx.Node]:
+        """The units of regions that compute with floats alone: torch does that as well, without the copies."""
+        useful = {depth for node, depth in self.depth.items() if quant_of(node).int8}
+        return {node for node, depth in self.depth.items() if depth not in useful}
+
+    def _is_beside(self, node: fx.Node) -> bool:
+        """Whether a native op gives it a value, or takes its own."""
+        readers = [user for made in (node, *node.users) for user in made.users]
+        return any(unit_of(other) in self.depth for other in (*node.all_input_nodes, *readers, *(d for r in readers for d in r.users)))
+
     def _is_native(self, node: fx.Node, facts: GraphFacts) -> bool:
-        if not quant_of(node).int8:
+        int8 = quant_of(node).int8
+        if not int8 and not (is_float(node) or makes_parts(node, self.table)):
             return False
         reason = self._refusal(node, facts)
         if reason is not None:
@@ -102,16 +159,17 @@ class Partition:
 
     def _refusal(self, node: fx.Node, facts: GraphFacts) -> str | None:
         row = self.table.of(node)
-        if row is None or OPS.rows.get(row.name) is not row:
-            return "its op is no row of the compiler's own table" if row is not None else "it is a module of the user's"
-        family = families().get(row.name)
-        if family is None:
-            return f"{row.name} has no C form yet"
+        if row is not None and OPS.rows.get(row.name) is not row:
+            return "its op is no row of the compiler's own table"
+        if row is None and bound(node) is None:
+            return "it is a module of the user's" if node.op == "call_module" else f"{format_target(node.target)} has no C form yet"
         try:
-            step = Reader(self.table).step(node)
+            step = facts.step(node)
         except NotNative as error:
             return str(error)
-        return _tensor_setting(node) or self._foreign(node) or _result_fault(node, row.name) or family.refuse(step, facts)
+        found = choose(step, facts)
+        setting = _tensor_setting(node, row.name) if row is not None else None  # the forms of calls without a row look at all arguments
+        return setting or self._foreign(node) or _result_fault(node) or (found if isinstance(found, str) else None)
 
     def _foreign(self, node: fx.Node) -> str | None:
         """Why a number that the op takes is unknown before anything runs: torch computes it, or the caller gives it."""
@@ -122,6 +180,7 @@ class Partition:
     def _descend(self, units: list[fx.Node], native: set[fx.Node]) -> None:
         """Depths; torch's nodes are even, native ones odd. Where order counts, torch's nodes keep theirs."""
         depths: dict[fx.Node, int] = {}
+        self.depth.clear()
         ordered, last = any(map(_has_effect, units)), 0
         for node in units:
             is_native = node in native
@@ -135,10 +194,15 @@ class Partition:
                 self.depth[node] = depth
 
 
-def _tensor_setting(node: fx.Node) -> str | None:
-    """Why a setting of an op is none that a plan can know: a mask, or a tensor of places."""
+TAKE_PLACES = ("index_select", "gather", "getitem", "repeat_interleave")  # whose constant tensors say which elements they pick
+
+
+def _tensor_setting(node: fx.Node, op: str) -> str | None:
+    """Why a setting of an op is none that a plan can know: a mask, or a tensor of places, that is computed at run time."""
     found: list[fx.Node] = []
     fx.node.map_arg(node.kwargs, found.append)
+    if op in TAKE_PLACES:
+        found = [n for n in found if n.op != "get_attr"]
     tensor = next((n for n in found if value_of(n).shape is not None or value_of(n).dtype is not None), None)
     return f"one of its settings is the tensor %{tensor.name}" if tensor is not None else None
 
@@ -150,16 +214,12 @@ def _has_effect(node: fx.Node) -> bool:
     return node.op == "call_module" or (node.is_impure() and not is_number(node))
 
 
-def _result_fault(node: fx.Node, name: str) -> str | None:
-    """Why the op's result cannot be a region's: it is neither codes, nor floats of a linear, nor parts."""
+def _result_fault(node: fx.Node) -> str | None:
+    """Why the codes of an op's result cannot be a region's."""
     quantized = [user for user in node.users if user.target is quantize]
-    if not quantized:
-        floats = quant_of(node).float_output and name == "linear"
-        return None if floats or name in TUPLES else "it hands out floats"
-    if quant_of(quantized[0]).qparams is None or value_of(quantized[0]).dtype is not torch.uint8:
-        return "its codes are not uint8"
-    others = [user for user in node.users if user.target is not quantize]
-    return "its floats are used beside its codes" if others or len(quantized) > 1 else None
+    plain = all((qparams := quant_of(q).qparams) is not None and qparams.dtype is torch.uint8 and isinstance(qparams.scale, float)
+                for q in quantized)  # fmt: skip
+    return None if plain else "its codes are not uint8 with one scale"
 
 
 def _broken(node: fx.Node, native: set[fx.Node]) -> str | None:

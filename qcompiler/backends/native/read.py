@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from qcompiler.backends.native.float_ops import bound
 from qcompiler.backends.native.steps import DEQUANTIZE, QUANTIZE, TENSOR, VALUE, WEIGHT, Step
 from qcompiler.ir.nested import rewrite
 from qcompiler.ir.types import QParams, quant_of, value_of
@@ -75,10 +76,18 @@ class Reader:
         if is_number(node):
             args = tuple(node.args)[:1] if node.target is getattr else tuple(node.args)
             return Step(node.name, _number_name(node), self.encoded(args), self.encoded(dict(node.kwargs)))
+        name, args, kwargs = self.call(node)
+        return Step(node.name, name, self.encoded(args), self.encoded(kwargs))
+
+    def call(self, node: fx.Node) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """Name, arguments and settings of an op, as its row has them, or as float_ops.py has them. Raises NotNative."""
         row = self.table.of(node)
-        if row is None:
+        if row is not None:
+            return row.name, tuple(node.args), dict(node.kwargs)
+        found = bound(node)
+        if found is None:
             raise NotNative("it is no op of the table")
-        return Step(node.name, row.name, self.encoded(tuple(node.args)), self.encoded(dict(node.kwargs)))
+        return found
 
     def _quantize(self, node: fx.Node) -> Step:
         qparams = quant_of(node).qparams

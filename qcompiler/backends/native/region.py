@@ -121,9 +121,8 @@ class NativeRegion:
         nanoseconds = (ctypes.c_int64 * max(1, len(self.network.computing)))()
         made, pointers = self._given(inputs, table)
         runtime().qc_watch(self._model, ctypes.byref(table.struct), pointers, arena.data_ptr(), nanoseconds)
-        values = {
-            name: _seen(arena, place, table.offsets) for name, place in sizes.places.items() if isinstance(place, Place) and place.size == 1
-        }
+        own = {name: place for name, place in sizes.places.items() if isinstance(place, Place) and place.buffer >= 0}
+        values = {name: _seen(arena, place, table.offsets) for name, place in own.items()}
         return Watched(values | made, dict(zip((layer.out for layer in self.network.computing), nanoseconds, strict=False)))
 
 
@@ -159,7 +158,10 @@ class Watched:
 
 
 def _seen(arena: Tensor, place: Place, offsets: Sequence[int]) -> Tensor:
-    return arena.as_strided(place.shape, place.strides, arena.storage_offset() + offsets[place.buffer] + place.offset).clone()
+    start = offsets[place.buffer] + place.offset
+    memory = arena if place.size == 1 else arena.view(torch.float32)
+    strides = [stride // place.size for stride in place.strides]
+    return memory.as_strided(place.shape, strides, memory.storage_offset() + start // place.size).clone()
 
 
 def _values(source: Source) -> tuple[Values, tuple[Any, ...]]:

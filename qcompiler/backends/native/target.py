@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from qcompiler.backends.native import isa
-from qcompiler.backends.native.plan.families import families
+from qcompiler.backends.native.plan.families import takes_codes
 from qcompiler.backends.torch.site import host_isa
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.errors import ConfigError
@@ -40,7 +40,7 @@ class NativeTarget(TorchTarget):
     def refuses(self, row: Op, node: fx.Node) -> Obstacle | None:
         """What torch has no int8 kernel for may have a C form."""
         found = super().refuses(row, node)
-        has_form = found is not None and found.code == "no-kernel" and row.settled.name in families()
+        has_form = found is not None and found.code == "no-kernel" and takes_codes(row.settled.name)
         return None if has_form else found
 
     def gives_floats(self, row: Op, node: fx.Node) -> bool:

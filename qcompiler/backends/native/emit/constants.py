@@ -12,6 +12,11 @@ LINE = 64
 SLACK = 128  # kernels read past the end of what they use: QC_SLACK
 
 
+def room_of(length: int) -> int:
+    """The bytes that a block of `length` bytes takes."""
+    return -(-(length + SLACK) // LINE) * LINE
+
+
 @dataclass
 class Constants:
     """Everything in it follows from tensors and qparams, so other weights need no other C."""
@@ -25,7 +30,7 @@ class Constants:
     def data(self, values: NDArray[Any]) -> int:
         """The offset of an array's bytes, at the start of a cache line."""
         offset, raw = self.size, np.ascontiguousarray(values).tobytes()
-        room = -(-(len(raw) + SLACK) // LINE) * LINE
+        room = room_of(len(raw))
         self.blocks.append(raw + bytes(room - len(raw)))
         self.size += room
         return offset

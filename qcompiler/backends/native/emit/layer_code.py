@@ -43,6 +43,11 @@ class Call:
         for name in names:
             self.set(name, self.code.next_pixels())
 
+    def floats(self, *names: str) -> None:
+        """Floats of which the kernel knows how they lie."""
+        for name in names:
+            self.set(name, f"(float *)(void *){self.code.next_pixels()}.p")
+
     def strides(self, name: str) -> None:
         self.lines.append(f"memcpy(a.{name}, s->strides[{self.code.next_strides()}], sizeof a.{name});")
 
@@ -56,7 +61,12 @@ class Call:
         """Where a value begins; lists of places say the rest."""
         self.set(name, f"{self.code.next_pixels()}.p")
 
-    def fill(self, name: str, code: int) -> None:
+    def fill(self, name: str, value: float, is_float: bool) -> None:
+        """Four bytes: of a float, or of one code."""
+        if is_float:
+            self.lines.append(f"memcpy(a.{name}, s->reals + {self.code.constants.real(value)}, sizeof a.{name});")
+            return
+        code = int(value)
         self.lines.append(f"memset(a.{name}, s->integers[{self.code.constants.integer(code)}], sizeof a.{name});")
 
     def window(self, name: str, window: Window) -> None:
@@ -84,19 +94,19 @@ class Call:
         """1 / scale, in float32, as quantize multiplies by it."""
         self.reals(**{name: float(np.float32(1.0 / scale))})
 
-    def data(self, name: str, values: NDArray[Any]) -> None:
-        self.set(name, f"({TYPES.get(name, BYTES)})(s->data + {self.code.constants.data(values)})")
+    def data(self, name: str, values: NDArray[Any], kind: str | None = None) -> None:
+        """`kind`: what the C reads the block as, where the field's name does not say it."""
+        self.set(name, f"({kind or TYPES.get(name, BYTES)})(s->data + {self.code.constants.data(values)})")
 
     def step(self, name: str) -> None:
-        """Whether an operand has a code for each channel, which depends on the sizes; else one for all."""
+        """A number that depends on the sizes, as how far apart an operand's elements lie; 0: one for all."""
         self.set(name, f"s->spread[{self.code.next_spread()}]")
 
     def input(self, name: str, value: str) -> None:
         self.set(name, f"(const float *)s->io[{self.code.io[value]}]")
 
     def output(self, name: str, value: str) -> None:
-        cast = "(uint8_t *)" if name == "y.p" else "(float *)"
-        self.set(name, f"{cast}s->io[{self.code.io[value]}]")
+        self.set(name, f"(float *)s->io[{self.code.io[value]}]")
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qcompiler.backends.native.emit.constants import Constants
@@ -19,31 +20,31 @@ class Source:
 
     text: str
     constants: Constants
-    io: dict[str, int]
+    io: Mapping[str, int]
     counters: Counters
     kernels: tuple[tuple[str, ...], ...]
 
 
 def source_of(network: Network) -> Source:
     """The same network gives the same text; weights, scales and zero points do not stand in it."""
-    io = {name: index for index, name in enumerate((*(name for name, _ in network.inputs), *tensor_outputs(network)))}
     constants, counters = Constants(), Counters()
+    for tensor in network.constants.values():
+        constants.data(tensor.numpy())
     functions, kernels = [], []
     for index, layer in enumerate(network.computing):
-        code = LayerCode(network, constants, io, counters)
+        code = LayerCode(network, constants, network.io, counters)
         layer.code(code)
         kernels.append(tuple(code.kernels))
         functions.append(_function(index, layer, code))
     names = ", ".join(f"layer_{index}" for index in range(len(functions)))
     table = f"static const qc_layer layers[] = {{{names}}};\n" if functions else "static const qc_layer layers[1];\n"
     last = f"const qc_network qc_this_network = {{{len(functions)}, layers}};\n"
-    return Source("\n".join([HEAD, *functions, table, last]), constants, io, counters, tuple(kernels))
+    return Source("\n".join([HEAD, *functions, table, last]), constants, network.io, counters, tuple(kernels))
 
 
 def tensor_outputs(network: Network) -> tuple[str, ...]:
     """What is handed out as tensors, once each: the rest are numbers."""
-    made = {layer.out for layer in network.layers if layer.computes}
-    return tuple(name for name in dict.fromkeys(network.outputs) if name in made)
+    return network.tensor_outputs
 
 
 def _function(index: int, layer: Layer, code: LayerCode) -> str:

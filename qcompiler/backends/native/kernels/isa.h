@@ -35,6 +35,9 @@
 
 #define QC_INLINE static inline __attribute__((always_inline))
 
+/* Called from many places, for long runs each time: one copy of its code is enough. */
+#define QC_APART static __attribute__((noinline))
+
 /* Scratch that a kernel keeps on its stack is aligned to a cache line. */
 #define QC_ALIGNED __attribute__((aligned(64)))
 

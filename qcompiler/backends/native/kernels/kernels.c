@@ -3,8 +3,11 @@
 
 #include "isa.h"
 
+#include "attention.h"
 #include "boundary.h"
 #include "elementwise.h"
+#include "float_map.h"
+#include "norm.h"
 #include "pick.h"
 #include "pool.h"
 #include "resize.h"
@@ -61,4 +64,12 @@ const qc_kernels QC_JOIN(qc_kernels_, QC_NAME) = {
     QC_PAIR(qc_copy_rows),
     QC_PAIR(qc_resize_rows),
     QC_PAIR(qc_pick_rows),
+    QC_PAIR(qc_float_map_pixels),
+    QC_PAIR(qc_float_pair_pixels),
+    QC_PAIR(qc_norm_rows),
+    QC_PAIR(qc_softmax_rows),
+    QC_PAIR(qc_reduce_rows),
+    QC_PAIR(qc_pack_panels),
+    QC_PAIR(qc_matmul_panels),
+    QC_PAIR(qc_attention_tiles),
 };

@@ -162,7 +162,101 @@ typedef struct qc_pick {
   int32_t size;
 } qc_pick;
 
-#define QC_FAMILIES(F) F(conv) F(depthwise) F(add) F(mul) F(map) F(quantize) F(dequantize) F(max_pool) F(avg_pool) F(halo) F(copy) F(resize) F(pick)
+/* Floats, or codes that become (code - zero) * scale as they are read. Elements of a pixel lie `step` bytes apart, 0: one for all. */
+typedef struct qc_operand {
+  qc_tensor t;
+  int64_t step;
+  float scale;
+  int32_t zero, codes;
+} qc_operand;
+
+/* Floats, or codes clamp(rne(v * inverse) + zero, lo, hi). Elements of a pixel lie side by side. */
+typedef struct qc_result {
+  qc_tensor t;
+  float inverse;
+  int32_t zero, lo, hi, codes;
+} qc_result;
+
+/* y = f(x), the numbers p being settings of f; or y = table[code of x]. What each function is stands in float_map.h. */
+enum {
+  QC_COPY, QC_CLAMP, QC_EXP, QC_LOG, QC_TANH, QC_ERF, QC_SIGMOID, QC_SILU, QC_GELU, QC_GELU_TANH, QC_SQRT, QC_RSQRT, QC_RECIPROCAL,
+  QC_SQUARE, QC_NEG, QC_ABS, QC_HARDSIGMOID, QC_HARDSWISH, QC_LEAKY_RELU, QC_ELU, QC_SOFTPLUS, QC_MISH, QC_TABLE
+};
+typedef struct qc_float_map {
+  qc_operand x;
+  qc_result y;
+  const float *table;
+  float p[2];
+  int32_t function;
+} qc_float_map;
+
+/* y = clamp(a op b, lo, hi): a + b * times, a - b * times, a * b, a / b, the larger, the smaller. Spread by strides and steps of 0. */
+enum { QC_ADD, QC_SUB, QC_MUL, QC_DIV, QC_MAXIMUM, QC_MINIMUM };
+typedef struct qc_float_pair {
+  qc_operand a, b;
+  qc_result y;
+  float times, lo, hi;
+  int32_t op;
+} qc_float_pair;
+
+/* Rows of x.t.c elements, m their mean: y = (x - m) / sqrt(mean((x - m)^2) + eps) * w + b; rms = 1: m is 0. Row r uses the numbers
+   ((r mod cycle) * c + i) / each of w and b, which may be NULL. */
+typedef struct qc_norm {
+  qc_operand x;
+  qc_result y;
+  const float *w, *b;
+  int64_t cycle, each;
+  float eps;
+  int32_t rms;
+} qc_norm;
+
+/* Rows of x.t.c elements, m the largest: y = exp(x - m) / sum(exp(x - m)); log = 1: y = x - m - log(sum(exp(x - m))). */
+typedef struct qc_softmax {
+  qc_operand x;
+  qc_result y;
+  int32_t log;
+} qc_softmax;
+
+/* Rows of x.t.c elements: their sum times `factor`, their largest or their smallest. */
+enum { QC_SUM, QC_LARGEST, QC_SMALLEST };
+typedef struct qc_reduce {
+  qc_operand x;
+  qc_result y;
+  float factor;
+  int32_t op;
+} qc_reduce;
+
+/* A matrix for products: x has w = K rows and c = N columns in each of n * d * h matrices; y is [n * d * h][ceil(N / 16)][K][16] floats,
+   missing columns 0. */
+typedef struct qc_pack {
+  qc_operand x;
+  float *y;
+} qc_pack;
+
+/* y[m][n] = sum over k, in order, of a[m][k] * b[k][n], b as qc_pack made it. y.t has w = M, c = N; a (floats, side by side) w = M, c = K;
+   b_of: how many matrices of b lie between those of neighbouring n, d, h of y, 0 where they share one. */
+typedef struct qc_matmul {
+  qc_tensor a;
+  const float *b;
+  int64_t b_of[3];
+  qc_result y;
+} qc_matmul;
+
+/* y = softmax(q k^T * scale + mask) v, of each n, d, h: y.t has w = queries, c = width of v. q as a in qc_matmul; k (columns: keys) and v
+   (rows: keys) as qc_pack made them, k_of and v_of as b_of. mask.t.p is NULL where there is none; it has c = keys. causal = 1: query i
+   sees the keys 0..i alone. A query that sees no key gives zeros. */
+typedef struct qc_attention {
+  qc_tensor q;
+  const float *k, *v;
+  int64_t k_of[3], v_of[3];
+  qc_operand mask;
+  qc_result y;
+  float scale;
+  int32_t keys, causal;
+} qc_attention;
+
+#define QC_FAMILIES(F) F(conv) F(depthwise) F(add) F(mul) F(map) F(quantize) F(dequantize) F(max_pool) F(avg_pool) F(halo) F(copy) F(resize) F(pick) \
+  F(float_map) F(float_pair) F(norm) F(softmax) F(reduce) F(pack) F(matmul) F(attention)
 
 typedef struct qc_kernels {
   const char *isa;

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qcompiler.backends.native.packing import MAX_SPANS, fold_epilogue, pack_conv, pack_depthwise, sums_fit
 from qcompiler.backends.native.plan.codes import Bounds, Codes, sum_factors
+from qcompiler.backends.native.plan.float_pointwise import clamped
 from qcompiler.backends.native.plan.layer import Bound, Layer, image, rows
 from qcompiler.backends.native.plan.pick import without_pads
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
@@ -156,7 +157,7 @@ class Conv(Layer):
 
     def bind(self, sizes: Sizes) -> Bound:
         places = [sizes.place(name) for name in (self.x, self.out, *self.reads[1:])]
-        return Bound([image(p, self.dims) if self.dims else rows(p) for p in places])
+        return Bound([image(p, self.dims) for p in places] if self.dims else rows(*places))
 
     def code(self, to: LayerCode) -> None:
         fold = self.window.kernel[2] > 1 and self.window.dilation[2] == 1 and to.is_whole(self.x)
@@ -165,8 +166,6 @@ class Conv(Layer):
             fields.window("k", self.window)
             self._weights(fields, fold)
             self._epilogue(fields)
-            if self.codes is None:
-                fields.output("y.p", self.out)
         to.halo(self.out)
 
     def _weights(self, fields: Call, fold: bool) -> None:
@@ -215,7 +214,7 @@ def refuse_conv(dims: int, step: Step, facts: Facts) -> str | None:
         return f"padding mode {kwargs['padding_mode']!r:.20} has no C form"
     if any(isinstance(kwargs.get(name), str) for name in ("padding", "stride", "dilation")):
         return "its padding is computed from its sizes"
-    return facts.weight_fault(step.args[1])
+    return facts.weight_fault(step.args[1]) if facts.is_codes(step.args[0]) else "its input is not int8"
 
 
 def plan_conv(dims: int, step: Step, planner: Planner) -> None:
@@ -224,8 +223,11 @@ def plan_conv(dims: int, step: Step, planner: Planner) -> None:
     groups = int(kwargs.get("groups", 1))
     x, window = _padded_input(dims, tuple(weight.shape[2:]), step, planner) if dims else (planner.rows(step.args[0]), Window((1, 1, 1)))
     bias = planner.tensor(step.args[2]) if len(step.args) > 2 and step.args[2] is not None else None
-    out, codes = planner.result(step)
-    planner.add(Conv(out, planner.label(step), x, dims, window, groups, weight, scale, bias, planner.codes[x], codes, kwargs.get("bounds")))
+    (out, codes), bounds = planner.result(step), kwargs.get("bounds")
+    made = out if codes is not None or bounds is None else f"{out}.unbounded"
+    planner.add(Conv(made, planner.label(step), x, dims, window, groups, weight, scale, bias, planner.codes[x], codes, bounds))
+    if made != out:
+        planner.add(clamped(out, planner.label(step), made, bounds))
 
 
 def _padded_input(dims: int, kernel: Axes, step: Step, planner: Planner) -> tuple[str, Window]:

@@ -86,6 +86,11 @@ class Layer(ABC):
         """Whether it makes its result in memory of its own, at all sizes."""
         return self.computes
 
+    @property
+    def lies_anywhere(self) -> bool:
+        """Whether it can make its result as a part of another value."""
+        return True
+
     def cost(self, sizes: Sizes) -> int:
         """About how many nanoseconds it takes on one thread: what it reads and writes, at a few bytes a nanosecond."""
         names = (self.out, *self.reads)
@@ -109,16 +114,23 @@ def image(place: Place, dims: int) -> Pixels:
     return Pixels(place, (shape[0], *space, shape[1]), (strides[0], d, h, w))  # type: ignore[arg-type]
 
 
-def rows(place: Place) -> Pixels:
-    """A value of (*, K) as pixels of K channels in one line, or in up to four dimensions where rows are not evenly spaced."""
-    if not place.is_side_by_side(place.strides[-1], place.shape[-1]):
-        raise ValueError("features do not lie side by side")
-    axes = merged(place.shape[:-1], [place.strides[:-1]])
+def rows(*places: Place) -> list[Pixels]:
+    """Values of (*, K), the same * in all, as pixels of K channels in one line, or in up to four dimensions where they are not evenly
+    spaced in each.
+    """
+    for place in places:
+        if not place.is_side_by_side(place.strides[-1], place.shape[-1]):
+            raise ValueError("features do not lie side by side")
+    axes = merged(places[0].shape[:-1], [place.strides[:-1] for place in places])
     if len(axes) > 4:
         raise ValueError("rows in more than four dimensions")
-    axes = [(1, (axes[0][1][0] * axes[0][0],))] * (4 - len(axes)) + axes if axes else [(1, (place.shape[-1] * place.size,))] * 4
-    sizes, strides = [n for n, _ in axes], [s for _, (s,) in axes]
-    return Pixels(place, (*sizes, place.shape[-1]), tuple(strides))  # type: ignore[arg-type]
+    found = []
+    for index, place in enumerate(places):
+        own = [(n, strides[index]) for n, strides in axes]
+        outer = own[0][1] * own[0][0] if own else place.shape[-1] * place.size
+        own = [(1, outer)] * (4 - len(own)) + own
+        found.append(Pixels(place, (*(n for n, _ in own), place.shape[-1]), tuple(s for _, s in own)))  # type: ignore[arg-type]
+    return found
 
 
 def merged(shape: Axes, strides: list[Axes]) -> list[tuple[int, tuple[int, ...]]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.native.plan.codes import Codes, requantized, same_codes
+from qcompiler.backends.native.plan.float_pointwise import FloatMap
 from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels
 from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.plan.places import ALONG_AXES, OUTSIDE, Indices, flat
@@ -30,13 +31,16 @@ MOST_AXES = 5
 
 @dataclass(frozen=True, eq=False)
 class Pick(Layer):
-    """`op` with `args` and `kwargs` behind x; tensors among them are lists of places. `fill`: the code of what comes from nowhere."""
+    """`op` with `args` and `kwargs` behind x; tensors among them are lists of places. `fill`: the code or float of what comes from
+    nowhere.
+    """
 
     x: str
     op: str
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
-    fill: int
+    fill: float
+    floats: bool = False
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -62,7 +66,7 @@ class Pick(Layer):
         rank, given = len(sizes.shape(self.out)), sizes.place(self.x).order
         more = rank - len(given)
         order = (*range(more), *(d + more for d in given)) if self.by_axes else tuple(range(rank))
-        return sizes.new(self.out, order)
+        return sizes.new(self.out, order, 4 if self.floats else 1)
 
     def bind(self, sizes: Sizes) -> Bound:
         x, y = sizes.place(self.x), sizes.place(self.out)
@@ -85,8 +89,8 @@ class Pick(Layer):
             fields.pixels("y")
             fields.start("x")
             fields.maps("at", MOST_AXES)
-            fields.fill("fill", self.fill)
-            fields.plain(size=1)
+            fields.fill("fill", self.fill, self.floats)
+            fields.plain(size=4 if self.floats else 1)
         to.halo(self.out)
 
     def text(self) -> str:
@@ -139,6 +143,8 @@ def _offsets(elements: Tensor, x: Place) -> Indices:
 
 
 def refuse_pick(step: Step, facts: Facts) -> str | None:
+    if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0])):
+        return "its input is not float32"
     if not 1 <= facts.rank(step.args[0]) <= MOST_AXES:
         return f"its input has {facts.rank(step.args[0])} dimensions"
     if any(isinstance(leaf, str) and is_value(leaf) and not facts.is_number(leaf) for leaf in leaves((step.args[1:], step.kwargs))):
@@ -146,22 +152,28 @@ def refuse_pick(step: Step, facts: Facts) -> str | None:
     return None
 
 
-def on_result(step: Step, planner: Planner) -> tuple[str, str, Codes]:
-    """Name and codes of what a step makes, and its first argument on these codes."""
-    x = planner.value(step.args[0])
-    out, codes = planner.result(step)
-    codes = planner.codes[x] if codes is None else codes
-    if not same_codes(planner.codes[x], codes):
-        x = planner.add(Map(f"{out}.codes", planner.label(step), x, requantized(planner.codes[x], codes), "codes"), codes)
+def on_result(step: Step, planner: Planner) -> tuple[str, str, Codes | None]:
+    """Name and codes of what a step makes, and its first argument on these codes; None: both are floats."""
+    x = planner.operand(step.args[0])
+    (out, codes), given = planner.result(step), planner.codes.get(x)
+    if codes is None:
+        return out, x, given
+    if given is None:
+        x = planner.add(FloatMap(f"{out}.codes", planner.label(step), x, "QC_COPY", (), None, codes), codes)
+    elif not same_codes(given, codes):
+        x = planner.add(Map(f"{out}.codes", planner.label(step), x, requantized(given, codes), "codes"), codes)
     return out, x, codes
 
 
 def plan_pick(step: Step, planner: Planner) -> None:
     out, x, codes = on_result(step, planner)
     given = step.kwargs.get("value") if step.op == "pad" else None
-    fill = int(codes.of(torch.tensor(0.0 if given is None else float(given))))
+    real = 0.0 if given is None else float(given)
+    fill: float = real if codes is None else int(codes.of(torch.tensor(real)))
+    if codes is not None and planner.result(step)[1] is None and real != codes.floats()[int(fill)]:  # a real number that no code means
+        x, fill, codes = planner.add(FloatMap(f"{out}.floats", planner.label(step), x, "QC_COPY", (), codes, None)), real, None
     args, kwargs = (planner.with_tensors(part) for part in (step.args[1:], dict(step.kwargs)))
-    planner.add(Pick(out, planner.label(step), x, step.op, args, kwargs, fill), codes)
+    planner.add(Pick(out, planner.label(step), x, step.op, args, kwargs, fill, codes is None), codes)
 
 
 @dataclass(frozen=True)
@@ -185,7 +197,7 @@ def without_pads(planner: Planner, argument: object, dims: int) -> Padded:
 
 def _zero_pads(layer: Layer, planner: Planner, dims: int) -> list[tuple[int, int]] | None:
     """(before, after) of each dimension of space where the layer is such a pad."""
-    if not isinstance(layer, Pick) or layer.op != "pad" or layer.kwargs.get("mode", "constant") != "constant":
+    if not isinstance(layer, Pick) or layer.op != "pad" or layer.kwargs.get("mode", "constant") != "constant" or layer.floats:
         return None
     given = layer.kwargs.get("pad")
     if not isinstance(given, (tuple, list)) or not all(type(n) is int and n >= 0 for n in given):

@@ -9,11 +9,19 @@ import torch
 from torch import Tensor
 
 Axes = tuple[int, ...]  # one number for each dimension
+CONSTANTS = -1  # the number of the buffer that holds the network's tensors
+
+
+def of_caller(index: int) -> int:
+    """The number of the buffer that is tensor `index` of those that the caller gives and gets."""
+    return -2 - index
 
 
 @dataclass(frozen=True)
 class Place:
-    """`strides` and `offset` in bytes, `offset` from the start of buffer number `buffer`; `size`: bytes of an element."""
+    """`strides` and `offset` in bytes, `offset` from the start of buffer number `buffer`, which is one of the arena's where it is not
+    negative; `size`: bytes of an element.
+    """
 
     shape: Axes
     strides: Axes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,7 +14,9 @@ from torch import Tensor
 from qcompiler.backends.native.plan.codes import Codes, same_codes
 from qcompiler.backends.native.plan.conv import Conv
 from qcompiler.backends.native.plan.edges import Dequantize, Quantize
-from qcompiler.backends.native.plan.families import family_of
+from qcompiler.backends.native.plan.families import form_of
+from qcompiler.backends.native.plan.float_pointwise import FloatMap
+from qcompiler.backends.native.plan.floats import Constant, Given, HandOut
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.network import Every, Home, Network
 from qcompiler.backends.native.plan.pick import Pick
@@ -31,10 +34,22 @@ from qcompiler.ir.nested import rewrite
 NO_NETWORK = Network((), (), (), {}, {}, {})
 
 
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(n, int) for n in value)
+
+
 class Facts(Protocol):
     """What a family asks about the arguments of a step to say whether it takes it."""
 
+    def shape(self, argument: Any) -> Axes: ...
+
     def rank(self, argument: Any) -> int: ...
+
+    def is_floats(self, argument: Any) -> bool: ...
+
+    def is_parts(self, argument: Any) -> bool: ...
+
+    def gives_codes(self, step: Step) -> bool: ...
 
     def is_codes(self, argument: Any) -> bool: ...
 
@@ -60,13 +75,12 @@ class Planner:
     halos: dict[str, Axes] = field(default_factory=dict)
     homes: dict[str, Home | Every] = field(default_factory=dict)
     made: dict[str, Layer] = field(default_factory=dict)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    handed: dict[str, str] = field(default_factory=dict)
 
     def network(self) -> Network:
         """The layers of the whole region. Raises RegionError for steps that make no sense together."""
-        results = {step.out for step in self.region.steps if step.op not in (QUANTIZE, DEQUANTIZE, WEIGHT)}
-        for step in self.region.steps:
-            if step.op == QUANTIZE and (name := str(step.args[0])[1:]) in results:
-                self.quantized[name] = step
+        self._join_quantized()
         self.example.shapes.update(self.region.inputs)
         for step in self.region.steps:
             try:
@@ -74,7 +88,17 @@ class Planner:
             except (KeyError, IndexError, TypeError, ValueError, AssertionError, AttributeError, RuntimeError, ArithmeticError) as error:
                 raise RegionError(f"step {step.out!r:.60} ({step.op:.40}) cannot be planned: {error!r:.200}") from error
         self._hand_out()
-        return Network(self.region.inputs, self.region.outputs, self._wanted(), self.codes, self.halos, self.homes)
+        return Network(self.region.inputs, self.region.outputs, self._wanted(), self.codes, self.halos, self.homes,
+                       self.constants, self.handed)  # fmt: skip
+
+    def _join_quantized(self) -> None:
+        """Quantize steps that are part of the op before them: all that reads its floats is the one step."""
+        results = {step.out for step in self.region.steps if step.op not in (QUANTIZE, DEQUANTIZE, WEIGHT)}
+        readers = Counter(name for step in self.region.steps for name in set(step.reads()))
+        readers.update(self.region.outputs)
+        for step in self.region.steps:
+            if step.op == QUANTIZE and (name := str(step.args[0])[1:]) in results and readers[name] == 1:
+                self.quantized[name] = step
 
     def _take(self, step: Step) -> None:
         if step.op == QUANTIZE:
@@ -88,15 +112,27 @@ class Planner:
             args = tuple(f"%{self.value(a)}" if is_value(a) else a for a in step.args)
             self.add(Number(step.out, step.out, step.op, args))
         else:
-            family_of(step.op).plan(step, self)
+            form_of(step, self).plan(step, self)
 
     def _quantize(self, step: Step) -> None:
         """Codes of an input; a sequence lies as its readers take it, the channels innermost for convolutions."""
         x = step.args[0][1:]
+        if x not in dict(self.region.inputs):
+            self._encode(step)
+            return
         floats = {s.out for s in self.region.steps if s.op == DEQUANTIZE and s.args == (f"%{step.out}",)}
         sequences = any(s.op.endswith("1d") and floats & set(s.reads()) for s in self.region.steps)
         last = len(self.example.shape(x)) >= 4 or sequences
         self.add(Quantize(step.out, step.out, x, self._codes(step), last))
+
+    def _encode(self, step: Step) -> None:
+        """Codes of a value that is used as floats, too, or of codes on other steps."""
+        x, codes = self.value(step.args[0]), self._codes(step)
+        known = self.codes.get(x)
+        if known is not None and same_codes(known, codes):
+            self.alias[step.out] = x
+        else:
+            self.add(FloatMap(step.out, step.out, x, "QC_COPY", (), known, codes))
 
     def _codes(self, step: Step) -> Codes:
         (scale, zero), (low, high) = self.qparams[step.args[1]], step.args[2:4]
@@ -105,11 +141,16 @@ class Planner:
         return Codes(float(scale), int(zero), int(low), int(high))
 
     def _hand_out(self) -> None:
-        """Floats for what is handed out and is codes."""
+        """Floats in tensors of the caller's."""
         for name in dict.fromkeys(self.region.outputs):
             if name in self.alias:
-                x = self.value(f"%{name}") if self.rank(self.value(f"%{name}")) <= 5 else self.rows(f"%{name}")
-                self.add(Dequantize(name, name, x, self.codes[x]))
+                x = self.value(f"%{name}")
+                if x in self.codes:
+                    x = x if self.rank(x) <= 5 else self.rows(f"%{name}")
+                    self.add(Dequantize(name, name, x, self.codes[x]))
+                else:
+                    self.handed.setdefault(x, name)
+                    self.add(HandOut(name, name, x))
 
     def _wanted(self) -> tuple[Layer, ...]:
         """Without the pads that only convolutions read, which take them for padding of their own."""
@@ -139,8 +180,56 @@ class Planner:
             name = self.alias[name]
         return name
 
-    def rank(self, name: str) -> int:
-        return len(self.example.shape(name))
+    def rank(self, argument: Any) -> int:
+        """Of a value, or of an argument."""
+        return len(self.shape(argument))
+
+    def shape(self, argument: Any) -> Axes:
+        """At the example's sizes."""
+        if is_tensor(argument):
+            return tuple(self.tensor(argument).shape)
+        found = self.example.shapes.get(self.value(argument) if is_value(argument) else argument)
+        return found if isinstance(found, tuple) else ()
+
+    def is_codes(self, argument: Any) -> bool:
+        return is_value(argument) and self.value(argument) in self.codes
+
+    def is_floats(self, argument: Any) -> bool:
+        if is_tensor(argument):
+            return self.tensor(argument).dtype is torch.float32
+        name = self.value(argument) if is_value(argument) else ""
+        return name not in self.codes and _is_shape(self.example.shapes.get(name))
+
+    def is_parts(self, argument: Any) -> bool:
+        """Whether it is several values, of codes or of floats."""
+        found = self.example.shapes.get(self.value(argument)) if is_value(argument) else None
+        return isinstance(found, tuple) and not _is_shape(found)
+
+    def gives_codes(self, step: Step) -> bool:
+        return step.out in self.quantized
+
+    def is_number(self, argument: Any) -> bool:
+        return is_value(argument) and isinstance(self.example.shapes.get(self.value(argument)), int)
+
+    def weight_fault(self, argument: Any, channels: int = 0) -> str | None:
+        return None if is_value(argument) and argument[1:] in self.weights else "its weight is computed at run time"
+
+    def operand(self, argument: Any) -> str:
+        """The value behind an argument that may be a tensor of the network's, a number, or an input."""
+        if is_tensor(argument):
+            return self._constant(f"constant.{argument[1:]}", self.tensor(argument))
+        if isinstance(argument, (int, float)):
+            return self._constant(f"number.{len(self.constants)}", torch.tensor(float(argument)))
+        name = self.value(argument)
+        if name in dict(self.region.inputs):
+            self.alias[name] = self.add(Given(f"{name}.given", name, name))
+        return self.value(argument)
+
+    def _constant(self, name: str, tensor: Tensor) -> str:
+        if name not in self.constants:
+            self.constants[name] = tensor.to(torch.float32).contiguous()
+            self.add(Constant(name, name, tuple(tensor.shape)))
+        return name
 
     def tensor(self, argument: Any) -> Tensor:
         if not is_tensor(argument):
@@ -158,7 +247,12 @@ class Planner:
     def result(self, step: Step) -> tuple[str, Codes | None]:
         """Name and codes of what a step makes; the codes are None where it hands out floats, or several values."""
         found = self.quantized.get(step.out)
-        return (step.out, None) if found is None else (found.out, self._codes(found))
+        if found is not None:
+            return found.out, self._codes(found)
+        if step.out not in self.region.outputs:
+            return step.out, None
+        self.alias[step.out] = f"{step.out}.floats"  # the name itself is that of what the caller gets
+        return self.alias[step.out], None
 
     def label(self, step: Step) -> str:
         return step.out
@@ -167,7 +261,7 @@ class Planner:
         """A value as a convolution or a pool wants it: channels side by side, with a halo of its zero point."""
         name, dims = self.value(argument), len(pads) if dims is None else dims
         if self.lies.get(name) != "pixels" or (any(pads) and name in self.homes):
-            name = self.add(Relayout(f"{name}.pixels.{len(self.layers)}", name, name, "pixels", dims), self.codes[name])
+            name = self.add(Relayout(f"{name}.pixels.{len(self.layers)}", name, name, "pixels", dims), self.codes.get(name))
         if any(pads):
             before = self.halos.get(name, (0,) * len(pads))
             self.halos[name] = tuple(max(a, b) for a, b in zip(before, pads, strict=True))
@@ -178,14 +272,14 @@ class Planner:
         name = self.value(argument)
         if self.lies.get(name) == "rows":
             return name
-        return self.add(Relayout(f"{name}.rows.{len(self.layers)}", name, name, "rows"), self.codes[name])
+        return self.add(Relayout(f"{name}.rows.{len(self.layers)}", name, name, "rows"), self.codes.get(name))
 
     def like(self, argument: Any, other: str) -> str:
         """A value that lies as `other` does, which it is put together with."""
         name = self.value(argument)
         if self.lies.get(name) is not None and self.lies.get(name) == self.lies.get(other):
             return name
-        return self.add(Relayout(f"{name}.like.{len(self.layers)}", name, name, "like", other=other), self.codes[name])
+        return self.add(Relayout(f"{name}.like.{len(self.layers)}", name, name, "like", other=other), self.codes.get(name))
 
     def _lies(self, layer: Layer) -> str | None:
         known = {self.lies.get(name) for name in layer.reads}
@@ -209,8 +303,14 @@ class Planner:
     def may_move(self, name: str, codes: Codes) -> bool:
         """Whether a value can be made in its place in a cat, on the cat's steps."""
         layer = self.made.get(name)
-        root = layer is not None and layer.owns and not isinstance(layer, Quantize)
-        return root and name not in self.homes and name not in self.halos and same_codes(self.codes[name], codes)
+        if layer is None or not layer.owns or not layer.lies_anywhere or isinstance(layer, Quantize):
+            return False
+        free = name not in self.homes and name not in self.halos
+        return free and name in self.codes and same_codes(self.codes[name], codes)
+
+    def lies_as(self, name: str, parts: Sequence[str]) -> bool:
+        """Whether a value that surely lies in some way can be made beside the first of `parts`, which says how the whole lies."""
+        return not parts or self.lies.get(name) in (None, self.lies.get(parts[0]))
 
     def move(self, name: str, whole: str, dim: int, before: tuple[str, ...]) -> None:
         self.homes[name] = Home(whole, dim, before)

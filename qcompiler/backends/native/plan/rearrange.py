@@ -71,7 +71,8 @@ def plan_rearranged(step: Step, planner: Planner) -> None:
     (out, x, codes), kwargs = on_result(step, planner), dict(step.kwargs)
     if step.op == "unfold" and any(pad := two(kwargs.pop("padding", 0))):
         sides = {"pad": (pad[1], pad[1], pad[0], pad[0])}
-        x = planner.add(Pick(f"{out}.padded", planner.label(step), x, "pad", (), sides, codes.zero), codes)
+        zero = 0 if codes is None else codes.zero
+        x = planner.add(Pick(f"{out}.padded", planner.label(step), x, "pad", (), sides, zero, codes is None), codes)
     split, first, runs = SPLITS[step.op]
     x = planner.add(View(f"{out}.split", planner.label(step), x, step.op, (), kwargs, split), codes)
     join = partial(joined, first=first, runs=runs)
@@ -83,7 +84,7 @@ def plan_stack(step: Step, planner: Planner) -> None:
     dim = step.kwargs.get("dim", 0)
     parts = []
     for index, argument in enumerate(step.args[0]):
-        x = planner.value(argument)
+        x = planner.operand(argument)
         out = f"{step.out}.part.{index}"
-        parts.append("%" + planner.add(View(out, planner.label(step), x, "unsqueeze", (dim,), {}), planner.codes[x]))
+        parts.append("%" + planner.add(View(out, planner.label(step), x, "unsqueeze", (dim,), {}), planner.codes.get(x)))
     plan_cat(step.with_arguments((parts, *step.args[1:])), planner)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qcompiler.backends.native.plan.layer import Layer
-from qcompiler.backends.native.plan.place import Axes, Place
+from qcompiler.backends.native.plan.place import CONSTANTS, Axes, Place
 from qcompiler.backends.native.plan.table import Table
 
 
@@ -43,6 +43,8 @@ def _row(layer: Layer, number: int | None, kernels: Sequence[tuple[str, ...]], t
     shape = table.sizes.shapes[layer.out]
     if not isinstance(place, Place):
         return Row(layer, number, called, shape, given=layer.out in network.outputs and layer.computes)
+    if place.buffer < 0:  # in the constants, or in a tensor of the caller
+        return Row(layer, number, called, shape, given=place.buffer != CONSTANTS)
     home = network.homes.get(layer.out)
     pads = network.halos.get(layer.out, ())
     return Row(layer, number, called, shape, place.buffer, table.offsets[place.buffer], table.sizes.buffers[place.buffer].bytes,

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.native.plan.codes import requantized, same_codes
-from qcompiler.backends.native.plan.layer import Bound, Layer, Moved, image, merged, rows
+from qcompiler.backends.native.plan.copies import copied
+from qcompiler.backends.native.plan.float_pointwise import FloatMap
+from qcompiler.backends.native.plan.layer import Bound, Layer, image, rows
 from qcompiler.backends.native.plan.pick import on_result, plan_pick, refuse_pick
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
 from qcompiler.backends.native.plan.pointwise import Map
@@ -158,7 +160,7 @@ class Relayout(Layer):
         if self.wants == "like":
             return True
         try:
-            made = image(given, self.dims) if self.wants == "pixels" else rows(given)
+            made = image(given, self.dims) if self.wants == "pixels" else rows(given)[0]
         except ValueError:
             return False
         _, d, h, w = made.strides
@@ -221,34 +223,11 @@ def _groups(old: Axes, new: Axes) -> list[list[int]]:
     return [group for group in groups if group]
 
 
-def copied(layer: Layer, sizes: Sizes) -> Bound:
-    target = sizes.copies.get(layer.out)
-    if target is None:
-        return Bound(moved=[NOTHING])
-    given = sizes.place(layer.reads[0])
-    order = target.order
-    shape, strides = tuple(given.shape[d] for d in order), [tuple(p.strides[d] for d in order) for p in (given, target)]
-    axes = _longest_last(merged(shape, strides), given.size)
-    if len(axes) > 6:
-        raise ValueError("a copy in more than six dimensions")
-    axes = [(1, (0, 0))] * (6 - len(axes)) + axes
-    length, sources, targets = tuple(n for n, _ in axes), tuple(s for _, (s, _) in axes), tuple(t for _, (_, t) in axes)
-    return Bound(moved=[Moved(given, target, length, sources, targets, given.size)])
-
-
-def _longest_last(axes: list[tuple[int, tuple[int, ...]]], size: int) -> list[tuple[int, tuple[int, ...]]]:
-    """The axes with the longest of those last along which elements lie side by side in the one or the other: that is the inner loop."""
-    beside = [i for i, (_, strides) in enumerate(axes) if size in strides]
-    inner = max(beside, key=lambda i: axes[i][0], default=len(axes) - 1)
-    return [axis for i, axis in enumerate(axes) if i != inner] + axes[inner : inner + 1]
-
-
-NOTHING = Moved(Place((), (), 0, 0), Place((), (), 0, 0), (0,) * 6, (0,) * 6, (0,) * 6, 1)
-
-
 def refuse_view(step: Step, facts: Facts) -> str | None:
     if step.op == "getitem" and not _is_view(step):
         return refuse_pick(step, facts)
+    if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0]) or facts.is_parts(step.args[0])):
+        return "its input is not float32"
     if any(isinstance(leaf, float) for leaf in leaves((step.args[1:], step.kwargs))):
         return "one of its arguments is no whole number"
     return None
@@ -278,19 +257,18 @@ def plan_view(step: Step, planner: Planner) -> None:
         planner.alias[out] = x
         return
     kind = Reshape if step.op in ("reshape", "flatten") else View
-    planner.add(kind(out, planner.label(step), x, step.op, step.args[1:], dict(step.kwargs)), planner.codes[x])
+    planner.add(kind(out, planner.label(step), x, step.op, step.args[1:], dict(step.kwargs)), planner.codes.get(x))
 
 
 def plan_cat(step: Step, planner: Planner) -> None:
     out, codes = planner.result(step)
-    assert codes is not None
-    names = [planner.value(argument) for argument in step.args[0]]
+    names = [planner.operand(argument) for argument in step.args[0]]
     dim = step.kwargs.get("dim", 0) % planner.rank(names[0])
     parts: list[str] = []
     for index, name in enumerate(names):
         part = (
             name
-            if planner.may_move(name, codes) and name not in parts
+            if codes is not None and planner.may_move(name, codes) and name not in parts and planner.lies_as(name, parts)
             else _piece(step, planner, f"{out}.{index}", (name, names[0]), codes)
         )
         planner.move(part, out, dim, tuple(parts))
@@ -298,14 +276,17 @@ def plan_cat(step: Step, planner: Planner) -> None:
     planner.add(Cat(out, planner.label(step), tuple(parts), dim), codes)
 
 
-def _piece(step: Step, planner: Planner, name: str, values: tuple[str, str], codes: Codes) -> str:
+def _piece(step: Step, planner: Planner, name: str, values: tuple[str, str], codes: Codes | None) -> str:
     """A copy of a value in its place, on the steps of the whole; it lies as the first part does."""
     x, first = values
-    table = None if same_codes(planner.codes[x], codes) else requantized(planner.codes[x], codes)
+    given = planner.codes.get(x)
+    if codes is None or given is None:
+        return planner.add(FloatMap(name, planner.label(step), x, "QC_COPY", (), given, codes))
+    table = None if same_codes(given, codes) else requantized(given, codes)
     return planner.add(Map(name, planner.label(step), x if x == first else planner.like(f"%{x}", first), table, "part"), codes)
 
 
 def refuse_cat(step: Step, facts: Facts) -> str | None:
-    if not isinstance(step.args[0], (list, tuple)) or not all(facts.is_codes(argument) for argument in step.args[0]):
-        return "one of its parts is no int8 value"
+    if not isinstance(step.args[0], (list, tuple)) or not all(facts.is_codes(a) or facts.is_floats(a) for a in step.args[0]):
+        return "one of its parts is not float32"
     return None if type(step.kwargs.get("dim", 0)) is int else "its dimension is computed at run time"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qcompiler.backends.native.plan.network import Every
-from qcompiler.backends.native.plan.place import Axes, Place, dense
+from qcompiler.backends.native.plan.place import Axes, Place, dense, of_caller
 from qcompiler.backends.native.steps import is_value
 from qcompiler.errors import InputError, QCompilerError
 from qcompiler.inputs.input_text import first_sentence
@@ -71,7 +71,7 @@ class Sizes:
 
     def _used(self, place: Any) -> None:
         for one in place if isinstance(place, tuple) else (place,):
-            if isinstance(one, Place):
+            if isinstance(one, Place) and one.buffer >= 0:
                 self.buffers[one.buffer].last = max(self.buffers[one.buffer].last, self.now)
 
     def shape(self, name: str) -> Axes:
@@ -102,7 +102,16 @@ class Sizes:
                 return whole.every(self.shape(name), home.starts, home.steps)
             start = sum(self.shape(before)[home.dim] for before in home.before)
             return whole.narrow(home.dim, start, self.shape(name)[home.dim])
+        out = self.network.handed.get(name)
+        if out is not None and tuple(order) == tuple(range(len(order))):
+            return self.callers(out)
         return self.buffer(self.shape(name), order, size, self.around(name))
+
+    def callers(self, name: str) -> Place:
+        """A tensor of floats that the caller gets: contiguous, as torch says."""
+        shape = self.shape(name)
+        strides, _, _ = dense(shape, range(len(shape)), 4)
+        return Place(shape, strides, 0, of_caller(self.network.io[name]), 4)
 
     def around(self, name: str) -> dict[int, int]:
         """The halo of a value: dimension -> elements on both sides. Space is what stands last."""

@@ -12,10 +12,12 @@ import numpy as np
 from qcompiler.backends.native.build.library import Copy, SizesStruct, Tensor
 from qcompiler.backends.native.plan.arena import arrange
 from qcompiler.backends.native.plan.layer import Bound, Layer, Moved, Pixels, image
+from qcompiler.backends.native.plan.place import Place
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.errors import InputError
 
-MOST = 2**46  # bytes of an arena: no machine has more, and offsets stay far from the ends of 64 bits
+MOST = 2**46  # bytes of an arena: no machine has more
+OFFSET_BITS = 48  # of a place as net.h reads it
 
 NOTHING = -1  # QC_NOTHING: the cost of a layer whose result has no element
 
@@ -67,12 +69,17 @@ def _array(kind: Any, values: Sequence[Any]) -> Any:
 def _tensor(p: Pixels, offsets: Sequence[int]) -> Tensor:
     if max(p.sizes) >= 2**31:
         raise InputError(f"a value of {' x '.join(map(str, p.sizes))} elements is too large", code="input-shape")
-    return Tensor(offsets[p.place.buffer] + p.place.offset, *p.sizes, *p.strides)
+    return Tensor(_address(p.place, offsets), *p.sizes, *p.strides)
+
+
+def _address(place: Place, offsets: Sequence[int]) -> int:
+    """A place as net.h reads it: an offset in the arena, or in what is not the arena's."""
+    return offsets[place.buffer] + place.offset if place.buffer >= 0 else (-place.buffer << OFFSET_BITS) + place.offset
 
 
 def _copy(m: Moved, offsets: Sequence[int]) -> Copy:
     if not m.length[-1]:
         return Copy()
-    start, end = (offsets[p.buffer] + p.offset for p in (m.source, m.target))
+    start, end = (_address(p, offsets) for p in (m.source, m.target))
     six = ctypes.c_int64 * 6
     return Copy(start, end, six(*m.length), six(*m.from_strides), six(*m.to_strides), m.size)

@@ -18,9 +18,9 @@ typedef struct qc_values {
   const double *doubles;
 } qc_values;
 
-/* One set of input sizes. `p` of each tensor and x, y of each copy are offsets in the arena. cost: about how many nanoseconds a layer
-   takes on one thread, by which it is cut into chunks; QC_NOTHING where its result has no element, and it is not run. maps: places
-   along an axis, as qc_pick takes them. */
+/* One set of input sizes. `p` of each tensor and x, y of each copy are places: bits 0-47 an offset, the bits above it say in what: 0 the
+   arena, 1 the data of qc_values, 2 + i tensor i of the caller. cost: about how many nanoseconds a layer takes on one thread, by which it
+   is cut into chunks; QC_NOTHING where its result has no element, and it is not run. maps: places along an axis, as qc_pick takes them. */
 #define QC_NOTHING (-1)
 typedef struct qc_sizes {
   const qc_tensor *pixels;
@@ -55,16 +55,21 @@ typedef struct qc_network {
   const qc_layer *layer;
 } qc_network;
 
+static inline uint8_t *qc_at(const qc_state *s, const void *place) {
+  uint64_t bits = (uint64_t)(uintptr_t)place, offset = bits & 0xffffffffffffu, where = bits >> 48;
+  return (where == 0 ? s->arena : where == 1 ? (uint8_t *)(uintptr_t)s->data : (uint8_t *)s->io[where - 2]) + offset;
+}
+
 static inline qc_tensor qc_pixels(const qc_state *s, int i) {
   qc_tensor t = s->pixels[i];
-  t.p = s->arena + (uintptr_t)t.p;
+  t.p = qc_at(s, t.p);
   return t;
 }
 
 static inline qc_copy qc_moved(const qc_state *s, int i) {
   qc_copy c = s->moved[i];
-  c.x = s->arena + (uintptr_t)c.x;
-  c.y = s->arena + (uintptr_t)c.y;
+  c.x = qc_at(s, c.x);
+  c.y = qc_at(s, c.y);
   return c;
 }
 

@@ -1,0 +1,123 @@
+/* Products of matrices of floats. Each result is one sum over k in order: a vector holds neighbouring columns, never parts of a sum. */
+#ifndef QC_MATMUL_H
+#define QC_MATMUL_H
+
+#include "float_rows.h"
+
+#define QC_COLUMNS 16 /* of a panel of b */
+#define QC_VECTORS (QC_COLUMNS / QC_F)
+
+/* Rows of a tile: as many as registers hold sums for. */
+#if QC_IS_512
+#define QC_TALL 12
+#elif QC_IS_256 || QC_ISA == QC_NEON
+#define QC_TALL 6
+#else
+#define QC_TALL 2
+#endif
+
+static int64_t qc_matrices(const qc_tensor *t) { return (int64_t)t->n * t->d * t->h; }
+
+/* Matrix i of an operand that has the n, d, h of `of`. */
+QC_INLINE uint8_t *qc_matrix(const qc_tensor *t, int64_t i, const qc_tensor *of) { return qc_row(t, i, of->d, of->h); }
+QC_INLINE int64_t qc_matrix_of(const int64_t by[3], int64_t i, const qc_tensor *of) {
+  int64_t plane = i / of->h, image = plane / of->d;
+  return image * by[0] + (plane - image * of->d) * by[1] + (i - plane * of->h) * by[2];
+}
+
+/* A piece is a panel. */
+static int64_t qc_pack_panels_units(const qc_pack *s) { return qc_matrices(&s->x.t) * qc_ceil(s->x.t.c, QC_COLUMNS); }
+
+static void qc_pack_panels(const qc_pack *s, int64_t lo, int64_t hi) {
+  int64_t panels = qc_ceil(s->x.t.c, QC_COLUMNS), depth = s->x.t.w, down = s->x.t.sw, step = s->x.step;
+  qc_operand along = s->x;
+  along.step = down;
+  for (int64_t piece = lo; piece < hi; piece++) {
+    int64_t first = piece % panels * QC_COLUMNS, count = qc_min(QC_COLUMNS, s->x.t.c - first);
+    const uint8_t *x = qc_matrix(&s->x.t, piece / panels, &s->x.t) + first * step;
+    float *y = s->y + piece * depth * QC_COLUMNS, space[QC_RUN];
+    if (count < QC_COLUMNS) memset(y, 0, (size_t)(depth * QC_COLUMNS * 4));
+    if (step <= down) { /* rows lie side by side */
+      for (int64_t k = 0; k < depth; k++) memcpy(y + k * QC_COLUMNS, qc_floats(&s->x, x + k * down, count, space), (size_t)(4 * count));
+      continue;
+    }
+    for (int64_t at = 0; at < depth; at += QC_RUN)
+      for (int64_t i = 0; i < count; i++) {
+        int64_t many = qc_min(QC_RUN, depth - at);
+        const float *column = qc_floats(&along, x + i * step + at * down, many, space);
+        for (int64_t k = 0; k < many; k++) y[(at + k) * QC_COLUMNS + i] = column[k];
+      }
+  }
+}
+
+/* sums[rows][16] += a[rows][depth] * b[depth][16]. */
+QC_INLINE void qc_product(const float *a, int64_t down, const float *b, int64_t depth, float *sums, int rows) {
+  qf acc[QC_TALL][QC_VECTORS];
+#pragma GCC unroll 12
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < QC_VECTORS; v++) acc[r][v] = qf_load(sums + r * QC_COLUMNS + v * QC_F);
+  for (int64_t k = 0; k < depth; k++, b += QC_COLUMNS) {
+    qf w[QC_VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < QC_VECTORS; v++) w[v] = qf_load(b + v * QC_F);
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+      qf one = qf_all(a[r * down + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < QC_VECTORS; v++) acc[r][v] = acc[r][v] + one * w[v];
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < QC_VECTORS; v++) qf_store(sums + r * QC_COLUMNS + v * QC_F, acc[r][v]);
+}
+
+/* `down`: floats from one row of a to the next. */
+static void qc_tall_product(const float *a, int64_t down, const float *b, int64_t depth, float *sums) {
+  qc_product(a, down, b, depth, sums, QC_TALL);
+}
+static void qc_half_product(const float *a, int64_t down, const float *b, int64_t depth, float *sums) {
+  qc_product(a, down, b, depth, sums, QC_TALL / 2);
+}
+static void qc_row_product(const float *a, int64_t down, const float *b, int64_t depth, float *sums) {
+  qc_product(a, down, b, depth, sums, 1);
+}
+
+/* Any number of rows up to QC_TALL. */
+static void qc_rows_product(const float *a, int64_t down, const float *b, int64_t depth, float *sums, int64_t rows) {
+  if (rows == QC_TALL) {
+    qc_tall_product(a, down, b, depth, sums);
+    return;
+  }
+  int64_t r = 0;
+  for (; r + QC_TALL / 2 <= rows; r += QC_TALL / 2) qc_half_product(a + r * down, down, b, depth, sums + r * QC_COLUMNS);
+  for (; r < rows; r++) qc_row_product(a + r * down, down, b, depth, sums + r * QC_COLUMNS);
+}
+
+/* A piece is a panel of one matrix. */
+static int64_t qc_matmul_panels_units(const qc_matmul *s) { return qc_matrices(&s->y.t) * qc_ceil(s->y.t.c, QC_COLUMNS); }
+
+static void qc_matmul_panels(const qc_matmul *s, int64_t lo, int64_t hi) {
+  const qc_tensor *y = &s->y.t;
+  int64_t panels = qc_ceil(y->c, QC_COLUMNS), depth = s->a.c, down = s->a.sw / 4, wide = qc_width_of(&s->y);
+  for (int64_t piece = lo; piece < hi; piece++) {
+    int64_t matrix = piece / panels, panel = piece % panels, count = qc_min(QC_COLUMNS, y->c - panel * QC_COLUMNS);
+    const float *a = (const float *)(const void *)qc_matrix(&s->a, matrix, y);
+    const float *b = s->b + (qc_matrix_of(s->b_of, matrix, y) * panels + panel) * depth * QC_COLUMNS;
+    uint8_t *to = qc_matrix(y, matrix, y) + panel * QC_COLUMNS * wide;
+    for (int64_t row = 0; row < y->w; row += QC_TALL) {
+      QC_ALIGNED float sums[QC_TALL * QC_COLUMNS] = {0};
+      int64_t rows = qc_min(QC_TALL, y->w - row);
+      qc_rows_product(a + row * down, down, b, depth, sums, rows);
+      for (int64_t r = 0; r < rows; r++) {
+        uint8_t *place = to + (row + r) * y->sw;
+        if (!s->y.codes) memcpy(place, sums + r * QC_COLUMNS, (size_t)(4 * count));
+        qc_put(&s->y, place, sums + r * QC_COLUMNS, count);
+      }
+    }
+  }
+}
+
+#endif

@@ -1,0 +1,265 @@
+"""What computes along one dimension: softmax, norms, and sums, means, largest and smallest elements."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.floats import FLOATS, joint, operand, order_of, order_with_last, result, width
+from qcompiler.backends.native.plan.layer import Bound, Layer
+from qcompiler.backends.native.plan.place import Axes, Place
+from qcompiler.backends.native.plan.shape import Number, Reshape, View
+from qcompiler.backends.native.steps import is_tensor, is_value
+
+if TYPE_CHECKING:
+    from qcompiler.backends.native.emit.layer_code import LayerCode
+    from qcompiler.backends.native.plan.planner import Facts, Planner
+    from qcompiler.backends.native.plan.sizes import Sizes
+    from qcompiler.backends.native.steps import Step
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Layer):
+    """A function of the elements along dimension `dim`, counted from the end, that makes as many."""
+
+    x: str
+    dim: int
+    x_codes: Codes | None
+    codes: Codes | None
+
+    @property
+    def lies_anywhere(self) -> bool:
+        return False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+    def shape(self, sizes: Sizes) -> Axes:
+        return sizes.shape(self.x)
+
+    def place(self, sizes: Sizes) -> Place:
+        place = sizes.place(self.x)
+        return sizes.new(self.out, order_with_last(place, self.dim % len(place.shape)), width(self.codes))
+
+    def bind(self, sizes: Sizes) -> Bound:
+        y = sizes.place(self.out)
+        pixels, steps = joint(y, [sizes.place(self.x)], order_with_last(y, self.dim % len(y.shape)))
+        return Bound(pixels, spread=steps)
+
+    def cost(self, sizes: Sizes) -> int:
+        return 2 * math.prod(sizes.shape(self.out))
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax(Rows):
+    def code(self, to: LayerCode) -> None:
+        with to.call("softmax") as fields:
+            result(fields, "y", self.codes)
+            operand(fields, "x", self.x_codes)
+
+    def text(self) -> str:
+        return f"softmax {self.x} along {self.dim}"
+
+
+@dataclass(frozen=True, eq=False)
+class Norm(Rows):
+    """Rows minus their mean (rms: nothing), over their deviation, times `weight`, plus `bias`.
+
+    Row r of `cycle` uses weights r * length / each ..., each for `each` elements. weight and bias: as many as there are, or None.
+    """
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
+    rms: bool = False
+    channels: int = 0  # 0: a weight for each element of a row; else for each of so many parts of `groups` rows
+    groups: int = 1
+
+    def shape(self, sizes: Sizes) -> Axes:
+        shape, given = sizes.shape(self.x), next((w for w in (self.weight, self.bias) if w is not None), None)
+        wanted = self.channels or shape[-1]
+        if given is not None and given.numel() != wanted:
+            raise ValueError(f"{given.numel()} weights for {wanted} elements")
+        return shape
+
+    def place(self, sizes: Sizes) -> Place:
+        return sizes.new(self.out, tuple(range(len(sizes.shape(self.x)))), width(self.codes)) if self.channels else super().place(sizes)
+
+    def bind(self, sizes: Sizes) -> Bound:
+        if not self.channels:
+            return super().bind(sizes)
+        y = sizes.place(self.out)
+        pixels, steps = joint(y, [sizes.place(self.x)], tuple(range(len(y.shape))))
+        return Bound(pixels, spread=steps)
+
+    def code(self, to: LayerCode) -> None:
+        with to.call("norm") as fields:
+            result(fields, "y", self.codes)
+            operand(fields, "x", self.x_codes)
+            for name, values in (("w", self.weight), ("b", self.bias)):
+                if values is not None:
+                    fields.data(name, values.numpy(), FLOATS)
+            fields.reals(eps=self.eps)
+            fields.plain(rms=int(self.rms), cycle=self.groups)
+            fields.set("each", f"(int64_t)a.x.t.c * {self.groups} / {self.channels}" if self.channels else "1")
+
+    def text(self) -> str:
+        kind = "rms_norm" if self.rms else "norm"
+        return f"{kind} {self.x}" + (f" in {self.groups} groups" if self.channels else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Reduce(Layer):
+    """The sum, mean, largest or smallest along the last dimension, which goes."""
+
+    x: str
+    op: str
+    x_codes: Codes | None
+    codes: Codes | None
+
+    @property
+    def lies_anywhere(self) -> bool:
+        return False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+    def shape(self, sizes: Sizes) -> Axes:
+        return sizes.shape(self.x)[:-1]
+
+    def place(self, sizes: Sizes) -> Place:
+        order = tuple(d for d in order_of(sizes.place(self.x)) if d != len(sizes.shape(self.x)) - 1)
+        return sizes.new(self.out, order, width(self.codes))
+
+    def bind(self, sizes: Sizes) -> Bound:
+        y = sizes.place(self.out)
+        wide = y.viewed(y.meta()[..., None])
+        pixels, steps = joint(wide, [sizes.place(self.x)], order_with_last(wide, len(wide.shape) - 1))
+        return Bound(pixels, spread=steps)
+
+    def cost(self, sizes: Sizes) -> int:
+        return math.prod(sizes.shape(self.x)) // 4
+
+    def code(self, to: LayerCode) -> None:
+        name = {"amax": "QC_LARGEST", "amin": "QC_SMALLEST"}.get(self.op, "QC_SUM")
+        with to.call("reduce") as fields:
+            result(fields, "y", self.codes)
+            operand(fields, "x", self.x_codes)
+            fields.set("op", name)
+            fields.set("factor", "1.0f / (float)a.x.t.c" if self.op == "mean" else "1.0f")
+
+    def text(self) -> str:
+        return f"{self.op} {self.x}"
+
+
+def refuse_rows(step: Step, facts: Facts) -> str | None:
+    """Of all that takes one value and settings."""
+    if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0])):
+        return "its input is not float32"
+    return "its settings are computed at run time" if any(map(is_value, step.kwargs.values())) else None
+
+
+def refuse_softmax(step: Step, facts: Facts) -> str | None:
+    if type(step.kwargs.get("dim")) is not int or facts.rank(step.args[0]) == 0:
+        return "its dimension is not known"
+    return refuse_rows(step, facts)
+
+
+def plan_softmax(step: Step, planner: Planner) -> None:
+    x = planner.operand(step.args[0])
+    out, codes = planner.result(step)
+    dim, rank = step.kwargs["dim"], planner.rank(x)
+    planner.add(Softmax(out, planner.label(step), x, dim - rank if dim >= 0 else dim, planner.codes.get(x), codes))
+
+
+def refuse_norm(step: Step, facts: Facts) -> str | None:
+    if not all(argument is None or is_tensor(argument) for argument in step.args[1:]):
+        return "its weights are computed at run time"
+    return refuse_rows(step, facts)
+
+
+def _weights(step: Step, planner: Planner, count: int) -> list[Tensor | None]:
+    given = [*step.args[1:], None, None][:count]
+    return [None if a is None else planner.tensor(a).float().reshape(-1) for a in given]
+
+
+def plan_layer_norm(step: Step, planner: Planner) -> None:
+    """Several dimensions at the end become one, and are taken apart again."""
+    x, many = planner.operand(step.args[0]), len(tuple(step.kwargs["normalized_shape"]))
+    rms, label = step.op == "rms_norm", planner.label(step)
+    weight, bias = (*_weights(step, planner, 1 if rms else 2), None)[:2]
+    eps = step.kwargs.get("eps", 1e-5)
+    eps = torch.finfo(torch.float32).eps if eps is None else float(eps)
+    out, codes = planner.result(step)
+    if many == 1:
+        planner.add(Norm(out, label, x, -1, planner.codes.get(x), codes, weight, bias, eps, rms))
+        return
+    flat = planner.add(Reshape(f"{out}.flat", label, x, "flatten", (), {"start_dim": -many}), planner.codes.get(x))
+    made = planner.add(Norm(f"{out}.rows", label, flat, -1, planner.codes.get(x), codes, weight, bias, eps, rms))
+    sizes = tuple(step.kwargs["normalized_shape"])
+    planner.add(View(out, label, made, "unflatten", (), {"dim": -1, "sizes": sizes}), codes)
+
+
+def refuse_group_norm(step: Step, facts: Facts) -> str | None:
+    return refuse_norm(step, facts) if facts.rank(step.args[0]) >= 3 else f"its input has {facts.rank(step.args[0])} dimensions"
+
+
+def plan_group_norm(step: Step, planner: Planner) -> None:
+    """(N, C, *space) as N * groups rows of C / groups channels; instance_norm has as many groups as channels."""
+    x, label = planner.operand(step.args[0]), planner.label(step)
+    shape = planner.example.shape(x)
+    groups = int(step.kwargs.get("num_groups", 1)) if step.op == "group_norm" else shape[1]
+    weight, bias = _weights(step, planner, 2)
+    out, codes = planner.result(step)
+    x_codes, eps = planner.codes.get(x), float(step.kwargs.get("eps", 1e-5))
+    parted = planner.add(View(f"{out}.parted", label, x, "unflatten", (), {"dim": 1, "sizes": (groups, shape[1] // groups)}), x_codes)
+    flat = planner.add(Reshape(f"{out}.flat", label, parted, "flatten", (), {"start_dim": 2}), x_codes)
+    made = planner.add(Norm(f"{out}.rows", label, flat, -1, x_codes, codes, weight, bias, eps, False, shape[1], groups))
+    space = tuple(planner.add(Number(f"{out}.size.{i}", label, "size", (f"%{x}", i))) for i in range(2, len(shape)))
+    sizes: dict[str, Any] = {"dim": 2, "sizes": (shape[1] // groups, *(f"%{name}" for name in space))}
+    split = planner.add(View(f"{out}.split", label, made, "unflatten", (), sizes), codes)
+    planner.add(View(out, label, split, "flatten", (), {"start_dim": 1, "end_dim": 2}), codes)
+
+
+def refuse_float_average(dims: int, step: Step, facts: Facts) -> str | None:
+    size = step.kwargs.get("output_size")
+    if size != 1 and tuple(size if isinstance(size, (tuple, list)) else (size,)) not in ((1,), (1,) * dims):
+        return "an average over parts of floats has no C form"
+    return refuse_rows(step, facts)
+
+
+def plan_float_average(dims: int, step: Step, planner: Planner) -> None:
+    """An adaptive average pool of size 1 is a mean over space."""
+    plan_reduce(replace(step, op="mean", kwargs={"dim": tuple(range(-dims, 0)), "keepdim": True}), planner)
+
+
+def refuse_reduce(step: Step, facts: Facts) -> str | None:
+    dims = step.kwargs.get("dim")
+    known = dims is None or all(type(d) is int for d in (dims if isinstance(dims, (tuple, list)) else (dims,)))
+    if not known or facts.rank(step.args[0]) == 0:
+        return "its dimensions are not known"
+    return refuse_rows(step, facts)
+
+
+def plan_reduce(step: Step, planner: Planner) -> None:
+    """The dimensions that go are moved behind the others and become one."""
+    x, label = planner.operand(step.args[0]), planner.label(step)
+    rank, dims = planner.rank(x), step.kwargs.get("dim")
+    given = () if dims is None else tuple(dims) if isinstance(dims, (tuple, list)) else (dims,)
+    gone = tuple(sorted(d % rank for d in given)) or tuple(range(rank))
+    out, codes = planner.result(step)
+    x_codes, kept = planner.codes.get(x), tuple(d for d in range(rank) if d not in gone)
+    moved = planner.add(View(f"{out}.moved", label, x, "permute", (), {"dims": (*kept, *gone)}), x_codes)
+    flat = planner.add(Reshape(f"{out}.flat", label, moved, "flatten", (), {"start_dim": len(kept)}), x_codes)
+    keep = bool(step.kwargs.get("keepdim", False))
+    made = planner.add(Reduce(f"{out}.short" if keep else out, label, flat, step.op, x_codes, codes))
+    for d in gone if keep else ():
+        last = d == gone[-1]
+        made = planner.add(View(out if last else f"{out}.kept.{d}", label, made, "unsqueeze", (), {"dim": d}), codes)

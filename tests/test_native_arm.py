@@ -1,0 +1,38 @@
+"""A whole network as C on another architecture: cross-compiled for aarch64, run under qemu, equal bits to this machine's module."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import qcompiler
+from qcompiler.backends.native import isa
+from tests.native_emulated import can_emulate, cross_compiler
+from tests.native_nets import net
+
+pytestmark = pytest.mark.skipif(not can_emulate(), reason="needs zig or a cross compiler for aarch64, and qemu-aarch64")
+
+
+def test_a_network_computes_the_same_bits_on_arm(tmp_path: Path) -> None:
+    module, _, x = net("squeeze and excite")
+    folder = qcompiler.export_c(module, tmp_path / "c", name="small")
+    compiler = cross_compiler()
+    assert compiler is not None
+    objects = []
+    for unit, (source, flags) in isa.units("aarch64").items():
+        subprocess.run([*compiler, *flags, "-O1", "-c", f"kernels/{source.name}", "-o", f"{unit}.o"], cwd=folder, check=True)
+        objects.append(f"{unit}.o")
+    sources = ["main.c", "small.c", "small_layers.c", "kernels/run.c", "kernels/workers.c", *objects]
+    command = [*compiler, "-std=c11", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Ikernels", "-static"]
+    subprocess.run([*command, *sources, "-o", "program", "-lpthread", "-lm"], cwd=folder, check=True)
+    x.numpy().tofile(folder / "input.f32")
+    with torch.no_grad():
+        expected = module(x).numpy().reshape(-1)
+    for instructions in ("scalar", "neon"):
+        emulator = ["qemu-aarch64", "-cpu", "max", "-E", f"QCOMPILER_ISA={instructions}"]
+        subprocess.run([*emulator, "./program", "small.weights", "input.f32", "2", "0", "out"], cwd=folder, check=True, capture_output=True)
+        assert np.array_equal(np.fromfile(folder / "out", np.float32), expected), instructions
