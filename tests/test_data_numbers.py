@@ -80,26 +80,43 @@ def test_numbers_of_data_follow_each_call(forward: Forward) -> None:
         assert _same(result.graph_module(*inputs), model(*inputs))
 
 
-REFUSED: dict[str, Forward] = {
+AT_ONCE: dict[str, Forward] = {
     "range": lambda s, x, n: sum(s.l(x[:, i]) for i in range(int(n.max()))),
     "a module": lambda s, x, n: s.layers[int(n.max()) % 2](x),
     "a module by a tensor": lambda s, x, n: s.layers[n.max() % 2](x),
     "a key": lambda s, x, n: x * {7: 1.0}.get(int(n.max()), 2.0),
     "a text": lambda s, x, n: x if f"{int(n.max())}" == "7" else -x,
     "a list": lambda s, x, n: x * len([0] * int(n.max())),
-    "pieces": lambda s, x, n: torch.stack(x[:, : int(n.max())].unbind(1)).sum(),
-    "chunks": lambda s, x, n: torch.stack(x[:, : int(n.max())].split(2, 1)[:1]).sum(),
     "hits": lambda s, x, n: sum(x[i] for i in (n > 3).nonzero()),
-    "a loop": lambda s, x, n: [x := x + 1 for _ in iter(lambda: bool(x.sum() < 9), False)],
     "numpy": lambda s, x, n: x * n.numpy().max(),
     "math": lambda s, x, n: x[:, : round(float(n.max()) * 0.5)].sum() if n.max() in (3, 4) else x,
 }
 
 
-@pytest.mark.parametrize("forward", REFUSED.values(), ids=REFUSED)
-def test_what_needs_the_number_at_once_is_refused(forward: Forward) -> None:
+@pytest.mark.parametrize("forward", AT_ONCE.values(), ids=AT_ONCE)
+def test_what_needs_the_number_at_once_runs_as_it_stands(forward: Forward) -> None:
+    model = Net(forward).eval()
+    result = trace(model, _inputs(3, 10, 2, 7, 5), is_leaf=lambda module, _: isinstance(module, nn.Linear))
+    (remark,) = [remark for remark in result.remarks if remark.kind == "float-statement"]
+    assert "test_data_numbers.py" in str(remark.where)
+    for inputs in (_inputs(3, 10, 2, 4, 5), _inputs(3, 12, 9, 2, 3), _inputs(3, 11, 4, 4, 3)):
+        assert _same(result.graph_module(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize(("cut", "seen", "given"), [(lambda x: x.unbind(1), 7, 5), (lambda x: x.split(2, 1), 4, 3)])
+def test_a_number_of_pieces_that_data_give_is_guarded(cut: Callable[[Any], Any], seen: int, given: int) -> None:
+    model = Net(lambda s, x, n: sum(piece.sum() for piece in cut(x[:, : int(n.max())]))).eval()
+    result = trace(model, _inputs(3, 10, 2, 7, 5), is_leaf=lambda module, _: isinstance(module, nn.Linear))
+    inputs = _inputs(3, 12, 7, 1, 3)
+    assert torch.equal(result.graph_module(*inputs), model(*inputs))
+    with pytest.raises(InputError, match=f"expected {seen} items, got {given}"):
+        result.graph_module(*_inputs(3, 10, 2, 4, 5))
+
+
+def test_a_loop_that_binds_names_of_its_function_is_refused() -> None:
+    model = Net(lambda s, x, n: [x := x + 1 for _ in iter(lambda: bool(x.sum() < 9), False)]).eval()
     with pytest.raises(TraceError, match=r"test_data_numbers\.py") as caught:
-        trace(Net(forward).eval(), _inputs(3, 10, 2, 7, 5), is_leaf=lambda module, _: isinstance(module, nn.Linear))
+        trace(model, _inputs(3, 10, 2, 7, 5), is_leaf=lambda module, _: isinstance(module, nn.Linear))
     assert caught.value.hint
 
 

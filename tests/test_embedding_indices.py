@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,13 +87,58 @@ def test_a_compiled_module_in_all_its_forms(engine: str, bits: int, bag: bool, t
     qc.save(module, tmp_path / "m.qc")
     torch.backends.quantized.engine = engine
     try:
-        forms = [module, qc.load(tmp_path / "m.qc"), torch.jit.script(module)]
+        qc.export_source(module, tmp_path / "source")
+        source = runpy.run_path(str(tmp_path / "source" / "model.py"))["load"]()
+        forms = [module, qc.load(tmp_path / "m.qc"), torch.jit.script(module), source]
         for name in ("the token of a decoding step", "every second", "transposed", "no batch"):
             ids = LAYOUTS[name](IDS)
             want = module(ids.contiguous())
-            assert all(torch.equal(form(ids), want) for form in forms), name
+            for kind in INTEGERS:
+                assert all(torch.equal(form(ids.to(kind)), want) for form in forms), (name, kind)
     finally:
         torch.backends.quantized.engine = "x86"
+
+
+FORWARDS: dict[str, tuple[bool, Callable[[Any, Tensor], Tensor]]] = {  # whether any integer type will do
+    "its sizes too": (True, lambda s, i: s.head(s.table(i) + s.table(torch.arange(i.shape[1])))),
+    "computed with": (False, lambda s, i: s.head(s.table((i * 3) % 20))),
+    "compared": (False, lambda s, i: s.head(s.table(i)) * (i > 3)[..., None]),
+    "returned": (False, lambda s, i: (s.head(s.table(i)), i)),
+    "an operand": (False, lambda s, i: s.head(s.table(i) * i[..., None])),
+}
+
+
+class Lookup(Decoder):
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__(bag=False)
+        self.compute = forward
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.compute(self, ids)
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_an_input_that_is_an_index_alone_has_any_integer_type(name: str) -> None:
+    taken, forward = FORWARDS[name]
+    prepared = qc.prepare_fx(Lookup(forward).eval(), qc.get_default_qconfig_mapping().set_module_name("table", QCONFIGS[8]), (IDS,))
+    qc.calibrate(prepared, [IDS])
+    module = qc.convert_fx(prepared)
+    for kind in INTEGERS[1:]:
+        if taken:
+            assert torch.equal(module(IDS.to(kind)), module(IDS))
+        else:
+            with pytest.raises(InputError, match=r"must be a torch\.int64 tensor"):
+                module(IDS.to(kind))
+    for wrong in (IDS.float(), IDS.bool(), IDS[0]):
+        with pytest.raises(InputError, match=r"must be a torch\.int64 tensor"):
+            module(wrong)
+
+
+@pytest.mark.parametrize("kind", [torch.int16, torch.int8, torch.uint8])
+def test_an_example_that_the_float_embedding_refuses_has_the_right_hint(kind: torch.dtype) -> None:
+    with pytest.raises(InputError) as raised:
+        qc.prepare_fx(Decoder(False).eval(), None, (IDS.to(kind),))
+    assert raised.value.hint == "give int64: x.to(torch.int64)"
 
 
 @pytest.mark.parametrize("dtype", [torch.quint8, torch.quint4x2])

@@ -40,8 +40,14 @@ def how_to_give(value: object, dtype: torch.dtype | None = torch.float32) -> str
 def how_to_mend(values: object, error: BaseException) -> str | None:
     """`how_to_give` for the first value that torch may have refused: an integer tensor only where the error is about types."""
     about_types = " type" in first_sentence(error)
+    if "scalar types: Long" in str(error):  # of indices: torch's embeddings take int64 and int32
+        return next((how_to_give(v, torch.int64) for v in tree_leaves(values) if _is_small_integer(v)), None)
     doubtful = (v for v in tree_leaves(values) if not isinstance(v, torch.Tensor) or v.is_floating_point() or about_types)
     return next((hint for v in doubtful if (hint := how_to_give(v)) is not None), None)
+
+
+def _is_small_integer(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.int16, torch.int8, torch.uint8, torch.bool, torch.float32)
 
 
 def refuse_arrays(arguments: object, what: str) -> None:

@@ -14,6 +14,7 @@ from typing import Self
 import torch
 
 from qcompiler.backends.torch.program import registry
+from qcompiler.backends.torch.program.index_inputs import INTEGERS, index_inputs
 from qcompiler.backends.torch.program.program import Program
 from qcompiler.backends.torch.program.quote import literal
 from qcompiler.backends.torch.program.script_types import ScriptTypes
@@ -116,6 +117,7 @@ class Emitter(Speller):
         tensor = self.named("Tensor", "Tensor")
         lines = []
         read = self.read()
+        indices = index_inputs(self.program.inputs, self.program.calls, self.program.output)
         for i in self.program.inputs:
             if i.number is not None:  # any number will do: NumPy's, or a tensor of one element
                 lines += [f"if type({i.name}) is not {i.number.__name__}:", f"    {i.name} = self._number({i.name!r}, {i.name})"]
@@ -127,6 +129,8 @@ class Emitter(Speller):
             other = f"{i.name}.dtype is not {torch_}.{i.dtype}"
             if i.dtype == "quint8":  # brought to the program's qparams, whichever of the two it is
                 other = f"{i.name}.dtype not in ({torch_}.quint8, {torch_}.qint8)"
+            if i.name in indices:
+                other = f"{i.name}.dtype not in ({', '.join(f'{torch_}.{dtype}' for dtype in INTEGERS)})"
             test = f"not isinstance({i.name}, {tensor}) or {other} or {i.name}.dim() != {i.rank}"
             if i.optional and i.name not in read:
                 test = f"{i.name} is not {self.text(i.default)} and ({test})"
