@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, prepare_fx, prepare_qat_fx, remarks
-from qcompiler.ir.types import quant_of
+from qcompiler.ir.types import QParams, quant_of
 from qcompiler.nn import quantized as nnq
 from qcompiler.observers import FixedQParamsObserver, MinMaxObserver, ObserverBase
 from qcompiler.ops.arguments import activations
@@ -75,12 +75,14 @@ def test_a_fixed_range_keeps_8_bits_where_no_kernel_overflows() -> None:
 
 
 def test_a_fixed_range_in_half_as_many_steps_and_back() -> None:
-    observer = FixedQParamsObserver(scale=2 / 256, zero_point=128)
+    observer = FixedQParamsObserver(scale=2 / 256, zero_point=127)
     observer.set_reduce_range(True)
-    assert (float(observer.scale), int(observer.zero_point), observer.quant_min, observer.quant_max) == (2 / 128, 64, 0, 127)
+    assert observer.qparams() == QParams(2 / 128, 63, 0, 127, torch.uint8)
+    observer.load_state_dict(FixedQParamsObserver(scale=2 / 256, zero_point=127).state_dict())  # of a CPU with 8 bits
     observer.set_reduce_range(True)
+    assert observer.qparams() == QParams(2 / 128, 63, 0, 127, torch.uint8)
     observer.set_reduce_range(False)
-    assert (float(observer.scale), int(observer.zero_point), observer.quant_min, observer.quant_max) == (2 / 256, 128, 0, 255)
+    assert observer.qparams() == QParams(2 / 256, 127, 0, 255, torch.uint8)
     narrow = FixedQParamsObserver(scale=0.1, zero_point=0, quant_max=15)
     narrow.set_reduce_range(True)
     assert narrow.quant_max == 15

@@ -7,9 +7,8 @@ import math
 import torch
 
 from qcompiler.errors import ConfigError
-from qcompiler.ir.types import QParams
 from qcompiler.observers.affine import PER_TENSOR, quant_range
-from qcompiler.observers.base import ObserverBase, as_qparams
+from qcompiler.observers.base import ObserverBase
 from qcompiler.observers.factory import register_observer
 
 
@@ -19,6 +18,7 @@ class FixedQParamsObserver(ObserverBase):
 
     scale: torch.Tensor
     zero_point: torch.Tensor
+    halved = False
 
     def __init__(
         self,
@@ -44,18 +44,14 @@ class FixedQParamsObserver(ObserverBase):
         self.qscheme = qscheme
         self.register_buffer("scale", torch.tensor([scale], dtype=torch.float32))
         self.register_buffer("zero_point", torch.tensor([zero_point], dtype=torch.int32))
-        self.halved = False
+        self._given_ends = (self.quant_min, self.quant_max)
 
     def set_reduce_range(self, reduce: bool) -> None:
-        """7 bits are the same range in half as many steps."""
-        if reduce == self.halved or (reduce and self.quant_max - self.quant_min != 255):
-            return
-        self.decided, self.halved = True, reduce
-        factor = 2 if reduce else 0.5
-        self.scale = self.scale * factor
-        self.zero_point = (self.zero_point / factor).floor().to(torch.int32)
-        self.quant_min, self.quant_max = (int(end // factor) for end in (self.quant_min, self.quant_max + 1))
-        self.quant_max -= 1
+        """7 bits are the same range in half as many steps. The buffers stay as given, so that files fit on every CPU."""
+        low, high = self._given_ends
+        if high - low == 255:
+            self.decided, self.halved = True, reduce
+            self.quant_min, self.quant_max = (low // 2, (high + 1) // 2 - 1) if reduce else (low, high)
 
     @property
     def measures(self) -> bool:
@@ -66,10 +62,7 @@ class FixedQParamsObserver(ObserverBase):
         return True
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.scale, self.zero_point
-
-    def qparams(self) -> QParams:
-        return as_qparams(self.scale, self.zero_point, self)
+        return (self.scale * 2, torch.div(self.zero_point, 2, rounding_mode="floor")) if self.halved else (self.scale, self.zero_point)
 
     def merge(self, other: ObserverBase) -> None:
         """Nothing to take in, but the qparams must be the same."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 import torch
 
@@ -55,12 +56,13 @@ class Untouched:
         for value, held in self._before:
             if _same(held, _contents(value)):
                 continue
-            target = value if isinstance(value, _PLAIN) else vars(value)
+            target: Any = value if isinstance(value, _PLAIN) else vars(value)
             target.clear()
-            target.extend(held) if isinstance(target, (list, deque)) else target.update(held)  # type: ignore[arg-type]
+            fill: Any = target.extend if isinstance(target, (list, deque)) else target.update
+            fill(held)
 
 
-def _contents(value: object) -> list[object] | dict[object, object] | None:
+def _contents(value: object) -> list[object] | dict[Any, object] | None:
     """A copy of what a value holds, in order; None where it holds nothing that can change."""
     if isinstance(value, dict):
         return dict(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -42,15 +43,17 @@ class _Regions:
     def __init__(self) -> None:
         self.lock = threading.RLock()  # a tensor may die while it is held, and calls back
         self.found: dict[Ids, list[Callable[[], NativeRegion | None]]] = {}
+        self.dead: deque[tuple[Ids, Callable[[], NativeRegion | None]]] = deque()  # what died while another thread held the lock
 
     def add(self, region: NativeRegion) -> None:
         """A region that lives elsewhere, with its constants."""
         ids, reference = _ids(region.constants), weakref.ref(region)
         with self.lock:
+            self._forget_dead()
             if reference in self.found.setdefault(ids, []):
                 return
             self.found[ids].append(reference)
-        weakref.finalize(region, self._drop, ids, reference)
+        weakref.finalize(region, self._drop, ids, reference).atexit = False
 
     def keep(self, region: NativeRegion, constants: Sequence[Tensor]) -> None:
         """A region of the operator's own, which lives as long as all of its constants."""
@@ -60,6 +63,7 @@ class _Regions:
             return region
 
         with self.lock:
+            self._forget_dead()
             self.found.setdefault(ids, []).append(reference)
         for tensor in constants:
             weakref.finalize(tensor, self._drop, ids, reference).atexit = False
@@ -77,7 +81,17 @@ class _Regions:
         return None
 
     def _drop(self, ids: Ids, reference: Callable[[], NativeRegion | None]) -> None:
-        with self.lock:
+        """Called when something died, in any thread at any place: so it waits for no lock, which is held while a region is compiled."""
+        self.dead.append((ids, reference))
+        if self.lock.acquire(blocking=False):
+            try:
+                self._forget_dead()
+            finally:
+                self.lock.release()
+
+    def _forget_dead(self) -> None:
+        while self.dead:
+            ids, reference = self.dead.popleft()
             left = [other for other in self.found.get(ids, ()) if other is not reference]
             if left:
                 self.found[ids] = left
@@ -89,8 +103,9 @@ REGIONS = _Regions()
 
 
 def versions(constants: Sequence[Tensor]) -> Ids:
-    """Numbers that grow when tensors are changed in place."""
-    return tuple(0 if tensor.is_inference() else tensor._version for tensor in constants)
+    """Numbers that change when tensors are changed in place, or get other memory (`.data =`). What is written into their memory past
+    torch (`.data.zero_()`, NumPy), or in place into inference tensors, is not seen: no number of torch's tells of it."""
+    return tuple(n for t in constants for n in (0 if t.is_inference() else t._version, t.data_ptr()))
 
 
 def _ids(constants: Sequence[Tensor]) -> Ids:

@@ -24,6 +24,7 @@ from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.region import NativeRegion, planned
 from qcompiler.backends.native.steps import RegionError
+from qcompiler.errors import InputError
 
 PLAIN = (Tensor, nn.Parameter)  # classes whose memory can be read
 
@@ -76,6 +77,7 @@ def _made(constants: Sequence[Tensor], description: str) -> NativeRegion:
 
 def _run(inputs: list[Tensor], constants: list[Tensor], description: str) -> list[Tensor]:
     region = region_of_constants(constants, description)
+    _check(region.network, inputs)
     made = dict(zip(region.network.outputs, region(*inputs), strict=True))
     return [made[name] for name in region.tensors]
 
@@ -88,7 +90,14 @@ def _stand_in_network(description: str, kinds: tuple[tuple[torch.dtype, tuple[in
         return planned(region_of_text(description), tensors[:-2], [(1.0, 0)] * len(tensors[-1]))
 
 
+def _check(network: Network, inputs: Sequence[Tensor]) -> None:
+    """Raises InputError for inputs of another number than the region takes."""
+    if len(inputs) != len(network.inputs):
+        raise InputError(f"this native region takes {len(network.inputs)} inputs, not {len(inputs)}", code="input-arguments")
+
+
 def _shapes(network: Network, inputs: Sequence[Tensor]) -> dict[str, Any]:
+    _check(network, inputs)
     names = [name for name, _ in network.inputs]
     return Sizes(network, {name: tuple(x.shape) for name, x in zip(names, inputs, strict=True)}).shaped().shapes
 

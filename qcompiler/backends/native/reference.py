@@ -87,11 +87,6 @@ def conv_sums(x: Tensor, weight: Tensor, x_zero: int, window: Window) -> Tensor:
     return sums.to(torch.int64)
 
 
-def linear_sums(x: Tensor, weight: Tensor) -> Tensor:
-    """Codes (rows, I) times weights (O, I)."""
-    return (x.double() @ weight.double().t()).to(torch.int64)
-
-
 def _float32(value: float, like: Tensor) -> Tensor:
     return torch.tensor(value, dtype=torch.float32, device=like.device)
 

@@ -75,7 +75,7 @@ ALL_CODES = (0, 255)
 def trained_ends(mod: nn.Module) -> tuple[int, int]:
     """The codes between which training cut the result. Kernels cut at 0 and 255, and after calibration that is all."""
     trained = getattr(mod, "activation_post_process", None)
-    if not isinstance(trained, FakeQuantize):
+    if not hasattr(trained, "fake_quant_enabled"):  # ours and torch's have it
         return ALL_CODES
     qparams = qparams_of(trained).unsigned()
     return qparams.quant_min, qparams.quant_max
@@ -87,14 +87,19 @@ def adds_in_16_bits() -> bool:
 
 
 def _as_kernels_want(observer: Any) -> Any:
-    """An observer with the bits that kernels take on this machine, where `convert` did not decide and the user left it open.
+    """An observer with the bits that kernels take on this machine, where `convert` did not decide and the user left it open. What was
+    trained stays as it is.
 
     Warns where activations have 8 bits all the same.
     """
     if not isinstance(observer, ObserverBase) or observer.decided or not adds_in_16_bits():
         return observer
-    made = copy.deepcopy(observer)
-    made.set_reduce_range(True)
+    if getattr(getattr(observer, "activation_post_process", None), "decided", False):
+        return observer
+    made = observer
+    if not hasattr(observer, "fake_quant_enabled"):
+        made = copy.deepcopy(observer)
+        made.set_reduce_range(True)
     qparams = qparams_of(made)
     if qparams.dtype is not torch.int32 and qparams.quant_max - qparams.quant_min > 127:
         warnings.warn("activations have 8 bits, but kernels add products in 16 bits on this CPU, which lacks VNNI: large sums are cut off. "

@@ -24,6 +24,8 @@ class Quantize(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
+    least = 0
+    most = 255
 
     def __init__(self, scale: float, zero_point: int, dtype: torch.dtype = torch.quint8, factory_kwargs: Any = None) -> None:
         super().__init__()
@@ -31,7 +33,7 @@ class Quantize(nn.Module):
         self.register_buffer("scale", torch.tensor([float(scale)], **made))
         self.register_buffer("zero_point", torch.tensor([int(zero_point)], **{**made, "dtype": torch.int64}))
         self.dtype = dtype
-        self.most = 255  # the largest code of a trained one
+        self.least, self.most = 0, 255  # the codes that a trained one gives
 
     def forward(self, X: Tensor) -> Tensor:
         """X, float of any shape, quantized. InputError where it is quantized already or not float32."""
@@ -41,7 +43,8 @@ class Quantize(nn.Module):
             self._refuse(X)
         if not is_scripting() and X.dtype != torch.float32:
             self._refuse_dtype(X)
-        if self.most < 255:
+        if self.least > 0 or self.most < 255:
+            X = torch.maximum(X, ((self.least - self.zero_point) * self.scale).to(X.dtype))
             X = torch.minimum(X, ((self.most - self.zero_point) * self.scale).to(X.dtype))
         return torch.quantize_per_tensor(X, self.scale, self.zero_point, self.dtype)
 
@@ -65,11 +68,13 @@ class Quantize(nn.Module):
     def from_float(mod: nn.Module, use_precomputed_fake_quant: bool = False) -> "Quantize":
         """The Quantize with the qparams that `mod.activation_post_process` observed."""
         made = Quantize(*output_qparams(mod, place_of(mod)), torch.quint8)
-        made.most = trained_ends(mod)[1]
+        made.least, made.most = trained_ends(mod)
         return made
 
     def extra_repr(self) -> str:
-        return f"scale={self.scale.item()}, zero_point={self.zero_point.item()}, dtype={self.dtype}"
+        return f"scale={self.scale.item()}, zero_point={self.zero_point.item()}, dtype={self.dtype}" + (
+            f", {self.least}..{self.most}" if (self.least, self.most) != (0, 255) else ""
+        )
 
 
 class DeQuantize(nn.Module):

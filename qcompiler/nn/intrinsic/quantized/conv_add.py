@@ -1,7 +1,7 @@
 """nn.intrinsic.quantized.ConvAdd2d and ConvAddReLU2d: a convolution and the residual that is added to it.
 
 One kernel on onednn, which has to be torch's current engine at each call; elsewhere the sum is computed in float, exact to half a
-quantum (see backends/torch/epilogue.py).
+quantum (see backends/torch/kernels/epilogue.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """nn.intrinsic.quantized.LinearReLU, LinearLeakyReLU and LinearTanh.
 
 LinearReLU is one kernel on every engine. The others are on onednn, which has to be torch's current engine at each call; elsewhere
-the activation runs on the float sums (see backends/torch/epilogue.py).
+the activation runs on the float sums (see backends/torch/kernels/epilogue.py).
 """
 
 from __future__ import annotations
