@@ -360,3 +360,50 @@ def test_elements_that_do_not_lie_side_by_side() -> None:
         assert max(steps_apart(module, graph, given).values(), default=0) <= 1
         for found, expected in zip(module(given), graph(given), strict=True):
             assert torch.allclose(found, expected, atol=3 * float(module.activation_scales.max()))
+
+
+class Assigned(nn.Module):
+    """Readers of a value before and after it is assigned into."""
+
+    def __init__(self, how: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.c, self.d, self.how = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1), how
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.c(x)
+        return self.how(x), self.d(y), self.how(y), self.how(y + 1)
+
+
+def item(x: Tensor) -> Any:
+    y = x.clone()
+    z = y.roll(1, 2)
+    y[:, 0] = 0.25
+    return torch.cat([x, y], 1), z, y + x
+
+
+def method(x: Tensor) -> Any:
+    y = torch.cat([x, x], 1)
+    z = y * 2
+    y.fill_(0.5)
+    return z, y + 1, y
+
+
+def twice(x: Tensor) -> Any:
+    y = x.clone()
+    y[:, 0] = 0.25
+    z = y + x
+    y[:, 1] = z[:, 0]
+    return y, z, y * z
+
+
+@pytest.mark.parametrize("how", [item, method, twice])
+def test_no_region_reaches_across_an_assignment(how: Callable[[Tensor], Any]) -> None:
+    torch.manual_seed(0)
+    model, x = Assigned(how).eval(), torch.randn(2, 3, 4, 4)
+    prepared = qcompiler.prepare_fx(model, None, (x,), backend="native")
+    qcompiler.calibrate(prepared, [x])
+    module, before = qcompiler.convert_fx(prepared), x.clone()
+    found, wanted = (tree_leaves(made(x)) for made in (module, qcompiler.convert_to_reference_fx(prepared)))
+    assert torch.equal(x, before)
+    for got, want in zip(found, wanted, strict=True):
+        assert compute_sqnr(want, got) > 35

@@ -23,6 +23,7 @@ from qcompiler.backends.native.steps import Step, is_tensor, is_value
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import quant_of, value_of
+from qcompiler.ops.arguments import changes
 from qcompiler.ops.functional import getitem
 from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
 from qcompiler.ops.table import OPS, Table
@@ -178,20 +179,29 @@ class Partition:
         return f"it takes the number %{unknown.name}, which no size gives" if unknown is not None else None
 
     def _descend(self, units: list[fx.Node], native: set[fx.Node]) -> None:
-        """Depths; torch's nodes are even, native ones odd. Where order counts, torch's nodes keep theirs."""
+        """Depths; torch's nodes are even, native ones odd. Where order counts, torch's nodes keep theirs, and no region reaches across an
+        assignment: what is computed before it reads the old values, what stands behind it the new ones."""
         depths: dict[fx.Node, int] = {}
         self.depth.clear()
         ordered, last = any(map(_has_effect, units)), 0
+        deepest, least = 0, 1  # of the native nodes so far, and of those to come
         for node in units:
             is_native = node in native
             sources = [unit_of(source) for source in node.all_input_nodes]
             found = [depths[s] + ((s in native) != is_native) for s in sources if s in depths]
-            depth = max([*found, int(is_native)])
+            depth = max([*found, least if is_native else 0])
             if ordered and not is_native:
-                depth = last = max(depth, last)
+                depth = max(depth, last, deepest + 1 if _assigns(node) else 0)
+                last, least = depth, depth + 1 if _assigns(node) else least
             depths[node] = depth
             if is_native:
                 self.depth[node] = depth
+                deepest = max(deepest, depth)
+
+
+def _assigns(node: fx.Node) -> bool:
+    """Whether it writes into a value that other nodes read."""
+    return any(isinstance(argument, fx.Node) and changes(node, argument) for argument in node.args[:1])
 
 
 TAKE_PLACES = ("index_select", "gather", "getitem", "repeat_interleave")  # whose constant tensors say which elements they pick
