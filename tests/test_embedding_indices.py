@@ -100,6 +100,8 @@ def test_a_compiled_module_in_all_its_forms(engine: str, bits: int, bag: bool, t
 
 
 FORWARDS: dict[str, tuple[bool, Callable[[Any, Tensor], Tensor]]] = {  # whether any integer type will do
+    "moved and cut": (True, lambda s, i: s.head(s.table(i.t()[1:].reshape(-1).unsqueeze(0)))),
+    "twice": (True, lambda s, i: s.head(s.table(i) + s.table(i.flip(1)))),
     "its sizes too": (True, lambda s, i: s.head(s.table(i) + s.table(torch.arange(i.shape[1])))),
     "computed with": (False, lambda s, i: s.head(s.table((i * 3) % 20))),
     "compared": (False, lambda s, i: s.head(s.table(i)) * (i > 3)[..., None]),

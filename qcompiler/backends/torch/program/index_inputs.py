@@ -9,7 +9,7 @@ from qcompiler.ir.nested import Ref, walk
 
 INTEGERS = ("int64", "int32", "int16", "int8", "uint8")  # as nn.quantized.embedding takes them
 LOOKUPS = {"runtime.embedding_rows": (1,), "runtime.embedding_bag_rows": (1, 2)}  # positions of indices and offsets
-MOVES = {"operator.getitem", *(f"method.{name}" for name in (
+MOVES = {"operator.getitem", *(f"{kind}.{name}" for kind in ("method", "torch") for name in (
     "reshape", "view", "flatten", "unflatten", "unsqueeze", "squeeze", "transpose", "permute", "t", "contiguous", "narrow", "select",
     "expand", "flip", "clone", "detach"))}  # fmt: skip
 SIZES = ("method.size", "method.dim", "method.numel", "attr.shape")
