@@ -231,7 +231,7 @@ SPOILED: dict[str, tuple[str, str, Callable[[fx.GraphModule], None]]] = {  # wha
     "an op reads another value": ("insert_observers", "sub", reads_another_value),
     "a scale off by 4": ("freeze_qparams", "stem", frozen("stem", scale=lambda s: s / 4)),
     "a scale too large by 8": ("freeze_qparams", "stem", frozen("stem", scale=lambda s: s * 8)),
-    "a zero point far off": ("freeze_qparams", "sub", frozen("sub", zero_point=lambda z: 0 if z > 30 else 100)),
+    "a zero point far off": ("freeze_qparams", "sub", frozen("sub", zero_point=lambda z: z // 8 if z > 30 else z + 60)),
     "weight scales of other channels": ("insert_quantize_dequantize", "b", parameter("b", 1, lambda s: s.flip(0))),
     "weight scales off by 2": ("insert_quantize_dequantize", "b", parameter("b", 1, lambda s: s * 2)),
     "weight zero points off by two": ("insert_quantize_dequantize", "head", parameter("head", 2, lambda z: z + 2)),

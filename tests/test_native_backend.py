@@ -17,10 +17,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import qcompiler
 from qcompiler import debug
 from qcompiler.backends.native import isa
+from qcompiler.debug.metrics import compute_sqnr
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 from tests.native_nets import NETS, Through, conv, converted, example, net, region_of, shaken, steps_apart
 

@@ -350,6 +350,8 @@ def test_linear_of_any_rank(shape: tuple[int, ...], after: nn.Module | None) -> 
     assert all(row.int8 for row in explain(result.module).rows if row.op != "sigmoid")  # which gives the result in floats
 
 
-def test_as_strided_is_refused_by_name() -> None:
+def test_as_strided_is_a_statement_of_its_own_or_refused_by_name() -> None:
+    model, x = Function(lambda s, x: x.as_strided((2, 2), (1, 1))).eval(), randn(2, 8, 6, 6)
     with pytest.raises(TraceError, match="as_strided"):
-        flow(Function(lambda s, x: x.as_strided((2, 2), (1, 1))).eval(), (randn(2, 8, 6, 6),))
+        flow(model, (x,), strict=True)
+    assert torch.equal(flow(model, (x,)).module(x), model(x))

@@ -30,7 +30,7 @@ from qcompiler import (
     save,
 )
 from qcompiler.backends.torch.kernels.table import Refused, select
-from qcompiler.backends.torch.passes import lower
+from qcompiler.backends.torch.passes import lowering
 from qcompiler.compile.pass_manager import Context, run_passes
 from qcompiler.debug import compute_sqnr
 from qcompiler.errors import PassError
@@ -293,7 +293,7 @@ def test_what_follows_an_op_without_a_kernel_is_float_until_an_op_with_weights(
     name: str, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = Refused(("the test holds it back",))
-    monkeypatch.setattr(lower, "select", lambda site, wrong=(): refused if site.op.name == "conv_transpose2d" else select(site, wrong))
+    monkeypatch.setattr(lowering, "select", lambda site, wrong=(): refused if site.op.name == "conv_transpose2d" else select(site, wrong))
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(4, 4, 1), *NO_KERNEL[name]()).eval(), randn(2, 4, 5, 5)
     module = flow(model, (x,), engine=engine).module
