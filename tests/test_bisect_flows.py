@@ -76,6 +76,7 @@ def settings_of(flow: str, net: nn.Module) -> dict[str, Any]:
     return FLOWS[flow][0]
 
 
+@pytest.mark.usefixtures("eight_bits")
 @pytest.mark.parametrize("flow", FLOWS)
 def test_a_pipeline_as_it_stands_spoils_nothing(net: nn.Module, flow: str) -> None:
     found = bisect(net, DATA, **settings_of(flow, net))

@@ -302,6 +302,7 @@ def test_a_custom_fake_quantize_of_the_user() -> None:
 CONVERTED = ("Conv2d", "ConvBn1d", "ConvBnReLU2d", "ConvReLU3d", "Linear", "LinearBn1d", "LinearReLU", "ConvTransposeBn2d")
 
 
+@pytest.mark.usefixtures("eight_bits")
 @pytest.mark.parametrize("case", CONVERTED)
 @pytest.mark.parametrize("fake_quant", ["fused", "plain", "learned"])
 def test_converts_to_the_weights_it_trained_with(case: str, fake_quant: str) -> None:

@@ -230,6 +230,9 @@ def within_part(statements: Sequence[ast.stmt], part: Part) -> list[ast.stmt]:
     return [statement for statement in statements if part.first <= span(statement)[0] < part.last]
 
 
+_ADDRESSES = frozenset(("as_strided", "as_strided_", "as_strided_scatter", "data_ptr", "storage", "untyped_storage", "storage_offset"))
+
+
 def refused(statements: Sequence[ast.stmt]) -> str | None:
     """Why statements cannot be a function of their own, as their text says."""
     for node in walk(statements):
@@ -238,9 +241,10 @@ def refused(statements: Sequence[ast.stmt]) -> str | None:
                 return why
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("super", "locals", "exec", "eval"):
             return f"it calls {node.func.id}()"
-        stores = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-        if stores:
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             return "it assigns an attribute"
+        if isinstance(node, (ast.Attribute, ast.Name)) and (name := getattr(node, "attr", getattr(node, "id", ""))) in _ADDRESSES:
+            return f"{name} reads memory by its address, and an int8 value may lie otherwise than the float one"
     return None
 
 
