@@ -7,7 +7,7 @@ but assignments into copies that the graph itself makes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +16,11 @@ from torch import fx, nn
 from qcompiler.errors import Where
 from qcompiler.trace.carry import Carrier
 from qcompiler.trace.check_numbers import agrees
-from qcompiler.trace.float_parts import NewPart, Parts
+from qcompiler.trace.forward import run_forward
 from qcompiler.trace.guards import GUARDS, TraceRemark, guard, guard_bool, guard_float, guard_int, is_guard
 from qcompiler.trace.inputs import open_inputs
-from qcompiler.trace.module_calls import Rules
+from qcompiler.trace.learned_parts import NewPart, Parts
+from qcompiler.trace.module_calls import TraceOptions
 from qcompiler.trace.numbers import Again
 from qcompiler.trace.opened import note_changes
 from qcompiler.trace.parametrize import fold_parametrizations
@@ -27,7 +28,7 @@ from qcompiler.trace.state import Places
 from qcompiler.trace.tracer import Tracer
 
 __all__ = [
-    "GUARDS", "TraceRemark", "Traced", "Where", "fold_parametrizations", "guard", "guard_bool", "guard_float", "guard_int",
+    "GUARDS", "TraceOptions", "TraceRemark", "Traced", "Where", "fold_parametrizations", "guard", "guard_bool", "guard_float", "guard_int",
     "is_guard", "trace",
 ]  # fmt: skip
 
@@ -41,55 +42,60 @@ class Traced:
 
 
 def trace(
-    model: nn.Module,
-    example_inputs: tuple[object, ...],
-    example_kwargs: Mapping[str, object] | None = None,
-    *,
-    is_leaf: Callable[[nn.Module, str], bool],
-    decompose: Mapping[Callable[..., object], Callable[..., object]] | None = None,
+    model: nn.Module, example_inputs: tuple[object, ...], example_kwargs: Mapping[str, object] | None = None, *, options: TraceOptions,
     concrete_args: Mapping[str, object] | None = None,
-    strict: bool = False,
-    trains: bool = False,
-) -> Traced:
+) -> Traced:  # fmt: skip
     """Trace a model on example inputs.
 
-    `is_leaf(module, path)` says which modules stay one call. `decompose` maps module classes (to a function of the module
-    and its arguments) and functions (to a function of the same arguments) to what is traced in their place.
-    `concrete_args` gives arguments of forward that are baked in. `trains`: the graph is to be trained, so it computes with
-    parameters and reads `training` when it runs, instead of once while it is traced. The model, its state and the inputs are
-    left as they were.
+    `options` say which modules stay one call, and what is traced in the place of others. `concrete_args` gives arguments of forward
+    that are baked in. The model, its state and the inputs are left as they were.
 
-    Raises TraceError where the root's forward cannot be followed (with `strict`, where any module's cannot), InputError
+    Raises TraceError where the root's forward cannot be followed (with `options.strict`, where any module's cannot), InputError
     where the model does not run on the example inputs.
     """
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    kwargs, concrete = example_kwargs or {}, concrete_args or {}
-    scopes: list[dict[str, object]] = []
-    free_numbers = True
-    made: list[Tracer] = []
-    parts = Parts()
+    return _Traces(model, options, args, example_kwargs or {}, concrete_args or {}).traced()
 
-    def make() -> Tracer:
-        tracer = Tracer(model, Rules(is_leaf, decompose or {}, strict, trains))
-        tracer.stand_ins, tracer.free_numbers, tracer.parts = scopes, free_numbers, parts
-        made.append(tracer)
+
+class _Traces:
+    """The traces of one model: each begins anew with what the one before has found."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        options: TraceOptions,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        concrete: Mapping[str, object],
+    ) -> None:
+        self.model, self.options, self.args, self.kwargs, self.concrete = model, options, args, kwargs, concrete
+        self.scopes: list[dict[str, object]] = []
+        self.free_numbers = True
+        self.parts = Parts()
+        self.last: Tracer | None = None
+
+    def make(self) -> Tracer:
+        self.last = tracer = Tracer(self.model, self.options)
+        tracer.stand_ins, tracer.free_numbers, tracer.float_parts.parts = self.scopes, self.free_numbers, self.parts
         return tracer
 
-    def forward(tracer: Tracer) -> object:
-        forward_args, forward_kwargs = open_inputs(tracer, model, args, kwargs, concrete)
-        result = tracer.run_forward(model, forward_args, forward_kwargs)
+    def forward(self, tracer: Tracer) -> object:
+        args, kwargs = open_inputs(tracer, self.model, self.args, self.kwargs, self.concrete)
+        result = run_forward(tracer, self.model, args, kwargs)
         note_changes(tracer)
         return result
 
-    while True:
-        try:
-            found = Traced(*Carrier(make, forward, Places(model)).traced())
-        except Again as again:  # once for each file of the user's at most
-            scopes.append(again.scope)
-            continue
-        except NewPart as new:
-            parts.learn(new)
-            continue
-        if not free_numbers or agrees(made[-1], found.graph_module, args, {**kwargs, **concrete}):
-            return found
-        free_numbers = False
+    def traced(self) -> Traced:
+        while True:
+            try:
+                found = Traced(*Carrier(self.make, self.forward, Places(self.model)).traced())
+            except Again as again:  # once for each file of the user's at most
+                self.scopes.append(again.scope)
+                continue
+            except NewPart as new:
+                self.parts.learn(new)
+                continue
+            assert self.last is not None
+            if not self.free_numbers or agrees(self.last, found.graph_module, self.args, {**self.kwargs, **self.concrete}):
+                return found
+            self.free_numbers = False

@@ -33,6 +33,18 @@ class StateFound(BaseException):
         self.place = place
 
 
+@dataclass(frozen=True)
+class Start:
+    """What stands in the model before a call. `carried`: places whose tensors are states, with an example of what they hold; of those in
+    `numbers` numbers are states, too. `given`: what stands at other places. `watched`: places whose values in the end are noted, where
+    recurrent layers that are given no state get zeros."""
+
+    carried: Mapping[Place, object]
+    numbers: Mapping[Place, object] = field(default_factory=dict)
+    given: Mapping[Place, object] = field(default_factory=dict)
+    watched: Iterable[Place] | None = None
+
+
 @dataclass
 class Attempt:
     """What one run of forward did, as the tracer's graph says it, with the writes of states in the end.
@@ -61,18 +73,9 @@ def is_state(value: object) -> bool:
     return isinstance(value, (torch.Tensor, bool, int, float))
 
 
-def run(
-    tracer: Tracer,
-    places: Places,
-    carried: Mapping[Place, object],
-    numbers: Mapping[Place, object],
-    given: Mapping[Place, object],
-    forward: Callable[[Tracer], object],
-    watched: Iterable[Place] = (),
-) -> Attempt:
-    """Trace one call. `carried`: places whose tensors are states, with an example of what they hold; of those in `numbers` numbers
-    are states, too. `given`: what stands at other places before the call. `watched`: places whose values in the end are noted."""
-    made = Attempt(tracer, given=given)
+def run(tracer: Tracer, places: Places, start: Start, forward: Callable[[Tracer], object]) -> Attempt:
+    """Trace one call of forward."""
+    carried, made = start.carried, Attempt(tracer, given=start.given)
 
     def found(tensor: torch.Tensor) -> None:
         place = places.of_memory(tensor)
@@ -80,18 +83,19 @@ def run(
             raise StateFound(place)
 
     tracer.found_state = found
-    with places.parameters_kept(made.parameters), session(tracer), kept_state(tracer, places):
-        for place, value in sorted(given.items(), key=_order):
+    with places.parameters_kept(made.parameters), session(tracer), kept_state(tracer.model, places) as restore:
+        tracer.modules.restore = restore
+        for place, value in sorted(start.given.items(), key=_order):
             places.put(place, value)
         tracer.paused += 1  # nothing of this is the model's
-        opened = {place: _opened(made, places.name(place), carried[place], place in numbers) for place in carried}
+        opened = {place: _opened(made, places.name(place), carried[place], place in start.numbers) for place in carried}
         read = {place: leaves(value, places.name(place)) for place, value in opened.items()}  # before forward adds to a list
         for place, value in sorted(opened.items(), key=_order):
             places.put(place, value)
         tracer.paused -= 1
         result = forward(tracer)
         tracer.paused += 1
-        _close(made, places, read, watched)
+        _close(made, places, read, start.watched or ())
         made.results = nested(lambda _, leaf: _example(leaf), result, "")
         add_output(tracer, result)
     return made
@@ -130,15 +134,15 @@ def _read(made: Attempt, name: str, value: Any) -> Proxy:
 def _close(made: Attempt, places: Places, opened: Mapping[Place, dict[str, object]], watched: Iterable[Place]) -> None:
     """Note what the call left, and write the states that it changed."""
     tracer = made.tracer
-    changed = {place: nested(lambda _, leaf: tracer.promotion(leaf), value, "") for place, value in places.changed().items()
-               if not owned(places.owner(place), tracer.modules.leaves)}  # fmt: skip
+    changed = {place: nested(lambda _, leaf: tracer.calls.promotion(leaf), value, "") for place, value in places.changed().items()
+               if not owned(places.owner(place), tracer.leaves)}  # fmt: skip
     for place, value in changed.items():
         made.left[place] = MISSING if value is MISSING else nested(lambda _, leaf: _example(leaf), value, "")
         if place not in opened and any(type(v) is Proxy and depends_on_data(v.node) for v in leaves(value, "").values()):
             made.data.append(place)
     made.shared, made.repointed = _shared(changed), places.repointed()
     for place, before in opened.items():
-        if not owned(places.owner(place), tracer.modules.leaves):
+        if not owned(places.owner(place), tracer.leaves):
             _write(made, place, before, leaves(changed[place], places.name(place)) if place in changed else before)
     for place in watched:
         if place not in opened and place in changed and changed[place] is not MISSING:

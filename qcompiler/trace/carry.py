@@ -9,22 +9,21 @@ needs it is a memo. Where a state starts as nothing, the trace of the first call
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
 from qcompiler.errors import TraceError, Where
-from qcompiler.ir.types import source_of
 from qcompiler.ops.state import write_state
 from qcompiler.ops.state_nodes import NUMBERS, is_write, unset
 from qcompiler.trace.align import Traces, align, merge
-from qcompiler.trace.attempt import Attempt, StateFound, is_state, owned, run
-from qcompiler.trace.finish import finish, live_states
+from qcompiler.trace.attempt import Attempt, Start, StateFound, is_state, owned, run
+from qcompiler.trace.finish import finish, live_nodes, live_states
 from qcompiler.trace.guards import TraceRemark, is_guard
-from qcompiler.trace.places import assigned_at
-from qcompiler.trace.same import UNKNOWN, alike, as_later, equal, held_tensor, kind_of, same_leaf
+from qcompiler.trace.hold_sharing import hold_sharing
+from qcompiler.trace.refusals import HINT, Refusals, Refused
+from qcompiler.trace.same import alike, as_later, equal, held_tensor, kind_of, same_leaf
 from qcompiler.trace.slots import MISSING, leaves, nested
 from qcompiler.trace.starts import proven
 from qcompiler.trace.state import Place, Places
@@ -32,14 +31,6 @@ from qcompiler.trace.state_reads import held_by
 from qcompiler.trace.tracer import Tracer
 
 _ROUNDS = 4  # later calls that add a place: what has one more in each of them grows
-HINT = "give forward the value as an argument and return the new one, or make the part that keeps it a submodule, which then stays float"
-
-
-@dataclass
-class Refused(Exception):
-    """What cannot be carried: paths of modules, which have to stay leaves, each with the reason and the user's line."""
-
-    reasons: dict[str, tuple[str, str | None]] = field(default_factory=dict)
 
 
 class Carrier:
@@ -47,7 +38,7 @@ class Carrier:
 
     def __init__(self, make: Callable[[], Tracer], forward: Callable[[Tracer], object], places: Places) -> None:
         self.make, self.forward, self.places = make, forward, places
-        self.model = places.model
+        self._refusals = Refusals(places)
         self.kept: dict[str, str] = {}
         self.forced: dict[Place, object] = {}  # plain tensors that forward changes in place
 
@@ -61,49 +52,44 @@ class Carrier:
 
     def _keep(self, refused: Refused) -> None:
         for path, (reason, source) in refused.reasons.items():
-            if path == "" or path in self.kept or self.make().rules.strict:
+            if path == "" or path in self.kept or self.make().options.strict:
                 raise TraceError(reason, where=Where(module_path=path, source=source), hint=HINT)
             self.kept[path] = reason
         self.forced = {place: value for place, value in self.forced.items() if not owned(self.places.owner(place), list(self.kept))}
 
-    def _run(
-        self,
-        carried: Mapping[Place, object],
-        numbers: Mapping[Place, object],
-        given: Mapping[Place, object],
-        watched: Iterable[Place] | None = None,
-    ) -> Attempt:
+    def _run(self, start: Start) -> Attempt:
         tracer = self.make()
-        tracer.modules.kept, tracer.modules.explicit_states = self.kept, watched is not None
-        return run(tracer, self.places, carried, numbers, given, self.forward, watched or ())
+        tracer.modules.kept, tracer.leaf_calls.explicit_states = self.kept, start.watched is not None
+        self.places.is_later = bool(start.given)
+        return run(tracer, self.places, start, self.forward)
 
     def _first(self) -> Attempt:
         while True:
             try:
-                return self._run(self.forced, {}, {})
+                return self._run(Start(self.forced))
             except StateFound as found:
                 if found.place in self.forced or found.place in self.places.shared:
-                    raise self._refusal({found.place: "is changed in place and has a second name"}, None) from None
+                    raise self._refusals.refusal({found.place: "is changed in place and has a second name"}, None) from None
                 self.forced[found.place] = self.places.first(found.place)
 
     def _traced(self) -> tuple[fx.GraphModule, list[TraceRemark]]:
         first = self._first()
-        self._check_parameters(first)
+        self._refusals.check_parameters(first)
         if first.repointed:
-            raise self._refusal(dict.fromkeys(first.repointed, "is given other memory by `set_`"), first)
-        self._check_modes(first)
+            raise self._refusals.refusal(dict.fromkeys(first.repointed, "is given other memory by `set_`"), first)
+        self._refusals.check_modes(first)
         left = {place: value for place, value in first.left.items() if not (place in self.forced and alike(value, self.forced[place]))}
         if not left and not first.unstable:
             return self._finished(first, self.forced, self._initial(first, self.forced))
         carried = {place: first.left.get(place, value) for place, value in self.forced.items()}
         carried |= {place: value for place, value in left.items() if place in first.data}
         later, carried, numbers, known = self._later(first, carried, left)
-        self._check_leaves(first, later)
+        self._refusals.check_leaves(first, later)
         live = self._live(later)
         later.unstable |= {p: "is changed in place and has a second name" for p in later.in_place if p in first.shared}
-        self._check_stable(later, live)
+        self._refusals.check_stable(later, live)
         if not live:
-            self._check_equal(first, later, known)
+            self._refusals.check_equal(first, later, known)
             return self._finished(first, carried, self._initial(first, self.forced))
         return self._joined(first, later, carried, numbers, known)
 
@@ -116,7 +102,7 @@ class Carrier:
         while grown < _ROUNDS:
             given = {place: value for place, value in known.items() if place not in carried}
             try:
-                later = self._run(carried, numbers, given)
+                later = self._run(Start(carried, numbers, given))
             except StateFound as found:
                 carried[found.place] = self.forced[found.place] = self.places.first(found.place)
                 continue
@@ -125,7 +111,7 @@ class Carrier:
             counted = [place for place in carried if place not in numbers and self._counts(place, carried[place], later.left.get(place))]
             if not new and not counted:
                 return later, carried, numbers, known
-            self._check_kinds(new, known)
+            self._refusals.check_kinds(new, known)
             known |= new
             carried |= new
             numbers |= dict.fromkeys([*new, *counted])
@@ -144,7 +130,7 @@ class Carrier:
         """The graph of a later call with the starts of its states from a first one."""
         later = self._with_memos(later, carried, numbers, known)
         starts = {place: start for place, value in carried.items() if (start := self._start(place, value)) is not None}
-        begun = self._run(starts, numbers, {}, watched=list(carried))
+        begun = self._run(Start(starts, numbers, watched=list(carried)))
         one, two = (Traces(a.tracer.graph, a.ends, a.tracer.attributes.constants) for a in (begun, later))
         live = sorted(self._live(later))
         self._check_growing(later, carried, numbers)
@@ -154,7 +140,8 @@ class Carrier:
             found = proven(one, two, (begun.tracer, later.tracer), open_states)
         if found is None:
             without = dict.fromkeys((p for p in carried if p not in starts), "has no value at the first call, which differs")
-            raise self._refusal(without or dict.fromkeys(carried, "makes the first call compute something else than the next"), later)
+            differing = dict.fromkeys(carried, "makes the first call compute something else than the next")
+            raise self._refusals.refusal(without or differing, later)
         started = merge(one, two, found)
         self._write_starts(later, started)
         initial = self._initial(later, carried) | {name: unset(later.tracer.held[name]) for name in started}
@@ -167,7 +154,7 @@ class Carrier:
         if all(place in carried for place in known):
             return later
         try:
-            again = self._run(carried, numbers, {})
+            again = self._run(Start(carried, numbers))
         except (TraceError, StateFound):
             return later
         same = equal(again.results, later.results) and not again.unstable and self._live(again) == self._live(later)
@@ -194,77 +181,21 @@ class Carrier:
                     found[path] = held_tensor(leaf, made.tracer.held[path])
         return found
 
-    # ---- what cannot be carried
-
-    def _refusal(self, places: Mapping[Place, str], made: Attempt | None) -> Refused:
-        reasons: dict[str, tuple[str, str | None]] = {}
-        for place, reason in places.items():
-            owner, name = self.places.owner(place), self.places.name(place)
-            text = f"forward keeps `{name}` between calls, which {reason}"
-            reasons.setdefault(owner, (text, self._line(place, made)))
-        return Refused(reasons)
-
-    def _line(self, place: Place, made: Attempt | None) -> str | None:
-        """The line that made what stands at a place; where that is no traced value, one that assigns to its name."""
-        ends = [end for held, end in (made.ends if made else {}).items() if self._is_at(held, place)]
-        line = next((source_of(end).location for end in ends if isinstance(end, fx.Node)), None)
-        return line or assigned_at(type(self.model.get_submodule(self.places.owner(place))), str(place[1]))
-
-    def _check_parameters(self, made: Attempt) -> None:
-        for name in made.parameters:
-            owner, _, last = name.rpartition(".")
-            text = f"forward gives the parameter `{name}` another value"
-            raise Refused({owner: (text, assigned_at(type(self.model.get_submodule(owner)), last))})
-
-    def _check_modes(self, made: Attempt) -> None:
-        """State that is written in training alone: a graph has one branch."""
-        branched = {remark.where.module_path for remark in made.tracer.remarks if remark.kind == "training-branch"}
-        places = {p: "it changes where a branch on `training` says so" for p in made.left if self.places.owner(p) in branched}
-        if places:
-            raise self._refusal(places, made)
-
-    def _check_leaves(self, first: Attempt, later: Attempt) -> None:
-        """A module that can be followed at its first call alone stays a leaf."""
-        known = set(first.tracer.modules.leaves)
-        reasons = {path: next((r.reason for r in later.tracer.remarks if r.kind == "leaf" and r.where.module_path == path), "")
-                   for path in later.tracer.modules.leaves if path not in known}  # fmt: skip
-        if reasons:
-            raise Refused({path: (f"at its second call it cannot be followed: {reason}", None) for path, reason in reasons.items()})
-
-    def _check_kinds(self, new: Mapping[Place, object], known: Mapping[Place, object]) -> None:
-        """Texts, members of enums and numbers of numpy that change with each call: they are no values of a graph."""
-        for place, value in new.items():
-            before = leaves(known.get(place), "")
-            for path, leaf in leaves(value, "").items():
-                if isinstance(leaf, UNKNOWN) and not same_leaf(leaf, before.get(path, leaf)):
-                    raise self._refusal({place: f"is another {type(leaf).__name__} after each call"}, None)
-
-    def _check_stable(self, later: Attempt, live: list[str]) -> None:
-        bad = {p: reason for p, reason in later.unstable.items() if any(self._is_at(name, p) for name in live)}
-        if bad:
-            raise self._refusal(bad, later)
-
-    def _is_at(self, name: str, place: Place) -> bool:
-        own = self.places.name(place)
-        return name == own or name.startswith(f"{own}.")
-
-    def _check_equal(self, first: Attempt, later: Attempt, known: Mapping[Place, object]) -> None:
-        if not equal(first.results, later.results):
-            raise self._refusal(dict.fromkeys(known, "makes its second call compute something else than its first"), first)
-
     def _check_growing(self, later: Attempt, carried: Mapping[Place, object], numbers: Mapping[Place, object]) -> None:
         """A guard on the size of a state that changes its shape would refuse the next call: what that call would see is tried."""
         live = self._live(later)
-        moved = [place for place in carried if any(self._is_at(name, place) for name in later.moved if name in live)]
+        moved = [place for place in carried if any(self._refusals.is_at(name, place) for name in later.moved if name in live)]
         if not moved:
             return
         try:
-            again = self._run({place: later.left.get(place, value) for place, value in carried.items()}, numbers, later.given)
+            again = self._run(Start({place: later.left.get(place, value) for place, value in carried.items()}, numbers, later.given))
             fixed = _fixed(again) == _fixed(later)
         except TraceError:
             fixed = False
         if not fixed:
-            raise self._refusal(dict.fromkeys(moved, "changes its shape with each call, and forward holds a size of it fixed"), later)
+            raise self._refusals.refusal(
+                dict.fromkeys(moved, "changes its shape with each call, and forward holds a size of it fixed"), later
+            )
 
     # ---- the result
 
@@ -291,12 +222,13 @@ class Carrier:
         self, made: Attempt, carried: Iterable[Place], initial: dict[str, torch.Tensor]
     ) -> tuple[fx.GraphModule, list[TraceRemark]]:
         live = self._live(made)
+        hold_sharing(made.tracer, set(live_nodes(made.tracer.graph, live)))
         made.tracer.held = initial
         gm, remarks = finish(made.tracer, live)
         unread: dict[str, str] = {}
         for place in carried:
             name, owner = self.places.name(place), self.places.owner(place)
-            if any(self._is_at(state, place) for state in live):
+            if any(self._refusals.is_at(state, place) for state in live):
                 text = f"what forward keeps in `{name}` is carried from call to call, in a buffer of that name"
                 remarks.append(TraceRemark("state", Where(module_path=owner), text))
             else:

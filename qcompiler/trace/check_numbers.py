@@ -15,11 +15,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
-from qcompiler.trace.recorder import Recorder
 from qcompiler.trace.state import untouched
+from qcompiler.trace.tracer import Tracer
 
 
-def agrees(tracer: Recorder, gm: fx.GraphModule, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bool:
+def agrees(tracer: Tracer, gm: fx.GraphModule, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bool:
     """Whether graph and model give the same result on the example. In training it is not asked: a forward would change statistics."""
     if not tracer.numbers or not tracer.free_numbers or tracer.model.training:
         return True

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from qcompiler.trace.statements import MUTATORS, Place, has_no_other_effect, is_plain, span, tested_at
+from qcompiler.trace.statements import MUTATORS, has_no_other_effect, is_plain, tested_at
+from qcompiler.trace.syntax import Position, span
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 _LOOPS = (ast.For, ast.While, ast.AsyncFor)
@@ -26,8 +27,8 @@ class EarlyReturn:
 
     answer: bool
     way: tuple[ast.stmt, ...]
-    first: Place
-    last: Place
+    first: Position
+    last: Position
 
 
 def early_return_at(frame: FrameType) -> EarlyReturn | None:
@@ -72,7 +73,7 @@ def _reaches_out(function: ast.FunctionDef, statement: ast.If) -> bool:
     return any(_is_effect(node, stored) for node in own_nodes(function) if _begins(node) >= start)
 
 
-def _begins(node: ast.AST) -> Place:
+def _begins(node: ast.AST) -> Position:
     return span(node)[0] if isinstance(node, (ast.stmt, ast.expr)) else (0, 0)
 
 

@@ -31,7 +31,7 @@ def finish(tracer: Tracer, states: Iterable[str] = ()) -> tuple[fx.GraphModule, 
     copies: dict[fx.Node, fx.Node] = {}
     constants: dict[str, str] = {}
     taken = {name for name, _ in tracer.model.named_children()} | set(dict(tracer.model.named_parameters(recurse=False)))
-    for node in _live(tracer.graph, states):
+    for node in live_nodes(tracer.graph, states):
         target = node.target
         if node.op == "get_attr" and target in tracer.attributes.constants and target not in tracer.held:
             target = constants.setdefault(str(target), _free_name(len(constants), taken))
@@ -73,13 +73,13 @@ def live_states(graph: fx.Graph, always: Iterable[str]) -> list[str]:
     """The states that the outputs, guards and assertions need, by way of other states too, and those that are kept `always`."""
     found = dict.fromkeys(always)
     while True:
-        more = dict.fromkeys(held_by(node) for node in _live(graph, found) if is_read(node) or is_write(node))
+        more = dict.fromkeys(held_by(node) for node in live_nodes(graph, found) if is_read(node) or is_write(node))
         if all(name in found for name in more):
             return list(found)
         found |= more
 
 
-def _live(graph: fx.Graph, states: Iterable[str] = ()) -> list[fx.Node]:
+def live_nodes(graph: fx.Graph, states: Iterable[str] = ()) -> list[fx.Node]:
     """The nodes that the outputs, guards, assertions and writes of these states need, in order.
 
     An assignment into a copy counts where the copy is read after it.
@@ -135,7 +135,7 @@ def _attach(module: fx.GraphModule, tracer: Tracer, path: str, user: str) -> Non
         return
     if owner is original:
         return
-    leaf = tracer.modules.replacements.get(user) or original._modules.get(user_field)
+    leaf = tracer.leaf_calls.replacements.get(user) or original._modules.get(user_field)
     if leaf is not None:
         owner.add_module(field, leaf)
     elif user_field in original._buffers:

@@ -69,7 +69,7 @@ def _chains(node: ast.AST, owners: Mapping[str, nn.Module], found: Arguments) ->
     if isinstance(node, (ast.Attribute, ast.Subscript, ast.Name)) and (steps := _steps(node)) is not None and steps[0] in owners:
         text, value = _resolved(steps[0], owners[steps[0]], steps[1:])
         taken = {argument for chain, argument in found.chains.items() if chain != text} | set(found.values)
-        name = found.chains.get(text) or _free(re.sub(r"\W+", "_", text).strip("_") or "value", taken)
+        name = found.chains.get(text) or free(re.sub(r"\W+", "_", text).strip("_") or "value", taken)
         found.chains[text], found.values[name] = name, value
         return
     for child in ast.iter_child_nodes(node):
@@ -90,7 +90,8 @@ def _steps(node: ast.expr) -> list[Any] | None:
     return [node.id, *steps]
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free(name: str, taken: set[str]) -> str:
+    """A name that is not taken."""
     while name in taken:
         name += "_"
     return name

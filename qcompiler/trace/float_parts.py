@@ -21,62 +21,43 @@ from qcompiler.errors import QCompilerError, TraceError, Where
 from qcompiler.ir.types import Value
 from qcompiler.ops.float_statements import Statement
 from qcompiler.trace import places
+from qcompiler.trace.either_way import EitherWay
 from qcompiler.trace.float_arguments import Arguments, RefusedPart, arguments_of
-from qcompiler.trace.float_function import indent, kind_of, refused_part, source_of_part, text_of_function
+from qcompiler.trace.float_function import held_by, indent, is_harmless, kind_of, refused_part, source_of_part, text_of_function
 from qcompiler.trace.float_results import FloatResults
 from qcompiler.trace.float_source import Function, Part, followed_at, function_at, parts_at
 from qcompiler.trace.float_uses import Uses
 from qcompiler.trace.guards import TraceRemark
+from qcompiler.trace.learned_parts import NewPart, Parts
 from qcompiler.trace.mode import evaluated
-from qcompiler.trace.module_calls import ModuleCalls
+from qcompiler.trace.mutation import Mutations
 from qcompiler.trace.nested import map_nested
 from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.reasons import reason
+from qcompiler.trace.recording import Recording
 from qcompiler.trace.rewritten import Switch
+from qcompiler.trace.running import Running
 from qcompiler.trace.state import untouched
-from qcompiler.trace.statements import Place, decides_at, span_at
+from qcompiler.trace.statements import decides_at, span_at
+from qcompiler.trace.syntax import Position
 
 MOST = 64  # parts of one model, and refusals: each is another trace
 
 
-class NewPart(BaseException):
-    """The trace has to begin anew: with a part more, or, where `refused` says why, without it. (No `except Exception` of the user's
-    code takes it.)"""
+class FloatParts:
+    """The statements of a trace that run as they stand."""
 
-    def __init__(self, part: Part, why: str, refused: bool = False) -> None:
-        super().__init__(part)
-        self.part, self.why, self.refused = part, why, refused
-
-
-class Parts:
-    """What the traces of one model have learned: the parts with the reasons, what cannot be one, and the functions made so far."""
-
-    def __init__(self) -> None:
-        self.chosen: dict[Part, str] = {}
-        self.refused: dict[Part, str] = {}
-        self.functions: dict[tuple[object, ...], Callable[..., object]] = {}
-
-    def learn(self, new: NewPart) -> None:
-        self.chosen = {part: why for part, why in self.chosen.items() if not new.part.covers(part)}
-        (self.refused if new.refused else self.chosen)[new.part] = new.why
-
-
-class FloatParts(FloatResults):
-    """The recorder's part for statements that run as they stand."""
-
-    modules: ModuleCalls  # the tracer's
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+    def __init__(self, recorder: Recording, running: Running, mutations: Mutations, ways: EitherWay) -> None:
+        self._recorder, self._running, self._mutations, self._ways = recorder, running, mutations, ways
+        self._results = FloatResults(recorder, mutations)
         self.parts = Parts()
-        self.paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
         self.held_modules: dict[str, Part] = {}  # paths of the modules that parts call, with the part
 
     # ---- choosing
 
     def switches(self, is_traced: Callable[[], bool]) -> list[Switch]:
-        return [Switch(part, is_traced, self.run_part, self) for part in self.parts.chosen]
+        return [Switch(part, is_traced, self.run_part, self._ways) for part in self.parts.chosen]
 
     def try_part(self, error: Exception) -> str:
         """Raise NewPart where a statement around the line that failed may stay float; else why none can, as a clause, or nothing."""
@@ -100,11 +81,11 @@ class FloatParts(FloatResults):
         for file, function, place, decides in self._failed_at(error):
             yield from parts_at(file, function, place, decides)
 
-    def _failed_at(self, error: Exception, inside: bool = False) -> Iterator[tuple[str, Function, tuple[Place, Place], bool]]:
+    def _failed_at(self, error: Exception, inside: bool = False) -> Iterator[tuple[str, Function, tuple[Position, Position], bool]]:
         """The functions of the user's in which something failed, from the innermost, each with the place, and whether a
         truth value was asked for. Under a condition on data that is the place of the condition, but for `inside`."""
-        closed = getattr(error, "region", None) or next((r for text, r in self.left_open.items() if text in str(error)), None)
-        regions = [*self.regions, *([closed] if closed is not None else [])]
+        closed = getattr(error, "region", None) or next((r for text, r in self._ways.regions.left_open.items() if text in str(error)), None)
+        regions = [*self._ways.regions.open, *([closed] if closed is not None else [])]
         if regions and not inside:
             code, (file, line) = regions[0].frame.f_code, regions[0].place
             place = (int(line or 0), indent(file, line))
@@ -134,32 +115,39 @@ class FloatParts(FloatResults):
             raise NewPart(part, str(refusal), refused=True) from None
 
     def _run_part(self, part: Part, variables: dict[str, object]) -> object:
-        self.at_event()
-        if self.regions:
+        self._recorder.at_event()
+        if self._ways.regions.open:
             raise RefusedPart("it stands under another condition on data")
-        _, statements, uses = source_of_part(part)
+        _, statements, every = source_of_part(part)
+        uses = every.knowing(lambda name: is_harmless(name, variables))
         for name in uses.changes:
             self._check_changed(name, uses, variables)
+            if part.kind == "expression" and not isinstance(variables.get(name), torch.Tensor):
+                raise RefusedPart(f"it changes `{name}`")
         arguments = arguments_of(statements, uses.reads, variables)
         self._check_modules(arguments)
         self._check_bound(uses, variables)
-        call = self._function(part, statements, uses, arguments)
+        held = held_by(part, uses, variables)
+        call = self._function(part, statements, uses, held, arguments)
         values = [self._argument(value, part) for value in arguments.values.values()]
         example = self._on_copies(call, arguments, values)
-        given = self.record_part(call, values, example, uses, part)
+        names = ["the result"] if part.has_result else [*uses.gives]
+        given = self._results.record_part(call, values, example, [*names, *held])
         self._remark(part)
-        own = [name in uses.changes and name not in uses.rebinds for name in uses.gives] or [False]
-        self.note_shared([value for value, is_own in zip(given, own, strict=True) if not is_own], arguments)
+        for name, value in zip(held, given[len(names) :], strict=True):
+            self._results.changed_by_part(variables[name], value, name)  # type: ignore[arg-type]
         if part.has_result:
+            self._results.note_shared(given[:1], arguments)
             return given[0]
-        return [self.settled_variable(name, value, uses, variables) for name, value in zip(uses.gives, given, strict=True)]
+        settled = self._results.settled(given[: len(names)], uses, variables, arguments)
+        return [settled.get(name, variables.get(name)) for name in every.gives]
 
     def _check_modules(self, arguments: Arguments) -> None:
         for name, module in arguments.modules.items():
-            path = self.paths.get(id(module))
+            path = self._recorder.paths.get(id(module))
             if path is None:
                 raise RefusedPart(f"`{name}` is a module that is no part of the model")
-            if path == "" or any(path == scope for scope, _ in self.scopes):
+            if path == "" or any(path == scope for scope, _ in self._recorder.scopes):
                 raise RefusedPart("it needs `self` as a whole")
 
     def _check_changed(self, name: str, uses: Uses, variables: Mapping[str, object]) -> None:
@@ -169,7 +157,7 @@ class FloatParts(FloatResults):
             raise RefusedPart(f"it changes what `{name}` keeps")
         if isinstance(value, torch.Tensor):
             with self._refusing():
-                self.check_state(value.example if hasattr(value, "example") else value)
+                self._mutations.check_state(value.example if hasattr(value, "example") else value)
         elif isinstance(value, (list, dict)):
             if name in uses.deep:
                 raise RefusedPart(f"it changes what stands in `{name}`")
@@ -193,24 +181,26 @@ class FloatParts(FloatResults):
 
     def _argument(self, value: object, part: Part) -> Any:
         if isinstance(value, nn.Module):
-            self.held_modules[self.paths[id(value)]] = part
-            self.modules.leaves.append(self.paths[id(value)])  # it keeps what it keeps, as a leaf does
+            self.held_modules[self._recorder.paths[id(value)]] = part
+            self._recorder.leaves.append(self._recorder.paths[id(value)])  # it keeps what it keeps, as a leaf does
             return self._module_argument(value)
-        return Proxy(value.node, self, value.example) if type(value) is Opaque else value
+        return Proxy(value.node, self._recorder, value.example) if type(value) is Opaque else value
 
     def _module_argument(self, module: nn.Module) -> Proxy:
-        node = self.attributes.node(self.paths[id(module)], Value(None, None))
-        return Proxy(node, self, module)
+        node = self._recorder.attributes.node(self._recorder.paths[id(module)], Value(None, None))
+        return Proxy(node, self._recorder, module)
 
-    def _function(self, part: Part, statements: Sequence[ast.stmt], uses: Uses, arguments: Arguments) -> Callable[..., object]:
+    def _function(
+        self, part: Part, statements: Sequence[ast.stmt], uses: Uses, held: Sequence[str], arguments: Arguments
+    ) -> Callable[..., object]:
         """The statement as a function, one for all calls of the same form."""
         kinds = tuple((name, kind_of(value)) for name, value in arguments.values.items())
-        key = (part, kinds, tuple(arguments.chains.items()))
+        key = (part, kinds, tuple(arguments.chains.items()), uses.gives, tuple(held))
         if key not in self.parts.functions:
             frame = places.user_frame(sys._getframe(1))
             assert frame is not None
             code, names = frame.f_code, frame.f_globals
-            made = Statement(text_of_function(part, statements, uses, arguments), f"statement_{part.first[0]}", code.co_qualname,
+            made = Statement(text_of_function(part, statements, uses, held, arguments), f"statement_{part.first[0]}", code.co_qualname,
                              str(names.get("__name__")), part.file, part.first[0])  # fmt: skip
             self.parts.functions[key] = made.function(names)
         return self.parts.functions[key]
@@ -220,7 +210,7 @@ class FloatParts(FloatResults):
         copies: list[tuple[torch.Tensor, int]] = []
 
         def copied(value: object) -> Any:
-            value = self.running.concrete(value)
+            value = self._running.concrete(value)
             if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
                 value = value.clone()
                 copies.append((value, value._version))
@@ -228,16 +218,16 @@ class FloatParts(FloatResults):
 
         given = [map_nested(copied, value) for value in values]
         modules = list(arguments.modules.values())
-        self.paused += 1
+        self._recorder.paused += 1
         try:
             with contextlib.ExitStack() as stack, self._refusing():
                 for module in modules:
                     stack.enter_context(untouched(module))
                 for inner in (part for module in modules for part in module.modules()):
                     stack.enter_context(evaluated(inner))
-                example = self.running.on_examples(call, given, {})
+                example = self._running.on_examples(call, given, {})
         finally:
-            self.paused -= 1
+            self._recorder.paused -= 1
         if any(value._version != version for value, version in copies):
             raise RefusedPart("it changes a tensor in place, which its text does not show")
         return example
@@ -246,20 +236,20 @@ class FloatParts(FloatResults):
 
     def _remark(self, part: Part) -> None:
         line = part.first[0]
-        where = Where(None, self.scopes[-1][0] if self.scopes else None, places.spell(part.file, line))
+        where = Where(None, self._recorder.scopes[-1][0] if self._recorder.scopes else None, places.spell(part.file, line))
         code = places.text_of(part.file, line)
         text = f"`{code}` runs as it stands, in floats: {self.parts.chosen[part].removesuffix(f' in `{code}`')}"
         remark = TraceRemark("float-statement", where, text)
-        if remark not in self.remarks:
-            self.remarks.append(remark)
+        if remark not in self._recorder.remarks:
+            self._recorder.remarks.append(remark)
 
     def check_parts(self) -> None:
         """Refuse parts with modules that are called elsewhere too: there they are int8."""
-        held = {path: part for path, part in self.held_modules.items() if self.attributes.read(path) is not None}
-        for node in self.graph.nodes if held else ():
+        held = {path: part for path, part in self.held_modules.items() if self._recorder.attributes.read(path) is not None}
+        for node in self._recorder.graph.nodes if held else ():
             target = str(node.target)
             for path, part in held.items() if node.op in ("get_attr", "call_module") else ():
-                if node is not self.attributes.read(path) and (target == path or target.startswith(f"{path}.")):
+                if node is not self._recorder.attributes.read(path) and (target == path or target.startswith(f"{path}.")):
                     raise NewPart(part, f"`{path}`, which it calls, is used elsewhere as well", refused=True)
 
 

@@ -15,11 +15,12 @@ from types import CodeType
 from typing import Any, Literal
 
 from qcompiler.trace.early_returns import returns_early
-from qcompiler.trace.statements import Place, inside_functions, is_plain, span, tree_of
+from qcompiler.trace.statements import is_plain
+from qcompiler.trace.syntax import Position, inside_functions, lambdas_of, span, tree_of
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 LAMBDA = "<lambda>"
-NESTED = 3  # expressions around a place that are tried
+NESTED = 6  # expressions around a place that are tried: float(np.mean(x.numpy()) * 2) has five
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 LOOPS = (ast.For, ast.While, ast.AsyncFor)
 _REFUSED: tuple[tuple[tuple[type, ...], str], ...] = (
@@ -40,8 +41,8 @@ class Part:
     name: str
     line: int
     column: int
-    first: Place
-    last: Place
+    first: Position
+    last: Position
     kind: Literal["expression", "statements", "end", "returns", "choice", "logic"]
 
     # "end": the function ends with them. The last three do not run as they stand: "returns": the whole function, whose early returns are
@@ -81,12 +82,12 @@ def key_of_code(code: CodeType) -> tuple[str, int, int]:
         return code.co_name, code.co_firstlineno, -1
     tree = tree_of(code.co_filename)
     at = [(line, column) for line, _, column, end in code.co_positions() if line is not None and column is not None and column != end]
-    found = [n for n in ast.walk(tree) if isinstance(n, ast.Lambda) and n.lineno == code.co_firstlineno] if tree is not None and at else []
+    found = lambdas_of(tree).get(code.co_firstlineno, []) if tree is not None and at else []
     around = [n for n in found if span(n)[0] <= min(at) and max(at) < span(n)[1]]
     return LAMBDA, code.co_firstlineno, max((n.col_offset for n in around), default=-1)
 
 
-def function_at(file: str, place: Place, codes: Sequence[CodeType]) -> Function | None:
+def function_at(file: str, place: Position, codes: Sequence[CodeType]) -> Function | None:
     """The innermost function around a place, if its code is among those that run."""
     tree, found = tree_of(file), None
     for function, node in inside_functions(tree) if tree is not None else ():
@@ -96,7 +97,7 @@ def function_at(file: str, place: Place, codes: Sequence[CodeType]) -> Function 
     return found if found is not None and key_of(found)[:2] in known else None
 
 
-def followed_at(file: str, function: Function, at: tuple[Place, Place]) -> Iterator[Part]:
+def followed_at(file: str, function: Function, at: tuple[Position, Position]) -> Iterator[Part]:
     """What has to be traced both ways around a condition, the innermost first."""
     name, place = (file, *key_of(function)), at[0]
     if any(isinstance(n, ast.Try) and _is_guarded(n, place) for n in ast.walk(function)):
@@ -112,11 +113,11 @@ def followed_at(file: str, function: Function, at: tuple[Place, Place]) -> Itera
         yield Part(*name, *span(function), "returns")
 
 
-def _covers(node: ast.expr, place: Place) -> bool:
+def _covers(node: ast.expr, place: Position) -> bool:
     return span(node)[0] <= place < span(node)[1]
 
 
-def parts_at(file: str, function: Function, at: tuple[Place, Place], decides: bool) -> Iterator[Part]:
+def parts_at(file: str, function: Function, at: tuple[Position, Position], decides: bool) -> Iterator[Part]:
     """What may stand alone around a place, the smallest first: expressions, then statements. `decides`: a truth value is asked for."""
     chain = list(_chain(function, at[0]))
     guarded = max((i + 1 for i, (block, index, _) in enumerate(chain) if _is_guarded(block[index], at[0])), default=0)
@@ -138,7 +139,7 @@ def parts_at(file: str, function: Function, at: tuple[Place, Place], decides: bo
             yield _part(file, function, rest, "end")
 
 
-def _is_guarded(statement: ast.stmt, place: Place) -> bool:
+def _is_guarded(statement: ast.stmt, place: Position) -> bool:
     """Whether an exception at a place is caught in this statement: the graph has no such thing, so the part has to have it."""
     if not isinstance(statement, ast.Try) or not statement.handlers:
         return False
@@ -149,7 +150,7 @@ def _part(file: str, function: Function, statements: Sequence[ast.stmt], kind: L
     return Part(file, *key_of(function), span(statements[0])[0], span(statements[-1])[1], kind)
 
 
-def _expressions(function: Function, at: tuple[Place, Place], decides: bool) -> list[tuple[Place, Place]]:
+def _expressions(function: Function, at: tuple[Position, Position], decides: bool) -> list[tuple[Position, Position]]:
     """The spans of the expressions around a place, the smallest first; of a truth value only those that it chooses in."""
     around = [node for node in ast.walk(function) if isinstance(node, ast.expr) and span(node)[0] <= at[0] and at[1] <= span(node)[1]]
     if decides:
@@ -159,7 +160,7 @@ def _expressions(function: Function, at: tuple[Place, Place], decides: bool) -> 
     return list(dict.fromkeys(map(span, reversed(values))))[:NESTED]
 
 
-def _chain(function: Function, place: Place) -> Iterator[tuple[list[ast.stmt], int, bool]]:
+def _chain(function: Function, place: Position) -> Iterator[tuple[list[ast.stmt], int, bool]]:
     """The blocks around a place from the outermost, each with the statement in it, and whether that stands in a loop."""
     node: ast.AST = function
     in_loop = False

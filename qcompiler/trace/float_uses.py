@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from qcompiler.trace.float_source import LOOPS, Function, walk
-from qcompiler.trace.statements import MUTATORS, Place, span
+from qcompiler.trace.statements import MUTATORS
+from qcompiler.trace.syntax import Position, span
 
 
 @dataclass(frozen=True)
 class Uses:
     """The variables of a part. `reads`: all that it needs; `gives`: those that it assigns and that others read, in order;
-    `rebinds`: those that it assigns; `changes`: those whose object it may change in place, with why it may not be a part where it
-    reaches into what they hold; `sure`: those that it assigns whichever way it goes."""
+    `rebinds`: those that it assigns; `changes`: those whose object it may change in place; `deep`: those of them where it reaches into
+    what they hold; `sure`: those that it assigns whichever way it goes; `handed`: of those that may change only since a function is
+    given them, the names of these functions."""
 
     reads: tuple[str, ...]
     gives: tuple[str, ...]
@@ -23,13 +25,20 @@ class Uses:
     changes: tuple[str, ...]
     deep: frozenset[str]
     sure: frozenset[str]
+    handed: Mapping[str, frozenset[str]]
+
+    def knowing(self, is_harmless: Callable[[str], bool]) -> Uses:
+        """The same where it is known which functions change nothing that they are given."""
+        kept = {name for name, functions in self.handed.items() if all(map(is_harmless, functions))}
+        changes = tuple(name for name in self.changes if name not in kept)
+        return replace(self, changes=changes, gives=tuple(n for n in self.gives if n not in kept or n in self.rebinds))
 
 
 def uses_of(function: Function, statements: Sequence[ast.stmt], has_result: bool) -> Uses:
     """What statements read and change, by the names of variables."""
     own = _inner_names(statements)
-    loads: dict[str, Place] = {}
-    stores: dict[str, Place] = {}
+    loads: dict[str, Position] = {}
+    stores: dict[str, Position] = {}
     for node in walk(statements):
         if isinstance(node, ast.Name) and id(node) not in own:
             table = loads if isinstance(node.ctx, ast.Load) else stores
@@ -38,7 +47,8 @@ def uses_of(function: Function, statements: Sequence[ast.stmt], has_result: bool
             stores.setdefault(node.name, (node.lineno, node.col_offset))
     augmented = {n.target.id for n in walk(statements) if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)}
     changed, deep = _changed(statements)
-    changes = dict.fromkeys([*changed, *augmented])
+    handed = _handed(statements)
+    changes = dict.fromkeys([*changed, *augmented, *handed])
     plain = {n.id for n in walk(statements) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and id(n) not in own}
     rebinds = frozenset(plain - _only_augmented(statements, augmented))
     gives = (
@@ -47,7 +57,8 @@ def uses_of(function: Function, statements: Sequence[ast.stmt], has_result: bool
         else tuple(name for name in dict.fromkeys([*stores, *changes]) if name in changes or _is_read(function, statements, name))
     )
     reads = tuple(dict.fromkeys([*loads, *augmented, *gives]))
-    return Uses(reads, gives, rebinds, tuple(changes), deep, frozenset(_sure(statements)))
+    only_handed = {name: functions for name, functions in handed.items() if name not in changed and name not in augmented}
+    return Uses(reads, gives, rebinds, tuple(changes), deep, frozenset(_sure(statements)), only_handed)
 
 
 def _only_augmented(statements: Sequence[ast.stmt], augmented: set[str]) -> set[str]:
@@ -81,16 +92,24 @@ def _changed(statements: Sequence[ast.stmt]) -> tuple[list[str], frozenset[str]]
             target = node.target.value
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _changes(node.func.attr):
             target = node.func.value
-        for name in _handed_on(node) if isinstance(node, ast.Call) else ():
-            roots.setdefault(name, False)
         if target is not None and (found := _root(target)) is not None:
             name, reaches = found
             roots[name] = roots.get(name, False) or reaches
     return list(roots), frozenset(name for name, reaches in roots.items() if reaches)
 
 
+def _handed(statements: Sequence[ast.stmt]) -> dict[str, frozenset[str]]:
+    """The variables that functions are given, which may change what they hold, with the names of these functions."""
+    found: dict[str, frozenset[str]] = {}
+    for node in walk(statements):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            for name in _handed_on(node):
+                found[name] = found.get(name, frozenset()) | {node.func.id}
+    return found
+
+
 def _handed_on(call: ast.Call) -> list[str]:
-    """The variables that a function of the user's is given, which may change what they hold."""
+    """The variables that a call gives to a function that a name stands for."""
     if not isinstance(call.func, ast.Name) or hasattr(builtins, call.func.id):  # methods of modules and tensors, functions of libraries
         return []
     given = [*call.args, *(keyword.value for keyword in call.keywords)]

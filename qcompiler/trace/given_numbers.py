@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qcompiler.trace.nested import map_nested
-from qcompiler.trace.proxy import Proxy
-from qcompiler.trace.recorder import Recorder
+from qcompiler.trace.proxy import Args, Kwargs, Proxy
+from qcompiler.trace.recording import Recording
 
 # Functions and methods that take a number as their first or second operand, in all spellings; in place too.
 OPERANDS = frozenset({
@@ -17,14 +17,14 @@ OPERANDS = frozenset({
 SIZED = frozenset({"getitem", "view", "reshape", "expand", "zeros", "ones", "arange", "new_zeros", "new_ones"})
 
 
-def number(tracer: Recorder, proxy: Proxy, path: str) -> Proxy:
+def number(tracer: Recording, proxy: Proxy, path: str) -> Proxy:
     """An int or float argument as a value of the graph. What asks for its value (a branch, a range, an index) leaves a guard."""
     bound = tracer.bind(proxy.node, proxy.example)
     tracer.numbers[proxy.node] = path
     return bound
 
 
-def settled(tracer: Recorder, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def settled(tracer: Recording, target: Any, args: Args, kwargs: Kwargs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call with given numbers made concrete, each behind a guard, where the op does not compute with them.
 
     The settings of an op (a dropout's share, a kernel's stride) decide how it is compiled; its operands do not.
@@ -49,7 +49,7 @@ def settled(tracer: Recorder, target: Any, args: tuple[Any, ...], kwargs: dict[s
     return (*operands, *map_nested(fixed, tuple(args[len(operands) :]))), rest | named
 
 
-def repeated(tracer: Recorder, args: tuple[Any, ...]) -> object:
+def repeated(tracer: Recording, args: Args) -> object:
     """`[x] * n` for a traced number: the list, its length held by a guard; NotImplemented for other products."""
     if len(args) != 2 or not any(isinstance(a, (list, tuple, str)) for a in args):
         return NotImplemented

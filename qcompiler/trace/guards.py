@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import fx
 from torch.fx.node import has_side_effect
 
@@ -81,8 +82,16 @@ def guard_tree(value: object, expected: str, message: str) -> None:
         raise InputError(f"{message}: expected {expected}, got {found}")
 
 
+def guard_layout(value: torch.Tensor, expected: list[int], message: str) -> None:
+    """Raise InputError unless a tensor lies in memory without gaps, its dimensions in this order from the outermost to the innermost.
+    Can be scripted."""
+    if not value.permute(expected).is_contiguous():
+        raise InputError(f"{message}: expected a layout in the order {expected}, got strides {value.stride()}")
+
+
 GUARDS: tuple[Callable[..., None], ...] = (
     guard, guard_bool, guard_int, guard_float, guard_str, guard_member, guard_length, guard_keys, guard_tree,
+    guard_layout,
 )  # fmt: skip
 for _function in GUARDS:
     has_side_effect(_function)

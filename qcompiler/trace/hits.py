@@ -15,10 +15,11 @@ import torch
 from torch import fx
 
 from qcompiler.ir.types import value_of
-from qcompiler.trace.either_way import EitherWay
+from qcompiler.trace import places
 from qcompiler.trace.fixed_sizes import name_of
-from qcompiler.trace.numbers import user_frame
 from qcompiler.trace.proxy import Proxy
+from qcompiler.trace.recording import Recording
+from qcompiler.trace.regions import Regions
 from qcompiler.trace.statements import loop_at
 
 _FLATTENS = ("squeeze", "flatten", "view", "reshape")
@@ -34,8 +35,11 @@ class HitList:
         return self._loop()
 
 
-class Hits(EitherWay):
-    """The recorder's part for loops over the places where a mask holds."""
+class Hits:
+    """Loops over the places where a mask holds."""
+
+    def __init__(self, recorder: Recording, regions: Regions) -> None:
+        self._recorder, self._regions = recorder, regions
 
     def hits(self, proxy: Proxy) -> Iterator[torch.Tensor] | None:
         """The loop over a tensor of such places; None where it is no such tensor."""
@@ -49,22 +53,23 @@ class Hits(EitherWay):
         return None if mask is None or not self._is_known(mask) else HitList(lambda: self._loop(mask, make))
 
     def _is_known(self, mask: fx.Node) -> bool:
-        return len(value_of(mask).shape or ()) == 1 and self.fixed_sizes.holds(mask, 0)
+        return len(value_of(mask).shape or ()) == 1 and self._recorder.fixed_sizes.holds(mask, 0)
 
     def _loop(self, mask: fx.Node, make: Callable[[int], object]) -> Iterator[Any]:
-        frame = user_frame()
+        frame = places.calling_frame()
         branch = loop_at(frame) if frame is not None else None
         if branch is None or frame is None:
-            raise self.error("a loop of a number of rounds that depends on data")
+            raise self._recorder.error("a loop of a number of rounds that depends on data")
         shape, dtype = value_of(mask).shape or (), value_of(mask).dtype
-        vector = Proxy(mask, self, torch.ones(shape, dtype=dtype))
+        vector = Proxy(mask, self._recorder, torch.ones(shape, dtype=dtype))
 
         def rounds() -> Iterator[object]:
             for i in range(shape[0]):
-                self.at_event()
-                holds = self.record("call_function", bool, (self.record("call_function", operator.getitem, (vector, i), {}),), {})
+                self._recorder.at_event()
+                hit = self._recorder.record("call_function", operator.getitem, (vector, i), {})
+                holds = self._recorder.record("call_function", bool, (hit,), {})
                 place = make(i)
-                self._open(branch, frame, holds)  # nothing may be recorded from here to the first statement of the body
+                self._regions.enter(branch, frame, holds)  # nothing may be recorded from here to the first statement of the body
                 yield place
 
         return rounds()

@@ -7,107 +7,87 @@ import sys
 from types import FrameType
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from qcompiler.errors import TraceError, Where
 from qcompiler.trace import places
-from qcompiler.trace.fixed_sizes import FixedSizes
 from qcompiler.trace.guards import TraceRemark, guard_for
 from qcompiler.trace.pieces import count_varies
 from qcompiler.trace.proxy import Proxy
+from qcompiler.trace.recording import Recording
 from qcompiler.trace.state_reads import state_behind
 
-HINT = "make this module a leaf, give the value as concrete_args, or move the line into a function marked with torch.fx.wrap"
-BOUNDARY = ("run_forward", "trace")  # no line of the user's model lies outside these functions of the tracer
 
+class Holding:
+    """The numbers, flags and structures that the user's Python code gets to see."""
 
-class Holding(fx.Tracer):
-    """The recorder's part for numbers, flags and structures that the user's Python code gets to see."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.fixed_sizes = FixedSizes(model.get_submodule)
-        self.graph = fx.Graph()
-        self.remarks: list[TraceRemark] = []
-        self.scopes: list[tuple[str, str]] = []  # (path, type name) of the modules that are being followed
-        self._from_data: set[fx.Node] = set()  # numbers that depend on data, tensors whose sizes do
+    def __init__(self, recorder: Recording) -> None:
+        self._recorder = recorder
         self._owed: tuple[FrameType, int, TraceError] | None = None  # for a number of data that was handed out as an index
-        self.numbers: dict[fx.Node, str] = {}  # numbers given as arguments, and those computed from them: the argument's name
         self._guarded: dict[tuple[fx.Node, object], fx.Node] = {}
         self._indexed: tuple[FrameType | None, int, list[fx.Node]] = (None, -1, [])
         self._worded: list[tuple[FrameType, int, fx.Node]] = []  # guards for text: the frame, its instruction, the guard
         self.shows = 0  # > 0 while text is made for people
-        self.paused = 0  # > 0 while examples run: nothing is recorded
-
-    def at_event(self, depth: int | None = None) -> None:
-        """What is due before anything else is recorded."""
-        self.settle()
-
-    def explain_failure(self, text: str) -> None:
-        """Raise what says more than that a call fails on the examples."""
-
-    def add_node(self, op: str, target: object, args: tuple[object, ...], kwargs: dict[str, object], example: object) -> fx.Node:
-        raise NotImplementedError
 
     def fix(self, proxy: Proxy, how: str, frame: FrameType | None = None) -> Any:
         """The concrete value of a proxy that was computed from sizes, held by a guard; TraceError where it depends on data."""
         if proxy.is_tensor:
-            raise self.error(f"{how} of a value that depends on data")
+            raise self._recorder.error(f"{how} of a value that depends on data")
         if proxy.stale:
-            raise self.error(proxy.stale)
-        if proxy.node in self._from_data:
-            raise self.error(f"{how} of a size that depends on data")
+            raise self._recorder.error(proxy.stale)
+        if proxy.node in self._recorder.from_data:
+            raise self._recorder.error(f"{how} of a size that depends on data")
         if (kept := state_behind(proxy.node)) is not None:
-            raise self.error(f"{how} of a number that follows from what forward keeps in `{kept}` between calls")
+            raise self._recorder.error(f"{how} of a number that follows from what forward keeps in `{kept}` between calls")
         node = self._guarded.get((proxy.node, proxy.example))
         if node is None or node._erased:
-            what = f"the argument {self.numbers[proxy.node]!r}" if proxy.node in self.numbers else "a size"
-            node = self._hold(proxy, what, f"{how} made {proxy.example} concrete")
+            what = f"the argument {self._recorder.numbers[proxy.node]!r}" if proxy.node in self._recorder.numbers else "a size"
+            node = self.hold(proxy, what, f"{how} made {proxy.example} concrete")
             if frame is not None:
                 self._note_index(frame, node)
         return proxy.example
 
-    def _hold(self, proxy: Proxy, what: str, why: str) -> fx.Node:
+    def hold(self, proxy: Proxy, what: str, why: str) -> fx.Node:
         """A guard on a number or flag, and the remark that names it."""
         value = proxy.example
-        file, line = places.user_line(sys._getframe(1), BOUNDARY)
+        file, line = places.user_line(sys._getframe(1), places.BOUNDARY)
         text = places.text_of(file, line)
-        place = f" at {self._place()}" if self.scopes else ""
+        place = f" at {self._place()}" if self._recorder.scopes else ""
         message = f"the traced model holds {what} fixed{place}"
-        node = self.add_node("call_function", guard_for(value), (proxy, value, message), {}, None)
+        node = self._recorder.add_node("call_function", guard_for(value), (proxy, value, message), {}, None)
         self._guarded[(proxy.node, value)] = node
-        where = Where(node.name, self.scopes[-1][0] if self.scopes else None, places.spell(file, line))
-        self.remarks.append(TraceRemark("guard", where, why + (f" in `{text}`" if text else "")))
+        where = Where(node.name, self._recorder.scopes[-1][0] if self._recorder.scopes else None, places.spell(file, line))
+        self._recorder.remarks.append(TraceRemark("guard", where, why + (f" in `{text}`" if text else "")))
         return node
 
     def _place(self) -> str:
         """The user's line in the words of a guard, which goes into generated code: without paths of this machine."""
-        file, line = places.user_line(sys._getframe(1), BOUNDARY)
+        file, line = places.user_line(sys._getframe(1), places.BOUNDARY)
         if text := places.text_of(file, line):
             return f"`{text}` ({places.spell(os.path.basename(file or ''), line)})"
-        return f"module {self.scopes[-1][0]!r}"
+        return f"module {self._recorder.scopes[-1][0]!r}"
 
     def hold_pieces(self, node: fx.Node, example: Any) -> None:
         """Hold the number of values in a result, where another call may give another one."""
-        if count_varies(node, example, self.fixed_sizes):
-            if node in self._from_data:
-                raise self.error("the number of pieces of a result depends on data")
-            length = self.add_node("call_function", len, (Proxy(node, self, example),), {}, len(example))  # type: ignore[arg-type]
-            held = Proxy(length, self, len(example))  # type: ignore[arg-type]
-            if self.scopes:
-                self._hold(held, "the number of pieces", f"a result of {len(example)} pieces was taken apart")
+        if count_varies(node, example, self._recorder.fixed_sizes):
+            if node in self._recorder.from_data:
+                raise self._recorder.error("the number of pieces of a result depends on data")
+            length = self._recorder.add_node("call_function", len, (Proxy(node, self._recorder, example),), {}, len(example))
+            held = Proxy(length, self._recorder, len(example))
+            if self._recorder.scopes:
+                self.hold(held, "the number of pieces", f"a result of {len(example)} pieces was taken apart")
             else:
-                self._hold(held, f"the number of values in {node.name!r}", f"{node.name!r} is fixed at {len(example)} values")
+                self.hold(held, f"the number of values in {node.name!r}", f"{node.name!r} is fixed at {len(example)} values")
 
     # ---- text
 
     def word(self, proxy: Proxy, how: str, frame: FrameType | None) -> object:
         """What a size is spelled as in a text: it is held, unless the text is shown to people alone (`forget_words`)."""
-        if self.paused or self.shows:
+        if self._recorder.paused or self.shows:
             return proxy.example
-        remarks = len(self.remarks)
+        remarks = len(self._recorder.remarks)
         value = self.fix(proxy, how)
-        if len(self.remarks) > remarks and (frame := places.user_frame(frame)) is not None:
+        if len(self._recorder.remarks) > remarks and (frame := places.user_frame(frame)) is not None:
             self._worded.append((frame, frame.f_lasti, self._guarded[(proxy.node, value)]))
         return value
 
@@ -119,16 +99,16 @@ class Holding(fx.Tracer):
         self._worded.clear()
 
     def _drop(self, node: fx.Node) -> None:
-        self.remarks = [remark for remark in self.remarks if remark.where.node != node.name]
-        self.graph.erase_node(node)
+        self._recorder.remarks = [remark for remark in self._recorder.remarks if remark.where.node != node.name]
+        self._recorder.graph.erase_node(node)
 
     # ---- indices
 
     def index(self, proxy: Proxy, frame: FrameType) -> Any:
         """The number for a caller that needs one at once: torch's argument parser, which then passes the call to us (`revoke`)."""
-        if proxy.is_tensor or proxy.node not in self._from_data:
+        if proxy.is_tensor or proxy.node not in self._recorder.from_data:
             return self.fix(proxy, "an index", frame)
-        error = self.error("an index from a number that depends on data")
+        error = self._recorder.error("an index from a number that depends on data")
         error.instruction = (frame.f_code, frame.f_lasti)  # type: ignore[attr-defined]
         self._owed = (frame, frame.f_lasti, error)
         return proxy.example
@@ -159,13 +139,9 @@ class Holding(fx.Tracer):
                 self._drop(node)
         self._indexed = (None, -1, [])
 
-    def error(self, message: str, place: tuple[str | None, int | None] | None = None) -> TraceError:
-        """A TraceError at a line of the user's code, by default the current one."""
-        file, line = place or places.user_line(sys._getframe(1), BOUNDARY)
-        text = places.text_of(file, line)
-        path = self.scopes[-1][0] if self.scopes else None
-        where = Where(module_path=path, source=places.spell(file, line))
-        return TraceError(message + (f" in `{text}`" if text else ""), where=where, hint=HINT)
+    def forget_index(self) -> None:
+        """Forget what was asked for as an index: what was recorded for it is taken back."""
+        self._indexed, self._owed = (None, -1, []), None
 
 
 def _same_call(frame: FrameType, position: int) -> bool:

@@ -13,14 +13,14 @@ from qcompiler.errors import ConfigError, InputError, Where
 from qcompiler.ir.form import NUMBERS, Form
 from qcompiler.ir.types import VALUE, Value
 from qcompiler.trace.opened import PLAIN, hold, opened
-from qcompiler.trace.proxy import Proxy
-from qcompiler.trace.recorder import Recorder
+from qcompiler.trace.proxy import Kwargs, Proxy
+from qcompiler.trace.tracer import Tracer
 
 _GATHER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def open_inputs(
-    tracer: Recorder, model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], concrete: Mapping[str, object]
+    tracer: Tracer, model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], concrete: Mapping[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """Add one placeholder per argument of forward; return the arguments to call it with.
 
@@ -59,7 +59,7 @@ def _bind(signature: inspect.Signature, args: tuple[object, ...], kwargs: Mappin
     return {name: value for name, value in bound.items() if signature.parameters[name].kind not in _GATHER or value}
 
 
-def _placeholder(tracer: Recorder, parameter: inspect.Parameter, example: Any) -> object:
+def _placeholder(tracer: Tracer, parameter: inspect.Parameter, example: Any) -> object:
     """What forward gets for one argument: proxies in the argument's own containers."""
     if parameter.kind is parameter.VAR_POSITIONAL:
         late = any(node.args for node in tracer.graph.nodes)  # behind an argument with a default another one needs a default too
@@ -71,13 +71,13 @@ def _placeholder(tracer: Recorder, parameter: inspect.Parameter, example: Any) -
     return _open_one(tracer, parameter.name, default, example)
 
 
-def _open_one(tracer: Recorder, name: str, default: tuple[Any, ...], example: Any) -> object:
+def _open_one(tracer: Tracer, name: str, default: tuple[Any, ...], example: Any) -> object:
     node = tracer.graph.create_node("placeholder", name, default)
     node.meta[VALUE] = replace(Value.of(example), form=Form.of(example))
     return opened(tracer, Proxy(node, tracer, example), name)
 
 
-def _fixed(tracer: Recorder, name: str, value: Any) -> object:
+def _fixed(tracer: Tracer, name: str, value: Any) -> object:
     """An argument that is baked in; it keeps its place in the signature where its value can be written there."""
     if type(value) in PLAIN:
         node = tracer.graph.create_node("placeholder", name, (value,))
@@ -87,7 +87,7 @@ def _fixed(tracer: Recorder, name: str, value: Any) -> object:
     return value
 
 
-def _order(tracer: Recorder, signature: inspect.Signature, concrete: Mapping[str, object]) -> None:
+def _order(tracer: Tracer, signature: inspect.Signature, concrete: Mapping[str, object]) -> None:
     """Placeholders first, in the order of the signature, but `concrete` ones behind what can be given by position."""
     names = list(signature.parameters)
 
@@ -114,7 +114,7 @@ def _arguments(signature: inspect.Signature, values: Mapping[str, Any], given: s
     positional = [name for name, p in signature.parameters.items() if name in given or (p.kind is p.POSITIONAL_ONLY and name in values)]
     until = list(signature.parameters).index(positional[-1]) if positional else -1
     args: list[Any] = []
-    kwargs: dict[str, Any] = {}
+    kwargs: Kwargs = {}
     for i, (name, parameter) in enumerate(signature.parameters.items()):
         if parameter.kind is parameter.VAR_POSITIONAL:
             args.extend(values.get(name, ()))

@@ -9,17 +9,16 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
-import sys
+import functools
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qcompiler.trace import places
 from qcompiler.trace.proxy import Proxy, first_proxy
-from qcompiler.trace.statements import place_of, span, tree_of
-
-if TYPE_CHECKING:
-    from qcompiler.trace.tracer import Tracer
+from qcompiler.trace.recording import Recording
+from qcompiler.trace.statements import place_of
+from qcompiler.trace.syntax import span, tree_of
 
 NAMES = ("int", "float", "bool", "len", "min", "max")
 
@@ -36,24 +35,25 @@ def ask_for_stand_ins(frame: FrameType | None, given: list[dict[str, object]]) -
     """Raise Again where the user's code is in a call of one of the builtins that have stand-ins, and has none yet."""
     if frame is None or not places.is_user_file(frame.f_code.co_filename) or any(frame.f_globals is s for s in given):
         return
-    name = _called_at(frame) if not _tells_types_apart(frame) else None
+    tree = tree_of(frame.f_code.co_filename)
+    if tree is None or _tells_types_apart(tree):
+        return
+    name = _names_called(tree).get(place_of(frame))
     if name in NAMES and name not in frame.f_globals and name not in frame.f_locals:
         raise Again(frame.f_globals)
 
 
-def _called_at(frame: FrameType) -> str | None:
-    """The plain name of the function that a frame is calling."""
-    place, tree = place_of(frame), tree_of(frame.f_code.co_filename)
-    for node in ast.walk(tree) if tree is not None else ():
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and span(node) == place:
-            return node.func.id
-    return None
+@functools.lru_cache(maxsize=64)
+def _names_called(tree: ast.Module) -> dict[object, str]:
+    """The plain names of the functions that a file calls, by the place of the call."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return {span(node): node.func.id for node in calls if isinstance(node.func, ast.Name)}
 
 
-def _tells_types_apart(frame: FrameType) -> bool:
-    """Whether a frame's file has `type(x) is int`, which a stand-in for int would not be."""
-    tree = tree_of(frame.f_code.co_filename)
-    compared = [n for n in ast.walk(tree) if isinstance(n, ast.Compare)] if tree is not None else []
+@functools.lru_cache(maxsize=64)
+def _tells_types_apart(tree: ast.Module) -> bool:
+    """Whether a file has `type(x) is int`, which a stand-in for int would not be."""
+    compared = [n for n in ast.walk(tree) if isinstance(n, ast.Compare)]
     identities = (n for n in compared if any(isinstance(o, (ast.Is, ast.IsNot)) for o in n.ops))
     return any(isinstance(part, ast.Name) and part.id in ("int", "float", "bool") for n in identities for part in (n.left, *n.comparators))
 
@@ -62,7 +62,7 @@ class _Kind(type):
     """The class of stand-ins for classes: isinstance, issubclass, ==, and attributes are those of the class they stand for."""
 
     plain: type
-    tracer: Tracer
+    tracer: Recording
 
     def __call__(cls, *args: object, **kwargs: object) -> Any:
         if len(args) == 1 and not kwargs and type(args[0]) is Proxy and _is_traced(cls.tracer):
@@ -85,15 +85,15 @@ class _Kind(type):
         return getattr(cls.plain, name)
 
 
-def _is_traced(tracer: Tracer) -> bool:
+def _is_traced(tracer: Recording) -> bool:
     return not tracer.paused
 
 
-def _kind(tracer: Tracer, plain: type) -> object:
+def _kind(tracer: Recording, plain: type) -> object:
     return _Kind(plain.__name__, (), {"plain": plain, "tracer": tracer})
 
 
-def _length(tracer: Tracer) -> Any:
+def _length(tracer: Recording) -> Any:
     def length(value: Any) -> object:
         if type(value) is Proxy and value.is_tensor and value.example.dim() and _is_traced(tracer):
             return tracer.sizes(value)[0]
@@ -102,7 +102,7 @@ def _length(tracer: Tracer) -> Any:
     return length
 
 
-def _extreme(tracer: Tracer, plain: Any) -> object:
+def _extreme(tracer: Recording, plain: Any) -> object:
     def extreme(*args: Any, **kwargs: Any) -> Any:
         numbers = len(args) > 1 and not kwargs and all((type(a) is Proxy and not a.is_tensor) or type(a) in (int, float) for a in args)
         if numbers and first_proxy(args) is not None and _is_traced(tracer):
@@ -116,7 +116,7 @@ def _extreme(tracer: Tracer, plain: Any) -> object:
 
 
 @contextlib.contextmanager
-def stand_ins(tracer: Tracer) -> Iterator[None]:
+def stand_ins(tracer: Recording) -> Iterator[None]:
     """Put the stand-ins into the globals of the code that asked for them."""
     made = {name: _kind(tracer, getattr(builtins, name)) for name in ("int", "float", "bool")}
     made |= {"len": _length(tracer), "min": _extreme(tracer, min), "max": _extreme(tracer, max)}
@@ -131,11 +131,3 @@ def stand_ins(tracer: Tracer) -> Iterator[None]:
     finally:
         for scope, name in added:
             scope.pop(name, None)
-
-
-def user_frame() -> FrameType | None:
-    """The frame of the user's that calls a method of a proxy, directly or through a builtin; None where torch's code does."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(places.PACKAGE):
-        frame = frame.f_back
-    return frame

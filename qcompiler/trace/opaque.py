@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from torch import fx
 
-if TYPE_CHECKING:
-    from qcompiler.trace.recorder import Recorder
+from qcompiler.trace.proxy import Following
 
 
 class Opaque:
     """Stands for such a value. It can be handed on, and returned; whatever else is done with it ends the trace of that statement."""
 
-    def __init__(self, node: fx.Node, tracer: Recorder, example: object) -> None:
+    def __init__(self, node: fx.Node, tracer: Following, example: object) -> None:
         self.node, self.tracer, self.example = node, tracer, example
 
     def _refuse(self, *_: object) -> NoReturn:

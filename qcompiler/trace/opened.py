@@ -23,18 +23,19 @@ from qcompiler.trace.given_numbers import number
 from qcompiler.trace.guards import TraceRemark, guard, guard_keys, guard_length, guard_member, guard_tree
 from qcompiler.trace.operands import LITERALS
 from qcompiler.trace.proxy import Proxy
-from qcompiler.trace.recorder import Recorder
+from qcompiler.trace.tracer import Tracer
 
 PLAIN = (bool, int, float, str, type(None))
 DEPTH = 16  # containers and objects inside each other
 
 
-def opened(tracer: Recorder, proxy: Proxy, path: str) -> Any:
+def opened(tracer: Tracer, proxy: Proxy, path: str) -> Any:
     """What stands for one argument, or for a part of it. `path`: how the user would write it, for messages."""
     example = proxy.example
     if isinstance(example, np.generic):
         example = proxy.example = example.item()
     if isinstance(example, torch.Tensor):
+        tracer.given[proxy.node] = path, example
         return tracer.results.wrap(lambda: proxy.node, example, "boundary")
     if type(example) in (int, float) and tracer.free_numbers:
         return number(tracer, proxy, path)
@@ -49,7 +50,7 @@ def opened(tracer: Recorder, proxy: Proxy, path: str) -> Any:
     return _opened_object(tracer, proxy, path)
 
 
-def hold(tracer: Recorder, proxy: Proxy, path: str) -> object:
+def hold(tracer: Tracer, proxy: Proxy, path: str) -> object:
     """The value of an argument that is the same at each call, behind a guard."""
     value = proxy.example
     node = tracer.add_node("call_function", guard, (proxy, value, f"the traced model holds the argument {path!r} fixed"), {}, None)
@@ -57,16 +58,16 @@ def hold(tracer: Recorder, proxy: Proxy, path: str) -> object:
     return value
 
 
-def _check(tracer: Recorder, function: Callable[..., None], proxy: Proxy, expected: Any, what: str) -> None:
+def _check(tracer: Tracer, function: Callable[..., None], proxy: Proxy, expected: Any, what: str) -> None:
     tracer.add_node("call_function", function, (proxy, expected, f"the traced model holds {what} fixed"), {}, None)
 
 
-def _child(tracer: Recorder, owner: Proxy, function: Callable[..., Any], key: Any, item: Any, path: str) -> Any:
+def _child(tracer: Tracer, owner: Proxy, function: Callable[..., Any], key: Any, item: Any, path: str) -> Any:
     node = tracer.add_node("call_function", function, (owner, key), {}, item)
     return opened(tracer, Proxy(node, tracer, item), path)
 
 
-def _opened_dict(tracer: Recorder, proxy: Proxy, path: str) -> object:
+def _opened_dict(tracer: Tracer, proxy: Proxy, path: str) -> object:
     example = proxy.example
     if not all(type(key) in (str, int) for key in example):
         if not holds_tensors(example):
@@ -80,7 +81,7 @@ def _opened_dict(tracer: Recorder, proxy: Proxy, path: str) -> object:
     return _noted(tracer, path, changed)
 
 
-def _opened_items(tracer: Recorder, proxy: Proxy, path: str) -> object:
+def _opened_items(tracer: Tracer, proxy: Proxy, path: str) -> object:
     example, kind = proxy.example, type(proxy.example)
     _check(tracer, guard_length, proxy, len(example), f"the number of values in {path!r}")
     fields = getattr(kind, "_fields", None)
@@ -89,7 +90,7 @@ def _opened_items(tracer: Recorder, proxy: Proxy, path: str) -> object:
     return kind(*items) if fields else _noted(tracer, path, kind(items))
 
 
-def _opened_tree(tracer: Recorder, proxy: Proxy, path: str) -> object:
+def _opened_tree(tracer: Tracer, proxy: Proxy, path: str) -> object:
     """An object of a class that torch knows how to take apart, such as a cache of keys and values."""
     example = proxy.example
     _check(tracer, guard_tree, proxy, trees.described_tree(example), f"the form of the argument {path!r}")
@@ -99,7 +100,7 @@ def _opened_tree(tracer: Recorder, proxy: Proxy, path: str) -> object:
     return _noted(tracer, path, trees.put_together(type(example))(items, trees.context(example)))
 
 
-def _opened_object(tracer: Recorder, proxy: Proxy, path: str) -> object:
+def _opened_object(tracer: Tracer, proxy: Proxy, path: str) -> object:
     """Any other object: its fields. One without fields, or with tensors nobody can reach, is no input."""
     example = proxy.example
     deep = path.count(".") + path.count("[") > DEPTH
@@ -119,14 +120,14 @@ def _opened_object(tracer: Recorder, proxy: Proxy, path: str) -> object:
     return _noted(tracer, path, changed)
 
 
-def _kept(tracer: Recorder, proxy: Proxy, path: str) -> object:
+def _kept(tracer: Tracer, proxy: Proxy, path: str) -> object:
     """An object that no graph can hold or compare."""
     text = f"the argument {path!r}, of type {type(proxy.example).__name__}, is held as it was: another one is not noticed"
     tracer.remarks.append(TraceRemark("guard", Where(proxy.node.name), text))
     return proxy.example
 
 
-def _noted(tracer: Recorder, path: str, container: Any) -> object:
+def _noted(tracer: Tracer, path: str, container: Any) -> object:
     tracer.containers.append((path, container, _held(container)))
     return container
 
@@ -140,7 +141,7 @@ def _held(container: object) -> list[Any]:
     return pytree.tree_leaves(trees.children(container)) if trees.is_tree(container) else list(vars(container).values())
 
 
-def note_changes(tracer: Recorder) -> None:
+def note_changes(tracer: Tracer) -> None:
     """Remarks for arguments that forward changes: a compiled model leaves the caller's objects as they are."""
     for path, container, before in tracer.containers:
         now = _held(container)

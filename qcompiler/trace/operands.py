@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,7 @@ from qcompiler.ops import trees
 from qcompiler.trace.mode import Training
 from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.proxy import Proxy, Sizes
-
-if TYPE_CHECKING:
-    from qcompiler.trace.recorder import Recorder
+from qcompiler.trace.recording import Recording
 
 # What torch.fx and codegen write into source.
 LITERALS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
@@ -26,7 +24,7 @@ LITERALS = (type(None), bool, int, float, complex, str, torch.dtype, torch.devic
 class Operands:
     """Arguments of the nodes of one recorder."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recording) -> None:
         self._recorder = recorder
 
     def of(self, value: Any) -> object:

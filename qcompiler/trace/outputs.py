@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from qcompiler.errors import TraceError, Where
-from qcompiler.trace.recorder import Recorder
+from qcompiler.trace.tracer import Tracer
 
 HINT = (
     "register its class with torch.utils._pytree.register_pytree_node (of transformers: register_dynamic_cache_export_support of "
@@ -14,7 +14,7 @@ HINT = (
 )
 
 
-def add_output(tracer: Recorder, result: object) -> None:
+def add_output(tracer: Tracer, result: object) -> None:
     """Add the output node. Raises TraceError that says which part of the result no program can build."""
     try:
         made = tracer.create_arg(result)
@@ -29,7 +29,7 @@ def add_output(tracer: Recorder, result: object) -> None:
     tracer.graph.output(made)
 
 
-def _unwritten(tracer: Recorder, value: object, path: str) -> tuple[str, object] | None:
+def _unwritten(tracer: Tracer, value: object, path: str) -> tuple[str, object] | None:
     """The first part of a nest of containers that is no argument, and the way to it."""
     parts = _parts(value)
     for spelled, part in parts:

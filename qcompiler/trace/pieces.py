@@ -34,7 +34,8 @@ def count_varies(node: fx.Node, example: object, fixed: FixedSizes) -> bool:
     if node.op == "call_module":
         return not type(fixed.module_of(str(node.target))).__module__.startswith("torch.nn.")
     name = name_of(node.target)
-    how = argument(node, 1, "split_size", "split_size_or_sections", "chunks", "indices_or_sections", "tensor_indices_or_sections")
+    names = ("split_size", "split_size_or_sections", "chunks", "indices_or_sections", "indices", "sections", "tensor_indices_or_sections")
+    how = argument(node, 1, *names)
     if name in _COUNTED:
         return name == "tensor_split" and isinstance(how, fx.Node)
     if name not in CUTS:

@@ -7,6 +7,7 @@ import inspect
 import linecache
 import os
 import re
+import sys
 import sysconfig
 from collections.abc import Callable
 from functools import lru_cache
@@ -17,6 +18,7 @@ from torch import nn
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+BOUNDARY = ("run_forward", "trace")  # no line of the user's model lies outside these functions of the tracer
 _STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
 
 
@@ -44,6 +46,14 @@ def user_line(frame: FrameType | None, boundaries: tuple[str, ...]) -> tuple[str
 def user_frame(frame: FrameType | None) -> FrameType | None:
     """The innermost frame of a user's file."""
     while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
+def calling_frame() -> FrameType | None:
+    """The frame of the user's that calls a method of a proxy, directly or through a builtin; None where torch's code does."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back
     return frame
 

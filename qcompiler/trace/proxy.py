@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import operator
 import sys
-import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import fx
 
-if TYPE_CHECKING:
-    from qcompiler.trace.recorder import Recorder
-    from qcompiler.trace.tracer import Tracer
+from qcompiler.errors import TraceError
+
+Args = tuple[Any, ...]  # of a call that the user's code makes
+Kwargs = dict[str, Any]
 
 
 class Sizes(tuple):  # type: ignore[type-arg]
@@ -41,19 +43,83 @@ class Sizes(tuple):  # type: ignore[type-arg]
         return f"torch.Size({list(self)})"
 
 
+class Following(Protocol):
+    """What a proxy asks of the tracer that made it."""
+
+    def call(self, op: str, target: Any, args: Args, kwargs: Kwargs) -> Any:
+        """What stands for the result of a call that the user's code makes."""
+
+    def dispatch(self, func: Any, args: Args, kwargs: Kwargs, frame: FrameType | None) -> object:
+        """What stands for the result of a torch function that the user's code calls."""
+
+    def record(self, op: str, target: Any, args: Args, kwargs: Kwargs) -> Any:
+        """Run a call on the examples, append its node, return what stands for the result."""
+
+    def attribute(self, owner: Proxy, name: str) -> object:
+        """`owner.name`."""
+
+    def sizes(self, proxy: Proxy) -> Sizes:
+        """The shape of a traced tensor."""
+
+    def update(self, op: str, target: Any, args: Args, kwargs: Kwargs) -> Any:
+        """Carry out an out-of-place call and let its first argument refer to the result."""
+
+    def mutate_to(self, owner: Proxy, value: object) -> None:
+        """`x.data = value`."""
+
+    def set_item(self, target: Any, index: Any, value: Any) -> None:
+        """`target[index] = value`."""
+
+    def truth(self, proxy: Proxy) -> bool:
+        """Which way the user's code goes at a condition."""
+
+    def number(self, proxy: Proxy, how: str) -> Any:
+        """The value of a number for a builtin that needs it."""
+
+    def index(self, proxy: Proxy, frame: FrameType) -> Any:
+        """The number for a caller that needs one at once."""
+
+    def fix(self, proxy: Proxy, how: str) -> Any:
+        """The concrete value of a proxy that was computed from sizes, held by a guard."""
+
+    def word(self, proxy: Proxy, how: str, frame: FrameType | None) -> object:
+        """What a size is spelled as in a text."""
+
+    def hits(self, proxy: Proxy) -> Iterator[torch.Tensor] | None:
+        """The loop over the places where a mask holds; None where a tensor lists no such places."""
+
+    def error(self, message: str, place: tuple[str | None, int | None] | None = None) -> TraceError:
+        """A TraceError at a line of the user's code, by default the current one."""
+
+
+@dataclass(frozen=True)
+class View:
+    """The call that made a view: `args` without the tensor that it is a view of, which is `parent` and had this size then; `piece`:
+    which of several results; `shape`: that of the view then."""
+
+    parent: Proxy
+    op: str
+    target: str | Callable[..., object]
+    args: Args
+    kwargs: Kwargs
+    size: torch.Size
+    piece: int | None = None
+    shape: torch.Size | None = None
+
+
 class Proxy(fx.Proxy):
     """One traced value. `example` is a tensor, or a number or truth value that was computed from sizes.
 
     A proxy is the variable, not the value: an in-place operation makes it refer to another node. `view_of` is the
-    traced tensor of which it is a view by indexing; `stale` says why its value is no longer known.
+    call that made it a view of another tensor; `stale` says why its value is no longer known.
     """
 
-    tracer: Tracer
+    tracer: Following  # type: ignore[assignment]
 
-    def __init__(self, node: fx.Node, tracer: Recorder, example: Any) -> None:
-        super().__init__(node, tracer)
+    def __init__(self, node: fx.Node, tracer: Following, example: Any) -> None:
+        super().__init__(node, cast(fx.Tracer, tracer))  # where the operators of fx.Proxy end, in its `create_proxy`
         self.example = example
-        self.view_of: tuple[weakref.ref[Proxy], Any] | None = None
+        self.view_of: View | None = None
         self.stale: str | None = None
 
     @property

@@ -6,17 +6,16 @@ import copy
 import dataclasses
 import operator
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx
 
 from qcompiler.ops import trees
+from qcompiler.trace.holding import Holding
 from qcompiler.trace.nested import has_tensor
 from qcompiler.trace.proxy import Proxy, Sizes
-
-if TYPE_CHECKING:
-    from qcompiler.trace.recorder import Recorder
+from qcompiler.trace.recording import Recording
 
 # What a number in a result is: from sizes, from data where the graph cannot have it, from outside the trace.
 Kind = Literal["size", "data", "boundary"]
@@ -26,8 +25,8 @@ Make = Callable[[], fx.Node]
 class Results:
     """The results of one recorder's calls."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recording, holding: Holding) -> None:
+        self._recorder, self._holding = recorder, holding
 
     def wrap(self, make: Make, example: Any, kind: Kind) -> Any:
         """What stands for a result; `make` appends its node."""
@@ -37,7 +36,7 @@ class Results:
             make()
             return example
         node = make()
-        self._recorder.hold_pieces(node, example)
+        self._holding.hold_pieces(node, example)
         return self._children(node, example, kind)
 
     def _value(self, make: Make, example: Any, kind: Kind) -> object:
@@ -47,7 +46,7 @@ class Results:
         if is_tensor and (example.is_sparse or example.is_nested):
             raise self._recorder.error("a sparse or nested tensor cannot be traced")
         proxy = self._recorder.bind(make(), example)
-        return self._recorder.fix(proxy, "a number from outside the trace") if kind == "boundary" and not is_tensor else proxy
+        return self._holding.fix(proxy, "a number from outside the trace") if kind == "boundary" and not is_tensor else proxy
 
     def _children(self, node: fx.Node, example: Any, kind: Kind) -> object:
         recorder = self._recorder

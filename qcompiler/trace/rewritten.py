@@ -13,13 +13,15 @@ import ast
 import contextlib
 import copy
 import gc
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from qcompiler.trace.float_source import Part, expression_of, function_of, key_of_code, statements_of, within_part
 from qcompiler.trace.float_uses import uses_of
-from qcompiler.trace.statements import Place, replaced_span, tree_of
+from qcompiler.trace.statements import replaced_span
+from qcompiler.trace.syntax import Position, span, tree_of
 
 _Key = tuple[str, int, int]  # of a function, as `key_of` says
 _NAME = "qcompiler float part"
@@ -29,7 +31,7 @@ class Either(Protocol):
     """Who computes both ways at a condition."""
 
     def end_function(self, value: Any) -> Any: ...
-    def begin_choice(self, condition: Any, first: Place, last: Place) -> bool: ...
+    def begin_choice(self, condition: Any, first: Position, last: Position) -> bool: ...
     def end_choice(self, yes: Any, no: Any) -> Any: ...
     def end_logic(self, other: Any, both: bool) -> Any: ...
     def opposite_of(self, condition: Any) -> Any: ...
@@ -40,7 +42,7 @@ class Switch:
 
     def __init__(self, part: Part, is_traced: Callable[[], bool], run: Callable[[Part, dict[str, Any]], Any], either: Either) -> None:
         self.part, self.is_traced, self._run, self._either = part, is_traced, run, either
-        self._conditions: list[Any] = []
+        self._asked = threading.local()  # other threads run the same code
         self.whole = part.first if part.kind == "logic" else None  # where what it replaces is one condition
 
     def run(self, variables: dict[str, Any]) -> Any:
@@ -54,11 +56,11 @@ class Switch:
         """Whether both values of a choice are computed; else the next call of `answer` is the condition."""
         if self.is_traced() and self._either.begin_choice(condition, self.part.first, self.part.last):
             return True
-        self._conditions.append(condition)
+        vars(self._asked).setdefault("conditions", []).append(condition)
         return False
 
     def answer(self) -> Any:
-        return self._conditions.pop()
+        return self._asked.conditions.pop()
 
     def either(self, yes: Any, no: Any) -> Any:
         return self._either.end_choice(yes, no)
@@ -84,11 +86,8 @@ def returned_by(code: types.CodeType) -> Switch | None:
     return next((c for c in code.co_consts if isinstance(c, Switch) and c.part.kind == "returns"), None)
 
 
-def with_returns(module: ast.Module, file: str, switch: Switch) -> types.CodeType:
-    """Code that defines a function, whose returns go through a switch. The statements themselves stay as they are."""
-    module = copy.deepcopy(module)
-    function = module.body[0]
-    assert isinstance(function, ast.FunctionDef)
+def with_returns(function: ast.FunctionDef, module: ast.Module, file: str, switch: Switch) -> types.CodeType:
+    """Code of a module that defines a function, whose returns go through a switch. (The statements are changed.)"""
     _Returns(_NAME).visit_body(function)
     return _with_switches(compile(module, file, "exec", dont_inherit=True), {_NAME: switch})
 
@@ -117,13 +116,21 @@ def rewritten(switches: Sequence[Switch]) -> Iterator[None]:
 def _functions(codes: Mapping[str, object]) -> list[types.FunctionType]:
     if not codes:
         return []
-    return [found for found in gc.get_objects() if type(found) is types.FunctionType and found.__code__.co_filename in codes]
+    frozen = gc.get_freeze_count()  # servers freeze what they have before they fork, and gc does not list that
+    if frozen:
+        gc.unfreeze()
+    try:
+        return [found for found in gc.get_objects() if type(found) is types.FunctionType and found.__code__.co_filename in codes]
+    finally:
+        if frozen:
+            gc.freeze()
 
 
 def _codes(file: str, switches: Sequence[Switch]) -> dict[_Key, types.CodeType]:
     """The new code of each function that has a part, and of the functions around it, which make it."""
-    tree = copy.deepcopy(tree_of(file))
-    assert tree is not None
+    whole_file = tree_of(file)
+    assert whole_file is not None
+    tree = copy.deepcopy(standing_around(whole_file, [s.part for s in switches]))
     names: dict[str, Switch] = {}
     for switch in sorted(switches, key=lambda s: s.part.kind == "returns"):  # in the end: what the others return goes through these
         names[f"{_NAME} {len(names)}"] = switch
@@ -132,6 +139,13 @@ def _codes(file: str, switches: Sequence[Switch]) -> dict[_Key, types.CodeType]:
     found: dict[_Key, types.CodeType] = {}
     _collect(whole, {s.part.key for s in switches}, found)
     return found
+
+
+def standing_around(tree: ast.Module, parts: Iterable[Part]) -> ast.Module:
+    """A file with nothing but the statements that hold these parts, which give the same codes: a file may be long."""
+    held = {next(i for i, s in enumerate(tree.body) if part.last <= span(s)[1]) for part in parts}  # decorators stand before their span
+    wanted = [s for i, s in enumerate(tree.body) if i in held or (isinstance(s, ast.ImportFrom) and s.module == "__future__")]
+    return ast.Module(wanted, tree.type_ignores)
 
 
 def _replace(tree: ast.AST, part: Part, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -14,20 +14,17 @@ from qcompiler.errors import InputError, QCompilerError, UnsupportedOpError, Whe
 from qcompiler.inputs.input_text import first_sentence, how_to_mend
 from qcompiler.trace import places
 from qcompiler.trace.guards import TraceRemark
-from qcompiler.trace.holding import BOUNDARY
 from qcompiler.trace.mode import Training
 from qcompiler.trace.nested import map_nested
 from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.proxy import Proxy
-
-if TYPE_CHECKING:
-    from qcompiler.trace.recorder import Recorder
+from qcompiler.trace.recording import Recording
 
 
 class Running:
     """The example values of one recorder."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recording) -> None:
         self._recorder = recorder
 
     def concrete(self, value: Any) -> Any:
@@ -69,7 +66,7 @@ class Running:
     def _failure(self, function: Callable[..., object], arguments: object, error: Exception) -> QCompilerError:
         file, line = places.raised_at(error.__traceback__)
         if file is None:
-            file, line = places.user_line(sys._getframe(1), BOUNDARY)
+            file, line = places.user_line(sys._getframe(1), places.BOUNDARY)
         name = getattr(function, "__name__", type(function).__name__)
         name = type(function.args[0]).__name__ if type(function) is functools.partial else name  # a module
         text = f"{name} fails on the example inputs: {type(error).__name__}: {first_sentence(error)}"
@@ -83,7 +80,7 @@ class Running:
     def _note_autocast(self) -> None:
         remarks, path = self._recorder.remarks, self._path()
         if not any(remark.kind == "autocast" and remark.where.module_path == path for remark in remarks):
-            where = Where(module_path=path, source=places.spell(*places.user_line(sys._getframe(1), BOUNDARY)))
+            where = Where(module_path=path, source=places.spell(*places.user_line(sys._getframe(1), places.BOUNDARY)))
             text = "autocast inside forward is left out: what it would compute in half precision is int8, or float32"
             remarks.append(TraceRemark("autocast", where, text))
 

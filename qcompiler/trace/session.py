@@ -10,22 +10,20 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch._functorch.utils as functorch_utils
 from torch import nn
 from torch.fx import _symbolic_trace
-from torch.overrides import TorchFunctionMode
 
 from qcompiler.trace import places
+from qcompiler.trace.forward import call_wrapped
 from qcompiler.trace.numbers import stand_ins
 from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.proxy import Proxy, first_proxy
 from qcompiler.trace.rewritten import rewritten
-
-if TYPE_CHECKING:
-    from qcompiler.trace.tracer import Tracer
+from qcompiler.trace.tracer import Tracer
 
 _LOCK = threading.Lock()
 _SIZED_METHODS = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "new_ones", "new_empty")
@@ -33,19 +31,6 @@ _SIZED_FUNCTIONS = ("zeros", "ones", "empty", "rand", "randn", "broadcast_shapes
 _LOGGER: object = logging.Logger
 _MESSAGES: tuple[tuple[object, str], ...] = ((builtins, "print"), (warnings, "warn"), (_LOGGER, "isEnabledFor"), (_LOGGER, "_log"))
 _DEPTH = 20_000  # Python frames: 150 nested modules take about ten each, and pytest's own come on top
-
-
-class TraceMode(TorchFunctionMode):
-    """Sends every torch function that the model calls to the tracer."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.tracer.paused:
-            return func(*args, **(kwargs or {}))
-        return self.tracer.dispatch(func, args, kwargs or {}, sys._getframe(1))
 
 
 @contextlib.contextmanager
@@ -68,8 +53,8 @@ def session(tracer: Tracer) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
         stack.enter_context(stand_ins(tracer))
-        stack.enter_context(rewritten(tracer.switches(lambda: not tracer.paused and _held_by_this_thread())))
-        stack.enter_context(tracer.mode)
+        stack.enter_context(rewritten(tracer.float_parts.switches(lambda: not tracer.paused and _held_by_this_thread())))
+        stack.enter_context(tracer.calls.mode)
         yield
 
 
@@ -110,7 +95,8 @@ def _patch_isinstance(stack: contextlib.ExitStack) -> None:
     original = builtins.isinstance
 
     def check(instance: Any, classes: Any, /) -> bool:
-        if type(instance) in (Proxy, Opaque):
+        kind = type(instance)
+        if kind is Proxy or kind is Opaque:  # most often it is neither, and torch asks thousands of times
             return original(instance, classes) or original(instance.example, classes)
         return original(instance, classes)
 
@@ -128,12 +114,12 @@ def _shown(tracer: Tracer, function: Callable[..., object]) -> Callable[..., obj
     def call(*args: object, **kwargs: object) -> Any:
         if tracer.paused or not _held_by_this_thread():
             return function(*args, **kwargs)
-        tracer.forget_words(places.user_frame(sys._getframe(1)))
-        tracer.shows += 1
+        tracer.holding.forget_words(places.user_frame(sys._getframe(1)))
+        tracer.holding.shows += 1
         try:
             return function(*args, **kwargs)
         finally:
-            tracer.shows -= 1
+            tracer.holding.shows -= 1
 
     return call
 
@@ -183,6 +169,6 @@ def _wrapped(tracer: Tracer, function: Callable[..., object]) -> Callable[..., o
     def call(*args: object, **kwargs: object) -> Any:
         if tracer.paused or not _held_by_this_thread():
             return function(*args, **kwargs)
-        return tracer.call_wrapped(function, args, kwargs)
+        return call_wrapped(tracer, function, args, kwargs)
 
     return call

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from qcompiler.trace.containers import content, item, length, refill
 from qcompiler.trace.opaque import Opaque
 
 _INTERNAL = frozenset(nn.Module().__dict__)
@@ -41,16 +42,16 @@ class Holder:
     def places(self) -> list[Any]:
         """The keys of what it has, in order."""
         if self.kind == "list":
-            return list(range(len(self.value)))
+            return list(range(length(self.value)))
         if self.kind == "dict":
-            return [key for key in self.value if not (isinstance(self.of, nn.Module) and key in _INTERNAL)]
+            return [key for key in content(self.value) if not (isinstance(self.of, nn.Module) and key in _INTERNAL)]
         if self.kind == "set":
             return []
         return ["value"] if self.kind == "cell" else _fields(self.value)
 
     def get(self, key: Any) -> Any:
         if self.kind == "list":
-            return self.value[key] if key < len(self.value) else MISSING
+            return item(self.value, key) if key < length(self.value) else MISSING
         if self.kind == "dict":
             return dict.get(self.value, key, MISSING)
         if self.kind == "class":
@@ -72,7 +73,7 @@ class Holder:
     def _drop(self, key: Any) -> None:
         if self.kind == "dict":
             dict.pop(self.value, key, None)
-        elif self.kind == "list" and key < len(self.value):
+        elif self.kind == "list" and key < length(self.value):
             self.value.pop()
         elif self.kind in ("class", "object") and self.get(key) is not MISSING:
             (type if self.kind == "class" else object).__delattr__(self.value, key)
@@ -257,20 +258,24 @@ def nested(function: Callable[[str, Any], Any], value: Any, path: str, depth: in
     if type(value) is Opaque:
         return function(path, value)
     if isinstance(value, (list, tuple, deque)) and type(value) is not torch.Size:
-        items = [nested(function, item, joined(path, i), depth + 1) for i, item in enumerate(value)]
-        if all(a is b for a, b in zip(items, value, strict=True)):
+        held = value if isinstance(value, tuple) else content(value)
+        items = [nested(function, item, joined(path, i), depth + 1) for i, item in enumerate(held)]
+        if all(a is b for a, b in zip(items, held, strict=True)):
             return value
         if isinstance(value, deque):
             return type(value)(items, value.maxlen)
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if not isinstance(value, dict) and not (is_object(value) and hasattr(value, "__dict__")):
         return function(path, value)
-    content = value if isinstance(value, dict) else vars(value)
-    made = {key: nested(function, item, joined(path, key), depth + 1) for key, item in content.items()}
-    if all(made[key] is item for key, item in content.items()):
+    fields: Any = content(value if isinstance(value, dict) else vars(value))
+    made = {key: nested(function, item, joined(path, key), depth + 1) for key, item in fields.items()}
+    if all(made[key] is item for key, item in fields.items()):
         return value
     copied = copy.copy(value)
-    (copied if isinstance(value, dict) else vars(copied)).update(made)
+    if isinstance(value, dict):
+        refill(copied, made)
+    attributes: dict[str, Any] = getattr(copied, "__dict__", {})  # a dict may have its items as attributes, too
+    attributes.update({key: item for key, item in made.items() if not isinstance(value, dict) or attributes.get(key) is fields[key]})
     return copied
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from qcompiler.errors import InputError
 from qcompiler.trace.guards import guard_bool
 from qcompiler.trace.proxy import Method, Proxy
-
-if TYPE_CHECKING:
-    from qcompiler.trace.tracer import Tracer
+from qcompiler.trace.recording import Recording
 
 
-def attribute(tracer: Tracer, owner: object, name: str, *default: object) -> object:
+def attribute(tracer: Recording, owner: object, name: str, *default: object) -> object:
     """`owner.name` of a traced tensor, or of a number made from sizes, which becomes concrete."""
     if not isinstance(owner, Proxy):
         return tracer.record("call_function", getattr, (owner, name), {})
@@ -36,13 +34,13 @@ def attribute(tracer: Tracer, owner: object, name: str, *default: object) -> obj
     return tracer.record("call_function", getattr, (owner, name), {}) if isinstance(value, torch.Tensor) else value
 
 
-def size(tracer: Tracer, owner: Any, dim: Any = None) -> object:
+def size(tracer: Recording, owner: Any, dim: Any = None) -> object:
     """`owner.size()` and `owner.size(dim)`."""
     sizes = tracer.sizes(owner)
     return sizes if dim is None else sizes[dim]
 
 
-def to_list(tracer: Tracer, owner: Proxy) -> object:
+def to_list(tracer: Recording, owner: Proxy) -> object:
     """`owner.tolist()`: a list of numbers of the graph, as long as the example's."""
     if not owner.example.dim():
         return owner.item()
@@ -50,7 +48,7 @@ def to_list(tracer: Tracer, owner: Proxy) -> object:
     return [to_list(tracer, one) for one in owner.unbind(0)] if hits is None else hits
 
 
-def assertion(tracer: Tracer, condition: Any, message: str = "") -> None:
+def assertion(tracer: Recording, condition: Any, message: str = "") -> None:
     """`torch._assert`: a guard where the condition is about sizes, a call where it is about data."""
     if isinstance(condition, torch.Tensor):
         tracer.add_node("call_function", torch._assert, (condition, str(message)), {}, None)
@@ -60,7 +58,7 @@ def assertion(tracer: Tracer, condition: Any, message: str = "") -> None:
         tracer.add_node("call_function", guard_bool, (condition, True, str(message)), {}, None)
 
 
-def is_same_size(tracer: Tracer, owner: Any, other: Any) -> object:
+def is_same_size(tracer: Recording, owner: Any, other: Any) -> object:
     return owner.shape == other.shape
 
 

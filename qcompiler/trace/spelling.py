@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from qcompiler.trace.proxy import Args
+
 AUGMENTED = {
     "__iadd__": "add_", "__isub__": "sub_", "__imul__": "mul_", "__itruediv__": "div_", "__ifloordiv__": "floor_divide_",
     "__imod__": "remainder_", "__ipow__": "pow_", "__iand__": "bitwise_and_", "__ior__": "bitwise_or_", "__ixor__": "bitwise_xor_",
@@ -18,7 +20,7 @@ for _name in dir(torch.Tensor):
         _METHODS[_function] = _name
 
 
-def spelling(func: Any, args: tuple[Any, ...]) -> tuple[str, object, tuple[object, ...]]:
+def spelling(func: Any, args: Args) -> tuple[str, object, tuple[object, ...]]:
     """How a torch function is written as a node: operator, attribute, method or function."""
     if getattr(func, "__name__", "") == "__get__":
         return "call_function", getattr, (args[0], func.__self__.__name__)

@@ -115,7 +115,7 @@ class _Runner(fx.Interpreter):
         return attrgetter(target)(self.tracer.model)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> object:
-        module = self.tracer.modules.replacements.get(target) or self.tracer.model.get_submodule(target)
+        module = self.tracer.leaf_calls.replacements.get(target) or self.tracer.model.get_submodule(target)
         return module(*args, **kwargs)
 
 

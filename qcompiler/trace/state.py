@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from qcompiler.trace.containers import Content, content, refill
 from qcompiler.trace.memory import storage
 from qcompiler.trace.slots import MISSING, Holder, holders
 
-if TYPE_CHECKING:
-    from qcompiler.trace.tracer import Tracer
-
 Place = tuple[int, Any]  # number of a holder, and a key in it
 
-_Snapshot = tuple[nn.Module, dict[str, Any], list[tuple[Any, Any]]]
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+_Snapshot = tuple[nn.Module, dict[str, Any], list[tuple[object, Content]]]
 
 
 def _snapshot(module: nn.Module) -> _Snapshot:
     """A module's attributes, and the contents of those that are plain containers."""
-    containers = [(value, value.copy()) for value in vars(module).values() if isinstance(value, (dict, list, set))]
+    containers: list[tuple[object, Content]] = [
+        (value, content(value)) for value in vars(module).values() if isinstance(value, (dict, list, set))
+    ]
     return module, dict(vars(module)), containers
 
 
@@ -32,29 +39,12 @@ def _restore(snapshot: _Snapshot) -> None:
     if len(now) != len(attributes) or any(now.get(name) is not value for name, value in attributes.items()):
         now.clear()
         now.update(attributes)
-    for container, content in containers:
-        _refill(container, content)
+    for container, before in containers:
+        refill(container, before)
 
 
-def _refill(container: Any, content: Any) -> None:
-    if _same(container, content):
-        return
-    container.clear()
-    (container.update if isinstance(container, (dict, set)) else container.extend)(content)
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two containers hold the same objects in the same order (proxies must not be compared by value)."""
-    if len(a) != len(b):
-        return False
-    if isinstance(a, dict):
-        return all(k is m and v is w for (k, v), (m, w) in zip(a.items(), b.items(), strict=True))
-    return all(v is w for v, w in zip(a, b, strict=True))
-
-
-def _copy_of(holder: Holder) -> object:
-    kind = {"dict": dict, "list": list, "set": set}.get(holder.kind)
-    return kind(holder.value) if kind is not None else None
+def _copy_of(holder: Holder) -> Content | None:
+    return content(holder.value) if holder.kind in ("dict", "list", "set") else None
 
 
 class Places:
@@ -70,6 +60,8 @@ class Places:
         self.shared: dict[Place, None] = {}  # places whose memory another one has, too
         self._aliases = {(number, key): (value, value.detach()) for number, values in enumerate(self.before)
                          for key, value in values.items() if type(value) is torch.Tensor}  # fmt: skip
+        self._hooks: list[tuple[Any, Content]] = []  # of modules, as the last call that was followed to its end left them
+        self.is_later = False  # whether the next call finds what an earlier one left
         self._names: dict[Place, str] = {}
         self._taken = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
         for number, values in enumerate(self.before):
@@ -154,17 +146,26 @@ class Places:
                             changed.append(name)
                         parameter.data = data
 
+    def put_hooks(self) -> None:
+        """A later call finds the hooks that an earlier one registered, as it finds the flag that keeps it from registering them again."""
+        for registry, held in self._hooks if self.is_later else ():
+            refill(registry, held)
+
+    def note_hooks(self) -> None:
+        registries = (vars(module).get(name) for module in self.model.modules() for name in _HOOKS)
+        self._hooks = [(registry, content(registry)) for registry in registries if registry is not None]
+
     def restore(self, owner: str = "") -> None:
         """Bring back what stood in the holders of a module and of those in it."""
         for place in self.repointed():
             tensor, alias = self._aliases[place]
             with torch._C.DisableTorchFunction(), torch.no_grad():
                 tensor.set_(alias)  # type: ignore[call-overload]
-        for holder, before, content in zip(self.holders, self.before, self._contents, strict=True):
+        for holder, before, held in zip(self.holders, self.before, self._contents, strict=True):
             if owner and holder.owner != owner and not holder.owner.startswith(f"{owner}."):
                 continue
-            if content is not None:
-                _refill(holder.value, content)
+            if held is not None:
+                refill(holder.value, held)
                 continue
             for key in dict.fromkeys([*before, *holder.places()]):
                 if holder.get(key) is not before.get(key, MISSING):
@@ -172,10 +173,10 @@ class Places:
 
 
 @contextlib.contextmanager
-def kept_state(tracer: Tracer, places: Places) -> Iterator[None]:
-    """Restore every module's attributes in the end, and those of the modules of a rolled-back attempt at once."""
-    snapshots = {id(module): _snapshot(module) for module in tracer.model.modules()}
-    paths = {id(module): path for path, module in tracer.model.named_modules()}
+def kept_state(model: nn.Module, places: Places) -> Iterator[Callable[[nn.Module], None]]:
+    """Restore every module's attributes in the end; gives what restores those of a module, and of those in it, at once."""
+    snapshots = {id(module): _snapshot(module) for module in model.modules()}
+    paths = {id(module): path for path, module in model.named_modules()}
 
     def restore(root: nn.Module) -> None:
         for module in root.modules():
@@ -183,9 +184,10 @@ def kept_state(tracer: Tracer, places: Places) -> Iterator[None]:
                 _restore(snapshots[id(module)])
         places.restore(paths.get(id(root), ""))
 
-    tracer.modules.restore = restore
+    places.put_hooks()
     try:
-        yield
+        yield restore
+        places.note_hooks()
     finally:
         for snapshot in snapshots.values():
             _restore(snapshot)

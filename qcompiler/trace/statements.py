@@ -10,13 +10,12 @@ from __future__ import annotations
 import ast
 import dis
 import functools
-import linecache
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import CodeType, FrameType
-from typing import Any
 
-Place = tuple[int, int]  # line, column in bytes, as in instructions
+from qcompiler.trace.syntax import Position, inside_functions, span, tree_of
+
 MUTATORS = frozenset((
     "append", "extend", "insert", "pop", "popitem", "update", "setdefault", "clear", "remove", "appendleft", "popleft", "write", "send",
     "__setitem__", "__setattr__", "setattr", "delattr", "exec", "eval", "next", "print",
@@ -28,8 +27,8 @@ class Branch:
     """`answer`: the truth value of the condition under which the user's code goes where this says."""
 
     answer: bool
-    first: Place  # the statements that depend on it; equal places where the condition is a check: the other way ends in an error
-    last: Place
+    first: Position  # the statements that depend on it; equal places where the condition is a check: the other way ends in an error
+    last: Position
     names: tuple[str, ...] = ()  # variables that the statements assign and that others may read
     targets: tuple[str, ...] = ()  # variables whose items the statements assign
     other: tuple[ast.stmt, ...] = ()  # what the code does where the condition does not hold
@@ -39,12 +38,12 @@ class Branch:
         return self.first == self.last
 
 
-def place_of(frame: FrameType) -> tuple[Place, Place] | None:
+def place_of(frame: FrameType) -> tuple[Position, Position] | None:
     """First and last place of the expression or statement that a frame is in."""
     return span_at(frame.f_code, frame.f_lasti)
 
 
-def span_at(code: CodeType, position: int) -> tuple[Place, Place] | None:
+def span_at(code: CodeType, position: int) -> tuple[Position, Position] | None:
     """The same for an instruction of a code."""
     first, last, column, end = list(code.co_positions())[position // 2]
     if first is None or last is None or column is None or end is None:
@@ -57,7 +56,7 @@ def decides_at(code: CodeType, position: int) -> bool:
     return dis.opname[code.co_code[position]].startswith(("POP_JUMP", "TO_BOOL", "JUMP_IF"))
 
 
-def within(frame: FrameType, first: Place, last: Place) -> bool:
+def within(frame: FrameType, first: Position, last: Position) -> bool:
     """Whether a frame is at an instruction of these statements."""
     place = place_of(frame)
     return place is not None and first <= place[0] and place[1] <= last
@@ -92,7 +91,7 @@ def tested_at(frame: FrameType) -> tuple[ast.AST, _Block, _Tested, bool] | None:
     return None
 
 
-def replaced_span(node: ast.expr | ast.stmt) -> tuple[Place, Place]:
+def replaced_span(node: ast.expr | ast.stmt) -> tuple[Position, Position]:
     """Where what stands for a rewritten node stands in a trace: at its first place, where the user looks for it."""
     return (node.lineno, node.col_offset), (node.lineno, node.col_offset + 1)
 
@@ -116,59 +115,23 @@ def loop_at(frame: FrameType) -> Branch | None:
     return None
 
 
-def run(frame: FrameType, statements: Sequence[ast.stmt]) -> dict[str, Any]:
-    """Run statements with a frame's variables, as code of the same lines; return the variables behind them."""
-    module = ast.parse("def statements(): return locals()")
-    function = module.body[0]
-    assert isinstance(function, ast.FunctionDef)
-    names = [name for name in frame.f_locals if name.isidentifier()]
-    function.args.args = [ast.copy_location(ast.arg(name), statements[0]) for name in names]
-    function.body = [*statements, *function.body]
-    made: dict[str, Any] = {}
-    exec(compile(module, frame.f_code.co_filename, "exec"), frame.f_globals, made)
-    variables: dict[str, Any] = made["statements"](*(frame.f_locals[name] for name in names))
-    return variables
-
-
-def span(node: ast.stmt | ast.expr) -> tuple[Place, Place]:
-    return (node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or node.col_offset)
-
-
-@functools.lru_cache(maxsize=64)
-def _parsed(source: str) -> ast.Module | None:
-    try:
-        return ast.parse(source)
-    except (SyntaxError, ValueError):
-        return None
-
-
-def tree_of(file: str) -> ast.Module | None:
-    lines = linecache.getlines(file)
-    return _parsed("".join(lines)) if lines else None
-
-
 _Block = tuple[list[ast.stmt], bool]  # statements, and whether they are the body of a loop
 _Tested = ast.If | ast.Assert | ast.Assign
 
 
-def _tests(tree: ast.Module) -> Iterator[tuple[ast.AST, _Block, _Tested]]:
+@functools.lru_cache(maxsize=64)
+def _tests(tree: ast.Module) -> tuple[tuple[ast.AST, _Block, _Tested], ...]:
     """Every `if`, `assert` and `y = a if condition else b` with the function and the block that it stands in."""
+    return tuple(_find_tests(tree))
+
+
+def _find_tests(tree: ast.Module) -> Iterator[tuple[ast.AST, _Block, _Tested]]:
     for function, node in inside_functions(tree):
         for field, value in ast.iter_fields(node):
             block = [item for item in value if isinstance(item, ast.stmt)] if isinstance(value, list) else []
             for item in block:
                 if isinstance(item, (ast.If, ast.Assert)) or (isinstance(item, ast.Assign) and isinstance(item.value, ast.IfExp)):
                     yield function, (block, isinstance(node, (ast.For, ast.While)) and field == "body"), item
-
-
-def inside_functions(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
-    """Every node, with the innermost function that it is or stands in."""
-    stack: list[tuple[ast.AST, ast.AST]] = [(tree, tree)]
-    while stack:
-        outer, node = stack.pop()
-        function = node if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) else outer
-        yield function, node
-        stack.extend((function, child) for child in ast.iter_child_nodes(node))
 
 
 def _branch(function: ast.AST, block: _Block, statement: _Tested, negated: bool) -> Branch | None:
@@ -239,7 +202,7 @@ def _region(function: ast.AST, statements: Sequence[ast.stmt], answer: bool) -> 
     return Branch(answer, first, last, tuple(read), tuple(targets))
 
 
-def _after(statements: Sequence[ast.stmt], place: Place) -> Place:
+def _after(statements: Sequence[ast.stmt], place: Position) -> Position:
     """The end of the statement that first assigns a variable: what it reads of the variable is the value before."""
     ends = [span(n)[1] for n in _walk(statements) if isinstance(n, ast.stmt) and span(n)[0] <= place < span(n)[1]]
     return min(ends, default=place)
@@ -250,9 +213,9 @@ def _walk(statements: Sequence[ast.stmt]) -> Iterator[ast.AST]:
         yield from ast.walk(statement)
 
 
-def _names(statements: Sequence[ast.stmt], context: type) -> dict[str, Place]:
+def _names(statements: Sequence[ast.stmt], context: type) -> dict[str, Position]:
     """The variables that statements store or load, each with its first place."""
-    found: dict[str, Place] = {}
+    found: dict[str, Position] = {}
     for node in _walk(statements):
         if isinstance(node, ast.Name) and isinstance(node.ctx, context):
             place = (node.lineno, node.col_offset)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any
 
 import torch
 
+from qcompiler.trace.containers import CONTAINERS, Content, content, refill, same
 from qcompiler.trace.proxy import Proxy
 
 _ATOMS = (
@@ -26,14 +25,13 @@ _ATOMS = (
     ModuleType,
     torch.dtype,
 )
-_PLAIN = (list, set, dict, deque)
 
 
 class Untouched:
     """The contents of whatever can be reached from some values: lists, sets, dicts, deques and the attributes of objects and modules."""
 
     def __init__(self, roots: Iterable[object]) -> None:
-        self._before: list[tuple[object, object]] = []
+        self._before: list[tuple[object, Content]] = []
         seen: set[int] = set()
         stack = list(roots)
         while stack:
@@ -49,30 +47,16 @@ class Untouched:
 
     def changed(self) -> bool:
         """Whether anything has other contents now."""
-        return any(not _same(held, _contents(value)) for value, held in self._before)
+        return any(not same(held, _contents(value)) for value, held in self._before)
 
     def put_back(self) -> None:
         """Gives everything the contents that it had."""
         for value, held in self._before:
-            if _same(held, _contents(value)):
-                continue
-            target: Any = value if isinstance(value, _PLAIN) else vars(value)
-            target.clear()
-            fill: Any = target.extend if isinstance(target, (list, deque)) else target.update
-            fill(held)
+            refill(value if isinstance(value, CONTAINERS) else vars(value), held)
 
 
-def _contents(value: object) -> list[object] | dict[Any, object] | None:
+def _contents(value: object) -> Content | None:
     """A copy of what a value holds, in order; None where it holds nothing that can change."""
-    if isinstance(value, dict):
-        return dict(value)
-    if isinstance(value, (list, set, deque)):
-        return list(value)
-    return dict(vars(value)) if hasattr(value, "__dict__") else None
-
-
-def _same(before: object, after: object) -> bool:
-    if isinstance(before, dict) and isinstance(after, dict):
-        return list(before) == list(after) and all(before[key] is after[key] for key in before)
-    assert isinstance(before, list) and isinstance(after, list)
-    return len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True))
+    if isinstance(value, CONTAINERS):
+        return content(value)
+    return content(vars(value)) if hasattr(value, "__dict__") else None

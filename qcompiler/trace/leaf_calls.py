@@ -1,0 +1,130 @@
+"""Modules that stay one call: run on the examples, and recorded."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from qcompiler.errors import QCompilerError, TraceError
+from qcompiler.trace.mode import evaluated
+from qcompiler.trace.mutation import Mutations
+from qcompiler.trace.nested import map_nested
+from qcompiler.trace.proxy import Args, Kwargs, Proxy
+from qcompiler.trace.recording import Recording
+from qcompiler.trace.results import Results
+from qcompiler.trace.running import Running
+from qcompiler.trace.state import untouched
+from qcompiler.trace.views import note_views
+from qcompiler.trace.zero_states import with_zero_states
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: what nn.Module does with it, and its arguments."""
+
+    module: nn.Module
+    path: str
+    original: Callable[..., Any]
+    args: Args
+    kwargs: Kwargs
+
+
+_AS_METHODS: dict[type, tuple[str, tuple[str, ...]]] = {  # modules that give views: the method, and which settings it takes
+    nn.Flatten: ("flatten", ("start_dim", "end_dim")), nn.Unflatten: ("unflatten", ("dim", "unflattened_size")),
+}  # fmt: skip
+
+
+def is_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
+
+
+class LeafCalls:
+    """The leaves of one trace."""
+
+    def __init__(self, recorder: Recording, running: Running, results: Results, mutations: Mutations) -> None:
+        self._recorder, self._running, self._results, self._mutations = recorder, running, results, mutations
+        self.replacements: dict[str, nn.Module] = {}  # copies of in-place leaf modules that are not in place
+        self.explicit_states = False  # recurrent layers that are given no state are given zeros
+
+    def record(self, call: Call, known: bool) -> object:
+        """One call_module node; the module runs on the examples."""
+        module, args, kwargs = call.module, call.args, call.kwargs
+        self._recorder.scopes.append((call.path, type(module).__name__))
+        if not is_torch(module):
+            self._recorder.leaves.append(call.path)
+        elif self.explicit_states:
+            args, kwargs = with_zero_states(module, args, kwargs)
+        try:
+            return self._recorded(Call(module, call.path, call.original, args, kwargs), known and is_torch(module))
+        except QCompilerError as error:
+            error.qc_final = not known and not isinstance(error, TraceError)  # type: ignore[attr-defined]
+            raise
+        finally:
+            self._recorder.scopes.pop()
+
+    def _recorded(self, call: Call, pure: bool) -> object:
+        """`pure`: a module of torch's, which changes no argument but the first, and that only if it is in place."""
+        module, args, kwargs = call.module, call.args, call.kwargs
+        changed = args[0] if pure and getattr(module, "inplace", False) is True and args else None
+        runs = self._not_in_place(module, call.path) if changed is not None else module
+        if pure:
+            with evaluated(runs):
+                values = map_nested(self._running.concrete, args), map_nested(self._running.concrete, kwargs)
+                example = self._run(runs, call.original, *values)
+        else:
+            example = self._run_unknown(call)
+        make = functools.partial(self._recorder.add_node, "call_module", call.path, args, kwargs, example)
+        if type(changed) is Proxy:
+            self._mutations.check_state(changed.example)
+            self._mutations.mutate(changed, make(), example)
+            return changed
+        result = self._results.wrap(make, example, "boundary")
+        if type(module) in _AS_METHODS and len(args) == 1:
+            name, settings = _AS_METHODS[type(module)]
+            settings = tuple(getattr(module, setting) for setting in settings)
+            note_views(result, "call_method", name, (*args, *settings), {}, self._recorder.memory)
+        return result
+
+    def _not_in_place(self, module: nn.Module, path: str) -> nn.Module:
+        if path not in self.replacements:
+            self.replacements[path] = copied = copy.copy(module)
+            copied.inplace = False  # type: ignore[assignment]
+        return self.replacements[path]
+
+    def _run(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a module on examples and leave what it keeps as it was."""
+        run = functools.partial(original, module)
+        if not module.training and is_torch(module):
+            return self._running.on_examples(run, args, kwargs)
+        self._recorder.paused += 1
+        try:
+            with untouched(module):
+                return self._running.on_examples(run, args, kwargs)
+        finally:
+            self._recorder.paused -= 1
+
+    def _run_unknown(self, call: Call) -> Any:
+        """Run a module that may change its arguments: those that it does are copied first, in the graph too."""
+        found: list[tuple[Proxy, torch.Tensor]] = []
+
+        def copied(value: Any) -> Any:
+            if type(value) is not Proxy or not value.is_tensor:
+                return self._running.concrete(value)
+            value_copy = value.example.clone()
+            found.append((value, value_copy))
+            return value_copy
+
+        values, options = map_nested(copied, call.args), map_nested(copied, call.kwargs)
+        versions = [value._version for _, value in found]
+        example = self._run(call.module, call.original, values, options)
+        for (proxy, value), version in zip(found, versions, strict=True):
+            if value._version != version:
+                before = self._recorder.add_node("call_method", "clone", (proxy,), {}, value)
+                self._mutations.mutate(proxy, before, value)
+        return example

@@ -1,0 +1,298 @@
+"""Runs a part of a traced graph on shapes alone, at other sizes and layouts of what it is given: which values have memory in common there.
+
+Inputs, and what only the user's own code or data can tell, are made as they were in the example, with the sizes that are asked for.
+
+The stride of a dimension of size 1 is no part of a layout: a caller's tensor, and what a kernel gives, may have any there, and shapes alone
+do not say which one. Some calls look at it all the same (`to(memory_format=...)`, a convolution that chooses its layout). So where a tensor
+is both contiguous and channels_last, each run is done with the strides of either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from qcompiler.ambient import copied_with_data, fake_tensors_in_silence
+from qcompiler.ir.types import value_of
+from qcompiler.ops.reference import choose
+from qcompiler.trace.guards import is_guard
+from qcompiler.trace.memory import overlap, storage
+from qcompiler.trace.nested import map_nested
+from qcompiler.trace.proxy import Args, Kwargs
+from qcompiler.trace.sharing import Fact
+from qcompiler.trace.tracer import Tracer
+
+Place: TypeAlias = tuple[fx.Node, int]  # a tensor and a dimension of it, or a number and NUMBER
+NUMBER = -1
+Layout: TypeAlias = Callable[[Sequence[int], torch.dtype], torch.Tensor]
+
+
+class NotThisSize(Exception):
+    """The graph does not take these sizes."""
+
+
+class Unknown(Exception):
+    """Nobody can tell without the user's data."""
+
+
+class OtherSizes:
+    """The runs for what a trace took from its example. `sources`: by tensor that is made, its example's shape."""
+
+    def __init__(self, tracer: Tracer, facts: Sequence[Fact]) -> None:
+        self.tracer, self.facts = tracer, facts
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.sources: dict[fx.Node, tuple[int, ...]] = {}
+        self.numbers: dict[fx.Node, int] = {}
+        self._held: dict[str, object] = {}
+        self._modules: dict[str, nn.Module] = {}
+        self._nodes = self._needed()
+        self._first()
+        self.bounds = self._bounds()  # what makes sizes of another kind
+
+    def _needed(self) -> list[fx.Node]:
+        """What the facts stand on, in order, with the guards on that."""
+        wanted = {node for fact in self.facts for node in (fact.one, fact.other)}
+        nodes = list(self.tracer.graph.nodes)
+        for node in reversed(nodes):
+            if node in wanted and not self._is_source(node):
+                wanted.update(_read(node))
+        return [n for n in nodes if n in wanted or (is_guard(n) and n.all_input_nodes and all(i in wanted for i in n.all_input_nodes))]
+
+    def _is_source(self, node: fx.Node) -> bool:
+        """Whether a value is made instead of computed; what holds a tensor of the caller's is not looked into."""
+        if not self._is_made(node) and (node in self.tracer.given or not self._is_pure(node)):
+            self._make_source(node)
+        return self._is_made(node)
+
+    def _is_made(self, node: fx.Node) -> bool:
+        return node in self.sources or node in self.numbers
+
+    def _make_source(self, node: fx.Node) -> None:
+        shape = value_of(node).shape
+        if shape is not None:
+            self.sources[node] = tuple(shape)
+        elif node in self.tracer.counted:
+            self.numbers[node] = self.tracer.counted[node]
+        else:
+            raise Unknown(f"%{node.name}")
+
+    def _is_pure(self, node: fx.Node) -> bool:
+        """Whether a call runs torch's code alone: the user's may do anything."""
+        if node.op == "call_module":
+            return type(self.tracer.model.get_submodule(str(node.target))).__module__.startswith("torch.nn.")
+        if node.op != "call_function" or is_guard(node) or node.target is choose:
+            return True
+        name = str(getattr(node.target, "__module__", None) or "torch")
+        return name.startswith(("torch", "_operator", "builtins", "math", "qcompiler.ops"))
+
+    def _first(self) -> None:
+        """Runs at the example's sizes: what cannot be run there is made from then on."""
+        while True:
+            try:
+                return self._run(_Values(), {}, {})
+            except _Lost as lost:
+                self._make_source(lost.node)
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        """Numbers in the code that cut a size, each with a size that it may cut: what `[:6]` takes is all of it up to 6."""
+        found: dict[tuple[int, int], None] = {}
+        for node in self._nodes:
+            cut = [size for operand in node.all_input_nodes[:1] for size in value_of(operand).shape or ()] or [0]
+            found.update(dict.fromkeys((number, size) for number in _cuts(node) for size in cut))
+        return list(found)
+
+    def differing(self, sizes: Mapping[Place, int], layouts: Mapping[fx.Node, Layout] | None = None) -> list[Fact]:
+        """The facts that are others there. NotThisSize where the graph does not run."""
+        values = _Values()
+        self._run(values, sizes, layouts or {})
+        found = [fact for fact in self.facts if values.differ_in(fact)]
+        for order in (_contiguous, _channels_last) if values.either_layout else ():
+            values = _Values(order)
+            with contextlib.suppress(NotThisSize):  # a call that refuses these strides does so in eager mode as well
+                self._run(values, sizes, layouts or {})
+                found += [fact for fact in self.facts if values.differ_in(fact)]
+        return found
+
+    def _run(self, values: _Values, sizes: Mapping[Place, int], layouts: Mapping[fx.Node, Layout]) -> None:
+        with fake_tensors_in_silence(), self.mode, torch.no_grad():
+            for node in self._nodes:
+                if self._is_number(node):
+                    values[node] = sizes.get((node, NUMBER), self.numbers.get(node))
+                    continue
+                try:
+                    values.take(node, self._value(node, values, sizes, layouts))
+                except Exception as error:
+                    raise (NotThisSize() if sizes or layouts or values.order else _Lost(node)) from error
+
+    def _is_number(self, node: fx.Node) -> bool:
+        """Whether a value is a number that is made; any other argument that is no tensor is as in the example."""
+        form = value_of(node).form
+        if node.op == "placeholder" and node not in self.sources and type(form and form.value) is int:
+            self.numbers.setdefault(node, form.value)  # type: ignore[union-attr]
+        return node in self.numbers
+
+    def _value(self, node: fx.Node, values: _Values, sizes: Mapping[Place, int], layouts: Mapping[fx.Node, Layout]) -> object:
+        if node in self.sources:
+            shape = [sizes.get((node, dim), size) for dim, size in enumerate(self.sources[node])]
+            return layouts.get(node, lambda *size: self._as_example(node, *size))(shape, value_of(node).dtype or torch.float32)
+        if node.op == "get_attr":
+            return self._parameter(node)
+        if node.op == "placeholder":
+            form = value_of(node).form
+            return form.value if form is not None else None
+        args, kwargs = values.args(node), values.kwargs(node)
+        if node.op == "call_module":
+            return self._module(node)(*args, **kwargs)
+        if node.target is choose:
+            return args[1]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _as_example(self, node: fx.Node, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        return in_order(self.order_of(node))(shape, dtype)
+
+    def order_of(self, node: fx.Node) -> list[int]:
+        """The dimensions of a tensor that is made from the outermost to the innermost."""
+        dims, strides = range(len(self.sources[node])), self.strides_of(node)
+        return list(dims) if strides is None else sorted(dims, key=lambda dim: (-strides[dim], dim))
+
+    def strides_of(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Those of the example of a value; None where it lies in order."""
+        if node in self.tracer.given:
+            example = self.tracer.given[node][1]
+            return None if example.is_contiguous() else example.stride()
+        return self.tracer.strides.get(node)
+
+    def _parameter(self, node: fx.Node) -> object:
+        path = str(node.target)
+        if path not in self._held:
+            held = self.tracer.held.get(path, self.tracer.attributes.constants.get(path))
+            held = operator.attrgetter(path)(self.tracer.model) if held is None else held
+            self._held[path] = self.mode.from_tensor(held.detach(), static_shapes=True) if isinstance(held, torch.Tensor) else held
+        return self._held[path]
+
+    def _module(self, node: fx.Node) -> nn.Module:
+        path = str(node.target)
+        if path not in self._modules:
+            module = self.tracer.leaf_calls.replacements.get(path) or self.tracer.model.get_submodule(path)
+            self._modules[path] = copied_with_data(module).eval()
+        return self._modules[path]
+
+
+_CUTS = frozenset(("narrow", "split", "split_with_sizes", "tensor_split", "min", "max"))
+
+
+def _cuts(node: fx.Node) -> Iterator[int]:
+    """The numbers in a call that a size is compared with: where slices begin and end, pieces, bounds of sizes."""
+    name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
+    for value in (*node.args, *node.kwargs.values()):
+        yield from (number for number in _numbers(value, name in _CUTS) if number)
+
+
+def _numbers(value: object, every: bool) -> Iterator[int]:
+    """The ends of slices, and `every` other number besides, without their signs."""
+    if isinstance(value, slice):
+        yield from (abs(end) for end in (value.start, value.stop) if type(end) is int)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _numbers(part, every)
+    elif type(value) is int and every:
+        yield abs(value)
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """What a call needs to be run on shapes: of two values that data chooses from, either."""
+    return [n for n in node.args[1:] if isinstance(n, fx.Node)] if node.target is choose else node.all_input_nodes
+
+
+class _Values(dict[fx.Node, object]):
+    """The values of a run, by node. `order`: the layout whose strides new tensors have in dimensions of size 1."""
+
+    def __init__(self, order: Callable[[int], list[int]] | None = None) -> None:
+        super().__init__()
+        self.order = order
+        self.either_layout = False  # whether a new tensor was contiguous and channels_last at once
+
+    def args(self, node: fx.Node) -> Args:
+        return tuple(fx.node.map_arg(node.args, self.get))  # type: ignore[arg-type]
+
+    def kwargs(self, node: fx.Node) -> Kwargs:
+        return dict(fx.node.map_arg(node.kwargs, self.get))  # type: ignore[arg-type]
+
+    def take(self, node: fx.Node, value: object) -> None:
+        """Note the value of a node; a tensor that is no view gets its strides here."""
+        self[node] = value if node.op == "get_attr" else map_nested(lambda part: self._laid_out(part, node), value)
+
+    def _laid_out(self, value: object, node: fx.Node) -> object:
+        if not isinstance(value, torch.Tensor) or not _is_in_either_layout(value) or self._is_view(value, node):
+            return value
+        self.either_layout = True
+        if self.order is None:
+            return value
+        as_if = strides_in(self.order(value.dim()), value.shape)
+        strides = [other if n == 1 else own for n, own, other in zip(value.shape, value.stride(), as_if, strict=True)]
+        return value.as_strided(value.shape, strides)
+
+    def _is_view(self, value: torch.Tensor, node: fx.Node) -> bool:
+        """Whether a tensor lies in the memory of one that the call was given."""
+        given = (self.get(n) for n in node.all_input_nodes)
+        return any(isinstance(one, torch.Tensor) and storage(one) == storage(value) for one in given)
+
+    def differ_in(self, fact: Fact) -> bool:
+        return overlap(self[fact.one], self[fact.other]) is not fact.common  # type: ignore[arg-type]
+
+
+class _Lost(Exception):
+    """A node that cannot be run on shapes alone."""
+
+    def __init__(self, node: fx.Node) -> None:
+        super().__init__(node.name)
+        self.node = node
+
+
+# ---- layouts
+
+
+def strides_in(order: Sequence[int], shape: Sequence[int]) -> list[int]:
+    """Those of elements side by side, with the dimensions in this order from the outermost to the innermost."""
+    strides = [1] * len(shape)
+    for outer, inner in zip(order[-2::-1], order[:0:-1], strict=True):
+        strides[outer] = strides[inner] * shape[inner]
+    return strides
+
+
+def _contiguous(rank: int) -> list[int]:
+    return list(range(rank))
+
+
+def _channels_last(rank: int) -> list[int]:
+    return [0, *range(2, rank), 1]
+
+
+def _is_in_either_layout(value: torch.Tensor) -> bool:
+    """Whether a tensor is contiguous and channels_last at once; only strides that mean nothing tell which."""
+    if value.dim() < 3 or 1 not in value.shape:
+        return False
+    a, b = (strides_in(order(value.dim()), value.shape) for order in (_contiguous, _channels_last))
+    return a != b and all(one == other for n, one, other in zip(value.shape, a, b, strict=True) if n != 1)
+
+
+def in_order(order: Sequence[int]) -> Layout:
+    """Elements side by side, with the dimensions in this order in memory."""
+
+    def made(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty([shape[dim] for dim in order], dtype=dtype).permute([order.index(dim) for dim in range(len(order))])
+
+    return made
+
+
+def with_gaps(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Every other element of each row."""
+    return torch.empty([*shape[:-1], 2 * shape[-1]], dtype=dtype)[..., ::2] if shape else torch.empty(shape, dtype=dtype)
