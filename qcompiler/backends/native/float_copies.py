@@ -5,26 +5,32 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from qcompiler.backends.native.plan.families import families
+from qcompiler.backends.native.plan.forms import c_forms
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Quant, Value, quant_of, source_of, value_of
+from qcompiler.ops.arguments import changes
 from qcompiler.ops.reference import dequantize, quantize
 from qcompiler.ops.spec import Family, Output
 from qcompiler.ops.table import Table
 
 
-def round_before_copies(gm: fx.GraphModule, table: Table) -> None:
-    """Puts quantize before each op that moves floats alone and whose readers all round to the same codes; the last of a chain first."""
+def round_before_copies(gm: fx.GraphModule, table: Table) -> list[str]:
+    """Puts quantize before each op that moves floats alone and whose readers all round to the same codes; the last of a chain first. The
+    names of these ops, which are int8 now."""
+    found = []
     for node in reversed(list(gm.graph.nodes)):
         if _moves_floats(node, table) and (given := _rounded_by_all(node)) is not None:
             _round_before(gm.graph, node, given)
+            found.append(node.name)
+    return found
 
 
 def _moves_floats(node: fx.Node, table: Table) -> bool:
     row, source = table.of(node), node.args[0] if node.args else None
-    if row is None or row.family is not Family.COPY or row.output is not Output.SAME or quant_of(node).int8 or row.name not in families():
+    if row is None or row.family is not Family.COPY or row.output is not Output.SAME or quant_of(node).int8 or row.name not in c_forms():
         return False
-    is_float = isinstance(source, fx.Node) and source.op != "get_attr" and value_of(source).dtype is torch.float32
-    return is_float and value_of(node).shape is not None
+    if not isinstance(source, fx.Node) or source.op == "get_attr" or any(changes(user, source) for user in source.users):
+        return False  # what is assigned into is read behind that by this very copy: its codes belong to where the copy stands
+    return value_of(source).dtype is torch.float32 and value_of(node).shape is not None
 
 
 def _rounded_by_all(node: fx.Node) -> fx.Node | None:

@@ -2,26 +2,72 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import fx
 
-# The names of the arguments in order; a * stands before those that are settings.
+from qcompiler.ir.types import value_of
+
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+# The names of the arguments in order; a * stands before those that are settings, a _ before what changes no value.
 _CALLS: Mapping[Callable[..., Any], tuple[str, str]] = {
     F.scaled_dot_product_attention: (
         "scaled_dot_product_attention", "query key value *attn_mask=None dropout_p=0.0 is_causal=False scale=None enable_gqa=False"),
+    F.normalize: ("normalize", "input *p=2.0 dim=1 eps=1e-12 out=None"),
+    F.log_softmax: ("log_softmax", "input *dim=None _stacklevel=3 dtype=None"),
+    torch.log_softmax: ("log_softmax", "input *dim=None dtype=None"),
+    torch.where: ("where", "condition input other"),
+    torch.masked_fill: ("masked_fill", "input mask value"),
+    torch.logical_not: ("not", "input"), operator.invert: ("not", "input"),
+    **{function: (name, "input other") for name in ("and", "or", "xor") for function in (
+        getattr(torch, f"logical_{name}"), getattr(operator, f"{name}_" if name != "xor" else name), getattr(torch, f"bitwise_{name}"))},
+    **{function: (name, "input other") for name in COMPARISONS for function in (getattr(torch, name), getattr(operator, name))},
 }  # fmt: skip
+
+
+_METHODS: Mapping[str, tuple[str, str]] = {
+    "masked_fill": ("masked_fill", "input mask value"), "logical_not": ("not", "input"), "float": ("as_float", "input"),
+    **{name: (name, "input other") for name in COMPARISONS},
+    **{f"logical_{name}": (name, "input other") for name in ("and", "or", "xor")},
+}  # fmt: skip
+
+
+VISIBLE = "visible"  # the setting of attention whose mask says which keys are seen: within a region nothing else tells it from one to add
+
+
+def _is_bool(argument: object) -> bool:
+    return isinstance(argument, fx.Node) and value_of(argument).dtype is torch.bool
+
+
+def _form(node: fx.Node) -> tuple[str, str] | None:
+    """Name and arguments of a call that is no row."""
+    if node.op == "call_method":
+        to_float = node.target in ("to", "type") and node.args[1:] == (torch.float32,) and not node.kwargs
+        return ("as_float", "input _dtype=None") if to_float else _METHODS.get(str(node.target))
+    return _CALLS.get(node.target) if node.op == "call_function" and callable(node.target) else None
 
 
 def bound(node: fx.Node) -> tuple[str, tuple[Any, ...], dict[str, Any]] | None:
     """Name, arguments and settings of a call; None for any other node."""
-    if node.op != "call_function" or node.target not in _CALLS:
+    if node.target is operator.getitem:  # of several values that stand in one
+        return "getitem", node.args[:1], {"index": node.args[1]}
+    if node.target is torch.einsum:
+        return "einsum", tuple(node.args), {}
+    form = _form(node)
+    if form is None:
         return None
-    name, signature = _CALLS[node.target]  # type: ignore[index]
-    names = [entry.removeprefix("*").partition("=")[0] for entry in signature.split()]
+    name, signature = form
+    entries = signature.split()
+    names = [entry.removeprefix("*").partition("=")[0] for entry in entries]
     values = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    values = {key: value for key, value in values.items() if value is not None}
-    settings = next((i for i, entry in enumerate(signature.split()) if entry.startswith("*")), len(names))
-    return name, tuple(values.get(key) for key in names[:settings]), {key: values[key] for key in names[settings:] if key in values}
+    values = {key: value for key, value in values.items() if value is not None and not key.startswith("_")}
+    if _is_bool(values.get("attn_mask")):
+        values[VISIBLE] = values.pop("attn_mask")
+        names.append(VISIBLE)
+    settings = next((i for i, entry in enumerate(entries) if entry.startswith("*")), len(names))
+    operands = (key for key in names[:settings] if not key.startswith("_"))
+    return name, tuple(map(values.get, operands)), {key: values[key] for key in names[settings:] if key in values}

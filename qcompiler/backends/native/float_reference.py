@@ -5,6 +5,7 @@ Every operation is one of float32 and rounds by itself; arrays (..., n) are rows
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -97,6 +98,20 @@ def softmax(x: Floats) -> Floats:
     return e * (f32(1) / row_sum(e))
 
 
+def pooled(x: Floats, windows: Sequence[Sequence[Sequence[int]]], largest: bool, counts: Floats | None = None) -> Floats:
+    """(N, C, H, W) over windows: for each row of the result the rows of x in its windows, for each column the columns, in order.
+
+    The largest element, NaN where there is one; else the sum in order over `counts` (H, W).
+    """
+    made = np.full((*x.shape[:2], len(windows[0]), len(windows[1])), -np.inf if largest else 0, np.float32)
+    for i, rows in enumerate(windows[0]):
+        for j, columns in enumerate(windows[1]):
+            for row, column in itertools.product(rows, columns):
+                v, have = x[:, :, row, column], made[:, :, i, j]
+                made[:, :, i, j] = np.where((v > have) | np.isnan(v), v, have) if largest else have + v
+    return made if counts is None else np.asarray(made / counts, np.float32)
+
+
 def matmul(a: Floats, b: Floats) -> Floats:
     """Sums over k in order."""
     made = np.zeros((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), np.float32)
@@ -124,3 +139,42 @@ def attention(q: Floats, k: Floats, v: Floats, scale: float, mask: Floats | None
         total, most = total * factor + row_sum(weights), above
         sums = added(sums * factor, weights, v[..., keys, :])
     return np.where(total == 0, f32(0), sums / np.where(total == 0, f32(1), total))
+
+
+def ends_of(x: Floats) -> tuple[float, float]:
+    """Step and zero point of the range of all elements, widened to contain 0, in 255 steps."""
+    low, high = min(float(x.min(initial=0)), 0.0), max(float(x.max(initial=0)), 0.0)
+    step, least = (high - low) / 255.0 or 0.1, float(f32(6.1e-5))
+    if step < least:
+        low, high, step = low * least / step, high * least / step, least
+    zero = 0.0 - low / step if abs(low / step) < 255.0 + abs(high / step) else 255.0 - high / step
+    return step, float(np.rint(min(max(zero, 0.0), 255.0)))
+
+
+def encoded(x: Floats, ends: tuple[float, float]) -> NDArray[np.uint8]:
+    codes: NDArray[np.uint8] = np.clip(np.rint(x * f32(1.0 / ends[0])) + f32(ends[1]), 0, 255).astype(np.uint8)
+    return codes
+
+
+def dynamic_linear(x: Floats, weight: NDArray[np.int8], scale: NDArray[np.float64], bias: NDArray[np.float64] | None) -> Floats:
+    """Rows (..., I) on their own range times int8 weights (O, I): exact sums, then acc * m + b with two roundings."""
+    ends = ends_of(x)
+    acc = encoded(x, ends).astype(np.int64) @ weight.T.astype(np.int64)
+    m = (ends[0] * scale).astype(np.float32)
+    offset = np.zeros(len(weight)) if bias is None else bias
+    b = (offset - ends[1] * weight.sum(1, dtype=np.int64) * m.astype(np.float64)).astype(np.float32)
+    return np.asarray(acc.astype(np.float32) * m + b, np.float32)
+
+
+def lstm_step(ih: Floats, hh: Floats, cell: Floats) -> tuple[Floats, Floats]:
+    """The new hidden state and the new cell state."""
+    i, f, g, o = np.split(ih + hh, 4, -1)
+    made = sigmoid(f) * cell + sigmoid(i) * tanh(g)
+    return sigmoid(o) * tanh(made), made
+
+
+def gru_step(ih: Floats, hh: Floats, hidden: Floats) -> Floats:
+    (r, z, n), (hr, hz, hn) = np.split(ih, 3, -1), np.split(hh, 3, -1)
+    update = sigmoid(z + hz)
+    new = tanh(n + sigmoid(r + hr) * hn)
+    return np.asarray(new + update * (hidden - new), np.float32)

@@ -17,7 +17,7 @@ _FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
         "avx2": ("-mavx2",),
         "avx_vnni": ("-mavx2", "-mavxvnni"),
         "avx512_vnni": _WIDE,
-        "amx": (*_WIDE, "-mavx512vbmi", "-mamx-tile", "-mamx-int8"),
+        "amx": (*_WIDE, "-mamx-tile", "-mamx-int8"),
     },
     "aarch64": {"scalar": (), "neon": ("-mcpu=generic+dotprod",)},
 }
@@ -38,7 +38,8 @@ def flags(machine: str, isa: str) -> tuple[str, ...]:
     return (*COMMON_FLAGS, *_FLAGS.get(machine, {"scalar": ()})[isa], f"-DQC_ISA=QC_{isa.upper()}")
 
 
-def units(machine: str) -> dict[str, tuple[Path, tuple[str, ...]]]:
-    """Every translation unit of the kernels: the object's name, its source and its flags."""
-    found = {f"kernels_{isa}": (KERNELS / "kernels.c", flags(machine, isa)) for isa in isas(machine)}
-    return {**found, "dispatch": (KERNELS / "dispatch.c", COMMON_FLAGS)}
+def units(machine: str, only: str | None = None) -> dict[str, tuple[Path, tuple[str, ...]]]:
+    """The translation units of the kernels, of all instruction sets or of one: the object's name, its source and its flags."""
+    found = {f"kernels_{isa}": (KERNELS / "kernels.c", flags(machine, isa)) for isa in ([only] if only else isas(machine))}
+    dispatch = (*COMMON_FLAGS, f"-DQC_ONLY={only}") if only else COMMON_FLAGS
+    return {**found, "dispatch": (KERNELS / "dispatch.c", dispatch), "machine": (KERNELS / "machine.c", COMMON_FLAGS)}

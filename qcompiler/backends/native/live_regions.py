@@ -7,15 +7,12 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from qcompiler.backends.native.steps import Region, RegionError
 from qcompiler.files.values import canonical, from_json, to_json
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.region import NativeRegion
 
 MOST = 2**28  # characters of a description
 Ids = tuple[int, ...]
@@ -37,15 +34,26 @@ def region_of_text(text: str) -> Region:
     return Region.from_data(data)
 
 
-class _Regions:
+class Live(Protocol):
+    """What a region is found by: its constants, their versions then, and its description."""
+
+    constants: list[Tensor]
+    versions: Ids
+    description: str
+
+
+R = TypeVar("R", bound=Live)
+
+
+class LiveRegions(Generic[R]):
     """The regions of this process by their constants: those of modules, which own them, and those that the operator made."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # a tensor may die while it is held, and calls back
-        self.found: dict[Ids, list[Callable[[], NativeRegion | None]]] = {}
-        self.dead: deque[tuple[Ids, Callable[[], NativeRegion | None]]] = deque()  # what died while another thread held the lock
+        self.found: dict[Ids, list[Callable[[], R | None]]] = {}
+        self.dead: deque[tuple[Ids, Callable[[], R | None]]] = deque()  # what died while another thread held the lock
 
-    def add(self, region: NativeRegion) -> None:
+    def add(self, region: R) -> None:
         """A region that lives elsewhere, with its constants."""
         ids, reference = _ids(region.constants), weakref.ref(region)
         with self.lock:
@@ -55,11 +63,11 @@ class _Regions:
             self.found[ids].append(reference)
         weakref.finalize(region, self._drop, ids, reference).atexit = False
 
-    def keep(self, region: NativeRegion, constants: Sequence[Tensor]) -> None:
+    def keep(self, region: R, constants: Sequence[Tensor]) -> None:
         """A region of the operator's own, which lives as long as all of its constants."""
         ids = _ids(constants)
 
-        def reference() -> NativeRegion:
+        def reference() -> R:
             return region
 
         with self.lock:
@@ -68,7 +76,7 @@ class _Regions:
         for tensor in constants:
             weakref.finalize(tensor, self._drop, ids, reference).atexit = False
 
-    def get(self, constants: Sequence[Tensor], description: str) -> NativeRegion | None:
+    def get(self, constants: Sequence[Tensor], description: str) -> R | None:
         """The region that was made of the constants as they are; drops one of the operator's own that was made of others."""
         ids = _ids(constants)
         for reference in list(self.found.get(ids, ())):
@@ -80,7 +88,7 @@ class _Regions:
                     self._drop(ids, reference)
         return None
 
-    def _drop(self, ids: Ids, reference: Callable[[], NativeRegion | None]) -> None:
+    def _drop(self, ids: Ids, reference: Callable[[], R | None]) -> None:
         """Called when something died, in any thread at any place: so it waits for no lock, which is held while a region is compiled."""
         self.dead.append((ids, reference))
         if self.lock.acquire(blocking=False):
@@ -97,9 +105,6 @@ class _Regions:
                 self.found[ids] = left
             else:
                 self.found.pop(ids, None)
-
-
-REGIONS = _Regions()
 
 
 def versions(constants: Sequence[Tensor]) -> Ids:

@@ -11,6 +11,7 @@ import networkx as nx
 from torch import fx
 
 from qcompiler.backends.native.float_copies import round_before_copies
+from qcompiler.backends.native.known import reads
 from qcompiler.backends.native.partition import Partition, unit_of
 from qcompiler.backends.native.read import Reader, is_known
 from qcompiler.backends.native.runtime import native_region, run_region
@@ -18,10 +19,10 @@ from qcompiler.backends.native.steps import DEQUANTIZE, VALUE, Place, Region, St
 from qcompiler.backends.torch.passes.lower import Lower
 from qcompiler.compile.pass_manager import Context
 from qcompiler.errors import ConfigError
-from qcompiler.ir.types import MACS, SOURCE, Source, Stage, Value, source_of, value_of
+from qcompiler.ir.types import MACS, SOURCE, Source, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.types import VALUE as VALUE_KEY
 from qcompiler.ops.functional import getitem
-from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
+from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quantize_dequantize, quantize
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class LowerNative:
         if custom.input_quantized_indexes or custom.output_quantized_indexes:
             raise ConfigError("the native back end takes and hands out floats", code="custom-config",
                               hint='leave quantized inputs and outputs out, or take backend="torch"')  # fmt: skip
-        round_before_copies(gm, context.table)
+        context.journal.integers += round_before_copies(gm, context.table)
         partition = Partition.of(gm, context.table)
         for node, reason in partition.reasons.items():
             context.remark(self.name, "native-torch", f"runs in torch: {reason}", node)
         if partition.depth:
             gm.graph = _Rewriter(gm, partition, context).graph()
-        return Lower().run(gm, context)
+        return Lower(sums_fit=False).run(gm, context)  # activations have 8 bits, which the C is right for
 
 
 @dataclass
@@ -74,6 +75,8 @@ class _Rewriter:
             self._describe(part, depth)
         described = {depth: self._describe(part, depth) for depth, part in self.parts.items()}
         for item in self._order():
+            if item in self.partition.gone:
+                continue
             if isinstance(item, fx.Node):
                 self.made[item] = self.new.node_copy(item, self._value)
             else:
@@ -91,12 +94,13 @@ class _Rewriter:
             item = self.item(node)
             index.setdefault(item, position)
             order.add_node(item)
-            order.add_edges_from((self.item(source), item) for source in node.all_input_nodes if self.item(source) != item)
+            sources = node.all_input_nodes if item is node else self.partition.sources(node)
+            order.add_edges_from((self.item(source), item) for source in sources if self.item(source) != item)
         return list(nx.lexicographical_topological_sort(order, key=index.__getitem__))
 
     def _describe(self, part: _Part, depth: int) -> tuple[Region, Reader]:
         """The steps of a region, in the order of the graph."""
-        reader, steps, done = Reader(self.context.table), list[Step](), set[fx.Node]()
+        reader, steps, done = Reader(self.context.table, self.partition.known.calls), list[Step](), set[fx.Node]()
         for unit in part.units:
             for source in unit.all_input_nodes:
                 steps += self._source(source, part, depth, (reader, done))
@@ -114,7 +118,11 @@ class _Rewriter:
         reader, done = state
         if source in done or source.op == "get_attr" or self.partition.depth.get(unit_of(source)) == depth:
             return []
+        if source in self.partition.known:
+            return self._known(source, part, depth, state)
         done.add(source)
+        if source.target is dynamic_quantize_dequantize:
+            return [*self._source(source.args[0], part, depth, state), reader.step(source)]  # type: ignore[arg-type]
         if source.target is dequantize_weight:
             return [reader.step(source)]
         if is_known(source):  # each region that wants it computes it
@@ -134,6 +142,16 @@ class _Rewriter:
         done.add(codes)
         return [*steps, Step(source.name, DEQUANTIZE, (f"{VALUE}{codes.name}",))]
 
+    def _known(self, source: fx.Node, part: _Part, depth: int, state: tuple[Reader, set[fx.Node]]) -> list[Step]:
+        """The steps of what torch computes from sizes; each region that wants it has them."""
+        (reader, done), known, steps = state, self.partition.known, list[Step]()
+        for node in known.closure(source):
+            if node not in done:
+                steps += [step for s in reads(known.calls[node]) if s not in known for step in self._source(s, part, depth, state)]
+                steps.append(reader.step(node))
+                done.add(node)
+        return steps
+
     def _want(self, node: fx.Node) -> None:
         """A value that a region takes is handed out by the region that makes it."""
         depth = self.partition.depth.get(unit_of(node))
@@ -147,7 +165,7 @@ class _Rewriter:
             for made, readers in ((unit, [user]), *((d, list(d.users)) for d in floats)):
                 if made is unit and user.target is quantize:
                     continue
-                if any(self.partition.depth.get(reader) != depth for reader in readers):
+                if any(self.partition.depth.get(reader) != depth and reader not in self.partition.gone for reader in readers):
                     part.outputs[made] = None
 
     def _call(self, part: _Part, region: Region, reader: Reader) -> None:
@@ -169,7 +187,17 @@ class _Rewriter:
         for index, output in enumerate(part.outputs):
             made = self.new.create_node("call_function", getitem, (call,), {"index": index}, name=output.name)
             made.meta = {key: value for key, value in output.meta.items() if key in (SOURCE, VALUE_KEY)}
-            self.made[output] = made
+            self.made[output] = self._on_codes(output, made)
+
+    def _on_codes(self, output: fx.Node, made: fx.Node) -> fx.Node:
+        """The floats that a region hands out; on their codes again, which is exact, where int8 ops of torch's read them."""
+        readers = (user for user in output.users if user not in self.partition.depth)
+        if output.target is not dequantize or not any(quant_of(user).int8 for user in readers):
+            return made
+        codes = output.args[0]
+        assert isinstance(codes, fx.Node)
+        rounded = self.new.node_copy(codes, lambda _: made)
+        return self.new.node_copy(output, lambda _: rounded)
 
     def _attribute(self, node: fx.Node) -> fx.Node:
         made = self.new.create_node("get_attr", str(node.target))

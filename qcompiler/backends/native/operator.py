@@ -18,15 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from qcompiler.ambient import call_is_plain, plain_call
 from qcompiler.backends.native.emit.source import tensor_outputs
-from qcompiler.backends.native.live_regions import REGIONS, region_of_text
+from qcompiler.backends.native.live_regions import region_of_text
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.sizes import Sizes
-from qcompiler.backends.native.region import NativeRegion, planned
+from qcompiler.backends.native.region import REGIONS, NativeRegion, planned
 from qcompiler.backends.native.steps import RegionError
 from qcompiler.errors import InputError
 
-PLAIN = (Tensor, nn.Parameter)  # classes whose memory can be read
+PLAIN = frozenset({Tensor, nn.Parameter})  # classes whose memory can be read
 
 
 def stands_in(inputs: Sequence[object]) -> bool:
@@ -36,7 +37,7 @@ def stands_in(inputs: Sequence[object]) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or any(type(x) not in PLAIN for x in inputs)
+        or not PLAIN.issuperset(map(type, inputs))
     )
 
 
@@ -76,6 +77,14 @@ def _made(constants: Sequence[Tensor], description: str) -> NativeRegion:
 
 
 def _run(inputs: list[Tensor], constants: list[Tensor], description: str) -> list[Tensor]:
+    """Programs that others wrote call it under whatever is set around them, as the module itself never does."""
+    if call_is_plain():
+        return _computed(inputs, constants, description)
+    with plain_call():
+        return _computed(inputs, constants, description)
+
+
+def _computed(inputs: Sequence[Tensor], constants: Sequence[Tensor], description: str) -> list[Tensor]:
     region = region_of_constants(constants, description)
     _check(region.network, inputs)
     made = dict(zip(region.network.outputs, region(*inputs), strict=True))

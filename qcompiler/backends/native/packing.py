@@ -137,3 +137,10 @@ def sums_fit(weight: Int8) -> bool:
         return True
     rows = np.abs(weight.reshape(weight.shape[0], -1).astype(np.int16)).sum(1, dtype=np.int64)
     return bool((255 * rows < 2**31).all())
+
+
+def sums_stay_small(weight: Int8) -> bool:
+    """Whether no sum of products with codes reaches 2^25: then kernels may compute 64 times it in 32 bits."""
+    rows = weight.reshape(weight.shape[0], -1)
+    total, positive = rows.sum(1, dtype=np.int64), np.maximum(rows, 0).sum(1, dtype=np.int64)
+    return bool((255 * np.maximum(positive, positive - total) < 2**25).all())

@@ -6,30 +6,25 @@ that leaves it through torch comes back at a larger depth, so no region waits fo
 
 from __future__ import annotations
 
-import math
 import operator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import fx
 
 from qcompiler.backends.native.float_ops import bound
-from qcompiler.backends.native.packing import MAX_SPANS, sums_fit
-from qcompiler.backends.native.plan.families import choose
-from qcompiler.backends.native.plan.place import Axes
-from qcompiler.backends.native.read import NotNative, Reader, is_known, is_number
-from qcompiler.backends.native.steps import Step, is_tensor, is_value
-from qcompiler.ir.attributes import attribute
+from qcompiler.backends.native.graph_facts import GraphFacts, is_float, is_mask, is_useful, makes_parts
+from qcompiler.backends.native.known import Known
+from qcompiler.backends.native.plan.forms import choose
+from qcompiler.backends.native.read import NotNative, is_known, is_number
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import quant_of, value_of
 from qcompiler.ops.arguments import changes
 from qcompiler.ops.functional import getitem
-from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
+from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quantize_dequantize, quantize
 from qcompiler.ops.table import OPS, Table
 
 CONVERSIONS = (quantize, dequantize, dequantize_weight)
-TUPLES = ("chunk", "split", "tensor_split", "unbind")
 
 
 def unit_of(node: fx.Node) -> fx.Node:
@@ -39,98 +34,36 @@ def unit_of(node: fx.Node) -> fx.Node:
     return node
 
 
-class GraphFacts:
-    """The Facts of a graph's nodes, by name. `tensors`: the nodes behind the tensors of the step in question."""
-
-    def __init__(self, gm: fx.GraphModule, table: Table) -> None:
-        self.gm, self.table = gm, table
-        self.nodes = {node.name: node for node in gm.graph.nodes}
-        self.tensors: list[fx.Node] = []
-
-    def step(self, node: fx.Node) -> Step:
-        """Raises NotNative."""
-        reader = Reader(self.table)
-        step = reader.step(node)
-        self.tensors = reader.tensors
-        return step
-
-    def node(self, argument: Any) -> fx.Node | None:
-        if is_tensor(argument):
-            return self.tensors[int(argument[1:])]
-        return self.nodes.get(argument[1:]) if is_value(argument) else None
-
-    def shape(self, argument: Any) -> Axes:
-        node = self.node(argument)
-        return tuple(value_of(node).shape or ()) if node is not None else ()
-
-    def rank(self, argument: Any) -> int:
-        return len(self.shape(argument))
-
-    def is_codes(self, argument: Any) -> bool:
-        node = self.node(argument)
-        return node is not None and node.target is dequantize
-
-    def is_floats(self, argument: Any) -> bool:
-        node = self.node(argument)
-        return node is not None and not self.is_codes(argument) and is_float(node)
-
-    def is_parts(self, argument: Any) -> bool:
-        node = self.node(argument)
-        return node is not None and self.table.of(node) is not None and makes_parts(node, self.table)
-
-    def gives_codes(self, step: Step) -> bool:
-        users = list(self.nodes[step.out].users)
-        return len(users) == 1 and users[0].target is quantize
-
-    def is_number(self, argument: Any) -> bool:
-        node = self.node(argument)
-        return node is not None and value_of(node).shape is None
-
-    def weight_fault(self, argument: Any, channels: int = 0) -> str | None:
-        node = self.node(argument)
-        if node is None or node.target is not dequantize_weight:
-            return "its weight is computed at run time"
-        codes, zero_points = (attribute(self.gm, str(part.target)) for part in (node.args[0], node.args[2]))  # type: ignore[union-attr]
-        if codes.dtype is not torch.int8 or bool(torch.count_nonzero(zero_points)):
-            return "its weight has zero points"
-        if math.prod(codes.shape[2:]) > MAX_SPANS:
-            return f"its window has more than {MAX_SPANS} elements"
-        if not sums_fit(codes.transpose(0, channels).contiguous().numpy()):
-            return "sums of its products may leave 32 bits"
-        return None if node.args[3] in (None, channels) else "its weight has scales along another axis than its results"
-
-
-def is_float(node: fx.Node) -> bool:
-    return value_of(node).shape is not None and value_of(node).dtype is torch.float32
-
-
-def makes_parts(node: fx.Node, table: Table) -> bool:
-    row = table.of(node)
-    return row is not None and row.name in TUPLES and value_of(node).shape is None
-
-
 @dataclass
 class Partition:
-    """`depth`: of each unit that is native. `reasons`: why an int8 op is none, or one of floats beside native ones."""
+    """`depth`: of each unit that is native. `reasons`: why an int8 op is none, or one of floats beside native ones. `gone`: what is known
+    from sizes and that only native units read.
+    """
 
     gm: fx.GraphModule
     table: Table
+    known: Known
+    gone: set[fx.Node] = field(default_factory=set)
     depth: dict[fx.Node, int] = field(default_factory=dict)
     reasons: dict[fx.Node, str] = field(default_factory=dict)
 
     @staticmethod
     def of(gm: fx.GraphModule, table: Table) -> Partition:
-        made = Partition(gm, table)
+        made = Partition(gm, table, Known(gm, table))
         units = [n for n in gm.graph.nodes if n.op.startswith("call") and n.target not in CONVERSIONS]
-        facts = GraphFacts(gm, table)
-        native = {node for node in units if not is_number(node) and made._is_native(node, facts)}
+        facts = GraphFacts(gm, table, made.known)
+        settled = {node for node in units if is_number(node) or node in made.known or node.target is dynamic_quantize_dequantize}
+        native = {node for node in units if node not in settled and made._is_native(node, facts)}
         while True:
             native = made._whole(units, native)
-            made._descend(units, native | _numbers(units, native))
+            made.gone = made.known.unread(native.__contains__)
+            made.gone |= {n for n in units if n.target is dynamic_quantize_dequantize and native.issuperset(n.users)}
+            left = [node for node in units if node not in made.gone]
+            made._descend(left, native | _numbers(left, native, made.gone))
             if not (lost := native & made._without_int8()):
                 break
             native -= lost
-        made.reasons = {node: why for node, why in made.reasons.items() if quant_of(node).int8 or made._is_beside(node)}
+        made.reasons = {node: why for node, why in made.reasons.items() if is_useful(node) or made._is_beside(node)}
         return made
 
     def _whole(self, units: list[fx.Node], native: set[fx.Node]) -> set[fx.Node]:
@@ -141,8 +74,13 @@ class Partition:
 
     def _without_int8(self) -> set[fx.Node]:
         """The units of regions that compute with floats alone: torch does that as well, without the copies."""
-        useful = {depth for node, depth in self.depth.items() if quant_of(node).int8}
+        useful = {depth for node, depth in self.depth.items() if is_useful(node)}
         return {node for node, depth in self.depth.items() if depth not in useful}
+
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """What a native node takes from others: behind what is known, or rounded at run time, in its own region."""
+        found = self.known.sources(node)
+        return [s.args[0] if s.target is dynamic_quantize_dequantize else s for s in found]  # type: ignore[misc]
 
     def _is_beside(self, node: fx.Node) -> bool:
         """Whether a native op gives it a value, or takes its own."""
@@ -151,7 +89,7 @@ class Partition:
 
     def _is_native(self, node: fx.Node, facts: GraphFacts) -> bool:
         int8 = quant_of(node).int8
-        if not int8 and not (is_float(node) or makes_parts(node, self.table)):
+        if not int8 and not (is_float(node) or is_mask(node) or makes_parts(node, self.table)):
             return False
         reason = self._refusal(node, facts)
         if reason is not None:
@@ -174,7 +112,7 @@ class Partition:
 
     def _foreign(self, node: fx.Node) -> str | None:
         """Why a number that the op takes is unknown before anything runs: torch computes it, or the caller gives it."""
-        numbers = (s for s in node.all_input_nodes if value_of(s).shape is None and s.op != "get_attr" and self.table.of(s) is None)
+        numbers = (s for s in node.all_input_nodes if value_of(s).shape is None and s.op != "get_attr" and not makes_parts(s, self.table))
         unknown = next((s for s in numbers if not is_known(s)), None)
         return f"it takes the number %{unknown.name}, which no size gives" if unknown is not None else None
 
@@ -187,7 +125,7 @@ class Partition:
         deepest, least = 0, 1  # of the native nodes so far, and of those to come
         for node in units:
             is_native = node in native
-            sources = [unit_of(source) for source in node.all_input_nodes]
+            sources = [unit_of(source) for source in (self.sources(node) if is_native else node.all_input_nodes)]
             found = [depths[s] + ((s in native) != is_native) for s in sources if s in depths]
             depth = max([*found, least if is_native else 0])
             if ordered and not is_native:
@@ -234,20 +172,24 @@ def _result_fault(node: fx.Node) -> str | None:
 
 def _broken(node: fx.Node, native: set[fx.Node]) -> str | None:
     """Parts of a value stay within a region: why a node that makes or takes parts cannot be native after all."""
+    if is_mask(node):
+        outside = next((u for u in node.users if u not in native), None)
+        return f"{outside.name} takes its bools, in torch" if outside is not None else None
     if value_of(node).shape is None:
         outside = next((u for u in node.users if u not in native and not is_number(u)), None)
-        return f"{outside.name} takes its parts, in torch" if outside is not None else None
+        if outside is not None:
+            return f"{outside.name} takes its parts, in torch"
     source = node.args[0] if node.args else None
     parts = isinstance(source, fx.Node) and node.target in (getitem, operator.getitem) and value_of(source).shape is None
     return "the parts are made in torch" if parts and source not in native else None
 
 
-def _numbers(units: list[fx.Node], native: set[fx.Node]) -> set[fx.Node]:
-    """Sizes of native values and what is computed from them, and the numbers that native ops take."""
+def _numbers(units: list[fx.Node], native: set[fx.Node], gone: set[fx.Node]) -> set[fx.Node]:
+    """Sizes of native values and what is computed from them, and the numbers that native ops take, or what they alone read."""
     found: set[fx.Node] = set()
 
     def wanted(user: fx.Node) -> bool:
-        return user in native or user in found
+        return user in native or user in found or user in gone
 
     for node in units:
         if is_number(node) and _sizes_only(node) and any(unit_of(s) in native or s in found for s in node.all_input_nodes):

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
 from qcompiler.backends.native.float_ops import bound
-from qcompiler.backends.native.steps import DEQUANTIZE, QUANTIZE, TENSOR, VALUE, WEIGHT, Step
+from qcompiler.backends.native.steps import DEQUANTIZE, DYNAMIC, KNOWN, QUANTIZE, TENSOR, VALUE, WEIGHT, Step
 from qcompiler.ir.nested import rewrite
 from qcompiler.ir.types import QParams, quant_of, value_of
 from qcompiler.ops import functional as Q
-from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
+from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quantize_dequantize, quantize
 from qcompiler.ops.table import Table
 from qcompiler.trace.guards import GUARDS
 
-OPERATORS = ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem", "eq", "ne", "lt", "le", "gt", "ge")
+MOST_POWER = 64  # of an exponent in a file: what it gives has to end
+
+
+def power(base: float, exponent: float) -> float:
+    """base ** exponent. Raises ValueError for an exponent beyond MOST_POWER."""
+    if abs(exponent) > MOST_POWER:
+        raise ValueError(f"{exponent} is too large an exponent")
+    made: float = base**exponent
+    return made
+
+
+OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "neg", "getitem", "eq", "ne", "lt", "le", "gt", "ge")
 NUMBERS: dict[str, Callable[..., Any]] = {f"operator.{name}": getattr(operator, name) for name in OPERATORS}
-NUMBERS.update({"len": len, "int": int, "max": max, "min": min})
+NUMBERS.update({"len": len, "int": int, "float": float, "max": max, "min": min, "math.sqrt": math.sqrt})
 NUMBERS.update({f"guard.{guard.__name__}": guard for guard in GUARDS})
-_NUMBER_NAMES: dict[Any, str] = {function: name for name, function in NUMBERS.items()}
+_NUMBER_NAMES: dict[Any, str] = {function: name for name, function in NUMBERS.items()} | {operator.pow: "operator.pow"}
+NUMBERS["operator.pow"] = power
 PARTS = (torch.chunk, Q.split, Q.tensor_split, torch.unbind)  # give several values
+Call = tuple[str, tuple[Any, ...], dict[str, Any]]  # name, arguments, settings
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -37,6 +51,8 @@ def is_number(node: fx.Node) -> bool:
         return node.target in ("size", "dim")
     if node.target is getattr:
         return node.args[1:] == ("shape",)
+    if node.target is operator.getitem and not (isinstance(node.args[0], fx.Node) and is_number(node.args[0])):
+        return False  # one of several tensors
     return node.op == "call_function" and node.target in _NUMBER_NAMES and value_of(node).shape is None
 
 
@@ -57,10 +73,10 @@ def _asks_sizes(node: fx.Node) -> bool:
 
 
 class Reader:
-    """Makes the steps of one region; `tensors` and `qparams` grow with what its steps refer to."""
+    """Makes the steps of one region; `tensors` and `qparams` grow with what its steps refer to. `known`: the calls of known.py, by node."""
 
-    def __init__(self, table: Table) -> None:
-        self.table = table
+    def __init__(self, table: Table, known: Mapping[fx.Node, Call]) -> None:
+        self.table, self.known = table, known
         self.tensors: list[fx.Node] = []
         self._index: dict[str, int] = {}
         self.qparams: list[QParams] = []
@@ -71,15 +87,20 @@ class Reader:
             return self._quantize(node)
         if node.target is dequantize:
             return Step(node.name, DEQUANTIZE, (self.encoded(node.args[0]),))
+        if node.target is dynamic_quantize_dequantize:
+            return Step(node.name, DYNAMIC, self.encoded(node.args))
         if node.target is dequantize_weight:
             return Step(node.name, WEIGHT, tuple(self.encoded(a) for a in node.args))
         if is_number(node):
             args = tuple(node.args)[:1] if node.target is getattr else tuple(node.args)
             return Step(node.name, _number_name(node), self.encoded(args), self.encoded(dict(node.kwargs)))
+        if node in self.known:
+            name, args, kwargs = self.known[node]
+            return Step(node.name, f"{KNOWN}{name}", self.encoded(args), self.encoded(kwargs))
         name, args, kwargs = self.call(node)
         return Step(node.name, name, self.encoded(args), self.encoded(kwargs))
 
-    def call(self, node: fx.Node) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    def call(self, node: fx.Node) -> Call:
         """Name, arguments and settings of an op, as its row has them, or as float_ops.py has them. Raises NotNative."""
         row = self.table.of(node)
         if row is not None:

@@ -127,15 +127,51 @@ class Axis:
         return Axis(near, torch.clamp(near + 1, max=size - 1), torch.clamp(at - near.to(torch.float32), max=1.0))
 
 
-def resize_linear(x: Tensor, axes: Sequence[Axis], factors: tuple[float, float], ends: Ends) -> Tensor:
-    """Codes between their neighbours, along the last axis first; `axes` in the order of x's spatial axes. v * m + b, two roundings."""
+def resize_linear(x: Tensor, axes: Sequence[Axis], factors: tuple[float, float], ends: Ends | None) -> Tensor:
+    """Elements between their neighbours, along the last axis first; `axes` in the order of x's spatial axes. v * m + b, two roundings;
+    codes where there are `ends`, else floats.
+    """
     v = x.to(torch.float32)
     for dim, axis in reversed(list(enumerate(axes, 2))):
         part = axis.part.reshape([-1 if i == dim else 1 for i in range(x.dim())])
         right = v.index_select(dim, axis.far) * part
         v = v.index_select(dim, axis.near) * (1.0 - part) + right
-    product = v * _float32(factors[0], x)
-    return code(product + _float32(factors[1], x), ends)
+    return _scaled(v, factors, ends)
+
+
+def _scaled(v: Tensor, factors: tuple[float, float], ends: Ends | None) -> Tensor:
+    product = v * _float32(factors[0], v)
+    made = product + _float32(factors[1], v)
+    return made if ends is None else code(made, ends)
+
+
+def _cubic(scale: float, size: int, out: int, aligned: bool) -> list[tuple[Tensor, Tensor]]:
+    """Along one axis: the four neighbours of each result, and their factors."""
+    index, step = torch.arange(out, dtype=torch.float32), torch.tensor(scale, dtype=torch.float32)
+    at = index * step if aligned else (index + 0.5) * step - 0.5
+    t = at - torch.floor(at)
+
+    def near(t: Tensor) -> Tensor:
+        return (1.25 * t - 2.25) * t * t + 1.0
+
+    def far(t: Tensor) -> Tensor:
+        return ((-0.75 * t + 3.75) * t - 6.0) * t + 3.0
+
+    factors = (far(t + 1.0), near(t), near(1.0 - t), far((1.0 - t) + 1.0))
+    first = torch.floor(at).to(torch.int64) - 1
+    return [(torch.clamp(first + i, 0, size - 1), factor) for i, factor in enumerate(factors)]
+
+
+def resize_cubic(
+    x: Tensor, size: Sequence[int], scales: Sequence[float], aligned: bool, factors: tuple[float, float], ends: Ends | None
+) -> Tensor:
+    """Images (N, C, H, W) on a cubic curve through four neighbours, along the width first; then as resize_linear."""
+    v = x.to(torch.float32)
+    for dim in (3, 2):
+        shape = [-1 if i == dim else 1 for i in range(4)]
+        parts = [v.index_select(dim, at) * f.reshape(shape) for at, f in _cubic(scales[dim - 2], v.shape[dim], size[dim - 2], aligned)]
+        v = ((parts[0] + parts[1]) + parts[2]) + parts[3]
+    return _scaled(v, factors, ends)
 
 
 def quantize(x: Tensor, inverse: float, ends: Ends) -> Tensor:

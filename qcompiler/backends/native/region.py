@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompiler.backends.native.build.library import Values, open_model, runtime
+from qcompiler.backends.native.build.library import Values, chosen, open_model, runtime
 from qcompiler.backends.native.emit.source import Source, source_of, tensor_outputs
-from qcompiler.backends.native.live_regions import REGIONS, described, versions
+from qcompiler.backends.native.live_regions import LiveRegions, described, versions
+from qcompiler.backends.native.plan.computes import computes
+from qcompiler.backends.native.plan.embedding import limits
 from qcompiler.backends.native.plan.fuse import fuse
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.place import Place
@@ -26,7 +28,9 @@ from qcompiler.backends.native.steps import Region
 from qcompiler.errors import InputError
 
 Standing = Callable[[], list[Tensor] | None]  # the constants where a module has them at the moment, None where it is gone
-KEPT = 16  # tables of sizes; a call with sizes beyond these makes its table anew
+KEPT = 16  # sizes; a call with sizes beyond these makes its table anew
+_float32, _strided = torch.float32, torch.strided
+_new_empty = torch.empty(0, dtype=torch.float32, device="cpu").new_empty  # whatever default dtype and device are set around a call
 
 
 def planned(region: Region, tensors: Sequence[Tensor], qparams: Sequence[tuple[float, int]]) -> Network:
@@ -41,12 +45,17 @@ class NativeRegion:
     def __init__(self, region: Region, tensors: Sequence[Tensor], qparams: Sequence[tuple[float, int]]) -> None:
         self.places, self.description = region.places, described(region)
         self.network = planned(region, tensors, qparams)
+        self.computes = computes(region.steps, self.network.layers)
         self.source: Source = source_of(self.network)
         self.values, self._arrays = _values(self.source)
-        self._run = runtime().qc_run
-        self._model = open_model(self.source.text, self.values)
-        weakref.finalize(self, runtime().qc_close, self._model)
-        self._tables: dict[Any, Table] = {}
+        isa = chosen()
+        self._kernels = runtime(isa)
+        self._run = self._kernels.qc_run
+        names, rows_of = [name for name, _ in self.network.inputs], limits(self.network.layers)
+        self._limits = [(names.index(name), rows) for name, rows in rows_of.items() if name in names]
+        self._model = open_model(isa, self.source.text, self.values)
+        weakref.finalize(self, self._kernels.qc_close, self._model)
+        self._calls: dict[Any, _Call] = {}
         self.tensors = tensor_outputs(self.network)
         self.constants = [*tensors, *_qparams(qparams)]  # what the operator of torch takes: operator.py
         self.versions = versions(self.constants)
@@ -55,7 +64,7 @@ class NativeRegion:
     @property
     def isa(self) -> str:
         """The instruction set that it runs on."""
-        return str(runtime().qc_isa(self._model).decode())
+        return str(self._kernels.qc_isa(self._model).decode())
 
     def belongs(self, standing: Standing) -> None:
         """Tells it where its constants stand in the module that it belongs to."""
@@ -64,14 +73,18 @@ class NativeRegion:
         REGIONS.add(self)
 
     def table(self, inputs: Sequence[Tensor]) -> Table:
-        """The sizes of a call: kept for the sizes met last."""
-        key = tuple((x.shape, x.stride()) for x in inputs)
-        found = self._tables.get(key)
+        """The sizes of a call."""
+        return self._call(inputs).table
+
+    def _call(self, inputs: Sequence[Tensor]) -> _Call:
+        """What is known of calls with such inputs: kept for the sizes met last."""
+        key = tuple([(x.shape, x.stride()) for x in inputs])
+        found = self._calls.get(key)
         if found is None:
-            found = table_of(self._sizes(inputs))
-            for old in list(self._tables)[: len(self._tables) - KEPT + 1]:  # other threads may be at it, too
-                self._tables.pop(old, None)
-            self._tables[key] = found
+            found = _Call.of(table_of(self._sizes(inputs)), len(inputs), self.tensors, self.network.outputs)
+            for old in list(self._calls)[: len(self._calls) - KEPT + 1]:  # other threads may be at it, too
+                self._calls.pop(old, None)
+            self._calls[key] = found
         return found
 
     def _sizes(self, inputs: Sequence[Tensor]) -> Sizes:
@@ -79,24 +92,28 @@ class NativeRegion:
         shapes = {name: tuple(x.shape) for name, x in zip(names, inputs, strict=True)}
         return Sizes(self.network, dict(shapes), strides={name: x.stride() for name, x in zip(names, inputs, strict=True)}).filled()
 
-    def _given(self, inputs: Sequence[Tensor], table: Table) -> tuple[dict[str, Tensor], Any]:
-        """New tensors for what is handed out, and the pointers to all tensors of a call."""
-        made = {name: torch.empty(table.sizes.shape(name)) for name in self.tensors}
-        pointers = [x.data_ptr() for x in (*inputs, *made.values())]
-        return made, (ctypes.c_void_p * len(pointers))(*pointers)
-
     def __call__(self, *inputs: Tensor) -> tuple[Any, ...]:
         """What the region hands out, in order: tensors, and numbers that follow from sizes."""
         given = self.readable(inputs)
-        table = self.table(given)
-        made, pointers = self._given(given, table)
-        if self._run(self._model, ctypes.byref(table.struct), pointers, torch.get_num_threads()):
-            raise MemoryError(f"no memory for the {table.struct.arena} bytes that this network's values take")
-        return tuple(made[name] if name in made else table.sizes.shapes[name] for name in self.network.outputs)
+        call = self._call(given)
+        made = call.made()
+        if self._run(self._model, call.sizes, call.pointers(given, made), torch.get_num_threads()):
+            raise MemoryError(f"no memory for the {call.table.struct.arena} bytes that this network's values take")
+        return call.results(made)
 
-    def readable(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The inputs as the C reads them. Raises InputError for tensors that are no float memory of the CPU."""
-        return [x if _is_plain(x) else _plain(x) for x in inputs]
+    def readable(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The inputs as the C reads them. Raises InputError for tensors that are no float memory of the CPU, and for numbers of rows that a
+        table does not have.
+        """
+        for index, rows in self._limits:
+            if inputs[index].numel() and not (int(inputs[index].min()) >= 0 and int(inputs[index].max()) < rows):
+                raise InputError(
+                    f"an index of an embedding lies outside of its {rows} rows", code="input-value", hint="does the float model take it?"
+                )
+        for x in inputs:
+            if not _is_plain(x):
+                return [x if _is_plain(x) else _plain(x) for x in inputs]
+        return inputs
 
     def plan(self, *inputs: Tensor) -> str:
         """The plan as text, at the sizes of the example, or at those of the inputs and with times."""
@@ -119,11 +136,16 @@ class NativeRegion:
         table = table_of(sizes)
         arena = torch.zeros(table.struct.arena, dtype=torch.uint8)
         nanoseconds = (ctypes.c_int64 * max(1, len(self.network.computing)))()
-        made, pointers = self._given(inputs, table)
-        runtime().qc_watch(self._model, ctypes.byref(table.struct), pointers, arena.data_ptr(), nanoseconds)
+        call = _Call.of(table, len(inputs), self.tensors, self.network.outputs)
+        made = call.made()
+        self._kernels.qc_watch(self._model, call.sizes, call.pointers(inputs, made), arena.data_ptr(), nanoseconds)
         own = {name: place for name, place in sizes.places.items() if isinstance(place, Place) and place.buffer >= 0}
         values = {name: _seen(arena, place, table.offsets) for name, place in own.items()}
-        return Watched(values | made, dict(zip((layer.out for layer in self.network.computing), nanoseconds, strict=False)))
+        times = dict(zip((layer.out for layer in self.network.computing), nanoseconds, strict=False))
+        return Watched(values | dict(zip(self.tensors, made, strict=True)), times)
+
+
+REGIONS: LiveRegions[NativeRegion] = LiveRegions()
 
 
 def _qparams(qparams: Sequence[tuple[float, int]]) -> tuple[Tensor, Tensor]:
@@ -131,15 +153,39 @@ def _qparams(qparams: Sequence[tuple[float, int]]) -> tuple[Tensor, Tensor]:
     return torch.tensor(scales, dtype=torch.float64), torch.tensor(zero_points, dtype=torch.int64)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A call with inputs of certain sizes, made ready. `sizes`: the table's struct as C takes it. `shapes`: of the tensors that are made.
+    `order`: of each result which of these it is; or None, and a number that the sizes give.
+    """
+
+    table: Table
+    sizes: Any
+    shapes: tuple[tuple[int, ...], ...]
+    order: tuple[tuple[int | None, Any], ...]
+    array: Any
+
+    @staticmethod
+    def of(table: Table, inputs: int, tensors: Sequence[str], outputs: Sequence[str]) -> _Call:
+        place = {name: index for index, name in enumerate(tensors)}
+        order = tuple((place.get(name), None if name in place else table.sizes.shapes[name]) for name in outputs)
+        shapes = tuple(tuple(table.sizes.shape(name)) for name in tensors)
+        return _Call(table, ctypes.byref(table.struct), shapes, order, ctypes.c_void_p * (inputs + len(tensors)))
+
+    def made(self) -> list[Tensor]:
+        """New tensors for what is handed out."""
+        return [_new_empty(*shape) if shape else _new_empty(()) for shape in self.shapes]  # sizes one by one: half the time of a tuple
+
+    def pointers(self, given: Sequence[Tensor], made: Sequence[Tensor]) -> Any:
+        return self.array(*[x.data_ptr() for x in given], *[x.data_ptr() for x in made])
+
+    def results(self, made: Sequence[Tensor]) -> tuple[Any, ...]:
+        return tuple([number if index is None else made[index] for index, number in self.order])
+
+
 def _is_plain(x: Tensor) -> bool:
     """Whether its memory holds what it says: the C reads it by address."""
-    return (
-        x.dtype is torch.float32
-        and x.device.type == "cpu"
-        and x.layout is torch.strided
-        and not x.is_neg()
-        and (x.dim() < 6 or x.is_contiguous())
-    )
+    return x.dtype is _float32 and x.is_cpu and x.layout is _strided and not x.is_neg() and (x.dim() < 6 or x.is_contiguous())
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qcompiler.backends.native.plan.drawing import planned_nodes
+from qcompiler.backends.native.plan.drawing import Planned, planned_nodes
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Plan
@@ -24,7 +24,7 @@ def plan_of(module: nn.Module, nodes: Sequence[dict[str, Any]]) -> Plan | None:
     if not regions:
         return None
     text = "\n".join(region.plan() for region in regions)
-    return Plan(text, planned_nodes(nodes, [(region.rows(), region.places) for region in regions]))
+    return Plan(text, planned_nodes(nodes, [Planned(region.rows(), region.places, region.computes) for region in regions]))
 
 
 def native_plan(module: nn.Module, *inputs: Tensor) -> str:

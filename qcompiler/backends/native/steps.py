@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from qcompiler.errors import QCompilerError
 
 QUANTIZE, DEQUANTIZE, WEIGHT = "quantize", "dequantize", "weight"  # steps that are no op of the table
+DYNAMIC = "dynamic"  # a value rounded on its own range
+KNOWN = "known."  # before the name of what torch computes from sizes (known.py)
 VALUE, TENSOR = "%", "$"
 
 
@@ -29,7 +31,8 @@ class Step:
     """`out = op(*args, **kwargs)`.
 
     op: the name of an op row; "quantize" (x, index of qparams, quant_min, quant_max), "dequantize" (q), "weight" (codes, scale,
-    zero_point, axis); or the registry's name of a function of numbers, as operator.floordiv.
+    zero_point, axis); "dynamic" (x, quant_min, quant_max); the registry's name of a function of numbers, as operator.floordiv; or "known."
+    and a name of known.py.
     """
 
     out: str
@@ -101,11 +104,11 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def is_value(argument: Any) -> bool:
+def is_value(argument: object) -> TypeGuard[str]:
     return isinstance(argument, str) and argument.startswith(VALUE)
 
 
-def is_tensor(argument: Any) -> bool:
+def is_tensor(argument: object) -> TypeGuard[str]:
     return isinstance(argument, str) and argument.startswith(TENSOR)
 
 

@@ -9,13 +9,16 @@ from typing import Any
 from torch import fx
 
 from qcompiler.backends.native import isa
-from qcompiler.backends.native.plan.families import takes_codes
+from qcompiler.backends.native.plan.forms import takes_codes
 from qcompiler.backends.torch.site import host_isa
 from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.config.qconfig import QConfig
 from qcompiler.errors import ConfigError
 from qcompiler.ops.obstacles import Obstacle
-from qcompiler.ops.spec import Op
+from qcompiler.ops.spec import Family, Op
 from qcompiler.target import WeightLimit
+
+DYNAMIC = ("linear", "lstm", "gru", "lstm_cell", "gru_cell")  # have a C form
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,14 @@ class NativeTarget(TorchTarget):
         return None if has_form else found
 
     def gives_floats(self, row: Op, node: fx.Node) -> bool:
-        return row.settled.name == "linear"
+        return row.settled.family is Family.LINEAR
 
     def activation_bits(self, row: Op, node: fx.Node) -> int:
         return 8
+
+    def activation_range(self, row: Op, node: fx.Node, qconfig: QConfig) -> tuple[int, int]:
+        """Of what is quantized at run time: all codes where the C computes it."""
+        return (0, 255) if row.settled.name in DYNAMIC else super().activation_range(row, node, qconfig)
 
     @property
     def reduces_all(self) -> bool:
@@ -56,11 +63,12 @@ class NativeTarget(TorchTarget):
     def weight_limit(self, row: Op, node: fx.Node) -> WeightLimit | None:
         return None
 
-    def limit_of(self, op: str, weight: Any, attributes: Mapping[str, Any]) -> WeightLimit | None:
+    def limit_of(self, family: Family, weight: Any, attributes: Mapping[str, Any]) -> WeightLimit | None:
         return None
 
     def slower(self, row: Op, weights: Sequence[fx.Node]) -> Obstacle | None:
-        return super().slower(row, weights)
+        """Torch's times hold where torch's kernels run; the C's are below float's at every size (docs/native.md)."""
+        return None if row.settled.name in DYNAMIC else super().slower(row, weights)
 
 
 def native_target(engine: str | None, isa_name: str | None) -> NativeTarget:

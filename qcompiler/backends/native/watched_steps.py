@@ -15,6 +15,7 @@ from qcompiler.ir.attributes import attribute
 from qcompiler.ops.functional import getitem
 from qcompiler.ops.reference import dequantize
 
+LAYER = "native."  # before what a step of a value inside of a region is called
 Inputs = Callable[[Env], list[Tensor]]  # the tensors that a region is called on
 
 
@@ -38,7 +39,13 @@ class WatchedRegion:
             return self.region(*inputs(env))
 
         kept = [name for name in self.region.places if name in self.layers]
-        return [replace(step, run=run, origin=(), inputs=()), *map(self._value, kept)]
+        return [replace(step, run=run, origin=(), inputs=self._sizes_alone()), *map(self._value, kept)]
+
+    def _sizes_alone(self) -> tuple[str, ...]:
+        """What the region takes for its sizes: no value inside is computed from it, and the run still needs it."""
+        read = {name for layer in self.region.network.layers for name in layer.reads}
+        names = (name for name, _ in self.region.network.inputs)
+        return tuple(given for name, given in zip(names, self.given, strict=True) if name not in read)
 
     def handed_out(self, step: Step, index: int) -> Step:
         """The step that takes a result of the region, as one that depends on the values behind it."""
@@ -46,7 +53,7 @@ class WatchedRegion:
 
     def _value(self, name: str) -> Step:
         place, codes = self.region.places[name], self.region.network.codes[name]
-        op = f"native.{self.layers[name].text().split(' ')[0]}"
+        op = f"{LAYER}{self.layers[name].text().split(' ')[0]}"
 
         def run(env: Env) -> Tensor:
             return dequantize(self.values[name], codes.scale, codes.zero)

@@ -53,6 +53,13 @@ static void *block(size_t bytes) {
   return p;
 }
 
+/* Most weights are small: means of three uniform numbers. */
+static int8_t *weights(size_t bytes) {
+  int8_t *w = block(bytes);
+  for (size_t i = 0; i < bytes; i++) w[i] = (int8_t)((rand() >> 8) % 85 + (rand() >> 8) % 85 + (rand() >> 8) % 85 - 126);
+  return w;
+}
+
 static qc_tensor tensor(uint8_t *memory, int size, int c, int halo) {
   int64_t wide = size + 2 * halo;
   qc_tensor t = {.n = 1, .d = 1, .h = size, .w = size, .c = c, .sw = c, .sh = wide * c, .sd = wide * wide * c, .sn = wide * wide * c};
@@ -67,7 +74,11 @@ static void report(const layer *l, const qc_kernels *k, const qc_conv *a, double
   qc_depthwise d = {.x = a->x, .y = a->y, .k = a->k, .e = a->e, .w = a->w, .wsum = a->wsum};
   int depthwise = l->groups == l->in && l->in > 1;
   int64_t units = depthwise ? k->depthwise_units(&d) : k->conv_units(a), parts = units < PARTS ? units : PARTS;
-  double best[PARTS], sum = 0, begin = now();
+  double best[PARTS], sum = 0, begin = now(), clock = 1e9;
+  for (int i = 0; i < 200; i++) { /* asking for the time takes half a microsecond itself */
+    double start = now(), time = now() - start;
+    clock = time < clock ? time : clock;
+  }
   for (int i = 0; i < 2000 && (i < 5 || now() - begin < 30e3); i++)
     for (int64_t p = 0; p < parts; p++) {
       double start = now();
@@ -79,7 +90,7 @@ static void report(const layer *l, const qc_kernels *k, const qc_conv *a, double
       best[p] = i == 0 || time < best[p] ? time : best[p];
     }
   k->end();
-  for (int64_t p = 0; p < parts; p++) sum += best[p];
+  for (int64_t p = 0; p < parts; p++) sum += best[p] - clock;
   printf("%-22s %9.1f us %8.0f GMAC/s\n", l->name, sum, macs / sum * 1e-3);
 }
 
@@ -91,10 +102,10 @@ static void run(const layer *l, const qc_kernels *k) {
   uint8_t *x = block(wide * wide * (size_t)l->in), *y = block((size_t)out * (size_t)out * (size_t)l->out);
   float *m = block(4 * (size_t)l->out + 512), *b = block(4 * (size_t)l->out + 512);
   for (int i = 0; i < l->out; i++) m[i] = 0.001f, b[i] = 3.0f;
-  qc_conv a = {.x = tensor(x, l->size, l->in, halo), .y = tensor(y, out, l->out, 0), .groups = groups, .fold = groups == 1};
+  qc_conv a = {.x = tensor(x, l->size, l->in, halo), .y = tensor(y, out, l->out, 0), .groups = groups, .fold = groups == 1, .small = 1};
   a.k = (qc_window){{1, l->kernel, l->kernel}, {1, l->stride, l->stride}, {1, 1, 1}, {0, halo, halo}};
   a.e = (qc_epilogue){.m = m, .b = b, .zero = 12, .hi = 255};
-  a.w = block((taps + 60) * (size_t)(l->in / groups + 64) * (size_t)(l->out + 64));
+  a.w = weights((taps + 60) * (size_t)(l->in / groups + 64) * (size_t)(l->out + 64));
   a.wsum = block(4 * (size_t)l->out + 512);
   report(l, k, &a, (double)out * out * l->out * (double)taps * l->in / l->groups);
   free(x), free(y), free(m), free(b), free((void *)a.w), free((void *)a.wsum);

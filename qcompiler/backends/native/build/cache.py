@@ -43,7 +43,7 @@ def folder() -> Path:
 
 
 def key_of(compiler: Compiler, units: Sequence[Unit], headers: Sequence[Path]) -> str:
-    """A hash of the sources, the headers that they include, the flags and the compiler."""
+    """A hash of the sources, the headers that they include, the flags and the compiler; not of the folders where these files lie."""
     digest = hashlib.sha256(json.dumps([list(compiler.command), compiler.version]).encode())
     for unit in units:
         digest.update(json.dumps([unit.name, list(unit.flags)]).encode() + unit.source.read_bytes())

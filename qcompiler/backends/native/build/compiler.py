@@ -82,18 +82,19 @@ def _asked_version(command: tuple[str, ...]) -> Compiler | None:
 
 @dataclass(frozen=True)
 class Unit:
-    """A C file of a library, and the flags that it is compiled with."""
+    """A C file of a library, and the flags that it is compiled with. `include`: where its headers lie, which changes nothing of it."""
 
     name: str
     source: Path
     flags: tuple[str, ...]
+    include: tuple[Path, ...] = ()
 
 
 def link(compiler: Compiler, units: Sequence[Unit], folder: Path, result: Path) -> None:
     """Compiles the units side by side in `folder` and makes a shared library of them."""
 
     def compile_one(unit: Unit) -> str:
-        compiler.run([*unit.flags, "-c", str(unit.source), "-o", f"{unit.name}.o"], folder)
+        compiler.run([*unit.flags, *(f"-I{path}" for path in unit.include), "-c", str(unit.source), "-o", f"{unit.name}.o"], folder)
         return f"{unit.name}.o"
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

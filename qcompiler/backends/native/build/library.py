@@ -1,4 +1,8 @@
-"""The libraries of this process: the kernels with what runs a network, once, and the functions of each network."""
+"""The libraries of this process: the kernels of an instruction set with what runs a network, and the functions of each network.
+
+Kernels are compiled for the instruction set that runs here, and for no other: all those of x86 take five times as long. What is written
+for others (export_c) holds them all and chooses when it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import ctypes
 import os
 import tempfile
 import threading
+from collections.abc import Callable
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -46,22 +51,45 @@ class SizesStruct(Structure):
                 ("cost", POINTER(c_int64)), ("maps", c_void_p), ("arena", c_int64)]  # fmt: skip
 
 
-def runtime_units(machine: str) -> list[Unit]:
-    """What the shared library of kernels is made of."""
-    include = (f"-I{isa.KERNELS}",)
-    units = [Unit(name, source, (*flags, *include)) for name, (source, flags) in isa.units(machine).items()]
-    return units + [Unit(name, RUN / f"{name}.c", (*isa.COMMON_FLAGS, *include)) for name in ("run", "workers")]
+def runtime_units(name: str) -> list[Unit]:
+    """What the library of kernels of an instruction set is made of."""
+    units = [Unit(unit, source, flags) for unit, (source, flags) in isa.units(isa.architecture(), name).items()]
+    return units + [Unit(unit, RUN / f"{unit}.c", isa.COMMON_FLAGS, (isa.KERNELS,)) for unit in ("run", "workers")]
 
 
 def headers() -> list[Path]:
-    return sorted([*isa.KERNELS.glob("*.h"), *RUN.glob("*.h")])
+    return sorted([*isa.KERNELS.glob("*.h"), *RUN.glob("*.h")], key=lambda header: header.name)  # not by the folders where they lie
 
 
 @cache
-def runtime() -> ctypes.CDLL:
-    """The kernels of all instruction sets of this machine, and qc_open, qc_run, qc_close."""
+def _fastest() -> Callable[[bytes | None], bytes | None]:
+    """The fastest instruction set that runs here, none above the one named; None where that is no such name."""
+    unit = Unit("machine", *isa.units(isa.architecture())["machine"])
+    made = ctypes.CDLL(str(kept.library(find(), "qcompiler-machine", [unit], headers()))).qc_fastest
+    made.restype, made.argtypes = c_char_p, [c_char_p]
+    return made
+
+
+def here() -> tuple[str, ...]:
+    """The instruction sets that this machine runs, slowest first."""
+    return tuple(name for name in isa.isas(isa.architecture()) if _fastest()(name.encode()) == name.encode())
+
+
+def chosen() -> str:
+    """The fastest that QCOMPILER_ISA allows. Raises ConfigError where that is no name of one."""
+    asked = os.environ.get(ISA, "")
+    found = _fastest()(asked.encode() or None)
+    if found is None:
+        names = ", ".join(isa.isas(isa.architecture()))
+        raise ConfigError(f"{ISA}={asked!r:.40} is no instruction set", code="isa", hint=f"one of {names}")
+    return found.decode()
+
+
+@cache
+def runtime(name: str) -> ctypes.CDLL:
+    """The kernels of an instruction set that runs here, and qc_open, qc_run, qc_close."""
     with _lock:
-        path = kept.library(find(), "qcompiler-kernels", runtime_units(isa.architecture()), headers())
+        path = kept.library(find(), f"qcompiler-kernels-{name}", runtime_units(name), headers())
     made = ctypes.CDLL(str(path))
     made.qc_open.restype, made.qc_open.argtypes = c_void_p, [c_void_p, POINTER(Values), c_char_p]
     made.qc_close.restype, made.qc_close.argtypes = None, [c_void_p]
@@ -77,16 +105,14 @@ def network(source: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.c"
         path.write_text(source)
-        unit = Unit("network", path, (*NETWORK_FLAGS, f"-I{isa.KERNELS}", f"-I{RUN}"))
+        unit = Unit("network", path, NETWORK_FLAGS, (isa.KERNELS, RUN))
         library = ctypes.CDLL(str(kept.library(find(), "network", [unit], headers())))
     return ctypes.addressof(ctypes.c_char.in_dll(library, "qc_this_network"))
 
 
-def open_model(source: str, values: Values) -> int:
-    """A qc_model of the network on the instruction set that QCOMPILER_ISA allows."""
-    asked = os.environ.get(ISA, "")
-    model = runtime().qc_open(network(source), ctypes.byref(values), asked.encode() or None)
+def open_model(isa_name: str, source: str, values: Values) -> int:
+    """A qc_model of the network on an instruction set that runs here. Raises MemoryError where there is no memory for it."""
+    model = runtime(isa_name).qc_open(network(source), ctypes.byref(values), isa_name.encode())
     if not model:
-        names = ", ".join(isa.isas(isa.architecture()))
-        raise ConfigError(f"{ISA}={asked!r:.40} is no instruction set", code="isa", hint=f"one of {names}")
+        raise MemoryError("no memory for a native network")
     return int(model)

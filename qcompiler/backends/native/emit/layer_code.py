@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.backends.native.emit.constants import Constants
-from qcompiler.backends.native.plan.conv import Window
-from qcompiler.backends.native.plan.network import Network
+from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.place import Axes
+from qcompiler.backends.native.plan.window import Window
 
 TYPES = {"w": "const int8_t *", "wsum": "const int32_t *", "e.m": "const float *", "e.b": "const float *"}
 BYTES = "const uint8_t *"
@@ -47,6 +48,10 @@ class Call:
         """Floats of which the kernel knows how they lie."""
         for name in names:
             self.set(name, f"(float *)(void *){self.code.next_pixels()}.p")
+
+    def doubles_at(self, name: str) -> None:
+        """Doubles that were computed at run time."""
+        self.set(name, f"(double *)(void *){self.code.next_pixels()}.p")
 
     def strides(self, name: str) -> None:
         self.lines.append(f"memcpy(a.{name}, s->strides[{self.code.next_strides()}], sizeof a.{name});")
@@ -109,11 +114,24 @@ class Call:
         self.set(name, f"(float *)s->io[{self.code.io[value]}]")
 
 
+class Around(Protocol):
+    """What the code of a layer depends on of the network around it, as `Network` says it."""
+
+    @property
+    def rims(self) -> Mapping[str, str]: ...
+    @property
+    def halos(self) -> Mapping[str, Axes]: ...
+    @property
+    def codes(self) -> Mapping[str, Codes]: ...
+    @property
+    def whole(self) -> frozenset[str]: ...
+
+
 @dataclass
 class LayerCode:
     """`io`: the number of each tensor that the caller gives or gets."""
 
-    network: Network
+    network: Around
     constants: Constants
     io: Mapping[str, int]
     counters: Counters = field(default_factory=Counters)
@@ -131,6 +149,14 @@ class LayerCode:
             f"if (hi < 0) return s->k->{family}_units(&a);",
             f"s->k->{family}(&a, lo, hi);",
         ]
+
+    @contextmanager
+    def loop(self) -> Iterator[Call]:
+        """A qc_recurrent, which calls kernels itself, in one piece."""
+        made = Call(self, "recurrent")
+        yield made
+        self.kernels += ["range", "encode", "factors", "conv", "gates"]
+        self.body += ["qc_recurrent a = {0};", *made.lines, "if (hi < 0) return 1;", "if (lo == 0) qc_run_recurrent(s->k, &a);"]
 
     def copy(self) -> None:
         """A qc_copy, which may have nothing to do at some sizes."""

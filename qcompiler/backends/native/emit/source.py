@@ -10,7 +10,7 @@ from qcompiler.backends.native.emit.layer_code import Counters, LayerCode
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.network import Network
 
-HEAD = '#include "net.h"\n'
+HEAD = '#include "net.h"\n#include "recurrent.h"\n'
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def implementation(net: Interface, weights: Weights) -> str:
 
 def _sizes(index: int, table: Table) -> str:
     pixels, moved, strides, spread, cost, _, lists = table.kept
-    places = [_array("int64_t", f"map_{index}_{i}[]", map(str, at)) for i, at in enumerate(lists)]
+    places = [_array("int64_t", f"map_{index}_{i}[]", map(_int64, at)) for i, at in enumerate(lists)]
     tensors = [f"{{(uint8_t *){t.p or 0}, {_list((t.n, t.d, t.h, t.w, t.c, t.sn, t.sd, t.sh, t.sw))}}}" for t in pixels]
     copies = [
         f"{{(const void *){c.x or 0}, (void *){c.y or 0}, {', '.join(map(_braces, (c.length, c.xs, c.ys)))}, {c.size}}}" for c in moved
@@ -59,6 +59,11 @@ def _codes(kind: str, ends: Sequence[End]) -> str:
 def _array(kind: str, name: str, rows: Iterable[str]) -> str:
     body = ",\n  ".join(rows)
     return f"static const {kind} {name} = {{\n  {body}\n}};"
+
+
+def _int64(value: int) -> str:
+    """As C reads it: there is no literal of the smallest number."""
+    return "INT64_MIN" if value == -(2**63) else str(int(value))
 
 
 def _list(values: Iterable[int]) -> str:

@@ -109,7 +109,7 @@ set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
 
 # -ffp-contract=off: no fused multiply-add, so that results are the same bits everywhere.
-add_library(@NAME@ STATIC @NAME@.c @NAME@_layers.c kernels/run.c kernels/workers.c kernels/dispatch.c)
+add_library(@NAME@ STATIC @NAME@.c @NAME@_layers.c kernels/run.c kernels/workers.c kernels/dispatch.c kernels/machine.c)
 target_compile_options(@NAME@ PRIVATE @FLAGS@)
 target_include_directories(@NAME@ PUBLIC . kernels)
 target_link_libraries(@NAME@ PUBLIC Threads::Threads)

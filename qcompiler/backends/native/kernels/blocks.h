@@ -12,7 +12,7 @@ typedef struct qc_pair {
   int32_t count; /* channels that are stored, at most 32 */
 } qc_pair;
 
-static qc_pair qc_find_pair(const qc_conv *a, const qc_spans *s, int64_t index, int blocks) {
+QC_INLINE qc_pair qc_find_pair(const qc_conv *a, const qc_spans *s, int64_t index, int blocks) {
   int64_t last = (int64_t)a->groups * s->blocks - 1, b[2] = {blocks * index, qc_min(blocks * index + blocks - 1, last)};
   int64_t c = 16 * blocks * index;
   qc_pair p = {.c = c, .count = (int32_t)qc_max(0, qc_min(16 * blocks, a->y.c - c))};

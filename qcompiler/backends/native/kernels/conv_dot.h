@@ -44,9 +44,30 @@ QC_INLINE void qc_dot_start(const qc_conv *a, const qc_pair *p, qv acc[QC_DOT_VE
   }
 }
 
-/* split: the two blocks of channels belong to two groups and read two places of x. */
-QC_INLINE void qc_dot_tile(const qc_conv *a, const qc_spans *s, const qc_pair *p, const uint8_t *x, int64_t step, int32_t *sums, int rows, int split) {
-  qv acc[14][QC_DOT_VECTORS], start[QC_DOT_VECTORS];
+/* Where the rows of a tile begin, in as few registers as addresses of one base and one multiple can be made of: fourteen distances would
+   not leave any, and those that lie in vector registers meanwhile take the products' time. */
+typedef struct qc_dot_rows {
+  const uint8_t *low, *high; /* rows 0 and 7 */
+  int64_t one, three, five;  /* rows */
+} qc_dot_rows;
+
+QC_INLINE qc_dot_rows qc_dot_rows_at(const uint8_t *x, int64_t step) {
+  qc_dot_rows r = {x, x + 7 * step, step, 3 * step, 5 * step};
+  __asm__("" : "+r"(r.high), "+r"(r.one), "+r"(r.three), "+r"(r.five));
+  return r;
+}
+
+QC_INLINE const uint8_t *qc_dot_row_of(const qc_dot_rows *r, int i) {
+  const uint8_t *base = i < 7 ? r->low : r->high;
+  int64_t far[7] = {0, r->one, 2 * r->one, r->three, 4 * r->one, r->five, 2 * r->three};
+  return base + far[i % 7];
+}
+
+/* The sums of `rows` positions and `vectors` vectors of channels. split: the two blocks of channels belong to two groups and read two
+   places of x. */
+QC_INLINE void qc_dot_sums(const qc_conv *a, const qc_spans *s, const qc_pair *p, const uint8_t *x, int64_t step, qv acc[14][QC_DOT_VECTORS],
+                           int rows, int vectors, int split) {
+  qv start[QC_DOT_VECTORS];
   const int8_t *w0 = p->w[0], *w1 = p->w[1];
   int64_t other = p->x[1] - p->x[0];
   x += p->x[0];
@@ -54,29 +75,37 @@ QC_INLINE void qc_dot_tile(const qc_conv *a, const qc_spans *s, const qc_pair *p
 #pragma GCC unroll 14
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-    for (int v = 0; v < QC_DOT_VECTORS; v++) acc[i][v] = start[v];
+    for (int v = 0; v < vectors; v++) acc[i][v] = start[v];
   for (int t = 0; t < s->count; t++) {
-    const uint8_t *from = x + s->off[t], *end = from + s->padded;
-    for (; from < end; from += 4, w0 += 64, w1 += 64) {
+    qc_dot_rows from = qc_dot_rows_at(x + s->off[t], step);
+    const uint8_t *end = from.low + s->padded;
+    for (; from.low < end; from.low += 4, from.high += 4, w0 += 64, w1 += 64) {
       qv_w w[QC_DOT_VECTORS];
 #pragma GCC unroll 4
-      for (int v = 0; v < QC_DOT_VECTORS; v++) w[v] = qc_dot_weights(w0, w1, v);
+      for (int v = 0; v < vectors; v++) w[v] = qc_dot_weights(w0, w1, v);
 #pragma GCC unroll 14
       for (int i = 0; i < rows; i++) {
-        qv_x codes = qv_codes(qv_four(from + i * step));
+        qv_x codes = qv_codes(qv_four(qc_dot_row_of(&from, i)));
 #pragma GCC unroll 4
-        for (int v = 0; v < QC_DOT_VECTORS; v++) {
-          if (split && v) codes = qv_codes(qv_four(from + i * step + other));
+        for (int v = 0; v < vectors; v++) {
+          if (split && v) codes = qv_codes(qv_four(qc_dot_row_of(&from, i) + other));
           acc[i][v] = qv_dp(acc[i][v], codes, w[v]);
         }
       }
     }
   }
+}
+
+QC_INLINE void qc_dot_tile(const qc_conv *a, const qc_spans *s, const qc_pair *p, const uint8_t *x, int64_t step, int32_t *sums, int rows, int split) {
+  qv acc[14][QC_DOT_VECTORS];
+  qc_dot_sums(a, s, p, x, step, acc, rows, QC_DOT_VECTORS, split);
 #pragma GCC unroll 14
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
     for (int v = 0; v < QC_DOT_VECTORS; v++) qv_store(sums + i * QC_DOT_CHANNELS + v * (QC_VB / 4), acc[i][v]);
 }
+
+typedef void qc_dot_function(const qc_conv *, const qc_spans *, const qc_pair *, const uint8_t *, int64_t, int32_t *);
 
 #define QC_DOT_TILE(R) \
   static void qc_dot_tile_##R(const qc_conv *a, const qc_spans *s, const qc_pair *p, const uint8_t *x, int64_t step, int32_t *sums) { \
@@ -88,13 +117,67 @@ QC_INLINE void qc_dot_tile(const qc_conv *a, const qc_spans *s, const qc_pair *p
 QC_DOT_SIZES(QC_DOT_TILE)
 #undef QC_DOT_TILE
 
-typedef void qc_dot_function(const qc_conv *, const qc_spans *, const qc_pair *, const uint8_t *, int64_t, int32_t *);
+#if QC_IS_512
+
+/* Codes from registers: a tile whose positions lie in one row of the result, without a residual, of one group. Sums that go to memory
+   and back cost as much as sixteen products. */
+QC_INLINE void qc_dot_direct(const qc_conv *a, const qc_spans *s, const qc_pair *p, const qc_tile *tile, int64_t step, int rows, int vectors,
+                             int kind) {
+  qv acc[14][QC_DOT_VECTORS];
+  qc_dot_sums(a, s, p, tile->x, step, acc, rows, vectors, 0);
+  qc_finish512 f = qc_begin512(&a->e, p->c);
+  if (vectors == 1) f.m[1] = f.m[0], f.b[1] = f.b[0];
+  uint8_t *y = tile->y + p->c;
+  int64_t down = a->y.sw;
+  __mmask32 mask = (__mmask32)(p->count == 32 ? 0xffffffffu : (1u << p->count) - 1);
+  int each = vectors == 2 ? 2 : 4, last = rows - 1;
+#pragma GCC unroll 14
+  for (int i = 0; i < rows; i += each) {
+    __m512i four[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      int row = i + j / vectors < last ? i + j / vectors : last;
+      four[j] = acc[row][j % vectors];
+    }
+    __m512i q = qc_codes512(&f, four, NULL, NULL, 0, kind);
+    qc_store_direct(q, y + i * down, down, mask, rows - i < each ? rows - i : each, vectors == 1);
+  }
+}
+
+typedef void qc_dot_direct_function(const qc_conv *, const qc_spans *, const qc_pair *, const qc_tile *, int64_t);
+
+#define QC_DOT_DIRECT(R) \
+  static void qc_dot_plain_##R(const qc_conv *a, const qc_spans *s, const qc_pair *p, const qc_tile *tile, int64_t step) { \
+    if (p->count <= 16) \
+      qc_dot_direct(a, s, p, tile, step, R, 1, QC_PLAIN); \
+    else \
+      qc_dot_direct(a, s, p, tile, step, R, 2, QC_PLAIN); \
+  } \
+  static void qc_dot_full_##R(const qc_conv *a, const qc_spans *s, const qc_pair *p, const qc_tile *tile, int64_t step) { \
+    if (p->count <= 16) \
+      qc_dot_direct(a, s, p, tile, step, R, 1, QC_FULL); \
+    else \
+      qc_dot_direct(a, s, p, tile, step, R, 2, QC_FULL); \
+  }
+QC_DOT_SIZES(QC_DOT_DIRECT)
+#undef QC_DOT_DIRECT
+
+#endif
 
 typedef struct qc_dot_plan {
   qc_runs runs;
   qc_grid grid;
   qc_dot_function *tile;
+#if QC_IS_512
+  qc_dot_direct_function *direct[2]; /* of QC_PLAIN and QC_FULL */
+#endif
 } qc_dot_plan;
+
+#if QC_IS_512
+#define QC_DOT_SET(R) plan->tile = qc_dot_tile_##R, plan->direct[QC_PLAIN] = qc_dot_plain_##R, plan->direct[QC_FULL] = qc_dot_full_##R
+#else
+#define QC_DOT_SET(R) plan->tile = qc_dot_tile_##R
+#endif
 
 /* The tile's size: the fewest products, a load of the weights counted as one and a half rows. */
 static void qc_dot_choose(const qc_conv *a, const qc_spans *s, qc_dot_plan *plan) {
@@ -103,7 +186,7 @@ static void qc_dot_choose(const qc_conv *a, const qc_spans *s, qc_dot_plan *plan
   { \
     qc_runs runs = qc_find_runs(a, R); \
     int64_t cost = runs.tiles * (2 * R + 3); \
-    if (runs.rows == R && cost < best) best = cost, plan->runs = runs, plan->tile = qc_dot_tile_##R; \
+    if (runs.rows == R && cost < best) best = cost, plan->runs = runs, QC_DOT_SET(R); \
   }
   QC_DOT_SIZES(QC_DOT_TRY)
 #undef QC_DOT_TRY
@@ -126,6 +209,12 @@ QC_INLINE void qc_dot_pieces(const qc_conv *a, const qc_spans *s, const qc_dot_p
   for (int64_t piece = lo; piece < hi; piece++, qc_grid_next(&plan->grid, &at)) {
     if (at.new_block) tile = qc_find_tile(a, &plan->runs, at.block);
     if (at.new_pair) p = qc_find_pair(a, s, at.pair, QC_DOT_BLOCKS);
+#if QC_IS_512
+    if (kind != QC_FLOATS && tile.straight && !tile.r && p.x[0] == p.x[1]) {
+      plan->direct[kind](a, s, &p, &tile, plan->runs.step);
+      continue;
+    }
+#endif
     plan->tile(a, s, &p, tile.x, plan->runs.step, sums);
 #if QC_IS_512
     qc_finish_tile(a, &plan->runs, &tile, &p, sums, kind);

@@ -167,7 +167,8 @@ QC_INLINE void qc_store_bytes(const qc_depthwise *a, const qc_dots *s, qv q, uin
 #if QC_ISA == QC_AVX2
 /* QC_AT_ONCE vectors of results from mixed on; count: the positions that are wanted; plain: codes 0..255, without table or cut. */
 QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[QC_PARTS], const uint8_t *mixed, uint8_t *y, int64_t count,
-                              int plain) {
+                              int plain, int slide) {
+  (void)slide; /* weights of 16 bits leave no room for it */
   int64_t plane = a->k.stride[2] * (int64_t)s->pitch;
   qv shorts[2][QC_AT_ONCE], zero = _mm256_set1_epi16((short)a->e.zero);
   qv lo = _mm256_set1_epi8((char)a->e.lo), hi = _mm256_set1_epi8((char)a->e.hi);
@@ -182,23 +183,61 @@ QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[Q
   }
 }
 #else
-/* QC_AT_ONCE vectors of results from mixed on; count: the positions that are wanted; plain: codes 0..255, without table or cut. */
-QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[QC_PARTS], const uint8_t *mixed, uint8_t *y, int64_t count, int plain) {
+/* Where vectors of a plane are loaded from: one register and constant distances, which compilers would else spread over sixteen. */
+QC_INLINE const uint8_t *qc_base(const uint8_t *p) {
+  __asm__ volatile("" : "+r"(p));
+  return p;
+}
+
+/* The sums of QC_AT_ONCE vectors of results, dot by dot. */
+QC_INLINE void qc_dot_each(const qc_dots *s, qv (*w)[QC_PARTS], const uint8_t *mixed, int64_t plane, qv acc[QC_AT_ONCE][4]) {
+  for (int i = 0; i < s->count; i++) {
+    const uint8_t *x = mixed + s->at[i];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++, x += plane) {
+      qv_w weights = qv_weights(w[i][j]);
+      x = qc_base(x);
+#pragma GCC unroll 4
+      for (int p = 0; p < QC_AT_ONCE; p++) acc[p][j] = qv_dp(acc[p][j], qv_codes(qv_load(x + p * QC_VB)), weights);
+    }
+  }
+}
+
+/* The same where a result's columns are its neighbours' too: each vector of mixed is loaded once for all of them. Loads are what
+   bounds the other way. */
+QC_INLINE void qc_dot_slide(const qc_dots *s, qv (*w)[QC_PARTS], const uint8_t *mixed, int64_t plane, qv acc[QC_AT_ONCE][4], int columns) {
+  for (int i = 0; i < s->count; i += columns, w += columns) {
+    const uint8_t *x = mixed + s->at[i];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++, x += plane) {
+      x = qc_base(x);
+#pragma GCC unroll 8
+      for (int c = 0; c < QC_AT_ONCE + columns - 1; c++) {
+        qv_x codes = qv_codes(qv_load(x + c * QC_VB));
+#pragma GCC unroll 4
+        for (int p = 0; p < QC_AT_ONCE; p++)
+          if (c >= p && c - p < columns) acc[p][j] = qv_dp(acc[p][j], codes, qv_weights(w[c - p][j]));
+      }
+    }
+  }
+}
+
+/* QC_AT_ONCE vectors of results from mixed on; count: the positions that are wanted; plain: codes 0..255, without table or cut; slide:
+   the columns of the window where neighbouring results share them, else 0. */
+QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[QC_PARTS], const uint8_t *mixed, uint8_t *y, int64_t count,
+                              int plain, int slide) {
   qv acc[QC_AT_ONCE][4];
   int64_t plane = a->k.stride[2] * (int64_t)s->pitch;
 #pragma GCC unroll 4
   for (int p = 0; p < QC_AT_ONCE; p++)
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) acc[p][j] = s->start[j];
-  for (int i = 0; i < s->count; i++) {
-    const uint8_t *x = mixed + s->at[i];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-      qv_w weights = qv_weights(w[i][j]);
-#pragma GCC unroll 4
-      for (int p = 0; p < QC_AT_ONCE; p++) acc[p][j] = qv_dp(acc[p][j], qv_codes(qv_load(x + j * plane + p * QC_VB)), weights);
-    }
-  }
+  if (slide == 3)
+    qc_dot_slide(s, w, mixed, plane, acc, 3);
+  else if (slide == 5)
+    qc_dot_slide(s, w, mixed, plane, acc, 5);
+  else
+    qc_dot_each(s, w, mixed, plane, acc);
 #pragma GCC unroll 4
   for (int p = 0; p < QC_AT_ONCE; p++) {
     if (p * s->positions >= count) break;
@@ -211,13 +250,35 @@ QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[Q
 }
 #endif
 
-QC_INLINE void qc_dot_row(const qc_depthwise *a, qc_dots *s, int below, const uint8_t *mixed, uint8_t *y, int64_t count) {
+/* Results of a row, each kind in a function of its own: in one they take each other's registers. */
+#define QC_DOT_RUN(NAME, PLAIN, SLIDE) \
+  QC_APART void qc_dots_##NAME(const qc_depthwise *a, const qc_dots *s, qv(*w)[QC_PARTS], const uint8_t *mixed, uint8_t *y, int64_t count) { \
+    int64_t step = QC_AT_ONCE * s->positions; \
+    for (int64_t i = 0; i < count; i += step) \
+      qc_dot_vectors(a, s, w, mixed + i * s->width, y + i * a->y.sw, count - i, PLAIN, SLIDE); \
+  }
+QC_DOT_RUN(plain, 1, 0)
+QC_DOT_RUN(full, 0, 0)
+#if QC_ISA != QC_AVX2
+QC_DOT_RUN(plain_3, 1, 3)
+QC_DOT_RUN(full_3, 0, 3)
+QC_DOT_RUN(plain_5, 1, 5)
+QC_DOT_RUN(full_5, 0, 5)
+#endif
+#undef QC_DOT_RUN
+
+typedef void qc_dot_row_function(const qc_depthwise *, const qc_dots *, qv (*)[QC_PARTS], const uint8_t *, uint8_t *, int64_t);
+
+static qc_dot_row_function *qc_find_dot_row(const qc_depthwise *a, const qc_dots *s) {
   int plain = qc_kind(&a->e, &a->r, 0) == QC_PLAIN;
-  int64_t step = QC_AT_ONCE * s->positions;
-  if (plain)
-    for (int64_t i = 0; i < count; i += step) qc_dot_vectors(a, s, s->w[below], mixed + i * s->width, y + i * a->y.sw, count - i, 1);
-  else
-    for (int64_t i = 0; i < count; i += step) qc_dot_vectors(a, s, s->w[below], mixed + i * s->width, y + i * a->y.sw, count - i, 0);
+#if QC_ISA != QC_AVX2
+  int shared = s->positions == 1 && a->k.stride[2] == 1 && a->k.dilation[2] == 1;
+  if (shared && s->columns == 3) return plain ? qc_dots_plain_3 : qc_dots_full_3;
+  if (shared && s->columns == 5) return plain ? qc_dots_plain_5 : qc_dots_full_5;
+#else
+  (void)s;
+#endif
+  return plain ? qc_dots_plain : qc_dots_full;
 }
 
 /* two: also the row of results below, which reads one more row of x. */
@@ -229,7 +290,8 @@ static void qc_depthwise_strip(const qc_depthwise *a, qc_dots *s, const uint8_t 
     qc_mix_strip(a, s, x, count, mixed, QC_VB < 32 ? QC_VB : 32, two);
   else
     qc_mix_strip(a, s, x, count, mixed, 16, two);
-  for (int below = 0; below <= two; below++) qc_dot_row(a, s, below, mixed, y + below * a->y.sh, count);
+  qc_dot_row_function *row = qc_find_dot_row(a, s);
+  for (int below = 0; below <= two; below++) row(a, s, s->w[below], mixed, y + below * a->y.sh, count);
 }
 
 static int64_t qc_depthwise_dots_units(const qc_depthwise *a) {

@@ -1,96 +1,36 @@
-/* Chooses the kernels when the library is loaded. */
-#if defined(__linux__) && !defined(_GNU_SOURCE)
-#define _GNU_SOURCE
-#endif
+/* The kernels that this library was built with: one instruction set (QC_ONLY is its name), or all of the architecture. */
 #include "qc.h"
 
 #include <string.h>
 
-extern const qc_kernels qc_kernels_scalar;
-
-#if defined(__x86_64__)
-#include <cpuid.h>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
-extern const qc_kernels qc_kernels_avx2, qc_kernels_avx_vnni, qc_kernels_avx512_vnni, qc_kernels_amx;
-const char *const qc_isa_names[] = {"scalar", "avx2", "avx_vnni", "avx512_vnni", "amx", NULL};
-static const qc_kernels *const qc_all[] = {&qc_kernels_scalar, &qc_kernels_avx2, &qc_kernels_avx_vnni, &qc_kernels_avx512_vnni,
-                                           &qc_kernels_amx};
-
-static int qc_bit(unsigned word, int bit) { return (int)(word >> bit) & 1; }
-
-/* The register files that the operating system saves: bit 1-2 SSE and AVX, 5-7 AVX-512, 17-18 AMX. */
-static unsigned qc_saved(void) {
-  unsigned low, high;
-  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  (void)high;
-  return low;
-}
-
-/* Linux gives the tiles only to a process that asks for them. */
-static int qc_ask_for_tiles(void) {
-#if defined(__linux__) && defined(SYS_arch_prctl)
-  return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
-#else
-  return 0;
-#endif
-}
-
-static int qc_runs(int level) {
-  unsigned a, b, c, d, b7, c7, d7, a71, unused;
-  if (level == 0) return 1;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !qc_bit(c, 27) || !__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return 0;
-  unsigned saved = qc_saved();
-  if ((saved & 6) != 6 || !qc_bit(b7, 5)) return 0;
-  if (level == 1) return 1;
-  if (level == 2) return __get_cpuid_count(7, 1, &a71, &unused, &c, &d) && qc_bit(a71, 4);
-  int wide = (saved & 0xe0) == 0xe0 && qc_bit(b7, 16) && qc_bit(b7, 17) && qc_bit(b7, 30) && qc_bit(b7, 31) && qc_bit(c7, 11);
-  if (level == 3) return wide;
-  return wide && (saved & 0x60000) == 0x60000 && qc_bit(c7, 1) && qc_bit(d7, 24) && qc_bit(d7, 25) && qc_ask_for_tiles();
-}
+#if defined(QC_ONLY)
+#define QC_ALL(F) F(QC_ONLY)
+#elif defined(__x86_64__)
+#define QC_ALL(F) F(scalar) F(avx2) F(avx_vnni) F(avx512_vnni) F(amx)
 #elif defined(__aarch64__)
-#if defined(__linux__)
-#include <sys/auxv.h>
-#endif
-
-extern const qc_kernels qc_kernels_neon;
-const char *const qc_isa_names[] = {"scalar", "neon", NULL};
-static const qc_kernels *const qc_all[] = {&qc_kernels_scalar, &qc_kernels_neon};
-
-static int qc_runs(int level) {
-  if (level == 0) return 1;
-#if defined(__linux__)
-  return (int)(getauxval(AT_HWCAP) >> 20) & 1; /* HWCAP_ASIMDDP: the dot product */
-#elif defined(__APPLE__)
-  return 1;
+#define QC_ALL(F) F(scalar) F(neon)
 #else
-  return 0;
-#endif
-}
-#else
-const char *const qc_isa_names[] = {"scalar", NULL};
-static const qc_kernels *const qc_all[] = {&qc_kernels_scalar};
-static int qc_runs(int level) { return level == 0; }
+#define QC_ALL(F) F(scalar)
 #endif
 
-#define QC_LEVELS (int)(sizeof(qc_all) / sizeof(qc_all[0]))
+#define QC_TABLE_OF(ISA) qc_kernels_##ISA
+#define QC_EXTERN(ISA) extern const qc_kernels QC_TABLE_OF(ISA);
+#define QC_ADDRESS(ISA) &QC_TABLE_OF(ISA),
+QC_ALL(QC_EXTERN)
+static const qc_kernels *const qc_all[] = {QC_ALL(QC_ADDRESS)};
 
-static int qc_level(const char *name) {
-  for (int i = 0; i < QC_LEVELS; i++)
-    if (strcmp(name, qc_isa_names[i]) == 0) return i;
-  return -1;
+static const qc_kernels *qc_built(const char *isa) {
+  for (size_t i = 0; i < sizeof(qc_all) / sizeof(qc_all[0]); i++)
+    if (strcmp(isa, qc_all[i]->isa) == 0) return qc_all[i];
+  return NULL;
 }
 
 const qc_kernels *qc_select(const char *cap) {
-  int level = cap && *cap ? qc_level(cap) : QC_LEVELS - 1;
-  while (level > 0 && !qc_runs(level)) level--;
-  return level < 0 ? NULL : qc_all[level];
+  const char *isa = qc_fastest(cap);
+  return isa ? qc_built(isa) : NULL;
 }
 
 const qc_kernels *qc_exactly(const char *isa) {
-  int level = qc_level(isa);
-  return level >= 0 && qc_runs(level) ? qc_all[level] : NULL;
+  const char *found = qc_fastest(isa);
+  return found && strcmp(found, isa) == 0 ? qc_built(isa) : NULL;
 }

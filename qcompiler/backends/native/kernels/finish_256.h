@@ -64,11 +64,12 @@ QC_INLINE __m256i qc_codes256(const qc_epilogue *e, qc_finish256 f, const int32_
   return e->table ? qv_lookup(e->table, q) : q;
 }
 
-/* Where the codes of a tile's positions are, where their residuals are and their results go; `next`: the position behind them. */
+#define QC_SPOTS 96
+
+/* Where the codes of positions are, where their residuals are and their results go. */
 typedef struct qc_spots {
-  const uint8_t *x[8], *r[8];
-  uint8_t *y[8];
-  int64_t next, n, d, h, w;
+  const uint8_t *x[QC_SPOTS], *r[QC_SPOTS];
+  uint8_t *y[QC_SPOTS];
 } qc_spots;
 
 /* A block of which only `count` channels are stored: nothing is read or written behind them. */

@@ -76,6 +76,20 @@ QC_INLINE void qc_store512(__m512i q, uint8_t *y0, uint8_t *y1, __mmask32 mask) 
   }
 }
 
+/* The first `rows` positions of q, which has two of 32 channels or, `narrow`, four of 16. */
+QC_INLINE void qc_store_direct(__m512i q, uint8_t *y, int64_t down, __mmask32 mask, int rows, int narrow) {
+  if (narrow) {
+    __mmask16 few = (__mmask16)mask;
+    _mm_mask_storeu_epi8(y, few, _mm512_castsi512_si128(q));
+    if (rows > 1) _mm_mask_storeu_epi8(y + down, few, _mm512_extracti32x4_epi32(q, 1));
+    if (rows > 2) _mm_mask_storeu_epi8(y + 2 * down, few, _mm512_extracti32x4_epi32(q, 2));
+    if (rows > 3) _mm_mask_storeu_epi8(y + 3 * down, few, _mm512_extracti32x4_epi32(q, 3));
+  } else {
+    _mm256_mask_storeu_epi8(y, mask, _mm512_castsi512_si256(q));
+    if (rows > 1) _mm256_mask_storeu_epi8(y + down, mask, _mm512_extracti64x4_epi64(q, 1));
+  }
+}
+
 QC_INLINE void qc_store_floats512(const qc_finish512 *f, const __m512i acc[4], uint8_t *y0, uint8_t *y1, __mmask32 mask) {
   uint8_t *y[4] = {y0, y0 + 64, y1, y1 + 64};
   for (int i = 0; i < 4; i++)

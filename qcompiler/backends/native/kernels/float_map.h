@@ -14,6 +14,9 @@ QC_INLINE qf qc_softplus(qf x, float beta, float threshold) {
   return qf_choose(scaled > qf_all(threshold), x, made);
 }
 
+QC_INLINE qf qc_truth(qf_bits mask) { return qf_choose(mask, qf_all(1.0f), qf_all(0.0f)); }
+QC_INLINE qf_bits qc_set_bits(qf v) { return v != qf_all(0.0f); }
+
 #define QC_FUNCTIONS(F) \
   F(QC_COPY, x) \
   F(QC_CLAMP, qf_lower(qf_raise(x, p[0]), p[1])) \
@@ -36,7 +39,8 @@ QC_INLINE qf qc_softplus(qf x, float beta, float threshold) {
   F(QC_LEAKY_RELU, qf_choose(x > qf_all(0.0f), x, x * p[0])) \
   F(QC_ELU, qc_elu(x, p[0])) \
   F(QC_SOFTPLUS, qc_softplus(x, p[0], p[1])) \
-  F(QC_MISH, x * qf_tanh(qc_softplus(x, 1.0f, 20.0f)))
+  F(QC_MISH, x * qf_tanh(qc_softplus(x, 1.0f, 20.0f))) \
+  F(QC_NOT, qc_truth(x == qf_all(0.0f)))
 
 #define QC_FUNCTION_RUN(NAME, VALUE) \
   static void qc_run_##NAME(const float *from, float *to, int64_t count, const float *p) { \
@@ -88,7 +92,16 @@ static void qc_float_map_pixels(const qc_float_map *s, int64_t lo, int64_t hi) {
   F(QC_MUL, a *b) \
   F(QC_DIV, a / b) \
   F(QC_MAXIMUM, qf_choose((a > b) | (a != a), a, b)) \
-  F(QC_MINIMUM, qf_choose((a < b) | (a != a), a, b))
+  F(QC_MINIMUM, qf_choose((a < b) | (a != a), a, b)) \
+  F(QC_EQ, qc_truth(a == b)) \
+  F(QC_NE, qc_truth(a != b)) \
+  F(QC_LT, qc_truth(a < b)) \
+  F(QC_LE, qc_truth(a <= b)) \
+  F(QC_GT, qc_truth(a > b)) \
+  F(QC_GE, qc_truth(a >= b)) \
+  F(QC_AND, qc_truth(qc_set_bits(a) & qc_set_bits(b))) \
+  F(QC_OR, qc_truth(qc_set_bits(a) | qc_set_bits(b))) \
+  F(QC_XOR, qc_truth(qc_set_bits(a) ^ qc_set_bits(b)))
 
 #define QC_PAIR_RUN(NAME, VALUE) \
   static void qc_pair_##NAME(const qc_float_pair *s, const float *left, const float *right, float *to, int64_t count) { \
@@ -130,6 +143,27 @@ static void qc_float_pair_pixels(const qc_float_pair *s, int64_t lo, int64_t hi)
     for (int64_t j = 0; j < count; j += QC_RUN)
       qc_float_pair_run(s, a + j * as, b + j * bs, y + j * wide, qc_min(QC_RUN, count - j));
     i += pixels;
+  }
+}
+
+static int64_t qc_where_pixels_units(const qc_where *s) { return qc_pixels_of(&s->y.t); }
+
+/* Up to QC_RUN elements. */
+static void qc_where_run(const qc_where *s, const uint8_t *condition, const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t count) {
+  float first[QC_RUN], second[QC_RUN], third[QC_RUN], room[QC_RUN], *to = qc_place_for(&s->y, y, room);
+  const float *when = qc_floats(&s->condition, condition, count, first);
+  const float *left = qc_floats(&s->a, a, count, second), *right = qc_floats(&s->b, b, count, third);
+  for (int64_t i = 0; i < count; i++) to[i] = when[i] != 0.0f ? left[i] : right[i];
+  qc_put(&s->y, y, to, count);
+}
+
+static void qc_where_pixels(const qc_where *s, int64_t lo, int64_t hi) {
+  const qc_tensor *t = &s->y.t;
+  int64_t c = t->c, wide = qc_width_of(&s->y), cs = s->condition.step, as = s->a.step, bs = s->b.step;
+  for (int64_t i = lo; i < hi; i++) {
+    const uint8_t *condition = qc_pixel(&s->condition.t, i, t), *a = qc_pixel(&s->a.t, i, t), *b = qc_pixel(&s->b.t, i, t);
+    uint8_t *y = qc_pixel(t, i, t);
+    for (int64_t j = 0; j < c; j += QC_RUN) qc_where_run(s, condition + j * cs, a + j * as, b + j * bs, y + j * wide, qc_min(QC_RUN, c - j));
   }
 }
 

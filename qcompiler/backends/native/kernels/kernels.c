@@ -5,8 +5,10 @@
 
 #include "attention.h"
 #include "boundary.h"
+#include "dynamic.h"
 #include "elementwise.h"
 #include "float_map.h"
+#include "float_pool.h"
 #include "norm.h"
 #include "pick.h"
 #include "pool.h"
@@ -66,9 +68,16 @@ const qc_kernels QC_JOIN(qc_kernels_, QC_NAME) = {
     QC_PAIR(qc_pick_rows),
     QC_PAIR(qc_float_map_pixels),
     QC_PAIR(qc_float_pair_pixels),
+    QC_PAIR(qc_float_pool_rows),
     QC_PAIR(qc_norm_rows),
     QC_PAIR(qc_softmax_rows),
     QC_PAIR(qc_reduce_rows),
+    QC_PAIR(qc_range_once),
+    QC_PAIR(qc_encode_pixels),
+    QC_PAIR(qc_factors_all),
+    QC_PAIR(qc_gates_rows),
+    QC_PAIR(qc_where_pixels),
+    QC_PAIR(qc_embed_pixels),
     QC_PAIR(qc_pack_panels),
     QC_PAIR(qc_matmul_panels),
     QC_PAIR(qc_attention_tiles),

@@ -50,14 +50,15 @@ typedef struct qc_epilogue {
    fold = 0: one span a tap, of x.c / groups bytes.
    Weights: [groups][ceil(y.c / groups / 16)][spans][kp / 4][16][4]: kp is the span's length in chunks of at most 64 bytes, equally
    long, multiples of 4 (packing.py). The blocks of 16 channels are padded to an even number where groups = 1.
-   wsum: the sum of the weights of each channel, padded as m is. */
+   wsum: the sum of the weights of each channel, padded as m is.
+   small: no sum reaches 2^25, whatever the codes are. */
 typedef struct qc_conv {
   qc_tensor x, y, r;
   qc_window k;
   qc_epilogue e;
   const int8_t *w;
   const int32_t *wsum;
-  int32_t groups, fold, floats;
+  int32_t groups, fold, floats, small;
 } qc_conv;
 
 /* Depthwise convolution, y.c == x.c. Weights: [ceil(c / 16)][kernel[0]][ceil(kernel[1] / 4)][kernel[2]][16][4], the last index
@@ -128,14 +129,15 @@ typedef struct qc_avg_pool {
   int32_t adaptive, include_pad, divisor, x_zero, zero, lo, hi;
 } qc_avg_pool;
 
-/* Another size. Nearest modes copy codes. Linear modes: v = the value between its neighbours (of codes), y = clamp(rne(v * m + b) +
-   zero, lo, hi). scale: of each axis (depth, height, width), positions of x per position of y: in / out, 1 / scale_factor where one
-   was given, (in - 1) / (out - 1) with aligned corners; 0 where out is 1 with aligned corners. */
-enum { QC_NEAREST, QC_NEAREST_EXACT, QC_LINEAR, QC_LINEAR_ALIGNED };
+/* Another size. Nearest modes copy elements, of codes or of floats. Others: v = the value between its neighbours (2 along an axis, 4 with
+   the cubic modes, which have no depth), y = clamp(rne(v * m + b) + zero, lo, hi), or v * m + b itself. x_floats, y_floats: x, or y, are
+   floats. scale: of each axis (depth, height, width), positions of x per position of y: in / out, 1 / scale_factor where one was given,
+   (in - 1) / (out - 1) with aligned corners; 0 where out is 1 with aligned corners. */
+enum { QC_NEAREST, QC_NEAREST_EXACT, QC_LINEAR, QC_LINEAR_ALIGNED, QC_CUBIC, QC_CUBIC_ALIGNED };
 typedef struct qc_resize {
   qc_tensor x, y;
   float scale[3], m, b;
-  int32_t mode, zero, lo, hi;
+  int32_t mode, zero, lo, hi, x_floats, y_floats;
 } qc_resize;
 
 /* Writes value into the pixels around t: before[i] and after[i] of them (depth, height, width). */
@@ -180,7 +182,7 @@ typedef struct qc_result {
 /* y = f(x), the numbers p being settings of f; or y = table[code of x]. What each function is stands in float_map.h. */
 enum {
   QC_COPY, QC_CLAMP, QC_EXP, QC_LOG, QC_TANH, QC_ERF, QC_SIGMOID, QC_SILU, QC_GELU, QC_GELU_TANH, QC_SQRT, QC_RSQRT, QC_RECIPROCAL,
-  QC_SQUARE, QC_NEG, QC_ABS, QC_HARDSIGMOID, QC_HARDSWISH, QC_LEAKY_RELU, QC_ELU, QC_SOFTPLUS, QC_MISH, QC_TABLE
+  QC_SQUARE, QC_NEG, QC_ABS, QC_HARDSIGMOID, QC_HARDSWISH, QC_LEAKY_RELU, QC_ELU, QC_SOFTPLUS, QC_MISH, QC_NOT, QC_TABLE
 };
 typedef struct qc_float_map {
   qc_operand x;
@@ -190,8 +192,11 @@ typedef struct qc_float_map {
   int32_t function;
 } qc_float_map;
 
-/* y = clamp(a op b, lo, hi): a + b * times, a - b * times, a * b, a / b, the larger, the smaller. Spread by strides and steps of 0. */
-enum { QC_ADD, QC_SUB, QC_MUL, QC_DIV, QC_MAXIMUM, QC_MINIMUM };
+/* y = clamp(a op b, lo, hi): a + b * times, a - b * times, a * b, a / b, the larger, the smaller; 1 or 0: comparisons, and whether both,
+   one or just one of them is not 0. Spread by strides and steps of 0. */
+enum {
+  QC_ADD, QC_SUB, QC_MUL, QC_DIV, QC_MAXIMUM, QC_MINIMUM, QC_EQ, QC_NE, QC_LT, QC_LE, QC_GT, QC_GE, QC_AND, QC_OR, QC_XOR
+};
 typedef struct qc_float_pair {
   qc_operand a, b;
   qc_result y;
@@ -226,6 +231,67 @@ typedef struct qc_reduce {
   int32_t op;
 } qc_reduce;
 
+/* Windows of floats, or of codes as floats: op = QC_LARGEST: the largest element inside of x, NaN where there is one; QC_SUM: the sum in
+   the order d, h, w, over how many elements the window has: divisor if > 0, else those inside of x, with include_pad also those in the
+   padding. adaptive = 1: windows as in adaptive pools, k is not used. */
+typedef struct qc_float_pool {
+  qc_operand x;
+  qc_result y;
+  qc_window k;
+  int32_t op, adaptive, include_pad, divisor;
+} qc_float_pool;
+
+/* The range of all elements of x, widened to contain 0, in 255 steps: y[0] is the step, y[1] the zero point. One piece. */
+typedef struct qc_range {
+  qc_operand x;
+  double *y;
+} qc_range;
+
+/* Codes of x on the range that qc_range found: clamp(rne(x * float(1 / ends[0])) + ends[1], 0, 255). Elements of a pixel of y lie side
+   by side. */
+typedef struct qc_encode {
+  qc_operand x;
+  const double *ends;
+  qc_tensor y;
+} qc_encode;
+
+/* What an epilogue takes for codes on such a range, and floats as results: m[c] = float(ends[0] * scale[c]), and behind `padded` of these
+   b[c] = float(bias[c] - ends[1] * wsum[c] * m[c]), in double. bias may be NULL. Channels from `channels` on are 0. */
+typedef struct qc_factors {
+  const double *ends, *scale, *bias;
+  const int32_t *wsum;
+  float *m;
+  int32_t channels, padded;
+} qc_factors;
+
+/* One step of recurrent cells: ih and hh, the products with input and state, hold for each of `rows` rows the gates (LSTM i, f, g, o; GRU
+   r, z, n), `width` elements each, and lie side by side, as hidden and cell do, which become the new state. `out` gets the hidden state,
+   too: its rows lie out_row floats apart. A piece is a row. */
+enum { QC_LSTM, QC_GRU, QC_RNN_TANH, QC_RNN_RELU };
+typedef struct qc_gates {
+  const float *ih, *hh;
+  float *hidden, *cell, *out;
+  int64_t rows, width, out_row;
+  int32_t kind;
+} qc_gates;
+
+/* y = a where the condition is not 0, else b. Spread as in qc_float_pair. */
+typedef struct qc_where {
+  qc_operand condition, a, b;
+  qc_result y;
+} qc_where;
+
+/* Row x of a table, for the one element x of each pixel: floats; or, where there are codes, float((code - zero[x]) * scale[x]) in double.
+   An x that is no number of a row gives NaN. */
+typedef struct qc_embed {
+  qc_operand x;
+  qc_result y;
+  const float *table;
+  const uint8_t *codes;
+  const double *scale, *zero;
+  int64_t rows;
+} qc_embed;
+
 /* A matrix for products: x has w = K rows and c = N columns in each of n * d * h matrices; y is [n * d * h][ceil(N / 16)][K][16] floats,
    missing columns 0. */
 typedef struct qc_pack {
@@ -256,7 +322,8 @@ typedef struct qc_attention {
 } qc_attention;
 
 #define QC_FAMILIES(F) F(conv) F(depthwise) F(add) F(mul) F(map) F(quantize) F(dequantize) F(max_pool) F(avg_pool) F(halo) F(copy) F(resize) F(pick) \
-  F(float_map) F(float_pair) F(norm) F(softmax) F(reduce) F(pack) F(matmul) F(attention)
+  F(float_map) F(float_pair) F(float_pool) F(norm) F(softmax) F(reduce) F(range) F(encode) F(factors) F(gates) \
+  F(where) F(embed) F(pack) F(matmul) F(attention)
 
 typedef struct qc_kernels {
   const char *isa;
@@ -268,12 +335,17 @@ typedef struct qc_kernels {
 #undef QC_MEMBER
 } qc_kernels;
 
-/* The fastest kernels that this processor and the operating system run, none above `cap` (scalar < avx2 < avx_vnni < avx512_vnni
+/* The fastest instruction set that this processor and the operating system run, none above `cap` (scalar < avx2 < avx_vnni < avx512_vnni
    < amx on x86, scalar < neon on Arm; NULL or "": no cap). NULL where cap is no such name. */
+const char *qc_fastest(const char *cap);
+
+/* Its kernels; NULL where this library was built without them. */
 const qc_kernels *qc_select(const char *cap);
 
-/* The names that qc_select knows in this library, slowest first, NULL at the end; and those kernels if this machine runs them. */
-extern const char *const qc_isa_names[];
+/* The kernels of one instruction set; NULL where this machine does not run it, or this library was built without it. */
 const qc_kernels *qc_exactly(const char *isa);
+
+/* x86: whether bytes can be picked from two vectors (AVX-512 VBMI), which not all that have AVX-512 VNNI can. Set by the first qc_fastest. */
+extern int qc_has_vbmi;
 
 #endif

@@ -64,7 +64,7 @@ static qc_runs qc_find_runs(const qc_conv *a, int32_t rows) {
 /* Positions of a row of a run that are results. */
 QC_INLINE int64_t qc_width(const qc_conv *a, const qc_runs *t) { return t->length == t->flat ? t->length : a->y.w; }
 
-static qc_tile qc_find_tile(const qc_conv *a, const qc_runs *t, int64_t index) {
+QC_INLINE qc_tile qc_find_tile(const qc_conv *a, const qc_runs *t, int64_t index) {
   int64_t run = index / t->per_run, plane = t->by_rows ? run / a->y.h : run, h = t->by_rows ? run % a->y.h : 0;
   int64_t n = plane / a->y.d, d = plane % a->y.d;
   int64_t start = qc_min((index - run * t->per_run) * t->rows, t->length - t->rows), row = start / t->flat, column = start - row * t->flat;

@@ -45,12 +45,14 @@ QC_INLINE qv qv_shift(qv w, qv above) { return _mm512_or_si512(_mm512_slli_epi32
 QC_INLINE void qv_store_part(void *p, qv v, int64_t count) {
   _mm512_mask_storeu_epi8(p, count == 64 ? ~0ull : (1ull << count) - 1, v);
 }
+/* Two tables of 128 by vpermi2b where the processor has it: in assembly, since only the other way may be taken for granted. */
 QC_INLINE qv qv_lookup(const uint8_t *table, qv q) {
-#if defined(__AVX512VBMI__)
-  qv low = _mm512_permutex2var_epi8(qv_load(table), q, qv_load(table + 64));
-  qv high = _mm512_permutex2var_epi8(qv_load(table + 128), q, qv_load(table + 192));
-  return _mm512_mask_blend_epi8(_mm512_movepi8_mask(q), low, high);
-#else
+  if (qc_has_vbmi) {
+    qv low = q, high = q;
+    __asm__("vpermi2b %2, %1, %0" : "+v"(low) : "v"(qv_load(table)), "v"(qv_load(table + 64)));
+    __asm__("vpermi2b %2, %1, %0" : "+v"(high) : "v"(qv_load(table + 128)), "v"(qv_load(table + 192)));
+    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(q), low, high);
+  }
   qv found = qv_zero();
   for (int i = 0; i < 16; i++) {
     qv row = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(table + 16 * i)));
@@ -58,7 +60,6 @@ QC_INLINE qv qv_lookup(const uint8_t *table, qv q) {
     found = _mm512_or_si512(found, _mm512_shuffle_epi8(row, index));
   }
   return found;
-#endif
 }
 QC_INLINE qv qv_bytes(const qv v[4], int32_t zero, int32_t lo, int32_t hi) {
   qv z = _mm512_set1_epi16((short)zero);

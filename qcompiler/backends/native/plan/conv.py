@@ -5,68 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qcompiler.backends.native.packing import MAX_SPANS, fold_epilogue, pack_conv, pack_depthwise, sums_fit
+from qcompiler.backends.native.emit.layer_code import Call, LayerCode
+from qcompiler.backends.native.packing import MAX_SPANS, fold_epilogue, pack_conv, pack_depthwise, sums_fit, sums_stay_small
 from qcompiler.backends.native.plan.codes import Bounds, Codes, sum_factors
-from qcompiler.backends.native.plan.float_pointwise import clamped
-from qcompiler.backends.native.plan.layer import Bound, Layer, image, rows
+from qcompiler.backends.native.plan.float_pointwise import FloatPair, clamped
+from qcompiler.backends.native.plan.layer import Bound, Layer, Lies, image, rows
 from qcompiler.backends.native.plan.pick import without_pads
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.emit.layer_code import Call, LayerCode
-    from qcompiler.backends.native.plan.planner import Facts, Planner
-    from qcompiler.backends.native.plan.sizes import Sizes
-    from qcompiler.backends.native.steps import Step
-
-Three = tuple[int, int, int]
-LARGEST = 2**20  # of a window's sizes, which the C holds in 32 bits
-
-
-@dataclass(frozen=True)
-class Window:
-    """In the order depth, height, width; what a layer with fewer dimensions lacks is 1, or 0 for the padding."""
-
-    kernel: Three
-    stride: Three = (1, 1, 1)
-    dilation: Three = (1, 1, 1)
-    pad: Three = (0, 0, 0)
-    after: Three | None = None  # the padding behind the last element, where it is another one; a negative one leaves elements out
-
-    def __post_init__(self) -> None:
-        for values, least in ((self.kernel, 1), (self.stride, 1), (self.dilation, 1), (self.pad, -LARGEST), (self.behind, -LARGEST)):
-            if not all(least <= value <= LARGEST for value in values):
-                raise ValueError(f"{values} are no sizes of a window")
-
-    @property
-    def behind(self) -> Three:
-        return self.pad if self.after is None else self.after
-
-    @staticmethod
-    def of(dims: int, kernel: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> Window:
-        return Window(three(kernel, dims, 1), three(stride, dims, 1), three(dilation, dims, 1), three(padding, dims, 0))
-
-    def result(self, size: int, axis: int, up: bool = False) -> int:
-        """How many windows fit along an axis; `up`: the last one may end outside (ceil_mode)."""
-        kernel, stride, pad = self.kernel[axis], self.stride[axis], self.pad[axis]
-        room = size + pad + self.behind[axis] - self.dilation[axis] * (kernel - 1) - 1
-        if room < 0:
-            raise ValueError(f"the window is larger than the input of {size} elements")
-        found = (-(-room // stride) if up else room // stride) + 1
-        return found - 1 if up and (found - 1) * stride >= size + pad else found
-
-
-def three(value: Any, dims: int, other: int) -> Three:
-    """A number, or one for each dimension, as three."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * dims
-    values = values * dims if len(values) == 1 else values
-    if len(values) != dims or not all(type(v) is int for v in values):
-        raise ValueError(f"{value!r:.40} is not {dims} whole numbers")
-    return (other,) * (3 - dims) + values  # type: ignore[return-value]
+from qcompiler.backends.native.plan.planning import NOT_INT8, Facts, Planning
+from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.plan.window import Window, three, window_fault
+from qcompiler.backends.native.steps import Step, is_tensor
 
 
 @dataclass(frozen=True)
@@ -130,6 +84,9 @@ class Conv(Layer):
     def is_depthwise(self) -> bool:
         return self.dims > 0 and self.groups == self.weight.shape[0] > 1 and self.weight.shape[1] == 1 and self.codes is not None
 
+    def lies(self, known: Lies) -> str | None:
+        return "pixels" if self.dims else "rows"
+
     def shape(self, sizes: Sizes) -> Axes:
         shape = sizes.shape(self.x)
         if self.dims == 0:
@@ -176,6 +133,7 @@ class Conv(Layer):
             packed = pack_conv(weight, self.groups, fold)
             weights, sums = packed.weights, packed.sums
             fields.plain(groups=packed.groups, fold=int(packed.fold), floats=int(self.codes is None))
+            fields.numbers(small=int(sums_stay_small(weight)))
         fields.data("w", weights)
         fields.data("wsum", sums)
 
@@ -208,16 +166,13 @@ class Conv(Layer):
         return " ".join(p for p in (*parts, "table" if self.table is not None else "") if p)
 
 
-def refuse_conv(dims: int, step: Step, facts: Facts) -> str | None:
-    kwargs = step.kwargs
-    if kwargs.get("padding_mode", "zeros") != "zeros":
-        return f"padding mode {kwargs['padding_mode']!r:.20} has no C form"
-    if any(isinstance(kwargs.get(name), str) for name in ("padding", "stride", "dilation")):
-        return "its padding is computed from its sizes"
-    return facts.weight_fault(step.args[1]) if facts.is_codes(step.args[0]) else "its input is not int8"
+def refuse_conv(step: Step, facts: Facts) -> str | None:
+    if not facts.is_codes(step.args[0]):
+        return NOT_INT8
+    return window_fault(step.kwargs) or facts.weight_fault(step.args[1])
 
 
-def plan_conv(dims: int, step: Step, planner: Planner) -> None:
+def plan_conv(dims: int, step: Step, planner: Planning) -> None:
     weight, scale = planner.weight(step.args[1])
     kwargs: Mapping[str, Any] = step.kwargs
     groups = int(kwargs.get("groups", 1))
@@ -230,7 +185,7 @@ def plan_conv(dims: int, step: Step, planner: Planner) -> None:
         planner.add(clamped(out, planner.label(step), made, bounds))
 
 
-def _padded_input(dims: int, kernel: Axes, step: Step, planner: Planner) -> tuple[str, Window]:
+def _padded_input(dims: int, kernel: Axes, step: Step, planner: Planning) -> tuple[str, Window]:
     """What a convolution reads and its window; zeros that an op before it puts around x are padding of its own."""
     settings = (step.kwargs.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)))
     window, padded = Window.of(dims, kernel, *settings), without_pads(planner, step.args[0], dims)
@@ -246,13 +201,37 @@ def refuse_batch_norm(step: Step, facts: Facts) -> str | None:
     return None if 3 <= rank <= 5 else f"its input has {rank} dimensions"
 
 
-def plan_batch_norm(step: Step, planner: Planner) -> None:
-    """y = x * f + (beta - mean * f), f = gamma / sqrt(var + eps): a depthwise convolution of 1 x 1 with weights of 1."""
+def _factor_and_bias(step: Step, planner: Planning) -> tuple[Tensor, Tensor]:
+    """y = x * f + (beta - mean * f), f = gamma / sqrt(var + eps), by channel in float64."""
     mean, var, gamma, beta = (planner.tensor(a) if a is not None else None for a in (*step.args[1:], None, None)[:4])
     assert mean is not None and var is not None
     factor = torch.rsqrt(var.double() + step.kwargs.get("eps", 1e-5)) * (1.0 if gamma is None else gamma.double())
-    bias = -mean.double() * factor + (0.0 if beta is None else beta.double())
-    dims, x = planner.rank(planner.value(step.args[0])) - 2, planner.pixels(step.args[0], ())
+    return factor, -mean.double() * factor + (0.0 if beta is None else beta.double())
+
+
+def refuse_float_batch_norm(step: Step, facts: Facts) -> str | None:
+    if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0])):
+        return "its input is not float32"
+    if not all(argument is None or is_tensor(argument) for argument in step.args[1:]):
+        return "its weights are computed at run time"
+    return "it uses the statistics of each batch" if step.kwargs.get("training", False) else None
+
+
+def plan_float_batch_norm(step: Step, planner: Planning) -> None:
+    """A product and a sum by channel."""
+    x, label, (out, codes) = planner.operand(step.args[0]), planner.label(step), planner.result(step)
+    shape = (-1, *(1,) * (planner.rank(x) - 2))
+    factor, bias = (values.float().reshape(shape) for values in _factor_and_bias(step, planner))
+    f, b = (planner.constant(f"{out}.{name}", values) for name, values in (("factor", factor), ("bias", bias)))
+    product = planner.add(FloatPair(f"{out}.product", label, "mul", x, f, (planner.codes.get(x), None)))
+    planner.add(FloatPair(out, label, "add", product, b, (None, None), codes, step.kwargs.get("bounds")))
+
+
+def plan_batch_norm(step: Step, planner: Planning) -> None:
+    """A depthwise convolution of 1 x 1 with weights of 1."""
+    factor, bias = _factor_and_bias(step, planner)
+    dims = planner.rank(planner.value(step.args[0])) - 2
+    x = planner.pixels(step.args[0], (), dims)
     ones = torch.ones((len(factor), 1, *(1,) * dims), dtype=torch.int8)
     out, codes = planner.result(step)
     planner.add(Conv(out, planner.label(step), x, dims, Window((1, 1, 1)), len(factor), ones, factor, bias, planner.codes[x], codes,

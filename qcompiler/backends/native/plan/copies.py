@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qcompiler.backends.native.plan.layer import Bound, Layer, Moved, merged
 from qcompiler.backends.native.plan.place import Place
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.plan.sizes import Sizes
 
 
 def copied(layer: Layer, sizes: Sizes) -> Bound:

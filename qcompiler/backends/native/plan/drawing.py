@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from qcompiler.backends.native.plan.rows import Row, settings, spelled, times
@@ -15,18 +15,26 @@ KINDS = {"quantize": "quantize", "dequantize": "dequantize"}
 VIEWS = "view"  # what a layer without a kernel is
 
 
-def planned_nodes(nodes: Sequence[Node], regions: Sequence[tuple[Sequence[Row], Mapping[str, Place]]]) -> list[Node]:
+@dataclass(frozen=True)
+class Planned:
+    """One region. `places`: of the user's; `computes`: the ops of each layer."""
+
+    rows: Sequence[Row]
+    places: Mapping[str, Place]
+    computes: Mapping[str, tuple[str, ...]]
+
+
+def planned_nodes(nodes: Sequence[Node], regions: Sequence[Planned]) -> list[Node]:
     """`nodes`, in which each run of a region, and what takes its results apart, give way to the region's layers; its pack goes.
 
-    `regions`: rows and places of the user's, in the order of the runs.
+    `regions`: in the order of the runs. A layer is an op where it computes some; which kind, and how much, `explain` knows.
     """
     waiting, packed = iter(regions), _packed(nodes)
     runs = {node["name"] for node in nodes if node["op"].endswith("run_region")}
     found: list[Node] = []
     for node in nodes:
         if node["name"] in runs:
-            rows, places = next(waiting)
-            found += _layers(rows, places, [name for name in node["in"] if name not in packed])
+            found += _layers(next(waiting), [name for name in node["in"] if name not in packed])
         elif node["name"] not in packed and not runs.intersection(node["in"]):
             found.append(node)
     return [{**node, "after": found[i - 1]["name"] if i else None} for i, node in enumerate(found)]
@@ -40,24 +48,25 @@ def _packed(nodes: Sequence[Node]) -> set[str]:
     return packs | (taken - read)
 
 
-def _layers(rows: Sequence[Row], places: Mapping[str, Place], given: Sequence[str]) -> Iterator[Node]:
+def _layers(region: Planned, given: Sequence[str]) -> Iterator[Node]:
     """`given`: the nodes whose values the region takes, in order."""
-    made = {row.layer.out for row in rows}
-    outside = dict(zip(dict.fromkeys(name for row in rows for name in row.layer.reads if name not in made), given, strict=False))
-    for row in rows:
+    made = {row.layer.out for row in region.rows}
+    outside = dict(zip(dict.fromkeys(name for row in region.rows for name in row.layer.reads if name not in made), given, strict=False))
+    for row in region.rows:
         reads = dict.fromkeys(name if name in made else outside.get(name) for name in row.layer.reads)
-        yield _node(row, [name for name in reads if name is not None], places.get(row.layer.out))
+        yield _node(row, [name for name in reads if name is not None], region)
 
 
-def _node(row: Row, reads: list[str], place: Place | None) -> Node:
+def _node(row: Row, reads: list[str], region: Planned) -> Node:
     name, kernel = row.layer.out, row.kernels[0] if row.kernels else VIEWS
+    place, ops = region.places.get(name), region.computes.get(name, ())
     file, _, line = (place.line if place is not None else "").rpartition(":")
     codes = getattr(row.layer, "codes", None)
     whole = not isinstance(row.shape, tuple) or (bool(row.shape) and isinstance(row.shape[0], tuple))
     weight = getattr(row.layer, "weight", None)
     fields = {
         "op": f"native.{kernel}",
-        "kind": KINDS.get(kernel, "int8" if row.kernels else "other"),
+        "kind": "int8" if ops else KINDS.get(kernel, "other"),
         "attrs": clipped(settings(row.layer)),
         "path": place.path if place is not None else "",
         "file": file,
@@ -68,7 +77,7 @@ def _node(row: Row, reads: list[str], place: Place | None) -> Node:
         "q": None if codes is None or row.given else {"scale": rounded(codes.scale), "zero_point": codes.zero, "min": codes.low,
                                                      "max": codes.high, "dtype": "uint8", "axis": None},
         "params": weight.numel() if weight is not None else None,
-        "macs": math.prod(row.shape) * weight[0].numel() if weight is not None and not whole else None,
+        "computes": list(ops),
         "plan": _plan(row),
         "text": f"%{name} = {settings(row.layer)}: {spelled(row.shape)}",
     }  # fmt: skip

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.codes import Codes
-from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels, five
+from qcompiler.backends.native.plan.layer import Bound, Lies, OfOne, Pixels, five
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.emit.layer_code import LayerCode
-    from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.plan.sizes import Sizes
 
 
 @dataclass(frozen=True, eq=False)
-class Quantize(Layer):
+class Quantize(OfOne):
     """A float input of any strides as codes."""
 
-    x: str
     codes: Codes
     channels_last: bool
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.x,)
-
-    def shape(self, sizes: Sizes) -> Axes:
-        return sizes.shape(self.x)
+    def lies(self, known: Lies) -> str | None:
+        return "pixels" if self.channels_last else "rows"
 
     def place(self, sizes: Sizes) -> Place:
         rank = len(sizes.shape(self.x))
@@ -50,18 +42,10 @@ class Quantize(Layer):
 
 
 @dataclass(frozen=True, eq=False)
-class Dequantize(Layer):
+class Dequantize(OfOne):
     """Codes as floats in a new tensor of torch's."""
 
-    x: str
     codes: Codes
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.x,)
-
-    def shape(self, sizes: Sizes) -> Axes:
-        return sizes.shape(self.x)
 
     def place(self, sizes: Sizes) -> None:
         return None

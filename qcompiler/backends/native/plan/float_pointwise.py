@@ -5,44 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.codes import Bounds, Codes
 from qcompiler.backends.native.plan.floats import FLOATS, joint, operand, order_of, result, width
-from qcompiler.backends.native.plan.layer import Bound, Layer
-from qcompiler.backends.native.plan.place import Axes, Place
-from qcompiler.backends.native.steps import is_value
+from qcompiler.backends.native.plan.layer import Bound, OfOne, OfTwo
+from qcompiler.backends.native.plan.place import Place
+from qcompiler.backends.native.plan.planning import Argument, Facts, Planning, spread_fault
+from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.steps import Step, is_value
 from qcompiler.ops.table import OPS
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.emit.layer_code import LayerCode
-    from qcompiler.backends.native.plan.planner import Facts, Planner
-    from qcompiler.backends.native.plan.sizes import Sizes
-    from qcompiler.backends.native.steps import Step
 
 Setting = tuple[str, tuple[float, ...]]  # a function of float_map.h and its numbers
 
 
 @dataclass(frozen=True, eq=False)
-class FloatMap(Layer):
+class FloatMap(OfOne):
     """y = f(x), floats or codes. `table`: the floats for the 256 codes of x, instead of a function."""
 
-    x: str
     function: str
     numbers: tuple[float, ...] = ()
     x_codes: Codes | None = None
     codes: Codes | None = None
     table: Tensor | None = None
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.x,)
-
-    def shape(self, sizes: Sizes) -> Axes:
-        return sizes.shape(self.x)
 
     def place(self, sizes: Sizes) -> Place:
         return sizes.new(self.out, order_of(sizes.place(self.x)), width(self.codes))
@@ -69,28 +58,17 @@ class FloatMap(Layer):
 
 
 @dataclass(frozen=True, eq=False)
-class FloatPair(Layer):
+class FloatPair(OfTwo):
     """y = clamp(a op b), either spread over the other."""
 
-    op: str
-    a: str
-    b: str
     codes_of: tuple[Codes | None, Codes | None]
     codes: Codes | None = None
     bounds: Bounds = None
     times: float = 1.0
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return self.a, self.b
-
-    def shape(self, sizes: Sizes) -> Axes:
-        return tuple(torch.broadcast_shapes(sizes.shape(self.a), sizes.shape(self.b)))
-
     def place(self, sizes: Sizes) -> Place:
-        shape = sizes.shape(self.out)
-        fullest = next((p for p in (sizes.place(self.a), sizes.place(self.b)) if p.shape == shape), None)
-        return sizes.new(self.out, order_of(fullest) if fullest is not None else tuple(range(len(shape))), width(self.codes))
+        fullest, rank = self.fullest(sizes), len(sizes.shape(self.out))
+        return sizes.new(self.out, order_of(fullest) if fullest is not None else tuple(range(rank)), width(self.codes))
 
     def bind(self, sizes: Sizes) -> Bound:
         y = sizes.place(self.out)
@@ -177,7 +155,7 @@ def refuse_float_function(step: Step, facts: Facts) -> str | None:
     return None if known is not None and known(step) is not None else f"{step.op} of floats has no C form with these settings"
 
 
-def plan_float_function(step: Step, planner: Planner) -> None:
+def plan_float_function(step: Step, planner: Planning) -> None:
     """Of codes it is a table that torch computes."""
     x = planner.operand(step.args[0])
     x_codes, (out, codes) = planner.codes.get(x), planner.result(step)
@@ -193,15 +171,22 @@ def plan_float_function(step: Step, planner: Planner) -> None:
 PAIRS = ("add", "sub", "mul", "div", "maximum", "minimum")
 
 
+def _is_operand(argument: Argument, facts: Facts) -> bool:
+    held = facts.is_codes(argument) or facts.is_floats(argument) or facts.is_mask(argument)
+    return held or isinstance(argument, (int, float)) or facts.is_number(argument)
+
+
 def refuse_float_pair(step: Step, facts: Facts) -> str | None:
     operands = step.args[:2]
-    if len(operands) != 2 or not all(isinstance(a, (int, float)) or facts.is_codes(a) or facts.is_floats(a) for a in operands):
+    if len(operands) != 2 or not all(_is_operand(a, facts) for a in operands):
         return "one of its operands is neither a float32 tensor nor a number"
-    return None if isinstance(step.kwargs.get("alpha", 1), (int, float)) else "its factor is computed at run time"
+    if not isinstance(step.kwargs.get("alpha", 1), (int, float)):
+        return "its factor is computed at run time"
+    return spread_fault(operands, facts)
 
 
-def plan_float_pair(step: Step, planner: Planner) -> None:
-    a, b = (planner.operand(argument) for argument in step.args[:2])
+def plan_float_pair(step: Step, planner: Planning) -> None:
+    a, b = map(planner.even, step.args[:2])
     out, codes = planner.result(step)
     both = planner.codes.get(a), planner.codes.get(b)
     times = float(step.kwargs.get("alpha", 1))

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.float_pointwise import FloatMap, FloatPair, clamped
 from qcompiler.backends.native.plan.floats import FLOATS, joint, operand, order_of, order_with_last, result, width
-from qcompiler.backends.native.plan.layer import Bound, Layer
+from qcompiler.backends.native.plan.layer import Bound, OfOne
 from qcompiler.backends.native.plan.place import Axes, Place
+from qcompiler.backends.native.plan.planning import Facts, Planning
 from qcompiler.backends.native.plan.shape import Number, Reshape, View
-from qcompiler.backends.native.steps import is_tensor, is_value
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.emit.layer_code import LayerCode
-    from qcompiler.backends.native.plan.planner import Facts, Planner
-    from qcompiler.backends.native.plan.sizes import Sizes
-    from qcompiler.backends.native.steps import Step
+from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.steps import Step, is_tensor, is_value
 
 
 @dataclass(frozen=True, eq=False)
-class Rows(Layer):
+class Rows(OfOne):
     """A function of the elements along dimension `dim`, counted from the end, that makes as many."""
 
-    x: str
     dim: int
     x_codes: Codes | None
     codes: Codes | None
@@ -35,13 +32,6 @@ class Rows(Layer):
     @property
     def lies_anywhere(self) -> bool:
         return False
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.x,)
-
-    def shape(self, sizes: Sizes) -> Axes:
-        return sizes.shape(self.x)
 
     def place(self, sizes: Sizes) -> Place:
         place = sizes.place(self.x)
@@ -58,13 +48,16 @@ class Rows(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Softmax(Rows):
+    log: bool = False
+
     def code(self, to: LayerCode) -> None:
         with to.call("softmax") as fields:
             result(fields, "y", self.codes)
             operand(fields, "x", self.x_codes)
+            fields.plain(log=int(self.log))
 
     def text(self) -> str:
-        return f"softmax {self.x} along {self.dim}"
+        return f"{'log ' if self.log else ''}softmax {self.x} along {self.dim}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +108,9 @@ class Norm(Rows):
 
 
 @dataclass(frozen=True, eq=False)
-class Reduce(Layer):
+class Reduce(OfOne):
     """The sum, mean, largest or smallest along the last dimension, which goes."""
 
-    x: str
     op: str
     x_codes: Codes | None
     codes: Codes | None
@@ -126,10 +118,6 @@ class Reduce(Layer):
     @property
     def lies_anywhere(self) -> bool:
         return False
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.x,)
 
     def shape(self, sizes: Sizes) -> Axes:
         return sizes.shape(self.x)[:-1]
@@ -169,14 +157,38 @@ def refuse_rows(step: Step, facts: Facts) -> str | None:
 def refuse_softmax(step: Step, facts: Facts) -> str | None:
     if type(step.kwargs.get("dim")) is not int or facts.rank(step.args[0]) == 0:
         return "its dimension is not known"
+    if step.kwargs.get("dtype") is not None:
+        return "it computes in another dtype"
     return refuse_rows(step, facts)
 
 
-def plan_softmax(step: Step, planner: Planner) -> None:
+def plan_softmax(step: Step, planner: Planning) -> None:
     x = planner.operand(step.args[0])
     out, codes = planner.result(step)
     dim, rank = step.kwargs["dim"], planner.rank(x)
-    planner.add(Softmax(out, planner.label(step), x, dim - rank if dim >= 0 else dim, planner.codes.get(x), codes))
+    planner.add(Softmax(out, planner.label(step), x, dim - rank if dim >= 0 else dim, planner.codes.get(x), codes,
+                        step.op == "log_softmax"))  # fmt: skip
+
+
+def refuse_normalize(step: Step, facts: Facts) -> str | None:
+    kwargs = step.kwargs
+    if type(kwargs.get("dim", 1)) is not int or facts.rank(step.args[0]) == 0:
+        return "its dimension is not known"
+    plain = kwargs.get("p", 2.0) == 2.0 and isinstance(kwargs.get("eps", 1e-12), (int, float)) and kwargs.get("out") is None
+    return refuse_rows(step, facts) if plain else "only rows of length 1 by their squares have a C form"
+
+
+def plan_normalize(step: Step, planner: Planning) -> None:
+    """x over its length along a dimension: the root of the sum of squares, at least eps."""
+    x, label, name, dim = planner.operand(step.args[0]), planner.label(step), step.out, step.kwargs.get("dim", 1)
+    (out, codes), given = planner.result(step), planner.codes.get(x)
+    if given is not None:
+        x = planner.add(FloatMap(f"{name}.given", label, x, "QC_COPY", (), given))
+    squares = planner.add(FloatMap(f"{name}.squares", label, x, "QC_SQUARE"))
+    plan_reduce(Step(f"{name}.sum", "sum", (f"%{squares}",), {"dim": dim, "keepdim": True}), planner)
+    root = planner.add(FloatMap(f"{name}.root", label, f"{name}.sum", "QC_SQRT"))
+    length = planner.add(clamped(f"{name}.length", label, root, (float(step.kwargs.get("eps", 1e-12)), None)))
+    planner.add(FloatPair(out, label, "div", x, length, (None, None), codes))
 
 
 def refuse_norm(step: Step, facts: Facts) -> str | None:
@@ -185,12 +197,12 @@ def refuse_norm(step: Step, facts: Facts) -> str | None:
     return refuse_rows(step, facts)
 
 
-def _weights(step: Step, planner: Planner, count: int) -> list[Tensor | None]:
+def _weights(step: Step, planner: Planning, count: int) -> list[Tensor | None]:
     given = [*step.args[1:], None, None][:count]
     return [None if a is None else planner.tensor(a).float().reshape(-1) for a in given]
 
 
-def plan_layer_norm(step: Step, planner: Planner) -> None:
+def plan_layer_norm(step: Step, planner: Planning) -> None:
     """Several dimensions at the end become one, and are taken apart again."""
     x, many = planner.operand(step.args[0]), len(tuple(step.kwargs["normalized_shape"]))
     rms, label = step.op == "rms_norm", planner.label(step)
@@ -211,7 +223,7 @@ def refuse_group_norm(step: Step, facts: Facts) -> str | None:
     return refuse_norm(step, facts) if facts.rank(step.args[0]) >= 3 else f"its input has {facts.rank(step.args[0])} dimensions"
 
 
-def plan_group_norm(step: Step, planner: Planner) -> None:
+def plan_group_norm(step: Step, planner: Planning) -> None:
     """(N, C, *space) as N * groups rows of C / groups channels; instance_norm has as many groups as channels."""
     x, label = planner.operand(step.args[0]), planner.label(step)
     shape = planner.example.shape(x)
@@ -228,14 +240,7 @@ def plan_group_norm(step: Step, planner: Planner) -> None:
     planner.add(View(out, label, split, "flatten", (), {"start_dim": 1, "end_dim": 2}), codes)
 
 
-def refuse_float_average(dims: int, step: Step, facts: Facts) -> str | None:
-    size = step.kwargs.get("output_size")
-    if size != 1 and tuple(size if isinstance(size, (tuple, list)) else (size,)) not in ((1,), (1,) * dims):
-        return "an average over parts of floats has no C form"
-    return refuse_rows(step, facts)
-
-
-def plan_float_average(dims: int, step: Step, planner: Planner) -> None:
+def plan_float_average(dims: int, step: Step, planner: Planning) -> None:
     """An adaptive average pool of size 1 is a mean over space."""
     plan_reduce(replace(step, op="mean", kwargs={"dim": tuple(range(-dims, 0)), "keepdim": True}), planner)
 
@@ -248,7 +253,7 @@ def refuse_reduce(step: Step, facts: Facts) -> str | None:
     return refuse_rows(step, facts)
 
 
-def plan_reduce(step: Step, planner: Planner) -> None:
+def plan_reduce(step: Step, planner: Planning) -> None:
     """The dimensions that go are moved behind the others and become one."""
     x, label = planner.operand(step.args[0]), planner.label(step)
     rank, dims = planner.rank(x), step.kwargs.get("dim")

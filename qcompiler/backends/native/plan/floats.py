@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from qcompiler.backends.native.emit.layer_code import Call, LayerCode
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.copies import copied
-from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels, merged
+from qcompiler.backends.native.plan.layer import Bound, Layer, OfOne, Pixels, merged
 from qcompiler.backends.native.plan.place import CONSTANTS, Axes, Place, dense, of_caller
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.emit.layer_code import Call, LayerCode
-    from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.plan.sizes import Sizes
 
 FLOATS = "const float *"  # how the C reads a block of constants
 FAR = 2**31  # steps between elements are held in 32 bits
@@ -41,17 +38,8 @@ class Constant(Layer):
 
 
 @dataclass(frozen=True, eq=False)
-class Given(Layer):
+class Given(OfOne):
     """A float tensor of the caller's, read where it lies."""
-
-    x: str
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.x,)
-
-    def shape(self, sizes: Sizes) -> Axes:
-        return sizes.shape(self.x)
 
     def place(self, sizes: Sizes) -> Place:
         strides = tuple(4 * stride for stride in sizes.strides[self.x])
@@ -59,17 +47,8 @@ class Given(Layer):
 
 
 @dataclass(frozen=True, eq=False)
-class HandOut(Layer):
+class HandOut(OfOne):
     """Floats in a tensor of the caller's: a copy where they have not been made there."""
-
-    x: str
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.x,)
-
-    def shape(self, sizes: Sizes) -> Axes:
-        return sizes.shape(self.x)
 
     def place(self, sizes: Sizes) -> Place:
         target = sizes.callers(self.out)

@@ -14,6 +14,8 @@ from qcompiler.backends.native.plan.conv import Conv, Residual
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.pointwise import Map, Pair
+from qcompiler.backends.native.plan.settled import Computed
+from qcompiler.backends.native.plan.shape import Number
 from qcompiler.backends.native.plan.sizes import Sizes
 
 
@@ -32,6 +34,7 @@ class _Fuser:
         self.layers: list[Layer | None] = list(network.layers)
         self.readers = Counter(name for layer in network.layers for name in layer.reads)
         self.readers.update(network.outputs)
+        self.readers.update(name for layer in network.layers if isinstance(layer, (Number, Computed)) for name in layer.asks)
         self.at = {layer.out: index for index, layer in enumerate(network.layers)}
 
     def visit(self, index: int) -> None:

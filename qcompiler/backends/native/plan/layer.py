@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.place import Axes, Place
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.emit.layer_code import LayerCode
-    from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.plan.sizes import Sizes
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,9 @@ class Bound:
     maps: list[NDArray[np.int64]] = field(default_factory=list)
 
 
+Lies = Mapping[str, str | None]  # how values surely lie, by name
+
+
 @dataclass(frozen=True)
 class Layer(ABC):
     """`out`: the value that it makes; `label`: its nodes in the user's model, for text and comments."""
@@ -76,6 +78,10 @@ class Layer(ABC):
     def code(self, to: LayerCode) -> None:  # noqa: B027 - a layer that only renames has none
         """Writes the body of its C function; nothing for a layer that only renames."""
 
+    def lies(self, known: Lies) -> str | None:
+        """How its result surely lies, by how what it reads does: "pixels" (channels side by side), "rows" (the last dimension), or None."""
+        return None
+
     @property
     def computes(self) -> bool:
         """Whether it has a C function."""
@@ -99,6 +105,47 @@ class Layer(ABC):
     def text(self) -> str:
         """Its settings, for the plan's text."""
         return ""
+
+
+@dataclass(frozen=True, eq=False)
+class OfOne(Layer):
+    """A layer that takes one value, and as a rule makes one of its shape."""
+
+    x: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+    def shape(self, sizes: Sizes) -> Axes:
+        return sizes.shape(self.x)
+
+
+@dataclass(frozen=True, eq=False)
+class OfTwo(Layer):
+    """a op b, either spread over the other."""
+
+    op: str
+    a: str
+    b: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.a, self.b
+
+    def shape(self, sizes: Sizes) -> Axes:
+        return tuple(torch.broadcast_shapes(sizes.shape(self.a), sizes.shape(self.b)))
+
+    def fullest(self, sizes: Sizes) -> Place | None:
+        """The place of an operand that is spread over nothing."""
+        shape = sizes.shape(self.out)
+        return next((p for p in (sizes.place(self.a), sizes.place(self.b)) if p.shape == shape), None)
+
+
+def in_common(names: Sequence[str], known: Lies) -> str | None:
+    """How all of these values lie, where they do in one way."""
+    found = {known.get(name) for name in names}
+    return found.pop() if len(found) == 1 else None
 
 
 def image(place: Place, dims: int) -> Pixels:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from qcompiler.backends.native.emit.layer_code import LayerCode
+from qcompiler.backends.native.float_ops import VISIBLE
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.float_pointwise import FloatMap
 from qcompiler.backends.native.plan.floats import as_pixels, operand, result, width
-from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels, merged
+from qcompiler.backends.native.plan.layer import Bound, Layer, OfOne, Pixels, merged
+from qcompiler.backends.native.plan.masks import Where
 from qcompiler.backends.native.plan.place import Axes, Place
+from qcompiler.backends.native.plan.planning import Facts, Planning
 from qcompiler.backends.native.plan.shape import View
-from qcompiler.backends.native.steps import is_value
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.emit.layer_code import LayerCode
-    from qcompiler.backends.native.plan.planner import Facts, Planner
-    from qcompiler.backends.native.plan.sizes import Sizes
-    from qcompiler.backends.native.steps import Step
+from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.steps import Step, is_value
 
 COLUMNS = 16  # QC_COLUMNS
 WIDEST = 256  # QC_WIDEST
@@ -29,19 +28,14 @@ MOST_DIMS = 5  # of a product's operands: a matrix, and three axes of matrices
 
 
 @dataclass(frozen=True, eq=False)
-class Pack(Layer):
+class Pack(OfOne):
     """x (*batch, K, N) as (*batch, ceil(N / 16), K, 16); what is missing in the last panel is 0."""
 
-    x: str
     x_codes: Codes | None
 
     @property
     def lies_anywhere(self) -> bool:
         return False
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.x,)
 
     def shape(self, sizes: Sizes) -> Axes:
         *batch, rows, columns = sizes.shape(self.x)
@@ -116,8 +110,12 @@ class MatMul(Layer):
     def reads(self) -> tuple[str, ...]:
         return self.a, self.b
 
+    def right(self, sizes: Sizes) -> Axes:
+        """The shape of what b was packed from."""
+        return sizes.shape(self.columns)
+
     def shape(self, sizes: Sizes) -> Axes:
-        a, b = sizes.shape(self.a), sizes.shape(self.columns)
+        a, b = sizes.shape(self.a), self.right(sizes)
         if a[-1] != b[-2]:
             raise ValueError(f"a product of {a} and {b}")
         return (*torch.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1])
@@ -227,7 +225,7 @@ def refuse_matmul(step: Step, facts: Facts) -> str | None:
     return _rank_fault(step, facts, 2) or ("its sums are bounded" if step.kwargs.get("bounds") is not None else None)
 
 
-def float_rows(argument: Any, planner: Planner) -> str:
+def float_rows(argument: Any, planner: Planning) -> str:
     """A value as floats whose last dimension lies side by side."""
     x = planner.operand(argument)
     codes = planner.codes.get(x)
@@ -236,11 +234,11 @@ def float_rows(argument: Any, planner: Planner) -> str:
     return planner.rows(f"%{x}")
 
 
-def packed(x: str, planner: Planner) -> str:
+def packed(x: str, planner: Planning) -> str:
     return planner.add(Pack(f"{x}.panels.{len(planner.layers)}", x, x, planner.codes.get(x)))
 
 
-def plan_matmul(step: Step, planner: Planner) -> None:
+def plan_matmul(step: Step, planner: Planning) -> None:
     a, b = float_rows(step.args[0], planner), planner.operand(step.args[1])
     out, codes = planner.result(step)
     planner.add(MatMul(out, planner.label(step), a, packed(b, planner), b, codes))
@@ -252,20 +250,32 @@ def refuse_attention(step: Step, facts: Facts) -> str | None:
         return "attention with dropout or grouped heads has no C form"
     if any(map(is_value, (kwargs.get("scale"), kwargs.get("is_causal")))):
         return "its settings are computed at run time"
-    mask = kwargs.get("attn_mask")
-    if mask is not None and not (facts.is_floats(mask) and facts.rank(mask) <= MOST_DIMS):
+    mask, visible = kwargs.get("attn_mask"), kwargs.get(VISIBLE)
+    if mask is not None and not facts.is_floats(mask):
         return "its mask is not float32"
+    if visible is not None and not facts.is_mask(visible):
+        return "its mask is not bool"
+    if max(facts.rank(mask), facts.rank(visible)) > MOST_DIMS:
+        return f"its mask has more than {MOST_DIMS} dimensions"
     if facts.shape(step.args[2])[-1:] > (WIDEST,):
         return f"its values are wider than {WIDEST}"
     return _rank_fault(step, facts, 3)
 
 
-def plan_attention(step: Step, planner: Planner) -> None:
+def _added(step: Step, planner: Planning) -> str | None:
+    """What is added to the scores: the mask, or minus infinity where a mask of bools hides a key."""
+    mask, visible = step.kwargs.get("attn_mask"), step.kwargs.get(VISIBLE)
+    if visible is None:
+        return None if mask is None else planner.operand(mask)
+    seen, hidden = (planner.constant(f"{step.out}.{name}", torch.tensor(value)) for name, value in (("seen", 0.0), ("hidden", -math.inf)))
+    return planner.add(Where(f"{step.out}.mask", planner.label(step), planner.operand(visible), seen, hidden, (None, None, None), None))
+
+
+def plan_attention(step: Step, planner: Planning) -> None:
     q, label = float_rows(step.args[0], planner), planner.label(step)
     k, v = (planner.operand(argument) for argument in step.args[1:3])
     turned = planner.add(View(f"{step.out}.keys", label, k, "transpose", (), {"dim0": -2, "dim1": -1}), planner.codes.get(k))
-    mask = step.kwargs.get("attn_mask")
-    added = None if mask is None else planner.operand(mask)
+    added = _added(step, planner)
     scale = step.kwargs.get("scale")
     scale = 1 / math.sqrt(planner.example.shape(q)[-1]) if scale is None else float(scale)
     out, codes = planner.result(step)

@@ -10,26 +10,9 @@ from torch import Tensor
 
 from qcompiler.backends.native.emit.constants import room_of
 from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.homes import Every, Home
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.place import Axes
-
-
-@dataclass(frozen=True)
-class Home:
-    """A value that lies in a part of another: behind the values `before` along `dim` of `whole`."""
-
-    whole: str
-    dim: int
-    before: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Every:
-    """A value whose dimensions of space are every `steps`-th element of another's, from `starts` on."""
-
-    whole: str
-    starts: Axes
-    steps: Axes
 
 
 @dataclass(frozen=True)

@@ -2,49 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
+from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.codes import Codes, requantized, same_codes
 from qcompiler.backends.native.plan.float_pointwise import FloatMap
-from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels
+from qcompiler.backends.native.plan.layer import Bound, Layer, Lies, OfOne, Pixels
 from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.plan.places import ALONG_AXES, OUTSIDE, Indices, flat
+from qcompiler.backends.native.plan.planning import Facts, Planning
 from qcompiler.backends.native.plan.pointwise import Map
-from qcompiler.backends.native.steps import is_value, leaves
+from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.steps import Step, is_value, leaves
+from qcompiler.ir.nested import rewrite
 from qcompiler.ops.table import OPS
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.emit.layer_code import LayerCode
-    from qcompiler.backends.native.plan.planner import Facts, Planner
-    from qcompiler.backends.native.plan.sizes import Sizes
-    from qcompiler.backends.native.steps import Step
 
 FLAT = ("gather", "tril", "triu")  # each element by itself, where no axis has a list of its own
 MOST_AXES = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Pick(Layer):
+class Pick(OfOne):
     """`op` with `args` and `kwargs` behind x; tensors among them are lists of places. `fill`: the code or float of what comes from
     nowhere.
     """
 
-    x: str
     op: str
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
     fill: float
     floats: bool = False
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.x,)
 
     def axes(self, sizes: Sizes) -> list[Indices]:
         """Which element of x along each axis of the result, where each axis has a list of its own."""
@@ -59,7 +52,13 @@ class Pick(Layer):
     def _elements(self, sizes: Sizes) -> Tensor:
         return flat(sizes.shape(self.x), OPS.rows[self.op].fn, *sizes.numbers(self.args), **sizes.numbers(self.kwargs))
 
+    def lies(self, known: Lies) -> str | None:
+        return known.get(self.x) if self.by_axes else "rows"
+
     def shape(self, sizes: Sizes) -> Axes:
+        arguments = sizes.shape(self.x), sizes.numbers(self.args), sizes.numbers(self.kwargs)
+        if any(map(_is_symbol, leaves(arguments))):  # lists of places would hold the sizes of an export fixed
+            return _shape_of(OPS.rows[self.op].fn, *arguments)
         return tuple(map(len, self.axes(sizes))) if self.by_axes else tuple(self._elements(sizes).shape)
 
     def place(self, sizes: Sizes) -> Place:
@@ -95,6 +94,17 @@ class Pick(Layer):
 
     def text(self) -> str:
         return f"{self.op} {self.x}"
+
+
+def _is_symbol(leaf: object) -> bool:
+    """Whether it is a size that is no number yet, or a tensor without data."""
+    return isinstance(leaf, (torch.SymInt, FakeTensor)) or (isinstance(leaf, Tensor) and leaf.device.type == "meta")
+
+
+def _shape_of(function: Callable[..., Tensor], given: Axes, args: Sequence[object], kwargs: Mapping[str, object]) -> Axes:
+    """The shape of a result as torch says it of tensors without data."""
+    args, kwargs = rewrite((tuple(args), dict(kwargs)), lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf)
+    return tuple(function(torch.empty(given, device="meta"), *args, **kwargs).shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +153,7 @@ def _offsets(elements: Tensor, x: Place) -> Indices:
 
 
 def refuse_pick(step: Step, facts: Facts) -> str | None:
-    if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0])):
+    if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0]) or facts.is_mask(step.args[0])):
         return "its input is not float32"
     if not 1 <= facts.rank(step.args[0]) <= MOST_AXES:
         return f"its input has {facts.rank(step.args[0])} dimensions"
@@ -152,20 +162,29 @@ def refuse_pick(step: Step, facts: Facts) -> str | None:
     return None
 
 
-def on_result(step: Step, planner: Planner) -> tuple[str, str, Codes | None]:
+def on_result(step: Step, planner: Planning) -> tuple[str, str, Codes | None]:
     """Name and codes of what a step makes, and its first argument on these codes; None: both are floats."""
     x = planner.operand(step.args[0])
     (out, codes), given = planner.result(step), planner.codes.get(x)
     if codes is None:
         return out, x, given
+    return out, x if lies_on(given, codes) else on_codes(f"{out}.codes", step, planner, x, codes), codes
+
+
+def lies_on(given: Codes | None, codes: Codes | None) -> bool:
+    """Whether a value of these codes needs no other ones; None: floats."""
+    return codes is None or (given is not None and same_codes(given, codes))
+
+
+def on_codes(name: str, step: Step, planner: Planning, x: str, codes: Codes) -> str:
+    """A value on other codes than its own, or of floats."""
+    given = planner.codes.get(x)
     if given is None:
-        x = planner.add(FloatMap(f"{out}.codes", planner.label(step), x, "QC_COPY", (), None, codes), codes)
-    elif not same_codes(given, codes):
-        x = planner.add(Map(f"{out}.codes", planner.label(step), x, requantized(given, codes), "codes"), codes)
-    return out, x, codes
+        return planner.add(FloatMap(name, planner.label(step), x, "QC_COPY", (), None, codes), codes)
+    return planner.add(Map(name, planner.label(step), x, requantized(given, codes), "codes"), codes)
 
 
-def plan_pick(step: Step, planner: Planner) -> None:
+def plan_pick(step: Step, planner: Planning) -> None:
     out, x, codes = on_result(step, planner)
     given = step.kwargs.get("value") if step.op == "pad" else None
     real = 0.0 if given is None else float(given)
@@ -185,7 +204,7 @@ class Padded:
     after: Axes
 
 
-def without_pads(planner: Planner, argument: object, dims: int) -> Padded:
+def without_pads(planner: Planning, argument: object, dims: int) -> Padded:
     """Behind which pads of a real 0 in the last `dims` dimensions a value stands."""
     name, before, after = planner.value(argument), (0,) * dims, (0,) * dims
     while (found := planner.made.get(name)) is not None and (pairs := _zero_pads(found, planner, dims)) is not None:
@@ -195,7 +214,7 @@ def without_pads(planner: Planner, argument: object, dims: int) -> Padded:
     return Padded(name, before, after)
 
 
-def _zero_pads(layer: Layer, planner: Planner, dims: int) -> list[tuple[int, int]] | None:
+def _zero_pads(layer: Layer, planner: Planning, dims: int) -> list[tuple[int, int]] | None:
     """(before, after) of each dimension of space where the layer is such a pad."""
     if not isinstance(layer, Pick) or layer.op != "pad" or layer.kwargs.get("mode", "constant") != "constant" or layer.floats:
         return None

@@ -17,6 +17,14 @@ def of_caller(index: int) -> int:
     return -2 - index
 
 
+SETTLED = -(1 << 15)  # and below: the numbers of what stands beside the sizes
+
+
+def settled_at(index: int) -> int:
+    """The number of the buffer that is value `index` of those that were computed from the sizes."""
+    return SETTLED - index
+
+
 @dataclass(frozen=True)
 class Place:
     """`strides` and `offset` in bytes, `offset` from the start of buffer number `buffer`, which is one of the arena's where it is not

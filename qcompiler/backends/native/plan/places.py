@@ -38,7 +38,7 @@ def _padded(n: int, before: int, after: int, mode: str) -> Indices:
     if not (0 <= n + before + after < MOST):
         raise ValueError(f"a padding of {before} and {after} around {n} elements")
     at = np.arange(-before, n + after, dtype=np.int64)
-    if mode == "constant":
+    if mode == "constant" or not (before or after):
         return np.where((at >= 0) & (at < n), at, OUTSIDE)
     most = {"reflect": n - 1, "circular": n}.get(mode, MOST)
     if max(before, after) > most or (n == 0 and len(at)):

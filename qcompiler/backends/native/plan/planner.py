@@ -6,60 +6,53 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from qcompiler.backends.native.plan.answers import Answers
 from qcompiler.backends.native.plan.codes import Codes, same_codes
-from qcompiler.backends.native.plan.conv import Conv
+from qcompiler.backends.native.plan.dynamic import plan_dynamic
 from qcompiler.backends.native.plan.edges import Dequantize, Quantize
-from qcompiler.backends.native.plan.families import form_of
 from qcompiler.backends.native.plan.float_pointwise import FloatMap
 from qcompiler.backends.native.plan.floats import Constant, Given, HandOut
+from qcompiler.backends.native.plan.forms import form_of
+from qcompiler.backends.native.plan.homes import Every, Home
 from qcompiler.backends.native.plan.layer import Layer
-from qcompiler.backends.native.plan.network import Every, Home, Network
+from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.pick import Pick
 from qcompiler.backends.native.plan.place import Axes
-from qcompiler.backends.native.plan.pointwise import Map, Pair
-from qcompiler.backends.native.plan.pool import Pool
-from qcompiler.backends.native.plan.resize import Resize
-from qcompiler.backends.native.plan.shape import Cat, Number, Relayout
+from qcompiler.backends.native.plan.planning import STEPPED, Argument
+from qcompiler.backends.native.plan.relayout import Relayout
+from qcompiler.backends.native.plan.settled import Computed, Settled
+from qcompiler.backends.native.plan.shape import Number
 from qcompiler.backends.native.plan.sizes import Sizes
-from qcompiler.backends.native.plan.transposed import Phases
 from qcompiler.backends.native.read import NUMBERS
-from qcompiler.backends.native.steps import DEQUANTIZE, QUANTIZE, WEIGHT, Region, RegionError, Step, is_tensor, is_value, leaves
+from qcompiler.backends.native.steps import (
+    DEQUANTIZE,
+    DYNAMIC,
+    KNOWN,
+    QUANTIZE,
+    WEIGHT,
+    Region,
+    RegionError,
+    Step,
+    is_tensor,
+    is_value,
+)
 from qcompiler.ir.nested import rewrite
+from qcompiler.ops.table import OPS
 
 NO_NETWORK = Network((), (), (), {}, {}, {})
 
 
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, tuple) and all(isinstance(n, int) for n in value)
-
-
-class Facts(Protocol):
-    """What a family asks about the arguments of a step to say whether it takes it."""
-
-    def shape(self, argument: Any) -> Axes: ...
-
-    def rank(self, argument: Any) -> int: ...
-
-    def is_floats(self, argument: Any) -> bool: ...
-
-    def is_parts(self, argument: Any) -> bool: ...
-
-    def gives_codes(self, step: Step) -> bool: ...
-
-    def is_codes(self, argument: Any) -> bool: ...
-
-    def is_number(self, argument: Any) -> bool: ...
-
-    def weight_fault(self, argument: Any, channels: int = 0) -> str | None: ...
+def _is_1d(op: str) -> bool:
+    row = OPS.rows.get(op)
+    return row is not None and row.dims == 1
 
 
 @dataclass
-class Planner:
+class Planner(Answers):
     """`codes`: of each value so far. `alias`: names of values that are others under another name, dequantized ones among them."""
 
     region: Region
@@ -77,6 +70,7 @@ class Planner:
     made: dict[str, Layer] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
     handed: dict[str, str] = field(default_factory=dict)
+    ranges: dict[str, str] = field(default_factory=dict)  # of codes on ranges of their own, which value holds the range
 
     def network(self) -> Network:
         """The layers of the whole region. Raises RegionError for steps that make no sense together."""
@@ -108,6 +102,11 @@ class Planner:
             self.alias[step.out] = self.value(step.args[0])
         elif step.op == WEIGHT:
             self.weights[step.out] = step
+        elif step.op == DYNAMIC:
+            plan_dynamic(step, self)
+        elif step.op.startswith(KNOWN):
+            args, kwargs = self.with_tensors(step.args), self.with_tensors(dict(step.kwargs))
+            self.add(Computed(step.out, step.out, step.op.removeprefix(KNOWN), args, kwargs))
         elif step.op in NUMBERS or step.op in ("size", "dim"):
             args = tuple(f"%{self.value(a)}" if is_value(a) else a for a in step.args)
             self.add(Number(step.out, step.out, step.op, args))
@@ -121,7 +120,7 @@ class Planner:
             self._encode(step)
             return
         floats = {s.out for s in self.region.steps if s.op == DEQUANTIZE and s.args == (f"%{step.out}",)}
-        sequences = any(s.op.endswith("1d") and floats & set(s.reads()) for s in self.region.steps)
+        sequences = any(_is_1d(s.op) and floats & set(s.reads()) for s in self.region.steps)
         last = len(self.example.shape(x)) >= 4 or sequences
         self.add(Quantize(step.out, step.out, x, self._codes(step), last))
 
@@ -155,10 +154,10 @@ class Planner:
     def _wanted(self) -> tuple[Layer, ...]:
         """Without the pads that only convolutions read, which take them for padding of their own."""
         read = {name for layer in self.layers for name in layer.reads} | set(self.region.outputs)
-        read |= {leaf[1:] for layer in self.layers if isinstance(layer, Number) for leaf in leaves(layer.args) if is_value(leaf)}
+        read |= {name for layer in self.layers if isinstance(layer, (Number, Computed)) for name in layer.asks}
         return tuple(layer for layer in self.layers if layer.out in read or not isinstance(layer, Pick))
 
-    def with_tensors(self, value: Any) -> Any:
+    def with_tensors(self, value: Argument) -> Argument:
         """An argument with the tensors that it names."""
         return rewrite(value, lambda leaf: self.tensor(leaf) if is_tensor(leaf) else leaf)
 
@@ -167,78 +166,35 @@ class Planner:
         self.layers.append(layer)
         self.made[layer.out] = layer
         self.example.shapes[layer.out] = layer.shape(self.example)
-        self.lies[layer.out] = self._lies(layer)
+        self.lies[layer.out] = layer.lies(self.lies)
         codes = codes or getattr(layer, "codes", None)
         if codes is not None:
             self.codes[layer.out] = codes
         return layer.out
 
-    def value(self, argument: Any) -> str:
-        """The value behind an argument: codes where it is a dequantized one."""
-        name = str(argument)[1:]
-        while name in self.alias:
-            name = self.alias[name]
-        return name
-
-    def rank(self, argument: Any) -> int:
-        """Of a value, or of an argument."""
-        return len(self.shape(argument))
-
-    def shape(self, argument: Any) -> Axes:
-        """At the example's sizes."""
-        if is_tensor(argument):
-            return tuple(self.tensor(argument).shape)
-        found = self.example.shapes.get(self.value(argument) if is_value(argument) else argument)
-        return found if isinstance(found, tuple) else ()
-
-    def is_codes(self, argument: Any) -> bool:
-        return is_value(argument) and self.value(argument) in self.codes
-
-    def is_floats(self, argument: Any) -> bool:
-        if is_tensor(argument):
-            return self.tensor(argument).dtype is torch.float32
-        name = self.value(argument) if is_value(argument) else ""
-        return name not in self.codes and _is_shape(self.example.shapes.get(name))
-
-    def is_parts(self, argument: Any) -> bool:
-        """Whether it is several values, of codes or of floats."""
-        found = self.example.shapes.get(self.value(argument)) if is_value(argument) else None
-        return isinstance(found, tuple) and not _is_shape(found)
-
-    def gives_codes(self, step: Step) -> bool:
-        return step.out in self.quantized
-
-    def is_number(self, argument: Any) -> bool:
-        return is_value(argument) and isinstance(self.example.shapes.get(self.value(argument)), int)
-
-    def weight_fault(self, argument: Any, channels: int = 0) -> str | None:
-        return None if is_value(argument) and argument[1:] in self.weights else "its weight is computed at run time"
-
-    def operand(self, argument: Any) -> str:
+    def operand(self, argument: Argument) -> str:
         """The value behind an argument that may be a tensor of the network's, a number, or an input."""
         if is_tensor(argument):
-            return self._constant(f"constant.{argument[1:]}", self.tensor(argument))
+            return self.constant(f"constant.{argument[1:]}", self.tensor(argument))
         if isinstance(argument, (int, float)):
-            return self._constant(f"number.{len(self.constants)}", torch.tensor(float(argument)))
+            return self.constant(f"number.{len(self.constants)}", torch.tensor(float(argument)))
         name = self.value(argument)
+        if isinstance(self.made.get(name), (Computed, Number)):
+            settled = f"{name}.settled"
+            return settled if settled in self.made else self.add(Settled(settled, name, name))
         if name in dict(self.region.inputs):
             self.alias[name] = self.add(Given(f"{name}.given", name, name))
         return self.value(argument)
 
-    def _constant(self, name: str, tensor: Tensor) -> str:
+    def constant(self, name: str, tensor: Tensor) -> str:
         if name not in self.constants:
             self.constants[name] = tensor.to(torch.float32).contiguous()
             self.add(Constant(name, name, tuple(tensor.shape)))
         return name
 
-    def tensor(self, argument: Any) -> Tensor:
-        if not is_tensor(argument):
-            raise ValueError(f"{argument!r:.40} is no tensor")
-        return self.tensors[int(argument[1:])]
-
-    def weight(self, argument: Any, channels: int = 0) -> tuple[Tensor, Tensor]:
+    def weight(self, argument: Argument, channels: int = 0) -> tuple[Tensor, Tensor]:
         """int8 weight and its scales, one for each channel (along that axis), in float64."""
-        codes, scale, zero_point, axis = self.weights[argument[1:]].args
+        codes, scale, zero_point, axis = self.weights[str(argument)[1:]].args
         weight, scales = self.tensor(codes), self.tensor(scale).double().reshape(-1)
         if weight.dtype is not torch.int8 or axis not in (None, channels) or bool(torch.count_nonzero(self.tensor(zero_point))):
             raise ValueError("a weight is no int8 tensor with scales along its channels and zero points of 0")
@@ -257,7 +213,7 @@ class Planner:
     def label(self, step: Step) -> str:
         return step.out
 
-    def pixels(self, argument: Any, pads: Axes, dims: int | None = None) -> str:
+    def pixels(self, argument: Argument, pads: Axes, dims: int | None = None) -> str:
         """A value as a convolution or a pool wants it: channels side by side, with a halo of its zero point."""
         name, dims = self.value(argument), len(pads) if dims is None else dims
         if self.lies.get(name) != "pixels" or (any(pads) and name in self.homes):
@@ -267,38 +223,26 @@ class Planner:
             self.halos[name] = tuple(max(a, b) for a, b in zip(before, pads, strict=True))
         return name
 
-    def rows(self, argument: Any) -> str:
+    def rows(self, argument: Argument) -> str:
         """A value whose last dimension lies side by side."""
         name = self.value(argument)
         if self.lies.get(name) == "rows":
             return name
         return self.add(Relayout(f"{name}.rows.{len(self.layers)}", name, name, "rows"), self.codes.get(name))
 
-    def like(self, argument: Any, other: str) -> str:
+    def even(self, argument: Argument) -> str:
+        """An operand that may be spread, with another, over more dimensions than layers step through: there, one that merges into few."""
+        name = self.operand(argument)
+        if self.rank(name) <= STEPPED:
+            return name
+        return self.add(Relayout(f"{name}.even.{len(self.layers)}", name, name, "even"), self.codes.get(name))
+
+    def like(self, argument: Argument, other: str) -> str:
         """A value that lies as `other` does, which it is put together with."""
         name = self.value(argument)
         if self.lies.get(name) is not None and self.lies.get(name) == self.lies.get(other):
             return name
         return self.add(Relayout(f"{name}.like.{len(self.layers)}", name, name, "like", other=other), self.codes.get(name))
-
-    def _lies(self, layer: Layer) -> str | None:
-        known = {self.lies.get(name) for name in layer.reads}
-        match layer:
-            case Conv():
-                return "pixels" if layer.dims else "rows"
-            case Resize() | Phases():
-                return "pixels"
-            case Pool():
-                return "rows" if layer.squeeze else "pixels"
-            case Quantize():
-                return "pixels" if layer.channels_last else "rows"
-            case Relayout():
-                return self.lies.get(layer.other) if layer.wants == "like" else layer.wants
-            case Pick():
-                return known.pop() if layer.by_axes else "rows"
-            case Pair() | Map() | Cat():
-                return known.pop() if len(known) == 1 else None
-        return None
 
     def may_move(self, name: str, codes: Codes) -> bool:
         """Whether a value can be made in its place in a cat, on the cat's steps."""

@@ -4,48 +4,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.codes import Bounds, Codes, sum_factors
-from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels, five
-from qcompiler.backends.native.plan.place import Axes, Place
-from qcompiler.backends.native.steps import is_value
+from qcompiler.backends.native.plan.layer import Bound, Lies, OfOne, OfTwo, Pixels, five, in_common
+from qcompiler.backends.native.plan.place import Place
+from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.steps import Step, is_value
 from qcompiler.ops.table import OPS
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.emit.layer_code import LayerCode
-    from qcompiler.backends.native.plan.planner import Facts, Planner
-    from qcompiler.backends.native.plan.sizes import Sizes
-    from qcompiler.backends.native.steps import Step
 
 
 @dataclass(frozen=True, eq=False)
-class Pair(Layer):
+class Pair(OfTwo):
     """a + times * b, or a * b, either spread over the other."""
 
-    op: str  # add or mul
-    a: str
-    b: str
     a_codes: Codes
     b_codes: Codes
     codes: Codes
     bounds: Bounds = None
     times: float = 1.0
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return self.a, self.b
-
-    def shape(self, sizes: Sizes) -> Axes:
-        return tuple(torch.broadcast_shapes(sizes.shape(self.a), sizes.shape(self.b)))
+    def lies(self, known: Lies) -> str | None:
+        return in_common(self.reads, known)
 
     def place(self, sizes: Sizes) -> Place:
-        shape = sizes.shape(self.out)
-        fullest = next((p for p in (sizes.place(self.a), sizes.place(self.b)) if p.shape == shape), None)
-        return sizes.new(self.out, fullest.order if fullest is not None else tuple(range(len(shape))))
+        fullest, rank = self.fullest(sizes), len(sizes.shape(self.out))
+        return sizes.new(self.out, fullest.order if fullest is not None else tuple(range(rank)))
 
     def bind(self, sizes: Sizes) -> Bound:
         y = sizes.place(self.out)
@@ -71,19 +59,14 @@ class Pair(Layer):
 
 
 @dataclass(frozen=True, eq=False)
-class Map(Layer):
+class Map(OfOne):
     """A function of single codes as a table of 256, or one for each channel (C, 256); without one a copy."""
 
-    x: str
     table: Tensor | None
     name: str
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.x,)
-
-    def shape(self, sizes: Sizes) -> Axes:
-        return sizes.shape(self.x)
+    def lies(self, known: Lies) -> str | None:
+        return in_common(self.reads, known)
 
     def place(self, sizes: Sizes) -> Place:
         return sizes.new(self.out, sizes.place(self.x).order)
@@ -127,7 +110,7 @@ def refuse_pair(step: Step, facts: Facts) -> str | None:
     return f"a {step.op} of two values has no C form" if len(values) == 2 and step.op == "div" else None
 
 
-def plan_pair(step: Step, planner: Planner) -> None:
+def plan_pair(step: Step, planner: Planning) -> None:
     """A number as an operand makes it a function of single codes."""
     if not all(map(is_value, step.args[:2])):
         plan_function(step, planner)
@@ -155,7 +138,7 @@ def refuse_function(step: Step, facts: Facts) -> str | None:
     return None
 
 
-def plan_function(step: Step, planner: Planner) -> None:
+def plan_function(step: Step, planner: Planning) -> None:
     x = planner.value(next(argument for argument in step.args if is_value(argument)))
     out, codes = planner.result(step)
     assert codes is not None

@@ -1,21 +1,18 @@
-"""Shape ops that are a view and then a reshape: pixel_shuffle, channel_shuffle, unfold. The reshape is a copy where it must be."""
+"""Shape ops that are a view and then a reshape (pixel_shuffle, channel_shuffle, unfold), stack, and one of several values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from qcompiler.backends.native.plan.pick import Pick, on_result
+from qcompiler.backends.native.plan.pick import Pick, lies_on, on_codes, on_result
 from qcompiler.backends.native.plan.places import Many
+from qcompiler.backends.native.plan.planning import Facts, Planning
 from qcompiler.backends.native.plan.shape import Reshape, View, plan_cat
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.plan.planner import Planner
-    from qcompiler.backends.native.steps import Step
+from qcompiler.backends.native.steps import Step
 
 
 def _shuffle_pixels(x: Tensor, upscale_factor: int) -> Tensor:
@@ -67,7 +64,7 @@ def joined(x: Tensor, first: int, runs: tuple[int, ...]) -> Tensor:
     return x.reshape(*shape, *x.shape[at:])
 
 
-def plan_rearranged(step: Step, planner: Planner) -> None:
+def plan_rearranged(step: Step, planner: Planning) -> None:
     (out, x, codes), kwargs = on_result(step, planner), dict(step.kwargs)
     if step.op == "unfold" and any(pad := two(kwargs.pop("padding", 0))):
         sides = {"pad": (pad[1], pad[1], pad[0], pad[0])}
@@ -79,7 +76,7 @@ def plan_rearranged(step: Step, planner: Planner) -> None:
     planner.add(Reshape(out, planner.label(step), x, step.op, (), {}, join), codes)
 
 
-def plan_stack(step: Step, planner: Planner) -> None:
+def plan_stack(step: Step, planner: Planning) -> None:
     """Each part gets the new dimension; then they are joined along it."""
     dim = step.kwargs.get("dim", 0)
     parts = []
@@ -88,3 +85,17 @@ def plan_stack(step: Step, planner: Planner) -> None:
         out = f"{step.out}.part.{index}"
         parts.append("%" + planner.add(View(out, planner.label(step), x, "unsqueeze", (dim,), {}), planner.codes.get(x)))
     plan_cat(step.with_arguments((parts, *step.args[1:])), planner)
+
+
+def refuse_part(step: Step, facts: Facts) -> str | None:
+    return None if facts.is_parts(step.args[0]) else "its input is no list of values"
+
+
+def plan_part(step: Step, planner: Planning) -> None:
+    """One of several values: they have no codes together, so it is brought on those of the result by itself."""
+    x = planner.operand(step.args[0])
+    (out, codes), given = planner.result(step), planner.codes.get(x)
+    whole = out if lies_on(given, codes) else f"{out}.part"
+    made = planner.add(View(whole, planner.label(step), x, step.op, step.args[1:], dict(step.kwargs)), given)
+    if codes is not None and made != out:
+        on_codes(out, step, planner, made, codes)

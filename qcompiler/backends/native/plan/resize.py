@@ -1,43 +1,43 @@
-"""Other sizes of images, sequences and volumes: nearest codes, or values between neighbours."""
+"""Other sizes of images, sequences and volumes, of codes or of floats: nearest elements, or values between neighbours."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from qcompiler.backends.native.plan.codes import Codes, requantized, same_codes
-from qcompiler.backends.native.plan.layer import Bound, Layer, image
+from qcompiler.backends.native.emit.layer_code import LayerCode
+from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.float_pointwise import FloatMap
+from qcompiler.backends.native.plan.float_rows import refuse_rows
+from qcompiler.backends.native.plan.floats import width
+from qcompiler.backends.native.plan.layer import Bound, Lies, OfOne, image
+from qcompiler.backends.native.plan.pick import lies_on, on_codes
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
-from qcompiler.backends.native.plan.pointwise import Map
+from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.steps import Step
 from qcompiler.ops import functional as Q
 
-if TYPE_CHECKING:
-    from qcompiler.backends.native.emit.layer_code import LayerCode
-    from qcompiler.backends.native.plan.planner import Facts, Planner
-    from qcompiler.backends.native.plan.sizes import Sizes
-    from qcompiler.backends.native.steps import Step
-
 LINEAR = ("linear", "bilinear", "trilinear")
+NEAREST = ("nearest", "nearest-exact")
 AXES = "dhw"
 
 
 @dataclass(frozen=True, eq=False)
-class Resize(Layer):
-    """F.interpolate with `settings` as its keyword arguments; `dims` dimensions of space."""
+class Resize(OfOne):
+    """F.interpolate with `settings` as its keyword arguments; `dims` dimensions of space. Codes of None: floats."""
 
-    x: str
     dims: int
     settings: Mapping[str, Any]
-    x_codes: Codes
-    codes: Codes
+    x_codes: Codes | None
+    codes: Codes | None
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.x,)
+    def lies(self, known: Lies) -> str | None:
+        return "pixels"
 
     def shape(self, sizes: Sizes) -> Axes:
         batch, *rest = sizes.shape(self.x)
@@ -45,23 +45,26 @@ class Resize(Layer):
         return (batch, *Q.interpolate(one, **sizes.numbers(self.settings)).shape[1:])
 
     def place(self, sizes: Sizes) -> Place:
-        return sizes.new(self.out, channels_last(len(sizes.shape(self.out))))
+        return sizes.new(self.out, channels_last(len(sizes.shape(self.out))), width(self.codes))
 
     def bind(self, sizes: Sizes) -> Bound:
         return Bound([image(sizes.place(name), self.dims) for name in (self.x, self.out)])
 
     def code(self, to: LayerCode) -> None:
         mode = self.settings.get("mode", "nearest")
-        aligned = mode in LINEAR and bool(self.settings.get("align_corners"))
-        name = {"nearest": "QC_NEAREST", "nearest-exact": "QC_NEAREST_EXACT"}.get(mode, "QC_LINEAR_ALIGNED" if aligned else "QC_LINEAR")
+        aligned = mode not in NEAREST and bool(self.settings.get("align_corners"))
+        kind = "QC_CUBIC" if mode == "bicubic" else "QC_LINEAR" if mode in LINEAR else f"QC_{mode.replace('-', '_').upper()}"
+        name = f"{kind}_ALIGNED" if aligned else kind
         with to.call("resize") as fields:
             fields.pixels("x", "y")
             fields.set("mode", name)
             for axis, letter in enumerate(AXES):
                 fields.set(f"scale[{axis}]", self._scale(axis, letter, aligned))
-            factor = self.x_codes.scale / self.codes.scale
-            fields.reals(m=factor, b=-self.x_codes.zero * factor)
-            fields.numbers(zero=self.codes.zero, lo=self.codes.low, hi=self.codes.high)
+            factor = (1.0 if self.x_codes is None else self.x_codes.scale) / (1.0 if self.codes is None else self.codes.scale)
+            fields.reals(m=factor, b=0.0 if self.x_codes is None else -self.x_codes.zero * factor)
+            fields.plain(x_floats=int(self.x_codes is None), y_floats=int(self.codes is None))
+            if self.codes is not None:
+                fields.numbers(zero=self.codes.zero, lo=self.codes.low, hi=self.codes.high)
         to.halo(self.out)
 
     def _scale(self, axis: int, letter: str, aligned: bool) -> str:
@@ -81,19 +84,28 @@ class Resize(Layer):
 
 def refuse_resize(step: Step, facts: Facts) -> str | None:
     mode = step.kwargs.get("mode", "nearest")
-    if mode not in ("nearest", "nearest-exact", *LINEAR) or step.kwargs.get("antialias", False):
+    if mode not in (*NEAREST, *LINEAR, "bicubic") or step.kwargs.get("antialias", False):
         return f"resizing with mode {mode!r:.20}{' and antialias' if step.kwargs.get('antialias') else ''} has no C form"
     factors = step.kwargs.get("scale_factor")
     if any(isinstance(f, str) for f in (factors if isinstance(factors, (tuple, list)) else (factors,))):
         return "its factor is computed at run time"
-    return None if 3 <= facts.rank(step.args[0]) <= 5 else f"its input has {facts.rank(step.args[0])} dimensions"
+    if not 3 <= facts.rank(step.args[0]) <= 5:
+        return f"its input has {facts.rank(step.args[0])} dimensions"
+    return refuse_rows(replace(step, kwargs={}), facts)
 
 
-def plan_resize(step: Step, planner: Planner) -> None:
-    x = planner.pixels(step.args[0], (), planner.rank(planner.value(step.args[0])) - 2)
+def plan_resize(step: Step, planner: Planning) -> None:
+    """Nearest elements are copied, so they are on the result's steps before there are more of them, or floats behind it."""
     out, codes = planner.result(step)
-    assert codes is not None
-    if not same_codes(planner.codes[x], codes) and str(step.kwargs.get("mode", "nearest")).startswith("nearest"):
-        x = planner.add(Map(f"{out}.codes", planner.label(step), x, requantized(planner.codes[x], codes), "codes"), codes)
-    dims = planner.rank(x) - 2
-    planner.add(Resize(out, planner.label(step), x, dims, dict(step.kwargs), planner.codes[x], codes))
+    x, label, settings = planner.operand(step.args[0]), planner.label(step), dict(step.kwargs)
+    nearest, made = settings.get("mode", "nearest") in NEAREST, out
+    if nearest and codes is not None and not lies_on(planner.codes.get(x), codes):
+        x = on_codes(f"{out}.codes", step, planner, x, codes)
+    x = planner.pixels(f"%{x}", (), planner.rank(x) - 2)
+    given = planner.codes.get(x)
+    floats = nearest and codes is None and given is not None
+    if floats:
+        made, codes = f"{out}.nearest", given
+    planner.add(Resize(made, label, x, planner.rank(x) - 2, settings, given, codes), codes)
+    if floats:
+        planner.add(FloatMap(out, label, made, "QC_COPY", (), given))

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qcompiler.backends.native.plan.codes import requantized, same_codes
+from qcompiler.backends.native.emit.layer_code import LayerCode
+from qcompiler.backends.native.plan.codes import Codes, requantized, same_codes
 from qcompiler.backends.native.plan.copies import copied
 from qcompiler.backends.native.plan.float_pointwise import FloatMap
-from qcompiler.backends.native.plan.layer import Bound, Layer, image, rows
+from qcompiler.backends.native.plan.layer import Bound, Layer, Lies, OfOne, in_common
 from qcompiler.backends.native.plan.pick import on_result, plan_pick, refuse_pick
-from qcompiler.backends.native.plan.place import Axes, Place, channels_last
+from qcompiler.backends.native.plan.place import Axes, Place
+from qcompiler.backends.native.plan.planning import Facts, Planning
 from qcompiler.backends.native.plan.pointwise import Map
+from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.read import NUMBERS
-from qcompiler.backends.native.steps import is_value, leaves
+from qcompiler.backends.native.steps import Step, is_value, leaves
 from qcompiler.ops import functional as Q
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.emit.layer_code import LayerCode
-    from qcompiler.backends.native.plan.codes import Codes
-    from qcompiler.backends.native.plan.planner import Facts, Planner
-    from qcompiler.backends.native.plan.sizes import Sizes
-    from qcompiler.backends.native.steps import Step
 
 # Functions of torch whose result shares memory with its argument; reshape and flatten do where they can.
 VIEWS: Mapping[str, Callable[..., Any]] = {
@@ -48,6 +44,11 @@ class Number(Layer):
     def reads(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """Whose sizes it needs."""
+        return tuple(leaf[1:] for leaf in leaves(self.args) if is_value(leaf))
+
     def shape(self, sizes: Sizes) -> Any:
         args = sizes.numbers(self.args)
         if self.function == "size":
@@ -59,18 +60,13 @@ class Number(Layer):
 
 
 @dataclass(frozen=True, eq=False)
-class View(Layer):
+class View(OfOne):
     """The same bytes under another shape, or one of several: nothing to compute. `function`: of the view; default: torch's for the op."""
 
-    x: str
     op: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     function: Callable[..., Any] | None = None
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.x,)
 
     def shape(self, sizes: Sizes) -> Any:
         given = sizes.shape(self.x)
@@ -119,69 +115,6 @@ class Reshape(View):
 
 
 @dataclass(frozen=True, eq=False)
-class Relayout(Layer):
-    """x as its reader wants it to lie; a copy where it does not.
-
-    `wants`: "pixels" (channels side by side, evenly spaced pixels, in `dims` dimensions of space), "rows" (the last dimension side by
-    side), or "like" (in the order of the value `other`).
-    """
-
-    x: str
-    wants: str
-    dims: int = 0
-    other: str = ""
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.x,)
-
-    def shape(self, sizes: Sizes) -> Axes:
-        return sizes.shape(self.x)
-
-    def _order(self, sizes: Sizes, given: Place) -> Axes:
-        rank = len(given.shape)
-        if self.wants == "like":
-            other = sizes.place(self.other).order
-            return tuple(d - (len(other) - rank) for d in other if d >= len(other) - rank)
-        return channels_last(rank, rank == self.dims + 2) if self.wants == "pixels" else tuple(range(rank))
-
-    def place(self, sizes: Sizes) -> Place:
-        given = sizes.place(self.x)
-        order, around = self._order(sizes, given), sizes.around(self.out)
-        if not around and self._lies(given, order):
-            return given
-        sizes.copies[self.out] = sizes.buffer(given.shape, order, given.size, around)
-        return sizes.copies[self.out]
-
-    def _lies(self, given: Place, order: Axes) -> bool:
-        inner = next((d for d in reversed(order) if given.shape[d] != 1), None)
-        if inner is not None and given.strides[inner] != given.size and not (self.wants == "like" and given.strides[inner] == 0):
-            return False
-        if self.wants == "like":
-            return True
-        try:
-            made = image(given, self.dims) if self.wants == "pixels" else rows(given)[0]
-        except ValueError:
-            return False
-        _, d, h, w = made.strides
-        return self.wants == "rows" or (w > 0 and h % w == 0 and d % w == 0)
-
-    @property
-    def owns(self) -> bool:
-        return False
-
-    def bind(self, sizes: Sizes) -> Bound:
-        return copied(self, sizes)
-
-    def code(self, to: LayerCode) -> None:
-        to.copy()
-        to.halo(self.out)
-
-    def text(self) -> str:
-        return f"relayout {self.x} as {self.wants} {self.other}".rstrip()
-
-
-@dataclass(frozen=True, eq=False)
 class Cat(Layer):
     """Parts that have been made in their places."""
 
@@ -191,6 +124,9 @@ class Cat(Layer):
     @property
     def reads(self) -> tuple[str, ...]:
         return self.parts
+
+    def lies(self, known: Lies) -> str | None:
+        return in_common(self.reads, known)
 
     def shape(self, sizes: Sizes) -> Axes:
         shapes = [sizes.shape(name) for name in self.parts]
@@ -226,7 +162,8 @@ def _groups(old: Axes, new: Axes) -> list[list[int]]:
 def refuse_view(step: Step, facts: Facts) -> str | None:
     if step.op == "getitem" and not _is_view(step):
         return refuse_pick(step, facts)
-    if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0]) or facts.is_parts(step.args[0])):
+    x = step.args[0]
+    if not (facts.is_codes(x) or facts.is_floats(x) or facts.is_mask(x)):
         return "its input is not float32"
     if any(isinstance(leaf, float) for leaf in leaves((step.args[1:], step.kwargs))):
         return "one of its arguments is no whole number"
@@ -248,7 +185,7 @@ def _plain_index(index: Any) -> bool:
     return index is None or index is Ellipsis or type(index) is int or is_value(index)
 
 
-def plan_view(step: Step, planner: Planner) -> None:
+def plan_view(step: Step, planner: Planning) -> None:
     if step.op == "getitem" and not _is_view(step):
         plan_pick(step, planner)
         return
@@ -260,7 +197,7 @@ def plan_view(step: Step, planner: Planner) -> None:
     planner.add(kind(out, planner.label(step), x, step.op, step.args[1:], dict(step.kwargs)), planner.codes.get(x))
 
 
-def plan_cat(step: Step, planner: Planner) -> None:
+def plan_cat(step: Step, planner: Planning) -> None:
     out, codes = planner.result(step)
     names = [planner.operand(argument) for argument in step.args[0]]
     dim = step.kwargs.get("dim", 0) % planner.rank(names[0])
@@ -276,7 +213,7 @@ def plan_cat(step: Step, planner: Planner) -> None:
     planner.add(Cat(out, planner.label(step), tuple(parts), dim), codes)
 
 
-def _piece(step: Step, planner: Planner, name: str, values: tuple[str, str], codes: Codes | None) -> str:
+def _piece(step: Step, planner: Planning, name: str, values: tuple[str, str], codes: Codes | None) -> str:
     """A copy of a value in its place, on the steps of the whole; it lies as the first part does."""
     x, first = values
     given = planner.codes.get(x)

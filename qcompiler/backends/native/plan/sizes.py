@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from qcompiler.backends.native.plan.network import Every
+from torch import Tensor
+
+from qcompiler.backends.native.plan.homes import Every, Home
 from qcompiler.backends.native.plan.place import Axes, Place, dense, of_caller
 from qcompiler.backends.native.steps import is_value
 from qcompiler.errors import InputError, QCompilerError
 from qcompiler.inputs.input_text import first_sentence
 from qcompiler.ir.nested import rewrite
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.plan.network import Network
 
 SLACK = 128  # readable bytes that kernels want behind a buffer: QC_SLACK
 LINE = 64  # buffers start at cache lines
@@ -29,16 +28,43 @@ class Buffer:
     last: int
 
 
+class Sized(Protocol):
+    """The layers that have sizes, and where their values lie, as `Network` says it."""
+
+    @property
+    def inputs(self) -> tuple[tuple[str, Axes], ...]: ...
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+    @property
+    def layers(self) -> tuple[Any, ...]: ...
+    @property
+    def computing(self) -> tuple[Any, ...]: ...
+    @property
+    def constant_offsets(self) -> Mapping[str, int]: ...
+    @property
+    def homes(self) -> Mapping[str, Home | Every]: ...
+    @property
+    def rims(self) -> Mapping[str, str]: ...
+    @property
+    def halos(self) -> Mapping[str, Axes]: ...
+    @property
+    def handed(self) -> Mapping[str, str]: ...
+    @property
+    def io(self) -> Mapping[str, int]: ...
+
+
 @dataclass
 class Sizes:
     """Filled layer by layer: first all shapes, then all places."""
 
-    network: Network
+    network: Sized
     shapes: dict[str, Any] = field(default_factory=dict)  # a shape, a tuple of shapes, or a number
     places: dict[str, Any] = field(default_factory=dict)  # a Place, or a tuple of them
     strides: dict[str, Axes] = field(default_factory=dict)  # of the float inputs, in elements
     copies: dict[str, Place] = field(default_factory=dict)  # of layers that move elements, and only where they must
     buffers: list[Buffer] = field(default_factory=list)
+    computed: dict[str, Any] = field(default_factory=dict)  # what torch made of the sizes
+    settled: dict[str, Tensor] = field(default_factory=dict)  # of that, what kernels read
     now: int = 0
 
     def filled(self) -> Sizes:
@@ -70,9 +96,11 @@ class Sizes:
         self.places[layer.out] = layer.place(self)
 
     def _used(self, place: Any) -> None:
-        for one in place if isinstance(place, tuple) else (place,):
-            if isinstance(one, Place) and one.buffer >= 0:
-                self.buffers[one.buffer].last = max(self.buffers[one.buffer].last, self.now)
+        if isinstance(place, tuple):
+            for one in place:
+                self._used(one)
+        elif isinstance(place, Place) and place.buffer >= 0:
+            self.buffers[place.buffer].last = max(self.buffers[place.buffer].last, self.now)
 
     def shape(self, name: str) -> Axes:
         found = self.shapes[name]

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcompiler.backends.native.build.library import Copy, SizesStruct, Tensor
 from qcompiler.backends.native.plan.arena import arrange
 from qcompiler.backends.native.plan.layer import Bound, Layer, Moved, Pixels, image
-from qcompiler.backends.native.plan.place import Place
-from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.plan.place import SETTLED, Place
+from qcompiler.backends.native.plan.sizes import SLACK, Sizes
 from qcompiler.errors import InputError
 
 MOST = 2**46  # bytes of an arena: no machine has more
 OFFSET_BITS = 48  # of a place as net.h reads it
+LISTS = 0x7FFF  # the bits above it of what stands beside the sizes: 16 bits of the list's number, 32 of the offset
 
 NOTHING = -1  # QC_NOTHING: the cost of a layer whose result has no element
 
@@ -39,11 +41,13 @@ def table_of(sizes: Sizes) -> Table:
     offsets, arena = arrange(sizes.buffers)
     if arena >= MOST:
         raise InputError(f"the values of these sizes take {arena} bytes", code="input-shape", hint="give smaller inputs")
-    pixels = _array(Tensor, [_tensor(p, offsets) for b in bound for p in b.pixels])
-    moved = _array(Copy, [_copy(m, offsets) for b in bound for m in b.moved])
+    lists = [np.ascontiguousarray(at, dtype=np.int64) for b in bound for at in b.maps]
+    where = Where(tuple(offsets), len(lists))
+    lists += [_as_list(values.numpy()) for values in sizes.settled.values()]
+    pixels = _array(Tensor, [_tensor(p, where) for b in bound for p in b.pixels])
+    moved = _array(Copy, [_copy(m, where) for b in bound for m in b.moved])
     strides = _array(ctypes.c_int64 * 5, [(ctypes.c_int64 * 5)(*s) for b in bound for s in b.strides])
     spread = _array(ctypes.c_int32, _spread(bound))
-    lists = [np.ascontiguousarray(at, dtype=np.int64) for b in bound for at in b.maps]
     maps = _array(ctypes.c_void_p, [at.ctypes.data for at in lists])
     cost = _array(ctypes.c_int64, [NOTHING if 0 in sizes.shape(layer.out) else layer.cost(sizes) for layer in layers])
     struct = SizesStruct(pixels, moved, ctypes.cast(strides, ctypes.c_void_p), spread, cost, ctypes.cast(maps, ctypes.c_void_p), arena)
@@ -66,20 +70,40 @@ def _array(kind: Any, values: Sequence[Any]) -> Any:
     return (kind * max(len(values), 1))(*values)
 
 
-def _tensor(p: Pixels, offsets: Sequence[int]) -> Tensor:
+@dataclass(frozen=True)
+class Where:
+    """Of the arena's buffers the offsets, and how many lists stand before what was computed from the sizes."""
+
+    offsets: tuple[int, ...]
+    lists: int
+
+    def address(self, place: Place) -> int:
+        """A place as net.h reads it: an offset in the arena, or in what is not the arena's."""
+        if place.buffer >= 0:
+            return self.offsets[place.buffer] + place.offset
+        if place.buffer > SETTLED:
+            return (-place.buffer << OFFSET_BITS) + place.offset
+        index = self.lists + SETTLED - place.buffer
+        if index >= 1 << 16 or place.offset >= 1 << 32:
+            raise InputError("what follows from these sizes is too large", code="input-shape", hint="give smaller inputs")
+        return (LISTS << OFFSET_BITS) + (index << 32) + place.offset
+
+
+def _as_list(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The bytes of floats as 64-bit numbers, with as many behind them as kernels may read."""
+    raw = np.ascontiguousarray(values).tobytes()
+    return np.frombuffer(raw + bytes(-len(raw) % 8 + SLACK), np.int64).copy()
+
+
+def _tensor(p: Pixels, where: Where) -> Tensor:
     if max(p.sizes) >= 2**31:
         raise InputError(f"a value of {' x '.join(map(str, p.sizes))} elements is too large", code="input-shape")
-    return Tensor(_address(p.place, offsets), *p.sizes, *p.strides)
+    return Tensor(where.address(p.place), *p.sizes, *p.strides)
 
 
-def _address(place: Place, offsets: Sequence[int]) -> int:
-    """A place as net.h reads it: an offset in the arena, or in what is not the arena's."""
-    return offsets[place.buffer] + place.offset if place.buffer >= 0 else (-place.buffer << OFFSET_BITS) + place.offset
-
-
-def _copy(m: Moved, offsets: Sequence[int]) -> Copy:
+def _copy(m: Moved, where: Where) -> Copy:
     if not m.length[-1]:
         return Copy()
-    start, end = (_address(p, offsets) for p in (m.source, m.target))
+    start, end = (where.address(p) for p in (m.source, m.target))
     six = ctypes.c_int64 * 6
     return Copy(start, end, six(*m.length), six(*m.from_strides), six(*m.to_strides), m.size)

@@ -9,20 +9,18 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from qcompiler.backends.native.plan.conv import Conv, Window, three
-from qcompiler.backends.native.plan.layer import Layer
-from qcompiler.backends.native.plan.network import Every
+from qcompiler.backends.native.plan.conv import Conv
+from qcompiler.backends.native.plan.homes import Every
+from qcompiler.backends.native.plan.layer import Layer, Lies
 from qcompiler.backends.native.plan.place import Axes, Place
-
-if TYPE_CHECKING:
-    from qcompiler.backends.native.plan.planner import Facts, Planner
-    from qcompiler.backends.native.plan.sizes import Sizes
-    from qcompiler.backends.native.steps import Step
+from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.plan.window import Window, three
+from qcompiler.backends.native.steps import Step
 
 MOST_PHASES = 256
 
@@ -92,6 +90,9 @@ class Phases(Layer):
     def reads(self) -> tuple[str, ...]:
         return self.parts
 
+    def lies(self, known: Lies) -> str | None:
+        return "pixels"
+
     def shape(self, sizes: Sizes) -> Axes:
         shape, dims = sizes.shape(self.x), len(self.stretches)
         space = (one.whole(n) for one, n in zip(self.stretches, shape[-dims:], strict=True))
@@ -131,7 +132,7 @@ def refuse_transposed(dims: int, step: Step, facts: Facts) -> str | None:
     return f"its stride makes {phases} phases" if phases > MOST_PHASES else facts.weight_fault(step.args[1], 1)
 
 
-def plan_transposed(dims: int, step: Step, planner: Planner) -> None:
+def plan_transposed(dims: int, step: Step, planner: Planning) -> None:
     weight, scale = planner.weight(step.args[1], 1)
     groups = int(step.kwargs.get("groups", 1))
     if groups < 1 or weight.dim() != dims + 2 or weight.shape[0] % groups:

@@ -19,9 +19,10 @@ typedef struct qc_values {
 } qc_values;
 
 /* One set of input sizes. `p` of each tensor and x, y of each copy are places: bits 0-47 an offset, the bits above it say in what: 0 the
-   arena, 1 the data of qc_values, 2 + i tensor i of the caller. cost: about how many nanoseconds a layer takes on one thread, by which it
+   arena, 1 the data of qc_values, 2 + i tensor i of the caller, QC_LISTS one of `maps`: bits 32-47 say which. cost: about how many nanoseconds a layer takes on one thread, by which it
    is cut into chunks; QC_NOTHING where its result has no element, and it is not run. maps: places along an axis, as qc_pick takes them. */
 #define QC_NOTHING (-1)
+#define QC_LISTS 0x7fff
 typedef struct qc_sizes {
   const qc_tensor *pixels;
   const qc_copy *moved;
@@ -57,6 +58,7 @@ typedef struct qc_network {
 
 static inline uint8_t *qc_at(const qc_state *s, const void *place) {
   uint64_t bits = (uint64_t)(uintptr_t)place, offset = bits & 0xffffffffffffu, where = bits >> 48;
+  if (where == QC_LISTS) return (uint8_t *)(uintptr_t)s->maps[offset >> 32] + (offset & 0xffffffffu);
   return (where == 0 ? s->arena : where == 1 ? (uint8_t *)(uintptr_t)s->data : (uint8_t *)s->io[where - 2]) + offset;
 }
 

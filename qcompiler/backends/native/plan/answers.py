@@ -1,0 +1,98 @@
+"""What a planner knows of the values so far, as the forms of ops ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.layer import Layer
+from qcompiler.backends.native.plan.place import Axes
+from qcompiler.backends.native.plan.planning import Argument
+from qcompiler.backends.native.plan.settled import Computed
+from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.steps import Step, is_tensor, is_value
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(n, int) for n in value)
+
+
+class Answers:
+    """The Facts of a region's values; a Planner keeps them."""
+
+    tensors: Sequence[Tensor]
+    codes: dict[str, Codes]
+    example: Sizes
+    alias: dict[str, str]
+    made: dict[str, Layer]
+    weights: dict[str, Step]
+    quantized: dict[str, Step]
+    ranges: dict[str, str]
+
+    def value(self, argument: Argument) -> str:
+        """The value behind an argument: codes where it is a dequantized one."""
+        name = str(argument)[1:]
+        while name in self.alias:
+            name = self.alias[name]
+        return name
+
+    def tensor(self, argument: Argument) -> Tensor:
+        if not is_tensor(argument) or int(argument[1:]) >= len(self.tensors):
+            raise ValueError(f"{argument!r:.40} is none of the {len(self.tensors)} constants that are given")
+        return self.tensors[int(argument[1:])]
+
+    def rank(self, argument: Argument) -> int:
+        """Of a value, or of an argument."""
+        return len(self.shape(argument))
+
+    def shape(self, argument: Argument) -> Axes:
+        """At the example's sizes."""
+        if is_tensor(argument):
+            return tuple(self.tensor(argument).shape)
+        found = self.example.shapes.get(self.value(argument) if is_value(argument) else str(argument))
+        return found if isinstance(found, tuple) else ()
+
+    def is_codes(self, argument: Argument) -> bool:
+        return is_value(argument) and self.value(argument) in self.codes
+
+    def is_floats(self, argument: Argument) -> bool:
+        if is_tensor(argument):
+            return self.tensor(argument).dtype is torch.float32
+        name = self.value(argument) if is_value(argument) else ""
+        return name not in self.codes and _is_shape(self.example.shapes.get(name))
+
+    def is_parts(self, argument: Argument) -> bool:
+        """Whether it is several values, of codes or of floats."""
+        found = self.example.shapes.get(self.value(argument)) if is_value(argument) else None
+        return isinstance(found, tuple) and not _is_shape(found)
+
+    def is_mask(self, argument: Argument) -> bool:
+        """Whether it may be one: within a region masks and whole numbers are floats."""
+        return self.is_floats(argument)
+
+    def is_whole(self, argument: Argument) -> bool:
+        return self.is_floats(argument)
+
+    def is_known(self, argument: Argument) -> bool:
+        return is_value(argument) and isinstance(self.made.get(self.value(argument)), Computed)
+
+    def table_fault(self, argument: Argument, most: int) -> str | None:
+        return None
+
+    def is_dynamic(self, argument: Argument) -> bool:
+        return is_value(argument) and self.value(argument) in self.ranges
+
+    def gives_codes(self, step: Step) -> bool:
+        return step.out in self.quantized
+
+    def is_number(self, argument: Argument) -> bool:
+        return is_value(argument) and isinstance(self.example.shapes.get(self.value(argument)), (int, float))
+
+    def is_int8_weight(self, argument: Argument) -> bool:
+        return is_value(argument) and argument[1:] in self.weights
+
+    def weight_fault(self, argument: Argument, channels: int = 0) -> str | None:
+        return None if self.is_int8_weight(argument) else "its weight is computed at run time"

@@ -1,0 +1,121 @@
+"""Rows of tables by their numbers: embeddings of floats, or of 8-bit codes with a scale and a zero point a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qcompiler.backends.native.emit.layer_code import LayerCode
+from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.dynamic import DOUBLES
+from qcompiler.backends.native.plan.floats import FLOATS, as_pixels, operand, order_of, result, width
+from qcompiler.backends.native.plan.layer import Bound, Layer, OfOne, merged
+from qcompiler.backends.native.plan.place import Axes, Place
+from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.steps import Step, is_tensor
+
+MOST_ROWS = 2**24  # whose numbers floats hold
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table (rows, width): floats, or codes with a scale and a zero point a row."""
+
+    values: Tensor
+    scale: Tensor | None = None
+    zero: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Embed(OfOne):
+    """Row x[...] of a table for each number of x."""
+
+    table: Rows
+    codes: Codes | None
+
+    @property
+    def lies_anywhere(self) -> bool:
+        return False
+
+    def shape(self, sizes: Sizes) -> Axes:
+        return (*sizes.shape(self.x), self.table.values.shape[1])
+
+    def place(self, sizes: Sizes) -> Place:
+        given = sizes.place(self.x)
+        return sizes.new(self.out, (*order_of(given), len(given.shape)), width(self.codes))
+
+    def bind(self, sizes: Sizes) -> Bound:
+        y, x = sizes.place(self.out), sizes.place(self.x)
+        one = Place((*x.shape, 1), (*x.strides, 4), x.offset, x.buffer, x.size)
+        order = y.order if y.order and y.order[-1] == len(x.shape) else (*(d for d in y.order if d != len(x.shape)), len(x.shape))
+        axes = merged(tuple(y.shape[d] for d in order[:-1]), [tuple(p.strides[d] for d in order[:-1]) for p in (y, one)])
+        return Bound(as_pixels((y, one), axes, len(x.shape)), spread=[4])
+
+    def cost(self, sizes: Sizes) -> int:
+        return math.prod(sizes.shape(self.out)) // 4
+
+    def code(self, to: LayerCode) -> None:
+        with to.call("embed") as fields:
+            result(fields, "y", self.codes)
+            operand(fields, "x", None)
+            fields.plain(rows=self.table.values.shape[0])
+            if self.table.scale is None or self.table.zero is None:
+                fields.data("table", self.table.values.numpy(), FLOATS)
+            else:
+                fields.data("codes", self.table.values.numpy())
+                fields.data("scale", self.table.scale.numpy(), DOUBLES)
+                fields.data("zero", self.table.zero.numpy(), DOUBLES)
+
+    def text(self) -> str:
+        return f"rows {self.x} of {self.table.values.shape[0]}"
+
+
+def limits(layers: Sequence[Layer]) -> dict[str, int]:
+    """Of each input that gives the numbers of rows, how many rows there are."""
+    made, found = {layer.out: layer for layer in layers}, dict[str, int]()
+    for embed in (layer for layer in layers if isinstance(layer, Embed)):
+        name = embed.x
+        while name in made and len(made[name].reads) == 1:
+            name = made[name].reads[0]
+        if name not in made:
+            found[name] = min(found.get(name, MOST_ROWS), len(embed.table.values))
+    return found
+
+
+def refuse_embedding(step: Step, facts: Facts) -> str | None:
+    indices, weight = step.args[:2]
+    if not (facts.is_whole(indices) or facts.is_known(indices)):
+        return "its numbers are of another dtype"
+    if facts.rank(indices) > 4:
+        return f"its numbers have {facts.rank(indices)} dimensions"
+    return facts.table_fault(weight, MOST_ROWS)
+
+
+def plan_embedding(step: Step, planner: Planning) -> None:
+    x, (out, codes) = planner.operand(step.args[0]), planner.result(step)
+    planner.add(Embed(out, planner.label(step), x, _rows(step.args[1], planner), codes))
+
+
+def _rows(argument: str, planner: Planning) -> Rows:
+    if is_tensor(argument):
+        values = planner.tensor(argument).float().contiguous()
+        return _checked(Rows(values))
+    codes, scale, zero, axis = planner.weights[argument[1:]].args
+    values, scales, zeros = planner.tensor(codes), planner.tensor(scale).double().reshape(-1), planner.tensor(zero).double().reshape(-1)
+    if values.dtype is torch.int8:
+        values, zeros = (values.int() + 128).to(torch.uint8), zeros + 128
+    if values.dtype is not torch.uint8 or axis not in (None, 0):
+        raise ValueError("a table is neither floats nor codes of 8 bits by rows")
+    count = len(values)
+    return _checked(Rows(values.contiguous(), scales.expand(count).contiguous(), zeros.expand(count).contiguous()))
+
+
+def _checked(rows: Rows) -> Rows:
+    if rows.values.dim() != 2 or not 0 < len(rows.values) <= MOST_ROWS:
+        raise ValueError(f"a table of shape {tuple(rows.values.shape)}")
+    return rows
