@@ -66,7 +66,7 @@ def _overflows(site: Site, args: Sequence[Any]) -> bool:
     x, weight = args[0], args[1]
     if x.numel() == 0 or int(x.int_repr().max()) <= SEVEN_BITS:
         return False
-    pairs = saturation(site.op.name, tuple(weight.shape), site.attributes, site.engine, site.isa) == "pairs"
+    pairs = saturation(site.op.family, tuple(weight.shape), site.attributes, site.engine, site.isa) == "pairs"
     return not (pairs and safe_weight(weight.int_repr()))
 
 

@@ -17,7 +17,7 @@ REASONS: dict[object, str] = {
     **dict.fromkeys((torch.where, "where", "masked_fill", torch.masked_fill, "masked_scatter"), MASK),
     **dict.fromkeys((F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices, F.adaptive_max_pool1d_with_indices,
                      F.adaptive_max_pool2d_with_indices, F.adaptive_max_pool3d_with_indices), INDICES),
-    **dict.fromkeys((F.log_softmax, torch.log_softmax, "log_softmax", nn.LogSoftmax), WIDE),
+    **dict.fromkeys((F.log_softmax, torch.log_softmax, "log_softmax"), WIDE),
     **dict.fromkeys((torch.einsum, torch.tensordot), "int8 has no kernel for sums of products by index; matmul has one"),
     **dict.fromkeys((F.bilinear, nn.Bilinear), BILINEAR),
     F.scaled_dot_product_attention: "torch's int8 matmul computes in float, so its product of queries and keys gains nothing",

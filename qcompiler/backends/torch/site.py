@@ -15,7 +15,8 @@ from qcompiler.ops.spec import Op
 
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
 VNNI = ("avx512_vnni", "avx512_amx")  # instruction sets where u8 x s8 products are summed in 32 bits
-INSTRUCTION_SETS = ("default", "avx2", "avx512", *VNNI)
+WIDE_VECTORS = ("avx512", *VNNI)  # those with vectors of 512 bits
+INSTRUCTION_SETS = ("default", "avx2", *WIDE_VECTORS)
 
 
 @dataclass(frozen=True)

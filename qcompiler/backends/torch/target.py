@@ -31,6 +31,9 @@ class PairsOfTaps:
     def qparams(self, weight: Tensor, scale: Tensor, zero_point: Tensor, quant_max: int) -> tuple[Tensor, Tensor]:
         return depthwise.safe_qparams(weight, scale, zero_point, quant_max)
 
+    def holds(self, codes: Tensor) -> Tensor:
+        return depthwise.safe_channels(codes)
+
     def least_scale(self, weight: Tensor) -> Tensor:
         return depthwise.least_safe_scale(weight)
 
@@ -76,8 +79,8 @@ class TorchTarget(Neutral):
     def refuses(self, row: Op, node: fx.Node) -> Obstacle | None:
         """Why no kernel at all exists for the op; sites are looked at one by one when they are lowered."""
         row = row.settled
-        if row.elementwise and row.name not in TABLE and any(isinstance(value, fx.Node) for value in node.kwargs.values()):
-            return Obstacle("computed-setting", "its settings are computed at run time")  # so it is no table of 256
+        if any(row.takes(name) and _is_computed(value) for name, value in node.kwargs.items()) and _is_packed(row):
+            return Obstacle("computed-setting", "its settings are computed at run time")  # such as groups=x.shape[1]
         return None if row.name in TABLE or row.elementwise else Obstacle("no-kernel", f"no int8 kernel for {row.name}")
 
     def lacks(self, what: object) -> str | None:
@@ -100,7 +103,7 @@ class TorchTarget(Neutral):
             return None
         centring = self.centring(row, node, node.args[0])
         settings = node.kwargs if centring is None else centring.settings(node.kwargs)
-        return conv.saturation(row.settled.name, _weight_shape(row, node), settings, self.engine, self.isa)
+        return conv.saturation(row.settled.family, _weight_shape(row, node), settings, self.engine, self.isa)
 
     def activation_bits(self, row: Op, node: fx.Node) -> int:
         return 7 if self._saturation(row, node) == "any" else 8
@@ -108,14 +111,14 @@ class TorchTarget(Neutral):
     @property
     def reduces_all(self) -> bool:
         """Whether any convolution or linear may overflow: what is not followed to its consumers then has 7 bits."""
-        return conv.saturation("linear", (), {}, self.engine, self.isa) == "any"
+        return conv.saturation(Family.LINEAR, (), {}, self.engine, self.isa) == "any"
 
     def weight_limit(self, row: Op, node: fx.Node) -> WeightLimit | None:
         return PairsOfTaps() if self._saturation(row, node) == "pairs" else None
 
-    def limit_of(self, op: str, weight: Tensor, attributes: Mapping[str, object]) -> WeightLimit | None:
-        """`weight_limit`, for an op by its name, its weight and its attributes."""
-        return PairsOfTaps() if conv.saturation(op, tuple(weight.shape), attributes, self.engine, self.isa) == "pairs" else None
+    def limit_of(self, family: Family, weight: Tensor, attributes: Mapping[str, object]) -> WeightLimit | None:
+        """`weight_limit`, for an op by its family, its weight and its attributes."""
+        return PairsOfTaps() if conv.saturation(family, tuple(weight.shape), attributes, self.engine, self.isa) == "pairs" else None
 
     def mode(self, row: Op, node: fx.Node, asked: Mode) -> tuple[Mode, str] | Obstacle:
         return modes.choose(row, asked)
@@ -132,6 +135,17 @@ class TorchTarget(Neutral):
 
     def activation_range(self, row: Op, node: fx.Node, qconfig: QConfig) -> tuple[int, int]:
         return modes.activation_range(node, qconfig, self.engine, self.isa)
+
+
+def _is_packed(row: Op) -> bool:
+    """Whether a kernel needs the settings as numbers: to pack a weight, to check a window, to make a table, to scale."""
+    return row.weight is not None or row.elementwise or any(row.takes(name) for name in ("kernel_size", "eps", "alpha"))
+
+
+def _is_computed(setting: object) -> bool:
+    found: list[fx.Node] = []
+    fx.map_arg(setting, found.append)  # type: ignore[type-var]
+    return bool(found)
 
 
 def _weight_shape(row: Op, node: fx.Node) -> tuple[int, ...]:

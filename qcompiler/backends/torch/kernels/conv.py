@@ -10,10 +10,25 @@ import torch
 from torch import fx
 
 from qcompiler.backends.torch.kernels import fbgemm_faults, groups, onednn_faults
+from qcompiler.backends.torch.kernels.as_depthwise import SETTINGS, AsDepthwise, ConvParts, as_depthwise, emit_as_depthwise
 from qcompiler.backends.torch.kernels.depthwise import safe_weight
 from qcompiler.backends.torch.kernels.phases import Phases
 from qcompiler.backends.torch.runtime import channels, fit, float_windows, packs
-from qcompiler.backends.torch.site import ENGINES, VNNI, Emit, Kernel, Operand, Site, Weight, constant_of, finish, ints, needs_relu
+from qcompiler.backends.torch.site import (
+    ENGINES,
+    VNNI,
+    WIDE_VECTORS,
+    Emit,
+    Kernel,
+    Operand,
+    Site,
+    Weight,
+    constant_of,
+    finish,
+    ints,
+    needs_relu,
+)
+from qcompiler.ops.spec import CONVOLUTIONS, Family
 
 OPS = torch.ops.quantized
 CONV: dict[int, tuple[Any, Any, Any]] = {
@@ -21,7 +36,6 @@ CONV: dict[int, tuple[Any, Any, Any]] = {
     2: (packs.prepack_conv2d, OPS.conv2d.new, OPS.conv2d_relu.new),
     3: (packs.prepack_conv3d, OPS.conv3d.new, OPS.conv3d_relu.new),
 }
-SETTINGS = (("stride", 1), ("padding", 0), ("dilation", 1))
 ONEDNN = ("x86", "onednn")  # engines that pack convolutions with oneDNN, x86 some of them
 
 
@@ -63,13 +77,13 @@ def onednn_packs(engine: str, count: int, symmetric: bool = True) -> bool:
     return engine == "onednn" or (engine == "x86" and count <= groups.ONEDNN_GROUPS and symmetric)
 
 
-def pairs_taps(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any]) -> bool:
+def pairs_taps(shape: tuple[int, ...], attributes: Mapping[str, Any]) -> bool:
     """Whether fbgemm's depthwise kernel takes this convolution: it adds neighbouring taps in 16 bits.
 
     `shape` is the weight's (O, I/g, *kernel). Found by trying 5670 shapes with weights that overflow: none escapes.
     """
     kernel, count = shape[2:], attributes.get("groups", 1)
-    if op not in ("conv2d", "conv3d") or shape[1] != 1 or count == 1 or count % 8 or shape[0] not in (count, 2 * count):
+    if len(kernel) not in (2, 3) or shape[1] != 1 or count == 1 or count % 8 or shape[0] not in (count, 2 * count):
         return False
     padding, dilation = attributes.get("padding", 0), ints(attributes.get("dilation", 1), len(kernel))
     centred = padding == "same" or (not isinstance(padding, str) and ints(padding, len(kernel)) == [(k - 1) // 2 for k in kernel])
@@ -78,21 +92,22 @@ def pairs_taps(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any]) -
     return square and strides and all(d == 1 for d in dilation) and centred
 
 
-def saturation(op: str, shape: tuple[int, ...], attributes: Mapping[str, Any], engine: str, isa: str) -> str | None:
+def saturation(family: Family, shape: tuple[int, ...], attributes: Mapping[str, Any], engine: str, isa: str) -> str | None:
     """How full 8-bit activations may overflow 16 bits: None, "pairs" (see depthwise.py: provable) or "any" (not provable)."""
     if engine == "qnnpack":
         return None
     if isa not in VNNI:
         return "any"
-    phases = Phases.of(shape, attributes) if op.startswith("conv_transpose") else None
-    name, shape, attributes = (op, shape, attributes) if phases is None else (op.replace("_transpose", ""), phases.shape, phases.attributes)
-    if not fbgemm_packs(engine, isa, attributes.get("groups", 1)) or not pairs_taps(name, shape, attributes):
+    phases = Phases.of(shape, attributes) if family is Family.TRANSPOSED else None
+    shape, attributes = (shape, attributes) if phases is None else (phases.shape, phases.attributes)
+    paired = family in CONVOLUTIONS and pairs_taps(shape, attributes)
+    if not paired or not fbgemm_packs(engine, isa, attributes.get("groups", 1)):
         return None
     return "pairs" if phases is None else "any"  # the proof is about scales of output channels, which phases share
 
 
 def saturates(site: Site) -> bool:
-    return saturation(site.op.name, site.args[1].shape, site.attributes, site.engine, site.isa) is not None
+    return saturation(site.op.family, site.args[1].shape, site.attributes, site.engine, site.isa) is not None
 
 
 def batched(site: Site, emit: Emit, x: object, dims: int) -> Any:
@@ -133,20 +148,23 @@ def merging(site: Site, shape: tuple[int, ...], attributes: Mapping[str, Any], s
 
     `safe`: whether 16-bit sums of its depthwise kernel are known to hold the weight's products.
     """
-    count, name = attributes.get("groups", 1), f"conv{len(shape) - 2}d"
+    count = attributes.get("groups", 1)
 
     def mixed_up(wide: tuple[int, ...], n: int) -> bool:
         return onednn_packs(site.engine, n, symmetric) and onednn_faults.misplaces_groups(wide, n)
 
-    crawls = shape[1] == 1 and not (safe and pairs_taps(name, shape, attributes))
+    if site.engine == "onednn" and site.isa not in WIDE_VECTORS:
+        return groups.merge_for_onednn(shape, count, mixed_up)
+    crawls = shape[1] == 1 and not (safe and pairs_taps(shape, attributes))
     return groups.merge(shape, count, lambda n: fbgemm_packs(site.engine, site.isa, n, symmetric), crawls, mixed_up)
 
 
 def _grouped(site: Site, emit: Emit, weight: Weight, attributes: Mapping[str, Any], symmetric: bool) -> tuple[fx.Node, int]:
     """The weight and its number of groups as packed: merged where the packing library fails or crawls, and where its depthwise kernel
-    would overflow 16 bits, as it may with a weight that was given in int8."""
+    alone would overflow 16 bits, as it may with a weight that was given in int8. Without VNNI all kernels add in 16 bits: activations
+    have 7 bits then, and merged groups would be slower and no safer."""
     given = constant_of(weight.node)
-    safe = given is None or weight.shape[1] != 1 or safe_weight(given)
+    safe = site.isa not in VNNI or given is None or weight.shape[1] != 1 or safe_weight(given)
     count, size = attributes.get("groups", 1), merging(site, weight.shape, attributes, symmetric, safe)
     if size == 1:
         return weight.node, count
@@ -191,7 +209,7 @@ def sizes_of(site: Site, form: ConvForm) -> onednn_faults.Sizes:
     found = onednn_faults.fitting(shape[2:], padding, dilation)
     if onednn_packs(site.engine, attributes.get("groups", 1) // merged, symmetric):
         found = onednn_faults.sizes((shape[0], shape[1] * merged, *shape[2:]), stride, padding, dilation)
-    depthwise = site.engine in ("x86", "fbgemm") and merged == 1 and pairs_taps(f"conv{dims}d", shape, attributes)
+    depthwise = site.engine in ("x86", "fbgemm") and merged == 1 and pairs_taps(shape, attributes)
     return fbgemm_faults.grown(found, stride, padding) if depthwise else found
 
 
@@ -222,6 +240,16 @@ def prepacked(site: Site, emit: Emit, weight: Weight, bias: fx.Node | None, attr
     return emit.call(CONV[dims][0], *names, stride, padding, dilation, count, axis_of(weight), tag(site))
 
 
+def form_of(site: Site, padding: list[int]) -> AsDepthwise | None:
+    """The form in which fbgemm's depthwise kernel takes the convolution, where it does not as it stands and no proof is due. A stride
+    stays out of the kernel where oneDNN may pack it, which is wrong for one column."""
+    weight, attributes = site.args[1], {**site.attributes, "padding": padding}
+    count = site.get("groups", 1)
+    if site.engine not in ("x86", "fbgemm") or site.isa in VNNI or pairs_taps(weight.shape, attributes):
+        return None
+    return as_depthwise(weight.shape, attributes, strides=not onednn_packs(site.engine, count, is_symmetric(weight)))
+
+
 def packed(site: Site, emit: Emit) -> tuple[Any, fx.Node, list[int]]:
     """The input as the kernel takes it, the pack (once), and the padding that the kernel does."""
     weight = site.args[1]
@@ -234,12 +262,20 @@ def packed(site: Site, emit: Emit) -> tuple[Any, fx.Node, list[int]]:
 
 def emit_conv(site: Site, emit: Emit) -> fx.Node:
     """prepack (once) and quantized::convNd; padding that the kernel lacks is a pad before it."""
-    weight = site.args[1]
-    source, pack, padding = packed(site, emit)
-    with_relu = needs_relu(site)
-    form = ConvForm(weight.shape, {**site.attributes, "padding": padding}, is_symmetric(weight))
-    result = convolve(site, emit, source, pack, form, with_relu)
-    return finish(site, emit, unbatched(site, emit, result, len(weight.shape) - 2), relu_done=with_relu)
+    weight, with_relu = site.args[1], needs_relu(site)
+    kernel = weight.shape[2:]
+    source, padding = padded(site, emit, batched(site, emit, site.args[0], len(kernel)), kernel)
+    depthwise = form_of(site, padding)
+    if depthwise is not None:
+        sizes = onednn_faults.fitting(kernel, padding, depthwise.dilation)
+        large = emit.call(fit.at_least, source, sizes.smallest, sizes.least) if sizes.checked else source
+        parts = ConvParts(large, bias_of(site), axis_of(weight), tag(site), with_relu)
+        result = emit_as_depthwise(site, emit, depthwise, parts)
+    else:
+        form = ConvForm(weight.shape, {**site.attributes, "padding": padding}, is_symmetric(weight))
+        pack = prepacked(site, emit, weight, bias_of(site), form.attributes, form.symmetric)
+        result = convolve(site, emit, source, pack, form, with_relu)
+    return finish(site, emit, unbatched(site, emit, result, len(kernel)), relu_done=with_relu)
 
 
 KERNELS = tuple(Kernel(f"conv{dims}d", ENGINES, emit_conv, refuse_conv, saturates) for dims in CONV)

@@ -30,7 +30,12 @@ def _pair_peak(weight: Tensor) -> Tensor:
 
 def safe_weight(weight: Tensor) -> bool:
     """Whether no activation in 0..255 can overflow 16 bits with this int8 depthwise weight (O, 1, *kernel)."""
-    return weight.numel() == 0 or bool((_pair_peak(weight.to(torch.int32)) <= LIMIT).all())
+    return weight.numel() == 0 or bool(safe_channels(weight).all())
+
+
+def safe_channels(codes: Tensor) -> Tensor:
+    """(O,): of each channel of the int8 depthwise weight, whether no activation can overflow 16 bits."""
+    return _pair_peak(codes.to(torch.int32)) <= LIMIT
 
 
 def least_safe_scale(weight: Tensor) -> Tensor:

@@ -10,6 +10,12 @@ on onednn 0.06 ms; 144 channels at 56 x 56 without padding 306 ms, merged 0.4. T
 338 without (float: 346 and 295); of 180 channels, 3 x 3, groups of 4 and 12 540 and 247, and 205 and 294 (float: 443 and 421).
 Groups of up to 8 are slow with AMX, of 12 a little without. Where fbgemm packs all there is, groups of 32 channels take 5 to 100 times
 less than single ones.
+
+oneDNN without vectors of 512 bits has no kernel but its reference, which takes each product alone, for groups whose channels in or out
+are no multiple of 4, and for depthwise ones in three dimensions (ONEDNN_VERBOSE says so: `ref:any`). On an AMD EPYC (Zen 3) 32 channels,
+3 x 3 x 3, 8 x 16 x 16 take 19 ms there, as groups of 4, 8, 16, 32 channels 393, 251, 520, 863 us (float: 677); 8 groups of 30, 1 x 1,
+28 x 28 take 40 ms, as groups of 60 and 120 1218 and 659 us (float: 701). The order is that of the products with each group's channels
+rounded up to 8, twice as many where they are no multiple of it.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from collections.abc import Callable
 VECTOR = 16  # channels; the 256-bit form of the kernel takes them 4 a 32-bit lane
 RIGHT = (4, 8, 12, 16, 24, 32)  # widths right in about 350 random cases each; 20, 28 and 29 are not in some, with AMX
 WIDE = 32  # channels: wider groups gain nothing where the image is small
+LANE = 8  # 32-bit sums of a vector of 256 bits
 ONEDNN_GROUPS = 100  # the x86 engine packs convolutions with more groups with fbgemm
 
 
@@ -72,3 +79,27 @@ def merge(
         return min([m for m in elsewhere if m in RIGHT and not spoiled(shape, groups, m)] or elsewhere, key=_slowness)
     whole = [m for m in elsewhere if shape[1] * m % 4 == 0 and shape[1] * m <= 16]  # 4 bytes fill a lane: three times as fast
     return min(whole or elsewhere)
+
+
+def by_reference(shape: tuple[int, ...], groups: int) -> bool:
+    """Whether oneDNN without vectors of 512 bits runs its reference kernel; `shape` is the weight's (O, I/g, *kernel)."""
+    inputs, outputs = shape[1], shape[0] // groups
+    if groups == 1 or (inputs == outputs == 1 and len(shape) < 5):
+        return False
+    return bool(inputs % 4 or outputs % 4)
+
+
+def merge_for_onednn(shape: tuple[int, ...], groups: int, mixed_up: Callable[[tuple[int, ...], int], bool]) -> int:
+    """How many groups to pack as one for oneDNN without vectors of 512 bits; 1 leaves the convolution as it is."""
+
+    def fails(size: int) -> bool:
+        wide = (shape[0], shape[1] * size, *shape[2:])
+        return by_reference(wide, groups // size) or mixed_up(wide, groups // size)
+
+    def work(size: int) -> int:
+        channels = (shape[1] * size, shape[0] // groups * size)
+        products = math.prod(-(-count // LANE) * LANE for count in channels) * (groups // size)
+        return 2 * products if any(count % LANE for count in channels) else products
+
+    sizes = [m for m in range(1, groups + 1) if groups % m == 0 and not fails(m)]  # all groups as one never fail
+    return 1 if 1 in sizes else min(sizes, key=work)

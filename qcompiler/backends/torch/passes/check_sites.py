@@ -17,10 +17,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from qcompiler.backends.torch.runtime.by_shape import ENGINE_LOCK
-from qcompiler.backends.torch.site import Kernel, Operand, Site
-from qcompiler.ir.types import QParams
+from qcompiler.backends.torch.site import Kernel, Operand, Rounded, Site
+from qcompiler.ir.types import Mode, QParams, quant_of
 from qcompiler.ops.arguments import changes
-from qcompiler.ops.reference import dequantize_weight
+from qcompiler.ops.reference import SMALLEST_STEP, dequantize_weight
+from qcompiler.ops.spec import Op
 from qcompiler.ops.state_nodes import is_write
 
 STEP = 1  # kernels multiply and round in another order, so a value at a half step may fall to either side
@@ -77,11 +78,17 @@ class Wrong:
     text: str
 
 
+Example = tuple[tuple[object, ...], Mapping[str, object]]
+
+
 def wrong_sites(
-    gm: fx.GraphModule, graph: fx.Graph, sites: Sequence[Lowered], example: tuple[tuple[object, ...], Mapping[str, object]], engine: str
+    gm: fx.GraphModule, graph: fx.Graph, sites: Sequence[Lowered], example: Example, engine: str, spans: dict[fx.Node, float]
 ) -> list[Wrong]:
-    """The sites of a LOWERED graph whose kernels are wrong on the example. Nothing of the module or of torch's state is changed."""
-    run = _Run(gm, graph, sites)
+    """The sites of a LOWERED graph whose kernels are wrong on the example. Nothing of the module or of torch's state is changed.
+
+    `spans`: float values of the graph; each gets how far its numbers and 0 lie apart.
+    """
+    run = _Run(gm, graph, sites, spans)
     with ENGINE_LOCK, torch.no_grad(), torch.random.fork_rng(devices=[]):
         before, torch.backends.quantized.engine = torch.backends.quantized.engine, engine
         try:
@@ -94,8 +101,8 @@ def wrong_sites(
 class _Run:
     """One walk over the graph: values are let go after their last use, by the graph or by a site that ends later."""
 
-    def __init__(self, gm: fx.GraphModule, graph: fx.Graph, sites: Sequence[Lowered]) -> None:
-        self.gm, self.nodes = gm, list(graph.nodes)
+    def __init__(self, gm: fx.GraphModule, graph: fx.Graph, sites: Sequence[Lowered], spans: dict[fx.Node, float]) -> None:
+        self.gm, self.nodes, self.spans = gm, list(graph.nodes), spans
         order = {node: i for i, node in enumerate(self.nodes)}
         self.at = {site.result: site for site in sites if site.result in order and all(n in order for n in site.reads())}
         last: dict[fx.Node, fx.Node] = {}
@@ -126,6 +133,9 @@ class _Run:
                 return  # what comes behind is checked when the op has another kernel
             if node in self.at:
                 self._compare(self.at[node])
+            if node in self.spans and self.values[node].numel():
+                low, high = map(float, torch.aminmax(self.values[node].float()))
+                self.spans[node] = max(high, 0.0) - min(low, 0.0)
             for used in self.done.get(node, ()):
                 self.values.pop(used, None)
 
@@ -202,6 +212,23 @@ def _off(got: object, expected: object, output: QParams | None) -> float:
             codes = torch.round(truth.double() / output.scale) + output.zero_point
             worst = max(worst, float((result.int_repr().double() - codes.clamp(0, 255)).abs().max()))
     return worst if worst == worst else 0.0  # NaN: an example without numbers tells nothing
+
+
+def rounded_by(node: fx.Node, row: Op, args: Sequence[object]) -> list[tuple[fx.Node, bool]]:
+    """What a kernel rounds at run time, and whether to 7 bits; recurrent ones their input, inside."""
+    found = [(given.node, given.reduce_range) for given in args if isinstance(given, Rounded)]
+    if quant_of(node).mode is Mode.DYNAMIC and row.rounds_inside and isinstance(args[0], fx.Node):
+        found.append((args[0], node.kwargs.get("activation_range") == (0, 127)))
+    return found
+
+
+def few_steps(span: float, reduced: bool) -> str | None:
+    """A sentence where torch's dynamic kernels round such values to fewer than half of their steps."""
+    steps, levels = span / SMALLEST_STEP, 127 if reduced else 255
+    if not 0 < steps < levels / 2:
+        return None
+    return (f"its input takes {int(steps)} of {levels} steps on the example inputs: dynamic kernels choose no step below "
+            f"{SMALLEST_STEP:.2g}; give it a static qconfig, or larger values")  # fmt: skip
 
 
 def largest_code(kernel: Kernel, site: Site) -> int:

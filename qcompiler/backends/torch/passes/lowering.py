@@ -11,8 +11,9 @@ from torch import fx
 from qcompiler.backends.torch.kernels.mode_kernels import TABLE as MODES
 from qcompiler.backends.torch.kernels.mode_kernels import select as select_mode
 from qcompiler.backends.torch.kernels.rows import emit_along, is_turned, note_rows
-from qcompiler.backends.torch.kernels.table import TO_FLOAT, Refused, select
-from qcompiler.backends.torch.passes.check_sites import Codes, Lowered, largest_code
+from qcompiler.backends.torch.kernels.table import TO_FLOAT, Refused, entries, select
+from qcompiler.backends.torch.passes.check_sites import Codes, Lowered, largest_code, rounded_by
+from qcompiler.backends.torch.passes.sums import overflowing
 from qcompiler.backends.torch.runtime.functions import as_quantized, quantize_along, quantize_constant
 from qcompiler.backends.torch.site import Emit, Half, Kernel, Operand, Rounded, Site, Weight, cut
 from qcompiler.backends.torch.target import TorchTarget
@@ -34,9 +35,10 @@ LAZY = (dequantize_weight, dynamic_quantize_dequantize, unpack_4bit, widen)  # p
 class Lowering:
     """One walk over the QUANTIZED graph. `plain`: old node -> new node with its float (or other) value; `int8`: old node -> quint8."""
 
-    def __init__(self, gm: fx.GraphModule, context: Context, wrong: Mapping[str, Mapping[str, str]]) -> None:
-        self.gm, self.context, self.wrong, self.target = gm, context, wrong, TorchTarget.of(context.target)
-        self.sites: list[Lowered] = []
+    def __init__(self, gm: fx.GraphModule, context: Context, wrong: Mapping[str, Mapping[str, str]], sums_fit: bool) -> None:
+        self.gm, self.context, self.wrong, self.sums_fit = gm, context, wrong, sums_fit
+        self.target, self.sites = TorchTarget.of(context.target), list[Lowered]()
+        self.rounded: list[tuple[fx.Node, bool, fx.Node]] = []  # values that kernels round at run time, if to 7 bits, and the old nodes
         self.new = fx.Graph()
         self.new.owning_module = gm
         self.plain: dict[fx.Node, fx.Node] = {}
@@ -209,6 +211,7 @@ class Lowering:
         if kernel is None:
             return False
         emit = Emit(self.new, self.gm)
+        self.rounded += [(value, reduced, node) for value, reduced in rounded_by(node, row, args)]
         result = kernel.emit(site, emit)
         self._note_calls(node, row, result, emit.made)
         self.plain[node] = self._annotated(result, node)
@@ -236,7 +239,10 @@ class Lowering:
         args = [self._argument(a) for a in node.args]
         attributes = fx.node.map_arg(node.kwargs, self.float_of)
         site = Site(row, node, tuple(args), attributes, output or FLOATS, self.target.engine, self.target.isa, self._ends(output))
-        wrong = self.wrong.get(node.name, {})
+        candidates = (TO_FLOAT[row.name],) if to_float else entries(site)
+        wrong = dict(self.wrong.get(node.name, {}))
+        if not self.sums_fit:
+            wrong |= overflowing(candidates, site)
         kernel: Kernel | Refused = TO_FLOAT[row.name] if to_float else select(site, wrong)
         if isinstance(kernel, Kernel) and kernel.label in wrong:
             kernel = Refused((wrong[kernel.label],))

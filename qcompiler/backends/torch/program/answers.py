@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 import traceback
 from collections.abc import Mapping
@@ -45,8 +46,10 @@ class AnswersCalls(nn.Module):
         except Exception as error:
             if isinstance(error, TypeError):
                 self._check_arguments(args, kwargs)
-            place = self._failed_at(error)
+            place, is_users = self._failed_at(error)
             if place is None or not (refuses_inputs(error) or isinstance(error, NONSENSE)):
+                raise
+            if is_users and (_raises_itself(error) or not self._has_other_sizes(self._given(args, kwargs))):
                 raise
             if "quantized.engine is" in str(error):  # said by kernels that look at the engine of the moment
                 hint = f'set torch.backends.quantized.engine = "{self.engine}" before the call'
@@ -56,15 +59,21 @@ class AnswersCalls(nn.Module):
     def _misfit(self, error: Exception, place: Where, args: tuple[object, ...], kwargs: Mapping[str, object]) -> InputError:
         """What a kernel raised, in terms of the inputs: their sizes are to blame unless they are the example's."""
         refuse_kinds((args, kwargs), "an input")
-        inputs = self.program.inputs
-        given = dict(zip((i.name for i in inputs), args, strict=False)) | dict(kwargs)
+        inputs, given = self.program.inputs, self._given(args, kwargs)
         text, hint = f"{type(error).__name__}: {first_sentence(error)}", "does the float model take this input?"
-        sizes = {name: tuple(value.shape) for name, value in given.items() if isinstance(value, Tensor)}
-        if any(i.shape is not None and sizes.get(i.name, i.shape)[1:] != i.shape[1:] for i in inputs):
+        if self._has_other_sizes(given):
             got = signature((name, described(value)) for name, value in given.items())
             text = f"the inputs {got} do not fit; the model was made with {signature((i.name, str(i)) for i in inputs)}"
             hint = "give the sizes of the example, or, where the float model takes these inputs, prepare it with them"
         return InputError(text, code="input-shape", where=place, hint=hint)
+
+    def _given(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, object]:
+        return dict(zip((i.name for i in self.program.inputs), args, strict=False)) | dict(kwargs)
+
+    def _has_other_sizes(self, given: Mapping[str, object]) -> bool:
+        """Whether a size behind the batch is not the example's."""
+        sizes = {name: tuple(value.shape) for name, value in given.items() if isinstance(value, Tensor)}
+        return any(i.shape is not None and sizes.get(i.name, i.shape)[1:] != i.shape[1:] for i in self.program.inputs)
 
     def _check_arguments(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         try:
@@ -73,16 +82,17 @@ class AnswersCalls(nn.Module):
             signature = f"{self.program.name}{self.program.signature()}"
             raise InputError(f"{signature}: {error}", code="input-arguments", hint="call it as the float model is called") from None
 
-    def _failed_at(self, error: BaseException) -> Where | None:
-        """The statement of forward that raised, with the module and line it comes from; None where another module's code did."""
+    def _failed_at(self, error: BaseException) -> tuple[Where | None, bool]:
+        """The statement of forward that raised, with the module and line it comes from, and whether code of the user's that it runs as it
+        stands did."""
         forward = self._bound.forward.__code__
-        last = None
+        last, is_users = None, False
         for frame, line in traceback.walk_tb(error.__traceback__):
             if frame.f_code is forward:
                 last = self.code.splitlines()[line - 1].strip()
             elif last is not None and "qcompiler" not in frame.f_code.co_filename and "torch" not in frame.f_code.co_filename:
-                return None
-        return Where(node=last) if last is not None else None
+                is_users = True
+        return Where(node=last) if last is not None else None, is_users
 
     def _reject(self, name: str, value: object) -> NoReturn:
         """Called by generated source when an input has not the type or rank of the example."""
@@ -104,6 +114,17 @@ class AnswersCalls(nn.Module):
         i = next(i for i in self.program.inputs if i.name == name)
         if i.form is not None and (text := misfit(i.form, value, name)) is not None:
             raise InputError(f"input {text}", code="input-type")
+
+
+def _raises_itself(error: BaseException) -> bool:
+    """Whether a `raise` in code that is not torch's made an error: its author chose what the caller shall get."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    if at is None:
+        return False
+    code = at.tb_frame.f_code
+    return "torch" not in code.co_filename and code.co_code[at.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def no_script() -> ConfigError:

@@ -10,6 +10,8 @@ from torch import fx
 from qcompiler.backends.torch.program.build import Built, build
 from qcompiler.backends.torch.program.module import CompiledModule, empty_module, index_containers
 from qcompiler.backends.torch.program.scopes import place
+from qcompiler.backends.torch.program.steps import largest_codes
+from qcompiler.executable.noted import LARGEST
 
 
 def assemble(built: Built, engine: str) -> CompiledModule:
@@ -43,6 +45,8 @@ def compile_graph(
     """
     module = assemble(build(gm, name, isa), engine or torch.backends.quantized.engine)
     module.__dict__["lowered"] = gm
+    if largest := largest_codes(gm):
+        module.__dict__[LARGEST] = largest
     for key, value in (user_attributes or {}).items():
         if not hasattr(CompiledModule, key) and key not in module.__dict__:
             setattr(module, key, value)

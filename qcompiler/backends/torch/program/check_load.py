@@ -13,8 +13,9 @@ from qcompiler.backends.torch.program.program import Program
 from qcompiler.backends.torch.program.values import Const
 from qcompiler.errors import ConfigError
 from qcompiler.ir.check_qparams import HINT, scale_fault, zero_point_fault
+from qcompiler.ops.spec import Family
 
-PACKS = {"runtime.prepack_conv2d": "conv2d", "runtime.prepack_conv3d": "conv3d"}
+PACKS = ("runtime.prepack_conv2d", "runtime.prepack_conv3d")  # of depthwise kernels, among others
 SETTINGS = ("stride", "padding", "dilation", "groups")  # the arguments of a pack behind weight, scale, zero point and bias
 
 
@@ -24,12 +25,12 @@ def check_sums(program: Program, engine: str, given: Callable[[str], Tensor | No
     A kernel that adds in 16 bits was chosen since the weights, as they were, could not.
     """
     for call in program.once:
-        name, weight = PACKS.get(call.op), call.args[0] if call.args else None
-        codes = given(weight.name) if name is not None and isinstance(weight, Const) else None
+        weight = call.args[0] if call.args else None
+        codes = given(weight.name) if call.op in PACKS and isinstance(weight, Const) else None
         if codes is None:
             continue
         settings = dict(zip(SETTINGS, call.args[4:8], strict=False))
-        pairs = saturation(str(name), tuple(codes.shape), settings, engine, program.isa) == "pairs"
+        pairs = saturation(Family.CONVOLUTION, tuple(codes.shape), settings, engine, program.isa) == "pairs"
         if pairs and not safe_weight(codes):
             assert isinstance(weight, Const)
             raise ConfigError(f"{weight.name}: neighbouring codes of this depthwise weight add up to more than 128, which {engine}'s "

@@ -12,6 +12,7 @@ from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.program import KERNELS, Program
 from qcompiler.backends.torch.program.statements import Call
 from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint
+from qcompiler.backends.torch.program.weight_axes import weight_axes
 from qcompiler.executable.node_data import clipped, compact, rounded
 from qcompiler.executable.tensors import find
 from qcompiler.ir.nested import Ref, walk
@@ -42,6 +43,7 @@ class _Reader:
         self.module = module
         buffers = module.state_dict()
         self.scales, self.zeros = buffers[program.scales_name].tolist(), buffers[program.zero_points_name].tolist()
+        self.axes = weight_axes(program)
         self.nodes: list[Node] = []
         self.names = {i.name for i in program.inputs} | {c.out for c in program.statements if c.out}
         self.constants: dict[str, str] = {}
@@ -95,12 +97,12 @@ class _Reader:
         single = scale.numel() == 1
         return {"scale": rounded(scale.flatten().tolist()[0] if single else scale.tolist()),
                 "zero_point": int(zeros.flatten()[0]) if len(set(zeros.flatten().tolist())) == 1 else zeros.tolist(),
-                "min": -128, "max": 127, "dtype": "int8", "axis": None if single else 0}  # fmt: skip
+                "min": -128, "max": 127, "dtype": "int8", "axis": None if single else self.axes.get(path, 0)}  # fmt: skip
 
     def qparams(self, call: Call) -> dict[str, Any] | None:
         """Of the result: the last (scale, zero point) pair of a statement that hands out integers."""
         scales = [v.index for v in call.values() if isinstance(v, Scale)]
-        if not scales or _floats_out(call.op):
+        if not scales or floats_out(call.op):
             return None
         index = scales[-1]
         zero_point = int(self.zeros[index])
@@ -129,7 +131,7 @@ def _spell(value: object, reader: _Reader) -> str:
     return kinds.get(type(value), format_arg)(value)
 
 
-def _floats_out(op: str) -> bool:
+def floats_out(op: str) -> bool:
     return op in DEQUANTIZE or "_fp32" in op
 
 

@@ -158,13 +158,15 @@ def _head(module: CompiledModule, body: str, sha256: str) -> str:
 
 
 def _functions(program: Program) -> str:
-    """Source of the compiler's own functions that the program calls; each names nothing but torch."""
+    """Source of the compiler's own functions that the program calls; each names nothing but torch, and helpers of its own file."""
     names = sorted({c.op for c in program.statements if c.op.partition(".")[0] in ("runtime", "ops", "guard")})
+    functions = [registry.resolve(name) for name in names]
+    functions = [*dict.fromkeys(helper for function in functions for helper in registry.helpers(function)), *functions]
     texts = []
     if any(n.startswith("guard.") for n in names):
         texts.append('class InputError(Exception):\n    """An input is not what the program was made for."""')
-    for name in names:
-        source = textwrap.dedent(inspect.getsource(registry.resolve(name)))
+    for function in functions:
+        source = textwrap.dedent(inspect.getsource(function))
         texts.append(source.rstrip().replace("  # type: ignore[name-defined]", "").replace("  # type: ignore[no-any-return]", ""))
     return "\n\n\n".join(texts)
 

@@ -12,17 +12,17 @@ from qcompiler.backends.torch.program.assemble import assemble
 from qcompiler.backends.torch.program.build import Built
 from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.backends.torch.program.program import Program
-from qcompiler.backends.torch.program.registry import UnknownOpError
+from qcompiler.backends.torch.program.registry import RetiredOpError, UnknownOpError
 from qcompiler.backends.torch.program.result_classes import result_classes
 from qcompiler.backends.torch.program.statements import ProgramError
-from qcompiler.errors import ArtifactError, ArtifactUnsafeError, ConfigError, QCompilerError
+from qcompiler.errors import ArtifactError, ArtifactUnsafeError, ArtifactVersionError, ConfigError, QCompilerError
 from qcompiler.files.faults import corrupt
 from qcompiler.ir.check_qparams import scale_fault, zero_point_fault
 
 
 def load(stored: Stored) -> CompiledModule:
-    """Raises ArtifactError for a program that cannot be, ArtifactUnsafeError for operations that none may call, ConfigError for `modules`
-    that do not fit and for an engine that this torch lacks."""
+    """Raises ArtifactError for a program that cannot be, ArtifactUnsafeError for operations that none may call, ArtifactVersionError for
+    those of an older version that are run no more, ConfigError for `modules` that do not fit and for an engine that this torch lacks."""
     engine, program = stored.data.get("engine"), _program(stored.data.get("program"))
     if not isinstance(engine, str):
         raise corrupt("header", "no engine")
@@ -41,6 +41,8 @@ def load(stored: Stored) -> CompiledModule:
 def _program(data: object) -> Program:
     try:
         return Program.from_data(data)
+    except RetiredOpError as error:
+        raise ArtifactVersionError(error.message, code="artifact-retired", hint="compile the model anew") from None
     except UnknownOpError as error:
         raise ArtifactUnsafeError(error.message, hint="saved by a newer qcompiler, or not by qcompiler") from None
     except ProgramError as error:

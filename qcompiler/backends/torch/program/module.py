@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.ambient import call_is_plain, in_plain_torch, plain_call, widened
-from qcompiler.backends.native.regions import plan_of
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.answers import AnswersCalls
 from qcompiler.backends.torch.program.bind import Bound, bind, resolve
 from qcompiler.backends.torch.program.check_load import check_names, check_qparams, check_sums
-from qcompiler.backends.torch.program.drawing import program_nodes
 from qcompiler.backends.torch.program.emit import Emitter
+from qcompiler.backends.torch.program.index_inputs import index_inputs
 from qcompiler.backends.torch.program.named_constants import name_constants
 from qcompiler.backends.torch.program.once import quantized_engine, run_once
 from qcompiler.backends.torch.program.other_cpu import note_other_cpu
@@ -26,17 +25,16 @@ from qcompiler.backends.torch.program.scopes import DictScope, ListScope, Scope
 from qcompiler.backends.torch.program.script import (
     attach_script,
     listed,
-    refuse_classes,
-    refuse_hidden,
-    refuse_statements,
+    refuse_unscriptable,
     script_attributes,
     unscriptable,
 )
 from qcompiler.backends.torch.program.spell import Dialect
 from qcompiler.backends.torch.program.statements import is_name
 from qcompiler.backends.torch.program.steps import steps_of_program
+from qcompiler.backends.torch.program.tells import TellsOfItself
 from qcompiler.errors import ConfigError
-from qcompiler.executable import Executable, Payload, Plan
+from qcompiler.executable import Executable, Payload
 from qcompiler.executable.arguments import Argument, form_of
 from qcompiler.executable.states import STATES, KeepsState, mark_states
 from qcompiler.executable.steps import Steps
@@ -52,7 +50,7 @@ STORE = "_pack_store"  # of packs that several modules share
 OWN = frozenset({STORE, "lowered", "_program", "_engine", "_externals", "_built", "_bound", STATES})
 
 
-class CompiledModule(AnswersCalls, KeepsState, Executable):
+class CompiledModule(TellsOfItself, AnswersCalls, KeepsState, Executable):
     """An int8 program as a module. Made by `compile_graph` or `assemble`, whose result is a subclass named after the user's.
 
     All tensors are buffers under the user's names, activation parameters included, so state_dict is complete. Packs and the
@@ -111,7 +109,7 @@ class CompiledModule(AnswersCalls, KeepsState, Executable):
         note_other_cpu(program.isa, self.engine)
         by_shape = program.by_shape(self.engine)
         with quantized_engine(self.engine):  # what is fast at one shape alone is each module's own
-            packs = run_once(program, lambda path: find(self, path), *self._qparams(), self.__dict__.get(STORE), by_shape)
+            packs = run_once(program, lambda path: find(self, path), self._qparams(), self.__dict__.get(STORE), by_shape)
         name_constants(self, program, packs)
         emitter = Emitter(program, *self._qparams(), Dialect.BOUND, by_shape)
         emitter.hidden = own_names()
@@ -135,16 +133,12 @@ class CompiledModule(AnswersCalls, KeepsState, Executable):
         index_containers(self)
 
     def _arguments(self) -> tuple[Argument, ...]:
-        return tuple(Argument(i.name, form_of(i.form, i.dtype, i.shape), i.optional, i.default) for i in self.program.inputs)
+        indices = index_inputs(self.program.inputs, self.program.calls, self.program.output)
+        forms = [(i, form_of(i.form, i.dtype, i.shape)) for i in self.program.inputs]
+        return tuple(Argument(i.name, form, i.optional, i.default, i.name in indices) for i, form in forms)
 
     def _steps(self) -> Steps:
         return steps_of_program(self, self.program, self.engine, self._qparams(), self._resolve)
-
-    def _nodes(self) -> list[dict[str, Any]]:
-        return program_nodes(self, self.program)
-
-    def _plan(self, nodes: Sequence[dict[str, Any]]) -> Plan | None:
-        return plan_of(self, nodes)
 
     def _payload(self) -> Payload:
         program = self.program
@@ -235,9 +229,7 @@ class CompiledModule(AnswersCalls, KeepsState, Executable):
         """
         if self.program.is_native:  # torch.jit.trace alone comes so far: of what it records the tensors are part
             return [name for name in self.__dict__ if name not in nn.Module().__dict__]
-        refuse_hidden(self, self.program.leaves)
-        refuse_statements(self.program, self.__dict__["_externals"])
-        refuse_classes({name: self.__dict__["_externals"][name] for name in self.program.externals})
+        refuse_unscriptable(self, self.program, self.__dict__["_externals"])
         for path, alias in self._bound.emitter.tensors.items():
             if path in self.program.states:  # a script goes its own way from what the module holds now
                 self.__dict__[self._bound.emitter.attribute(alias)] = find(self, path).detach().clone()

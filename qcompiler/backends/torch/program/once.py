@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,30 +36,26 @@ def quantized_engine(engine: str) -> Iterator[None]:
             torch.backends.quantized.engine = before
 
 
-def run_once(
-    program: Program,
-    tensor: Callable[[str], Tensor],
-    scales: list[float],
-    zero_points: list[int],
-    store: PackStore | None = None,
-    own: Collection[str] = (),
-) -> dict[str, object]:
-    """Results of the once calls, by name. The caller sets the engine. `store`: where equal ones are kept for several programs, but for
-    those called `own`."""
-    made: dict[str, Any] = {}
+class _Once:
+    """The once calls of a program, with what they have made so far."""
 
-    def value(v: Any, copied: bool = True) -> Any:
+    def __init__(self, tensor: Callable[[str], Tensor], scales: Sequence[float], zero_points: Sequence[int]) -> None:
+        self.tensor, self.scales, self.zero_points = tensor, scales, zero_points
+        self.made: dict[str, Any] = {}
+
+    def value(self, v: Any, copied: bool = True) -> Any:
+        """An argument. A pack keeps the bias it is given: it must not change with the module's buffer, and so is copied."""
         if isinstance(v, Ref):
-            return made[v.name]
-        if isinstance(v, Const):  # a pack keeps the bias it is given: it must not change with the module's buffer
-            return tensor(v.name).clone() if copied else tensor(v.name)
+            return self.made[v.name]
+        if isinstance(v, Const):
+            return self.tensor(v.name).clone() if copied else self.tensor(v.name)
         if isinstance(v, Scale):
-            return scales[v.index]
-        return zero_points[v.index] if isinstance(v, ZeroPoint) else v
+            return self.scales[v.index]
+        return self.zero_points[v.index] if isinstance(v, ZeroPoint) else v
 
-    def run(call: Call) -> Any:
+    def run(self, call: Call) -> Any:
         function = registry.resolve(call.op)
-        given = functools.partial(value, copied=not getattr(function, "copies", False))
+        given = functools.partial(self.value, copied=not getattr(function, "copies", False))
         args, kwargs = rewrite(call.args, given), rewrite(call.kwargs, given)
         try:
             check_once(function, args, kwargs)
@@ -67,14 +63,25 @@ def run_once(
             raise ProgramError(f"it cannot be built: {error}") from None
         return function(*args, **kwargs)
 
+
+def run_once(
+    program: Program,
+    tensor: Callable[[str], Tensor],
+    qparams: tuple[Sequence[float], Sequence[int]],
+    store: PackStore | None = None,
+    own: Collection[str] = (),
+) -> dict[str, object]:
+    """Results of the once calls, by name. The caller sets the engine. `qparams`: the program's scales and zero points. `store`: where
+    equal ones are kept for several programs, but for those called `own`."""
+    once = _Once(tensor, *qparams)
     if store is not None:
         store.leave(id(program))
     with torch.no_grad():
         for call in program.once:
             assert call.out is not None
             if store is None or call.out in own:
-                made[call.out] = run(call)
+                once.made[call.out] = once.run(call)
                 continue
-            key, tensors = key_of(call, tensor, made, value)
-            made[call.out] = store.made(id(program), key, tensors, functools.partial(run, call))
-    return made
+            key, tensors = key_of(call, tensor, once.made, once.value)
+            once.made[call.out] = store.made(id(program), key, tensors, functools.partial(once.run, call))
+    return once.made

@@ -36,6 +36,7 @@ from qcompiler.ops import recurrent_float, reference, state, trees
 from qcompiler.trace import guards
 
 LEAF = "leaf"  # op name of a call of a submodule; its path is the first argument
+RUNTIME = "qcompiler.backends.torch.runtime."
 SUBMODULE = "submodule"  # a submodule as an argument; its path is the only argument of this op
 EXTERNAL = "external."
 METHOD = "method."
@@ -63,10 +64,23 @@ REFUSED = frozenset((
 AT_REFUSED = REFUSED | {"save", "load", "copy_", "print", "warn"}
 
 
+RETIRED = {  # operations of older files that this version does not run, with the reason
+    **{f"runtime.prepack_conv_transpose{dims}d": "torch's own kernels of transposed convolutions are wrong where in and out channels differ"
+       for dims in (1, 2, 3)},
+    **dict.fromkeys(("runtime.pad_end", "runtime.requantize"), "it was part of kernels that others have taken the place of"),
+}  # fmt: skip
+
+
 class UnknownOpError(QCompilerError):
     """A program names an operation that is not in the registry."""
 
     default_code = "unknown-op"
+
+
+class RetiredOpError(UnknownOpError):
+    """A program of an older version names an operation that is run no more."""
+
+    default_code = "retired-op"
 
 
 def _public(module: Any, kinds: tuple[type, ...], names: Any = None) -> dict[str, object]:
@@ -145,8 +159,10 @@ def attribute_allowed(name: str) -> bool:
 def resolve(name: str) -> Callable[..., Any]:
     """The callable under a name (not methods, leaves and externals).
 
-    Raises UnknownOpError.
+    Raises UnknownOpError, RetiredOpError for one of an older version.
     """
+    if name in RETIRED:
+        raise RetiredOpError(f"operation {name!r} is run no more: {RETIRED[name]}")
     if "::" in name:
         found = _overload(name)
         if found is not None:
@@ -164,6 +180,17 @@ def _overload(name: str) -> Callable[..., object] | None:
     found = getattr(getattr(getattr(torch.ops, space), base, None), overload, None)
     ok = isinstance(found, torch._ops.OpOverload) and _overload_allowed(found) and name_of(found) == name
     return found if ok else None
+
+
+def helpers(function: Callable[..., object]) -> list[Callable[..., object]]:
+    """The functions with an underscore that one of ours calls, itself or through others, and that stand in its file with it."""
+    code = getattr(function, "__code__", None)
+    found: dict[Callable[..., object], None] = {}
+    for name in code.co_names if code is not None and function.__module__.startswith(RUNTIME) else ():
+        helper = function.__globals__.get(name)
+        if name.startswith("_") and isinstance(helper, types.FunctionType) and helper.__module__ == function.__module__:
+            found |= dict.fromkeys([*helpers(helper), helper])
+    return list(found)
 
 
 def is_once(name: str) -> bool:

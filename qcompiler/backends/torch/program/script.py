@@ -63,7 +63,14 @@ def unscriptable(module: nn.Module) -> list[str]:
     return [name for name, held in module._modules.items() if held is not None and left_out(name, held)]
 
 
-def refuse_hidden(module: nn.Module, leaves: tuple[str, ...]) -> None:
+def refuse_unscriptable(module: nn.Module, program: Program, externals: Mapping[str, object]) -> None:
+    """Raises ConfigError for what a program calls and torch.jit cannot read or compile."""
+    _refuse_hidden(module, program.leaves)
+    _refuse_statements(program, externals)
+    _refuse_classes({name: externals[name] for name in program.externals})
+
+
+def _refuse_hidden(module: nn.Module, leaves: tuple[str, ...]) -> None:
     """Raises ConfigError for a float submodule that torch.jit cannot read."""
     for path in leaves:
         name = path.partition(".")[0]
@@ -72,7 +79,7 @@ def refuse_hidden(module: nn.Module, leaves: tuple[str, ...]) -> None:
                               code="script-name", where=Where(module_path=path), hint="give the submodule another name")  # fmt: skip
 
 
-def refuse_classes(externals: Mapping[str, object]) -> None:
+def _refuse_classes(externals: Mapping[str, object]) -> None:
     """Raises ConfigError for a class that forward makes (a dataclass, a result of transformers) and torch.jit cannot compile."""
     for made in externals.values():
         if not isinstance(made, type) or hasattr(made, "_fields"):
@@ -92,7 +99,7 @@ def refuse_classes(externals: Mapping[str, object]) -> None:
             ) from error
 
 
-def refuse_statements(program: Program, externals: Mapping[str, object]) -> None:
+def _refuse_statements(program: Program, externals: Mapping[str, object]) -> None:
     """Raises ConfigError for a statement of the user's that runs as it stands, and that torch.jit cannot compile."""
     for name in program.externals:
         statement = statement_of(externals[name])

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qcompiler.backends.torch.program import registry
+from qcompiler.backends.torch.program.expressions import Expressions
 from qcompiler.backends.torch.program.statements import Call, Input
 from qcompiler.backends.torch.program.surroundings import refusal
 from qcompiler.errors import ConfigError
 from qcompiler.ir.form import Form
 from qcompiler.ir.nested import Ref, walk
-
-if TYPE_CHECKING:
-    from qcompiler.backends.torch.program.emit import Emitter
 
 GUARDS = {bool: "guard_bool", int: "guard_int", float: "guard_float", str: "guard_str"}
 KEYS = {str: "str", int: "int"}
@@ -21,7 +17,7 @@ KEYS = {str: "str", int: "int"}
 class ScriptTypes:
     """What the TorchScript spelling of one program says of types. Raises ConfigError for arguments and results it has no type for."""
 
-    def __init__(self, emitter: Emitter) -> None:
+    def __init__(self, emitter: Expressions) -> None:
         self.emitter = emitter
         self.forms = {i.name: form for i in emitter.program.inputs if (form := i.form) is not None}  # of the values known so far
 
@@ -83,7 +79,7 @@ class ScriptTypes:
         read = self.emitter.read()
         optional = [i for i in self.emitter.program.inputs if i.optional and i.default is None and i.name in read]
         known = [f"assert {i.name} is not None" for i in optional if i.dtype or (i.form is not None and i.form.kind != "value")]
-        return known + refusal(self.emitter)
+        return known + refusal(self.emitter.program, self.emitter.root)
 
     def statement(self, call: Call) -> list[str]:
         if call.op.startswith("guard."):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from qcompiler.backends.native.watched_steps import WatchedRegion, WatchedRegions
 from qcompiler.backends.torch.program import registry
@@ -14,9 +14,11 @@ from qcompiler.backends.torch.program.once import quantized_engine, run_once
 from qcompiler.backends.torch.program.program import Program
 from qcompiler.backends.torch.program.statements import Call
 from qcompiler.backends.torch.program.values import Const, Scale, ZeroPoint
+from qcompiler.executable.noted import LARGEST
 from qcompiler.executable.steps import Env, Step, Steps, Weight, bind_arguments, read_input, state_of_call
 from qcompiler.executable.tensors import find
 from qcompiler.ir.nested import Ref, rewrite
+from qcompiler.ir.types import quant_of
 
 PACKS = "runtime.prepack_"
 Resolve = Callable[[str], Callable[..., Any]]
@@ -25,13 +27,20 @@ Resolve = Callable[[str], Callable[..., Any]]
 def steps_of_program(module: nn.Module, program: Program, engine: str, qparams: tuple[list[float], list[int]], resolve: Resolve) -> Steps:
     """The calls of a program, on packs made of the module's tensors as they are now. `resolve`: the function of an operation."""
     with quantized_engine(engine):
-        packs = run_once(program, lambda path: find(module, path), *qparams)
-    running = _Running(module, resolve, qparams, packs, {call.out: _pack_weight(module, call) for call in program.once if call.out})
+        packs = run_once(program, lambda path: find(module, path), qparams)
+    weights = {call.out: _pack_weight(module, call) for call in program.once if call.out}
+    running = _Running(module, resolve, qparams, packs, weights, module.__dict__.get(LARGEST, {}))
     inputs = [Step(i.name, "input", "input", (), (i.name,), read_input(i.name)) for i in program.inputs]
     calls = [step for number, call in enumerate(program.calls) for step in running.steps(call, number)]
     names, defaults = [i.name for i in program.inputs], {i.name: i.default for i in program.inputs if i.optional}
     held = {path: find(module, path) for path in program.states}
     return Steps((*inputs, *calls), program.output, lambda args, kwargs: bind_arguments(names, defaults, args, kwargs), held)
+
+
+def largest_codes(lowered: fx.GraphModule) -> dict[str, int]:
+    """Of the values whose ranges have 7 bits."""
+    found = {n.name: quant_of(n).qparams for n in lowered.graph.nodes}
+    return {name: qparams.quant_max for name, qparams in found.items() if qparams is not None and qparams.quant_max < 255}
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class _Running:
     qparams: tuple[list[float], list[int]]
     packs: Mapping[str, Any]
     weights: Mapping[str, Weight | None]
+    most: Mapping[str, int]
     watched: WatchedRegions = field(default_factory=WatchedRegions)
 
     def steps(self, call: Call, number: int) -> list[Step]:
@@ -66,6 +76,7 @@ class _Running:
             location=line,
             writes=inputs[0] if call.op == "operator.setitem" or _is_inplace(call.op) else None,
             rounds="dequantize" if call.op.endswith((".dequantize", "aten::dequantize.self")) else "",
+            most=self.most.get(call.out or "", 255),
             weight=next((self.weights[name] for name in refs if self.weights.get(name) is not None), None),
             state=state_of_call(registry.resolve(call.op)) if call.op.startswith("ops.") else "",
         )  # fmt: skip

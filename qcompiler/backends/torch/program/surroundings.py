@@ -7,14 +7,11 @@ way to leave the autocast of its caller.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import CodeType
-from typing import TYPE_CHECKING
 
 from qcompiler.backends.torch.program import registry
-
-if TYPE_CHECKING:
-    from qcompiler.backends.torch.program.emit import Emitter
-    from qcompiler.backends.torch.program.program import Program
+from qcompiler.backends.torch.program.program import Program
 
 # What autocast computes in half precision on CPUs, by the last part of a name.
 HALVED = frozenset((
@@ -68,13 +65,13 @@ def _names_one(code: CodeType, around: dict[str, object], seen: frozenset[str] =
     return any(found is not None and _names_one(found, around, seen | {name}) for name, found in inner)
 
 
-def refusal(emitter: Emitter) -> list[str]:
+def refusal(program: Program, root: Callable[[str], str]) -> list[str]:
     """The line of a script that refuses calls under autocast: a product of no elements has the dtype that autocast gives it. Of an input,
-    so that freezing the script does not compute it once."""
-    if not is_touched(emitter.program):
+    so that freezing the script does not compute it once. `root`: how the source names torch."""
+    if not is_touched(program):
         return []
-    torch_ = emitter.root("torch")
-    plain = [i.name for i in emitter.program.inputs if i.dtype not in (None, "quint8") and not i.optional]
+    torch_ = root("torch")
+    plain = [i.name for i in program.inputs if i.dtype not in (None, "quint8") and not i.optional]
     empty = f"{plain[0]}.new_empty([0, 0], dtype={torch_}.float32)" if plain else f"{torch_}.empty([0, 0], dtype={torch_}.float32)"
     text = "this program has float parts, which would be computed in half precision here: call it outside torch.autocast"
     return [f'assert {torch_}.mm({empty}, {empty}).dtype == {torch_}.float32, "{text}"']

@@ -85,3 +85,63 @@ def merge_groups(weight: torch.Tensor, zero_point: torch.Tensor, groups: int, si
 
 
 merge_groups.once = True  # type: ignore[attr-defined]
+
+
+def larger_window(weight: torch.Tensor, zero_point: torch.Tensor, outputs: int, window: int) -> torch.Tensor:
+    """The int8 weight (O, I, H, W) in the middle of one (outputs, I, window, window) of real zeros."""
+    shape, column = [weight.shape[0], weight.shape[1], window, window], [-1, 1, 1, 1]
+    wide = zero_point.to(weight.dtype).reshape(column).expand(shape).clone()
+    rows, columns = (window - weight.shape[2]) // 2, (window - weight.shape[3]) // 2
+    wide.narrow(2, rows, weight.shape[2]).narrow(3, columns, weight.shape[3]).copy_(weight)
+    more = torch.zeros([outputs - weight.shape[0], weight.shape[1], window, window], dtype=weight.dtype)
+    return torch.cat([wide, more])
+
+
+larger_window.once = True  # type: ignore[attr-defined]
+
+
+def more_channels(x: torch.Tensor, count: int, value: float) -> torch.Tensor:
+    """A value for each channel, and `value` for others up to `count`."""
+    return torch.cat([x, torch.full([count - x.shape[0]], value, dtype=x.dtype)])
+
+
+more_channels.once = True  # type: ignore[attr-defined]
+
+
+@torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
+def split_dilation(x: torch.Tensor, channels: int, front: list[int], back: list[int], dilation: list[int]) -> torch.Tensor:
+    """(N, C, H, W) with real zeros around it, up to `channels`, and each place of the dilation as an image: (N * places, channels, ...)."""
+    d0, d1 = dilation[0], dilation[1]
+    rows = (x.size(2) + front[0] + back[0] + d0 - 1) // d0
+    columns = (x.size(3) + front[1] + back[1] + d1 - 1) // d1
+    pad = [0, channels - x.size(1), front[1], columns * d1 - x.size(3) - front[1], front[0], rows * d0 - x.size(2) - front[0]]
+    y = x.permute(0, 2, 3, 1)
+    if channels != x.size(1) or rows * d0 != x.size(2) or columns * d1 != x.size(3):
+        y = torch._make_per_tensor_quantized_tensor(
+            torch.constant_pad_nd(y.int_repr(), pad, x.q_zero_point()), x.q_scale(), x.q_zero_point()
+        )
+    y = y.reshape(x.size(0), rows, d0, columns, d1, channels).permute(0, 2, 4, 1, 3, 5)
+    return y.reshape(x.size(0) * d0 * d1, rows, columns, channels).permute(0, 3, 1, 2)
+
+
+@torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
+def join_dilation(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    outputs: int,
+    dilation: list[int],
+    first: list[int],
+    stride: list[int],
+    kept: list[int],
+    span: list[int],
+) -> torch.Tensor:
+    """Of a convolution's results on `split_dilation(x, ...)` those that are meant: (N, outputs, (H + span) // stride + 1, ...), where
+    the kernel had the stride `stride`, of whose results every `kept`-th counts. Dense with channels last."""
+    d0, d1 = dilation[0], dilation[1]
+    rows = (x.size(2) + span[0]) // (stride[0] * kept[0])  # one less than there are
+    columns = (x.size(3) + span[1]) // (stride[1] * kept[1])
+    y = y.permute(0, 2, 3, 1)
+    height, width = y.size(1) * d0, y.size(2) * d1
+    y = y.reshape(x.size(0), d0, d1, y.size(1), y.size(2), y.size(3)).permute(0, 3, 1, 4, 2, 5).reshape(x.size(0), height, width, y.size(3))
+    y = y[:, first[0] : first[0] + rows * kept[0] + 1 : kept[0], first[1] : first[1] + columns * kept[1] + 1 : kept[1], :outputs]
+    return y.contiguous().permute(0, 3, 1, 2)

@@ -166,6 +166,23 @@ def _merge_groups(given: Given) -> None:
     _require(groups % size == 0, f"{groups} groups, {size} at once")
 
 
+def _larger_window(given: Given) -> None:
+    weight = given.filled(0)
+    _require(weight.dim() == 4, f"weight has {weight.dim()} dimensions")
+    window = given.integer("window", max(weight.shape[2:]), GROWTH)
+    most = GROWTH * max(weight.numel(), 1)
+    outputs = given.integer("outputs", weight.shape[0], max(most, weight.shape[0]))
+    _require(outputs * weight.shape[1] * window**2 <= most, f"{outputs} windows of {window} x {window} from {list(weight.shape)}")
+
+
+def _more_channels(given: Given) -> None:
+    x = given.tensor("x", (torch.float32, torch.float64, torch.int64, torch.int32), 1)
+    _require(x.numel() > 0, "x is empty")
+    given.integer("count", x.numel(), GROWTH * x.numel())
+    value = given.values["value"]
+    _require(isinstance(value, float) and math.isfinite(value), f"value is {value!r:.40}")
+
+
 def _constant(given: Given) -> None:
     given.tensor("x", (torch.float32,))
     scale = given.values["scale"]
@@ -217,7 +234,9 @@ def _region(given: Given) -> None:
 
 CHECKS: Mapping[str, Callable[[Given], None]] = {
     "float_weight": _float_weight,
+    "larger_window": _larger_window,
     "merge_groups": _merge_groups,
+    "more_channels": _more_channels,
     "native_region": _region,
     "prepack_cell": _cell,
     "prepack_cell_half": _cell_half,

@@ -1,6 +1,6 @@
 """Packs of weights, made once: each depends on constants alone and runs when a module is built or loaded.
 
-Self-contained and scriptable, as functions.py.
+Scriptable, as functions.py. There is one function a rank: programs, which are files too, name them, and TorchScript reads their types.
 """
 # no `from __future__ import annotations`: torch.jit reads the annotations themselves
 
@@ -35,6 +35,13 @@ def prepack_linear_half(weight: torch.Tensor, bias: torch.Tensor | None) -> torc
 prepack_linear_half.once = True  # type: ignore[attr-defined]
 
 
+def _quantized(weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, axis: int) -> torch.Tensor:
+    """An int8 weight as torch's packs take it; `axis` -1 means per tensor."""
+    if axis < 0:
+        return torch._make_per_tensor_quantized_tensor(weight, float(scale.item()), int(zero_point.item()))
+    return torch._make_per_channel_quantized_tensor(weight, scale.double(), zero_point.long(), axis)
+
+
 def prepack_conv1d(
     weight: torch.Tensor,
     scale: torch.Tensor,
@@ -48,10 +55,7 @@ def prepack_conv1d(
     tag: str,
 ) -> torch.classes.quantized.Conv2dPackedParamsBase:  # type: ignore[name-defined]
     """Packs the weight of conv1d for the current engine; `axis` -1 means per tensor. See prepack_linear for `tag`."""
-    if axis < 0:
-        packed = torch._make_per_tensor_quantized_tensor(weight, float(scale.item()), int(zero_point.item()))
-    else:
-        packed = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero_point.long(), axis)
+    packed = _quantized(weight, scale, zero_point, axis)
     return torch.ops.quantized.conv1d_prepack(packed, bias, stride, padding, dilation, groups)
 
 
@@ -74,10 +78,7 @@ def prepack_conv2d(
     tag: str,
 ) -> torch.classes.quantized.Conv2dPackedParamsBase:  # type: ignore[name-defined]
     """Packs the weight of conv2d for the current engine; `axis` -1 means per tensor. See prepack_linear for `tag`."""
-    if axis < 0:
-        packed = torch._make_per_tensor_quantized_tensor(weight, float(scale.item()), int(zero_point.item()))
-    else:
-        packed = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero_point.long(), axis)
+    packed = _quantized(weight, scale, zero_point, axis)
     return torch.ops.quantized.conv2d_prepack(packed, bias, stride, padding, dilation, groups)
 
 
@@ -100,10 +101,7 @@ def prepack_conv3d(
     tag: str,
 ) -> torch.classes.quantized.Conv3dPackedParamsBase:  # type: ignore[name-defined]
     """Packs the weight of conv3d for the current engine; `axis` -1 means per tensor. See prepack_linear for `tag`."""
-    if axis < 0:
-        packed = torch._make_per_tensor_quantized_tensor(weight, float(scale.item()), int(zero_point.item()))
-    else:
-        packed = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero_point.long(), axis)
+    packed = _quantized(weight, scale, zero_point, axis)
     return torch.ops.quantized.conv3d_prepack(packed, bias, stride, padding, dilation, groups)
 
 
@@ -125,10 +123,7 @@ def prepack_linear(
 
     `tag` is not used: it keeps packs apart that must not be shared (qnnpack's remember the first scales they meet).
     """
-    if axis < 0:
-        packed = torch._make_per_tensor_quantized_tensor(weight, float(scale.item()), int(zero_point.item()))
-    else:
-        packed = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero_point.long(), axis)
+    packed = _quantized(weight, scale, zero_point, axis)
     return torch.ops.quantized.linear_prepack(packed, bias)
 
 

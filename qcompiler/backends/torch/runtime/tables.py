@@ -1,4 +1,5 @@
-"""Embedding look-ups in tables of 8- or 4-bit rows: what lowered graphs and nn.quantized call. Self-contained and scriptable.
+"""Embedding look-ups in tables of 8- or 4-bit rows: what lowered graphs and nn.quantized call. Scriptable; what an exported
+source holds of them are a function and those of its file, with an underscore, that it calls.
 
 A row is what torch's kernels read: its codes (two in a byte for 4 bits, the even ones in the low bits), then scale and bias
 (-zero_point * scale): as float32 for 8 bits, as float16 for 4. Those kernels sum the rows of a bag, whatever mode they are told;
@@ -38,20 +39,60 @@ def unpacked_4bit(packed: torch.Tensor, scale: torch.Tensor, zero_point: torch.T
 unpacked_4bit.once = True  # type: ignore[attr-defined]
 
 
-def embedding_rows(rows: torch.Tensor, indices: torch.Tensor, columns: int, bits: int) -> torch.Tensor:
-    """The float32 rows at `indices`, integers of any type, shape and strides: (..., columns)."""
+def _flat(indices: torch.Tensor) -> torch.Tensor:
+    """Indices as the kernels read them: memory in a row, of two types."""
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise RuntimeError("indices must be integers")
-    flat = indices.reshape(-1).contiguous()  # the kernels read memory in a row, of two types
-    flat = flat if flat.dtype == torch.int32 else flat.to(torch.int64)
-    starts = torch.arange(flat.numel(), dtype=flat.dtype)
+    flat = indices.reshape(-1).contiguous()
+    return flat if flat.dtype == torch.int32 else flat.to(torch.int64)
+
+
+def _summed(
+    rows: torch.Tensor, flat: torch.Tensor, bounds: torch.Tensor, weights: torch.Tensor | None, bits: int, include_last_offset: bool
+) -> torch.Tensor:
+    """The sum of each bag, with what the rows are padded to."""
     if bits == 8:
-        found = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(rows, flat, starts)
-    else:
-        found = torch.ops.quantized.embedding_bag_4bit_rowwise_offsets(rows, flat, starts)
+        return torch.ops.quantized.embedding_bag_byte_rowwise_offsets(  # type: ignore[no-any-return]
+            rows, flat, bounds, False, 0, False, weights, None, include_last_offset
+        )
+    return torch.ops.quantized.embedding_bag_4bit_rowwise_offsets(  # type: ignore[no-any-return]
+        rows, flat, bounds, False, 0, False, weights, None, include_last_offset
+    )
+
+
+def embedding_rows(rows: torch.Tensor, indices: torch.Tensor, columns: int, bits: int) -> torch.Tensor:
+    """The float32 rows at `indices`, integers of any type, shape and strides: (..., columns)."""
+    flat = _flat(indices)
+    starts = torch.arange(flat.numel(), dtype=flat.dtype)
     shape = list(indices.shape)
     shape.append(columns)
-    return found[:, :columns].reshape(shape)  # type: ignore[no-any-return]
+    return _summed(rows, flat, starts, None, bits, False)[:, :columns].reshape(shape)
+
+
+def _check_bags(indices: torch.Tensor, offsets: torch.Tensor | None, per_sample_weights: torch.Tensor | None, mode: str) -> None:
+    if indices.dim() != 1 and indices.dim() != 2:
+        raise RuntimeError(f"indices must have one or two dimensions, not {indices.dim()}")
+    if indices.dim() == 2 and offsets is not None:
+        raise RuntimeError("2-d indices are bags already: offsets must be None")
+    if indices.dim() == 1 and offsets is None:
+        raise RuntimeError("flat indices need offsets")
+    if per_sample_weights is not None and mode != "sum":
+        raise RuntimeError("per_sample_weights are for mode='sum' alone")
+    if per_sample_weights is not None and (per_sample_weights.shape != indices.shape or per_sample_weights.dtype != torch.float32):
+        raise RuntimeError(f"per_sample_weights must be float32, and as many as the indices: of shape {list(indices.shape)}")
+
+
+def _bounds(flat: torch.Tensor, offsets: torch.Tensor, mode: str, include_last_offset: bool) -> torch.Tensor:
+    """Where the bags of flat indices begin, and where the last one ends."""
+    if offsets.is_floating_point() or offsets.is_complex() or offsets.dtype == torch.bool or offsets.dim() != 1:
+        raise RuntimeError("offsets must be integers in one dimension")
+    bounds = torch.cat([offsets.to(flat.dtype), torch.full([1], flat.numel(), dtype=flat.dtype)])
+    lengths = bounds.diff()  # with include_last_offset the last one is what no bag holds
+    right = (lengths >= 0).all() & (bounds[0] == 0)
+    if include_last_offset and mode != "sum":
+        right = right & (lengths[-1] == 0)
+    text = "offsets must begin with 0, not decrease, and end within the indices (mean and max with include_last_offset: at their end)"
+    return torch._functional_assert_async(right, text, bounds)  # type: ignore[no-any-return]
 
 
 def embedding_bag_rows(
@@ -70,52 +111,24 @@ def embedding_bag_rows(
     `indices`: (B, L), or flat with `offsets`, where bags begin, and with include_last_offset where the last one ends. Integers of
     any type and strides. The kernels believe what they are told of memory, so all of it is checked here.
     """
-    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise RuntimeError("indices must be integers")
-    if indices.dim() != 1 and indices.dim() != 2:
-        raise RuntimeError(f"indices must have one or two dimensions, not {indices.dim()}")
-    if indices.dim() == 2 and offsets is not None:
-        raise RuntimeError("2-d indices are bags already: offsets must be None")
-    if indices.dim() == 1 and offsets is None:
-        raise RuntimeError("flat indices need offsets")
-    if per_sample_weights is not None and mode != "sum":
-        raise RuntimeError("per_sample_weights are for mode='sum' alone")
-    if per_sample_weights is not None and (per_sample_weights.shape != indices.shape or per_sample_weights.dtype != torch.float32):
-        raise RuntimeError(f"per_sample_weights must be float32, and as many as the indices: of shape {list(indices.shape)}")
-    flat = indices.reshape(-1).contiguous()  # the kernels read memory in a row, of two types
-    flat = flat if flat.dtype == torch.int32 else flat.to(torch.int64)
+    flat = _flat(indices)
+    _check_bags(indices, offsets, per_sample_weights, mode)
     count = flat.numel()
     weights = None if per_sample_weights is None else per_sample_weights.reshape(-1).contiguous()
     if offsets is None:
-        bounds = torch.arange(indices.size(0) + 1, dtype=flat.dtype) * indices.size(1)
+        bags = indices.size(0)
+        bounds = torch.arange(bags + 1, dtype=flat.dtype) * indices.size(1)
     else:
-        if offsets.is_floating_point() or offsets.is_complex() or offsets.dtype == torch.bool or offsets.dim() != 1:
-            raise RuntimeError("offsets must be integers in one dimension")
-        bounds = torch.cat([offsets.to(flat.dtype), torch.full([1], count, dtype=flat.dtype)])
-        lengths = bounds.diff()  # with include_last_offset the last one is what no bag holds
-        right = (lengths >= 0).all() & (bounds[0] == 0)
-        if include_last_offset and mode != "sum":
-            right = right & (lengths[-1] == 0)
-        text = "offsets must begin with 0, not decrease, and end within the indices (mean and max with include_last_offset: at their end)"
-        bounds = torch._functional_assert_async(right, text, bounds)
-    bags = indices.size(0) if offsets is None else offsets.numel() - int(include_last_offset)
+        bags = offsets.numel() - int(include_last_offset)
+        bounds = _bounds(flat, offsets, mode, include_last_offset)
     if mode == "sum" and padding_idx is not None:
         kept = (flat != padding_idx).to(torch.float32)
         weights = kept if weights is None else weights * kept
     if mode == "sum" or (mode == "mean" and padding_idx is None):
-        if bits == 8:
-            total = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(rows, flat, bounds, False, 0, False, weights, None, True)
-        else:
-            total = torch.ops.quantized.embedding_bag_4bit_rowwise_offsets(rows, flat, bounds, False, 0, False, weights, None, True)
-        total = total[:bags, :columns]
-        if mode == "mean":
-            total = total / (bounds[1:] - bounds[:-1])[:bags].clamp(min=1).unsqueeze(1).to(torch.float32)
-        return total  # type: ignore[no-any-return]
+        total = _summed(rows, flat, bounds, weights, bits, True)[:bags, :columns]
+        return total / (bounds[1:] - bounds[:-1])[:bags].clamp(min=1).unsqueeze(1).to(torch.float32) if mode == "mean" else total
     one_each = torch.arange(count, dtype=flat.dtype)
-    if bits == 8:
-        found = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(rows, flat, one_each)[:, :columns]
-    else:
-        found = torch.ops.quantized.embedding_bag_4bit_rowwise_offsets(rows, flat, one_each)[:, :columns]
+    found = _summed(rows, flat, one_each, None, bits, False)[:, :columns]
     found = torch.cat([found, torch.zeros([1, columns], dtype=torch.float32)])  # the last row stands for padding
     where = one_each if padding_idx is None else torch.where(flat == padding_idx, count, one_each)
     which = 1 if mode == "mean" else 2
