@@ -15,6 +15,8 @@ from qcompiler.compile.pass_lists import Pipeline
 from qcompiler.compile.settings import Settings
 from qcompiler.passes.annotate import Annotate
 from qcompiler.passes.canonicalize import Canonicalize
+from qcompiler.passes.correct_codes import CorrectCodes
+from qcompiler.passes.correct_weights import CorrectWeights
 from qcompiler.passes.freeze_qparams import FreezeQParams
 from qcompiler.passes.fuse import Fuse
 from qcompiler.passes.fuse_sums import FuseSums
@@ -47,6 +49,7 @@ OBSERVE_TRAINING = (*DECIDE, NoteParts(), JoinForTraining(), InsertObservers(), 
 QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeParts(), JudgeAverages(), FuseSums(),
             JoinQParams(), InsertQuantizeDequantize())  # fmt: skip
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided
+CORRECT_FLOATS, CORRECT_CODES = (CorrectWeights(),), (CorrectCodes(),)  # before QUANTIZE and at its end, where the user gives corrections
 OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE
 QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # QUANTIZED, before lowering: from here on those modules take quint8 tensors
 
@@ -59,6 +62,11 @@ PIPELINES = {pipeline.name: pipeline for pipeline in (STATIC, TRAINING, CUSTOM, 
 
 def pipeline_for(settings: Settings) -> Pipeline:
     """The pipeline that the settings mean."""
+    pipeline = _of_model(settings)
+    return pipeline.with_corrections(CORRECT_FLOATS, CORRECT_CODES) if settings.corrections else pipeline
+
+
+def _of_model(settings: Settings) -> Pipeline:
     if settings.custom.observed_classes:
         return CUSTOM_TRAINING if settings.trains else CUSTOM
     return TRAINING if settings.trains else STATIC

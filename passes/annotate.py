@@ -7,7 +7,7 @@ int8 already. Ops that copy or pool keep their input's kind.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,17 +15,18 @@ from torch import fx
 
 from qcompiler.compile.pass_manager import Context
 from qcompiler.compile.settings import Settings
-from qcompiler.config.qconfig import mode_of
+from qcompiler.config.qconfig import QConfig, leaves_activations, leaves_weights, mode_of
 from qcompiler.config.qconfig_mapping import Rule
 from qcompiler.config.qconfig_of_call import calls_a_module, rule_of_call
 from qcompiler.errors import ConfigError, UnsupportedOpError
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.types import QUANT, Mode, Quant, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
+from qcompiler.observers import default_dynamic_quant_observer
 from qcompiler.observers.weights import check_axis, check_tied
 from qcompiler.ops.arguments import SIZES, activations, changes
 from qcompiler.ops.functional import getitem
-from qcompiler.ops.obstacles import COMPUTED_WEIGHT, Obstacle
+from qcompiler.ops.obstacles import COMPUTED_WEIGHT, FLOAT_ACTIVATIONS, FLOAT_WEIGHTS, Obstacle
 from qcompiler.ops.reasons import no_row
 from qcompiler.ops.spec import Op, Output, Role
 from qcompiler.ops.state_nodes import is_read, is_write
@@ -136,7 +137,11 @@ def _decide(node: fx.Node, context: Context, seen: _Seen) -> Quant:
     qconfig = None if is_kept else found
     if qconfig is not None and _is_custom(node, context):
         return Quant(int8=True, qconfig=qconfig)
+    if qconfig is not None and node.name in context.settings.dynamic:
+        qconfig = _dynamic(qconfig)
     mode = mode_of(qconfig) if qconfig is not None else None
+    if qconfig is not None and row is not None and row.weights(node) and leaves_weights(qconfig):
+        return _quant(FLOAT_WEIGHTS, qconfig)
     if qconfig is not None and row is not None and (mode or context.target.default_mode(row)):
         return _decide_mode(node, row, qconfig, mode, context)
     why = _obstacle(node, row, qconfig, context)
@@ -146,6 +151,11 @@ def _decide(node: fx.Node, context: Context, seen: _Seen) -> Quant:
     if why is None and row is not None and not _vanishes(row, node):
         why = context.target.refuses(row, node)
     return _quant(why, qconfig, int8=why is None)
+
+
+def _dynamic(qconfig: QConfig) -> QConfig:
+    """The qconfig with which the op's input is rounded at run time."""
+    return replace(qconfig, activation=default_dynamic_quant_observer)
 
 
 def _quant(why: Obstacle | None, qconfig: object, int8: bool = False, mode: Mode | None = None) -> Quant:
@@ -208,7 +218,7 @@ def _is_finite(node: fx.Node) -> bool:
     return bool(torch.isfinite(attribute(module, str(node.target))).all())
 
 
-def _obstacle(node: fx.Node, row: Op | None, qconfig: object, context: Context) -> Obstacle | None:
+def _obstacle(node: fx.Node, row: Op | None, qconfig: QConfig | None, context: Context) -> Obstacle | None:
     """Why the node cannot be int8, or None."""
     inputs = list(activations(context.table, node))
     if row is None:
@@ -217,6 +227,8 @@ def _obstacle(node: fx.Node, row: Op | None, qconfig: object, context: Context) 
         return _no_form(row)
     if qconfig is None:
         return Obstacle("qconfig-none", "its qconfig is None")
+    if leaves_activations(qconfig):
+        return FLOAT_ACTIVATIONS
     if not inputs or not (is_float(node) or value_of(node).dtype is None):
         return Obstacle("not-float32", "it does not compute float32 values")
     if any(value_of(i).dtype not in (torch.float32, None) for i in inputs):

@@ -7,24 +7,26 @@ unless a consumer's kernel adds in 16 bits without a way to prove that it cannot
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import fx
 
 from qcompiler.compile.pass_manager import Context
-from qcompiler.errors import CalibrationError
+from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.ir.groups import members_of
 from qcompiler.ir.types import QUANT, QParams, Stage, quant_of
 from qcompiler.ir.verify import where
-from qcompiler.observers.ranges import floored, is_constant, overflows
+from qcompiler.observers.affine import Rule, choose_qparams
+from qcompiler.observers.base import EPS, ObserverBase
+from qcompiler.observers.ranges import WIDE, WIDE_RANGE, floored, is_constant, overflows
 from qcompiler.observers.watch import Watch
-from qcompiler.ops.arguments import activations
+from qcompiler.ops.arguments import activations, is_int8_join
 from qcompiler.ops.obstacles import UNCALIBRATED
 from qcompiler.ops.spec import Output
 from qcompiler.ops.stays_float import spread
-
-WIDE = "its observer gives 8 bits whatever is asked, and a kernel that takes them adds in 16 bits here: large sums are cut off"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class FreezeQParams:
         members = members_of(gm.graph)
         narrow = {} if context.trains else _narrow(gm, members, context)  # decided before training where there was one
         found: dict[int, QParams] = {}
+        ranges = _corrected(gm, watches, context)
         for watch, module in watches.items():
             source = watch.args[0]
             group = quant_of(source).group  # type: ignore[arg-type]
@@ -49,9 +52,9 @@ class FreezeQParams:
             if narrow.get(group):
                 observer = copy.deepcopy(observer)  # the prepared module may hold it as well
                 observer.set_reduce_range(True)
-            found[group] = observer.qparams().unsigned()
+            found[group] = (_of_range(observer, ranges[group]) if group in ranges else observer.qparams()).unsigned()
             if narrow.get(group) and found[group].quant_max - found[group].quant_min > 127:
-                context.remark(self.name, "wide-range", WIDE, source)
+                context.remark(self.name, WIDE_RANGE, WIDE, source)
             _remark_range(observer, source, context)
         for watch in watches:
             watch.replace_all_uses_with(watch.args[0])  # type: ignore[arg-type]
@@ -62,6 +65,32 @@ class FreezeQParams:
         for node, why in spread(gm.graph, context.table) if kept else ():
             context.keep_float(self.name, node, why)
         return bool(watches) or kept
+
+
+def _corrected(gm: fx.GraphModule, watches: Iterable[fx.Node], context: Context) -> dict[int, tuple[float, float]]:
+    """The ranges that the user gives, by group. Raises ConfigError where a value has a fixed one, or its group two."""
+    given, found = context.settings.corrections.ranges, dict[int, tuple[float, float]]()
+    observed = {quant_of(watch.args[0]).group for watch in watches}  # type: ignore[arg-type]
+    for node in [n for n in gm.graph.nodes if n.name in given]:
+        group, ends = quant_of(node).group, given[node.name]
+        if group is None:
+            context.remark("freeze_qparams", "correction-unused", f"%{node.name} is not quantized: its corrected range has no use", node)
+            continue
+        if group not in observed or found.setdefault(group, ends) != ends:
+            why = "shares its steps with a value of another range in them" if group in observed else "has a range that its op fixes"
+            raise ConfigError(f"corrections give a range of %{node.name}, which {why}", code="correction", where=where(node))
+        node.meta[QUANT] = quant_of(node).with_(corrected=(*quant_of(node).corrected, "range"))
+        context.remark("freeze_qparams", "corrected", f"corrections gave its range, {ends[0]:g} to {ends[1]:g}", node)
+    return found
+
+
+def _of_range(observer: ObserverBase, ends: tuple[float, float]) -> QParams:
+    """What the observer would choose for the range."""
+    own = observer.qparams()
+    rule = Rule(own.dtype, observer.qscheme or torch.per_tensor_affine, own.quant_min, own.quant_max,
+                float(getattr(observer, "eps", EPS)), bool(getattr(observer, "has_customized_qrange", False)))  # fmt: skip
+    scale, zero_point = choose_qparams(torch.tensor(ends[0]), torch.tensor(ends[1]), rule)
+    return replace(own, scale=float(scale.item()), zero_point=int(zero_point.item()))
 
 
 def _copied_groups(gm: fx.GraphModule, context: Context) -> list[tuple[fx.Node, int, int]]:
@@ -97,14 +126,9 @@ def _narrow(gm: fx.GraphModule, members: dict[int, list[fx.Node]], context: Cont
     for _, own, of_source in reversed(_copied_groups(gm, context)):
         narrow[of_source] = narrow[of_source] or narrow[own]
     for node in reversed(gm.graph.nodes):
-        if _is_cat(node, context) and narrow[quant_of(node).group]:  # type: ignore[index]
+        if is_int8_join(node, context.table) and narrow[quant_of(node).group]:  # type: ignore[index]
             narrow.update(dict.fromkeys(_of_cats_alone(node, members, context), True))
     return narrow
-
-
-def _is_cat(node: fx.Node, context: Context) -> bool:
-    row = context.table.of(node)
-    return row is not None and row.output is Output.JOIN and quant_of(node).int8
 
 
 def _of_cats_alone(cat: fx.Node, members: dict[int, list[fx.Node]], context: Context) -> list[int]:
@@ -116,7 +140,8 @@ def _of_cats_alone(cat: fx.Node, members: dict[int, list[fx.Node]], context: Con
         nodes = members.get(group, []) if group is not None else []
         users = [user for node in nodes for user in _takers(node) if user.op != "call_module"]
         row = context.table.of(nodes[0]) if nodes else None
-        if nodes and not (row is not None and row.output is Output.FIXED) and all(_is_cat(u, context) or u in nodes for u in users):
+        is_fixed = row is not None and row.output is Output.FIXED
+        if nodes and not is_fixed and all(is_int8_join(u, context.table) or u in nodes for u in users):
             found.append(group)
     return found  # type: ignore[return-value]
 
@@ -143,6 +168,11 @@ def _require_data(watches: dict[fx.Node, Any], context: Context, gm: fx.GraphMod
     empty = [n for n, module in watches.items() if not module.observer.observed]
     if not empty:
         return False
+    silent = next((n for n in empty if not watches[n].observer.measures), None)
+    if silent is not None:
+        text = f"the activation of this node's qconfig makes a {type(watches[silent].observer).__name__}, which gives no scales"
+        raise ConfigError(text, code="no-qparams", where=where(silent.args[0]),  # type: ignore[arg-type]
+                          hint="to convert, calibrate under a qconfig whose observers measure ranges")  # fmt: skip
     if len(empty) == len(watches):
         raise CalibrationError(f"0 of {len(watches)} observers saw data", code="not-calibrated",
                                hint="call the module that prepare_fx returned (not the original model) with data first")  # fmt: skip

@@ -38,7 +38,8 @@ class InsertFakeQuants:
         for node in list(gm.graph.nodes):
             row = context.table.of(node)
             mode = quant_of(node).mode
-            if row is not None and row.weight is not None and quant_of(node).int8:
+            folds = mode is Mode.WEIGHT_ONLY and row is not None and row.eval_form is not None  # what is stored is the folded weight
+            if row is not None and row.weight is not None and (quant_of(node).int8 or folds):
                 weights.insert(node, row, row.weight)
             elif row is not None and mode is Mode.WEIGHT_ONLY:
                 for weight in row.weights(node):

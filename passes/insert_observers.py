@@ -20,6 +20,7 @@ from qcompiler.ir.groups import members_of
 from qcompiler.ir.names import add_named
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, QParams, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
+from qcompiler.observers.ranges import WIDE, WIDE_RANGE, is_wide
 from qcompiler.observers.watch import Watch, WatchKey
 from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.spec import Op, Output
@@ -76,6 +77,8 @@ def _fake_quant(node: fx.Node, members: list[fx.Node], qparams: QParams | None, 
         hold_each_batch(made)
     if qparams is None and context.needs_7_bits(members):
         made.set_reduce_range(True)
+        if is_wide(made):
+            context.remark("insert_observers", WIDE_RANGE, WIDE, node)
     return FakeQuantWatch(made, where(node))
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, fx
 
 from qcompiler.compile.pass_manager import Context
 from qcompiler.config.qconfig_of_op import channel_axis, weight_observer
-from qcompiler.errors import NumericsError
+from qcompiler.errors import ConfigError, NumericsError
 from qcompiler.ir.attributes import attribute, get_attr, set_attribute
+from qcompiler.ir.names import user_path
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Mode, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.ranges import empty_channels, floored
@@ -33,6 +34,9 @@ from qcompiler.ops.reference import (
 )
 from qcompiler.ops.spec import Op
 from qcompiler.target import WeightLimit
+
+ENLARGED = ("the weight was trained with scales at which the kernel's 16-bit sums could overflow: they are enlarged, results differ from "
+            "training")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,9 @@ class _Weights:
         self.floats: dict[str, Tensor] = {}  # by path, as they were: the module's are replaced on the way
 
     def quantize(self, node: fx.Node, row: Op, weight: fx.Node) -> None:
-        axis, limit = channel_axis(row, quant_of(node).qconfig), self.context.target.weight_limit(row, node)
-        kind = (axis, limit, quant_of(node).mode in (Mode.HALF, Mode.FOUR_BIT), self._observer(node).dtype, quant_of(node).weight)
+        trained, limit = quant_of(weight).weight, self.context.target.weight_limit(row, node)
+        axis = channel_axis(row, quant_of(node).qconfig) if trained is None else trained.channel_axis
+        kind = (axis, limit, quant_of(node).mode in (Mode.HALF, Mode.FOUR_BIT), self._observer(node).dtype, trained)
         key = (str(weight.target), *kind)
         if key not in self.done:
             self.done[key] = self._make(node, weight, axis, limit, kind)
@@ -119,19 +124,27 @@ class _Weights:
         gm, path = self.gm, str(weight.target)
         value = self.floats.setdefault(path, attribute(gm, path).detach())
         tied = (value.data_ptr(), value.shape, value.stride(), *kind)
-        if tied not in self.made:
-            self.made[tied] = self._tensors(node, value, axis, limit)
+        kept = self._path(weight)
+        scales = self.context.settings.corrections.scales.get(user_path(gm, kept))
+        if tied not in self.made or scales is not None:
+            self.made[tied] = self._tensors(node, weight, axis, limit, scales)
         tensors = self.made[tied]
         suffixes = ("", "_scale", "_zero_point")[: len(tensors)]
-        kept = f"{path}_int8" if _has_float_users(self.context, weight) else path
-        while kept != path and hasattr(gm.get_submodule(kept.rpartition(".")[0]), kept.rpartition(".")[2]):
-            kept += "_"
         first = min(weight.users)  # nodes compare by their place in the graph
         with gm.graph.inserting_before(first):
             for suffix, tensor in zip(suffixes, tensors, strict=True):
                 set_attribute(gm, f"{kept}{suffix}", tensor)
             parts = [get_attr(gm, f"{kept}{suffix}", source_of(node)) for suffix in suffixes]
             return self._float(weight, parts, axis, quant_of(node).mode)
+
+    def _path(self, weight: fx.Node) -> str:
+        """Where the integers stand: under the weight's name, or beside it where the floats are kept."""
+        path = kept = str(weight.target)
+        if _has_float_users(self.context, weight):
+            kept = f"{path}_int8"
+            while hasattr(self.gm.get_submodule(kept.rpartition(".")[0]), kept.rpartition(".")[2]):
+                kept += "_"
+        return kept
 
     def _float(self, weight: fx.Node, parts: list[fx.Node], axis: int | None, mode: Mode | None) -> fx.Node:
         """The node with the weight's float32 values."""
@@ -143,31 +156,27 @@ class _Weights:
             parts[0] = _call(self.gm, weight, unpack_4bit, (parts[0], columns), f"{weight.name}_codes", torch.uint8)
         return _call(self.gm, weight, dequantize_weight, (*parts, axis), name, torch.float32)
 
-    def _tensors(self, node: fx.Node, value: Tensor, axis: int | None, limit: WeightLimit | None) -> tuple[Tensor, ...]:
-        """What is stored: the float16 weight, or codes, scale and zero point."""
-        mode = quant_of(node).mode
+    def _tensors(self, node: fx.Node, weight: fx.Node, axis: int | None, limit: WeightLimit | None, given: Tensor | None
+                 ) -> tuple[Tensor, ...]:  # fmt: skip
+        """What is stored: the float16 weight, or codes, scale and zero point. `given`: the user's scales."""
+        mode, trained, value = quant_of(node).mode, quant_of(weight).weight, self.floats[str(weight.target)]
         if mode is Mode.HALF:
             return (_halved(node, value),)
-        p = self._qparams(node, value, axis)
+        p = trained or self._observed(node, value, axis)
+        p = p.signed() if mode in (None, Mode.DYNAMIC) else p  # such kernels take int8 weights; others read the codes of either
         scale, zero_point = torch.tensor(p.scale, dtype=torch.float64).reshape(-1), torch.tensor(p.zero_point).reshape(-1)
         zero_point = zero_point.double() if zero_point.is_floating_point() else zero_point.to(torch.int64)
+        scale = scale if given is None else _checked(given, scale, node)
         if limit is not None:
             safe = limit.qparams(value, scale, zero_point, p.quant_max)
-            self._remark_other(node, (scale, zero_point), safe)
+            if given is not None and not torch.equal(scale, safe[0]):
+                raise ConfigError(f"the scales of {weight.target} in corrections could overflow the kernel's 16-bit sums",
+                                  code="correction", where=where(node), hint="larger ones, or none: then safe ones are found")  # fmt: skip
+            if trained is not None and not all(map(torch.equal, (scale, zero_point), safe)):
+                self.context.remark("insert_quantize_dequantize", "weight-scale", ENLARGED, node)
             scale, zero_point = safe
         codes = quantize_weight(value, scale, zero_point, axis, p.quant_min, p.quant_max, p.dtype)
         return pack_4bit(codes) if mode is Mode.FOUR_BIT else codes, scale, zero_point
-
-    def _remark_other(self, node: fx.Node, given: tuple[Tensor, Tensor], safe: tuple[Tensor, Tensor]) -> None:
-        """Notes where a weight cannot keep the qparams that training gave it."""
-        if quant_of(node).weight is not None and not all(map(torch.equal, given, safe)):
-            self.context.remark("insert_quantize_dequantize", "weight-scale", "the weight was trained with scales at which the kernel's "
-                                "16-bit sums could overflow: they are enlarged, results differ from training", node)  # fmt: skip
-
-    def _qparams(self, node: fx.Node, value: Tensor, axis: int | None) -> QParams:
-        p = quant_of(node).weight or self._observed(node, value, axis)
-        on_integers = quant_of(node).mode in (None, Mode.DYNAMIC)  # such kernels take int8 weights; others read the codes of either
-        return p.signed() if on_integers else p
 
     def _observed(self, node: fx.Node, value: Tensor, axis: int | None) -> QParams:
         observer = self._observer(node)
@@ -182,6 +191,14 @@ class _Weights:
             if text:
                 self.context.remark("insert_quantize_dequantize", code, f"weight {text}", node)
         return qparams
+
+
+def _checked(given: Tensor, own: Tensor, node: fx.Node) -> Tensor:
+    """Scales that the user gives in the place of `own`."""
+    if given.shape != own.shape or given.dtype is not own.dtype or not bool((given > 0).all()):
+        text = f"the scales in corrections are {given.dtype}{list(given.shape)}, and must be {own.dtype}{list(own.shape)} above 0"
+        raise ConfigError(text, code="correction", where=where(node), hint="corrections fit the model that they were made from")
+    return given
 
 
 def _halved(node: fx.Node, value: Tensor) -> Tensor:

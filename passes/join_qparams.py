@@ -20,7 +20,7 @@ from torch import fx
 from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.groups import members_of
 from qcompiler.ir.types import QUANT, QParams, Stage, quant_of
-from qcompiler.ops.arguments import activations
+from qcompiler.ops.arguments import activations, is_int8_join
 from qcompiler.ops.spec import Output
 
 NAME = "join_qparams"
@@ -79,7 +79,7 @@ class _Joining:
 
     def run(self) -> bool:
         for node in self.gm.graph.nodes:
-            if self._is_cat(node):
+            if is_int8_join(node, self.table):
                 self._cat(node)
         joined = [g for g in self.members if g in self.sets.parents]
         for group in joined:
@@ -125,8 +125,4 @@ class _Joining:
 
     def _feeds_cats_alone(self, group: int) -> bool:
         users = (user for node in self.members[group] for user in node.users)
-        return all(quant_of(u).group == group or self._is_cat(u) for u in users)
-
-    def _is_cat(self, node: fx.Node) -> bool:
-        row = self.table.of(node)
-        return row is not None and row.output is Output.JOIN and quant_of(node).int8
+        return all(quant_of(u).group == group or is_int8_join(u, self.table) for u in users)

@@ -91,7 +91,11 @@ def _factor(widest: float, low: float, high: float) -> float:
 def _common(node: fx.Node, parts: tuple[Part, ...], ranges: list[tuple[float, float]], factors: list[float]) -> QParams:
     """Qparams that hold every part times its factor, in the fewest codes that one of them may have."""
     known = [p for p in (quant_of(n).qparams for n in (node, *(n for part in parts for n in part.nodes))) if p is not None]
-    narrow = min(known, key=lambda p: p.quant_max - p.quant_min)
+    whole, narrow = known[0], min(known, key=lambda p: p.quant_max - p.quant_min)
+    if max(factors) == 1:  # what was observed of the whole: the ranges of parts are wider by what their zero points were rounded
+        if whole.quant_max - whole.quant_min == narrow.quant_max - narrow.quant_min:
+            return whole
+        ranges, factors = [whole.range], [1.0]
     low = min(low * k for (low, _), k in zip(ranges, factors, strict=True))
     high = max(high * k for (_, high), k in zip(ranges, factors, strict=True))
     scale = (high - low) / (narrow.quant_max - narrow.quant_min)

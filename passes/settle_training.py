@@ -18,7 +18,7 @@ from qcompiler.errors import NumericsError
 from qcompiler.ir.attributes import attribute, bias_path, drop_unused_modules, set_parameter
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
-from qcompiler.ops.batch_norm import fold
+from qcompiler.ops.batch_norm import Layout, Norm, fold
 from qcompiler.ops.spec import Op
 from qcompiler.qat.of_model import of_model_alone, value_now
 from qcompiler.qat.sites import HOLDER, FakeQuantWatch, round_like
@@ -97,13 +97,12 @@ def _switch_on(module: object) -> None:
 
 
 def _settle_weight(gm: fx.GraphModule, node: fx.Node) -> None:
-    """w' = fake_quant(w), under the name of w; the ops that take it note the qparams."""
+    """w' = fake_quant(w), under the name of w, where its qparams are noted: an op may take several."""
     weight: Any = node.args[0]
     values, qparams = _quantized(node, gm.get_submodule(str(node.target)), attribute(gm, str(weight.target)).detach())
     with gm.graph.inserting_before(node):
         settled = set_parameter(gm, node, str(weight.target), values)
-    for user in node.users:
-        user.meta[QUANT] = quant_of(user).with_(weight=qparams)
+    settled.meta[QUANT] = quant_of(settled).with_(weight=qparams)
     node.replace_all_uses_with(settled)
     gm.graph.erase_node(node)
 
@@ -115,8 +114,8 @@ def _fold(gm: fx.GraphModule, node: fx.Node, plain: Op) -> None:
     weight, bias, mean, var, gamma, beta = tensors
     _check(node, mean, var, node.kwargs.get("eps", 1e-5))
     groups = node.kwargs.get("groups", 1)
-    made: Any = {"eps": node.kwargs.get("eps", 1e-5), "weight_axis": int(plain.weight_axis == 1), "groups": groups}
-    weight, bias = fold(weight, bias, mean, var, gamma, beta, **made)
+    norm = Norm(mean, var, gamma, beta, node.kwargs.get("eps", 1e-5))  # type: ignore[arg-type]
+    weight, bias = fold(weight, bias, norm, Layout(int(plain.weight_axis == 1), groups))  # type: ignore[arg-type]
     held: Any = node.kwargs.get("fake_quant")
     qparams = None
     if held is not None:
@@ -126,7 +125,8 @@ def _fold(gm: fx.GraphModule, node: fx.Node, plain: Op) -> None:
     with gm.graph.inserting_before(node):
         parameters = set_parameter(gm, node, path, weight), set_parameter(gm, node, bias_path(args[2], path), bias)
         conv = gm.graph.create_node("call_function", plain.fn, (args[0], *parameters), kwargs)
-    conv.meta[VALUE], conv.meta[SOURCE], conv.meta[QUANT] = node.meta[VALUE], source_of(node), quant_of(node).with_(weight=qparams)
+    conv.meta[VALUE], conv.meta[SOURCE], conv.meta[QUANT] = node.meta[VALUE], source_of(node), quant_of(node)
+    parameters[0].meta[QUANT] = quant_of(parameters[0]).with_(weight=qparams)
     name = node.name
     node.replace_all_uses_with(conv)
     gm.graph.erase_node(node)

@@ -10,7 +10,7 @@ from qcompiler.compile.rewrite import Link, Match, Reject, Rule
 from qcompiler.ir.attributes import attribute, bias_path, set_parameter
 from qcompiler.ir.types import value_of
 from qcompiler.ir.verify import where
-from qcompiler.ops.batch_norm import channels_of, check_statistics, fold
+from qcompiler.ops.batch_norm import Layout, Norm, channels_of, check_statistics, fold
 from qcompiler.ops.spec import CONVOLUTIONS, Family, Op
 
 
@@ -77,9 +77,12 @@ def _can_fold(match: Match, conv: fx.Node, bn: fx.Node) -> None:
 def _fold(match: Match, conv: fx.Node, bn: fx.Node) -> None:
     weight, bias = check_bias(match, conv)
     mean, var, gamma, beta, eps = _statistics(match, bn)
-    exact = (None if t is None else t.double() for t in (weight, bias, mean, var, gamma, beta))
-    layout = {"weight_axis": int(match.row(conv).weight_axis == 1), "groups": _groups(conv)}
-    folded, new_bias = fold(*exact, eps=eps, **layout)  # type: ignore[arg-type]
+
+    def exact(tensor: Any) -> Any:
+        return None if tensor is None else tensor.double()
+
+    norm = Norm(exact(mean), exact(var), exact(gamma), exact(beta), eps)
+    folded, new_bias = fold(exact(weight), exact(bias), norm, Layout(int(match.row(conv).weight_axis == 1), _groups(conv)))
     path = str(conv.args[1].target)  # type: ignore[union-attr]
     with match.gm.graph.inserting_before(conv):
         w = set_parameter(match.gm, conv, path, folded.to(weight.dtype))
