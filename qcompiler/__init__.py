@@ -1,15 +1,20 @@
 """qcompiler: a graph-based quantization compiler for PyTorch. A float model in, a runnable int8 module out."""
 
 from qcompiler.api import (
+    autotune,
+    bench,
     calibrate,
     convert_fx,
     convert_to_reference_fx,
     explain,
+    export_onnx,
+    export_program,
     fuse_fx,
     prepare_fx,
     prepare_qat_fx,
     quantize,
     remarks,
+    scales,
 )
 from qcompiler.artifact import load, save
 from qcompiler.backends.native.export import export_c
@@ -33,9 +38,10 @@ from qcompiler.errors import (
 __all__ = [
     "ArtifactError", "CalibrationError", "ConfigError", "InputError", "NumericsError", "OutOfMemoryError", "QCompilerError", "QConfig",
     "QConfigMapping",
-    "TraceError", "UnsupportedOpError", "calibrate", "convert_fx", "convert_to_reference_fx", "explain", "export_c",
-    "export_source", "fuse_fx",
+    "TraceError", "UnsupportedOpError", "autotune", "bench", "calibrate", "convert_fx", "convert_to_reference_fx", "explain",
+    "export_c",
+    "export_onnx", "export_program", "export_source", "fuse_fx",
     "get_default_qat_qconfig", "get_default_qat_qconfig_mapping", "get_default_qconfig", "get_default_qconfig_mapping", "load",
-    "native_plan", "native_times", "prepare_fx", "prepare_qat_fx", "quantize", "remarks", "save",
+    "native_plan", "native_times", "prepare_fx", "prepare_qat_fx", "quantize", "remarks", "save", "scales",
 ]  # fmt: skip
 __version__ = "0.1.0"

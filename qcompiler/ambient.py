@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_map_only
@@ -16,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 from qcompiler.errors import ConfigError, out_of_memory
 
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M", bound=nn.Module)
 PLAIN = "__compiles_plainly__"  # on the functions that `in_plain_torch` made
 
 Setting = tuple[Callable[[], Any], Callable[[Any], None], Any]  # read, write, what a plain process has
@@ -174,3 +179,22 @@ def in_plain_torch(function: F) -> F:
 
     setattr(run, PLAIN, True)
     return run  # type: ignore[return-value]
+
+
+def copied_with_data(module: M) -> M:
+    """A copy of a module that is made while shapes alone are run: its tensors have data, and those of some classes cannot be copied
+    without (BatchNorm's buffers are such)."""
+    with unset_fake_temporarily():
+        return copy.deepcopy(module)
+
+
+@contextmanager
+def fake_tensors_in_silence() -> Iterator[None]:
+    """torch logs what an op says of sizes that it does not take; where shapes are tried, that is an answer."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    was = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = was

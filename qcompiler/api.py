@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import fx, nn
+from torch.export import ExportedProgram
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.choices import Choices
+from qcompiler.choices import Choices, choices_of
 from qcompiler.compile.pass_manager import Pass
 from qcompiler.compile.settings import Settings
+from qcompiler.config.corrections import Corrections
+from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
+from qcompiler.export.dims import DynamicShapes
 from qcompiler.ops.table import OPS, Table
+from qcompiler.tune.autotune import Task, search
+from qcompiler.tune.goal import Goal, check_numbers
+from qcompiler.tune.result import Tuned
+from qcompiler.tune.score import Metric
+from qcompiler.workflow.bench import Bench, Run, timed, variants
 from qcompiler.workflow.calibrate import calibrate
 from qcompiler.workflow.convert import Conversion, convert, reference
-from qcompiler.workflow.explain import explain, remarks
+from qcompiler.workflow.explain import explain, remarks, scales
+from qcompiler.workflow.export_onnx import export_onnx as write_onnx
+from qcompiler.workflow.export_program import export_program as program_of
 from qcompiler.workflow.first_batch import first_batch
 from qcompiler.workflow.fuse import fuse
 from qcompiler.workflow.prepare import prepare
@@ -112,19 +125,20 @@ def prepare_qat_fx(
 
 @in_plain_torch
 def convert_to_reference_fx(
-    prepared: object, *, allow_uncalibrated: str = "error", keep_float: Iterable[str] = (), debug: object = None
+    prepared: object, *, allow_uncalibrated: str = "error", keep_float: Iterable[str] = (),
+    corrections: Corrections | None = None, debug: object = None
 ) -> fx.GraphModule:  # fmt: skip
     """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors.
 
-    `keep_float`: as in convert_fx.
+    `keep_float`, `corrections`: as in convert_fx.
     """
-    return reference(prepared, keep_float, Conversion(allow_uncalibrated, debug))
+    return reference(prepared, keep_float, Conversion(allow_uncalibrated, debug), corrections)
 
 
 @in_plain_torch
 def convert_fx(
     prepared: Any, backend: str | None = None, *, convert_custom_config: Any = None, allow_uncalibrated: str = "error",
-    check_parity: bool = True, keep_float: Iterable[str] = (), debug: Any = None
+    check_parity: bool = True, keep_float: Iterable[str] = (), corrections: Corrections | None = None, debug: Any = None
 ) -> Executable:  # fmt: skip
     """Compiles a calibrated module of prepare_fx, or a trained one of prepare_qat_fx, to an int8 module for the CPU.
 
@@ -135,10 +149,11 @@ def convert_fx(
     whose kernel is off by more than a step takes another one, or floats, with a remark; after training that is an error
     (docs/qat.md). `keep_float`: what stays float after all, as if it had been prepared with a qconfig of None, without tracing or
     calibrating again: paths of modules, patterns of these (globs, or regular expressions as in a QConfigMapping), names of nodes as
-    explain has them. Raises CalibrationError where observers saw no data, ConfigError for a module that prepare_fx did not return, and
-    for a back end that cannot have what was decided, PassError where parity does not hold.
+    explain has them. `corrections`: codes, scales, biases, ranges and weights in place of those that convert finds (qcompiler.tune).
+    Raises CalibrationError where observers saw no data, ConfigError for a module that prepare_fx did not return, for corrections that
+    do not fit, and for a back end that cannot have what was decided, PassError where parity does not hold.
     """
-    return convert(prepared, keep_float, Conversion(allow_uncalibrated, debug, backend, convert_custom_config, check_parity))
+    return convert(prepared, keep_float, Conversion(allow_uncalibrated, debug, backend, convert_custom_config, check_parity), corrections)
 
 
 @in_plain_torch
@@ -158,6 +173,114 @@ def quantize(
     return module
 
 
+@in_plain_torch
+def bench(
+    model: nn.Module, data: Any, *, modules: Mapping[str, nn.Module] | None = None, backends: Sequence[str] | None = None,
+    scripted: bool = True, rounds: int = 50, warmup: int = 5, threads: int | None = None, **options: Any
+) -> Bench:  # fmt: skip
+    """Times a float model, what each back end makes of it, and their scripts, in turn in one run, on the first batch of `data`.
+
+    `data`: as calibrate takes it; all of it calibrates. `backends`: None for torch and native, the latter where a C compiler is. A
+    converted or loaded model is timed as it is, with its script. `modules`: more to time, by name. `scripted`: whether torch.jit.script's
+    are timed. `rounds`: calls of each that count, behind `warmup`; `threads` of torch, None for those that are set. `options` go to
+    quantize. Medians, 5 % and 95 % quantiles in milliseconds, of wall time and of the processor time of all threads; a note where other
+    processes kept the machine busy. Raises ConfigError, InputError as quantize does.
+    """
+    kept, _, _ = first_batch(data)
+    quiet = {"progress": False} | options
+
+    def make(backend: str) -> nn.Module:
+        return quantize(model, kept, backend=backend, **quiet)
+
+    found, left_out = variants(model, make, backends, scripted)
+    return timed({**found, **(modules or {})}, kept, Run(rounds, warmup, threads), left_out)
+
+
+@in_plain_torch
+def autotune(
+    model: nn.Module,
+    data: object,
+    *,
+    metric: Metric | None = None,
+    target: float | str | None = None,
+    latency: float | str | None = None,
+    seconds: float = 120.0,
+    holdout: float = 0.25,
+    seed: int = 0,
+    backend: str = "torch",
+    log: str | Path | None = None,
+    progress: bool = True,
+    example_kwargs: object = None,
+    **options: object,
+) -> Tuned:
+    """The most accurate int8 module of a float model that a search finds, without labels: `print` shows what it tried and what helped.
+
+    The model is traced and calibrated once. Corrections of it are tried in turn, each where it can help, and taken where data that was
+    kept out gains 0.3 dB at least and the answers do not change beyond their standard error. What `quantize` gives is the fallback.
+    `data`: batches as `calibrate` takes them, two at least; `holdout`, a share of them drawn with `seed`, is kept out of ranges and
+    corrections. `metric(outputs, batch)` gives a number, larger is better; batches are then pairs of inputs and labels. `target`: what
+    is enough, in the metric's unit, without one in dB ("25dB": in dB in any case); the search ends there. `latency`: what a held-out
+    batch may take at most, in ms, or "0.5x", in parts of the float model's time. `seconds`: a bound on all of it: a step that cannot end
+    in time is not begun, or done on less data; what `quantize` does is done in any case. `log`: a file from which an interrupted search
+    goes on. An interrupt (Ctrl-C) ends the search with the best so far. `options`: those of prepare_fx.
+    Raises ConfigError before the work for arguments that mean nothing, CalibrationError for fewer than two batches, and what prepare_fx
+    and convert_fx raise.
+    """
+    check_numbers(seconds, holdout, seed)
+    if metric is not None and not callable(metric):
+        raise ConfigError(f"metric is a function of outputs and batch, not a {type(metric).__name__}", code="tune-metric")
+    goal = Goal.of(target, latency, metric is not None)
+    task = Task(goal, metric, seconds, holdout, seed, log, progress)
+    return search(model, data, task, choices_of(backend=backend, **options), example_kwargs)
+
+
+@in_plain_torch
+def export_onnx(
+    module: nn.Module, path: str | os.PathLike[str], *, opset: int | None = None, dynamic_shapes: DynamicShapes = None
+) -> Path:  # fmt: skip
+    """Writes a calibrated module of prepare_fx, or a trained one of prepare_qat_fx, as an ONNX file with QuantizeLinear and
+    DequantizeLinear, which ONNX Runtime, OpenVINO and others run in int8; returns the path.
+
+    `module`: prepared with `backend="onnx"` for the most int8 and the fewest surprises, but any other back end will do; a graph of
+    convert_to_reference_fx is written as it is. `opset`: 18 to 23, default 18. `dynamic_shapes`: which sizes of the inputs may change, as
+    `{"x": {0: "batch"}}` or `{"x": ("batch", None, "height", "width")}`; None: all that the model lets change, under the names that
+    docs/quantized.md has; `{}`: none. Inputs and results have the names of the model, those in containers by their path. Tensors beyond
+    2 GB stand beside the file, in `<name>.data`. Needs the extra `onnx`.
+    Raises UnsupportedOpError with every call that has no ONNX form, ConfigError for settings, for a converted module and where the extra is
+    missing, CalibrationError as convert_fx does, ArtifactWriteError.
+    """
+    return write_onnx(module, path, opset, dynamic_shapes)
+
+
+@in_plain_torch
+def export_program(module: nn.Module, *, dynamic_shapes: DynamicShapes = None, ops: str = "aten") -> ExportedProgram:
+    """The torch.export.ExportedProgram of a calibrated module of prepare_fx, or a trained one of prepare_qat_fx.
+
+    `torch.export.save` writes it as a `.pt2` file that needs torch alone. Weights stay int8; int8 ops stand between rounding to codes and
+    reading them back. `module`: prepared with `backend="reference"` for the most int8, but any other back end will do; a graph of
+    convert_to_reference_fx is taken as it is. `dynamic_shapes`: which sizes of the inputs may change, as `{"x": {0: "batch"}}` or
+    `{"x": ("batch", None)}`, with a torch.export.Dim for a name where the size has ends; None: all that the model lets change; `{}`: none.
+    `ops`: "aten" spells the rounding in plain ops, with the bits of the graph of convert_to_reference_fx; "quantized_decomposed" in the ops
+    that ExecuTorch, XNNPACK and Inductor look for, where the process has registered them. LSTM and GRU compute in floats.
+    Warns of a size that torch.export holds fixed. Raises UnsupportedOpError for a call that it cannot take, ConfigError for settings and
+    for a converted module, CalibrationError as convert_fx does.
+    """
+    return program_of(module, dynamic_shapes, ops)
+
+
 __all__ = [
-    "calibrate", "convert_fx", "convert_to_reference_fx", "explain", "fuse_fx", "prepare_fx", "prepare_qat_fx", "quantize", "remarks",
+    "autotune",
+    "bench",
+    "calibrate",
+    "convert_fx",
+    "convert_to_reference_fx",
+    "explain",
+    "export_onnx",
+    "export_program",
+    "fuse_fx",
+    "prepare_fx",
+    "prepare_qat_fx",
+    "quantize",
+    "remarks",
+    "scales",
 ]  # fmt: skip

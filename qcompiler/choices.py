@@ -14,7 +14,9 @@ from qcompiler.compile.settings import Settings
 from qcompiler.config.backend_config import as_backend_config
 from qcompiler.config.custom_config import PrepareCustomConfig, as_config
 from qcompiler.config.qconfig_mapping import QConfigMapping, as_mapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
+from qcompiler.errors import ConfigError
 from qcompiler.inputs.checks import check_eval, check_model, check_training
+from qcompiler.inputs.near_names import near_names
 from qcompiler.ir.types import Stage
 from qcompiler.ops.table import OPS, Table
 from qcompiler.qat.ops import training_table
@@ -42,6 +44,15 @@ class Choices(TypedDict, total=False):
     backend: str
     engine: str | None
     isa: str | None
+
+
+def choices_of(**options: object) -> Choices:
+    """The options of prepare_fx by name. Raises ConfigError for others."""
+    if unknown := sorted(set(options) - set(Choices.__annotations__)):
+        near = near_names(unknown[0], sorted(Choices.__annotations__))
+        raise ConfigError(f"there is no option {unknown[0]}", code="option", hint=f"did you mean {', '.join(near)}?" if near else None)
+    made: Choices = options  # type: ignore[assignment]
+    return made
 
 
 def settings_for(model: nn.Module, trains: bool = False, **choices: Unpack[Choices]) -> Settings:

@@ -21,7 +21,7 @@ from qcompiler.ir.types import ONLY_CHILD, SOURCE, source_of
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.state_nodes import held_names
 from qcompiler.ops.table import Table
-from qcompiler.trace import fold_parametrizations, trace
+from qcompiler.trace import TraceOptions, fold_parametrizations, trace
 from qcompiler.trace.parametrize import is_computed
 
 
@@ -77,8 +77,10 @@ def traced(
     inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
     copied = _plain_parameters(model, context)
     alone, is_leaf = _is_one_leaf(copied, context), _is_leaf(context.table, context.settings.custom)
-    found = trace(_Parent(copied) if alone else copied, inputs, example_kwargs, is_leaf=is_leaf, decompose=DECOMPOSE,
-                  concrete_args=context.settings.concrete_args, strict=context.settings.strict, trains=context.trains)  # fmt: skip
+    options = TraceOptions(is_leaf, DECOMPOSE, context.settings.strict, context.trains)
+    found = trace(
+        _Parent(copied) if alone else copied, inputs, example_kwargs, options=options, concrete_args=context.settings.concrete_args
+    )
     for note in found.remarks:
         context.journal.remarks.append(Remark("trace", note.kind, note.reason, note.where, note.where.node))
     if alone:

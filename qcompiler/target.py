@@ -26,6 +26,9 @@ class WeightLimit(Protocol):
     def qparams(self, weight: Tensor, scale: Tensor, zero_point: Tensor, quant_max: int) -> tuple[Tensor, Tensor]:
         """(scale, zero point) at which the weight is safe: those given where they are, larger scales where they are not."""
 
+    def holds(self, codes: Tensor) -> Tensor:
+        """Of each output channel of int8 codes, whether no activation overflows the sums: a bool tensor of one dimension."""
+
     def least_scale(self, weight: Tensor) -> Tensor:
         """Scales by channel from which on the symmetric weight is safe, in closed form: training moves weights all the time."""
 
@@ -73,6 +76,10 @@ class Target(Protocol):
 
     def activation_bits(self, row: Op, node: fx.Node) -> int:
         """How many bits the activations of an int8 op may use: 8, or 7 where partial sums could overflow with no way to prevent it."""
+
+    @property
+    def reduces_all(self) -> bool:
+        """Whether any convolution or linear may overflow: what is not followed to its consumers then has 7 bits."""
 
     def weight_limit(self, row: Op, node: fx.Node) -> WeightLimit | None:
         """What the kernel's partial sums ask of the op's weight; None where they hold every weight."""
@@ -128,6 +135,10 @@ class Neutral:
 
     def activation_bits(self, row: Op, node: fx.Node) -> int:
         return 8
+
+    @property
+    def reduces_all(self) -> bool:
+        return False
 
     def weight_limit(self, row: Op, node: fx.Node) -> WeightLimit | None:
         return None

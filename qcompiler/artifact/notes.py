@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from qcompiler.executable.noted import LARGEST, ROWS
 from qcompiler.files.faults import corrupt
 from qcompiler.inputs.checks import MARK
 from qcompiler.inputs.fingerprint import WEIGHTS
 from qcompiler.ir.items import ITEMS
 
-ROWS = "_qcompiler_rows"  # the rows of qcompiler.explain
+SAMPLE = "_qcompiler_sample"  # what its multiply-accumulates are counted for
 REMARKS = "_qcompiler_remarks"  # those of qcompiler.remarks
 PREFIX = "_qcompiler_"
 
 ROW: Mapping[str, type] = {
     "node": str, "op": str, "module_path": str, "source": str, "int8": bool, "reason": str, "macs": int, "counted": bool, "mode": str,
-    "code": str, "parameters": int,
+    "code": str, "parameters": int, "corrected": str,
 }  # fmt: skip
+SAMPLE_FIELDS: Mapping[str, type] = {"count": int, "shape": str}
 REMARK: Mapping[str, type] = {"pass": str, "code": str, "text": str}
 REMARK_OPTIONAL: Mapping[str, type] = {"node": str, "path": str, "location": str}
 
@@ -45,7 +47,9 @@ def _containers(data: Any) -> bool:
 
 _HOLDS: Mapping[str, Callable[[object], bool]] = {
     MARK: lambda data: data == "converted",
-    ROWS: lambda data: _list(data, {k: t for k, t in ROW.items() if k not in ("counted", "mode", "code", "parameters")}, ROW),
+    ROWS: lambda data: _list(data, {k: t for k, t in ROW.items() if k not in ("counted", "mode", "code", "parameters", "corrected")}, ROW),
+    SAMPLE: lambda data: _fields(data, SAMPLE_FIELDS, {}) and isinstance(data, dict) and data["count"] > 0,
+    LARGEST: lambda data: isinstance(data, dict) and all(type(k) is str and type(v) is int and 0 < v < 256 for k, v in data.items()),
     REMARKS: lambda data: _list(data, REMARK, REMARK_OPTIONAL),
     WEIGHTS: _checksums,
     ITEMS: _containers,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.ambient import in_plain_torch
+from qcompiler.artifact.foreign import foreign
 from qcompiler.artifact.forms import joined, tensors_of_form
 from qcompiler.artifact.header import entries_of, further_forms, parse_header, payload_of
 from qcompiler.artifact.layout import ALIGN, DIGEST, FORMAT, MAGIC, MAX_HEADER, PREFIX, Entry
@@ -137,7 +138,7 @@ def _prefix(file: IO[bytes], size: int, total: object) -> tuple[int, int, bytes]
         raise corrupt("prefix", f"a file of {size} bytes is too short")
     magic, major, minor, reserved, length, digest = PREFIX.unpack(_take(file, PREFIX.size, "prefix", total))
     if magic != MAGIC:
-        raise ArtifactError("corrupt at magic: this is not a file that qcompiler saved", code="artifact-magic")
+        raise foreign(magic)
     if major > FORMAT[0]:
         text = f"written by format {major}.{minor}; this qcompiler reads up to {FORMAT[0]}.{FORMAT[1]}"
         raise ArtifactVersionError(text, hint="upgrade qcompiler")

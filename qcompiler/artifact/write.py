@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qcompiler.artifact.foreign import check_name
 from qcompiler.artifact.layout import ALIGN, FORMAT, HEADER, MAGIC, MAX_HEADER, OTHER_BACKEND, PREFIX, SEVERAL_FORMS
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.executable import Executable
@@ -33,12 +34,14 @@ def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[
     """Writes the module to one file, atomically; the same module gives the same bytes.
 
     Returns the names that `load` will need in `modules=` (with a MissingModulesWarning where there are any). Raises
-    ArtifactWriteError, with what stood at `path` intact; ConfigError for anything but a compiled module.
+    ArtifactWriteError, with what stood at `path` intact; ConfigError for anything but a compiled module, and for a name that says another
+    format, such as `net.onnx`.
     """
     if not all(isinstance(form, Executable) for form in forms_of(module)):
         eager = getattr(module, MARK, None) == "converted"
         hint = "keep an eager model by its state_dict, torch.save or TorchScript" if eager else "convert_fx first"
         raise ConfigError(f"save takes a converted module of convert_fx, not {type(module).__qualname__}", code="save", hint=hint)
+    check_name(path)
     needed = tuple(dict.fromkeys(name for form in forms_of(module) for name in form._payload().needs))
     if needed:
         names = ", ".join(needed)

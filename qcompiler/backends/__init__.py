@@ -73,6 +73,7 @@ _PLACES: dict[str, str | Backend] = {
     "torch": "qcompiler.backends.torch.backend:BACKEND",
     "native": "qcompiler.backends.native.backend:BACKEND",
     "reference": "qcompiler.backends.reference:BACKEND",
+    "onnx": "qcompiler.export.onnx_qdq.target:BACKEND",
 }
 
 

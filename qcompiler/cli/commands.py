@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -17,10 +16,11 @@ from rich.table import Table
 from torch import nn
 
 import qcompiler
-from qcompiler.cli.data import IMAGENET_MEAN, IMAGENET_STD, Preprocess, about_files, find_batches, is_image, read_input
+from qcompiler.cli.calls import call, tensors
+from qcompiler.cli.data import IMAGENET_MEAN, IMAGENET_STD, Preprocess, about_files, is_image, read_input
 from qcompiler.cli.models import load_model
-from qcompiler.cli.target import Backend, EngineOption, mapping_for, target_options
 from qcompiler.errors import ConfigError, InputError, QCompilerError
+from qcompiler.timing import in_turn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,6 +48,7 @@ Modules = Annotated[
     list[str] | None,
     typer.Option("--module", help="`path=package.module:factory`: a float part of the model that the file refers to; repeatable."),
 ]
+RUNS = 9  # of `run`, for its time
 MEAN, STD = ",".join(map(str, IMAGENET_MEAN)), ",".join(map(str, IMAGENET_STD))
 
 
@@ -65,93 +66,9 @@ def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def preprocess(size: int, mean: str, std: str) -> Preprocess:
-    try:
-        channels = [tuple(float(v) for v in text.split(",")) for text in (mean, std)]
-    except ValueError as error:
-        raise ConfigError(f"--mean and --std are numbers with commas between: {error}", code="preprocess") from error
-    if any(len(c) not in (1, 3) for c in channels) or 0.0 in channels[1]:
-        raise ConfigError("--mean and --std take one or three numbers; no std is 0", code="preprocess")
-    return Preprocess(size=size, mean=channels[0], std=channels[1])
-
-
-def _note_random_weights(model: str, weights: str | None) -> None:
+def note_random_weights(model: str, weights: str | None) -> None:
     if model.startswith("torchvision:") and weights is None:
         stderr.print("note: without --weights a torchvision model has random weights; its answers mean nothing", style="yellow")
-
-
-@app.command()
-@clean_errors
-def quantize(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="`package.module:factory`, `file.py:factory` or `torchvision:NAME`.")],
-    calibrate: Annotated[Path, typer.Option(help="Folder of images, or of .npy / .pt files (one batch each), or one such file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
-    weights: Annotated[str | None, typer.Option(help="A state_dict file; for torchvision also a weight name such as DEFAULT.")] = None,
-    backend: Backend = "torch",
-    engine: EngineOption = None,
-    isa: Annotated[str | None, typer.Option(help="The oldest CPU that will run it: avx512_vnni, avx512, avx2. Default: this one.")] = None,
-    keep_float: Annotated[list[str] | None, typer.Option(help="Module path that stays float; repeatable.")] = None,
-    size: Size = 224,
-    mean: Mean = MEAN,
-    std: Std = STD,
-    batch: Annotated[int, typer.Option(help="Images per calibration batch.", min=1)] = 8,
-    limit: Annotated[int, typer.Option(help="Use at most this many files.", min=1)] = 256,
-    source: Annotated[Path | None, typer.Option(help="Also write the program as Python with its weights into this folder.")] = None,
-) -> None:
-    """Quantize MODEL on sample data and write the result to a file.
-
-    Calibration runs the float model on typical inputs to learn the range of every value: a hundred or two will do, of the
-    kind that the model will meet. No labels are needed.
-
-    `qcompiler quantize torchvision:mobilenet_v2 --weights mobilenet_v2.pth --calibrate photos/ --out mobilenet.qc`
-
-    `qcompiler quantize my_package.model:build --calibrate batches/ --out model.qc --keep-float head`
-    """
-    check_writable(out)
-    data = find_batches(calibrate, preprocess(size, mean, std), batch, limit)
-    float_model = load_model(model, weights)
-    _note_random_weights(model, weights)
-    target = target_options(backend, engine, isa)
-    mapping = mapping_for(target, keep_float)
-    start = time.perf_counter()
-    with about_files(data.images, size):
-        converted = qcompiler.quantize(float_model, data, mapping, progress=console.is_terminal, **target)
-    seconds = time.perf_counter() - start
-    qcompiler.save(converted, str(out))
-    table = _facts(model)
-    table.add_row("calibrated on", f"{len(data.files)} file{'s' * (len(data.files) != 1)} of {calibrate}")
-    table.add_row("multiply-accumulates in int8", f"{qcompiler.explain(converted).int8_mac_share:.1%}")
-    table.add_row("float weights", _megabytes(_tensor_bytes(float_model)))
-    table.add_row(f"{out}", _megabytes(out.stat().st_size))
-    if source is not None:
-        qcompiler.export_source(converted, str(source))
-        table.add_row(f"{source}", "Python source and weights")
-    table.add_row("time", f"{seconds:.1f} s")
-    console.print(table)
-    console.print(f"[dim]Next: qcompiler inspect {escape(str(out))}[/]", highlight=False)
-
-
-@app.command()
-@clean_errors
-def inspect(
-    file: Annotated[Path, typer.Argument(help="A file that `quantize` wrote.")],
-    modules: Modules = None,
-    code: Annotated[bool, typer.Option("--code", help="Print the program's Python source as well.")] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Print the layers, shapes and memory of a native module as well.")] = False,
-) -> None:
-    """Show what FILE holds: each op int8 or float, with the reason, and the share of multiply-accumulates in int8."""
-    converted = load(file, modules)
-    explanation = qcompiler.explain(converted)
-    console.print(explanation.table())
-    table = _facts(str(file))
-    table.add_row("size", _megabytes(file.stat().st_size))
-    table.add_row("tensors", str(len(converted.state_dict())))
-    table.add_row("multiply-accumulates in int8", f"{explanation.int8_mac_share:.1%}")
-    console.print(table)
-    if code:
-        console.print(str(getattr(converted, "code", "")), markup=False, highlight=False, soft_wrap=True)
-    if plan:
-        console.print(qcompiler.native_plan(converted), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("export-c")
@@ -200,17 +117,18 @@ def run(
     if out is not None:
         check_writable(out)
     names = _read_labels(labels)
-    value = read_input(input_file, preprocess(size, mean, std))
+    value = read_input(input_file, Preprocess.of(size, mean, std))
     converted = load(file, modules)
     with torch.inference_mode(), about_files(is_image(input_file), size):
-        start = time.perf_counter()
-        output = _call(converted, value)
-        seconds = time.perf_counter() - start
-    for path, tensor in _tensors(output):
+        output = call(converted, value)
+        timed = in_turn({"": lambda: call(converted, value)}, RUNS, warmup=1)[""]
+    for path, tensor in tensors(output):
         console.print(f"{path or 'output'}: {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}", highlight=False)
         if tensor.dim() == 2 and tensor.shape[1] > 1:
             console.print(_scores(tensor[0], min(top, tensor.shape[1]), names))
-    console.print(f"[dim]{seconds * 1000:.1f} ms, first run[/]", highlight=False)
+    wall = timed.wall
+    console.print(f"[dim]{wall.median:.1f} ms, median of {RUNS} warm runs ({wall.p5:.1f} to {wall.p95:.1f}); "
+                  f"{timed.processor.median:.1f} ms of processor time, threads: {torch.get_num_threads()}[/]", highlight=False)  # fmt: skip
     if out is not None:
         _write_output(output, out)
 
@@ -220,20 +138,6 @@ def load(file: Path, modules: list[str] | None) -> nn.Module:
     if bad := [path for path, sign, _ in pairs if not sign]:
         raise ConfigError(f"cannot read --module {bad[0]}", code="module-option", hint="--module path=package.module:factory")
     return qcompiler.load(str(file), modules={path: load_model(reference) for path, _, reference in pairs} or None)
-
-
-def _call(module: nn.Module, value: Any) -> Any:
-    if isinstance(value, dict):
-        return module(**value)
-    return module(*value) if isinstance(value, tuple | list) else module(value)
-
-
-def _tensors(value: Any, path: str = "") -> list[tuple[str, torch.Tensor]]:
-    """(path, tensor) of all tensors in nested containers."""
-    if isinstance(value, torch.Tensor):
-        return [(path, value)]
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple | list) else ()
-    return [found for key, inner in items for found in _tensors(inner, f"{path}.{key}" if path else str(key))]
 
 
 def check_writable(out: Path) -> None:
@@ -271,18 +175,18 @@ def _scores(row: torch.Tensor, top: int, names: list[str]) -> Table:
     return table
 
 
-def _facts(title: str) -> Table:
+def facts(title: str) -> Table:
     table = Table(title=escape(title), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     return table
 
 
-def _tensor_bytes(module: nn.Module) -> int:
+def tensor_bytes(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
 
 
-def _megabytes(size: int) -> str:
+def megabytes(size: int) -> str:
     return f"{size / 1e6:.2f} MB"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,17 @@ class Preprocess:
     crop: float = 0.875  # 224 of 256: what most classifiers are evaluated with
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+
+    @staticmethod
+    def of(size: int, mean: str, std: str) -> Preprocess:
+        """From the options of the command line: numbers with commas between. Raises ConfigError."""
+        try:
+            channels = [tuple(float(v) for v in text.split(",")) for text in (mean, std)]
+        except ValueError as error:
+            raise ConfigError(f"--mean and --std are numbers with commas between: {error}", code="preprocess") from error
+        if any(len(c) not in (1, 3) for c in channels) or 0.0 in channels[1]:
+            raise ConfigError("--mean and --std take one or three numbers; no std is 0", code="preprocess")
+        return Preprocess(size=size, mean=channels[0], std=channels[1])
 
     def __call__(self, image: Image) -> torch.Tensor:
         short = round(self.size / self.crop)
@@ -132,6 +143,14 @@ class Batches:
                 yield from held
             else:
                 yield held
+
+
+def held_out(batches: Batches, least: int = 10, part: int = 5) -> tuple[Batches, Batches | None]:
+    """What to calibrate on, and every fifth file to judge by; of fewer than ten files all calibrate."""
+    if len(batches.files) < least:
+        return batches, None
+    kept = tuple(file for i, file in enumerate(batches.files) if i % part != part - 1)
+    return replace(batches, files=kept), replace(batches, files=tuple(file for file in batches.files if file not in kept))
 
 
 def find_batches(path: Path, preprocess: Preprocess, batch: int = 8, limit: int = 256) -> Batches:

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from torch import nn
 
-from qcompiler.cli.commands import MEAN, STD, Mean, Modules, Size, Std, app, clean_errors, console, load, preprocess
-from qcompiler.cli.data import about_files, find_batches
+from qcompiler.cli.commands import MEAN, STD, Mean, Modules, Size, Std, app, clean_errors, console, load
+from qcompiler.cli.data import Preprocess, about_files, find_batches
 from qcompiler.cli.models import load_model
 from qcompiler.cli.target import Backend, EngineOption, mapping_for, target_options
 from qcompiler.debug import bisect as find_first
@@ -53,7 +53,7 @@ def compare(
 
     `qcompiler compare torchvision:mobilenet_v2 mobilenet.qc --weights mobilenet_v2.pth --data photos/`
     """
-    batches = find_batches(data, preprocess(size, mean, std), batch, limit)
+    batches = find_batches(data, Preprocess.of(size, mean, std), batch, limit)
     float_model, int8_model = load_model(model, weights), _quantized(quantized, modules)
     with about_files(batches.images, size):
         found = compare_models(float_model, int8_model, batches, profile=profile)
@@ -89,7 +89,7 @@ def bisect(
 
     `qcompiler bisect my_package.model:build --data batches/ --tol-db 30`
     """
-    batches = find_batches(data, preprocess(size, mean, std), batch, limit)
+    batches = find_batches(data, Preprocess.of(size, mean, std), batch, limit)
     target = target_options(backend, engine)
     mapping = mapping_for(target, keep_float)
     float_model = load_model(model, weights)

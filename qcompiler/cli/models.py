@@ -15,11 +15,13 @@ from torch import nn
 from qcompiler.errors import ConfigError
 from qcompiler.vision import import_torchvision
 
+SEED = 0
 _FORMS = "MODEL is package.module:factory, file.py:factory or torchvision:NAME"
 
 
 def load_model(reference: str, weights: str | None = None) -> nn.Module:
-    """The module that `reference` names, in eval mode.
+    """The module that `reference` names, in eval mode. What it draws at random it draws from one seed, so that each command has the
+    same weights.
 
     `package.module:factory` calls the factory without arguments (a module object is taken as it is); the working directory
     is searched first. `path/to/file.py:factory` is the same for a file, with its folder searched first. `torchvision:NAME` builds
@@ -30,15 +32,20 @@ def load_model(reference: str, weights: str | None = None) -> nn.Module:
     place, colon, name = reference.partition(":")
     if not (place and colon and name):
         raise ConfigError(f"cannot read the model reference {reference!r}", code="model-reference", hint=_FORMS)
-    if place == "torchvision":
-        model = _torchvision_model(name, weights if weights and not os.path.exists(weights) else None)
-    else:
-        model = _factory_model(place, name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = _made(place, name, weights)
     if weights and os.path.exists(weights):
         _load_weights(model, weights)
     elif weights and place != "torchvision":
         raise ConfigError(f"there is no file {weights}", code="weights")
     return model.eval()
+
+
+def _made(place: str, name: str, weights: str | None) -> nn.Module:
+    if place == "torchvision":
+        return _torchvision_model(name, weights if weights and not os.path.exists(weights) else None)
+    return _factory_model(place, name)
 
 
 def _torchvision_model(name: str, weights: str | None) -> nn.Module:

@@ -58,7 +58,8 @@ class PassRecord:
 class Journal:
     """What passes noted, in order. `rewrites` lists the optional rewrites that were offered, `matches` counts those that were done.
 
-    `floats` lists, by name, the nodes that were decided to be quantized and stay float all the same, with the reason. `identity` is
+    `floats` lists, by name, the nodes that were decided to be quantized and stay float all the same, with the reason; `integers` those that
+    were decided to stay float and move codes all the same. `identity` is
     common to a prepare and its converts, each of which goes on in a copy of its own (`continued`).
     """
 
@@ -67,11 +68,13 @@ class Journal:
     rewrites: list[str] = field(default_factory=list)
     matches: int = 0
     floats: list[tuple[str, Obstacle]] = field(default_factory=list)
+    integers: list[str] = field(default_factory=list)
     identity: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def continued(self) -> Journal:
         """A copy to go on in; this one stays as it is."""
-        return replace(self, remarks=list(self.remarks), records=list(self.records), rewrites=list(self.rewrites), floats=list(self.floats))
+        return replace(self, remarks=list(self.remarks), records=list(self.records), rewrites=list(self.rewrites), floats=list(self.floats),
+                       integers=list(self.integers))  # fmt: skip
 
     def remark(self, by: str, code: str, text: str, node: fx.Node | None = None) -> None:
         """Notes a remark of the pass `by`, with the place of the node."""

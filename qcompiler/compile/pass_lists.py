@@ -51,6 +51,10 @@ class Pipeline:
         """The same with the passes of a back end at the end."""
         return replace(self, lower=(*self.lower, *own))
 
+    def with_corrections(self, floats: Sequence[Pass], codes: Sequence[Pass]) -> Pipeline:
+        """The same with passes around those that quantize."""
+        return replace(self, quantize=(*floats, *self.quantize, *codes))
+
     def with_replaced(self, by: Mapping[str, Pass]) -> Pipeline:
         """The same with other passes in the place of those with these names. ConfigError for a name that no pass has."""
         unknown = sorted(set(by) - {step.name for step in self.steps})

@@ -77,8 +77,14 @@ class Context:
         """Whether the kernel of an op that takes one of these values, maybe behind its observer, could overflow at 8 bits."""
         direct = [user for value in values for user in value.users]
         takers = [*direct, *(u for user in direct if user.op == "call_module" for u in user.users)]
-        rows = ((user, self.table.of(user)) for user in takers if quant_of(user).int8)
-        return any(row is not None and row.macs is not None and self.target.activation_bits(row, user) < 8 for user, row in rows)
+        return any(self._takes_7_bits(user) for user in takers if quant_of(user).int8)
+
+    def _takes_7_bits(self, taker: fx.Node) -> bool:
+        """A module of the user's own may hold any kernel."""
+        if taker.op == "call_module":
+            return self.target.reduces_all
+        row = self.table.of(taker)
+        return row is not None and row.macs is not None and self.target.activation_bits(row, taker) < 8
 
     def allows(self, rewrite: str, node: fx.Node | None = None) -> bool:
         """Whether an optional rewrite may be done: the gate of the compile numbers the questions and answers them."""

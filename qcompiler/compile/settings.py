@@ -8,6 +8,7 @@ from typing import Any
 
 from qcompiler.compile.rewrite import Rule
 from qcompiler.config.backend_config import BackendConfig
+from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
 from qcompiler.config.custom_config import PrepareCustomConfig
 from qcompiler.config.qconfig_mapping import QConfigMapping, type_name
 from qcompiler.ops.table import OPS, Table
@@ -36,6 +37,8 @@ class Settings:
     quantized_classes: Mapping[type, type] = field(default_factory=dict)
     allow_uncalibrated: str = "error"
     keep_float: frozenset[str] = frozenset()  # names of nodes
+    dynamic: frozenset[str] = frozenset()  # likewise
+    corrections: Corrections = NO_CORRECTIONS
 
     def with_(self, **changes: Any) -> Settings:
         return replace(self, **changes)

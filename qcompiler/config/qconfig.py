@@ -151,11 +151,11 @@ default_activation_only_qconfig = QConfig(fq.default_fake_quant, nn.Identity)
 default_embedding_qat_qconfig = QConfig(ob.NoopObserver.with_args(dtype=torch.float32), fq.default_embedding_fake_quant)
 default_embedding_qat_qconfig_4bit = QConfig(ob.NoopObserver.with_args(dtype=torch.float32), fq.default_embedding_fake_quant_4bit)
 
-_signed = ob.HistogramObserver.with_args(dtype=torch.int8, reduce_range=False, eps=2.0**-12)
+_signed = ob.HistogramObserver.with_args(dtype=torch.int8, eps=2.0**-12)
 default_symmetric_qnnpack_qconfig = QConfig(_signed, ob.weight_observer_range_neg_127_to_127)
 default_per_channel_symmetric_qnnpack_qconfig = QConfig(_signed, ob.per_channel_weight_observer_range_neg_127_to_127)
 
-_signed_qat = fq.default_fused_act_fake_quant.with_args(dtype=torch.int8, quant_min=-128, quant_max=127, reduce_range=False, eps=2.0**-12)
+_signed_qat = fq.default_fused_act_fake_quant.with_args(dtype=torch.int8, quant_min=-128, quant_max=127, eps=2.0**-12)
 default_symmetric_qnnpack_qat_qconfig = QConfig(_signed_qat, fq.fused_wt_fake_quant_range_neg_127_to_127)
 default_per_channel_symmetric_qnnpack_qat_qconfig = QConfig(_signed_qat, fq.fused_per_channel_wt_fake_quant_range_neg_127_to_127)
 
@@ -167,11 +167,22 @@ def mode_of(qconfig: QConfig) -> Mode | None:
         return Mode.HALF
     if getattr(activation, "is_dynamic", False):
         return Mode.DYNAMIC
-    leaves_activations = isinstance(activation, nn.Identity | None) or getattr(activation, "dtype", None) is torch.float32
-    low, high = getattr(weight, "quant_min", None), getattr(weight, "quant_max", None)
-    if not leaves_activations or low is None or high is None:
+    if not leaves_activations(qconfig) or leaves_weights(qconfig):
         return None
-    return Mode.FOUR_BIT if high - low < 16 else Mode.WEIGHT_ONLY
+    low, high = getattr(weight, "quant_min", None), getattr(weight, "quant_max", None)
+    return Mode.FOUR_BIT if low is not None and high is not None and high - low < 16 else Mode.WEIGHT_ONLY
+
+
+def leaves_activations(qconfig: QConfig) -> bool:
+    """Whether activations stay float32 under it."""
+    activation = qconfig.activation() if qconfig.activation is not None else None
+    return not isinstance(activation, ob.ObserverBase) or (activation.dtype is torch.float32 and not activation.is_dynamic)
+
+
+def leaves_weights(qconfig: QConfig) -> bool:
+    """Whether weights stay float32 under it."""
+    weight = qconfig.weight() if qconfig.weight is not None else None
+    return not isinstance(weight, ob.ObserverBase) or weight.dtype is torch.float32
 
 
 def check_backend(backend: str) -> str:

@@ -35,6 +35,16 @@ def channel_axis(row: Op, qconfig: QConfig) -> int | None:
     return row.weight_axis if weight_observer(row, qconfig).is_per_channel else None
 
 
+def weight_codes(row: Op, qconfig: QConfig) -> tuple[int, int]:
+    """The smallest and the largest int8 code of a weight."""
+    observer = weight_observer(row, qconfig)
+    low, high = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
+    if low is None or high is None:
+        return -128, 127
+    middle = 0 if observer.dtype is torch.int8 else (low + high + 1) // 2  # kernels take uint8 codes less this
+    return low - middle, high - middle
+
+
 def dynamic_codes(qconfig: QConfig, node: fx.Node | None, bits: int = 8) -> tuple[int, int]:
     """The codes that activations are rounded to at run time: 0..255, or 0..127 where the user wants it or `bits` is 7."""
     observer = qconfig.activation()

@@ -85,27 +85,12 @@ def _finite(value: object) -> object:
 
 @in_plain_torch
 def bisect(
-    model: nn.Module,
-    inputs: object,
-    metric: str | Metric = "sqnr",
-    tol_db: float = TOLERANCE,
-    *,
-    float_tol_db: float = FLOAT_TOLERANCE,
-    qconfig_mapping: object = None,
-    prepare_custom_config: object = None,
-    convert_custom_config: object = None,
-    backend_config: object = None,
-    training: bool = False,
-    reference: bool = False,
-    rules: Sequence[Rule] = (),
-    passes: Sequence[Pass] = (),
-    replace: Mapping[str, Pass] | None = None,
-    table: Table = OPS,
-    backend: str = "torch",
-    engine: str | None = None,
-    isa: str | None = None,
-    concrete_args: Mapping[str, object] | None = None,
-) -> Bisection:
+    model: nn.Module, inputs: object, metric: str | Metric = "sqnr", tol_db: float = TOLERANCE, *, float_tol_db: float = FLOAT_TOLERANCE,
+    qconfig_mapping: object = None, prepare_custom_config: object = None, convert_custom_config: object = None,
+    backend_config: object = None, training: bool = False, reference: bool = False, rules: Sequence[Rule] = (),
+    passes: Sequence[Pass] = (), replace: Mapping[str, Pass] | None = None, table: Table = OPS, backend: str = "torch",
+    engine: str | None = None, isa: str | None = None, concrete_args: Mapping[str, object] | None = None,
+) -> Bisection:  # fmt: skip
     """Finds the first pass after which the result is less than `tol_db` above its error; at most ceil(log2(passes)) + 2 runs.
 
     A few more, ceil(log2(matches at that node)), find the match. `inputs`: batches as calibrate takes them; they calibrate as
@@ -117,25 +102,46 @@ def bisect(
     A `model` that prepare_fx or prepare_qat_fx returned, calibrated or trained, is bisected from there on, with the settings that it has:
     the passes of convert_fx, against what it computes (after training, what training simulated). Raises ConfigError, InputError.
     """
-    function = metric if callable(metric) else METRICS.get(metric)
-    if function is None:
-        raise ConfigError(f"unknown metric {metric!r}", code="metric", hint=f"one of {', '.join(METRICS)}, or a function")
-    data, state = _batches(inputs), state_of(model)
     choices = Choices(qconfig_mapping=qconfig_mapping, prepare_custom_config=prepare_custom_config, backend_config=backend_config,
                       rules=tuple(rules), table=table, backend=backend, engine=engine, isa=isa,
                       concrete_args=concrete_args)  # fmt: skip
-    if state is not None and (training or passes or choices != NONE_CHOSEN):
-        raise ConfigError("this model is prepared already: it has the settings that it was prepared with", code="prepared",
-                          hint="bisect(prepared, inputs), with convert_custom_config, reference and replace alone")  # fmt: skip
-    model = module_of(model)
-    settings = state.settings if state is not None else settings_for(model, training, **choices)
-    custom = as_config(convert_custom_config, ConvertCustomConfig)
-    settings = settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}))
-    pipeline = pipeline_for(settings).with_passes(passes).with_lowering(backend_of(settings.target.backend).passes)
-    pipeline = pipeline if state is None else pipeline.behind_prepare
-    pipeline = (pipeline.reference if reference else pipeline).with_replaced(replace or {})
-    kind = Compile if state is None else CompileOfPrepared
-    return _Search(kind(model, data, settings, pipeline), function, (float_tol_db, tol_db)).run()
+    what = _Asked(model, choices, training, tuple(passes), convert_custom_config, reference, replace or {})
+    return _Search(what.compile(_batches(inputs)), _metric(metric), (float_tol_db, tol_db)).run()
+
+
+def _metric(metric: str | Metric) -> Metric:
+    function = metric if callable(metric) else METRICS.get(metric)
+    if function is None:
+        raise ConfigError(f"unknown metric {metric!r}", code="metric", hint=f"one of {', '.join(METRICS)}, or a function")
+    return function
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The compile that is to be bisected, as the arguments of `bisect` say it."""
+
+    model: nn.Module
+    choices: Choices
+    training: bool
+    passes: tuple[Pass, ...]
+    convert_custom_config: object
+    reference: bool
+    replace: Mapping[str, Pass]
+
+    def compile(self, data: list[Batch]) -> Compile:
+        state = state_of(self.model)
+        if state is not None and (self.training or self.passes or self.choices != NONE_CHOSEN):
+            raise ConfigError("this model is prepared already: it has the settings that it was prepared with", code="prepared",
+                              hint="bisect(prepared, inputs), with convert_custom_config, reference and replace alone")  # fmt: skip
+        model = module_of(self.model)
+        settings = state.settings if state is not None else settings_for(model, self.training, **self.choices)
+        custom = as_config(self.convert_custom_config, ConvertCustomConfig)
+        settings = settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}))
+        pipeline = pipeline_for(settings).with_passes(self.passes).with_lowering(backend_of(settings.target.backend).passes)
+        pipeline = pipeline if state is None else pipeline.behind_prepare
+        pipeline = (pipeline.reference if self.reference else pipeline).with_replaced(self.replace)
+        kind = Compile if state is None else CompileOfPrepared
+        return kind(model, data, settings, pipeline)
 
 
 def _batches(inputs: object) -> list[Batch]:

@@ -15,6 +15,7 @@ from qcompiler.compile.settings import Settings
 from qcompiler.debug.comparison import Comparison, NodeError, ordered
 from qcompiler.debug.match import Matching, Site, match
 from qcompiler.debug.metrics import tensors
+from qcompiler.debug.profile import StepTimes, step_times
 from qcompiler.debug.tally import Tally, weight_histogram
 from qcompiler.debug.walk import RANDOM, Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, QCompilerError
@@ -46,10 +47,10 @@ def compare(
     """Every value of a quantized model against the float model, the node with the worst own error first.
 
     `float_model`: the model that was quantized (or its graph from fuse_fx). `quantized`: what convert_fx, load or
-    convert_to_reference_fx returned. `data`: as calibrate takes it. `profile` times each node. `table`, `concrete_args`: as
-    given to prepare_fx. Holds sums and 64-bin histograms, not the data. How own and inherited errors are told apart stands in
-    walk.py and docs/debugging.md. Raises ConfigError for models that do not belong together or are in train mode, InputError
-    for no data or data that does not fit.
+    convert_to_reference_fx returned. `data`: as calibrate takes it. `profile` times each node on the first batch, and a whole call.
+    `table`, `concrete_args`: as given to prepare_fx. Holds sums and 64-bin histograms, not the data. How own and inherited errors are
+    told apart stands in walk.py and docs/debugging.md. Raises ConfigError for models that do not belong together or are in train mode,
+    InputError for no data or data that does not fit.
     """
     float_model = module_of(float_model)
     check_data(data, "the data to compare on")
@@ -63,9 +64,11 @@ def compare(
     floats = float_steps(float_model, first, Settings(table, concrete_args=concrete_args))
     matching = match(floats, steps)
     _require_matches(steps, matching)
-    found = Tallies(Walk(floats, steps, matching, profile=profile), _note_weights(float_model, quantized))
+    found = Tallies(Walk(floats, steps, matching), _note_weights(float_model, quantized))
     with torch.inference_mode(), floats.kept(), steps.kept():
         found.add(0, *first)
+        if profile:
+            found.times = step_times(quantized, steps, *first)
         for index, (args, kwargs) in enumerate(items, 1):
             found.add(index, args, kwargs)
     return found.comparison()
@@ -143,6 +146,7 @@ class Tallies:
         self.note = note
         self.walk, self.output, self.batches = walk, Tally(), 0
         self.tallies: dict[str, Tally] = {}
+        self.times: StepTimes | None = None
         self.unmatched = dict(walk.matching.unmatched)
 
     def add(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -180,14 +184,13 @@ class Tallies:
         if not all(a.is_floating_point() for a, _ in totals):
             self.unmatched[name] = "its values are not floats"
             return
-        tally = self.tallies.setdefault(name, Tally())
-        tally.seconds += seen.seconds
+        tally = self.tallies.setdefault(name, Tally(most=seen.site.step.most))
         for (reference, value), (perfect, own) in zip(totals, owns, strict=True):
             tally.add(reference.float(), value.float(), own.float() - perfect.float(), seen.grid)
 
     def comparison(self) -> Comparison:
         found = [(self.walk.matching.sites[name], tally) for name, tally in self.tallies.items() if name not in self.unmatched]
-        rows = ordered(_row(site, tally) for site, tally in found if not _repeats(site, tally))
+        rows = ordered(_row(site, tally, self._milliseconds(site)) for site, tally in found if not _repeats(site, tally))
         weighted = [row for row in rows if row.weight is not None]
         wrong = [row for row in weighted if row.own < SUSPICIOUS]
         note = self.note
@@ -198,7 +201,14 @@ class Tallies:
             lost = (f"{self.output.left_out} values of the float results are NaN or inf, which no int8 value is: int8 gives plain numbers "
                     "there, and no figure counts them")  # fmt: skip
             note = f"{note}; {lost}" if note else lost
-        return Comparison(rows, tuple(self.unmatched.items()), self.output.decibels(self.output.noise), self.batches, note)
+        output = self.output.decibels(self.output.noise)
+        return Comparison(rows, tuple(self.unmatched.items()), output, self.batches, note, self.times)
+
+    def _milliseconds(self, site: Site) -> float | None:
+        """Of all steps that belong to a site."""
+        times = self.times.steps if self.times is not None else {}
+        found = [times[name] for name in (site.step.name, *site.way) if name in times]
+        return sum(found) if found else None
 
 
 def _repeats(site: Site, tally: Tally) -> bool:
@@ -206,7 +216,7 @@ def _repeats(site: Site, tally: Tally) -> bool:
     return site.computed is site.step and site.step.rounds == "dequantize" and not tally.own
 
 
-def _row(site: Site, tally: Tally) -> NodeError:
+def _row(site: Site, tally: Tally, ms: float | None) -> NodeError:
     dead, dead_in_float = tally.dead
     weight = weight_histogram(site.weight) if site.weight is not None else None
     return NodeError(
@@ -214,6 +224,6 @@ def _row(site: Site, tally: Tally) -> NodeError:
         location=site.step.location, origin=site.step.origin,
         sqnr=tally.decibels(tally.noise), own=tally.decibels(tally.own), own_channel=tally.own_of_channels,
         inherited=tally.decibels(tally.inherited), max_abs=tally.max_abs, saturation=tally.clipped / tally.count if tally.count else 0.0,
-        unused=tally.unused, dead_channels=dead, dead_in_float=dead_in_float, ms=tally.milliseconds,
+        unused=tally.unused, dead_channels=dead, dead_in_float=dead_in_float, ms=ms,
         activation=tally.values.histogram(tally.grid), weight=weight,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qcompiler.debug.fitted_table import Column, FittedTable, as_text
+from qcompiler.debug.profile import StepTimes
 from qcompiler.debug.tally import Histogram
 
 FLOOR = -300.0  # stands in JSON for -inf: noise without any signal
@@ -22,7 +23,7 @@ class NodeError:
     error that the node itself makes, on the float graph's inputs; own_channel: the same for the median channel, since one channel
     far larger than the others hides them in a sum; inherited: the rest of the error, that of the nodes before it. saturation:
     share of float values beyond what the integers hold. unused: share of the integers that no value took. dead_channels:
-    channels of one single value; dead_in_float: those that are so in the float graph. ms: median time.
+    channels of one single value; dead_in_float: those that are so in the float graph. ms: the least of its wall times in whole runs.
     """
 
     name: str
@@ -47,13 +48,17 @@ class NodeError:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows with the worst own error first; `unmatched`: what has no float counterpart, and why; `output`: dB of the results."""
+    """Rows with the worst own error first; `unmatched`: what has no float counterpart, and why; `output`: dB of the results.
+
+    `times`: where they were asked for; a row's `ms` is its part of `times.together`.
+    """
 
     nodes: tuple[NodeError, ...]
     unmatched: tuple[tuple[str, str], ...]
     output: float
     batches: int
     note: str = ""
+    times: StepTimes | None = None
 
     def __iter__(self) -> Iterator[NodeError]:
         return iter(self.nodes)
@@ -79,6 +84,8 @@ class Comparison:
         shown = self.nodes if limit is None else self.nodes[:limit]
         hidden = len(self.nodes) - len(shown)
         title = f"worst own error first; output {_db(self.output)}, {self.batches} batch{'es' * (self.batches != 1)}"
+        if self.times is not None:
+            title += f"; a call takes {self.times.call:.3g} ms, its steps one by one {self.times.together:.3g}"
         return FittedTable(title, _columns(shown), f"{hidden} more nodes" if hidden else "")
 
     def to_data(self) -> dict[str, object]:
@@ -91,7 +98,12 @@ class Comparison:
             "note": self.note,
             "nodes": [_node_data(n) for n in self.nodes],
             "unmatched": [{"name": name, "reason": reason} for name, reason in self.unmatched],
+            **({"times": self.to_times()} if self.times is not None else {}),
         }
+
+    def to_times(self) -> dict[str, object]:
+        """What the times of nodes are parts of: the key "times" of a graph document; empty where none were asked for."""
+        return {} if self.times is None else {"call_ms": _number(self.times.call), "steps_ms": _number(self.times.together)}
 
     def to_json(self) -> str:
         return json.dumps(self.to_data(), indent=1, allow_nan=False)

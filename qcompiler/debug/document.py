@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qcompiler.debug.sample import UNKNOWN, Sample
 from qcompiler.errors import ConfigError
 from qcompiler.executable.node_data import rounded
 
@@ -22,12 +23,18 @@ Stage = dict[str, Any]
 
 @dataclass(frozen=True)
 class Document:
-    """`stages` as in the module's text; `numerics`: measures by node name; `overlays`: title -> node name -> number."""
+    """`stages` as in the module's text; `numerics`: measures by node name; `overlays`: title -> node name -> number.
+
+    `sample`: what the nodes' multiply-accumulates, those of a call with the example inputs, are divided by where they are shown. `times`:
+    what the times among the measures are parts of, in ms: `steps_ms`, and `call_ms`, a call as a whole.
+    """
 
     title: str
     stages: tuple[Stage, ...]
     numerics: Mapping[str, Any] = field(default_factory=dict)
     overlays: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    sample: Sample = UNKNOWN
+    times: Mapping[str, float] = field(default_factory=dict)
 
     def nodes_at(self, stage: int) -> list[Node]:
         """All nodes after a stage, in graph order; -1 is the last."""
@@ -48,7 +55,8 @@ class Document:
         """
         values: Mapping[str, Any] = numerics.to_numerics() if hasattr(numerics, "to_numerics") else numerics
         self._check(values, "numerics")
-        return replace(self, numerics={**self.numerics, **rounded(values)})
+        times = numerics.to_times() if hasattr(numerics, "to_times") else {}
+        return replace(self, numerics={**self.numerics, **rounded(values)}, times={**self.times, **times})
 
     def with_overlay(self, title: str, values: Mapping[str, float]) -> Document:
         """With one number a node, to colour by. ConfigError for a name that no stage has."""
@@ -72,6 +80,8 @@ class Document:
     def to_data(self) -> dict[str, object]:
         """Plain JSON data."""
         data: dict[str, Any] = {"format": FORMAT, "version": VERSION, "title": self.title, "stages": list(self.stages)}
+        data |= {"sample": self.sample.to_data()} if self.sample != UNKNOWN else {}
+        data |= {"times": dict(self.times)} if self.times else {}
         data |= {"numerics": dict(self.numerics)} if self.numerics else {}
         return data | ({"overlays": dict(self.overlays)} if self.overlays else {})
 
@@ -89,16 +99,17 @@ class Document:
                               code="document-version", hint="upgrade qcompiler")  # fmt: skip
         try:
             stages = tuple(_complete(s) for s in data["stages"])
-            made = Document(str(data["title"]), stages, data.get("numerics") or {}, data.get("overlays") or {})
+            made = Document(str(data["title"]), stages, data.get("numerics") or {}, data.get("overlays") or {},
+                            Sample.from_data(data.get("sample")), data.get("times") or {})  # fmt: skip
             made.nodes_at(-1)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"a damaged graph document: {error!r:.100}", code="not-a-document") from None
         return made
 
     @staticmethod
-    def of_nodes(title: str, phase: str, nodes: Sequence[Node]) -> Document:
+    def of_nodes(title: str, phase: str, nodes: Sequence[Node], sample: Sample = UNKNOWN) -> Document:
         """One graph without a history."""
-        return Document(title, (stage(phase, phase, delta([], nodes)),))
+        return Document(title, (stage(phase, phase, delta([], nodes)),), sample=sample)
 
 
 def _complete(data: Mapping[str, object]) -> Stage:

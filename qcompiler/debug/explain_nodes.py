@@ -1,29 +1,53 @@
-"""What explain knows of a program's nodes, put beside them: multiply-accumulates, and why float."""
+"""What explain knows of a program's nodes, put beside them: int8 or float, multiply-accumulates, and why float."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from qcompiler.debug.explain import Explanation
+from torch import nn
+
+from qcompiler.artifact.notes import SAMPLE
+from qcompiler.debug.explain import Explanation, Row
 from qcompiler.executable.node_data import compact
+from qcompiler.executable.noted import ROWS
+
+COMPUTE = ("int8", "float")
 
 
 def explain_nodes(nodes: Sequence[dict[str, Any]], explanation: Explanation) -> None:
-    """Multiply-accumulates and the reason why float, from the rows that the module keeps: by line, module and op, in order."""
-    rows: dict[Any, list[Any]] = {}
+    """Each row's node says what the row says; no other node is an op, whatever it is made of: calls that stand for one op are many.
+
+    A row's node is the one of its name; where several ops became one call, such as a native layer, the one that names it as its origin.
+    """
+    layers = {name: node for node in nodes for name in node.get("computes", ())}
+    origins = {} if layers else {name: node for node in nodes for name in node.get("origin", ())}
+    named = {node["name"]: node for node in nodes}
+    rows: dict[str, list[Row]] = {}
     for row in explanation.rows:
-        file, _, line = row.source.rpartition(":")
-        rows.setdefault((row.module_path, _base(file), line), []).append(row)
+        node = layers.get(row.node) or named.get(row.node) or origins.get(row.node)
+        if node is not None:
+            rows.setdefault(node["name"], []).append(row)
     for node in nodes:
-        waiting = rows.get((node.get("path", ""), _base(node.get("file", "")), str(node.get("line", ""))), [])
-        found = next((r for r in waiting if r.op in node["op"]), None) if node["kind"] in ("int8", "float") else None
-        if found is not None:
-            waiting.remove(found)
-            node |= compact({"macs": found.macs or None, "reason": found.reason, "reason_code": found.code})
+        _explain(node, rows.get(node["name"], []))
 
 
-def _base(file: str) -> str:
-    """A file's name without its folders: drawings shorten paths in ways of their own."""
-    return re.split(r"[/\\]", file)[-1]
+def explanation_on(module: nn.Module) -> Explanation:
+    """What was noted on a converted module; no rows where nothing was."""
+    return Explanation.from_data(getattr(module, ROWS, []), getattr(module, SAMPLE, None))
+
+
+def _explain(node: dict[str, Any], rows: Sequence[Row]) -> None:
+    if not rows:
+        node["kind"] = "other" if node["kind"] in COMPUTE else node["kind"]
+        node.pop("macs", None)
+        return
+    if len({row.int8 for row in rows if row.macs}) > 1:  # a whole region, whose layers are another stage
+        return _explain(node, [])
+    reasons, main = [row for row in rows if row.reason], max(reversed(rows), key=lambda row: row.macs)
+    node |= compact({
+        "kind": "int8" if main.int8 else "float",
+        "macs": sum(row.macs for row in rows) or None,
+        "reason": reasons[0].reason if reasons else None,
+        "reason_code": reasons[0].code if reasons else None,
+    })  # fmt: skip

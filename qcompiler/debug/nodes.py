@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qcompiler.debug.explain import is_decided, is_int8
 from qcompiler.executable.node_data import clipped, compact, rounded
 from qcompiler.executable.steps import quantizes
 from qcompiler.ir.attributes import attribute, has_attribute
@@ -20,27 +21,35 @@ from qcompiler.ir.types import MACS, QParams, quant_of, source_of, value_of
 from qcompiler.observers.base import ObserverBase
 from qcompiler.observers.watch import Watch
 from qcompiler.ops import reference
+from qcompiler.ops.macs import macs_of
 from qcompiler.ops.spec import Op
 from qcompiler.ops.table import OPS, Table
+from qcompiler.trace.places import text_of
 
+CODE = 160  # characters of a source line
+OP_KINDS = {True: "int8", False: "float"}
 KINDS = ("input", "output", "attr", "int8", "float", "quantize", "dequantize", "observer", "pack", "other")
 
 
 def graph_nodes(graph: fx.Graph, table: Table = OPS) -> list[dict[str, object]]:
     """The nodes of a graph in order, as data (see docs/visualization.md for the fields)."""
     found: list[dict[str, Any]] = []
+    decided = any(is_decided(node) for node in graph.nodes)
     for node in graph.nodes:
-        found.append(node_data(node, table, found[-1]["name"] if found else None))
+        found.append(node_data(node, table, found[-1]["name"] if found else None, decided))
     return found
 
 
-def node_data(node: fx.Node, table: Table, after: str | None) -> dict[str, Any]:
-    """One node. Fields that are empty are left out, except `after` and `in`."""
+def node_data(node: fx.Node, table: Table, after: str | None, decided: bool = False) -> dict[str, Any]:
+    """One node. Fields that are empty are left out, except `after` and `in`.
+
+    `decided`: whether its graph has come so far that each op is known to be int8 or float.
+    """
     value, source, quant, row = value_of(node), source_of(node), quant_of(node), table.of(node)
     module = _module(node)
     data = {
         "op": row.name if row is not None else _op(node, module),
-        "kind": _kind(node, module),
+        "kind": _kind(node, module, decided),
         "attrs": attributes_text(node, module),
         "path": source.module_path,
         "cls": source.module_type,
@@ -48,6 +57,7 @@ def node_data(node: fx.Node, table: Table, after: str | None) -> dict[str, Any]:
         "dtype": str(value.dtype).removeprefix("torch.") if value.dtype is not None else None,
         "file": short_file(source.file) if source.file else None,
         "line": source.line,
+        "code": text_of(source.file, source.line)[:CODE] or None,
         "origin": list(source.origin),
         "q": qparams_data(quant.qparams) if quant.qparams is not None else _weight_qparams(node),
         "observer": _observer(module) if isinstance(module, Watch) else None,
@@ -79,10 +89,12 @@ def _one_if_equal(values: int | Iterable[int]) -> object:
 
 
 def _macs(node: fx.Node, row: Op | None) -> int | None:
-    """Multiply-accumulates: by the row of a canonical call, else as lowering noted them."""
-    if row is None or row.macs is None or len(node.args) < 2:
-        return node.meta.get(MACS)
-    return row.macs(node)
+    """Multiply-accumulates of a call with the example inputs, as explain counts them; of lowered calls as lowering noted them."""
+    if MACS in node.meta:
+        return node.meta[MACS]  # type: ignore[no-any-return]
+    if not node.op.startswith("call_") or (row is not None and len(node.args) < 2):
+        return None
+    return macs_of(node, row) or None
 
 
 def _module(node: fx.Node) -> nn.Module | None:
@@ -98,7 +110,7 @@ def _op(node: fx.Node, module: nn.Module | None) -> str:
     return type(module).__name__ if module is not None else node.op
 
 
-def _kind(node: fx.Node, module: nn.Module | None) -> str:
+def _kind(node: fx.Node, module: nn.Module | None, decided: bool) -> str:
     fixed = {"placeholder": "input", "output": "output", "get_attr": "attr"}.get(node.op)
     if fixed:
         return fixed
@@ -110,8 +122,8 @@ def _kind(node: fx.Node, module: nn.Module | None) -> str:
         return "quantize"
     if node.target in (reference.dequantize, reference.dequantize_weight, "dequantize", torch.ops.aten.dequantize.self):
         return "dequantize"
-    if quant_of(node).int8:
-        return "int8"
+    if decided:
+        return OP_KINDS[is_int8(node)] if is_decided(node) else "other"
     dtype = value_of(node).dtype
     return "float" if module is not None or (dtype is not None and dtype.is_floating_point) else "other"
 

@@ -7,6 +7,7 @@ where it happens, by one step, and not again in every layer behind it.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.debug.match import match
+from qcompiler.debug.match import Site, match
 from qcompiler.debug.walk import RANDOM, Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, PassError, Where
 from qcompiler.executable import Executable
 from qcompiler.executable.states import fill
 from qcompiler.executable.steps import Grid, steps_of_graph
+from qcompiler.fake_quantize import FakeQuantizeBase
 from qcompiler.inputs.batches import batches, check_data
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.names import NAMES, safe_path
@@ -30,6 +32,7 @@ from qcompiler.qat.sites import FakeQuantWatch, switch_observers_off
 
 TOLERANCE = 1  # steps: kernels multiply and round in another order, so a value at a half step may fall to either side
 FLOATS = 1e-4  # of the largest value, where no integers hold a result: float32 sums in another order
+FEW = 10_000  # steps of an int8 op's sums: floats that it hands out count as so large at least, or a bias rounded to a step would differ
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Difference:
     """The largest difference of one value: in steps of its scale, or relative to its largest value where it is float.
 
     `simulated`: whether training saw how it is rounded. What is rounded at run time alone (int8 dynamic) or when it is stored
-    (float16, 4 bits) was not, so it agrees whatever the difference.
+    (float16, 4 bits) was not, so it agrees whatever the difference. `int8`: whether an int8 op computes it, which may hand out floats.
     """
 
     node: str
@@ -46,6 +49,7 @@ class Difference:
     worst: float
     is_float: bool
     simulated: bool = True
+    int8: bool = True
 
     @property
     def agrees(self) -> bool:
@@ -122,7 +126,7 @@ def parity(prepared: nn.Module, converted: nn.Module, data: object) -> Parity:
 def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[tuple[object, ...], dict[str, object]]]) -> Parity:
     graph = simulated(prepared, *items[0])
     floats, steps = steps_of_graph(graph), converted._steps()
-    walk, found = Walk(floats, steps, match(floats, steps), ends=_ranges(graph)), _Found(_not_simulated(graph))
+    walk, found = Walk(floats, steps, match(floats, steps), ends=_ranges(graph)), _Found(_not_simulated(graph), _sum_steps(graph))
     with torch.inference_mode(), steps.kept():
         for path, held in steps.held.items():
             fill(held, attribute(graph, safe_path(graph.meta.get(NAMES, {}), path)))
@@ -131,13 +135,20 @@ def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[t
     return Parity(tuple(found.worst.values()), tuple({**walk.matching.unmatched, **found.random}.items()), len(items))
 
 
-def require_parity(prepared: nn.Module, converted: Executable, example: tuple[tuple[object, ...], dict[str, object]]) -> Parity:
-    """PassError that names the first int8 value more than a step from the simulated one. (Float values may be random.)"""
+def require_parity(
+    prepared: nn.Module, converted: Executable, example: tuple[tuple[object, ...], dict[str, object]], cause: str = ""
+) -> Parity:
+    """PassError that names the first value of an int8 op that is not the simulated one: more than a step away, or other floats.
+
+    What float ops compute is listed and nothing more: their kernels are not convert's. `cause`: what is known to make such differences
+    in this model.
+    """
     found = _compare(prepared, converted, [example])
-    wrong = next((d for d in found.differences if not d.is_float and not d.agrees), None)
+    wrong = next((d for d in found.differences if d.int8 and not d.agrees), None)
     if wrong is not None:
         place = Where(f"%{wrong.node}", wrong.module_path or None, wrong.location or None)
         hint = "check_parity=False converts all the same; debug.parity(prepared, converted, data) lists every value"
+        hint = f"{cause}; {hint}" if cause else hint
         raise PassError(f"the int8 model does not compute what training simulated: {wrong}", code="parity", where=place, hint=hint)
     return found
 
@@ -159,12 +170,28 @@ def _not_simulated(graph: fx.GraphModule) -> set[str]:
     return {node.name for node in graph.graph.nodes if quant_of(node).mode not in (None, Mode.WEIGHT_ONLY)}
 
 
+def _sum_steps(graph: fx.GraphModule) -> dict[str, float]:
+    """One step of the 32-bit sums of each int8 op that hands out floats: the product of its operands' scales."""
+    handing = [n for n in graph.graph.nodes if quant_of(n).int8 and quant_of(n).float_output]
+    return {node.name: math.prod(_scale(graph, operand) for operand in node.all_input_nodes) for node in handing}
+
+
+def _scale(graph: fx.GraphModule, value: fx.Node) -> float:
+    """The largest scale of an operand, which may be a copy of what was rounded; 1 where nothing rounds it, as a bias."""
+    while value.op == "call_function" and value.all_input_nodes:
+        value = value.all_input_nodes[0]
+    held: Any = attribute(graph, str(value.target)) if value.op in ("call_module", "get_attr") else None
+    held = held.observer if isinstance(held, FakeQuantWatch) else held
+    rounds = isinstance(held, FakeQuantizeBase)
+    return float(held.in_use()[0].max()) if rounds else 1.0
+
+
 class _Found:
     """The worst difference of each value over all batches."""
 
-    def __init__(self, not_simulated: set[str]) -> None:
+    def __init__(self, not_simulated: set[str], sum_steps: Mapping[str, float]) -> None:
         self.worst: dict[str, Difference] = {}
-        self.not_simulated = not_simulated
+        self.not_simulated, self.sum_steps = not_simulated, sum_steps
         self.random: dict[str, str] = {}  # values that no two runs share, with the reason
 
     def visit(self, seen: Seen) -> None:
@@ -177,21 +204,29 @@ class _Found:
         for reference, value in compared:
             if not reference.is_floating_point() or not reference.numel():
                 continue
-            apart = _distance(reference, value, seen.grid)
-            simulated = site.float_step.name not in self.not_simulated
-            found = Difference(site.computed.name, site.step.module_path, site.step.location, *apart, simulated)
+            step = self._sum_step(site)
+            worst, is_float = _distance(reference, value, seen.grid, FEW * (step or 0.0))
+            simulated, int8 = site.float_step.name not in self.not_simulated, not is_float or step is not None
+            found = Difference(site.computed.name, site.step.module_path, site.step.location, worst, is_float, simulated, int8)
             known = self.worst.get(site.step.name)
             if known is None or found.worst > known.worst:
                 self.worst[site.step.name] = found
 
+    def _sum_step(self, site: Site) -> float | None:
+        """Of the int8 op that hands out the floats of this value, alone or within what is computed in one go."""
+        found = [self.sum_steps[step.name] for step in (site.float_step, *(site.region or ())) if step.name in self.sum_steps]
+        return max(found, default=None)
 
-def _distance(reference: Tensor, value: Tensor, grid: Grid | None) -> tuple[float, bool]:
+
+def _distance(reference: Tensor, value: Tensor, grid: Grid | None, least: float) -> tuple[float, bool]:
     """In steps between the integers that hold the two: a value that a cat copies is rounded behind the cat, in training.
+
+    Floats: relative to the largest, which counts as `least` where all are smaller.
 
     The reference may be a value before its fake quantization, so it is cut to the range of that; int8 must have done so itself.
     """
     if grid is None:
-        apart, largest = float((reference.double() - value.double()).abs().max()), float(reference.abs().max())
+        apart, largest = float((reference.double() - value.double()).abs().max()), max(float(reference.abs().max()), least)
         return apart / largest if largest else apart, True
     scale, zero_point, low, high = grid
     integers = [torch.round(v.double() / scale) + zero_point for v in (reference, value)]

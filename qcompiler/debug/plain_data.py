@@ -7,8 +7,9 @@ attributes as data. Reading takes the things behind the names from a table that 
 |---|---|
 | what files/values.py writes | numbers, text, dtypes, slices, tuples, lists |
 | {"node": name} | another node of the graph |
+| {"array": [code, numbers]} | an array.array of numbers |
 | {"call": name} | an operation of the compiler's registry |
-| {"name": key} | a class, function or module-level object |
+| {"name": key} | a class, function or module-level object; a statement of the user's code, whose text the script has |
 | {"tensor": key} | a tensor of the .safetensors file |
 | {"object": class, "state": {...}} | an object with those attributes |
 | {"module": class, ...} | an nn.Module with its tensors, submodules and plain attributes |
@@ -20,6 +21,7 @@ attributes as data. Reading takes the things behind the names from a table that 
 
 from __future__ import annotations
 
+import array
 import enum
 import functools
 import keyword
@@ -35,6 +37,7 @@ from qcompiler.backends.torch.program import registry
 from qcompiler.errors import QCompilerError
 from qcompiler.files.safetensors import SAFETENSORS
 from qcompiler.files.values import to_json
+from qcompiler.ops.float_statements import Statement, statement_of
 from qcompiler.ops.table import OPS, Table
 from qcompiler.qat.ops import is_for_training
 
@@ -44,7 +47,7 @@ PLAIN = (type(None), bool, int, float, str, complex, slice, torch.dtype, torch.d
 def find_name(thing: object) -> str | None:
     """`package.module:qualname` of a class, function or module-level object; None where no such name leads to it."""
     module, qualname = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
-    if module == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
+    if module == "__main__" and not _has_file():
         return None
     if isinstance(module, str) and isinstance(qualname, str) and _importable(module, qualname) and look_up(f"{module}:{qualname}") is thing:
         return f"{module}:{qualname}"
@@ -55,6 +58,11 @@ def find_name(thing: object) -> str | None:
             if value is thing and _importable(name, key) and not name.startswith("_"):
                 return f"{name}:{key}"
     return None
+
+
+def _has_file() -> bool:
+    """Whether what runs is a script, and no notebook or prompt."""
+    return hasattr(sys.modules["__main__"], "__file__")
 
 
 def _importable(module: str, path: str) -> bool:
@@ -72,11 +80,13 @@ def look_up(name: str) -> object:
 
 
 class Writer:
-    """Makes data; `tensors`, `names` and `lost` collect what it refers to and what it had to leave out."""
+    """Makes data; `tensors`, `names` and `lost` collect what it refers to and what it had to leave out; `statements`: of the names,
+    those of statements of the user's code."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self.names: set[str] = set()
+        self.statements: dict[str, Statement] = {}
         self.lost: list[str] = []
         self.shared: list[Any] = []
         self.scope = ""  # dotted name of the module that is being written
@@ -118,6 +128,8 @@ class Writer:
             return {"qscheme": str(value).removeprefix("torch.")}
         if isinstance(value, enum.Enum):
             return {"enum": self.name(type(value)), "value": value.name}
+        if isinstance(value, array.array):
+            return {"array": [value.typecode, self.write(value.tolist())]}
         if isinstance(value, functools.partial):
             return {"partial": [self.write(value.func), self.write(value.args), self.write(value.keywords)]}
         if isinstance(value, types.MethodType):
@@ -135,8 +147,19 @@ class Writer:
 
     def callable(self, value: object) -> Any:
         """A call target, class or function."""
-        known = registry.name_of(value)
+        known, statement = registry.name_of(value), statement_of(value)
+        if statement is not None:
+            return self._statement(statement)
         return {"call": known} if known is not None else self._named(value)
+
+    def _statement(self, statement: Statement) -> object:
+        name = f"{statement.module}:{statement.owner}.{statement.name}"
+        if not _importable(statement.module, statement.name) or (statement.module == "__main__" and not _has_file()):
+            return self._lose(f"function {statement.owner}.{statement.name}")
+        while self.statements.setdefault(name, statement) is not statement:
+            name += "+"  # one line with arguments of other types
+        self.names.add(name)
+        return {"name": name}
 
     def _named(self, value: object) -> Any:
         if isinstance(value, type) and issubclass(value, nn.Module) and self.stubs(value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qcompiler.debug.document import Node, Stage, delta, stage
+from qcompiler.debug.explain_nodes import explain_nodes, explanation_on
 from qcompiler.executable import Executable
 
 PLAN = "plan"
@@ -13,4 +14,8 @@ PLAN = "plan"
 def plan_stages(module: Executable, nodes: Sequence[Node]) -> tuple[Stage, ...]:
     """`nodes`: of the stage before. Nothing for a back end without a plan."""
     plan = module._plan(nodes)
-    return () if plan is None else (stage(PLAN, "build", delta(nodes, plan.nodes)),)
+    if plan is None:
+        return ()
+    layers = [dict(node) for node in plan.nodes]
+    explain_nodes(layers, explanation_on(module))
+    return (stage(PLAN, "build", delta(nodes, layers)),)

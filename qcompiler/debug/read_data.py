@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -66,6 +67,10 @@ class Reader:
 
     def _slice(self, data: Any) -> object:
         return slice(*self.read(data["slice"]))
+
+    def _array(self, data: Any) -> object:
+        code, numbers = data["array"]
+        return array.array(code, self.read(numbers))
 
     def _qscheme(self, data: Any) -> object:
         return QSCHEMES[data["qscheme"]]

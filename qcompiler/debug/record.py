@@ -21,6 +21,7 @@ from qcompiler.compile.pass_manager import Context, Pass
 from qcompiler.debug.document import Document, Node, Stage, delta, stage
 from qcompiler.debug.nodes import graph_nodes
 from qcompiler.debug.planned import plan_stages
+from qcompiler.debug.sample import Sample, sample_of
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
 from qcompiler.inputs.checks import MARK
@@ -36,6 +37,7 @@ class Recorder:
         self._nodes: list[Node] = []
         self._prepared: tuple[int, list[Node]] = (0, [])  # stages and nodes where prepare ended
         self._graph: weakref.ref[fx.GraphModule] | None = None
+        self._sample = Sample()
         self._remarks = 0  # of the context, told so far
 
     def start(self, phase: str, model: str, context: Context) -> Recorder:
@@ -63,11 +65,11 @@ class Recorder:
         """What was recorded so far. ConfigError where that is nothing."""
         if not self._stages:
             raise ConfigError("nothing was recorded", code="no-record", hint="prepare_fx(model, mapping, inputs, debug=recorder)")
-        return Document(self.title or "model", tuple({**s, "remarks": list(s["remarks"])} for s in self._stages))
+        return Document(self.title or "model", tuple({**s, "remarks": list(s["remarks"])} for s in self._stages), sample=self._sample)
 
     def _begin(self, gm: fx.GraphModule, phase: str, context: Context) -> None:
         """The graph that a compile starts from; of a convert, only what calibration changed."""
-        self._graph, nodes = weakref.ref(gm), graph_nodes(gm.graph, context.table)
+        self._graph, self._sample, nodes = weakref.ref(gm), sample_of(gm.graph), graph_nodes(gm.graph, context.table)
         continued = phase == "convert" and bool(self._prepared[0])
         count, self._nodes = self._prepared if continued else (0, [])
         del self._stages[count:]

@@ -17,6 +17,7 @@ from qcompiler.debug.case import Case
 from qcompiler.debug.plain_data import look_up
 from qcompiler.debug.reproducer import META, Contents, Failure, contents_of, write_files
 from qcompiler.errors import ConfigError
+from qcompiler.ops.float_statements import statement_of
 
 Signature = tuple[str, str, str | None]
 
@@ -44,7 +45,9 @@ def reduce_into(folder: Path, case: Case) -> str:
     small = fewest_nodes(shorter, fails)
     folder.mkdir(exist_ok=True)
     title = f"{wanted[0]} ({wanted[1]}) in {small.pipeline[-1]} of {case.data['phase']} {case.data['model']}, reduced"
-    path = write_files(folder, Contents(small.data, small.tensors, set(names_in(small.data))), small.pipeline, title, None)
+    used = set(names_in(small.data))
+    statements = {name: found for name in used if (found := statement_of(small.names.get(name))) is not None}
+    path = write_files(folder, Contents(small.data, small.tensors, used, statements), small.pipeline, title, None)
     return f"{path}: passes {len(case.pipeline)} -> {len(small.pipeline)}, nodes {_count(case)} -> {_count(small)}"
 
 
@@ -78,7 +81,9 @@ def advanced(case: Case, done: int) -> Case | None:
     failure.steps = list(steps[done:])
     made = contents_of(failure, weights=True)
     kept = {key: case.data[key] for key in ("schema_version", "phase", "model", "versions", "expected")}
-    known = {**{name: look_up(name) for name in made.names}, **case.names}
+    statements = {found: function for function in case.names.values() if (found := statement_of(function)) is not None}
+    known = {name: look_up(name) for name in made.names} | dict(case.names)
+    known |= {name: statements[statement] for name, statement in made.statements.items()}
     return case.with_(data={**made.data, **kept}, tensors=made.tensors, names=known, pipeline=case.pipeline[done:])
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,15 +23,18 @@ from torch.utils._pytree import tree_map_only
 from qcompiler.backends import backend_of, names
 from qcompiler.compile.pass_manager import Context, Pass
 from qcompiler.compile.settings import Settings
+from qcompiler.debug.definitions import globals_of
 from qcompiler.debug.dump_record import versions
 from qcompiler.debug.plain_data import Writer
 from qcompiler.files.safetensors import safetensors
 from qcompiler.files.values import canonical
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Stage
 from qcompiler.observers.watch import Watch
+from qcompiler.ops.float_statements import Statement
 from qcompiler.qat.sites import HOLDER
 
 SCRIPT, GRAPH, TENSORS = "repro.py", "repro.json", "repro.safetensors"
+SCRIPTS = ("__main__", "reproduced_script")  # the user's script, as what runs, and as what a repro.py has run
 META = (VALUE, SOURCE, QUANT)
 SCHEMA = 3
 OURS = ("observers.", f"{HOLDER}.")  # modules that the compiler put in: what they hold is kept, and the user's classes among them
@@ -43,19 +48,20 @@ Written by {versions}. {weights}
 {lost}"""
 
 import sys
+import textwrap
 
 sys.path[:0] = {paths}  # where the modules below were imported from
 {imports}
-from qcompiler.debug.reproduce import main, script  # noqa: F401
+from qcompiler.debug import reproduce as qcompiler_reproduce
 
 PIPELINE = {pipeline}
 
-# Passes, rules, ops and module classes that repro.json refers to. It names nothing else, and loading it imports nothing.
+# Passes, rules, ops, module classes and statements that repro.json refers to. It names nothing else, and loading it imports nothing.
 NAMES = {{
 {names}}}
 
 if __name__ == "__main__":
-    main(__file__, PIPELINE, NAMES)
+    qcompiler_reproduce.main(__file__, PIPELINE, NAMES)
 '''
 
 
@@ -102,11 +108,12 @@ def _attribute(gm: fx.GraphModule, path: str) -> Any:
 
 @dataclass(frozen=True)
 class Contents:
-    """repro.json, the tensors, the names that repro.json refers to, and what could not be written."""
+    """repro.json, the tensors, the names that repro.json refers to, of these the statements, and what could not be written."""
 
     data: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
     names: set[str]
+    statements: Mapping[str, Statement]
     lost: Sequence[str] = ()
 
 
@@ -140,7 +147,7 @@ def contents_of(failure: Failure, weights: bool) -> Contents:
     }
     generator = torch.Generator().manual_seed(0)
     tensors = {name: _random(name, t, generator) if name in random else t for name, t in sorted(writer.tensors.items())}
-    return Contents(data, tensors, writer.names, writer.lost)
+    return Contents(data, tensors, writer.names, writer.statements, writer.lost)
 
 
 def _taught(settings: Settings) -> Sequence[object]:
@@ -231,15 +238,16 @@ def write(folder: Path, failure: Failure, phase: str, model: str, error: BaseExc
 def write_files(folder: Path, case: Contents, pipeline: Sequence[str], title: str, weights: bool | None) -> Path:
     """The three files of one case. `weights`: whose they are, None where that is not known."""
     used = case.names
+    needed = _of_script(case)
     text = TEMPLATE.format(
         title=_comment(title),
         versions=", ".join(f"{name} {version}" for name, version in sorted(case.data["versions"].items())),
         weights={True: "Holds the model's weights.", False: "The weights are random.", None: "The weights are those of the case."}[weights],
         lost=f"Could not be written, and is missing here: {_comment(', '.join(dict.fromkeys(case.lost)))}\n" if case.lost else "",
         paths=repr(_paths(used)),
-        imports="".join(f"import {module}\n" for module in sorted({n.partition(":")[0] for n in used} - {"__main__"})),
+        imports="".join(f"import {module}\n" for module in sorted({n.partition(":")[0] for n in used} - set(SCRIPTS))),
         pipeline=json.dumps(",".join(pipeline)),
-        names="".join(f"    {name!r}: {_expression(name)},\n" for name in sorted(used)),
+        names="".join(f"    {name!r}: {_expression(name, case.statements.get(name), needed)},\n" for name in sorted(used)),
     )
     _write(folder / TENSORS, b"".join(safetensors(dict(case.tensors))))
     _write(folder / GRAPH, canonical(case.data).encode("ascii"))
@@ -258,9 +266,24 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _expression(name: str) -> str:
+def _of_script(case: Contents) -> list[str]:
+    """What the user's script has to define."""
+    named = {name.partition(":")[2].partition(".")[0] for name in case.names - set(case.statements) if name.partition(":")[0] in SCRIPTS}
+    texts = [statement for name, statement in case.statements.items() if name.partition(":")[0] in SCRIPTS]
+    known = vars(sys.modules["__main__"]) | vars(sys.modules.get(SCRIPTS[1], ModuleType("")))
+    return sorted(named | {name for statement in texts for name in globals_of(textwrap.dedent(statement.source)) if name in known})
+
+
+def _expression(name: str, statement: Statement | None, needed: Sequence[str]) -> str:
     module, _, path = name.partition(":")
-    return f"script({os.path.abspath(str(sys.modules['__main__'].__file__))!r}).{path}" if module == "__main__" else f"{module}.{path}"
+    if module in SCRIPTS:
+        file = os.path.abspath(str(sys.modules[module].__file__))
+        module = f"qcompiler_reproduce.script({', '.join(map(repr, (file, *needed)))})"
+    if statement is None:
+        return f"{module}.{path}"
+    text = "".join(f"\n        {line!r}" for line in statement.source.splitlines(keepends=True))
+    rest = ", ".join(map(repr, (statement.name, statement.owner, statement.file, statement.line)))
+    return f"qcompiler_reproduce.statement({module}, ({text}\n    ), {rest})"
 
 
 def _paths(names: set[str]) -> list[str]:
@@ -268,7 +291,7 @@ def _paths(names: set[str]) -> list[str]:
     found = []
     for top in sorted({name.partition(":")[0].partition(".")[0] for name in names} | {"qcompiler"}):
         file = getattr(sys.modules.get(top), "__file__", None)
-        if file is None or top == "__main__" or "site-packages" in file or file.startswith(os.path.dirname(os.__file__)):
+        if file is None or top in SCRIPTS or "site-packages" in file or file.startswith(os.path.dirname(os.__file__)):
             continue
         folder = Path(file).resolve().parent
         found.append(str(folder.parent if Path(file).name == "__init__.py" else folder))

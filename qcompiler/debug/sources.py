@@ -11,14 +11,13 @@ from pathlib import Path
 
 from torch import fx
 
-from qcompiler.artifact.notes import ROWS
 from qcompiler.debug.document import Document
-from qcompiler.debug.explain import Explanation
-from qcompiler.debug.explain_nodes import explain_nodes
+from qcompiler.debug.explain_nodes import explain_nodes, explanation_on
 from qcompiler.debug.nodes import graph_nodes
 from qcompiler.debug.planned import plan_stages
 from qcompiler.debug.read_dumps import compiles, latest
 from qcompiler.debug.record import Recorder
+from qcompiler.debug.sample import sample_of
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms
@@ -72,16 +71,14 @@ def _of_graph(gm: fx.GraphModule) -> Document:
     state = state_of(gm)
     table = state.settings.table if state is not None else OPS
     title = state.name if state is not None else type(gm).__name__
-    return Document.of_nodes(title, getattr(gm, MARK, "graph"), graph_nodes(gm.graph, table))
+    return Document.of_nodes(title, getattr(gm, MARK, "graph"), graph_nodes(gm.graph, table), sample_of(gm.graph))
 
 
 def _of_executable(module: Executable) -> Document:
     name, graph = module._title(), module._graph()
-    if graph is not None:
-        made = Document.of_nodes(name, "lowered", graph_nodes(graph.graph))
-    else:
-        nodes = module._nodes()
-        explain_nodes(nodes, Explanation.from_data(getattr(module, ROWS, [])))
-        made = Document.of_nodes(name, "compiled", nodes)
+    explanation = explanation_on(module)
+    phase, nodes = ("lowered", graph_nodes(graph.graph)) if graph is not None else ("compiled", module._nodes())
+    explain_nodes(nodes, explanation)
+    made = Document.of_nodes(name, phase, nodes, explanation.sample)
     stages = plan_stages(module, made.nodes_at(-1))
     return replace(made, stages=(*made.stages, *stages))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass, field
 
 import torch
@@ -87,10 +86,10 @@ class Tally:
     clipped: int = 0
     codes: tuple[float, float] = (math.inf, -math.inf)
     grid: Grid | None = None
+    most: int = 255  # the largest code of the range that calibration gave
     channels: list[Tensor] | None = None  # extremes of the quantized, then of the float values of each channel
     powers: list[Tensor] | None = None  # signal and own noise of each channel
     mixed: bool = False  # the number of channels differs between calls
-    seconds: list[float] = field(default_factory=list)
     values: Counter = field(default_factory=Counter)
 
     def add(self, reference: Tensor, value: Tensor, own: Tensor, grid: Grid | None) -> None:
@@ -163,15 +162,12 @@ class Tally:
 
     @property
     def unused(self) -> float:
-        """Share of the integers that no value took."""
+        """Share of the integers of the range that no value took."""
         if self.grid is None or self.codes[0] > self.codes[1]:
             return 0.0
         _, _, least, most = self.grid
+        most = max(min(most, self.most), least)
         return max(0.0, 1 - (min(self.codes[1], most) - max(self.codes[0], least) + 1) / (most - least + 1))
-
-    @property
-    def milliseconds(self) -> float | None:
-        return statistics.median(self.seconds) * 1e3 if self.seconds else None
 
 
 def _power(x: Tensor) -> float:

@@ -14,7 +14,6 @@ is not needed any more is let go, so memory holds about as much as two runs of t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +26,6 @@ from qcompiler.executable.steps import Env, Grid, Step, Steps, grid_of, real
 from qcompiler.ir.nested import Ref, rewrite
 from qcompiler.ops.reference import dequantize, quantize
 
-REPEATS = 5  # runs of a step for its time
 RANDOM = "it is computed with random numbers, which no two runs share"
 
 
@@ -41,7 +39,6 @@ class Seen:
     own_value: object
     own_reference: object
     grid: Grid | None
-    seconds: tuple[float, ...]
     random: bool = False
 
 
@@ -60,7 +57,6 @@ class Walk:
     quantized: Steps
     matching: Matching
     own: bool = True
-    profile: bool = False
     ends: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -106,7 +102,6 @@ class Walk:
         floats, values = self.floats.bind(args, kwargs), self.quantized.bind(args, kwargs)
         references: Env = dict(values)
         self.rounded: set[str] = set()
-        self.times: dict[str, list[float]] = {}
         for i, (is_float, step) in enumerate(self.events):
             if is_float:
                 floats[step.name] = self._float(step, floats)
@@ -133,7 +128,7 @@ class Walk:
         site = self.matching.sites.get(step.name)
         if step.writes is not None and self.own and isinstance(references.get(step.writes), Tensor):
             references[step.writes] = references[step.writes].clone()  # it may be the float graph's own value
-        value = values[step.name] = self._timed(step, values)
+        value = values[step.name] = step.run(values)
         if step.state == "write":
             return
         if self.own:
@@ -144,10 +139,10 @@ class Walk:
             return
         reference, grid = floats[site.float_step.name], self._grid(site, values)
         if not self.own:
-            return visit(Seen(site, reference, real(value), None, None, grid, (), self._is_random(site)))
+            return visit(Seen(site, reference, real(value), None, None, grid, self._is_random(site)))
         perfect = self._perfect(site, floats, references)
         own = real(references[step.name])
-        visit(Seen(site, reference, real(value), own, perfect, grid, self._seconds(site), self._is_random(site)))
+        visit(Seen(site, reference, real(value), own, perfect, grid, self._is_random(site)))
         references[step.name] = held_as(references[step.name], reference, grid)  # its sizes may be others than those of `value`
         if grid is not None:
             self.rounded.add(step.name)
@@ -159,21 +154,6 @@ class Walk:
         if found is None and step.rounds == "dequantize":
             found = grid_of(self.steps[step.inputs[0]], values[step.inputs[0]])
         return None if found is None else (*found[:2], *self.ends.get(site.float_step.name, found[2:]))
-
-    def _timed(self, step: Step, values: Env) -> object:
-        if not self.profile or step.writes is not None or step.kind != "call" or step.state == "write":
-            return step.run(values)
-        times = self.times[step.name] = []
-        for _ in range(REPEATS):
-            start = time.perf_counter()
-            value = step.run(values)
-            times.append(time.perf_counter() - start)
-        return value
-
-    def _seconds(self, site: Site) -> tuple[float, ...]:
-        """Times of all steps that belong to the site."""
-        parts = [self.times[name] for name in (site.step.name, *site.way) if name in self.times]
-        return tuple(map(sum, zip(*parts)))
 
     def _perfect(self, site: Site, floats: Env, references: Env) -> object:
         """The float value of a site, computed from the inputs that the quantized step gets."""

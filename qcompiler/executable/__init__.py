@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from qcompiler.errors import ConfigError
 from qcompiler.executable.arguments import Argument
+from qcompiler.executable.integers import Scales
 from qcompiler.executable.steps import Steps
 
 JSON = Any  # numbers, text, None, lists and dicts with text as keys
@@ -39,6 +40,14 @@ class Plan:
     nodes: Sequence[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class LayerTimes:
+    """`milliseconds`: by value; `instead_of`: the steps that stand for the same work."""
+
+    milliseconds: Mapping[str, float]
+    instead_of: frozenset[str]
+
+
 class Executable(nn.Module):
     """A converted model. A back end derives its module from it, and gives it `forward`, a state_dict of plain tensors under the user's
     names that `load_state_dict` takes, and the methods below. Their names begin with an underscore, since all others are the user's:
@@ -62,6 +71,14 @@ class Executable(nn.Module):
     def _plan(self, nodes: Sequence[dict[str, Any]]) -> Plan | None:
         """How the back end runs it, where it has a plan of its own. `nodes`: the program as `_nodes` or a drawing of `_graph` has it."""
         return None
+
+    def _layer_times(self, *args: Any, **kwargs: Any) -> LayerTimes | None:
+        """The times of what a call computes in one piece, where it has such pieces and can look into them."""
+        return None
+
+    def _scales(self) -> Scales:
+        """How its values and weights are held in integers."""
+        raise ConfigError(f"the back end {self._backend} does not tell its scales", code="no-scales")
 
     def _payload(self) -> Payload:
         """What a file holds of it beside its tensors and the notes that the compiler keeps on it."""
@@ -91,4 +108,4 @@ class Executable(nn.Module):
         self._tensors_changed()
 
 
-__all__ = ["JSON", "Executable", "Payload", "Plan"]
+__all__ = ["JSON", "Executable", "LayerTimes", "Payload", "Plan"]

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import fx
 
 from qcompiler.errors import ConfigError
 from qcompiler.ir.form import Form
 from qcompiler.ir.types import value_of
 
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of one form: what it must be, and what it is where a call leaves it out."""
+    """One argument of one form: what it must be, and what it is where a call leaves it out. `is_index`: its integers may be of any type."""
 
     name: str
     form: Form
     optional: bool
     default: Any
+    is_index: bool = False
+
+    def form_for(self, value: object) -> Form:
+        """What a value must be."""
+        any_integer = self.is_index and isinstance(value, torch.Tensor) and value.dtype in INTEGERS
+        return replace(self.form, name=str(value.dtype).removeprefix("torch.")) if any_integer else self.form  # type: ignore[attr-defined]
 
 
 def arguments_of_graph(graph: fx.Graph) -> tuple[Argument, ...]:

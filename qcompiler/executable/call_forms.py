@@ -11,9 +11,11 @@ from torch import Tensor, fx, nn
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.executable import Executable
 from qcompiler.executable.arguments import Argument, arguments_of_graph
+from qcompiler.executable.form_parts import found_in, share_modules
 from qcompiler.inputs.checks import MARK
 from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.ir.form import likeness, misfit
+from qcompiler.ir.items import PLACES, Absent, DictItems, ListItems
 from qcompiler.observers.watch import Watch
 
 WEIGHTS = "weight_fake_quants"  # where a graph that is trained holds those of its weights
@@ -43,7 +45,7 @@ def fit(arguments: Sequence[Argument], args: tuple[object, ...], kwargs: Mapping
         if argument.name not in given and not argument.optional:
             return f"{argument.name} is missing"
         value = given.get(argument.name, argument.default)
-        if (why := misfit(argument.form, value, argument.name)) is not None:
+        if (why := misfit(argument.form_for(value), value, argument.name)) is not None:
             return why
         alike += likeness(argument.form, value)
     return alike
@@ -71,6 +73,12 @@ class CallForms(nn.Module):
         super()._apply(fn, recurse)
         _tie_again(self)
         return self
+
+    def __getattr__(self, name: str) -> Any:
+        """The user's modules and tensors, as in a model of one form."""
+        forms = self.__dict__.get("_modules", {}).get(FORMS)
+        found = found_in(list(forms), name) if forms is not None else None
+        return super().__getattr__(name) if found is None else found
 
     def choose(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> int:
         """The number of the form that a call has; of several, the one whose example is most like it, in sizes and numbers.
@@ -136,6 +144,26 @@ class CallForms(nn.Module):
         return "\n".join(f"{i}: {self.spelled(i)}" for i in range(len(self._arguments)))
 
 
+class _FormsOfItems(CallForms):
+    """The places of its children are those of the forms."""
+
+    def _child(self, key: str) -> Any:
+        found = found_in(list(self.call_forms), vars(self)[PLACES][key])
+        return Absent() if found is None else found
+
+
+class FormsOfList(_FormsOfItems, ListItems):
+    """Forms of a model that is a Sequential."""
+
+
+class FormsOfDict(_FormsOfItems, DictItems):
+    """Forms of a model that is a ModuleDict."""
+
+
+def _class_for(form: nn.Module) -> type[CallForms]:
+    return FormsOfList if isinstance(form, ListItems) else FormsOfDict if isinstance(form, DictItems) else CallForms
+
+
 def _equal(a: object, b: object) -> bool:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return a is b
@@ -176,6 +204,8 @@ def share(forms: Sequence[nn.Module]) -> None:
             if held is not None and type(held) is type(table[name]) and _equal(held, table[name]):
                 table[name] = held
     _share_weight_fake_quants(forms)
+    for form in forms[1:]:
+        share_modules(forms[0], form)
     share_packs(forms)
 
 
@@ -213,7 +243,9 @@ def _tables(module: nn.Module) -> Iterator[tuple[str, dict[str, object], str]]:
 def join(forms: Sequence[nn.Module], stage: str, attributes: Mapping[str, object]) -> CallForms:
     """The module of several forms over one set of weights, with the user's attributes. `stage`: what checks.MARK says of it."""
     share(forms)
-    made = CallForms(forms)
+    made = _class_for(forms[0])(forms)
+    if PLACES in vars(forms[0]):
+        vars(made)[PLACES] = vars(forms[0])[PLACES]
     for name, value in attributes.items():
         if not hasattr(made, name):
             setattr(made, name, value)

@@ -62,6 +62,7 @@ class Step:
     rounds: str = ""  # "quantize" or "dequantize": the step changes how a value is held, not what it is
     weight: Weight | None = None
     state: Literal["", "read", "write"] = ""
+    most: int = 255  # the largest code of its range: 127 where that has 7 bits, though a kernel gives larger ones beyond it
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _graph_step(gm: fx.GraphModule, node: fx.Node) -> Step:
     return Step(
         node.name, kind, op, tuple(n.name for n in node.all_input_nodes), origin, _graph_run(gm, node),
         source.module_path, source.location or "", writes, grid, rounds, _graph_weight(gm, node),  # type: ignore[arg-type]
-        state_of_call(node.target),
+        state=state_of_call(node.target),
     )  # fmt: skip
 
 

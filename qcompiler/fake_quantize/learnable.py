@@ -27,10 +27,12 @@ from qcompiler.ops.reference import per_axis
 
 
 class _Round(torch.autograd.Function):
-    """y of the module's text; `axis` None: one scale. A scale below `eps` counts as `eps`, and gets its gradient all the same."""
+    """y of the module's text; `axis` None: one scale; `ends`: low, high, eps. A scale below `eps` counts as `eps`, and gets its gradient
+    all the same."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, low: int, high: int, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, ends: tuple[int, int, float]) -> Tensor:
+        low, high, eps = ends
         scale, zero_point = scale.clamp(min=eps), zero_point.round().clamp(low, high)
         ctx.save_for_backward(x, scale, zero_point)
         ctx.settings = axis, low, high
@@ -53,7 +55,7 @@ class _Round(torch.autograd.Function):
             d_scale = _total(grad * torch.where(inside, t.round() - t, r.clamp(low, high) - z), axis) * factor
         if ctx.needs_input_grad[2]:
             d_zero = _total(grad * torch.where(inside, torch.zeros_like(t), -s), axis) * factor
-        return grad * inside, d_scale, d_zero, None, None, None, None
+        return grad * inside, d_scale, d_zero, None, None
 
 
 def _total(values: Tensor, axis: int | None) -> Tensor:
@@ -120,7 +122,7 @@ class LearnableFakeQuantize(FakeQuantize):
 
     def _round(self, x: Tensor) -> Tensor:
         axis = self.ch_axis % x.dim() if self.is_per_channel else None
-        rounded = _Round.apply(x, self.scale, self.zero_point, axis, self.quant_min, self.quant_max, EPS)
+        rounded = _Round.apply(x, self.scale, self.zero_point, axis, (self.quant_min, self.quant_max, EPS))
         assert isinstance(rounded, Tensor)
         return rounded
 

@@ -15,6 +15,7 @@ from qcompiler.errors import ConfigError, Where
 from qcompiler.ir.check_qparams import CODES, HINT, scale_fault, zero_point_fault
 
 BYTES = (torch.int8, torch.uint8)
+INTEGERS = (*BYTES, torch.int16, torch.int32, torch.int64)
 FLOAT_GIVEN = "a checkpoint of the float model goes into that: load it there, and quantize again"
 CODES_GIVEN = "this is the state of an int8 module: load it into one that was converted in the same way"
 
@@ -74,7 +75,7 @@ def _fault(module: nn.Module, name: str, held: Tensor, given: object, assign: bo
         return f"{kind} is given, a plain tensor is held", "weight-kind", None
     exact = getattr(module, "_fixed_dtypes", False) and (assign or held.dtype is torch.float16)
     if not _takes(held.dtype, given, exact):
-        hint = FLOAT_GIVEN if held.dtype in BYTES else CODES_GIVEN if given.dtype in BYTES or given.is_quantized else None
+        hint = FLOAT_GIVEN if held.dtype in BYTES else CODES_GIVEN if given.dtype in INTEGERS or given.is_quantized else None
         return f"a {given.dtype} tensor is given, {held.dtype} is held", "weight-dtype", hint
     if not _fits(module, name, held, given):
         return f"size mismatch: shape {tuple(given.shape)} is given, {tuple(held.shape)} is held", "weight-shape", None
@@ -85,8 +86,9 @@ def _fault(module: nn.Module, name: str, held: Tensor, given: object, assign: bo
 def _takes(held: torch.dtype, given: Tensor, exact: bool) -> bool:
     if given.is_quantized or given.dtype is held:
         return given.dtype is held
-    codes_for_floats = held.is_floating_point and given.dtype in BYTES
-    return not exact and held not in BYTES and not codes_for_floats and torch.can_cast(given.dtype, held)
+    codes_for_floats = held.is_floating_point and given.dtype in INTEGERS  # biases have codes of 32 bits elsewhere
+    is_flag = torch.bool in (given.dtype, held)
+    return not exact and held not in BYTES and not codes_for_floats and not is_flag and torch.can_cast(given.dtype, held)
 
 
 def _fits(module: nn.Module, name: str, held: Tensor, given: Tensor) -> bool:

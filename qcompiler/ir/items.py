@@ -17,6 +17,7 @@ from qcompiler.ir.names import safe_path
 ITEMS = "_qcompiler_items"  # on the root: {path of a container: ["list" or "dict", its keys]}
 PLACES = "_qcompiler_places"  # on each container: {the user's key: the name of the child here}
 LISTS = (nn.Sequential, nn.ModuleList, nn.ParameterList)
+DEEPEST = 32  # a file may name any path, and torch walks modules by recursion
 DICTS = (nn.ModuleDict, nn.ParameterDict)
 
 
@@ -118,7 +119,7 @@ def give_items(root: nn.Module, classes: Mapping[type, Mapping[str, type]], name
         keys = entry[1] if isinstance(entry, list) and len(entry) == 2 and entry[0] in ("list", "dict") else None
         if not isinstance(keys, list) or not keys or not all(isinstance(key, str) for key in keys):
             continue
-        held = _submodule(root, safe_path(table, str(path)))
+        held = _scope(root, safe_path(table, str(path)), next(iter(classes)))
         if held is root or type(held) in classes:
             vars(held)[PLACES] = {key: safe_path(table, key) for key in keys}
         if held is root:
@@ -128,8 +129,14 @@ def give_items(root: nn.Module, classes: Mapping[type, Mapping[str, type]], name
     return kind
 
 
-def _submodule(root: nn.Module, path: str) -> object:
-    module: Any = root
-    for part in filter(None, path.split(".")):
+def _scope(root: nn.Module, path: str, plain: type[nn.Module]) -> object:
+    """What stands at a path; where nothing of a container is left, but of the module that held it, a scope to stand for it."""
+    *outer, last = path.split(".")
+    module: nn.Module | None = root
+    for part in outer:
         module = module._modules.get(part) if isinstance(module, nn.Module) else None
-    return module
+    if not last or not isinstance(module, nn.Module):
+        return None if last else root
+    if last not in {**module._parameters, **module._buffers, **module._modules} and len(outer) < DEEPEST:
+        module._modules[last] = plain()
+    return module._modules.get(last)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx
 
 from qcompiler.ir.form import Form
+
+T = TypeVar("T")
+Z = TypeVar("Z")
 
 VALUE = "qc_value"  # node.meta key -> Value
 SOURCE = "qc_source"  # node.meta key -> Source
@@ -73,6 +76,16 @@ class Source:
         return f"{self.file}:{self.line}" if self.file else None
 
 
+def halved(scale: T, zero_point: Z) -> tuple[T, Z]:
+    """Qparams of the same range in half as many steps: numbers, or tensors of them."""
+    return 2 * scale, zero_point // 2  # type: ignore[operator, return-value]
+
+
+def halved_ends(low: int, high: int) -> tuple[int, int]:
+    """The ends of half as many steps."""
+    return low // 2, (high + 1) // 2 - 1
+
+
 @dataclass(frozen=True)
 class QParams:
     """How real numbers map to integers: real = scale * (q - zero_point), q in [quant_min, quant_max].
@@ -108,7 +121,8 @@ class QParams:
     def with_7_bits(self) -> QParams:
         """The range of 0..255 in half as many steps, 0..127, which kernels may add in 16 bits (per tensor only)."""
         assert isinstance(self.scale, float) and isinstance(self.zero_point, int) and (self.quant_min, self.quant_max) == (0, 255)
-        return replace(self, scale=2 * self.scale, zero_point=self.zero_point // 2, quant_max=127)
+        scale, zero_point = halved(self.scale, self.zero_point)
+        return replace(self, scale=scale, zero_point=zero_point, quant_max=halved_ends(0, 255)[1])
 
     def _shifted(self, by: int, dtype: torch.dtype) -> QParams:
         zero_point = tuple(z + by for z in self.zero_point) if isinstance(self.zero_point, tuple) else self.zero_point + by
@@ -122,7 +136,8 @@ class Quant:
     int8: the op takes and gives integers with qparams that calibration found. `mode`: it takes and gives floats, but its
     weights are quantized. `float_output`: it hands out floats, from its 32-bit sums. `group`: values of one group share
     qparams. `qparams`: known once frozen. `reason`: why a node stays float (None when int8 or with a mode);
-    `code`: the same for programs, a key of ops/obstacles.py. `weight`: qparams of the node's weight, where training has settled them.
+    `code`: the same for programs, a key of ops/obstacles.py. `weight`: of a parameter its qparams, where training has settled them.
+    `corrected`: what the user's corrections changed of it.
     """
 
     int8: bool = False
@@ -134,6 +149,7 @@ class Quant:
     qconfig: Any = field(default=None, compare=False)
     weight: QParams | None = None
     code: str | None = None
+    corrected: tuple[str, ...] = ()
 
     def with_(self, **changes: Any) -> Quant:
         return replace(self, **changes)

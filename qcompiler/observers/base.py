@@ -106,6 +106,7 @@ class UniformQuantizationObserverBase(ObserverBase):
     eps: torch.Tensor
     min_val: torch.Tensor
     max_val: torch.Tensor
+    latest: tuple[torch.Tensor | float, ...] | None = None  # where it is no None: the smallest and largest value of the last call
     _schemes: tuple[torch.qscheme, ...] = PER_TENSOR
 
     def __init__(
@@ -137,6 +138,11 @@ class UniformQuantizationObserverBase(ObserverBase):
 
     def _allows_dynamic(self) -> bool:
         return False
+
+    def _note(self, low: torch.Tensor | float, high: torch.Tensor | float) -> None:
+        """The smallest and largest value of a call, for who asked for them."""
+        if self.latest is not None:
+            self.latest = low, high
 
     def _rule(self, eps: float | None = None) -> Rule:
         smallest = self._smallest if eps is None else eps

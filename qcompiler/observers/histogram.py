@@ -143,6 +143,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
         if plan:
             counts[0] *= plan.stride
         self._add(low, high, exponent, slice(_SAMPLED, _LOWS + 1) if plan else slice(_EXACT, _SAMPLED), counts)
+        self._note(low, high)
         return x
 
     def _exponent_for(self, low: float, high: float) -> int:

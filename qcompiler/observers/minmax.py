@@ -39,7 +39,9 @@ class MinMaxObserver(UniformQuantizationObserverBase):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.numel():
-            self._widen(*finite_range(as_data(x)))
+            low, high = finite_range(as_data(x))
+            self._widen(low, high)
+            self._note(low, high)
         return x
 
     def _widen(self, low: torch.Tensor, high: torch.Tensor) -> None:

@@ -8,6 +8,8 @@ from qcompiler.observers.affine import Rule
 from qcompiler.observers.base import UniformQuantizationObserverBase
 
 LARGEST = torch.finfo(torch.float32).max / 2**31
+WIDE_RANGE = "wide-range"  # the code of a remark
+WIDE = "its observer gives 8 bits whatever is asked, and a kernel that takes them adds in 16 bits here: large sums are cut off"
 SHOWN = 8  # channels that are listed
 
 
@@ -21,6 +23,12 @@ def is_constant(observer: object) -> bool:
     """Whether all values that were observed are the same number."""
     inner = uniform(observer)
     return inner is not None and bool((inner.min_val == inner.max_val).all())
+
+
+def is_wide(observer: object) -> bool:
+    """Whether it gives codes of 8 bits."""
+    low, high = (getattr(observer, name, None) for name in ("quant_min", "quant_max"))
+    return low is not None and high is not None and high - low > 127
 
 
 def steps_used(observer: UniformQuantizationObserverBase) -> torch.Tensor:

@@ -7,6 +7,7 @@ import math
 import torch
 
 from qcompiler.errors import ConfigError
+from qcompiler.ir.types import halved, halved_ends
 from qcompiler.observers.affine import PER_TENSOR, quant_range
 from qcompiler.observers.base import ObserverBase
 from qcompiler.observers.factory import register_observer
@@ -51,7 +52,7 @@ class FixedQParamsObserver(ObserverBase):
         low, high = self._given_ends
         if high - low == 255:
             self.decided, self.halved = True, reduce
-            self.quant_min, self.quant_max = (low // 2, (high + 1) // 2 - 1) if reduce else (low, high)
+            self.quant_min, self.quant_max = halved_ends(low, high) if reduce else (low, high)
 
     @property
     def measures(self) -> bool:
@@ -62,7 +63,7 @@ class FixedQParamsObserver(ObserverBase):
         return True
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return (self.scale * 2, torch.div(self.zero_point, 2, rounding_mode="floor")) if self.halved else (self.scale, self.zero_point)
+        return halved(self.scale, self.zero_point) if self.halved else (self.scale, self.zero_point)
 
     def merge(self, other: ObserverBase) -> None:
         """Nothing to take in, but the qparams must be the same."""

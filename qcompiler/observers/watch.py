@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from qcompiler.errors import CalibrationError, NumericsError, Where
-from qcompiler.observers.base import ObserverBase
+from qcompiler.observers.base import ObserverBase, UniformQuantizationObserverBase
 
 MODULE = frozenset(vars(nn.Module()))
 COLLECTIONS = (list, dict, set)
@@ -54,8 +56,11 @@ class WatchKey:
 class Watch(nn.Module):
     """An observer at its place in the graph; names the node when the data cannot be observed. `is_spare`: convert drops it (watch_spares).
 
-    A call that fails or is interrupted leaves the observer as it was. `take_back` undoes the last call that did not.
+    A call that fails or is interrupted leaves the observer as it was. `take_back` undoes the last call that did not. `seen`: the smallest
+    and largest value of each batch that calibrate ran, one pair behind the other; NaN of a batch without values.
     """
+
+    seen: array[float] | None = None
 
     def __init__(self, observer: nn.Module, place: Where, key: WatchKey | None = None, is_spare: bool = False) -> None:
         super().__init__()
@@ -91,7 +96,7 @@ class Watch(nn.Module):
 class Batch:
     """One batch through all observers of a prepared module: it counts as a whole or not at all.
 
-    `take_back` after an error or an interrupt, wherever it came.
+    `take_back` after an error or an interrupt, wherever it came; `keep` otherwise, which counts. As a context around all batches of a call.
     """
 
     def __init__(self, prepared: nn.Module) -> None:
@@ -99,15 +104,35 @@ class Batch:
         watched = {id(part) for watch in self.watches for part in watch.parts}
         # observers that stand by themselves, as in hand-prepared models, are remembered whole: nothing tells when they are called
         self.others = [m for m in prepared.modules() if isinstance(m, ObserverBase) and id(m) not in watched]
-        self.begin()
+        self.count = 0
 
     def begin(self) -> None:
         for watch in self.watches:
             watch.before = ()
+            if isinstance(watch.observer, UniformQuantizationObserverBase):
+                watch.observer.latest = ()
         self.before = [Recorded(observer) for observer in self.others]
+        self.lengths = [len(watch.seen or ()) for watch in self.watches]
+
+    def keep(self) -> None:
+        for watch in self.watches:
+            latest = getattr(watch.observer, "latest", None)
+            if latest is not None:
+                watch.seen = array("d") if watch.seen is None else watch.seen
+                watch.seen.extend(map(float, latest or (math.nan, math.nan)))
+        self.count += 1
+
+    def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(self, *error: object) -> None:
+        for watch in self.watches:
+            vars(watch.observer).pop("latest", None)
 
     def take_back(self) -> None:
-        for watch in self.watches:
+        for watch, length in zip(self.watches, self.lengths):
             watch.take_back()
+            if watch.seen is not None:
+                del watch.seen[length:]
         for recorded in self.before:
             recorded.restore()

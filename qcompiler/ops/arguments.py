@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir.types import quant_of, value_of
-from qcompiler.ops.spec import Role
+from qcompiler.ops.spec import Output, Role
 from qcompiler.ops.table import Table
 
 SIZES = ("size", "numel", "nelement", "stride", "storage_offset")  # methods that compute nothing
@@ -29,6 +29,12 @@ def activations(table: Table, node: fx.Node) -> Iterator[fx.Node]:
             yield arg
         elif param.role is Role.ACTIVATIONS and isinstance(arg, (list, tuple)):
             yield from (a for a in arg if isinstance(a, fx.Node))
+
+
+def is_int8_join(node: fx.Node, table: Table) -> bool:
+    """Whether a node puts int8 values beside each other (cat, stack), on steps that may be theirs."""
+    row = table.of(node)
+    return row is not None and row.output is Output.JOIN and quant_of(node).int8
 
 
 def replace_activations(table: Table, node: fx.Node, old: fx.Node, new: fx.Node) -> None:

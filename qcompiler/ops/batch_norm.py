@@ -7,11 +7,30 @@ at [:, c] of the j-th block of I/g rows.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qcompiler.errors import NumericsError, Where
+
+
+class Norm(NamedTuple):
+    """What a batch norm computes with: running statistics, factor and offset, one number a channel; None: a factor of 1, an offset of 0."""
+
+    mean: Tensor
+    var: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+    eps: float
+
+
+class Layout(NamedTuple):
+    """Where the output channels of a weight are. `weight_axis`: 1 for a transposed convolution, else 0."""
+
+    weight_axis: int
+    groups: int
 
 
 def scale_of(var: Tensor, gamma: Tensor | None, eps: float) -> Tensor:
@@ -46,20 +65,19 @@ def along_channels(weight: Tensor, values: Tensor, weight_axis: int, groups: int
     return rows.reshape(*rows.shape, *[1] * (weight.dim() - 2))
 
 
-def fold(weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, *,
-         eps: float, weight_axis: int, groups: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+def fold(weight: Tensor, bias: Tensor | None, norm: Norm, layout: Layout) -> tuple[Tensor, Tensor]:
     """(W', b'), computed in the dtype of the arguments and differentiable in all of them.
 
     Who quantizes W' must compute it in one dtype only: its largest value lies half-way between two integers, so that the last
     bit decides which one it becomes.
     """
-    scale = scale_of(var, gamma, eps)
-    return weight * along_channels(weight, scale, weight_axis, groups), bias_of(bias, mean, scale, beta)
+    scale = scale_of(norm.var, norm.gamma, norm.eps)
+    return weight * along_channels(weight, scale, *layout), bias_of(bias, norm.mean, scale, norm.beta)
 
 
-def batch_norm_of_batch(y: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, count: Tensor | None,
-                        *, momentum: float | None, eps: float) -> Tensor:  # fmt: skip
+def batch_norm_of_batch(y: Tensor, norm: Norm, count: Tensor | None, momentum: float | None) -> Tensor:
     """nn.BatchNorm in train mode on plain tensors; unlike it, no wait for the device where `momentum` is None."""
+    mean, var, gamma, beta, eps = norm
     if count is not None:
         count.add_(1)
     if momentum is not None or count is None:

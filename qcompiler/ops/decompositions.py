@@ -114,6 +114,7 @@ def batch_statistics_free(input: Any, running_mean: Any = None, running_var: Any
 DECOMPOSE: dict[Any, Any] = {
     nn.MultiheadAttention: multihead_attention,
     nn.GLU: lambda module, input: glu(input, module.dim),
+    nn.LogSoftmax: lambda module, input: F.log_softmax(input, module.dim),
     nn.Softmin: lambda module, input: softmin(input, module.dim),
     F.instance_norm: batch_statistics_free,
     F.softmin: softmin,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qcompiler.ops.batch_norm import batch_norm_of_batch
+from qcompiler.ops.batch_norm import Norm, batch_norm_of_batch
 
 Bounds = tuple[float | None, float | None] | None
 
@@ -85,16 +85,21 @@ def batch_norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None = Non
                bounds: Bounds = None) -> Tensor:  # fmt: skip
     """BatchNorm, any number of trailing dimensions. With `training` it uses the batch's statistics and moves mean, var and count."""
     if training:
-        return clip(batch_norm_of_batch(x, mean, var, weight, bias, count, momentum=momentum, eps=eps), bounds)
+        return clip(batch_norm_of_batch(x, Norm(mean, var, weight, bias, eps), count, momentum), bounds)
     return clip(F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), bounds)
 
 
+def _is_one(alpha: object) -> bool:
+    """A number that is computed at run time may be 1, but nobody knows."""
+    return isinstance(alpha, (int, float)) and alpha == 1
+
+
 def add(x: Any, other: Any, *, alpha: float = 1, bounds: Bounds = None) -> Any:
-    return clip(x + other if alpha == 1 else torch.add(x, other, alpha=alpha), bounds)
+    return clip(x + other if _is_one(alpha) else torch.add(x, other, alpha=alpha), bounds)
 
 
 def sub(x: Any, other: Any, *, alpha: float = 1, bounds: Bounds = None) -> Any:
-    return clip(x - other if alpha == 1 else torch.sub(x, other, alpha=alpha), bounds)
+    return clip(x - other if _is_one(alpha) else torch.sub(x, other, alpha=alpha), bounds)
 
 
 def mul(x: Any, other: Any, *, bounds: Bounds = None) -> Any:
@@ -170,6 +175,10 @@ def sum(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
 
 def contiguous(x: Tensor) -> Tensor:
     return x.contiguous()
+
+
+def to_format(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    return x.to(memory_format=memory_format)
 
 
 def squeeze(x: Tensor, dim: Any = None) -> Tensor:

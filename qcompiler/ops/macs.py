@@ -1,13 +1,14 @@
 """Multiply-accumulates of a call with the example inputs: for the rows that have weights, and for what has no row.
 
-The products of sums of products alone: neither biases, nor softmax, nor elementwise arithmetic.
+The products of sums of products alone: neither biases, nor softmax, nor elementwise arithmetic. What no formula here knows is counted by
+torch, operator by operator (torch_macs).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,11 @@ from torch import fx
 
 from qcompiler.ir.types import value_of
 from qcompiler.ops.float_statements import statement_of
+from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
+from qcompiler.ops.torch_macs import counted_by_torch
+
+if TYPE_CHECKING:
+    from qcompiler.ops.spec import Op
 
 
 def shape_of(value: object) -> tuple[int, ...]:
@@ -117,16 +123,24 @@ FLOAT: dict[Any, Callable[[fx.Node], int]] = {
     **dict.fromkeys((torch.addmv, "addmv"), product_at(1, "mat")),
     **dict.fromkeys((torch.baddbmm, "baddbmm"), product_at(1, "batch1")),
     **dict.fromkeys((torch.addbmm, "addbmm"), _summed),
+    **dict.fromkeys((quantize, dequantize, dequantize_weight), lambda _: 0),  # they round and scale; a graph has one for each value
 }
 
 
 def float_macs(node: fx.Node) -> int | None:
     """The multiply-accumulates of a call that has no row; None where they are not known: a module that is called as a whole, a
-    statement that runs as it stands."""
+    statement that runs as it stands, a function that torch cannot count."""
     if node.op == "call_module" or statement_of(node.target) is not None:
         return None
     try:
         count = FLOAT.get(node.target)
     except TypeError:  # an unhashable callable
-        return 0
-    return count(node) if count is not None else 0
+        count = None
+    return count(node) if count is not None else counted_by_torch(node)
+
+
+def macs_of(node: fx.Node, row: Op | None) -> int | None:
+    """The multiply-accumulates of any call of a graph up to QUANTIZED, given its row: what every report counts by."""
+    if row is None:
+        return float_macs(node)
+    return row.macs(node) if row.macs is not None else 0

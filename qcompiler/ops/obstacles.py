@@ -10,6 +10,8 @@ CODES = {
     "whole-module": "it is called as a whole module, which is not looked into",
     "float-statement": "a statement of the model that runs as it stands, since what it does depends on data",
     "qconfig-none": "its qconfig is None",
+    "float-weights": "its qconfig leaves weights float, and it has some",
+    "float-activations": "its qconfig leaves activations float",
     "keep-float": "convert_fx(keep_float=...) names it",
     "not-float32": "it does not compute float32 values, or an input is not float32",
     "computed-operand": "an operand is a number that is computed at run time",
@@ -46,6 +48,8 @@ class Obstacle(NamedTuple):
 
 UNCALIBRATED = Obstacle("uncalibrated", "no calibration data reached it")
 COMPUTED_WEIGHT = Obstacle("computed-weight", "its weight is computed at run time")
+FLOAT_WEIGHTS = Obstacle("float-weights", "its qconfig leaves weights float")
+FLOAT_ACTIVATIONS = Obstacle("float-activations", "its qconfig leaves activations float")
 FLOAT_INPUT = Obstacle("float-input", "its input is float")  # of an op that is int8 only behind int8 values
 FLOAT_INPUTS = Obstacle("float-input", "all its inputs are float")
 FLOAT_PART = Obstacle("float-part", "a part of the tuple that it hands out stays float")

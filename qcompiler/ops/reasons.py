@@ -25,7 +25,12 @@ def no_row(node: fx.Node, table: Table, lacks: Lacks) -> Obstacle:
     other = None if known else _other_form(node, table)
     if other:
         return Obstacle("other-argument", f"{name}: {other}")
-    return Obstacle("no-int8-form", f"{name}: {known}" if known else f"{name} has no int8 form")
+    reason = f"{name}: {known}" if known else f"{name} has no int8 form"
+    return Obstacle("no-int8-form", reason + (_NEAR if name.rpartition(".")[2] in _PICKING else ""))
+
+
+_PICKING = frozenset(("argmax", "argmin", "topk", "argsort", "sort", "kthvalue", "msort", "mode", "median"))
+_NEAR = "; of values nearer than an int8 step it may pick another one than the float model, so keep what it reads float where that decides"
 
 
 def _module(node: fx.Node, table: Table, lacks: Lacks) -> Obstacle:

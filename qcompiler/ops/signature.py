@@ -14,7 +14,8 @@ NO_DEFAULT = object()
 
 @cache
 def parse_signature(text: str) -> tuple[tuple[str, str, str, Any], ...]:
-    """Each argument of a signature as (kind, the user's name, canonical name, default); kind is "", "*", "_", "!" or "?"."""
+    """Each argument of a signature as (kind, the user's names with | between them, canonical name, default); kind is "", "*", "_", "!" or
+    "?"."""
     entries = []
     for word in _words(text):
         name, _, default = word.partition("=")
@@ -39,10 +40,8 @@ def bind(signature: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> di
             value = named.pop(user, value)
         elif left:
             value = left.pop(0)
-        elif user in named:
-            value = named.pop(user)
-        elif canonical in named:
-            value = named.pop(canonical)
+        elif (name := next((n for n in (*user.split("|"), canonical) if n in named), None)) is not None:
+            value = named.pop(name)
         elif default is NO_DEFAULT:
             return None
         else:

@@ -22,6 +22,11 @@ def never(attributes: Mapping[str, object]) -> bool:
     return False
 
 
+def always(attributes: Mapping[str, object]) -> bool:
+    """Holds for every call."""
+    return True
+
+
 class Output(Enum):
     """Who owns the qparams of an op's result."""
 
@@ -146,6 +151,7 @@ class Op:
     identity: Holds = never  # does nothing in eval mode
     adds_values: Holds = never  # SAME, but may give values outside its input's range
     averages: Holds = never  # SAME, but gives values between its input's steps
+    homogeneous: Holds = never  # of each channel: f(s x) = s f(x) for any s > 0, of two operands as of one
     weight_axis: int = 0
     elementwise: bool = False  # a unary function of single values: exact as a 256-entry table
     row_power: RowPower | None = None  # a normalization: what it divides each row of its input by, squared

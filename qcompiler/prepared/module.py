@@ -29,6 +29,7 @@ from qcompiler.ops.state_nodes import held_names, set_held
 from qcompiler.ops.table import OPS
 from qcompiler.prepared.decide_again import Fused
 from qcompiler.prepared.float_state import FloatState
+from qcompiler.prepared.given_numbers import Numbers
 from qcompiler.prepared.graph_pickle import Data, from_data, to_data
 from qcompiler.qat.ops import training_table
 
@@ -49,6 +50,7 @@ class State:
     before: FloatState = field(default_factory=FloatState)  # what the float model had kept between calls
     fused: Fused = field(default_factory=Fused)  # where the decisions begin
     weights: dict[str, str] = field(default_factory=dict)  # checksums of the float model's; none where others were loaded
+    numbers: Numbers = field(default_factory=Numbers)  # what calls gave for arguments that are one number
 
     def saved(self) -> State:
         """The state without what cannot be written; ConfigError for op rows of the user's own, which are code."""
@@ -229,6 +231,8 @@ class InputCheck:
             raise InputError(
                 f"expected the inputs {self.signature()}, got {len(args)} positional and {sorted(kwargs) or 'no'} named", code="inputs"
             )
+        if (state := state_of(module)) is not None:
+            state.numbers.note(given)
         for name, value, _ in self.inputs:
             if isinstance(x := given.get(name), torch.Tensor) and self.observes:
                 refuse_kind(f"input {name}", x)

@@ -18,18 +18,55 @@ Evaluation, or frozen statistics: conv(x, Q(W * s), (b - running_mean) * s + bet
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from qcompiler.errors import InputError
-from qcompiler.ops.batch_norm import along_channels, batch_norm_of_batch, fold, scale_of
+from qcompiler.ops.batch_norm import Layout, Norm, along_channels, batch_norm_of_batch, fold, scale_of
 
 # y / s has no digits left where s comes near float32's smallest numbers (1e-38) and W * s beneath them.
 SMALLEST_SCALE = 1e-18
 
 Call = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 FakeQuant = Callable[[Tensor], Tensor]
+
+
+class ConvBn(NamedTuple):
+    """A convolution or linear with a batch norm behind it. `call(x, w, b)` runs it; the folded weight goes through `fake_quant`.
+
+    Inputs have a batch dimension, and channels in dimension 1 (InputError otherwise).
+    """
+
+    call: Call
+    fake_quant: FakeQuant
+    norm: Norm
+    layout: Layout
+
+    def trained(self, x: Tensor, weight: Tensor, bias: Tensor | None, count: Tensor | None, momentum: float | None) -> Tensor:
+        """batch_norm(call(x, weight, bias)). The running statistics move in place (`momentum` None: cumulative average)."""
+        # a copy: compiled graphs count the step of the statistics as a change of what the backward pass needs
+        held = self._replace(norm=self.norm._replace(var=self.norm.var.clone()))
+        return batch_norm_of_batch(held.unnormalized(x, weight, bias), self.norm, count, momentum)
+
+    def folded(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What is deployed: one convolution with folded weight and bias. Differentiable in weight, bias, gamma and beta."""
+        _check_batched(x, weight)
+        w, b = fold(weight, bias, self.norm, self.layout)
+        return self.call(x, self.fake_quant(w), b)
+
+    def unnormalized(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """call(x, weight, bias) with the rounding errors that the folded weight has: what batch norm is applied to in training."""
+        _check_batched(x, weight)
+        var = self.norm.var
+        scale = scale_of(_held(var) if torch.compiler.is_compiling() else var, self.norm.gamma, self.norm.eps)
+        lost = scale.detach().abs() < SMALLEST_SCALE
+        quantized = self.fake_quant(weight * along_channels(weight, scale, *self.layout))
+        quantized = torch.where(along_channels(weight, lost, *self.layout), weight, quantized)
+        y = self.call(x, quantized, None)
+        y = y / _across(y, torch.where(lost, torch.ones_like(scale), scale))
+        return y if bias is None else y + _across(y, bias)
 
 
 def conv_bn(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, gamma: Tensor | None,
@@ -41,32 +78,8 @@ def conv_bn(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Te
     (`momentum` None: cumulative average). `weight_axis`: 1 for a transposed convolution, else 0. x has a batch dimension, and
     channels in dimension 1 (InputError otherwise).
     """
-    if not training:
-        return folded(call, x, weight, bias, mean, var, gamma, beta, fake_quant=fake_quant, eps=eps, weight_axis=weight_axis, groups=groups)
-    # a copy: compiled graphs count the step of the statistics as a change of what the backward pass needs
-    y = unnormalized(call, x, weight, bias, var.clone(), gamma, fake_quant=fake_quant, eps=eps, weight_axis=weight_axis, groups=groups)
-    return batch_norm_of_batch(y, mean, var, gamma, beta, count, momentum=momentum, eps=eps)
-
-
-def folded(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, gamma: Tensor | None,
-           beta: Tensor | None, *, fake_quant: FakeQuant, eps: float, weight_axis: int, groups: int) -> Tensor:  # fmt: skip
-    """What is deployed: one convolution with folded weight and bias. Differentiable in weight, bias, gamma and beta."""
-    _check_batched(x, weight)
-    w, b = fold(weight, bias, mean, var, gamma, beta, eps=eps, weight_axis=weight_axis, groups=groups)
-    return call(x, fake_quant(w), b)
-
-
-def unnormalized(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, var: Tensor, gamma: Tensor | None, *,
-                 fake_quant: FakeQuant, eps: float, weight_axis: int, groups: int) -> Tensor:  # fmt: skip
-    """call(x, weight, bias) with the rounding errors that the folded weight has: what batch norm is applied to in training."""
-    _check_batched(x, weight)
-    scale = scale_of(_held(var) if torch.compiler.is_compiling() else var, gamma, eps)
-    lost = scale.detach().abs() < SMALLEST_SCALE
-    quantized = fake_quant(weight * along_channels(weight, scale, weight_axis, groups))
-    quantized = torch.where(along_channels(weight, lost, weight_axis, groups), weight, quantized)
-    y = call(x, quantized, None)
-    y = y / _across(y, torch.where(lost, torch.ones_like(scale), scale))
-    return y if bias is None else y + _across(y, bias)
+    both = ConvBn(call, fake_quant, Norm(mean, var, gamma, beta, eps), Layout(weight_axis, groups))
+    return both.trained(x, weight, bias, count, momentum) if training else both.folded(x, weight, bias)
 
 
 @torch.library.custom_op("qcompiler::held", mutates_args=())

@@ -14,11 +14,12 @@ from dataclasses import replace
 from torch import Tensor
 
 from qcompiler.ops import functional as Q
+from qcompiler.ops.batch_norm import Layout, Norm
 from qcompiler.ops.functional import Bounds, clip
 from qcompiler.ops.rows.weighted import ROWS
 from qcompiler.ops.spec import Family, Op, Param, Role
 from qcompiler.ops.table import Table
-from qcompiler.qat.conv_bn import FakeQuant, conv_bn
+from qcompiler.qat.conv_bn import ConvBn, FakeQuant
 
 SUFFIX = "_bn"
 STATISTICS = ("mean", "var", "gamma", "beta", "count")
@@ -29,13 +30,11 @@ def _with_batch_norm(plain: Callable[..., Tensor], weight_axis: int) -> Callable
              beta: Tensor | None = None, count: Tensor | None = None, *, fake_quant: FakeQuant | None = None, training: bool = False,
              momentum: float | None = 0.1, eps: float = 1e-5, bounds: Bounds = None, **options: object) -> Tensor:  # fmt: skip
         run = functools.partial(plain, **options)
-        statistics = (mean, var, gamma, beta, count)
-        settings = {"training": training, "momentum": momentum, "eps": eps}
         if fake_quant is None:
-            return clip(Q.batch_norm(run(x, weight, bias), *statistics, **settings), bounds)  # type: ignore[arg-type]
-        groups = options.get("groups", 1)
-        y = conv_bn(run, x, weight, bias, *statistics, fake_quant=fake_quant, weight_axis=weight_axis, groups=groups, **settings)  # type: ignore[arg-type]
-        return clip(y, bounds)
+            y = Q.batch_norm(run(x, weight, bias), mean, var, gamma, beta, count, training=training, momentum=momentum, eps=eps)
+            return clip(y, bounds)
+        both = ConvBn(run, fake_quant, Norm(mean, var, gamma, beta, eps), Layout(weight_axis, options.get("groups", 1)))  # type: ignore[arg-type]
+        return clip(both.trained(x, weight, bias, count, momentum) if training else both.folded(x, weight, bias), bounds)
 
     call.__name__ = call.__qualname__ = plain.__name__ + SUFFIX
     call.__doc__ = f"{plain.__name__} and batch norm; see the module."

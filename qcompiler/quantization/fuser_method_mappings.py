@@ -13,7 +13,7 @@ from torch import nn
 
 from qcompiler.errors import ConfigError, NumericsError
 from qcompiler.nn import intrinsic as nni
-from qcompiler.ops.batch_norm import channels_of, fold
+from qcompiler.ops.batch_norm import Layout, Norm, channels_of, fold
 from qcompiler.trace.parametrize import fold_parametrizations
 
 __all__ = ["fuse_conv_bn", "fuse_conv_bn_relu", "fuse_convtranspose_bn", "fuse_linear_bn", "get_fuser_method"]
@@ -35,9 +35,9 @@ def folded(module: nn.Module, bn: nn.Module) -> nn.Module:
     """A copy of a convolution or linear with the BatchNorm behind it in its weight and bias (both in eval mode)."""
     made: Any = fold_parametrizations(module)
     norm: Any = bn
-    axis = int(isinstance(made, TRANSPOSED))
-    weight, bias = fold(made.weight.detach(), None if made.bias is None else made.bias.detach(), norm.running_mean, norm.running_var,
-                        norm.weight, norm.bias, eps=norm.eps, weight_axis=axis, groups=getattr(made, "groups", 1))  # fmt: skip
+    batch_norm = Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+    layout = Layout(int(isinstance(made, TRANSPOSED)), getattr(made, "groups", 1))
+    weight, bias = fold(made.weight.detach(), None if made.bias is None else made.bias.detach(), batch_norm, layout)
     made.weight = nn.Parameter(weight.detach(), requires_grad=made.weight.requires_grad)
     made.bias = nn.Parameter(bias.detach(), requires_grad=made.weight.requires_grad)
     return made  # type: ignore[no-any-return]

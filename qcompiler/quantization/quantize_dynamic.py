@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.artifact.notes import REMARKS, ROWS
+from qcompiler.artifact.notes import REMARKS
 from qcompiler.compile.journal import Remark
 from qcompiler.config.qconfig import (
     QConfig,
@@ -25,6 +25,7 @@ from qcompiler.config.qconfig import (
 )
 from qcompiler.debug.explain import Explanation, Row
 from qcompiler.errors import ConfigError, QCompilerWarning, Where
+from qcompiler.executable.noted import ROWS
 from qcompiler.inputs.checks import MARK
 from qcompiler.inputs.kinds import check_kinds, module_of
 from qcompiler.inputs.near_names import no_module

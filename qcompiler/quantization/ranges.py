@@ -13,6 +13,7 @@ from qcompiler.errors import ConfigError, Where
 from qcompiler.fake_quantize import FakeQuantize
 from qcompiler.fake_quantize.following import hold_each_batch
 from qcompiler.observers import ObserverBase
+from qcompiler.ops.spec import Family
 from qcompiler.quantization.observation import observers_of
 
 
@@ -43,7 +44,7 @@ def keep_depthwise_safe(model: nn.Module, isa: str | None) -> None:
     for module in model.modules():
         fake_quant = getattr(module, "weight_fake_quant", None)
         if isinstance(module, nn.modules.conv._ConvNd) and isinstance(fake_quant, FakeQuantize):
-            limit = target.limit_of(f"conv{module.weight.dim() - 2}d", module.weight, vars(module)) if not module.transposed else None
+            limit = target.limit_of(Family.CONVOLUTION, module.weight, vars(module)) if not module.transposed else None
             fake_quant.least_scale = limit.least_scale if limit is not None else None
 
 

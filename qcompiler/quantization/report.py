@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from qcompiler.artifact.notes import REMARKS, ROWS
+from qcompiler.artifact.notes import REMARKS
 from qcompiler.compile.journal import Remark
 from qcompiler.debug.explain import Explanation, Row
 from qcompiler.errors import Where
+from qcompiler.executable.noted import ROWS
 from qcompiler.fake_quantize import FakeQuantize
 from qcompiler.nn.place import OUTPUTS
 from qcompiler.nn.quantizable.lstm import LSTMCell

@@ -172,14 +172,14 @@ def call_of(gm: fx.GraphModule, node: fx.Node, table: Table = OPS) -> Call | Non
         return None
     given = [argument(gm, arg) for arg in node.args[: len(row.params)]]
     inputs = (*given, *(None,) * (len(row.params) - len(given)))
-    attributes = {**_defaults(row), **node.kwargs}
+    attributes = {**defaults_of(row), **node.kwargs}
     rounding = attributes.pop("activation_range", None)
     bounds = bounds_of(attributes)
     attributes.pop("bounds", None)
     return Call(node, row, quant.mode, inputs, attributes, bounds, quant.qparams, _result(node), rounding)  # type: ignore[arg-type]
 
 
-def _defaults(row: Op) -> dict[str, object]:
+def defaults_of(row: Op) -> dict[str, object]:
     params = {param.name for param in row.params}
     entries = parse_signature(row.signature)
     return {name: default for _, _, name, default in entries if name not in params and default is not NO_DEFAULT}

@@ -71,8 +71,23 @@ class Search:
         found = _named(found, axes)
         return self._together(found)
 
+    def dim(self, place: Place) -> Dim | None:
+        """The dimension that one axis of an input belongs to, by a few runs alone; None, with the reason in `fixed`, where it may not
+        change."""
+        axes = list(self.runner.places())
+        axis = next((axis for axis in axes if axis[0] == place), None)
+        if axis is None:
+            self.fixed[place] = "there is no such dimension of an input"
+            return None
+        return self._fitting(axis, axes)
+
     def _dim(self, axis: Axis, left: Sequence[Axis]) -> Dim | None:
-        """The dimension that an axis belongs to; None, with the reason noted, where nothing but the example's size will do."""
+        """The dimension that an axis belongs to, whose runs are kept; None, with the reason noted, where it may not change."""
+        dim = self._fitting(axis, left)
+        return dim if dim is not None and self._keep(dim) else None
+
+    def _fitting(self, axis: Axis, left: Sequence[Axis]) -> Dim | None:
+        """The first step and places that the graph takes; None, with the reason noted, where nothing but the example's size will do."""
         alike = [other for other in left if other[1] == axis[1]]
         kin = [o[0] for o in alike if o[0] == axis[0] or (role(o) == role(axis) and o[0][0] != axis[0][0])]
         ways = list(dict.fromkeys((tuple(kin), (axis[0],), tuple(o[0] for o in alike))))
@@ -80,7 +95,7 @@ class Search:
             for step in STEPS:
                 dim = Dim(role(axis), axis[1], step, places)
                 if all(self._runs(dim.sizes(offset), axis[0]) for offset in OFFSETS[:2]):
-                    return dim if self._keep(dim) else None
+                    return dim
         return None
 
     def _runs(self, sizes: Mapping[Place, int], place: Place) -> bool:
@@ -90,6 +105,14 @@ class Search:
             self.fixed.setdefault(place, str(error))
             return False
         self.fixed.pop(place, None)
+        return True
+
+    def takes(self, sizes: Mapping[Place, int]) -> bool:
+        """Whether the graph runs at these sizes."""
+        try:
+            self._run(sizes)
+        except NotThisSize:
+            return False
         return True
 
     def _run(self, sizes: Mapping[Place, int]) -> dict[fx.Node, Found]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -27,7 +27,8 @@ class Known:
 
 @dataclass(frozen=True)
 class Local:
-    """One op: the sizes of its tensors (`shapes`, in order), the whole numbers among its arguments, its row's name and attributes."""
+    """One op: the sizes of its tensors (`shapes`, in order), the whole numbers among its arguments, its row's name,
+    attributes and spatial dimensions."""
 
     node: fx.Node
     kind: str
@@ -35,6 +36,7 @@ class Local:
     numbers: tuple[Known, ...]
     attributes: Mapping[str, Any]
     sizes: Mapping[fx.Node, Any] = field(default_factory=dict)
+    dims: int | None = None
 
     def size(self, value: object) -> Size | None:
         """A setting that is a whole number, or a node that computes one."""
@@ -53,12 +55,12 @@ def pair(value: Any, index: int) -> int:
 
 def window(local: Local, axis: int, rank: int) -> Size | None:
     """Convolutions and pools: floor((x + padding - extent) / stride) + 1."""
-    dims = rank - 2 if local.kind.startswith("conv") else int(local.kind[-2])
+    dims = local.dims if local.dims is not None else rank - 2
     index = axis - (rank - dims)
     if index < 0 or len(local.first) != rank:
         return None
     get = local.attributes.get
-    kernel = local.shapes[1][2 + index].values[0] if local.kind.startswith("conv") else pair(get("kernel_size"), index)
+    kernel = pair(get("kernel_size"), index) if get("kernel_size") is not None else local.shapes[1][2 + index].values[0]
     stride = pair(get("stride", 1) if get("stride") is not None else get("kernel_size"), index)
     extent = pair(get("dilation", 1), index) * (kernel - 1) + 1
     padding: Any = get("padding", 0)
@@ -134,7 +136,7 @@ def columns(local: Local, axis: int, rank: int) -> Size | None:
     """F.unfold: one column for each window of an image."""
     if rank != 3 or axis != 2 or len(local.first) != 4:
         return None
-    one = Local(local.node, "unfold2d", local.shapes, (), local.attributes)
+    one = replace(local, numbers=(), dims=2)
     sides = [window(one, axis, 4) for axis in (2, 3)]
     return times(*(side for side in sides if side is not None))
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from qcompiler.ambient import copied_with_data, fake_tensors_in_silence
 from qcompiler.ir.form import Form
 from qcompiler.ir.types import value_of
 from qcompiler.ops import reference
@@ -59,7 +57,7 @@ class Runner:
     def run(self, sizes: Mapping[Place, int], bears: Callable[[fx.Node], bool] = lambda node: True) -> dict[fx.Node, Found]:
         """What each node gives. A node that cannot run is Unknown where `bears` says so; NotThisSize where it does not."""
         values: dict[fx.Node, object] = {}
-        with _in_silence(), self.mode, torch.no_grad():
+        with fake_tensors_in_silence(), self.mode, torch.no_grad():
             for node in self.gm.graph.nodes:
                 if node.op == "output":
                     continue
@@ -107,20 +105,8 @@ class Runner:
                 value = getattr(value, part)
             if isinstance(value, Tensor):
                 value = self.mode.from_tensor(value.detach(), static_shapes=True)
-            self.held[path] = copy.deepcopy(value) if isinstance(value, nn.Module) else value
+            self.held[path] = copied_with_data(value) if isinstance(value, nn.Module) else value
         return self.held[path]
-
-
-@contextmanager
-def _in_silence() -> Iterator[None]:
-    """torch logs what an op says of sizes that it does not take; here that is an answer."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    was = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = was
 
 
 class _Lost(Exception):

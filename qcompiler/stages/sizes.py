@@ -160,7 +160,8 @@ class _Derivation:
         row = self.table.of(node)
         entries = parse_signature(row.signature) if row is not None else ()
         defaults = {name: default for _, _, name, default in entries if default is not NO_DEFAULT}
-        return Local(node, kind_of(node, self.table), tuple(shapes), tuple(numbers), {**defaults, **node.kwargs}, of)
+        kind, dims = kind_of(node, self.table), row.dims if row is not None else None
+        return Local(node, kind, tuple(shapes), tuple(numbers), {**defaults, **node.kwargs}, of, dims)
 
 
 def _some(values: tuple[int, ...]) -> str:

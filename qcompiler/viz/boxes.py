@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from qcompiler.debug.document import Document, Node
 from qcompiler.viz.labels import count_text, plain, shape_text, short_op
@@ -24,14 +23,15 @@ Run = tuple[str | None, tuple[str, ...], list[Node]]  # title of its own, module
 
 @dataclass(frozen=True)
 class Sums:
-    """What some nodes add up to. `sqnr`: the worst, in dB; None where none was measured."""
+    """What some nodes add up to. `macs`, `int8_macs`: per `unit`. `sqnr`: the worst, in dB; None where none was measured."""
 
     ops: int = 0
     int8_ops: int = 0
     params: int = 0
-    macs: int = 0
-    int8_macs: int = 0
+    macs: float = 0
+    int8_macs: float = 0
     sqnr: float | None = None
+    unit: str = ""
 
     @property
     def int8_share(self) -> float | None:
@@ -39,6 +39,13 @@ class Sums:
         if self.macs:
             return self.int8_macs / self.macs
         return self.int8_ops / self.ops if self.ops else None
+
+    @property
+    def verdict(self) -> str:
+        """How much runs in int8, as explain says it; empty without ops."""
+        if self.macs:
+            return f"{self.int8_share:.1%} in int8"
+        return f"{self.int8_ops} of {self.ops} ops in int8" if self.ops else ""
 
 
 @dataclass(frozen=True)
@@ -72,12 +79,13 @@ def parts_of(node: Node) -> tuple[str, ...]:
     return tuple(filter(None, str(node.get("path", "")).split(".")))
 
 
-def sums_of(nodes: Sequence[Node], numerics: Mapping[str, Any]) -> Sums:
+def sums_of(nodes: Sequence[Node], document: Document) -> Sums:
+    numerics, sample = document.numerics, document.sample
     ops = [n for n in nodes if n["kind"] in COMPUTE]
     int8 = [n for n in ops if n["kind"] == "int8"]
     measured = [numerics[n["name"]]["sqnr"] for n in nodes if (numerics.get(n["name"]) or {}).get("sqnr") is not None]
-    return Sums(len(ops), len(int8), sum(n.get("params", 0) for n in nodes), sum(n.get("macs", 0) for n in ops),
-                sum(n.get("macs", 0) for n in int8), min(measured, default=None))  # fmt: skip
+    macs, int8_macs = (sum(n.get("macs", 0) for n in part) / sample.count for part in (ops, int8))
+    return Sums(len(ops), len(int8), sum(n.get("params", 0) for n in nodes), macs, int8_macs, min(measured, default=None), sample.unit)
 
 
 def draw(document: Document, *, depth: int | None = None, limit: int = 60, stage: int = -1) -> Drawing:
@@ -91,9 +99,9 @@ def draw(document: Document, *, depth: int | None = None, limit: int = 60, stage
         if len(runs) <= limit:
             break
     owned = _constants(nodes)
-    items = [_item(run, owned, document.numerics) for run in _chunks(runs, limit)]
+    items = [_item(run, owned, document) for run in _chunks(runs, limit)]
     return Drawing(plain(document.title), tuple(items), _edges(nodes, items), chosen if chosen < deepest else None,
-                   sums_of(nodes, document.numerics))  # fmt: skip
+                   sums_of(nodes, document))  # fmt: skip
 
 
 def _runs(nodes: Sequence[Node], depth: int) -> list[tuple[tuple[str, ...], list[Node]]]:
@@ -130,9 +138,9 @@ def _constants(nodes: Sequence[Node]) -> dict[str, list[Node]]:
     return found
 
 
-def _item(run: Run, owned: Mapping[str, list[Node]], numerics: Mapping[str, object]) -> Item:
+def _item(run: Run, owned: Mapping[str, list[Node]], document: Document) -> Item:
     name, key, nodes = run
-    sums = sums_of([*nodes, *(c for n in nodes for c in owned.get(n["name"], []))], numerics)
+    sums = sums_of([*nodes, *(c for n in nodes for c in owned.get(n["name"], []))], document)
     if len(nodes) > 1:
         title = name or ".".join(key)
         return Item(plain(title), BOX, key[:-1], tuple(nodes), sums, tuple(_box_lines(nodes, sums)))

@@ -24,6 +24,34 @@ KINDS = {
 CATEGORIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", NONE)
 SCALE = ("#1f4b99", "#2a4d86", "#3f5078", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")  # from low to high
 
+SURFACES = {  # paper, lines and text of the page and of pictures: in the light and in the dark
+    "bg": ("#f5f6f8", "#0e1116"),
+    "panel": ("#ffffff", "#151920"),
+    "raised": ("#ffffff", "#1b2028"),
+    "line": ("#e2e5ea", "#272d37"),
+    "line-2": ("#cbd1d9", "#3a424e"),
+    "text": ("#1a1f26", "#e4e8ee"),
+    "muted": ("#626d7a", "#939dab"),
+    "accent": ("#2457d6", "#7ea6ff"),
+    "accent-soft": ("#e8eefc", "#1d2a47"),
+    "hover": ("#f0f2f5", "#1e242d"),
+    "edge": ("#9aa5b3", "#59636f"),
+    "edge-near": ("#2457d6", "#7ea6ff"),
+    "level": ("#fafbfc", "#12161c"),
+    "level-2": ("#f2f4f7", "#171b22"),
+    "added": ("#1a7f37", "#4cc26a"),
+    "added-soft": ("#e3f5e8", "#12301c"),
+    "removed": ("#c4212c", "#ff7a72"),
+    "removed-soft": ("#fdeaea", "#3a1a1c"),
+    "replaced": ("#8f5b00", "#e0a63a"),
+    "replaced-soft": ("#fdf1d8", "#35280f"),
+}
+ON = {"int8": "#ffffff", "float": "#1a1200"}  # text on the colour of a kind
+
+
+def surface(name: str, dark: bool = False) -> str:
+    return SURFACES[name][dark]
+
 
 def color_at(share: float) -> str:
     """The colour of a place on the scale, 0 to 1."""
@@ -44,10 +72,13 @@ def color_of(kind: str) -> str:
 def script() -> str:
     """The table as constants of the page's script."""
     kinds = {kind: color for kind, (color, _) in KINDS.items()}
-    tables = {"KINDS": kinds, "CATEGORIES": CATEGORIES, "SCALE": SCALE, "NONE": NONE}
+    paper = {"light": surface("panel"), "dark": surface("panel", dark=True)}
+    tables = {"KINDS": kinds, "CATEGORIES": CATEGORIES, "SCALE": SCALE, "NONE": NONE, "PAPER": paper}
     return "".join(f"const {name} = {json.dumps(table)};\n" for name, table in tables.items())
 
 
 def style() -> str:
-    """The colours of the two kinds that the page's style sheet names."""
-    return f":root {{ --int8: {color_of('int8')}; --float: {color_of('float')}; }}\n"
+    """The table as variables of the page's style sheet."""
+    kinds = "".join(f" --{kind}: {color_of(kind)}; --on-{kind}: {on};" for kind, on in ON.items())
+    light, dark = ("".join(f" --{name}: {pair[theme]};" for name, pair in SURFACES.items()) for theme in (0, 1))
+    return f':root {{{kinds}{light} }}\n:root[data-theme="dark"] {{{dark} }}\n'

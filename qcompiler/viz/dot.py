@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from qcompiler.viz.boxes import BOX, Drawing, Item
 from qcompiler.viz.clusters import Cluster, clusters
-from qcompiler.viz.colors import color_of
+from qcompiler.viz.colors import color_of, surface
 from qcompiler.viz.labels import plain
+
+EDGE, RIM = surface("edge"), surface("line-2")
 
 
 def quoted(*lines: str) -> str:
@@ -21,7 +23,7 @@ def to_dot(drawing: Drawing) -> str:
         f"digraph {quoted(drawing.title)} {{",
         f"  graph [label={quoted(drawing.title)}, labelloc=t, fontname=Helvetica, rankdir=TB, nodesep=0.3, ranksep=0.4];",
         '  node [shape=box, style="rounded,filled", fillcolor=white, fontname=Helvetica, fontsize=10, penwidth=1.5];',
-        '  edge [color="#8a94a3", arrowsize=0.6];',
+        f'  edge [color="{EDGE}", arrowsize=0.6];',
         *_cluster(drawing, clusters(drawing), "  "),
         *(f"  n{a} -> n{b};" for a, b in drawing.edges),
         "}",
@@ -34,7 +36,7 @@ def _cluster(drawing: Drawing, cluster: Cluster, indent: str) -> Iterator[str]:
         yield f"{indent}{_node(i, drawing.items[i])}"
     for inner in cluster.inner:
         yield f"{indent}subgraph cluster_{inner.number} {{"
-        yield f'{indent}  graph [label={quoted(inner.name)}, style="rounded", color="#c3cad3"];'
+        yield f'{indent}  graph [label={quoted(inner.name)}, style="rounded", color="{RIM}"];'
         yield from _cluster(drawing, inner, indent + "  ")
         yield f"{indent}}}"
 

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from html import escape
 
 from qcompiler.debug.document import Document
+from qcompiler.viz.colors import surface
 from qcompiler.viz.files import described
 from qcompiler.viz.page import render
+
+RIM = surface("line-2")
 
 
 class Figure:
@@ -20,7 +23,7 @@ class Figure:
         source = escape(render(self.document), quote=True)
         return (
             f'<iframe sandbox="allow-scripts allow-downloads" srcdoc="{source}" width="100%" height="{int(self.height)}" '
-            'style="border:1px solid #c3cad3;border-radius:6px" title="graph"></iframe>'
+            f'style="border:1px solid {RIM};border-radius:6px" title="graph"></iframe>'
         )
 
     def __repr__(self) -> str:

@@ -19,8 +19,8 @@ from qcompiler.viz import colors
 FORMAT, VERSION = "qcompiler-graph", 1
 # In the order in which they stand in the page; they share one scope.
 SCRIPTS = (
-    *("dom", "model", "tree", "layout", "colour", "search", "state", "list", "draw", "canvas", "plots", "details", "panels", "export"),
-    *("controls", "app"),
+    *("dom", "model", "tree", "columns", "layout", "colour", "search", "state", "list", "draw", "minimap", "canvas", "plots"),
+    *("details", "panels", "grips", "export", "controls", "app"),
 )
 
 

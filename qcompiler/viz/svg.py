@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
 from qcompiler.viz.boxes import BOX, Drawing, Item, Sums
-from qcompiler.viz.colors import KINDS, color_at, color_of
+from qcompiler.viz.colors import KINDS, color_at, color_of, surface
 from qcompiler.viz.labels import count_text, plain
 from qcompiler.viz.layout import Layout, Point, place
 
@@ -15,15 +15,28 @@ WIDTH, HEIGHT, ROW = 176, 58, 92  # of a box, and from one rank to the next
 UNIT = WIDTH + 8  # x of the layout in pixels
 MARGIN, TOP = 24, 88
 TITLE, LINE = 22, 28  # characters that fit in a box
-STYLE = """
-svg{background:#fff;font-family:ui-sans-serif,system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif}
-.card{fill:#fff;stroke:#c3cad3}.group{fill:#f4f6f8;stroke:#8a94a3}
-.edge{fill:none;stroke:#9aa4b1;stroke-width:1.3}.tip{fill:#9aa4b1}
-text{fill:#1b2430}.name{font-size:12px;font-weight:600}.line{font-size:10.5px;fill:#5a6675}
-.head{font-size:17px;font-weight:600}.sub{font-size:12px;fill:#5a6675}
-@media (prefers-color-scheme:dark){svg{background:#12161c}.card{fill:#1b222b;stroke:#3a4553}.group{fill:#222b36;stroke:#6b7787}
-.edge{stroke:#5f6c7c}.tip{fill:#5f6c7c}text{fill:#e8edf3}.line,.sub{fill:#a3b0bf}}
+FONT = 'ui-sans-serif,system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif'
+
+
+def _style() -> str:
+    light, dark = _paints(dark=False), _paints(dark=True)
+    return f"""
+svg{{font-family:{FONT}}}.edge{{fill:none;stroke-width:1.3}}.name{{font-size:12px;font-weight:600}}.line{{font-size:10.5px}}
+.head{{font-size:17px;font-weight:600}}.sub{{font-size:12px}}
+{light}
+@media (prefers-color-scheme:dark){{{dark}}}
 """
+
+
+def _paints(dark: bool) -> str:
+    """The colours of the parts of a picture."""
+    paper, card, group, line, edge, text, muted = (
+        surface(name, dark) for name in ("panel", "raised", "level-2", "line-2", "edge", "text", "muted")
+    )
+    return (
+        f"svg{{background:{paper}}}.card{{fill:{card};stroke:{line}}}.group{{fill:{group};stroke:{edge}}}"
+        f".edge{{stroke:{edge}}}.tip{{fill:{edge}}}text{{fill:{text}}}.line,.sub{{fill:{muted}}}"
+    )
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,7 @@ def to_svg(drawing: Drawing, values: Mapping[str, Mapping[str, float]] | None = 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
         f' role="img" aria-label={quoteattr(plain(drawing.title, 200))}>',
-        f"<title>{escape(plain(drawing.title, 200))}</title><style>{STYLE}</style>",
+        f"<title>{escape(plain(drawing.title, 200))}</title><style>{_style()}</style>",
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path class="tip" d="M0 0.8 8 4 0 7.2z"/></marker></defs>',
         f'<text class="head" x="{MARGIN}" y="32">{escape(plain(drawing.title, 80))}</text>',
@@ -87,8 +100,8 @@ def summary(sums: Sums) -> str:
     """One line on a whole graph."""
     parts = [f"{sums.ops} ops"]
     parts += [f"{count_text(sums.params)} parameters"] if sums.params else []
-    parts += [f"{count_text(sums.macs)} MACs"] if sums.macs else []
-    parts += [f"{sums.int8_share:.1%} in int8"] if sums.int8_share is not None else []
+    parts += [f"{count_text(sums.macs)} MACs {sums.unit}"] if sums.macs else []
+    parts += [sums.verdict] if sums.verdict else []
     return " · ".join(parts + ([f"worst SQNR {sums.sqnr:.1f} dB"] if sums.sqnr is not None else []))
 
 

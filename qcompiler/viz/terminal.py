@@ -34,7 +34,7 @@ def print(
     document = document_of(model)
     document = document.with_numerics(numerics) if numerics is not None else document
     console = Console(file=file, width=width, force_terminal=COLORS[color], no_color=True if color == "never" else None, highlight=False)
-    for line in (Text(plain(document.title), "bold"), Text(summary(sums_of(document.nodes_at(-1), document.numerics)), "dim")):
+    for line in (Text(plain(document.title), "bold"), Text(summary(sums_of(document.nodes_at(-1), document)), "dim")):
         console.print(line, overflow="ellipsis", no_wrap=True)
     console.print(tree(document, max(depth, 1), console.width))
     if document.numerics:
@@ -64,7 +64,7 @@ def _rows(table: Table, path: tuple[str, ...], nodes: Sequence[Node], depth: int
         parts = parts_of(node)
         groups.setdefault(parts[len(path)] if len(parts) > len(path) else None, []).append(node)
     for name, members in groups.items():
-        sums = sums_of(members, document.numerics)
+        sums = sums_of(members, document)
         if name is None and not sums.ops:
             continue
         label = Text("  " * len(path)) + (Text(plain(name, 60)) if name is not None else Text(_own(members), "dim"))

@@ -116,6 +116,10 @@ class Narrowed(Neutral):
     def activation_bits(self, row: Op, node: fx.Node) -> int:
         return self.built_for.activation_bits(row, node)
 
+    @property
+    def reduces_all(self) -> bool:
+        return self.built_for.reduces_all
+
     def weight_limit(self, row: Op, node: fx.Node) -> WeightLimit | None:
         return self.built_for.weight_limit(row, node)
 

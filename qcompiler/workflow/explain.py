@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from qcompiler.artifact.notes import REMARKS, ROWS
+from torch import fx
+
+from qcompiler.artifact.notes import REMARKS, SAMPLE
 from qcompiler.compile.journal import Remark
-from qcompiler.debug.explain import Explanation, rows_of
+from qcompiler.debug.explain import Explanation, explanation_of
 from qcompiler.errors import ConfigError
+from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms
+from qcompiler.executable.integers import Scales
+from qcompiler.executable.noted import ROWS
 from qcompiler.inputs.checks import MARK
 from qcompiler.prepared.module import State, required_state
+from qcompiler.workflow.calibration_remarks import calibration_remarks
 
 
 def _compiled_state(model: object, what: str) -> State:
@@ -31,9 +37,24 @@ def explain(model: Any) -> Explanation:
         return Explanation(tuple(found))
     rows = getattr(model, ROWS, None)
     if rows is not None:
-        return Explanation.from_data(rows)
+        return Explanation.from_data(rows, getattr(model, SAMPLE, None))
     state = _compiled_state(model, "explain")
-    return rows_of(model.graph.nodes, state.settings.table)
+    return explanation_of(model.graph, state.settings.table)
+
+
+def scales(model: object) -> Scales:
+    """How a converted or loaded module holds its values and weights: scale, zero point, range, dtype by value and layer, weight codes.
+
+    Exact numbers, those that its kernels compute with. `scales(m).values["conv"].scale`, `scales(m).weights["conv.weight"].codes`,
+    `scales(m).of_layer("features.0")`, `scales(m).to_json()`. ConfigError for anything else, and for a model of several call forms, each
+    of which has values of its own: scales(model.call_forms[0]).
+    """
+    if isinstance(model, Executable):
+        return model._scales()
+    several = isinstance(model, CallForms)
+    what = f"a model of {len(model.call_forms)} call forms" if isinstance(model, CallForms) else f"a {type(model).__qualname__}"
+    raise ConfigError(f"scales takes what convert_fx, quantize or load returned, not {what}", code="no-scales",
+                      hint="give one of them: model.call_forms[0]" if several else "convert_fx(prepared) first")  # fmt: skip
 
 
 def remarks(model: object) -> list[Remark]:
@@ -41,4 +62,7 @@ def remarks(model: object) -> list[Remark]:
     if isinstance(model, CallForms):
         return list({str(remark.to_data()): remark for form in model.call_forms for remark in remarks(form)}.values())
     data = getattr(model, REMARKS, None)
-    return list(_compiled_state(model, "remarks").journal.remarks) if data is None else [Remark.from_data(entry) for entry in data]
+    if data is not None:
+        return [Remark.from_data(entry) for entry in data]
+    state = _compiled_state(model, "remarks")
+    return [*state.journal.remarks, *(calibration_remarks(model, state) if isinstance(model, fx.GraphModule) else ())]

@@ -121,10 +121,9 @@ class LSTMCell(nn.Module):
 class LSTMDirection(nn.Module):
     """One layer in one direction: a cell over the steps of a sequence."""
 
-    def __init__(self, input_dim: int, hidden_dim: int, bias: bool = True, device: object = None, dtype: object = None, *,
-                 split_gates: bool = False) -> None:  # fmt: skip
+    def __init__(self, cell: LSTMCell) -> None:
         super().__init__()
-        self.cell = LSTMCell(input_dim, hidden_dim, bias, device, dtype, split_gates=split_gates)
+        self.cell = cell
 
     def forward(self, x: Tensor, hidden: Optional[tuple[Tensor, Tensor]] = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # noqa: UP045
         """x (T, N, input) -> ((T, N, hidden), (h, c)). The input's share of the gates is one product for all steps."""
@@ -145,13 +144,12 @@ class LSTMLayer(nn.Module):
 
     __constants__ = ["bidirectional"]
 
-    def __init__(self, input_dim: int, hidden_dim: int, bias: bool = True, bidirectional: bool = False, device: object = None,
-                 dtype: object = None, *, split_gates: bool = False) -> None:  # fmt: skip
+    def __init__(self, forwards: LSTMDirection, backwards: Optional[LSTMDirection] = None) -> None:  # noqa: UP045
         super().__init__()
-        self.bidirectional = bidirectional
-        self.layer_fw = LSTMDirection(input_dim, hidden_dim, bias, device, dtype, split_gates=split_gates)
-        if bidirectional:
-            self.layer_bw = LSTMDirection(input_dim, hidden_dim, bias, device, dtype, split_gates=split_gates)
+        self.bidirectional = backwards is not None
+        self.layer_fw = forwards
+        if backwards is not None:
+            self.layer_bw = backwards
             self.join = FloatFunctional()
 
     def forward(self, x: Tensor, hidden: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -183,10 +181,12 @@ class LSTM(nn.Module):
         self.input_size, self.hidden_size, self.num_layers, self.bias = input_size, hidden_size, num_layers, bias
         self.batch_first, self.dropout, self.bidirectional = batch_first, float(dropout), bidirectional
         width = 2 * hidden_size if bidirectional else hidden_size
-        self.layers = nn.ModuleList(
-            LSTMLayer(width if i else input_size, hidden_size, bias, bidirectional, device, dtype, split_gates=split_gates)
-            for i in range(num_layers)
-        )
+
+        def direction(layer: int) -> LSTMDirection:
+            taken = width if layer else input_size
+            return LSTMDirection(LSTMCell(taken, hidden_size, bias, device, dtype, split_gates=split_gates))
+
+        self.layers = nn.ModuleList(LSTMLayer(direction(i), direction(i) if bidirectional else None) for i in range(num_layers))
         self.join_h, self.join_c = FloatFunctional(), FloatFunctional()
 
     def forward(self, x: Tensor, hidden: Optional[tuple[Tensor, Tensor]] = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # noqa: UP045

@@ -17,8 +17,10 @@ from qcompiler.errors import ConfigError, InputError, QCompilerError, Where
 from qcompiler.executable.tensors import keep_dtypes
 from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.nn.place import place_of
+from qcompiler.nn.quantized.ends import note_ends, noted_ends
 from qcompiler.nn.quantized.from_float import ALL_CODES, Parts
 from qcompiler.nn.quantized.lowering import Compiled, Lowering, compile_module
+from qcompiler.nn.quantized.wide_codes import watched
 
 QUANTIZE = "quantize it first: put a QuantStub (or nn.quantized.Quantize) before this module"
 
@@ -146,9 +148,18 @@ class QuantizedModule(nn.Module):
         # The packs are attributes since torch.jit takes them from there; a bound function on the instance is the shortest call.
         built = dict(made.attributes) | {"_compiled": made, "_script": made.script, "_by_rank": {}}
         built["__jit_ignored_attributes__"] = [*self._buffers, "_compiled", "_by_rank"]  # packs hold what the buffers do
-        built["forward"] = types.MethodType(made.forward, weakref.proxy(self))
+        plain = types.MethodType(made.forward, weakref.proxy(self))
+        # `convert` gives what it converts 7 bits; values beyond its range are cut there, and no worse by the kernel
+        by_hand = made.saturates and not self._qc_path
+        built["forward"] = self._watched(made, plain) if by_hand else plain
         self.__dict__.update(built)
         self.__dict__["_built"] = tuple(built)
+
+    def _watched(self, made: Compiled, plain: object) -> object:
+        """The forward of a module that is made by hand, on a CPU whose kernels need 7 bits: it gives way to `plain`."""
+        own = weakref.proxy(self)
+        assert isinstance(made.forward, types.FunctionType)
+        return types.MethodType(watched(made.forward, lambda: own.__dict__.update(forward=plain), self._get_name()), own)
 
     def _forget(self) -> None:
         for name in self.__dict__.pop("_built", ()):
@@ -206,8 +217,13 @@ class QuantizedModule(nn.Module):
         """The state with the names and tensors that this module has; others may have written it."""
         return state_dict
 
+    def _save_to_state_dict(self, destination: object, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        note_ends(destination, prefix, self._ends)
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, *rest: Any) -> None:
         check_state(self, state_dict, prefix, assigns(local_metadata))
+        self._ends = noted_ends(local_metadata, self._ends, prefix)
         state_dict = self._as_ours(state_dict, prefix)
         for name, buffer in list(self._buffers.items()):
             value = state_dict.get(prefix + name)

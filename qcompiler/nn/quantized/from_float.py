@@ -18,7 +18,7 @@ from qcompiler.fake_quantize import FakeQuantize
 from qcompiler.ir.types import QParams
 from qcompiler.observers.base import ObserverBase, as_qparams
 from qcompiler.observers.weights import take_axis
-from qcompiler.ops.batch_norm import check_statistics, fold
+from qcompiler.ops.batch_norm import Layout, Norm, check_statistics, fold
 from qcompiler.ops.reference import quantize_weight
 from qcompiler.ops.spec import Op
 
@@ -135,7 +135,7 @@ def float_weight(parts: Parts, weight_axis: int) -> tuple[Tensor, Tensor | None]
     if parts.norm is None:
         return weight, bias
     statistics = statistics_of(parts.norm)
-    return fold(weight, bias, *statistics, eps=parts.norm.eps, weight_axis=weight_axis, groups=getattr(base, "groups", 1))
+    return fold(weight, bias, Norm(*statistics, parts.norm.eps), Layout(weight_axis, getattr(base, "groups", 1)))
 
 
 def statistics_of(bn: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -177,7 +177,7 @@ def int8_weight(row: Op, attributes: dict[str, object], weight: Tensor, mod: nn.
     shape = () if axis is None else (-1,)
     scale = torch.tensor(qparams.scale, dtype=torch.float64).reshape(shape)
     zero_point = torch.tensor(qparams.zero_point, dtype=torch.int64).reshape(shape)
-    if conv.saturation(row.name, tuple(weight.shape), attributes, engine, TorchTarget(engine).isa) == "pairs":
+    if conv.saturation(row.family, tuple(weight.shape), attributes, engine, TorchTarget(engine).isa) == "pairs":
         scale, zero_point = _safe(weight, scale, zero_point, qparams.quant_max, engine if trained is not None else None, where)
     return Int8(quantize_weight(weight, scale, zero_point, axis, qparams.quant_min, qparams.quant_max), scale, zero_point, axis)
 

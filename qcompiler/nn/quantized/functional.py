@@ -58,6 +58,9 @@ def _check(function: str, value: Any) -> None:
         raise InputError(f"quantized.functional.{function} takes activations with one scale, not one per channel", code="per-channel-input")
 
 
+SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mode")  # of a convolution
+
+
 def _check_weight(function: str, weight: object, bias: object) -> None:
     if not isinstance(weight, Tensor) or weight.dtype is not torch.qint8:
         kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
@@ -104,8 +107,16 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, scale: flo
     return run_op("linear", (input, weight, bias), {}, scale, zero_point, input.dtype)
 
 
-def _conv(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: float, zero_point: int,
-          **settings: object) -> Tensor:  # fmt: skip
+def _conv(
+    dims: int,
+    operands: tuple[Tensor, Tensor, Tensor | None],
+    values: tuple[object, ...],
+    scale: float,
+    zero_point: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`values`: of SETTINGS."""
+    (input, weight, bias), settings = operands, dict(zip(SETTINGS, values, strict=True))
     name = f"conv{dims}d"
     _check(name, input)
     _check_weight(name, weight, bias)
@@ -124,24 +135,21 @@ def conv1d(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size = 1,
            groups: int = 1, padding_mode: str = "zeros", scale: float = 1.0, zero_point: int = 0,
            dtype: torch.dtype = torch.quint8) -> Tensor:  # fmt: skip
     """Convolution of (N, C, L) with a qint8 weight (O, C/groups, k) and a float bias. Packs the weight at each call."""
-    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "padding_mode": padding_mode}
-    return _conv(1, input, weight, bias, dtype, scale, zero_point, **settings)
+    return _conv(1, (input, weight, bias), (stride, padding, dilation, groups, padding_mode), scale, zero_point, dtype)
 
 
 def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1,
            groups: int = 1, padding_mode: str = "zeros", scale: float = 1.0, zero_point: int = 0,
            dtype: torch.dtype = torch.quint8) -> Tensor:  # fmt: skip
     """Convolution of (N, C, H, W) with a qint8 weight (O, C/groups, kH, kW) and a float bias. Packs the weight at each call."""
-    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "padding_mode": padding_mode}
-    return _conv(2, input, weight, bias, dtype, scale, zero_point, **settings)
+    return _conv(2, (input, weight, bias), (stride, padding, dilation, groups, padding_mode), scale, zero_point, dtype)
 
 
 def conv3d(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1,
            groups: int = 1, padding_mode: str = "zeros", scale: float = 1.0, zero_point: int = 0,
            dtype: torch.dtype = torch.quint8) -> Tensor:  # fmt: skip
     """Convolution of (N, C, D, H, W) with a qint8 weight (O, C/groups, kD, kH, kW), float bias. Packs the weight at each call."""
-    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "padding_mode": padding_mode}
-    return _conv(3, input, weight, bias, dtype, scale, zero_point, **settings)
+    return _conv(3, (input, weight, bias), (stride, padding, dilation, groups, padding_mode), scale, zero_point, dtype)
 
 
 def max_pool1d(input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0, dilation: Size = 1,

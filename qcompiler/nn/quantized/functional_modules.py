@@ -19,6 +19,7 @@ from qcompiler.errors import CalibrationError, ConfigError, InputError, Where
 from qcompiler.ir.check_qparams import HINT, scale_fault, zero_point_fault
 from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.nn.place import place_of
+from qcompiler.nn.quantized.ends import note_ends, noted_ends
 from qcompiler.nn.quantized.from_float import ALL_CODES, output_qparams, trained_ends
 from qcompiler.nn.quantized.within import Within
 
@@ -202,10 +203,23 @@ class QFunctional(_Functional):
     def extra_repr(self) -> str:
         return f"scale={self.scale}, zero_point={self.zero_point}"
 
+    @torch.jit.unused
+    def _ends(self) -> tuple[int, int]:
+        """The codes between which results stay."""
+        within = self.activation_post_process
+        return (within.least, within.most) if isinstance(within, Within) else ALL_CODES
+
+    @torch.jit.unused
+    def _cut(self, ends: tuple[int, int]) -> None:
+        """Keep results between codes; what somebody else put behind them stays where that changes nothing."""
+        if ends != self._ends():
+            self.activation_post_process = nn.Identity() if ends == ALL_CODES else Within(*ends)
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "scale"] = torch.tensor(self.scale, dtype=torch.float64)
         destination[prefix + "zero_point"] = torch.tensor(self.zero_point)
+        note_ends(destination, prefix, self._ends())
 
     def _check_own(self, state_dict: Mapping[str, object], prefix: str) -> None:
         """Raises ConfigError for qparams that no quint8 tensor has. A scale of 0: nothing was observed."""
@@ -220,6 +234,7 @@ class QFunctional(_Functional):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
                               missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str]) -> None:  # fmt: skip
         check_state(self, state_dict, prefix, assigns(local_metadata))
+        self._cut(noted_ends(local_metadata, self._ends(), prefix))
         own = {name: prefix + name for name in ("scale", "zero_point")}
         missing_keys += [key for key in own.values() if strict and key not in state_dict]
         self.scale = float(state_dict.get(own["scale"], self.scale))
@@ -235,8 +250,7 @@ class QFunctional(_Functional):
         made = cls()
         if getattr(mod.activation_post_process, "observed", True):
             made.scale, made.zero_point = output_qparams(mod, place_of(mod))
-            if trained_ends(mod) != ALL_CODES:
-                made.activation_post_process = Within(*trained_ends(mod))
+            made._cut(trained_ends(mod))
         else:
             made.scale, made.zero_point = 0.0, 0
         return made

@@ -18,7 +18,7 @@ from qcompiler.backends.torch.program.once import quantized_engine, run_once
 from qcompiler.backends.torch.program.script import attach_script, script_attributes
 from qcompiler.backends.torch.program.spell import Dialect
 from qcompiler.backends.torch.runtime.by_shape import PacksByShape
-from qcompiler.backends.torch.site import Emit, Operand, Site, Weight, host_isa
+from qcompiler.backends.torch.site import VNNI, Emit, Operand, Site, Weight, host_isa
 from qcompiler.errors import UnsupportedOpError
 from qcompiler.ir.types import VALUE, QParams, Value
 from qcompiler.ops.spec import Output
@@ -31,6 +31,7 @@ class Lowering:
     def __init__(self, engine: str, ends: tuple[int, int] = (0, 255)) -> None:
         """`ends`: the codes between which results of their own qparams stay."""
         self.engine, self.ends = engine, ends
+        self.saturates = False  # whether a kernel may overflow where its input has all codes of 0..255, whatever the weights are
         self.root, self.graph = nn.Module(), fx.Graph()
         self.graph.owning_module = self.root  # type: ignore[assignment]
         self.emit = Emit(self.graph, self.root)
@@ -65,6 +66,8 @@ class Lowering:
         kernel = select(site)
         if isinstance(kernel, Refused):
             raise UnsupportedOpError(f"no int8 kernel for {op} on {self.engine}: {kernel}", code="no-kernel")
+        # With VNNI only pairs of taps may overflow, and weights for which they would are packed otherwise.
+        self.saturates |= site.isa not in VNNI and kernel.saturates(site)
         return Operand(kernel.emit(site, self.emit), own)
 
     def program(self, result: Operand | fx.Node, title: str) -> Built:
@@ -121,6 +124,7 @@ class Compiled:
     attributes: Mapping[str, Any]
     source: str
     script: str
+    saturates: bool
 
 
 def compile_module(lowering: Lowering, result: Operand | fx.Node, title: str, refused: str, like: Sequence[Compiled] = ()) -> Compiled:
@@ -134,9 +138,10 @@ def compile_module(lowering: Lowering, result: Operand | fx.Node, title: str, re
         shared = same.packs
     else:
         with quantized_engine(lowering.engine):
-            shared = run_once(built.program, built.tensors.__getitem__, built.scales, built.zero_points)
+            shared = run_once(built.program, built.tensors.__getitem__, (built.scales, built.zero_points))
     emitter = ModuleEmitter(built, Dialect.BOUND, lowering.engine, refused)
     bound = bind(emitter, shared, built.tensors.__getitem__, lowering.engine, like=None if same is None else same.by_shape)
     script = attach_script(bound).source
     attributes = script_attributes(emitter, shared, built.tensors.__getitem__)
-    return Compiled(built, shared, bound.by_shape, bound.forward, attributes, bound.source, hashlib.sha256(script.encode()).hexdigest())
+    identity = hashlib.sha256(script.encode()).hexdigest()
+    return Compiled(built, shared, bound.by_shape, bound.forward, attributes, bound.source, identity, lowering.saturates)

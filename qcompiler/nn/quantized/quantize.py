@@ -11,6 +11,7 @@ from torch._jit_internal import is_scripting
 from qcompiler.errors import InputError
 from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.nn.place import place_of
+from qcompiler.nn.quantized.ends import note_ends, noted_ends
 from qcompiler.nn.quantized.from_float import output_qparams, trained_ends
 
 __all__ = ["DeQuantize", "Quantize"]
@@ -48,8 +49,13 @@ class Quantize(nn.Module):
             X = torch.minimum(X, ((self.most - self.zero_point) * self.scale).to(X.dtype))
         return torch.quantize_per_tensor(X, self.scale, self.zero_point, self.dtype)
 
+    def _save_to_state_dict(self, destination: object, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        note_ends(destination, prefix, (self.least, self.most))
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, *rest: Any) -> None:
         check_state(self, state_dict, prefix, assigns(local_metadata))
+        self.least, self.most = noted_ends(local_metadata, (self.least, self.most), prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     @torch.jit.unused

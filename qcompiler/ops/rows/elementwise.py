@@ -14,7 +14,7 @@ from qcompiler.ir.types import QParams
 from qcompiler.ops import functional as Q
 from qcompiler.ops import macs
 from qcompiler.ops.example import IMAGE, Example
-from qcompiler.ops.spec import Family, ModuleForm, Op, Output, Param, Role, Spelling
+from qcompiler.ops.spec import Family, ModuleForm, Op, Output, Param, Role, Spelling, always
 
 X, Y = Param("x"), Param("other")
 UNIT = QParams(1 / 256, 0, 0, 255, torch.uint8)  # [0, 1): sigmoid, hardsigmoid, softmax
@@ -53,10 +53,10 @@ OTHER = "input:x other"
 ARITHMETIC = (
     _binary("add", Q.add, (operator.add, operator.iadd, Spelling(torch.add, ALPHA), Spelling("add", ALPHA), Spelling("add_", ALPHA),
                            Spelling("__add__", OTHER), Spelling("__radd__", OTHER)), "x other alpha=1",
-            commutes=lambda attributes: attributes.get("alpha", 1) == 1, example=TWICE),
+            commutes=lambda attributes: attributes.get("alpha", 1) == 1, homogeneous=always, example=TWICE),
     _binary("sub", Q.sub, (operator.sub, operator.isub, Spelling(torch.sub, ALPHA), Spelling(torch.subtract, ALPHA),
                            Spelling("sub", ALPHA), Spelling("subtract", ALPHA), Spelling("sub_", ALPHA),
-                           Spelling(torch.rsub, "input:other other:x alpha=1")), "x other alpha=1", example=TWICE),
+                           Spelling(torch.rsub, "input:other other:x alpha=1")), "x other alpha=1", homogeneous=always, example=TWICE),
     _binary("mul", Q.mul, (operator.mul, operator.imul, Spelling(torch.mul, OTHER), Spelling(torch.multiply, OTHER),
                            Spelling("mul", OTHER), Spelling("multiply", OTHER), Spelling("mul_", OTHER)),
             commutes=lambda attributes: True),
@@ -74,7 +74,7 @@ ARITHMETIC = (
 CLAMPS = (
     Op(
         name="relu", fn=torch.relu, signature="x", params=(X,), output=Output.SAME, clamp=lambda attributes: (0.0, None),
-        family=Family.CLAMP, example=Example(),
+        family=Family.CLAMP, homogeneous=always, example=Example(),
         spellings=(torch.relu, torch.relu_, Spelling(F.relu, "input:x _inplace=False"), "relu", "relu_"),
         modules=(ModuleForm(nn.ReLU),),
     ),
@@ -134,14 +134,14 @@ ACTIVATIONS = (
            signature="x beta=1 threshold=20", example=Example(attributes={"beta": 2, "threshold": 10})),
     _unary("leaky_relu", F.leaky_relu, (Spelling(F.leaky_relu, "input:x negative_slope=0.01 _inplace=False"),),
            ModuleForm(nn.LeakyReLU, {}, lambda m: {"negative_slope": m.negative_slope}, make=lambda cls: cls(0.2)),
-           signature="x negative_slope=0.01", example=Example(attributes={"negative_slope": 0.2})),
+           signature="x negative_slope=0.01", homogeneous=always, example=Example(attributes={"negative_slope": 0.2})),
     _unary("elu", F.elu, (Spelling(F.elu, "input:x alpha=1.0 _inplace=False"),),
            ModuleForm(nn.ELU, {}, lambda m: {"alpha": m.alpha}, make=lambda cls: cls(0.5)), signature="x alpha=1.0", example=HALF),
     _unary("celu", F.celu, (Spelling(F.celu, "input:x alpha=1.0 _inplace=False"), Spelling(torch.celu, "input:x alpha=1.0")),
            ModuleForm(nn.CELU, {}, lambda m: {"alpha": m.alpha}, make=lambda cls: cls(0.5)), signature="x alpha=1.0", example=HALF),
     Op(
         name="prelu", fn=F.prelu, signature="input:x weight", params=(X, Param("weight", Role.BIAS)), output=Output.OWN,
-        family=Family.ACTIVATION, example=Example((IMAGE,), {"weight": (8,)}),
+        family=Family.ACTIVATION, example=Example((IMAGE,), {"weight": (8,)}), homogeneous=always,
         spellings=(F.prelu, "prelu"),
         modules=(ModuleForm(nn.PReLU, {"weight": "weight"}),),
     ),

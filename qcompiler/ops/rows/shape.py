@@ -13,7 +13,7 @@ from torch import nn
 
 from qcompiler.ops import functional as Q
 from qcompiler.ops.example import IMAGE, Example, Shape
-from qcompiler.ops.spec import Family, ModuleForm, Op, Output, Param, Role, Spelling
+from qcompiler.ops.spec import Family, ModuleForm, Op, Output, Param, Role, Spelling, always
 
 X = Param("x")
 
@@ -30,7 +30,7 @@ def _same(name: str, fn: Any, signature: str, spellings: tuple[Any, ...] = (), *
 
 def _pooled(dims: int, **attributes: Any) -> dict[str, object]:
     """What all pools of so many dimensions have."""
-    return {"family": Family.POOL, "dims": dims, "example": on((2, 8, *[6] * dims), **attributes)}
+    return {"family": Family.POOL, "homogeneous": always, "dims": dims, "example": on((2, 8, *[6] * dims), **attributes)}
 
 
 def _attributes(*names: str) -> Callable[[Any], Mapping[str, Any]]:
@@ -181,9 +181,9 @@ COPIES = (
         Spelling("split", "input:x split_size:split_size_or_sections dim=0"),
         *(Spelling(f, "input:x split_sizes:split_size_or_sections dim=0") for f in (torch.split_with_sizes, "split_with_sizes"))),
           example=on(split_size_or_sections=4, dim=1, pick=1)),
-    _same("tensor_split", Q.tensor_split, "x indices_or_sections dim=0", (
-        Spelling(torch.tensor_split, "input:x indices_or_sections dim=0"),
-        Spelling("tensor_split", "input:x indices_or_sections dim=0")), example=on(indices_or_sections=2, dim=1, pick=1)),
+    _same("tensor_split", Q.tensor_split, "x indices_or_sections dim=0", tuple(
+        Spelling(f, "input:x indices|sections|tensor_indices_or_sections:indices_or_sections dim=0")
+        for f in (torch.tensor_split, "tensor_split")), example=on(indices_or_sections=2, dim=1, pick=1)),
     _same("unbind", torch.unbind, "x dim=0", (Spelling(torch.unbind, "input:x dim=0"), Spelling("unbind", "input:x dim=0")),
           example=on(dim=1, pick=1)),
     _same("getitem", Q.getitem, "x index", (Spelling(operator.getitem, "input:x index"),), example=on(index=(slice(None), slice(1, 5)))),
@@ -217,6 +217,7 @@ COPIES = (
     _same("detach", torch.detach, "x", (torch.detach, "detach"), example=on()),
     _same("identity", torch.clone, "x", (
         *(Spelling(f, "input:x") for f in (torch.positive, operator.pos, "positive")),
+        Spelling(Q.to_format, "input:x _memory_format"),
         Spelling(torch.clone, "input:x _memory_format=None"), Spelling("clone", "input:x _memory_format=None")),
           ModuleForm(nn.Identity), identity=lambda attributes: True, example=on()),
     _same("dropout", Q.dropout, "x p=0.5 training=True kind='dropout'", (

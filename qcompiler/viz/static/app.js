@@ -31,6 +31,7 @@ class App {
     if (state.depth !== null) state.depth = Math.max(1, Math.trunc(state.depth) || 1);
     if (!["none", "before"].includes(state.against) && !model.stages[state.against]) state.against = "none";
     applyTheme(state.theme);
+    for (const side of ["left", "right"]) this.setWidth(side, state[`${side}Width`]);
   }
 
   fillChoices() {
@@ -92,13 +93,14 @@ class App {
   }
 
   /** Lays out and draws; one at a time, and only the latest of those that wait. Resolves when what was asked is seen. */
-  refresh({ anchor, fit: fitting, show } = {}) {
+  refresh({ anchor, fit: fitting, show, toChange } = {}) {
     const turn = ++this.turn;
     this.drawn = this.drawn.then(async () => {
       if (turn !== this.turn) return;
       const { tree } = this,
         old = anchor && this.canvas.tree && this.canvas.tree.byId.get(anchor);
       const place = old && this.canvas.seen.includes(old) ? [old.x, old.y] : null;
+      this.layouter.columns = this.state.columns && this.canvas.width >= WIDE;
       await this.layouter.arrange(tree.root, tree, (box) => this.isOpen(box));
       const seen = placeAll(tree.root),
         now = anchor && tree.byId.get(anchor),
@@ -110,6 +112,7 @@ class App {
       this.canvas.take(tree, seen, this.painter, this.model);
       if (fitting) this.canvas.fit(fitting === "readable");
       if (show) this.canvas.show(tree.byId.get(show));
+      if (toChange) this.showChange();
       this.canvas.apply();
       this.drawPanels();
     });
@@ -120,13 +123,14 @@ class App {
     this.search(this.state.query, true);
     this.panels.drawTree();
     this.panels.drawWorst();
-    this.panels.remarks.set(this.model.remarks);
+    this.panels.drawRemarks();
     this.panels.drawPasses();
     this.panels.drawLegend();
     $("depth").textContent = String(this.state.depth);
     $("colour").value = this.state.colour;
     $("constants").checked = this.state.constants;
     $("fold").checked = this.state.fold;
+    $("columns").checked = this.state.columns;
     $("hide-same").checked = this.state.hideSame;
     $("query").value = this.state.query;
     this.panels.show("left", this.state.left);
@@ -210,7 +214,16 @@ class App {
     // Whoever steps through passes wants to see what they did.
     if (comparing && this.state.against === "none") this.keep({ against: "before", right: "changes" });
     this.rebuild();
-    return this.refresh({ anchor: this.anchor() });
+    return this.refresh({ anchor: this.anchor(), toChange: comparing });
+  }
+
+  /** Brings the first box that changed into sight, where none of those that did is seen. */
+  showChange() {
+    const { canvas, tree, model } = this;
+    const changed = canvas.seen.filter((box) =>
+      box.node ? tree.status?.has(box.node.name) : !box.open && Object.values(sums(box, model, tree.status).changes).some(Boolean),
+    );
+    if (changed.length && !changed.some((box) => canvas.sees(box))) canvas.show(changed[0]);
   }
 
   /** The id of a box to keep in its place: the selected one, else one in the middle of the view. */
@@ -242,6 +255,19 @@ class App {
     if (name === "hideSame") return this.panels.drawPasses();
     this.rebuild();
     return this.refresh({ anchor: this.anchor() });
+  }
+
+  /** The width of a side panel in pixels; null for what it is by default. */
+  setWidth(side, width) {
+    this.keep({ [`${side}Width`]: width });
+    const { style } = document.documentElement;
+    if (width > 0) style.setProperty(`--${side}`, `${width}px`);
+    else style.removeProperty(`--${side}`);
+  }
+
+  setColumns(columns) {
+    this.keep({ columns });
+    return this.refresh({ fit: "readable" });
   }
 
   setColour(colour) {

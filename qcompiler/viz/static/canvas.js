@@ -31,6 +31,7 @@ class Canvas {
       [this.width, this.height] = [entry.contentRect.width, entry.contentRect.height];
       if (this.seen) this.later();
     }).observe(this.svg);
+    this.minimap = new Minimap(this);
     this.view = { x: 0, y: 0, k: 1 };
     this.dragged = 0;
     this.tree = this.pen = null;
@@ -44,6 +45,7 @@ class Canvas {
     Object.assign(this, { tree, seen });
     this.routes = seen.filter((box) => box.open).flatMap((box) => box.lines.map((line) => this.route(box, line)));
     this.drawnArea = null;
+    this.minimap.take(seen, painter);
   }
 
   forget() {
@@ -140,6 +142,7 @@ class Canvas {
   /** Marks what is selected, its edges, and what a search found. */
   mark(selected, found) {
     Object.assign(this, { selected, found });
+    this.svg.classList.toggle("searching", Boolean(found && found.size));
     for (const [key, { element }] of this.kept) this.markOne(key, element);
   }
 
@@ -161,6 +164,7 @@ class Canvas {
     this.svg.classList.toggle("far", k < 0.45);
     this.svg.classList.toggle("farther", k < 0.2);
     this.hooks.moved(this.view);
+    if (this.tree) this.minimap.follow(this.view, this.width, this.height, this.tree.root.size);
     if (this.seen) this.cull();
   }
 
@@ -192,15 +196,21 @@ class Canvas {
     this.apply();
   }
 
+  /** Whether a box is wholly in sight. */
+  sees({ x, y, size: [w, height] }) {
+    const { view } = this,
+      left = x * view.k + view.x,
+      top = y * view.k + view.y;
+    return left > 8 && top > 8 && left + w * view.k < this.width - 8 && top + height * view.k < this.height - this.hooks.covered() - 8;
+  }
+
   /** Brings a box into sight; leaves the view alone where it is seen well already. */
   show(box) {
     const { view } = this,
       W = this.width,
       H = this.height - this.hooks.covered(),
       [w, height] = box.size;
-    const left = box.x * view.k + view.x,
-      top = box.y * view.k + view.y;
-    if (view.k > 0.5 && left > 8 && top > 8 && left + w * view.k < W - 8 && top + height * view.k < H - 8) return;
+    if (view.k > 0.5 && this.sees(box)) return;
     view.k = Math.min(1, Math.max(view.k, 0.75));
     view.x = W / 2 - (box.x + w / 2) * view.k;
     view.y = height * view.k > H ? 24 - box.y * view.k : H / 2 - (box.y + height / 2) * view.k;

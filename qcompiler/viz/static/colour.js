@@ -94,7 +94,7 @@ class Painter {
 
   /** A quiet tint of the colour to write on. */
   tint(colour, share) {
-    return mix(colour, this.dark ? "#171b21" : "#ffffff", share);
+    return mix(colour, this.dark ? PAPER.dark : PAPER.light, share);
   }
 
   text(box) {

@@ -16,6 +16,7 @@ function bindControls(app) {
   on("zoom-fit", "click", () => app.canvas.fit());
   on("constants", "change", (e) => app.setOption("constants", e.target.checked));
   on("fold", "change", (e) => app.setOption("fold", e.target.checked));
+  on("columns", "change", (e) => app.setColumns(e.target.checked));
   on("hide-same", "change", (e) => app.setOption("hideSame", e.target.checked));
   on("theme", "click", () => app.setTheme());
   on("help-button", "click", () => $("help").showModal());
@@ -23,6 +24,7 @@ function bindControls(app) {
   on("show-left", "click", () => document.body.classList.toggle("left"));
   on("show-right", "click", () => document.body.classList.toggle("right"));
   on("scrim", "click", () => document.body.classList.remove("left", "right"));
+  bindGrips(app);
   bindExport(app);
   bindTabs(app);
   document.addEventListener("keydown", (e) => pageKey(app, e));

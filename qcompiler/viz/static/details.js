@@ -45,6 +45,11 @@ function moduleDetails(app, box) {
   ];
 }
 
+/** What the times of steps are parts of: one by one they take longer than in a call. */
+function wholeTime(times) {
+  return times.call_ms ? ` of ${short(times.steps_ms)} ms step by step; a call takes ${short(times.call_ms)} ms` : "";
+}
+
 function sumSection(app, all, box) {
   const share = int8Share(all);
   return section(
@@ -52,14 +57,14 @@ function sumSection(app, all, box) {
     table([
       ["ops", all.ops.toLocaleString("en")],
       ["parameters", all.params ? `${all.params.toLocaleString("en")}` : ""],
-      ["multiply-accumulates", all.macs ? short(all.macs) : ""],
+      ["multiply-accumulates", all.macs ? `${short(all.macs)} ${app.model.unit}` : ""],
       [
-        "in int8",
+        all.macs ? "of these in int8" : "ops in int8",
         share === null ? "" : h("span", { class: "meter" }, h("i", { css: { width: `${share * 100}%` } }), h("b", {}, percent(share))),
       ],
       ["worst SQNR", all.sqnr === undefined ? "" : [`${short(all.sqnr)} dB `, all.worst && nodeLink(app, all.worst)]],
       ["worst saturation", all.saturation === undefined ? "" : percent(all.saturation)],
-      ["time", all.ms ? `${short(all.ms)} ms` : ""],
+      ["time", all.ms ? `${short(all.ms)} ms${wholeTime(app.model.times)}` : ""],
       [
         "changes",
         Object.values(all.changes).some(Boolean)
@@ -139,9 +144,9 @@ function nodeDetails(app, box) {
         ["shape", shapeText(node.shape)],
         ["dtype", node.dtype],
         ["arguments", node.attrs],
-        ["source", node.file && h("code", {}, `${node.file}:${node.line ?? "?"}`)],
+        ["source", node.file && [h("code", {}, `${node.file}:${node.line ?? "?"}`), node.code && h("pre", { class: "line" }, node.code)]],
         ["parameters", parameters && parameters.toLocaleString("en")],
-        ["MACs", node.macs && short(node.macs)],
+        ["MACs", node.macs && `${short(node.macs)} ${app.model.unit}`],
       ]),
     ),
     node.plan && planSection(app, node),

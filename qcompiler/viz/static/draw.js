@@ -217,7 +217,11 @@ function curve(points) {
     const [x0, y0] = points[i - 1],
       [x1, y1] = points[i],
       half = (y0 + y1) / 2;
-    d += x0 === x1 ? `V${y1.toFixed(1)}` : `C${[x0, half, x1, half, x1, y1].map((v) => v.toFixed(1)).join(" ")}`;
+    if (Math.abs(y1 - y0) < 4 && x0 !== x1) {
+      // From one column to the next: out below the first box, and in above the second one.
+      const turn = i === 1 ? 26 : -26;
+      d += `C${[x0, y0 + turn, x1, y1 + turn, x1, y1].map((v) => v.toFixed(1)).join(" ")}`;
+    } else d += x0 === x1 ? `V${y1.toFixed(1)}` : `C${[x0, half, x1, half, x1, y1].map((v) => v.toFixed(1)).join(" ")}`;
   }
   return d;
 }

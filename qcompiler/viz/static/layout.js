@@ -14,6 +14,7 @@ class Layouter {
   constructor() {
     this.known = new Map(); // by the whole input: identical blocks are laid out once, and an opened box costs its ancestors only
     this.queue = Promise.resolve();
+    this.columns = true;
     this.timeouts = 0;
     this.patience = PATIENCE;
     this.start();
@@ -38,7 +39,8 @@ class Layouter {
     const input = containerInput(box, localEdges(tree).get(box));
     const key = JSON.stringify([input.sizes, input.edges]);
     if (!this.known.has(key)) this.known.set(key, await this.layOut(input));
-    finish(box, input, this.known.get(key));
+    const layout = this.known.get(key);
+    finish(box, input, this.columns ? inColumns(input, layout) : layout);
   }
 
   layOut(input) {

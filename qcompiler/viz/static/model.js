@@ -54,9 +54,18 @@ function applyStage(nodes, stage) {
   return out.concat(put.filter((n) => !done.has(n)));
 }
 
+/** Nodes hold what a call with the example inputs multiplies; shown is one sample of these. */
+function perSample(stages, count) {
+  for (const stage of stages) for (const node of stage.put || []) if (node.macs) node.macs /= count;
+}
+
 class Model {
   constructor(data) {
     this.data = data;
+    this.sample = data.sample || { count: 1, shape: "" };
+    perSample(data.stages, this.sample.count);
+    this.unit = this.sample.shape && !this.sample.shape.startsWith("(") ? "per sample" : "per call";
+    this.times = data.times || {};
     this.title = String(data.title || "graph");
     this.stages = data.stages || [];
     // Maps, since a node may be named "constructor".

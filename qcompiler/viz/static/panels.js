@@ -19,7 +19,7 @@ class Panels {
       row: (item) => this.worstRow(item),
       pick: (item) => node(item.name),
     });
-    this.remarks = new List($("remarks"), { label: "Remarks", height: 58, row: (r) => this.remarkRow(r), pick: (r) => this.openRemark(r) });
+    this.remarks = new List($("remarks"), { label: "Remarks", height: 58, row: (r) => this.remarkRow(r), pick: (r) => this.openRemarks(r) });
     this.diff = new List($("diff"), {
       label: "Text difference",
       height: 18,
@@ -27,6 +27,8 @@ class Panels {
       pick: ([, , n]) => n && node(n.name),
     });
     this.sortBy = "sqnr";
+    // On a narrow page the legend is folded up to its title.
+    $("legend").addEventListener("click", (e) => e.target.tagName === "B" && $("legend").classList.toggle("open"));
     for (const head of document.querySelectorAll("#worst-head button"))
       head.addEventListener("click", () => this.sortWorst(head.dataset.key));
   }
@@ -121,7 +123,7 @@ class Panels {
     const query = this.app.state.query,
       nodes = found ? this.app.tree.graph.nodes.filter((n) => found.has(n.name)) : [];
     $("result-count").textContent = query
-      ? `${plural(nodes.length, "node")} of ${this.app.tree.graph.nodes.length}`
+      ? queryProblem(query, this.app.model) || `${plural(nodes.length, "node")} of ${this.app.tree.graph.nodes.length}`
       : "Type above: a name, op, module, file, dtype, or sqnr<20, sat>0.01, macs>1e6, kind:float, -op:relu";
     this.results.set(nodes, 0);
   }
@@ -171,17 +173,35 @@ class Panels {
 
   // --- remarks ---
 
-  remarkRow(remark) {
-    const place = [remark.pass || this.app.model.stages[remark.stage].name, remark.node || remark.path, remark.location]
-      .filter(Boolean)
-      .join(" · ");
+  drawRemarks() {
+    this.remarkRows ??= this.remarkItems(); // kept: each row knows which of its places is next
+    this.remarks.set(this.remarkRows);
+  }
+
+  /** Remarks of one text are one row, those of most places first: {code, text, all}. */
+  remarkItems() {
+    const groups = new Map();
+    for (const remark of this.app.model.remarks) push(groups, `${remark.code} ${remark.text}`, remark);
+    return [...groups.values()].map((all) => ({ ...all[0], all, next: 0 })).sort((a, b) => b.all.length - a.all.length);
+  }
+
+  remarkRow({ code, text, all }) {
+    const place = ({ pass, stage, node, path, location }) =>
+      [pass || this.app.model.stages[stage].name, node || path, location].filter(Boolean).join(" · ");
+    const places = all.length === 1 ? place(all[0]) : all.map((r) => r.path || r.node || r.location || place(r)).join(", ");
     return h(
       "div",
-      { class: "remark-row", title: clean(remark.text || "") },
-      h("span", { class: "name" }, remark.code || "remark"),
-      h("span", { class: "two-lines" }, remark.text),
-      h("span", { class: "aside" }, place),
+      { class: "remark-row", title: clean(`${text || ""}\n${places}`.slice(0, 2000)) },
+      h("span", { class: "name" }, code || "remark", all.length > 1 && h("span", { class: "count" }, `×${all.length}`)),
+      h("span", { class: "two-lines" }, text),
+      h("span", { class: "aside" }, places),
     );
+  }
+
+  /** Goes to the places of a row in turn. */
+  openRemarks(item) {
+    this.openRemark(item.all[item.next]);
+    item.next = (item.next + 1) % item.all.length;
   }
 
   openRemark(remark) {

@@ -18,10 +18,35 @@ const TEXT_KEYS = {
 const NUMBER_ALIASES = { sat: "saturation", time: "ms", dead: "dead_channels", max: "max_abs" };
 const COMPARE = { "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b, "=": (a, b) => a === b };
 
+/** The words of a query; what stands in quotes is of one word. */
+const wordsOf = (query) => query.match(/(?:[^\s"]|"[^"]*")+/g) || [];
+
 /** A function that tells whether a node matches; null for an empty query. */
 function parseQuery(query, model) {
-  const tests = (query.match(/(?:[^\s"]|"[^"]*")+/g) || []).map((word) => parseWord(word.replaceAll('"', ""), model));
+  const tests = wordsOf(query).map((word) => parseWord(word.replaceAll('"', ""), model));
   return tests.length ? (node) => tests.every((test) => test(node)) : null;
+}
+
+/** What keeps a word of the query from filtering, in words; "" where all of them do. */
+function queryProblem(query, model) {
+  for (const raw of wordsOf(query)) {
+    const word = raw.replace(/^-(?=.)/, ""),
+      [, key, sign, value] = /^([a-z_ ]+)(<=|>=|<|>|=|:)(.*)$/i.exec(word) || [];
+    if (!key) continue;
+    if (!value) return `${word} is not finished: it wants ${sign === ":" ? "a text" : "a number"}`;
+    if (sign === ":" && !Object.hasOwn(TEXT_KEYS, key.toLowerCase())) return `no ${key}: there is ${Object.keys(TEXT_KEYS).join(", ")}`;
+    if (sign !== ":" && !isFinite(value)) return `${value} is no number`;
+    if (sign !== ":" && !knownFigures(model).has((NUMBER_ALIASES[key.toLowerCase()] || key).toLowerCase())) return `no node has a number called ${key}`;
+  }
+  return "";
+}
+
+/** The names of numbers that a query may compare: those of nodes, of what was measured, and of overlays. */
+function knownFigures(model) {
+  const names = new Set(["macs", "params", "line", "scale", "zero_point"]);
+  for (const figures of model.numerics.values()) for (const key of Object.keys(figures)) names.add(key);
+  for (const [title] of model.overlays) names.add(title.toLowerCase());
+  return names;
 }
 
 function parseWord(word, model) {

@@ -1,5 +1,7 @@
 // What is shown, kept in the URL's hash, so that a copied address shows the same.
 
+const WIDE = 600; // of the canvas, in pixels: below this the boxes stand in one column
+
 const SETTINGS = {
   // name in the state: [key in the hash, default, how it is read, how it is written]
   stage: ["s", null, Number, String],
@@ -12,11 +14,14 @@ const SETTINGS = {
   query: ["q", "", String, String],
   constants: ["w", false, (text) => text === "1", (on) => (on ? "1" : "0")],
   fold: ["f", true, (text) => text === "1", (on) => (on ? "1" : "0")],
+  columns: ["k", true, (text) => text === "1", (on) => (on ? "1" : "0")],
   hideSame: ["h", true, (text) => text === "1", (on) => (on ? "1" : "0")],
   theme: ["t", "", String, String],
   left: ["l", "tree", String, String],
   right: ["r", "details", String, String],
   domain: ["m", null, readNumbers, (ends) => ends.join(",")],
+  leftWidth: ["lw", null, Number, String],
+  rightWidth: ["rw", null, Number, String],
   view: ["v", null, readNumbers, (view) => view.join(",")],
 };
 

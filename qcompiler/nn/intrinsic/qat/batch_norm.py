@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from qcompiler.errors import ConfigError
 from qcompiler.nn.qat.base import QATModule
-from qcompiler.ops.batch_norm import fold
+from qcompiler.ops.batch_norm import Layout, Norm, fold
 from qcompiler.qat import FreezableBatchNorm
-from qcompiler.qat.conv_bn import Call, folded, unnormalized
+from qcompiler.qat.conv_bn import Call, ConvBn
 
 
 class BatchNormQAT(QATModule, FreezableBatchNorm):
@@ -43,21 +43,20 @@ class BatchNormQAT(QATModule, FreezableBatchNorm):
     def _take(self, parts: tuple[nn.Module, ...]) -> None:
         self.bn = parts[1]
 
-    def _layout(self) -> dict[str, Any]:
-        return {"eps": self.bn.eps, "weight_axis": self._WEIGHT_AXIS, "groups": getattr(self, "groups", 1)}
+    def _norm(self) -> tuple[Norm, Layout]:
+        bn = self.bn
+        return Norm(bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps), Layout(self._WEIGHT_AXIS, getattr(self, "groups", 1))
 
     def _batch_norm(self, call: Call, x: Tensor) -> Tensor:
-        bn = self.bn
-        settings = {**self._layout(), "fake_quant": self.weight_fake_quant}
-        if bn.training:
-            return bn(unnormalized(call, x, self.weight, self.bias, bn.running_var, bn.weight, **settings))  # type: ignore[no-any-return]
-        return folded(call, x, self.weight, self.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, **settings)
+        both = ConvBn(call, self.weight_fake_quant, *self._norm())
+        if self.bn.training:
+            return self.bn(both.unnormalized(x, self.weight, self.bias))  # type: ignore[no-any-return]
+        return both.folded(x, self.weight, self.bias)
 
     @torch.no_grad()
     def deployed(self) -> tuple[Tensor, Tensor | None]:
         """(folded weight, folded bias), in the arithmetic of `forward`: the last bit can decide how the largest weight is rounded."""
-        bn = self.bn
-        return fold(self.weight, self.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, **self._layout())
+        return fold(self.weight, self.bias, *self._norm())
 
     def reset_running_stats(self) -> None:
         """Forget the running statistics."""

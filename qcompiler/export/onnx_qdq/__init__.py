@@ -1,0 +1,1 @@
+"""ONNX with QuantizeLinear and DequantizeLinear, from a QUANTIZED graph. Needs the extra `onnx`."""

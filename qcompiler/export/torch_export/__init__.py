@@ -1,0 +1,1 @@
+"""torch.export.ExportedProgram from a QUANTIZED graph, in ops of aten or with those of quantized_decomposed."""

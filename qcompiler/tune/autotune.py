@@ -1,0 +1,127 @@
+"""autotune: the most accurate int8 module of a model that fits the time and the goal that the user gives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from qcompiler.choices import Choices
+from qcompiler.config.corrections import NO_CORRECTIONS
+from qcompiler.tune.candidates import Candidate, built, chosen, timed, worth_building
+from qcompiler.tune.clock import Clock, clock_for
+from qcompiler.tune.diagnose import diagnose
+from qcompiler.tune.goal import Goal
+from qcompiler.tune.held_out import Item, read, split
+from qcompiler.tune.moves import MOVES, State
+from qcompiler.tune.result import Tuned
+from qcompiler.tune.score import Judge, Metric, Score
+from qcompiler.tune.search import Search
+from qcompiler.tune.search_key import search_key
+from qcompiler.tune.search_log import SearchLog, Step
+from qcompiler.tune.table import Row
+from qcompiler.workflow.calibrate import calibrate
+from qcompiler.workflow.prepare import prepare
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to search for, and how. `seconds` counts from the call on."""
+
+    goal: Goal
+    metric: Metric | None
+    seconds: float
+    holdout: float
+    seed: int
+    log: str | Path | None
+    progress: bool
+
+
+def search(model: nn.Module, data: object, task: Task, choices: Choices, forms: object) -> Tuned:
+    """The result of a task on a float model in eval mode."""
+    items = read(data, task.metric is not None)
+    tuning, held = split(items, task.holdout, task.seed)
+    with clock_for(task.seconds, task.progress) as clock:
+        clock.show("preparing")
+        prepared = prepare(model, (tuning[0].args, forms or dict(tuning[0].kwargs) or None), choices, (), None)
+        log = SearchLog(task.log, search_key(model, prepared, items, task.metric, (task.holdout, task.seed)))
+        calibrate(prepared, _shown(tuning, clock))
+        floats = copy.deepcopy(model)  # what a model keeps between calls stays as it is in the user's
+        judge = Judge.of(floats, held, task.metric)
+        state = State(prepared, tuning, task.seed, NO_CORRECTIONS)
+        made, found = _begun(state, judge, task.goal, clock, log)
+        if not found.interrupted:
+            found.run(MOVES)
+        candidates = [made, *_built(found, clock)]
+        candidates, of_float = timed(floats, candidates, held[0], clock)
+        return _result(found, candidates, of_float)
+
+
+def _shown(items: Sequence[Item], clock: Clock) -> Iterator[object]:
+    for index, item in enumerate(items, 1):
+        clock.show(f"calibrating {index}/{len(items)}")
+        yield item.call
+
+
+def _begun(state: State, judge: Judge, goal: Goal, clock: Clock, log: SearchLog) -> tuple[Candidate, Search]:
+    """The default, built, and the search that begins there. How long that took tells how long building takes in the end."""
+    begun = clock.spent
+    clock.show("building the default")
+    made = built(state.prepared, Step(DEFAULT, None, 0.0, True, ""), judge)
+    clock.reserve = 1.5 * (clock.spent - begun)
+    found = Search(replace(state, score=made.score), judge, goal, clock, log, made.score)
+    try:
+        _judge_default(found, made.score)
+    except KeyboardInterrupt:
+        found.interrupted = True
+    step = Step(DEFAULT, found.best, found.seconds_of_score, True, "")
+    found.steps, found.stages = [step], [step]
+    return replace(made, step=step), found
+
+
+def _judge_default(found: Search, in_int8: Score) -> None:
+    """On the reference graph, as the steps are, and what limits it where there is time for that and for a step."""
+    begun = found.clock.spent
+    found.best = found.score(NO_CORRECTIONS, DEFAULT)
+    found.seconds_of_score = found.clock.spent - begun
+    found.state = replace(found.state, score=found.best)
+    if found.clock.left > 3 * found.seconds_of_score and not found.goal.reached(in_int8):
+        found.clock.show("what limits it")
+        found.state = replace(found.state, diagnosis=diagnose(found.state.prepared, found.judge, found.best))
+
+
+def _built(found: Search, clock: Clock) -> list[Candidate]:
+    """What was found, built; an interrupt leaves out what is not yet."""
+    made: list[Candidate] = []
+    try:
+        for stage in reversed(worth_building(found.stages)):
+            clock.show(f"building {stage.name}")
+            made.insert(0, built(found.state.prepared, stage, found.judge))
+    except KeyboardInterrupt:
+        found.interrupted = True
+    return made
+
+
+def _result(found: Search, candidates: Sequence[Candidate], of_float: float) -> Tuned:
+    best, why = chosen(candidates, of_float, found.goal)
+    reached = (found.goal.target is None or found.goal.reached(best.score)) and found.goal.fast_enough(best.milliseconds, of_float)
+    by_name = {one.step.name: one for one in candidates}
+    table = [Row("float", found.judge.of_float() if found.judge.metric else None, of_float, 0.0, None, 0.0, "")]
+    table += [_row(step, by_name.get(step.name), best) for step in found.steps]
+    corrections = best.step.corrections
+    kept = tuple(sorted(corrections.keep_float))
+    diagnosis = "" if found.state.diagnosis is None else str(found.state.diagnosis)
+    return Tuned(best.module, tuple(table), tuple(found.steps), corrections, found.state.prepared, kept, diagnosis, why, reached,
+                 found.interrupted, found.clock.spent)  # fmt: skip
+
+
+def _row(step: Step, made: Candidate | None, best: Candidate) -> Row:
+    if made is None:
+        return Row(step.name, step.score, None, None, None, step.seconds, step.why)
+    why = step.why or "what quantize gives"
+    return Row(step.name, made.score, made.milliseconds, made.int8_share, made.size, step.seconds, why, made is best)

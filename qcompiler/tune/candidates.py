@@ -1,0 +1,98 @@
+"""The stages of a search that are worth choosing from, built and timed beside the float model."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from qcompiler.executable import Executable
+from qcompiler.tune.clock import Clock
+from qcompiler.tune.goal import Goal
+from qcompiler.tune.held_out import Item
+from qcompiler.tune.score import Judge, Score
+from qcompiler.tune.search_log import Step
+from qcompiler.workflow.convert import Conversion, convert
+from qcompiler.workflow.explain import explain
+
+ROUNDS, WARM = 20, 2  # calls of each module that are timed, and before them
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A built module: `score` on held-out data is its own, in real int8. `milliseconds`: median of one held-out batch."""
+
+    step: Step
+    module: Executable
+    score: Score
+    int8_share: float
+    size: int
+    milliseconds: float = 0.0
+
+
+def built(prepared: nn.Module, step: Step, judge: Judge) -> Candidate:
+    """The module of a stage, judged."""
+    module = convert(prepared, (), Conversion(), step.corrections)
+    size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
+    return Candidate(step, module, judge.score(module), explain(module).int8_mac_share, size)
+
+
+def worth_building(stages: Sequence[Step]) -> list[Step]:
+    """The last stage of each set of ops: those before it have the same ops and are less accurate. The default is built already."""
+    last = {(stage.corrections.keep_float, stage.corrections.dynamic): stage for stage in stages}
+    return [stage for stage in last.values() if stage is not stages[0]]
+
+
+def timed(model: nn.Module, found: Sequence[Candidate], item: Item, clock: Clock) -> tuple[list[Candidate], float]:
+    """The candidates with their times, and the float model's: all called in turn, so that a slower moment meets all."""
+    calls: dict[int, Callable[[], object]] = {-1: lambda: model(*item.args, **item.kwargs)}
+    calls |= {i: (lambda module=one.module: module(*item.args, **item.kwargs)) for i, one in enumerate(found)}  # type: ignore[misc]
+    times = _interleaved(calls, clock)
+    return [replace(one, milliseconds=times[i]) for i, one in enumerate(found)], times[-1]
+
+
+def _interleaved(calls: Mapping[int, Callable[[], object]], clock: Clock) -> dict[int, float]:
+    """Median milliseconds of each call; one each at least, however little time is left. An interrupt ends the rounds alone."""
+    times: dict[int, list[float]] = {key: [] for key in calls}
+    with torch.inference_mode():
+        try:
+            _rounds(calls, times, clock)
+        except KeyboardInterrupt:
+            for key in [key for key, values in times.items() if not values]:
+                times[key].append(_milliseconds(calls[key]))
+    return {key: statistics.median(values[min(WARM, len(values) - 1) :]) for key, values in times.items()}
+
+
+def _rounds(calls: Mapping[int, Callable[[], object]], times: Mapping[int, list[float]], clock: Clock) -> None:
+    for turn in range(WARM + ROUNDS):
+        clock.show(f"timing {turn + 1}/{WARM + ROUNDS}")
+        for key, call in calls.items():
+            times[key].append(_milliseconds(call))
+        if clock.spent > clock.seconds and turn >= 1:
+            break
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def chosen(found: Sequence[Candidate], of_float: float, goal: Goal) -> tuple[Candidate, str]:
+    """The candidate to give, and why: of those fast enough the fastest that reaches the target, else the most accurate one.
+
+    Ties go to the simpler one, which stands first. By what the goal counts in, none is below the default, unless that is too slow or both
+    reach the target.
+    """
+    fast = [one for one in found if goal.fast_enough(one.milliseconds, of_float)]
+    if not fast:
+        return min(found, key=lambda one: one.milliseconds), "none is as fast as asked; this is the fastest"
+    good = [one for one in fast if goal.reached(one.score)]
+    if good:
+        return min(good, key=lambda one: one.milliseconds if goal.latency is not None else found.index(one)), "it reaches the target"
+    best = max(fast, key=lambda one: (goal.value(one.score), -found.index(one)))
+    return best, "the target is not reached; this is the nearest" if goal.target is not None else "the most accurate one"

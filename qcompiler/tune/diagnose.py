@@ -1,0 +1,72 @@
+"""What the noise of a quantized model comes from: its weights alone, with float values, and its values alone, with float weights."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from qcompiler.ir.attributes import attribute, get_attr, set_attribute
+from qcompiler.ops.reference import dequantize_weight
+from qcompiler.tune.score import Judge, Score
+from qcompiler.tune.sites import Site, sites
+from qcompiler.workflow.twins import Twin, twins
+
+LIMITS = 0.1  # share of the noise from which on something is worth a step: all of it gone gains 0.5 dB
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """`weights`, `values`: what the model is with one of the two rounded alone."""
+
+    default: Score
+    weights: Score
+    values: Score
+
+    @property
+    def weights_share(self) -> float:
+        """Their noise in parts of the default's, which both make together."""
+        return self.weights.noise / self.default.noise
+
+    def __str__(self) -> str:
+        return f"weights alone {self.weights.sqnr:.1f} dB, values alone {self.values.sqnr:.1f} dB, both {self.default.sqnr:.1f} dB"
+
+
+def diagnose(prepared: object, judge: Judge, default: Score) -> Diagnosis | None:
+    """None for a model of several forms of the call, whose graphs are not told apart."""
+    made = twins(prepared)
+    if len(made) != 1:
+        return None
+    return Diagnosis(default, judge.score(_weights_alone(made[0])), judge.score(_values_alone(made[0])))
+
+
+def _weights_alone(twin: Twin) -> nn.Module:
+    """The float graph on the real numbers of the integers. What was there stays for `_values_alone` in the twin's own modules."""
+    made = fx.GraphModule(twin.floats, copy.deepcopy(twin.floats.graph))
+    for site in sites(twin):
+        at = site.call.op.weight or 0
+        given, rounded = site.twin.args[at], site.node.args[at]
+        assert isinstance(given, fx.Node) and isinstance(rounded, fx.Node)
+        held = [attribute(twin.quantized, str(x.target)) if isinstance(x, fx.Node) else x for x in rounded.args]
+        set_attribute(made, str(given.target), dequantize_weight(*held))  # type: ignore[arg-type]
+    return made
+
+
+def _values_alone(twin: Twin) -> nn.Module:
+    """The quantized graph on float weights."""
+    gm = twin.quantized
+    for site in list(sites(twin)):
+        _put_float(gm, twin, site)
+    gm.recompile()
+    return gm
+
+
+def _put_float(gm: fx.GraphModule, twin: Twin, site: Site) -> None:
+    at = site.call.op.weight or 0
+    given = site.twin.args[at]
+    assert isinstance(given, fx.Node)
+    path = f"{site.path}_as_float"
+    set_attribute(gm, path, attribute(twin.floats, str(given.target)).detach())
+    with gm.graph.inserting_before(site.node):
+        site.node.update_arg(at, get_attr(gm, path))

@@ -1,0 +1,137 @@
+"""equalize: channels of unlike range are brought nearer to each other, so that the steps they share suit all of them.
+
+s_c = (r_c / max r) ^ alpha of the largest absolute values r of the channels: the op in front makes channel c 1/s_c as large, and those that
+read it have weights s_c as large. Through sums, PReLU, open ReLU and pools, and from a layer norm to linears: the scales fold into weights
+that are there, so it costs nothing at run time and changes no float result.
+
+Known to hurt: a ReLU6, or any clamp with an upper end, which then cuts elsewhere; such values are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx
+
+from qcompiler.ambient import in_plain_torch
+from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
+from qcompiler.errors import CalibrationError, ConfigError
+from qcompiler.inputs.batches import batches as as_batches
+from qcompiler.inputs.batches import check_data
+from qcompiler.ir.attributes import attribute
+from qcompiler.ir.names import user_path
+from qcompiler.ir.types import quant_of
+from qcompiler.ops.spec import Family
+from qcompiler.tune.channel_regions import Region, regions
+from qcompiler.tune.lane import Lane
+from qcompiler.workflow.twins import Twin, twins
+
+LEAST = 1 / 64  # a channel that is nearly always zero is not made as large as the others
+
+
+@in_plain_torch
+def equalize(prepared: object, batches: object, *, corrections: Corrections | None = None, alpha: float = 0.5) -> Corrections:
+    """The corrections with float weights whose results have channels of like range, and the ranges that the values have then.
+
+    prepared: calibrated, of prepare_fx, with one form of the call. batches: as `calibrate` takes them. `alpha`: 0 changes nothing, 1 would
+    make all channels alike at the cost of the weights that read them; at most 0.75. Codes that were found for a changed weight are
+    dropped, so this comes before `reconstruct`. Raises ConfigError for another alpha and for several forms of the call, CalibrationError
+    for no batches.
+    """
+    if not 0 <= alpha <= 0.75:
+        raise ConfigError(f"alpha is from 0 to 0.75, not {alpha}", code="alpha")
+    check_data(batches)
+    so_far = corrections or NO_CORRECTIONS
+    made = twins(prepared, so_far)
+    if len(made) > 1:
+        raise ConfigError("a model of several forms of the call cannot be equalized", code="call-forms", hint="prepare it with one form")
+    found = list(regions(made[0].floats, made[0].settings.table))
+    with torch.no_grad():
+        ends = _channel_ends(made[0], found, batches)
+    for region in found:
+        so_far |= _equalized(made[0], region, ends, alpha, so_far)
+    return so_far
+
+
+def _channel_ends(twin: Twin, found: Iterable[Region], batches: object) -> dict[fx.Node, tuple[Tensor, Tensor]]:
+    """The lowest and highest number of each channel of the values of the regions."""
+    axes = {node: region.axis for region in found for node in region.values}
+    ends: dict[fx.Node, tuple[Tensor, Tensor]] = {}
+    seen = False
+    for batch in as_batches(batches):
+        seen, lane = True, Lane(twin.floats, [batch])
+        for node in axes:
+            lane.last[node] = len(lane.nodes)  # kept up to the look at it
+        for node in sorted(axes):
+            lane.advance(node.next)
+            x = lane.value(node, 0).movedim(-axes[node], 0).flatten(1)
+            low, high = ends.get(node, (x.amin(1), x.amax(1)))
+            ends[node] = torch.minimum(low, x.amin(1)), torch.maximum(high, x.amax(1))
+            lane.last[node] = max((lane.index[user] for user in node.users), default=-1)
+    if not seen:
+        raise CalibrationError("0 batches of data", code="no-batches", hint="an iterator can be read only once; is the loader empty?")
+    return ends
+
+
+def _equalized(
+    twin: Twin, region: Region, ends: dict[fx.Node, tuple[Tensor, Tensor]], alpha: float, so_far: Corrections
+) -> Corrections:  # fmt: skip
+    quantized = [node for node in region.values if quant_of(node).group is not None]
+    if not quantized:
+        return NO_CORRECTIONS  # no value of it is rounded
+    reach = torch.stack([torch.maximum(-ends[node][0], ends[node][1]) for node in quantized]).amax(0)
+    if not float(reach.max()) > 0:
+        return NO_CORRECTIONS
+    scale = (reach / reach.max()).clamp(min=LEAST).pow(alpha)
+    scale = torch.where(reach > 0, scale, 1.0)
+    fold = _Fold(twin, so_far)
+    for node in region.makers:
+        for arg in node.args[1:3]:
+            if isinstance(arg, fx.Node):
+                fold.multiply(node, arg, 1 / scale)
+    for node in region.readers:
+        assert isinstance(node.args[1], fx.Node)
+        fold.multiply(node, node.args[1], scale, reads=True)
+    biases = {node.name: so_far.biases[node.name] / scale for node in region.makers if node.name in so_far.biases}
+    return Corrections(weights=fold.made, biases=biases, ranges=_ranges(quantized, ends, scale))
+
+
+class _Fold:
+    """Parameters of a twin, with factors for their channels multiplied in; `made` by the user's names."""
+
+    def __init__(self, twin: Twin, so_far: Corrections) -> None:
+        self.twin, self.so_far = twin, so_far
+        self.made: dict[str, Tensor] = {}
+
+    def multiply(self, node: fx.Node, arg: fx.Node, scale: Tensor, reads: bool = False) -> None:
+        """Along the channels that the op reads, or makes."""
+        floats, row = self.twin.floats, self.twin.settings.table.of(node)
+        path = user_path(floats, str(arg.target))
+        held = self.made.get(path, self.so_far.weights.get(path, attribute(floats, str(arg.target)).detach()))
+        groups = node.kwargs.get("groups", 1)
+        assert row is not None and isinstance(groups, int)
+        by_last = held.dim() == 1 or row.name == "layer_norm"  # whose weight has the shape of what it normalizes, channels last
+        self.made[path] = _scaled(held, scale, groups, None if by_last else reads != (row.family is Family.TRANSPOSED))
+
+
+def _scaled(held: Tensor, scale: Tensor, groups: int, second: bool | None) -> Tensor:
+    """A weight (rows, columns, ...) with its rows or, where `second`, the columns of each group of rows multiplied; None: its last axis."""
+    if second is None:
+        return held * scale
+    if not second and len(scale) == len(held):
+        return held * scale.reshape(-1, *[1] * (held.dim() - 1))
+    parts = held.reshape(groups, len(held) // groups, *held.shape[1:])
+    return (parts * scale.reshape(groups, 1, held.shape[1], *[1] * (held.dim() - 2))).reshape(held.shape)
+
+
+def _ranges(values: list[fx.Node], ends: dict[fx.Node, tuple[Tensor, Tensor]], scale: Tensor) -> dict[str, tuple[float, float]]:
+    """By one value of each group: of all of it, what they need."""
+    lows, highs, names = dict[int, float](), dict[int, float](), dict[int, str]()
+    for node in values:
+        group = quant_of(node).group
+        assert group is not None
+        names.setdefault(group, node.name)
+        lows[group] = min(lows.get(group, 0.0), float((ends[node][0] / scale).min()))
+        highs[group] = max(highs.get(group, 0.0), float((ends[node][1] / scale).max()))
+    return {name: (lows[group], highs[group]) for group, name in names.items()}

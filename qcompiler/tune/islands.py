@@ -1,0 +1,72 @@
+"""Which few ops are worth staying float: those that make the most noise where they stand, tried one by one on a batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+from qcompiler.config.corrections import Corrections
+from qcompiler.debug.compare import Tallies
+from qcompiler.debug.comparison import Comparison
+from qcompiler.debug.explain import Explanation, Row
+from qcompiler.debug.match import match
+from qcompiler.debug.walk import Walk
+from qcompiler.executable.steps import steps_of_graph
+from qcompiler.tune.held_out import Item
+from qcompiler.tune.score import LEAST_GAIN, sqnr_of
+from qcompiler.workflow.convert import Conversion, reference
+from qcompiler.workflow.explain import explain
+from qcompiler.workflow.twins import twins
+
+TRIED = 8
+SMALL = 0.1  # of the multiply-accumulates, all together: more would cost what int8 is for
+
+
+def islands(prepared: object, item: Item, corrections: Corrections, tell: Callable[[int, int], object]) -> frozenset[str]:
+    """The names of ops, as keep_float takes them, that gain at least LEAST_GAIN dB on the batch, each beside those before it."""
+    made = twins(prepared, corrections)
+    if len(made) != 1:
+        return frozenset()
+    with torch.inference_mode():
+        expected = made[0].floats(*item.args, **item.kwargs)
+    names, kept = _noisiest(made[0].floats, made[0].quantized, item, explain(prepared)), frozenset[str]()
+    best = _sqnr(prepared, item, corrections, expected)
+    for done, name in enumerate(names, 1):
+        found = _sqnr(prepared, item, corrections | Corrections(keep_float=kept | {name}), expected)
+        if found >= best + LEAST_GAIN:
+            best, kept = found, kept | {name}
+        tell(done, len(names))
+    return kept
+
+
+def _sqnr(prepared: object, item: Item, corrections: Corrections, expected: object) -> float:
+    gm = reference(prepared, (), Conversion(), corrections)
+    with torch.inference_mode():
+        return sqnr_of(expected, gm(*item.args, **item.kwargs))
+
+
+def _errors(floats: fx.GraphModule, quantized: fx.GraphModule, item: Item) -> Comparison:
+    one, other = steps_of_graph(floats), steps_of_graph(quantized)
+    found = Tallies(Walk(one, other, match(one, other)), "")
+    with torch.inference_mode(), one.kept(), other.kept():
+        found.add(0, item.args, dict(item.kwargs))
+    return found.comparison()
+
+
+def _noisiest(floats: fx.GraphModule, quantized: fx.GraphModule, item: Item, explanation: Explanation) -> list[str]:
+    """Int8 ops, the one with the worst error of its own first, as long as together they are a small part of the work. An op that is all
+    of a module goes by the module's name, which stands in the user's code."""
+    rows = {row.node: row for row in explanation.rows if row.int8 and not row.mode}
+    paths = Counter(row.module_path for row in explanation.rows)
+    total, used, names = sum(row.macs for row in explanation.rows), 0, list[str]()
+    for error in _errors(floats, quantized, item):
+        row: Row | None = rows.get(error.name)
+        if row is not None and used + row.macs <= SMALL * total:
+            used += row.macs
+            names.append(row.module_path if row.module_path and paths[row.module_path] == 1 else row.node)
+        if len(names) == TRIED:
+            break
+    return names

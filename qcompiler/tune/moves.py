@@ -1,0 +1,97 @@
+"""The steps that a search may take, in their order, and why one of them does not pay for a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from qcompiler.config.corrections import Corrections
+from qcompiler.debug.explain import Explanation
+from qcompiler.tune.diagnose import LIMITS, Diagnosis
+from qcompiler.tune.equalize import equalize
+from qcompiler.tune.held_out import Item
+from qcompiler.tune.islands import islands
+from qcompiler.tune.reconstruct import reconstruct
+from qcompiler.tune.sampled_rows import MOST_ROWS
+from qcompiler.tune.score import Score
+from qcompiler.workflow.explain import explain
+
+Tell = Callable[[int, int], None]
+FEW_ROWS = 0.25  # of the usual ones: with fewer the rounding fits the rows that were drawn
+LINEAR_SHARE = 0.5  # of the multiply-accumulates: below, linears that round their input at run time change little
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a search stands: the calibrated model, the batches that it corrects on, the seed, and what was taken so far."""
+
+    prepared: nn.Module
+    items: Sequence[Item]
+    seed: int
+    corrections: Corrections
+    diagnosis: Diagnosis | None = None
+    score: Score | None = None
+
+    @property
+    def batches(self) -> list[object]:
+        return [item.call for item in self.items]
+
+
+@dataclass(frozen=True)
+class Move:
+    """`skips`: why it is not tried. `make`: the corrections with it; `effort` below 1 means less data, where it can do with that."""
+
+    name: str
+    skips: Callable[[State], str | None]
+    make: Callable[[State, Tell, float], Corrections]
+    least_effort: float = 1.0
+
+
+def _weights_limit(state: State) -> str | None:
+    share = 1.0 if state.diagnosis is None else state.diagnosis.weights_share
+    return None if share >= LIMITS else f"weights make {share:.0%} of the noise"
+
+
+def _values_limit(state: State) -> str | None:
+    share = 1.0
+    if state.diagnosis is not None and state.score is not None and state.score.noise:  # of what is left of the noise by now
+        share = state.diagnosis.values.noise / state.score.noise
+    return None if share >= LIMITS else f"values make {share:.0%} of the noise"
+
+
+def _equalize(state: State, tell: Tell, effort: float) -> Corrections:
+    return equalize(state.prepared, state.batches, corrections=state.corrections)
+
+
+def _reconstruct(state: State, tell: Tell, effort: float) -> Corrections:
+    rows = int(MOST_ROWS * effort)
+    return reconstruct(state.prepared, state.batches, corrections=state.corrections, rows=rows, seed=state.seed, tell=tell)
+
+
+def _linears(explanation: Explanation) -> list[str]:
+    return [row.node for row in explanation.rows if row.op == "linear" and row.int8 and not row.mode]
+
+
+def _no_linears(state: State) -> str | None:
+    explanation = explain(state.prepared)
+    names, total = set(_linears(explanation)), sum(row.macs for row in explanation.rows)
+    share = sum(row.macs for row in explanation.rows if row.node in names) / total if total else 0.0
+    return _values_limit(state) or (f"linears do {share:.0%} of the work" if share < LINEAR_SHARE else None)
+
+
+def _dynamic(state: State, tell: Tell, effort: float) -> Corrections:
+    return state.corrections | Corrections(dynamic=frozenset(_linears(explain(state.prepared))))
+
+
+def _islands(state: State, tell: Tell, effort: float) -> Corrections:
+    return state.corrections | Corrections(keep_float=islands(state.prepared, state.items[0], state.corrections, tell))
+
+
+MOVES = (
+    Move("equalize", _weights_limit, _equalize),
+    Move("reconstruct", _weights_limit, _reconstruct, FEW_ROWS),
+    Move("dynamic", _no_linears, _dynamic),
+    Move("islands", _values_limit, _islands),
+)

@@ -1,0 +1,61 @@
+"""What a search gives: the module, a table of what was tried, and the corrections to build it anew."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from qcompiler.config.corrections import Corrections
+from qcompiler.debug.fitted_table import FittedTable, as_text
+from qcompiler.executable import Executable
+from qcompiler.tune.report import write_report
+from qcompiler.tune.search_log import Step
+from qcompiler.tune.table import Row, table_of
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The result of autotune. `print` shows the table.
+
+    `model`: the int8 module. `table`: float, default and every step, with figures on held-out data: in real int8 where the row was built
+    (it has a time then), else of the reference graph. `steps`: the same steps with their corrections. `corrections`: those of `model`, for
+    convert_fx on `prepared`. `keep_float`: names of modules that the search found worth staying float, to paste into a mapping or into
+    convert_fx. `reached`: whether target and latency hold. `interrupted`: whether the user ended it.
+    """
+
+    model: Executable
+    table: tuple[Row, ...]
+    steps: tuple[Step, ...]
+    corrections: Corrections
+    prepared: nn.Module = field(repr=False)
+    keep_float: tuple[str, ...] = ()
+    diagnosis: str = ""
+    verdict: str = ""
+    reached: bool = True
+    interrupted: bool = False
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return as_text(self.rich(), *self.notes())
+
+    def notes(self) -> list[str]:
+        """What is to say beside the table, a line each."""
+        lines = [self.diagnosis] if self.diagnosis else []
+        lines += [f"keep_float={list(self.keep_float)}"] if self.keep_float else []
+        lines += ["interrupted: this is the best that was found by then"] if self.interrupted else []
+        return lines
+
+    def rich(self) -> FittedTable:
+        """The table for a rich console."""
+        chosen = next((row.name for row in self.table if row.chosen), "")
+        return table_of(self.table, f"{chosen}: {self.verdict}; {self.seconds:.0f} s")
+
+    def save_report(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes report.html, the table with the curve, and graph.html, the page coloured by what each step changed; returns the first.
+
+        Raises ArtifactWriteError where it cannot write.
+        """
+        return write_report(self, Path(folder))

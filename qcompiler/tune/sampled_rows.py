@@ -1,0 +1,124 @@
+"""Rows of products of an op: what it multiplies its weight with, at a seeded sample of the positions of its result."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qcompiler.ops.spec import Family
+from qcompiler.tune.sites import Ints, Site
+
+MOST_ROWS = 16384
+LEAST_ROWS, FOR_EACH = 4096, 10  # rows at an op: so many, or so many times its products in a row if that is more
+MOST_NUMBERS = 16_000_000  # of all rows of one op, in float32: 64 MB
+
+
+def rows_wanted(products: int, groups: int, batches: int, most: int = MOST_ROWS) -> int:
+    """How many rows a batch should give, for an op of so many products in a row of one of its groups."""
+    wanted = max(LEAST_ROWS, FOR_EACH * products)
+    return max(1, min(wanted, most, MOST_NUMBERS // max(products * groups, 1)) // max(batches, 1))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows at the same positions of the rounded input and of the float one: (groups, rows, products) each."""
+
+    rounded: Tensor
+    floats: Tensor
+
+
+def sample(site: Site, rounded: Tensor, floats: Tensor, count: int, generator: torch.Generator) -> Sample:
+    """About `count` rows of one batch, the same for both inputs."""
+    if not site.is_conv:
+        rows = rounded.reshape(-1, rounded.shape[-1])
+        chosen = _chosen(len(rows), count, generator)
+        return Sample(rows[chosen][None], floats.reshape(-1, floats.shape[-1])[chosen][None])
+    dims = site.row.dims or 0
+    rounded, floats = (x.reshape(-1, *x.shape[-1 - dims :]) for x in (rounded, floats))  # without a batch dimension: a batch of one
+    window = _Window.of(site, tuple(rounded.shape[2:]))
+    images = len(rounded)
+    places = _chosen(math.prod(window.out), max(1, math.ceil(count / max(images, 1))), generator)
+    return Sample(*(window.rows(x, places, site.groups) for x in (rounded, floats)))
+
+
+def _chosen(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """Sorted, without repetition; all where there are no more."""
+    if total <= count:
+        return torch.arange(total)
+    return torch.randperm(total, generator=generator)[:count].sort().values
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A convolution as sums over a padded image: `steps` between products, `stride` between results, `out` results.
+
+    `between`: a transposed one is a plain one over an image with so many zeros (less one) between its pixels.
+    """
+
+    kernel: Ints
+    steps: Ints
+    stride: Ints
+    padding: tuple[Ints, Ints]  # in front, behind
+    between: Ints
+    out: Ints
+
+    @staticmethod
+    def of(site: Site, size: Ints) -> _Window:
+        kernel, steps, stride, pad = site.weight.shape[2:], site.setting("dilation"), site.setting("stride"), site.setting("padding")
+        reach = tuple(d * (k - 1) for d, k in zip(steps, kernel, strict=True))
+        if site.row.family is Family.TRANSPOSED:
+            more = site.setting("output_padding")
+            front = tuple(r - p for r, p in zip(reach, pad, strict=True))
+            behind = tuple(f + m for f, m in zip(front, more, strict=True))
+            wide = tuple((s - 1) * b + 1 for s, b in zip(size, stride, strict=True))
+            ones = (1,) * len(size)
+            return _Window(kernel, steps, ones, (front, behind), stride, _out(wide, reach, ones, front, behind))
+        return _Window(kernel, steps, stride, (pad, pad), (1,) * len(size), _out(size, reach, stride, pad, pad))
+
+    def rows(self, x: Tensor, places: Tensor, groups: int) -> Tensor:
+        """(groups, images * places, products) of an image (images, channels, ...)."""
+        x = self._padded(self._spread(x))
+        size = tuple(x.shape[2:])
+        index = self._starts(places, size)[:, None] + self._offsets(size)[None]
+        found = x.flatten(2).index_select(2, index.flatten()).reshape(len(x), groups, -1, *index.shape)
+        return found.permute(1, 0, 3, 2, 4).reshape(groups, len(x) * len(places), -1)
+
+    def _spread(self, x: Tensor) -> Tensor:
+        if all(b == 1 for b in self.between):
+            return x
+        size = tuple((s - 1) * b + 1 for s, b in zip(x.shape[2:], self.between, strict=True))
+        wide = x.new_zeros(*x.shape[:2], *size)
+        wide[(slice(None), slice(None), *(slice(None, None, b) for b in self.between))] = x
+        return wide
+
+    def _padded(self, x: Tensor) -> Tensor:
+        ends = [end for front, behind in zip(*self.padding, strict=True) for end in (behind, front)][::-1]
+        return torch.nn.functional.pad(x, ends) if any(ends) else x
+
+    def _starts(self, places: Tensor, size: Ints) -> Tensor:
+        """The first product of each result, in the flat image."""
+        start = torch.zeros_like(places)
+        for out, stride, room in zip(reversed(self.out), reversed(self.stride), _rooms(size), strict=True):
+            start += places % out * stride * room
+            places = places // out
+        return start
+
+    def _offsets(self, size: Ints) -> Tensor:
+        """From the first product of a result to each."""
+        rooms = tuple(reversed(list(_rooms(size))))
+        taps = itertools.product(*(range(k) for k in self.kernel))
+        return torch.tensor([sum(t * s * r for t, s, r in zip(tap, self.steps, rooms, strict=True)) for tap in taps])
+
+
+def _rooms(size: Ints) -> list[int]:
+    """From the last dimension on, how far apart neighbours lie in the flat image."""
+    return [math.prod(size[len(size) - i :]) for i in range(len(size))]
+
+
+def _out(size: Ints, reach: Ints, stride: Ints, front: Ints, behind: Ints) -> Ints:
+    parts = zip(size, reach, stride, front, behind, strict=True)
+    return tuple((s + f + b - r - 1) // step + 1 for s, r, step, f, b in parts)

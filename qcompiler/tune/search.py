@@ -1,0 +1,107 @@
+"""The steps of a search, one after another: each is made, judged on held-out data, and taken or left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from torch import fx
+
+from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
+from qcompiler.errors import ConfigError
+from qcompiler.tune.clock import Clock, OutOfTime
+from qcompiler.tune.goal import Goal
+from qcompiler.tune.moves import Move, State
+from qcompiler.tune.score import Judge, Score, refusal
+from qcompiler.tune.search_log import SearchLog, Step
+from qcompiler.workflow.convert import Conversion, reference
+
+TAKEN = "taken"
+
+
+@dataclass
+class Search:
+    """`state`: where it stands; `best`: the score there; `steps`: all that were looked at; `stages`: what was taken, the default first."""
+
+    state: State
+    judge: Judge
+    goal: Goal
+    clock: Clock
+    log: SearchLog
+    best: Score
+    steps: list[Step] = field(default_factory=list)
+    stages: list[Step] = field(default_factory=list)
+    interrupted: bool = False
+    seconds_of_score: float = 0.0  # of one score: what the cheapest step takes
+
+    def run(self, moves: Iterable[Move]) -> None:
+        """All moves, until the goal is reached, the time is over or the user interrupts."""
+        try:
+            for move in moves:
+                if self.goal.reached(self.best):
+                    return
+                self._try(move)
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def _try(self, move: Move) -> None:
+        why = move.skips(self.state)
+        if why is not None:
+            self._note(Step(move.name, None, 0.0, False, f"not tried: {why}"))
+            return
+        known = self.log.find(move.name, self.taken)
+        if known is not None:
+            self._note(known)
+            return
+        begun = self.clock.spent
+        step, taken = self._made(move), self.taken
+        step = replace(step, seconds=self.clock.spent - begun)
+        self._note(step)
+        if step.score is not None:
+            self.log.add(step, taken)
+
+    @property
+    def taken(self) -> list[str]:
+        """The steps that the next one builds on."""
+        return [stage.name for stage in self.stages]
+
+    def _note(self, step: Step) -> None:
+        self.steps.append(step)
+        if step.accepted and step.score is not None:
+            self.best = step.score
+            self.state = replace(self.state, corrections=step.corrections, score=step.score)
+            self.stages.append(step)
+
+    def _made(self, move: Move) -> Step:
+        try:
+            found = self._corrections(move)
+            score = self.score(found, move.name)
+        except OutOfTime as error:
+            return Step(move.name, None, 0.0, False, f"not begun, or given up: {error}")
+        except ConfigError as error:  # what another kernel cannot have; anything else is a fault
+            return Step(move.name, None, 0.0, False, f"not possible: {error.message}")
+        if found == self.state.corrections:
+            return Step(move.name, score, 0.0, False, "it changes nothing")
+        why = refusal(self.best, score)
+        return Step(move.name, score, 0.0, why is None, why or TAKEN, str(found), found if why is None else NO_CORRECTIONS)
+
+    def _corrections(self, move: Move) -> Corrections:
+        """With all data, or where its pace tells that this would end too late, with as much as there is time for."""
+        if self.clock.left < self.seconds_of_score:
+            raise OutOfTime(self.seconds_of_score, self.clock.left)
+        try:
+            return move.make(self.state, self.clock.step(move.name), 1.0)
+        except OutOfTime as error:
+            effort = 0.7 * self.clock.left / error.needed
+            if effort < move.least_effort:
+                raise
+            return move.make(self.state, self.clock.step(f"{move.name} on {effort:.0%} of the rows"), effort)
+
+    def score(self, corrections: Corrections, name: str) -> Score:
+        """On the reference graph: it is any back end's, and costs no lowering."""
+        return self.judge.score(graph_of(self.state.prepared, corrections), lambda: self.clock.show(f"{name}: judging"))
+
+
+def graph_of(prepared: object, corrections: Corrections) -> fx.GraphModule:
+    """What candidates are judged on."""
+    return reference(prepared, (), Conversion(), corrections)

@@ -1,0 +1,101 @@
+"""A walk over the sites of a model: at each, what it is given in int8 and in float, with all sites before it as they are by then."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from qcompiler.config.corrections import Corrections
+from qcompiler.errors import CalibrationError
+from qcompiler.executable.call_forms import CallForms
+from qcompiler.inputs.batches import batches as as_batches
+from qcompiler.inputs.batches import check_data
+from qcompiler.tune.lane import Batch, Lane
+from qcompiler.tune.sampled_rows import MOST_ROWS, Sample, rows_wanted, sample
+from qcompiler.tune.sites import Site, as_rows, float_bias, float_weight, sites
+from qcompiler.workflow.twins import Twin, twins
+
+Tell: TypeAlias = Callable[[int, int], object]  # of the progress: how many sites are done, of how many
+
+
+@dataclass(frozen=True)
+class Options:
+    """How rows are drawn. `rows`: at most so many at an op. `tell`: is called behind each op; what it raises ends the walk."""
+
+    seed: int
+    tell: Tell | None
+    rows: int = MOST_ROWS
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A site of a twin with the rows that were drawn there. `weight`, `bias`: of the float op, as matrices (groups, channels, ...)."""
+
+    twin: Twin
+    site: Site
+    rows: Sample
+    weight: Tensor
+    bias: Tensor
+
+    @cached_property
+    def results(self) -> Tensor:
+        """(groups, rows, channels): what the float op gives, before the bias and bounds."""
+        return self.rows.floats @ self.weight.mT
+
+
+def walk(prepared: object, batches: object, corrections: Corrections | None, options: Options) -> Iterator[Visit]:
+    """Each site of each form of the call in order. What a caller puts into the twin's quantized graph is seen by the sites behind.
+
+    A weight that several forms with data read is no site: what suits the data of one may not suit that of another.
+    """
+    check_data(batches)
+    given = _by_form(prepared, batches)
+    made = [(twin, given[index]) for index, twin in enumerate(twins(prepared, corrections)) if index in given]
+    count = Counter(name for twin, _ in made for name in {site.name for site in sites(twin)})
+    chosen = [[site for site in sites(twin) if count[site.name] == 1] for twin, _ in made]
+    generator, done = torch.Generator().manual_seed(options.seed), 0
+    for (twin, data), own in zip(made, chosen, strict=True):
+        for visit in _walk_form(twin, own, data, (options, generator)):
+            yield visit
+            done += 1
+            if options.tell is not None:
+                options.tell(done, sum(map(len, chosen)))
+
+
+def _by_form(prepared: object, data: object) -> dict[int, list[Batch]]:
+    """The batches by the form of the call that they have."""
+    found: dict[int, list[Batch]] = {}
+    for args, kwargs in as_batches(data):
+        index = prepared.choose(args, kwargs) if isinstance(prepared, CallForms) else 0
+        found.setdefault(index, []).append((args, kwargs))
+    if not found:
+        raise CalibrationError("0 batches of data", code="no-batches", hint="an iterator can be read only once; is the loader empty?")
+    return found
+
+
+def _walk_form(twin: Twin, own: list[Site], batches: list[Batch], drawn: tuple[Options, torch.Generator]) -> Iterator[Visit]:
+    quantized, floats = Lane(twin.quantized, batches), Lane(twin.floats, batches)
+    for site in own:
+        with torch.no_grad():
+            quantized.advance(site.node)
+            floats.advance(site.twin)
+            visit = _visit(twin, site, quantized, floats, drawn)
+        yield visit
+
+
+def _visit(twin: Twin, site: Site, quantized: Lane, floats: Lane, drawn: tuple[Options, torch.Generator]) -> Visit:
+    options, generator = drawn
+    weight = as_rows(site, float_weight(twin, site))
+    count = rows_wanted(weight.shape[2], weight.shape[0], len(quantized), options.rows)
+    parts = [sample(site, quantized.value(site.node.args[0], i), floats.value(site.twin.args[0], i), count, generator)
+             for i in range(len(quantized))]  # fmt: skip
+    rows = Sample(torch.cat([part.rounded for part in parts], 1), torch.cat([part.floats for part in parts], 1))
+    bias = float_bias(twin, site)
+    shape = (weight.shape[0], weight.shape[1], 1)
+    return Visit(twin, site, rows, weight, torch.zeros(shape) if bias is None else bias.reshape(shape))

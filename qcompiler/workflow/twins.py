@@ -1,0 +1,47 @@
+"""The QUANTIZED graph of a prepared model beside the same graph in float: nodes that compute have the same names in both."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+from torch import fx
+
+from qcompiler.compile.pass_manager import Context, run_passes
+from qcompiler.compile.settings import Settings
+from qcompiler.config.corrections import Corrections
+from qcompiler.executable.call_forms import forms_of
+from qcompiler.ir.names import NAMES
+from qcompiler.ir.types import Stage
+from qcompiler.passes import pipeline_for
+from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
+from qcompiler.prepared.observed_copy import observed_copy
+from qcompiler.workflow.start_convert import Asked, asked_of, decide
+
+
+@dataclass(frozen=True)
+class Twin:
+    """One form of the call. `floats` has the float values of the weights that `quantized` has as integers, under the same names."""
+
+    floats: fx.GraphModule
+    quantized: fx.GraphModule
+    settings: Settings
+
+
+def twins(prepared: object, corrections: Corrections | None = None) -> list[Twin]:
+    """Both graphs for each form of the call, with the corrections. Raises what convert_to_reference_fx does; changes nothing."""
+    asked = asked_of(prepared, (), corrections)
+    return [_twin(form, asked) for form in forms_of(prepared)]
+
+
+def _twin(prepared: object, asked: Asked) -> Twin:
+    gm, state = observed_copy(prepared, "error")
+    context = Context(state.settings, state.journal)
+    decide(gm, state, context, asked)
+    passes = pipeline_for(context.settings).quantize
+    at = next(i for i, step in enumerate(passes) if isinstance(step, InsertQuantizeDequantize))
+    run_passes(gm, passes[:at], Stage.OBSERVED, context)
+    floats = fx.GraphModule(gm, copy.deepcopy(gm.graph))
+    floats.meta[NAMES] = gm.meta.get(NAMES, {})
+    run_passes(gm, passes[at:], Stage.OBSERVED, context)
+    return Twin(floats, gm, context.settings)
