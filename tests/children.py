@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 MEMORY = 8 * 2**30  # address space of a child: torch itself maps some 4 GB
-BUSY, WAITING = 120, 900  # seconds of processor time, and by the clock, after which a case is ended by a signal
+BUSY, WAITING = 120, 900  # seconds of processor time, and by the clock, after which what hangs is ended: no busy machine is that slow
 CHUNK = 200  # cases of one child, so that what torch keeps of each does not add up
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from tests.browser import ABSENT
 from tests.native_fixtures import emulated_neon, kernels, native_library  # noqa: F401
 
 torch.set_num_threads(1)  # the tensors here are small: a second thread only waits, and the cores are for pytest's workers
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of the child processes compiles the whole package, a second of its time
 
 
 MODES: dict[str, tuple[Callable[[], Any], Any]] = {
@@ -27,11 +32,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files of tests/golden anew")
 
 
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays to the end, hundreds of thousands of objects: collections that look at them are made rare."""
+    gc.collect()
+    gc.set_threshold(20_000, 10, 20)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Tests that need a browser are left out where there is none: says so, and how many."""
     left_out = [r for r in terminalreporter.stats.get("skipped", []) if ABSENT in str(r.longrepr)]
     if left_out:
         terminalreporter.write_line(f"{len(left_out)} tests of the page were left out: {ABSENT}", yellow=True)
+
+
+STATM = Path("/proc/self/statm")  # the second number: the pages that are in memory
+MUCH = 2**30 // 4096
+
+
+def give_back() -> None:
+    """Returns what is free to the system: glibc keeps the blocks of large models, 1.2 GB of one ViT, so that workers grow to 2 GB."""
+    if STATM.exists() and int(STATM.read_text().split()[1]) > MUCH:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
+        if trim is not None:
+            trim(0)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +64,9 @@ def nothing_left_behind() -> Iterator[None]:
     left = [name for name, (found, wanted) in MODES.items() if found() != wanted]
     torch.set_grad_enabled(True)
     torch.set_default_dtype(torch.float32)
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():  # setting it imports torch._inductor: three seconds, and half again as many objects
+        torch.use_deterministic_algorithms(False)
+    give_back()
     assert not left, f"the test left torch with {', '.join(left)}"
 
 

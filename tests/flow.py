@@ -17,7 +17,7 @@ from qcompiler.compile.settings import Settings
 from qcompiler.config.custom_config import PrepareCustomConfig
 from qcompiler.ir.types import Stage
 from qcompiler.ops.table import OPS, Table
-from qcompiler.trace import trace
+from qcompiler.trace import TraceOptions, trace
 
 QUANTIZED = PrepareCustomConfig().set_output_quantized_indexes([0])  # the first result is wanted in int8, so the op before it is int8
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
@@ -44,7 +44,7 @@ def flow(
 def passed(model: nn.Module, example: Sequence[Any], passes: Sequence[Pass], table: Table = OPS) -> tuple[fx.GraphModule, Context]:
     """The model traced, with every module that has a row as a leaf, and taken through some passes."""
     context = Context(Settings(table))
-    traced = trace(model, tuple(example), is_leaf=lambda module, path: table.module_form(module) is not None)
+    traced = trace(model, tuple(example), options=TraceOptions(lambda module, path: table.module_form(module) is not None))
     return run_passes(traced.graph_module, passes, Stage.TRACED, context), context
 
 

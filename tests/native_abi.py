@@ -1,4 +1,4 @@
-"""The kernels' structs and functions for ctypes, a library with every instruction set of this machine, and values in guarded memory."""
+"""The kernels' structs and functions for ctypes, a library for every instruction set of this machine, and values in guarded memory."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qcompiler.backends.native import isa
+from qcompiler.backends.native.build.library import here, runtime
 
 I3, L5, L6 = C.c_int32 * 3, C.c_int64 * 5, C.c_int64 * 6
 
@@ -54,7 +55,7 @@ class QResult(C.Structure):
 L3 = C.c_int64 * 3
 POOL = [*fields(QTensor, "x y"), ("k", QWindow)]
 FAMILIES: dict[str, list[tuple[str, type]]] = {
-    "conv": [*CONV, *fields(C.c_int32, "groups fold floats")],
+    "conv": [*CONV, *fields(C.c_int32, "groups fold floats small")],
     "depthwise": CONV,
     "add": [*fields(QTensor, "a b y"), *fields(C.c_float, "ka kb kc"), *fields(C.c_int32, "zero lo hi step")],
     "mul": [*fields(QTensor, "a b y"), ("k", C.c_float), *fields(C.c_int32, "za zb zero lo hi step")],
@@ -65,10 +66,16 @@ FAMILIES: dict[str, list[tuple[str, type]]] = {
     "avg_pool": [*POOL, ("ratio", C.c_double), ("b", C.c_float), *fields(C.c_int32, "adaptive include_pad divisor x_zero zero lo hi")],
     "halo": [("t", QTensor), ("before", I3), ("after", I3), ("value", C.c_int32)],
     "copy": [*fields(C.c_void_p, "x y"), *fields(L6, "length xs ys"), ("size", C.c_int32)],
-    "resize": [*fields(QTensor, "x y"), ("scale", C.c_float * 3), *fields(C.c_float, "m b"), *fields(C.c_int32, "mode zero lo hi")],
+    "resize": [
+        *fields(QTensor, "x y"),
+        ("scale", C.c_float * 3),
+        *fields(C.c_float, "m b"),
+        *fields(C.c_int32, "mode zero lo hi x_floats y_floats"),
+    ],
     "pick": [("x", C.c_void_p), ("y", QTensor), ("at", C.c_void_p * 5), ("fill", C.c_uint8 * 4), ("size", C.c_int32)],
     "float_map": [("x", QOperand), ("y", QResult), ("table", C.c_void_p), ("p", C.c_float * 2), ("function", C.c_int32)],
     "float_pair": [*fields(QOperand, "a b"), ("y", QResult), *fields(C.c_float, "times lo hi"), ("op", C.c_int32)],
+    "float_pool": [("x", QOperand), ("y", QResult), ("k", QWindow), *fields(C.c_int32, "op adaptive include_pad divisor")],
     "norm": [
         ("x", QOperand),
         ("y", QResult),
@@ -79,6 +86,12 @@ FAMILIES: dict[str, list[tuple[str, type]]] = {
     ],
     "softmax": [("x", QOperand), ("y", QResult), ("log", C.c_int32)],
     "reduce": [("x", QOperand), ("y", QResult), ("factor", C.c_float), ("op", C.c_int32)],
+    "range": [("x", QOperand), ("y", C.c_void_p)],
+    "encode": [("x", QOperand), ("ends", C.c_void_p), ("y", QTensor)],
+    "factors": [*fields(C.c_void_p, "ends scale bias wsum m"), *fields(C.c_int32, "channels padded")],
+    "gates": [*fields(C.c_void_p, "ih hh hidden cell out"), *fields(C.c_int64, "rows width out_row"), ("kind", C.c_int32)],
+    "where": [*fields(QOperand, "condition a b"), ("y", QResult)],
+    "embed": [("x", QOperand), ("y", QResult), *fields(C.c_void_p, "table codes scale zero"), ("rows", C.c_int64)],
     "pack": [("x", QOperand), ("y", C.c_void_p)],
     "matmul": [("a", QTensor), ("b", C.c_void_p), ("b_of", L3), ("y", QResult)],
     "attention": [
@@ -126,33 +139,40 @@ class Kernels:
             list(pool.map(part, itertools.pairwise(cuts)))
 
 
+def built(folder: Path, name: str, extra: Sequence[str]) -> Path:
+    """The kernels of an instruction set alone, with flags of the compiler and the linker, as for sanitizers."""
+    compiler, folder = shutil.which("cc") or shutil.which("gcc") or "cc", folder / name
+    folder.mkdir()
+
+    def compiled(unit: tuple[str, tuple[Path, tuple[str, ...]]]) -> str:
+        target, (source, flags) = str(folder / f"{unit[0]}.o"), unit[1]
+        subprocess.run([compiler, *flags, *extra, "-c", str(source), "-o", target], check=True)
+        return target
+
+    objects = list(map(compiled, isa.units(isa.architecture(), name).items()))
+    subprocess.run([compiler, "-shared", *extra, *objects, "-o", str(folder / "kernels.so")], check=True)
+    return folder / "kernels.so"
+
+
 class Library:
-    """All instruction sets, compiled with the system's compiler."""
+    """The kernels of the instruction sets of this machine, compiled with the system's compiler, each when it is first asked for."""
 
     def __init__(self, folder: Path, extra: Sequence[str] = ()) -> None:
-        compiler = shutil.which("cc") or shutil.which("gcc") or "cc"
-        warnings = ["-Wall", "-Wextra", "-Werror"]
+        """Without `extra` flags what users load, from the cache: up to 15 seconds of a processor to build."""
+        self.folder, self.extra = folder, extra
+        self.loaded: dict[str, C.CDLL] = {}
 
-        def compiled(unit: tuple[str, tuple[Path, tuple[str, ...]]]) -> str:
-            name, (source, flags) = unit
-            target = str(folder / f"{name}.o")
-            subprocess.run([compiler, *flags, *warnings, *extra, "-c", str(source), "-o", target], check=True)
-            return target
-
-        with ThreadPoolExecutor(2) as pool:
-            objects = list(pool.map(compiled, isa.units(isa.architecture()).items()))
-        subprocess.run([compiler, "-shared", *extra, *objects, "-o", str(folder / "kernels.so")], check=True)
-        self.library = C.CDLL(str(folder / "kernels.so"))
-        self.library.qc_exactly.restype = C.POINTER(QKernels)
-        self.library.qc_select.restype = C.POINTER(QKernels)
+    def library(self, name: str) -> C.CDLL:
+        """That of an instruction set of this machine."""
+        if name not in self.loaded:
+            made = C.CDLL(str(built(self.folder, name, self.extra))) if self.extra else runtime(name)
+            made.qc_exactly.restype = C.POINTER(QKernels)
+            self.loaded[name] = made
+        return self.loaded[name]
 
     def kernels(self, name: str) -> Kernels | None:
-        table = self.library.qc_exactly(name.encode())
-        return Kernels(table.contents) if table else None
-
-    def selected(self, cap: str) -> str | None:
-        table = self.library.qc_select(cap.encode())
-        return table.contents.isa.decode() if table else None
+        """None where this machine does not run them."""
+        return Kernels(self.library(name).qc_exactly(name.encode()).contents) if name in here() else None
 
 
 SLACK = 128

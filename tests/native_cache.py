@@ -7,16 +7,16 @@ import shutil
 from pathlib import Path
 
 from qcompiler.backends.native.build import cache
-from qcompiler.backends.native.build.library import runtime
+from qcompiler.backends.native.build.library import chosen, runtime
 
 
 def native_cache(folder: Path) -> dict[str, str]:
     """The environment of child processes that build libraries of random networks below `folder`. The kernels are built if they are not."""
     if shutil.which("cc") is not None:
-        runtime()
+        runtime(chosen())
     made = folder / "cache" / "native"
     made.mkdir(mode=0o700, parents=True)
-    for file in cache.folder().glob("qcompiler-kernels-*"):
+    for file in cache.folder().glob("qcompiler-*"):
         if file.suffix != ".lock" and not os.path.exists(made / file.name):
             shutil.copy2(file, made)
     return {cache.VARIABLE: str(made.parent)}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 import qcompiler
+from qcompiler.backends.native.build.library import here
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.native.regions import regions_of
+from qcompiler.debug import compute_sqnr
 from tests import native_layers
 
 
@@ -144,3 +149,20 @@ def steps_apart(module: Any, graph: fx.GraphModule, x: Tensor) -> dict[str, int]
 def region_of(module: Any) -> NativeRegion:
     (region,) = regions_of(module)
     return region
+
+
+def check_bits(module: Any, graph: fx.GraphModule, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near the QUANTIZED graph at three sizes of the batch, with equal bits on every instruction set and number of threads."""
+    for given in (x, torch.cat([x, example(tuple(x.shape), 9)]), x[:0]):
+        with torch.inference_mode():
+            expected, near = (pytree.tree_leaves(made(given)) for made in (module, graph))
+        for a, b in zip(near, expected, strict=True):
+            assert a.shape == b.shape and (not a.numel() or compute_sqnr(a, b) > 35)
+        before = torch.get_num_threads()
+        for cap in here():
+            monkeypatch.setenv("QCOMPILER_ISA", cap)
+            capped = copy.deepcopy(module)
+            for threads in (1, 4):
+                torch.set_num_threads(threads)
+                assert all(map(torch.equal, pytree.tree_leaves(capped(given)), expected)), (cap, threads)
+            torch.set_num_threads(before)

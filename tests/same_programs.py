@@ -125,7 +125,7 @@ def _child(tree: Path, folder: Path, models: list[str] | None, ways: list[str]) 
 
 
 def _differences(old: Path, new: Path) -> Iterator[str]:
-    for path in sorted({p.name for folder in (old, new) for p in folder.glob("*.txt")}):
+    for path in sorted(p.name for p in new.glob("*.txt")):  # the old folder holds what earlier runs asked for, too
         before, after = (
             (folder / path).read_text(encoding="utf-8").splitlines() if (folder / path).exists() else [] for folder in (old, new)
         )

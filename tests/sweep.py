@@ -77,7 +77,9 @@ def reloaded(module: nn.Module, folder: str) -> nn.Module:
 def native_parts(module: nn.Module) -> dict[str, Any]:
     """How many regions a native module has, and what runs in torch beside them."""
     calls = Counter(call.op for call in module.program.calls)  # type: ignore[operator, union-attr]
-    return {"regions": calls.pop("runtime.run_region", 0), "torch": {op: n for op, n in calls.items() if op != "operator.getitem"}}
+    why = Counter(remark.text for remark in qcompiler.remarks(module) if remark.code == "native-torch")
+    return {"regions": calls.pop("runtime.run_region", 0), "why": dict(why.most_common()),
+            "torch": {op: n for op, n in calls.items() if op != "operator.getitem"}}  # fmt: skip
 
 
 @torch.no_grad()
@@ -105,12 +107,12 @@ def measure(model: nn.Module, x: tuple[Any, ...], full: bool, backend: str) -> d
     return found
 
 
-def one(zoo: Any, name: str, full: bool, backend: str) -> dict[str, Any]:
+def one(zoo: Any, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The record of one model; `error` where it fails."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     try:
-        return {"name": name} | measure(*zoo.build(name), full, backend)
+        return {"name": name} | measure(*zoo.build(name, arguments.pixels), arguments.full, arguments.backend)
     except Exception as error:  # a sweep reports every model
         return {"name": name, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
 
@@ -128,6 +130,7 @@ def isolated(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         "--only",
         name,
         *(["--full"] if arguments.full else []),
+        *(["--pixels", str(arguments.pixels)] if arguments.pixels else []),
     ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.limit)
@@ -163,6 +166,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--zoo", choices=ZOOS, default=ZOOS[0])
     parser.add_argument("--backend", choices=("torch", "native"), default="torch")
+    parser.add_argument("--pixels", type=int, help="of a side, where the model takes any")
     parser.add_argument("--limit", type=float, default=300, help="seconds a model may take")
     parser.add_argument("--full", action="store_true", help="torch.jit.script, save and load too")
     parser.add_argument("--json", help="a file to which a line a model is added")
@@ -174,7 +178,7 @@ def main() -> None:
     arguments = parse()
     zoo = importlib.import_module(f"tests.sweep_{arguments.zoo}")
     if arguments.only:
-        print(json.dumps(one(zoo, arguments.only, arguments.full, arguments.backend)))
+        print(json.dumps(one(zoo, arguments.only, arguments)))
         return
     try:
         wanted = arguments.names or zoo.names()

@@ -131,11 +131,11 @@ def names() -> list[str]:
     return [name for name in NAMES if name in known]
 
 
-def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The model at the smallest size that it takes, and one example."""
+def build(name: str, pixels: int | None = None) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The model at the smallest size that it takes (`pixels` and up), and one example."""
     timm = import_timm()
     own = timm.get_pretrained_cfg(name).input_size[-1]
-    for size in (*(s for s in SIZES if s < own), own):
+    for size in (*(s for s in (pixels, *SIZES) if s and s < own), own):
         with contextlib.suppress(Exception):  # windows, heads and position embeddings that want another size
             model = signalling(zoo.seeded(created(timm, name, size)))
             x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2))

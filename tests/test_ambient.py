@@ -245,7 +245,7 @@ def test_the_result_is_that_of_a_fresh_process(door: str, state: str, tmp_path: 
 
 
 # Public functions that take a model and only read or arrange it, or run the user's own training.
-ONLY_READ = {"explain", "remarks", "save", "export_c", "native_plan", "export_source",
+ONLY_READ = {"explain", "remarks", "scales", "save", "export_c", "native_plan", "export_source",
              "document_of", "quantize_qat", "add_observer_", "get_observer_dict",
              "propagate_qconfig_", "swap_module", "add_quant_dequant", "get_observer_state_dict", "load_observer_state_dict",
              "get_logger_dict", "get_matching_activations", "extract_logger_info", "extract_shadow_logger_info", "fuse_conv_bn",

@@ -24,6 +24,7 @@ from qcompiler.executable import Executable, Payload
 from qcompiler.ir.types import quant_of
 from qcompiler.quantization.backend_config import get_onednn_backend_config
 from qcompiler.target import Neutral, Target
+from tests.children import WAITING
 from tests.flow import ENGINES, randn, randomized
 from tests.toy_backend import BACKEND, Breaks, LeaveSigmoidFloat, ToyModule, ToyTarget, registered
 
@@ -306,6 +307,6 @@ def test_a_crash_of_a_back_end_happens_again_where_nobody_registered_it(tmp_path
     assert caught.value.reproducer is not None
     script = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run(
-        [sys.executable, "-c", script, caught.value.reproducer], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, caught.value.reproducer], cwd=tmp_path, capture_output=True, text=True, timeout=WAITING
     )
     assert done.returncode == 1 and "KeyError: 'a toy breaks'" in done.stderr

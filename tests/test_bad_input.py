@@ -677,7 +677,8 @@ def test_34_all_hostile_names_at_once() -> None:
     for name in names:
         model.add_module(name, nn.Linear(4, 4))
     torch.manual_seed(0)
-    module = flow(model.eval(), (randn(3, 4),)).module
+    asked = get_default_qconfig_mapping("x86").set_object_type(nn.Linear, get_default_qconfig("x86"))  # so small, they would be float
+    module = flow(model.eval(), (randn(3, 4),), mapping=asked).module
     state = module.state_dict()
     for name in names:
         assert state[f"{name}.weight"].dtype is torch.int8, name

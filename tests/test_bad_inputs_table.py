@@ -479,7 +479,7 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], type[QCompilerError], str]] = {
     "40 a flipped bit": (flipped, ArtifactError, "corrupt"),
     "40 another magic": (other_magic, ArtifactError, "magic"),
     "40 an absurd length": (absurd_length, ArtifactError, "header"),
-    "41 a zip file with a pickle": (lambda raw: b"PK\x03\x04" + b"\x80\x04cos\nsystem\n" + raw, ArtifactError, "magic"),
+    "41 a zip file with a pickle": (lambda raw: b"PK\x03\x04" + b"\x80\x04cos\nsystem\n" + raw, ArtifactError, "another ZIP archive"),
     "42 a newer format": (newer, ArtifactVersionError, "reads up to"),
 }
 

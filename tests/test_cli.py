@@ -56,13 +56,26 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     sys.modules.pop("tiny_model", None)
 
 
-@pytest.mark.parametrize("arguments", [("--help",), *((c, "--help") for c in ("quantize", "inspect", "run", "viz", "compare", "bisect"))])
+COMMANDS = ("quantize", "tune", "inspect", "run", "viz", "compare", "bisect")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), *((command, "--help") for command in COMMANDS)])
 def test_help_shows_how_to_begin(arguments: tuple[str, ...]) -> None:
     result = call(*arguments)
     assert result.exit_code == 0
     assert "qcompiler" in result.output
     if "inspect" not in arguments:
         assert ".qc" in result.output or "torchvision:" in result.output
+
+
+def test_tune(workplace: Path) -> None:
+    arguments = ("tune", "tiny_model:build", "--data", "photos", "--size", 16, "--batch", 1)
+    made = call(*arguments, "--target", "1dB", "--out", "tiny.qc", "--log", "tune.jsonl", "--report", "made")
+    assert made.exit_code == 0 and "it reaches the target" in made.output
+    assert call("inspect", "tiny.qc").exit_code == 0 and (workplace / "made" / "report.html").is_file()
+    assert (workplace / "tune.jsonl").read_text().startswith('{"search"')
+    short = call(*arguments, "--target", "300dB", "--seconds", "0.01")
+    assert short.exit_code == 2 and "not reached" in short.output
 
 
 def test_quantize_inspect_run(workplace: Path) -> None:
@@ -140,6 +153,8 @@ MISTAKES = {
     "factory fails": (("quantize", "tiny_model:fails", "--calibrate", "photos", "--out", "x.qc"), "no such checkpoint"),
     "no weights": (("quantize", "tiny_model:build", "--weights", "w.pt", "--calibrate", "photos", "--out", "x.qc"), "weights"),
     "no torchvision name": (("quantize", "torchvision:resnet1", "--calibrate", "photos", "--out", "x.qc"), "resnet18"),
+    "no target": (("tune", "tiny_model:build", "--data", "photos", "--target", "much"), "(tune-target)"),
+    "report is a file": (("tune", "tiny_model:build", "--data", "photos", "--report", "tiny_model.py"), "it is a file"),
     "no data": (("quantize", "tiny_model:build", "--calibrate", "absent", "--out", "x.qc"), "no-calibration-data"),
     "nothing usable": (("quantize", "tiny_model:build", "--calibrate", "tiny_model.py", "--out", "x.qc"), "no-calibration-data"),
     "bad mean": (("quantize", "tiny_model:build", "--calibrate", "photos", "--out", "x.qc", "--mean", "a"), "preprocess"),

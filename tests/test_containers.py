@@ -53,6 +53,13 @@ INT8 = qc.convert_fx(PREPARED)
 TRAINED = qc.prepare_qat_fx(Net().train(), None, (X,))
 
 
+TWO_FORMS = [((X,), {}), ((torch.randn(1, 3, 12, 9),), {})]
+OF_FORMS = qc.prepare_fx(Net().eval(), None, (X,), example_kwargs=TWO_FORMS)
+qc.calibrate(OF_FORMS, [args for args, _ in TWO_FORMS])
+INT8_OF_FORMS = qc.convert_fx(OF_FORMS)
+TRAINED_FORMS: Any = qc.prepare_qat_fx(Net().train(), None, (X,), example_kwargs=TWO_FORMS)
+
+
 def through_pickle(module: Any) -> Any:
     return pickle.loads(pickle.dumps(module))
 
@@ -76,6 +83,14 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "converted after training": lambda _: qc.convert_fx(TRAINED),
     "loaded": saved,
     "copy of a loaded": lambda folder: copy.deepcopy(saved(folder)),
+    "prepared forms": lambda _: OF_FORMS,
+    "pickle of prepared forms": lambda _: through_pickle(OF_FORMS),
+    "trained forms": lambda _: TRAINED_FORMS,
+    "copy of trained forms": lambda _: copy.deepcopy(TRAINED_FORMS),
+    "converted forms": lambda _: INT8_OF_FORMS,
+    "copy of converted forms": lambda _: copy.deepcopy(INT8_OF_FORMS),
+    "pickle of converted forms": lambda _: through_pickle(INT8_OF_FORMS),
+    "loaded forms": lambda folder: saved(folder, INT8_OF_FORMS),
 }
 
 
@@ -151,3 +166,82 @@ def test_a_note_that_does_not_fit_is_passed_over(note: Any) -> None:
     module.__dict__[ITEMS] = note
     again = through_pickle(module)
     assert torch.equal(again(X), INT8(X))
+
+
+@pytest.mark.parametrize("form", ["as it is", "copy", "pickle"])
+def test_what_is_set_on_a_module_of_several_forms_is_set_in_each(form: str) -> None:
+    prepared = {"as it is": TRAINED_FORMS, "copy": copy.deepcopy(TRAINED_FORMS), "pickle": through_pickle(TRAINED_FORMS)}[form]
+    prepared = copy.deepcopy(prepared)
+    frozen, other = prepared.layer1[0].bn1.eval(), prepared.layer1[1].bn1
+    before = frozen.running_mean.clone(), other.running_mean.clone()
+    for args, _ in TWO_FORMS:
+        prepared(*args)
+        assert torch.equal(frozen.running_mean, before[0]) and not torch.equal(other.running_mean, before[1])
+        before = before[0], other.running_mean.clone()
+    prepared.layer1.requires_grad_(False)
+    assert not any(p.requires_grad for form in prepared.call_forms for p in form.get_submodule("layer1").parameters())
+
+
+class Optional(nn.Module):
+    """A list of which one form uses a part more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.norms = nn.ModuleDict({"after": nn.BatchNorm1d(4)})
+        self.shift = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        y = self.steps[0](x)
+        return y if more is None else self.norms["after"](self.steps[1](y + more)) + self.shift
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("train", [False, True])
+def test_modules_that_one_form_alone_uses(train: bool, first: int, tmp_path: Path) -> None:
+    x = torch.randn(3, 4)
+    forms: list[Any] = [{}, {"more": x}]
+    prepare = qc.prepare_qat_fx if train else qc.prepare_fx
+    prepared: Any = prepare(Optional().train(train), None, (x,), example_kwargs=forms if first == 0 else forms[::-1])
+    prepared(x), prepared(x, x)
+    module: Any = qc.convert_fx(prepared)
+    for made in (prepared, copy.deepcopy(prepared), module, copy.deepcopy(module), saved(tmp_path, module)):
+        assert len(made.steps) == 2 and made.steps[1].weight.shape == (4, 4) and torch.equal(made.shift, torch.ones(4))
+        assert made.steps[0].weight is made.call_forms[0].get_submodule("steps.0").weight
+        assert made.norms.keys() == ["after"] and made.norms["after"] is not None
+        with pytest.raises(AttributeError):
+            made.nothing  # noqa: B018
+    if train:
+        prepared.norms["after"].eval()
+        assert not any(m.training for form in prepared.call_forms for m in form.modules() if isinstance(m, nn.BatchNorm1d))
+
+
+def test_a_sequential_of_several_forms() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)).eval(), torch.randn(3, 4)
+    prepared: Any = qc.prepare_fx(model, None, (x,), example_kwargs=[((x,), {}), ((torch.randn(2, 3, 4),), {})])
+    prepared(x), prepared(torch.randn(2, 3, 4))
+    for made in (prepared, copy.deepcopy(prepared), qc.convert_fx(prepared)):
+        assert len(made) == 3 and made[0].weight.shape == (6, 4) and made[-1] is made.get_submodule("2") and len(made[:2]) == 2
+        assert made(x).shape == (3, 4)
+
+
+class Merged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.acts = nn.Linear(4, 4), nn.ModuleList([nn.ReLU(), nn.Identity()])
+        self.ends = nn.ModuleDict({"a": nn.Sequential(nn.Dropout(), nn.Identity())})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.ends["a"](self.acts[1](self.acts[0](self.first(x))))
+        return y
+
+
+def test_a_container_of_which_nothing_is_left(tmp_path: Path) -> None:
+    x = torch.randn(3, 4)
+    prepared = qc.prepare_fx(Merged().eval(), None, (x,))
+    prepared(x)
+    module: Any = qc.convert_fx(prepared)
+    for made in (prepared, copy.deepcopy(prepared), through_pickle(prepared), module, copy.deepcopy(module), saved(tmp_path, module)):
+        assert len(made.acts) == len(list(made.acts)) == 2 and len(made.ends["a"]) == 2 and made.ends.keys() == ["a"]
+        assert made.acts[0].train(False) is not None and made(x).shape == (3, 4)
+    assert torch.equal(torch.jit.script(module)(x), module(x))

@@ -13,9 +13,9 @@ from torch import nn
 
 import qcompiler as qc
 from qcompiler.errors import InputError, TraceError
-from qcompiler.trace import Traced, trace
+from qcompiler.trace import Traced, TraceOptions, trace
 
-from .data_models import WAYS, WIDTH, Routed
+from .data_models import WAYS, WIDTH, Routed, sqnr
 
 Forward = Callable[[Any, torch.Tensor], Any]
 
@@ -264,7 +264,7 @@ FOLLOW = (
 
 
 def traced(model: nn.Module, x: torch.Tensor) -> Traced:
-    return trace(model, (x,), is_leaf=lambda module, _: isinstance(module, nn.Linear))
+    return trace(model, (x,), options=TraceOptions(lambda module, _: isinstance(module, nn.Linear)))
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -510,6 +510,18 @@ def test_routed_experts_are_int8(way: str, tmp_path: Path) -> None:
         assert all(torch.equal(form(x), got(x)) for form in forms)
 
 
+def test_what_routes_in_int8_is_named_and_costs_only_near_ties() -> None:
+    model, data = Routed("if_any").eval(), [torch.randn(3, 20, WIDTH) for _ in range(4)]
+    x = torch.randn(20, 50, WIDTH)
+    got = qc.quantize(model, data, progress=False)
+    assert any("argmax" in remark.text and "may pick another one" in remark.text for remark in qc.remarks(got))
+    first, second = model.gate(x).softmax(-1).topk(2)[0].unbind(-1)
+    clear = first - second > 0.02
+    assert clear.float().mean() > 0.8 and sqnr(model(x)[clear], got(x)[clear]) > 25
+    mapping = qc.get_default_qconfig_mapping().set_module_name("gate", None)
+    assert sqnr(model(x), qc.quantize(model, data, qconfig_mapping=mapping, progress=False)(x)) > 25
+
+
 @pytest.mark.parametrize("engine", ["fbgemm", "onednn", "qnnpack"])
 def test_routed_experts_on_other_engines(engine: str) -> None:
     before = torch.backends.quantized.engine
@@ -535,7 +547,9 @@ def test_routed_experts_are_trained(way: str) -> None:
 
 
 def test_one_remark_for_a_loop() -> None:
-    result = trace(Routed("if_any").eval(), (torch.randn(2, 9, WIDTH),), is_leaf=lambda module, _: isinstance(module, nn.Linear))
+    result = trace(
+        Routed("if_any").eval(), (torch.randn(2, 9, WIDTH),), options=TraceOptions(lambda module, _: isinstance(module, nn.Linear))
+    )
     assert [remark.kind for remark in result.remarks] == ["data-branch"]
     assert "mask.any()" in result.remarks[0].reason
 

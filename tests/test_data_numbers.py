@@ -13,7 +13,7 @@ from torch import nn
 
 import qcompiler as qc
 from qcompiler.errors import InputError, TraceError
-from qcompiler.trace import trace
+from qcompiler.trace import TraceOptions, trace
 
 from .data_models import sqnr
 
@@ -74,7 +74,7 @@ def _same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("forward", FOLLOW.values(), ids=FOLLOW)
 def test_numbers_of_data_follow_each_call(forward: Forward) -> None:
     model = Net(forward).eval()
-    result = trace(model, _inputs(3, 10, 2, 7, 5), is_leaf=lambda module, _: isinstance(module, nn.Linear))
+    result = trace(model, _inputs(3, 10, 2, 7, 5), options=TraceOptions(lambda module, _: isinstance(module, nn.Linear)))
     assert not result.remarks
     for inputs in (_inputs(3, 10, 2, 4, 5), _inputs(2, 12, 9, 2), _inputs(1, 11, 4)):
         assert _same(result.graph_module(*inputs), model(*inputs))
@@ -96,7 +96,7 @@ AT_ONCE: dict[str, Forward] = {
 @pytest.mark.parametrize("forward", AT_ONCE.values(), ids=AT_ONCE)
 def test_what_needs_the_number_at_once_runs_as_it_stands(forward: Forward) -> None:
     model = Net(forward).eval()
-    result = trace(model, _inputs(3, 10, 2, 7, 5), is_leaf=lambda module, _: isinstance(module, nn.Linear))
+    result = trace(model, _inputs(3, 10, 2, 7, 5), options=TraceOptions(lambda module, _: isinstance(module, nn.Linear)))
     (remark,) = [remark for remark in result.remarks if remark.kind == "float-statement"]
     assert "test_data_numbers.py" in str(remark.where)
     for inputs in (_inputs(3, 10, 2, 4, 5), _inputs(3, 12, 9, 2, 3), _inputs(3, 11, 4, 4, 3)):
@@ -106,7 +106,7 @@ def test_what_needs_the_number_at_once_runs_as_it_stands(forward: Forward) -> No
 @pytest.mark.parametrize(("cut", "seen", "given"), [(lambda x: x.unbind(1), 7, 5), (lambda x: x.split(2, 1), 4, 3)])
 def test_a_number_of_pieces_that_data_give_is_guarded(cut: Callable[[Any], Any], seen: int, given: int) -> None:
     model = Net(lambda s, x, n: sum(piece.sum() for piece in cut(x[:, : int(n.max())]))).eval()
-    result = trace(model, _inputs(3, 10, 2, 7, 5), is_leaf=lambda module, _: isinstance(module, nn.Linear))
+    result = trace(model, _inputs(3, 10, 2, 7, 5), options=TraceOptions(lambda module, _: isinstance(module, nn.Linear)))
     inputs = _inputs(3, 12, 7, 1, 3)
     assert torch.equal(result.graph_module(*inputs), model(*inputs))
     with pytest.raises(InputError, match=f"expected {seen} items, got {given}"):
@@ -116,13 +116,13 @@ def test_a_number_of_pieces_that_data_give_is_guarded(cut: Callable[[Any], Any],
 def test_a_loop_that_binds_names_of_its_function_is_refused() -> None:
     model = Net(lambda s, x, n: [x := x + 1 for _ in iter(lambda: bool(x.sum() < 9), False)]).eval()
     with pytest.raises(TraceError, match=r"test_data_numbers\.py") as caught:
-        trace(model, _inputs(3, 10, 2, 7, 5), is_leaf=lambda module, _: isinstance(module, nn.Linear))
+        trace(model, _inputs(3, 10, 2, 7, 5), options=TraceOptions(lambda module, _: isinstance(module, nn.Linear)))
     assert caught.value.hint
 
 
 def test_a_list_of_numbers_is_as_long_as_its_tensor() -> None:
     model = Net(lambda s, x, n: s.m(torch.cat([s.l(x)[i, :k] for i, k in enumerate(n.tolist())]))).eval()
-    result = trace(model, _inputs(3, 10, 2, 7, 5), is_leaf=lambda module, _: isinstance(module, nn.Linear))
+    result = trace(model, _inputs(3, 10, 2, 7, 5), options=TraceOptions(lambda module, _: isinstance(module, nn.Linear)))
     inputs = _inputs(3, 12, 9, 1, 3)
     assert torch.equal(result.graph_module(*inputs), model(*inputs))
     with pytest.raises(InputError, match="number of pieces"):
@@ -137,7 +137,7 @@ def test_a_file_that_tells_types_apart_keeps_its_builtins(tmp_path: Path) -> Non
         scope: dict[str, Any] = {}
         exec(compile(path.read_text(), str(path), "exec"), scope)
         model = Net(scope["forward"]).eval()
-        result = trace(model, _inputs(3, 10, 2, 7, 5), is_leaf=lambda *_: False)
+        result = trace(model, _inputs(3, 10, 2, 7, 5), options=TraceOptions(lambda *_: False))
         assert result.graph_module(*_inputs(1, 9, 4)).shape == (1, 4, 8)
         assert [remark.kind for remark in result.remarks] == ([] if stands_in else ["float-statement"])
         assert "int" not in scope
@@ -145,7 +145,7 @@ def test_a_file_that_tells_types_apart_keeps_its_builtins(tmp_path: Path) -> Non
 
 def test_builtins_are_left_as_they_were() -> None:
     model = Net(FOLLOW["min and max"]).eval()
-    trace(model, _inputs(3, 10, 2, 7, 5), is_leaf=lambda module, _: isinstance(module, nn.Linear))
+    trace(model, _inputs(3, 10, 2, 7, 5), options=TraceOptions(lambda module, _: isinstance(module, nn.Linear)))
     assert not {"int", "float", "bool", "len", "min", "max"} & set(globals())
 
 

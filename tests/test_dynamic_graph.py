@@ -392,3 +392,15 @@ def test_a_convolution_under_a_dynamic_qconfig_has_one_scale_a_channel() -> None
     assert module.state_dict()["0.weight"].dtype is torch.int8 and single.state_dict()["0.weight_scale"].numel() == 1
     with torch.no_grad():
         assert compute_sqnr(model(x), module(x)) > compute_sqnr(model(x), single(x)) + 6
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 4), nn.LSTM(8, 4), nn.GRU(8, 4)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(("size", "steps"), [(1.0, None), (0.02, None), (1e-3, 16), (1e-4, 1), (0.0, None)])
+def test_a_range_below_what_dynamic_kernels_hold_is_noted(layer: nn.Module, size: float, steps: int | None) -> None:
+    """torch's kernels choose no step below 6.1e-5: fewer than half of the steps are told, by the example's range."""
+    x = torch.linspace(0, size, 40).reshape(5, 8)
+    for engine in ENGINES:
+        prepared = prepare_fx(layer.eval(), QConfigMapping().set_global(default_dynamic_qconfig), (x,), engine=engine)
+        found = [r.text for r in remarks(convert_fx(prepared)) if r.code == "tiny-range"]
+        assert found == [] if steps is None else len(found) == 1 and f"its input takes {steps} of " in found[0]
+    assert not [r for r in remarks(convert_fx(prepared, check_parity=False)) if r.code == "tiny-range"]

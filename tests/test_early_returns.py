@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import nn
 
 import qcompiler as qc
 from qcompiler.errors import TraceError
-from qcompiler.trace import trace
+from qcompiler.trace import TraceOptions, trace
+from qcompiler.trace.float_source import Part
+from qcompiler.trace.rewritten import Switch
 
 Forward = Callable[[Any, torch.Tensor], Any]
 
@@ -227,7 +230,7 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("function", FOLLOWED, ids=lambda function: function.__name__)
 def test_the_graph_does_what_the_code_does(function: Forward) -> None:
     model = Net(function).eval()
-    result = trace(model, (inputs(0),), is_leaf=lambda module, _: isinstance(module, nn.Linear))
+    result = trace(model, (inputs(0),), options=TraceOptions(lambda module, _: isinstance(module, nn.Linear)))
     assert {remark.kind for remark in result.remarks} - {"guard"} == {"data-branch"}
     assert all("test_early_returns.py" in str(remark.where) for remark in result.remarks)
     for i in range(24):
@@ -238,7 +241,7 @@ def test_the_graph_does_what_the_code_does(function: Forward) -> None:
 @pytest.mark.parametrize("function", [several, exits_of_a_loop, an_expression, two_conditions, a_lambda], ids=lambda f: f.__name__)
 def test_both_ways_are_int8_and_travel(function: Forward, tmp_path: Any) -> None:
     got = qc.quantize(Net(function).eval(), [inputs(i) for i in range(6)], progress=False)
-    assert str(qc.explain(got)).startswith("100.0% of multiply-accumulates in int8\n")
+    assert str(qc.explain(got)).startswith("100.0% of multiply-accumulates in int8 (")
     qc.save(got, tmp_path / "m")
     for form in (torch.jit.script(got), qc.load(tmp_path / "m")):
         assert all(same(form(inputs(i)), got(inputs(i))) for i in range(3))
@@ -271,3 +274,63 @@ def test_ways_of_unlike_form_run_as_they_stand() -> None:
     assert "float-statement" in {remark.code for remark in qc.remarks(got)}
     for i in range(6):
         assert (got(inputs(i))[1] is None) is (model(inputs(i))[1] is None)
+
+
+class Child(Net):
+    """Early returns that ask for the class around them."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda s, x: s.a(x))
+
+
+class InTheWay(Child):
+    def forward(self, x: torch.Tensor) -> Any:
+        if x.sum() > 0:
+            return super().forward(x) * 2
+        return self.b(x)
+
+
+class BehindTheWay(Child):
+    def forward(self, x: torch.Tensor, *more: Any, **named: Any) -> Any:
+        later = lambda y: self.b(y)  # noqa: E731  (self is a variable of two functions)
+        if x.sum() > 0:
+            return __class__.__mro__[1].forward(self, later(x))  # type: ignore[name-defined]
+        if x.mean() > -0.1:
+            return later(x)
+        return super().forward(later(x)) - 1
+
+
+class BothBlocks(Child):
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.b(x)
+        if y.sum() > 0 and x.sum() > 0:
+            y = super().forward(y)
+        else:
+            y = super().forward(x) + 1
+        return y
+
+
+@pytest.mark.parametrize("net", [InTheWay, BehindTheWay, BothBlocks])
+def test_super_in_a_way(net: type[Child]) -> None:
+    graph = qc.fuse_fx(net().eval(), (inputs(0),))
+    for i in range(6):
+        assert same(graph(inputs(i)), net().eval()(inputs(i)))
+
+
+def test_other_threads_choose_by_their_own_conditions() -> None:
+    """While a model is traced its code holds switches, which other threads run through as well."""
+    switch = Switch(Part("f", "f", 1, -1, (1, 0), (1, 1), "choice"), lambda: False, lambda part, variables: None, None)  # type: ignore[arg-type]
+    barrier, found = threading.Barrier(2), dict[bool, Any]()
+
+    def ask(value: bool) -> None:
+        barrier.wait()
+        if not switch.asks(value):
+            barrier.wait()
+            found[value] = switch.answer()
+
+    threads = [threading.Thread(target=ask, args=(value,)) for value in (True, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {True: True, False: False}

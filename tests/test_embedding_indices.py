@@ -190,3 +190,32 @@ def test_what_is_no_integer_is_no_index(dtype: torch.dtype) -> None:
         Embedding(20, 8)(torch.zeros(2, dtype=dtype))
     with pytest.raises(RuntimeError, match="must be integers"):
         tables.embedding_rows(table(20, 8, 8)[0], torch.zeros(2, dtype=dtype), 8, 8)
+
+
+class Steps(nn.Module):
+    """Tables in a list, of which one form of the call reads a bag besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tables = nn.ModuleList([nn.Embedding(20, 8), nn.Embedding(20, 8)])
+        self.bag, self.head = nn.EmbeddingBag(20, 8, mode="sum"), nn.Linear(8, 4)
+
+    def forward(self, ids: Tensor, more: Tensor | None = None) -> Tensor:
+        y = self.tables[0](ids[:, -1:]) + self.tables[1](ids[:, :1])
+        return self.head(y if more is None else y + self.bag(more[:, ::2])[:, None])
+
+
+@pytest.mark.parametrize("kind", INTEGERS)
+def test_call_forms_take_any_integer_and_layout(kind: torch.dtype, tmp_path: Path) -> None:
+    ids, more = torch.arange(24).reshape(4, 6) % 20, torch.arange(20).reshape(4, 5) % 20
+    prepared: Any = qc.prepare_fx(Steps().eval(), None, (ids,), example_kwargs=[{}, {"more": more}])
+    prepared(ids), prepared(ids, more)
+    module: Any = qc.convert_fx(prepared)
+    qc.save(module, tmp_path / "m")
+    for made in (module, qc.load(tmp_path / "m")):
+        for given in (ids, ids.t().contiguous().t(), ids.repeat(1, 2)[:, :6]):
+            assert torch.equal(made(given.to(kind)), module(ids))
+            assert torch.equal(made(given.to(kind), more.to(kind)), module(ids, more))
+        with pytest.raises(InputError, match="has none of the 2 forms"):
+            made(ids.float())

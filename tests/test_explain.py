@@ -109,7 +109,7 @@ def test_a_module_that_is_called_as_a_whole_is_named() -> None:
     parameters = sum(p.numel() for p in model[1].parameters())
     title = " ".join(str(explanation).split())
     assert [row.op for row in explanation.rows if not row.counted]
-    assert f"without those of 1 (1 module called as a whole with {parameters} parameters)" in title
+    assert f"without those of 1 (1 part called as a whole with {parameters} parameters)" in title
 
 
 @pytest.mark.parametrize("ask", [explain, remarks])

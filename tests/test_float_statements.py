@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import pickle
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import nn, tanh
 
 import qcompiler as qc
 from qcompiler.artifact.write import MissingModulesWarning
 from qcompiler.errors import ConfigError, TraceError
-from qcompiler.trace import Traced, trace
+from qcompiler.trace import Traced, TraceOptions, trace
 
 from .data_models import sqnr
 
@@ -146,8 +148,101 @@ def add(out: list[torch.Tensor], x: torch.Tensor) -> None:
         out.append(x)
 
 
-NETS = (Loop, LoopWithModule, Appended, Rounds, NumPy, InPlace, Several, Text, Tried, CallersList)
-SCRIPTED = (Loop, InPlace, Text)  # of the others torch.jit says why not
+def halved(v: torch.Tensor) -> torch.Tensor:
+    """Changes what it is given, and returns it or something new."""
+    while v.abs().max() > 1:
+        v.mul_(0.5)
+        if v.sum() > 100:
+            return v
+    return v + 1
+
+
+def wrapped(layer: nn.Module, v: torch.Tensor) -> torch.Tensor:
+    n = 0
+    while n < 2 and v.abs().max() >= 0:
+        v, n = layer(v), n + 1
+    return v * n
+
+
+class GivenModule(Base):
+    """What a variable held before goes on elsewhere: a module changes nothing that it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return self.last(wrapped(self.cell, y)) + y
+
+
+class GivenFunction(Base):
+    """A function does: what the variable held before is another value behind it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        kept = y
+        while y.abs().max() > 0.5:
+            y = decreased(y) * 0.5
+        return self.last(y) + kept
+
+
+def decreased(v: torch.Tensor) -> torch.Tensor:
+    return v.sub_(0.25).clone()
+
+
+class GivenAndReturned(Base):
+    """The end of a function changes its caller's tensor, whichever way it goes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        z = halved(y)
+        return self.last(z) + y
+
+
+class GivenThroughView(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        z = halved(y[1:])
+        return torch.cat([self.last(z), y])
+
+
+class GivenInExpression(Base):
+    """An expression that changes a tensor, and is a number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        scale = 1 + float(y.sub_(0.5).detach().abs().numpy().max())
+        return self.last(y) * scale
+
+
+class GivenTwice(Base):
+    """Two variables hold the one tensor that the statement may change and assign."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = z = self.first(x)
+        while z.abs().max() > 0.5:
+            z *= 0.5
+            z = z * 0.5
+        return self.last(z) + y
+
+
+class TorchsFunction(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = z = self.first(x)
+        while z.abs().max() > 0.5:
+            z = tanh(z) * 0.5
+        return self.last(z) + y
+
+
+NETS = (Loop, LoopWithModule, Appended, Rounds, NumPy, InPlace, Several, Text, Tried, CallersList, GivenModule, GivenFunction,
+        GivenAndReturned, GivenThroughView, GivenInExpression, GivenTwice, TorchsFunction)  # fmt: skip
+SCRIPTED = (
+    Loop,
+    InPlace,
+    Text,
+    GivenFunction,
+    GivenAndReturned,
+    GivenThroughView,
+    GivenTwice,
+    TorchsFunction,
+)  # others: torch.jit says why
 OUTER = {Rounds: 1, CallersList: 1}  # linears outside the statement; else both
 
 
@@ -156,7 +251,7 @@ def inputs(i: int) -> torch.Tensor:
 
 
 def traced(model: nn.Module, x: torch.Tensor) -> Traced:
-    return trace(model, (x,), is_leaf=lambda module, _: isinstance(module, nn.Linear))
+    return trace(model, (x,), options=TraceOptions(lambda module, _: isinstance(module, nn.Linear)))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -334,3 +429,39 @@ def test_one_function_for_layers_of_one_class() -> None:
     calls = [node.target for node in result.graph_module.graph.nodes if "statement" in str(node.target)]
     assert len(calls) == 3 and len(set(calls)) == 1
     assert [remark.where.module_path for remark in result.remarks] == [f"layers.{i}" for i in range(3)]
+
+
+class FloatOfMean(Base):
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.last(self.first(x) + float(x.numpy().mean() * 0.5))
+
+
+class FloatOfNumPysMean(Base):
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.last(self.first(x) * float(np.mean(x.detach().cpu().numpy()) * 0.1 + 1))
+
+
+class FromNumPy(Base):
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.last(self.first(x) + torch.from_numpy(np.abs(x.numpy() * 2).clip(0, 1).astype(np.float32)))
+
+
+@pytest.mark.parametrize("net", [FloatOfMean, FloatOfNumPysMean, FromNumPy])
+def test_layers_in_the_same_line_stay_int8(net: type[Base]) -> None:
+    """The smallest expression with a value that a graph has is the float part, however deep it stands in its line."""
+    model, x = net().eval(), torch.randn(4, 8)
+    small = qc.quantize(model, [x, x * 2], progress=False)
+    assert [row.int8 for row in qc.explain(small).rows if row.op == "linear"] == [True, True]
+    assert sqnr(model(x * 1.5), small(x * 1.5)) > 25
+
+
+def test_functions_that_gc_holds_frozen_are_found() -> None:
+    """What `gc.freeze` was called on before is in no list of objects."""
+    before = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        result = traced(Loop().eval(), inputs(0))
+        assert [remark.kind for remark in result.remarks] == ["float-statement"] and gc.get_freeze_count()
+    finally:
+        if not before:  # the tests' own
+            gc.unfreeze()

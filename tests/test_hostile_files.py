@@ -30,6 +30,7 @@ from qcompiler.debug.explain import Row
 from qcompiler.errors import ArtifactError, ArtifactUnsafeError, ArtifactWriteError, ConfigError, InputError, QCompilerError
 from qcompiler.files.atomic import atomic_write
 from tests import fuzz_artifacts
+from tests.children import WAITING
 from tests.lowered_net import ENGINES, INPUT, lowered
 from tests.test_artifact import attempt, changed
 
@@ -121,6 +122,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "split_phases": {"weight": INT, "zero_point": NONE, "stride": [2, 2], "groups": 2},
     "repeat_channels": {"x": torch.zeros(8), "groups": 2, "count": 4},
     "merge_groups": {"weight": INT, "zero_point": ZERO, "groups": 4, "size": 2},
+    "larger_window": {"weight": INT, "zero_point": ZERO, "outputs": 8, "window": 5},
+    "more_channels": {"x": torch.zeros(8), "count": 16, "value": 1.0},
     "quantize_constant": {"x": torch.zeros(3), "scale": 0.1, "zero_point": 4},
     "rows_8bit": ROWS | {"weight": INT[:, :, 0, 0]},
     "rows_4bit": ROWS | {"packed": INT[:, :, 0, 0].to(torch.uint8)},
@@ -138,7 +141,7 @@ def wrong(function: str, name: str, value: Any) -> list[Any]:
         bad = [3, value.to(torch.complex64), torch.zeros(value.shape, device="meta")]
         bad += [None] if name != "bias" else []
         bad += [value * float("nan"), -value, value * 0] if name.startswith("scale") else []
-        bad += [value + 1000] if name.startswith("zero_point") and function not in ("split_phases", "merge_groups") else []
+        bad += [value + 1000] if name.startswith("zero_point") and function not in ("split_phases", "merge_groups", "larger_window") else []
         return bad + ([value.flatten()[:0]] if function not in ("widened", "quantize_constant") else [])
     if isinstance(value, list):
         return [[b] * len(value) for b in BAD_INTS if name != "padding" or b != 0] + [[1] * 9, None]
@@ -278,7 +281,7 @@ def test_a_fifo_is_refused_at_once(saved: bytes, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".a.qc.0123456789abcdef.qcsave")
     worker = threading.Thread(target=atomic_write, args=(tmp_path / "a.qc", [b"new"]), daemon=True)
     worker.start()
-    worker.join(30)
+    worker.join(WAITING)
     assert not worker.is_alive() and (tmp_path / "a.qc").read_bytes() == b"new"
 
 

@@ -19,6 +19,7 @@ from qcompiler.backends.torch.kernels import groups
 from qcompiler.backends.torch.kernels.conv import pairs_taps, saturation
 from qcompiler.backends.torch.kernels.depthwise import safe_weight, shrink_to_safe
 from qcompiler.backends.torch.kernels.elementwise import table_kernels
+from qcompiler.backends.torch.kernels.onednn_faults import misplaces_groups
 from qcompiler.backends.torch.kernels.table import TABLE, Refused, select
 from qcompiler.backends.torch.runtime import channels, fit, float_windows, floats, packs
 from qcompiler.backends.torch.runtime import functions as runtime
@@ -199,7 +200,7 @@ def test_functions_of_lowered_graphs_script(function: Callable[..., Any]) -> Non
     ],
 )
 def test_what_may_overflow_16_bits(op, shape, attributes, engine, isa, expected) -> None:  # type: ignore[no-untyped-def]
-    assert saturation(op, shape, attributes, engine, isa) == expected
+    assert saturation(OPS.rows[op].family, shape, attributes, engine, isa) == expected
 
 
 def _depthwise_error(weight: Tensor, scale: Tensor) -> int:
@@ -244,7 +245,7 @@ def test_weights_that_prove_safe_keep_eight_bits(shape: tuple[int, ...], monkeyp
 @pytest.mark.skipif("fbgemm" not in AVAILABLE, reason="fbgemm's depthwise kernel")
 def test_neighbouring_taps_pair_up() -> None:
     assert tap_pairs((3, 3)) == [(0, 1), (2, 3), (4, 5), (6, 7)]
-    assert pairs_taps("conv2d", (16, 1, 3, 3), {"groups": 16, "padding": 1})
+    assert pairs_taps((16, 1, 3, 3), {"groups": 16, "padding": 1})
 
 
 @pytest.mark.parametrize(("shape", "count", "crawls", "size"), [
@@ -300,9 +301,57 @@ def test_depthwise_convolutions_without_a_kernel_of_fbgemm_are_merged(convolutio
         assert compute_sqnr(result.reference(x), result.module(x)) > 45
 
 
+@pytest.mark.skipif("fbgemm" not in AVAILABLE, reason="fbgemm's depthwise kernel")
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_vnni"])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2), (7, 1)])
+@pytest.mark.filterwarnings("ignore:this module was compiled for CPUs with VNNI")
+def test_depthwise_weights_of_any_size_keep_fbgemms_kernel(kernel: int, stride: int, isa: str) -> None:
+    """With VNNI their scales are enlarged until 8-bit activations cannot overflow; without, activations have 7 bits, and a kernel of
+    merged groups, which took 5 to 20 times as long, adds in 16 bits as well."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(32, 32, kernel, stride, kernel // 2, groups=32)
+    with torch.no_grad():
+        convolution.weight.copy_(convolution.weight.sign() * 0.5)  # all taps are the largest: two of one sign make 2 * 127 codes
+    x = torch.rand(2, 32, 12, 12)
+    result = flow(nn.Sequential(convolution, nn.ReLU()).eval(), (x,), engine="fbgemm", isa=isa)
+    assert "merge_groups" not in str(result.module.program)
+    with torch.no_grad():
+        assert compute_sqnr(result.reference(x), result.module(x)) > 45
+
+
 @pytest.mark.parametrize(("channels", "size"), [(116, 29), (128, 32), (106, 53), (6, 6), (1, 1)])  # 2 of 106 would leave buffers
 def test_where_fbgemm_packs_all_groups_it_gets_wide_ones(channels: int, size: int) -> None:
     assert groups.merge((channels, 1, 3, 3), channels, lambda n: True, crawls=True) == size
+
+
+@pytest.mark.parametrize(("shape", "count", "size"), [
+    ((32, 1, 3, 3, 3), 32, 8),  # depthwise in three dimensions
+    ((108, 1, 3, 3, 3), 108, 4),  # no multiple of 8
+    ((192, 1, 3, 3), 96, 8),  # two results a channel
+    ((240, 30, 1, 1), 8, 4),
+    ((96, 6, 3), 16, 2),
+    ((31, 1, 3, 3, 3), 31, 31),
+    ((128, 1, 3, 3), 32, 4),  # 8 to 32 channels would be wrong with AMX
+    ((96, 1, 3, 3), 96, 1),  # a kernel of its own
+    ((64, 4, 3, 3), 16, 1),
+    ((65, 5, 3, 3), 1, 1),
+])  # fmt: skip
+def test_groups_are_merged_where_onednn_has_no_kernel(shape: tuple[int, ...], count: int, size: int) -> None:
+    assert groups.merge_for_onednn(shape, count, misplaces_groups) == size
+
+
+@pytest.mark.skipif("onednn" not in AVAILABLE, reason="onednn's packs")
+@pytest.mark.parametrize(
+    "convolution",
+    [nn.Conv3d(16, 16, 3, padding=1, groups=16), nn.Conv2d(12, 24, 3, groups=12), nn.ConvTranspose2d(8, 8, 4, 2, groups=8)],
+    ids=repr,
+)
+def test_onednn_without_wide_vectors_gets_groups_that_it_has_a_kernel_for(convolution: nn.Conv2d) -> None:
+    x = torch.randn(2, convolution.in_channels, *[6] * (convolution.weight.dim() - 2), generator=torch.Generator().manual_seed(0))
+    result = flow(nn.Sequential(convolution).eval(), (x,), engine="onednn", isa="avx2")
+    assert "merge_groups" in str(result.module.program)
+    with torch.no_grad():
+        assert compute_sqnr(result.reference(x), result.module(x)) > 45
 
 
 @pytest.mark.parametrize(("outputs", "count", "size"), [(12, 6, 2), (12, 6, 6), (24, 6, 3), (6, 6, 2)])

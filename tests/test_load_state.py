@@ -28,7 +28,7 @@ from qcompiler.quantization import (
     prepare_qat,
     quantize_dynamic,
 )
-from tests.cpu import compiled_for_others
+from tests.cpu import SEVEN_BITS, compiled_for_others
 
 X = torch.linspace(-1, 1, 24).reshape(3, 8)
 
@@ -147,6 +147,19 @@ def test_weights_that_are_no_int8(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", INT8)
+def test_biases_and_zero_points_of_another_kind(kind: str, tmp_path: Path) -> None:
+    """Codes of 32 bits are what other formats store for biases; a flag is no number."""
+    module = INT8[kind](tmp_path)
+    state = other(module.state_dict())
+    floats = [n for n, t in state.items() if t.dtype is torch.float32 and "scale" not in n]
+    for name in floats[-1:]:
+        for dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.bool):
+            refused(module, state | {name: state[name].to(dtype)}, rf"{name}: a {dtype} tensor is given", "weight-dtype")
+    for name in [n for n in state if "zero_point" in n and not state[n].is_floating_point()][-1:]:
+        refused(module, state | {name: state[name].bool()}, rf"{name}: a torch.bool tensor is given", "weight-dtype")
+
+
+@pytest.mark.parametrize("kind", INT8)
 def test_a_float_checkpoint(kind: str, tmp_path: Path) -> None:
     module = INT8[kind](tmp_path)
     names = {"inside another": lambda n: f"1.{n}", "by hand": lambda n: n.removeprefix("b.")}.get(kind, lambda n: n)
@@ -260,8 +273,9 @@ def test_a_module_takes_any_depthwise_codes(engine: str, dims: int) -> None:
         module.load_state_dict(module.state_dict() | {"weight": torch.full((8, 1, *[3] * dims), 127, dtype=torch.int8),
                                                       "weight_scale": torch.tensor(0.01, dtype=torch.float64),
                                                       "scale": torch.tensor(12.0, dtype=torch.float64)})  # fmt: skip
-        x = torch._make_per_tensor_quantized_tensor(torch.full((1, 8, *[3] * dims), 255, dtype=torch.uint8), 0.01, 0)
-        wanted = 3**dims * 127 * 0.01 * 255 * 0.01
+        code = 127 if SEVEN_BITS and engine != "qnnpack" else 255
+        x = torch._make_per_tensor_quantized_tensor(torch.full((1, 8, *[3] * dims), code, dtype=torch.uint8), 0.01, 0)
+        wanted = 3**dims * 127 * 0.01 * code * 0.01
         assert abs(float(module(x).dequantize().max()) - wanted) <= 6.001  # half a step of the result
     finally:
         torch.backends.quantized.engine = before

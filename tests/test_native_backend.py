@@ -21,9 +21,10 @@ from torch.utils._pytree import tree_leaves
 
 import qcompiler
 from qcompiler import debug
-from qcompiler.backends.native import isa
+from qcompiler.backends.native.build.library import here
 from qcompiler.debug.metrics import compute_sqnr
 from qcompiler.errors import ConfigError, InputError, QCompilerError
+from tests.children import WAITING
 from tests.native_nets import NETS, Through, conv, converted, example, net, region_of, shaken, steps_apart
 
 SMALL = ("residual", "shuffle", "squeeze and excite", "adaptive", "cat")
@@ -70,7 +71,7 @@ def test_equal_bits_on_every_instruction_set_and_number_of_threads(name: str, mo
     module, _, x = net(name)
     expected = module(x)
     seen = set()
-    for cap in isa.isas(isa.architecture()):
+    for cap in here():
         monkeypatch.setenv("QCOMPILER_ISA", cap)
         capped = copy.deepcopy(module)
         seen.add(region_of(capped).isa)
@@ -130,7 +131,7 @@ def test_a_forked_child_computes(tmp_path: Path) -> None:
     """)
     )
     root = Path(__file__).resolve().parent.parent
-    subprocess.run([sys.executable, script], check=True, timeout=120, env={**os.environ, "PYTHONPATH": str(root)})
+    subprocess.run([sys.executable, script], check=True, timeout=WAITING, env={**os.environ, "PYTHONPATH": str(root)})
 
 
 @pytest.mark.parametrize("name", ["residual", "shuffle"])
@@ -398,7 +399,17 @@ def twice(x: Tensor) -> Any:
     return y, z, y * z
 
 
-@pytest.mark.parametrize("how", [item, method, twice])
+WEIGHTS = {channels: torch.linspace(-1, 1, 4 * channels).view(4, channels, 1, 1) for channels in (3, 4)}
+
+
+def rounded_behind(x: Tensor) -> Any:
+    """Only int8 reads it, behind the assignment: its codes are those of the new values."""
+    y = torch.nn.functional.hardsigmoid(torch.nn.functional.silu(x)).clone()
+    y[:, 0] = 0.25
+    return torch.nn.functional.conv2d(y, WEIGHTS[int(x.shape[1])])
+
+
+@pytest.mark.parametrize("how", [item, method, twice, rounded_behind])
 def test_no_region_reaches_across_an_assignment(how: Callable[[Tensor], Any]) -> None:
     torch.manual_seed(0)
     model, x = Assigned(how).eval(), torch.randn(2, 3, 4, 4)

@@ -6,15 +6,18 @@ import ctypes
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from qcompiler.backends.native.build import cache, compiler
+from qcompiler.backends.native import isa
+from qcompiler.backends.native.build import cache, compiler, library
 from qcompiler.backends.native.build.compiler import CompileError, Unit, find
 from qcompiler.errors import ConfigError
+from tests.children import WAITING
 
 TEXT = "int answer(void) { return 42; }\n"
 
@@ -52,6 +55,28 @@ def test_other_sources_flags_or_headers_make_another_library(unit: Unit, tmp_pat
     unit.source.write_text(TEXT.replace("42", "43"))
     paths.add(built(unit))
     assert len(paths) == 4
+
+
+def test_equal_files_in_another_folder_make_the_same_library(unit: Unit, tmp_path: Path) -> None:
+    """A second checkout or virtual environment takes what the first one built; another header makes another library."""
+    paths = []
+    for folder, answer in (("a", 42), ("b", 42), ("c", 43)):
+        (tmp_path / folder).mkdir()
+        source, header = tmp_path / folder / "answer.c", tmp_path / folder / "answer.h"
+        source.write_text("#include <answer.h>\nint answer(void) { return ANSWER; }\n")
+        header.write_text(f"#define ANSWER {answer}\n")
+        paths.append(cache.library(find(), "answer", [Unit("answer", source, unit.flags, (tmp_path / folder,))], [header]))
+    assert paths[0] == paths[1] != paths[2] and ctypes.CDLL(str(paths[2])).answer() == 43
+
+
+def test_the_library_of_kernels_does_not_know_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {cache.key_of(find(), library.runtime_units("scalar"), library.headers())}
+    kernels, run = isa.KERNELS, library.RUN
+    for first, second in (("a", "b"), ("b", "a")):  # whichever folder comes first
+        monkeypatch.setattr(isa, "KERNELS", shutil.copytree(kernels, tmp_path / first / "kernels"))
+        monkeypatch.setattr(library, "RUN", shutil.copytree(run, tmp_path / second / "run"))
+        keys.add(cache.key_of(find(), library.runtime_units("scalar"), library.headers()))
+    assert len(keys) == 1
 
 
 @pytest.mark.parametrize("broken", ["cut", "no record", "bad record"])
@@ -117,7 +142,7 @@ def test_processes_that_build_at_the_same_time_each_find_a_whole_library(unit: U
         "assert ctypes.CDLL(str(path)).answer() == 42\n"
     )
     running = [subprocess.Popen([sys.executable, "-c", script, str(unit.source)]) for _ in range(3)]
-    assert [process.wait(timeout=300) for process in running] == [0, 0, 0]
+    assert [process.wait(timeout=WAITING) for process in running] == [0, 0, 0]
     assert len(list(cache.folder().glob("*.so"))) == 1
 
 

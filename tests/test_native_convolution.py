@@ -6,6 +6,7 @@ Values lie in memory with halos, gaps and random bytes around them: whatever a k
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from qcompiler.backends.native import packing, reference
 from qcompiler.backends.native.reference import Ends, Epilogue, Residual, Window
-from tests.native_abi import Guarded, Kernels, QEpilogue, QTensor, QWindow, aligned, known, random_codes
+from tests.native_abi import Guarded, Kernels, Library, QEpilogue, QTensor, QWindow, aligned, known, random_codes
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,18 @@ CONVOLUTIONS = {
     "more threads than work": case(image(16, 2, 2), 16, 1, threads=7),
     "threads": case(image(32, 15, 13, n=2), 80, 3, 1, 1, threads=4),
     "threads, stride": case(image(32, 15, 13), 80, 3, 2, 1, threads=3),
+    "tiles": case(image(32, 12, 12), 48, 3, 1, 1),
+    "tiles, odd sizes": case(image(20, 9, 11, n=2), 33, 3, 1, 1, residual=True, threads=3),
+    "tiles, no padding": case(image(24, 13, 7), 20, 3, table=True, x_zero=0),
+    "tiles, wide padding": case(image(16, 10, 9), 16, 3, 1, 2, halo=1, x_zero=255),
+    "tiles, floats": case(image(36, 8, 10), 40, 3, 1, 1, floats=True),
+    "tiles, slices": case(image(20, 8, 8), 24, 3, 1, 1, x_gap=12, y_gap=40, y_halo=1, fold=False),
+    "tiles, taps apart": case(image(48, 8, 8), 32, 3, 1, 1, fold=False, ends=Ends(7, 9, 200)),
+    "tiles, many channels": case(image(276, 7, 7), 40, 3, 1, 1, residual=True, table=True, threads=4),
+    "tiles, many positions": case(image(16, 41, 38), 16, 3, 1, 1),
+    "tiles, volume": Case((2, 16, 3, 8, 7), 18, (1, 3, 3), (1, 1, 1), (0, 1, 1), (1, 1, 1), threads=2),
+    "tiles, saturated": case(image(112, 8, 8), 32, 3, 1, 1, saturated=True, x_zero=0),
+    "tiles, saturated, sums too large": case(image(116, 8, 8), 32, 3, 1, 1, saturated=True, x_zero=0),
     "sequence": Case((2, 12, 31), 20, (5,), (1,), (2,), (1,)),
     "volume": Case((1, 6, 4, 5, 6), 18, (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
     "volume, stride": Case((2, 5, 5, 6, 7), 33, (3, 2, 3), (2, 1, 2), (1, 0, 1), (1, 1, 1)),
@@ -177,6 +190,7 @@ class Problem:
             packed = packing.pack_conv(self.weight, c.groups, fold=c.fold and set(c.dilation) == {1})
             weights, sums = aligned(packed.weights), aligned(packed.sums)
             more: dict[str, object] = {"groups": packed.groups, "fold": packed.fold, "floats": c.floats}
+            more["small"] = packing.sums_stay_small(self.weight)
         else:
             bytes_, sums_ = packing.pack_depthwise(self.weight)
             weights, sums, more = aligned(bytes_), aligned(sums_), {}
@@ -223,6 +237,15 @@ def test_convolution(kernels: Kernels, family: str, c: Case) -> None:
     check_convolution(kernels, family, Problem(c))
 
 
+@pytest.mark.slow  # a library of its own
+def test_convolutions_without_memory_for_what_they_keep_meanwhile(tmp_path: Path) -> None:
+    kernels = Library(tmp_path, ["-DQC_WIDE_ROOM(bytes)=((void)(bytes),NULL)"]).kernels("avx2")
+    if kernels is None:
+        pytest.skip("needs AVX2")
+    for name in ("pointwise", "3x3, stride", "tiles, odd sizes", "tiles, floats", "tiles, many channels"):
+        check_convolution(kernels, "conv", Problem(CONVOLUTIONS[name]))
+
+
 def random_case(rng: np.random.Generator) -> Case:
     def pick(*choices: int) -> int:
         return int(rng.choice(choices))
@@ -255,6 +278,31 @@ def test_convolution_of_random_shape(kernels: Kernels, family: str, seed: int) -
     if family == "depthwise":
         c = replace(c, out=c.x[1], groups=c.x[1])
     check_convolution(kernels, family, Problem(c, seed))
+
+
+EPILOGUES: dict[str, dict[str, object]] = {
+    "codes": {"ends": Ends(3)},
+    "bounds": {"ends": Ends(10, 10, 200)},
+    "table": {"table": True, "ends": Ends(90)},
+    "residual": {"residual": True},
+}
+
+
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+@pytest.mark.parametrize("out", [1, 8, 16, 17, 31, 32, 33, 48, 72])
+def test_every_tail_of_channels_and_of_positions(kernels: Kernels, out: int, epilogue: str) -> None:
+    """Vectors hold 16 channels and tiles up to 14 positions of a row: what is left of either writes nothing beside its place."""
+    for width in (1, 2, 3, 5, 7, 9, 11, 12, 13, 14, 15, 29):
+        c = case(image(20, 2, width), out, 1, y_gap=3, y_halo=1, **EPILOGUES[epilogue])
+        check_convolution(kernels, "conv", Problem(c, width))
+
+
+@pytest.mark.parametrize("epilogue", ["codes", "bounds", "table"])
+@pytest.mark.parametrize("k", [3, 5, 7])
+def test_depthwise_windows_that_share_columns(kernels: Kernels, k: int, epilogue: str) -> None:
+    for width in (1, 2, 4, 5, 7, 14, 17):
+        c = case(image(130, 5, width), 130, k, 1, k // 2, groups=130, y_gap=3, y_halo=1, **EPILOGUES[epilogue])
+        check_convolution(kernels, "depthwise", Problem(c, width))
 
 
 def test_sums_that_leave_the_integers_are_cut(kernels: Kernels) -> None:

@@ -178,6 +178,27 @@ def test_padding_modes_of_convolutions(mode: str) -> None:
     assert not [remark for remark in qcompiler.remarks(module) if remark.code == "native-torch"]
 
 
+@pytest.mark.parametrize("cut", [
+    lambda x: x.unbind(1), lambda x: x.chunk(2, 1), lambda x: x.split([2, 1, 3], 1), lambda x: x.tensor_split(3, 1),
+    lambda x: x.transpose(0, 1),
+])  # fmt: skip
+@pytest.mark.parametrize("before", [lambda m, x: x, lambda m, x: m[0](x), lambda m, x: torch.softmax(m[0](x), -1)])
+def test_each_of_several_values_is_on_codes_of_its_own(cut: Any, before: Any) -> None:
+    """Parts of floats, which the linear behind takes as codes, and parts of codes."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        parts = list(cut(before(m, x)))
+        return torch.cat([m[1](part).relu().flatten() for part in parts]), parts[-1] + 1, parts[0]
+
+    torch.manual_seed(0)
+    x = example((2, 6, 8))
+    model = Through(forward, nn.Linear(8, 8), nn.Linear(8, 4)).eval()
+    module = qcompiler.quantize(model, [x], progress=False, backend="native")
+    again = qcompiler.quantize(model, [x], progress=False)
+    for found, expected in zip(module(x), again(x), strict=True):
+        assert float((found - expected).abs().max()) <= 0.05 * float(expected.abs().max())  # steps of 8 bits, on either side
+
+
 def test_a_pad_with_another_reader_is_made() -> None:
     def both(m: Any, x: Tensor) -> Tensor:
         y = nn.functional.pad(m[0](x), (1, 1, 1, 1))

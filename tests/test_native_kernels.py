@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,16 +14,48 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qcompiler.backends.native import isa, reference
+from qcompiler.backends.native.build.compiler import Unit, find, link
+from qcompiler.backends.native.build.library import here
 from qcompiler.backends.native.reference import Ends
-from tests.native_abi import FAMILIES, Guarded, Kernels, Library, QTensor, QWindow, aligned, known, random_codes
+from tests.native_abi import FAMILIES, Guarded, Kernels, Library, QKernels, QTensor, QWindow, aligned, known, random_codes
+
+STAND_IN = """#include "qc.h"
+#define QC_STAND_IN(ISA) const qc_kernels qc_kernels_##ISA = {.isa = #ISA};
+"""
 
 
-def test_selection_takes_the_best_below_the_cap(native_library: Library) -> None:
-    names = [name for name in isa.isas(isa.architecture()) if native_library.kernels(name)]
-    assert native_library.selected("") == names[-1]
-    for cap in names:
-        assert native_library.selected(cap) == cap
-    assert native_library.selected("sse9") is None
+def dispatched(folder: Path, names: Sequence[str], *flags: str) -> ctypes.CDLL:
+    """A library that chooses among kernels that are nothing but names."""
+    (folder / "kernels.c").write_text(STAND_IN + "\n".join(f"QC_STAND_IN({name})" for name in names))
+    units = [Unit("kernels", folder / "kernels.c", isa.COMMON_FLAGS, (isa.KERNELS,))]
+    units += [Unit(name, isa.KERNELS / f"{name}.c", (*isa.COMMON_FLAGS, *flags)) for name in ("dispatch", "machine")]
+    link(find(), units, folder, folder / "library.so")
+    made = ctypes.CDLL(str(folder / "library.so"))
+    for function in (made.qc_select, made.qc_exactly):
+        function.restype = ctypes.POINTER(QKernels)
+    return made
+
+
+def named(table: Any) -> str | None:
+    return table.contents.isa.decode() if table else None
+
+
+def test_a_library_of_all_instruction_sets_takes_the_best_below_the_cap(tmp_path: Path) -> None:
+    names = isa.isas(isa.architecture())
+    library = dispatched(tmp_path, names)
+    assert named(library.qc_select(b"")) == named(library.qc_select(None)) == here()[-1]
+    for index, cap in enumerate(names):
+        best = [name for name in names[: index + 1] if name in here()][-1]
+        assert named(library.qc_select(cap.encode())) == best
+        assert named(library.qc_exactly(cap.encode())) == (cap if cap in here() else None)
+    assert named(library.qc_select(b"sse9")) is None is named(library.qc_exactly(b"sse9"))
+
+
+def test_a_library_of_one_instruction_set_gives_that_or_nothing(tmp_path: Path) -> None:
+    library = dispatched(tmp_path, ["scalar"], "-DQC_ONLY=scalar")
+    assert named(library.qc_select(b"scalar")) == named(library.qc_exactly(b"scalar")) == "scalar"
+    for name in here()[1:]:
+        assert named(library.qc_select(name.encode())) is None is named(library.qc_exactly(name.encode()))
 
 
 def square_window(k: int, s: int, p: int) -> QWindow:
@@ -84,6 +121,24 @@ def test_tables_and_copies(kernels: Kernels, shape: tuple[int, ...], gap: int) -
     kernels("map", x=values.tensor, y=y.tensor, table=None)
     torch.testing.assert_close(y.codes(), x, rtol=0, atol=0)
     assert y.untouched()
+
+
+def test_tables_on_processors_without_vpermi2b(native_library: Library) -> None:
+    """AVX-512 VNNI came before VBMI: there a table of 256 is 16 shuffles."""
+    kernels = native_library.kernels("avx512_vnni")
+    if kernels is None:
+        pytest.skip("needs AVX-512 VNNI")
+    flag = ctypes.c_int.in_dll(native_library.library("avx512_vnni"), "qc_has_vbmi")
+    table, had = torch.from_numpy(np.random.default_rng(3).permutation(256).astype(np.uint8)), flag.value
+    x, memory = torch.arange(256, dtype=torch.uint8).view(1, 64, 2, 2), aligned(table.numpy())
+    values = Guarded(x)
+    try:
+        for flag.value in {0, had}:
+            y = Guarded(torch.zeros_like(x))
+            kernels("map", x=values.tensor, y=y.tensor, table=memory.ctypes.data)
+            torch.testing.assert_close(y.codes(), table[x.long()], rtol=0, atol=0)
+    finally:
+        flag.value = had
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 70, 5, 9), (1, 3, 2, 33)])

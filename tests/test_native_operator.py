@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import qcompiler
-from qcompiler.backends.native.live_regions import REGIONS, region_of_text
+from qcompiler.backends.native.live_regions import region_of_text
+from qcompiler.backends.native.region import REGIONS
 from qcompiler.backends.native.steps import RegionError
-from qcompiler.errors import ConfigError, InputError
+from qcompiler.errors import ConfigError, InputError, QCompilerError
+from tests.children import WAITING
 from tests.native_nets import NETS, Through, conv, converted, example, net, region_of
 
 OPERATOR = torch.ops.qcompiler.native_region.default
@@ -62,6 +67,36 @@ def test_sizes_of_space_stay_open_in_an_export(name: str) -> None:
         assert torch.equal(program.module()(given), module(given)), more
 
 
+ORDER = [3, 1, 0, 2, 5, 4, 7, 6]
+MOVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "roll": lambda y: torch.roll(y, (1, 2), (2, 3)),
+    "roll of all": lambda y: torch.roll(y, 3),
+    "flip": lambda y: y.flip(-1),
+    "mirrored": lambda y: F.pad(y, (1, 1, 2, 0), mode="reflect"),
+    "repeat": lambda y: y.repeat(1, 1, 2, 1),
+    "each again": lambda y: y.repeat_interleave(2, dim=2),
+    "a list": lambda y: y[:, ORDER],
+    "a tensor": lambda y: y.index_select(1, torch.tensor(ORDER)),
+    "lower": lambda y: y.tril(),
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_what_moves_elements_holds_no_size_of_an_export(move: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    module, _ = converted(Through(lambda m, x: m[1](move(m[0](x))), conv(3, 8), conv(8, 4, 1)), x := example((2, 3, 9, 8)))
+    batch, height = torch.export.Dim("batch", max=64), torch.export.Dim("height", min=5, max=64)
+    program = exported(module, x, dynamic_shapes=({0: batch, 2: height},))
+    for given in (x, example((5, 3, 12, 8)), example((1, 3, 5, 8))):
+        assert torch.equal(program.module()(given), module(given))
+
+
+def test_a_script_is_refused_in_words() -> None:
+    module, _, _ = net("conv")
+    with pytest.raises(QCompilerError, match="native regions"):
+        torch.jit.script(module)
+
+
 def test_a_strict_export_has_the_same_operator() -> None:
     module, _, x = net("residual")
     program = exported(module, x, strict=True)
@@ -84,7 +119,9 @@ def test_saved_programs_run_in_a_process_that_imports_the_package(tmp_path: Path
     torch.export.save(exported(module, x, dynamic_shapes=({0: torch.export.Dim("batch")},)), tmp_path / "net.pt2")
     torch.jit.save(torch.jit.trace(module, (x,)), tmp_path / "net.pt")
     torch.save((given, module(given)), tmp_path / "values")
-    subprocess.run([sys.executable, "-c", LOADS, *(tmp_path / name for name in ("net.pt2", "values", "net.pt"))], check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-c", LOADS, *(tmp_path / name for name in ("net.pt2", "values", "net.pt"))], check=True, timeout=WAITING
+    )
 
 
 def test_an_exported_program_computes_with_the_weights_that_it_holds() -> None:
@@ -167,6 +204,40 @@ def test_no_gradient_flows_and_modes_change_nothing(mode: str) -> None:
         assert torch.equal(run(x), expected)
 
 
+def around(setting: str) -> Any:
+    """What somebody set before a call."""
+    if setting == "default dtype":
+        stack = contextlib.ExitStack()
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float64)
+        return stack
+    return {"device": lambda: torch.device("meta"), "autocast": lambda: torch.autocast("cpu", torch.bfloat16)}[setting]()
+
+
+@pytest.mark.parametrize("setting", ["default dtype", "device", "autocast"])
+def test_what_is_set_around_an_exported_program_changes_nothing(setting: str, tables_of_sizes: tuple[Any, Any]) -> None:
+    """Float32 was written into memory of another dtype, or of no device."""
+    program, module = tables_of_sizes
+    for batch, length in ((2, 9), (3, 9)):  # the second one's tables are made here
+        x = example((batch, length, 6))
+        expected = module(x)
+        with around(setting):
+            made = program(x)
+        assert made.dtype is torch.float32 and torch.equal(made, expected)
+
+
+@pytest.fixture(scope="module")
+def tables_of_sizes() -> tuple[Any, Any]:
+    """An exported program with values that its sizes settle, and its module."""
+
+    def masked(m: Any, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1])
+        return m[1](m[0](x) + (places[None, :, None] > 4) * torch.full((x.shape[0], 1, 1), 0.5))  # type: ignore[no-any-return]
+
+    module, _ = converted(Through(masked, nn.Linear(6, 8), nn.Linear(8, 3)), example((2, 9, 6)))
+    return exported(module, example((2, 9, 6)), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},)).module(), module
+
+
 def test_a_dispatch_mode_sees_one_operator() -> None:
     module, _, x = net("residual")
     seen: list[Any] = []
@@ -210,8 +281,11 @@ def test_vmap_is_refused_in_words() -> None:
 
 
 def test_nothing_stays_of_modules_and_programs_that_are_gone() -> None:
+    def held() -> list[Any]:
+        return [reference for references in REGIONS.found.values() for reference in references]
+
     gc.collect()
-    before = len(REGIONS.found)
+    before = held()  # those of other tests, which may go meanwhile
     module, _, x = net("residual")
     other = copy.deepcopy(module)
     program, run = exported(module, x).module(), compiled(other)
@@ -221,12 +295,14 @@ def test_nothing_stays_of_modules_and_programs_that_are_gone() -> None:
     loaded = torch.export.load(buffer).module()
     for _ in range(3):
         assert torch.equal(program(x), run(x)) and torch.equal(loaded(x), run(x))
-    assert len(REGIONS.found) == before + 3  # of the module, its copy, and what was loaded
+    ours = [reference for reference in held() if not any(reference is other for other in before)]
+    assert len(ours) == 3  # of the module, its copy, and what was loaded
     gone = [weakref.ref(region_of(m)) for m in (module, other)]
     del module, other, program, run, loaded
     torch._dynamo.reset()
     gc.collect()
-    assert [one() for one in gone] == [None, None] and len(REGIONS.found) == before
+    assert [one() for one in gone] == [None, None]
+    assert not [reference for reference in held() if any(reference is one for one in ours)]
 
 
 def test_a_program_outlives_its_module() -> None:
@@ -237,6 +313,15 @@ def test_a_program_outlives_its_module() -> None:
     gc.collect()
     for _ in range(2):
         assert torch.equal(traced(x), expected) and torch.equal(program(x), expected)
+
+
+def test_too_few_constants_are_counted() -> None:
+    module, _, x = net("residual")
+    region = region_of(module)
+    constants, text = list(region.constants), region.description
+    for count in range(len(constants) - 2):
+        with pytest.raises(RegionError, match=f"is none of the {count} constants that are given"):
+            OPERATOR([x], [*constants[:count], *constants[-2:]], text)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"dict":[["inputs",[]]]}', "x" * 100, "[" * 100_000, '{"tuple":[]}'])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcompiler
-from qcompiler.backends.native import isa
+from qcompiler.backends.native.build.library import here
 from qcompiler.debug import compute_sqnr
 from qcompiler.vision import import_torchvision
 from tests.native_nets import Through, conv, converted, example, region_of
@@ -125,7 +125,7 @@ def test_it_is_one_region_near_the_quantized_graph(made: Made, name: str) -> Non
 def test_equal_bits(made: Made, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, _, x = made(name)
     expected, before = module(x), torch.get_num_threads()
-    for cap in isa.isas(isa.architecture()):
+    for cap in here():
         monkeypatch.setenv("QCOMPILER_ISA", cap)
         capped = copy.deepcopy(module)
         try:

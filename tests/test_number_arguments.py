@@ -243,3 +243,30 @@ def test_looking_at_the_example_changes_neither_model_nor_inputs() -> None:
     prepared = prepare_fx(model, None, (x, 0.5))
     assert torch.equal(x, X) and float(model.counts.seen) == 0 and float(prepared.get_buffer("counts.seen")) == 0
     assert not [r for r in remarks(prepared) if r.code == "guard"]
+
+
+def one_value(forward: Callable[..., Any], calls: list[Any], trains: bool = False) -> list[str]:
+    model = net(forward)
+    prepared: Any = (prepare_qat_fx if trains else prepare_fx)(model.train(trains), None, calls[0])
+    for call in calls:
+        prepared(*call)
+    return [remark.text for remark in remarks(convert_fx(prepared)) if remark.code == "one-value"]
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("value", [2.0, 3, torch.tensor(2.0), torch.tensor([2.0])])
+def test_a_number_that_calibration_saw_at_one_value_alone_is_noted(value: Any, trains: bool) -> None:
+    """Larger ones leave the ranges behind it."""
+    x = torch.randn(4, 8)
+
+    def scaled(s: Any, x: Tensor, a: Any) -> Tensor:
+        return s.m(s.l(x) * a)  # type: ignore[no-any-return]
+
+    (text,) = one_value(scaled, [(x, value), (x + 1, value)], trains)
+    assert text.startswith(f"calibration saw a at {float(value):g} alone")
+    assert not one_value(scaled, [(x, value), (x, value * 4)], trains)
+
+
+@pytest.mark.parametrize("forward", [lambda s, x, a: s.l(x) * a, lambda s, x, a: s.m(s.l(x)) + a, lambda s, x, a: (s.l(x), a)])
+def test_a_number_that_no_range_depends_on_is_not(forward: Callable[..., Any]) -> None:
+    assert not one_value(forward, [(torch.randn(4, 8), 2.0)])

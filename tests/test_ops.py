@@ -71,6 +71,7 @@ def spelled_call(row: Op, case: Example, spelling: Spelling, by_name: bool) -> C
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for kind, user, canonical, default in parse_signature(spelling.signature or row.signature):
+            user = user.partition("|")[0]
             if user == "training" and kind == "!":
                 kwargs[user] = default
             if spelling.target in WHOLE and (kind in ("_", "!", "?") or not known(canonical)):

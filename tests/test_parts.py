@@ -21,6 +21,7 @@ from qcompiler.ops.parts import parts_of
 from qcompiler.ops.table import OPS
 from qcompiler.passes import DECIDE
 from qcompiler.passes.annotate import Annotate
+from tests.cpu import SEVEN_BITS
 from tests.flow import ENGINES
 
 RATIO = 100.0
@@ -183,6 +184,23 @@ def test_parts_of_like_range_share_one_scale() -> None:
     module = qcompiler.quantize(model, [x], progress=False)
     assert "parts" not in codes(module) and not any("mul" in call.op for call in module.program.calls)
     assert min(sqnrs(model, module, x)) > DUE
+
+
+@pytest.mark.parametrize("cut", [name for name in CUTS if name != "twice"])  # whose cat joins its inputs' ranges to its own
+@pytest.mark.parametrize("shift", [-1.0, 0.0, 0.3])
+def test_parts_of_like_range_have_the_scale_that_was_observed(cut: str, shift: float) -> None:
+    """Zero points of parts are rounded each to its own code: ranges made of them would be wider than the values are."""
+    torch.manual_seed(0)
+    model, x = Cut(CUTS[cut]).eval(), torch.randn(64, 16)
+    with torch.no_grad():
+        model.produce.bias[8:] += shift
+    prepared = qcompiler.prepare_fx(model, None, (x,))
+    qcompiler.calibrate(prepared, [x])
+    observer = prepared.observers.produce.observer
+    observer.set_reduce_range(SEVEN_BITS)
+    scale, zero_point = (float(value) for value in observer.calculate_qparams())
+    steps = [n.args[1:3] for n in qcompiler.convert_to_reference_fx(prepared).graph.nodes if n.name.startswith("produce_q")]
+    assert steps == [(scale, zero_point)]
 
 
 def test_compare_finds_no_culprit() -> None:

@@ -29,7 +29,7 @@ from qcompiler.ops.table import OPS
 from qcompiler.passes import DECIDE, FUSE, OBSERVE, STATIC
 from qcompiler.patterns import FUSE as RULES
 from qcompiler.stages.verify import verify
-from qcompiler.trace import trace
+from qcompiler.trace import TraceOptions, trace
 from tests.flow import max_difference, randn, randomized
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
@@ -158,7 +158,7 @@ def start(name: str) -> tuple[fx.GraphModule, Context, Tensor]:
     types = {path: type(module) for path, module in model.named_modules()}
     target = TorchTarget("x86", "avx512_vnni")
     context = Context(Settings(mapping=get_default_qconfig_mapping("x86"), module_types=types, target=target))
-    return trace(model, (x,), is_leaf=is_leaf, decompose=DECOMPOSE).graph_module, context, x
+    return trace(model, (x,), options=TraceOptions(is_leaf, decompose=DECOMPOSE)).graph_module, context, x
 
 
 def text_of(gm: fx.GraphModule) -> str:

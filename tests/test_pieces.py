@@ -19,7 +19,7 @@ import qcompiler as qc
 from qcompiler.config.qconfig import default_dynamic_qconfig
 from qcompiler.config.qconfig_mapping import QConfigMapping
 from qcompiler.errors import InputError
-from qcompiler.trace import is_guard, trace
+from qcompiler.trace import TraceOptions, is_guard, trace
 
 Forward = Callable[[Any, torch.Tensor], Any]
 
@@ -39,7 +39,7 @@ def net(forward: Forward) -> nn.Module:
 
 def traced(forward: Forward) -> tuple[nn.Module, nn.Module, list[str]]:
     model = net(forward)
-    result = trace(model, (torch.randn(2, 6, 8),), is_leaf=lambda module, _: isinstance(module, (nn.Linear, nn.Conv1d)))
+    result = trace(model, (torch.randn(2, 6, 8),), options=TraceOptions(lambda module, _: isinstance(module, (nn.Linear, nn.Conv1d))))
     return model, result.graph_module, [remark.kind for remark in result.remarks]
 
 

@@ -34,6 +34,7 @@ from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.backends.torch.program.once import quantized_engine
 from qcompiler.debug import compute_sqnr
 from qcompiler.ops.obstacles import CODES
+from tests.children import WAITING
 from tests.cpu import BIT
 from tests.flow import ENGINES, fingerprint, flow, randn, randomized, targets
 from tests.zoo import inputs, load
@@ -382,7 +383,7 @@ def test_text_code_and_artifact_do_not_depend_on_the_hash_seed(tmp_path: Path) -
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": path}
         command = [sys.executable, "-c", PROGRAM, str(tmp_path / f"{seed}.qc")]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=WAITING, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         found.add(done.stdout)
     assert len(found) == 1

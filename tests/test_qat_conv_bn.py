@@ -13,7 +13,7 @@ from torch import nn
 
 from qcompiler.errors import InputError
 from qcompiler.fake_quantize import default_fused_per_channel_wt_fake_quant, default_weight_fake_quant
-from qcompiler.ops.batch_norm import fold
+from qcompiler.ops.batch_norm import Layout, Norm, fold
 from qcompiler.qat import conv_bn
 
 BATCH_NORM = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -56,11 +56,15 @@ def call_of(conv: nn.Module):
     return lambda x, w, b: run(x, w, b, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
 
 
+def parts(conv: nn.Module, bn: nn.Module) -> tuple[Norm, Layout]:
+    layout = Layout(int(isinstance(conv, nn.modules.conv._ConvTransposeNd)), getattr(conv, "groups", 1))
+    return Norm(bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps), layout
+
+
 def ours(conv: nn.Module, bn: nn.Module, x: torch.Tensor, fake_quant=identity) -> torch.Tensor:
     return conv_bn(
         call_of(conv), x, conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.num_batches_tracked,
-        fake_quant=fake_quant, training=bn.training, momentum=bn.momentum, eps=bn.eps,
-        weight_axis=int(isinstance(conv, nn.modules.conv._ConvTransposeNd)), groups=getattr(conv, "groups", 1),
+        fake_quant=fake_quant, training=bn.training, momentum=bn.momentum, eps=bn.eps, **parts(conv, bn)[1]._asdict(),
     )  # fmt: skip
 
 
@@ -138,9 +142,7 @@ def test_evaluation_is_the_folded_convolution(case: str) -> None:
     bn.eval()
     fake = default_weight_fake_quant()
     got = ours(conv, bn, x, fake)
-    axis = int(isinstance(conv, nn.modules.conv._ConvTransposeNd))
-    weight, bias = fold(conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps,
-                        weight_axis=axis, groups=getattr(conv, "groups", 1))  # fmt: skip
+    weight, bias = fold(conv.weight, conv.bias, *parts(conv, bn))
     quantized = torch.fake_quantize_per_tensor_affine(weight, float(fake.scale), 0, fake.quant_min, fake.quant_max)
     want = call_of(conv)(x, quantized, bias)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)

@@ -309,15 +309,46 @@ def test_a_broken_conversion_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     train(prepared, (randn(4, 3, 8, 8),))
     fold = settle.fold
 
-    def broken(weight: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        weight, bias = fold(weight, *rest, **options)
-        return weight, bias + 0.5 if options["groups"] == 8 else bias
+    def broken(weight: Tensor, bias: Tensor | None, norm: Any, layout: Any) -> tuple[Tensor, Tensor]:
+        weight, folded = fold(weight, bias, norm, layout)
+        return weight, folded + 0.5 if layout.groups == 8 else folded
 
     monkeypatch.setattr(settle, "fold", broken)
     with pytest.raises(PassError, match=r"does not compute what training simulated: %depthwise .depthwise, ") as caught:
         convert_fx(prepared)
     assert caught.value.where.module_path == "depthwise"
     assert not parity(prepared, convert_fx(prepared, check_parity=False), [randn(2, 3, 8, 8)]).holds
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_broken_layer_that_hands_out_floats_is_named(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last linear: its floats are of int8 sums, where no step can be counted."""
+    import qcompiler.passes.settle_training as settle
+
+    quantized = settle._quantized
+
+    def broken(node: Any, fake_quant: Any, weight: Tensor) -> tuple[Tensor, Any]:
+        weight, qparams = quantized(node, fake_quant, weight)
+        return (-weight if node.name.startswith("fc") else weight), qparams
+
+    prepared = prepare_qat_fx(net(), None, (randn(2, 3, 8, 8),), engine=engine)
+    train(prepared, (randn(4, 3, 8, 8),))
+    monkeypatch.setattr(settle, "_quantized", broken)
+    with pytest.raises(PassError, match=r"does not compute what training simulated: %\w+ .fc, ") as caught:
+        convert_fx(prepared)
+    assert caught.value.where.module_path == "fc"
+
+
+def test_floats_that_cancel_out_are_no_difference() -> None:
+    """Sums that the bias takes away again: what is left is the error of float32, of which no share is meant."""
+    model, x = nn.Sequential(nn.Linear(64, 256), nn.Linear(256, 1)), randn(1, 64)
+    prepared = prepare_qat_fx(model.train(), None, (x,))
+    train(prepared, (x,))
+    frozen(prepared)
+    with torch.no_grad():
+        getattr(prepared, "1").bias.sub_(prepared(x)[0])
+        assert float(prepared(x).abs().max()) < 1e-5
+    assert parity(prepared, convert_fx(prepared), [(x,)]).holds
 
 
 def test_results_are_whole(tmp_path: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from qcompiler.debug.reproduce import main
 from qcompiler.files.safetensors import read_safetensors
 from qcompiler.ops.table import OPS
 from tests import planted
+from tests.children import WAITING
 from tests.flow import randn, randomized
 from tests.test_reproducer import RUN, names_of
 
@@ -157,16 +159,17 @@ def test_a_fault_in_each_flow_happens_again(tmp_path: Path) -> None:
     last = [names_of(script)["PIPELINE"].split(",")[-1] for script in scripts]
     assert last == [step for _, step, _ in FAULTS.values()]
     texts = {name: script.read_text() for name, script in zip(FAULTS, scripts, strict=True)}
-    lost = {name: text for name, text in texts.items() if "Could not be written" in text}
-    assert set(lost) == {name for name in FAULTS if "statements" in name}  # a statement's function is no data: its name is told
-    assert all("function Stating.forward.statement_" in text for text in lost.values())
-    done = subprocess.run([sys.executable, "-c", RUN, *map(str, scripts)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert not any("Could not be written" in text for text in texts.values())
+    held = {name for name, text in texts.items() if "qcompiler_reproduce.statement(tests.planted" in text}
+    assert held == {name for name in FAULTS if "statements" in name}  # a statement's function is no data: the script has its text
+    done = subprocess.run([sys.executable, "-c", RUN, *map(str, scripts)], cwd=tmp_path, capture_output=True, text=True, timeout=WAITING)
     assert done.returncode == 0, done.stderr
     found = [ast.literal_eval(line) for line in done.stdout.splitlines()]
     assert dict(zip(FAULTS, found, strict=True)) == {name: expected for name, (_, _, expected) in FAULTS.items()}
 
 
-@pytest.mark.parametrize("name", ["prepare for training", "convert of a trained model", "convert of custom modules", "dynamic"])
+@pytest.mark.parametrize("name", ["prepare for training", "convert of a trained model", "convert of custom modules", "dynamic",
+                                  "training with statements on data"])  # fmt: skip
 def test_a_case_of_each_flow_is_reduced(name: str, tmp_path: Path) -> None:
     script = crash(name, tmp_path)
     space = names_of(script)
@@ -205,5 +208,50 @@ def test_a_module_that_cannot_be_built(tmp_path: Path, monkeypatch: pytest.Monke
         convert_fx(calibrated(backend="native"), debug=tmp_path / "dump")
     script = Path(str(caught.value.reproducer))
     assert names_of(script)["PIPELINE"].split(",")[-2:] == ["lower_native", "build"]
-    done = subprocess.run([sys.executable, "-c", RUN, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", RUN, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=WAITING)
     assert ast.literal_eval(done.stdout)[:2] == (type(caught.value).__name__, caught.value.code), done.stderr
+
+
+SCRIPT = """
+import torch
+from torch import nn
+import qcompiler
+from tests import planted
+
+def twice(x):
+    return x * 2
+
+class Stating(planted.Net):
+    def __init__(self):
+        super().__init__()
+        self.before = nn.Conv2d(3, 3, 1)
+
+    def rounds(self, x, step):
+        while x.abs().max() > 1e9:
+            x = twice(x) + step
+        return self.before(x)
+
+    def forward(self, x):
+        return super().forward(self.rounds(self.rounds(x, 1), torch.ones(1)))
+
+if __name__ == "__main__":
+    qcompiler.prepare_fx(Stating().eval(), None, (torch.randn(1, 3, 8, 8),), passes=(planted.Raises(),), debug="dump")
+"""
+
+
+def test_statements_of_a_script_are_reproduced_and_reduced(tmp_path: Path) -> None:
+    """Its globals are the script's, whatever name that runs under; one line with arguments of two types is two functions."""
+    (tmp_path / "user.py").write_text(SCRIPT)
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [Path(planted.__file__).parent.parent, *sys.path]))}
+
+    def run(*command: str) -> str:
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=WAITING, env=path)
+        return done.stdout + done.stderr
+
+    assert "PassError: pass raises failed: KeyError" in run("user.py")
+    (repro,) = (tmp_path / "dump").glob("*/repro.py")
+    assert repro.read_text().count("qcompiler_reproduce.statement(qcompiler_reproduce.script(") == 2
+    assert "Could not be written" not in repro.read_text()
+    assert "PassError: pass raises failed: KeyError" in run(str(repro))
+    assert "nodes" in run(str(repro), "--reduce")
+    assert "PassError: pass raises failed: KeyError" in run(str(repro.parent / "reduced" / "repro.py"))

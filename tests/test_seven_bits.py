@@ -10,9 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import qcompiler.config.qconfig as ready
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, prepare_fx, prepare_qat_fx, remarks
+from qcompiler.backends.torch.program.once import quantized_engine
+from qcompiler.backends.torch.program.other_cpu import OtherCPUWarning
+from qcompiler.errors import PassError
+from qcompiler.fake_quantize import default_fake_quant, default_weight_fake_quant
 from qcompiler.ir.types import QParams, quant_of
 from qcompiler.nn import quantized as nnq
+from qcompiler.nn.quantized import lowering
+from qcompiler.nn.quantized.wide_codes import CALLS
 from qcompiler.observers import FixedQParamsObserver, MinMaxObserver, ObserverBase
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.reference import dequantize
@@ -127,3 +134,69 @@ def test_an_observer_that_gives_8_bits_all_the_same_is_told_of(isa: str, told: b
         warnings.simplefilter("ignore")  # compiled for another CPU
         found = [r.node for r in remarks(convert_fx(made)) if r.code == "wide-range"]
     assert bool(found) is told
+
+
+@pytest.mark.parametrize(("isa", "told"), [("avx2", True), ("avx512_vnni", False)])
+def test_training_in_8_bits_that_the_user_wants_is_told_of(isa: str, told: bool) -> None:
+    """Where sums are cut off, int8 is not what training simulated: an error that names the setting."""
+    model, x = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 4)), torch.ones(2, 64)
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)  # products of 255 * 127
+    made = default_fake_quant.with_args(reduce_range=False)
+    prepared = prepare_qat_fx(model, QConfig(made, default_weight_fake_quant), (x,), engine="x86", isa=isa)
+    prepared(x)
+    assert bool([r for r in remarks(prepared) if r.code == "wide-range"]) is told
+    if told and SEVEN_BITS:
+        with pytest.raises(PassError, match="training simulated") as caught:
+            convert_fx(prepared.eval())
+        assert "leave its reduce_range open" in str(caught.value.hint)
+    elif not SEVEN_BITS:
+        convert_fx(prepared.eval())
+
+
+@pytest.mark.parametrize("qconfig", [qconfig for name, qconfig in vars(ready).items() if name.endswith("qnnpack_qconfig")])
+def test_ready_made_qconfigs_of_qnnpack_have_the_bits_of_the_engine(qconfig: Any) -> None:
+    """Their names say what they were made for, and not that a kernel of another engine may overflow."""
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)).eval(), torch.randn(4, 8)
+    for engine, isa, most in (("x86", "avx2", 127), ("qnnpack", "avx2", 255), ("x86", "avx512_vnni", 255)):
+        made = prepare_fx(model, qconfig, (x,), engine=engine, isa=isa)
+        calibrate(made, [x])
+        assert max(largest(convert_to_reference_fx(made)).values()) == most
+
+
+def by_hand(isa: str, monkeypatch: pytest.MonkeyPatch, engine: str) -> tuple[nnq.Linear, nnq.Conv2d]:
+    """Two modules as they are made on a CPU of this instruction set."""
+    monkeypatch.setattr(lowering, "host_isa", lambda: isa)
+    with quantized_engine(engine):
+        return nnq.Linear(8, 4), nnq.Conv2d(8, 16, 3, padding=1, groups=8)
+
+
+def codes(*shape: int, largest: int) -> Tensor:
+    return torch._make_per_tensor_quantized_tensor(torch.full(shape, largest, dtype=torch.uint8), 0.1, 0)
+
+
+@pytest.mark.parametrize(("isa", "engine", "largest", "told"), [
+    ("avx2", "x86", 128, True), ("avx2", "fbgemm", 255, True), ("avx512", "onednn", 200, True), ("default", "x86", 255, True),
+    ("avx2", "x86", 127, False), ("avx512_vnni", "onednn", 255, False), ("avx2", "qnnpack", 255, False),
+])  # fmt: skip
+def test_8_bits_handed_to_a_module_made_by_hand(isa: str, engine: str, largest: int, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One warning a module, also behind a call with small codes; scripts and copies compute as the module does."""
+    for module, shape in zip(by_hand(isa, monkeypatch, engine), ((2, 8), (2, 8, 4, 4)), strict=True):
+        script = torch.jit.script(module)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            module(codes(*shape, largest=0))
+            results = [module(codes(*shape, largest=largest)) for _ in range(3)]
+        mine = [w for w in found if issubclass(w.category, OtherCPUWarning)]
+        assert len(mine) == told and all("lacks VNNI" in str(w.message) and w.filename == __file__ for w in mine)
+        assert all(torch.equal(script(codes(*shape, largest=largest)).int_repr(), r.int_repr()) for r in results)
+
+
+def test_a_module_is_looked_at_for_its_first_calls_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _ = by_hand("avx2", monkeypatch, "x86")
+    for _ in range(CALLS):
+        module(codes(2, 8, largest=3))
+    assert module.forward.__func__ is module.__dict__["_compiled"].forward
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(codes(2, 8, largest=255))

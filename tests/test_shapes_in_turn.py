@@ -23,6 +23,7 @@ import qcompiler.backends.torch.program.module
 import qcompiler.quantization
 from qcompiler.backends.torch.runtime.by_shape import ENGINE_LOCK, PacksByShape
 from qcompiler.nn import quantized
+from tests.children import WAITING
 from tests.cpu import SEVEN_BITS
 
 ONEDNN = [e for e in ("x86", "onednn") if e in torch.backends.quantized.supported_engines]
@@ -307,11 +308,11 @@ def test_a_call_waits_for_nobody() -> None:
     def hold() -> None:
         with ENGINE_LOCK:
             held.set()
-            done.wait(60)
+            done.wait(WAITING)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    held.wait(60)
+    held.wait(WAITING)
     try:
         for _ in range(3):
             in_turn(module, inputs)

@@ -136,7 +136,7 @@ def test_a_network_equals_its_unsigned_twin(kind: str, engine: str) -> None:
 @pytest.mark.parametrize("qconfig", [default_symmetric_qnnpack_qconfig, default_per_channel_symmetric_qnnpack_qconfig])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_ready_made_signed_qconfigs(qconfig: QConfig, engine: str) -> None:
-    unsigned = HistogramObserver.with_args(reduce_range=False, eps=2.0**-12)
+    unsigned = HistogramObserver.with_args(eps=2.0**-12)
     signed, twin = (calibrated(net(), a, (X,), qconfig.weight, engine=engine) for a in (qconfig.activation, unsigned))
     assert torch.equal(convert_fx(signed)(X), convert_fx(twin)(X))
 
@@ -261,6 +261,7 @@ BY_HAND: dict[str, tuple[Any, tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:an input of .* has codes above 127:UserWarning")  # without VNNI; sums are alike on both sides
 @pytest.mark.parametrize("case", BY_HAND)
 def test_modules_by_hand_take_qint8_tensors(case: str, engine: str) -> None:
     make, shape = BY_HAND[case]
@@ -290,6 +291,7 @@ def test_functional_modules_take_qint8_tensors(operation: str, engine: str) -> N
     assert torch.equal(call(signed).dequantize(), call(unsigned).dequantize())
 
 
+@pytest.mark.filterwarnings("ignore:an input of .* has codes above 127:UserWarning")  # without VNNI; sums are alike on both sides
 def test_quantize_to_qint8_and_a_layer_behind_it(engine: str) -> None:
     layer = nnq.Linear(8, 4)
     layer.set_weight_bias(torch.quantize_per_tensor(randn(4, 8), 0.02, 0, torch.qint8), randn(4))

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qcompiler import ConfigError, fuse_fx
+from qcompiler import ConfigError, fuse_fx, prepare_fx
+from qcompiler.config.custom_config import PrepareCustomConfig
 from qcompiler.ir.text import format_graph
 from qcompiler.ir.types import VALUE, Value
 from qcompiler.ops.reference import quantize
@@ -303,6 +304,17 @@ def test_parameters_stay_as_they_are() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     after = gm.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_inside_a_module_that_is_called_whole() -> None:
+    """A BatchNorm's buffers cannot be copied where shapes alone are run."""
+    norm = nn.Sequential(nn.BatchNorm1d(8), nn.ReLU())
+    custom = PrepareCustomConfig().set_non_traceable_module_names(["1"])
+    gm = prepare_fx(nn.Sequential(nn.Conv1d(3, 8, 1), norm).eval(), None, (randn(2, 3, 6),), prepare_custom_config=custom)
+    (called,) = (node for node in gm.graph.nodes if node.target == "1")
+    sizes = sizes_of(gm)
+    assert sizes[called] == Shape((Name("batch"), 8, Name("length")))
+    assert_right(gm, sizes, (randn(3, 3, 9),), batch=3, length=9)
 
 
 def test_quantized_and_float_nodes_have_one_size() -> None:

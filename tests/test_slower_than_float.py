@@ -71,9 +71,24 @@ def test_a_dynamic_qconfig_is_obeyed_with_a_remark(mapping: QConfigMapping) -> N
     assert "times as long as float" in remark.text
 
 
+@pytest.mark.parametrize(("kind", "engine", "size", "is_int8"), [
+    (nn.LSTM, "x86", 64, False), (nn.LSTM, "x86", 128, False), (nn.LSTM, "x86", 256, True), (nn.LSTM, "onednn", 256, False),
+    (nn.GRU, "x86", 64, True),
+])  # fmt: skip
+def test_avx2_has_times_of_its_own(kind: type[nn.Module], engine: str, size: int, is_int8: bool) -> None:
+    assert (layer_of(module_of(kind, size, engine=engine, isa="avx2")).kind == "int8 dynamic") is is_int8
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.LSTMCell, nn.GRUCell])
+def test_natively_small_layers_are_int8(kind: type[nn.Module]) -> None:
+    """The times are those of torch's kernels, and the native ones take half of float's at every size."""
+    module = module_of(kind, 64, engine="x86", backend="native")
+    assert layer_of(module).kind == "int8 dynamic" and not [r for r in remarks(module) if r.code == CODE]
+
+
 def test_where_nothing_was_measured_the_layer_is_int8() -> None:
-    assert recurrent_times("lstm", 32_768, "x86", "avx2") is None and recurrent_times("lstm", 32_768, "qnnpack", "avx512_vnni") is None
-    assert layer_of(module_of(nn.LSTM, 64, engine="x86", isa="avx2")).kind == "int8 dynamic"
+    assert recurrent_times("lstm", 32_768, "x86", "default") is None and recurrent_times("lstm", 32_768, "qnnpack", "avx512_vnni") is None
+    assert layer_of(module_of(nn.LSTM, 64, engine="x86", isa="default")).kind == "int8 dynamic"
 
 
 def test_packed_sequences_count_as_layers_and_the_next_size_is_taken() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -447,3 +448,92 @@ def test_hooks_leave_nothing_in_the_users_model() -> None:
     model.l.register_forward_hook(lambda module, args, result: model.seen.__setitem__("l", result))
     qc.quantize(model, batches(Kept), progress=False)
     assert all(type(value) is Tensor for value in model.seen.values())
+
+
+class MakesAnew(OrderedDict):  # type: ignore[type-arg]
+    """A table of classes that makes an object at each read, as those of activations in model libraries do."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key)(4)
+
+    def update(self, *given: Any, **more: Any) -> None:
+        raise TypeError("a table is not updated")
+
+    def __len__(self) -> int:
+        raise TypeError("a table is not counted")
+
+
+class Closed(list):  # type: ignore[type-arg]
+    def __iter__(self) -> Any:
+        raise TypeError("read by its index alone")
+
+    extend = clear = copy = __len__ = __iter__  # type: ignore[assignment]
+
+
+class Counts(dict):  # type: ignore[type-arg]
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key) * 2
+
+    items = values = keys = copy = clear = MakesAnew.__len__  # type: ignore[assignment]
+
+
+TABLE = MakesAnew(narrow=lambda size: nn.Softplus(beta=size))
+
+
+@pytest.mark.parametrize(
+    "table", [lambda: TABLE, lambda: Closed([nn.Tanh(), 3]), lambda: Counts(a=2.0), lambda: deque([nn.Tanh()], maxlen=2)]
+)
+@pytest.mark.parametrize("kept", [False, True])
+def test_containers_whose_methods_do_more_than_read(table: Callable[[], Any], kept: bool) -> None:
+    """In a closure and as a global that forward names, beside a state and a condition on data."""
+    made, key = table(), {MakesAnew: "narrow", Counts: "a"}.get(type(table()), 0)
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l = nn.Linear(8, 8)
+            self.last = torch.zeros(2, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            one = made[key]
+            y = self.l(x)
+            if y.sum() > 1e6:
+                y = y + 1
+            y = y * one if isinstance(one, float) else one(y) + (0 if TABLE is None else 1)
+            if kept:
+                self.last = y + self.last
+                return self.last
+            return y
+
+    torch.manual_seed(0)
+    model, data = Reads().eval(), [torch.randn(2, 8, generator=seeded(i)) for i in range(CALLS)]
+    small = qc.quantize(model, data, progress=False)
+    require_close(run(model, data), run(small, data))
+    assert dict.__len__(made) == 1 if isinstance(made, dict) else list.__len__(made) == 2 if isinstance(made, Closed) else len(made) == 1
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+def test_hooks_that_the_first_call_registers(flagged: bool) -> None:
+    """Model libraries capture results of inner layers so: a later call finds the hooks, not only the flag that they are there."""
+    caught: list[Any] = []
+
+    class Captures(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 8)
+            self.hooked = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            caught.clear()
+            if not self.hooked if flagged else not self.a._forward_hooks:
+                self.a.register_forward_hook(lambda module, args, result: caught.append(result))
+                self.hooked = flagged
+            y = self.b(self.a(x))
+            return y + caught[0] * len(caught)
+
+    torch.manual_seed(0)
+    model, data = Captures().eval(), [torch.randn(2, 8, generator=seeded(i)) for i in range(CALLS)]
+    small = qc.quantize(model, data, progress=False)
+    assert not model.a._forward_hooks and not model.hooked
+    with torch.no_grad():
+        require_close([model(x) for x in data], [small(x) for x in data])

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from qcompiler.errors import ConfigError, InputError, TraceError
 from qcompiler.ir.types import source_of, value_of
-from qcompiler.trace import Traced, fold_parametrizations, is_guard, trace
+from qcompiler.trace import Traced, TraceOptions, fold_parametrizations, is_guard, trace
 
 from .counted_lines import counted_lines
 from .zoo import load
@@ -34,7 +34,8 @@ def is_leaf(module: nn.Module, path: str) -> bool:
 
 
 def traced(model: nn.Module, *args: Any, **options: Any) -> Traced:
-    return trace(model.eval(), args, is_leaf=is_leaf, **options)
+    known = {name: options.pop(name) for name in ("decompose", "strict", "trains") if name in options}
+    return trace(model.eval(), args, options=TraceOptions(is_leaf, **known), **options)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -292,8 +293,7 @@ def test_assignments_into_one_copy() -> None:
 
 def test_unclear_mutations_raise() -> None:
     def base_after_view(s: Any, x: torch.Tensor) -> Any:
-        x.view(-1).add_(1)
-        y = x.view(-1)
+        y = x.unfold(-1, 2, 2)
         y += 1
         return x
 
@@ -309,7 +309,7 @@ def test_unclear_mutations_raise() -> None:
 def test_train_mode_leaves_statistics_and_randomness_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
     before, random = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
-    module = trace(model, (torch.ones(2, 3, 8, 8),), is_leaf=is_leaf).graph_module
+    module = trace(model, (torch.ones(2, 3, 8, 8),), options=TraceOptions(is_leaf)).graph_module
     assert same(before, dict(model.state_dict())) and torch.equal(random, torch.get_rng_state())
     module(torch.ones(2, 3, 8, 8)).sum().backward()
     assert module.training and model[0].weight.grad is not None and not same(before, dict(model.state_dict()))
@@ -358,9 +358,9 @@ def test_arguments() -> None:
     for options in ({"flag": False}, {"scale": 3.0}, {"mask": Y}):
         with pytest.raises(InputError, match="holds the argument"):
             plain(Y, **options)
-    full = trace(model, (X, False, X), {"z": X, "mask": X}, is_leaf=is_leaf).graph_module
+    full = trace(model, (X, False, X), {"z": X, "mask": X}, options=TraceOptions(is_leaf)).graph_module
     assert torch.equal(full(Y, False, Y, z=Y, mask=Y), model(Y, False, Y, z=Y, mask=Y))
-    fixed = trace(model, (X,), is_leaf=is_leaf, concrete_args={"flag": False}).graph_module
+    fixed = trace(model, (X,), concrete_args={"flag": False}, options=TraceOptions(is_leaf)).graph_module
     assert torch.equal(fixed(Y), model(Y, False))
 
 
@@ -513,7 +513,7 @@ class Gathers(nn.Module):
 ])  # fmt: skip
 def test_gathered_arguments_get_a_name_each(args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]) -> None:
     model = Gathers().eval()
-    result = trace(model, args, kwargs, is_leaf=is_leaf)
+    result = trace(model, args, kwargs, options=TraceOptions(is_leaf))
     found = [str(node.target) for node in result.graph_module.graph.nodes if node.op == "placeholder"]
     assert found == names
     assert same(result.graph_module(*args, **kwargs), model(*args, **kwargs))
@@ -545,7 +545,7 @@ class Decorated(nn.Module):
 ])  # fmt: skip
 def test_what_is_left_at_its_default_is_not_passed(args: tuple[Any, ...], kwargs: dict[str, Any], concrete: dict[str, Any]) -> None:
     model = Decorated().eval()
-    result = trace(model, args, kwargs, is_leaf=is_leaf, concrete_args=concrete)
+    result = trace(model, args, kwargs, concrete_args=concrete, options=TraceOptions(is_leaf))
     assert same(result.graph_module(*args, **kwargs), model(*args, **kwargs, **concrete))
 
 
@@ -555,7 +555,7 @@ class FlagBetween(nn.Module):
 
 
 def test_a_concrete_argument_between_positional_ones() -> None:
-    result = trace(FlagBetween().eval(), (X, Y[:2]), is_leaf=is_leaf, concrete_args={"flag": True})
+    result = trace(FlagBetween().eval(), (X, Y[:2]), concrete_args={"flag": True}, options=TraceOptions(is_leaf))
     assert same(result.graph_module(X, Y[:2]), X + Y[:2])
 
 

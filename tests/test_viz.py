@@ -32,6 +32,7 @@ from qcompiler.viz.labels import count_text, plain
 from qcompiler.viz.mermaid import to_mermaid
 from qcompiler.viz.model_explorer import to_graph, to_node_data
 from qcompiler.viz.svg import to_svg
+from tests.children import WAITING
 from tests.graph_documents import HOSTILE, HostileNet, X, compiled, hostile, net, of_edges
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +92,7 @@ def test_boxes_add_up_to_the_whole() -> None:
     document = document_of(compiled()[2])
     for depth in (1, 2, 3):
         items = draw(document, depth=depth).items
-        total = sums_of(document.nodes_at(-1), {})
+        total = sums_of(document.nodes_at(-1), document)
         assert sum(i.sums.macs for i in items) == total.macs > 0
         assert sum(i.sums.ops for i in items) == total.ops > 0
         assert sum(i.sums.params for i in items) == total.params > 0
@@ -200,7 +201,7 @@ def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
         folder = tmp_path / seed
         folder.mkdir()
         environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, timeout=300)
+        subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, timeout=WAITING)
         made.append({p.name: p.read_bytes() for p in sorted(folder.iterdir())})
     assert len(made[0]) == 12 and made[0] == made[1] == made[2]
     assert not any(str(tmp_path).encode() in text or str(ROOT).encode() in text for text in made[0].values())

@@ -1,0 +1,217 @@
+"""What calibration tells of its data: whether it was enough, what stands out in it, what does not belong to it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from itertools import combinations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qcompiler
+from qcompiler import QConfig
+from qcompiler.compile.journal import Remark
+from qcompiler.observers import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, default_per_channel_weight_observer
+from qcompiler.observers.watch import Watch
+from qcompiler.prepared.calibration import Seen, _width_of
+
+Data = list[Tensor]
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5))
+    return nn.Sequential(*layers).eval()
+
+
+def randn(count: int = 16, size: int = 8) -> Data:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(size, 3, 8, 8, generator=generator) for _ in range(count)]
+
+
+def told(data: Data, example: Tensor | None = None, model: nn.Module | None = None, mapping: QConfig | None = None) -> list[Remark]:
+    """The remarks of calibration."""
+    prepared = qcompiler.prepare_fx(model or net(), mapping, (data[0] if example is None else example,))
+    qcompiler.calibrate(prepared, data)
+    return of_calibration(prepared)
+
+
+def of_calibration(module: object) -> list[Remark]:
+    return [remark for remark in qcompiler.remarks(module) if remark.pass_name == "calibrate"]
+
+
+def codes(remarks: list[Remark]) -> list[str]:
+    return [remark.code for remark in remarks]
+
+
+def scaled(data: Data, factors: dict[int, float]) -> Data:
+    return [x * factors.get(i, 1.0) for i, x in enumerate(data)]
+
+
+QUIET = {
+    "random": randn(),
+    "one batch": randn(1),
+    "three batches": randn(3),
+    "equal": [torch.ones(2, 3, 8, 8)] * 6,
+    "zeros": [torch.zeros(2, 3, 8, 8)] * 6,
+    "a dark batch": scaled(randn(), {3: 0.0}),
+    "one of one image": [torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(64)],
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_nothing_is_wrong_with_usual_data(name: str) -> None:
+    assert set(codes(told(QUIET[name]))) <= {"calibration-enough"}
+
+
+def test_enough_says_by_how_much_the_ranges_moved() -> None:
+    equal = [torch.ones(2, 3, 8, 8)] * 6
+    (remark,) = told(equal)
+    assert remark.text.startswith("6 batches: over the last 3 of them the ranges grew by 0.0% on average, by 0.0% at most (%")
+    assert remark.text.endswith("): 6 were enough")
+
+
+def test_too_few_batches_say_how_many_more() -> None:
+    growing = scaled(randn(), {i: 1 + i / 8 for i in range(16)})
+    (remark,) = told(growing)
+    assert remark.code == "calibration-short" and "more would settle them" in remark.text
+
+
+def test_data_in_an_order_says_that_it_should_be_shuffled() -> None:
+    """Nothing is missing from a random half: only the first half lacks what the second has."""
+    in_order = scaled(randn(), dict.fromkeys(range(8, 16), 1.3))
+    (remark,) = told(in_order)
+    assert remark.code == "calibration-short" and "shuffle the data" in remark.text
+
+
+@pytest.mark.parametrize("place", [0, 5, 15])
+def test_a_batch_that_stands_out_is_named(place: int) -> None:
+    """And it is left out of what is said of the others."""
+    batch, rest = told(scaled(randn(), {place: 10.0}))
+    assert batch.code == "calibration-batch" and batch.text.startswith(f"batch {place} of")
+    assert rest.code == "calibration-enough" and rest.text.startswith("15 batches")
+
+
+class Skewed(nn.Module):
+    """One of its values is far larger for inputs above 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.rare = nn.Conv2d(3, 4, 1)
+        nn.init.constant_(self.rare.weight, 0.0)
+        self.rare.weight.data[:, 0] = 1000.0
+        nn.init.constant_(self.rare.bias, -4500.0)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.c(self.b(self.a(x))), F.relu(self.rare(x))
+
+
+def test_a_value_of_one_batch_is_named() -> None:
+    data = [x.clamp(-2, 2) for x in randn()]
+    data = [torch.cat([x[:-1], torch.full_like(x[-1:], 2.0)]) for x in data]
+    data = [torch.where(x == 2.0, 4.501, x) if i != 7 else torch.where(x == 2.0, 4.6, x) for i, x in enumerate(data)]
+    found = [r for r in told(data, model=Skewed().eval()) if r.code == "calibration-value"]
+    assert [(r.node, r.where.module_path) for r in found] == [("rare", "rare")] and "batch 7 alone" in found[0].text
+
+
+@pytest.mark.parametrize(("data", "example"), [
+    ([(x * 60 + 128).clamp(0, 255) for x in randn()], torch.randn(1, 3, 8, 8)),
+    (randn(), torch.full((1, 3, 8, 8), 255.0)),
+    (randn(1), torch.rand(1, 3, 8, 8) * 255),
+])  # fmt: skip
+def test_data_unlike_the_example(data: Data, example: Tensor) -> None:
+    first = told(data, example)[0]
+    assert (first.code, first.node) == ("calibration-unlike-example", "input_1") and "normalized" in first.text
+
+
+@pytest.mark.parametrize("example", [torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), torch.rand(1, 3, 8, 8) * 2 - 1])
+def test_examples_that_data_belongs_to(example: Tensor) -> None:
+    assert codes(told(randn(), example)) == ["calibration-enough"]
+
+
+class Dropping(nn.Module):
+    def __init__(self, **given: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.given = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), given
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(F.dropout(self.a(x), 0.5, **self.given))
+        return y
+
+
+def test_a_dropout_that_is_left_on() -> None:
+    (remark,) = told(randn(1), model=Dropping().eval())
+    assert (remark.code, remark.node) == ("train-mode", "dropout") and "training=self.training" in remark.text
+    assert not told(randn(1), model=Dropping(training=False).eval())
+
+
+@pytest.mark.parametrize("observer", [MinMaxObserver, HistogramObserver, MovingAverageMinMaxObserver])
+def test_every_observer_of_a_range_tells(observer: type[nn.Module]) -> None:
+    mapping = QConfig(observer, default_per_channel_weight_observer)
+    assert codes(told(scaled(randn(), {5: 10.0}), mapping=mapping))[0] == "calibration-batch"
+
+
+class Quiet(MinMaxObserver):
+    def forward(self, x: Tensor) -> Tensor:
+        self._widen(*torch.aminmax(x))
+        return x
+
+
+def test_an_observer_that_tells_nothing() -> None:
+    assert not told(scaled(randn(), {5: 10.0}), mapping=QConfig(Quiet, default_per_channel_weight_observer))
+
+
+def test_calls_add_up_and_failed_batches_leave_nothing() -> None:
+    prepared = qcompiler.prepare_fx(net(), None, (randn(1)[0],))
+    data = randn()
+    qcompiler.calibrate(prepared, data[:5])
+    with pytest.raises(qcompiler.CalibrationError, match="batch 0"):
+        qcompiler.calibrate(prepared, [data[5] * torch.nan])
+    twin = copy.deepcopy(prepared)
+    qcompiler.calibrate(prepared, [data[5] * 10, *data[6:]])
+    assert any(remark.text.startswith("batch 5 of") for remark in qcompiler.remarks(prepared))
+    assert not any(remark.code == "calibration-batch" for remark in qcompiler.remarks(twin))
+    loaded = pickle.loads(pickle.dumps(prepared))
+    assert list(map(Remark.to_data, qcompiler.remarks(loaded))) == list(map(Remark.to_data, qcompiler.remarks(prepared)))
+    watches = [module for module in prepared.modules() if isinstance(module, Watch)]
+    assert watches and not any("latest" in vars(watch.observer) for watch in watches)
+
+
+def test_remarks_survive_decisions_that_are_taken_again() -> None:
+    prepared = qcompiler.prepare_fx(net(), None, (randn(1)[0],))
+    qcompiler.calibrate(prepared, scaled(randn(), {5: 10.0}))
+    for kept in ((), ["0"]):
+        made = qcompiler.convert_fx(prepared, keep_float=kept)
+        assert codes(of_calibration(made)) == ["calibration-batch", "calibration-enough"]
+
+
+def test_forms_of_the_call_have_batches_of_their_own() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            return self.a(x) if mask is None else self.a(x * mask)
+
+    torch.manual_seed(0)
+    x, mask = torch.randn(8, 4), torch.ones(8, 4)
+    prepared = qcompiler.prepare_fx(Masked().eval(), None, (x,), example_kwargs=[{}, {"mask": mask}])
+    qcompiler.calibrate(prepared, [(x,), (x, mask)] * 4 + [(x * 10,)])
+    made = qcompiler.convert_fx(prepared)
+    texts = [r.text for r in qcompiler.remarks(made) if r.pass_name == "calibrate"]
+    assert [text.partition(":")[0].partition(" of the")[0] for text in texts] == ["batch 8", "4 batches", "4 batches"]
+
+
+def test_the_width_of_some_of_the_batches() -> None:
+    """Against all subsets."""
+    high = torch.rand(1, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seen = Seen([], list(range(6)), -high / 2, high)
+    for count in range(1, 7):
+        chosen = [1.5 * max(some) for some in combinations(high[0].tolist(), count)]
+        assert _width_of(seen, count).item() == pytest.approx(sum(chosen) / len(chosen))

@@ -1,0 +1,154 @@
+"""Channels brought nearer to each other: float results stay, int8 ones come nearer; what would not stay is left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from qcompiler import calibrate, convert_fx, convert_to_reference_fx, prepare_fx
+from qcompiler.errors import CalibrationError, ConfigError
+from qcompiler.tune import Corrections, equalize
+from qcompiler.workflow.twins import twins
+
+UNLIKE = torch.logspace(-2, 0, 8)  # of 8 channels
+
+
+def unlike(layer: nn.Module) -> nn.Module:
+    """Results whose channels differ by 100."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter *= UNLIKE.reshape(-1, *[1] * (parameter.dim() - 1))
+    return layer
+
+
+def by_column(norm: nn.LayerNorm) -> nn.Module:
+    """A norm whose columns differ by 100: those that a linear reads as channels."""
+    with torch.no_grad():
+        norm.weight *= UNLIKE
+    return norm
+
+
+def like(layer: nn.Conv2d) -> nn.Module:
+    """A depthwise layer that makes them alike again."""
+    with torch.no_grad():
+        layer.weight /= UNLIKE[:, None, None, None]
+    return layer
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.end = unlike(nn.Conv2d(3, 8, 3)), unlike(nn.Conv2d(3, 8, 3)), nn.Conv2d(8, 4, 3, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(torch.relu(self.one(x) + self.two(x)))
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.one, self.two = unlike(nn.LayerNorm(8)), nn.Linear(8, 4), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return torch.cat([self.one(x), self.two(x)], -1)
+
+
+class Transposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.ConvTranspose2d(3, 8, 3, stride=2), nn.ConvTranspose2d(8, 4, 2, groups=2)
+        with torch.no_grad():
+            self.one.weight *= UNLIKE[None, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(nn.functional.leaky_relu(self.one(x)))
+
+
+def stack(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(unlike(nn.Conv2d(3, 8, 3, padding=1)), *layers)
+
+
+IMAGE, ROWS = (3, 9, 9), (6, 8)
+MODELS = {
+    "relu": (lambda: stack(nn.ReLU(), nn.Conv2d(8, 4, 3)), IMAGE),
+    "prelu": (lambda: stack(nn.PReLU(8), nn.MaxPool2d(2), nn.Conv2d(8, 4, 3, bias=False)), IMAGE),
+    "nothing between": (lambda: stack(nn.Conv2d(8, 4, 1)), IMAGE),
+    "pool": (lambda: stack(nn.ReLU(), nn.AvgPool2d(3), nn.Conv2d(8, 4, 3)), IMAGE),
+    "depthwise": (lambda: stack(nn.ReLU(), like(nn.Conv2d(8, 8, 3, groups=8)), nn.ReLU(), nn.Conv2d(8, 4, 1)), IMAGE),
+    "residual": (Residual, IMAGE),
+    "layer norm": (Normed, ROWS),
+    "layer norm of two dimensions": (lambda: nn.Sequential(by_column(nn.LayerNorm((8, 8))), nn.Linear(8, 4)), (8, 8)),
+    "linears": (lambda: nn.Sequential(unlike(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 4)), ROWS),
+    "transposed": (Transposed, IMAGE),
+    "one dimension": (lambda: nn.Sequential(unlike(nn.Conv1d(8, 8, 3)), nn.PReLU(), nn.Conv1d(8, 4, 3)), (8, 12)),
+}
+LEFT = {
+    "relu6": (lambda: stack(nn.ReLU6(), nn.Conv2d(8, 4, 3)), IMAGE),
+    "a clamp of its own": (lambda: stack(nn.MaxPool2d(2), nn.Hardtanh(-0.5, 0.5), nn.Conv2d(8, 4, 3)), IMAGE),
+    "gelu": (lambda: stack(nn.GELU(), nn.Conv2d(8, 4, 3)), IMAGE),
+    "a result of the model": (lambda: stack(nn.ReLU()), IMAGE),
+}
+
+
+def prepared_model(name: str, backend: str = "native") -> tuple[nn.Module, fx.GraphModule, Tensor]:
+    torch.manual_seed(0)
+    make, shape = (MODELS | LEFT)[name]
+    model, x = make().eval(), torch.randn(8, *shape)
+    prepared = prepare_fx(model, None, (x[:2],), backend=backend)
+    calibrate(prepared, [x])
+    return model, prepared, x
+
+
+def error(wanted: Tensor, made: Tensor) -> float:
+    return float((wanted - made).detach().square().mean())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_float_results_stay_and_others_come_nearer(name: str) -> None:
+    model, prepared, x = prepared_model(name)
+    found = equalize(prepared, [x[:4], x[4:]])
+    assert found.weights and found.ranges
+    wanted = model(x).detach()
+    (twin,) = twins(prepared, found)
+    torch.testing.assert_close(twin.floats(x), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    made, plain = (convert_to_reference_fx(prepared, corrections=c)(x) for c in (found, None))
+    assert error(wanted, made) < error(wanted, plain)
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_scales_would_change_is_left(name: str) -> None:
+    _, prepared, x = prepared_model(name)
+    assert not equalize(prepared, [x])
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_back_ends_compute_what_the_reference_does(backend: str) -> None:
+    model, prepared, x = prepared_model("prelu", backend)
+    found = equalize(prepared, [x], alpha=0.75)
+    wanted = convert_to_reference_fx(prepared, corrections=found)(x)
+    assert error(wanted, convert_fx(prepared, corrections=found)(x)) < 0.1 * error(wanted, model(x).detach())
+
+
+def test_biases_of_earlier_corrections_are_scaled_as_well() -> None:
+    _, prepared, x = prepared_model("relu")
+    first = Corrections(biases={"_0": torch.ones(8)}, keep_float=set())
+    found = equalize(prepared, [x], corrections=first)
+    scale = twins(prepared)[0].floats.get_parameter("0.weight") / twins(prepared, found)[0].floats.get_parameter("0.weight")
+    torch.testing.assert_close(found.biases["_0"], 1 / scale[:, 0, 0, 0])
+
+
+def test_alpha_of_zero_changes_nothing() -> None:
+    model, prepared, x = prepared_model("relu")
+    found = equalize(prepared, [x], alpha=0)
+    assert torch.equal(found.weights["0.weight"], model[0].weight)  # type: ignore[index]
+
+
+def test_what_it_refuses() -> None:
+    _, prepared, x = prepared_model("relu")
+    for alpha in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match="alpha"):
+            equalize(prepared, [x], alpha=alpha)
+    with pytest.raises(CalibrationError, match="0 batches"):
+        equalize(prepared, [])
