@@ -19,8 +19,8 @@ SUBMODULES = (  # of qcompiler.quantization, as torch has them
 # A name is described where it comes first; later modules that have it too refer there. "*": what is below it, too.
 MODULES = (
     "qcompiler", "qcompiler.quantization", *(f"qcompiler.quantization.{name}" for name in SUBMODULES), "qcompiler.nn*",
-    "qcompiler.debug", "qcompiler.viz", "qcompiler.observers", "qcompiler.fake_quantize", "qcompiler.qat", "qcompiler.ops.example",
-    "qcompiler.ops.spec",
+    "qcompiler.debug", "qcompiler.viz", "qcompiler.observers", "qcompiler.fake_quantize", "qcompiler.qat", "qcompiler.tune",
+    "qcompiler.ops.example", "qcompiler.ops.spec",
     "qcompiler.ops.table", "qcompiler.stages.quantized", "qcompiler.stages.arguments", "qcompiler.stages.sizes",
     "qcompiler.stages.size_dims", "qcompiler.stages.size_expressions", "qcompiler.stages.verify", "qcompiler.compile.matching",
     "qcompiler.compile.rewrite", "qcompiler.compile.settings", "qcompiler.compile.journal", "qcompiler.compile.pass_manager",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from qcompiler.backends.native.plan.forms import c_forms, takes_codes
 from qcompiler.backends.torch.kernels import mode_kernels, modes
 from qcompiler.backends.torch.kernels import table as kernels
 from qcompiler.backends.torch.target import TorchTarget
@@ -30,12 +31,15 @@ is own, or shared with the inputs where that adds no noise; `fixed` is a mathema
 **Engines**: the kernels in the order of preference; of those that take a call, the fastest by measurement runs. `int8`: a kernel of
 torch's on integers. `float`: one node that dequantizes, computes and quantizes, where torch has no int8 kernel or a slower or wrong
 one. `table`: all 256 results computed beforehand.
+**native**: what the native back end makes of it. `int8`: C that computes with integers or moves codes where values are codes, else with
+floats if there is a form. `float`: C that computes with floats. `–`: runs in torch between native regions. Forms have conditions; where
+none takes a call, a remark `native-torch` says why.
 `never runs`: gone in eval mode. **Example**: the call that stands in the row; tests run it, and kernels of ops without cases of their
 own are measured on it. Each kernel has conditions; where none takes a call, `explain` and `remarks` say why it stays float.
 """
 OUTPUTS = {Output.OWN: "own", Output.SAME: "as input", Output.JOIN: "may be joined", Output.FIXED: "fixed", Output.FLOAT: "float",
            Output.OTHER: "no tensor"}  # fmt: skip
-COLUMNS = ("op", "written as", "modules", "scale of the result", *kernels.ENGINES, "notes", "example")
+COLUMNS = ("op", "written as", "modules", "scale of the result", *kernels.ENGINES, "native", "notes", "example")
 
 
 MODES = {Mode.DYNAMIC: "dynamic", Mode.HALF: "float16", Mode.WEIGHT_ONLY: "weight only", Mode.FOUR_BIT: "4-bit weights"}
@@ -76,7 +80,23 @@ def _row(op: Op) -> tuple[str, ...]:
     written = dict.fromkeys(_spelled(s) for s in op.spellings)
     modules = dict.fromkeys(f.cls.rpartition(".")[2] if isinstance(f.cls, str) else f.cls.__name__ for f in op.modules)
     engines = [", else ".join(dict.fromkeys(_how(kernel) for kernel in _kernels(op, engine))) or _without(op) for engine in kernels.ENGINES]
-    return (f"`{op.name}`", _code(written), _code(modules), OUTPUTS[op.output], *engines, "; ".join(_notes(op)), f"`{call_text(op)}`")
+    return (
+        f"`{op.name}`",
+        _code(written),
+        _code(modules),
+        OUTPUTS[op.output],
+        *engines,
+        _native(op),
+        "; ".join(_notes(op)),
+        f"`{call_text(op)}`",
+    )
+
+
+def _native(op: Op) -> str:
+    """What the forms of the native back end compute with."""
+    if op.name not in c_forms():
+        return "–"
+    return "int8" if takes_codes(op.name) or op.weight is not None or op.family is Family.RECURRENT else "float"
 
 
 def _code(names: Any) -> str:

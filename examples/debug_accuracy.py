@@ -38,10 +38,12 @@ def spoiled_model() -> nn.Module:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--quick", action="store_true", help="8 and 8 crops; the figures are then rough")
+    arguments.add_argument("--look-at", type=int, default=32, help="how many crops bisect and compare look at, at most")
     arguments.add_argument("--out", type=Path, help="write comparison.json into this folder")
     options = arguments.parse_args()
     console = Console()
     calibration, evaluation = photos.split(8, 8) if options.quick else photos.split()
+    looked_at = evaluation[: options.look_at]
     model = spoiled_model()
     expected = measure.run_batched(model, evaluation)
 
@@ -59,10 +61,10 @@ def main() -> None:
     broken = quantized()
 
     console.print("\n1. Is it a wrong rewrite? The stages, each against the float model:", highlight=False)
-    console.print(str(bisect(model, evaluation[:8].split(8), tol_db=10.0)), markup=False, highlight=False)
+    console.print(str(bisect(model, looked_at[:8].split(8), tol_db=10.0)), markup=False, highlight=False)
 
     console.print("\n2. Which node? Its own error apart from what it inherits:", highlight=False)
-    found = compare(model, broken, evaluation[:32].split(8))
+    found = compare(model, broken, looked_at.split(8))
     console.print(found.table(5))
     look_closer(console, found)
 
@@ -70,7 +72,7 @@ def main() -> None:
     mended = quantized(keep_float=(MAKES, READS))
     share = qcompiler.explain(mended).int8_mac_share
     console.print(f"{share:.1%} of multiply-accumulates are still in int8", highlight=False)
-    console.print(compare(model, mended, evaluation[:32].split(8)).table(3))
+    console.print(compare(model, mended, looked_at.split(8)).table(3))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "comparison.json").write_text(found.to_json(), encoding="utf-8")

@@ -22,6 +22,7 @@ import qcompiler
 from qcompiler import viz
 from qcompiler.debug import Recorder, compare, compute_sqnr
 from qcompiler.vision import import_torchvision
+from qcompiler.workflow.bench import Bench
 
 MODEL = "efficientnet-lite0"
 
@@ -56,6 +57,10 @@ def as_machine_code(model: nn.Module, calibration: torch.Tensor) -> nn.Module | 
         return None
 
 
+def _ms(timed: Bench, name: str) -> str:
+    return f"{timed.times[name].wall.median:.1f} ms"
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the page and the emitted program")
@@ -78,29 +83,32 @@ def main() -> None:
     qcompiler.export_source(small, str(options.out / "program"))
     explanation = qcompiler.explain(small)
     one, rounds = evaluation[:1], 5 if options.quick else 50
-    # All have been called with batches of 16 by now: a module need not keep to one shape. They take turns, and each runs warm.
+    # All have been called with batches of 16 by now: a module need not keep to one shape.
     native = as_machine_code(model, calibration)
     by_native = measure.run_batched(native, evaluation) if native is not None else None
-    runs = {"float": lambda: model(one), "int8": lambda: small(one)} | ({"native": lambda: native(one)} if native is not None else {})
-    times = measure.interleaved_medians(runs, rounds)
+    others = {"float": model} | ({"native": native} if native is not None else {})
+    timed = qcompiler.bench(small, [one], modules=others, scripted=False, rounds=rounds)
     float_size = measure.size_on_disk(model, options.out / f"{MODEL}-float.pt")
 
-    facts = [
-        ("top-1 agreement with float", f"{measure.agreement(expected, got):.1%}"),
-        ("signal to quantization noise", f"{float(compute_sqnr(expected, got)):.1f} dB"),
-        ("multiply-accumulates in int8", f"{explanation.int8_mac_share:.1%}"),
-        ("size, float", measure.megabytes(float_size)),
-        ("size, int8", measure.megabytes(artifact.stat().st_size)),
-        (f"one image, float, {torch.get_num_threads()} threads", f"{times['float']:.1f} ms"),
-        (f"one image, int8, {torch.get_num_threads()} threads", f"{times['int8']:.1f} ms"),
-        ("all timed", f"median of {rounds}, in turn, after batches of 16"),
+    size = artifact.stat().st_size
+    ratios = {name: timed.times["float"].wall.median / timed.times[name].wall.median for name in timed.times}
+    agreement, sqnr = measure.agreement(expected, got), float(compute_sqnr(expected, got))
+    verdict = [
+        (f"{float_size / size:.1f} x", f"smaller on disk: {measure.megabytes(size)}, float {measure.megabytes(float_size)}"),
+        (f"{ratios['torch']:.2f} x", f"as fast: {_ms(timed, 'torch')} an image, float {_ms(timed, 'float')}"),
+        (f"{agreement:.1%}", "same top-1 class as float; no accuracy, since the photos have no labels"),
     ]
     if by_native is not None:
-        facts += [
-            ("top-1 agreement, native", f"{measure.agreement(expected, by_native):.1%}"),
-            ("signal to quantization noise, native", f"{float(compute_sqnr(expected, by_native)):.1f} dB"),
-            (f"one image, native, {torch.get_num_threads()} threads", f"{times['native']:.1f} ms"),
-        ]
+        text = f"as fast as C: {_ms(timed, 'native')}, same class as float {measure.agreement(expected, by_native):.1%}"
+        verdict.insert(2, (f"{ratios['native']:.2f} x", text))
+    facts = [
+        ("runs in int8", explanation.verdict),
+        ("multiply-accumulates", explanation.work),
+        ("signal to quantization noise", f"{sqnr:.1f} dB" + (f", native {float(compute_sqnr(expected, by_native)):.1f} dB"
+                                                             if by_native is not None else "")),
+        ("timed", timed.conditions),
+    ]  # fmt: skip
+    facts += [("warning", timed.note)] if timed.note else []
     names = class_names()
     # The first twelve (three of each photo) and those on which the two disagree: they are what one should look at.
     differing = (expected.argmax(1) != got.argmax(1)).nonzero().flatten().tolist()
@@ -112,10 +120,13 @@ def main() -> None:
     )
     note = f"Twelve crops, and up to four more on which the two disagree (in red); of all {len(evaluation)}, {len(differing)} disagree."
     page = options.out / "report.html"
-    page.write_text(report.render("EfficientNet-Lite0 in int8", lead, facts, judged, note), encoding="utf-8")
+    page.write_text(
+        report.render("EfficientNet-Lite0 in int8", lead, report.Figures(verdict, facts, graph="graph.html"), judged, note),
+        encoding="utf-8",
+    )
     graph = options.out / "graph.html"
     viz.save(recorder, graph, numerics=compare(model, small, evaluation[:8], profile=True))
-    print_tables(console, facts, judged)
+    print_tables(console, [(what, figure) for figure, what in verdict] + facts, judged)
     console.print(
         f"{page}: the same with the photos\n"
         f"{graph}: the graph after every pass, with each value's error, range and time\n"

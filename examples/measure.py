@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from qcompiler.timing import in_turn
 
 
 def run_batched(model: nn.Module, images: torch.Tensor, batch: int = 16) -> torch.Tensor:
@@ -23,16 +23,9 @@ def agreement(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def interleaved_medians(calls: dict[str, Callable[[], object]], rounds: int = 30, warmup: int = 5) -> dict[str, float]:
-    """Median milliseconds of each call. They take turns, so that a change of the machine's speed meets all of them alike."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    """Median milliseconds of each call on the wall. They take turns, so that a change of the machine's speed meets all of them alike."""
     with torch.inference_mode():
-        for turn in range(warmup + rounds):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                call()
-                if turn >= warmup:
-                    times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
+        return {name: timed.wall.median for name, timed in in_turn(calls, rounds, warmup).items()}
 
 
 def size_on_disk(model: nn.Module, path: Path) -> int:

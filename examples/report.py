@@ -21,25 +21,39 @@ body { margin: 0 auto; max-width: 72rem; padding: 2.5rem 1.25rem 4rem; backgroun
 h1 { margin: 0; font-size: 1.75rem; line-height: 1.2; letter-spacing: -.01em; }
 h2 { margin: 2.5rem 0 .75rem; font-size: 1.1rem; }
 p { margin: .5rem 0 0; max-width: 46rem; color: var(--soft); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .75rem; margin-top: 1.5rem; }
+.facts { display: flex; flex-wrap: wrap; gap: .75rem; margin-top: 1.5rem; }
+.fact { flex: 1 1 13rem; }
+table { margin-top: 1rem; border-collapse: collapse; font-size: .9rem; }
+th { text-align: left; font-weight: 500; color: var(--soft); padding: .15rem 1rem .15rem 0; vertical-align: top; white-space: nowrap; }
+a { color: var(--int8); }
 .fact, .photo { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
 .fact { padding: .85rem 1rem; }
 .fact b { display: block; font-size: 1.4rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .fact span { color: var(--soft); font-size: .85rem; }
-.photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 29rem), 1fr)); gap: 1rem; }
-.photo { display: grid; grid-template-columns: 9rem 1fr; overflow: hidden; }
+.photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); gap: 1rem; }
+.photo { display: grid; grid-template-columns: 8rem 1fr; overflow: hidden; }
 .photo img { width: 100%; height: 100%; min-height: 9rem; object-fit: cover; display: block; }
-.answers { padding: .6rem .9rem .8rem; min-width: 0; display: grid; gap: .45rem; align-content: center; }
+.answers { padding: .6rem .9rem .8rem; min-width: 0; display: grid; grid-template-columns: 1fr 1fr; gap: .9rem; align-content: center; }
 .who { font-size: .75rem; color: var(--soft); letter-spacing: .02em; }
-.row { display: grid; grid-template-columns: minmax(0, 1fr) 4.5rem 2.6rem; gap: .5rem; align-items: center; font-size: .84rem;
+.row { display: grid; grid-template-columns: minmax(0, 1fr) 2.4rem 2.4rem; gap: .5rem; align-items: center; font-size: .84rem;
   line-height: 1.35; }
 .row .name { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .row .share { text-align: right; font-variant-numeric: tabular-nums; color: var(--soft); }
 .bar { height: .4rem; border-radius: .2rem; background: var(--line); overflow: hidden; }
 .bar i { display: block; height: 100%; border-radius: .2rem; }
 .float i { background: var(--float); } .int8 i { background: var(--int8); } .differs .int8 .who + .row .name { color: var(--bad); }
-@media (max-width: 34rem) { .photo { grid-template-columns: 1fr; } .photo img { max-height: 14rem; } }
+@media (max-width: 34rem) { .photo { grid-template-columns: 1fr; } .photo img { max-height: 14rem; }
+  .answers { grid-template-columns: 1fr; } th { white-space: normal; } }
 """
+
+
+@dataclass(frozen=True)
+class Figures:
+    """`verdict`: (figure, what it says), the ones to read first; `facts`: (name, text); `graph`: the page of the graph beside this one."""
+
+    verdict: Sequence[tuple[str, str]]
+    facts: Sequence[tuple[str, str]]
+    graph: str
 
 
 @dataclass(frozen=True)
@@ -63,14 +77,17 @@ class Judged:
         return self.float_[0].name == self.int8[0].name
 
 
-def render(title: str, lead: str, facts: Sequence[tuple[str, str]], photos: Sequence[Judged], note: str) -> str:
+def render(title: str, lead: str, figures: Figures, photos: Sequence[Judged], note: str) -> str:
     """The whole page."""
-    cards = "".join(f'<div class="fact"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for label, value in facts)
+    cards = "".join(f'<div class="fact"><b>{escape(figure)}</b><span>{escape(what)}</span></div>' for figure, what in figures.verdict)
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in figures.facts)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><h1>{escape(title)}</h1><p>{escape(lead)}</p>"
-        f'<div class="facts">{cards}</div><h2>The five best answers of both, photo by photo</h2>'
-        f'<div class="photos">{"".join(map(_photo, photos))}</div><p>{escape(note)}</p></body></html>\n'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>"
+        f'<div class="facts">{cards}</div><p>{escape(lead)} '
+        f'<a href="{escape(figures.graph)}">The graph after every pass</a>, with the error of each value.</p><table>{rows}</table>'
+        f'<h2>The five best answers of both, photo by photo</h2><div class="photos">{"".join(map(_photo, photos))}</div>'
+        f"<p>{escape(note)}</p></body></html>\n"
     )
 
 
