@@ -14,6 +14,18 @@ def leading_of(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return y if y.dim() == x.dim() else y.reshape(list(x.shape[:-1]) + [y.size(-1)])  # noqa: RUF005 TorchScript has no such star
 
 
+def as_pixels(x: torch.Tensor) -> torch.Tensor:
+    """The rows of (..., C) as the pixels of (1, C, 1, rows), channels last; no rows as no images, which kernels take."""
+    if x.numel() == 0:
+        return x.reshape([-1, 1, 1, x.size(-1)]).permute(0, 3, 1, 2)
+    return x.reshape([1, 1, -1, x.size(-1)]).permute(0, 3, 1, 2)
+
+
+def as_rows(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A convolution's result on `as_pixels(x)` with the leading dimensions of x."""
+    return y.permute(0, 2, 3, 1).reshape(list(x.shape[:-1]) + [y.size(1)])  # noqa: RUF005 TorchScript has no such star
+
+
 def linear_leaky_relu_onednn(
     x: torch.Tensor,
     pack: torch.classes.quantized.LinearPackedParamsBase,  # type: ignore[name-defined]

@@ -244,6 +244,7 @@ CHECKS: Mapping[str, Callable[[Given], None]] = {
     "prepack_conv2d": functools.partial(_conv, rank=2),
     "prepack_conv3d": functools.partial(_conv, rank=3),
     "prepack_linear": _linear,
+    "prepack_linear_as_conv2d": _linear,
     "prepack_linear_half": _half,
     "quantize_constant": _constant,
     "repeat_channels": _repeat_channels,
