@@ -31,15 +31,20 @@ def emit_along(kernel: Kernel, site: Site, emit: Emit) -> fx.Node:
     """The kernel's result for the site, computed along the rows of its operands where one of them has any."""
     turns = any(in_rows(x.node) for x in _operands(site))
     result = kernel.emit(_turned(site, emit) if turns else site, emit)
-    if result.target is CLAMP and isinstance(result.args[0], fx.Node) and result.args[0].target in CONV:
+    if result.target is CLAMP and isinstance(result.args[0], fx.Node) and _gives_rows(result.args[0]):
         with emit.graph.inserting_before(result):
             result.args = (emit.call(TRANSPOSE, result.args[0], 1, 2), *result.args[1:])
         turns = True
     if turns:
         result = emit.call(TRANSPOSE, result, 1, 2)
     cut = site.op.name in VIEWS and isinstance(site.args[0], Operand) and in_rows(site.args[0].node)
-    note_rows(result, turns or cut or result.target in CONV)
+    note_rows(result, turns or cut or _gives_rows(result))
     return result
+
+
+def _gives_rows(node: fx.Node) -> bool:
+    """Whether a kernel hands out rows."""
+    return node.target in CONV or in_rows(node)
 
 
 def in_rows(node: fx.Node) -> bool:

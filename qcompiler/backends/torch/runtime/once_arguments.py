@@ -168,7 +168,7 @@ def _merge_groups(given: Given) -> None:
 
 def _larger_window(given: Given) -> None:
     weight = given.filled(0)
-    _require(weight.dim() == 4, f"weight has {weight.dim()} dimensions")
+    _require(weight.dim() in (3, 4), f"weight has {weight.dim()} dimensions")
     window = given.integer("window", max(weight.shape[2:]), GROWTH)
     most = GROWTH * max(weight.numel(), 1)
     outputs = given.integer("outputs", weight.shape[0], max(most, weight.shape[0]))
