@@ -142,6 +142,18 @@ def quantize_along(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tens
 quantize_along.quantizes = True  # type: ignore[attr-defined]
 
 
+def quantize_as_images(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """torch.quantize_per_tensor with channels innermost, as int8 convolutions hand their results on.
+
+    A sum of two layouts goes element by element: 16 x 112 x 112 values take 1.1 ms instead of 0.05.
+    """
+    y = torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
+    return y.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
+quantize_as_images.quantizes = True  # type: ignore[attr-defined]
+
+
 def amax(x: torch.Tensor, dim: list[int], keepdim: bool, scale: float, zero_point: int) -> torch.Tensor:
     """The largest values along `dim` (all of them for []): those of the codes."""
     return torch._make_per_tensor_quantized_tensor(torch.amax(x.int_repr(), dim, keepdim), scale, zero_point)
