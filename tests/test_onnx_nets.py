@@ -70,7 +70,8 @@ def test_openvino(name: str, tmp_path: Path) -> None:
     got, kinds = run_in_openvino(tmp_path / "net.onnx", args)
     near(model, graph, got, args)
     sums = {kind for kind in kinds if kind.startswith(("Convolution", "FullyConnected", "MatMul"))}
-    assert sums and sums <= {"Convolution:u8", "FullyConnected:u8"}
+    assert sums <= {"Convolution:u8", "FullyConnected:u8"}
+    assert sums or kinds["Const:i8"] == 2  # with AVX-512 the two linears are one "Subgraph" over their int8 weights
 
 
 ZOO = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", "squeezenet1_1", "googlenet", "efficientnet_b0",

@@ -123,6 +123,7 @@ def _functions(codes: Mapping[str, object]) -> list[types.FunctionType]:
         return [found for found in gc.get_objects() if type(found) is types.FunctionType and found.__code__.co_filename in codes]
     finally:
         if frozen:
+            gc.collect()  # what is garbage would be frozen for good
             gc.freeze()
 
 
