@@ -35,9 +35,9 @@ class Net(nn.Module):
         return self.last(self.layer(self.first(x)))  # type: ignore[no-any-return]
 
 
-def prepared_of(layer: nn.Module, sizes: tuple[int, ...], mapping: Any = None, **options: Any) -> Any:
-    x = torch.randn(1, 16, *sizes, generator=torch.Generator().manual_seed(0))
-    x = x.flatten(2)[0].T.contiguous() if isinstance(layer, nn.Linear) else x
+def prepared_of(layer: nn.Module, sizes: tuple[int, ...], mapping: Any = None, batch: int = 1, **options: Any) -> Any:
+    x = torch.randn(batch, 16, *sizes, generator=torch.Generator().manual_seed(0))
+    x = x.flatten(2).transpose(1, 2).contiguous() if isinstance(layer, nn.Linear) else x
     prepared = prepare_fx(Net(layer).eval(), mapping, (x,), **options)
     calibrate(prepared, [x])
     return prepared
@@ -87,6 +87,14 @@ def test_neighbours_are_int8(layer: nn.Module, sizes: tuple[int, ...], engine: s
 
 def test_the_native_kernels_are_others() -> None:
     assert row_of(convert_fx(prepared_of(WIDE, (24, 24), engine="x86", backend="native"))).int8
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (24, 24)])
+def test_batches_are_decided_alike(sizes: tuple[int, int]) -> None:
+    """A state_dict of one fits the other."""
+    one, many = (convert_fx(prepared_of(WIDE, sizes, batch=batch, engine="x86", isa="avx2")) for batch in (1, 16))
+    assert row_of(one).kind == row_of(many).kind
+    one.load_state_dict(many.state_dict())
 
 
 def test_a_rule_that_names_the_module_is_obeyed_with_a_remark() -> None:

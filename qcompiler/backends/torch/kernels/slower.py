@@ -35,18 +35,20 @@ def table() -> Mapping[str, Any]:
 
 
 def of_call(row: Op, node: fx.Node, engine: str, isa: str) -> str | None:
-    """What the table says of an op that takes int8 where that is slower than float; None where it is not, or was not measured."""
-    weight = node.args[row.weight] if row.weight is not None else None
-    shape = value_of(weight).shape if isinstance(weight, fx.Node) else None
-    if shape is None or row.macs is None or row.family not in (Family.CONVOLUTION, Family.LINEAR):
+    """What the table says of an op that takes int8 where that is slower than float; None where it is not, or was not measured.
+
+    It is about one sample: a state_dict has to fit a module that was compiled with another batch.
+    """
+    x, weight = node.args[0], node.args[row.weight] if row.weight is not None else None
+    sizes, shape = (value_of(n).shape if isinstance(n, fx.Node) else None for n in (x, weight))
+    if sizes is None or shape is None or row.macs is None or row.family not in (Family.CONVOLUTION, Family.LINEAR):
         return None
     if row.family is Family.LINEAR:
-        rows = math.prod((value_of(node.args[0]).shape or (0,))[:-1])  # type: ignore[arg-type]
-        found: str | None = class_of_linear(shape, rows)
+        batch, found = (1 if len(sizes) == 1 else sizes[0]), class_of_linear(shape, math.prod(sizes[1:-1]))
     else:
-        dilation: Any = node.kwargs.get("dilation", 1)
-        found = class_of_conv(shape, node.kwargs.get("groups", 1), ints(dilation, len(shape) - 2))  # type: ignore[arg-type]
-    ratio = times_float(row.name, found, row.macs(node), engine, isa)
+        batch, settings = (1 if len(sizes) < len(shape) else sizes[0]), dict[str, Any](node.kwargs)
+        found = class_of_conv(shape, settings.get("groups", 1), ints(settings.get("dilation", 1), len(shape) - 2))
+    ratio = times_float(row.name, found, row.macs(node) // max(batch, 1), engine, isa)
     if ratio is None:
         return None
     return f"int8 takes {ratio[0]:.1f} to {ratio[1]:.1f} times as long as float on {engine}, by measurement ({found})"
@@ -64,7 +66,7 @@ def times_float(op: str, found: str | None, macs: int, engine: str, isa: str) ->
     return (least, most) if least > SLOWER and macs >= products else None
 
 
-def class_of_linear(weight: Sequence[int], rows: int) -> str:
+def class_of_linear(weight: Sequence[int], rows: int) -> str | None:
     """The class of a linear with the weight (O, I)."""
     return f"features in {_upto(weight[1], FEW)}, out {_upto(weight[0], FEW)}, rows {_upto(rows, 1, ROWS)}"
 
