@@ -19,7 +19,7 @@ from torch import fx
 from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.types import SOURCE, VALUE, Stage, Value, source_of, value_of
 from qcompiler.ops.arguments import changes
-from qcompiler.ops.functional import getitem
+from qcompiler.ops.functional import expand, getitem
 
 Bounds = tuple[int, int | None, int | None]  # an axis, where the slice begins and ends
 
@@ -52,8 +52,19 @@ def _is_simple(write: fx.Node) -> bool:
     for axis, begin, end in bounds:
         wanted[axis] = len(range(*slice(begin, end).indices(wanted[axis])))
     given = value_of(value)
-    repeats = any(given.shape[axis] == 1 for axis in range(len(wanted))) if given.shape == tuple(wanted) else True
-    return given.dtype == base.dtype and not repeats and 0 not in wanted
+    return (
+        given.dtype == base.dtype and given.shape == tuple(wanted) and 0 not in wanted and all(map(_is_told, bounds, _cut(wanted, bounds)))
+    )
+
+
+def _cut(sizes: Sequence[int], bounds: Sequence[Bounds]) -> list[int]:
+    return [sizes[axis] for axis, _, _ in bounds]
+
+
+def _is_told(bounds: Bounds, size: int) -> bool:
+    """Whether it is known if a value that has one element along a cut axis, as in the example, is repeated at other sizes."""
+    _, begin, end = bounds
+    return size > 1 or (begin == -1 if end is None else end - (begin or 0) == 1)
 
 
 def bounds_of(write: fx.Node) -> tuple[Bounds, ...]:
@@ -106,15 +117,30 @@ class _Join:
 
     def of(self, base: fx.Node, bounds: Sequence[Bounds]) -> fx.Node:
         """The base with the value in the place that the bounds leave."""
-        value: Any = self.write.args[2]
         if not bounds:
-            return value  # type: ignore[no-any-return]
+            return self._spread()
         (axis, begin, end), *rest = bounds
         middle = self.of(self._cut(base, axis, begin, end) if rest else base, rest)
         before = [self._cut(base, axis, None, begin)] if begin else []
         behind = [self._cut(base, axis, end, None)] if end is not None else []
         parts = [*before, middle, *behind]
         return parts[0] if len(parts) == 1 else self._noted(torch.cat, (parts,), {"dim": axis}, value_of(base).shape)
+
+    def _spread(self) -> fx.Node:
+        """The value, which an assignment repeats along axes where it has one element."""
+        base, _, value = self.write.args
+        assert isinstance(base, fx.Node) and isinstance(value, fx.Node)
+        shape, cut = value_of(value).shape or (), {axis for axis, _, _ in bounds_of(self.write)}
+        ones = [axis for axis, size in enumerate(shape) if size == 1 and axis not in cut]
+        if not ones:
+            return value
+        sizes = tuple(self._size(base, axis) if axis in ones else -1 for axis in range(len(shape)))
+        return self._noted(expand, (value,), {"sizes": sizes}, shape)
+
+    def _size(self, base: fx.Node, axis: int) -> fx.Node:
+        made = self.gm.graph.create_node("call_method", "size", (base, axis), {})
+        made.meta[VALUE], made.meta[SOURCE] = Value(None, None), replace(source_of(self.write), origin=(made.name,))
+        return made
 
     def _cut(self, base: fx.Node, axis: int, begin: int | None, end: int | None) -> fx.Node:
         shape = list(value_of(base).shape or ())

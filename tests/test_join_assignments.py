@@ -69,13 +69,24 @@ def twice(y: Tensor) -> None:
     y[..., 2:4] = (y[..., 2:4] * 2) ** 2
 
 
+def one_row(y: Tensor) -> None:
+    y[:, :1] = y[:, 1:2].sigmoid()
+    y[..., -1:] = y[..., :1].exp()
+
+
+def for_one_image(y: Tensor) -> None:
+    z = y[:1].relu()
+    z[:, :, 1:] = z[:, :, 1:].sigmoid()
+    y[:1, :, :2] = z[:, :, :2]
+
+
 def seen_by_a_view(y: Tensor) -> Tensor:
     z = y[:, :2]
     y[:, 1:] = y[:, 1:].sigmoid()
     return z
 
 
-JOINED = (whole, front, middle, last, from_the_end, corner, block, rows, twice, seen_by_a_view)
+JOINED = (whole, front, middle, last, from_the_end, corner, block, rows, twice, one_row, for_one_image, seen_by_a_view)
 
 
 def steps(y: Tensor) -> None:
@@ -130,6 +141,22 @@ def test_slices(assign: Callable[[Tensor], Any]) -> None:
                 model(x)
             continue
         assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_batch_of_one(batch: int) -> None:
+    """Where the example has one element along an axis, the value may be one that is repeated."""
+
+    class Adds(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            z = x * 2
+            z[:, 1:] = y[:, 1:] + 1
+            return z.relu()
+
+    model = qc.fuse_fx(Adds().eval(), (X[:1], X[:1]))
+    assert not any(node.target is operator.setitem for node in model.graph.nodes)
+    for y in (X[:batch], X[:1]):
+        assert torch.equal(model(X[:batch], y), Adds()(X[:batch], y))
 
 
 @pytest.mark.parametrize("assign", STAYS, ids=lambda f: f.__name__)
