@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from qcompiler.errors import QCompilerError, TraceError
-from qcompiler.trace.mode import evaluated
-from qcompiler.trace.mutation import Mutations
+from qcompiler.trace.mode import Training, evaluated
+from qcompiler.trace.mutation import Mutations, same_place
 from qcompiler.trace.nested import map_nested
 from qcompiler.trace.proxy import Args, Kwargs, Proxy
 from qcompiler.trace.recording import Recording
@@ -38,6 +38,7 @@ class Call:
 _AS_METHODS: dict[type, tuple[str, tuple[str, ...]]] = {  # modules that give views: the method, and which settings it takes
     nn.Flatten: ("flatten", ("start_dim", "end_dim")), nn.Unflatten: ("unflatten", ("dim", "unflattened_size")),
 }  # fmt: skip
+_DROPOUTS = nn.modules.dropout._DropoutNd
 
 
 def is_torch(module: nn.Module) -> bool:
@@ -47,7 +48,8 @@ def is_torch(module: nn.Module) -> bool:
 class LeafCalls:
     """The leaves of one trace."""
 
-    def __init__(self, recorder: Recording, running: Running, results: Results, mutations: Mutations) -> None:
+    def __init__(self, recorder: Recording, running: Running, results: Results, mutations: Mutations, trains: bool) -> None:
+        self._trains = trains
         self._recorder, self._running, self._results, self._mutations = recorder, running, results, mutations
         self.replacements: dict[str, nn.Module] = {}  # copies of in-place leaf modules that are not in place
         self.explicit_states = False  # recurrent layers that are given no state are given zeros
@@ -85,11 +87,21 @@ class LeafCalls:
             self._mutations.mutate(changed, make(), example)
             return changed
         result = self._results.wrap(make, example, "boundary")
+        if pure:
+            self._note_views(module, call.path, result, args)
+        return result
+
+    def _note_views(self, module: nn.Module, path: str, result: object, args: Args) -> None:
+        """Let the result of a module of torch's that is a view of its first argument, or that very tensor, know it."""
         if type(module) in _AS_METHODS and len(args) == 1:
             name, settings = _AS_METHODS[type(module)]
             settings = tuple(getattr(module, setting) for setting in settings)
             note_views(result, "call_method", name, (*args, *settings), {}, self._recorder.memory)
-        return result
+        elif self._trains and isinstance(module, _DROPOUTS) and module.p > 0:
+            flag = Training(module.training, f"{path}.training", lambda: None)
+            note_views(result, "call_function", torch.dropout, (*args[:1], module.p, flag), {}, self._recorder.memory)
+        elif args and type(result) is Proxy and type(args[0]) is Proxy and same_place(result.example, args[0].example):
+            note_views(result, "call_method", "positive", args[:1], {}, self._recorder.memory)
 
     def _not_in_place(self, module: nn.Module, path: str) -> nn.Module:
         if path not in self.replacements:

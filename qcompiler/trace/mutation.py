@@ -18,6 +18,9 @@ from qcompiler.trace.sharing import before, relied_on
 from qcompiler.trace.views import again, ancestors, are_one, index_of, is_same_index, parent_of
 
 _RESHAPES = frozenset(["squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_"])
+_BY_MODE = (
+    "use of a tensor that shares its memory with one that was changed in place in evaluation mode alone (a dropout copies in training)"
+)
 _Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
 
@@ -133,7 +136,11 @@ class Mutations:
         finally:
             self._depth -= 1
         last = next(iter(reversed(self._recorder.graph.nodes)))
-        self._recorder.shared.extend(fact for one in kin for fact in relied_on(one, last))
+        for one in kin:
+            if one.by_mode:
+                self.poison(one.variable, _BY_MODE)
+            else:
+                self._recorder.shared.extend(relied_on(one, last))
 
     def _change(self, owner: Proxy, node: fx.Node, example: torch.Tensor) -> None:
         old, aliases = owner.example, self._recorder.memory.aliases(owner)

@@ -142,7 +142,7 @@ class Proxy(fx.Proxy):
 
     @property
     def data(self) -> Any:
-        return self.tracer.record("call_method", "detach", (self,), {})
+        return self.tracer.call("call_method", "detach", (self,), {})
 
     @data.setter
     def data(self, value: Any) -> None:
@@ -158,7 +158,7 @@ class Proxy(fx.Proxy):
         return self.clone() if self.is_tensor else self
 
     def __copy__(self) -> Any:
-        return self.alias() if self.is_tensor else self
+        return self.detach() if self.is_tensor else self
 
     # ---- leaving the trace: a size becomes concrete behind a guard, data cannot
 

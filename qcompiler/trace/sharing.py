@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from qcompiler.trace.proxy import Proxy
-from qcompiler.trace.views import are_pieces, chances
+from qcompiler.trace.views import are_pieces, chances, drops
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,24 @@ class Fact:
 
 @dataclass(frozen=True)
 class Before:
-    """A variable and another one that is about to be changed in place: their nodes, and the calls that made views of them, perhaps."""
+    """A variable and another one that is about to be changed in place: their nodes, and the calls that made views of them, perhaps.
+    `by_mode`: one of these is a dropout, which makes a copy in training."""
 
     variable: Proxy
     node: fx.Node
     changed: fx.Node
     apart: bool  # they are pieces of one tensor
     chances: list[tuple[fx.Node, fx.Node]]
+    by_mode: bool
 
 
 def before(changed: Proxy, other: Proxy) -> Before:
     """What a variable is to another one before that is changed."""
     one, two = chances(changed), chances(other)
     ways = [p for p in one if not any(p is q for q in two)] + [q for q in two if not any(p is q for p in one)]
-    made = [(view.parent.node, proxy.node) for proxy in ways if (view := proxy.view_of) is not None]
-    return Before(other, other.node, changed.node, are_pieces(changed, other), made)
+    views = [(proxy, proxy.view_of) for proxy in ways if proxy.view_of is not None]
+    made = [(view.parent.node, proxy.node) for proxy, view in views]
+    return Before(other, other.node, changed.node, are_pieces(changed, other), made, any(drops(view) for _, view in views))
 
 
 def relied_on(one: Before, last: fx.Node) -> Iterator[Fact]:

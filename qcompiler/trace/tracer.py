@@ -92,7 +92,7 @@ class Tracer(fx.Tracer):
         self.loops = Hits(self, self.regions)
         self.truths = Truths(self, self.holding, self.ways)
         self.float_parts = FloatParts(self, self.running, self.mutations, self.ways)
-        self.leaf_calls = LeafCalls(self, self.running, self.results, self.mutations)
+        self.leaf_calls = LeafCalls(self, self.running, self.results, self.mutations, self.options.trains)
         self.modules = ModuleCalls(self, self.options, self.leaf_calls, self.regions, self.float_parts.try_part)
         self.calls = Calls(self, self.options, self.running, self.mutations, self.holding)
 
