@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CodeType
@@ -31,7 +32,7 @@ from qcompiler.trace.guards import TraceRemark
 from qcompiler.trace.learned_parts import NewPart, Parts
 from qcompiler.trace.mode import evaluated
 from qcompiler.trace.mutation import Mutations
-from qcompiler.trace.nested import map_nested
+from qcompiler.trace.nested import any_nested, map_nested
 from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.reasons import reason
@@ -126,6 +127,7 @@ class FloatParts:
                 raise RefusedPart(f"it changes `{name}`")
         arguments = arguments_of(statements, uses.reads, variables)
         self._check_modules(arguments)
+        self._check_apart(uses, arguments)
         self._check_bound(uses, variables)
         held = held_by(part, uses, variables)
         call = self._function(part, statements, uses, held, arguments)
@@ -141,6 +143,14 @@ class FloatParts:
             return given[0]
         settled = self._results.settled(given[: len(names)], uses, variables, arguments)
         return [settled.get(name, variables.get(name)) for name in every.gives]
+
+    def _check_apart(self, uses: Uses, arguments: Arguments) -> None:
+        """Refuse a change of a tensor that the statement has by another name, too: as arguments of a call they share nothing."""
+        for name in uses.changes:
+            touched = functools.partial(self._mutations.touches, arguments.values.get(name))
+            for other, value in arguments.values.items() if isinstance(arguments.values.get(name), torch.Tensor) else ():
+                if other != name and any_nested(touched, value):
+                    raise RefusedPart(f"it changes `{name}`, which may share its memory with `{other}`")
 
     def _check_modules(self, arguments: Arguments) -> None:
         for name, module in arguments.modules.items():

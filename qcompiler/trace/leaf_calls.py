@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from qcompiler.errors import QCompilerError, TraceError
+from qcompiler.trace.memory import storage
 from qcompiler.trace.mode import Training, evaluated
 from qcompiler.trace.mutation import Mutations, same_place
 from qcompiler.trace.nested import map_nested
@@ -73,6 +74,7 @@ class LeafCalls:
     def _recorded(self, call: Call, pure: bool) -> object:
         """`pure`: a module of torch's, which changes no argument but the first, and that only if it is in place."""
         module, args, kwargs = call.module, call.args, call.kwargs
+        lent: dict[int, Proxy] = {}
         changed = args[0] if pure and getattr(module, "inplace", False) is True and args else None
         runs = self._not_in_place(module, call.path) if changed is not None else module
         if pure:
@@ -80,7 +82,7 @@ class LeafCalls:
                 values = map_nested(self._running.concrete, args), map_nested(self._running.concrete, kwargs)
                 example = self._run(runs, call.original, *values)
         else:
-            example = self._run_unknown(call)
+            example = self._run_unknown(call, lent)
         make = functools.partial(self._recorder.add_node, "call_module", call.path, args, kwargs, example)
         if type(changed) is Proxy:
             self._mutations.check_state(changed.example)
@@ -89,7 +91,14 @@ class LeafCalls:
         result = self._results.wrap(make, example, "boundary")
         if pure:
             self._note_views(module, call.path, result, args)
+        map_nested(lambda part: self._note_lent(part, lent), result)
         return result
+
+    def _note_lent(self, part: object, lent: Mapping[int, Proxy]) -> object:
+        """Let what the user's module gives of an argument's memory know it: nobody knows what it does at the next call."""
+        if type(part) is Proxy and part.is_tensor and (given := lent.get(storage(part.example))) is not None:
+            self._mutations.may_share((part, given))
+        return part
 
     def _note_views(self, module: nn.Module, path: str, result: object, args: Args) -> None:
         """Let the result of a module of torch's that is a view of its first argument, or that very tensor, know it."""
@@ -121,8 +130,9 @@ class LeafCalls:
         finally:
             self._recorder.paused -= 1
 
-    def _run_unknown(self, call: Call) -> Any:
-        """Run a module that may change its arguments: those that it does are copied first, in the graph too."""
+    def _run_unknown(self, call: Call, lent: dict[int, Proxy]) -> Any:
+        """Run a module that may change its arguments: those that it does are copied first, in the graph too. `lent`: gets the others, by
+        the memory of the copy that it ran on."""
         found: list[tuple[Proxy, torch.Tensor]] = []
 
         def copied(value: Any) -> Any:
@@ -139,4 +149,6 @@ class LeafCalls:
             if value._version != version:
                 before = self._recorder.add_node("call_method", "clone", (proxy,), {}, value)
                 self._mutations.mutate(proxy, before, value)
+            else:
+                lent[storage(value)] = proxy
         return example

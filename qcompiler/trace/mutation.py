@@ -121,6 +121,14 @@ class Mutations:
         for proxy in proxies:
             self._sharing.setdefault(storage(proxy.example), {}).update({storage(p.example): p.example for p in proxies if p is not proxy})
 
+    def touches(self, one: Any, other: Any) -> bool:
+        """Whether a change of a tensor in place may be one of another one, which may be something else."""
+        if not isinstance(other, torch.Tensor):
+            return False
+        a, b = (tensor.example if type(tensor) is Proxy else tensor for tensor in (one, other))
+        linked = type(one) is Proxy and any(p is other for p in self._recorder.memory.kin(one)) and storage(a) != storage(b)
+        return overlap(a, b) or linked or storage(b) in self._sharing.get(storage(a), ())
+
     def _poison_sharing(self, owner: Proxy) -> None:
         for memory in self._sharing.get(storage(owner.example), ()):
             for other in self._recorder.memory.users(memory):
