@@ -29,6 +29,13 @@ def same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and (a.size(), a.stride(), a.storage_offset()) == (b.size(), b.stride(), b.storage_offset())
 
 
+def _without_data(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that lies as this one does, of no memory."""
+    return torch.empty_strided((1,), (1,), dtype=tensor.dtype, device="meta").as_strided(
+        tensor.size(), tensor.stride(), tensor.storage_offset()
+    )
+
+
 def _is_among(group: Sequence[Proxy], chain: Sequence[Proxy]) -> bool:
     return any(one is other for one in group for other in chain)
 
@@ -137,12 +144,16 @@ class Mutations:
 
     def mutate(self, owner: Proxy, node: fx.Node, example: torch.Tensor) -> None:
         """Let a variable and all variables that share its memory refer to its new value."""
-        kin = [] if self._depth else [before(owner, other) for other in self._recorder.memory.kin(owner) if other.stale is None]
+        others = [other for other in self._recorder.memory.kin(owner) if other.stale is None]
+        kin = [] if self._depth else [before(owner, other) for other in others]
+        laid = [(one, one.laid or (one.node, _without_data(one.example))) for one in (owner, *others)]
         self._depth += 1
         try:
             self._change(owner, node, example)
         finally:
             self._depth -= 1
+        for variable, place in laid:  # what is changed in place stays where it is
+            variable.laid = place
         last = next(iter(reversed(self._recorder.graph.nodes)))
         for one in kin:
             if one.by_mode:
@@ -228,7 +239,7 @@ class Mutations:
     def rebind(self, owner: Proxy, node: fx.Node, example: Any) -> None:
         """Let a variable refer to another value."""
         self._recorder.undo.append((owner, owner.node, owner.example, owner.stale, owner.view_of))
-        owner.node, owner.example, owner.stale, owner.view_of = node, example, None, None
+        owner.node, owner.example, owner.stale, owner.view_of, owner.laid = node, example, None, None, None
         self._recorder.memory.remember(owner)
 
     def poison(self, other: Proxy, why: str = "use of a tensor after another view of its memory was changed in place") -> None:

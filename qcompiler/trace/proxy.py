@@ -111,7 +111,8 @@ class Proxy(fx.Proxy):
     """One traced value. `example` is a tensor, or a number or truth value that was computed from sizes.
 
     A proxy is the variable, not the value: an in-place operation makes it refer to another node. `view_of` is the
-    call that made it a view of another tensor; `stale` says why its value is no longer known.
+    call that made it a view of another tensor; `stale` says why its value is no longer known. `laid`: what lies in memory as it does (a
+    node and an example), where that is not its value since that was changed in place.
     """
 
     tracer: Following  # type: ignore[assignment]
@@ -121,6 +122,7 @@ class Proxy(fx.Proxy):
         self.example = example
         self.view_of: View | None = None
         self.stale: str | None = None
+        self.laid: tuple[fx.Node, torch.Tensor] | None = None
 
     @property
     def kind(self) -> type:

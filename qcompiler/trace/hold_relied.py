@@ -8,65 +8,38 @@ from __future__ import annotations
 
 import itertools
 import operator
-import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 from torch.fx.node import Target
 
-from qcompiler.errors import TraceError, Where
-from qcompiler.ir.types import SOURCE, VALUE, Source, Value, source_of
-from qcompiler.trace import places
+from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.trace.guards import TraceRemark, guard_bool, guard_int, guard_layout
-from qcompiler.trace.other_sizes import NUMBER, Layout, NotThisSize, OtherSizes, Place, Unknown, in_order, with_gaps
-from qcompiler.trace.sharing import Fact
+from qcompiler.trace.layouts import Layout, in_order, with_gaps
+from qcompiler.trace.other_sizes import NUMBER, Given, NotThisSize, OtherSizes, Place, Unknown
+from qcompiler.trace.relied import Relied, where
 from qcompiler.trace.tracer import Tracer
 
 _TRIES = 12  # of several sizes at once
 
 
-def hold_sharing(tracer: Tracer, live: set[fx.Node]) -> None:
-    """Add the guards that the live nodes of a trace need. Raises TraceError where nobody knows what has memory in common."""
-    facts = list(dict.fromkeys(fact for fact in tracer.shared if _matters(fact, live)))
+def hold(tracer: Tracer, live: set[fx.Node], judge: Callable[[list[Relied], Given], list[Relied]]) -> None:
+    """Add the guards that a trace needs, whose live nodes these are. `judge`: of the facts that are others somewhere, those that make a
+    difference. Raises TraceError where nobody knows how the facts are at other calls."""
+    shared = dict.fromkeys(fact for fact in tracer.shared if fact.matters(live))
+    facts: list[Relied] = [*shared, *dict.fromkeys(asked for asked in tracer.asked if not asked.node._erased)]
     if not facts:
         return
     try:
-        runs = OtherSizes(tracer, facts)
+        runs = OtherSizes(tracer, facts, judge)
     except Unknown:
-        raise _unknown(facts[0]) from None
+        raise facts[0].unknown() from None
     if wrong := runs.differing({}):
-        raise _unknown(wrong[0])
+        raise wrong[0].unknown()
     _Search(runs).hold()
-
-
-def _matters(fact: Fact, live: set[fx.Node]) -> bool:
-    """Whether a value that a fact is about is read behind the change."""
-    nodes = (fact.one, fact.other, fact.user, fact.since)
-    if any(node._erased for node in nodes) or fact.user not in live:
-        return False
-    return fact.user is fact.since or any(user in live and user > fact.since and not _asks_size(user) for user in fact.user.users)
-
-
-def _asks_size(node: fx.Node) -> bool:
-    return node.op == "call_method" and node.target in ("size", "dim")
-
-
-def _place(fact: Fact) -> tuple[Source, str]:
-    """The call that makes a view or a copy, and its line in the words of a guard."""
-    node = max(fact.one, fact.other)  # what is made of the other one
-    source = source_of(node)
-    text = places.text_of(source.file, source.line)
-    return source, f"`{text}` ({places.spell(os.path.basename(source.file or ''), source.line)})" if text else f"%{node.name}"
-
-
-def _unknown(fact: Fact) -> TraceError:
-    source, text = _place(fact)
-    where = Where(module_path=source.module_path, source=places.spell(source.file, source.line))
-    hint = "write .clone() there, or change no tensor in place that is read later"
-    return TraceError(f"use of a tensor that may share its memory with one that was changed in place, by {text}", where=where, hint=hint)
 
 
 @dataclass
@@ -113,7 +86,7 @@ class _Search:
         alike = [other for other in self._places() if self._size(other) == self._size(place)]
         yield from dict.fromkeys(((place,), tuple(other for other in alike if other[1] == place[1]), tuple(alike)))
 
-    def _settle(self, group: tuple[Place, ...], size: int, found: Mapping[int, Fact | None]) -> None:
+    def _settle(self, group: tuple[Place, ...], size: int, found: Mapping[int, Relied | None]) -> None:
         wrong = next((fact for fact in found.values() if fact is not None), None)
         allowed = [other for other, fact in found.items() if fact is None]
         if wrong is None:
@@ -124,7 +97,7 @@ class _Search:
         else:
             self._guard(group, None, wrong)
 
-    def _try(self, sizes: Mapping[Place, int], layouts: Mapping[fx.Node, Layout] | None = None) -> list[Fact] | None:
+    def _try(self, sizes: Mapping[Place, int], layouts: Mapping[fx.Node, Layout] | None = None) -> list[Relied] | None:
         """The facts that are others there; None where the graph does not run."""
         try:
             return self.runs.differing(sizes, layouts)
@@ -175,7 +148,7 @@ class _Search:
 
     # ---- guards
 
-    def _guard(self, group: tuple[Place, ...], other_than: int | None, fact: Fact | None) -> None:
+    def _guard(self, group: tuple[Place, ...], other_than: int | None, fact: Relied | None) -> None:
         """Hold the sizes of a group at the example's, or (`other_than`) anywhere else than there; `fact`: what it is for."""
         for place in group:
             node, dim = place
@@ -191,10 +164,10 @@ class _Search:
                     guard = add("call_function", guard_bool, (equal, False, message), None)
                 self._remark(guard, message, fact)
 
-    def _guard_layout(self, node: fx.Node, fact: Fact) -> None:
+    def _guard_layout(self, node: fx.Node, fact: Relied) -> None:
         order = self.runs.order_of(node)
         if not self.runs.tracer.given[node][1].permute(order).is_contiguous():
-            raise _unknown(fact)
+            raise fact.unknown()
         with self._at(node, fact) as add:
             message = _message(f"the layout of {self._name(node)} in memory fixed", fact)
             self._remark(add("call_function", guard_layout, (node, order, message), None), message, fact)
@@ -204,11 +177,11 @@ class _Search:
         return repr(given[0]) if given[0] is not None else f"%{node.name}"
 
     @contextmanager
-    def _at(self, node: fx.Node, fact: Fact | None) -> Iterator[Callable[[str, Target, tuple[object, ...], object], fx.Node]]:
+    def _at(self, node: fx.Node, fact: Relied | None) -> Iterator[Callable[[str, Target, tuple[object, ...], object], fx.Node]]:
         """What adds nodes behind a value that was given or made, in the name of the line that a fact is about."""
         graph = self.runs.tracer.graph
         behind = next(n for n in reversed(list(graph.nodes)) if n.op == "placeholder") if node.op == "placeholder" else node
-        source = _place(fact)[0] if fact is not None else Source(None, None, "", "")
+        source = fact.source if fact is not None else Source(None, None, "", "")
 
         def add(op: str, target: Target, args: tuple[object, ...], example: object) -> fx.Node:
             made = graph.create_node(op, target, args)  # type: ignore[arg-type]
@@ -218,19 +191,13 @@ class _Search:
         with graph.inserting_before(behind.next):
             yield add
 
-    def _remark(self, guard: fx.Node, message: str, fact: Fact | None) -> None:
+    def _remark(self, guard: fx.Node, message: str, fact: Relied | None) -> None:
         if fact is not None:
-            source = _place(fact)[0]
-            where = Where(guard.name, source.module_path, places.spell(source.file, source.line))
-            self.runs.tracer.remarks.append(TraceRemark("guard", where, message))
+            self.runs.tracer.remarks.append(TraceRemark("guard", replace(where(fact.source), node=guard.name), message))
 
 
-def _message(said: str, fact: Fact | None) -> str:
-    if fact is None:
-        return f"the traced model holds {said}"
-    seen, there = ("shares memory", "copies") if fact.common else ("copies", "shares memory")
-    why = f"{_place(fact)[1]} {seen} in the example and {there} here, and what has that memory is changed in place"
-    return f"the traced model holds {said}, since {why} (compile with an example of this form, or write .clone() at one of the two)"
+def _message(said: str, fact: Relied | None) -> str:
+    return f"the traced model holds {said}" + (f", since {fact.why()}" if fact is not None else "")
 
 
 def _others(size: int, bounds: Sequence[tuple[int, int]]) -> list[int]:
