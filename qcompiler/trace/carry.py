@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompiler.errors import TraceError, Where
+from qcompiler.errors import InputError, TraceError, Where
 from qcompiler.ops.state import write_state
 from qcompiler.ops.state_nodes import NUMBERS, is_write, unset
 from qcompiler.trace.align import Traces, align, merge
@@ -25,6 +25,7 @@ from qcompiler.trace.guards import TraceRemark, is_guard
 from qcompiler.trace.hold_relied import hold
 from qcompiler.trace.learned_parts import NewPart
 from qcompiler.trace.numbers import Again
+from qcompiler.trace.other_sizes import NotThisSize
 from qcompiler.trace.other_ways import OtherWays
 from qcompiler.trace.refusals import HINT, Refusals, Refused
 from qcompiler.trace.same import alike, as_later, equal, held_tensor, kind_of, same_leaf
@@ -204,9 +205,11 @@ class Carrier:
             )
 
     def _again(self, start: Start, live: list[str], instead: Mapping[str, torch.Tensor]) -> tuple[Tracer, list[fx.Node]] | None:
-        """The model traced on other tensors; None where it cannot be."""
+        """The model traced on other tensors; None where it cannot be, NotThisSize where it does not run on them."""
         try:
             tracer = self._run(start, instead).tracer
+        except InputError:
+            raise NotThisSize from None
         except (Exception, StateFound, Again, NewPart):
             return None
         return tracer, live_nodes(tracer.graph, live)

@@ -42,6 +42,7 @@ from qcompiler.trace.running import Running
 from qcompiler.trace.state import untouched
 from qcompiler.trace.statements import decides_at, span_at
 from qcompiler.trace.syntax import Position
+from qcompiler.trace.watch import Watch, asked_in_script
 
 MOST = 64  # parts of one model, and refusals: each is another trace
 
@@ -227,7 +228,7 @@ class FloatParts:
             return copy.copy(value) if isinstance(value, (list, dict)) else value
 
         given = [map_nested(copied, value) for value in values]
-        modules = list(arguments.modules.values())
+        modules, watch = list(arguments.modules.values()), Watch()
         self._recorder.paused += 1
         try:
             with contextlib.ExitStack() as stack, self._refusing():
@@ -235,9 +236,11 @@ class FloatParts:
                     stack.enter_context(untouched(module))
                 for inner in (part for module in modules for part in module.modules()):
                     stack.enter_context(evaluated(inner))
-                example = self._running.on_examples(call, given, {})
+                example = self._running.on_examples(watch.over(call), given, {})
         finally:
             self._recorder.paused -= 1
+        if asked := watch.asked or next(filter(None, map(asked_in_script, modules)), ""):
+            raise RefusedPart(f"{asked}() asks how a tensor lies in memory, and an int8 value may lie otherwise than the float one")
         if any(value._version != version for value, version in copies):
             raise RefusedPart("it changes a tensor in place, which its text does not show")
         return example

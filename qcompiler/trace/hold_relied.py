@@ -18,15 +18,16 @@ from torch.fx.node import Target
 
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.trace.guards import TraceRemark, guard_bool, guard_int, guard_layout
-from qcompiler.trace.layouts import Layout, in_order, with_gaps
-from qcompiler.trace.other_sizes import NUMBER, Given, NotThisSize, OtherSizes, Place, Unknown
+from qcompiler.trace.layouts import Layout, as_sliced, channels_last, in_order, strides_in, with_gaps
+from qcompiler.trace.other_sizes import NUMBER, Judge, NotThisSize, OtherSizes, Place, Unknown
 from qcompiler.trace.relied import Relied, where
 from qcompiler.trace.tracer import Tracer
 
 _TRIES = 12  # of several sizes at once
+_LAST = {rank: in_order(channels_last(rank)) for rank in (3, 4, 5)}
 
 
-def hold(tracer: Tracer, live: set[fx.Node], judge: Callable[[list[Relied], Given], list[Relied]]) -> None:
+def hold(tracer: Tracer, live: set[fx.Node], judge: Judge) -> None:
     """Add the guards that a trace needs, whose live nodes these are. `judge`: of the facts that are others somewhere, those that make a
     difference. Raises TraceError where nobody knows how the facts are at other calls."""
     shared = dict.fromkeys(fact for fact in tracer.shared if fact.matters(live))
@@ -134,11 +135,23 @@ class _Search:
     def _look_at_layouts(self) -> None:
         """Tensors of the caller's may be channels_last, transposed or parts of others."""
         sizes = {place: max(sizes) for group, sizes in self.free.items() for place in group if self._size(place) == 1}
-        for node in self.runs.sources:
-            if node in self.runs.tracer.given:
-                found = [facts for layout in self._layouts(node) if (facts := self._try(sizes, {node: layout}))]
-                if found:
-                    self._guard_layout(node, found[0][0])
+        given = [node for node in self.runs.sources if node in self.runs.tracer.given]
+        together = [dict.fromkeys((n for n in given if len(self.runs.sources[n]) == rank), last) for rank, last in _LAST.items()]
+        wrong = [facts for layouts in together if len(layouts) > 1 and (facts := self._try(sizes, layouts))]
+        for node in given:
+            ones = list(self._ones(node))
+            layouts = [(at, layout) for layout in self._layouts(node) for at in (sizes, *ones)]
+            layouts += [(at, as_sliced(in_order(self.runs.order_of(node)))) for at in ones]
+            found = [facts for at, layout in layouts if (facts := self._try(at, {node: layout}))] or wrong
+            if found:
+                self._guard_layout(node, found[0][0])
+
+    def _ones(self, node: fx.Node) -> Iterator[dict[Place, int]]:
+        """Each dimension of a tensor of the caller's that is or may be of size 1."""
+        for dim, size in enumerate(self.runs.sources[node]):
+            groups = [group for group, free in self.free.items() if (node, dim) in group and 1 in free]
+            if size == 1 or groups:
+                yield dict.fromkeys(groups[0], 1) if groups else {}
 
     def _layouts(self, node: fx.Node) -> Iterator[Layout]:
         dims = list(range(len(self.runs.sources[node])))
@@ -165,8 +178,8 @@ class _Search:
                 self._remark(guard, message, fact)
 
     def _guard_layout(self, node: fx.Node, fact: Relied) -> None:
-        order = self.runs.order_of(node)
-        if not self.runs.tracer.given[node][1].permute(order).is_contiguous():
+        order, example = self.runs.order_of(node), self.runs.tracer.given[node][1]
+        if strides_in(order, example.shape) != list(example.stride()):
             raise fact.unknown()
         with self._at(node, fact) as add:
             message = _message(f"the layout of {self._name(node)} in memory fixed", fact)

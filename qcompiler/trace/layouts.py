@@ -52,6 +52,16 @@ def in_order(order: Sequence[int]) -> Layout:
     return made
 
 
+def as_sliced(layout: Layout) -> Layout:
+    """The same with other strides of the dimensions of size 1: those of an image that became a batch by `[None]`."""
+
+    def made(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        tensor = layout(shape, dtype)
+        return tensor.as_strided(tensor.shape, [1 if n == 1 else stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)])
+
+    return made
+
+
 def with_gaps(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Every other element of each row."""
     return torch.empty([*shape[:-1], 2 * shape[-1]], dtype=dtype)[..., ::2] if shape else torch.empty(shape, dtype=dtype)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from qcompiler.errors import QCompilerError, TraceError
+from qcompiler.trace.asking import laid_out
 from qcompiler.trace.memory import storage
 from qcompiler.trace.mode import Training, evaluated
 from qcompiler.trace.mutation import Mutations, same_place
@@ -22,6 +23,7 @@ from qcompiler.trace.results import Results
 from qcompiler.trace.running import Running
 from qcompiler.trace.state import untouched
 from qcompiler.trace.views import note_views
+from qcompiler.trace.watch import Watch, asked_in_script
 from qcompiler.trace.zero_states import with_zero_states
 
 
@@ -82,7 +84,10 @@ class LeafCalls:
                 values = map_nested(self._running.concrete, args), map_nested(self._running.concrete, kwargs)
                 example = self._run(runs, call.original, *values)
         else:
-            example = self._run_unknown(call, lent)
+            watch = Watch()
+            example = self._run_unknown(call, lent, watch)
+            if asked := watch.asked or asked_in_script(module):
+                args, kwargs = (map_nested(lambda value: laid_out(self._recorder, value, asked), part) for part in (args, kwargs))
         make = functools.partial(self._recorder.add_node, "call_module", call.path, args, kwargs, example)
         if type(changed) is Proxy:
             self._mutations.check_state(changed.example)
@@ -130,7 +135,7 @@ class LeafCalls:
         finally:
             self._recorder.paused -= 1
 
-    def _run_unknown(self, call: Call, lent: dict[int, Proxy]) -> Any:
+    def _run_unknown(self, call: Call, lent: dict[int, Proxy], watch: Watch) -> Any:
         """Run a module that may change its arguments: those that it does are copied first, in the graph too. `lent`: gets the others, by
         the memory of the copy that it ran on."""
         found: list[tuple[Proxy, torch.Tensor]] = []
@@ -144,7 +149,7 @@ class LeafCalls:
 
         values, options = map_nested(copied, call.args), map_nested(copied, call.kwargs)
         versions = [value._version for _, value in found]
-        example = self._run(call.module, call.original, values, options)
+        example = self._run(call.module, watch.over(call.original), values, options)
         for (proxy, value), version in zip(found, versions, strict=True):
             if value._version != version:
                 before = self._recorder.add_node("call_method", "clone", (proxy,), {}, value)

@@ -37,7 +37,7 @@ class Numbered:
             known[node] = number = self._number(tracer, node, known)
             if node.target is operator.setitem and isinstance(first, fx.Node):
                 known[first] = number
-            elif not node.users:
+            elif not node.users and not _tells_ones(tracer, node):
                 found.append(number)
         return found
 
@@ -48,6 +48,12 @@ class Numbered:
         args = node.args[:2] if is_guard(node) else node.args  # without the text of its error
         said = (node.op, target, _said(args, known), _said(node.kwargs, known))
         return self._numbers.setdefault(said, len(self._numbers))
+
+
+def _tells_ones(tracer: Tracer, node: fx.Node) -> bool:
+    """Whether a guard is about a stride of 1: how a model goes on at dimensions of size 1 is seen there."""
+    told = node.args[0] if is_guard(node) else None
+    return isinstance(told, fx.Node) and len(told.args) == 2 and bool(told.args[1] == 1) and told.args[0] in tracer.of_strides
 
 
 def _said(value: object, known: dict[fx.Node, int]) -> Hashable:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -52,11 +52,14 @@ class Given:
     order: Callable[[int], list[int]] | None = None
 
 
+Judge: TypeAlias = Callable[[Mapping[Relied, Hashable], Given], list[Relied]]
+
+
 class OtherSizes:
     """The runs for what a trace took from its example. `sources`: by tensor that is made, its example's shape; `judge`: of the facts
-    that are others somewhere, those that make a difference."""
+    that are others somewhere, with how they are there, those that make a difference."""
 
-    def __init__(self, tracer: Tracer, facts: Sequence[Relied], judge: Callable[[list[Relied], Given], list[Relied]]) -> None:
+    def __init__(self, tracer: Tracer, facts: Sequence[Relied], judge: Judge) -> None:
         self.tracer, self.facts, self.judge = tracer, facts, judge
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.sources: dict[fx.Node, tuple[int, ...]] = {}
@@ -130,7 +133,7 @@ class OtherSizes:
 
     def _found(self, values: _Values, given: Given) -> list[Relied]:
         self._run(values, given.sizes, given.layouts)
-        differing = [fact for fact in self.facts if fact.differs(values)]
+        differing = {fact: fact.found(values) for fact in self.facts if fact.differs(values)}
         return self.judge(differing, given) if differing else []
 
     def _run(self, values: _Values, sizes: Mapping[Place, int], layouts: Mapping[fx.Node, Layout]) -> None:

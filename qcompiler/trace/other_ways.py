@@ -6,7 +6,7 @@ the calls that change a layout alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,28 +14,33 @@ from torch import fx
 
 from qcompiler.trace.layouts import Layout, in_order, order_of, strides_in
 from qcompiler.trace.numbered import Numbered
-from qcompiler.trace.other_sizes import Given
+from qcompiler.trace.other_sizes import Given, NotThisSize
 from qcompiler.trace.questions import Question
 from qcompiler.trace.relied import Relied
 from qcompiler.trace.tracer import Tracer
 
 Traced = tuple[Tracer, Sequence[fx.Node]]  # a trace, and its live nodes in order
 
+_MOST = 48  # other traces of one model: with more, each answer counts
+
 
 @dataclass
 class OtherWays:
-    """`made`: a trace; `again`: the same model, traced on other tensors by the name of the argument, None where it cannot be."""
+    """`made`: a trace; `again`: the same model, traced on other tensors by the name of the argument, None where it cannot be;
+    NotThisSize where it does not run on them."""
 
     made: Traced
     again: Callable[[Mapping[str, torch.Tensor]], Traced | None]
-    _known: dict[frozenset[Relied], bool] = field(default_factory=dict)
+    _known: dict[Hashable, bool] = field(default_factory=dict)
 
-    def judge(self, differing: list[Relied], given: Given) -> list[Relied]:
+    def judge(self, differing: Mapping[Relied, Hashable], given: Given) -> list[Relied]:
         """Of the facts that are others in a run, those that make a difference: all but questions that lead nowhere else."""
-        asked = frozenset(fact for fact in differing if isinstance(fact, Question))
-        if asked and asked not in self._known:
-            self._known[asked] = self._goes_elsewhere(given)
-        return [fact for fact in differing if fact not in asked or self._known[asked]]
+        asked = {fact: found for fact, found in differing.items() if isinstance(fact, Question) and not fact.always}
+        ones = frozenset(place for place, size in given.sizes.items() if size == 1)
+        key = frozenset(asked.items()), ones, frozenset(given.layouts), given.order
+        if asked and key not in self._known:
+            self._known[key] = len(self._known) >= _MOST or self._goes_elsewhere(given)
+        return [fact for fact in differing if fact not in asked or self._known[key]]
 
     def _goes_elsewhere(self, given: Given) -> bool:
         tracer, _ = self.made
@@ -43,12 +48,17 @@ class OtherWays:
             tensors = {
                 name: made for node, (name, _) in tracer.given.items() if (made := _laid_out(tracer, node, given, alike)) is not None
             }
-            other = self.again(tensors)
-            if other is not None:
-                laid = {name: tensor.stride() for name, tensor in other[0].given.values()}
-                as_asked = all(laid.get(name) == tensor.stride() for name, tensor in tensors.items())
-                numbered = Numbered()
-                return not as_asked or numbered.results(*self.made) != numbered.results(*other)
+            try:
+                other = self.again(tensors)
+            except NotThisSize:
+                if len(tracer.given) == 1:
+                    return False  # the model does not take it
+                continue
+            if other is None:
+                continue
+            laid = {name: tensor.stride() for name, tensor in other[0].given.values()}
+            numbered, as_asked = Numbered(), all(laid.get(name) == tensor.stride() for name, tensor in tensors.items())
+            return not as_asked or numbered.results(*self.made) != numbered.results(*other)
         return True
 
 

@@ -5,7 +5,7 @@ The user's code gets the example's answer, strides as products of sizes. Nobody 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import fx
 
 from qcompiler.errors import TraceError
 from qcompiler.ir.types import Source
-from qcompiler.trace.layouts import strides_in
+from qcompiler.trace.layouts import order_of, strides_in
 from qcompiler.trace.relied import line, where
 
 
@@ -26,13 +26,15 @@ def answer(what: str, settings: tuple[tuple[str, object], ...], value: torch.Ten
 
 @dataclass(frozen=True)
 class Question:
-    """One question about the value of a node: a method of tensors with its settings, and the answer that was given."""
+    """One question about the value of a node: a method of tensors with its settings, and the answer that was given. `always`: nobody sees
+    what is done with it."""
 
     node: fx.Node
     what: str
     settings: tuple[tuple[str, object], ...]
     answer: object
     source: Source
+    always: bool = False
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
@@ -41,6 +43,15 @@ class Question:
     def differs(self, values: Mapping[fx.Node, object]) -> bool:
         value = values[self.node]
         return not isinstance(value, torch.Tensor) or answer(self.what, self.settings, value) != self.answer
+
+    def found(self, values: Mapping[fx.Node, object]) -> Hashable:
+        value = values[self.node]
+        if not isinstance(value, torch.Tensor):
+            return None
+        if self.what != "order":
+            return answer(self.what, self.settings, value)  # type: ignore[return-value]
+        order, ones = order_of(value), tuple(n == 1 for n in value.shape)
+        return tuple(order), ones, strides_in(order, value.shape) == list(value.stride())
 
     def why(self) -> str:
         text = f"{line(self.source)} asks for a tensor's layout in memory, which is another one here than in the example"

@@ -27,7 +27,8 @@ class Recording(Following, Protocol):
     while examples run, when nothing is recorded. `from_data`: numbers that depend on data, tensors whose sizes do. `numbers`: numbers
     given as arguments, and those computed from them, with the argument's name. `undo`: variables as they were before a change.
     `promoted`: plain tensors that were changed by traced values. `found_state` hears of a plain tensor that is changed in place.
-    `shared`, `asked`: what was taken from the example about memory, and about layouts in it.
+    `shared`, `asked`: what was taken from the example about memory, and about layouts in it. `of_strides`: products of sizes that were
+    given as strides.
     `stand_ins`: globals of the user's code that get stand-ins for builtins. `leaves`: paths of the modules that run the user's code.
     """
 
@@ -49,6 +50,7 @@ class Recording(Following, Protocol):
     memory: Memory
     shared: list[Fact]
     asked: list[Question]
+    of_strides: set[fx.Node]
 
     def at_event(self, depth: int | None = None) -> None:
         """What is due before anything else is recorded; `depth`: a module ends."""

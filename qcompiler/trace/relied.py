@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Protocol
 
 from torch import fx
@@ -26,6 +26,9 @@ class Relied(Protocol):
 
     def differs(self, values: Mapping[fx.Node, object]) -> bool:
         """Whether it is otherwise where these are the values."""
+
+    def found(self, values: Mapping[fx.Node, object]) -> Hashable:
+        """How it is there: what else follows from that is the same wherever this is."""
 
     def why(self) -> str:
         """What a guard says of it: a clause, and what to do."""

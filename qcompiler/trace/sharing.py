@@ -6,7 +6,7 @@ another. What the graph computes is right as long as that is as in the example.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -39,6 +39,9 @@ class Fact:
 
     def differs(self, values: Mapping[fx.Node, object]) -> bool:
         return overlap(values[self.one], values[self.other]) is not self.common  # type: ignore[arg-type]
+
+    def found(self, values: Mapping[fx.Node, object]) -> Hashable:
+        return not self.common
 
     def matters(self, live: Container[fx.Node]) -> bool:
         """Whether a value that this is about is read behind the change."""

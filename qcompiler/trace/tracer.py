@@ -75,6 +75,7 @@ class Tracer(fx.Tracer):
         self.leaves: list[str] = []
         self.shared: list[Fact] = []
         self.asked: list[Question] = []
+        self.of_strides: set[fx.Node] = set()
         self.instead: Mapping[str, torch.Tensor] = {}  # by the name of an argument, what is given in its place
         self.given: dict[fx.Node, tuple[str, torch.Tensor]] = {}  # tensors among the arguments: how the user calls each, its example
         self.counted: dict[fx.Node, int] = {}  # whole numbers of data, as in the example
