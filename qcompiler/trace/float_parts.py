@@ -30,6 +30,7 @@ from qcompiler.trace.float_source import Function, Part, followed_at, function_a
 from qcompiler.trace.float_uses import Uses
 from qcompiler.trace.guards import TraceRemark
 from qcompiler.trace.learned_parts import NewPart, Parts
+from qcompiler.trace.memory import stamp
 from qcompiler.trace.mode import evaluated
 from qcompiler.trace.mutation import Mutations
 from qcompiler.trace.nested import any_nested, map_nested
@@ -218,13 +219,13 @@ class FloatParts:
 
     def _on_copies(self, call: Callable[..., object], arguments: Arguments, values: Sequence[object]) -> object:
         """Run the function on copies of the examples. Raises RefusedPart where it fails, or changes an argument unseen."""
-        copies: list[tuple[torch.Tensor, int]] = []
+        copies: list[tuple[torch.Tensor, object]] = []
 
         def copied(value: object) -> Any:
             value = self._running.concrete(value)
             if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
                 value = value.clone()
-                copies.append((value, value._version))
+                copies.append((value, stamp(value)))
             return copy.copy(value) if isinstance(value, (list, dict)) else value
 
         given = [map_nested(copied, value) for value in values]
@@ -241,7 +242,7 @@ class FloatParts:
             self._recorder.paused -= 1
         if asked := watch.asked or next(filter(None, map(asked_in_script, modules)), ""):
             raise RefusedPart(f"{asked}() asks how a tensor lies in memory, and an int8 value may lie otherwise than the float one")
-        if any(value._version != version for value, version in copies):
+        if any(stamp(value) != before for value, before in copies):
             raise RefusedPart("it changes a tensor in place, which its text does not show")
         return example
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from qcompiler.errors import QCompilerError, TraceError
 from qcompiler.trace.asking import laid_out
-from qcompiler.trace.memory import storage
+from qcompiler.trace.memory import stamp, storage
 from qcompiler.trace.mode import Training, evaluated
 from qcompiler.trace.mutation import Mutations, same_place
 from qcompiler.trace.nested import map_nested
@@ -148,12 +148,12 @@ class LeafCalls:
             return value_copy
 
         values, options = map_nested(copied, call.args), map_nested(copied, call.kwargs)
-        versions = [value._version for _, value in found]
+        stamps = [(storage(value), stamp(value)) for _, value in found]
         example = self._run(call.module, watch.over(call.original), values, options)
-        for (proxy, value), version in zip(found, versions, strict=True):
-            if value._version != version:
-                before = self._recorder.add_node("call_method", "clone", (proxy,), {}, value)
-                self._mutations.mutate(proxy, before, value)
+        for (proxy, value), (memory, before) in zip(found, stamps, strict=True):
+            if stamp(value) != before:
+                copied_node = self._recorder.add_node("call_method", "clone", (proxy,), {}, value)
+                self._mutations.mutate(proxy, copied_node, value)
             else:
-                lent[storage(value)] = proxy
+                lent[memory] = proxy
         return example
