@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from qcompiler.errors import QCompilerError, TraceError
 from qcompiler.trace.asking import laid_out
-from qcompiler.trace.memory import stamp, storage
+from qcompiler.trace.borrowed import Borrowed
 from qcompiler.trace.mode import Training, evaluated
 from qcompiler.trace.mutation import Mutations, same_place
 from qcompiler.trace.nested import map_nested
@@ -76,8 +76,8 @@ class LeafCalls:
     def _recorded(self, call: Call, pure: bool) -> object:
         """`pure`: a module of torch's, which changes no argument but the first, and that only if it is in place."""
         module, args, kwargs = call.module, call.args, call.kwargs
-        lent: dict[int, Proxy] = {}
         changed = args[0] if pure and getattr(module, "inplace", False) is True and args else None
+        borrowed = Borrowed(self._recorder, self._running, self._mutations)
         runs = self._not_in_place(module, call.path) if changed is not None else module
         if pure:
             with evaluated(runs):
@@ -85,7 +85,9 @@ class LeafCalls:
                 example = self._run(runs, call.original, *values)
         else:
             watch = Watch()
-            example = self._run_unknown(call, lent, watch)
+            values = borrowed.copies((args, kwargs))
+            example = self._run(module, watch.over(call.original), *values)
+            args, kwargs = borrowed.changed((args, kwargs))
             if asked := watch.asked or asked_in_script(module):
                 args, kwargs = (map_nested(lambda value: laid_out(self._recorder, value, asked), part) for part in (args, kwargs))
         make = functools.partial(self._recorder.add_node, "call_module", call.path, args, kwargs, example)
@@ -96,14 +98,9 @@ class LeafCalls:
         result = self._results.wrap(make, example, "boundary")
         if pure:
             self._note_views(module, call.path, result, args)
-        map_nested(lambda part: self._note_lent(part, lent), result)
+        else:
+            borrowed.note_lent(result)
         return result
-
-    def _note_lent(self, part: object, lent: Mapping[int, Proxy]) -> object:
-        """Let what the user's module gives of an argument's memory know it: nobody knows what it does at the next call."""
-        if type(part) is Proxy and part.is_tensor and (given := lent.get(storage(part.example))) is not None:
-            self._mutations.may_share((part, given))
-        return part
 
     def _note_views(self, module: nn.Module, path: str, result: object, args: Args) -> None:
         """Let the result of a module of torch's that is a view of its first argument, or that very tensor, know it."""
@@ -134,26 +131,3 @@ class LeafCalls:
                 return self._running.on_examples(run, args, kwargs)
         finally:
             self._recorder.paused -= 1
-
-    def _run_unknown(self, call: Call, lent: dict[int, Proxy], watch: Watch) -> Any:
-        """Run a module that may change its arguments: those that it does are copied first, in the graph too. `lent`: gets the others, by
-        the memory of the copy that it ran on."""
-        found: list[tuple[Proxy, torch.Tensor]] = []
-
-        def copied(value: Any) -> Any:
-            if type(value) is not Proxy or not value.is_tensor:
-                return self._running.concrete(value)
-            value_copy = value.example.clone()
-            found.append((value, value_copy))
-            return value_copy
-
-        values, options = map_nested(copied, call.args), map_nested(copied, call.kwargs)
-        stamps = [(storage(value), stamp(value)) for _, value in found]
-        example = self._run(call.module, watch.over(call.original), values, options)
-        for (proxy, value), (memory, before) in zip(found, stamps, strict=True):
-            if stamp(value) != before:
-                copied_node = self._recorder.add_node("call_method", "clone", (proxy,), {}, value)
-                self._mutations.mutate(proxy, copied_node, value)
-            else:
-                lent[memory] = proxy
-        return example
