@@ -234,3 +234,36 @@ def test_training_holds_it_as_well() -> None:
     prepared(torch.randn(3, 4, 8, 8)).sum().backward()
     with pytest.raises(InputError, match="the layout of 'x' in memory fixed"):
         prepared(torch.randn(2, 4, 6, 6).to(memory_format=LAST))
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_images_of_one_channel(counts: bool) -> None:
+    """Strides that mean nothing decide how a convolution lays out its result: they are held where the answer counts."""
+    model = Net(asking("contiguous", "computed") if counts else HARMLESS["expression"])
+    model.first = nn.Conv2d(1, 8, 3, padding=1)
+    x = torch.randn(2, 1, 6, 6)
+    graph, last = traced(model, x), torch.randn(2, 6, 6, 1).permute(0, 3, 1, 2)
+    for given in (x, torch.randn(3, 1, 8, 8), x.clone(memory_format=LAST), last):
+        if counts and not model.first(given).is_contiguous():
+            with pytest.raises(InputError, match="the layout of 'x' in memory fixed"):
+                graph(given)
+        else:
+            assert torch.allclose(graph(given), model(given), atol=1e-5)
+
+
+def test_a_layout_that_data_chooses_is_refused() -> None:
+    def use(h: Tensor, x: Tensor) -> Tensor:
+        z = h.mT if x.sum() > 0 else h
+        return z * 2 if z.is_contiguous() else z
+
+    def alike(h: Tensor, x: Tensor) -> Tensor:
+        z = h + 1 if x.sum() > 0 else h
+        return z * 2 if z.is_contiguous() else z
+
+    x = torch.randn(2, 4, 6, 6)
+    with pytest.raises(TraceError, match="whose answer at other calls nobody knows, by `return z"):
+        traced(Net(use), x)
+    model = Net(alike)
+    graph = traced(model, x)
+    for given in (x, -x):
+        assert torch.allclose(graph(given), model(given), atol=1e-5)

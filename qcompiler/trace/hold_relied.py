@@ -18,8 +18,9 @@ from torch.fx.node import Target
 
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.trace.guards import TraceRemark, guard_bool, guard_int, guard_layout
-from qcompiler.trace.layouts import Layout, as_sliced, channels_last, in_order, strides_in, with_gaps
+from qcompiler.trace.layouts import Layout, as_sliced, channels_last, in_order, is_in_either, strides_in, with_gaps
 from qcompiler.trace.other_sizes import NUMBER, Judge, NotThisSize, OtherSizes, Place, Unknown
+from qcompiler.trace.questions import Question
 from qcompiler.trace.relied import Relied, where
 from qcompiler.trace.tracer import Tracer
 
@@ -38,9 +39,16 @@ def hold(tracer: Tracer, live: set[fx.Node], judge: Judge) -> None:
         runs = OtherSizes(tracer, facts, judge)
     except Unknown:
         raise facts[0].unknown() from None
-    if wrong := runs.differing({}):
-        raise wrong[0].unknown()
-    _Search(runs).hold()
+    wrong = runs.differing({})
+    asked = {fact for fact in facts if isinstance(fact, Question) and not fact.always}
+    chosen = [fact for fact in runs.by_choice() if isinstance(fact, Question)] if asked else []
+    if unknown := [fact for fact in wrong if fact not in asked] + chosen:
+        raise unknown[0].unknown()
+    search = _Search(runs)
+    if wrong:
+        runs.settled = set(asked)
+        search.hold_strides(wrong[0])
+    search.hold()
 
 
 @dataclass
@@ -60,6 +68,14 @@ class _Search:
             for group in self.free:
                 self._guard(group, None, self.runs.facts[0])
         self._look_at_layouts()
+
+    def hold_strides(self, fact: Relied) -> None:
+        """Hold the layouts of the tensors of the caller's whose strides of dimensions of size 1 decide."""
+        nodes = [node for node, (_, example) in self.runs.tracer.given.items() if is_in_either(example)]
+        if not nodes:
+            raise fact.unknown()
+        for node in nodes:
+            self._guard_layout(node, fact)
 
     def _places(self) -> list[Place]:
         dims = [(node, dim) for node, shape in self.runs.sources.items() for dim, size in enumerate(shape) if size]

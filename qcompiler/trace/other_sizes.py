@@ -61,6 +61,7 @@ class OtherSizes:
 
     def __init__(self, tracer: Tracer, facts: Sequence[Relied], judge: Judge) -> None:
         self.tracer, self.facts, self.judge = tracer, facts, judge
+        self.settled: set[Relied] = set()  # what strides that mean nothing cannot change: those of the inputs are held
         self.mode = ShapesAlone()
         self.sources: dict[fx.Node, tuple[int, ...]] = {}
         self.numbers: dict[fx.Node, int] = {}
@@ -128,8 +129,17 @@ class OtherSizes:
         found = self._found(values, given)
         for order in (contiguous, channels_last) if values.either_layout else ():
             with contextlib.suppress(NotThisSize):  # a call that refuses these strides does so in eager mode as well
-                found += self._found(_Values(order), replace(given, order=order))
+                found += [fact for fact in self._found(_Values(order), replace(given, order=order)) if fact not in self.settled]
         return found
+
+    def by_choice(self) -> list[Relied]:
+        """The facts that are others where data chooses otherwise."""
+        values = _Values()
+        values.other_way = True
+        with contextlib.suppress(_Lost):
+            self._run(values, {}, {})
+            return [fact for fact in self.facts if fact.differs(values)]
+        return list(self.facts)
 
     def _found(self, values: _Values, given: Given) -> list[Relied]:
         self._run(values, given.sizes, given.layouts)
@@ -167,7 +177,7 @@ class OtherSizes:
         if node.op == "call_module":
             return self._module(node)(*args, **kwargs)
         if node.target is choose:
-            return args[1]
+            return args[2 if values.other_way else 1]
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -235,6 +245,7 @@ class _Values(dict[fx.Node, object]):
     def __init__(self, order: Callable[[int], list[int]] | None = None) -> None:
         super().__init__()
         self.order = order
+        self.other_way = False  # of two values that data chooses from, the one that is not the example's
         self.either_layout = False  # whether a new tensor was contiguous and channels_last at once
 
     def args(self, node: fx.Node) -> Args:
