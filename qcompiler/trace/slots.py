@@ -115,7 +115,9 @@ def holders(model: nn.Module) -> list[Holder]:
 
 
 def _module(module: nn.Module, path: str, owner: str, found: list[Holder], seen: set[int]) -> None:
-    """A module's attributes and buffers, and what they lead to."""
+    """A module's attributes and buffers, and what they lead to. (Those of a scripted module are not Python's.)"""
+    if isinstance(module, torch.jit.ScriptModule):
+        return
     found.append(Holder(path, owner, vars(module), "dict", module))
     found.append(Holder(path, owner, module._buffers, "dict"))
     seen |= {id(vars(module)), id(module._buffers)}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from qcompiler.errors import InputError
+from qcompiler.trace.asking import ASKING
 from qcompiler.trace.guards import guard_bool
 from qcompiler.trace.proxy import Method, Proxy
 from qcompiler.trace.recording import Recording
@@ -22,6 +23,8 @@ def attribute(tracer: Recording, owner: object, name: str, *default: object) -> 
         return getattr(tracer.fix(owner, f"`{name}`"), name)
     if name == "shape":
         return tracer.sizes(owner)
+    if name == "_base":
+        raise tracer.error("_base, which asks what a tensor is a view of")
     if name == "nbytes":
         return tracer.sizes(owner).numel() * owner.example.itemsize
     if callable(getattr(torch.Tensor, name, None)):
@@ -72,4 +75,5 @@ SPECIAL: Mapping[object, Callable[..., object]] = {
     "tolist": to_list,
     "bool": lambda tracer, owner, **kwargs: tracer.call("call_method", "to", (owner, torch.bool), kwargs),  # TorchScript has no `bool()`
     "requires_grad_": lambda tracer, owner, *args, **kwargs: owner,
+    **ASKING,
 }
