@@ -28,6 +28,9 @@ def check_state(module: nn.Module, state_dict: Mapping[str, Any], prefix: str = 
     tensors that the module has; `_check_own(state_dict, prefix)`, for state in no tensor; `_fixed_dtypes`: float16
     tensors stay float16, and with `assign` all keep their dtype.
     """
+    if not isinstance(state_dict, Mapping):
+        hint = "give model.state_dict()" if isinstance(state_dict, nn.Module) else None
+        raise ConfigError(f"a state_dict is a dict of tensors, not a {type(state_dict).__name__}", code="state-kind", hint=hint)
     for path, part in module.named_modules(remove_duplicate=False):
         start = f"{prefix}{path}." if path else prefix
         state = part._as_ours(state_dict, start) if hasattr(part, "_as_ours") else state_dict

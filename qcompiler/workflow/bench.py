@@ -16,6 +16,7 @@ from qcompiler.debug.fitted_table import Column, FittedTable, as_text
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms
+from qcompiler.inputs.kinds import check_kinds
 from qcompiler.timing import Machine, Timed, cpu_name, in_turn
 from qcompiler.workflow.first_batch import first_batch
 
@@ -137,6 +138,8 @@ def _scripted(module: nn.Module) -> nn.Module:
 
 
 def _call(name: str, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Callable[[], object]:
+    if isinstance(module, nn.Module):
+        check_kinds(module)
     try:
         with torch.inference_mode():
             module(*args, **kwargs)

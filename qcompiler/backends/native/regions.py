@@ -15,7 +15,7 @@ from qcompiler.executable import Plan
 
 def regions_of(module: nn.Module) -> tuple[NativeRegion, ...]:
     """In the order in which the module runs them."""
-    return tuple(value for value in module.__dict__.values() if isinstance(value, NativeRegion))
+    return tuple(value for value in getattr(module, "__dict__", {}).values() if isinstance(value, NativeRegion))
 
 
 def plan_of(module: nn.Module, nodes: Sequence[dict[str, Any]]) -> Plan | None:
