@@ -166,7 +166,8 @@ def quantize(
     `example_kwargs`.
     """
     data, inputs, kwargs = first_batch(calibration_data)
-    forms = options.pop("example_kwargs", None) or kwargs or None
+    forms = options.pop("example_kwargs", None)
+    forms = kwargs or None if forms is None or (isinstance(forms, Mapping) and not forms) else forms
     prepared = prepare_fx(model, qconfig_mapping, inputs, example_kwargs=forms, debug=debug, **options)
     calibrate(prepared, data, progress=progress)
     module: Executable = convert_fx(prepared, debug=debug)
