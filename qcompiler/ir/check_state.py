@@ -82,6 +82,9 @@ def _fault(module: nn.Module, name: str, held: Tensor, given: object, assign: bo
         return f"a {given.dtype} tensor is given, {held.dtype} is held", "weight-dtype", hint
     if not _fits(module, name, held, given):
         return f"size mismatch: shape {tuple(given.shape)} is given, {tuple(held.shape)} is held", "weight-shape", None
+    of_codes = name == "bias" and module._buffers.get("weight_scale") is not None
+    if of_codes and not given.is_meta and not bool(torch.isfinite(given).all()):  # int8 kernels round what comes of it to plain numbers
+        return "it holds NaN or inf", "bad-weight", "look at the checkpoint it was loaded from"
     text = "" if given.is_meta else _qparams_fault(module, name, given)
     return (text, "qparams", HINT) if text else None
 
