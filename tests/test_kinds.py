@@ -517,3 +517,29 @@ def test_more_modules_of_bench_are_checked(make: Callable[[], nn.Module]) -> Non
 def with_fakes() -> nn.Module:
     with FAKES:
         return nn.Conv2d(3, 4, 3)
+
+
+# ---- settings
+
+WRONG = [-1.5, "abc", float("nan"), [], {"x": 1}, object(), [1]]
+SETTINGS: dict[str, Callable[[Any], Any]] = {
+    "rounds": lambda v: qc.bench(small(), [X], rounds=v, scripted=False),
+    "warmup": lambda v: qc.bench(small(), [X], rounds=1, warmup=v, scripted=False),
+    "threads": lambda v: qc.bench(small(), [X], rounds=1, threads=v, scripted=False),
+    "modules": lambda v: qc.bench(small(), [X], rounds=1, modules=v if v not in ([], {"x": 1}) else 1, scripted=False),
+    "backends": lambda v: qc.bench(small(), [X], rounds=1, backends=v or "torch", scripted=False),
+    "dynamic_shapes of ONNX": lambda v: qc.export_onnx(PREPARED, "nowhere.onnx", dynamic_shapes=v or 3),
+    "dynamic_shapes": lambda v: qc.export_program(PREPARED, dynamic_shapes=v or 3),
+    "alpha": lambda v: tune.equalize(PREPARED, [X], alpha=v),
+    "rows": lambda v: tune.reconstruct(PREPARED, [X], rows=v),
+    "seed": lambda v: tune.correct_bias(PREPARED, [X], seed=v),
+    "keys of a backend config": lambda v: qc.prepare_fx(small(), None, (X,), backend_config={"configs": [], str(v)[:9]: 1}),
+    "keys of its patterns": lambda v: qc.prepare_fx(small(), None, (X,), backend_config={"configs": [{"pattern": nn.ReLU, str(v)[:9]: 1}]}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_another_kind(name: str, wrong: Any) -> None:
+    with pytest.raises(ConfigError):
+        SETTINGS[name](wrong)

@@ -110,6 +110,13 @@ def _check_statistics(path: str, module: object) -> None:
                             where=Where(module_path=path or None), hint="untrained, or a damaged checkpoint")  # fmt: skip
 
 
+def check_whole(value: object, what: str, least: int | None = None) -> None:
+    """Raises ConfigError for what is no int, or a smaller one."""
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        more = "" if least is None else f" from {least}"
+        raise ConfigError(f"{what} is a whole number{more}, not {value!r:.40}", code="setting")
+
+
 def check_named(arguments: object, what: str) -> None:
     """Raises ConfigError for arguments by name that are no dict with names as keys."""
     if arguments is not None and not (isinstance(arguments, Mapping) and all(isinstance(name, str) for name in arguments)):

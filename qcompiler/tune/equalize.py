@@ -39,7 +39,7 @@ def equalize(prepared: object, batches: object, *, corrections: Corrections | No
     dropped, so this comes before `reconstruct`. Raises ConfigError for another alpha and for several forms of the call, CalibrationError
     for no batches.
     """
-    if not 0 <= alpha <= 0.75:
+    if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 0.75:
         raise ConfigError(f"alpha is from 0 to 0.75, not {alpha}", code="alpha")
     check_data(batches)
     so_far = corrections or NO_CORRECTIONS

@@ -16,6 +16,7 @@ from qcompiler.errors import CalibrationError, InputError, QCompilerError
 from qcompiler.executable.call_forms import CallForms
 from qcompiler.inputs.batches import batches as as_batches
 from qcompiler.inputs.batches import check_data
+from qcompiler.inputs.checks import check_whole
 from qcompiler.inputs.input_text import first_sentence, refuses_inputs
 from qcompiler.ir.verify import where
 from qcompiler.tune.lane import Batch, Lane, without_empty
@@ -57,6 +58,8 @@ def walk(prepared: object, batches: object, corrections: Corrections | None, opt
     A weight that several forms with data read is no site: what suits the data of one may not suit that of another.
     """
     check_data(batches)
+    check_whole(options.rows, "rows", 1)
+    check_whole(options.seed, "seed")
     given = _by_form(prepared, batches)
     made = [(twin, given[index]) for index, twin in enumerate(twins(prepared, corrections)) if index in given]
     count = Counter(name for twin, _ in made for name in {site.name for site in sites(twin)})

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qcompiler.ambient import in_plain_torch
 from qcompiler.backends.native.operator import OPERATOR, region_of_constants
 from qcompiler.errors import ConfigError
+from qcompiler.inputs.checks import check_whole
 
 
 @in_plain_torch
@@ -21,8 +22,9 @@ def native_times(module: nn.Module, *args: object, repeat: int = 5, **kwargs: ob
     """
     if not isinstance(module, nn.Module):
         raise _not_native()
+    check_whole(repeat, "repeat", 1)
     watch = _Times()
-    for _ in range(max(1, repeat)):
+    for _ in range(repeat):
         with watch:
             module(*args, **kwargs)
     if not watch.least:
