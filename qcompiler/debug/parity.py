@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from qcompiler.debug.walk import RANDOM, Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, PassError, Where
 from qcompiler.executable import Executable
 from qcompiler.executable.states import fill
-from qcompiler.executable.steps import Grid, steps_of_graph
+from qcompiler.executable.steps import Grid, Step, Steps, steps_of_graph
 from qcompiler.fake_quantize import FakeQuantizeBase
 from qcompiler.inputs.batches import batches, check_data
 from qcompiler.ir.attributes import attribute
@@ -125,7 +125,7 @@ def parity(prepared: nn.Module, converted: nn.Module, data: object) -> Parity:
 
 def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[tuple[object, ...], dict[str, object]]]) -> Parity:
     graph = simulated(prepared, *items[0])
-    floats, steps = steps_of_graph(graph), converted._steps()
+    floats, steps = _rounding(graph, steps_of_graph(graph)), converted._steps()
     walk, found = Walk(floats, steps, match(floats, steps), ends=_ranges(graph)), _Found(_not_simulated(graph), _sum_steps(graph))
     with torch.inference_mode(), steps.kept():
         for path, held in steps.held.items():
@@ -133,6 +133,20 @@ def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[t
         for args, kwargs in items:
             walk.run(args, kwargs, found.visit)
     return Parity(tuple(found.worst.values()), tuple({**walk.matching.unmatched, **found.random}.items()), len(items))
+
+
+def _rounding(graph: fx.GraphModule, floats: Steps) -> Steps:
+    """The steps of a simulation, fake quantization among them. Where int8 rounds a value within one step with what reads it, as a native
+    region does its inputs, nothing else would round the value on this side."""
+
+    def rounding(step: Step) -> Step:
+        watch = modules.get(step.name)
+        if not isinstance(watch, FakeQuantWatch):
+            return step
+        return replace(step, run=lambda env: watch(env[step.inputs[0]]))
+
+    modules = {node.name: graph.get_submodule(str(node.target)) for node in graph.graph.nodes if node.op == "call_module"}
+    return replace(floats, steps=tuple(map(rounding, floats.steps)))
 
 
 def require_parity(

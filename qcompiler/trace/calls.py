@@ -51,7 +51,10 @@ class Calls:
         if self._recorder.promoted:
             args, kwargs = map_nested(self.promotion, tuple(args)), map_nested(self.promotion, kwargs)
         if first_proxy(args) is None and first_proxy(kwargs) is None:
-            return self._without_proxies(func, args, kwargs)
+            result = self._without_proxies(func, args, kwargs)
+            if not places.is_own(frame):
+                self._recorder.attributes.note_constant((args, kwargs), result)
+            return result
         if getattr(func, "__name__", "") == "__set__":
             raise self._recorder.error("an attribute of a tensor is assigned a traced value")
         return self.call(*spelling(func, args), kwargs)

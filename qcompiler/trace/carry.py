@@ -25,6 +25,7 @@ from qcompiler.trace.guards import TraceRemark, is_guard
 from qcompiler.trace.hold_relied import hold
 from qcompiler.trace.learned_parts import NewPart
 from qcompiler.trace.numbers import Again
+from qcompiler.trace.operands import Elsewhere
 from qcompiler.trace.other_sizes import NotThisSize
 from qcompiler.trace.other_ways import OtherWays
 from qcompiler.trace.refusals import HINT, Refusals, Refused
@@ -35,6 +36,8 @@ from qcompiler.trace.state import Place, Places
 from qcompiler.trace.state_reads import held_by
 from qcompiler.trace.tracer import Tracer
 
+HINT_ELSEWHERE = ("give forward the value as an argument and return the new one, or keep it in an attribute of the module; make the "
+                  "model anew, since the trace could not put back what was kept there")  # fmt: skip
 _ROUNDS = 4  # later calls that add a place: what has one more in each of them grows
 
 
@@ -68,7 +71,10 @@ class Carrier:
         tracer.instead = instead or {}
         tracer.modules.kept, tracer.leaf_calls.explicit_states = self.kept, start.watched is not None
         self.places.is_later = bool(start.given)
-        return run(tracer, self.places, start, self.forward)
+        try:
+            return run(tracer, self.places, start, self.forward)
+        except Elsewhere as found:
+            raise TraceError(str(found.error), where=found.error.where, hint=HINT_ELSEWHERE) from None
 
     def _first(self) -> Attempt:
         while True:
@@ -82,11 +88,14 @@ class Carrier:
     def _traced(self) -> tuple[fx.GraphModule, list[TraceRemark]]:
         first = self._first()
         self._refusals.check_parameters(first)
+        self._refusals.check_things(first)
         if first.repointed:
             raise self._refusals.refusal(dict.fromkeys(first.repointed, "is given other memory by `set_`"), first)
         self._refusals.check_modes(first)
         left = {place: value for place, value in first.left.items() if not (place in self.forced and alike(value, self.forced[place]))}
         if not left and not first.unstable:
+            if any(self.places.of_memory(tensor) is None for tensor in first.tracer.attributes.outside):
+                first = self._run(Start(self.forced))  # it meets what the first call left in a place that the walk does not know
             return self._finished(first, self.forced, self._initial(first, self.forced))
         carried = {place: first.left.get(place, value) for place, value in self.forced.items()}
         carried |= {place: value for place, value in left.items() if place in first.data}

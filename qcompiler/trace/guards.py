@@ -18,7 +18,8 @@ from qcompiler.ops.trees import described_tree
 class TraceRemark:
     """One thing to know about a trace: a module that stayed a leaf, or a value that was made concrete."""
 
-    kind: Literal["leaf", "guard", "training-branch", "data-branch", "argument-changed", "autocast", "state", "float-statement"]
+    kind: Literal["leaf", "guard", "training-branch", "data-branch", "argument-changed", "autocast", "state", "float-statement",
+                  "python-random"]  # fmt: skip
     where: Where
     reason: str
 
