@@ -113,12 +113,13 @@ def compiled(model: Network, inputs: tuple[Tensor, ...], seed: int, engine: str)
         settings["example_kwargs"] = model.forms
     if seed % 4 == 1:
         prepared = qcompiler.prepare_qat_fx(copy.deepcopy(model).train(), mapping, inputs, **settings)
-        optimizer = torch.optim.SGD(prepared.parameters(), lr=1e-4) if list(prepared.parameters()) else None
+        optimizer = torch.optim.SGD(prepared.parameters(), lr=1e-2) if list(prepared.parameters()) else None
         for _, form in product(range(2), model.forms or [{}]):
             total = sum(t.square().mean() for t in tree_leaves(prepared.eval()(*inputs, **form)) if isinstance(t, Tensor))
             if optimizer is not None and isinstance(total, Tensor) and total.requires_grad:
                 optimizer.zero_grad()
                 total.backward()
+                nn.utils.clip_grad_norm_(prepared.parameters(), 1.0)  # a large step would take conditions on data another way
                 optimizer.step()
     else:
         prepared = qcompiler.prepare_fx(model, mapping, inputs, **settings)
