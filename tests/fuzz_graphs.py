@@ -123,7 +123,7 @@ def compiled(model: Network, inputs: tuple[Tensor, ...], seed: int, engine: str)
                 optimizer.step()
     else:
         prepared = qcompiler.prepare_fx(model, mapping, inputs, **settings)
-        qcompiler.calibrate(prepared, [{"x": inputs[0], **form} for form in model.forms] or [inputs])
+        qcompiler.calibrate(prepared, [{**dict(zip("xy", inputs)), **form} for form in model.forms] or [inputs])
     return Compiled(qcompiler.convert_fx(prepared), lambda: qcompiler.convert_fx(prepared), qcompiler.convert_to_reference_fx(prepared))
 
 

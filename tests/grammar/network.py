@@ -42,8 +42,8 @@ class Network(nn.Module):
         self.results: tuple[str, tuple[int, ...]] = ("one", (-1,))
         self.forms: list[dict[str, Any]] = []
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Any:
-        values = [x]
+    def forward(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None, scale: float = 1.0) -> Any:
+        values = [x] if y is None else [x, y]
         for step in self.steps:
             part = () if step.module is None else (self.parts[step.module],)
             options = () if step.option is None else (mask if step.option == "mask" else scale,)
