@@ -8,6 +8,7 @@ step computes with the sizes of its inputs, so that other batches and sizes fit 
 from __future__ import annotations
 
 import random
+import warnings
 from typing import Any
 
 import torch
@@ -84,7 +85,8 @@ def network(seed: int) -> tuple[Network, tuple[Tensor, ...]]:
     draw.values = list(inputs)
     draw.net.forms = _forms(rng, inputs[0])
     wanted = rng.choice((1, 2, 4, 6, 8, 12, 16))
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LSTM with projections")  # torch's float layer has a slow form alone
         for _ in range(20 * wanted):
             if len(draw.net.steps) >= wanted:
                 break
