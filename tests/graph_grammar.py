@@ -82,7 +82,7 @@ def network(seed: int) -> tuple[Network, tuple[Tensor, ...]]:
     torch.manual_seed(seed)
     draw = Draw(rng)
     inputs = _inputs(rng)
-    draw.values = list(inputs)
+    draw.values, draw.given = list(inputs), len(inputs)
     draw.net.forms = _forms(rng, inputs[0])
     wanted = rng.choice((1, 2, 4, 6, 8, 12, 16))
     with torch.no_grad(), warnings.catch_warnings():

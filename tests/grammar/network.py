@@ -78,6 +78,7 @@ class Draw:
     net: Network = field(default_factory=Network)
     values: list[Tensor] = field(default_factory=list)
     index: int = 0  # of the value that a rule is asked about
+    given: int = 1  # how many of the values are the caller's
 
     def pick(self, *items: Any) -> Any:
         return self.rng.choice(items)
