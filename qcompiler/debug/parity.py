@@ -208,7 +208,8 @@ class _Found:
                 continue
             step = self._sum_step(site)
             worst, is_float = _distance(reference, value, seen, FEW * (step or 0.0))
-            simulated, int8 = site.float_step.name not in self.not_simulated, not is_float or step is not None
+            computed = {site.float_step.name, *(step.name for step in site.region or ())}
+            simulated, int8 = not computed & self.not_simulated, not is_float or step is not None
             found = Difference(site.computed.name, site.step.module_path, site.step.location, worst, is_float, simulated, int8)
             known = self.worst.get(site.step.name)
             if known is None or found.worst > known.worst:
