@@ -25,7 +25,7 @@ from qcompiler.trace.proxy import Args, Kwargs, Proxy, first_proxy
 from qcompiler.trace.recording import Recording
 from qcompiler.trace.running import Running
 from qcompiler.trace.special_calls import SPECIAL
-from qcompiler.trace.spelling import AUGMENTED, spelling
+from qcompiler.trace.spelling import AUGMENTED, spelling, under_torch_names
 from qcompiler.trace.views import note_views
 
 RANDOM = frozenset((torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like, torch.randint_like,
@@ -87,6 +87,7 @@ class Calls:
             op, target = "call_method", SAME_OP[name]
         function = getattr(torch.Tensor, target, None) if op == "call_method" else target
         function = getattr(function, "__wrapped__", function) if op == "call_method" else function  # the session's own wrapper
+        args, kwargs = under_torch_names(function, args, kwargs)
         replacement = self._options.decompose.get(function) if function is not None and function not in self.decomposing else None
         if replacement is not None and (result := self._decomposed(function, replacement, args, kwargs)) is not NotImplemented:
             return result
