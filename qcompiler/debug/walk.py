@@ -143,7 +143,8 @@ class Walk:
         perfect = self._perfect(site, floats, references)
         own = real(references[step.name])
         visit(Seen(site, reference, real(value), own, perfect, grid, self._is_random(site)))
-        references[step.name] = held_as(references[step.name], reference, grid)  # its sizes may be others than those of `value`
+        if not step.within:
+            references[step.name] = held_as(references[step.name], reference, grid)  # its sizes may be others than those of `value`
         if grid is not None:
             self.rounded.add(step.name)
 

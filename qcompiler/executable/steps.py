@@ -62,6 +62,7 @@ class Step:
     rounds: str = ""  # "quantize" or "dequantize": the step changes how a value is held, not what it is
     weight: Weight | None = None
     state: Literal["", "read", "write"] = ""
+    within: bool = False  # it is made within a call that makes its readers as well, which take this value and no other
     most: int = 255  # the largest code of its range: 127 where that has 7 bits, though a kernel gives larger ones beyond it
 
 

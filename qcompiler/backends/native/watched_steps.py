@@ -58,7 +58,8 @@ class WatchedRegion:
         def run(env: Env) -> Tensor:
             return dequantize(self.values[name], codes.scale, codes.zero)
 
-        return Step(name, "call", op, self._inputs(name), place.origin, run, place.path, place.line)
+        grid = codes.scale, codes.zero, codes.low, codes.high
+        return Step(name, "call", op, self._inputs(name), place.origin, run, place.path, place.line, grid=grid, within=True)
 
     def _inputs(self, name: str) -> tuple[str, ...]:
         """The values with a step of their own that a value is computed from, through those without one."""
