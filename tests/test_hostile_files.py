@@ -116,6 +116,7 @@ GOOD: dict[str, dict[str, Any]] = {
     | {"weight": INT[..., None], "scale": ONE, "zero_point": NONE, "axis": -1, "bias": None, "stride": [1, 1, 1], "padding": [0, 0, 0]}
     | {"dilation": [1, 1, 1], "groups": 1},
     "prepack_linear": CONV | {"weight": INT[:, :, 0, 0], "bias": None},
+    "prepack_linear_as_conv2d": CONV | {"weight": INT[:, :, 0, 0], "bias": None},
     "prepack_linear_half": {"weight": INT[:, :, 0, 0].half(), "bias": torch.zeros(8)},
     "float_weight": ROWS | {"weight": INT, "axis": 0},
     "widened": {"weight": INT.half()},

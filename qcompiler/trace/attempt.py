@@ -60,6 +60,7 @@ class Attempt:
     """
 
     tracer: Tracer
+    start: Start
     given: Mapping[Place, Any] = field(default_factory=dict)
     left: dict[Place, Any] = field(default_factory=dict)
     data: list[Place] = field(default_factory=list)
@@ -81,7 +82,7 @@ def is_state(value: object) -> bool:
 
 def run(tracer: Tracer, places: Places, start: Start, forward: Callable[[Tracer], object]) -> Attempt:
     """Trace one call of forward."""
-    carried, made = start.carried, Attempt(tracer, given=start.given)
+    carried, made = start.carried, Attempt(tracer, start, given=start.given)
 
     def found(tensor: torch.Tensor) -> None:
         place = places.of_memory(tensor)

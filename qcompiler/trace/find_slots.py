@@ -58,7 +58,9 @@ class Walk:
                 self._class(kind, path)
 
     def _module(self, module: nn.Module, path: str) -> None:
-        """A module's attributes and buffers, and what they lead to."""
+        """A module's attributes and buffers, and what they lead to. (Those of a scripted module are not Python's.)"""
+        if isinstance(module, torch.jit.ScriptModule):
+            return
         holder = Holder(path, self._owner, vars(module), "dict", module)
         self._hold(holder)
         self._hold(Holder(path, self._owner, module._buffers, "dict"))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from qcompiler.errors import InputError
+from qcompiler.trace.asking import ASKING
 from qcompiler.trace.guards import guard_bool
 from qcompiler.trace.proxy import Method, Proxy
 from qcompiler.trace.recording import Recording
@@ -22,6 +23,8 @@ def attribute(tracer: Recording, owner: object, name: str, *default: object) -> 
         return getattr(tracer.fix(owner, f"`{name}`"), name)
     if name == "shape":
         return tracer.sizes(owner)
+    if name == "_base":
+        raise tracer.error("_base, which asks what a tensor is a view of")
     if name == "nbytes":
         return tracer.sizes(owner).numel() * owner.example.itemsize
     if callable(getattr(torch.Tensor, name, None)):
@@ -91,6 +94,11 @@ def is_same_size(tracer: Recording, owner: Any, other: Any) -> object:
     return owner.shape == other.shape
 
 
+def as_function(function: Callable[..., object]) -> Callable[..., object]:
+    """A method as the function of torch that it calls."""
+    return lambda tracer, owner, *args, **kwargs: tracer.call("call_function", function, (owner, *args), kwargs)
+
+
 SPECIAL: Mapping[object, Callable[..., object]] = {
     getattr: attribute,
     torch._assert: assertion,
@@ -103,6 +111,9 @@ SPECIAL: Mapping[object, Callable[..., object]] = {
     **{function: _at_least(dims) for dims, function in _AT_LEAST.items()},
     torch.is_same_size: is_same_size,
     "tolist": to_list,
+    "bfloat16": lambda tracer, owner, **kwargs: tracer.call("call_method", "to", (owner, torch.bfloat16), kwargs),  # nor this
     "bool": lambda tracer, owner, **kwargs: tracer.call("call_method", "to", (owner, torch.bool), kwargs),  # TorchScript has no `bool()`
     "requires_grad_": lambda tracer, owner, *args, **kwargs: owner,
+    **ASKING,
+    **{name: as_function(getattr(torch, name)) for name in ("norm", "unique", "unique_consecutive")},  # in Python: TorchScript has others
 }
