@@ -12,7 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcompiler as qc
-from qcompiler.config.qconfig import default_qat_qconfig, default_symmetric_qnnpack_qat_qconfig
+from qcompiler.config.qconfig import (
+    default_per_channel_symmetric_qnnpack_qat_qconfig,
+    default_qat_qconfig,
+    default_symmetric_qnnpack_qat_qconfig,
+)
 from qcompiler.debug import compute_sqnr, parity
 
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
@@ -68,6 +72,21 @@ def test_what_training_simulated(name: str, qconfig: str) -> None:
     assert parity(prepared, module, [x]).holds
     with torch.no_grad():
         assert compute_sqnr(prepared(x), module(x)) > 25  # calls in eval mode move its ranges a little
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_step_inside_of_a_region_counts_where_it_happens(seed: int) -> None:
+    """A mean at a half step falls to the other side: one step there, and nothing behind it, which the C computes from its own value."""
+
+    def between(m: Any, y: Tensor) -> Tensor:
+        y = F.hardswish(F.relu(y) + F.max_pool2d(y, 3, 1, 1))
+        return m.last(torch.cat([y, torch.sigmoid(y)], 1)[:, :8].mean([2, 3]))  # type: ignore[no-any-return]
+
+    torch.manual_seed(seed)
+    prepared, x = trained(Net(between), default_per_channel_symmetric_qnnpack_qat_qconfig, 8, 3, 8, 8)
+    module = qc.convert_fx(prepared)
+    found = parity(prepared, module, [x])
+    assert found.holds and [d.is_float for d in found.differences].count(False) > 1
 
 
 def test_a_lone_linear_and_what_is_wrong_in_it() -> None:

@@ -79,6 +79,10 @@ def _constrained(value: torch.dtype | DTypeWithConstraints | Mapping[str, Any] |
     return DTypeWithConstraints(**found)
 
 
+OF_TORCH = ("pattern_complex_format", "root_node_getter", "extra_inputs_getter", "num_tensor_args_to_observation_type",
+            "input_type_to_index")  # fmt: skip  # keys of a pattern of torch.ao's
+
+
 def _check_keys(given: Mapping[str, object], known: Iterable[str], what: str) -> None:
     """A key that nothing reads would be passed over."""
     for key in given:
@@ -211,7 +215,7 @@ class BackendPatternConfig:
     def from_dict(cls, backend_pattern_config_dict: Mapping[str, Any]) -> BackendPatternConfig:
         """What `to_dict` of this class or of torch.ao's wrote."""
         config = cls()
-        _check_keys(backend_pattern_config_dict, (*cls.FIELDS, "pattern_complex_format"), "a pattern of a backend config")
+        _check_keys(backend_pattern_config_dict, (*cls.FIELDS, *OF_TORCH), "a pattern of a backend config")
         for name, value in backend_pattern_config_dict.items():
             if name == "observation_type":
                 config.set_observation_type(value)
