@@ -13,12 +13,14 @@ from qcompiler.errors import TraceError, Where
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.ops.state import read_state, write_state
 from qcompiler.ops.state_nodes import NUMBERS, is_read
+from qcompiler.trace.called_anew import called_anew
+from qcompiler.trace.leaves import leaves, nested
 from qcompiler.trace.memory import storage
 from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.outputs import add_output
 from qcompiler.trace.proxy import Proxy
-from qcompiler.trace.session import session
-from qcompiler.trace.slots import MISSING, leaves, nested
+from qcompiler.trace.session import held_by_this_thread, session
+from qcompiler.trace.slots import MISSING
 from qcompiler.trace.state import Place, Places, kept_state
 from qcompiler.trace.state_reads import depends_on_data
 from qcompiler.trace.tracer import Tracer
@@ -93,7 +95,8 @@ def run(tracer: Tracer, places: Places, start: Start, forward: Callable[[Tracer]
         for place, value in sorted(opened.items(), key=_order):
             places.put(place, value)
         tracer.paused -= 1
-        result = forward(tracer)
+        with called_anew(places.holders, lambda: not tracer.paused and held_by_this_thread()):
+            result = forward(tracer)
         tracer.paused += 1
         _close(made, places, read, start.watched or ())
         made.results = nested(lambda _, leaf: _example(leaf), result, "")

@@ -22,9 +22,10 @@ from qcompiler.trace.attempt import Attempt, Start, StateFound, is_state, owned,
 from qcompiler.trace.finish import finish, live_nodes, live_states
 from qcompiler.trace.guards import TraceRemark, is_guard
 from qcompiler.trace.hold_sharing import hold_sharing
+from qcompiler.trace.leaves import leaves, nested
 from qcompiler.trace.refusals import HINT, Refusals, Refused
 from qcompiler.trace.same import alike, as_later, equal, held_tensor, kind_of, same_leaf
-from qcompiler.trace.slots import MISSING, leaves, nested
+from qcompiler.trace.slots import MISSING
 from qcompiler.trace.starts import proven
 from qcompiler.trace.state import Place, Places
 from qcompiler.trace.state_reads import held_by

@@ -9,9 +9,9 @@ from torch import fx
 
 from qcompiler.ir.types import source_of
 from qcompiler.trace.attempt import Attempt
+from qcompiler.trace.leaves import leaves
 from qcompiler.trace.places import assigned_at
 from qcompiler.trace.same import UNKNOWN, equal, same_leaf
-from qcompiler.trace.slots import leaves
 from qcompiler.trace.state import Place, Places
 
 HINT = "give forward the value as an argument and return the new one, or make the part that keeps it a submodule, which then stays float"

@@ -6,12 +6,11 @@ an object that is no module, the class of a module, and the globals and closures
 
 from __future__ import annotations
 
-import copy
 import functools
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
@@ -19,24 +18,25 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from qcompiler.trace.containers import content, item, length, refill
-from qcompiler.trace.opaque import Opaque
+from qcompiler.trace.containers import content, item, length
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _LIBRARIES = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "qcompiler"}  # whose objects are no helpers of a model
-_DEEPEST, _MOST = 8, 20_000  # levels of nesting, and holders: a trainer behind an attribute may lead to anything
+CACHED = type(functools.lru_cache(len))  # a function with a cache
+DEEPEST, _MOST = 8, 20_000  # levels of nesting, and holders: a trainer behind an attribute may lead to anything
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
 
 
 @dataclass(frozen=True)
 class Holder:
-    """One dict, list, set, object with slots, class or closure cell. `path`: the dotted name of what has it."""
+    """One dict, list, set, object with slots, class, closure cell, or function whose code names cells. `path`: the dotted name of what
+    has it."""
 
     path: str
     owner: str  # path of the module that leads to it
     value: Any
-    kind: Literal["dict", "list", "set", "class", "object", "cell"]
+    kind: Literal["dict", "list", "set", "class", "object", "cell", "function"]
     of: Any = None  # the module or object whose attributes a dict is
 
     def places(self) -> list[Any]:
@@ -45,7 +45,7 @@ class Holder:
             return list(range(length(self.value)))
         if self.kind == "dict":
             return [key for key in content(self.value) if not (isinstance(self.of, nn.Module) and key in _INTERNAL)]
-        if self.kind == "set":
+        if self.kind in ("set", "function"):
             return []
         return ["value"] if self.kind == "cell" else _fields(self.value)
 
@@ -126,14 +126,13 @@ def _module(module: nn.Module, path: str, owner: str, found: list[Holder], seen:
 
 def _walk(value: Any, path: str, owner: str, found: list[Holder], seen: set[int], depth: int) -> None:
     """Add what a value leads to."""
-    if isinstance(value, functools.partial):
-        value = value.func
+    value = getattr(value, "func" if isinstance(value, functools.partial) else "__wrapped__", value) if _is_around(value) else value
     if isinstance(value, (types.FunctionType, types.MethodType)):
         function = getattr(value, "__func__", value)
         if id(function) not in seen and isinstance(function, types.FunctionType) and _is_own(function):
             _function(function, owner, found, seen)
         return
-    if isinstance(value, (*_PLAIN, torch.Tensor, nn.Module, type)) or id(value) in seen or depth > _DEEPEST or len(found) > _MOST:
+    if isinstance(value, (*_PLAIN, torch.Tensor, nn.Module, type)) or id(value) in seen or depth > DEEPEST or len(found) > _MOST:
         return
     holder = _holder(value, path, owner)
     if holder is not None:
@@ -201,24 +200,23 @@ def _class(kind: type, owner: str, found: list[Holder], seen: set[int]) -> None:
     for name in _fields(kind):
         _walk(vars(kind)[name], joined(owner, name), owner, found, seen, 1)
     for function in vars(kind).values():
-        function = getattr(function, "__wrapped__", getattr(function, "__func__", getattr(function, "fget", function)))
-        if isinstance(function, types.FunctionType):
-            _function(function, owner, found, seen)
+        function = getattr(function, "__func__", getattr(function, "fget", function))
+        while function is not None:  # a decorator may keep something, too
+            if isinstance(function, types.FunctionType) and id(function) not in seen:
+                _function(function, owner, found, seen)
+            function = getattr(function, "__wrapped__", None)
 
 
 def _function(function: types.FunctionType, owner: str, found: list[Holder], seen: set[int]) -> None:
     """The cells and globals that a function names, and those of the functions of the user's among them."""
     seen.add(id(function))
-    cells = [(name, cell) for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
-             if name != "__class__" and id(cell) not in seen]  # fmt: skip
-    named = [(name, Global(function.__globals__, name)) for name in _global_names(function.__code__)
-             if hash((id(function.__globals__), name)) not in seen]  # fmt: skip
-    seen.update(id(cell) for _, cell in cells)
-    seen.update(hash((id(function.__globals__), name)) for name, _ in named)
-    for name, cell in (*cells, *named):
+    found.append(Holder(function.__name__, owner, function, "function"))
+    new = [(name, cell) for name, cell in cells_of(function) if _mark(cell) not in seen]
+    seen.update(_mark(cell) for _, cell in new)
+    for name, cell in new:
         held = Holder(name, owner, cell, "cell")
         value = held.get("value")
-        if isinstance(value, types.FunctionType):
+        if isinstance(value, types.FunctionType) or _is_around(value):
             _walk(value, name, owner, found, seen, 1)
         elif isinstance(value, nn.Module) and id(value) not in seen:  # a hook may hold the model that this one is a copy of
             seen.add(id(value))
@@ -226,6 +224,28 @@ def _function(function: types.FunctionType, owner: str, found: list[Holder], see
         elif _is_data(value):
             found.append(held)
             _walk(value, name, owner, found, seen, 1)
+    for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+        _walk(value, function.__name__, owner, found, seen, 1)
+
+
+def _is_around(value: object) -> bool:
+    """Whether a value is no function, but calls one."""
+    return isinstance(value, (functools.partial, CACHED))
+
+
+def cells_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """What the code of a function names outside of it, in the form of cells: closures, globals, names of modules of the user's."""
+    yield from (
+        (name, cell) for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False) if name != "__class__"
+    )
+    names = list(_global_names(function.__code__))
+    modules = (value for name in names if isinstance(value := function.__globals__.get(name), types.ModuleType))
+    for scope in (function.__globals__, *(vars(m) for m in modules if m.__name__.partition(".")[0] not in _LIBRARIES)):
+        yield from ((name, Global(scope, name)) for name in names if name in scope)
+
+
+def _mark(cell: Any) -> int:
+    return hash((id(cell.names), cell.name)) if type(cell) is Global else id(cell)
 
 
 class Global:
@@ -248,44 +268,3 @@ def _global_names(code: types.CodeType) -> Iterator[str]:
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
             yield from _global_names(inner)
-
-
-def nested(function: Callable[[str, Any], Any], value: Any, path: str, depth: int = 0) -> Any:
-    """Apply a function to what stands in a nest of containers and objects, with its dotted name. A container in which nothing
-    changes stays the same object, another is copied."""
-    if depth > _DEEPEST:
-        return value
-    if type(value) is Opaque:
-        return function(path, value)
-    if isinstance(value, (list, tuple, deque)) and type(value) is not torch.Size:
-        held = value if isinstance(value, tuple) else content(value)
-        items = [nested(function, item, joined(path, i), depth + 1) for i, item in enumerate(held)]
-        if all(a is b for a, b in zip(items, held, strict=True)):
-            return value
-        if isinstance(value, deque):
-            return type(value)(items, value.maxlen)
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if not isinstance(value, dict) and not (is_object(value) and hasattr(value, "__dict__")):
-        return function(path, value)
-    fields: Any = content(value if isinstance(value, dict) else vars(value))
-    made = {key: nested(function, item, joined(path, key), depth + 1) for key, item in fields.items()}
-    if all(made[key] is item for key, item in fields.items()):
-        return value
-    copied = copy.copy(value)
-    if isinstance(value, dict):
-        refill(copied, made)
-    attributes: dict[str, Any] = getattr(copied, "__dict__", {})  # a dict may have its items as attributes, too
-    attributes.update({key: item for key, item in made.items() if not isinstance(value, dict) or attributes.get(key) is fields[key]})
-    return copied
-
-
-def leaves(value: object, path: str) -> dict[str, Any]:
-    """What stands in a nest of containers and objects, by dotted name."""
-    found: dict[str, Any] = {}
-
-    def note(name: str, item: object) -> Any:
-        found[name] = item
-        return item
-
-    nested(note, value, path)
-    return found
