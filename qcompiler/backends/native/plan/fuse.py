@@ -14,6 +14,7 @@ from qcompiler.backends.native.plan.conv import Conv, Residual
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.pointwise import Map, Pair
+from qcompiler.backends.native.plan.relayout import Relayout
 from qcompiler.backends.native.plan.settled import Computed
 from qcompiler.backends.native.plan.shape import Number
 from qcompiler.backends.native.plan.sizes import Sizes
@@ -63,8 +64,16 @@ class _Fuser:
             if conv is not None and conv.residual is None and conv.codes == codes and plain:
                 low, high = pair.codes.limits(pair.bounds)
                 residual = Residual(other, other_codes, low, high, pair.times)
+                self._lay_as(conv, other)
                 self._put(index, conv, replace(conv, out=pair.out, residual=residual, of_sum=pair.codes))
                 return
+
+    def _lay_as(self, conv: Conv, other: str) -> None:
+        """What was laid out as the convolution's result lies is laid out as a convolution says: that result is none any more."""
+        index = self.at.get(other, -1)
+        found = self.layers[index] if index >= 0 else None
+        if isinstance(found, Relayout) and found.other == conv.out:
+            self.layers[index] = replace(found, wants="pixels" if conv.dims else "rows", dims=conv.dims, other="")
 
     def _put(self, index: int, old: Conv, new: Conv) -> None:
         """`new` stands where the other layer stood, behind everything that it reads."""
