@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from networkx.utils import UnionFind
 from torch import fx
 
 from qcompiler.compile.pass_manager import Context
@@ -71,6 +70,8 @@ class JoinQParams:
 
 class _Joining:
     def __init__(self, gm: fx.GraphModule, context: Context) -> None:
+        from networkx.utils import UnionFind
+
         self.gm, self.context, self.table = gm, context, context.table
         self.members = members_of(gm.graph)
         self.own = {group: quant_of(nodes[0]).qparams for group, nodes in self.members.items()}

@@ -1,5 +1,8 @@
 """qcompiler: a graph-based quantization compiler for PyTorch. A float model in, a runnable int8 module out."""
 
+import importlib
+from types import ModuleType
+
 from qcompiler.api import (
     autotune,
     bench,
@@ -45,3 +48,18 @@ __all__ = [
     "native_plan", "native_times", "prepare_fx", "prepare_qat_fx", "quantize", "remarks", "save", "scales",
 ]  # fmt: skip
 __version__ = "0.1.0"
+# Those that docs/api.md describes; the others are rooms of the compiler. `nn` and `quantization` are loaded when they are asked for.
+_MODULES = (
+    "backends", "compile", "debug", "errors", "executable", "fake_quantize", "nn", "observers", "ops", "qat", "quantization", "stages",
+    "target", "tune", "viz",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted((*__all__, *_MODULES, "__version__"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -186,15 +185,3 @@ def copied_with_data(module: M) -> M:
     without (BatchNorm's buffers are such)."""
     with unset_fake_temporarily():
         return copy.deepcopy(module)
-
-
-@contextmanager
-def fake_tensors_in_silence() -> Iterator[None]:
-    """torch logs what an op says of sizes that it does not take; where shapes are tried, that is an answer."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    was = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = was

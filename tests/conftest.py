@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,13 @@ def give_back() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """A test that leaves torch in another mode fails itself, instead of those that run after it in its process."""
+    """A test that leaves torch in another mode fails itself, instead of those that run after it in its process. What it imported from its
+    own folder goes with it: another's module of that name would be refused."""
+    known = len(sys.modules)
     yield
+    for name, module in list(sys.modules.items())[known:]:
+        if "pytest-of-" in (getattr(module, "__file__", None) or ""):
+            del sys.modules[name]
     left = [name for name, (found, wanted) in MODES.items() if found() != wanted]
     torch.set_grad_enabled(True)
     torch.set_default_dtype(torch.float32)

@@ -127,7 +127,7 @@ HALF = QConfigMapping().set_global(float16_dynamic_qconfig)
 FOUR_BIT = QConfigMapping().set_object_type(nn.Embedding, float_qparams_weight_only_qconfig_4bit).set_object_type(
     nn.Linear, float_qparams_weight_only_qconfig_4bit)  # fmt: skip
 ENTRIES: dict[str, Entry] = {
-    **{name: Entry(lambda name=name: zoo.load(name), images) for name in (*VISION, *WIDE)},  # type: ignore[misc]
+    **{name: Entry(lambda name=name: zoo.few(name), images) for name in (*VISION, *WIDE)},  # type: ignore[misc]
     "vgg11_bn": Entry(small_head, images),
     "sequence": Entry(_small(Sequence), words),
     "sequence dynamic": Entry(_small(Sequence), words, DYNAMIC),

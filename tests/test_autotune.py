@@ -189,7 +189,7 @@ def better(state: State, tell: Tell, effort: float) -> Corrections:
 
 
 def worse(state: State, tell: Tell, effort: float) -> Corrections:
-    return state.corrections | Corrections(biases={"head": torch.full((10,), 50.0)})
+    return state.corrections | Corrections(biases={"head": 50.0 * torch.eye(10)[0]})
 
 
 def test_a_step_that_hurts_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,6 +379,17 @@ def test_accepting() -> None:
     labelled = replace(score, metric=0.7)
     assert "the metric falls" in str(refusal(labelled, replace(labelled, sqnr=25.0, metric=0.6)))
     assert refusal(labelled, replace(labelled, metric=0.8)) is None
+
+
+def test_one_answer_of_few_says_nothing() -> None:
+    """All of eight agree: that the ninth would is not known, so one that changes refuses no gain; two do."""
+    logits = torch.eye(8) * 10
+    judge = Judge([Item((logits,), {}, logits)], [logits], None)
+    changed = [logits.roll(1, 1).where(torch.arange(8)[:, None] < count, logits) for count in (1, 2)]
+    before, one, two = (judge.score(lambda x, value=value: value) for value in (logits, *changed))  # type: ignore[arg-type, misc]
+    assert before.agreement == 1 and one.agreement == 7 / 8 and two.agreement == 6 / 8
+    assert refusal(replace(before, sqnr=20.0), replace(one, sqnr=26.0)) is None
+    assert "agreement falls" in str(refusal(replace(before, sqnr=20.0), replace(two, sqnr=26.0)))
 
 
 def candidate(name: str, sqnr: float, milliseconds: float) -> Candidate:

@@ -21,8 +21,7 @@ from qcompiler.errors import ConfigError
 from qcompiler.ir.types import Stage, source_of
 from qcompiler.passes import OBSERVE
 from tests.flow import flow, randn, randomized
-from tests.zoo import inputs
-from tests.zoo import load as zoo
+from tests.zoo import few, inputs
 
 
 class Net(nn.Module):
@@ -252,7 +251,7 @@ ZOO = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "googlenet", "shufflene
 @pytest.mark.parametrize("name", [*ZOO[:2], *(pytest.param(n, marks=pytest.mark.slow) for n in ZOO[2:])])
 def test_every_node_at_every_stage_knows_where_it_comes_from(name: str) -> None:
     watcher, (x,) = Watcher(), inputs(n=1)
-    prepared = prepare_fx(zoo(name), None, (x,), debug=watcher)
+    prepared = prepare_fx(few(name), None, (x,), debug=watcher)
     calibrate(prepared, [x])
     module = convert_fx(prepared, debug=watcher)
     assert len(watcher.missing) >= 24 and not any(watcher.missing.values()), {k: v[:3] for k, v in watcher.missing.items() if v}

@@ -187,7 +187,7 @@ def test_families_at_other_sizes(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x1_0", "googlenet"])
 def test_zoo(name: str) -> None:
     (x,) = zoo.inputs(2, 64, 1)
-    made = prepared(zoo.load(name), x)
+    made = prepared(zoo.few(name), x)
     graph, program = qcompiler.convert_to_reference_fx(made), qcompiler.export_program(made, dynamic_shapes={"x": {0: "batch"}})
     for given in (x, zoo.inputs(1, 64, 1)[0]):
         agree(graph, program, given)

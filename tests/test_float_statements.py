@@ -6,6 +6,7 @@ import copy
 import gc
 import math
 import pickle
+import runpy
 import threading
 from pathlib import Path
 from typing import Any
@@ -465,3 +466,19 @@ def test_functions_that_gc_holds_frozen_are_found() -> None:
     finally:
         if not before:  # the tests' own
             gc.unfreeze()
+
+
+def test_a_file_that_was_run_twice(tmp_path: Path) -> None:
+    """Its two functions have one code and two namespaces: both run as they stand."""
+    file = tmp_path / "halves.py"
+    file.write_text("def halves(x):\n    while x.abs().max() > 1:\n        x = x / 2\n    return x\n")
+    first, second = (runpy.run_path(str(file))["halves"] for _ in range(2))
+
+    class Both(Base):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = second(self.last(first(self.first(x))))
+            return result
+
+    model, x = Both().eval(), torch.randn(4, 8, generator=torch.Generator().manual_seed(0)) * 4
+    made = qc.quantize(model, [x], progress=False)
+    assert sqnr(model(x), made(x)) > 30 and "2 of 8 calls on int8" in repr(made)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+import qcompiler
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -96,3 +99,19 @@ def test_constraints_fit_the_declared_range() -> None:
     torch_spec = next(d for d in PYPROJECT["project"]["dependencies"] if d.startswith("torch"))
     low, high = (tuple(map(int, v.split("."))) for v in re.findall(r"[\d.]+", torch_spec))
     assert low <= tuple(map(int, pins["torch"].split("."))) < (*high, 0)
+
+
+def test_dir_shows_what_the_reference_describes() -> None:
+    described = set(re.findall(r"^## qcompiler\.(\w+)", (ROOT / "docs" / "api.md").read_text(), re.M))
+    assert set(dir(qcompiler)) == {*qcompiler.__all__, "__version__", "errors", *described}
+    assert all(getattr(qcompiler, name) is not None for name in dir(qcompiler))
+    with pytest.raises(AttributeError, match="has no attribute 'quantise'"):
+        qcompiler.quantise  # noqa: B018
+
+
+def test_an_import_takes_no_more_than_it_needs() -> None:
+    """What takes long and not every process needs comes when it is asked for: a server that loads a module and runs it has none of it."""
+    late = {"networkx", "torchvision", "typer", "onnx_ir", "torch._dynamo", "torch._inductor", "qcompiler.cli", "qcompiler.quantization"}
+    code = f"import sys, qcompiler; print({late!r} & sys.modules.keys()); qcompiler.nn, qcompiler.quantization, qcompiler.viz"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "set()"

@@ -212,7 +212,7 @@ def test_random_networks(seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "efficientnet_b0", "googlenet", "swin_t"])
 def test_random_choices_in_the_zoo(name: str) -> None:
-    model, data = zoo.load(name), zoo.inputs(2, 64, 2)
+    model, data = zoo.few(name), zoo.inputs(2, 64, 2)
     prepared, draw = ready(model, data), random.Random(name)
     for count in (1, 4):
         chosen = draw.sample(leaves(model), count)

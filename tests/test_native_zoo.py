@@ -17,7 +17,7 @@ WHOLE = ("mobilenet_v2", "mobilenet_v3_small", "resnet18", "resnet50", "resnext5
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_cnn_is_one_region(name: str) -> None:
-    model, (first, second) = zoo.load(name), zoo.inputs(2, 64, 2)
+    model, (first, second) = zoo.few(name), zoo.inputs(2, 64, 2)
     prepared = qcompiler.prepare_fx(model, None, (first,), backend="native")
     qcompiler.calibrate(prepared, [first, second])
     module, graph = qcompiler.convert_fx(prepared), qcompiler.convert_to_reference_fx(prepared)

@@ -70,7 +70,8 @@ def test_openvino(name: str, tmp_path: Path) -> None:
     got, kinds = run_in_openvino(tmp_path / "net.onnx", args)
     near(model, graph, got, args)
     sums = {kind for kind in kinds if kind.startswith(("Convolution", "FullyConnected", "MatMul"))}
-    assert sums and sums <= {"Convolution:u8", "FullyConnected:u8"}
+    assert sums <= {"Convolution:u8", "FullyConnected:u8"}
+    assert sums or kinds["Const:i8"] == 2  # with AVX-512 the two linears are one "Subgraph" over their int8 weights
 
 
 ZOO = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", "squeezenet1_1", "googlenet", "efficientnet_b0",
@@ -82,7 +83,7 @@ ENDS_OPENVINO = ("densenet121",)  # version 2026.4.1 ends the process with a seg
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo(name: str, tmp_path: Path) -> None:
-    model, (first,) = zoo.load(name), zoo.inputs(2, 64, 1)
+    model, (first,) = zoo.few(name), zoo.inputs(2, 64, 1)
     ops, graph = checked(model, (first,), (), tmp_path / "net.onnx", dynamic_shapes={})
     assert not FLOAT_SUMS & ops.keys()
     if name not in ENDS_OPENVINO:

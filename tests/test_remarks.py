@@ -24,14 +24,14 @@ SLOW = ("vit_b_16", "swin_t", "densenet121", "efficientnet_b0", "inception_v3", 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo(name: str) -> None:
-    examine(zoo.load(name), *zoo.inputs(1, 64, 1))
+    examine(zoo.few(name), *zoo.inputs(1, 64, 1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_more_of_the_zoo(name: str) -> None:
     size = {"vit_b_16": 224, "inception_v3": 299}.get(name, 64)
-    examine(zoo.load(name), *zoo.inputs(1, size, 1))
+    examine(zoo.few(name), *zoo.inputs(1, size, 1))
 
 
 @pytest.mark.parametrize("name", MODELS)

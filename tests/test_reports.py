@@ -81,7 +81,7 @@ def made(name: str, backend: str, debug: Any = None) -> tuple[nn.Module, Any, Te
     if name in SMALL:
         model, x = SMALL[name][0]().eval(), torch.randn(*SMALL[name][1])
     else:
-        model, x = zoo.load(name), torch.randn(2, 3, 64, 64)
+        model, x = zoo.few(name), torch.randn(2, 3, 64, 64)
     mapping = qcompiler.get_default_qconfig_mapping()
     mapping = mapping.set_module_name("out", None) if isinstance(model, HeldFloat) else mapping
     return model, qcompiler.quantize(model, [x], mapping, progress=False, backend=backend, debug=debug), x

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from networkx.utils import UnionFind
 from torch import Tensor, fx
 
 from qcompiler.ir.attributes import attribute
@@ -194,6 +193,8 @@ def _size(node: fx.Node) -> Any:
 
 def _disjoint(reads: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """The smallest sets of channels of which every read is a part of one."""
+    from networkx.utils import UnionFind
+
     together: UnionFind = UnionFind()
     for channels in reads:
         together.union(*channels)

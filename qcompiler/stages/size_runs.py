@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qcompiler.ambient import copied_with_data, fake_tensors_in_silence
+from qcompiler.ambient import copied_with_data
+from qcompiler.fake_tensors import ShapesAlone, in_silence
 from qcompiler.ir.form import Form
 from qcompiler.ir.types import value_of
 from qcompiler.ops import reference
@@ -44,7 +44,7 @@ class Runner:
 
     def __init__(self, gm: fx.GraphModule, table: Table) -> None:
         self.gm, self.table = gm, table
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = ShapesAlone()
         self.held: dict[str, object] = {}
         self.inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
 
@@ -57,7 +57,7 @@ class Runner:
     def run(self, sizes: Mapping[Place, int], bears: Callable[[fx.Node], bool] = lambda node: True) -> dict[fx.Node, Found]:
         """What each node gives. A node that cannot run is Unknown where `bears` says so; NotThisSize where it does not."""
         values: dict[fx.Node, object] = {}
-        with fake_tensors_in_silence(), self.mode, torch.no_grad():
+        with in_silence(), self.mode, torch.no_grad():
             for node in self.gm.graph.nodes:
                 if node.op == "output":
                     continue

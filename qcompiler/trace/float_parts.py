@@ -52,12 +52,19 @@ class FloatParts:
         self._recorder, self._running, self._mutations, self._ways = recorder, running, mutations, ways
         self._results = FloatResults(recorder, mutations)
         self.parts = Parts()
+        self._searched = 0  # of the namespaces
         self.held_modules: dict[str, Part] = {}  # paths of the modules that parts call, with the part
 
     # ---- choosing
 
     def switches(self, is_traced: Callable[[], bool]) -> list[Switch]:
         return [Switch(part, is_traced, self.run_part, self._ways) for part in self.parts.chosen]
+
+    @property
+    def namespaces(self) -> list[dict[str, object]]:
+        """Where the functions of the parts are found."""
+        self._searched = len(self.parts.namespaces)
+        return list(self.parts.namespaces.values())
 
     def try_part(self, error: Exception) -> str:
         """Raise NewPart where a statement around the line that failed may stay float; else why none can, as a clause, or nothing."""
@@ -66,7 +73,10 @@ class FloatParts:
         why = ""
         if len(self.parts.chosen) + len(self.parts.refused) < MOST:
             for part in self._candidates(error):
-                if part in self.parts.refused or any(chosen.covers(part) for chosen in self.parts.chosen):
+                covering = next((chosen for chosen in self.parts.chosen if chosen.covers(part)), None)
+                if covering is not None and len(self.parts.namespaces) > self._searched:  # the file was run twice: another function of it
+                    raise NewPart(covering, self.parts.chosen[covering])
+                if part in self.parts.refused or covering is not None:
                     why = why or self.parts.refused.get(part, "")
                 elif (text := refused_part(part)) is not None:
                     why = why or text
@@ -88,20 +98,23 @@ class FloatParts:
         regions = [*self._ways.regions.open, *([closed] if closed is not None else [])]
         if regions and not inside:
             code, (file, line) = regions[0].frame.f_code, regions[0].place
+            self.parts.add_namespace(regions[0].frame.f_globals)
             place = (int(line or 0), indent(file, line))
             if file is not None and (function := function_at(file, place, [code])) is not None:
                 yield file, function, (place, place), True
             return
-        at: list[tuple[CodeType, int]] = []
+        at: list[tuple[CodeType, int, dict[str, object]]] = []
         traceback = error.__traceback__
         while traceback is not None:
-            at.append((traceback.tb_frame.f_code, traceback.tb_lasti))
+            at.append((traceback.tb_frame.f_code, traceback.tb_lasti, traceback.tb_frame.f_globals))
             traceback = traceback.tb_next
         if (owed := getattr(error, "instruction", None)) is not None:
             at.append(owed)
-        codes = [code for code, _ in at]
-        for code, position in reversed(at):
+        codes = [code for code, _, _ in at]
+        for code, position, namespace in reversed(at):
             at_code = span_at(code, position) if places.is_user_file(code.co_filename) else None
+            if at_code is not None:
+                self.parts.add_namespace(namespace)
             if at_code is not None and (found := function_at(code.co_filename, at_code[0], codes)) is not None:
                 yield code.co_filename, found, at_code, decides_at(code, position)
 

@@ -109,7 +109,7 @@ class Holding:
         if proxy.is_tensor or proxy.node not in self._recorder.from_data:
             return self.fix(proxy, "an index", frame)
         error = self._recorder.error("an index from a number that depends on data")
-        error.instruction = (frame.f_code, frame.f_lasti)  # type: ignore[attr-defined]
+        error.instruction = (frame.f_code, frame.f_lasti, frame.f_globals)  # type: ignore[attr-defined]
         self._owed = (frame, frame.f_lasti, error)
         return proxy.example
 

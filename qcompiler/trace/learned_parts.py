@@ -23,6 +23,10 @@ class Parts:
         self.chosen: dict[Part, str] = {}
         self.refused: dict[Part, str] = {}
         self.functions: dict[tuple[object, ...], Callable[..., object]] = {}
+        self.namespaces: dict[int, dict[str, object]] = {}  # the globals of functions that failed: by them the functions are found
+
+    def add_namespace(self, namespace: dict[str, object]) -> None:
+        self.namespaces[id(namespace)] = namespace
 
     def learn(self, new: NewPart) -> None:
         self.chosen = {part: why for part, why in self.chosen.items() if not new.part.covers(part)}

@@ -16,9 +16,9 @@ from typing import TypeAlias
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qcompiler.ambient import copied_with_data, fake_tensors_in_silence
+from qcompiler.ambient import copied_with_data
+from qcompiler.fake_tensors import ShapesAlone, in_silence
 from qcompiler.ir.types import value_of
 from qcompiler.ops.reference import choose
 from qcompiler.trace.guards import is_guard
@@ -46,7 +46,7 @@ class OtherSizes:
 
     def __init__(self, tracer: Tracer, facts: Sequence[Fact]) -> None:
         self.tracer, self.facts = tracer, facts
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = ShapesAlone()
         self.sources: dict[fx.Node, tuple[int, ...]] = {}
         self.numbers: dict[fx.Node, int] = {}
         self._held: dict[str, object] = {}
@@ -120,7 +120,7 @@ class OtherSizes:
         return found
 
     def _run(self, values: _Values, sizes: Mapping[Place, int], layouts: Mapping[fx.Node, Layout]) -> None:
-        with fake_tensors_in_silence(), self.mode, torch.no_grad():
+        with in_silence(), self.mode, torch.no_grad():
             for node in self._nodes:
                 if self._is_number(node):
                     values[node] = sizes.get((node, NUMBER), self.numbers.get(node))

@@ -53,7 +53,8 @@ def session(tracer: Tracer) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
         stack.enter_context(stand_ins(tracer))
-        stack.enter_context(rewritten(tracer.float_parts.switches(lambda: not tracer.paused and held_by_this_thread())))
+        switches = tracer.float_parts.switches(lambda: not tracer.paused and held_by_this_thread())
+        stack.enter_context(rewritten(switches, tracer.float_parts.namespaces))
         stack.enter_context(tracer.calls.mode)
         yield
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import networkx as nx
 from torch import Tensor, fx
 
 from qcompiler.ir.attributes import attribute
@@ -36,6 +35,8 @@ class Region:
 
 def regions(gm: fx.GraphModule, table: Table) -> Iterator[Region]:
     """Those of a float graph, in order."""
+    import networkx as nx
+
     graph = nx.Graph()
     for node in gm.graph.nodes:
         row = table.of(node)

@@ -16,13 +16,14 @@ from qcompiler.tune.held_out import Item
 Metric = Callable[[object, object], object]
 LEAST_GAIN = 0.3  # dB: what a step must gain to be worth its place; less is within the spread of small held-out sets
 CAP = 120.0  # dB: stands for no noise at all
+ROUNDING = 1e-9  # of shares as floats
 
 
 @dataclass(frozen=True)
 class Score:
     """`sqnr`: dB of all results, `spread` its standard deviation over batches. `agreement`: share of rows with the same largest result,
     None where results are no classes. `metric`: mean over rows of the user's metric. `error`: the standard error of the metric, else of the
-    agreement."""
+    agreement, and then at least one answer: agreement of all of eight says little of the ninth."""
 
     sqnr: float
     spread: float
@@ -49,7 +50,7 @@ class Score:
 
 def refusal(before: Score, after: Score) -> str | None:
     """Why a step is not taken; None where it is."""
-    if before.answer is not None and after.answer is not None and after.answer < before.answer - before.error:
+    if before.answer is not None and after.answer is not None and after.answer < before.answer - before.error - ROUNDING:
         what = "agreement" if before.metric is None else "the metric"
         return f"{what} falls from {before.answer:.4g} to {after.answer:.4g}, beyond its standard error of {before.error:.2g}"
     better = before.metric is not None and after.metric is not None and after.metric > before.metric + before.error
@@ -108,13 +109,16 @@ def _joined(parts: Sequence[_Part]) -> Score:
     sqnr = _decibels(sum(p.signal for p in parts), sum(p.noise for p in parts))
     spread = _deviation([_decibels(p.signal, p.noise) for p in parts])
     same = [p.same.double() for p in parts if p.same is not None]
-    agreement = torch.cat(same).mean().item() if same else None
+    answers = torch.cat(same) if same else None
+    agreement = answers.mean().item() if answers is not None else None
     rows = sum(p.rows for p in parts)
     metrics = [p.metric for p in parts if p.metric is not None]
     if metrics:
         metric = sum(m * p.rows for m, p in zip(metrics, parts)) / rows
         return Score(sqnr, spread, agreement, metric, _deviation(metrics) / math.sqrt(len(metrics)))
-    return Score(sqnr, spread, agreement, None, math.sqrt(agreement * (1 - agreement) / rows) if agreement is not None else 0.0)
+    if agreement is None or answers is None:
+        return Score(sqnr, spread, None, None, 0.0)
+    return Score(sqnr, spread, agreement, None, max(math.sqrt(agreement * (1 - agreement) / len(answers)), 1 / len(answers)))
 
 
 def _decibels(signal: float, noise: float) -> float:

@@ -10,8 +10,10 @@ import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import networkx as nx
+if TYPE_CHECKING:
+    import networkx as nx
 
 SWEEPS, PATIENCE = 12, 4  # how often to sort the ranks, and how often without gain
 DUMMY = 0.25  # room for an edge that passes, in box widths
@@ -40,6 +42,8 @@ class Layout:
 
 def place(count: int, edges: Sequence[Edge]) -> Layout:
     """The layout of boxes 0..count-1; `edges` run from lower to higher numbers."""
+    import networkx as nx
+
     graph = nx.DiGraph()
     graph.add_nodes_from(range(count))
     graph.add_edges_from(edges)
@@ -55,6 +59,8 @@ def place(count: int, edges: Sequence[Edge]) -> Layout:
 
 def _pull_down(graph: nx.DiGraph, rank: dict[int, int]) -> None:
     """A box without inputs stands right above the first that reads it, not at the top."""
+    import networkx as nx
+
     for node in reversed(list(nx.topological_sort(graph))):
         users = [rank[u] for u in graph.successors(node)]
         if users and not graph.in_degree(node):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-import networkx as nx
 from torch import fx
 
 from qcompiler.backends.native.float_copies import round_before_copies
@@ -89,6 +88,8 @@ class _Rewriter:
 
     def _order(self) -> list[Any]:
         """Nodes of torch's as they stood, each region as early as it can be."""
+        import networkx as nx
+
         order, index = nx.DiGraph(), dict[Any, int]()
         for position, node in enumerate(self.gm.graph.nodes):
             item = self.item(node)
