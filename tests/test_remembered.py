@@ -1,5 +1,4 @@
-"""Functions that remember their results (functools.lru_cache, dicts of a module's file or of a default argument): a trace leaves nothing
-in them, and holds no size because of them."""
+"""Functions that remember their results (functools.lru_cache): a trace leaves nothing in them, and holds no size because of them."""
 
 from __future__ import annotations
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from qcompiler import QConfigMapping, convert_fx, prepare_fx
 from tests.flow import randn
 
-SEEN: dict[Any, Tensor] = {}
 FACTOR = torch.full((1,), 2.0)
 tables = types.ModuleType("tests_tables")
 
@@ -33,12 +31,6 @@ def scaled(weight: Tensor, factor: float) -> Tensor:
 @functools.cache
 def of_globals() -> Tensor:
     return FACTOR * 3
-
-
-def kept(n: int, known: dict[Any, Tensor] = {}) -> Tensor:  # noqa: B006
-    if n not in known:
-        known[n] = torch.arange(n).float()
-    return known[n]
 
 
 def decorated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -93,7 +85,6 @@ WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "static": lambda m, x: m.static(x.shape[-2]),
     "closure": lambda m, x: m.in_closure(x.shape),
     "attribute": lambda m, x: m.own(x.shape[1]),
-    "default": lambda m, x: kept(x.shape[1]),
 }
 
 
@@ -108,8 +99,7 @@ def test_a_trace_leaves_nothing_in_caches(way: str) -> None:
         for module in modules:
             torch.testing.assert_close(module(other), expected)
     again = convert_fx(prepare_fx(model, QConfigMapping().set_global(None), (x,)))  # with what the float model left
-    if way != "default":  # whether a dict has a key that is filled by hand is asked at the example's size: an InputError
-        torch.testing.assert_close(again(randn(2, 9, 4)), model(randn(2, 9, 4)))
+    torch.testing.assert_close(again(randn(2, 9, 4)), model(randn(2, 9, 4)))
     assert vars(Model)["method"] in CACHES and globals()["table"] in CACHES and type(model.own) is type(table)
 
 

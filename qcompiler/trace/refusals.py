@@ -9,9 +9,9 @@ from torch import fx
 
 from qcompiler.ir.types import source_of
 from qcompiler.trace.attempt import Attempt
-from qcompiler.trace.leaves import leaves
 from qcompiler.trace.places import assigned_at
 from qcompiler.trace.same import UNKNOWN, equal, same_leaf
+from qcompiler.trace.slots import leaves
 from qcompiler.trace.state import Place, Places
 
 HINT = "give forward the value as an argument and return the new one, or make the part that keeps it a submodule, which then stays float"
@@ -43,6 +43,15 @@ class Refusals:
         ends = [end for held, end in (made.ends if made else {}).items() if self.is_at(held, place)]
         line = next((source_of(end).location for end in ends if isinstance(end, fx.Node)), None)
         return line or assigned_at(type(self.places.model.get_submodule(self.places.owner(place))), str(place[1]))
+
+    def check_things(self, made: Attempt) -> None:
+        """What no graph can carry: its module goes on changing it; the root's, or what no trace can put back, is an error."""
+        reasons: dict[str, tuple[str, str | None]] = {}
+        for thing in made.things:
+            text = f"forward changes `{thing.name}` ({thing.what}) at each call, which no graph can hold"
+            reasons.setdefault(thing.owner if thing.write is not None else "", (text, None))
+        if reasons:
+            raise Refused(reasons)
 
     def check_parameters(self, made: Attempt) -> None:
         for name in made.parameters:

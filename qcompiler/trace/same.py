@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qcompiler.trace.leaves import leaves
+from qcompiler.trace.slots import leaves
 
 UNKNOWN = (str, bytes, Enum, np.ndarray, np.generic)  # what can be compared and is no value of a graph
 

@@ -36,7 +36,7 @@ _DEPTH = 20_000  # Python frames: 150 nested modules take about ten each, and py
 @contextlib.contextmanager
 def session(tracer: Tracer) -> Iterator[None]:
     """Hold the lock and let this thread's module calls, torch functions and fx-wrapped functions go to the tracer."""
-    if held_by_this_thread():
+    if _held_by_this_thread():
         raise RuntimeError("trace() was called from within a model that is being traced")
     with _LOCK, contextlib.ExitStack() as stack:
         stack.callback(setattr, _owner, "ident", None)  # first what takes it back: a Ctrl-C may come at any line
@@ -53,7 +53,7 @@ def session(tracer: Tracer) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
         stack.enter_context(stand_ins(tracer))
-        switches = tracer.float_parts.switches(lambda: not tracer.paused and held_by_this_thread())
+        switches = tracer.float_parts.switches(lambda: not tracer.paused and _held_by_this_thread())
         stack.enter_context(rewritten(switches, tracer.float_parts.namespaces))
         stack.enter_context(tracer.calls.mode)
         yield
@@ -66,7 +66,7 @@ class _Owner:
 _owner = _Owner()
 
 
-def held_by_this_thread() -> bool:
+def _held_by_this_thread() -> bool:
     return _owner.ident == threading.get_ident()
 
 
@@ -84,7 +84,7 @@ def _patch_modules(tracer: Tracer, stack: contextlib.ExitStack) -> None:
     original = nn.Module.__call__
 
     def call(module: nn.Module, *args: object, **kwargs: object) -> Any:
-        if tracer.paused or not held_by_this_thread():
+        if tracer.paused or not _held_by_this_thread():
             return original(module, *args, **kwargs)
         return tracer.modules.call(module, original, args, kwargs)
 
@@ -113,7 +113,7 @@ def _patch_messages(tracer: Tracer, stack: contextlib.ExitStack) -> None:
 def _shown(tracer: Tracer, function: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(function)
     def call(*args: object, **kwargs: object) -> Any:
-        if tracer.paused or not held_by_this_thread():
+        if tracer.paused or not _held_by_this_thread():
             return function(*args, **kwargs)
         tracer.holding.forget_words(places.user_frame(sys._getframe(1)))
         tracer.holding.shows += 1
@@ -131,7 +131,7 @@ def _patch_autograd_functions(tracer: Tracer, stack: contextlib.ExitStack) -> No
     original = owner.unwrap_dead_wrappers
 
     def unwrap(args: object) -> object:
-        if not tracer.paused and held_by_this_thread() and first_proxy(args) is not None:
+        if not tracer.paused and _held_by_this_thread() and first_proxy(args) is not None:
             cls = sys._getframe(1).f_locals.get("cls")
             raise tracer.error(f"custom autograd.Function {getattr(cls, '__name__', '')!r}")
         return original(args)
@@ -149,7 +149,7 @@ def _patch_sizes(tracer: Tracer, stack: contextlib.ExitStack) -> None:
 def _sized(tracer: Tracer, function: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(function)
     def call(*args: object, **kwargs: object) -> Any:
-        if tracer.paused or not held_by_this_thread() or first_proxy(args) is None:
+        if tracer.paused or not _held_by_this_thread() or first_proxy(args) is None:
             return function(*args, **kwargs)
         return tracer.dispatch(function, args, kwargs, None)
 
@@ -168,7 +168,7 @@ def _patch_wrapped(tracer: Tracer, stack: contextlib.ExitStack) -> None:
 def _wrapped(tracer: Tracer, function: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(function)
     def call(*args: object, **kwargs: object) -> Any:
-        if tracer.paused or not held_by_this_thread():
+        if tracer.paused or not _held_by_this_thread():
             return function(*args, **kwargs)
         return call_wrapped(tracer, function, args, kwargs)
 

@@ -19,7 +19,7 @@ from qcompiler.ir.types import value_of
 from qcompiler.ops.state_nodes import is_write
 from qcompiler.trace.align import Aligned, Traces, common
 from qcompiler.trace.guards import is_guard
-from qcompiler.trace.leaves import leaves
+from qcompiler.trace.slots import leaves
 from qcompiler.trace.state import untouched
 from qcompiler.trace.tracer import Tracer
 

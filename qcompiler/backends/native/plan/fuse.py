@@ -63,17 +63,17 @@ class _Fuser:
             plain = pair.times == 1.0 or own == pair.a
             if conv is not None and conv.residual is None and conv.codes == codes and plain:
                 low, high = pair.codes.limits(pair.bounds)
+                self._lies_by_itself(other, conv)
                 residual = Residual(other, other_codes, low, high, pair.times)
-                self._lay_as(conv, other)
                 self._put(index, conv, replace(conv, out=pair.out, residual=residual, of_sum=pair.codes))
                 return
 
-    def _lay_as(self, conv: Conv, other: str) -> None:
-        """What was laid out as the convolution's result lies is laid out as a convolution says: that result is none any more."""
-        index = self.at.get(other, -1)
-        found = self.layers[index] if index >= 0 else None
-        if isinstance(found, Relayout) and found.other == conv.out:
-            self.layers[index] = replace(found, wants="pixels" if conv.dims else "rows", dims=conv.dims, other="")
+    def _lies_by_itself(self, name: str, conv: Conv) -> None:
+        """What is added was copied to lie as the convolution's own result would have, which nobody writes any more."""
+        index = self.at.get(name, -1)
+        layer = self.layers[index] if index >= 0 else None
+        if isinstance(layer, Relayout) and layer.wants == "like" and layer.other == conv.out:
+            self.layers[index] = replace(layer, wants="pixels" if conv.dims else "rows", dims=conv.dims, other="")
 
     def _put(self, index: int, old: Conv, new: Conv) -> None:
         """`new` stands where the other layer stood, behind everything that it reads."""
