@@ -19,7 +19,7 @@ from torch.fx.node import Target
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.trace.guards import TraceRemark, guard_bool, guard_int, guard_layout
 from qcompiler.trace.layouts import Layout, as_sliced, channels_last, in_order, is_in_either, strides_in, with_gaps
-from qcompiler.trace.other_sizes import NUMBER, Judge, NotThisSize, OtherSizes, Place, Unknown
+from qcompiler.trace.other_sizes import NUMBER, Given, Judge, NotThisSize, OtherSizes, Place, Unknown
 from qcompiler.trace.questions import Question
 from qcompiler.trace.relied import Relied, where
 from qcompiler.trace.tracer import Tracer
@@ -41,8 +41,7 @@ def hold(tracer: Tracer, live: set[fx.Node], judge: Judge) -> None:
         raise facts[0].unknown() from None
     wrong = runs.differing({})
     asked = {fact for fact in facts if isinstance(fact, Question) and not fact.always}
-    chosen = [fact for fact in runs.by_choice() if isinstance(fact, Question)] if asked else []
-    if unknown := [fact for fact in wrong if fact not in asked] + chosen:
+    if unknown := [fact for fact in wrong if fact not in asked] + runs.by_choice(Given({}, {})):
         raise unknown[0].unknown()
     search = _Search(runs)
     if wrong:
@@ -149,16 +148,18 @@ class _Search:
         return bool(self._try(sizes))
 
     def _look_at_layouts(self) -> None:
-        """Tensors of the caller's may be channels_last, transposed or parts of others."""
+        """Tensors of the caller's, and those that nobody can compute here, may be channels_last, transposed or parts of others."""
         sizes = {place: max(sizes) for group, sizes in self.free.items() for place in group if self._size(place) == 1}
-        given = [node for node in self.runs.sources if node in self.runs.tracer.given]
-        together = [dict.fromkeys((n for n in given if len(self.runs.sources[n]) == rank), last) for rank, last in _LAST.items()]
+        sources = list(self.runs.sources)
+        together = [dict.fromkeys((n for n in sources if len(self.runs.sources[n]) == rank), last) for rank, last in _LAST.items()]
         wrong = [facts for layouts in together if len(layouts) > 1 and (facts := self._try(sizes, layouts))]
-        for node in given:
+        for node in sources:
             ones = list(self._ones(node))
             layouts = [(at, layout) for layout in self._layouts(node) for at in (sizes, *ones)]
             layouts += [(at, as_sliced(in_order(self.runs.order_of(node)))) for at in ones]
             found = [facts for at, layout in layouts if (facts := self._try(at, {node: layout}))] or wrong
+            if found and node not in self.runs.tracer.given:
+                raise found[0][0].unknown()
             if found:
                 self._guard_layout(node, found[0][0])
 
