@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import qcompiler
 from qcompiler.errors import InputError, TraceError
+from qcompiler.ops.reference import lay_out
 from qcompiler.trace import TraceOptions, trace
+from qcompiler.trace.guards import guard_layout
 
 LAST = torch.channels_last
 
@@ -105,6 +109,60 @@ def test_where_an_answer_counts_no_call_is_wrong_without_a_word(source: str, use
         assert "a question for a tensor's layout in memory" in error.message and "test_layouts_of_data.py" in error.message
     else:
         refused(model, graph)
+
+
+def test_layouts_of_results_and_of_the_arguments_they_come_of_are_held() -> None:
+    """The result lies as the argument does, which the input decides: a call is refused where either is otherwise."""
+    graph = traced(Net("module", COUNTS["contiguous"]), -1)
+    assert [node.args[1] for node in graph.graph.nodes if node.target in (guard_layout, lay_out)] == 3 * [[0, 1, 2, 3]]
+    x = torch.rand(3, 4, 8, 6)
+    assert torch.equal(graph(-x), -2 * x)
+    for given, held in ((x, "%leaf"), (-x.to(memory_format=LAST), "'x'")):
+        with pytest.raises(InputError, match=f"the layout of {held}"):
+            graph(given)
+
+
+def test_what_is_changed_in_place_behind_a_float_module_is_held() -> None:
+    def use(y: Tensor) -> Tensor:
+        y.flatten(1).add_(1)
+        return y * 2
+
+    model = Net("module", use)
+    assert refused(model, traced(model, -1))
+
+
+def masked(y: Tensor) -> Tensor:
+    return y[y.sum((1, 2, 3)) > -1e9]
+
+
+def halved(y: Tensor) -> Tensor:
+    while y.abs().max() > 3:
+        y = y / 2
+    return y
+
+
+@pytest.mark.parametrize(
+    ("flow", "source", "layout"),
+    [
+        ({"engine": "x86"}, halved, LAST), ({"engine": "onednn"}, masked, torch.contiguous_format),
+        ({"engine": "qnnpack"}, halved, torch.contiguous_format), ({"backend": "native"}, masked, LAST),
+    ],
+)  # fmt: skip
+def test_int8_values_that_lie_otherwise_refuse_no_call(flow: dict[str, Any], source: Callable[[Tensor], Tensor], layout: Any) -> None:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(COUNTS["contiguous"](source(self.first(x))))
+
+    model, x = Small().eval(), torch.randn(2, 4, 6, 6).contiguous(memory_format=layout)
+    small = qcompiler.quantize(model, [x], progress=False, **flow)
+    assert qcompiler.debug.compare(model, small, [x]).output > 25
+    assert small(torch.randn(3, 4, 8, 6).contiguous(memory_format=layout)).shape == (3, 4, 8, 6)
+    with pytest.raises(InputError, match="asks for a tensor's layout"):
+        small(x.contiguous(memory_format=torch.contiguous_format if layout is LAST else LAST))
 
 
 @pytest.mark.parametrize(("source", "use"), [(source, list(HARMLESS)[i % 2]) for i, source in enumerate(FREE)])

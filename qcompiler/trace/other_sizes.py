@@ -24,6 +24,7 @@ from qcompiler.fake_tensors import ShapesAlone, in_silence
 from qcompiler.ir.types import value_of
 from qcompiler.ops.reference import choose
 from qcompiler.trace.cuts import cuts
+from qcompiler.trace.float_operands import order_in
 from qcompiler.trace.guards import is_guard
 from qcompiler.trace.layouts import Layout, channels_last, contiguous, in_order, is_in_either, strides_in
 from qcompiler.trace.memory import storage
@@ -207,15 +208,7 @@ class OtherSizes:
 
     def order_of(self, node: fx.Node) -> list[int]:
         """The dimensions of a tensor that is made from the outermost to the innermost."""
-        dims, strides = range(len(self.sources[node])), self.strides_of(node)
-        return list(dims) if strides is None else sorted(dims, key=lambda dim: (-strides[dim], dim))
-
-    def strides_of(self, node: fx.Node) -> tuple[int, ...] | None:
-        """Those of the example of a value; None where it lies in order."""
-        if node in self.tracer.given:
-            example = self.tracer.given[node][1]
-            return None if example.is_contiguous() else example.stride()
-        return self.tracer.strides.get(node)
+        return order_in(self.tracer, node)
 
     def _parameter(self, node: fx.Node) -> object:
         path = str(node.target)
