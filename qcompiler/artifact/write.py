@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 import warnings
@@ -14,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qcompiler.artifact.container import chunks
 from qcompiler.artifact.foreign import check_name
-from qcompiler.artifact.layout import ALIGN, FORMAT, HEADER, MAGIC, MAX_HEADER, OTHER_BACKEND, PREFIX, SEVERAL_FORMS
+from qcompiler.artifact.layout import HEADER, OTHER_BACKEND, SEVERAL_FORMS
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms, forms_of
 from qcompiler.files.atomic import atomic_write
-from qcompiler.files.dtypes import DTYPE_NAMES
-from qcompiler.files.values import canonical, to_json
+from qcompiler.files.dtypes import is_plain
+from qcompiler.files.values import to_json
 from qcompiler.inputs.checks import MARK
 from qcompiler.ir.items import PLACES
 
@@ -53,17 +53,11 @@ def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[
     return needed
 
 
-def _raw(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().contiguous().reshape(-1)
-    raw: Any = flat.view(torch.uint8).numpy()
-    return memoryview(raw) if flat.numel() else memoryview(b"")
-
-
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """The state_dict's tensors, sorted by name. Raises ConfigError for what a file cannot hold."""
     state = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
     for name, tensor in state.items():
-        if tensor.is_quantized or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        if not is_plain(tensor.dtype) or tensor.layout is not torch.strided or tensor.device.type != "cpu":
             raise ConfigError(f"{name!r} is not a plain tensor on the CPU; a file cannot hold it", code="save")
     return dict(sorted(state.items()))
 
@@ -71,22 +65,12 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 def _chunks(module: Executable | CallForms) -> Iterator[bytes | memoryview]:
     """The file in order. A tensor's bytes follow the machine, so only little-endian ones write."""
     if sys.byteorder != "little":
-        raise ConfigError("artifacts are little endian; this machine is not", code="save")
-    tensors, entries, end = tensors_of(module), [], 0
-    for name, tensor in tensors.items():
-        raw = _raw(tensor)
-        entries.append([name, DTYPE_NAMES[tensor.dtype], list(tensor.shape), end, len(raw), hashlib.sha256(raw).hexdigest()])
-        end += len(raw) + -len(raw) % ALIGN
-    header = canonical(_header(forms_of(module), entries)).encode("ascii")
-    total = hashlib.sha256()
-    for chunk in _body(header, tensors):
-        total.update(chunk)
-        yield chunk
-    yield total.digest()
+        raise ConfigError("saved files are little endian; this machine is not", code="save")
+    return chunks(_program(forms_of(module)), tensors_of(module))
 
 
-def _header(forms: Sequence[Executable], entries: list[Any]) -> dict[str, Any]:
-    """The header's data: what the compiler itself writes, and beside it what the back end writes."""
+def _program(forms: Sequence[Executable]) -> dict[str, Any]:
+    """The program as data: what the compiler itself writes, and beside it what the back end writes."""
     first, *others = forms
     payload = first._payload().data
     if reserved := HEADER & payload.keys():
@@ -94,8 +78,7 @@ def _header(forms: Sequence[Executable], entries: list[Any]) -> dict[str, Any]:
             f"the back end {first._backend} writes {', '.join(sorted(reserved))}, which is the compiler's own", code="backend"
         )
     features = [SEVERAL_FORMS] * bool(others) + [OTHER_BACKEND] * (first._backend != "torch")
-    data = {"attributes": _attributes(first), "backend": first._backend, "byte_order": "little", "features": features,
-            "format": list(FORMAT), "tensors": entries, "writer": "qcompiler", **payload}  # fmt: skip
+    data = {"attributes": _attributes(first), "backend": first._backend, "features": features, "writer": "qcompiler", **payload}
     if others:
         data["forms"] = [{"attributes": _attributes(form), **_differences(form._payload().data, payload)} for form in others]
     return data
@@ -113,15 +96,3 @@ def _attributes(module: Executable) -> dict[str, Any]:
         with contextlib.suppress(QCompilerError):
             found[name] = to_json(module.__dict__[name])
     return found
-
-
-def _body(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    if len(header) > MAX_HEADER:
-        raise ConfigError(f"the program takes {len(header)} bytes, more than the {MAX_HEADER} of a file's header", code="save")
-    yield PREFIX.pack(MAGIC, *FORMAT, 0, len(header), hashlib.sha256(header).digest())
-    yield header
-    yield bytes(-(PREFIX.size + len(header)) % ALIGN)
-    for tensor in tensors.values():
-        raw = _raw(tensor)
-        yield raw
-        yield bytes(-len(raw) % ALIGN)
