@@ -31,16 +31,13 @@ class MissingModulesWarning(UserWarning):
 
 
 def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Writes the module to one file, atomically; the same module gives the same bytes.
+    """`write`, for callers of this room."""
+    return write(module, path, stacklevel=3)
 
-    Returns the names that `load` will need in `modules=` (with a MissingModulesWarning where there are any). Raises
-    ArtifactWriteError, with what stood at `path` intact; ConfigError for anything but a compiled module, and for a name that says another
-    format, such as `net.onnx`.
-    """
-    if not all(isinstance(form, Executable) for form in forms_of(module)):
-        eager = getattr(module, MARK, None) == "converted"
-        hint = "keep an eager model by its state_dict, torch.save or TorchScript" if eager else "convert_fx first"
-        raise ConfigError(f"save takes a converted module of convert_fx, not {type(module).__qualname__}", code="save", hint=hint)
+
+def write(module: Executable | CallForms, path: str | os.PathLike[str], stacklevel: int) -> tuple[str, ...]:
+    """Writes the module to one file, atomically; the names that `load` will need, of which a warning tells at this level of the stack."""
+    check_converted(module)
     check_name(path)
     needed = tuple(dict.fromkeys(name for form in forms_of(module) for name in form._payload().needs))
     if needed:
@@ -48,9 +45,17 @@ def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[
         text = f"{path}: the file cannot hold float submodules and functions of your own: {names}; load it with modules={{name: module}}"
         sources = {name: source for form in forms_of(module) for name, source in form._payload().sources.items()}
         text += "".join(f"\n{name} is a statement of your model, as this function:\n{source}" for name, source in sources.items())
-        warnings.warn(text, MissingModulesWarning, stacklevel=2)
+        warnings.warn(text, MissingModulesWarning, stacklevel=stacklevel)
     atomic_write(Path(path), _chunks(module))
     return needed
+
+
+def check_converted(module: object) -> None:
+    """Raises ConfigError for anything but a converted module."""
+    if not all(isinstance(form, Executable) for form in forms_of(module)):
+        eager = getattr(module, MARK, None) == "converted"
+        hint = "keep an eager model by its state_dict, torch.save or TorchScript" if eager else "convert_fx first"
+        raise ConfigError(f"save takes a converted module of convert_fx, not {type(module).__qualname__}", code="save", hint=hint)
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
