@@ -24,6 +24,7 @@ from qcompiler.passes.hand_out_floats import HandOutFloats
 from qcompiler.passes.insert_fake_quants import InsertFakeQuants
 from qcompiler.passes.insert_observers import InsertObservers
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
+from qcompiler.passes.join_assignments import JoinAssignments
 from qcompiler.passes.join_for_training import JoinForTraining
 from qcompiler.passes.join_qparams import JoinQParams
 from qcompiler.passes.judge_averages import JudgeAverages
@@ -41,7 +42,7 @@ from qcompiler.passes.share_qparams import ShareQParams
 from qcompiler.passes.swap_custom_modules import ObserveCustomModules, QuantizeCustomModules
 from qcompiler.passes.watch_spares import DropSpares, WatchSpares
 
-FUSE = (Canonicalize(), ResolvePadding(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
+FUSE = (Canonicalize(), ResolvePadding(), JoinAssignments(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
 DECIDE = (Annotate(), KeepFloat(), HandOutFloats(), ShareQParams())
 OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent(), WatchRows(), WatchSpares())  # FUSED -> OBSERVED
 OBSERVE_TRAINING = (*DECIDE, NoteParts(), JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained

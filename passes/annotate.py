@@ -149,8 +149,17 @@ def _decide(node: fx.Node, context: Context, seen: _Seen) -> Quant:
     if why is None and row is not None and context.settings.backend_config is not None:
         why = context.settings.backend_config.refuses(row.settled, qconfig)
     if why is None and row is not None and not _vanishes(row, node):
-        why = context.target.refuses(row, node)
+        why = context.target.refuses(row, node) or _slower(row, node, seen.rules[-1], context)
     return _quant(why, qconfig, int8=why is None)
+
+
+def _slower(row: Op, node: fx.Node, rule: Rule, context: Context) -> Obstacle | None:
+    """Why an op that has an int8 form is better off in float; None, with a remark, where the user's rule names it."""
+    slow = context.target.slower(row, node) if row.weight is not None else None
+    if slow is None or not rule.names_modules:
+        return slow and Obstacle(slow.code, f"{slow.text}; a qconfig rule that names the module makes it int8 all the same")
+    context.remark("annotate", slow.code, f"{slow.text}; the qconfig rule {rule} makes it int8", node)
+    return None
 
 
 def _dynamic(qconfig: QConfig) -> QConfig:
@@ -189,7 +198,7 @@ def _decide_mode(node: fx.Node, row: Op, qconfig: object, asked: Mode | None, co
     if obstacle is not None:
         return _quant(obstacle, qconfig)
     mode, why = chosen
-    slow = context.target.slower(row, weights) if mode is Mode.DYNAMIC else None
+    slow = context.target.slower(row, node) if mode is Mode.DYNAMIC else None
     if slow is not None and not asked:
         return _quant(Obstacle(slow.code, f"{slow.text} (a dynamic qconfig for it makes it int8 all the same)"), qconfig)
     if slow is not None:

@@ -18,6 +18,7 @@ from qcompiler.config.corrections import Corrections
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
 from qcompiler.export.dims import DynamicShapes
+from qcompiler.inputs.checks import check_named
 from qcompiler.ops.table import OPS, Table
 from qcompiler.tune.autotune import Task, search
 from qcompiler.tune.goal import Goal, check_numbers
@@ -166,7 +167,8 @@ def quantize(
     `example_kwargs`.
     """
     data, inputs, kwargs = first_batch(calibration_data)
-    forms = options.pop("example_kwargs", None) or kwargs or None
+    forms = options.pop("example_kwargs", None)
+    forms = kwargs or None if forms is None or (isinstance(forms, Mapping) and not forms) else forms
     prepared = prepare_fx(model, qconfig_mapping, inputs, example_kwargs=forms, debug=debug, **options)
     calibrate(prepared, data, progress=progress)
     module: Executable = convert_fx(prepared, debug=debug)
@@ -186,6 +188,8 @@ def bench(
     quantize. Medians, 5 % and 95 % quantiles in milliseconds, of wall time and of the processor time of all threads; a note where other
     processes kept the machine busy. Raises ConfigError, InputError as quantize does.
     """
+    how = Run(rounds, warmup, threads)
+    check_named(modules, "modules")
     kept, _, _ = first_batch(data)
     quiet = {"progress": False} | options
 
@@ -193,7 +197,7 @@ def bench(
         return quantize(model, kept, backend=backend, **quiet)
 
     found, left_out = variants(model, make, backends, scripted)
-    return timed({**found, **(modules or {})}, kept, Run(rounds, warmup, threads), left_out)
+    return timed({**found, **(modules or {})}, kept, how, left_out)
 
 
 @in_plain_torch

@@ -16,7 +16,7 @@ from qcompiler.compile.journal import Remark
 from qcompiler.compile.pass_manager import Context
 from qcompiler.config.custom_config import PrepareCustomConfig
 from qcompiler.errors import ConfigError, Where
-from qcompiler.inputs.checks import check_examples
+from qcompiler.inputs.checks import check_examples, check_named
 from qcompiler.ir.types import ONLY_CHILD, SOURCE, source_of
 from qcompiler.ops.decompositions import DECOMPOSE
 from qcompiler.ops.state_nodes import held_names
@@ -74,6 +74,8 @@ def traced(
 ) -> fx.GraphModule:  # fmt: skip
     """The TRACED graph of a copy of the model, followed with the arguments of one call. What was noted becomes remarks."""
     _refuse_state(model)
+    check_named(example_kwargs, "example_kwargs")
+    check_named(context.settings.concrete_args, "concrete_args")
     inputs = tree_map_only(torch.Tensor, lambda x: x.clone() if x.is_inference() else x, check_examples(example_inputs))
     copied = _plain_parameters(model, context)
     alone, is_leaf = _is_one_leaf(copied, context), _is_leaf(context.table, context.settings.custom)

@@ -7,7 +7,7 @@ a prepared module holds it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -68,8 +68,11 @@ class Target(Protocol):
     def mode(self, row: Op, node: fx.Node, asked: Mode) -> tuple[Mode, str] | Obstacle:
         """How an op with quantized weights and float activations runs, with why that is not as asked; or why it stays float."""
 
-    def slower(self, row: Op, weights: Sequence[fx.Node]) -> Obstacle | None:
-        """What measurements say where int8 dynamic takes longer than float at the op's size; None where it does not."""
+    def slower(self, row: Op, node: fx.Node) -> Obstacle | None:
+        """What measurements say where int8 takes longer than float at the op's size (a recurrent layer's int8 dynamic); else None.
+
+        It is about the op alone: an answer that depended on what else is float would change with it.
+        """
 
     def gives_floats(self, row: Op, node: fx.Node) -> bool:
         """Whether the op takes int8 and can hand out the floats of its 32-bit sums."""
@@ -127,7 +130,7 @@ class Neutral:
             return Mode.WEIGHT_ONLY, "it has no activations, and its result is float"
         return asked, "its activations are no int8 values" if row.reads_table else ""
 
-    def slower(self, row: Op, weights: Sequence[fx.Node]) -> Obstacle | None:
+    def slower(self, row: Op, node: fx.Node) -> Obstacle | None:
         return None
 
     def gives_floats(self, row: Op, node: fx.Node) -> bool:

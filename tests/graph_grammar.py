@@ -1,5 +1,5 @@
 """Random networks of many kinds: 1-3d convolutions, recurrent layers, attention, norms, indexing, masks, shared modules, in-place forms,
-statements that look at data, several call forms.
+statements that look at data, several inputs, some of integers, several call forms.
 
 `network(seed)` draws step after step, each fed by values that exist already, and runs it on the example to know what comes out. Every
 step computes with the sizes of its inputs, so that other batches and sizes fit as well. The rules stand in tests/grammar/.
@@ -8,12 +8,13 @@ step computes with the sizes of its inputs, so that other batches and sizes fit 
 from __future__ import annotations
 
 import random
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tests.grammar import features, forms, pairs, spatial, statements, values  # noqa: F401
+from tests.grammar import blocks, features, forms, indexing, pairs, sequences, spatial, statements, values  # noqa: F401
 from tests.grammar.network import BRANCHES, MAX_VALUES, RULES, Draw, Network, Step
 
 __all__ = ["RULES", "Network", "network"]
@@ -24,7 +25,13 @@ def _inputs(rng: random.Random) -> tuple[Tensor, ...]:
     batch, channels = rng.choice((1, 2, 3)), rng.choice((1, 3, 4, 8))
     rank = rng.choice((0, 0, 1, 1, 2, 2, 2, 2, 3))
     sizes = [rng.choice((1, 2, 4, 5, 8)) for _ in range(rank)] if rng.random() < 0.3 else [rng.choice((6, 8, 9)) for _ in range(rank)]
-    return (torch.randn(batch, channels, *sizes, generator=generator) * rng.choice((0.3, 1, 4)),)
+    shape = (batch, channels, *sizes)
+    if rng.random() < 0.2:  # tokens
+        shape = (batch, rng.choice((1, 3, 6, 9)), rng.choice((4, 8, 16)))
+    x, kind = torch.randn(shape, generator=generator) * rng.choice((0.3, 1, 4)), rng.random()
+    if kind < 0.15:
+        return x, torch.randn(shape, generator=generator)
+    return (x, torch.randint(10, (batch, rng.choice((1, 4, 6))), generator=generator)) if kind < 0.3 else (x,)
 
 
 def _forms(rng: random.Random, x: Tensor) -> list[dict[str, Any]]:
@@ -52,7 +59,7 @@ def _step(draw: Draw) -> tuple[Step, Tensor] | None:
     if part is not None:
         _randomize(part.eval(), draw.rng)
     given = () if option is None else (draw.net.forms[-1].get(option, 1.0),)
-    result = function(*(() if part is None else (part,)), x, *given)
+    result = function(*(() if part is None else (part,)), draw.values[draw.index], *given)
     if part is not None and key is not None:
         draw.net.parts[key] = part
     return Step(name, key, function, (draw.index,), option), result
@@ -65,7 +72,8 @@ def _randomize(part: nn.Module, rng: random.Random) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None and module.running_var is not None:
             module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.3)
             module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
-            module.weight.data.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            if module.affine:
+                module.weight.data.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
 
 
 def network(seed: int) -> tuple[Network, tuple[Tensor, ...]]:
@@ -74,10 +82,11 @@ def network(seed: int) -> tuple[Network, tuple[Tensor, ...]]:
     torch.manual_seed(seed)
     draw = Draw(rng)
     inputs = _inputs(rng)
-    draw.values = list(inputs)
+    draw.values, draw.given = list(inputs), len(inputs)
     draw.net.forms = _forms(rng, inputs[0])
     wanted = rng.choice((1, 2, 4, 6, 8, 12, 16))
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LSTM with projections")  # torch's float layer has a slow form alone
         for _ in range(20 * wanted):
             if len(draw.net.steps) >= wanted:
                 break

@@ -28,10 +28,15 @@ FORMS = [
     nn.Conv2d(16, 16, 2, padding=1, groups=16),  # an even window
     nn.Conv2d(16, 32, (2, 3), stride=2, groups=16),
     nn.Conv2d(18, 18, 3, padding=2, dilation=2, padding_mode="reflect", groups=18),
+    nn.Conv1d(16, 16, 3, padding=1, groups=16),
+    nn.Conv1d(18, 36, 5, stride=2, padding="valid", groups=18, bias=False),
+    nn.Conv1d(16, 16, 7, padding=6, dilation=2, groups=16),
+    nn.Conv1d(16, 16, 2, stride=3, groups=16),
+    nn.Conv1d(24, 24, 5, padding="same", dilation=3, groups=24),
 ]
 
 
-def compiled(convolution: nn.Conv2d, x: Tensor, engine: str = "fbgemm", isa: str = "avx2") -> Flow:
+def compiled(convolution: nn.Conv1d | nn.Conv2d, x: Tensor, engine: str = "fbgemm", isa: str = "avx2") -> Flow:
     return flow(nn.Sequential(convolution, nn.ReLU()).eval(), (x,), engine=engine, isa=isa)
 
 
@@ -40,11 +45,12 @@ def image(channels: int, *sizes: int) -> Tensor:
 
 
 @pytest.mark.parametrize("convolution", FORMS, ids=repr)
-def test_it_runs_as_fbgemms_depthwise_kernel_at_every_size(convolution: nn.Conv2d) -> None:
-    result = compiled(convolution, image(convolution.in_channels, 9, 10))
+def test_it_runs_as_fbgemms_depthwise_kernel_at_every_size(convolution: nn.Conv1d | nn.Conv2d) -> None:
+    cut = slice(1 if isinstance(convolution, nn.Conv1d) else 0, None)
+    result = compiled(convolution, image(convolution.in_channels, *(9, 14)[cut]))
     assert DEPTHWISE in str(result.module.program) and BESIDE not in str(result.module.program)
-    for sizes in ((9, 10), (7, 13), (5, 7)):
-        x = image(convolution.in_channels, *sizes)
+    for sizes in ((9, 14), (7, 13), (5, 7)):
+        x = image(convolution.in_channels, *sizes[cut])
         with torch.no_grad():
             expected, y = result.reference(x), result.module(x)
         assert y.shape == expected.shape and compute_sqnr(expected, y) > 45
@@ -77,13 +83,33 @@ def test_a_window_that_does_not_fit_in_is_an_error() -> None:
     (nn.Conv2d(16, 16, 3, padding=1, groups=16), "fbgemm", "avx2"),  # as it stands
     (nn.Conv2d(16, 16, 9, groups=16), "fbgemm", "avx2"),  # no window is as large
     (nn.Conv2d(16, 16, (1, 5), groups=16), "fbgemm", "avx2"),  # 5 times the taps
+    (nn.Conv1d(16, 16, 9, groups=16), "fbgemm", "avx2"),
+    (nn.Conv1d(16, 16, 3, groups=16), "x86", "avx512_vnni"),
     (nn.Conv2d(8, 8, 3, groups=8), "fbgemm", "avx2"),  # one small merged group
     (nn.Conv2d(32, 32, 3, groups=16), "fbgemm", "avx2"),
 ])  # fmt: skip
-def test_near_misses(convolution: nn.Conv2d, engine: str, isa: str) -> None:
+def test_near_misses(convolution: nn.Conv1d | nn.Conv2d, engine: str, isa: str) -> None:
     if engine not in torch.backends.quantized.supported_engines:
         pytest.skip(f"no {engine}")
-    assert DEPTHWISE not in str(compiled(convolution, image(convolution.in_channels, 12, 12), engine, isa).module.program)
+    sizes = (12, 12)[: len(convolution.kernel_size)]
+    assert DEPTHWISE not in str(compiled(convolution, image(convolution.in_channels, *sizes), engine, isa).module.program)
+
+
+def test_sums_behind_steps_run_along_their_memory() -> None:
+    """A sum in the order of the shape takes forty times as long."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(16, 16, 3, padding=1, groups=16), nn.Conv1d(16, 16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).clamp(-0.2, 0.2) + self.a(x))  # type: ignore[no-any-return]
+
+    result = flow(Block().eval(), (image(16, 40),), engine="fbgemm", isa="avx2")
+    with torch.no_grad():
+        assert compute_sqnr(result.reference(image(16, 40)), result.module(image(16, 40))) > 45
+    assert "quantized_add(transpose_int" in result.module.code
 
 
 def test_where_onednn_may_pack_it_the_stride_is_no_kernels() -> None:

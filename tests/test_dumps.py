@@ -69,7 +69,7 @@ def test_a_directory_a_compile(dumped: Path) -> None:
     fixed = {"00-input.ir", "00-input.py", "99-final.ir", "99-final.py", "index.md", "passes.jsonl", "run.json", "graph.json"}
     names = {p.name for p in prepare.iterdir()}
     assert fixed <= names
-    assert {"01-canonicalize.ir", "01-canonicalize.py", "01-canonicalize.diff", "05-fuse.diff"} <= names
+    assert {"01-canonicalize.ir", "01-canonicalize.py", "01-canonicalize.diff", "06-fuse.diff"} <= names
     assert not any("separate_assignments" in name for name in names)  # it changed nothing
     assert {"freeze_qparams.ir", "lower.ir"} <= {p.name.partition("-")[2] for p in convert.iterdir()}
     assert all(stat.S_IMODE(p.stat().st_mode) == 0o700 for p in (dumped, prepare, convert))
@@ -177,7 +177,7 @@ def test_new_values_are_a_change(tmp_path: Path) -> None:
     prepare_fx(net(), None, (X,), passes=(Scales(),), debug=tmp_path)
     line = next(line for line in lines(folders(tmp_path)[0]) if line["name"] == "scales")
     assert line["changed"] and line["constants_changed"] == ["head.weight"]
-    assert "# new values: head.weight" in (folders(tmp_path)[0] / "06-scales.diff").read_text()
+    assert "# new values: head.weight" in (folders(tmp_path)[0] / "07-scales.diff").read_text()
 
 
 @pytest.mark.parametrize(("level", "suffixes"), [("index", set()), ("diff", {".diff"}), ("full", {".ir", ".py", ".diff"})])
@@ -188,7 +188,7 @@ def test_level_and_filter(tmp_path: Path, level: str, suffixes: set[str]) -> Non
     (folder,) = folders(tmp_path)
     assert made.paths == [folder]
     found = {p for p in folder.iterdir() if re.match(r"(?!00|99)\d\d-", p.name)}
-    assert {p.suffix for p in found} == suffixes and all(p.name.startswith("05-fuse") for p in found)
+    assert {p.suffix for p in found} == suffixes and all(p.name.startswith("06-fuse") for p in found)
     assert len(lines(folder)) == PASSES
 
 
@@ -355,8 +355,8 @@ def test_show(dumped: Path) -> None:
 
 def test_diff(dumped: Path) -> None:
     result = call("diff", dumped, "remove_identities", "fuse")
-    assert result.exit_code == 0 and "--- 0001-prepare-Net/04-remove_identities" in result.output and "-%bn" in result.output
-    assert call("diff", dumped, "4", "05-fuse").output == result.output
+    assert result.exit_code == 0 and "--- 0001-prepare-Net/05-remove_identities" in result.output and "-%bn" in result.output
+    assert call("diff", dumped, "5", "06-fuse").output == result.output
     assert "are equal" in call("diff", dumped, "2", "separate_assignments").output
     across = call("diff", dumped, "input", "final").output
     assert "--- 0001-prepare-Net/00-input" in across and "+++ 0002-convert-Net/99-final" in across

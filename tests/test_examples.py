@@ -133,3 +133,17 @@ def test_onnx_runtimes(tmp_path: Path) -> None:
     near = {way: float(rows[way][2]) for way in ("ours, torch", "ONNX Runtime", "OpenVINO")}
     assert min(near["ONNX Runtime"], near["OpenVINO"]) > near["ours, torch"] - 1
     assert len(set(rows["ONNX Runtime"][5].strip().split(" of "))) == 1
+
+
+def test_serve() -> None:
+    """Answers are compared inside of it; a request that the model does not take is refused with the model's message."""
+    said = run("serve.py", "--quick")
+    assert "comes back with the same bits" in said and "all answers have the bits" in said
+    assert re.findall(r"^(\d) at once: \d+ requests", said, re.M) == ["1", "2"] and "another shape: 400, input 'input' must be" in said
+
+
+@pytest.mark.slow
+def test_export_program(tmp_path: Path) -> None:
+    said = run("export_program.py", "--folder", str(tmp_path))
+    assert said.count("the bits of the reference graph") == 2 and (tmp_path / "small.pt2").is_file()
+    assert all(float(decibels) > 25 for decibels in re.findall(r"(\S+) dB", said))

@@ -378,8 +378,33 @@ class Shared(Base):
         return y
 
 
+class OneMemory(Base):
+    """A statement that changes one of two variables which are one tensor, and reads the other."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        z = self.other(y)
+        while z.abs().max() > 0.5:
+            z.mul_(0.5), y.add_(0)
+        return self.last(y)
+
+    def other(self, y: torch.Tensor) -> torch.Tensor:
+        return y
+
+
+class OneMemoryViewed(OneMemory):
+    def other(self, y: torch.Tensor) -> torch.Tensor:
+        return y.expand(-1, 8)
+
+
+class OneMemoryAtOtherSizes(OneMemory):
+    def other(self, y: torch.Tensor) -> torch.Tensor:
+        return y.mT.reshape(-1, 4)
+
+
 REFUSED: dict[type[Base], str] = {
     SecondName: "has a second name", Attribute: "assigns an attribute", Shared: "is used elsewhere",
+    **dict.fromkeys((OneMemory, OneMemoryViewed, OneMemoryAtOtherSizes), "it changes `[yz]`, which may share its memory with `[yz]`"),
 }  # fmt: skip
 
 
@@ -408,6 +433,39 @@ def test_values_that_may_share_memory_are_not_changed_in_silence() -> None:
     model = Net().eval()
     with pytest.raises(TraceError, match="may share its memory"):
         traced(model, inputs(0))
+
+
+class Holds(nn.Module):
+    """Its forward gives a part of what it is given."""
+
+    def __init__(self, part: Any) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.part(x)
+
+
+@pytest.mark.parametrize("of_result", [False, True])
+@pytest.mark.parametrize("part", [lambda y: y, lambda y: y[:, :4], lambda y: {"a": (y + 1, y.mT)}], ids=["all", "half", "nested"])
+def test_what_a_module_gives_of_its_argument_is_not_changed_in_silence(part: Any, of_result: bool) -> None:
+    class Net(Base):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x)
+            z = self.holds(y)
+            (z["a"][1] if isinstance(z, dict) else z).mul_(2) if of_result else y.mul_(2)
+            return self.last(y) + (z["a"][1].sum() if isinstance(z, dict) else z.sum())
+
+    model = Net().eval()
+    model.holds = Holds(part)
+    x = inputs(0)
+    options = TraceOptions(lambda module, path: type(module).__module__.startswith("torch.nn.") or path == "holds")
+    with pytest.raises(TraceError, match="may share its memory with one that was changed in place"):
+        trace(model, (x,), options=options)
+    if part(x) is x:  # a scripted module is such a one
+        model.holds = torch.jit.script(nn.Sequential(nn.Identity()))
+        with pytest.raises(TraceError, match="may share its memory with one that was changed in place"):
+            traced(model, x)
 
 
 def test_strict_refuses_them() -> None:

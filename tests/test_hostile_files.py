@@ -117,6 +117,7 @@ GOOD: dict[str, dict[str, Any]] = {
     | {"weight": INT[..., None], "scale": ONE, "zero_point": NONE, "axis": -1, "bias": None, "stride": [1, 1, 1], "padding": [0, 0, 0]}
     | {"dilation": [1, 1, 1], "groups": 1},
     "prepack_linear": CONV | {"weight": INT[:, :, 0, 0], "bias": None},
+    "prepack_linear_as_conv2d": CONV | {"weight": INT[:, :, 0, 0], "bias": None},
     "prepack_linear_half": {"weight": INT[:, :, 0, 0].half(), "bias": torch.zeros(8)},
     "float_weight": ROWS | {"weight": INT, "axis": 0},
     "widened": {"weight": INT.half()},
@@ -324,11 +325,15 @@ def test_what_is_no_path(path: Any) -> None:
 # ---- what a compile leaves behind
 
 
-@pytest.mark.parametrize("trains", [False, True])
-def test_a_compile_leaves_no_source_behind(trains: bool) -> None:
+@pytest.mark.parametrize("what", ["calibrates", "trains", "corrects"])
+def test_a_compile_leaves_no_source_behind(what: str) -> None:
     def compiled() -> None:
         net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), torch.ones(2, 3, 8, 8)
-        if trains:
+        if what == "corrects":
+            prepared = qcompiler.prepare_fx(net.eval(), None, (x,))
+            qcompiler.calibrate(prepared, [x])
+            qcompiler.convert_fx(prepared, corrections=qcompiler.tune.correct_bias(prepared, [x]))
+        elif what == "trains":
             prepared = qcompiler.prepare_qat_fx(net.train(), None, (x,))
             prepared(x).sum().backward()
             qcompiler.convert_fx(prepared)(x)

@@ -146,4 +146,81 @@ def test_merged_watches_hold_the_smallest() -> None:
     a, b = (SmallestRow(OPS.rows["layer_norm"].row_power, {"normalized_shape": (4,)}) for _ in range(2))  # type: ignore[arg-type]
     a(randn(3, 4)), b(randn(2, 4) * 0.01), b(torch.empty(0, 4))
     a.merge(b)
+    assert int(a.counts.sum()) == 5 and 0.3 < a.noise(0.01) < 0.45  # two rows of five are lost
     assert torch.equal(a.least, b.least) and a.observed and not SmallestRow(a.power, {}).observed
+
+
+class Channels(nn.Module):
+    """A layer with weights, some of whose channels are small, what passes its noise on, and a normalization that makes them alike."""
+
+    def __init__(self, layer: nn.Module, between: Callable[[Tensor], Tensor], norm: nn.Module, small: float) -> None:
+        super().__init__()
+        self.layer, self.between, self.norm = layer, between, norm
+        with torch.no_grad():
+            layer.weight[:3] *= small  # type: ignore[index,operator]
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(self.between(self.layer(x)))
+        return result
+
+
+PASSED_ON: dict[str, Callable[[Tensor], Tensor]] = {
+    "itself": lambda y: y,
+    "twice": lambda y: y + y,
+    "number": lambda y: 2 - y * 3,
+    "relu": torch.relu,
+    "smooth": nn.functional.gelu,
+    "copies": lambda y: y.unsqueeze(1).squeeze(1).flip(-1),
+    "sum": lambda y: y.relu() + y,
+}
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "conv1d": lambda: nn.Conv1d(8, 8, 3, padding=1, bias=False),
+    "transposed": lambda: nn.ConvTranspose1d(8, 8, 3, padding=1, groups=8, bias=False),
+    "depthwise": lambda: nn.Conv1d(8, 8, 3, groups=8, padding=1, bias=False),
+}
+
+
+def channels(between: str, small: float, layer: str = "conv1d") -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return Channels(LAYERS[layer](), PASSED_ON[between], nn.InstanceNorm1d(8, eps=1e-9), small).eval(), randn(4, 8, 12)
+
+
+def weighted_row(module: nn.Module) -> Any:
+    return next(row for row in qcompiler.explain(module).rows if row.op.startswith("conv"))
+
+
+@pytest.mark.parametrize(("between", "layer"), [*((b, "conv1d") for b in PASSED_ON), ("itself", "transposed"), ("twice", "depthwise")])
+def test_an_op_with_weights_is_float_where_its_rows_would_be_lost(between: str, layer: str) -> None:
+    model, x = channels(between, SMALL, layer)
+    module = qcompiler.quantize(model, [x], progress=False)
+    assert float(compute_sqnr(model(x)[:, :3], module(x)[:, :3])) > DUE  # behind an int8 convolution 0
+    assert (weighted_row(module).int8, weighted_row(module).code) == (False, "lost-rows")
+
+
+@pytest.mark.parametrize("between", PASSED_ON)
+def test_an_op_with_weights_is_int8_where_they_are_not(between: str) -> None:
+    model, x = channels(between, 1.0)
+    module = qcompiler.quantize(model, [x], progress=False)
+    assert weighted_row(module).int8 and float(compute_sqnr(model(x), module(x))) > DUE
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_linear_whose_kernel_hands_out_integers_is_judged(engine: str) -> None:
+    """fbgemm hands out floats: there the linear is int8 all the same."""
+    torch.manual_seed(0)
+    model, x = Channels(nn.Linear(16, 8), lambda y: y, nn.LayerNorm(8, eps=1e-12), 1.0).eval(), randn(12, 16)
+    x[3:] *= SMALL
+    model.layer.bias.data.zero_()
+    module = qcompiler.quantize(model, [x], engine=engine, progress=False)
+    (row,) = (row for row in qcompiler.explain(module).rows if row.op == "linear")
+    assert row.int8 or row.code == "lost-rows"
+    assert float(compute_sqnr(model(x)[3:], module(x)[3:])) > (0 if row.int8 else DUE)
+
+
+def test_one_lost_row_of_many_costs_no_int8() -> None:
+    """It is all rows together that a convolution in float is worth."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(8, 8, 1, bias=False), nn.InstanceNorm1d(8, eps=1e-5)).eval()
+    x = randn(256, 8, 12)
+    x[0] *= 0.01
+    assert weighted_row(qcompiler.quantize(model, [x], progress=False)).int8

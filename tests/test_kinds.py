@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 
 import qcompiler as qc
-from qcompiler import quantization
+from qcompiler import quantization, tune
 from qcompiler.config.qconfig import QConfig, default_dynamic_qconfig, default_qat_qconfig, float_qparams_weight_only_qconfig
 from qcompiler.debug import bisect, compare
 from qcompiler.errors import ConfigError, InputError, QCompilerError, UnsupportedOpError
@@ -399,3 +400,146 @@ def test_complex_inputs_of_a_model_that_takes_floats() -> None:
             door(x.to(torch.complex64))
         assert raised.value.code == "complex"
     assert copy.deepcopy(prepared)(x).shape == (2, 4)
+
+
+# ---- doors beside the compile
+
+PREPARED = qc.prepare_fx(small(), None, (X,))
+qc.calibrate(PREPARED, [X])
+MORE_DOORS: dict[str, Callable[[Any], Any]] = {
+    "add_quant_dequant": quantization.add_quant_dequant,
+    "propagate_qconfig_": quantization.propagate_qconfig_,
+    "add_observer_": quantization.add_observer_,
+    "get_observer_dict": lambda m: quantization.get_observer_dict(m, {}),
+    "get_observer_state_dict": quantization.get_observer_state_dict,
+    "get_logger_dict": quantization.get_logger_dict,
+    "prepare_model_outputs": lambda m: quantization.prepare_model_outputs(m, m),
+    "compare_weights": lambda m: quantization.compare_weights(m, m),
+    "load_state_dict": qc.quantize(small(), [X], progress=False).load_state_dict,
+    "export_c": lambda m: qc.export_c(m, "nowhere"),
+    "export_source": lambda m: qc.export_source(m, "nowhere"),
+    "export_onnx": lambda m: qc.export_onnx(m, "nowhere.onnx"),
+    "export_program": qc.export_program,
+    "save": lambda m: qc.save(m, "nowhere.qc"),
+    "native_plan": qc.native_plan,
+    "native_times": lambda m: qc.native_times(m, X),
+    "explain": qc.explain,
+    "scales": qc.scales,
+    "calibrate": lambda m: qc.calibrate(m, [X]),
+    "autotune": lambda m: qc.autotune(m, [X, X], progress=False),
+    "bench": lambda m: qc.bench(m, [X], rounds=1),
+    "equalize": lambda m: tune.equalize(m, [X]),
+    "correct_bias": lambda m: tune.correct_bias(m, [X]),
+    "reconstruct": lambda m: tune.reconstruct(m, [X]),
+}
+
+
+@pytest.mark.parametrize(
+    "thing", [None, 3, "model.qc", [small()], torch.relu, nn.Linear, X, EXPORTED], ids=lambda thing: type(thing).__name__
+)
+@pytest.mark.parametrize("door", MORE_DOORS)
+def test_what_is_no_module_at_any_door(door: str, thing: Any) -> None:
+    with pytest.raises(ConfigError):
+        MORE_DOORS[door](thing)
+
+
+WALKS = {"correct_bias": tune.correct_bias, "reconstruct": tune.reconstruct, "equalize": tune.equalize}
+BATCHES: dict[str, Any] = {
+    "text": "abc", "None": [None], "a number": [3], "doubles": [X.double()], "halves": [X.half()],
+    "integers": [X.int()], "complex": [X * 1j],
+    "two dimensions": [torch.randn(3, 8)], "no dimensions": [torch.tensor(1.0)], "too many": [(X, X)], "labels": [(X, torch.zeros(2))],
+    "other names": [{"zzz": X}], "NaN": [X, X * float("nan")], "inf": [X / 0], "fake": [FAKES.from_tensor(X)], "sparse": [X.to_sparse()],
+    "nothing": [], "no rows": [X[:0]],
+}  # fmt: skip
+SIZES = {
+    "other channels": [torch.randn(2, 5, 8, 8)],
+    "a second batch of other channels": [X, torch.randn(2, 5, 8, 8)],
+    "too small": [X[..., :1, :1]],
+}
+
+
+@IGNORE
+@pytest.mark.parametrize("walk", WALKS)
+@pytest.mark.parametrize("name", [*BATCHES, *SIZES])
+def test_data_that_corrections_cannot_read(walk: str, name: str) -> None:
+    if walk == "equalize" and name in SIZES:
+        return  # it reads no more of this model than its input
+    with pytest.raises(QCompilerError):
+        WALKS[walk](PREPARED, (BATCHES | SIZES)[name])
+
+
+@pytest.mark.parametrize("name", ["example_kwargs", "concrete_args"])
+@pytest.mark.parametrize("value", [3, iter([]), X.numpy(), [X.numpy()], {3: X}, torch.relu, nn.Linear(2, 2)])
+def test_arguments_by_name_that_are_no_dict(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError):
+        qc.prepare_fx(small(), None, (X,), **{name: value})
+    if name == "example_kwargs" and not isinstance(value, list):
+        with pytest.raises(ConfigError):
+            qc.fuse_fx(small(), None, example_kwargs=value)
+
+
+@IGNORE
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_tensors_without_memory_do_not_reach_c() -> None:
+    """Their address is 0: reading there ended the process."""
+    module = qc.quantize(small(), [X], progress=False, backend="native")
+    for x in (FAKES.from_tensor(X), X.to("meta"), X.to_sparse(), torch.quantize_per_tensor(X, 0.1, 0, torch.quint8)):
+        for call in (module, lambda x: qc.native_times(module, x), lambda x: qc.native_plan(module, x)):
+            with pytest.raises(QCompilerError):
+                call(x)
+    with pytest.raises(InputError):
+        module(torch._efficientzerotensor(X.shape))
+    for wrong in (None, 3, "x", X.numpy(), [X], X * 1j):
+        with pytest.raises(QCompilerError):
+            qc.native_plan(module, wrong)
+    forms = qc.quantize(Optional().eval(), [{"x": X}, {"x": X, "mask": X}], progress=False, example_kwargs=[{"x": X}, {"x": X, "mask": X}])
+    with pytest.raises(UnsupportedOpError):
+        forms(torch.nested.nested_tensor([torch.randn(3, 8, 8)]))
+
+
+class Optional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor, mask: Any = None) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y if mask is None else y * mask
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Sequential(nn.LazyLinear(2)), lambda: small().to("meta"), lambda: with_fakes()])
+def test_more_modules_of_bench_are_checked(make: Callable[[], nn.Module]) -> None:
+    with pytest.raises(ConfigError):
+        qc.bench(qc.quantize(small(), [X], progress=False), [X], modules={"other": make()}, rounds=1, scripted=False)
+
+
+def with_fakes() -> nn.Module:
+    with FAKES:
+        return nn.Conv2d(3, 4, 3)
+
+
+# ---- settings
+
+WRONG = [-1.5, "abc", float("nan"), [], {"x": 1}, object(), [1]]
+SETTINGS: dict[str, Callable[[Any], Any]] = {
+    "rounds": lambda v: qc.bench(small(), [X], rounds=v, scripted=False),
+    "warmup": lambda v: qc.bench(small(), [X], rounds=1, warmup=v, scripted=False),
+    "threads": lambda v: qc.bench(small(), [X], rounds=1, threads=v, scripted=False),
+    "modules": lambda v: qc.bench(small(), [X], rounds=1, modules=v if v not in ([], {"x": 1}) else 1, scripted=False),
+    "backends": lambda v: qc.bench(small(), [X], rounds=1, backends=v or "torch", scripted=False),
+    "dynamic_shapes of ONNX": lambda v: qc.export_onnx(PREPARED, "nowhere.onnx", dynamic_shapes=v or 3),
+    "dynamic_shapes": lambda v: qc.export_program(PREPARED, dynamic_shapes=v or 3),
+    "alpha": lambda v: tune.equalize(PREPARED, [X], alpha=v),
+    "rows": lambda v: tune.reconstruct(PREPARED, [X], rows=v),
+    "seed": lambda v: tune.correct_bias(PREPARED, [X], seed=v),
+    "keys of a backend config": lambda v: qc.prepare_fx(small(), None, (X,), backend_config={"configs": [], str(v)[:9]: 1}),
+    "keys of its patterns": lambda v: qc.prepare_fx(small(), None, (X,), backend_config={"configs": [{"pattern": nn.ReLU, str(v)[:9]: 1}]}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_another_kind(name: str, wrong: Any) -> None:
+    with pytest.raises(ConfigError):
+        SETTINGS[name](wrong)

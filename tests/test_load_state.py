@@ -183,6 +183,18 @@ def test_scales_that_no_tensor_has(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", INT8)
+def test_a_bias_that_is_no_number(kind: str, tmp_path: Path) -> None:
+    """An int8 kernel rounds what comes of it: the results would be plain numbers."""
+    module = INT8[kind](tmp_path)
+    state = other(module.state_dict())
+    for name in [n for n in state if n.endswith(".bias") and f"{n.removesuffix('bias')}weight_scale" in state]:
+        for value in (math.nan, math.inf, -math.inf):
+            wrong = state[name].clone()
+            wrong.view(-1)[-1] = value
+            refused(module, state | {name: wrong}, rf"{name}: it holds NaN or inf", "bad-weight")
+
+
+@pytest.mark.parametrize("kind", INT8)
 def test_zero_points_out_of_range(kind: str, tmp_path: Path) -> None:
     module = INT8[kind](tmp_path)
     state = other(module.state_dict())

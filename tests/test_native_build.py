@@ -9,10 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import qcompiler
 from qcompiler.backends.native import isa
 from qcompiler.backends.native.build import cache, compiler, library
 from qcompiler.backends.native.build.compiler import CompileError, Unit, find
@@ -70,12 +74,12 @@ def test_equal_files_in_another_folder_make_the_same_library(unit: Unit, tmp_pat
 
 
 def test_the_library_of_kernels_does_not_know_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {cache.key_of(find(), library.runtime_units("scalar"), library.headers())}
+    keys = {cache.hash_of(library.runtime_units("scalar"), library.headers())}
     kernels, run = isa.KERNELS, library.RUN
     for first, second in (("a", "b"), ("b", "a")):  # whichever folder comes first
         monkeypatch.setattr(isa, "KERNELS", shutil.copytree(kernels, tmp_path / first / "kernels"))
         monkeypatch.setattr(library, "RUN", shutil.copytree(run, tmp_path / second / "run"))
-        keys.add(cache.key_of(find(), library.runtime_units("scalar"), library.headers()))
+        keys.add(cache.hash_of(library.runtime_units("scalar"), library.headers()))
     assert len(keys) == 1
 
 
@@ -172,6 +176,40 @@ def test_no_compiler_is_one_error_that_says_what_to_install(monkeypatch: pytest.
     finally:
         compiler._found.cache_clear()
     assert all(word in (error.value.hint or "") for word in ("gcc", "clang", "qcompiler[native]", compiler.VARIABLE))
+
+
+@pytest.mark.parametrize("kept", ["whole", "of other sources", "of other flags", "broken", "nothing"])
+def test_without_a_compiler_what_any_compiler_made_of_the_same_sources_is_taken(kept: str, unit: Unit) -> None:
+    path = cache.library(find(), "answer", [unit], []) if kept != "nothing" else None
+    if kept == "of other sources":
+        unit.source.write_text(TEXT.replace("42", "43"))
+    elif kept == "of other flags":
+        unit = replace(unit, flags=(*unit.flags, "-DOTHER"))
+    elif kept == "broken" and path is not None:
+        path.write_bytes(path.read_bytes()[:100])
+    if kept == "whole":
+        assert cache.library(None, "answer", [unit], []) == path
+        return
+    with pytest.raises(ConfigError, match=r"needs a C compiler and finds none, and the cache folder .* has no answer") as error:
+        cache.library(None, "answer", [unit], [])
+    assert all(word in (error.value.hint or "") for word in ("gcc", "same version", cache.VARIABLE))
+
+
+def test_a_module_runs_without_a_compiler_where_the_cache_was_filled(tmp_path: Path) -> None:
+    """As in a container: a process that finds no compiler loads a file and has the bits that were made with one."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 8, 8)
+    small = qcompiler.quantize(nn.Conv2d(3, 4, 3).eval(), [x], backend="native", progress=False)
+    qcompiler.save(small, tmp_path / "net.qc")
+    torch.save((x, small(x)), tmp_path / "known.pt")
+    code = (
+        "import sys, torch, qcompiler\n"
+        "from qcompiler.backends.native.build import compiler\n"
+        "compiler._candidates = lambda: iter(())\n"
+        "x, expected = torch.load(sys.argv[2])\n"
+        "assert torch.equal(qcompiler.load(sys.argv[1])(x), expected)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "net.qc", tmp_path / "known.pt"], check=True, timeout=WAITING)
 
 
 def test_the_order_in_which_compilers_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:

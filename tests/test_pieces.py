@@ -228,3 +228,26 @@ def test_a_long_way_to_a_weight_is_not_looked_through() -> None:
 
     model, got, remarks = traced(forward)
     assert remarks == ["guard"] and not follows_or_refuses(model, got, (1, 9, 8))
+
+
+CUT_ALONG: dict[str, Forward] = {
+    "one dimension": lambda s, x: torch.cat(s.l(x).flatten().hsplit(2)[::-1]),
+    "at places": lambda s, x: torch.cat(s.l(x).hsplit((2, 5))[::-1], 1),
+    "rows": lambda s, x: torch.cat(torch.vsplit(s.l(x), 2)[::-1]),
+    "the third": lambda s, x: torch.cat(torch.dsplit(s.l(x), (3,))[::-1], 2),
+    "at least one": lambda s, x: torch.atleast_1d(s.l(x).mean()),
+    "at least two of one": lambda s, x: torch.atleast_2d(s.l(x)[0, 0]),
+    "at least two of none": lambda s, x: torch.atleast_2d(s.l(x).mean()),
+    "at least two of many": lambda s, x: torch.atleast_2d(s.l(x), x.mean())[1],
+    "at least three of one": lambda s, x: torch.atleast_3d(s.l(x)[0, 0]),
+    "at least three of two": lambda s, x: torch.atleast_3d(s.l(x)[0]),
+    "at least three of three": lambda s, x: torch.atleast_3d(s.l(x)).mul_(2),
+}
+
+
+@pytest.mark.parametrize("name", CUT_ALONG)
+def test_cuts_along_a_dimension_that_the_name_says(name: str) -> None:
+    model, graph, _ = traced(CUT_ALONG[name])
+    for shape in ((2, 6, 8), (4, 6, 8), (2, 8, 8)):
+        x = torch.randn(shape)
+        assert torch.equal(graph(x), model(x))

@@ -19,6 +19,7 @@ from qcompiler.cli import app
 from qcompiler.debug import Recorder, compare
 from qcompiler.debug.document import Document
 from qcompiler.debug.explain import Explanation
+from qcompiler.debug.op_steps import is_op
 from qcompiler.debug.sources import document_of
 from qcompiler.viz.boxes import draw
 from qcompiler.viz.svg import to_svg
@@ -94,10 +95,25 @@ def told(explanation: Explanation) -> Facts:
 
 def drawn(document: Document) -> tuple[dict[str, str], int, int]:
     """Kinds of the ops of the last stage, and the multiply-accumulates of all and of those in int8."""
-    ops = [node for node in document.nodes_at(-1) if node["kind"] in ("int8", "float")]
+    ops = [node for node in document.nodes_at(-1) if is_op(node)]
     kinds = {name: node["kind"] for node in ops for name in node.get("computes") or [node["name"]]}
     sums = [sum(node.get("macs", 0) for node in ops if node["kind"] in wanted) for wanted in (("int8", "float"), ("int8",))]
     return kinds, sums[0], sums[1]
+
+
+def steps_have_the_colour_of_their_op(document: Document) -> bool:
+    """Every step has its op's kind and is no op of its own, and what was made from the call of an op is not left without one."""
+    for index in range(len(document.stages)):
+        nodes = {node["name"]: node for node in document.nodes_at(index)}
+        ops = {made: node["name"] for node in nodes.values() if is_op(node) for made in node.get("origin", ())}
+        for node in nodes.values():
+            op = nodes[node["step_of"]] if "step_of" in node else None
+            if op is not None and (not is_op(op) or op["kind"] != node["kind"] or "macs" in node):
+                return False
+            made_for = {ops.get(made, "") for made in node.get("origin", ())}
+            if node["kind"] == "other" and document.stages[index]["phase"] != "prepare" and len(made_for) == 1 and "" not in made_for:
+                return False
+    return True
 
 
 def holds_codes(value: object) -> bool:
@@ -140,6 +156,7 @@ def check(name: str, backend: str, folder: Path, monkeypatch: pytest.MonkeyPatch
     kinds = {name: kind for name, (kind, _) in expected.items()}
     for document in (document_of(module), document_of(loaded), recorder.document(), document_of(folder / "dumps")):
         found, macs, int8_macs = drawn(document)
+        assert steps_have_the_colour_of_their_op(document)
         assert found == kinds and macs == total and document.sample == explanation.sample
         assert total == 0 or int8_macs / macs == explanation.int8_mac_share
         assert not total or f"MACs {explanation.sample.unit}" in to_svg(draw(document))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import qcompiler
 import qcompiler.debug
@@ -184,3 +184,24 @@ def test_tokens_become_images(make: type[nn.Module], engine: str) -> None:
             assert float(compute_sqnr(model(x), module(x))) > 28
             assert torch.equal(torch.jit.script(module)(x), module(x))
     assert qcompiler.debug.compare(model, module, examples[:1]).output > 28
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_sum_beside_a_convolution_meets_one_layout(dims: int) -> None:
+    """A float image is quantized with channels innermost, as the convolution hands on what is added to it."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = (nn.Conv2d, nn.Conv3d)[dims - 2](16, 16, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x) + x
+            return self.first(y)
+
+    x = torch.randn(2, 16, *[6] * dims, generator=torch.Generator().manual_seed(0))
+    module = qcompiler.quantize(Residual().eval(), [x], progress=False, engine="x86")
+    assert len(lines(module, "quantize_as_images")) == 1
+    with torch.no_grad():
+        assert torch.equal(torch.jit.script(module)(x), module(x))
+        assert torch.equal(torch.cat([module(one[None]) for one in x]), module(x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,8 +105,8 @@ class Twin(Neutral):
     def refuses(self, row: Op, node: fx.Node) -> Obstacle | None:
         return self.of.refuses(row, node)
 
-    def slower(self, row: Op, weights: Sequence[fx.Node]) -> Obstacle | None:
-        return self.of.slower(row, weights)
+    def slower(self, row: Op, node: fx.Node) -> Obstacle | None:
+        return self.of.slower(row, node)
 
     def gives_floats(self, row: Op, node: fx.Node) -> bool:
         return self.of.gives_floats(row, node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import product
 
@@ -14,6 +15,7 @@ from qcompiler.errors import TraceError
 from qcompiler.trace import TraceOptions, trace
 
 View = Callable[[Tensor], Tensor]
+SAME = (nn.Identity(), nn.Dropout().eval(), nn.Dropout1d().eval(), nn.AlphaDropout().eval())  # modules that give what they were given
 VIEWS: dict[str, View] = {  # of (N, 4, 6)
     "index": lambda x: x[:, 1],
     "steps": lambda x: x[:, ::2, 1:-1],
@@ -41,6 +43,11 @@ VIEWS: dict[str, View] = {  # of (N, 4, 6)
     "part of tokens": lambda x: x.transpose(1, 2)[:, 1:].select(1, 0),
     "detach": lambda x: x.detach(),
     "contiguous": lambda x: x.contiguous(),
+    **{type(module).__name__: lambda x, module=module: module(x) for module in SAME},  # type: ignore[misc]
+    "module of a view": lambda x: SAME[0](x[:, 1:3].transpose(1, 2)),
+    "view of a module": lambda x: SAME[1](x)[:, 1],
+    "dropout": lambda x: nn.functional.dropout(x[:, 1:], 0.5, False),
+    "positive": lambda x: +x[:, 1:], "data": lambda x: x[:, :2].data, "copied": lambda x: copy.copy(x.mT),
 }  # fmt: skip
 CHANGES: dict[str, Callable[[Tensor], object]] = {
     "mul_": lambda y: y.mul_(0.5),
@@ -165,6 +172,54 @@ def test_what_nobody_can_undo_is_refused() -> None:
 
     with pytest.raises(TraceError, match="another view of its memory"):
         trace(Net(function).eval(), (torch.randn(2, 3, 6),), options=TraceOptions(is_leaf))
+
+
+class Dropping(nn.Module):
+    def __init__(self, p: float, use: Callable[[Dropping, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.drop, self.use, self.last = nn.Linear(8, 8), nn.Dropout(p), use, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.use(self, self.first(x)))
+
+
+def _use(both: bool, dropped: Callable[[Dropping, Tensor], Tensor], of_result: bool = True) -> Callable[[Dropping, Tensor], Tensor]:
+    def use(net: Dropping, y: Tensor) -> Tensor:
+        d = dropped(net, y)
+        (d if of_result else y).add_(1)
+        return d + y if both else d * 2
+
+    return use
+
+
+DROPPED: dict[str, Callable[[Dropping, Tensor], Tensor]] = {
+    "module": lambda net, y: net.drop(y), "function": lambda net, y: nn.functional.dropout(y, 0.5, net.training),
+    "keyword": lambda net, y: nn.functional.alpha_dropout(y, training=net.training), "part": lambda net, y: net.drop(y[:, :4])[:, :1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("of_result", [False, True])
+@pytest.mark.parametrize("name", DROPPED)
+def test_what_a_dropout_shares_in_one_mode_alone_is_refused(name: str, of_result: bool) -> None:
+    """It gives its argument in evaluation, and a copy in training."""
+    model = Dropping(0.5, _use(True, DROPPED[name], of_result)).train()
+    with pytest.raises(TraceError, match=r"in evaluation mode alone .*in `return d \+ y"):
+        qcompiler.prepare_qat_fx(model, None, (torch.randn(4, 8),))
+    qcompiler.prepare_fx(model.eval(), None, (torch.randn(4, 8),))
+
+
+@pytest.mark.parametrize("p", [0.5, 0.0])
+def test_a_dropout_that_is_changed_in_place_trains(p: float) -> None:
+    """Where nothing else reads the memory, or nothing is dropped."""
+    model = Dropping(p, _use(p == 0, DROPPED["module"])).train()
+    x = torch.randn(256, 8)
+    prepared = qcompiler.prepare_qat_fx(model, None, (x,))
+    for mode in (True, False):
+        torch.manual_seed(1)
+        expected = model.train(mode)(x)
+        torch.manual_seed(1)
+        assert (prepared.train(mode)(x) - expected).norm() < 0.05 * expected.norm()  # 26 dB
 
 
 @pytest.mark.parametrize("view", ["select", "tokens", "chunk"])

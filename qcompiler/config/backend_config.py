@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from qcompiler.errors import ConfigError
+from qcompiler.inputs.near_names import near_names
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op, Spelling
 
@@ -78,6 +79,18 @@ def _constrained(value: torch.dtype | DTypeWithConstraints | Mapping[str, Any] |
     return DTypeWithConstraints(**found)
 
 
+OF_TORCH = ("pattern_complex_format", "root_node_getter", "extra_inputs_getter", "num_tensor_args_to_observation_type",
+            "input_type_to_index")  # fmt: skip  # keys of a pattern of torch.ao's
+
+
+def _check_keys(given: Mapping[str, object], known: Iterable[str], what: str) -> None:
+    """A key that nothing reads would be passed over."""
+    for key in given:
+        if key not in (known := tuple(known)):
+            close = ", ".join(near_names(str(key), known)) or ", ".join(known)
+            raise ConfigError(f"{what} has no key {key!r:.60}", code="backend-config", hint=f"did you mean {close}?")
+
+
 class DTypeConfig:
     """Dtypes of inputs, outputs, weights and bias of one pattern; each a dtype, DTypeWithConstraints or None (anything)."""
 
@@ -111,6 +124,7 @@ class DTypeConfig:
     @classmethod
     def from_dict(cls, dtype_config_dict: Mapping[str, Any]) -> DTypeConfig:
         """What `to_dict` wrote."""
+        _check_keys(dtype_config_dict, ("input_dtype", "output_dtype", "weight_dtype", "bias_dtype", "is_dynamic"), "a dtype config")
         return cls(**dtype_config_dict)
 
     def __eq__(self, other: object) -> bool:
@@ -201,6 +215,7 @@ class BackendPatternConfig:
     def from_dict(cls, backend_pattern_config_dict: Mapping[str, Any]) -> BackendPatternConfig:
         """What `to_dict` of this class or of torch.ao's wrote."""
         config = cls()
+        _check_keys(backend_pattern_config_dict, (*cls.FIELDS, *OF_TORCH), "a pattern of a backend config")
         for name, value in backend_pattern_config_dict.items():
             if name == "observation_type":
                 config.set_observation_type(value)
@@ -248,6 +263,7 @@ class BackendConfig:
     @classmethod
     def from_dict(cls, backend_config_dict: Mapping[str, Any]) -> BackendConfig:
         """What `to_dict` of this class or of torch.ao's wrote."""
+        _check_keys(backend_config_dict, ("name", "configs"), "a backend config")
         config = cls(backend_config_dict.get("name", ""))
         for entry in backend_config_dict.get("configs", []):
             config.set_backend_pattern_config(BackendPatternConfig.from_dict(entry if isinstance(entry, Mapping) else entry.to_dict()))

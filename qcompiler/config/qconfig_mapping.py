@@ -33,6 +33,11 @@ class Rule:
     key: tuple[str | int, ...]
     qconfig: QConfig | None = field(compare=False)
 
+    @property
+    def names_modules(self) -> bool:
+        """Whether it is for modules by their names, not for all of a type or for all there is."""
+        return self.kind in _KINDS[1:]
+
     def __str__(self) -> str:
         return f"{self.kind} {', '.join(map(str, self.key))}".strip()
 

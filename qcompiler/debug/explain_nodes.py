@@ -9,10 +9,9 @@ from torch import nn
 
 from qcompiler.artifact.notes import SAMPLE
 from qcompiler.debug.explain import Explanation, Row
+from qcompiler.debug.op_steps import COMPUTE, STEP_OF, mark_steps
 from qcompiler.executable.node_data import compact
 from qcompiler.executable.noted import ROWS
-
-COMPUTE = ("int8", "float")
 
 
 def explain_nodes(nodes: Sequence[dict[str, Any]], explanation: Explanation) -> None:
@@ -30,6 +29,7 @@ def explain_nodes(nodes: Sequence[dict[str, Any]], explanation: Explanation) -> 
             rows.setdefault(node["name"], []).append(row)
     for node in nodes:
         _explain(node, rows.get(node["name"], []))
+    mark_steps(nodes)
 
 
 def explanation_on(module: nn.Module) -> Explanation:
@@ -38,6 +38,7 @@ def explanation_on(module: nn.Module) -> Explanation:
 
 
 def _explain(node: dict[str, Any], rows: Sequence[Row]) -> None:
+    node.pop(STEP_OF, None)
     if not rows:
         node["kind"] = "other" if node["kind"] in COMPUTE else node["kind"]
         node.pop("macs", None)

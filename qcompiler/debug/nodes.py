@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from qcompiler.debug.explain import is_decided, is_int8
+from qcompiler.debug.op_steps import mark_steps
 from qcompiler.executable.node_data import clipped, compact, rounded
 from qcompiler.executable.steps import quantizes
 from qcompiler.ir.attributes import attribute, has_attribute
@@ -37,6 +38,8 @@ def graph_nodes(graph: fx.Graph, table: Table = OPS) -> list[dict[str, object]]:
     decided = any(is_decided(node) for node in graph.nodes)
     for node in graph.nodes:
         found.append(node_data(node, table, found[-1]["name"] if found else None, decided))
+    if decided:
+        mark_steps(found)
     return found
 
 

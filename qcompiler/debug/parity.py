@@ -21,7 +21,7 @@ from qcompiler.debug.walk import RANDOM, Seen, Walk, pairs
 from qcompiler.errors import ConfigError, InputError, PassError, Where
 from qcompiler.executable import Executable
 from qcompiler.executable.states import fill
-from qcompiler.executable.steps import Grid, steps_of_graph
+from qcompiler.executable.steps import steps_of_graph
 from qcompiler.fake_quantize import FakeQuantizeBase
 from qcompiler.inputs.batches import batches, check_data
 from qcompiler.ir.attributes import attribute
@@ -125,8 +125,10 @@ def parity(prepared: nn.Module, converted: nn.Module, data: object) -> Parity:
 
 def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[tuple[object, ...], dict[str, object]]]) -> Parity:
     graph = simulated(prepared, *items[0])
-    floats, steps = steps_of_graph(graph), converted._steps()
-    walk, found = Walk(floats, steps, match(floats, steps), ends=_ranges(graph)), _Found(_not_simulated(graph), _sum_steps(graph))
+    floats, steps = steps_of_graph(graph, rounds=True), converted._steps()
+    scales = {node.name: _scale(graph, node) for node in graph.graph.nodes if node.op == "call_module"}
+    walk = Walk(floats, steps, match(floats, steps), ends=_ranges(graph), scales=scales)
+    found = _Found(_not_simulated(graph), _sum_steps(graph))
     with torch.inference_mode(), steps.kept():
         for path, held in steps.held.items():
             fill(held, attribute(graph, safe_path(graph.meta.get(NAMES, {}), path)))
@@ -205,8 +207,9 @@ class _Found:
             if not reference.is_floating_point() or not reference.numel():
                 continue
             step = self._sum_step(site)
-            worst, is_float = _distance(reference, value, seen.grid, FEW * (step or 0.0))
-            simulated, int8 = site.float_step.name not in self.not_simulated, not is_float or step is not None
+            worst, is_float = _distance(reference, value, seen, FEW * (step or 0.0))
+            computed = {site.float_step.name, *(step.name for step in site.region or ())}
+            simulated, int8 = not computed & self.not_simulated, not is_float or step is not None
             found = Difference(site.computed.name, site.step.module_path, site.step.location, worst, is_float, simulated, int8)
             known = self.worst.get(site.step.name)
             if known is None or found.worst > known.worst:
@@ -218,16 +221,18 @@ class _Found:
         return max(found, default=None)
 
 
-def _distance(reference: Tensor, value: Tensor, grid: Grid | None, least: float) -> tuple[float, bool]:
+def _distance(reference: Tensor, value: Tensor, seen: Seen, least: float) -> tuple[float, bool]:
     """In steps between the integers that hold the two: a value that a cat copies is rounded behind the cat, in training.
 
     Floats: relative to the largest, which counts as `least` where all are smaller.
 
     The reference may be a value before its fake quantization, so it is cut to the range of that; int8 must have done so itself.
     """
+    grid, slack = seen.grid, seen.slack if seen.slack is not None and seen.slack.shape == value.shape else torch.zeros(())
     if grid is None:
-        apart, largest = float((reference.double() - value.double()).abs().max()), max(float(reference.abs().max()), least)
+        apart = float(((reference.double() - value.double()).abs() - slack).clamp(min=0).max())
+        largest = max(float(reference.abs().max()), least)
         return apart / largest if largest else apart, True
     scale, zero_point, low, high = grid
     integers = [torch.round(v.double() / scale) + zero_point for v in (reference, value)]
-    return float((integers[0].clamp(low, high) - integers[1]).abs().max()), False
+    return float(((integers[0].clamp(low, high) - integers[1]).abs() - slack / scale).clamp(min=0).max()), False

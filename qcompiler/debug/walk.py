@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,10 @@ RANDOM = "it is computed with random numbers, which no two runs share"
 
 @dataclass(frozen=True)
 class Seen:
-    """One site on one batch. `own` is None where only total errors were asked for. `random`: the value is drawn anew by each run."""
+    """One site on one batch. `own` is None where only total errors were asked for. `random`: the value is drawn anew by each run.
+
+    `slack`: how far it may be from the reference because roundings on the way to it, which nobody can see, fell to the other side.
+    """
 
     site: Site
     reference: object
@@ -40,6 +44,7 @@ class Seen:
     own_reference: object
     grid: Grid | None
     random: bool = False
+    slack: Tensor | None = None
 
 
 Visit = Callable[[Seen], None]
@@ -50,7 +55,8 @@ Event = tuple[bool, Step]  # whether it is a float step
 class Walk:
     """The schedule of both graphs: each float step runs before the quantized step that is compared with it.
 
-    `ends`: by float step, the smallest and largest integer of values that are cut to fewer than their type holds.
+    `ends`: by float step, the smallest and largest integer of values that are cut to fewer than their type holds. `scales`: of the float
+    steps that round.
     """
 
     floats: Steps
@@ -58,6 +64,7 @@ class Walk:
     matching: Matching
     own: bool = True
     ends: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.random: set[str] = set()  # float steps that were seen to draw random numbers
@@ -142,8 +149,10 @@ class Walk:
             return visit(Seen(site, reference, real(value), None, None, grid, self._is_random(site)))
         perfect = self._perfect(site, floats, references)
         own = real(references[step.name])
-        visit(Seen(site, reference, real(value), own, perfect, grid, self._is_random(site)))
-        references[step.name] = held_as(references[step.name], reference, grid)  # its sizes may be others than those of `value`
+        slack = self._slack(site, floats, references, perfect) if step.is_past else None
+        visit(Seen(site, reference, real(value), own, perfect, grid, self._is_random(site), slack))
+        if not step.is_past:
+            references[step.name] = held_as(references[step.name], reference, grid)  # its sizes may be others than those of `value`
         if grid is not None:
             self.rounded.add(step.name)
 
@@ -159,11 +168,34 @@ class Walk:
         """The float value of a site, computed from the inputs that the quantized step gets."""
         if site.region is None or not self.rounded.intersection(site.bounds):
             return floats[site.float_step.name]
+        return self._again(site, site.region, floats, references)
+
+    def _again(self, site: Site, region: Sequence[Step], floats: Env, references: Env, other: Env | None = None) -> object:
+        """The float value of a site from what its region begins with. `other`: what is added to results of the region."""
         env: Env = {name: floats[name] for name in site.extra}
         env |= {self.matching.sites[name].float_step.name: real(references[name]) for name in site.bounds}
-        for step in site.region:
+        for step in region:
             env[step.name] = step.run(env)
+            if other is not None and step.name in other and isinstance(env[step.name], Tensor):
+                env[step.name] = env[step.name] + other[step.name](env[step.name])
         return env[site.float_step.name]
+
+    def _slack(self, site: Site, floats: Env, references: Env, perfect: object) -> Tensor | None:
+        """What one step more or less at each rounding of the region, in a pattern without a mean, makes of the value."""
+        known = {self.matching.sites[name].float_step.name for name in self.rounded.intersection(site.bounds)}
+        rounding = [s for s in site.region or () if s.name in self.scales and not known.issuperset(s.inputs)]
+        found = None
+        for step in rounding if isinstance(perfect, Tensor) else ():
+            shifts = [{step.name: partial(_one_step, sign * self.scales[step.name])} for sign in (-1, 1)]
+            others = [self._again(site, site.region or (), floats, references, shift) for shift in shifts]
+            one, other = ((v - perfect).abs() for v in others)  # type: ignore[operator]
+            found = torch.maximum(one, other) if found is None else found + torch.maximum(one, other)
+        return found
+
+
+def _one_step(scale: float, value: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return scale * (2.0 * torch.randint(2, value.shape, generator=generator) - 1)
 
 
 def _result(steps: Steps, env: Env) -> object:

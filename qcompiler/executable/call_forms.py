@@ -13,6 +13,7 @@ from qcompiler.executable import Executable
 from qcompiler.executable.arguments import Argument, arguments_of_graph
 from qcompiler.executable.form_parts import found_in, share_modules
 from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.kinds import refuse_kinds
 from qcompiler.ir.check_state import assigns, check_state
 from qcompiler.ir.form import likeness, misfit
 from qcompiler.ir.items import PLACES, Absent, DictItems, ListItems
@@ -85,7 +86,11 @@ class CallForms(nn.Module):
 
         Raises InputError that lists the forms for a call that has none.
         """
-        found = [fit(arguments, args, kwargs) for arguments in self._arguments]
+        try:
+            found = [fit(arguments, args, kwargs) for arguments in self._arguments]
+        except RuntimeError:  # of a tensor without sizes
+            refuse_kinds((args, kwargs), "an input")
+            raise
         fitting = [i for i, score in enumerate(found) if isinstance(score, int)]
         if not fitting:
             lines = [f"  {i}. {self.spelled(i)}: {why}" for i, why in enumerate(found)]

@@ -46,7 +46,7 @@ class Step:
 
     `origin`: the traced nodes that were fused into it. `writes`: the input whose value it changes in place.
     `grid`: where the step's values are integers that do not know their scale. `state`: whether it reads or writes what the model
-    keeps between calls.
+    keeps between calls. `is_past`: the value was computed in one go with what is computed from it, so nothing can be put in its place.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Step:
     weight: Weight | None = None
     state: Literal["", "read", "write"] = ""
     most: int = 255  # the largest code of its range: 127 where that has 7 bits, though a kernel gives larger ones beyond it
+    is_past: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ def bind_arguments(names: list[str], defaults: Mapping[str, object], args: tuple
     return given
 
 
-def steps_of_graph(gm: fx.GraphModule) -> Steps:
-    """The steps of an fx graph of any stage; it must stay as it is while they are used."""
+def steps_of_graph(gm: fx.GraphModule, rounds: bool = False) -> Steps:
+    """The steps of an fx graph of any stage; it must stay as it is while they are used. `rounds`: those of fake quantization do."""
     nodes = [n for n in gm.graph.nodes if n.op != "output"]
     inputs = [n for n in nodes if n.op == "placeholder"]
     defaults = {n.name: n.args[0] for n in inputs if n.args}
@@ -126,10 +127,10 @@ def steps_of_graph(gm: fx.GraphModule) -> Steps:
 
     output: Any = fx.node.map_arg(result, lambda n: Ref(n.name))  # type: ignore[arg-type, return-value]
     held = {name: attribute(gm, name) for name in held_names(gm)}
-    return Steps(tuple(_graph_step(gm, n) for n in nodes), output, bind, held)
+    return Steps(tuple(_graph_step(gm, n, rounds) for n in nodes), output, bind, held)
 
 
-def _graph_step(gm: fx.GraphModule, node: fx.Node) -> Step:
+def _graph_step(gm: fx.GraphModule, node: fx.Node, rounds_fake: bool) -> Step:
     kind = {"placeholder": "input", "get_attr": "constant"}.get(node.op, "call")
     writes = node.args[0].name if node.args and isinstance(node.args[0], fx.Node) and changes(node, node.args[0]) else None
     source, args = source_of(node), node.args
@@ -140,7 +141,7 @@ def _graph_step(gm: fx.GraphModule, node: fx.Node) -> Step:
     if kind == "input":
         origin = (*origin, str(node.target).lstrip("*"))  # programs know an argument by the user's name alone
     return Step(
-        node.name, kind, op, tuple(n.name for n in node.all_input_nodes), origin, _graph_run(gm, node),
+        node.name, kind, op, tuple(n.name for n in node.all_input_nodes), origin, _graph_run(gm, node, rounds_fake),
         source.module_path, source.location or "", writes, grid, rounds, _graph_weight(gm, node),  # type: ignore[arg-type]
         state=state_of_call(node.target),
     )  # fmt: skip
@@ -154,7 +155,7 @@ def _graph_weight(gm: fx.GraphModule, node: fx.Node) -> Weight | None:
     return Weight(values, scale, zero_point, made.args[3])  # type: ignore[arg-type]
 
 
-def _graph_run(gm: fx.GraphModule, node: fx.Node) -> Callable[[Env], object]:
+def _graph_run(gm: fx.GraphModule, node: fx.Node, rounds: bool) -> Callable[[Env], object]:
     if node.op == "placeholder":
         return lambda env: env[node.name]
     if node.op == "get_attr":
@@ -168,7 +169,8 @@ def _graph_run(gm: fx.GraphModule, node: fx.Node) -> Callable[[Env], object]:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         target: Any = gm.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-        return args[0] if isinstance(target, Watch) else target(*args, **kwargs)  # what is measured here is no calibration data
+        passes_on = isinstance(target, Watch) and not (rounds and target.rounds)  # what is measured here is no calibration data
+        return args[0] if passes_on else target(*args, **kwargs)
 
     return run
 

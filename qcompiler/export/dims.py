@@ -18,7 +18,10 @@ DynamicShapes: TypeAlias = Asked | None
 
 def named_places(asked: Asked) -> Iterator[tuple[Place, str, NamedDim | None]]:
     """The places that are asked for, with their names; those that torch.export.Dim names with that. Raises ConfigError for no names."""
-    for source, axes in asked.items():
+    for source, axes in asked.items() if isinstance(asked, Mapping) else (("", asked),):
+        if not isinstance(asked, Mapping) or isinstance(axes, str) or not isinstance(axes, (Mapping, Sequence)):
+            raise ConfigError(f"dynamic_shapes cannot be {asked!r:.60}", code="dynamic-shapes",
+                              hint='give names by input and dimension: {"x": {0: "batch"}} or {"x": ("batch", None)}')  # fmt: skip
         for axis, called in axes.items() if isinstance(axes, Mapping) else enumerate(axes):
             if isinstance(called, NamedDim):
                 yield (source, axis), called.__name__, called

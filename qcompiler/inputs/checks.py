@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -108,6 +108,19 @@ def _check_statistics(path: str, module: object) -> None:
     if isinstance(var, torch.Tensor) and isinstance(eps, float) and not bool(((var >= 0) & (var.double() + eps > 0)).all()):
         raise NumericsError(f"the running variance of {path or 'the model'} is negative, or zero without eps", code="bad-batch-norm",
                             where=Where(module_path=path or None), hint="untrained, or a damaged checkpoint")  # fmt: skip
+
+
+def check_whole(value: object, what: str, least: int | None = None) -> None:
+    """Raises ConfigError for what is no int, or a smaller one."""
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        more = "" if least is None else f" from {least}"
+        raise ConfigError(f"{what} is a whole number{more}, not {value!r:.40}", code="setting")
+
+
+def check_named(arguments: object, what: str) -> None:
+    """Raises ConfigError for arguments by name that are no dict with names as keys."""
+    if arguments is not None and not (isinstance(arguments, Mapping) and all(isinstance(name, str) for name in arguments)):
+        raise ConfigError(f"{what} must be a dict of arguments by their names, got {type(arguments).__name__}", code="named-arguments")
 
 
 def check_examples(example_inputs: object) -> tuple[Any, ...]:

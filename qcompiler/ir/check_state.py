@@ -28,6 +28,9 @@ def check_state(module: nn.Module, state_dict: Mapping[str, Any], prefix: str = 
     tensors that the module has; `_check_own(state_dict, prefix)`, for state in no tensor; `_fixed_dtypes`: float16
     tensors stay float16, and with `assign` all keep their dtype.
     """
+    if not isinstance(state_dict, Mapping):
+        hint = "give model.state_dict()" if isinstance(state_dict, nn.Module) else None
+        raise ConfigError(f"a state_dict is a dict of tensors, not a {type(state_dict).__name__}", code="state-kind", hint=hint)
     for path, part in module.named_modules(remove_duplicate=False):
         start = f"{prefix}{path}." if path else prefix
         state = part._as_ours(state_dict, start) if hasattr(part, "_as_ours") else state_dict
@@ -79,6 +82,9 @@ def _fault(module: nn.Module, name: str, held: Tensor, given: object, assign: bo
         return f"a {given.dtype} tensor is given, {held.dtype} is held", "weight-dtype", hint
     if not _fits(module, name, held, given):
         return f"size mismatch: shape {tuple(given.shape)} is given, {tuple(held.shape)} is held", "weight-shape", None
+    of_codes = name == "bias" and module._buffers.get("weight_scale") is not None
+    if of_codes and not given.is_meta and not bool(torch.isfinite(given).all()):  # int8 kernels round what comes of it to plain numbers
+        return "it holds NaN or inf", "bad-weight", "look at the checkpoint it was loaded from"
     text = "" if given.is_meta else _qparams_fault(module, name, given)
     return (text, "qparams", HINT) if text else None
 

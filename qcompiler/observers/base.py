@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, UnsupportedOpError
+from qcompiler.inputs.kinds import module_of
 from qcompiler.ir.types import QParams
 from qcompiler.observers.affine import PER_CHANNEL, PER_TENSOR, Rule, choose_qparams, quant_range, readable
 from qcompiler.observers.factory import Factory, plain_dtype
@@ -242,7 +243,9 @@ def finite_range(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def get_observer_state_dict(model: nn.Module) -> OrderedDict[str, torch.Tensor]:
-    """The statistics of all observers (and fake-quantize modules) in a model, under their names in its state_dict."""
+    """The statistics of all observers (and fake-quantize modules) in a model, or its script, under their names in its state_dict."""
+    if not isinstance(model, torch.jit.ScriptModule):
+        model = module_of(model)
     prefixes = tuple(name + "." if name else "" for name, module in model.named_modules() if isinstance(module, ObserverBase))
     return OrderedDict((key, value) for key, value in model.state_dict().items() if prefixes and key.startswith(prefixes))
 

@@ -61,6 +61,7 @@ class Watch(nn.Module):
     """
 
     seen: array[float] | None = None
+    rounds = False  # what it passes on
 
     def __init__(self, observer: nn.Module, place: Where, key: WatchKey | None = None, is_spare: bool = False) -> None:
         super().__init__()

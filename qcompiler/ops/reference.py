@@ -81,6 +81,18 @@ def choose(condition: bool, yes: Tensor, no: Tensor) -> Tensor:
     return yes if condition else no
 
 
+def own_copy(x: Tensor) -> Tensor:
+    """A copy for code that changes what it is given. No pass takes it away, as it does a `clone`. Can be scripted."""
+    return x.clone()
+
+
+def lay_out(x: Tensor, order: list[int]) -> Tensor:
+    """A tensor with its elements side by side in memory, its dimensions in this order from the outermost to the innermost: what code that
+    asks is given. Can be scripted."""
+    back = [order.index(dim) for dim in range(len(order))]
+    return x.permute(order).contiguous().permute(back)
+
+
 def widen(w: Tensor) -> Tensor:
     """A float16 weight as float32."""
     return w.to(torch.float32)

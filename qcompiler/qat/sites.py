@@ -25,6 +25,8 @@ class FakeQuantWatch(Watch):
     gradients it is training, where nothing is kept for that.
     """
 
+    rounds = True
+
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return self.observer(x)  # type: ignore[no-any-return]

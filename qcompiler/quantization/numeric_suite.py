@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from qcompiler.ambient import in_plain_torch
 from qcompiler.debug.metrics import compute_cosine_similarity, compute_normalized_l2_error, compute_sqnr
 from qcompiler.errors import ConfigError
+from qcompiler.inputs.kinds import module_of
 from qcompiler.quantization.ns import eager, graph
 from qcompiler.quantization.ns.loggers import Logger, OutputLogger, Shadow, ShadowLogger
 from qcompiler.quantization.ns.weights import pair_weights
@@ -35,6 +36,10 @@ def compare_weights(float_dict: Mapping[str, object], quantized_dict: Mapping[st
     Takes two state dicts, of either flow. Weights that are not quantized are left out. A weight into which a BatchNorm was
     folded differs by that from the float one: give the state_dict of `fuse_fx(model, inputs)`, or of the fused eager model.
     """
+    for given in (float_dict, quantized_dict):
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"compare_weights takes two state_dicts, not a {type(given).__name__}", code="state-kind",
+                              hint="give model.state_dict()" if isinstance(given, nn.Module) else None)  # fmt: skip
     return pair_weights(float_dict, quantized_dict)
 
 
@@ -43,7 +48,7 @@ def get_logger_dict(mod: nn.Module, prefix: str = "") -> dict[str, dict[str, Any
 
     `prefix` is put before the paths.
     """
-    return eager.logger_stats(mod, prefix)
+    return eager.logger_stats(module_of(mod), prefix)
 
 
 @in_plain_torch

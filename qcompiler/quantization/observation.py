@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, Where
 from qcompiler.fake_quantize import FakeQuantizeBase
 from qcompiler.inputs.input_text import how_to_give
+from qcompiler.inputs.kinds import module_of
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.place import OUTPUTS, PATH, place_of
 from qcompiler.nn.quantized import FloatFunctional, QFunctional
@@ -65,7 +66,7 @@ def _bad_values(error: NumericsError, kind: str, place: Where) -> CalibrationErr
 
 def observers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
     """(path, module, observer) of the modules whose results are observed."""
-    for path, module in model.named_modules():
+    for path, module in module_of(model).named_modules():
         observer = getattr(module, OBSERVER, None)
         if isinstance(observer, nn.Module) and not isinstance(module, ObserverBase) and not isinstance(observer, nn.Identity):
             yield path, module, observer
@@ -84,6 +85,7 @@ def add_observer_(
     range of its own, fused modules, FloatFunctionals, modules of `non_leaf_module_list`. Modules of the classes in
     `custom_module_class_mapping` are first replaced: `observed_class.from_float(module)`. `device`: where the observers stand.
     """
+    module = module_of(module)
     classes = get_default_qconfig_propagation_list() if qconfig_propagation_list is None else qconfig_propagation_list
     custom = dict(custom_module_class_mapping or {})
     _Observe(set(classes), set(non_leaf_module_list or ()), device or _device(module), custom).visit(module)

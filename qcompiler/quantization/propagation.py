@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from qcompiler.config.qconfig import QConfig, as_qconfig
 from qcompiler.errors import ConfigError, Where
+from qcompiler.inputs.kinds import module_of
 from qcompiler.inputs.near_names import near_names, no_module
 
 __all__ = ["add_quant_dequant", "propagate_qconfig_"]
@@ -27,6 +28,7 @@ def propagate_qconfig_(
     what is left alone. Raises ConfigError for values that are no QConfig, for unknown names, and where one module stands in two
     places that give it different ones.
     """
+    module = module_of(module)
     rules = {key: as_qconfig(value) for key, value in (qconfig_dict or {}).items()}
     custom = prepare_custom_config_dict or {}
     check_keys(custom)
@@ -91,4 +93,4 @@ def add_quant_dequant(module: nn.Module) -> nn.Module:
                     child._modules[name] = wrap(inner) if inner is not None else None
         return wrapped[id(child)]
 
-    return wrap(module)
+    return wrap(module_of(module))

@@ -13,6 +13,7 @@ from qcompiler.errors import TraceError, Where
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.ops.state import read_state, write_state
 from qcompiler.ops.state_nodes import NUMBERS, is_read
+from qcompiler.trace.guards import TraceRemark
 from qcompiler.trace.memory import storage
 from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.outputs import add_output
@@ -22,6 +23,10 @@ from qcompiler.trace.slots import MISSING, leaves, nested
 from qcompiler.trace.state import Place, Places, kept_state
 from qcompiler.trace.state_reads import depends_on_data
 from qcompiler.trace.tracer import Tracer
+from qcompiler.trace.watched import Watched, random_numbers
+
+DRAWS = ("forward draws from Python's `random` or numpy's: in what is compiled a number that it drew is the same at each call, in modules "
+         "and statements that stay as they are it is drawn anew; torch.rand draws anew everywhere")  # fmt: skip
 
 
 class StateFound(BaseException):
@@ -55,6 +60,7 @@ class Attempt:
     """
 
     tracer: Tracer
+    start: Start
     given: Mapping[Place, Any] = field(default_factory=dict)
     left: dict[Place, Any] = field(default_factory=dict)
     data: list[Place] = field(default_factory=list)
@@ -64,6 +70,7 @@ class Attempt:
     unstable: dict[Place, str] = field(default_factory=dict)
     shared: list[Place] = field(default_factory=list)  # places that have memory in common in the end
     repointed: list[Place] = field(default_factory=list)  # places whose tensors got other memory
+    things: list[Watched] = field(default_factory=list)  # what it changed that no graph can carry
     parameters: list[str] = field(default_factory=list)  # names of parameters that forward replaced the data of
     results: Any = None
     moved: list[str] = field(default_factory=list)  # states that change their shape
@@ -75,7 +82,7 @@ def is_state(value: object) -> bool:
 
 def run(tracer: Tracer, places: Places, start: Start, forward: Callable[[Tracer], object]) -> Attempt:
     """Trace one call of forward."""
-    carried, made = start.carried, Attempt(tracer, given=start.given)
+    carried, made = start.carried, Attempt(tracer, start, given=start.given)
 
     def found(tensor: torch.Tensor) -> None:
         place = places.of_memory(tensor)
@@ -83,7 +90,8 @@ def run(tracer: Tracer, places: Places, start: Start, forward: Callable[[Tracer]
             raise StateFound(place)
 
     tracer.found_state = found
-    with places.parameters_kept(made.parameters), session(tracer), kept_state(tracer.model, places) as restore:
+    kept = places.parameters_kept(made.parameters), session(tracer), places.without_caches()
+    with kept[0], kept[1], kept[2], kept_state(tracer.model, places) as restore:
         tracer.modules.restore = restore
         for place, value in sorted(start.given.items(), key=_order):
             places.put(place, value)
@@ -93,8 +101,11 @@ def run(tracer: Tracer, places: Places, start: Start, forward: Callable[[Tracer]
         for place, value in sorted(opened.items(), key=_order):
             places.put(place, value)
         tracer.paused -= 1
+        before = random_numbers()
         result = forward(tracer)
         tracer.paused += 1
+        if random_numbers() != before:
+            tracer.remarks.append(TraceRemark("python-random", Where(module_path=""), DRAWS))
         _close(made, places, read, start.watched or ())
         made.results = nested(lambda _, leaf: _example(leaf), result, "")
         add_output(tracer, result)
@@ -141,6 +152,7 @@ def _close(made: Attempt, places: Places, opened: Mapping[Place, dict[str, objec
         if place not in opened and any(type(v) is Proxy and depends_on_data(v.node) for v in leaves(value, "").values()):
             made.data.append(place)
     made.shared, made.repointed = _shared(changed), places.repointed()
+    made.things = [thing for thing in places.changed_things() if not owned(thing.owner, tracer.leaves)]
     for place, before in opened.items():
         if not owned(places.owner(place), tracer.leaves):
             _write(made, place, before, leaves(changed[place], places.name(place)) if place in changed else before)

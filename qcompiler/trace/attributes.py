@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.trace.memory import storage
@@ -24,6 +26,8 @@ class Attributes:
         self.constants: dict[str, torch.Tensor] = {}
         self._constants: dict[tuple[int, int], str] = {}
         self._kept: list[torch.Tensor] = []
+        self._made: dict[int, weakref.ref[torch.Tensor]] = {}  # tensors that forward computed of constants
+        self.outside: list[torch.Tensor] = []  # tensors that it read, and neither made nor has under a name
 
     def is_buffer(self, tensor: torch.Tensor) -> bool:
         return id(tensor) in self._buffers
@@ -49,6 +53,20 @@ class Attributes:
         node = self._nodes.get(name)
         return None if node is None or node._erased else node
 
+    def note_constant(self, arguments: object, result: object) -> None:
+        """A call that depends on no input: what it read, and what it made."""
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        for leaf in tree_leaves(arguments) if made else ():  # a question about a shape or dtype reads no values
+            if isinstance(leaf, torch.Tensor):
+                self._note_read(leaf)
+        for leaf in made:
+            self._made[id(leaf)] = weakref.ref(leaf)
+
+    def _note_read(self, tensor: torch.Tensor) -> None:
+        made = self._made.get(id(tensor))
+        if id(tensor) not in self._names and (made is None or made() is not tensor):
+            self.outside.append(tensor)
+
     def _constant(self, tensor: torch.Tensor) -> str:
         """The name under which a tensor's present value is kept as a constant."""
         key = (id(tensor), 0 if tensor.is_inference() else tensor._version)
@@ -56,4 +74,5 @@ class Attributes:
             self._constants[key] = name = f"_constant{len(self._constants)}"
             self.constants[name] = tensor.detach().clone()
             self._kept.append(tensor)  # so that its id stays its own
+            self._note_read(tensor)
         return self._constants[key]

@@ -11,9 +11,11 @@ import torch
 
 from qcompiler.ops.functional import to_format
 from qcompiler.trace import places
+from qcompiler.trace.fixed_sizes import name_of
 from qcompiler.trace.function_mode import TraceMode
 from qcompiler.trace.given_numbers import repeated, settled
 from qcompiler.trace.holding import Holding
+from qcompiler.trace.memory import stamp
 from qcompiler.trace.mode import Training
 from qcompiler.trace.module_calls import TraceOptions
 from qcompiler.trace.mutation import Mutations
@@ -23,7 +25,7 @@ from qcompiler.trace.proxy import Args, Kwargs, Proxy, first_proxy
 from qcompiler.trace.recording import Recording
 from qcompiler.trace.running import Running
 from qcompiler.trace.special_calls import SPECIAL
-from qcompiler.trace.spelling import AUGMENTED, spelling
+from qcompiler.trace.spelling import AUGMENTED, spelling, under_torch_names
 from qcompiler.trace.views import note_views
 
 RANDOM = frozenset((torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like, torch.randint_like,
@@ -49,7 +51,10 @@ class Calls:
         if self._recorder.promoted:
             args, kwargs = map_nested(self.promotion, tuple(args)), map_nested(self.promotion, kwargs)
         if first_proxy(args) is None and first_proxy(kwargs) is None:
-            return self._without_proxies(func, args, kwargs)
+            result = self._without_proxies(func, args, kwargs)
+            if not places.is_own(frame):
+                self._recorder.attributes.note_constant((args, kwargs), result)
+            return result
         if getattr(func, "__name__", "") == "__set__":
             raise self._recorder.error("an attribute of a tensor is assigned a traced value")
         return self.call(*spelling(func, args), kwargs)
@@ -82,6 +87,7 @@ class Calls:
             op, target = "call_method", SAME_OP[name]
         function = getattr(torch.Tensor, target, None) if op == "call_method" else target
         function = getattr(function, "__wrapped__", function) if op == "call_method" else function  # the session's own wrapper
+        args, kwargs = under_torch_names(function, args, kwargs)
         replacement = self._options.decompose.get(function) if function is not None and function not in self.decomposing else None
         if replacement is not None and (result := self._decomposed(function, replacement, args, kwargs)) is not NotImplemented:
             return result
@@ -95,6 +101,8 @@ class Calls:
             return special(self._recorder, *args, **kwargs)
         if getattr(function, "__name__", "").startswith("as_strided"):
             raise self._recorder.error("as_strided, which reads memory by its address: write it with views, unfold or indexing")
+        if name == "view" and len(args) == 2 and isinstance(args[1], torch.dtype):
+            raise self._recorder.error("view(dtype), which reads the bits of a tensor, and an int8 value has others")
         if kwargs.get("out") is not None:
             raise self._recorder.error("a call with `out=`")
         if self._mutations.is_in_place(op, target, args, kwargs):
@@ -103,8 +111,23 @@ class Calls:
                 return self._mutations.update(*plain)
             if op == "call_method":
                 return self._mutations.update_clone(target, args, kwargs)
-        result = self._recorder.record(op, target, args, kwargs)
+        result = self._unchanging(op, target, args, kwargs)
         note_views(result, op, target, args, kwargs, self._recorder.memory)
+        return result
+
+    def _unchanging(self, op: str, target: Any, args: Args, kwargs: Kwargs) -> object:
+        """Record a call that changes nothing; error where it does all the same."""
+        stamps: list[tuple[torch.Tensor, object]] = []
+
+        def look(value: object) -> object:
+            if type(value) is Proxy and value.is_tensor:
+                stamps.append((value.example, stamp(value.example)))
+            return value
+
+        map_nested(look, (tuple(args), kwargs))
+        result = self._recorder.record(op, target, args, kwargs)
+        if any(stamp(example) != before for example, before in stamps):
+            raise self._recorder.error(f"{name_of(target)}, which changes a tensor in place as its name does not say")
         return result
 
     def _in_format(self, tensor: Proxy, kwargs: Kwargs) -> object:

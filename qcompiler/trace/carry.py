@@ -8,20 +8,26 @@ needs it is a memo. Where a state starts as nothing, the trace of the first call
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
-from qcompiler.errors import TraceError, Where
+from qcompiler.errors import InputError, TraceError, Where
 from qcompiler.ops.state import write_state
 from qcompiler.ops.state_nodes import NUMBERS, is_write, unset
 from qcompiler.trace.align import Traces, align, merge
 from qcompiler.trace.attempt import Attempt, Start, StateFound, is_state, owned, run
 from qcompiler.trace.finish import finish, live_nodes, live_states
 from qcompiler.trace.guards import TraceRemark, is_guard
-from qcompiler.trace.hold_sharing import hold_sharing
+from qcompiler.trace.hold_relied import hold
+from qcompiler.trace.learned_parts import NewPart
+from qcompiler.trace.numbers import Again
+from qcompiler.trace.operands import Elsewhere
+from qcompiler.trace.other_sizes import NotThisSize
+from qcompiler.trace.other_ways import OtherWays
 from qcompiler.trace.refusals import HINT, Refusals, Refused
 from qcompiler.trace.same import alike, as_later, equal, held_tensor, kind_of, same_leaf
 from qcompiler.trace.slots import MISSING, leaves, nested
@@ -30,6 +36,8 @@ from qcompiler.trace.state import Place, Places
 from qcompiler.trace.state_reads import held_by
 from qcompiler.trace.tracer import Tracer
 
+HINT_ELSEWHERE = ("give forward the value as an argument and return the new one, or keep it in an attribute of the module; make the "
+                  "model anew, since the trace could not put back what was kept there")  # fmt: skip
 _ROUNDS = 4  # later calls that add a place: what has one more in each of them grows
 
 
@@ -57,11 +65,16 @@ class Carrier:
             self.kept[path] = reason
         self.forced = {place: value for place, value in self.forced.items() if not owned(self.places.owner(place), list(self.kept))}
 
-    def _run(self, start: Start) -> Attempt:
+    def _run(self, start: Start, instead: Mapping[str, torch.Tensor] | None = None) -> Attempt:
+        """`instead`: by the name of an argument, what is given in its place."""
         tracer = self.make()
+        tracer.instead = instead or {}
         tracer.modules.kept, tracer.leaf_calls.explicit_states = self.kept, start.watched is not None
         self.places.is_later = bool(start.given)
-        return run(tracer, self.places, start, self.forward)
+        try:
+            return run(tracer, self.places, start, self.forward)
+        except Elsewhere as found:
+            raise TraceError(str(found.error), where=found.error.where, hint=HINT_ELSEWHERE) from None
 
     def _first(self) -> Attempt:
         while True:
@@ -75,11 +88,14 @@ class Carrier:
     def _traced(self) -> tuple[fx.GraphModule, list[TraceRemark]]:
         first = self._first()
         self._refusals.check_parameters(first)
+        self._refusals.check_things(first)
         if first.repointed:
             raise self._refusals.refusal(dict.fromkeys(first.repointed, "is given other memory by `set_`"), first)
         self._refusals.check_modes(first)
         left = {place: value for place, value in first.left.items() if not (place in self.forced and alike(value, self.forced[place]))}
         if not left and not first.unstable:
+            if any(self.places.of_memory(tensor) is None for tensor in first.tracer.attributes.outside):
+                first = self._run(Start(self.forced))  # it meets what the first call left in a place that the walk does not know
             return self._finished(first, self.forced, self._initial(first, self.forced))
         carried = {place: first.left.get(place, value) for place, value in self.forced.items()}
         carried |= {place: value for place, value in left.items() if place in first.data}
@@ -197,6 +213,16 @@ class Carrier:
                 dict.fromkeys(moved, "changes its shape with each call, and forward holds a size of it fixed"), later
             )
 
+    def _again(self, start: Start, live: list[str], instead: Mapping[str, torch.Tensor]) -> tuple[Tracer, list[fx.Node]] | None:
+        """The model traced on other tensors; None where it cannot be, NotThisSize where it does not run on them."""
+        try:
+            tracer = self._run(start, instead).tracer
+        except InputError:
+            raise NotThisSize from None
+        except (Exception, StateFound, Again, NewPart):
+            return None
+        return tracer, live_nodes(tracer.graph, live)
+
     # ---- the result
 
     def _live(self, made: Attempt) -> list[str]:
@@ -222,7 +248,8 @@ class Carrier:
         self, made: Attempt, carried: Iterable[Place], initial: dict[str, torch.Tensor]
     ) -> tuple[fx.GraphModule, list[TraceRemark]]:
         live = self._live(made)
-        hold_sharing(made.tracer, set(live_nodes(made.tracer.graph, live)))
+        nodes = live_nodes(made.tracer.graph, live)
+        hold(made.tracer, set(nodes), OtherWays((made.tracer, nodes), functools.partial(self._again, made.start, live)).judge)
         made.tracer.held = initial
         gm, remarks = finish(made.tracer, live)
         unread: dict[str, str] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CodeType
@@ -29,9 +30,10 @@ from qcompiler.trace.float_source import Function, Part, followed_at, function_a
 from qcompiler.trace.float_uses import Uses
 from qcompiler.trace.guards import TraceRemark
 from qcompiler.trace.learned_parts import NewPart, Parts
+from qcompiler.trace.memory import stamp
 from qcompiler.trace.mode import evaluated
 from qcompiler.trace.mutation import Mutations
-from qcompiler.trace.nested import map_nested
+from qcompiler.trace.nested import any_nested, map_nested
 from qcompiler.trace.opaque import Opaque
 from qcompiler.trace.proxy import Proxy
 from qcompiler.trace.reasons import reason
@@ -41,6 +43,7 @@ from qcompiler.trace.running import Running
 from qcompiler.trace.state import untouched
 from qcompiler.trace.statements import decides_at, span_at
 from qcompiler.trace.syntax import Position
+from qcompiler.trace.watch import Watch, asked_in_script
 
 MOST = 64  # parts of one model, and refusals: each is another trace
 
@@ -139,6 +142,7 @@ class FloatParts:
                 raise RefusedPart(f"it changes `{name}`")
         arguments = arguments_of(statements, uses.reads, variables)
         self._check_modules(arguments)
+        self._check_apart(uses, arguments)
         self._check_bound(uses, variables)
         held = held_by(part, uses, variables)
         call = self._function(part, statements, uses, held, arguments)
@@ -154,6 +158,14 @@ class FloatParts:
             return given[0]
         settled = self._results.settled(given[: len(names)], uses, variables, arguments)
         return [settled.get(name, variables.get(name)) for name in every.gives]
+
+    def _check_apart(self, uses: Uses, arguments: Arguments) -> None:
+        """Refuse a change of a tensor that the statement has by another name, too: as arguments of a call they share nothing."""
+        for name in uses.changes:
+            touched = functools.partial(self._mutations.touches, arguments.values.get(name))
+            for other, value in arguments.values.items() if isinstance(arguments.values.get(name), torch.Tensor) else ():
+                if other != name and any_nested(touched, value):
+                    raise RefusedPart(f"it changes `{name}`, which may share its memory with `{other}`")
 
     def _check_modules(self, arguments: Arguments) -> None:
         for name, module in arguments.modules.items():
@@ -220,17 +232,17 @@ class FloatParts:
 
     def _on_copies(self, call: Callable[..., object], arguments: Arguments, values: Sequence[object]) -> object:
         """Run the function on copies of the examples. Raises RefusedPart where it fails, or changes an argument unseen."""
-        copies: list[tuple[torch.Tensor, int]] = []
+        copies: list[tuple[torch.Tensor, object]] = []
 
         def copied(value: object) -> Any:
             value = self._running.concrete(value)
             if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
                 value = value.clone()
-                copies.append((value, value._version))
+                copies.append((value, stamp(value)))
             return copy.copy(value) if isinstance(value, (list, dict)) else value
 
         given = [map_nested(copied, value) for value in values]
-        modules = list(arguments.modules.values())
+        modules, watch = list(arguments.modules.values()), Watch()
         self._recorder.paused += 1
         try:
             with contextlib.ExitStack() as stack, self._refusing():
@@ -238,10 +250,12 @@ class FloatParts:
                     stack.enter_context(untouched(module))
                 for inner in (part for module in modules for part in module.modules()):
                     stack.enter_context(evaluated(inner))
-                example = self._running.on_examples(call, given, {})
+                example = self._running.on_examples(watch.over(call), given, {})
         finally:
             self._recorder.paused -= 1
-        if any(value._version != version for value, version in copies):
+        if asked := watch.asked or next(filter(None, map(asked_in_script, modules)), ""):
+            raise RefusedPart(f"{asked}() asks how a tensor lies in memory, and an int8 value may lie otherwise than the float one")
+        if any(stamp(value) != before for value, before in copies):
             raise RefusedPart("it changes a tensor in place, which its text does not show")
         return example
 

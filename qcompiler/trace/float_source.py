@@ -17,6 +17,7 @@ from typing import Any, Literal
 from qcompiler.trace.early_returns import returns_early
 from qcompiler.trace.statements import is_plain
 from qcompiler.trace.syntax import Position, inside_functions, lambdas_of, span, tree_of
+from qcompiler.trace.watch import QUESTIONS
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 LAMBDA = "<lambda>"
@@ -231,7 +232,9 @@ def within_part(statements: Sequence[ast.stmt], part: Part) -> list[ast.stmt]:
     return [statement for statement in statements if part.first <= span(statement)[0] < part.last]
 
 
-_ADDRESSES = frozenset(("as_strided", "as_strided_", "as_strided_scatter", "data_ptr", "storage", "untyped_storage", "storage_offset"))
+_ADDRESSES = frozenset(
+    ("as_strided", "as_strided_", "as_strided_scatter", "data_ptr", "storage", "untyped_storage", "storage_offset", "_base")
+)
 
 
 def refused(statements: Sequence[ast.stmt]) -> str | None:
@@ -246,6 +249,8 @@ def refused(statements: Sequence[ast.stmt]) -> str | None:
             return "it assigns an attribute"
         if isinstance(node, (ast.Attribute, ast.Name)) and (name := getattr(node, "attr", getattr(node, "id", ""))) in _ADDRESSES:
             return f"{name} reads memory by its address, and an int8 value may lie otherwise than the float one"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in QUESTIONS:
+            return f"{node.func.attr}() asks how a tensor lies in memory, and an int8 value may lie otherwise than the float one"
     return None
 
 

@@ -7,10 +7,14 @@ from collections.abc import Callable
 from torch import nn
 
 from qcompiler.errors import QCompilerError, TraceError, Where, out_of_memory
+from qcompiler.trace.asking import laid_out
+from qcompiler.trace.borrowed import Borrowed
 from qcompiler.trace.module_calls import NO_PART, is_hooked
+from qcompiler.trace.nested import map_nested
 from qcompiler.trace.proxy import first_proxy
 from qcompiler.trace.reasons import origin, reason
 from qcompiler.trace.tracer import Tracer
+from qcompiler.trace.watch import Watch
 
 
 def call_wrapped(tracer: Tracer, function: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> object:
@@ -24,8 +28,14 @@ def call_wrapped(tracer: Tracer, function: Callable[..., object], args: tuple[ob
         if getattr(error, "qc_final", False):
             raise
         tracer.modules.give_up(error, tracer.scopes[-1][0] if tracer.scopes else "", mark)
-    example = tracer.running.execute("call_function", function, args, kwargs)
-    return tracer.results.wrap(lambda: tracer.add_node("call_function", function, args, kwargs, example), example, "boundary")
+    watch, borrowed = Watch(), Borrowed(tracer, tracer.running, tracer.mutations)
+    example = tracer.running.on_examples(watch.over(function), *borrowed.copies((args, kwargs)))
+    args, kwargs = borrowed.changed((args, kwargs))
+    if watch.asked:
+        args, kwargs = (map_nested(lambda value: laid_out(tracer, value, watch.asked), part) for part in (args, kwargs))
+    result = tracer.results.wrap(lambda: tracer.add_node("call_function", function, args, kwargs, example), example, "boundary")
+    borrowed.note_lent(result)
+    return result
 
 
 def run_forward(tracer: Tracer, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:

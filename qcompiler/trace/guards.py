@@ -18,7 +18,8 @@ from qcompiler.ops.trees import described_tree
 class TraceRemark:
     """One thing to know about a trace: a module that stayed a leaf, or a value that was made concrete."""
 
-    kind: Literal["leaf", "guard", "training-branch", "data-branch", "argument-changed", "autocast", "state", "float-statement"]
+    kind: Literal["leaf", "guard", "training-branch", "data-branch", "argument-changed", "autocast", "state", "float-statement",
+                  "python-random"]  # fmt: skip
     where: Where
     reason: str
 
@@ -84,9 +85,13 @@ def guard_tree(value: object, expected: str, message: str) -> None:
 
 def guard_layout(value: torch.Tensor, expected: list[int], message: str) -> None:
     """Raise InputError unless a tensor lies in memory without gaps, its dimensions in this order from the outermost to the innermost.
-    Can be scripted."""
-    if not value.permute(expected).is_contiguous():
-        raise InputError(f"{message}: expected a layout in the order {expected}, got strides {value.stride()}")
+    Those of size 1 must have the strides of that order, too: some kernels choose a layout by them. Can be scripted."""
+    stride = 1
+    for i in range(len(expected)):
+        dim = expected[len(expected) - 1 - i]
+        if value.stride(dim) != stride:
+            raise InputError(f"{message}: expected a layout in the order {expected}, got strides {value.stride()}")
+        stride *= max(1, value.size(dim))
 
 
 GUARDS: tuple[Callable[..., None], ...] = (

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from qcompiler.errors import QCompilerError, TraceError
-from qcompiler.trace.mode import evaluated
-from qcompiler.trace.mutation import Mutations
+from qcompiler.trace.asking import laid_out
+from qcompiler.trace.borrowed import Borrowed
+from qcompiler.trace.mode import Training, evaluated
+from qcompiler.trace.mutation import Mutations, same_place
 from qcompiler.trace.nested import map_nested
 from qcompiler.trace.proxy import Args, Kwargs, Proxy
 from qcompiler.trace.recording import Recording
@@ -21,6 +23,7 @@ from qcompiler.trace.results import Results
 from qcompiler.trace.running import Running
 from qcompiler.trace.state import untouched
 from qcompiler.trace.views import note_views
+from qcompiler.trace.watch import Watch, asked_in_script
 from qcompiler.trace.zero_states import with_zero_states
 
 
@@ -38,6 +41,7 @@ class Call:
 _AS_METHODS: dict[type, tuple[str, tuple[str, ...]]] = {  # modules that give views: the method, and which settings it takes
     nn.Flatten: ("flatten", ("start_dim", "end_dim")), nn.Unflatten: ("unflatten", ("dim", "unflattened_size")),
 }  # fmt: skip
+_DROPOUTS = nn.modules.dropout._DropoutNd
 
 
 def is_torch(module: nn.Module) -> bool:
@@ -47,7 +51,8 @@ def is_torch(module: nn.Module) -> bool:
 class LeafCalls:
     """The leaves of one trace."""
 
-    def __init__(self, recorder: Recording, running: Running, results: Results, mutations: Mutations) -> None:
+    def __init__(self, recorder: Recording, running: Running, results: Results, mutations: Mutations, trains: bool) -> None:
+        self._trains = trains
         self._recorder, self._running, self._results, self._mutations = recorder, running, results, mutations
         self.replacements: dict[str, nn.Module] = {}  # copies of in-place leaf modules that are not in place
         self.explicit_states = False  # recurrent layers that are given no state are given zeros
@@ -72,24 +77,42 @@ class LeafCalls:
         """`pure`: a module of torch's, which changes no argument but the first, and that only if it is in place."""
         module, args, kwargs = call.module, call.args, call.kwargs
         changed = args[0] if pure and getattr(module, "inplace", False) is True and args else None
+        borrowed = Borrowed(self._recorder, self._running, self._mutations)
         runs = self._not_in_place(module, call.path) if changed is not None else module
         if pure:
             with evaluated(runs):
                 values = map_nested(self._running.concrete, args), map_nested(self._running.concrete, kwargs)
                 example = self._run(runs, call.original, *values)
         else:
-            example = self._run_unknown(call)
+            watch = Watch()
+            values = borrowed.copies((args, kwargs))
+            example = self._run(module, watch.over(call.original), *values)
+            args, kwargs = borrowed.changed((args, kwargs))
+            if asked := watch.asked or asked_in_script(module):
+                args, kwargs = (map_nested(lambda value: laid_out(self._recorder, value, asked), part) for part in (args, kwargs))
         make = functools.partial(self._recorder.add_node, "call_module", call.path, args, kwargs, example)
         if type(changed) is Proxy:
             self._mutations.check_state(changed.example)
             self._mutations.mutate(changed, make(), example)
             return changed
         result = self._results.wrap(make, example, "boundary")
+        if pure:
+            self._note_views(module, call.path, result, args)
+        else:
+            borrowed.note_lent(result)
+        return result
+
+    def _note_views(self, module: nn.Module, path: str, result: object, args: Args) -> None:
+        """Let the result of a module of torch's that is a view of its first argument, or that very tensor, know it."""
         if type(module) in _AS_METHODS and len(args) == 1:
             name, settings = _AS_METHODS[type(module)]
             settings = tuple(getattr(module, setting) for setting in settings)
             note_views(result, "call_method", name, (*args, *settings), {}, self._recorder.memory)
-        return result
+        elif self._trains and isinstance(module, _DROPOUTS) and module.p > 0:
+            flag = Training(module.training, f"{path}.training", lambda: None)
+            note_views(result, "call_function", torch.dropout, (*args[:1], module.p, flag), {}, self._recorder.memory)
+        elif args and type(result) is Proxy and type(args[0]) is Proxy and same_place(result.example, args[0].example):
+            note_views(result, "call_method", "positive", args[:1], {}, self._recorder.memory)
 
     def _not_in_place(self, module: nn.Module, path: str) -> nn.Module:
         if path not in self.replacements:
@@ -108,23 +131,3 @@ class LeafCalls:
                 return self._running.on_examples(run, args, kwargs)
         finally:
             self._recorder.paused -= 1
-
-    def _run_unknown(self, call: Call) -> Any:
-        """Run a module that may change its arguments: those that it does are copied first, in the graph too."""
-        found: list[tuple[Proxy, torch.Tensor]] = []
-
-        def copied(value: Any) -> Any:
-            if type(value) is not Proxy or not value.is_tensor:
-                return self._running.concrete(value)
-            value_copy = value.example.clone()
-            found.append((value, value_copy))
-            return value_copy
-
-        values, options = map_nested(copied, call.args), map_nested(copied, call.kwargs)
-        versions = [value._version for _, value in found]
-        example = self._run(call.module, call.original, values, options)
-        for (proxy, value), version in zip(found, versions, strict=True):
-            if value._version != version:
-                before = self._recorder.add_node("call_method", "clone", (proxy,), {}, value)
-                self._mutations.mutate(proxy, before, value)
-        return example

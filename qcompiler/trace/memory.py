@@ -20,6 +20,11 @@ def storage(tensor: torch.Tensor) -> int:
         return 0
 
 
+def stamp(tensor: torch.Tensor) -> tuple[object, ...]:
+    """What is another one where a tensor was changed in place, given other memory, or swapped with another tensor."""
+    return 0 if tensor.is_inference() else tensor._version, storage(tensor), tensor.storage_offset(), tensor.size(), tensor.stride()
+
+
 def _range(tensor: torch.Tensor) -> tuple[int, int]:
     """First and last position in its memory that a tensor covers."""
     first = int(tensor.storage_offset())

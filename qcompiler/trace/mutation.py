@@ -18,12 +18,22 @@ from qcompiler.trace.sharing import before, relied_on
 from qcompiler.trace.views import again, ancestors, are_one, index_of, is_same_index, parent_of
 
 _RESHAPES = frozenset(["squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_"])
+_BY_MODE = (
+    "use of a tensor that shares its memory with one that was changed in place in evaluation mode alone (a dropout copies in training)"
+)
 _Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
 
 def same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors are the same view of the same memory."""
     return a.dtype == b.dtype and (a.size(), a.stride(), a.storage_offset()) == (b.size(), b.stride(), b.storage_offset())
+
+
+def _without_data(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that lies as this one does, of no memory."""
+    return torch.empty_strided((1,), (1,), dtype=tensor.dtype, device="meta").as_strided(
+        tensor.size(), tensor.stride(), tensor.storage_offset()
+    )
 
 
 def _is_among(group: Sequence[Proxy], chain: Sequence[Proxy]) -> bool:
@@ -118,6 +128,14 @@ class Mutations:
         for proxy in proxies:
             self._sharing.setdefault(storage(proxy.example), {}).update({storage(p.example): p.example for p in proxies if p is not proxy})
 
+    def touches(self, one: Any, other: Any) -> bool:
+        """Whether a change of a tensor in place may be one of another one, which may be something else."""
+        if not isinstance(other, torch.Tensor):
+            return False
+        a, b = (tensor.example if type(tensor) is Proxy else tensor for tensor in (one, other))
+        linked = type(one) is Proxy and any(p is other for p in self._recorder.memory.kin(one)) and storage(a) != storage(b)
+        return overlap(a, b) or linked or storage(b) in self._sharing.get(storage(a), ())
+
     def _poison_sharing(self, owner: Proxy) -> None:
         for memory in self._sharing.get(storage(owner.example), ()):
             for other in self._recorder.memory.users(memory):
@@ -126,14 +144,22 @@ class Mutations:
 
     def mutate(self, owner: Proxy, node: fx.Node, example: torch.Tensor) -> None:
         """Let a variable and all variables that share its memory refer to its new value."""
-        kin = [] if self._depth else [before(owner, other) for other in self._recorder.memory.kin(owner) if other.stale is None]
+        others = [other for other in self._recorder.memory.kin(owner) if other.stale is None]
+        kin = [] if self._depth else [before(owner, other) for other in others]
+        laid = [(one, one.laid or (one.node, _without_data(one.example))) for one in (owner, *others)]
         self._depth += 1
         try:
             self._change(owner, node, example)
         finally:
             self._depth -= 1
+        for variable, place in laid:  # what is changed in place stays where it is
+            variable.laid = place
         last = next(iter(reversed(self._recorder.graph.nodes)))
-        self._recorder.shared.extend(fact for one in kin for fact in relied_on(one, last))
+        for one in kin:
+            if one.by_mode:
+                self.poison(one.variable, _BY_MODE)
+            else:
+                self._recorder.shared.extend(relied_on(one, last))
 
     def _change(self, owner: Proxy, node: fx.Node, example: torch.Tensor) -> None:
         old, aliases = owner.example, self._recorder.memory.aliases(owner)
@@ -213,7 +239,7 @@ class Mutations:
     def rebind(self, owner: Proxy, node: fx.Node, example: Any) -> None:
         """Let a variable refer to another value."""
         self._recorder.undo.append((owner, owner.node, owner.example, owner.stale, owner.view_of))
-        owner.node, owner.example, owner.stale, owner.view_of = node, example, None, None
+        owner.node, owner.example, owner.stale, owner.view_of, owner.laid = node, example, None, None, None
         self._recorder.memory.remember(owner)
 
     def poison(self, other: Proxy, why: str = "use of a tensor after another view of its memory was changed in place") -> None:

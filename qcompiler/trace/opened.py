@@ -35,6 +35,7 @@ def opened(tracer: Tracer, proxy: Proxy, path: str) -> Any:
     if isinstance(example, np.generic):
         example = proxy.example = example.item()
     if isinstance(example, torch.Tensor):
+        example = proxy.example = tracer.instead.get(path, example)
         tracer.given[proxy.node] = path, example
         return tracer.results.wrap(lambda: proxy.node, example, "boundary")
     if type(example) in (int, float) and tracer.free_numbers:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from qcompiler.errors import TraceError
 from qcompiler.ir.types import Value
 from qcompiler.ops import trees
 from qcompiler.trace.mode import Training
@@ -19,6 +20,15 @@ from qcompiler.trace.recording import Recording
 
 # What torch.fx and codegen write into source.
 LITERALS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
+
+
+class Elsewhere(BaseException):
+    """A later trace met a value of an earlier one. (No `except Exception`, of the user's code or of what tries a statement on its own,
+    takes it: nothing of the model can run as it stands any more.)"""
+
+    def __init__(self, error: TraceError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Operands:
@@ -50,7 +60,7 @@ class Operands:
         if value.stale:
             raise self._recorder.error(value.stale)
         if value.tracer is not self._recorder:
-            raise self._recorder.error("use of a value of an earlier call, which is kept where the trace does not find it")
+            raise Elsewhere(self._recorder.error("use of a value of an earlier call, which is kept where the trace does not find it"))
         return value.node
 
     def _of_object(self, value: object, kind: Callable[..., object]) -> object:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -22,15 +23,15 @@ from qcompiler.fake_tensors import ShapesAlone, in_silence
 from qcompiler.ir.types import value_of
 from qcompiler.ops.reference import choose
 from qcompiler.trace.guards import is_guard
-from qcompiler.trace.memory import overlap, storage
+from qcompiler.trace.layouts import Layout, channels_last, contiguous, in_order, is_in_either, strides_in
+from qcompiler.trace.memory import storage
 from qcompiler.trace.nested import map_nested
 from qcompiler.trace.proxy import Args, Kwargs
-from qcompiler.trace.sharing import Fact
+from qcompiler.trace.relied import Relied
 from qcompiler.trace.tracer import Tracer
 
 Place: TypeAlias = tuple[fx.Node, int]  # a tensor and a dimension of it, or a number and NUMBER
 NUMBER = -1
-Layout: TypeAlias = Callable[[Sequence[int], torch.dtype], torch.Tensor]
 
 
 class NotThisSize(Exception):
@@ -41,11 +42,26 @@ class Unknown(Exception):
     """Nobody can tell without the user's data."""
 
 
-class OtherSizes:
-    """The runs for what a trace took from its example. `sources`: by tensor that is made, its example's shape."""
+@dataclass(frozen=True)
+class Given:
+    """What the inputs are in a run, where they are not as in the example. `order`: what gives tensors their strides in dimensions of size
+    1."""
 
-    def __init__(self, tracer: Tracer, facts: Sequence[Fact]) -> None:
-        self.tracer, self.facts = tracer, facts
+    sizes: Mapping[Place, int]
+    layouts: Mapping[fx.Node, Layout]
+    order: Callable[[int], list[int]] | None = None
+
+
+Judge: TypeAlias = Callable[[Mapping[Relied, Hashable], Given], list[Relied]]
+
+
+class OtherSizes:
+    """The runs for what a trace took from its example. `sources`: by tensor that is made, its example's shape; `judge`: of the facts
+    that are others somewhere, with how they are there, those that make a difference."""
+
+    def __init__(self, tracer: Tracer, facts: Sequence[Relied], judge: Judge) -> None:
+        self.tracer, self.facts, self.judge = tracer, facts, judge
+        self.settled: set[Relied] = set()  # what strides that mean nothing cannot change: those of the inputs are held
         self.mode = ShapesAlone()
         self.sources: dict[fx.Node, tuple[int, ...]] = {}
         self.numbers: dict[fx.Node, int] = {}
@@ -57,7 +73,7 @@ class OtherSizes:
 
     def _needed(self) -> list[fx.Node]:
         """What the facts stand on, in order, with the guards on that."""
-        wanted = {node for fact in self.facts for node in (fact.one, fact.other)}
+        wanted = {node for fact in self.facts for node in fact.nodes}
         nodes = list(self.tracer.graph.nodes)
         for node in reversed(nodes):
             if node in wanted and not self._is_source(node):
@@ -107,17 +123,28 @@ class OtherSizes:
             found.update(dict.fromkeys((number, size) for number in _cuts(node) for size in cut))
         return list(found)
 
-    def differing(self, sizes: Mapping[Place, int], layouts: Mapping[fx.Node, Layout] | None = None) -> list[Fact]:
-        """The facts that are others there. NotThisSize where the graph does not run."""
-        values = _Values()
-        self._run(values, sizes, layouts or {})
-        found = [fact for fact in self.facts if values.differ_in(fact)]
-        for order in (_contiguous, _channels_last) if values.either_layout else ():
-            values = _Values(order)
+    def differing(self, sizes: Mapping[Place, int], layouts: Mapping[fx.Node, Layout] | None = None) -> list[Relied]:
+        """The facts that are others there, and make a difference. NotThisSize where the graph does not run."""
+        given, values = Given(sizes, layouts or {}), _Values()
+        found = self._found(values, given)
+        for order in (contiguous, channels_last) if values.either_layout else ():
             with contextlib.suppress(NotThisSize):  # a call that refuses these strides does so in eager mode as well
-                self._run(values, sizes, layouts or {})
-                found += [fact for fact in self.facts if values.differ_in(fact)]
+                found += [fact for fact in self._found(_Values(order), replace(given, order=order)) if fact not in self.settled]
         return found
+
+    def by_choice(self) -> list[Relied]:
+        """The facts that are others where data chooses otherwise."""
+        values = _Values()
+        values.other_way = True
+        with contextlib.suppress(_Lost):
+            self._run(values, {}, {})
+            return [fact for fact in self.facts if fact.differs(values)]
+        return list(self.facts)
+
+    def _found(self, values: _Values, given: Given) -> list[Relied]:
+        self._run(values, given.sizes, given.layouts)
+        differing = {fact: fact.found(values) for fact in self.facts if fact.differs(values)}
+        return self.judge(differing, given) if differing else []
 
     def _run(self, values: _Values, sizes: Mapping[Place, int], layouts: Mapping[fx.Node, Layout]) -> None:
         with in_silence(), self.mode, torch.no_grad():
@@ -150,7 +177,7 @@ class OtherSizes:
         if node.op == "call_module":
             return self._module(node)(*args, **kwargs)
         if node.target is choose:
-            return args[1]
+            return args[2 if values.other_way else 1]
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -218,6 +245,7 @@ class _Values(dict[fx.Node, object]):
     def __init__(self, order: Callable[[int], list[int]] | None = None) -> None:
         super().__init__()
         self.order = order
+        self.other_way = False  # of two values that data chooses from, the one that is not the example's
         self.either_layout = False  # whether a new tensor was contiguous and channels_last at once
 
     def args(self, node: fx.Node) -> Args:
@@ -231,7 +259,7 @@ class _Values(dict[fx.Node, object]):
         self[node] = value if node.op == "get_attr" else map_nested(lambda part: self._laid_out(part, node), value)
 
     def _laid_out(self, value: object, node: fx.Node) -> object:
-        if not isinstance(value, torch.Tensor) or not _is_in_either_layout(value) or self._is_view(value, node):
+        if not isinstance(value, torch.Tensor) or not is_in_either(value) or self._is_view(value, node):
             return value
         self.either_layout = True
         if self.order is None:
@@ -245,9 +273,6 @@ class _Values(dict[fx.Node, object]):
         given = (self.get(n) for n in node.all_input_nodes)
         return any(isinstance(one, torch.Tensor) and storage(one) == storage(value) for one in given)
 
-    def differ_in(self, fact: Fact) -> bool:
-        return overlap(self[fact.one], self[fact.other]) is not fact.common  # type: ignore[arg-type]
-
 
 class _Lost(Exception):
     """A node that cannot be run on shapes alone."""
@@ -255,44 +280,3 @@ class _Lost(Exception):
     def __init__(self, node: fx.Node) -> None:
         super().__init__(node.name)
         self.node = node
-
-
-# ---- layouts
-
-
-def strides_in(order: Sequence[int], shape: Sequence[int]) -> list[int]:
-    """Those of elements side by side, with the dimensions in this order from the outermost to the innermost."""
-    strides = [1] * len(shape)
-    for outer, inner in zip(order[-2::-1], order[:0:-1], strict=True):
-        strides[outer] = strides[inner] * shape[inner]
-    return strides
-
-
-def _contiguous(rank: int) -> list[int]:
-    return list(range(rank))
-
-
-def _channels_last(rank: int) -> list[int]:
-    return [0, *range(2, rank), 1]
-
-
-def _is_in_either_layout(value: torch.Tensor) -> bool:
-    """Whether a tensor is contiguous and channels_last at once; only strides that mean nothing tell which."""
-    if value.dim() < 3 or 1 not in value.shape:
-        return False
-    a, b = (strides_in(order(value.dim()), value.shape) for order in (_contiguous, _channels_last))
-    return a != b and all(one == other for n, one, other in zip(value.shape, a, b, strict=True) if n != 1)
-
-
-def in_order(order: Sequence[int]) -> Layout:
-    """Elements side by side, with the dimensions in this order in memory."""
-
-    def made(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty([shape[dim] for dim in order], dtype=dtype).permute([order.index(dim) for dim in range(len(order))])
-
-    return made
-
-
-def with_gaps(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Every other element of each row."""
-    return torch.empty([*shape[:-1], 2 * shape[-1]], dtype=dtype)[..., ::2] if shape else torch.empty(shape, dtype=dtype)

@@ -50,6 +50,11 @@ def user_frame(frame: FrameType | None) -> FrameType | None:
     return frame
 
 
+def is_own(frame: FrameType | None) -> bool:
+    """Whether code of the trace itself is called in a frame, and not a function of torch's that it hands on (`session`)."""
+    return frame is not None and frame.f_code.co_filename.startswith(PACKAGE) and frame.f_code.co_name != "call"
+
+
 def calling_frame() -> FrameType | None:
     """The frame of the user's that calls a method of a proxy, directly or through a builtin; None where torch's code does."""
     frame: FrameType | None = sys._getframe(1)

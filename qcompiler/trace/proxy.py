@@ -111,7 +111,8 @@ class Proxy(fx.Proxy):
     """One traced value. `example` is a tensor, or a number or truth value that was computed from sizes.
 
     A proxy is the variable, not the value: an in-place operation makes it refer to another node. `view_of` is the
-    call that made it a view of another tensor; `stale` says why its value is no longer known.
+    call that made it a view of another tensor; `stale` says why its value is no longer known. `laid`: what lies in memory as it does (a
+    node and an example), where that is not its value since that was changed in place.
     """
 
     tracer: Following  # type: ignore[assignment]
@@ -121,6 +122,7 @@ class Proxy(fx.Proxy):
         self.example = example
         self.view_of: View | None = None
         self.stale: str | None = None
+        self.laid: tuple[fx.Node, torch.Tensor] | None = None
 
     @property
     def kind(self) -> type:
@@ -142,7 +144,7 @@ class Proxy(fx.Proxy):
 
     @property
     def data(self) -> Any:
-        return self.tracer.record("call_method", "detach", (self,), {})
+        return self.tracer.call("call_method", "detach", (self,), {})
 
     @data.setter
     def data(self, value: Any) -> None:
@@ -158,7 +160,7 @@ class Proxy(fx.Proxy):
         return self.clone() if self.is_tensor else self
 
     def __copy__(self) -> Any:
-        return self.alias() if self.is_tensor else self
+        return self.detach() if self.is_tensor else self
 
     # ---- leaving the trace: a size becomes concrete behind a guard, data cannot
 

@@ -14,9 +14,10 @@ from qcompiler.trace.fixed_sizes import FixedSizes
 from qcompiler.trace.guards import TraceRemark
 from qcompiler.trace.memory import Memory
 from qcompiler.trace.proxy import Args, Following, Kwargs, Proxy
+from qcompiler.trace.questions import Question
 from qcompiler.trace.sharing import Fact
 
-Mark = tuple[fx.Node, int, int]  # the last node, and how long the undo list and the remarks are
+Mark = tuple[fx.Node, int, int, int]  # the last node, and how long the undo list, the remarks and the questions are
 
 
 class Recording(Following, Protocol):
@@ -26,7 +27,8 @@ class Recording(Following, Protocol):
     while examples run, when nothing is recorded. `from_data`: numbers that depend on data, tensors whose sizes do. `numbers`: numbers
     given as arguments, and those computed from them, with the argument's name. `undo`: variables as they were before a change.
     `promoted`: plain tensors that were changed by traced values. `found_state` hears of a plain tensor that is changed in place.
-    `shared`: what was taken from the example about memory.
+    `shared`, `asked`: what was taken from the example about memory, and about layouts in it. `of_strides`: products of sizes that were
+    given as strides.
     `stand_ins`: globals of the user's code that get stand-ins for builtins. `leaves`: paths of the modules that run the user's code.
     """
 
@@ -47,6 +49,8 @@ class Recording(Following, Protocol):
     attributes: Attributes
     memory: Memory
     shared: list[Fact]
+    asked: list[Question]
+    of_strides: set[fx.Node]
 
     def at_event(self, depth: int | None = None) -> None:
         """What is due before anything else is recorded; `depth`: a module ends."""

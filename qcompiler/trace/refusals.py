@@ -44,6 +44,15 @@ class Refusals:
         line = next((source_of(end).location for end in ends if isinstance(end, fx.Node)), None)
         return line or assigned_at(type(self.places.model.get_submodule(self.places.owner(place))), str(place[1]))
 
+    def check_things(self, made: Attempt) -> None:
+        """What no graph can carry: its module goes on changing it; the root's, or what no trace can put back, is an error."""
+        reasons: dict[str, tuple[str, str | None]] = {}
+        for thing in made.things:
+            text = f"forward changes `{thing.name}` ({thing.what}) at each call, which no graph can hold"
+            reasons.setdefault(thing.owner if thing.write is not None else "", (text, None))
+        if reasons:
+            raise Refused(reasons)
+
     def check_parameters(self, made: Attempt) -> None:
         for name in made.parameters:
             owner, _, last = name.rpartition(".")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from qcompiler.errors import InputError
+from qcompiler.trace.asking import ASKING
 from qcompiler.trace.guards import guard_bool
 from qcompiler.trace.proxy import Method, Proxy
 from qcompiler.trace.recording import Recording
@@ -22,6 +23,8 @@ def attribute(tracer: Recording, owner: object, name: str, *default: object) -> 
         return getattr(tracer.fix(owner, f"`{name}`"), name)
     if name == "shape":
         return tracer.sizes(owner)
+    if name == "_base":
+        raise tracer.error("_base, which asks what a tensor is a view of")
     if name == "nbytes":
         return tracer.sizes(owner).numel() * owner.example.itemsize
     if callable(getattr(torch.Tensor, name, None)):
@@ -58,8 +61,42 @@ def assertion(tracer: Recording, condition: Any, message: str = "") -> None:
         tracer.add_node("call_function", guard_bool, (condition, True, str(message)), {}, None)
 
 
+def _cut_along(dim: int) -> Callable[..., object]:
+    """`hsplit`, `vsplit`, `dsplit`: cuts along one dimension, which `tensor_split` makes as well."""
+
+    def cut(tracer: Recording, *args: Any, **named: Any) -> object:
+        x, indices_or_sections = (*args, *named.values())  # `sections=`, `indices=`
+        along = 0 if dim == 1 and x.example.dim() == 1 else dim
+        return tracer.call("call_method", "tensor_split", (x, indices_or_sections, along), {})
+
+    return cut
+
+
+def _at_least(dims: int) -> Callable[..., object]:
+    """`atleast_2d` of one tensor: itself, or with dimensions of length 1."""
+
+    def made(tracer: Recording, *tensors: Any) -> object:
+        if len(tensors) != 1 or not isinstance(tensors[0], torch.Tensor) or not isinstance(tensors[0], Proxy):
+            return tracer.record("call_function", _AT_LEAST[dims], tensors, {})
+        x: Any = tensors[0]
+        if x.dim() == 0:
+            return x.reshape((1,) * dims)
+        x = x.unsqueeze(0) if x.dim() == 1 and dims > 1 else x
+        return x.unsqueeze(-1) if x.dim() < dims else x
+
+    return made
+
+
+_AT_LEAST = {1: torch.atleast_1d, 2: torch.atleast_2d, 3: torch.atleast_3d}
+
+
 def is_same_size(tracer: Recording, owner: Any, other: Any) -> object:
     return owner.shape == other.shape
+
+
+def as_function(function: Callable[..., object]) -> Callable[..., object]:
+    """A method as the function of torch that it calls."""
+    return lambda tracer, owner, *args, **kwargs: tracer.call("call_function", function, (owner, *args), kwargs)
 
 
 SPECIAL: Mapping[object, Callable[..., object]] = {
@@ -68,8 +105,15 @@ SPECIAL: Mapping[object, Callable[..., object]] = {
     operator.setitem: lambda tracer, target, index, value: tracer.set_item(target, index, value),
     "size": size,
     "is_same_size": is_same_size,
+    **{key: _cut_along(1) for key in ("hsplit", torch.hsplit)},
+    **{key: _cut_along(0) for key in ("vsplit", torch.vsplit)},
+    **{key: _cut_along(2) for key in ("dsplit", torch.dsplit)},
+    **{function: _at_least(dims) for dims, function in _AT_LEAST.items()},
     torch.is_same_size: is_same_size,
     "tolist": to_list,
+    "bfloat16": lambda tracer, owner, **kwargs: tracer.call("call_method", "to", (owner, torch.bfloat16), kwargs),  # nor this
     "bool": lambda tracer, owner, **kwargs: tracer.call("call_method", "to", (owner, torch.bool), kwargs),  # TorchScript has no `bool()`
     "requires_grad_": lambda tracer, owner, *args, **kwargs: owner,
+    **ASKING,
+    **{name: as_function(getattr(torch, name)) for name in ("norm", "unique", "unique_consecutive")},  # in Python: TorchScript has others
 }

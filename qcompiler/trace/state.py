@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from qcompiler.trace.containers import Content, content, refill
+from qcompiler.trace.find_slots import Walk
 from qcompiler.trace.memory import storage
-from qcompiler.trace.slots import MISSING, Holder, holders
+from qcompiler.trace.slots import MISSING, Holder
+from qcompiler.trace.watched import Watched
 
 Place = tuple[int, Any]  # number of a holder, and a key in it
 
@@ -52,7 +54,10 @@ class Places:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.holders: list[Holder] = holders(model)
+        walk = Walk(model)
+        self.holders: list[Holder] = walk.holders
+        self._watched, self._caches = walk.watched, [(holder, key, holder.get(key), plain) for holder, key, plain in walk.caches]
+        self._plain = {id(plain) for *_, plain in self._caches}
         self.before = [{key: holder.get(key) for key in holder.places()} for holder in self.holders]
         self._contents = [_copy_of(holder) for holder in self.holders]
         parameters = {storage(parameter) for parameter in model.parameters()}
@@ -76,7 +81,7 @@ class Places:
         for number, (holder, before) in enumerate(zip(self.holders, self.before, strict=True)):
             for key in dict.fromkeys([*before, *holder.places()]):
                 now = holder.get(key)
-                if now is not before.get(key, MISSING):
+                if now is not before.get(key, MISSING) and id(now) not in self._plain:
                     found[number, key] = now
         names = dict.fromkeys(self.holders[number].name(key) for number, key in found)
         return {place: now for place, now in found.items() if not self._is_left(place, names)}
@@ -92,6 +97,21 @@ class Places:
     def repointed(self) -> list[Place]:
         """The places whose tensors `set_` gave other memory: torch tells nobody of that."""
         return [place for place, (tensor, alias) in self._aliases.items() if storage(tensor) != storage(alias)]
+
+    def changed_things(self) -> list[Watched]:
+        """What holds no values of a graph, and is not as it was before the first call."""
+        return [watched for watched in self._watched if watched.changed()]
+
+    @contextlib.contextmanager
+    def without_caches(self) -> Iterator[None]:
+        """Functions of the user's that keep their results compute them."""
+        try:
+            for holder, key, _, plain in self._caches:
+                holder.set(key, plain)
+            yield
+        finally:
+            for holder, key, value, _ in self._caches:
+                holder.set(key, value)
 
     def of_memory(self, tensor: torch.Tensor) -> Place | None:
         """The place of a plain tensor that uses the same memory."""
@@ -157,6 +177,8 @@ class Places:
 
     def restore(self, owner: str = "") -> None:
         """Bring back what stood in the holders of a module and of those in it."""
+        for watched in self._watched:
+            watched.restore()
         for place in self.repointed():
             tensor, alias = self._aliases[place]
             with torch._C.DisableTorchFunction(), torch.no_grad():

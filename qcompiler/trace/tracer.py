@@ -30,6 +30,7 @@ from qcompiler.trace.mutation import Mutations
 from qcompiler.trace.nested import has_tensor
 from qcompiler.trace.operands import Operands
 from qcompiler.trace.proxy import Args, Kwargs, Proxy, Sizes
+from qcompiler.trace.questions import Question
 from qcompiler.trace.recording import Mark
 from qcompiler.trace.regions import Regions
 from qcompiler.trace.results import Kind, Results
@@ -41,11 +42,11 @@ from qcompiler.trace.truth import Truths
 HINT = "make this module a leaf, give the value as concrete_args, or move the line into a function marked with torch.fx.wrap"
 # Results that are numbers or flags but do not depend on a tensor's data.
 METADATA = frozenset({
-    "dim", "ndimension", "is_floating_point", "is_complex", "is_signed", "is_contiguous", "element_size", "get_device",
+    "dim", "ndimension", "is_floating_point", "is_complex", "is_signed", "element_size", "get_device",
     "is_pinned", "is_inference", "is_conj", "is_neg", "is_shared", "is_tensor", "is_storage", "result_type",
     "can_cast", "dense_dim", "sparse_dim", "is_same_size", "is_grad_enabled",
 })  # fmt: skip
-SIZES = frozenset(("numel", "nelement", "stride", "storage_offset", "broadcast_shapes"))
+SIZES = frozenset(("numel", "nelement", "broadcast_shapes"))
 MAKERS = frozenset(("zeros", "ones", "empty", "full", "linspace", "logspace", "arange", "eye", "rand", "randn", "tensor", "scalar_tensor"))
 
 
@@ -73,6 +74,9 @@ class Tracer(fx.Tracer):
         self.stand_ins: list[dict[str, object]] = []
         self.leaves: list[str] = []
         self.shared: list[Fact] = []
+        self.asked: list[Question] = []
+        self.of_strides: set[fx.Node] = set()
+        self.instead: Mapping[str, torch.Tensor] = {}  # by the name of an argument, what is given in its place
         self.given: dict[fx.Node, tuple[str, torch.Tensor]] = {}  # tensors among the arguments: how the user calls each, its example
         self.counted: dict[fx.Node, int] = {}  # whole numbers of data, as in the example
         self.strides: dict[fx.Node, tuple[int, ...]] = {}  # of the examples that do not lie in order
@@ -92,7 +96,7 @@ class Tracer(fx.Tracer):
         self.loops = Hits(self, self.regions)
         self.truths = Truths(self, self.holding, self.ways)
         self.float_parts = FloatParts(self, self.running, self.mutations, self.ways)
-        self.leaf_calls = LeafCalls(self, self.running, self.results, self.mutations)
+        self.leaf_calls = LeafCalls(self, self.running, self.results, self.mutations, self.options.trains)
         self.modules = ModuleCalls(self, self.options, self.leaf_calls, self.regions, self.float_parts.try_part)
         self.calls = Calls(self, self.options, self.running, self.mutations, self.holding)
 
@@ -249,11 +253,11 @@ class Tracer(fx.Tracer):
 
     def mark(self) -> Mark:
         """A point to which `rollback` can return."""
-        return next(iter(reversed(self.graph.nodes)), self.graph._root), len(self.undo), len(self.remarks)
+        return next(iter(reversed(self.graph.nodes)), self.graph._root), len(self.undo), len(self.remarks), len(self.asked)
 
     def rollback(self, mark: Mark) -> None:
         """Forget all that was recorded since a mark."""
-        last, undo, remarks = mark
+        last, undo, remarks, asked = mark
         while (node := self.graph._root._prev) is not last:
             self.graph.erase_node(node)
         for proxy, node, example, stale, view in reversed(self.undo[undo:]):
@@ -261,6 +265,6 @@ class Tracer(fx.Tracer):
             if proxy.is_tensor:
                 self.memory.remember(proxy)
         del self.undo[undo:]
-        del self.remarks[remarks:]
+        del self.remarks[remarks:], self.asked[asked:]
         self.holding.forget_index()
         self.mutations.forget_copies()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from qcompiler.trace.memory import Memory, storage
+from qcompiler.trace.mode import Training
 from qcompiler.trace.proxy import Args, Following, Kwargs, Proxy, View
 
 
@@ -71,7 +72,11 @@ def ancestors(proxy: Proxy) -> list[Proxy]:
 
 # ---- which variables are one
 
-_KEEP = frozenset(("alias", "detach", "view_as", "contiguous", "to_format"))  # of the reshapes: what leaves all elements where they are
+DROPOUTS = frozenset((
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "feature_alpha_dropout",
+))  # fmt: skip
+_SAME = DROPOUTS | {"detach", "positive", "pos", "resolve_conj", "resolve_neg"}  # where they give a view
+_KEEP = _SAME | {"view_as", "contiguous", "to_format"}  # of the reshapes: what leaves all elements where they are
 _SIZED = frozenset((
     "expand", "expand_as", "broadcast_to", "broadcast_tensors", "diagonal", "unfold", "as_strided", "atleast_1d", "atleast_2d",
     "atleast_3d", "hsplit", "vsplit", "dsplit", "view_as_real", "view_as_complex", "__getattribute__", "getattr",
@@ -103,8 +108,13 @@ _PERHAPS = frozenset(("reshape", "reshape_as", "flatten", "ravel", "contiguous",
 
 
 def may_copy(view: View) -> bool:
-    """Whether a call gives a view at some sizes, or of some layouts, and a copy at others."""
-    return _name(view) in _PERHAPS
+    """Whether a call gives a view at some sizes, of some layouts, or in one mode, and a copy at others."""
+    return _name(view) in _PERHAPS or drops(view)
+
+
+def drops(view: View) -> bool:
+    """Whether a call is a dropout that looks at each call whether it trains: it gives a copy there, and its argument elsewhere."""
+    return _name(view) in DROPOUTS and any(type(value) is Training for value in (*view.args, *view.kwargs.values()))
 
 
 def chances(proxy: Proxy) -> list[Proxy]:
@@ -132,10 +142,7 @@ def _is_same_cut(one: View, other: View) -> bool:
 
 # ---- what a changed view makes of its parent
 
-_RESHAPES = frozenset((
-    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "ravel", "alias", "detach", "contiguous",
-    "to_format",
-))  # fmt: skip
+_RESHAPES = _KEEP | {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "reshape_as", "ravel"}
 
 
 def index_of(view: View) -> object:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from qcompiler.ir.attributes import attribute, get_attr, set_attribute
+from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ops.reference import dequantize_weight
 from qcompiler.tune.score import Judge, Score
 from qcompiler.tune.sites import Site, sites
@@ -43,7 +44,7 @@ def diagnose(prepared: object, judge: Judge, default: Score) -> Diagnosis | None
 
 def _weights_alone(twin: Twin) -> nn.Module:
     """The float graph on the real numbers of the integers. What was there stays for `_values_alone` in the twin's own modules."""
-    made = fx.GraphModule(twin.floats, copy.deepcopy(twin.floats.graph))
+    made = OwnGraphModule(twin.floats, copy.deepcopy(twin.floats.graph))
     for site in sites(twin):
         at = site.call.op.weight or 0
         given, rounded = site.twin.args[at], site.node.args[at]

@@ -24,7 +24,7 @@ from qcompiler.ir.names import user_path
 from qcompiler.ir.types import quant_of
 from qcompiler.ops.spec import Family
 from qcompiler.tune.channel_regions import Region, regions
-from qcompiler.tune.lane import Lane
+from qcompiler.tune.lane import Lane, without_empty
 from qcompiler.workflow.twins import Twin, twins
 
 LEAST = 1 / 64  # a channel that is nearly always zero is not made as large as the others
@@ -39,7 +39,7 @@ def equalize(prepared: object, batches: object, *, corrections: Corrections | No
     dropped, so this comes before `reconstruct`. Raises ConfigError for another alpha and for several forms of the call, CalibrationError
     for no batches.
     """
-    if not 0 <= alpha <= 0.75:
+    if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 0.75:
         raise ConfigError(f"alpha is from 0 to 0.75, not {alpha}", code="alpha")
     check_data(batches)
     so_far = corrections or NO_CORRECTIONS
@@ -59,8 +59,8 @@ def _channel_ends(twin: Twin, found: Iterable[Region], batches: object) -> dict[
     axes = {node: region.axis for region in found for node in region.values}
     ends: dict[fx.Node, tuple[Tensor, Tensor]] = {}
     seen = False
-    for batch in as_batches(batches):
-        seen, lane = True, Lane(twin.floats, [batch])
+    for number, batch in enumerate(without_empty(as_batches(batches))):
+        seen, lane = True, Lane(twin.floats, [batch], number)
         for node in axes:
             lane.last[node] = len(lane.nodes)  # kept up to the look at it
         for node in sorted(axes):

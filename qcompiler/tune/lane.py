@@ -5,29 +5,44 @@ Between two pieces a batch keeps what is still to be read. Dequantized values ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
+from qcompiler.errors import CalibrationError, InputError, QCompilerError
+from qcompiler.inputs.input_text import first_sentence, refuses_inputs
 from qcompiler.ir.attributes import attribute
+from qcompiler.ir.types import value_of
+from qcompiler.ir.verify import where
 from qcompiler.ops.reference import dequantize, dequantize_weight, unpack_4bit, widen
 from qcompiler.ops.state_nodes import is_write
+from qcompiler.prepared.module import InputCheck
 
 Batch: TypeAlias = tuple[tuple[object, ...], Mapping[str, object]]
 AGAIN = (dequantize, dequantize_weight, unpack_4bit, widen)  # cheaper to compute again than to keep
 
 
+def without_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches that have elements: as in calibration, one of no rows says nothing."""
+    for args, kwargs in batches:
+        if all(leaf.numel() for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)):
+            yield args, kwargs
+
+
 class Lane:
     """One graph and where the batches stand in it. Each batch is taken as a first call: what a model keeps between calls is not written."""
 
-    def __init__(self, gm: fx.GraphModule, batches: Sequence[Batch]) -> None:
+    def __init__(self, gm: fx.GraphModule, batches: Sequence[Batch], first: int = 0) -> None:
+        """`first`: the number of the first batch, for messages. Raises InputError, CalibrationError for a batch that does not fit."""
         self.gm, self.nodes = gm, list(gm.graph.nodes)
         self.index = {node: i for i, node in enumerate(self.nodes)}
         self.last = self._last_reads()
         self.at = 0
-        self.given = [self._arguments(batch) for batch in batches]
+        self.first = first
+        self.given = [self._arguments(batch, first + i) for i, batch in enumerate(batches)]
         self.held: list[dict[fx.Node, object]] = [{} for _ in batches]
         self.made: dict[fx.Node, object] = {}  # of this piece, the same for all batches
 
@@ -42,7 +57,7 @@ class Lane:
         for number, held in enumerate(self.held):
             for step in piece:
                 if self._runs(step):
-                    held[step] = self._run(step, number)
+                    held[step] = self._tried(step, number)
                     self._drop(held, step)
             for kept in [n for n in held if self.last[n] < end or n.target is dequantize]:
                 del held[kept]
@@ -74,9 +89,28 @@ class Lane:
                 last[source] = max(last.get(source, -1), read)
         return last
 
-    def _arguments(self, batch: Batch) -> dict[str, object]:
-        names = [str(node.target).lstrip("*") for node in self.nodes if node.op == "placeholder"]
-        return {**dict(zip(names, batch[0], strict=False)), **batch[1]}
+    def _arguments(self, batch: Batch, number: int) -> dict[str, object]:
+        (args, kwargs), inputs = batch, [node for node in self.nodes if node.op == "placeholder"]
+        check = InputCheck([(str(node.target), value_of(node), bool(node.args)) for node in inputs])
+        try:
+            args, kwargs = check(self.gm, args, dict(kwargs)) or (args, kwargs)
+        except QCompilerError as error:
+            raise type(error)(f"batch {number}: {error.message}", code=error.code, where=error.where, hint=error.hint) from error
+        given = {**dict(zip((str(node.target).lstrip("*") for node in inputs), args, strict=False)), **kwargs}
+        for name, value in given.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+                raise CalibrationError(f"batch {number}: NaN or inf in {name}", code="nan", hint="look at this batch")
+        return given
+
+    def _tried(self, node: fx.Node, number: int) -> object:
+        """What a node gives; torch's errors are about the batch."""
+        try:
+            return self._run(node, number)
+        except Exception as error:
+            if isinstance(error, QCompilerError) or not refuses_inputs(error):
+                raise
+            text = f"batch {self.first + number}: {type(error).__name__}: {first_sentence(error)}"
+            raise InputError(text, code="input-shape", where=where(node), hint="does the float model take this input?") from error
 
     def _value(self, node: fx.Node, number: int) -> object:
         if node.op == "get_attr":

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from qcompiler.config.corrections import Corrections
-from qcompiler.errors import CalibrationError
+from qcompiler.errors import CalibrationError, InputError, QCompilerError
 from qcompiler.executable.call_forms import CallForms
 from qcompiler.inputs.batches import batches as as_batches
 from qcompiler.inputs.batches import check_data
-from qcompiler.tune.lane import Batch, Lane
+from qcompiler.inputs.checks import check_whole
+from qcompiler.inputs.input_text import first_sentence, refuses_inputs
+from qcompiler.ir.verify import where
+from qcompiler.tune.lane import Batch, Lane, without_empty
 from qcompiler.tune.sampled_rows import MOST_ROWS, Sample, rows_wanted, sample
 from qcompiler.tune.sites import Site, as_rows, float_bias, float_weight, sites
 from qcompiler.workflow.twins import Twin, twins
@@ -55,6 +58,8 @@ def walk(prepared: object, batches: object, corrections: Corrections | None, opt
     A weight that several forms with data read is no site: what suits the data of one may not suit that of another.
     """
     check_data(batches)
+    check_whole(options.rows, "rows", 1)
+    check_whole(options.seed, "seed")
     given = _by_form(prepared, batches)
     made = [(twin, given[index]) for index, twin in enumerate(twins(prepared, corrections)) if index in given]
     count = Counter(name for twin, _ in made for name in {site.name for site in sites(twin)})
@@ -71,7 +76,7 @@ def walk(prepared: object, batches: object, corrections: Corrections | None, opt
 def _by_form(prepared: object, data: object) -> dict[int, list[Batch]]:
     """The batches by the form of the call that they have."""
     found: dict[int, list[Batch]] = {}
-    for args, kwargs in as_batches(data):
+    for args, kwargs in without_empty(as_batches(data)):
         index = prepared.choose(args, kwargs) if isinstance(prepared, CallForms) else 0
         found.setdefault(index, []).append((args, kwargs))
     if not found:
@@ -89,12 +94,26 @@ def _walk_form(twin: Twin, own: list[Site], batches: list[Batch], drawn: tuple[O
         yield visit
 
 
+def _drawn(site: Site, quantized: Lane, floats: Lane, sizes: tuple[int, int, int], generator: torch.Generator) -> Sample:
+    """Rows of one batch. `sizes`: its number, the length of a row, how many rows."""
+    number, length, count = sizes
+    try:
+        found = sample(site, quantized.value(site.node.args[0], number), floats.value(site.twin.args[0], number), count, generator)
+        if found.rounded.shape[-1] != length:
+            raise ValueError(f"rows of {found.rounded.shape[-1]} numbers, not {length}")
+    except Exception as error:
+        if isinstance(error, QCompilerError) or not refuses_inputs(error):
+            raise
+        raise InputError(f"batch {number} does not fit {site.name}: {first_sentence(error)}", code="input-shape", where=where(site.node),
+                         hint="does the float model take this input?") from error  # fmt: skip
+    return found
+
+
 def _visit(twin: Twin, site: Site, quantized: Lane, floats: Lane, drawn: tuple[Options, torch.Generator]) -> Visit:
     options, generator = drawn
     weight = as_rows(site, float_weight(twin, site))
     count = rows_wanted(weight.shape[2], weight.shape[0], len(quantized), options.rows)
-    parts = [sample(site, quantized.value(site.node.args[0], i), floats.value(site.twin.args[0], i), count, generator)
-             for i in range(len(quantized))]  # fmt: skip
+    parts = [_drawn(site, quantized, floats, (i, weight.shape[2], count), generator) for i in range(len(quantized))]
     rows = Sample(torch.cat([part.rounded for part in parts], 1), torch.cat([part.floats for part in parts], 1))
     bias = float_bias(twin, site)
     shape = (weight.shape[0], weight.shape[1], 1)

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qcompiler.debug.document import Document, Node
+from qcompiler.debug.op_steps import is_op
 from qcompiler.viz.labels import count_text, plain, shape_text, short_op
 
 HIDDEN = ("attr", "pack", "observer")  # what an op is made of, not what it computes
-COMPUTE = ("int8", "float")
 BOX = "box"
 
 
@@ -81,7 +81,7 @@ def parts_of(node: Node) -> tuple[str, ...]:
 
 def sums_of(nodes: Sequence[Node], document: Document) -> Sums:
     numerics, sample = document.numerics, document.sample
-    ops = [n for n in nodes if n["kind"] in COMPUTE]
+    ops = [n for n in nodes if is_op(n)]
     int8 = [n for n in ops if n["kind"] == "int8"]
     measured = [numerics[n["name"]]["sqnr"] for n in nodes if (numerics.get(n["name"]) or {}).get("sqnr") is not None]
     macs, int8_macs = (sum(n.get("macs", 0) for n in part) / sample.count for part in (ops, int8))

@@ -62,7 +62,8 @@ def _node(node: Node, sample: Sample) -> dict[str, object]:
 def _attributes(node: Node, sample: Sample) -> list[tuple[str, Any]]:
     q = node.get("q") or {}
     source = f"{node['file']}:{node.get('line')}" if node.get("file") else None
-    found = {"op": node["op"], "kind": node["kind"], "arguments": node.get("attrs"), "class": node.get("cls"), "source": source,
+    found = {"op": node["op"], "kind": node["kind"], "step of": node.get("step_of"), "arguments": node.get("attrs"),
+             "class": node.get("cls"), "source": source,
              "origin": ", ".join(node.get("origin", [])), "why float": node.get("reason"), "scale": q.get("scale"),
              "zero point": q.get("zero_point"),
              f"MACs {sample.unit}": node["macs"] / sample.count if "macs" in node else None, "parameters": node.get("params")}  # fmt: skip

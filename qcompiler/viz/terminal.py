@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompiler.debug.document import Document, Node
+from qcompiler.debug.op_steps import is_op
 from qcompiler.debug.sources import document_of
 from qcompiler.errors import ConfigError
-from qcompiler.viz.boxes import COMPUTE, Sums, parts_of, sums_of
+from qcompiler.viz.boxes import Sums, parts_of, sums_of
 from qcompiler.viz.labels import count_text, plain, shape_text, short_op
 from qcompiler.viz.svg import summary
 
@@ -60,7 +61,7 @@ def _columns(document: Document, width: int) -> list[str]:
 def _rows(table: Table, path: tuple[str, ...], nodes: Sequence[Node], depth: int, document: Document, width: int) -> None:
     """The children of a module in order of first use: modules, and the ops that it does itself."""
     groups: dict[str | None, list[Node]] = {}
-    for node in sorted(nodes, key=lambda n: n["kind"] not in COMPUTE):  # stable: the first op gives a group its place
+    for node in sorted(nodes, key=lambda n: not is_op(n)):  # stable: the first op gives a group its place
         parts = parts_of(node)
         groups.setdefault(parts[len(path)] if len(parts) > len(path) else None, []).append(node)
     for name, members in groups.items():
@@ -80,7 +81,7 @@ def _below(table: Table, path: tuple[str, ...], members: Sequence[Node], depth: 
 
 def _own(nodes: Sequence[Node]) -> str:
     """The ops of a module itself, by name."""
-    names = list(dict.fromkeys(plain(short_op(n["op"]), 20) for n in nodes if n["kind"] in COMPUTE))
+    names = list(dict.fromkeys(plain(short_op(n["op"]), 20) for n in nodes if is_op(n)))
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 

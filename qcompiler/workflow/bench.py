@@ -16,6 +16,8 @@ from qcompiler.debug.fitted_table import Column, FittedTable, as_text
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms
+from qcompiler.inputs.checks import check_whole
+from qcompiler.inputs.kinds import check_kinds
 from qcompiler.timing import Machine, Timed, cpu_name, in_turn
 from qcompiler.workflow.first_batch import first_batch
 
@@ -92,8 +94,9 @@ class Run:
     threads: int | None
 
     def __post_init__(self) -> None:
-        if min(self.rounds, self.warmup + 1, 1 if self.threads is None else self.threads) < 1:
-            raise ConfigError("bench takes at least one round and one thread", code="bench")
+        for what, value, least in (("rounds", self.rounds, 1), ("warmup", self.warmup, 0), ("threads", self.threads, 1)):
+            if value is not None or what != "threads":
+                check_whole(value, what, least)
 
 
 def timed(modules: Mapping[str, nn.Module], data: object, how: Run, left_out: Mapping[str, str] | None = None) -> Bench:
@@ -114,6 +117,8 @@ def variants(
     converted = isinstance(model, (Executable, CallForms))
     found: dict[str, nn.Module] = {getattr(model, "_backend", "") or "int8" if converted else FLOAT: model}
     left_out: dict[str, str] = {}
+    if backends is not None and (isinstance(backends, str) or not isinstance(backends, Sequence)):
+        raise ConfigError(f"backends are a list of names, not {backends!r:.40}", code="bench")
     for name in () if converted else BACKENDS if backends is None else backends:
         try:
             found[name] = quantize(backend=name)
@@ -137,6 +142,8 @@ def _scripted(module: nn.Module) -> nn.Module:
 
 
 def _call(name: str, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Callable[[], object]:
+    if isinstance(module, nn.Module):
+        check_kinds(module)
     try:
         with torch.inference_mode():
             module(*args, **kwargs)

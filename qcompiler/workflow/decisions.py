@@ -7,7 +7,7 @@ convolution adds inside, the bits of activations in training. All others hold, b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,8 +107,8 @@ class Narrowed(Neutral):
         other = decided if isinstance(decided, Obstacle) else self.built_for.mode(row, node, decided[0])
         return other if isinstance(other, Obstacle) else decided
 
-    def slower(self, row: Op, weights: Sequence[fx.Node]) -> Obstacle | None:
-        return self.prepared_for.slower(row, weights)
+    def slower(self, row: Op, node: fx.Node) -> Obstacle | None:
+        return self.prepared_for.slower(row, node)
 
     def gives_floats(self, row: Op, node: fx.Node) -> bool:
         return self.prepared_for.gives_floats(row, node)

@@ -12,7 +12,7 @@ from qcompiler.compile.settings import Settings
 from qcompiler.config.custom_config import FuseCustomConfig, as_config, check_attributes
 from qcompiler.debug.scope import watched
 from qcompiler.frontend import traced
-from qcompiler.inputs.checks import check_eval
+from qcompiler.inputs.checks import check_eval, check_named
 from qcompiler.inputs.kinds import module_of
 from qcompiler.ir.types import Stage
 from qcompiler.passes import FUSE
@@ -27,6 +27,7 @@ def fuse(
     check_float(model)
     check_eval(model)
     inputs, kwargs = examples
+    check_named(kwargs, "example_kwargs")
     if isinstance(inputs, FuseCustomConfig):  # the second argument of torch.ao's
         inputs, custom = None, inputs
     custom = as_config(custom, FuseCustomConfig)

@@ -11,6 +11,7 @@ from qcompiler.compile.pass_manager import Context, run_passes
 from qcompiler.compile.settings import Settings
 from qcompiler.config.corrections import Corrections
 from qcompiler.executable.call_forms import forms_of
+from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ir.names import NAMES
 from qcompiler.ir.types import Stage
 from qcompiler.passes import pipeline_for
@@ -41,7 +42,7 @@ def _twin(prepared: object, asked: Asked) -> Twin:
     passes = pipeline_for(context.settings).quantize
     at = next(i for i, step in enumerate(passes) if isinstance(step, InsertQuantizeDequantize))
     run_passes(gm, passes[:at], Stage.OBSERVED, context)
-    floats = fx.GraphModule(gm, copy.deepcopy(gm.graph))
+    floats = OwnGraphModule(gm, copy.deepcopy(gm.graph))
     floats.meta[NAMES] = gm.meta.get(NAMES, {})
     run_passes(gm, passes[at:], Stage.OBSERVED, context)
     return Twin(floats, gm, context.settings)

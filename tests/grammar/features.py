@@ -41,7 +41,7 @@ def shared(draw: Draw, x: Tensor) -> Made | None:
     return None
 
 
-@rule(2)
+@rule(3)
 def recurrent(draw: Draw, x: Tensor) -> Made | None:
     if x.dim() != 3 or not wide(x) or x.shape[1] > 12:
         return None
@@ -73,7 +73,7 @@ def cell(draw: Draw, x: Tensor) -> Made | None:
     return cls(x.shape[-1], draw.pick(4, 8)), steps
 
 
-@rule(2)
+@rule(3)
 def attention(draw: Draw, x: Tensor) -> Made | None:
     if x.dim() != 3 or x.shape[-1] not in (4, 8, 16) or x.shape[1] > 64:
         return None

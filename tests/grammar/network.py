@@ -42,8 +42,8 @@ class Network(nn.Module):
         self.results: tuple[str, tuple[int, ...]] = ("one", (-1,))
         self.forms: list[dict[str, Any]] = []
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Any:
-        values = [x]
+    def forward(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None, scale: float = 1.0) -> Any:
+        values = [x] if y is None else [x, y]
         for step in self.steps:
             part = () if step.module is None else (self.parts[step.module],)
             options = () if step.option is None else (mask if step.option == "mask" else scale,)
@@ -78,6 +78,7 @@ class Draw:
     net: Network = field(default_factory=Network)
     values: list[Tensor] = field(default_factory=list)
     index: int = 0  # of the value that a rule is asked about
+    given: int = 1  # how many of the values are the caller's
 
     def pick(self, *items: Any) -> Any:
         return self.rng.choice(items)

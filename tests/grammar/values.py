@@ -96,7 +96,7 @@ def parameter(draw: Draw, x: Tensor) -> Made | None:
 
 def own(draw: Draw, x: Tensor) -> bool:
     """Whether it may be changed in place: not where it shares memory with what the caller gave."""
-    return draw.index > 0 and x.untyped_storage().data_ptr() != draw.values[0].untyped_storage().data_ptr()
+    return all(x.untyped_storage().data_ptr() != given.untyped_storage().data_ptr() for given in draw.values[: draw.given])
 
 
 @rule(3)

@@ -11,6 +11,7 @@ from torch import fx
 from qcompiler.backends.native.known import Known
 from qcompiler.backends.native.packing import MAX_SPANS, sums_fit
 from qcompiler.backends.native.plan.place import Axes
+from qcompiler.backends.native.plan.planning import WHOLE
 from qcompiler.backends.native.read import Reader
 from qcompiler.backends.native.steps import Step, is_tensor, is_value
 from qcompiler.ir.attributes import attribute
@@ -112,9 +113,6 @@ class GraphFacts:
         if not sums_fit(codes.transpose(0, channels).contiguous().numpy()):
             return "sums of its products may leave 32 bits"
         return None if node.args[3] in (None, channels) else "its weight has scales along another axis than its results"
-
-
-WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
 def is_mask(node: fx.Node) -> bool:

@@ -177,7 +177,11 @@ class _Call:
         return [_new_empty(*shape) if shape else _new_empty(()) for shape in self.shapes]  # sizes one by one: half the time of a tuple
 
     def pointers(self, given: Sequence[Tensor], made: Sequence[Tensor]) -> Any:
-        return self.array(*[x.data_ptr() for x in given], *[x.data_ptr() for x in made])
+        addresses = [x.data_ptr() for x in given]
+        if 0 in addresses and any(x.numel() and not address for x, address in zip(given, addresses, strict=True)):
+            raise InputError("a native region takes tensors that hold their numbers in memory; this one stands for others",
+                             code="input-type", hint="give real tensors")  # fmt: skip
+        return self.array(*addresses, *[x.data_ptr() for x in made])
 
     def results(self, made: Sequence[Tensor]) -> tuple[Any, ...]:
         return tuple([number if index is None else made[index] for index, number in self.order])
@@ -192,6 +196,8 @@ def _plain(x: Tensor) -> Tensor:
     """The same numbers as float32 in memory of their own. Raises InputError for a tensor whose numbers lie elsewhere, or nowhere."""
     if x.device.type != "cpu" or x.layout is not torch.strided:
         raise InputError(f"a native region takes dense tensors on the CPU, not {x.layout} on {x.device}", code="input-type", hint="x.cpu()")
+    if x.is_complex() or x.is_quantized:
+        raise InputError(f"a native region takes plain numbers, not {x.dtype}", code="input-type", hint="x.real, x.dequantize()")
     return x.resolve_neg().to(torch.float32).contiguous()
 
 

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from qcompiler.backends.native.plan.drawing import Planned, planned_nodes
 from qcompiler.backends.native.region import NativeRegion
-from qcompiler.errors import ConfigError
+from qcompiler.errors import ConfigError, InputError
 from qcompiler.executable import Plan
+from qcompiler.inputs.kinds import refuse_kinds
 
 
 def regions_of(module: nn.Module) -> tuple[NativeRegion, ...]:
     """In the order in which the module runs them."""
-    return tuple(value for value in module.__dict__.values() if isinstance(value, NativeRegion))
+    return tuple(value for value in getattr(module, "__dict__", {}).values() if isinstance(value, NativeRegion))
 
 
 def plan_of(module: nn.Module, nodes: Sequence[dict[str, Any]]) -> Plan | None:
@@ -36,6 +37,9 @@ def native_plan(module: nn.Module, *inputs: Tensor) -> str:
     regions = regions_of(module)
     if inputs or not regions:
         region = only_region(module, "native_plan")
+        refuse_kinds(inputs, "an input")
+        if not all(isinstance(x, Tensor) for x in inputs):
+            raise InputError("native_plan takes the tensors of a call", code="input-type", hint="or none, for the sizes of the example")
         return region.plan(*inputs)
     return "\n".join(region.plan() for region in regions)
 

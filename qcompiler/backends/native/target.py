@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,9 +66,10 @@ class NativeTarget(TorchTarget):
     def limit_of(self, family: Family, weight: Any, attributes: Mapping[str, Any]) -> WeightLimit | None:
         return None
 
-    def slower(self, row: Op, weights: Sequence[fx.Node]) -> Obstacle | None:
+    def slower(self, row: Op, node: fx.Node) -> Obstacle | None:
         """Torch's times hold where torch's kernels run; the C's are below float's at every size (docs/native.md)."""
-        return None if row.settled.name in DYNAMIC else super().slower(row, weights)
+        is_torchs = row.family is Family.RECURRENT and row.settled.name not in DYNAMIC
+        return super().slower(row, node) if is_torchs else None
 
 
 def native_target(engine: str | None, isa_name: str | None) -> NativeTarget:

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qcompiler.ambient import in_plain_torch
 from qcompiler.backends.native.operator import OPERATOR, region_of_constants
 from qcompiler.errors import ConfigError
+from qcompiler.inputs.checks import check_whole
 
 
 @in_plain_torch
@@ -19,13 +20,20 @@ def native_times(module: nn.Module, *args: object, repeat: int = 5, **kwargs: ob
 
     What viz.save, viz.print and Document.with_numerics take as `numerics=`. ConfigError for a module that runs no native region.
     """
+    if not isinstance(module, nn.Module):
+        raise _not_native()
+    check_whole(repeat, "repeat", 1)
     watch = _Times()
-    for _ in range(max(1, repeat)):
+    for _ in range(repeat):
         with watch:
             module(*args, **kwargs)
     if not watch.least:
-        raise ConfigError("native_times takes a module of the native back end", code="not-native", hint='convert with backend="native"')
+        raise _not_native()
     return {name: {"ms": nanoseconds / 1e6} for name, nanoseconds in watch.least.items()}
+
+
+def _not_native() -> ConfigError:
+    return ConfigError("native_times takes a module of the native back end", code="not-native", hint='convert with backend="native"')
 
 
 class _Times(TorchDispatchMode):

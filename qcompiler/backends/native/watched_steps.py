@@ -25,7 +25,6 @@ class WatchedRegion:
 
     region: NativeRegion
     given: Sequence[str]
-    values: dict[str, Tensor] = field(default_factory=dict)  # of the last run
 
     def __post_init__(self) -> None:
         self.layers = {layer.out: layer for layer in self.region.network.layers}
@@ -33,13 +32,14 @@ class WatchedRegion:
     def steps(self, step: Step, inputs: Inputs) -> list[Step]:
         """`step` is the run of the region, and `inputs` its arguments. Its values depend on each other, and not on the run as a whole."""
 
+        kept = f"{step.name} values"  # no name of a step: what this run kept, beside what it hands out
+
         def run(env: Env) -> Any:
-            self.values.clear()
-            self.values.update(self.region.watch(*inputs(env)).values)
+            env[kept] = self.region.watch(*inputs(env)).values
             return self.region(*inputs(env))
 
-        kept = [name for name in self.region.places if name in self.layers]
-        return [replace(step, run=run, origin=(), inputs=self._sizes_alone()), *map(self._value, kept)]
+        values = [self._value(name, kept) for name in self.region.places if name in self.layers]
+        return [replace(step, run=run, origin=(), inputs=self._sizes_alone()), *values]
 
     def _sizes_alone(self) -> tuple[str, ...]:
         """What the region takes for its sizes: no value inside is computed from it, and the run still needs it."""
@@ -51,14 +51,15 @@ class WatchedRegion:
         """The step that takes a result of the region, as one that depends on the values behind it."""
         return replace(step, inputs=(*step.inputs, *self._inputs(self.region.network.outputs[index])))
 
-    def _value(self, name: str) -> Step:
+    def _value(self, name: str, kept: str) -> Step:
         place, codes = self.region.places[name], self.region.network.codes[name]
         op = f"{LAYER}{self.layers[name].text().split(' ')[0]}"
 
         def run(env: Env) -> Tensor:
-            return dequantize(self.values[name], codes.scale, codes.zero)
+            return dequantize(env[kept][name], codes.scale, codes.zero)
 
-        return Step(name, "call", op, self._inputs(name), place.origin, run, place.path, place.line)
+        grid = (codes.scale, codes.zero, codes.low, codes.high)
+        return Step(name, "call", op, self._inputs(name), place.origin, run, place.path, place.line, grid=grid, is_past=True)
 
     def _inputs(self, name: str) -> tuple[str, ...]:
         """The values with a step of their own that a value is computed from, through those without one."""

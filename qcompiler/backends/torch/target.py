@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from qcompiler.backends.torch.kernels import conv, depthwise, modes
+from qcompiler.backends.torch.kernels import conv, depthwise, modes, slower
 from qcompiler.backends.torch.kernels.centring import Centring, centring_of
 from qcompiler.backends.torch.kernels.speed import MARGIN, recurrent_times
 from qcompiler.backends.torch.kernels.table import TABLE, TO_FLOAT
@@ -123,11 +123,14 @@ class TorchTarget(Neutral):
     def mode(self, row: Op, node: fx.Node, asked: Mode) -> tuple[Mode, str] | Obstacle:
         return modes.choose(row, asked)
 
-    def slower(self, row: Op, weights: Sequence[fx.Node]) -> Obstacle | None:
-        """What the committed times say of recurrent layers."""
-        sizes = [math.prod(value_of(w).shape or ()) for w in weights]
+    def slower(self, row: Op, node: fx.Node) -> Obstacle | None:
+        """What the committed times say."""
+        if row.family is not Family.RECURRENT:
+            found = slower.of_call(row.settled, node, self.engine, self.isa)
+            return Obstacle("slower-than-float", found) if found is not None else None
+        sizes = [math.prod(value_of(w).shape or ()) for w in row.weights(node)]
         cells = len(sizes) // 2
-        times = recurrent_times(row.name, sum(sizes) // cells, self.engine, self.isa) if cells and row.family is Family.RECURRENT else None
+        times = recurrent_times(row.name, sum(sizes) // cells, self.engine, self.isa) if cells else None
         if times is None or times[1] * MARGIN <= times[0]:
             return None
         text = f"int8 dynamic takes {times[1] / times[0]:.1f} times as long as float at this size on {self.engine}, by measurement"

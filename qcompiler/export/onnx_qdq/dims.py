@@ -27,7 +27,7 @@ def known_sizes(gm: fx.GraphModule, table: Table, asked: DynamicShapes) -> Known
 
     Raises ConfigError for one that the model holds fixed, with what does.
     """
-    if asked is not None and not any(asked.values()):
+    if isinstance(asked, Mapping) and not any(asked.values()):
         return Known({node: _fixed(found) for node, found in Runner(gm, table).run({}).items()}, {})
     sizes = sizes_of(gm, table)
     called = {name: name for name in sizes.dims} if asked is None else asked_dims(sizes.dims, sizes.fixed, asked)

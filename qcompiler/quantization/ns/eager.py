@@ -10,6 +10,7 @@ from torch import nn
 
 from qcompiler.errors import ConfigError, Where
 from qcompiler.inputs.checks import check_eval
+from qcompiler.inputs.kinds import module_of
 from qcompiler.quantization.ns.graph import is_compiled
 from qcompiler.quantization.ns.loggers import Logger, Shadow
 
@@ -18,7 +19,7 @@ INNER = "activation_post_process"  # child that FloatFunctional and QFunctional 
 
 def check_modules(float_module: nn.Module, q_module: nn.Module) -> None:
     """Raises ConfigError for what has no modules to put a logger in, and for train mode."""
-    for model in (float_module, q_module):
+    for model in map(module_of, (float_module, q_module)):
         if is_compiled(model):
             raise ConfigError("a model of the graph flow is one program: its layers are no modules that a logger could go into",
                               code="compiled", hint="compare_model_outputs and compare_model_stub take it as it is")  # fmt: skip

@@ -139,6 +139,7 @@ function nodeDetails(app, box) {
       "Node",
       table([
         ["name", node.name],
+        ["step of", node.step_of && nodeLink(app, node.step_of)],
         ["module", node.path],
         ["class", node.cls],
         ["shape", shapeText(node.shape)],

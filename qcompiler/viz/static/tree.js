@@ -193,8 +193,9 @@ function addNode(total, node, num, change) {
   total.ops = counted ? 1 : 0;
   total.params = node.params || 0;
   total.macs = node.macs || 0;
-  total.int8 = node.kind === "int8" ? 1 : 0;
-  total.float = node.kind === "float" ? 1 : 0;
+  const op = !node.step_of;
+  total.int8 = op && node.kind === "int8" ? 1 : 0;
+  total.float = op && node.kind === "float" ? 1 : 0;
   total.int8Macs = node.kind === "int8" ? total.macs : 0;
   if (!num) return;
   total.ms = num.ms || 0;

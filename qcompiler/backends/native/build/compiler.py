@@ -47,20 +47,25 @@ class Compiler:
 
 def find() -> Compiler:
     """The compiler of this machine. Raises ConfigError where there is none."""
+    found = find_if_there()
+    if found is None:
+        raise ConfigError("the native back end needs a C compiler and finds none", code="no-compiler", hint=HINT)
+    return found
+
+
+def find_if_there() -> Compiler | None:
+    """The compiler of this machine; None where there is none. Raises ConfigError where the one that was asked for does not start."""
     return _found(os.environ.get(VARIABLE, ""))
 
 
 @cache
-def _found(asked: str) -> Compiler:
+def _found(asked: str) -> Compiler | None:
     if asked:
         made = _asked_version(tuple(shlex.split(asked)))
         if made is None:
             raise ConfigError(f"{VARIABLE}={asked!r:.200} starts no compiler", code="no-compiler", hint=HINT)
         return made
-    for command in _candidates():
-        if (made := _asked_version(command)) is not None:
-            return made
-    raise ConfigError("the native back end needs a C compiler and finds none", code="no-compiler", hint=HINT)
+    return next((made for command in _candidates() if (made := _asked_version(command)) is not None), None)
 
 
 def _candidates() -> Iterable[tuple[str, ...]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from qcompiler.backends.native import isa
 from qcompiler.backends.native.build import cache as kept
-from qcompiler.backends.native.build.compiler import Unit, find
+from qcompiler.backends.native.build.compiler import Unit, find_if_there
 from qcompiler.errors import ConfigError
 
 RUN = Path(__file__).parent.parent / "run"
@@ -65,7 +65,7 @@ def headers() -> list[Path]:
 def _fastest() -> Callable[[bytes | None], bytes | None]:
     """The fastest instruction set that runs here, none above the one named; None where that is no such name."""
     unit = Unit("machine", *isa.units(isa.architecture())["machine"])
-    made = ctypes.CDLL(str(kept.library(find(), "qcompiler-machine", [unit], headers()))).qc_fastest
+    made = ctypes.CDLL(str(kept.library(find_if_there(), "qcompiler-machine", [unit], headers()))).qc_fastest
     made.restype, made.argtypes = c_char_p, [c_char_p]
     return made
 
@@ -89,7 +89,7 @@ def chosen() -> str:
 def runtime(name: str) -> ctypes.CDLL:
     """The kernels of an instruction set that runs here, and qc_open, qc_run, qc_close."""
     with _lock:
-        path = kept.library(find(), f"qcompiler-kernels-{name}", runtime_units(name), headers())
+        path = kept.library(find_if_there(), f"qcompiler-kernels-{name}", runtime_units(name), headers())
     made = ctypes.CDLL(str(path))
     made.qc_open.restype, made.qc_open.argtypes = c_void_p, [c_void_p, POINTER(Values), c_char_p]
     made.qc_close.restype, made.qc_close.argtypes = None, [c_void_p]
@@ -106,7 +106,7 @@ def network(source: str) -> int:
         path = Path(folder) / "network.c"
         path.write_text(source)
         unit = Unit("network", path, NETWORK_FLAGS, (isa.KERNELS, RUN))
-        library = ctypes.CDLL(str(kept.library(find(), "network", [unit], headers())))
+        library = ctypes.CDLL(str(kept.library(find_if_there(), "network", [unit], headers())))
     return ctypes.addressof(ctypes.c_char.in_dll(library, "qc_this_network"))
 
 

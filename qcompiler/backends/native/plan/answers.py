@@ -10,7 +10,7 @@ from torch import Tensor
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.place import Axes
-from qcompiler.backends.native.plan.planning import Argument
+from qcompiler.backends.native.plan.planning import WHOLE, Argument
 from qcompiler.backends.native.plan.settled import Computed
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step, is_tensor, is_value
@@ -70,11 +70,11 @@ class Answers:
         return isinstance(found, tuple) and not _is_shape(found)
 
     def is_mask(self, argument: Argument) -> bool:
-        """Whether it may be one: within a region masks and whole numbers are floats."""
-        return self.is_floats(argument)
+        """Whether it may be one: within a region masks and whole numbers are floats; constants are what they were."""
+        return self.tensor(argument).dtype is torch.bool if is_tensor(argument) else self.is_floats(argument)
 
     def is_whole(self, argument: Argument) -> bool:
-        return self.is_floats(argument)
+        return self.tensor(argument).dtype in WHOLE if is_tensor(argument) else self.is_floats(argument)
 
     def is_known(self, argument: Argument) -> bool:
         return is_value(argument) and isinstance(self.made.get(self.value(argument)), Computed)

@@ -14,6 +14,7 @@ from qcompiler.backends.native.plan.conv import Conv, Residual
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.pointwise import Map, Pair
+from qcompiler.backends.native.plan.relayout import Relayout
 from qcompiler.backends.native.plan.settled import Computed
 from qcompiler.backends.native.plan.shape import Number
 from qcompiler.backends.native.plan.sizes import Sizes
@@ -62,9 +63,17 @@ class _Fuser:
             plain = pair.times == 1.0 or own == pair.a
             if conv is not None and conv.residual is None and conv.codes == codes and plain:
                 low, high = pair.codes.limits(pair.bounds)
+                self._lies_by_itself(other, conv)
                 residual = Residual(other, other_codes, low, high, pair.times)
                 self._put(index, conv, replace(conv, out=pair.out, residual=residual, of_sum=pair.codes))
                 return
+
+    def _lies_by_itself(self, name: str, conv: Conv) -> None:
+        """What is added was copied to lie as the convolution's own result would have, which nobody writes any more."""
+        index = self.at.get(name, -1)
+        layer = self.layers[index] if index >= 0 else None
+        if isinstance(layer, Relayout) and layer.wants == "like" and layer.other == conv.out:
+            self.layers[index] = replace(layer, wants="pixels" if conv.dims else "rows", dims=conv.dims, other="")
 
     def _put(self, index: int, old: Conv, new: Conv) -> None:
         """`new` stands where the other layer stood, behind everything that it reads."""

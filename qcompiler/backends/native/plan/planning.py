@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from qcompiler.backends.native.plan.codes import Codes
@@ -16,6 +17,7 @@ from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step
 
 Argument = Any  # of a step: a value (%name), a tensor (#number), a number, or a nest of these
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
 STEPPED = 5  # dimensions that a layer steps through
 MOST_TURNS = 3  # how often, from dimension to dimension, it may change which operands are spread
 

@@ -1,11 +1,12 @@
-"""Depthwise convolutions in two dimensions as ones that fbgemm has a kernel of its own for, on CPUs without VNNI.
+"""Depthwise convolutions in one and two dimensions as ones that fbgemm has a kernel of its own for, on CPUs without VNNI.
 
 That kernel takes square windows of 3, 5 or 7, centred padding, no dilation and a multiple of 8 channels; what is around it crawls, and no
 other library packs convolutions there. A dilation is a batch: every d-th row and column is an image. A window is part of a larger one of
 zeros, channels are filled up, and of a centred result with stride 1 the values are kept that are meant. Microseconds on an AMD EPYC
 (Zen 3), of merged groups (groups.py), of this, of float: 128 channels at 28 x 28, 5 x 5, dilation 2 3285, 340, 534; 3 x 3, dilation 2 1174,
 343, 297; 256 channels at 32 x 32, 3 x 3, dilation 4 3734, 587, 743; 58 channels at 28 x 28, 3 x 3 668, 176, 211; 96 channels at 30 x 30
-without padding 749, 200, 267.
+without padding 749, 200, 267. A row of steps is an image of one row, of which the kernel leaves out the taps above and below: 256
+channels at 512 steps, 3, 5, 7 taps (Zen 5 with AVX2 alone) 246, 428, 520 merged, 54, 82, 124 so, 103 to 120 in float.
 
 With VNNI fbgemm's kernel needs a proof of its 16-bit sums (depthwise.py), which is about the convolution as it stands.
 """
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from qcompiler.backends.torch.kernels.rows import note_rows
 from qcompiler.backends.torch.runtime import channels, packs
 from qcompiler.backends.torch.site import Emit, Site, ints
 
@@ -32,7 +34,8 @@ FEW = 16  # channels, below which merged groups are one small group
 
 @dataclass(frozen=True)
 class AsDepthwise:
-    """How a convolution of (N, C, H, W) lies in one of a `window` square with `channels` in groups of their own, per dimension.
+    """How a convolution of (N, C, H, W), or of (N, C, L) as (N, C, 1, L), lies in one of a `window` square with `channels` in groups of
+    their own, per dimension.
 
     `front` and `back`: zeros around the input. `stride`: the kernel's. Of its results, at the places of the dilation, every `kept`-th
     from `first` on is meant, (size + span) // (stride * kept) + 1 of them.
@@ -64,13 +67,15 @@ class AsDepthwise:
 def as_depthwise(shape: tuple[int, ...], attributes: Mapping[str, Any], strides: bool) -> AsDepthwise | None:
     """The form of a convolution with the weight (O, I/g, *kernel); None where it has none that pays. `strides`: whether the kernel may
     have a stride of 2."""
-    groups, kernel = attributes.get("groups", 1), shape[2:]
-    if len(kernel) != 2 or shape[1] != 1 or groups < FEW or shape[0] not in (groups, 2 * groups):
+    groups, dims = attributes.get("groups", 1), len(shape) - 2
+    if dims > 2 or shape[1] != 1 or groups < FEW or shape[0] not in (groups, 2 * groups):
         return None
+    kernel = (*[1] * (2 - dims), *shape[2:])
     window = next((k for k in WINDOWS if k >= max(kernel)), None)
-    if window is None or window**2 > WASTE * math.prod(kernel):
+    if window is None or (dims == 2 and window**2 > WASTE * math.prod(kernel)):
         return None
-    stride, padding, dilation = (ints(attributes.get(name, default), 2) for name, default in SETTINGS)
+    given = (ints(attributes.get(name, default), dims) for name, default in SETTINGS)
+    stride, padding, dilation = ([*[own] * (2 - dims), *values] for values, (_, own) in zip(given, SETTINGS, strict=True))
     half, before = (window - 1) // 2, [(window - k) // 2 for k in kernel]  # zeros in front of the taps
     shift = [(half - b) * d - p for b, d, p in zip(before, dilation, padding, strict=True)]
     span = [2 * p - d * (k - 1) - 1 for p, d, k in zip(padding, dilation, kernel, strict=True)]
@@ -95,7 +100,8 @@ class ConvParts:
 
 def emit_as_depthwise(site: Site, emit: Emit, form: AsDepthwise, parts: ConvParts) -> fx.Node:
     """prepack (once), and quantized::conv2d between the changes that the form asks for."""
-    weight, x, bias, outputs = site.args[1], parts.source, parts.bias, form.outputs
+    weight, bias, outputs, flat = site.args[1], parts.bias, form.outputs, len(site.args[1].shape) == 3
+    x = emit.call(torch.ops.aten.unsqueeze.default, parts.source, 2) if flat else parts.source
     values = emit.call(channels.larger_window, weight.node, weight.zero_point, outputs, form.window)
     scale, zero_point = weight.scale, weight.zero_point
     filled = outputs > weight.shape[0]
@@ -109,7 +115,10 @@ def emit_as_depthwise(site: Site, emit: Emit, form: AsDepthwise, parts: ConvPart
     given = emit.call(channels.split_dilation, x, form.channels, form.front, form.back, form.dilation) if filled or form.prepares else x
     kernel = torch.ops.quantized.conv2d_relu.new if parts.relu else torch.ops.quantized.conv2d.new
     result = emit.call(kernel, given, pack, site.scale, site.zero_point)
-    if not filled and not form.selects:
-        return result
-    where = (form.dilation, form.first, form.stride, form.kept, form.span)
-    return emit.call(channels.join_dilation, result, x, weight.shape[0], *where)
+    if filled or form.selects:
+        where = (form.dilation, form.first, form.stride, form.kept, form.span)
+        result = emit.call(channels.join_dilation, result, x, weight.shape[0], *where)
+    if flat:
+        result = emit.call(torch.ops.aten.squeeze.dim, result, 2)
+        note_rows(result, True)
+    return result

@@ -8,14 +8,18 @@ values are right for any strides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import fx
 
+from qcompiler.backends.torch.runtime import functions
 from qcompiler.backends.torch.site import Emit, Kernel, Operand, Site
 from qcompiler.ir.types import value_of
+from qcompiler.ops.reference import dequantize
+from qcompiler.ops.spec import Family
 from qcompiler.ops.table import Table
 
 TRANSPOSE = torch.ops.aten.transpose.int
@@ -31,15 +35,20 @@ def emit_along(kernel: Kernel, site: Site, emit: Emit) -> fx.Node:
     """The kernel's result for the site, computed along the rows of its operands where one of them has any."""
     turns = any(in_rows(x.node) for x in _operands(site))
     result = kernel.emit(_turned(site, emit) if turns else site, emit)
-    if result.target is CLAMP and isinstance(result.args[0], fx.Node) and result.args[0].target in CONV:
+    if result.target is CLAMP and isinstance(result.args[0], fx.Node) and _gives_rows(result.args[0]):
         with emit.graph.inserting_before(result):
             result.args = (emit.call(TRANSPOSE, result.args[0], 1, 2), *result.args[1:])
         turns = True
     if turns:
         result = emit.call(TRANSPOSE, result, 1, 2)
     cut = site.op.name in VIEWS and isinstance(site.args[0], Operand) and in_rows(site.args[0].node)
-    note_rows(result, turns or cut or result.target in CONV)
+    note_rows(result, turns or cut or _gives_rows(result))
     return result
+
+
+def _gives_rows(node: fx.Node) -> bool:
+    """Whether a kernel hands out rows."""
+    return node.target in CONV or in_rows(node)
 
 
 def in_rows(node: fx.Node) -> bool:
@@ -61,6 +70,23 @@ def is_turned(node: fx.Node, table: Table) -> bool:
         node = node.args[0]
         row = table.of(node)
     return False
+
+
+def quantizer(node: fx.Node, turned: bool, table: Table) -> Callable[..., Any]:
+    """What quantizes a float value, in the layout that suits its readers. `turned`: whether `is_turned` says so."""
+    value = node.args[0]
+    if isinstance(value, fx.Node) and value.op == "get_attr":
+        return functions.quantize_constant
+    if turned:
+        return functions.quantize_along
+    return functions.quantize_as_images if _meets_images(node, table) else torch.quantize_per_tensor
+
+
+def _meets_images(node: fx.Node, table: Table) -> bool:
+    """Whether a convolution of images reads a quantized value, and so do other ops: these may meet what convolutions hand on."""
+    rows = [row for read in node.users if read.target is dequantize for user in read.users if (row := table.of(user)) is not None]
+    convolved = [row.settled.family is Family.CONVOLUTION for row in rows]
+    return any(convolved) and not all(convolved) and len(value_of(node.args[0]).shape or ()) in (4, 5)  # type: ignore[arg-type]
 
 
 def _operands(site: Site) -> Sequence[Operand]:

@@ -9,6 +9,7 @@ from torch import fx
 from qcompiler.backends.torch.passes.check_sites import few_steps, wrong_sites
 from qcompiler.backends.torch.passes.lowering import Lowering
 from qcompiler.backends.torch.passes.reuse_memory import reuse_memory
+from qcompiler.backends.torch.passes.settle_windows import settle_windows
 from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.types import Stage
 
@@ -36,6 +37,7 @@ def _checked(gm: fx.GraphModule, context: Context, sums_fit: bool) -> fx.Graph:
         lowering = Lowering(gm, context, wrong, sums_fit)
         graph = lowering.graph(gm.graph)
         graph.eliminate_dead_code()
+        settle_windows(graph, context.table)
         spans = dict.fromkeys((value for value, _, _ in lowering.rounded), 0.0)
         found = []
         if context.example is not None and (lowering.sites or spans):

@@ -10,11 +10,11 @@ from torch import fx
 
 from qcompiler.backends.torch.kernels.mode_kernels import TABLE as MODES
 from qcompiler.backends.torch.kernels.mode_kernels import select as select_mode
-from qcompiler.backends.torch.kernels.rows import emit_along, is_turned, note_rows
+from qcompiler.backends.torch.kernels.rows import emit_along, is_turned, note_rows, quantizer
 from qcompiler.backends.torch.kernels.table import TO_FLOAT, Refused, entries, select
 from qcompiler.backends.torch.passes.check_sites import Codes, Lowered, largest_code, rounded_by
 from qcompiler.backends.torch.passes.sums import overflowing
-from qcompiler.backends.torch.runtime.functions import as_quantized, quantize_along, quantize_constant
+from qcompiler.backends.torch.runtime.functions import as_quantized
 from qcompiler.backends.torch.site import Emit, Half, Kernel, Operand, Rounded, Site, Weight, cut
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.compile.pass_manager import Context
@@ -151,8 +151,8 @@ class Lowering:
             self.int8[node] = self.int8[value]
             return
         turned = is_turned(value, self.context.table)
-        target = quantize_constant if value.op == "get_attr" else quantize_along if turned else torch.quantize_per_tensor
-        dtype = () if value.op == "get_attr" or turned else (torch.quint8,)
+        target = quantizer(node, turned, self.context.table)
+        dtype = (torch.quint8,) if target is torch.quantize_per_tensor else ()
         made = self.new.create_node("call_function", target, (self.float_of(value), scale, zero_point, *dtype), name=node.name)
         note_rows(made, turned and len(value_of(value).shape or ()) == 3)
         self.int8[node] = self._annotated(self._within(made, value, quant_of(node).qparams), value, quant_of(node).qparams, torch.quint8)

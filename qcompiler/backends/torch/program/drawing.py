@@ -19,7 +19,13 @@ from qcompiler.ir.nested import Ref, walk
 from qcompiler.ir.text import format_arg
 
 PLACE = re.compile(r"^(?:(?P<path>[^ ()]+) ?)?(?:\((?P<cls>[^()]*)\) ?)?(?:(?P<file>[^:]+):(?P<line>\d+))?$")  # build._provenance
-QUANTIZE = ("torch.quantize_per_tensor", "aten::quantize_per_tensor.default", "runtime.quantize_along", "ops.quantize")
+QUANTIZE = (
+    "torch.quantize_per_tensor",
+    "aten::quantize_per_tensor.default",
+    "runtime.quantize_along",
+    "runtime.quantize_as_images",
+    "ops.quantize",
+)
 DEQUANTIZE = ("method.dequantize", "aten::dequantize.self", "ops.dequantize", "ops.dequantize_weight")
 
 Node = dict[str, Any]

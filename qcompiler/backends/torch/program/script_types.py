@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.expressions import Expressions
+from qcompiler.backends.torch.program.script_floats import with_floats
 from qcompiler.backends.torch.program.statements import Call, Input
 from qcompiler.backends.torch.program.surroundings import refusal
 from qcompiler.errors import ConfigError
@@ -86,6 +87,7 @@ class ScriptTypes:
             return self.guard(call)
         if call.op.startswith(registry.RECORD):
             return self.record(call)
+        call = with_floats(call)
         part = self.part(call)
         if part is None or call.out is None:
             return self.emitter.statement(call)

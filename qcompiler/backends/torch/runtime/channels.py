@@ -88,7 +88,8 @@ merge_groups.once = True  # type: ignore[attr-defined]
 
 
 def larger_window(weight: torch.Tensor, zero_point: torch.Tensor, outputs: int, window: int) -> torch.Tensor:
-    """The int8 weight (O, I, H, W) in the middle of one (outputs, I, window, window) of real zeros."""
+    """The int8 weight (O, I, H, W), or (O, I, W), in the middle of one (outputs, I, window, window) of real zeros."""
+    weight = weight.unsqueeze(2) if weight.dim() == 3 else weight
     shape, column = [weight.shape[0], weight.shape[1], window, window], [-1, 1, 1, 1]
     wide = zero_point.to(weight.dtype).reshape(column).expand(shape).clone()
     rows, columns = (window - weight.shape[2]) // 2, (window - weight.shape[3]) // 2

@@ -47,8 +47,10 @@ def conv2d_add_float(
     scale: float,
     zero_point: int,
 ) -> torch.Tensor:
-    """dequantize - conv2d with float weights and a sum - quantize."""
-    y = torch.nn.functional.conv2d(x.dequantize(), weight, bias, stride, padding, dilation, groups)
+    """dequantize - conv2d with float weights and a sum - quantize. Contiguous: oneDNN's float kernel crashes where a window is padding."""
+    y = torch.nn.functional.conv2d(
+        x.dequantize().clone(memory_format=torch.contiguous_format), weight, bias, stride, padding, dilation, groups
+    )
     return torch.quantize_per_tensor(y + other.dequantize(), scale, zero_point, torch.quint8)
 
 

@@ -14,6 +14,18 @@ def leading_of(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return y if y.dim() == x.dim() else y.reshape(list(x.shape[:-1]) + [y.size(-1)])  # noqa: RUF005 TorchScript has no such star
 
 
+def as_pixels(x: torch.Tensor) -> torch.Tensor:
+    """The rows of (..., C) as the pixels of (1, C, 1, rows), channels last; no rows as no images, which kernels take."""
+    if x.numel() == 0:
+        return x.reshape([-1, 1, 1, x.size(-1)]).permute(0, 3, 1, 2)
+    return x.reshape([1, 1, -1, x.size(-1)]).permute(0, 3, 1, 2)
+
+
+def as_rows(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A convolution's result on `as_pixels(x)` with the leading dimensions of x."""
+    return y.permute(0, 2, 3, 1).reshape(list(x.shape[:-1]) + [y.size(1)])  # noqa: RUF005 TorchScript has no such star
+
+
 def linear_leaky_relu_onednn(
     x: torch.Tensor,
     pack: torch.classes.quantized.LinearPackedParamsBase,  # type: ignore[name-defined]
@@ -128,6 +140,18 @@ def quantize_along(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tens
 
 
 quantize_along.quantizes = True  # type: ignore[attr-defined]
+
+
+def quantize_as_images(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """torch.quantize_per_tensor with channels innermost, as int8 convolutions hand their results on.
+
+    A sum of two layouts goes element by element: 16 x 112 x 112 values take 1.1 ms instead of 0.05.
+    """
+    y = torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
+    return y.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
+quantize_as_images.quantizes = True  # type: ignore[attr-defined]
 
 
 def amax(x: torch.Tensor, dim: list[int], keepdim: bool, scale: float, zero_point: int) -> torch.Tensor:

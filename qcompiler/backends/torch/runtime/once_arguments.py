@@ -168,7 +168,7 @@ def _merge_groups(given: Given) -> None:
 
 def _larger_window(given: Given) -> None:
     weight = given.filled(0)
-    _require(weight.dim() == 4, f"weight has {weight.dim()} dimensions")
+    _require(weight.dim() in (3, 4), f"weight has {weight.dim()} dimensions")
     window = given.integer("window", max(weight.shape[2:]), GROWTH)
     most = GROWTH * max(weight.numel(), 1)
     outputs = given.integer("outputs", weight.shape[0], max(most, weight.shape[0]))
@@ -244,6 +244,7 @@ CHECKS: Mapping[str, Callable[[Given], None]] = {
     "prepack_conv2d": functools.partial(_conv, rank=2),
     "prepack_conv3d": functools.partial(_conv, rank=3),
     "prepack_linear": _linear,
+    "prepack_linear_as_conv2d": _linear,
     "prepack_linear_half": _half,
     "quantize_constant": _constant,
     "repeat_channels": _repeat_channels,

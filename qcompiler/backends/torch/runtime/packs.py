@@ -131,3 +131,22 @@ prepack_linear.once = True  # type: ignore[attr-defined]
 
 
 prepack_linear.by_shape = ("onednn",)  # type: ignore[attr-defined]
+
+
+def prepack_linear_as_conv2d(
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    bias: torch.Tensor | None,
+    axis: int,
+    tag: str,
+) -> torch.classes.quantized.Conv2dPackedParamsBase:  # type: ignore[name-defined]
+    """Packs the weight (O, I) of linear as a convolution with a window of one; see prepack_linear."""
+    packed = _quantized(weight.unsqueeze(-1).unsqueeze(-1), scale, zero_point, axis)
+    return torch.ops.quantized.conv2d_prepack(packed, bias, [1, 1], [0, 0], [1, 1], 1)
+
+
+prepack_linear_as_conv2d.once = True  # type: ignore[attr-defined]
+
+
+prepack_linear_as_conv2d.by_shape = ("onednn",)  # type: ignore[attr-defined]

@@ -8,65 +8,47 @@ from __future__ import annotations
 
 import itertools
 import operator
-import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 from torch.fx.node import Target
 
-from qcompiler.errors import TraceError, Where
-from qcompiler.ir.types import SOURCE, VALUE, Source, Value, source_of
-from qcompiler.trace import places
+from qcompiler.ir.types import SOURCE, VALUE, Source, Value
 from qcompiler.trace.guards import TraceRemark, guard_bool, guard_int, guard_layout
-from qcompiler.trace.other_sizes import NUMBER, Layout, NotThisSize, OtherSizes, Place, Unknown, in_order, with_gaps
-from qcompiler.trace.sharing import Fact
+from qcompiler.trace.layouts import Layout, as_sliced, channels_last, in_order, is_in_either, strides_in, with_gaps
+from qcompiler.trace.other_sizes import NUMBER, Judge, NotThisSize, OtherSizes, Place, Unknown
+from qcompiler.trace.questions import Question
+from qcompiler.trace.relied import Relied, where
 from qcompiler.trace.tracer import Tracer
 
 _TRIES = 12  # of several sizes at once
+_LAST = {rank: in_order(channels_last(rank)) for rank in (3, 4, 5)}
 
 
-def hold_sharing(tracer: Tracer, live: set[fx.Node]) -> None:
-    """Add the guards that the live nodes of a trace need. Raises TraceError where nobody knows what has memory in common."""
-    facts = list(dict.fromkeys(fact for fact in tracer.shared if _matters(fact, live)))
+def hold(tracer: Tracer, live: set[fx.Node], judge: Judge) -> None:
+    """Add the guards that a trace needs, whose live nodes these are. `judge`: of the facts that are others somewhere, those that make a
+    difference. Raises TraceError where nobody knows how the facts are at other calls."""
+    shared = dict.fromkeys(fact for fact in tracer.shared if fact.matters(live))
+    facts: list[Relied] = [*shared, *dict.fromkeys(asked for asked in tracer.asked if not asked.node._erased)]
     if not facts:
         return
     try:
-        runs = OtherSizes(tracer, facts)
+        runs = OtherSizes(tracer, facts, judge)
     except Unknown:
-        raise _unknown(facts[0]) from None
-    if wrong := runs.differing({}):
-        raise _unknown(wrong[0])
-    _Search(runs).hold()
-
-
-def _matters(fact: Fact, live: set[fx.Node]) -> bool:
-    """Whether a value that a fact is about is read behind the change."""
-    nodes = (fact.one, fact.other, fact.user, fact.since)
-    if any(node._erased for node in nodes) or fact.user not in live:
-        return False
-    return fact.user is fact.since or any(user in live and user > fact.since and not _asks_size(user) for user in fact.user.users)
-
-
-def _asks_size(node: fx.Node) -> bool:
-    return node.op == "call_method" and node.target in ("size", "dim")
-
-
-def _place(fact: Fact) -> tuple[Source, str]:
-    """The call that makes a view or a copy, and its line in the words of a guard."""
-    node = max(fact.one, fact.other)  # what is made of the other one
-    source = source_of(node)
-    text = places.text_of(source.file, source.line)
-    return source, f"`{text}` ({places.spell(os.path.basename(source.file or ''), source.line)})" if text else f"%{node.name}"
-
-
-def _unknown(fact: Fact) -> TraceError:
-    source, text = _place(fact)
-    where = Where(module_path=source.module_path, source=places.spell(source.file, source.line))
-    hint = "write .clone() there, or change no tensor in place that is read later"
-    return TraceError(f"use of a tensor that may share its memory with one that was changed in place, by {text}", where=where, hint=hint)
+        raise facts[0].unknown() from None
+    wrong = runs.differing({})
+    asked = {fact for fact in facts if isinstance(fact, Question) and not fact.always}
+    chosen = [fact for fact in runs.by_choice() if isinstance(fact, Question)] if asked else []
+    if unknown := [fact for fact in wrong if fact not in asked] + chosen:
+        raise unknown[0].unknown()
+    search = _Search(runs)
+    if wrong:
+        runs.settled = set(asked)
+        search.hold_strides(wrong[0])
+    search.hold()
 
 
 @dataclass
@@ -86,6 +68,14 @@ class _Search:
             for group in self.free:
                 self._guard(group, None, self.runs.facts[0])
         self._look_at_layouts()
+
+    def hold_strides(self, fact: Relied) -> None:
+        """Hold the layouts of the tensors of the caller's whose strides of dimensions of size 1 decide."""
+        nodes = [node for node, (_, example) in self.runs.tracer.given.items() if is_in_either(example)]
+        if not nodes:
+            raise fact.unknown()
+        for node in nodes:
+            self._guard_layout(node, fact)
 
     def _places(self) -> list[Place]:
         dims = [(node, dim) for node, shape in self.runs.sources.items() for dim, size in enumerate(shape) if size]
@@ -113,7 +103,7 @@ class _Search:
         alike = [other for other in self._places() if self._size(other) == self._size(place)]
         yield from dict.fromkeys(((place,), tuple(other for other in alike if other[1] == place[1]), tuple(alike)))
 
-    def _settle(self, group: tuple[Place, ...], size: int, found: Mapping[int, Fact | None]) -> None:
+    def _settle(self, group: tuple[Place, ...], size: int, found: Mapping[int, Relied | None]) -> None:
         wrong = next((fact for fact in found.values() if fact is not None), None)
         allowed = [other for other, fact in found.items() if fact is None]
         if wrong is None:
@@ -124,7 +114,7 @@ class _Search:
         else:
             self._guard(group, None, wrong)
 
-    def _try(self, sizes: Mapping[Place, int], layouts: Mapping[fx.Node, Layout] | None = None) -> list[Fact] | None:
+    def _try(self, sizes: Mapping[Place, int], layouts: Mapping[fx.Node, Layout] | None = None) -> list[Relied] | None:
         """The facts that are others there; None where the graph does not run."""
         try:
             return self.runs.differing(sizes, layouts)
@@ -161,11 +151,23 @@ class _Search:
     def _look_at_layouts(self) -> None:
         """Tensors of the caller's may be channels_last, transposed or parts of others."""
         sizes = {place: max(sizes) for group, sizes in self.free.items() for place in group if self._size(place) == 1}
-        for node in self.runs.sources:
-            if node in self.runs.tracer.given:
-                found = [facts for layout in self._layouts(node) if (facts := self._try(sizes, {node: layout}))]
-                if found:
-                    self._guard_layout(node, found[0][0])
+        given = [node for node in self.runs.sources if node in self.runs.tracer.given]
+        together = [dict.fromkeys((n for n in given if len(self.runs.sources[n]) == rank), last) for rank, last in _LAST.items()]
+        wrong = [facts for layouts in together if len(layouts) > 1 and (facts := self._try(sizes, layouts))]
+        for node in given:
+            ones = list(self._ones(node))
+            layouts = [(at, layout) for layout in self._layouts(node) for at in (sizes, *ones)]
+            layouts += [(at, as_sliced(in_order(self.runs.order_of(node)))) for at in ones]
+            found = [facts for at, layout in layouts if (facts := self._try(at, {node: layout}))] or wrong
+            if found:
+                self._guard_layout(node, found[0][0])
+
+    def _ones(self, node: fx.Node) -> Iterator[dict[Place, int]]:
+        """Each dimension of a tensor of the caller's that is or may be of size 1."""
+        for dim, size in enumerate(self.runs.sources[node]):
+            groups = [group for group, free in self.free.items() if (node, dim) in group and 1 in free]
+            if size == 1 or groups:
+                yield dict.fromkeys(groups[0], 1) if groups else {}
 
     def _layouts(self, node: fx.Node) -> Iterator[Layout]:
         dims = list(range(len(self.runs.sources[node])))
@@ -175,7 +177,7 @@ class _Search:
 
     # ---- guards
 
-    def _guard(self, group: tuple[Place, ...], other_than: int | None, fact: Fact | None) -> None:
+    def _guard(self, group: tuple[Place, ...], other_than: int | None, fact: Relied | None) -> None:
         """Hold the sizes of a group at the example's, or (`other_than`) anywhere else than there; `fact`: what it is for."""
         for place in group:
             node, dim = place
@@ -191,10 +193,10 @@ class _Search:
                     guard = add("call_function", guard_bool, (equal, False, message), None)
                 self._remark(guard, message, fact)
 
-    def _guard_layout(self, node: fx.Node, fact: Fact) -> None:
-        order = self.runs.order_of(node)
-        if not self.runs.tracer.given[node][1].permute(order).is_contiguous():
-            raise _unknown(fact)
+    def _guard_layout(self, node: fx.Node, fact: Relied) -> None:
+        order, example = self.runs.order_of(node), self.runs.tracer.given[node][1]
+        if strides_in(order, example.shape) != list(example.stride()):
+            raise fact.unknown()
         with self._at(node, fact) as add:
             message = _message(f"the layout of {self._name(node)} in memory fixed", fact)
             self._remark(add("call_function", guard_layout, (node, order, message), None), message, fact)
@@ -204,11 +206,11 @@ class _Search:
         return repr(given[0]) if given[0] is not None else f"%{node.name}"
 
     @contextmanager
-    def _at(self, node: fx.Node, fact: Fact | None) -> Iterator[Callable[[str, Target, tuple[object, ...], object], fx.Node]]:
+    def _at(self, node: fx.Node, fact: Relied | None) -> Iterator[Callable[[str, Target, tuple[object, ...], object], fx.Node]]:
         """What adds nodes behind a value that was given or made, in the name of the line that a fact is about."""
         graph = self.runs.tracer.graph
         behind = next(n for n in reversed(list(graph.nodes)) if n.op == "placeholder") if node.op == "placeholder" else node
-        source = _place(fact)[0] if fact is not None else Source(None, None, "", "")
+        source = fact.source if fact is not None else Source(None, None, "", "")
 
         def add(op: str, target: Target, args: tuple[object, ...], example: object) -> fx.Node:
             made = graph.create_node(op, target, args)  # type: ignore[arg-type]
@@ -218,19 +220,13 @@ class _Search:
         with graph.inserting_before(behind.next):
             yield add
 
-    def _remark(self, guard: fx.Node, message: str, fact: Fact | None) -> None:
+    def _remark(self, guard: fx.Node, message: str, fact: Relied | None) -> None:
         if fact is not None:
-            source = _place(fact)[0]
-            where = Where(guard.name, source.module_path, places.spell(source.file, source.line))
-            self.runs.tracer.remarks.append(TraceRemark("guard", where, message))
+            self.runs.tracer.remarks.append(TraceRemark("guard", replace(where(fact.source), node=guard.name), message))
 
 
-def _message(said: str, fact: Fact | None) -> str:
-    if fact is None:
-        return f"the traced model holds {said}"
-    seen, there = ("shares memory", "copies") if fact.common else ("copies", "shares memory")
-    why = f"{_place(fact)[1]} {seen} in the example and {there} here, and what has that memory is changed in place"
-    return f"the traced model holds {said}, since {why} (compile with an example of this form, or write .clone() at one of the two)"
+def _message(said: str, fact: Relied | None) -> str:
+    return f"the traced model holds {said}" + (f", since {fact.why()}" if fact is not None else "")
 
 
 def _others(size: int, bounds: Sequence[tuple[int, int]]) -> list[int]:

@@ -1,0 +1,55 @@
+"""Sums in the epilogue of native convolutions: the other operand in every order in which it may lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qcompiler.backends.native.plan.conv import Conv
+from tests.native_nets import converted, example, region_of, steps_apart
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "conv1d": (lambda: nn.Conv1d(6, 6, 3, padding=1), (2, 6, 8)),
+    "conv2d": (lambda: nn.Conv2d(4, 4, 3, padding=1), (2, 4, 5, 6)),
+    "conv3d": (lambda: nn.Conv3d(3, 3, 1), (2, 3, 2, 3, 4)),
+    "depthwise": (lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8), (2, 8, 5, 6)),
+    "linear": (lambda: nn.Linear(8, 8), (2, 5, 8)),
+    "linear of images": (lambda: nn.Linear(6, 6), (2, 3, 4, 6)),
+}
+LIES: dict[str, Callable[[Tensor], Tensor]] = {  # how the int8 value that is added was made
+    "norm": lambda v: F.layer_norm(v, v.shape[-1:]),
+    "turned": lambda v: torch.tanh(v.transpose(1, -1).contiguous()).transpose(1, -1),
+    "softmax": lambda v: v.softmax(-1),
+    "product": lambda v: (v @ v.transpose(-1, -2)).softmax(-1) @ v,
+}
+
+
+class Sum(nn.Module):
+    def __init__(self, layer: nn.Module, lies: Callable[[Tensor], Tensor], swapped: bool) -> None:
+        super().__init__()
+        self.layer, self.lies, self.swapped = layer, lies, swapped
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = self.lies(x)
+        y, other = self.layer(other), other.clamp(-1, 1)
+        result: Tensor = self.layer(torch.relu(other + y if self.swapped else y + other))
+        return result
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("lies", LIES)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_what_is_added_may_lie_in_any_order(layer: str, lies: str, swapped: bool) -> None:
+    make, shape = LAYERS[layer]
+    torch.manual_seed(1)
+    x = example(shape)
+    module, graph = converted(Sum(make(), LIES[lies], swapped), x)
+    fused: list[Any] = [made for made in region_of(module).network.layers if isinstance(made, Conv) and made.residual is not None]
+    for size in (x, x[:1]):
+        assert max(steps_apart(module, graph, size).values()) <= 1
+    assert fused or swapped  # a sum lies as its first operand does: what is copied for it is no convolution's own result

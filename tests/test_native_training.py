@@ -1,0 +1,98 @@
+"""Models that were trained for the native back end convert, and compute what training simulated."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qcompiler as qc
+from qcompiler.config.qconfig import (
+    default_per_channel_symmetric_qnnpack_qat_qconfig,
+    default_qat_qconfig,
+    default_symmetric_qnnpack_qat_qconfig,
+)
+from qcompiler.debug import compute_sqnr, parity
+
+pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+
+
+class Net(nn.Module):
+    """A convolution, what follows it, and a linear."""
+
+    def __init__(self, between: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(8, 4)
+        self.depthwise, self.up = nn.Conv2d(8, 8, 3, groups=8), nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.between(self, self.norm(self.conv(x)))
+
+
+NETS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a mean": lambda m, y: m.last(F.relu(y).mean([2, 3])),
+    "a pool": lambda m, y: m.last(F.adaptive_avg_pool2d(F.hardswish(y), 1).flatten(1)),
+    "copies": lambda m, y: m.last(torch.cat([y, torch.sigmoid(y)], 1)[:, :8].permute(0, 2, 3, 1)),
+    "a sum": lambda m, y: m.last((F.relu(y) + F.max_pool2d(y, 3, 1, 1)).mean([2, 3])),
+    "windows": lambda m, y: m.last(F.gelu(m.depthwise(F.relu6(y))).flatten(2).mT),
+    "a convolution at the end": lambda m, y: m.depthwise(F.relu(y)),
+    "a transposed one at the end": lambda m, y: m.up(F.silu(y)),
+    "floats at the end": lambda m, y: torch.tanh(m.last(y.mean([2, 3]))) * 3,
+}
+QCONFIGS = {"default": None, "by tensor": default_qat_qconfig, "symmetric": default_symmetric_qnnpack_qat_qconfig}
+
+
+def trained(net: nn.Module, qconfig: Any, *shape: int) -> tuple[Any, Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    prepared = qc.prepare_qat_fx(net.train(), qconfig, (x,), backend="native")
+    optimizer = torch.optim.SGD(prepared.parameters(), 0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        prepared(torch.randn(shape)).square().mean().backward()
+        optimizer.step()
+    return prepared, x
+
+
+@pytest.mark.parametrize("qconfig", QCONFIGS)
+@pytest.mark.parametrize("name", NETS)
+def test_what_training_simulated(name: str, qconfig: str) -> None:
+    if qconfig != "default" and name not in ("a mean", "windows"):
+        return
+    torch.manual_seed(0)
+    prepared, x = trained(Net(NETS[name]), QCONFIGS[qconfig], 4, 3, 8, 8)
+    module = qc.convert_fx(prepared)
+    prepared.eval()
+    assert parity(prepared, module, [x]).holds
+    with torch.no_grad():
+        assert compute_sqnr(prepared(x), module(x)) > 25  # calls in eval mode move its ranges a little
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_step_inside_of_a_region_counts_where_it_happens(seed: int) -> None:
+    """A mean at a half step falls to the other side: one step there, and nothing behind it, which the C computes from its own value."""
+
+    def between(m: Any, y: Tensor) -> Tensor:
+        y = F.hardswish(F.relu(y) + F.max_pool2d(y, 3, 1, 1))
+        return m.last(torch.cat([y, torch.sigmoid(y)], 1)[:, :8].mean([2, 3]))  # type: ignore[no-any-return]
+
+    torch.manual_seed(seed)
+    prepared, x = trained(Net(between), default_per_channel_symmetric_qnnpack_qat_qconfig, 8, 3, 8, 8)
+    module = qc.convert_fx(prepared)
+    found = parity(prepared, module, [x])
+    assert found.holds and [d.is_float for d in found.differences].count(False) > 1
+
+
+def test_a_lone_linear_and_what_is_wrong_in_it() -> None:
+    prepared, x = trained(nn.Sequential(nn.Linear(8, 8)), None, 8, 8)
+    module = qc.convert_fx(prepared)
+    assert compute_sqnr(prepared.eval()(x), module(x)) > 40
+    with torch.no_grad():
+        prepared.get_parameter("0.weight").mul_(1.05)  # behind the conversion
+    assert not parity(prepared, module, [x]).holds
