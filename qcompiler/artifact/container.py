@@ -101,7 +101,7 @@ def _version(text: object) -> tuple[int, int]:
     return version
 
 
-def _check_digest(raw: bytes, metadata: dict[str, Any]) -> None:
+def _check_digest(raw: bytes, metadata: dict[str, str]) -> None:
     """The sha256 of length and header, taken with zeros in its own place."""
     if metadata.keys() != {FRAMEWORK, VERSION, PROGRAM, DIGEST} or not all(isinstance(value, str) for value in metadata.values()):
         raise corrupt("header", "bad metadata")
@@ -113,7 +113,7 @@ def _check_digest(raw: bytes, metadata: dict[str, Any]) -> None:
         raise error
 
 
-def _tensors(file: IO[bytes], size: int, framed_header: bytes, held: dict[str, Any]) -> dict[str, Tensor]:
+def _tensors(file: IO[bytes], size: int, framed_header: bytes, held: dict[str, object]) -> dict[str, Tensor]:
     """Sorted by name. The library holds the table to the file: every size, no gap, no overlap, nothing behind the last tensor."""
     file.seek(0)
     data = file.read(size)

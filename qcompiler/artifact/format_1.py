@@ -69,7 +69,7 @@ def read(file: IO[bytes], size: int) -> tuple[dict[str, Any], dict[str, Tensor]]
     return header, tensors
 
 
-def _take(file: IO[bytes], size: int, section: str, total: Any) -> bytes:
+def _take(file: IO[bytes], size: int, section: str, total: hashlib._Hash | None) -> bytes:
     data = file.read(size)
     if len(data) != size:
         raise corrupt(section, "the file ends early")
@@ -78,12 +78,12 @@ def _take(file: IO[bytes], size: int, section: str, total: Any) -> bytes:
     return data
 
 
-def _padding(file: IO[bytes], size: int, total: object) -> None:
+def _padding(file: IO[bytes], size: int, total: hashlib._Hash) -> None:
     if any(_take(file, size, "padding", total)):
         raise corrupt("padding", "it is not zero")
 
 
-def _prefix(file: IO[bytes], size: int, total: object) -> tuple[int, bytes]:
+def _prefix(file: IO[bytes], size: int, total: hashlib._Hash) -> tuple[int, bytes]:
     if size < PREFIX.size + DIGEST:
         raise corrupt("prefix", f"a file of {size} bytes is too short")
     _, major, minor, reserved, length, digest = PREFIX.unpack(_take(file, PREFIX.size, "prefix", total))
@@ -132,7 +132,7 @@ def _entry(item: Any) -> Entry:
     return entry
 
 
-def _tensor(file: IO[bytes], entry: Entry, total: object) -> Tensor:
+def _tensor(file: IO[bytes], entry: Entry, total: hashlib._Hash) -> Tensor:
     buffer = bytearray(_take(file, entry.size, entry.section, total))
     if hashlib.sha256(buffer).hexdigest() != entry.sha256:
         raise corrupt(entry.section, "its sha256 differs")

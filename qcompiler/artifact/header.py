@@ -18,7 +18,7 @@ from qcompiler.files.values import from_json
 def parse(raw: bytes, section: str) -> dict[str, Any]:
     """JSON with every bound checked: entries, depth, duplicate keys, numbers."""
 
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
         made = dict(items)
         if len(made) != len(items):
             raise ValueError("a key stands twice")

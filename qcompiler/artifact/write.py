@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +73,7 @@ def _chunks(module: Executable | CallForms) -> Iterator[bytes | memoryview]:
     return chunks(_program(forms_of(module)), tensors_of(module))
 
 
-def _program(forms: Sequence[Executable]) -> dict[str, Any]:
+def _program(forms: Sequence[Executable]) -> dict[str, object]:
     """The program as data: what the compiler itself writes, and beside it what the back end writes."""
     first, *others = forms
     payload = first._payload().data
@@ -94,7 +93,7 @@ def _differences(payload: Mapping[str, object], first: Mapping[str, object]) -> 
     return {key: value for key, value in payload.items() if key not in first or first[key] != value}
 
 
-def _attributes(module: Executable) -> dict[str, Any]:
+def _attributes(module: Executable) -> dict[str, object]:
     """The user's attributes that are plain data, as JSON."""
     found = {}
     for name in sorted(set(module.__dict__) - {PLACES, *module._own_attributes()}):  # places follow from the note of all containers

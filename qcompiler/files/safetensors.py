@@ -37,12 +37,12 @@ def safetensors(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryv
         yield raw_of(tensors[name])
 
 
-def table_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def table_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, object]]:
     """The entries of a header, in the order in which the tensors lie: those of large numbers first, so that each is aligned to its numbers.
 
     Raises ConfigError for names that the format cannot spell.
     """
-    entries: dict[str, Any] = {}
+    entries: dict[str, dict[str, object]] = {}
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
         if name == METADATA or any("\ud800" <= letter <= "\udfff" for letter in name):
@@ -55,7 +55,7 @@ def table_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     return entries
 
 
-def framed(header: Mapping[str, Any]) -> bytes:
+def framed(header: Mapping[str, object]) -> bytes:
     """The header as it stands in a file, with its length in front and spaces behind, so that the tensors begin at a multiple of 8."""
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
     text += b" " * (-len(text) % 8)

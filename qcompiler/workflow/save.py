@@ -123,7 +123,7 @@ def _explanation(module: Executable | CallForms) -> Explanation | None:
         return None
 
 
-def _described(module: Executable | CallForms, explanation: Explanation | None, needed: tuple[str, ...]) -> dict[str, Any]:
+def _described(module: Executable | CallForms, explanation: Explanation | None, needed: tuple[str, ...]) -> dict[str, object]:
     """What config.json holds."""
     first = forms_of(module)[0]
     payload: Any = first._payload().data
