@@ -29,14 +29,19 @@ class JoinAssignments:
     name: str = "join_assignments"
     stage: Stage = Stage.TRACED
     required: bool = False
+    per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         changed = False
         for node in list(gm.graph.nodes):
             writes = sorted(user for user in node.users if changes(user, node))  # nodes compare by their place in the graph
             if node.target is torch.clone and writes and all(map(_is_simple, writes)) and _is_read_behind(node, writes):
-                _join(gm, node, writes)
-                changed = True
+                if context.allows("join_assignments", node):
+                    _join(gm, node, writes)
+                    context.journal.matches += 1
+                    changed = True
+                else:
+                    context.remark(self.name, "held-back", "could be a cat of its slices, but that was held back", node)
         return changed
 
 

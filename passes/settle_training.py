@@ -7,6 +7,7 @@ that they become the same integers. Values are those of the fake-quantized graph
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,9 @@ class SettleTraining:
         for node in list(gm.graph.nodes):
             if node.op == "get_attr" and isinstance(attribute(gm, str(node.target)), bool):
                 _replace(node, False)
+        for node in list(gm.graph.nodes):
+            if node.target is operator.mul and node.args[0] is False and isinstance(node.args[1], float):  # a share of dropout
+                _replace(node, 0.0)
         for node in list(gm.graph.nodes):
             row = context.table.of(node)
             if node.op == "call_module" and str(node.target).startswith(f"{HOLDER}."):

@@ -17,7 +17,7 @@ from qcompiler.backends.native.steps import Region, Step
 from qcompiler.errors import InputError
 from qcompiler.ops.reference import dequantize, quantize
 from tests.native_abi import Guarded, Kernels, known
-from tests.native_nets import Through, conv, converted, example, region_of, steps_apart
+from tests.native_nets import Through, conv, converted, example, region_of, shaken, steps_apart
 from tests.native_ops import OneOp, floats
 
 IMAGE = (2, 5, 6, 7)
@@ -207,3 +207,29 @@ def test_a_pad_with_another_reader_is_made() -> None:
     torch.manual_seed(0)
     module, graph = converted(Through(both, conv(3, 8), conv(8, 4), conv(12, 4)), x := example((1, 3, 9, 9)))
     assert region_of(module) and max(steps_apart(module, graph, x).values()) <= 1
+
+
+def turned(y: Tensor) -> Tensor:
+    """Where it lies is known at run time alone."""
+    return y.flatten(2).transpose(1, 2).reshape(y.shape)
+
+
+SUMS: dict[str, Any] = {
+    "conv2d": (lambda m, y: m[0](y) + turned(y), nn.Conv2d(8, 8, 3, padding=1)),
+    "the other side": (lambda m, y: turned(y) + m[0](y), nn.Conv2d(8, 8, 1)),
+    "a table between": (lambda m, y: torch.sigmoid(m[0](y)) + turned(y), nn.Conv2d(8, 8, 1)),
+    "depthwise": (lambda m, y: m[0](y) + turned(y), nn.Conv2d(8, 8, 3, padding=1, groups=8)),
+    "less": (lambda m, y: m[0](y) - turned(y), nn.Conv2d(8, 8, 1)),
+    "transposed": (lambda m, y: m[0](y) + y.transpose(2, 3), nn.Conv2d(8, 8, 1)),
+    "linear": (lambda m, y: m[0](y) + turned(y), nn.Linear(6, 6)),
+    "a pick": (lambda m, y: m[0](y) + y.flatten(2).roll(3, 2).reshape(y.shape), nn.Conv2d(8, 8, 1)),
+}
+
+
+@pytest.mark.parametrize("case", SUMS)
+def test_a_sum_with_a_value_that_lies_otherwise(case: str) -> None:
+    function, layer = SUMS[case]
+    model = shaken(Through(lambda m, x: m[2](function(m, m[1](x))), layer, conv(3, 8, padding=1), conv(8, 4, 1)))
+    module, graph = converted(model, example((2, 3, 6, 6)))
+    for shape in ((2, 3, 6, 6), (3, 3, 6, 6), (1, 3, 6, 6)):
+        assert not any(steps_apart(module, graph, example(shape)).values())

@@ -18,7 +18,7 @@ from qcompiler.backends.native.regions import regions_of
 from qcompiler.debug import compute_sqnr
 from qcompiler.errors import InputError
 from tests.native_abi import Kernels, QOperand, aligned
-from tests.native_nets import Through, check_bits, conv, converted, example, region_of
+from tests.native_nets import Through, check_bits, conv, converted, example, region_of, steps_apart
 from tests.test_native_dynamic import dynamic
 from tests.test_native_export import build, computed, flat
 from tests.test_native_floats import Memory, floats, operand, result, tensor
@@ -246,3 +246,32 @@ def test_masks_and_loops_as_operators() -> None:
     lstm, _, x = dynamic("lstm")
     made = torch.export.export(lstm, (x,)).module()
     assert all(map(torch.equal, pytree.tree_leaves(made(x)), pytree.tree_leaves(lstm(x))))
+
+
+class Tables(nn.Module):
+    """As a decoder starts from: zeros and positions, which sizes settle, as operands of int8 layers and beside them."""
+
+    def __init__(self, way: Callable[..., Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.position = way, nn.Parameter(torch.randn(5, 8))
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        position = self.position.unsqueeze(0).repeat(x.shape[0], 1, 1)
+        return self.way(*self.layers, x, position, torch.zeros_like(position))
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda a, b, c, d, x, p, z: d(F.scaled_dot_product_attention(a(z + p), b(x), c(z)) + z),
+        lambda a, b, c, d, x, p, z: d(c(x).sort(1)[0] + a(z + p) + z) + z,
+        lambda a, b, c, d, x, p, z: d(a(z) + b(z + p) + c(x)) + (z + p),
+    ],
+    ids=["attention", "two regions", "operands"],
+)
+def test_what_sizes_settle_is_rounded_and_read_as_floats(way: Callable[..., Tensor]) -> None:
+    module, graph = converted(Tables(way).eval(), example((2, 5, 8)))
+    for n in (2, 3):
+        assert not any(steps_apart(module, graph, example((n, 5, 8))).values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from qcompiler.backends import Stored
 from qcompiler.backends.torch.program.program import Program
 from qcompiler.backends.torch.program.result_classes import result_classes
 from qcompiler.errors import ConfigError, InputError, TraceError
+from qcompiler.files.faults import StandInWarning
 from tests.flow import randn
 
 
@@ -193,3 +195,62 @@ def test_a_leaf_that_returns_one(tmp_path: Path) -> None:
     other = randn(2, 8, seed=1)
     found, expected = module(other), model(other)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1].layers[0][0], expected[1].layers[0][0])
+
+
+@dataclasses.dataclass
+class Kept:
+    key: Tensor
+    value: Tensor
+
+
+class Grown(Kept):
+    """Changed in place, as caches of libraries are."""
+
+
+class Step(nn.Module):
+    """Attention over what a dataclass holds, which nobody registered."""
+
+    def __init__(self, kind: type[Kept]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.qkv, self.out = kind, nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, cache: Any = None) -> Any:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if cache is None:
+            cache = self.kind(k, v)
+        elif self.kind is Grown:
+            cache.key, cache.value = torch.cat([cache.key, k], 1), torch.cat([cache.value, v], 1)
+        else:
+            cache = self.kind(torch.cat([cache.key, k], 1), torch.cat([cache.value, v], 1))
+        return self.out(F.scaled_dot_product_attention(q, cache.key, cache.value)), cache
+
+
+@torch.no_grad()
+def decoded(model: Any, x: Tensor) -> Tensor:
+    y, cache = model(x)
+    for _ in range(4):
+        y, cache = model(y[:, -1:], cache)
+    return y
+
+
+@pytest.mark.parametrize("kind", [Kept, Grown])
+@pytest.mark.parametrize("mapping", [QConfigMapping().set_global(None), None], ids=["float", "int8"])
+def test_a_dataclass_as_cache(kind: type[Kept], mapping: Any, tmp_path: Path) -> None:
+    model, x = Step(kind).eval(), randn(2, 5, 16)
+    with torch.no_grad():
+        cache = model(x)[1]
+    prepared = prepare_fx(model, mapping, (x,), example_kwargs=[((x,), {}), ((x[:, :1], cache), {})])
+    calibrate(prepared, [(x,), (x[:, :1], cache)])
+    module = convert_fx(prepared)
+    found, expected = decoded(module, x), decoded(model, x)
+    assert type(module(x)[1]) is kind and (expected - found).square().sum() < expected.square().sum() / 100
+    if mapping is not None:
+        torch.testing.assert_close(found, expected)
+    save(module, tmp_path / "m.qc")
+    assert torch.equal(decoded(load(tmp_path / "m.qc", modules={f"{__name__}.{kind.__name__}": kind}), x), found)
+    with pytest.warns(StandInWarning, match=kind.__name__):
+        known = load(tmp_path / "m.qc")
+    assert torch.equal(decoded(known, x), found)  # a record goes in as it came out
+    with pytest.raises(InputError, match=kind.__name__):
+        known(x[:, :1], {"key": x, "value": x})

@@ -18,7 +18,7 @@ from qcompiler.artifact.forms import joined, tensors_of_form
 from qcompiler.artifact.header import check_program, further_forms, payload_of
 from qcompiler.artifact.layout import FORMAT, WEIGHTS
 from qcompiler.backends import Stored, backend_of, names
-from qcompiler.errors import ArtifactError, ConfigError, QCompilerError
+from qcompiler.errors import ArtifactError, ConfigError, QCompilerError, QCompilerWarning
 from qcompiler.executable import Executable
 from qcompiler.files.faults import corrupt
 
@@ -37,7 +37,8 @@ def load(path: str | os.PathLike[str], modules: Mapping[str, object] | None = No
     with open_regular(path) as file, _named(str(path)):
         header, tensors, version = read(file, os.fstat(file.fileno()).st_size)
     if version > FORMAT:
-        warnings.warn(f"{path}: written by format {version[0]}.{version[1]}, read as {FORMAT[0]}.{FORMAT[1]}", UserWarning, stacklevel=3)
+        text = f"{path}: written by format {version[0]}.{version[1]}, read as {FORMAT[0]}.{FORMAT[1]}"
+        warnings.warn(text, QCompilerWarning, stacklevel=3)
     with _named(str(path)):
         return _modules(str(path), header, tensors, given)
 

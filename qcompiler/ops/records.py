@@ -21,7 +21,10 @@ NOT_FROM_FILES = ("torch", "builtins", "collections", "functools")  # what a fil
 
 
 class Record(OrderedDict):  # type: ignore[type-arg]
-    """Stands for a dataclass that this process does not know: its fields as keys and as attributes."""
+    """Stands for a dataclass that this process does not know: its fields as keys and as attributes. `stands_for`: the class's own name;
+    a call takes it where it takes one of those."""
+
+    stands_for = ""
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -46,7 +49,11 @@ class Maker:
         fields = dict(zip(names, values, strict=True))
         if form == "dict":
             return kind(fields) if kind else fields
-        return kind(**fields) if kind else Record(fields)
+        if kind:
+            return kind(**fields)
+        record = Record(fields)
+        record.stands_for = self.name.rpartition(".")[2]
+        return record
 
     def named(self, names: tuple[str, ...], values: tuple[object, ...]) -> Any:
         """The named tuple's class."""

@@ -11,6 +11,7 @@ import torch
 
 from qcompiler.ops.functional import to_format
 from qcompiler.trace import places
+from qcompiler.trace.drop_paths import in_mode
 from qcompiler.trace.fixed_sizes import name_of
 from qcompiler.trace.function_mode import TraceMode
 from qcompiler.trace.given_numbers import repeated, settled
@@ -92,6 +93,7 @@ class Calls:
         if replacement is not None and (result := self._decomposed(function, replacement, args, kwargs)) is not NotImplemented:
             return result
         args, kwargs = settled(self._recorder, target, args, kwargs)
+        args, kwargs = in_mode(self._recorder, function, args, kwargs) if self._options.trains else (args, kwargs)
         if target in _PRODUCTS and (listed := repeated(self._recorder, args)) is not NotImplemented:
             return listed
         if op == "call_method" and target in _CONVERSIONS and self._converts_nothing(target, args, kwargs):

@@ -125,9 +125,11 @@ class Walk:
             self._walk(vars(kind)[name], joined(path, name), 1)
         for name, value in list(vars(kind).items()):
             self._cache(holder, name, value)
-            function = getattr(value, "__wrapped__", getattr(value, "__func__", getattr(value, "fget", value)))
-            if isinstance(function, (types.FunctionType, functools._lru_cache_wrapper)):
-                self._walk(function, joined(path, name), 1)
+            function = getattr(value, "__func__", getattr(value, "fget", value))
+            while function is not None:  # what a decorator made may keep something in its closure
+                if isinstance(function, (types.FunctionType, functools._lru_cache_wrapper)):
+                    self._walk(function, joined(path, name), 1)
+                function = getattr(function, "__wrapped__", None)
 
     def _function(self, function: types.FunctionType) -> None:
         """A function of the user's: its attributes and defaults, the cells and globals that it names, and what those lead to."""

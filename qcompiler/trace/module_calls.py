@@ -13,10 +13,12 @@ from torch import nn
 
 from qcompiler.errors import Where, out_of_memory
 from qcompiler.inputs.kinds import ORIGINAL, is_compiled
+from qcompiler.ops.functional import stochastic_depth
 from qcompiler.trace import places
+from qcompiler.trace.drop_paths import dropped_share
 from qcompiler.trace.guards import TraceRemark
 from qcompiler.trace.leaf_calls import Call, LeafCalls, is_torch
-from qcompiler.trace.mode import Modes
+from qcompiler.trace.mode import NAME, Modes, Training
 from qcompiler.trace.proxy import Args, Kwargs, first_proxy
 from qcompiler.trace.reasons import origin, reason
 from qcompiler.trace.recording import Mark, Recording
@@ -81,8 +83,21 @@ class ModuleCalls:
         if isinstance(module, torch.jit.ScriptModule):
             self._recorder.remarks.append(TraceRemark("leaf", Where(module_path=path), "a scripted module cannot be followed"))
             return self._leaves.record(call, known=False)
+        if traced and self.options.trains and not is_torch(module) and (share := self._dropped_share(call)) is not None:
+            flag = Training(module.training, f"{path}.{NAME}", lambda: None)
+            return self._recorder.record("call_function", stochastic_depth, call.args, {"p": share, "mode": "row", NAME: flag})
         with self._regions.without_state(module):
             return self._follow(call, functools.partial(call.original, module))
+
+    def _dropped_share(self, call: Call) -> float | None:
+        """The share of samples that a module drops in training, if that is all it does with its one argument."""
+        if len(call.args) != 1 or call.kwargs:
+            return None
+        self._recorder.paused += 1
+        try:
+            return dropped_share(call.module)
+        finally:
+            self._recorder.paused -= 1
 
     def _follow(self, call: Call, function: Callable[..., object]) -> object:
         """Trace into a module; where that fails, go back and keep it as a leaf."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from qcompiler.artifact.layout import FORMAT, WEIGHTS
 from qcompiler.artifact.write import check_converted, write
 from qcompiler.debug.explain import Explanation
-from qcompiler.errors import ArtifactWriteError, ConfigError
+from qcompiler.errors import ArtifactWriteError, ConfigError, QCompilerWarning
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms, forms_of
 from qcompiler.files.atomic import atomic_write
@@ -85,12 +85,14 @@ def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[
     explanation = _explanation(module)
     described = _described(module, explanation, needed)
     card = _card(described, explanation).encode("utf-8")
-    if _is_ours(folder):
+    ours = _is_ours(folder)
+    if ours:
         atomic_write(folder / CARD, [card])
-    else:
-        warnings.warn(f"{folder / CARD} was written by somebody else, or edited: it is kept as it is", UserWarning, stacklevel=2)
     described[CARD_DIGEST] = hashlib.sha256(card).hexdigest()
     atomic_write(folder / CONFIG, [json.dumps(described, indent=2, sort_keys=True, allow_nan=False).encode("ascii"), b"\n"])
+    if not ours:
+        text = f"{folder / CARD} was written by somebody else, or edited: it is kept as it is"
+        warnings.warn(text, QCompilerWarning, stacklevel=2)
     return needed
 
 

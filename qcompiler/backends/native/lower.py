@@ -135,7 +135,8 @@ class _Rewriter:
             return []
         codes: Any = source.args[0]
         floats = codes.args[0] if self.item(codes) is codes or unit_of(codes) not in self.partition.depth else source
-        name = f"{codes.name}.floats" if floats is source else floats.name
+        made_here = floats is source or floats in self.partition.known  # the region may have a step of its own of that name
+        name = f"{codes.name}.floats" if made_here else floats.name
         part.inputs[name] = floats
         self._want(floats)
         step = reader.step(codes)

@@ -175,17 +175,17 @@ class _Builder:
             names, values = tuple(fields), tuple(fields.values())
         return self.known(registry.RECORD, target), (form, names, values), {}
 
-    def external(self, target: object) -> str:
-        """Name of a function of the user's, kept by the module."""
+    def external(self, target: Any) -> str:
+        """Name of a function of the user's, or of a private one of torch's that the user calls, kept by the module."""
         custom = isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))  # of a library of the user's
-        if not custom and not isinstance(target, (types.FunctionType, type)):
+        path = f"torch.ops.{target}" if custom else f"torch.{target.__name__}" if registry.is_private(target) else None
+        if path is None and not isinstance(target, (types.FunctionType, type)):
             raise QCompilerError(f"no kernel or function is known for {target!r:.200}", code="unknown-op")
-        return self.known(registry.EXTERNAL, target, f"torch.ops.{target}" if custom else None)
+        return self.known(registry.EXTERNAL, target, path)
 
     def known(self, prefix: str, target: Any, path: str | None = None) -> str:
         """The operation that stands for a function or class of the user's, by its path."""
-        path = path or f"{target.__module__}.{target.__qualname__}"
-        path = path.replace("<locals>", "local").replace("<lambda>", "function")
+        path = (path or f"{target.__module__}.{target.__qualname__}").replace("<locals>", "local").replace("<lambda>", "function")
         base = name = ".".join(p if is_name(p) else "function" for p in path.split("."))
         number = 1
         while self.built.externals.get(name, target) is not target:

@@ -50,7 +50,8 @@ OPERATORS = (
     "lshift", "lt", "matmul", "mod", "mul", "ne", "neg", "not_", "or_", "pos", "pow", "rshift", "setitem", "sub", "truediv", "truth", "xor",
 )  # fmt: skip
 
-PRIVATE = ("_pack_padded_sequence", "_pad_packed_sequence")  # what torch.nn.utils.rnn calls
+# What torch.nn.utils.rnn and F.grouped_mm (the experts of transformers) call.
+PRIVATE = ("_pack_padded_sequence", "_pad_packed_sequence", "_grouped_mm")
 
 # Reads or writes memory or files outside its tensors, takes code, or changes the process.
 REFUSED = frozenset((
@@ -90,6 +91,16 @@ def _public(module: Any, kinds: tuple[type, ...], names: Any = None) -> dict[str
         if not name.startswith("_") and name not in REFUSED and isinstance(value, kinds) and not isinstance(value, type):
             found[name] = value
     return found
+
+
+def is_private(target: object) -> bool:
+    """Whether it is a function of torch's C++ code that has no public name. A file may not name it."""
+    name = getattr(target, "__name__", "")
+    return (
+        name.startswith("_")
+        and isinstance(target, types.BuiltinFunctionType)
+        and getattr(torch._C._VariableFunctions, name, None) == target
+    )
 
 
 @functools.cache
