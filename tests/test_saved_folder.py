@@ -141,6 +141,7 @@ def test_a_folder_has_card_config_and_weights(module: Any, tmp_path: Path) -> No
     config, card = (json.loads((Path(folder) / "config.json").read_text()), (Path(folder) / "README.md").read_text())
     assert config["library_name"] == "qcompiler" and config["model"] == "Net" and config["engine"] == module.engine
     assert config["int8_mac_share"] == 1.0 and config["modules"] == [] and config["format"] == "2.0"
+    assert f"| torch, engine {module.engine}" in card
     assert card.startswith("---\nlibrary_name: qcompiler\n") and qc.explain(module).verdict in card and "Nothing." in card
     before = {name: (Path(folder) / name).read_bytes() for name in FILES}
     qc.save(module, Path(folder))  # a folder that is there needs no slash

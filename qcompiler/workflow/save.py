@@ -143,8 +143,9 @@ def _described(module: Executable | CallForms, explanation: Explanation | None, 
 
 
 def _card(described: dict[str, Any], explanation: Explanation | None) -> str:
-    engine, isa = described["engine"], described["isa"]
-    runs = f"{described['backend']}{f', engine {engine}' if engine else ''}{f', compiled for {isa}' if isa else ''}"
+    runs, engine, isa = described["backend"], described["engine"], described["isa"]
+    if runs == "torch":  # another back end takes torch's kernels for parts at most
+        runs += f", engine {engine}{f', compiled for {isa}' if isa else ''}"
     facts = {"back end": runs, "tensors": f"{described['tensors']}, {described['tensor_bytes'] / 1e6:.3g} MB"}
     if explanation is not None:
         facts = {"runs in int8": explanation.verdict, "multiply-accumulates": explanation.work or "not counted"} | facts
