@@ -30,6 +30,7 @@ PAGES = (
     "docs/accuracy.md",
     "docs/onnx.md",
     "docs/torch-export.md",
+    "docs/saved-files.md",
     "docs/deployment.md",
 )
 ALL = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])
