@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from measure import interleaved_medians
 from torch import Tensor, nn
 
-from qcompiler import artifact, convert_fx, explain, prepare_fx
+from qcompiler import convert_fx, explain, load, prepare_fx, save
 from qcompiler.quantization import QConfigMapping, default_dynamic_qconfig, quantize_dynamic
 
 LINE = 64
@@ -112,8 +112,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "characters.qc"
-        artifact.save(compiled, path)
-        same = torch.equal(artifact.load(path)(line), compiled(line))
+        save(compiled, path)
+        same = torch.equal(load(path)(line), compiled(line))
         print(f"saved in {path.stat().st_size / 1e3:.1f} kilobytes, loaded: {'the same bits' if same else 'other bits'}")
 
 

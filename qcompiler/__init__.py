@@ -19,7 +19,7 @@ from qcompiler.api import (
     remarks,
     scales,
 )
-from qcompiler.artifact import load, save
+from qcompiler.artifact import load
 from qcompiler.backends.native.export import export_c
 from qcompiler.backends.native.regions import native_plan
 from qcompiler.backends.native.times import native_times
@@ -37,6 +37,7 @@ from qcompiler.errors import (
     TraceError,
     UnsupportedOpError,
 )
+from qcompiler.workflow.save import save
 
 __all__ = [
     "ArtifactError", "CalibrationError", "ConfigError", "InputError", "NumericsError", "OutOfMemoryError", "QCompilerError", "QConfig",

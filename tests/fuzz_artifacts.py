@@ -30,6 +30,7 @@ from qcompiler.backends.torch.program.export import export_source
 from qcompiler.errors import QCompilerError
 from tests import children
 from tests.native_cache import native_cache
+from tests.saved_files import TABLE, parts, whole
 
 SECONDS = 20.0  # of processor time, for all that is done with a file: one that takes longer counts as a hang
 NUMBERS = (0, -1, 1, 2, 3, 255, 2**16, 2**26, 2**31, 2**32 + 1, 2**62, -(2**63), 0.0, -1.0, 1e-45, 1e308)
@@ -113,7 +114,7 @@ def _hostile(rng: random.Random, header: Any, value: Any) -> Any:
 
 def _mutate_header(rng: random.Random, header: Any) -> None:
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        section = rng.choice(("program", "program", "program", "attributes", "tensors", None))
+        section = rng.choice(("program", "program", "program", "attributes", "tensors", TABLE, None))
         top: tuple[Any, ...] = (section,) if section else ()
         if section is not None and section not in header:
             continue
@@ -130,32 +131,29 @@ def _mutate_header(rng: random.Random, header: Any) -> None:
 
 def _mutate_tensor(rng: random.Random, header: Any, body: bytearray) -> None:
     """Other bytes in a tensor, its hash made right; scales become nan, inf, 0 and negative."""
-    _, dtype, _, offset, size, _ = entry = rng.choice([e for e in header["tensors"] if e[4]])
-    raw = bytearray(body[offset : offset + size])
-    values = torch.frombuffer(raw, dtype=getattr(torch, dtype))
+    name = rng.choice([name for name, entry in header[TABLE].items() if entry["data_offsets"][0] < entry["data_offsets"][1]])
+    start, end = header[TABLE][name]["data_offsets"]
+    raw = bytearray(body[start:end])
+    values = torch.frombuffer(raw, dtype=getattr(torch, header["tensors"][name][0]))
     for _ in range(rng.choice((1, 1, 5))):
         index = rng.randrange(values.numel())
         bad = (float("nan"), float("inf"), 0.0, -1.0, 1e-45, 1e30) if values.is_floating_point() else (0, 127, -1, 1 << 30, 255, -128)
         values[index] = torch.tensor(rng.choice(bad)).to(values.dtype)
-    body[offset : offset + size] = raw
-    entry[5] = hashlib.sha256(raw).hexdigest()
+    body[start:end] = raw
+    header["tensors"][name][1] = hashlib.sha256(raw).hexdigest()
 
 
 def mutated(data: bytes, seed: int) -> bytes:
     """The file with a few changes that `seed` decides, and all hashes right."""
     rng = random.Random(seed)
-    magic, major, minor, zero, length, _ = artifact.PREFIX.unpack(data[: artifact.PREFIX.size])
-    start = artifact.PREFIX.size
-    header = json.loads(data[start : start + length])
-    body = bytearray(data[start + length + -(start + length) % artifact.ALIGN : -artifact.DIGEST])
+    header, start = parts(data)
+    body = bytearray(start)
     if rng.random() < 0.15:
         _mutate_tensor(rng, header, body)
     else:
         _mutate_header(rng, header)
-    raw = json.dumps(header, sort_keys=True).encode()
-    new = artifact.PREFIX.pack(magic, major, minor, zero, len(raw), hashlib.sha256(raw).digest()) + raw
-    new += bytes(-len(new) % artifact.ALIGN) + bytes(body)
-    return new + hashlib.sha256(new).digest()
+    table = header.pop(TABLE, {})
+    return whole(json.dumps(header, sort_keys=True).encode(), table, bytes(body))
 
 
 # ---- what is done with each

@@ -26,6 +26,7 @@ from qcompiler.quantization.backend_config import get_onednn_backend_config
 from qcompiler.target import Neutral, Target
 from tests.children import WAITING
 from tests.flow import ENGINES, randn, randomized
+from tests.saved_files import parts
 from tests.toy_backend import BACKEND, Breaks, LeaveSigmoidFloat, ToyModule, ToyTarget, registered
 
 X = randn(2, 3, 8, 8)
@@ -172,8 +173,7 @@ def test_call_forms(tmp_path: Path) -> None:
 def test_files_name_their_back_end(tmp_path: Path) -> None:
     module = qc.convert_fx(prepared(backend="toy"))
     qc.save(module, tmp_path / "m.qc")
-    raw = (tmp_path / "m.qc").read_bytes()
-    header = json.loads(raw[56 : 56 + int.from_bytes(raw[16:24], "little")])
+    header, _ = parts((tmp_path / "m.qc").read_bytes())
     assert header["backend"] == "toy" and header["features"] == ["back ends"] and "engine" not in header and "toy" in header
     unregister("toy")
     with pytest.raises(ConfigError, match=r"m\.qc: unknown backend 'toy'"):

@@ -26,7 +26,7 @@ from qcompiler import (
 )
 from qcompiler import remarks as remarks_of
 from qcompiler.artifact.header import further_forms
-from qcompiler.artifact.read import _read
+from qcompiler.artifact.read import read
 from qcompiler.debug import compare
 from qcompiler.errors import ArtifactError, CalibrationError, ConfigError, InputError
 from qcompiler.executable.call_forms import CallForms
@@ -353,7 +353,7 @@ def test_float_leaves_and_hostile_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs modules= for leaf"):
         load(tmp_path / "m.qc")
     with open(tmp_path / "m.qc", "rb") as file:
-        header = _read(file, (tmp_path / "m.qc").stat().st_size)[0]
+        header = read(file, (tmp_path / "m.qc").stat().st_size)[0]
     form = {"attributes": {}, "program": {}}
     for bad in (3, [], [3], [{"program": {}}], [form | {"tensors": []}], [form | {"other": 1}], [form | {"attributes": 3}]):
         with pytest.raises(ArtifactError):

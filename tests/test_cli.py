@@ -97,6 +97,23 @@ def test_quantize_inspect_run(workplace: Path) -> None:
     assert str(scores[0].argmax()) in ran.output
 
 
+def test_a_folder_instead_of_a_file(workplace: Path) -> None:
+    torch.save([torch.randn(2, 3, 16, 16) for _ in range(2)], "batches.pt")
+    made = call("quantize", "tiny_model:build", "--calibrate", "batches.pt", "--out", "tiny/")
+    assert made.exit_code == 0, made.output
+    assert {path.name for path in (workplace / "tiny").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    for command in (
+        ("inspect", "tiny"), ("run", "tiny/", "photos/0.png", "--size", 16), ("viz", "tiny"), ("viz", "tiny/model.safetensors"),
+        ("compare", "tiny_model:build", "tiny", "--data", "batches.pt"),
+    ):  # fmt: skip
+        result = call(*command)
+        assert result.exit_code == 0, result.output
+    assert "photos holds no dumps" in call("viz", "photos").output
+    (workplace / "file").write_text("")
+    refused = call("quantize", "tiny_model:build", "--calibrate", "batches.pt", "--out", "file/")
+    assert refused.exit_code == 1 and "there is a file of this name" in refused.output
+
+
 def test_the_answer_is_close_to_the_float_model(workplace: Path) -> None:
     torch.save([torch.randn(4, 3, 16, 16) for _ in range(3)], "batches.pt")
     sample = torch.randn(2, 3, 16, 16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ PAGES = (
     "docs/accuracy.md",
     "docs/onnx.md",
     "docs/torch-export.md",
+    "docs/saved-files.md",
+    "docs/deployment.md",
 )
 ALL = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])
 MODELS = """
@@ -91,6 +94,10 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
         else:
             exec(compile("\n" * (line - 1) + code, page, "exec"), names)
     assert not report, "".join(report)
+    if page == "docs/deployment.md" and shutil.which("g++"):  # its C++, against the header that its Python wrote
+        (text,) = re.findall(r"^```\n(#include.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+        Path("main.cc").write_text(text)
+        subprocess.run(["g++", "-std=c++17", "-Wall", "-Werror", "-fsyntax-only", "-Ismall_c", "main.cc"], check=True, timeout=WAITING)
 
 
 def anchors(page: Path) -> set[str]:

@@ -32,7 +32,8 @@ from qcompiler.files.atomic import atomic_write
 from tests import fuzz_artifacts
 from tests.children import WAITING
 from tests.lowered_net import ENGINES, INPUT, lowered
-from tests.test_artifact import attempt, changed
+from tests.saved_files import changed
+from tests.test_artifact import attempt
 
 INJECTIONS = ('x"""; import os; """', "x'''", "a\nimport os", "\\", 'x"', "a b", "class", "", "x\\", "\u2028", "1x")
 

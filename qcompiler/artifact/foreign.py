@@ -28,7 +28,6 @@ OTHERS = {
     ".pth": ("torch.save", "torch.save(module.state_dict(), path) writes the tensors"),
     ".pt2": ("torch.export", "torch.export.save writes that"),
     ".pte": ("ExecuTorch", "that is made from a program of torch.export"),
-    ".safetensors": ("safetensors", "export_source(module, folder) writes the weights so"),
     ".tflite": ("TensorFlow Lite", ""),
     ".h5": ("Keras", ""),
     ".xml": ("OpenVINO", ""),
@@ -41,7 +40,7 @@ OTHERS = {
 def foreign(start: bytes) -> ArtifactError:
     """The error for a file that begins otherwise than ours."""
     kind = next((what for magic, what in KNOWN if start.startswith(magic)), "")
-    kind = "a safetensors file" if not kind and start[7:8] == b"\0" and start[2:8] == bytes(6) else kind
+    kind = "a safetensors file without a program" if not kind and start[8:9] == b"{" else kind
     text = "this is not a file that qcompiler saved" + (f"; it is {kind}" if kind else "")
     return ArtifactError(text, code="artifact-magic", hint="qcompiler.load reads what qcompiler.save or `qcompiler quantize` wrote")
 
@@ -50,5 +49,5 @@ def check_name(path: str | os.PathLike[str]) -> None:
     """Raises ConfigError for a file name by which readers would take our format for another one."""
     other, instead = OTHERS.get(Path(path).suffix.lower(), ("", ""))
     if other:
-        hint = f"name it .qc{f'; {instead}' if instead else ''}"
-        raise ConfigError(f"{path}: what is written is qcompiler's own format, and the name says {other}", code="file-name", hint=hint)
+        hint = f"name it .safetensors or .qc{f'; {instead}' if instead else ''}"
+        raise ConfigError(f"{path}: what is written is a safetensors file, and the name says {other}", code="file-name", hint=hint)

@@ -1,4 +1,4 @@
-"""The header of a file that anybody may have written: parsed and checked before anything is allocated by it."""
+"""The program of a file that anybody may have written: parsed and checked before anything is allocated by it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from qcompiler.artifact.layout import ALIGN, FEATURES, HEADER, MAX_DEPTH, MAX_DIMS, MAX_ENTRIES, MAX_TENSORS, SEVERAL_FORMS, Entry
+from qcompiler.artifact.layout import FEATURES, HEADER, MAX_DEPTH, MAX_ENTRIES, SEVERAL_FORMS
 from qcompiler.artifact.notes import check_notes
 from qcompiler.errors import ArtifactVersionError
-from qcompiler.executable.tensors import is_path
-from qcompiler.files.dtypes import DTYPES
 from qcompiler.files.faults import corrupt
 from qcompiler.files.values import from_json
 
 
-def parse_header(raw: bytes) -> dict[str, object]:
+def parse(raw: bytes, section: str) -> dict[str, Any]:
     """JSON with every bound checked: entries, depth, duplicate keys, numbers."""
 
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
         made = dict(items)
         if len(made) != len(items):
             raise ValueError("a key stands twice")
@@ -33,16 +31,15 @@ def parse_header(raw: bytes) -> dict[str, object]:
         return value
 
     if sum(raw.count(c) for c in (b"[", b"{", b",")) > MAX_ENTRIES:
-        raise corrupt("header", "too many entries")
+        raise corrupt(section, "too many entries")
     try:
         data = json.loads(raw.decode("ascii"), object_pairs_hook=pairs, parse_float=real, parse_constant=real)
         if _depth(data) > MAX_DEPTH:
             raise ValueError("nested too deep")
     except (ValueError, RecursionError) as error:
-        raise corrupt("header", f"not JSON as it should be ({error!s:.100})") from None
+        raise corrupt(section, f"not JSON as it should be ({error!s:.100})") from None
     if not isinstance(data, dict):
-        raise corrupt("header", "not an object")
-    _compatible(data)
+        raise corrupt(section, "not an object")
     return data
 
 
@@ -54,9 +51,10 @@ def _depth(data: object) -> int:
     return depth
 
 
-def _compatible(header: dict[str, Any]) -> None:
-    if header.get("byte_order") != "little" or sys.byteorder != "little":
-        raise ArtifactVersionError(f"byte order {header.get('byte_order')!r:.40} is not supported; found {sys.byteorder} here")
+def check_program(header: dict[str, Any]) -> None:
+    """Of what the compiler wrote itself: features, back end, attributes, which become values, and notes."""
+    if sys.byteorder != "little":
+        raise ArtifactVersionError(f"saved files are little endian; this machine is {sys.byteorder}")
     features = header.get("features")
     if not isinstance(features, list) or not all(isinstance(f, str) for f in features):
         raise corrupt("header", "bad features")
@@ -87,40 +85,5 @@ def further_forms(header: dict[str, Any]) -> list[dict[str, object]]:
         if not isinstance(item, dict) or "attributes" not in item or item.keys() - payload_of(header).keys() != {"attributes"}:
             raise corrupt("header", "bad call forms")
         found.append({**header, **item})
-        _compatible(found[-1])
+        check_program(found[-1])
     return found
-
-
-def entries_of(header: dict[str, object], room: int) -> list[Entry]:
-    """The tensor table: in order, aligned, without gap or overlap, each size = shape x dtype, all of it within the file."""
-    listed = header.get("tensors")
-    if not isinstance(listed, list) or len(listed) > MAX_TENSORS:
-        raise corrupt("tensor table", "bad table")
-    entries: list[Entry] = []
-    end = 0
-    for item in listed:
-        entry = _entry(item)
-        if entry.offset != end or (entries and entry.name <= entries[-1].name):
-            raise corrupt(entry.section, "out of place")
-        end += entry.size + -entry.size % ALIGN
-        entries.append(entry)
-    if end != room:
-        raise corrupt("tensor table", f"it describes {end} bytes, the file has {room}")
-    return entries
-
-
-def _entry(item: Any) -> Entry:
-    try:
-        name, dtype, shape, offset, size, digest = item
-        ok = is_path(name) and dtype in DTYPES and type(offset) is int and type(size) is int and isinstance(digest, str)
-        ok = ok and isinstance(shape, list) and len(shape) <= MAX_DIMS and all(type(d) is int and 0 <= d < 2**48 for d in shape)
-    except (TypeError, ValueError):
-        ok = False
-    if not ok:
-        raise corrupt("tensor table", "bad entry")
-    entry = Entry(name, DTYPES[dtype], tuple(shape), offset, size, digest)
-    if entry.dtype.is_complex or str(entry.dtype).startswith(("torch.q", "torch.bits")):
-        raise corrupt(entry.section, "bad dtype")
-    if math.prod(shape) * entry.dtype.itemsize != size:
-        raise corrupt(entry.section, f"{size} bytes do not hold shape {shape}")
-    return entry

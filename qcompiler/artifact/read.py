@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 import warnings
@@ -11,23 +10,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
-import torch
 from torch import Tensor
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.artifact.foreign import foreign
+from qcompiler.artifact import container, format_1
 from qcompiler.artifact.forms import joined, tensors_of_form
-from qcompiler.artifact.header import entries_of, further_forms, parse_header, payload_of
-from qcompiler.artifact.layout import ALIGN, DIGEST, FORMAT, MAGIC, MAX_HEADER, PREFIX, Entry
+from qcompiler.artifact.header import check_program, further_forms, payload_of
+from qcompiler.artifact.layout import FORMAT, WEIGHTS
 from qcompiler.backends import Stored, backend_of, names
-from qcompiler.errors import ArtifactError, ArtifactVersionError, ConfigError, QCompilerError
+from qcompiler.errors import ArtifactError, ConfigError, QCompilerError, QCompilerWarning
 from qcompiler.executable import Executable
 from qcompiler.files.faults import corrupt
 
 
 @in_plain_torch
 def load(path: str | os.PathLike[str], modules: Mapping[str, object] | None = None) -> Executable:
-    """The module that `save` wrote; of several call forms, one with all of them, in `call_forms`.
+    """The module that `save` wrote, from a file or a folder; of several call forms, one with all of them, in `call_forms`.
 
     `modules` gives the float submodules and functions that `save` named, by their names, and may give classes of results.
     Raises ArtifactError naming the damaged section, ArtifactUnsafeError for operations that no program may call,
@@ -35,10 +33,12 @@ def load(path: str | os.PathLike[str], modules: Mapping[str, object] | None = No
     gives a warning.
     """
     given = dict(modules or {})
+    path = file_of(path)
     with open_regular(path) as file, _named(str(path)):
-        header, tensors, minor = _read(file, os.fstat(file.fileno()).st_size)
-    if minor > FORMAT[1]:
-        warnings.warn(f"{path}: written by format {FORMAT[0]}.{minor}, read as {FORMAT[0]}.{FORMAT[1]}", UserWarning, stacklevel=3)
+        header, tensors, version = read(file, os.fstat(file.fileno()).st_size)
+    if version > FORMAT:
+        text = f"{path}: written by format {version[0]}.{version[1]}, read as {FORMAT[0]}.{FORMAT[1]}"
+        warnings.warn(text, QCompilerWarning, stacklevel=3)
     with _named(str(path)):
         return _modules(str(path), header, tensors, given)
 
@@ -84,6 +84,14 @@ def _loader(name: str) -> Callable[[Stored], Executable]:
     return load
 
 
+def file_of(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The file that holds the module: the one in a folder that `save` wrote, else what was given."""
+    if isinstance(path, (str, os.PathLike)) and os.path.isdir(path):
+        inside = os.path.join(os.fsdecode(path), WEIGHTS)
+        return inside if os.path.lexists(inside) else path
+    return path
+
+
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     """The file, opened for reading; ArtifactError for anything that is no regular file, without waiting for a FIFO's writer."""
     try:
@@ -99,60 +107,11 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     return open(descriptor, "rb")  # the caller closes it
 
 
-def _read(file: IO[bytes], size: int) -> tuple[dict[str, object], dict[str, Tensor], int]:
-    total = hashlib.sha256()
-    length, minor, digest = _prefix(file, size, total)
-    raw = _take(file, length, "header", total)
-    if hashlib.sha256(raw).digest() != digest:
-        raise corrupt("header", "its sha256 differs")
-    header = parse_header(raw)
-    del raw
-    _padding(file, -(PREFIX.size + length) % ALIGN, total)
+def read(file: IO[bytes], size: int) -> tuple[dict[str, Any], dict[str, Tensor], tuple[int, int]]:
+    """What a file of any format holds: the program with its further forms, the tensors, the version."""
+    old = file.read(len(format_1.MAGIC)) == format_1.MAGIC
+    file.seek(0)
+    header, tensors, version = (*format_1.read(file, size), (1, 0)) if old else container.read(file, size)
+    check_program(header)
     header["forms"] = further_forms(header)
-    entries = entries_of(header, size - DIGEST - PREFIX.size - length + -(-(PREFIX.size + length) % ALIGN))
-    tensors = {}
-    for entry in entries:
-        tensors[entry.name] = _tensor(file, entry, total)
-        _padding(file, -entry.size % ALIGN, total)
-    if _take(file, DIGEST, "total", None) != total.digest() or file.read(1):
-        raise corrupt("total", "the file's sha256 differs")
-    return header, tensors, minor
-
-
-def _take(file: IO[bytes], size: int, section: str, total: Any) -> bytes:
-    data = file.read(size)
-    if len(data) != size:
-        raise corrupt(section, "the file ends early")
-    if total is not None:
-        total.update(data)
-    return data
-
-
-def _padding(file: IO[bytes], size: int, total: object) -> None:
-    if any(_take(file, size, "padding", total)):
-        raise corrupt("padding", "it is not zero")
-
-
-def _prefix(file: IO[bytes], size: int, total: object) -> tuple[int, int, bytes]:
-    if size < PREFIX.size + DIGEST:
-        raise corrupt("prefix", f"a file of {size} bytes is too short")
-    magic, major, minor, reserved, length, digest = PREFIX.unpack(_take(file, PREFIX.size, "prefix", total))
-    if magic != MAGIC:
-        raise foreign(magic)
-    if major > FORMAT[0]:
-        text = f"written by format {major}.{minor}; this qcompiler reads up to {FORMAT[0]}.{FORMAT[1]}"
-        raise ArtifactVersionError(text, hint="upgrade qcompiler")
-    if major < 1 or reserved:
-        raise corrupt("prefix", "no such version")
-    if not 0 < length <= min(MAX_HEADER, size - PREFIX.size - DIGEST):
-        raise corrupt("header", f"a length of {length} bytes is not possible")
-    return length, minor, digest
-
-
-def _tensor(file: IO[bytes], entry: Entry, total: object) -> Tensor:
-    buffer = bytearray(_take(file, entry.size, entry.section, total))
-    if hashlib.sha256(buffer).hexdigest() != entry.sha256:
-        raise corrupt(entry.section, "its sha256 differs")
-    if not entry.size:
-        return torch.empty(entry.shape, dtype=entry.dtype)
-    return torch.frombuffer(buffer, dtype=torch.uint8).view(entry.dtype).reshape(entry.shape)
+    return header, tensors, version

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qcompiler.artifact.container import chunks
 from qcompiler.artifact.foreign import check_name
-from qcompiler.artifact.layout import ALIGN, FORMAT, HEADER, MAGIC, MAX_HEADER, OTHER_BACKEND, PREFIX, SEVERAL_FORMS
+from qcompiler.artifact.layout import HEADER, OTHER_BACKEND, SEVERAL_FORMS
 from qcompiler.errors import ConfigError, QCompilerError
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms, forms_of
 from qcompiler.files.atomic import atomic_write
-from qcompiler.files.dtypes import DTYPE_NAMES
-from qcompiler.files.values import canonical, to_json
+from qcompiler.files.dtypes import is_plain
+from qcompiler.files.values import to_json
 from qcompiler.inputs.checks import MARK
 from qcompiler.ir.items import PLACES
 
@@ -31,16 +30,13 @@ class MissingModulesWarning(UserWarning):
 
 
 def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Writes the module to one file, atomically; the same module gives the same bytes.
+    """`write`, for callers of this room."""
+    return write(module, path, stacklevel=3)
 
-    Returns the names that `load` will need in `modules=` (with a MissingModulesWarning where there are any). Raises
-    ArtifactWriteError, with what stood at `path` intact; ConfigError for anything but a compiled module, and for a name that says another
-    format, such as `net.onnx`.
-    """
-    if not all(isinstance(form, Executable) for form in forms_of(module)):
-        eager = getattr(module, MARK, None) == "converted"
-        hint = "keep an eager model by its state_dict, torch.save or TorchScript" if eager else "convert_fx first"
-        raise ConfigError(f"save takes a converted module of convert_fx, not {type(module).__qualname__}", code="save", hint=hint)
+
+def write(module: Executable | CallForms, path: str | os.PathLike[str], stacklevel: int) -> tuple[str, ...]:
+    """Writes the module to one file, atomically; the names that `load` will need, of which a warning tells at this level of the stack."""
+    check_converted(module)
     check_name(path)
     needed = tuple(dict.fromkeys(name for form in forms_of(module) for name in form._payload().needs))
     if needed:
@@ -48,22 +44,24 @@ def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[
         text = f"{path}: the file cannot hold float submodules and functions of your own: {names}; load it with modules={{name: module}}"
         sources = {name: source for form in forms_of(module) for name, source in form._payload().sources.items()}
         text += "".join(f"\n{name} is a statement of your model, as this function:\n{source}" for name, source in sources.items())
-        warnings.warn(text, MissingModulesWarning, stacklevel=2)
+        warnings.warn(text, MissingModulesWarning, stacklevel=stacklevel)
     atomic_write(Path(path), _chunks(module))
     return needed
 
 
-def _raw(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().contiguous().reshape(-1)
-    raw: Any = flat.view(torch.uint8).numpy()
-    return memoryview(raw) if flat.numel() else memoryview(b"")
+def check_converted(module: object) -> None:
+    """Raises ConfigError for anything but a converted module."""
+    if not all(isinstance(form, Executable) for form in forms_of(module)):
+        eager = getattr(module, MARK, None) == "converted"
+        hint = "keep an eager model by its state_dict, torch.save or TorchScript" if eager else "convert_fx first"
+        raise ConfigError(f"save takes a converted module of convert_fx, not {type(module).__qualname__}", code="save", hint=hint)
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """The state_dict's tensors, sorted by name. Raises ConfigError for what a file cannot hold."""
     state = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
     for name, tensor in state.items():
-        if tensor.is_quantized or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        if not is_plain(tensor.dtype) or tensor.layout is not torch.strided or tensor.device.type != "cpu":
             raise ConfigError(f"{name!r} is not a plain tensor on the CPU; a file cannot hold it", code="save")
     return dict(sorted(state.items()))
 
@@ -71,22 +69,12 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 def _chunks(module: Executable | CallForms) -> Iterator[bytes | memoryview]:
     """The file in order. A tensor's bytes follow the machine, so only little-endian ones write."""
     if sys.byteorder != "little":
-        raise ConfigError("artifacts are little endian; this machine is not", code="save")
-    tensors, entries, end = tensors_of(module), [], 0
-    for name, tensor in tensors.items():
-        raw = _raw(tensor)
-        entries.append([name, DTYPE_NAMES[tensor.dtype], list(tensor.shape), end, len(raw), hashlib.sha256(raw).hexdigest()])
-        end += len(raw) + -len(raw) % ALIGN
-    header = canonical(_header(forms_of(module), entries)).encode("ascii")
-    total = hashlib.sha256()
-    for chunk in _body(header, tensors):
-        total.update(chunk)
-        yield chunk
-    yield total.digest()
+        raise ConfigError("saved files are little endian; this machine is not", code="save")
+    return chunks(_program(forms_of(module)), tensors_of(module))
 
 
-def _header(forms: Sequence[Executable], entries: list[Any]) -> dict[str, Any]:
-    """The header's data: what the compiler itself writes, and beside it what the back end writes."""
+def _program(forms: Sequence[Executable]) -> dict[str, object]:
+    """The program as data: what the compiler itself writes, and beside it what the back end writes."""
     first, *others = forms
     payload = first._payload().data
     if reserved := HEADER & payload.keys():
@@ -94,8 +82,7 @@ def _header(forms: Sequence[Executable], entries: list[Any]) -> dict[str, Any]:
             f"the back end {first._backend} writes {', '.join(sorted(reserved))}, which is the compiler's own", code="backend"
         )
     features = [SEVERAL_FORMS] * bool(others) + [OTHER_BACKEND] * (first._backend != "torch")
-    data = {"attributes": _attributes(first), "backend": first._backend, "byte_order": "little", "features": features,
-            "format": list(FORMAT), "tensors": entries, "writer": "qcompiler", **payload}  # fmt: skip
+    data = {"attributes": _attributes(first), "backend": first._backend, "features": features, "writer": "qcompiler", **payload}
     if others:
         data["forms"] = [{"attributes": _attributes(form), **_differences(form._payload().data, payload)} for form in others]
     return data
@@ -106,22 +93,10 @@ def _differences(payload: Mapping[str, object], first: Mapping[str, object]) -> 
     return {key: value for key, value in payload.items() if key not in first or first[key] != value}
 
 
-def _attributes(module: Executable) -> dict[str, Any]:
+def _attributes(module: Executable) -> dict[str, object]:
     """The user's attributes that are plain data, as JSON."""
     found = {}
     for name in sorted(set(module.__dict__) - {PLACES, *module._own_attributes()}):  # places follow from the note of all containers
         with contextlib.suppress(QCompilerError):
             found[name] = to_json(module.__dict__[name])
     return found
-
-
-def _body(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    if len(header) > MAX_HEADER:
-        raise ConfigError(f"the program takes {len(header)} bytes, more than the {MAX_HEADER} of a file's header", code="save")
-    yield PREFIX.pack(MAGIC, *FORMAT, 0, len(header), hashlib.sha256(header).digest())
-    yield header
-    yield bytes(-(PREFIX.size + len(header)) % ALIGN)
-    for tensor in tensors.values():
-        raw = _raw(tensor)
-        yield raw
-        yield bytes(-len(raw) % ALIGN)

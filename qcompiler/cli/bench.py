@@ -37,7 +37,7 @@ def bench(
     `qcompiler bench torchvision:mobilenet_v2 --data photos/ --threads 1`
     """
     batches = find_batches(data, Preprocess.of(size, mean, std), batch, limit)
-    model = load(Path(source), modules) if Path(source).is_file() else load_model(source, weights)
+    model = load(Path(source), modules) if Path(source).exists() else load_model(source, weights)
     with about_files(batches.images, size):
         found = qcompiler.bench(model, batches, backends=backend, scripted=scripted, rounds=rounds, threads=threads)
     if json:

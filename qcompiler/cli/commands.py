@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -16,6 +17,7 @@ from rich.table import Table
 from torch import nn
 
 import qcompiler
+from qcompiler.artifact.foreign import check_name
 from qcompiler.cli.calls import call, tensors
 from qcompiler.cli.data import IMAGENET_MEAN, IMAGENET_STD, Preprocess, about_files, is_image, read_input
 from qcompiler.cli.models import load_model
@@ -100,7 +102,7 @@ def _shape(text: str) -> tuple[int, ...]:
 @app.command()
 @clean_errors
 def run(
-    file: Annotated[Path, typer.Argument(help="A file that `quantize` wrote.")],
+    file: Annotated[Path, typer.Argument(help="A file or folder that `quantize` wrote.")],
     input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, .npy or .pt file.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the output as .npy or .pt.")] = None,
     top: Annotated[int, typer.Option(help="Show this many of the highest scores.", min=1)] = 5,
@@ -138,6 +140,15 @@ def load(file: Path, modules: list[str] | None) -> nn.Module:
     if bad := [path for path, sign, _ in pairs if not sign]:
         raise ConfigError(f"cannot read --module {bad[0]}", code="module-option", hint="--module path=package.module:factory")
     return qcompiler.load(str(file), modules={path: load_model(reference) for path, _, reference in pairs} or None)
+
+
+def check_output(out: str) -> None:
+    """`check_writable` for what `save` writes, a folder where the name ends in a slash. ConfigError for a name of another format."""
+    if not out.endswith(("/", os.sep)):
+        check_writable(Path(out))
+        check_name(out)
+    elif Path(out).exists() and not Path(out).is_dir():
+        raise ConfigError(f"cannot write {out}: there is a file of this name", code="output")
 
 
 def check_writable(out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 from torch import nn
 
 import qcompiler
+from qcompiler.artifact.read import file_of
 from qcompiler.cli.commands import Modules, app, clean_errors, console, facts, load, megabytes
 from qcompiler.debug.explain import Explanation
 
@@ -18,7 +20,7 @@ from qcompiler.debug.explain import Explanation
 @app.command()
 @clean_errors
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A file that `quantize` wrote.")],
+    file: Annotated[Path, typer.Argument(help="A file or folder that `quantize` wrote.")],
     modules: Modules = None,
     code: Annotated[bool, typer.Option("--code", help="Print the program's Python source as well.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ops, scales, zero points, ranges and dtypes as JSON instead.")] = False,
@@ -33,7 +35,7 @@ def inspect(
         return
     console.print(explanation.table())
     table = facts(str(file))
-    table.add_row("size", megabytes(file.stat().st_size))
+    table.add_row("size", megabytes(os.stat(file_of(file)).st_size))
     table.add_row("tensors", str(len(converted.state_dict())))
     table.add_row("runs in int8", explanation.verdict)
     console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.markup import escape
 from torch import nn
 
 import qcompiler
-from qcompiler.artifact.foreign import check_name
+from qcompiler.artifact.read import file_of
 from qcompiler.cli.commands import (
     MEAN,
     STD,
@@ -20,7 +21,7 @@ from qcompiler.cli.commands import (
     Size,
     Std,
     app,
-    check_writable,
+    check_output,
     clean_errors,
     console,
     facts,
@@ -44,7 +45,7 @@ Evaluate = Annotated[
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="`package.module:factory`, `file.py:factory` or `torchvision:NAME`.")],
     calibrate: Annotated[Path, typer.Option(help="Folder of images, or of .npy / .pt files (one batch each), or one such file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The file to write; with a slash at its end, a folder as model hubs show it.")],
     weights: Annotated[str | None, typer.Option(help="A state_dict file; for torchvision also a weight name such as DEFAULT.")] = None,
     backend: Backend = "torch",
     engine: EngineOption = None,
@@ -67,8 +68,7 @@ def quantize(
 
     `qcompiler quantize my_package.model:build --calibrate batches/ --out model.qc --keep-float head`
     """
-    check_writable(out)
-    check_name(out)
+    check_output(out)
     data, others = _split(calibrate, evaluate, lambda path: find_batches(path, Preprocess.of(size, mean, std), batch, limit))
     float_model = load_model(model, weights)
     note_random_weights(model, weights)
@@ -88,21 +88,21 @@ def _split(calibrate: Path, evaluate: Path | None, find: Callable[[Path], Batche
     return (found, find(evaluate)) if evaluate is not None else held_out(found)
 
 
-def _write(converted: Executable, out: Path, source: Path | None) -> list[tuple[str, str]]:
+def _write(converted: Executable, out: str, source: Path | None) -> list[tuple[str, str]]:
     """The rows on what was written beside the file."""
-    qcompiler.save(converted, str(out))
+    qcompiler.save(converted, out)
     if source is None:
         return []
     qcompiler.export_source(converted, str(source))
     return [(f"{source}", "Python source and weights")]
 
 
-def _print(model: str, rows: Iterable[tuple[str, str]], out: Path) -> None:
+def _print(model: str, rows: Iterable[tuple[str, str]], out: str) -> None:
     table = facts(model)
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    console.print(f"[dim]Next: qcompiler inspect {escape(str(out))}[/]", highlight=False)
+    console.print(f"[dim]Next: qcompiler inspect {escape(out)}[/]", highlight=False)
 
 
 def _kinds(converted: nn.Module) -> list[tuple[str, str]]:
@@ -111,8 +111,8 @@ def _kinds(converted: nn.Module) -> list[tuple[str, str]]:
     return [("runs in int8", explanation.verdict), *work]
 
 
-def _size(model: nn.Module, out: Path) -> tuple[str, str]:
-    before, after = tensor_bytes(model), out.stat().st_size
+def _size(model: nn.Module, out: str) -> tuple[str, str]:
+    before, after = tensor_bytes(model), os.stat(file_of(out)).st_size
     return "size", f"1/{before / after:.1f} of float: {megabytes(after)} for {megabytes(before)}"
 
 

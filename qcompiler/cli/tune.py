@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import qcompiler
-from qcompiler.cli.commands import MEAN, STD, Mean, Size, Std, app, check_writable, clean_errors, console
+from qcompiler.cli.commands import MEAN, STD, Mean, Size, Std, app, check_output, clean_errors, console
 from qcompiler.cli.data import Preprocess, about_files, find_batches
 from qcompiler.cli.debugging import Data, Model, Weights
 from qcompiler.cli.models import load_model
@@ -22,7 +22,7 @@ from qcompiler.tune import Tuned
 def tune(
     model: Model,
     data: Data,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="The file to write; with a slash at its end, a folder.")] = None,
     target: Annotated[str | None, typer.Option(help="What is enough, such as 25dB: the search ends there.")] = None,
     latency: Annotated[str | None, typer.Option(help="The most that a batch may take: ms, or 0.5x of the float model's time.")] = None,
     seconds: Annotated[float, typer.Option(help="The time for all of it.")] = 120.0,
@@ -45,7 +45,7 @@ def tune(
     `qcompiler tune torchvision:mobilenet_v2 --weights mobilenet_v2.pth --data photos/ --target 25dB --out mobilenet.qc`
     """
     if out is not None:
-        check_writable(out)
+        check_output(out)
     if report is not None and report.is_file():
         raise ConfigError(f"cannot write into {report}: it is a file", code="output")
     batches, float_model = find_batches(data, Preprocess.of(size, mean, std), batch, limit), load_model(model, weights)
@@ -60,12 +60,12 @@ def tune(
         raise typer.Exit(2)
 
 
-def _give(found: Tuned, out: Path | None, report: Path | None) -> None:
+def _give(found: Tuned, out: str | None, report: Path | None) -> None:
     """Prints and writes a result."""
     console.print(found.rich())
     for note in found.notes():
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if out is not None:
-        qcompiler.save(found.model, str(out))
+        qcompiler.save(found.model, out)
     if report is not None:
         console.print(str(found.save_report(report)), highlight=False)

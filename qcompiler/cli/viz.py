@@ -14,6 +14,7 @@ from rich.markup import escape
 
 import qcompiler
 import qcompiler.viz
+from qcompiler.artifact.read import file_of
 from qcompiler.cli.commands import Modules, Size, app, clean_errors, console, load, stderr
 from qcompiler.cli.data import Preprocess, about_files, is_image, read_input
 from qcompiler.cli.models import load_model
@@ -35,7 +36,7 @@ class Format(StrEnum):
 @app.command()
 @clean_errors
 def viz(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A .qc file, a dump folder, or a MODEL as `quantize` takes it.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A saved file or folder, dumps, or a MODEL as `quantize` takes it.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; without it a table is printed.")] = None,
     kind: Annotated[Format | None, typer.Option("--format", help="Default: what the file's name ends in.")] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the file in the browser.")] = False,
@@ -73,12 +74,13 @@ def viz(
 
 def _document(source: str, size: int, example: Path | None, modules: list[str] | None) -> Document:
     path = Path(source)
-    if path.is_dir() or path.suffix == ".json":
+    saved = Path(file_of(path))
+    if saved.is_dir() or path.suffix == ".json":
         return document_of(path)
-    if path.is_file():
+    if saved.is_file():
         return document_of(load(path, modules))
     if ":" not in source:
-        hint = "SOURCE is a .qc file, a dump folder, package.module:factory, file.py:factory or torchvision:NAME"
+        hint = "SOURCE is a saved file or folder, a dump folder, package.module:factory, file.py:factory or torchvision:NAME"
         raise ConfigError(f"there is no file {source}", code="no-graph", hint=hint)
     return _of_model(source, size, example)
 

@@ -7,3 +7,8 @@ import torch
 _ALL = {d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 DTYPE_NAMES = {d: str(d).removeprefix("torch.") for d in sorted(_ALL, key=str)}
 DTYPES = {name: d for d, name in sorted(DTYPE_NAMES.items(), key=lambda item: item[1])}
+
+
+def is_plain(dtype: torch.dtype) -> bool:
+    """Whether a saved file holds tensors of it: real numbers without a scale."""
+    return not dtype.is_complex and not str(dtype).startswith(("torch.q", "torch.bits"))

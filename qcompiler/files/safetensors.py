@@ -1,58 +1,77 @@
-"""The safetensors format, read and written: a little-endian u64, that many bytes of JSON, then raw data."""
+"""The safetensors format: a little-endian u64, that many bytes of JSON, then raw data. Read by its library.
+
+Written here: the library's writer puts metadata in another order each time, and holds a second copy of all tensors.
+"""
 
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from qcompiler.errors import ArtifactError, ConfigError
-from qcompiler.files.dtypes import DTYPES
+from qcompiler.files.dtypes import DTYPE_NAMES
 
+# What every release of the library that pyproject.toml allows has a name for.
 SAFETENSORS = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
-    "uint8": "U8", "bool": "BOOL",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
 }  # fmt: skip
+METADATA = "__metadata__"  # the header's key that is no tensor
+BYTES = "U8"  # as which a tensor of any other dtype lies, its bytes along a last dimension
 
 
-def safetensors(tensors: dict[str, torch.Tensor]) -> Iterator[bytes]:
-    """A safetensors file in chunks; sorted, so the same tensors give the same bytes."""
-    entries: dict[str, Any] = {}
+def safetensors(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
+    """A safetensors file in chunks; the same tensors give the same bytes. Raises ConfigError for a dtype that has no name there."""
+    for name, tensor in tensors.items():
+        if DTYPE_NAMES[tensor.dtype] not in SAFETENSORS:
+            raise ConfigError(f"{name!r} is a {DTYPE_NAMES[tensor.dtype]} tensor, which a weights file cannot hold", code="export")
+    table = table_of(tensors)
+    yield framed(table)
+    for name in table:
+        yield raw_of(tensors[name])
+
+
+def table_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, object]]:
+    """The entries of a header, in the order in which the tensors lie: those of large numbers first, so that each is aligned to its numbers.
+
+    Raises ConfigError for names that the format cannot spell.
+    """
+    entries: dict[str, dict[str, object]] = {}
     end = 0
-    raws = []
-    for name, tensor in sorted(tensors.items()):
-        kind = str(tensor.dtype).removeprefix("torch.")
-        if kind not in SAFETENSORS:
-            raise ConfigError(f"{name!r} is a {kind} tensor, which a weights file cannot hold", code="export")
-        flat = tensor.detach().contiguous().reshape(-1)
-        raws.append(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-        entries[name] = {"dtype": SAFETENSORS[kind], "shape": list(tensor.shape), "data_offsets": [end, end + len(raws[-1])]}
-        end += len(raws[-1])
-    header = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode("ascii")
-    header += b" " * (-len(header) % 8)
-    yield struct.pack("<Q", len(header)) + header
-    yield from raws
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        if name == METADATA or any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ConfigError(f"a tensor cannot be called {name!a:.200} in a file", code="save", hint="rename it in the model")
+        kind, shape, size = SAFETENSORS.get(DTYPE_NAMES[tensor.dtype]), list(tensor.shape), tensor.numel() * tensor.dtype.itemsize
+        if kind is None:
+            kind, shape = BYTES, [*shape, tensor.dtype.itemsize]
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    return entries
+
+
+def framed(header: Mapping[str, object]) -> bytes:
+    """The header as it stands in a file, with its length in front and spaces behind, so that the tensors begin at a multiple of 8."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def raw_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor, in C order."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    raw: Any = flat.view(torch.uint8).numpy()
+    return memoryview(raw) if flat.numel() else memoryview(b"")
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file that `safetensors` wrote. ArtifactError where it is damaged."""
-    kinds = {short: DTYPES[name] for name, short in SAFETENSORS.items()}
-    data = bytearray(path.read_bytes())
+    """The tensors of a file. ArtifactError where it is damaged."""
     try:
-        size = int.from_bytes(data[:8], "little")
-        entries = json.loads(data[8 : 8 + size])
-        return {name: _tensor(data, 8 + size, entry, kinds) for name, entry in entries.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        return load(path.read_bytes())
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ArtifactError(f"{path}: not a safetensors file: {error!s:.200}", code="artifact-corrupt") from None
-
-
-def _tensor(data: bytearray, start: int, entry: Any, kinds: dict[str, torch.dtype]) -> torch.Tensor:
-    begin, end = entry["data_offsets"]
-    raw = torch.empty(0, dtype=torch.uint8)
-    if end > begin:
-        raw = torch.frombuffer(data, dtype=torch.uint8, offset=start + begin, count=end - begin)
-    return raw.clone().view(kinds[entry["dtype"]]).reshape(entry["shape"])  # a copy: kernels want aligned memory

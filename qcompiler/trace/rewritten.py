@@ -12,14 +12,14 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
-import gc
 import threading
 import types
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from qcompiler.trace.float_source import Part, expression_of, function_of, key_of_code, statements_of, within_part
 from qcompiler.trace.float_uses import uses_of
+from qcompiler.trace.functions_of import functions_of
 from qcompiler.trace.statements import replaced_span
 from qcompiler.trace.syntax import Position, span, tree_of
 
@@ -102,7 +102,7 @@ def rewritten(switches: Sequence[Switch], namespaces: Sequence[dict[str, object]
     codes = {file: _codes(file, own) for file, own in files.items()}
     changed: list[tuple[types.FunctionType, types.CodeType]] = []
     try:
-        for function in _functions(codes, namespaces):
+        for function in functions_of(codes, namespaces):
             old = function.__code__
             new = codes[old.co_filename].get(key_of_code(old))
             if new is not None and new.co_freevars == old.co_freevars:
@@ -112,28 +112,6 @@ def rewritten(switches: Sequence[Switch], namespaces: Sequence[dict[str, object]
     finally:
         for function, old in changed:
             function.__code__ = old
-
-
-def _functions(codes: Mapping[str, object], namespaces: Sequence[dict[str, object]]) -> list[types.FunctionType]:
-    """All functions of these files. What refers to their globals is found in a third of the time that a list of all objects takes."""
-    if not codes:
-        return []
-    frozen = gc.get_freeze_count()  # servers freeze what they have before they fork, and gc does not list that
-    if frozen:
-        gc.unfreeze()
-    try:
-        found = _of_files(gc.get_referrers(*namespaces), codes) if namespaces else []
-        if codes.keys() <= {function.__code__.co_filename for function in found}:
-            return found
-        return _of_files(gc.get_objects(), codes)
-    finally:
-        if frozen:
-            gc.collect()  # what is garbage would be frozen for good
-            gc.freeze()
-
-
-def _of_files(objects: Iterable[object], files: Container[str]) -> list[types.FunctionType]:
-    return [found for found in objects if type(found) is types.FunctionType and found.__code__.co_filename in files]
 
 
 def _codes(file: str, switches: Sequence[Switch]) -> dict[_Key, types.CodeType]:
