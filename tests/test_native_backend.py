@@ -193,6 +193,40 @@ def test_what_has_no_c_form_runs_in_torch_between_regions() -> None:
     assert apart <= 3 * float(module.activation_scales.max())
 
 
+def halves(y: Tensor) -> Tensor:
+    return y.half().float()
+
+
+ENDS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "argmax": (lambda y: y.argmax(1, keepdim=True).float().expand(-1, 8, -1, -1), "its result is int64"),
+    "int": (lambda y: y.to(torch.int32).float(), "its result is int32"),
+    "half": (halves, "its result is float16"),
+    "topk": (lambda y: y.topk(8, 1).values, "it gives several values"),
+    "sort": (lambda y: torch.sort(y, 1)[0], "it gives several values"),
+    "one_hot": (lambda y: F.one_hot(y.argmax(1), 8).permute(0, 3, 1, 2).float(), "its result is int64"),
+    "antialias": (lambda y: F.interpolate(y, (5, 5), mode="bilinear", antialias=True), "resizing with mode 'bilinear' and antialias"),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_what_gives_no_floats_ends_a_region_with_a_remark(name: str) -> None:
+    ends, reason = ENDS[name]
+    module, graph = converted(Through(lambda m, x: m[1](ends(m[0](x))), conv(3, 8), conv(8, 4, 1)), x := example((1, 3, 9, 9)))
+    first, *_ = [remark for remark in qcompiler.remarks(module) if remark.code == "native-torch"]
+    assert reason in first.text
+    assert not [remark for remark in qcompiler.remarks(module) if "takes the number" in remark.text]
+    assert sum(call.op == "runtime.run_region" for call in module.program.calls) == 2
+    with torch.no_grad():
+        for batch in (x, torch.cat((x, -x))):
+            assert torch.allclose(module(batch), graph(batch), atol=3 * float(module.activation_scales.max()))
+
+
+def test_whole_numbers_in_front_of_a_region_have_no_remark() -> None:
+    model = Through(lambda m, x: m[1](m[0](x.long() % 7)), nn.Embedding(7, 16), nn.Linear(16, 4))
+    module, _ = converted(model, example((2, 5)))
+    assert not [remark for remark in qcompiler.remarks(module) if remark.code == "native-torch"]
+
+
 def test_a_float_op_between_regions_keeps_the_order() -> None:
     module, graph = converted(Through(cumulated, conv(3, 8), conv(8, 4, 1)), x := example((1, 3, 9, 9)))
     with torch.no_grad():

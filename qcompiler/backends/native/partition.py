@@ -83,18 +83,33 @@ class Partition:
         return [s.args[0] if s.target is dynamic_quantize_dequantize else s for s in found]  # type: ignore[misc]
 
     def _is_beside(self, node: fx.Node) -> bool:
-        """Whether a native op gives it a value, or takes its own."""
+        """Whether a native op gives it a value, or takes its own, if that is of floats or a mask: only those could be native."""
+        if self._other_result(node) is not None:
+            return any(unit_of(source) in self.depth for source in node.all_input_nodes)
         readers = [user for made in (node, *node.users) for user in made.users]
         return any(unit_of(other) in self.depth for other in (*node.all_input_nodes, *readers, *(d for r in readers for d in r.users)))
 
     def _is_native(self, node: fx.Node, facts: GraphFacts) -> bool:
-        int8 = quant_of(node).int8
-        if not int8 and not (is_float(node) or is_mask(node) or makes_parts(node, self.table)):
+        source = node.args[0] if node.target in (getitem, operator.getitem) else None
+        if source in self.reasons and not makes_parts(source, self.table):  # type: ignore[arg-type]
+            return False  # a part of what torch makes: its maker says why
+        reason = self._other_result(node)
+        if reason is None and _could_be_native(node, self.table):
+            reason = self._refusal(node, facts)
+        elif reason is None:
             return False
-        reason = self._refusal(node, facts)
         if reason is not None:
             self.reasons[node] = reason
         return reason is None
+
+    def _other_result(self, node: fx.Node) -> str | None:
+        """What an op gives that no native op can: whole numbers, halves, values and their places."""
+        if _could_be_native(node, self.table):
+            return None
+        if value_of(node).shape is not None:
+            return "its result is " + str(value_of(node).dtype).removeprefix("torch.")
+        several = any(user.target in (getitem, operator.getitem) and value_of(user).shape is not None for user in node.users)
+        return "it gives several values" if several else None
 
     def _refusal(self, node: fx.Node, facts: GraphFacts) -> str | None:
         row = self.table.of(node)
@@ -143,6 +158,10 @@ def _assigns(node: fx.Node) -> bool:
 
 
 TAKE_PLACES = ("index_select", "gather", "getitem", "repeat_interleave")  # whose constant tensors say which elements they pick
+
+
+def _could_be_native(node: fx.Node, table: Table) -> bool:
+    return quant_of(node).int8 or is_float(node) or is_mask(node) or makes_parts(node, table)
 
 
 def _tensor_setting(node: fx.Node, op: str) -> str | None:
