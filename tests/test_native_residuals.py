@@ -53,3 +53,48 @@ def test_what_is_added_may_lie_in_any_order(layer: str, lies: str, swapped: bool
     for size in (x, x[:1]):
         assert max(steps_apart(module, graph, size).values()) <= 1
     assert fused or swapped  # a sum lies as its first operand does: what is copied for it is no convolution's own result
+
+
+def early(conv: nn.Module, x: Tensor) -> Tensor:
+    """A part that is made before the convolution beside it, in the order of the caller's tensor."""
+    y = torch.tanh(x) + 0.1
+    return torch.cat([conv(conv(y)), y], 1)
+
+
+def early_floats(conv: nn.Module, x: Tensor) -> Tensor:
+    y = x.abs() / (1 + x.abs())
+    return torch.cat([conv(y), y * 2, conv(y)], 1)
+
+
+def behind_a_table(conv: nn.Module, x: Tensor) -> Tensor:
+    """A part that was to lie as the convolution does, which the new step of the other was fused into."""
+    y = torch.tanh(x.transpose(1, -1).contiguous()).transpose(1, -1)
+    return torch.cat([conv(y), y], 1)
+
+
+def twice_in_it(conv: nn.Module, x: Tensor) -> Tensor:
+    y = F.gelu(conv(x))
+    return torch.cat([y, x, y], 1)
+
+
+@pytest.mark.parametrize("join", [early, early_floats, behind_a_table, twice_in_it], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("layer", ["conv1d", "conv2d", "conv3d", "depthwise"])
+def test_parts_of_a_cat_may_be_made_in_any_order(layer: str, join: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    class Joined(nn.Module):
+        def __init__(self, first: nn.Module, channels: int, dims: int) -> None:
+            super().__init__()
+            self.first = first
+            self.last = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](channels, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.last(join(self.first, x))
+            return result
+
+    make, shape = LAYERS[layer]
+    torch.manual_seed(1)
+    x = example(shape)
+    first = make()
+    module, graph = converted(Joined(first, join(first, x).shape[1], x.dim() - 2), x)
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
+    for size in (x, x[:1], x.contiguous(memory_format=last)):
+        assert max(steps_apart(module, graph, size).values()) <= 1

@@ -38,6 +38,30 @@ class Net(nn.Module):
         return result
 
 
+ONE_CHANNEL: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "one column": ((4, 5), {"kernel_size": 5, "stride": (1, 2), "padding": (2, 0)}),
+    "in three dimensions": ((3, 2, 3), {"kernel_size": (5, 3, 2), "stride": (1, 1, 2), "padding": (2, 1, 0)}),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ONE_CHANNEL)
+def test_a_channel_of_which_one_column_is_made(name: str, engine: str) -> None:
+    """oneDNN reads memory beside an image of one channel that lies channels_last."""
+    sizes, settings = ONE_CHANNEL[name]
+    torch.manual_seed(0)
+    convolution: Any = (nn.Conv2d, nn.Conv3d)[len(sizes) - 2]
+    model, x = nn.Sequential(convolution(3, 1, 1), convolution(1, 4, **settings)).eval(), randn(2, 3, *sizes)
+    mapping = qcompiler.get_default_qconfig_mapping(engine).set_module_name("1", None)
+    prepared = qcompiler.prepare_fx(model, mapping, (x,), engine=engine)
+    qcompiler.calibrate(prepared, [x])
+    module = qcompiler.convert_fx(prepared)
+    assert "clone(memory_format=torch.contiguous_format)" in module.code
+    for _ in range(3):
+        _ = [torch.full((size,), 1e30) for size in (16, 64, 256) for _ in range(20)]  # what free memory holds
+        assert float(compute_sqnr(model(x), module(x))) > 25
+
+
 def compiled(sizes: tuple[int, ...], settings: dict[str, Any], engine: str) -> tuple[nn.Module, Tensor, Any]:
     model, x = Net(len(sizes), settings).eval(), randn(2, 3, *sizes)
     mapping = qcompiler.get_default_qconfig_mapping(engine).set_module_name("last", None)

@@ -37,6 +37,10 @@ class _Fuser:
         self.readers.update(network.outputs)
         self.readers.update(name for layer in network.layers if isinstance(layer, (Number, Computed)) for name in layer.asks)
         self.at = {layer.out: index for index, layer in enumerate(network.layers)}
+        self.like: dict[str, list[int]] = {}
+        for index, layer in enumerate(network.layers):
+            if isinstance(layer, Relayout) and layer.wants == "like":
+                self.like.setdefault(layer.other, []).append(index)
 
     def visit(self, index: int) -> None:
         layer = self.layers[index]
@@ -63,20 +67,16 @@ class _Fuser:
             plain = pair.times == 1.0 or own == pair.a
             if conv is not None and conv.residual is None and conv.codes == codes and plain:
                 low, high = pair.codes.limits(pair.bounds)
-                self._lies_by_itself(other, conv)
                 residual = Residual(other, other_codes, low, high, pair.times)
                 self._put(index, conv, replace(conv, out=pair.out, residual=residual, of_sum=pair.codes))
                 return
 
-    def _lies_by_itself(self, name: str, conv: Conv) -> None:
-        """What is added was copied to lie as the convolution's own result would have, which nobody writes any more."""
-        index = self.at.get(name, -1)
-        layer = self.layers[index] if index >= 0 else None
-        if isinstance(layer, Relayout) and layer.wants == "like" and layer.other == conv.out:
-            self.layers[index] = replace(layer, wants="pixels" if conv.dims else "rows", dims=conv.dims, other="")
-
     def _put(self, index: int, old: Conv, new: Conv) -> None:
         """`new` stands where the other layer stood, behind everything that it reads."""
         self.layers[self.at.pop(old.out)] = None
+        for place in self.like.pop(old.out, ()):  # copied to lie as a value does that nobody writes any more, and as all of its kind do
+            layer = self.layers[place]
+            assert isinstance(layer, Relayout)
+            self.layers[place] = replace(layer, wants="pixels" if old.dims else "rows", dims=old.dims, other="")
         self.layers[index] = replace(new, label=f"{old.label} + {new.out}")
         self.at[new.out] = index

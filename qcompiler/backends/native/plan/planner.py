@@ -253,8 +253,10 @@ class Planner(Answers):
         return free and name in self.codes and same_codes(self.codes[name], codes)
 
     def lies_as(self, name: str, parts: Sequence[str]) -> bool:
-        """Whether a value that surely lies in some way can be made beside the first of `parts`, which says how the whole lies."""
-        return not parts or self.lies.get(name) in (None, self.lies.get(parts[0]))
+        """Whether a value can be made beside the first of `parts`: how the whole lies, the part says that is made first."""
+        if not parts or self.lies.get(name) == self.lies.get(parts[0]):
+            return True
+        return self.lies.get(name) is None and self.layers.index(self.made[name]) > self.layers.index(self.made[parts[0]])
 
     def move(self, name: str, whole: str, dim: int, before: tuple[str, ...]) -> None:
         self.homes[name] = Home(whole, dim, before)

@@ -1,7 +1,9 @@
-"""oneDNN's float convolutions crash on values that lie channels_last, as int8 kernels hand them out, where a window lies in the padding.
+"""oneDNN's float convolutions that fail on values that lie channels_last, as int8 kernels hand them out, take a contiguous copy.
 
-Of 900 random geometries (torch 2.13, AVX-512 and AVX2, with a bias) 36 ended in SIGSEGV: all dilated, with padding as wide as the window
-or wider. The float model, whose values are contiguous, computes them. So such a convolution that stays float takes a contiguous copy.
+They crash where a window lies in the padding: of 900 random geometries (torch 2.13, AVX-512 and AVX2, with a bias) 36 ended in SIGSEGV, all
+dilated, with padding as wide as the window or wider. And they read memory beside the image where it has one channel, the stride along the
+width is 2 or more and the result is one column wide: 111 of 784 geometries of conv2d and conv3d were wrong (torch 2.13, AVX-512). The float
+model, whose values are contiguous, computes both.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from qcompiler.ops.table import Table
 
 def settle_windows(graph: fx.Graph, table: Table) -> int:
     """Copies before the float convolutions of a lowered graph that need them; returns how many."""
-    found = [node for node in graph.nodes if _crashes(node, table)]
+    found = [node for node in graph.nodes if _fails(node, table)]
     for node in found:
         x = node.args[0]
         assert isinstance(x, fx.Node)
@@ -30,13 +32,24 @@ def settle_windows(graph: fx.Graph, table: Table) -> int:
     return len(found)
 
 
-def _crashes(node: fx.Node, table: Table) -> bool:
-    row = table.of(node)
-    if row is None or row.family is not Family.CONVOLUTION or row.dims is None or not isinstance(node.args[1], fx.Node):
+def _fails(node: fx.Node, table: Table) -> bool:
+    """Whether a float convolution fails on such values at some size."""
+    row, (x, weight) = table.of(node), (*node.args[:2], None, None)[:2]
+    if row is None or row.family is not Family.CONVOLUTION or row.dims is None or not isinstance(weight, fx.Node):
         return False
-    kernel = (value_of(node.args[1]).shape or ())[2:]
-    padding, dilation = (_each(node.kwargs.get(name, default), row.dims) for name, default in (("padding", 0), ("dilation", 1)))
-    return len(kernel) == row.dims and any(d > 1 for d in dilation) and overpads(kernel, padding, dilation)
+    return _crashes(node, row.dims, weight) or (isinstance(x, fx.Node) and _reads_beside(node, row.dims, x, weight))
+
+
+def _reads_beside(node: fx.Node, dims: int, x: fx.Node, weight: fx.Node) -> bool:
+    shape, kernel = value_of(x).shape or (), (value_of(weight).shape or ())[2:]
+    strides = _each(node.kwargs.get("stride", 1), dims)
+    return dims > 1 and len(shape) > dims and shape[-dims - 1] == 1 and len(kernel) == dims and kernel[-1] > 1 and strides[-1] > 1
+
+
+def _crashes(node: fx.Node, dims: int, weight: fx.Node) -> bool:
+    kernel = (value_of(weight).shape or ())[2:]
+    padding, dilation = (_each(node.kwargs.get(name, default), dims) for name, default in (("padding", 0), ("dilation", 1)))
+    return len(kernel) == dims and any(d > 1 for d in dilation) and overpads(kernel, padding, dilation)
 
 
 def _each(value: object, dims: int) -> Sequence[int]:
