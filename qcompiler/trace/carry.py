@@ -27,7 +27,7 @@ from qcompiler.trace.learned_parts import NewPart
 from qcompiler.trace.numbers import Again
 from qcompiler.trace.operands import Elsewhere
 from qcompiler.trace.other_sizes import NotThisSize
-from qcompiler.trace.other_ways import OtherWays
+from qcompiler.trace.other_ways import Instead, OtherWays
 from qcompiler.trace.refusals import HINT, Refusals, Refused
 from qcompiler.trace.same import alike, as_later, equal, held_tensor, kind_of, same_leaf
 from qcompiler.trace.slots import MISSING, leaves, nested
@@ -65,10 +65,10 @@ class Carrier:
             self.kept[path] = reason
         self.forced = {place: value for place, value in self.forced.items() if not owned(self.places.owner(place), list(self.kept))}
 
-    def _run(self, start: Start, instead: Mapping[str, torch.Tensor] | None = None) -> Attempt:
-        """`instead`: by the name of an argument, what is given in its place."""
+    def _run(self, start: Start, instead: Instead | None = None) -> Attempt:
         tracer = self.make()
-        tracer.instead = instead or {}
+        if instead is not None:
+            tracer.instead, tracer.otherwise = instead.given, instead.made
         tracer.modules.kept, tracer.leaf_calls.explicit_states = self.kept, start.watched is not None
         self.places.is_later = bool(start.given)
         try:
@@ -213,8 +213,8 @@ class Carrier:
                 dict.fromkeys(moved, "changes its shape with each call, and forward holds a size of it fixed"), later
             )
 
-    def _again(self, start: Start, live: list[str], instead: Mapping[str, torch.Tensor]) -> tuple[Tracer, list[fx.Node]] | None:
-        """The model traced on other tensors; None where it cannot be, NotThisSize where it does not run on them."""
+    def _again(self, start: Start, live: list[str], instead: Instead) -> tuple[Tracer, list[fx.Node]] | None:
+        """The model traced on other values; None where it cannot be, NotThisSize where it does not run on them."""
         try:
             tracer = self._run(start, instead).tracer
         except InputError:

@@ -17,9 +17,10 @@ from torch import fx
 from torch.fx.node import Target
 
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
+from qcompiler.trace.float_operands import lay_out_operands, lies_in
 from qcompiler.trace.guards import TraceRemark, guard_bool, guard_int, guard_layout
-from qcompiler.trace.layouts import Layout, as_sliced, channels_last, in_order, is_in_either, strides_in, with_gaps
-from qcompiler.trace.other_sizes import NUMBER, Judge, NotThisSize, OtherSizes, Place, Unknown
+from qcompiler.trace.layouts import Layout, as_sliced, channels_last, in_order, is_in_either, with_gaps
+from qcompiler.trace.other_sizes import NUMBER, Given, Judge, NotThisSize, OtherSizes, Place, Unknown
 from qcompiler.trace.questions import Question
 from qcompiler.trace.relied import Relied, where
 from qcompiler.trace.tracer import Tracer
@@ -33,30 +34,37 @@ def hold(tracer: Tracer, live: set[fx.Node], judge: Judge) -> None:
     difference. Raises TraceError where nobody knows how the facts are at other calls."""
     shared = dict.fromkeys(fact for fact in tracer.shared if fact.matters(live))
     facts: list[Relied] = [*shared, *dict.fromkeys(asked for asked in tracer.asked if not asked.node._erased)]
-    if not facts:
-        return
+    held: set[fx.Node] = set()
+    while facts:
+        facts = [*_hold(tracer, facts, judge, held)]
+
+
+def _hold(tracer: Tracer, facts: list[Relied], judge: Judge, held: set[fx.Node]) -> list[Question]:
+    """Add the guards for some facts. What they stand on besides: how the arguments of code that nobody follows lie in memory."""
     try:
         runs = OtherSizes(tracer, facts, judge)
     except Unknown:
         raise facts[0].unknown() from None
     wrong = runs.differing({})
     asked = {fact for fact in facts if isinstance(fact, Question) and not fact.always}
-    chosen = [fact for fact in runs.by_choice() if isinstance(fact, Question)] if asked else []
-    if unknown := [fact for fact in wrong if fact not in asked] + chosen:
+    if unknown := [fact for fact in wrong if fact not in asked] + runs.by_choice(Given({}, {})):
         raise unknown[0].unknown()
-    search = _Search(runs)
+    search = _Search(runs, held)
     if wrong:
         runs.settled = set(asked)
         search.hold_strides(wrong[0])
     search.hold()
+    return search.more
 
 
 @dataclass
 class _Search:
     """Looks for the sizes and layouts at which a fact would be another one. `free`: by places that change together, the sizes that may
-    be taken; `held`: what each guard holds."""
+    be taken; `held`: tensors whose layouts are; `more`: what has to be held for that."""
 
     runs: OtherSizes
+    held: set[fx.Node]
+    more: list[Question] = field(default_factory=list)
     free: dict[tuple[Place, ...], list[int]] = field(default_factory=dict)
 
     def hold(self) -> None:
@@ -149,12 +157,12 @@ class _Search:
         return bool(self._try(sizes))
 
     def _look_at_layouts(self) -> None:
-        """Tensors of the caller's may be channels_last, transposed or parts of others."""
+        """Tensors of the caller's, and those that nobody can compute here, may be channels_last, transposed or parts of others."""
         sizes = {place: max(sizes) for group, sizes in self.free.items() for place in group if self._size(place) == 1}
-        given = [node for node in self.runs.sources if node in self.runs.tracer.given]
-        together = [dict.fromkeys((n for n in given if len(self.runs.sources[n]) == rank), last) for rank, last in _LAST.items()]
+        sources = list(self.runs.sources)
+        together = [dict.fromkeys((n for n in sources if len(self.runs.sources[n]) == rank), last) for rank, last in _LAST.items()]
         wrong = [facts for layouts in together if len(layouts) > 1 and (facts := self._try(sizes, layouts))]
-        for node in given:
+        for node in sources:
             ones = list(self._ones(node))
             layouts = [(at, layout) for layout in self._layouts(node) for at in (sizes, *ones)]
             layouts += [(at, as_sliced(in_order(self.runs.order_of(node)))) for at in ones]
@@ -194,9 +202,14 @@ class _Search:
                 self._remark(guard, message, fact)
 
     def _guard_layout(self, node: fx.Node, fact: Relied) -> None:
-        order, example = self.runs.order_of(node), self.runs.tracer.given[node][1]
-        if strides_in(order, example.shape) != list(example.stride()):
+        if node in self.held:
+            return
+        self.held.add(node)
+        tracer, order = self.runs.tracer, self.runs.order_of(node)
+        if not lies_in(tracer, node, order):
             raise fact.unknown()
+        if node not in tracer.given:
+            self.more += lay_out_operands(tracer, node, fact)
         with self._at(node, fact) as add:
             message = _message(f"the layout of {self._name(node)} in memory fixed", fact)
             self._remark(add("call_function", guard_layout, (node, order, message), None), message, fact)

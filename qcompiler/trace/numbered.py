@@ -11,6 +11,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import fx
 
+from qcompiler.ops.reference import lay_out
 from qcompiler.trace.fixed_sizes import name_of
 from qcompiler.trace.guards import is_guard
 from qcompiler.trace.tracer import Tracer
@@ -58,6 +59,8 @@ def _tells_ones(tracer: Tracer, node: fx.Node) -> bool:
 
 def _said(value: object, known: dict[fx.Node, int]) -> Hashable:
     if isinstance(value, fx.Node):
+        if value not in known and value.target is lay_out:  # added since, for a guard
+            return _said(value.args[0], known)
         return "node", known[value]
     if isinstance(value, (tuple, list)):
         return "items", *(_said(item, known) for item in value)

@@ -39,6 +39,7 @@ def opened(tracer: Tracer, proxy: Proxy, path: str) -> Any:
         tracer.given[proxy.node] = path, example
         return tracer.results.wrap(lambda: proxy.node, example, "boundary")
     if type(example) in (int, float) and tracer.free_numbers:
+        proxy.example = tracer.seen(proxy.node, example)
         return number(tracer, proxy, path)
     if type(example) in LITERALS:
         return hold(tracer, proxy, path)

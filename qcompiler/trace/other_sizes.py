@@ -10,8 +10,9 @@ is both contiguous and channels_last, each run is done with the strides of eithe
 from __future__ import annotations
 
 import contextlib
+import itertools
 import operator
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -22,16 +23,21 @@ from qcompiler.ambient import copied_with_data
 from qcompiler.fake_tensors import ShapesAlone, in_silence
 from qcompiler.ir.types import value_of
 from qcompiler.ops.reference import choose
+from qcompiler.trace.cuts import cuts
+from qcompiler.trace.float_operands import order_in
 from qcompiler.trace.guards import is_guard
 from qcompiler.trace.layouts import Layout, channels_last, contiguous, in_order, is_in_either, strides_in
 from qcompiler.trace.memory import storage
 from qcompiler.trace.nested import map_nested
 from qcompiler.trace.proxy import Args, Kwargs
+from qcompiler.trace.questions import Question
 from qcompiler.trace.relied import Relied
 from qcompiler.trace.tracer import Tracer
 
 Place: TypeAlias = tuple[fx.Node, int]  # a tensor and a dimension of it, or a number and NUMBER
+Order: TypeAlias = Callable[[int], list[int]]  # of the dimensions in memory, by their number
 NUMBER = -1
+_CHOICES = 3  # of one model: with more, not every one is tried with every other
 
 
 class NotThisSize(Exception):
@@ -44,12 +50,12 @@ class Unknown(Exception):
 
 @dataclass(frozen=True)
 class Given:
-    """What the inputs are in a run, where they are not as in the example. `order`: what gives tensors their strides in dimensions of size
-    1."""
+    """What the inputs, and values that data makes or chooses, are in a run, where they are not as in the example. `order`: what gives
+    tensors their strides in dimensions of size 1."""
 
     sizes: Mapping[Place, int]
     layouts: Mapping[fx.Node, Layout]
-    order: Callable[[int], list[int]] | None = None
+    order: Order | None = None
 
 
 Judge: TypeAlias = Callable[[Mapping[Relied, Hashable], Given], list[Relied]]
@@ -69,6 +75,7 @@ class OtherSizes:
         self._modules: dict[str, nn.Module] = {}
         self._nodes = self._needed()
         self._first()
+        self._ways = self._other_ways()
         self.bounds = self._bounds()  # what makes sizes of another kind
 
     def _needed(self) -> list[fx.Node]:
@@ -120,7 +127,7 @@ class OtherSizes:
         found: dict[tuple[int, int], None] = {}
         for node in self._nodes:
             cut = [size for operand in node.all_input_nodes[:1] for size in value_of(operand).shape or ()] or [0]
-            found.update(dict.fromkeys((number, size) for number in _cuts(node) for size in cut))
+            found.update(dict.fromkeys((number, size) for number in cuts(node) for size in cut))
         return list(found)
 
     def differing(self, sizes: Mapping[Place, int], layouts: Mapping[fx.Node, Layout] | None = None) -> list[Relied]:
@@ -130,16 +137,30 @@ class OtherSizes:
         for order in (contiguous, channels_last) if values.either_layout else ():
             with contextlib.suppress(NotThisSize):  # a call that refuses these strides does so in eager mode as well
                 found += [fact for fact in self._found(_Values(order), replace(given, order=order)) if fact not in self.settled]
+        return found + (self.by_choice(given) if sizes or layouts else [])
+
+    def by_choice(self, given: Given) -> list[Relied]:
+        """The questions that have another answer where data chooses otherwise, and make a difference."""
+        found: list[Relied] = []
+        asked = [fact for fact in self.facts if isinstance(fact, Question)]
+        for way in self._ways if asked else ():
+            values = _Values(other_way=way)
+            try:
+                self._run(values, given.sizes, given.layouts)
+            except NotThisSize:
+                continue
+            except _Lost:
+                return list(asked)
+            differing: dict[Relied, Hashable] = {fact: fact.found(values) for fact in asked if fact.differs(values)}
+            chosen = {node: _strided(value) for node in self._nodes if node in way and isinstance(value := values[node], torch.Tensor)}
+            found += self.judge(differing, replace(given, layouts={**given.layouts, **chosen})) if differing else []
         return found
 
-    def by_choice(self) -> list[Relied]:
-        """The facts that are others where data chooses otherwise."""
-        values = _Values()
-        values.other_way = True
-        with contextlib.suppress(_Lost):
-            self._run(values, {}, {})
-            return [fact for fact in self.facts if fact.differs(values)]
-        return list(self.facts)
+    def _other_ways(self) -> list[frozenset[fx.Node]]:
+        """Which choices by data are tried together: each alone, all, and where they are few all combinations."""
+        chosen = [node for node in self._nodes if node.target is choose and node not in self.sources]
+        counts = range(1, len(chosen) + 1) if len(chosen) <= _CHOICES else (1, len(chosen))
+        return [frozenset(some) for n in counts for some in itertools.combinations(chosen, n)]
 
     def _found(self, values: _Values, given: Given) -> list[Relied]:
         self._run(values, given.sizes, given.layouts)
@@ -177,7 +198,7 @@ class OtherSizes:
         if node.op == "call_module":
             return self._module(node)(*args, **kwargs)
         if node.target is choose:
-            return args[2 if values.other_way else 1]
+            return args[2 if node in values.other_way else 1]
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -187,15 +208,7 @@ class OtherSizes:
 
     def order_of(self, node: fx.Node) -> list[int]:
         """The dimensions of a tensor that is made from the outermost to the innermost."""
-        dims, strides = range(len(self.sources[node])), self.strides_of(node)
-        return list(dims) if strides is None else sorted(dims, key=lambda dim: (-strides[dim], dim))
-
-    def strides_of(self, node: fx.Node) -> tuple[int, ...] | None:
-        """Those of the example of a value; None where it lies in order."""
-        if node in self.tracer.given:
-            example = self.tracer.given[node][1]
-            return None if example.is_contiguous() else example.stride()
-        return self.tracer.strides.get(node)
+        return order_in(self.tracer, node)
 
     def _parameter(self, node: fx.Node) -> object:
         path = str(node.target)
@@ -213,25 +226,10 @@ class OtherSizes:
         return self._modules[path]
 
 
-_CUTS = frozenset(("narrow", "split", "split_with_sizes", "tensor_split", "min", "max"))
-
-
-def _cuts(node: fx.Node) -> Iterator[int]:
-    """The numbers in a call that a size is compared with: where slices begin and end, pieces, bounds of sizes."""
-    name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
-    for value in (*node.args, *node.kwargs.values()):
-        yield from (number for number in _numbers(value, name in _CUTS) if number)
-
-
-def _numbers(value: object, every: bool) -> Iterator[int]:
-    """The ends of slices, and `every` other number besides, without their signs."""
-    if isinstance(value, slice):
-        yield from (abs(end) for end in (value.start, value.stop) if type(end) is int)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _numbers(part, every)
-    elif type(value) is int and every:
-        yield abs(value)
+def _strided(value: torch.Tensor) -> Layout:
+    """As a tensor lies in memory, in its sizes."""
+    strides = value.stride()
+    return lambda shape, dtype: torch.empty_strided(tuple(shape), strides, dtype=dtype)
 
 
 def _read(node: fx.Node) -> list[fx.Node]:
@@ -240,12 +238,13 @@ def _read(node: fx.Node) -> list[fx.Node]:
 
 
 class _Values(dict[fx.Node, object]):
-    """The values of a run, by node. `order`: the layout whose strides new tensors have in dimensions of size 1."""
+    """The values of a run, by node. `order`: the layout whose strides new tensors have in dimensions of size 1; `other_way`: which values
+    that data chooses are those that the example did not choose."""
 
-    def __init__(self, order: Callable[[int], list[int]] | None = None) -> None:
+    def __init__(self, order: Order | None = None, other_way: frozenset[fx.Node] = frozenset()) -> None:
         super().__init__()
         self.order = order
-        self.other_way = False  # of two values that data chooses from, the one that is not the example's
+        self.other_way = other_way
         self.either_layout = False  # whether a new tensor was contiguous and channels_last at once
 
     def args(self, node: fx.Node) -> Args:

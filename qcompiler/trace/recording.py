@@ -61,6 +61,9 @@ class Recording(Following, Protocol):
     def bind(self, node: fx.Node, example: object) -> Proxy:
         """A new variable that holds a node's value."""
 
+    def seen(self, node: fx.Node, example: Any) -> Any:
+        """The example of a value that is made."""
+
     def attribute_node(self, tensor: torch.Tensor) -> fx.Node:
         """The node that stands for a plain tensor."""
 

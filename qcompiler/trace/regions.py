@@ -222,5 +222,5 @@ class Regions:
         if not same_shape:
             self._recorder.from_data.add(made)
         view = proxy.view_of
-        self._mutations.rebind(proxy, made, proxy.example)
+        self._mutations.rebind(proxy, made, self._recorder.seen(made, proxy.example))
         proxy.view_of = view  # what it is a view of was chosen as well, where it changed

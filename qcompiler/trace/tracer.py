@@ -77,6 +77,7 @@ class Tracer(fx.Tracer):
         self.asked: list[Question] = []
         self.of_strides: set[fx.Node] = set()
         self.instead: Mapping[str, torch.Tensor] = {}  # by the name of an argument, what is given in its place
+        self.otherwise: Mapping[str, Callable[[Any], Any]] = {}  # by the name of a node, what its example becomes
         self.given: dict[fx.Node, tuple[str, torch.Tensor]] = {}  # tensors among the arguments: how the user calls each, its example
         self.counted: dict[fx.Node, int] = {}  # whole numbers of data, as in the example
         self.strides: dict[fx.Node, tuple[int, ...]] = {}  # of the examples that do not lie in order
@@ -181,10 +182,14 @@ class Tracer(fx.Tracer):
 
     def bind(self, node: fx.Node, example: object) -> Proxy:
         """A new variable that holds a node's value."""
-        proxy = Proxy(node, self, example)
+        proxy = Proxy(node, self, self.seen(node, example))
         if proxy.is_tensor:
             self.memory.remember(proxy)
         return proxy
+
+    def seen(self, node: fx.Node, example: Any) -> Any:
+        """The example of a value that is made: another one where the model is traced once more to see what it does there."""
+        return self.otherwise[node.name](example) if node.name in self.otherwise else example
 
     def sizes(self, proxy: Proxy) -> Sizes:
         """The shape of a traced tensor, one `size(dim)` node each."""
