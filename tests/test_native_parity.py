@@ -45,6 +45,7 @@ STEPS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "two operands": lambda net, x: net.last(torch.maximum(net.first(x), -net.first(x))),
     "a result": lambda net, x: x + net.last(net.norm(x)),
     "a dynamic layer between": lambda net, x: net.last(net.layer(x[None])[0][0]) + net.layer(x[None])[0][0],
+    "read before its rounding, too": lambda net, x: net.last(v := x / (1 + x.abs())) * 0.5 + v,
     "softmax": lambda net, x: net.last(net.first(x).softmax(-1)),
 }
 

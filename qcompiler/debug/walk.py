@@ -172,10 +172,19 @@ class Walk:
 
     def _again(self, site: Site, region: Sequence[Step], floats: Env, references: Env, other: Env | None = None) -> object:
         """The float value of a site from what its region begins with. `other`: what is added to results of the region."""
-        env: Env = {name: floats[name] for name in site.extra}
-        env |= {self.matching.sites[name].float_step.name: real(references[name]) for name in site.bounds}
+        env, rounded = {name: floats[name] for name in site.extra}, dict[str, object]()
+        for name in site.bounds:
+            bound = self.matching.sites[name]
+            value, known = bound.float_step.name, real(references[name])
+            rounding = next((step.name for step in region if step.name in self.scales and step.inputs == (value,)), None)
+            is_read = rounding is not None and any(value in step.inputs for step in region if step.name != rounding)
+            if is_read and bound.region is not None and floats.keys() >= set(bound.extra) and references.keys() >= set(bound.bounds):
+                env[value] = self._again(bound, bound.region, floats, references)  # others read it as it is before its rounding
+                rounded[str(rounding)] = known
+            else:
+                env[value] = known
         for step in region:
-            env[step.name] = step.run(env)
+            env[step.name] = rounded[step.name] if step.name in rounded else step.run(env)
             if other is not None and step.name in other and isinstance(env[step.name], Tensor):
                 env[step.name] = env[step.name] + other[step.name](env[step.name])
         return env[site.float_step.name]
