@@ -33,6 +33,7 @@ from qcompiler.passes.judge_recurrent import JudgeRecurrent, WatchRecurrent
 from qcompiler.passes.judge_rows import JudgeRows, WatchRows
 from qcompiler.passes.keep_float import KeepFloat
 from qcompiler.passes.note_parts import NoteParts
+from qcompiler.passes.note_picked import NotePicked
 from qcompiler.passes.remove_identities import RemoveIdentities
 from qcompiler.passes.resolve_padding import ResolvePadding
 from qcompiler.passes.scale_parts import ScaleParts
@@ -47,8 +48,8 @@ DECIDE = (Annotate(), KeepFloat(), HandOutFloats(), ShareQParams())
 OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent(), WatchRows(), WatchSpares())  # FUSED -> OBSERVED
 OBSERVE_TRAINING = (*DECIDE, NoteParts(), JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 # OBSERVED -> QUANTIZED
-QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeParts(), JudgeAverages(), FuseSums(),
-            JoinQParams(), InsertQuantizeDequantize())  # fmt: skip
+QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeParts(), NotePicked(), JudgeAverages(),
+            FuseSums(), JoinQParams(), InsertQuantizeDequantize())  # fmt: skip
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided
 CORRECT_FLOATS, CORRECT_CODES = (CorrectWeights(),), (CorrectCodes(),)  # before QUANTIZE and at its end, where the user gives corrections
 OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE
