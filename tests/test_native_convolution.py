@@ -305,6 +305,18 @@ def test_depthwise_windows_that_share_columns(kernels: Kernels, k: int, epilogue
         check_convolution(kernels, "depthwise", Problem(c, width))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [3, 8, 16, 17, 32])
+def test_depthwise_strips_whose_ends_are_not_alike(kernels: Kernels, channels: int, stride: int) -> None:
+    """Without padding the first and the last column of a strip differ: a vector behind the last one must not be taken for the first."""
+    for k, dilation in ((2, 1), (3, 1), (5, 1), (3, 2)):
+        for results in (7, 8, 15, 16, 17, 32):
+            wide = (results - 1) * stride + (k - 1) * dilation + 1
+            x, strides, dilations = image(channels, (k - 1) * dilation + 1, wide), (stride, stride), (dilation, dilation)
+            c = Case(x, channels, (k, k), strides, (0, 0), dilations, groups=channels)
+            check_convolution(kernels, "depthwise", Problem(c, results))
+
+
 def test_sums_that_leave_the_integers_are_cut(kernels: Kernels) -> None:
     problem = Problem(case(image(64, 5, 5), 32, 3, 1, 1, saturated=True, x_zero=0))
     problem.m = problem.m * np.float32(1e7)

@@ -63,9 +63,11 @@ static void qc_find_dots(const qc_depthwise *a, int64_t block, qc_dots *s) {
   s->quads = k->kernel[0] * (int32_t)qc_ceil(k->kernel[1], 4);
   s->count = s->quads * s->columns;
   int64_t reach = (int64_t)(k->kernel[2] - 1) * k->dilation[2] / k->stride[2] + 1;
-  int64_t most = QC_MIXED / ((int64_t)s->quads * QC_PARTS * k->stride[2] * s->width) - reach, group = QC_AT_ONCE * s->positions;
+  int64_t group = QC_AT_ONCE * s->positions, room = QC_MIXED / ((int64_t)s->quads * QC_PARTS * k->stride[2] * s->width);
+  int64_t most = room - reach - s->positions;
   s->strip = (int32_t)(qc_min(most / group, qc_ceil(a->y.w, group)) * group);
-  s->pitch = (int32_t)((s->strip + reach) * s->width);
+  /* Whole vectors are written: the last one must not reach into the first of the next plane. */
+  s->pitch = (int32_t)(qc_ceil(s->strip + reach, s->positions) * s->positions * s->width);
   int64_t bytes = (int64_t)s->count * 64; /* of 16 channels */
   const int8_t *w = a->w + s->c / 16 * bytes;
   for (int i = 0; i < s->count; i++) {
