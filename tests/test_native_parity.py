@@ -81,3 +81,15 @@ def test_what_the_c_computes_otherwise_is_seen(name: str) -> None:
     with mock.patch.object(NativeRegion, "watch", spoiled):
         found = parity(prepared, module, [x])
     assert not found.holds, found
+
+
+def test_what_a_region_runs_on_is_kept_until_it_runs() -> None:
+    """Its values depend on some of its inputs each; the run needs them all, whatever reads them last."""
+    _, module, _ = trained("a dynamic layer between")
+    runs = [step for step in module._steps().steps if step.takes]  # type: ignore[operator]
+    read = {name for step in module._steps().steps for name in step.inputs if "." not in name}  # type: ignore[operator]
+    assert (
+        runs
+        and all(set(step.inputs) <= set(step.takes) for step in runs)
+        and {"x"} <= {n for step in runs for n in step.takes} <= read | {"x"}
+    )

@@ -88,7 +88,7 @@ class Walk:
         """For each event, the float and the quantized values that nothing reads after it."""
         uses: tuple[dict[str, int], dict[str, int]] = ({}, {})
         for i, (is_float, step) in enumerate(self.events):
-            for name in (step.name, *step.inputs):
+            for name in (step.name, *step.inputs, *step.takes):
                 uses[not is_float][name] = i
             site = None if is_float else self.matching.sites.get(step.name)
             if site is not None:

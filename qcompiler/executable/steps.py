@@ -47,6 +47,7 @@ class Step:
     `origin`: the traced nodes that were fused into it. `writes`: the input whose value it changes in place.
     `grid`: where the step's values are integers that do not know their scale. `state`: whether it reads or writes what the model
     keeps between calls. `is_past`: the value was computed in one go with what is computed from it, so nothing can be put in its place.
+    `takes`: what the run reads beside `inputs`, and what it computes does not depend on as a whole.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Step:
     state: Literal["", "read", "write"] = ""
     most: int = 255  # the largest code of its range: 127 where that has 7 bits, though a kernel gives larger ones beyond it
     is_past: bool = False
+    takes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class WatchedRegion:
             return self.region(*inputs(env))
 
         values = [self._value(name, kept) for name in self.region.places if name in self.layers]
-        return [replace(step, run=run, origin=(), inputs=self._sizes_alone()), *values]
+        return [replace(step, run=run, origin=(), inputs=self._sizes_alone(), takes=tuple(self.given)), *values]
 
     def _sizes_alone(self) -> tuple[str, ...]:
         """What the region takes for its sizes: no value inside is computed from it, and the run still needs it."""
