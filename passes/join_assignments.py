@@ -57,19 +57,7 @@ def _is_simple(write: fx.Node) -> bool:
     for axis, begin, end in bounds:
         wanted[axis] = len(range(*slice(begin, end).indices(wanted[axis])))
     given = value_of(value)
-    return (
-        given.dtype == base.dtype and given.shape == tuple(wanted) and 0 not in wanted and all(map(_is_told, bounds, _cut(wanted, bounds)))
-    )
-
-
-def _cut(sizes: Sequence[int], bounds: Sequence[Bounds]) -> list[int]:
-    return [sizes[axis] for axis, _, _ in bounds]
-
-
-def _is_told(bounds: Bounds, size: int) -> bool:
-    """Whether it is known if a value that has one element along a cut axis, as in the example, is repeated at other sizes."""
-    _, begin, end = bounds
-    return size > 1 or (begin == -1 if end is None else end - (begin or 0) == 1)
+    return given.dtype == base.dtype and given.shape == tuple(wanted) and 0 not in wanted
 
 
 def bounds_of(write: fx.Node) -> tuple[Bounds, ...]:
@@ -132,14 +120,13 @@ class _Join:
         return parts[0] if len(parts) == 1 else self._noted(torch.cat, (parts,), {"dim": axis}, value_of(base).shape)
 
     def _spread(self) -> fx.Node:
-        """The value, which an assignment repeats along axes where it has one element."""
-        base, _, value = self.write.args
+        """The value with the sizes of its place: an assignment repeats it along axes where it has one element, and refuses other sizes,
+        which a cat would take."""
+        base, index, value = self.write.args
         assert isinstance(base, fx.Node) and isinstance(value, fx.Node)
         shape, cut = value_of(value).shape or (), {axis for axis, _, _ in bounds_of(self.write)}
-        ones = [axis for axis, size in enumerate(shape) if size == 1 and axis not in cut]
-        if not ones:
-            return value
-        sizes = tuple(self._size(base, axis) if axis in ones else -1 for axis in range(len(shape)))
+        place = self._noted(getitem, (base,), {"index": index}, shape)
+        sizes = tuple(self._size(place, axis) if size == 1 or axis in cut else -1 for axis, size in enumerate(shape))
         return self._noted(expand, (value,), {"sizes": sizes}, shape)
 
     def _size(self, base: fx.Node, axis: int) -> fx.Node:

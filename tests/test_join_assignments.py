@@ -159,6 +159,25 @@ def test_a_batch_of_one(batch: int) -> None:
         assert torch.equal(model(X[:batch], y), Adds()(X[:batch], y))
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_sizes_that_do_not_fit_are_refused(length: int) -> None:
+    """A value of another length than its place is repeated or an error, as in an assignment; a cat would take it."""
+
+    class Puts(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            z = x * 2
+            z[:, 1:] = y + 1
+            return z.relu()
+
+    model, y = qc.fuse_fx(Puts().eval(), (X, X[:, 1:])), torch.cat([X, X], 1)[:, :length]
+    assert not any(node.target is operator.setitem for node in model.graph.nodes)
+    if length in (1, 3):
+        assert torch.equal(model(X, y), Puts()(X, y))
+    else:
+        with pytest.raises((RuntimeError, qc.InputError)):
+            model(X, y)
+
+
 @pytest.mark.parametrize("assign", STAYS, ids=lambda f: f.__name__)
 def test_near_misses(assign: Callable[[Tensor], Any]) -> None:
     model, left = fused(assign)
