@@ -151,6 +151,18 @@ def region_of(module: Any) -> NativeRegion:
     return region
 
 
+def check_equal_bits(module: Any, given: Tensor, expected: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same results on every instruction set that the machine has, on one thread and on four."""
+    before = torch.get_num_threads()
+    for cap in here():
+        monkeypatch.setenv("QCOMPILER_ISA", cap)
+        capped = copy.deepcopy(module)
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            assert all(map(torch.equal, pytree.tree_leaves(capped(given)), expected)), (cap, threads)
+        torch.set_num_threads(before)
+
+
 def check_bits(module: Any, graph: fx.GraphModule, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Near the QUANTIZED graph at three sizes of the batch, with equal bits on every instruction set and number of threads."""
     for given in (x, torch.cat([x, example(tuple(x.shape), 9)]), x[:0]):
@@ -158,11 +170,4 @@ def check_bits(module: Any, graph: fx.GraphModule, x: Tensor, monkeypatch: pytes
             expected, near = (pytree.tree_leaves(made(given)) for made in (module, graph))
         for a, b in zip(near, expected, strict=True):
             assert a.shape == b.shape and (not a.numel() or compute_sqnr(a, b) > 35)
-        before = torch.get_num_threads()
-        for cap in here():
-            monkeypatch.setenv("QCOMPILER_ISA", cap)
-            capped = copy.deepcopy(module)
-            for threads in (1, 4):
-                torch.set_num_threads(threads)
-                assert all(map(torch.equal, pytree.tree_leaves(capped(given)), expected)), (cap, threads)
-            torch.set_num_threads(before)
+        check_equal_bits(module, given, expected, monkeypatch)

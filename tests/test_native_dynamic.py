@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +13,12 @@ from torch.utils import _pytree as pytree
 
 import qcompiler
 from qcompiler.backends.native import float_reference as reference
-from qcompiler.backends.native.build.library import here
 from qcompiler.backends.native.packing import padded
 from qcompiler.debug import compute_sqnr
 from qcompiler.ops.reference import dynamic_quantize_dequantize
 from qcompiler.quantization import default_dynamic_qconfig
 from tests.native_abi import Kernels, aligned
-from tests.native_nets import Through, example, region_of
+from tests.native_nets import Through, check_equal_bits, example, region_of
 from tests.test_native_floats import Memory, floats, operand, tensor
 
 RANGES: dict[str, Any] = {
@@ -148,14 +146,7 @@ def test_dynamic_networks_are_one_region_with_equal_bits(name: str, monkeypatch:
             for a, b in zip(pytree.tree_leaves(graph(given)), expected, strict=True):
                 assert a.shape == b.shape
                 assert compute_sqnr(a, b) > 90 if bool(a.any()) else torch.equal(a, b)  # roundings in another order
-        before = torch.get_num_threads()
-        for cap in here():
-            monkeypatch.setenv("QCOMPILER_ISA", cap)
-            capped = copy.deepcopy(module)
-            for threads in (1, 4):
-                torch.set_num_threads(threads)
-                assert all(map(torch.equal, pytree.tree_leaves(capped(given)), expected)), (cap, threads)
-            torch.set_num_threads(before)
+        check_equal_bits(module, given, expected, monkeypatch)
 
 
 def test_a_dynamic_linear_has_the_bits_of_the_reference() -> None:
