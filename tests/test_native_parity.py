@@ -46,6 +46,7 @@ STEPS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a result": lambda net, x: x + net.last(net.norm(x)),
     "a dynamic layer between": lambda net, x: net.last(net.layer(x[None])[0][0]) + net.layer(x[None])[0][0],
     "read before its rounding, too": lambda net, x: net.last(v := x / (1 + x.abs())) * 0.5 + v,
+    "two of them": lambda net, x: net.last(w := F.elu(net.norm(v := F.elu(net.first(x))))) + v * w + F.elu(w),
     "softmax": lambda net, x: net.last(net.first(x).softmax(-1)),
 }
 
