@@ -19,6 +19,7 @@ from qcompiler.errors import ArtifactWriteError, ConfigError, QCompilerWarning
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms, forms_of
 from qcompiler.files.atomic import atomic_write
+from qcompiler.inputs.door import door
 from qcompiler.workflow.explain import explain
 
 CARD, CONFIG = "README.md", "config.json"
@@ -63,6 +64,7 @@ model, value by value; what it is worth at its task, your own test set says. Wri
 """
 
 
+@door
 def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Writes the module to a file, atomically; the same module gives the same bytes.
 
