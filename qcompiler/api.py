@@ -291,18 +291,6 @@ def export_program(module: nn.Module, *, dynamic_shapes: DynamicShapes = None, o
 
 
 __all__ = [
-    "autotune",
-    "bench",
-    "calibrate",
-    "convert_fx",
-    "convert_to_reference_fx",
-    "explain",
-    "export_onnx",
-    "export_program",
-    "fuse_fx",
-    "prepare_fx",
-    "prepare_qat_fx",
-    "quantize",
-    "remarks",
-    "scales",
+    "autotune", "bench", "calibrate", "convert_fx", "convert_to_reference_fx", "explain", "export_onnx", "export_program", "fuse_fx",
+    "prepare_fx", "prepare_qat_fx", "quantize", "remarks", "scales",
 ]  # fmt: skip
