@@ -24,7 +24,7 @@ from qcompiler.inputs.near_names import near_names
 F = TypeVar("F", bound=Callable[..., object])
 NAMED: dict[object, str] = {
     str: "a text", bool: "True or False", int: "a whole number", float: "a number", Path: "a path", os.PathLike: "a path",
-    type(None): "None", torch.dtype: "a torch.dtype",
+    type(None): "None", torch.dtype: "a torch.dtype", typing.IO: "an open file",
 }  # fmt: skip
 OF_ITEMS: dict[object, str] = {
     Sequence: "a list", list: "a list", tuple: "a tuple", Collection: "a list, tuple or set", Iterable: "an iterable", Mapping: "a dict",
@@ -153,6 +153,8 @@ def _is(value: object, kind: object) -> bool:
         return callable(value)
     if origin is typing.Literal:
         return any(value is one or (type(value) is type(one) and value == one) for one in inner)
+    if origin is typing.IO:
+        return callable(getattr(value, "write", None))
     if origin in (Path, os.PathLike):
         return isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)
     if not isinstance(origin, type) or issubclass(origin, nn.Module):
