@@ -16,7 +16,6 @@ from qcompiler.compile.pass_manager import Pass
 from qcompiler.compile.rewrite import Rule
 from qcompiler.compile.settings import Settings
 from qcompiler.config.corrections import Corrections
-from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
 from qcompiler.export.dims import DynamicShapes
 from qcompiler.inputs.checks import check_named
@@ -247,8 +246,6 @@ def autotune(
     and convert_fx raise.
     """
     check_numbers(seconds, holdout, seed)
-    if metric is not None and not callable(metric):
-        raise ConfigError(f"metric is a function of outputs and batch, not a {type(metric).__name__}", code="tune-metric")
     goal = Goal.of(target, latency, metric is not None)
     task = Task(goal, metric, seconds, holdout, seed, log, progress)
     return search(model, data, task, {**options, "backend": backend}, example_kwargs)
