@@ -17,6 +17,8 @@ def lstm_float(
     batch_first: bool,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """LSTM: x (T, N, I), or (N, T, I) with batch_first, or (T, I) without a batch."""
+    if not torch.jit.is_tracing() and x.size(-1) != weights[0].size(1):  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # torch's function would read on behind them
     unbatched = x.dim() == 2
     rows = x.unsqueeze(1) if unbatched else x
     first = batch_first and not unbatched
@@ -35,6 +37,8 @@ def gru_float(
     x: torch.Tensor, hidden: torch.Tensor | None, weights: list[torch.Tensor], has_biases: bool, bidirectional: bool, batch_first: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GRU; see lstm_float."""
+    if not torch.jit.is_tracing() and x.size(-1) != weights[0].size(1):  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # torch's function would read on behind them
     unbatched = x.dim() == 2
     rows = x.unsqueeze(1) if unbatched else x
     first = batch_first and not unbatched
@@ -60,6 +64,8 @@ def lstm_packed_float(
     bidirectional: bool,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """LSTM on the fields of a PackedSequence; gives its new data."""
+    if not torch.jit.is_tracing() and data.size(-1) != weights[0].size(1):  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # torch's function would read on behind them
     cells = len(weights) // (4 if has_biases else 2)
     zeros = torch.zeros([cells, int(batch_sizes[0]), weights[1].size(1)], dtype=data.dtype)
     h = zeros if hidden is None else (hidden if sorted_indices is None else hidden.index_select(1, sorted_indices))
@@ -82,6 +88,8 @@ def gru_packed_float(
     bidirectional: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GRU on the fields of a PackedSequence; see lstm_packed_float."""
+    if not torch.jit.is_tracing() and data.size(-1) != weights[0].size(1):  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # torch's function would read on behind them
     cells = len(weights) // (4 if has_biases else 2)
     zeros = torch.zeros([cells, int(batch_sizes[0]), weights[1].size(1)], dtype=data.dtype)
     h = zeros if hidden is None else (hidden if sorted_indices is None else hidden.index_select(1, sorted_indices))
