@@ -16,8 +16,8 @@ from qcompiler.debug.match import match
 from qcompiler.debug.walk import Walk
 from qcompiler.executable.steps import steps_of_graph
 from qcompiler.tune.held_out import Item
-from qcompiler.tune.score import LEAST_GAIN, sqnr_of
-from qcompiler.workflow.convert import Conversion, reference
+from qcompiler.tune.score import LEAST_GAIN
+from qcompiler.tune.trial import Trial
 from qcompiler.workflow.explain import explain
 from qcompiler.workflow.twins import twins
 
@@ -30,22 +30,15 @@ def islands(prepared: object, item: Item, corrections: Corrections, tell: Callab
     made = twins(prepared, corrections)
     if len(made) != 1:
         return frozenset()
-    with torch.inference_mode():
-        expected = made[0].floats(*item.args, **item.kwargs)
+    trial = Trial.of(prepared, made[0].floats, [(item.args, item.kwargs)])
     names, kept = _noisiest(made[0].floats, made[0].quantized, item, explain(prepared)), frozenset[str]()
-    best = _sqnr(prepared, item, corrections, expected)
+    best = trial.sqnr(corrections)
     for done, name in enumerate(names, 1):
-        found = _sqnr(prepared, item, corrections | Corrections(keep_float=kept | {name}), expected)
+        found = trial.sqnr(corrections | Corrections(keep_float=kept | {name}))
         if found >= best + LEAST_GAIN:
             best, kept = found, kept | {name}
         tell(done, len(names))
     return kept
-
-
-def _sqnr(prepared: object, item: Item, corrections: Corrections, expected: object) -> float:
-    gm = reference(prepared, (), Conversion(), corrections)
-    with torch.inference_mode():
-        return sqnr_of(expected, gm(*item.args, **item.kwargs))
 
 
 def _errors(floats: fx.GraphModule, quantized: fx.GraphModule, item: Item) -> Comparison:
