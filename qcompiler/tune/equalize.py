@@ -29,8 +29,9 @@ from qcompiler.tune.trial import Trial
 from qcompiler.workflow.twins import Twin, twins
 
 LEAST = 1 / 64  # a channel that is nearly always zero is not made as large as the others
-ALPHAS = (0.25, 0.5, 0.75)  # that are tried, on so many batches
+ALPHAS = (0.25, 0.75)  # that are tried beside 0.5, on so many batches
 TRIED = 4
+MATTERS = 0.1  # dB that 0.5 changes at least, where others are tried
 
 
 @in_plain_torch
@@ -57,9 +58,15 @@ def equalize(prepared: object, batches: object, *, corrections: Corrections | No
         ends = _channel_ends(made[0], found, data)
     if alpha is not None:
         return _with_alpha(made[0], ends, found, alpha, so_far)
-    tried = [so_far, *(_with_alpha(made[0], ends, found, one, so_far) for one in ALPHAS)] if found else [so_far]
+    usual = _with_alpha(made[0], ends, found, 0.5, so_far)
+    if usual == so_far:
+        return so_far
     trial = Trial.of(prepared, made[0].floats, data[:TRIED])
-    return max(tried, key=trial.sqnr) if len(tried) > 1 else so_far
+    scored = [(trial.sqnr(so_far), so_far), (trial.sqnr(usual), usual)]
+    if abs(scored[1][0] - scored[0][0]) >= MATTERS:
+        others = [_with_alpha(made[0], ends, found, one, so_far) for one in ALPHAS]
+        scored += [(trial.sqnr(one), one) for one in others]
+    return max(scored, key=lambda one: one[0])[1]
 
 
 def _with_alpha(

@@ -26,7 +26,7 @@ LINEAR_SHARE = 0.5  # of the multiply-accumulates: below, linears that round the
 
 @dataclass(frozen=True)
 class State:
-    """Where a search stands: the calibrated model, the batches that it corrects on, the seed, and what was taken so far."""
+    """Where a search stands: the calibrated model, the batches that it corrects on, the seed, what was taken so far and by which steps."""
 
     prepared: nn.Module
     items: Sequence[Item]
@@ -34,6 +34,7 @@ class State:
     corrections: Corrections
     diagnosis: Diagnosis | None = None
     score: Score | None = None
+    taken: tuple[str, ...] = ()
 
     @property
     def batches(self) -> list[object]:
@@ -60,6 +61,13 @@ def _values_limit(state: State) -> str | None:
     if state.diagnosis is not None and state.score is not None and state.score.noise:  # of what is left of the noise by now
         share = state.diagnosis.values.noise / state.score.noise
     return None if share >= LIMITS else f"values make {share:.0%} of the noise"
+
+
+def _ranges_left(state: State) -> str | None:
+    """Weights that limit hide what ranges gain, so these are tried once more where new codes came between."""
+    if "ranges" in state.taken:
+        return "ranges are fitted already"
+    return _values_limit(state) if "reconstruct" in state.taken else "no codes are new"
 
 
 def _equalize(state: State, tell: Tell, effort: float) -> Corrections:
@@ -98,6 +106,7 @@ MOVES = (
     Move("equalize", _always, _equalize),
     Move("ranges", _values_limit, _ranges),
     Move("reconstruct", _always, _reconstruct, FEW_ROWS),
+    Move("ranges-again", _ranges_left, _ranges),
     Move("dynamic", _no_linears, _dynamic),
     Move("islands", _values_limit, _islands),
 )

@@ -69,7 +69,8 @@ class Search:
         self.steps.append(step)
         if step.accepted and step.score is not None:
             self.best = step.score
-            self.state = replace(self.state, corrections=step.corrections, score=step.score)
+            taken = (*self.state.taken, step.name)
+            self.state = replace(self.state, corrections=step.corrections, score=step.score, taken=taken)
             self.stages.append(step)
 
     def _made(self, move: Move) -> Step:
