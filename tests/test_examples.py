@@ -96,7 +96,7 @@ def test_autotune(tmp_path: Path) -> None:
     """The tuned network is right more often than what it began with."""
     pytest.importorskip("sklearn")
     text = run("autotune.py", "--quick", "--out", str(tmp_path))
-    float_, default, tuned = (float(share) for share in re.findall(r"([\d.]+) % │", text))
+    float_, default, tuned = (float(share) for share in re.findall(r"([\d.]+) % +│", text))
     assert default + 1 < tuned <= float_ + 1 and (tmp_path / "report.html").is_file()
 
 
