@@ -8,5 +8,6 @@ from qcompiler.tune.result import Tuned
 from qcompiler.tune.score import Score
 from qcompiler.tune.search_log import Step
 from qcompiler.tune.table import Row
+from qcompiler.tune.together import sharing
 
-__all__ = ["Corrections", "Row", "Score", "Step", "Tuned", "correct_bias", "equalize", "fit_ranges", "reconstruct"]
+__all__ = ["Corrections", "Row", "Score", "Step", "Tuned", "correct_bias", "equalize", "fit_ranges", "reconstruct", "sharing"]

@@ -25,6 +25,7 @@ from qcompiler.ir.types import quant_of
 from qcompiler.ops.spec import Family
 from qcompiler.tune.channel_regions import Region, regions
 from qcompiler.tune.lane import Batch, Lane, without_empty
+from qcompiler.tune.together import together
 from qcompiler.tune.trial import Trial
 from qcompiler.workflow.twins import Twin, twins
 
@@ -91,7 +92,9 @@ def _channel_ends(twin: Twin, found: Iterable[Region], batches: Iterable[Batch])
             low, high = ends.get(node, (x.amin(1), x.amax(1)))
             ends[node] = torch.minimum(low, x.amin(1)), torch.maximum(high, x.amax(1))
             lane.last[node] = max((lane.index[user] for user in node.users), default=-1)
-    return ends
+    said = together().all({node.name: pair for node, pair in ends.items()})
+    return {node: (torch.stack([one[node.name][0] for one in said]).amin(0), torch.stack([one[node.name][1] for one in said]).amax(0))
+            for node in ends}  # fmt: skip
 
 
 def _equalized(

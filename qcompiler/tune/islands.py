@@ -18,6 +18,7 @@ from qcompiler.executable.steps import steps_of_graph
 from qcompiler.ir.attributes import attribute
 from qcompiler.tune.held_out import Item
 from qcompiler.tune.score import LEAST_GAIN
+from qcompiler.tune.together import together
 from qcompiler.tune.trial import Trial
 from qcompiler.workflow.explain import explain
 from qcompiler.workflow.twins import twins
@@ -32,7 +33,7 @@ def islands(prepared: object, item: Item, corrections: Corrections, tell: Callab
     if len(made) != 1:
         return frozenset()
     trial = Trial.of(prepared, made[0].floats, [(item.args, item.kwargs)])
-    names, kept = _noisiest(made[0].floats, made[0].quantized, item, explain(prepared)), frozenset[str]()
+    names, kept = together().of_first(_noisiest(made[0].floats, made[0].quantized, item, explain(prepared))), frozenset[str]()
     best = trial.sqnr(corrections)
     for done, name in enumerate(names, 1):
         found = trial.sqnr(corrections | Corrections(keep_float=kept | {name}))

@@ -21,6 +21,7 @@ from qcompiler.inputs.checks import check_whole
 from qcompiler.ir.types import QParams, quant_of
 from qcompiler.tune.lane import without_empty
 from qcompiler.tune.sensitivity import sensitivities
+from qcompiler.tune.together import together
 from qcompiler.tune.walk import Tell
 from qcompiler.workflow.twins import Twin, twins
 
@@ -50,11 +51,15 @@ def fit_ranges(
         raise CalibrationError("0 batches of data", code="no-batches", hint="an iterator can be read only once; is the loader empty?")
     found, generator = list(_measured(made[0])), torch.Generator().manual_seed(seed)
     of_node = {node: one for one in found for node in one.nodes}
-    for number, batch in enumerate(data):
-        for node, value, weights in sensitivities(made[0].floats, (batch, number), of_node, generator):
-            of_node[node].add(value, weights)
+    rounds = int(together().most(len(data)))
+    for number in range(rounds):
+        for batch in data[number : number + 1]:  # of several processes, one may have fewer
+            for node, value, weights in sensitivities(made[0].floats, (batch, number), of_node, generator):
+                of_node[node].add(value, weights)
         if tell is not None:
-            tell(number + 1, len(data))
+            tell(number + 1, rounds)
+    for one, masses in zip(found, zip(*together().all([one.mass for one in found]))):
+        one.mass = torch.stack(masses).sum(0)
     return so_far | Corrections(ranges={one.nodes[0].name: ends for one in found if (ends := one.fitted()) is not None})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,18 @@ class Sums:
         self._active += results.shape[1] if active is None else active.sum(1)
         self._results += (results if active is None else results * active).sum(1)
         self._rows += rows.sum(1, keepdim=True) if active is None else active.mT @ rows
+
+    def own(self) -> tuple[int, list[Tensor]]:
+        """All that `add` counted, in one value."""
+        return self.count, [self._h, self._c, self._active, self._results, self._rows]
+
+    def join(self, said: Sequence[tuple[int, list[Tensor]]]) -> None:
+        """What several processes counted, in place of what this one did."""
+        if len(said) == 1:
+            return
+        self.count = sum(count for count, _ in said)
+        held = [torch.stack(parts).sum(0) for parts in zip(*(tensors for _, tensors in said))]
+        self._h, self._c, self._active, self._results, self._rows = held
 
     def moments(self) -> Moments:
         """Of the blocks of a row."""

@@ -12,8 +12,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from qcompiler.errors import CalibrationError, ConfigError, QCompilerError
-from qcompiler.workflow.ranks import Failed, Ranks
+from qcompiler.errors import CalibrationError, ConfigError
+from qcompiler.workflow.ranks import Failed, Ranks, told
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -53,7 +53,8 @@ class Together:
         said = self.ranks.exchange(words)
         for rank, one in enumerate(said):
             if isinstance(one, Failed):
-                raise CalibrationError(f"rank {rank} failed: {one.why}", code="rank-failed", hint="a log goes on from the finished steps")
+                text = f"rank {rank} failed: {one.why}"
+                raise told(CalibrationError(text, code="rank-failed", hint="a log goes on from the finished steps"))
         for rank, one in enumerate(said):
             if isinstance(one, Refused):
                 raise RefusedElsewhere(f"rank {rank}: {one.why}" if rank != self.ranks.own else one.why, code="rank-refused")
@@ -103,13 +104,7 @@ def sharing(group: ProcessGroup | None, timeout: float = 1800.0) -> Iterator[Non
     try:
         yield
     except BaseException as error:
-        if not _of_others(error):
-            ranks.part(error.message if isinstance(error, QCompilerError) else f"{type(error).__name__}: {error}")
+        ranks.part(error)
         raise
     finally:
         _TOGETHER.reset(token)
-
-
-def _of_others(error: BaseException) -> bool:
-    """Whether the error tells of another rank, which the others know of."""
-    return isinstance(error, QCompilerError) and error.code in ("rank-failed", "rank-lost")

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 
 from qcompiler.config.corrections import Corrections
-from qcompiler.errors import CalibrationError, InputError, QCompilerError
+from qcompiler.errors import CalibrationError, ConfigError, InputError, QCompilerError
 from qcompiler.executable.call_forms import CallForms
 from qcompiler.inputs.batches import batches as as_batches
 from qcompiler.inputs.batches import check_data
@@ -21,6 +21,7 @@ from qcompiler.tune.lane import Batch, Lane, without_empty
 from qcompiler.tune.sampled_rows import MOST_ROWS, Sample, rows_wanted, sample
 from qcompiler.tune.sites import Site, as_rows, float_bias, float_weight, sites
 from qcompiler.tune.sums import Sums
+from qcompiler.tune.together import together
 from qcompiler.workflow.twins import Twin, twins
 
 Tell: TypeAlias = Callable[[int, int], object]  # of the progress: how many sites are done, of how many
@@ -71,6 +72,8 @@ def _by_form(prepared: object, data: object) -> dict[int, list[Batch]]:
     for args, kwargs in without_empty(as_batches(data)):
         index = prepared.choose(args, kwargs) if isinstance(prepared, CallForms) else 0
         found.setdefault(index, []).append((args, kwargs))
+    if isinstance(prepared, CallForms) and not together().is_alone:
+        raise ConfigError("several processes share a model of one form of the call alone", code="ranks", hint="prepare it with one form")
     if not found:
         raise CalibrationError("0 batches of data", code="no-batches", hint="an iterator can be read only once; is the loader empty?")
     return found
@@ -104,7 +107,8 @@ def _visit(twin: Twin, site: Site, quantized: Lane, floats: Lane, drawn: tuple[O
     weight, bias = as_rows(site, float_weight(twin, site)), float_bias(twin, site)
     shape = (weight.shape[0], weight.shape[1], 1)
     sums = Sums(weight, torch.zeros(shape) if bias is None else bias.reshape(shape), site.bounds)
-    count = rows_wanted(weight.shape[2], len(quantized), options.rows)
+    count = rows_wanted(weight.shape[2], sum(together().all(len(quantized))), options.rows)
     for number, _ in zip(quantized.visit(site.node), floats.visit(site.twin), strict=True):
         sums.add(_drawn(site, quantized, floats, (number, weight.shape[2], count), generator))
+    sums.join(together().all(sums.own()))
     return Visit(twin, site, sums)
