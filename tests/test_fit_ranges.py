@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, prepare_fx
-from qcompiler.errors import CalibrationError, ConfigError
+from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.tune import equalize, fit_ranges, reconstruct
 from qcompiler.workflow.twins import twins
+from tests.test_equalize import MODELS, prepared_model
 
 FEW = 0.002  # share of large numbers
 
@@ -89,6 +90,23 @@ def test_it_builds_on_other_corrections_and_stands_under_them() -> None:
     assert second.weights.keys() == first.weights.keys() and second.ranges.keys() >= first.ranges.keys()
     third = reconstruct(prepared, data, corrections=second)
     assert third.ranges == second.ranges and third.codes
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_order_of_steps_is_one_overlay(name: str) -> None:
+    """Values that share steps keep one range, under whichever of their names it stands."""
+    _, prepared, x = prepared_model(name)
+    found = None
+    for step in (fit_ranges, equalize, fit_ranges, equalize):
+        found = step(prepared, [x[:4], x[4:]], corrections=found)
+        convert_to_reference_fx(prepared, corrections=found)(x)
+
+
+def test_a_batch_that_does_not_fit_is_named() -> None:
+    data = images()
+    prepared = calibrated(Outliers(), data)
+    with pytest.raises(InputError, match="batch 1"):
+        fit_ranges(prepared, [data[0], torch.ones(4, 3, 16, 16)])
 
 
 def test_a_seed_gives_the_same_and_nothing_is_changed() -> None:

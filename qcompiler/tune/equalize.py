@@ -24,6 +24,7 @@ from qcompiler.ir.names import user_path
 from qcompiler.ir.types import quant_of
 from qcompiler.ops.spec import Family
 from qcompiler.tune.channel_regions import Region, regions
+from qcompiler.tune.groups import named_ranges
 from qcompiler.tune.lane import Batch, Lane, without_empty
 from qcompiler.tune.together import together
 from qcompiler.tune.trial import Trial
@@ -117,7 +118,7 @@ def _equalized(
         assert isinstance(node.args[1], fx.Node)
         fold.multiply(node, node.args[1], scale, reads=True)
     biases = {node.name: so_far.biases[node.name] / scale for node in region.makers if node.name in so_far.biases}
-    return Corrections(weights=fold.made, biases=biases, ranges=_ranges(quantized, ends, scale))
+    return Corrections(weights=fold.made, biases=biases, ranges=named_ranges(twin.quantized, _ranges(quantized, ends, scale), so_far))
 
 
 class _Fold:
@@ -148,13 +149,12 @@ def _scaled(held: Tensor, scale: Tensor, groups: int, second: bool | None) -> Te
     return (parts * scale.reshape(groups, 1, held.shape[1], *[1] * (held.dim() - 2))).reshape(held.shape)
 
 
-def _ranges(values: list[fx.Node], ends: dict[fx.Node, tuple[Tensor, Tensor]], scale: Tensor) -> dict[str, tuple[float, float]]:
-    """By one value of each group: of all of it, what they need."""
-    lows, highs, names = dict[int, float](), dict[int, float](), dict[int, str]()
+def _ranges(values: list[fx.Node], ends: dict[fx.Node, tuple[Tensor, Tensor]], scale: Tensor) -> dict[int, tuple[float, float]]:
+    """By group: of all of its values, what they need."""
+    lows, highs = dict[int, float](), dict[int, float]()
     for node in values:
         group = quant_of(node).group
         assert group is not None
-        names.setdefault(group, node.name)
         lows[group] = min(lows.get(group, 0.0), float((ends[node][0] / scale).min()))
         highs[group] = max(highs.get(group, 0.0), float((ends[node][1] / scale).max()))
-    return {name: (lows[group], highs[group]) for group, name in names.items()}
+    return {group: (lows[group], highs[group]) for group in lows}

@@ -19,6 +19,7 @@ from qcompiler.inputs.batches import batches as as_batches
 from qcompiler.inputs.batches import check_data
 from qcompiler.inputs.checks import check_whole
 from qcompiler.ir.types import QParams, quant_of
+from qcompiler.tune.groups import named_ranges
 from qcompiler.tune.lane import without_empty
 from qcompiler.tune.sensitivity import sensitivities
 from qcompiler.tune.together import together
@@ -60,13 +61,15 @@ def fit_ranges(
             tell(number + 1, rounds)
     for one, masses in zip(found, zip(*together().all([one.mass for one in found]))):
         one.mass = torch.stack(masses).sum(0)
-    return so_far | Corrections(ranges={one.nodes[0].name: ends for one in found if (ends := one.fitted()) is not None})
+    narrowed = {one.group: ends for one in found if (ends := one.fitted()) is not None}
+    return so_far | Corrections(ranges=named_ranges(made[0].quantized, narrowed, so_far))
 
 
 @dataclass
 class _Weighed:
     """A group of values that share steps: how much errors of its numbers count, by bins of its range. `nodes`: in the float graph."""
 
+    group: int
     qparams: QParams
     nodes: list[fx.Node] = field(default_factory=list)
     mass: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
@@ -104,5 +107,5 @@ def _measured(twin: Twin) -> Iterator[_Weighed]:
         quant = quant_of(node)
         if quant.group in twin.measured and quant.qparams is not None and node.name in floats and node.op != "get_attr":
             assert quant.group is not None
-            found.setdefault(quant.group, _Weighed(quant.qparams)).nodes.append(floats[node.name])
+            found.setdefault(quant.group, _Weighed(quant.group, quant.qparams)).nodes.append(floats[node.name])
     yield from (one for one in found.values() if isinstance(one.qparams.scale, float) and one.qparams.range[0] < one.qparams.range[1])

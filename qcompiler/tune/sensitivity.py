@@ -58,6 +58,7 @@ def sensitivities(
             total = torch.stack([(x * torch.randn(x.shape, generator=generator, dtype=x.dtype)).sum() for x in results]).sum()
             found = torch.autograd.grad(total, list(run.values.values()), allow_unused=True)
         except RuntimeError as error:
+            Lane(gm, [batch[0]], batch[1]).advance(list(gm.graph.nodes)[-1])  # an InputError where the batch does not fit
             text = f"batch {batch[1]}: the float model has no gradients: {str(error).splitlines()[0]:.200}"
             raise ConfigError(text, code="no-gradients", hint="give ranges by hand, in Corrections(ranges=...)") from error
     for (node, value), gradient in zip(run.values.items(), found, strict=True):
