@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import fx, nn
 from torch.export import ExportedProgram
@@ -35,6 +35,9 @@ from qcompiler.workflow.export_program import export_program as program_of
 from qcompiler.workflow.first_batch import first_batch
 from qcompiler.workflow.fuse import fuse
 from qcompiler.workflow.prepare import prepare
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @in_plain_torch
@@ -231,6 +234,8 @@ def autotune(
     log: str | Path | None = None,
     progress: bool = True,
     example_kwargs: Mapping[str, object] | Sequence[object] | None = None,
+    group: ProcessGroup | None = None,
+    timeout: float = 1800.0,
     **options: Unpack[TuneOptions],
 ) -> Tuned:
     """The most accurate int8 module of a float model that a search finds, without labels: `print` shows what it tried and what helped.
@@ -242,15 +247,16 @@ def autotune(
     is enough, in the metric's unit, without one in dB ("25dB": in dB in any case); the search ends there. `latency`: what a held-out
     batch may take at most, in ms, or "0.5x", in parts of the float model's time. `seconds`: a bound on all of it: a step that cannot end
     in time is not begun, or done on less data; what `quantize` does is done in any case. `log`: a file from which an interrupted search
-    goes on. An interrupt (Ctrl-C) ends the search with the best so far. `options`: those of prepare_fx.
-    Raises ConfigError before the work for arguments that mean nothing, CalibrationError for fewer than two batches, and what prepare_fx
-    and convert_fx raise.
+    goes on. An interrupt (Ctrl-C) ends the search with the best so far. `group`: of torch.distributed, whose processes call this together,
+    each with its share of the data; all get the same corrections, and rank 0 keeps the log. `options`: those of prepare_fx.
+    Raises ConfigError before the work for arguments that mean nothing, CalibrationError for fewer than two batches and for a rank that
+    fails or does not answer for `timeout` seconds, and what prepare_fx and convert_fx raise.
     """
     check_numbers(seconds, holdout, seed)
     if metric is not None and not callable(metric):
         raise ConfigError(f"metric is a function of outputs and batch, not a {type(metric).__name__}", code="tune-metric")
     goal = Goal.of(target, latency, metric is not None)
-    task = Task(goal, metric, seconds, holdout, seed, log, progress)
+    task = Task(goal, metric, seconds, holdout, seed, log, progress, group, timeout)
     return search(model, data, task, {**options, "backend": backend}, example_kwargs)
 
 
