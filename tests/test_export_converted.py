@@ -23,10 +23,13 @@ from qcompiler.artifact.read_graph import graph_of
 from qcompiler.cli import app
 from qcompiler.errors import QCompilerWarning
 from qcompiler.files.faults import StandInWarning
+from qcompiler.ir.types import Stage
 from qcompiler.stages.quantized import steps
+from qcompiler.stages.verify import verify
 from tests import native_nets, onnx_nets
 from tests.native_nets import shaken
 from tests.onnx_nets import randn
+from tests.test_native_export import build, computed, flat
 
 X = randn(2, 3, 8, 8)
 
@@ -120,6 +123,7 @@ def test_the_graph_of_a_loaded_module(name: str, tmp_path: Path) -> None:
     module, graph = pair(shaken(make()), *args)
     found = graph_of(loaded(module, tmp_path))
     assert [str(step) for step in steps(found)] == [str(step) for step in steps(graph)]
+    verify(found, Stage.QUANTIZED)
     with torch.no_grad():
         assert all(map(torch.equal, pytree.tree_leaves(found(*args)), pytree.tree_leaves(graph(*args))))
     of_module = {tensor.data_ptr() for tensor in module.state_dict().values()}
@@ -274,3 +278,33 @@ def test_the_command_line_takes_saved_files(tmp_path: Path) -> None:
     assert refused.exit_code == 1 and "--calibrate" in refused.output
     refused = call("export-onnx", "torchvision:resnet18", "--out", tmp_path / "net.onnx")
     assert refused.exit_code == 1 and "--calibrate names the data" in refused.output
+
+
+def test_c_of_a_module_of_the_torch_back_end(tmp_path: Path) -> None:
+    """Its own integers: on weights and inputs that are exact in int8, the bits of the graph that it computes."""
+    make, shape = native_nets.NETS["residual"]
+    x = native_nets.example(shape)
+    module, graph = pair(shaken(make()), x)
+    folder = qcompiler.export_c(loaded(module, tmp_path), tmp_path / "c", name="net")
+    _, got = computed(build(folder, "net"), "net", [x])
+    with torch.no_grad():
+        step = next(reversed(qcompiler.scales(module).values.values())).scale
+        assert abs(got - flat(graph(x))).max() <= 1.01 * step
+
+
+def test_what_of_a_module_has_no_c_form(tmp_path: Path) -> None:
+    model = native_nets.Through(lambda m, x: m[1](m[0](x).cumsum(2)), native_nets.conv(3, 8), native_nets.conv(8, 4, 1))
+    module, _ = pair(model, native_nets.example((1, 3, 9, 9)))
+    with pytest.raises(qcompiler.ConfigError, match=r"native as a whole(.|\n)*%cumsum runs in torch: "):
+        qcompiler.export_c(module, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_trained_module_keeps_its_ends(tmp_path: Path) -> None:
+    """Training rounds to 7 bits where it was told to, and cuts there: so does every file of it."""
+    pytest.importorskip("onnx_ir")
+    prepared = qcompiler.prepare_qat_fx(Net().train(), None, (X,))
+    prepared(X)
+    module = qcompiler.convert_fx(prepared)
+    assert module.__dict__[GRAPH]["trains"] is True
+    assert onnx_of(loaded(module, tmp_path), tmp_path) == onnx_of(qcompiler.convert_to_reference_fx(prepared), tmp_path)

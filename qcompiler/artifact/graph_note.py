@@ -7,8 +7,10 @@ of values are numbers in the note, so it holds while the module's own do: `rest`
 |---|---|
 | `version` | 1 |
 | `title` | what the graph is called |
+| `trains` | whether its ranges come from training, so that values are cut where they end |
 | `names` | names of the user's that cannot stand in code, as pairs of these and the ones in their place |
 | `sources` | module path, its class, file, line, origin: where nodes come from, each once |
+| `reasons` | why ops stay float, in words and by code: each once |
 | `shapes` | shapes and dtypes, of arguments also what they are made of: each once |
 | `nodes` | a list each: kind, name, target, positional and keyword arguments, places in `sources` and `shapes`, decisions |
 | `values` | attributes that are no tensors, by name |
@@ -60,11 +62,12 @@ class NoNote(Exception):
 class Draft:
     """A QUANTIZED graph before a back end lowers it. `note(module)` is what is kept on the module that was built of it."""
 
-    def __init__(self, gm: fx.GraphModule, table: Table) -> None:
+    def __init__(self, gm: fx.GraphModule, table: Table, trains: bool = False) -> None:
         self.rows = {row.fn: row.name for row in table.rows.values()}
-        self.title = type(gm).__name__
+        self.title, self.trains = type(gm).__name__, trains
         self.names: Mapping[str, str] = dict(gm.meta.get(NAMES, {}))
         self.sources: dict[tuple[JSON, ...], int] = {}
+        self.reasons: dict[tuple[str | None, str | None], int] = {}
         self.shapes: dict[str, tuple[int, list[JSON]]] = {}
         self.held: dict[str, object] = {path: attribute(gm, path) for path in _paths(gm.graph, "get_attr")}
         self.called = [user_path(gm, path) for path in _paths(gm.graph, "call_module")]
@@ -97,7 +100,8 @@ class Draft:
         values = {path: value for path, value in self.held.items() if not isinstance(value, (Tensor, nn.Module))}
         sources, shapes = [[*source[:4], list(source[4])] for source in self.sources], [shape for _, shape in self.shapes.values()]
         rest = rest_of(state, [self.users[path] for path in read], self._modules())
-        return {"version": VERSION, "title": self.title, "names": [list(pair) for pair in self.names.items()], "sources": sources,
+        return {"version": VERSION, "title": self.title, "trains": self.trains, "names": [list(p) for p in self.names.items()],
+                "sources": sources, "reasons": list(map(list, self.reasons)),
                 "shapes": shapes, "nodes": nodes, "values": values, "tensors": lacking, "parameters": parameters, "rest": rest}  # fmt: skip
 
     def _modules(self) -> list[str]:
@@ -112,8 +116,22 @@ class Draft:
         shape: list[JSON] = [None if value.shape is None else list(map(int, value.shape)), dtype]
         shape += [] if value.form is None else [form_to_data(value.form)]
         places = self.sources.setdefault(key, len(self.sources)), self.shapes.setdefault(repr(shape), (len(self.shapes), shape))[0]
-        decided = _decided(node)
+        decided = self._decided(node)
         return [KINDS[node.op], node.name, list(args), kwargs or None, *places, *([] if decided is None else [decided])]
+
+    def _decided(self, node: fx.Node) -> list[JSON] | None:
+        """int8, mode, whether floats are handed out, qparams, place in `reasons`; None where nothing was decided."""
+        quant = quant_of(node)
+        qparams = quant.qparams if isinstance(quant.qparams, QParams) and not isinstance(quant.qparams.scale, tuple) else None
+        why = self.reasons.setdefault((quant.reason, quant.code), len(self.reasons)) if quant.reason or quant.code else None
+        if not (quant.int8 or quant.mode or quant.float_output or qparams or why is not None):
+            return None
+        p = (
+            None
+            if qparams is None
+            else [qparams.scale, qparams.zero_point, qparams.quant_min, qparams.quant_max, DTYPE_NAMES[qparams.dtype]]
+        )
+        return [quant.int8, quant.mode.name if quant.mode else None, quant.float_output, p, *([] if why is None else [why])]
 
 
 def rest_of(state: Mapping[str, Tensor], read: Iterable[str], modules: Iterable[str]) -> str:
@@ -125,16 +143,6 @@ def rest_of(state: Mapping[str, Tensor], read: Iterable[str], modules: Iterable[
             digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode(errors="surrogatepass"))
             digest.update(_raw(value))
     return digest.hexdigest()
-
-
-def _decided(node: fx.Node) -> list[JSON] | None:
-    """int8, mode, whether floats are handed out, and qparams, where they differ from a float node's."""
-    quant = quant_of(node)
-    qparams = quant.qparams if isinstance(quant.qparams, QParams) and not isinstance(quant.qparams.scale, tuple) else None
-    if not (quant.int8 or quant.mode or quant.float_output or qparams):
-        return None
-    p = None if qparams is None else [qparams.scale, qparams.zero_point, qparams.quant_min, qparams.quant_max, DTYPE_NAMES[qparams.dtype]]
-    return [quant.int8, quant.mode.name if quant.mode else None, quant.float_output, p]
 
 
 def _target(entry: list[JSON], target: JSON, rows: Mapping[JSON, str], own: Mapping[int, str]) -> str:

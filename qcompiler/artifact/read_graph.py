@@ -152,9 +152,10 @@ class _Reader:
         path, kind, file, line, origin = self.note["sources"][source]
         node.meta[SOURCE] = Source(file, line, str(path), str(kind), tuple(map(str, origin)))
         if decided is not None:
-            int8, mode, floats, p = decided
+            int8, mode, floats, p, *why = decided
+            reason, code = self.note["reasons"][why[0]] if why else (None, None)
             qparams = None if p is None else QParams(float(p[0]), int(p[1]), int(p[2]), int(p[3]), DTYPES[p[4]])
-            node.meta[QUANT] = Quant(int8 is True, None if mode is None else Mode[mode], float_output=floats is True, qparams=qparams)
+            node.meta[QUANT] = Quant(int8 is True, None if mode is None else Mode[mode], reason, floats is True, qparams=qparams, code=code)
 
 
 def _operation(name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Callable[..., object]:

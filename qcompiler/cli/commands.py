@@ -68,7 +68,7 @@ def note_random_weights(model: str, weights: str | None) -> None:
 @app.command("export-c")
 @clean_errors
 def export_c(
-    file: Annotated[Path, typer.Argument(help="A file that `quantize --backend native` wrote.")],
+    file: Annotated[Path, typer.Argument(help="A file or folder that `quantize` wrote.")],
     folder: Annotated[Path, typer.Argument(help="The folder to write: empty, or not there yet.")],
     shape: Annotated[
         list[str] | None, typer.Option("--shape", help="An input size: 1x3x224x224; repeatable. Default: the example's.")

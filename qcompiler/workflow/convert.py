@@ -115,7 +115,7 @@ def _converted(prepared: Any, asked: Asked, how: Conversion) -> Executable:
         context.journal.remarks += calibration_remarks(prepared, state)
         run_passes(gm, pipeline_for(context.settings).quantize, Stage.OBSERVED, context, recompile=False)
         explained, decided = explanation_of(gm.graph, settings.table), len(context.journal.floats)
-        draft = Draft(gm, settings.table)
+        draft = Draft(gm, settings.table, settings.trains)
         run_passes(gm, pipeline.lower, Stage.QUANTIZED, context, recompile=False)
         step = BuildModule(chosen, Model(state.name, target, kept))
         run_last(step, gm, context)
