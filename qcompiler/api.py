@@ -265,16 +265,17 @@ def autotune(
 def export_onnx(
     module: nn.Module, path: str | os.PathLike[str], *, opset: int | None = None, dynamic_shapes: DynamicShapes = None
 ) -> Path:  # fmt: skip
-    """Writes a calibrated module of prepare_fx, or a trained one of prepare_qat_fx, as an ONNX file with QuantizeLinear and
-    DequantizeLinear, which ONNX Runtime, OpenVINO and others run in int8; returns the path.
+    """Writes a calibrated, trained, converted or loaded module as an ONNX file with QuantizeLinear and DequantizeLinear, which ONNX
+    Runtime, OpenVINO and others run in int8; returns the path.
 
-    `module`: prepared with `backend="onnx"` for the most int8 and the fewest surprises, but any other back end will do; a graph of
-    convert_to_reference_fx is written as it is. `opset`: 18 to 23, default 18. `dynamic_shapes`: which sizes of the inputs may change, as
+    `module`: prepared with `backend="onnx"` for the most int8 and the fewest surprises, but any other back end will do. A graph of
+    convert_to_reference_fx is written as it is, and so is what a converted or loaded module computes: its own integers, with a warning
+    where they need a CPU with VNNI. `opset`: 18 to 23, default 18. `dynamic_shapes`: which sizes of the inputs may change, as
     `{"x": {0: "batch"}}` or `{"x": ("batch", None, "height", "width")}`; None: all that the model lets change, under the names that
     docs/quantized.md has; `{}`: none. Inputs and results have the names of the model, those in containers by their path. Tensors beyond
     2 GB stand beside the file, in `<name>.data`. Needs the extra `onnx`.
-    Raises UnsupportedOpError with every call that has no ONNX form, ConfigError for settings, for a converted module and where the extra is
-    missing, CalibrationError as convert_fx does, ArtifactWriteError.
+    Raises UnsupportedOpError with every call that has no ONNX form, ConfigError for settings, for a converted module that keeps no
+    graph and where the extra is missing, CalibrationError as convert_fx does, ArtifactWriteError.
     """
     return write_onnx(module, path, opset, dynamic_shapes)
 
@@ -282,12 +283,13 @@ def export_onnx(
 @in_plain_torch
 @door
 def export_program(module: nn.Module, *, dynamic_shapes: DynamicShapes = None, ops: str = "aten") -> ExportedProgram:
-    """The torch.export.ExportedProgram of a calibrated module of prepare_fx, or a trained one of prepare_qat_fx.
+    """The torch.export.ExportedProgram of a calibrated, trained, converted or loaded module.
 
     `torch.export.save` writes it as a `.pt2` file that needs torch alone. Weights stay int8; int8 ops stand between rounding to codes and
     reading them back. `module`: prepared with `backend="reference"` for the most int8, but any other back end will do; a graph of
-    convert_to_reference_fx is taken as it is. `dynamic_shapes`: which sizes of the inputs may change, as `{"x": {0: "batch"}}` or
-    `{"x": ("batch", None)}`, with a torch.export.Dim for a name where the size has ends; None: all that the model lets change; `{}`: none.
+    convert_to_reference_fx is taken as it is, and so is what a converted or loaded module computes. `dynamic_shapes`: which sizes of the
+    inputs may change, as `{"x": {0: "batch"}}` or `{"x": ("batch", None)}`, with a torch.export.Dim for a name where the size has ends;
+    None: all that the model lets change; `{}`: none.
     `ops`: "aten" spells the rounding in plain ops, with the bits of the graph of convert_to_reference_fx; "quantized_decomposed" in the ops
     that ExecuTorch, XNNPACK and Inductor look for, where the process has registered them. LSTM and GRU compute in floats.
     Warns of a size that torch.export holds fixed. Raises UnsupportedOpError for a call that it cannot take, ConfigError for settings and
