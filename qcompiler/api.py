@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import fx, nn
 from torch.export import ExportedProgram
@@ -34,6 +34,9 @@ from qcompiler.workflow.export_program import export_program as program_of
 from qcompiler.workflow.first_batch import first_batch
 from qcompiler.workflow.fuse import fuse
 from qcompiler.workflow.prepare import prepare
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @in_plain_torch
@@ -230,6 +233,8 @@ def autotune(
     log: str | Path | None = None,
     progress: bool = True,
     example_kwargs: Mapping[str, object] | Sequence[object] | None = None,
+    group: ProcessGroup | None = None,
+    timeout: float = 1800.0,
     **options: Unpack[TuneOptions],
 ) -> Tuned:
     """The most accurate int8 module of a float model that a search finds, without labels: `print` shows what it tried and what helped.
@@ -241,13 +246,14 @@ def autotune(
     is enough, in the metric's unit, without one in dB ("25dB": in dB in any case); the search ends there. `latency`: what a held-out
     batch may take at most, in ms, or "0.5x", in parts of the float model's time. `seconds`: a bound on all of it: a step that cannot end
     in time is not begun, or done on less data; what `quantize` does is done in any case. `log`: a file from which an interrupted search
-    goes on. An interrupt (Ctrl-C) ends the search with the best so far. `options`: those of prepare_fx.
-    Raises ConfigError before the work for arguments that mean nothing, CalibrationError for fewer than two batches, and what prepare_fx
-    and convert_fx raise.
+    goes on. An interrupt (Ctrl-C) ends the search with the best so far. `group`: of torch.distributed, whose processes call this together,
+    each with its share of the data; all get the same corrections, and rank 0 keeps the log. `options`: those of prepare_fx.
+    Raises ConfigError before the work for arguments that mean nothing, CalibrationError for fewer than two batches and for a rank that
+    fails or does not answer for `timeout` seconds, and what prepare_fx and convert_fx raise.
     """
     check_numbers(seconds, holdout, seed)
     goal = Goal.of(target, latency, metric is not None)
-    task = Task(goal, metric, seconds, holdout, seed, log, progress)
+    task = Task(goal, metric, seconds, holdout, seed, log, progress, group, timeout)
     return search(model, data, task, {**options, "backend": backend}, example_kwargs)
 
 
@@ -256,16 +262,17 @@ def autotune(
 def export_onnx(
     module: nn.Module, path: str | os.PathLike[str], *, opset: int | None = None, dynamic_shapes: DynamicShapes = None
 ) -> Path:  # fmt: skip
-    """Writes a calibrated module of prepare_fx, or a trained one of prepare_qat_fx, as an ONNX file with QuantizeLinear and
-    DequantizeLinear, which ONNX Runtime, OpenVINO and others run in int8; returns the path.
+    """Writes a calibrated, trained, converted or loaded module as an ONNX file with QuantizeLinear and DequantizeLinear, which ONNX
+    Runtime, OpenVINO and others run in int8; returns the path.
 
-    `module`: prepared with `backend="onnx"` for the most int8 and the fewest surprises, but any other back end will do; a graph of
-    convert_to_reference_fx is written as it is. `opset`: 18 to 23, default 18. `dynamic_shapes`: which sizes of the inputs may change, as
+    `module`: prepared with `backend="onnx"` for the most int8 and the fewest surprises, but any other back end will do. A graph of
+    convert_to_reference_fx is written as it is, and so is what a converted or loaded module computes: its own integers, with a warning
+    where they need a CPU with VNNI. `opset`: 18 to 23, default 18. `dynamic_shapes`: which sizes of the inputs may change, as
     `{"x": {0: "batch"}}` or `{"x": ("batch", None, "height", "width")}`; None: all that the model lets change, under the names that
     docs/quantized.md has; `{}`: none. Inputs and results have the names of the model, those in containers by their path. Tensors beyond
     2 GB stand beside the file, in `<name>.data`. Needs the extra `onnx`.
-    Raises UnsupportedOpError with every call that has no ONNX form, ConfigError for settings, for a converted module and where the extra is
-    missing, CalibrationError as convert_fx does, ArtifactWriteError.
+    Raises UnsupportedOpError with every call that has no ONNX form, ConfigError for settings, for a converted module that keeps no
+    graph and where the extra is missing, CalibrationError as convert_fx does, ArtifactWriteError.
     """
     return write_onnx(module, path, opset, dynamic_shapes)
 
@@ -273,12 +280,13 @@ def export_onnx(
 @in_plain_torch
 @door
 def export_program(module: nn.Module, *, dynamic_shapes: DynamicShapes = None, ops: str = "aten") -> ExportedProgram:
-    """The torch.export.ExportedProgram of a calibrated module of prepare_fx, or a trained one of prepare_qat_fx.
+    """The torch.export.ExportedProgram of a calibrated, trained, converted or loaded module.
 
     `torch.export.save` writes it as a `.pt2` file that needs torch alone. Weights stay int8; int8 ops stand between rounding to codes and
     reading them back. `module`: prepared with `backend="reference"` for the most int8, but any other back end will do; a graph of
-    convert_to_reference_fx is taken as it is. `dynamic_shapes`: which sizes of the inputs may change, as `{"x": {0: "batch"}}` or
-    `{"x": ("batch", None)}`, with a torch.export.Dim for a name where the size has ends; None: all that the model lets change; `{}`: none.
+    convert_to_reference_fx is taken as it is, and so is what a converted or loaded module computes. `dynamic_shapes`: which sizes of the
+    inputs may change, as `{"x": {0: "batch"}}` or `{"x": ("batch", None)}`, with a torch.export.Dim for a name where the size has ends;
+    None: all that the model lets change; `{}`: none.
     `ops`: "aten" spells the rounding in plain ops, with the bits of the graph of convert_to_reference_fx; "quantized_decomposed" in the ops
     that ExecuTorch, XNNPACK and Inductor look for, where the process has registered them. LSTM and GRU compute in floats.
     Warns of a size that torch.export holds fixed. Raises UnsupportedOpError for a call that it cannot take, ConfigError for settings and
