@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import qcompiler
 from qcompiler.config.qconfig import default_dynamic_qconfig
-from qcompiler.errors import ArtifactError, QCompilerError
+from qcompiler.errors import ArtifactError, InputError, QCompilerError
 from qcompiler.quantization import quantize_dynamic
 from tests.flow import ENGINES, randn
 from tests.saved_files import changed
@@ -83,3 +83,26 @@ def test_a_file_that_says_other_sizes_than_its_weights_is_refused(name: str, num
         with pytest.raises(ArtifactError, match="not those of its weights"):
             qcompiler.load(file)
     assert sizes == 2
+
+
+class Kept(Net):
+    """States are arguments."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        result = self.layer(x, (h, h) if isinstance(self.layer, (nn.LSTM, nn.LSTMCell)) else h)
+        return result[0] if isinstance(result, tuple) else result  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("flow", ["dynamic", "static"])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "Linear"])
+def test_a_state_of_another_size_is_an_error(name: str, flow: str, engine: str) -> None:
+    layers = {"LSTM": (4,), "GRU": (1,)}.get(name, ())
+    x, right = example(name), (*layers, 2, 6)
+    qconfig = default_dynamic_qconfig if flow == "dynamic" else None
+    module = qcompiler.quantize(Kept(name).eval(), [(x, randn(*right))], qconfig, progress=False, engine=engine)
+    module(x, randn(*right))
+    for wrong in ((*layers, 2, 5), (*layers, 2, 7), (*layers, 3, 6), (*layers, 6, 2), (*(5 for _ in layers), 2, 6)):
+        if wrong != right:
+            with pytest.raises(InputError):
+                module(x, randn(*wrong))

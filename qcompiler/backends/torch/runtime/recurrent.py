@@ -181,8 +181,10 @@ def lstm_cell_dynamic(
         raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # a kernel would read on behind them
     rows = x.unsqueeze(0) if x.dim() == 1 else x
     zeros = torch.zeros([1, rows.size(0), hidden_size], dtype=torch.float32)
-    h = zeros if hidden is None else hidden.reshape(zeros.size())
-    c = zeros if cell is None else cell.reshape(zeros.size())
+    h = zeros if hidden is None else (hidden[None, None] if x.dim() == 1 else hidden[None])
+    c = zeros if cell is None else (cell[None, None] if x.dim() == 1 else cell[None])
+    if not torch.jit.is_tracing() and (h.size() != zeros.size() or c.size() != zeros.size()):  # type: ignore[attr-defined]
+        raise RuntimeError("the hidden and cell state must be (batch, hidden size)")
     if torch.jit.is_tracing() or rows.size(0) > 0:  # type: ignore[attr-defined]
         kind = torch.float16 if half else torch.qint8
         h, c = torch.quantized_lstm(rows.unsqueeze(0), [h, c], cells, True, 1, 0.0, False, False, False, dtype=kind,
@@ -203,7 +205,9 @@ def gru_cell_dynamic(
         raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # a kernel would read on behind them
     rows = x.unsqueeze(0) if x.dim() == 1 else x
     zeros = torch.zeros([1, rows.size(0), hidden_size], dtype=torch.float32)
-    h = zeros if hidden is None else hidden.reshape(zeros.size())
+    h = zeros if hidden is None else (hidden[None, None] if x.dim() == 1 else hidden[None])
+    if not torch.jit.is_tracing() and (h.size() != zeros.size()):  # type: ignore[attr-defined]
+        raise RuntimeError("the hidden and cell state must be (batch, hidden size)")
     if torch.jit.is_tracing() or rows.size(0) > 0:  # type: ignore[attr-defined]
         h = torch.quantized_gru(rows.unsqueeze(0), h, cells, True, 1, 0.0, False, False, False)[1]
     h = h.squeeze(0)
@@ -226,7 +230,9 @@ def rnn_cell_dynamic(
         raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # a kernel would read on behind them
     rows = x.unsqueeze(0) if x.dim() == 1 else x
     zeros = torch.zeros([rows.size(0), hidden_size], dtype=torch.float32)
-    h = zeros if hidden is None else hidden.reshape(zeros.size())
+    h = zeros if hidden is None else (hidden.unsqueeze(0) if x.dim() == 1 else hidden)
+    if not torch.jit.is_tracing() and (h.size() != zeros.size()):  # type: ignore[attr-defined]
+        raise RuntimeError("the hidden and cell state must be (batch, hidden size)")
     if half:
         total = torch.ops.quantized.linear_dynamic_fp16(rows, pack_ih) + torch.ops.quantized.linear_dynamic_fp16(h, pack_hh)
     else:
