@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import qcompiler
 from qcompiler.backends.native.live_regions import region_of_text
 from qcompiler.backends.native.region import REGIONS
-from qcompiler.backends.native.steps import RegionError
+from qcompiler.backends.native.steps import Region, RegionError
+from qcompiler.backends.torch.program.registry import NATIVE_REGION
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 from tests.children import WAITING
 from tests.native_nets import NETS, Through, conv, converted, example, net, region_of
@@ -359,3 +360,14 @@ def test_inputs_that_do_not_fit_are_refused(inputs: list[Tensor]) -> None:
     region = region_of(module)
     with pytest.raises((qcompiler.QCompilerError, RuntimeError, ValueError)):
         OPERATOR(inputs, region.constants, region.description)
+
+
+def test_a_region_that_hands_out_codes_is_refused() -> None:
+    """Nothing would write the floats of it: they were what stood in memory."""
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    module = qcompiler.quantize(net, [torch.ones(2, 8)], progress=False, backend="native")
+    (region,) = [call.args[0] for call in module.program.once if call.op == NATIVE_REGION]
+    assert Region.from_data(region).outputs == tuple(region["outputs"])
+    for codes in [out for out, op, *_ in region["steps"] if op == "quantize"]:
+        with pytest.raises(RegionError, match="hands out the codes"):
+            Region.from_data({**region, "outputs": [codes]})

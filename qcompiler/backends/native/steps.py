@@ -147,3 +147,6 @@ def _check(region: Region) -> None:
         known.add(step.out)
     if missing := next((name for name in region.outputs if name not in known), None):
         raise RegionError(f"a native region hands out {missing!r:.80}, which no step makes")
+    codes = {step.out for step in region.steps if step.op == QUANTIZE}
+    if wrong := next((name for name in region.outputs if name in codes), None):  # the tensor for it would be left as memory was
+        raise RegionError(f"a native region hands out the codes {wrong!r:.80}; it hands out floats")
