@@ -105,7 +105,8 @@ def _hostile(rng: random.Random, header: Any, value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and rng.random() < 0.7:
         return rng.choice((*NUMBERS, value + 1, -value, value * 1000))
     if isinstance(value, str) and rng.random() < 0.6:
-        texts = [t for p in _places(header["program"]) if isinstance(t := _at(header["program"], p), str)]
+        program = header.get("program")  # an earlier change may have taken it out
+        texts = [t for p in _places(program) if isinstance(t := _at(program, p), str)]
         return rng.choice((*TEXTS, *rng.sample(texts, min(8, len(texts)))))
     if rng.random() < 0.4:
         return copy.deepcopy(_at(header, rng.choice(list(_places(header)))))
