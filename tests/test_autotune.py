@@ -438,7 +438,7 @@ def test_islands_are_a_small_part_of_the_weights(monkeypatch: pytest.MonkeyPatch
 def test_the_native_back_end() -> None:
     """Candidates are built and timed there, and the result is its module."""
     found = tuned(backend="native", target="60dB", seconds=600)
-    assert type(found.model)._backend == "native" and found.corrections
+    assert found.model._backend == "native" and found.corrections
     assert all(row.milliseconds for row in found.table if row.chosen or row.name in ("float", "default"))
 
 
