@@ -19,6 +19,7 @@ from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.inputs.batches import batches as as_batches
 from qcompiler.inputs.batches import check_data
+from qcompiler.inputs.door import door
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.names import user_path
 from qcompiler.ir.types import quant_of
@@ -37,6 +38,7 @@ MATTERS = 0.1  # dB that 0.5 changes at least, where others are tried
 
 
 @in_plain_torch
+@door
 def equalize(prepared: object, batches: object, *, corrections: Corrections | None = None, alpha: float | None = 0.5) -> Corrections:
     """The corrections with float weights whose results have channels of like range, and the ranges that the values have then.
 

@@ -18,6 +18,7 @@ from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.inputs.batches import batches as as_batches
 from qcompiler.inputs.batches import check_data
 from qcompiler.inputs.checks import check_whole
+from qcompiler.inputs.door import door
 from qcompiler.ir.types import QParams, quant_of
 from qcompiler.tune.groups import named_ranges
 from qcompiler.tune.lane import without_empty
@@ -32,6 +33,7 @@ GAIN = 0.97  # of the error: what a narrower range must leave at most
 
 
 @in_plain_torch
+@door
 def fit_ranges(
     prepared: object, batches: object, *, corrections: Corrections | None = None, seed: int = 0, tell: Tell | None = None
 ) -> Corrections:  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor
 from qcompiler.ambient import in_plain_torch
 from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
 from qcompiler.config.qconfig_of_op import weight_codes
+from qcompiler.inputs.door import door
 from qcompiler.ir.attributes import attribute, bias_path, set_attribute, set_parameter
 from qcompiler.ir.types import quant_of
 from qcompiler.tune.rounding import Grid, reconstructed
@@ -31,6 +32,7 @@ DAMPING = 1.0
 
 
 @in_plain_torch
+@door
 def reconstruct(
     prepared: object, batches: object, *, corrections: Corrections | None = None, rows: int = MOST_ROWS, seed: int = 0,
     tell: Tell | None = None
@@ -52,6 +54,7 @@ def reconstruct(
 
 
 @in_plain_torch
+@door
 def correct_bias(
     prepared: object, batches: object, *, corrections: Corrections | None = None, seed: int = 0, tell: Tell | None = None
 ) -> Corrections:  # fmt: skip

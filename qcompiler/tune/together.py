@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from qcompiler.errors import CalibrationError, ConfigError
+from qcompiler.inputs.door import door
 from qcompiler.workflow.ranks import Failed, Ranks, told
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def together() -> Together:
     return _TOGETHER.get()
 
 
+@door
 @contextmanager
 def sharing(group: ProcessGroup | None, timeout: float = 1800.0) -> Iterator[None]:
     """Within it, `equalize`, `fit_ranges`, `reconstruct` and `correct_bias` are called by all processes of the group, each with its share
