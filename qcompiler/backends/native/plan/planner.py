@@ -27,7 +27,7 @@ from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.plan.planning import STEPPED, Argument, Sums
 from qcompiler.backends.native.plan.relayout import Relayout
 from qcompiler.backends.native.plan.settled import Computed, Settled
-from qcompiler.backends.native.plan.shape import Number, View
+from qcompiler.backends.native.plan.shape import Number
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.read import NUMBERS
 from qcompiler.backends.native.steps import (
@@ -162,13 +162,6 @@ class Planner(Answers):
                     self.handed.setdefault(x, name)
                     self.add(HandOut(name, name, x))
 
-    def places_of(self, name: str) -> str | None:
-        """What finds the places in rows that a value is, seen in any shape; None where it is none."""
-        layer = self.made.get(name)
-        while isinstance(layer, View):
-            layer = self.made.get(layer.x)
-        return layer.out if layer is not None and layer.gives_places else None
-
     def _wanted(self) -> tuple[Layer, ...]:
         """Without the pads that only convolutions read, which take them for padding of their own, and parts of values that nobody reads."""
         read = {name for layer in self.layers if isinstance(layer, (Number, Computed)) for name in layer.asks} | set(self.region.outputs)
@@ -211,17 +204,6 @@ class Planner(Answers):
         if name in dict(self.region.inputs):
             self.alias[name] = self.add(Given(f"{name}.given", name, name))
         return self.value(argument)
-
-    def sums(self, argument: Argument) -> Sums | None:
-        name = self.value(argument) if is_value(argument) else ""
-        layer = self.made.get(name)
-        if layer is None or self.readers[name] != 1 or name in self.codes:
-            return None
-        inner = self.made.get(f"{name}.unbounded")
-        if inner is None or not isinstance(layer, FloatMap):
-            return Sums(layer)
-        low, high = layer.numbers
-        return Sums(inner, (None if low == -math.inf else low, None if high == math.inf else high), layer)
 
     def take_back(self, sums: Sums) -> None:
         for layer in (sums.clamp, sums.layer):
