@@ -39,6 +39,7 @@ def door(function: F) -> F:
     as a list.
     """
     parameters = inspect.signature(function).parameters
+    own = {p.name for p in parameters.values() if p.kind is not p.VAR_KEYWORD}
     names = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)]
 
     @functools.cache
@@ -55,7 +56,7 @@ def door(function: F) -> F:
     def run(*args: object, **kwargs: object) -> object:
         known, more = kinds(), options()
         if more is not None:
-            _refuse_unknown(function, [name for name in kwargs if name not in parameters and name not in more], more)
+            _refuse_unknown(function, [name for name in kwargs if name not in own and name not in more], more)
         given = [_checked(function, name, value, known) for name, value in zip(names, args)]
         by_name = {name: _checked(function, name, value, known if name in known else more or {}) for name, value in kwargs.items()}
         return function(*given, *args[len(names) :], **by_name)
