@@ -119,14 +119,14 @@ class Planning(Facts, Protocol):
     def operand(self, argument: Argument) -> str:
         """The value behind an argument that may be a tensor of the network's, a number, or an input."""
 
+    def places_of(self, name: str) -> str | None:
+        """What finds the places in rows that a value is, seen in any shape; None where it is none."""
+
     def sums(self, argument: Argument) -> Sums | None:
         """The layer that makes floats which one step alone reads; None where the argument is no such value."""
 
     def take_back(self, sums: Sums) -> None:
         """Takes out layers that another one will do the work of."""
-
-    def places_of(self, name: str) -> str | None:
-        """What finds the places in rows that a value is, seen in any shape; None where it is none."""
 
     def constant(self, name: str, tensor: Tensor) -> str:
         """A value of floats that is known."""
