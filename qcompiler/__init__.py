@@ -10,8 +10,6 @@ from qcompiler.api import (
     convert_fx,
     convert_to_reference_fx,
     explain,
-    export_onnx,
-    export_program,
     fuse_fx,
     prepare_fx,
     prepare_qat_fx,
@@ -37,6 +35,8 @@ from qcompiler.errors import (
     UnsupportedOpError,
 )
 from qcompiler.workflow.export_c import export_c
+from qcompiler.workflow.export_onnx import export_onnx
+from qcompiler.workflow.export_program import export_program
 from qcompiler.workflow.save import save
 
 __all__ = [

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import fx, nn
-from torch.export import ExportedProgram
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.choices import BenchOptions, Choices, FuseOptions, QuantizeOptions, TuneOptions
@@ -18,7 +16,6 @@ from qcompiler.compile.settings import Settings
 from qcompiler.config.corrections import Corrections
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
-from qcompiler.export.dims import DynamicShapes
 from qcompiler.inputs.checks import check_named
 from qcompiler.inputs.door import door
 from qcompiler.ops.table import OPS, Table
@@ -30,8 +27,6 @@ from qcompiler.workflow.bench import Bench, Run, timed, variants
 from qcompiler.workflow.calibrate import calibrate
 from qcompiler.workflow.convert import Conversion, convert, reference
 from qcompiler.workflow.explain import explain, remarks, scales
-from qcompiler.workflow.export_onnx import export_onnx as write_onnx
-from qcompiler.workflow.export_program import export_program as program_of
 from qcompiler.workflow.first_batch import first_batch
 from qcompiler.workflow.fuse import fuse
 from qcompiler.workflow.prepare import prepare
@@ -260,45 +255,7 @@ def autotune(
     return search(model, data, task, {**options, "backend": backend}, example_kwargs)
 
 
-@in_plain_torch
-@door
-def export_onnx(
-    module: nn.Module, path: str | os.PathLike[str], *, opset: int | None = None, dynamic_shapes: DynamicShapes = None
-) -> Path:  # fmt: skip
-    """Writes a calibrated, trained, converted or loaded module as an ONNX file with QuantizeLinear and DequantizeLinear, which ONNX
-    Runtime, OpenVINO and others run in int8; returns the path.
-
-    `module`: prepared with `backend="onnx"` for the most int8 and the fewest surprises, but any other back end will do. A graph of
-    convert_to_reference_fx is written as it is, and so is what a converted or loaded module computes: its own integers, with a warning
-    where they need a CPU with VNNI. `opset`: 18 to 23, default 18. `dynamic_shapes`: which sizes of the inputs may change, as
-    `{"x": {0: "batch"}}` or `{"x": ("batch", None, "height", "width")}`; None: all that the model lets change, under the names that
-    docs/quantized.md has; `{}`: none. Inputs and results have the names of the model, those in containers by their path. Tensors beyond
-    2 GB stand beside the file, in `<name>.data`. Needs the extra `onnx`.
-    Raises UnsupportedOpError with every call that has no ONNX form, ConfigError for settings, for a converted module that keeps no
-    graph and where the extra is missing, CalibrationError as convert_fx does, ArtifactWriteError.
-    """
-    return write_onnx(module, path, opset, dynamic_shapes)
-
-
-@in_plain_torch
-@door
-def export_program(module: nn.Module, *, dynamic_shapes: DynamicShapes = None, ops: str = "aten") -> ExportedProgram:
-    """The torch.export.ExportedProgram of a calibrated, trained, converted or loaded module.
-
-    `torch.export.save` writes it as a `.pt2` file that needs torch alone. Weights stay int8; int8 ops stand between rounding to codes and
-    reading them back. `module`: prepared with `backend="reference"` for the most int8, but any other back end will do; a graph of
-    convert_to_reference_fx is taken as it is, and so is what a converted or loaded module computes. `dynamic_shapes`: which sizes of the
-    inputs may change, as `{"x": {0: "batch"}}` or `{"x": ("batch", None)}`, with a torch.export.Dim for a name where the size has ends;
-    None: all that the model lets change; `{}`: none.
-    `ops`: "aten" spells the rounding in plain ops, with the bits of the graph of convert_to_reference_fx; "quantized_decomposed" in the ops
-    that ExecuTorch, XNNPACK and Inductor look for, where the process has registered them. LSTM and GRU compute in floats.
-    Warns of a size that torch.export holds fixed. Raises UnsupportedOpError for a call that it cannot take, ConfigError for settings and
-    for a converted module, CalibrationError as convert_fx does.
-    """
-    return program_of(module, dynamic_shapes, ops)
-
-
 __all__ = [
-    "autotune", "bench", "calibrate", "convert_fx", "convert_to_reference_fx", "explain", "export_onnx", "export_program", "fuse_fx",
+    "autotune", "bench", "calibrate", "convert_fx", "convert_to_reference_fx", "explain", "fuse_fx",
     "prepare_fx", "prepare_qat_fx", "quantize", "remarks", "scales",
 ]  # fmt: skip

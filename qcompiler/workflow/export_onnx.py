@@ -9,12 +9,14 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import fx
+from torch import fx, nn
 
+from qcompiler.ambient import in_plain_torch
 from qcompiler.errors import ConfigError, QCompilerWarning
 from qcompiler.executable import Executable
 from qcompiler.export.dims import DynamicShapes
 from qcompiler.export.onnx_qdq.target import AnyPair
+from qcompiler.inputs.door import door
 from qcompiler.ops.table import Table
 from qcompiler.stages.arguments import Weight
 from qcompiler.stages.quantized import Call, steps
@@ -24,8 +26,23 @@ NEEDS = 'pip install "qcompiler[onnx]"'
 CALLER = 5  # calls between the warning and the line of the user's that called export_onnx
 
 
-def export_onnx(module: object, path: str | os.PathLike[str], opset: int | None, dynamic_shapes: DynamicShapes) -> Path:
-    """The file at `path`; see api.export_onnx."""
+@in_plain_torch
+@door
+def export_onnx(
+    module: nn.Module, path: str | os.PathLike[str], *, opset: int | None = None, dynamic_shapes: DynamicShapes = None
+) -> Path:  # fmt: skip
+    """Writes a calibrated, trained, converted or loaded module as an ONNX file with QuantizeLinear and DequantizeLinear, which ONNX
+    Runtime, OpenVINO and others run in int8; returns the path.
+
+    `module`: prepared with `backend="onnx"` for the most int8 and the fewest surprises, but any other back end will do. A graph of
+    convert_to_reference_fx is written as it is, and so is what a converted or loaded module computes: its own integers, with a warning
+    where they need a CPU with VNNI. `opset`: 18 to 23, default 18. `dynamic_shapes`: which sizes of the inputs may change, as
+    `{"x": {0: "batch"}}` or `{"x": ("batch", None, "height", "width")}`; None: all that the model lets change, under the names that
+    docs/quantized.md has; `{}`: none. Inputs and results have the names of the model, those in containers by their path. Tensors beyond
+    2 GB stand beside the file, in `<name>.data`. Needs the extra `onnx`.
+    Raises UnsupportedOpError with every call that has no ONNX form, ConfigError for settings, for a converted module that keeps no
+    graph and where the extra is missing, CalibrationError as convert_fx does, ArtifactWriteError.
+    """
     exporter = _exporter()
     graph, table = quantized_of(module, "export_onnx", "an ONNX file", ("onnx",))
     model = exporter.model_of(graph, table, opset, dynamic_shapes)
