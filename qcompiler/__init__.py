@@ -10,8 +10,6 @@ from qcompiler.api import (
     convert_fx,
     convert_to_reference_fx,
     explain,
-    export_onnx,
-    export_program,
     fuse_fx,
     prepare_fx,
     prepare_qat_fx,
@@ -20,7 +18,6 @@ from qcompiler.api import (
     scales,
 )
 from qcompiler.artifact import load
-from qcompiler.backends.native.export import export_c
 from qcompiler.backends.native.regions import native_plan
 from qcompiler.backends.native.times import native_times
 from qcompiler.backends.torch.program.export import export_source
@@ -37,6 +34,9 @@ from qcompiler.errors import (
     TraceError,
     UnsupportedOpError,
 )
+from qcompiler.workflow.export_c import export_c
+from qcompiler.workflow.export_onnx import export_onnx
+from qcompiler.workflow.export_program import export_program
 from qcompiler.workflow.save import save
 
 __all__ = [

@@ -15,7 +15,8 @@ from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.plan.window import Window
 
-TYPES = {"w": "const int8_t *", "wsum": "const int32_t *", "e.m": "const float *", "e.b": "const float *"}
+TYPES = {"w": "const int8_t *", "wsum": "const int32_t *"}
+TYPES |= {f"e.{name}": "const float *" for name in ("m", "b", "gain", "slope", "offset")}
 BYTES = "const uint8_t *"
 
 
@@ -52,6 +53,10 @@ class Call:
     def doubles_at(self, name: str) -> None:
         """Doubles that were computed at run time."""
         self.set(name, f"(double *)(void *){self.code.next_pixels()}.p")
+
+    def numbers_at(self, name: str) -> None:
+        """Room for whole numbers of 64 bits."""
+        self.set(name, f"(uint64_t *)(void *){self.code.next_pixels()}.p")
 
     def strides(self, name: str) -> None:
         self.lines.append(f"memcpy(a.{name}, s->strides[{self.code.next_strides()}], sizeof a.{name});")

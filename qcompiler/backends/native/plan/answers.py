@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.float_pointwise import FloatMap
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.place import Axes
-from qcompiler.backends.native.plan.planning import WHOLE, Argument
+from qcompiler.backends.native.plan.planning import WHOLE, Argument, Sums
 from qcompiler.backends.native.plan.settled import Computed
+from qcompiler.backends.native.plan.shape import View
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step, is_tensor, is_value
 
@@ -31,6 +35,7 @@ class Answers:
     weights: dict[str, Step]
     quantized: dict[str, Step]
     ranges: dict[str, str]
+    readers: Counter[str]
 
     def value(self, argument: Argument) -> str:
         """The value behind an argument: codes where it is a dequantized one."""
@@ -76,6 +81,9 @@ class Answers:
     def is_whole(self, argument: Argument) -> bool:
         return self.tensor(argument).dtype in WHOLE if is_tensor(argument) else self.is_floats(argument)
 
+    def row_length(self, argument: Argument) -> int | None:
+        return None
+
     def is_known(self, argument: Argument) -> bool:
         return is_value(argument) and isinstance(self.made.get(self.value(argument)), Computed)
 
@@ -96,3 +104,21 @@ class Answers:
 
     def weight_fault(self, argument: Argument, channels: int = 0) -> str | None:
         return None if self.is_int8_weight(argument) else "its weight is computed at run time"
+
+    def places_of(self, name: str) -> str | None:
+        """What finds the places in rows that a value is, seen in any shape; None where it is none."""
+        layer = self.made.get(name)
+        while isinstance(layer, View):
+            layer = self.made.get(layer.x)
+        return layer.out if layer is not None and layer.gives_places else None
+
+    def sums(self, argument: Argument) -> Sums | None:
+        name = self.value(argument) if is_value(argument) else ""
+        layer = self.made.get(name)
+        if layer is None or self.readers[name] != 1 or name in self.codes:
+            return None
+        inner = self.made.get(f"{name}.unbounded")
+        if inner is None or not isinstance(layer, FloatMap):
+            return Sums(layer)
+        low, high = layer.numbers
+        return Sums(inner, (None if low == -math.inf else low, None if high == math.inf else high), layer)

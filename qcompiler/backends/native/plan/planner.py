@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.native.plan.answers import Answers
+from qcompiler.backends.native.plan.bundle import Bundle
 from qcompiler.backends.native.plan.codes import Codes, same_codes
 from qcompiler.backends.native.plan.dynamic import plan_dynamic
 from qcompiler.backends.native.plan.edges import Dequantize, Quantize
@@ -20,9 +21,10 @@ from qcompiler.backends.native.plan.forms import form_of
 from qcompiler.backends.native.plan.homes import Every, Home
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.network import Network
+from qcompiler.backends.native.plan.order import HandOutPlaces, Take
 from qcompiler.backends.native.plan.pick import Pick
 from qcompiler.backends.native.plan.place import Axes
-from qcompiler.backends.native.plan.planning import STEPPED, Argument
+from qcompiler.backends.native.plan.planning import STEPPED, Argument, Sums
 from qcompiler.backends.native.plan.relayout import Relayout
 from qcompiler.backends.native.plan.settled import Computed, Settled
 from qcompiler.backends.native.plan.shape import Number
@@ -46,6 +48,11 @@ from qcompiler.ops.table import OPS
 NO_NETWORK = Network((), (), (), {}, {}, {})
 
 
+def _pixels(rank: int, dims: int) -> str:
+    """How a value lies whose channels are those of an op in `dims` dimensions: without a batch they are not those of another op."""
+    return "pixels of one image" if rank == dims + 1 else "pixels"
+
+
 def _is_1d(op: str) -> bool:
     row = OPS.rows.get(op)
     return row is not None and row.dims == 1
@@ -60,7 +67,7 @@ class Planner(Answers):
     qparams: Sequence[tuple[float, int]]
     layers: list[Layer] = field(default_factory=list)
     codes: dict[str, Codes] = field(default_factory=dict)
-    lies: dict[str, str | None] = field(default_factory=dict)  # "pixels" or "rows" where a value surely lies so
+    lies: dict[str, str | None] = field(default_factory=dict)  # "pixels", those of one image, or "rows" where a value surely lies so
     example: Sizes = field(default_factory=lambda: Sizes(NO_NETWORK))  # shapes at the example's sizes
     alias: dict[str, str] = field(default_factory=dict)
     weights: dict[str, Step] = field(default_factory=dict)
@@ -70,6 +77,7 @@ class Planner(Answers):
     made: dict[str, Layer] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
     handed: dict[str, str] = field(default_factory=dict)
+    readers: Counter[str] = field(default_factory=Counter)  # how many steps read what a step makes
     ranges: dict[str, str] = field(default_factory=dict)  # of codes on ranges of their own, which value holds the range
 
     def network(self) -> Network:
@@ -89,7 +97,8 @@ class Planner(Answers):
         """Quantize steps that are part of the op before them: all that reads its floats is the one step."""
         others = (QUANTIZE, DEQUANTIZE, WEIGHT)
         results = {step.out for step in self.region.steps if step.op not in others and not step.op.startswith(KNOWN)}
-        readers = Counter(name for step in self.region.steps for name in set(step.reads()))
+        readers = self.readers
+        readers.update(name for step in self.region.steps for name in set(step.reads()))
         readers.update(self.region.outputs)
         for step in self.region.steps:
             if step.op == QUANTIZE and (name := str(step.args[0])[1:]) in results and readers[name] == 1:
@@ -148,15 +157,21 @@ class Planner(Answers):
                 if x in self.codes:
                     x = x if self.rank(x) <= 5 else self.rows(f"%{name}")
                     self.add(Dequantize(name, name, x, self.codes[x]))
+                elif self.places_of(x) is not None:
+                    self.add(HandOutPlaces(name, name, x))
                 else:
                     self.handed.setdefault(x, name)
                     self.add(HandOut(name, name, x))
 
     def _wanted(self) -> tuple[Layer, ...]:
-        """Without the pads that only convolutions read, which take them for padding of their own."""
-        read = {name for layer in self.layers for name in layer.reads} | set(self.region.outputs)
-        read |= {name for layer in self.layers if isinstance(layer, (Number, Computed)) for name in layer.asks}
-        return tuple(layer for layer in self.layers if layer.out in read or not isinstance(layer, Pick))
+        """Without the pads that only convolutions read, which take them for padding of their own, and parts of values that nobody reads."""
+        read = {name for layer in self.layers if isinstance(layer, (Number, Computed)) for name in layer.asks} | set(self.region.outputs)
+        wanted = []
+        for layer in reversed(self.layers):
+            if layer.out in read or not isinstance(layer, (Pick, Bundle, Take)):
+                read.update(layer.reads)
+                wanted.append(layer)
+        return tuple(reversed(wanted))
 
     def with_tensors(self, value: Argument) -> Argument:
         """An argument with the tensors that it names."""
@@ -167,11 +182,15 @@ class Planner(Answers):
         self.layers.append(layer)
         self.made[layer.out] = layer
         self.example.shapes[layer.out] = layer.shape(self.example)
-        self.lies[layer.out] = layer.lies(self.lies)
+        self.lies[layer.out] = self._lies(layer)
         codes = codes or getattr(layer, "codes", None)
         if codes is not None:
             self.codes[layer.out] = codes
         return layer.out
+
+    def _lies(self, layer: Layer) -> str | None:
+        found, dims = layer.lies(self.lies), getattr(layer, "dims", 0)
+        return _pixels(len(self.example.shape(layer.out)), dims) if found == "pixels" and dims else found
 
     def operand(self, argument: Argument) -> str:
         """The value behind an argument that may be a tensor of the network's, a number, or an input."""
@@ -186,6 +205,12 @@ class Planner(Answers):
         if name in dict(self.region.inputs):
             self.alias[name] = self.add(Given(f"{name}.given", name, name))
         return self.value(argument)
+
+    def take_back(self, sums: Sums) -> None:
+        for layer in (sums.clamp, sums.layer):
+            if layer is not None:
+                self.layers.remove(layer)
+                del self.made[layer.out]
 
     def constant(self, name: str, tensor: Tensor) -> str:
         if name not in self.constants:
@@ -217,7 +242,7 @@ class Planner(Answers):
     def pixels(self, argument: Argument, pads: Axes, dims: int | None = None) -> str:
         """A value as a convolution or a pool wants it: channels side by side, with a halo of its zero point."""
         name, dims = self.value(argument), len(pads) if dims is None else dims
-        if self.lies.get(name) != "pixels" or (any(pads) and name in self.homes):
+        if self.lies.get(name) != _pixels(self.rank(name), dims) or (any(pads) and name in self.homes):
             name = self.add(Relayout(f"{name}.pixels.{len(self.layers)}", name, name, "pixels", dims), self.codes.get(name))
         if any(pads):
             before = self.halos.get(name, (0,) * len(pads))

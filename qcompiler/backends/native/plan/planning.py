@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.codes import Bounds, Codes
 from qcompiler.backends.native.plan.homes import Every, Home
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.place import Axes
@@ -52,6 +53,9 @@ class Facts(Protocol):
     def is_whole(self, argument: Argument) -> bool:
         """Whether it is one value of whole numbers that torch made."""
 
+    def row_length(self, argument: Argument) -> int | None:
+        """Of places that a form of the C's finds: how many elements the rows have in which they are, at the example's sizes."""
+
     def is_known(self, argument: Argument) -> bool:
         """Whether sizes and constants settle it."""
 
@@ -72,6 +76,15 @@ class Facts(Protocol):
 
     def weight_fault(self, argument: Argument, channels: int = 0) -> str | None:
         """Why an argument cannot be a weight; None where it can."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a layer hands out in floats that one step alone reads; `clamp`: the layer of its bounds behind it."""
+
+    layer: Layer
+    bounds: Bounds = None
+    clamp: Layer | None = None
 
 
 class Planning(Facts, Protocol):
@@ -105,6 +118,15 @@ class Planning(Facts, Protocol):
 
     def operand(self, argument: Argument) -> str:
         """The value behind an argument that may be a tensor of the network's, a number, or an input."""
+
+    def places_of(self, name: str) -> str | None:
+        """What finds the places in rows that a value is, seen in any shape; None where it is none."""
+
+    def sums(self, argument: Argument) -> Sums | None:
+        """The layer that makes floats which one step alone reads; None where the argument is no such value."""
+
+    def take_back(self, sums: Sums) -> None:
+        """Takes out layers that another one will do the work of."""
 
     def constant(self, name: str, tensor: Tensor) -> str:
         """A value of floats that is known."""

@@ -239,11 +239,11 @@ class Lowering:
         args = [self._argument(a) for a in node.args]
         attributes = fx.node.map_arg(node.kwargs, self.float_of)
         site = Site(row, node, tuple(args), attributes, output or FLOATS, self.target.engine, self.target.isa, self._ends(output))
-        candidates = (TO_FLOAT[row.name],) if to_float else entries(site)
-        wrong = dict(self.wrong.get(node.name, {}))
+        handing = TO_FLOAT.get(row.name) if to_float else None
+        candidates, wrong = (handing,) if handing else entries(site), dict(self.wrong.get(node.name, {}))
         if not self.sums_fit:
             wrong |= overflowing(candidates, site)
-        kernel: Kernel | Refused = TO_FLOAT[row.name] if to_float else select(site, wrong)
+        kernel: Kernel | Refused = handing or (Refused(("it hands out no floats",)) if to_float else select(site, wrong))
         if isinstance(kernel, Kernel) and kernel.label in wrong:
             kernel = Refused((wrong[kernel.label],))
         if isinstance(kernel, Refused):
