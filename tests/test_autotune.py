@@ -19,11 +19,13 @@ import qcompiler
 from qcompiler.config.corrections import Corrections
 from qcompiler.observers import MinMaxObserver, default_weight_observer
 from qcompiler.tune import autotune as room
+from qcompiler.tune import islands
 from qcompiler.tune.candidates import Candidate, _interleaved, chosen
 from qcompiler.tune.clock import Clock, OutOfTime
+from qcompiler.tune.diagnose import Diagnosis
 from qcompiler.tune.goal import Goal
 from qcompiler.tune.held_out import Item, read, split
-from qcompiler.tune.moves import Move, State, Tell
+from qcompiler.tune.moves import MOVES, Move, State, Tell
 from qcompiler.tune.result import Tuned
 from qcompiler.tune.score import Judge, Score, refusal
 from qcompiler.tune.search_log import Step
@@ -390,6 +392,54 @@ def test_one_answer_of_few_says_nothing() -> None:
     assert before.agreement == 1 and one.agreement == 7 / 8 and two.agreement == 6 / 8
     assert refusal(replace(before, sqnr=20.0), replace(one, sqnr=26.0)) is None
     assert "agreement falls" in str(refusal(replace(before, sqnr=20.0), replace(two, sqnr=26.0)))
+
+
+def limited(weights: float, values: float, taken: tuple[str, ...] = ()) -> State:
+    """A search where weights and values alone leave so many dB."""
+    scores = [Score(value, 0.0) for value in (min(weights, values), weights, values)]
+    return State(nn.Identity(), (), 0, Corrections(), Diagnosis(*scores), scores[0], taken)
+
+
+def test_what_the_diagnosis_leaves_out() -> None:
+    skips = {move.name: move.skips for move in MOVES if move.name != "dynamic"}
+    for state in (limited(45, 25), limited(25, 45)):
+        assert skips["equalize"](state) is None and skips["reconstruct"](state) is None
+    assert skips["ranges"](limited(45, 25)) is None and "values make 1%" in str(skips["ranges"](limited(25, 45)))
+    again = skips["ranges-again"]
+    assert again(limited(45, 25, ("equalize", "reconstruct"))) is None
+    assert "no codes are new" in str(again(limited(45, 25))) and "fitted already" in str(again(limited(45, 25, ("ranges", "reconstruct"))))
+
+
+class Heavy(nn.Module):
+    """A last layer that does little of the work and has nearly all of the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8 * 7 * 7, 32)
+        with torch.no_grad():
+            self.last.weight[:, 0] *= 100  # one column sets the steps of all
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(torch.nn.functional.max_pool2d(self.first(x), 4).flatten(1))
+        return y
+
+
+def test_islands_are_a_small_part_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(4, 3, 30, 30)
+    prepared = qcompiler.prepare_fx(Heavy().eval(), None, (x,))
+    qcompiler.calibrate(prepared, [x])
+    found = [islands.islands(prepared, Item((x,), {}, x), Corrections(), lambda done, total: None)]
+    monkeypatch.setattr(islands, "SMALL", 1.0)
+    found.append(islands.islands(prepared, Item((x,), {}, x), Corrections(), lambda done, total: None))
+    assert "last" not in found[0] and "last" in found[1]
+
+
+def test_the_native_back_end() -> None:
+    """Candidates are built and timed there, and the result is its module."""
+    found = tuned(backend="native", target="60dB", seconds=600)
+    assert found.model._backend == "native" and found.corrections
+    assert all(row.milliseconds for row in found.table if row.chosen or row.name in ("float", "default"))
 
 
 def candidate(name: str, sqnr: float, milliseconds: float) -> Candidate:

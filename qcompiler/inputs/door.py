@@ -39,7 +39,9 @@ def door(function: F) -> F:
     Modules, and what is annotated as `object` or `Any`, the function judges itself. An iterable that can be read only once is handed on
     as a list.
     """
-    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)]
+    parameters = inspect.signature(function).parameters
+    own = {p.name for p in parameters.values() if p.kind is not p.VAR_KEYWORD}
+    names = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)]
 
     @functools.cache
     def kinds() -> dict[str, object]:  # at the first call: what annotations name may be imported later
@@ -48,14 +50,14 @@ def door(function: F) -> F:
     @functools.cache
     def options() -> dict[str, object] | None:
         """The kinds of what stands behind `**options`, where a TypedDict names them."""
-        rest = next((p.name for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_KEYWORD), "")
+        rest = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), "")
         return typing.get_type_hints(typing.get_args(kinds()[rest])[0]) if _origin(kinds().get(rest)) is typing.Unpack else None
 
     @functools.wraps(function)
     def run(*args: object, **kwargs: object) -> object:
         known, more = kinds(), options()
         if more is not None:
-            _refuse_unknown(function, [name for name in kwargs if name not in known and name not in more], more)
+            _refuse_unknown(function, [name for name in kwargs if name not in own and name not in more], more)
         given = [_checked(function, name, value, known) for name, value in zip(names, args)]
         by_name = {name: _checked(function, name, value, known if name in known else more or {}) for name, value in kwargs.items()}
         return function(*given, *args[len(names) :], **by_name)
