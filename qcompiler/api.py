@@ -14,7 +14,6 @@ from qcompiler.compile.pass_manager import Pass
 from qcompiler.compile.rewrite import Rule
 from qcompiler.compile.settings import Settings
 from qcompiler.config.corrections import Corrections
-from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
 from qcompiler.inputs.checks import check_named
 from qcompiler.inputs.door import door
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 @door
 def fuse_fx(
     model: nn.Module, example_inputs: Any = None, fuse_custom_config: Any = None, *, table: Table = OPS, rules: Sequence[Rule] = (),
-    debug: Any = None, **options: Unpack[FuseOptions]
+    debug: object = None, **options: Unpack[FuseOptions]
 ) -> fx.GraphModule:  # fmt: skip
     """The FUSED graph of a float model in eval mode: canonical ops, BatchNorm folded, clamps absorbed; values unchanged to 1e-5.
 
@@ -68,7 +67,7 @@ def prepare_fx(
     backend: str = "torch",
     engine: str | None = None,
     isa: str | None = None,
-    debug: Any = None,
+    debug: object = None,
 ) -> fx.GraphModule:
     """Traces an unmodified float model, fuses it and inserts observers; call the result with calibration data, then convert_fx.
 
@@ -110,7 +109,7 @@ def prepare_qat_fx(
     backend: str = "torch",
     engine: str | None = None,
     isa: str | None = None,
-    debug: Any = None,
+    debug: object = None,
 ) -> fx.GraphModule:
     """Traces a float model in train mode and inserts fake quantization; train the result, then convert_fx.
 
@@ -143,7 +142,7 @@ def convert_to_reference_fx(
 @door
 def convert_fx(
     prepared: Any, backend: str | None = None, *, convert_custom_config: Any = None, allow_uncalibrated: str = "error",
-    check_parity: bool = True, keep_float: str | Iterable[str] = (), corrections: Corrections | None = None, debug: Any = None
+    check_parity: bool = True, keep_float: str | Iterable[str] = (), corrections: Corrections | None = None, debug: object = None
 ) -> Executable:  # fmt: skip
     """Compiles a calibrated module of prepare_fx, or a trained one of prepare_qat_fx, to an int8 module for the CPU.
 
@@ -169,7 +168,7 @@ def quantize(
     qconfig_mapping: Any = None,
     *,
     progress: bool = True,
-    debug: Any = None,
+    debug: object = None,
     **options: Unpack[QuantizeOptions],
 ) -> Executable:
     """Float model and calibration data in, int8 module out: prepare_fx, calibrate, convert_fx. The first batch is the example.
@@ -182,8 +181,7 @@ def quantize(
     options["example_kwargs"] = kwargs or None if forms is None or (isinstance(forms, Mapping) and not forms) else forms
     prepared = prepare_fx(model, qconfig_mapping, inputs, debug=debug, **options)
     calibrate(prepared, data, progress=progress)
-    module: Executable = convert_fx(prepared, debug=debug)
-    return module
+    return convert_fx(prepared, debug=debug)
 
 
 @in_plain_torch
@@ -248,8 +246,6 @@ def autotune(
     fails or does not answer for `timeout` seconds, and what prepare_fx and convert_fx raise.
     """
     check_numbers(seconds, holdout, seed)
-    if metric is not None and not callable(metric):
-        raise ConfigError(f"metric is a function of outputs and batch, not a {type(metric).__name__}", code="tune-metric")
     goal = Goal.of(target, latency, metric is not None)
     task = Task(goal, metric, seconds, holdout, seed, log, progress, group, timeout)
     return search(model, data, task, {**options, "backend": backend}, example_kwargs)

@@ -18,7 +18,11 @@ QCompilerError
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = str(Path(__file__).parent)
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,14 @@ class ArtifactWriteError(ArtifactError):
     """The file could not be written; what stood there before is intact."""
 
     default_code = "artifact-write"
+
+
+def callers_level() -> int:
+    """What `warnings.warn` takes as stacklevel, in the function that asks, to name the line that called this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 class QCompilerWarning(UserWarning):

@@ -160,7 +160,8 @@ def mutated(data: bytes, seed: int) -> bytes:
 
 
 def _leaves(value: Any) -> list[Any]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    found = [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return [leaf.dequantize() if leaf.is_quantized else leaf for leaf in found]
 
 
 def _equal(a: Any, b: Any) -> bool:

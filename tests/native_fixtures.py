@@ -13,7 +13,7 @@ import pytest
 
 from qcompiler.backends.native import isa
 from tests.native_abi import Kernels, Library
-from tests.native_emulated import Emulated, can_emulate
+from tests.native_emulated import Emulated, needs_emulator
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +25,7 @@ def native_library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 @pytest.fixture(scope="session")
 def emulated_neon(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
-    if not can_emulate():
-        pytest.skip("needs zig or a cross compiler for aarch64, and qemu-aarch64")
+    needs_emulator()
     return Emulated("neon", tmp_path_factory.mktemp("neon"))
 
 

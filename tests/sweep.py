@@ -1,4 +1,4 @@
-"""A model zoo through the compiler: `python -m tests.sweep [--zoo timm] [NAME ...]` prints a line a model and a summary.
+"""A model zoo through the compiler: `python -m tests.sweep [--zoo timm|users] [NAME ...]` prints a line a model and a summary.
 
 Each model runs in a process of its own, with a time limit. It is prepared, calibrated, converted and run; the line has the SQNR
 against float, the share of multiply-accumulates in int8, the time of one forward in float and in int8, and the modules that
@@ -32,7 +32,7 @@ import qcompiler
 from qcompiler.debug import compute_sqnr
 from tests.examine import examine
 
-ZOOS = ("torchvision", "timm")
+ZOOS = ("torchvision", "timm", "users")
 
 
 def tensors(result: Any) -> list[torch.Tensor]:

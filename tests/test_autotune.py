@@ -153,7 +153,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"target": True}, qcompiler.ConfigError, "target"),
     ({"latency": 0}, qcompiler.ConfigError, "latency"),
     ({"latency": "fast"}, qcompiler.ConfigError, "latency"),
-    ({"metric": 3}, qcompiler.ConfigError, "metric is a function"),
+    ({"metric": 3}, qcompiler.ConfigError, "metric must be a function"),
     ({"metric": accuracy}, qcompiler.ConfigError, "pairs of inputs and labels"),
     ({"data": torch.randn(4, 3, 12, 12)}, qcompiler.CalibrationError, r"split\(8\)"),
     ({"data": []}, qcompiler.CalibrationError, "0 batches"),

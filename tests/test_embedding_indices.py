@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -119,10 +120,12 @@ class Lookup(Decoder):
         return self.compute(self, ids)
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param("native", marks=pytest.mark.skipif(not which("cc"), reason="no C compiler"))])
 @pytest.mark.parametrize("name", FORWARDS)
-def test_an_input_that_is_an_index_alone_has_any_integer_type(name: str) -> None:
+def test_an_input_that_is_an_index_alone_has_any_integer_type(name: str, backend: str) -> None:
     taken, forward = FORWARDS[name]
-    prepared = qc.prepare_fx(Lookup(forward).eval(), qc.get_default_qconfig_mapping().set_module_name("table", QCONFIGS[8]), (IDS,))
+    mapping = qc.get_default_qconfig_mapping().set_module_name("table", QCONFIGS[8])
+    prepared = qc.prepare_fx(Lookup(forward).eval(), mapping, (IDS,), backend=backend)
     qc.calibrate(prepared, [IDS])
     module = qc.convert_fx(prepared)
     for kind in INTEGERS[1:]:

@@ -318,8 +318,10 @@ def test_a_nul_in_a_path(path: str, converted: Any) -> None:
 
 @pytest.mark.parametrize("path", [None, 3, 3.5, b"x\0", ["a"]])
 def test_what_is_no_path(path: Any) -> None:
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="a text or a path"):
         artifact.load(path)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        artifact.load("x\0")
 
 
 # ---- what a compile leaves behind

@@ -142,8 +142,7 @@ def test_the_negative_side_costs_the_positive_one_nothing() -> None:
     assert sqnr[0] > sqnr[1] + 4
 
 
-@pytest.mark.parametrize("backend", ["torch", "toy"])
-def test_a_back_end_that_rounds_between_gets_the_range_that_was_watched(backend: str) -> None:
+def test_a_back_end_that_rounds_between_gets_the_range_that_was_watched() -> None:
     model, data = made(CASES["prelu"])
     asked = convert_fx(prepared(model, data, "native"), backend="torch")
     own = convert_fx(prepared(model, data, "torch"))

@@ -6,18 +6,16 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 import qcompiler
 from qcompiler.backends.native import isa
-from tests.native_emulated import can_emulate, cross_compiler
+from tests.native_emulated import cross_compiler, needs_emulator
 from tests.native_nets import net
-
-pytestmark = pytest.mark.skipif(not can_emulate(), reason="needs zig or a cross compiler for aarch64, and qemu-aarch64")
 
 
 def test_a_network_computes_the_same_bits_on_arm(tmp_path: Path) -> None:
+    needs_emulator()
     module, _, x = net("squeeze and excite")
     folder = qcompiler.export_c(module, tmp_path / "c", name="small")
     compiler = cross_compiler()

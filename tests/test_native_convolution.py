@@ -105,6 +105,16 @@ CONVOLUTIONS = {
     "tiles, volume": Case((2, 16, 3, 8, 7), 18, (1, 3, 3), (1, 1, 1), (0, 1, 1), (1, 1, 1), threads=2),
     "tiles, saturated": case(image(112, 8, 8), 32, 3, 1, 1, saturated=True, x_zero=0),
     "tiles, saturated, sums too large": case(image(116, 8, 8), 32, 3, 1, 1, saturated=True, x_zero=0),
+    # Where instructions take products of bytes fourfold, tiles pay for more channels only.
+    "tiles of 64 channels": case(image(64, 16, 16), 64, 3, 1, 1),
+    "tiles of 64 channels, odd sizes": case(image(64, 25, 26), 64, 3, 1, 1, residual=True, table=True, threads=3),
+    "tiles of 112 channels, saturated": case(image(112, 24, 21), 64, 3, 1, 1, saturated=True, x_zero=0),
+    "tiles of 132 channels": case(image(132, 28, 31), 32, 3, 1, 1, fold=False, ends=Ends(7, 9, 200), y_gap=16, y_halo=1),
+    "tiles to 90 channels, floats": case(image(64, 24, 24), 90, 3, 1, 1, floats=True),
+    "tiles to 48 channels, no padding": case(image(64, 38, 38), 43, 3, x_zero=255, residual=True, y_gap=5),
+    "tiles of 64 channels, slopes": case(image(64, 24, 20), 64, 3, 1, 1, bend="top", residual=True, ends=Ends(90)),
+    "tiles of 160 channels": case(image(160, 12, 12), 128, 3, 1, 1, threads=4, x_gap=12, fold=False),
+    "tiles of 64 channels, volume": Case((1, 64, 3, 24, 23), 64, (1, 3, 3), (1, 1, 1), (0, 1, 1), (1, 1, 1), threads=2),
     "sequence": Case((2, 12, 31), 20, (5,), (1,), (2,), (1,)),
     "volume": Case((1, 6, 4, 5, 6), 18, (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
     "volume, stride": Case((2, 5, 5, 6, 7), 33, (3, 2, 3), (2, 1, 2), (1, 0, 1), (1, 1, 1)),
@@ -264,11 +274,14 @@ def test_convolution(kernels: Kernels, family: str, c: Case) -> None:
 
 @pytest.mark.slow  # a library of its own
 def test_convolutions_without_memory_for_what_they_keep_meanwhile(tmp_path: Path) -> None:
-    kernels = Library(tmp_path, ["-DQC_WIDE_ROOM(bytes)=((void)(bytes),NULL)"]).kernels("avx2")
-    if kernels is None:
+    library = Library(tmp_path, ["-DQC_ROOM(bytes)=((void)(bytes),NULL)"])
+    found = [kernels for isa in ("avx2", "avx512_vnni") if (kernels := library.kernels(isa)) is not None]
+    if not found:
         pytest.skip("needs AVX2")
-    for name in ("pointwise", "3x3, stride", "tiles, odd sizes", "tiles, floats", "tiles, many channels"):
-        check_convolution(kernels, "conv", Problem(CONVOLUTIONS[name]))
+    names = ("pointwise", "3x3, stride", "tiles, odd sizes", "tiles, floats", "tiles, many channels", "tiles of 64 channels, odd sizes")
+    for kernels in found:
+        for name in (*names, "tiles to 48 channels, no padding", "tiles to 90 channels, floats"):
+            check_convolution(kernels, "conv", Problem(CONVOLUTIONS[name]))
 
 
 def random_case(rng: np.random.Generator) -> Case:

@@ -119,7 +119,7 @@ def test_what_has_no_dynamic_form_is_named() -> None:
     assert "proj_size" in remarks(made)[0].text
 
 
-@pytest.mark.parametrize(("spec", "text"), [({"heads"}, "head"), ({3}, "neither"), (nn.Linear, "set of classes")])
+@pytest.mark.parametrize(("spec", "text"), [({"heads"}, "head"), ({3}, "or texts or None, got 3 in it"), (nn.Linear, "set of classes")])
 def test_wrong_requests(spec: Any, text: str) -> None:
     with pytest.raises(ConfigError, match=text) as caught:
         quantize_dynamic(speech()[0], spec)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import qcompiler
-from qcompiler import debug, quantization, viz
+from qcompiler import quantization
 from qcompiler.choices import Options
 from qcompiler.errors import QCompilerError
 
@@ -115,6 +115,8 @@ CALLS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "debug.gated": lambda p: {"gate": None},
     "debug.parity": lambda p: {"prepared": given().trained, "converted": given().converted, "data": [X]},
     "tune.correct_bias": lambda p: {"prepared": given().prepared, "batches": [X]},
+    "tune.sharing": lambda p: {"group": None},
+    "tune.fit_ranges": lambda p: {"prepared": given().prepared, "batches": [X]},
     "tune.equalize": lambda p: {"prepared": given().prepared, "batches": [X]},
     "tune.fit_ranges": lambda p: {"prepared": given().prepared, "batches": [X]},
     "tune.reconstruct": lambda p: {"prepared": given().prepared, "batches": [X]},
@@ -151,7 +153,6 @@ CALLS: dict[str, Callable[[Path], dict[str, Any]]] = {
     f"{N}get_matching_activations": lambda p: {"float_module": Eager().eval(), "q_module": copy.deepcopy(given().quantized)},
     f"{N}prepare_model_outputs": lambda p: {"float_module": Eager().eval(), "q_module": copy.deepcopy(given().quantized)},
 }  # fmt: skip
-MODULES = (qcompiler, debug, viz, importlib.import_module("qcompiler.tune"), quantization.numeric_suite)
 
 
 def saved(folder: Path) -> Path:
@@ -193,6 +194,13 @@ def raw(name: str, argument: str, folder: Path) -> Iterator[str]:
             continue
         except Exception as error:
             yield f"{name}({argument}={text}): {type(error).__name__}: {error!s:.100}"
+
+
+@pytest.mark.parametrize("room", ["", "debug.", "tune.", "viz."])
+def test_every_function_is_tried(room: str) -> None:
+    module = importlib.import_module(f"qcompiler.{room}".rstrip("."))
+    functions = {f"{room}{name}" for name in module.__all__ if inspect.isfunction(getattr(module, name))}
+    assert functions <= set(CALLS)
 
 
 @pytest.mark.filterwarnings("ignore")

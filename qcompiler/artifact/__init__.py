@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from qcompiler.artifact.layout import FORMAT
 from qcompiler.artifact.read import load
-from qcompiler.artifact.write import MissingModulesWarning, save
+from qcompiler.artifact.write import MissingModulesWarning
+from qcompiler.artifact.write import write as save
 from qcompiler.files.faults import StandInWarning
 
 __all__ = ["FORMAT", "MissingModulesWarning", "StandInWarning", "load", "save"]

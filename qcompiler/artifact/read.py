@@ -18,7 +18,7 @@ from qcompiler.artifact.forms import joined, tensors_of_form
 from qcompiler.artifact.header import check_program, further_forms, payload_of
 from qcompiler.artifact.layout import FORMAT, WEIGHTS
 from qcompiler.backends import Stored, backend_of, names
-from qcompiler.errors import ArtifactError, ConfigError, QCompilerError, QCompilerWarning
+from qcompiler.errors import ArtifactError, ConfigError, QCompilerError, QCompilerWarning, callers_level
 from qcompiler.executable import Executable
 from qcompiler.files.faults import corrupt
 from qcompiler.inputs.door import door
@@ -40,7 +40,7 @@ def load(path: str | os.PathLike[str], modules: Mapping[str, object] | None = No
         header, tensors, version = read(file, os.fstat(file.fileno()).st_size)
     if version > FORMAT:
         text = f"{path}: written by format {version[0]}.{version[1]}, read as {FORMAT[0]}.{FORMAT[1]}"
-        warnings.warn(text, QCompilerWarning, stacklevel=3)
+        warnings.warn(text, QCompilerWarning, stacklevel=callers_level())
     with _named(str(path)):
         return _modules(str(path), header, tensors, given)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qcompiler.artifact.container import chunks
 from qcompiler.artifact.foreign import check_name
 from qcompiler.artifact.layout import HEADER, OTHER_BACKEND, SEVERAL_FORMS
-from qcompiler.errors import ConfigError, QCompilerError
+from qcompiler.errors import ConfigError, QCompilerError, callers_level
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms, forms_of
 from qcompiler.files.atomic import atomic_write
@@ -29,13 +29,8 @@ class MissingModulesWarning(UserWarning):
     """A saved module calls float submodules or functions that the file cannot hold."""
 
 
-def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """`write`, for callers of this room."""
-    return write(module, path, stacklevel=3)
-
-
-def write(module: Executable | CallForms, path: str | os.PathLike[str], stacklevel: int) -> tuple[str, ...]:
-    """Writes the module to one file, atomically; the names that `load` will need, of which a warning tells at this level of the stack."""
+def write(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Writes the module to one file, atomically; the names that `load` will need, of which a warning tells."""
     check_converted(module)
     check_name(path)
     needed = tuple(dict.fromkeys(name for form in forms_of(module) for name in form._payload().needs))
@@ -44,7 +39,7 @@ def write(module: Executable | CallForms, path: str | os.PathLike[str], stacklev
         text = f"{path}: the file cannot hold float submodules and functions of your own: {names}; load it with modules={{name: module}}"
         sources = {name: source for form in forms_of(module) for name, source in form._payload().sources.items()}
         text += "".join(f"\n{name} is a statement of your model, as this function:\n{source}" for name, source in sources.items())
-        warnings.warn(text, MissingModulesWarning, stacklevel=stacklevel)
+        warnings.warn(text, MissingModulesWarning, stacklevel=callers_level())
     atomic_write(Path(path), _chunks(module))
     return needed
 

@@ -117,9 +117,6 @@ class Pass(Protocol):
     @property
     def stage(self) -> Stage: ...
 
-    @property
-    def required(self) -> bool: ...
-
     def run(self, gm: fx.GraphModule, context: Context) -> bool: ...
 
 

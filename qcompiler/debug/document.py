@@ -10,6 +10,7 @@ import bisect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 from qcompiler.debug.sample import UNKNOWN, Sample
@@ -64,6 +65,8 @@ class Document:
     def with_overlay(self, title: str, values: Mapping[str, float]) -> Document:
         """With one number a node, to colour by. ConfigError for a name that no stage has."""
         self._check(values, f"overlay {title!r}")
+        if wrong := [v for v in values.values() if not isinstance(v, Real)]:
+            raise ConfigError(f"overlay {title!r}: a node has one number, got a {type(wrong[0]).__name__}", code="argument")
         return replace(self, overlays={**self.overlays, title: rounded({k: float(v) for k, v in values.items()})})
 
     def _check(self, values: Mapping[str, Any], what: str) -> None:

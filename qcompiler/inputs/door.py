@@ -22,9 +22,10 @@ from qcompiler.errors import ConfigError
 from qcompiler.inputs.near_names import near_names
 
 F = TypeVar("F", bound=Callable[..., object])
+PLAIN = (object, typing.Any)  # kinds that say nothing
 NAMED: dict[object, str] = {
     str: "a text", bool: "True or False", int: "a whole number", float: "a number", Path: "a path", os.PathLike: "a path",
-    type(None): "None", torch.dtype: "a torch.dtype", typing.IO: "an open file",
+    type(None): "None", torch.dtype: "a torch.dtype", type: "a class", typing.IO: "an open file",
 }  # fmt: skip
 OF_ITEMS: dict[object, str] = {
     Sequence: "a list", list: "a list", tuple: "a tuple", Collection: "a list, tuple or set", Iterable: "an iterable", Mapping: "a dict",
@@ -78,7 +79,9 @@ def _checked(function: Callable[..., object], name: str, value: object, kinds: M
     if isinstance(value, Iterator) and any(_origin(kind) is Iterable for kind in _members(kinds[name])):
         value = list(value)
     if not _fits(value, kinds[name]):
-        text = f"{function.__name__}: {name} must be {' or '.join(dict.fromkeys(_texts(kinds[name])))}, got {_told(value)}"
+        wrong = [f"{_told(item)} in it" for one in _members(kinds[name]) if _is(value, one, False) for item in _misfits(value, one)]
+        taken = " or ".join(dict.fromkeys(_texts(kinds[name])))
+        text = f"{function.__name__}: {name} must be {taken}, got {[*wrong, _told(value)][0]}"
         raise ConfigError(text, code="argument", hint=_hint(function, name))
     return value
 
@@ -122,7 +125,16 @@ def _texts(kind: object) -> list[str]:
 
 def _many(kind: object) -> str:
     """What a message calls several of a kind."""
-    return " or ".join(re.sub(r"^an? (\S+( number)?)", r"\1s", text) for text in dict.fromkeys(_texts(kind)))
+    found = []
+    for one in _members(kind):
+        text = _text(one)
+        plain = text in NAMED.values() or _origin(one) in OF_ITEMS
+        found.append(re.sub(r"^an? (\S+( number| object)?)", _plural, text if plain else f"{text} object"))
+    return " or ".join(dict.fromkeys(found))
+
+
+def _plural(noun: re.Match[str]) -> str:
+    return f"{noun[1]}es" if noun[1].endswith("s") else f"{noun[1]}s"
 
 
 def _text(kind: object) -> str:
@@ -134,20 +146,21 @@ def _text(kind: object) -> str:
     if origin is type:
         return "a class"
     if origin in OF_ITEMS:
-        of = [_many(one) for one in inner if one is not Ellipsis and one not in (object, typing.Any)]
+        of = [_many(one) for one in inner if one is not Ellipsis and one not in PLAIN]
         return f"{OF_ITEMS[origin]} of {' to '.join(of)}" if of and len(of) == len(inner) else str(OF_ITEMS[origin])
     name: str = getattr(origin, "__name__", str(origin))
     return NAMED.get(origin, f"a {name}")
 
 
-def _fits(value: object, kind: object) -> bool:
-    return any(_is(value, one) for one in _members(kind))
+def _fits(value: object, kind: object, deep: bool = True) -> bool:
+    """Whether a value is of a kind, and its items are, where `deep`; what is in those is the function's to judge."""
+    return any(_is(value, one, deep) for one in _members(kind))
 
 
-def _is(value: object, kind: object) -> bool:
+def _is(value: object, kind: object, deep: bool) -> bool:
     """Whether a value is of a kind that is no union."""
     origin, inner = _origin(kind), typing.get_args(kind)
-    if kind is typing.Any or origin is object or isinstance(kind, (TypeVar, typing.ForwardRef)):
+    if kind in PLAIN or isinstance(kind, (TypeVar, typing.ForwardRef)):
         return True
     if origin in NUMBERS:
         return NUMBERS[origin](value)
@@ -163,20 +176,22 @@ def _is(value: object, kind: object) -> bool:
         return True
     if getattr(origin, "_is_protocol", False) and not getattr(origin, "_is_runtime_protocol", False):
         return True
-    if isinstance(value, (str, bytes, torch.Tensor)) and origin in OF_ITEMS:  # its letters or rows are not what was meant
+    if origin in OF_ITEMS and isinstance(value, torch.Tensor):  # its rows are not what was meant
         return False
-    return isinstance(value, origin) and _holds(value, origin, inner)
+    if origin in OF_ITEMS and isinstance(value, (str, bytes)) and inner and inner[0] not in PLAIN:  # nor its letters
+        return False
+    return isinstance(value, origin) and not (deep and any(True for _ in _misfits(value, kind)))
 
 
-def _holds(value: object, origin: object, inner: Sequence[object]) -> bool:
-    """Whether the items of a container are of their kinds; those of what is no plain container are not looked at."""
-    if not inner or not isinstance(value, (list, tuple, set, frozenset, dict)):
-        return True
-    if isinstance(value, dict):
-        return len(inner) < 2 or all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
-    if origin is tuple and Ellipsis not in inner:
-        return len(value) == len(inner) and all(_fits(item, one) for item, one in zip(value, inner))
-    return all(_fits(item, inner[0]) for item in value)
+def _misfits(value: object, kind: object) -> Iterator[object]:
+    """The items of a container that are of no kind that it may hold; what is no plain container is not looked into."""
+    origin, inner = _origin(kind), typing.get_args(kind)
+    if isinstance(value, dict) and len(inner) == 2:
+        for key, item in value.items():
+            yield from (one for one, kind in zip((key, item), inner) if not _fits(one, kind, False))
+    elif isinstance(value, (list, tuple, set, frozenset)) and inner:
+        kinds = inner if origin is tuple and Ellipsis not in inner else inner[:1] * len(value)
+        yield from (item for item, kind in zip(value, kinds) if not _fits(item, kind, False))
 
 
 def _is_number(value: object) -> bool:

@@ -17,6 +17,8 @@ def lstm_float(
     batch_first: bool,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """LSTM: x (T, N, I), or (N, T, I) with batch_first, or (T, I) without a batch."""
+    if not torch.jit.is_tracing() and x.size(-1) != weights[0].size(1):  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # torch's function would read on behind them
     unbatched = x.dim() == 2
     rows = x.unsqueeze(1) if unbatched else x
     first = batch_first and not unbatched
@@ -24,6 +26,8 @@ def lstm_float(
     size = [cells, rows.size(0 if first else 1), weights[1].size(1)]
     h = torch.zeros(size, dtype=x.dtype) if hidden is None else (hidden.unsqueeze(1) if unbatched else hidden)
     c = torch.zeros(size, dtype=x.dtype) if cell is None else (cell.unsqueeze(1) if unbatched else cell)
+    if not torch.jit.is_tracing() and (list(h.size()) != size or list(c.size()) != size):  # type: ignore[attr-defined]
+        raise RuntimeError("the hidden and cell state must be (layers * directions, batch, hidden size)")
     layers = cells // (2 if bidirectional else 1)
     y, h, c = torch.lstm(rows, [h, c], weights, has_biases, layers, 0.0, False, bidirectional, first)
     if unbatched:
@@ -35,12 +39,16 @@ def gru_float(
     x: torch.Tensor, hidden: torch.Tensor | None, weights: list[torch.Tensor], has_biases: bool, bidirectional: bool, batch_first: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GRU; see lstm_float."""
+    if not torch.jit.is_tracing() and x.size(-1) != weights[0].size(1):  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # torch's function would read on behind them
     unbatched = x.dim() == 2
     rows = x.unsqueeze(1) if unbatched else x
     first = batch_first and not unbatched
     cells = len(weights) // (4 if has_biases else 2)
     size = [cells, rows.size(0 if first else 1), weights[1].size(1)]
     h = torch.zeros(size, dtype=x.dtype) if hidden is None else (hidden.unsqueeze(1) if unbatched else hidden)
+    if not torch.jit.is_tracing() and (list(h.size()) != size):  # type: ignore[attr-defined]
+        raise RuntimeError("the hidden and cell state must be (layers * directions, batch, hidden size)")
     layers = cells // (2 if bidirectional else 1)
     y, h = torch.gru(rows, h, weights, has_biases, layers, 0.0, False, bidirectional, first)
     if unbatched:
@@ -60,10 +68,14 @@ def lstm_packed_float(
     bidirectional: bool,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """LSTM on the fields of a PackedSequence; gives its new data."""
+    if not torch.jit.is_tracing() and data.size(-1) != weights[0].size(1):  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # torch's function would read on behind them
     cells = len(weights) // (4 if has_biases else 2)
     zeros = torch.zeros([cells, int(batch_sizes[0]), weights[1].size(1)], dtype=data.dtype)
     h = zeros if hidden is None else (hidden if sorted_indices is None else hidden.index_select(1, sorted_indices))
     c = zeros if cell is None else (cell if sorted_indices is None else cell.index_select(1, sorted_indices))
+    if not torch.jit.is_tracing() and (h.size() != zeros.size() or c.size() != zeros.size()):  # type: ignore[attr-defined]
+        raise RuntimeError("the hidden and cell state must be (layers * directions, batch, hidden size)")
     layers = cells // (2 if bidirectional else 1)
     y, h, c = torch.lstm(data, batch_sizes, [h, c], weights, has_biases, layers, 0.0, False, bidirectional)
     if unsorted_indices is not None:
@@ -82,9 +94,13 @@ def gru_packed_float(
     bidirectional: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GRU on the fields of a PackedSequence; see lstm_packed_float."""
+    if not torch.jit.is_tracing() and data.size(-1) != weights[0].size(1):  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # torch's function would read on behind them
     cells = len(weights) // (4 if has_biases else 2)
     zeros = torch.zeros([cells, int(batch_sizes[0]), weights[1].size(1)], dtype=data.dtype)
     h = zeros if hidden is None else (hidden if sorted_indices is None else hidden.index_select(1, sorted_indices))
+    if not torch.jit.is_tracing() and (h.size() != zeros.size()):  # type: ignore[attr-defined]
+        raise RuntimeError("the hidden and cell state must be (layers * directions, batch, hidden size)")
     layers = cells // (2 if bidirectional else 1)
     y, h = torch.gru(data, batch_sizes, h, weights, has_biases, layers, 0.0, False, bidirectional)
     if unsorted_indices is not None:
@@ -98,8 +114,8 @@ def lstm_cell_float(
     """LSTMCell: x (N, I) or (I,)."""
     rows = x.unsqueeze(0) if x.dim() == 1 else x
     zeros = torch.zeros([rows.size(0), weights[1].size(1)], dtype=x.dtype)
-    h = zeros if hidden is None else hidden.reshape(zeros.shape)
-    c = zeros if cell is None else cell.reshape(zeros.shape)
+    h = zeros if hidden is None else (hidden.unsqueeze(0) if x.dim() == 1 else hidden)
+    c = zeros if cell is None else (cell.unsqueeze(0) if x.dim() == 1 else cell)
     b_ih = weights[2] if len(weights) > 2 else None
     b_hh = weights[3] if len(weights) > 2 else None
     h, c = torch.lstm_cell(rows, [h, c], weights[0], weights[1], b_ih, b_hh)
@@ -110,7 +126,7 @@ def gru_cell_float(x: torch.Tensor, hidden: torch.Tensor | None, weights: list[t
     """GRUCell: x (N, I) or (I,)."""
     rows = x.unsqueeze(0) if x.dim() == 1 else x
     zeros = torch.zeros([rows.size(0), weights[1].size(1)], dtype=x.dtype)
-    h = zeros if hidden is None else hidden.reshape(zeros.shape)
+    h = zeros if hidden is None else (hidden.unsqueeze(0) if x.dim() == 1 else hidden)
     b_ih = weights[2] if len(weights) > 2 else None
     b_hh = weights[3] if len(weights) > 2 else None
     h = torch.gru_cell(rows, h, weights[0], weights[1], b_ih, b_hh)
@@ -121,7 +137,7 @@ def rnn_cell_float(x: torch.Tensor, hidden: torch.Tensor | None, weights: list[t
     """RNNCell: x (N, I) or (I,)."""
     rows = x.unsqueeze(0) if x.dim() == 1 else x
     zeros = torch.zeros([rows.size(0), weights[1].size(1)], dtype=x.dtype)
-    h = zeros if hidden is None else hidden.reshape(zeros.shape)
+    h = zeros if hidden is None else (hidden.unsqueeze(0) if x.dim() == 1 else hidden)
     b_ih = weights[2] if len(weights) > 2 else None
     b_hh = weights[3] if len(weights) > 2 else None
     if nonlinearity == "tanh":

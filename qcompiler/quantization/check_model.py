@@ -7,7 +7,7 @@ import warnings
 from torch import fx, nn
 
 from qcompiler.config.qconfig import QConfig, as_qconfig
-from qcompiler.errors import ConfigError, QCompilerWarning, Where
+from qcompiler.errors import ConfigError, QCompilerWarning, Where, callers_level
 from qcompiler.inputs.checks import MARK
 from qcompiler.inputs.kinds import check_kinds
 from qcompiler.observers.weights import check_axis, check_tied
@@ -45,7 +45,7 @@ def check_qconfigs(model: nn.Module) -> None:
                           hint='set it: model.qconfig = qcompiler.quantization.get_default_qconfig("x86")')  # fmt: skip
     if not has_stub(model):
         text = f"this {type(model).__name__} has no QuantStub: once converted, its int8 modules will not take floats. {HOW_TO_STUB}"
-        warnings.warn(text, QCompilerWarning, stacklevel=5)
+        warnings.warn(text, QCompilerWarning, stacklevel=callers_level())
 
 
 def check_weights(model: nn.Module) -> None:

@@ -24,7 +24,7 @@ from qcompiler.config.qconfig import (
     float_qparams_weight_only_qconfig_4bit,
 )
 from qcompiler.debug.explain import Explanation, Row
-from qcompiler.errors import ConfigError, QCompilerWarning, Where
+from qcompiler.errors import ConfigError, QCompilerWarning, Where, callers_level
 from qcompiler.executable.noted import ROWS
 from qcompiler.inputs.checks import MARK
 from qcompiler.inputs.door import door
@@ -65,7 +65,7 @@ class UnusedRequestWarning(QCompilerWarning):
 @door
 def quantize_dynamic(
     model: nn.Module,
-    qconfig_spec: Mapping[object, object] | Collection[object] | None = None,
+    qconfig_spec: Mapping[object, object] | Collection[type | str] | None = None,
     dtype: torch.dtype = torch.qint8,
     mapping: Mapping[object, object] | None = None,
     inplace: bool = False,
@@ -188,7 +188,7 @@ class _Work:
         if unused or self.kept:
             names = tuple(_named(key) for key in unused) + tuple(self.kept)
             lines = [f"{_named(key)}: {self._why(key, model)}" for key in unused] + [f"{path}: {why}" for path, why in self.kept.items()]
-            warnings.warn(UnusedRequestWarning("quantize_dynamic left as it was: " + "; ".join(lines), names), stacklevel=4)
+            warnings.warn(UnusedRequestWarning("quantize_dynamic left as it was: " + "; ".join(lines), names), stacklevel=callers_level())
 
     def _why(self, key: Key, model: nn.Module) -> str:
         if isinstance(key, str):

@@ -12,7 +12,6 @@ import copy
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import CodeType
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from qcompiler.errors import QCompilerError, TraceError, Where
 from qcompiler.ir.types import Value
 from qcompiler.ops.float_statements import Statement
 from qcompiler.trace import places
+from qcompiler.trace.called_from import Chain, called_from, chains_of
 from qcompiler.trace.either_way import EitherWay
 from qcompiler.trace.float_arguments import Arguments, RefusedPart, arguments_of
 from qcompiler.trace.float_function import held_by, indent, is_harmless, kind_of, refused_part, source_of_part, text_of_function
@@ -61,7 +61,10 @@ class FloatParts:
     # ---- choosing
 
     def switches(self, is_traced: Callable[[], bool]) -> list[Switch]:
-        return [Switch(part, is_traced, self.run_part, self._ways) for part in self.parts.chosen]
+        def taken(part: Part) -> bool:
+            return is_traced() and self.parts.is_taken(part, called_from(sys._getframe(1)))
+
+        return [Switch(part, functools.partial(taken, part), self.run_part, self._ways) for part in self.parts.chosen]
 
     @property
     def namespaces(self) -> list[dict[str, object]]:
@@ -74,29 +77,31 @@ class FloatParts:
         if isinstance(error, QCompilerError) and not isinstance(error, TraceError):
             return ""
         why = ""
-        if len(self.parts.chosen) + len(self.parts.refused) < MOST:
-            for part in self._candidates(error):
+        if self.parts.count < MOST:
+            for part, chain in self._candidates(error):
                 covering = next((chosen for chosen in self.parts.chosen if chosen.covers(part)), None)
                 if covering is not None and len(self.parts.namespaces) > self._searched:  # the file was run twice: another function of it
-                    raise NewPart(covering, self.parts.chosen[covering])
+                    raise NewPart(covering, self.parts.chosen[covering], chain=chain)
+                if covering is not None and not self.parts.is_taken(covering, chain):
+                    raise NewPart(covering, self.parts.chosen[covering], chain=chain)
                 if part in self.parts.refused or covering is not None:
                     why = why or self.parts.refused.get(part, "")
                 elif (text := refused_part(part)) is not None:
                     why = why or text
                 else:
-                    raise NewPart(part, reason(error))
+                    raise NewPart(part, reason(error), chain=chain)
         return why
 
-    def _candidates(self, error: Exception) -> Iterator[Part]:
-        """What may be a part so that this does not fail again, the best first."""
-        for file, function, place, decides in self._failed_at(error, inside=True):
-            yield from followed_at(file, function, place) if decides else ()
-        for file, function, place, decides in self._failed_at(error):
-            yield from parts_at(file, function, place, decides)
+    def _candidates(self, error: Exception) -> Iterator[tuple[Part, Chain]]:
+        """What may be a part so that this does not fail again, the best first, and from where its function is called."""
+        for file, function, place, decides, chain in self._failed_at(error, inside=True):
+            yield from ((part, chain) for part in followed_at(file, function, place)) if decides else ()
+        for file, function, place, decides, chain in self._failed_at(error):
+            yield from ((part, chain) for part in parts_at(file, function, place, decides))
 
-    def _failed_at(self, error: Exception, inside: bool = False) -> Iterator[tuple[str, Function, tuple[Position, Position], bool]]:
-        """The functions of the user's in which something failed, from the innermost, each with the place, and whether a
-        truth value was asked for. Under a condition on data that is the place of the condition, but for `inside`."""
+    def _failed_at(self, error: Exception, inside: bool = False) -> Iterator[tuple[str, Function, tuple[Position, Position], bool, Chain]]:
+        """The functions of the user's in which something failed, from the innermost, each with the place, whether a truth value
+        was asked for, and its calls. Under a condition on data that is the place of the condition, but for `inside`."""
         closed = getattr(error, "region", None) or next((r for text, r in self._ways.regions.left_open.items() if text in str(error)), None)
         regions = [*self._ways.regions.open, *([closed] if closed is not None else [])]
         if regions and not inside:
@@ -104,22 +109,18 @@ class FloatParts:
             self.parts.add_namespace(regions[0].frame.f_globals)
             place = (int(line or 0), indent(file, line))
             if file is not None and (function := function_at(file, place, [code])) is not None:
-                yield file, function, (place, place), True
+                yield file, function, (place, place), True, called_from(regions[0].frame)
             return
-        at: list[tuple[CodeType, int, dict[str, object]]] = []
-        traceback = error.__traceback__
-        while traceback is not None:
-            at.append((traceback.tb_frame.f_code, traceback.tb_lasti, traceback.tb_frame.f_globals))
-            traceback = traceback.tb_next
+        at = [(frame.f_code, position, frame.f_globals, chain) for frame, position, chain in chains_of(error.__traceback__)]
         if (owed := getattr(error, "instruction", None)) is not None:
             at.append(owed)
-        codes = [code for code, _, _ in at]
-        for code, position, namespace in reversed(at):
+        codes = [code for code, *_ in at]
+        for code, position, namespace, chain in reversed(at):
             at_code = span_at(code, position) if places.is_user_file(code.co_filename) else None
             if at_code is not None:
                 self.parts.add_namespace(namespace)
             if at_code is not None and (found := function_at(code.co_filename, at_code[0], codes)) is not None:
-                yield code.co_filename, found, at_code, decides_at(code, position)
+                yield code.co_filename, found, at_code, decides_at(code, position), chain
 
     # ---- running
 

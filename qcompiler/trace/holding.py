@@ -11,6 +11,7 @@ from torch import fx
 
 from qcompiler.errors import TraceError, Where
 from qcompiler.trace import places
+from qcompiler.trace.called_from import called_from
 from qcompiler.trace.guards import TraceRemark, guard_for
 from qcompiler.trace.pieces import count_varies
 from qcompiler.trace.proxy import Proxy
@@ -109,7 +110,7 @@ class Holding:
         if proxy.is_tensor or proxy.node not in self._recorder.from_data:
             return self.fix(proxy, "an index", frame)
         error = self._recorder.error("an index from a number that depends on data")
-        error.instruction = (frame.f_code, frame.f_lasti, frame.f_globals)  # type: ignore[attr-defined]
+        error.instruction = (frame.f_code, frame.f_lasti, frame.f_globals, called_from(frame))  # type: ignore[attr-defined]
         self._owed = (frame, frame.f_lasti, error)
         return proxy.example
 

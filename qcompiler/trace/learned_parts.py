@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from qcompiler.trace.called_from import Chain
 from qcompiler.trace.float_source import Part
 
 
 class NewPart(BaseException):
-    """The trace has to begin anew: with a part more, or, where `refused` says why, without it. (No `except Exception` of the user's
-    code takes it.)"""
+    """The trace has to begin anew: with a part more, at calls from `chain`, or, where `refused` says why, without it. (No `except
+    Exception` of the user's code takes it.)"""
 
-    def __init__(self, part: Part, why: str, refused: bool = False) -> None:
+    def __init__(self, part: Part, why: str, refused: bool = False, chain: Chain = ()) -> None:
         super().__init__(part)
-        self.part, self.why, self.refused = part, why, refused
+        self.part, self.why, self.refused, self.chain = part, why, refused, chain
 
 
 class Parts:
@@ -21,6 +22,7 @@ class Parts:
 
     def __init__(self) -> None:
         self.chosen: dict[Part, str] = {}
+        self.calls: set[tuple[Part, Chain]] = set()  # where the parts are taken: elsewhere the same statements are followed
         self.refused: dict[Part, str] = {}
         self.functions: dict[tuple[object, ...], Callable[..., object]] = {}
         self.namespaces: dict[int, dict[str, object]] = {}  # the globals of functions that failed: by them the functions are found
@@ -31,3 +33,12 @@ class Parts:
     def learn(self, new: NewPart) -> None:
         self.chosen = {part: why for part, why in self.chosen.items() if not new.part.covers(part)}
         (self.refused if new.refused else self.chosen)[new.part] = new.why
+        self.calls.add((new.part, new.chain))
+
+    def is_taken(self, part: Part, chain: Chain) -> bool:
+        """Whether a part runs as it stands in a call from there. Where both values of a condition are computed, that is asked at each."""
+        return part.is_followed or (part, chain) in self.calls
+
+    @property
+    def count(self) -> int:
+        return len(self.calls)

@@ -37,12 +37,11 @@ _CALLS: Mapping[Callable[..., Any], tuple[str, str]] = {
 }  # fmt: skip
 
 
-_METHODS: Mapping[str, tuple[str, str]] = {
-    "masked_fill": ("masked_fill", "input mask value"), "logical_not": ("not", "input"), "float": ("as_float", "input"),
-    **{name: (name, signature) for name, signature in _ORDERS.items()},
-    **{name: (name, "input other") for name in COMPARISONS},
-    **{f"logical_{name}": (name, "input other") for name in ("and", "or", "xor")},
-}  # fmt: skip
+_METHODS: Mapping[str, tuple[str, str]] = {  # a function of torch's is a method of its first argument as well
+    **{function.__name__: form for function, form in _CALLS.items() if getattr(torch, function.__name__, None) is function},
+    "where": ("where", "input condition other"),
+    "float": ("as_float", "input"),
+}
 
 
 VISIBLE = "visible"  # the setting of attention whose mask says which keys are seen: within a region nothing else tells it from one to add
@@ -80,5 +79,7 @@ def bound(node: fx.Node) -> tuple[str, tuple[Any, ...], dict[str, Any]] | None:
         values[VISIBLE] = values.pop("attn_mask")
         names.append(VISIBLE)
     settings = next((i for i, entry in enumerate(entries) if entry.startswith("*")), len(names))
-    operands = (key for key in names[:settings] if not key.startswith("_"))
+    operands = [key for key in names[:settings] if not key.startswith("_")]
+    if name == "where":  # the method is one of the second operand
+        operands.sort()
     return name, tuple(map(values.get, operands)), {key: values[key] for key in names[settings:] if key in values}

@@ -17,6 +17,7 @@ from qcompiler.backends.native.read import Call, is_known
 from qcompiler.ir.nested import rewrite
 from qcompiler.ir.types import quant_of, value_of
 from qcompiler.ops.arguments import changes
+from qcompiler.ops.reference import dequantize, quantize
 from qcompiler.ops.spec import Family
 from qcompiler.ops.table import OPS, Table
 
@@ -88,6 +89,13 @@ def reads(call: Call) -> list[fx.Node]:
     return list(found)
 
 
+def rounded(floats: fx.Node) -> fx.Node | None:
+    """What was rounded to the codes that a dequantize reads; None for any other node."""
+    codes = floats.args[0] if floats.target is dequantize else None
+    source = codes.args[0] if isinstance(codes, fx.Node) and codes.target is quantize else None
+    return source if isinstance(source, fx.Node) else None
+
+
 class Known:
     """The nodes of a graph whose values sizes settle; `writes`: the assignments to them, by the node that made the memory."""
 
@@ -145,7 +153,8 @@ class Known:
         """What a node takes, with the sizes behind what is known in its place."""
         found: dict[fx.Node, None] = {}
         for source in node.all_input_nodes:
-            for behind in self._behind(source) if source in self.calls else (source,):
+            known = source if source in self.calls else rounded(source)
+            for behind in self._behind(known) if known in self.calls else (source,):
                 found.setdefault(behind)
         return list(found)
 
@@ -164,10 +173,15 @@ class Known:
         return sorted(found, key=self.position.__getitem__)
 
     def unread(self, native: Callable[[fx.Node], bool]) -> set[fx.Node]:
-        """Known nodes that only native ones read, directly or through others."""
+        """Known nodes that only native ones read, directly, rounded, or through others, with the nodes that round them."""
         gone: set[fx.Node] = set()
         for node in sorted(self.calls, key=self.position.__getitem__, reverse=True):
-            if all(user in gone or (user not in self.calls and native(user)) for user in node.users):
-                gone.add(node)
+            codes = [user for user in node.users if user.target is quantize]
+            floats = [user for code in codes for user in code.users]
+            others = [user for user in node.users if user.target is not quantize]
+            if all(user.target is dequantize and all(map(native, user.users)) for user in floats) and all(
+                user in gone or (user not in self.calls and native(user)) for user in others
+            ):
+                gone.update((node, *codes, *floats))
         kept = {self.roots[node] for node in self.calls if node not in gone and node.target is not operator.setitem}
         return {node for node in gone if node.target is not operator.setitem or self.roots[node] not in kept}

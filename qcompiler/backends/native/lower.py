@@ -10,10 +10,11 @@ from typing import Any
 from torch import fx
 
 from qcompiler.backends.native.float_copies import round_before_copies
-from qcompiler.backends.native.known import reads
+from qcompiler.backends.native.known import reads, rounded
 from qcompiler.backends.native.partition import Partition, unit_of
 from qcompiler.backends.native.read import Reader, is_known
 from qcompiler.backends.native.runtime import native_region, run_region
+from qcompiler.backends.native.sizes_of_likes import ask_for_sizes
 from qcompiler.backends.native.steps import DEQUANTIZE, VALUE, Place, Region, Step
 from qcompiler.backends.torch.passes.lower import Lower
 from qcompiler.compile.pass_manager import Context
@@ -36,6 +37,7 @@ class LowerNative:
             raise ConfigError("the native back end takes and hands out floats", code="custom-config",
                               hint='leave quantized inputs and outputs out, or take backend="torch"')  # fmt: skip
         context.journal.integers += round_before_copies(gm, context.table)
+        ask_for_sizes(gm)
         partition = Partition.of(gm, context.table)
         for node, reason in partition.reasons.items():
             context.remark(self.name, "native-torch", f"runs in torch: {reason}", node)
@@ -134,9 +136,13 @@ class _Rewriter:
             self._want(source)
             return []
         codes: Any = source.args[0]
+        if (settled := rounded(source)) in self.partition.known:
+            before = self._known(settled, part, depth, state)  # type: ignore[arg-type]
+            own = [] if codes in done else [reader.step(codes)]
+            done.add(codes)
+            return [*before, *own, reader.step(source)]
         floats = codes.args[0] if self.item(codes) is codes or unit_of(codes) not in self.partition.depth else source
-        made_here = floats is source or floats in self.partition.known  # the region may have a step of its own of that name
-        name = f"{codes.name}.floats" if made_here else floats.name
+        name = f"{codes.name}.floats" if floats is source else floats.name
         part.inputs[name] = floats
         self._want(floats)
         step = reader.step(codes)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from qcompiler.ambient import call_is_plain, plain_call, widened
-from qcompiler.backends.torch.runtime import recurrent, tables
+from qcompiler.backends.torch.runtime import functions, recurrent, tables
 from qcompiler.ops import recurrent_float
 
 Tensor = torch.Tensor
@@ -33,7 +33,7 @@ def with_script_form(script: Callable[..., Any]) -> Callable[..., object]:
 
 
 def packed_linear(self, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-    rows = x.unsqueeze(0) if x.dim() == 1 else x
+    rows = functions.of_width(x.unsqueeze(0) if x.dim() == 1 else x, self.in_features)
     if self._half:
         y = torch.ops.quantized.linear_dynamic_fp16(rows, self._pack)
     else:
@@ -82,7 +82,8 @@ def conv_transpose3d(self, input: Tensor) -> Tensor:  # type: ignore[no-untyped-
 def packed_lstm(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # type: ignore[no-untyped-def]
     hidden = None if hx is None else hx[0]
     cell = None if hx is None else hx[1]
-    return recurrent.lstm_dynamic(input, hidden, cell, self._packs, self.hidden_size, self.bidirectional, self.batch_first, self._half)
+    return recurrent.lstm_dynamic(input, hidden, cell, self._packs, self.hidden_size, self.bidirectional, self.batch_first, self._half,
+                                  self.input_size)  # fmt: skip
 
 
 def float_lstm(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # type: ignore[no-untyped-def]
@@ -92,7 +93,7 @@ def float_lstm(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> 
 
 
 def packed_gru(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    return recurrent.gru_dynamic(input, hx, self._packs, self.hidden_size, self.bidirectional, self.batch_first)
+    return recurrent.gru_dynamic(input, hx, self._packs, self.hidden_size, self.bidirectional, self.batch_first, self.input_size)
 
 
 def float_gru(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
@@ -102,7 +103,7 @@ def float_gru(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Te
 def packed_lstm_cell(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
     hidden = None if hx is None else hx[0]
     cell = None if hx is None else hx[1]
-    return recurrent.lstm_cell_dynamic(input, hidden, cell, self._packs, self.hidden_size, self._half)
+    return recurrent.lstm_cell_dynamic(input, hidden, cell, self._packs, self.hidden_size, self._half, self.input_size)
 
 
 def float_lstm_cell(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
@@ -112,7 +113,7 @@ def float_lstm_cell(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
 
 
 def packed_gru_cell(self, input: Tensor, hx: Tensor | None = None) -> Tensor:  # type: ignore[no-untyped-def]
-    return recurrent.gru_cell_dynamic(input, hx, self._packs, self.hidden_size)
+    return recurrent.gru_cell_dynamic(input, hx, self._packs, self.hidden_size, self.input_size)
 
 
 def float_gru_cell(self, input: Tensor, hx: Tensor | None = None) -> Tensor:  # type: ignore[no-untyped-def]
@@ -121,7 +122,8 @@ def float_gru_cell(self, input: Tensor, hx: Tensor | None = None) -> Tensor:  # 
 
 def packed_rnn_cell(self, input: Tensor, hx: Tensor | None = None) -> Tensor:  # type: ignore[no-untyped-def]
     packs = self._packs
-    return recurrent.rnn_cell_dynamic(input, hx, packs[0], packs[1], self.hidden_size, self._relu, self._reduce, self._half)
+    return recurrent.rnn_cell_dynamic(input, hx, packs[0], packs[1], self.hidden_size, self._relu, self._reduce, self._half,
+                                      self.input_size)  # fmt: skip
 
 
 def float_rnn_cell(self, input: Tensor, hx: Tensor | None = None) -> Tensor:  # type: ignore[no-untyped-def]

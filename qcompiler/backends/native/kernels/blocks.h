@@ -23,6 +23,14 @@ QC_INLINE qc_pair qc_find_pair(const qc_conv *a, const qc_spans *s, int64_t inde
   return p;
 }
 
+#define QC_SPOTS 96
+
+/* Where the codes of positions are, where their residuals are and their results go. */
+typedef struct qc_spots {
+  const uint8_t *x[QC_SPOTS], *r[QC_SPOTS];
+  uint8_t *y[QC_SPOTS];
+} qc_spots;
+
 enum { QC_PLAIN, QC_FULL, QC_FLOATS }; /* codes 0..255; with bounds, residual, table, gain or the cut; floats */
 
 /* Which epilogue a convolution needs; kernels are made for each. */

@@ -99,7 +99,7 @@ QC_INLINE void qc_wide_row(const qc_conv *a, const qc_spans *s, const qc_wide_pl
   for (int64_t i = lo; i < hi; i++) {
     qc_pair pair = qc_wide_block(a, s, i);
     if (!room) {
-      qc_wide_without_room(a, s, &spots, rows, &pair);
+      qc_without_room(a, s, &spots, rows, &pair, 1);
       continue;
     }
     uint8_t *sums = room + p->rows * p->pitch, *wide = sums + 64 * p->rows + 64;
@@ -115,7 +115,7 @@ QC_INLINE void qc_wide_pieces(const qc_conv *a, int64_t lo, int64_t hi, int kind
   qc_find_spans(a, &s);
   qc_wide_plan p = qc_wide_choose(a, &s);
   int64_t weights = p.rows < QC_FEW ? 0 : 32 * qc_min(p.all, QC_PANEL_WEIGHTS);
-  uint8_t *room = QC_WIDE_ROOM(p.rows * p.pitch + 64 * p.rows + 64 + weights);
+  uint8_t *room = QC_ROOM(p.rows * p.pitch + 64 * p.rows + 64 + weights);
   while (lo < hi) {
     int64_t block = lo / p.pairs, begin = block * p.pairs, end = qc_min(hi, begin + p.pairs);
     qc_wide_row(a, &s, &p, block * p.rows, lo - begin, end - begin, room, kind);

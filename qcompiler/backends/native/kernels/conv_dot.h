@@ -5,96 +5,10 @@
 #ifndef QC_CONV_DOT_H
 #define QC_CONV_DOT_H
 
-#include "finish_512.h"
-#include "finish_16.h"
-
+#include "dot_sums.h"
 #if QC_IS_512
-#define QC_DOT_BLOCKS 2
-#define QC_DOT_VECTORS 2
-#define QC_DOT_SIZES(F) F(14) F(12) F(10) F(8) F(7) F(4) F(2) F(1)
-#elif QC_ISA == QC_AVX_VNNI
-#define QC_DOT_BLOCKS 1
-#define QC_DOT_VECTORS 2
-#define QC_DOT_SIZES(F) F(6) F(4) F(3) F(2) F(1)
-#else
-#define QC_DOT_BLOCKS 1
-#define QC_DOT_VECTORS 4
-#define QC_DOT_SIZES(F) F(6) F(5) F(4) F(3) F(2) F(1)
+#include "winograd.h"
 #endif
-#define QC_DOT_CHANNELS (16 * QC_DOT_BLOCKS)
-
-/* The weights of four bytes of x: vector v of the piece's channels. */
-QC_INLINE qv_w qc_dot_weights(const int8_t *w0, const int8_t *w1, int v) {
-#if QC_DOT_BLOCKS == 2
-  return qv_weights(qv_load(v ? w1 : w0));
-#else
-  (void)w1;
-  return qv_weights(qv_load(w0 + v * QC_VB));
-#endif
-}
-
-QC_INLINE void qc_dot_start(const qc_conv *a, const qc_pair *p, qv acc[QC_DOT_VECTORS]) {
-  for (int v = 0; v < QC_DOT_VECTORS; v++) {
-#if QC_ISA == QC_NEON
-    acc[v] = vshlq_n_s32(qv_load(a->wsum + p->c + 4 * v), 7);
-#else
-    (void)a, (void)p;
-    acc[v] = qv_zero();
-#endif
-  }
-}
-
-/* Where the rows of a tile begin, in as few registers as addresses of one base and one multiple can be made of: fourteen distances would
-   not leave any, and those that lie in vector registers meanwhile take the products' time. */
-typedef struct qc_dot_rows {
-  const uint8_t *low, *high; /* rows 0 and 7 */
-  int64_t one, three, five;  /* rows */
-} qc_dot_rows;
-
-QC_INLINE qc_dot_rows qc_dot_rows_at(const uint8_t *x, int64_t step) {
-  qc_dot_rows r = {x, x + 7 * step, step, 3 * step, 5 * step};
-  __asm__("" : "+r"(r.high), "+r"(r.one), "+r"(r.three), "+r"(r.five));
-  return r;
-}
-
-QC_INLINE const uint8_t *qc_dot_row_of(const qc_dot_rows *r, int i) {
-  const uint8_t *base = i < 7 ? r->low : r->high;
-  int64_t far[7] = {0, r->one, 2 * r->one, r->three, 4 * r->one, r->five, 2 * r->three};
-  return base + far[i % 7];
-}
-
-/* The sums of `rows` positions and `vectors` vectors of channels. split: the two blocks of channels belong to two groups and read two
-   places of x. */
-QC_INLINE void qc_dot_sums(const qc_conv *a, const qc_spans *s, const qc_pair *p, const uint8_t *x, int64_t step, qv acc[14][QC_DOT_VECTORS],
-                           int rows, int vectors, int split) {
-  qv start[QC_DOT_VECTORS];
-  const int8_t *w0 = p->w[0], *w1 = p->w[1];
-  int64_t other = p->x[1] - p->x[0];
-  x += p->x[0];
-  qc_dot_start(a, p, start);
-#pragma GCC unroll 14
-  for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++) acc[i][v] = start[v];
-  for (int t = 0; t < s->count; t++) {
-    qc_dot_rows from = qc_dot_rows_at(x + s->off[t], step);
-    const uint8_t *end = from.low + s->padded;
-    for (; from.low < end; from.low += 4, from.high += 4, w0 += 64, w1 += 64) {
-      qv_w w[QC_DOT_VECTORS];
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; v++) w[v] = qc_dot_weights(w0, w1, v);
-#pragma GCC unroll 14
-      for (int i = 0; i < rows; i++) {
-        qv_x codes = qv_codes(qv_four(qc_dot_row_of(&from, i)));
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) {
-          if (split && v) codes = qv_codes(qv_four(qc_dot_row_of(&from, i) + other));
-          acc[i][v] = qv_dp(acc[i][v], codes, w[v]);
-        }
-      }
-    }
-  }
-}
 
 QC_INLINE void qc_dot_tile(const qc_conv *a, const qc_spans *s, const qc_pair *p, const uint8_t *x, int64_t step, int32_t *sums, int rows, int split) {
   qv acc[14][QC_DOT_VECTORS];
@@ -196,6 +110,9 @@ static void qc_dot_choose(const qc_conv *a, const qc_spans *s, qc_dot_plan *plan
 static int64_t qc_conv_dot_units(const qc_conv *a) {
   qc_spans s;
   qc_dot_plan plan;
+#if QC_IS_512
+  if (qc_wino_pays(a)) return qc_wino_units(a);
+#endif
   qc_find_spans(a, &s);
   qc_dot_choose(a, &s, &plan);
   return plan.grid.blocks * plan.grid.pairs;
@@ -224,18 +141,28 @@ QC_INLINE void qc_dot_pieces(const qc_conv *a, const qc_spans *s, const qc_dot_p
   }
 }
 
-static void qc_conv_dot(const qc_conv *a, int64_t lo, int64_t hi) {
+QC_INLINE void qc_dot_of_kind(const qc_conv *a, int64_t lo, int64_t hi, int kind) {
   qc_spans s;
   qc_dot_plan plan;
+#if QC_IS_512
+  if (qc_wino_pays(a)) {
+    qc_wino_pieces(a, lo, hi, kind);
+    return;
+  }
+#endif
   qc_find_spans(a, &s);
   qc_dot_choose(a, &s, &plan);
+  qc_dot_pieces(a, &s, &plan, lo, hi, kind);
+}
+
+static void qc_conv_dot(const qc_conv *a, int64_t lo, int64_t hi) {
   int kind = qc_kind(&a->e, &a->r, a->floats);
   if (kind == QC_PLAIN)
-    qc_dot_pieces(a, &s, &plan, lo, hi, QC_PLAIN);
+    qc_dot_of_kind(a, lo, hi, QC_PLAIN);
   else if (kind == QC_FULL)
-    qc_dot_pieces(a, &s, &plan, lo, hi, QC_FULL);
+    qc_dot_of_kind(a, lo, hi, QC_FULL);
   else
-    qc_dot_pieces(a, &s, &plan, lo, hi, QC_FLOATS);
+    qc_dot_of_kind(a, lo, hi, QC_FLOATS);
 }
 
 #endif

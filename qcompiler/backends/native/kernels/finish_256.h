@@ -79,14 +79,6 @@ QC_INLINE __m256i qc_codes256(const qc_epilogue *e, qc_finish256 f, const int32_
   return e->table ? qv_lookup(e->table, q) : q;
 }
 
-#define QC_SPOTS 96
-
-/* Where the codes of positions are, where their residuals are and their results go. */
-typedef struct qc_spots {
-  const uint8_t *x[QC_SPOTS], *r[QC_SPOTS];
-  uint8_t *y[QC_SPOTS];
-} qc_spots;
-
 /* A block of which only `count` channels are stored: nothing is read or written behind them. */
 QC_INLINE void qc_finish_part256(const qc_epilogue *e, qc_finish256 f, const qc_spots *s, int rows, const qc_pair *p, const int32_t *sums, int kind) {
   uint8_t codes[32], residual[32] = {0};

@@ -165,6 +165,19 @@ QC_INLINE void qc_finish_straight(const qc_conv *a, const qc_runs *t, const qc_t
   if (t->rows & 1) qc_finish_two(f, sums, y, trash, r, r, mask, kind);
 }
 
+/* sums: [rows][32 channels], one row more where they are odd. */
+QC_INLINE void qc_finish_spots(const qc_epilogue *e, const qc_spots *s, int rows, const qc_pair *p, const int32_t *sums, int kind) {
+  QC_ALIGNED uint8_t trash[128];
+  qc_finish512 f = qc_begin512(e, p->c);
+  __mmask32 mask = (__mmask32)(p->count == 32 ? 0xffffffffu : (1u << p->count) - 1);
+  int64_t c = kind == QC_FLOATS ? 4 * p->c : p->c;
+  for (int i = 0; i < rows; i += 2, sums += 64) {
+    int two = i + 1 < rows, added = kind == QC_FULL && s->r[0];
+    const uint8_t *r0 = added ? s->r[i] + p->c : NULL, *r1 = added ? s->r[i + two] + p->c : NULL;
+    qc_finish_two(&f, sums, s->y[i] + c, two ? s->y[i + 1] + c : trash, r0, r1, mask, kind);
+  }
+}
+
 /* At most 16 channels: four positions at once. */
 QC_INLINE void qc_finish_narrow(const qc_conv *a, const qc_tile *tile, const qc_finish512 *f, const qc_pair *pair, const int32_t *sums, int rows,
                                 int kind) {

@@ -4,6 +4,7 @@
    order in which unpacking leaves them. shift: each four bytes one place up, the lowest from the top of `above`. lookup: a table of
    256. store_part: the first `count` bytes. max: of unsigned bytes.
    dp(acc, x, w): acc[i] += the sum over j < 4 of x[4 i + j] * w[4 i + j], x unsigned, w signed, exact.
+   dp16(acc, x, w): the same of two 16-bit numbers each, modulo 2^32; AVX-512 VNNI and AVX-VNNI.
    - VNNI: vpdpbusd, in assembly, since gcc 12 spills accumulators around the intrinsic.
    - AVX2: even and odd bytes as 16-bit numbers, vpmaddwd: vpmaddubsw would saturate.
    - NEON: sdot takes signed codes only: x - 128, so that sums begin at 128 * sum(w) instead of 0 (QC_START). */
@@ -204,16 +205,20 @@ QC_INLINE qv qv_dp(qv acc, qv_x x, qv_w w) { return vdotq_s32(acc, QV8(x), QV8(w
 #if QC_IS_256
 typedef qv qv_x;
 typedef qv qv_w;
-#define QC_DP_TEXT "%{vex%} vpdpbusd %2, %1, %0"
+#define QC_DP_TEXT(name) "%{vex%} " name " %2, %1, %0"
 #define QC_DP_CLASS "x"
 #else
-#define QC_DP_TEXT "vpdpbusd %2, %1, %0"
+#define QC_DP_TEXT(name) name " %2, %1, %0"
 #define QC_DP_CLASS "v"
 #endif
 QC_INLINE qv_x qv_codes(qv v) { return v; }
 QC_INLINE qv_w qv_weights(qv v) { return v; }
 QC_INLINE qv qv_dp(qv acc, qv_x x, qv_w w) {
-  __asm__(QC_DP_TEXT : "+" QC_DP_CLASS(acc) : QC_DP_CLASS(x), QC_DP_CLASS "m"(w));
+  __asm__(QC_DP_TEXT("vpdpbusd") : "+" QC_DP_CLASS(acc) : QC_DP_CLASS(x), QC_DP_CLASS "m"(w));
+  return acc;
+}
+QC_INLINE qv qv_dp16(qv acc, qv_x x, qv_w w) {
+  __asm__(QC_DP_TEXT("vpdpwssd") : "+" QC_DP_CLASS(acc) : QC_DP_CLASS(x), QC_DP_CLASS "m"(w));
   return acc;
 }
 

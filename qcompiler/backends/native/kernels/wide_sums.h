@@ -5,14 +5,7 @@
 #include "finish_256.h"
 #include "one_position.h"
 
-#include <stdlib.h>
-
 #define QC_WIDE_ROWS 6
-
-/* Memory for what passes between the steps of a convolution; NULL where there is none left. */
-#ifndef QC_WIDE_ROOM
-#define QC_WIDE_ROOM(bytes) aligned_alloc(64, (size_t)(bytes) / 64 * 64 + 64)
-#endif
 
 /* Two numbers of one row, broadcast, times the weights of 16 channels: acc0 += x * a, acc1 += x * b. In assembly, since gcc 12 adds in
    an order of its own and spills the sums. */
@@ -86,15 +79,6 @@ QC_INLINE void qc_wide_many(const uint8_t *x, int64_t pitch, const uint8_t *w, i
   for (int64_t i = 0; i < parts; i++) {
     int64_t from = rows * i / parts, to = rows * (i + 1) / parts;
     qc_wide_functions[raw][narrow][to - from - 1](x + from * pitch, pitch, w, fours, sums + 16 * from, more);
-  }
-}
-
-/* The codes of positions whose sums there is no memory for, of one block of channels, one by one. */
-static void qc_wide_without_room(const qc_conv *a, const qc_spans *s, const qc_spots *spots, int64_t rows, const qc_pair *p) {
-  for (int64_t i = 0; i < rows; i++) {
-    int32_t acc[16] = {0};
-    qc_dot16(s, spots->x[i] + p->x[0], p->w[0], acc);
-    qc_store16(a, acc, p->c, p->count, spots->y[i], spots->r[i]);
   }
 }
 

@@ -44,6 +44,17 @@ class Answers:
             name = self.alias[name]
         return name
 
+    def sums(self, argument: Argument) -> Sums | None:
+        name = self.value(argument) if is_value(argument) else ""
+        layer = self.made.get(name)
+        if layer is None or self.readers[name] != 1 or name in self.codes:
+            return None
+        inner = self.made.get(f"{name}.unbounded")
+        if inner is None or not isinstance(layer, FloatMap):
+            return Sums(layer)
+        low, high = layer.numbers
+        return Sums(inner, (None if low == -math.inf else low, None if high == math.inf else high), layer)
+
     def tensor(self, argument: Argument) -> Tensor:
         if not is_tensor(argument) or int(argument[1:]) >= len(self.tensors):
             raise ValueError(f"{argument!r:.40} is none of the {len(self.tensors)} constants that are given")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -23,6 +22,7 @@ from qcompiler.backends.native.plan.planning import Planning
 from qcompiler.backends.native.steps import Step
 from qcompiler.ir.types import value_of
 from qcompiler.ops.spec import Family, Op
+from qcompiler.stages.arguments import bounds_of
 
 FUNCTIONS = ("prelu", "leaky_relu", "batch_norm", "hardswish")
 
@@ -56,8 +56,8 @@ def takes_sums(row: Op, node: fx.Node, reader: Op, user: fx.Node) -> bool:
     dims = row.settled.dims if family is Family.CONVOLUTION else 0 if family is Family.LINEAR else None
     if dims is None or reader.name not in FUNCTIONS or not _is_plain(user) or _is_depthwise(row, node):
         return False
-    bounds: Any = node.kwargs.get("bounds")
-    if not _bounds_fit(reader.name, bounds):
+    bounds = bounds_of(node.kwargs)
+    if not _bounds_fit(reader.name, None if bounds == (None, None) else bounds):
         return False
     return bool(shape) and counts_channels(reader.name, len(shape), dims)
 
@@ -81,8 +81,8 @@ def _is_depthwise(row: Op, node: fx.Node) -> bool:
     """Such kernels have an epilogue of their own, without these functions."""
     weight = node.args[row.weight] if row.weight is not None else None
     shape = (value_of(weight).shape if isinstance(weight, fx.Node) else None) or (0, 0)
-    groups: Any = node.kwargs.get("groups", 1)
-    return row.dims is not None and bool(groups == shape[0]) and shape[1] == 1
+    groups = node.kwargs.get("groups", 1)
+    return row.dims is not None and isinstance(groups, int) and groups == shape[0] and shape[1] == 1
 
 
 def _bounds_fit(function: str, bounds: Bounds) -> bool:

@@ -95,7 +95,8 @@ class Planner(Answers):
 
     def _join_quantized(self) -> None:
         """Quantize steps that are part of the op before them: all that reads its floats is the one step."""
-        results = {step.out for step in self.region.steps if step.op not in (QUANTIZE, DEQUANTIZE, WEIGHT)}
+        others = (QUANTIZE, DEQUANTIZE, WEIGHT)
+        results = {step.out for step in self.region.steps if step.op not in others and not step.op.startswith(KNOWN)}
         readers = self.readers
         readers.update(name for step in self.region.steps for name in set(step.reads()))
         readers.update(self.region.outputs)
@@ -135,7 +136,7 @@ class Planner(Answers):
 
     def _encode(self, step: Step) -> None:
         """Codes of a value that is used as floats, too, or of codes on other steps."""
-        x, codes = self.value(step.args[0]), self._codes(step)
+        x, codes = self.operand(step.args[0]), self._codes(step)
         known = self.codes.get(x)
         if known is not None and same_codes(known, codes):
             self.alias[step.out] = x

@@ -14,7 +14,7 @@ from torch import fx
 from qcompiler.backends.torch.kernels.conv import axis_of
 from qcompiler.backends.torch.kernels.linear import like_input
 from qcompiler.backends.torch.kernels.modes import HALF_ENGINES
-from qcompiler.backends.torch.runtime import packs, recurrent, tables
+from qcompiler.backends.torch.runtime import functions, packs, recurrent, tables
 from qcompiler.backends.torch.site import ENGINES, Emit, Half, Kernel, Rounded, Site, Weight
 from qcompiler.ir.types import Mode
 from qcompiler.ops import recurrent_float
@@ -49,7 +49,8 @@ def _linear(site: Site, emit: Emit, x: Any, pack: fx.Node, kernels: tuple[Any, A
 def emit_linear_dynamic(site: Site, emit: Emit) -> fx.Node:
     x, weight = site.args[:2]
     pack = emit.call(packs.prepack_linear, weight.node, weight.scale, weight.zero_point, _argument(site, 2), axis_of(weight), "")
-    return _linear(site, emit, x.node, pack, (OPS.linear_dynamic.default, OPS.linear_relu_dynamic.default), x.reduce_range)
+    rows = emit.call(functions.of_width, x.node, weight.shape[1]) if site.engine == "qnnpack" else x.node
+    return _linear(site, emit, rows, pack, (OPS.linear_dynamic.default, OPS.linear_relu_dynamic.default), x.reduce_range)
 
 
 def emit_linear_half(site: Site, emit: Emit) -> fx.Node:
@@ -99,7 +100,7 @@ def _emit_recurrent(half: bool) -> Callable[[Site, Emit], fx.Node]:
         if site.op.takes("nonlinearity"):
             return _rnn_cell(site, emit, half)
         more = (half,) if site.op.takes("cell") else ()
-        given = (*_inputs(site), _cells(site, emit, half), weights[1].shape[1], *_layer(site), *more)
+        given = (*_inputs(site), _cells(site, emit, half), weights[1].shape[1], *_layer(site), *more, weights[0].shape[1])
         return emit.call(getattr(recurrent, f"{site.op.name}_dynamic"), *given)
 
     return emit_recurrent
@@ -115,7 +116,8 @@ def _rnn_cell(site: Site, emit: Emit, half: bool) -> fx.Node:
             cells.append(emit.call(packs.prepack_linear, weight.node, weight.scale, weight.zero_point, bias, axis_of(weight), ""))
     low, high = site.get("activation_range") or (0, 255)
     relu = site.get("nonlinearity", "tanh") == "relu"
-    return emit.call(recurrent.rnn_cell_dynamic, *_inputs(site), *cells, weights[1].shape[1], relu, high - low == 127, half)
+    return emit.call(recurrent.rnn_cell_dynamic, *_inputs(site), *cells, weights[1].shape[1], relu, high - low == 127, half,
+                     weights[0].shape[1])  # fmt: skip
 
 
 def _widened(weight: object, emit: Emit) -> Any:

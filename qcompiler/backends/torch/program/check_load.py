@@ -9,10 +9,13 @@ from torch import Tensor, nn
 
 from qcompiler.backends.torch.kernels.conv import saturation
 from qcompiler.backends.torch.kernels.depthwise import safe_weight
+from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.program import Program
+from qcompiler.backends.torch.program.statements import Call
 from qcompiler.backends.torch.program.values import Const
 from qcompiler.errors import ConfigError
 from qcompiler.ir.check_qparams import HINT, scale_fault, zero_point_fault
+from qcompiler.ir.nested import Ref
 from qcompiler.ops.spec import Family
 
 PACKS = ("runtime.prepack_conv2d", "runtime.prepack_conv3d")  # of depthwise kernels, among others
@@ -62,3 +65,40 @@ def check_qparams(module: nn.Module, names: tuple[str, str]) -> None:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def recurrent_fault(program: Program, given: Callable[[str], Tensor | None]) -> str:
+    """What is wrong with the sizes that a recurrent layer is called with: kernels read states and rows as wide as the program says."""
+    made = {call.out: call for call in program.once}
+    for call in program.calls:
+        if not call.op.startswith("runtime.") or not call.op.endswith("_dynamic"):
+            continue
+        args = dict(zip(registry.parameter_names(call.op), call.args, strict=False))
+        cells = args["cells"] if "cells" in args else [(args.get("pack_ih"), args.get("pack_hh"))]
+        directions = 2 if args.get("bidirectional") is True else 1
+        gates = next(n for kind, n in GATES.items() if call.op.startswith(f"runtime.{kind}"))
+        hidden, wide = args.get("hidden_size"), args.get("input_size")
+        for number, cell in enumerate(cells if isinstance(cells, (list, tuple)) else ()):
+            ih, hh = (_shape(part, given) for part in _weights(cell, made))
+            rows = wide if number < directions else None if not isinstance(hidden, int) else directions * hidden
+            if ih is None or hh is None or hh != (gates * hh[1], hidden) or ih[0] != hh[0] or (rows and ih[1] != rows):
+                return f"the sizes of a recurrent layer ({call.out}) are not those of its weights"
+    return ""
+
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+
+
+def _weights(cell: object, made: Mapping[str | None, Call]) -> tuple[object, object]:
+    """What holds the weights of the input and of the state: the constants that a cell, or its two packs, are made of."""
+    if isinstance(cell, tuple):
+        parts = [made[ref.name].args[0] if isinstance(ref, Ref) and ref.name in made else None for ref in cell]
+        return parts[0], parts[1]
+    call = made.get(cell.name) if isinstance(cell, Ref) else None
+    args = dict(zip(registry.parameter_names(call.op), call.args, strict=False)) if call is not None else {}
+    return args.get("w_ih"), args.get("w_hh")
+
+
+def _shape(weight: object, given: Callable[[str], Tensor | None]) -> tuple[int, ...] | None:
+    tensor = given(weight.name) if isinstance(weight, Const) else None
+    return tuple(tensor.shape) if tensor is not None and tensor.dim() == 2 else None

@@ -102,7 +102,7 @@ class Emitter(Expressions):
         tensor = self.named("Tensor", "Tensor")
         lines = []
         read = self.read()
-        indices = index_inputs(self.program.inputs, self.program.calls, self.program.output)
+        indices = index_inputs(self.program)
         for i in self.program.inputs:
             if i.number is not None:  # any number will do: NumPy's, or a tensor of one element
                 lines += [f"if type({i.name}) is not {i.number.__name__}:", f"    {i.name} = self._number({i.name!r}, {i.name})"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qcompiler.backends import Stored
 from qcompiler.backends.torch.program.assemble import assemble
 from qcompiler.backends.torch.program.build import Built
+from qcompiler.backends.torch.program.check_load import recurrent_fault
 from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.backends.torch.program.program import Program
 from qcompiler.backends.torch.program.registry import RetiredOpError, UnknownOpError
@@ -80,6 +81,8 @@ def _assembled(program: Program, engine: str, tensors: Mapping[str, Tensor], lea
         raise corrupt("tensor table", "activation parameters are missing")
     if fault := scale_fault(scales) or zero_point_fault(zero_points, torch.uint8):
         raise corrupt("activation parameters", fault)
+    if fault := recurrent_fault(program, held.get):
+        raise corrupt("program", fault)
     module = assemble(Built(program, held, scales.tolist(), zero_points.tolist(), leaves, externals), engine)
     if owned:
         module.load_state_dict(tensors)

@@ -133,7 +133,7 @@ class CompiledModule(TellsOfItself, AnswersCalls, KeepsState, Executable):
         index_containers(self)
 
     def _arguments(self) -> tuple[Argument, ...]:
-        indices = index_inputs(self.program.inputs, self.program.calls, self.program.output)
+        indices = index_inputs(self.program)
         forms = [(i, form_of(i.form, i.dtype, i.shape)) for i in self.program.inputs]
         return tuple(Argument(i.name, form, i.optional, i.default, i.name in indices) for i, form in forms)
 

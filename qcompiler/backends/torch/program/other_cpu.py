@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from qcompiler.backends.torch.site import VNNI, host_isa
+from qcompiler.errors import callers_level
 
 
 class OtherCPUWarning(UserWarning):
@@ -16,4 +17,4 @@ def note_other_cpu(isa: str, engine: str) -> None:
     if isa in VNNI and host_isa() not in VNNI and engine != "qnnpack":
         text = (f"this module was compiled for CPUs with VNNI ({isa}), which this one lacks: sums may overflow in 16 bits, with errors "
                 'in the results. Compile it with isa="avx2" for both')  # fmt: skip
-        warnings.warn(text, OtherCPUWarning, stacklevel=4)
+        warnings.warn(text, OtherCPUWarning, stacklevel=callers_level())

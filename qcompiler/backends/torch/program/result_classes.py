@@ -7,7 +7,7 @@ import warnings
 from qcompiler.backends import Stored
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.program import Program
-from qcompiler.errors import ConfigError
+from qcompiler.errors import ConfigError, callers_level
 from qcompiler.files.faults import StandInWarning
 from qcompiler.ops import trees
 from qcompiler.ops.records import form_of, registered
@@ -32,7 +32,7 @@ def result_classes(program: Program, stored: Stored) -> dict[str, type]:
     if unknown := [name for name, form in forms.items() if name not in found and form != "named"]:
         text = (f"{stored.path}: results are plain records with the same fields in place of {', '.join(unknown)}; import the class, and "
                 "register it with torch.utils._pytree or give it as modules={name: class}, to have it")  # fmt: skip
-        warnings.warn(text, StandInWarning, stacklevel=6)
+        warnings.warn(text, StandInWarning, stacklevel=callers_level())
     return found
 
 

@@ -190,3 +190,10 @@ def quantize_constant(x: torch.Tensor, scale: float, zero_point: int) -> torch.T
 
 
 quantize_constant.once = True  # type: ignore[attr-defined]
+
+
+def of_width(x: torch.Tensor, width: int) -> torch.Tensor:
+    """The tensor, whose rows have this width: qnnpack's dynamic linear reads what lies behind shorter ones."""
+    if not torch.jit.is_tracing() and x.size(-1) != width:  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a linear's input must have its number of features")
+    return x

@@ -58,8 +58,11 @@ def lstm_dynamic(
     bidirectional: bool,
     batch_first: bool,
     half: bool,
+    input_size: int = 0,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """LSTM on packed int8 (or float16) cells: x (T, N, I), or (N, T, I) with batch_first, or (T, I) without a batch."""
+    if not torch.jit.is_tracing() and input_size > 0 and x.size(-1) != input_size:  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # a kernel would read on behind them
     unbatched = x.dim() == 2
     rows = x.unsqueeze(1) if unbatched else x
     first = batch_first and not unbatched
@@ -88,8 +91,11 @@ def gru_dynamic(
     hidden_size: int,
     bidirectional: bool,
     batch_first: bool,
+    input_size: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GRU on packed int8 (or float16) cells; see lstm_dynamic."""
+    if not torch.jit.is_tracing() and input_size > 0 and x.size(-1) != input_size:  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # a kernel would read on behind them
     unbatched = x.dim() == 2
     rows = x.unsqueeze(1) if unbatched else x
     first = batch_first and not unbatched
@@ -119,8 +125,11 @@ def lstm_packed_dynamic(
     hidden_size: int,
     bidirectional: bool,
     half: bool,
+    input_size: int = 0,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """LSTM on the fields of a PackedSequence; gives its new data."""
+    if not torch.jit.is_tracing() and input_size > 0 and data.size(-1) != input_size:  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # a kernel would read on behind them
     zeros = torch.zeros([len(cells), int(batch_sizes[0]), hidden_size], dtype=torch.float32)
     h = zeros if hidden is None else (hidden if sorted_indices is None else hidden.index_select(1, sorted_indices))
     c = zeros if cell is None else (cell if sorted_indices is None else cell.index_select(1, sorted_indices))
@@ -143,8 +152,11 @@ def gru_packed_dynamic(
     cells: list[torch.classes.rnn.CellParamsBase],  # type: ignore[name-defined]
     hidden_size: int,
     bidirectional: bool,
+    input_size: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GRU on the fields of a PackedSequence; see lstm_packed_dynamic."""
+    if not torch.jit.is_tracing() and input_size > 0 and data.size(-1) != input_size:  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # a kernel would read on behind them
     zeros = torch.zeros([len(cells), int(batch_sizes[0]), hidden_size], dtype=torch.float32)
     h = zeros if hidden is None else (hidden if sorted_indices is None else hidden.index_select(1, sorted_indices))
     if not torch.jit.is_tracing() and h.size() != zeros.size():  # type: ignore[attr-defined]
@@ -162,12 +174,17 @@ def lstm_cell_dynamic(
     cells: list[torch.classes.rnn.CellParamsBase],  # type: ignore[name-defined]
     hidden_size: int,
     half: bool,
+    input_size: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """LSTMCell: x (N, I) or (I,) -> (hidden, cell)."""
+    if not torch.jit.is_tracing() and input_size > 0 and x.size(-1) != input_size:  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # a kernel would read on behind them
     rows = x.unsqueeze(0) if x.dim() == 1 else x
     zeros = torch.zeros([1, rows.size(0), hidden_size], dtype=torch.float32)
-    h = zeros if hidden is None else hidden.reshape(zeros.size())
-    c = zeros if cell is None else cell.reshape(zeros.size())
+    h = zeros if hidden is None else (hidden[None, None] if x.dim() == 1 else hidden[None])
+    c = zeros if cell is None else (cell[None, None] if x.dim() == 1 else cell[None])
+    if not torch.jit.is_tracing() and (h.size() != zeros.size() or c.size() != zeros.size()):  # type: ignore[attr-defined]
+        raise RuntimeError("the hidden and cell state must be (batch, hidden size)")
     if torch.jit.is_tracing() or rows.size(0) > 0:  # type: ignore[attr-defined]
         kind = torch.float16 if half else torch.qint8
         h, c = torch.quantized_lstm(rows.unsqueeze(0), [h, c], cells, True, 1, 0.0, False, False, False, dtype=kind,
@@ -181,11 +198,16 @@ def gru_cell_dynamic(
     hidden: torch.Tensor | None,
     cells: list[torch.classes.rnn.CellParamsBase],  # type: ignore[name-defined]
     hidden_size: int,
+    input_size: int = 0,
 ) -> torch.Tensor:
     """GRUCell: x (N, I) or (I,) -> hidden."""
+    if not torch.jit.is_tracing() and input_size > 0 and x.size(-1) != input_size:  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # a kernel would read on behind them
     rows = x.unsqueeze(0) if x.dim() == 1 else x
     zeros = torch.zeros([1, rows.size(0), hidden_size], dtype=torch.float32)
-    h = zeros if hidden is None else hidden.reshape(zeros.size())
+    h = zeros if hidden is None else (hidden[None, None] if x.dim() == 1 else hidden[None])
+    if not torch.jit.is_tracing() and (h.size() != zeros.size()):  # type: ignore[attr-defined]
+        raise RuntimeError("the hidden and cell state must be (batch, hidden size)")
     if torch.jit.is_tracing() or rows.size(0) > 0:  # type: ignore[attr-defined]
         h = torch.quantized_gru(rows.unsqueeze(0), h, cells, True, 1, 0.0, False, False, False)[1]
     h = h.squeeze(0)
@@ -201,11 +223,16 @@ def rnn_cell_dynamic(
     relu: bool,
     reduce_range: bool,
     half: bool,
+    input_size: int = 0,
 ) -> torch.Tensor:
     """RNNCell: x (N, I) or (I,) -> hidden."""
+    if not torch.jit.is_tracing() and input_size > 0 and x.size(-1) != input_size:  # type: ignore[attr-defined]
+        raise RuntimeError("the rows of a recurrent layer's input must have its input size")  # a kernel would read on behind them
     rows = x.unsqueeze(0) if x.dim() == 1 else x
     zeros = torch.zeros([rows.size(0), hidden_size], dtype=torch.float32)
-    h = zeros if hidden is None else hidden.reshape(zeros.size())
+    h = zeros if hidden is None else (hidden.unsqueeze(0) if x.dim() == 1 else hidden)
+    if not torch.jit.is_tracing() and (h.size() != zeros.size()):  # type: ignore[attr-defined]
+        raise RuntimeError("the hidden and cell state must be (batch, hidden size)")
     if half:
         total = torch.ops.quantized.linear_dynamic_fp16(rows, pack_ih) + torch.ops.quantized.linear_dynamic_fp16(h, pack_hh)
     else:

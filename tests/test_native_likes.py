@@ -1,0 +1,63 @@
+"""What a value gives its sizes alone (zeros_like and its kind), and methods that are functions of torch's: they end no native region."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qcompiler
+from qcompiler.debug import compute_sqnr
+from tests.native_nets import converted, example
+
+
+class Between(nn.Module):
+    def __init__(self, made: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.made = nn.Linear(6, 8), nn.Linear(8, 8), made
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.made(self.first(x)))
+        return y
+
+
+def recurrence(y: Tensor) -> Tensor:
+    state, large = torch.zeros_like(y), torch.full_like(y, -1e38)
+    for _ in range(3):
+        large = torch.maximum(large, y)
+        state = torch.tanh(state + y * torch.exp(y - large))
+    return state
+
+
+MADE: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros, added": lambda y: y + torch.zeros_like(y),
+    "ones of a part, times": lambda y: y * torch.ones_like(y[:1]),
+    "full, the larger": lambda y: torch.maximum(y, torch.full_like(y, -0.5)),
+    "full by keywords": lambda y: torch.maximum(y, torch.full_like(input=y[:, 0:1], fill_value=-0.5)),
+    "of bools": lambda y: torch.where(torch.zeros_like(y, dtype=torch.bool), y, -y),
+    "joined": lambda y: torch.cat([y, torch.zeros_like(y)], 1)[:, 2:10],
+    "a state": recurrence,
+    "log_softmax": lambda y: y.log_softmax(-1),
+    "where": lambda y: y.where(y > 0, y * 0.1),
+    "where by keywords": lambda y: y.where(condition=y > 0, other=-y),
+    "bitwise_and": lambda y: torch.where((y > 0).bitwise_and(y < 0.5), y, -y),
+    "comparisons": lambda y: torch.where(y.gt(0).logical_or(y.lt(-0.3)), y, -y),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_one_region(name: str, tmp_path: Path) -> None:
+    x = example((5, 6))
+    module, graph = converted(Between(MADE[name]).eval(), x)
+    calls = Counter(call.op for call in module.program.calls)
+    assert calls.pop("runtime.run_region") == 1 and set(calls) <= {"operator.getitem"}
+    qcompiler.save(module, tmp_path / "m.qc")
+    loaded = qcompiler.load(tmp_path / "m.qc")
+    for given in (x, example((2, 6))):
+        assert torch.equal(loaded(given), module(given))
+        assert float(compute_sqnr(graph(given), module(given))) > 40
