@@ -15,6 +15,7 @@ from qcompiler.ir.types import quant_of
 from qcompiler.prepared.module import required_state
 from qcompiler.tune.held_out import Item, checksum
 from qcompiler.tune.score import Metric
+from qcompiler.workflow.ranks import told
 
 PLAIN = (bool, int, float, str, torch.dtype, torch.qscheme)
 
@@ -40,8 +41,9 @@ def joined_keys(keys: Sequence[dict[str, str]]) -> dict[str, str]:
     for rank, key in enumerate(keys):
         other = [name for name, value in key.items() if name != "data" and value != keys[0][name]]
         if other:
-            raise ConfigError(f"rank {rank} searches with another {' and '.join(other)} than rank 0", code="ranks",
-                              hint="call autotune with the same model and arguments in all processes: only the data differs")  # fmt: skip
+            text = f"rank {rank} searches with another {' and '.join(other)} than rank 0"
+            hint = "call autotune with the same model and arguments in all processes: only the data differs"
+            raise told(ConfigError(text, code="ranks", hint=hint))
     return keys[0] | {"data": " ".join(key["data"] for key in keys)}
 
 

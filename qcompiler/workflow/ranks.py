@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from qcompiler.ops.state_nodes import held_names
 from qcompiler.prepared.module import state_of
 
 PARTING = timedelta(seconds=10)  # a rank which fails waits so long for the others to take its word
+E = TypeVar("E", bound=QCompilerError)
 TOLD = "told_to_ranks"  # the attribute of an error that the others know of
 TAGS = itertools.count()  # of messages: what one call leaves unheard is no other call's
 
@@ -105,8 +107,8 @@ def _lost(rank: int, error: Exception) -> CalibrationError:
                                  hint="did it end? its own log says why; nothing of this call is held"))  # fmt: skip
 
 
-def told(error: CalibrationError) -> CalibrationError:
-    """An error about another rank, which all hear of by themselves."""
+def told(error: E) -> E:
+    """An error that all ranks hear of by themselves."""
     setattr(error, TOLD, True)
     return error
 

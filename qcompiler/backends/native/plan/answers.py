@@ -111,14 +111,3 @@ class Answers:
         while isinstance(layer, View):
             layer = self.made.get(layer.x)
         return layer.out if layer is not None and layer.gives_places else None
-
-    def sums(self, argument: Argument) -> Sums | None:
-        name = self.value(argument) if is_value(argument) else ""
-        layer = self.made.get(name)
-        if layer is None or self.readers[name] != 1 or name in self.codes:
-            return None
-        inner = self.made.get(f"{name}.unbounded")
-        if inner is None or not isinstance(layer, FloatMap):
-            return Sums(layer)
-        low, high = layer.numbers
-        return Sums(inner, (None if low == -math.inf else low, None if high == math.inf else high), layer)
