@@ -150,23 +150,6 @@ def test_a_dropout_that_is_left_on() -> None:
     assert not told(randn(1), model=Dropping(training=False).eval())
 
 
-class Normalizing(nn.Module):
-    def __init__(self, training: bool) -> None:
-        super().__init__()
-        self.a, self.b, self.training_ = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), training
-        self.mean, self.var = nn.Buffer(torch.zeros(4)), nn.Buffer(torch.ones(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.b(F.relu(F.batch_norm(F.relu(self.a(x)), self.mean, self.var, training=self.training_)))
-        return y
-
-
-def test_a_batch_norm_that_is_left_on() -> None:
-    (remark,) = told(randn(1), model=Normalizing(True).eval())
-    assert (remark.code, remark.node) == ("train-mode", "batch_norm") and "statistics of each batch" in remark.text
-    assert not told(randn(1), model=Normalizing(False).eval())
-
-
 @pytest.mark.parametrize("observer", [MinMaxObserver, HistogramObserver, MovingAverageMinMaxObserver])
 def test_every_observer_of_a_range_tells(observer: type[nn.Module]) -> None:
     mapping = QConfig(observer, default_per_channel_weight_observer)

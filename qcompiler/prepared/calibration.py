@@ -25,8 +25,6 @@ MOST = 8  # values that are named; further ones are counted
 
 LEFT_ON = ("it draws random numbers at each call though the model is in eval mode, so no two calibrations agree: if it is a leftover of "
            "training, write training=self.training")  # fmt: skip
-BATCH_STATISTICS = ("it normalizes by the statistics of each batch though the model is in eval mode, so a result depends on what else is "
-                    "in its batch: if it is a leftover of training, write training=self.training")  # fmt: skip
 Example = tuple[tuple[object, ...], Mapping[str, object]]  # the arguments that a graph was traced with
 Finding = tuple[str, str, fx.Node | None]  # code, sentence, the node that it is about
 
@@ -52,7 +50,7 @@ class Seen:
 
 def findings(gm: fx.GraphModule, table: Table, example: Example | None) -> Iterator[Finding]:
     """What a person should know of the calibration of a prepared graph; `example`: the arguments that it was traced with."""
-    yield from _left_in_train_mode(gm, table)
+    yield from _random(gm, table)
     seen = _seen(gm)
     if seen is None:
         return
@@ -66,13 +64,11 @@ def findings(gm: fx.GraphModule, table: Table, example: Example | None) -> Itera
         yield from _settling(usual)
 
 
-def _left_in_train_mode(gm: fx.GraphModule, table: Table) -> Iterator[Finding]:
+def _random(gm: fx.GraphModule, table: Table) -> Iterator[Finding]:
     for node in gm.graph.nodes:
         row = table.of(node)
         if row is not None and row.draws(node.kwargs):
             yield "train-mode", LEFT_ON, node
-        elif row is not None and row.name == "batch_norm" and node.kwargs.get("training") is True:
-            yield "train-mode", BATCH_STATISTICS, node
 
 
 def _seen(gm: fx.GraphModule) -> Seen | None:

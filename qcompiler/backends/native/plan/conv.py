@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -185,7 +183,7 @@ def refuse_conv(step: Step, facts: Facts) -> str | None:
 
 def plan_conv(dims: int, step: Step, planner: Planning) -> None:
     weight, scale = planner.weight(step.args[1])
-    kwargs: Mapping[str, Any] = step.kwargs
+    kwargs = step.kwargs
     groups = int(kwargs.get("groups", 1))
     x, window = _padded_input(dims, tuple(weight.shape[2:]), step, planner) if dims else (planner.rows(step.args[0]), Window((1, 1, 1)))
     bias = planner.tensor(step.args[2]) if len(step.args) > 2 and step.args[2] is not None else None
