@@ -103,6 +103,9 @@ FAMILIES: dict[str, list[tuple[str, type]]] = {
         ("scale", C.c_float),
         *fields(C.c_int32, "keys causal"),
     ],
+    "order": [("x", QOperand), ("y", QTensor), ("work", C.c_void_p), ("op", C.c_int32)],
+    "elements": [*fields(QOperand, "x at"), ("y", QTensor)],
+    "int64": [("x", QOperand), ("y", QTensor)],
 }
 STRUCTS = {name: type(f"Q{name}", (C.Structure,), {"_fields_": members}) for name, members in FAMILIES.items()}
 

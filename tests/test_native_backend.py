@@ -198,11 +198,11 @@ def halves(y: Tensor) -> Tensor:
 
 
 ENDS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "argmax": (lambda y: y.argmax(1, keepdim=True).float().expand(-1, 8, -1, -1), "its result is int64"),
+    "long": (lambda y: (4 * y).long().float(), "its result is int64"),
     "int": (lambda y: y.to(torch.int32).float(), "its result is int32"),
     "half": (halves, "its result is float16"),
-    "topk": (lambda y: y.topk(8, 1).values, "it gives several values"),
-    "sort": (lambda y: torch.sort(y, 1)[0], "it gives several values"),
+    "cummax": (lambda y: y.cummax(1).values, "it gives several values"),
+    "kthvalue": (lambda y: torch.kthvalue(y, 2, 1, True)[0].expand(-1, 8, -1, -1), "it gives several values"),
     "one_hot": (lambda y: F.one_hot(y.argmax(1), 8).permute(0, 3, 1, 2).float(), "its result is int64"),
     "antialias": (lambda y: F.interpolate(y, (5, 5), mode="bilinear", antialias=True), "resizing with mode 'bilinear' and antialias"),
 }

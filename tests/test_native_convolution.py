@@ -157,7 +157,7 @@ class Problem:
             self.weight[...] = np.where(np.arange(c.out).reshape(-1, *[1] * (self.weight.ndim - 1)) % 2, 127, -128)
         size = float(np.sqrt(self.weight[0].size)) * 60.0 * 75.0
         scale = rng.uniform(0.3, 1.5, c.out)
-        folded = packing.fold_epilogue(self.weight, 40.0 * scale / size, rng.normal(0, 30, c.out), 1.0, c.x_zero, 1.0)
+        folded = packing.fold_epilogue(packing.RowSums.of(self.weight), 40.0 * scale / size, rng.normal(0, 30, c.out), 1.0, c.x_zero, 1.0)
         self.m, self.b, self.wide = folded.m, folded.b, folded.wide
         self.sums = reference.conv_sums(self.x, torch.from_numpy(self.weight), c.x_zero, Window(c.stride, c.pad, c.dilation, c.groups))
         self.table = torch.from_numpy(rng.permutation(256).astype(np.uint8)) if c.table else None
@@ -186,14 +186,14 @@ class Problem:
         c = self.case
         halo = three(tuple(max(p, d * (k - 1) - p) + c.halo for k, p, d in zip(c.kernel, c.pad, c.dilation)), 0)
         x = Guarded(self.x, halo, c.x[1] + c.x_gap, around=c.x_zero)
+        found = packing.RowSums.of(self.weight)
         if family == "conv":
             packed = packing.pack_conv(self.weight, c.groups, fold=c.fold and set(c.dilation) == {1})
-            weights, sums = aligned(packed.weights), aligned(packed.sums)
+            weights, sums = aligned(packed.weights), aligned(found.padded)
             more: dict[str, object] = {"groups": packed.groups, "fold": packed.fold, "floats": c.floats}
-            more["small"] = packing.sums_stay_small(self.weight)
+            more["small"] = found.stay_small
         else:
-            bytes_, sums_ = packing.pack_depthwise(self.weight)
-            weights, sums, more = aligned(bytes_), aligned(sums_), {}
+            weights, sums, more = aligned(packing.pack_depthwise(self.weight)), aligned(found.padded), {}
         keep += [x, weights, sums]
         r = QTensor()
         if self.residual is not None:

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qcompiler.backends.native import region
 from qcompiler.backends.native.plan.conv import Conv
-from tests.native_nets import converted, example, region_of, steps_apart
+from tests.native_nets import Through, converted, example, region_of, steps_apart
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv1d": (lambda: nn.Conv1d(6, 6, 3, padding=1), (2, 6, 8)),
@@ -52,7 +53,7 @@ def test_what_is_added_may_lie_in_any_order(layer: str, lies: str, swapped: bool
     fused: list[Any] = [made for made in region_of(module).network.layers if isinstance(made, Conv) and made.residual is not None]
     for size in (x, x[:1]):
         assert max(steps_apart(module, graph, size).values()) <= 1
-    assert fused or swapped  # a sum lies as its first operand does: what is copied for it is no convolution's own result
+    assert fused
 
 
 def early(conv: nn.Module, x: Tensor) -> Tensor:
@@ -98,3 +99,50 @@ def test_parts_of_a_cat_may_be_made_in_any_order(layer: str, join: Callable[[nn.
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
     for size in (x, x[:1], x.contiguous(memory_format=last)):
         assert max(steps_apart(module, graph, size).values()) <= 1
+
+
+def shared(m: Any, x: Tensor) -> Tensor:
+    y = m[0](x)
+    return x.tanh() + y + y * 0.5
+
+
+def spread(m: Any, x: Tensor) -> Tensor:
+    return x.tanh() + m[0](x).mean((2, 3), keepdim=True)
+
+
+def two_at_once(m: Any, x: Tensor) -> Tensor:
+    y = m[0](x)
+    return y + y
+
+
+# How a value and what a convolution makes are put together, and whether the convolution can do it.
+FORMS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int]] = {
+    "other + conv": (lambda m, x: x.tanh() + m[0](x), 1),
+    "other - conv": (lambda m, x: x.tanh() - m[0](x), 1),
+    "conv - other": (lambda m, x: m[0](x) - x.tanh(), 1),
+    "other + half of conv": (lambda m, x: torch.add(x.tanh(), m[0](x), alpha=0.5), 1),
+    "other - twice conv": (lambda m, x: torch.sub(x.tanh(), m[0](x), alpha=2), 1),
+    "conv - conv": (lambda m, x: m[0](x.tanh()) - m[0](x), 1),
+    "relu of other - conv": (lambda m, x: torch.relu(x.tanh() - m[0](x)), 1),
+    "other + conv that is read again": (shared, 0),
+    "other + conv that is spread": (spread, 0),
+    "conv + itself": (two_at_once, 0),
+    "other * conv": (lambda m, x: x.tanh() * m[0](x), 0),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_convolution_makes_sums_and_differences(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    function, count = FORMS[form]
+    x, results = example((2, 8, 5, 6)), []
+    for fused in (True, False):
+        torch.manual_seed(1)
+        layers = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        if not fused:
+            monkeypatch.setattr(region, "fuse", lambda network, example: network)
+        module, graph = converted(Through(lambda m, x: m[1](function(m, x)), *layers), x)
+        sums = [layer for layer in region_of(module).network.layers if isinstance(layer, Conv) and layer.residual is not None]
+        assert len(sums) == (count if fused else 0)
+        assert max(steps_apart(module, graph, x).values()) <= 1
+        results.append(module(x))
+    assert torch.equal(*results) or form == "conv - conv"  # there the later one makes the difference, whose operands turn around

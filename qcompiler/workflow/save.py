@@ -20,6 +20,7 @@ from qcompiler.errors import ArtifactWriteError, ConfigError, QCompilerWarning
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms, forms_of
 from qcompiler.files.atomic import atomic_write
+from qcompiler.inputs.door import door
 from qcompiler.workflow.explain import explain
 
 CARD, CONFIG = "README.md", "config.json"
@@ -71,6 +72,7 @@ MEASURED = """Agreement with the float model, such as an SQNR or the share of eq
 """
 
 
+@door
 def save(module: Executable | CallForms, path: str | os.PathLike[str], measured: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Writes the module to a file, atomically; the same module gives the same bytes.
 

@@ -12,7 +12,14 @@ from torch import fx
 
 from qcompiler.ir.types import value_of
 
+FIRST, PAIRED = ("argmax", "argmin"), ("topk", "sort")  # give a place, and elements with their places
+SORTED = (*PAIRED, "argsort")
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+_ORDERS = {
+    **dict.fromkeys(FIRST, "input *dim=None keepdim=False"),
+    "topk": "input *k dim=-1 largest=True _sorted=True",
+    **dict.fromkeys(("sort", "argsort"), "input *dim=-1 descending=False _stable=False"),
+}
 # The names of the arguments in order; a * stands before those that are settings, a _ before what changes no value.
 _CALLS: Mapping[Callable[..., Any], tuple[str, str]] = {
     F.scaled_dot_product_attention: (
@@ -20,6 +27,7 @@ _CALLS: Mapping[Callable[..., Any], tuple[str, str]] = {
     F.normalize: ("normalize", "input *p=2.0 dim=1 eps=1e-12 out=None"),
     F.log_softmax: ("log_softmax", "input *dim=None _stacklevel=3 dtype=None"),
     torch.log_softmax: ("log_softmax", "input *dim=None dtype=None"),
+    **{getattr(torch, name): (name, signature) for name, signature in _ORDERS.items()},
     torch.where: ("where", "condition input other"),
     torch.masked_fill: ("masked_fill", "input mask value"),
     torch.logical_not: ("not", "input"), operator.invert: ("not", "input"),
@@ -31,6 +39,7 @@ _CALLS: Mapping[Callable[..., Any], tuple[str, str]] = {
 
 _METHODS: Mapping[str, tuple[str, str]] = {
     "masked_fill": ("masked_fill", "input mask value"), "logical_not": ("not", "input"), "float": ("as_float", "input"),
+    **{name: (name, signature) for name, signature in _ORDERS.items()},
     **{name: (name, "input other") for name in COMPARISONS},
     **{f"logical_{name}": (name, "input other") for name in ("and", "or", "xor")},
 }  # fmt: skip
@@ -63,6 +72,8 @@ def bound(node: fx.Node) -> tuple[str, tuple[Any, ...], dict[str, Any]] | None:
     name, signature = form
     entries = signature.split()
     names = [entry.removeprefix("*").partition("=")[0] for entry in entries]
+    if len(node.args) > len(names) or not {*names, *(name.removeprefix("_") for name in names)}.issuperset(node.kwargs):
+        return None  # another overload, or a setting as `out` that no form knows
     values = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     values = {key: value for key, value in values.items() if value is not None and not key.startswith("_")}
     if _is_bool(values.get("attn_mask")):

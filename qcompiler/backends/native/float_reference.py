@@ -98,6 +98,13 @@ def softmax(x: Floats) -> Floats:
     return e * (f32(1) / row_sum(e))
 
 
+def order(x: Floats, largest: bool) -> NDArray[np.int64]:
+    """The places of each row's elements in order: equal ones, -0 and 0 among them, as they stand, NaN as the largest."""
+    missing = np.isnan(x)
+    values = np.where(missing, f32(0), -x if largest else x)
+    return np.lexsort((values, ~missing if largest else missing), axis=-1)
+
+
 def pooled(x: Floats, windows: Sequence[Sequence[Sequence[int]]], largest: bool, counts: Floats | None = None) -> Floats:
     """(N, C, H, W) over windows: for each row of the result the rows of x in its windows, for each column the columns, in order.
 

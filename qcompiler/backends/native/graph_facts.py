@@ -8,11 +8,12 @@ import operator
 import torch
 from torch import fx
 
+from qcompiler.backends.native.float_ops import FIRST, PAIRED, SORTED, bound
 from qcompiler.backends.native.known import Known
 from qcompiler.backends.native.packing import MAX_SPANS, sums_fit
 from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.plan.planning import WHOLE
-from qcompiler.backends.native.read import Reader
+from qcompiler.backends.native.read import Call, Reader
 from qcompiler.backends.native.steps import Step, is_tensor, is_value
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.types import Mode, quant_of, value_of
@@ -71,6 +72,14 @@ class GraphFacts:
         node = self.node(argument)
         return node is not None and value_of(node).shape is not None and value_of(node).dtype in WHOLE and node not in self.known
 
+    def row_length(self, argument: object) -> int | None:
+        node = self.node(argument)
+        call = places_call(node) if node is not None else None
+        if call is None:
+            return None
+        shape, dim = value_of(call[1][0]).shape or (), call[2].get("dim", None if call[0] in FIRST else -1)
+        return math.prod(shape) if dim is None else shape[dim]
+
     def is_known(self, argument: object) -> bool:
         return self.node(argument) in self.known
 
@@ -125,12 +134,23 @@ def is_float(node: fx.Node) -> bool:
 
 def makes_parts(node: fx.Node, table: Table) -> bool:
     """Whether it gives several values, or is a part of such a value that is several itself."""
-    row, source = table.of(node), node.args[0] if node.args else None
+    row, source, call = table.of(node), node.args[0] if node.args else None, bound(node)
+    if row is None and call is not None and call[0] in PAIRED:
+        return True
     if value_of(node).shape is not None or not (row is not None or node.target is operator.getitem):
         return False
     if row is not None and (row.family is Family.RECURRENT or (row.family is Family.COPY and row.output is Output.SAME)):
         return True
     return node.target in (getitem, operator.getitem) and isinstance(source, fx.Node) and makes_parts(source, table)
+
+
+def places_call(node: fx.Node) -> Call | None:
+    """The call whose result, or a part of it, are these places in rows; None for anything else."""
+    if value_of(node).shape is None or value_of(node).dtype is not torch.int64:
+        return None
+    source = node.args[0] if node.target in (getitem, operator.getitem) else node
+    call = bound(source) if isinstance(source, fx.Node) else None
+    return call if call is not None and call[0] in (*FIRST, *SORTED) else None
 
 
 def is_useful(node: fx.Node) -> bool:

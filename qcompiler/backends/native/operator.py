@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from qcompiler.ambient import call_is_plain, plain_call
-from qcompiler.backends.native.emit.source import tensor_outputs
 from qcompiler.backends.native.live_regions import region_of_text
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.sizes import Sizes
@@ -114,7 +113,7 @@ def _shapes(network: Network, inputs: Sequence[Tensor]) -> dict[str, Any]:
 def _fake(inputs: list[Tensor], constants: list[Tensor], description: str) -> list[Tensor]:
     network = _stand_in_network(description, tuple((t.dtype, tuple(map(int, t.shape))) for t in constants))  # symbols become numbers
     shapes = _shapes(network, inputs)
-    return [inputs[0].new_empty(shapes[name], dtype=torch.float32) for name in tensor_outputs(network)]
+    return [inputs[0].new_empty(shapes[name], dtype=dtype) for name, dtype in network.dtypes.items()]
 
 
 _library = torch.library.Library("qcompiler", "DEF")

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from qcompiler.backends.native.float_ops import bound
-from qcompiler.backends.native.graph_facts import GraphFacts, is_float, is_mask, is_useful, makes_parts
+from qcompiler.backends.native.graph_facts import GraphFacts, is_float, is_mask, is_useful, makes_parts, places_call
 from qcompiler.backends.native.known import Known
 from qcompiler.backends.native.plan.forms import choose
 from qcompiler.backends.native.read import NotNative, is_known, is_number
@@ -161,7 +161,7 @@ TAKE_PLACES = ("index_select", "gather", "getitem", "repeat_interleave")  # whos
 
 
 def _could_be_native(node: fx.Node, table: Table) -> bool:
-    return quant_of(node).int8 or is_float(node) or is_mask(node) or makes_parts(node, table)
+    return quant_of(node).int8 or is_float(node) or is_mask(node) or places_call(node) is not None or makes_parts(node, table)
 
 
 def _tensor_setting(node: fx.Node, op: str) -> str | None:

@@ -30,7 +30,8 @@ from qcompiler.errors import InputError
 Standing = Callable[[], list[Tensor] | None]  # the constants where a module has them at the moment, None where it is gone
 KEPT = 16  # sizes; a call with sizes beyond these makes its table anew
 _float32, _strided = torch.float32, torch.strided
-_new_empty = torch.empty(0, dtype=torch.float32, device="cpu").new_empty  # whatever default dtype and device are set around a call
+# Whatever default dtype and device are set around a call.
+_NEW_EMPTY = {dtype: torch.empty(0, dtype=dtype, device="cpu").new_empty for dtype in (torch.float32, torch.int64)}
 
 
 def planned(region: Region, tensors: Sequence[Tensor], qparams: Sequence[tuple[float, int]]) -> Network:
@@ -81,7 +82,7 @@ class NativeRegion:
         key = tuple([(x.shape, x.stride()) for x in inputs])
         found = self._calls.get(key)
         if found is None:
-            found = _Call.of(table_of(self._sizes(inputs)), len(inputs), self.tensors, self.network.outputs)
+            found = _Call.of(table_of(self._sizes(inputs)), len(inputs), self.network)
             for old in list(self._calls)[: len(self._calls) - KEPT + 1]:  # other threads may be at it, too
                 self._calls.pop(old, None)
             self._calls[key] = found
@@ -136,7 +137,7 @@ class NativeRegion:
         table = table_of(sizes)
         arena = torch.zeros(table.struct.arena, dtype=torch.uint8)
         nanoseconds = (ctypes.c_int64 * max(1, len(self.network.computing)))()
-        call = _Call.of(table, len(inputs), self.tensors, self.network.outputs)
+        call = _Call.of(table, len(inputs), self.network)
         made = call.made()
         self._kernels.qc_watch(self._model, call.sizes, call.pointers(inputs, made), arena.data_ptr(), nanoseconds)
         own = {name: place for name, place in sizes.places.items() if isinstance(place, Place) and place.buffer >= 0}
@@ -155,26 +156,27 @@ def _qparams(qparams: Sequence[tuple[float, int]]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Call:
-    """A call with inputs of certain sizes, made ready. `sizes`: the table's struct as C takes it. `shapes`: of the tensors that are made.
-    `order`: of each result which of these it is; or None, and a number that the sizes give.
+    """A call with inputs of certain sizes, made ready. `sizes`: the table's struct as C takes it. `makers`: what makes each tensor, and the
+    arguments for it. `order`: of each result which of these it is; or None, and a number that the sizes give.
     """
 
     table: Table
     sizes: Any
-    shapes: tuple[tuple[int, ...], ...]
+    makers: tuple[tuple[Callable[..., Tensor], tuple[Any, ...]], ...]
     order: tuple[tuple[int | None, Any], ...]
     array: Any
 
     @staticmethod
-    def of(table: Table, inputs: int, tensors: Sequence[str], outputs: Sequence[str]) -> _Call:
-        place = {name: index for index, name in enumerate(tensors)}
-        order = tuple((place.get(name), None if name in place else table.sizes.shapes[name]) for name in outputs)
-        shapes = tuple(tuple(table.sizes.shape(name)) for name in tensors)
-        return _Call(table, ctypes.byref(table.struct), shapes, order, ctypes.c_void_p * (inputs + len(tensors)))
+    def of(table: Table, inputs: int, network: Network) -> _Call:
+        place = {name: index for index, name in enumerate(network.tensor_outputs)}
+        order = tuple((place.get(name), None if name in place else table.sizes.shapes[name]) for name in network.outputs)
+        # Sizes are given one by one: that takes half the time of a tuple.
+        makers = tuple((_NEW_EMPTY[dtype], tuple(table.sizes.shape(name)) or ((),)) for name, dtype in network.dtypes.items())
+        return _Call(table, ctypes.byref(table.struct), makers, order, ctypes.c_void_p * (inputs + len(makers)))
 
     def made(self) -> list[Tensor]:
         """New tensors for what is handed out."""
-        return [_new_empty(*shape) if shape else _new_empty(()) for shape in self.shapes]  # sizes one by one: half the time of a tuple
+        return [new_empty(*shape) for new_empty, shape in self.makers]
 
     def pointers(self, given: Sequence[Tensor], made: Sequence[Tensor]) -> Any:
         addresses = [x.data_ptr() for x in given]

@@ -53,6 +53,10 @@ class Call:
         """Doubles that were computed at run time."""
         self.set(name, f"(double *)(void *){self.code.next_pixels()}.p")
 
+    def numbers_at(self, name: str) -> None:
+        """Room for whole numbers of 64 bits."""
+        self.set(name, f"(uint64_t *)(void *){self.code.next_pixels()}.p")
+
     def strides(self, name: str) -> None:
         self.lines.append(f"memcpy(a.{name}, s->strides[{self.code.next_strides()}], sizeof a.{name});")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from qcompiler.backends.native.emit.source import tensor_outputs
@@ -23,12 +24,13 @@ Path = tuple[object, ...]  # keys and indices that lead to a value in the result
 @dataclass(frozen=True)
 class End:
     """`value`: its name in the network. `label`: what the user calls it. `constant`: the same as C can write it, alone of its kind.
-    `codes`: None where it is floats all the way."""
+    `codes`: None where it is floats all the way. `whole`: whether it is whole numbers of 64 bits in every call."""
 
     value: str
     label: str
     constant: str
     codes: Codes | None
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ def ends_of(module: nn.Module, region: NativeRegion) -> Ends:
     given = [ref.name for ref in run.args[1]]
     results, numbers = _results(program, network)
     codes_in, codes_out = (_codes_in(network), _codes_out(network)) if has_codes else ({}, {})
-    return Ends(_ends(names, given, codes_in), _ends(list(results), [", ".join(labels) for labels in results.values()], codes_out),
-                numbers, has_codes)  # fmt: skip
+    whole = [name for name, dtype in network.dtypes.items() if dtype is torch.int64]
+    made = _ends(list(results), [", ".join(labels) for labels in results.values()], codes_out, whole)
+    return Ends(_ends(names, given, codes_in, ()), made, numbers, has_codes)
 
 
 def _has_codes(network: Network, kernels: Sequence[tuple[str, ...]]) -> bool:
@@ -113,7 +116,7 @@ def _leaves(value: object, path: Path) -> Iterator[tuple[Path, object]]:
         yield path, value
 
 
-def _ends(values: Sequence[str], labels: Sequence[str], codes: dict[str, Codes]) -> tuple[End, ...]:
+def _ends(values: Sequence[str], labels: Sequence[str], codes: dict[str, Codes], whole: Sequence[str]) -> tuple[End, ...]:
     used: set[str] = set()
     found = []
     for value, label in zip(values, labels, strict=True):
@@ -123,5 +126,5 @@ def _ends(values: Sequence[str], labels: Sequence[str], codes: dict[str, Codes])
             number += 1
             constant = f"{base}_{number}"
         used.add(constant)
-        found.append(End(value, label, constant, codes.get(value)))
+        found.append(End(value, label, constant, codes.get(value), value in whole))
     return tuple(found)

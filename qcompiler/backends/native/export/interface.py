@@ -76,6 +76,8 @@ def _ends_text(net: Interface) -> str:
 
 
 def _code_text(end: End) -> str:
+    if end.whole:
+        return ", whole numbers: an array of int64_t, whose address is given as a float *"
     if end.codes is None:
         return ", floats"
     c = end.codes

@@ -7,8 +7,10 @@ from qcompiler.backends.native.export.interface import Interface
 
 
 def example(net: Interface) -> str:
-    """main.c: reads the inputs from a file of floats, runs the first sizes, prints the largest values of the first result."""
-    return MAIN.replace("@NAME@", net.name).replace("@UP@", net.name.upper())
+    """main.c: reads the inputs from a file of floats, runs the first sizes, prints the largest values of the first result, or its first
+    whole numbers."""
+    sizes = ", ".join("8" if end.whole else "4" for end in net.ends.results)
+    return MAIN.replace("@NAME@", net.name).replace("@UP@", net.name.upper()).replace("@BYTES@", sizes)
 
 
 def cmake(net: Interface) -> str:
@@ -31,16 +33,29 @@ def readme(net: Interface) -> str:
 MAIN = """/* Runs the network: run_@NAME@ WEIGHTS INPUTS [THREADS [SIZES [RESULTS]]].
 
    INPUTS is a file of 32-bit floats, one input after the other, for the set of sizes number SIZES. The five largest values of the first
-   result are printed with their places. RESULTS: a file into which all results are written, as floats, one after the other. */
+   result are printed with their places; where it is whole numbers, the first five. RESULTS: a file into which all results are written, one
+   after the other, as 32-bit floats, or as 64-bit whole numbers where the header says so. */
 #include "@NAME@.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
-static float *room(int64_t count) {
-  float *found = malloc((size_t)(count ? count : 1) * sizeof *found);
+/* Bytes of an element of each result. */
+static const size_t result_bytes[] = {@BYTES@};
+
+static float *room(int64_t count, size_t bytes) {
+  float *found = malloc((size_t)(count ? count : 1) * bytes);
   if (!found) exit(2);
   return found;
+}
+
+static void print_whole(const float *values, int64_t count) {
+  for (int64_t i = 0; i < 5 && i < count; i++) {
+    int64_t value;
+    memcpy(&value, (const char *)values + 8 * i, sizeof value);
+    printf("%lld %lld\\n", (long long)i, (long long)value);
+  }
 }
 
 /* Prints the five largest values with their places. It overwrites them. */
@@ -59,7 +74,7 @@ static int read_inputs(const char *name, int sizes, float **inputs) {
   int whole = file != NULL;
   for (int i = 0; i < @UP@_INPUTS && whole; i++) {
     size_t length = (size_t)@NAME@_input_length(sizes, i);
-    inputs[i] = room((int64_t)length);
+    inputs[i] = room((int64_t)length, sizeof **inputs);
     whole = fread(inputs[i], sizeof **inputs, length, file) == length;
   }
   if (file) fclose(file);
@@ -71,7 +86,7 @@ static int write_results(const char *name, int sizes, float **outputs) {
   int whole = file != NULL;
   for (int i = 0; i < @UP@_OUTPUTS && whole; i++) {
     size_t length = (size_t)@NAME@_output_length(sizes, i);
-    whole = fwrite(outputs[i], sizeof **outputs, length, file) == length;
+    whole = fwrite(outputs[i], result_bytes[i], length, file) == length;
   }
   return file && fclose(file) == 0 && whole;
 }
@@ -91,10 +106,13 @@ int main(int count, char **words) {
   @NAME@ *net = @NAME@_load(words[1], getenv("QCOMPILER_ISA"));
   if (!net) return fail("these are no weights of this network:", words[1]);
   if (!read_inputs(words[2], sizes, inputs)) return fail("too short, or not to be read:", words[2]);
-  for (int i = 0; i < @UP@_OUTPUTS; i++) outputs[i] = room(@NAME@_output_length(sizes, i));
+  for (int i = 0; i < @UP@_OUTPUTS; i++) outputs[i] = room(@NAME@_output_length(sizes, i), result_bytes[i]);
   if (@NAME@_run(net, sizes, (const float *const *)inputs, outputs, threads)) return fail("no memory for", words[2]);
   if (count > 5 && !write_results(words[5], sizes, outputs)) return fail("cannot write", words[5]);
-  print_largest(outputs[0], @NAME@_output_length(sizes, 0));
+  if (result_bytes[0] == 8)
+    print_whole(outputs[0], @NAME@_output_length(sizes, 0));
+  else
+    print_largest(outputs[0], @NAME@_output_length(sizes, 0));
   for (int i = 0; i < @UP@_INPUTS; i++) free(inputs[i]);
   for (int i = 0; i < @UP@_OUTPUTS; i++) free(outputs[i]);
   @NAME@_free(net);

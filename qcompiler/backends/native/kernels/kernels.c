@@ -10,6 +10,7 @@
 #include "float_map.h"
 #include "float_pool.h"
 #include "norm.h"
+#include "order.h"
 #include "pick.h"
 #include "pool.h"
 #include "resize.h"
@@ -81,4 +82,7 @@ const qc_kernels QC_JOIN(qc_kernels_, QC_NAME) = {
     QC_PAIR(qc_pack_panels),
     QC_PAIR(qc_matmul_panels),
     QC_PAIR(qc_attention_tiles),
+    QC_PAIR(qc_order_rows),
+    QC_PAIR(qc_elements_rows),
+    QC_PAIR(qc_int64_rows),
 };

@@ -231,6 +231,29 @@ typedef struct qc_reduce {
   int32_t op;
 } qc_reduce;
 
+/* Rows of x.t.c elements, places in them as floats. QC_ARGMAX, QC_ARGMIN (y.c = 1): where the largest or smallest stands, the first of equal
+   ones, and a NaN before all others. QC_DESCENDING, QC_ASCENDING: the first y.c places of the row in order, equal elements as they stand,
+   NaN as the largest of all; `work` has room for y.c numbers a row. Elements of a pixel of y lie side by side. */
+enum { QC_ARGMAX, QC_ARGMIN, QC_DESCENDING, QC_ASCENDING };
+typedef struct qc_order {
+  qc_operand x;
+  qc_tensor y;
+  uint64_t *work;
+  int32_t op;
+} qc_order;
+
+/* y = the elements of a row of x that stand at these places, as floats, side by side. */
+typedef struct qc_elements {
+  qc_operand x, at;
+  qc_tensor y;
+} qc_elements;
+
+/* Whole numbers as int64. Elements of a pixel of y lie side by side. */
+typedef struct qc_int64 {
+  qc_operand x;
+  qc_tensor y;
+} qc_int64;
+
 /* Windows of floats, or of codes as floats: op = QC_LARGEST: the largest element inside of x, NaN where there is one; QC_SUM: the sum in
    the order d, h, w, over how many elements the window has: divisor if > 0, else those inside of x, with include_pad also those in the
    padding. adaptive = 1: windows as in adaptive pools, k is not used. */
@@ -323,7 +346,7 @@ typedef struct qc_attention {
 
 #define QC_FAMILIES(F) F(conv) F(depthwise) F(add) F(mul) F(map) F(quantize) F(dequantize) F(max_pool) F(avg_pool) F(halo) F(copy) F(resize) F(pick) \
   F(float_map) F(float_pair) F(float_pool) F(norm) F(softmax) F(reduce) F(range) F(encode) F(factors) F(gates) \
-  F(where) F(embed) F(pack) F(matmul) F(attention)
+  F(where) F(embed) F(pack) F(matmul) F(attention) F(order) F(elements) F(int64)
 
 typedef struct qc_kernels {
   const char *isa;

@@ -76,6 +76,9 @@ class Answers:
     def is_whole(self, argument: Argument) -> bool:
         return self.tensor(argument).dtype in WHOLE if is_tensor(argument) else self.is_floats(argument)
 
+    def row_length(self, argument: Argument) -> int | None:
+        return None
+
     def is_known(self, argument: Argument) -> bool:
         return is_value(argument) and isinstance(self.made.get(self.value(argument)), Computed)
 

@@ -45,7 +45,7 @@ def requantized(x: Codes, y: Codes) -> Tensor:
     return y.of(x.floats())
 
 
-def sum_factors(a: Codes, b: Codes, y: Codes, times: float = 1.0) -> tuple[float, float, float]:
-    """ka, kb, kc of y = rne(a * ka + (b * kb + kc)), made in double, for the sum a + times * b."""
-    scale = b.scale * times
-    return a.scale / y.scale, scale / y.scale, (-a.zero * a.scale - b.zero * scale) / y.scale
+def sum_factors(a: Codes, b: Codes, y: Codes, times: tuple[float, float] = (1.0, 1.0)) -> tuple[float, float, float]:
+    """ka, kb, kc of y = rne(a * ka + (b * kb + kc)), made in double, for the sum a * times[0] + b * times[1]."""
+    own, other = a.scale * times[0], b.scale * times[1]
+    return own / y.scale, other / y.scale, (-a.zero * own - b.zero * other) / y.scale

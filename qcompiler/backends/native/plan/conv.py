@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.native.emit.layer_code import Call, LayerCode
-from qcompiler.backends.native.packing import MAX_SPANS, fold_epilogue, pack_conv, pack_depthwise, sums_fit, sums_stay_small
+from qcompiler.backends.native.packing import MAX_SPANS, RowSums, fold_epilogue, pack_conv, pack_depthwise, sums_fit
 from qcompiler.backends.native.plan.codes import Bounds, Codes, sum_factors
 from qcompiler.backends.native.plan.float_pointwise import FloatPair, clamped
 from qcompiler.backends.native.plan.layer import Bound, Layer, Lies, image, rows
@@ -25,13 +25,13 @@ from qcompiler.backends.native.steps import Step, is_tensor
 
 @dataclass(frozen=True)
 class Residual:
-    """Another value that is added to the result once that has been rounded to `codes`."""
+    """Another value, which makes a sum with the result once that has been rounded to codes: result * times[0] + value * times[1]."""
 
     value: str
     codes: Codes
     low: int
     high: int
-    times: float = 1.0
+    times: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +84,10 @@ class Conv(Layer):
     def is_depthwise(self) -> bool:
         return self.dims > 0 and self.groups == self.weight.shape[0] > 1 and self.weight.shape[1] == 1 and self.codes is not None
 
+    @property
+    def can_add(self) -> bool:
+        return self.codes is not None
+
     def lies(self, known: Lies) -> str | None:
         return "pixels" if self.dims else "rows"
 
@@ -118,29 +122,30 @@ class Conv(Layer):
 
     def code(self, to: LayerCode) -> None:
         fold = self.window.kernel[2] > 1 and self.window.dilation[2] == 1 and to.is_whole(self.x)
+        sums = RowSums.of(self.weight.numpy())
         with to.call("depthwise" if self.is_depthwise else "conv") as fields:
             fields.pixels("x", "y", *(["r"] if self.residual is not None else []))
             fields.window("k", self.window)
-            self._weights(fields, fold)
-            self._epilogue(fields)
+            self._weights(fields, fold, sums)
+            self._epilogue(fields, sums)
         to.halo(self.out)
 
-    def _weights(self, fields: Call, fold: bool) -> None:
+    def _weights(self, fields: Call, fold: bool, sums: RowSums) -> None:
         weight = self.weight.numpy()
         if self.is_depthwise:
-            weights, sums = pack_depthwise(weight)
+            weights = pack_depthwise(weight)
         else:
             packed = pack_conv(weight, self.groups, fold)
-            weights, sums = packed.weights, packed.sums
+            weights = packed.weights
             fields.plain(groups=packed.groups, fold=int(packed.fold), floats=int(self.codes is None))
-            fields.numbers(small=int(sums_stay_small(weight)))
+            fields.numbers(small=int(sums.stay_small))
         fields.data("w", weights)
-        fields.data("wsum", sums)
+        fields.data("wsum", sums.padded)
 
-    def _epilogue(self, fields: Call) -> None:
+    def _epilogue(self, fields: Call, sums: RowSums) -> None:
         bias = None if self.bias is None else self.bias.double().numpy()
         y_scale = 1.0 if self.codes is None else self.codes.scale
-        folded = fold_epilogue(self.weight.numpy(), self.scale.numpy(), bias, self.x_codes.scale, self.x_codes.zero, y_scale)
+        folded = fold_epilogue(sums, self.scale.numpy(), bias, self.x_codes.scale, self.x_codes.zero, y_scale)
         fields.data("e.m", folded.m)
         fields.data("e.b", folded.b)
         fields.numbers(**{"e.wide": int(folded.wide)})

@@ -72,7 +72,7 @@ def _node(row: Row, reads: list[str], region: Planned) -> Node:
         "file": file,
         "line": int(line) if line.isdigit() else None,
         "shape": None if whole else list(row.shape),
-        "dtype": None if whole else "float32" if row.given else "uint8",
+        "dtype": None if whole else str(row.layer.dtype).removeprefix("torch.") if row.given else "uint8",
         "origin": list(place.origin) if place is not None else [name],
         "q": None if codes is None or row.given else {"scale": rounded(codes.scale), "zero_point": codes.zero, "min": codes.low,
                                                      "max": codes.high, "dtype": "uint8", "axis": None},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from qcompiler.backends.native.emit.layer_code import Call, LayerCode
-from qcompiler.backends.native.packing import pack_conv, padded
+from qcompiler.backends.native.packing import RowSums, padded
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.conv import Conv
 from qcompiler.backends.native.plan.float_pointwise import FloatMap, clamped
@@ -133,7 +133,7 @@ class Factors(Layer):
             fields.doubles_at("ends")
             fields.floats("m")
             _constants(fields, self.weight, self.scale, self.bias)
-            fields.data("wsum", pack_conv(self.weight.numpy(), 1, False).sums)
+            fields.data("wsum", RowSums.of(self.weight.numpy()).padded)
             fields.plain(channels=self.weight.shape[0], padded=padded(self.weight.shape[0]))
 
     def text(self) -> str:
@@ -160,7 +160,7 @@ class DynamicLinear(Conv):
         pixels = rows(sizes.place(self.x), sizes.place(self.out))
         return Bound([*pixels, Pixels(sizes.place(self.factors), *START)])
 
-    def _epilogue(self, fields: Call) -> None:
+    def _epilogue(self, fields: Call, sums: RowSums) -> None:
         fields.floats("e.m")
         fields.set("e.b", f"a.e.m + {padded(self.channels)}")
 

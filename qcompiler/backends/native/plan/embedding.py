@@ -37,6 +37,7 @@ class Embed(OfOne):
 
     table: Rows
     codes: Codes | None
+    places: str | None = None  # what finds the numbers in rows, where a layer does
 
     @property
     def lies_anywhere(self) -> bool:
@@ -46,7 +47,9 @@ class Embed(OfOne):
         return (*sizes.shape(self.x), self.table.values.shape[1])
 
     def place(self, sizes: Sizes) -> Place:
-        given = sizes.place(self.x)
+        given, longest = sizes.place(self.x), sizes.longest.get(self.places or "", 0)
+        if longest > len(self.table.values):
+            raise ValueError(f"a place among {longest} elements may lie outside of a table of {len(self.table.values)} rows")
         return sizes.new(self.out, (*order_of(given), len(given.shape)), width(self.codes))
 
     def bind(self, sizes: Sizes) -> Bound:
@@ -80,7 +83,7 @@ def limits(layers: Sequence[Layer]) -> dict[str, int]:
     made, found = {layer.out: layer for layer in layers}, dict[str, int]()
     for embed in (layer for layer in layers if isinstance(layer, Embed)):
         name = embed.x
-        while name in made and len(made[name].reads) == 1:
+        while name in made and len(made[name].reads) == 1 and not made[name].gives_places:
             name = made[name].reads[0]
         if name not in made:
             found[name] = min(found.get(name, MOST_ROWS), len(embed.table.values))
@@ -93,12 +96,15 @@ def refuse_embedding(step: Step, facts: Facts) -> str | None:
         return "its numbers are of another dtype"
     if facts.rank(indices) > 4:
         return f"its numbers have {facts.rank(indices)} dimensions"
-    return facts.table_fault(weight, MOST_ROWS)
+    fault, length = facts.table_fault(weight, MOST_ROWS), facts.row_length(indices)
+    if fault is None and length is not None and length > (rows := facts.shape(weight)[0]):
+        return f"its numbers are places among {length} elements, and its table has {rows} rows"
+    return fault
 
 
 def plan_embedding(step: Step, planner: Planning) -> None:
     x, (out, codes) = planner.operand(step.args[0]), planner.result(step)
-    planner.add(Embed(out, planner.label(step), x, _rows(step.args[1], planner), codes))
+    planner.add(Embed(out, planner.label(step), x, _rows(step.args[1], planner), codes, planner.places_of(x)))
 
 
 def _rows(argument: str, planner: Planning) -> Rows:

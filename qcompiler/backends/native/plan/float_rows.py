@@ -254,6 +254,10 @@ def refuse_reduce(step: Step, facts: Facts) -> str | None:
 
 
 def plan_reduce(step: Step, planner: Planning) -> None:
+    reduced(Reduce, step, planner)
+
+
+def reduced(kind: type[Reduce], step: Step, planner: Planning) -> None:
     """The dimensions that go are moved behind the others and become one."""
     x, label = planner.operand(step.args[0]), planner.label(step)
     rank, dims = planner.rank(x), step.kwargs.get("dim")
@@ -264,7 +268,7 @@ def plan_reduce(step: Step, planner: Planning) -> None:
     moved = planner.add(View(f"{out}.moved", label, x, "permute", (), {"dims": (*kept, *gone)}), x_codes)
     flat = planner.add(Reshape(f"{out}.flat", label, moved, "flatten", (), {"start_dim": len(kept)}), x_codes)
     keep = bool(step.kwargs.get("keepdim", False))
-    made = planner.add(Reduce(f"{out}.short" if keep else out, label, flat, step.op, x_codes, codes))
+    made = planner.add(kind(f"{out}.short" if keep else out, label, flat, step.op, x_codes, codes))
     for d in gone if keep else ():
         last = d == gone[-1]
         made = planner.add(View(out if last else f"{out}.kept.{d}", label, made, "unsqueeze", (), {"dim": d}), codes)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 
-from qcompiler.backends.native.float_ops import COMPARISONS
+from qcompiler.backends.native.float_ops import COMPARISONS, FIRST, SORTED
 from qcompiler.backends.native.plan import (
     conv,
     dynamic,
@@ -17,6 +17,7 @@ from qcompiler.backends.native.plan import (
     float_rows,
     masks,
     matmul,
+    order,
     pick,
     pointwise,
     pool,
@@ -68,7 +69,7 @@ def c_forms() -> Mapping[str, tuple[CForm, ...]]:
     def add(names: Iterable[str], form: CForm) -> None:
         found.update({name: (*found.get(name, ()), form) for name in names})
 
-    for part in (_of_integers, _of_windows, _that_move, _of_floats, _of_masks):
+    for part in (_of_integers, _of_windows, _that_move, _of_floats, _of_masks, _of_places):
         part(add)
     return found
 
@@ -131,6 +132,11 @@ def _of_masks(add: Add) -> None:
     add(["not"], CForm(masks.plan_not, masks.refuse_masks))
     add(["as_float"], CForm(masks.plan_as_float, masks.refuse_as_float))
     add(("where", "masked_fill"), CForm(masks.plan_where, masks.refuse_where))
+
+
+def _of_places(add: Add) -> None:
+    add(FIRST, CForm(order.plan_first, order.refuse_first))
+    add(SORTED, CForm(order.plan_order, order.refuse_order))
     add(["embedding"], CForm(embedding.plan_embedding, embedding.refuse_embedding))
 
 

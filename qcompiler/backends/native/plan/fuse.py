@@ -2,7 +2,7 @@
 
 conv -> q; q + r -> y   becomes   y = clamp(rne(q * k + (r * kr + kc)) + zero)   in the convolution's epilogue
 conv -> q; table[q] -> y   becomes   y = table[q]
-Both give the same codes as the layers one by one.
+Both give the same codes as the layers one by one. The convolution may make either operand of a sum or a difference: its own comes first.
 """
 
 from __future__ import annotations
@@ -61,13 +61,15 @@ class _Fuser:
     def _sum(self, index: int, pair: Pair) -> None:
         if self.example.shape(pair.a) != self.example.shape(pair.b):
             return
-        both = ((pair.a, pair.a_codes, pair.b, pair.b_codes), (pair.b, pair.b_codes, pair.a, pair.a_codes))
-        for own, codes, other, other_codes in sorted(both, key=lambda one: -self.at.get(one[0], -1)):
+        both = (
+            (pair.a, pair.a_codes, pair.b, pair.b_codes, pair.times),
+            (pair.b, pair.b_codes, pair.a, pair.a_codes, (pair.times[1], pair.times[0])),
+        )
+        for own, codes, other, other_codes, times in sorted(both, key=lambda one: -self.at.get(one[0], -1)):
             conv = self._only_for(own)
-            plain = pair.times == 1.0 or own == pair.a
-            if conv is not None and conv.residual is None and conv.codes == codes and plain:
+            if conv is not None and conv.residual is None and conv.codes == codes:
                 low, high = pair.codes.limits(pair.bounds)
-                residual = Residual(other, other_codes, low, high, pair.times)
+                residual = Residual(other, other_codes, low, high, times)
                 self._put(index, conv, replace(conv, out=pair.out, residual=residual, of_sum=pair.codes))
                 return
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from qcompiler.backends.native.emit.layer_code import LayerCode
-from qcompiler.backends.native.plan.place import Axes, Place
+from qcompiler.backends.native.plan.place import Axes, Place, spread_shape
 from qcompiler.backends.native.plan.sizes import Sizes
 
 
@@ -97,6 +97,21 @@ class Layer(ABC):
         """Whether it can make its result as a part of another value."""
         return True
 
+    @property
+    def can_add(self) -> bool:
+        """Whether it can add another value to its result before it writes it."""
+        return False
+
+    @property
+    def gives_places(self) -> bool:
+        """Whether its result are places in rows: whole numbers, which torch has as int64."""
+        return False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its result, where the caller gets it."""
+        return torch.float32
+
     def cost(self, sizes: Sizes) -> int:
         """About how many nanoseconds it takes on one thread: what it reads and writes, at a few bytes a nanosecond."""
         names = (self.out, *self.reads)
@@ -134,7 +149,7 @@ class OfTwo(Layer):
         return self.a, self.b
 
     def shape(self, sizes: Sizes) -> Axes:
-        return tuple(torch.broadcast_shapes(sizes.shape(self.a), sizes.shape(self.b)))
+        return spread_shape(sizes.shape(self.a), sizes.shape(self.b))
 
     def fullest(self, sizes: Sizes) -> Place | None:
         """The place of an operand that is spread over nothing."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.float_pointwise import FloatMap, FloatPair
 from qcompiler.backends.native.plan.floats import joint, operand, order_of, result, width
 from qcompiler.backends.native.plan.layer import Bound, Layer
-from qcompiler.backends.native.plan.place import Axes, Place
+from qcompiler.backends.native.plan.place import Axes, Place, spread_shape
 from qcompiler.backends.native.plan.planning import Argument, Facts, Planning, spread_fault
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step
@@ -36,7 +34,7 @@ class Where(Layer):
         return self.condition, self.a, self.b
 
     def shape(self, sizes: Sizes) -> Axes:
-        return tuple(torch.broadcast_shapes(*map(sizes.shape, self.reads)))
+        return spread_shape(*map(sizes.shape, self.reads))
 
     def place(self, sizes: Sizes) -> Place:
         shape = sizes.shape(self.out)

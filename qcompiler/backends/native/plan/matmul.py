@@ -16,7 +16,7 @@ from qcompiler.backends.native.plan.float_pointwise import FloatMap
 from qcompiler.backends.native.plan.floats import as_pixels, operand, result, width
 from qcompiler.backends.native.plan.layer import Bound, Layer, OfOne, Pixels, merged
 from qcompiler.backends.native.plan.masks import Where
-from qcompiler.backends.native.plan.place import Axes, Place
+from qcompiler.backends.native.plan.place import Axes, Place, spread_shape
 from qcompiler.backends.native.plan.planning import Facts, Planning
 from qcompiler.backends.native.plan.shape import View
 from qcompiler.backends.native.plan.sizes import Sizes
@@ -118,7 +118,7 @@ class MatMul(Layer):
         a, b = sizes.shape(self.a), self.right(sizes)
         if a[-1] != b[-2]:
             raise ValueError(f"a product of {a} and {b}")
-        return (*torch.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1])
+        return (*spread_shape(a[:-2], b[:-2]), a[-2], b[-1])
 
     def place(self, sizes: Sizes) -> Place:
         return sizes.new(self.out, tuple(range(len(sizes.shape(self.out)))), width(self.codes))
@@ -172,7 +172,7 @@ class Attention(Layer):
         q, v, keys = sizes.shape(self.q), sizes.shape(self.values), sizes.shape(self.k)
         if v[-1] > WIDEST or q[-1] != keys[-2]:
             raise ValueError(f"attention of {q} and {v}")
-        return (*torch.broadcast_shapes(q[:-2], v[:-2]), q[-2], v[-1])
+        return (*spread_shape(q[:-2], v[:-2]), q[-2], v[-1])
 
     def place(self, sizes: Sizes) -> Place:
         """Queries outside of heads: the heads' results side by side are one row, as the next layer takes them."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from qcompiler.backends.native.emit.constants import room_of
@@ -53,6 +54,12 @@ class Network:
         """What is handed out as tensors, once each: the rest are numbers."""
         made = {layer.out for layer in self.layers if layer.computes}
         return tuple(name for name in dict.fromkeys(self.outputs) if name in made)
+
+    @cached_property
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """Of what is handed out as tensors."""
+        made = {layer.out: layer.dtype for layer in self.layers}
+        return {name: made[name] for name in self.tensor_outputs}
 
     @cached_property
     def io(self) -> Mapping[str, int]:

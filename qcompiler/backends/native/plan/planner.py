@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.native.plan.answers import Answers
+from qcompiler.backends.native.plan.bundle import Bundle
 from qcompiler.backends.native.plan.codes import Codes, same_codes
 from qcompiler.backends.native.plan.dynamic import plan_dynamic
 from qcompiler.backends.native.plan.edges import Dequantize, Quantize
@@ -20,12 +21,13 @@ from qcompiler.backends.native.plan.forms import form_of
 from qcompiler.backends.native.plan.homes import Every, Home
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.network import Network
+from qcompiler.backends.native.plan.order import HandOutPlaces, Take
 from qcompiler.backends.native.plan.pick import Pick
 from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.plan.planning import STEPPED, Argument
 from qcompiler.backends.native.plan.relayout import Relayout
 from qcompiler.backends.native.plan.settled import Computed, Settled
-from qcompiler.backends.native.plan.shape import Number
+from qcompiler.backends.native.plan.shape import Number, View
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.read import NUMBERS
 from qcompiler.backends.native.steps import (
@@ -147,15 +149,28 @@ class Planner(Answers):
                 if x in self.codes:
                     x = x if self.rank(x) <= 5 else self.rows(f"%{name}")
                     self.add(Dequantize(name, name, x, self.codes[x]))
+                elif self.places_of(x) is not None:
+                    self.add(HandOutPlaces(name, name, x))
                 else:
                     self.handed.setdefault(x, name)
                     self.add(HandOut(name, name, x))
 
+    def places_of(self, name: str) -> str | None:
+        """What finds the places in rows that a value is, seen in any shape; None where it is none."""
+        layer = self.made.get(name)
+        while isinstance(layer, View):
+            layer = self.made.get(layer.x)
+        return layer.out if layer is not None and layer.gives_places else None
+
     def _wanted(self) -> tuple[Layer, ...]:
-        """Without the pads that only convolutions read, which take them for padding of their own."""
-        read = {name for layer in self.layers for name in layer.reads} | set(self.region.outputs)
-        read |= {name for layer in self.layers if isinstance(layer, (Number, Computed)) for name in layer.asks}
-        return tuple(layer for layer in self.layers if layer.out in read or not isinstance(layer, Pick))
+        """Without the pads that only convolutions read, which take them for padding of their own, and parts of values that nobody reads."""
+        read = {name for layer in self.layers if isinstance(layer, (Number, Computed)) for name in layer.asks} | set(self.region.outputs)
+        wanted = []
+        for layer in reversed(self.layers):
+            if layer.out in read or not isinstance(layer, (Pick, Bundle, Take)):
+                read.update(layer.reads)
+                wanted.append(layer)
+        return tuple(reversed(wanted))
 
     def with_tensors(self, value: Argument) -> Argument:
         """An argument with the tensors that it names."""

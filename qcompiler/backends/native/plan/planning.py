@@ -52,6 +52,9 @@ class Facts(Protocol):
     def is_whole(self, argument: Argument) -> bool:
         """Whether it is one value of whole numbers that torch made."""
 
+    def row_length(self, argument: Argument) -> int | None:
+        """Of places that a form of the C's finds: how many elements the rows have in which they are, at the example's sizes."""
+
     def is_known(self, argument: Argument) -> bool:
         """Whether sizes and constants settle it."""
 
@@ -105,6 +108,9 @@ class Planning(Facts, Protocol):
 
     def operand(self, argument: Argument) -> str:
         """The value behind an argument that may be a tensor of the network's, a number, or an input."""
+
+    def places_of(self, name: str) -> str | None:
+        """What finds the places in rows that a value is, seen in any shape; None where it is none."""
 
     def constant(self, name: str, tensor: Tensor) -> str:
         """A value of floats that is known."""

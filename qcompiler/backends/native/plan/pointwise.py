@@ -20,13 +20,13 @@ from qcompiler.ops.table import OPS
 
 @dataclass(frozen=True, eq=False)
 class Pair(OfTwo):
-    """a + times * b, or a * b, either spread over the other."""
+    """a * times[0] + b * times[1], or a * b, either spread over the other."""
 
     a_codes: Codes
     b_codes: Codes
     codes: Codes
     bounds: Bounds = None
-    times: float = 1.0
+    times: tuple[float, float] = (1.0, 1.0)
 
     def lies(self, known: Lies) -> str | None:
         return in_common(self.reads, known)
@@ -111,19 +111,27 @@ def refuse_pair(step: Step, facts: Facts) -> str | None:
 
 
 def plan_pair(step: Step, planner: Planning) -> None:
-    """A number as an operand makes it a function of single codes."""
+    """A number as an operand makes it a function of single codes. In front stands the operand that is not spread, and of two of one size
+    the one that a convolution makes: it can take the other into its epilogue, and the other is brought into its order.
+    """
     if not all(map(is_value, step.args[:2])):
         plan_function(step, planner)
         return
     a, b = planner.value(step.args[0]), planner.value(step.args[1])
-    codes_of, times = planner.codes, float(step.kwargs.get("alpha", 1)) * (-1 if step.op == "sub" else 1)
-    if times == 1.0 and math.prod(planner.example.shape(a)) < math.prod(planner.example.shape(b)):
-        a, b = b, a  # the one that is spread stands behind
+    codes_of, times = planner.codes, (1.0, float(step.kwargs.get("alpha", 1)) * (-1 if step.op == "sub" else 1))
+    op = "mul" if step.op == "mul" else "add"
+    first, second = ((math.prod(planner.example.shape(name)), op == "add" and _adds(name, planner)) for name in (a, b))
+    if second > first:
+        a, b, times = b, a, (times[1], times[0])
     out, codes = planner.result(step)
     assert codes is not None
     b = planner.like(f"%{b}", a)
-    op = "mul" if step.op == "mul" else "add"
     planner.add(Pair(out, planner.label(step), op, a, b, codes_of[a], codes_of[b], codes, step.kwargs.get("bounds"), times))
+
+
+def _adds(name: str, planner: Planning) -> bool:
+    made = planner.made.get(name)
+    return made is not None and made.can_add
 
 
 def table_of(step: Step, x: Codes, y: Codes) -> Tensor:

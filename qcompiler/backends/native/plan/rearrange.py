@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from qcompiler.backends.native.plan.bundle import Bundle
 from qcompiler.backends.native.plan.pick import Pick, lies_on, on_codes, on_result
 from qcompiler.backends.native.plan.places import Many
 from qcompiler.backends.native.plan.planning import Facts, Planning
@@ -94,7 +95,12 @@ def refuse_part(step: Step, facts: Facts) -> str | None:
 def plan_part(step: Step, planner: Planning) -> None:
     """One of several values: they have no codes together, so it is brought on those of the result by itself."""
     x = planner.operand(step.args[0])
-    (out, codes), given = planner.result(step), planner.codes.get(x)
+    bundle, (out, codes) = planner.made.get(x), planner.result(step)
+    part = bundle.part(step.kwargs.get("index")) if isinstance(bundle, Bundle) else None
+    if part is not None and codes is None:
+        planner.alias[out] = part
+        return
+    given = planner.codes.get(x)
     whole = out if lies_on(given, codes) else f"{out}.part"
     made = planner.add(View(whole, planner.label(step), x, step.op, step.args[1:], dict(step.kwargs)), given)
     if codes is not None and made != out:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from qcompiler.backends.native.emit.layer_code import LayerCode
-from qcompiler.backends.native.packing import pack_conv, padded
+from qcompiler.backends.native.packing import RowSums, pack_conv, padded
+from qcompiler.backends.native.plan.bundle import Bundle, Parts
 from qcompiler.backends.native.plan.dynamic import DOUBLES, START, encoded, linear_of
 from qcompiler.backends.native.plan.float_pointwise import FloatMap
 from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels
@@ -86,7 +87,7 @@ class Loop(Layer):
             fields.floats("ih", *("hidden", "cell")[: len(self.states)], "y")
             fields.start("room")
             fields.data("w", packed.weights)
-            fields.data("wsum", packed.sums)
+            fields.data("wsum", RowSums.of(self.weight.numpy()).padded)
             fields.data("scale", scale.contiguous().numpy(), DOUBLES)
             if self.bias is not None:
                 fields.data("bias", self.bias.double().numpy(), DOUBLES)
@@ -102,34 +103,6 @@ class Loop(Layer):
 
 def _lines(count: int) -> int:
     return -(-count // LINE) * LINE
-
-
-Parts = str | tuple["Parts", ...]  # names of values, perhaps nested
-
-
-@dataclass(frozen=True, eq=False)
-class Bundle(Layer):
-    """Several values as one, perhaps nested."""
-
-    parts: Parts
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return tuple(_names(self.parts))
-
-    def shape(self, sizes: Sizes) -> object:
-        return _each(self.parts, sizes.shape)
-
-    def place(self, sizes: Sizes) -> object:
-        return _each(self.parts, sizes.place)
-
-
-def _names(parts: Parts) -> list[str]:
-    return [parts] if isinstance(parts, str) else [name for part in parts for name in _names(part)]
-
-
-def _each(parts: Parts, of: Callable[[str], object]) -> object:
-    return of(parts) if isinstance(parts, str) else tuple(_each(part, of) for part in parts)
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,12 @@ class Cat(Layer):
         return in_common(self.reads, known)
 
     def shape(self, sizes: Sizes) -> Axes:
-        shapes = [sizes.shape(name) for name in self.parts]
-        return tuple(torch.cat([torch.empty(shape, device="meta") for shape in shapes], self.dim).shape)
+        """torch's own cat of tensors without data imports its compiler, which takes seconds the first time."""
+        first, *others = (sizes.shape(name) for name in self.parts)
+        around = (first[: self.dim], first[self.dim + 1 :])
+        if any((shape[: self.dim], shape[self.dim + 1 :]) != around for shape in others):
+            raise ValueError(f"parts of sizes {[first, *others]} do not fit together along dimension {self.dim}")
+        return (*around[0], sum([shape[self.dim] for shape in others], first[self.dim]), *around[1])
 
     def place(self, sizes: Sizes) -> Place:
         return sizes.place(self.out)

@@ -65,6 +65,7 @@ class Sizes:
     buffers: list[Buffer] = field(default_factory=list)
     computed: dict[str, Any] = field(default_factory=dict)  # what torch made of the sizes
     settled: dict[str, Tensor] = field(default_factory=dict)  # of that, what kernels read
+    longest: dict[str, int] = field(default_factory=dict)  # of places that a layer finds: the length of the rows
     now: int = 0
 
     def filled(self) -> Sizes:
