@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -185,3 +186,11 @@ def copied_with_data(module: M) -> M:
     without (BatchNorm's buffers are such)."""
     with unset_fake_temporarily():
         return copy.deepcopy(module)
+
+
+def caller_level() -> int:
+    """The `stacklevel` at which a warning of the function that asks names the first line outside of this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]:
+        frame, level = frame.f_back, level + 1
+    return level

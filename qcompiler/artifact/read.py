@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from torch import Tensor
 
-from qcompiler.ambient import in_plain_torch
+from qcompiler.ambient import caller_level, in_plain_torch
 from qcompiler.artifact import container, format_1
 from qcompiler.artifact.forms import joined, tensors_of_form
 from qcompiler.artifact.header import check_program, further_forms, payload_of
@@ -40,7 +40,7 @@ def load(path: str | os.PathLike[str], modules: Mapping[str, object] | None = No
         header, tensors, version = read(file, os.fstat(file.fileno()).st_size)
     if version > FORMAT:
         text = f"{path}: written by format {version[0]}.{version[1]}, read as {FORMAT[0]}.{FORMAT[1]}"
-        warnings.warn(text, QCompilerWarning, stacklevel=3)
+        warnings.warn(text, QCompilerWarning, stacklevel=caller_level())
     with _named(str(path)):
         return _modules(str(path), header, tensors, given)
 

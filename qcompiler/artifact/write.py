@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from qcompiler.ambient import caller_level
 from qcompiler.artifact.container import chunks
 from qcompiler.artifact.foreign import check_name
 from qcompiler.artifact.layout import HEADER, OTHER_BACKEND, SEVERAL_FORMS
@@ -31,11 +32,11 @@ class MissingModulesWarning(UserWarning):
 
 def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[str, ...]:
     """`write`, for callers of this room."""
-    return write(module, path, stacklevel=3)
+    return write(module, path)
 
 
-def write(module: Executable | CallForms, path: str | os.PathLike[str], stacklevel: int) -> tuple[str, ...]:
-    """Writes the module to one file, atomically; the names that `load` will need, of which a warning tells at this level of the stack."""
+def write(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Writes the module to one file, atomically; the names that `load` will need, of which a warning tells."""
     check_converted(module)
     check_name(path)
     needed = tuple(dict.fromkeys(name for form in forms_of(module) for name in form._payload().needs))
@@ -44,7 +45,7 @@ def write(module: Executable | CallForms, path: str | os.PathLike[str], stacklev
         text = f"{path}: the file cannot hold float submodules and functions of your own: {names}; load it with modules={{name: module}}"
         sources = {name: source for form in forms_of(module) for name, source in form._payload().sources.items()}
         text += "".join(f"\n{name} is a statement of your model, as this function:\n{source}" for name, source in sources.items())
-        warnings.warn(text, MissingModulesWarning, stacklevel=stacklevel)
+        warnings.warn(text, MissingModulesWarning, stacklevel=caller_level())
     atomic_write(Path(path), _chunks(module))
     return needed
 

@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 from torch import fx
 
+from qcompiler.ambient import caller_level
 from qcompiler.errors import ConfigError, QCompilerWarning
 from qcompiler.executable import Executable
 from qcompiler.export.dims import DynamicShapes
@@ -21,7 +22,6 @@ from qcompiler.stages.quantized import Call, steps
 from qcompiler.workflow.exported import quantized_of
 
 NEEDS = 'pip install "qcompiler[onnx]"'
-CALLER = 5  # calls between the warning and the line of the user's that called export_onnx
 
 
 def export_onnx(module: object, path: str | os.PathLike[str], opset: int | None, dynamic_shapes: DynamicShapes) -> Path:
@@ -45,7 +45,7 @@ def _tell_overflow(graph: fx.GraphModule, table: Table) -> None:
             f"Runtime and OpenVINO cut such sums off without a word ({', '.join(unsafe[:3])}{', ...' * (len(unsafe) > 3)}). The file is "
             "right on CPUs with VNNI and on Arm; for one that is right on all, export what prepare_fx returned, or compile "
             "the module with isa=\"avx2\"",
-            QCompilerWarning, stacklevel=CALLER,
+            QCompilerWarning, stacklevel=caller_level(),
         )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from qcompiler.ambient import caller_level
 from qcompiler.artifact.layout import FORMAT, WEIGHTS
 from qcompiler.artifact.write import check_converted, write
 from qcompiler.debug.explain import Explanation
@@ -85,7 +86,7 @@ def save(module: Executable | CallForms, path: str | os.PathLike[str], measured:
     """
     figures = _figures(measured, path)
     if not is_folder(path):
-        return write(module, path, stacklevel=3)
+        return write(module, path)
     check_converted(module)
     folder = Path(path)
     try:
@@ -93,7 +94,7 @@ def save(module: Executable | CallForms, path: str | os.PathLike[str], measured:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ArtifactWriteError(f"{folder!s:.400}: cannot make the folder: {reason}") from error
-    needed = write(module, folder / WEIGHTS, stacklevel=3)
+    needed = write(module, folder / WEIGHTS)
     explanation = _explanation(module)
     described = _described(module, explanation, needed) | {"measured": figures}
     card = _card(described, explanation).encode("utf-8")
@@ -104,7 +105,7 @@ def save(module: Executable | CallForms, path: str | os.PathLike[str], measured:
     atomic_write(folder / CONFIG, [json.dumps(described, indent=2, sort_keys=True, allow_nan=False).encode("ascii"), b"\n"])
     if not ours:
         text = f"{folder / CARD} was written by somebody else, or edited: it is kept as it is"
-        warnings.warn(text, QCompilerWarning, stacklevel=2)
+        warnings.warn(text, QCompilerWarning, stacklevel=caller_level())
     return needed
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.traceback import get_current_meta, preserve_node_meta, set_current_meta
 
+from qcompiler.ambient import caller_level
 from qcompiler.errors import ConfigError, UnsupportedOpError
 from qcompiler.export.dims import DynamicShapes
 from qcompiler.export.ranges import code_limits
@@ -29,7 +30,6 @@ from qcompiler.stages.size_dims import Search
 from qcompiler.stages.size_runs import Place, Runner
 
 REGISTERS = "import torch.ao.quantization.fx._decomposed, or what brings it: executorch, torch._inductor"
-CALLER = 6  # calls between a warning and the line of the user's that called export_program
 HINT = "leave this out of the module that is exported, or write it so that data decides on no shape and on no branch"
 
 
@@ -168,7 +168,7 @@ def _tell_fixed(made: ExportedProgram, given: Given, search: Search, asked: Dyna
                           hint="leave it out of dynamic_shapes")  # fmt: skip
     text = ", ".join(f"dimension {axis} of {source!r}" for (source, axis), dim in fixed.items() if dim is not None)
     if text:
-        warnings.warn(f"torch.export holds {text} fixed, though the model takes other sizes", stacklevel=CALLER)
+        warnings.warn(f"torch.export holds {text} fixed, though the model takes other sizes", stacklevel=caller_level())
 
 
 def _fixed(made: ExportedProgram, given: Given) -> Iterator[Place]:

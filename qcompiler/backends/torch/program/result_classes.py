@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+from qcompiler.ambient import caller_level
 from qcompiler.backends import Stored
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.program import Program
@@ -32,7 +33,7 @@ def result_classes(program: Program, stored: Stored) -> dict[str, type]:
     if unknown := [name for name, form in forms.items() if name not in found and form != "named"]:
         text = (f"{stored.path}: results are plain records with the same fields in place of {', '.join(unknown)}; import the class, and "
                 "register it with torch.utils._pytree or give it as modules={name: class}, to have it")  # fmt: skip
-        warnings.warn(text, StandInWarning, stacklevel=6)
+        warnings.warn(text, StandInWarning, stacklevel=caller_level())
     return found
 
 
