@@ -15,6 +15,7 @@ import torch
 
 from qcompiler.backends.torch.kernels.table import TABLE
 from tests.children import WAITING
+from tests.test_native_export import build
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
@@ -97,7 +98,21 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
     if page == "docs/deployment.md" and shutil.which("g++"):  # its C++, against the header that its Python wrote
         (text,) = re.findall(r"^```\n(#include.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
         Path("main.cc").write_text(text)
-        subprocess.run(["g++", "-std=c++17", "-Wall", "-Werror", "-fsyntax-only", "-Ismall_c", "main.cc"], check=True, timeout=WAITING)
+        build(Path("small_c"), "model", "-shared", "-fPIC", main="")
+        command = [
+            "g++",
+            "-std=c++17",
+            "-Wall",
+            "-Werror",
+            "-Ismall_c",
+            "main.cc",
+            "small_c/program",
+            "-Wl,-rpath,$ORIGIN/small_c",
+            "-o",
+            "run",
+        ]
+        subprocess.run(command, check=True, timeout=WAITING)
+        subprocess.run([tmp_path / "run"], check=True, timeout=WAITING, cwd="small_c", env={})
 
 
 def anchors(page: Path) -> set[str]:

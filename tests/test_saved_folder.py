@@ -165,7 +165,7 @@ def test_what_was_measured(module: Any, tmp_path: Path) -> None:
     assert "| top-1 of 50 photos \\| test | 71.2 % |" in card and "Nothing was measured" not in card and "is not accuracy" in card
     assert json.loads((folder / "config.json").read_text())["measured"] == figures
     for wrong in ({"a": 1}, ["a"], "71 %"):
-        with pytest.raises(qc.ConfigError, match="no figures by name"):
+        with pytest.raises(qc.ConfigError, match="measured"):
             qc.save(module, folder, measured=wrong)  # type: ignore[arg-type]
     with pytest.raises(qc.ConfigError, match="has no card"):
         qc.save(module, tmp_path / "net.qc", measured=figures)

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.errors import ConfigError, QCompilerWarning
+from qcompiler.errors import ConfigError, QCompilerWarning, callers_level
 from qcompiler.executable import Executable
 from qcompiler.export.dims import DynamicShapes
 from qcompiler.export.onnx_qdq.target import AnyPair
@@ -23,7 +23,6 @@ from qcompiler.stages.quantized import Call, steps
 from qcompiler.workflow.exported import quantized_of
 
 NEEDS = 'pip install "qcompiler[onnx]"'
-CALLER = 5  # calls between the warning and the line of the user's that called export_onnx
 
 
 @in_plain_torch
@@ -62,7 +61,7 @@ def _tell_overflow(graph: fx.GraphModule, table: Table) -> None:
             f"Runtime and OpenVINO cut such sums off without a word ({', '.join(unsafe[:3])}{', ...' * (len(unsafe) > 3)}). The file is "
             "right on CPUs with VNNI and on Arm; for one that is right on all, export what prepare_fx returned, or compile "
             "the module with isa=\"avx2\"",
-            QCompilerWarning, stacklevel=CALLER,
+            QCompilerWarning, stacklevel=callers_level(),
         )  # fmt: skip
 
 

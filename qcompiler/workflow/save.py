@@ -9,7 +9,6 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from qcompiler.artifact.layout import FORMAT, WEIGHTS
 from qcompiler.artifact.write import check_converted, write
 from qcompiler.debug.explain import Explanation
 from qcompiler.errors import ArtifactWriteError, ConfigError, QCompilerWarning, callers_level
-from qcompiler.executable import Executable
+from qcompiler.executable import JSON, Executable
 from qcompiler.executable.call_forms import CallForms, forms_of
 from qcompiler.files.atomic import atomic_write
 from qcompiler.inputs.door import door
@@ -152,7 +151,7 @@ def _explanation(module: Executable | CallForms) -> Explanation | None:
 def _described(module: Executable | CallForms, explanation: Explanation | None, needed: tuple[str, ...]) -> dict[str, object]:
     """What config.json holds."""
     first = forms_of(module)[0]
-    payload: Any = first._payload().data
+    payload: JSON = first._payload().data
     program = payload.get("program")
     tensors = [value for value in module.state_dict().values() if isinstance(value, Tensor)]
     share = explanation.int8_mac_share if explanation else math.nan
@@ -166,7 +165,7 @@ def _described(module: Executable | CallForms, explanation: Explanation | None, 
     }  # fmt: skip
 
 
-def _card(described: dict[str, Any], explanation: Explanation | None) -> str:
+def _card(described: dict[str, JSON], explanation: Explanation | None) -> str:
     runs, engine, isa = described["backend"], described["engine"], described["isa"]
     if runs == "torch":  # another back end takes torch's kernels for parts at most
         runs += f", engine {engine}{f', compiled for {isa}' if isa else ''}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -10,10 +9,9 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.native.plan.codes import Codes
-from qcompiler.backends.native.plan.float_pointwise import FloatMap
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.place import Axes
-from qcompiler.backends.native.plan.planning import WHOLE, Argument, Sums
+from qcompiler.backends.native.plan.planning import WHOLE, Argument
 from qcompiler.backends.native.plan.settled import Computed
 from qcompiler.backends.native.plan.shape import View
 from qcompiler.backends.native.plan.sizes import Sizes
