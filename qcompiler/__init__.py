@@ -20,7 +20,6 @@ from qcompiler.api import (
     scales,
 )
 from qcompiler.artifact import load
-from qcompiler.backends.native.export import export_c
 from qcompiler.backends.native.regions import native_plan
 from qcompiler.backends.native.times import native_times
 from qcompiler.backends.torch.program.export import export_source
@@ -37,6 +36,7 @@ from qcompiler.errors import (
     TraceError,
     UnsupportedOpError,
 )
+from qcompiler.workflow.export_c import export_c
 from qcompiler.workflow.save import save
 
 __all__ = [

@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import fx, nn
 from torch.export import ExportedProgram
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.choices import Choices, choices_of
+from qcompiler.choices import BenchOptions, Choices, FuseOptions, QuantizeOptions, TuneOptions
 from qcompiler.compile.pass_manager import Pass
+from qcompiler.compile.rewrite import Rule
 from qcompiler.compile.settings import Settings
 from qcompiler.config.corrections import Corrections
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
 from qcompiler.export.dims import DynamicShapes
 from qcompiler.inputs.checks import check_named
+from qcompiler.inputs.door import door
 from qcompiler.ops.table import OPS, Table
 from qcompiler.tune.autotune import Task, search
 from qcompiler.tune.goal import Goal, check_numbers
@@ -34,23 +36,27 @@ from qcompiler.workflow.first_batch import first_batch
 from qcompiler.workflow.fuse import fuse
 from qcompiler.workflow.prepare import prepare
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 
 @in_plain_torch
+@door
 def fuse_fx(
-    model: nn.Module, example_inputs: Any = None, fuse_custom_config: Any = None, *, table: Table = OPS, rules: Sequence[Any] = (),
-    debug: Any = None, **options: Any
+    model: nn.Module, example_inputs: Any = None, fuse_custom_config: Any = None, *, table: Table = OPS, rules: Sequence[Rule] = (),
+    debug: Any = None, **options: Unpack[FuseOptions]
 ) -> fx.GraphModule:  # fmt: skip
     """The FUSED graph of a float model in eval mode: canonical ops, BatchNorm folded, clamps absorbed; values unchanged to 1e-5.
 
     `example_inputs`: tuple of the forward's arguments; None: found from the first layers, for a model that torch.fx can follow without
     values, since such a model has one graph for all sizes. Raises TraceError, ConfigError, NumericsError as prepare_fx does.
     """
-    strict, concrete_args, kwargs = (options.get(name) for name in ("strict", "concrete_args", "example_kwargs"))
-    settings = Settings(table, rules=tuple(rules), strict=bool(strict), concrete_args=concrete_args)
-    return fuse(model, (example_inputs, kwargs), fuse_custom_config, settings, debug)
+    settings = Settings(table, rules=tuple(rules), strict=options.get("strict", False), concrete_args=options.get("concrete_args"))
+    return fuse(model, (example_inputs, options.get("example_kwargs")), fuse_custom_config, settings, debug)
 
 
 @in_plain_torch
+@door
 def prepare_fx(
     model: nn.Module,
     qconfig_mapping: Any = None,
@@ -58,11 +64,11 @@ def prepare_fx(
     prepare_custom_config: Any = None,
     *,
     backend_config: Any = None,
-    example_kwargs: Mapping[str, Any] | None = None,
+    example_kwargs: Mapping[str, object] | Sequence[object] | None = None,
     concrete_args: Mapping[str, Any] | None = None,
     strict: bool = False,
     table: Table = OPS,
-    rules: Sequence[Any] = (),
+    rules: Sequence[Rule] = (),
     passes: Sequence[Pass] = (),
     backend: str = "torch",
     engine: str | None = None,
@@ -92,6 +98,7 @@ def prepare_fx(
 
 
 @in_plain_torch
+@door
 def prepare_qat_fx(
     model: nn.Module,
     qconfig_mapping: Any = None,
@@ -99,11 +106,11 @@ def prepare_qat_fx(
     prepare_custom_config: Any = None,
     *,
     backend_config: Any = None,
-    example_kwargs: Mapping[str, Any] | None = None,
+    example_kwargs: Mapping[str, object] | Sequence[object] | None = None,
     concrete_args: Mapping[str, Any] | None = None,
     strict: bool = False,
     table: Table = OPS,
-    rules: Sequence[Any] = (),
+    rules: Sequence[Rule] = (),
     passes: Sequence[Pass] = (),
     backend: str = "torch",
     engine: str | None = None,
@@ -125,8 +132,9 @@ def prepare_qat_fx(
 
 
 @in_plain_torch
+@door
 def convert_to_reference_fx(
-    prepared: object, *, allow_uncalibrated: str = "error", keep_float: Iterable[str] = (),
+    prepared: object, *, allow_uncalibrated: str = "error", keep_float: str | Iterable[str] = (),
     corrections: Corrections | None = None, debug: object = None
 ) -> fx.GraphModule:  # fmt: skip
     """The QUANTIZED graph: explicit quantize and dequantize around float ops; runs in plain torch, on plain integer tensors.
@@ -137,9 +145,10 @@ def convert_to_reference_fx(
 
 
 @in_plain_torch
+@door
 def convert_fx(
     prepared: Any, backend: str | None = None, *, convert_custom_config: Any = None, allow_uncalibrated: str = "error",
-    check_parity: bool = True, keep_float: Iterable[str] = (), corrections: Corrections | None = None, debug: Any = None
+    check_parity: bool = True, keep_float: str | Iterable[str] = (), corrections: Corrections | None = None, debug: Any = None
 ) -> Executable:  # fmt: skip
     """Compiles a calibrated module of prepare_fx, or a trained one of prepare_qat_fx, to an int8 module for the CPU.
 
@@ -158,8 +167,15 @@ def convert_fx(
 
 
 @in_plain_torch
+@door
 def quantize(
-    model: nn.Module, calibration_data: Any, qconfig_mapping: Any = None, *, progress: bool = True, debug: Any = None, **options: Any
+    model: nn.Module,
+    calibration_data: Any,
+    qconfig_mapping: Any = None,
+    *,
+    progress: bool = True,
+    debug: Any = None,
+    **options: Unpack[QuantizeOptions],
 ) -> Executable:
     """Float model and calibration data in, int8 module out: prepare_fx, calibrate, convert_fx. The first batch is the example.
 
@@ -167,18 +183,20 @@ def quantize(
     `example_kwargs`.
     """
     data, inputs, kwargs = first_batch(calibration_data)
-    forms = options.pop("example_kwargs", None)
-    forms = kwargs or None if forms is None or (isinstance(forms, Mapping) and not forms) else forms
-    prepared = prepare_fx(model, qconfig_mapping, inputs, example_kwargs=forms, debug=debug, **options)
+    forms = options.get("example_kwargs")
+    options["example_kwargs"] = kwargs or None if forms is None or (isinstance(forms, Mapping) and not forms) else forms
+    prepared = prepare_fx(model, qconfig_mapping, inputs, debug=debug, **options)
     calibrate(prepared, data, progress=progress)
     module: Executable = convert_fx(prepared, debug=debug)
     return module
 
 
 @in_plain_torch
+@door
 def bench(
     model: nn.Module, data: Any, *, modules: Mapping[str, nn.Module] | None = None, backends: Sequence[str] | None = None,
-    scripted: bool = True, rounds: int = 50, warmup: int = 5, threads: int | None = None, **options: Any
+    scripted: bool = True, rounds: int = 50, warmup: int = 5, threads: int | None = None,
+    **options: Unpack[BenchOptions]
 ) -> Bench:  # fmt: skip
     """Times a float model, what each back end makes of it, and their scripts, in turn in one run, on the first batch of `data`.
 
@@ -201,6 +219,7 @@ def bench(
 
 
 @in_plain_torch
+@door
 def autotune(
     model: nn.Module,
     data: object,
@@ -214,8 +233,10 @@ def autotune(
     backend: str = "torch",
     log: str | Path | None = None,
     progress: bool = True,
-    example_kwargs: object = None,
-    **options: object,
+    example_kwargs: Mapping[str, object] | Sequence[object] | None = None,
+    group: ProcessGroup | None = None,
+    timeout: float = 1800.0,
+    **options: Unpack[TuneOptions],
 ) -> Tuned:
     """The most accurate int8 module of a float model that a search finds, without labels: `print` shows what it tried and what helped.
 
@@ -226,44 +247,49 @@ def autotune(
     is enough, in the metric's unit, without one in dB ("25dB": in dB in any case); the search ends there. `latency`: what a held-out
     batch may take at most, in ms, or "0.5x", in parts of the float model's time. `seconds`: a bound on all of it: a step that cannot end
     in time is not begun, or done on less data; what `quantize` does is done in any case. `log`: a file from which an interrupted search
-    goes on. An interrupt (Ctrl-C) ends the search with the best so far. `options`: those of prepare_fx.
-    Raises ConfigError before the work for arguments that mean nothing, CalibrationError for fewer than two batches, and what prepare_fx
-    and convert_fx raise.
+    goes on. An interrupt (Ctrl-C) ends the search with the best so far. `group`: of torch.distributed, whose processes call this together,
+    each with its share of the data; all get the same corrections, and rank 0 keeps the log. `options`: those of prepare_fx.
+    Raises ConfigError before the work for arguments that mean nothing, CalibrationError for fewer than two batches and for a rank that
+    fails or does not answer for `timeout` seconds, and what prepare_fx and convert_fx raise.
     """
     check_numbers(seconds, holdout, seed)
     if metric is not None and not callable(metric):
         raise ConfigError(f"metric is a function of outputs and batch, not a {type(metric).__name__}", code="tune-metric")
     goal = Goal.of(target, latency, metric is not None)
-    task = Task(goal, metric, seconds, holdout, seed, log, progress)
-    return search(model, data, task, choices_of(backend=backend, **options), example_kwargs)
+    task = Task(goal, metric, seconds, holdout, seed, log, progress, group, timeout)
+    return search(model, data, task, {**options, "backend": backend}, example_kwargs)
 
 
 @in_plain_torch
+@door
 def export_onnx(
     module: nn.Module, path: str | os.PathLike[str], *, opset: int | None = None, dynamic_shapes: DynamicShapes = None
 ) -> Path:  # fmt: skip
-    """Writes a calibrated module of prepare_fx, or a trained one of prepare_qat_fx, as an ONNX file with QuantizeLinear and
-    DequantizeLinear, which ONNX Runtime, OpenVINO and others run in int8; returns the path.
+    """Writes a calibrated, trained, converted or loaded module as an ONNX file with QuantizeLinear and DequantizeLinear, which ONNX
+    Runtime, OpenVINO and others run in int8; returns the path.
 
-    `module`: prepared with `backend="onnx"` for the most int8 and the fewest surprises, but any other back end will do; a graph of
-    convert_to_reference_fx is written as it is. `opset`: 18 to 23, default 18. `dynamic_shapes`: which sizes of the inputs may change, as
+    `module`: prepared with `backend="onnx"` for the most int8 and the fewest surprises, but any other back end will do. A graph of
+    convert_to_reference_fx is written as it is, and so is what a converted or loaded module computes: its own integers, with a warning
+    where they need a CPU with VNNI. `opset`: 18 to 23, default 18. `dynamic_shapes`: which sizes of the inputs may change, as
     `{"x": {0: "batch"}}` or `{"x": ("batch", None, "height", "width")}`; None: all that the model lets change, under the names that
     docs/quantized.md has; `{}`: none. Inputs and results have the names of the model, those in containers by their path. Tensors beyond
     2 GB stand beside the file, in `<name>.data`. Needs the extra `onnx`.
-    Raises UnsupportedOpError with every call that has no ONNX form, ConfigError for settings, for a converted module and where the extra is
-    missing, CalibrationError as convert_fx does, ArtifactWriteError.
+    Raises UnsupportedOpError with every call that has no ONNX form, ConfigError for settings, for a converted module that keeps no
+    graph and where the extra is missing, CalibrationError as convert_fx does, ArtifactWriteError.
     """
     return write_onnx(module, path, opset, dynamic_shapes)
 
 
 @in_plain_torch
+@door
 def export_program(module: nn.Module, *, dynamic_shapes: DynamicShapes = None, ops: str = "aten") -> ExportedProgram:
-    """The torch.export.ExportedProgram of a calibrated module of prepare_fx, or a trained one of prepare_qat_fx.
+    """The torch.export.ExportedProgram of a calibrated, trained, converted or loaded module.
 
     `torch.export.save` writes it as a `.pt2` file that needs torch alone. Weights stay int8; int8 ops stand between rounding to codes and
     reading them back. `module`: prepared with `backend="reference"` for the most int8, but any other back end will do; a graph of
-    convert_to_reference_fx is taken as it is. `dynamic_shapes`: which sizes of the inputs may change, as `{"x": {0: "batch"}}` or
-    `{"x": ("batch", None)}`, with a torch.export.Dim for a name where the size has ends; None: all that the model lets change; `{}`: none.
+    convert_to_reference_fx is taken as it is, and so is what a converted or loaded module computes. `dynamic_shapes`: which sizes of the
+    inputs may change, as `{"x": {0: "batch"}}` or `{"x": ("batch", None)}`, with a torch.export.Dim for a name where the size has ends;
+    None: all that the model lets change; `{}`: none.
     `ops`: "aten" spells the rounding in plain ops, with the bits of the graph of convert_to_reference_fx; "quantized_decomposed" in the ops
     that ExecuTorch, XNNPACK and Inductor look for, where the process has registered them. LSTM and GRU compute in floats.
     Warns of a size that torch.export holds fixed. Raises UnsupportedOpError for a call that it cannot take, ConfigError for settings and
@@ -273,18 +299,6 @@ def export_program(module: nn.Module, *, dynamic_shapes: DynamicShapes = None, o
 
 
 __all__ = [
-    "autotune",
-    "bench",
-    "calibrate",
-    "convert_fx",
-    "convert_to_reference_fx",
-    "explain",
-    "export_onnx",
-    "export_program",
-    "fuse_fx",
-    "prepare_fx",
-    "prepare_qat_fx",
-    "quantize",
-    "remarks",
-    "scales",
+    "autotune", "bench", "calibrate", "convert_fx", "convert_to_reference_fx", "explain", "export_onnx", "export_program", "fuse_fx",
+    "prepare_fx", "prepare_qat_fx", "quantize", "remarks", "scales",
 ]  # fmt: skip

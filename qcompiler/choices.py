@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from torch import fx, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from qcompiler.backends import backend_of
+from qcompiler.compile.pass_manager import Pass
 from qcompiler.compile.rewrite import Rule
 from qcompiler.compile.settings import Settings
 from qcompiler.config.backend_config import as_backend_config
 from qcompiler.config.custom_config import PrepareCustomConfig, as_config
 from qcompiler.config.qconfig_mapping import QConfigMapping, as_mapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
-from qcompiler.errors import ConfigError
 from qcompiler.inputs.checks import check_eval, check_model, check_training
-from qcompiler.inputs.near_names import near_names
 from qcompiler.ir.types import Stage
 from qcompiler.ops.table import OPS, Table
 from qcompiler.qat.ops import training_table
@@ -31,28 +30,56 @@ def check_float(model: nn.Module) -> None:
         verify(model, Stage.TRACED)
 
 
-class Choices(TypedDict, total=False):
-    """What prepare_fx and prepare_qat_fx take beside the model and its example inputs, in any form that they take it in."""
+class Options(TypedDict, total=False):
+    """What every compile takes beside the model, its qconfigs and its data."""
 
-    qconfig_mapping: object
     prepare_custom_config: object
     backend_config: object
-    concrete_args: Mapping[str, Any] | None
+    concrete_args: Mapping[str, object] | None
     strict: bool
     table: Table
     rules: Sequence[Rule]
-    backend: str
     engine: str | None
     isa: str | None
 
 
-def choices_of(**options: object) -> Choices:
-    """The options of prepare_fx by name. Raises ConfigError for others."""
-    if unknown := sorted(set(options) - set(Choices.__annotations__)):
-        near = near_names(unknown[0], sorted(Choices.__annotations__))
-        raise ConfigError(f"there is no option {unknown[0]}", code="option", hint=f"did you mean {', '.join(near)}?" if near else None)
-    made: Choices = options  # type: ignore[assignment]
-    return made
+class Choices(Options, total=False):
+    """What prepare_fx and prepare_qat_fx take beside the model and its example inputs, in any form that they take it in."""
+
+    qconfig_mapping: object
+    backend: str
+
+
+class QuantizeOptions(Options, total=False):
+    """What `quantize` hands on to prepare_fx."""
+
+    backend: str
+    example_kwargs: Mapping[str, object] | Sequence[object] | None
+    passes: Sequence[Pass]
+
+
+class BenchOptions(Options, total=False):
+    """What `bench` hands on to `quantize`."""
+
+    qconfig_mapping: object
+    example_kwargs: Mapping[str, object] | Sequence[object] | None
+    passes: Sequence[Pass]
+    progress: bool
+    debug: object
+
+
+class TuneOptions(Options, total=False):
+    """What `autotune` compiles with."""
+
+    qconfig_mapping: object
+
+
+class FuseOptions(TypedDict, total=False):
+    """What `fuse_fx` traces with."""
+
+    concrete_args: Mapping[str, object] | None
+    example_kwargs: Mapping[str, object] | None
+    strict: bool
 
 
 def settings_for(model: nn.Module, trains: bool = False, **choices: Unpack[Choices]) -> Settings:

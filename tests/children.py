@@ -94,13 +94,23 @@ class Log:
                 stream.write(f"{line}\n")
 
 
-def run(command: Sequence[str], first: int, count: int, log: Log, environment: Mapping[str, str] | None = None) -> Results:
-    """All cases. `command`: module and options; it runs with --work FIRST COUNT, anew after a crash and after CHUNK cases."""
+def run(
+    command: Sequence[str], first: int, count: int, log: Log, environment: Mapping[str, str] | None = None, chunk: int = CHUNK
+) -> Results:
+    """All cases; each bad one, and how many are done, is told on stderr as it comes.
+
+    `command`: module and options; it runs with --work FIRST COUNT, anew after a crash and after `chunk` cases.
+    """
     variables = os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment or {})
     while (start := next((n for n in range(first, first + count) if n not in log.done), None)) is not None:
-        length = next((n for n in range(CHUNK) if start + n == first + count or start + n in log.done), CHUNK)
+        length = next((n for n in range(chunk) if start + n == first + count or start + n in log.done), chunk)
         for case in _child([sys.executable, "-m", *command, "--work", str(start), str(length)], variables, start):
             log.add(*case)
+            if not case[2]:
+                print(f"number {case[0]}: {case[1]}", file=sys.stderr, flush=True)
+        done = sum(first <= n < first + count for n in log.done)
+        bad = sum(not log.done[n][1] for n in log.done if first <= n < first + count)
+        print(f"{done} of {count} done, {bad} bad", file=sys.stderr, flush=True)
     results = Results()
     for number in range(first, first + count):
         results.add(number, *log.done[number])

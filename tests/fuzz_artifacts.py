@@ -153,7 +153,7 @@ def mutated(data: bytes, seed: int) -> bytes:
     else:
         _mutate_header(rng, header)
     table = header.pop(TABLE, {})
-    return whole(json.dumps(header, sort_keys=True).encode(), table, bytes(body))
+    return whole(json.dumps(header, sort_keys=True).encode(), table if isinstance(table, dict) else {}, bytes(body))
 
 
 # ---- what is done with each
@@ -216,7 +216,7 @@ def run(count: int, seed: int, datas: list[bytes], log: Path | None = None) -> c
             file.write_bytes(data)
         command = ["tests.fuzz_artifacts", *(word for file in files for word in ("--file", str(file)))]
         done = children.Log(log, *(hashlib.sha256(data).hexdigest() for data in datas))
-        return children.run(command, seed, count, done, native_cache(Path(folder)))
+        return children.run(command, seed, count, done, native_cache(Path(folder)), chunk=1000)
 
 
 def main() -> int:

@@ -25,9 +25,9 @@ from tests.ranked import OBSERVERS, batches, prepared
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 
-def run(scenario: str, size: int, folder: Path) -> list[str]:
+def run(scenario: str, size: int, folder: Path, module: str = "tests.ranked") -> list[str]:
     """What each rank printed; the ranks are processes of this machine that meet through a file."""
-    command = [sys.executable, "-m", "tests.ranked", scenario, str(size), str(folder)]
+    command = [sys.executable, "-m", module, scenario, str(size), str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     children = [
         subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)

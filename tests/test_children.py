@@ -19,7 +19,9 @@ def test_each_way_to_fail_is_told_with_its_number(capfd: pytest.CaptureFixture[s
     assert "signal 6 at the exit behind" in bad[9]
     assert found.outcomes == {"even": 5, "odd": 1, "BAD": 4}
     assert children.report(found) == 1
-    assert "number 3: CRASH" in capfd.readouterr().out
+    told = capfd.readouterr()
+    assert "number 3: CRASH" in told.out
+    assert "number 3: CRASH" in told.err and told.err.endswith("10 of 10 done, 4 bad\n")  # as they came
 
 
 def test_a_run_goes_on_behind_its_log(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def test_efficientnet_lite0(tmp_path: Path) -> None:
     assert "http://" not in page and "https://" not in page  # self-contained
     assert (tmp_path / "efficientnet-lite0.qc").is_file()
     assert list((tmp_path / "program").glob("*.py"))
+    assert "s without labels" in text and (tmp_path / "tuned" / "report.html").is_file()
 
 
 @pytest.mark.slow
@@ -88,6 +89,15 @@ def test_qat_digits() -> None:
     pytest.importorskip("sklearn")
     text = run("qat_digits.py", "--quick")
     assert text.count("100.0 % same class") == 2 and "8 bits" in text and "4 bits" in text
+
+
+@pytest.mark.slow
+def test_autotune(tmp_path: Path) -> None:
+    """The tuned network is right more often than what it began with."""
+    pytest.importorskip("sklearn")
+    text = run("autotune.py", "--quick", "--out", str(tmp_path))
+    float_, default, tuned = (float(share) for share in re.findall(r"([\d.]+) % +│", text))
+    assert default + 1 < tuned <= float_ + 1 and (tmp_path / "report.html").is_file()
 
 
 def test_custom_op() -> None:

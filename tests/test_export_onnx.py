@@ -255,8 +255,6 @@ def test_what_it_takes(tmp_path: Path) -> None:
         (got,) = run(session(path), X)
         with torch.no_grad():
             assert float(compute_sqnr(model(X), got)) > 30, backend
-    with pytest.raises(qcompiler.ConfigError, match="give what prepare_fx returned"):
-        qcompiler.export_onnx(qcompiler.convert_fx(prepared(model, (X,), backend="torch")), path)
     with pytest.raises(qcompiler.ConfigError, match="prepare_fx"):
         qcompiler.export_onnx(model, path)
     forms = qcompiler.prepare_fx(model, None, (), example_kwargs=[{"x": X}, ((X[:1],), {})], backend="onnx")

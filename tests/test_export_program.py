@@ -347,8 +347,6 @@ def test_what_it_takes(ready: fx.GraphModule, graph: fx.GraphModule) -> None:
         got = qcompiler.export_program(prepared(Net(), X, backend=backend), dynamic_shapes={}).module()(X)
         with torch.no_grad():
             assert float(compute_sqnr(Net()(X)["logits"], got["logits"])) > 30, backend
-    with pytest.raises(qcompiler.ConfigError, match=r"export_program\(prepared, ...\)"):
-        qcompiler.export_program(qcompiler.convert_fx(prepared(Net(), X, backend="torch")))
     with pytest.raises(qcompiler.ConfigError, match="prepare_fx"):
         qcompiler.export_program(Net())
     forms = qcompiler.prepare_fx(Net().eval(), None, (), example_kwargs=[{"x": X}, ((X[:1],), {})], backend="reference")

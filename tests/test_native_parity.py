@@ -46,6 +46,8 @@ STEPS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a result": lambda net, x: x + net.last(net.norm(x)),
     "a dynamic layer between": lambda net, x: net.last(net.layer(x[None])[0][0]) + net.layer(x[None])[0][0],
     "read before its rounding, too": lambda net, x: net.last(v := x / (1 + x.abs())) * 0.5 + v,
+    "two of them": lambda net, x: net.last(w := F.elu(net.norm(v := F.elu(net.first(x))))) + v * w + F.elu(w),
+    "rounded again outside": lambda net, x: net.last(v := net.first(x)) - v[v >= v.mean()].max(),
     "softmax": lambda net, x: net.last(net.first(x).softmax(-1)),
 }
 
@@ -60,6 +62,8 @@ def trained(name: str) -> tuple[Any, nn.Module, Tensor]:
 @pytest.mark.parametrize("name", STEPS)
 def test_convert_finds_what_training_simulated(name: str) -> None:
     prepared, module, x = trained(name)
+    names = [step.name for step in module._steps().steps]  # type: ignore[operator]
+    assert len(names) == len(set(names))  # two of one name would stand for each other
     found = parity(prepared, module, [x, randn(5, 8, seed=3)])
     assert found.holds and found.worst <= 1, found
     assert any(not difference.is_float for difference in found.differences)  # values inside are compared in steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcompiler
-from tests.onnx_runs import run, session
+from qcompiler.debug import compute_sqnr
+from tests.onnx_runs import run, run_in_openvino, session
 
 
 class Named(nn.Module):
@@ -54,10 +56,36 @@ def test_one_name_for_two_sizes_is_refused(tmp_path: Path) -> None:
         qcompiler.export_onnx(made, tmp_path / "two.onnx", dynamic_shapes={"x": {2: "n", 3: "n"}})
 
 
-def test_antialias_is_refused(tmp_path: Path) -> None:
-    """ONNX Runtime 1.32 differs from torch in most pixels."""
+class Smooths(nn.Module):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.conv, self.settings = nn.Conv2d(3, 4, 3, padding=1), settings
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.conv(x), antialias=True, **self.settings)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("settings", [
+    {"size": (5, 4)}, {"size": (5, 4), "align_corners": True}, {"size": 23}, {"scale_factor": (0.4, 0.7)}, {"scale_factor": 0.37},
+    {"scale_factor": 0.37, "recompute_scale_factor": True}, {"scale_factor": (0.37, 1.8), "align_corners": True},
+], ids=str)  # fmt: skip
+def test_antialias(mode: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """torch's own weights, in both runtimes: the op Resize has others."""
+    torch.manual_seed(0)
+    model, x = Smooths(mode=mode, **settings).eval(), torch.randn(2, 3, 17, 13)
+    made = qcompiler.prepare_fx(model, qcompiler.QConfigMapping().set_global(None), (x,), backend="onnx")
+    qcompiler.calibrate(made, [x], progress=False)
+    path = qcompiler.export_onnx(made, tmp_path / "small.onnx", dynamic_shapes={"x": {0: "n"}} if "size" in settings else {})
+    given = torch.randn(3 if "size" in settings else 2, 3, 17, 13)
+    expected = model(given)
+    torch.testing.assert_close(run(session(path), (given,))[0], expected, atol=2e-5, rtol=1e-5)
+    assert compute_sqnr(expected, run_in_openvino(path, (given,))[0][0]) > 40  # it computes floats in bfloat16 where the CPU has that
+
+
+def test_antialias_of_a_size_that_changes_is_refused(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 8, 8)
     made = qcompiler.prepare_fx(TwoSizes().eval(), None, (x, "yes"), backend="onnx")
     qcompiler.calibrate(made, [(x, "yes")], progress=False)
-    with pytest.raises(qcompiler.UnsupportedOpError, match="antialias"):
-        qcompiler.export_onnx(made, tmp_path / "small.onnx", dynamic_shapes={})
+    with pytest.raises(qcompiler.UnsupportedOpError, match=r"antialias.*dynamic_shapes=\{\} holds"):
+        qcompiler.export_onnx(made, tmp_path / "small.onnx")

@@ -21,6 +21,11 @@ def drawn(seed: int, groups: int = 2, channels: int = 3, products: int = 6, rows
     return rounded, weight, rows_of_float @ weight.mT
 
 
+def moments_of(rows: Tensor, results: Tensor) -> Moments:
+    n = rows.shape[1]
+    return Moments((rows.mT @ rows).double() / n, (results.mT @ rows).double() / n)
+
+
 def grid_for(weight: Tensor, low: int = -8, high: int = 7) -> Grid:
     scale = weight.abs().amax(-1, keepdim=True).double() / high
     return Grid(scale, torch.zeros_like(scale), low, high)
@@ -36,7 +41,7 @@ def test_never_worse_than_the_start(seed: int) -> None:
     rows, weight, results = drawn(seed)
     grid = grid_for(weight)
     start = grid.nearest(weight.double())
-    found = reconstructed(weight.double(), start, Moments.of(rows, results), grid, 0.01)
+    found = reconstructed(weight.double(), start, moments_of(rows, results), grid, 0.01)
     before, after = error(start, grid, rows, results), error(found, grid, rows, results)
     assert bool((after <= before * (1 + 1e-5)).all()) and after.sum() < before.sum()
     assert bool((found == found.round()).all()) and grid.low <= float(found.min()) <= float(found.max()) <= grid.high
@@ -48,7 +53,7 @@ def test_near_to_the_best_of_all() -> None:
     for seed in range(10):
         rows, weight, results = drawn(seed, groups=1, channels=2, products=4)
         grid = grid_for(weight, -2, 2)
-        found = reconstructed(weight.double(), grid.nearest(weight.double()), Moments.of(rows, results), grid, 0.01)
+        found = reconstructed(weight.double(), grid.nearest(weight.double()), moments_of(rows, results), grid, 0.01)
         tried = torch.tensor(list(itertools.product(range(-2, 3), repeat=4))).double()
         least = torch.stack([error(code.expand(1, 2, 4), grid, rows, results) for code in tried]).amin(0)
         ratios.append(error(found, grid, rows, results) / least)
@@ -58,7 +63,7 @@ def test_near_to_the_best_of_all() -> None:
 
 def test_the_error_is_what_the_definition_says() -> None:
     rows, weight, results = drawn(3)
-    moments, grid = Moments.of(rows.double(), results.double()), grid_for(weight)
+    moments, grid = moments_of(rows.double(), results.double()), grid_for(weight)
     one, two = grid.nearest(weight.double()), grid.nearest(weight.double() * 0.9)
     wanted = error(one, grid, rows, results) - error(two, grid, rows, results)
     torch.testing.assert_close(moments.error(grid.real(one)) - moments.error(grid.real(two)), wanted)
@@ -75,7 +80,7 @@ def test_the_best_real_weight_is_what_is_rounded() -> None:
     """W0 = W + (C - W H)(H + d)^-1: steps so small that nothing is lost show it."""
     rows, weight, results = drawn(4)
     grid = Grid(torch.full((2, 3, 1), 2.0**-16).double(), torch.zeros(2, 3, 1).double(), -(2**22), 2**22)
-    moments = Moments.of(rows, results)
+    moments = moments_of(rows, results)
     wanted = weight.double() + torch.linalg.solve(moments.damped(0.1), moments.c - weight.double() @ moments.h, left=False)
     torch.testing.assert_close(grid.real(sequential(weight.double(), moments, grid, 0.1)), wanted, rtol=1e-3, atol=1e-4)
 
@@ -89,7 +94,7 @@ def test_codes_stay_within_what_the_sums_hold() -> None:
     def holds(codes: Tensor) -> Tensor:
         return codes.abs().sum(-1) <= 9
 
-    found = reconstructed(weight.double(), start, Moments.of(rows, results), grid, 0.01, holds)
+    found = reconstructed(weight.double(), start, moments_of(rows, results), grid, 0.01, holds)
     assert bool(holds(found).all()) and bool((error(found, grid, rows, results) < error(start, grid, rows, results)).all())
 
 
@@ -97,13 +102,13 @@ def test_products_that_are_always_zero_cost_nothing() -> None:
     rows, weight, results = drawn(2)
     rows[..., 1] = 0
     grid = grid_for(weight)
-    found = reconstructed(weight.double(), grid.nearest(weight.double()), Moments.of(rows, results), grid, 0.01)
+    found = reconstructed(weight.double(), grid.nearest(weight.double()), moments_of(rows, results), grid, 0.01)
     assert bool(torch.isfinite(found).all())
 
 
 def test_descent_ends_where_no_single_code_can_move() -> None:
     rows, weight, results = drawn(5, groups=1, channels=1)
-    moments, grid = Moments.of(rows, results), grid_for(weight)
+    moments, grid = moments_of(rows, results), grid_for(weight)
     codes = descended(grid.nearest(weight.double()), moments.h, moments.c, grid, sweeps=50)
     least = error(codes, grid, rows, results)
     for at, step in itertools.product(range(codes.shape[-1]), (-1, 1)):

@@ -156,6 +156,21 @@ def test_the_cards_code_runs(module: Any, tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(names["model"](X), module(X))
 
 
+def test_what_was_measured(module: Any, tmp_path: Path) -> None:
+    """The card has the figures that it is given, and else says that there are none."""
+    folder, figures = Path(saved(module, tmp_path)), {"top-1 of 50 photos | test": "71.2 %"}
+    assert "Nothing was measured" in (folder / "README.md").read_text()
+    qc.save(module, folder, measured=figures)
+    card = (folder / "README.md").read_text()
+    assert "| top-1 of 50 photos \\| test | 71.2 % |" in card and "Nothing was measured" not in card and "is not accuracy" in card
+    assert json.loads((folder / "config.json").read_text())["measured"] == figures
+    for wrong in ({"a": 1}, ["a"], "71 %"):
+        with pytest.raises(qc.ConfigError, match="no figures by name"):
+            qc.save(module, folder, measured=wrong)  # type: ignore[arg-type]
+    with pytest.raises(qc.ConfigError, match="has no card"):
+        qc.save(module, tmp_path / "net.qc", measured=figures)
+
+
 def test_what_stays_float_and_what_load_needs(with_leaf: Any, tmp_path: Path) -> None:
     with pytest.warns(qc.artifact.MissingModulesWarning) as caught:
         assert qc.save(with_leaf, f"{tmp_path}/a/") == ("between",)

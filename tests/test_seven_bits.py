@@ -14,6 +14,7 @@ import qcompiler.config.qconfig as ready
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, prepare_fx, prepare_qat_fx, remarks
 from qcompiler.backends.torch.program.once import quantized_engine
 from qcompiler.backends.torch.program.other_cpu import OtherCPUWarning
+from qcompiler.backends.torch.site import INSTRUCTION_SETS, host_isa
 from qcompiler.errors import PassError
 from qcompiler.fake_quantize import default_fake_quant, default_weight_fake_quant
 from qcompiler.ir.types import QParams, quant_of
@@ -200,3 +201,18 @@ def test_a_module_is_looked_at_for_its_first_calls_alone(monkeypatch: pytest.Mon
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         module(codes(2, 8, largest=255))
+
+
+@pytest.mark.parametrize(
+    ("variable", "limit", "isa"),
+    [("ONEDNN_MAX_CPU_ISA", "AVX2", "avx2"), ("ONEDNN_MAX_CPU_ISA", "avx512_core", "avx512"), ("DNNL_MAX_CPU_ISA", "AVX2_VNNI", "avx2"),
+     ("FBGEMM_ENABLE_INSTRUCTIONS", "AVX2", "avx2"), ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX", host_isa()),
+     ("DNNL_MAX_CPU_ISA", "ALL", host_isa())],
+)  # fmt: skip
+def test_what_the_environment_limits_kernels_to_is_the_instruction_set(
+    monkeypatch: pytest.MonkeyPatch, variable: str, limit: str, isa: str
+) -> None:
+    """oneDNN limited to AVX2 adds in 16 bits on a CPU with VNNI, too."""
+    here = host_isa()
+    monkeypatch.setenv(variable, limit)
+    assert host_isa() == (min(isa, here, key=INSTRUCTION_SETS.index) if here in INSTRUCTION_SETS else here)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from qcompiler.artifact.graph_note import GRAPH
 from qcompiler.executable.noted import LARGEST, ROWS
 from qcompiler.files.faults import corrupt
 from qcompiler.inputs.checks import MARK
@@ -53,6 +54,7 @@ _HOLDS: Mapping[str, Callable[[object], bool]] = {
     REMARKS: lambda data: _list(data, REMARK, REMARK_OPTIONAL),
     WEIGHTS: _checksums,
     ITEMS: _containers,
+    GRAPH: lambda data: isinstance(data, dict) and type(data.get("version")) is int,  # all else is checked where it is read
 }
 
 

@@ -21,9 +21,11 @@ from qcompiler.backends import Stored, backend_of, names
 from qcompiler.errors import ArtifactError, ConfigError, QCompilerError, QCompilerWarning
 from qcompiler.executable import Executable
 from qcompiler.files.faults import corrupt
+from qcompiler.inputs.door import door
 
 
 @in_plain_torch
+@door
 def load(path: str | os.PathLike[str], modules: Mapping[str, object] | None = None) -> Executable:
     """The module that `save` wrote, from a file or a folder; of several call forms, one with all of them, in `call_forms`.
 

@@ -8,14 +8,15 @@ from typing import Annotated
 import typer
 
 import qcompiler
-from qcompiler.cli.commands import MEAN, STD, Mean, Modules, Size, Std, app, clean_errors, console, load
+from qcompiler.cli.commands import app, clean_errors, console, load
 from qcompiler.cli.data import Preprocess, about_files, find_batches
-from qcompiler.cli.debugging import Data, Json, Limit, Weights
 from qcompiler.cli.models import load_model
+from qcompiler.cli.options import IMAGES, Data, Json, Limit, Modules, Weights, takes_images
 
 
 @app.command()
 @clean_errors
+@takes_images
 def bench(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A MODEL as `quantize` takes it, or a file that `quantize` wrote.")],
     data: Data,
@@ -26,9 +27,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: those that it takes by itself.", min=1)] = None,
     scripted: Annotated[bool, typer.Option(help="Time the TorchScript of each as well.")] = True,
     limit: Limit = 32,
-    size: Size = 224,
-    mean: Mean = MEAN,
-    std: Std = STD,
+    preprocess: Preprocess = IMAGES,
     modules: Modules = None,
     json: Json = False,
 ) -> None:
@@ -36,9 +35,9 @@ def bench(
 
     `qcompiler bench torchvision:mobilenet_v2 --data photos/ --threads 1`
     """
-    batches = find_batches(data, Preprocess.of(size, mean, std), batch, limit)
+    batches = find_batches(data, preprocess, batch, limit)
     model = load(Path(source), modules) if Path(source).exists() else load_model(source, weights)
-    with about_files(batches.images, size):
+    with about_files(batches.images, preprocess.size):
         found = qcompiler.bench(model, batches, backends=backend, scripted=scripted, rounds=rounds, threads=threads)
     if json:
         print(found.to_json())

@@ -19,8 +19,9 @@ from torch import nn
 import qcompiler
 from qcompiler.artifact.foreign import check_name
 from qcompiler.cli.calls import call, tensors
-from qcompiler.cli.data import IMAGENET_MEAN, IMAGENET_STD, Preprocess, about_files, is_image, read_input
+from qcompiler.cli.data import Preprocess, about_files, is_image, read_input
 from qcompiler.cli.models import load_model
+from qcompiler.cli.options import IMAGES, Modules, takes_images
 from qcompiler.errors import ConfigError, InputError, QCompilerError
 from qcompiler.timing import in_turn
 
@@ -42,16 +43,7 @@ app = typer.Typer(
 console = Console()
 stderr = Console(stderr=True)
 
-
-Size = Annotated[int, typer.Option(help="Height and width of the model's input, for images.", min=1)]
-Mean = Annotated[str, typer.Option(help="Mean per channel of pixels in 0..1, for images. Default: ImageNet's.", show_default=False)]
-Std = Annotated[str, typer.Option(help="Standard deviation per channel, for images. Default: ImageNet's.", show_default=False)]
-Modules = Annotated[
-    list[str] | None,
-    typer.Option("--module", help="`path=package.module:factory`: a float part of the model that the file refers to; repeatable."),
-]
 RUNS = 9  # of `run`, for its time
-MEAN, STD = ",".join(map(str, IMAGENET_MEAN)), ",".join(map(str, IMAGENET_STD))
 
 
 def clean_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -76,7 +68,7 @@ def note_random_weights(model: str, weights: str | None) -> None:
 @app.command("export-c")
 @clean_errors
 def export_c(
-    file: Annotated[Path, typer.Argument(help="A file that `quantize --backend native` wrote.")],
+    file: Annotated[Path, typer.Argument(help="A file or folder that `quantize` wrote.")],
     folder: Annotated[Path, typer.Argument(help="The folder to write: empty, or not there yet.")],
     shape: Annotated[
         list[str] | None, typer.Option("--shape", help="An input size: 1x3x224x224; repeatable. Default: the example's.")
@@ -101,15 +93,14 @@ def _shape(text: str) -> tuple[int, ...]:
 
 @app.command()
 @clean_errors
+@takes_images
 def run(
     file: Annotated[Path, typer.Argument(help="A file or folder that `quantize` wrote.")],
     input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, .npy or .pt file.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the output as .npy or .pt.")] = None,
     top: Annotated[int, typer.Option(help="Show this many of the highest scores.", min=1)] = 5,
     labels: Annotated[Path | None, typer.Option(help="Text file with one class name a line.")] = None,
-    size: Size = 224,
-    mean: Mean = MEAN,
-    std: Std = STD,
+    preprocess: Preprocess = IMAGES,
     modules: Modules = None,
 ) -> None:
     """Run FILE on INPUT and show the highest scores; --out keeps the whole output.
@@ -119,9 +110,9 @@ def run(
     if out is not None:
         check_writable(out)
     names = _read_labels(labels)
-    value = read_input(input_file, Preprocess.of(size, mean, std))
+    value = read_input(input_file, preprocess)
     converted = load(file, modules)
-    with torch.inference_mode(), about_files(is_image(input_file), size):
+    with torch.inference_mode(), about_files(is_image(input_file), preprocess.size):
         output = call(converted, value)
         timed = in_turn({"": lambda: call(converted, value)}, RUNS, warmup=1)[""]
     for path, tensor in tensors(output):

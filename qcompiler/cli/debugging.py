@@ -9,26 +9,19 @@ from typing import Annotated
 import typer
 from torch import nn
 
-from qcompiler.cli.commands import MEAN, STD, Mean, Modules, Size, Std, app, clean_errors, console, load
+from qcompiler.cli.commands import app, clean_errors, console, load
 from qcompiler.cli.data import Preprocess, about_files, find_batches
 from qcompiler.cli.models import load_model
+from qcompiler.cli.options import IMAGES, Batch, Data, Json, KeepFloat, Limit, Model, Modules, Weights, takes_images
 from qcompiler.cli.target import Backend, EngineOption, mapping_for, target_options
 from qcompiler.debug import bisect as find_first
 from qcompiler.debug import compare as compare_models
 from qcompiler.errors import ConfigError
 
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="`package.module:factory`, `file.py:factory` or `torchvision:NAME`: the float model.")
-]
-Data = Annotated[Path, typer.Option("--data", help="Folder of images, or of .npy / .pt files (one batch each), or one such file.")]
-Weights = Annotated[str | None, typer.Option(help="A state_dict file; for torchvision also a weight name such as DEFAULT.")]
-Batch = Annotated[int, typer.Option(help="Images per batch.", min=1)]
-Limit = Annotated[int, typer.Option(help="Use at most this many files.", min=1)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
-
 
 @app.command()
 @clean_errors
+@takes_images
 def compare(
     model: Model,
     quantized: Annotated[
@@ -39,9 +32,7 @@ def compare(
     top: Annotated[int, typer.Option(help="Show this many of the worst nodes; 0 shows all.", min=0)] = 20,
     profile: Annotated[bool, typer.Option("--profile", help="Time each node as well.")] = False,
     modules: Modules = None,
-    size: Size = 224,
-    mean: Mean = MEAN,
-    std: Std = STD,
+    preprocess: Preprocess = IMAGES,
     batch: Batch = 8,
     limit: Limit = 32,
     json: Json = False,
@@ -53,9 +44,9 @@ def compare(
 
     `qcompiler compare torchvision:mobilenet_v2 mobilenet.qc --weights mobilenet_v2.pth --data photos/`
     """
-    batches = find_batches(data, Preprocess.of(size, mean, std), batch, limit)
+    batches = find_batches(data, preprocess, batch, limit)
     float_model, int8_model = load_model(model, weights), _quantized(quantized, modules)
-    with about_files(batches.images, size):
+    with about_files(batches.images, preprocess.size):
         found = compare_models(float_model, int8_model, batches, profile=profile)
     if json:
         print(found.to_json())
@@ -69,6 +60,7 @@ def compare(
 
 @app.command()
 @clean_errors
+@takes_images
 def bisect(
     model: Model,
     data: Data,
@@ -77,10 +69,8 @@ def bisect(
     float_tol_db: Annotated[float, typer.Option(help="The same for the stages before, which compute in float.")] = 60.0,
     backend: Backend = "torch",
     engine: EngineOption = None,
-    keep_float: Annotated[list[str] | None, typer.Option(help="Module path that stays float; repeatable.")] = None,
-    size: Size = 224,
-    mean: Mean = MEAN,
-    std: Std = STD,
+    keep_float: KeepFloat = None,
+    preprocess: Preprocess = IMAGES,
     batch: Batch = 8,
     limit: Limit = 16,
     json: Json = False,
@@ -89,11 +79,11 @@ def bisect(
 
     `qcompiler bisect my_package.model:build --data batches/ --tol-db 30`
     """
-    batches = find_batches(data, Preprocess.of(size, mean, std), batch, limit)
+    batches = find_batches(data, preprocess, batch, limit)
     target = target_options(backend, engine)
     mapping = mapping_for(target, keep_float)
     float_model = load_model(model, weights)
-    with about_files(batches.images, size):
+    with about_files(batches.images, preprocess.size):
         found = find_first(float_model, batches, tol_db=tol_db, float_tol_db=float_tol_db, qconfig_mapping=mapping, **target)
     print(found.to_json()) if json else console.print(str(found), markup=False, highlight=False, soft_wrap=True)
 

@@ -13,7 +13,8 @@ from torch import nn
 
 import qcompiler
 from qcompiler.artifact.read import file_of
-from qcompiler.cli.commands import Modules, app, clean_errors, console, facts, load, megabytes
+from qcompiler.cli.commands import app, clean_errors, console, facts, load, megabytes
+from qcompiler.cli.options import Modules
 from qcompiler.debug.explain import Explanation
 
 

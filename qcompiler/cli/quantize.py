@@ -15,11 +15,6 @@ from torch import nn
 import qcompiler
 from qcompiler.artifact.read import file_of
 from qcompiler.cli.commands import (
-    MEAN,
-    STD,
-    Mean,
-    Size,
-    Std,
     app,
     check_output,
     clean_errors,
@@ -32,31 +27,35 @@ from qcompiler.cli.commands import (
 from qcompiler.cli.data import Batches, Preprocess, about_files, find_batches, held_out
 from qcompiler.cli.judge import nearness, speed
 from qcompiler.cli.models import load_model
+from qcompiler.cli.options import IMAGES, Batch, Calibrate, KeepFloat, Limit, Model, Weights, takes_images
 from qcompiler.cli.target import Backend, EngineOption, mapping_for, target_options
 from qcompiler.executable import Executable
+from qcompiler.workflow.save import is_folder
 
 Evaluate = Annotated[
     Path | None, typer.Option(help="Data to judge by. Default: every fifth of ten or more files, which then do not calibrate.")
 ]
 
 
+NOT_JUDGED = [("not judged", "fewer than 10 files: --evaluate FOLDER gives data that it was not calibrated on")]
+
+
 @app.command()
 @clean_errors
+@takes_images
 def quantize(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="`package.module:factory`, `file.py:factory` or `torchvision:NAME`.")],
-    calibrate: Annotated[Path, typer.Option(help="Folder of images, or of .npy / .pt files (one batch each), or one such file.")],
+    model: Model,
+    calibrate: Calibrate,
     out: Annotated[str, typer.Option("--out", "-o", help="The file to write; with a slash at its end, a folder as model hubs show it.")],
-    weights: Annotated[str | None, typer.Option(help="A state_dict file; for torchvision also a weight name such as DEFAULT.")] = None,
+    weights: Weights = None,
     backend: Backend = "torch",
     engine: EngineOption = None,
     isa: Annotated[str | None, typer.Option(help="The oldest CPU that will run it: avx512_vnni, avx512, avx2. Default: this one.")] = None,
-    keep_float: Annotated[list[str] | None, typer.Option(help="Module path that stays float; repeatable.")] = None,
+    keep_float: KeepFloat = None,
     evaluate: Evaluate = None,
-    size: Size = 224,
-    mean: Mean = MEAN,
-    std: Std = STD,
-    batch: Annotated[int, typer.Option(help="Images per calibration batch.", min=1)] = 8,
-    limit: Annotated[int, typer.Option(help="Use at most this many files.", min=1)] = 256,
+    preprocess: Preprocess = IMAGES,
+    batch: Batch = 8,
+    limit: Limit = 256,
     source: Annotated[Path | None, typer.Option(help="Also write the program as Python with its weights into this folder.")] = None,
 ) -> None:
     """Quantize MODEL on sample data and write the result to a file.
@@ -69,16 +68,18 @@ def quantize(
     `qcompiler quantize my_package.model:build --calibrate batches/ --out model.qc --keep-float head`
     """
     check_output(out)
-    data, others = _split(calibrate, evaluate, lambda path: find_batches(path, Preprocess.of(size, mean, std), batch, limit))
+    data, others = _split(calibrate, evaluate, lambda path: find_batches(path, preprocess, batch, limit))
     float_model = load_model(model, weights)
     note_random_weights(model, weights)
     start, target = time.perf_counter(), target_options(backend, engine, isa)
-    with about_files(data.images, size):
+    with about_files(data.images, preprocess.size):
         converted = qcompiler.quantize(float_model, data, mapping_for(target, keep_float), progress=console.is_terminal, **target)
     seconds = time.perf_counter() - start
-    written = _write(converted, out, source)
+    near = _nearness(float_model, converted, others)
+    written = _write(converted, out, source, near)
     done = ("calibrated on", f"{_files(data)} of {calibrate}, in {seconds:.1f} s")
-    rows = [done, *_kinds(converted), *_judged(float_model, converted, others, data), _size(float_model, out), *written]
+    judged = [*(near or NOT_JUDGED), *speed(float_model, converted, next(iter(others or data)))]
+    rows = [done, *_kinds(converted), *judged, _size(float_model, out), *written]
     _print(model, rows, out)
 
 
@@ -88,9 +89,9 @@ def _split(calibrate: Path, evaluate: Path | None, find: Callable[[Path], Batche
     return (found, find(evaluate)) if evaluate is not None else held_out(found)
 
 
-def _write(converted: Executable, out: str, source: Path | None) -> list[tuple[str, str]]:
-    """The rows on what was written beside the file."""
-    qcompiler.save(converted, out)
+def _write(converted: Executable, out: str, source: Path | None, near: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The rows on what was written beside the file; a folder's card has the figures."""
+    qcompiler.save(converted, out, measured=dict(near) if is_folder(out) else None)
     if source is None:
         return []
     qcompiler.export_source(converted, str(source))
@@ -120,11 +121,9 @@ def _files(data: Batches) -> str:
     return f"{len(data.files)} file{'s' * (len(data.files) != 1)}"
 
 
-def _judged(model: nn.Module, converted: nn.Module, others: Batches | None, data: Batches) -> list[tuple[str, str]]:
-    """How near it is to float on other data, and how fast it is."""
+def _nearness(model: nn.Module, converted: nn.Module, others: Batches | None) -> list[tuple[str, str]]:
+    """How near it is to float on data that it was not calibrated on; nothing where there is none."""
     if others is None:
-        rows = [("not judged", "fewer than 10 files: --evaluate FOLDER gives data that it was not calibrated on")]
-    else:
-        where = f"on {_files(others)} that it was not calibrated on"
-        rows = [(name, f"{value} {where}") for name, value in nearness(model, converted, others)]
-    return rows + speed(model, converted, next(iter(others or data)))
+        return []
+    where = f"on {_files(others)} that it was not calibrated on"
+    return [(name, f"{value} {where}") for name, value in nearness(model, converted, others)]

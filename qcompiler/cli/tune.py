@@ -8,17 +8,19 @@ from typing import Annotated
 import typer
 
 import qcompiler
-from qcompiler.cli.commands import MEAN, STD, Mean, Size, Std, app, check_output, clean_errors, console
+from qcompiler.cli.commands import app, check_output, clean_errors, console
 from qcompiler.cli.data import Preprocess, about_files, find_batches
-from qcompiler.cli.debugging import Data, Model, Weights
 from qcompiler.cli.models import load_model
+from qcompiler.cli.options import IMAGES, Batch, Data, KeepFloat, Model, Weights, takes_images
 from qcompiler.cli.target import Backend, EngineOption, mapping_for, target_options
 from qcompiler.errors import ConfigError
 from qcompiler.tune import Tuned
+from qcompiler.workflow.save import is_folder
 
 
 @app.command()
 @clean_errors
+@takes_images
 def tune(
     model: Model,
     data: Data,
@@ -33,11 +35,9 @@ def tune(
     weights: Weights = None,
     backend: Backend = "torch",
     engine: EngineOption = None,
-    keep_float: Annotated[list[str] | None, typer.Option(help="Module path that stays float; repeatable.")] = None,
-    size: Size = 224,
-    mean: Mean = MEAN,
-    std: Std = STD,
-    batch: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 4,
+    keep_float: KeepFloat = None,
+    preprocess: Preprocess = IMAGES,
+    batch: Batch = 4,
     limit: Annotated[int, typer.Option(help="Use at most this many files.", min=2)] = 256,
 ) -> None:
     """Search for the most accurate int8 form of MODEL on sample data, without labels. Ctrl-C ends it with the best so far.
@@ -48,9 +48,9 @@ def tune(
         check_output(out)
     if report is not None and report.is_file():
         raise ConfigError(f"cannot write into {report}: it is a file", code="output")
-    batches, float_model = find_batches(data, Preprocess.of(size, mean, std), batch, limit), load_model(model, weights)
+    batches, float_model = find_batches(data, preprocess, batch, limit), load_model(model, weights)
     chosen = target_options(backend, engine)
-    with about_files(batches.images, size):
+    with about_files(batches.images, preprocess.size):
         found = qcompiler.autotune(
             float_model, batches, target=target, latency=latency, seconds=seconds, holdout=holdout, seed=seed, log=log,
             progress=console.is_terminal, qconfig_mapping=mapping_for(chosen, keep_float), **chosen,
@@ -66,6 +66,6 @@ def _give(found: Tuned, out: str | None, report: Path | None) -> None:
     for note in found.notes():
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if out is not None:
-        qcompiler.save(found.model, out)
+        qcompiler.save(found.model, out, measured=found.measured if is_folder(out) else None)
     if report is not None:
         console.print(str(found.save_report(report)), highlight=False)

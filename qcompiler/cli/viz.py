@@ -15,9 +15,10 @@ from rich.markup import escape
 import qcompiler
 import qcompiler.viz
 from qcompiler.artifact.read import file_of
-from qcompiler.cli.commands import Modules, Size, app, clean_errors, console, load, stderr
+from qcompiler.cli.commands import app, clean_errors, console, load, stderr
 from qcompiler.cli.data import Preprocess, about_files, is_image, read_input
 from qcompiler.cli.models import load_model
+from qcompiler.cli.options import IMAGES, Modules, takes_images
 from qcompiler.debug.document import Document
 from qcompiler.debug.record import Recorder
 from qcompiler.debug.sources import document_of
@@ -35,6 +36,7 @@ class Format(StrEnum):
 
 @app.command()
 @clean_errors
+@takes_images
 def viz(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A saved file or folder, dumps, or a MODEL as `quantize` takes it.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; without it a table is printed.")] = None,
@@ -45,7 +47,7 @@ def viz(
     numerics: Annotated[Path | None, typer.Option(help="JSON file of measures by node name.")] = None,
     overlay: Annotated[list[Path] | None, typer.Option(help="JSON file of {node: number} to colour by; repeatable.")] = None,
     example: Annotated[Path | None, typer.Option(help="For a MODEL: image, .npy or .pt file to calibrate and convert with.")] = None,
-    size: Size = 224,
+    preprocess: Preprocess = IMAGES,
     modules: Modules = None,
 ) -> None:
     """Draw what SOURCE holds.
@@ -58,7 +60,7 @@ def viz(
 
     `qcompiler viz torchvision:resnet18` shows what would become int8, as a table.
     """
-    document = _document(source, size, example, modules)
+    document = _document(source, preprocess, example, modules)
     measures = _read_json(numerics) if numerics else None
     if out is None:
         qcompiler.viz.print(document, depth or 2, numerics=measures, file=console.file, width=console.width)
@@ -72,7 +74,7 @@ def viz(
         webbrowser.open(written[0].resolve().as_uri())
 
 
-def _document(source: str, size: int, example: Path | None, modules: list[str] | None) -> Document:
+def _document(source: str, preprocess: Preprocess, example: Path | None, modules: list[str] | None) -> Document:
     path = Path(source)
     saved = Path(file_of(path))
     if saved.is_dir() or path.suffix == ".json":
@@ -82,15 +84,15 @@ def _document(source: str, size: int, example: Path | None, modules: list[str] |
     if ":" not in source:
         hint = "SOURCE is a saved file or folder, a dump folder, package.module:factory, file.py:factory or torchvision:NAME"
         raise ConfigError(f"there is no file {source}", code="no-graph", hint=hint)
-    return _of_model(source, size, example)
+    return _of_model(source, preprocess, example)
 
 
-def _of_model(reference: str, size: int, example: Path | None) -> Document:
+def _of_model(reference: str, preprocess: Preprocess, example: Path | None) -> Document:
     """The passes of a float model: to the observers, and with an example to the int8 program."""
     recorder, model = Recorder(), load_model(reference)
-    value = read_input(example, Preprocess(size=size)) if example else torch.zeros(1, 3, size, size)
+    value = read_input(example, preprocess) if example else torch.zeros(1, 3, preprocess.size, preprocess.size)
     args, kwargs = ((), value) if isinstance(value, dict) else (value if isinstance(value, (tuple, list)) else (value,), {})
-    with about_files(example is None or is_image(example), size):
+    with about_files(example is None or is_image(example), preprocess.size):
         prepared = qcompiler.prepare_fx(model, None, tuple(args), example_kwargs=kwargs, debug=recorder)
         if example:
             qcompiler.calibrate(prepared, [kwargs or tuple(args)])

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import fx
 
@@ -103,6 +103,7 @@ class Context:
         return count
 
 
+@runtime_checkable
 class Pass(Protocol):
     """A step of the compiler. `stage` is the stage it leaves the graph in; `run` returns whether anything changed.
 

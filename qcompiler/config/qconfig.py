@@ -14,6 +14,7 @@ from qcompiler import fake_quantize as fq
 from qcompiler import observers as ob
 from qcompiler.ambient import in_plain_torch
 from qcompiler.errors import ConfigError
+from qcompiler.inputs.door import door
 from qcompiler.ir.types import Mode
 from qcompiler.observers.factory import Factory, as_factory, from_plain, registered, to_plain
 
@@ -197,6 +198,7 @@ def _check_version(version: int, *known: int) -> None:
         raise ConfigError(f"version {version!r:.20} is not known", code="qconfig-version", hint=f"one of {', '.join(map(str, known))}")
 
 
+@door
 def get_default_qconfig(backend: str = "x86", version: int = 0) -> QConfig:
     """Min-max for activations, symmetric int8 weights: per channel, on qnnpack per tensor.
 
@@ -209,6 +211,7 @@ def get_default_qconfig(backend: str = "x86", version: int = 0) -> QConfig:
     return QConfig(ob.MinMaxObserver, ob.default_weight_observer if per_tensor else ob.default_per_channel_weight_observer)
 
 
+@door
 def get_default_qat_qconfig(backend: str = "x86", version: int = 1) -> QConfig:
     """Moving averages for activations, symmetric int8 weights: per channel, on qnnpack per tensor. `version` 0: not fused."""
     _check_version(version, 0, 1)

@@ -17,6 +17,7 @@ from torch import nn
 
 from qcompiler.config.qconfig import QConfig, as_qconfig, get_default_qat_qconfig, get_default_qconfig
 from qcompiler.errors import ConfigError
+from qcompiler.inputs.door import door
 from qcompiler.inputs.near_names import no_module
 
 ObjectType = Callable[..., Any] | str  # a module class, a function, or a name: a method's, or one as type_name gives it
@@ -282,11 +283,13 @@ def as_mapping(value: object) -> QConfigMapping:
     return QConfigMapping().set_global(value)
 
 
+@door
 def get_default_qconfig_mapping(backend: str = "x86", version: int = 0) -> QConfigMapping:
     """The mapping for post-training quantization on a back end (x86, fbgemm, onednn, qnnpack)."""
     return QConfigMapping().set_global(get_default_qconfig(backend, version))
 
 
+@door
 def get_default_qat_qconfig_mapping(backend: str = "x86", version: int = 1) -> QConfigMapping:
     """The mapping for quantization-aware training on a back end."""
     return QConfigMapping().set_global(get_default_qat_qconfig(backend, version))

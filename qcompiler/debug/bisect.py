@@ -24,6 +24,7 @@ from qcompiler.debug.bisect_states import Batch, Compile, CompileOfPrepared, Met
 from qcompiler.debug.metrics import compute_sqnr
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.inputs.batches import batches, check_data
+from qcompiler.inputs.door import door
 from qcompiler.inputs.kinds import module_of
 from qcompiler.ops.table import OPS, Table
 from qcompiler.passes import pipeline_for
@@ -84,6 +85,7 @@ def _finite(value: object) -> object:
 
 
 @in_plain_torch
+@door
 def bisect(
     model: nn.Module, inputs: object, metric: str | Metric = "sqnr", tol_db: float = TOLERANCE, *, float_tol_db: float = FLOAT_TOLERANCE,
     qconfig_mapping: object = None, prepare_custom_config: object = None, convert_custom_config: object = None,

@@ -25,6 +25,7 @@ from qcompiler.executable.steps import Steps, steps_of_graph
 from qcompiler.frontend import traced
 from qcompiler.inputs.batches import batches, check_data
 from qcompiler.inputs.checks import MARK, check_eval
+from qcompiler.inputs.door import door
 from qcompiler.inputs.fingerprint import WEIGHTS, other_weights
 from qcompiler.inputs.kinds import module_of
 from qcompiler.ir.types import SOURCE
@@ -35,6 +36,7 @@ SUSPICIOUS = 3.0  # dB: 8 bits do not do worse by themselves for half of a model
 
 
 @in_plain_torch
+@door
 def compare(
     float_model: nn.Module,
     quantized: nn.Module,

@@ -54,6 +54,9 @@ class Document:
         ConfigError for a name that no stage has.
         """
         values: Mapping[str, Any] = numerics.to_numerics() if hasattr(numerics, "to_numerics") else numerics
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"numerics must be a dict of measures by node name, got a {type(values).__name__}", code="argument",
+                              hint="give what debug.compare returns")  # fmt: skip
         self._check(values, "numerics")
         times = numerics.to_times() if hasattr(numerics, "to_times") else {}
         return replace(self, numerics={**self.numerics, **rounded(values)}, times={**self.times, **times})

@@ -24,6 +24,7 @@ from qcompiler.executable.states import fill
 from qcompiler.executable.steps import steps_of_graph
 from qcompiler.fake_quantize import FakeQuantizeBase
 from qcompiler.inputs.batches import batches, check_data
+from qcompiler.inputs.door import door
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.names import NAMES, safe_path
 from qcompiler.ir.types import Mode, quant_of
@@ -108,6 +109,7 @@ def simulated(prepared: nn.Module, args: tuple[object, ...], kwargs: Mapping[str
 
 
 @in_plain_torch
+@door
 def parity(prepared: nn.Module, converted: nn.Module, data: object) -> Parity:
     """How far convert_fx's int8 module is from the fake-quantized graph in eval mode, value by value.
 

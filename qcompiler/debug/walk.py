@@ -69,6 +69,7 @@ class Walk:
     def __post_init__(self) -> None:
         self.random: set[str] = set()  # float steps that were seen to draw random numbers
         self.steps = {step.name: step for step in self.quantized.steps}
+        self.unrounded = {name: self._read_unrounded(site) for name, site in self.matching.sites.items()}
         self.events = list(self._schedule())
         self.last: tuple[dict[int, list[str]], dict[int, list[str]]] = self._last_uses()
 
@@ -92,9 +93,9 @@ class Walk:
                 uses[not is_float][name] = i
             site = None if is_float else self.matching.sites.get(step.name)
             if site is not None:
-                for name in (site.float_step.name, *site.extra):
+                for name in (site.float_step.name, *(name for one in self._computed_again(site) for name in one.extra)):
                     uses[0][name] = i
-                for name in site.bounds:
+                for name in (name for one in self._computed_again(site) for name in one.bounds):
                     uses[1][name] = i
         kept = self.floats.results(), self.quantized.results()
         found: tuple[dict[int, list[str]], dict[int, list[str]]] = ({}, {})
@@ -103,6 +104,23 @@ class Walk:
                 if name not in kept[side]:
                     found[side].setdefault(i, []).append(name)
         return found
+
+    def _read_unrounded(self, site: Site) -> dict[str, str]:
+        """The bounds of a site that its region rounds, and reads as they were before as well; with the step that rounds each."""
+        region, found = site.region or (), dict[str, str]()
+        for name in site.bounds:
+            bound = self.matching.sites[name]
+            value = bound.float_step.name
+            rounding = next((s.name for s in region if s.name in self.scales and s.inputs == (value,)), None)
+            if rounding is not None and bound.region is not None and any(value in s.inputs for s in region if s.name != rounding):
+                found[name] = rounding
+        return found
+
+    def _computed_again(self, site: Site) -> Iterator[Site]:
+        """A site, and those among its bounds whose value before its rounding is computed for it."""
+        yield site
+        for name in self.unrounded[site.step.name]:
+            yield from self._computed_again(self.matching.sites[name])
 
     def run(self, args: tuple[object, ...], kwargs: Mapping[str, object], visit: Visit) -> tuple[object, object]:
         """One batch; returns the float and the quantized result."""
@@ -149,7 +167,7 @@ class Walk:
             return visit(Seen(site, reference, real(value), None, None, grid, self._is_random(site)))
         perfect = self._perfect(site, floats, references)
         own = real(references[step.name])
-        slack = self._slack(site, floats, references, perfect) if step.is_past else None
+        slack = self._slack(site, floats, references, perfect)
         visit(Seen(site, reference, real(value), own, perfect, grid, self._is_random(site), slack))
         if not step.is_past:
             references[step.name] = held_as(references[step.name], reference, grid)  # its sizes may be others than those of `value`
@@ -174,25 +192,25 @@ class Walk:
         """The float value of a site from what its region begins with. `other`: what is added to results of the region."""
         env, rounded = {name: floats[name] for name in site.extra}, dict[str, object]()
         for name in site.bounds:
-            bound = self.matching.sites[name]
-            value, known = bound.float_step.name, real(references[name])
-            rounding = next((step.name for step in region if step.name in self.scales and step.inputs == (value,)), None)
-            is_read = rounding is not None and any(value in step.inputs for step in region if step.name != rounding)
-            if is_read and bound.region is not None and floats.keys() >= set(bound.extra) and references.keys() >= set(bound.bounds):
-                env[value] = self._again(bound, bound.region, floats, references)  # others read it as it is before its rounding
-                rounded[str(rounding)] = known
-            else:
-                env[value] = known
+            bound, known = self.matching.sites[name], real(references[name])
+            env[bound.float_step.name] = known
+            if name in self.unrounded[site.step.name] and bound.region is not None:
+                env[bound.float_step.name] = self._again(bound, bound.region, floats, references, other)
+                rounded[self.unrounded[site.step.name][name]] = known
         for step in region:
             env[step.name] = rounded[step.name] if step.name in rounded else step.run(env)
             if other is not None and step.name in other and isinstance(env[step.name], Tensor):
                 env[step.name] = env[step.name] + other[step.name](env[step.name])
         return env[site.float_step.name]
 
+    def _unseen(self, site: Site) -> list[Step]:
+        """The steps of a region that round what no step of the quantized graph shows."""
+        known = {self.matching.sites[name].float_step.name for name in self.rounded.intersection(site.bounds)}
+        return [step for step in site.region or () if step.name in self.scales and not known.issuperset(step.inputs)]
+
     def _slack(self, site: Site, floats: Env, references: Env, perfect: object) -> Tensor | None:
         """What one step more or less at each rounding of the region, in a pattern without a mean, makes of the value."""
-        known = {self.matching.sites[name].float_step.name for name in self.rounded.intersection(site.bounds)}
-        rounding = [s for s in site.region or () if s.name in self.scales and not known.issuperset(s.inputs)]
+        rounding = [step for one in self._computed_again(site) for step in self._unseen(one) if step is not site.float_step]
         found = None
         for step in rounding if isinstance(perfect, Tensor) else ():
             shifts = [{step.name: partial(_one_step, sign * self.scales[step.name])} for sign in (-1, 1)]

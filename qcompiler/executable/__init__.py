@@ -84,6 +84,10 @@ class Executable(nn.Module):
         """What a file holds of it beside its tensors and the notes that the compiler keeps on it."""
         raise ConfigError(f"the back end {self._backend} writes no files", code="save")
 
+    def _outside(self) -> Mapping[str, object]:
+        """The functions and classes of the user's that it calls, by the names that it has for them."""
+        return {}
+
     def _title(self) -> str:
         """What the user's model is called."""
         return type(self).__name__

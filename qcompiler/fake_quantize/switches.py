@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from qcompiler.inputs.door import door
 from qcompiler.observers import ObserverBase
 
 
@@ -78,24 +79,28 @@ class FakeQuantizeBase(ObserverBase):
             self._look(switch)
 
 
+@door
 def enable_fake_quant(module: nn.Module) -> None:
     """For `model.apply`: fake-quantize from now on."""
     if isinstance(module, FakeQuantizeBase):
         module.enable_fake_quant()
 
 
+@door
 def disable_fake_quant(module: nn.Module) -> None:
     """For `model.apply`: pass values on unchanged."""
     if isinstance(module, FakeQuantizeBase):
         module.disable_fake_quant()
 
 
+@door
 def enable_observer(module: nn.Module) -> None:
     """For `model.apply`: update qparams from now on."""
     if isinstance(module, FakeQuantizeBase):
         module.enable_observer()
 
 
+@door
 def disable_observer(module: nn.Module) -> None:
     """For `model.apply`: keep qparams as they are."""
     if isinstance(module, FakeQuantizeBase):

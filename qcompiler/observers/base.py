@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, UnsupportedOpError
+from qcompiler.inputs.door import door
 from qcompiler.inputs.kinds import module_of
 from qcompiler.ir.types import QParams
 from qcompiler.observers.affine import PER_CHANNEL, PER_TENSOR, Rule, choose_qparams, quant_range, readable
@@ -242,6 +243,7 @@ def finite_range(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return low, high
 
 
+@door
 def get_observer_state_dict(model: nn.Module) -> OrderedDict[str, torch.Tensor]:
     """The statistics of all observers (and fake-quantize modules) in a model, or its script, under their names in its state_dict."""
     if not isinstance(model, torch.jit.ScriptModule):
@@ -250,6 +252,7 @@ def get_observer_state_dict(model: nn.Module) -> OrderedDict[str, torch.Tensor]:
     return OrderedDict((key, value) for key, value in model.state_dict().items() if prefixes and key.startswith(prefixes))
 
 
+@door
 def load_observer_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Load what `get_observer_state_dict` gave; ConfigError (before any change) when the names differ."""
     expected = set(get_observer_state_dict(model))

@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.errors import ConfigError, NumericsError, Where
+from qcompiler.inputs.door import door
 from qcompiler.inputs.kinds import check_kinds, module_of
 from qcompiler.inputs.near_names import no_module
 from qcompiler.quantization.fused_into import FUSION, FusedInto, link, unlink_
@@ -25,6 +26,7 @@ FuserFunc = Callable[..., Sequence[nn.Module]]
 
 
 @in_plain_torch
+@door
 def fuse_known_modules(
     mod_list: Sequence[nn.Module], is_qat: bool, additional_fuser_method_mapping: Mapping[Any, Any] | None = None
 ) -> list[nn.Module]:
@@ -54,6 +56,7 @@ def _taken(hooks: MutableMapping[int, Any]) -> list[Any]:
 
 
 @in_plain_torch
+@door
 def fuse_modules(
     model: nn.Module,
     modules_to_fuse: Sequence[object],
@@ -73,6 +76,7 @@ def fuse_modules(
 
 
 @in_plain_torch
+@door
 def fuse_modules_qat(
     model: nn.Module,
     modules_to_fuse: Sequence[object],

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from qcompiler.errors import ConfigError, NumericsError
+from qcompiler.inputs.door import door
 from qcompiler.nn import intrinsic as nni
 from qcompiler.ops.batch_norm import Layout, Norm, channels_of, fold
 from qcompiler.trace.parametrize import fold_parametrizations
@@ -59,18 +60,21 @@ def _check(is_qat: bool, module: Any, bn: Any) -> None:
                             code="bad-batch-norm", hint="the model was not trained, or its checkpoint is damaged")  # fmt: skip
 
 
+@door
 def fuse_conv_bn(is_qat: bool, conv: nn.Module, bn: nn.Module) -> nn.Module:
     """A convolution with the BatchNorm folded in; `is_qat`: a ConvBn container. ConfigError where they do not fit."""
     _check(is_qat, conv, bn)
     return WITH_BN[type(conv)](conv, bn) if is_qat else folded(conv, bn)
 
 
+@door
 def fuse_conv_bn_relu(is_qat: bool, conv: nn.Module, bn: nn.Module, relu: nn.Module) -> nn.Module:
     """A ConvReLU container with the BatchNorm folded in; `is_qat`: a ConvBnReLU container. ConfigError where they do not fit."""
     _check(is_qat, conv, bn)
     return WITH_BN_RELU[type(conv)](conv, bn, relu) if is_qat else WITH_RELU[type(conv)](folded(conv, bn), relu)
 
 
+@door
 def fuse_linear_bn(is_qat: bool, linear: nn.Module, bn: nn.Module) -> nn.Module:
     """A linear with the BatchNorm folded in; `is_qat`: a LinearBn1d container. ConfigError where they do not fit."""
     _check(is_qat, linear, bn)
@@ -85,6 +89,7 @@ def _fuse_linear_bn_relu(is_qat: bool, linear: nn.Module, bn: nn.Module, relu: n
     return nni.LinearReLU(folded(linear, bn), relu)
 
 
+@door
 def fuse_convtranspose_bn(is_qat: bool, convt: nn.Module, bn: nn.Module) -> nn.Module:
     """A transposed convolution with the BatchNorm folded in; `is_qat`: a ConvTransposeBn container. ConfigError where they do not fit."""
     _check(is_qat, convt, bn)
@@ -111,6 +116,7 @@ FUSERS: dict[tuple[type, ...], Fuser] = {
 }  # fmt: skip
 
 
+@door
 def get_fuser_method(op_list: Sequence[type], additional_fuser_method_mapping: Mapping[tuple[type, ...], Fuser] | None = None) -> Fuser:
     """The function `f(is_qat, *modules)` that fuses modules of these classes. ConfigError where there is none."""
     known = {**FUSERS, **(additional_fuser_method_mapping or {})}

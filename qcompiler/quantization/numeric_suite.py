@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from qcompiler.ambient import in_plain_torch
 from qcompiler.debug.metrics import compute_cosine_similarity, compute_normalized_l2_error, compute_sqnr
 from qcompiler.errors import ConfigError
+from qcompiler.inputs.door import door
 from qcompiler.inputs.kinds import module_of
 from qcompiler.quantization.ns import eager, graph
 from qcompiler.quantization.ns.loggers import Logger, OutputLogger, Shadow, ShadowLogger
@@ -30,6 +31,7 @@ Pairs = dict[str, dict[str, Any]]
 
 
 @in_plain_torch
+@door
 def compare_weights(float_dict: Mapping[str, object], quantized_dict: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
     """The quantized weights beside the float ones: {"conv1.weight": {"float": tensor, "quantized": quantized tensor}}.
 
@@ -43,6 +45,7 @@ def compare_weights(float_dict: Mapping[str, object], quantized_dict: Mapping[st
     return pair_weights(float_dict, quantized_dict)
 
 
+@door
 def get_logger_dict(mod: nn.Module, prefix: str = "") -> dict[str, dict[str, Any]]:
     """What the loggers inside a module kept, by the path of the module that holds them: {"conv1.stats": {...}}.
 
@@ -52,6 +55,7 @@ def get_logger_dict(mod: nn.Module, prefix: str = "") -> dict[str, dict[str, Any
 
 
 @in_plain_torch
+@door
 def prepare_model_with_stubs(
     float_module: nn.Module, q_module: nn.Module, module_swap_list: Collection[object], logger_cls: Callable[[], nn.Module] = ShadowLogger
 ) -> None:
@@ -65,6 +69,7 @@ def prepare_model_with_stubs(
 
 
 @in_plain_torch
+@door
 def compare_model_stub(
     float_model: nn.Module, q_model: nn.Module, module_swap_list: Collection[Any], *data: Any, logger_cls: Callable[[], Any] = ShadowLogger
 ) -> Pairs:
@@ -85,6 +90,7 @@ def compare_model_stub(
 
 
 @in_plain_torch
+@door
 def prepare_model_outputs(
     float_module: nn.Module,
     q_module: nn.Module,
@@ -108,6 +114,7 @@ def _attach(float_module: nn.Module, q_module: nn.Module, logger_cls: Any, allow
     return undo
 
 
+@door
 def get_matching_activations(float_module: nn.Module, q_module: nn.Module) -> Pairs:
     """What the loggers of two models kept, in pairs: {"conv1.stats": {"float": [...], "quantized": [...]}}, an entry a call."""
     return _matching(get_logger_dict(float_module), get_logger_dict(q_module))
@@ -119,6 +126,7 @@ def _matching(floats: Mapping[str, Any], quantized: Mapping[str, Any]) -> Pairs:
 
 
 @in_plain_torch
+@door
 def compare_model_outputs(
     float_model: nn.Module,
     q_model: nn.Module,

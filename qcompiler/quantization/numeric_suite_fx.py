@@ -23,6 +23,7 @@ from qcompiler.debug.metrics import compute_cosine_similarity, compute_normalize
 from qcompiler.debug.walk import Seen, Walk
 from qcompiler.errors import ConfigError
 from qcompiler.executable.steps import Env, Step, Steps
+from qcompiler.inputs.door import door
 from qcompiler.ir.nested import Ref, rewrite
 from qcompiler.quantization.ns.graph import computed, key_of, match_graphs
 from qcompiler.quantization.ns.loggers import kept
@@ -117,6 +118,7 @@ class _Shadowed(nn.Module):
 
 
 @in_plain_torch
+@door
 def extract_weights(model_name_a: str, model_a: nn.Module, model_name_b: str, model_b: nn.Module) -> Results:
     """The weights of two models in pairs: results[layer]["weight"][model name] is a list of one entry. Models of either flow."""
     results: Results = {}
@@ -131,6 +133,7 @@ def extract_weights(model_name_a: str, model_a: nn.Module, model_name_b: str, mo
 
 
 @in_plain_torch
+@door
 def add_loggers(
     name_a: str, model_a: nn.Module, name_b: str, model_b: nn.Module, logger_cls: Callable[..., nn.Module], should_log_inputs: bool = False
 ) -> tuple[nn.Module, nn.Module]:
@@ -157,6 +160,7 @@ def _logger(logger_cls: Callable[..., nn.Module], model: str, layer: str, at: tu
     return logger_cls(own.name, read.name, model, layer, read.op, own.op, kind, 0, index, own.module_path or None)
 
 
+@door
 def extract_logger_info(
     model_a: nn.Module, model_b: nn.Module, logger_cls: Callable[..., nn.Module], model_name_to_use_for_layer_names: str
 ) -> Results:
@@ -186,6 +190,7 @@ def _loggers(models: tuple[nn.Module, ...], logger_cls: object) -> Iterator[Any]
 
 
 @in_plain_torch
+@door
 def add_shadow_loggers(name_a: str, model_a: nn.Module, name_b: str, model_b: nn.Module, logger_cls: Callable[..., nn.Module]) -> nn.Module:
     """One module that runs each layer of model a beside that of model b on the same inputs; then extract_shadow_logger_info.
 
@@ -200,6 +205,7 @@ def add_shadow_loggers(name_a: str, model_a: nn.Module, name_b: str, model_b: nn
     return _Shadowed(Walk(floats, quantized, matching), loggers)
 
 
+@door
 def extract_shadow_logger_info(
     model_a_shadows_b: nn.Module, logger_cls: Callable[..., nn.Module], model_name_to_use_for_layer_names: str
 ) -> Results:
@@ -207,6 +213,7 @@ def extract_shadow_logger_info(
     return _extract((model_a_shadows_b,), logger_cls, model_name_to_use_for_layer_names)
 
 
+@door
 def extend_logger_results_with_comparison(
     results: Results, model_name_1: str, model_name_2: str, comparison_fn: Callable[[Tensor, Tensor], object], comparison_name: str
 ) -> None:

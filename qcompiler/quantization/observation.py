@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from qcompiler.errors import CalibrationError, ConfigError, NumericsError, Where
 from qcompiler.fake_quantize import FakeQuantizeBase
+from qcompiler.inputs.door import door
 from qcompiler.inputs.input_text import how_to_give
 from qcompiler.inputs.kinds import module_of
 from qcompiler.nn.intrinsic import FusedModule
@@ -72,6 +73,7 @@ def observers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
             yield path, module, observer
 
 
+@door
 def add_observer_(
     module: nn.Module,
     qconfig_propagation_list: Collection[type] | None = None,
@@ -181,6 +183,7 @@ def remove_observers_(model: nn.Module) -> None:
         module.__dict__.pop(OUTPUTS, None)
 
 
+@door
 def get_observer_dict(mod: nn.Module, target_dict: dict[str, object], prefix: str = "") -> None:
     """Puts every observer of a prepared model into `target_dict`, under its dotted name."""
     start = f"{prefix}." if prefix else ""

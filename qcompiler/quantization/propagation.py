@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from qcompiler.config.qconfig import QConfig, as_qconfig
 from qcompiler.errors import ConfigError, Where
+from qcompiler.inputs.door import door
 from qcompiler.inputs.kinds import module_of
 from qcompiler.inputs.near_names import near_names, no_module
 
@@ -19,6 +20,7 @@ KEYS = ("float_to_observed_custom_module_class", "observed_to_quantized_custom_m
         "non_traceable_module_class", "preserved_attributes")  # fmt: skip
 
 
+@door
 def propagate_qconfig_(
     module: nn.Module, qconfig_dict: Mapping[Any, Any] | None = None, prepare_custom_config_dict: Mapping[str, Any] | None = None
 ) -> None:
@@ -78,6 +80,7 @@ def _check_names(model: nn.Module, names: Iterable[str], where: str) -> None:
             raise no_module(name, known, "qconfig-module-name", where)
 
 
+@door
 def add_quant_dequant(module: nn.Module) -> nn.Module:
     """Wraps each leaf module that has a qconfig into a QuantWrapper, in place; a leaf itself comes back wrapped."""
     from qcompiler.quantization.stubs import QuantWrapper

@@ -14,6 +14,7 @@ from torch import nn
 
 from qcompiler.errors import ConfigError
 from qcompiler.fake_quantize import default_fixed_qparams_range_0to1_fake_quant
+from qcompiler.inputs.door import door
 from qcompiler.nn import intrinsic, qat, quantizable, quantized
 from qcompiler.nn.quantizable.observe import FIXED
 from qcompiler.quantization.stubs import DeQuantStub, QuantStub
@@ -92,6 +93,7 @@ def no_observer_set() -> set[type[nn.Module]]:
     return set(_OBSERVED.values())
 
 
+@door
 def get_static_quant_module_class(
     float_module_class: type[nn.Module], additional_static_quant_mapping: Mapping[Any, Any] | None = None, is_reference: bool = False
 ) -> type[nn.Module]:
@@ -101,6 +103,7 @@ def get_static_quant_module_class(
     return _found(float_module_class, {**_STATIC, **(additional_static_quant_mapping or {})}, "int8")
 
 
+@door
 def get_dynamic_quant_module_class(
     float_module_class: type[nn.Module], additional_dynamic_quant_mapping: Mapping[Any, Any] | None = None
 ) -> type[nn.Module]:

@@ -13,8 +13,10 @@ from typing import Any
 from torch import nn
 
 from qcompiler.ambient import in_plain_torch
-from qcompiler.errors import CalibrationError, ConfigError, Where
+from qcompiler.errors import CalibrationError, ConfigError, InputError, Where
+from qcompiler.inputs.batches import check_data
 from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.door import door
 from qcompiler.inputs.kinds import check_kinds, module_of
 from qcompiler.ir.check_state import guard_loading
 from qcompiler.nn.intrinsic import FusedModule
@@ -52,6 +54,7 @@ __all__ = [
 
 
 @in_plain_torch
+@door
 def prepare(
     model: nn.Module,
     inplace: bool = False,
@@ -78,6 +81,7 @@ def prepare(
 
 
 @in_plain_torch
+@door
 def prepare_qat(model: nn.Module, mapping: Mapping[Any, Any] | None = None, inplace: bool = False, *, isa: str | None = None) -> nn.Module:
     """The model with fake quantization of weights and activations, to be trained, then `convert(model.eval())`.
 
@@ -135,6 +139,7 @@ def _folded(module: nn.Module) -> nn.Module:
 
 
 @in_plain_torch
+@door
 def convert(
     module: nn.Module,
     mapping: Mapping[Any, Any] | None = None,
@@ -234,6 +239,7 @@ def _keeps_path(module: nn.Module) -> bool:
 
 
 @in_plain_torch
+@door
 def quantize(
     model: nn.Module,
     run_fn: Callable[..., object],
@@ -249,6 +255,7 @@ def quantize(
     return convert(prepared, mapping, inplace=True)
 
 
+@door
 def quantize_qat(model: nn.Module, run_fn: Callable[..., object], run_args: Sequence[object], inplace: bool = False) -> nn.Module:
     """prepare_qat, `run_fn(prepared, *run_args)` to train, convert; the result is in eval mode."""
     check_kinds(module_of(model))
@@ -259,7 +266,13 @@ def quantize_qat(model: nn.Module, run_fn: Callable[..., object], run_args: Sequ
 
 
 @in_plain_torch
+@door
 def default_eval_fn(model: nn.Module, calib_data: Any) -> None:
     """Runs the model on the inputs of (input, target) pairs: a `run_fn` for `quantize`."""
-    for data, _target in calib_data:
-        model(data)
+    if not callable(model):
+        module_of(model)  # raises
+    check_data(calib_data)
+    for pair in calib_data:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise InputError(f"calib_data has pairs of input and target, got a {type(pair).__name__}", code="calibration-data")
+        model(pair[0])

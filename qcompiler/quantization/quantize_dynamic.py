@@ -27,6 +27,7 @@ from qcompiler.debug.explain import Explanation, Row
 from qcompiler.errors import ConfigError, QCompilerWarning, Where
 from qcompiler.executable.noted import ROWS
 from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.door import door
 from qcompiler.inputs.kinds import check_kinds, module_of
 from qcompiler.inputs.near_names import no_module
 from qcompiler.ir.check_state import guard_loading
@@ -61,6 +62,7 @@ class UnusedRequestWarning(QCompilerWarning):
 
 
 @in_plain_torch
+@door
 def quantize_dynamic(
     model: nn.Module,
     qconfig_spec: Mapping[object, object] | Collection[object] | None = None,

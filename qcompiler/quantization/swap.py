@@ -12,6 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from qcompiler.errors import QCompilerError, Where
+from qcompiler.inputs.door import door
 from qcompiler.nn.intrinsic import FusedModule
 from qcompiler.nn.place import PATH
 from qcompiler.nn.qat.base import QATModule
@@ -22,6 +23,7 @@ from qcompiler.trace.parametrize import fold_parametrizations
 __all__ = ["swap_module"]
 
 
+@door
 def swap_module(
     mod: nn.Module,
     mapping: Mapping[Any, Any],

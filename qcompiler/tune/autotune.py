@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -20,11 +21,15 @@ from qcompiler.tune.moves import MOVES, State
 from qcompiler.tune.result import Tuned
 from qcompiler.tune.score import Judge, Metric, Score
 from qcompiler.tune.search import Search
-from qcompiler.tune.search_key import search_key
+from qcompiler.tune.search_key import joined_keys, search_key
 from qcompiler.tune.search_log import SearchLog, Step
 from qcompiler.tune.table import Row
+from qcompiler.tune.together import sharing, together
 from qcompiler.workflow.calibrate import calibrate
 from qcompiler.workflow.prepare import prepare
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 DEFAULT = "default"
 
@@ -40,17 +45,21 @@ class Task:
     seed: int
     log: str | Path | None
     progress: bool
+    group: ProcessGroup | None = None
+    timeout: float = 1800.0
 
 
 def search(model: nn.Module, data: object, task: Task, choices: Choices, forms: object) -> Tuned:
     """The result of a task on a float model in eval mode."""
-    items = read(data, task.metric is not None)
-    tuning, held = split(items, task.holdout, task.seed)
-    with clock_for(task.seconds, task.progress) as clock:
+    with sharing(task.group, task.timeout), clock_for(task.seconds, task.progress and together().is_first) as clock:
+        items = read(data, task.metric is not None)
+        tuning, held = split(items, task.holdout, task.seed)
         clock.show("preparing")
-        prepared = prepare(model, (tuning[0].args, forms or dict(tuning[0].kwargs) or None), choices, (), None)
-        log = SearchLog(task.log, search_key(model, prepared, items, task.metric, (task.holdout, task.seed)))
-        calibrate(prepared, _shown(tuning, clock))
+        args, kwargs = together().of_first((tuning[0].args, dict(tuning[0].kwargs)))
+        prepared = prepare(model, (args, forms or kwargs or None), choices, (), None)
+        key = joined_keys(together().all(search_key(model, prepared, items, task.metric, (task.holdout, task.seed))))
+        log = SearchLog(task.log if together().is_first else None, key)
+        calibrate(prepared, _shown(tuning, clock), group=task.group, timeout=task.timeout)
         floats = copy.deepcopy(model)  # what a model keeps between calls stays as it is in the user's
         judge = Judge.of(floats, held, task.metric)
         state = State(prepared, tuning, task.seed, NO_CORRECTIONS)
@@ -73,11 +82,13 @@ def _begun(state: State, judge: Judge, goal: Goal, clock: Clock, log: SearchLog)
     begun = clock.spent
     clock.show("building the default")
     made = built(state.prepared, Step(DEFAULT, None, 0.0, True, ""), judge)
-    clock.reserve = 1.5 * (clock.spent - begun)
+    clock.reserve = together().most(1.5 * (clock.spent - begun))
     found = Search(replace(state, score=made.score), judge, goal, clock, log, made.score)
     try:
         _judge_default(found, made.score)
     except KeyboardInterrupt:
+        if not together().is_alone:
+            raise
         found.interrupted = True
     step = Step(DEFAULT, found.best, found.seconds_of_score, True, "")
     found.steps, found.stages = [step], [step]
@@ -88,7 +99,7 @@ def _judge_default(found: Search, in_int8: Score) -> None:
     """On the reference graph, as the steps are, and what limits it where there is time for that and for a step."""
     begun = found.clock.spent
     found.best = found.score(NO_CORRECTIONS, DEFAULT)
-    found.seconds_of_score = found.clock.spent - begun
+    found.seconds_of_score = together().most(found.clock.spent - begun)
     found.state = replace(found.state, score=found.best)
     if found.clock.left > 3 * found.seconds_of_score and not found.goal.reached(in_int8):
         found.clock.show("what limits it")
@@ -103,6 +114,8 @@ def _built(found: Search, clock: Clock) -> list[Candidate]:
             clock.show(f"building {stage.name}")
             made.insert(0, built(found.state.prepared, stage, found.judge))
     except KeyboardInterrupt:
+        if not together().is_alone:
+            raise
         found.interrupted = True
     return made
 

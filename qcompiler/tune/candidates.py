@@ -16,6 +16,7 @@ from qcompiler.tune.goal import Goal
 from qcompiler.tune.held_out import Item
 from qcompiler.tune.score import Judge, Score
 from qcompiler.tune.search_log import Step
+from qcompiler.tune.together import together
 from qcompiler.workflow.convert import Conversion, convert
 from qcompiler.workflow.explain import explain
 
@@ -51,7 +52,7 @@ def timed(model: nn.Module, found: Sequence[Candidate], item: Item, clock: Clock
     """The candidates with their times, and the float model's: all called in turn, so that a slower moment meets all."""
     calls: dict[int, Callable[[], object]] = {-1: lambda: model(*item.args, **item.kwargs)}
     calls |= {i: (lambda module=one.module: module(*item.args, **item.kwargs)) for i, one in enumerate(found)}  # type: ignore[misc]
-    times = _interleaved(calls, clock)
+    times = together().of_first(_interleaved(calls, clock))
     return [replace(one, milliseconds=times[i]) for i, one in enumerate(found)], times[-1]
 
 

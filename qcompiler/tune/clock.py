@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from qcompiler.tune.together import together
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -36,8 +38,8 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds for steps."""
-        return self.seconds - self.reserve - self.spent
+        """Seconds for steps, by the clock of the process that is behind the others: all of them ask at once."""
+        return self.seconds - self.reserve - together().most(self.spent)
 
     def show(self, text: str) -> None:
         if self.progress is not None and self.task is not None:
@@ -49,7 +51,7 @@ class Clock:
 
         def tell(done: int, total: int) -> None:
             self.show(f"{name} {done}/{total}")
-            used = self.spent - begun
+            used = together().most(self.spent - begun)
             known = done >= SURE * total and used >= PATIENCE * left
             needed = used * total / max(done, 1) if known else used
             if needed > left and done < total:

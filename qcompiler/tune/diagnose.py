@@ -25,11 +25,6 @@ class Diagnosis:
     weights: Score
     values: Score
 
-    @property
-    def weights_share(self) -> float:
-        """Their noise in parts of the default's, which both make together."""
-        return self.weights.noise / self.default.noise
-
     def __str__(self) -> str:
         return f"weights alone {self.weights.sqnr:.1f} dB, values alone {self.values.sqnr:.1f} dB, both {self.default.sqnr:.1f} dB"
 

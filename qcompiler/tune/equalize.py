@@ -19,48 +19,74 @@ from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.inputs.batches import batches as as_batches
 from qcompiler.inputs.batches import check_data
+from qcompiler.inputs.door import door
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.names import user_path
 from qcompiler.ir.types import quant_of
 from qcompiler.ops.spec import Family
 from qcompiler.tune.channel_regions import Region, regions
-from qcompiler.tune.lane import Lane, without_empty
+from qcompiler.tune.groups import named_ranges
+from qcompiler.tune.lane import Batch, Lane, without_empty
+from qcompiler.tune.together import together
+from qcompiler.tune.trial import Trial
 from qcompiler.workflow.twins import Twin, twins
 
 LEAST = 1 / 64  # a channel that is nearly always zero is not made as large as the others
+ALPHAS = (0.25, 0.75)  # that are tried beside 0.5, on so many batches
+TRIED = 4
+MATTERS = 0.1  # dB that 0.5 changes at least, where others are tried
 
 
 @in_plain_torch
-def equalize(prepared: object, batches: object, *, corrections: Corrections | None = None, alpha: float = 0.5) -> Corrections:
+@door
+def equalize(prepared: object, batches: object, *, corrections: Corrections | None = None, alpha: float | None = 0.5) -> Corrections:
     """The corrections with float weights whose results have channels of like range, and the ranges that the values have then.
 
     prepared: calibrated, of prepare_fx, with one form of the call. batches: as `calibrate` takes them. `alpha`: 0 changes nothing, 1 would
-    make all channels alike at the cost of the weights that read them; at most 0.75. Codes that were found for a changed weight are
-    dropped, so this comes before `reconstruct`. Raises ConfigError for another alpha and for several forms of the call, CalibrationError
-    for no batches.
+    make all channels alike at the cost of the weights that read them; at most 0.75. None: of 0.25, 0.5 and 0.75 the one with the least
+    error of the results on the first four batches, or no change where each makes it larger. Codes that were found for a changed weight
+    are dropped, so this comes before `reconstruct`. Raises ConfigError for another alpha and for several forms of the call,
+    CalibrationError for no batches.
     """
-    if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 0.75:
-        raise ConfigError(f"alpha is from 0 to 0.75, not {alpha}", code="alpha")
+    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 0.75):
+        raise ConfigError(f"alpha is from 0 to 0.75, or None, not {alpha!r:.40}", code="alpha")
     check_data(batches)
     so_far = corrections or NO_CORRECTIONS
-    made = twins(prepared, so_far)
+    made, data = twins(prepared, so_far), list(without_empty(as_batches(batches)))
     if len(made) > 1:
         raise ConfigError("a model of several forms of the call cannot be equalized", code="call-forms", hint="prepare it with one form")
+    if not data:
+        raise CalibrationError("0 batches of data", code="no-batches", hint="an iterator can be read only once; is the loader empty?")
     found = list(regions(made[0].floats, made[0].settings.table))
     with torch.no_grad():
-        ends = _channel_ends(made[0], found, batches)
+        ends = _channel_ends(made[0], found, data)
+    if alpha is not None:
+        return _with_alpha(made[0], ends, found, alpha, so_far)
+    usual = _with_alpha(made[0], ends, found, 0.5, so_far)
+    if usual == so_far:
+        return so_far
+    trial = Trial.of(prepared, made[0].floats, data[:TRIED])
+    scored = [(trial.sqnr(so_far), so_far), (trial.sqnr(usual), usual)]
+    if abs(scored[1][0] - scored[0][0]) >= MATTERS:
+        others = [_with_alpha(made[0], ends, found, one, so_far) for one in ALPHAS]
+        scored += [(trial.sqnr(one), one) for one in others]
+    return max(scored, key=lambda one: one[0])[1]
+
+
+def _with_alpha(
+    twin: Twin, ends: dict[fx.Node, tuple[Tensor, Tensor]], found: Iterable[Region], alpha: float, so_far: Corrections
+) -> Corrections:  # fmt: skip
     for region in found:
-        so_far |= _equalized(made[0], region, ends, alpha, so_far)
+        so_far |= _equalized(twin, region, ends, alpha, so_far)
     return so_far
 
 
-def _channel_ends(twin: Twin, found: Iterable[Region], batches: object) -> dict[fx.Node, tuple[Tensor, Tensor]]:
+def _channel_ends(twin: Twin, found: Iterable[Region], batches: Iterable[Batch]) -> dict[fx.Node, tuple[Tensor, Tensor]]:
     """The lowest and highest number of each channel of the values of the regions."""
     axes = {node: region.axis for region in found for node in region.values}
     ends: dict[fx.Node, tuple[Tensor, Tensor]] = {}
-    seen = False
-    for number, batch in enumerate(without_empty(as_batches(batches))):
-        seen, lane = True, Lane(twin.floats, [batch], number)
+    for number, batch in enumerate(batches):
+        lane = Lane(twin.floats, [batch], number)
         for node in axes:
             lane.last[node] = len(lane.nodes)  # kept up to the look at it
         for node in sorted(axes):
@@ -69,9 +95,9 @@ def _channel_ends(twin: Twin, found: Iterable[Region], batches: object) -> dict[
             low, high = ends.get(node, (x.amin(1), x.amax(1)))
             ends[node] = torch.minimum(low, x.amin(1)), torch.maximum(high, x.amax(1))
             lane.last[node] = max((lane.index[user] for user in node.users), default=-1)
-    if not seen:
-        raise CalibrationError("0 batches of data", code="no-batches", hint="an iterator can be read only once; is the loader empty?")
-    return ends
+    said = together().all({node.name: pair for node, pair in ends.items()})
+    return {node: (torch.stack([one[node.name][0] for one in said]).amin(0), torch.stack([one[node.name][1] for one in said]).amax(0))
+            for node in ends}  # fmt: skip
 
 
 def _equalized(
@@ -94,7 +120,7 @@ def _equalized(
         assert isinstance(node.args[1], fx.Node)
         fold.multiply(node, node.args[1], scale, reads=True)
     biases = {node.name: so_far.biases[node.name] / scale for node in region.makers if node.name in so_far.biases}
-    return Corrections(weights=fold.made, biases=biases, ranges=_ranges(quantized, ends, scale))
+    return Corrections(weights=fold.made, biases=biases, ranges=named_ranges(twin.quantized, _ranges(quantized, ends, scale), so_far))
 
 
 class _Fold:
@@ -125,13 +151,12 @@ def _scaled(held: Tensor, scale: Tensor, groups: int, second: bool | None) -> Te
     return (parts * scale.reshape(groups, 1, held.shape[1], *[1] * (held.dim() - 2))).reshape(held.shape)
 
 
-def _ranges(values: list[fx.Node], ends: dict[fx.Node, tuple[Tensor, Tensor]], scale: Tensor) -> dict[str, tuple[float, float]]:
-    """By one value of each group: of all of it, what they need."""
-    lows, highs, names = dict[int, float](), dict[int, float](), dict[int, str]()
+def _ranges(values: list[fx.Node], ends: dict[fx.Node, tuple[Tensor, Tensor]], scale: Tensor) -> dict[int, tuple[float, float]]:
+    """By group: of all of its values, what they need."""
+    lows, highs = dict[int, float](), dict[int, float]()
     for node in values:
         group = quant_of(node).group
         assert group is not None
-        names.setdefault(group, node.name)
         lows[group] = min(lows.get(group, 0.0), float((ends[node][0] / scale).min()))
         highs[group] = max(highs.get(group, 0.0), float((ends[node][1] / scale).max()))
-    return {name: (lows[group], highs[group]) for group, name in names.items()}
+    return {group: (lows[group], highs[group]) for group in lows}

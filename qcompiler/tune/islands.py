@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from qcompiler.config.corrections import Corrections
 from qcompiler.debug.compare import Tallies
@@ -15,14 +15,16 @@ from qcompiler.debug.explain import Explanation, Row
 from qcompiler.debug.match import match
 from qcompiler.debug.walk import Walk
 from qcompiler.executable.steps import steps_of_graph
+from qcompiler.ir.attributes import attribute
 from qcompiler.tune.held_out import Item
-from qcompiler.tune.score import LEAST_GAIN, sqnr_of
-from qcompiler.workflow.convert import Conversion, reference
+from qcompiler.tune.score import LEAST_GAIN
+from qcompiler.tune.together import together
+from qcompiler.tune.trial import Trial
 from qcompiler.workflow.explain import explain
 from qcompiler.workflow.twins import twins
 
 TRIED = 8
-SMALL = 0.1  # of the multiply-accumulates, all together: more would cost what int8 is for
+SMALL = 0.1  # of the multiply-accumulates and of the weights, all together: more would cost what int8 is for
 
 
 def islands(prepared: object, item: Item, corrections: Corrections, tell: Callable[[int, int], object]) -> frozenset[str]:
@@ -30,22 +32,15 @@ def islands(prepared: object, item: Item, corrections: Corrections, tell: Callab
     made = twins(prepared, corrections)
     if len(made) != 1:
         return frozenset()
-    with torch.inference_mode():
-        expected = made[0].floats(*item.args, **item.kwargs)
-    names, kept = _noisiest(made[0].floats, made[0].quantized, item, explain(prepared)), frozenset[str]()
-    best = _sqnr(prepared, item, corrections, expected)
+    trial = Trial.of(prepared, made[0].floats, [(item.args, item.kwargs)])
+    names, kept = together().of_first(_noisiest(made[0].floats, made[0].quantized, item, explain(prepared))), frozenset[str]()
+    best = trial.sqnr(corrections)
     for done, name in enumerate(names, 1):
-        found = _sqnr(prepared, item, corrections | Corrections(keep_float=kept | {name}), expected)
+        found = trial.sqnr(corrections | Corrections(keep_float=kept | {name}))
         if found >= best + LEAST_GAIN:
             best, kept = found, kept | {name}
         tell(done, len(names))
     return kept
-
-
-def _sqnr(prepared: object, item: Item, corrections: Corrections, expected: object) -> float:
-    gm = reference(prepared, (), Conversion(), corrections)
-    with torch.inference_mode():
-        return sqnr_of(expected, gm(*item.args, **item.kwargs))
 
 
 def _errors(floats: fx.GraphModule, quantized: fx.GraphModule, item: Item) -> Comparison:
@@ -57,16 +52,25 @@ def _errors(floats: fx.GraphModule, quantized: fx.GraphModule, item: Item) -> Co
 
 
 def _noisiest(floats: fx.GraphModule, quantized: fx.GraphModule, item: Item, explanation: Explanation) -> list[str]:
-    """Int8 ops, the one with the worst error of its own first, as long as together they are a small part of the work. An op that is all
-    of a module goes by the module's name, which stands in the user's code."""
+    """Int8 ops, the one with the worst error of its own first, as long as together they are a small part of the work and of the weights.
+    An op that is all of a module goes by the module's name, which stands in the user's code."""
     rows = {row.node: row for row in explanation.rows if row.int8 and not row.mode}
     paths = Counter(row.module_path for row in explanation.rows)
-    total, used, names = sum(row.macs for row in explanation.rows), 0, list[str]()
+    costs = {node.name: (rows[node.name].macs, _weights(floats, node)) for node in floats.graph.nodes if node.name in rows}
+    room = tuple(SMALL * sum(cost[i] for cost in costs.values()) for i in range(2))
+    names = list[str]()
     for error in _errors(floats, quantized, item):
         row: Row | None = rows.get(error.name)
-        if row is not None and used + row.macs <= SMALL * total:
-            used += row.macs
+        left = tuple(has - cost for has, cost in zip(room, costs.get(error.name, room)))
+        if row is not None and min(left) >= 0:
+            room = left
             names.append(row.module_path if row.module_path and paths[row.module_path] == 1 else row.node)
         if len(names) == TRIED:
             break
     return names
+
+
+def _weights(gm: fx.GraphModule, node: fx.Node) -> int:
+    """How many numbers of the model's own the node takes."""
+    held = [attribute(gm, str(given.target)) for given in node.all_input_nodes if given.op == "get_attr"]
+    return sum(tensor.numel() for tensor in held if isinstance(tensor, Tensor))

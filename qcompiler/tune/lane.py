@@ -1,6 +1,7 @@
 """A graph that is run piece by piece on several batches, as a walk from one op to the next needs it.
 
-Between two pieces a batch keeps what is still to be read. Dequantized values are not kept: their integers are, which take a quarter.
+Between two pieces a batch keeps what is still to be read, in a file where that is much. Dequantized values are not kept: their integers
+are, which take a quarter.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from qcompiler.ir.verify import where
 from qcompiler.ops.reference import dequantize, dequantize_weight, unpack_4bit, widen
 from qcompiler.ops.state_nodes import is_write
 from qcompiler.prepared.module import InputCheck
+from qcompiler.tune.shelf import Shelf, Values
 
 Batch: TypeAlias = tuple[tuple[object, ...], Mapping[str, object]]
 AGAIN = (dequantize, dequantize_weight, unpack_4bit, widen)  # cheaper to compute again than to keep
@@ -43,29 +45,42 @@ class Lane:
         self.at = 0
         self.first = first
         self.given = [self._arguments(batch, first + i) for i, batch in enumerate(batches)]
-        self.held: list[dict[fx.Node, object]] = [{} for _ in batches]
+        self.shelf = Shelf()
+        self.open = -1  # the number of the batch whose values are `held`
+        self.held: Values = {}
         self.made: dict[fx.Node, object] = {}  # of this piece, the same for all batches
 
     def __len__(self) -> int:
-        return len(self.held)
+        return len(self.given)
 
-    def advance(self, node: fx.Node) -> None:
-        """Runs all batches up to the node, which is not run."""
+    def visit(self, node: fx.Node) -> Iterator[int]:
+        """Brings one batch after the other up to the node, which is not run, and gives its number. To be gone through to the end."""
         end = self.index[node]
         piece = self.nodes[self.at : end]
         self.made = {}
-        for number, held in enumerate(self.held):
+        for number in range(len(self)):
+            self.open, self.held = number, self.shelf.take(number)
             for step in piece:
                 if self._runs(step):
-                    held[step] = self._tried(step, number)
-                    self._drop(held, step)
-            for kept in [n for n in held if self.last[n] < end or n.target is dequantize]:
-                del held[kept]
-        self.at, self.made = end, {}
+                    self.held[step] = self._tried(step, number)
+                    self._drop(step)
+            yield number
+            for kept in [n for n in self.held if self.last[n] < end or n.target is dequantize]:
+                del self.held[kept]
+            self.shelf.put(number, self.held)
+        self.at, self.made, self.open, self.held = end, {}, -1, {}
+        self.shelf.turn()
+
+    def advance(self, node: fx.Node) -> None:
+        """Runs all batches up to the node, which is not run."""
+        for _ in self.visit(node):
+            pass
 
     def value(self, node: object, number: int) -> Tensor:
-        """What a node of the piece behind has of one batch."""
+        """What a node of the piece behind has of one batch: cheap for that which `visit` is at."""
         assert isinstance(node, fx.Node)
+        if self.open != number:
+            self.open, self.held = number, self.shelf.look(number)
         found = self._value(node, number)
         assert isinstance(found, Tensor)
         return found
@@ -73,11 +88,11 @@ class Lane:
     def _runs(self, node: fx.Node) -> bool:
         return node.op != "output" and node.op != "get_attr" and node.target not in AGAIN and not is_write(node)
 
-    def _drop(self, held: dict[fx.Node, object], done: fx.Node) -> None:
+    def _drop(self, done: fx.Node) -> None:
         """Forgets what was read for the last time."""
         for source in done.all_input_nodes:
             if self.last.get(source, -1) <= self.index[done]:
-                held.pop(source, None)
+                self.held.pop(source, None)
 
     def _last_reads(self) -> dict[fx.Node, int]:
         """By node the place of its last reader, seen through what is computed again."""
@@ -119,9 +134,9 @@ class Lane:
             if node not in self.made:
                 self.made[node] = self._run(node, number)
             return self.made[node]
-        if node.target is dequantize and node not in self.held[number]:
-            self.held[number][node] = self._run(node, number)
-        return self.held[number][node]
+        if node.target is dequantize and node not in self.held:
+            self.held[node] = self._run(node, number)
+        return self.held[node]
 
     def _run(self, node: fx.Node, number: int) -> object:
         if node.op == "placeholder":

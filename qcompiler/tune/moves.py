@@ -13,6 +13,7 @@ from qcompiler.tune.diagnose import LIMITS, Diagnosis
 from qcompiler.tune.equalize import equalize
 from qcompiler.tune.held_out import Item
 from qcompiler.tune.islands import islands
+from qcompiler.tune.ranges import fit_ranges
 from qcompiler.tune.reconstruct import reconstruct
 from qcompiler.tune.sampled_rows import MOST_ROWS
 from qcompiler.tune.score import Score
@@ -25,7 +26,7 @@ LINEAR_SHARE = 0.5  # of the multiply-accumulates: below, linears that round the
 
 @dataclass(frozen=True)
 class State:
-    """Where a search stands: the calibrated model, the batches that it corrects on, the seed, and what was taken so far."""
+    """Where a search stands: the calibrated model, the batches that it corrects on, the seed, what was taken so far and by which steps."""
 
     prepared: nn.Module
     items: Sequence[Item]
@@ -33,6 +34,7 @@ class State:
     corrections: Corrections
     diagnosis: Diagnosis | None = None
     score: Score | None = None
+    taken: tuple[str, ...] = ()
 
     @property
     def batches(self) -> list[object]:
@@ -49,9 +51,9 @@ class Move:
     least_effort: float = 1.0
 
 
-def _weights_limit(state: State) -> str | None:
-    share = 1.0 if state.diagnosis is None else state.diagnosis.weights_share
-    return None if share >= LIMITS else f"weights make {share:.0%} of the noise"
+def _always(state: State) -> None:
+    """Also where weights make little of the noise: like channels suit the steps of values, and new codes make up for the noise of values
+    in front of them."""
 
 
 def _values_limit(state: State) -> str | None:
@@ -61,8 +63,19 @@ def _values_limit(state: State) -> str | None:
     return None if share >= LIMITS else f"values make {share:.0%} of the noise"
 
 
+def _ranges_left(state: State) -> str | None:
+    """Weights that limit hide what ranges gain, so these are tried once more where new codes came between."""
+    if "ranges" in state.taken:
+        return "ranges are fitted already"
+    return _values_limit(state) if "reconstruct" in state.taken else "no codes are new"
+
+
 def _equalize(state: State, tell: Tell, effort: float) -> Corrections:
-    return equalize(state.prepared, state.batches, corrections=state.corrections)
+    return equalize(state.prepared, state.batches, corrections=state.corrections, alpha=None)
+
+
+def _ranges(state: State, tell: Tell, effort: float) -> Corrections:
+    return fit_ranges(state.prepared, state.batches, corrections=state.corrections, seed=state.seed, tell=tell)
 
 
 def _reconstruct(state: State, tell: Tell, effort: float) -> Corrections:
@@ -90,8 +103,10 @@ def _islands(state: State, tell: Tell, effort: float) -> Corrections:
 
 
 MOVES = (
-    Move("equalize", _weights_limit, _equalize),
-    Move("reconstruct", _weights_limit, _reconstruct, FEW_ROWS),
+    Move("equalize", _always, _equalize),
+    Move("ranges", _values_limit, _ranges),
+    Move("reconstruct", _always, _reconstruct, FEW_ROWS),
+    Move("ranges-again", _ranges_left, _ranges),
     Move("dynamic", _no_linears, _dynamic),
     Move("islands", _values_limit, _islands),
 )

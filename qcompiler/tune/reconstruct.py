@@ -15,11 +15,13 @@ from torch import Tensor
 from qcompiler.ambient import in_plain_torch
 from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
 from qcompiler.config.qconfig_of_op import weight_codes
+from qcompiler.inputs.door import door
 from qcompiler.ir.attributes import attribute, bias_path, set_attribute, set_parameter
 from qcompiler.ir.types import quant_of
-from qcompiler.tune.rounding import Grid, Moments, reconstructed
+from qcompiler.tune.rounding import Grid, reconstructed
 from qcompiler.tune.sampled_rows import FOR_EACH, MOST_ROWS
 from qcompiler.tune.sites import Site, as_rows, from_rows, per_channel
+from qcompiler.tune.sums import blocks_of, from_blocks, in_blocks
 from qcompiler.tune.walk import Options, Tell, Visit, walk
 
 LEAST_ACTIVE = 16  # results of a channel within its bounds, to tell their mean error
@@ -30,6 +32,7 @@ DAMPING = 1.0
 
 
 @in_plain_torch
+@door
 def reconstruct(
     prepared: object, batches: object, *, corrections: Corrections | None = None, rows: int = MOST_ROWS, seed: int = 0,
     tell: Tell | None = None
@@ -43,7 +46,7 @@ def reconstruct(
     """
     codes, biases = dict[str, Tensor](), dict[str, Tensor]()
     for visit in walk(prepared, batches, corrections, Options(seed, tell, rows)):
-        if not visit.site.shared:
+        if not visit.site.shared and not _too_wide(visit):
             codes[visit.site.name] = made = _round(visit)
             set_attribute(visit.twin.quantized, visit.site.path, made)
         biases[visit.site.node.name] = _mended_bias(visit)
@@ -51,6 +54,7 @@ def reconstruct(
 
 
 @in_plain_torch
+@door
 def correct_bias(
     prepared: object, batches: object, *, corrections: Corrections | None = None, seed: int = 0, tell: Tell | None = None
 ) -> Corrections:  # fmt: skip
@@ -73,30 +77,33 @@ def _grid(site: Site) -> Grid:
     return Grid(per_channel(site, site.weight.scale), zero_point, *weight_codes(site.call.op, quant_of(site.node).qconfig))
 
 
+def _too_wide(visit: Visit) -> bool:
+    """Rows in several blocks for a kernel whose sums ask something of whole rows."""
+    return visit.site.limit is not None and blocks_of(visit.sums.weight.shape[2]) > 1
+
+
 def _round(visit: Visit) -> Tensor:
     """New codes of the weight. Where there are few rows for so many products, it stays nearer to what it was: EfficientNet-Lite0's layers
     on 7 x 7 pixels have three rows for each, and fitted these alone (28 dB on them, 18 dB on other photos)."""
-    site, grid = visit.site, _grid(visit.site)
+    site, sums = visit.site, visit.sums
+    blocks = blocks_of(sums.weight.shape[2])
 
     def holds(codes: Tensor) -> Tensor:
         assert site.limit is not None
         return site.limit.holds(from_rows(site, codes)).reshape(codes.shape[:2])
 
-    rows, products = visit.rows.rounded.shape[1:]
-    damping = DAMPING * max(1.0, FOR_EACH * products / max(rows, 1)) ** 2
-    start, moments = as_rows(site, _codes(visit)).double(), Moments.of(visit.rows.rounded, visit.results)
-    found = reconstructed(visit.weight.double(), start, moments, grid, damping, None if site.limit is None else holds)
-    return from_rows(site, found).to(torch.int8).contiguous()
+    grid, start, moments = _grid(site).repeated(blocks), in_blocks(as_rows(site, _codes(visit)).double()), sums.moments()
+    damping = DAMPING * max(1.0, FOR_EACH * start.shape[2] / max(sums.count, 1)) ** 2
+    limit = None if site.limit is None else holds
+    found = reconstructed(in_blocks(sums.weight).double(), start, moments, grid, damping, limit)
+    return from_rows(site, from_blocks(found, sums.weight.shape[2])).to(torch.int8).contiguous()
 
 
 def _mended_bias(visit: Visit) -> Tensor:
     """The float bias and the mean error of the active results of each channel (none where too few are active), which the quantized graph
     has from here on."""
-    weight = _grid(visit.site).real(as_rows(visit.site, _codes(visit)).double()).float()
-    active = _active(visit.results + visit.bias.mT, visit.site)
-    error, count = (visit.results - visit.rows.rounded @ weight.mT) * active, active.sum(1)
-    mean = torch.where(count >= LEAST_ACTIVE, error.sum(1) / count.clamp(min=1), 0.0)
-    bias = (visit.bias[..., 0] + mean).reshape(-1)
+    weight = _grid(visit.site).real(as_rows(visit.site, _codes(visit)).double())
+    bias = (visit.sums.bias[..., 0] + visit.sums.mean_error(weight, LEAST_ACTIVE)).float().reshape(-1)
     _set_bias(visit, bias)
     return bias
 
@@ -108,14 +115,3 @@ def _set_bias(visit: Visit, bias: Tensor) -> None:
     with gm.graph.inserting_before(node):
         given[at] = set_parameter(gm, node, bias_path(given[at], visit.site.path), bias)
     node.args = tuple(given)
-
-
-def _active(results: Tensor, site: Site) -> Tensor:
-    """Which results are not cut by bounds."""
-    low, high = site.bounds
-    active = torch.ones_like(results, dtype=torch.bool)
-    if low is not None:
-        active &= results > low
-    if high is not None:
-        active &= results < high
-    return active

@@ -41,6 +41,17 @@ class Tuned:
     def __str__(self) -> str:
         return as_text(self.rich(), *self.notes())
 
+    @property
+    def measured(self) -> dict[str, str]:
+        """What was measured of `model` on the held-out batches, by name, as `qcompiler.save(model, folder, measured=)` takes it."""
+        score = next((row.score for row in self.table if row.chosen), None)
+        if score is None:
+            return {}
+        where = "held-out batches that it was not calibrated on"
+        found = {f"signal to quantization noise, {where}": f"{score.sqnr:.1f} dB"}
+        found |= {} if score.agreement is None else {f"same highest class as float, {where}": f"{score.agreement:.1%}"}
+        return found | ({} if score.metric is None else {f"the user's metric, {where}": f"{score.metric:.4g}"})
+
     def notes(self) -> list[str]:
         """What is to say beside the table, a line each."""
         lines = [self.diagnosis] if self.diagnosis else []

@@ -32,6 +32,10 @@ class Grid:
     low: int
     high: int
 
+    def repeated(self, times: int) -> Grid:
+        """The same for so many groups in the place of each."""
+        return Grid(self.scale.repeat_interleave(times, 0), self.zero_point.repeat_interleave(times, 0), self.low, self.high)
+
     def nearest(self, weight: Tensor) -> Tensor:
         """Codes, as floats."""
         return (torch.round(weight / self.scale) + self.zero_point).clamp(self.low, self.high)
@@ -46,12 +50,6 @@ class Moments:
 
     h: Tensor
     c: Tensor
-
-    @staticmethod
-    def of(rows: Tensor, results: Tensor) -> Moments:
-        """rows (groups, n, products), results (groups, n, channels), without the bias."""
-        n = max(rows.shape[1], 1)
-        return Moments((rows.mT @ rows).double() / n, (results.mT @ rows).double() / n)
 
     def damped(self, damping: float) -> Tensor:
         """h with a part of its mean diagonal added. A product that is always zero gets a one: its code has no effect."""

@@ -14,13 +14,11 @@ from qcompiler.tune.sites import Ints, Site
 
 MOST_ROWS = 16384
 LEAST_ROWS, FOR_EACH = 4096, 10  # rows at an op: so many, or so many times its products in a row if that is more
-MOST_NUMBERS = 16_000_000  # of all rows of one op, in float32: 64 MB
 
 
-def rows_wanted(products: int, groups: int, batches: int, most: int = MOST_ROWS) -> int:
-    """How many rows a batch should give, for an op of so many products in a row of one of its groups."""
-    wanted = max(LEAST_ROWS, FOR_EACH * products)
-    return max(1, min(wanted, most, MOST_NUMBERS // max(products * groups, 1)) // max(batches, 1))
+def rows_wanted(products: int, batches: int, most: int = MOST_ROWS) -> int:
+    """How many rows a batch should give, for an op of so many products in a row."""
+    return max(1, min(max(LEAST_ROWS, FOR_EACH * products), most) // max(batches, 1))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qcompiler.debug.metrics import tensors
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.tune.held_out import Item
+from qcompiler.tune.together import together
 
 Metric = Callable[[object, object], object]
 LEAST_GAIN = 0.3  # dB: what a step must gain to be worth its place; less is within the spread of small held-out sets
@@ -105,7 +106,9 @@ class _Part:
     rows: int
 
 
-def _joined(parts: Sequence[_Part]) -> Score:
+def _joined(own: Sequence[_Part]) -> Score:
+    """Of the parts of all processes."""
+    parts = [part for said in together().all(own) for part in said]
     sqnr = _decibels(sum(p.signal for p in parts), sum(p.noise for p in parts))
     spread = _deviation([_decibels(p.signal, p.noise) for p in parts])
     same = [p.same.double() for p in parts if p.same is not None]
@@ -128,8 +131,9 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def sqnr_of(expected: object, got: object) -> float:
-    """dB of one result, as in a score."""
-    return _decibels(*_sums(list(zip(_floats(expected), _floats(got)))))
+    """dB of one result, as in a score; of several processes, of the results of all."""
+    said = together().all(_sums(list(zip(_floats(expected), _floats(got)))))
+    return _decibels(sum(signal for signal, _ in said), sum(noise for _, noise in said))
 
 
 def _sums(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from qcompiler.tune.goal import Goal
 from qcompiler.tune.moves import Move, State
 from qcompiler.tune.score import Judge, Score, refusal
 from qcompiler.tune.search_log import SearchLog, Step
+from qcompiler.tune.together import together
 from qcompiler.workflow.convert import Conversion, reference
 
 TAKEN = "taken"
@@ -42,6 +43,8 @@ class Search:
                     return
                 self._try(move)
         except KeyboardInterrupt:
+            if not together().is_alone:  # the others wait for this one
+                raise
             self.interrupted = True
 
     def _try(self, move: Move) -> None:
@@ -49,7 +52,7 @@ class Search:
         if why is not None:
             self._note(Step(move.name, None, 0.0, False, f"not tried: {why}"))
             return
-        known = self.log.find(move.name, self.taken)
+        known = together().of_first(self.log.find(move.name, self.taken))
         if known is not None:
             self._note(known)
             return
@@ -69,16 +72,18 @@ class Search:
         self.steps.append(step)
         if step.accepted and step.score is not None:
             self.best = step.score
-            self.state = replace(self.state, corrections=step.corrections, score=step.score)
+            taken = (*self.state.taken, step.name)
+            self.state = replace(self.state, corrections=step.corrections, score=step.score, taken=taken)
             self.stages.append(step)
 
     def _made(self, move: Move) -> Step:
         try:
-            found = self._corrections(move)
+            found = together().of_first(self._corrections(move))
             score = self.score(found, move.name)
         except OutOfTime as error:
             return Step(move.name, None, 0.0, False, f"not begun, or given up: {error}")
         except ConfigError as error:  # what another kernel cannot have; anything else is a fault
+            together().refuse(error)
             return Step(move.name, None, 0.0, False, f"not possible: {error.message}")
         if found == self.state.corrections:
             return Step(move.name, score, 0.0, False, "it changes nothing")

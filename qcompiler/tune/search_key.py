@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import fx, nn
 
+from qcompiler.errors import ConfigError
 from qcompiler.executable.call_forms import forms_of
 from qcompiler.inputs.fingerprint import fingerprints
 from qcompiler.ir.types import quant_of
@@ -32,6 +33,16 @@ def search_key(
         "back end": " ".join([target.backend, *(f"{name}={value}" for name, value in sorted(target.settings.items()))]),
         "quantization": _digest(line for form in forms_of(prepared) for line in _decisions(form)),
     }
+
+
+def joined_keys(keys: Sequence[dict[str, str]]) -> dict[str, str]:
+    """One of the keys of all processes, with the data of all. Raises ConfigError where they differ in anything else."""
+    for rank, key in enumerate(keys):
+        other = [name for name, value in key.items() if name != "data" and value != keys[0][name]]
+        if other:
+            raise ConfigError(f"rank {rank} searches with another {' and '.join(other)} than rank 0", code="ranks",
+                              hint="call autotune with the same model and arguments in all processes: only the data differs")  # fmt: skip
+    return keys[0] | {"data": " ".join(key["data"] for key in keys)}
 
 
 def _digest(parts: Iterable[object]) -> str:

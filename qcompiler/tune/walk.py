@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
 
 from qcompiler.config.corrections import Corrections
-from qcompiler.errors import CalibrationError, InputError, QCompilerError
+from qcompiler.errors import CalibrationError, ConfigError, InputError, QCompilerError
 from qcompiler.executable.call_forms import CallForms
 from qcompiler.inputs.batches import batches as as_batches
 from qcompiler.inputs.batches import check_data
@@ -22,6 +20,8 @@ from qcompiler.ir.verify import where
 from qcompiler.tune.lane import Batch, Lane, without_empty
 from qcompiler.tune.sampled_rows import MOST_ROWS, Sample, rows_wanted, sample
 from qcompiler.tune.sites import Site, as_rows, float_bias, float_weight, sites
+from qcompiler.tune.sums import Sums
+from qcompiler.tune.together import together
 from qcompiler.workflow.twins import Twin, twins
 
 Tell: TypeAlias = Callable[[int, int], object]  # of the progress: how many sites are done, of how many
@@ -38,18 +38,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Visit:
-    """A site of a twin with the rows that were drawn there. `weight`, `bias`: of the float op, as matrices (groups, channels, ...)."""
+    """A site of a twin with the sums over the rows that were drawn there, which hold the float op's weight and bias as matrices."""
 
     twin: Twin
     site: Site
-    rows: Sample
-    weight: Tensor
-    bias: Tensor
-
-    @cached_property
-    def results(self) -> Tensor:
-        """(groups, rows, channels): what the float op gives, before the bias and bounds."""
-        return self.rows.floats @ self.weight.mT
+    sums: Sums
 
 
 def walk(prepared: object, batches: object, corrections: Corrections | None, options: Options) -> Iterator[Visit]:
@@ -79,6 +72,8 @@ def _by_form(prepared: object, data: object) -> dict[int, list[Batch]]:
     for args, kwargs in without_empty(as_batches(data)):
         index = prepared.choose(args, kwargs) if isinstance(prepared, CallForms) else 0
         found.setdefault(index, []).append((args, kwargs))
+    if isinstance(prepared, CallForms) and not together().is_alone:
+        raise ConfigError("several processes share a model of one form of the call alone", code="ranks", hint="prepare it with one form")
     if not found:
         raise CalibrationError("0 batches of data", code="no-batches", hint="an iterator can be read only once; is the loader empty?")
     return found
@@ -88,8 +83,6 @@ def _walk_form(twin: Twin, own: list[Site], batches: list[Batch], drawn: tuple[O
     quantized, floats = Lane(twin.quantized, batches), Lane(twin.floats, batches)
     for site in own:
         with torch.no_grad():
-            quantized.advance(site.node)
-            floats.advance(site.twin)
             visit = _visit(twin, site, quantized, floats, drawn)
         yield visit
 
@@ -111,10 +104,11 @@ def _drawn(site: Site, quantized: Lane, floats: Lane, sizes: tuple[int, int, int
 
 def _visit(twin: Twin, site: Site, quantized: Lane, floats: Lane, drawn: tuple[Options, torch.Generator]) -> Visit:
     options, generator = drawn
-    weight = as_rows(site, float_weight(twin, site))
-    count = rows_wanted(weight.shape[2], weight.shape[0], len(quantized), options.rows)
-    parts = [_drawn(site, quantized, floats, (i, weight.shape[2], count), generator) for i in range(len(quantized))]
-    rows = Sample(torch.cat([part.rounded for part in parts], 1), torch.cat([part.floats for part in parts], 1))
-    bias = float_bias(twin, site)
+    weight, bias = as_rows(site, float_weight(twin, site)), float_bias(twin, site)
     shape = (weight.shape[0], weight.shape[1], 1)
-    return Visit(twin, site, rows, weight, torch.zeros(shape) if bias is None else bias.reshape(shape))
+    sums = Sums(weight, torch.zeros(shape) if bias is None else bias.reshape(shape), site.bounds)
+    count = rows_wanted(weight.shape[2], sum(together().all(len(quantized))), options.rows)
+    for number, _ in zip(quantized.visit(site.node), floats.visit(site.twin), strict=True):
+        sums.add(_drawn(site, quantized, floats, (number, weight.shape[2], count), generator))
+    sums.join(together().all(sums.own()))
+    return Visit(twin, site, sums)

@@ -13,6 +13,7 @@ from qcompiler.debug.document import Document
 from qcompiler.debug.sources import document_of
 from qcompiler.errors import ConfigError
 from qcompiler.files.atomic import atomic_write
+from qcompiler.inputs.door import door
 from qcompiler.viz import dot, mermaid, model_explorer, svg
 from qcompiler.viz.boxes import draw
 from qcompiler.viz.page import render
@@ -60,6 +61,7 @@ def described(source: Any, numerics: Any, overlays: Mapping[str, Any] | None, ti
     return replace(document, title=title) if title is not None else document
 
 
+@door
 def save(
     source: object,
     path: str | os.PathLike[str],

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from html import escape
 
 from qcompiler.debug.document import Document
+from qcompiler.inputs.door import door
 from qcompiler.viz.colors import surface
 from qcompiler.viz.files import described
 from qcompiler.viz.page import render
@@ -30,6 +31,7 @@ class Figure:
         return f"<Figure {self.document.title!r:.80}, {len(self.document.nodes_at(-1))} nodes; show it in a notebook or viz.save it>"
 
 
+@door
 def show(model: object, *, numerics: object = None, overlays: Mapping[str, Mapping[str, float]] | None = None,
          title: str | None = None, height: int = 600) -> Figure:  # fmt: skip
     """The graph of `model` (anything that `save` takes) for a notebook cell."""

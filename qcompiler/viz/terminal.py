@@ -14,6 +14,7 @@ from qcompiler.debug.document import Document, Node
 from qcompiler.debug.op_steps import is_op
 from qcompiler.debug.sources import document_of
 from qcompiler.errors import ConfigError
+from qcompiler.inputs.door import door
 from qcompiler.viz.boxes import Sums, parts_of, sums_of
 from qcompiler.viz.labels import count_text, plain, shape_text, short_op
 from qcompiler.viz.svg import summary
@@ -22,6 +23,7 @@ NARROW, WIDE = 72, 100  # columns of the terminal: below the first only sums, fr
 COLORS = {"auto": None, "always": True, "never": False}
 
 
+@door
 def print(
     model: object, depth: int = 2, color: str = "auto", *, numerics: object = None, worst: int = 5,
     file: IO[str] | None = None, width: int | None = None,

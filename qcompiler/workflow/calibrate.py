@@ -14,6 +14,7 @@ from qcompiler.errors import CalibrationError, InputError
 from qcompiler.executable.call_forms import forms_of
 from qcompiler.inputs.batches import batches, check_data
 from qcompiler.inputs.checks import MARK
+from qcompiler.inputs.door import door
 from qcompiler.inputs.input_text import first_sentence, refuses_inputs
 from qcompiler.ir.types import Stage
 from qcompiler.observers.watch import Batch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 @in_plain_torch
+@door
 def calibrate(
     prepared: nn.Module, data: object, *, progress: bool = False, skip_nonfinite: bool = False,
     group: ProcessGroup | None = None, timeout: float = 1800.0

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from qcompiler.artifact.graph_note import GRAPH, Draft
 from qcompiler.artifact.notes import REMARKS, SAMPLE
 from qcompiler.backends import Model, backend_of
 from qcompiler.backends.build_step import BuildModule
@@ -114,12 +115,14 @@ def _converted(prepared: Any, asked: Asked, how: Conversion) -> Executable:
         context.journal.remarks += calibration_remarks(prepared, state)
         run_passes(gm, pipeline_for(context.settings).quantize, Stage.OBSERVED, context, recompile=False)
         explained, decided = explanation_of(gm.graph, settings.table), len(context.journal.floats)
+        draft = Draft(gm, settings.table, settings.trains)
         run_passes(gm, pipeline.lower, Stage.QUANTIZED, context, recompile=False)
         step = BuildModule(chosen, Model(state.name, target, kept))
         run_last(step, gm, context)
         module = step.built()
         _note(module, explained.settled(context.journal.floats[decided:], context.journal.integers))
         tell_built(module, context)
+    setattr(module, GRAPH, draft.note(module))
     setattr(module, MARK, "converted")
     setattr(module, WEIGHTS, state.weights)
     if how.check_parity and settings.trains:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
+from qcompiler.artifact.read_graph import graph_of
 from qcompiler.backends import backend_of
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
@@ -24,10 +25,9 @@ def quantized_of(module: object, function: str, what: str, neutral: Sequence[str
     """
     if isinstance(module, CallForms):
         raise ConfigError(f"{what} has one form of the call, and this model has several", code="export-forms",
-                          hint=f"export one of them: {function}(prepared.call_forms[0], ...)")  # fmt: skip
+                          hint=f"export one of them: {function}(module.call_forms[0], ...)")  # fmt: skip
     if isinstance(module, Executable):
-        raise ConfigError(f"a converted module holds its back end's program, of which {what} cannot be made", code="export-converted",
-                          hint=f"give what prepare_fx returned, calibrated: {function}(prepared, ...)")  # fmt: skip
+        return graph_of(module), OPS
     if isinstance(module, fx.GraphModule) and getattr(module, MARK, None) == "reference":
         return module, OPS
     target = required_state(module).settings.target

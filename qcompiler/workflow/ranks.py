@@ -27,6 +27,7 @@ from qcompiler.ops.state_nodes import held_names
 from qcompiler.prepared.module import state_of
 
 PARTING = timedelta(seconds=10)  # a rank which fails waits so long for the others to take its word
+TOLD = "told_to_ranks"  # the attribute of an error that the others know of
 TAGS = itertools.count()  # of messages: what one call leaves unheard is no other call's
 
 
@@ -52,8 +53,12 @@ class Ranks:
                 self._wait(rank, work)
         return [heard[rank] for rank in sorted(heard)]
 
-    def part(self, why: str) -> None:
-        """Last words of a rank that fails."""
+    def part(self, error: BaseException) -> None:
+        """Last words of a rank that fails, said once: an error that was told goes through other calls on its way out."""
+        if getattr(error, TOLD, False):
+            return
+        setattr(error, TOLD, True)
+        why = error.message if isinstance(error, QCompilerError) else f"{type(error).__name__}: {error}"
         for _, work, _ in self._sent(Failed(why), next(TAGS)):
             try:
                 work.wait(min(PARTING, self.timeout))
@@ -96,8 +101,14 @@ class Ranks:
 
 
 def _lost(rank: int, error: Exception) -> CalibrationError:
-    return CalibrationError(f"rank {rank} does not answer: {str(error).splitlines()[0]:.200}", code="rank-lost",
-                            hint="did it end? its own log says why; nothing of this call is held")  # fmt: skip
+    return told(CalibrationError(f"rank {rank} does not answer: {str(error).splitlines()[0]:.200}", code="rank-lost",
+                                 hint="did it end? its own log says why; nothing of this call is held"))  # fmt: skip
+
+
+def told(error: CalibrationError) -> CalibrationError:
+    """An error about another rank, which all hear of by themselves."""
+    setattr(error, TOLD, True)
+    return error
 
 
 @dataclass(frozen=True)
@@ -194,7 +205,8 @@ def over_ranks(prepared: nn.Module, ranks: Ranks, run: Callable[[], int]) -> int
         said = ranks.exchange(held.said(_shard(ranks, run)))
         failed = next(((rank, one) for rank, one in enumerate(said) if isinstance(one, Failed)), None)
         if failed is not None:
-            raise CalibrationError(f"rank {failed[0]} failed: {failed[1].why}", code="rank-failed", hint="nothing of this call is held")
+            text = f"rank {failed[0]} failed: {failed[1].why}"
+            raise told(CalibrationError(text, code="rank-failed", hint="nothing of this call is held"))
         return held.take([one for one in said if isinstance(one, Said)])
     except BaseException:
         held.restore()
@@ -206,7 +218,7 @@ def _shard(ranks: Ranks, run: Callable[[], int]) -> int:
     try:
         return run()
     except BaseException as error:
-        ranks.part(error.message if isinstance(error, QCompilerError) else f"{type(error).__name__}: {error}")
+        ranks.part(error)
         raise
 
 

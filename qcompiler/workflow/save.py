@@ -7,6 +7,7 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from qcompiler.errors import ArtifactWriteError, ConfigError, QCompilerWarning
 from qcompiler.executable import Executable
 from qcompiler.executable.call_forms import CallForms, forms_of
 from qcompiler.files.atomic import atomic_write
+from qcompiler.inputs.door import door
 from qcompiler.workflow.explain import explain
 
 CARD, CONFIG = "README.md", "config.json"
@@ -56,22 +58,32 @@ is run.
 
 {floats}
 
-## Accuracy
+## Measured
 
-The file knows no data, so this card has no accuracy. `qcompiler.debug.compare(float_model, model, data)` says how near it is to the float
-model, value by value; what it is worth at its task, your own test set says. Write the figures here: a card that was edited is kept.
+{measured}
+"""
+NOT_MEASURED = """Nothing was measured: the file knows no data. `qcompiler.debug.compare(float_model, model, data)` says how near it is to
+the float model, value by value; what it is worth at its task, your own test set says.
+`qcompiler.save(model, folder, measured={"what, on which data": "figure"})` writes figures here. A card that was edited is kept."""
+MEASURED = """Agreement with the float model, such as an SQNR or the share of equal answers, is not accuracy: that wants labels.
+
+| what | figure |
+|---|---|
 """
 
 
-def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[str, ...]:
+@door
+def save(module: Executable | CallForms, path: str | os.PathLike[str], measured: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Writes the module to a file, atomically; the same module gives the same bytes.
 
     The file is a safetensors file: `net.qc` or `net.safetensors`. A path that ends in a slash, or is a folder, becomes a folder as model
-    hubs show it: model.safetensors, config.json and README.md, a card; a card that somebody edited is kept. `load` takes both.
+    hubs show it: model.safetensors, config.json and README.md, a card; a card that somebody edited is kept. `load` takes both. `measured`:
+    figures for the card, `{"top-1, 5,000 photos of the test set": "71.2 %"}`; without any, the card says that nothing was measured.
     Returns the names that `load` will need in `modules=` (with a MissingModulesWarning where there are any). Raises
-    ArtifactWriteError, with what stood at `path` intact; ConfigError for anything but a compiled module, and for a name that says another
-    format, such as `net.onnx`.
+    ArtifactWriteError, with what stood at `path` intact; ConfigError for anything but a compiled module, for a name that says another
+    format, such as `net.onnx`, and for figures where no folder is written.
     """
+    figures = _figures(measured, path)
     if not is_folder(path):
         return write(module, path, stacklevel=3)
     check_converted(module)
@@ -83,7 +95,7 @@ def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[
         raise ArtifactWriteError(f"{folder!s:.400}: cannot make the folder: {reason}") from error
     needed = write(module, folder / WEIGHTS, stacklevel=3)
     explanation = _explanation(module)
-    described = _described(module, explanation, needed)
+    described = _described(module, explanation, needed) | {"measured": figures}
     card = _card(described, explanation).encode("utf-8")
     ours = _is_ours(folder)
     if ours:
@@ -94,6 +106,18 @@ def save(module: Executable | CallForms, path: str | os.PathLike[str]) -> tuple[
         text = f"{folder / CARD} was written by somebody else, or edited: it is kept as it is"
         warnings.warn(text, QCompilerWarning, stacklevel=2)
     return needed
+
+
+def _figures(measured: object, path: object) -> dict[str, str]:
+    """The figures for a card. ConfigError for what is none, and where there is no card."""
+    if not measured:
+        return {}
+    if not isinstance(measured, Mapping) or not all(isinstance(text, str) for item in measured.items() for text in item):
+        raise ConfigError(f"measured={measured!r:.200} holds no figures by name, as text", code="save",
+                          hint='measured={"what, on which data": "figure"}')  # fmt: skip
+    if not is_folder(path):
+        raise ConfigError(f"{path!s:.200} is one file, and has no card for figures", code="save", hint="a path that ends in / is a folder")
+    return dict(measured)
 
 
 def is_folder(path: object) -> bool:
@@ -154,7 +178,7 @@ def _card(described: dict[str, Any], explanation: Explanation | None) -> str:
     loaded = '"this folder"' + (", modules={...}" if names else "")
     return TEMPLATE.format(
         title=_cell(described["model"]), facts="\n".join(f"| {name} | {_cell(text)} |" for name, text in facts.items()), load=loaded,
-        weights=WEIGHTS, needs=needs if names else "", floats=_floats(explanation),
+        weights=WEIGHTS, needs=needs if names else "", floats=_floats(explanation), measured=_measured(described["measured"]),
     )  # fmt: skip
 
 
@@ -168,6 +192,10 @@ def _floats(explanation: Explanation | None) -> str:
     lines = [f"| {_cell(row.op)} | {_cell(row.module_path or row.node)} | {_cell(row.reason)} |" for row in rows[:MOST_ROWS]]
     more = f"\n\nand {len(rows) - MOST_ROWS} more: `qcompiler.explain(model)`" if len(rows) > MOST_ROWS else ""
     return "\n".join(["| op | in | why |", "|---|---|---|", *lines]) + more
+
+
+def _measured(figures: Mapping[str, str]) -> str:
+    return MEASURED + "\n".join(f"| {_cell(name)} | {_cell(text)} |" for name, text in figures.items()) if figures else NOT_MEASURED
 
 
 def _listed(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
@@ -13,7 +14,8 @@ from qcompiler.config.corrections import Corrections
 from qcompiler.executable.call_forms import forms_of
 from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ir.names import NAMES
-from qcompiler.ir.types import Stage
+from qcompiler.ir.types import Stage, quant_of
+from qcompiler.observers.watch import Watch
 from qcompiler.passes import pipeline_for
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from qcompiler.prepared.observed_copy import observed_copy
@@ -22,11 +24,15 @@ from qcompiler.workflow.start_convert import Asked, asked_of, decide
 
 @dataclass(frozen=True)
 class Twin:
-    """One form of the call. `floats` has the float values of the weights that `quantized` has as integers, under the same names."""
+    """One form of the call. `floats` has the float values of the weights that `quantized` has as integers, under the same names.
+
+    `measured`: the groups of values whose range is calibration's: others have the one that an op fixes.
+    """
 
     floats: fx.GraphModule
     quantized: fx.GraphModule
     settings: Settings
+    measured: frozenset[int]
 
 
 def twins(prepared: object, corrections: Corrections | None = None) -> list[Twin]:
@@ -39,10 +45,22 @@ def _twin(prepared: object, asked: Asked) -> Twin:
     gm, state = observed_copy(prepared, "error")
     context = Context(state.settings, state.journal)
     decide(gm, state, context, asked)
+    measured = frozenset(_measured(gm))
     passes = pipeline_for(context.settings).quantize
     at = next(i for i, step in enumerate(passes) if isinstance(step, InsertQuantizeDequantize))
     run_passes(gm, passes[:at], Stage.OBSERVED, context)
     floats = OwnGraphModule(gm, copy.deepcopy(gm.graph))
     floats.meta[NAMES] = gm.meta.get(NAMES, {})
     run_passes(gm, passes[at:], Stage.OBSERVED, context)
-    return Twin(floats, gm, context.settings)
+    return Twin(floats, gm, context.settings, measured)
+
+
+def _measured(gm: fx.GraphModule) -> Iterator[int]:
+    for node in gm.graph.nodes:
+        watch = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(watch, Watch) and not watch.is_spare and watch.observer.gives_qparams and watch.observer.measures:
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            group = quant_of(source).group
+            if group is not None:
+                yield group

@@ -12,9 +12,11 @@ from qcompiler.ambient import in_plain_torch
 from qcompiler.backends.native.operator import OPERATOR, region_of_constants
 from qcompiler.errors import ConfigError
 from qcompiler.inputs.checks import check_whole
+from qcompiler.inputs.door import door
 
 
 @in_plain_torch
+@door
 def native_times(module: nn.Module, *args: object, repeat: int = 5, **kwargs: object) -> dict[str, dict[str, float]]:
     """Milliseconds of each native layer by the name of its value, `{"conv_q": {"ms": 0.12}}`: the least of `repeat` calls, on one thread.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,10 +21,14 @@ Inputs = Callable[[Env], list[Tensor]]  # the tensors that a region is called on
 
 @dataclass
 class WatchedRegion:
-    """`given`: the names of the values that the region takes, in order. What was fused away has no step."""
+    """`given`: the names of the values that the region takes, in order. What was fused away has no step.
+
+    `names`: what the steps of its values are called, where a step outside has the name of the value.
+    """
 
     region: NativeRegion
     given: Sequence[str]
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.layers = {layer.out: layer for layer in self.region.network.layers}
@@ -38,8 +42,12 @@ class WatchedRegion:
             env[kept] = self.region.watch(*inputs(env)).values
             return self.region(*inputs(env))
 
-        values = [self._value(name, kept) for name in self.region.places if name in self.layers]
+        values = [self._value(name, kept) for name in self.watched()]
         return [replace(step, run=run, origin=(), inputs=self._sizes_alone(), takes=tuple(self.given)), *values]
+
+    def watched(self) -> list[str]:
+        """The values that have a step."""
+        return [name for name in self.region.places if name in self.layers]
 
     def _sizes_alone(self) -> tuple[str, ...]:
         """What the region takes for its sizes: no value inside is computed from it, and the run still needs it."""
@@ -59,7 +67,9 @@ class WatchedRegion:
             return dequantize(env[kept][name], codes.scale, codes.zero)
 
         grid = (codes.scale, codes.zero, codes.low, codes.high)
-        return Step(name, "call", op, self._inputs(name), place.origin, run, place.path, place.line, grid=grid, is_past=True)
+        return Step(
+            self.names.get(name, name), "call", op, self._inputs(name), place.origin, run, place.path, place.line, grid=grid, is_past=True
+        )
 
     def _inputs(self, name: str) -> tuple[str, ...]:
         """The values with a step of their own that a value is computed from, through those without one."""
@@ -69,7 +79,7 @@ class WatchedRegion:
         while waiting:
             one = waiting.pop(0)
             if one in outside or one in self.region.places:
-                found[outside.get(one, one)] = None
+                found[outside.get(one, self.names.get(one, one))] = None
             elif one in self.layers:
                 waiting += self.layers[one].reads
         return tuple(found)
@@ -77,14 +87,24 @@ class WatchedRegion:
 
 @dataclass(frozen=True)
 class WatchedRegions:
-    """The regions among the steps of a program or graph, by the name of the step that runs them."""
+    """The regions among the steps of a program or graph, by the name of the step that runs them. `taken`: the names of its steps, and of
+    those of the regions so far: what one region hands out may be rounded again outside, or in another one."""
 
+    taken: set[str]
     regions: dict[str, WatchedRegion] = field(default_factory=dict)
 
     def steps(self, step: Step, region: WatchedRegion, inputs: Inputs) -> list[Step]:
         """The run of a region, and behind it the values inside."""
-        self.regions[step.name] = region
-        return region.steps(step, inputs)
+        named = replace(region, names={name: self._free(name) for name in region.watched()})
+        self.regions[step.name] = named
+        return named.steps(step, inputs)
+
+    def _free(self, name: str) -> str:
+        """The name, or one like it that no step has yet."""
+        candidates = (name, *(f"{name}_{number}" for number in range(1, len(self.taken) + 2)))
+        found = next(candidate for candidate in candidates if candidate not in self.taken)
+        self.taken.add(found)
+        return found
 
     def handed_out(self, step: Step, index: int) -> Step:
         """A step that takes an item: of a region's results, as one that depends on the values behind it."""
@@ -94,7 +114,8 @@ class WatchedRegions:
 
 def steps_of_lowered(gm: fx.GraphModule) -> Steps:
     """The steps of a graph whose native regions are calls, with the values that the C of each region computed."""
-    whole, nodes, watched = steps_of_graph(gm), {node.name: node for node in gm.graph.nodes}, WatchedRegions()
+    whole, nodes = steps_of_graph(gm), {node.name: node for node in gm.graph.nodes}
+    watched = WatchedRegions(set(nodes))
 
     def steps(step: Step) -> list[Step]:
         node = nodes[step.name]

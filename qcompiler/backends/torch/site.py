@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -17,6 +18,12 @@ ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
 VNNI = ("avx512_vnni", "avx512_amx")  # instruction sets where u8 x s8 products are summed in 32 bits
 WIDE_VECTORS = ("avx512", *VNNI)  # those with vectors of 512 bits
 INSTRUCTION_SETS = ("default", "avx2", *WIDE_VECTORS)
+_ONEDNN = {"AVX512_CORE": "avx512", "AVX2": "avx2", "AVX2_VNNI": "avx2", "AVX2_VNNI_2": "avx2", "AVX": "default", "SSE41": "default"}
+# What the environment may limit kernels to. VNNI of 256 bits counts as none: nothing else here says that a CPU has it.
+LIMITS: dict[str, dict[str, str]] = {
+    "ONEDNN_MAX_CPU_ISA": _ONEDNN, "DNNL_MAX_CPU_ISA": _ONEDNN,
+    "FBGEMM_ENABLE_INSTRUCTIONS": {"AVX2": "avx2", "AVX512": "avx512", "AVX512_256": "avx512"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -240,7 +247,11 @@ def constant_of(node: Any) -> torch.Tensor | None:
 
 
 def host_isa() -> str:
-    """The instruction set of this machine as kernels see it: avx512_vnni, avx512, avx2 or default."""
+    """The instruction set of this machine as kernels see it, or that they are limited to: avx512_vnni, avx512, avx2 or default."""
     capability = torch.backends.cpu.get_cpu_capability().lower()
     vnni = bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
-    return "avx512_vnni" if capability == "avx512" and vnni else capability
+    found = "avx512_vnni" if capability == "avx512" and vnni else capability
+    if found not in INSTRUCTION_SETS:
+        return found
+    limits = (values.get(os.environ.get(name, "").upper(), found) for name, values in LIMITS.items())
+    return min((found, *limits), key=INSTRUCTION_SETS.index)

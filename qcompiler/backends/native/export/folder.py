@@ -24,11 +24,14 @@ from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.native.regions import only_region
 from qcompiler.errors import ArtifactWriteError, ConfigError
 from qcompiler.executable import Executable
+from qcompiler.inputs.door import door
 
 Shape = tuple[int, ...]
+Entry = Sequence[int] | Sequence[Sequence[int]]  # of one input, or of each
 
 
-def export_c(module: nn.Module, folder: str | Path, sizes: Sequence[Any] | None = None, name: str | None = None) -> Path:
+@door
+def export_c(module: nn.Module, folder: str | Path, sizes: Sequence[Entry] | None = None, name: str | None = None) -> Path:
     """Writes a converted module of the native back end as C: sources, weights, header, example, CMake file; returns the folder.
 
     `sizes`: the input sizes that the program will take, a list with an entry for each: the shape of the input, or a list of shapes where
@@ -55,14 +58,14 @@ def identifier(text: str) -> str:
     return found if re.match(r"[a-z]", found) else f"net_{found}".rstrip("_")
 
 
-def _all_sizes(region: NativeRegion, sizes: Sequence[Any] | None) -> list[list[Shape]]:
+def _all_sizes(region: NativeRegion, sizes: Sequence[Entry] | None) -> list[list[Shape]]:
     inputs = region.network.inputs
     if sizes is None:
         return [[shape for _, shape in inputs]]
     found = []
     for entry in sizes:
-        shapes = [entry] if len(inputs) == 1 and all(isinstance(n, int) for n in entry) else list(entry)
-        if len(shapes) != len(inputs):
+        shapes: Sequence[Any] = [entry] if len(inputs) == 1 and all(isinstance(n, int) for n in entry) else list(entry)
+        if len(shapes) != len(inputs) or any(isinstance(shape, int) for shape in shapes):
             raise ConfigError(f"{entry!r:.80} has not one shape for each of the {len(inputs)} inputs", code="export-sizes")
         found.append([tuple(int(n) for n in shape) for shape in shapes])
     if not found:

@@ -25,6 +25,7 @@ from qcompiler.executable import Executable
 from qcompiler.executable.tensors import find
 from qcompiler.files.atomic import atomic_write
 from qcompiler.files.safetensors import SAFETENSORS, safetensors
+from qcompiler.inputs.door import door
 from qcompiler.ir.nested import rewrite
 
 RESERVED = (
@@ -72,6 +73,7 @@ def load(path=None, modules=None):
 """
 
 
+@door
 def export_source(module: Executable, directory: str | Path) -> Path:
     """Writes model.py and model.safetensors into `directory` and returns the path of model.py.
 

@@ -147,6 +147,9 @@ class CompiledModule(TellsOfItself, AnswersCalls, KeepsState, Executable):
         data = {"engine": self.engine, "program": program.to_data()}
         return Payload(data, program.leaves + program.externals, program.records, sources)
 
+    def _outside(self) -> Mapping[str, object]:
+        return self.__dict__["_externals"]  # type: ignore[no-any-return]
+
     def _title(self) -> str:
         return self.program.name
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -29,7 +29,8 @@ def steps_of_program(module: nn.Module, program: Program, engine: str, qparams: 
     with quantized_engine(engine):
         packs = run_once(program, lambda path: find(module, path), qparams)
     weights = {call.out: _pack_weight(module, call) for call in program.once if call.out}
-    running = _Running(module, resolve, qparams, packs, weights, module.__dict__.get(LARGEST, {}))
+    watched = WatchedRegions({i.name for i in program.inputs} | {call.out for call in program.calls if call.out})
+    running = _Running(module, resolve, qparams, packs, weights, module.__dict__.get(LARGEST, {}), watched)
     inputs = [Step(i.name, "input", "input", (), (i.name,), read_input(i.name)) for i in program.inputs]
     calls = [step for number, call in enumerate(program.calls) for step in running.steps(call, number)]
     names, defaults = [i.name for i in program.inputs], {i.name: i.default for i in program.inputs if i.optional}
@@ -53,7 +54,7 @@ class _Running:
     packs: Mapping[str, Any]
     weights: Mapping[str, Weight | None]
     most: Mapping[str, int]
-    watched: WatchedRegions = field(default_factory=WatchedRegions)
+    watched: WatchedRegions
 
     def steps(self, call: Call, number: int) -> list[Step]:
         """The step of a call; behind the run of a native region stand the values inside of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import torch
+import torch.nn.functional as F
 
 from qcompiler.export.onnx_qdq.forms.pools import adaptive
 from qcompiler.export.onnx_qdq.refusals import NoForm
@@ -30,7 +31,7 @@ def interpolate(site: Site) -> ir.Value:
     if mode == "area":
         return adaptive("avg", x.rank - 2)(site)  # type: ignore[return-value]
     if site.flag("antialias"):
-        raise NoForm("runtimes weigh the pixels of antialias otherwise than torch")
+        return _smoothed(site, mode)
     settings = _settings(mode, site.flag("align_corners"))
     value, old, new, flat = x.value, x.sizes, site.shape, x.rank == 3 and mode in LINEAR
     if flat:  # runtimes know images
@@ -46,6 +47,29 @@ def interpolate(site: Site) -> ir.Value:
         scales = [*[1.0] * (2 + flat), *map(float, given)]  # type: ignore[arg-type]
         value = site.call("Resize", value, None, site.constant(scales, torch.float32), **settings)  # type: ignore[arg-type]
     return site.extents.reshaped(value, new, site.shape) if flat else value
+
+
+def _smoothed(site: Site, mode: str) -> ir.Value:
+    """Rows and columns times the weights that torch gives them: the op Resize weighs the pixels of antialias otherwise."""
+    rows, columns = (_weights(site, axis, mode) for axis in (0, 1))
+    return site.call("MatMul", site.constant(rows), site.call("MatMul", site.x.value, site.constant(columns.t().contiguous())))
+
+
+def _weights(site: Site, axis: int, mode: str) -> torch.Tensor:
+    """What each pixel along a dimension of an image (0 or 1) is of those of the input: (new, old), float32."""
+    old, new = site.x.sizes[2 + axis], site.shape[2 + axis]
+    if not isinstance(old, int) or not isinstance(new, int):
+        raise NoForm(f"the weights of antialias are constants, and the size {old} changes: dynamic_shapes={{}} holds the sizes")
+    factors, aligned = site.get("scale_factor"), site.flag("align_corners")
+    pixels = torch.eye(old)[None, None]
+    if factors is not None and not site.flag("recompute_scale_factor"):
+        factor = factors[axis] if isinstance(factors, (list, tuple)) else factors
+        if not isinstance(factor, (int, float)):
+            raise NoForm("its scale_factor is no fixed number")
+        made = F.interpolate(pixels, None, (float(factor), 1.0), mode, aligned, antialias=True)
+    else:
+        made = F.interpolate(pixels, (new, old), None, mode, aligned, antialias=True)
+    return made[0, 0]
 
 
 def pixel_shuffle(site: Site) -> ir.Value:

@@ -1,0 +1,111 @@
+"""fit_ranges: of each value the range that costs the results least: what is cut off at its ends against finer steps for all the rest.
+
+A narrower range by the value's own error is known not to help: the few large numbers that it cuts count for more than the many small
+ones. So each number counts as much as an error of it counts in the results (`sensitivity`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from qcompiler.ambient import in_plain_torch
+from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
+from qcompiler.errors import CalibrationError, ConfigError
+from qcompiler.inputs.batches import batches as as_batches
+from qcompiler.inputs.batches import check_data
+from qcompiler.inputs.checks import check_whole
+from qcompiler.ir.types import QParams, quant_of
+from qcompiler.tune.groups import named_ranges
+from qcompiler.tune.lane import without_empty
+from qcompiler.tune.sensitivity import sensitivities
+from qcompiler.tune.together import together
+from qcompiler.tune.walk import Tell
+from qcompiler.workflow.twins import Twin, twins
+
+BINS = 1024  # of a range: four for each of its steps
+PARTS = torch.linspace(1.0, 0.5, 11)  # of an end of the range that are tried, the whole first
+GAIN = 0.97  # of the error: what a narrower range must leave at most
+
+
+@in_plain_torch
+def fit_ranges(
+    prepared: object, batches: object, *, corrections: Corrections | None = None, seed: int = 0, tell: Tell | None = None
+) -> Corrections:  # fmt: skip
+    """The corrections with narrower ranges of values, where what is cut off costs the results less than finer steps give.
+
+    prepared: calibrated, of prepare_fx, with one form of the call. batches: as `calibrate` takes them; the same data will do. It takes a
+    backward pass of the float model for each batch, on random sums of the results that are drawn with `seed`; `tell(done, total)` is called
+    behind each. Weights and codes stay as they are. Raises ConfigError for several forms of the call and for a model without gradients,
+    CalibrationError for no batches.
+    """
+    check_data(batches)
+    check_whole(seed, "seed")
+    so_far = corrections or NO_CORRECTIONS
+    made, data = twins(prepared, so_far), list(without_empty(as_batches(batches)))
+    if len(made) > 1:
+        raise ConfigError("ranges of several forms of the call cannot be fitted", code="call-forms", hint="prepare it with one form")
+    if not data:
+        raise CalibrationError("0 batches of data", code="no-batches", hint="an iterator can be read only once; is the loader empty?")
+    found, generator = list(_measured(made[0])), torch.Generator().manual_seed(seed)
+    of_node = {node: one for one in found for node in one.nodes}
+    rounds = int(together().most(len(data)))
+    for number in range(rounds):
+        for batch in data[number : number + 1]:  # of several processes, one may have fewer
+            for node, value, weights in sensitivities(made[0].floats, (batch, number), of_node, generator):
+                of_node[node].add(value, weights)
+        if tell is not None:
+            tell(number + 1, rounds)
+    for one, masses in zip(found, zip(*together().all([one.mass for one in found]))):
+        one.mass = torch.stack(masses).sum(0)
+    narrowed = {one.group: ends for one in found if (ends := one.fitted()) is not None}
+    return so_far | Corrections(ranges=named_ranges(made[0].quantized, narrowed, so_far))
+
+
+@dataclass
+class _Weighed:
+    """A group of values that share steps: how much errors of its numbers count, by bins of its range. `nodes`: in the float graph."""
+
+    group: int
+    qparams: QParams
+    nodes: list[fx.Node] = field(default_factory=list)
+    mass: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
+
+    def add(self, value: Tensor, weights: Tensor) -> None:
+        """Zeros are left out: they have a code of their own in every range."""
+        low, high = self.qparams.range
+        at = ((value.flatten() - low) * (BINS / (high - low))).long().clamp_(0, BINS - 1)
+        self.mass += torch.bincount(at, (weights * (value != 0)).flatten().double(), BINS)
+
+    def fitted(self) -> tuple[float, float] | None:
+        """The ends with the least error; None where they are not worth it."""
+        low, high = self.qparams.range
+        lows, highs = torch.meshgrid(PARTS * low if low else torch.zeros(1), PARTS * high if high else torch.zeros(1), indexing="ij")
+        errors = self._errors(lows.flatten(), highs.flatten())
+        best = int(errors.argmin())
+        if not float(errors[best]) < GAIN * float(errors[0]):
+            return None
+        return float(lows.flatten()[best]), float(highs.flatten()[best])
+
+    def _errors(self, lows: Tensor, highs: Tensor) -> Tensor:
+        low, high = self.qparams.range
+        centres = low + (torch.arange(BINS) + 0.5) * ((high - low) / BINS)
+        steps = self.qparams.quant_max - self.qparams.quant_min
+        scale = ((highs - lows) / steps).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+        zero = torch.round(-lows[:, None] / scale)
+        rounded = ((torch.round(centres / scale) + zero).clamp(0, steps) - zero) * scale
+        return (rounded - centres).double().square() @ self.mass
+
+
+def _measured(twin: Twin) -> Iterator[_Weighed]:
+    """The groups of the graph whose range may be another one, in order."""
+    floats, found = {node.name: node for node in twin.floats.graph.nodes}, dict[int, _Weighed]()
+    for node in twin.quantized.graph.nodes:
+        quant = quant_of(node)
+        if quant.group in twin.measured and quant.qparams is not None and node.name in floats and node.op != "get_attr":
+            assert quant.group is not None
+            found.setdefault(quant.group, _Weighed(quant.group, quant.qparams)).nodes.append(floats[node.name])
+    yield from (one for one in found.values() if isinstance(one.qparams.scale, float) and one.qparams.range[0] < one.qparams.range[1])

@@ -1,0 +1,66 @@
+"""How much an error of each number of a value counts in the results: squared gradients of the float model.
+
+With a normal random number r at each number of the results, the gradient g of sum(r * results) has the mean square of what the results
+change by. So sum(g^2 e^2) is the squared error of the results that errors e of the value make, where these have nothing to do with each
+other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor, fx
+
+from qcompiler.debug.metrics import tensors
+from qcompiler.errors import ConfigError
+from qcompiler.ops.state_nodes import is_write
+from qcompiler.tune.lane import Batch, Lane
+
+
+class _Run(fx.Interpreter):
+    """A run of a float graph that keeps the values of these nodes, with gradients. What a model keeps between calls is not written."""
+
+    def __init__(self, gm: fx.GraphModule, nodes: Collection[fx.Node]) -> None:
+        super().__init__(gm)
+        self.watched, self.values = set(nodes), dict[fx.Node, Tensor]()
+
+    def run_node(self, n: fx.Node) -> object:
+        if is_write(n):
+            return None
+        made = super().run_node(n)
+        if not isinstance(made, Tensor):
+            return made
+        if n.op in ("get_attr", "placeholder"):
+            made = made.detach().clone() if made.is_inference() else made.detach()
+        if n in self.watched and made.is_floating_point():
+            made = made if made.requires_grad else made.detach().requires_grad_()
+            self.values[n] = made
+        return made
+
+
+def sensitivities(
+    gm: fx.GraphModule, batch: tuple[Batch, int], nodes: Collection[fx.Node], generator: torch.Generator
+) -> Iterator[tuple[fx.Node, Tensor, Tensor]]:
+    """Of each of the nodes that counts in the results: its value and the squared gradients, for one batch and its number.
+
+    Raises InputError as `Lane` does, and ConfigError for a model that has no gradients.
+    """
+    given = Lane(gm, [batch[0]], batch[1]).given[0]
+    inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    with torch.inference_mode(False), torch.enable_grad():
+        run = _Run(gm, nodes)
+        try:
+            made = run.run(*(given.get(str(node.target), *node.args) for node in inputs))
+            results = [x for x in tensors(made) if x.is_floating_point() and x.requires_grad]
+            if not results:
+                return
+            total = torch.stack([(x * torch.randn(x.shape, generator=generator, dtype=x.dtype)).sum() for x in results]).sum()
+            found = torch.autograd.grad(total, list(run.values.values()), allow_unused=True)
+        except RuntimeError as error:
+            Lane(gm, [batch[0]], batch[1]).advance(list(gm.graph.nodes)[-1])  # an InputError where the batch does not fit
+            text = f"batch {batch[1]}: the float model has no gradients: {str(error).splitlines()[0]:.200}"
+            raise ConfigError(text, code="no-gradients", hint="give ranges by hand, in Corrections(ranges=...)") from error
+    for (node, value), gradient in zip(run.values.items(), found, strict=True):
+        if gradient is not None:
+            yield node, value.detach(), gradient.square()

@@ -1,0 +1,110 @@
+"""Where the values of batches lie between two pieces of a graph: some in memory, the others in a file without a name."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import IO, TypeAlias
+
+import torch
+from torch import Tensor, fx
+
+ROOM = 2**24  # bytes that stay in memory
+LEAST = 2**16  # bytes up to which a tensor stays in memory in any case
+Values: TypeAlias = dict[fx.Node, object]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A tensor in a file."""
+
+    file: IO[bytes]
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        made = torch.empty(math.prod(self.shape) * self.dtype.itemsize, dtype=torch.uint8)
+        self.file.seek(self.start)
+        self.file.readinto(_bytes(made))  # type: ignore[attr-defined]
+        return made.view(self.dtype).as_strided(self.shape, self.strides)
+
+
+def _bytes(flat: Tensor) -> memoryview:
+    """The memory of a tensor of bytes."""
+    return memoryview(flat.numpy())  # type: ignore[arg-type]
+
+
+class Shelf:
+    """The values of each batch, put and taken in turn. What is put between two calls of `turn` lies in one file, and what was put before
+    in another, whose room is given back. Where no file can be written, all stays in memory."""
+
+    def __init__(self, room: int | None = None) -> None:
+        """`room`: bytes that stay in memory."""
+        self.room = ROOM if room is None else room
+        self._held: dict[int, Values] = {}
+        self._read: IO[bytes] | None = None
+        self._write: IO[bytes] | None = None
+        self._at = 0
+
+    def put(self, number: int, values: Mapping[fx.Node, object]) -> None:
+        made: Values = {}
+        left = self.room - self._in_memory()
+        for node, value in values.items():
+            made[node] = value
+            if isinstance(value, Tensor):
+                if value.nbytes > max(left, LEAST) and _can_be_written(value):
+                    made[node] = self._written(value)
+                else:
+                    left -= value.nbytes
+        self._held[number] = made
+
+    def take(self, number: int) -> Values:
+        """What was put, as it was, with the strides that it had. It is no longer here."""
+        values = self.look(number)
+        self._held.pop(number, None)
+        return values
+
+    def look(self, number: int) -> Values:
+        """As `take`, and it stays here."""
+        return {node: value.read() if isinstance(value, _Written) else value for node, value in self._held.get(number, {}).items()}
+
+    def turn(self) -> None:
+        """All has been taken and put once more."""
+        self._read, self._write, self._at = self._write, self._read, 0
+        if self._write is not None:
+            self._write.seek(0)
+            self._write.truncate()
+
+    def _in_memory(self) -> int:
+        return sum(value.nbytes for held in self._held.values() for value in held.values() if isinstance(value, Tensor))
+
+    def _written(self, value: Tensor) -> object:
+        start = self._at
+        try:
+            if self._write is None:
+                self._write = tempfile.TemporaryFile()  # noqa: SIM115
+                weakref.finalize(self, self._write.close)
+            self._write.seek(start)
+            self._write.write(_bytes(value.as_strided((value.numel(),), (1,)).view(torch.uint8)))
+        except OSError:  # no folder for it, or no room there
+            self.room = 2**63
+            return value
+        self._at += value.nbytes
+        return _Written(self._write, start, value.dtype, tuple(value.shape), value.stride())
+
+
+def _can_be_written(value: Tensor) -> bool:
+    """A plain tensor that fills a piece of memory, in whatever order of its dimensions."""
+    if type(value) is not Tensor or value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_neg():
+        return False
+    room = 1
+    for stride, size in sorted(pair for pair in zip(value.stride(), value.shape, strict=True) if pair[1] != 1):
+        if stride != room:
+            return False
+        room *= size
+    return value.numel() > 0 and not value.is_complex()

@@ -1,0 +1,40 @@
+"""A trial of corrections on a few batches that they were found on: for what a step chooses among. Held-out data judges the step alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import fx
+
+from qcompiler.config.corrections import Corrections
+from qcompiler.ops.state_nodes import held_names
+from qcompiler.tune.score import sqnr_of
+from qcompiler.workflow.convert import Conversion, reference
+
+Call: TypeAlias = tuple[Sequence[object], Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`calls`: arguments and keywords of each batch; `expected`: what the float model makes of them."""
+
+    prepared: object
+    calls: Sequence[Call]
+    expected: Sequence[object]
+
+    @staticmethod
+    def of(prepared: object, floats: fx.GraphModule, calls: Sequence[Call]) -> Trial:
+        """`floats`: the float twin. What it keeps between calls stays as it is."""
+        floats = copy.deepcopy(floats) if held_names(floats) else floats
+        with torch.inference_mode():
+            return Trial(prepared, calls, [floats(*args, **kwargs) for args, kwargs in calls])
+
+    def sqnr(self, corrections: Corrections) -> float:
+        """dB of the reference graph with the corrections, over all results."""
+        gm = reference(self.prepared, (), Conversion(), corrections)
+        with torch.inference_mode():
+            return sqnr_of(self.expected, [gm(*args, **kwargs) for args, kwargs in self.calls])
