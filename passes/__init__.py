@@ -32,6 +32,7 @@ from qcompiler.passes.judge_parts import JudgeParts
 from qcompiler.passes.judge_recurrent import JudgeRecurrent, WatchRecurrent
 from qcompiler.passes.judge_rows import JudgeRows, WatchRows
 from qcompiler.passes.keep_float import KeepFloat
+from qcompiler.passes.keep_sums import KeepSums
 from qcompiler.passes.note_parts import NoteParts
 from qcompiler.passes.note_picked import NotePicked
 from qcompiler.passes.remove_identities import RemoveIdentities
@@ -44,7 +45,7 @@ from qcompiler.passes.swap_custom_modules import ObserveCustomModules, QuantizeC
 from qcompiler.passes.watch_spares import DropSpares, WatchSpares
 
 FUSE = (Canonicalize(), ResolvePadding(), JoinAssignments(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
-DECIDE = (Annotate(), KeepFloat(), HandOutFloats(), ShareQParams())
+DECIDE = (Annotate(), KeepFloat(), HandOutFloats(), KeepSums(), ShareQParams())
 OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent(), WatchRows(), WatchSpares())  # FUSED -> OBSERVED
 OBSERVE_TRAINING = (*DECIDE, NoteParts(), JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 # OBSERVED -> QUANTIZED

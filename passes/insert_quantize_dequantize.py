@@ -20,7 +20,7 @@ from qcompiler.ir.names import user_path
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Mode, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.ranges import empty_channels, floored
-from qcompiler.observers.weights import take_axis
+from qcompiler.observers.weights import of_few, take_axis
 from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.reference import (
     dequantize,
@@ -32,7 +32,7 @@ from qcompiler.ops.reference import (
     unpack_4bit,
     widen,
 )
-from qcompiler.ops.spec import Op
+from qcompiler.ops.spec import Family, Op
 from qcompiler.target import WeightLimit
 
 ENLARGED = ("the weight was trained with scales at which the kernel's 16-bit sums could overflow: they are enlarged, results differ from "
@@ -190,7 +190,9 @@ class _Weights:
         for code, text in (("zero-channel", empty_channels(observer)), ("tiny-range", floored(observer))):
             if text:
                 self.context.remark("insert_quantize_dequantize", code, f"weight {text}", node)
-        return qparams
+        row = self.context.table.of(node)
+        depthwise = row is not None and row.family is Family.CONVOLUTION and value.shape[1] == 1 and node.kwargs.get("groups", 1) != 1
+        return of_few(value, qparams) if depthwise else qparams
 
 
 def _checked(given: Tensor, own: Tensor, node: fx.Node) -> Tensor:

@@ -18,6 +18,7 @@ from qcompiler.ops.arguments import activations
 from qcompiler.ops.averages import averages_many
 from qcompiler.ops.parts import parts_of
 from qcompiler.ops.spec import Output
+from qcompiler.ops.stays_float import reads_sums
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ShareQParams:
             row = table.of(user)
             return row is not None and row.output is Output.SAME and quant_of(user).int8 and user.args[0] is source and user not in cuts
 
-        wanted = {a for n in gm.graph.nodes if quant_of(n).int8 for a in activations(table, n)}
+        wanted = {a for n in gm.graph.nodes if quant_of(n).int8 and not reads_sums(n, table) for a in activations(table, n)}
         number = 0
         for part in groups(gm.graph, same):
             if any((quant_of(n).int8 and not quant_of(n).float_output) or n in wanted for n in part):

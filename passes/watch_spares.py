@@ -19,6 +19,7 @@ from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch, WatchKey
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.spec import Output
+from qcompiler.ops.stays_float import reads_sums
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class WatchSpares:
             for value in activations(context.table, user):
                 while value in watches:
                     value = value.args[0]  # type: ignore[assignment]
-                key = WatchKey(value.name, source_of(value).origin, quant_of(user).qconfig.activation)
+                rounds = value if reads_sums(user, context.table) else user  # if `user` becomes float, the op before it rounds its result
+                key = WatchKey(value.name, source_of(value).origin, quant_of(rounds).qconfig.activation)
                 if key not in known:
                     known.add(key)
                     _add(gm, value, key)

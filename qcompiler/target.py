@@ -77,6 +77,9 @@ class Target(Protocol):
     def gives_floats(self, row: Op, node: fx.Node) -> bool:
         """Whether the op takes int8 and can hand out the floats of its 32-bit sums."""
 
+    def takes_sums(self, row: Op, node: fx.Node, reader: Op, user: fx.Node) -> bool:
+        """Whether the kernel of an op with a weight also computes `user`, which alone reads its result, before anything is rounded."""
+
     def activation_bits(self, row: Op, node: fx.Node) -> int:
         """How many bits the activations of an int8 op may use: 8, or 7 where partial sums could overflow with no way to prevent it."""
 
@@ -135,6 +138,9 @@ class Neutral:
 
     def gives_floats(self, row: Op, node: fx.Node) -> bool:
         return row.settled.name == "linear"
+
+    def takes_sums(self, row: Op, node: fx.Node, reader: Op, user: fx.Node) -> bool:
+        return False
 
     def activation_bits(self, row: Op, node: fx.Node) -> int:
         return 8

@@ -36,7 +36,11 @@ class QWindow(C.Structure):
 
 
 class QEpilogue(C.Structure):
-    _fields_ = [*fields(C.c_void_p, "m b table"), *fields(C.c_float, "k kr kc"), *fields(C.c_int32, "zero lo hi zero2 lo2 hi2 wide")]
+    _fields_ = [
+        *fields(C.c_void_p, "m b gain slope offset table"),
+        *fields(C.c_float, "k kr kc top"),
+        *fields(C.c_int32, "zero lo hi zero2 lo2 hi2 wide bend"),
+    ]
 
 
 CONV = [*fields(QTensor, "x y r"), ("k", QWindow), ("e", QEpilogue), *fields(C.c_void_p, "w wsum")]

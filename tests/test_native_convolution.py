@@ -5,6 +5,7 @@ Values lie in memory with halos, gaps and random bytes around them: whatever a k
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from qcompiler.backends.native import packing, reference
-from qcompiler.backends.native.reference import Ends, Epilogue, Residual, Window
+from qcompiler.backends.native.reference import Bend, Ends, Epilogue, Residual, Window
 from tests.native_abi import Guarded, Kernels, Library, QEpilogue, QTensor, QWindow, aligned, known, random_codes
 
 
@@ -36,6 +37,7 @@ class Case:
     ends: Ends = field(default_factory=lambda: Ends(zero=3))
     residual: bool = False
     table: bool = False
+    bend: str = ""
     floats: bool = False
     saturated: bool = False
     threads: int = 1
@@ -80,6 +82,12 @@ CONVOLUTIONS = {
     "zero point at the end": case(image(16, 6, 6), 32, 1, ends=Ends(255), x_zero=255),
     "residual": case(image(32, 8, 8), 48, 3, 1, 1, residual=True, y_gap=16),
     "table": case(image(32, 8, 8), 24, 1, table=True),
+    "slopes": case(image(32, 8, 8), 48, 3, 1, 1, bend="slopes", ends=Ends(40)),
+    "slopes, groups": case(image(64, 9, 9), 64, 3, 2, 1, groups=4, bend="top", ends=Ends(128, 9, 240)),
+    "slopes, linear, residual": case(image(48, 1, 37), 70, 1, bend="slopes", residual=True),
+    "slopes, tiles": case(image(20, 9, 11, n=2), 33, 3, 1, 1, bend="top", threads=3, ends=Ends(90)),
+    "hard swish": case(image(24, 9, 9), 72, 1, bend="hard swish", ends=Ends(30)),
+    "hard swish, sequence": Case((2, 12, 31), 20, (5,), (1,), (2,), (1,), bend="hard swish"),
     "residual and table": case(image(32, 8, 8), 24, 1, table=True, residual=True, ends=Ends(7, 5, 250)),
     "floats": case(image(30, 4, 4), 50, 1, floats=True),
     "more threads than work": case(image(16, 2, 2), 16, 1, threads=7),
@@ -144,6 +152,11 @@ def window_of(c: Case) -> QWindow:
     return QWindow(*parts)
 
 
+def bend_of(c: Case, rng: np.random.Generator) -> Bend:
+    gain, offset, slope = (torch.from_numpy(rng.normal(0, s, c.out).astype(np.float32)) for s in (1.0, 20.0, 0.4))
+    return Bend(gain, offset, None if c.bend == "hard swish" else slope, 60.0 if c.bend == "top" else math.inf)
+
+
 class Problem:
     """The numbers of one case: operands, constants, and what the reference says."""
 
@@ -164,7 +177,11 @@ class Problem:
         self.residual = None
         if c.residual:
             self.residual = Residual(random_codes(rng, *self.sums.shape), 0.83, 0.61, -77.5, Ends(12, 12, 255))
-        ends = Epilogue(torch.from_numpy(self.m[: c.out]), torch.from_numpy(self.b[: c.out]), c.ends, self.residual, self.table)
+        self.bend = bend_of(c, rng) if c.bend else None
+        if c.bend == "hard swish":  # of real numbers, which its ends are
+            self.m, self.b = self.m * np.float32(0.05), self.b * np.float32(0.05)
+        m, b = (torch.from_numpy(values[: c.out]) for values in (self.m, self.b))
+        ends = Epilogue(m, b, c.ends, self.residual, self.table, self.bend)
         self.expected = reference.affine(self.sums, ends.m, ends.b) if c.floats else reference.finish(self.sums, ends)
 
     def epilogue(self, keep: list[object]) -> QEpilogue:
@@ -172,6 +189,14 @@ class Problem:
         e = QEpilogue(m=m.ctypes.data, b=b.ctypes.data, wide=self.wide)
         e.zero, e.lo, e.hi = self.case.ends.zero, self.case.ends.lo, self.case.ends.hi
         keep += [m, b]
+        if (bend := self.bend) is not None:
+            e.top, e.bend = bend.top, int(bend.slope is None)
+            for name in ("gain", "slope", "offset"):
+                values = getattr(bend, name)
+                if values is not None:
+                    held = aligned(packing.padded_floats(values.numpy()))
+                    setattr(e, name, held.ctypes.data)
+                    keep.append(held)
         if self.table is not None:
             table = aligned(self.table.numpy())
             e.table = table.ctypes.data
@@ -285,6 +310,8 @@ EPILOGUES: dict[str, dict[str, object]] = {
     "bounds": {"ends": Ends(10, 10, 200)},
     "table": {"table": True, "ends": Ends(90)},
     "residual": {"residual": True},
+    "slopes": {"bend": "slopes", "ends": Ends(100)},
+    "hard swish": {"bend": "hard swish", "ends": Ends(60)},
 }
 
 

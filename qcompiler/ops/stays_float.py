@@ -30,6 +30,13 @@ def is_int8(value: fx.Node) -> bool:
     return quant_of(value).int8 and not quant_of(value).float_output
 
 
+def reads_sums(node: fx.Node, table: Table) -> bool:
+    """Whether the int8 op computes on the sums of the op before it, which nothing rounds (passes/keep_sums.py)."""
+    row, first = table.of(node), next(activations(table, node), None)
+    own = row is not None and row.output is Output.OWN and quant_of(node).int8
+    return own and first is not None and quant_of(first).int8 and quant_of(first).float_output
+
+
 def starved(row: Op | None, inputs: Sequence[fx.Node], int8: Callable[[fx.Node], bool] = is_int8) -> Obstacle | None:
     """Why an op is float because of its activations `inputs`, None where it may be int8. `int8`: which values are."""
     if row is None or row.weight is not None or not inputs:
@@ -54,7 +61,7 @@ def spread(graph: fx.Graph, table: Table) -> Iterator[tuple[fx.Node, Obstacle]]:
     for node in graph.nodes:
         if quant_of(node).int8 and (row := table.of(node)) is not None:
             why = starved(row, list(activations(table, node)))
-            if why is not None:
+            if why is not None and not reads_sums(node, table):
                 yield node, why
 
 

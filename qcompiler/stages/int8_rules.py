@@ -9,6 +9,7 @@ from qcompiler.ir.types import Stage, quant_of, value_of
 from qcompiler.ops.arguments import activations, asks_size
 from qcompiler.ops.reference import dequantize, quantize
 from qcompiler.ops.spec import Output
+from qcompiler.ops.stays_float import reads_sums
 from qcompiler.stages.rule import Place, Rule
 
 
@@ -21,7 +22,7 @@ def input_dequantized(at: Place) -> str | None:
     if not at.quant.int8:
         return None
     for given in activations(at.table, at.node):
-        if given.target is not dequantize and not gives_tuple(given):
+        if given.target is not dequantize and not gives_tuple(given) and not reads_sums(at.node, at.table):
             return f"the int8 op %{at.node.name} takes %{given.name}, which nothing quantizes"
     return None
 
@@ -112,7 +113,8 @@ RULES = (
     Rule("ir-qparams", "An int8 op has qparams, unless it hands out floats.", STAGES, int8_has_qparams),
     Rule("ir-qparams", "Activations are uint8, weights int8.", STAGES, unsigned),
     Rule("ir-value", "Integers, and what they are made of and become, are tensors whose shapes are noted.", STAGES, integers_shaped),
-    Rule("ir-int8-input", "Every activation of an int8 op is a dequantize, or a tuple of integers.", STAGES, input_dequantized),
+    Rule("ir-int8-input", "Every activation of an int8 op is a dequantize, a tuple of integers, or sums that nothing rounds.", STAGES,
+         input_dequantized),
     Rule("ir-int8-output", "The result of an int8 op is read by a quantize alone.", STAGES, result_quantized),
     Rule("ir-int8-output", "A tuple of integers is read by int8 ops alone, which take it apart.", STAGES, tuple_taken_apart),
     Rule("ir-integers", "Integers are read by a dequantize alone.", STAGES, integers_dequantized),

@@ -22,6 +22,7 @@ from qcompiler.observers.watch import Watch
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.spec import Op
+from qcompiler.ops.stays_float import reads_sums
 from qcompiler.target import Neutral, Target, WeightLimit
 
 
@@ -42,13 +43,20 @@ def check_decisions(gm: fx.GraphModule, settings: Settings, target: Target) -> N
 def _conflict(gm: fx.GraphModule, node: fx.Node, row: Op, settings: Settings, target: Target) -> str | None:
     if target.refuses(row, node) is not None:
         return None  # it will be float
-    if quant_of(node).float_output and not target.gives_floats(row, node):
+    kept = _kept_sums(node, settings)
+    if kept is None and quant_of(node).float_output and not target.gives_floats(row, node):
         return f"%{node.name} was decided to hand out floats from its 32-bit sums"
     if not settings.trains:  # calibration sees values as they are; how many bits hold them is asked at convert
         return None
     bits = target.activation_bits(row, node)
     wide = next((value for value in activations(settings.table, node) if _codes(gm, value) > 2**bits), None)
     return f"%{node.name} was trained on activations of more than the {bits} bits that its kernel takes" if wide is not None else None
+
+
+def _kept_sums(node: fx.Node, settings: Settings) -> fx.Node | None:
+    """The op that takes the sums of an int8 one before they are rounded. Calibration has watched the value for other back ends."""
+    users = node.users if quant_of(node).float_output else ()
+    return next((user for user in users if reads_sums(user, settings.table)), None)
 
 
 def _codes(gm: fx.GraphModule, value: fx.Node) -> int:
@@ -60,7 +68,7 @@ def _codes(gm: fx.GraphModule, value: fx.Node) -> int:
 
 
 def refused(gm: fx.GraphModule, settings: Settings, target: Target) -> bool:
-    """Whether an op that was decided to be quantized has no form in another back end."""
+    """Whether an op that was decided to be quantized has no form in another back end, or one that rounds between two ops."""
     return any(_refuses(node, settings, target) for node in gm.graph.nodes)
 
 
@@ -68,6 +76,10 @@ def _refuses(node: fx.Node, settings: Settings, target: Target) -> bool:
     row, quant = settings.table.of(node), quant_of(node)
     if row is None or not (quant.int8 or quant.mode):
         return False
+    user = _kept_sums(node, settings)
+    reader = settings.table.of(user) if user is not None else None
+    if user is not None and reader is not None and not target.takes_sums(row, node, reader, user):
+        return True
     return isinstance(target.mode(row, node, quant.mode) if quant.mode else target.refuses(row, node), Obstacle)
 
 
@@ -112,6 +124,9 @@ class Narrowed(Neutral):
 
     def gives_floats(self, row: Op, node: fx.Node) -> bool:
         return self.prepared_for.gives_floats(row, node)
+
+    def takes_sums(self, row: Op, node: fx.Node, reader: Op, user: fx.Node) -> bool:
+        return self.prepared_for.takes_sums(row, node, reader, user) and self.built_for.takes_sums(row, node, reader, user)
 
     def activation_bits(self, row: Op, node: fx.Node) -> int:
         return self.built_for.activation_bits(row, node)

@@ -12,10 +12,12 @@ from qcompiler.artifact.read_graph import graph_of
 from qcompiler.backends import Model, backend_of
 from qcompiler.backends.build_step import BuildModule
 from qcompiler.backends.native.export import export_c as write
+from qcompiler.backends.native.export.folder import Entry
 from qcompiler.compile.pass_manager import Context, run_last, run_passes
 from qcompiler.compile.settings import Settings
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable
+from qcompiler.inputs.door import door
 from qcompiler.ir.types import Stage
 from qcompiler.passes import pipeline_for
 
@@ -23,7 +25,8 @@ NATIVE = "native"
 MOST = 5  # reasons in a message
 
 
-def export_c(module: nn.Module, folder: str | Path, sizes: Sequence[object] | None = None, name: str | None = None) -> Path:
+@door
+def export_c(module: nn.Module, folder: str | Path, sizes: Sequence[Entry] | None = None, name: str | None = None) -> Path:
     """Writes a converted or loaded module as C: sources, weights, header, example, CMake file; returns the folder.
 
     `sizes`: the input sizes that the program will take, a list with an entry for each: the shape of the input, or a list of shapes where

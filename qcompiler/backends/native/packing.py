@@ -145,10 +145,11 @@ def fold_epilogue(sums: RowSums, weight_scale: Float64, bias: Float64 | None, x_
     offset = np.zeros(out) if bias is None else np.asarray(bias, np.float64) / y_scale
     b = (offset - x_zero * sums.total * m.astype(np.float64)).astype(np.float32)
     reach = float(np.max(sums.largest.astype(np.float64) * np.abs(m.astype(np.float64)) + np.abs(b.astype(np.float64)), initial=0.0))
-    return Folded(_padded_floats(m), _padded_floats(b), not (math.isfinite(reach) and reach < _LIMIT / 2))
+    return Folded(padded_floats(m), padded_floats(b), not (math.isfinite(reach) and reach < _LIMIT / 2))
 
 
-def _padded_floats(values: Float32) -> Float32:
+def padded_floats(values: Float32) -> Float32:
+    """An entry a channel, with zeros behind the last."""
     full = np.zeros(padded(len(values)), np.float32)
     full[: len(values)] = values
     return full

@@ -6,6 +6,7 @@ v = float32(acc) * m + b, multiplied, then added; rounded half to even; zero poi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -35,6 +36,17 @@ class Residual:
 
 
 @dataclass(frozen=True)
+class Bend:
+    """What a function does to a sum before it is rounded: with `slope`, (min(max(v, 0), top) + min(v, 0) * slope) * gain + offset; without
+    one, v * min(max(v + 3, 0), 6) * gain + offset. Each operation is rounded to float32; one entry a channel."""
+
+    gain: Tensor
+    offset: Tensor
+    slope: Tensor | None
+    top: float = math.inf
+
+
+@dataclass(frozen=True)
 class Epilogue:
     """m and b: float32, one entry a channel (axis 1)."""
 
@@ -43,6 +55,7 @@ class Epilogue:
     ends: Ends = field(default_factory=Ends)
     residual: Residual | None = None
     table: Tensor | None = None
+    bend: Bend | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +83,19 @@ def affine(acc: Tensor, m: Tensor, b: Tensor) -> Tensor:
     return product + _channel(b, acc)
 
 
+def bent(v: Tensor, bend: Bend) -> Tensor:
+    """float32 values, each operation rounded by itself."""
+    if bend.slope is None:
+        v = v * (v + 3.0).clamp(0.0, 6.0)
+    else:
+        v = v.clamp(0.0, bend.top) + v.clamp(max=0.0) * _channel(bend.slope, v)
+    return v * _channel(bend.gain, v) + _channel(bend.offset, v)
+
+
 def finish(acc: Tensor, epilogue: Epilogue) -> Tensor:
     """Sums (int, channels on axis 1) to codes."""
-    q = code(affine(acc, epilogue.m, epilogue.b), epilogue.ends)
+    v = affine(acc, epilogue.m, epilogue.b)
+    q = code(v if epilogue.bend is None else bent(v, epilogue.bend), epilogue.ends)
     if (r := epilogue.residual) is not None:
         q = add(q, r.codes, (r.k, r.kr, r.kc), r.ends)
     return q if epilogue.table is None else epilogue.table[q.long()]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx
 
 from qcompiler.backends.native import isa
+from qcompiler.backends.native.plan.bend import takes_sums
 from qcompiler.backends.native.plan.forms import takes_codes
 from qcompiler.backends.torch.site import host_isa
 from qcompiler.backends.torch.target import TorchTarget
@@ -48,6 +49,9 @@ class NativeTarget(TorchTarget):
 
     def gives_floats(self, row: Op, node: fx.Node) -> bool:
         return row.settled.family is Family.LINEAR
+
+    def takes_sums(self, row: Op, node: fx.Node, reader: Op, user: fx.Node) -> bool:
+        return takes_sums(row, node, reader, user)
 
     def activation_bits(self, row: Op, node: fx.Node) -> int:
         return 8

@@ -15,7 +15,8 @@ from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.plan.window import Window
 
-TYPES = {"w": "const int8_t *", "wsum": "const int32_t *", "e.m": "const float *", "e.b": "const float *"}
+TYPES = {"w": "const int8_t *", "wsum": "const int32_t *"}
+TYPES |= {f"e.{name}": "const float *" for name in ("m", "b", "gain", "slope", "offset")}
 BYTES = "const uint8_t *"
 
 

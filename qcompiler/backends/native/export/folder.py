@@ -24,13 +24,11 @@ from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.native.regions import only_region
 from qcompiler.errors import ArtifactWriteError, ConfigError
 from qcompiler.executable import Executable
-from qcompiler.inputs.door import door
 
 Shape = tuple[int, ...]
 Entry = Sequence[int] | Sequence[Sequence[int]]  # of one input, or of each
 
 
-@door
 def export_c(module: nn.Module, folder: str | Path, sizes: Sequence[Entry] | None = None, name: str | None = None) -> Path:
     """Writes a converted module of the native back end as C: sources, weights, header, example, CMake file; returns the folder.
 

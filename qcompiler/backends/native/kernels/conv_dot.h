@@ -126,7 +126,7 @@ QC_INLINE void qc_dot_direct(const qc_conv *a, const qc_spans *s, const qc_pair 
   qv acc[14][QC_DOT_VECTORS];
   qc_dot_sums(a, s, p, tile->x, step, acc, rows, vectors, 0);
   qc_finish512 f = qc_begin512(&a->e, p->c);
-  if (vectors == 1) f.m[1] = f.m[0], f.b[1] = f.b[0];
+  if (vectors == 1) f.m[1] = f.m[0], f.b[1] = f.b[0], f.c[1] = f.c[0];
   uint8_t *y = tile->y + p->c;
   int64_t down = a->y.sw;
   __mmask32 mask = (__mmask32)(p->count == 32 ? 0xffffffffu : (1u << p->count) - 1);

@@ -8,7 +8,10 @@
 QC_INLINE void qc_codes16(const qc_epilogue *e, const int32_t *acc, int64_t c, const uint8_t *r, uint8_t *y) {
   int32_t q[16], zero = e->zero, lo = e->lo, hi = e->hi;
   const float *m = e->m + c, *b = e->b + c;
-  for (int i = 0; i < 16; i++) q[i] = qc_code((float)acc[i] * m[i] + b[i], zero, lo, hi);
+  if (e->gain)
+    for (int i = 0; i < 16; i++) q[i] = qc_code(qc_bend(e, (float)acc[i] * m[i] + b[i], c + i), zero, lo, hi);
+  else
+    for (int i = 0; i < 16; i++) q[i] = qc_code((float)acc[i] * m[i] + b[i], zero, lo, hi);
   if (r) {
     float k = e->k, kr = e->kr, kc = e->kc;
     int32_t zero2 = e->zero2, lo2 = e->lo2, hi2 = e->hi2;
@@ -21,7 +24,7 @@ QC_INLINE void qc_codes16(const qc_epilogue *e, const int32_t *acc, int64_t c, c
 }
 
 #if QC_ISA != QC_SCALAR
-/* Without residual and table. */
+/* Without residual, table and gain. */
 QC_INLINE void qc_plain16(const qc_epilogue *e, const int32_t *acc, int64_t c, uint8_t *y) {
   qv v[4];
 #if QC_VB == 16
@@ -53,7 +56,7 @@ QC_INLINE void qc_position16(const qc_conv *a, const int32_t *acc, const qc_pair
     return;
   }
   uint8_t *to = p->count == 16 ? y : codes;
-  if (kind == QC_PLAIN || (!r && !a->e.table)) {
+  if (kind == QC_PLAIN || (!r && !a->e.table && !a->e.gain)) {
     qc_plain16(&a->e, acc, p->c, to);
   } else {
     if (r && p->count < 16) r = memcpy(residual, r, (size_t)p->count);

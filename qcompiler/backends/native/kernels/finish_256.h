@@ -9,10 +9,11 @@
 typedef struct qc_finish256 {
   __m256 m[2], b[2];
   __m256i zero, lo, hi;
+  int64_t c; /* the first of its channels */
 } qc_finish256;
 
 QC_INLINE qc_finish256 qc_begin256(const qc_epilogue *e, int64_t c) {
-  qc_finish256 f;
+  qc_finish256 f = {.c = c};
   for (int i = 0; i < 2; i++) {
     f.m[i] = _mm256_loadu_ps(e->m + c + 8 * i);
     f.b[i] = _mm256_loadu_ps(e->b + c + 8 * i);
@@ -47,6 +48,19 @@ QC_INLINE __m256i qc_add_residual256(const qc_epilogue *e, __m256 v, const uint8
   return _mm256_cvtps_epi32(qc_code256(sum, e->zero2, e->lo2, e->hi2));
 }
 
+/* What a function does to sums of channels from c on. See qc_bend. */
+QC_INLINE __m256 qc_bend256(const qc_epilogue *e, __m256 v, int64_t c) {
+  __m256 none = _mm256_setzero_ps();
+  if (e->bend == QC_HARD_SWISH) {
+    __m256 part = _mm256_max_ps(_mm256_add_ps(v, _mm256_set1_ps(3.0f)), none);
+    v = _mm256_mul_ps(v, _mm256_min_ps(part, _mm256_set1_ps(6.0f)));
+  } else {
+    __m256 above = _mm256_min_ps(_mm256_max_ps(v, none), _mm256_set1_ps(e->top));
+    v = _mm256_add_ps(above, _mm256_mul_ps(_mm256_min_ps(v, none), _mm256_loadu_ps(e->slope + c)));
+  }
+  return _mm256_add_ps(_mm256_mul_ps(v, _mm256_loadu_ps(e->gain + c)), _mm256_loadu_ps(e->offset + c));
+}
+
 /* sums: [2 positions][16]; r0, r1: the residual of each position, NULL without one. */
 QC_INLINE __m256i qc_codes256(const qc_epilogue *e, qc_finish256 f, const int32_t *sums, const uint8_t *r0, const uint8_t *r1, int kind) {
   const uint8_t *r[4] = {r0, r0 + 8, r1, r1 + 8};
@@ -55,6 +69,7 @@ QC_INLINE __m256i qc_codes256(const qc_epilogue *e, qc_finish256 f, const int32_
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
     __m256 value = qc_affine256(sums + 8 * i, f.m[i & 1], f.b[i & 1]);
+    if (kind == QC_FULL && e->gain) value = qc_bend256(e, value, f.c + 8 * (i & 1));
     if (kind == QC_FULL) value = _mm256_min_ps(value, _mm256_set1_ps(1e6f));
     v[i] = residual ? qc_add_residual256(e, value, r[i]) : _mm256_cvtps_epi32(value);
   }

@@ -12,10 +12,11 @@ typedef struct qc_finish512 {
   __m512 m[2], b[2];
   __m512i zero, lo, hi;
   const qc_epilogue *e;
+  int64_t c[2]; /* the first channel of each half */
 } qc_finish512;
 
 QC_INLINE qc_finish512 qc_begin512(const qc_epilogue *e, int64_t c) {
-  qc_finish512 f = {.e = e};
+  qc_finish512 f = {.e = e, .c = {c, c + 16}};
   for (int i = 0; i < 2; i++) {
     f.m[i] = _mm512_loadu_ps(e->m + c + 16 * i);
     f.b[i] = _mm512_loadu_ps(e->b + c + 16 * i);
@@ -49,6 +50,19 @@ QC_INLINE __m512i qc_add_residual512(const qc_epilogue *e, __m512 v, const uint8
   return _mm512_cvtps_epi32(qc_code512(sum, e->zero2, e->lo2, e->hi2));
 }
 
+/* What a function does to sums of channels from c on. See qc_bend. */
+QC_INLINE __m512 qc_bend512(const qc_epilogue *e, __m512 v, int64_t c) {
+  __m512 none = _mm512_setzero_ps();
+  if (e->bend == QC_HARD_SWISH) {
+    __m512 part = _mm512_max_ps(_mm512_add_ps(v, _mm512_set1_ps(3.0f)), none);
+    v = _mm512_mul_ps(v, _mm512_min_ps(part, _mm512_set1_ps(6.0f)));
+  } else {
+    __m512 above = _mm512_min_ps(_mm512_max_ps(v, none), _mm512_set1_ps(e->top));
+    v = _mm512_add_ps(above, _mm512_mul_ps(_mm512_min_ps(v, none), _mm512_loadu_ps(e->slope + c)));
+  }
+  return _mm512_add_ps(_mm512_mul_ps(v, _mm512_loadu_ps(e->gain + c)), _mm512_loadu_ps(e->offset + c));
+}
+
 /* acc: [position][half of 16 channels]; r: the residual of each position, or NULL. */
 QC_INLINE __m512i qc_codes512(const qc_finish512 *f, const __m512i acc[4], const uint8_t *r0, const uint8_t *r1, __mmask32 mask, int kind) {
   __m512i v[4];
@@ -57,6 +71,7 @@ QC_INLINE __m512i qc_codes512(const qc_finish512 *f, const __m512i acc[4], const
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
     __m512 value = qc_affine512(acc[i], f->m[i & 1], f->b[i & 1]);
+    if (kind == QC_FULL && f->e->gain) value = qc_bend512(f->e, value, f->c[i & 1]);
     if (kind == QC_FULL) value = _mm512_min_ps(value, _mm512_set1_ps(1e6f));
     v[i] = residual ? qc_add_residual512(f->e, value, r[i], (__mmask16)(mask >> (16 * (i & 1)))) : _mm512_cvtps_epi32(value);
   }
@@ -157,7 +172,7 @@ QC_INLINE void qc_finish_narrow(const qc_conv *a, const qc_tile *tile, const qc_
   uint8_t *y = tile->y + pair->c;
   int64_t down = a->y.sw;
   __mmask16 mask = (__mmask16)((1u << pair->count) - 1);
-  half.m[1] = f->m[0], half.b[1] = f->b[0];
+  half.m[1] = f->m[0], half.b[1] = f->b[0], half.c[1] = f->c[0];
   for (int i = 0; i < rows; i += 4, sums += 128, y += 4 * down) {
     __m512i acc[4] = {_mm512_load_si512(sums), _mm512_load_si512(sums + 32), _mm512_load_si512(sums + 64), _mm512_load_si512(sums + 96)};
     __m512i q = qc_codes512(&half, acc, NULL, NULL, 0, kind);

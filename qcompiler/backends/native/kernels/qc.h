@@ -31,18 +31,22 @@ typedef struct qc_window {
   int32_t kernel[3], stride[3], dilation[3], pad[3];
 } qc_window;
 
-/* q = clamp(rne(acc * m[c] + b[c]) + zero, lo, hi). Where a residual r is given: q = clamp(rne(q * k + (r * kr + kc)) + zero2, lo2, hi2).
+/* q = clamp(rne(v) + zero, lo, hi), v = acc * m[c] + b[c]. Where a residual r is given: q = clamp(rne(q * k + (r * kr + kc)) + zero2, lo2, hi2).
    Where a table is given: q = table[q]. m and b are padded to a multiple of 32 channels. wide: |acc * m + b| may reach 2^31 for some
-   codes, so that it is cut before it becomes an integer. */
+   codes, so that it is cut before it becomes an integer.
+   Where a gain is given, v is bent before it is rounded, each operation by itself:
+   QC_SLOPES: v = (min(max(v, 0), top) + min(v, 0) * slope[c]) * gain[c] + offset[c];
+   QC_HARD_SWISH: v = (v * min(max(v + 3, 0), 6)) * gain[c] + offset[c]. All three are padded as m is. */
+enum { QC_SLOPES, QC_HARD_SWISH };
 typedef struct qc_epilogue {
-  const float *m, *b;
+  const float *m, *b, *gain, *slope, *offset;
   const uint8_t *table;
-  float k, kr, kc;
-  int32_t zero, lo, hi, zero2, lo2, hi2, wide;
+  float k, kr, kc, top;
+  int32_t zero, lo, hi, zero2, lo2, hi2, wide, bend;
 } qc_epilogue;
 
 /* Convolution and linear (a linear is a convolution of 1 x 1 whose pixels are the rows of its input).
-   y.p is uint8, or float where floats = 1 (v itself is stored, y's strides in bytes; no residual, no table).
+   y.p is uint8, or float where floats = 1 (v itself is stored, y's strides in bytes; no residual, no table, no gain).
    r.p is NULL where there is no residual; else it has y's sizes.
    x has a halo of at least pad, filled with x's zero point; on the far side it reaches as far as the last window does.
    groups: x channels g * x.c / groups... feed y channels g * y.c / groups...; y.c / groups is a multiple of 16 unless groups = 1.
@@ -62,7 +66,7 @@ typedef struct qc_conv {
 } qc_conv;
 
 /* Depthwise convolution, y.c == x.c. Weights: [ceil(c / 16)][kernel[0]][ceil(kernel[1] / 4)][kernel[2]][16][4], the last index
-   being kernel rows; missing rows and channels are zero. Padded to 64 channels. */
+   being kernel rows; missing rows and channels are zero. Padded to 64 channels. No gain. */
 typedef struct qc_depthwise {
   qc_tensor x, y, r;
   qc_window k;

@@ -23,9 +23,22 @@ QC_INLINE int32_t qc_code(float v, int32_t zero, int32_t lo, int32_t hi) {
   return qc_round(v) + zero;
 }
 
+/* What a function does to a sum before it is rounded; see qc_epilogue. */
+QC_INLINE float qc_bend(const qc_epilogue *e, float v, int64_t c) {
+  if (e->bend == QC_HARD_SWISH) {
+    float part = v + 3.0f > 0.0f ? v + 3.0f : 0.0f;
+    v = v * (part < 6.0f ? part : 6.0f);
+  } else {
+    float above = v > 0.0f ? v : 0.0f, below = v < 0.0f ? v : 0.0f;
+    v = (above < e->top ? above : e->top) + below * e->slope[c];
+  }
+  return v * e->gain[c] + e->offset[c];
+}
+
 /* The epilogue of one sum in channel c; r is the residual's code, or NULL. */
 QC_INLINE uint8_t qc_finish(const qc_epilogue *e, int32_t acc, int64_t c, const uint8_t *r) {
-  int32_t q = qc_code((float)acc * e->m[c] + e->b[c], e->zero, e->lo, e->hi);
+  float v = (float)acc * e->m[c] + e->b[c];
+  int32_t q = qc_code(e->gain ? qc_bend(e, v, c) : v, e->zero, e->lo, e->hi);
   if (r) q = qc_code((float)q * e->k + ((float)*r * e->kr + e->kc), e->zero2, e->lo2, e->hi2);
   return e->table ? e->table[q] : (uint8_t)q;
 }

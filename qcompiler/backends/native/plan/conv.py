@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qcompiler.backends.native.emit.layer_code import Call, LayerCode
 from qcompiler.backends.native.packing import MAX_SPANS, RowSums, fold_epilogue, pack_conv, pack_depthwise, sums_fit
+from qcompiler.backends.native.plan.bend import Bend, bend_of, counts_channels, factor_and_bias
 from qcompiler.backends.native.plan.codes import Bounds, Codes, sum_factors
 from qcompiler.backends.native.plan.float_pointwise import FloatPair, clamped
 from qcompiler.backends.native.plan.layer import Bound, Layer, Lies, image, rows
@@ -38,8 +39,9 @@ class Residual:
 class Conv(Layer):
     """A convolution in `dims` dimensions; 0: a linear. `weight` (O, I / groups, *kernel) int8, `scale` (O,) float64, `bias` (O,).
 
-    `codes`: of the convolution's own result, None where floats are handed out. low..high: what its clamp leaves of them. `table`:
-    256 codes, a function of the result. `residual`, then `low`, `high` of the sum, as its codes `of_sum` have them.
+    `codes`: of the convolution's own result, None where floats are handed out. low..high: what its clamp leaves of them. `bend`: a function
+    of the sums before they are rounded, which are real numbers then. `table`: 256 codes, a function of the result. `residual`, then `low`,
+    `high` of the sum, as its codes `of_sum` have them.
     """
 
     x: str
@@ -55,6 +57,7 @@ class Conv(Layer):
     residual: Residual | None = None
     of_sum: Codes | None = None
     table: Tensor | None = None
+    bend: Bend | None = None
 
     def __post_init__(self) -> None:
         channels, bias = self.weight.shape[0], self.bias
@@ -144,7 +147,7 @@ class Conv(Layer):
 
     def _epilogue(self, fields: Call, sums: RowSums) -> None:
         bias = None if self.bias is None else self.bias.double().numpy()
-        y_scale = 1.0 if self.codes is None else self.codes.scale
+        y_scale = 1.0 if self.codes is None or self.bend is not None else self.codes.scale
         folded = fold_epilogue(sums, self.scale.numpy(), bias, self.x_codes.scale, self.x_codes.zero, y_scale)
         fields.data("e.m", folded.m)
         fields.data("e.b", folded.b)
@@ -152,6 +155,8 @@ class Conv(Layer):
         if self.codes is None:
             return
         low, high = self.codes.limits(self.bounds if self.residual is None else None)
+        if self.bend is not None:
+            self.bend.of(self.codes).code(fields)
         fields.numbers(**{"e.zero": self.codes.zero, "e.lo": low, "e.hi": high})
         if self.residual is not None and self.of_sum is not None:
             k, kr, kc = sum_factors(self.codes, self.residual.codes, self.of_sum, self.residual.times)
@@ -167,6 +172,7 @@ class Conv(Layer):
         parts = [name, size, f"{self.weight.shape[1] * self.groups} -> {self.channels}"]
         parts += [f"stride {'x'.join(map(str, w.stride[3 - self.dims :]))}"] if self.dims and set(w.stride) != {1} else []
         parts += [f"groups {self.groups}"] if self.groups > 1 and not self.is_depthwise else []
+        parts += [self.bend.name] if self.bend is not None else []
         parts += [f"+ {self.residual.value}"] if self.residual else []
         return " ".join(p for p in (*parts, "table" if self.table is not None else "") if p)
 
@@ -190,6 +196,24 @@ def plan_conv(dims: int, step: Step, planner: Planning) -> None:
         planner.add(clamped(out, planner.label(step), made, bounds))
 
 
+def plan_on_sums(step: Step, planner: Planning) -> bool:
+    """Whether the convolution or linear whose sums a function takes now computes both; else the function has a layer of its own."""
+    out, codes = planner.result(step)
+    found = planner.sums(step.args[0]) if codes is not None else None
+    if found is None or not isinstance(found.layer, Conv) or found.layer.codes is not None:
+        return False
+    conv = found.layer
+    bend = bend_of(step, planner, conv.channels, found.bounds)
+    if bend is None or not counts_channels(step.op, planner.rank(step.args[0]), conv.dims):
+        return False
+    if conv.dims and conv.groups == conv.channels > 1 and conv.weight.shape[1] == 1:
+        return False
+    planner.take_back(found)
+    made = replace(conv, out=out, label=f"{conv.label} + {out}", codes=codes, bounds=step.kwargs.get("bounds"), bend=bend)
+    planner.add(made)
+    return True
+
+
 def _padded_input(dims: int, kernel: Axes, step: Step, planner: Planning) -> tuple[str, Window]:
     """What a convolution reads and its window; zeros that an op before it puts around x are padding of its own."""
     settings = (step.kwargs.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)))
@@ -206,14 +230,6 @@ def refuse_batch_norm(step: Step, facts: Facts) -> str | None:
     return None if 3 <= rank <= 5 else f"its input has {rank} dimensions"
 
 
-def _factor_and_bias(step: Step, planner: Planning) -> tuple[Tensor, Tensor]:
-    """y = x * f + (beta - mean * f), f = gamma / sqrt(var + eps), by channel in float64."""
-    mean, var, gamma, beta = (planner.tensor(a) if a is not None else None for a in (*step.args[1:], None, None)[:4])
-    assert mean is not None and var is not None
-    factor = torch.rsqrt(var.double() + step.kwargs.get("eps", 1e-5)) * (1.0 if gamma is None else gamma.double())
-    return factor, -mean.double() * factor + (0.0 if beta is None else beta.double())
-
-
 def refuse_float_batch_norm(step: Step, facts: Facts) -> str | None:
     if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0])):
         return "its input is not float32"
@@ -224,9 +240,11 @@ def refuse_float_batch_norm(step: Step, facts: Facts) -> str | None:
 
 def plan_float_batch_norm(step: Step, planner: Planning) -> None:
     """A product and a sum by channel."""
+    if plan_on_sums(step, planner):
+        return
     x, label, (out, codes) = planner.operand(step.args[0]), planner.label(step), planner.result(step)
     shape = (-1, *(1,) * (planner.rank(x) - 2))
-    factor, bias = (values.float().reshape(shape) for values in _factor_and_bias(step, planner))
+    factor, bias = (values.float().reshape(shape) for values in factor_and_bias(step, planner))
     f, b = (planner.constant(f"{out}.{name}", values) for name, values in (("factor", factor), ("bias", bias)))
     product = planner.add(FloatPair(f"{out}.product", label, "mul", x, f, (planner.codes.get(x), None)))
     planner.add(FloatPair(out, label, "add", product, b, (None, None), codes, step.kwargs.get("bounds")))
@@ -234,7 +252,7 @@ def plan_float_batch_norm(step: Step, planner: Planning) -> None:
 
 def plan_batch_norm(step: Step, planner: Planning) -> None:
     """A depthwise convolution of 1 x 1 with weights of 1."""
-    factor, bias = _factor_and_bias(step, planner)
+    factor, bias = factor_and_bias(step, planner)
     dims = planner.rank(planner.value(step.args[0])) - 2
     x = planner.pixels(step.args[0], (), dims)
     ones = torch.ones((len(factor), 1, *(1,) * dims), dtype=torch.int8)

@@ -109,8 +109,13 @@ def _that_move(add: Add) -> None:
     add(["cat"], CForm(shape.plan_cat, shape.refuse_cat, True))
 
 
+def _plan_float_function(step: Step, planner: Planning) -> None:
+    if not conv.plan_on_sums(step, planner):
+        float_pointwise.plan_float_function(step, planner)
+
+
 def _of_floats(add: Add) -> None:
-    add(FUNCTIONS, CForm(float_pointwise.plan_float_function, float_pointwise.refuse_float_function))
+    add(FUNCTIONS, CForm(_plan_float_function, float_pointwise.refuse_float_function))
     add(float_pointwise.PAIRS, CForm(float_pointwise.plan_float_pair, float_pointwise.refuse_float_pair))
     add(["prelu"], CForm(prelu.plan_float_prelu, prelu.refuse_float_prelu))
     add(["linear"], CForm(float_conv.plan_float_linear, float_conv.refuse_float_linear))

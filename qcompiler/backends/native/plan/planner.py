@@ -24,7 +24,7 @@ from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.order import HandOutPlaces, Take
 from qcompiler.backends.native.plan.pick import Pick
 from qcompiler.backends.native.plan.place import Axes
-from qcompiler.backends.native.plan.planning import STEPPED, Argument
+from qcompiler.backends.native.plan.planning import STEPPED, Argument, Sums
 from qcompiler.backends.native.plan.relayout import Relayout
 from qcompiler.backends.native.plan.settled import Computed, Settled
 from qcompiler.backends.native.plan.shape import Number, View
@@ -48,6 +48,11 @@ from qcompiler.ops.table import OPS
 NO_NETWORK = Network((), (), (), {}, {}, {})
 
 
+def _pixels(rank: int, dims: int) -> str:
+    """How a value lies whose channels are those of an op in `dims` dimensions: without a batch they are not those of another op."""
+    return "pixels of one image" if rank == dims + 1 else "pixels"
+
+
 def _is_1d(op: str) -> bool:
     row = OPS.rows.get(op)
     return row is not None and row.dims == 1
@@ -62,7 +67,7 @@ class Planner(Answers):
     qparams: Sequence[tuple[float, int]]
     layers: list[Layer] = field(default_factory=list)
     codes: dict[str, Codes] = field(default_factory=dict)
-    lies: dict[str, str | None] = field(default_factory=dict)  # "pixels" or "rows" where a value surely lies so
+    lies: dict[str, str | None] = field(default_factory=dict)  # "pixels", those of one image, or "rows" where a value surely lies so
     example: Sizes = field(default_factory=lambda: Sizes(NO_NETWORK))  # shapes at the example's sizes
     alias: dict[str, str] = field(default_factory=dict)
     weights: dict[str, Step] = field(default_factory=dict)
@@ -72,6 +77,7 @@ class Planner(Answers):
     made: dict[str, Layer] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
     handed: dict[str, str] = field(default_factory=dict)
+    readers: Counter[str] = field(default_factory=Counter)  # how many steps read what a step makes
     ranges: dict[str, str] = field(default_factory=dict)  # of codes on ranges of their own, which value holds the range
 
     def network(self) -> Network:
@@ -90,7 +96,8 @@ class Planner(Answers):
     def _join_quantized(self) -> None:
         """Quantize steps that are part of the op before them: all that reads its floats is the one step."""
         results = {step.out for step in self.region.steps if step.op not in (QUANTIZE, DEQUANTIZE, WEIGHT)}
-        readers = Counter(name for step in self.region.steps for name in set(step.reads()))
+        readers = self.readers
+        readers.update(name for step in self.region.steps for name in set(step.reads()))
         readers.update(self.region.outputs)
         for step in self.region.steps:
             if step.op == QUANTIZE and (name := str(step.args[0])[1:]) in results and readers[name] == 1:
@@ -181,11 +188,15 @@ class Planner(Answers):
         self.layers.append(layer)
         self.made[layer.out] = layer
         self.example.shapes[layer.out] = layer.shape(self.example)
-        self.lies[layer.out] = layer.lies(self.lies)
+        self.lies[layer.out] = self._lies(layer)
         codes = codes or getattr(layer, "codes", None)
         if codes is not None:
             self.codes[layer.out] = codes
         return layer.out
+
+    def _lies(self, layer: Layer) -> str | None:
+        found, dims = layer.lies(self.lies), getattr(layer, "dims", 0)
+        return _pixels(len(self.example.shape(layer.out)), dims) if found == "pixels" and dims else found
 
     def operand(self, argument: Argument) -> str:
         """The value behind an argument that may be a tensor of the network's, a number, or an input."""
@@ -200,6 +211,23 @@ class Planner(Answers):
         if name in dict(self.region.inputs):
             self.alias[name] = self.add(Given(f"{name}.given", name, name))
         return self.value(argument)
+
+    def sums(self, argument: Argument) -> Sums | None:
+        name = self.value(argument) if is_value(argument) else ""
+        layer = self.made.get(name)
+        if layer is None or self.readers[name] != 1 or name in self.codes:
+            return None
+        inner = self.made.get(f"{name}.unbounded")
+        if inner is None or not isinstance(layer, FloatMap):
+            return Sums(layer)
+        low, high = layer.numbers
+        return Sums(inner, (None if low == -math.inf else low, None if high == math.inf else high), layer)
+
+    def take_back(self, sums: Sums) -> None:
+        for layer in (sums.clamp, sums.layer):
+            if layer is not None:
+                self.layers.remove(layer)
+                del self.made[layer.out]
 
     def constant(self, name: str, tensor: Tensor) -> str:
         if name not in self.constants:
@@ -231,7 +259,7 @@ class Planner(Answers):
     def pixels(self, argument: Argument, pads: Axes, dims: int | None = None) -> str:
         """A value as a convolution or a pool wants it: channels side by side, with a halo of its zero point."""
         name, dims = self.value(argument), len(pads) if dims is None else dims
-        if self.lies.get(name) != "pixels" or (any(pads) and name in self.homes):
+        if self.lies.get(name) != _pixels(self.rank(name), dims) or (any(pads) and name in self.homes):
             name = self.add(Relayout(f"{name}.pixels.{len(self.layers)}", name, name, "pixels", dims), self.codes.get(name))
         if any(pads):
             before = self.halos.get(name, (0,) * len(pads))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.codes import Bounds, Codes
 from qcompiler.backends.native.plan.homes import Every, Home
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.place import Axes
@@ -77,6 +78,15 @@ class Facts(Protocol):
         """Why an argument cannot be a weight; None where it can."""
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What a layer hands out in floats that one step alone reads; `clamp`: the layer of its bounds behind it."""
+
+    layer: Layer
+    bounds: Bounds = None
+    clamp: Layer | None = None
+
+
 class Planning(Facts, Protocol):
     """The layers so far, and what is known of their values.
 
@@ -111,6 +121,12 @@ class Planning(Facts, Protocol):
 
     def source_of(self, name: str) -> str:
         """The value whose elements a value has, seen in any shape."""
+
+    def sums(self, argument: Argument) -> Sums | None:
+        """The layer that makes floats which one step alone reads; None where the argument is no such value."""
+
+    def take_back(self, sums: Sums) -> None:
+        """Takes out layers that another one will do the work of."""
 
     def constant(self, name: str, tensor: Tensor) -> str:
         """A value of floats that is known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from qcompiler.backends.native.plan.conv import plan_on_sums
 from qcompiler.backends.native.plan.float_pointwise import FloatPair
 from qcompiler.backends.native.plan.masks import Where
 from qcompiler.backends.native.plan.planning import Facts, Planning
@@ -26,6 +27,8 @@ def refuse_float_prelu(step: Step, facts: Facts) -> str | None:
 
 def plan_float_prelu(step: Step, planner: Planning) -> None:
     """x where it is larger than 0, else x times the slope of its channel."""
+    if plan_on_sums(step, planner):
+        return
     slopes, x, label = planner.tensor(step.args[1]).float().reshape(-1), planner.operand(step.args[0]), planner.label(step)
     (out, codes), of = planner.result(step), planner.codes.get(x)
     if len(slopes) > 1:

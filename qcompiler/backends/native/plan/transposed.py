@@ -87,6 +87,10 @@ class Phases(Layer):
     stretches: tuple[Stretch, ...]
 
     @property
+    def dims(self) -> int:
+        return len(self.stretches)
+
+    @property
     def reads(self) -> tuple[str, ...]:
         return self.parts
 

@@ -27,6 +27,7 @@ from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quant
 from qcompiler.ops.spec import Op
 from qcompiler.ops.stays_float import starved
 
+NO_FLOATS = ("no kernel hands out what an op that takes sums asks for",)
 FLOATS = QParams(1.0, 0, 0, 255, torch.uint8)  # stands for the output's qparams where a kernel hands out floats
 ASKS_SIZES = ("size", "numel", "nelement", "dim", len)
 LAZY = (dequantize_weight, dynamic_quantize_dequantize, unpack_4bit, widen)  # part of the kernels that read them
@@ -239,11 +240,12 @@ class Lowering:
         args = [self._argument(a) for a in node.args]
         attributes = fx.node.map_arg(node.kwargs, self.float_of)
         site = Site(row, node, tuple(args), attributes, output or FLOATS, self.target.engine, self.target.isa, self._ends(output))
-        candidates = (TO_FLOAT[row.name],) if to_float else entries(site)
+        handing = TO_FLOAT.get(row.name) if to_float else None
+        candidates = entries(site) if handing is None else (handing,)
         wrong = dict(self.wrong.get(node.name, {}))
         if not self.sums_fit:
             wrong |= overflowing(candidates, site)
-        kernel: Kernel | Refused = TO_FLOAT[row.name] if to_float else select(site, wrong)
+        kernel: Kernel | Refused = handing or (Refused(NO_FLOATS) if to_float else select(site, wrong))
         if isinstance(kernel, Kernel) and kernel.label in wrong:
             kernel = Refused((wrong[kernel.label],))
         if isinstance(kernel, Refused):

@@ -1,0 +1,117 @@
+"""Functions that the epilogue of a convolution or linear computes on its sums, before anything is rounded (Target.takes_sums).
+
+prelu, leaky_relu   v > 0 ? v : v * slope
+batch_norm          min(max(v, 0), top) * factor + offset behind a ReLU or ReLU6, v * factor + offset behind none
+hardswish           v * min(max(v + 3, 0), 6) / 6
+
+All but hardswish are slopes on both sides of 0, a gain and an offset by channel; see qc_epilogue.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qcompiler.backends.native.emit.layer_code import Call
+from qcompiler.backends.native.packing import padded_floats
+from qcompiler.backends.native.plan.codes import Bounds, Codes
+from qcompiler.backends.native.plan.planning import Planning
+from qcompiler.backends.native.steps import Step
+from qcompiler.ir.types import value_of
+from qcompiler.ops.spec import Family, Op
+
+FUNCTIONS = ("prelu", "leaky_relu", "batch_norm", "hardswish")
+
+
+@dataclass(frozen=True, eq=False)
+class Bend:
+    """By channel, float64: (min(max(v, 0), top) + min(v, 0) * slope) * gain + offset; `slope` None: v * min(max(v + 3, 0), 6) * gain."""
+
+    name: str
+    gain: Tensor
+    offset: Tensor
+    slope: Tensor | None
+    top: float = math.inf
+
+    def of(self, codes: Codes) -> Bend:
+        """The same in steps of the result."""
+        return replace(self, gain=self.gain / codes.scale, offset=self.offset / codes.scale)
+
+    def code(self, fields: Call) -> None:
+        fields.plain(**{"e.bend": int(self.slope is None)})
+        for name, values in (("gain", self.gain), ("slope", self.slope), ("offset", self.offset)):
+            if values is not None:
+                fields.data(f"e.{name}", padded_floats(values.float().numpy()))
+        if self.slope is not None:
+            fields.reals(**{"e.top": self.top})
+
+
+def takes_sums(row: Op, node: fx.Node, reader: Op, user: fx.Node) -> bool:
+    """Whether a function that alone reads the result of an int8 op with a weight may be a bend of that: what Target.takes_sums asks."""
+    family, shape = row.settled.family, value_of(node).shape or ()
+    dims = row.settled.dims if family is Family.CONVOLUTION else 0 if family is Family.LINEAR else None
+    if dims is None or reader.name not in FUNCTIONS or not _is_plain(user) or _is_depthwise(row, node):
+        return False
+    bounds: Any = node.kwargs.get("bounds")
+    if not _bounds_fit(reader.name, bounds):
+        return False
+    return bool(shape) and counts_channels(reader.name, len(shape), dims)
+
+
+def counts_channels(function: str, rank: int, dims: int) -> bool:
+    """Whether the channels of a function are those of the convolution in `dims` dimensions, or linear (0), before it; `rank`: of the value.
+
+    Both count along dimension 1, but for a linear of more rows than one dimension, and a convolution without a batch.
+    """
+    return function in ("leaky_relu", "hardswish") or rank == dims + 2
+
+
+def _is_plain(user: fx.Node) -> bool:
+    """Whether all that the function takes beside the value is known when the network is compiled."""
+    constants = all(a is None or (isinstance(a, fx.Node) and a.op == "get_attr") for a in user.args[1:])
+    settings = all(value is None or isinstance(value, (bool, int, float, tuple)) for value in user.kwargs.values())
+    return constants and settings and not user.kwargs.get("training", False)
+
+
+def _is_depthwise(row: Op, node: fx.Node) -> bool:
+    """Such kernels have an epilogue of their own, without these functions."""
+    weight = node.args[row.weight] if row.weight is not None else None
+    shape = (value_of(weight).shape if isinstance(weight, fx.Node) else None) or (0, 0)
+    groups: Any = node.kwargs.get("groups", 1)
+    return row.dims is not None and bool(groups == shape[0]) and shape[1] == 1
+
+
+def _bounds_fit(function: str, bounds: Bounds) -> bool:
+    """A clamp at 0 between the two is a slope of 0; another one would be a third operation."""
+    return bounds is None or (function == "batch_norm" and bounds[0] == 0 and (bounds[1] is None or bounds[1] > 0))
+
+
+def bend_of(step: Step, planner: Planning, channels: int, bounds: Bounds) -> Bend | None:
+    """None for a step that is none of these functions, or one with other channels."""
+    ones, none = torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    if not _bounds_fit(step.op, bounds):
+        return None
+    if step.op == "hardswish":
+        return Bend(step.op, ones / 6, none, None)
+    if step.op == "leaky_relu":
+        return Bend(step.op, ones, none, ones * step.kwargs.get("negative_slope", 0.01))
+    if step.op == "prelu":
+        slopes = planner.tensor(step.args[1]).double().reshape(-1)
+        return Bend(step.op, ones, none, slopes.expand(channels)) if len(slopes) in (1, channels) else None
+    if step.op == "batch_norm":
+        factor, offset = factor_and_bias(step, planner)
+        top = math.inf if bounds is None or bounds[1] is None else float(bounds[1])
+        return Bend(step.op, factor, offset, ones if bounds is None else none, top) if len(factor) == channels else None
+    return None
+
+
+def factor_and_bias(step: Step, planner: Planning) -> tuple[Tensor, Tensor]:
+    """y = x * f + (beta - mean * f), f = gamma / sqrt(var + eps), by channel in float64."""
+    mean, var, gamma, beta = (planner.tensor(a) if a is not None else None for a in (*step.args[1:], None, None)[:4])
+    assert mean is not None and var is not None
+    factor = torch.rsqrt(var.double() + step.kwargs.get("eps", 1e-5)) * (1.0 if gamma is None else gamma.double())
+    return factor, -mean.double() * factor + (0.0 if beta is None else beta.double())
