@@ -27,7 +27,7 @@ from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.plan.planning import STEPPED, Argument, Sums
 from qcompiler.backends.native.plan.relayout import Relayout
 from qcompiler.backends.native.plan.settled import Computed, Settled
-from qcompiler.backends.native.plan.shape import Number, View
+from qcompiler.backends.native.plan.shape import Number
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.read import NUMBERS
 from qcompiler.backends.native.steps import (
@@ -42,7 +42,6 @@ from qcompiler.backends.native.steps import (
     is_tensor,
     is_value,
 )
-from qcompiler.ir.nested import rewrite
 from qcompiler.ops.table import OPS
 
 NO_NETWORK = Network((), (), (), {}, {}, {})
@@ -162,12 +161,6 @@ class Planner(Answers):
                     self.handed.setdefault(x, name)
                     self.add(HandOut(name, name, x))
 
-    def source_of(self, name: str) -> str:
-        """The value whose elements a value has, seen in any shape."""
-        while isinstance(layer := self.made.get(name), (View, Relayout)):
-            name = layer.x
-        return name
-
     def _wanted(self) -> tuple[Layer, ...]:
         """Without the pads that only convolutions read, which take them for padding of their own, and parts of values that nobody reads."""
         read = {name for layer in self.layers if isinstance(layer, (Number, Computed)) for name in layer.asks} | set(self.region.outputs)
@@ -177,10 +170,6 @@ class Planner(Answers):
                 read.update(layer.reads)
                 wanted.append(layer)
         return tuple(reversed(wanted))
-
-    def with_tensors(self, value: Argument) -> Argument:
-        """An argument with the tensors that it names."""
-        return rewrite(value, lambda leaf: self.tensor(leaf) if is_tensor(leaf) else leaf)
 
     def add(self, layer: Layer, codes: Codes | None = None) -> str:
         """Appends a layer and returns the value that it makes, whose codes are `codes`, or those that the layer names."""
