@@ -143,8 +143,28 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "adaptive at the end": (ended(nn.AdaptiveAvgPool2d((3, 2))), IMAGE),
     "quotient": (lambda: Through(lambda m, x: m[2](m[0](x) / (1 + m[1](m[0](x)).abs())), conv(3, 8), conv(8, 8, 1), conv(8, 4, 1)), IMAGE),
     "a sum whose part is asked for its size": (lambda: Through(asked, conv(3, 8), nn.Conv2d(8, 8, 1), conv(8, 4, 1)), IMAGE),
+    "lengths of channels": (lambda: Through(responses, conv(3, 8), conv(8, 4, 1)), IMAGE),
+    "variances": (lambda: Through(standardized, conv(3, 8), conv(8, 4, 1), nn.Linear(8, 4)), IMAGE),
     "cut at places by name": (lambda: Through(cut, nn.Linear(6, 8), nn.Linear(8, 4)), (2, 9, 6)),
 }  # fmt: skip
+
+
+def responses(m: Any, x: Tensor) -> Tensor:
+    """ConvNeXt V2's global response norm, by lengths of codes and of floats."""
+    y = m[0](x)
+    far = y.norm(p=2, dim=(2, 3), keepdim=True)
+    z = torch.sigmoid(y).softmax(1)
+    return m[1](
+        y
+        + y * (far / (far.mean(1, keepdim=True) + 1e-6))
+        - torch.linalg.vector_norm(z, dim=1, keepdim=True) / (1 + z.norm(dim=1, keepdim=True))
+    )  # type: ignore[no-any-return]
+
+
+def standardized(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m[0](x)
+    z = (y - y.mean(1, keepdim=True)) / torch.sqrt(y.var(1, unbiased=False, keepdim=True) + 1e-3)
+    return m[1](z / (0.1 + z.std((2, 3), keepdim=True))), m[2](torch.var(y, (2, 3), correction=0)) + y.std((1, 2, 3))[:, None]
 
 
 def asked(m: Any, x: Tensor) -> Tensor:
@@ -158,6 +178,7 @@ def cut(m: Any, x: Tensor) -> Tensor:
     return m[1](torch.cat([rest, first * 2], 1))  # type: ignore[no-any-return]
 
 
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")  # of torch's variances of an empty batch
 @pytest.mark.parametrize("name", NETS)
 def test_it_is_one_region_with_equal_bits_near_the_quantized_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(4)

@@ -1,4 +1,4 @@
-"""Where elements stand: argmax, argmin, topk and sorts, on every instruction set and in networks of one region each."""
+"""Where elements stand: argmax, argmin, topk and sorts, on every instruction set and in networks of one region; rows at such places."""
 
 from __future__ import annotations
 
@@ -204,3 +204,13 @@ def test_the_operator_gives_whole_numbers() -> None:
     exported = torch.export.export(module, (x,))
     for one, other in zip(exported.module()(x), module(x), strict=True):
         assert torch.equal(one, other) and one.dtype is other.dtype
+
+
+def test_rows_that_a_table_does_not_have_are_an_error() -> None:
+    """Positions that the size gives, beyond the table: the float model refuses them."""
+    forward = lambda m, x: m[2](m[0](x) + m[1](torch.arange(x.shape[1])[None]))  # noqa: E731
+    module, _ = converted(Through(forward, nn.Linear(8, 8), nn.Embedding(6, 8), nn.Linear(8, 4)), example((2, 5, 8)))
+    region_of(module)
+    assert module(example((2, 6, 8))).shape == (2, 6, 4)
+    with pytest.raises(InputError, match="rows 0 to 6 of a table of 6 rows"):
+        module(example((2, 7, 8)))

@@ -14,11 +14,14 @@ from qcompiler.ir.types import value_of
 
 FIRST, PAIRED = ("argmax", "argmin"), ("topk", "sort")  # give a place, and elements with their places
 SORTED = (*PAIRED, "argsort")
+LENGTHS, VARIANCES = ("norm", "vector_norm"), ("var", "std")
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-_ORDERS = {
+_OF_ROWS = {
     **dict.fromkeys(FIRST, "input *dim=None keepdim=False"),
     "topk": "input *k dim=-1 largest=True _sorted=True",
     **dict.fromkeys(("sort", "argsort"), "input *dim=-1 descending=False _stable=False"),
+    "norm": "input *p=fro dim=None keepdim=False",
+    **dict.fromkeys(VARIANCES, "input *dim=None unbiased=True keepdim=False correction=1"),
 }
 # The names of the arguments in order; a * stands before those that are settings, a _ before what changes no value.
 _CALLS: Mapping[Callable[..., Any], tuple[str, str]] = {
@@ -27,7 +30,8 @@ _CALLS: Mapping[Callable[..., Any], tuple[str, str]] = {
     F.normalize: ("normalize", "input *p=2.0 dim=1 eps=1e-12 out=None"),
     F.log_softmax: ("log_softmax", "input *dim=None _stacklevel=3 dtype=None"),
     torch.log_softmax: ("log_softmax", "input *dim=None dtype=None"),
-    **{getattr(torch, name): (name, signature) for name, signature in _ORDERS.items()},
+    **{getattr(torch, name): (name, signature) for name, signature in _OF_ROWS.items()},
+    torch.linalg.vector_norm: ("vector_norm", "input *ord=2 dim=None keepdim=False"),
     torch.where: ("where", "condition input other"),
     torch.masked_fill: ("masked_fill", "input mask value"),
     torch.logical_not: ("not", "input"), operator.invert: ("not", "input"),

@@ -12,10 +12,12 @@ from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.plan.planning import WHOLE, Argument
+from qcompiler.backends.native.plan.relayout import Relayout
 from qcompiler.backends.native.plan.settled import Computed
 from qcompiler.backends.native.plan.shape import View
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step, is_tensor, is_value
+from qcompiler.ir.nested import rewrite
 
 
 def _is_shape(value: object) -> bool:
@@ -46,6 +48,16 @@ class Answers:
         if not is_tensor(argument) or int(argument[1:]) >= len(self.tensors):
             raise ValueError(f"{argument!r:.40} is none of the {len(self.tensors)} constants that are given")
         return self.tensors[int(argument[1:])]
+
+    def with_tensors(self, value: Argument) -> Argument:
+        """An argument with the tensors that it names."""
+        return rewrite(value, lambda leaf: self.tensor(leaf) if is_tensor(leaf) else leaf)
+
+    def source_of(self, name: str) -> str:
+        """The value whose elements a value has, seen in any shape."""
+        while isinstance(layer := self.made.get(name), (View, Relayout)):
+            name = layer.x
+        return name
 
     def rank(self, argument: Argument) -> int:
         """Of a value, or of an argument."""

@@ -37,7 +37,7 @@ class Embed(OfOne):
 
     table: Rows
     codes: Codes | None
-    places: str | None = None  # what finds the numbers in rows, where a layer does
+    source: str = ""  # what gives the numbers, seen in any shape
 
     @property
     def lies_anywhere(self) -> bool:
@@ -47,9 +47,11 @@ class Embed(OfOne):
         return (*sizes.shape(self.x), self.table.values.shape[1])
 
     def place(self, sizes: Sizes) -> Place:
-        given, longest = sizes.place(self.x), sizes.longest.get(self.places or "", 0)
+        given, longest, known = sizes.place(self.x), sizes.longest.get(self.source, 0), sizes.settled.get(self.source)
         if longest > len(self.table.values):
             raise ValueError(f"a place among {longest} elements may lie outside of a table of {len(self.table.values)} rows")
+        if known is not None and known.numel() and not (known.min() >= 0 and known.max() < len(self.table.values)):
+            raise ValueError(f"rows {int(known.min())} to {int(known.max())} of a table of {len(self.table.values)} rows")
         return sizes.new(self.out, (*order_of(given), len(given.shape)), width(self.codes))
 
     def bind(self, sizes: Sizes) -> Bound:
@@ -104,7 +106,7 @@ def refuse_embedding(step: Step, facts: Facts) -> str | None:
 
 def plan_embedding(step: Step, planner: Planning) -> None:
     x, (out, codes) = planner.operand(step.args[0]), planner.result(step)
-    planner.add(Embed(out, planner.label(step), x, _rows(step.args[1], planner), codes, planner.places_of(x)))
+    planner.add(Embed(out, planner.label(step), x, _rows(step.args[1], planner), codes, planner.source_of(x)))
 
 
 def _rows(argument: str, planner: Planning) -> Rows:

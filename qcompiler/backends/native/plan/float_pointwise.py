@@ -33,6 +33,10 @@ class FloatMap(OfOne):
     codes: Codes | None = None
     table: Tensor | None = None
 
+    @property
+    def steps_through(self) -> bool:
+        return True
+
     def place(self, sizes: Sizes) -> Place:
         return sizes.new(self.out, order_of(sizes.place(self.x)), width(self.codes))
 
@@ -65,6 +69,10 @@ class FloatPair(OfTwo):
     codes: Codes | None = None
     bounds: Bounds = None
     times: float = 1.0
+
+    @property
+    def steps_through(self) -> bool:
+        return True
 
     def place(self, sizes: Sizes) -> Place:
         fullest, rank = self.fullest(sizes), len(sizes.shape(self.out))
@@ -186,7 +194,7 @@ def refuse_float_pair(step: Step, facts: Facts) -> str | None:
 
 
 def plan_float_pair(step: Step, planner: Planning) -> None:
-    a, b = map(planner.even, step.args[:2])
+    a, b = map(planner.operand, step.args[:2])
     out, codes = planner.result(step)
     both = planner.codes.get(a), planner.codes.get(b)
     times = float(step.kwargs.get("alpha", 1))

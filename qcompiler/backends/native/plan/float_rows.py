@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,10 @@ class Rows(OfOne):
     dim: int
     x_codes: Codes | None
     codes: Codes | None
+
+    @property
+    def steps_through(self) -> bool:
+        return True
 
     @property
     def lies_anywhere(self) -> bool:
@@ -109,11 +114,16 @@ class Norm(Rows):
 
 @dataclass(frozen=True, eq=False)
 class Reduce(OfOne):
-    """The sum, mean, largest or smallest along the last dimension, which goes."""
+    """The sum, mean, largest or smallest along the last dimension, which goes. `less`: a mean is divided by so many less."""
 
     op: str
     x_codes: Codes | None
     codes: Codes | None
+    less: int = 0
+
+    @property
+    def steps_through(self) -> bool:
+        return True
 
     @property
     def lies_anywhere(self) -> bool:
@@ -137,11 +147,12 @@ class Reduce(OfOne):
 
     def code(self, to: LayerCode) -> None:
         name = {"amax": "QC_LARGEST", "amin": "QC_SMALLEST"}.get(self.op, "QC_SUM")
+        count = f"(a.x.t.c - {self.less})" if self.less else "a.x.t.c"
         with to.call("reduce") as fields:
             result(fields, "y", self.codes)
             operand(fields, "x", self.x_codes)
             fields.set("op", name)
-            fields.set("factor", "1.0f / (float)a.x.t.c" if self.op == "mean" else "1.0f")
+            fields.set("factor", f"1.0f / (float){count}" if self.op == "mean" else "1.0f")
 
     def text(self) -> str:
         return f"{self.op} {self.x}"
@@ -257,7 +268,7 @@ def plan_reduce(step: Step, planner: Planning) -> None:
     reduced(Reduce, step, planner)
 
 
-def reduced(kind: type[Reduce], step: Step, planner: Planning) -> None:
+def reduced(kind: Callable[..., Reduce], step: Step, planner: Planning) -> None:
     """The dimensions that go are moved behind the others and become one."""
     x, label = planner.operand(step.args[0]), planner.label(step)
     rank, dims = planner.rank(x), step.kwargs.get("dim")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 
-from qcompiler.backends.native.float_ops import COMPARISONS, FIRST, SORTED
+from qcompiler.backends.native.float_ops import COMPARISONS, FIRST, LENGTHS, SORTED, VARIANCES
 from qcompiler.backends.native.plan import (
     conv,
     dynamic,
@@ -26,6 +26,7 @@ from qcompiler.backends.native.plan import (
     recurrent,
     resize,
     shape,
+    statistics,
     transposed,
 )
 from qcompiler.backends.native.plan.places import ALONG_AXES
@@ -127,6 +128,8 @@ def _of_floats(add: Add) -> None:
     add(("layer_norm", "rms_norm"), CForm(float_rows.plan_layer_norm, float_rows.refuse_norm))
     add(("group_norm", "instance_norm"), CForm(float_rows.plan_group_norm, float_rows.refuse_group_norm))
     add(("mean", "sum", "amax", "amin"), CForm(float_rows.plan_reduce, float_rows.refuse_reduce))
+    add(LENGTHS, CForm(statistics.plan_norm, statistics.refuse_norm))
+    add(VARIANCES, CForm(statistics.plan_variance, statistics.refuse_variance))
     add(["matmul"], CForm(matmul.plan_matmul, matmul.refuse_matmul))
     add(["scaled_dot_product_attention"], CForm(matmul.plan_attention, matmul.refuse_attention))
 

@@ -98,6 +98,11 @@ class Layer(ABC):
         return True
 
     @property
+    def steps_through(self) -> bool:
+        """Whether its kernel steps through its operands in few dimensions: what has more is to lie with nothing between its elements."""
+        return False
+
+    @property
     def can_add(self) -> bool:
         """Whether it can add another value to its result before it writes it."""
         return False

@@ -30,6 +30,10 @@ class Where(Layer):
     codes: Codes | None
 
     @property
+    def steps_through(self) -> bool:
+        return True
+
+    @property
     def reads(self) -> tuple[str, ...]:
         return self.condition, self.a, self.b
 
@@ -78,7 +82,7 @@ def refuse_masks(step: Step, facts: Facts) -> str | None:
 
 
 def plan_pair_of_masks(step: Step, planner: Planning) -> None:
-    a, b = map(planner.even, step.args)
+    a, b = map(planner.operand, step.args)
     (out, codes), both = planner.result(step), (planner.codes.get(a), planner.codes.get(b))
     planner.add(FloatPair(out, planner.label(step), step.op, a, b, both, codes))
 
@@ -108,6 +112,6 @@ def refuse_where(step: Step, facts: Facts) -> str | None:
 
 def plan_where(step: Step, planner: Planning) -> None:
     order = step.args if step.op == "where" else (step.args[1], step.args[2], step.args[0])
-    condition, a, b = map(planner.even, order)
+    condition, a, b = map(planner.operand, order)
     (out, codes), of = planner.result(step), planner.codes.get
     planner.add(Where(out, planner.label(step), condition, a, b, (of(condition), of(a), of(b)), codes))

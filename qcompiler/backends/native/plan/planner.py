@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -42,7 +42,6 @@ from qcompiler.backends.native.steps import (
     is_tensor,
     is_value,
 )
-from qcompiler.ir.nested import rewrite
 from qcompiler.ops.table import OPS
 
 NO_NETWORK = Network((), (), (), {}, {}, {})
@@ -157,7 +156,7 @@ class Planner(Answers):
                 if x in self.codes:
                     x = x if self.rank(x) <= 5 else self.rows(f"%{name}")
                     self.add(Dequantize(name, name, x, self.codes[x]))
-                elif self.places_of(x) is not None:
+                elif (made := self.made.get(self.source_of(x))) is not None and made.gives_places:
                     self.add(HandOutPlaces(name, name, x))
                 else:
                     self.handed.setdefault(x, name)
@@ -173,12 +172,9 @@ class Planner(Answers):
                 wanted.append(layer)
         return tuple(reversed(wanted))
 
-    def with_tensors(self, value: Argument) -> Argument:
-        """An argument with the tensors that it names."""
-        return rewrite(value, lambda leaf: self.tensor(leaf) if is_tensor(leaf) else leaf)
-
     def add(self, layer: Layer, codes: Codes | None = None) -> str:
         """Appends a layer and returns the value that it makes, whose codes are `codes`, or those that the layer names."""
+        layer = self._on_even(layer) if layer.steps_through else layer
         self.layers.append(layer)
         self.made[layer.out] = layer
         self.example.shapes[layer.out] = layer.shape(self.example)
@@ -256,16 +252,18 @@ class Planner(Answers):
             return name
         return self.add(Relayout(f"{name}.rows.{len(self.layers)}", name, name, "rows"), self.codes.get(name))
 
-    def even(self, argument: Argument) -> str:
-        """An operand that may be spread, with another, over more dimensions than layers step through: there, one that merges into few."""
-        name = self.operand(argument)
-        if self.rank(name) <= STEPPED:
-            return name
-        return self.add(Relayout(f"{name}.even.{len(self.layers)}", name, name, "even"), self.codes.get(name))
+    def _on_even(self, layer: Layer) -> Layer:
+        """The layer on operands whose dimensions merge into as few as it steps through."""
+        wide = [name for name in dict.fromkeys(layer.reads) if self.rank(name) > STEPPED]
+        even = {name: self.add(Relayout(f"{name}.even.{len(self.layers)}", name, name, "even"), self.codes.get(name)) for name in wide}
+        changed = {f.name: even[value] for f in fields(layer) if isinstance(value := getattr(layer, f.name), str) and value in even}
+        return replace(layer, **changed)
 
     def like(self, argument: Argument, other: str) -> str:
-        """A value that lies as `other` does, which it is put together with."""
+        """A value that lies as `other` does, which it is put together with; of many dimensions each is brought in order by itself."""
         name = self.value(argument)
+        if self.rank(name) > STEPPED:
+            return name
         if self.lies.get(name) is not None and self.lies.get(name) == self.lies.get(other):
             return name
         return self.add(Relayout(f"{name}.like.{len(self.layers)}", name, name, "like", other=other), self.codes.get(name))

@@ -119,8 +119,8 @@ class Planning(Facts, Protocol):
     def operand(self, argument: Argument) -> str:
         """The value behind an argument that may be a tensor of the network's, a number, or an input."""
 
-    def places_of(self, name: str) -> str | None:
-        """What finds the places in rows that a value is, seen in any shape; None where it is none."""
+    def source_of(self, name: str) -> str:
+        """The value whose elements a value has, seen in any shape."""
 
     def sums(self, argument: Argument) -> Sums | None:
         """The layer that makes floats which one step alone reads; None where the argument is no such value."""
@@ -145,9 +145,6 @@ class Planning(Facts, Protocol):
 
     def rows(self, argument: Argument) -> str:
         """A value whose last dimension lies side by side."""
-
-    def even(self, argument: Argument) -> str:
-        """An operand; of more dimensions than layers step through one with nothing between its elements."""
 
     def like(self, argument: Argument, other: str) -> str:
         """A value that lies as `other` does, which it is put together with."""

@@ -12,7 +12,7 @@ from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.codes import Bounds, Codes, sum_factors
 from qcompiler.backends.native.plan.layer import Bound, Lies, OfOne, OfTwo, Pixels, five, in_common
 from qcompiler.backends.native.plan.place import Place
-from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.planning import Facts, Planning, spread_fault
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step, is_value
 from qcompiler.ops.table import OPS
@@ -27,6 +27,10 @@ class Pair(OfTwo):
     codes: Codes
     bounds: Bounds = None
     times: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def steps_through(self) -> bool:
+        return True
 
     def lies(self, known: Lies) -> str | None:
         return in_common(self.reads, known)
@@ -64,6 +68,10 @@ class Map(OfOne):
 
     table: Tensor | None
     name: str
+
+    @property
+    def steps_through(self) -> bool:
+        return True
 
     def lies(self, known: Lies) -> str | None:
         return in_common(self.reads, known)
@@ -107,7 +115,9 @@ def refuse_pair(step: Step, facts: Facts) -> str | None:
     numbers = [argument for argument in step.args[:2] if isinstance(argument, (int, float))]
     if len(values) + len(numbers) != 2 or not values or not all(map(facts.is_codes, values)):
         return "one of its operands is neither an int8 value nor a number"
-    return f"a {step.op} of two values has no C form" if len(values) == 2 and step.op == "div" else None
+    if len(values) == 2 and step.op == "div":
+        return "a div of two values has no C form"
+    return spread_fault(values, facts)
 
 
 def plan_pair(step: Step, planner: Planning) -> None:
