@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import fx
 
 from qcompiler.ir.types import SOURCE, VALUE, Value, source_of, value_of
 
-_LIKES: Mapping[Callable[..., Any], Callable[..., Any]] = {
+_LIKES: Mapping[object, Callable[..., torch.Tensor]] = {
     torch.zeros_like: torch.zeros, torch.ones_like: torch.ones, torch.full_like: torch.full,
 }  # fmt: skip
 _SETTINGS = ("dtype", "fill_value")
