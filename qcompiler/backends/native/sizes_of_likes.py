@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import fx
 
 from qcompiler.ir.types import SOURCE, VALUE, Value, source_of, value_of
 
-_LIKES: Mapping[Callable[..., Any], Callable[..., Any]] = {
+_LIKES: Mapping[object, Callable[..., torch.Tensor]] = {
     torch.zeros_like: torch.zeros, torch.ones_like: torch.ones, torch.full_like: torch.full,
 }  # fmt: skip
 _SETTINGS = ("dtype", "fill_value")
@@ -19,7 +18,7 @@ _SETTINGS = ("dtype", "fill_value")
 def ask_for_sizes(gm: fx.GraphModule) -> None:
     """Takes the value out of each such call. Where memory is laid out otherwise than in order, the call stays."""
     for node in list(gm.graph.nodes):
-        made = _LIKES.get(node.target) if node.op == "call_function" else None
+        made = next((made for like, made in _LIKES.items() if node.target is like), None)  # a target may have no hash
         if made is None or node.kwargs.get("memory_format") not in (None, torch.contiguous_format, torch.preserve_format):
             continue
         x = node.args[0] if node.args else node.kwargs.get("input")
