@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.float_pointwise import FloatMap
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.place import Axes
-from qcompiler.backends.native.plan.planning import WHOLE, Argument
+from qcompiler.backends.native.plan.planning import WHOLE, Argument, Sums
 from qcompiler.backends.native.plan.relayout import Relayout
 from qcompiler.backends.native.plan.settled import Computed
 from qcompiler.backends.native.plan.shape import View
@@ -121,3 +123,14 @@ class Answers:
         while isinstance(layer, View):
             layer = self.made.get(layer.x)
         return layer.out if layer is not None and layer.gives_places else None
+
+    def sums(self, argument: Argument) -> Sums | None:
+        name = self.value(argument) if is_value(argument) else ""
+        layer = self.made.get(name)
+        if layer is None or self.readers[name] != 1 or name in self.codes:
+            return None
+        inner = self.made.get(f"{name}.unbounded")
+        if inner is None or not isinstance(layer, FloatMap):
+            return Sums(layer)
+        low, high = layer.numbers
+        return Sums(inner, (None if low == -math.inf else low, None if high == math.inf else high), layer)
