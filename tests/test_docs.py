@@ -98,20 +98,9 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
     if page == "docs/deployment.md" and shutil.which("g++"):  # its C++, against the header that its Python wrote
         (text,) = re.findall(r"^```\n(#include.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
         Path("main.cc").write_text(text)
-        build(Path("small_c"), "model", "-shared", "-fPIC", main="")
-        command = [
-            "g++",
-            "-std=c++17",
-            "-Wall",
-            "-Werror",
-            "-Ismall_c",
-            "main.cc",
-            "small_c/program",
-            "-Wl,-rpath,$ORIGIN/small_c",
-            "-o",
-            "run",
-        ]
-        subprocess.run(command, check=True, timeout=WAITING)
+        build(Path("small_c"), "model", "-shared", "-fPIC", "-Wl,-soname,program", main="")
+        linked = ["small_c/program", "-Wl,-rpath,$ORIGIN/small_c", "-o", "run"]
+        subprocess.run(["g++", "-std=c++17", "-Wall", "-Werror", "-Ismall_c", "main.cc", *linked], check=True, timeout=WAITING)
         subprocess.run([tmp_path / "run"], check=True, timeout=WAITING, cwd="small_c", env={})
 
 
