@@ -20,7 +20,7 @@ from qcompiler.ir.names import user_path
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Mode, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.ranges import empty_channels, floored
-from qcompiler.observers.weights import of_few, take_axis
+from qcompiler.observers.weights import of_few, of_few_held, take_axis
 from qcompiler.ops.arguments import activations, replace_activations
 from qcompiler.ops.reference import (
     dequantize,
@@ -174,7 +174,8 @@ class _Weights:
                                   code="correction", where=where(node), hint="larger ones, or none: then safe ones are found")  # fmt: skip
             if trained is not None and not all(map(torch.equal, (scale, zero_point), safe)):
                 self.context.remark("insert_quantize_dequantize", "weight-scale", ENLARGED, node)
-            scale, zero_point = safe
+            held = trained is None and given is None and axis is not None and self._is_depthwise(node, value)
+            scale, zero_point = (of_few_held(value, safe[0], scale, axis or 0, limit.holds) if held else safe[0]), safe[1]
         codes = quantize_weight(value, scale, zero_point, axis, p.quant_min, p.quant_max, p.dtype)
         return pack_4bit(codes) if mode is Mode.FOUR_BIT else codes, scale, zero_point
 
@@ -190,9 +191,11 @@ class _Weights:
         for code, text in (("zero-channel", empty_channels(observer)), ("tiny-range", floored(observer))):
             if text:
                 self.context.remark("insert_quantize_dequantize", code, f"weight {text}", node)
+        return of_few(value, qparams) if self._is_depthwise(node, value) else qparams
+
+    def _is_depthwise(self, node: fx.Node, weight: Tensor) -> bool:
         row = self.context.table.of(node)
-        depthwise = row is not None and row.family is Family.CONVOLUTION and value.shape[1] == 1 and node.kwargs.get("groups", 1) != 1
-        return of_few(value, qparams) if depthwise else qparams
+        return row is not None and row.family is Family.CONVOLUTION and weight.shape[1] == 1 and bool(node.kwargs.get("groups", 1) != 1)
 
 
 def _checked(given: Tensor, own: Tensor, node: fx.Node) -> Tensor:

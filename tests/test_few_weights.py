@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler import QConfig, QConfigMapping, calibrate, convert_to_reference_fx, prepare_fx
+from qcompiler.export.onnx_qdq.target import AnyPair
 from qcompiler.ir.types import QParams
 from qcompiler.observers import MinMaxObserver, PerChannelMinMaxObserver, default_per_channel_weight_observer
 from qcompiler.observers.defaults import per_channel_weight_observer_range_neg_127_to_127
-from qcompiler.observers.weights import of_few
+from qcompiler.observers.weights import of_few, of_few_held
 from qcompiler.stages.quantized import Call, steps
 
 
@@ -98,3 +99,14 @@ def test_one_scale_for_all_stays() -> None:
     layer = nn.Conv2d(16, 16, 3, groups=16)
     found, _ = weights_of(layer, (2, 16, 9, 9), QConfig(MinMaxObserver, per_tensor))
     assert float(found) == float(torch.tensor(float(layer.weight.detach().abs().max())) / 127.5)
+
+
+def test_scales_that_sums_hold_stay_safe_and_get_better() -> None:
+    weight = torch.randn(300, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    limit = AnyPair(0)
+    wanted = torch.tensor(observed(weight).scale, dtype=torch.float64)
+    safe, _ = limit.qparams(weight, wanted, torch.zeros(300, dtype=torch.int64), 127)
+    found = of_few_held(weight, safe, wanted, 0, limit.holds)
+    codes = torch.round(weight.double() / found.reshape(-1, 1, 1, 1)).clamp(-128, 127).to(torch.int8)
+    assert bool(limit.holds(codes).all()) and bool((found >= safe).all()) and torch.equal(found[safe == wanted], safe[safe == wanted])
+    assert float(cost(weight, found.tolist()).sum()) < 0.8 * float(cost(weight, safe.tolist()).sum())

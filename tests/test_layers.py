@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # docs/design.md, "Rooms": a file may import from its own room and from rooms of the rows above.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "raw"),
     ("ambient", "fake_tensors", "vision", "files", "inputs", "ir", "timing"),
     ("ops", "observers"),
     ("stages", "fake_quantize", "trace", "executable"),

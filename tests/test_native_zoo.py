@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import qcompiler
 from qcompiler.debug import compute_sqnr
@@ -27,8 +28,9 @@ def test_a_cnn_is_one_region(name: str) -> None:
     assert not [remark for remark in qcompiler.remarks(module) if remark.code == "native-torch"]
     for x in (first, zoo.inputs(1, 96, 1)[0]):
         apart = steps_apart(module, graph, x)
-        # A sum inside a convolution is two layers: the convolution's own value may be a step off, and the sum rounds once more.
-        assert max(apart.values()) <= 2 and all(name.startswith("add") for name, steps in apart.items() if steps > 1)
+        # A sum or a SiLU inside a convolution is two layers: the convolution's own value may be a step off, and what follows rounds again.
+        twice = {n.name for n in graph.graph.nodes if n.name.startswith("add") or F.silu in {p.target for p in n.all_input_nodes}}
+        assert max(apart.values()) <= 2 and {name for name, steps in apart.items() if steps > 1} <= twice
     with torch.inference_mode():
         expected, simulated, got = model(first), graph(first), module(first)
     # One value at a half step falls to the other side somewhere, and untrained layers enlarge it: neither is the better one.

@@ -45,6 +45,7 @@ from qcompiler.ir.types import QParams, quant_of, source_of, value_of
 from qcompiler.ops import functional
 from qcompiler.ops.table import OPS, Table
 from qcompiler.ops.trees import PutTogether
+from qcompiler.raw import raw_bits
 
 GRAPH = "_qcompiler_quantized"  # on a converted module
 VERSION = 1
@@ -185,15 +186,11 @@ def _plain(value: object) -> JSON:
 
 
 def _same(held: Tensor | None, value: Tensor) -> bool:
-    return held is not None and held.dtype is value.dtype and held.shape == value.shape and torch.equal(_bits(held), _bits(value))
-
-
-def _bits(value: Tensor) -> Tensor:
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return held is not None and held.dtype is value.dtype and held.shape == value.shape and torch.equal(raw_bits(held), raw_bits(value))
 
 
 def _raw(value: Tensor) -> bytes:
-    return bytes(_bits(value).numpy().tobytes())
+    return bytes(raw_bits(value).numpy().tobytes())
 
 
 def _bytes_of(value: Tensor) -> list[JSON]:

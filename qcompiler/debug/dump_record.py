@@ -19,6 +19,7 @@ from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import source_of
+from qcompiler.raw import raw_bits
 
 SCHEMA_VERSION = 1
 SCHEMAS = Path(__file__).parent / "schema"
@@ -98,7 +99,7 @@ def op_name(node: fx.Node) -> str:
 def _checksum(tensor: torch.Tensor) -> int:
     if tensor.is_quantized or tensor.layout is not torch.strided or not tensor.numel():
         return 0
-    raw: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    raw: Any = raw_bits(tensor).numpy()
     return zlib.crc32(raw)
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load
 
 from qcompiler.errors import ArtifactError, ConfigError
 from qcompiler.files.dtypes import DTYPE_NAMES
+from qcompiler.raw import raw_bits
 
 # What every release of the library that pyproject.toml allows has a name for.
 SAFETENSORS = {
@@ -64,9 +65,8 @@ def framed(header: Mapping[str, object]) -> bytes:
 
 def raw_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor, in C order."""
-    flat = tensor.detach().contiguous().reshape(-1)
-    raw: Any = flat.view(torch.uint8).numpy()
-    return memoryview(raw) if flat.numel() else memoryview(b"")
+    raw: Any = raw_bits(tensor).numpy()
+    return memoryview(raw) if raw.size else memoryview(b"")
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from qcompiler.raw import raw_bits
+
 WEIGHTS = "_qcompiler_weights"  # on converted modules: {name: checksum} of the float model; gone once other weights are loaded
 
 
@@ -19,7 +21,7 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
 
 
 def _checksum(tensor: torch.Tensor) -> str:
-    raw: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    raw: Any = raw_bits(tensor).numpy()
     return f"{zlib.crc32(raw):08x}"
 
 

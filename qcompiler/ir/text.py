@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir.types import QParams, Source, quant_of, source_of, value_of
+from qcompiler.raw import raw_bits
 
 SHORT = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16", torch.uint8: "u8", torch.int8: "i8",
          torch.int32: "i32", torch.int64: "i64", torch.bool: "bool", torch.quint8: "qu8", torch.qint8: "qi8"}  # fmt: skip
@@ -63,8 +64,7 @@ def _long(arg: object) -> bool:
 def _elided(arg: Any) -> str:
     """Shape and hash of a constant: dumps hold no data, but show that it changed."""
     if isinstance(arg, torch.Tensor):
-        flat = arg.detach().contiguous().reshape(-1)
-        raw = flat.view(torch.uint8).numpy().tobytes() if flat.numel() and not arg.is_quantized else b""
+        raw = raw_bits(arg).numpy().tobytes() if arg.numel() and not arg.is_quantized else b""
         kind = f"tensor {SHORT.get(arg.dtype, str(arg.dtype))}[{','.join(map(str, arg.shape))}]"
         return f"{kind} sha256 {hashlib.sha256(raw).hexdigest()[:12]}"
     text = repr(arg) if not any(callable(leaf) for leaf in _leaves(arg)) else ""

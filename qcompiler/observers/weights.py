@@ -5,6 +5,8 @@ And the scales of windows of few weights, which that observer alone does not set
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +53,21 @@ def of_few(weight: Tensor, qparams: QParams) -> QParams:
     errors = torch.round(rows * scales.reciprocal()[..., None]).clamp(-128, 127) * scales[..., None] - rows
     found = (errors.square().sum(2) + errors.sum(2).square()).argmin(0, keepdim=True)
     return replace(p, scale=tuple(scales.gather(0, found)[0].tolist()))
+
+
+def of_few_held(weight: Tensor, safe: Tensor, wanted: Tensor, axis: int, holds: Callable[[Tensor], Tensor]) -> Tensor:
+    """The scales of a depthwise weight that a kernel's sums hold: where `safe` had to be larger than what was wanted, the best of eight
+    from there on, in steps of 1/64, by `of_few`'s measure. `holds`: of codes, by channel, whether the sums hold them."""
+    if safe.numel() != weight.shape[axis]:
+        return safe
+    rows = weight.detach().double().transpose(0, axis).flatten(1)
+    scales = safe.double() * (1 + torch.arange(8, dtype=torch.float64) / 64)[:, None]
+    codes = torch.round(rows / scales[..., None]).clamp(-128, 127)
+    errors = codes * scales[..., None] - rows
+    fit = torch.stack([holds(made.reshape(weight.transpose(0, axis).shape).transpose(0, axis).to(torch.int8)) for made in codes])
+    measure = (errors.square().sum(2) + errors.sum(2).square()).masked_fill(~fit, math.inf)
+    best = scales.gather(0, measure.argmin(0, keepdim=True))[0].to(safe.dtype)
+    return torch.where((safe != wanted) & fit.any(0), best, safe)
 
 
 def take_axis(observer: Any, axis: int, weight: Tensor, where: Where | None = None) -> None:

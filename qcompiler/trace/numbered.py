@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from qcompiler.ops.reference import lay_out
+from qcompiler.raw import raw_bits
 from qcompiler.trace.fixed_sizes import name_of
 from qcompiler.trace.guards import is_guard
 from qcompiler.trace.tracer import Tracer
@@ -72,4 +73,4 @@ def _said(value: object, known: dict[fx.Node, int]) -> Hashable:
 
 
 def _bits(tensor: torch.Tensor) -> Hashable:
-    return tensor.dtype, tuple(tensor.shape), tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.dtype, tuple(tensor.shape), raw_bits(tensor).numpy().tobytes()

@@ -12,6 +12,7 @@ from torch import Tensor
 from qcompiler.debug.metrics import tensors
 from qcompiler.errors import CalibrationError, ConfigError
 from qcompiler.inputs.batches import batches, check_data
+from qcompiler.raw import raw_bits
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def checksum(items: Sequence[Item]) -> str:
     """Of all numbers of the data."""
     found = 0
     for tensor in _tensors(items):
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        raw = raw_bits(tensor).numpy()
         found = zlib.crc32(raw.data, zlib.crc32(str((tuple(tensor.shape), tensor.dtype)).encode(), found))
     return f"{found:08x}"
 

@@ -9,7 +9,7 @@ QC_APART void qc_more_sum(float *acc, const float *v, int64_t count) {
   for (int64_t i = 0; i < count; i++) acc[i] = acc[i] + v[i];
 }
 QC_APART void qc_more_largest(float *acc, const float *v, int64_t count) {
-  for (int64_t i = 0; i < count; i++) acc[i] = (v[i] > acc[i]) | (v[i] != v[i]) ? v[i] : acc[i];
+  for (int64_t i = 0; i < count; i++) acc[i] = ((v[i] > acc[i]) | (v[i] != v[i])) ? v[i] : acc[i];
 }
 
 /* Up to QC_RUN elements of one result; x: of its image, the first of these elements in the first pixel. */
