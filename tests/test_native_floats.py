@@ -228,7 +228,8 @@ SHAPES = [(1, 1, 4, 3), (7, 7, 16, 16), (6, 300, 8, 20), (17, 257, 33, 40)]
 @pytest.mark.parametrize(("queries", "keys", "width", "values"), SHAPES)
 @pytest.mark.parametrize("kind", ["plain", "mask", "causal"])
 def test_attention(kernels: Kernels, queries: int, keys: int, width: int, values: int, kind: str) -> None:
-    q, k, v = Memory(floats(2, 3, queries, width)), floats(2, 3, keys, width, seed=1), floats(2, 3, keys, values, seed=2)
+    q, rows, columns = (Memory(floats(2, 3, *shape, seed=n)) for n, shape in enumerate(((queries, width), (keys, width), (keys, values))))
+    k, v = rows.array, columns.array
     mask, more = None, {}
     if kind == "mask":
         held = Memory(floats(queries, keys, seed=3))
@@ -252,7 +253,8 @@ def test_attention(kernels: Kernels, queries: int, keys: int, width: int, values
 
 
 def test_a_query_that_sees_no_key_gives_zeros(kernels: Kernels) -> None:
-    q, k, v = Memory(floats(2, 8)), floats(5, 8, seed=1), floats(5, 4, seed=2)
+    q, rows, columns = (Memory(floats(*shape, seed=n)) for n, shape in enumerate(((2, 8), (5, 8), (5, 4))))
+    k, v = rows.array, columns.array
     mask = Memory(np.full((2, 5), -np.inf, np.float32))
     mask.array[1, 2] = 0.0
     y = Memory(np.full((2, 4), 9.0, np.float32))
