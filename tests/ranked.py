@@ -125,13 +125,14 @@ def refused(rank: int, size: int, folder: Path) -> None:
             print(error)
 
 
-def main() -> None:
+def begin(scenarios: dict[str, Any]) -> None:
+    """Joins the group that the command line names, and runs its scenarios."""
     scenario, size, folder, rank = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
     for name in scenario.split(","):
-        globals()[name](rank, size, folder)
+        scenarios[name](rank, size, folder)
 
 
 if __name__ == "__main__":
-    main()
+    begin(globals())

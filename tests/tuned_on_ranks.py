@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import qcompiler
 from qcompiler.tune import Corrections, Tuned, equalize, fit_ranges, reconstruct, sharing
 from qcompiler.tune import autotune as room
 from qcompiler.tune.moves import Move, State, Tell
+from tests.ranked import begin
 
 
 class Net(nn.Module):
@@ -114,13 +113,5 @@ def dies(rank: int, size: int, folder: Path) -> None:
     print("log", (folder / "log").read_text().count('"name"'))
 
 
-def main() -> None:
-    scenario, size, folder, rank = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-    store = dist.FileStore(str(folder / "store"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
-    for name in scenario.split(","):
-        globals()[name](rank, size, folder)
-
-
 if __name__ == "__main__":
-    main()
+    begin(globals())

@@ -16,9 +16,7 @@ from torch import Tensor, fx
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
-from qcompiler.errors import CalibrationError, ConfigError
-from qcompiler.inputs.batches import batches as as_batches
-from qcompiler.inputs.batches import check_data
+from qcompiler.errors import ConfigError
 from qcompiler.inputs.door import door
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.names import user_path
@@ -26,10 +24,11 @@ from qcompiler.ir.types import quant_of
 from qcompiler.ops.spec import Family
 from qcompiler.tune.channel_regions import Region, regions
 from qcompiler.tune.groups import named_ranges
-from qcompiler.tune.lane import Batch, Lane, without_empty
+from qcompiler.tune.lane import Batch, Lane
+from qcompiler.tune.one_form import one_form
 from qcompiler.tune.together import together
 from qcompiler.tune.trial import Trial
-from qcompiler.workflow.twins import Twin, twins
+from qcompiler.workflow.twins import Twin
 
 LEAST = 1 / 64  # a channel that is nearly always zero is not made as large as the others
 ALPHAS = (0.25, 0.75)  # that are tried beside 0.5, on so many batches
@@ -50,25 +49,20 @@ def equalize(prepared: object, batches: object, *, corrections: Corrections | No
     """
     if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 0.75):
         raise ConfigError(f"alpha is from 0 to 0.75, or None, not {alpha!r:.40}", code="alpha")
-    check_data(batches)
     so_far = corrections or NO_CORRECTIONS
-    made, data = twins(prepared, so_far), list(without_empty(as_batches(batches)))
-    if len(made) > 1:
-        raise ConfigError("a model of several forms of the call cannot be equalized", code="call-forms", hint="prepare it with one form")
-    if not data:
-        raise CalibrationError("0 batches of data", code="no-batches", hint="an iterator can be read only once; is the loader empty?")
-    found = list(regions(made[0].floats, made[0].settings.table))
+    twin, data = one_form(prepared, batches, so_far, "a model of several forms of the call cannot be equalized")
+    found = list(regions(twin.floats, twin.settings.table))
     with torch.no_grad():
-        ends = _channel_ends(made[0], found, data)
+        ends = _channel_ends(twin, found, data)
     if alpha is not None:
-        return _with_alpha(made[0], ends, found, alpha, so_far)
-    usual = _with_alpha(made[0], ends, found, 0.5, so_far)
+        return _with_alpha(twin, ends, found, alpha, so_far)
+    usual = _with_alpha(twin, ends, found, 0.5, so_far)
     if usual == so_far:
         return so_far
-    trial = Trial.of(prepared, made[0].floats, data[:TRIED])
+    trial = Trial.of(prepared, twin.floats, data[:TRIED])
     scored = [(trial.sqnr(so_far), so_far), (trial.sqnr(usual), usual)]
     if abs(scored[1][0] - scored[0][0]) >= MATTERS:
-        others = [_with_alpha(made[0], ends, found, one, so_far) for one in ALPHAS]
+        others = [_with_alpha(twin, ends, found, one, so_far) for one in ALPHAS]
         scored += [(trial.sqnr(one), one) for one in others]
     return max(scored, key=lambda one: one[0])[1]
 

@@ -14,18 +14,15 @@ from torch import Tensor, fx
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
-from qcompiler.errors import CalibrationError, ConfigError
-from qcompiler.inputs.batches import batches as as_batches
-from qcompiler.inputs.batches import check_data
 from qcompiler.inputs.checks import check_whole
 from qcompiler.inputs.door import door
 from qcompiler.ir.types import QParams, quant_of
 from qcompiler.tune.groups import named_ranges
-from qcompiler.tune.lane import without_empty
+from qcompiler.tune.one_form import one_form
 from qcompiler.tune.sensitivity import sensitivities
 from qcompiler.tune.together import together
 from qcompiler.tune.walk import Tell
-from qcompiler.workflow.twins import Twin, twins
+from qcompiler.workflow.twins import Twin
 
 BINS = 1024  # of a range: four for each of its steps
 PARTS = torch.linspace(1.0, 0.5, 11)  # of an end of the range that are tried, the whole first
@@ -44,27 +41,22 @@ def fit_ranges(
     behind each. Weights and codes stay as they are. Raises ConfigError for several forms of the call and for a model without gradients,
     CalibrationError for no batches.
     """
-    check_data(batches)
     check_whole(seed, "seed")
     so_far = corrections or NO_CORRECTIONS
-    made, data = twins(prepared, so_far), list(without_empty(as_batches(batches)))
-    if len(made) > 1:
-        raise ConfigError("ranges of several forms of the call cannot be fitted", code="call-forms", hint="prepare it with one form")
-    if not data:
-        raise CalibrationError("0 batches of data", code="no-batches", hint="an iterator can be read only once; is the loader empty?")
-    found, generator = list(_measured(made[0])), torch.Generator().manual_seed(seed)
+    twin, data = one_form(prepared, batches, so_far, "ranges of several forms of the call cannot be fitted")
+    found, generator = list(_measured(twin)), torch.Generator().manual_seed(seed)
     of_node = {node: one for one in found for node in one.nodes}
     rounds = int(together().most(len(data)))
     for number in range(rounds):
         for batch in data[number : number + 1]:  # of several processes, one may have fewer
-            for node, value, weights in sensitivities(made[0].floats, (batch, number), of_node, generator):
+            for node, value, weights in sensitivities(twin.floats, (batch, number), of_node, generator):
                 of_node[node].add(value, weights)
         if tell is not None:
             tell(number + 1, rounds)
     for one, masses in zip(found, zip(*together().all([one.mass for one in found]))):
         one.mass = torch.stack(masses).sum(0)
     narrowed = {one.group: ends for one in found if (ends := one.fitted()) is not None}
-    return so_far | Corrections(ranges=named_ranges(made[0].quantized, narrowed, so_far))
+    return so_far | Corrections(ranges=named_ranges(twin.quantized, narrowed, so_far))
 
 
 @dataclass
