@@ -109,3 +109,33 @@ def test_what_torchscript_has_no_type_for_is_one_error(result: Callable[[Tensor,
     with pytest.raises(ConfigError, match=named) as caught:
         torch.jit.script(module)
     assert caught.value.hint
+
+
+class OneChannel(nn.Module):
+    """A convolution of one channel, which lies in memory with channels innermost or not, and a float op that reads that."""
+
+    def __init__(self, dims: int, minus: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.minus = (nn.Conv2d, nn.Conv3d)[dims - 2](3, 1, 1), minus
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.minus(self.conv(x) * 0.5)
+        return nn.functional.group_norm(y, 1), nn.functional.instance_norm(y), y
+
+
+MINUS: dict[str, Callable[[Tensor], Tensor]] = {
+    "number": lambda y: 2 - y, "float": lambda y: 1.5 - y, "torch.sub": lambda y: torch.sub(2, y),
+    "alpha": lambda y: torch.sub(2, y, alpha=3), "rsub": lambda y: torch.rsub(y, 2), "clamped": lambda y: torch.relu(2 - y),
+    "from the right": lambda y: y - 2, "neg": lambda y: -y,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("minus", MINUS)
+def test_a_number_less_a_value_lies_as_the_value_does(minus: str, dims: int) -> None:
+    model, x = OneChannel(dims, MINUS[minus]).eval(), randn(2, 3, *(9,) * dims)
+    module = qcompiler.quantize(model, [x], progress=False)
+    script = torch.jit.script(module)
+    for one, other in zip(module(x), script(x), strict=True):
+        assert torch.equal(one, other) and one.stride() == other.stride()
