@@ -16,11 +16,11 @@ import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import to_edge_transform_and_lower
 from executorch.runtime import Runtime
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 import qcompiler
 from qcompiler.debug import compute_sqnr
-from qcompiler.vision import import_torchvision
+from tests import zoo
 
 CALLS = 25
 NETWORKS = ("resnet18", "mobilenet_v2", "mobilenet_v3_large", "shufflenet_v2_x1_0", "efficientnet_b0", "googlenet")
@@ -47,10 +47,7 @@ def least(call: Callable[[], object]) -> float:
 
 
 def measure(name: str) -> str:
-    torch.manual_seed(0)
-    model = import_torchvision().models.get_model(name, weights=None).eval()
-    images = [torch.randn(1, 3, 224, 224) for _ in range(4)]
-    x: Tensor = torch.randn(1, 3, 224, 224)
+    model, (x, *images) = zoo.load(name), zoo.inputs(n=5)
     prepared = qcompiler.prepare_fx(model, None, (images[0],), backend="xnnpack")
     qcompiler.calibrate(prepared, images, progress=False)
     file, program, outside = compiled(prepared)

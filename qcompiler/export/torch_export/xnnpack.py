@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from qcompiler.backends import Backend
 from qcompiler.errors import ConfigError, UnsupportedOpError
 from qcompiler.export.ranges import code_limits
-from qcompiler.export.torch_export.arithmetic import Arithmetic, decomposed
+from qcompiler.export.torch_export.arithmetic import Arithmetic, Spelling, decomposed
 from qcompiler.ops import reference
 from qcompiler.ops.reference import SMALLEST_STEP
 from qcompiler.ops.spec import Op
@@ -49,6 +49,7 @@ BACKEND = Backend("xnnpack", _target)
 def quantize(node: fx.Node, x: Tensor, scale: float, zero_point: int, *_: object) -> Any:
     """Behind the clamp that the op in front took in, as far as the ends of int8 are not that clamp."""
     p, source = integers(node).qparams.signed(), node.args[0]
+    assert isinstance(p.zero_point, int)
     ends = code_limits(p, bounds_of(source.kwargs) if isinstance(source, fx.Node) else (None, None))
     if ends is not None:
         low, high = ((end - p.zero_point) * scale for end in ends)
@@ -75,7 +76,7 @@ def xnnpack(gm: fx.GraphModule) -> Arithmetic:
         raise UnsupportedOpError(f"XNNPACK computes with weights around zero alone, not with {', '.join(shifted):.300}",
                                  code="export-weights", hint="quantize weights symmetrically, as all default qconfigs do")  # fmt: skip
     made = decomposed(gm)
-    spelled = {**made.spelled, reference.quantize: quantize, reference.dequantize: dequantize,
+    spelled: dict[Spelling, Spelling] = {**made.spelled, reference.quantize: quantize, reference.dequantize: dequantize,
                reference.dynamic_quantize_dequantize: dynamic_quantize_dequantize}  # fmt: skip
     return Arithmetic(spelled, made.tensors, cuts=True, apart=True)
 
