@@ -135,7 +135,7 @@ def executed(module: Any, x: Tensor) -> dict[str, bool]:
                 found[step.name] = takes or holds_codes(env[step.name]) or step.op.startswith("quantized::")
         inputs = [x] if regions_of(module) else []
         for region in regions_of(module) if len(regions_of(module)) == 1 else ():
-            seen = region.watch(*inputs).values
+            seen = region.watch(*inputs)
             for layer, ops in region.computes.items():
                 reads = next(one for one in region.network.layers if one.out == layer).reads
                 products = any(getattr(one, "weight", None) is not None for one in region.network.layers if one.out == layer)

@@ -205,7 +205,7 @@ QC_INLINE void qc_finish_tile(const qc_conv *a, const qc_runs *t, const qc_tile 
   qc_finish512 f = qc_begin512(&a->e, pair->c, tile->r != NULL);
   __mmask32 mask = (__mmask32)(pair->count == 32 ? 0xffffffffu : (1u << pair->count) - 1);
   qc_places p = {.r = {NULL}};
-  if (tile->straight && pair->count <= 16 && t->rows % 4 == 0 && !tile->r && kind != QC_FLOATS) {
+  if (tile->straight && pair->count <= 16 && t->rows % 4 == 0 && !tile->r && (kind == QC_PLAIN || kind == QC_FULL)) {
     qc_finish_narrow(a, tile, &f, pair, sums, t->rows, kind);
     return;
   }
