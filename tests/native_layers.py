@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -10,6 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor, fx, nn
 
+from qcompiler.backends.native.plan import samples
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.ops.reference import quantize
 
@@ -24,19 +26,31 @@ class Seen:
     result: Any
 
 
+@contextmanager
+def one_at_a_time(region: NativeRegion) -> Iterator[None]:
+    """A region that computes sample by sample does so here, however small the samples are."""
+    with mock.patch.object(samples, "NEAR", 0), mock.patch.object(region, "_calls", {}):
+        yield
+
+
 def watched(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Seen:
-    """A call in which each region runs thrice: as ever, on two threads, and keeping each value. All must hand out the same bits."""
+    """A call in which each region runs four times: as ever, on two threads, of few samples at a time, and keeping each value. All must hand
+    out the same bits.
+    """
     values: dict[str, Tensor] = {}
     run = NativeRegion.__call__
 
     def both(region: NativeRegion, *inputs: Tensor) -> tuple[Any, ...]:
-        results, kept = run(region, *inputs), region.watch(*inputs).values
+        results, kept = run(region, *inputs), region.watch(*inputs)
         for name, result in zip(region.network.outputs, results, strict=True):
             assert name not in kept or torch.equal(kept[name], result), f"{name} depends on where values lie in memory"
         threads = torch.get_num_threads()
         torch.set_num_threads(2)
-        for name, one, other in zip(region.network.outputs, results, run(region, *inputs), strict=True):
+        with one_at_a_time(region):
+            parts = run(region, *inputs)
+        for name, one, other, part in zip(region.network.outputs, results, run(region, *inputs), parts, strict=True):
             assert not isinstance(one, Tensor) or torch.equal(one, other), f"{name} depends on the number of threads"
+            assert torch.equal(one, part) if isinstance(one, Tensor) else one == part, f"{name} depends on the other samples"
         torch.set_num_threads(threads)
         values.update(kept)
         return results

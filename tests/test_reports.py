@@ -194,7 +194,7 @@ def executed(module: Any, x: Tensor) -> dict[str, bool]:
                 takes = any(holds_codes(env[name]) for name in step.inputs if name in env)
                 found[step.name] = takes or holds_codes(env[step.name]) or step.op.startswith("quantized::")
         for region, inputs in inputs_of_regions(module, x).items():
-            seen = region.watch(*inputs).values
+            seen = region.watch(*inputs)
             for layer, ops in region.computes.items():
                 reads = next(one for one in region.network.layers if one.out == layer).reads
                 products = any(getattr(one, "weight", None) is not None for one in region.network.layers if one.out == layer)
