@@ -60,11 +60,14 @@ def watched(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 class Beside(fx.Interpreter):
-    """Runs the QUANTIZED graph on the codes that the C computed, wherever it has them: each layer by itself, on equal inputs."""
+    """Runs the QUANTIZED graph on the codes that the C computed, wherever it has them: each layer by itself, on equal inputs.
 
-    def __init__(self, graph: fx.GraphModule, values: Mapping[str, Tensor]) -> None:
+    `shift`: quanta by which the codes between two layers that the C computes as one are off.
+    """
+
+    def __init__(self, graph: fx.GraphModule, values: Mapping[str, Tensor], shift: int = 0) -> None:
         super().__init__(graph)
-        self.values, self.steps = values, dict[str, int]()
+        self.values, self.shift, self.results = values, shift, dict[str, Tensor]()
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -72,15 +75,37 @@ class Beside(fx.Interpreter):
             found = self.values[n.name]
             assert found.shape == result.shape, f"{n.name} has shape {tuple(found.shape)}, in the QUANTIZED graph {tuple(result.shape)}"
             if found.numel() and float(n.args[1]) > NOISE:  # type: ignore[arg-type]
-                self.steps[n.name] = int((found.int() - result.int()).abs().max())
+                self.results[n.name] = result.int()
             return found.clone(memory_format=torch.contiguous_format)  # torch's kernels for other layouts are not what is tested
+        if self.shift and n.target is quantize and self.is_fused(n):
+            return (result.int() + self.shift).clamp(*n.args[3:5]).to(result.dtype)  # type: ignore[arg-type]
         return result
+
+    def is_fused(self, n: fx.Node) -> bool:
+        """Whether the codes never lie in memory: a layer whose result the C does not keep, in front of one whose result it does."""
+        chain = [n]
+        for _ in range(3):  # dequantize, the layer, quantize
+            if len(chain[-1].users) != 1:
+                return False
+            chain.append(next(iter(chain[-1].users)))
+        return n.all_input_nodes[0].op != "placeholder" and chain[-1].target is quantize and chain[-1].name in self.values
 
 
 def steps_apart(values: Mapping[str, Tensor], graph: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, int]:
-    """By layer, how many quanta the C is from the QUANTIZED graph on equal inputs; a fused layer counts with what it was fused into."""
-    beside = Beside(graph, values)
-    left = [node for node in graph.graph.nodes if node.op == "placeholder"][len(args) :]
-    with torch.no_grad():
-        beside.run(*args, *(kwargs[n.name] if n.name in kwargs else n.args[0] for n in left))
-    return beside.steps
+    """By layer, how many quanta the C is from the QUANTIZED graph on equal inputs. A layer that was fused counts with what it was fused
+    into, and there one quantum of it counts as one, however many it becomes."""
+
+    def run(shift: int) -> dict[str, Tensor]:
+        beside = Beside(graph, values, shift)
+        left = [node for node in graph.graph.nodes if node.op == "placeholder"][len(args) :]
+        with torch.no_grad():
+            beside.run(*args, *(kwargs[n.name] if n.name in kwargs else n.args[0] for n in left))
+        return beside.results
+
+    own = run(0)
+    apart = {name: (values[name].int() - result).abs() for name, result in own.items()}
+    if any(int(steps.max()) > 1 for steps in apart.values()):
+        for shifted in (run(1), run(-1)):
+            for name, steps in apart.items():
+                apart[name] = torch.where(steps <= (shifted[name] - own[name]).abs(), steps.clamp(max=1), steps)
+    return {name: int(steps.max()) for name, steps in apart.items()}
