@@ -29,6 +29,7 @@ from qcompiler.backends.native.plan import (
     statistics,
     transposed,
 )
+from qcompiler.backends.native.plan.float_rows import CumSum, Softmax
 from qcompiler.backends.native.plan.places import ALONG_AXES
 from qcompiler.backends.native.plan.planning import NOT_INT8, OTHER_KIND, Facts, Planning
 from qcompiler.backends.native.steps import Step, is_value
@@ -124,7 +125,8 @@ def _of_floats(add: Add) -> None:
     add(["batch_norm"], CForm(conv.plan_float_batch_norm, conv.refuse_float_batch_norm))
     add(["einsum"], CForm(einsum.plan_einsum, einsum.refuse_einsum))
     add(["normalize"], CForm(float_rows.plan_normalize, float_rows.refuse_normalize))
-    add(("softmax", "log_softmax"), CForm(float_rows.plan_softmax, float_rows.refuse_softmax))
+    for name, kind in (("softmax", Softmax), ("log_softmax", partial(Softmax, log=True)), ("cumsum", CumSum)):
+        add([name], CForm(partial(float_rows.plan_along, kind), float_rows.refuse_along))
     add(("layer_norm", "rms_norm"), CForm(float_rows.plan_layer_norm, float_rows.refuse_norm))
     add(("group_norm", "instance_norm"), CForm(float_rows.plan_group_norm, float_rows.refuse_group_norm))
     add(("mean", "sum", "amax", "amin"), CForm(float_rows.plan_reduce, float_rows.refuse_reduce))
