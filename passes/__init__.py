@@ -53,7 +53,8 @@ OBSERVE_TRAINING = (*DECIDE, NoteParts(), JoinForTraining(), InsertObservers(), 
 QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeParts(), NotePicked(), JudgeAverages(),
             FuseSums(), JoinQParams(), InsertQuantizeDequantize())  # fmt: skip
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided
-CORRECT_FLOATS, CORRECT_CODES = (CorrectWeights(), ScaleInputs()), (CorrectCodes(),)  # before QUANTIZE and at its end, where the user gives corrections
+# before QUANTIZE and at its end, where the user gives corrections
+CORRECT_FLOATS, CORRECT_CODES = (CorrectWeights(), ScaleInputs()), (CorrectCodes(),)
 OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE
 QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # QUANTIZED, before lowering: from here on those modules take quint8 tensors
 
