@@ -31,12 +31,12 @@ typedef struct qc_spots {
   uint8_t *y[QC_SPOTS];
 } qc_spots;
 
-enum { QC_PLAIN, QC_FULL, QC_FLOATS }; /* codes 0..255; with bounds, residual, table, gain or the cut; floats */
+enum { QC_PLAIN, QC_FULL, QC_FLOATS }; /* codes 0..255; with bounds, residual, table, gain, curve or the cut; floats */
 
 /* Which epilogue a convolution needs; kernels are made for each. */
 QC_INLINE int qc_kind(const qc_epilogue *e, const qc_tensor *r, int floats) {
   if (floats) return QC_FLOATS;
-  return r->p || e->table || e->gain || e->wide || e->lo > 0 || e->hi < 255 ? QC_FULL : QC_PLAIN;
+  return r->p || e->table || e->gain || e->curve || e->wide || e->lo > 0 || e->hi < 255 ? QC_FULL : QC_PLAIN;
 }
 
 #endif
