@@ -28,6 +28,7 @@ from qcompiler.passes.join_assignments import JoinAssignments
 from qcompiler.passes.join_for_training import JoinForTraining
 from qcompiler.passes.join_qparams import JoinQParams
 from qcompiler.passes.judge_averages import JudgeAverages
+from qcompiler.passes.judge_cuts import JudgeCuts
 from qcompiler.passes.judge_parts import JudgeParts
 from qcompiler.passes.judge_recurrent import JudgeRecurrent, WatchRecurrent
 from qcompiler.passes.judge_rows import JudgeRows, WatchRows
@@ -49,8 +50,8 @@ DECIDE = (Annotate(), KeepFloat(), HandOutFloats(), KeepSums(), ShareQParams())
 OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent(), WatchRows(), WatchSpares())  # FUSED -> OBSERVED
 OBSERVE_TRAINING = (*DECIDE, NoteParts(), JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 # OBSERVED -> QUANTIZED
-QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeParts(), NotePicked(), JudgeAverages(),
-            FuseSums(), JoinQParams(), InsertQuantizeDequantize())  # fmt: skip
+QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeCuts(), JudgeParts(), NotePicked(),
+            JudgeAverages(), FuseSums(), JoinQParams(), InsertQuantizeDequantize())  # fmt: skip
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided
 CORRECT_FLOATS, CORRECT_CODES = (CorrectWeights(),), (CorrectCodes(),)  # before QUANTIZE and at its end, where the user gives corrections
 OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE

@@ -101,7 +101,7 @@ def test_regions_stand_between_what_runs_in_torch() -> None:
 def test_it_is_drawn_with_times(ending: str, tmp_path: Path) -> None:
     module, _, x = net("squeeze and excite")
     times = qcompiler.native_times(module, x)
-    assert {layer.out for layer in region_of(module).network.computing} == set(times)
+    assert {layer.out for layer in region_of(module).network.computing} == set(times) == set(qcompiler.native_times(module, x, threads=2))
     assert all(0 <= entry["ms"] < 1e4 for entry in times.values())
     first = viz.save(module, tmp_path / f"net.{ending}", numerics=times)[0].read_bytes()
     assert first == viz.save(module, tmp_path / f"other.{ending}", numerics=times, title="Through")[0].read_bytes()

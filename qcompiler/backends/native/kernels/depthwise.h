@@ -179,7 +179,7 @@ QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[Q
   for (int p = 0; p < QC_AT_ONCE; p++) {
     if (p * s->positions >= count) break;
     if (!plain && a->e.curve) {
-      qv curved = qv_curve(shorts[0][p], shorts[1][p], a->e.curve, a->e.lo, a->e.hi);
+      qv curved = qv_within(qv_curve(shorts[0][p], shorts[1][p], a->e.curve), a->e.lo, a->e.hi);
       qc_store_bytes(a, s, curved, y + p * s->positions * a->y.sw, count - p * s->positions);
       continue;
     }
@@ -254,7 +254,7 @@ QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[Q
     if (plain)
       q = qv_bytes(acc[p], a->e.zero, 0, 255);
     else if (a->e.curve)
-      q = qv_curve_sums(acc[p], &a->e);
+      q = qv_within(qv_curve_sums(acc[p], a->e.curve), a->e.lo, a->e.hi);
     else
       q = qv_bytes(acc[p], a->e.zero, a->e.lo, a->e.hi);
     if (!plain && a->e.table) q = qv_lookup(a->e.table, q);

@@ -33,11 +33,11 @@ QC_INLINE void qc_plain16(const qc_epilogue *e, const int32_t *acc, int64_t c, u
   qv v[4];
 #if QC_VB == 16
   for (int i = 0; i < 4; i++) v[i] = qv_round(qv_load(acc + 4 * i), qv_load(e->m + c + 4 * i), qv_load(e->b + c + 4 * i), 1);
-  qv_store(y, e->curve ? qv_curve_sums(v, e) : qv_bytes(v, e->zero, e->lo, e->hi));
+  qv_store(y, e->curve ? qv_within(qv_curve_sums(v, e->curve), e->lo, e->hi) : qv_bytes(v, e->zero, e->lo, e->hi));
 #elif QC_VB == 32
   for (int i = 0; i < 2; i++) v[i] = qv_round(qv_load(acc + 8 * i), qv_load(e->m + c + 8 * i), qv_load(e->b + c + 8 * i), 1);
   v[2] = v[3] = v[1];
-  __m256i q = e->curve ? qv_curve_sums(v, e) : qv_bytes(v, e->zero, e->lo, e->hi);
+  __m256i q = e->curve ? qv_within(qv_curve_sums(v, e->curve), e->lo, e->hi) : qv_bytes(v, e->zero, e->lo, e->hi);
   q = _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0));
   _mm_storeu_si128((__m128i *)(void *)y, _mm256_castsi256_si128(q));
 #else

@@ -59,9 +59,12 @@ typedef struct qc_epilogue {
    Weights: [groups][ceil(y.c / groups / 16)][spans][kp / 4][16][4]: kp is the span's length in chunks of at most 64 bytes, equally
    long, multiples of 4 (packing.py). The blocks of 16 channels are padded to an even number where groups = 1.
    wsum: the sum of the weights of each channel, padded as m is.
-   small: no sum reaches 2^25, whatever the codes are. */
+   small: no sum reaches 2^25, whatever the codes are.
+   room: conv_room bytes for what all pieces read, which the first conv_first pieces make: they stand before all others. NULL: each call
+   makes what its pieces read itself, and the first pieces are nothing. */
 typedef struct qc_conv {
   qc_tensor x, y, r;
+  uint8_t *room;
   qc_window k;
   qc_epilogue e;
   const int8_t *w;
@@ -359,6 +362,8 @@ typedef struct qc_attention {
 typedef struct qc_kernels {
   const char *isa;
   void (*end)(void); /* each thread calls it when its part of a run is over */
+  int64_t (*conv_first)(const qc_conv *);
+  int64_t (*conv_room)(const qc_conv *);
 #define QC_MEMBER(F) \
   int64_t (*F##_units)(const qc_##F *); \
   void (*F)(const qc_##F *, int64_t lo, int64_t hi);

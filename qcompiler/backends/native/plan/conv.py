@@ -18,6 +18,7 @@ from qcompiler.backends.native.plan.layer import Bound, Layer, Lies, image, rows
 from qcompiler.backends.native.plan.pick import without_pads
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
 from qcompiler.backends.native.plan.planning import NOT_INT8, Facts, Planning
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.plan.window import Window, three, window_fault
 from qcompiler.backends.native.steps import Step
@@ -108,6 +109,10 @@ class Conv(Layer):
 
     def _result(self, batch: Axes, space: Axes) -> Axes:
         return (*batch, self.channels, *(self.window.result(n, 3 - self.dims + i) for i, n in enumerate(space)))
+
+    def by_sample(self, samples: Samples) -> bool:
+        rank = samples.rank(self.x)
+        return (rank == self.dims + 2 if self.dims else rank > 1) and samples.holds(self.reads)
 
     def place(self, sizes: Sizes) -> Place:
         rank = len(sizes.shape(self.out))

@@ -19,6 +19,7 @@ from qcompiler.backends.native.plan.homes import Every
 from qcompiler.backends.native.plan.layer import Layer, Lies
 from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.plan.planning import NOT_INT8, Facts, Planning
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.plan.window import Window, three
 from qcompiler.backends.native.steps import Step
@@ -97,6 +98,9 @@ class Phases(Layer):
 
     def lies(self, known: Lies) -> str | None:
         return "pixels"
+
+    def by_sample(self, samples: Samples) -> bool:
+        return samples.holds(self.reads)
 
     def shape(self, sizes: Sizes) -> Axes:
         shape, dims = sizes.shape(self.x), len(self.stretches)
