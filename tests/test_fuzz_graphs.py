@@ -60,6 +60,14 @@ def test_what_float32_leaves_to_chance_has_no_bound() -> None:
     assert bounds[1] == -float("inf") and min(bounds[0], bounds[2]) > 20
 
 
+def test_a_decision_that_roundings_turn_has_the_bound_of_that() -> None:
+    """An argmax of values nearer than a step: one simulation of ten picks the other one."""
+    model, inputs = network(20_001_156)
+    with torch.no_grad():
+        bounds = fuzz_graphs.bounds_of(model, fuzz_graphs.expected_of(model, (inputs, {})), [-20.0] * 4, (inputs, {}))
+    assert bounds[2] < 10 and min(bounds[0], bounds[1], bounds[3]) > 20
+
+
 U8 = (0, 255, torch.uint8)
 STEPS = {"x_q": (0.02, 128), "product_q": (0.03, 128), "result_q": (2 / 256, 128)}
 
