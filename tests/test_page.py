@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from qcompiler.debug.op_steps import is_op
 from qcompiler.errors import ConfigError
 from qcompiler.viz.page import render
 from tests import documents
@@ -470,6 +471,22 @@ def test_edges_in_columns_end_at_their_boxes(viewer: Viewer) -> None:
         }
         return off;
     """) == []  # fmt: skip
+
+
+def test_ops_are_counted_as_everywhere(viewer: Viewer) -> None:
+    """Neither roundings nor steps of ops, nor what is packed, are ops."""
+    document = json.loads(json.dumps(documents.small()))
+    kinds = ("float", "quantize", "int8", "dequantize", "int8", "pack", "other")
+    nodes = [node for node in document["stages"][0]["put"] if node["kind"] not in ("input", "output", "attr")]
+    for number, node in enumerate(nodes):
+        node["kind"] = kinds[number % len(kinds)]
+        if number % len(kinds) == 4:
+            node["step_of"] = nodes[number - 2]["name"]
+    document["stages"] = document["stages"][:1]
+    viewer.open(document)
+    expected = sum(map(is_op, document["stages"][0]["put"]))
+    assert viewer.run("return app.tree.root.sums.ops") == expected > 0
+    assert viewer.page.locator("#details dd, #details td").all_text_contents()[0] == str(expected)
 
 
 def test_a_narrow_page_has_one_column(browser: Any, tmp_path: Path) -> None:
