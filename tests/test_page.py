@@ -9,6 +9,7 @@ import zlib
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -16,6 +17,9 @@ import pytest
 
 from qcompiler.debug.op_steps import is_op
 from qcompiler.errors import ConfigError
+from qcompiler.tune.report import rendered
+from qcompiler.tune.score import Score
+from qcompiler.tune.table import Row, table_of
 from qcompiler.viz.page import render
 from tests import documents
 from tests.browser import chromium
@@ -505,6 +509,21 @@ def test_a_narrow_page_has_one_column(browser: Any, tmp_path: Path) -> None:
     assert narrow.page.locator("#legend > button").first.is_visible()
     assert not narrow.errors
     narrow.context.close()
+
+
+def test_the_report_of_a_search_is_as_wide_as_the_window(browser: Any, tmp_path: Path) -> None:
+    """Its table scrolls for itself on a narrow screen, and is in sight as a whole at 800 pixels."""
+    score = Score(27.2, 0.7, 0.938)
+    rows = [Row("reconstruct", score, 33.84, 1.0, 5_050_000, 11.2, "not begun, or given up: it would take about 30 s", chosen=True)] * 3
+    tuned = SimpleNamespace(table=tuple(rows), notes=lambda: ["a note"], rich=lambda: table_of(rows, "reconstruct: the most accurate one"))
+    (tmp_path / "report.html").write_text(rendered(tuned), encoding="utf-8")
+    widths = "() => [document.documentElement.scrollWidth, document.querySelector('table').scrollWidth]"
+    for width, fits in ((420, False), (800, True), (1440, True)):
+        page = browser.new_context(viewport={"width": width, "height": 800}).new_page()
+        page.goto((tmp_path / "report.html").as_uri())
+        whole, table = page.evaluate(widths)
+        assert whole <= width and (table <= width) == fits
+        page.context.close()
 
 
 def test_a_search_dims_what_it_does_not_find(viewer: Viewer) -> None:
