@@ -101,9 +101,9 @@ def _put(root: nn.Module, path: str, value: object) -> None:
 class _Reads:
     """Codes that each of their readers reads for itself."""
 
-    read: Callable[[], Any]
+    read: Callable[[], object]
 
-    def __call__(self) -> Any:
+    def __call__(self) -> object:
         return self.read()
 
 

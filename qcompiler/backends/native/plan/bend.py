@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -120,7 +119,7 @@ def _curve(step: Step, planner: Planning) -> Curve | None:
     return curve_of(step.op, function, codes) if codes is not None else None
 
 
-def _applied(op: str, more: tuple[Any, ...], settings: Mapping[str, Any], v: Tensor) -> Tensor:
+def _applied(op: str, more: tuple[object, ...], settings: Mapping[str, object], v: Tensor) -> Tensor:
     made: Tensor = OPS.rows[op].fn(v, *more, **settings)
     return made
 
