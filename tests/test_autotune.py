@@ -427,6 +427,8 @@ def test_what_the_diagnosis_leaves_out() -> None:
     for state in (limited(45, 25), limited(25, 45)):
         assert skips["equalize"](state) is None and skips["reconstruct"](state) is None
     assert skips["ranges"](limited(45, 25)) is None and "values make 1%" in str(skips["ranges"](limited(25, 45)))
+    assert skips["ranges"](limited(32, 34)) is None and "values make 25%" in str(skips["ranges"](limited(25, 31)))
+    assert skips["scale-inputs"](limited(25, 31)) is None
     again = skips["ranges-again"]
     assert again(limited(45, 25, ("equalize", "reconstruct"))) is None
     assert "no codes are new" in str(again(limited(45, 25))) and "fitted already" in str(again(limited(45, 25, ("ranges", "reconstruct"))))
