@@ -37,9 +37,9 @@ class QWindow(C.Structure):
 
 class QEpilogue(C.Structure):
     _fields_ = [
-        *fields(C.c_void_p, "m b gain slope offset table"),
+        *fields(C.c_void_p, "m b gain slope offset table curve"),
         *fields(C.c_float, "k kr kc top"),
-        *fields(C.c_int32, "zero lo hi zero2 lo2 hi2 wide bend"),
+        *fields(C.c_int32, "zero lo hi zero2 lo2 hi2 wide"),
     ]
 
 
@@ -89,6 +89,7 @@ FAMILIES: dict[str, list[tuple[str, type]]] = {
         ("rms", C.c_int32),
     ],
     "softmax": [("x", QOperand), ("y", QResult), ("log", C.c_int32)],
+    "cumsum": [("x", QOperand), ("y", QResult)],
     "reduce": [("x", QOperand), ("y", QResult), ("factor", C.c_float), ("op", C.c_int32)],
     "range": [("x", QOperand), ("y", C.c_void_p)],
     "encode": [("x", QOperand), ("ends", C.c_void_p), ("y", QTensor)],

@@ -17,6 +17,7 @@ from qcompiler.backends.native.plan.window import Window
 
 TYPES = {"w": "const int8_t *", "wsum": "const int32_t *"}
 TYPES |= {f"e.{name}": "const float *" for name in ("m", "b", "gain", "slope", "offset")}
+TYPES["e.curve"] = "const int16_t *"
 BYTES = "const uint8_t *"
 
 

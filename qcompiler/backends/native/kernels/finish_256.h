@@ -3,7 +3,7 @@
 #define QC_FINISH_256_H
 
 #include "blocks.h"
-#include "vec.h"
+#include "curve.h"
 
 /* Constants of 16 channels. zero, lo, hi: of what is stored, with a residual those of the sum; low to kc: of the sum, see qc_code. They are
    made here once, since a compiler must think that what is stored may change the epilogue. */
@@ -34,10 +34,12 @@ QC_INLINE __m256 qc_affine256(const int32_t *acc, __m256 m, __m256 b) {
   return _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(qv_load(acc)), m), b);
 }
 
+QC_INLINE __m256i qc_in_order256(__m256i q) { return _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)); }
+
 /* 32 integers of two positions to bytes: position 0 in the low half. Saturating twice is the clamp to 0..255. */
 QC_INLINE __m256i qc_pack256(const __m256i v[4], __m256i zero) {
   __m256i p0 = _mm256_adds_epi16(_mm256_packs_epi32(v[0], v[1]), zero), p1 = _mm256_adds_epi16(_mm256_packs_epi32(v[2], v[3]), zero);
-  return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(p0, p1), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  return qc_in_order256(_mm256_packus_epi16(p0, p1));
 }
 
 /* The sum of a residual and the code of v: v is cut to the codes and rounded, see qc_round. The sum is not yet cut. */
@@ -52,13 +54,8 @@ QC_INLINE __m256 qc_add_residual256(const qc_finish256 *f, __m256 v, const uint8
 /* What a function does to sums of channels from c on. See qc_bend. */
 QC_INLINE __m256 qc_bend256(const qc_epilogue *e, __m256 v, int64_t c) {
   __m256 none = _mm256_setzero_ps();
-  if (e->bend == QC_HARD_SWISH) {
-    __m256 part = _mm256_max_ps(_mm256_add_ps(v, _mm256_set1_ps(3.0f)), none);
-    v = _mm256_mul_ps(v, _mm256_min_ps(part, _mm256_set1_ps(6.0f)));
-  } else {
-    __m256 above = _mm256_min_ps(_mm256_max_ps(v, none), _mm256_set1_ps(e->top));
-    v = _mm256_add_ps(above, _mm256_mul_ps(_mm256_min_ps(v, none), _mm256_loadu_ps(e->slope + c)));
-  }
+  __m256 above = _mm256_min_ps(_mm256_max_ps(v, none), _mm256_set1_ps(e->top));
+  v = _mm256_add_ps(above, _mm256_mul_ps(_mm256_min_ps(v, none), _mm256_loadu_ps(e->slope + c)));
   return _mm256_add_ps(_mm256_mul_ps(v, _mm256_loadu_ps(e->gain + c)), _mm256_loadu_ps(e->offset + c));
 }
 
@@ -76,10 +73,11 @@ QC_INLINE __m256i qc_codes256(const qc_epilogue *e, qc_finish256 f, const int32_
     if (kind == QC_FULL) value = _mm256_min_ps(value, _mm256_set1_ps(1e6f));
     v[i] = _mm256_cvtps_epi32(value);
   }
-  __m256i q = qc_pack256(v, f.zero);
+  const int16_t *curve = kind == QC_FULL ? e->curve : NULL;
+  __m256i q = curve ? qc_in_order256(qv_curve_sums(v, curve)) : qc_pack256(v, f.zero);
   if (kind == QC_PLAIN) return q;
   q = _mm256_min_epu8(_mm256_max_epu8(q, f.lo), f.hi);
-  return kind == QC_FULL && e->table ? qv_lookup(e->table, q) : q;
+  return kind == QC_FULL && !curve && e->table ? qv_lookup(e->table, q) : q;
 }
 
 /* A block of which only `count` channels are stored: nothing is read or written behind them. */

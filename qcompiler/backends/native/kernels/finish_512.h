@@ -3,7 +3,7 @@
 #define QC_FINISH_512_H
 
 #include "tiles.h"
-#include "vec.h"
+#include "curve.h"
 
 #if QC_IS_512
 
@@ -35,11 +35,14 @@ QC_INLINE qc_finish512 qc_begin512(const qc_epilogue *e, int64_t c, int residual
 
 QC_INLINE __m512 qc_affine512(__m512i acc, __m512 m, __m512 b) { return _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), m), b); }
 
+QC_INLINE __m512i qc_in_order512(__m512i q) {
+  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), q);
+}
+
 /* 64 integers of two positions to bytes: position 0 in the low half. Saturating twice is the clamp to 0..255. */
 QC_INLINE __m512i qc_pack512(const __m512i v[4], __m512i zero) {
   __m512i p0 = _mm512_adds_epi16(_mm512_packs_epi32(v[0], v[1]), zero), p1 = _mm512_adds_epi16(_mm512_packs_epi32(v[2], v[3]), zero);
-  __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(p0, p1));
+  return qc_in_order512(_mm512_packus_epi16(p0, p1));
 }
 
 /* The sum of a residual and the code of v: v is cut to the codes and rounded, see qc_round. The sum is not yet cut. */
@@ -54,13 +57,8 @@ QC_INLINE __m512 qc_add_residual512(const qc_finish512 *f, __m512 v, const uint8
 /* What a function does to sums of channels from c on. See qc_bend. */
 QC_INLINE __m512 qc_bend512(const qc_epilogue *e, __m512 v, int64_t c) {
   __m512 none = _mm512_setzero_ps();
-  if (e->bend == QC_HARD_SWISH) {
-    __m512 part = _mm512_max_ps(_mm512_add_ps(v, _mm512_set1_ps(3.0f)), none);
-    v = _mm512_mul_ps(v, _mm512_min_ps(part, _mm512_set1_ps(6.0f)));
-  } else {
-    __m512 above = _mm512_min_ps(_mm512_max_ps(v, none), _mm512_set1_ps(e->top));
-    v = _mm512_add_ps(above, _mm512_mul_ps(_mm512_min_ps(v, none), _mm512_loadu_ps(e->slope + c)));
-  }
+  __m512 above = _mm512_min_ps(_mm512_max_ps(v, none), _mm512_set1_ps(e->top));
+  v = _mm512_add_ps(above, _mm512_mul_ps(_mm512_min_ps(v, none), _mm512_loadu_ps(e->slope + c)));
   return _mm512_add_ps(_mm512_mul_ps(v, _mm512_loadu_ps(e->gain + c)), _mm512_loadu_ps(e->offset + c));
 }
 
@@ -77,10 +75,11 @@ QC_INLINE __m512i qc_codes512(const qc_finish512 *f, const __m512i acc[4], const
     if (kind == QC_FULL) value = _mm512_min_ps(value, _mm512_set1_ps(1e6f));
     v[i] = _mm512_cvtps_epi32(value);
   }
-  __m512i q = qc_pack512(v, f->zero);
+  const int16_t *curve = kind == QC_FULL ? f->e->curve : NULL;
+  __m512i q = curve ? qc_in_order512(qv_curve_sums(v, curve)) : qc_pack512(v, f->zero);
   if (kind == QC_PLAIN) return q;
   q = _mm512_min_epu8(_mm512_max_epu8(q, f->lo), f->hi);
-  return kind == QC_FULL && f->e->table ? qv_lookup(f->e->table, q) : q;
+  return kind == QC_FULL && !curve && f->e->table ? qv_lookup(f->e->table, q) : q;
 }
 
 QC_INLINE void qc_store512(__m512i q, uint8_t *y0, uint8_t *y1, __mmask32 mask) {
