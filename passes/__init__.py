@@ -38,6 +38,7 @@ from qcompiler.passes.note_parts import NoteParts
 from qcompiler.passes.note_picked import NotePicked
 from qcompiler.passes.remove_identities import RemoveIdentities
 from qcompiler.passes.resolve_padding import ResolvePadding
+from qcompiler.passes.scale_inputs import ScaleInputs
 from qcompiler.passes.scale_parts import ScaleParts
 from qcompiler.passes.separate_assignments import SeparateAssignments
 from qcompiler.passes.settle_training import SettleTraining
@@ -53,7 +54,8 @@ OBSERVE_TRAINING = (*DECIDE, NoteParts(), JoinForTraining(), InsertObservers(), 
 QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeCuts(), JudgeParts(), NotePicked(),
             JudgeAverages(), FuseSums(), JoinQParams(), InsertQuantizeDequantize())  # fmt: skip
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided
-CORRECT_FLOATS, CORRECT_CODES = (CorrectWeights(),), (CorrectCodes(),)  # before QUANTIZE and at its end, where the user gives corrections
+# before QUANTIZE and at its end, where the user gives corrections
+CORRECT_FLOATS, CORRECT_CODES = (CorrectWeights(), ScaleInputs()), (CorrectCodes(),)
 OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE
 QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # QUANTIZED, before lowering: from here on those modules take quint8 tensors
 

@@ -89,6 +89,7 @@ FAMILIES: dict[str, list[tuple[str, type]]] = {
         ("rms", C.c_int32),
     ],
     "softmax": [("x", QOperand), ("y", QResult), ("log", C.c_int32)],
+    "cumsum": [("x", QOperand), ("y", QResult)],
     "reduce": [("x", QOperand), ("y", QResult), ("factor", C.c_float), ("op", C.c_int32)],
     "range": [("x", QOperand), ("y", C.c_void_p)],
     "encode": [("x", QOperand), ("ends", C.c_void_p), ("y", QTensor)],

@@ -63,6 +63,7 @@ FREE: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "an int that multiplies": (lambda s, x, n: s.l(x) * n, [2, 3, 1]),
     "an int that cuts": (lambda s, x, n: s.l(x)[:, :n] * n, [4, 3, 1]),
     "an int that is a size": (lambda s, x, n: s.l(x).view(n, -1), [3, 2, 6]),
+    "max": (lambda s, x, a: s.l(x) * max(a, 0.2), [0.5, 0.1]),
     "a unary minus": (lambda s, x, a: s.l(x) * -a + abs(a), [0.5, -0.5]),
 }
 
@@ -111,7 +112,6 @@ HELD: dict[str, tuple[Callable[..., Any], Any, Any]] = {
     "an array": (lambda s, x, a: s.l(x) * float(np.array([a, 1.0]).sum()), 0.5, 0.7),
     "a method of it": (lambda s, x, a: s.l(x) if a.is_integer() else x, 1.0, 1.5),
     "a field of it": (lambda s, x, a: s.l(x) * a.real, 0.5, 0.7),
-    "max": (lambda s, x, a: s.l(x) * max(a, 0.2), 0.5, 0.1),
 }
 
 

@@ -79,7 +79,10 @@ def resized(local: Local, axis: int, rank: int) -> Size | None:
     factor: Any = local.attributes.get("scale_factor")
     if factor is None or axis < 2:
         return None
-    numerator, denominator = float(factor if isinstance(factor, (int, float)) else factor[axis - 2]).as_integer_ratio()
+    factor = factor[axis - 2] if isinstance(factor, (tuple, list)) else factor
+    if not isinstance(factor, (int, float)):  # computed at run time
+        return None
+    numerator, denominator = float(factor).as_integer_ratio()
     return floor(times(numerator, local.first[axis].size), denominator)
 
 

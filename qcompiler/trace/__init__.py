@@ -24,6 +24,7 @@ from qcompiler.trace.module_calls import TraceOptions
 from qcompiler.trace.numbers import Again
 from qcompiler.trace.opened import note_changes
 from qcompiler.trace.parametrize import fold_parametrizations
+from qcompiler.trace.recording import StandIns
 from qcompiler.trace.state import Places
 from qcompiler.trace.tracer import Tracer
 
@@ -69,14 +70,14 @@ class _Traces:
         concrete: Mapping[str, object],
     ) -> None:
         self.model, self.options, self.args, self.kwargs, self.concrete = model, options, args, kwargs, concrete
-        self.scopes: list[dict[str, object]] = []
+        self.stand_ins: list[StandIns] = []
         self.free_numbers = True
         self.parts = Parts()
         self.last: Tracer | None = None
 
     def make(self) -> Tracer:
         self.last = tracer = Tracer(self.model, self.options)
-        tracer.stand_ins, tracer.free_numbers, tracer.float_parts.parts = self.scopes, self.free_numbers, self.parts
+        tracer.stand_ins, tracer.free_numbers, tracer.float_parts.parts = self.stand_ins, self.free_numbers, self.parts
         return tracer
 
     def forward(self, tracer: Tracer) -> object:
@@ -89,8 +90,8 @@ class _Traces:
         while True:
             try:
                 found = Traced(*Carrier(self.make, self.forward, Places(self.model)).traced())
-            except Again as again:  # once for each file of the user's at most
-                self.scopes.append(again.scope)
+            except Again as again:  # for each file of the user's twice at most: for sizes, and for data
+                self.stand_ins.append(again.needed)
                 continue
             except NewPart as new:
                 self.parts.learn(new)

@@ -1,7 +1,10 @@
-"""`int(t)`, `float(t)`, `len(t)`, `min` and `max` of values that depend on data.
+"""`int(n)`, `float(n)`, `len(t)`, `min` and `max` of sizes and of values that depend on data.
 
 Python wants a number of these at once. Where the user's code calls one on a traced value, the trace begins anew with stand-ins for them
 in the globals of that code (`Again`); a stand-in gives a value of the graph for a traced value, and what Python gives for others.
+
+A stand-in for a class is no class that torch takes (`dtype=float`). A size could be held instead, so for it only those names get stand-ins
+that the file does nothing with but call them; what depends on data has no other way.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from types import FrameType
 from typing import Any
 
 from qcompiler.trace import places
-from qcompiler.trace.proxy import Proxy, first_proxy
-from qcompiler.trace.recording import Recording
+from qcompiler.trace.proxy import Proxy, Sizes, first_proxy
+from qcompiler.trace.recording import Recording, StandIns
 from qcompiler.trace.statements import place_of
 from qcompiler.trace.syntax import span, tree_of
 
@@ -24,23 +27,24 @@ NAMES = ("int", "float", "bool", "len", "min", "max")
 
 
 class Again(BaseException):
-    """The code with these globals needs stand-ins. No Exception: the user's `except` must not see it."""
+    """Code of the user's needs stand-ins. No Exception: the user's `except` must not see it."""
 
-    def __init__(self, scope: dict[str, Any]) -> None:
+    def __init__(self, needed: StandIns) -> None:
         super().__init__()
-        self.scope = scope
+        self.needed = needed
 
 
-def ask_for_stand_ins(frame: FrameType | None, given: list[dict[str, object]]) -> None:
-    """Raise Again where the user's code is in a call of one of the builtins that have stand-ins, and has none yet."""
-    if frame is None or not places.is_user_file(frame.f_code.co_filename) or any(frame.f_globals is s for s in given):
+def ask_for_stand_ins(frame: FrameType | None, names: tuple[str, ...] = NAMES, is_size: bool = False) -> None:
+    """Raise Again where the user's code is in a call of one of these builtins, which can have a stand-in there and has none yet."""
+    if frame is None or not places.is_user_file(frame.f_code.co_filename):
         return
     tree = tree_of(frame.f_code.co_filename)
-    if tree is None or _tells_types_apart(tree):
+    if tree is None or (not is_size and _tells_types_apart(tree)):
         return
+    able = _names_only_called(tree) if is_size else NAMES
     name = _names_called(tree).get(place_of(frame))
-    if name in NAMES and name not in frame.f_globals and name not in frame.f_locals:
-        raise Again(frame.f_globals)
+    if name in names and name in able and name not in frame.f_globals and name not in frame.f_locals:
+        raise Again(StandIns(frame.f_globals, able))
 
 
 @functools.lru_cache(maxsize=64)
@@ -48,6 +52,22 @@ def _names_called(tree: ast.Module) -> dict[object, str]:
     """The plain names of the functions that a file calls, by the place of the call."""
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
     return {span(node): node.func.id for node in calls if isinstance(node.func, ast.Name)}
+
+
+@functools.lru_cache(maxsize=64)
+def _names_only_called(tree: ast.Module) -> tuple[str, ...]:
+    """The builtins that a file does nothing with but call them, ask isinstance for them, and annotate."""
+    harmless = {id(inner) for node in ast.walk(tree) for part in _harmless(node) for inner in ast.walk(part)}
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in harmless}
+    return tuple(name for name in NAMES if name not in used)
+
+
+def _harmless(node: ast.AST) -> list[ast.expr]:
+    """The parts of a node in which the name of a builtin is no value that torch could be given."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return [node.func, *(node.args if node.func.id in ("isinstance", "issubclass") else node.args[:1] if node.func.id == "map" else [])]
+    annotations = (getattr(node, name, None) for name in ("annotation", "returns"))
+    return [part for part in annotations if isinstance(part, ast.expr)]
 
 
 @functools.lru_cache(maxsize=64)
@@ -104,10 +124,11 @@ def _length(tracer: Recording) -> Any:
 
 def _extreme(tracer: Recording, plain: Any) -> object:
     def extreme(*args: Any, **kwargs: Any) -> Any:
-        numbers = len(args) > 1 and not kwargs and all((type(a) is Proxy and not a.is_tensor) or type(a) in (int, float) for a in args)
-        if numbers and first_proxy(args) is not None and _is_traced(tracer):
-            result = args[0]
-            for other in args[1:]:
+        values = list(args[0]) if len(args) == 1 and type(args[0]) in (list, tuple, Sizes) else list(args)
+        numbers = len(values) > 1 and not kwargs and all((type(a) is Proxy and not a.is_tensor) or type(a) in (int, float) for a in values)
+        if numbers and first_proxy(values) is not None and _is_traced(tracer):
+            result = values[0]
+            for other in values[1:]:
                 result = tracer.record("call_function", plain, (result, other), {})
             return result
         return plain(*args, **kwargs)
@@ -122,11 +143,11 @@ def stand_ins(tracer: Recording) -> Iterator[None]:
     made |= {"len": _length(tracer), "min": _extreme(tracer, min), "max": _extreme(tracer, max)}
     added: list[tuple[dict[str, object], str]] = []
     try:
-        for scope in tracer.stand_ins:
-            for name in NAMES:
-                if name not in scope:
-                    added.append((scope, name))
-                    scope[name] = made[name]
+        for needed in tracer.stand_ins:
+            for name in needed.names:
+                if name not in needed.scope:
+                    added.append((needed.scope, name))
+                    needed.scope[name] = made[name]
         yield
     finally:
         for scope, name in added:

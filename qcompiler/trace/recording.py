@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,14 @@ from qcompiler.trace.sharing import Fact
 Mark = tuple[fx.Node, int, int, int]  # the last node, and how long the undo list, the remarks and the questions are
 
 
+@dataclass(frozen=True, eq=False)
+class StandIns:
+    """The names that get stand-ins in the globals of code of the user's."""
+
+    scope: dict[str, Any]
+    names: tuple[str, ...]
+
+
 class Recording(Following, Protocol):
     """The graph under construction, and what all parts have to know of the trace.
 
@@ -29,7 +38,7 @@ class Recording(Following, Protocol):
     `promoted`: plain tensors that were changed by traced values. `found_state` hears of a plain tensor that is changed in place.
     `shared`, `asked`: what was taken from the example about memory, and about layouts in it. `of_strides`: products of sizes that were
     given as strides.
-    `stand_ins`: globals of the user's code that get stand-ins for builtins. `leaves`: paths of the modules that run the user's code.
+    `stand_ins`: where builtins of the user's code get stand-ins. `leaves`: paths of the modules that run the user's code.
     """
 
     model: nn.Module
@@ -44,7 +53,7 @@ class Recording(Following, Protocol):
     undo: list[tuple[Proxy, fx.Node, Any, str | None, Any]]
     promoted: dict[int, tuple[torch.Tensor, Proxy]]
     found_state: Callable[[torch.Tensor], object]
-    stand_ins: list[dict[str, object]]
+    stand_ins: list[StandIns]
     leaves: list[str]
     attributes: Attributes
     memory: Memory

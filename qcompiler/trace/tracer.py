@@ -31,7 +31,7 @@ from qcompiler.trace.nested import has_tensor
 from qcompiler.trace.operands import Operands
 from qcompiler.trace.proxy import Args, Kwargs, Proxy, Sizes
 from qcompiler.trace.questions import Question
-from qcompiler.trace.recording import Mark
+from qcompiler.trace.recording import Mark, StandIns
 from qcompiler.trace.regions import Regions
 from qcompiler.trace.results import Kind, Results
 from qcompiler.trace.running import Running
@@ -71,7 +71,7 @@ class Tracer(fx.Tracer):
         self.undo: list[tuple[Proxy, fx.Node, Any, str | None, Any]] = []
         self.found_state: Callable[[torch.Tensor], object] = lambda tensor: None
         self.promoted: dict[int, tuple[torch.Tensor, Proxy]] = {}
-        self.stand_ins: list[dict[str, object]] = []
+        self.stand_ins: list[StandIns] = []
         self.leaves: list[str] = []
         self.shared: list[Fact] = []
         self.asked: list[Question] = []

@@ -21,13 +21,13 @@ class Truths:
 
     def number(self, proxy: Proxy, how: str) -> Any:
         """The value of a number for a builtin that needs it; Again where a stand-in for the builtin can do without."""
-        if proxy.is_tensor or proxy.node in self._recorder.from_data:
-            ask_for_stand_ins(places.calling_frame(), self._recorder.stand_ins)
+        ask_for_stand_ins(places.calling_frame(), is_size=not (proxy.is_tensor or proxy.node in self._recorder.from_data))
         return self._holding.fix(proxy, how)
 
     def truth(self, proxy: Proxy) -> bool:
         """Which way the user's code goes at a condition; TraceError where it depends on data and only one way can be recorded."""
         if not proxy.is_tensor and proxy.node not in self._recorder.from_data:
+            ask_for_stand_ins(places.calling_frame(), ("min", "max"), is_size=True)
             return bool(self._holding.fix(proxy, "bool()"))
         self._recorder.at_event()
         frame = places.calling_frame()
@@ -35,7 +35,7 @@ class Truths:
         if branch is None and frame is not None and not proxy.stale and (answer := self._ways.returns_early(frame, proxy)) is not None:
             return answer
         if branch is None or frame is None or proxy.stale:
-            ask_for_stand_ins(frame, self._recorder.stand_ins)
+            ask_for_stand_ins(frame)
             raise self._recorder.error(proxy.stale or f"bool() of a {'value' if proxy.is_tensor else 'size'} that depends on data")
         holds = self._recorder.record("call_function", bool, (proxy,), {})
         if branch.is_check:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.traceback import get_current_meta, preserve_node_meta, set_current_meta
 
-from qcompiler.errors import ConfigError, UnsupportedOpError, callers_level
+from qcompiler.errors import ConfigError, QCompilerWarning, UnsupportedOpError, callers_level
 from qcompiler.export.dims import DynamicShapes
 from qcompiler.export.ranges import code_limits
 from qcompiler.export.torch_export.arguments import Given, given_for
@@ -31,6 +31,10 @@ from qcompiler.stages.size_dims import Search
 from qcompiler.stages.size_runs import Place, Runner
 
 REGISTERS = "import torch.ao.quantization.fx._decomposed, or what brings it: executorch, torch._inductor"
+GROWS = (
+    "ExecuTorch 1.5.1 was seen to compute wrong results without a word where a size was larger than at its first call: hold all sizes, "
+    "dynamic_shapes={}, or compare its results at every size that will come"
+)
 ARITHMETICS: Mapping[str, Callable[[fx.GraphModule], Arithmetic]] = {
     "aten": lambda gm: Arithmetic(ATEN, {}),
     "quantized_decomposed": decomposed,
@@ -51,6 +55,8 @@ def program_of(gm: fx.GraphModule, table: Table, asked: DynamicShapes = None, op
     with _clear_errors():
         made = torch.export.export(module, given.args, dict(given.kwargs), dynamic_shapes=dict(given.shapes) if given.open else None)
     _tell_fixed(made, given, search, asked)
+    if ops == "xnnpack" and given.open:
+        warnings.warn(GROWS, QCompilerWarning, stacklevel=callers_level())
     return made
 
 
@@ -95,9 +101,9 @@ def _put(root: nn.Module, path: str, value: object) -> None:
 class _Reads:
     """Codes that each of their readers reads for itself."""
 
-    read: Callable[[], Any]
+    read: Callable[[], object]
 
-    def __call__(self) -> Any:
+    def __call__(self) -> object:
         return self.read()
 
 

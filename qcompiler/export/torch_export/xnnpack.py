@@ -7,7 +7,6 @@ codes shall end before their dtype does, and where an op took a clamp in, the pr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -46,7 +45,7 @@ def _target(engine: str | None, isa: str | None) -> XnnpackTarget:
 BACKEND = Backend("xnnpack", _target)
 
 
-def quantize(node: fx.Node, x: Tensor, scale: float, zero_point: int, *_: object) -> Any:
+def quantize(node: fx.Node, x: Tensor, scale: float, zero_point: int, *_: object) -> Tensor:
     """Behind the clamp that the op in front took in, as far as the ends of int8 are not that clamp."""
     p, source = integers(node).qparams.signed(), node.args[0]
     assert isinstance(p.zero_point, int)
@@ -54,19 +53,22 @@ def quantize(node: fx.Node, x: Tensor, scale: float, zero_point: int, *_: object
     if ends is not None:
         low, high = ((end - p.zero_point) * scale for end in ends)
         x = torch.ops.aten.hardtanh.default(x, low, high)
-    return torch.ops.quantized_decomposed.quantize_per_tensor.default(x, scale, p.zero_point, LOW, HIGH, torch.int8)
+    codes: Tensor = torch.ops.quantized_decomposed.quantize_per_tensor.default(x, scale, p.zero_point, LOW, HIGH, torch.int8)
+    return codes
 
 
-def dequantize(node: fx.Node, q: Tensor, scale: float, zero_point: int) -> Any:
+def dequantize(node: fx.Node, q: Tensor, scale: float, zero_point: int) -> Tensor:
     p = integers(node.args[0]).qparams.signed()
-    return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, scale, p.zero_point, LOW, HIGH, torch.int8)
+    x: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, scale, p.zero_point, LOW, HIGH, torch.int8)
+    return x
 
 
-def dynamic_quantize_dequantize(node: fx.Node, x: Tensor, quant_min: int, quant_max: int) -> Any:
+def dynamic_quantize_dequantize(node: fx.Node, x: Tensor, quant_min: int, quant_max: int) -> Tensor:
     """A scale and a zero point that the values at hand choose; all codes of int8, since XNNPACK uses them all."""
     ops, ends = torch.ops.quantized_decomposed, (LOW, HIGH, torch.int8)
     scale, zero_point = ops.choose_qparams.tensor(x, LOW, HIGH, SMALLEST_STEP, torch.int8)
-    return ops.dequantize_per_tensor.tensor(ops.quantize_per_tensor.tensor(x, scale, zero_point, *ends), scale, zero_point, *ends)
+    found: Tensor = ops.dequantize_per_tensor.tensor(ops.quantize_per_tensor.tensor(x, scale, zero_point, *ends), scale, zero_point, *ends)
+    return found
 
 
 def xnnpack(gm: fx.GraphModule) -> Arithmetic:

@@ -79,6 +79,7 @@ const qc_kernels QC_JOIN(qc_kernels_, QC_NAME) = {
     QC_PAIR(qc_float_pool_rows),
     QC_PAIR(qc_norm_rows),
     QC_PAIR(qc_softmax_rows),
+    QC_PAIR(qc_cumsum_rows),
     QC_PAIR(qc_reduce_rows),
     QC_PAIR(qc_range_once),
     QC_PAIR(qc_encode_pixels),

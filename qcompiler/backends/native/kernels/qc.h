@@ -233,6 +233,12 @@ typedef struct qc_softmax {
   int32_t log;
 } qc_softmax;
 
+/* Rows of x.t.c elements: y = the sum of those up to each, added in order in double. */
+typedef struct qc_cumsum {
+  qc_operand x;
+  qc_result y;
+} qc_cumsum;
+
 /* Rows of x.t.c elements: their sum times `factor`, their largest or their smallest. */
 enum { QC_SUM, QC_LARGEST, QC_SMALLEST };
 typedef struct qc_reduce {
@@ -356,7 +362,7 @@ typedef struct qc_attention {
 } qc_attention;
 
 #define QC_FAMILIES(F) F(conv) F(depthwise) F(add) F(mul) F(map) F(quantize) F(dequantize) F(max_pool) F(avg_pool) F(halo) F(copy) F(resize) F(pick) \
-  F(float_map) F(float_pair) F(float_pool) F(norm) F(softmax) F(reduce) F(range) F(encode) F(factors) F(gates) \
+  F(float_map) F(float_pair) F(float_pool) F(norm) F(softmax) F(cumsum) F(reduce) F(range) F(encode) F(factors) F(gates) \
   F(where) F(embed) F(pack) F(matmul) F(attention) F(order) F(elements) F(int64)
 
 typedef struct qc_kernels {

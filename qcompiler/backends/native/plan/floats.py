@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from qcompiler.backends.native.emit.layer_code import Call, LayerCode
 from qcompiler.backends.native.plan.codes import Codes
@@ -34,7 +33,7 @@ class Constant(Layer):
     def shape(self, sizes: Sizes) -> Axes:
         return self.size
 
-    def stays(self, whole: Any, part: Any, samples: int, fewer: int) -> bool:
+    def stays(self, whole: object, part: object, samples: int, fewer: int) -> bool:
         return True
 
     def place(self, sizes: Sizes) -> Place:

@@ -30,6 +30,7 @@ from qcompiler.backends.native.plan import (
     statistics,
     transposed,
 )
+from qcompiler.backends.native.plan.float_rows import CumSum, Softmax
 from qcompiler.backends.native.plan.on_sums import plan_on_sums
 from qcompiler.backends.native.plan.places import ALONG_AXES
 from qcompiler.backends.native.plan.planning import NOT_INT8, OTHER_KIND, Facts, Planning
@@ -126,7 +127,8 @@ def _of_floats(add: Add) -> None:
     add(["batch_norm"], CForm(batch_norm.plan_float_batch_norm, batch_norm.refuse_float_batch_norm))
     add(["einsum"], CForm(einsum.plan_einsum, einsum.refuse_einsum))
     add(["normalize"], CForm(float_rows.plan_normalize, float_rows.refuse_normalize))
-    add(("softmax", "log_softmax"), CForm(float_rows.plan_softmax, float_rows.refuse_softmax))
+    for name, kind in (("softmax", Softmax), ("log_softmax", partial(Softmax, log=True)), ("cumsum", CumSum)):
+        add([name], CForm(partial(float_rows.plan_along, kind), float_rows.refuse_along))
     add(("layer_norm", "rms_norm"), CForm(float_rows.plan_layer_norm, float_rows.refuse_norm))
     add(("group_norm", "instance_norm"), CForm(float_rows.plan_group_norm, float_rows.refuse_group_norm))
     add(("mean", "sum", "amax", "amin"), CForm(float_rows.plan_reduce, float_rows.refuse_reduce))

@@ -122,7 +122,7 @@ class Layer(ABC):
         """Whether sample n of its result, along the first dimension, is made of sample n of its operands alone, and of constants."""
         return False
 
-    def stays(self, whole: Any, part: Any, samples: int, fewer: int) -> bool:
+    def stays(self, whole: object, part: object, samples: int, fewer: int) -> bool:
         """Of a layer that reads no value: whether its shapes, or numbers, at two numbers of samples mean the same for each sample."""
         return False
 

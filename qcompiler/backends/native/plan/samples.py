@@ -9,16 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.errors import QCompilerError
 
-if TYPE_CHECKING:
-    from qcompiler.backends.native.plan.layer import Layer
-
 NEAR = 3 << 20  # bytes of an arena that stay near a core
 TWICE = 32  # one sample of so many, at most, is computed twice, where the last part would have too few
+
+
+class ByItself(Protocol):
+    """What a layer answers about samples."""
+
+    @property
+    def out(self) -> str: ...
+    @property
+    def reads(self) -> tuple[str, ...]: ...
+    def by_sample(self, samples: Samples) -> bool: ...
+    def stays(self, whole: object, part: object, samples: int, fewer: int) -> bool: ...
 
 
 @dataclass
@@ -45,7 +53,7 @@ class Samples:
         rank = self.rank(out)
         return all(self.rank(one) == rank if one in self.names else self.rank(one) < rank or self.part.shape(one)[0] == 1 for one in names)
 
-    def add(self, layer: Layer) -> bool:
+    def add(self, layer: ByItself) -> bool:
         """Whether a layer computes sample by sample, or gives the same at both sizes."""
         whole, part = self.whole.shapes[layer.out], self.part.shapes[layer.out]
         if not layer.reads:
@@ -55,7 +63,7 @@ class Samples:
         self.names.add(layer.out)
         return True
 
-    def _agree(self, whole: Any, part: Any) -> bool:
+    def _agree(self, whole: object, part: object) -> bool:
         if not isinstance(whole, tuple) or not isinstance(part, tuple) or not whole or len(whole) != len(part):
             return False
         if isinstance(whole[0], tuple):

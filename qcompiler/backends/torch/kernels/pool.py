@@ -192,22 +192,23 @@ def refuse_interpolate(site: Site) -> str | None:
     return refuse_input(site)
 
 
-def _resizing(site: Site) -> tuple[object, object, object]:
+def _resizing(site: Site, emit: Emit) -> tuple[object, object, object]:
     """Sizes, factors (one of them None) and recompute_scale_factor."""
     dims = (site.rank or 4) - 2
     size, factor = site.get("size"), site.get("scale_factor")
     sizes = None if size is None else [size] * dims if isinstance(size, (int, fx.Node)) else list(size)
-    factors = None if factor is None else [float(f) for f in (factor if isinstance(factor, (tuple, list)) else [factor] * dims)]
+    each = factor if isinstance(factor, (tuple, list)) else [factor] * dims
+    factors = None if factor is None else [emit.call(float, f) if isinstance(f, fx.Node) else float(f) for f in each]
     return sizes, factors, site.get("recompute_scale_factor")
 
 
 def emit_nearest(site: Site, emit: Emit) -> fx.Node:
-    sizes, factors, recompute = _resizing(site)
+    sizes, factors, recompute = _resizing(site, emit)
     return emit.call(fit.nearest, emit.call(fit.settled, site.args[0]), sizes, factors, site.get("mode", "nearest"), recompute)
 
 
 def emit_interpolate_float(site: Site, emit: Emit) -> fx.Node:
-    sizes, factors, recompute = _resizing(site)
+    sizes, factors, recompute = _resizing(site, emit)
     rest = (site.get("mode", "nearest"), site.get("align_corners"), recompute, bool(site.get("antialias", False)))
     return emit.call(float_windows.interpolate_float, site.args[0], sizes, factors, *rest, site.scale, site.zero_point)
 
