@@ -28,6 +28,7 @@ from qcompiler.passes.join_assignments import JoinAssignments
 from qcompiler.passes.join_for_training import JoinForTraining
 from qcompiler.passes.join_qparams import JoinQParams
 from qcompiler.passes.judge_averages import JudgeAverages
+from qcompiler.passes.judge_cuts import JudgeCuts
 from qcompiler.passes.judge_parts import JudgeParts
 from qcompiler.passes.judge_recurrent import JudgeRecurrent, WatchRecurrent
 from qcompiler.passes.judge_rows import JudgeRows, WatchRows
@@ -37,6 +38,7 @@ from qcompiler.passes.note_parts import NoteParts
 from qcompiler.passes.note_picked import NotePicked
 from qcompiler.passes.remove_identities import RemoveIdentities
 from qcompiler.passes.resolve_padding import ResolvePadding
+from qcompiler.passes.scale_inputs import ScaleInputs
 from qcompiler.passes.scale_parts import ScaleParts
 from qcompiler.passes.separate_assignments import SeparateAssignments
 from qcompiler.passes.settle_training import SettleTraining
@@ -49,10 +51,11 @@ DECIDE = (Annotate(), KeepFloat(), HandOutFloats(), KeepSums(), ShareQParams())
 OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent(), WatchRows(), WatchSpares())  # FUSED -> OBSERVED
 OBSERVE_TRAINING = (*DECIDE, NoteParts(), JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 # OBSERVED -> QUANTIZED
-QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeParts(), NotePicked(), JudgeAverages(),
-            FuseSums(), JoinQParams(), InsertQuantizeDequantize())  # fmt: skip
+QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeCuts(), JudgeParts(), NotePicked(),
+            JudgeAverages(), FuseSums(), JoinQParams(), InsertQuantizeDequantize())  # fmt: skip
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided
-CORRECT_FLOATS, CORRECT_CODES = (CorrectWeights(),), (CorrectCodes(),)  # before QUANTIZE and at its end, where the user gives corrections
+# before QUANTIZE and at its end, where the user gives corrections
+CORRECT_FLOATS, CORRECT_CODES = (CorrectWeights(), ScaleInputs()), (CorrectCodes(),)
 OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE
 QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # QUANTIZED, before lowering: from here on those modules take quint8 tensors
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from qcompiler.compile.pass_manager import Context
-from qcompiler.ir.groups import members_of
-from qcompiler.ir.types import QUANT, Stage, quant_of
+from qcompiler.ir.groups import join, members_of
+from qcompiler.ir.types import Stage, quant_of
 from qcompiler.ops.averages import averages_many
 from qcompiler.ops.obstacles import Obstacle
 from qcompiler.ops.stays_float import results_at, spread
@@ -44,10 +44,7 @@ class JudgeAverages:
                 context.journal.matches += 1
                 context.keep_float(self.name, node, Obstacle("lost-average", text))
                 continue
-            shared = quant_of(node.args[0])  # type: ignore[arg-type]
-            for member in members.pop(group):
-                member.meta[QUANT] = quant_of(member).with_(qparams=shared.qparams, group=shared.group)
-                members[shared.group].append(member)  # type: ignore[index]
+            join(members, node, node.args[0])  # type: ignore[arg-type]
         for node, why in spread(gm.graph, context.table) if means else ():
             context.keep_float(self.name, node, why)
         return bool(means)

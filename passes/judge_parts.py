@@ -33,6 +33,7 @@ from qcompiler.ops.stays_float import FLOATS, Readers, better_float, readers, re
 
 LEAST = 16  # steps, 4 bits: 24 dB at best
 NAME = "judge_parts"
+MADE_FLOAT = ("lost-rows", "lost-cut")  # by judge_rows and judge_cuts
 Lost = Mapping[fx.Node, Obstacle]
 
 
@@ -45,7 +46,7 @@ class JudgeParts:
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
         quantized = results_at(gm.graph, context.settings.custom.output_quantized_indexes)
-        lost = {node: FLOATS for node in gm.graph.nodes if quant_of(node).code == "lost-rows"}  # what judge_rows made float
+        lost = {node: FLOATS for node in gm.graph.nodes if quant_of(node).code in MADE_FLOAT}
         begun, united = len(lost), False
         for node in reversed(gm.graph.nodes):
             if not _may_lose(node, context):

@@ -45,7 +45,7 @@ def _only_reader(node: fx.Node, context: Context) -> fx.Node | None:
         return None
     users = [user for user in node.users if not asks_size(user)]
     reader = context.table.of(users[0]) if len(users) == 1 else None
-    if reader is None or reader.output is not Output.OWN or not quant_of(users[0]).int8:
+    if reader is None or reader.output not in (Output.OWN, Output.FIXED) or not quant_of(users[0]).int8:
         return None
     takes = list(activations(context.table, users[0])) == [node] and users[0].all_input_nodes.count(node) == 1
     return users[0] if takes and context.target.takes_sums(row, node, reader, users[0]) else None

@@ -1,7 +1,7 @@
 """Numbers the groups of values that share qparams: an op whose output is "same as input" joins its first activation's group.
 
-But for the parts in which alone the result of an op is read (scale_parts, judge_parts), and means of many values (judge_averages): each
-is observed for itself.
+But for the parts in which alone the result of an op is read (scale_parts, judge_parts), means of many values (judge_averages), and clamps
+(judge_cuts): each is observed for itself.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ class ShareQParams:
 
 
 def _cuts(gm: fx.GraphModule, context: Context) -> dict[fx.Node, None]:
-    """The first nodes of each part, and means. A model that is trained learns its ranges with one scale."""
+    """The first nodes of each part, means and clamps. A model that is trained learns its ranges with one scale."""
     if context.trains:
         return {}
     with Readers(gm):
         found = [parts_of(gm, node, context.table) for node in gm.graph.nodes if quant_of(node).int8]
     means = [node for node in gm.graph.nodes if averages_many(node, context.table)]
-    return dict.fromkeys([node for parts in found for part in parts for node in part.nodes] + means)
+    clamps = [node for node in gm.graph.nodes if (row := context.table.of(node)) is not None and row.clamp is not None]
+    return dict.fromkeys([node for parts in found for part in parts for node in part.nodes] + means + clamps)

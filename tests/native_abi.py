@@ -37,9 +37,9 @@ class QWindow(C.Structure):
 
 class QEpilogue(C.Structure):
     _fields_ = [
-        *fields(C.c_void_p, "m b gain slope offset table"),
+        *fields(C.c_void_p, "m b gain slope offset table curve"),
         *fields(C.c_float, "k kr kc top"),
-        *fields(C.c_int32, "zero lo hi zero2 lo2 hi2 wide bend"),
+        *fields(C.c_int32, "zero lo hi zero2 lo2 hi2 wide"),
     ]
 
 
@@ -59,7 +59,7 @@ class QResult(C.Structure):
 L3 = C.c_int64 * 3
 POOL = [*fields(QTensor, "x y"), ("k", QWindow)]
 FAMILIES: dict[str, list[tuple[str, type]]] = {
-    "conv": [*CONV, *fields(C.c_int32, "groups fold floats small")],
+    "conv": [*CONV[:3], ("room", C.c_void_p), *CONV[3:], *fields(C.c_int32, "groups fold floats small")],
     "depthwise": CONV,
     "add": [*fields(QTensor, "a b y"), *fields(C.c_float, "ka kb kc"), *fields(C.c_int32, "zero lo hi step")],
     "mul": [*fields(QTensor, "a b y"), ("k", C.c_float), *fields(C.c_int32, "za zb zero lo hi step")],
@@ -89,6 +89,7 @@ FAMILIES: dict[str, list[tuple[str, type]]] = {
         ("rms", C.c_int32),
     ],
     "softmax": [("x", QOperand), ("y", QResult), ("log", C.c_int32)],
+    "cumsum": [("x", QOperand), ("y", QResult)],
     "reduce": [("x", QOperand), ("y", QResult), ("factor", C.c_float), ("op", C.c_int32)],
     "range": [("x", QOperand), ("y", C.c_void_p)],
     "encode": [("x", QOperand), ("ends", C.c_void_p), ("y", QTensor)],
@@ -115,7 +116,11 @@ STRUCTS = {name: type(f"Q{name}", (C.Structure,), {"_fields_": members}) for nam
 
 
 class QKernels(C.Structure):
-    _fields_ = [("isa", C.c_char_p), ("end", C.c_void_p), *((n, C.c_void_p) for f in FAMILIES for n in (f"{f}_units", f))]
+    _fields_ = [
+        ("isa", C.c_char_p),
+        *fields(C.c_void_p, "end conv_first conv_room"),
+        *((n, C.c_void_p) for f in FAMILIES for n in (f"{f}_units", f)),
+    ]
 
 
 UNITS, RUN = C.CFUNCTYPE(C.c_int64, C.c_void_p), C.CFUNCTYPE(None, C.c_void_p, C.c_int64, C.c_int64)
@@ -128,15 +133,27 @@ class Kernels:
         self.isa = table.isa.decode()
         self.units = {f: UNITS(getattr(table, f"{f}_units")) for f in FAMILIES}
         self.run = {f: RUN(getattr(table, f)) for f in FAMILIES}
+        self.first, self.room = UNITS(table.conv_first), UNITS(table.conv_room)
         self.end = C.CFUNCTYPE(None)(table.end)
 
     def __call__(self, family: str, threads: int = 1, **members: object) -> None:
-        """Runs all pieces: in one call, or in random parts of them on several threads."""
+        """Runs all pieces: in one call, or in random parts of them on several threads, with room for what they share."""
         args = STRUCTS[family](**members)
         count = self.units[family](C.byref(args))
-        cuts = [0, count]
+        first = self.first(C.byref(args)) if family == "conv" and threads > 1 else 0
+        if first:
+            size = self.room(C.byref(args))
+            room = np.full(size + 128, 0xA5, np.uint8)
+            start = -room.ctypes.data % 64
+            args.room = room.ctypes.data + start
+        self._parts(family, args, (0, first), threads)
+        self._parts(family, args, (first, count), threads)
+        assert not first or (room[start + size :] == 0xA5).all()
+
+    def _parts(self, family: str, args: C.Structure, ends: tuple[int, int], threads: int) -> None:
+        cuts = list(ends)
         if threads > 1:
-            cuts = sorted({*cuts, *np.random.default_rng(count).integers(0, count + 1, 2 * threads).tolist()})
+            cuts = sorted({*cuts, *np.random.default_rng(ends[1]).integers(*ends, 2 * threads, endpoint=True).tolist()})
 
         def part(ends: tuple[int, int]) -> None:
             self.run[family](C.byref(args), *ends)

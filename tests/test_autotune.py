@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from qcompiler.config.corrections import Corrections
 from qcompiler.observers import MinMaxObserver, default_weight_observer
 from qcompiler.tune import autotune as room
 from qcompiler.tune import islands
-from qcompiler.tune.candidates import Candidate, _interleaved, chosen
+from qcompiler.tune.candidates import Candidate, _interleaved, chosen, worth_building
 from qcompiler.tune.clock import Clock, OutOfTime
 from qcompiler.tune.diagnose import Diagnosis
 from qcompiler.tune.goal import Goal
@@ -247,6 +248,27 @@ def test_the_pace_of_a_step_tells_its_end(monkeypatch: pytest.MonkeyPatch) -> No
         tell(30, 100)
     now[0] = 101.0
     tell(100, 100)  # it is over: what it found is there
+
+
+def test_steps_in_front_of_the_one_that_gains_leave_it_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, now = Clock(100.0), [0.0]
+    monkeypatch.setattr("qcompiler.tune.clock.time.monotonic", lambda: clock.started + now[0])
+    tell = clock.step("step", share=0.2)
+    now[0] = 3.0
+    tell(2, 10)
+    now[0] = 5.0
+    with pytest.raises(OutOfTime, match="about 25 s, and 20 s"):
+        tell(2, 10)
+    shares = {move.name: move.share for move in MOVES}
+    before = [shares[name] for name in list(shares)[: list(shares).index("reconstruct")]]
+    assert math.prod(1 - share for share in before) > 0.5 and shares["reconstruct"] == 1.0
+
+
+def test_a_step_that_multiplies_is_built_beside_the_one_without() -> None:
+    """It may gain and cost time, so both are worth choosing from."""
+    columns = Corrections(columns={"weight": torch.ones(4)})
+    stages = [Step(name, None, 0.0, True, "", "", c) for name, c in (("default", Corrections()), ("one", Corrections()), ("two", columns))]
+    assert [stage.name for stage in worth_building(stages)] == ["one", "two"]
 
 
 def test_a_log_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

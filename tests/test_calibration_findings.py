@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from itertools import combinations
 
 import pytest
@@ -148,6 +149,54 @@ def test_a_dropout_that_is_left_on() -> None:
     (remark,) = told(randn(1), model=Dropping().eval())
     assert (remark.code, remark.node) == ("train-mode", "dropout") and "training=self.training" in remark.text
     assert not told(randn(1), model=Dropping(training=False).eval())
+
+
+def norm(x: Tensor, **given: bool) -> Tensor:
+    return F.batch_norm(x, torch.zeros(4), torch.ones(4), **given)
+
+
+AS_IN_TRAINING: dict[str, Callable[[Tensor], Tensor]] = {
+    "F.batch_norm": lambda x: norm(x, training=True),
+    "F.batch_norm by position": lambda x: F.batch_norm(x, torch.zeros(4), torch.ones(4), None, None, True),
+    "F.batch_norm without statistics": lambda x: F.batch_norm(x, None, None, training=True),
+    "torch.batch_norm": lambda x: torch.batch_norm(x, None, None, torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, False),
+    "torch.native_batch_norm": lambda x: torch.native_batch_norm(x, None, None, torch.zeros(4), torch.ones(4), True, 0.1, 1e-5)[0],
+    "F.rrelu": lambda x: F.rrelu(x, training=True),
+    "torch.rrelu": lambda x: torch.rrelu(x, 0.1, 0.3, True),
+    "torch.native_dropout": lambda x: torch.native_dropout(x, 0.5, True)[0],
+    "torch.feature_dropout": lambda x: torch.feature_dropout(x, 0.5, True),
+    "dropout of attention": lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5),
+    "nn.BatchNorm2d": nn.BatchNorm2d(4, track_running_stats=False).eval(),
+}
+AS_IN_USE: dict[str, Callable[[Tensor], Tensor]] = {
+    "F.batch_norm": norm,
+    "F.rrelu": F.rrelu,
+    "F.instance_norm": F.instance_norm,  # its statistics are of one row
+    "torch.native_dropout": lambda x: torch.native_dropout(x, 0.5, False)[0],
+    "attention": lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.0),
+    "nn.BatchNorm2d": nn.BatchNorm2d(4).eval(),
+}
+
+
+class Between(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.function = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.function(self.a(x)))
+        return y
+
+
+@pytest.mark.parametrize("name", AS_IN_TRAINING)
+def test_what_computes_as_in_training(name: str) -> None:
+    (remark,) = told(randn(1), model=Between(AS_IN_TRAINING[name]).eval())
+    assert remark.code == "train-mode" and remark.node not in ("a", "b", "x")
+
+
+@pytest.mark.parametrize("name", AS_IN_USE)
+def test_what_computes_as_in_use(name: str) -> None:
+    assert not told(randn(1), model=Between(AS_IN_USE[name]).eval())
 
 
 @pytest.mark.parametrize("observer", [MinMaxObserver, HistogramObserver, MovingAverageMinMaxObserver])

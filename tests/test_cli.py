@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,3 +256,31 @@ def test_weights_that_do_not_fit_are_refused(workplace: Path) -> None:
     with pytest.raises(ConfigError, match=r"w\.pt"):
         load_model("tiny_model:build", "w.pt")
     assert issubclass(ConfigError, QCompilerError)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_folder_that_cannot_be_listed_is_a_message(tmp_path: Path, inner: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It vanishes on the way, or is somebody else's."""
+    (tmp_path / "more").mkdir()
+    np.save(tmp_path / "a.npy", np.zeros(3, np.float32))
+    gone, listed = str(tmp_path / "more" if inner else tmp_path), os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path) == gone:
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(CalibrationError, match=f"cannot list {gone}: No such file") as caught:
+        find_batches(tmp_path, Preprocess())
+    assert caught.value.hint
+
+
+def test_a_file_that_vanishes_is_a_message(tmp_path: Path) -> None:
+    for name in ("a.npy", "b.npy"):
+        np.save(tmp_path / name, np.zeros(3, np.float32))
+    batches = iter(find_batches(tmp_path, Preprocess()))
+    (tmp_path / "b.npy").unlink()
+    assert next(batches).shape == (3,)
+    with pytest.raises(InputError, match="cannot read"):
+        next(batches)

@@ -160,7 +160,7 @@ def test_ops_that_nobody_registered(ready: fx.GraphModule, monkeypatch: pytest.M
     monkeypatch.setattr(torch.ops, "quantized_decomposed", object())
     with pytest.raises(qcompiler.ConfigError, match="nothing has registered"):
         qcompiler.export_program(ready, ops="quantized_decomposed")
-    with pytest.raises(qcompiler.ConfigError, match="made of aten or quantized_decomposed"):
+    with pytest.raises(qcompiler.ConfigError, match="made of aten, quantized_decomposed, xnnpack"):
         qcompiler.export_program(ready, ops="onnx")
 
 

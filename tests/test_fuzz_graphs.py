@@ -7,9 +7,12 @@ from itertools import product
 
 import pytest
 import torch
+from torch import fx, nn
 
+from qcompiler.ops.reference import dequantize, quantize
 from tests import fuzz_graphs
 from tests.graph_grammar import RULES, network
+from tests.native_layers import steps_apart
 
 
 @pytest.mark.parametrize(("engine", "first"), [("x86", 0), ("onednn", 1000), ("qnnpack", 2000), ("native", 4_000_000)])
@@ -45,3 +48,32 @@ def test_a_wrong_result_is_seen() -> None:
         assert min(fuzz_graphs.sqnrs(expected, fuzz_graphs.simulated(model, inputs))) > 15
         broken = torch.utils._pytree.tree_map(lambda t: t.roll(1, -1), expected)
         assert min(fuzz_graphs.sqnrs(expected, broken)) < 15
+
+
+U8 = (0, 255, torch.uint8)
+STEPS = {"x_q": (0.02, 128), "product_q": (0.03, 128), "result_q": (2 / 256, 128)}
+
+
+def two_layers() -> fx.GraphModule:
+    """A product of the argument, and the tanh of that, each rounded."""
+    graph = fx.Graph()
+    value = graph.placeholder("x")
+    for name, layer, args in (("x_q", None, ()), ("product_q", torch.mul, (0.7,)), ("result_q", torch.tanh, ())):
+        value = graph.call_function(layer, (value, *args)) if layer is not None else value
+        value = graph.create_node("call_function", quantize, (value, *STEPS[name], *U8), name=name)
+        value = graph.call_function(dequantize, (value, *STEPS[name]))
+    graph.output(value)
+    return fx.GraphModule(nn.Module(), graph)
+
+
+@pytest.mark.parametrize(("off", "due"), [(0, 0), (1, 1), (-1, 1), (2, 8)])
+def test_one_quantum_of_a_fused_layer_counts_as_one(off: int, due: int) -> None:
+    """One of the product is up to 4 of its tanh; two are none that a layer may be off."""
+    graph, x = two_layers(), torch.linspace(-1.5, 1.5, 101)
+    product = quantize(dequantize(quantize(x, *STEPS["x_q"], *U8), *STEPS["x_q"]) * 0.7, *STEPS["product_q"], *U8)
+    shifted = (product.int() + off).to(torch.uint8)
+    result = quantize(torch.tanh(dequantize(shifted, *STEPS["product_q"])), *STEPS["result_q"], *U8)
+    assert steps_apart({"result_q": result}, graph, (x,), {}) == {"result_q": due}
+    if abs(off) == 1:  # where the C keeps the product, the tanh is exact, and one off that is not is seen
+        assert steps_apart({"product_q": shifted, "result_q": result}, graph, (x,), {}) == {"product_q": 1, "result_q": 0}
+        assert steps_apart({"product_q": product, "result_q": result}, graph, (x,), {})["result_q"] == 4

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from qcompiler.backends.native import packing, reference
+from qcompiler.backends.native.plan.curve import with_halves
 from qcompiler.backends.native.reference import Bend, Ends, Epilogue, Residual, Window
 from tests.native_abi import Guarded, Kernels, Library, QEpilogue, QTensor, QWindow, aligned, known, random_codes
 
@@ -38,10 +40,12 @@ class Case:
     residual: bool = False
     table: bool = False
     bend: str = ""
+    curve: bool = False
     floats: bool = False
     saturated: bool = False
     threads: int = 1
     fold: bool = True
+    factor: float = 1.0
 
 
 def image(c: int, h: int, w: int, n: int = 1) -> tuple[int, ...]:
@@ -86,8 +90,14 @@ CONVOLUTIONS = {
     "slopes, groups": case(image(64, 9, 9), 64, 3, 2, 1, groups=4, bend="top", ends=Ends(128, 9, 240)),
     "slopes, linear, residual": case(image(48, 1, 37), 70, 1, bend="slopes", residual=True),
     "slopes, tiles": case(image(20, 9, 11, n=2), 33, 3, 1, 1, bend="top", threads=3, ends=Ends(90)),
-    "hard swish": case(image(24, 9, 9), 72, 1, bend="hard swish", ends=Ends(30)),
-    "hard swish, sequence": Case((2, 12, 31), 20, (5,), (1,), (2,), (1,), bend="hard swish"),
+    "curve": case(image(24, 9, 9), 72, 1, curve=True),
+    "curve, groups": case(image(64, 9, 9), 64, 3, 2, 1, groups=4, curve=True, ends=Ends(0, 9, 240)),
+    "curve, sequence": Case((2, 12, 31), 20, (5,), (1,), (2,), (1,), curve=True),
+    "curve, linear": case(image(200, 1, 3), 70, 1, curve=True),
+    "curve, tiles": case(image(20, 9, 11, n=2), 33, 3, 1, 1, curve=True, threads=3),
+    "curve, tiles of 64 channels": case(image(64, 24, 20), 64, 3, 1, 1, curve=True),
+    "curve, saturated": case(image(64, 6, 6), 32, 3, 1, 1, saturated=True, x_zero=0, curve=True),
+    "curve, sums beyond integers": case(image(16, 6, 6), 48, 1, curve=True, factor=1e9),
     "residual and table": case(image(32, 8, 8), 24, 1, table=True, residual=True, ends=Ends(7, 5, 250)),
     "floats": case(image(30, 4, 4), 50, 1, floats=True),
     "more threads than work": case(image(16, 2, 2), 16, 1, threads=7),
@@ -133,6 +143,12 @@ DEPTHWISE = {
     "3x3, many channels": case(image(200, 7, 7), 200, 3, 1, 1, residual=True),
     "3x3, batch": case(image(24, 8, 9, n=2), 24, 3, 1, 1, y_halo=2, threads=3),
     "5x5": case(image(72, 9, 9), 72, 5, 1, 2, table=True),
+    "5x5, curve": case(image(72, 9, 9), 72, 5, 1, 2, curve=True),
+    "5x5, stride, curve": case(image(40, 14, 14), 40, 5, 2, 2, curve=True, ends=Ends(0, 9, 240)),
+    "9x9, curve": case(image(130, 12, 12), 130, 9, 1, 4, curve=True),
+    "sequence, curve": Case((2, 12, 40), 12, (31,), (1,), (15,), (1,), curve=True),
+    "volume, curve": Case((1, 6, 4, 5, 6), 6, (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), curve=True),
+    "saturated, curve": case(image(64, 6, 6), 64, 3, 1, 1, saturated=True, x_zero=0, curve=True),
     "5x5, stride": case(image(40, 14, 14), 40, 5, 2, 2, ends=Ends(9, 9, 255)),
     "7x7": case(image(96, 9, 9), 96, 7, 1, 3),
     "9x9": case(image(16, 12, 12), 16, 9, 1, 4),
@@ -164,7 +180,15 @@ def window_of(c: Case) -> QWindow:
 
 def bend_of(c: Case, rng: np.random.Generator) -> Bend:
     gain, offset, slope = (torch.from_numpy(rng.normal(0, s, c.out).astype(np.float32)) for s in (1.0, 20.0, 0.4))
-    return Bend(gain, offset, None if c.bend == "hard swish" else slope, 60.0 if c.bend == "top" else math.inf)
+    return Bend(gain, offset, slope, 60.0 if c.bend == "top" else math.inf)
+
+
+def curve_of(rng: np.random.Generator) -> Tensor:
+    """Parabolas that leave 16 bits at both ends, and each extreme of their numbers."""
+    base, slope, bend = rng.integers(-32768, 32768, 32), rng.integers(-20000, 20001, 32), rng.integers(-12000, 12001, 32)
+    base[:4], slope[:6], bend[:4] = (-32768, 32767, 0, 64), (32767, -32767, 0, 0, 1, -1), (0, 0, 32767, -32767)
+    slope[8::2] //= 20
+    return torch.from_numpy(np.concatenate([base, slope, bend]).astype(np.int16))
 
 
 class Problem:
@@ -188,10 +212,11 @@ class Problem:
         if c.residual:
             self.residual = Residual(random_codes(rng, *self.sums.shape), 0.83, 0.61, -77.5, Ends(12, 12, 255))
         self.bend = bend_of(c, rng) if c.bend else None
-        if c.bend == "hard swish":  # of real numbers, which its ends are
-            self.m, self.b = self.m * np.float32(0.05), self.b * np.float32(0.05)
+        self.curve = curve_of(rng) if c.curve else None
+        factor = np.float32(c.factor * (256.0 if c.curve else 1.0))
+        self.m, self.b, self.wide = self.m * factor, self.b * factor, self.wide or c.factor > 1
         m, b = (torch.from_numpy(values[: c.out]) for values in (self.m, self.b))
-        ends = Epilogue(m, b, c.ends, self.residual, self.table, self.bend)
+        ends = Epilogue(m, b, c.ends, self.residual, self.table, self.bend, self.curve)
         self.expected = reference.affine(self.sums, ends.m, ends.b) if c.floats else reference.finish(self.sums, ends)
 
     def epilogue(self, keep: list[object]) -> QEpilogue:
@@ -200,13 +225,15 @@ class Problem:
         e.zero, e.lo, e.hi = self.case.ends.zero, self.case.ends.lo, self.case.ends.hi
         keep += [m, b]
         if (bend := self.bend) is not None:
-            e.top, e.bend = bend.top, int(bend.slope is None)
+            e.top = bend.top
             for name in ("gain", "slope", "offset"):
-                values = getattr(bend, name)
-                if values is not None:
-                    held = aligned(packing.padded_floats(values.numpy()))
-                    setattr(e, name, held.ctypes.data)
-                    keep.append(held)
+                held = aligned(packing.padded_floats(getattr(bend, name).numpy()))
+                setattr(e, name, held.ctypes.data)
+                keep.append(held)
+        if self.curve is not None:
+            held = aligned(with_halves(self.curve.numpy()))
+            e.curve = held.ctypes.data
+            keep.append(held)
         if self.table is not None:
             table = aligned(self.table.numpy())
             e.table = table.ctypes.data
@@ -294,6 +321,7 @@ def random_case(rng: np.random.Generator) -> Case:
     channels, out, pad = int(rng.integers(1, 150)), int(rng.integers(1, 100)), int(rng.integers(0, k))
     ends = Ends(pick(0, 128, 255, 17), pick(0, 5), pick(255, 201))
     switches = {name: bool(rng.integers(0, 2)) for name in ("residual", "table", "fold")}
+    switches["curve"] = not (switches["residual"] or switches["table"])
     gaps = {name: pick(0, 0, 5) for name in ("x_gap", "y_gap", "y_halo", "halo")}
     fold = switches.pop("fold") and gaps["x_gap"] == 0
     x = image(channels, height, width, n=pick(1, 2))
@@ -324,7 +352,7 @@ EPILOGUES: dict[str, dict[str, object]] = {
     "table": {"table": True, "ends": Ends(90)},
     "residual": {"residual": True},
     "slopes": {"bend": "slopes", "ends": Ends(100)},
-    "hard swish": {"bend": "hard swish", "ends": Ends(60)},
+    "curve": {"curve": True, "ends": Ends(0, 3, 250)},
 }
 
 
@@ -337,7 +365,7 @@ def test_every_tail_of_channels_and_of_positions(kernels: Kernels, out: int, epi
         check_convolution(kernels, "conv", Problem(c, width))
 
 
-@pytest.mark.parametrize("epilogue", ["codes", "bounds", "table"])
+@pytest.mark.parametrize("epilogue", ["codes", "bounds", "table", "curve"])
 @pytest.mark.parametrize("k", [3, 5, 7])
 def test_depthwise_windows_that_share_columns(kernels: Kernels, k: int, epilogue: str) -> None:
     for width in (1, 2, 4, 5, 7, 14, 17):

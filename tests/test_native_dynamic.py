@@ -154,7 +154,7 @@ def test_a_dynamic_linear_has_the_bits_of_the_reference() -> None:
     first = {name.rpartition(".")[2]: value for name, value in module.state_dict().items() if name.startswith("0.")}
     scale = np.broadcast_to(first["weight_scale"].double().numpy().reshape(-1), (33,))
     y = reference.dynamic_linear(x.numpy(), first["weight"].numpy(), scale, first["bias"].double().numpy())
-    seen = region_of(module).watch(x).values
+    seen = region_of(module).watch(x)
     np.testing.assert_array_equal(
         next(value for value in seen.values() if tuple(value.shape) == (5, 33) and value.dtype is torch.float32), y
     )
@@ -182,3 +182,43 @@ def test_what_a_recurrent_layer_in_torch_gives_goes_into_a_region(layer: type[nn
     small = qcompiler.convert_fx(prepared)
     with torch.no_grad():
         assert compute_sqnr(model(x), small(x)) > 25
+
+
+class Given(nn.Module):
+    """A recurrent layer or cell with the states that the caller gives."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.r = layer
+
+    def forward(self, x: Tensor, *states: Tensor) -> Any:
+        return self.r(x, states if len(states) == 2 else states[0])
+
+
+STATES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...], list[tuple[int, ...]]]] = {
+    "lstm": (lambda: nn.LSTM(8, 16), (5, 3, 8), (1, 3, 16), [(2, 3, 16), (1, 1, 16), (3, 1, 16), (1, 6, 8)]),
+    "lstm, layers": (lambda: nn.LSTM(8, 4, 2, batch_first=True, bidirectional=True), (3, 5, 8), (4, 3, 4), [(5, 3, 4), (2, 3, 4)]),
+    "gru": (lambda: nn.GRU(8, 16), (5, 3, 8), (1, 3, 16), [(2, 3, 16), (1, 2, 24)]),
+    "gru of one sequence": (lambda: nn.GRU(8, 16), (5, 8), (1, 16), [(2, 16), (1, 8)]),
+    "lstm cell": (lambda: nn.LSTMCell(8, 16), (3, 8), (3, 16), [(6, 8), (1, 48), (1, 16)]),
+    "gru cell": (lambda: nn.GRUCell(8, 16), (3, 8), (3, 16), [(6, 8), (2, 24)]),
+    "gru cell of one": (lambda: nn.GRUCell(8, 16), (8,), (16,), [(8,), (32,)]),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_states_of_other_sizes_are_refused_as_torch_does(name: str) -> None:
+    make, shape, state, others = STATES[name]
+    model, count = Given(make()).eval(), 2 if "lstm" in name else 1
+    x, given = example(shape), [example(state, 3 + i) for i in range(count)]
+    module = qcompiler.quantize(model, [(x, *given)], backend="native", progress=False)
+    with torch.no_grad():
+        wanted, found = (pytree.tree_leaves(m(x, *given)) for m in (model, module))
+    assert region_of(module) and all(compute_sqnr(a, b) > 25 for a, b in zip(wanted, found, strict=True))
+    for other in others:
+        for wrong in {0, count - 1}:
+            states = [example(other) if i == wrong else value for i, value in enumerate(given)]
+            with pytest.raises(RuntimeError):
+                model(x, *states)
+            with pytest.raises(qcompiler.InputError, match="a state of size"):
+                module(x, *states)

@@ -165,6 +165,17 @@ def test_softmax_and_norms(kernels: Kernels, length: int) -> None:
     assert y.untouched()
 
 
+@pytest.mark.parametrize("length", ROWS)
+def test_cumsum_has_torchs_bits(kernels: Kernels, length: int) -> None:
+    x = Memory(floats(5, length, seed=length) * np.float32(1e3))
+    if length > 2:
+        x.array[1, 1], x.array[2, 2] = np.inf, np.nan
+    y = Memory(np.zeros_like(x.array))
+    kernels("cumsum", 3, x=operand(x.array), y=result(y.array))
+    np.testing.assert_array_equal(y.array, torch.from_numpy(x.array).cumsum(-1).numpy())
+    assert y.untouched()
+
+
 def test_a_row_of_minus_infinity_is_nan_as_in_torch(kernels: Kernels) -> None:
     x = Memory(np.full((2, 20), -np.inf, np.float32))
     x.array[1, 3] = 1.0

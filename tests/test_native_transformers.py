@@ -64,6 +64,12 @@ def softmax_of_channels(m: Any, x: Tensor) -> Tensor:
     return m[1](torch.softmax(m[0](x), 1) + 1)  # type: ignore[no-any-return]
 
 
+def running(m: Any, x: Tensor) -> Tensor:
+    """Sums of codes along channels, and of floats along two other dimensions."""
+    y = torch.cumsum(m[0](x), 1) * 0.1
+    return m[1](torch.tanh(y).cumsum(dim=-1) + y.cumsum(0))  # type: ignore[no-any-return]
+
+
 def turned(m: Any, x: Tensor) -> Tensor:
     """A linear of rows that do not follow each other in memory."""
     return m[1](m[0](x).permute(0, 2, 3, 1).transpose(1, 2))  # type: ignore[no-any-return]
@@ -81,6 +87,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "attention by hand": (lambda: Through(attend, nn.Linear(12, 30), nn.Linear(10, 4)), (2, 7, 12)),
     "causal attention": (lambda: Through(causal, nn.Linear(12, 36), nn.Linear(12, 4)), (2, 19, 12)),
     "pointwise": (lambda: Through(pointwise, nn.Linear(12, 12), nn.Linear(14, 4)), (2, 7, 12)),
+    "running sums": (lambda: Through(running, conv(3, 5), nn.Conv2d(5, 4, 1)), (2, 3, 6, 7)),
     "softmax of channels": (lambda: Through(softmax_of_channels, conv(3, 5), nn.Conv2d(5, 4, 1)), (2, 3, 6, 7)),
     "rows that are not in order": (lambda: Through(turned, conv(3, 8), nn.Linear(8, 5)), (2, 3, 5, 7)),
     "group norm": (normed(lambda: nn.GroupNorm(2, 8)), (2, 3, 9, 7)),
@@ -138,7 +145,7 @@ def test_equal_bits(made: Made, name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_floats_alone_stay_in_torch() -> None:
     """A region without an int8 op gains nothing."""
-    model = Through(lambda m, x: m[0](x).cumsum(1).tanh() * 2, nn.Linear(4, 3))
+    model = Through(lambda m, x: m[0](x).logcumsumexp(1).tanh() * 2, nn.Linear(4, 3))
     module, graph = converted(model, x := example((2, 4)))
     assert [call.op for call in module.program.calls].count("runtime.run_region") == 1
     with torch.no_grad():

@@ -76,11 +76,39 @@ def test_antialias(mode: str, settings: dict[str, Any], tmp_path: Path) -> None:
     model, x = Smooths(mode=mode, **settings).eval(), torch.randn(2, 3, 17, 13)
     made = qcompiler.prepare_fx(model, qcompiler.QConfigMapping().set_global(None), (x,), backend="onnx")
     qcompiler.calibrate(made, [x], progress=False)
-    path = qcompiler.export_onnx(made, tmp_path / "small.onnx", dynamic_shapes={"x": {0: "n"}} if "size" in settings else {})
-    given = torch.randn(3 if "size" in settings else 2, 3, 17, 13)
+    path = qcompiler.export_onnx(made, tmp_path / "small.onnx", dynamic_shapes={"x": {0: "n"}})
+    given = torch.randn(3, 3, 17, 13)
     expected = model(given)
     torch.testing.assert_close(run(session(path), (given,))[0], expected, atol=2e-5, rtol=1e-5)
     assert compute_sqnr(expected, run_in_openvino(path, (given,))[0][0]) > 40  # it computes floats in bfloat16 where the CPU has that
+
+
+class Shrinks(nn.Module):
+    """Sizes that no expression gives, and another input whose sizes may change all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        small = F.interpolate(self.conv(x), scale_factor=0.4)
+        return small.flatten(2).transpose(1, 2) @ y.flatten(1)[:, : small.shape[1], None]
+
+
+@pytest.mark.parametrize("shapes", [
+    {"x": {0: "n"}, "y": {0: "n"}}, {"y": {2: "m"}}, {"x": (None, None, None, None), "y": (None, None, "m")}, {},
+], ids=str)  # fmt: skip
+def test_a_size_that_nothing_explains_is_written_where_its_dimension_is_held(shapes: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x, y = Shrinks().eval(), torch.randn(2, 3, 17, 13), torch.randn(2, 3, 5)
+    made = qcompiler.prepare_fx(model, qcompiler.QConfigMapping().set_global(None), (x, y), backend="onnx")
+    qcompiler.calibrate(made, [(x, y)], progress=False)
+    path = qcompiler.export_onnx(made, tmp_path / "small.onnx", dynamic_shapes=shapes)
+    names = {size for one in session(path).get_inputs() for size in one.shape if isinstance(size, str)}
+    assert names == {name for name in ("n", "m") if f"'{name}'" in str(shapes)}
+    batch = 3 if "n" in names else 2
+    given = torch.randn(batch, 3, 17, 13), torch.randn(batch, 3, 7 if "m" in names else 5)
+    torch.testing.assert_close(run(session(path), given)[0], model(*given), atol=1e-5, rtol=1e-5)
 
 
 def test_antialias_of_a_size_that_changes_is_refused(tmp_path: Path) -> None:

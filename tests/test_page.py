@@ -476,6 +476,13 @@ def test_a_narrow_page_has_one_column(browser: Any, tmp_path: Path) -> None:
     narrow = Viewer(browser, tmp_path, viewport={"width": 420, "height": 800})
     narrow.open(documents.resnet(2000))
     assert narrow.run("return app.layouter.columns") is False
+    for title in ("Net", "A model whose name is long"):
+        reach = """
+            document.querySelector("header h1").textContent = arguments[0];
+            const shown = [...document.querySelectorAll("header *, footer *")].filter((one) => one.checkVisibility());
+            return Math.max(document.documentElement.scrollWidth, ...shown.map((one) => one.getBoundingClientRect().right));
+        """
+        assert narrow.run(reach.replace("arguments[0]", json.dumps(title))) <= 420
     assert narrow.page.locator("#legend > button").first.is_hidden()
     narrow.page.locator("#legend > b").click()
     assert narrow.page.locator("#legend > button").first.is_visible()

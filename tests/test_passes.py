@@ -132,6 +132,19 @@ class Handwritten(nn.Module):
         return result
 
 
+class Clamped(nn.Module):
+    """A clamp that keeps a small part of a square, and a ReLU that keeps half of a range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.a(x)
+        square = y * y
+        return self.b(square.clamp(-1, 0.05)), self.c(square), self.d(F.relu(y))
+
+
 MODELS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "conv_bn_relu": (ConvBnRelu, IMAGE),
     "residual": (Residual, IMAGE),
@@ -141,6 +154,7 @@ MODELS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "depthwise": (Depthwise, IMAGE),
     "linear_hardswish": (LinearHardswish, (1, 3, 2, 4)),
     "padding": (Padding, IMAGE),
+    "clamped": (Clamped, IMAGE),
     "attention": (Attention, (1, 4, 8)),
 }
 STEPS = STATIC.with_lowering(LOWERING).steps

@@ -199,6 +199,21 @@ def test_a_bias_where_the_result_is_not_cut() -> None:
     assert (wanted - made).mean(0).abs().max() < 0.3 * (wanted - plain).mean(0).abs().max()
 
 
+def test_what_a_range_cuts_off_is_not_made_up_for() -> None:
+    """One row in eight has numbers a hundred times as large, which the range cuts: the others are not to pay for them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8)).eval()
+    usual, large = torch.randn(256, 16), torch.randn(256, 16)
+    large[::8, :4] = 100.0
+    prepared = prepare_fx(model, None, (usual,), backend="reference")
+    calibrate(prepared, large.split(64))
+    cut = Corrections(ranges={"input_1": (-4.0, 4.0)})
+    found = reconstruct(prepared, large.split(64), corrections=cut)
+    with torch.no_grad():
+        before, after = (sqnr(model(usual), convert_to_reference_fx(prepared, corrections=c)(usual)) for c in (cut, found))
+    assert after > before - 0.5 and before > 25
+
+
 def test_no_batches() -> None:
     prepared, _, _ = prepared_net("native")
     with pytest.raises(CalibrationError, match="0 batches"):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import qcompiler
+from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.native.regions import regions_of
 from qcompiler.cli import app
 from qcompiler.debug import Recorder, compare
@@ -68,12 +69,55 @@ class HeldFloat(Pooled):
     """With a part that its qconfig keeps float."""
 
 
+class Looks(nn.Module):
+    """As image encoders begin: patches, a row and positions of their own, attention, a normalized projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.first = nn.Conv2d(3, 32, 4, 4), nn.Parameter(torch.randn(1, 1, 32))
+        self.places, self.norm = nn.Parameter(torch.randn(1, 17, 32)), nn.LayerNorm(32)
+        self.attention, self.up, self.down = nn.MultiheadAttention(32, 4, batch_first=True), nn.Linear(32, 64), nn.Linear(64, 32)
+        self.out = nn.Linear(32, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.patches(x).flatten(2).transpose(1, 2)
+        y = torch.cat([self.first.expand(y.shape[0], -1, -1), y], 1) + self.places
+        z = self.norm(y)
+        y = y + self.attention(z, z, z, need_weights=False)[0]
+        y = y + self.down(F.gelu(self.up(self.norm(y))))
+        return F.normalize(self.out(y[:, 0]), dim=-1)
+
+
+class Chooses(nn.Module):
+    """Looks at its data between two values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if bool(x.detach().amax() > 1e9) else self.conv(x)
+
+
+class Parted(nn.Module):
+    """With a choice between that data makes: two native regions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.part, self.out = nn.Conv2d(3, 8, 3), Chooses(), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.part(F.relu(self.conv(x))))
+
+
 SMALL: dict[str, tuple[Any, tuple[int, ...]]] = {
     "block": (Block, (2, 3, 32, 32)),
     "layers": (Layers, (4, 7, 16)),
     "lines": (Lines, (3, 4, 20)),
     "pooled": (Pooled, (4, 3, 10, 10)),
     "held float": (HeldFloat, (4, 3, 10, 10)),
+    "looks": (Looks, (2, 3, 16, 16)),
+    "parted": (Parted, (2, 3, 8, 8)),
 }
 ZOO = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet", "densenet121", "efficientnet_b0")
 
@@ -123,6 +167,22 @@ def holds_codes(value: object) -> bool:
     return isinstance(value, Tensor) and (value.is_quantized or value.dtype in (torch.uint8, torch.int8))
 
 
+def inputs_of_regions(module: nn.Module, x: Tensor) -> dict[NativeRegion, tuple[Tensor, ...]]:
+    """What each native region takes in a call."""
+    found: dict[NativeRegion, tuple[Tensor, ...]] = {}
+    run = NativeRegion.__call__
+
+    def noted(region: NativeRegion, *inputs: Tensor) -> tuple[Any, ...]:
+        found[region] = inputs
+        return run(region, *inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NativeRegion, "__call__", noted)
+        module(x)
+    assert list(found) == list(regions_of(module))
+    return found
+
+
 def executed(module: Any, x: Tensor) -> dict[str, bool]:
     """By the names of values: whether the program as it runs works on integers there, in or out."""
     steps, found = module._steps(), dict[str, bool]()
@@ -133,9 +193,8 @@ def executed(module: Any, x: Tensor) -> dict[str, bool]:
             if step.kind == "call":
                 takes = any(holds_codes(env[name]) for name in step.inputs if name in env)
                 found[step.name] = takes or holds_codes(env[step.name]) or step.op.startswith("quantized::")
-        inputs = [x] if regions_of(module) else []
-        for region in regions_of(module) if len(regions_of(module)) == 1 else ():
-            seen = region.watch(*inputs).values
+        for region, inputs in inputs_of_regions(module, x).items():
+            seen = region.watch(*inputs)
             for layer, ops in region.computes.items():
                 reads = next(one for one in region.network.layers if one.out == layer).reads
                 products = any(getattr(one, "weight", None) is not None for one in region.network.layers if one.out == layer)

@@ -74,6 +74,7 @@ _PLACES: dict[str, str | Backend] = {
     "native": "qcompiler.backends.native.backend:BACKEND",
     "reference": "qcompiler.backends.reference:BACKEND",
     "onnx": "qcompiler.export.onnx_qdq.target:BACKEND",
+    "xnnpack": "qcompiler.export.torch_export.xnnpack:BACKEND",
 }
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -153,14 +154,24 @@ def held_out(batches: Batches, least: int = 10, part: int = 5) -> tuple[Batches,
     return replace(batches, files=kept), replace(batches, files=tuple(file for file in batches.files if file not in kept))
 
 
+def _under(folder: Path) -> list[Path]:
+    """The files in a folder and in those that it holds."""
+
+    def failed(error: OSError) -> NoReturn:
+        raise CalibrationError(f"cannot list {error.filename}: {error.strerror}", code="no-calibration-data",
+                               hint="calibrate on a folder that nobody changes, and that you may read") from error  # fmt: skip
+
+    return sorted(Path(where, name) for where, _, names in os.walk(folder, onerror=failed) for name in names if Path(where, name).is_file())
+
+
 def find_batches(path: Path, preprocess: Preprocess, batch: int = 8, limit: int = 256) -> Batches:
     """The first `limit` usable files under `path` in order of name, or the file itself.
 
-    Raises CalibrationError when there is nothing to calibrate on.
+    Raises CalibrationError when there is nothing to calibrate on, or a folder that cannot be listed.
     """
     if not path.exists():
         raise CalibrationError(f"there is no {path}", code="no-calibration-data")
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = _under(path) if path.is_dir() else [path]
     for kind in (IMAGES, ARRAYS):
         if usable := tuple(p for p in files if p.suffix.lower() in kind)[:limit]:
             return Batches(usable, preprocess, batch)

@@ -15,7 +15,7 @@ from qcompiler.errors import ArtifactError, ConfigError
 from qcompiler.files.atomic import atomic_write
 from qcompiler.files.safetensors import read_safetensors, safetensors
 
-TENSORS = ("codes", "scales", "biases", "weights")
+TENSORS = ("codes", "scales", "biases", "weights", "columns")
 NAMES = "names"  # the tensor of a file that holds the sets of names, as JSON in bytes
 
 
@@ -26,8 +26,10 @@ class Corrections:
     `codes`: integers of a weight, by its name in the QUANTIZED graph, in the dtype and shape that they have there. `scales`: real per step,
     float64, one a channel or one for all, by the same name. `biases`: float32, one a channel, by the name of the op's node, also of ops
     that had none. `ranges`: (lowest, highest) real number of a value, by the name of its node; values that share steps share the range.
-    `weights`: float32 weights in place of the model's, by their names, before anything is measured or rounded on them. `keep_float`: as
-    in convert_fx. `dynamic`: linears whose input is rounded at run time, named as in `keep_float`.
+    `weights`: float32 weights in place of the model's, by their names, before anything is measured or rounded on them. `columns`: float32
+    factors, one a column of a linear's weight, by its name: the weight is multiplied by them, and the value that the linear reads by one
+    over them, which gets the name `scaled_name(value)` and needs a range. `keep_float`: as in convert_fx. `dynamic`: linears whose input is
+    rounded at run time, named as in `keep_float`.
     Raises ConfigError for entries of a wrong kind. Of several forms of the call, each takes those that name something in it.
     """
 
@@ -38,6 +40,7 @@ class Corrections:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     keep_float: frozenset[str] = frozenset()
     dynamic: frozenset[str] = frozenset()
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for part in TENSORS:
@@ -47,16 +50,18 @@ class Corrections:
             object.__setattr__(self, part, frozenset(_names(part, getattr(self, part))))
 
     def __or__(self, later: Corrections) -> Corrections:
-        """Both. A float weight of the later one makes codes and scales of the earlier one void, as scales do with codes."""
-        stale = later.weights.keys() | later.scales.keys()
+        """Both. A float weight or columns of the later one make codes and scales of the earlier one void, as scales do with codes."""
+        changed = later.weights.keys() | later.columns.keys()
+        stale = changed | later.scales.keys()
         return Corrections(
             codes={name: held for name, held in self.codes.items() if name not in stale} | dict(later.codes),
-            scales={name: held for name, held in self.scales.items() if name not in later.weights} | dict(later.scales),
+            scales={name: held for name, held in self.scales.items() if name not in changed} | dict(later.scales),
             biases={**self.biases, **later.biases},
             ranges={**self.ranges, **later.ranges},
             weights={**self.weights, **later.weights},
             keep_float=self.keep_float | later.keep_float,
             dynamic=self.dynamic | later.dynamic,
+            columns={**self.columns, **later.columns},
         )
 
     def __bool__(self) -> bool:
@@ -87,6 +92,11 @@ class Corrections:
     def load(path: str | Path) -> Corrections:
         """What `save` wrote. Raises ArtifactError for a file that is not there, that it did not write, or that is damaged."""
         return _loaded(Path(path))
+
+
+def scaled_name(name: str) -> str:
+    """What a value is called whose channels `columns` scale."""
+    return f"{name}_scaled"
 
 
 def _tensors(part: str, given: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

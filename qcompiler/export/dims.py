@@ -32,7 +32,7 @@ def named_places(asked: Asked) -> Iterator[tuple[Place, str, NamedDim | None]]:
                                   hint='names are texts: dynamic_shapes={"x": {0: "batch"}}')  # fmt: skip
 
 
-def asked_dims(dims: Mapping[str, Dim], fixed: Mapping[Place, str], asked: Asked) -> dict[str, str]:
+def asked_dims(dims: Sequence[Dim], fixed: Mapping[Place, str], asked: Asked) -> dict[str, str]:
     """By the name of a dimension that may change the caller's name of it.
 
     Raises ConfigError for one that the model holds fixed, with what does, and for names that say what the model does not.
@@ -40,7 +40,7 @@ def asked_dims(dims: Mapping[str, Dim], fixed: Mapping[Place, str], asked: Asked
     found: dict[str, str] = {}
     for place, name, _ in named_places(asked):
         source, axis = place
-        dim = next((dim for dim in dims.values() if place in dim.places), None)
+        dim = next((dim for dim in dims if place in dim.places), None)
         if dim is None:
             why = fixed.get(place, "there is no such dimension of an input")
             raise ConfigError(f"dimension {axis} of {source!r:.60} cannot change: {why}", code="dynamic-shapes", hint=_open(dims))
@@ -53,6 +53,6 @@ def asked_dims(dims: Mapping[str, Dim], fixed: Mapping[Place, str], asked: Asked
     return found
 
 
-def _open(dims: Mapping[str, Dim]) -> str:
-    places = ", ".join(f"{axis} of {source!r} ({name})" for name, dim in dims.items() for source, axis in dim.places)
+def _open(dims: Sequence[Dim]) -> str:
+    places = ", ".join(f"{axis} of {source!r} ({dim.name})" for dim in dims for source, axis in dim.places)
     return f"what may change: {places or 'nothing'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from qcompiler.ir.types import quant_of
+from qcompiler.ir.types import QUANT, quant_of
 
 
 def members_of(graph: fx.Graph) -> dict[int, list[fx.Node]]:
@@ -15,3 +15,12 @@ def members_of(graph: fx.Graph) -> dict[int, list[fx.Node]]:
         if group is not None:
             members.setdefault(group, []).append(node)
     return members
+
+
+def join(members: dict[int, list[fx.Node]], node: fx.Node, source: fx.Node) -> None:
+    """The whole group of `node` joins that of `source`, with its qparams."""
+    own, shared = quant_of(node).group, quant_of(source)
+    assert own is not None and shared.group is not None
+    for member in members.pop(own):
+        member.meta[QUANT] = quant_of(member).with_(qparams=shared.qparams, group=shared.group)
+        members[shared.group].append(member)

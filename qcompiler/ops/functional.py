@@ -99,6 +99,8 @@ def add(x: Any, other: Any, *, alpha: float = 1, bounds: Bounds = None) -> Any:
 
 
 def sub(x: Any, other: Any, *, alpha: float = 1, bounds: Bounds = None) -> Any:
+    if isinstance(x, (int, float)):  # what TorchScript makes of `2 - y` may lie otherwise in memory than y, and float kernels read that
+        return clip(torch.rsub(other, x, alpha=alpha) if not _is_one(alpha) else torch.rsub(other, x), bounds)
     return clip(x - other if _is_one(alpha) else torch.sub(x, other, alpha=alpha), bounds)
 
 

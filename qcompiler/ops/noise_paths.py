@@ -34,26 +34,27 @@ def noise_sources(value: fx.Node, table: Table, seen_through: Callable[[fx.Node]
                 found[node] = found.get(node, 0.0) + factor
                 continue
             else:
-                before = _taken(node, row, table)
-            for taken, gain in before:
-                if isinstance(taken, fx.Node):
-                    behind[taken] = behind.get(taken, 0.0) + factor * gain
+                before = [] if is_int8(node) and row is not None and row.output is not Output.SAME else taken(node, table)
+            for source, gain in before:
+                if isinstance(source, fx.Node):
+                    behind[source] = behind.get(source, 0.0) + factor * gain
         front = behind
     return found
 
 
-def _taken(node: fx.Node, row: Op | None, table: Table) -> list[tuple[object, float]]:
-    """What a node computes its value from, each with the gain of its noise; nothing where that is not known, or the node rounds anew."""
-    if row is None or row.weights(node) or row.averages(node.kwargs) or (is_int8(node) and row.output is not Output.SAME):
+def taken(node: fx.Node, table: Table) -> list[tuple[object, float]]:
+    """What a node computes its value from, each with the gain of its noise; nothing where that is not known."""
+    row = table.of(node)
+    if row is None or row.weights(node) or row.averages(node.kwargs):
         return []
-    taken = list(activations(table, node))
+    values = list(activations(table, node))
     if row.output is Output.SAME:
-        return [(value, 1.0) for value in taken[:1]]
-    if row.family is Family.ARITHMETIC and len(taken) == 1:
+        return [(value, 1.0) for value in values[:1]]
+    if row.family is Family.ARITHMETIC and len(values) == 1:
         gain = _slope(row, node)
-        return [] if gain is None else [(taken[0], gain)]
+        return [] if gain is None else [(values[0], gain)]
     if row.homogeneous(node.kwargs) or (row.family is Family.ACTIVATION and row.elementwise):
-        return [(value, 1.0) for value in taken]
+        return [(value, 1.0) for value in values]
     return []
 
 

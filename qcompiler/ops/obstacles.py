@@ -31,6 +31,7 @@ CODES = {
     "unlike-parts": "its parts differ so much in range that their common steps leave hardly anything of one",
     "lost-rows": "a normalization brings its rows to one size, and the steps that they share leave hardly anything of a small one",
     "lost-average": "it is a mean of values that cancel, of which the steps of its input leave hardly anything",
+    "lost-cut": "an op behind it keeps a small part of its range, of which its steps leave hardly anything",
     "no-weights": "its qconfig quantizes weights alone, and it has none",
     "uncalibrated": "no calibration data reached it",
     "input-vanishes": "8 bits would round most of its input to zero, as calibration showed",

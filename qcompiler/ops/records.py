@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections import OrderedDict, namedtuple
-from typing import Any
+from types import UnionType
+from typing import Any, ForwardRef, Union, get_args, get_origin, get_type_hints
 
 import torch.utils._pytree as pytree
 from torch import Tensor
@@ -67,6 +69,31 @@ def stand_in(name: str, fields: tuple[str, ...], kinds: tuple[type, ...]) -> obj
     made = namedtuple(name, fields)  # type: ignore[misc]
     made.__annotations__ = dict(zip(fields, kinds, strict=True))
     return made
+
+
+@functools.cache
+def with_types(kind: object) -> object:
+    """A named tuple's class whose fields have types where those of `kind` are text, as under `from __future__ import annotations`.
+
+    TorchScript reads types alone, and its results are of a class of its own. NameError, TypeError where the text cannot be read.
+    """
+    if not isinstance(kind, type) or not hasattr(kind, "_fields"):
+        return kind
+    if not any(isinstance(declared, (str, ForwardRef)) for declared in inspect.get_annotations(kind).values()):
+        return kind
+    made = namedtuple(kind.__name__, kind._fields, defaults=tuple(kind._field_defaults.values()))  # type: ignore[attr-defined,misc]
+    made.__module__ = kind.__module__
+    made.__annotations__ = {name: _typed(declared) for name, declared in get_type_hints(kind).items()}
+    return made
+
+
+def _typed(declared: object) -> object:
+    """The type with classes of named tuples replaced as `with_types` does."""
+    inner = tuple(_typed(kind) for kind in get_args(declared))
+    if not inner:
+        return with_types(declared)
+    origin = get_origin(declared)
+    return Union[inner] if origin in (Union, UnionType) or origin is None else origin[inner]  # noqa: UP007
 
 
 def form_of(kind: type) -> str | None:

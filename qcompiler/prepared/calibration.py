@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.table import Table
+from qcompiler.ops.train_mode import computes_as_in_training
 
 LEAST = 4  # batches: fewer say nothing of how ranges settle, or of what is usual
 SETTLED = 0.05  # growth of the ranges with twice the data below which more data changes nothing: 0.4 dB of a rounding error at most
@@ -23,8 +24,6 @@ WIDE_VALUE = 4.0  # times as wide as in all other batches: 2 of 8 bits
 OTHER_SIZE = 16.0  # times as large as in the example: noise in the place of data is 5 times as large, pixels of 0 to 255 50 to 255 times
 MOST = 8  # values that are named; further ones are counted
 
-LEFT_ON = ("it draws random numbers at each call though the model is in eval mode, so no two calibrations agree: if it is a leftover of "
-           "training, write training=self.training")  # fmt: skip
 Example = tuple[tuple[object, ...], Mapping[str, object]]  # the arguments that a graph was traced with
 Finding = tuple[str, str, fx.Node | None]  # code, sentence, the node that it is about
 
@@ -50,7 +49,7 @@ class Seen:
 
 def findings(gm: fx.GraphModule, table: Table, example: Example | None) -> Iterator[Finding]:
     """What a person should know of the calibration of a prepared graph; `example`: the arguments that it was traced with."""
-    yield from _random(gm, table)
+    yield from _as_in_training(gm, table)
     seen = _seen(gm)
     if seen is None:
         return
@@ -64,11 +63,11 @@ def findings(gm: fx.GraphModule, table: Table, example: Example | None) -> Itera
         yield from _settling(usual)
 
 
-def _random(gm: fx.GraphModule, table: Table) -> Iterator[Finding]:
+def _as_in_training(gm: fx.GraphModule, table: Table) -> Iterator[Finding]:
     for node in gm.graph.nodes:
-        row = table.of(node)
-        if row is not None and row.draws(node.kwargs):
-            yield "train-mode", LEFT_ON, node
+        text = computes_as_in_training(gm, node, table)
+        if text is not None:
+            yield "train-mode", text, node
 
 
 def _seen(gm: fx.GraphModule) -> Seen | None:

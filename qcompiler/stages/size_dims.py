@@ -61,15 +61,15 @@ class Search:
         self.runs: Runs = [({}, self.base)]
         self.fixed: dict[Place, str] = {}
 
-    def dims(self) -> list[Dim]:
+    def alone(self) -> list[Dim]:
+        """The dimensions each of which may change while the others do not."""
         axes = list(self.runner.places())
         found: list[Dim] = []
         for axis in axes:
             if axis[0] not in {place for dim in found for place in dim.places}:
                 dim = self._dim(axis, [other for other in axes if not any(other[0] in d.places for d in found)])
                 found += [dim] if dim is not None else []
-        found = _named(found, axes)
-        return self._together(found)
+        return _named(found, axes)
 
     def dim(self, place: Place) -> Dim | None:
         """The dimension that one axis of an input belongs to, by a few runs alone; None, with the reason in `fixed`, where it may not
@@ -137,22 +137,25 @@ class Search:
             except NotThisSize:
                 continue
 
-    def _together(self, dims: list[Dim]) -> list[Dim]:
-        """All dimensions changed at once, each by another number; the last is fixed while that does not run."""
-        while dims:
+    def together(self, dims: Sequence[Dim]) -> list[Dim]:
+        """Those of the dimensions that may change at once, each by another number: the last is fixed while that does not run. All others
+        are held at the example's sizes."""
+        left, places = list(dims), {place for dim in dims for place in dim.places}
+        self.runs = [(sizes, found) for sizes, found in self.runs if sizes.keys() <= places]
+        while left:
             try:
                 made = []
                 for turn in range(3):
-                    sizes = {p: s for i, dim in enumerate(dims) for p, s in dim.sizes((7 * turn + 5 * i + 3) % 17 + turn + 1).items()}
+                    sizes = {p: s for i, dim in enumerate(left) for p, s in dim.sizes((7 * turn + 5 * i + 3) % 17 + turn + 1).items()}
                     made.append((sizes, self._run(sizes)))
                 self.runs += made
-                self._may_run(_far_together(dims))
-                return dims
+                self._may_run(_far_together(left))
+                return left
             except NotThisSize as error:
-                last = dims.pop()
-                self.fixed |= dict.fromkeys(last.places, f"not together with {', '.join(d.name for d in dims)}: {error}")
+                last = left.pop()
+                self.fixed |= dict.fromkeys(last.places, f"not together with {', '.join(d.name for d in left)}: {error}")
                 self.runs = [(sizes, found) for sizes, found in self.runs if not any(place in sizes for place in last.places)]
-        return dims
+        return left
 
 
 def _far_together(dims: Sequence[Dim]) -> Iterator[dict[Place, int]]:

@@ -7,7 +7,7 @@ what agrees, and must give the right size at all of them. What nothing explains 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -72,7 +72,11 @@ class Sizes(Mapping[fx.Node, Sized]):
 def sizes_of(gm: fx.GraphModule, table: Table = OPS) -> Sizes:
     """The sizes of all values of a FUSED, OBSERVED or QUANTIZED graph. Nothing of the graph is changed."""
     search = Search(Runner(gm, table))
-    dims = search.dims()
+    return sizes_with(gm, table, search, search.together(search.alone()))
+
+
+def sizes_with(gm: fx.GraphModule, table: Table, search: Search, dims: Sequence[Dim]) -> Sizes:
+    """The sizes of all values with these dimensions open, which `search` has tried together, and all others held."""
     named = {place: dim for dim in dims for place in dim.places}
     values = [{named[place].name: size for place, size in sizes.items()} for sizes, _ in search.runs]
     example = {dim.name: dim.example for dim in dims}

@@ -44,7 +44,7 @@ def built(prepared: nn.Module, step: Step, judge: Judge) -> Candidate:
 
 def worth_building(stages: Sequence[Step]) -> list[Step]:
     """The last stage of each set of ops: those before it have the same ops and are less accurate. The default is built already."""
-    last = {(stage.corrections.keep_float, stage.corrections.dynamic): stage for stage in stages}
+    last = {(c.keep_float, c.dynamic, frozenset(c.columns)): stage for stage in stages for c in [stage.corrections]}
     return [stage for stage in last.values() if stage is not stages[0]]
 
 

@@ -83,17 +83,17 @@ def _makes(gm: fx.GraphModule, node: fx.Node, table: Table) -> bool:
     if row is None or not _opens(node):
         return False
     if row.name == "layer_norm":
-        return len(node.args) > 1 and all(_own(gm, arg) for arg in node.args[1:3])
+        return len(node.args) > 1 and all(is_own(gm, arg) for arg in node.args[1:3])
     biases = node.args[2:3]
-    return row.family in WEIGHTED and _own(gm, node.args[1]) and all(arg is None or _own(gm, arg) for arg in biases)
+    return row.family in WEIGHTED and is_own(gm, node.args[1]) and all(arg is None or is_own(gm, arg) for arg in biases)
 
 
 def _reads(gm: fx.GraphModule, node: fx.Node, values: list[fx.Node], table: Table) -> bool:
     row = table.of(node)
-    return row is not None and row.family in WEIGHTED and _own(gm, node.args[1]) and not any(arg in values for arg in node.args[1:])
+    return row is not None and row.family in WEIGHTED and is_own(gm, node.args[1]) and not any(arg in values for arg in node.args[1:])
 
 
-def _own(gm: fx.GraphModule, arg: object) -> bool:
+def is_own(gm: fx.GraphModule, arg: object) -> bool:
     """Whether an argument is a parameter that nothing else reads."""
     if not isinstance(arg, fx.Node) or arg.op != "get_attr" or len(arg.users) != 1:
         return False

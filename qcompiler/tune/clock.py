@@ -45,9 +45,12 @@ class Clock:
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, description=text, completed=min(self.spent, self.seconds))
 
-    def step(self, name: str) -> Callable[[int, int], None]:
-        """What a step calls behind each of its parts: shows it, and raises OutOfTime once its pace tells of an end too late."""
-        begun, left = self.spent, self.left
+    def step(self, name: str, share: float = 1.0) -> Callable[[int, int], None]:
+        """What a step calls behind each of its parts: shows it, and raises OutOfTime once its pace tells of an end too late.
+
+        `share`: of the time that is left, what it may take.
+        """
+        begun, left = self.spent, share * self.left
 
         def tell(done: int, total: int) -> None:
             self.show(f"{name} {done}/{total}")

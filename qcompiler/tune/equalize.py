@@ -10,101 +10,62 @@ Known to hurt: a ReLU6, or any clamp with an upper end, which then cuts elsewher
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, fx
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
-from qcompiler.errors import ConfigError
 from qcompiler.inputs.door import door
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.names import user_path
 from qcompiler.ir.types import quant_of
 from qcompiler.ops.spec import Family
+from qcompiler.tune.alphas import best_alpha, check_alpha
+from qcompiler.tune.channel_ends import TRIED, Ends, Halves, channel_scales
 from qcompiler.tune.channel_regions import Region, regions
 from qcompiler.tune.groups import named_ranges
-from qcompiler.tune.lane import Batch, Lane
 from qcompiler.tune.one_form import one_form
-from qcompiler.tune.together import together
 from qcompiler.tune.trial import Trial
+from qcompiler.tune.walk import Tell
 from qcompiler.workflow.twins import Twin
-
-LEAST = 1 / 64  # a channel that is nearly always zero is not made as large as the others
-ALPHAS = (0.25, 0.75)  # that are tried beside 0.5, on so many batches
-TRIED = 4
-MATTERS = 0.1  # dB that 0.5 changes at least, where others are tried
 
 
 @in_plain_torch
 @door
-def equalize(prepared: object, batches: object, *, corrections: Corrections | None = None, alpha: float | None = 0.5) -> Corrections:
+def equalize(prepared: object, batches: object, *, corrections: Corrections | None = None, alpha: float | None = 0.5,
+             tell: Tell | None = None) -> Corrections:  # fmt: skip
     """The corrections with float weights whose results have channels of like range, and the ranges that the values have then.
 
     prepared: calibrated, of prepare_fx, with one form of the call. batches: as `calibrate` takes them. `alpha`: 0 changes nothing, 1 would
     make all channels alike at the cost of the weights that read them; at most 0.75. None: of 0.25, 0.5 and 0.75 the one with the least
     error of the results on the first four batches, or no change where each makes it larger. Codes that were found for a changed weight
-    are dropped, so this comes before `reconstruct`. Raises ConfigError for another alpha and for several forms of the call,
-    CalibrationError for no batches.
+    are dropped, so this comes before `reconstruct`. `tell(done, total)` is called behind each part of the
+    work. Raises ConfigError for another alpha and for several forms of the call, CalibrationError for no batches.
     """
-    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 0.75):
-        raise ConfigError(f"alpha is from 0 to 0.75, or None, not {alpha!r:.40}", code="alpha")
+    check_alpha(alpha)
     so_far = corrections or NO_CORRECTIONS
     twin, data = one_form(prepared, batches, so_far, "a model of several forms of the call cannot be equalized")
     found = list(regions(twin.floats, twin.settings.table))
-    with torch.no_grad():
-        ends = _channel_ends(twin, found, data)
-    if alpha is not None:
-        return _with_alpha(twin, ends, found, alpha, so_far)
-    usual = _with_alpha(twin, ends, found, 0.5, so_far)
-    if usual == so_far:
-        return so_far
-    trial = Trial.of(prepared, twin.floats, data[:TRIED])
-    scored = [(trial.sqnr(so_far), so_far), (trial.sqnr(usual), usual)]
-    if abs(scored[1][0] - scored[0][0]) >= MATTERS:
-        others = [_with_alpha(twin, ends, found, one, so_far) for one in ALPHAS]
-        scored += [(trial.sqnr(one), one) for one in others]
-    return max(scored, key=lambda one: one[0])[1]
+    ends = Halves.of(twin, {node: region.axis for region in found for node in region.values}, data)
+    trial = partial(Trial.of, prepared, twin.floats, data[:TRIED])
+    return best_alpha(lambda one, of: _with_alpha(twin, of, found, one, so_far), alpha, so_far, ends, trial, tell)
 
 
-def _with_alpha(
-    twin: Twin, ends: dict[fx.Node, tuple[Tensor, Tensor]], found: Iterable[Region], alpha: float, so_far: Corrections
-) -> Corrections:  # fmt: skip
+def _with_alpha(twin: Twin, ends: Ends, found: Iterable[Region], alpha: float, so_far: Corrections) -> Corrections:
     for region in found:
         so_far |= _equalized(twin, region, ends, alpha, so_far)
     return so_far
 
 
-def _channel_ends(twin: Twin, found: Iterable[Region], batches: Iterable[Batch]) -> dict[fx.Node, tuple[Tensor, Tensor]]:
-    """The lowest and highest number of each channel of the values of the regions."""
-    axes = {node: region.axis for region in found for node in region.values}
-    ends: dict[fx.Node, tuple[Tensor, Tensor]] = {}
-    for number, batch in enumerate(batches):
-        lane = Lane(twin.floats, [batch], number)
-        for node in axes:
-            lane.last[node] = len(lane.nodes)  # kept up to the look at it
-        for node in sorted(axes):
-            lane.advance(node.next)
-            x = lane.value(node, 0).movedim(-axes[node], 0).flatten(1)
-            low, high = ends.get(node, (x.amin(1), x.amax(1)))
-            ends[node] = torch.minimum(low, x.amin(1)), torch.maximum(high, x.amax(1))
-            lane.last[node] = max((lane.index[user] for user in node.users), default=-1)
-    said = together().all({node.name: pair for node, pair in ends.items()})
-    return {node: (torch.stack([one[node.name][0] for one in said]).amin(0), torch.stack([one[node.name][1] for one in said]).amax(0))
-            for node in ends}  # fmt: skip
-
-
-def _equalized(
-    twin: Twin, region: Region, ends: dict[fx.Node, tuple[Tensor, Tensor]], alpha: float, so_far: Corrections
-) -> Corrections:  # fmt: skip
+def _equalized(twin: Twin, region: Region, ends: Ends, alpha: float, so_far: Corrections) -> Corrections:
     quantized = [node for node in region.values if quant_of(node).group is not None]
     if not quantized:
         return NO_CORRECTIONS  # no value of it is rounded
-    reach = torch.stack([torch.maximum(-ends[node][0], ends[node][1]) for node in quantized]).amax(0)
-    if not float(reach.max()) > 0:
+    scale = channel_scales(ends, quantized, alpha)
+    if scale is None:
         return NO_CORRECTIONS
-    scale = (reach / reach.max()).clamp(min=LEAST).pow(alpha)
-    scale = torch.where(reach > 0, scale, 1.0)
     fold = _Fold(twin, so_far)
     for node in region.makers:
         for arg in node.args[1:3]:
@@ -128,7 +89,9 @@ class _Fold:
         """Along the channels that the op reads, or makes."""
         floats, row = self.twin.floats, self.twin.settings.table.of(node)
         path = user_path(floats, str(arg.target))
-        held = self.made.get(path, self.so_far.weights.get(path, attribute(floats, str(arg.target)).detach()))
+        held = self.made.get(path, self.so_far.weights.get(path))
+        if held is None:
+            held = attribute(floats, str(arg.target)).detach() / self.so_far.columns.get(path, torch.tensor(1.0))
         groups = node.kwargs.get("groups", 1)
         assert row is not None and isinstance(groups, int)
         by_last = held.dim() == 1 or row.name == "layer_norm"  # whose weight has the shape of what it normalizes, channels last
@@ -145,7 +108,7 @@ def _scaled(held: Tensor, scale: Tensor, groups: int, second: bool | None) -> Te
     return (parts * scale.reshape(groups, 1, held.shape[1], *[1] * (held.dim() - 2))).reshape(held.shape)
 
 
-def _ranges(values: list[fx.Node], ends: dict[fx.Node, tuple[Tensor, Tensor]], scale: Tensor) -> dict[int, tuple[float, float]]:
+def _ranges(values: list[fx.Node], ends: Ends, scale: Tensor) -> dict[int, tuple[float, float]]:
     """By group: of all of its values, what they need."""
     lows, highs = dict[int, float](), dict[int, float]()
     for node in values:

@@ -16,11 +16,13 @@ from qcompiler.tune.islands import islands
 from qcompiler.tune.ranges import fit_ranges
 from qcompiler.tune.reconstruct import reconstruct
 from qcompiler.tune.sampled_rows import MOST_ROWS
+from qcompiler.tune.scale_inputs import scale_inputs
 from qcompiler.tune.score import Score
 from qcompiler.workflow.explain import explain
 
 Tell = Callable[[int, int], None]
 FEW_ROWS = 0.25  # of the usual ones: with fewer the rounding fits the rows that were drawn
+BEFORE = 0.2  # of the time that is left: what each step in front of `reconstruct` may take
 LINEAR_SHARE = 0.5  # of the multiply-accumulates: below, linears that round their input at run time change little
 
 
@@ -43,12 +45,16 @@ class State:
 
 @dataclass(frozen=True)
 class Move:
-    """`skips`: why it is not tried. `make`: the corrections with it; `effort` below 1 means less data, where it can do with that."""
+    """`skips`: why it is not tried. `make`: the corrections with it; `effort` below 1 means less data, where it can do with that.
+
+    `share`: of the time that is left, what it may take: most is for the step behind it, which gains most where weights limit.
+    """
 
     name: str
     skips: Callable[[State], str | None]
     make: Callable[[State, Tell, float], Corrections]
     least_effort: float = 1.0
+    share: float = 1.0
 
 
 def _always(state: State) -> None:
@@ -71,7 +77,11 @@ def _ranges_left(state: State) -> str | None:
 
 
 def _equalize(state: State, tell: Tell, effort: float) -> Corrections:
-    return equalize(state.prepared, state.batches, corrections=state.corrections, alpha=None)
+    return equalize(state.prepared, state.batches, corrections=state.corrections, alpha=None, tell=tell)
+
+
+def _scale_inputs(state: State, tell: Tell, effort: float) -> Corrections:
+    return scale_inputs(state.prepared, state.batches, corrections=state.corrections, alpha=None, tell=tell)
 
 
 def _ranges(state: State, tell: Tell, effort: float) -> Corrections:
@@ -103,8 +113,9 @@ def _islands(state: State, tell: Tell, effort: float) -> Corrections:
 
 
 MOVES = (
-    Move("equalize", _always, _equalize),
-    Move("ranges", _values_limit, _ranges),
+    Move("equalize", _always, _equalize, share=BEFORE),
+    Move("scale-inputs", _values_limit, _scale_inputs, share=BEFORE),
+    Move("ranges", _values_limit, _ranges, share=BEFORE),
     Move("reconstruct", _always, _reconstruct, FEW_ROWS),
     Move("ranges-again", _ranges_left, _ranges),
     Move("dynamic", _no_linears, _dynamic),

@@ -3,6 +3,9 @@
 Both walk over the model: each op is given what the int8 ops before it make, corrected as they are by then, and aims at what the float
 model makes there. So errors of an op are made up by the ops behind it. No labels are needed, and no op takes longer afterwards.
 
+What a range cuts off is not aimed at: a range is narrower than its data where that costs the results little, and weights that make up
+for it in the few rows that it cuts are wrong for all others (all-MiniLM-L6-v2 behind fitted ranges: 4.5 dB instead of 20.6).
+
 Known to hurt: a bias over all positions, those included that a clamp cuts off (CREPE -5 dB), so `correct_bias` looks at active ones alone.
 Known to give nothing: tuning codes by the error of the model's result; float sums.
 """

@@ -25,8 +25,11 @@ STYLE = """
 body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.25rem; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui; }
 table { border-collapse: collapse; margin: 1.5rem 0; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; } th { color: var(--soft); font-weight: 500; }
-th:nth-child(2), td:nth-child(2), th:last-child, td:last-child { text-align: left; } tr.chosen { color: var(--mark); font-weight: 600; }
-svg { max-width: 100%; } svg text { fill: var(--soft); font: 12px system-ui; } svg line { stroke: var(--line); }
+th:nth-child(2), td:nth-child(2), th:last-child, td:last-child { text-align: left; }
+th, td { white-space: nowrap; } td:last-child { min-width: 16rem; white-space: normal; }
+.wide { overflow-x: auto; } a { color: var(--mark); } tr.chosen { color: var(--mark); font-weight: 600; }
+svg { width: 100%; min-width: 30rem; max-width: 45rem; }
+svg text { fill: var(--soft); font: 12px system-ui; } svg line { stroke: var(--line); }
 svg polyline { fill: none; stroke: var(--mark); stroke-width: 2; } svg circle { fill: var(--mark); } p { color: var(--soft); }
 """
 
@@ -67,8 +70,10 @@ def rendered(tuned: Result) -> str:
     body = "".join(_line([column.cells[i] for column in columns], row.chosen) for i, row in enumerate(tuned.table))
     notes = "".join(f"<p>{escape(note)}</p>" for note in tuned.notes())
     title = escape(tuned.rich().title)
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>'
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}{curve(tuned.table)}"
+    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f'<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>'
+            f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{notes}'
+            f'<div class="wide">{curve(tuned.table)}</div>'
             '<p><a href="graph.html">The graph</a>: colour it by what each step changed.</p></html>')  # fmt: skip
 
 

@@ -79,14 +79,14 @@ class Search:
     def _made(self, move: Move) -> Step:
         try:
             found = together().of_first(self._corrections(move))
+            if found == self.state.corrections:
+                return Step(move.name, self.best, 0.0, False, "it changes nothing")
             score = self.score(found, move.name)
         except OutOfTime as error:
             return Step(move.name, None, 0.0, False, f"not begun, or given up: {error}")
         except ConfigError as error:  # what another kernel cannot have; anything else is a fault
             together().refuse(error)
             return Step(move.name, None, 0.0, False, f"not possible: {error.message}")
-        if found == self.state.corrections:
-            return Step(move.name, score, 0.0, False, "it changes nothing")
         why = refusal(self.best, score)
         return Step(move.name, score, 0.0, why is None, why or TAKEN, str(found), found if why is None else NO_CORRECTIONS)
 
@@ -95,7 +95,7 @@ class Search:
         if self.clock.left < self.seconds_of_score:
             raise OutOfTime(self.seconds_of_score, self.clock.left)
         try:
-            return move.make(self.state, self.clock.step(move.name), 1.0)
+            return move.make(self.state, self.clock.step(move.name, move.share), 1.0)
         except OutOfTime as error:
             effort = 0.7 * self.clock.left / error.needed
             if effort < move.least_effort:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from qcompiler.ir.attributes import attribute
 from qcompiler.ir.types import Mode, quant_of
+from qcompiler.ops.reference import dequantize, quantize
 from qcompiler.ops.spec import CONVOLUTIONS, Family, Op
 from qcompiler.stages.arguments import Bounds, Weight, bounds_of
 from qcompiler.stages.quantized import Call, call_of
@@ -57,6 +58,17 @@ class Site:
         groups = self.call.attributes.get("groups", 1) if self.is_conv else 1
         assert isinstance(groups, int)
         return groups
+
+    def kept(self, x: Tensor) -> Tensor:
+        """Float numbers of the input within the range that it is rounded on, if that is known before the call."""
+        given = self.node.args[0]
+        source = given.args[0] if isinstance(given, fx.Node) and given.target is dequantize else None
+        if not isinstance(source, fx.Node) or source.target is not quantize:
+            return x
+        scale, zero_point, low, high = source.args[1:5]
+        if not (isinstance(scale, float) and isinstance(zero_point, int) and isinstance(low, int) and isinstance(high, int)):
+            return x
+        return x.clamp((low - zero_point) * scale, (high - zero_point) * scale)
 
     def setting(self, name: str) -> Ints:
         """A setting of a convolution, one number for each dimension."""

@@ -91,7 +91,8 @@ def _drawn(site: Site, quantized: Lane, floats: Lane, sizes: tuple[int, int, int
     """Rows of one batch. `sizes`: its number, the length of a row, how many rows."""
     number, length, count = sizes
     try:
-        found = sample(site, quantized.value(site.node.args[0], number), floats.value(site.twin.args[0], number), count, generator)
+        given = site.kept(floats.value(site.twin.args[0], number))
+        found = sample(site, quantized.value(site.node.args[0], number), given, count, generator)
         if found.rounded.shape[-1] != length:
             raise ValueError(f"rows of {found.rounded.shape[-1]} numbers, not {length}")
     except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qcompiler.config.corrections import Corrections
+from qcompiler.config.corrections import Corrections, scaled_name
 from qcompiler.errors import ConfigError
 from qcompiler.executable.call_forms import forms_of
 from qcompiler.inputs.near_names import near_names
@@ -24,9 +24,11 @@ def check_corrections(prepared: object, given: Corrections) -> None:
         nodes |= {node.name for node in form.graph.nodes}
         tensors |= {user_path(form, str(node.target)) for node in form.graph.nodes if node.op == "get_attr"}
     _check("weights", given.weights, tensors)
+    _check("columns", given.columns, tensors)
     for part in (given.codes, given.scales):
         _check("codes and scales", (name.rstrip("_") if BESIDE in name else name for name in part), tensors | {n + BESIDE for n in tensors})
-    _check("biases and ranges", (*given.biases, *given.ranges), nodes)
+    scaled = {scaled_name(name) for name in nodes} if given.columns else set()
+    _check("biases and ranges", (*given.biases, *(name for name in given.ranges if name not in scaled)), nodes)
 
 
 def _refuse_trained(form: object) -> None:

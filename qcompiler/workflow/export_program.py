@@ -25,9 +25,11 @@ def export_program(module: nn.Module, *, dynamic_shapes: DynamicShapes = None, o
     inputs may change, as `{"x": {0: "batch"}}` or `{"x": ("batch", None)}`, with a torch.export.Dim for a name where the size has ends;
     None: all that the model lets change; `{}`: none.
     `ops`: "aten" spells the rounding in plain ops, with the bits of the graph of convert_to_reference_fx; "quantized_decomposed" in the ops
-    that ExecuTorch, XNNPACK and Inductor look for, where the process has registered them. LSTM and GRU compute in floats.
+    that Inductor and others look for, where the process has registered them; "xnnpack" in the same ops, with signed codes and rounded
+    results, as ExecuTorch's partitioner for XNNPACK takes them. LSTM and GRU compute in floats.
     Warns of a size that torch.export holds fixed. Raises UnsupportedOpError for a call that it cannot take, ConfigError for settings and
     for a converted module, CalibrationError as convert_fx does.
     """
-    graph, table = quantized_of(module, "export_program", "a program of torch.export", NEUTRAL)
+    neutral = ("xnnpack",) if ops == "xnnpack" else NEUTRAL
+    graph, table = quantized_of(module, "export_program", "a program of torch.export", neutral)
     return program_of(graph, table, dynamic_shapes, ops)

@@ -17,6 +17,7 @@ from qcompiler.ir.names import NAMES
 from qcompiler.ir.types import Stage, quant_of
 from qcompiler.observers.watch import Watch
 from qcompiler.passes import pipeline_for
+from qcompiler.passes.freeze_qparams import FreezeQParams
 from qcompiler.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from qcompiler.prepared.observed_copy import observed_copy
 from qcompiler.workflow.start_convert import Asked, asked_of, decide
@@ -45,10 +46,11 @@ def _twin(prepared: object, asked: Asked) -> Twin:
     gm, state = observed_copy(prepared, "error")
     context = Context(state.settings, state.journal)
     decide(gm, state, context, asked)
-    measured = frozenset(_measured(gm))
     passes = pipeline_for(context.settings).quantize
-    at = next(i for i, step in enumerate(passes) if isinstance(step, InsertQuantizeDequantize))
-    run_passes(gm, passes[:at], Stage.OBSERVED, context)
+    frozen, at = (next(i for i, step in enumerate(passes) if isinstance(step, kind)) for kind in (FreezeQParams, InsertQuantizeDequantize))
+    run_passes(gm, passes[:frozen], Stage.OBSERVED, context)
+    measured = frozenset(_measured(gm))
+    run_passes(gm, passes[frozen:at], Stage.OBSERVED, context)
     floats = OwnGraphModule(gm, copy.deepcopy(gm.graph))
     floats.meta[NAMES] = gm.meta.get(NAMES, {})
     run_passes(gm, passes[at:], Stage.OBSERVED, context)

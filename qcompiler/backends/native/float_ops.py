@@ -20,6 +20,7 @@ _OF_ROWS = {
     **dict.fromkeys(FIRST, "input *dim=None keepdim=False"),
     "topk": "input *k dim=-1 largest=True _sorted=True",
     **dict.fromkeys(("sort", "argsort"), "input *dim=-1 descending=False _stable=False"),
+    "cumsum": "input *dim dtype=None",
     "norm": "input *p=fro dim=None keepdim=False",
     **dict.fromkeys(VARIANCES, "input *dim=None unbiased=True keepdim=False correction=1"),
 }

@@ -37,18 +37,18 @@ class Residual:
 
 @dataclass(frozen=True)
 class Bend:
-    """What a function does to a sum before it is rounded: with `slope`, (min(max(v, 0), top) + min(v, 0) * slope) * gain + offset; without
-    one, v * min(max(v + 3, 0), 6) * gain + offset. Each operation is rounded to float32; one entry a channel."""
+    """What a function does to a sum before it is rounded: (min(max(v, 0), top) + min(v, 0) * slope) * gain + offset. Each operation is
+    rounded to float32; one entry a channel."""
 
     gain: Tensor
     offset: Tensor
-    slope: Tensor | None
+    slope: Tensor
     top: float = math.inf
 
 
 @dataclass(frozen=True)
 class Epilogue:
-    """m and b: float32, one entry a channel (axis 1)."""
+    """m and b: float32, one entry a channel (axis 1). `curve`: int16, three numbers for 32 pieces; v counts 2048ths of them."""
 
     m: Tensor
     b: Tensor
@@ -56,6 +56,7 @@ class Epilogue:
     residual: Residual | None = None
     table: Tensor | None = None
     bend: Bend | None = None
+    curve: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,25 @@ def affine(acc: Tensor, m: Tensor, b: Tensor) -> Tensor:
 
 def bent(v: Tensor, bend: Bend) -> Tensor:
     """float32 values, each operation rounded by itself."""
-    if bend.slope is None:
-        v = v * (v + 3.0).clamp(0.0, 6.0)
-    else:
-        v = v.clamp(0.0, bend.top) + v.clamp(max=0.0) * _channel(bend.slope, v)
+    v = v.clamp(0.0, bend.top) + v.clamp(max=0.0) * _channel(bend.slope, v)
     return v * _channel(bend.gain, v) + _channel(bend.offset, v)
+
+
+def curved(v: Tensor, curve: Tensor, ends: Ends) -> Tensor:
+    """The parabolas of the pieces at rne(v), cut to 16 bits, in 128ths of a code; what is half a code more rounds up."""
+    x = v.clamp(-32768.0, 32767.0).round().to(torch.int32)
+    t = (x << 5 ^ 0x8000).to(torch.int16).int()
+    base, slope, bend = curve.int().reshape(3, 32)[:, ((x & 0xFFFF) >> 11).long()]
+    slope = slope + ((bend * t + 16384) >> 15)
+    y: Tensor = (base + ((slope * t + 16384) >> 15)).clamp(-32768, 32767)
+    return ((y >> 7) + 128).clamp(ends.lo, ends.hi).to(torch.uint8)
 
 
 def finish(acc: Tensor, epilogue: Epilogue) -> Tensor:
     """Sums (int, channels on axis 1) to codes."""
     v = affine(acc, epilogue.m, epilogue.b)
+    if epilogue.curve is not None:
+        return curved(v, epilogue.curve, epilogue.ends)
     q = code(v if epilogue.bend is None else bent(v, epilogue.bend), epilogue.ends)
     if (r := epilogue.residual) is not None:
         q = add(q, r.codes, (r.k, r.kr, r.kc), r.ends)

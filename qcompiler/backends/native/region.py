@@ -22,7 +22,7 @@ from qcompiler.backends.native.plan.place import Place
 from qcompiler.backends.native.plan.planner import Planner
 from qcompiler.backends.native.plan.rows import Row, plan_rows
 from qcompiler.backends.native.plan.sizes import Sizes
-from qcompiler.backends.native.plan.table import Table, table_of
+from qcompiler.backends.native.plan.table import Table, table_in_parts, table_of
 from qcompiler.backends.native.plan.text import plan_text
 from qcompiler.backends.native.steps import Region
 from qcompiler.errors import InputError
@@ -82,7 +82,8 @@ class NativeRegion:
         key = tuple([(x.shape, x.stride()) for x in inputs])
         found = self._calls.get(key)
         if found is None:
-            found = _Call.of(table_of(self._sizes(inputs)), len(inputs), self.network)
+            sizes = self._sizes(inputs)
+            found = _Call.of(table_in_parts(sizes), sizes, self.network)
             for old in list(self._calls)[: len(self._calls) - KEPT + 1]:  # other threads may be at it, too
                 self._calls.pop(old, None)
             self._calls[key] = found
@@ -95,10 +96,13 @@ class NativeRegion:
 
     def __call__(self, *inputs: Tensor) -> tuple[Any, ...]:
         """What the region hands out, in order: tensors, and numbers that follow from sizes."""
+        return self._called(inputs, self._run, torch.get_num_threads())
+
+    def _called(self, inputs: Sequence[Tensor], run: Callable[..., int], *settings: object) -> tuple[Any, ...]:
         given = self.readable(inputs)
         call = self._call(given)
         made = call.made()
-        if self._run(self._model, call.sizes, call.pointers(given, made), torch.get_num_threads()):
+        if run(self._model, call.sizes, call.pointers(given, made), *settings):
             raise MemoryError(f"no memory for the {call.table.struct.arena} bytes that this network's values take")
         return call.results(made)
 
@@ -118,32 +122,36 @@ class NativeRegion:
 
     def plan(self, *inputs: Tensor) -> str:
         """The plan as text, at the sizes of the example, or at those of the inputs and with times."""
-        table = table_of(self._sizes(inputs or self._examples()))
-        return plan_text(table, self.source.kernels, self.source.constants.size, self.watch(*inputs).nanoseconds if inputs else None)
+        table = table_in_parts(self._sizes(inputs or self._examples()))
+        return plan_text(table, self.source.kernels, self.source.constants.size, self.times(*inputs)[0] if inputs else None)
 
     def rows(self) -> list[Row]:
         """The plan at the sizes of the example."""
-        return plan_rows(table_of(self._sizes(self._examples())), self.source.kernels)
+        return plan_rows(table_in_parts(self._sizes(self._examples())), self.source.kernels)
 
     def _examples(self) -> list[Tensor]:
         return [torch.empty(shape, device="meta") for _, shape in self.network.inputs]
 
-    def watch(self, *inputs: Tensor) -> Watched:
-        """One run on one thread that keeps every value."""
+    def watch(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Every value of a run, on one thread: codes and floats by name, in torch's shapes."""
         inputs = tuple(self.readable(inputs))
         sizes = self._sizes(inputs)
         for buffer in sizes.buffers:
             buffer.first, buffer.last = 0, len(self.network.layers)
         table = table_of(sizes)
         arena = torch.zeros(table.struct.arena, dtype=torch.uint8)
-        nanoseconds = (ctypes.c_int64 * max(1, len(self.network.computing)))()
-        call = _Call.of(table, len(inputs), self.network)
+        call = _Call.of(table, sizes, self.network)
         made = call.made()
-        self._kernels.qc_watch(self._model, call.sizes, call.pointers(inputs, made), arena.data_ptr(), nanoseconds)
+        self._kernels.qc_watch(self._model, call.sizes, call.pointers(inputs, made), arena.data_ptr())
         own = {name: place for name, place in sizes.places.items() if isinstance(place, Place) and place.buffer >= 0}
         values = {name: _seen(arena, place, table.offsets) for name, place in own.items()}
-        times = dict(zip((layer.out for layer in self.network.computing), nanoseconds, strict=False))
-        return Watched(values | dict(zip(self.tensors, made, strict=True)), times)
+        return values | dict(zip(self.tensors, made, strict=True))
+
+    def times(self, *inputs: Tensor, threads: int = 1) -> tuple[dict[str, int], tuple[Any, ...]]:
+        """Nanoseconds of each layer that computes in one call, by its result, and what the call gives."""
+        nanoseconds = (ctypes.c_int64 * max(1, len(self.network.computing)))()
+        results = self._called(inputs, lambda *run: self._kernels.qc_time(*run, threads, nanoseconds))
+        return dict(zip((layer.out for layer in self.network.computing), nanoseconds, strict=False)), results
 
 
 REGIONS: LiveRegions[NativeRegion] = LiveRegions()
@@ -167,12 +175,13 @@ class _Call:
     array: Any
 
     @staticmethod
-    def of(table: Table, inputs: int, network: Network) -> _Call:
+    def of(table: Table, sizes: Sizes, network: Network) -> _Call:
+        """`sizes`: of the whole call, of which the table may have a part."""
         place = {name: index for index, name in enumerate(network.tensor_outputs)}
-        order = tuple((place.get(name), None if name in place else table.sizes.shapes[name]) for name in network.outputs)
+        order = tuple((place.get(name), None if name in place else sizes.shapes[name]) for name in network.outputs)
         # Sizes are given one by one: that takes half the time of a tuple.
-        makers = tuple((_NEW_EMPTY[dtype], tuple(table.sizes.shape(name)) or ((),)) for name, dtype in network.dtypes.items())
-        return _Call(table, ctypes.byref(table.struct), makers, order, ctypes.c_void_p * (inputs + len(makers)))
+        makers = tuple((_NEW_EMPTY[dtype], tuple(sizes.shape(name)) or ((),)) for name, dtype in network.dtypes.items())
+        return _Call(table, ctypes.byref(table.struct), makers, order, ctypes.c_void_p * (len(network.inputs) + len(makers)))
 
     def made(self) -> list[Tensor]:
         """New tensors for what is handed out."""
@@ -201,14 +210,6 @@ def _plain(x: Tensor) -> Tensor:
     if x.is_complex() or x.is_quantized:
         raise InputError(f"a native region takes plain numbers, not {x.dtype}", code="input-type", hint="x.real, x.dequantize()")
     return x.resolve_neg().to(torch.float32).contiguous()
-
-
-@dataclass(frozen=True)
-class Watched:
-    """`values`: codes and floats by name, in torch's shapes. `nanoseconds`: of each layer that computes, by its result."""
-
-    values: dict[str, Tensor]
-    nanoseconds: dict[str, int]
 
 
 def _seen(arena: Tensor, place: Place, offsets: Sequence[int]) -> Tensor:

@@ -17,15 +17,16 @@ from qcompiler.inputs.door import door
 
 @in_plain_torch
 @door
-def native_times(module: nn.Module, *args: object, repeat: int = 5, **kwargs: object) -> dict[str, dict[str, float]]:
-    """Milliseconds of each native layer by the name of its value, `{"conv_q": {"ms": 0.12}}`: the least of `repeat` calls, on one thread.
+def native_times(module: nn.Module, *args: object, repeat: int = 5, threads: int = 1, **kwargs: object) -> dict[str, dict[str, float]]:
+    """Milliseconds of each native layer by the name of its value, `{"conv_q": {"ms": 0.12}}`: the least of `repeat` calls.
 
     What viz.save, viz.print and Document.with_numerics take as `numerics=`. ConfigError for a module that runs no native region.
     """
     if not isinstance(module, nn.Module):
         raise _not_native()
     check_whole(repeat, "repeat", 1)
-    watch = _Times()
+    check_whole(threads, "threads", 1)
+    watch = _Times(threads)
     for _ in range(repeat):
         with watch:
             module(*args, **kwargs)
@@ -41,8 +42,9 @@ def _not_native() -> ConfigError:
 class _Times(TorchDispatchMode):
     """Runs regions layer by layer with a clock between; `least`: nanoseconds by layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
         super().__init__()
+        self.threads = threads
         self.least: dict[str, int] = {}
 
     def __torch_dispatch__(
@@ -52,11 +54,10 @@ class _Times(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         inputs, constants, description = args
         region = region_of_constants(constants, description)
-        seen = region.watch(*inputs)
-        for name, nanoseconds in seen.nanoseconds.items():
+        times, results = region.times(*inputs, threads=self.threads)
+        for name, nanoseconds in times.items():
             self.least[name] = min(nanoseconds, self.least.get(name, nanoseconds))
-        results: list[Tensor] = [seen.values[name] for name in region.tensors]
-        return results
+        return [result for result in results if isinstance(result, Tensor)]
 
 
 __all__ = ["native_times"]

@@ -39,7 +39,7 @@ class WatchedRegion:
         kept = f"{step.name} values"  # no name of a step: what this run kept, beside what it hands out
 
         def run(env: Env) -> Any:
-            env[kept] = self.region.watch(*inputs(env)).values
+            env[kept] = self.region.watch(*inputs(env))
             return self.region(*inputs(env))
 
         values = [self._value(name, kept) for name in self.watched()]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from qcompiler.export.dims import DynamicShapes, asked_dims
+from qcompiler.export.dims import DynamicShapes, asked_dims, named_places
 from qcompiler.ops.table import Table
+from qcompiler.stages.size_dims import Search
 from qcompiler.stages.size_expressions import Floor, Least, Modulo, Name, Product, Size, Sum, add, floor, least, modulo, times
 from qcompiler.stages.size_runs import Place, Runner
-from qcompiler.stages.sizes import Shape, Sized, sizes_of
+from qcompiler.stages.sizes import Shape, Sized, sizes_with
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,17 @@ def known_sizes(gm: fx.GraphModule, table: Table, asked: DynamicShapes) -> Known
     """
     if isinstance(asked, Mapping) and not any(asked.values()):
         return Known({node: _fixed(found) for node, found in Runner(gm, table).run({}).items()}, {})
-    sizes = sizes_of(gm, table)
-    called = {name: name for name in sizes.dims} if asked is None else asked_dims(sizes.dims, sizes.fixed, asked)
-    wanted = {name: Name(given) for name, given in called.items()}
-    values: dict[str, Size] = {name: wanted.get(name, dim.example) for name, dim in sizes.dims.items()}
-    places = {wanted[name].name: dim.places[0] for name, dim in sizes.dims.items() if name in wanted}
-    return Known({node: _with(sized, values) for node, sized in sizes.of.items()}, places)
+    search = Search(Runner(gm, table))
+    found = search.alone()
+    if asked is not None:
+        asked_dims(found, search.fixed, asked)
+        places = {place for place, *_ in named_places(asked)}
+        found = [dim for dim in found if places.intersection(dim.places)]
+    dims = search.together(found)
+    called = {dim.name: dim.name for dim in dims} if asked is None else asked_dims(dims, search.fixed, asked)
+    names = {name: Name(given) for name, given in called.items()}
+    sizes = sizes_with(gm, table, search, dims)
+    return Known({node: _with(sized, names) for node, sized in sizes.items()}, {names[dim.name].name: dim.places[0] for dim in dims})
 
 
 def _fixed(found: object) -> Sized:

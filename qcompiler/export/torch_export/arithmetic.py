@@ -109,10 +109,13 @@ def dynamic_decomposed(node: fx.Node, x: Tensor, quant_min: int, quant_max: int)
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """`spelled`: by function what is called in its place. `tensors`: by path those that take the place of a graph's own."""
+    """`spelled`: by function what is called in its place. `tensors`: by path those that take the place of a graph's own. `cuts`: whether
+    its `quantize` cuts at the clamp that the op in front took in. `apart`: whether each reader of codes reads them for itself."""
 
     spelled: Mapping[Spelling, Spelling]
     tensors: Mapping[str, Tensor]
+    cuts: bool = False
+    apart: bool = False
 
 
 def decomposed(gm: fx.GraphModule) -> Arithmetic:
@@ -142,9 +145,4 @@ def _numbers(gm: fx.GraphModule, node: fx.Node) -> tuple[float, int]:
     return scale, int(zero_point)
 
 
-ARITHMETICS: Mapping[str, Callable[[fx.GraphModule], Arithmetic]] = {
-    "aten": lambda gm: Arithmetic(ATEN, {}),
-    "quantized_decomposed": decomposed,
-}
-
-__all__ = ["ARITHMETICS", "Arithmetic", "Spelling"]
+__all__ = ["ATEN", "Arithmetic", "Spelling", "decomposed"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -14,29 +15,39 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.traceback import get_current_meta, preserve_node_meta, set_current_meta
 
-from qcompiler.errors import ConfigError, UnsupportedOpError, callers_level
+from qcompiler.errors import ConfigError, QCompilerWarning, UnsupportedOpError, callers_level
 from qcompiler.export.dims import DynamicShapes
 from qcompiler.export.ranges import code_limits
 from qcompiler.export.torch_export.arguments import Given, given_for
-from qcompiler.export.torch_export.arithmetic import ARITHMETICS, Arithmetic, Spelling
+from qcompiler.export.torch_export.arithmetic import ATEN, Arithmetic, decomposed
+from qcompiler.export.torch_export.xnnpack import xnnpack
 from qcompiler.ir.attributes import container
 from qcompiler.ir.types import quant_of, source_of
 from qcompiler.ir.verify import where
-from qcompiler.ops.reference import quantize
+from qcompiler.ops.reference import dequantize, quantize
 from qcompiler.ops.table import Table
 from qcompiler.stages.arguments import bounds_of
 from qcompiler.stages.size_dims import Search
 from qcompiler.stages.size_runs import Place, Runner
 
 REGISTERS = "import torch.ao.quantization.fx._decomposed, or what brings it: executorch, torch._inductor"
+GROWS = (
+    "ExecuTorch 1.5.1 was seen to compute wrong results without a word where a size was larger than at its first call: hold all sizes, "
+    "dynamic_shapes={}, or compare its results at every size that will come"
+)
+ARITHMETICS: Mapping[str, Callable[[fx.GraphModule], Arithmetic]] = {
+    "aten": lambda gm: Arithmetic(ATEN, {}),
+    "quantized_decomposed": decomposed,
+    "xnnpack": xnnpack,
+}
 HINT = "leave this out of the module that is exported, or write it so that data decides on no shape and on no branch"
 
 
 def program_of(gm: fx.GraphModule, table: Table, asked: DynamicShapes = None, ops: str = "aten") -> ExportedProgram:
     """The program of a QUANTIZED graph. Raises UnsupportedOpError for a call that torch.export cannot take, ConfigError for settings."""
     if ops not in ARITHMETICS:
-        raise ConfigError(f"ops={ops!r:.40}: a program is made of {' or '.join(ARITHMETICS)}", code="export-ops")
-    if ops == "quantized_decomposed" and not hasattr(torch.ops.quantized_decomposed, "quantize_per_tensor"):
+        raise ConfigError(f"ops={ops!r:.40}: a program is made of {', '.join(ARITHMETICS)}", code="export-ops")
+    if ops != "aten" and not hasattr(torch.ops.quantized_decomposed, "quantize_per_tensor"):
         raise ConfigError("nothing has registered the ops of quantized_decomposed in this process", code="export-ops", hint=REGISTERS)
     search = Search(Runner(gm, table))
     given = given_for(gm, search, asked)
@@ -44,6 +55,8 @@ def program_of(gm: fx.GraphModule, table: Table, asked: DynamicShapes = None, op
     with _clear_errors():
         made = torch.export.export(module, given.args, dict(given.kwargs), dynamic_shapes=dict(given.shapes) if given.open else None)
     _tell_fixed(made, given, search, asked)
+    if ops == "xnnpack" and given.open:
+        warnings.warn(GROWS, QCompilerWarning, stacklevel=callers_level())
     return made
 
 
@@ -69,7 +82,7 @@ class _Module(nn.Module):
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             with preserve_node_meta():
-                return _plain(_Walk(self, gm, table, arithmetic.spelled).run(*bound.arguments.values()))
+                return _plain(_Walk(self, gm, table, arithmetic).run(*bound.arguments.values()))
 
         forward.__signature__ = signature  # type: ignore[attr-defined]
         self.forward = forward
@@ -84,12 +97,22 @@ def _put(root: nn.Module, path: str, value: object) -> None:
         setattr(module, name, value)
 
 
+@dataclass(frozen=True)
+class _Reads:
+    """Codes that each of their readers reads for itself."""
+
+    read: Callable[[], object]
+
+    def __call__(self) -> object:
+        return self.read()
+
+
 class _Walk(fx.Interpreter):
     """Runs a QUANTIZED graph as torch.export shall see it; what it makes carries the module and the user's line of its node."""
 
-    def __init__(self, module: nn.Module, gm: fx.GraphModule, table: Table, spelled: Mapping[Spelling, Spelling]) -> None:
+    def __init__(self, module: nn.Module, gm: fx.GraphModule, table: Table, arithmetic: Arithmetic) -> None:
         super().__init__(module, graph=gm.graph)
-        self.table, self.spelled = table, spelled
+        self.table, self.arithmetic = table, arithmetic
 
     def run_node(self, n: fx.Node) -> Any:
         with set_current_meta(n):
@@ -99,15 +122,24 @@ class _Walk(fx.Interpreter):
             except Exception as error:
                 raise NotExported(n) from error
 
+    def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
+        def value(source: fx.Node) -> Any:
+            held = self.env[source]
+            return held() if isinstance(held, _Reads) else held
+
+        return fx.node.map_arg(args, value)
+
     def _value(self, n: fx.Node) -> Any:
         args, given = _plain(self.fetch_args_kwargs_from_env(n))
-        spelled = self.spelled.get(n.target) if n.op == "call_function" else None  # type: ignore[arg-type]
+        spelled = self.arithmetic.spelled.get(n.target) if n.op == "call_function" else None  # type: ignore[arg-type]
+        if spelled is not None and self.arithmetic.apart and n.target is dequantize:
+            return _Reads(lambda: spelled(n, *args, **given))
         if spelled is not None:
             return spelled(n, *args, **given)
         row, kwargs = self.table.of(n), given
         if row is not None and row.rounds_inside:
             kwargs.pop("activation_range", None)  # each step would round by the values at hand, and torch.export has no loop over steps
-        if kwargs.get("bounds") is not None and _range_is_clamp(n):
+        if kwargs.get("bounds") is not None and (_is_rounded(n) if self.arithmetic.cuts else _range_is_clamp(n)):
             del kwargs["bounds"]
         return getattr(self, n.op)(n.target, args, kwargs)
 
@@ -116,6 +148,11 @@ def _range_is_clamp(node: fx.Node) -> bool:
     """Whether all that reads the result rounds it into a range that ends where the clamp does, or before."""
     qparams = [quant_of(user).qparams for user in node.users if user.target is quantize]
     return len(qparams) == len(node.users) and all(p is not None and code_limits(p, bounds_of(node.kwargs)) is None for p in qparams)
+
+
+def _is_rounded(node: fx.Node) -> bool:
+    """Whether all that reads the result rounds it."""
+    return all(user.target is quantize for user in node.users)
 
 
 def _told(node: fx.Node) -> dict[str, object]:

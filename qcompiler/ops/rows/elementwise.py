@@ -67,7 +67,8 @@ ARITHMETIC = (
                                  *(Spelling(f, "input:x mat2:other") for f in (torch.bmm, "bmm", torch.mm, "mm")),
                                  *(Spelling(f, "input:x vec:other") for f in (torch.mv, "mv"))),
             macs=macs.product_at(0, "x"), float_inside=True, example=Example(((2, 5, 8), (2, 8, 3)))),
-    *(_binary(name, fn, (Spelling(fn, OTHER), Spelling(name, OTHER)), takes_bounds=False, commutes=lambda attributes: True)
+    *(_binary(name, fn, (Spelling(fn, OTHER), Spelling(name, OTHER)), takes_bounds=False, commutes=lambda attributes: True,
+              homogeneous=always)
       for name, fn in (("maximum", torch.maximum), ("minimum", torch.minimum))),
 )  # fmt: skip
 

@@ -33,13 +33,15 @@ ALIASES: dict[str, tuple[object, ...]] = {
 # Examples for which the results are finite; and functions that jump, whose results may be far off where a step of the input is.
 POSITIVE = ("log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "acosh", "logit")
 BOUNDED = ("asin", "acos", "atanh", "tan")
+# Activations: their slope is at most about 1, on a side without bound.
+FLAT = ("abs", "neg", "threshold", "hardshrink", "softshrink", "tanhshrink", "rrelu", "selu", "logsigmoid")
 JUMPS = ("floor", "ceil", "trunc", "frac", "sign", "remainder", "fmod", "floor_divide")
 
 
 def _row(name: str, fn: Any, signature: str, spellings: tuple[Any, ...], *modules: ModuleForm, **attributes: Any) -> Op:
     example = Example(attributes=attributes, positive=name in POSITIVE, bounded=name in BOUNDED, smooth=name not in JUMPS)
     return Op(name=name, fn=fn, signature=signature, params=X, output=Output.OWN, elementwise=True, spellings=spellings, modules=modules,
-              family=Family.FUNCTION, example=example,
+              family=Family.ACTIVATION if name in FLAT else Family.FUNCTION, example=example,
               spreads=lambda attributes, i: name in STEEP or _is_root(attributes.get("exponent")))  # fmt: skip
 
 

@@ -12,6 +12,7 @@
 typedef struct layer {
   const char *name;
   int in, out, size, kernel, stride, groups; /* groups = in: depthwise */
+  int added;                                 /* another value is added to the result */
 } layer;
 
 static const layer layers[] = {
@@ -23,7 +24,9 @@ static const layer layers[] = {
     {"r 1x1 256>1024 @14", 256, 1024, 14, 1, 1, 1},   {"r 1x1 1024>256 @14", 1024, 256, 14, 1, 1, 1},
     {"r 1x1s2 1024>2048 @7", 1024, 2048, 14, 1, 2, 1}, {"r 3x3 512>512 @7", 512, 512, 7, 3, 1, 1},
     {"r 1x1 512>2048 @7", 512, 2048, 7, 1, 1, 1},     {"r 1x1 2048>512 @7", 2048, 512, 7, 1, 1, 1},
-    {"r linear 2048>1000", 2048, 1000, 1, 1, 1, 1},   {"m 3x3s2 3>32 @112", 3, 32, 224, 3, 2, 1},
+    {"r linear 2048>1000", 2048, 1000, 1, 1, 1, 1},   {"r 1x1 64>256 + @56", 64, 256, 56, 1, 1, 1, 1},
+    {"r 1x1 128>512 + @28", 128, 512, 28, 1, 1, 1, 1}, {"r 1x1 256>1024 + @14", 256, 1024, 14, 1, 1, 1, 1},
+    {"r 1x1 512>2048 + @7", 512, 2048, 7, 1, 1, 1, 1}, {"m 3x3s2 3>32 @112", 3, 32, 224, 3, 2, 1},
     {"m 1x1 32>16 @112", 32, 16, 112, 1, 1, 1},       {"m 1x1 16>96 @112", 16, 96, 112, 1, 1, 1},
     {"m 1x1 96>24 @56", 96, 24, 56, 1, 1, 1},         {"m 1x1 24>144 @56", 24, 144, 56, 1, 1, 1},
     {"m 1x1 144>24 @56", 144, 24, 56, 1, 1, 1},       {"m 1x1 144>32 @28", 144, 32, 28, 1, 1, 1},
@@ -99,16 +102,17 @@ static void run(const layer *l, const qc_kernels *k) {
   int depthwise = l->groups == l->in && l->in > 1;
   while (!depthwise && groups > 1 && l->out / groups % 16) merge *= 2, groups /= 2;
   size_t taps = (size_t)l->kernel * (size_t)l->kernel, wide = (size_t)(l->size + 2 * halo);
-  uint8_t *x = block(wide * wide * (size_t)l->in), *y = block((size_t)out * (size_t)out * (size_t)l->out);
+  uint8_t *x = block(wide * wide * (size_t)l->in), *y = block((size_t)out * (size_t)out * (size_t)l->out), *r = block((size_t)out * (size_t)out * (size_t)l->out);
   float *m = block(4 * (size_t)l->out + 512), *b = block(4 * (size_t)l->out + 512);
   for (int i = 0; i < l->out; i++) m[i] = 0.001f, b[i] = 3.0f;
   qc_conv a = {.x = tensor(x, l->size, l->in, halo), .y = tensor(y, out, l->out, 0), .groups = groups, .fold = groups == 1, .small = 1};
   a.k = (qc_window){{1, l->kernel, l->kernel}, {1, l->stride, l->stride}, {1, 1, 1}, {0, halo, halo}};
   a.e = (qc_epilogue){.m = m, .b = b, .zero = 12, .hi = 255};
+  if (l->added) a.r = tensor(r, out, l->out, 0), a.e.k = 0.7f, a.e.kr = 0.6f, a.e.kc = -20.0f, a.e.zero2 = 3, a.e.hi2 = 255;
   a.w = weights((taps + 60) * (size_t)(l->in / groups + 64) * (size_t)(l->out + 64));
   a.wsum = block(4 * (size_t)l->out + 512);
   report(l, k, &a, (double)out * out * l->out * (double)taps * l->in / l->groups);
-  free(x), free(y), free(m), free(b), free((void *)a.w), free((void *)a.wsum);
+  free(x), free(y), free(r), free(m), free(b), free((void *)a.w), free((void *)a.wsum);
 }
 
 int main(int argc, char **argv) {

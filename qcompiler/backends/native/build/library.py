@@ -48,7 +48,8 @@ class SizesStruct(Structure):
     """qc_sizes."""
 
     _fields_ = [("pixels", POINTER(Tensor)), ("moved", POINTER(Copy)), ("strides", c_void_p), ("spread", POINTER(c_int32)),
-                ("cost", POINTER(c_int64)), ("maps", c_void_p), ("arena", c_int64)]  # fmt: skip
+                ("cost", POINTER(c_int64)), ("maps", c_void_p), ("arena", c_int64),
+                ("parts", c_int64), ("tensors", c_int64), ("step", POINTER(c_int64)), ("last", POINTER(c_int64))]  # fmt: skip
 
 
 def runtime_units(name: str) -> list[Unit]:
@@ -95,7 +96,8 @@ def runtime(name: str) -> ctypes.CDLL:
     made.qc_close.restype, made.qc_close.argtypes = None, [c_void_p]
     made.qc_isa.restype, made.qc_isa.argtypes = c_char_p, [c_void_p]
     made.qc_run.restype, made.qc_run.argtypes = c_int, [c_void_p, POINTER(SizesStruct), POINTER(c_void_p), c_int]
-    made.qc_watch.restype, made.qc_watch.argtypes = None, [c_void_p, POINTER(SizesStruct), POINTER(c_void_p), c_void_p, POINTER(c_int64)]
+    made.qc_watch.restype, made.qc_watch.argtypes = None, [c_void_p, POINTER(SizesStruct), POINTER(c_void_p), c_void_p]
+    made.qc_time.restype, made.qc_time.argtypes = c_int, [c_void_p, POINTER(SizesStruct), POINTER(c_void_p), c_int, POINTER(c_int64)]
     return made
 
 

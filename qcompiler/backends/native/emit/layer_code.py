@@ -17,6 +17,7 @@ from qcompiler.backends.native.plan.window import Window
 
 TYPES = {"w": "const int8_t *", "wsum": "const int32_t *"}
 TYPES |= {f"e.{name}": "const float *" for name in ("m", "b", "gain", "slope", "offset")}
+TYPES["e.curve"] = "const int16_t *"
 BYTES = "const uint8_t *"
 
 
@@ -148,10 +149,12 @@ class LayerCode:
         made = Call(self, family)
         yield made
         self.kernels.append(family)
+        shared = family == "conv"
         self.body += [
             f"qc_{family} a = {{0}};",
             *made.lines,
-            f"if (hi < 0) return s->k->{family}_units(&a);",
+            *(["a.room = s->room;"] if shared else []),
+            f"if (hi < 0) return lo == QC_PIECES ? s->k->{family}_units(&a) : {'qc_of_conv(s->k, &a, lo)' if shared else 0};",
             f"s->k->{family}(&a, lo, hi);",
         ]
 
@@ -161,7 +164,12 @@ class LayerCode:
         made = Call(self, "recurrent")
         yield made
         self.kernels += ["range", "encode", "factors", "conv", "gates"]
-        self.body += ["qc_recurrent a = {0};", *made.lines, "if (hi < 0) return 1;", "if (lo == 0) qc_run_recurrent(s->k, &a);"]
+        self.body += [
+            "qc_recurrent a = {0};",
+            *made.lines,
+            "if (hi < 0) return lo == QC_PIECES;",
+            "if (lo == 0) qc_run_recurrent(s->k, &a);",
+        ]
 
     def copy(self) -> None:
         """A qc_copy, which may have nothing to do at some sizes."""
@@ -169,7 +177,7 @@ class LayerCode:
         self.kernels.append("copy")
         self.body += [
             f"qc_copy a = qc_moved(s, {index});",
-            "if (hi < 0) return a.length[5] ? s->k->copy_units(&a) : 0;",
+            "if (hi < 0) return lo == QC_PIECES && a.length[5] ? s->k->copy_units(&a) : 0;",
             "s->k->copy(&a, lo, hi);",
         ]
 

@@ -14,7 +14,7 @@ def implementation(net: Interface, weights: Weights) -> str:
     """The C file behind the header."""
     tables = "\n".join(_sizes(index, table) for index, table in enumerate(net.tables))
     names = "pixels_{0}, moved_{0}, strides_{0}, spread_{0}, cost_{0}, maps_{0}"
-    rows = ", ".join(f"{{{names.format(i)}, {table.struct.arena}}}" for i, table in enumerate(net.tables))
+    rows = ", ".join(f"{{{names.format(i)}, {table.struct.arena}, 0, 0, NULL, NULL}}" for i, table in enumerate(net.tables))
     ends = (("inputs", net.ends.inputs), ("outputs", net.ends.results))
     shapes = "\n".join(_shapes(kind, net.shapes(found)) for kind, found in ends)
     parts = [FIRST, tables, f"static const qc_sizes all_sizes[] = {{{rows}}};", shapes, BODY]

@@ -4,6 +4,8 @@
 
 #include "spans.h"
 
+#include <math.h>
+
 /* The channels of a piece, one block of 16 or two: where their weights and inputs are. A missing second block is the first again. */
 typedef struct qc_pair {
   const int8_t *w[2];
@@ -31,12 +33,15 @@ typedef struct qc_spots {
   uint8_t *y[QC_SPOTS];
 } qc_spots;
 
-enum { QC_PLAIN, QC_FULL, QC_FLOATS }; /* codes 0..255; with bounds, residual, table, gain or the cut; floats */
+/* Codes 0..255; a sum with a residual that fits into 32 bits, whatever the codes are; all that codes may have; floats. */
+enum { QC_PLAIN, QC_ADDED, QC_FULL, QC_FLOATS };
 
 /* Which epilogue a convolution needs; kernels are made for each. */
 QC_INLINE int qc_kind(const qc_epilogue *e, const qc_tensor *r, int floats) {
   if (floats) return QC_FLOATS;
-  return r->p || e->table || e->gain || e->wide || e->lo > 0 || e->hi < 255 ? QC_FULL : QC_PLAIN;
+  if (e->table || e->gain || e->curve) return QC_FULL;
+  if (r->p) return 255 * (fabsf(e->k) + fabsf(e->kr)) + fabsf(e->kc) < 1e9f ? QC_ADDED : QC_FULL;
+  return e->wide || e->lo > 0 || e->hi < 255 ? QC_FULL : QC_PLAIN;
 }
 
 #endif

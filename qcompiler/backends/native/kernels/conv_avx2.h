@@ -143,6 +143,8 @@ static void qc_conv_avx2(const qc_conv *a, int64_t lo, int64_t hi) {
   int kind = qc_kind(&a->e, &a->r, a->floats);
   if (kind == QC_PLAIN)
     qc_conv_of_kind(a, lo, hi, QC_PLAIN);
+  else if (kind == QC_ADDED)
+    qc_conv_of_kind(a, lo, hi, QC_ADDED);
   else if (kind == QC_FULL)
     qc_conv_of_kind(a, lo, hi, QC_FULL);
   else

@@ -33,13 +33,13 @@ QC_DOT_SIZES(QC_DOT_TILE)
 
 #if QC_IS_512
 
-/* Codes from registers: a tile whose positions lie in one row of the result, without a residual, of one group. Sums that go to memory
-   and back cost as much as sixteen products. */
+/* Codes from registers: a tile whose positions lie in one row of the result, of one group, a residual with QC_ADDED alone. Sums that go
+   to memory and back cost as much as sixteen products. */
 QC_INLINE void qc_dot_direct(const qc_conv *a, const qc_spans *s, const qc_pair *p, const qc_tile *tile, int64_t step, int rows, int vectors,
                              int kind) {
   qv acc[14][QC_DOT_VECTORS];
   qc_dot_sums(a, s, p, tile->x, step, acc, rows, vectors, 0);
-  qc_finish512 f = qc_begin512(&a->e, p->c);
+  qc_finish512 f = qc_begin512(&a->e, p->c, kind == QC_ADDED);
   if (vectors == 1) f.m[1] = f.m[0], f.b[1] = f.b[0], f.c[1] = f.c[0];
   uint8_t *y = tile->y + p->c;
   int64_t down = a->y.sw;
@@ -48,12 +48,14 @@ QC_INLINE void qc_dot_direct(const qc_conv *a, const qc_spans *s, const qc_pair 
 #pragma GCC unroll 14
   for (int i = 0; i < rows; i += each) {
     __m512i four[4];
+    const uint8_t *r[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
       int row = i + j / vectors < last ? i + j / vectors : last;
       four[j] = acc[row][j % vectors];
+      if (kind == QC_ADDED) r[j] = tile->r + p->c + row * a->r.sw + 16 * j % 32;
     }
-    __m512i q = qc_codes512(&f, four, NULL, NULL, 0, kind);
+    __m512i q = qc_codes512(&f, four, kind == QC_ADDED ? r : NULL, mask, kind);
     qc_store_direct(q, y + i * down, down, mask, rows - i < each ? rows - i : each, vectors == 1);
   }
 }
@@ -66,6 +68,9 @@ typedef void qc_dot_direct_function(const qc_conv *, const qc_spans *, const qc_
       qc_dot_direct(a, s, p, tile, step, R, 1, QC_PLAIN); \
     else \
       qc_dot_direct(a, s, p, tile, step, R, 2, QC_PLAIN); \
+  } \
+  static void qc_dot_added_##R(const qc_conv *a, const qc_spans *s, const qc_pair *p, const qc_tile *tile, int64_t step) { \
+    qc_dot_direct(a, s, p, tile, step, R, 2, QC_ADDED); \
   } \
   static void qc_dot_full_##R(const qc_conv *a, const qc_spans *s, const qc_pair *p, const qc_tile *tile, int64_t step) { \
     if (p->count <= 16) \
@@ -83,12 +88,14 @@ typedef struct qc_dot_plan {
   qc_grid grid;
   qc_dot_function *tile;
 #if QC_IS_512
-  qc_dot_direct_function *direct[2]; /* of QC_PLAIN and QC_FULL */
+  qc_dot_direct_function *direct[3]; /* of QC_PLAIN, QC_ADDED and QC_FULL */
 #endif
 } qc_dot_plan;
 
 #if QC_IS_512
-#define QC_DOT_SET(R) plan->tile = qc_dot_tile_##R, plan->direct[QC_PLAIN] = qc_dot_plain_##R, plan->direct[QC_FULL] = qc_dot_full_##R
+#define QC_DOT_SET(R) \
+  plan->tile = qc_dot_tile_##R, plan->direct[QC_PLAIN] = qc_dot_plain_##R, plan->direct[QC_ADDED] = qc_dot_added_##R, \
+  plan->direct[QC_FULL] = qc_dot_full_##R
 #else
 #define QC_DOT_SET(R) plan->tile = qc_dot_tile_##R
 #endif
@@ -127,7 +134,7 @@ QC_INLINE void qc_dot_pieces(const qc_conv *a, const qc_spans *s, const qc_dot_p
     if (at.new_block) tile = qc_find_tile(a, &plan->runs, at.block);
     if (at.new_pair) p = qc_find_pair(a, s, at.pair, QC_DOT_BLOCKS);
 #if QC_IS_512
-    if (kind != QC_FLOATS && tile.straight && !tile.r && p.x[0] == p.x[1]) {
+    if (kind != QC_FLOATS && tile.straight && p.x[0] == p.x[1] && (kind == QC_ADDED ? p.count > 16 : !tile.r)) {
       plan->direct[kind](a, s, &p, &tile, plan->runs.step);
       continue;
     }
@@ -159,6 +166,8 @@ static void qc_conv_dot(const qc_conv *a, int64_t lo, int64_t hi) {
   int kind = qc_kind(&a->e, &a->r, a->floats);
   if (kind == QC_PLAIN)
     qc_dot_of_kind(a, lo, hi, QC_PLAIN);
+  else if (kind == QC_ADDED)
+    qc_dot_of_kind(a, lo, hi, QC_ADDED);
   else if (kind == QC_FULL)
     qc_dot_of_kind(a, lo, hi, QC_FULL);
   else

@@ -12,7 +12,7 @@
 
 #include "depthwise_scalar.h"
 #include "blocks.h"
-#include "vec.h"
+#include "curve.h"
 
 #define QC_MAX_DOTS 96 /* row quads x kernel columns */
 #define QC_AT_ONCE (QC_ISA == QC_AVX_VNNI ? 2 : 4)
@@ -178,6 +178,11 @@ QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[Q
 #pragma GCC unroll 4
   for (int p = 0; p < QC_AT_ONCE; p++) {
     if (p * s->positions >= count) break;
+    if (!plain && a->e.curve) {
+      qv curved = qv_within(qv_curve(shorts[0][p], shorts[1][p], a->e.curve), a->e.lo, a->e.hi);
+      qc_store_bytes(a, s, curved, y + p * s->positions * a->y.sw, count - p * s->positions);
+      continue;
+    }
     qv q = _mm256_packus_epi16(_mm256_adds_epi16(shorts[0][p], zero), _mm256_adds_epi16(shorts[1][p], zero));
     if (!plain) q = _mm256_min_epu8(_mm256_max_epu8(q, lo), hi);
     if (!plain && a->e.table) q = qv_lookup(a->e.table, q);
@@ -245,7 +250,13 @@ QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[Q
     if (p * s->positions >= count) break;
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) acc[p][j] = qv_round(acc[p][j], s->m[j], s->b[j], !plain);
-    qv q = plain ? qv_bytes(acc[p], a->e.zero, 0, 255) : qv_bytes(acc[p], a->e.zero, a->e.lo, a->e.hi);
+    qv q;
+    if (plain)
+      q = qv_bytes(acc[p], a->e.zero, 0, 255);
+    else if (a->e.curve)
+      q = qv_within(qv_curve_sums(acc[p], a->e.curve), a->e.lo, a->e.hi);
+    else
+      q = qv_bytes(acc[p], a->e.zero, a->e.lo, a->e.hi);
     if (!plain && a->e.table) q = qv_lookup(a->e.table, q);
     qc_store_bytes(a, s, q, y + p * s->positions * a->y.sw, count - p * s->positions);
   }

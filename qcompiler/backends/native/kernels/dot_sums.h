@@ -20,6 +20,7 @@
 #define QC_DOT_SIZES(F) F(6) F(5) F(4) F(3) F(2) F(1)
 #endif
 #define QC_DOT_CHANNELS (16 * QC_DOT_BLOCKS)
+#define QC_DOT_AHEAD 4096 /* bytes of weights that are asked for before they are needed: of a whole network they lie in the third cache */
 
 /* The weights of four bytes of x: vector v of the piece's channels. */
 QC_INLINE qv_w qc_dot_weights(const int8_t *w0, const int8_t *w1, int v) {
@@ -79,6 +80,7 @@ QC_INLINE void qc_dot_span(qv acc[14][QC_DOT_VECTORS], const uint8_t *x, int64_t
     qv_w w[QC_DOT_VECTORS];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) w[v] = qc_dot_weights(*w0, *w1, v);
+    if (QC_IS_512) __builtin_prefetch(*w0 + QC_DOT_AHEAD), __builtin_prefetch(*w1 + QC_DOT_AHEAD);
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++) {
       qv_x codes = qv_codes(qv_four(qc_dot_row_of(&from, i)));

@@ -3,11 +3,15 @@
 #define QC_FINISH_16_H
 
 #include "tiles.h"
-#include "vec.h"
+#include "curve.h"
 
 QC_INLINE void qc_codes16(const qc_epilogue *e, const int32_t *acc, int64_t c, const uint8_t *r, uint8_t *y) {
   int32_t q[16], zero = e->zero, lo = e->lo, hi = e->hi;
   const float *m = e->m + c, *b = e->b + c;
+  if (e->curve) {
+    for (int i = 0; i < 16; i++) y[i] = (uint8_t)qc_curve(e->curve, (float)acc[i] * m[i] + b[i], lo, hi);
+    return;
+  }
   if (e->gain)
     for (int i = 0; i < 16; i++) q[i] = qc_code(qc_bend(e, (float)acc[i] * m[i] + b[i], c + i), zero, lo, hi);
   else
@@ -29,11 +33,12 @@ QC_INLINE void qc_plain16(const qc_epilogue *e, const int32_t *acc, int64_t c, u
   qv v[4];
 #if QC_VB == 16
   for (int i = 0; i < 4; i++) v[i] = qv_round(qv_load(acc + 4 * i), qv_load(e->m + c + 4 * i), qv_load(e->b + c + 4 * i), 1);
-  qv_store(y, qv_bytes(v, e->zero, e->lo, e->hi));
+  qv_store(y, e->curve ? qv_within(qv_curve_sums(v, e->curve), e->lo, e->hi) : qv_bytes(v, e->zero, e->lo, e->hi));
 #elif QC_VB == 32
   for (int i = 0; i < 2; i++) v[i] = qv_round(qv_load(acc + 8 * i), qv_load(e->m + c + 8 * i), qv_load(e->b + c + 8 * i), 1);
   v[2] = v[3] = v[1];
-  __m256i q = _mm256_permutevar8x32_epi32(qv_bytes(v, e->zero, e->lo, e->hi), _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0));
+  __m256i q = e->curve ? qv_within(qv_curve_sums(v, e->curve), e->lo, e->hi) : qv_bytes(v, e->zero, e->lo, e->hi);
+  q = _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0));
   _mm_storeu_si128((__m128i *)(void *)y, _mm256_castsi256_si128(q));
 #else
   (void)v;

@@ -3,24 +3,30 @@
 #define QC_FINISH_256_H
 
 #include "blocks.h"
-#include "vec.h"
+#include "curve.h"
 
-/* Constants of 16 channels. */
+/* Constants of 16 channels. zero, lo, hi: of what is stored, with a residual those of the sum; low to kc: of the sum, see qc_code. They are
+   made here once, since a compiler must think that what is stored may change the epilogue. */
 typedef struct qc_finish256 {
-  __m256 m[2], b[2];
+  __m256 m[2], b[2], low, high, up, down, k, kr, kc;
   __m256i zero, lo, hi;
   int64_t c; /* the first of its channels */
 } qc_finish256;
 
-QC_INLINE qc_finish256 qc_begin256(const qc_epilogue *e, int64_t c) {
+QC_INLINE qc_finish256 qc_begin256(const qc_epilogue *e, int64_t c, int residual) {
   qc_finish256 f = {.c = c};
   for (int i = 0; i < 2; i++) {
     f.m[i] = _mm256_loadu_ps(e->m + c + 8 * i);
     f.b[i] = _mm256_loadu_ps(e->b + c + 8 * i);
   }
-  f.zero = _mm256_set1_epi16((short)e->zero);
-  f.lo = _mm256_set1_epi8((char)e->lo);
-  f.hi = _mm256_set1_epi8((char)e->hi);
+  f.zero = _mm256_set1_epi16((short)(residual ? e->zero2 : e->zero));
+  f.lo = _mm256_set1_epi8((char)(residual ? e->lo2 : e->lo));
+  f.hi = _mm256_set1_epi8((char)(residual ? e->hi2 : e->hi));
+  if (residual) {
+    f.low = _mm256_set1_ps((float)(e->lo - e->zero)), f.high = _mm256_set1_ps((float)(e->hi - e->zero));
+    f.up = _mm256_set1_ps(12582912.0f), f.down = _mm256_set1_ps(12582912.0f - (float)e->zero);
+    f.k = _mm256_set1_ps(e->k), f.kr = _mm256_set1_ps(e->kr), f.kc = _mm256_set1_ps(e->kc);
+  }
   return f;
 }
 
@@ -28,55 +34,50 @@ QC_INLINE __m256 qc_affine256(const int32_t *acc, __m256 m, __m256 b) {
   return _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(qv_load(acc)), m), b);
 }
 
+QC_INLINE __m256i qc_in_order256(__m256i q) { return _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)); }
+
 /* 32 integers of two positions to bytes: position 0 in the low half. Saturating twice is the clamp to 0..255. */
 QC_INLINE __m256i qc_pack256(const __m256i v[4], __m256i zero) {
   __m256i p0 = _mm256_adds_epi16(_mm256_packs_epi32(v[0], v[1]), zero), p1 = _mm256_adds_epi16(_mm256_packs_epi32(v[2], v[3]), zero);
-  return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(p0, p1), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  return qc_in_order256(_mm256_packus_epi16(p0, p1));
 }
 
-/* v is cut to the codes and rounded; the code as a float. See qc_round. */
-QC_INLINE __m256 qc_code256(__m256 v, int32_t zero, int32_t lo, int32_t hi) {
-  v = _mm256_min_ps(_mm256_max_ps(v, _mm256_set1_ps((float)(lo - zero))), _mm256_set1_ps((float)(hi - zero)));
-  return _mm256_sub_ps(_mm256_add_ps(v, _mm256_set1_ps(12582912.0f)), _mm256_set1_ps(12582912.0f - (float)zero));
-}
-
-QC_INLINE __m256i qc_add_residual256(const qc_epilogue *e, __m256 v, const uint8_t *r) {
-  __m256 q = qc_code256(v, e->zero, e->lo, e->hi);
+/* The sum of a residual and the code of v: v is cut to the codes and rounded, see qc_round. The sum is not yet cut. */
+QC_INLINE __m256 qc_add_residual256(const qc_finish256 *f, __m256 v, const uint8_t *r) {
+  __m256 q = _mm256_min_ps(_mm256_max_ps(v, f->low), f->high);
   __m256 codes = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)r)));
-  __m256 right = _mm256_add_ps(_mm256_mul_ps(codes, _mm256_set1_ps(e->kr)), _mm256_set1_ps(e->kc));
-  __m256 sum = _mm256_add_ps(_mm256_mul_ps(q, _mm256_set1_ps(e->k)), right);
-  return _mm256_cvtps_epi32(qc_code256(sum, e->zero2, e->lo2, e->hi2));
+  __m256 right = _mm256_add_ps(_mm256_mul_ps(codes, f->kr), f->kc);
+  q = _mm256_sub_ps(_mm256_add_ps(q, f->up), f->down);
+  return _mm256_add_ps(_mm256_mul_ps(q, f->k), right);
 }
 
 /* What a function does to sums of channels from c on. See qc_bend. */
 QC_INLINE __m256 qc_bend256(const qc_epilogue *e, __m256 v, int64_t c) {
   __m256 none = _mm256_setzero_ps();
-  if (e->bend == QC_HARD_SWISH) {
-    __m256 part = _mm256_max_ps(_mm256_add_ps(v, _mm256_set1_ps(3.0f)), none);
-    v = _mm256_mul_ps(v, _mm256_min_ps(part, _mm256_set1_ps(6.0f)));
-  } else {
-    __m256 above = _mm256_min_ps(_mm256_max_ps(v, none), _mm256_set1_ps(e->top));
-    v = _mm256_add_ps(above, _mm256_mul_ps(_mm256_min_ps(v, none), _mm256_loadu_ps(e->slope + c)));
-  }
+  __m256 above = _mm256_min_ps(_mm256_max_ps(v, none), _mm256_set1_ps(e->top));
+  v = _mm256_add_ps(above, _mm256_mul_ps(_mm256_min_ps(v, none), _mm256_loadu_ps(e->slope + c)));
   return _mm256_add_ps(_mm256_mul_ps(v, _mm256_loadu_ps(e->gain + c)), _mm256_loadu_ps(e->offset + c));
 }
 
-/* sums: [2 positions][16]; r0, r1: the residual of each position, NULL without one. */
+/* sums: [2 positions][16]; r0, r1: the residual of each position, NULL without one. What is too large for an integer is cut before it
+   becomes one; what is too small becomes the smallest of them. */
 QC_INLINE __m256i qc_codes256(const qc_epilogue *e, qc_finish256 f, const int32_t *sums, const uint8_t *r0, const uint8_t *r1, int kind) {
   const uint8_t *r[4] = {r0, r0 + 8, r1, r1 + 8};
-  int residual = kind == QC_FULL && r0;
+  int residual = kind == QC_ADDED || (kind == QC_FULL && r0);
   __m256i v[4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
     __m256 value = qc_affine256(sums + 8 * i, f.m[i & 1], f.b[i & 1]);
     if (kind == QC_FULL && e->gain) value = qc_bend256(e, value, f.c + 8 * (i & 1));
+    if (residual) value = qc_add_residual256(&f, value, r[i]);
     if (kind == QC_FULL) value = _mm256_min_ps(value, _mm256_set1_ps(1e6f));
-    v[i] = residual ? qc_add_residual256(e, value, r[i]) : _mm256_cvtps_epi32(value);
+    v[i] = _mm256_cvtps_epi32(value);
   }
-  __m256i q = qc_pack256(v, residual ? _mm256_setzero_si256() : f.zero);
+  const int16_t *curve = kind == QC_FULL ? e->curve : NULL;
+  __m256i q = curve ? qc_in_order256(qv_curve_sums(v, curve)) : qc_pack256(v, f.zero);
   if (kind == QC_PLAIN) return q;
-  if (!residual) q = _mm256_min_epu8(_mm256_max_epu8(q, f.lo), f.hi);
-  return e->table ? qv_lookup(e->table, q) : q;
+  q = _mm256_min_epu8(_mm256_max_epu8(q, f.lo), f.hi);
+  return kind == QC_FULL && !curve && e->table ? qv_lookup(e->table, q) : q;
 }
 
 /* A block of which only `count` channels are stored: nothing is read or written behind them. */
@@ -84,7 +85,7 @@ QC_INLINE void qc_finish_part256(const qc_epilogue *e, qc_finish256 f, const qc_
   uint8_t codes[32], residual[32] = {0};
   size_t count = (size_t)p->count;
   for (int i = 0; i < rows; i += 2, sums += 32) {
-    int two = i + 1 < rows, added = kind == QC_FULL && s->r[0];
+    int two = i + 1 < rows, added = kind == QC_ADDED || (kind == QC_FULL && s->r[0]);
     for (int j = 0; added && j <= two; j++) memcpy(residual + 16 * j, s->r[i + j] + p->c, count);
     qv_store(codes, qc_codes256(e, f, sums, added ? residual : NULL, residual + 16, kind));
     for (int j = 0; j <= two; j++) {
@@ -107,7 +108,7 @@ QC_INLINE void qc_finish_floats256(qc_finish256 f, const qc_spots *s, int rows, 
 /* sums: [rows][16 channels], one row more where they are odd. */
 QC_INLINE void qc_finish_spots(const qc_epilogue *e, const qc_spots *s, int rows, const qc_pair *p, const int32_t *sums, int kind) {
   QC_ALIGNED uint8_t trash[16];
-  qc_finish256 f = qc_begin256(e, p->c);
+  qc_finish256 f = qc_begin256(e, p->c, kind == QC_ADDED || (kind == QC_FULL && s->r[0]));
   int64_t c = p->c;
   if (kind == QC_FLOATS) {
     qc_finish_floats256(f, s, rows, p, sums);
@@ -115,7 +116,7 @@ QC_INLINE void qc_finish_spots(const qc_epilogue *e, const qc_spots *s, int rows
     qc_finish_part256(e, f, s, rows, p, sums, kind);
   } else {
     for (int i = 0; i < rows; i += 2, sums += 32) {
-      int two = i + 1 < rows, added = kind == QC_FULL && s->r[0];
+      int two = i + 1 < rows, added = kind == QC_ADDED || (kind == QC_FULL && s->r[0]);
       const uint8_t *r0 = added ? s->r[i] + c : NULL, *r1 = added ? s->r[i + two] + c : NULL;
       __m256i q = qc_codes256(e, f, sums, r0, r1, kind);
       _mm_storeu_si128((__m128i *)(void *)(s->y[i] + c), _mm256_castsi256_si128(q));

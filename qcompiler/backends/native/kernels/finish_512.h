@@ -3,82 +3,83 @@
 #define QC_FINISH_512_H
 
 #include "tiles.h"
-#include "vec.h"
+#include "curve.h"
 
 #if QC_IS_512
 
-/* Constants of 32 channels. */
+/* Constants of 32 channels. zero, lo, hi: of what is stored, with a residual those of the sum; low to kc: of the sum, see qc_code. They are
+   made here once, since a compiler must think that what is stored may change the epilogue. */
 typedef struct qc_finish512 {
-  __m512 m[2], b[2];
+  __m512 m[2], b[2], low, high, up, down, k, kr, kc;
   __m512i zero, lo, hi;
   const qc_epilogue *e;
   int64_t c[2]; /* the first channel of each half */
 } qc_finish512;
 
-QC_INLINE qc_finish512 qc_begin512(const qc_epilogue *e, int64_t c) {
+QC_INLINE qc_finish512 qc_begin512(const qc_epilogue *e, int64_t c, int residual) {
   qc_finish512 f = {.e = e, .c = {c, c + 16}};
   for (int i = 0; i < 2; i++) {
     f.m[i] = _mm512_loadu_ps(e->m + c + 16 * i);
     f.b[i] = _mm512_loadu_ps(e->b + c + 16 * i);
   }
-  f.zero = _mm512_set1_epi16((short)e->zero);
-  f.lo = _mm512_set1_epi8((char)e->lo);
-  f.hi = _mm512_set1_epi8((char)e->hi);
+  f.zero = _mm512_set1_epi16((short)(residual ? e->zero2 : e->zero));
+  f.lo = _mm512_set1_epi8((char)(residual ? e->lo2 : e->lo));
+  f.hi = _mm512_set1_epi8((char)(residual ? e->hi2 : e->hi));
+  if (residual) {
+    f.low = _mm512_set1_ps((float)(e->lo - e->zero)), f.high = _mm512_set1_ps((float)(e->hi - e->zero));
+    f.up = _mm512_set1_ps(12582912.0f), f.down = _mm512_set1_ps(12582912.0f - (float)e->zero);
+    f.k = _mm512_set1_ps(e->k), f.kr = _mm512_set1_ps(e->kr), f.kc = _mm512_set1_ps(e->kc);
+  }
   return f;
 }
 
 QC_INLINE __m512 qc_affine512(__m512i acc, __m512 m, __m512 b) { return _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), m), b); }
 
+QC_INLINE __m512i qc_in_order512(__m512i q) {
+  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), q);
+}
+
 /* 64 integers of two positions to bytes: position 0 in the low half. Saturating twice is the clamp to 0..255. */
 QC_INLINE __m512i qc_pack512(const __m512i v[4], __m512i zero) {
   __m512i p0 = _mm512_adds_epi16(_mm512_packs_epi32(v[0], v[1]), zero), p1 = _mm512_adds_epi16(_mm512_packs_epi32(v[2], v[3]), zero);
-  __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(p0, p1));
+  return qc_in_order512(_mm512_packus_epi16(p0, p1));
 }
 
-/* v is cut to the codes and rounded; the code as a float. See qc_round. */
-QC_INLINE __m512 qc_code512(__m512 v, int32_t zero, int32_t lo, int32_t hi) {
-  v = _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps((float)(lo - zero))), _mm512_set1_ps((float)(hi - zero)));
-  return _mm512_sub_ps(_mm512_add_ps(v, _mm512_set1_ps(12582912.0f)), _mm512_set1_ps(12582912.0f - (float)zero));
-}
-
-QC_INLINE __m512i qc_add_residual512(const qc_epilogue *e, __m512 v, const uint8_t *r, __mmask16 mask) {
-  __m512 q = qc_code512(v, e->zero, e->lo, e->hi);
+/* The sum of a residual and the code of v: v is cut to the codes and rounded, see qc_round. The sum is not yet cut. */
+QC_INLINE __m512 qc_add_residual512(const qc_finish512 *f, __m512 v, const uint8_t *r, __mmask16 mask) {
+  __m512 q = _mm512_min_ps(_mm512_max_ps(v, f->low), f->high);
   __m512 codes = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, r)));
-  __m512 right = _mm512_add_ps(_mm512_mul_ps(codes, _mm512_set1_ps(e->kr)), _mm512_set1_ps(e->kc));
-  __m512 sum = _mm512_add_ps(_mm512_mul_ps(q, _mm512_set1_ps(e->k)), right);
-  return _mm512_cvtps_epi32(qc_code512(sum, e->zero2, e->lo2, e->hi2));
+  __m512 right = _mm512_add_ps(_mm512_mul_ps(codes, f->kr), f->kc);
+  q = _mm512_sub_ps(_mm512_add_ps(q, f->up), f->down);
+  return _mm512_add_ps(_mm512_mul_ps(q, f->k), right);
 }
 
 /* What a function does to sums of channels from c on. See qc_bend. */
 QC_INLINE __m512 qc_bend512(const qc_epilogue *e, __m512 v, int64_t c) {
   __m512 none = _mm512_setzero_ps();
-  if (e->bend == QC_HARD_SWISH) {
-    __m512 part = _mm512_max_ps(_mm512_add_ps(v, _mm512_set1_ps(3.0f)), none);
-    v = _mm512_mul_ps(v, _mm512_min_ps(part, _mm512_set1_ps(6.0f)));
-  } else {
-    __m512 above = _mm512_min_ps(_mm512_max_ps(v, none), _mm512_set1_ps(e->top));
-    v = _mm512_add_ps(above, _mm512_mul_ps(_mm512_min_ps(v, none), _mm512_loadu_ps(e->slope + c)));
-  }
+  __m512 above = _mm512_min_ps(_mm512_max_ps(v, none), _mm512_set1_ps(e->top));
+  v = _mm512_add_ps(above, _mm512_mul_ps(_mm512_min_ps(v, none), _mm512_loadu_ps(e->slope + c)));
   return _mm512_add_ps(_mm512_mul_ps(v, _mm512_loadu_ps(e->gain + c)), _mm512_loadu_ps(e->offset + c));
 }
 
-/* acc: [position][half of 16 channels]; r: the residual of each position, or NULL. */
-QC_INLINE __m512i qc_codes512(const qc_finish512 *f, const __m512i acc[4], const uint8_t *r0, const uint8_t *r1, __mmask32 mask, int kind) {
+/* acc: 16 channels at a time, an even number of them with the constants of the first half. r: the residual of each, or NULL. masks: the
+   channels of each half that there are. What is too large for an integer is cut before it becomes one; what is too small becomes the
+   smallest of them. */
+QC_INLINE __m512i qc_codes512(const qc_finish512 *f, const __m512i acc[4], const uint8_t *const r[4], __mmask32 masks, int kind) {
   __m512i v[4];
-  const uint8_t *r[4] = {r0, r0 + 16, r1, r1 + 16};
-  int residual = kind == QC_FULL && r0;
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
     __m512 value = qc_affine512(acc[i], f->m[i & 1], f->b[i & 1]);
     if (kind == QC_FULL && f->e->gain) value = qc_bend512(f->e, value, f->c[i & 1]);
+    if (kind == QC_ADDED || (kind == QC_FULL && r)) value = qc_add_residual512(f, value, r[i], (__mmask16)(masks >> (16 * (i & 1))));
     if (kind == QC_FULL) value = _mm512_min_ps(value, _mm512_set1_ps(1e6f));
-    v[i] = residual ? qc_add_residual512(f->e, value, r[i], (__mmask16)(mask >> (16 * (i & 1)))) : _mm512_cvtps_epi32(value);
+    v[i] = _mm512_cvtps_epi32(value);
   }
-  __m512i q = qc_pack512(v, residual ? _mm512_setzero_si512() : f->zero);
+  const int16_t *curve = kind == QC_FULL ? f->e->curve : NULL;
+  __m512i q = curve ? qc_in_order512(qv_curve_sums(v, curve)) : qc_pack512(v, f->zero);
   if (kind == QC_PLAIN) return q;
-  if (!residual) q = _mm512_min_epu8(_mm512_max_epu8(q, f->lo), f->hi);
-  return f->e->table ? qv_lookup(f->e->table, q) : q;
+  q = _mm512_min_epu8(_mm512_max_epu8(q, f->lo), f->hi);
+  return kind == QC_FULL && !curve && f->e->table ? qv_lookup(f->e->table, q) : q;
 }
 
 QC_INLINE void qc_store512(__m512i q, uint8_t *y0, uint8_t *y1, __mmask32 mask) {
@@ -148,10 +149,11 @@ QC_INLINE void qc_find_places(const qc_conv *a, const qc_runs *t, const qc_tile 
 QC_INLINE void qc_finish_two(const qc_finish512 *f, const int32_t *sums, uint8_t *y0, uint8_t *y1, const uint8_t *r0, const uint8_t *r1,
                              __mmask32 mask, int kind) {
   __m512i acc[4] = {_mm512_load_si512(sums), _mm512_load_si512(sums + 16), _mm512_load_si512(sums + 32), _mm512_load_si512(sums + 48)};
+  const uint8_t *r[4] = {r0, r0 + 16, r1, r1 + 16};
   if (kind == QC_FLOATS)
     qc_store_floats512(f, acc, y0, y1, mask);
   else
-    qc_store512(qc_codes512(f, acc, r0, r1, mask, kind), y0, y1, mask);
+    qc_store512(qc_codes512(f, acc, r0 ? r : NULL, mask, kind), y0, y1, mask);
 }
 
 QC_INLINE void qc_finish_straight(const qc_conv *a, const qc_runs *t, const qc_tile *tile, const qc_finish512 *f, int64_t c, const int32_t *sums,
@@ -168,11 +170,11 @@ QC_INLINE void qc_finish_straight(const qc_conv *a, const qc_runs *t, const qc_t
 /* sums: [rows][32 channels], one row more where they are odd. */
 QC_INLINE void qc_finish_spots(const qc_epilogue *e, const qc_spots *s, int rows, const qc_pair *p, const int32_t *sums, int kind) {
   QC_ALIGNED uint8_t trash[128];
-  qc_finish512 f = qc_begin512(e, p->c);
+  qc_finish512 f = qc_begin512(e, p->c, s->r[0] != NULL);
   __mmask32 mask = (__mmask32)(p->count == 32 ? 0xffffffffu : (1u << p->count) - 1);
   int64_t c = kind == QC_FLOATS ? 4 * p->c : p->c;
   for (int i = 0; i < rows; i += 2, sums += 64) {
-    int two = i + 1 < rows, added = kind == QC_FULL && s->r[0];
+    int two = i + 1 < rows, added = kind == QC_ADDED || (kind == QC_FULL && s->r[0]);
     const uint8_t *r0 = added ? s->r[i] + p->c : NULL, *r1 = added ? s->r[i + two] + p->c : NULL;
     qc_finish_two(&f, sums, s->y[i] + c, two ? s->y[i + 1] + c : trash, r0, r1, mask, kind);
   }
@@ -188,7 +190,7 @@ QC_INLINE void qc_finish_narrow(const qc_conv *a, const qc_tile *tile, const qc_
   half.m[1] = f->m[0], half.b[1] = f->b[0], half.c[1] = f->c[0];
   for (int i = 0; i < rows; i += 4, sums += 128, y += 4 * down) {
     __m512i acc[4] = {_mm512_load_si512(sums), _mm512_load_si512(sums + 32), _mm512_load_si512(sums + 64), _mm512_load_si512(sums + 96)};
-    __m512i q = qc_codes512(&half, acc, NULL, NULL, 0, kind);
+    __m512i q = qc_codes512(&half, acc, NULL, 0, kind);
     _mm_mask_storeu_epi8(y, mask, _mm512_castsi512_si128(q));
     _mm_mask_storeu_epi8(y + down, mask, _mm512_extracti32x4_epi32(q, 1));
     _mm_mask_storeu_epi8(y + 2 * down, mask, _mm512_extracti32x4_epi32(q, 2));
@@ -199,10 +201,10 @@ QC_INLINE void qc_finish_narrow(const qc_conv *a, const qc_tile *tile, const qc_
 /* sums: [positions, a tile has t->rows][32 channels]. An odd last position reads one more row of sums. */
 QC_INLINE void qc_finish_tile(const qc_conv *a, const qc_runs *t, const qc_tile *tile, const qc_pair *pair, const int32_t *sums, int kind) {
   QC_ALIGNED uint8_t trash[128];
-  qc_finish512 f = qc_begin512(&a->e, pair->c);
+  qc_finish512 f = qc_begin512(&a->e, pair->c, tile->r != NULL);
   __mmask32 mask = (__mmask32)(pair->count == 32 ? 0xffffffffu : (1u << pair->count) - 1);
   qc_places p = {.r = {NULL}};
-  if (tile->straight && pair->count <= 16 && t->rows % 4 == 0 && !tile->r && kind != QC_FLOATS) {
+  if (tile->straight && pair->count <= 16 && t->rows % 4 == 0 && !tile->r && (kind == QC_PLAIN || kind == QC_FULL)) {
     qc_finish_narrow(a, tile, &f, pair, sums, t->rows, kind);
     return;
   }

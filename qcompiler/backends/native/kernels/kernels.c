@@ -45,6 +45,11 @@
 static void qc_nothing(void) {}
 #endif
 
+#ifndef QC_WINOGRAD_H
+static int64_t qc_wino_first(const qc_conv *a) { return (void)a, 0; }
+static int64_t qc_wino_room(const qc_conv *a) { return (void)a, 0; }
+#endif
+
 #define QC_JOIN2(a, b) a##b
 #define QC_JOIN(a, b) QC_JOIN2(a, b)
 #define QC_TEXT2(a) #a
@@ -54,6 +59,8 @@ static void qc_nothing(void) {}
 const qc_kernels QC_JOIN(qc_kernels_, QC_NAME) = {
     QC_TEXT(QC_NAME),
     QC_END,
+    qc_wino_first,
+    qc_wino_room,
     QC_PAIR(QC_CONV),
     QC_PAIR(QC_DEPTHWISE),
     QC_PAIR(qc_add_rows),
@@ -72,6 +79,7 @@ const qc_kernels QC_JOIN(qc_kernels_, QC_NAME) = {
     QC_PAIR(qc_float_pool_rows),
     QC_PAIR(qc_norm_rows),
     QC_PAIR(qc_softmax_rows),
+    QC_PAIR(qc_cumsum_rows),
     QC_PAIR(qc_reduce_rows),
     QC_PAIR(qc_range_once),
     QC_PAIR(qc_encode_pixels),

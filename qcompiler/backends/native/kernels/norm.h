@@ -147,6 +147,24 @@ static void qc_softmax_rows(const qc_softmax *s, int64_t lo, int64_t hi) {
   for (int64_t row = lo; row < hi; row++) qc_softmax_row(s, qc_pixel(&s->x.t, row, &s->y.t), qc_pixel(&s->y.t, row, &s->y.t));
 }
 
+static int64_t qc_cumsum_rows_units(const qc_cumsum *s) { return qc_pixels_of(&s->y.t); }
+
+static void qc_cumsum_rows(const qc_cumsum *s, int64_t lo, int64_t hi) {
+  float from[QC_RUN], made[QC_RUN];
+  int64_t c = s->y.t.c, wide = qc_width_of(&s->y);
+  for (int64_t row = lo; row < hi; row++) {
+    const uint8_t *x = qc_pixel(&s->x.t, row, &s->y.t);
+    uint8_t *y = qc_pixel(&s->y.t, row, &s->y.t);
+    double sum = 0;
+    QC_EACH_RUN(c) {
+      const float *values = qc_floats(&s->x, x + at * s->x.step, count, from);
+      float *to = qc_place_for(&s->y, y + at * wide, made);
+      for (int64_t i = 0; i < count; i++) to[i] = (float)(sum += values[i]);
+      qc_put(&s->y, y + at * wide, to, count);
+    }
+  }
+}
+
 static int64_t qc_reduce_rows_units(const qc_reduce *s) { return qc_pixels_of(&s->y.t); }
 
 static void qc_reduce_rows(const qc_reduce *s, int64_t lo, int64_t hi) {

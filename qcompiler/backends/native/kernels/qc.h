@@ -35,18 +35,22 @@ typedef struct qc_window {
    Where a table is given: q = table[q]. m and b are padded to a multiple of 32 channels. wide: |acc * m + b| may reach 2^31 for some
    codes, so that it is cut before it becomes an integer.
    Where a gain is given, v is bent before it is rounded, each operation by itself:
-   QC_SLOPES: v = (min(max(v, 0), top) + min(v, 0) * slope[c]) * gain[c] + offset[c];
-   QC_HARD_SWISH: v = (v * min(max(v + 3, 0), 6)) * gain[c] + offset[c]. All three are padded as m is. */
-enum { QC_SLOPES, QC_HARD_SWISH };
+   v = (min(max(v, 0), top) + min(v, 0) * slope[c]) * gain[c] + offset[c]. All three are padded as m is.
+   Where a curve is given, and neither residual, table nor gain, v counts 2048ths of the 32 pieces of a function, each a parabola:
+   x = rne(min(max(v, -32768), 32767)), its piece i = (uint16_t)x >> 11, and where in the piece it lies: t = (int16_t)(x << 5 ^ 0x8000).
+   With a * b as (a * b + 2^14) >> 15, y = curve[i] + (curve[32 + i] + curve[64 + i] * t) * t, each sum cut to 16 bits;
+   q = clamp((y >> 7) + 128, lo, hi). |curve[32 + i]| + |curve[64 + i]| < 2^15. Behind these 96 numbers stand the same as bytes: the low
+   ones of the first 32, the high ones, then those of the others. */
 typedef struct qc_epilogue {
   const float *m, *b, *gain, *slope, *offset;
   const uint8_t *table;
+  const int16_t *curve;
   float k, kr, kc, top;
-  int32_t zero, lo, hi, zero2, lo2, hi2, wide, bend;
+  int32_t zero, lo, hi, zero2, lo2, hi2, wide;
 } qc_epilogue;
 
 /* Convolution and linear (a linear is a convolution of 1 x 1 whose pixels are the rows of its input).
-   y.p is uint8, or float where floats = 1 (v itself is stored, y's strides in bytes; no residual, no table, no gain).
+   y.p is uint8, or float where floats = 1 (v itself is stored, y's strides in bytes; no residual, no table, no gain, no curve).
    r.p is NULL where there is no residual; else it has y's sizes.
    x has a halo of at least pad, filled with x's zero point; on the far side it reaches as far as the last window does.
    groups: x channels g * x.c / groups... feed y channels g * y.c / groups...; y.c / groups is a multiple of 16 unless groups = 1.
@@ -55,9 +59,12 @@ typedef struct qc_epilogue {
    Weights: [groups][ceil(y.c / groups / 16)][spans][kp / 4][16][4]: kp is the span's length in chunks of at most 64 bytes, equally
    long, multiples of 4 (packing.py). The blocks of 16 channels are padded to an even number where groups = 1.
    wsum: the sum of the weights of each channel, padded as m is.
-   small: no sum reaches 2^25, whatever the codes are. */
+   small: no sum reaches 2^25, whatever the codes are.
+   room: conv_room bytes for what all pieces read, which the first conv_first pieces make: they stand before all others. NULL: each call
+   makes what its pieces read itself, and the first pieces are nothing. */
 typedef struct qc_conv {
   qc_tensor x, y, r;
+  uint8_t *room;
   qc_window k;
   qc_epilogue e;
   const int8_t *w;
@@ -226,6 +233,12 @@ typedef struct qc_softmax {
   int32_t log;
 } qc_softmax;
 
+/* Rows of x.t.c elements: y = the sum of those up to each, added in order in double. */
+typedef struct qc_cumsum {
+  qc_operand x;
+  qc_result y;
+} qc_cumsum;
+
 /* Rows of x.t.c elements: their sum times `factor`, their largest or their smallest. */
 enum { QC_SUM, QC_LARGEST, QC_SMALLEST };
 typedef struct qc_reduce {
@@ -349,12 +362,14 @@ typedef struct qc_attention {
 } qc_attention;
 
 #define QC_FAMILIES(F) F(conv) F(depthwise) F(add) F(mul) F(map) F(quantize) F(dequantize) F(max_pool) F(avg_pool) F(halo) F(copy) F(resize) F(pick) \
-  F(float_map) F(float_pair) F(float_pool) F(norm) F(softmax) F(reduce) F(range) F(encode) F(factors) F(gates) \
+  F(float_map) F(float_pair) F(float_pool) F(norm) F(softmax) F(cumsum) F(reduce) F(range) F(encode) F(factors) F(gates) \
   F(where) F(embed) F(pack) F(matmul) F(attention) F(order) F(elements) F(int64)
 
 typedef struct qc_kernels {
   const char *isa;
   void (*end)(void); /* each thread calls it when its part of a run is over */
+  int64_t (*conv_first)(const qc_conv *);
+  int64_t (*conv_room)(const qc_conv *);
 #define QC_MEMBER(F) \
   int64_t (*F##_units)(const qc_##F *); \
   void (*F)(const qc_##F *, int64_t lo, int64_t hi);

@@ -25,19 +25,25 @@ QC_INLINE int32_t qc_code(float v, int32_t zero, int32_t lo, int32_t hi) {
 
 /* What a function does to a sum before it is rounded; see qc_epilogue. */
 QC_INLINE float qc_bend(const qc_epilogue *e, float v, int64_t c) {
-  if (e->bend == QC_HARD_SWISH) {
-    float part = v + 3.0f > 0.0f ? v + 3.0f : 0.0f;
-    v = v * (part < 6.0f ? part : 6.0f);
-  } else {
-    float above = v > 0.0f ? v : 0.0f, below = v < 0.0f ? v : 0.0f;
-    v = (above < e->top ? above : e->top) + below * e->slope[c];
-  }
+  float above = v > 0.0f ? v : 0.0f, below = v < 0.0f ? v : 0.0f;
+  v = (above < e->top ? above : e->top) + below * e->slope[c];
   return v * e->gain[c] + e->offset[c];
+}
+
+QC_INLINE int32_t qc_within(int32_t v, int32_t lo, int32_t hi) { return v < lo ? lo : v > hi ? hi : v; }
+
+/* The code of a curve; see qc_epilogue. */
+QC_INLINE int32_t qc_curve(const int16_t *curve, float v, int32_t lo, int32_t hi) {
+  int32_t x = qc_code(v, 0, -32768, 32767), piece = (uint16_t)x >> 11, t = (int16_t)((uint32_t)x << 5 ^ 0x8000);
+  int32_t slope = curve[32 + piece] + ((curve[64 + piece] * t + 16384) >> 15);
+  int32_t y = qc_within(curve[piece] + ((slope * t + 16384) >> 15), -32768, 32767);
+  return qc_within((y >> 7) + 128, lo, hi);
 }
 
 /* The epilogue of one sum in channel c; r is the residual's code, or NULL. */
 QC_INLINE uint8_t qc_finish(const qc_epilogue *e, int32_t acc, int64_t c, const uint8_t *r) {
   float v = (float)acc * e->m[c] + e->b[c];
+  if (e->curve) return (uint8_t)qc_curve(e->curve, v, e->lo, e->hi);
   int32_t q = qc_code(e->gain ? qc_bend(e, v, c) : v, e->zero, e->lo, e->hi);
   if (r) q = qc_code((float)q * e->k + ((float)*r * e->kr + e->kc), e->zero2, e->lo2, e->hi2);
   return e->table ? e->table[q] : (uint8_t)q;

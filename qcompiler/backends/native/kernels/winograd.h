@@ -9,7 +9,8 @@
    is left is 64 times the result modulo 2^32, and that is 64 times the result where results are below 2^25, which is proved for the
    weights of each layer before it is computed so. Hence the bits are those of every other way.
 
-   A piece is some tiles times QC_WINO_OUT channels. V, [36][tile][x.c], is made once for the pieces of the same tiles; U,
+   A piece is some tiles times QC_WINO_OUT channels. V, [36][tile][x.c], is made once for the pieces of the same tiles: by the first pieces,
+   a tile each, where there is room that threads share, else by each call for its own. U,
    [block of 16 channels][36][x.c / 2][16][2], for every piece, from the weights as they are for all: that is a fifth of the time which
    it takes to read U from the third cache. */
 #ifndef QC_WINOGRAD_H
@@ -32,6 +33,7 @@
 #endif
 #define QC_WINO_POINTS 36
 #define QC_WINO_PIECES 4 /* at least, for threads */
+#define QC_WINO_SHARED (4 << 20) /* bytes of V that threads share, at most: of many tiles, most are read by the thread that made them */
 #define QC_WINO_OUT (16 * QC_WINO_BLOCKS)
 #define QC_WINO_LANES (QC_VB / 2) /* 16-bit numbers of a vector */
 
@@ -66,6 +68,11 @@ static qc_wino_plan qc_wino_choose(const qc_conv *a) {
   p.step = 32 * qc_min(QC_WINO_CHANNELS, a->x.c) + 64;
   return p;
 }
+
+QC_INLINE int64_t qc_wino_bytes(const qc_wino_plan *p) { return QC_WINO_POINTS * p->pitch; }
+
+/* How many pieces make V, where it is shared. */
+QC_INLINE int64_t qc_wino_makers(const qc_wino_plan *p) { return p->pairs > 1 && p->blocks * qc_wino_bytes(p) <= QC_WINO_SHARED ? p->all : 0; }
 
 /* Whether it takes less time than the plain way, in the plain way's products: of tiles, and of the weights of a block of tiles. Measured
    on Zen 3 (AVX2) and Zen 4 (AVX-512 VNNI). */
@@ -240,30 +247,33 @@ QC_INLINE int qc_wino_spots(const qc_conv *a, qc_wino_tile t, int64_t i, qc_spot
   return columns;
 }
 
-/* The sums of a piece's channels at all points. `room` holds V, then the sums, then U. */
-static uint8_t *qc_wino_all_sums(const qc_conv *a, const qc_spans *s, const qc_wino_plan *p, const qc_pair *pair, uint8_t *room, int64_t tiles) {
-  uint8_t *sums = room + QC_WINO_POINTS * p->pitch, *u = sums + QC_WINO_POINTS * p->sum;
+/* Where V, the sums and U of a piece are; v is NULL where there was no memory. */
+typedef struct qc_wino_places {
+  uint8_t *v, *sums, *u;
+} qc_wino_places;
+
+/* The sums of a piece's channels at all points. */
+static void qc_wino_all_sums(const qc_conv *a, const qc_spans *s, const qc_wino_plan *p, const qc_pair *pair, const qc_wino_places *at, int64_t tiles) {
   for (int64_t c = 0; c < a->x.c; c += QC_WINO_CHANNELS) {
     int64_t end = qc_min(c + QC_WINO_CHANNELS, a->x.c);
-    for (int b = 0; b < QC_WINO_BLOCKS; b++) qc_wino_weights(a, s, pair->w[b], c, end, u + b * QC_WINO_POINTS * p->step, p->step);
-    qc_wino_products(p, room + 2 * c, u, (end - c) / 4, tiles, sums, c > 0);
+    for (int b = 0; b < QC_WINO_BLOCKS; b++) qc_wino_weights(a, s, pair->w[b], c, end, at->u + b * QC_WINO_POINTS * p->step, p->step);
+    qc_wino_products(p, at->v + 2 * c, at->u, (end - c) / 4, tiles, at->sums, c > 0);
   }
-  return sums;
 }
 
-/* The channels of piece `index` for the tiles from `first` on, whose V lies in `room`. */
-QC_INLINE void qc_wino_piece(const qc_conv *a, const qc_spans *s, const qc_wino_plan *p, uint8_t *room, int64_t first, int64_t tiles,
+/* The channels of piece `index` for the tiles from `first` on. */
+QC_INLINE void qc_wino_piece(const qc_conv *a, const qc_spans *s, const qc_wino_plan *p, const qc_wino_places *at, int64_t first, int64_t tiles,
                              int64_t index, int kind) {
   QC_ALIGNED int32_t acc[QC_WINO_OUT * 17];
   qc_spots spots;
   qc_pair pair = qc_find_pair(a, s, index, QC_WINO_BLOCKS);
-  const uint8_t *sums = room ? qc_wino_all_sums(a, s, p, &pair, room, tiles) : NULL;
+  if (at->v) qc_wino_all_sums(a, s, p, &pair, at, tiles);
   for (int64_t i = 0; i < tiles; i++) {
     qc_wino_tile t = qc_wino_find(a, p, first + i);
-    if (room) qc_wino_results(p, sums + 4 * QC_WINO_OUT * i, acc);
+    if (at->v) qc_wino_results(p, at->sums + 4 * QC_WINO_OUT * i, acc);
     for (int64_t row = 0, rows = qc_min(4, a->y.h - t.h); row < rows; row++) {
       int columns = qc_wino_spots(a, t, row, &spots);
-      if (room)
+      if (at->v)
         qc_finish_spots(&a->e, &spots, columns, &pair, acc + 4 * QC_WINO_OUT * row, kind);
       else
         qc_without_room(a, s, &spots, columns, &pair, QC_WINO_BLOCKS);
@@ -271,23 +281,46 @@ QC_INLINE void qc_wino_piece(const qc_conv *a, const qc_spans *s, const qc_wino_
   }
 }
 
+/* V of the tiles lo..hi-1, in the room that is shared. */
+static void qc_wino_make(const qc_conv *a, const qc_wino_plan *p, int64_t lo, int64_t hi) {
+  for (int64_t i = lo; i < hi; i++)
+    qc_wino_fill(a, p, qc_wino_find(a, p, i), a->room + i / p->tiles * qc_wino_bytes(p) + 2 * (i % p->tiles) * p->wide);
+}
+
 QC_INLINE void qc_wino_pieces(const qc_conv *a, int64_t lo, int64_t hi, int kind) {
   qc_wino_plan p = qc_wino_choose(a);
+  int64_t makers = qc_wino_makers(&p), own = makers && a->room ? 0 : qc_wino_bytes(&p);
+  if (!own) qc_wino_make(a, &p, lo, qc_min(hi, makers));
+  lo = qc_max(lo, makers) - makers, hi -= makers;
+  if (lo >= hi) return;
   qc_spans s;
   qc_find_spans(a, &s);
-  uint8_t *room = QC_ROOM(QC_WINO_POINTS * (p.pitch + p.sum + QC_WINO_BLOCKS * p.step));
+  uint8_t *room = QC_ROOM(own + QC_WINO_POINTS * (p.sum + QC_WINO_BLOCKS * p.step));
   for (int64_t piece = lo; piece < hi; piece++) {
     int64_t block = piece / p.pairs, first = block * p.tiles, tiles = qc_min(p.tiles, p.all - first);
-    if (room && (piece == lo || piece % p.pairs == 0))
+    qc_wino_places at = {NULL, NULL, NULL};
+    if (room) at = (qc_wino_places){own ? room : a->room + block * qc_wino_bytes(&p), room + own, room + own + QC_WINO_POINTS * p.sum};
+    if (room && own && (piece == lo || piece % p.pairs == 0))
       for (int64_t i = 0; i < tiles; i++) qc_wino_fill(a, &p, qc_wino_find(a, &p, first + i), room + 2 * i * p.wide);
-    qc_wino_piece(a, &s, &p, room, first, tiles, piece % p.pairs, kind);
+    qc_wino_piece(a, &s, &p, &at, first, tiles, piece % p.pairs, kind);
   }
   free(room);
 }
 
 static int64_t qc_wino_units(const qc_conv *a) {
   qc_wino_plan p = qc_wino_choose(a);
-  return p.all ? p.blocks * p.pairs : 0;
+  return p.all ? qc_wino_makers(&p) + p.blocks * p.pairs : 0;
+}
+
+static int64_t qc_wino_first(const qc_conv *a) {
+  if (!qc_wino_pays(a)) return 0;
+  qc_wino_plan p = qc_wino_choose(a);
+  return qc_wino_makers(&p);
+}
+
+static int64_t qc_wino_room(const qc_conv *a) {
+  qc_wino_plan p = qc_wino_choose(a);
+  return p.blocks * qc_wino_bytes(&p);
 }
 
 #endif

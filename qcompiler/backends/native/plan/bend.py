@@ -2,15 +2,17 @@
 
 prelu, leaky_relu   v > 0 ? v : v * slope
 batch_norm          min(max(v, 0), top) * factor + offset behind a ReLU or ReLU6, v * factor + offset behind none
-hardswish           v * min(max(v + 3, 0), 6) / 6
 
-All but hardswish are slopes on both sides of 0, a gain and an offset by channel; see qc_epilogue.
+These are slopes on both sides of 0, a gain and an offset by channel; see qc_epilogue. Functions that are the same for all channels are
+curves (curve.py).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -18,43 +20,44 @@ from torch import Tensor, fx
 from qcompiler.backends.native.emit.layer_code import Call
 from qcompiler.backends.native.packing import padded_floats
 from qcompiler.backends.native.plan.codes import Bounds, Codes
+from qcompiler.backends.native.plan.curve import CURVES, Curve, curve_of
 from qcompiler.backends.native.plan.planning import Planning
 from qcompiler.backends.native.steps import Step
 from qcompiler.ir.types import value_of
 from qcompiler.ops.spec import Family, Op
+from qcompiler.ops.table import OPS
 from qcompiler.stages.arguments import bounds_of
 
-FUNCTIONS = ("prelu", "leaky_relu", "batch_norm", "hardswish")
+FUNCTIONS = ("prelu", "leaky_relu", "batch_norm")
 
 
 @dataclass(frozen=True, eq=False)
 class Bend:
-    """By channel, float64: (min(max(v, 0), top) + min(v, 0) * slope) * gain + offset; `slope` None: v * min(max(v + 3, 0), 6) * gain."""
+    """By channel, float64: (min(max(v, 0), top) + min(v, 0) * slope) * gain + offset."""
 
     name: str
     gain: Tensor
     offset: Tensor
-    slope: Tensor | None
+    slope: Tensor
     top: float = math.inf
 
-    def of(self, codes: Codes) -> Bend:
-        """The same in steps of the result."""
-        return replace(self, gain=self.gain / codes.scale, offset=self.offset / codes.scale)
+    @property
+    def axis(self) -> tuple[float, float]:
+        """Sums are real numbers: what one step of their float form is, and where 0 lies."""
+        return 1.0, 0.0
 
-    def code(self, fields: Call) -> None:
-        fields.plain(**{"e.bend": int(self.slope is None)})
-        for name, values in (("gain", self.gain), ("slope", self.slope), ("offset", self.offset)):
-            if values is not None:
-                fields.data(f"e.{name}", padded_floats(values.float().numpy()))
-        if self.slope is not None:
-            fields.reals(**{"e.top": self.top})
+    def code(self, fields: Call, codes: Codes) -> None:
+        for name, values in (("gain", self.gain / codes.scale), ("slope", self.slope), ("offset", self.offset / codes.scale)):
+            fields.data(f"e.{name}", padded_floats(values.float().numpy()))
+        fields.reals(**{"e.top": self.top})
 
 
 def takes_sums(row: Op, node: fx.Node, reader: Op, user: fx.Node) -> bool:
     """Whether a function that alone reads the result of an int8 op with a weight may be a bend of that: what Target.takes_sums asks."""
     family, shape = row.settled.family, value_of(node).shape or ()
-    dims = row.settled.dims if family is Family.CONVOLUTION else 0 if family is Family.LINEAR else None
-    if dims is None or reader.name not in FUNCTIONS or not _is_plain(user) or _is_depthwise(row, node):
+    dims = row.settled.dims if family in (Family.CONVOLUTION, Family.TRANSPOSED) else 0 if family is Family.LINEAR else None
+    known = CURVES if _is_depthwise(row, node) else (*FUNCTIONS, *CURVES)
+    if dims is None or reader.name not in known or not _is_plain(user):
         return False
     bounds = bounds_of(node.kwargs)
     if not _bounds_fit(reader.name, None if bounds == (None, None) else bounds):
@@ -67,18 +70,18 @@ def counts_channels(function: str, rank: int, dims: int) -> bool:
 
     Both count along dimension 1, but for a linear of more rows than one dimension, and a convolution without a batch.
     """
-    return function in ("leaky_relu", "hardswish") or rank == dims + 2
+    return function in ("leaky_relu", *CURVES) or rank == dims + 2
 
 
 def _is_plain(user: fx.Node) -> bool:
     """Whether all that the function takes beside the value is known when the network is compiled."""
     constants = all(a is None or (isinstance(a, fx.Node) and a.op == "get_attr") for a in user.args[1:])
-    settings = all(value is None or isinstance(value, (bool, int, float, tuple)) for value in user.kwargs.values())
+    settings = all(value is None or isinstance(value, (bool, int, float, str, tuple)) for value in user.kwargs.values())
     return constants and settings and not user.kwargs.get("training", False)
 
 
 def _is_depthwise(row: Op, node: fx.Node) -> bool:
-    """Such kernels have an epilogue of their own, without these functions."""
+    """Such kernels have an epilogue of their own, without what differs by channel."""
     weight = node.args[row.weight] if row.weight is not None else None
     shape = (value_of(weight).shape if isinstance(weight, fx.Node) else None) or (0, 0)
     groups = node.kwargs.get("groups", 1)
@@ -90,13 +93,13 @@ def _bounds_fit(function: str, bounds: Bounds) -> bool:
     return bounds is None or (function == "batch_norm" and bounds[0] == 0 and (bounds[1] is None or bounds[1] > 0))
 
 
-def bend_of(step: Step, planner: Planning, channels: int, bounds: Bounds) -> Bend | None:
-    """None for a step that is none of these functions, or one with other channels."""
+def bend_of(step: Step, planner: Planning, channels: int, bounds: Bounds) -> Bend | Curve | None:
+    """None for a step that is none of these functions, one with other channels, or one that no curve is near enough to."""
     ones, none = torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
     if not _bounds_fit(step.op, bounds):
         return None
-    if step.op == "hardswish":
-        return Bend(step.op, ones / 6, none, None)
+    if step.op in CURVES:
+        return _curve(step, planner)
     if step.op == "leaky_relu":
         return Bend(step.op, ones, none, ones * step.kwargs.get("negative_slope", 0.01))
     if step.op == "prelu":
@@ -107,6 +110,18 @@ def bend_of(step: Step, planner: Planning, channels: int, bounds: Bounds) -> Ben
         top = math.inf if bounds is None or bounds[1] is None else float(bounds[1])
         return Bend(step.op, factor, offset, ones if bounds is None else none, top) if len(factor) == channels else None
     return None
+
+
+def _curve(step: Step, planner: Planning) -> Curve | None:
+    _, codes = planner.result(step)
+    settings = {name: value for name, value in step.kwargs.items() if name != "bounds"}
+    function = partial(_applied, step.op, step.args[1:], settings)
+    return curve_of(step.op, function, codes) if codes is not None else None
+
+
+def _applied(op: str, more: tuple[object, ...], settings: Mapping[str, object], v: Tensor) -> Tensor:
+    made: Tensor = OPS.rows[op].fn(v, *more, **settings)
+    return made
 
 
 def factor_and_bias(step: Step, planner: Planning) -> tuple[Tensor, Tensor]:

@@ -10,16 +10,18 @@ from torch import Tensor
 
 from qcompiler.backends.native.emit.layer_code import Call, LayerCode
 from qcompiler.backends.native.packing import MAX_SPANS, RowSums, fold_epilogue, pack_conv, pack_depthwise, sums_fit
-from qcompiler.backends.native.plan.bend import Bend, bend_of, counts_channels, factor_and_bias
+from qcompiler.backends.native.plan.bend import Bend
 from qcompiler.backends.native.plan.codes import Bounds, Codes, sum_factors
-from qcompiler.backends.native.plan.float_pointwise import FloatPair, clamped
+from qcompiler.backends.native.plan.curve import Curve
+from qcompiler.backends.native.plan.float_pointwise import clamped
 from qcompiler.backends.native.plan.layer import Bound, Layer, Lies, image, rows
 from qcompiler.backends.native.plan.pick import without_pads
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
 from qcompiler.backends.native.plan.planning import NOT_INT8, Facts, Planning
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.plan.window import Window, three, window_fault
-from qcompiler.backends.native.steps import Step, is_tensor
+from qcompiler.backends.native.steps import Step
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Conv(Layer):
     residual: Residual | None = None
     of_sum: Codes | None = None
     table: Tensor | None = None
-    bend: Bend | None = None
+    bend: Bend | Curve | None = None
 
     def __post_init__(self) -> None:
         channels, bias = self.weight.shape[0], self.bias
@@ -87,7 +89,7 @@ class Conv(Layer):
 
     @property
     def can_add(self) -> bool:
-        return self.codes is not None
+        return self.codes is not None and not isinstance(self.bend, Curve)
 
     def lies(self, known: Lies) -> str | None:
         return "pixels" if self.dims else "rows"
@@ -107,6 +109,10 @@ class Conv(Layer):
 
     def _result(self, batch: Axes, space: Axes) -> Axes:
         return (*batch, self.channels, *(self.window.result(n, 3 - self.dims + i) for i, n in enumerate(space)))
+
+    def by_sample(self, samples: Samples) -> bool:
+        rank = samples.rank(self.x)
+        return (rank == self.dims + 2 if self.dims else rank > 1) and samples.holds(self.reads)
 
     def place(self, sizes: Sizes) -> Place:
         rank = len(sizes.shape(self.out))
@@ -144,9 +150,9 @@ class Conv(Layer):
         fields.data("wsum", sums.padded)
 
     def _epilogue(self, fields: Call, sums: RowSums) -> None:
-        bias = None if self.bias is None else self.bias.double().numpy()
-        y_scale = 1.0 if self.codes is None or self.bend is not None else self.codes.scale
-        folded = fold_epilogue(sums, self.scale.numpy(), bias, self.x_codes.scale, self.x_codes.zero, y_scale)
+        y_scale, start = (1.0 if self.codes is None else self.codes.scale, 0.0) if self.bend is None else self.bend.axis
+        bias = start * y_scale + (torch.zeros(self.channels) if self.bias is None else self.bias).double()
+        folded = fold_epilogue(sums, self.scale.numpy(), bias.numpy(), self.x_codes.scale, self.x_codes.zero, y_scale)
         fields.data("e.m", folded.m)
         fields.data("e.b", folded.b)
         fields.numbers(**{"e.wide": int(folded.wide)})
@@ -154,7 +160,7 @@ class Conv(Layer):
             return
         low, high = self.codes.limits(self.bounds if self.residual is None else None)
         if self.bend is not None:
-            self.bend.of(self.codes).code(fields)
+            self.bend.code(fields, self.codes)
         fields.numbers(**{"e.zero": self.codes.zero, "e.lo": low, "e.hi": high})
         if self.residual is not None and self.of_sum is not None:
             k, kr, kc = sum_factors(self.codes, self.residual.codes, self.of_sum, self.residual.times)
@@ -194,24 +200,6 @@ def plan_conv(dims: int, step: Step, planner: Planning) -> None:
         planner.add(clamped(out, planner.label(step), made, bounds))
 
 
-def plan_on_sums(step: Step, planner: Planning) -> bool:
-    """Whether the convolution or linear whose sums a function takes now computes both; else the function has a layer of its own."""
-    out, codes = planner.result(step)
-    found = planner.sums(step.args[0]) if codes is not None else None
-    if found is None or not isinstance(found.layer, Conv) or found.layer.codes is not None:
-        return False
-    conv = found.layer
-    bend = bend_of(step, planner, conv.channels, found.bounds)
-    if bend is None or not counts_channels(step.op, planner.rank(step.args[0]), conv.dims):
-        return False
-    if conv.dims and conv.groups == conv.channels > 1 and conv.weight.shape[1] == 1:
-        return False
-    planner.take_back(found)
-    made = replace(conv, out=out, label=f"{conv.label} + {out}", codes=codes, bounds=step.kwargs.get("bounds"), bend=bend)
-    planner.add(made)
-    return True
-
-
 def _padded_input(dims: int, kernel: Axes, step: Step, planner: Planning) -> tuple[str, Window]:
     """What a convolution reads and its window; zeros that an op before it puts around x are padding of its own."""
     settings = (step.kwargs.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)))
@@ -219,41 +207,3 @@ def _padded_input(dims: int, kernel: Axes, step: Step, planner: Planning) -> tup
     pad, after = (tuple(a + b for a, b in zip(window.pad, three(more, dims, 0), strict=True)) for more in (padded.before, padded.after))
     window = replace(window, pad=pad, after=after)  # type: ignore[arg-type]
     return planner.pixels(f"%{padded.x}", tuple(map(max, pad[3 - dims :], after[3 - dims :]))), window
-
-
-def refuse_batch_norm(step: Step, facts: Facts) -> str | None:
-    rank = facts.rank(step.args[0])
-    if step.kwargs.get("training", False):
-        return "it uses the statistics of each batch"
-    return None if 3 <= rank <= 5 else f"its input has {rank} dimensions"
-
-
-def refuse_float_batch_norm(step: Step, facts: Facts) -> str | None:
-    if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0])):
-        return "its input is not float32"
-    if not all(argument is None or is_tensor(argument) for argument in step.args[1:]):
-        return "its weights are computed at run time"
-    return "it uses the statistics of each batch" if step.kwargs.get("training", False) else None
-
-
-def plan_float_batch_norm(step: Step, planner: Planning) -> None:
-    """A product and a sum by channel."""
-    if plan_on_sums(step, planner):
-        return
-    x, label, (out, codes) = planner.operand(step.args[0]), planner.label(step), planner.result(step)
-    shape = (-1, *(1,) * (planner.rank(x) - 2))
-    factor, bias = (values.float().reshape(shape) for values in factor_and_bias(step, planner))
-    f, b = (planner.constant(f"{out}.{name}", values) for name, values in (("factor", factor), ("bias", bias)))
-    product = planner.add(FloatPair(f"{out}.product", label, "mul", x, f, (planner.codes.get(x), None)))
-    planner.add(FloatPair(out, label, "add", product, b, (None, None), codes, step.kwargs.get("bounds")))
-
-
-def plan_batch_norm(step: Step, planner: Planning) -> None:
-    """A depthwise convolution of 1 x 1 with weights of 1."""
-    factor, bias = factor_and_bias(step, planner)
-    dims = planner.rank(planner.value(step.args[0])) - 2
-    x = planner.pixels(step.args[0], (), dims)
-    ones = torch.ones((len(factor), 1, *(1,) * dims), dtype=torch.int8)
-    out, codes = planner.result(step)
-    planner.add(Conv(out, planner.label(step), x, dims, Window((1, 1, 1)), len(factor), ones, factor, bias, planner.codes[x], codes,
-                     step.kwargs.get("bounds")))  # fmt: skip

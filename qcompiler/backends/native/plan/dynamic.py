@@ -16,6 +16,7 @@ from qcompiler.backends.native.plan.floats import joint, operand
 from qcompiler.backends.native.plan.layer import Bound, Layer, Lies, OfOne, Pixels, rows
 from qcompiler.backends.native.plan.place import Axes, Place, dense
 from qcompiler.backends.native.plan.planning import NOT_INT8, Facts, Planning
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.plan.window import Window
 from qcompiler.backends.native.steps import Step
@@ -155,6 +156,9 @@ class DynamicLinear(Conv):
     @property
     def reads(self) -> tuple[str, ...]:
         return self.x, self.factors
+
+    def by_sample(self, samples: Samples) -> bool:
+        return False
 
     def bind(self, sizes: Sizes) -> Bound:
         pixels = rows(sizes.place(self.x), sizes.place(self.out))

@@ -8,6 +8,7 @@ from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.layer import Bound, Lies, OfOne, Pixels, five
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 
 
@@ -20,6 +21,9 @@ class Quantize(OfOne):
 
     def lies(self, known: Lies) -> str | None:
         return "pixels" if self.channels_last else "rows"
+
+    def by_sample(self, samples: Samples) -> bool:
+        return True
 
     def place(self, sizes: Sizes) -> Place:
         rank = len(sizes.shape(self.x))
@@ -46,6 +50,9 @@ class Dequantize(OfOne):
     """Codes as floats in a new tensor of torch's."""
 
     codes: Codes
+
+    def by_sample(self, samples: Samples) -> bool:
+        return True
 
     def place(self, sizes: Sizes) -> None:
         return None

@@ -16,6 +16,7 @@ from qcompiler.backends.native.plan.floats import FLOATS, joint, operand, order_
 from qcompiler.backends.native.plan.layer import Bound, OfOne, OfTwo
 from qcompiler.backends.native.plan.place import Place
 from qcompiler.backends.native.plan.planning import Argument, Facts, Planning, spread_fault
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step, is_value
 from qcompiler.ops.table import OPS
@@ -35,6 +36,9 @@ class FloatMap(OfOne):
 
     @property
     def steps_through(self) -> bool:
+        return True
+
+    def by_sample(self, samples: Samples) -> bool:
         return True
 
     def place(self, sizes: Sizes) -> Place:

@@ -66,6 +66,17 @@ class Softmax(Rows):
 
 
 @dataclass(frozen=True, eq=False)
+class CumSum(Rows):
+    def code(self, to: LayerCode) -> None:
+        with to.call("cumsum") as fields:
+            result(fields, "y", self.codes)
+            operand(fields, "x", self.x_codes)
+
+    def text(self) -> str:
+        return f"cumsum {self.x} along {self.dim}"
+
+
+@dataclass(frozen=True, eq=False)
 class Norm(Rows):
     """Rows minus their mean (rms: nothing), over their deviation, times `weight`, plus `bias`.
 
@@ -165,7 +176,7 @@ def refuse_rows(step: Step, facts: Facts) -> str | None:
     return "its settings are computed at run time" if any(map(is_value, step.kwargs.values())) else None
 
 
-def refuse_softmax(step: Step, facts: Facts) -> str | None:
+def refuse_along(step: Step, facts: Facts) -> str | None:
     if type(step.kwargs.get("dim")) is not int or facts.rank(step.args[0]) == 0:
         return "its dimension is not known"
     if step.kwargs.get("dtype") is not None:
@@ -173,12 +184,12 @@ def refuse_softmax(step: Step, facts: Facts) -> str | None:
     return refuse_rows(step, facts)
 
 
-def plan_softmax(step: Step, planner: Planning) -> None:
+def plan_along(kind: Callable[..., Rows], step: Step, planner: Planning) -> None:
+    """A function of the elements along the dimension that the step names."""
     x = planner.operand(step.args[0])
     out, codes = planner.result(step)
     dim, rank = step.kwargs["dim"], planner.rank(x)
-    planner.add(Softmax(out, planner.label(step), x, dim - rank if dim >= 0 else dim, planner.codes.get(x), codes,
-                        step.op == "log_softmax"))  # fmt: skip
+    planner.add(kind(out, planner.label(step), x, dim - rank if dim >= 0 else dim, planner.codes.get(x), codes))
 
 
 def refuse_normalize(step: Step, facts: Facts) -> str | None:

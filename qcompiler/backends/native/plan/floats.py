@@ -13,6 +13,7 @@ from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.copies import copied
 from qcompiler.backends.native.plan.layer import Bound, Layer, OfOne, Pixels, merged
 from qcompiler.backends.native.plan.place import CONSTANTS, Axes, Place, dense, of_caller
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 
 FLOATS = "const float *"  # how the C reads a block of constants
@@ -32,6 +33,9 @@ class Constant(Layer):
     def shape(self, sizes: Sizes) -> Axes:
         return self.size
 
+    def stays(self, whole: object, part: object, samples: int, fewer: int) -> bool:
+        return True
+
     def place(self, sizes: Sizes) -> Place:
         strides, _, _ = dense(self.size, range(len(self.size)), 4)
         return Place(self.size, strides, sizes.network.constant_offsets[self.out], CONSTANTS, 4)
@@ -41,6 +45,9 @@ class Constant(Layer):
 class Given(OfOne):
     """A float tensor of the caller's, read where it lies."""
 
+    def by_sample(self, samples: Samples) -> bool:
+        return True
+
     def place(self, sizes: Sizes) -> Place:
         strides = tuple(4 * stride for stride in sizes.strides[self.x])
         return Place(sizes.shape(self.x), strides, 0, of_caller(sizes.network.io[self.x]), 4)
@@ -49,6 +56,9 @@ class Given(OfOne):
 @dataclass(frozen=True, eq=False)
 class HandOut(OfOne):
     """Floats in a tensor of the caller's: a copy where they have not been made there."""
+
+    def by_sample(self, samples: Samples) -> bool:
+        return True
 
     def place(self, sizes: Sizes) -> Place:
         target = sizes.callers(self.out)

@@ -8,6 +8,7 @@ from functools import cache, partial
 
 from qcompiler.backends.native.float_ops import COMPARISONS, FIRST, LENGTHS, SORTED, VARIANCES
 from qcompiler.backends.native.plan import (
+    batch_norm,
     conv,
     dynamic,
     einsum,
@@ -29,6 +30,8 @@ from qcompiler.backends.native.plan import (
     statistics,
     transposed,
 )
+from qcompiler.backends.native.plan.float_rows import CumSum, Softmax
+from qcompiler.backends.native.plan.on_sums import plan_on_sums
 from qcompiler.backends.native.plan.places import ALONG_AXES
 from qcompiler.backends.native.plan.planning import NOT_INT8, OTHER_KIND, Facts, Planning
 from qcompiler.backends.native.steps import Step, is_value
@@ -85,7 +88,7 @@ def _of_integers(add: Add) -> None:
     add(["linear"], CForm(partial(conv.plan_conv, 0), conv.refuse_conv))
     add(["linear"], CForm(dynamic.plan_dynamic_linear, dynamic.refuse_dynamic_linear))
     add(recurrent.KINDS, CForm(recurrent.plan_recurrent, recurrent.refuse_recurrent))
-    add(["batch_norm"], _of_codes(conv.plan_batch_norm, conv.refuse_batch_norm))
+    add(["batch_norm"], _of_codes(batch_norm.plan_batch_norm, batch_norm.refuse_batch_norm))
     add(["mean"], _of_codes(pool.plan_mean, pool.refuse_mean))
 
 
@@ -94,7 +97,7 @@ def _of_windows(add: Add) -> None:
     for dims in (1, 2, 3):
         refuse = partial(pool.refuse_pool, dims)
         add([f"conv{dims}d"], CForm(partial(conv.plan_conv, dims), conv.refuse_conv))
-        add([f"conv_transpose{dims}d"], _of_codes(partial(transposed.plan_transposed, dims), partial(transposed.refuse_transposed, dims)))
+        add([f"conv_transpose{dims}d"], CForm(partial(transposed.plan_transposed, dims), partial(transposed.refuse_transposed, dims), True))
         for kind in ("max", "avg"):
             add([f"{kind}_pool{dims}d"], CForm(partial(pool.plan_pool, kind, dims), refuse, True))
             add([f"adaptive_{kind}_pool{dims}d"], CForm(partial(pool.plan_adaptive, kind, dims), refuse, True))
@@ -110,7 +113,7 @@ def _that_move(add: Add) -> None:
 
 
 def _plan_float_function(step: Step, planner: Planning) -> None:
-    if not conv.plan_on_sums(step, planner):
+    if not plan_on_sums(step, planner):
         float_pointwise.plan_float_function(step, planner)
 
 
@@ -121,10 +124,11 @@ def _of_floats(add: Add) -> None:
     add(["linear"], CForm(float_conv.plan_float_linear, float_conv.refuse_float_linear))
     for dims in (1, 2, 3):
         add([f"conv{dims}d"], CForm(partial(float_conv.plan_float_conv, dims), partial(float_conv.refuse_float_conv, dims)))
-    add(["batch_norm"], CForm(conv.plan_float_batch_norm, conv.refuse_float_batch_norm))
+    add(["batch_norm"], CForm(batch_norm.plan_float_batch_norm, batch_norm.refuse_float_batch_norm))
     add(["einsum"], CForm(einsum.plan_einsum, einsum.refuse_einsum))
     add(["normalize"], CForm(float_rows.plan_normalize, float_rows.refuse_normalize))
-    add(("softmax", "log_softmax"), CForm(float_rows.plan_softmax, float_rows.refuse_softmax))
+    for name, kind in (("softmax", Softmax), ("log_softmax", partial(Softmax, log=True)), ("cumsum", CumSum)):
+        add([name], CForm(partial(float_rows.plan_along, kind), float_rows.refuse_along))
     add(("layer_norm", "rms_norm"), CForm(float_rows.plan_layer_norm, float_rows.refuse_norm))
     add(("group_norm", "instance_norm"), CForm(float_rows.plan_group_norm, float_rows.refuse_group_norm))
     add(("mean", "sum", "amax", "amin"), CForm(float_rows.plan_reduce, float_rows.refuse_reduce))

@@ -54,7 +54,7 @@ class _Fuser:
     def _only_for(self, name: str) -> Conv | None:
         """The convolution that makes a value, if it may do more: one other layer reads the value, which lies in no cat."""
         found = self.layers[self.at[name]] if name in self.at else None
-        free = isinstance(found, Conv) and found.codes is not None and found.table is None
+        free = isinstance(found, Conv) and found.can_add and found.table is None
         alone = self.readers[name] == 1 and name not in self.network.homes and name not in self.network.halos
         return found if free and alone and isinstance(found, Conv) else None
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.place import Axes, Place, spread_shape
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 
 
@@ -117,6 +118,14 @@ class Layer(ABC):
         """Of its result, where the caller gets it."""
         return torch.float32
 
+    def by_sample(self, samples: Samples) -> bool:
+        """Whether sample n of its result, along the first dimension, is made of sample n of its operands alone, and of constants."""
+        return False
+
+    def stays(self, whole: object, part: object, samples: int, fewer: int) -> bool:
+        """Of a layer that reads no value: whether its shapes, or numbers, at two numbers of samples mean the same for each sample."""
+        return False
+
     def cost(self, sizes: Sizes) -> int:
         """About how many nanoseconds it takes on one thread: what it reads and writes, at a few bytes a nanosecond."""
         names = (self.out, *self.reads)
@@ -155,6 +164,9 @@ class OfTwo(Layer):
 
     def shape(self, sizes: Sizes) -> Axes:
         return spread_shape(sizes.shape(self.a), sizes.shape(self.b))
+
+    def by_sample(self, samples: Samples) -> bool:
+        return samples.may_spread(self.reads, self.out)
 
     def fullest(self, sizes: Sizes) -> Place | None:
         """The place of an operand that is spread over nothing."""

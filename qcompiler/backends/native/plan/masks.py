@@ -12,6 +12,7 @@ from qcompiler.backends.native.plan.floats import joint, operand, order_of, resu
 from qcompiler.backends.native.plan.layer import Bound, Layer
 from qcompiler.backends.native.plan.place import Axes, Place, spread_shape
 from qcompiler.backends.native.plan.planning import Argument, Facts, Planning, spread_fault
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step
 
@@ -39,6 +40,9 @@ class Where(Layer):
 
     def shape(self, sizes: Sizes) -> Axes:
         return spread_shape(*map(sizes.shape, self.reads))
+
+    def by_sample(self, samples: Samples) -> bool:
+        return samples.may_spread(self.reads, self.out)
 
     def place(self, sizes: Sizes) -> Place:
         shape = sizes.shape(self.out)

@@ -13,6 +13,7 @@ from qcompiler.backends.native.plan.codes import Bounds, Codes, sum_factors
 from qcompiler.backends.native.plan.layer import Bound, Lies, OfOne, OfTwo, Pixels, five, in_common
 from qcompiler.backends.native.plan.place import Place
 from qcompiler.backends.native.plan.planning import Facts, Planning, spread_fault
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step, is_value
 from qcompiler.ops.table import OPS
@@ -75,6 +76,9 @@ class Map(OfOne):
 
     def lies(self, known: Lies) -> str | None:
         return in_common(self.reads, known)
+
+    def by_sample(self, samples: Samples) -> bool:
+        return True
 
     def place(self, sizes: Sizes) -> Place:
         return sizes.new(self.out, sizes.place(self.x).order)

@@ -13,6 +13,7 @@ from qcompiler.backends.native.plan.floats import operand, result, width
 from qcompiler.backends.native.plan.layer import Bound, Lies, OfOne, image
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
 from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.plan.window import Window
 from qcompiler.backends.native.steps import Step
@@ -49,6 +50,9 @@ class Pool(OfOne):
     def shape(self, sizes: Sizes) -> Axes:
         found = self._result(sizes.shape(self.x))
         return found[: -self.dims] if self.squeeze else found
+
+    def by_sample(self, samples: Samples) -> bool:
+        return samples.rank(self.x) == self.dims + 2
 
     def place(self, sizes: Sizes) -> Place:
         rank = len(sizes.shape(self.out))

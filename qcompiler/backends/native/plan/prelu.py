@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from qcompiler.backends.native.plan.conv import plan_on_sums
 from qcompiler.backends.native.plan.float_pointwise import FloatPair
 from qcompiler.backends.native.plan.masks import Where
+from qcompiler.backends.native.plan.on_sums import plan_on_sums
 from qcompiler.backends.native.plan.planning import Facts, Planning
 from qcompiler.backends.native.plan.pointwise import Map
 from qcompiler.backends.native.steps import Step, is_tensor

@@ -39,11 +39,15 @@ LINE = 64
 class Loop(Layer):
     """One direction of one layer: the hidden state at each step, behind it the final states. ih (T, N, gates * W) -> (T + states, N, W).
 
-    `states`: the values at the start, flat; none: zeros.
+    `states`: the values at the start, flat; none: zeros. `given`: the caller's tensors that they are of, (*`leading`, N, W), or without N
+    where nothing is batched.
     """
 
     ih: str
     states: tuple[str, ...]
+    given: tuple[str, ...]
+    leading: tuple[int, ...]
+    batched: bool
     kind: Kind
     weight: Tensor
     scale: Tensor
@@ -62,8 +66,9 @@ class Loop(Layer):
         steps, batch, wide = sizes.shape(self.ih)
         if wide != self.weight.shape[0] or wide != self.kind.gates * self.weight.shape[1]:
             raise ValueError(f"{wide} gates for a weight of {tuple(self.weight.shape)}")
-        if any(sizes.shape(name) != (batch * self.weight.shape[1],) for name in self.states):
-            raise ValueError("a state of another size")
+        due = (*self.leading, *((batch,) if self.batched else ()), self.weight.shape[1])
+        if any(sizes.shape(name) != due for name in self.given):
+            raise ValueError(f"a state of size {next(sizes.shape(n) for n in self.given if sizes.shape(n) != due)}, expected {due}")
         return (steps + self.kind.states, batch, self.weight.shape[1])
 
     def place(self, sizes: Sizes) -> Place:
@@ -180,14 +185,23 @@ class _Plan:
         biases = biases or [None, None]
         ih = linear_of(codes, planner.weight(self.given.weights[2 * k]), biases[0], f"{out}.products", planner)
         weight = planner.weight(self.given.weights[2 * k + 1])
-        states = tuple(self._state(i, state, k) for i, state in enumerate(self.given.states))
-        return planner.add(Loop(f"{out}.loop", self.step.out, ih, states, self.kind, *weight, biases[1], reverse))
+        given = tuple(self._floats(i, state, k) for i, state in enumerate(self.given.states))
+        states = tuple(self._state(i, x, k) for i, x in enumerate(given))
+        leading = () if self.is_cell else (len(self.given.weights) // 2,)
+        batched = self.rank == (2 if self.is_cell else 3)
+        return planner.add(Loop(f"{out}.loop", self.step.out, ih, states, given, leading, batched, self.kind, *weight, biases[1], reverse))
 
-    def _state(self, number: int, state: Argument, k: int) -> str:
+    def _floats(self, number: int, state: Argument, k: int) -> str:
+        """The caller's states of all layers, for layer k, as floats."""
+        x = self.planner.operand(state)
+        if self.planner.codes.get(x) is None:
+            return x
+        name = f"{self.step.out}.state.{number}.{k}.floats"
+        return self.planner.add(FloatMap(name, self.step.out, x, "QC_COPY", (), self.planner.codes[x]))
+
+    def _state(self, number: int, x: str, k: int) -> str:
         """State k at the start, its elements side by side."""
-        x, name = self.planner.operand(state), f"state.{number}.{k}"
-        if self.planner.codes.get(x) is not None:
-            x = self.planner.add(FloatMap(f"{self.step.out}.{name}.floats", self.step.out, x, "QC_COPY", (), self.planner.codes[x]))
+        name = f"state.{number}.{k}"
         if not self.is_cell:
             x = self.view(f"{name}.one", x, "getitem", index=k)
         return self.planner.rows(f"%{self.view(name, x, 'flatten', start_dim=0)}")

@@ -8,6 +8,7 @@ from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.copies import copied
 from qcompiler.backends.native.plan.layer import Bound, Lies, OfOne, image, rows
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last, dense
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 
 
@@ -25,6 +26,9 @@ class Relayout(OfOne):
 
     def lies(self, known: Lies) -> str | None:
         return known.get(self.other) if self.wants == "like" else "rows" if self.wants == "even" else self.wants
+
+    def by_sample(self, samples: Samples) -> bool:
+        return True
 
     def _order(self, sizes: Sizes, given: Place) -> Axes:
         rank = len(given.shape)

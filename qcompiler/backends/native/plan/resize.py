@@ -18,6 +18,7 @@ from qcompiler.backends.native.plan.layer import Bound, Lies, OfOne, image
 from qcompiler.backends.native.plan.pick import lies_on, on_codes
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
 from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step
 from qcompiler.ops import functional as Q
@@ -43,6 +44,9 @@ class Resize(OfOne):
         batch, *rest = sizes.shape(self.x)
         one = torch.empty((1, *rest), device="meta")  # torch refuses a batch of none here, though not in memory
         return (batch, *Q.interpolate(one, **sizes.numbers(self.settings)).shape[1:])
+
+    def by_sample(self, samples: Samples) -> bool:
+        return samples.rank(self.x) == self.dims + 2
 
     def place(self, sizes: Sizes) -> Place:
         return sizes.new(self.out, channels_last(len(sizes.shape(self.out))), width(self.codes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from qcompiler.backends.native.plan.pick import on_result, plan_pick, refuse_pic
 from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.plan.planning import Facts, Planning
 from qcompiler.backends.native.plan.pointwise import Map
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.read import NUMBERS
 from qcompiler.backends.native.steps import Step, is_value, leaves
@@ -55,6 +57,10 @@ class Number(Layer):
             return args[0] if len(args) == 1 else args[0][args[1]]
         return len(args[0]) if self.function == "dim" else NUMBERS[self.function](*args)
 
+    def stays(self, whole: object, part: object, samples: int, fewer: int) -> bool:
+        """A number of samples is one as the size of a view alone, whose shape tells whether it was."""
+        return whole == part or (whole, part) == (samples, fewer)
+
     def place(self, sizes: Sizes) -> Any:
         return None
 
@@ -77,6 +83,21 @@ class View(OfOne):
 
     def apply(self, x: Tensor, sizes: Sizes) -> Any:
         return (self.function or VIEWS[self.op])(x, *sizes.numbers(self.args), **sizes.numbers(self.kwargs))
+
+    def by_sample(self, samples: Samples) -> bool:
+        return all(self._keeps_rows(sizes) for sizes in (samples.part, samples.whole))
+
+    def _keeps_rows(self, sizes: Sizes) -> bool:
+        """Whether each row of the result, along the first dimension, is a part of the same row of x."""
+        given = sizes.shapes[self.x]
+        if isinstance(given[0], tuple):
+            return True
+        made, step = self.apply(torch.empty(given, dtype=torch.uint8, device="meta"), sizes), math.prod(given[1:])
+        return all(
+            one.stride(0) == step
+            and one.storage_offset() + sum((n - 1) * s for n, s in zip(one.shape[1:], one.stride()[1:], strict=True)) < step
+            for one in ([made] if isinstance(made, Tensor) else made)
+        )
 
     def place(self, sizes: Sizes) -> Any:
         given = sizes.places[self.x]
@@ -127,6 +148,9 @@ class Cat(Layer):
 
     def lies(self, known: Lies) -> str | None:
         return in_common(self.reads, known)
+
+    def by_sample(self, samples: Samples) -> bool:
+        return self.dim > 0 and samples.holds(self.reads)
 
     def shape(self, sizes: Sizes) -> Axes:
         """torch's own cat of tensors without data imports its compiler, which takes seconds the first time."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from qcompiler.backends.native.plan.homes import Every, Home
@@ -51,6 +52,8 @@ class Sized(Protocol):
     def handed(self) -> Mapping[str, str]: ...
     @property
     def io(self) -> Mapping[str, int]: ...
+    @property
+    def dtypes(self) -> Mapping[str, torch.dtype]: ...
 
 
 @dataclass

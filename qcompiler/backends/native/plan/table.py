@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from qcompiler.backends.native.build.library import Copy, SizesStruct, Tensor
 from qcompiler.backends.native.plan.arena import arrange
 from qcompiler.backends.native.plan.layer import Bound, Layer, Moved, Pixels, image
 from qcompiler.backends.native.plan.place import SETTLED, Place
+from qcompiler.backends.native.plan.samples import some_samples
 from qcompiler.backends.native.plan.sizes import SLACK, Sizes
 from qcompiler.errors import InputError
 
 MOST = 2**46  # bytes of an arena: no machine has more
 OFFSET_BITS = 48  # of a place as net.h reads it
+TENSORS = 16  # QC_TENSORS: at most, of a network that is run in parts
 LISTS = 0x7FFF  # the bits above it of what stands beside the sizes: 16 bits of the list's number, 32 of the offset
 
 NOTHING = -1  # QC_NOTHING: the cost of a layer whose result has no element
@@ -32,6 +35,28 @@ class Table:
     kept: tuple[Any, ...]
     sizes: Sizes
     offsets: tuple[int, ...]
+
+
+def table_in_parts(sizes: Sizes) -> Table:
+    """The table of a call: of some of its samples, where it is computed some at a time."""
+    table = table_of(sizes)
+    few = some_samples(sizes, table.struct.arena)
+    if few is None or len(sizes.network.io) > TENSORS:
+        return table
+    table, names = table_of(few), sizes.network.io
+    count, at_once = (one.shape(sizes.network.inputs[0][0])[0] for one in (sizes, few))
+    bytes_of = [_bytes_of_sample(name, few) for name in names]
+    table.struct.parts, table.struct.tensors = -(-count // at_once), len(names)
+    table.struct.step = step = _array(ctypes.c_int64, [at_once * n for n in bytes_of])
+    table.struct.last = last = _array(ctypes.c_int64, [(count - at_once) * n for n in bytes_of])
+    return replace(table, kept=(*table.kept, step, last))
+
+
+def _bytes_of_sample(name: str, sizes: Sizes) -> int:
+    """How far the caller's samples lie apart."""
+    if name in sizes.strides:
+        return 4 * sizes.strides[name][0]
+    return int(math.prod(sizes.shape(name)[1:]) * sizes.network.dtypes[name].itemsize)
 
 
 def table_of(sizes: Sizes) -> Table:

@@ -15,6 +15,7 @@ def plan_text(table: Table, kernels: Sequence[tuple[str, ...]], weights: int, na
     where that was measured."""
     sizes, rows = table.sizes, plan_rows(table, kernels)
     given = ", ".join(f"{name} {times(sizes.shape(name))}" for name, _ in sizes.network.inputs)
+    given += f" in each of {table.struct.parts} parts" if table.struct.parts > 1 else ""
     count = sum(row.number is not None for row in rows)
     head = f"native region: {count} layers, inputs {given}, arena {table.struct.arena} bytes, constants {weights} bytes"
     lines = [HEAD + ([] if nanoseconds is None else ["time"])]

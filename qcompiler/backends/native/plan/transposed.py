@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.native.plan.conv import Conv
+from qcompiler.backends.native.plan.float_pointwise import clamped
 from qcompiler.backends.native.plan.homes import Every
 from qcompiler.backends.native.plan.layer import Layer, Lies
 from qcompiler.backends.native.plan.place import Axes, Place
-from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.planning import NOT_INT8, Facts, Planning
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.plan.window import Window, three
 from qcompiler.backends.native.steps import Step
@@ -97,6 +99,9 @@ class Phases(Layer):
     def lies(self, known: Lies) -> str | None:
         return "pixels"
 
+    def by_sample(self, samples: Samples) -> bool:
+        return samples.holds(self.reads)
+
     def shape(self, sizes: Sizes) -> Axes:
         shape, dims = sizes.shape(self.x), len(self.stretches)
         space = (one.whole(n) for one, n in zip(self.stretches, shape[-dims:], strict=True))
@@ -130,6 +135,8 @@ def stretches_of(dims: int, kernel: Axes, step: Step) -> tuple[Stretch, ...]:
 
 
 def refuse_transposed(dims: int, step: Step, facts: Facts) -> str | None:
+    if not facts.is_codes(step.args[0]):
+        return NOT_INT8
     if any(isinstance(step.kwargs.get(name), str) for name in ("padding", "stride", "dilation", "output_padding")):
         return "its settings are computed at run time"
     phases = math.prod(three(step.kwargs.get("stride", 1), dims, 1))
@@ -143,8 +150,8 @@ def plan_transposed(dims: int, step: Step, planner: Planning) -> None:
         raise ValueError(f"no weight of {groups} groups in {dims} dimensions: {tuple(weight.shape)}")
     stretches, scale = stretches_of(dims, tuple(weight.shape[2:]), step), scale.repeat(groups)
     bias = planner.tensor(step.args[2]) if len(step.args) > 2 and step.args[2] is not None else None
-    out, codes = planner.result(step)
-    assert codes is not None
+    (out, codes), bounds = planner.result(step), step.kwargs.get("bounds")
+    whole = out if codes is not None or bounds is None else f"{out}.unbounded"
     every = [tuple(one.phase(start) for one, start in zip(stretches, starts, strict=True)) for starts in _starts(stretches)]
     pads = tuple(max(0, *(max(phases[axis].pad, phases[axis].after) for phases in every)) for axis in range(dims))
     x = planner.pixels(step.args[0], pads)
@@ -156,12 +163,14 @@ def plan_transposed(dims: int, step: Step, planner: Planning) -> None:
             three(tuple(p.pad for p in phases), dims, 0), three(tuple(p.after for p in phases), dims, 0),
         )  # fmt: skip
         starts = tuple(p.start for p in phases)
-        name = f"{out}.phase.{index}"
-        planner.homes[name] = Every(out, starts, tuple(one.stride for one in stretches))
+        name = f"{whole}.phase.{index}"
+        planner.homes[name] = Every(whole, starts, tuple(one.stride for one in stretches))
         planner.add(PhaseConv(name, planner.label(step), x, dims, window, groups, made, scale, bias, planner.codes[x], codes,
-                              step.kwargs.get("bounds"), stretches=stretches, starts=starts))  # fmt: skip
+                              bounds, stretches=stretches, starts=starts))  # fmt: skip
         parts.append(name)
-    planner.add(Phases(out, planner.label(step), x, tuple(parts), len(scale), stretches), codes)
+    planner.add(Phases(whole, planner.label(step), x, tuple(parts), len(scale), stretches), codes)
+    if whole != out:
+        planner.add(clamped(out, planner.label(step), whole, bounds))
 
 
 def _starts(stretches: tuple[Stretch, ...]) -> list[Axes]:

@@ -7,6 +7,7 @@
 #include "codes.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -14,15 +15,16 @@
 #include <sys/mman.h>
 #endif
 
-#define QC_CHUNK 4000 /* nanoseconds of work that are worth handing to another thread */
-#define QC_EACH 4     /* chunks a thread */
+#define QC_STEP 4000       /* nanoseconds of work that are worth handing to another thread */
+#define QC_MOST_STEPS 65536 /* of a layer */
+#define QC_FIRST_PART 10   /* of a layer's time, what the first pieces take */
 #define QC_PAGE 2097152
 
 /* An arena that nobody uses at the moment. */
 typedef struct qc_arena {
   struct qc_arena *next;
-  uint8_t *bytes;
-  int64_t size;
+  uint8_t *bytes, *room; /* room: for what threads share within a layer */
+  int64_t size, room_size;
 } qc_arena;
 
 struct qc_model {
@@ -61,6 +63,7 @@ void qc_close(qc_model *model) {
     qc_arena *arena = model->arenas;
     model->arenas = arena->next;
     free(arena->bytes);
+    free(arena->room);
     free(arena);
   }
   free(model);
@@ -101,47 +104,38 @@ static void qc_give(qc_model *model, qc_arena *arena) {
 
 static qc_state qc_begin(const qc_model *model, const qc_sizes *z, void *const *io, uint8_t *arena) {
   qc_state s = {model->k,          arena,      io,         model->values.data, model->values.integers, model->values.reals, model->values.doubles,
-                z->pixels, z->moved, z->strides, z->spread,           z->maps};
+                z->pixels, z->moved, z->strides, z->spread,           z->maps,            NULL};
   return s;
 }
 
-static int64_t qc_chunks(int64_t units, int64_t cost, int threads) {
-  int64_t most = (int64_t)threads * QC_EACH, worth = cost / QC_CHUNK;
-  most = worth < most ? worth : most;
-  return units < most ? units : most;
+/* The steps in which threads claim so many pieces, which take `cost` together. */
+static int64_t qc_steps(int64_t units, int64_t cost) {
+  int64_t worth = cost / QC_STEP < QC_MOST_STEPS ? cost / QC_STEP : QC_MOST_STEPS;
+  return units < worth ? units : worth > 1 ? worth : 1;
 }
 
-static int qc_run_with(qc_model *model, const qc_kernels *k, const qc_sizes *sizes, void *const *io, int threads) {
-  qc_arena *arena = qc_take(model, sizes->arena);
-  if (!arena) return 1;
-  if (sizes->arena > arena->size) {
-    qc_give(model, arena);
-    return 1;
+static uint8_t *qc_room(qc_arena *arena, int64_t size) {
+  if (arena->room_size < size) {
+    free(arena->room);
+    arena->room = qc_bytes(size);
+    arena->room_size = arena->room ? size : 0;
   }
-  qc_state s = qc_begin(model, sizes, io, arena->bytes);
-  s.k = k;
-  int shared = qc_workers_take(threads);
-  for (int32_t i = 0; i < model->network->layers; i++) {
-    if (sizes->cost[i] == QC_NOTHING) continue;
-    qc_layer layer = model->network->layer[i];
-    int64_t units = layer(&s, 0, -1), chunks = shared ? qc_chunks(units, sizes->cost[i], threads) : 1;
-    if (chunks > 1)
-      qc_workers_run(layer, &s, units, chunks);
-    else if (units > 0)
-      layer(&s, 0, units);
+  return arena->room;
+}
+
+/* One layer; threads: 1 where the call does not have the workers. */
+static void qc_run_layer(qc_layer layer, const qc_state *given, int64_t cost, qc_arena *arena, int threads) {
+  if (cost == QC_NOTHING) return;
+  qc_state s = *given;
+  int64_t units = layer(&s, QC_PIECES, -1), first = 0;
+  if (threads < 2 || qc_steps(units, cost) < 2) {
+    if (units > 0) layer(&s, 0, units);
+    return;
   }
-  if (shared) qc_workers_give();
-  k->end();
-  qc_give(model, arena);
-  return 0;
-}
-
-int qc_run(qc_model *model, const qc_sizes *sizes, void *const *io, int threads) {
-  return qc_run_with(model, model->k, sizes, io, threads);
-}
-
-int qc_run_codes(qc_model *model, const qc_sizes *sizes, void *const *io, int threads) {
-  return qc_run_with(model, &model->codes, sizes, io, threads);
+  if ((first = layer(&s, QC_FIRST, -1)) > 0) s.room = qc_room(arena, layer(&s, QC_ROOM_BYTES, -1));
+  if (s.room) qc_workers_run(layer, &s, 0, first, qc_steps(first, cost / QC_FIRST_PART));
+  if (!s.room) first = 0;
+  qc_workers_run(layer, &s, first, units, qc_steps(units - first, cost));
 }
 
 static int64_t qc_now(void) {
@@ -150,12 +144,76 @@ static int64_t qc_now(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-void qc_watch(qc_model *model, const qc_sizes *sizes, void *const *io, uint8_t *arena, int64_t *nanoseconds) {
-  qc_state s = qc_begin(model, sizes, io, arena);
+/* A call. What workers see of it is its state, which stands first. */
+typedef struct qc_call {
+  qc_state s;
+  qc_model *model;
+  const qc_sizes *sizes;
+  atomic_int failed; /* there was no memory for an arena */
+} qc_call;
+
+/* nanoseconds: what each layer took is added to them, where that is asked. */
+static void qc_run_layers(const qc_model *model, const qc_sizes *sizes, const qc_state *s, qc_arena *arena, int threads, int64_t *nanoseconds) {
   for (int32_t i = 0; i < model->network->layers; i++) {
-    int64_t start = qc_now(), units = sizes->cost[i] == QC_NOTHING ? 0 : model->network->layer[i](&s, 0, -1);
-    if (units > 0) model->network->layer[i](&s, 0, units);
-    nanoseconds[i] = qc_now() - start;
+    int64_t start = nanoseconds ? qc_now() : 0;
+    qc_run_layer(model->network->layer[i], s, sizes->cost[i], arena, threads);
+    if (nanoseconds) nanoseconds[i] += qc_now() - start;
   }
+}
+
+/* The parts lo..hi-1 of a call, one after the other in an arena of its own. */
+static void qc_run_parts(qc_call *call, int64_t lo, int64_t hi, int threads, int64_t *nanoseconds) {
+  const qc_sizes *z = call->sizes;
+  qc_arena *arena = qc_take(call->model, z->arena);
+  if (!arena || z->arena > arena->size) atomic_store(&call->failed, 1);
+  for (int64_t part = lo; part < hi && !atomic_load(&call->failed); part++) {
+    void *io[QC_TENSORS];
+    qc_state s = call->s;
+    s.arena = arena->bytes;
+    for (int64_t i = 0; z->parts > 1 && i < z->tensors; i++)
+      io[i] = (char *)call->s.io[i] + (part + 1 < z->parts ? part * z->step[i] : z->last[i]);
+    if (z->parts > 1) s.io = io;
+    qc_run_layers(call->model, z, &s, arena, threads, nanoseconds);
+  }
+  if (arena) qc_give(call->model, arena);
+}
+
+/* A qc_layer of a call's parts: each thread computes some of them alone. */
+static int64_t qc_parts(const qc_state *s, int64_t lo, int64_t hi) {
+  qc_run_parts((qc_call *)(uintptr_t)(const void *)s, lo, hi, 1, NULL);
+  return 0;
+}
+
+static int qc_run_with(qc_model *model, const qc_kernels *k, const qc_sizes *sizes, void *const *io, int threads, int64_t *nanoseconds) {
+  qc_call call = {qc_begin(model, sizes, io, NULL), model, sizes, 0};
+  int64_t parts = sizes->parts > 1 ? sizes->parts : 1, together = 0;
+  int shared = qc_workers_take(threads);
+  call.s.k = k;
+  if (shared && !nanoseconds && parts >= threads) {
+    together = parts / threads * threads;
+    qc_workers_run(qc_parts, &call.s, 0, together, together);
+  }
+  if (together < parts) qc_run_parts(&call, together, parts, shared ? threads : 1, nanoseconds);
+  if (shared) qc_workers_give();
+  k->end();
+  return atomic_load(&call.failed);
+}
+
+int qc_run(qc_model *model, const qc_sizes *sizes, void *const *io, int threads) {
+  return qc_run_with(model, model->k, sizes, io, threads, NULL);
+}
+
+int qc_run_codes(qc_model *model, const qc_sizes *sizes, void *const *io, int threads) {
+  return qc_run_with(model, &model->codes, sizes, io, threads, NULL);
+}
+
+void qc_watch(qc_model *model, const qc_sizes *sizes, void *const *io, uint8_t *arena) {
+  qc_state s = qc_begin(model, sizes, io, arena);
+  qc_run_layers(model, sizes, &s, NULL, 1, NULL);
   model->k->end();
+}
+
+int qc_time(qc_model *model, const qc_sizes *sizes, void *const *io, int threads, int64_t *nanoseconds) {
+  memset(nanoseconds, 0, sizeof *nanoseconds * (size_t)model->network->layers);
+  return qc_run_with(model, model->k, sizes, io, threads, nanoseconds);
 }

@@ -1,7 +1,8 @@
-/* Chunks are claimed one by one with compare-and-swap, so a thread that the system takes away holds up one chunk at most.
+/* Steps of a layer are claimed with compare-and-swap: a half of a thread's share of what is left, and single ones at the end. So a thread
+   that is slower than the others, or that the system takes away, has the less to do, and what a kernel does once a claim it does seldom.
 
-   `word` holds a number that counts publications, and how many chunks are left: a claim takes one off. What a worker reads about the
-   job (layer, state, units) cannot change between its claim and the end of its chunk, since the caller waits for all of them. */
+   `word` holds a number that counts publications, and how many steps are left: a claim takes some off. What a worker reads about the
+   job (layer, state, units) cannot change between its claim and the end of its steps, since the caller waits for all of them. */
 #if defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE
 #endif
@@ -27,11 +28,12 @@ static _Atomic(int) qc_taken;
 static _Atomic(uint64_t) qc_word;
 static _Atomic(int64_t) qc_done;
 static _Atomic(int) qc_allowed, qc_asleep;
+static _Atomic(uint32_t) qc_share; /* a claim takes one step of so many */
 static int qc_made;
 static struct {
   qc_layer layer;
   const qc_state *s;
-  int64_t units, chunks;
+  int64_t from, units, steps;
 } qc_job;
 static pthread_mutex_t qc_mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t qc_wake = PTHREAD_COND_INITIALIZER;
@@ -42,16 +44,20 @@ static int64_t qc_clock(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Takes a chunk of the job that is published, and computes it. 0 where none is left. */
+/* Takes some steps of the job that is published, and computes them. 0 where none is left. */
 static int qc_help(void (**end)(void)) {
   uint64_t word = atomic_load_explicit(&qc_word, memory_order_acquire);
+  uint32_t left, some;
   do {
-    if ((word & QC_LEFT) == 0) return 0;
-  } while (!atomic_compare_exchange_weak_explicit(&qc_word, &word, word - 1, memory_order_acq_rel, memory_order_acquire));
-  int64_t chunk = (int64_t)(word & QC_LEFT) - 1, units = qc_job.units, chunks = qc_job.chunks;
+    left = (uint32_t)(word & QC_LEFT);
+    if (left == 0) return 0;
+    some = left / atomic_load_explicit(&qc_share, memory_order_relaxed);
+    if (some == 0) some = 1;
+  } while (!atomic_compare_exchange_weak_explicit(&qc_word, &word, word - some, memory_order_acq_rel, memory_order_acquire));
+  int64_t from = qc_job.from, units = qc_job.units, steps = qc_job.steps;
   *end = qc_job.s->k->end; /* the function outlives the model */
-  qc_job.layer(qc_job.s, units * chunk / chunks, units * (chunk + 1) / chunks);
-  atomic_fetch_add_explicit(&qc_done, 1, memory_order_acq_rel);
+  qc_job.layer(qc_job.s, from + units * (left - some) / steps, from + units * left / steps);
+  atomic_fetch_add_explicit(&qc_done, some, memory_order_acq_rel);
   return 1;
 }
 
@@ -109,17 +115,18 @@ int qc_workers_take(int threads) {
     qc_made++;
   }
   atomic_store(&qc_allowed, wanted);
+  atomic_store(&qc_share, 2 * (uint32_t)(wanted + 1));
   return 1;
 }
 
 void qc_workers_give(void) { atomic_store_explicit(&qc_taken, 0, memory_order_release); }
 
-void qc_workers_run(qc_layer layer, const qc_state *s, int64_t units, int64_t chunks) {
+void qc_workers_run(qc_layer layer, const qc_state *s, int64_t from, int64_t to, int64_t steps) {
   void (*end)(void) = NULL;
-  qc_job.layer = layer, qc_job.s = s, qc_job.units = units, qc_job.chunks = chunks;
+  qc_job.layer = layer, qc_job.s = s, qc_job.from = from, qc_job.units = to - from, qc_job.steps = steps;
   atomic_store_explicit(&qc_done, 0, memory_order_relaxed);
   uint64_t before = atomic_load_explicit(&qc_word, memory_order_relaxed);
-  atomic_store(&qc_word, ((before >> 32) + 1) << 32 | (uint64_t)chunks);
+  atomic_store(&qc_word, ((before >> 32) + 1) << 32 | (uint64_t)steps);
   if (atomic_load(&qc_asleep)) {
     pthread_mutex_lock(&qc_mutex);
     pthread_cond_broadcast(&qc_wake);
@@ -127,5 +134,5 @@ void qc_workers_run(qc_layer layer, const qc_state *s, int64_t units, int64_t ch
   }
   while (qc_help(&end)) {
   }
-  while (atomic_load_explicit(&qc_done, memory_order_acquire) < chunks) QC_PAUSE();
+  while (atomic_load_explicit(&qc_done, memory_order_acquire) < steps) QC_PAUSE();
 }

@@ -8,7 +8,8 @@
 int qc_workers_take(int threads);
 void qc_workers_give(void);
 
-/* Runs a layer's pieces as `chunks` chunks on the caller and the workers; returns when all are done. The caller has the workers. */
-void qc_workers_run(qc_layer layer, const qc_state *s, int64_t units, int64_t chunks);
+/* Runs the pieces from..to-1 of a layer in `steps` steps (fewer than 2^32) on the caller and the workers; returns when all are done. The
+   caller has the workers. */
+void qc_workers_run(qc_layer layer, const qc_state *s, int64_t from, int64_t to, int64_t steps);
 
 #endif

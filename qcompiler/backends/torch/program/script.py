@@ -16,7 +16,7 @@ from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.bind import Bound, define, resolve
 from qcompiler.backends.torch.program.emit import Emitted, Emitter
 from qcompiler.backends.torch.program.program import Program
-from qcompiler.backends.torch.program.script_types import check_result
+from qcompiler.backends.torch.program.script_types import check_result, named_class
 from qcompiler.backends.torch.program.spell import Dialect
 from qcompiler.errors import ConfigError, Where
 from qcompiler.inputs.input_text import first_sentence
@@ -33,7 +33,7 @@ def attach_script(bound: Bound, callee: Callable[[str], object] = resolve) -> Em
 
     def scripted(op: str) -> object:
         found = callee(op)
-        return found.named(*fields[op]) if isinstance(found, Maker) else found
+        return named_class(found, *fields[op]) if isinstance(found, Maker) else found
 
     namespace = emitter.namespace(scripted)
     bound.forward.__globals__.update(namespace)  # where torch.jit looks names up, also those of the unwrapped source

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import typing
+from types import NoneType, UnionType
+
+import torch
+
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.expressions import Expressions
 from qcompiler.backends.torch.program.script_floats import with_floats
@@ -10,6 +15,7 @@ from qcompiler.backends.torch.program.surroundings import refusal
 from qcompiler.errors import ConfigError
 from qcompiler.ir.form import Form
 from qcompiler.ir.nested import Ref, walk
+from qcompiler.ops.records import Maker, with_types
 
 GUARDS = {bool: "guard_bool", int: "guard_int", float: "guard_float", str: "guard_str"}
 KEYS = {str: "str", int: "int"}
@@ -79,7 +85,8 @@ class ScriptTypes:
         """An optional argument that the model was traced with is one; one that was None still is. Then what the call must stand in."""
         read = self.emitter.read()
         optional = [i for i in self.emitter.program.inputs if i.optional and i.default is None and i.name in read]
-        known = [f"assert {i.name} is not None" for i in optional if i.dtype or (i.form is not None and i.form.kind != "value")]
+        known = [f"assert {i.name} is not None" for i in optional
+                 if i.dtype or (i.form is not None and (i.form.kind != "value" or i.form.value is not None))]  # fmt: skip
         return known + refusal(self.emitter.program, self.emitter.root)
 
     def statement(self, call: Call) -> list[str]:
@@ -139,8 +146,7 @@ class ScriptTypes:
         kind, _, values = call.args[:3]
         name = call.op.removeprefix(registry.RECORD)
         if kind != "named":
-            text = f"torch.jit.script has no type for a result of the class {name}"
-            raise ConfigError(text, code="script-result", hint="script a module around it that returns a tuple, or use torch.jit.trace")
+            raise unscriptable_result(f"of the class {name}", "script a module around it that returns a tuple, or use torch.jit.trace")
         callee = self.emitter.named(f"class {call.op}", name.rpartition(".")[2])  # the class itself, beside what makes it in Python
         self.emitter.kernels[callee] = call.op
         made = f"{callee}({', '.join(map(self.emitter.text, values))})"
@@ -151,16 +157,59 @@ def unscriptable_argument(path: str, what: str, hint: str) -> ConfigError:
     return ConfigError(f"torch.jit.script has no type for the argument {path}, which {what}", code="script-argument", hint=hint)
 
 
+def unscriptable_result(what: str, hint: str = "return a tuple or a named tuple") -> ConfigError:
+    return ConfigError(f"torch.jit.script has no type for a result {what}", code="script-result", hint=hint)
+
+
 def check_result(output: object) -> None:
     """Raises ConfigError for a result that is a list or dict of unlike items, as far as the program shows it."""
     if isinstance(output, (list, dict)):
         items = list(output.values()) if isinstance(output, dict) else output
+        what = "dict" if isinstance(output, dict) else "list"
         if len({_shape(item) for item in items}) > 1:
-            what = "dict" if isinstance(output, dict) else "list"
-            raise ConfigError(f"torch.jit.script has no type for a result that is a {what} of unlike items", code="script-result",
-                              hint="return a tuple or a named tuple")  # fmt: skip
+            raise unscriptable_result(f"that is a {what} of unlike items")
+        if isinstance(output, dict) and not any(all(type(key) is kind for key in output) for kind in (*KEYS, float)):
+            raise unscriptable_result("that is a dict whose keys are not all text or all numbers of one type")
+    if isinstance(output, slice):
+        raise unscriptable_result("that is a slice")
     for item in output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ():
         check_result(item)
+
+
+def named_class(maker: Maker, names: tuple[str, ...], values: tuple[object, ...]) -> object:
+    """The class of a named tuple as TorchScript reads it. Raises ConfigError for a field that it declares as something else, or as Any."""
+    known = maker.named(names, values)
+    try:
+        made = with_types(known)
+        hints = typing.get_type_hints(made)
+    except Exception as error:  # of any kind: a name that stands elsewhere, which torch.jit does not find either
+        raise unscriptable_result(f"of the class {known.__name__}, whose types cannot be read: {type(error).__name__}: {error}") from error
+    for name, value in zip(names, values, strict=True):
+        if not _declares(declared := hints.get(name, torch.Tensor), value):
+            said = str(declared) if typing.get_origin(declared) is not None else getattr(declared, "__name__", str(declared))
+            text = f"of the class {known.__name__}, which declares {name} as {said.replace('typing.', '')} and gets another"
+            raise unscriptable_result(text)
+    return made
+
+
+def _declares(declared: object, value: object) -> bool:
+    """Whether the type that a class declares may be that of the value, as far as the program shows it."""
+    origin, inner = typing.get_origin(declared), typing.get_args(declared)
+    if declared is typing.Any:
+        return False
+    if origin in (typing.Union, UnionType):
+        return any(_declares(kind, value) for kind in inner)
+    if isinstance(value, Ref):
+        return True
+    if not isinstance(value, (list, tuple, dict)):
+        return type(value) is declared or not isinstance(value, (NoneType, bool, int, float, str))
+    if origin is not type(value):
+        return False
+    if isinstance(value, dict):
+        return all(type(key) is inner[0] and _declares(inner[1], item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(_declares(inner[0], item) for item in value)
+    return len(inner) == len(value) and all(map(_declares, inner, value))
 
 
 def _shape(value: object) -> str:

@@ -1,0 +1,53 @@
+"""A function that alone reads the sums of a convolution, transposed or not, or of a linear becomes a part of its epilogue."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qcompiler.backends.native.plan.bend import bend_of, counts_channels
+from qcompiler.backends.native.plan.conv import Conv
+from qcompiler.backends.native.plan.curve import Curve
+from qcompiler.backends.native.plan.homes import Every
+from qcompiler.backends.native.plan.layer import Layer
+from qcompiler.backends.native.plan.planning import Planning, Sums
+from qcompiler.backends.native.plan.transposed import Phases
+from qcompiler.backends.native.steps import Step
+
+
+def plan_on_sums(step: Step, planner: Planning) -> bool:
+    """Whether what makes the sums that a function takes now computes both; else the function has a layer of its own."""
+    out, codes = planner.result(step)
+    found = planner.sums(step.args[0]) if codes is not None else None
+    convs = _convs(found.layer, planner) if found is not None else []
+    if found is None or not convs:
+        return False
+    bend = bend_of(step, planner, convs[0].channels, found.bounds)
+    if bend is None or not counts_channels(step.op, planner.rank(step.args[0]), convs[0].dims):
+        return False
+    convs = [replace(conv, codes=codes, bounds=step.kwargs.get("bounds"), bend=bend, label=f"{conv.label} + {out}") for conv in convs]
+    if convs[0].is_depthwise and not isinstance(bend, Curve):
+        return False
+    planner.take_back(found)
+    if isinstance(found.layer, Phases):
+        _add_phases(found.layer, out, convs, planner)
+    else:
+        planner.add(replace(convs[0], out=out))
+    return True
+
+
+def _convs(layer: Layer, planner: Planning) -> list[Conv]:
+    """The convolutions that make a value of sums."""
+    made = [planner.made[name] for name in layer.parts] if isinstance(layer, Phases) else [layer]
+    return [one for one in made if isinstance(one, Conv) and one.codes is None]
+
+
+def _add_phases(phases: Phases, out: str, convs: list[Conv], planner: Planning) -> None:
+    """Each phase anew, in its place in the function's result."""
+    parts = [f"{out}.phase.{index}" for index in range(len(convs))]
+    for name, conv in zip(parts, convs, strict=True):
+        home = planner.homes.pop(conv.out)
+        assert isinstance(home, Every)
+        planner.take_back(Sums(planner.made[conv.out]))
+        planner.homes[name] = replace(home, whole=out)
+        planner.add(replace(conv, out=name))
+    planner.add(replace(phases, out=out, label=convs[0].label, parts=tuple(parts)), convs[0].codes)
