@@ -37,7 +37,7 @@ AUDIO: dict[str, tuple[Callable[[Any], nn.Module], Callable[[torch.Generator], t
                  lambda g: (torch.randn(2, 17, 32, generator=g), torch.tensor([16, 16]))),
     "wav2letter": (lambda m: m.Wav2Letter(10, "mfcc", 13), lambda g: (torch.randn(1, 13, 100, generator=g),)),
     "deepspeech": (lambda m: m.DeepSpeech(20, 64, 10), lambda g: (torch.randn(1, 1, 30, 20, generator=g),)),
-    "convtasnet": (lambda m: m.ConvTasNet(2, 8, 32, 16, 16, 3, 3, 2), lambda g: (torch.randn(1, 1, 400, generator=g),)),
+    "convtasnet": (lambda m: m.ConvTasNet(2, 8, 32, 3, 16, 32, 3, 2), lambda g: (torch.randn(1, 1, 400, generator=g),)),
 }  # fmt: skip
 PACKAGES = {"segmentation_models_pytorch": SEGMENTATION, "ultralytics": YOLO, "monai": tuple(MONAI), "torchaudio": tuple(AUDIO),
             "diffusers": ("unet2d",)}  # fmt: skip
