@@ -26,6 +26,7 @@ CODES = {
     "float-readers": "no int8 op uses its result: only results of the model, or ops that stay float",
     "float-users": "only ops that compute in float use its result",
     "steep-users": "only ops that make small values large, such as sqrt and log, use its result",
+    "unlike-divisors": "it divides channels by constants of unlike size, of which the steps that they share leave hardly anything of some",
     "result": "it is a result of the model, whose small values the steps of its fixed range would make 0",
     "unlike-parts": "its parts differ so much in range that their common steps leave hardly anything of one",
     "lost-rows": "a normalization brings its rows to one size, and the steps that they share leave hardly anything of a small one",

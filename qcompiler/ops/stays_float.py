@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
+from qcompiler.ir.attributes import attribute
 from qcompiler.ir.types import quant_of, value_of
 from qcompiler.ops.arguments import activations, asks_size
 from qcompiler.ops.obstacles import FLOAT_INPUT, FLOAT_INPUTS, FLOAT_PART, FLOAT_RESULT, Obstacle
@@ -23,6 +25,8 @@ FLOATS = Obstacle("float-readers", "no int8 op uses its result")
 RESULT = Obstacle("result", "it is a result of the model, whose small values 8 bits of its fixed range would make 0")
 USERS = Obstacle("float-users", "only ops that compute in float, such as normalizations, use its result")
 STEEP = Obstacle("steep-users", "only ops that make small values large, such as sqrt and log, use its result")
+DIVISORS = Obstacle("unlike-divisors", "it divides channels by constants of unlike size: their common steps leave hardly anything of some")
+UNEVEN = 16.0  # 4 bits: by how much divisors of one value may differ
 
 
 def is_int8(value: fx.Node) -> bool:
@@ -120,6 +124,8 @@ def better_float(
     found = readers(node, table)
     if any(value in quantized for value in (node, *found.copies)):
         return None
+    if _divides_unevenly(node, row):
+        return DIVISORS
     reasons = _reasons(found, kept, table, computes_float)
     if None in reasons:
         return RESULT if row.output is Output.FIXED and any(user.op == "output" for user in found.floats) else None
@@ -157,3 +163,34 @@ def _takes_float(user: fx.Node, value: fx.Node, row: Op | None, computes_float: 
         return None
     steep = any(row.spreads(user.kwargs, i) for i, argument in enumerate(user.args) if argument is value)
     return USERS if computes_float(row) else STEEP if steep else None
+
+
+def _divides_unevenly(node: fx.Node, row: Op) -> bool:
+    """Whether channels of a value are divided by constants of unlike size: of those that it makes large, the step that all share leaves
+    little. (What multiplies says nothing: small factors of a trained layer scale stay small.)"""
+    if row.name != "div" or len(node.args) < 2 or not isinstance(node.args[1], fx.Node):
+        return False
+    divisors = constant(node.args[1])
+    if not isinstance(divisors, Tensor) or divisors.numel() < 2:
+        return False
+    sizes = divisors.abs().double()
+    return bool(sizes.max() > UNEVEN * sizes.min().clamp(min=1e-30))
+
+
+def constant(node: fx.Node) -> Any:
+    """The value of a node that parameters and buffers alone decide; None of any other, or where it cannot be told."""
+    module = node.graph.owning_module
+    if node.op == "get_attr" and module is not None:
+        found = attribute(module, str(node.target))
+        return found.detach() if isinstance(found, Tensor) else None
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes or quant_of(node).int8:
+        return None
+    known = {taken: constant(taken) for taken in node.all_input_nodes}
+    if any(made is None for made in known.values()):
+        return None
+    args, kwargs = fx.node.map_arg((tuple(node.args), dict(node.kwargs)), known.__getitem__)
+    function: Any = getattr(type(args[0]), str(node.target), None) if node.op == "call_method" else node.target
+    try:
+        return function(*args, **kwargs)
+    except Exception:  # what runs in a module's place alone
+        return None

@@ -56,9 +56,11 @@ def _names_called(tree: ast.Module) -> dict[object, str]:
 
 @functools.lru_cache(maxsize=64)
 def _names_only_called(tree: ast.Module) -> tuple[str, ...]:
-    """The builtins that a file does nothing with but call them, ask isinstance for them, and annotate."""
+    """The builtins that the functions of a file do nothing with but call them, ask isinstance for them, and annotate."""
     harmless = {id(inner) for node in ast.walk(tree) for part in _harmless(node) for inner in ast.walk(part)}
-    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in harmless}
+    bodies = (node.body for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+    running = (part for body in bodies for statement in (body if isinstance(body, list) else [body]) for part in ast.walk(statement))
+    used = {part.id for part in running if isinstance(part, ast.Name) and id(part) not in harmless}
     return tuple(name for name in NAMES if name not in used)
 
 
@@ -66,7 +68,7 @@ def _harmless(node: ast.AST) -> list[ast.expr]:
     """The parts of a node in which the name of a builtin is no value that torch could be given."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return [node.func, *(node.args if node.func.id in ("isinstance", "issubclass") else node.args[:1] if node.func.id == "map" else [])]
-    annotations = (getattr(node, name, None) for name in ("annotation", "returns"))
+    annotations = (getattr(node, name, None) for name in ("annotation", "returns", "slice"))  # `list[int]`
     return [part for part in annotations if isinstance(part, ast.expr)]
 
 
