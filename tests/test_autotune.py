@@ -235,6 +235,17 @@ def test_a_step_that_would_end_late_is_done_on_less(monkeypatch: pytest.MonkeyPa
     assert [step.accepted for step in found.steps] == [True, True, False] and "about 1000 s" in found.steps[2].why
 
 
+def test_a_step_beyond_its_share_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+
+    def slow(state: State, tell: Tell, effort: float) -> Corrections:
+        calls.append(effort)
+        raise OutOfTime(needed=150.0, left=66.0)
+
+    monkeypatch.setattr("qcompiler.tune.autotune.MOVES", (Move("slow", lambda state: None, slow, share=0.2),))
+    assert "about 150 s" in tuned().steps[1].why and calls == [1.0]
+
+
 def test_the_pace_of_a_step_tells_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, now = Clock(100.0), [0.0]
     monkeypatch.setattr("qcompiler.tune.clock.time.monotonic", lambda: clock.started + now[0])

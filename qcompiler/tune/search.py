@@ -97,10 +97,10 @@ class Search:
         try:
             return move.make(self.state, self.clock.step(move.name, move.share), 1.0)
         except OutOfTime as error:
-            effort = 0.7 * self.clock.left / error.needed
+            effort = 0.7 * move.share * self.clock.left / error.needed
             if effort < move.least_effort:
                 raise
-            return move.make(self.state, self.clock.step(f"{move.name} on {effort:.0%} of the data"), effort)
+            return move.make(self.state, self.clock.step(f"{move.name} on {effort:.0%} of the data", move.share), effort)
 
     def score(self, corrections: Corrections, name: str) -> Score:
         """On the reference graph: it is any back end's, and costs no lowering."""
