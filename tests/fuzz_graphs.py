@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import qcompiler
 from qcompiler.config.qconfig import default_dynamic_qconfig
@@ -148,12 +148,31 @@ def in_seven_bits(model: Network, expected: Any, call: Call, wider: float = 1.0)
 
 def bounds_of(model: Network, expected: Any, found: list[float], call: Call) -> list[float]:
     """What a simulation has, in dB. A single one may be lucky: a normalization over two or four values is nearly a sign, which a rounding
-    turns or leaves. So where that bound is missed, the median of simulations with wider ranges counts."""
+    turns or leaves. So where that bound is missed, the median of simulations with wider ranges counts. What float32 leaves to chance, such
+    as the norm of a constant, has no bound."""
     bounds = in_seven_bits(model, expected, call)
     if any(got < min(FLOOR, bound - MARGIN) for got, bound in zip(found, bounds)):
         others = [in_seven_bits(model, expected, call, wider) for wider in WIDER]
-        bounds = [min(bound, median(values)) for bound, *values in zip(bounds, *others)]
+        bounds = [min(bound, _usual(values)) for bound, *values in zip(bounds, *others)]
+        bounds = [bound if own >= FLOOR else -math.inf for bound, own in zip(bounds, in_double(model, expected, call))]
     return bounds
+
+
+def _usual(simulated: Sequence[float]) -> float:
+    """The median; the least where one simulation is far from it, since its roundings turned an argmax or the like."""
+    usual = median(simulated)
+    return min(simulated) if usual - min(simulated) > FLOOR else usual
+
+
+def in_double(model: Network, expected: Any, call: Call) -> list[float]:
+    """How near each result of the float network is to what it gives in double precision, in dB; near where that cannot be computed."""
+    inputs, form = call
+    doubles = [x.double() if x.is_floating_point() else x.clone() for x in inputs]
+    try:
+        found = copy.deepcopy(model).double()(*doubles, **tree_map_only(Tensor, lambda t: t.double(), dict(form)))
+    except RuntimeError:  # a rule makes a float32 tensor of its own
+        return [math.inf] * len(tree_leaves(expected))
+    return sqnrs(expected, found)
 
 
 def copies(made: Compiled, call: Call, result: Any, folder: Path) -> None:

@@ -422,11 +422,23 @@ def limited(weights: float, values: float, taken: tuple[str, ...] = ()) -> State
     return State(nn.Identity(), (), 0, Corrections(), Diagnosis(*scores), scores[0], taken)
 
 
+def test_less_effort_is_less_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr("qcompiler.tune.moves.reconstruct", lambda prepared, batches, **options: counts.append(len(batches)))
+    state = replace(limited(25, 45), items=[Item((index,), {}, index) for index in range(12)])
+    make = next(move.make for move in MOVES if move.name == "reconstruct")
+    for effort in (1.0, 0.5, 0.25, 0.01):
+        make(state, lambda done, total: None, effort)
+    assert counts == [12, 6, 3, 1]
+
+
 def test_what_the_diagnosis_leaves_out() -> None:
     skips = {move.name: move.skips for move in MOVES if move.name != "dynamic"}
     for state in (limited(45, 25), limited(25, 45)):
         assert skips["equalize"](state) is None and skips["reconstruct"](state) is None
     assert skips["ranges"](limited(45, 25)) is None and "values make 1%" in str(skips["ranges"](limited(25, 45)))
+    assert skips["ranges"](limited(32, 34)) is None and "values make 25%" in str(skips["ranges"](limited(25, 31)))
+    assert skips["scale-inputs"](limited(25, 31)) is None
     again = skips["ranges-again"]
     assert again(limited(45, 25, ("equalize", "reconstruct"))) is None
     assert "no codes are new" in str(again(limited(45, 25))) and "fitted already" in str(again(limited(45, 25, ("ranges", "reconstruct"))))

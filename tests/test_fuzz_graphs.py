@@ -50,6 +50,24 @@ def test_a_wrong_result_is_seen() -> None:
         assert min(fuzz_graphs.sqnrs(expected, broken)) < 15
 
 
+def test_what_float32_leaves_to_chance_has_no_bound() -> None:
+    """The norm of a constant is made of roundings; a broken result beside it is seen all the same."""
+    model, inputs = network(20_000_760)
+    with torch.no_grad():
+        expected = fuzz_graphs.expected_of(model, (inputs, {}))
+        assert [near > 60 for near in fuzz_graphs.in_double(model, expected, (inputs, {}))] == [True, False, True]
+        bounds = fuzz_graphs.bounds_of(model, expected, [-20.0, -20.0, -20.0], (inputs, {}))
+    assert bounds[1] == -float("inf") and min(bounds[0], bounds[2]) > 20
+
+
+def test_a_decision_that_roundings_turn_has_the_bound_of_that() -> None:
+    """An argmax of values nearer than a step: one simulation of ten picks the other one."""
+    model, inputs = network(20_001_156)
+    with torch.no_grad():
+        bounds = fuzz_graphs.bounds_of(model, fuzz_graphs.expected_of(model, (inputs, {})), [-20.0] * 4, (inputs, {}))
+    assert bounds[2] < 10 and min(bounds[0], bounds[1], bounds[3]) > 20
+
+
 U8 = (0, 255, torch.uint8)
 STEPS = {"x_q": (0.02, 128), "product_q": (0.03, 128), "result_q": (2 / 256, 128)}
 

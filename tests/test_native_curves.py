@@ -84,4 +84,4 @@ def test_plan_and_reference_compute_the_same() -> None:
     pieces = np.random.default_rng(0).integers(-16383, 16384, 96).astype(np.int16)
     x = np.arange(-32768, 32768)
     expected = curved(torch.from_numpy(x).float(), torch.from_numpy(pieces), Ends()).numpy()
-    assert (np.clip((codes_of(pieces, x) >> 7) + 128, 0, 255) == expected).all()
+    assert (np.clip((codes_of(pieces, x) >> 6) + 128, 0, 255) == expected).all()

@@ -9,12 +9,17 @@ import zlib
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from qcompiler.debug.op_steps import is_op
 from qcompiler.errors import ConfigError
+from qcompiler.tune.report import rendered
+from qcompiler.tune.score import Score
+from qcompiler.tune.table import Row, table_of
 from qcompiler.viz.page import render
 from tests import documents
 from tests.browser import chromium
@@ -472,6 +477,22 @@ def test_edges_in_columns_end_at_their_boxes(viewer: Viewer) -> None:
     """) == []  # fmt: skip
 
 
+def test_ops_are_counted_as_everywhere(viewer: Viewer) -> None:
+    """Neither roundings nor steps of ops, nor what is packed, are ops."""
+    document = json.loads(json.dumps(documents.small()))
+    kinds = ("float", "quantize", "int8", "dequantize", "int8", "pack", "other")
+    nodes = [node for node in document["stages"][0]["put"] if node["kind"] not in ("input", "output", "attr")]
+    for number, node in enumerate(nodes):
+        node["kind"] = kinds[number % len(kinds)]
+        if number % len(kinds) == 4:
+            node["step_of"] = nodes[number - 2]["name"]
+    document["stages"] = document["stages"][:1]
+    viewer.open(document)
+    expected = sum(map(is_op, document["stages"][0]["put"]))
+    assert viewer.run("return app.tree.root.sums.ops") == expected > 0
+    assert viewer.page.locator("#details dd, #details td").all_text_contents()[0] == str(expected)
+
+
 def test_a_narrow_page_has_one_column(browser: Any, tmp_path: Path) -> None:
     narrow = Viewer(browser, tmp_path, viewport={"width": 420, "height": 800})
     narrow.open(documents.resnet(2000))
@@ -488,6 +509,21 @@ def test_a_narrow_page_has_one_column(browser: Any, tmp_path: Path) -> None:
     assert narrow.page.locator("#legend > button").first.is_visible()
     assert not narrow.errors
     narrow.context.close()
+
+
+def test_the_report_of_a_search_is_as_wide_as_the_window(browser: Any, tmp_path: Path) -> None:
+    """Its table scrolls for itself on a narrow screen, and is in sight as a whole at 800 pixels."""
+    score = Score(27.2, 0.7, 0.938)
+    rows = [Row("reconstruct", score, 33.84, 1.0, 5_050_000, 11.2, "not begun, or given up: it would take about 30 s", chosen=True)] * 3
+    tuned = SimpleNamespace(table=tuple(rows), notes=lambda: ["a note"], rich=lambda: table_of(rows, "reconstruct: the most accurate one"))
+    (tmp_path / "report.html").write_text(rendered(tuned), encoding="utf-8")
+    widths = "() => [document.documentElement.scrollWidth, document.querySelector('table').scrollWidth]"
+    for width, fits in ((420, False), (800, True), (1440, True)):
+        page = browser.new_context(viewport={"width": width, "height": 800}).new_page()
+        page.goto((tmp_path / "report.html").as_uri())
+        whole, table = page.evaluate(widths)
+        assert whole <= width and (table <= width) == fits
+        page.context.close()
 
 
 def test_a_search_dims_what_it_does_not_find(viewer: Viewer) -> None:

@@ -341,6 +341,6 @@ def test_times_are_parts_of_a_whole(backend: str) -> None:
     model, module, x = made("pooled", backend)
     found = compare(model, module, [x], profile=True)
     times: Any = found.times
-    assert sum(times.steps.values()) == pytest.approx(times.together, rel=0.5) and times.call > 0
+    assert sum(times.steps.values()) == times.together > 0 and times.call > 0
     assert sum(row.ms or 0 for row in found) <= sum(times.steps.values()) * 1.0001
     assert document_of(module).with_numerics(found).times == found.to_times()

@@ -52,5 +52,6 @@ def speed(model: nn.Module, small: nn.Module, batch: object) -> list[tuple[str, 
     ratio, work = (found.times["float"].wall.median / found.times[name].wall.median,
                    found.times["float"].processor.median / found.times[name].processor.median)  # fmt: skip
     threads = f"{found.threads} thread{'s' * (found.threads != 1)}"
-    rows = [("speed", f"{ratio:.2f} x float: {times[name]} for {times['float']} ({found.inputs}, {threads}; processor time {work:.2f} x)")]
+    how = f"{found.inputs}, {threads}; processor time {work:.2f} x"
+    rows = [("speed", f"{ratio:.2f} x as fast as float: {times[name]} instead of {times['float']} ({how})")]
     return rows + ([("", found.note)] if found.note else [])

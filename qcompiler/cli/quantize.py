@@ -114,7 +114,7 @@ def _kinds(converted: nn.Module) -> list[tuple[str, str]]:
 
 def _size(model: nn.Module, out: str) -> tuple[str, str]:
     before, after = tensor_bytes(model), os.stat(file_of(out)).st_size
-    return "size", f"1/{before / after:.1f} of float: {megabytes(after)} for {megabytes(before)}"
+    return "size", f"1/{before / after:.1f} of float: {megabytes(after)} instead of {megabytes(before)}"
 
 
 def _files(data: Batches) -> str:

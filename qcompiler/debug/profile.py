@@ -19,35 +19,34 @@ REPEATS = 5  # runs, each in turn with a call
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Milliseconds of wall time, the least of several runs each, since a busy machine only adds: by step, of all steps together, and of a
-    call of the module itself."""
+    """Milliseconds of wall time, the least of several runs each, since a busy machine only adds: by step, and of a call of the module
+    itself."""
 
     steps: Mapping[str, float]
-    together: float
     call: float
+
+    @property
+    def together(self) -> float:
+        """The sum of the steps, so that what is shown of them are parts of it."""
+        return sum(self.steps.values())
 
 
 def step_times(module: nn.Module, steps: Steps, args: tuple[object, ...], kwargs: Mapping[str, object]) -> StepTimes:
     """Runs step by step in turn with calls of the module. What the back end computes in one piece it times itself. Nothing is changed:
     states and the state of random numbers are brought back, and each run has its own copy of the inputs."""
     seen: dict[str, list[float]] = {}
-    together: list[float] = []
     calls: list[float] = []
     with torch.random.fork_rng(devices=[]), steps.kept():
         _fresh(lambda *a, **k: module(*a, **k), args, kwargs)
         for _ in range(REPEATS):
-            one = _run(steps, args, kwargs)
-            together.append(sum(one.values()))
-            for name, seconds in one.items():
+            for name, seconds in _run(steps, args, kwargs).items():
                 seen.setdefault(name, []).append(seconds)
             calls.append(_fresh(lambda *a, **k: module(*a, **k), args, kwargs))
         inside = module._layer_times(*copies(args), **copies(kwargs)) if isinstance(module, Executable) else None
     found = {name: min(times) * 1e3 for name, times in seen.items()}
-    whole = min(together) * 1e3
     if inside is not None:
         found = {name: ms for name, ms in found.items() if name not in inside.instead_of} | dict(inside.milliseconds)
-        whole = sum(found.values())
-    return StepTimes(found, whole, min(calls) * 1e3)
+    return StepTimes(found, min(calls) * 1e3)
 
 
 def _fresh(call: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]) -> float:

@@ -11,7 +11,7 @@ from qcompiler.tune.trial import Trial
 from qcompiler.tune.walk import Tell
 
 USUAL, OTHERS = 0.5, (0.25, 0.75)
-MATTERS = 0.1  # dB that the usual one changes at least, where others are tried
+MATTERS = 0.2  # dB that the usual one changes at least, where others are tried
 
 
 def check_alpha(alpha: float | None) -> None:

@@ -21,7 +21,8 @@ from qcompiler.tune.score import Score
 from qcompiler.workflow.explain import explain
 
 Tell = Callable[[int, int], None]
-FEW_ROWS = 0.25  # of the usual ones: with fewer the rounding fits the rows that were drawn
+LITTLE = 0.25  # of the data: with less the rounding fits the rows that were drawn
+RANGES_GAIN = 0.4  # share of the noise that values make, from which on ranges are fitted: that takes a fifth of it away, 0.3 dB
 BEFORE = 0.2  # of the time that is left: what each step in front of `reconstruct` may take
 LINEAR_SHARE = 0.5  # of the multiply-accumulates: below, linears that round their input at run time change little
 
@@ -62,11 +63,15 @@ def _always(state: State) -> None:
     in front of them."""
 
 
-def _values_limit(state: State) -> str | None:
+def _values_limit(state: State, least: float = LIMITS) -> str | None:
     share = 1.0
     if state.diagnosis is not None and state.score is not None and state.score.noise:  # of what is left of the noise by now
         share = state.diagnosis.values.noise / state.score.noise
-    return None if share >= LIMITS else f"values make {share:.0%} of the noise"
+    return None if share >= least else f"values make {share:.0%} of the noise"
+
+
+def _ranges_gain(state: State) -> str | None:
+    return _values_limit(state, RANGES_GAIN)
 
 
 def _ranges_left(state: State) -> str | None:
@@ -89,8 +94,8 @@ def _ranges(state: State, tell: Tell, effort: float) -> Corrections:
 
 
 def _reconstruct(state: State, tell: Tell, effort: float) -> Corrections:
-    rows = int(MOST_ROWS * effort)
-    return reconstruct(state.prepared, state.batches, corrections=state.corrections, rows=rows, seed=state.seed, tell=tell)
+    rows, batches = int(MOST_ROWS * effort), state.batches[: max(1, round(effort * len(state.batches)))]
+    return reconstruct(state.prepared, batches, corrections=state.corrections, rows=rows, seed=state.seed, tell=tell)
 
 
 def _linears(explanation: Explanation) -> list[str]:
@@ -115,8 +120,8 @@ def _islands(state: State, tell: Tell, effort: float) -> Corrections:
 MOVES = (
     Move("equalize", _always, _equalize, share=BEFORE),
     Move("scale-inputs", _values_limit, _scale_inputs, share=BEFORE),
-    Move("ranges", _values_limit, _ranges, share=BEFORE),
-    Move("reconstruct", _always, _reconstruct, FEW_ROWS),
+    Move("ranges", _ranges_gain, _ranges, share=BEFORE),
+    Move("reconstruct", _always, _reconstruct, LITTLE),
     Move("ranges-again", _ranges_left, _ranges),
     Move("dynamic", _no_linears, _dynamic),
     Move("islands", _values_limit, _islands),

@@ -24,9 +24,9 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #161614; --ink: #ecebe6; --soft: #9d9a91; --line: #34332f; --mark: #3fbfa9; } }
 body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.25rem; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui; }
 table { border-collapse: collapse; margin: 1.5rem 0; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; } th { color: var(--soft); font-weight: 500; }
+th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; } th { color: var(--soft); font-weight: 500; }
 th:nth-child(2), td:nth-child(2), th:last-child, td:last-child { text-align: left; }
-th, td { white-space: nowrap; } td:last-child { min-width: 16rem; white-space: normal; }
+td { white-space: nowrap; } td:last-child { min-width: 10rem; white-space: normal; }
 .wide { overflow-x: auto; } a { color: var(--mark); } tr.chosen { color: var(--mark); font-weight: 600; }
 svg { width: 100%; min-width: 30rem; max-width: 45rem; }
 svg text { fill: var(--soft); font: 12px system-ui; } svg line { stroke: var(--line); }

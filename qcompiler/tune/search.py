@@ -100,7 +100,7 @@ class Search:
             effort = 0.7 * self.clock.left / error.needed
             if effort < move.least_effort:
                 raise
-            return move.make(self.state, self.clock.step(f"{move.name} on {effort:.0%} of the rows"), effort)
+            return move.make(self.state, self.clock.step(f"{move.name} on {effort:.0%} of the data"), effort)
 
     def score(self, corrections: Corrections, name: str) -> Score:
         """On the reference graph: it is any back end's, and costs no lowering."""

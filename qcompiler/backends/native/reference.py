@@ -91,13 +91,13 @@ def bent(v: Tensor, bend: Bend) -> Tensor:
 
 
 def curved(v: Tensor, curve: Tensor, ends: Ends) -> Tensor:
-    """The parabolas of the pieces at rne(v), cut to 16 bits, in 128ths of a code; what is half a code more rounds up."""
+    """The parabolas of the pieces at rne(v), cut to 16 bits, in 64ths of a code; what is half a code more rounds up."""
     x = v.clamp(-32768.0, 32767.0).round().to(torch.int32)
     t = (x << 5 ^ 0x8000).to(torch.int16).int()
     base, slope, bend = curve.int().reshape(3, 32)[:, ((x & 0xFFFF) >> 11).long()]
     slope = slope + ((bend * t + 16384) >> 15)
     y: Tensor = (base + ((slope * t + 16384) >> 15)).clamp(-32768, 32767)
-    return ((y >> 7) + 128).clamp(ends.lo, ends.hi).to(torch.uint8)
+    return ((y >> 6) + 128).clamp(ends.lo, ends.hi).to(torch.uint8)
 
 
 def finish(acc: Tensor, epilogue: Epilogue) -> Tensor:

@@ -103,9 +103,6 @@ class _Reads:
 
     read: Callable[[], object]
 
-    def __call__(self) -> object:
-        return self.read()
-
 
 class _Walk(fx.Interpreter):
     """Runs a QUANTIZED graph as torch.export shall see it; what it makes carries the module and the user's line of its node."""
@@ -122,12 +119,12 @@ class _Walk(fx.Interpreter):
             except Exception as error:
                 raise NotExported(n) from error
 
-    def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
-        def value(source: fx.Node) -> Any:
+    def map_nodes_to_values(self, args: fx.node.Argument, n: fx.Node) -> fx.node.Argument:
+        def value(source: fx.Node) -> object:
             held = self.env[source]
-            return held() if isinstance(held, _Reads) else held
+            return held.read() if isinstance(held, _Reads) else held
 
-        return fx.node.map_arg(args, value)
+        return fx.node.map_arg(args, value)  # type: ignore[arg-type]
 
     def _value(self, n: fx.Node) -> Any:
         args, given = _plain(self.fetch_args_kwargs_from_env(n))

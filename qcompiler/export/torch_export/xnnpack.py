@@ -59,16 +59,17 @@ def quantize(node: fx.Node, x: Tensor, scale: float, zero_point: int, *_: object
 
 def dequantize(node: fx.Node, q: Tensor, scale: float, zero_point: int) -> Tensor:
     p = integers(node.args[0]).qparams.signed()
-    x: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, scale, p.zero_point, LOW, HIGH, torch.int8)
-    return x
+    floats: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, scale, p.zero_point, LOW, HIGH, torch.int8)
+    return floats
 
 
 def dynamic_quantize_dequantize(node: fx.Node, x: Tensor, quant_min: int, quant_max: int) -> Tensor:
     """A scale and a zero point that the values at hand choose; all codes of int8, since XNNPACK uses them all."""
     ops, ends = torch.ops.quantized_decomposed, (LOW, HIGH, torch.int8)
     scale, zero_point = ops.choose_qparams.tensor(x, LOW, HIGH, SMALLEST_STEP, torch.int8)
-    found: Tensor = ops.dequantize_per_tensor.tensor(ops.quantize_per_tensor.tensor(x, scale, zero_point, *ends), scale, zero_point, *ends)
-    return found
+    codes = ops.quantize_per_tensor.tensor(x, scale, zero_point, *ends)
+    floats: Tensor = ops.dequantize_per_tensor.tensor(codes, scale, zero_point, *ends)
+    return floats
 
 
 def xnnpack(gm: fx.GraphModule) -> Arithmetic:

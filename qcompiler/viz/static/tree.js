@@ -188,14 +188,13 @@ function sums(box, model, status) {
 function addNode(total, node, num, change) {
   if (change) total.changes[change]++;
   if (node.ghost) return;
-  const counted = !["input", "output", "attr"].includes(node.kind);
   total.kinds[node.kind] = 1;
-  total.ops = counted ? 1 : 0;
   total.params = node.params || 0;
   total.macs = node.macs || 0;
-  const op = !node.step_of;
+  const op = !node.step_of; // as op_steps.py counts
   total.int8 = op && node.kind === "int8" ? 1 : 0;
   total.float = op && node.kind === "float" ? 1 : 0;
+  total.ops = total.int8 + total.float;
   total.int8Macs = node.kind === "int8" ? total.macs : 0;
   if (!num) return;
   total.ms = num.ms || 0;

@@ -14,7 +14,7 @@ QC_INLINE __m512i qc_curve_words(__m512i x, const int16_t *curve) {
   __m512i piece = _mm512_srli_epi16(x, 11), t = _mm512_xor_si512(_mm512_slli_epi16(x, 5), _mm512_set1_epi16(-32768));
   __m512i y = _mm512_mulhrs_epi16(_mm512_permutexvar_epi16(piece, qv_load(curve + 64)), t);
   y = _mm512_mulhrs_epi16(_mm512_adds_epi16(_mm512_permutexvar_epi16(piece, qv_load(curve + 32)), y), t);
-  return _mm512_srai_epi16(_mm512_adds_epi16(_mm512_permutexvar_epi16(piece, qv_load(curve)), y), 7);
+  return _mm512_srai_epi16(_mm512_adds_epi16(_mm512_permutexvar_epi16(piece, qv_load(curve)), y), 6);
 }
 
 QC_INLINE qv qv_curve(qv a, qv b, const int16_t *curve) {
@@ -36,7 +36,7 @@ QC_INLINE qv qv_within(qv q, int32_t lo, int32_t hi) {
 QC_INLINE __m256i qc_curve_words(__m256i x, __m256i p0, __m256i p1, __m256i p2) {
   __m256i t = _mm256_xor_si256(_mm256_slli_epi16(x, 5), _mm256_set1_epi16(-32768));
   __m256i y = _mm256_mulhrs_epi16(_mm256_adds_epi16(p1, _mm256_mulhrs_epi16(p2, t)), t);
-  return _mm256_srai_epi16(_mm256_adds_epi16(p0, y), 7);
+  return _mm256_srai_epi16(_mm256_adds_epi16(p0, y), 6);
 }
 
 QC_INLINE qv qv_curve(qv a, qv b, const int16_t *curve) {
@@ -63,7 +63,7 @@ QC_INLINE qv qv_within(qv q, int32_t lo, int32_t hi) {
 QC_INLINE int8x8_t qc_curve_words(int16x8_t x, int8x16_t p0, int8x16_t p1, int8x16_t p2) {
   int16x8_t t = veorq_s16(vshlq_n_s16(x, 5), vdupq_n_s16(-32768));
   int16x8_t slope = vqaddq_s16(vreinterpretq_s16_s8(p1), vqrdmulhq_s16(vreinterpretq_s16_s8(p2), t));
-  return vqmovn_s16(vshrq_n_s16(vqaddq_s16(vreinterpretq_s16_s8(p0), vqrdmulhq_s16(slope, t)), 7));
+  return vqmovn_s16(vshrq_n_s16(vqaddq_s16(vreinterpretq_s16_s8(p0), vqrdmulhq_s16(slope, t)), 6));
 }
 
 QC_INLINE qv qv_curve_sums(const qv v[4], const int16_t *curve) {

@@ -62,10 +62,26 @@ QC_INLINE __m512 qc_bend512(const qc_epilogue *e, __m512 v, int64_t c) {
   return _mm512_add_ps(_mm512_mul_ps(v, _mm512_loadu_ps(e->gain + c)), _mm512_loadu_ps(e->offset + c));
 }
 
+/* The codes of a curve: what it costs beside the products matters, so nothing is cut that fits. */
+QC_INLINE __m512i qc_curve512(const qc_finish512 *f, const __m512i acc[4]) {
+  const qc_epilogue *e = f->e;
+  __m512 value[4];
+  __m512i v[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) value[i] = qc_affine512(acc[i], f->m[i & 1], f->b[i & 1]);
+  if (e->wide)
+    for (int i = 0; i < 4; i++) value[i] = _mm512_min_ps(value[i], _mm512_set1_ps(1e6f));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) v[i] = _mm512_cvtps_epi32(value[i]);
+  __m512i q = qc_in_order512(qv_curve_sums(v, e->curve));
+  return e->lo > 0 || e->hi < 255 ? _mm512_min_epu8(_mm512_max_epu8(q, f->lo), f->hi) : q;
+}
+
 /* acc: 16 channels at a time, an even number of them with the constants of the first half. r: the residual of each, or NULL. masks: the
    channels of each half that there are. What is too large for an integer is cut before it becomes one; what is too small becomes the
    smallest of them. */
 QC_INLINE __m512i qc_codes512(const qc_finish512 *f, const __m512i acc[4], const uint8_t *const r[4], __mmask32 masks, int kind) {
+  if (kind == QC_FULL && f->e->curve) return qc_curve512(f, acc);
   __m512i v[4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
@@ -75,11 +91,10 @@ QC_INLINE __m512i qc_codes512(const qc_finish512 *f, const __m512i acc[4], const
     if (kind == QC_FULL) value = _mm512_min_ps(value, _mm512_set1_ps(1e6f));
     v[i] = _mm512_cvtps_epi32(value);
   }
-  const int16_t *curve = kind == QC_FULL ? f->e->curve : NULL;
-  __m512i q = curve ? qc_in_order512(qv_curve_sums(v, curve)) : qc_pack512(v, f->zero);
+  __m512i q = qc_pack512(v, f->zero);
   if (kind == QC_PLAIN) return q;
   q = _mm512_min_epu8(_mm512_max_epu8(q, f->lo), f->hi);
-  return kind == QC_FULL && !curve && f->e->table ? qv_lookup(f->e->table, q) : q;
+  return kind == QC_FULL && f->e->table ? qv_lookup(f->e->table, q) : q;
 }
 
 QC_INLINE void qc_store512(__m512i q, uint8_t *y0, uint8_t *y1, __mmask32 mask) {

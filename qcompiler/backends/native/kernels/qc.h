@@ -39,7 +39,7 @@ typedef struct qc_window {
    Where a curve is given, and neither residual, table nor gain, v counts 2048ths of the 32 pieces of a function, each a parabola:
    x = rne(min(max(v, -32768), 32767)), its piece i = (uint16_t)x >> 11, and where in the piece it lies: t = (int16_t)(x << 5 ^ 0x8000).
    With a * b as (a * b + 2^14) >> 15, y = curve[i] + (curve[32 + i] + curve[64 + i] * t) * t, each sum cut to 16 bits;
-   q = clamp((y >> 7) + 128, lo, hi). |curve[32 + i]| + |curve[64 + i]| < 2^15. Behind these 96 numbers stand the same as bytes: the low
+   q = clamp((y >> 6) + 128, lo, hi). |curve[32 + i]| + |curve[64 + i]| < 2^15. Behind these 96 numbers stand the same as bytes: the low
    ones of the first 32, the high ones, then those of the others. */
 typedef struct qc_epilogue {
   const float *m, *b, *gain, *slope, *offset;

@@ -37,7 +37,7 @@ QC_INLINE int32_t qc_curve(const int16_t *curve, float v, int32_t lo, int32_t hi
   int32_t x = qc_code(v, 0, -32768, 32767), piece = (uint16_t)x >> 11, t = (int16_t)((uint32_t)x << 5 ^ 0x8000);
   int32_t slope = curve[32 + piece] + ((curve[64 + piece] * t + 16384) >> 15);
   int32_t y = qc_within(curve[piece] + ((slope * t + 16384) >> 15), -32768, 32767);
-  return qc_within((y >> 7) + 128, lo, hi);
+  return qc_within((y >> 6) + 128, lo, hi);
 }
 
 /* The epilogue of one sum in channel c; r is the residual's code, or NULL. */

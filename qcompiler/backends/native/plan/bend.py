@@ -10,9 +10,7 @@ curves (curve.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -115,13 +113,12 @@ def bend_of(step: Step, planner: Planning, channels: int, bounds: Bounds) -> Ben
 def _curve(step: Step, planner: Planning) -> Curve | None:
     _, codes = planner.result(step)
     settings = {name: value for name, value in step.kwargs.items() if name != "bounds"}
-    function = partial(_applied, step.op, step.args[1:], settings)
+
+    def function(v: Tensor) -> Tensor:
+        made: Tensor = OPS.rows[step.op].fn(v, *step.args[1:], **settings)
+        return made
+
     return curve_of(step.op, function, codes) if codes is not None else None
-
-
-def _applied(op: str, more: tuple[object, ...], settings: Mapping[str, object], v: Tensor) -> Tensor:
-    made: Tensor = OPS.rows[op].fn(v, *more, **settings)
-    return made
 
 
 def factor_and_bias(step: Step, planner: Planning) -> tuple[Tensor, Tensor]:

@@ -21,8 +21,8 @@ from qcompiler.backends.native.plan.codes import Codes
 EDGES = {"hardswish": 3.0, "hardsigmoid": 3.0, "elu": 0.0}  # such a value, and its negative
 CURVES = ("elu", "gelu", "hardsigmoid", "hardswish", "mish", "sigmoid", "silu", "softplus", "tanh")
 PIECES, STEPS = 32, 2048  # steps of x in a piece
-PARTS = 128  # of a step of the result, which y counts
-ROOM = 100.0  # codes beyond the last ones that y has room for
+PARTS = 64  # of a step of the result, which y counts
+ROOM = 1000.0  # codes beyond the last ones up to which a function is followed
 FAR = 1e30
 NEAR = (0.03, 0.1)  # steps of the result: values whose result is closer to the end's may lie beyond it
 MOST = 0.75  # steps of the result: a function that no pieces come as close to is computed in float
