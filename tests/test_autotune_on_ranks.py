@@ -40,7 +40,7 @@ def test_all_ranks_get_the_same(size: int, tmp_path: Path) -> None:
 def test_what_one_rank_cannot_and_what_is_unlike(tmp_path: Path) -> None:
     first, second = on_ranks("refused", 2, tmp_path)
     for text in (first, second):
-        assert "('impossible', False, 'not possible: " in text and "not on this machine" in text and "('ranges'" in text, text
+        assert "('impossible', False, 'not possible: " in text and "not on this machine" in text and "('scale-inputs'" in text, text
         assert "other rank 1 searches with another seed than rank 0" in text, text
     assert "few rank 1 failed: 1 batch of data" in first and "few 1 batch of data" in second
 

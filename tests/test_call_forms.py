@@ -289,7 +289,7 @@ def test_scripts_and_plain_sources_are_of_one_form(module: Any, tmp_path: Path) 
 
 
 class Detector(nn.Module):
-    """Remembers the points of the last image size, as YOLO heads do: the graph holds the size fixed."""
+    """Remembers the points of the last image size, as YOLO heads do, and reads it from text: the graph holds the size fixed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -299,7 +299,7 @@ class Detector(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         if self.size != (y.shape[2], y.shape[3]):
-            self.size = (int(y.shape[2]), int(y.shape[3]))
+            self.size = (int(f"{y.shape[2]}"), int(f"{y.shape[3]}"))
             rows, columns = (torch.arange(n).float() for n in self.size)
             self.points = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))
         return y[:, :2] * 0.1 + self.points

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -75,12 +74,11 @@ def test_what_the_c_computes_otherwise_is_seen(name: str) -> None:
     prepared, module, x = trained(name)
     watch = NativeRegion.watch
 
-    def spoiled(region: NativeRegion, *inputs: Tensor) -> Any:
-        seen = copy.copy(watch(region, *inputs))
-        last = [n for n in region.places if n in seen.values and region.network.codes.get(n) is not None][-1]
-        codes = seen.values[last].short()
-        spoiled = torch.where(codes > 127, codes - 4, codes + 4).to(seen.values[last].dtype)
-        return mock.Mock(values={**seen.values, last: spoiled})
+    def spoiled(region: NativeRegion, *inputs: Tensor) -> dict[str, Tensor]:
+        seen = watch(region, *inputs)
+        last = [n for n in region.places if n in seen and region.network.codes.get(n) is not None][-1]
+        codes = seen[last].short()
+        return {**seen, last: torch.where(codes > 127, codes - 4, codes + 4).to(seen[last].dtype)}
 
     with mock.patch.object(NativeRegion, "watch", spoiled):
         found = parity(prepared, module, [x])

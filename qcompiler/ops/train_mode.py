@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
 
 from torch import fx, nn
 from torch.fx.operator_schemas import get_signature_for_torch_op
@@ -49,10 +51,16 @@ def _arguments(node: fx.Node) -> Mapping[str, object]:
     return {}
 
 
-def _signatures(target: object) -> Iterator[inspect.Signature]:
+def _signatures(target: object) -> Sequence[inspect.Signature]:
+    return [inspect.signature(target)] if inspect.isfunction(target) else _of_torch(target)
+
+
+@lru_cache(maxsize=1024)  # of no function of the user's, which may hold a model
+def _of_torch(target: object) -> Sequence[inspect.Signature]:
     assert callable(target)
-    yield from get_signature_for_torch_op(target) or ()
-    try:
-        yield inspect.signature(target)
-    except (TypeError, ValueError):  # a builtin that says nothing of itself
-        return
+    found = list[inspect.Signature]()
+    with suppress(NameError):  # `dict`: torch cannot say in Python which types it takes
+        found.extend(get_signature_for_torch_op(target) or ())
+    with suppress(TypeError, ValueError):  # a builtin that says nothing of itself
+        found.append(inspect.signature(target))
+    return found
