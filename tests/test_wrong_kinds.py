@@ -116,6 +116,7 @@ CALLS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "debug.parity": lambda p: {"prepared": given().trained, "converted": given().converted, "data": [X]},
     "tune.correct_bias": lambda p: {"prepared": given().prepared, "batches": [X]},
     "tune.equalize": lambda p: {"prepared": given().prepared, "batches": [X]},
+    "tune.scale_inputs": lambda p: {"prepared": given().prepared, "batches": [X]},
     "tune.fit_ranges": lambda p: {"prepared": given().prepared, "batches": [X]},
     "tune.reconstruct": lambda p: {"prepared": given().prepared, "batches": [X]},
     "tune.sharing": lambda p: {"group": None},
