@@ -260,6 +260,14 @@ def test_only_memory_of_the_cpu_is_read() -> None:
     assert torch.equal(module(torch._neg_view(-x)), module(x))
 
 
+def test_a_size_that_a_layer_cannot_be_laid_out_for_names_it() -> None:
+    """The sum of 2^31 / 255 codes leaves 32 bits."""
+    module, _ = converted(nn.Sequential(nn.Conv1d(1, 1, 1), nn.AdaptiveAvgPool1d(1), nn.Conv1d(1, 4, 1)), example((1, 1, 16)))
+    with pytest.raises(InputError, match="_1: ValueError: a mean over too many values"):
+        module(torch.zeros(1, 1, 2**31 // 255 + 1))
+    assert module(torch.zeros(1, 1, 2**20)).shape == (1, 4, 1)
+
+
 def test_a_batch_of_nothing() -> None:
     module, _, x = net("residual")
     assert module(x[:0]).shape == (0, *module(x).shape[1:])

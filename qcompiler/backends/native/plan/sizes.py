@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -56,6 +57,18 @@ class Sized(Protocol):
     def dtypes(self) -> Mapping[str, torch.dtype]: ...
 
 
+@contextmanager
+def refusing(layer: Any) -> Iterator[None]:
+    """InputError that names the layer in the place of what torch, or a number that makes no sense, raises."""
+    try:
+        yield
+    except QCompilerError:
+        raise
+    except Exception as error:
+        text = f"{layer.label}: {type(error).__name__}: {first_sentence(error)}"
+        raise InputError(text, code="input-shape", hint="does the float model take this input?") from error
+
+
 @dataclass
 class Sizes:
     """Filled layer by layer: first all shapes, then all places."""
@@ -82,13 +95,8 @@ class Sizes:
     def _each(self, step: Callable[[Any], None]) -> Sizes:
         for index, layer in enumerate(self.network.layers):
             self.now = index
-            try:
+            with refusing(layer):
                 step(layer)
-            except QCompilerError:
-                raise
-            except Exception as error:  # what torch, or a number that makes no sense, raises
-                text = f"{layer.label}: {type(error).__name__}: {first_sentence(error)}"
-                raise InputError(text, code="input-shape", hint="does the float model take this input?") from error
         return self
 
     def _shape(self, layer: Any) -> None:

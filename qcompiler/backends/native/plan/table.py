@@ -16,7 +16,7 @@ from qcompiler.backends.native.plan.arena import arrange
 from qcompiler.backends.native.plan.layer import Bound, Layer, Moved, Pixels, image
 from qcompiler.backends.native.plan.place import SETTLED, Place
 from qcompiler.backends.native.plan.samples import some_samples
-from qcompiler.backends.native.plan.sizes import SLACK, Sizes
+from qcompiler.backends.native.plan.sizes import SLACK, Sizes, refusing
 from qcompiler.errors import InputError
 
 MOST = 2**46  # bytes of an arena: no machine has more
@@ -81,7 +81,9 @@ def table_of(sizes: Sizes) -> Table:
 
 def _bound(layer: Layer, sizes: Sizes) -> Bound:
     """Behind what the layer itself reads stands the value whose rim it writes, where it does."""
-    bound, whole = layer.bind(sizes), sizes.network.rims.get(layer.out)
+    with refusing(layer):
+        bound = layer.bind(sizes)
+    whole = sizes.network.rims.get(layer.out)
     if whole is not None:
         bound.pixels.append(image(sizes.place(whole), len(sizes.network.halos[whole])))
     return bound
