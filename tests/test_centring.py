@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, explain, prepare_fx
 from qcompiler.backends.torch.program.module import CompiledModule
-from qcompiler.debug import compare, compute_sqnr
+from qcompiler.debug import Recorder, compare, compute_sqnr
 from qcompiler.ops.functional import getitem
 from tests.cpu import needs_vnni
 from tests.flow import ENGINES, randn
@@ -67,12 +67,14 @@ def test_x86_centres_where_it_packs_with_fbgemm() -> None:
             self.depthwise, self.after = nn.Conv2d(128, 128, 3, 2, groups=128), nn.Conv2d(128, 4, 1)
 
     x = randn(1, 128, 8, 8)
-    observed = prepare_fx(Wide().eval(), None, (x,), engine="x86", isa="avx512_vnni")
+    recorder = Recorder()
+    observed = prepare_fx(Wide().eval(), None, (x,), engine="x86", isa="avx512_vnni", debug=recorder)
     calibrate(observed, [x])
-    module = convert_fx(observed)
+    module = convert_fx(observed, debug=recorder)
     assert is_centred(module) and compute_sqnr(convert_to_reference_fx(observed)(x), module(x)) > 40
     row = next(row for row in explain(module).rows if row.module_path == "depthwise")
     assert row.macs == 128 * 9 * 4 * 4, "the multiply-accumulates of the model, not of the kernel"
+    assert sum(node.get("macs", 0) for node in recorder.document().nodes_at(-1)) == sum(row.macs for row in explain(module).rows)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

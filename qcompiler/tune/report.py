@@ -83,13 +83,13 @@ def _line(cells: Sequence[str], is_chosen: bool) -> str:
 
 
 def curve(rows: Sequence[Row]) -> str:
-    """The best dB by then, against the seconds of the steps."""
+    """The best dB by then, against the seconds of the steps. What was not taken is a point whose name shows under the pointer."""
     points, spent, best = [], 0.0, None
     for row in rows:
         spent += row.seconds
         if row.score is not None and row.name != "float":
             best = row.score.sqnr if best is None or row.verdict == "taken" else best
-            points.append((spent, row.score.sqnr, best, row.name))
+            points.append((spent, row.score.sqnr, best, row))
     if not points:
         return ""
     most, values = max(p[0] for p in points) or 1.0, [value for p in points for value in (p[1], p[2])]
@@ -99,16 +99,17 @@ def curve(rows: Sequence[Row]) -> str:
         return MARGIN + x / most * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - (y - low) / (high - low) * (HEIGHT - 2 * MARGIN)
 
     line = " ".join("{:.1f},{:.1f}".format(*at(x, y)) for x, _, y, _ in points)
-    marks = "".join(_mark(*at(x, y), f"{name} {y:.1f} dB") for x, y, _, name in points)
+    marks = "".join(_mark(*at(x, y), f"{row.name} {y:.1f} dB", row is points[0][3] or row.verdict == "taken") for x, y, _, row in points)
     ends = "".join(f'<text x="4" y="{at(0, y)[1]:.1f}">{y:.1f} dB</text>' for y in (low, high))
     axis = f'<line x1="{MARGIN}" x2="{WIDTH - MARGIN}" y1="{HEIGHT - MARGIN}" y2="{HEIGHT - MARGIN}"/>'
     label = f'<text x="{WIDTH - MARGIN}" y="{HEIGHT - 12}" text-anchor="end">{most:.1f} s</text>'
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{axis}{ends}{label}<polyline points="{line}"/>{marks}</svg>'
 
 
-def _mark(x: float, y: float, text: str) -> str:
+def _mark(x: float, y: float, text: str, written: bool) -> str:
     anchor = "end" if x > WIDTH / 2 else "start"
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"/><text x="{x:.1f}" y="{y - 9:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    label = f'<text x="{x:.1f}" y="{y - 9:.1f}" text-anchor="{anchor}">{escape(text)}</text>' if written else ""
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(text)}</title></circle>{label}'
 
 
 def _overlays(tuned: Result) -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ from torch import fx
 from qcompiler.backends.torch.kernels.centring import Centring
 from qcompiler.backends.torch.target import TorchTarget
 from qcompiler.compile.pass_manager import Context
-from qcompiler.ir.types import QUANT, SOURCE, VALUE, Quant, Stage, Value, quant_of, source_of, value_of
+from qcompiler.ir.types import MACS, QUANT, SOURCE, VALUE, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ops.functional import getitem
 from qcompiler.ops.reference import dequantize, quantize
 
@@ -36,6 +36,8 @@ class CentreDepthwise:
             centring = target.centring(row, node, padded_by(node))
             if centring is not None and context.allows(self.name, node):
                 context.journal.matches += 1
+                if row.macs is not None:
+                    node.meta[MACS] = row.macs(node)  # of the op, not of the positions that are computed and left out
                 _centre(gm.graph, node, centring)
                 changed = True
         if changed:

@@ -266,7 +266,7 @@ class Lowering:
             self._annotated(made, node)
             made.meta[VALUE] = Value(None, None)
         if row.macs is not None:
-            result.meta[MACS] = row.macs(node)
+            result.meta[MACS] = node.meta.get(MACS, row.macs(node))
         if result in calls:
             result._rename(node.name)
 
