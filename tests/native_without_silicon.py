@@ -23,7 +23,7 @@ from qcompiler.backends.native.build.compiler import Compiler, Unit
 
 EMULATE = Path(__file__).with_name("emulate")
 NAMES = ("avx_vnni", "amx")
-SHORT_FORM = re.compile(r"\{vex\}\s+(vpdp\w+)")
+SHORT_FORM = re.compile(rb"\{vex\}\s+(vpdp\w+)")
 
 
 class Rewriting(Compiler):
@@ -37,9 +37,9 @@ class Rewriting(Compiler):
         target = words[words.index("-o") + 1]
         assembly = folder / f"{target}.s"
         super().run(["-S" if word == "-c" else str(assembly) if word == target else word for word in words], folder)
-        text, count = SHORT_FORM.subn(r"{evex} \1", assembly.read_text())
+        text, count = SHORT_FORM.subn(rb"{evex} \1", assembly.read_bytes())
         assert count, "no product of bytes in AVX-VNNI's kernels"
-        assembly.write_text(text)
+        assembly.write_bytes(text)
         super().run(["-c", str(assembly), "-o", target], folder)
 
 
@@ -65,7 +65,7 @@ def emulated() -> tuple[str, ...]:
 def in_place(units: Sequence[Unit], name: str) -> list[Unit]:
     """The units of a library of kernels, with what emulates its instruction set."""
     processor = Unit("processor_emulated", EMULATE / "processor.c", (*isa.COMMON_FLAGS, f'-DQC_EMULATED="{name}"'), (isa.KERNELS,))
-    tiles = [Unit("tiles_emulated", EMULATE / "tiles.c", isa.COMMON_FLAGS)] if name == "amx" else []
+    tiles = [Unit("tiles_emulated", EMULATE / "tiles.c", isa.COMMON_FLAGS, (EMULATE,))] if name == "amx" else []
     return [processor if unit.name == "machine" else unit for unit in units] + tiles
 
 
