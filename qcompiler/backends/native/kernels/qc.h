@@ -193,7 +193,9 @@ typedef struct qc_result {
 /* y = f(x), the numbers p being settings of f; or y = table[code of x]. What each function is stands in float_map.h. */
 enum {
   QC_COPY, QC_CLAMP, QC_EXP, QC_LOG, QC_TANH, QC_ERF, QC_SIGMOID, QC_SILU, QC_GELU, QC_GELU_TANH, QC_SQRT, QC_RSQRT, QC_RECIPROCAL,
-  QC_SQUARE, QC_NEG, QC_ABS, QC_HARDSIGMOID, QC_HARDSWISH, QC_LEAKY_RELU, QC_ELU, QC_SOFTPLUS, QC_MISH, QC_NOT, QC_TABLE
+  QC_SQUARE, QC_NEG, QC_ABS, QC_HARDSIGMOID, QC_HARDSWISH, QC_LEAKY_RELU, QC_ELU, QC_SOFTPLUS, QC_MISH, QC_NOT,
+  QC_SIN, QC_COS, QC_FLOOR, QC_CEIL, QC_TRUNC, QC_ROUND, QC_FRAC, QC_SIGN, QC_EXPM1, QC_LOG1P, QC_LOG_TO, QC_POWER, QC_SOFTSIGN,
+  QC_LOGSIGMOID, QC_TABLE
 };
 typedef struct qc_float_map {
   qc_operand x;
