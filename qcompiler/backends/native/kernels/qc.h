@@ -130,8 +130,9 @@ typedef struct qc_max_pool {
 } qc_max_pool;
 
 /* acc = the sum of the codes of a window; v = acc * float(ratio / count) + b; y = clamp(rne(v) + zero, lo, hi), ratio = sx / sy,
-   b = -zx * sx / sy. count: divisor if > 0, else the pixels of the window inside of x, with include_pad also those in the
-   padding, which add x_zero each to acc. A mean over all pixels is adaptive with one result. */
+   b = -zx * sx / sy. count: the divisor if it is not 0, else the pixels of the window inside of x, with include_pad also those in the
+   padding. acc begins at x_zero for each by which count is more than the pixels inside of x, less for each by which it is less. A mean
+   over all pixels is adaptive with one result. */
 typedef struct qc_avg_pool {
   qc_tensor x, y;
   qc_window k;
@@ -274,7 +275,7 @@ typedef struct qc_int64 {
 } qc_int64;
 
 /* Windows of floats, or of codes as floats: op = QC_LARGEST: the largest element inside of x, NaN where there is one; QC_SUM: the sum in
-   the order d, h, w, over how many elements the window has: divisor if > 0, else those inside of x, with include_pad also those in the
+   the order d, h, w, over how many elements the window has: the divisor if it is not 0, else those inside of x, with include_pad also those in the
    padding. adaptive = 1: windows as in adaptive pools, k is not used. */
 typedef struct qc_float_pool {
   qc_operand x;
