@@ -46,7 +46,7 @@ def shard(rank: int, size: int) -> list[Tensor]:
 
 def corrections(data: list[Tensor], prepared: Any) -> list[Corrections]:
     """One of each kind, each on the one before."""
-    equal = equalize(prepared, data)
+    equal = equalize(prepared, data, alpha=0.5)
     ranges = fit_ranges(prepared, data, corrections=equal)
     return [equal, ranges, reconstruct(prepared, data, corrections=ranges)]
 
@@ -80,7 +80,7 @@ def refused(rank: int, size: int, folder: Path) -> None:
     def impossible(state: State, tell: Tell, effort: float) -> Corrections:
         if rank == 1:
             raise qcompiler.ConfigError("not on this machine")
-        return equalize(state.prepared, state.batches)
+        return equalize(state.prepared, state.batches, alpha=0.5)
 
     room.MOVES = (Move("impossible", lambda state: None, impossible), moves[1])  # type: ignore[misc]
     try:
