@@ -201,7 +201,7 @@ def test_max_pool(kernels: Kernels, name: str, gap: int) -> None:
 
 
 @pytest.mark.parametrize("include_pad", [False, True])
-@pytest.mark.parametrize("divisor", [0, 5])
+@pytest.mark.parametrize("divisor", [0, 5, 40, -7])
 @pytest.mark.parametrize("name", POOLS)
 def test_avg_pool(kernels: Kernels, name: str, divisor: int, include_pad: bool) -> None:
     shape, k, s, p, ceil = POOLS[name]
@@ -214,8 +214,11 @@ def test_avg_pool(kernels: Kernels, name: str, divisor: int, include_pad: bool) 
     ones = torch.ones(shape, dtype=torch.float64)
     inside = means(ones, divisor_override=1)
     counts = inside if not include_pad else (inside / means(ones, count_include_pad=True)).round()
-    sums = means(x.double(), divisor_override=1).round() + (counts - inside if include_pad else 0) * zero
-    expected = reference.avg_pool(sums, torch.full_like(counts, divisor) if divisor else counts, ratio, -ratio * zero, Ends(20))
+    counts = torch.full_like(counts, divisor) if divisor else counts
+    sums = means(x.double(), divisor_override=1).round() + (counts - inside) * zero
+    expected = reference.avg_pool(sums, counts, ratio, -ratio * zero, Ends(20))
+    true = means((x.double() - zero) * ratio, count_include_pad=include_pad, divisor_override=divisor or None)
+    assert bool(((true.round() + 20).clamp(0, 255) - expected).abs().max() <= 1)
     y = Guarded(torch.zeros_like(expected), (0, 1, 1))
     numbers = {
         "ratio": ratio,
