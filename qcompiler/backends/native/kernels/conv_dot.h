@@ -33,7 +33,7 @@ QC_DOT_SIZES(QC_DOT_TILE)
 
 #if QC_IS_512
 
-/* Codes from registers: a tile whose positions lie in one row of the result, of one group, a residual with QC_ADDED alone. Sums that go
+/* Results from registers: a tile whose positions lie in one row of the result, of one group, a residual with QC_ADDED alone. Sums that go
    to memory and back cost as much as sixteen products. */
 QC_INLINE void qc_dot_direct(const qc_conv *a, const qc_spans *s, const qc_pair *p, const qc_tile *tile, int64_t step, int rows, int vectors,
                              int kind) {
@@ -41,9 +41,18 @@ QC_INLINE void qc_dot_direct(const qc_conv *a, const qc_spans *s, const qc_pair 
   qc_dot_sums(a, s, p, tile->x, step, acc, rows, vectors, 0);
   qc_finish512 f = qc_begin512(&a->e, p->c, kind == QC_ADDED);
   if (vectors == 1) f.m[1] = f.m[0], f.b[1] = f.b[0], f.c[1] = f.c[0];
-  uint8_t *y = tile->y + p->c;
   int64_t down = a->y.sw;
   __mmask32 mask = (__mmask32)(p->count == 32 ? 0xffffffffu : (1u << p->count) - 1);
+  if (kind == QC_FLOATS) {
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; i++) {
+      float *to = (float *)(void *)(tile->y + i * down) + p->c;
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; v++) _mm512_mask_storeu_ps(to + 16 * v, (__mmask16)(mask >> 16 * v), qc_affine512(acc[i][v], f.m[v], f.b[v]));
+    }
+    return;
+  }
+  uint8_t *y = tile->y + p->c;
   int each = vectors == 2 ? 2 : 4, last = rows - 1;
 #pragma GCC unroll 14
   for (int i = 0; i < rows; i += each) {
@@ -77,6 +86,9 @@ typedef void qc_dot_direct_function(const qc_conv *, const qc_spans *, const qc_
       qc_dot_direct(a, s, p, tile, step, R, 1, QC_FULL); \
     else \
       qc_dot_direct(a, s, p, tile, step, R, 2, QC_FULL); \
+  } \
+  static void qc_dot_floats_##R(const qc_conv *a, const qc_spans *s, const qc_pair *p, const qc_tile *tile, int64_t step) { \
+    qc_dot_direct(a, s, p, tile, step, R, 2, QC_FLOATS); \
   }
 QC_DOT_SIZES(QC_DOT_DIRECT)
 #undef QC_DOT_DIRECT
@@ -87,12 +99,12 @@ typedef struct qc_dot_size {
   int32_t rows;
   qc_dot_function *tile;
 #if QC_IS_512
-  qc_dot_direct_function *direct[3]; /* of QC_PLAIN, QC_ADDED and QC_FULL */
+  qc_dot_direct_function *direct[4]; /* of each kind */
 #endif
 } qc_dot_size;
 
 #if QC_IS_512
-#define QC_DOT_OF(R) {R, qc_dot_tile_##R, {[QC_PLAIN] = qc_dot_plain_##R, [QC_ADDED] = qc_dot_added_##R, [QC_FULL] = qc_dot_full_##R}},
+#define QC_DOT_OF(R) {R, qc_dot_tile_##R, {qc_dot_plain_##R, qc_dot_added_##R, qc_dot_full_##R, qc_dot_floats_##R}},
 #else
 #define QC_DOT_OF(R) {R, qc_dot_tile_##R},
 #endif
@@ -148,7 +160,7 @@ QC_INLINE void qc_dot_pieces(const qc_conv *a, const qc_spans *s, const qc_dot_p
     if (at.new_pair) p = qc_find_pair(a, s, at.pair, QC_DOT_BLOCKS);
     const qc_dot_size *size = tile.rows == plan->size->rows ? plan->size : plan->last;
 #if QC_IS_512
-    if (kind != QC_FLOATS && tile.straight && p.x[0] == p.x[1] && (kind == QC_ADDED ? p.count > 16 : !tile.r)) {
+    if (tile.straight && p.x[0] == p.x[1] && (kind == QC_ADDED ? p.count > 16 : !tile.r)) {
       size->direct[kind](a, s, &p, &tile, plan->runs.step);
       continue;
     }
