@@ -18,6 +18,7 @@ from qcompiler.backends.native.plan.floats import FLOATS, as_pixels, operand, or
 from qcompiler.backends.native.plan.layer import Bound, Layer, OfOne, merged
 from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.shape import View
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step, is_tensor
@@ -45,6 +46,9 @@ class Embed(OfOne):
     @property
     def lies_anywhere(self) -> bool:
         return False
+
+    def by_sample(self, samples: Samples) -> bool:
+        return True
 
     def shape(self, sizes: Sizes) -> Axes:
         return (*sizes.shape(self.x), self.table.values.shape[1])

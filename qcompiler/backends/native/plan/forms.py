@@ -160,6 +160,9 @@ def takes_codes(op: str) -> bool:
 
 def choose(step: Step, facts: Facts) -> CForm | str:
     """The form of a step, or why it has none."""
+    row = OPS.rows.get(step.op)
+    if row is not None and row.draws(step.kwargs):
+        return f"{step.op} draws random numbers at each call, and C draws none"
     forms = c_forms().get(step.op, ())
     reasons = [form.refuse(step, facts) for form in forms]
     found = next((form for form, reason in zip(forms, reasons, strict=True) if reason is None), None)

@@ -18,6 +18,7 @@ from qcompiler.backends.native.plan.layer import Bound, Layer, OfOne, Pixels, me
 from qcompiler.backends.native.plan.masks import Where
 from qcompiler.backends.native.plan.place import Axes, Place, spread_shape
 from qcompiler.backends.native.plan.planning import Facts, Planning, turns
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.shape import View
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step, is_value
@@ -38,6 +39,9 @@ class Pack(OfOne):
     @property
     def lies_anywhere(self) -> bool:
         return False
+
+    def by_sample(self, samples: Samples) -> bool:
+        return samples.rank(self.x) > 2
 
     def shape(self, sizes: Sizes) -> Axes:
         *batch, rows, columns = sizes.shape(self.x)
@@ -81,6 +85,19 @@ def matrix_steps(place: Place, shape: Axes) -> Place:
     return Place(tuple(shape), (*own.strides, 0, 0), place.offset, place.buffer, 1)
 
 
+def by_matrix(values: Sequence[str], panels: Sequence[str], out: str, samples: Samples) -> bool:
+    """Whether a product keeps samples apart. A row of it reads all of a packed matrix: samples of what is packed must be matrices, and
+    where samples of the result are matrices, other packed values are spread over them. Packed values have a dimension more.
+    """
+    rank = samples.rank(out)
+
+    def fits(name: str) -> bool:
+        same = samples.rank(name) == rank + 1
+        return rank > 2 and same if name in samples.names else rank == 2 or not same or samples.part.shape(name)[0] == 1
+
+    return samples.may_spread(values, out) and all(map(fits, panels))
+
+
 def matrices(places: Sequence[Place], shared: Set[int]) -> list[Pixels]:
     """Values of (*batch, M, N) as pixels of n * d * h matrices with w = M. Axes of the batch along which the values number `shared` stay
     where they are, and whose rows the others pass evenly, become rows: M is larger, with fewer matrices. Empty: none do.
@@ -120,6 +137,9 @@ class MatMul(Layer):
     @property
     def reads(self) -> tuple[str, ...]:
         return self.a, self.b
+
+    def by_sample(self, samples: Samples) -> bool:
+        return by_matrix((self.a,), (self.b,), self.out, samples)
 
     def right(self, sizes: Sizes) -> Axes:
         """The shape of what b was packed from."""
@@ -178,6 +198,9 @@ class Attention(Layer):
     @property
     def reads(self) -> tuple[str, ...]:
         return (self.q, self.k, self.v, *([self.mask] if self.mask is not None else []))
+
+    def by_sample(self, samples: Samples) -> bool:
+        return by_matrix((self.q, *self.reads[3:]), (self.k, self.v), self.out, samples)
 
     def shape(self, sizes: Sizes) -> Axes:
         q, v, keys = sizes.shape(self.q), sizes.shape(self.values), sizes.shape(self.k)
