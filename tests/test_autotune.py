@@ -21,7 +21,7 @@ import qcompiler
 from qcompiler.config.corrections import Corrections
 from qcompiler.observers import MinMaxObserver, default_weight_observer
 from qcompiler.tune import autotune as room
-from qcompiler.tune import islands
+from qcompiler.tune import islands, report
 from qcompiler.tune.candidates import Candidate, _interleaved, chosen, worth_building
 from qcompiler.tune.clock import Clock, OutOfTime
 from qcompiler.tune.diagnose import Diagnosis
@@ -119,6 +119,16 @@ def test_print_and_report(result: Tuned, tmp_path: Path) -> None:
     graph = (tmp_path / "made" / "graph.html").read_text()
     assert "<script" in graph
     assert result.save_report(tmp_path / "again").read_text() == page.read_text()
+
+
+def test_the_page_shows_what_each_step_changed(result: Tuned) -> None:
+    """New weights at what multiplies by them, new ranges at what rounds."""
+    weights, ranges = Corrections(weights=result.corrections.weights), Corrections(ranges={"x": (-0.5, 0.5)})
+    steps = [result.steps[0], *(Step(name, result.steps[0].score, 0.0, True, "", "", given)
+                                for name, given in (("ranges", ranges), ("equalize", ranges | weights)))]  # fmt: skip
+    found = report._overlays(replace(result, steps=tuple(steps)))
+    assert list(found) == ["changed by ranges", "changed by equalize"]
+    assert found["changed by ranges"] == {"x_q": 1.0} and all(0 < share <= 1 for share in found["changed by equalize"].values())
 
 
 def test_a_target_that_the_default_reaches_ends_it() -> None:
@@ -565,6 +575,15 @@ def test_with_a_metric_and_a_target_in_decibels() -> None:
     scored = [replace(one, score=replace(one.score, metric=metric)) for one, metric in zip(FOUND, (0.9, 0.8, 0.7))]
     assert chosen(scored, 10.0, Goal.of("30dB", None, True))[0].step.name == "islands"
     assert chosen(scored, 10.0, Goal.of(None, None, True))[0].step.name == "default"
+
+
+def test_a_bound_in_milliseconds() -> None:
+    assert Goal.of(None, "12ms", False) == Goal.of(None, 12, False) == Goal.of(None, "12 ms", False) != Goal.of(None, "12x", False)
+
+
+def test_of_equal_metrics_decibels_decide() -> None:
+    scored = [replace(one, score=replace(one.score, metric=metric)) for one, metric in zip(FOUND, (1.0, 1.0, 0.9))]
+    assert chosen(scored, 10.0, Goal.of(None, None, True))[0].step.name == "codes"
 
 
 def judged(expected: Tensor, got: Tensor) -> Score:

@@ -149,6 +149,13 @@ def test_codes_that_overflow_the_kernel_are_refused(data: Tensor) -> None:
     assert convert_to_reference_fx(prepared_net(data, backend="native"), corrections=Corrections(codes=codes))
 
 
+def test_an_error_names_what_has_the_name(prepared: fx.GraphModule) -> None:
+    with pytest.raises(ConfigError, match="dynamic of corrections names nothing"):
+        convert_fx(prepared, corrections=Corrections(dynamic={"head"}))
+    with pytest.raises(ConfigError, match="keep_float names nothing"):
+        convert_fx(prepared, corrections=Corrections(keep_float={"head"}))
+
+
 def test_values_of_one_group_have_one_range() -> None:
     class Fixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

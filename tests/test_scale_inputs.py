@@ -61,22 +61,25 @@ def test_int8_results_come_nearer(backend: str) -> None:
 
 def test_float_results_stay() -> None:
     model, prepared = prepared_of()
-    for found in (scale_inputs(prepared, batches()), equalize(prepared, batches(), corrections=scale_inputs(prepared, batches()))):
+    for found in (
+        scale_inputs(prepared, batches(), alpha=0.5),
+        equalize(prepared, batches(), alpha=0.5, corrections=scale_inputs(prepared, batches(), alpha=0.5)),
+    ):
         assert found.columns
         torch.testing.assert_close(twins(prepared, found)[0].floats(batches()[0]), model(batches()[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_both_orders_of_equalize_are_one() -> None:
     model, prepared = prepared_of(model=nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)))
-    one = equalize(prepared, batches(), corrections=scale_inputs(prepared, batches()))
-    two = scale_inputs(prepared, batches(), corrections=equalize(prepared, batches()))
+    one = equalize(prepared, batches(), alpha=0.5, corrections=scale_inputs(prepared, batches(), alpha=0.5))
+    two = scale_inputs(prepared, batches(), alpha=0.5, corrections=equalize(prepared, batches(), alpha=0.5))
     for found in (one, two):
         torch.testing.assert_close(twins(prepared, found)[0].floats(batches()[0]), model(batches()[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_the_other_corrections_build_on_it(tmp_path: Path) -> None:
     model, prepared = prepared_of()
-    found = scale_inputs(prepared, batches())
+    found = scale_inputs(prepared, batches(), alpha=0.5)
     fitted = fit_ranges(prepared, batches(), corrections=found)
     assert fitted.ranges.keys() >= found.ranges.keys()
     rounded = reconstruct(prepared, batches(), corrections=found)
@@ -89,10 +92,10 @@ def test_the_other_corrections_build_on_it(tmp_path: Path) -> None:
 
 def test_nothing_but_the_linears_reads_the_product() -> None:
     _, prepared = prepared_of()
-    rows = {row.node: row for row in explain(convert_fx(prepared, corrections=scale_inputs(prepared, batches()))).rows}
+    rows = {row.node: row for row in explain(convert_fx(prepared, corrections=scale_inputs(prepared, batches(), alpha=0.5))).rows}
     assert rows["one"].corrected == rows["two"].corrected == "scaled input" and rows["one"].int8
     assert "linears read" in rows["norm_scaled"].reason and not rows["norm_scaled"].int8
-    gm = convert_to_reference_fx(prepared, corrections=scale_inputs(prepared, batches()))
+    gm = convert_to_reference_fx(prepared, corrections=scale_inputs(prepared, batches(), alpha=0.5))
     (norm,) = (node for node in gm.graph.nodes if node.name == "norm")
     assert {user.name for user in norm.users} == {"norm_scaled", "mul"}
 
@@ -100,14 +103,14 @@ def test_nothing_but_the_linears_reads_the_product() -> None:
 def test_dynamic_linears_read_it_too() -> None:
     model, prepared = prepared_of()
     dynamic = Corrections(dynamic=frozenset({"one", "two"}))
-    found = scale_inputs(prepared, batches())
+    found = scale_inputs(prepared, batches(), alpha=0.5)
     before = decibels(model, convert_to_reference_fx(prepared, corrections=dynamic))
     assert decibels(model, convert_to_reference_fx(prepared, corrections=found | dynamic)) > before + 2
 
 
 def test_what_stays_float_has_a_remark() -> None:
     _, prepared = prepared_of()
-    found = scale_inputs(prepared, batches())
+    found = scale_inputs(prepared, batches(), alpha=0.5)
     made = convert_to_reference_fx(prepared, keep_float=["one", "two"], corrections=found)
     assert "norm_scaled" not in {node.name for node in made.graph.nodes}
 
@@ -146,14 +149,14 @@ def test_what_is_refused(given: Corrections, part: str) -> None:
 
 def test_tied_weights_are_left_alone_unless_asked_for() -> None:
     model, prepared = prepared_of(model=Tied())
-    assert not scale_inputs(prepared, batches())
+    assert not scale_inputs(prepared, batches(), alpha=0.5)
     found = Corrections(columns={"one.weight": torch.linspace(1, 3, 16)}, ranges={"norm_scaled": (-4.0, 4.0)})
     torch.testing.assert_close(twins(prepared, found)[0].floats(batches()[0]), model(batches()[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_values_that_int8_ops_make_are_left_alone() -> None:
     _, prepared = prepared_of(model=nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)))
-    assert "2.weight" not in scale_inputs(prepared, batches()).columns
+    assert "2.weight" not in scale_inputs(prepared, batches(), alpha=0.5).columns
     with pytest.raises(ConfigError, match="rounded already"):
         convert_to_reference_fx(prepared, corrections=Corrections(columns={"2.weight": ONES}))
 

@@ -14,6 +14,7 @@ import qcompiler
 from qcompiler.tune import Corrections, Tuned, equalize, fit_ranges, reconstruct, sharing
 from qcompiler.tune import autotune as room
 from qcompiler.tune.moves import Move, State, Tell
+from tests.children import WAITING
 from tests.ranked import begin
 
 
@@ -45,7 +46,7 @@ def shard(rank: int, size: int) -> list[Tensor]:
 
 def corrections(data: list[Tensor], prepared: Any) -> list[Corrections]:
     """One of each kind, each on the one before."""
-    equal = equalize(prepared, data)
+    equal = equalize(prepared, data, alpha=0.5)
     ranges = fit_ranges(prepared, data, corrections=equal)
     return [equal, ranges, reconstruct(prepared, data, corrections=ranges)]
 
@@ -54,14 +55,14 @@ def parts(rank: int, size: int, folder: Path) -> None:
     """Each correction by itself."""
     prepared = qcompiler.prepare_fx(Net().eval(), None, (batches()[0],))
     qcompiler.calibrate(prepared, shard(rank, size), group=dist.group.WORLD)
-    with sharing(dist.group.WORLD, 60):
+    with sharing(dist.group.WORLD, WAITING):
         found = corrections(shard(rank, size), prepared)
     for number, one in enumerate(found):
         one.save(folder / f"part-{number}-{rank}")
 
 
 def tuned(rank: int, size: int, **given: Any) -> Tuned:
-    options = {"progress": False, "seconds": 600, "group": dist.group.WORLD, "timeout": 60} | given
+    options = {"progress": False, "seconds": 600, "group": dist.group.WORLD, "timeout": WAITING} | given
     return qcompiler.autotune(Net().eval(), shard(rank, size), **options)
 
 
@@ -79,7 +80,7 @@ def refused(rank: int, size: int, folder: Path) -> None:
     def impossible(state: State, tell: Tell, effort: float) -> Corrections:
         if rank == 1:
             raise qcompiler.ConfigError("not on this machine")
-        return equalize(state.prepared, state.batches)
+        return equalize(state.prepared, state.batches, alpha=0.5)
 
     room.MOVES = (Move("impossible", lambda state: None, impossible), moves[1])  # type: ignore[misc]
     try:
@@ -91,7 +92,7 @@ def refused(rank: int, size: int, folder: Path) -> None:
     except qcompiler.QCompilerError as error:
         print("other", error)
     try:
-        qcompiler.autotune(Net().eval(), shard(rank, size)[: 1 if rank else 4], progress=False, group=dist.group.WORLD, timeout=60)
+        qcompiler.autotune(Net().eval(), shard(rank, size)[: 1 if rank else 4], progress=False, group=dist.group.WORLD, timeout=WAITING)
     except qcompiler.QCompilerError as error:
         print("few", error)
 

@@ -25,6 +25,7 @@ class Table:
     def __init__(self, rows: Iterable[Op] = ()) -> None:
         self.rows: dict[str, Op] = {}
         self._by_fn: dict[object, Op] = {}
+        self._refused: dict[object, frozenset[str]] = {}  # by fn that users call as well: names of arguments that no canonical call has
         self._spellings: dict[object, tuple[Op, Spelling]] = {}
         self._modules: dict[Any, tuple[Op, ModuleForm]] = {}
         for row in rows:
@@ -46,6 +47,10 @@ class Table:
             raise ConfigError(f"op {row.name!r} claims what the table already has: {taken or row.name}", code="op-claimed-twice")
         self.rows[row.name] = row
         self._by_fn[row.fn] = row
+        own = parse_signature(next(s.signature or row.signature for s in spellings if s.target is row.fn))
+        if any(kind == "!" for kind, _, _, _ in own):
+            self._refused[row.fn] = frozenset(name for kind, user, canonical, _ in own if kind in "!_?" or user != canonical
+                                              for name in user.split("|") if kind or name != canonical)  # fmt: skip
         self._spellings.update((s.target, (row, s)) for s in spellings)
         self._modules.update((f.cls, (row, f)) for f in row.modules)
 
@@ -76,8 +81,12 @@ class Table:
         return kind in self._modules
 
     def of(self, node: fx.Node) -> Op | None:
-        """The row of a canonical node."""
-        return self._by_fn.get(node.target) if node.op == "call_function" else None
+        """The row of a canonical node; None for a call of the row's function with an argument that the row does not describe."""
+        row = self._by_fn.get(node.target) if node.op == "call_function" else None
+        refused = None if row is None else self._refused.get(node.target)
+        if row is None or refused is None:
+            return row
+        return None if len(node.args) > len(row.params) or not refused.isdisjoint(node.kwargs) else row
 
 
 _ROWS = (*weighted.ROWS, *recurrent.ROWS, *embedding.ROWS, *epilogue.ROWS, *elementwise.ROWS, *unary.ROWS, *shape.ROWS)

@@ -23,6 +23,8 @@ def check_alpha(alpha: float | None) -> None:
 def best_alpha(make: Callable[[float, Ends], Corrections], alpha: float | None, so_far: Corrections, ends: Halves,
                begin: Callable[[], Trial], tell: Tell | None) -> Corrections:  # fmt: skip
     """What `make` gives for `alpha`; for None that of three with the least error of the results, or `so_far` where each makes it larger."""
+    if alpha == 0:
+        return so_far
     usual = make(USUAL if alpha is None else alpha, ends.whole)
     if alpha is not None or usual == so_far:
         return usual

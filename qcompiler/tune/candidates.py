@@ -89,8 +89,8 @@ def _milliseconds(call: Callable[[], object]) -> float:
 def chosen(found: Sequence[Candidate], of_float: float, goal: Goal) -> tuple[Candidate, str]:
     """The candidate to give, and why: of those fast enough the fastest that reaches the target, else the most accurate one.
 
-    Ties go to the simpler one, which stands first. By what the goal counts in, none is below the default, unless that is too slow or both
-    reach the target.
+    Of equal metrics dB decide; ties go to the simpler one, which stands first. By what the goal counts in, none is below the default,
+    unless that is too slow or both reach the target.
     """
     fast = [one for one in found if goal.fast_enough(one.milliseconds, of_float)]
     if not fast:
@@ -98,5 +98,5 @@ def chosen(found: Sequence[Candidate], of_float: float, goal: Goal) -> tuple[Can
     good = [one for one in fast if goal.reached(one.score)]
     if good:
         return min(good, key=lambda one: one.milliseconds if goal.latency is not None else found.index(one)), "it reaches the target"
-    best = max(fast, key=lambda one: (goal.value(one.score), -found.index(one)))
+    best = max(fast, key=lambda one: (goal.value(one.score), one.score.sqnr, -found.index(one)))
     return best, "the target is not reached; this is the nearest" if goal.target is not None else "the most accurate one"

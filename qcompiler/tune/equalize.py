@@ -4,7 +4,8 @@ s_c = (r_c / max r) ^ alpha of the largest absolute values r of the channels: th
 read it have weights s_c as large. Through sums, PReLU, open ReLU and pools, and from a layer norm to linears: the scales fold into weights
 that are there, so it costs nothing at run time and changes no float result.
 
-Known to hurt: a ReLU6, or any clamp with an upper end, which then cuts elsewhere; such values are left alone.
+Known to hurt: a ReLU6, or any clamp with an upper end, which then cuts elsewhere; such values are left alone. An alpha that was not tried:
+with 0.5 Silero VAD has 10.0 dB instead of 23.5, with the one that is chosen on the data 24.6.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ MUCH = 2.0  # dB with float weights: what is worth new codes for all weights. Le
 
 @in_plain_torch
 @door
-def equalize(prepared: object, batches: object, *, corrections: Corrections | None = None, alpha: float | None = 0.5,
+def equalize(prepared: object, batches: object, *, corrections: Corrections | None = None, alpha: float | None = None,
              tell: Tell | None = None) -> Corrections:  # fmt: skip
     """The corrections with float weights whose results have channels of like range, and the ranges that the values have then.
 
-    prepared: calibrated, of prepare_fx, with one form of the call. batches: as `calibrate` takes them. `alpha`: 0 changes nothing, 1 would
-    make all channels alike at the cost of the weights that read them; at most 0.75. None: of 0.25, 0.5 and 0.75 the one with the least
-    error of the results on the first four batches, or no change where each makes it larger. Codes that were found for a changed weight
-    are dropped, so this comes before `reconstruct`. `tell(done, total)` is called behind each part of the
-    work. Raises ConfigError for another alpha and for several forms of the call, CalibrationError for no batches.
+    prepared: calibrated, of prepare_fx, with one form of the call. batches: as `calibrate` takes them. `alpha`: of 0.25, 0.5 and 0.75 the
+    one with the least error of the results on the first four batches, or no change where each makes it larger; a number is taken unseen:
+    0 changes nothing, 1 would make all channels alike at the cost of the weights that read them; at most 0.75. Codes that were found for a
+    changed weight are dropped, so this comes before `reconstruct`. `tell(done, total)` is called behind each part of the work. Raises
+    ConfigError for another alpha and for several forms of the call, CalibrationError for no batches.
     """
     check_alpha(alpha)
     return _equalized(prepared, batches, corrections or NO_CORRECTIONS, alpha, tell, lambda trial: trial)

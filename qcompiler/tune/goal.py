@@ -21,9 +21,10 @@ class Goal:
 
     @staticmethod
     def of(target: float | str | None, latency: float | str | None, has_metric: bool) -> Goal:
-        """A number is in the unit of the metric, without one in dB; "25dB" always is. A number is ms, "0.5x" parts of float's time."""
+        """A number is in the unit of the metric, without one in dB; "25dB" always is. A number is ms ("12ms"), "0.5x" parts of float's."""
         wanted, decibels = _number("target", target, ("dB", "db"))
-        bound, parts = _number("latency", latency, ("x",))
+        bound, parts = _number("latency", latency, ("x", "ms"))
+        parts = parts and str(latency).strip().endswith("x")
         if bound is not None and bound <= 0:
             raise ConfigError(f"latency is a time above 0, not {latency!r:.40}", code="tune-latency")
         return Goal(wanted, decibels or not has_metric, bound, parts)

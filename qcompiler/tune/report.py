@@ -13,6 +13,7 @@ from qcompiler.config.corrections import Corrections
 from qcompiler.debug.fitted_table import FittedTable
 from qcompiler.files.atomic import atomic_write
 from qcompiler.ir.attributes import attribute
+from qcompiler.ops.reference import quantize
 from qcompiler.tune.search import graph_of
 from qcompiler.tune.search_log import Step
 from qcompiler.tune.table import Row
@@ -114,7 +115,7 @@ def _mark(x: float, y: float, text: str, written: bool) -> str:
 
 def _overlays(tuned: Result) -> dict[str, dict[str, float]]:
     """By step, the share of codes that differ from the step before, by the name of the node that multiplies by them, and 1 for what stays
-    float."""
+    float and for a rounding on another range."""
     before, found = graph_of(tuned.prepared, tuned.steps[0].corrections), {}
     for step in tuned.steps[1:]:
         if step.accepted:
@@ -128,7 +129,14 @@ def _changed(before: fx.GraphModule, after: fx.GraphModule) -> dict[str, float]:
     held, names = _read(before), {node.name for node in before.graph.nodes}
     found = {name: _share(held[name], tensors) for name, tensors in _read(after).items() if name in held}
     found |= {node.name: 1.0 for node in after.graph.nodes if node.op == "call_function" and node.name not in names}
+    ranges = _ranges(before)
+    found |= {name: 1.0 for name, given in _ranges(after).items() if given != ranges.get(name, given)}
     return {name: share for name, share in found.items() if share > 0}
+
+
+def _ranges(gm: fx.GraphModule) -> dict[str, tuple[object, ...]]:
+    """By node that rounds a value, its steps."""
+    return {node.name: node.args[1:] for node in gm.graph.nodes if node.target is quantize}
 
 
 def _read(gm: fx.GraphModule) -> dict[str, list[Tensor]]:

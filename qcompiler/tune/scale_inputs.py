@@ -31,7 +31,7 @@ Inputs = Mapping[fx.Node, list[fx.Node]]  # by float value the linears that roun
 
 @in_plain_torch
 @door
-def scale_inputs(prepared: object, batches: object, *, corrections: Corrections | None = None, alpha: float | None = 0.5,
+def scale_inputs(prepared: object, batches: object, *, corrections: Corrections | None = None, alpha: float | None = None,
                  tell: Tell | None = None) -> Corrections:  # fmt: skip
     """The corrections with factors for the columns of linears that read a float value, and the ranges that this then has.
 

@@ -23,11 +23,11 @@ def named_nodes(names: Iterable[str], nodes: Mapping[str, Source], modules: Iter
     return {name: meant for name, meant in found.items() if meant is not None}
 
 
-def check_known(names: Iterable[str], meant: Iterable[str], known: Sequence[str]) -> None:
-    """Raises one ConfigError for all names that mean nothing, each with what was probably meant, of what is `known`."""
+def check_known(names: Iterable[str], meant: Iterable[str], known: Sequence[str], what: str = "keep_float") -> None:
+    """Raises one ConfigError for all names that mean nothing, each with what was probably meant, of what is `known`; `what` gave them."""
     unknown = [name for name in names if name not in set(meant)]
     if unknown:
-        raise _unknown(unknown, known)
+        raise _unknown(unknown, known, what)
 
 
 def _meant(name: str, nodes: Mapping[str, Source], modules: Sequence[str]) -> frozenset[str] | None:
@@ -56,11 +56,11 @@ def _is_in(path: str, module: str) -> bool:
     return not module or path == module or path.startswith(f"{module}.")
 
 
-def _unknown(names: Sequence[str], known: Sequence[str]) -> ConfigError:
+def _unknown(names: Sequence[str], known: Sequence[str], what: str) -> ConfigError:
     def suggested(name: str) -> str:
         close = near_names(name, known)
         return f" (did you mean {', '.join(close)}?)" if close else ""
 
     listed = ", ".join(f"{name!r:.80}{suggested(name)}" for name in names)
     hint = "names of modules (model.named_modules()), patterns of these, or names of nodes (explain(prepared))"
-    return ConfigError(f"keep_float names nothing in this model: {listed}", code="keep-float", hint=hint)
+    return ConfigError(f"{what} names nothing in this model: {listed}", code="keep-float", hint=hint)

@@ -38,20 +38,20 @@ def asked_of(prepared: object, keep_float: Iterable[str], corrections: Correctio
     if not isinstance(given, Corrections):
         raise ConfigError(f"corrections are a qcompiler.tune.Corrections, not a {type(given).__name__}", code="correction")
     check_corrections(prepared, given)
-    names_to_keep(prepared, given.dynamic)
+    names_to_keep(prepared, given.dynamic, "dynamic of corrections")
     own = [keep_float] if isinstance(keep_float, str) else list(keep_float)
     return Asked(tuple(names_to_keep(prepared, dict.fromkeys((*own, *sorted(given.keep_float))))), given)
 
 
-def names_to_keep(prepared: object, keep_float: Iterable[str]) -> list[str]:
+def names_to_keep(prepared: object, keep_float: Iterable[str], what: str = "keep_float") -> list[str]:
     """The names of `keep_float`. ConfigError for names that mean nothing in any form of the call, and for a model that was trained."""
     names = [keep_float] if isinstance(keep_float, str) else list(keep_float)
     states = [required_state(form) for form in forms_of(prepared)] if names else []
     if any(state.settings.trains for state in states):
-        raise ConfigError("keep_float is for calibrated models: this one was trained with its values rounded", code="keep-float",
+        raise ConfigError(f"{what} is for calibrated models: this one was trained with its values rounded", code="keep-float",
                           hint="give those modules a qconfig of None, prepare_qat_fx and train again")  # fmt: skip
     meant = [name for state in states for name in nodes_meant(state, names)]
-    check_known(names, meant, [name for state in states for name in (*state.settings.module_types, *state.fused.sources)])
+    check_known(names, meant, [name for state in states for name in (*state.settings.module_types, *state.fused.sources)], what)
     return names
 
 

@@ -28,6 +28,8 @@ def _moves_floats(node: fx.Node, table: Table) -> bool:
     row, source = table.of(node), node.args[0] if node.args else None
     if row is None or row.family is not Family.COPY or row.output is not Output.SAME or quant_of(node).int8 or row.name not in c_forms():
         return False
+    if row.draws(node.kwargs):
+        return False
     if not isinstance(source, fx.Node) or source.op == "get_attr" or any(changes(user, source) for user in source.users):
         return False  # what is assigned into is read behind that by this very copy: its codes belong to where the copy stands
     return value_of(source).dtype is torch.float32 and value_of(node).shape is not None

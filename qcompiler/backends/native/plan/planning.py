@@ -15,7 +15,7 @@ from qcompiler.backends.native.plan.homes import Every, Home
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.plan.sizes import Sizes
-from qcompiler.backends.native.steps import Step
+from qcompiler.backends.native.steps import Step, is_value
 
 Argument = Any  # of a step: a value (%name), a tensor (#number), a number, or a nest of these
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -159,11 +159,23 @@ class Planning(Facts, Protocol):
         """Make a value in its place in a cat."""
 
 
-def spread_fault(arguments: Sequence[Argument], facts: Facts) -> str | None:
-    """Why no layer steps through operands that are spread over one another: neighbours along which the same ones are spread become one."""
-    shapes = [facts.shape(argument) for argument in arguments]
+def refuse_rows(step: Step, facts: Facts) -> str | None:
+    """Of all that takes one value and settings."""
+    if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0])):
+        return "its input is not float32"
+    return "its settings are computed at run time" if any(map(is_value, step.kwargs.values())) else None
+
+
+def turns(shapes: Sequence[Axes]) -> int:
+    """How often, from dimension to dimension, it changes which of these shapes are spread over the others."""
     rank = max(map(len, shapes))
     padded = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
     spread = [tuple(n == 1 < max(along) for n in along) for along in zip(*padded, strict=True)]
-    turns = sum(a != b for a, b in itertools.pairwise(spread))
-    return "its operands are spread over one another in too many dimensions" if rank > STEPPED and turns > MOST_TURNS else None
+    return sum(a != b for a, b in itertools.pairwise(spread))
+
+
+def spread_fault(arguments: Sequence[Argument], facts: Facts) -> str | None:
+    """Why no layer steps through operands that are spread over one another: neighbours along which the same ones are spread become one."""
+    shapes = [facts.shape(argument) for argument in arguments]
+    many = max(map(len, shapes)) > STEPPED and turns(shapes) > MOST_TURNS
+    return "its operands are spread over one another in too many dimensions" if many else None

@@ -8,11 +8,11 @@ from typing import Any
 
 from qcompiler.backends.native.emit.layer_code import Call, LayerCode
 from qcompiler.backends.native.plan.codes import Codes
-from qcompiler.backends.native.plan.float_rows import plan_float_average, refuse_rows
 from qcompiler.backends.native.plan.floats import operand, result, width
 from qcompiler.backends.native.plan.layer import Bound, Lies, OfOne, image
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
-from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.planning import Facts, Planning, refuse_rows
+from qcompiler.backends.native.plan.reduce import plan_float_average
 from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.plan.window import Window
@@ -99,12 +99,17 @@ class Pool(OfOne):
         return f"{self.kind}_pool {size}"
 
 
+MOST_DIVISOR = 2**22  # so many codes, and those of a window, have a sum of 32 bits
+
+
 def refuse_pool(dims: int, step: Step, facts: Facts) -> str | None:
     if facts.rank(step.args[0]) not in (dims + 1, dims + 2):
         return f"its input has {facts.rank(step.args[0])} dimensions"
     settings = [step.kwargs.get(name) for name in ("kernel_size", "stride", "padding", "dilation", "divisor_override", "output_size")]
     if step.kwargs.get("return_indices", False):
         return "it hands out places"
+    if type(divisor := step.kwargs.get("divisor_override") or 0) is int and abs(divisor) > MOST_DIVISOR:
+        return f"it divides its sums by {divisor}"
     return "its settings are computed from sizes" if any(_computed(s) for s in settings) else refuse_rows(replace(step, kwargs={}), facts)
 
 
