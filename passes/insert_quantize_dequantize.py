@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from qcompiler.compile.pass_manager import Context
 from qcompiler.config.qconfig_of_op import channel_axis, weight_observer
 from qcompiler.errors import ConfigError, NumericsError
-from qcompiler.ir.attributes import attribute, get_attr, set_attribute
+from qcompiler.ir.attributes import attribute, get_attr, set_attribute, unused_path
 from qcompiler.ir.names import user_path
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Mode, QParams, Quant, Stage, Value, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
@@ -129,22 +129,20 @@ class _Weights:
         if tied not in self.made or scales is not None:
             self.made[tied] = self._tensors(node, weight, axis, limit, scales)
         tensors = self.made[tied]
-        suffixes = ("", "_scale", "_zero_point")[: len(tensors)]
+        beside = (unused_path(gm, f"{kept}_{part}") for part in ("scale", "zero_point")[: len(tensors) - 1])
+        paths = (kept, *beside)
         first = min(weight.users)  # nodes compare by their place in the graph
         with gm.graph.inserting_before(first):
-            for suffix, tensor in zip(suffixes, tensors, strict=True):
-                set_attribute(gm, f"{kept}{suffix}", tensor)
-            parts = [get_attr(gm, f"{kept}{suffix}", source_of(node)) for suffix in suffixes]
+            for place, tensor in zip(paths, tensors, strict=True):
+                set_attribute(gm, place, tensor)
+            parts = [get_attr(gm, place, source_of(node)) for place in paths]
             return self._float(weight, parts, axis, quant_of(node).mode)
 
     def _path(self, weight: fx.Node) -> str:
-        """Where the integers stand: under the weight's name, or beside it where the floats are kept."""
-        path = kept = str(weight.target)
-        if _has_float_users(self.context, weight):
-            kept = f"{path}_int8"
-            while hasattr(self.gm.get_submodule(kept.rpartition(".")[0]), kept.rpartition(".")[2]):
-                kept += "_"
-        return kept
+        """Where the integers stand: under the weight's name, or beside it where the floats, or integers of another kind, are kept."""
+        path = str(weight.target)
+        other = any(key[0] == path for key in self.done)
+        return unused_path(self.gm, f"{path}_int8") if other or _has_float_users(self.context, weight) else path
 
     def _float(self, weight: fx.Node, parts: list[fx.Node], axis: int | None, mode: Mode | None) -> fx.Node:
         """The node with the weight's float32 values."""

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from qcompiler.compile.pass_manager import Context
 from qcompiler.config.corrections import scaled_name
 from qcompiler.errors import ConfigError
-from qcompiler.ir.attributes import attribute, free_path, get_attr, set_attribute
+from qcompiler.ir.attributes import attribute, get_attr, set_attribute, unused_path
 from qcompiler.ir.names import add_named, user_path
 from qcompiler.ir.types import QUANT, SOURCE, VALUE, Mode, Quant, Stage, quant_of, source_of, value_of
 from qcompiler.ir.verify import where
@@ -103,7 +103,7 @@ def _watch(gm: fx.GraphModule, node: fx.Node) -> Watch | None:
 def _product(gm: fx.GraphModule, source: fx.Node, reader: fx.Node, factors: Tensor) -> fx.Node:
     name = scaled_name(source.name)
     with gm.graph.inserting_after(source):
-        path = free_path(gm, f"{name}_factors", source)
+        path = unused_path(gm, f"{name}_factors")
         set_attribute(gm, path, 1 / factors)
         held = get_attr(gm, path, source_of(source))
     with gm.graph.inserting_after(held):

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from qcompiler.ir.attributes import attribute, set_attribute
 from qcompiler.ir.types import QUANT, VALUE, Mode, Stage, Value, quant_of, value_of
 from qcompiler.ops import functional as Q
-from qcompiler.ops.reference import dequantize, quantize, unpack_4bit
+from qcompiler.ops.reference import dequantize, quantize
 from tests.planted_breaches import P, a_call, breach, first, note, swap
 
 # ---- int8 values
@@ -130,6 +130,7 @@ def _weight(gm: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
 
 def _set(gm: fx.GraphModule, node: Any, value: Tensor) -> None:
     set_attribute(gm, str(node.target), value)
+    node.meta[VALUE] = Value.of(value)
 
 
 @breach(Stage.QUANTIZED, code="ir-weight", text="does not stand behind dequantize_weight")
@@ -161,7 +162,10 @@ def a_weight_of_another_shape(gm: fx.GraphModule) -> None:
 
 @breach(Stage.QUANTIZED, code="ir-weight", text="not that of the channels")
 def scales_along_another_dimension(gm: fx.GraphModule) -> None:
-    swap(_weight(gm)[1], 3, 1)
+    weight = _weight(gm)[1]
+    swap(weight, 3, 1)
+    for part in weight.args[1:3]:
+        _set(gm, part, attribute(gm, str(part.target))[:3].clone())  # type: ignore[union-attr]
 
 
 @breach(Stage.QUANTIZED, code="ir-weight", text="for 8")
@@ -190,13 +194,9 @@ def computed_scales(gm: fx.GraphModule) -> None:
     swap(weight, 1, next(iter(gm.graph.nodes)))
 
 
-@breach(Stage.QUANTIZED, code="ir-weight", text="is packed in 4 bits")
-def four_bits_under_int8(gm: fx.GraphModule) -> None:
-    weight = _weight(gm)[1]
-    with gm.graph.inserting_before(weight):
-        made = gm.graph.call_function(unpack_4bit, (weight.args[0], 3))
-    made.meta[VALUE] = Value((8, 3, 3, 3), torch.uint8)
-    swap(weight, 0, made)
+@breach(Stage.QUANTIZED, code="ir-weight", text="is packed in 4 bits", model="sequence 4 bits")
+def four_bits_under_another_mode(gm: fx.GraphModule) -> None:
+    note(next(n for n in gm.graph.nodes if quant_of(n).mode is Mode.FOUR_BIT), mode=Mode.WEIGHT_ONLY)
 
 
 @breach(Stage.QUANTIZED, code="ir-weight", text="is not packed in 4 bits", model="sequence dynamic")
@@ -214,12 +214,12 @@ def a_float32_weight_under_float16(gm: fx.GraphModule) -> None:
 
 @breach(Stage.QUANTIZED, code="ir-bias", text="a bias stays float32")
 def an_integer_bias(gm: fx.GraphModule) -> None:
-    first(gm, Q.conv2d).args[2].meta[VALUE] = Value((8,), torch.int32)  # type: ignore[union-attr]
+    _set(gm, first(gm, Q.conv2d).args[2], torch.zeros(8, dtype=torch.int32))
 
 
 @breach(Stage.QUANTIZED, code="ir-bias", text="for (8,) channels")
 def a_bias_of_another_length(gm: fx.GraphModule) -> None:
-    first(gm, Q.conv2d).args[2].meta[VALUE] = Value((4,), torch.float32)  # type: ignore[union-attr]
+    _set(gm, first(gm, Q.conv2d).args[2], torch.zeros(4))
 
 
 def _bounds(gm: fx.GraphModule, value: Any) -> None:
@@ -248,7 +248,7 @@ def bounds_at_a_copy(gm: fx.GraphModule) -> None:
     node.kwargs = {**node.kwargs, "bounds": (0.0, 1.0)}
 
 
-@breach(Stage.QUANTIZED, code="ir-mode", text="is not rounded at run time", model="sequence dynamic")
+@breach(Stage.QUANTIZED, code="ir-mode", text="has no input that is rounded at run time", model="sequence dynamic")
 def dynamic_without_rounding(gm: fx.GraphModule) -> None:
     rounded = first(gm, Q.linear).args[0]
     rounded.replace_all_uses_with(rounded.args[0])  # type: ignore[union-attr, arg-type]

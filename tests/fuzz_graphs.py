@@ -1,9 +1,13 @@
-"""Random networks through the flows: python -m tests.fuzz_graphs [--count 5000] [--log FILE] [--engine x86] [--isa AVX512_CORE_VNNI].
+"""Random networks through the flows: python -m tests.fuzz_graphs [--count 5000] [--log FILE] [--engine x86] [--isa AVX512_CORE_VNNI]
+[--native-isa amx].
 
 Each network of tests/graph_grammar.py is compiled (statically; every fourth trained for two steps, every eighth dynamically) and called:
 no crash, no error that is not a QCompilerError, SQNR at least min(20, a simulation with 7 bits - 6) dB, as good as the QUANTIZED graph at
 other batches and sizes, and equal bits from state_dict, deepcopy, save and load, and torch.jit.script. On the native back end each layer
-within a step of the QUANTIZED graph on equal inputs, and equal bits on two threads. `--isa` limits what oneDNN may use.
+within a step of the QUANTIZED graph on equal inputs, and equal bits on two threads.
+
+`--isa` limits what oneDNN may use. `--native-isa` names what the native back end runs on, which is emulated where the processor has it not
+(tests/native_without_silicon.py): the results have the bits that the processor's own instructions give.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import os
 import sys
 import tempfile
 import warnings
@@ -26,12 +31,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import qcompiler
+from qcompiler.backends.native.build import library
+from qcompiler.backends.native.build.library import here
 from qcompiler.config.qconfig import default_dynamic_qconfig
 from qcompiler.errors import InputError, PassError, QCompilerError
 from qcompiler.executable.call_forms import CallForms
 from tests import children, native_layers
 from tests.graph_grammar import Network, network
 from tests.native_cache import native_cache
+from tests.native_without_silicon import install
 from tests.simulated import simulated
 
 SECONDS = 60.0
@@ -120,6 +128,7 @@ def examine_call(seed: int, engine: str, pair: tuple[Network, Compiled], call: C
     scripted(made.module, call, result)
     if engine == "native":
         layers_right(made, call)
+        own_instructions(made.module, call, result)
     for other in other_calls(model, call):
         other_sizes(model, made, other, engine)
     assert alike(made.module(*inputs, **form), result), "other bits after other sizes"
@@ -197,6 +206,18 @@ def scripted(module: Any, call: Call, result: Any) -> None:
     assert alike(script(*inputs, **form), result), "script"
 
 
+def own_instructions(module: Any, call: Call, result: Any) -> None:
+    """The bits of an instruction set that was asked for are those of what would be taken without."""
+    inputs, form = call
+    asked = os.environ.pop(library.ISA, None)
+    if asked is None:
+        return
+    try:
+        assert alike(copy.deepcopy(module)(*inputs, **form), result), f"other bits on {library.chosen()} than on {asked}"
+    finally:
+        os.environ[library.ISA] = asked
+
+
 def layers_right(made: Compiled, call: Call) -> None:
     """Each layer in C against the QUANTIZED graph on equal inputs, in memory that others share or not, on one thread or two."""
     inputs, form = call
@@ -255,6 +276,7 @@ def engine_of(seed: int, engines: Sequence[str]) -> str:
 def work(first: int, count: int, engines: Sequence[str]) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    assert library.chosen() == os.environ.get(library.ISA, library.chosen())
     with tempfile.TemporaryDirectory() as folder:
 
         def case(seed: int) -> str:
@@ -264,12 +286,21 @@ def work(first: int, count: int, engines: Sequence[str]) -> None:
         children.work(first, count, case, SECONDS)
 
 
-def run(count: int, seed: int, engines: Sequence[str], isa: str | None = None, log: Path | None = None) -> children.Results:
+def limits(isa: str | None, native: str | None) -> dict[str, str]:
+    """The environment of child processes. Raises ValueError for what the native back end cannot run here, which it would cap silently."""
+    if native is not None and native not in here():
+        raise ValueError(f"this machine neither has {native} nor can emulate it")
+    given = {"ONEDNN_MAX_CPU_ISA": isa, library.ISA: native}
+    return {name: value for name, value in given.items() if value}
+
+
+def run(count: int, seed: int, engines: Sequence[str], limit: Mapping[str, str] | None = None, log: Path | None = None) -> children.Results:
     """Each network on one of the engines, in turn."""
     command = ["tests.fuzz_graphs", *(word for engine in engines for word in ("--engine", engine))]
-    limit = {"ONEDNN_MAX_CPU_ISA": isa} if isa else {}
+    limit = dict(limit or {})
     with tempfile.TemporaryDirectory() as folder:
-        return children.run(command, seed, count, children.Log(log, *command, isa), {**limit, **native_cache(Path(folder))})
+        kept = native_cache(Path(folder), limit.get(library.ISA))
+        return children.run(command, seed, count, children.Log(log, *command, *limit.values()), {**limit, **kept})
 
 
 def main() -> int:
@@ -278,10 +309,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=ENGINES, action="append", help="repeat for several, which take turns; all by default")
     parser.add_argument("--isa", help="of oneDNN's names, for instance AVX512_CORE_VNNI: no AMX")
+    parser.add_argument("--native-isa", help="for instance amx or avx_vnni")
     parser.add_argument("--log", type=Path, help="a file with what is done: the same command goes on behind it")
     parser.add_argument("--show", type=int, help="print the network of this seed")
     parser.add_argument("--work", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    install()
     engines = options.engine or [e for e in ENGINES if e in ("native", *torch.backends.quantized.supported_engines)]
     if options.work:
         work(*options.work, engines)
@@ -290,7 +323,7 @@ def main() -> int:
         model, inputs = network(options.show)
         print(f"{[tuple(x.shape) for x in inputs]}\n{model!r}")
         return 0
-    return children.report(run(options.count, options.seed, engines, options.isa, options.log))
+    return children.report(run(options.count, options.seed, engines, limits(options.isa, options.native_isa), options.log))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes as C
 import itertools
 import shutil
-import subprocess
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qcompiler.backends.native import isa
+from qcompiler.backends.native.build.compiler import Compiler, link
 from qcompiler.backends.native.build.library import here, runtime
+from tests import native_without_silicon
 
 I3, L5, L6 = C.c_int32 * 3, C.c_int64 * 5, C.c_int64 * 6
 
@@ -165,16 +166,12 @@ class Kernels:
 
 def built(folder: Path, name: str, extra: Sequence[str]) -> Path:
     """The kernels of an instruction set alone, with flags of the compiler and the linker, as for sanitizers."""
-    compiler, folder = shutil.which("cc") or shutil.which("gcc") or "cc", folder / name
+    compiler, folder = Compiler((shutil.which("cc") or shutil.which("gcc") or "cc", *extra), ""), folder / name
     folder.mkdir()
-
-    def compiled(unit: tuple[str, tuple[Path, tuple[str, ...]]]) -> str:
-        target, (source, flags) = str(folder / f"{unit[0]}.o"), unit[1]
-        subprocess.run([compiler, *flags, *extra, "-c", str(source), "-o", target], check=True)
-        return target
-
-    objects = list(map(compiled, isa.units(isa.architecture(), name).items()))
-    subprocess.run([compiler, "-shared", *extra, *objects, "-o", str(folder / "kernels.so")], check=True)
+    if name in native_without_silicon.emulated():
+        compiler = native_without_silicon.rewriting(compiler)
+    units = [replace(unit, flags=(*unit.flags, *extra)) for unit in native_without_silicon.kernels(name)]
+    link(compiler, units, folder, folder / "kernels.so")
     return folder / "kernels.so"
 
 

@@ -10,10 +10,12 @@ from qcompiler.backends.native.build import cache
 from qcompiler.backends.native.build.library import chosen, runtime
 
 
-def native_cache(folder: Path) -> dict[str, str]:
-    """The environment of child processes that build libraries of random networks below `folder`. The kernels are built if they are not."""
+def native_cache(folder: Path, name: str | None = None) -> dict[str, str]:
+    """The environment of child processes that build libraries of random networks below `folder`. The kernels of the fastest
+    instruction set, and of one that is named, are built if they are not."""
     if shutil.which("cc") is not None:
-        runtime(chosen())
+        for wanted in {name or chosen(), chosen()}:
+            runtime(wanted)
     made = folder / "cache" / "native"
     made.mkdir(mode=0o700, parents=True)
     for file in cache.folder().glob("qcompiler-*"):

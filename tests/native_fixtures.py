@@ -14,6 +14,9 @@ import pytest
 from qcompiler.backends.native import isa
 from tests.native_abi import Kernels, Library
 from tests.native_emulated import Emulated, needs_emulator
+from tests.native_without_silicon import install
+
+install()  # tests run on each instruction set that the machine has or can be made to have
 
 
 @pytest.fixture(scope="session")

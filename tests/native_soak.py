@@ -2,7 +2,8 @@
 
 * threads: 16 Python threads, 1,000 calls each, of three sizes: equal bits.
 * sizes: 20,000 calls of changing sizes; the memory of the process stays flat.
-* sanitizers: exported programs under the address, undefined-behaviour and thread sanitizers, on every instruction set of this machine.
+* sanitizers: exported programs under the address, undefined-behaviour and thread sanitizers, on every instruction set that the machine has
+  or emulates (native_without_silicon.py).
 * valgrind: the same under valgrind, which knows no AVX-512 (`apt-get install valgrind`).
 
 Without a name all of them. test_native_soak.py runs short versions.
@@ -26,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 import qcompiler
-from qcompiler.backends.native import isa
 from qcompiler.backends.native.build.compiler import find
 from qcompiler.backends.native.build.library import here
+from tests import native_without_silicon
 from tests.native_nets import converted, example, net
 
 STRICT = ("-g", "-fno-omit-frame-pointer", "-ffp-contract=off", "-Ikernels")
@@ -86,9 +87,12 @@ def growth(calls: int, largest: int = 48) -> int:
 def program(folder: Path, name: str, instructions: str, *flags: str) -> Path:
     """The example program that export_c wrote, with the kernels of one instruction set."""
     compiler, objects = find(), []
-    for unit, (source, own) in isa.units(isa.architecture(), instructions).items():
-        compiler.run([*own, "-O1", *STRICT, *flags, "-c", f"kernels/{source.name}", "-o", f"{unit}.o"], folder)
-        objects.append(f"{unit}.o")
+    own = native_without_silicon.rewriting(compiler) if instructions in native_without_silicon.emulated() else compiler
+    for unit in native_without_silicon.kernels(instructions):
+        source = unit.source if unit.include else f"kernels/{unit.source.name}"
+        include = [f"-I{path}" for path in unit.include]
+        own.run([*unit.flags, *include, "-O1", *STRICT, *flags, "-c", str(source), "-o", f"{unit.name}.o"], folder)
+        objects.append(f"{unit.name}.o")
     sources = ["main.c", f"{name}.c", f"{name}_layers.c", "kernels/run.c", "kernels/workers.c"]
     compiler.run(["-std=c11", "-O1", *STRICT, *flags, "-o", "program", *sources, *objects, "-lpthread", "-lm"], folder)
     return folder / "program"
@@ -143,5 +147,6 @@ def main(*names: str) -> None:
 
 
 if __name__ == "__main__":
+    native_without_silicon.install()
     torch.set_num_threads(2)
     main(*sys.argv[1:])

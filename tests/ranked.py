@@ -17,6 +17,7 @@ import qcompiler
 from qcompiler import QConfig
 from qcompiler.observers import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, default_per_channel_weight_observer
 from qcompiler.observers import get_observer_state_dict as statistics
+from tests.children import WAITING
 
 OBSERVERS = {"minmax": MinMaxObserver, "histogram": HistogramObserver.with_args(bins=64)}
 
@@ -82,7 +83,7 @@ def fails(rank: int, size: int, folder: Path) -> None:
     if rank:
         broken[1][0, 0, 0, 0] = torch.nan
     try:
-        qcompiler.calibrate(made, broken, group=dist.group.WORLD, timeout=60)
+        qcompiler.calibrate(made, broken, group=dist.group.WORLD, timeout=WAITING)
     except qcompiler.CalibrationError as error:
         print(error)
     held(made)
@@ -103,7 +104,7 @@ def gone(rank: int, timeout: float, leave: Any) -> None:
 
 
 def dies(rank: int, size: int, folder: Path) -> None:
-    gone(rank, 60, lambda: os._exit(1))
+    gone(rank, WAITING, lambda: os._exit(1))
 
 
 def hangs(rank: int, size: int, folder: Path) -> None:
@@ -129,7 +130,7 @@ def begin(scenarios: dict[str, Any]) -> None:
     """Joins the group that the command line names, and runs its scenarios."""
     scenario, size, folder, rank = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     store = dist.FileStore(str(folder / "store"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=WAITING))
     for name in scenario.split(","):
         scenarios[name](rank, size, folder)
 

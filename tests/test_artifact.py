@@ -9,7 +9,6 @@ import random
 import stat
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from qcompiler.backends.torch.program.assemble import compile_graph
 from qcompiler.backends.torch.program.other_cpu import OtherCPUWarning
 from qcompiler.errors import ArtifactError, ArtifactUnsafeError, ArtifactVersionError, ArtifactWriteError, ConfigError
 from qcompiler.files.atomic import atomic_write
+from tests.counted_lines import counted_lines
 from tests.lowered_net import ENGINES, INPUT, lowered
 from tests.saved_files import DIGEST, PROGRAM, TABLE, changed, changed_1, hashed, parts, whole
 
@@ -232,15 +232,21 @@ def test_headers_that_nobody_writes(saved: bytes, tmp_path: Path) -> None:
 
 
 def test_many_calls_take_their_time_once(saved: bytes, tmp_path: Path) -> None:
-    """Ten thousand take 0.5 s of processor time (AMD EPYC, Zen 5), a hundred thousand 5: no step looks at all calls for each of them."""
+    """The third 300 calls take as many lines as the second 300: no step looks at all calls for each of them."""
 
-    def change(program: Any) -> None:
-        calls = program["program"]["calls"]
-        program["program"]["calls"] = [{**calls[0], "out": f"v{i}"} for i in range(10_000)] + calls
+    def work(count: int) -> int:
+        def change(program: Any) -> None:
+            calls = program["program"]["calls"]
+            program["program"]["calls"] = [{**calls[0], "out": f"v{i}"} for i in range(count)] + calls
 
-    data, start = changed(saved, change), time.process_time()
-    assert attempt(tmp_path, data)(INPUT) is not None
-    assert time.process_time() - start < 5
+        data = changed(saved, change)
+        lines, loaded = counted_lines(lambda: attempt(tmp_path, data))
+        assert loaded(INPUT) is not None
+        return lines
+
+    work(30)  # what is made once in a process
+    first, second, third = map(work, (300, 600, 900))
+    assert (third - second) / (second - first) < 1.005
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ from qcompiler import (
 )
 from qcompiler.artifact import MissingModulesWarning, load, save
 from qcompiler.backends.torch.program.export import export_source
-from qcompiler.debug import compute_sqnr
+from qcompiler.debug import compute_sqnr, document_of
 from qcompiler.ir.types import Stage
 from qcompiler.observers import MinMaxObserver, PerChannelMinMaxObserver, default_per_channel_weight_observer, default_weight_observer
 from qcompiler.ops.obstacles import CODES
@@ -668,6 +668,37 @@ def test_34_hostile_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert "import os" not in gm.code and "größe" not in gm.code
     assert "import os" not in without_comments(module.code) and module.code.isascii()
     assert str(explain(module)) and all(map(str, remarks(prepared)))
+
+
+class OwnScale(nn.Module):
+    """A weight whose scale and zero point, as the model calls two parameters of its own, are applied to the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.last = nn.Parameter(torch.randn(8, 4) * 0.3), nn.Linear(8, 3)
+        self.weight_scale, self.weight_zero_point = nn.Parameter(torch.linspace(0.5, 2, 8)), nn.Parameter(torch.linspace(-1, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.last(F.linear(x, self.weight) * self.weight_scale + self.weight_zero_point)
+        return result
+
+
+@pytest.mark.parametrize("backend", ["torch", "native", "reference"])
+def test_a_name_that_a_scale_would_have_stays_the_users(backend: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = OwnScale().eval(), randn(16, 4)
+    prepared = prepare_fx(model, None, (x,), backend=backend)
+    calibrate(prepared, [x])
+    made = convert_to_reference_fx(prepared) if backend == "reference" else convert_fx(prepared)
+    state = made.state_dict()
+    assert compute_sqnr(model(x), made(x)) > 30
+    assert all(torch.equal(state[f"weight_{part}"], getattr(model, f"weight_{part}")) for part in ("scale", "zero_point"))
+    assert state["weight"].dtype is torch.int8 and state["weight_scale_"].dtype is torch.float64
+    if backend != "reference":
+        (weight,) = (node for node in document_of(made).nodes_at(0) if node.get("params") == 32)
+        assert len(weight["q"]["scale"]) == 8
+        save(made, tmp_path / "own.qc")
+        assert torch.equal(load(tmp_path / "own.qc")(x), made(x))
 
 
 def test_34_all_hostile_names_at_once() -> None:

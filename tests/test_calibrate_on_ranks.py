@@ -20,6 +20,7 @@ from qcompiler.observers import (
     get_observer_state_dict,
 )
 from qcompiler.workflow.ranks import Held
+from tests.children import WAITING
 from tests.ranked import OBSERVERS, batches, prepared
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -34,7 +35,7 @@ def run(scenario: str, size: int, folder: Path, module: str = "tests.ranked") ->
         for rank in range(size)
     ]
     try:
-        return [child.communicate(timeout=240)[0] for child in children]
+        return [child.communicate(timeout=WAITING)[0] for child in children]
     finally:
         for child in children:
             child.kill()

@@ -28,6 +28,12 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "cat": (lambda a: torch.cat([a, turned(a)], 2)[:, :, :2], 1),
     "floats of parts": (lambda a: turned(a.softmax(2))[:, :, :1, :, 1:, 1:].tanh() * a[:, :, :, :, 1:, 1:], 1),
     "places": (lambda a: a * turned(a).argmax(3, keepdim=True).float(), 1),
+    "product of matrices": (lambda a: a @ a, 1),
+    "product of turned matrices": (lambda a: turned(a).softmax(-1) @ a.transpose(-1, -2), 1),
+    "product with one matrix": (lambda a: a @ a[0, 0, 0, 0], 1),
+    "products that share matrices": (lambda a: a[:, :, :1] @ a.softmax(-1), 1),
+    "one by one": (lambda a: a.softmax(-1) @ a[:1, :1, :1, :1], 1),
+    "products spread again and again": (lambda a: a[:1, :, :1] @ a[:, :1, :, :1], 2),
     "spread again and again": (lambda a: a + a[:, :, :1, :, :1] * a[:, :1, :, :1, :, :1], 2),
     "a difference so": (lambda a: turned(a) - a[:, :1, :, :1, :, :1], 2),
 }

@@ -23,6 +23,7 @@ from qcompiler.backends.native import isa
 from qcompiler.backends.native.build.compiler import Compiler, Unit, find, link
 from qcompiler.backends.native.build.library import RUN, headers
 from qcompiler.backends.native.export.folder import identifier
+from qcompiler.backends.native.plan import samples
 from qcompiler.cli import app
 from qcompiler.errors import ArtifactWriteError, ConfigError
 from tests.native_nets import Through, conv, converted, example, net
@@ -169,6 +170,32 @@ def test_codes_go_in_and_come_out(name: str, tmp_path: Path) -> None:
         assert np.array_equal(values, expected)
     assert not made.n_input_codes(1) and not made.n_input_codes(-1) and made.n_input_length(0, 1) == made.n_output_length(-1, 0) == -1
     assert made.n_run_codes(network, 1, pointers([codes]), pointers([result]), 1) == 2
+    made.n_free(network)
+
+
+@pytest.mark.parametrize("name", ["residual", "tokens"])
+def test_a_batch_is_computed_a_few_samples_at_a_time(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the module does it: with floats, and with codes, whose tensors are as wide as an element of a byte each."""
+    module, _, first = net(name)
+    x = example((5, *first.shape[1:]), 7)
+    expected = module(x).numpy()
+    monkeypatch.setattr(samples, "NEAR", 0)
+    folder = qcompiler.export_c(module, tmp_path / "c", name="n", sizes=[tuple(first.shape), tuple(x.shape)])
+    assert "all_sizes_step_1" in (folder / "n.c").read_text() and "5 x" in (folder / "n.h").read_text()
+    made = library(folder, "n")
+    network = ctypes.c_void_p(made.n_load(str(folder / "n.weights").encode(), None))
+    assert made.n_input_length(1, 0) == x.numel() and made.n_output_length(1, 0) == expected.size
+    c, out = made.n_input_codes(0).contents, made.n_output_codes(0)
+    codes = np.clip(np.rint(x.numpy() * (np.float32(1) / np.float32(c.scale))) + c.zero, c.low, c.high).astype(np.uint8)
+    coded = module(torch.from_numpy((codes.astype(np.float32) - c.zero) * np.float32(c.scale))).numpy()
+    for threads in (1, 2, 3):
+        result = np.zeros(expected.shape, np.float32)
+        assert made.n_run(network, 1, pointers([x.numpy()]), pointers([result]), threads) == 0
+        assert np.array_equal(result, expected)
+        result = np.zeros(expected.shape, np.uint8 if out else np.float32)
+        assert made.n_run_codes(network, 1, pointers([codes]), pointers([result]), threads) == 0
+        o = out.contents if out else None
+        assert np.array_equal((result.astype(np.float32) - o.zero) * np.float32(o.scale) if o else result, coded)
     made.n_free(network)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qcompiler.backends.native import float_reference as reference
 from qcompiler.backends.native import isa
-from tests.native_abi import L3, SLACK, Kernels, QOperand, QResult, QTensor, known
+from tests.native_abi import L3, SLACK, Kernels, Library, QOperand, QResult, QTensor, known
 
 Array = NDArray[Any]
 NEAR = 2e-6  # of a float kernel and the true value: a few roundings of 6e-8 each
@@ -76,9 +76,14 @@ TORCH: dict[str, tuple[Any, tuple[float, float]]] = {
     "QC_RSQRT": (torch.rsqrt, (0, 0)), "QC_RECIPROCAL": (torch.reciprocal, (0, 0)), "QC_SQUARE": (torch.square, (0, 0)),
     "QC_NEG": (torch.neg, (0, 0)), "QC_ABS": (torch.abs, (0, 0)), "QC_HARDSIGMOID": (F.hardsigmoid, (0, 0)),
     "QC_HARDSWISH": (F.hardswish, (0, 0)), "QC_LEAKY_RELU": (lambda x: F.leaky_relu(x, 0.2), (0.2, 0)),
-    "QC_ELU": (lambda x: F.elu(x, 0.7), (0.7, 0)), "QC_SOFTPLUS": (lambda x: F.softplus(x, 2.0, 10.0), (2.0, 10.0)),
-    "QC_MISH": (F.mish, (0, 0)),
+    "QC_ELU": (lambda x: F.elu(x, 0.7) * 1.5, (0.7, 1.5)), "QC_SOFTPLUS": (lambda x: F.softplus(x, 2.0, 10.0), (2.0, 10.0)),
+    "QC_MISH": (F.mish, (0, 0)), "QC_SIN": (torch.sin, (0, 0)), "QC_COS": (torch.cos, (0, 0)), "QC_FLOOR": (torch.floor, (0, 0)),
+    "QC_CEIL": (torch.ceil, (0, 0)), "QC_TRUNC": (torch.trunc, (0, 0)), "QC_ROUND": (torch.round, (0, 0)),
+    "QC_FRAC": (torch.frac, (0, 0)), "QC_SIGN": (torch.sign, (0, 0)), "QC_EXPM1": (torch.expm1, (0, 0)),
+    "QC_LOG1P": (torch.log1p, (0, 0)), "QC_LOG_TO": (torch.log2, (1.4426950408889634, 0)), "QC_POWER": (lambda x: x**-3, (-3, 0)),
+    "QC_SOFTSIGN": (F.softsign, (0, 0)), "QC_LOGSIGMOID": (F.logsigmoid, (0, 0)),
 }  # fmt: skip
+POSITIVE = ("QC_LOG", "QC_SQRT", "QC_RSQRT", "QC_LOG1P", "QC_LOG_TO")
 
 
 @pytest.mark.parametrize("name", TORCH)
@@ -86,7 +91,7 @@ TORCH: dict[str, tuple[Any, tuple[float, float]]] = {
 def test_functions_are_near_torchs(kernels: Kernels, name: str, count: int) -> None:
     function, numbers = TORCH[name]
     x = floats(3, count, seed=count)
-    if name in ("QC_LOG", "QC_SQRT", "QC_RSQRT"):
+    if name in POSITIVE:
         x = np.abs(x)
     x, y = Memory(x), Memory(np.zeros_like(x))
     kernels("float_map", 2, x=operand(x.array), y=result(y.array), p=(numbers), function=FUNCTIONS.index(name))
@@ -104,7 +109,43 @@ def test_functions_have_the_bits_of_the_reference(kernels: Kernels, name: str) -
         equal(y.array, KNOWN[name](x.array))
 
 
-@pytest.mark.parametrize("name", ["QC_EXP", "QC_TANH", "QC_ERF", "QC_SIGMOID", "QC_SILU", "QC_GELU", "QC_LOG"])
+FAR = np.array([0.0, -0.0, 0.49999997, 0.5, 1.5, -2.5, 3e-8, -1e-20, 1e-40, 8388607.5, -8388609.0, 67108864.0, 67108868.0, 1e9, -7e15, 3e22,
+                1.7e38, -3.4e38, np.inf, -np.inf, np.nan,
+                1e-3, -0.9999999, 87.0, -90.0, 1000.5, 31337.25, 16777215.0], np.float32)  # fmt: skip
+
+
+def mapped(kernels: Kernels, name: str, x: Array) -> Array:
+    given, y = Memory(x), Memory(np.zeros_like(x))
+    kernels("float_map", x=operand(given.array), y=result(y.array), p=TORCH[name][1], function=FUNCTIONS.index(name))
+    return y.array
+
+
+@pytest.mark.parametrize("name", ["QC_FLOOR", "QC_CEIL", "QC_TRUNC", "QC_ROUND"])
+def test_whole_numbers_have_the_bits_of_torchs(kernels: Kernels, name: str) -> None:
+    x = np.concatenate([FAR, floats(501, scale=3), floats(99, scale=1e7)])
+    expected = TORCH[name][0](torch.from_numpy(x)).numpy()
+    equal(mapped(kernels, name, x), expected)
+    equal(np.signbit(mapped(kernels, name, x)), np.signbit(expected))
+
+
+@pytest.mark.parametrize("name", ["QC_SIN", "QC_COS", "QC_EXPM1", "QC_LOG1P"])
+def test_floats_of_any_size(kernels: Kernels, name: str) -> None:
+    """Sines of what turns round many times; what is near 0, where e^x - 1 and log(1 + x) are x."""
+    x = np.concatenate([FAR, floats(501, scale=1e-4), floats(501, scale=1e5), floats(200, scale=1e12), floats(200, scale=20)])
+    expected = TORCH[name][0](torch.from_numpy(x).double()).float().numpy()
+    np.testing.assert_allclose(mapped(kernels, name, x), expected, rtol=NEAR, atol=1e-7 if name in ("QC_SIN", "QC_COS") else 0)
+
+
+@pytest.mark.parametrize("name", [name for name in TORCH if name not in KNOWN])
+def test_functions_have_the_bits_of_the_portable_kernels(kernels: Kernels, native_library: Library, name: str) -> None:
+    portable = native_library.kernels("scalar")
+    assert portable is not None
+    x = np.concatenate([FAR[np.isfinite(FAR)], floats(999), floats(333, scale=50)])
+    equal(mapped(kernels, name, x), mapped(portable, name, x))
+
+
+@pytest.mark.parametrize("name", ["QC_EXP", "QC_TANH", "QC_ERF", "QC_SIGMOID", "QC_SILU", "QC_GELU", "QC_LOG", "QC_SIN", "QC_FLOOR",
+                                  "QC_EXPM1", "QC_LOG1P", "QC_LOGSIGMOID"])  # fmt: skip
 def test_nan_stays_nan(kernels: Kernels, name: str) -> None:
     x = Memory(np.full(19, np.nan, np.float32))
     y = Memory(np.zeros_like(x.array))

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from qcompiler.backends.native.plan import samples
 from tests.native_layers import one_at_a_time
@@ -28,6 +30,47 @@ MIXED: dict[str, Callable[[Any, Tensor], Any]] = {
     "samples as places": lambda m, x: m[1](m[0](x).flatten(1)[:, : 8 * 16].reshape(x.shape[0] * 2, 8, 2, 4)),
     "samples as channels": lambda m, x: m[1](m[0](x).transpose(0, 1).contiguous().transpose(0, 1).reshape(-1, 8, 4, 4)[1:]),
     "a number of them": lambda m, x: m[1](m[0](x)[:, :, : x.shape[0]]),
+    "samples that look at each other": lambda m, x: m[1](m[0](x) + attend(m[0](x).mean((2, 3)))[..., None, None]),
+    "products of samples": lambda m, x: m[1](m[0](x) * torch.matmul(y := m[0](x).mean((2, 3)), y.t()).mean()),
+    "samples as matrices of others": lambda m, x: m[1](torch.matmul(m[0](x), m[0](x).mean((1, 2))[:, :1].expand(-1, 4))),
+    "normed over all": lambda m, x: m[1](F.layer_norm(m[0](x).transpose(0, 3), (x.shape[0],)).transpose(0, 3)),
+    "sums of those before": lambda m, x: m[1](m[0](x).cumsum(0)),
+    "the order of all": lambda m, x: m[1](m[0](x).sort(0).values),
+    "one more": lambda m, x: m[1](F.pad(m[0](x), (0, 0, 0, 0, 0, 0, 1, 0))),
+    "their numbers": lambda m, x: m[1](m[0](x) + torch.arange(x.shape[0])[:, None, None, None]),
+    "how many": lambda m, x: m[1](m[0](x) + torch.ones(1) * x.shape[0]),
+    "a row by their number": lambda m, x: m[1](m[0](x) + square()[x.shape[0] - 1].sum()),
+}
+
+
+def square() -> Tensor:
+    return torch.linspace(-1, 1, 16).reshape(4, 4)
+
+
+def attend(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x)
+
+
+def with_token(m: Any, x: Tensor) -> Tensor:
+    """A token in front of each sample, positions from a table, a mask of sizes, attention, and norms."""
+    y = m[0](x).flatten(2).transpose(1, 2)
+    y = torch.cat([torch.linspace(-1, 1, 8)[None, None].expand(x.shape[0], -1, -1), y], 1)
+    y = F.layer_norm(y + F.embedding(torch.arange(y.shape[1]), torch.linspace(-1, 1, 160).reshape(20, 8)), (8,))
+    return m[1]((y + F.scaled_dot_product_attention(y, y, y, torch.ones(y.shape[1], y.shape[1]).tril())).transpose(1, 2)[..., None])
+
+
+APART: dict[str, Callable[[Any, Tensor], Any]] = {
+    "attention": lambda m, x: m[1](attend(m[0](x))),
+    "attention of one to all": lambda m, x: m[1](F.scaled_dot_product_attention(m[0](x), k := square(), k)),
+    "tokens": with_token,
+    "products": lambda m, x: m[1](torch.matmul(m[0](x), m[0](x).transpose(2, 3))),
+    "rows times one matrix": lambda m, x: torch.matmul(torch.tanh(m[0](x)).mean((2, 3)), square().repeat(2, 1)),
+    "norms": lambda m, x: m[1](F.layer_norm(F.group_norm(m[0](x), 2), (4,))),
+    "softmax": lambda m, x: m[1](torch.softmax(m[0](x), 1)),
+    "means": lambda m, x: m[1](m[0](x) + m[0](x).mean(1, keepdim=True) + m[0](x).amax((2, 3), keepdim=True)),
+    "orders": lambda m, x: m[1](m[0](x).sort(-1, descending=True).values + m[0](x).topk(8, 1).values),
+    "places": lambda m, x: (m[1](m[0](x)), m[0](x).argmax(1), m[0](x).max(2)[1]),
+    "rolled": lambda m, x: m[1](torch.roll(F.pad(m[0](x), (1, 1, 0, 2), mode="reflect"), (1, 2), (2, 3)).flip(1)),
 }
 
 
@@ -59,6 +102,16 @@ def test_what_mixes_samples_is_computed_as_a_whole(name: str) -> None:
         with one_at_a_time(region):
             assert torch.equal(module(x), module(x))
             assert region.table([torch.empty(x.shape)]).struct.parts == 0
+
+
+@pytest.mark.parametrize("name", APART)
+def test_what_keeps_samples_apart_is_computed_by_them(name: str) -> None:
+    model = Through(APART[name], conv(3, 8), conv(8, 4, 1))
+    module, _ = converted(shaken(model), x := example((4, 3, 6, 6)))
+    expected = tree_leaves(module(x))
+    assert parts_of(module, x) == 4
+    with one_at_a_time(region_of(module)):
+        assert all(map(torch.equal, tree_leaves(module(x)), expected))
 
 
 def test_a_range_of_the_whole_batch_is_no_samples() -> None:

@@ -63,7 +63,7 @@ def test_pools_of_floats(kernels: Kernels, shape: tuple[int, ...], k: int, s: in
     (held, source), (made, target) = pixels(x), pixels(np.zeros((*shape[:2], *out), np.uint8 if ends[1] == "codes" else np.float32))
     padded = np.outer(high, wide).astype(np.float32)
     inside = np.outer([len(w) for w in rows], [len(w) for w in columns]).astype(np.float32)
-    for include_pad, divisor in ((1, 0), (0, 0), (0, 3)):
+    for include_pad, divisor in ((1, 0), (0, 0), (0, 3), (1, -5)):
         counts = None if op == LARGEST else np.full_like(padded, divisor) if divisor else padded if include_pad else inside
         window = QWindow((1, k, k), (1, s, s), (1, 1, 1), (0, p, p))
         kernels("float_pool", 3, x=QOperand(source, x.itemsize, *CODES, int(x.dtype == np.uint8)),

@@ -12,7 +12,7 @@ from qcompiler.ir.types import Stage
 from qcompiler.stages.rule import Rule
 from qcompiler.stages.rules import RULES
 from qcompiler.stages.verify import verify
-from tests import breaches_of_graphs, breaches_of_int8  # noqa: F401 (they fill the list)
+from tests import breaches_of_calls, breaches_of_graphs, breaches_of_int8  # noqa: F401 (they fill the list)
 from tests.planted_breaches import BREACHES, Breach, at
 from tests.quantized_zoo import SMALL, VISION, WIDE, fused, observed, quantized, trained
 

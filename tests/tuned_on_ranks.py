@@ -14,6 +14,7 @@ import qcompiler
 from qcompiler.tune import Corrections, Tuned, equalize, fit_ranges, reconstruct, sharing
 from qcompiler.tune import autotune as room
 from qcompiler.tune.moves import Move, State, Tell
+from tests.children import WAITING
 from tests.ranked import begin
 
 
@@ -54,14 +55,14 @@ def parts(rank: int, size: int, folder: Path) -> None:
     """Each correction by itself."""
     prepared = qcompiler.prepare_fx(Net().eval(), None, (batches()[0],))
     qcompiler.calibrate(prepared, shard(rank, size), group=dist.group.WORLD)
-    with sharing(dist.group.WORLD, 60):
+    with sharing(dist.group.WORLD, WAITING):
         found = corrections(shard(rank, size), prepared)
     for number, one in enumerate(found):
         one.save(folder / f"part-{number}-{rank}")
 
 
 def tuned(rank: int, size: int, **given: Any) -> Tuned:
-    options = {"progress": False, "seconds": 600, "group": dist.group.WORLD, "timeout": 60} | given
+    options = {"progress": False, "seconds": 600, "group": dist.group.WORLD, "timeout": WAITING} | given
     return qcompiler.autotune(Net().eval(), shard(rank, size), **options)
 
 
@@ -91,7 +92,7 @@ def refused(rank: int, size: int, folder: Path) -> None:
     except qcompiler.QCompilerError as error:
         print("other", error)
     try:
-        qcompiler.autotune(Net().eval(), shard(rank, size)[: 1 if rank else 4], progress=False, group=dist.group.WORLD, timeout=60)
+        qcompiler.autotune(Net().eval(), shard(rank, size)[: 1 if rank else 4], progress=False, group=dist.group.WORLD, timeout=WAITING)
     except qcompiler.QCompilerError as error:
         print("few", error)
 

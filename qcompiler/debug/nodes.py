@@ -173,14 +173,23 @@ def _tensor(node: fx.Node) -> torch.Tensor | None:
 
 
 def _weight_qparams(node: fx.Node) -> dict[str, object] | None:
-    """Of an int8 weight, from the tensors that stand beside it under its name."""
-    root, path, value = node.graph.owning_module, str(node.target), _tensor(node)
-    if value is None or root is None or not has_attribute(root, f"{path}_scale") or not has_attribute(root, f"{path}_zero_point"):
+    """Of an int8 weight, from the tensors that its reader takes behind it, which bear its name."""
+    value, beside = _tensor(node), _beside(node)
+    if value is None or beside is None:
         return None
-    scale, zero_point = (attribute(root, f"{path}_{part}") for part in ("scale", "zero_point"))
+    scale, zero_point = beside
     scales, zeros, axis = scale.tolist(), zero_point.tolist(), _axis(node, scale.numel())
     return {"scale": rounded(scales if axis is not None else scales[0]), "zero_point": _one_if_equal(zeros),
             "min": -128, "max": 127, "dtype": str(value.dtype).removeprefix("torch."), "axis": axis}  # fmt: skip
+
+
+def _beside(node: fx.Node) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Scale and zero point of a weight; None for what has none. Marks stand behind their names where the user has such a parameter, too."""
+    unpacked = (reader for user in node.users if user.target is reference.unpack_4bit for reader in user.users)
+    given = {str(arg.target): arg for reader in (*node.users, *unpacked) for arg in reader.all_input_nodes}
+    names = (max((n for n in given if n.rstrip("_") == f"{node.target}_{part}"), key=len, default="") for part in ("scale", "zero_point"))
+    tensors = [tensor for name in names if name and (tensor := _tensor(given[name])) is not None]
+    return (tensors[0], tensors[1]) if len(tensors) == 2 and tensors[0].dtype is torch.float64 else None
 
 
 def _axis(node: fx.Node, scales: int) -> int | None:
@@ -209,6 +218,6 @@ def _params(node: fx.Node, module: nn.Module | None) -> int | None:
     """Elements of the parameters that a node holds: scales and zero points of weights are none."""
     if module is not None and not isinstance(module, Watch):
         return sum(p.numel() for p in module.parameters()) or None
-    value, path = _tensor(node), str(node.target)
-    is_scale = value is not None and value.dtype is torch.float64 and path.endswith("_scale")
-    return None if value is None or is_scale or path.endswith("_zero_point") else value.numel()
+    value, path = _tensor(node), str(node.target).rstrip("_")
+    beside = value is not None and value.dtype in (torch.float64, torch.int64) and path.endswith(("_scale", "_zero_point"))
+    return None if value is None or beside else value.numel()

@@ -64,6 +64,13 @@ def free_path(gm: fx.GraphModule, path: str, user: fx.Node) -> str:
     return f"{path}_{k}"
 
 
+def unused_path(root: nn.Module, path: str, mark: str = "_") -> str:
+    """`path`, with marks behind it where something of the user's has that name."""
+    while has_attribute(root, path):
+        path += mark
+    return path
+
+
 def set_parameter(gm: fx.GraphModule, user: fx.Node, path: str, value: Tensor) -> fx.Node:
     """Stores a new parameter for `user` under `path` (or beside it, where the old one has other users) and reads it."""
     path = free_path(gm, path, user)

@@ -7,6 +7,7 @@ One that cannot take a call returns NotImplemented before it computes anything: 
 from __future__ import annotations
 
 from collections import namedtuple
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,40 +19,40 @@ from qcompiler.ops.attention import multihead_attention
 MaxResult, MinResult = namedtuple("max", "values indices"), namedtuple("min", "values indices")
 
 
-def softmin(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> object:
+def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> object:
     return NotImplemented if dim is None or dtype is not None else torch.softmax(-input, dim)
 
 
-def glu(input: Any, dim: int = -1) -> object:
+def glu(input: Tensor, dim: int = -1) -> object:
     """The first half times the sigmoid of the second."""
     left, right = input.chunk(2, dim)
     return left * torch.sigmoid(right)
 
 
-def addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> object:
+def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> object:
     """beta * input + alpha * mat1 @ mat2, as transformers' Conv1D has it: a linear where mat2 and a vector input are constants."""
     if (beta, alpha) == (1, 1) and _is_constant(input) and input.dim() == 1 and _is_constant(mat2):
         return F.linear(mat1, mat2.t(), input)
     return _scaled(torch.matmul(mat1, mat2), alpha) + _scaled(input, beta)
 
 
-def baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: float = 1) -> object:
+def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> object:
     return _scaled(torch.matmul(batch1, batch2), alpha) + _scaled(input, beta)
 
 
-def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> object:
+def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> object:
     return input + _scaled(tensor1 * tensor2, value)
 
 
-def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> object:
+def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> object:
     return input + _scaled(tensor1 / tensor2, value)
 
 
-def lerp(input: Any, end: Any, weight: Any) -> object:
+def lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> object:
     return input + (end - input) * weight
 
 
-def _scaled(x: Any, factor: float) -> Any:
+def _scaled(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x * factor
 
 
@@ -60,18 +61,24 @@ def _is_constant(x: object) -> bool:
     return isinstance(x, Tensor) and type(x) in (Tensor, nn.Parameter)
 
 
-def _extreme(pair: Any, along: Any, best: Any, result: Any) -> object:
+Pair = Callable[[Tensor, Tensor], Tensor]
+Along = Callable[[Tensor, int, bool], Tensor]
+
+
+def _extreme(pair: Pair, along: Along, best: Along, result: Callable[[Tensor, Tensor], object]) -> Callable[..., object]:
     """max(x, other) of two tensors, or (values, indices) of max(x, dim)."""
 
-    def decomposed(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> object:
-        if other is not None or isinstance(dim, Tensor):
-            return pair(input, dim if other is None else other)
+    def decomposed(input: Tensor, dim: int | Tensor | None = None, keepdim: bool = False, *, other: Tensor | None = None) -> object:
+        if other is not None:
+            return pair(input, other)
+        if isinstance(dim, Tensor):
+            return pair(input, dim)
         return NotImplemented if dim is None else result(along(input, dim, keepdim), best(input, dim, keepdim))
 
     return decomposed
 
 
-def movedim(input: Any, source: Any, destination: Any) -> object:
+def movedim(input: Tensor, source: int | Sequence[int], destination: int | Sequence[int]) -> object:
     rank = input.dim()
     sources, places = ([d % rank for d in ([s] if isinstance(s, int) else s)] for s in (source, destination))
     order = [d for d in range(rank) if d not in sources]
@@ -80,31 +87,32 @@ def movedim(input: Any, source: Any, destination: Any) -> object:
     return input.permute(order)
 
 
-def t(input: Any) -> Any:
+def t(input: Tensor) -> Tensor:
     return input if input.dim() < 2 else input.transpose(0, 1)
 
 
-def tile(input: Any, *dims: Any) -> object:
+def tile(input: Tensor, *dims: Any) -> object:
     sizes = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
     return input.repeat((1,) * (input.dim() - len(sizes)) + tuple(sizes))
 
 
-def hstack(tensors: Any) -> object:
+def hstack(tensors: tuple[Tensor, ...] | list[Tensor]) -> object:
     return torch.cat(tensors, 0 if tensors[0].dim() == 1 else 1) if tensors[0].dim() else NotImplemented
 
 
-def vstack(tensors: Any) -> object:
+def vstack(tensors: tuple[Tensor, ...] | list[Tensor]) -> object:
     return torch.stack(tensors, 0) if tensors[0].dim() == 1 else torch.cat(tensors, 0) if tensors[0].dim() else NotImplemented
 
 
-def cat(tensors: Any, dim: Any = 0) -> Any:
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> object:
     """Without the constants of shape (0,) that torch ignores, which caches start from."""
     rest = [x for x in tensors if not (_is_constant(x) and tuple(x.shape) == (0,) and not isinstance(x, nn.Parameter))]
     return torch.cat(rest, dim) if 0 < len(rest) < len(tensors) and max(x.dim() for x in rest) > 1 else NotImplemented
 
 
-def batch_statistics_free(input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
-                          use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5) -> object:  # fmt: skip
+def batch_statistics_free(input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
+                          weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True,
+                          momentum: float = 0.1, eps: float = 1e-5) -> object:  # fmt: skip
     """F.instance_norm by running statistics is a batch_norm by them."""
     if use_input_stats or running_mean is None or running_var is None:
         return NotImplemented

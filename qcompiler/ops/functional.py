@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,16 @@ from torch import Tensor
 from qcompiler.ops.batch_norm import Norm, batch_norm_of_batch
 
 Bounds = tuple[float | None, float | None] | None
+Ints: TypeAlias = int | tuple[int, ...]  # one number for all dimensions, or one for each
+Sizes: TypeAlias = tuple[int, ...] | list[int]
+Padding: TypeAlias = Ints | str
 
 
 def clip(x: Tensor, bounds: Bounds) -> Tensor:
     return x if bounds is None else torch.clamp(x, bounds[0], bounds[1])
 
 
-def pad_for(x: Tensor, padding: object, dims: int, mode: str) -> tuple[Tensor, object]:
+def pad_for(x: Tensor, padding: Padding, dims: int, mode: str) -> tuple[Tensor, Padding]:
     """Applies a padding mode that convolution kernels lack; returns the padded input and what padding remains."""
     if mode == "zeros" or not isinstance(padding, Sequence) or isinstance(padding, str):
         return x, padding
@@ -29,36 +32,36 @@ def pad_for(x: Tensor, padding: object, dims: int, mode: str) -> tuple[Tensor, o
     return F.pad(x, sides, mode=mode), (0,) * dims
 
 
-def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
            groups: int = 1, padding_mode: str = "zeros", bounds: Bounds = None) -> Tensor:  # fmt: skip
     x, padding = pad_for(x, padding, 1, padding_mode)
     return clip(F.conv1d(x, weight, bias, stride, padding, dilation, groups), bounds)
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
            groups: int = 1, padding_mode: str = "zeros", bounds: Bounds = None) -> Tensor:  # fmt: skip
     x, padding = pad_for(x, padding, 2, padding_mode)
     return clip(F.conv2d(x, weight, bias, stride, padding, dilation, groups), bounds)
 
 
-def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
            groups: int = 1, padding_mode: str = "zeros", bounds: Bounds = None) -> Tensor:  # fmt: skip
     x, padding = pad_for(x, padding, 3, padding_mode)
     return clip(F.conv3d(x, weight, bias, stride, padding, dilation, groups), bounds)
 
 
-def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Any = 1, padding: Any = 0,
-                     output_padding: Any = 0, groups: int = 1, dilation: Any = 1, bounds: Bounds = None) -> Tensor:  # fmt: skip
+def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Ints = 1, padding: Ints = 0,
+                     output_padding: Ints = 0, groups: int = 1, dilation: Ints = 1, bounds: Bounds = None) -> Tensor:  # fmt: skip
     return clip(F.conv_transpose1d(x, weight, bias, stride, padding, output_padding, groups, dilation), bounds)
 
 
-def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Any = 1, padding: Any = 0,
-                     output_padding: Any = 0, groups: int = 1, dilation: Any = 1, bounds: Bounds = None) -> Tensor:  # fmt: skip
+def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Ints = 1, padding: Ints = 0,
+                     output_padding: Ints = 0, groups: int = 1, dilation: Ints = 1, bounds: Bounds = None) -> Tensor:  # fmt: skip
     return clip(F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation), bounds)
 
 
-def conv_transpose3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Any = 1, padding: Any = 0,
-                     output_padding: Any = 0, groups: int = 1, dilation: Any = 1, bounds: Bounds = None) -> Tensor:  # fmt: skip
+def conv_transpose3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Ints = 1, padding: Ints = 0,
+                     output_padding: Ints = 0, groups: int = 1, dilation: Ints = 1, bounds: Bounds = None) -> Tensor:  # fmt: skip
     return clip(F.conv_transpose3d(x, weight, bias, stride, padding, output_padding, groups, dilation), bounds)
 
 
@@ -74,7 +77,7 @@ def linear_tanh(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return torch.tanh(F.linear(x, weight, bias))
 
 
-def conv2d_add(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+def conv2d_add(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
                groups: int = 1, padding_mode: str = "zeros", bounds: Bounds = None) -> Tensor:  # fmt: skip
     x, padding = pad_for(x, padding, 2, padding_mode)
     return clip(F.conv2d(x, weight, bias, stride, padding, dilation, groups) + other, bounds)
@@ -94,21 +97,21 @@ def _is_one(alpha: object) -> bool:
     return isinstance(alpha, (int, float)) and alpha == 1
 
 
-def add(x: Any, other: Any, *, alpha: float = 1, bounds: Bounds = None) -> Any:
+def add(x: Tensor, other: Tensor | float, *, alpha: float = 1, bounds: Bounds = None) -> Tensor:
     return clip(x + other if _is_one(alpha) else torch.add(x, other, alpha=alpha), bounds)
 
 
-def sub(x: Any, other: Any, *, alpha: float = 1, bounds: Bounds = None) -> Any:
+def sub(x: Tensor | float, other: Tensor, *, alpha: float = 1, bounds: Bounds = None) -> Tensor:
     if isinstance(x, (int, float)):  # what TorchScript makes of `2 - y` may lie otherwise in memory than y, and float kernels read that
         return clip(torch.rsub(other, x, alpha=alpha) if not _is_one(alpha) else torch.rsub(other, x), bounds)
     return clip(x - other if _is_one(alpha) else torch.sub(x, other, alpha=alpha), bounds)
 
 
-def mul(x: Any, other: Any, *, bounds: Bounds = None) -> Any:
+def mul(x: Tensor, other: Tensor | float, *, bounds: Bounds = None) -> Tensor:
     return clip(x * other, bounds)
 
 
-def div(x: Any, other: Any, *, bounds: Bounds = None) -> object:
+def div(x: Tensor, other: Tensor | float, *, bounds: Bounds = None) -> Tensor:
     return clip(x / other, bounds)
 
 
@@ -124,29 +127,32 @@ def getitem(x: Any, index: Any) -> Any:
     return x[index]
 
 
-def reshape(x: Tensor, shape: Any) -> Tensor:
+def reshape(x: Tensor, shape: Sizes) -> Tensor:
     return x.reshape(shape)
 
 
-def permute(x: Tensor, dims: Any) -> Tensor:
+def permute(x: Tensor, dims: Sizes) -> Tensor:
     return x.permute(dims)
 
 
-def tensor_split(x: Tensor, indices_or_sections: Any, dim: int = 0) -> object:
+def tensor_split(x: Tensor, indices_or_sections: Ints | Tensor, dim: int = 0) -> Sequence[Tensor]:
     return x.tensor_split(indices_or_sections, dim)
 
 
-def pad(x: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
+def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
     """F.pad; the value is a float, since TorchScript takes no integer for it."""
     return F.pad(x, pad, mode, float(value) if isinstance(value, int) else value)
 
 
-def split(x: Tensor, split_size_or_sections: object, dim: int = 0) -> Any:
-    return x.split(split_size_or_sections, dim)  # a method: TorchScript has other names for the arguments of torch.split
+def split(x: Tensor, split_size_or_sections: int | Sizes, dim: int = 0) -> tuple[Tensor, ...]:
+    # a method: TorchScript has other names for the arguments of torch.split
+    parts: tuple[Tensor, ...] = x.split(split_size_or_sections, dim)
+    return parts
 
 
-def interpolate(x: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None,
-                recompute_scale_factor: bool | None = None, antialias: bool = False) -> Tensor:  # fmt: skip
+def interpolate(x: Tensor, size: Ints | None = None, scale_factor: float | tuple[float, ...] | list[float] | None = None,
+                mode: str = "nearest", align_corners: bool | None = None, recompute_scale_factor: bool | None = None,
+                antialias: bool = False) -> Tensor:  # fmt: skip
     """F.interpolate; factors are floats, since TorchScript takes no integers for them."""
     if isinstance(scale_factor, (tuple, list)):
         scale_factor = [float(f) if isinstance(f, int) else f for f in scale_factor]
@@ -159,19 +165,19 @@ def unfold_dimension(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
     return x.unfold(dimension, size, step)
 
 
-def repeat(x: Tensor, sizes: Any) -> Tensor:
+def repeat(x: Tensor, sizes: Sizes) -> Tensor:
     return x.repeat(sizes)
 
 
-def expand(x: Tensor, sizes: Any) -> Tensor:
+def expand(x: Tensor, sizes: Sizes) -> Tensor:
     return x.expand(sizes)
 
 
-def mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+def mean(x: Tensor, dim: Ints | None = None, keepdim: bool = False) -> Tensor:
     return x.mean() if dim is None else x.mean(dim, keepdim)
 
 
-def sum(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+def sum(x: Tensor, dim: Ints | None = None, keepdim: bool = False) -> Tensor:
     return x.sum() if dim is None else x.sum(dim, keepdim)
 
 
@@ -183,11 +189,12 @@ def to_format(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     return x.to(memory_format=memory_format)
 
 
-def squeeze(x: Tensor, dim: Any = None) -> Tensor:
+def squeeze(x: Tensor, dim: Ints | None = None) -> Tensor:
     return x.squeeze() if dim is None else x.squeeze(dim)
 
 
-def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, normalized_shape: Any, eps: float = 1e-5) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, normalized_shape: Sizes,
+               eps: float = 1e-5) -> Tensor:  # fmt: skip
     return F.layer_norm(x, normalized_shape, weight, bias, eps)
 
 
@@ -199,7 +206,7 @@ def instance_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None =
     return F.instance_norm(x, weight=weight, bias=bias, use_input_stats=True, eps=eps)
 
 
-def rms_norm(x: Tensor, weight: Tensor | None = None, *, normalized_shape: Any, eps: float | None = None) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor | None = None, *, normalized_shape: Sizes, eps: float | None = None) -> Tensor:
     return F.rms_norm(x, normalized_shape, weight, eps)
 
 

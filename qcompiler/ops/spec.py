@@ -172,6 +172,12 @@ class Op:
         return any(canonical == name for _, _, canonical, _ in parse_signature(self.signature))
 
     @property
+    def given_by_passes(self) -> tuple[str, ...]:
+        """The keywords that passes add to a call of it: a clamp, a range to round to inside, a fake quantization."""
+        has = {"bounds": self.takes_bounds, "activation_range": self.rounds_inside, "fake_quant": self.eval_form is not None}
+        return tuple(name for name, given in has.items() if given)
+
+    @property
     def weight(self) -> int | None:
         """Position of the weight among the positional arguments."""
         return next((i for i, p in enumerate(self.params) if p.role is Role.WEIGHT), None)

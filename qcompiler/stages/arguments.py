@@ -40,7 +40,8 @@ class Weight:
     """A weight in integers, real = (codes - zero_point) * scale in double precision, then rounded to float32.
 
     `name`: its dotted name in the user's model. `axis`: the dimension along which scale and zero_point lie; None: each has one element.
-    `bits` 4: codes 0..15, already unpacked here. `scale` is float64; `zero_point` is int64, of an embedding's rows float64.
+    `bits` 4: codes 0..15, already unpacked here. `scale` is float64; `zero_point` is int64, of 4-bit weights and
+    rows of embeddings float64.
     """
 
     name: str

@@ -8,6 +8,7 @@ from torch import fx
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import VALUE, QParams, Stage, quant_of, value_of
 from qcompiler.ops import reference
+from qcompiler.ops.signature import NO_DEFAULT, parse_signature
 from qcompiler.ops.table import bind
 from qcompiler.stages.rule import ALL, DECIDED, EARLY, PLAIN, Breach, Place, Rule, Seen, flat
 
@@ -51,6 +52,14 @@ def int8_target(at: Place) -> str | None:
     return None
 
 
+def own_int8_module(at: Place) -> str | None:
+    if at.node.op != "call_module" or not at.quant.int8:
+        return None
+    kind = type(at.gm.get_submodule(str(at.node.target)))
+    torchs = kind.__module__.startswith("torch.nn.modules.")
+    return f"%{at.node.name} is quantized, but calls a {kind.__name__} of torch.nn, which takes floats" if torchs else None
+
+
 def canonical(at: Place) -> str | None:
     if at.row is not None:
         extra = len(at.node.args) - len(at.row.params)
@@ -62,6 +71,23 @@ def canonical(at: Place) -> str | None:
     bound = bind(spelling.signature or row.signature, at.node.args, at.node.kwargs) or {}
     tensors = any(isinstance(t, fx.Node) and value_of(t).shape is not None for p in row.params for t in flat(bound.get(p.name)))
     return f"%{at.node.name} is a spelling of {row.name} that is not canonical" if tensors else None
+
+
+def settings(at: Place) -> str | None:
+    """The keywords of a canonical call. `bounds` have a rule of their own."""
+    if at.row is None:
+        return None
+    tensors = [param.name for param in at.row.params]
+    defaults = {name: default for _, _, name, default in parse_signature(at.row.signature)}
+    known = {*defaults, *at.row.given_by_passes, "bounds"}
+    for name in at.node.kwargs:
+        if name in tensors:
+            return f"%{at.node.name} gives the tensor {name} as a keyword"
+        if name not in known:
+            return f"%{at.node.name}: {at.row.name} has no setting {name}"
+    missing = (n for n in defaults if defaults[n] is NO_DEFAULT and n not in at.node.kwargs and n not in tensors[: len(at.node.args)])
+    lost = next(missing, None)
+    return f"%{at.node.name} gives no {lost}, which {at.row.name} needs" if lost is not None else None
 
 
 def module_with_a_row(at: Place) -> str | None:
@@ -170,8 +196,11 @@ RULES = (
     Rule("ir-target", "Before LOWERED no node calls a function of a back end, and no quantized op is an operator overload.", PLAIN,
          backend_target),
     Rule("ir-target", "What is quantized is a call of the fn of a row, or a module of the user's own int8 classes.", DECIDED, int8_target),
+    Rule("ir-target", "A module that is called in int8 is none of torch.nn.", (Stage.QUANTIZED,), own_int8_module),
     Rule("ir-call", "An op of the table is called by its row's fn: tensors in the order of its params, the rest as keywords.",
          (Stage.FUSED, *DECIDED), canonical),
+    Rule("ir-call", "An op's keywords are settings of its row's signature, and no argument that it needs is missing.",
+         (Stage.FUSED, *DECIDED), settings),
     Rule("ir-call", "A module that the table has as an op is a call of it.", (Stage.FUSED, *DECIDED), module_with_a_row),
     Rule("ir-once", "What is run once, when the module is built, takes constants alone.", (Stage.LOWERED,), runs_once),
     Rule("ir-value", "Every node has a note of its result's shape and dtype, both empty where it is no tensor.",

@@ -7,7 +7,7 @@ from torch import fx
 
 from qcompiler.ir.types import Stage, quant_of, value_of
 from qcompiler.ops.arguments import activations, asks_size
-from qcompiler.ops.reference import dequantize, quantize
+from qcompiler.ops.reference import dequantize, dequantize_weight, quantize, widen
 from qcompiler.ops.spec import Output
 from qcompiler.ops.stays_float import reads_sums
 from qcompiler.stages.rule import Place, Rule
@@ -31,7 +31,12 @@ def result_quantized(at: Place) -> str | None:
     if not at.quant.int8 or at.quant.qparams is None or gives_tuple(at.node):
         return None
     other = next((user for user in at.node.users if user.target is not quantize), None)
-    return None if other is None else f"%{other.name} takes the result of the int8 op %{at.node.name} before it is quantized"
+    if other is not None:
+        return f"%{other.name} takes the result of the int8 op %{at.node.name} before it is quantized"
+    if len(at.node.users) != 1:
+        return f"{len(at.node.users) or 'no'} nodes quantize the result of the int8 op %{at.node.name}, not one"
+    user = next(iter(at.node.users))
+    return f"%{user.name} rounds to other qparams than %{at.node.name} has" if quant_of(user).qparams != at.quant.qparams else None
 
 
 def tuple_taken_apart(at: Place) -> str | None:
@@ -66,8 +71,17 @@ def unsigned(at: Place) -> str | None:
 def integers_dequantized(at: Place) -> str | None:
     if at.node.target is not quantize:
         return None
+    if not at.node.users:
+        return f"nothing reads the integers %{at.node.name}"
     other = next((user for user in at.node.users if user.target is not dequantize), None)
     return None if other is None else f"%{other.name} takes the integers %{at.node.name} without a dequantize"
+
+
+def floats_in_float32(at: Place) -> str | None:
+    made = at.node.target in (dequantize, dequantize_weight, widen) or at.quant.int8
+    floats = at.node.args[0] if at.node.target is quantize else at.node if made else None
+    dtype = value_of(floats).dtype if isinstance(floats, fx.Node) else None
+    return None if not isinstance(floats, fx.Node) or dtype in (None, torch.float32) else f"%{floats.name} is {dtype}, not float32"
 
 
 def conversion(at: Place) -> str | None:
@@ -113,11 +127,12 @@ RULES = (
     Rule("ir-qparams", "An int8 op has qparams, unless it hands out floats.", STAGES, int8_has_qparams),
     Rule("ir-qparams", "Activations are uint8, weights int8.", STAGES, unsigned),
     Rule("ir-value", "Integers, and what they are made of and become, are tensors whose shapes are noted.", STAGES, integers_shaped),
+    Rule("ir-value", "What is quantized, what an int8 op computes and what integers become is float32.", STAGES, floats_in_float32),
     Rule("ir-int8-input", "Every activation of an int8 op is a dequantize, a tuple of integers, or sums that nothing rounds.", STAGES,
          input_dequantized),
-    Rule("ir-int8-output", "The result of an int8 op is read by a quantize alone.", STAGES, result_quantized),
+    Rule("ir-int8-output", "The result of an int8 op is read by one quantize, which has its qparams.", STAGES, result_quantized),
     Rule("ir-int8-output", "A tuple of integers is read by int8 ops alone, which take it apart.", STAGES, tuple_taken_apart),
-    Rule("ir-integers", "Integers are read by a dequantize alone.", STAGES, integers_dequantized),
+    Rule("ir-integers", "Integers are read, by dequantizes alone.", STAGES, integers_dequantized),
     Rule("ir-conversion", "A quantize and a dequantize use the qparams, the dtype and the shape noted at the integers.", STAGES,
          conversion),
     Rule("ir-copy", "An op that keeps its input's values has its input's qparams.", STAGES, same_qparams),

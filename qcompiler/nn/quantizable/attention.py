@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
 from qcompiler.errors import ConfigError, InputError
+from qcompiler.nn.float_classes import FloatClasses
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantizable.observe import Observed, observe_, qconfig_of
 
@@ -32,7 +33,7 @@ class MultiheadAttention(nn.Module):
     quantized form too: torch's int8 product computes in float as well, and rounding them costs accuracy.
     """
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.MultiheadAttention
+    _FLOAT_MODULE: ClassVar[FloatClasses] = nn.MultiheadAttention
     in_proj_bias: ClassVar[object] = None  # nn.TransformerEncoderLayer takes this for "no fused kernel"
     _qkv_same_embed_dim: ClassVar[bool] = False
 

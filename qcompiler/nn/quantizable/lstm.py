@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
 from qcompiler.errors import ConfigError, InputError
+from qcompiler.nn.float_classes import FloatClasses
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantizable.observe import observe_, qconfig_of
 from qcompiler.nn.quantized.functional_modules import FloatFunctional
@@ -21,7 +22,7 @@ class LSTMCell(nn.Module):
     `split_gates`: one linear per gate instead, each with qparams of its own (more accurate, slower).
     """
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.LSTMCell
+    _FLOAT_MODULE: ClassVar[FloatClasses] = nn.LSTMCell
     __constants__ = ["split_gates"]
 
     def __init__(self, input_dim: int, hidden_dim: int, bias: bool = True, device: Any = None, dtype: Any = None, *,
@@ -169,7 +170,7 @@ class LSTM(nn.Module):
     The weights are under `layers[i].layer_fw.cell.igates.weight` and so on.
     """
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.LSTM
+    _FLOAT_MODULE: ClassVar[FloatClasses] = nn.LSTM
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
                  dropout: float = 0.0, bidirectional: bool = False, device: object = None, dtype: object = None, *,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.errors import ConfigError, Where
+from qcompiler.nn.float_classes import FloatClasses
 from qcompiler.nn.quantized.row import RowModule, as_float
 from qcompiler.ops.spec import ModuleForm, Op
 from qcompiler.ops.table import OPS
@@ -32,7 +33,7 @@ class ReLU(RowModule):
 class ReLU6(RowModule):
     """min(max(x, 0), 6) at the input's qparams. `inplace` is kept for its name alone: the result is a new tensor."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.ReLU6
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.ReLU6
     _OP = "clamp"
 
     def __init__(self, inplace: bool = False) -> None:
@@ -51,7 +52,7 @@ class ReLU6(RowModule):
 class Hardswish(RowModule):
     """x * relu6(x + 3) / 6."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.Hardswish
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.Hardswish
     _OP = "hardswish"
 
     def __init__(self, scale: float, zero_point: int, device: object = None, dtype: object = None) -> None:
@@ -68,7 +69,7 @@ class Hardswish(RowModule):
 class LeakyReLU(RowModule):
     """x where x > 0, else negative_slope * x. `inplace` is kept for its name alone: the result is a new tensor."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.LeakyReLU
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.LeakyReLU
     _OP = "leaky_relu"
 
     def __init__(self, scale: float, zero_point: int, negative_slope: float = 1e-2, inplace: bool = False, device: object = None,
@@ -90,7 +91,7 @@ class LeakyReLU(RowModule):
 class ELU(RowModule):
     """x where x > 0, else alpha * (exp(x) - 1)."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.ELU
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.ELU
     _OP = "elu"
 
     def __init__(self, scale: float, zero_point: int, alpha: float = 1.0) -> None:
@@ -109,7 +110,7 @@ class ELU(RowModule):
 class Sigmoid(RowModule):
     """1 / (1 + exp(-x)). Made from a float module without an observer, its result has scale 1/256 and zero point 0."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.Sigmoid
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.Sigmoid
     _OP = "sigmoid"
 
     def __init__(self, output_scale: float, output_zero_point: int) -> None:
@@ -134,7 +135,7 @@ class Sigmoid(RowModule):
 class Softmax(RowModule):
     """exp(x) / sum of exp(x) along `dim` (None: as nn.Softmax, 0 for 0, 1 or 3 dimensions, else 1)."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.Softmax
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.Softmax
     _OP = "softmax"
 
     def __init__(self, dim: int | None = None, scale: float = 1.0, zero_point: int = 0) -> None:
@@ -153,7 +154,7 @@ class Softmax(RowModule):
 class PReLU(RowModule):
     """x where x > 0, else weight * x, one slope or one per channel. The slopes stay float: torch's int8 PReLU is wrong."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.PReLU
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.PReLU
     _OP = "prelu"
     _TENSORS = ("weight",)
 
@@ -194,7 +195,7 @@ class Activation(RowModule):
     `op` names the row, `attributes` are those of its canonical call. With a scale for the result alone, so computed in float.
     """
 
-    _FLOAT_MODULE: ClassVar[Any] = tuple(
+    _FLOAT_MODULE: ClassVar[FloatClasses] = tuple(
         form.cls for row in OPS.rows.values() if row.elementwise and row.name not in OWN_CLASS for form in row.modules
         if isinstance(form.cls, type)
     )  # fmt: skip

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.nn import quantizable
+from qcompiler.nn.float_classes import FloatClasses
 from qcompiler.nn.quantized.parts import convert_parts, not_from_float
 
 
 class MultiheadAttention(quantizable.MultiheadAttention):
     """nn.MultiheadAttention on quint8 tensors: int8 linears, attention in float. The weights are quint8, scale 1/256."""
 
-    _FLOAT_MODULE: ClassVar[Any] = None
+    _FLOAT_MODULE: ClassVar[FloatClasses] = None
     _OBSERVED_MODULE: ClassVar[object] = quantizable.MultiheadAttention
 
     def _weights_out(self, weights: Tensor) -> Tensor:

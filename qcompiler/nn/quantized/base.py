@@ -16,6 +16,7 @@ from qcompiler.backends.torch.site import Operand
 from qcompiler.errors import ConfigError, InputError, QCompilerError, Where
 from qcompiler.executable.tensors import keep_dtypes
 from qcompiler.ir.check_state import assigns, check_state
+from qcompiler.nn.float_classes import FloatClasses
 from qcompiler.nn.place import place_of
 from qcompiler.nn.quantized.ends import note_ends, noted_ends
 from qcompiler.nn.quantized.from_float import ALL_CODES, Parts
@@ -34,7 +35,7 @@ class QuantizedModule(nn.Module):
     set when the module was made.
     """
 
-    _FLOAT_MODULE: ClassVar[Any] = None  # what it replaces: a class or a tuple of classes
+    _FLOAT_MODULE: ClassVar[FloatClasses] = None  # what it replaces: a class or a tuple of classes
     _QAT_MODULE: ClassVar[object] = None
     _BASE: ClassVar[type[nn.Module]] = nn.Module  # of the float module's parts, the one with the parameters
     _TAIL: ClassVar[tuple[type[nn.Module], ...]] = ()  # what follows it in a fused module

@@ -74,12 +74,12 @@ class BatchNormNd(QuantizedModule):
 class BatchNorm2d(BatchNormNd):
     """nn.BatchNorm2d in eval mode on a quint8 tensor (N, C, H, W)."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.BatchNorm2d
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.BatchNorm2d
     _BASE, _RANKS = nn.BatchNorm2d, (4,)
 
 
 class BatchNorm3d(BatchNormNd):
     """nn.BatchNorm3d in eval mode on a quint8 tensor (N, C, D, H, W)."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.BatchNorm3d
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.BatchNorm3d
     _BASE, _RANKS = nn.BatchNorm3d, (5,)

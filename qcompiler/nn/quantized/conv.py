@@ -87,7 +87,7 @@ class Transposed(ConvNd):
 class Conv1d(Convolution):
     """nn.Conv1d on a quint8 tensor (N, C, L) or (C, L)."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.Conv1d
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.Conv1d
     _QAT_MODULE: ClassVar[object] = (qat.Conv1d, trained.ConvBn1d)
     _BASE = nn.Conv1d
     _OP, _DIMS, _RANKS = "conv1d", 1, (3, 2)
@@ -96,7 +96,7 @@ class Conv1d(Convolution):
 class Conv2d(Convolution):
     """nn.Conv2d on a quint8 tensor (N, C, H, W) or (C, H, W)."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.Conv2d
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.Conv2d
     _QAT_MODULE: ClassVar[object] = (qat.Conv2d, trained.ConvBn2d)
     _BASE = nn.Conv2d
     _OP, _DIMS, _RANKS = "conv2d", 2, (4, 3)
@@ -105,7 +105,7 @@ class Conv2d(Convolution):
 class Conv3d(Convolution):
     """nn.Conv3d on a quint8 tensor (N, C, D, H, W) or (C, D, H, W)."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.Conv3d
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.Conv3d
     _QAT_MODULE: ClassVar[object] = (qat.Conv3d, trained.ConvBn3d)
     _BASE = nn.Conv3d
     _OP, _DIMS, _RANKS = "conv3d", 3, (5, 4)
@@ -114,7 +114,7 @@ class Conv3d(Convolution):
 class ConvTranspose1d(Transposed):
     """nn.ConvTranspose1d on a quint8 tensor (N, C, L) or (C, L)."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose1d
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.ConvTranspose1d
     _QAT_MODULE: ClassVar[object] = (qat.ConvTranspose1d, trained.ConvTransposeBn1d)
     _BASE = nn.ConvTranspose1d
     _OP, _DIMS, _RANKS = "conv_transpose1d", 1, (3, 2)
@@ -123,7 +123,7 @@ class ConvTranspose1d(Transposed):
 class ConvTranspose2d(Transposed):
     """nn.ConvTranspose2d on a quint8 tensor (N, C, H, W) or (C, H, W)."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose2d
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.ConvTranspose2d
     _QAT_MODULE: ClassVar[object] = (qat.ConvTranspose2d, trained.ConvTransposeBn2d)
     _BASE = nn.ConvTranspose2d
     _OP, _DIMS, _RANKS = "conv_transpose2d", 2, (4, 3)
@@ -132,7 +132,7 @@ class ConvTranspose2d(Transposed):
 class ConvTranspose3d(Transposed):
     """nn.ConvTranspose3d on a quint8 tensor (N, C, D, H, W) or (C, D, H, W)."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.ConvTranspose3d
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.ConvTranspose3d
     _QAT_MODULE: ClassVar[object] = (qat.ConvTranspose3d, trained.ConvTransposeBn3d)
     _BASE = nn.ConvTranspose3d
     _OP, _DIMS, _RANKS = "conv_transpose3d", 3, (5, 4)

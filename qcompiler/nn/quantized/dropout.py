@@ -1,7 +1,7 @@
 """nn.quantized.Dropout."""
 # no `from __future__ import annotations`: torch.jit reads the annotations themselves
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Dropout(nn.Dropout):
     """Passes its input on, quantized or not, also in train mode: the place of an nn.Dropout in a converted model."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.Dropout
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.Dropout
 
     def forward(self, input: Tensor) -> Tensor:
         return input

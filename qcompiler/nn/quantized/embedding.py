@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class Embedding(FloatModule):
     `weight_zero_point` (a vector along the rows; the zero point lies between codes).
     """
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.Embedding
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.Embedding
     _ROW: ClassVar[str] = "embedding"
 
     def __init__(
@@ -133,7 +133,9 @@ class Embedding(FloatModule):
         made._qc_path = where.module_path or ""
         scale, zero_point = (t.reshape(-1).double() for t in observer.calculate_qparams())
         low = observer.quant_min
-        codes = quantize_weight(mod.weight.detach(), scale, zero_point, 0, low, observer.quant_max, torch.uint8 if low >= 0 else torch.int8)
+        codes = quantize_weight(
+            cast(Tensor, mod.weight).detach(), scale, zero_point, 0, low, observer.quant_max, torch.uint8 if low >= 0 else torch.int8
+        )
         shift = 128 if low < 0 else 0  # symmetric int8 rows: the same values, as unsigned codes
         made._hold((codes.to(torch.int16) + shift).to(torch.uint8), scale, zero_point + shift)
         made.train(mod.training)

@@ -9,6 +9,7 @@ from torch import nn
 
 from qcompiler.errors import ConfigError
 from qcompiler.nn import qat
+from qcompiler.nn.float_classes import FloatClasses
 from qcompiler.nn.intrinsic import qat as trained
 from qcompiler.nn.quantized.from_float import Parts
 from qcompiler.nn.quantized.weighted import WeightedModule
@@ -17,7 +18,7 @@ from qcompiler.nn.quantized.weighted import WeightedModule
 class Linear(WeightedModule):
     """y = x W^T + b on a quint8 tensor (..., in_features), int8 weight (out_features, in_features), float bias."""
 
-    _FLOAT_MODULE: ClassVar[Any] = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    _FLOAT_MODULE: ClassVar[FloatClasses] = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
     _QAT_MODULE: ClassVar[object] = (qat.Linear, trained.LinearBn1d)
     _OP, _BASE = "linear", nn.Linear
     _INPUTS = ("x",)

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler.nn import quantizable
+from qcompiler.nn.float_classes import FloatClasses
 from qcompiler.nn.quantized.parts import convert_parts, not_from_float
 
 
 class LSTMCell(quantizable.LSTMCell):
     """nn.LSTMCell on quint8 tensors. A state of other qparams, or a float one, is brought to those of the calibrated states."""
 
-    _FLOAT_MODULE: ClassVar[Any] = None
+    _FLOAT_MODULE: ClassVar[FloatClasses] = None
     _OBSERVED_MODULE: ClassVar[object] = quantizable.LSTMCell
 
     def initial_state(self, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
@@ -44,7 +45,7 @@ class LSTMCell(quantizable.LSTMCell):
 class LSTM(quantizable.LSTM):
     """nn.LSTM on quint8 tensors: result and states are quint8; (h, c) may be given as quint8 or float tensors."""
 
-    _FLOAT_MODULE: ClassVar[Any] = None
+    _FLOAT_MODULE: ClassVar[FloatClasses] = None
     _OBSERVED_MODULE: ClassVar[object] = quantizable.LSTM
 
     def _get_name(self) -> str:

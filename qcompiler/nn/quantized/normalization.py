@@ -23,7 +23,7 @@ class Norm(RowModule):
 class LayerNorm(Norm):
     """Normalizes over the last dimensions, `normalized_shape`."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.LayerNorm
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.LayerNorm
     _OP = "layer_norm"
 
     def __init__(self, normalized_shape: int | Sequence[int], weight: Tensor | None, bias: Tensor | None, scale: float, zero_point: int,
@@ -47,7 +47,7 @@ class LayerNorm(Norm):
 class GroupNorm(Norm):
     """Normalizes each of `num_groups` groups of channels of (N, C, ...)."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.GroupNorm
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.GroupNorm
     _OP = "group_norm"
     _RANKS, _RANK_OR_MORE = (3, 2), True  # int8 kernels take 3 and more
 
@@ -95,19 +95,19 @@ class InstanceNorm(Norm):
 class InstanceNorm1d(InstanceNorm):
     """nn.InstanceNorm1d on a quint8 tensor (N, C, L) or (C, L)."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.InstanceNorm1d
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.InstanceNorm1d
     _RANKS = (3, 2)
 
 
 class InstanceNorm2d(InstanceNorm):
     """nn.InstanceNorm2d on a quint8 tensor (N, C, H, W) or (C, H, W)."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.InstanceNorm2d
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.InstanceNorm2d
     _RANKS = (4, 3)
 
 
 class InstanceNorm3d(InstanceNorm):
     """nn.InstanceNorm3d on a quint8 tensor (N, C, D, H, W) or (C, D, H, W)."""
 
-    _FLOAT_MODULE: ClassVar[Any] = nn.InstanceNorm3d
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = nn.InstanceNorm3d
     _RANKS = (5, 4)

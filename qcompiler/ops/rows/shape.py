@@ -58,7 +58,18 @@ def _avg_pool(dims: int, fn: Any, cls: type[nn.Module]) -> Op:
         signature, names = signature + " divisor_override=None", [*names, "divisor_override"]
     form = ModuleForm(cls, {}, _attributes(*names), make=lambda cls: cls(3, 2, 1, count_include_pad=False))
     return _same(f"avg_pool{dims}d", fn, signature, (Spelling(fn, signature),), form, averages=lambda attributes: True,
-                 **_pooled(dims, kernel_size=3, stride=2, padding=1, ceil_mode=False, count_include_pad=False))  # fmt: skip
+                 adds_values=lambda attributes: _divides_by_less(attributes, dims), **_pooled(dims, kernel_size=3, stride=2, padding=1, ceil_mode=False, count_include_pad=False))  # fmt: skip
+
+
+def _divides_by_less(attributes: Mapping[str, object], dims: int) -> bool:
+    """Whether the sum of a window is divided by less than its elements, or by what is known at run time alone."""
+    divisor, kernel = attributes.get("divisor_override"), attributes.get("kernel_size")
+    if divisor is None:
+        return False
+    sizes = kernel if isinstance(kernel, (tuple, list)) else (kernel,) * dims
+    if not isinstance(divisor, int) or not all(isinstance(n, int) for n in sizes):
+        return True
+    return divisor < math.prod(sizes if len(sizes) == dims else sizes * dims)
 
 
 def _adaptive(kind: str, dims: int, public: Any, plain: Any, cls: type[nn.Module]) -> Op:

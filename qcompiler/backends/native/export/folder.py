@@ -19,7 +19,7 @@ from qcompiler.backends.native.export.interface import MOST, Interface, header
 from qcompiler.backends.native.export.project import cmake, example, readme
 from qcompiler.backends.native.export.weights import Weights, weights_of
 from qcompiler.backends.native.plan.sizes import Sizes
-from qcompiler.backends.native.plan.table import Table, table_of
+from qcompiler.backends.native.plan.table import Table, table_in_parts
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.native.regions import only_region
 from qcompiler.errors import ArtifactWriteError, ConfigError
@@ -77,7 +77,7 @@ def _table(region: NativeRegion, shapes: Sequence[Shape]) -> Table:
         raise ConfigError(f"{list(shapes)!r:.80}: sizes of an export are at least 1, in at most {MOST} dimensions", code="export-sizes")
     names = [name for name, _ in region.network.inputs]
     strides = {name: torch.empty(shape, device="meta").stride() for name, shape in zip(names, shapes, strict=True)}
-    return table_of(Sizes(region.network, dict(zip(names, shapes, strict=True)), strides=strides).filled())
+    return table_in_parts(Sizes(region.network, dict(zip(names, shapes, strict=True)), strides=strides).filled())
 
 
 def _files(interface: Interface, weights: Weights) -> dict[str, str | bytes]:

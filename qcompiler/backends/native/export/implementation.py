@@ -13,13 +13,12 @@ from qcompiler.backends.native.plan.table import Table
 def implementation(net: Interface, weights: Weights) -> str:
     """The C file behind the header."""
     tables = "\n".join(_sizes(index, table) for index, table in enumerate(net.tables))
-    names = "pixels_{0}, moved_{0}, strides_{0}, spread_{0}, cost_{0}, maps_{0}"
-    rows = ", ".join(f"{{{names.format(i)}, {table.struct.arena}, 0, 0, NULL, NULL}}" for i, table in enumerate(net.tables))
     ends = (("inputs", net.ends.inputs), ("outputs", net.ends.results))
     shapes = "\n".join(_shapes(kind, net.shapes(found)) for kind, found in ends)
-    parts = [FIRST, tables, f"static const qc_sizes all_sizes[] = {{{rows}}};", shapes, BODY]
+    parts = [FIRST, tables, *_all_sizes("all_sizes", net, ()), shapes, BODY]
     if net.ends.has_codes:
-        parts += [*(_codes(kind, found) for kind, found in ends), CODES]
+        coded = [end.value for _, found in ends for end in found if end.codes is not None]
+        parts += [*(_codes(kind, found) for kind, found in ends), *_all_sizes("coded_sizes", net, coded), CODES]
     text = "\n".join(parts).replace("@NAME@", net.name).replace("@UP@", net.name.upper()).replace("@MOST@", str(MOST))
     for name, value in (("NETWORK", f"{weights.network:#x}u"), ("DATA", weights.data), ("INTEGERS", weights.counts[0]),
                         ("REALS", weights.counts[1]), ("DOUBLES", weights.counts[2])):  # fmt: skip
@@ -27,8 +26,23 @@ def implementation(net: Interface, weights: Weights) -> str:
     return text
 
 
+def _all_sizes(name: str, net: Interface, coded: Sequence[str]) -> list[str]:
+    """The sets of sizes. `coded`: the caller's tensors whose elements are codes of a byte; all others have those of the table."""
+    found, rows = [], []
+    for index, table in enumerate(net.tables):
+        parts = "0, 0, NULL, NULL"
+        if table.steps[0]:
+            widths = [4 if tensor in coded else 1 for tensor in net.network.io]
+            for kind, steps in zip(("step", "last"), table.steps, strict=True):
+                found.append(_array("int64_t", f"{name}_{kind}_{index}[]", (str(n // w) for n, w in zip(steps, widths, strict=True))))
+            parts = f"{table.struct.parts}, {table.struct.tensors}, {name}_step_{index}, {name}_last_{index}"
+        arrays = ", ".join(f"{array}_{index}" for array in ("pixels", "moved", "strides", "spread", "cost", "maps"))
+        rows.append(f"{{{arrays}, {table.struct.arena}, {parts}}}")
+    return [*found, f"static const qc_sizes {name}[] = {{{', '.join(rows)}}};"]
+
+
 def _sizes(index: int, table: Table) -> str:
-    pixels, moved, strides, spread, cost, _, lists = table.kept
+    pixels, moved, strides, spread, cost, _, lists = table.kept[:7]
     places = [_array("int64_t", f"map_{index}_{i}[]", map(_int64, at)) for i, at in enumerate(lists)]
     tensors = [f"{{(uint8_t *){t.p or 0}, {_list((t.n, t.d, t.h, t.w, t.c, t.sn, t.sd, t.sh, t.sw))}}}" for t in pixels]
     copies = [
@@ -202,6 +216,6 @@ int @NAME@_run_codes(@NAME@ *net, int sizes, const void *const *inputs, void *co
   void *io[@UP@_INPUTS + @UP@_OUTPUTS];
   if (sizes < 0 || sizes >= @UP@_SIZES) return 2;
   join(io, inputs, outputs);
-  return qc_run_codes(net->model, &all_sizes[sizes], io, threads);
+  return qc_run_codes(net->model, &coded_sizes[sizes], io, threads);
 }
 """

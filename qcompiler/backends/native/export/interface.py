@@ -27,7 +27,7 @@ class Interface:
 
     def shapes(self, ends: Sequence[End]) -> list[list[tuple[int, ...]]]:
         """For each set of sizes the shapes of these values."""
-        return [[table.sizes.shape(end.value) for end in ends] for table in self.tables]
+        return [[table.whole.shape(end.value) for end in ends] for table in self.tables]
 
     @property
     def fingerprint(self) -> str:
@@ -63,7 +63,7 @@ def _sizes_text(net: Interface) -> str:
         ins = ", ".join(f"{comment(end.label)} {times(shape)}" for end, shape in zip(ends.inputs, taken, strict=True))
         outs = ", ".join(f"{comment(end.label)} {times(shape)}" for end, shape in zip(ends.results, given, strict=True))
         lines.append(f"   sizes {index}: inputs {ins}; results {outs}")
-        shapes = net.tables[index].sizes.shapes
+        shapes = net.tables[index].whole.shapes
         for label, value in ends.numbers:
             known = shapes.get(value, value) if isinstance(value, str) else value
             lines.append(f"            {comment(label)} is {comment(str(known))}")

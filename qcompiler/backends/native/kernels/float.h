@@ -33,8 +33,27 @@ QC_INLINE void qf_store(float *p, qf v) { memcpy(p, &v, sizeof v); }
 QC_INLINE qf qf_all(float v) { return v - (qf){0}; }
 /* where the mask's bits are set a, else b */
 QC_INLINE qf qf_choose(qf_bits mask, qf a, qf b) { return (qf)((mask & (qf_bits)a) | (~mask & (qf_bits)b)); }
-QC_INLINE qf qf_raise(qf v, float least) { return qf_choose(v < qf_all(least), qf_all(least), v); } /* NaN stays NaN */
-QC_INLINE qf qf_lower(qf v, float most) { return qf_choose(v > qf_all(most), qf_all(most), v); }
+/* a > b ? a : b and a < b ? a : b, which x86 has: b where one of them is NaN */
+QC_INLINE qf qf_larger(qf a, qf b) {
+#if QC_IS_512
+  return (qf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif QC_IS_256
+  return (qf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return qf_choose(a > b, a, b);
+#endif
+}
+QC_INLINE qf qf_smaller(qf a, qf b) {
+#if QC_IS_512
+  return (qf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif QC_IS_256
+  return (qf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return qf_choose(a < b, a, b);
+#endif
+}
+QC_INLINE qf qf_raise(qf v, float least) { return qf_larger(qf_all(least), v); } /* NaN stays NaN */
+QC_INLINE qf qf_lower(qf v, float most) { return qf_smaller(qf_all(most), v); }
 QC_INLINE qf qf_abs(qf v) { return (qf)((qf_bits)v & 0x7fffffff); }
 QC_INLINE qf qf_sign_of(qf v, qf sign) { return (qf)((qf_bits)v | ((qf_bits)sign & (qf_bits)qf_all(-0.0f))); }
 
@@ -51,10 +70,15 @@ QC_INLINE qf qf_sqrt(qf v) {
 #endif
 }
 
-/* 2^n * v in two steps, so that results below the smallest normal number come out right. n within -252..252. */
-QC_INLINE qf qf_scale(qf v, qf_bits n) {
-  qf_bits half = n >> 1;
-  return v * (qf)((half + 127) << 23) * (qf)((n - half + 127) << 23);
+/* 2^n * v, rounded once: results below the smallest normal number come out right. n: a whole number within -252..252, which `shifted` is
+   more than by 1.5 * 2^23. */
+QC_INLINE qf qf_scale(qf v, qf n, qf shifted) {
+#if QC_IS_512
+  return (void)shifted, (qf)_mm512_scalef_ps((__m512)v, (__m512)n);
+#else
+  qf_bits whole = (qf_bits)shifted - 0x4B400000, half = whole >> 1;
+  return (void)n, v * (qf)((half + 127) << 23) * (qf)((whole - half + 127) << 23);
+#endif
 }
 
 /* x = n * ln 2 + r, |r| <= ln 2 / 2; exp(r) = 1 + r + r^2 * P(r). Beyond the ends it is 0 or infinity. */
@@ -67,7 +91,7 @@ QC_INLINE qf qf_exp(qf x) {
   p = p * r + 0.04166620597243309f;
   p = p * r + 0.166665181517601f;
   p = p * r + 0.5f;
-  return qf_scale(p * (r * r) + r + 1.0f, (qf_bits)shifted - 0x4B400000);
+  return qf_scale(p * (r * r) + r + 1.0f, n, shifted);
 }
 
 /* x = 2^n * m, sqrt(1/2) <= m < sqrt(2), f = m - 1; log(m) = f - f^2 / 2 + f^3 * P(f). 0 gives -infinity, below it NaN. */
@@ -136,11 +160,44 @@ QC_INLINE qf_lanes qf_lanes_of(float v) {
 }
 
 QC_INLINE float qf_total(const qf_lanes *lanes) {
+#if QC_IS_X86
+#if QC_IS_512
+  __m512 all = (__m512)lanes->v[0];
+  __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(all), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(all), 1)));
+#else
+  __m256 eight = _mm256_add_ps((__m256)lanes->v[0], (__m256)lanes->v[1]);
+#endif
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+#else
   float s[QC_LANES];
   memcpy(s, lanes, sizeof s);
   for (int half = QC_LANES / 2; half; half /= 2)
     for (int i = 0; i < half; i++) s[i] = s[i] + s[i + half];
   return s[0];
+#endif
+}
+
+/* The largest lane; any number where one is NaN. */
+QC_INLINE float qf_top(const qf_lanes *lanes) {
+#if QC_IS_X86
+#if QC_IS_512
+  __m512 all = (__m512)lanes->v[0];
+  __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(all), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(all), 1)));
+#else
+  __m256 eight = _mm256_max_ps((__m256)lanes->v[0], (__m256)lanes->v[1]);
+#endif
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+#else
+  float s[QC_LANES];
+  memcpy(s, lanes, sizeof s);
+  for (int half = QC_LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) s[i] = s[i] > s[i + half] ? s[i] : s[i + half];
+  return s[0];
+#endif
 }
 
 QC_INLINE float qf_largest(const qf_lanes *lanes) {

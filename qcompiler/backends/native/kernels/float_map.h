@@ -3,8 +3,9 @@
 #define QC_FLOAT_MAP_H
 
 #include "float_rows.h"
+#include "sine.h"
 
-QC_INLINE qf qc_elu(qf x, float alpha) { return qf_choose(x > qf_all(0.0f), x, (qf_exp(x) - 1.0f) * alpha); }
+QC_INLINE qf qc_elu(qf x, float alpha, float scale) { return qf_choose(x > qf_all(0.0f), x, (qf_exp(x) - 1.0f) * alpha) * scale; }
 QC_INLINE qf qc_hardsigmoid(qf x) { return qf_lower(qf_raise(x + 3.0f, 0.0f), 6.0f) / 6.0f; }
 QC_INLINE qf qc_gelu_tanh(qf x) { return 0.5f * x * (1.0f + qf_tanh((x * x * x * 0.044715f + x) * 0.7978845608f)); }
 /* log(1 + e^(x * beta)) / beta, and x itself where x * beta is above a threshold */
@@ -12,6 +13,36 @@ QC_INLINE qf qc_softplus(qf x, float beta, float threshold) {
   qf scaled = x * beta, t = qf_exp(-qf_abs(scaled)), u = 1.0f + t, lost = t - (u - 1.0f);
   qf tail = qf_log(u) + lost / u, made = (qf_raise(scaled, 0.0f) + tail) / beta;
   return qf_choose(scaled > qf_all(threshold), x, made);
+}
+
+/* Whole numbers towards 0, with the sign of x; beyond 2^23 every float is one. */
+QC_INLINE qf qc_trunc(qf x) {
+  qf_bits small = qf_abs(x) < qf_all(8388608.0f);
+  qf whole = __builtin_convertvector(__builtin_convertvector(qf_choose(small, x, qf_all(0.0f)), qf_bits), qf);
+  return qf_choose(small, qf_sign_of(whole, x), x);
+}
+QC_INLINE qf qc_floor(qf x) {
+  qf t = qc_trunc(x);
+  return t - qf_choose(t > x, qf_all(1.0f), qf_all(0.0f));
+}
+QC_INLINE qf qc_nearest(qf x) {
+  return qf_choose(qf_abs(x) < qf_all(8388608.0f), qf_sign_of((qf_abs(x) + 8388608.0f) - 8388608.0f, x), x);
+}
+/* e^x - 1 and log(1 + x): what rounding u to a float took from it is made up for by the quotient of two terms that lost as much. */
+QC_INLINE qf qc_expm1(qf x) {
+  qf u = qf_exp(x), near = (u - 1.0f) * x / qf_log(u);
+  return qf_choose(u == qf_all(1.0f), x, qf_choose((x < qf_all(-80.0f)) | (x > qf_all(80.0f)), u - 1.0f, near));
+}
+QC_INLINE qf qc_log1p(qf x) {
+  qf u = x + 1.0f;
+  return qf_choose(u == qf_all(1.0f), x, qf_choose(x > qf_all(1e30f), qf_log(u), qf_log(u) * x / (u - 1.0f)));
+}
+/* x^n for whole n, by squaring. */
+QC_INLINE qf qc_power(qf x, int n) {
+  qf made = qf_all(1.0f), square = x;
+  for (int left = n < 0 ? -n : n; left; left >>= 1, square = square * square)
+    if (left & 1) made = made * square;
+  return n < 0 ? 1.0f / made : made;
 }
 
 QC_INLINE qf qc_truth(qf_bits mask) { return qf_choose(mask, qf_all(1.0f), qf_all(0.0f)); }
@@ -37,10 +68,24 @@ QC_INLINE qf_bits qc_set_bits(qf v) { return v != qf_all(0.0f); }
   F(QC_HARDSIGMOID, qc_hardsigmoid(x)) \
   F(QC_HARDSWISH, x * qc_hardsigmoid(x)) \
   F(QC_LEAKY_RELU, qf_choose(x > qf_all(0.0f), x, x * p[0])) \
-  F(QC_ELU, qc_elu(x, p[0])) \
+  F(QC_ELU, qc_elu(x, p[0], p[1])) \
   F(QC_SOFTPLUS, qc_softplus(x, p[0], p[1])) \
   F(QC_MISH, x * qf_tanh(qc_softplus(x, 1.0f, 20.0f))) \
-  F(QC_NOT, qc_truth(x == qf_all(0.0f)))
+  F(QC_NOT, qc_truth(x == qf_all(0.0f))) \
+  F(QC_SIN, qc_sines(x, 0)) \
+  F(QC_COS, qc_sines(x, 1)) \
+  F(QC_FLOOR, qc_floor(x)) \
+  F(QC_CEIL, -qc_floor(-x)) \
+  F(QC_TRUNC, qc_trunc(x)) \
+  F(QC_ROUND, qc_nearest(x)) \
+  F(QC_FRAC, x - qc_trunc(x)) \
+  F(QC_SIGN, qc_truth(x > qf_all(0.0f)) - qc_truth(x < qf_all(0.0f))) \
+  F(QC_EXPM1, qc_expm1(x)) \
+  F(QC_LOG1P, qc_log1p(x)) \
+  F(QC_LOG_TO, qf_log(x) * p[0]) \
+  F(QC_POWER, qc_power(x, (int)p[0])) \
+  F(QC_SOFTSIGN, x / (qf_abs(x) + 1.0f)) \
+  F(QC_LOGSIGMOID, -qc_softplus(-x, 1.0f, 1e30f))
 
 #define QC_FUNCTION_RUN(NAME, VALUE) \
   static void qc_run_##NAME(const float *from, float *to, int64_t count, const float *p) { \

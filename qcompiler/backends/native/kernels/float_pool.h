@@ -46,7 +46,7 @@ static void qc_float_pool_rows(const qc_float_pool *s, int64_t lo, int64_t hi) {
       int64_t count = e[0].count * e[1].count * e[2].count;
       if (s->include_pad)
         count = qc_padded_count(&s->k, 0, d, t->d) * qc_padded_count(&s->k, 1, h, t->h) * qc_padded_count(&s->k, 2, i, t->w);
-      float over = (float)(s->divisor > 0 ? s->divisor : count);
+      float over = (float)(s->divisor ? s->divisor : count);
       for (int64_t c = 0; c < y->c; c += QC_RUN)
         qc_float_window(s, t->p + n * t->sn + c * s->x.step, e, over, to + i * y->sw + c * wide, qc_min(QC_RUN, y->c - c));
     }

@@ -7,13 +7,16 @@
 #define QC_COLUMNS 16 /* of a panel of b */
 #define QC_VECTORS (QC_COLUMNS / QC_F)
 
-/* Rows of a tile: as many as registers hold sums for. */
+/* Rows of a tile, as many as registers hold sums for, and the parts that fewer rows are cut into. */
 #if QC_IS_512
 #define QC_TALL 12
+#define QC_TALL_PARTS(F) F(12) F(8) F(4) F(2) F(1)
 #elif QC_IS_256 || QC_ISA == QC_NEON
 #define QC_TALL 6
+#define QC_TALL_PARTS(F) F(6) F(4) F(2) F(1)
 #else
 #define QC_TALL 2
+#define QC_TALL_PARTS(F) F(2) F(1)
 #endif
 
 static int64_t qc_matrices(const qc_tensor *t) { return (int64_t)t->n * t->d * t->h; }
@@ -50,20 +53,32 @@ static void qc_pack_panels(const qc_pack *s, int64_t lo, int64_t hi) {
   }
 }
 
-/* sums[rows][16] += a[rows][depth] * b[depth][16]. */
-QC_INLINE void qc_product(const float *a, int64_t down, const float *b, int64_t depth, float *sums, int rows) {
-  qf acc[QC_TALL][QC_VECTORS];
+/* A tile of rows of a times panels of b. `down`, `next`, `across`: floats from one row of a, panel of b, row of y to the next. */
+typedef struct qc_product {
+  const float *a, *b;
+  int64_t down, next, depth;
+  float *y; /* [rows][panels of 16] */
+  int64_t across;
+  int more;    /* y is added to, else it is made */
+  float scale; /* what is stored is multiplied by it */
+} qc_product;
+
+QC_INLINE void qc_product_of(const qc_product *s, int64_t row, int64_t panel, int rows) {
+  qf acc[QC_TALL][QC_VECTORS], scale = qf_all(s->scale);
+  const float *a = s->a + row * s->down, *b = s->b + panel * s->next;
+  float *y = s->y + row * s->across + panel * QC_COLUMNS;
+  int64_t down = s->down, across = s->across, depth = s->depth;
 #pragma GCC unroll 12
   for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-    for (int v = 0; v < QC_VECTORS; v++) acc[r][v] = qf_load(sums + r * QC_COLUMNS + v * QC_F);
-  for (int64_t k = 0; k < depth; k++, b += QC_COLUMNS) {
+    for (int v = 0; v < QC_VECTORS; v++) acc[r][v] = s->more ? qf_load(y + r * across + v * QC_F) : (qf){0};
+  for (int64_t k = 0; k < depth; k++, b += QC_COLUMNS, a++) {
     qf w[QC_VECTORS];
 #pragma GCC unroll 4
     for (int v = 0; v < QC_VECTORS; v++) w[v] = qf_load(b + v * QC_F);
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++) {
-      qf one = qf_all(a[r * down + k]);
+      qf one = qf_all(a[r * down]);
 #pragma GCC unroll 4
       for (int v = 0; v < QC_VECTORS; v++) acc[r][v] = acc[r][v] + one * w[v];
     }
@@ -71,29 +86,22 @@ QC_INLINE void qc_product(const float *a, int64_t down, const float *b, int64_t 
 #pragma GCC unroll 12
   for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-    for (int v = 0; v < QC_VECTORS; v++) qf_store(sums + r * QC_COLUMNS + v * QC_F, acc[r][v]);
+    for (int v = 0; v < QC_VECTORS; v++) qf_store(y + r * across + v * QC_F, acc[r][v] * scale);
 }
 
-/* `down`: floats from one row of a to the next. */
-static void qc_tall_product(const float *a, int64_t down, const float *b, int64_t depth, float *sums) {
-  qc_product(a, down, b, depth, sums, QC_TALL);
-}
-static void qc_half_product(const float *a, int64_t down, const float *b, int64_t depth, float *sums) {
-  qc_product(a, down, b, depth, sums, QC_TALL / 2);
-}
-static void qc_row_product(const float *a, int64_t down, const float *b, int64_t depth, float *sums) {
-  qc_product(a, down, b, depth, sums, 1);
-}
+#define QC_PRODUCT(R) \
+  static void qc_product_##R(const qc_product *s, int64_t row, int64_t panel) { qc_product_of(s, row, panel, R); }
+QC_TALL_PARTS(QC_PRODUCT)
+#undef QC_PRODUCT
 
-/* Any number of rows up to QC_TALL. */
-static void qc_rows_product(const float *a, int64_t down, const float *b, int64_t depth, float *sums, int64_t rows) {
-  if (rows == QC_TALL) {
-    qc_tall_product(a, down, b, depth, sums);
-    return;
+static void qc_product_rows(const qc_product *s, int64_t rows, int64_t panels) {
+  for (int64_t panel = 0; panel < panels; panel++) {
+    int64_t row = 0;
+#define QC_PRODUCT(R) \
+  for (; row + R <= rows; row += R) qc_product_##R(s, row, panel);
+    QC_TALL_PARTS(QC_PRODUCT)
+#undef QC_PRODUCT
   }
-  int64_t r = 0;
-  for (; r + QC_TALL / 2 <= rows; r += QC_TALL / 2) qc_half_product(a + r * down, down, b, depth, sums + r * QC_COLUMNS);
-  for (; r < rows; r++) qc_row_product(a + r * down, down, b, depth, sums + r * QC_COLUMNS);
 }
 
 /* A piece is a panel of one matrix. */
@@ -101,16 +109,18 @@ static int64_t qc_matmul_panels_units(const qc_matmul *s) { return qc_matrices(&
 
 static void qc_matmul_panels(const qc_matmul *s, int64_t lo, int64_t hi) {
   const qc_tensor *y = &s->y.t;
-  int64_t panels = qc_ceil(y->c, QC_COLUMNS), depth = s->a.c, down = s->a.sw / 4, wide = qc_width_of(&s->y);
+  int64_t panels = qc_ceil(y->c, QC_COLUMNS), depth = s->a.c, wide = qc_width_of(&s->y);
+  QC_ALIGNED float sums[QC_TALL * QC_COLUMNS];
+  qc_product p = {.down = s->a.sw / 4, .depth = depth, .y = sums, .across = QC_COLUMNS, .scale = 1.0f};
   for (int64_t piece = lo; piece < hi; piece++) {
     int64_t matrix = piece / panels, panel = piece % panels, count = qc_min(QC_COLUMNS, y->c - panel * QC_COLUMNS);
     const float *a = (const float *)(const void *)qc_matrix(&s->a, matrix, y);
-    const float *b = s->b + (qc_matrix_of(s->b_of, matrix, y) * panels + panel) * depth * QC_COLUMNS;
     uint8_t *to = qc_matrix(y, matrix, y) + panel * QC_COLUMNS * wide;
+    p.b = s->b + (qc_matrix_of(s->b_of, matrix, y) * panels + panel) * depth * QC_COLUMNS;
     for (int64_t row = 0; row < y->w; row += QC_TALL) {
-      QC_ALIGNED float sums[QC_TALL * QC_COLUMNS] = {0};
       int64_t rows = qc_min(QC_TALL, y->w - row);
-      qc_rows_product(a + row * down, down, b, depth, sums, rows);
+      p.a = a + row * p.down;
+      qc_product_rows(&p, rows, 1);
       for (int64_t r = 0; r < rows; r++) {
         uint8_t *place = to + (row + r) * y->sw;
         if (!s->y.codes) memcpy(place, sums + r * QC_COLUMNS, (size_t)(4 * count));

@@ -76,7 +76,7 @@ static void qc_max_pool_rows(const qc_max_pool *s, int64_t lo, int64_t hi) {
   }
 }
 
-/* Up to QC_POOLED channels at x: pad is what the padding adds to each sum. */
+/* Up to QC_POOLED channels at x: pad is what makes each sum one of as many codes as it is divided by. */
 static void qc_avg_pixel(const qc_avg_pool *s, const uint8_t *x, const qc_extent *e, int32_t pad, float m, uint8_t *y, int64_t c) {
   int32_t acc[QC_POOLED];
   for (int64_t q = 0; q < c; q++) acc[q] = pad;
@@ -104,8 +104,9 @@ static void qc_avg_pool_rows(const qc_avg_pool *s, int64_t lo, int64_t hi) {
       int64_t inside = e[0].count * e[1].count * e[2].count, count = inside;
       if (s->include_pad)
         count = qc_padded_count(&s->k, 0, d, s->x.d) * qc_padded_count(&s->k, 1, h, s->x.h) * qc_padded_count(&s->k, 2, i, s->x.w);
-      float m = (float)(s->ratio / (double)(s->divisor > 0 ? s->divisor : count));
-      int32_t pad = s->include_pad ? (int32_t)(count - inside) * s->x_zero : 0;
+      if (s->divisor) count = s->divisor;
+      float m = (float)(s->ratio / (double)count);
+      int32_t pad = (int32_t)(count - inside) * s->x_zero;
       for (int64_t c = 0; c < s->y.c; c += QC_POOLED)
         qc_avg_pixel(s, s->x.p + n * s->x.sn + c, e, pad, m, y + i * s->y.sw + c, qc_min(QC_POOLED, s->y.c - c));
     }

@@ -130,8 +130,9 @@ typedef struct qc_max_pool {
 } qc_max_pool;
 
 /* acc = the sum of the codes of a window; v = acc * float(ratio / count) + b; y = clamp(rne(v) + zero, lo, hi), ratio = sx / sy,
-   b = -zx * sx / sy. count: divisor if > 0, else the pixels of the window inside of x, with include_pad also those in the
-   padding, which add x_zero each to acc. A mean over all pixels is adaptive with one result. */
+   b = -zx * sx / sy. count: the divisor if it is not 0, else the pixels of the window inside of x, with include_pad also those in the
+   padding. acc begins at x_zero for each by which count is more than the pixels inside of x, less for each by which it is less. A mean
+   over all pixels is adaptive with one result. */
 typedef struct qc_avg_pool {
   qc_tensor x, y;
   qc_window k;
@@ -193,7 +194,9 @@ typedef struct qc_result {
 /* y = f(x), the numbers p being settings of f; or y = table[code of x]. What each function is stands in float_map.h. */
 enum {
   QC_COPY, QC_CLAMP, QC_EXP, QC_LOG, QC_TANH, QC_ERF, QC_SIGMOID, QC_SILU, QC_GELU, QC_GELU_TANH, QC_SQRT, QC_RSQRT, QC_RECIPROCAL,
-  QC_SQUARE, QC_NEG, QC_ABS, QC_HARDSIGMOID, QC_HARDSWISH, QC_LEAKY_RELU, QC_ELU, QC_SOFTPLUS, QC_MISH, QC_NOT, QC_TABLE
+  QC_SQUARE, QC_NEG, QC_ABS, QC_HARDSIGMOID, QC_HARDSWISH, QC_LEAKY_RELU, QC_ELU, QC_SOFTPLUS, QC_MISH, QC_NOT,
+  QC_SIN, QC_COS, QC_FLOOR, QC_CEIL, QC_TRUNC, QC_ROUND, QC_FRAC, QC_SIGN, QC_EXPM1, QC_LOG1P, QC_LOG_TO, QC_POWER, QC_SOFTSIGN,
+  QC_LOGSIGMOID, QC_TABLE
 };
 typedef struct qc_float_map {
   qc_operand x;
@@ -272,7 +275,7 @@ typedef struct qc_int64 {
 } qc_int64;
 
 /* Windows of floats, or of codes as floats: op = QC_LARGEST: the largest element inside of x, NaN where there is one; QC_SUM: the sum in
-   the order d, h, w, over how many elements the window has: divisor if > 0, else those inside of x, with include_pad also those in the
+   the order d, h, w, over how many elements the window has: the divisor if it is not 0, else those inside of x, with include_pad also those in the
    padding. adaptive = 1: windows as in adaptive pools, k is not used. */
 typedef struct qc_float_pool {
   qc_operand x;

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qcompiler.backends.native.plan.layer import Layer
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 
 Parts = str | tuple["Parts", ...]  # names of values, perhaps nested
@@ -20,6 +21,9 @@ class Bundle(Layer):
     @property
     def reads(self) -> tuple[str, ...]:
         return tuple(_names(self.parts))
+
+    def by_sample(self, samples: Samples) -> bool:
+        return samples.holds(self.reads)
 
     def shape(self, sizes: Sizes) -> object:
         return _each(self.parts, sizes.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,10 +12,14 @@ from torch import Tensor
 from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.dynamic import DOUBLES
+from qcompiler.backends.native.plan.float_pointwise import FloatPair
+from qcompiler.backends.native.plan.float_rows import Reduce, reduced
 from qcompiler.backends.native.plan.floats import FLOATS, as_pixels, operand, order_of, result, width
 from qcompiler.backends.native.plan.layer import Bound, Layer, OfOne, merged
 from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.samples import Samples
+from qcompiler.backends.native.plan.shape import View
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step, is_tensor
 
@@ -42,6 +46,9 @@ class Embed(OfOne):
     @property
     def lies_anywhere(self) -> bool:
         return False
+
+    def by_sample(self, samples: Samples) -> bool:
+        return True
 
     def shape(self, sizes: Sizes) -> Axes:
         return (*sizes.shape(self.x), self.table.values.shape[1])
@@ -107,6 +114,50 @@ def refuse_embedding(step: Step, facts: Facts) -> str | None:
 def plan_embedding(step: Step, planner: Planning) -> None:
     x, (out, codes) = planner.operand(step.args[0]), planner.result(step)
     planner.add(Embed(out, planner.label(step), x, _rows(step.args[1], planner), codes, planner.source_of(x)))
+
+
+@dataclass(frozen=True, eq=False)
+class Bag(Reduce):
+    """The sum, mean or largest of the rows of each bag. Bags without rows are refused, as torch refuses them."""
+
+    def shape(self, sizes: Sizes) -> Axes:
+        if sizes.shape(self.x)[-1] == 0:
+            raise ValueError("bags without rows")
+        return super().shape(sizes)
+
+
+BAGS = {"sum": "sum", "mean": "mean", "max": "amax"}  # what becomes of the rows of a bag
+
+
+def refuse_embedding_bag(step: Step, facts: Facts) -> str | None:
+    indices, _, offsets, weights = (*step.args, None, None)[:4]
+    mode, padding = step.kwargs.get("mode", "mean"), step.kwargs.get("padding_idx")
+    if offsets is not None or facts.rank(indices) != 2:
+        return "its bags begin at offsets: numbers of two dimensions, a row for each bag, have a C form"
+    if padding is not None and (mode != "sum" or type(padding) is not int):
+        return f"the {mode} of bags without their padding has no C form, their sum has one"
+    if weights is not None and not facts.is_floats(weights):
+        return "the factors of its rows are not float32"
+    return refuse_embedding(replace(step, args=step.args[:2]), facts)
+
+
+def plan_embedding_bag(step: Step, planner: Planning) -> None:
+    """Rows (B, L, C), times their factors, over L."""
+    x, label, table = planner.operand(step.args[0]), planner.label(step), _rows(step.args[1], planner)
+    padding, factors = step.kwargs.get("padding_idx"), (*step.args, None, None)[3]
+    table = table if padding is None else _with_zeros(table, padding)
+    made = planner.add(Embed(f"{step.out}.rows", label, x, table, None, planner.source_of(x)))
+    if factors is not None:
+        wide = planner.add(View(f"{step.out}.factors", label, planner.operand(factors), "unsqueeze", (), {"dim": -1}))
+        made = planner.add(FloatPair(f"{step.out}.weighted", label, "mul", made, wide, (None, None)))
+    reduced(Bag, Step(step.out, BAGS[step.kwargs.get("mode", "mean")], (f"%{made}",), {"dim": 1}), planner)
+
+
+def _with_zeros(table: Rows, row: int) -> Rows:
+    """Row `row` gives zeros."""
+    values, scale = table.values.clone(), None if table.scale is None else table.scale.clone()
+    (values if scale is None else scale)[row] = 0
+    return replace(table, values=values, scale=scale)
 
 
 def _rows(argument: str, planner: Planning) -> Rows:

@@ -119,9 +119,11 @@ def _settings(step: Step) -> dict[str, Any]:
     return {name: value for name, value in step.kwargs.items() if value is not None}
 
 
-def _numbers(name: str, *defaults: tuple[str, float]) -> Callable[[Step], Setting | None]:
+def _numbers(name: str, *defaults: tuple[str, float], last: tuple[float, ...] = ()) -> Callable[[Step], Setting | None]:
+    """`last`: numbers behind those of the step."""
+
     def setting(step: Step) -> Setting | None:
-        values = [step.kwargs.get(key, default) for key, default in defaults]
+        values = [*(step.kwargs.get(key, default) for key, default in defaults), *last]
         return (name, tuple(map(float, values))) if all(isinstance(v, (int, float)) for v in values) else None
 
     return setting
@@ -137,21 +139,32 @@ def _clamp(step: Step) -> Setting | None:
 POWERS = {2: "QC_SQUARE", 0.5: "QC_SQRT", -0.5: "QC_RSQRT", -1: "QC_RECIPROCAL", 1: "QC_COPY"}
 
 
+MOST_POWER = 8  # of a whole exponent: more products lose more than a function may
+
+
 def _pow(step: Step) -> Setting | None:
     exponent = step.kwargs.get("exponent", step.args[1] if len(step.args) > 1 else None)
-    return (POWERS[exponent], ()) if isinstance(exponent, (int, float)) and exponent in POWERS else None
+    if not isinstance(exponent, (int, float)):
+        return None
+    if exponent in POWERS:
+        return POWERS[exponent], ()
+    return ("QC_POWER", (float(exponent),)) if float(exponent).is_integer() and abs(exponent) <= MOST_POWER else None
 
 
 FUNCTIONS: Mapping[str, Callable[[Step], Setting | None]] = {
     **{name: _plain(f"QC_{name.upper()}") for name in (
         "exp", "log", "tanh", "erf", "sigmoid", "silu", "sqrt", "rsqrt", "reciprocal", "square", "neg", "abs", "hardsigmoid", "hardswish",
-        "mish")},
+        "mish", "sin", "cos", "floor", "ceil", "trunc", "frac", "sign", "expm1", "log1p", "softsign", "logsigmoid")},
+    "log2": lambda step: ("QC_LOG_TO", (1 / math.log(2),)),
+    "log10": lambda step: ("QC_LOG_TO", (1 / math.log(10),)),
+    "round": lambda step: ("QC_ROUND", ()) if step.kwargs.get("decimals", 0) == 0 else None,
     "relu": lambda step: ("QC_CLAMP", (0.0, math.inf)),
     "clamp": _clamp,
     "pow": _pow,
     "gelu": lambda step: ("QC_GELU_TANH" if step.kwargs.get("approximate") == "tanh" else "QC_GELU", ()),
     "leaky_relu": _numbers("QC_LEAKY_RELU", ("negative_slope", 0.01)),
-    "elu": _numbers("QC_ELU", ("alpha", 1.0)),
+    "elu": _numbers("QC_ELU", ("alpha", 1.0), last=(1.0,)),
+    "selu": lambda step: ("QC_ELU", (1.6732632423543772, 1.0507009873554805)),
     "softplus": _numbers("QC_SOFTPLUS", ("beta", 1.0), ("threshold", 20.0)),
 }  # fmt: skip
 

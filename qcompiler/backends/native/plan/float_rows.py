@@ -17,6 +17,7 @@ from qcompiler.backends.native.plan.floats import FLOATS, joint, operand, order_
 from qcompiler.backends.native.plan.layer import Bound, OfOne
 from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.shape import Number, Reshape, View
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step, is_tensor, is_value
@@ -37,6 +38,9 @@ class Rows(OfOne):
     @property
     def lies_anywhere(self) -> bool:
         return False
+
+    def by_sample(self, samples: Samples) -> bool:
+        return samples.rank(self.x) > -self.dim
 
     def place(self, sizes: Sizes) -> Place:
         place = sizes.place(self.x)
@@ -139,6 +143,9 @@ class Reduce(OfOne):
     @property
     def lies_anywhere(self) -> bool:
         return False
+
+    def by_sample(self, samples: Samples) -> bool:
+        return samples.rank(self.x) > 1
 
     def shape(self, sizes: Sizes) -> Axes:
         return sizes.shape(self.x)[:-1]

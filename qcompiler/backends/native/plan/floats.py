@@ -33,7 +33,7 @@ class Constant(Layer):
     def shape(self, sizes: Sizes) -> Axes:
         return self.size
 
-    def stays(self, whole: object, part: object, samples: int, fewer: int) -> bool:
+    def stays(self, samples: Samples) -> bool:
         return True
 
     def place(self, sizes: Sizes) -> Place:

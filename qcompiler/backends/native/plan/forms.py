@@ -150,6 +150,7 @@ def _of_places(add: Add) -> None:
     add(FIRST, CForm(order.plan_first, order.refuse_first))
     add(SORTED, CForm(order.plan_order, order.refuse_order))
     add(["embedding"], CForm(embedding.plan_embedding, embedding.refuse_embedding))
+    add(["embedding_bag"], CForm(embedding.plan_embedding_bag, embedding.refuse_embedding_bag))
 
 
 def takes_codes(op: str) -> bool:

@@ -122,8 +122,8 @@ class Layer(ABC):
         """Whether sample n of its result, along the first dimension, is made of sample n of its operands alone, and of constants."""
         return False
 
-    def stays(self, whole: object, part: object, samples: int, fewer: int) -> bool:
-        """Of a layer that reads no value: whether its shapes, or numbers, at two numbers of samples mean the same for each sample."""
+    def stays(self, samples: Samples) -> bool:
+        """Of a layer that reads no value: whether its result, or number, at two numbers of samples means the same for each sample."""
         return False
 
     def cost(self, sizes: Sizes) -> int:

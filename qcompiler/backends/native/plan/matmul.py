@@ -17,14 +17,17 @@ from qcompiler.backends.native.plan.floats import as_pixels, operand, result, wi
 from qcompiler.backends.native.plan.layer import Bound, Layer, OfOne, Pixels, merged
 from qcompiler.backends.native.plan.masks import Where
 from qcompiler.backends.native.plan.place import Axes, Place, spread_shape
-from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.planning import Facts, Planning, turns
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.shape import View
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step, is_value
 
 COLUMNS = 16  # QC_COLUMNS
 WIDEST = 256  # QC_WIDEST
-MOST_DIMS = 5  # of a product's operands: a matrix, and three axes of matrices
+MOST_DIMS = 5  # of an attention's operands: a matrix, and three axes of matrices
+MOST_MATRICES = 8  # of a product's operands
+MOST_AXES = 3  # of matrices, where neighbours over which both operands go alike are one
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,18 +40,26 @@ class Pack(OfOne):
     def lies_anywhere(self) -> bool:
         return False
 
+    def by_sample(self, samples: Samples) -> bool:
+        return samples.rank(self.x) > 2
+
     def shape(self, sizes: Sizes) -> Axes:
         *batch, rows, columns = sizes.shape(self.x)
         return (*batch, -(-columns // COLUMNS), rows, COLUMNS)
+
+    @property
+    def steps_through(self) -> bool:
+        return True
 
     def place(self, sizes: Sizes) -> Place:
         return sizes.new(self.out, tuple(range(len(sizes.shape(self.out)))), 4)
 
     def bind(self, sizes: Sizes) -> Bound:
         x, y = sizes.place(self.x), sizes.place(self.out)
-        batch = tuple(range(len(x.shape) - 2))
-        shape, axes = x.shape, [(x.shape[d], x.strides[d]) for d in batch]
-        axes = [(1, 0)] * (3 - len(axes)) + axes
+        shape, axes = x.shape, list(zip(x.shape[:-2], x.strides[:-2], strict=True))
+        if len(axes) > MOST_AXES:
+            axes = [(n, stride) for n, (stride,) in merged(shape[:-2], [x.strides[:-2]])]
+        axes = [(1, 0)] * (MOST_AXES - len(axes)) + axes
         sizes_, strides = (*(n for n, _ in axes), *shape[-2:]), (*(s for _, s in axes), x.strides[-2])
         return Bound([Pixels(x, sizes_, strides), Pixels(y, (1, 1, 1, 1, 1), (0, 0, 0, 0))], spread=[x.strides[-1]])  # type: ignore[arg-type]
 
@@ -74,6 +85,19 @@ def matrix_steps(place: Place, shape: Axes) -> Place:
     return Place(tuple(shape), (*own.strides, 0, 0), place.offset, place.buffer, 1)
 
 
+def by_matrix(values: Sequence[str], panels: Sequence[str], out: str, samples: Samples) -> bool:
+    """Whether a product keeps samples apart. A row of it reads all of a packed matrix: samples of what is packed must be matrices, and
+    where samples of the result are matrices, other packed values are spread over them. Packed values have a dimension more.
+    """
+    rank = samples.rank(out)
+
+    def fits(name: str) -> bool:
+        same = samples.rank(name) == rank + 1
+        return rank > 2 and same if name in samples.names else rank == 2 or not same or samples.part.shape(name)[0] == 1
+
+    return samples.may_spread(values, out) and all(map(fits, panels))
+
+
 def matrices(places: Sequence[Place], shared: Set[int]) -> list[Pixels]:
     """Values of (*batch, M, N) as pixels of n * d * h matrices with w = M. Axes of the batch along which the values number `shared` stay
     where they are, and whose rows the others pass evenly, become rows: M is larger, with fewer matrices. Empty: none do.
@@ -87,9 +111,9 @@ def matrices(places: Sequence[Place], shared: Set[int]) -> list[Pixels]:
 
     while shared and axes and all(evenly(i, outer, inner) for i, (outer, inner) in enumerate(zip(axes[-1][1], rows[1], strict=True))):
         rows = (rows[0] * axes.pop()[0], rows[1])
-    if len(axes) > 3:
+    if len(axes) > MOST_AXES:
         raise ValueError("matrices in more than three dimensions")
-    axes = [(1, (0,) * len(places))] * (3 - len(axes)) + axes
+    axes = [(1, (0,) * len(places))] * (MOST_AXES - len(axes)) + axes
     return as_pixels(places, [*axes, rows], rank - 1)
 
 
@@ -107,8 +131,15 @@ class MatMul(Layer):
         return False
 
     @property
+    def steps_through(self) -> bool:
+        return True
+
+    @property
     def reads(self) -> tuple[str, ...]:
         return self.a, self.b
+
+    def by_sample(self, samples: Samples) -> bool:
+        return by_matrix((self.a,), (self.b,), self.out, samples)
 
     def right(self, sizes: Sizes) -> Axes:
         """The shape of what b was packed from."""
@@ -168,6 +199,9 @@ class Attention(Layer):
     def reads(self) -> tuple[str, ...]:
         return (self.q, self.k, self.v, *([self.mask] if self.mask is not None else []))
 
+    def by_sample(self, samples: Samples) -> bool:
+        return by_matrix((self.q, *self.reads[3:]), (self.k, self.v), self.out, samples)
+
     def shape(self, sizes: Sizes) -> Axes:
         q, v, keys = sizes.shape(self.q), sizes.shape(self.values), sizes.shape(self.k)
         if v[-1] > WIDEST or q[-1] != keys[-2]:
@@ -212,17 +246,22 @@ class Attention(Layer):
         return f"attention {self.q}, {self.values}" + (" causal" if self.causal else "")
 
 
-def _rank_fault(step: Step, facts: Facts, count: int) -> str | None:
+def _rank_fault(step: Step, facts: Facts, count: int, most: int) -> str | None:
     for argument in step.args[:count]:
         if not (facts.is_codes(argument) or facts.is_floats(argument)):
             return "one of its operands is not float32"
-        if not 2 <= facts.rank(argument) <= MOST_DIMS:
+        if not 2 <= facts.rank(argument) <= most:
             return f"one of its operands has {facts.rank(argument)} dimensions"
     return None
 
 
 def refuse_matmul(step: Step, facts: Facts) -> str | None:
-    return _rank_fault(step, facts, 2) or ("its sums are bounded" if step.kwargs.get("bounds") is not None else None)
+    if step.kwargs.get("bounds") is not None:
+        return "its sums are bounded"
+    batches = [facts.shape(argument)[:-2] for argument in step.args[:2]]
+    many = max(map(len, batches)) > MOST_AXES and turns(batches) >= MOST_AXES
+    fault = _rank_fault(step, facts, 2, MOST_MATRICES)
+    return fault or ("its matrices are spread over one another in too many dimensions" if many else None)
 
 
 def float_rows(argument: Any, planner: Planning) -> str:
@@ -259,7 +298,7 @@ def refuse_attention(step: Step, facts: Facts) -> str | None:
         return f"its mask has more than {MOST_DIMS} dimensions"
     if facts.shape(step.args[2])[-1:] > (WIDEST,):
         return f"its values are wider than {WIDEST}"
-    return _rank_fault(step, facts, 3)
+    return _rank_fault(step, facts, 3, MOST_DIMS)
 
 
 def _added(step: Step, planner: Planning) -> str | None:

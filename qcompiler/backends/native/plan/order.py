@@ -18,6 +18,7 @@ from qcompiler.backends.native.plan.floats import joint, operand, order_with_las
 from qcompiler.backends.native.plan.layer import Bound, Layer, OfOne, Pixels
 from qcompiler.backends.native.plan.place import Axes, Place, dense, of_caller
 from qcompiler.backends.native.plan.planning import Argument, Facts, Planning
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step, is_value
 
@@ -109,6 +110,9 @@ class Take(Layer):
     def lies_anywhere(self) -> bool:
         return False
 
+    def by_sample(self, samples: Samples) -> bool:
+        return samples.holds(self.reads) and samples.rank(self.x) > -self.dim
+
     def shape(self, sizes: Sizes) -> Axes:
         return sizes.shape(self.at)
 
@@ -138,6 +142,9 @@ class HandOutPlaces(OfOne):
     @property
     def dtype(self) -> torch.dtype:
         return torch.int64
+
+    def by_sample(self, samples: Samples) -> bool:
+        return True
 
     def place(self, sizes: Sizes) -> Place:
         shape = sizes.shape(self.out)

@@ -18,6 +18,7 @@ from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.plan.places import ALONG_AXES, OUTSIDE, Indices, flat
 from qcompiler.backends.native.plan.planning import Facts, Planning
 from qcompiler.backends.native.plan.pointwise import Map
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step, is_value, leaves
 from qcompiler.ir.nested import rewrite
@@ -48,6 +49,14 @@ class Pick(OfOne):
         """Whether each axis has a list of its own; roll and repeat_interleave without dimensions see x as one row."""
         alone = {"roll": "dims", "repeat_interleave": "dim"}.get(self.op)
         return self.op in ALONG_AXES and (alone is None or self.kwargs.get(alone) not in (None, (), []))
+
+    def by_sample(self, samples: Samples) -> bool:
+        """Whether it takes the samples as they come, and does the same to each."""
+        if not self.by_axes:
+            return False
+        (first, *whole), (few, *part) = self.axes(samples.whole), self.axes(samples.part)
+        in_order = all(np.array_equal(at, range(len(at))) for at in (first, few))
+        return in_order and all(map(np.array_equal, whole, part))
 
     def _elements(self, sizes: Sizes) -> Tensor:
         return flat(sizes.shape(self.x), OPS.rows[self.op].fn, *sizes.numbers(self.args), **sizes.numbers(self.kwargs))

@@ -159,11 +159,16 @@ class Planning(Facts, Protocol):
         """Make a value in its place in a cat."""
 
 
-def spread_fault(arguments: Sequence[Argument], facts: Facts) -> str | None:
-    """Why no layer steps through operands that are spread over one another: neighbours along which the same ones are spread become one."""
-    shapes = [facts.shape(argument) for argument in arguments]
+def turns(shapes: Sequence[Axes]) -> int:
+    """How often, from dimension to dimension, it changes which of these shapes are spread over the others."""
     rank = max(map(len, shapes))
     padded = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
     spread = [tuple(n == 1 < max(along) for n in along) for along in zip(*padded, strict=True)]
-    turns = sum(a != b for a, b in itertools.pairwise(spread))
-    return "its operands are spread over one another in too many dimensions" if rank > STEPPED and turns > MOST_TURNS else None
+    return sum(a != b for a, b in itertools.pairwise(spread))
+
+
+def spread_fault(arguments: Sequence[Argument], facts: Facts) -> str | None:
+    """Why no layer steps through operands that are spread over one another: neighbours along which the same ones are spread become one."""
+    shapes = [facts.shape(argument) for argument in arguments]
+    many = max(map(len, shapes)) > STEPPED and turns(shapes) > MOST_TURNS
+    return "its operands are spread over one another in too many dimensions" if many else None

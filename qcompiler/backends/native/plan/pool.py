@@ -99,12 +99,17 @@ class Pool(OfOne):
         return f"{self.kind}_pool {size}"
 
 
+MOST_DIVISOR = 2**22  # so many codes, and those of a window, have a sum of 32 bits
+
+
 def refuse_pool(dims: int, step: Step, facts: Facts) -> str | None:
     if facts.rank(step.args[0]) not in (dims + 1, dims + 2):
         return f"its input has {facts.rank(step.args[0])} dimensions"
     settings = [step.kwargs.get(name) for name in ("kernel_size", "stride", "padding", "dilation", "divisor_override", "output_size")]
     if step.kwargs.get("return_indices", False):
         return "it hands out places"
+    if type(divisor := step.kwargs.get("divisor_override") or 0) is int and abs(divisor) > MOST_DIVISOR:
+        return f"it divides its sums by {divisor}"
     return "its settings are computed from sizes" if any(_computed(s) for s in settings) else refuse_rows(replace(step, kwargs={}), facts)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from qcompiler.backends.native.plan.sizes import Sizes
+from qcompiler.backends.native.steps import is_value, leaves
 from qcompiler.errors import QCompilerError
 
 NEAR = 3 << 20  # bytes of an arena that stay near a core
@@ -26,7 +27,7 @@ class ByItself(Protocol):
     @property
     def reads(self) -> tuple[str, ...]: ...
     def by_sample(self, samples: Samples) -> bool: ...
-    def stays(self, whole: object, part: object, samples: int, fewer: int) -> bool: ...
+    def stays(self, samples: Samples) -> bool: ...
 
 
 @dataclass
@@ -38,8 +39,8 @@ class Samples:
     names: set[str] = field(default_factory=set)
 
     @property
-    def count(self) -> int:
-        return _count(self.part)
+    def counts(self) -> tuple[int, int]:
+        return _count(self.whole), _count(self.part)
 
     def rank(self, name: str) -> int:
         return len(self.part.shape(name))
@@ -55,20 +56,25 @@ class Samples:
 
     def add(self, layer: ByItself) -> bool:
         """Whether a layer computes sample by sample, or gives the same at both sizes."""
-        whole, part = self.whole.shapes[layer.out], self.part.shapes[layer.out]
+        whole, part, given = self.whole.shapes[layer.out], self.part.shapes[layer.out], any(name in self.names for name in layer.reads)
+        if (given or not layer.reads) and self._agree(whole, part) and layer.by_sample(self):
+            self.names.add(layer.out)
+            return True
         if not layer.reads:
-            return layer.stays(whole, part, _count(self.whole), self.count)
-        if not self._agree(whole, part) or not any(name in self.names for name in layer.reads) or not layer.by_sample(self):
-            return False
-        self.names.add(layer.out)
-        return True
+            return layer.stays(self)
+        return not given and whole == part and self._same_numbers(layer)
+
+    def _same_numbers(self, layer: ByItself) -> bool:
+        """Whether the numbers among a layer's settings are the same at both sizes."""
+        numbers = [leaf[1:] for leaf in leaves(list(vars(layer).values())) if is_value(leaf)]
+        return all(self.whole.shapes[name] == self.part.shapes[name] for name in numbers)
 
     def _agree(self, whole: object, part: object) -> bool:
         if not isinstance(whole, tuple) or not isinstance(part, tuple) or not whole or len(whole) != len(part):
             return False
         if isinstance(whole[0], tuple):
             return all(map(self._agree, whole, part))
-        return (whole[0], part[0]) == (_count(self.whole), self.count) and whole[1:] == part[1:] and 0 not in part
+        return (whole[0], part[0]) == self.counts and whole[1:] == part[1:] and 0 not in part
 
 
 def _count(sizes: Sizes) -> int:

@@ -12,6 +12,7 @@ from qcompiler.backends.native.known import DTYPES, function_of
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.place import Axes, Place, dense, settled_at
 from qcompiler.backends.native.plan.planning import Argument
+from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import is_value, leaves
 from qcompiler.ir.nested import rewrite
@@ -28,6 +29,10 @@ class Computed(Layer):
     @property
     def reads(self) -> tuple[str, ...]:
         return ()
+
+    def stays(self, samples: Samples) -> bool:
+        """What kernels read of it says."""
+        return True
 
     @property
     def asks(self) -> tuple[str, ...]:
@@ -74,6 +79,17 @@ class Settled(Layer):
     @property
     def reads(self) -> tuple[str, ...]:
         return ()
+
+    def stays(self, samples: Samples) -> bool:
+        return torch.equal(*self._both(samples))
+
+    def by_sample(self, samples: Samples) -> bool:
+        """Whether all samples have the same."""
+        whole, part = self._both(samples)
+        return torch.equal(whole, whole[:1].expand_as(whole)) and torch.equal(part, whole[: len(part)])
+
+    def _both(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        return samples.whole.settled[self.out], samples.part.settled[self.out]
 
     def shape(self, sizes: Sizes) -> Axes:
         found = sizes.settled[self.out] = self._floats(sizes)

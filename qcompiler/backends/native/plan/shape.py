@@ -57,9 +57,10 @@ class Number(Layer):
             return args[0] if len(args) == 1 else args[0][args[1]]
         return len(args[0]) if self.function == "dim" else NUMBERS[self.function](*args)
 
-    def stays(self, whole: object, part: object, samples: int, fewer: int) -> bool:
+    def stays(self, samples: Samples) -> bool:
         """A number of samples is one as the size of a view alone, whose shape tells whether it was."""
-        return whole == part or (whole, part) == (samples, fewer)
+        whole, part = samples.whole.shapes[self.out], samples.part.shapes[self.out]
+        return whole == part or (whole, part) == samples.counts
 
     def place(self, sizes: Sizes) -> Any:
         return None

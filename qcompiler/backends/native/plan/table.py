@@ -29,12 +29,16 @@ NOTHING = -1  # QC_NOTHING: the cost of a layer whose result has no element
 
 @dataclass(frozen=True)
 class Table:
-    """`struct` points into `kept`. `shapes`: of each tensor that is handed out."""
+    """`struct` points into `kept`. `sizes`: of what it computes at a time; `whole`: of the call. `steps`: for each tensor of the caller's
+    how far the parts of the call, and the last one, are behind the first; empty where the call is one part.
+    """
 
     struct: SizesStruct
     kept: tuple[Any, ...]
     sizes: Sizes
+    whole: Sizes
     offsets: tuple[int, ...]
+    steps: tuple[list[int], list[int]] = ([], [])
 
 
 def table_in_parts(sizes: Sizes) -> Table:
@@ -47,9 +51,9 @@ def table_in_parts(sizes: Sizes) -> Table:
     count, at_once = (one.shape(sizes.network.inputs[0][0])[0] for one in (sizes, few))
     bytes_of = [_bytes_of_sample(name, few) for name in names]
     table.struct.parts, table.struct.tensors = -(-count // at_once), len(names)
-    table.struct.step = step = _array(ctypes.c_int64, [at_once * n for n in bytes_of])
-    table.struct.last = last = _array(ctypes.c_int64, [(count - at_once) * n for n in bytes_of])
-    return replace(table, kept=(*table.kept, step, last))
+    steps = [at_once * n for n in bytes_of], [(count - at_once) * n for n in bytes_of]
+    table.struct.step, table.struct.last = arrays = tuple(_array(ctypes.c_int64, step) for step in steps)
+    return replace(table, kept=(*table.kept, *arrays), whole=sizes, steps=steps)
 
 
 def _bytes_of_sample(name: str, sizes: Sizes) -> int:
@@ -76,7 +80,7 @@ def table_of(sizes: Sizes) -> Table:
     maps = _array(ctypes.c_void_p, [at.ctypes.data for at in lists])
     cost = _array(ctypes.c_int64, [NOTHING if 0 in sizes.shape(layer.out) else layer.cost(sizes) for layer in layers])
     struct = SizesStruct(pixels, moved, ctypes.cast(strides, ctypes.c_void_p), spread, cost, ctypes.cast(maps, ctypes.c_void_p), arena)
-    return Table(struct, (pixels, moved, strides, spread, cost, maps, lists), sizes, tuple(offsets))
+    return Table(struct, (pixels, moved, strides, spread, cost, maps, lists), sizes, sizes, tuple(offsets))
 
 
 def _bound(layer: Layer, sizes: Sizes) -> Bound:

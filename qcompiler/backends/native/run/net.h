@@ -97,8 +97,8 @@ const char *qc_isa(const qc_model *model);
 /* Computes on up to `threads` threads. Returns 0, or 1 where there is no memory for the arena. */
 int qc_run(qc_model *model, const qc_sizes *sizes, void *const *io, int threads);
 
-/* The same for a network whose quantize and dequantize layers stand at its ends alone: io are codes where those layers read or write. Not
-   in parts. */
+/* The same for a network whose quantize and dequantize layers stand at its ends alone: io are codes where those layers read or write, and
+   the steps of `sizes` between parts count their bytes. */
 int qc_run_codes(qc_model *model, const qc_sizes *sizes, void *const *io, int threads);
 
 /* As qc_run, on one thread in an arena of the caller's, which then holds what the layers left there. */

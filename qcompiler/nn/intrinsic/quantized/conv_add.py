@@ -6,7 +6,7 @@ quantum (see backends/torch/kernels/epilogue.py).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
@@ -20,7 +20,7 @@ from qcompiler.nn.quantized.weighted import RELU
 class ConvAdd2d(Conv2d):
     """`m(input, extra_input)` = conv(input) + extra_input, both quint8 with qparams of their own."""
 
-    _FLOAT_MODULE: ClassVar[Any] = intrinsic.ConvAdd2d
+    _FLOAT_MODULE: ClassVar[type[nn.Module]] = intrinsic.ConvAdd2d
     _OP, _BASE_OP = "conv2d_add", "conv2d"
     _INPUTS = ("input", "extra_input")
     _WITH_RELU: ClassVar[bool] = False

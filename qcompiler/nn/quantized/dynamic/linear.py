@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from qcompiler.backends.torch.runtime import packs
 from qcompiler.errors import InputError
+from qcompiler.nn.float_classes import FloatClasses
 from qcompiler.nn.quantized.dynamic.weighted import OneWeight
 
 
 class Linear(OneWeight):
     """y = x W^T + b: x (..., in_features) float32, rounded to its own range at every call; weight int8, or float16."""
 
-    _FLOAT_MODULE: ClassVar[Any] = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    _FLOAT_MODULE: ClassVar[FloatClasses] = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
     _BASE = nn.Linear
     _ROW = "linear"
     _RELU: ClassVar[bool] = False

@@ -19,6 +19,7 @@ from qcompiler.ops.table import OPS
 class RecurrentModule(DynamicModule):
     """Base of layers and cells: weights named as the float module's (weight_ih_l0, ...), biases likewise."""
 
+    _FLOAT_MODULE: ClassVar[type[nn.Module]]
     _GATES: ClassVar[int]
 
     def __init__(self, bias: bool, dtype: torch.dtype) -> None:
