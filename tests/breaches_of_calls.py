@@ -64,7 +64,7 @@ def a_float_module_in_int8(gm: fx.GraphModule) -> None:
     made.meta.update({VALUE: value_of(integers), QUANT: Quant(int8=True, qparams=P)})
 
 
-@breach(Stage.TRACED, Stage.FUSED, Stage.OBSERVED, Stage.QUANTIZED, Stage.LOWERED, code="invalid-ir", text="stands behind the output")
+@breach(Stage.FUSED, Stage.OBSERVED, Stage.QUANTIZED, Stage.LOWERED, code="ir-order", text="stands behind the output")
 def a_call_behind_the_output(gm: fx.GraphModule) -> None:
     output = next(n for n in gm.graph.nodes if n.op == "output")
     beside(output, torch.cumsum, (the_input(gm), 1), FLOAT, value_of(the_input(gm)))

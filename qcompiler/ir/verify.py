@@ -29,8 +29,6 @@ def form_problem(gm: fx.GraphModule) -> tuple[str, fx.Node | None] | None:
             return f"%{missing.name} is used before it is computed", node
         if node.name in names:
             return f"two nodes have the name {node.name}", node
-        if outputs:
-            return f"%{node.name} stands behind the output", node
         seen.add(node)
         names.add(node.name)
         outputs += node.op == "output"

@@ -109,6 +109,10 @@ def module_with_a_row(at: Place) -> str | None:
     return None if hooked or found[1].refuse(module) else f"%{at.node.name} calls a {type(module).__name__}, which the table has as an op"
 
 
+def behind_output(at: Place) -> str | None:
+    return f"%{at.node.name} stands behind the output" if at.node.prev.op == "output" else None
+
+
 def runs_once(at: Place) -> str | None:
     if not getattr(at.node.target, "once", False):
         return None
@@ -198,6 +202,7 @@ def all_observe(gm: fx.GraphModule, seen: Seen) -> Breach | None:
 
 
 RULES = (
+    Rule("ir-order", "Nothing stands behind the output.", (Stage.FUSED, *DECIDED, Stage.LOWERED), behind_output),
     Rule("ir-conversion", "Only QUANTIZED has quantize, dequantize and the functions that stand before weights.",
          (*EARLY, Stage.OBSERVED, Stage.LOWERED), conversion),
     Rule("ir-target", "Before LOWERED no node calls a function of a back end, and no quantized op is an operator overload.", PLAIN,
