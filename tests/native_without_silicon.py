@@ -1,7 +1,7 @@
 """Instruction sets that this processor has not, for tests alone: nothing of this is part of the package.
 
-Where AVX-512 VNNI is and one of these is not, `install` lets this process take it by name (QCOMPILER_ISA); what is taken without a name is
-what it was.
+On Linux, where AVX-512 VNNI is and one of these is not, `install` lets this process take it by name (QCOMPILER_ISA); what is taken without
+a name is what it was.
 
 * amx: the library that users build. Its tile instructions are unknown to the processor, and emulate/tiles.c computes them.
 * avx_vnni: the compiler's assembly, with vpdpbusd and vpdpwssd in the form that AVX-512 has; same registers, operands and results.
@@ -12,6 +12,7 @@ Both get another choice of instruction sets (emulate/processor.c), and names of 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -59,7 +60,8 @@ def really() -> tuple[str, ...]:
 @cache
 def emulated() -> tuple[str, ...]:
     """Those that can be emulated here."""
-    return tuple(name for name in NAMES if name not in really()) if "avx512_vnni" in really() else ()
+    able = sys.platform == "linux" and "avx512_vnni" in really()
+    return tuple(name for name in NAMES if able and name not in really())
 
 
 def in_place(units: Sequence[Unit], name: str) -> list[Unit]:
