@@ -304,6 +304,22 @@ def test_attention(kernels: Kernels, queries: int, keys: int, width: int, values
     assert y.untouched()
 
 
+@pytest.mark.parametrize("at", [0, 100, 299])
+def test_a_score_that_is_no_number_spoils_its_query_alone(kernels: Kernels, at: int) -> None:
+    """In the first block of keys or in a later one, with larger scores behind it."""
+    q, rows, columns = (Memory(floats(*shape, seed=n)) for n, shape in enumerate(((14, 8), (300, 8), (300, 20))))
+    mask = Memory(np.zeros((14, 300), np.float32))
+    mask.array[3, at], mask.array[13, :at] = np.nan, -np.inf
+    y = Memory(np.zeros((14, 20), np.float32))
+    first, second = packed(kernels, rows.array.T[None]), packed(kernels, columns.array[None])
+    kernels("attention", q=tensor(q.array), k=first.address, v=second.address, mask=operand(mask.array), y=result(y.array), scale=1.0,
+            keys=300)  # fmt: skip
+    assert np.isnan(y.array[3]).all() and not np.isnan(np.delete(y.array, 3, 0)).any()
+    with np.errstate(all="ignore"):
+        others = np.delete(np.arange(14), 3)
+        equal(y.array[others], reference.attention(q.array[None], rows.array[None], columns.array[None], 1.0, mask.array[None])[0, others])
+
+
 def test_a_query_that_sees_no_key_gives_zeros(kernels: Kernels) -> None:
     q, rows, columns = (Memory(floats(*shape, seed=n)) for n, shape in enumerate(((2, 8), (5, 8), (5, 4))))
     k, v = rows.array, columns.array

@@ -171,7 +171,7 @@ QC_INLINE void qc_finish_two(const qc_finish512 *f, const int32_t *sums, uint8_t
     qc_store512(qc_codes512(f, acc, r0 ? r : NULL, mask, kind), y0, y1, mask);
 }
 
-QC_INLINE void qc_finish_straight(const qc_conv *a, const qc_runs *t, const qc_tile *tile, const qc_finish512 *f, int64_t c, const int32_t *sums,
+QC_INLINE void qc_finish_straight(const qc_conv *a, const qc_tile *tile, const qc_finish512 *f, int64_t c, const int32_t *sums,
                                   __mmask32 mask, int kind) {
   uint8_t *y = tile->y + (a->floats ? 4 * c : c);
   const uint8_t *r = tile->r ? tile->r + c : NULL;
@@ -224,7 +224,7 @@ QC_INLINE void qc_finish_tile(const qc_conv *a, const qc_runs *t, const qc_tile 
     return;
   }
   if (tile->straight) {
-    qc_finish_straight(a, t, tile, &f, pair->c, sums, mask, kind);
+    qc_finish_straight(a, tile, &f, pair->c, sums, mask, kind);
     return;
   }
   qc_find_places(a, t, tile, pair->c, &p, trash);
