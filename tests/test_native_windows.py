@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompiler.backends.native import float_reference, reference
-from qcompiler.backends.native.reference import Ends
 from qcompiler.debug import compute_sqnr
+from tests import native_float_oracle as float_reference
+from tests import native_oracle as reference
 from tests.native_abi import Kernels, QOperand, QResult, QWindow
 from tests.native_nets import converted, example, steps_apart
+from tests.native_oracle import Ends
 from tests.test_native_floats import Memory, floats, tensor
 
 Array = NDArray[Any]

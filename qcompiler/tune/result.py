@@ -11,6 +11,7 @@ from torch import nn
 from qcompiler.config.corrections import Corrections
 from qcompiler.debug.fitted_table import FittedTable, as_text
 from qcompiler.executable import Executable
+from qcompiler.prepared.module import required_state
 from qcompiler.tune.report import write_report
 from qcompiler.tune.search_log import Step
 from qcompiler.tune.table import Row, table_of
@@ -22,8 +23,9 @@ class Tuned:
 
     `model`: the int8 module. `table`: float, default and every step, with figures on held-out data: in real int8 where the row was built
     (it has a time then), else of the reference graph. `steps`: the same steps with their corrections. `corrections`: those of `model`, for
-    convert_fx on `prepared`. `keep_float`: names of modules that the search found worth staying float, to paste into a mapping or into
-    convert_fx. `reached`: whether target and latency hold. `interrupted`: whether the user ended it.
+    convert_fx on `prepared`. `keep_float`: names of modules, and of ops that are no module, which the search found worth staying float: to
+    paste into convert_fx, those of modules into a mapping as well. `reached`: whether target and latency hold. `interrupted`: whether the
+    user ended it. `batch`: rows of the held-out batch that the table has milliseconds of.
     """
 
     model: Executable
@@ -37,6 +39,7 @@ class Tuned:
     reached: bool = True
     interrupted: bool = False
     seconds: float = 0.0
+    batch: int = 1
 
     def __str__(self) -> str:
         return as_text(self.rich(), *self.notes())
@@ -55,14 +58,20 @@ class Tuned:
     def notes(self) -> list[str]:
         """What is to say beside the table, a line each."""
         lines = [self.diagnosis] if self.diagnosis else []
-        lines += [f"keep_float={list(self.keep_float)}"] if self.keep_float else []
+        lines += [f"keep_float={list(self.keep_float)}{self._for_nodes()}"] if self.keep_float else []
         lines += ["interrupted: this is the best that was found by then"] if self.interrupted else []
         return lines
+
+    def _for_nodes(self) -> str:
+        """A word on names that no module has: a mapping knows modules alone."""
+        modules = required_state(self.prepared).settings.module_types
+        nodes = [name for name in self.keep_float if name not in modules]
+        return f" ({', '.join(nodes)}: no module, so for convert_fx alone, not for a mapping)" if nodes else ""
 
     def rich(self) -> FittedTable:
         """The table for a rich console."""
         chosen = next((row.name for row in self.table if row.chosen), "")
-        return table_of(self.table, f"{chosen}: {self.verdict}; {self.seconds:.0f} s")
+        return table_of(self.table, f"{chosen}: {self.verdict}; {self.seconds:.0f} s", self.batch)
 
     def save_report(self, folder: str | os.PathLike[str]) -> Path:
         """Writes report.html, the table with the curve, and graph.html, the page coloured by what each step changed; returns the first.

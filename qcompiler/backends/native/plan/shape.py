@@ -208,7 +208,7 @@ def _indices(index: Any) -> tuple[Any, ...]:
     return index if isinstance(index, tuple) else (index,)
 
 
-def _plain_index(index: Any, facts: Facts) -> bool:
+def _plain_index(index: object, facts: Facts) -> bool:
     if isinstance(index, slice):
         return all(_plain_index(part, facts) for part in (index.start, index.stop, index.step))
     return index is None or index is Ellipsis or type(index) is int or (is_value(index) and not facts.is_known(index))
