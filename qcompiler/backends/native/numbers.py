@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.read import NUMBERS
+from qcompiler.backends.native.steps import leaves
+from qcompiler.backends.torch.program.program import Program
+from qcompiler.backends.torch.program.statements import Call
 from qcompiler.ir.nested import Ref, rewrite
 
 RUN = "runtime.run_region"
-_OF_TENSORS: dict[str, Callable[..., Any]] = {"method.size": torch.Tensor.size, "method.dim": torch.Tensor.dim}
+_OF_TENSORS: dict[str, Callable[..., int | torch.Size]] = {"method.size": torch.Tensor.size, "method.dim": torch.Tensor.dim}
 
 
-def parts_of_regions(program: Any) -> dict[str, Any]:
+def parts_of_regions(program: Program) -> dict[str, Call]:
     """The calls that take a result of a region out of what the region gives, by their own names."""
     made = {call.out for call in program.calls if call.op == RUN}
     taken = (c for c in program.calls if c.op == "operator.getitem" and isinstance(c.args[0], Ref) and c.args[0].name in made)
-    return {call.out: call for call in taken}
+    return {call.out: call for call in taken if call.out is not None}
 
 
-def beside_regions(program: Any) -> list[Any]:
+def beside_regions(program: Program) -> list[Call]:
     """All calls but those of regions, in order."""
     parts = parts_of_regions(program)
     return [call for call in program.calls if call.op != RUN and call.out not in parts]
 
 
-def follows_from_sizes(call: Any) -> bool:
+def follows_from_sizes(call: Call) -> bool:
     """Whether a call gives a number that sizes settle, or checks one."""
     return call.op in NUMBERS or call.op in _OF_TENSORS
 
 
-def record_of(call: Any) -> Any:
+def record_of(call: Call) -> object:
     """What a call puts into an object of the user's, by name or in order; None for any other call."""
     if not call.op.startswith("record.") or call.args[0] == "tree":
         return None
@@ -41,13 +43,13 @@ def record_of(call: Any) -> Any:
     return tuple(values) if call.args[0] == "tuple" else dict(zip(names, values, strict=True))
 
 
-def numbers_beside(program: Any, inputs: Sequence[str], sizes: Sizes) -> dict[str, Any]:
+def numbers_beside(program: Program, inputs: Sequence[str], sizes: Sizes) -> dict[str, object]:
     """What such calls give at the sizes of a call, by name. `inputs`: what the program calls the inputs of its one region, in order.
 
     Raises InputError where a check fails. A check of an argument that no region takes is passed over: it has the value of the example.
     """
     network = sizes.network
-    known: dict[str, Any] = {
+    known: dict[str, object] = {
         name: torch.empty(sizes.shape(own), device="meta") for name, (own, _) in zip(inputs, network.inputs, strict=True)
     }
     for name, part in parts_of_regions(program).items():
@@ -55,7 +57,7 @@ def numbers_beside(program: Any, inputs: Sequence[str], sizes: Sizes) -> dict[st
         known[name] = torch.empty(found, device="meta") if isinstance(found, tuple) else found
     numbers = {}
     for call in beside_regions(program):
-        read = [leaf.name for leaf in _leaves((call.args, call.kwargs)) if isinstance(leaf, Ref)]
+        read = [leaf.name for leaf in leaves((call.args, call.kwargs)) if isinstance(leaf, Ref)]
         if not follows_from_sizes(call) or not all(name in known for name in read):
             continue
         args, kwargs = rewrite((call.args, dict(call.kwargs)), lambda leaf: known[leaf.name] if isinstance(leaf, Ref) else leaf)
@@ -63,9 +65,3 @@ def numbers_beside(program: Any, inputs: Sequence[str], sizes: Sizes) -> dict[st
         if call.out is not None:
             known[call.out] = numbers[call.out] = made
     return numbers
-
-
-def _leaves(value: Any) -> list[Any]:
-    found: list[Any] = []
-    rewrite(value, found.append)
-    return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from qcompiler.backends.native.plan.edges import Dequantize, Quantize
 from qcompiler.backends.native.plan.embedding import limits
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.region import NativeRegion
+from qcompiler.backends.torch.program.program import Program
 from qcompiler.errors import ConfigError
 from qcompiler.ir.nested import Ref
 
@@ -50,7 +50,7 @@ class Ends:
 
 def ends_of(module: nn.Module, region: NativeRegion) -> Ends:
     """Of a module that is one region. Raises ConfigError for a result that is an input as it came."""
-    program: Any = getattr(module, "program", None)
+    program = program_of(module)
     network = region.network
     has_codes = _has_codes(network, region.source.kernels)
     names = [name for name, _ in network.inputs]
@@ -64,7 +64,13 @@ def ends_of(module: nn.Module, region: NativeRegion) -> Ends:
     return Ends(inputs, made, numbers, has_codes)
 
 
-def inputs_of(program: Any) -> list[str]:
+def program_of(module: nn.Module) -> Program:
+    program = module.program
+    assert isinstance(program, Program)
+    return program
+
+
+def inputs_of(program: Program) -> list[str]:
     """What the program calls the inputs of its one region."""
     (run,) = [call for call in program.calls if call.op == RUN]
     return [ref.name for ref in run.args[1]]
@@ -94,12 +100,12 @@ def _codes_out(network: Network) -> dict[str, Codes]:
     return {layer.out: layer.codes for layer in network.layers if isinstance(layer, Dequantize)}
 
 
-def _results(program: Any, network: Network) -> tuple[dict[str, list[str]], tuple[tuple[str, object], ...]]:
+def _results(program: Program, network: Network) -> tuple[dict[str, list[str]], tuple[tuple[str, object], ...]]:
     """Labels of each tensor, in the order in which the network hands them out, and of what is no tensor."""
     taken = {name: network.outputs[call.args[1]] for name, call in parts_of_regions(program).items()}
     beside = beside_regions(program)
     taken |= {call.out: call.out for call in beside if call.out is not None and follows_from_sizes(call)}
-    records = {call.out: record for call in beside if (record := record_of(call)) is not None}
+    records = {str(call.out): record for call in beside if (record := record_of(call)) is not None}
     tensors: dict[str, list[str]] = {name: [] for name in tensor_outputs(network)}
     numbers: list[tuple[str, object]] = []
     for path, leaf in _leaves(program.output, (), records):
