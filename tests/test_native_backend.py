@@ -204,7 +204,7 @@ ENDS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "cummax": (lambda y: y.cummax(1).values, "it gives several values"),
     "kthvalue": (lambda y: torch.kthvalue(y, 2, 1, True)[0].expand(-1, 8, -1, -1), "it gives several values"),
     "one_hot": (lambda y: F.one_hot(y.argmax(1), 8).permute(0, 3, 1, 2).float(), "its result is int64"),
-    "antialias": (lambda y: F.interpolate(y, (5, 5), mode="bilinear", antialias=True), "resizing with mode 'bilinear' and antialias"),
+    "antialias": (lambda y: F.interpolate(y, (5, 5), mode="bilinear", antialias=True), "an antialiased resize has no C form"),
 }
 
 
@@ -353,7 +353,7 @@ def test_numbers_go_from_region_to_region(spelling: str) -> None:
         with torch.inference_mode():
             assert module(given).shape == model(given).shape
             assert debug.compute_sqnr(graph(given), module(given)) > 25
-    told = [remark.text for remark in qcompiler.remarks(module) if "which no size gives" in remark.text]
+    told = [remark.text for remark in qcompiler.remarks(module) if "which data gives" in remark.text]
     assert bool(told) == (spelling == "number of elements")
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,44 @@ def test_several_inputs_and_named_results(tmp_path: Path) -> None:
     again = module(*small)
     expected = {"SCORES_MAPS_1": again["scores"], "MAPS_0": again["maps"][0], "GR_E": again["größe */"]}
     assert np.array_equal(computed(program, "two", small, 1)[1], flat([expected[name] for name in order]))
+
+
+@dataclass
+class Answer:
+    scores: Tensor
+    rows: int
+    more: tuple[Tensor, Tensor] | None = None
+
+
+class Checked(nn.Module):
+    """Numbers of rows go in; a check of a size, and a size of the input among the results, stand beside the region."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(30, 8), nn.Linear(8, 5)
+
+    def forward(self, words: Tensor, mask: Tensor, unused: Tensor | None = None) -> Answer:
+        torch._assert(words.shape[1] == mask.shape[1], "one bit for each word")
+        assert unused is None and words.shape[1] < 9
+        made = self.head(self.words(words) * mask.bool()[..., None])
+        return Answer(made, words.shape[0] + 1)
+
+
+def test_checks_and_sizes_and_objects_of_results_stand_beside_the_region(tmp_path: Path) -> None:
+    given = torch.randint(0, 30, (2, 6)), torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
+    module = qcompiler.quantize(Checked().eval(), [given], backend="native", progress=False)
+    folder = qcompiler.export_c(module, tmp_path / "c", sizes=[[(2, 6), (2, 6)], [(3, 4), (3, 4)]], name="checked")
+    text = (folder / "checked.h").read_text()
+    assert "['scores'] 3 x 4 x 5" in text and "['rows'] is 3" in text and "['rows'] is 4" in text
+    assert "words, whole numbers as floats: rows 0 to 29 of a table" in text
+    found = computed(build(folder, "checked"), "checked", [x.float() for x in given])[1]
+    assert np.array_equal(found, flat(module(*given).scores))
+    assert "us" in qcompiler.native_plan(module, *given)
+    with pytest.raises(qcompiler.QCompilerError):
+        qcompiler.export_c(module, tmp_path / "other", sizes=[[(2, 6), (2, 5)]])
+    with pytest.raises(qcompiler.QCompilerError):
+        qcompiler.export_c(module, tmp_path / "long", sizes=[[(2, 12), (2, 12)]])
+    assert not (tmp_path / "other").exists() and not (tmp_path / "long").exists()
 
 
 class Codes(ctypes.Structure):

@@ -116,7 +116,8 @@ class Partition:
         if row is not None and OPS.rows.get(row.name) is not row:
             return "its op is no row of the compiler's own table"
         if row is None and bound(node) is None:
-            return "it is a module of the user's" if node.op == "call_module" else f"{format_target(node.target)} has no C form yet"
+            name = type(self.gm.get_submodule(str(node.target))).__name__ if node.op == "call_module" else format_target(node.target)
+            return f"{name} has no C form yet"
         try:
             step = facts.step(node)
         except NotNative as error:
@@ -138,7 +139,7 @@ class Partition:
         """Why a number that the op takes is unknown before anything runs: torch computes it, or the caller gives it."""
         numbers = (s for s in node.all_input_nodes if value_of(s).shape is None and s.op != "get_attr" and not makes_parts(s, self.table))
         unknown = next((s for s in numbers if not is_known(s)), None)
-        return f"it takes the number %{unknown.name}, which no size gives" if unknown is not None else None
+        return f"it takes the number %{unknown.name}, which data gives and no size; a mask would stay in C" if unknown is not None else None
 
     def _descend(self, units: list[fx.Node], native: set[fx.Node]) -> None:
         """Depths; torch's nodes are even, native ones odd. Where order counts, torch's nodes keep theirs, and no region reaches across an

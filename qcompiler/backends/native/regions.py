@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qcompiler.backends.native.numbers import beside_regions, follows_from_sizes, record_of
 from qcompiler.backends.native.plan.drawing import Planned, planned_nodes
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.errors import ConfigError, InputError
@@ -45,13 +46,16 @@ def native_plan(module: nn.Module, *inputs: Tensor) -> str:
 
 
 def only_region(module: nn.Module, what: str) -> NativeRegion:
-    """The region of a module that is one region and nothing else. Raises ConfigError, naming what runs in torch, for others."""
+    """The region of a module that is one region, with nothing beside it but numbers that follow from sizes and objects that its results are
+    put into. Raises ConfigError, naming what runs in torch, for others."""
     regions, program = regions_of(module), getattr(module, "program", None)
     if not regions:
         raise ConfigError(f"{what} takes a module of the native back end", code="not-native", hint='convert with backend="native"')
-    calls = [] if program is None else [c.op for c in program.calls if c.op not in ("runtime.run_region", "operator.getitem")]
+    others = [] if program is None else beside_regions(program)
+    calls = [call.op for call in others if not follows_from_sizes(call) and record_of(call) is None]
     if len(regions) > 1 or calls:
-        rest = f"{len(regions)} native regions, and between them {', '.join(dict.fromkeys(calls)) or 'nothing'}"
+        many = f"{len(regions)} native regions, and between them" if len(regions) > 1 else "one native region, and beside it"
+        rest = f"{many} {', '.join(dict.fromkeys(calls)) or 'nothing'}"
         raise ConfigError(f"{what} takes a network that is native as a whole; this one has {rest}", code="not-native",
                           hint="qcompiler.remarks(module) says what runs in torch, and why")  # fmt: skip
     return regions[0]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from qcompiler.backends.native.emit.source import tensor_outputs
+from qcompiler.backends.native.numbers import RUN, beside_regions, follows_from_sizes, parts_of_regions, record_of
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.edges import Dequantize, Quantize
+from qcompiler.backends.native.plan.embedding import limits
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.region import NativeRegion
+from qcompiler.backends.torch.program.program import Program
 from qcompiler.errors import ConfigError
 from qcompiler.ir.nested import Ref
 
@@ -24,13 +26,15 @@ Path = tuple[object, ...]  # keys and indices that lead to a value in the result
 @dataclass(frozen=True)
 class End:
     """`value`: its name in the network. `label`: what the user calls it. `constant`: the same as C can write it, alone of its kind.
-    `codes`: None where it is floats all the way. `whole`: whether it is whole numbers of 64 bits in every call."""
+    `codes`: None where it is floats all the way. `whole`: whether it is whole numbers of 64 bits in every call. `rows`: of how many rows
+    an input gives the numbers; 0 where it gives none."""
 
     value: str
     label: str
     constant: str
     codes: Codes | None
     whole: bool
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,30 @@ class Ends:
 
 def ends_of(module: nn.Module, region: NativeRegion) -> Ends:
     """Of a module that is one region. Raises ConfigError for a result that is an input as it came."""
-    program: Any = getattr(module, "program", None)
+    program = program_of(module)
     network = region.network
     has_codes = _has_codes(network, region.source.kernels)
     names = [name for name, _ in network.inputs]
-    (run,) = [call for call in program.calls if call.op == "runtime.run_region"]
-    given = [ref.name for ref in run.args[1]]
+    given = inputs_of(program)
     results, numbers = _results(program, network)
     codes_in, codes_out = (_codes_in(network), _codes_out(network)) if has_codes else ({}, {})
     whole = [name for name, dtype in network.dtypes.items() if dtype is torch.int64]
     made = _ends(list(results), [", ".join(labels) for labels in results.values()], codes_out, whole)
-    return Ends(_ends(names, given, codes_in, ()), made, numbers, has_codes)
+    rows = limits(network.layers)
+    inputs = tuple(replace(end, rows=rows.get(end.value, 0)) for end in _ends(names, given, codes_in, ()))
+    return Ends(inputs, made, numbers, has_codes)
+
+
+def program_of(module: nn.Module) -> Program:
+    program = module.program
+    assert isinstance(program, Program)
+    return program
+
+
+def inputs_of(program: Program) -> list[str]:
+    """What the program calls the inputs of its one region."""
+    (run,) = [call for call in program.calls if call.op == RUN]
+    return [ref.name for ref in run.args[1]]
 
 
 def _has_codes(network: Network, kernels: Sequence[tuple[str, ...]]) -> bool:
@@ -83,12 +100,15 @@ def _codes_out(network: Network) -> dict[str, Codes]:
     return {layer.out: layer.codes for layer in network.layers if isinstance(layer, Dequantize)}
 
 
-def _results(program: Any, network: Network) -> tuple[dict[str, list[str]], tuple[tuple[str, object], ...]]:
+def _results(program: Program, network: Network) -> tuple[dict[str, list[str]], tuple[tuple[str, object], ...]]:
     """Labels of each tensor, in the order in which the network hands them out, and of what is no tensor."""
-    taken = {call.out: network.outputs[call.args[1]] for call in program.calls if call.op == "operator.getitem"}
+    taken = {name: network.outputs[call.args[1]] for name, call in parts_of_regions(program).items()}
+    beside = beside_regions(program)
+    taken |= {call.out: call.out for call in beside if call.out is not None and follows_from_sizes(call)}
+    records = {str(call.out): record for call in beside if (record := record_of(call)) is not None}
     tensors: dict[str, list[str]] = {name: [] for name in tensor_outputs(network)}
     numbers: list[tuple[str, object]] = []
-    for path, leaf in _leaves(program.output, ()):
+    for path, leaf in _leaves(program.output, (), records):
         label = "".join(f"[{key!r}]" for key in path) or "result"
         name = taken.get(leaf.name) if isinstance(leaf, Ref) else None
         if isinstance(leaf, Ref) and name is None:
@@ -105,13 +125,16 @@ def _results(program: Any, network: Network) -> tuple[dict[str, list[str]], tupl
     return tensors, tuple(numbers)
 
 
-def _leaves(value: object, path: Path) -> Iterator[tuple[Path, object]]:
+def _leaves(value: object, path: Path, records: Mapping[str, object]) -> Iterator[tuple[Path, object]]:
+    """`records`: what objects of the user's hold, by the names of the calls that make them."""
+    if isinstance(value, Ref) and value.name in records:
+        value = records[value.name]
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _leaves(item, (*path, key))
+            yield from _leaves(item, (*path, key), records)
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _leaves(item, (*path, index))
+            yield from _leaves(item, (*path, index), records)
     else:
         yield path, value
 

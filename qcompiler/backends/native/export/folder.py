@@ -13,15 +13,17 @@ from torch import nn
 
 from qcompiler.backends.native import isa
 from qcompiler.backends.native.build.library import RUN
-from qcompiler.backends.native.export.ends import ends_of
+from qcompiler.backends.native.export.ends import ends_of, inputs_of, program_of
 from qcompiler.backends.native.export.implementation import implementation
 from qcompiler.backends.native.export.interface import MOST, Interface, header
 from qcompiler.backends.native.export.project import cmake, example, readme
 from qcompiler.backends.native.export.weights import Weights, weights_of
+from qcompiler.backends.native.numbers import numbers_beside
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.plan.table import Table, table_in_parts
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.native.regions import only_region
+from qcompiler.backends.torch.program.program import Program
 from qcompiler.errors import ArtifactWriteError, ConfigError
 from qcompiler.executable import Executable
 
@@ -39,7 +41,7 @@ def export_c(module: nn.Module, folder: str | Path, sizes: Sequence[Entry] | Non
     """
     region = only_region(module, "export_c")
     title = module._title() if isinstance(module, Executable) else type(module).__name__
-    tables = [_table(region, shapes) for shapes in _all_sizes(region, sizes)]
+    tables = [_table(program_of(module), region, shapes) for shapes in _all_sizes(region, sizes)]
     interface = Interface(identifier(name or title), title, region.network, region.source, ends_of(module, region), tables)
     files = _files(interface, weights_of(region, interface.fingerprint))
     path = Path(folder)
@@ -71,13 +73,16 @@ def _all_sizes(region: NativeRegion, sizes: Sequence[Entry] | None) -> list[list
     return found
 
 
-def _table(region: NativeRegion, shapes: Sequence[Shape]) -> Table:
-    """The sizes for inputs that lie as C arrays do. Raises ConfigError for shapes that no C array has."""
+def _table(program: Program, region: NativeRegion, shapes: Sequence[Shape]) -> Table:
+    """The sizes for inputs that lie as C arrays do. Raises ConfigError for shapes that no C array has, InputError for those that a check of
+    the model's refuses."""
     if any(len(shape) > MOST or any(n < 1 for n in shape) for shape in shapes):
         raise ConfigError(f"{list(shapes)!r:.80}: sizes of an export are at least 1, in at most {MOST} dimensions", code="export-sizes")
     names = [name for name, _ in region.network.inputs]
     strides = {name: torch.empty(shape, device="meta").stride() for name, shape in zip(names, shapes, strict=True)}
-    return table_in_parts(Sizes(region.network, dict(zip(names, shapes, strict=True)), strides=strides).filled())
+    filled = Sizes(region.network, dict(zip(names, shapes, strict=True)), strides=strides).filled()
+    filled.shapes.update(numbers_beside(program, inputs_of(program), filled))
+    return table_in_parts(filled)
 
 
 def _files(interface: Interface, weights: Weights) -> dict[str, str | bytes]:

@@ -152,7 +152,7 @@ An int8 network that qcompiler wrote. It needs a C11 compiler and threads, and n
     build/run_@NAME@ @NAME@.weights input.f32
 
 `input.f32` holds the inputs as 32-bit floats in the order of torch's contiguous tensors, one after the other.
-In Python: `x.numpy().tofile("input.f32")`. `@NAME@.h` says what goes in and comes out, as floats and as 8-bit codes.
+In Python: `x.float().numpy().tofile("input.f32")`. `@NAME@.h` says what goes in and comes out, as floats and as 8-bit codes.
 
 | file | what it is |
 |---|---|

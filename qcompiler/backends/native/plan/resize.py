@@ -87,8 +87,10 @@ class Resize(OfOne):
 
 def refuse_resize(step: Step, facts: Facts) -> str | None:
     mode = step.kwargs.get("mode", "nearest")
-    if mode not in (*NEAREST, *LINEAR, "bicubic") or step.kwargs.get("antialias", False):
-        return f"resizing with mode {mode!r:.20}{' and antialias' if step.kwargs.get('antialias') else ''} has no C form"
+    if step.kwargs.get("antialias", False):
+        return "an antialiased resize has no C form; one without antialias, or an average pool in front of it, has one"
+    if mode not in (*NEAREST, *LINEAR, "bicubic"):
+        return f"resizing with mode {mode!r:.20} has no C form"
     factors = step.kwargs.get("scale_factor")
     if any(isinstance(f, str) for f in (factors if isinstance(factors, (tuple, list)) else (factors,))):
         return "its factor is computed at run time"
