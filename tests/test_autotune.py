@@ -121,6 +121,21 @@ def test_print_and_report(result: Tuned, tmp_path: Path) -> None:
     assert result.save_report(tmp_path / "again").read_text() == page.read_text()
 
 
+def test_names_that_a_mapping_knows_and_others(result: Tuned) -> None:
+    """All of them can be pasted into convert_fx; those of modules into a mapping."""
+    found = replace(result, keep_float=("mean", "head"))
+    assert "(mean: no module, so for convert_fx alone" in str(found) and "(" not in replace(found, keep_float=("head",)).notes()[-1]
+    kept = qcompiler.convert_fx(found.prepared, keep_float=found.keep_float)
+    assert not {row.node for row in qcompiler.explain(kept).rows if row.int8} & {"mean", "head"}
+    mapping = qcompiler.get_default_qconfig_mapping().set_module_name("head", None)
+    assert "head" not in {row.node for row in qcompiler.explain(qcompiler.prepare_fx(Net().eval(), mapping, data()[:1])).rows if row.int8}
+
+
+def test_a_module_that_is_not_as_its_graph_says_so() -> None:
+    assert room._apart(Score(29.9, 0.0), Score(15.6, 0.0)).startswith("; 29.9 dB on the reference graph")
+    assert not room._apart(Score(29.9, 0.0), Score(29.8, 0.0)) and not room._apart(None, Score(1.0, 0.0))
+
+
 def test_the_page_shows_what_each_step_changed(result: Tuned) -> None:
     """New weights at what multiplies by them, new ranges at what rounds."""
     weights, ranges = Corrections(weights=result.corrections.weights), Corrections(ranges={"x": (-0.5, 0.5)})

@@ -19,7 +19,7 @@ from qcompiler.tune.goal import Goal
 from qcompiler.tune.held_out import Item, read, split
 from qcompiler.tune.moves import MOVES, State
 from qcompiler.tune.result import Tuned
-from qcompiler.tune.score import Judge, Metric, Score
+from qcompiler.tune.score import LEAST_GAIN, Judge, Metric, Score
 from qcompiler.tune.search import Search
 from qcompiler.tune.search_key import joined_keys, search_key
 from qcompiler.tune.search_log import SearchLog, Step
@@ -133,8 +133,15 @@ def _result(found: Search, candidates: Sequence[Candidate], of_float: float) -> 
                  found.interrupted, found.clock.spent)  # fmt: skip
 
 
+def _apart(judged: Score | None, own: Score) -> str:
+    """A word where the module itself is not as its reference graph, which the steps are judged on."""
+    if judged is None or abs(judged.sqnr - own.sqnr) < LEAST_GAIN:
+        return ""
+    return f"; {judged.sqnr:.1f} dB on the reference graph, where steps are judged"
+
+
 def _row(step: Step, made: Candidate | None, best: Candidate) -> Row:
     if made is None:
         return Row(step.name, step.score, None, None, None, step.seconds, step.why)
-    why = step.why or "what quantize gives"
+    why = (step.why or "what quantize gives") + _apart(step.score, made.score)
     return Row(step.name, made.score, made.milliseconds, made.int8_share, made.size, step.seconds, why, made is best)

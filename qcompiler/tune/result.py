@@ -11,6 +11,7 @@ from torch import nn
 from qcompiler.config.corrections import Corrections
 from qcompiler.debug.fitted_table import FittedTable, as_text
 from qcompiler.executable import Executable
+from qcompiler.prepared.module import required_state
 from qcompiler.tune.report import write_report
 from qcompiler.tune.search_log import Step
 from qcompiler.tune.table import Row, table_of
@@ -22,9 +23,9 @@ class Tuned:
 
     `model`: the int8 module. `table`: float, default and every step, with figures on held-out data: in real int8 where the row was built
     (it has a time then), else of the reference graph. `steps`: the same steps with their corrections. `corrections`: those of `model`, for
-    convert_fx on `prepared`. `keep_float`: names of modules that the search found worth staying float, to paste into a mapping or into
-    convert_fx. `reached`: whether target and latency hold. `interrupted`: whether the user ended it. `batch`: rows of the held-out batch
-    that the table has milliseconds of.
+    convert_fx on `prepared`. `keep_float`: names of modules, and of ops that are no module, which the search found worth staying float: to
+    paste into convert_fx, those of modules into a mapping as well. `reached`: whether target and latency hold. `interrupted`: whether the
+    user ended it. `batch`: rows of the held-out batch that the table has milliseconds of.
     """
 
     model: Executable
@@ -57,9 +58,15 @@ class Tuned:
     def notes(self) -> list[str]:
         """What is to say beside the table, a line each."""
         lines = [self.diagnosis] if self.diagnosis else []
-        lines += [f"keep_float={list(self.keep_float)}"] if self.keep_float else []
+        lines += [f"keep_float={list(self.keep_float)}{self._for_nodes()}"] if self.keep_float else []
         lines += ["interrupted: this is the best that was found by then"] if self.interrupted else []
         return lines
+
+    def _for_nodes(self) -> str:
+        """A word on names that no module has: a mapping knows modules alone."""
+        modules = required_state(self.prepared).settings.module_types
+        nodes = [name for name in self.keep_float if name not in modules]
+        return f" ({', '.join(nodes)}: no module, so for convert_fx alone, not for a mapping)" if nodes else ""
 
     def rich(self) -> FittedTable:
         """The table for a rich console."""

@@ -21,7 +21,7 @@ from qcompiler.backends.native.steps import Step
 COLUMNS = 16  # QC_COLUMNS
 MOST_DIMS = 5  # of the operands of what has no form for more: a matrix, and three axes of matrices
 MOST_MATRICES = 8  # of a product's operands
-NO_PIXELS: Any = ((1, 1, 1, 1, 1), (0, 0, 0, 0))  # of panels, which are stepped through by matrix
+NO_PIXELS = ((1, 1, 1, 1, 1), (0, 0, 0, 0))  # of panels, which are stepped through by matrix
 MOST_AXES = 3  # of matrices, where neighbours over which both operands go alike are one
 
 
