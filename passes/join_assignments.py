@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import Target
 
 from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.types import SOURCE, VALUE, Stage, Value, source_of, value_of
@@ -140,7 +141,7 @@ class _Join:
         index = (*(slice(None) for _ in range(axis)), slice(begin, end))
         return self._noted(getitem, (base,), {"index": index}, tuple(shape))
 
-    def _noted(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shape: tuple[int, ...] | None) -> fx.Node:
+    def _noted(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], shape: tuple[int, ...] | None) -> fx.Node:
         made = self.gm.graph.create_node("call_function", target, args, kwargs)
         made.meta[VALUE] = Value(shape, value_of(self.write.args[2]).dtype)  # type: ignore[arg-type]
         made.meta[SOURCE] = replace(source_of(self.write), origin=(made.name,))

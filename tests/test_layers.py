@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import networkx as nx
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -166,9 +167,10 @@ def test_a_breach_is_found(tmp_path: Path) -> None:
     assert (5, "torch.nn.quantized") in found.reads
 
 
-def test_the_largest_room_says_where_things_are() -> None:
-    """Each file of `trace` is named once in the table at the room's door."""
-    room = ROOT / "qcompiler" / "trace"
-    rows = re.findall(r"^\| [^|]+ \| ([a-z_, ]+) \|$", (room / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+@pytest.mark.parametrize("room", ["trace", "backends/native/plan"])
+def test_the_largest_rooms_say_where_things_are(room: str) -> None:
+    """Each file is named once in the table at the room's door."""
+    folder = ROOT / "qcompiler" / room
+    rows = re.findall(r"^\| [^|]+ \| ([a-z_, ]+) \|$", (folder / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
     listed = sorted(name for row in rows[1:] for name in row.split(", "))
-    assert listed == sorted(path.stem for path in room.glob("*.py") if path.stem != "__init__")
+    assert listed == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")

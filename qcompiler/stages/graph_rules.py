@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import fx
 
@@ -73,20 +75,25 @@ def canonical(at: Place) -> str | None:
     return f"%{at.node.name} is a spelling of {row.name} that is not canonical" if tensors else None
 
 
+@cache
+def _names(signature: str) -> tuple[frozenset[str], tuple[str, ...]]:
+    """The arguments of a signature, and those without a default."""
+    entries = parse_signature(signature)
+    return frozenset(name for _, _, name, _ in entries), tuple(name for _, _, name, default in entries if default is NO_DEFAULT)
+
+
 def settings(at: Place) -> str | None:
     """The keywords of a canonical call. `bounds` have a rule of their own."""
     if at.row is None:
         return None
-    tensors = [param.name for param in at.row.params]
-    defaults = {name: default for _, _, name, default in parse_signature(at.row.signature)}
-    known = {*defaults, *at.row.given_by_passes, "bounds"}
+    names, needed = _names(at.row.signature)
     for name in at.node.kwargs:
-        if name in tensors:
+        if any(name == param.name for param in at.row.params):
             return f"%{at.node.name} gives the tensor {name} as a keyword"
-        if name not in known:
+        if name not in names and name != "bounds" and name not in at.row.given_by_passes:
             return f"%{at.node.name}: {at.row.name} has no setting {name}"
-    missing = (n for n in defaults if defaults[n] is NO_DEFAULT and n not in at.node.kwargs and n not in tensors[: len(at.node.args)])
-    lost = next(missing, None)
+    given = {param.name for param in at.row.params[: len(at.node.args)]}
+    lost = next((name for name in needed if name not in given and name not in at.node.kwargs), None)
     return f"%{at.node.name} gives no {lost}, which {at.row.name} needs" if lost is not None else None
 
 

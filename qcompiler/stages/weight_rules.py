@@ -15,6 +15,7 @@ from qcompiler.ops.reference import dequantize_weight, dynamic_quantize_dequanti
 from qcompiler.ops.spec import CONVOLUTIONS, Family, Role
 from qcompiler.stages.rule import Place, Rule, flat
 
+WEIGHTED = (*CONVOLUTIONS, Family.LINEAR)
 PARTS = (dequantize_weight, widen, unpack_4bit)  # what stands before weights
 
 
@@ -96,9 +97,10 @@ def _packed(at: Place) -> str | None:
 
 def as_held(at: Place) -> str | None:
     """The note of a parameter that a quantized op reads, itself or through what stands before weights."""
-    readers = (user for user in at.node.users if user.target in PARTS or quant_of(user).int8 or quant_of(user).mode is not None)
+    if at.node.op != "get_attr" or not any(user.target in PARTS or quant_of(user).int8 or quant_of(user).mode for user in at.node.users):
+        return None
     tensor = _tensor(at.gm, at.node)
-    if tensor is None or next(readers, None) is None or (at.value.shape, at.value.dtype) == (tensor.shape, tensor.dtype):
+    if tensor is None or (at.value.shape, at.value.dtype) == (tensor.shape, tensor.dtype):
         return None
     return f"%{at.node.name} is {tensor.dtype}{list(tensor.shape)}, and noted as {at.value.dtype}{list(at.value.shape or ())}"
 
@@ -106,7 +108,7 @@ def as_held(at: Place) -> str | None:
 def channels(at: Place) -> str | None:
     """The channels that a convolution or linear takes and gives are those of its weight."""
     row = at.row
-    if row is None or not _is_quantized(at) or row.weight is None or row.family not in (*CONVOLUTIONS, Family.LINEAR):
+    if row is None or row.family not in WEIGHTED or not _is_quantized(at) or row.weight is None:
         return None
     groups, place = at.node.kwargs.get("groups", 1), -1 - (row.dims or 0)
     given, weight, made = (value_of(n).shape for n in (at.node.args[0], at.node.args[row.weight], at.node))  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.fx.node import Target
 
 from qcompiler.ops.functional import to_format
 from qcompiler.trace import places
@@ -81,13 +82,12 @@ class Calls:
         """Whether a parameter is among the arguments."""
         return any_nested(self._recorder.attributes.is_parameter, (tuple(args), kwargs))
 
-    def call(self, op: str, target: Any, args: Args, kwargs: Kwargs) -> Any:
+    def call(self, op: str, target: Target, args: Args, kwargs: Kwargs) -> Any:
         """Record a call, in the form that keeps the graph free of side effects and sizes named."""
         self._recorder.at_event()
         if (name := target if op == "call_method" else getattr(target, "__name__", "")) in SAME_OP:
             op, target = "call_method", SAME_OP[name]
-        function = getattr(torch.Tensor, target, None) if op == "call_method" else target
-        function = getattr(function, "__wrapped__", function) if op == "call_method" else function  # the session's own wrapper
+        function = _unwrapped(getattr(torch.Tensor, target, None)) if isinstance(target, str) else target
         args, kwargs = under_torch_names(function, args, kwargs)
         replacement = self._options.decompose.get(function) if function is not None and function not in self.decomposing else None
         if replacement is not None and (result := self._decomposed(function, replacement, args, kwargs)) is not NotImplemented:
@@ -96,7 +96,7 @@ class Calls:
         args, kwargs = in_mode(self._recorder, function, args, kwargs) if self._options.trains else (args, kwargs)
         if target in _PRODUCTS and (listed := repeated(self._recorder, args)) is not NotImplemented:
             return listed
-        if op == "call_method" and target in _CONVERSIONS and self._converts_nothing(target, args, kwargs):
+        if isinstance(target, str) and target in _CONVERSIONS and self._converts_nothing(target, args, kwargs):
             return self._in_format(args[0], kwargs)
         special = SPECIAL.get(target)
         if special is not None:
@@ -111,13 +111,13 @@ class Calls:
             plain = self._mutations.out_of_place(op, target, args, kwargs)
             if plain is not None:
                 return self._mutations.update(*plain)
-            if op == "call_method":
+            if isinstance(target, str):
                 return self._mutations.update_clone(target, args, kwargs)
         result = self._unchanging(op, target, args, kwargs)
         note_views(result, op, target, args, kwargs, self._recorder.memory)
         return result
 
-    def _unchanging(self, op: str, target: Any, args: Args, kwargs: Kwargs) -> object:
+    def _unchanging(self, op: str, target: Target, args: Args, kwargs: Kwargs) -> object:
         """Record a call that changes nothing; error where it does all the same."""
         stamps: list[tuple[torch.Tensor, object]] = []
 
@@ -154,6 +154,11 @@ class Calls:
 
 def _plain(value: object) -> object:
     return int(value) != 0 if type(value) is Training else value
+
+
+def _unwrapped(method: Callable[..., object] | None) -> Callable[..., object] | None:
+    """The method itself, which the session has wrapped."""
+    return getattr(method, "__wrapped__", method)
 
 
 def _is_computed(func: Any, result: Any) -> bool:

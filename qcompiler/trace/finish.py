@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Target
 
 from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ir.names import keep_names, safe_parts, safe_path
@@ -105,7 +106,7 @@ def _free_name(number: int, taken: set[str]) -> str:
     return name
 
 
-def _name(graph: fx.Graph, node: fx.Node, target: Any) -> str:
+def _name(graph: fx.Graph, node: fx.Node, target: Target) -> str:
     if node.op == "output":
         return "output"
     return graph._target_to_str(str(target).lstrip("*") if node.op == "placeholder" else target)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx
+from torch.fx.node import Target
 
 from qcompiler.trace.memory import overlap, storage
 from qcompiler.trace.proxy import Args, Kwargs, Proxy, View
@@ -49,7 +50,7 @@ class Mutations:
         self._sharing: dict[int, dict[int, torch.Tensor]] = {}  # by memory: examples that may use the same one
         self._depth = 0  # changes that are being carried over to what a view is one of
 
-    def out_of_place(self, op: str, target: Any, args: Args, kwargs: dict[str, object]) -> _Call | None:
+    def out_of_place(self, op: str, target: Target, args: Args, kwargs: dict[str, object]) -> _Call | None:
         """The call that computes what an in-place call leaves in its first argument; None if the call is not in place."""
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         if name.endswith("_") and not name.startswith("_") and args and isinstance(args[0], torch.Tensor):
@@ -66,7 +67,7 @@ class Mutations:
             return op, target, args, {**kwargs, "inplace": False}
         return None
 
-    def is_in_place(self, op: str, target: Any, args: Args, kwargs: dict[str, object]) -> bool:
+    def is_in_place(self, op: str, target: Target, args: Args, kwargs: dict[str, object]) -> bool:
         """Whether a call changes its first argument."""
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         if name == "requires_grad_" or not args or not isinstance(args[0], torch.Tensor):
@@ -75,7 +76,7 @@ class Mutations:
             return False
         return (name.endswith("_") and not name.startswith("_")) or kwargs.get("inplace") is True
 
-    def update(self, op: str, target: Any, args: Args, kwargs: Kwargs) -> Any:
+    def update(self, op: str, target: Target, args: Args, kwargs: Kwargs) -> Any:
         """Carry out an out-of-place call and let its first argument refer to the result."""
         owner = self.variable(args[0])
         if isinstance(target, str) and target.rstrip("_") + "_" in _RESHAPES:
@@ -204,7 +205,7 @@ class Mutations:
         self.rebind(other, made.node, made.example)
         other.view_of = view
 
-    def set_item(self, target: Any, index: Any, value: Any) -> None:
+    def set_item(self, target: Target, index: Any, value: Any) -> None:
         """`target[index] = value`: an assignment to a copy, which the variable then refers to."""
         owner = self.variable(target)
         if type(value) is Proxy and value.is_tensor and self._is_view_itself(owner, index, value):

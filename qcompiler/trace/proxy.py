@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from torch import fx
+from torch.fx.node import Target
 
 from qcompiler.errors import TraceError
 
@@ -46,13 +47,13 @@ class Sizes(tuple):  # type: ignore[type-arg]
 class Following(Protocol):
     """What a proxy asks of the tracer that made it."""
 
-    def call(self, op: str, target: Any, args: Args, kwargs: Kwargs) -> Any:
+    def call(self, op: str, target: Target, args: Args, kwargs: Kwargs) -> Any:
         """What stands for the result of a call that the user's code makes."""
 
     def dispatch(self, func: Any, args: Args, kwargs: Kwargs, frame: FrameType | None) -> object:
         """What stands for the result of a torch function that the user's code calls."""
 
-    def record(self, op: str, target: Any, args: Args, kwargs: Kwargs) -> Any:
+    def record(self, op: str, target: Target, args: Args, kwargs: Kwargs) -> Any:
         """Run a call on the examples, append its node, return what stands for the result."""
 
     def attribute(self, owner: Proxy, name: str) -> object:
@@ -61,13 +62,13 @@ class Following(Protocol):
     def sizes(self, proxy: Proxy) -> Sizes:
         """The shape of a traced tensor."""
 
-    def update(self, op: str, target: Any, args: Args, kwargs: Kwargs) -> Any:
+    def update(self, op: str, target: Target, args: Args, kwargs: Kwargs) -> Any:
         """Carry out an out-of-place call and let its first argument refer to the result."""
 
     def mutate_to(self, owner: Proxy, value: object) -> None:
         """`x.data = value`."""
 
-    def set_item(self, target: Any, index: Any, value: Any) -> None:
+    def set_item(self, target: Target, index: Any, value: Any) -> None:
         """`target[index] = value`."""
 
     def truth(self, proxy: Proxy) -> bool:

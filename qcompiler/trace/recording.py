@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Target
 
 from qcompiler.ir.types import Source
 from qcompiler.trace.attributes import Attributes
@@ -64,7 +65,7 @@ class Recording(Following, Protocol):
     def at_event(self, depth: int | None = None) -> None:
         """What is due before anything else is recorded; `depth`: a module ends."""
 
-    def add_node(self, op: str, target: Any, args: Args, kwargs: Kwargs, example: Any) -> fx.Node:
+    def add_node(self, op: str, target: Target, args: Args, kwargs: Kwargs, example: Any) -> fx.Node:
         """Append a node for a call whose result on the examples is known."""
 
     def bind(self, node: fx.Node, example: object) -> Proxy:

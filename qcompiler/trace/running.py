@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.fx.node import Target
 from torch.utils._pytree import tree_leaves
 
 from qcompiler.errors import InputError, QCompilerError, UnsupportedOpError, Where, out_of_memory
@@ -37,10 +38,10 @@ class Running:
             return value.clone()
         return value
 
-    def execute(self, op: str, target: Any, args: Any, kwargs: Any) -> Any:
+    def execute(self, op: str, target: Target, args: Any, kwargs: Any) -> Any:
         """The value of a call on the examples of its arguments."""
         values, options = map_nested(self.concrete, tuple(args)), map_nested(self.concrete, kwargs)
-        if op == "call_method":
+        if isinstance(target, str):  # a method
             return self.on_examples(getattr(type(values[0]), target), values, options)
         return self.on_examples(target, values, options)
 

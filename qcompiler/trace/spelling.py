@@ -9,6 +9,7 @@ from types import BuiltinFunctionType, MethodDescriptorType
 from typing import Any
 
 import torch
+from torch.fx.node import Target
 
 from qcompiler.trace.proxy import Args, Kwargs
 
@@ -24,7 +25,7 @@ for _name in dir(torch.Tensor):
         _METHODS[_function] = _name
 
 
-def spelling(func: Any, args: Args) -> tuple[str, object, tuple[object, ...]]:
+def spelling(func: Any, args: Args) -> tuple[str, Target, tuple[object, ...]]:
     """How a torch function is written as a node: operator, attribute, method or function."""
     if getattr(func, "__name__", "") == "__get__":
         return "call_function", getattr, (args[0], func.__self__.__name__)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Target
 
 from qcompiler.errors import TraceError, Where
 from qcompiler.ir.types import SOURCE, VALUE, Source, Value
@@ -108,7 +109,7 @@ class Tracer(fx.Tracer):
 
     # ---- nodes
 
-    def add_node(self, op: str, target: Any, args: Args, kwargs: Kwargs, example: Any) -> fx.Node:
+    def add_node(self, op: str, target: Target, args: Args, kwargs: Kwargs, example: Any) -> fx.Node:
         """Append a node for a call whose result on the examples is known."""
         self.regions.check(op, target, args, kwargs)
         self.at_event()
@@ -153,7 +154,7 @@ class Tracer(fx.Tracer):
 
     # ---- calls
 
-    def record(self, op: str, target: Any, args: Args, kwargs: Kwargs) -> Any:
+    def record(self, op: str, target: Target, args: Args, kwargs: Kwargs) -> Any:
         """Run a call on the examples, append its node, return what stands for the result."""
         self.at_event()
         scalars = not kwargs and all(type(a) in (int, float, bool) or (type(a) is Proxy and not a.is_tensor) for a in args)
@@ -208,11 +209,11 @@ class Tracer(fx.Tracer):
 
     # ---- what proxies ask
 
-    def create_proxy(self, kind: str, target: Any, *given: Any, **options: Any) -> Any:
+    def create_proxy(self, kind: str, target: Target, *given: Any, **options: Any) -> Any:
         """Where the operators of fx.Proxy end. `given`: the arguments of the call, and what says how fx names its node."""
         return self.calls.call(kind, target, *given[:2])
 
-    def call(self, op: str, target: Any, args: Args, kwargs: Kwargs) -> Any:
+    def call(self, op: str, target: Target, args: Args, kwargs: Kwargs) -> Any:
         return self.calls.call(op, target, args, kwargs)
 
     def dispatch(self, func: Any, args: Args, kwargs: Kwargs, frame: FrameType | None) -> object:
@@ -221,13 +222,13 @@ class Tracer(fx.Tracer):
     def attribute(self, owner: Proxy, name: str) -> object:
         return attribute(self, owner, name)
 
-    def update(self, op: str, target: Any, args: Args, kwargs: Kwargs) -> Any:
+    def update(self, op: str, target: Target, args: Args, kwargs: Kwargs) -> Any:
         return self.mutations.update(op, target, args, kwargs)
 
     def mutate_to(self, owner: Proxy, value: object) -> None:
         self.mutations.mutate_to(owner, value)
 
-    def set_item(self, target: Any, index: Any, value: Any) -> None:
+    def set_item(self, target: Target, index: Any, value: Any) -> None:
         self.mutations.set_item(target, index, value)
 
     def truth(self, proxy: Proxy) -> bool:

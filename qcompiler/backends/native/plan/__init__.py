@@ -1,11 +1,16 @@
 """From the steps of a region to layers, places in memory and constants.
 
-| module | what it does |
+| what | files |
 |---|---|
-| codes.py | what the codes of a value mean |
-| layer.py | what every layer answers: shapes, places, C |
-| conv.py, pointwise.py, pool.py, shape.py, edges.py | the layers, one family a file, and how a step becomes one |
-| planner.py | steps -> layers |
-| fuse.py | residuals and tables into the layer before them |
-| sizes.py, place.py, arena.py | input sizes -> strides and offsets |
+| steps -> layers | planner, planning, answers, forms, network, computes, bundle |
+| what every layer answers | layer, codes, place, window |
+| sums of codes and weights | conv, transposed, float_conv, dynamic, recurrent, embedding |
+| behind sums | fuse, bend, curve, on_sums, batch_norm, prelu |
+| products of two values | matmul, attention, einsum |
+| single codes and single floats | pointwise, float_pointwise, masks |
+| along dimensions | float_rows, reduce, statistics, order, pool, resize |
+| copies and views | shape, rearrange, copies, pick, places, homes, relayout |
+| where a region begins and ends | edges, floats, settled |
+| input sizes -> strides and offsets | sizes, arena, samples, rows, table |
+| for people | text, drawing |
 """

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
+from torch.fx.node import Target
 
 from qcompiler.backends.torch.kernels.centring import Centring
 from qcompiler.backends.torch.target import TorchTarget
@@ -99,7 +100,7 @@ def _qparams_of(quant: Quant) -> tuple[Any, ...]:
     return p.scale, p.zero_point, p.quant_min, p.quant_max, p.dtype
 
 
-def _behind(graph: fx.Graph, node: fx.Node, target: Any, arguments: tuple[Any, ...], name: str) -> fx.Node:
+def _behind(graph: fx.Graph, node: fx.Node, target: Target, arguments: tuple[Any, ...], name: str) -> fx.Node:
     with graph.inserting_after(node):
         made = graph.create_node("call_function", target, (node, *arguments), name=name)
     made.meta[VALUE] = Value(value_of(node).shape, arguments[4] if target is quantize else value_of(node.args[0]).dtype)  # type: ignore[arg-type]
