@@ -13,9 +13,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -73,28 +75,27 @@ def quantized(name: str) -> tuple[Any, Tensor]:
     return qcompiler.convert_fx(prepared), x
 
 
-def compilers() -> Iterator[str]:
-    """What QCOMPILER_CC is set to, one after the other; the libraries of this process are found anew for each."""
-    for command in ("", ZIG) if importlib.util.find_spec("ziglang") else ("",):
-        os.environ[compiler.VARIABLE] = command
-        library.runtime.cache_clear()
-        library.network.cache_clear()
-        yield command
-    os.environ.pop(compiler.VARIABLE)
+def forget() -> None:
+    """Libraries of this process are found anew, by the compiler that QCOMPILER_CC then names."""
+    library.runtime.cache_clear()
+    library.network.cache_clear()
 
 
-def here_differ(module: Any, x: Tensor, expected: Tensor) -> list[str]:
-    """What gives other bits on this machine. The module runs on what is taken without a name."""
-    found = []
-    for command in compilers():
-        for name in library.here():
-            os.environ[library.ISA] = name
+def here_differ(module: Any, x: Tensor, expected: Tensor, names: Sequence[str]) -> list[str]:
+    """What gives other bits on this machine, of these instruction sets."""
+    found, before = [], torch.get_num_threads()
+    commands = [None, ZIG] if importlib.util.find_spec("ziglang") else [None]
+    for command, name in product(commands, names):
+        asked = {library.ISA: name} | ({compiler.VARIABLE: command} if command else {})
+        with patch.dict(os.environ, asked):
+            forget()
             made = copy.deepcopy(module)
             for threads in THREADS:
                 torch.set_num_threads(threads)
                 if not torch.equal(made(x), expected):
                     found.append(f"{name}, {threads} threads, {command or 'the compiler of the system'}")
-    os.environ.pop(library.ISA)
+    forget()
+    torch.set_num_threads(before)
     return found
 
 
@@ -134,7 +135,7 @@ def main(names: list[str]) -> int:
         for name in names or NETS:
             module, x = quantized(name)
             expected = module(x)
-            differing = here_differ(module, x, expected)
+            differing = here_differ(module, x, expected, library.here())
             beside = {call.op for call in module.program.calls} - {"runtime.run_region", "operator.getitem"}  # as checks of sizes
             if arm and not beside:
                 differing += arm.differ(module, x, expected)

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +27,12 @@ from qcompiler.tune.clock import Clock, OutOfTime
 from qcompiler.tune.diagnose import Diagnosis
 from qcompiler.tune.goal import Goal
 from qcompiler.tune.held_out import Item, read, split
+from qcompiler.tune.let_go import let_go
 from qcompiler.tune.moves import MOVES, Move, State, Tell
 from qcompiler.tune.result import Tuned
 from qcompiler.tune.score import Judge, Score, refusal
 from qcompiler.tune.search_log import Step
+from qcompiler.tune.trial import Trial
 
 
 class Net(nn.Module):
@@ -110,7 +113,7 @@ def test_the_model_is_not_changed() -> None:
 
 def test_print_and_report(result: Tuned, tmp_path: Path) -> None:
     text = str(result)
-    assert "reconstruct" in text and "weights alone" in text and "MACs int8" in text
+    assert "reconstruct" in text and "weights alone" in text and "MACs int8" in text and "ms, batch of 4" in text
     page = result.save_report(tmp_path / "made")
     assert page.name == "report.html" and 'href="graph.html"' in page.read_text() and "<polyline" in page.read_text()
     graph = (tmp_path / "made" / "graph.html").read_text()
@@ -242,7 +245,8 @@ def test_an_interrupt_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_time_begins_no_step_and_gives_the_default() -> None:
     found = tuned(seconds=1e-3)
     assert next(row.name for row in found.table if row.chosen) == "default"
-    assert all(step.score is None for step in found.steps[1:]) and "left" in found.steps[1].why
+    assert {step.why for step in found.steps[1:] if step.score is None} >= {"not tried: the time is over"}
+    assert all(step.score is None for step in found.steps[1:])
 
 
 def test_a_step_that_would_end_late_is_done_on_less(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,6 +428,33 @@ def test_an_interrupt_while_modules_are_timed_keeps_them() -> None:
     assert set(_interleaved({0: call, 1: lambda: None}, Clock(10.0))) == {0, 1}
 
 
+def test_calls_that_take_long_are_timed_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, now = Clock(100.0), [0.0]
+    monkeypatch.setattr("qcompiler.tune.clock.time.monotonic", lambda: clock.started + now[0])
+    calls = []
+
+    def call(seconds: float) -> None:
+        calls.append(1)
+        now[0] += seconds
+
+    for seconds, count in ((0.01, 22), (1.0, 7), (60.0, 2)):
+        calls.clear()
+        now[0] = 0.0
+        _interleaved({0: lambda seconds=seconds: call(seconds)}, clock)  # type: ignore[misc]
+        assert len(calls) == count
+
+
+def test_a_judged_graph_gives_its_memory_back_at_once() -> None:
+    x = data()[0]
+    prepared = qcompiler.prepare_fx(Net().eval(), None, (x,))
+    qcompiler.calibrate(prepared, [x])
+    made, before = qcompiler.convert_to_reference_fx(prepared), {name: t.clone() for name, t in prepared.state_dict().items()}
+    held = [weakref.ref(tensor) for tensor in (*made.parameters(), *made.buffers())]
+    let_go(made, prepared)
+    assert held and all(one() is None for one in held)
+    assert all(torch.equal(t, before[name]) for name, t in prepared.state_dict().items()) and prepared.state_dict().keys() == before.keys()
+
+
 def test_a_file_that_is_no_log(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("a line\n")
     with pytest.raises(qcompiler.ConfigError, match="no log"):
@@ -471,10 +502,14 @@ def test_less_effort_is_less_data(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_the_diagnosis_leaves_out() -> None:
     skips = {move.name: move.skips for move in MOVES if move.name != "dynamic"}
     for state in (limited(45, 25), limited(25, 45)):
-        assert skips["equalize"](state) is None and skips["reconstruct"](state) is None
+        assert skips["reconstruct"](state) is None
+    assert skips["equalize"](limited(32, 34)) is None and "values make 25%" in str(skips["equalize"](limited(25, 31)))
     assert skips["ranges"](limited(45, 25)) is None and "values make 1%" in str(skips["ranges"](limited(25, 45)))
     assert skips["ranges"](limited(32, 34)) is None and "values make 25%" in str(skips["ranges"](limited(25, 31)))
     assert skips["scale-inputs"](limited(25, 31)) is None
+    late = skips["equalize-again"]
+    assert late(limited(25, 31, ("reconstruct",))) is None and "values make 1%" in str(late(limited(25, 45, ("reconstruct",))))
+    assert "before" in str(late(limited(45, 25, ("reconstruct",))))
     again = skips["ranges-again"]
     assert again(limited(45, 25, ("equalize", "reconstruct"))) is None
     assert "no codes are new" in str(again(limited(45, 25))) and "fitted already" in str(again(limited(45, 25, ("ranges", "reconstruct"))))
@@ -493,6 +528,25 @@ class Heavy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.last(torch.nn.functional.max_pool2d(self.first(x), 4).flatten(1))
         return y
+
+
+def test_islands_that_gain_nothing_together_are_not_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(4, 3, 12, 12)
+    prepared = qcompiler.prepare_fx(Net().eval(), None, (x,))
+    qcompiler.calibrate(prepared, [x])
+    tried: list[int] = []
+
+    def sqnr(gain: float, trial: Trial, corrections: Corrections) -> float:
+        tried.append(len(corrections.keep_float))
+        return 20.0 + gain * len(corrections.keep_float)
+
+    monkeypatch.setattr(islands, "SMALL", 1.0)
+    for gain in (0.01, 1.0):
+        tried.clear()
+        monkeypatch.setattr(Trial, "sqnr", lambda trial, corrections, gain=gain: sqnr(gain, trial, corrections))
+        kept = islands.islands(prepared, Item((x,), {}, x), Corrections(), lambda done, total: None)
+        assert tried[0] == 0 and tried[1] > 1 and tried[2:] == ([] if gain < 0.3 else list(range(1, tried[1] + 1)))
+        assert len(kept) == len(tried[2:])
 
 
 def test_islands_are_a_small_part_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import qcompiler as qc
 from qcompiler import backends, debug
 from qcompiler.backends import Backend, backend_of, register, unregister
 from qcompiler.backends.torch.target import TorchTarget
+from qcompiler.cli import app
 from qcompiler.debug import document_of
 from qcompiler.errors import ArtifactError, ConfigError, PassError
 from qcompiler.executable import Executable, Payload
@@ -178,6 +180,25 @@ def test_files_name_their_back_end(tmp_path: Path) -> None:
     unregister("toy")
     with pytest.raises(ConfigError, match=r"m\.qc: unknown backend 'toy'"):
         qc.load(tmp_path / "m.qc")
+
+
+def test_commands_take_its_files(tmp_path: Path) -> None:
+    file, data = tmp_path / "toy.qc", tmp_path / "x.pt"
+    qc.save(qc.convert_fx(prepared(backend="toy")), file)
+    torch.save(X, data)
+
+    def shown(*words: object) -> str:
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        assert done.exit_code == 0, done.output
+        return " ".join(done.output.split())
+
+    assert "a toy's sigmoid is float" in shown("inspect", file)
+    assert "logits: float32 [2, 5]" in shown("run", file, data)
+    assert "100.0% in int8" in shown("viz", file)
+    shown("viz", file, "-o", tmp_path / "toy.html")
+    assert "toy.html" in {path.name for path in tmp_path.iterdir()}
+    refused = CliRunner().invoke(app, ["inspect", str(file), "--json"])
+    assert refused.exit_code == 1 and "the back end toy does not tell its scales" in refused.output
 
 
 def test_a_payload_may_not_hide_the_compilers_own(tmp_path: Path) -> None:

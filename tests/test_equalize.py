@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, prepare_fx
 from qcompiler.errors import CalibrationError, ConfigError
-from qcompiler.tune import Corrections, equalize
+from qcompiler.tune import Corrections, equalize, reconstruct
+from qcompiler.tune.held_out import Item
+from qcompiler.tune.moves import MOVES, State
 from qcompiler.tune.trial import Trial
 from qcompiler.workflow.twins import twins
 
@@ -162,6 +167,47 @@ def test_no_alpha_where_each_hurts(monkeypatch: pytest.MonkeyPatch) -> None:
     _, prepared, x = prepared_model("relu")
     monkeypatch.setattr(Trial, "sqnr", lambda trial, corrections: -float(len(corrections.weights)))
     assert not equalize(prepared, [x])
+
+
+def behind_codes(name: str) -> tuple[State, Callable[[State], Corrections], nn.Module, Tensor]:
+    """A search that has new codes, and its step on channels."""
+    model, prepared, x = prepared_model(name)
+    items = [Item((part,), {}, part) for part in x.split(2)]
+    codes = reconstruct(prepared, [item.call for item in items])
+    move = next(move for move in MOVES if move.name == "equalize-again")
+    state = State(prepared, items, 0, codes, taken=("reconstruct",))
+    return state, lambda state: move.make(state, lambda done, total: None, 1.0), model, x
+
+
+@pytest.mark.parametrize("name", ["relu", "residual"])
+def test_channels_behind_new_codes_get_codes_anew(name: str) -> None:
+    state, make, model, x = behind_codes(name)
+    found = make(state)
+    assert found.weights and found.codes.keys() == state.corrections.codes.keys()
+    made, before = (error(model(x), convert_to_reference_fx(state.prepared, corrections=c)(x)) for c in (found, state.corrections))
+    assert made < before
+
+
+def test_channels_behind_new_codes_are_left_where_float_weights_gain_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, make, _, _ = behind_codes("relu")
+    seen = []
+
+    def little(trial: Trial, corrections: Corrections) -> float:
+        seen.append((trial.values_alone, bool(corrections.codes or corrections.biases)))
+        return 30.0 + 1.9 * bool(corrections.weights)
+
+    monkeypatch.setattr(Trial, "sqnr", little)
+    assert make(state) is state.corrections and set(seen) == {(True, False)}
+
+
+def test_values_alone_are_judged_on_float_weights() -> None:
+    """Coarse weights do not count in it: with values of fine steps it is near to float."""
+    _, prepared, x = prepared_model("relu")
+    (twin,) = twins(prepared)
+    trial = Trial.of(prepared, twin.floats, [((x,), {})])
+    coarse = Corrections(codes={"0.weight": torch.zeros(8, 3, 3, 3, dtype=torch.int8)})
+    assert trial.sqnr(coarse) < 5 < 20 < replace(trial, values_alone=True).sqnr(coarse)
+    assert trial.sqnr(Corrections()) > 20  # the prepared module is as it was
 
 
 def test_what_it_refuses() -> None:

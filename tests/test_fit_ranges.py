@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, fx, nn
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, prepare_fx
 from qcompiler.errors import CalibrationError, ConfigError, InputError
 from qcompiler.tune import equalize, fit_ranges, reconstruct
+from qcompiler.tune.ranges import _Weighed
 from qcompiler.workflow.twins import twins
 from tests.test_equalize import MODELS, prepared_model
 
@@ -198,3 +201,16 @@ def test_it_tells_and_what_it_refuses() -> None:
         fit_ranges(prepared, [])
     with pytest.raises(ConfigError, match="seed"):
         fit_ranges(prepared, data, seed=0.5)  # type: ignore[arg-type]
+
+
+def test_nothing_of_a_batch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks that hold what holds them would keep all values of all batches, and no garbage collection sees it."""
+    taken: list[weakref.ref[Tensor]] = []
+
+    def take(one: _Weighed, value: Tensor, weights: Tensor) -> None:
+        taken.extend((weakref.ref(value), weakref.ref(weights)))
+
+    monkeypatch.setattr(_Weighed, "add", take)
+    fit_ranges(calibrated(Outliers(), images()), images())
+    gc.collect()
+    assert len(taken) >= 2 * 3 * 2 and all(tensor() is None for tensor in taken)

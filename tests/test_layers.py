@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -163,3 +164,11 @@ def test_a_breach_is_found(tmp_path: Path) -> None:
         ("torch.ao", False), ("torch.quantization", False), ("qcompiler.api.quantize", False), ("torch", False),
         ("qcompiler.debug.compare", True)]  # fmt: skip
     assert (5, "torch.nn.quantized") in found.reads
+
+
+def test_the_largest_room_says_where_things_are() -> None:
+    """Each file of `trace` is named once in the table at the room's door."""
+    room = ROOT / "qcompiler" / "trace"
+    rows = re.findall(r"^\| [^|]+ \| ([a-z_, ]+) \|$", (room / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+    listed = sorted(name for row in rows[1:] for name in row.split(", "))
+    assert listed == sorted(path.stem for path in room.glob("*.py") if path.stem != "__init__")

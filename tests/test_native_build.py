@@ -111,7 +111,7 @@ def test_a_folder_that_others_may_write_to_is_refused(unit: Unit) -> None:
     assert cache.VARIABLE in (error.value.hint or "")
 
 
-@pytest.mark.parametrize("fails", ["lock", "folder", "record", "name"])
+@pytest.mark.parametrize("fails", ["lock", "folder", "record", "name", "compiler"])
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
 def test_a_folder_that_takes_no_file_is_one_error(number: int, fails: str, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
@@ -122,10 +122,11 @@ def test_a_folder_that_takes_no_file_is_one_error(number: int, fails: str, unit:
         "folder": (cache.tempfile, "mkdtemp"),
         "record": (Path, "write_text"),
         "name": (os, "replace"),
+        "compiler": (cache.tempfile, "TemporaryFile"),  # it fails in a way of its own, and so does what is tried behind it
     }[fails]
     with monkeypatch.context() as patched, pytest.raises(ConfigError, match=os.strerror(number)) as error:
         patched.setattr(owner, name, full)
-        built(unit)
+        built(replace(unit, flags=("--no-such-flag",)) if fails == "compiler" else unit)
     assert cache.VARIABLE in (error.value.hint or "") and str(cache.folder()) in str(error.value)
     assert not [path for path in cache.folder().iterdir() if path.suffix != ".lock"]
     assert ctypes.CDLL(str(built(unit))).answer() == 42

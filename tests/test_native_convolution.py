@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcompiler.backends.native import packing, reference
+from qcompiler.backends.native import packing
 from qcompiler.backends.native.plan.curve import with_halves
-from qcompiler.backends.native.reference import Bend, Ends, Epilogue, Residual, Window
+from tests import native_oracle as reference
 from tests.native_abi import Guarded, Kernels, Library, QEpilogue, QTensor, QWindow, aligned, known, random_codes
+from tests.native_oracle import Bend, Ends, Epilogue, Residual, Window
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.curve import CURVES, Curve, codes_of, curve_of, with_halves
-from qcompiler.backends.native.reference import Ends, curved
 from qcompiler.ops.table import OPS
+from tests.native_oracle import Ends, curved
 
 UNIT, SIGNED = Codes(1 / 256, 0, 0, 255), Codes(2 / 256, 128, 0, 255)
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import qcompiler
-from qcompiler.backends.native import float_reference as reference
 from qcompiler.backends.native.packing import padded
 from qcompiler.debug import compute_sqnr
 from qcompiler.ops.reference import dynamic_quantize_dequantize
 from qcompiler.quantization import default_dynamic_qconfig
+from tests import native_float_oracle as reference
 from tests.native_abi import Kernels, aligned
 from tests.native_nets import Through, check_equal_bits, example, region_of
 from tests.test_native_floats import Memory, floats, operand, tensor

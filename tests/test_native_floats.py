@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from qcompiler.backends.native import float_reference as reference
 from qcompiler.backends.native import isa
+from tests import native_float_oracle as reference
 from tests.native_abi import L3, SLACK, Kernels, Library, QOperand, QResult, QTensor, known
 
 Array = NDArray[Any]

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qcompiler.backends.native import isa, reference
+from qcompiler.backends.native import isa
 from qcompiler.backends.native.build.compiler import Unit, find, link
-from qcompiler.backends.native.reference import Ends
+from tests import native_oracle as reference
 from tests.native_abi import FAMILIES, Guarded, Kernels, Library, QKernels, QTensor, QWindow, aligned, known, random_codes
+from tests.native_oracle import Ends
 from tests.native_without_silicon import really
 
 STAND_IN = """#include "qc.h"

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcompiler
-from qcompiler.backends.native import float_reference as reference
 from qcompiler.errors import InputError
+from tests import native_float_oracle as reference
 from tests.native_abi import Kernels, known
 from tests.native_nets import Through, check_equal_bits, conv, converted, example, region_of, steps_apart
 from tests.test_native_export import build

@@ -9,11 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from qcompiler.backends.native import float_reference, reference
-from qcompiler.backends.native.reference import Ends
+from qcompiler.debug import compute_sqnr
+from tests import native_float_oracle as float_reference
+from tests import native_oracle as reference
 from tests.native_abi import Kernels, QOperand, QResult, QWindow
+from tests.native_nets import converted, example, steps_apart
+from tests.native_oracle import Ends
 from tests.test_native_floats import Memory, floats, tensor
 
 Array = NDArray[Any]
@@ -138,3 +141,16 @@ def near_torch(x: Tensor, v: Tensor, ends: Ends | None, made: Tensor) -> None:
         torch.testing.assert_close(made, v, rtol=1e-4, atol=1e-3 if x.dtype is torch.uint8 else 1e-5)
     else:
         assert (torch.clamp(v.round() + ends.zero, ends.lo, ends.hi) - made.float()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("divisor", [1, 7, 8, 30, -9])
+def test_an_average_pool_that_divides_by_another_number(dims: int, divisor: int) -> None:
+    """A sum that is divided by less than its window leaves its input's range, and stays float; none may lose its zero point."""
+    conv, pool = (nn.Conv2d, nn.AvgPool2d) if dims == 2 else (nn.Conv3d, nn.AvgPool3d)
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 9, 1), pool(2, 2, 1, ceil_mode=True, divisor_override=divisor), conv(9, 4, 1)).eval()
+    module, graph = converted(model, x := example((2, 3, *(7, 9, 6)[:dims])))
+    assert max(steps_apart(module, graph, x).values()) <= 1
+    with torch.no_grad():
+        assert compute_sqnr(model(x), module(x)) > 28

@@ -512,3 +512,10 @@ def test_pictures_and_page_have_one_table_of_colours() -> None:
     assert not tables & written, "a colour of the table is spelled in the page's files"
     assert colors.color_at(0) == colors.SCALE[0]
     assert colors.color_at(1) == colors.SCALE[-1]
+
+
+def test_no_other_file_has_colours_of_its_own() -> None:
+    """What is no shadow stands in one table. The page's scripts, its style sheet and the report of a search read that."""
+    written = [path for kind in ("py", "js", "css", "html") for path in sorted((ROOT / "qcompiler").rglob(f"*.{kind}"))]
+    found = [f"{path.name}: {color}" for path in written for color in re.findall(r"#[0-9a-fA-F]{6}\b", path.read_text(encoding="utf-8"))]
+    assert {color.partition(":")[0] for color in found} == {"colors.py"}

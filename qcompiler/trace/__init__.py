@@ -3,6 +3,22 @@
 Unlike torch.fx's symbolic tracer, every value is known while the model runs: branches on sizes and flags are followed and
 held by guards, what cannot be followed stays a leaf module with a remark, and no in-place operation is left in the graph
 but assignments into copies that the graph itself makes.
+
+| what | files |
+|---|---|
+| the trace as a whole | session, forward, attempt, tracer, recording, finish, learned_parts, guards, reasons, refusals |
+| what goes in and comes out | examples, inputs, opened, given_numbers, check_numbers, outputs, containers, nested |
+| the stand-in for a value | proxy, truth, function_mode, results, pieces, operands, running |
+| calls and modules | calls, special_calls, spelling, module_calls, leaf_calls, functions_of, mode, drop_paths, zero_states |
+| what is read by name | attributes, parametrize |
+| what is held fixed | holding, fixed_sizes, cuts, numbers, data_numbers |
+| the user's text | places, syntax, rewritten, in_frame, called_from |
+| conditions and loops on data | statements, regions, early_returns, either_way, hits, untouched |
+| statements that run as they stand | float_parts, float_source, float_uses, float_arguments, float_function, float_results, opaque |
+| changes in place, and shared memory | mutation, views, memory, sharing, relied, hold_relied, other_sizes |
+| layouts | layouts, asking, questions, other_ways, numbered, float_operands |
+| code that nobody follows | borrowed, watch |
+| what is kept between calls | state, slots, find_slots, watched, carry, align, starts, state_reads, same |
 """
 
 from __future__ import annotations

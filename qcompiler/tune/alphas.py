@@ -37,9 +37,9 @@ def best_alpha(make: Callable[[float, Ends], Corrections], alpha: float | None, 
     told()
     trial = begin()
     for one in (0.0, USUAL, *OTHERS):
-        if len(scores) == 2 and abs(scores[USUAL] - scores[0.0]) < MATTERS:
+        if len(scores) == 2 and abs(scores[USUAL] - scores[0.0]) < max(MATTERS, trial.least / 2):
             break
         scores[one] = trial.sqnr(make(one, ends.others) if one else so_far)
         told()
     best = max(scores, key=scores.__getitem__)
-    return make(best, ends.whole) if best else so_far
+    return make(best, ends.whole) if best and scores[best] >= scores[0.0] + trial.least else so_far

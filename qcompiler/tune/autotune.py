@@ -68,7 +68,7 @@ def search(model: nn.Module, data: object, task: Task, choices: Choices, forms: 
             found.run(MOVES)
         candidates = [made, *_built(found, clock)]
         candidates, of_float = timed(floats, candidates, held[0], clock)
-        return _result(found, candidates, of_float)
+        return replace(_result(found, candidates, of_float), batch=held[0].rows)
 
 
 def _shown(items: Sequence[Item], clock: Clock) -> Iterator[object]:

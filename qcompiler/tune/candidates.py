@@ -21,6 +21,7 @@ from qcompiler.workflow.convert import Conversion, convert
 from qcompiler.workflow.explain import explain
 
 ROUNDS, WARM = 20, 2  # calls of each module that are timed, and before them
+FEW, SHARE = 5, 0.02  # timed calls that are enough where more would take longer than this share of all the time
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,13 @@ def _interleaved(calls: Mapping[int, Callable[[], object]], clock: Clock) -> dic
 
 
 def _rounds(calls: Mapping[int, Callable[[], object]], times: Mapping[int, list[float]], clock: Clock) -> None:
+    begun = clock.spent
     for turn in range(WARM + ROUNDS):
         clock.show(f"timing {turn + 1}/{WARM + ROUNDS}")
         for key, call in calls.items():
             times[key].append(_milliseconds(call))
-        if clock.spent > clock.seconds and turn >= 1:
+        late, long = clock.spent > clock.seconds, clock.spent - begun > SHARE * clock.seconds
+        if (late and turn >= 1) or (long and turn >= WARM + FEW - 1):
             break
 
 

@@ -20,8 +20,12 @@ class OutOfTime(Exception):
     """A step that would end too late. `needed`: seconds that it would take in all; `left`: that there were for it."""
 
     def __init__(self, needed: float, left: float) -> None:
-        super().__init__(f"it would take about {needed:.0f} s, and {max(left, 0):.0f} s are left")
+        super().__init__(f"it takes about {_seconds(needed)}, and {_seconds(left)} are left for it" if left > 0 else "the time is over")
         self.needed, self.left = needed, left
+
+
+def _seconds(count: float) -> str:
+    return f"{count:.0f} s" if count >= 10 else f"{count:.1f} s"
 
 
 class Clock:

@@ -10,6 +10,7 @@ from torch import fx, nn
 from qcompiler.ir.attributes import attribute, get_attr, set_attribute
 from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ops.reference import dequantize_weight
+from qcompiler.tune.let_go import let_go
 from qcompiler.tune.score import Judge, Score
 from qcompiler.tune.sites import Site, sites
 from qcompiler.workflow.twins import Twin, twins
@@ -34,11 +35,15 @@ def diagnose(prepared: object, judge: Judge, default: Score) -> Diagnosis | None
     made = twins(prepared)
     if len(made) != 1:
         return None
-    return Diagnosis(default, judge.score(_weights_alone(made[0])), judge.score(_values_alone(made[0])))
+    graphs = _weights_alone(made[0]), values_alone(made[0])
+    found = Diagnosis(default, *(judge.score(graph) for graph in graphs))
+    for graph in graphs:  # behind both: they have modules in common
+        let_go(graph, prepared)
+    return found
 
 
 def _weights_alone(twin: Twin) -> nn.Module:
-    """The float graph on the real numbers of the integers. What was there stays for `_values_alone` in the twin's own modules."""
+    """The float graph on the real numbers of the integers. What was there stays for `values_alone` in the twin's own modules."""
     made = OwnGraphModule(twin.floats, copy.deepcopy(twin.floats.graph))
     for site in sites(twin):
         at = site.call.op.weight or 0
@@ -49,8 +54,8 @@ def _weights_alone(twin: Twin) -> nn.Module:
     return made
 
 
-def _values_alone(twin: Twin) -> nn.Module:
-    """The quantized graph on float weights."""
+def values_alone(twin: Twin) -> fx.GraphModule:
+    """The quantized graph on float weights. The twin's own is changed for it."""
     gm = twin.quantized
     for site in list(sites(twin)):
         _put_float(gm, twin, site)

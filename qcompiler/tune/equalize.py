@@ -10,8 +10,8 @@ with 0.5 Silero VAD has 10.0 dB instead of 23.5, with the one that is chosen on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
@@ -32,6 +32,8 @@ from qcompiler.tune.trial import Trial
 from qcompiler.tune.walk import Tell
 from qcompiler.workflow.twins import Twin
 
+MUCH = 2.0  # dB with float weights: what is worth new codes for all weights. Less is no gain on other data (EfficientNet-Lite1 and Lite2)
+
 
 @in_plain_torch
 @door
@@ -46,21 +48,36 @@ def equalize(prepared: object, batches: object, *, corrections: Corrections | No
     ConfigError for another alpha and for several forms of the call, CalibrationError for no batches.
     """
     check_alpha(alpha)
-    so_far = corrections or NO_CORRECTIONS
+    return _equalized(prepared, batches, corrections or NO_CORRECTIONS, alpha, tell, lambda trial: trial)
+
+
+@in_plain_torch
+def equalize_values(prepared: object, batches: object, so_far: Corrections, tell: Tell) -> Corrections:
+    """As `equalize(alpha=None)`, in front of new codes: chosen by the noise with float weights, `so_far` where that gains too little."""
+    return _equalized(prepared, batches, so_far, None, tell, lambda trial: replace(trial, values_alone=True, least=MUCH))
+
+
+def _equalized(prepared: object, batches: object, so_far: Corrections, alpha: float | None, tell: Tell | None,
+               judged: Callable[[Trial], Trial]) -> Corrections:  # fmt: skip
     twin, data = one_form(prepared, batches, so_far, "a model of several forms of the call cannot be equalized")
     found = list(regions(twin.floats, twin.settings.table))
+    if not found:
+        return so_far
     ends = Halves.of(twin, {node: region.axis for region in found for node in region.values}, data)
-    trial = partial(Trial.of, prepared, twin.floats, data[:TRIED])
+
+    def trial() -> Trial:
+        return judged(Trial.of(prepared, twin.floats, data[:TRIED]))
+
     return best_alpha(lambda one, of: _with_alpha(twin, of, found, one, so_far), alpha, so_far, ends, trial, tell)
 
 
 def _with_alpha(twin: Twin, ends: Ends, found: Iterable[Region], alpha: float, so_far: Corrections) -> Corrections:
     for region in found:
-        so_far |= _equalized(twin, region, ends, alpha, so_far)
+        so_far |= _of_region(twin, region, ends, alpha, so_far)
     return so_far
 
 
-def _equalized(twin: Twin, region: Region, ends: Ends, alpha: float, so_far: Corrections) -> Corrections:
+def _of_region(twin: Twin, region: Region, ends: Ends, alpha: float, so_far: Corrections) -> Corrections:
     quantized = [node for node in region.values if quant_of(node).group is not None]
     if not quantized:
         return NO_CORRECTIONS  # no value of it is rounded

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from qcompiler.config.corrections import Corrections
 from qcompiler.debug.explain import Explanation
 from qcompiler.tune.diagnose import LIMITS, Diagnosis
-from qcompiler.tune.equalize import equalize
+from qcompiler.tune.equalize import equalize, equalize_values
 from qcompiler.tune.held_out import Item
 from qcompiler.tune.islands import islands
 from qcompiler.tune.ranges import fit_ranges
@@ -22,8 +22,9 @@ from qcompiler.workflow.explain import explain
 
 Tell = Callable[[int, int], None]
 LITTLE = 0.25  # of the data: with less the rounding fits the rows that were drawn
-RANGES_GAIN = 0.4  # share of the noise that values make, from which on ranges are fitted: that takes a fifth of it away, 0.3 dB
+MUCH = 0.4  # share of the noise that values make, from which on they are worked at before weights are: a fifth of that is 0.3 dB
 BEFORE = 0.2  # of the time that is left: what each step in front of `reconstruct` may take
+TINY = 1e-30  # no noise at all
 LINEAR_SHARE = 0.5  # of the multiply-accumulates: below, linears that round their input at run time change little
 
 
@@ -59,8 +60,7 @@ class Move:
 
 
 def _always(state: State) -> None:
-    """Also where weights make little of the noise: like channels suit the steps of values, and new codes make up for the noise of values
-    in front of them."""
+    """Also where weights make little of the noise: new codes make up for the noise of values in front of them."""
 
 
 def _values_limit(state: State, least: float = LIMITS) -> str | None:
@@ -70,8 +70,14 @@ def _values_limit(state: State, least: float = LIMITS) -> str | None:
     return None if share >= least else f"values make {share:.0%} of the noise"
 
 
-def _ranges_gain(state: State) -> str | None:
-    return _values_limit(state, RANGES_GAIN)
+def _values_first(state: State) -> str | None:
+    return _values_limit(state, MUCH)
+
+
+def _channels_left(state: State) -> str | None:
+    """Where weights made nearly all of the noise, new codes stood in front."""
+    first = None if state.diagnosis is None else state.diagnosis.values.noise / max(state.diagnosis.default.noise, TINY)
+    return "channels were tried before" if first is None or first >= MUCH else _values_limit(state)
 
 
 def _ranges_left(state: State) -> str | None:
@@ -83,6 +89,15 @@ def _ranges_left(state: State) -> str | None:
 
 def _equalize(state: State, tell: Tell, effort: float) -> Corrections:
     return equalize(state.prepared, state.batches, corrections=state.corrections, alpha=None, tell=tell)
+
+
+def _equalize_again(state: State, tell: Tell, effort: float) -> Corrections:
+    """With codes anew, where what is left gains by it with float weights: to all of it nearest codes are worse than what is there."""
+    if "reconstruct" not in state.taken:
+        return _equalize(state, tell, effort)
+    bare = replace(state.corrections, codes={}, biases={})
+    found = equalize_values(state.prepared, state.batches, bare, tell)
+    return state.corrections if found == bare else _reconstruct(replace(state, corrections=found), tell, effort)
 
 
 def _scale_inputs(state: State, tell: Tell, effort: float) -> Corrections:
@@ -118,10 +133,11 @@ def _islands(state: State, tell: Tell, effort: float) -> Corrections:
 
 
 MOVES = (
-    Move("equalize", _always, _equalize, share=BEFORE),
+    Move("equalize", _values_first, _equalize, share=BEFORE),
     Move("scale-inputs", _values_limit, _scale_inputs, share=BEFORE),
-    Move("ranges", _ranges_gain, _ranges, share=BEFORE),
+    Move("ranges", _values_first, _ranges, share=BEFORE),
     Move("reconstruct", _always, _reconstruct, LITTLE),
+    Move("equalize-again", _channels_left, _equalize_again),
     Move("ranges-again", _ranges_left, _ranges),
     Move("dynamic", _no_linears, _dynamic),
     Move("islands", _values_limit, _islands),

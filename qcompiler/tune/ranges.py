@@ -18,6 +18,7 @@ from qcompiler.inputs.checks import check_whole
 from qcompiler.inputs.door import door
 from qcompiler.ir.types import QParams, quant_of
 from qcompiler.tune.groups import named_ranges
+from qcompiler.tune.let_go import give_back
 from qcompiler.tune.one_form import one_form
 from qcompiler.tune.sensitivity import sensitivities
 from qcompiler.tune.together import together
@@ -49,8 +50,8 @@ def fit_ranges(
     rounds = int(together().most(len(data)))
     for number in range(rounds):
         for batch in data[number : number + 1]:  # of several processes, one may have fewer
-            for node, value, weights in sensitivities(twin.floats, (batch, number), of_node, generator):
-                of_node[node].add(value, weights)
+            sensitivities(twin.floats, (batch, number), of_node, lambda node, value, w: of_node[node].add(value, w), generator)
+        give_back()
         if tell is not None:
             tell(number + 1, rounds)
     for one, masses in zip(found, zip(*together().all([one.mass for one in found]))):

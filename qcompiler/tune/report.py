@@ -17,22 +17,24 @@ from qcompiler.ops.reference import quantize
 from qcompiler.tune.search import graph_of
 from qcompiler.tune.search_log import Step
 from qcompiler.tune.table import Row
+from qcompiler.viz.colors import style_of_system
 from qcompiler.viz.files import save
 
 WIDTH, HEIGHT, MARGIN = 640, 280, 46
-STYLE = """
-:root { color-scheme: light dark; --paper: #fbfaf8; --ink: #1d1c1a; --soft: #6c6961; --line: #e4e0d8; --mark: #0f7b6c; }
-@media (prefers-color-scheme: dark) { :root { --paper: #161614; --ink: #ecebe6; --soft: #9d9a91; --line: #34332f; --mark: #3fbfa9; } }
-body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.25rem; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui; }
+STYLE = (
+    style_of_system()
+    + """
+body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.25rem; background: var(--bg); color: var(--text); font: 16px/1.5 system-ui; }
 table { border-collapse: collapse; margin: 1.5rem 0; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; } th { color: var(--soft); font-weight: 500; }
+th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; } th { color: var(--muted); font-weight: 500; }
 th:nth-child(2), td:nth-child(2), th:last-child, td:last-child { text-align: left; }
 td { white-space: nowrap; } td:last-child { min-width: 10rem; white-space: normal; }
-.wide { overflow-x: auto; } a { color: var(--mark); } tr.chosen { color: var(--mark); font-weight: 600; }
+.wide { overflow-x: auto; } a { color: var(--accent); } tr.chosen { color: var(--accent); font-weight: 600; }
 svg { width: 100%; min-width: 30rem; max-width: 45rem; }
-svg text { fill: var(--soft); font: 12px system-ui; } svg line { stroke: var(--line); }
-svg polyline { fill: none; stroke: var(--mark); stroke-width: 2; } svg circle { fill: var(--mark); } p { color: var(--soft); }
+svg text { fill: var(--muted); font: 12px system-ui; } svg line { stroke: var(--line); }
+svg polyline { fill: none; stroke: var(--accent); stroke-width: 2; } svg circle { fill: var(--accent); } p { color: var(--muted); }
 """
+)
 
 
 class Result(Protocol):

@@ -25,7 +25,7 @@ class Tuned:
     (it has a time then), else of the reference graph. `steps`: the same steps with their corrections. `corrections`: those of `model`, for
     convert_fx on `prepared`. `keep_float`: names of modules, and of ops that are no module, which the search found worth staying float: to
     paste into convert_fx, those of modules into a mapping as well. `reached`: whether target and latency hold. `interrupted`: whether the
-    user ended it.
+    user ended it. `batch`: rows of the held-out batch that the table has milliseconds of.
     """
 
     model: Executable
@@ -39,6 +39,7 @@ class Tuned:
     reached: bool = True
     interrupted: bool = False
     seconds: float = 0.0
+    batch: int = 1
 
     def __str__(self) -> str:
         return as_text(self.rich(), *self.notes())
@@ -70,7 +71,7 @@ class Tuned:
     def rich(self) -> FittedTable:
         """The table for a rich console."""
         chosen = next((row.name for row in self.table if row.chosen), "")
-        return table_of(self.table, f"{chosen}: {self.verdict}; {self.seconds:.0f} s")
+        return table_of(self.table, f"{chosen}: {self.verdict}; {self.seconds:.0f} s", self.batch)
 
     def save_report(self, folder: str | os.PathLike[str]) -> Path:
         """Writes report.html, the table with the curve, and graph.html, the page coloured by what each step changed; returns the first.

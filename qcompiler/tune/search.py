@@ -11,6 +11,7 @@ from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
 from qcompiler.errors import ConfigError
 from qcompiler.tune.clock import Clock, OutOfTime
 from qcompiler.tune.goal import Goal
+from qcompiler.tune.let_go import let_go
 from qcompiler.tune.moves import Move, State
 from qcompiler.tune.score import Judge, Score, refusal
 from qcompiler.tune.search_log import SearchLog, Step
@@ -56,6 +57,9 @@ class Search:
         if known is not None:
             self._note(known)
             return
+        if self.clock.left < self.seconds_of_score:
+            self._note(Step(move.name, None, 0.0, False, f"not tried: {OutOfTime(self.seconds_of_score, self.clock.left)}"))
+            return
         begun = self.clock.spent
         step, taken = self._made(move), self.taken
         step = replace(step, seconds=self.clock.spent - begun)
@@ -83,7 +87,7 @@ class Search:
                 return Step(move.name, self.best, 0.0, False, "it changes nothing")
             score = self.score(found, move.name)
         except OutOfTime as error:
-            return Step(move.name, None, 0.0, False, f"not begun, or given up: {error}")
+            return Step(move.name, None, 0.0, False, f"given up: {error}")
         except ConfigError as error:  # what another kernel cannot have; anything else is a fault
             together().refuse(error)
             return Step(move.name, None, 0.0, False, f"not possible: {error.message}")
@@ -92,8 +96,6 @@ class Search:
 
     def _corrections(self, move: Move) -> Corrections:
         """With all data, or where its pace tells that this would end too late, with as much as there is time for."""
-        if self.clock.left < self.seconds_of_score:
-            raise OutOfTime(self.seconds_of_score, self.clock.left)
         try:
             return move.make(self.state, self.clock.step(move.name, move.share), 1.0)
         except OutOfTime as error:
@@ -104,7 +106,10 @@ class Search:
 
     def score(self, corrections: Corrections, name: str) -> Score:
         """On the reference graph: it is any back end's, and costs no lowering."""
-        return self.judge.score(graph_of(self.state.prepared, corrections), lambda: self.clock.show(f"{name}: judging"))
+        made = graph_of(self.state.prepared, corrections)
+        found = self.judge.score(made, lambda: self.clock.show(f"{name}: judging"))
+        let_go(made, self.state.prepared)
+        return found
 
 
 def graph_of(prepared: object, corrections: Corrections) -> fx.GraphModule:

@@ -7,23 +7,30 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx
+from torch.utils.hooks import RemovableHandle
 
 from qcompiler.debug.metrics import tensors
 from qcompiler.errors import ConfigError
 from qcompiler.ops.state_nodes import is_write
 from qcompiler.tune.lane import Batch, Lane
 
+Take: TypeAlias = Callable[[fx.Node, Tensor, Tensor], None]
+
 
 class _Run(fx.Interpreter):
-    """A run of a float graph that keeps the values of these nodes, with gradients. What a model keeps between calls is not written."""
+    """A run of a float graph whose values of these nodes are taken with their gradients, each once that is known, so that no more than
+    one gradient is there at a time. `first`: those that none of the others is made of. What a model keeps between calls is not written.
+    """
 
-    def __init__(self, gm: fx.GraphModule, nodes: Collection[fx.Node]) -> None:
+    def __init__(self, gm: fx.GraphModule, nodes: Collection[fx.Node], take: Take) -> None:
         super().__init__(gm)
-        self.watched, self.values = set(nodes), dict[fx.Node, Tensor]()
+        self.watched, self.take = set(nodes), take
+        self.first, self.values, self.hooks = dict[fx.Node, Tensor](), dict[fx.Node, Tensor](), list[RemovableHandle]()
 
     def run_node(self, n: fx.Node) -> object:
         if is_write(n):
@@ -34,33 +41,44 @@ class _Run(fx.Interpreter):
         if n.op in ("get_attr", "placeholder"):
             made = made.detach().clone() if made.is_inference() else made.detach()
         if n in self.watched and made.is_floating_point():
-            made = made if made.requires_grad else made.detach().requires_grad_()
-            self.values[n] = made
+            if made.requires_grad:
+                self.values[n] = made.detach()
+                self.hooks.append(made.register_hook(lambda gradient: self.take(n, self.values.pop(n), gradient.square())))
+            else:
+                made = self.first[n] = made.detach().requires_grad_()
         return made
+
+    def end(self) -> None:
+        """The hooks hold this run, and torch's graph of the results, which this run holds, the hooks: nothing would ever be freed."""
+        for hook in self.hooks:
+            hook.remove()
+        self.values.clear()
 
 
 def sensitivities(
-    gm: fx.GraphModule, batch: tuple[Batch, int], nodes: Collection[fx.Node], generator: torch.Generator
-) -> Iterator[tuple[fx.Node, Tensor, Tensor]]:
-    """Of each of the nodes that counts in the results: its value and the squared gradients, for one batch and its number.
+    gm: fx.GraphModule, batch: tuple[Batch, int], nodes: Collection[fx.Node], take: Take, generator: torch.Generator
+) -> None:  # fmt: skip
+    """Hands each of the nodes that counts in the results to `take`: its value and the squared gradients, for one batch and its number.
 
     Raises InputError as `Lane` does, and ConfigError for a model that has no gradients.
     """
     given = Lane(gm, [batch[0]], batch[1]).given[0]
     inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
     with torch.inference_mode(False), torch.enable_grad():
-        run = _Run(gm, nodes)
+        run = _Run(gm, nodes, take)
         try:
             made = run.run(*(given.get(str(node.target), *node.args) for node in inputs))
             results = [x for x in tensors(made) if x.is_floating_point() and x.requires_grad]
             if not results:
                 return
             total = torch.stack([(x * torch.randn(x.shape, generator=generator, dtype=x.dtype)).sum() for x in results]).sum()
-            found = torch.autograd.grad(total, list(run.values.values()), allow_unused=True)
+            found = torch.autograd.grad(total, list(run.first.values()), allow_unused=True)
         except RuntimeError as error:
             Lane(gm, [batch[0]], batch[1]).advance(list(gm.graph.nodes)[-1])  # an InputError where the batch does not fit
             text = f"batch {batch[1]}: the float model has no gradients: {str(error).splitlines()[0]:.200}"
             raise ConfigError(text, code="no-gradients", hint="give ranges by hand, in Corrections(ranges=...)") from error
-    for (node, value), gradient in zip(run.values.items(), found, strict=True):
+        finally:
+            run.end()
+    for (node, value), gradient in zip(run.first.items(), found, strict=True):
         if gradient is not None:
-            yield node, value.detach(), gradient.square()
+            take(node, value.detach(), gradient.square())

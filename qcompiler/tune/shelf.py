@@ -12,8 +12,11 @@ from typing import IO, TypeAlias
 import torch
 from torch import Tensor, fx
 
+from qcompiler.tune.let_go import give_back
+
 ROOM = 2**24  # bytes that stay in memory
 LEAST = 2**16  # bytes up to which a tensor stays in memory in any case
+SELDOM = 8  # turns between two that give memory back, which takes time to get again
 Values: TypeAlias = dict[fx.Node, object]
 
 
@@ -49,7 +52,7 @@ class Shelf:
         self._held: dict[int, Values] = {}
         self._read: IO[bytes] | None = None
         self._write: IO[bytes] | None = None
-        self._at = 0
+        self._at, self._turns = 0, 0
 
     def put(self, number: int, values: Mapping[fx.Node, object]) -> None:
         made: Values = {}
@@ -79,6 +82,9 @@ class Shelf:
         if self._write is not None:
             self._write.seek(0)
             self._write.truncate()
+        self._turns += 1
+        if self._turns % SELDOM == 0:
+            give_back()
 
     def _in_memory(self) -> int:
         return sum(value.nbytes for held in self._held.values() for value in held.values() if isinstance(value, Tensor))

@@ -23,8 +23,8 @@ class Row:
     chosen: bool = False
 
 
-def table_of(rows: Sequence[Row], title: str) -> FittedTable:
-    """The rows for a rich console."""
+def table_of(rows: Sequence[Row], title: str, batch: int) -> FittedTable:
+    """The rows for a rich console. `batch`: how many rows the batch has that was timed."""
     return FittedTable(
         title,
         [
@@ -33,7 +33,7 @@ def table_of(rows: Sequence[Row], title: str) -> FittedTable:
             Column("dB", [_decibels(row.score) for row in rows], right=True),
             Column("metric", [_metric(row.score) for row in rows], right=True),
             Column("same answer", [_agreement(row.score) for row in rows], right=True),
-            Column("ms", ["" if row.milliseconds is None else f"{row.milliseconds:.2f}" for row in rows], right=True),
+            Column(f"ms, batch of {batch}", ["" if row.milliseconds is None else f"{row.milliseconds:.2f}" for row in rows], right=True),
             Column("MACs int8", ["" if row.int8_share is None else f"{row.int8_share:.1%}" for row in rows], right=True, rank=2),
             Column("MB", ["" if row.size is None else f"{row.size / 1e6:.2f}" for row in rows], right=True, rank=3),
             Column("s", [f"{row.seconds:.1f}" if row.seconds else "" for row in rows], right=True, rank=4),

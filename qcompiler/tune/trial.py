@@ -12,19 +12,27 @@ from torch import fx
 
 from qcompiler.config.corrections import Corrections
 from qcompiler.ops.state_nodes import held_names
+from qcompiler.tune.diagnose import values_alone
+from qcompiler.tune.let_go import let_go
 from qcompiler.tune.score import sqnr_of
 from qcompiler.workflow.convert import Conversion, reference
+from qcompiler.workflow.twins import twins
 
 Call: TypeAlias = tuple[Sequence[object], Mapping[str, object]]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """`calls`: arguments and keywords of each batch; `expected`: what the float model makes of them."""
+    """`calls`: arguments and keywords of each batch; `expected`: what the float model makes of them.
+
+    `values_alone`: weights stay float in it, for what is followed by new codes. `least`: dB that a change must gain there.
+    """
 
     prepared: object
     calls: Sequence[Call]
     expected: Sequence[object]
+    values_alone: bool = False
+    least: float = 0.0
 
     @staticmethod
     def of(prepared: object, floats: fx.GraphModule, calls: Sequence[Call]) -> Trial:
@@ -35,6 +43,11 @@ class Trial:
 
     def sqnr(self, corrections: Corrections) -> float:
         """dB of the reference graph with the corrections, over all results."""
-        gm = reference(self.prepared, (), Conversion(), corrections)
+        if self.values_alone:
+            gm = values_alone(twins(self.prepared, corrections)[0])
+        else:
+            gm = reference(self.prepared, (), Conversion(), corrections)
         with torch.inference_mode():
-            return sqnr_of(self.expected, [gm(*args, **kwargs) for args, kwargs in self.calls])
+            found = sqnr_of(self.expected, [gm(*args, **kwargs) for args, kwargs in self.calls])
+        let_go(gm, self.prepared)
+        return found

@@ -88,10 +88,10 @@ def _walk_form(twin: Twin, own: list[Site], batches: list[Batch], drawn: tuple[O
 
 
 def _drawn(site: Site, quantized: Lane, floats: Lane, sizes: tuple[int, int, int], generator: torch.Generator) -> Sample:
-    """Rows of one batch. `sizes`: its number, the length of a row, how many rows."""
+    """Rows of one batch, float ones within the range of the rounded ones. `sizes`: its number, the length of a row, how many rows."""
     number, length, count = sizes
     try:
-        given = site.kept(floats.value(site.twin.args[0], number))
+        given = floats.value(site.twin.args[0], number)
         found = sample(site, quantized.value(site.node.args[0], number), given, count, generator)
         if found.rounded.shape[-1] != length:
             raise ValueError(f"rows of {found.rounded.shape[-1]} numbers, not {length}")
@@ -100,7 +100,7 @@ def _drawn(site: Site, quantized: Lane, floats: Lane, sizes: tuple[int, int, int
             raise
         raise InputError(f"batch {number} does not fit {site.name}: {first_sentence(error)}", code="input-shape", where=where(site.node),
                          hint="does the float model take this input?") from error  # fmt: skip
-    return found
+    return Sample(found.rounded, site.kept(found.floats))
 
 
 def _visit(twin: Twin, site: Site, quantized: Lane, floats: Lane, drawn: tuple[Options, torch.Generator]) -> Visit:

@@ -78,7 +78,16 @@ def script() -> str:
 
 
 def style() -> str:
-    """The table as variables of the page's style sheet."""
+    """The table as variables of the page's style sheet, which a button changes to the dark."""
     kinds = "".join(f" --{kind}: {color_of(kind)}; --on-{kind}: {on};" for kind, on in ON.items())
-    light, dark = ("".join(f" --{name}: {pair[theme]};" for name, pair in SURFACES.items()) for theme in (0, 1))
-    return f':root {{{kinds}{light} }}\n:root[data-theme="dark"] {{{dark} }}\n'
+    return f':root {{{kinds}{_variables(0)} }}\n:root[data-theme="dark"] {{{_variables(1)} }}\n'
+
+
+def style_of_system() -> str:
+    """The surfaces as variables of a page without a button, which is dark where the reader's system is."""
+    dark = f"@media (prefers-color-scheme: dark) {{ :root {{{_variables(1)} }} }}"
+    return f":root {{ color-scheme: light dark;{_variables(0)} }}\n{dark}\n"
+
+
+def _variables(theme: int) -> str:
+    return "".join(f" --{name}: {pair[theme]};" for name, pair in SURFACES.items())

@@ -31,6 +31,8 @@ _CALLS: Mapping[Callable[..., Any], tuple[str, str]] = {
     F.normalize: ("normalize", "input *p=2.0 dim=1 eps=1e-12 out=None"),
     F.log_softmax: ("log_softmax", "input *dim=None _stacklevel=3 dtype=None"),
     torch.log_softmax: ("log_softmax", "input *dim=None dtype=None"),
+    F.softmax: ("softmax", "input *dim=None _stacklevel=3 dtype=None"),
+    torch.softmax: ("softmax", "input *dim=None dtype=None"),
     **{getattr(torch, name): (name, signature) for name, signature in _OF_ROWS.items()},
     torch.linalg.vector_norm: ("vector_norm", "input *ord=2 dim=None keepdim=False"),
     torch.where: ("where", "condition input other"),
@@ -45,8 +47,8 @@ _CALLS: Mapping[Callable[..., Any], tuple[str, str]] = {
 _METHODS: Mapping[str, tuple[str, str]] = {  # a function of torch's is a method of its first argument as well
     **{function.__name__: form for function, form in _CALLS.items() if getattr(torch, function.__name__, None) is function},
     "where": ("where", "input condition other"),
-    "float": ("as_float", "input"),
 }
+_CASTS = {"float": torch.float32, "bool": torch.bool}  # methods without arguments
 
 
 VISIBLE = "visible"  # the setting of attention whose mask says which keys are seen: within a region nothing else tells it from one to add
@@ -56,12 +58,28 @@ def _is_bool(argument: object) -> bool:
     return isinstance(argument, fx.Node) and value_of(argument).dtype is torch.bool
 
 
+def _is_float(argument: object) -> bool:
+    return isinstance(argument, fx.Node) and value_of(argument).dtype is torch.float32
+
+
 def _form(node: fx.Node) -> tuple[str, str] | None:
     """Name and arguments of a call that is no row."""
     if node.op == "call_method":
-        to_float = node.target in ("to", "type") and node.args[1:] == (torch.float32,) and not node.kwargs
-        return ("as_float", "input _dtype=None") if to_float else _METHODS.get(str(node.target))
+        return _METHODS.get(str(node.target))
     return _CALLS.get(node.target) if node.op == "call_function" and callable(node.target) else None
+
+
+def cast(node: fx.Node) -> torch.dtype | None:
+    """The dtype that a call gives its first argument, on the CPU; None for any other node."""
+    if node.op != "call_method" or node.target not in (*_CASTS, "to", "type"):
+        return None
+    given = [*node.args[1:], *node.kwargs.values()]
+    dtypes = [value for value in given if isinstance(value, torch.dtype)]
+    others = [value for value in given if not isinstance(value, (torch.dtype, bool))]
+    if node.target in _CASTS:
+        return None if given else _CASTS[str(node.target)]
+    on_cpu = all(str(value) == "cpu" for value in others)
+    return dtypes[0] if len(dtypes) == 1 and on_cpu and "memory_format" not in node.kwargs else None
 
 
 def bound(node: fx.Node) -> tuple[str, tuple[Any, ...], dict[str, Any]] | None:
@@ -70,6 +88,11 @@ def bound(node: fx.Node) -> tuple[str, tuple[Any, ...], dict[str, Any]] | None:
         return "getitem", node.args[:1], {"index": node.args[1]}
     if node.target is torch.einsum:
         return "einsum", tuple(node.args), {}
+    dtype = cast(node)
+    if dtype is torch.float32:
+        return "as_float", node.args[:1], {}
+    if dtype is torch.bool:  # what is not 0
+        return "ne", (node.args[0], 0), {}
     form = _form(node)
     if form is None:
         return None
@@ -80,6 +103,8 @@ def bound(node: fx.Node) -> tuple[str, tuple[Any, ...], dict[str, Any]] | None:
         return None  # another overload, or a setting as `out` that no form knows
     values = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     values = {key: value for key, value in values.items() if value is not None and not key.startswith("_")}
+    if values.get("dtype") is torch.float32 and _is_float(node.args[0] if node.args else None):
+        del values["dtype"]  # it has that already
     if _is_bool(values.get("attn_mask")):
         values[VISIBLE] = values.pop("attn_mask")
         names.append(VISIBLE)

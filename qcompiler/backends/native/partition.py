@@ -122,8 +122,17 @@ class Partition:
         except NotNative as error:
             return str(error)
         found = choose(step, facts)
-        setting = _tensor_setting(node, row.name) if row is not None else None  # the forms of calls without a row look at all arguments
+        setting = self._tensor_setting(node, row.name) if row is not None else None  # forms of calls without a row look at all arguments
         return setting or self._foreign(node) or _result_fault(node) or (found if isinstance(found, str) else None)
+
+    def _tensor_setting(self, node: fx.Node, op: str) -> str | None:
+        """Why a setting of an op is none that a plan can know: a mask, or a tensor of places, that is computed at run time."""
+        found: list[fx.Node] = []
+        fx.node.map_arg(node.kwargs, found.append)
+        if op in TAKE_PLACES:
+            found = [n for n in found if n.op != "get_attr" and n not in self.known]
+        tensor = next((n for n in found if value_of(n).shape is not None or value_of(n).dtype is not None), None)
+        return f"one of its settings is the tensor %{tensor.name}" if tensor is not None else None
 
     def _foreign(self, node: fx.Node) -> str | None:
         """Why a number that the op takes is unknown before anything runs: torch computes it, or the caller gives it."""
@@ -157,21 +166,11 @@ def _assigns(node: fx.Node) -> bool:
     return any(isinstance(argument, fx.Node) and changes(node, argument) for argument in node.args[:1])
 
 
-TAKE_PLACES = ("index_select", "gather", "getitem", "repeat_interleave")  # whose constant tensors say which elements they pick
+TAKE_PLACES = ("index_select", "gather", "getitem", "repeat_interleave")  # whose constant or known tensors say which elements they pick
 
 
 def _could_be_native(node: fx.Node, table: Table) -> bool:
     return quant_of(node).int8 or is_float(node) or is_mask(node) or places_call(node) is not None or makes_parts(node, table)
-
-
-def _tensor_setting(node: fx.Node, op: str) -> str | None:
-    """Why a setting of an op is none that a plan can know: a mask, or a tensor of places, that is computed at run time."""
-    found: list[fx.Node] = []
-    fx.node.map_arg(node.kwargs, found.append)
-    if op in TAKE_PLACES:
-        found = [n for n in found if n.op != "get_attr"]
-    tensor = next((n for n in found if value_of(n).shape is not None or value_of(n).dtype is not None), None)
-    return f"one of its settings is the tensor %{tensor.name}" if tensor is not None else None
 
 
 def _has_effect(node: fx.Node) -> bool:
@@ -192,7 +191,7 @@ def _result_fault(node: fx.Node) -> str | None:
 def _broken(node: fx.Node, native: set[fx.Node]) -> str | None:
     """Parts of a value stay within a region: why a node that makes or takes parts cannot be native after all."""
     if is_mask(node):
-        outside = next((u for u in node.users if u not in native), None)
+        outside = next((u for u in node.users if u not in native and not _sizes_only(u)), None)
         return f"{outside.name} takes its bools, in torch" if outside is not None else None
     if value_of(node).shape is None:
         outside = next((u for u in node.users if u not in native and not is_number(u)), None)
@@ -220,7 +219,7 @@ def _numbers(units: list[fx.Node], native: set[fx.Node], gone: set[fx.Node]) -> 
 
 
 def _sizes_only(node: fx.Node) -> bool:
-    """Whether its arguments are numbers, or float tensors whose sizes it asks."""
+    """Whether its arguments are numbers, or tensors of floats or bools whose sizes it asks."""
     return is_known(node, of_parts=True) and all(
-        value_of(s).shape is None or unit_of(s) is not s or value_of(s).dtype is torch.float32 for s in node.all_input_nodes
+        value_of(s).shape is None or unit_of(s) is not s or is_float(s) or is_mask(s) for s in node.all_input_nodes
     )

@@ -57,8 +57,9 @@ def _avg_pool(dims: int, fn: Any, cls: type[nn.Module]) -> Op:
     if dims > 1:
         signature, names = signature + " divisor_override=None", [*names, "divisor_override"]
     form = ModuleForm(cls, {}, _attributes(*names), make=lambda cls: cls(3, 2, 1, count_include_pad=False))
+    pooled = _pooled(dims, kernel_size=3, stride=2, padding=1, ceil_mode=False, count_include_pad=False)
     return _same(f"avg_pool{dims}d", fn, signature, (Spelling(fn, signature),), form, averages=lambda attributes: True,
-                 adds_values=lambda attributes: _divides_by_less(attributes, dims), **_pooled(dims, kernel_size=3, stride=2, padding=1, ceil_mode=False, count_include_pad=False))  # fmt: skip
+                 adds_values=lambda attributes: _divides_by_less(attributes, dims), **pooled)  # fmt: skip
 
 
 def _divides_by_less(attributes: Mapping[str, object], dims: int) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from qcompiler.backends.native.build.compiler import HINT, Compiler, Unit, link
+from qcompiler.backends.native.build.compiler import HINT, CompileError, Compiler, Unit, link
 from qcompiler.errors import ConfigError
 
 try:
@@ -25,6 +25,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 VARIABLE = "QCOMPILER_CACHE"
+ROOM = 2**23  # bytes that a compiler may need beside the library, for its own files
 
 
 def folder() -> Path:
@@ -75,7 +76,8 @@ def library(compiler: Compiler | None, name: str, units: Sequence[Unit], headers
                 _build(compiler, units, path, sources)
     except OSError as error:  # read-only, or full
         text = f"a library cannot be written to the cache folder {kept}: {error}"
-        raise ConfigError(text, code="native-cache", hint=f"set {VARIABLE} to a folder of yours with space left") from error
+        hint = f"set {VARIABLE} to a folder of yours with space left, and TMPDIR where the compiler's own files find none"
+        raise ConfigError(text, code="native-cache", hint=hint) from error
     return path
 
 
@@ -91,7 +93,11 @@ def _of_any_compiler(kept: Path, name: str, sources: str) -> Path:
 def _build(compiler: Compiler, units: Sequence[Unit], path: Path, sources: str) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as building:
         made = Path(building) / path.name
-        link(compiler, units, Path(building), made)
+        try:
+            link(compiler, units, Path(building), made)
+        except CompileError:
+            _try_to_write(building, tempfile.gettempdir())
+            raise
         data = {"compiler": list(compiler.command), "version": compiler.version, "flags": {u.name: list(u.flags) for u in units},
                 "sources": sources, "sha256": hashlib.sha256(made.read_bytes()).hexdigest()}  # fmt: skip
         record = path.with_suffix(".json")
@@ -99,6 +105,16 @@ def _build(compiler: Compiler, units: Sequence[Unit], path: Path, sources: str) 
         note.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")
         os.replace(made, path)
         os.replace(note, record)
+
+
+def _try_to_write(*folders: str) -> None:
+    """Raises OSError where one of them has no room for what a compiler writes: that it failed for it, compilers say in many ways."""
+    for place in folders:
+        try:
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(bytes(ROOM))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, place) from error
 
 
 @contextmanager

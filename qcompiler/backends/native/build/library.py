@@ -21,7 +21,8 @@ from qcompiler.backends.native.build.compiler import Unit, find_if_there
 from qcompiler.errors import ConfigError
 
 RUN = Path(__file__).parent.parent / "run"
-NETWORK_FLAGS = ("-std=c11", "-O1", "-ffp-contract=off", "-fPIC")
+BARE = "-g0"  # zig would put three times as much about the code into a library as there is of it
+NETWORK_FLAGS = ("-std=c11", "-O1", "-ffp-contract=off", "-fPIC", BARE)
 ISA = "QCOMPILER_ISA"
 _lock = threading.Lock()
 
@@ -54,8 +55,8 @@ class SizesStruct(Structure):
 
 def runtime_units(name: str) -> list[Unit]:
     """What the library of kernels of an instruction set is made of."""
-    units = [Unit(unit, source, flags) for unit, (source, flags) in isa.units(isa.architecture(), name).items()]
-    return units + [Unit(unit, RUN / f"{unit}.c", isa.COMMON_FLAGS, (isa.KERNELS,)) for unit in ("run", "workers")]
+    units = [Unit(unit, source, (*flags, BARE)) for unit, (source, flags) in isa.units(isa.architecture(), name).items()]
+    return units + [Unit(unit, RUN / f"{unit}.c", (*isa.COMMON_FLAGS, BARE), (isa.KERNELS,)) for unit in ("run", "workers")]
 
 
 def headers() -> list[Path]:

@@ -33,7 +33,7 @@ QC_DOT_SIZES(QC_DOT_TILE)
 
 #if QC_IS_512
 
-/* Codes from registers: a tile whose positions lie in one row of the result, of one group, a residual with QC_ADDED alone. Sums that go
+/* Results from registers: a tile whose positions lie in one row of the result, of one group, a residual with QC_ADDED alone. Sums that go
    to memory and back cost as much as sixteen products. */
 QC_INLINE void qc_dot_direct(const qc_conv *a, const qc_spans *s, const qc_pair *p, const qc_tile *tile, int64_t step, int rows, int vectors,
                              int kind) {
@@ -41,9 +41,18 @@ QC_INLINE void qc_dot_direct(const qc_conv *a, const qc_spans *s, const qc_pair 
   qc_dot_sums(a, s, p, tile->x, step, acc, rows, vectors, 0);
   qc_finish512 f = qc_begin512(&a->e, p->c, kind == QC_ADDED);
   if (vectors == 1) f.m[1] = f.m[0], f.b[1] = f.b[0], f.c[1] = f.c[0];
-  uint8_t *y = tile->y + p->c;
   int64_t down = a->y.sw;
   __mmask32 mask = (__mmask32)(p->count == 32 ? 0xffffffffu : (1u << p->count) - 1);
+  if (kind == QC_FLOATS) {
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; i++) {
+      float *to = (float *)(void *)(tile->y + i * down) + p->c;
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; v++) _mm512_mask_storeu_ps(to + 16 * v, (__mmask16)(mask >> 16 * v), qc_affine512(acc[i][v], f.m[v], f.b[v]));
+    }
+    return;
+  }
+  uint8_t *y = tile->y + p->c;
   int each = vectors == 2 ? 2 : 4, last = rows - 1;
 #pragma GCC unroll 14
   for (int i = 0; i < rows; i += each) {
@@ -77,40 +86,56 @@ typedef void qc_dot_direct_function(const qc_conv *, const qc_spans *, const qc_
       qc_dot_direct(a, s, p, tile, step, R, 1, QC_FULL); \
     else \
       qc_dot_direct(a, s, p, tile, step, R, 2, QC_FULL); \
+  } \
+  static void qc_dot_floats_##R(const qc_conv *a, const qc_spans *s, const qc_pair *p, const qc_tile *tile, int64_t step) { \
+    qc_dot_direct(a, s, p, tile, step, R, 2, QC_FLOATS); \
   }
 QC_DOT_SIZES(QC_DOT_DIRECT)
 #undef QC_DOT_DIRECT
 
 #endif
 
+typedef struct qc_dot_size {
+  int32_t rows;
+  qc_dot_function *tile;
+#if QC_IS_512
+  qc_dot_direct_function *direct[4]; /* of each kind */
+#endif
+} qc_dot_size;
+
+#if QC_IS_512
+#define QC_DOT_OF(R) {R, qc_dot_tile_##R, {qc_dot_plain_##R, qc_dot_added_##R, qc_dot_full_##R, qc_dot_floats_##R}},
+#else
+#define QC_DOT_OF(R) {R, qc_dot_tile_##R},
+#endif
+static const qc_dot_size qc_dot_sizes[] = {QC_DOT_SIZES(QC_DOT_OF)}; /* the largest first */
+#undef QC_DOT_OF
+
 typedef struct qc_dot_plan {
   qc_runs runs;
   qc_grid grid;
-  qc_dot_function *tile;
-#if QC_IS_512
-  qc_dot_direct_function *direct[3]; /* of QC_PLAIN, QC_ADDED and QC_FULL */
-#endif
+  const qc_dot_size *size, *last; /* of a tile, and of the last one of a run */
 } qc_dot_plan;
 
-#if QC_IS_512
-#define QC_DOT_SET(R) \
-  plan->tile = qc_dot_tile_##R, plan->direct[QC_PLAIN] = qc_dot_plain_##R, plan->direct[QC_ADDED] = qc_dot_added_##R, \
-  plan->direct[QC_FULL] = qc_dot_full_##R
-#else
-#define QC_DOT_SET(R) plan->tile = qc_dot_tile_##R
-#endif
+/* The smallest size for so many rows. */
+static const qc_dot_size *qc_dot_size_for(int64_t rows) {
+  const qc_dot_size *found = qc_dot_sizes;
+  for (size_t i = 1; i < sizeof qc_dot_sizes / sizeof *qc_dot_sizes && qc_dot_sizes[i].rows >= rows; i++) found = qc_dot_sizes + i;
+  return found;
+}
 
 /* The tile's size: the fewest products, a load of the weights counted as one and a half rows. */
 static void qc_dot_choose(const qc_conv *a, const qc_spans *s, qc_dot_plan *plan) {
   int64_t best = INT64_MAX;
-#define QC_DOT_TRY(R) \
-  { \
-    qc_runs runs = qc_find_runs(a, R); \
-    int64_t cost = runs.tiles * (2 * R + 3); \
-    if (runs.rows == R && cost < best) best = cost, plan->runs = runs, QC_DOT_SET(R); \
+  for (size_t i = 0; i < sizeof qc_dot_sizes / sizeof *qc_dot_sizes; i++) {
+    const qc_dot_size *size = qc_dot_sizes + i;
+    qc_runs runs = qc_find_runs(a, size->rows);
+    if (runs.rows != size->rows) continue;
+    const qc_dot_size *last = qc_dot_size_for(runs.length - (runs.per_run - 1) * size->rows);
+    int64_t cost = runs.runs * ((runs.per_run - 1) * (2 * size->rows + 3) + 2 * last->rows + 3);
+    if (cost < best) best = cost, plan->runs = runs, plan->size = size, plan->last = last;
   }
-  QC_DOT_SIZES(QC_DOT_TRY)
-#undef QC_DOT_TRY
+  plan->runs.last = plan->last->rows;
   plan->grid = qc_find_grid(a, s, &plan->runs, 1, QC_DOT_BLOCKS);
 }
 
@@ -133,13 +158,14 @@ QC_INLINE void qc_dot_pieces(const qc_conv *a, const qc_spans *s, const qc_dot_p
   for (int64_t piece = lo; piece < hi; piece++, qc_grid_next(&plan->grid, &at)) {
     if (at.new_block) tile = qc_find_tile(a, &plan->runs, at.block);
     if (at.new_pair) p = qc_find_pair(a, s, at.pair, QC_DOT_BLOCKS);
+    const qc_dot_size *size = tile.rows == plan->size->rows ? plan->size : plan->last;
 #if QC_IS_512
-    if (kind != QC_FLOATS && tile.straight && p.x[0] == p.x[1] && (kind == QC_ADDED ? p.count > 16 : !tile.r)) {
-      plan->direct[kind](a, s, &p, &tile, plan->runs.step);
+    if (tile.straight && p.x[0] == p.x[1] && (kind == QC_ADDED ? p.count > 16 : !tile.r)) {
+      size->direct[kind](a, s, &p, &tile, plan->runs.step);
       continue;
     }
 #endif
-    plan->tile(a, s, &p, tile.x, plan->runs.step, sums);
+    size->tile(a, s, &p, tile.x, plan->runs.step, sums);
 #if QC_IS_512
     qc_finish_tile(a, &plan->runs, &tile, &p, sums, kind);
 #else

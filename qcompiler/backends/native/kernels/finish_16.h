@@ -75,7 +75,7 @@ QC_INLINE void qc_finish_tile16(const qc_conv *a, const qc_runs *t, const qc_til
   int64_t column = tile->column, width = qc_width(a, t);
   uint8_t *y = tile->y + (a->floats ? 4 * p->c : p->c);
   const uint8_t *r = tile->r ? tile->r + p->c : NULL;
-  for (int i = 0; i < t->rows; i++, sums += 16) {
+  for (int i = 0; i < tile->rows; i++, sums += 16) {
     if (column < width) qc_position16(a, sums, p, y, r, kind);
     y += a->y.sw;
     r = r ? r + a->r.sw : NULL;

@@ -154,7 +154,7 @@ QC_INLINE void qc_find_places(const qc_conv *a, const qc_runs *t, const qc_tile 
   __m512i row = _mm512_cvttps_epi32(_mm512_mul_ps(middle, _mm512_set1_ps(1.0f / (float)t->flat)));
   __m512i column = _mm512_sub_epi32(position, _mm512_mullo_epi32(row, _mm512_set1_epi32((int)t->flat)));
   __mmask16 real = _mm512_cmplt_epi32_mask(column, _mm512_set1_epi32((int)qc_width(a, t)));
-  real &= _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(t->rows));
+  real &= _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(tile->rows));
   column = _mm512_sub_epi32(column, first);
   qc_point512(p->y, tile->y + (a->floats ? 4 * c : c), qc_offset512(&a->y, row, column), real, trash);
   if (tile->r) qc_point512(p->r, tile->r + c, qc_offset512(&a->r, row, column), real, trash);
@@ -176,10 +176,10 @@ QC_INLINE void qc_finish_straight(const qc_conv *a, const qc_runs *t, const qc_t
   uint8_t *y = tile->y + (a->floats ? 4 * c : c);
   const uint8_t *r = tile->r ? tile->r + c : NULL;
   int64_t down = a->y.sw, across = r ? a->r.sw : 0;
-  for (int i = 0; i + 1 < t->rows; i += 2, sums += 64, y += 2 * down, r = r ? r + 2 * across : r)
+  for (int i = 0; i + 1 < tile->rows; i += 2, sums += 64, y += 2 * down, r = r ? r + 2 * across : r)
     qc_finish_two(f, sums, y, y + down, r, r ? r + across : r, mask, kind);
   QC_ALIGNED uint8_t trash[128];
-  if (t->rows & 1) qc_finish_two(f, sums, y, trash, r, r, mask, kind);
+  if (tile->rows & 1) qc_finish_two(f, sums, y, trash, r, r, mask, kind);
 }
 
 /* sums: [rows][32 channels], one row more where they are odd. */
@@ -213,14 +213,14 @@ QC_INLINE void qc_finish_narrow(const qc_conv *a, const qc_tile *tile, const qc_
   }
 }
 
-/* sums: [positions, a tile has t->rows][32 channels]. An odd last position reads one more row of sums. */
+/* sums: [positions, tile->rows of them][32 channels]. An odd last position reads one more row of sums. */
 QC_INLINE void qc_finish_tile(const qc_conv *a, const qc_runs *t, const qc_tile *tile, const qc_pair *pair, const int32_t *sums, int kind) {
   QC_ALIGNED uint8_t trash[128];
   qc_finish512 f = qc_begin512(&a->e, pair->c, tile->r != NULL);
   __mmask32 mask = (__mmask32)(pair->count == 32 ? 0xffffffffu : (1u << pair->count) - 1);
   qc_places p = {.r = {NULL}};
-  if (tile->straight && pair->count <= 16 && t->rows % 4 == 0 && !tile->r && (kind == QC_PLAIN || kind == QC_FULL)) {
-    qc_finish_narrow(a, tile, &f, pair, sums, t->rows, kind);
+  if (tile->straight && pair->count <= 16 && tile->rows % 4 == 0 && !tile->r && (kind == QC_PLAIN || kind == QC_FULL)) {
+    qc_finish_narrow(a, tile, &f, pair, sums, tile->rows, kind);
     return;
   }
   if (tile->straight) {
@@ -228,7 +228,7 @@ QC_INLINE void qc_finish_tile(const qc_conv *a, const qc_runs *t, const qc_tile 
     return;
   }
   qc_find_places(a, t, tile, pair->c, &p, trash);
-  for (int i = 0; i < t->rows; i += 2, sums += 64)
+  for (int i = 0; i < tile->rows; i += 2, sums += 64)
     qc_finish_two(&f, sums, p.y[i], p.y[i + 1], tile->r ? p.r[i] : NULL, p.r[i + 1], mask, kind);
 }
 

@@ -31,6 +31,27 @@ QC_INLINE int64_t qc_matrix_of(const int64_t by[3], int64_t i, const qc_tensor *
 /* A piece is a panel. */
 static int64_t qc_pack_panels_units(const qc_pack *s) { return qc_matrices(&s->x.t) * qc_ceil(s->x.t.c, QC_COLUMNS); }
 
+typedef float qf_four __attribute__((vector_size(16)));
+
+/* 16 columns of floats, `step` bytes apart, as rows of 16: four by four. */
+static void qc_turn(const uint8_t *x, int64_t step, int64_t depth, float *y) {
+  int64_t k = 0;
+  for (; k + 4 <= depth; k += 4)
+    for (int i = 0; i < QC_COLUMNS; i += 4) {
+      qf_four v[4], low[2], high[2];
+      for (int j = 0; j < 4; j++) memcpy(v + j, x + (i + j) * step + 4 * k, sizeof *v);
+      for (int j = 0; j < 2; j++) {
+        low[j] = __builtin_shufflevector(v[j], v[j + 2], 0, 4, 1, 5);
+        high[j] = __builtin_shufflevector(v[j], v[j + 2], 2, 6, 3, 7);
+      }
+      v[0] = __builtin_shufflevector(low[0], low[1], 0, 4, 1, 5), v[1] = __builtin_shufflevector(low[0], low[1], 2, 6, 3, 7);
+      v[2] = __builtin_shufflevector(high[0], high[1], 0, 4, 1, 5), v[3] = __builtin_shufflevector(high[0], high[1], 2, 6, 3, 7);
+      for (int j = 0; j < 4; j++) memcpy(y + (k + j) * QC_COLUMNS + i, v + j, sizeof *v);
+    }
+  for (; k < depth; k++)
+    for (int i = 0; i < QC_COLUMNS; i++) memcpy(y + k * QC_COLUMNS + i, x + i * step + 4 * k, 4);
+}
+
 static void qc_pack_panels(const qc_pack *s, int64_t lo, int64_t hi) {
   int64_t panels = qc_ceil(s->x.t.c, QC_COLUMNS), depth = s->x.t.w, down = s->x.t.sw, step = s->x.step;
   qc_operand along = s->x;
@@ -40,6 +61,14 @@ static void qc_pack_panels(const qc_pack *s, int64_t lo, int64_t hi) {
     const uint8_t *x = qc_matrix(&s->x.t, piece / panels, &s->x.t) + first * step;
     float *y = s->y + piece * depth * QC_COLUMNS, space[QC_RUN];
     if (count < QC_COLUMNS) memset(y, 0, (size_t)(depth * QC_COLUMNS * 4));
+    if (count == QC_COLUMNS && !s->x.codes && step == 4) {
+      for (int64_t k = 0; k < depth; k++) memcpy(y + k * QC_COLUMNS, x + k * down, 4 * QC_COLUMNS);
+      continue;
+    }
+    if (count == QC_COLUMNS && !s->x.codes && down == 4) {
+      qc_turn(x, step, depth, y);
+      continue;
+    }
     if (step <= down) { /* rows lie side by side */
       for (int64_t k = 0; k < depth; k++) memcpy(y + k * QC_COLUMNS, qc_floats(&s->x, x + k * down, count, space), (size_t)(4 * count));
       continue;

@@ -5,7 +5,7 @@
    - flat: a run is an image (or a slice of a volume); it also has the positions between the end of a row and the start of the next,
      whose results go to a place that nobody reads;
    - rows: a run is a row of the result.
-   The last tile of a run reaches back instead of being short; only a run that is shorter than a tile has a short one. */
+   The last tile of a run reaches back where it is longer than what is left; only a run that is shorter than a tile has but a short one. */
 #ifndef QC_TILES_H
 #define QC_TILES_H
 
@@ -16,7 +16,7 @@
 typedef struct qc_runs {
   int64_t runs, length, flat, per_run, tiles; /* flat: positions from one row of the result to the next */
   int64_t step;                               /* bytes of x between positions */
-  int32_t rows;                               /* positions of a tile */
+  int32_t rows, last;                         /* positions of a tile, and of the last one of a run */
   int32_t by_rows;
 } qc_runs;
 
@@ -25,7 +25,7 @@ typedef struct qc_tile {
   const uint8_t *x;
   uint8_t *y;
   const uint8_t *r;
-  int32_t column, straight; /* column: of the first position in its row of `flat` positions */
+  int32_t rows, column, straight; /* column: of the first position in its row of `flat` positions */
 } qc_tile;
 
 /* Whether the pixels of t lie in memory one behind the other. */
@@ -58,6 +58,7 @@ static qc_runs qc_find_runs(const qc_conv *a, int32_t rows) {
   t.per_run = qc_ceil(t.length, rows);
   t.tiles = t.runs * t.per_run;
   if (t.length < rows) t.rows = (int32_t)t.length;
+  t.last = t.rows;
   return t;
 }
 
@@ -67,8 +68,9 @@ QC_INLINE int64_t qc_width(const qc_conv *a, const qc_runs *t) { return t->lengt
 QC_INLINE qc_tile qc_find_tile(const qc_conv *a, const qc_runs *t, int64_t index) {
   int64_t run = index / t->per_run, plane = t->by_rows ? run / a->y.h : run, h = t->by_rows ? run % a->y.h : 0;
   int64_t n = plane / a->y.d, d = plane % a->y.d;
-  int64_t start = qc_min((index - run * t->per_run) * t->rows, t->length - t->rows), row = start / t->flat, column = start - row * t->flat;
-  qc_tile tile = {.column = (int32_t)column, .straight = column + t->rows <= qc_width(a, t)};
+  int64_t number = index - run * t->per_run, rows = number + 1 < t->per_run ? t->rows : t->last;
+  int64_t start = qc_min(number * t->rows, t->length - rows), row = start / t->flat, column = start - row * t->flat;
+  qc_tile tile = {.rows = (int32_t)rows, .column = (int32_t)column, .straight = column + rows <= qc_width(a, t)};
   tile.x = a->x.p + n * a->x.sn + d * a->k.stride[0] * a->x.sd + h * a->k.stride[1] * a->x.sh + start * t->step;
   tile.y = a->y.p + n * a->y.sn + d * a->y.sd + (h + row) * a->y.sh + column * a->y.sw;
   tile.r = a->r.p ? a->r.p + n * a->r.sn + d * a->r.sd + (h + row) * a->r.sh + column * a->r.sw : NULL;

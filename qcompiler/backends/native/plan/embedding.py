@@ -13,11 +13,11 @@ from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.dynamic import DOUBLES
 from qcompiler.backends.native.plan.float_pointwise import FloatPair
-from qcompiler.backends.native.plan.float_rows import Reduce, reduced
 from qcompiler.backends.native.plan.floats import FLOATS, as_pixels, operand, order_of, result, width
 from qcompiler.backends.native.plan.layer import Bound, Layer, OfOne, merged
 from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.reduce import Reduce, reduced
 from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.shape import View
 from qcompiler.backends.native.plan.sizes import Sizes

@@ -197,7 +197,8 @@ PAIRS = ("add", "sub", "mul", "div", "maximum", "minimum")
 
 
 def _is_operand(argument: Argument, facts: Facts) -> bool:
-    held = facts.is_codes(argument) or facts.is_floats(argument) or facts.is_mask(argument)
+    """Whole numbers count as well: with floats torch computes as if they were some."""
+    held = facts.is_codes(argument) or facts.is_floats(argument) or facts.is_mask(argument) or facts.is_whole(argument)
     return held or isinstance(argument, (int, float)) or facts.is_number(argument)
 
 

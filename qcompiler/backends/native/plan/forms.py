@@ -8,6 +8,7 @@ from functools import cache, partial
 
 from qcompiler.backends.native.float_ops import COMPARISONS, FIRST, LENGTHS, SORTED, VARIANCES
 from qcompiler.backends.native.plan import (
+    attention,
     batch_norm,
     conv,
     dynamic,
@@ -25,6 +26,7 @@ from qcompiler.backends.native.plan import (
     prelu,
     rearrange,
     recurrent,
+    reduce,
     resize,
     shape,
     statistics,
@@ -131,11 +133,11 @@ def _of_floats(add: Add) -> None:
         add([name], CForm(partial(float_rows.plan_along, kind), float_rows.refuse_along))
     add(("layer_norm", "rms_norm"), CForm(float_rows.plan_layer_norm, float_rows.refuse_norm))
     add(("group_norm", "instance_norm"), CForm(float_rows.plan_group_norm, float_rows.refuse_group_norm))
-    add(("mean", "sum", "amax", "amin"), CForm(float_rows.plan_reduce, float_rows.refuse_reduce))
+    add(("mean", "sum", "amax", "amin"), CForm(reduce.plan_reduce, reduce.refuse_reduce))
     add(LENGTHS, CForm(statistics.plan_norm, statistics.refuse_norm))
     add(VARIANCES, CForm(statistics.plan_variance, statistics.refuse_variance))
     add(["matmul"], CForm(matmul.plan_matmul, matmul.refuse_matmul))
-    add(["scaled_dot_product_attention"], CForm(matmul.plan_attention, matmul.refuse_attention))
+    add(["scaled_dot_product_attention"], CForm(attention.plan_attention, attention.refuse_attention))
 
 
 def _of_masks(add: Add) -> None:

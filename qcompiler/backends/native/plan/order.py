@@ -13,11 +13,12 @@ import torch
 from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.bundle import Bundle
 from qcompiler.backends.native.plan.codes import Codes
-from qcompiler.backends.native.plan.float_rows import Reduce, Rows, reduced, refuse_reduce, refuse_rows
+from qcompiler.backends.native.plan.float_rows import Rows
 from qcompiler.backends.native.plan.floats import joint, operand, order_with_last
 from qcompiler.backends.native.plan.layer import Bound, Layer, OfOne, Pixels
 from qcompiler.backends.native.plan.place import Axes, Place, dense, of_caller
-from qcompiler.backends.native.plan.planning import Argument, Facts, Planning
+from qcompiler.backends.native.plan.planning import Argument, Facts, Planning, refuse_rows
+from qcompiler.backends.native.plan.reduce import Reduce, reduced, refuse_reduce
 from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step, is_value

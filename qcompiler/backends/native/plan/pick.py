@@ -42,7 +42,7 @@ class Pick(OfOne):
 
     def axes(self, sizes: Sizes) -> list[Indices]:
         """Which element of x along each axis of the result, where each axis has a list of its own."""
-        return ALONG_AXES[self.op](sizes.shape(self.x), *sizes.numbers(self.args), **sizes.numbers(self.kwargs))
+        return ALONG_AXES[self.op](sizes.shape(self.x), *sizes.arguments(self.args), **sizes.arguments(self.kwargs))
 
     @property
     def by_axes(self) -> bool:
@@ -59,13 +59,13 @@ class Pick(OfOne):
         return in_order and all(map(np.array_equal, whole, part))
 
     def _elements(self, sizes: Sizes) -> Tensor:
-        return flat(sizes.shape(self.x), OPS.rows[self.op].fn, *sizes.numbers(self.args), **sizes.numbers(self.kwargs))
+        return flat(sizes.shape(self.x), OPS.rows[self.op].fn, *sizes.arguments(self.args), **sizes.arguments(self.kwargs))
 
     def lies(self, known: Lies) -> str | None:
         return known.get(self.x) if self.by_axes else "rows"
 
     def shape(self, sizes: Sizes) -> Axes:
-        arguments = sizes.shape(self.x), sizes.numbers(self.args), sizes.numbers(self.kwargs)
+        arguments = sizes.shape(self.x), sizes.arguments(self.args), sizes.arguments(self.kwargs)
         if any(map(_is_symbol, leaves(arguments))):  # lists of places would hold the sizes of an export fixed
             return _shape_of(OPS.rows[self.op].fn, *arguments)
         return tuple(map(len, self.axes(sizes))) if self.by_axes else tuple(self._elements(sizes).shape)
@@ -166,7 +166,8 @@ def refuse_pick(step: Step, facts: Facts) -> str | None:
         return "its input is not float32"
     if not 1 <= facts.rank(step.args[0]) <= MOST_AXES:
         return f"its input has {facts.rank(step.args[0])} dimensions"
-    if any(isinstance(leaf, str) and is_value(leaf) and not facts.is_number(leaf) for leaf in leaves((step.args[1:], step.kwargs))):
+    given = [leaf for leaf in leaves((step.args[1:], step.kwargs)) if isinstance(leaf, str) and is_value(leaf)]
+    if not all(facts.is_number(leaf) or facts.is_known(leaf) for leaf in given):
         return "its places are computed at run time"
     return None
 

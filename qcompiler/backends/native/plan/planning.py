@@ -15,7 +15,7 @@ from qcompiler.backends.native.plan.homes import Every, Home
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.plan.sizes import Sizes
-from qcompiler.backends.native.steps import Step
+from qcompiler.backends.native.steps import Step, is_value
 
 Argument = Any  # of a step: a value (%name), a tensor (#number), a number, or a nest of these
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -157,6 +157,13 @@ class Planning(Facts, Protocol):
 
     def move(self, name: str, whole: str, dim: int, before: tuple[str, ...]) -> None:
         """Make a value in its place in a cat."""
+
+
+def refuse_rows(step: Step, facts: Facts) -> str | None:
+    """Of all that takes one value and settings."""
+    if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0])):
+        return "its input is not float32"
+    return "its settings are computed at run time" if any(map(is_value, step.kwargs.values())) else None
 
 
 def turns(shapes: Sequence[Axes]) -> int:

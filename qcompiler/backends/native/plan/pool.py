@@ -8,11 +8,11 @@ from typing import Any
 
 from qcompiler.backends.native.emit.layer_code import Call, LayerCode
 from qcompiler.backends.native.plan.codes import Codes
-from qcompiler.backends.native.plan.float_rows import plan_float_average, refuse_rows
 from qcompiler.backends.native.plan.floats import operand, result, width
 from qcompiler.backends.native.plan.layer import Bound, Lies, OfOne, image
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
-from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.planning import Facts, Planning, refuse_rows
+from qcompiler.backends.native.plan.reduce import plan_float_average
 from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.plan.window import Window

@@ -12,12 +12,11 @@ import torch
 from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.float_pointwise import FloatMap
-from qcompiler.backends.native.plan.float_rows import refuse_rows
 from qcompiler.backends.native.plan.floats import width
 from qcompiler.backends.native.plan.layer import Bound, Lies, OfOne, image
 from qcompiler.backends.native.plan.pick import lies_on, on_codes
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
-from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.planning import Facts, Planning, refuse_rows
 from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
 from qcompiler.backends.native.steps import Step

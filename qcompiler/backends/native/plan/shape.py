@@ -189,7 +189,7 @@ def _groups(old: Axes, new: Axes) -> list[list[int]]:
 
 
 def refuse_view(step: Step, facts: Facts) -> str | None:
-    if step.op == "getitem" and not _is_view(step):
+    if step.op == "getitem" and not _is_view(step, facts):
         return refuse_pick(step, facts)
     x = step.args[0]
     if not (facts.is_codes(x) or facts.is_floats(x) or facts.is_mask(x)):
@@ -199,23 +199,23 @@ def refuse_view(step: Step, facts: Facts) -> str | None:
     return None
 
 
-def _is_view(step: Step) -> bool:
+def _is_view(step: Step, facts: Facts) -> bool:
     """Whether an index is made of numbers and slices alone; lists and tensors pick elements."""
-    return all(_plain_index(i) for i in _indices(step.kwargs.get("index")))
+    return all(_plain_index(i, facts) for i in _indices(step.kwargs.get("index")))
 
 
 def _indices(index: Any) -> tuple[Any, ...]:
     return index if isinstance(index, tuple) else (index,)
 
 
-def _plain_index(index: Any) -> bool:
+def _plain_index(index: object, facts: Facts) -> bool:
     if isinstance(index, slice):
-        return all(_plain_index(part) for part in (index.start, index.stop, index.step))
-    return index is None or index is Ellipsis or type(index) is int or is_value(index)
+        return all(_plain_index(part, facts) for part in (index.start, index.stop, index.step))
+    return index is None or index is Ellipsis or type(index) is int or (is_value(index) and not facts.is_known(index))
 
 
 def plan_view(step: Step, planner: Planning) -> None:
-    if step.op == "getitem" and not _is_view(step):
+    if step.op == "getitem" and not _is_view(step, planner):
         plan_pick(step, planner)
         return
     out, x, _ = on_result(step, planner)

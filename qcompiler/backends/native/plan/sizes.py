@@ -130,6 +130,10 @@ class Sizes:
         """An argument with the numbers that earlier steps computed."""
         return rewrite(value, lambda leaf: self.shapes[leaf[1:]] if is_value(leaf) else leaf)
 
+    def arguments(self, value: Any) -> Any:
+        """An argument with these numbers, and with the tensors that sizes settle."""
+        return rewrite(value, lambda leaf: self.computed.get(leaf[1:], self.shapes[leaf[1:]]) if is_value(leaf) else leaf)
+
     def new(self, name: str, order: Sequence[int], size: int = 1) -> Place:
         """The place of a layer's result: its part of the value that it is a part of, else a buffer with the halo its readers want."""
         if name in self.places:  # a whole that was made for its first part

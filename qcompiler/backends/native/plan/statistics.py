@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import partial
 
 from qcompiler.backends.native.plan.float_pointwise import FloatMap, FloatPair
-from qcompiler.backends.native.plan.float_rows import Reduce, plan_reduce, reduced, refuse_reduce
 from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.reduce import Reduce, plan_reduce, reduced, refuse_reduce
 from qcompiler.backends.native.steps import Step
 
 SQUARES = (2, None, "fro")  # lengths by the sum of squares: what p, or ord, may be
