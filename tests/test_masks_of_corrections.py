@@ -48,7 +48,7 @@ def test_a_mask_of_infinite_numbers(prepared: fx.GraphModule, name: str) -> None
     assert bool(convert_fx(prepared, corrections=found)(x, mask).isfinite().all())
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", [name for name in EACH if name != "equalize"])  # which finds nothing here, and looks at no data
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_rounded_has_finite_numbers(prepared: fx.GraphModule, name: str, value: float) -> None:
     data = [*batches(2), (torch.full((2, 5, 16), value), batches(1)[0][1])]
