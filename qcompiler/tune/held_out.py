@@ -46,7 +46,11 @@ def read(data: object, labelled: bool) -> list[Item]:
                 text = f"batch {index} is a {type(item).__name__}, and a metric needs pairs of inputs and labels"
                 raise ConfigError(text, code="tune-labels", hint="inputs are a tensor, a tuple of arguments or a dict of keywords")
     inputs = [item[0] if labelled or (loader and isinstance(item, (tuple, list)) and len(item) == 2) else item for item in given]
-    return [Item(args, kwargs, item) for (args, kwargs), item in zip(batches(inputs), given)]
+    items = [Item(args, kwargs, item) for (args, kwargs), item in zip(batches(inputs), given)]
+    for index, item in enumerate(items):
+        if any(t.is_floating_point() and bool(t.isnan().any()) for t in tensors([item.args, dict(item.kwargs)])):
+            raise CalibrationError(f"batch {index}: NaN in it", code="nan", hint="look at this batch")
+    return items
 
 
 def split(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:

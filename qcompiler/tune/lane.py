@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 from qcompiler.errors import CalibrationError, InputError, QCompilerError
 from qcompiler.inputs.input_text import first_sentence, refuses_inputs
 from qcompiler.ir.attributes import attribute
-from qcompiler.ir.types import value_of
+from qcompiler.ir.types import quant_of, value_of
 from qcompiler.ir.verify import where
-from qcompiler.ops.reference import dequantize, dequantize_weight, unpack_4bit, widen
+from qcompiler.ops.reference import dequantize, dequantize_weight, quantize, unpack_4bit, widen
 from qcompiler.ops.state_nodes import is_write
 from qcompiler.prepared.module import InputCheck
 from qcompiler.tune.shelf import Shelf, Values
@@ -32,6 +32,11 @@ def without_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
     for args, kwargs in batches:
         if all(leaf.numel() for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)):
             yield args, kwargs
+
+
+def _is_rounded(node: fx.Node) -> bool:
+    """Whether an input is rounded by int8 ops, in a quantized graph or its float twin."""
+    return quant_of(node).group is not None or any(user.target is quantize for user in node.users)
 
 
 class Lane:
@@ -112,8 +117,11 @@ class Lane:
         except QCompilerError as error:
             raise type(error)(f"batch {number}: {error.message}", code=error.code, where=error.where, hint=error.hint) from error
         given = {**dict(zip((str(node.target).lstrip("*") for node in inputs), args, strict=False)), **kwargs}
+        rounded = {str(node.target).lstrip("*") for node in inputs if _is_rounded(node)}
         for name, value in given.items():
-            if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+            if not isinstance(value, Tensor) or not value.is_floating_point() or bool(value.isfinite().all()):
+                continue
+            if name in rounded or bool(value.isnan().any()):  # a mask that stays float is made of 0 and -inf
                 raise CalibrationError(f"batch {number}: NaN or inf in {name}", code="nan", hint="look at this batch")
         return given
 
