@@ -111,7 +111,9 @@ def channels(at: Place) -> str | None:
     if row is None or row.family not in WEIGHTED or not _is_quantized(at) or row.weight is None:
         return None
     groups, place = at.node.kwargs.get("groups", 1), -1 - (row.dims or 0)
-    given, weight, made = (value_of(n).shape for n in (at.node.args[0], at.node.args[row.weight], at.node))  # type: ignore[arg-type]
+    given, weight, made = (
+        value_of(n).shape if isinstance(n, fx.Node) else None for n in (at.node.args[0], at.node.args[row.weight], at.node)
+    )
     if given is None or weight is None or made is None or not isinstance(groups, int):
         return None
     sides = (weight[1] * groups, weight[0]) if row.weight_axis == 0 else (weight[0], weight[1] * groups)
