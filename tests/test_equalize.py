@@ -217,3 +217,15 @@ def test_what_it_refuses() -> None:
             equalize(prepared, [x], alpha=alpha)
     with pytest.raises(CalibrationError, match="0 batches"):
         equalize(prepared, [])
+
+
+def test_an_error_names_the_batch_by_its_place_in_the_data() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    data = [torch.randn(2, 3, 8, 8) for _ in range(7)]
+    prepared = prepare_fx(model, None, (data[0],))
+    calibrate(prepared, data)
+    data[5] = data[5].clone()
+    data[5][0, 0, 0, 0] = torch.nan
+    with pytest.raises(CalibrationError, match="batch 5: NaN"):
+        equalize(prepared, data)

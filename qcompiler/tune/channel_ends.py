@@ -18,10 +18,13 @@ TRIED = 4  # batches that a trial sees
 LEAST = 1 / 64  # a channel that is nearly always zero is not made as large as the others
 
 
-def channel_ends(twin: Twin, axes: Mapping[fx.Node, int], batches: Iterable[Batch]) -> Ends:
-    """Of values of the float twin, whose channels lie so many axes from the end; of several processes, those of the data of all."""
+def channel_ends(twin: Twin, axes: Mapping[fx.Node, int], batches: Iterable[Batch], start: int = 0) -> Ends:
+    """Of values of the float twin, whose channels lie so many axes from the end; of several processes, those of the data of all.
+
+    `start`: the number of the first batch, for messages.
+    """
     ends: Ends = {}
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(batches, start):
         lane = Lane(twin.floats, [batch], number)
         for node in axes:
             lane.last[node] = len(lane.nodes)  # kept up to the look at it
@@ -54,7 +57,7 @@ class Halves:
     @staticmethod
     def of(twin: Twin, axes: Mapping[fx.Node, int], batches: Sequence[Batch]) -> Halves:
         with torch.no_grad():
-            first, others = channel_ends(twin, axes, batches[:TRIED]), channel_ends(twin, axes, batches[TRIED:])
+            first, others = channel_ends(twin, axes, batches[:TRIED]), channel_ends(twin, axes, batches[TRIED:], TRIED)
         return Halves(_merged([first, others]), others or first)
 
 

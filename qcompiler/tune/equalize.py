@@ -61,8 +61,6 @@ def _equalized(prepared: object, batches: object, so_far: Corrections, alpha: fl
                judged: Callable[[Trial], Trial]) -> Corrections:  # fmt: skip
     twin, data = one_form(prepared, batches, so_far, "a model of several forms of the call cannot be equalized")
     found = list(regions(twin.floats, twin.settings.table))
-    if not found:
-        return so_far
     ends = Halves.of(twin, {node: region.axis for region in found for node in region.values}, data)
 
     def trial() -> Trial:
