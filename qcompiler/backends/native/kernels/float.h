@@ -94,11 +94,12 @@ QC_INLINE qf qf_exp(qf x) {
   return qf_scale(p * (r * r) + r + 1.0f, n, shifted);
 }
 
-/* x = 2^n * m, sqrt(1/2) <= m < sqrt(2), f = m - 1; log(m) = f - f^2 / 2 + f^3 * P(f). 0 gives -infinity, below it NaN. */
+/* x = 2^n * m, sqrt(1/2) <= m < sqrt(2), f = m - 1; log(m) = f - f^2 / 2 + f^3 * P(f). 0 gives -infinity, below it NaN.
+   The sign is cut off, so that no difference leaves 32 bits. */
 QC_INLINE qf qf_log(qf x) {
   qf_bits small = x < qf_all(1.17549435e-38f);
   qf scaled = qf_choose(small, x * 8388608.0f, x);
-  qf_bits bits = (qf_bits)scaled - 0x3f3504f3, n = (bits >> 23) - (small & 23);
+  qf_bits bits = ((qf_bits)scaled & 0x7fffffff) - 0x3f3504f3, n = (bits >> 23) - (small & 23);
   qf f = (qf)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f, e = __builtin_convertvector(n, qf);
   qf p = f * -0.1178983524441719f + 0.06915424764156342f * (f * f);
   p = p + 0.11872965842485428f;
