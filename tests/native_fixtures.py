@@ -1,7 +1,9 @@
-"""Fixtures of the kernel tests: one library a session, and its kernels for each instruction set in turn.
+r"""Fixtures of the kernel tests: one library a session, and its kernels for each instruction set in turn.
 
 QCOMPILER_TEST_CFLAGS adds flags to the library's, as for sanitizers:
-LD_PRELOAD=$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 QCOMPILER_TEST_CFLAGS="-fsanitize=address,undefined" pytest ...
+LD_PRELOAD=$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+QCOMPILER_TEST_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -O1" pytest ...
+Undefined behaviour ends the process so: else it is a line on stderr, which pytest drops where the test passes.
 """
 
 from __future__ import annotations

@@ -450,7 +450,7 @@ def test_a_judged_graph_gives_its_memory_back_at_once() -> None:
     qcompiler.calibrate(prepared, [x])
     made, before = qcompiler.convert_to_reference_fx(prepared), {name: t.clone() for name, t in prepared.state_dict().items()}
     held = [weakref.ref(tensor) for tensor in (*made.parameters(), *made.buffers())]
-    let_go(made, prepared)
+    let_go(prepared, made)
     assert held and all(one() is None for one in held)
     assert all(torch.equal(t, before[name]) for name, t in prepared.state_dict().items()) and prepared.state_dict().keys() == before.keys()
 

@@ -10,10 +10,10 @@ from torch import fx, nn
 from qcompiler.ir.attributes import attribute, get_attr, set_attribute
 from qcompiler.ir.graph_module import OwnGraphModule
 from qcompiler.ops.reference import dequantize_weight
-from qcompiler.tune.let_go import let_go
+from qcompiler.tune.let_go import let_go, twins_for_now
 from qcompiler.tune.score import Judge, Score
 from qcompiler.tune.sites import Site, sites
-from qcompiler.workflow.twins import Twin, twins
+from qcompiler.workflow.twins import Twin
 
 LIMITS = 0.1  # share of the noise from which on something is worth a step: all of it gone gains 0.5 dB
 
@@ -32,14 +32,13 @@ class Diagnosis:
 
 def diagnose(prepared: object, judge: Judge, default: Score) -> Diagnosis | None:
     """None for a model of several forms of the call, whose graphs are not told apart."""
-    made = twins(prepared)
-    if len(made) != 1:
-        return None
-    graphs = _weights_alone(made[0]), values_alone(made[0])
-    found = Diagnosis(default, *(judge.score(graph) for graph in graphs))
-    for graph in graphs:  # behind both: they have modules in common
-        let_go(graph, prepared)
-    return found
+    with twins_for_now(prepared) as made:
+        if len(made) != 1:
+            return None
+        rounded = _weights_alone(made[0])
+        weights = judge.score(rounded)
+        let_go(made[0].floats, rounded)
+        return Diagnosis(default, weights, judge.score(values_alone(made[0])))
 
 
 def _weights_alone(twin: Twin) -> nn.Module:

@@ -59,14 +59,14 @@ def equalize_values(prepared: object, batches: object, so_far: Corrections, tell
 
 def _equalized(prepared: object, batches: object, so_far: Corrections, alpha: float | None, tell: Tell | None,
                judged: Callable[[Trial], Trial]) -> Corrections:  # fmt: skip
-    twin, data = one_form(prepared, batches, so_far, "a model of several forms of the call cannot be equalized")
-    found = list(regions(twin.floats, twin.settings.table))
-    ends = Halves.of(twin, {node: region.axis for region in found for node in region.values}, data)
+    with one_form(prepared, batches, so_far, "a model of several forms of the call cannot be equalized") as (twin, data):
+        found = list(regions(twin.floats, twin.settings.table))
+        ends = Halves.of(twin, {node: region.axis for region in found for node in region.values}, data)
 
-    def trial() -> Trial:
-        return judged(Trial.of(prepared, twin.floats, data[:TRIED]))
+        def trial() -> Trial:
+            return judged(Trial.of(prepared, twin.floats, data[:TRIED]))
 
-    return best_alpha(lambda one, of: _with_alpha(twin, of, found, one, so_far), alpha, so_far, ends, trial, tell)
+        return best_alpha(lambda one, of: _with_alpha(twin, of, found, one, so_far), alpha, so_far, ends, trial, tell)
 
 
 def _with_alpha(twin: Twin, ends: Ends, found: Iterable[Region], alpha: float, so_far: Corrections) -> Corrections:

@@ -17,11 +17,11 @@ from qcompiler.debug.walk import Walk
 from qcompiler.executable.steps import steps_of_graph
 from qcompiler.ir.attributes import attribute
 from qcompiler.tune.held_out import Item
+from qcompiler.tune.let_go import twins_for_now
 from qcompiler.tune.score import LEAST_GAIN
 from qcompiler.tune.together import together
 from qcompiler.tune.trial import Trial
 from qcompiler.workflow.explain import explain
-from qcompiler.workflow.twins import twins
 
 TRIED = 8
 SMALL = 0.1  # of the multiply-accumulates and of the weights, all together: more would cost what int8 is for
@@ -29,11 +29,11 @@ SMALL = 0.1  # of the multiply-accumulates and of the weights, all together: mor
 
 def islands(prepared: object, item: Item, corrections: Corrections, tell: Callable[[int, int], object]) -> frozenset[str]:
     """The names of ops, as keep_float takes them, that gain at least LEAST_GAIN dB on the batch, each beside those before it."""
-    made = twins(prepared, corrections)
-    if len(made) != 1:
-        return frozenset()
-    trial = Trial.of(prepared, made[0].floats, [(item.args, item.kwargs)])
-    names, kept = together().of_first(_noisiest(made[0].floats, made[0].quantized, item, explain(prepared))), frozenset[str]()
+    with twins_for_now(prepared, corrections) as made:
+        if len(made) != 1:
+            return frozenset()
+        trial = Trial.of(prepared, made[0].floats, [(item.args, item.kwargs)])
+        names, kept = together().of_first(_noisiest(made[0].floats, made[0].quantized, item, explain(prepared))), frozenset[str]()
     best = trial.sqnr(corrections)
     if names and trial.sqnr(corrections | Corrections(keep_float=frozenset(names))) < best + LEAST_GAIN:
         return kept  # all of them gain less, so no one of them gains as much

@@ -40,11 +40,11 @@ def scale_inputs(prepared: object, batches: object, *, corrections: Corrections 
     """
     check_alpha(alpha)
     so_far = corrections or NO_CORRECTIONS
-    twin, data = one_form(prepared, batches, so_far, "inputs of a model of several forms of the call cannot be scaled")
-    found = inputs_of_linears(twin, so_far)
-    ends = Halves.of(twin, dict.fromkeys(found, 1), data)
-    trial = partial(Trial.of, prepared, twin.floats, data[:TRIED])
-    return best_alpha(lambda one, of: so_far | _scaled(twin, found, of, one), alpha, so_far, ends, trial, tell)
+    with one_form(prepared, batches, so_far, "inputs of a model of several forms of the call cannot be scaled") as (twin, data):
+        found = inputs_of_linears(twin, so_far)
+        ends = Halves.of(twin, dict.fromkeys(found, 1), data)
+        trial = partial(Trial.of, prepared, twin.floats, data[:TRIED])
+        return best_alpha(lambda one, of: so_far | _scaled(twin, found, of, one), alpha, so_far, ends, trial, tell)
 
 
 def inputs_of_linears(twin: Twin, so_far: Corrections) -> Inputs:

@@ -108,7 +108,7 @@ class Search:
         """On the reference graph: it is any back end's, and costs no lowering."""
         made = graph_of(self.state.prepared, corrections)
         found = self.judge.score(made, lambda: self.clock.show(f"{name}: judging"))
-        let_go(made, self.state.prepared)
+        let_go(self.state.prepared, made)
         return found
 
 

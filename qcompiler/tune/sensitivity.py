@@ -18,6 +18,7 @@ from qcompiler.debug.metrics import tensors
 from qcompiler.errors import ConfigError
 from qcompiler.ops.state_nodes import is_write
 from qcompiler.tune.lane import Batch, Lane
+from qcompiler.tune.saved import Kept, Saved
 
 Take: TypeAlias = Callable[[fx.Node, Tensor, Tensor], None]
 
@@ -27,10 +28,10 @@ class _Run(fx.Interpreter):
     one gradient is there at a time. `first`: those that none of the others is made of. What a model keeps between calls is not written.
     """
 
-    def __init__(self, gm: fx.GraphModule, nodes: Collection[fx.Node], take: Take) -> None:
+    def __init__(self, gm: fx.GraphModule, nodes: Collection[fx.Node], take: Take, saved: Saved) -> None:
         super().__init__(gm)
-        self.watched, self.take = set(nodes), take
-        self.first, self.values, self.hooks = dict[fx.Node, Tensor](), dict[fx.Node, Tensor](), list[RemovableHandle]()
+        self.watched, self.take, self.saved = set(nodes), take, saved
+        self.first, self.values, self.hooks = dict[fx.Node, Tensor](), dict[fx.Node, Kept](), list[RemovableHandle]()
 
     def run_node(self, n: fx.Node) -> object:
         if is_write(n):
@@ -42,8 +43,8 @@ class _Run(fx.Interpreter):
             made = made.detach().clone() if made.is_inference() else made.detach()
         if n in self.watched and made.is_floating_point():
             if made.requires_grad:
-                self.values[n] = made.detach()
-                self.hooks.append(made.register_hook(lambda gradient: self.take(n, self.values.pop(n), gradient.square())))
+                self.values[n] = self.saved.keep(made)
+                self.hooks.append(made.register_hook(lambda gradient: self.take(n, self.saved.get(self.values.pop(n)), gradient)))
             else:
                 made = self.first[n] = made.detach().requires_grad_()
         return made
@@ -58,14 +59,14 @@ class _Run(fx.Interpreter):
 def sensitivities(
     gm: fx.GraphModule, batch: tuple[Batch, int], nodes: Collection[fx.Node], take: Take, generator: torch.Generator
 ) -> None:  # fmt: skip
-    """Hands each of the nodes that counts in the results to `take`: its value and the squared gradients, for one batch and its number.
+    """Hands each of the nodes that counts in the results to `take`: its value and the gradient, for one batch and its number.
 
     Raises InputError as `Lane` does, and ConfigError for a model that has no gradients.
     """
     given = Lane(gm, [batch[0]], batch[1]).given[0]
     inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    with torch.inference_mode(False), torch.enable_grad():
-        run = _Run(gm, nodes, take)
+    with torch.inference_mode(False), torch.enable_grad(), Saved(gm.state_dict().values()) as saved:
+        run = _Run(gm, nodes, take, saved)
         try:
             made = run.run(*(given.get(str(node.target), *node.args) for node in inputs))
             results = [x for x in tensors(made) if x.is_floating_point() and x.requires_grad]
@@ -81,4 +82,4 @@ def sensitivities(
             run.end()
     for (node, value), gradient in zip(run.first.items(), found, strict=True):
         if gradient is not None:
-            take(node, value.detach(), gradient.square())
+            take(node, value.detach(), gradient)

@@ -21,7 +21,7 @@ Values: TypeAlias = dict[fx.Node, object]
 
 
 @dataclass(frozen=True)
-class _Written:
+class Written:
     """A tensor in a file."""
 
     file: IO[bytes]
@@ -35,6 +35,13 @@ class _Written:
         self.file.seek(self.start)
         self.file.readinto(_bytes(made))  # type: ignore[attr-defined]
         return made.view(self.dtype).as_strided(self.shape, self.strides)
+
+
+def write(file: IO[bytes], start: int, value: Tensor) -> Written:
+    """The tensor in a file, from this byte on. Raises OSError where there is no room."""
+    file.seek(start)
+    file.write(_bytes(value.as_strided((value.numel(),), (1,)).view(torch.uint8)))
+    return Written(file, start, value.dtype, tuple(value.shape), value.stride())
 
 
 def _bytes(flat: Tensor) -> memoryview:
@@ -60,7 +67,7 @@ class Shelf:
         for node, value in values.items():
             made[node] = value
             if isinstance(value, Tensor):
-                if value.nbytes > max(left, LEAST) and _can_be_written(value):
+                if value.nbytes > max(left, LEAST) and can_be_written(value):
                     made[node] = self._written(value)
                 else:
                     left -= value.nbytes
@@ -74,7 +81,7 @@ class Shelf:
 
     def look(self, number: int) -> Values:
         """As `take`, and it stays here."""
-        return {node: value.read() if isinstance(value, _Written) else value for node, value in self._held.get(number, {}).items()}
+        return {node: value.read() if isinstance(value, Written) else value for node, value in self._held.get(number, {}).items()}
 
     def turn(self) -> None:
         """All has been taken and put once more."""
@@ -90,21 +97,19 @@ class Shelf:
         return sum(value.nbytes for held in self._held.values() for value in held.values() if isinstance(value, Tensor))
 
     def _written(self, value: Tensor) -> object:
-        start = self._at
         try:
             if self._write is None:
                 self._write = tempfile.TemporaryFile()  # noqa: SIM115
                 weakref.finalize(self, self._write.close)
-            self._write.seek(start)
-            self._write.write(_bytes(value.as_strided((value.numel(),), (1,)).view(torch.uint8)))
+            made = write(self._write, self._at, value)
         except OSError:  # no folder for it, or no room there
             self.room = 2**63
             return value
         self._at += value.nbytes
-        return _Written(self._write, start, value.dtype, tuple(value.shape), value.stride())
+        return made
 
 
-def _can_be_written(value: Tensor) -> bool:
+def can_be_written(value: Tensor) -> bool:
     """A plain tensor that fills a piece of memory, in whatever order of its dimensions."""
     if type(value) is not Tensor or value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_neg():
         return False

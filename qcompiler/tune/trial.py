@@ -13,10 +13,9 @@ from torch import fx
 from qcompiler.config.corrections import Corrections
 from qcompiler.ops.state_nodes import held_names
 from qcompiler.tune.diagnose import values_alone
-from qcompiler.tune.let_go import let_go
+from qcompiler.tune.let_go import let_go, twins_for_now
 from qcompiler.tune.score import sqnr_of
 from qcompiler.workflow.convert import Conversion, reference
-from qcompiler.workflow.twins import twins
 
 Call: TypeAlias = tuple[Sequence[object], Mapping[str, object]]
 
@@ -44,10 +43,13 @@ class Trial:
     def sqnr(self, corrections: Corrections) -> float:
         """dB of the reference graph with the corrections, over all results."""
         if self.values_alone:
-            gm = values_alone(twins(self.prepared, corrections)[0])
-        else:
-            gm = reference(self.prepared, (), Conversion(), corrections)
-        with torch.inference_mode():
-            found = sqnr_of(self.expected, [gm(*args, **kwargs) for args, kwargs in self.calls])
-        let_go(gm, self.prepared)
+            with twins_for_now(self.prepared, corrections) as made:
+                return self._of(values_alone(made[0]))
+        gm = reference(self.prepared, (), Conversion(), corrections)
+        found = self._of(gm)
+        let_go(self.prepared, gm)
         return found
+
+    def _of(self, gm: fx.GraphModule) -> float:
+        with torch.inference_mode():
+            return sqnr_of(self.expected, [gm(*args, **kwargs) for args, kwargs in self.calls])

@@ -18,11 +18,12 @@ from qcompiler.inputs.checks import check_whole
 from qcompiler.inputs.input_text import first_sentence, refuses_inputs
 from qcompiler.ir.verify import where
 from qcompiler.tune.lane import Batch, Lane, without_empty
+from qcompiler.tune.let_go import twins_for_now
 from qcompiler.tune.sampled_rows import MOST_ROWS, Sample, rows_wanted, sample
 from qcompiler.tune.sites import Site, as_rows, float_bias, float_weight, sites
 from qcompiler.tune.sums import Sums
 from qcompiler.tune.together import together
-from qcompiler.workflow.twins import Twin, twins
+from qcompiler.workflow.twins import Twin
 
 Tell: TypeAlias = Callable[[int, int], object]  # of the progress: how many sites are done, of how many
 
@@ -54,16 +55,17 @@ def walk(prepared: object, batches: object, corrections: Corrections | None, opt
     check_whole(options.rows, "rows", 1)
     check_whole(options.seed, "seed")
     given = _by_form(prepared, batches)
-    made = [(twin, given[index]) for index, twin in enumerate(twins(prepared, corrections)) if index in given]
-    count = Counter(name for twin, _ in made for name in {site.name for site in sites(twin)})
-    chosen = [[site for site in sites(twin) if count[site.name] == 1] for twin, _ in made]
-    generator, done = torch.Generator().manual_seed(options.seed), 0
-    for (twin, data), own in zip(made, chosen, strict=True):
-        for visit in _walk_form(twin, own, data, (options, generator)):
-            yield visit
-            done += 1
-            if options.tell is not None:
-                options.tell(done, sum(map(len, chosen)))
+    with twins_for_now(prepared, corrections) as both:
+        made = [(twin, given[index]) for index, twin in enumerate(both) if index in given]
+        count = Counter(name for twin, _ in made for name in {site.name for site in sites(twin)})
+        chosen = [[site for site in sites(twin) if count[site.name] == 1] for twin, _ in made]
+        generator, done = torch.Generator().manual_seed(options.seed), 0
+        for (twin, data), own in zip(made, chosen, strict=True):
+            for visit in _walk_form(twin, own, data, (options, generator)):
+                yield visit
+                done += 1
+                if options.tell is not None:
+                    options.tell(done, sum(map(len, chosen)))
 
 
 def _by_form(prepared: object, data: object) -> dict[int, list[Batch]]:
