@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import qcompiler
 from qcompiler import quantization
 from qcompiler.choices import Options
-from qcompiler.errors import QCompilerError
+from qcompiler.errors import ConfigError, QCompilerError
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 WRONG: dict[str, Callable[[], Any]] = {
@@ -210,3 +210,13 @@ def test_wrong_kinds_are_errors_of_ours(name: str, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     found = [text for argument in arguments_of(name) for text in raw(name, argument, tmp_path)]
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", ["quantize", "quantize_qat"])
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_run_that_cannot_be_called_is_refused_before_anything_changes(name: str, count: int) -> None:
+    model = Eager().train(name == "quantize_qat")
+    before = str(model)
+    with pytest.raises(ConfigError, match=f"default_eval_fn cannot be called with the model and the {count} run_args"):
+        getattr(quantization, name)(model, quantization.default_eval_fn, [[(X, X)]] * count, inplace=True)
+    assert str(model) == before and model.training == (name == "quantize_qat")

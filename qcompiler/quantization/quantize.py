@@ -7,6 +7,7 @@ qparams (FloatFunctional). `qcompiler.prepare_fx` needs none of that.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -238,6 +239,18 @@ def _keeps_path(module: nn.Module) -> bool:
     return type(module).__module__.startswith("qcompiler.nn.")
 
 
+def _check_run(run_fn: Callable[..., object], run_args: Sequence[object]) -> None:
+    """Raises ConfigError where `run_fn(model, *run_args)` cannot be called, before anything is changed."""
+    try:
+        inspect.signature(run_fn).bind(None, *run_args)
+    except ValueError:  # a builtin, whose signature Python does not know
+        return
+    except TypeError as error:
+        name = getattr(run_fn, "__name__", type(run_fn).__name__)
+        raise ConfigError(f"{name} cannot be called with the model and the {len(run_args)} run_args: {error}", code="argument",
+                          hint="run_args holds what stands behind the model in the call of run_fn, such as [data]") from error  # fmt: skip
+
+
 @in_plain_torch
 @door
 def quantize(
@@ -249,6 +262,7 @@ def quantize(
 ) -> nn.Module:
     """prepare, `run_fn(prepared, *run_args)` to calibrate, convert. The model is put into eval mode; see `prepare` and `convert`."""
     check_kinds(module_of(model))
+    _check_run(run_fn, run_args)
     model = (module_of(model) if inplace else copy.deepcopy(module_of(model))).eval()
     prepared = prepare(model, inplace=True)
     run_fn(prepared, *run_args)
@@ -259,6 +273,7 @@ def quantize(
 def quantize_qat(model: nn.Module, run_fn: Callable[..., object], run_args: Sequence[object], inplace: bool = False) -> nn.Module:
     """prepare_qat, `run_fn(prepared, *run_args)` to train, convert; the result is in eval mode."""
     check_kinds(module_of(model))
+    _check_run(run_fn, run_args)
     model = (module_of(model) if inplace else copy.deepcopy(module_of(model))).train()
     prepared = prepare_qat(model, inplace=True)
     run_fn(prepared, *run_args)
