@@ -281,9 +281,9 @@ def test_a_histogram_of_one_value(value: float) -> None:
 
 def test_infinities_of_a_mask_are_no_signal_and_nan_is_no_signal_left() -> None:
     tally, mask = Tally(), torch.tensor([1.0, -math.inf])
-    tally.add(mask, mask.clone(), torch.zeros(2), None)
+    tally.add(mask, mask.clone(), (mask, mask), None)
     assert tally.decibels(tally.noise) == math.inf
-    tally.add(torch.ones(2), torch.tensor([1.0, math.nan]), torch.zeros(2), None)
+    tally.add(torch.ones(2), torch.tensor([1.0, math.nan]), (torch.zeros(2), torch.zeros(2)), None)
     assert tally.decibels(tally.noise) == -math.inf
 
 

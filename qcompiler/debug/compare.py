@@ -167,7 +167,7 @@ class Tallies:
                               hint="compare with the very model that was quantized")  # fmt: skip
         for a, b in found:
             if a.is_floating_point():
-                self.output.add(a, b.float(), torch.zeros_like(a), None)
+                self.output.add(a, b.float(), (a, a), None)
 
     def visit(self, seen: Seen) -> None:
         name = seen.site.step.name
@@ -188,7 +188,7 @@ class Tallies:
             return
         tally = self.tallies.setdefault(name, Tally(most=seen.site.step.most))
         for (reference, value), (perfect, own) in zip(totals, owns, strict=True):
-            tally.add(reference.float(), value.float(), own.float() - perfect.float(), seen.grid)
+            tally.add(reference.float(), value.float(), (perfect.float(), own.float()), seen.grid)
 
     def comparison(self) -> Comparison:
         found = [(self.walk.matching.sites[name], tally) for name, tally in self.tallies.items() if name not in self.unmatched]

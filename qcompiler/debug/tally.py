@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,7 @@ from qcompiler.executable.steps import Grid, Weight
 
 BINS = 64
 COUNTED = 1 << 16  # values of one tensor that the histogram counts; of larger ones every k-th, k odd
+PIECE = 1 << 18  # values that are summed at once: a whole tensor's squares and differences would take as much room as it
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,19 @@ class Tally:
     mixed: bool = False  # the number of channels differs between calls
     values: Counter = field(default_factory=Counter)
 
-    def add(self, reference: Tensor, value: Tensor, own: Tensor, grid: Grid | None) -> None:
-        """One tensor: its float and quantized values, and its own error."""
+    def add(self, reference: Tensor, value: Tensor, own: tuple[Tensor, Tensor], grid: Grid | None) -> None:
+        """One tensor: its float and quantized values, and the two whose difference is its own error."""
         finite = torch.isfinite(reference)
+        given = [reference, value, *own]
         if not bool(finite.all()):  # a mask of -inf is no signal
             self.left_out += int((~finite).sum())
-            reference, value, own = (torch.where(finite, t, torch.zeros_like(t)) for t in (reference, value, own))
+            given = [torch.where(finite, t, torch.zeros_like(t)) for t in given]
+        del finite
+        self.values.add(given[0])
+        for reference, value, perfect, made in zip(*map(_pieces, given), strict=True):
+            self._add(reference, value, made - perfect, grid)
+
+    def _add(self, reference: Tensor, value: Tensor, own: Tensor, grid: Grid | None) -> None:
         error = value - reference
         self.signal += _power(reference)
         self.noise += _power(error)
@@ -107,7 +116,6 @@ class Tally:
         if reference.numel():
             self.max_abs = max(self.max_abs, float(error.abs().max()))
             self._channels(reference, value, own)
-        self.values.add(reference)
         if grid is not None and reference.numel():
             self._codes(reference, value, grid)
 
@@ -123,7 +131,7 @@ class Tally:
         """Extremes and powers per channel: dimension 1, of three-dimensional values (batch, tokens, features) the last."""
         if reference.dim() < 2 or self.mixed:
             return
-        axis = 2 if reference.dim() == 3 else 1
+        axis = _channel_axis(reference)
         others = [d for d in range(reference.dim()) if d != axis]
         found = [f(t, dim=others) for t in (value, reference) for f in (torch.amin, torch.amax)]
         powers = [t.pow(2).sum(dim=others, dtype=torch.float64) for t in (reference, own)]
@@ -168,6 +176,19 @@ class Tally:
         _, _, least, most = self.grid
         most = max(min(most, self.most), least)
         return max(0.0, 1 - (min(self.codes[1], most) - max(self.codes[0], least) + 1) / (most - least + 1))
+
+
+def _channel_axis(x: Tensor) -> int:
+    return 2 if x.dim() == 3 else 1
+
+
+def _pieces(x: Tensor) -> Iterator[Tensor]:
+    """A tensor in parts of about `PIECE` values, each with all of its channels."""
+    if x.numel() <= PIECE:
+        yield x
+        return
+    longest = max((d for d in range(x.dim()) if x.dim() == 1 or d != _channel_axis(x)), key=lambda d: x.shape[d])
+    yield from x.split(max(1, PIECE * x.shape[longest] // x.numel()), longest)
 
 
 def _power(x: Tensor) -> float:

@@ -27,12 +27,14 @@ from qcompiler.executable.steps import Env, Grid, Step, Steps, grid_of, real
 from qcompiler.ir.nested import Ref, rewrite
 from qcompiler.ops.reference import dequantize, quantize
 
+PIECE = 1 << 18  # values that are rounded at once
 RANDOM = "it is computed with random numbers, which no two runs share"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One site on one batch. `own` is None where only total errors were asked for. `random`: the value is drawn anew by each run.
+    """One site on one batch. `own` is None where only total errors were asked for; where only own ones were, it is `value`.
+    `random`: the value is drawn anew by each run.
 
     `slack`: how far it may be from the reference because roundings on the way to it, which nobody can see, fell to the other side.
     """
@@ -55,6 +57,7 @@ Event = tuple[bool, Step]  # whether it is a float step
 class Walk:
     """The schedule of both graphs: each float step runs before the quantized step that is compared with it.
 
+    `own`, `totals`: which errors are asked for. Without totals each quantized step runs on the float values alone, and so once.
     `ends`: by float step, the smallest and largest integer of values that are cut to fewer than their type holds. `scales`: of the float
     steps that round.
     """
@@ -63,6 +66,7 @@ class Walk:
     quantized: Steps
     matching: Matching
     own: bool = True
+    totals: bool = True
     ends: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
 
@@ -125,7 +129,7 @@ class Walk:
     def run(self, args: tuple[object, ...], kwargs: Mapping[str, object], visit: Visit) -> tuple[object, object]:
         """One batch; returns the float and the quantized result."""
         floats, values = self.floats.bind(args, kwargs), self.quantized.bind(args, kwargs)
-        references: Env = dict(values)
+        references: Env = dict(values) if self.totals else values
         self.rounded: set[str] = set()
         for i, (is_float, step) in enumerate(self.events):
             if is_float:
@@ -156,7 +160,7 @@ class Walk:
         value = values[step.name] = step.run(values)
         if step.state == "write":
             return
-        if self.own:
+        if self.own and self.totals:
             references[step.name] = step.run(references) if step.kind == "call" else value
         if step.state == "read" and site is not None:  # what is wrong with it comes from earlier calls
             references[step.name] = floats[site.float_step.name]
@@ -165,14 +169,19 @@ class Walk:
         reference, grid = floats[site.float_step.name], self._grid(site, values)
         if not self.own:
             return visit(Seen(site, reference, real(value), None, None, grid, self._is_random(site)))
-        perfect = self._perfect(site, floats, references)
-        own = real(references[step.name])
-        slack = self._slack(site, floats, references, perfect)
-        visit(Seen(site, reference, real(value), own, perfect, grid, self._is_random(site), slack))
+        visit(self._seen(site, value, grid, (floats, references)))
         if not step.is_past:
             references[step.name] = held_as(references[step.name], reference, grid)  # its sizes may be others than those of `value`
         if grid is not None:
             self.rounded.add(step.name)
+
+    def _seen(self, site: Site, value: object, grid: Grid | None, known: tuple[Env, Env]) -> Seen:
+        """A site with its own error. `known`: the float values, and those of the quantized graph on them."""
+        floats, references = known
+        perfect = self._perfect(site, floats, references)
+        slack = self._slack(site, floats, references, perfect)
+        own = real(references[site.step.name])
+        return Seen(site, floats[site.float_step.name], real(value), own, perfect, grid, self._is_random(site), slack)
 
     def _grid(self, site: Site, values: Env) -> Grid | None:
         """The integers that hold a site's value: its own, or those that it dequantizes."""
@@ -239,10 +248,20 @@ def held_as(value: object, reference: object, grid: Grid | None) -> object:
                 reference = reference.clamp(grid[0] * (grid[2] - grid[1]), grid[0] * (grid[3] - grid[1]))
             made = torch.quantize_per_tensor(reference.float(), value.q_scale(), value.q_zero_point(), value.dtype)
             return made.contiguous(memory_format=torch.channels_last) if _is_channels_last(value) else made
-        return reference if grid is None else dequantize(quantize(reference, *grid, torch.int32), grid[0], grid[1])
+        return reference if grid is None else _rounded(reference, grid)
     if isinstance(value, (tuple, list)) and isinstance(reference, (tuple, list)) and len(value) == len(reference):
         return type(value)(held_as(v, r, grid) for v, r in zip(value, reference)) if type(value) in (tuple, list) else value
     return value
+
+
+def _rounded(x: Tensor, grid: Grid) -> Tensor:
+    """What the integers of a grid make of it, piece by piece: integers and products of all would take twice its room."""
+    if not x.is_contiguous():
+        return dequantize(quantize(x, *grid, torch.int32), grid[0], grid[1])
+    made = torch.empty_like(x, dtype=torch.float32)
+    for part, own in zip(x.view(-1).split(PIECE), made.view(-1).split(PIECE), strict=True):
+        own.copy_(dequantize(quantize(part, *grid, torch.int32), grid[0], grid[1]))
+    return made
 
 
 def _is_channels_last(value: Tensor) -> bool:

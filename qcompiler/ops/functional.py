@@ -21,7 +21,11 @@ Padding: TypeAlias = Ints | str
 
 
 def clip(x: Tensor, bounds: Bounds) -> Tensor:
-    return x if bounds is None else torch.clamp(x, bounds[0], bounds[1])
+    """A value that nobody else has, within bounds: in the same memory, but for integers, gradients, which need it as it was, and traces."""
+    if bounds is None:
+        return x
+    in_place = type(x) is Tensor and x.is_floating_point() and not x.requires_grad
+    return torch.clamp_(x, bounds[0], bounds[1]) if in_place else torch.clamp(x, bounds[0], bounds[1])
 
 
 def pad_for(x: Tensor, padding: Padding, dims: int, mode: str) -> tuple[Tensor, Padding]:

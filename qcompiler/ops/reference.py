@@ -5,8 +5,12 @@ q = clamp(round_half_even(x / scale) + zero_point, quant_min, quant_max);  x = (
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+PIECE = 2**18  # numbers of a weight that are converted at once: as float64 they take eight times the room of their codes
 
 
 def quantize(x: Tensor, scale: float, zero_point: int, quant_min: int, quant_max: int, dtype: torch.dtype) -> Tensor:
@@ -40,16 +44,29 @@ def quantize_weight(
     """
     s, z = (scale, zero_point) if axis is None else (per_axis(scale, axis, w.dim()), per_axis(zero_point, axis, w.dim()))
     if z.is_floating_point():
-        codes = torch.round(w.double() / s.double() + z.double())
-    else:  # as in training: the largest value of a symmetric range is a tie, 127.5, which the last bit decides
-        codes = torch.round(w.float() * s.float().reciprocal()) + z
-    return torch.clamp(codes, quant_min, quant_max).to(dtype)
+        return _in_pieces(
+            lambda x, s, z: (x.double() / s).add_(z).round_().clamp_(quant_min, quant_max), w, (s.double(), z.double()), dtype
+        )
+    # as in training: the largest value of a symmetric range is a tie, 127.5, which the last bit decides
+    s = s.float().reciprocal()
+    return _in_pieces(lambda x, s, z: (x.float() * s).round_().add_(z).clamp_(quant_min, quant_max), w, (s, z), dtype)
 
 
 def dequantize_weight(w: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
     """int8 or uint8 weight to float32; see quantize_weight."""
     s, z = (scale, zero_point) if axis is None else (per_axis(scale, axis, w.dim()), per_axis(zero_point, axis, w.dim()))
-    return ((w.to(torch.float64) - z) * s).to(torch.float32)
+    return _in_pieces(lambda x, s, z: (x.to(torch.float64) - z).mul_(s), w, (s, z), torch.float32)
+
+
+def _in_pieces(convert: Callable[[Tensor, Tensor, Tensor], Tensor], w: Tensor, steps: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+    """What `convert` makes of a weight and its steps, number by number, in a dtype. A large one goes some rows at a time."""
+    if w.numel() <= PIECE or type(w) not in (Tensor, nn.Parameter) or torch.compiler.is_compiling():
+        return convert(w, *steps).to(dtype)
+    made, rows = torch.empty_like(w, dtype=dtype), max(1, PIECE * len(w) // w.numel())
+    for at in range(0, len(w), rows):
+        part = slice(at, at + rows)
+        made[part].copy_(convert(w[part], *(x[part] if x.dim() == w.dim() and len(x) == len(w) else x for x in steps)))
+    return made
 
 
 SMALLEST_STEP = float(torch.tensor(6.1e-5))  # of the qparams that dynamic kernels choose: SMALL_SCALE_THRESHOLD of quant_utils.h

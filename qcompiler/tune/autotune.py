@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from qcompiler.choices import Choices
@@ -61,14 +62,21 @@ def search(model: nn.Module, data: object, task: Task, choices: Choices, forms: 
         log = SearchLog(task.log if together().is_first else None, key)
         calibrate(prepared, _shown(tuning, clock), group=task.group, timeout=task.timeout)
         floats = copy.deepcopy(model)  # what a model keeps between calls stays as it is in the user's
-        judge = Judge.of(floats, held, task.metric)
+        judge, common = Judge.of(floats, held, task.metric), _unchanged(model, floats)
+        del floats
         state = State(prepared, tuning, task.seed, NO_CORRECTIONS)
         made, found = _begun(state, judge, task.goal, clock, log)
         if not found.interrupted:
             found.run(MOVES)
         candidates = [made, *_built(found, clock)]
-        candidates, of_float = timed(floats, candidates, held[0], clock)
+        candidates, of_float = timed(copy.deepcopy(model, common), candidates, held[0], clock)
         return replace(_result(found, candidates, of_float), batch=held[0].rows)
+
+
+def _unchanged(model: nn.Module, called: nn.Module) -> dict[int, object]:
+    """The memo for `deepcopy` of what copies of the model may have in common with it: parameters that calls of one left as they were."""
+    pairs = zip(model.parameters(), called.parameters(), strict=True)
+    return {id(one): one for one, other in pairs if one.is_cpu and torch.equal(one, other)}
 
 
 def _shown(items: Sequence[Item], clock: Clock) -> Iterator[object]:

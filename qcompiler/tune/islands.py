@@ -13,11 +13,11 @@ from qcompiler.debug.compare import Tallies
 from qcompiler.debug.comparison import Comparison
 from qcompiler.debug.explain import Explanation, Row
 from qcompiler.debug.match import match
-from qcompiler.debug.walk import Walk
+from qcompiler.debug.walk import Seen, Walk
 from qcompiler.executable.steps import steps_of_graph
 from qcompiler.ir.attributes import attribute
 from qcompiler.tune.held_out import Item
-from qcompiler.tune.let_go import twins_for_now
+from qcompiler.tune.let_go import SPARE, give_back, twins_for_now
 from qcompiler.tune.score import LEAST_GAIN
 from qcompiler.tune.together import together
 from qcompiler.tune.trial import Trial
@@ -45,9 +45,17 @@ def islands(prepared: object, item: Item, corrections: Corrections, tell: Callab
     return kept
 
 
+class _Tallies(Tallies):
+    """Gives memory back on the way: values of all sizes lie side by side in it."""
+
+    def visit(self, seen: Seen) -> None:
+        super().visit(seen)
+        give_back(SPARE // 2)
+
+
 def _errors(floats: fx.GraphModule, quantized: fx.GraphModule, item: Item) -> Comparison:
     one, other = steps_of_graph(floats), steps_of_graph(quantized)
-    found = Tallies(Walk(one, other, match(one, other)), "")
+    found = _Tallies(Walk(one, other, match(one, other), totals=False), "")
     with torch.inference_mode(), one.kept(), other.kept():
         found.add(0, item.args, dict(item.kwargs))
     return found.comparison()

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from torch import nn
 
 from qcompiler.config.corrections import Corrections
 from qcompiler.workflow.twins import Twin, twins
+
+SPARE = 2**26  # bytes that the C library may keep
+_then = [0]  # what the process had when memory was given back the last time
 
 
 def let_go(of: object, *made: nn.Module) -> None:
@@ -38,11 +43,22 @@ def twins_for_now(prepared: object, corrections: Corrections | None = None) -> I
         let_go(prepared, *(graph for twin in made for graph in (twin.floats, twin.quantized)))
 
 
-def give_back() -> None:
-    """Hands freed memory to the system, where the C library has a call for it. A few milliseconds."""
+def give_back(spare: int = 0) -> None:
+    """Hands freed memory to the system, where the C library has a call for it. A few milliseconds, and time to get it again: `spare` bytes
+    that the process may have grown by since the last time."""
     trim = _trim()
-    if trim is not None:
+    if trim is not None and (not spare or _own_memory() > _then[0] + spare):
         trim(0)
+        _then[0] = _own_memory()
+
+
+def _own_memory() -> int:
+    """Bytes of the process that are in memory and of no file."""
+    try:
+        _, resident, of_files, *_ = map(int, Path("/proc/self/statm").read_text(encoding="ascii").split())
+    except OSError:
+        return 0
+    return (resident - of_files) * mmap.PAGESIZE
 
 
 @functools.cache

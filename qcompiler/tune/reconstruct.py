@@ -95,7 +95,7 @@ def _round(visit: Visit) -> Tensor:
         assert site.limit is not None
         return site.limit.holds(from_rows(site, codes)).reshape(codes.shape[:2])
 
-    grid, start, moments = _grid(site).repeated(blocks), in_blocks(as_rows(site, _codes(visit)).double()), sums.moments()
+    grid, start, moments = _grid(site).repeated(blocks), in_blocks(as_rows(site, _codes(visit))), sums.moments()
     damping = DAMPING * max(1.0, FOR_EACH * start.shape[2] / max(sums.count, 1)) ** 2
     limit = None if site.limit is None else holds
     found = reconstructed(in_blocks(sums.weight).double(), start, moments, grid, damping, limit)

@@ -53,25 +53,31 @@ class Moments:
 
     def damped(self, damping: float) -> Tensor:
         """h with a part of its mean diagonal added. A product that is always zero gets a one: its code has no effect."""
-        diagonal = self.h.diagonal(dim1=-2, dim2=-1)
+        h = self.h.clone()
+        _diagonal(h).add_(self.more(damping))
+        return h
+
+    def more(self, damping: float) -> Tensor:
+        """(groups, products): what `damped` adds to the diagonal."""
+        diagonal = _diagonal(self.h)
         more = damping * diagonal.mean(-1, keepdim=True) + (diagonal == 0) * 1.0
-        return self.h + torch.diag_embed(more.clamp(min=torch.finfo(torch.float32).tiny))
+        return more.clamp(min=torch.finfo(torch.float32).tiny)
 
     def near(self, weight: Tensor, damping: float) -> Moments:
         """Those whose best weight is the damped one, W0: W0 (H + d) = C + W d."""
         h = self.damped(damping)
-        more = (h - self.h).diagonal(dim1=-2, dim2=-1)
+        more = _diagonal(h) - _diagonal(self.h)
         return Moments(h, self.c + weight * more[:, None, :])
 
     def error(self, weight: Tensor) -> Tensor:
         """(groups, channels): the squared error of the results with this real weight, less what no weight could mend."""
-        return ((weight @ self.h - 2 * self.c) * weight).sum(-1)
+        return (weight @ self.h).sub_(2 * self.c).mul_(weight).sum(-1)
 
 
 def reconstructed(weight: Tensor, start: Tensor, moments: Moments, grid: Grid, damping: float, holds: Holds | None = None) -> Tensor:
     """Codes (groups, channels, products) whose products are nearest to the float results: never worse than `start` on these rows.
 
-    weight: float, same shape. `start`: codes that may be had. `holds`: what the kernel's sums allow.
+    weight: float64, same shape. `start`: codes that may be had, of any dtype. `holds`: what the kernel's sums allow.
     """
     found = sequential(weight, moments, grid, damping)
     if holds is not None:
@@ -85,37 +91,53 @@ def reconstructed(weight: Tensor, start: Tensor, moments: Moments, grid: Grid, d
 
 def _better(codes: Tensor, start: Tensor, moments: Moments, grid: Grid) -> Tensor:
     """By channel those with less error."""
+    start = start.double()
     won = moments.error(grid.real(codes)) <= moments.error(grid.real(start))
     return torch.where(won[..., None], codes, start)
 
 
 def sequential(weight: Tensor, moments: Moments, grid: Grid, damping: float) -> Tensor:
     """Codes by rounding the best real weight column after column, those with the largest second moment first."""
-    h = moments.damped(damping)
-    order = h.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
+    order = (_diagonal(moments.h) + moments.more(damping)).argsort(dim=-1, descending=True, stable=True)
     rows = order[:, None, :].expand_as(weight)
-    h = h.gather(1, order[:, :, None].expand_as(h)).gather(2, order[:, None, :].expand_as(h))
-    upper = _inverse_root(h)
-    best = weight + _solved(moments.c - weight @ moments.h, rows, upper)
-    left = best.gather(-1, rows).float()  # of a step, float32 holds enough
-    single, root = Grid(grid.scale.float(), grid.zero_point.float(), grid.low, grid.high), upper.float()
+    upper = _inverse_root(moments, damping, order)
+    missing = weight @ moments.h
+    best = _solved(torch.sub(moments.c, missing, out=missing), rows, upper).add_(weight)
+    left, root = best.gather(-1, rows).float(), upper.float()  # of a step, float32 holds enough
+    del missing, best, upper
+    single = Grid(grid.scale.float(), grid.zero_point.float(), grid.low, grid.high)
     codes = torch.empty_like(left)
     for first in range(0, left.shape[-1], BLOCK):
         _round_block(left, codes, root, single, first)
     return torch.empty_like(weight).scatter_(-1, rows, codes.double())
 
 
-def _inverse_root(h: Tensor) -> Tensor:
-    """The upper triangular u with u^T u = h^-1: with h = r r^T, r upper triangular, it is r^-1."""
-    root = torch.linalg.cholesky(h.flip(-1, -2)).flip(-1, -2)
-    unit = torch.eye(h.shape[-1], dtype=h.dtype).expand_as(h)
-    upper: Tensor = torch.linalg.solve_triangular(root, unit, upper=True)
-    return upper
+def _inverse_root(moments: Moments, damping: float, order: Tensor) -> Tensor:
+    """The upper triangular u with u^T u = h^-1 of the damped h, its products in this order: with h = r r^T, r upper triangular, it is r^-1.
+
+    Beside `moments.h`, two matrices of its size are in memory at most.
+    """
+    back, group = order.flip(-1), torch.arange(len(order))[:, None, None]
+    h = moments.h[group, back[:, :, None], back[:, None, :]]
+    _diagonal(h).add_(moments.more(damping).gather(-1, back))
+    root = torch.linalg.cholesky(h)
+    del h
+    root = root.flip(-1, -2)
+    unit = torch.zeros_like(root)  # by columns, as LAPACK gives and takes them: solved in place
+    _diagonal(unit).fill_(1)
+    return torch.linalg.solve_triangular(root, unit, upper=True, out=unit)  # type: ignore[no-any-return]
+
+
+def _diagonal(h: Tensor) -> Tensor:
+    """(groups, products), in the same memory."""
+    return h.diagonal(dim1=-2, dim2=-1)
 
 
 def _solved(right: Tensor, rows: Tensor, upper: Tensor) -> Tensor:
-    """right h^-1, where `upper` is the root of h^-1 with its columns in the order of `rows`."""
-    return torch.empty_like(right).scatter_(-1, rows, (right.gather(-1, rows) @ upper.mT) @ upper)
+    """right h^-1, in its place, where `upper` is the root of h^-1 with its columns in the order of `rows`."""
+    found = torch.gather(right, -1, rows) @ upper.mT
+    found = found @ upper
+    return right.scatter_(-1, rows, found)
 
 
 def _round_block(weight: Tensor, codes: Tensor, upper: Tensor, grid: Grid, first: int) -> None:

@@ -79,43 +79,26 @@ class _Window:
 
     def rows(self, x: Tensor, places: Tensor, groups: int) -> Tensor:
         """(groups, images * places, products) of an image (images, channels, ...)."""
-        x = self._padded(self._spread(x))
-        size = tuple(x.shape[2:])
-        index = self._starts(places, size)[:, None] + self._offsets(size)[None]
+        index, inside = self._taps(places, tuple(x.shape[2:]))
         lines = x.flatten(2).flatten(0, 1)  # of three dimensions, torch's index_select is many times as slow
-        found = lines.index_select(1, index.flatten()).reshape(len(x), groups, -1, *index.shape)
+        found = lines.index_select(1, index.flatten()).index_fill_(1, inside.logical_not_().flatten().nonzero()[:, 0], 0)
+        found = found.reshape(len(x), groups, -1, *index.shape)
         return found.permute(1, 0, 3, 2, 4).reshape(groups, len(x) * len(places), -1)
 
-    def _spread(self, x: Tensor) -> Tensor:
-        if all(b == 1 for b in self.between):
-            return x
-        size = tuple((s - 1) * b + 1 for s, b in zip(x.shape[2:], self.between, strict=True))
-        wide = x.new_zeros(*x.shape[:2], *size)
-        wide[(slice(None), slice(None), *(slice(None, None, b) for b in self.between))] = x
-        return wide
-
-    def _padded(self, x: Tensor) -> Tensor:
-        ends = [end for front, behind in zip(*self.padding, strict=True) for end in (behind, front)][::-1]
-        return torch.nn.functional.pad(x, ends) if any(ends) else x
-
-    def _starts(self, places: Tensor, size: Ints) -> Tensor:
-        """The first product of each result, in the flat image."""
-        start = torch.zeros_like(places)
-        for out, stride, room in zip(reversed(self.out), reversed(self.stride), _rooms(size), strict=True):
-            start += places % out * stride * room
-            places = places // out
-        return start
-
-    def _offsets(self, size: Ints) -> Tensor:
-        """From the first product of a result to each."""
-        rooms = tuple(reversed(list(_rooms(size))))
-        taps = itertools.product(*(range(k) for k in self.kernel))
-        return torch.tensor([sum(t * s * r for t, s, r in zip(tap, self.steps, rooms, strict=True)) for tap in taps])
-
-
-def _rooms(size: Ints) -> list[int]:
-    """From the last dimension on, how far apart neighbours lie in the flat image."""
-    return [math.prod(size[len(size) - i :]) for i in range(len(size))]
+    def _taps(self, places: Tensor, size: Ints) -> tuple[Tensor, Tensor]:
+        """(places, products of a channel): where in the flat image each product lies, and whether it does: else it is a zero around it or
+        between its pixels."""
+        taps = torch.tensor(list(itertools.product(*(range(k) for k in self.kernel))))
+        index, inside = torch.zeros(len(places), len(taps), dtype=torch.int64), torch.ones(len(places), len(taps), dtype=torch.bool)
+        room = 1
+        for dim in reversed(range(len(size))):
+            starts, places = places % self.out[dim] * self.stride[dim], places // self.out[dim]
+            at = starts[:, None] + taps[None, :, dim] * self.steps[dim] - self.padding[0][dim]
+            pixel = at // self.between[dim]
+            inside &= (at % self.between[dim] == 0) & (pixel >= 0) & (pixel < size[dim])
+            index += pixel.clamp(0, size[dim] - 1) * room
+            room *= size[dim]
+        return index, inside
 
 
 def _out(size: Ints, reach: Ints, stride: Ints, front: Ints, behind: Ints) -> Ints:

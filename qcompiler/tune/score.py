@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from qcompiler.debug.metrics import tensors
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.tune.held_out import Item
+from qcompiler.tune.shelf import Results
 from qcompiler.tune.together import together
 
 Metric = Callable[[object, object], object]
 LEAST_GAIN = 0.3  # dB: what a step must gain to be worth its place; less is within the spread of small held-out sets
 CAP = 120.0  # dB: stands for no noise at all
 ROUNDING = 1e-9  # of shares as floats
+PIECE = 2**18  # numbers of a result that are compared at once
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Judge:
     def of(model: nn.Module, items: Sequence[Item], metric: Metric | None) -> Judge:
         """Runs the float model. ConfigError where nothing of its results can be compared."""
         with torch.inference_mode():
-            expected = [model(*item.args, **item.kwargs) for item in items]
+            expected = Results(model(*item.args, **item.kwargs) for item in items)
         if metric is None and not any(_floats(result) for result in expected):
             raise ConfigError("the model's results have no floats, so no noise can be told", code="tune-metric", hint="give a metric")
         return Judge(items, expected, metric)
@@ -130,19 +132,24 @@ def _decibels(signal: float, noise: float) -> float:
     return min(max(10 * math.log10(signal / noise), -CAP), CAP) if signal and noise < math.inf else -CAP
 
 
-def sqnr_of(expected: object, got: object) -> float:
-    """dB of one result, as in a score; of several processes, of the results of all."""
-    said = together().all(_sums(list(zip(_floats(expected), _floats(got)))))
+def sqnr_of(results: Iterable[tuple[object, object]]) -> float:
+    """dB of all pairs of an expected result and what there is, as in a score; of several processes, of the results of all."""
+    said = together().all(_sums(pair for expected, got in results for pair in zip(_floats(expected), _floats(got))))
     return _decibels(sum(signal for signal, _ in said), sum(noise for _, noise in said))
 
 
-def _sums(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+def _sums(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     powers = [_powers(*pair) for pair in pairs]
     return sum(signal for signal, _ in powers), sum(noise for _, noise in powers)
 
 
 def _powers(expected: Tensor, got: Tensor) -> tuple[float, float]:
     """Of signal and noise, where the float model gives numbers: a mask's inf has no decibels. A NaN or inf in their place is all noise."""
+    parts = [_powers_of(*part) for part in zip(expected.reshape(-1).split(PIECE), got.reshape(-1).split(PIECE), strict=True)]
+    return sum(signal for signal, _ in parts), sum(noise for _, noise in parts)
+
+
+def _powers_of(expected: Tensor, got: Tensor) -> tuple[float, float]:
     known = expected.isfinite()
     a, b = expected[known].double(), got[known].double()
     return a.square().sum().item(), (a - b).square().sum().nan_to_num(nan=math.inf).item()

@@ -113,5 +113,5 @@ class Search:
 
 
 def graph_of(prepared: object, corrections: Corrections) -> fx.GraphModule:
-    """What candidates are judged on."""
-    return reference(prepared, (), Conversion(), corrections)
+    """What candidates are judged on, with the prepared module's own float weights."""
+    return reference(prepared, (), Conversion(shares=True), corrections)

@@ -1,22 +1,22 @@
-"""Where the values of batches lie between two pieces of a graph: some in memory, the others in a file without a name."""
+"""Where the values of batches lie between two pieces of a graph, and the results: some in memory, the others in a file without a name."""
 
 from __future__ import annotations
 
 import math
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TypeAlias
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_map_only
 
-from qcompiler.tune.let_go import give_back
+from qcompiler.tune.let_go import SPARE, give_back
 
-ROOM = 2**24  # bytes that stay in memory
+ROOM = 2**22  # bytes that stay in memory
 LEAST = 2**16  # bytes up to which a tensor stays in memory in any case
-SELDOM = 8  # turns between two that give memory back, which takes time to get again
 Values: TypeAlias = dict[fx.Node, object]
 
 
@@ -59,7 +59,7 @@ class Shelf:
         self._held: dict[int, Values] = {}
         self._read: IO[bytes] | None = None
         self._write: IO[bytes] | None = None
-        self._at, self._turns = 0, 0
+        self._at = 0
 
     def put(self, number: int, values: Mapping[fx.Node, object]) -> None:
         made: Values = {}
@@ -89,9 +89,7 @@ class Shelf:
         if self._write is not None:
             self._write.seek(0)
             self._write.truncate()
-        self._turns += 1
-        if self._turns % SELDOM == 0:
-            give_back()
+        give_back(SPARE)
 
     def _in_memory(self) -> int:
         return sum(value.nbytes for held in self._held.values() for value in held.values() if isinstance(value, Tensor))
@@ -104,6 +102,36 @@ class Shelf:
             made = write(self._write, self._at, value)
         except OSError:  # no folder for it, or no room there
             self.room = 2**63
+            return value
+        self._at += value.nbytes
+        return made
+
+
+class Results(Sequence[object]):
+    """What a model gives for each batch, read from here one at a time: `ROOM` bytes in memory, the rest in a file."""
+
+    def __init__(self, found: Iterable[object]) -> None:
+        self._left, self._at = ROOM, 0
+        self._file: IO[bytes] | None = None
+        self._kept = [tree_map_only(Tensor, self._put, one) for one in found]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, number: int) -> object:  # type: ignore[override]
+        return tree_map_only(Written, Written.read, self._kept[number])
+
+    def _put(self, value: Tensor) -> object:
+        if value.nbytes <= max(self._left, LEAST) or not can_be_written(value):
+            self._left -= value.nbytes
+            return value
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115
+                weakref.finalize(self, self._file.close)
+            made = write(self._file, self._at, value)
+        except OSError:  # no folder for it, or no room there
+            self._left = 2**63
             return value
         self._at += value.nbytes
         return made

@@ -12,6 +12,7 @@ from qcompiler.tune.rounding import Moments
 from qcompiler.tune.sampled_rows import Sample
 
 MOST_PRODUCTS = 4096  # of a row that is taken in one piece: the time to round it grows as their cube
+PIECE = 2**18  # sums that are added to at once
 
 
 def blocks_of(products: int) -> int:
@@ -58,8 +59,8 @@ class Sums:
         blocks = in_blocks(rows)
         parts = results if len(blocks) == len(results) else in_blocks(sample.floats) @ in_blocks(self.weight).mT
         self.count += rows.shape[1]
-        self._h += (blocks.mT @ blocks).double()
-        self._c += (parts.mT @ blocks).double()
+        _add(self._h, blocks.mT @ blocks)
+        _add(self._c, parts.mT @ blocks)
         active = self._active_of(results)
         self._active += results.shape[1] if active is None else active.sum(1)
         self._results += (results if active is None else results * active).sum(1)
@@ -78,9 +79,10 @@ class Sums:
         self._h, self._c, self._active, self._results, self._rows = held
 
     def moments(self) -> Moments:
-        """Of the blocks of a row."""
-        n = max(self.count, 1)
-        return Moments(self._h / n, self._c / n)
+        """Of the blocks of a row. To be asked for once: they take the place of the sums, since of a long row they are large."""
+        n, h, c = max(self.count, 1), self._h, self._c
+        self._h = self._c = torch.empty(0)
+        return Moments(h.div_(n), c.div_(n))
 
     def mean_error(self, weight: Tensor, least: int) -> Tensor:
         """(groups, channels): what the active results with this weight lack, on average; 0 where fewer than `least` are active."""
@@ -99,3 +101,9 @@ class Sums:
         if high is not None:
             active &= results < high
         return active.to(results.dtype)
+
+
+def _add(sums: Tensor, more: Tensor) -> None:
+    """Adds float32 to float64, piece by piece: torch would make a float64 copy of all."""
+    for part, own in zip(sums.view(-1).split(PIECE), more.reshape(-1).split(PIECE), strict=True):
+        part += own

@@ -15,6 +15,7 @@ from qcompiler.ops.state_nodes import held_names
 from qcompiler.tune.diagnose import values_alone
 from qcompiler.tune.let_go import let_go, twins_for_now
 from qcompiler.tune.score import sqnr_of
+from qcompiler.tune.shelf import Results
 from qcompiler.workflow.convert import Conversion, reference
 
 Call: TypeAlias = tuple[Sequence[object], Mapping[str, object]]
@@ -38,18 +39,18 @@ class Trial:
         """`floats`: the float twin. What it keeps between calls stays as it is."""
         floats = copy.deepcopy(floats) if held_names(floats) else floats
         with torch.inference_mode():
-            return Trial(prepared, calls, [floats(*args, **kwargs) for args, kwargs in calls])
+            return Trial(prepared, calls, Results(floats(*args, **kwargs) for args, kwargs in calls))
 
     def sqnr(self, corrections: Corrections) -> float:
         """dB of the reference graph with the corrections, over all results."""
         if self.values_alone:
             with twins_for_now(self.prepared, corrections) as made:
                 return self._of(values_alone(made[0]))
-        gm = reference(self.prepared, (), Conversion(), corrections)
+        gm = reference(self.prepared, (), Conversion(shares=True), corrections)
         found = self._of(gm)
         let_go(self.prepared, gm)
         return found
 
     def _of(self, gm: fx.GraphModule) -> float:
         with torch.inference_mode():
-            return sqnr_of(self.expected, [gm(*args, **kwargs) for args, kwargs in self.calls])
+            return sqnr_of((expected, gm(*args, **kwargs)) for expected, (args, kwargs) in zip(self.expected, self.calls))

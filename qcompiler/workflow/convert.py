@@ -43,13 +43,14 @@ NOT_SIMULATED = "nothing in the model is fake-quantized, so training was that of
 
 @dataclass(frozen=True)
 class Conversion:
-    """How to convert, as the arguments of convert_fx say it."""
+    """How to convert, as the arguments of convert_fx say it. `shares`: what stays float is the prepared module's own (observed_copy)."""
 
     allow_uncalibrated: str = "error"
     debug: object = None
     backend: str | None = None
     custom: Any = None
     check_parity: bool = True
+    shares: bool = False
 
 
 def convert(prepared: Any, keep_float: Iterable[str], how: Conversion, corrections: Corrections | None = None) -> Executable:
@@ -88,7 +89,7 @@ def quantized_for(prepared: Any, target: Target) -> tuple[fx.GraphModule, Settin
 
 
 def _quantized(prepared: Any, asked: Asked, how: Conversion, target: Target | None = None) -> fx.GraphModule:
-    gm, state = observed_copy(prepared, how.allow_uncalibrated)
+    gm, state = observed_copy(prepared, how.allow_uncalibrated, how.shares)
     settings = state.settings if target is None else state.settings.with_(target=target)
     if settings.target.backend != state.settings.target.backend:
         check_decisions(gm, state.settings, settings.target)

@@ -37,13 +37,14 @@ class Twin:
 
 
 def twins(prepared: object, corrections: Corrections | None = None) -> list[Twin]:
-    """Both graphs for each form of the call, with the corrections. Raises what convert_to_reference_fx does; changes nothing."""
+    """Both graphs for each form of the call, with the corrections. Float weights are the prepared module's own where corrections give no
+    others. Raises what convert_to_reference_fx does; changes nothing."""
     asked = asked_of(prepared, (), corrections)
     return [_twin(form, asked) for form in forms_of(prepared)]
 
 
 def _twin(prepared: object, asked: Asked) -> Twin:
-    gm, state = observed_copy(prepared, "error")
+    gm, state = observed_copy(prepared, "error", shares=True)
     context = Context(state.settings, state.journal)
     decide(gm, state, context, asked)
     passes = pipeline_for(context.settings).quantize

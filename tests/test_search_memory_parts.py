@@ -1,0 +1,143 @@
+"""What the parts of a search hold in memory: candidates, moments of rows, comparisons, results that are waited for."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qcompiler
+from qcompiler.debug import tally, walk
+from qcompiler.debug.compare import Tallies
+from qcompiler.debug.match import match
+from qcompiler.debug.walk import Walk
+from qcompiler.executable.steps import steps_of_graph
+from qcompiler.ops.reference import dequantize_weight, quantize_weight
+from qcompiler.tune import Corrections, shelf
+from qcompiler.tune.autotune import _unchanged
+from qcompiler.tune.held_out import read
+from qcompiler.tune.islands import _errors
+from qcompiler.tune.rounding import Grid, Moments, sequential
+from qcompiler.tune.search import graph_of
+from qcompiler.tune.shelf import Written
+from qcompiler.workflow.twins import twins
+from tests.test_search_memory import Deep, batches, live
+
+
+class Wide(nn.Module):
+    """Weights of 4 MB on values of 8 KB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        return y
+
+
+def wide() -> tuple[Wide, Any, list[Tensor]]:
+    model, data = Wide().eval(), [torch.randn(4, 512, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    prepared = qcompiler.prepare_fx(model, None, (data[0],), backend="reference")
+    qcompiler.calibrate(prepared, data)
+    return model, prepared, data
+
+
+def test_candidates_do_not_copy_float_weights() -> None:
+    """Their integers take a quarter; what a user is given is a copy."""
+    _, prepared, _ = wide()
+    whole = sum(t.nbytes for t in prepared.parameters())
+    for make in (lambda: graph_of(prepared, Corrections(keep_float=frozenset(["body.2"]))), lambda: twins(prepared)):
+        make()
+        assert live(make)[0] < 0.7 * whole
+    own = {p.data_ptr() for p in prepared.parameters()}
+    assert own & {p.data_ptr() for p in graph_of(prepared, Corrections(keep_float=frozenset(["body.2"]))).parameters()}
+    assert not own & {p.data_ptr() for p in qcompiler.convert_to_reference_fx(prepared, keep_float=["body.2"]).parameters()}
+
+
+def test_what_a_graph_keeps_between_calls_is_its_own() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.register_buffer("sum", torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.sum += x.mean(0)
+            y: Tensor = self.first(x + self.sum)
+            return y
+
+    x = torch.randn(3, 4)
+    prepared = qcompiler.prepare_fx(Counts().eval(), None, (x,), backend="reference")
+    qcompiler.calibrate(prepared, [x])
+    made = graph_of(prepared, Corrections())
+    before = {name: t.clone() for name, t in prepared.state_dict().items()}
+    first = made(x)
+    assert not torch.equal(made(x), first)
+    assert torch.equal(graph_of(prepared, Corrections())(x), first)
+    assert all(torch.equal(t, before[name]) for name, t in prepared.state_dict().items())
+
+
+def test_a_wide_weight_is_rounded_in_three_times_its_moments() -> None:
+    products = 768
+    rows, weight = torch.randn(1, 2000, products), torch.randn(1, 4, products).double()
+    h = (rows.mT @ rows).double() / 2000
+    moments, scale = Moments(h, weight @ h), weight.abs().amax(-1, keepdim=True) / 127
+    grid = Grid(scale, torch.zeros_like(scale), -127, 127)
+    assert live(lambda: sequential(weight, moments, grid, 1.0))[0] < 2.3 * h.nbytes  # beside the moments
+
+
+def test_a_weight_is_converted_some_rows_at_a_time() -> None:
+    codes = torch.randint(-128, 128, (1024, 1024), dtype=torch.int8)
+    scale, zero_point = torch.rand(1024).double() + 0.5, torch.zeros(1024, dtype=torch.int32)
+    for axis, s in ((0, scale[:, None]), (1, scale)):
+        real = dequantize_weight(codes, scale, zero_point, axis)
+        assert torch.equal(real, (codes.double() * s).float())
+        assert torch.equal(quantize_weight(real, scale, zero_point, axis, -128, 127), codes)
+    assert live(lambda: dequantize_weight(codes, scale, zero_point, 0))[0] < 2.2 * real.nbytes
+    assert live(lambda: quantize_weight(real, scale, zero_point, 0, -128, 127))[0] < real.nbytes
+
+
+def test_a_comparison_of_own_errors_holds_few_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "PIECE", 2**12)
+    monkeypatch.setattr(walk, "PIECE", 2**12)
+    model, data = Deep(8).eval(), batches(1)
+    prepared = qcompiler.prepare_fx(model, None, (data[0],), backend="reference")
+    qcompiler.calibrate(prepared, data)
+    one, twin = 4 * 8 * 64 * 64 * 4, twins(prepared)[0]
+    item = read(data, False)[0]
+    found = _errors(twin.floats, twin.quantized, item)
+    assert live(lambda: _errors(twin.floats, twin.quantized, item))[0] < 7 * one
+    monkeypatch.undo()
+    one_by_one, other = steps_of_graph(twin.floats), steps_of_graph(twin.quantized)
+    with_totals = Tallies(Walk(one_by_one, other, match(one_by_one, other)), "")
+    with torch.inference_mode():
+        with_totals.add(0, item.args, {})
+    whole = {row.name: (row.own, row.own_channel) for row in with_totals.comparison()}
+    assert {row.name: (row.own, row.own_channel) for row in found} == {name: pytest.approx(both) for name, both in whole.items()}
+
+
+def test_results_that_are_waited_for_lie_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "ROOM", 0)
+    held = [{"a": torch.randn(300, 400) + i, "b": (torch.ones(2), 7)} for i in range(3)]
+    found = shelf.Results(held)
+    assert len(found) == 3 and isinstance(found._kept[1]["a"], Written)  # type: ignore[index]
+    for one, wanted in zip(found, held, strict=True):
+        assert torch.equal(one["a"], wanted["a"]) and torch.equal(one["b"][0], wanted["b"][0]) and one["b"][1] == 7  # type: ignore[index]
+
+
+def test_a_model_that_changes_its_parameters_is_left_as_it_was() -> None:
+    class Halves(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.weight.data.mul_(0.5)
+            return super().forward(x)
+
+    model = nn.Sequential(Halves(4, 4), nn.Linear(4, 2)).eval()
+    called, x = copy.deepcopy(model), torch.randn(2, 4)
+    assert set(_unchanged(model, called)) == {id(p) for p in model.parameters()}
+    called(x)
+    assert set(_unchanged(model, called)) == {id(p) for name, p in model.named_parameters() if name != "0.weight"}
