@@ -40,7 +40,7 @@ class QEpilogue(C.Structure):
     _fields_ = [
         *fields(C.c_void_p, "m b gain slope offset table curve"),
         *fields(C.c_float, "k kr kc top"),
-        *fields(C.c_int32, "zero lo hi zero2 lo2 hi2 wide"),
+        *fields(C.c_int32, "zero lo hi zero2 lo2 hi2 wide knee half"),
     ]
 
 

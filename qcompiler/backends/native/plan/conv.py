@@ -14,6 +14,7 @@ from qcompiler.backends.native.plan.bend import Bend
 from qcompiler.backends.native.plan.codes import Bounds, Codes, sum_factors
 from qcompiler.backends.native.plan.curve import Curve
 from qcompiler.backends.native.plan.float_pointwise import clamped
+from qcompiler.backends.native.plan.knee import Knee
 from qcompiler.backends.native.plan.layer import Bound, Layer, Lies, image, rows
 from qcompiler.backends.native.plan.pick import without_pads
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
@@ -57,7 +58,7 @@ class Conv(Layer):
     residual: Residual | None = None
     of_sum: Codes | None = None
     table: Tensor | None = None
-    bend: Bend | Curve | None = None
+    bend: Bend | Curve | Knee | None = None
 
     def __post_init__(self) -> None:
         channels, bias = self.weight.shape[0], self.bias
@@ -89,7 +90,7 @@ class Conv(Layer):
 
     @property
     def can_add(self) -> bool:
-        return self.codes is not None and not isinstance(self.bend, Curve)
+        return self.codes is not None and (self.bend is None or isinstance(self.bend, Bend))
 
     def lies(self, known: Lies) -> str | None:
         return "pixels" if self.dims else "rows"
