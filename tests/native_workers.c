@@ -21,7 +21,7 @@ static int64_t work(const qc_state *s, int64_t lo, int64_t hi) {
   (void)s;
   if (!pthread_equal(pthread_self(), caller)) {
     atomic_store(&helped, 1);
-    nap(100);
+    nap(50);
   }
   while (!atomic_load(&helped)) {
   }

@@ -6,7 +6,8 @@
 
    A worker that the system takes away in the middle of its steps makes the caller wait for as long as other processes run there. So a job
    that took longer than the caller alone would have needed, told by what its own steps took, makes it ask half of the workers, or none,
-   for ten times as long as was lost; then twice as many again. Where it waits, it sleeps soon: another thread may need its processor. */
+   for eight times as long as was lost; then twice as many again, and for longer where these are late, too. Where it waits, it sleeps soon:
+   another thread may need its processor. */
 #if defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE
 #endif
@@ -28,8 +29,9 @@
 #define QC_LEFT 0xffffffffu
 #define QC_SPIN 40000 /* nanoseconds that a thread looks for work before it sleeps: by the clock, a pause takes 40 to 140 cycles */
 #define QC_LATE 50000 /* nanoseconds that a job may take longer than the caller alone would have needed */
-#define QC_SHY 10     /* how many times as long as was lost the caller asks fewer workers */
-#define QC_SHYEST 1000000000
+#define QC_SHY 8      /* how many times as long as was lost the caller asks fewer workers, and how many at most */
+#define QC_SHYEST 64
+#define QC_LONGEST 4000000000 /* nanoseconds */
 
 static _Atomic(int) qc_taken;
 static _Atomic(uint64_t) qc_word;
@@ -39,7 +41,7 @@ static _Atomic(uint32_t) qc_share; /* a claim takes one step of so many */
 static _Atomic(int) qc_waits;      /* whether the caller sleeps until the last step is done */
 static int qc_made;
 static int qc_wanted, qc_trusted = QC_WORKERS; /* workers that the call wants, and those that it asks at most before qc_again */
-static int64_t qc_again;
+static int64_t qc_again, qc_for, qc_shy; /* qc_for: how long before qc_again that was decided */
 static struct {
   qc_layer layer;
   const qc_state *s;
@@ -160,8 +162,11 @@ static void qc_wait(int64_t steps, int64_t sleep) {
 static void qc_judge(int64_t mine, int64_t steps, int64_t alone, int64_t together) {
   int64_t lost = together - (int64_t)((double)alone * (double)steps / (double)mine);
   if (lost < QC_LATE) return;
+  int64_t now = qc_clock();
   qc_trusted = atomic_load_explicit(&qc_allowed, memory_order_relaxed) / 2;
-  qc_again = qc_clock() + (lost < QC_SHYEST / QC_SHY ? QC_SHY * lost : QC_SHYEST);
+  qc_shy = now > qc_again + qc_for ? QC_SHY : qc_shy < QC_SHYEST ? 2 * qc_shy : qc_shy;
+  qc_for = lost < QC_LONGEST / qc_shy ? lost * qc_shy : QC_LONGEST;
+  qc_again = now + qc_for;
 }
 
 void qc_workers_run(qc_layer layer, const qc_state *s, int64_t from, int64_t to, int64_t steps) {
