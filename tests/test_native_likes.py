@@ -34,6 +34,14 @@ def recurrence(y: Tensor) -> Tensor:
     return state
 
 
+def on_a_grid(y: Tensor) -> Tensor:
+    """What sizes alone settle, the parts of a meshgrid among it."""
+    rows, columns = torch.meshgrid(torch.arange(y.shape[0]), torch.arange(y.shape[1]), indexing="ij")
+    near = ((rows > 0) * (columns < y.shape[1])).all(-1, keepdim=True)
+    far = torch.arange(y.shape[0]).float().outer(torch.linspace(-1, 1, y.shape[1]))
+    return torch.where(near, y, -y) + (rows - columns).float() * 0.1 + far * (columns == 2).any(0)
+
+
 MADE: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros, added": lambda y: y + torch.zeros_like(y),
     "ones of a part, times": lambda y: y * torch.ones_like(y[:1]),
@@ -42,6 +50,7 @@ MADE: dict[str, Callable[[Tensor], Tensor]] = {
     "of bools": lambda y: torch.where(torch.zeros_like(y, dtype=torch.bool), y, -y),
     "joined": lambda y: torch.cat([y, torch.zeros_like(y)], 1)[:, 2:10],
     "a state": recurrence,
+    "on a grid": on_a_grid,
     "log_softmax": lambda y: y.log_softmax(-1),
     "where": lambda y: y.where(y > 0, y * 0.1),
     "where by keywords": lambda y: y.where(condition=y > 0, other=-y),

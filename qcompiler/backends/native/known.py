@@ -25,10 +25,12 @@ DTYPES: Mapping[str, torch.dtype] = {str(d): d for d in (torch.bool, torch.uint8
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _METHODS = ("masked_fill", "to", "float", "int", "long", "bool", "clone", "logical_not", "logical_and", "logical_or", "eq", "ne", "lt",
-            "le", "gt", "ge", "cumsum", "expand_as", "type_as", "index_fill", "new_zeros", "new_ones", "new_full")  # fmt: skip
+            "le", "gt", "ge", "cumsum", "expand_as", "type_as", "index_fill", "new_zeros", "new_ones", "new_full", "outer", "all",
+            "any")  # fmt: skip
 _TORCH = ("arange", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "eye", "linspace", "clone", "where", "logical_and",
           "logical_or", "logical_not", "logical_xor", "eq", "ne", "lt", "le", "gt", "ge", "cumsum", "outer", "masked_fill", "bitwise_and",
-          "bitwise_or", "bitwise_not", "floor_divide", "remainder")  # fmt: skip
+          "bitwise_or", "bitwise_not", "floor_divide", "remainder", "all", "any", "meshgrid")  # fmt: skip
+SEVERAL = (torch.meshgrid,)  # of these calls each gives several values, which are taken out one by one
 _OPERATORS = ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor", "invert", "floordiv", "mod", "pow", "setitem")
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"torch.{name}": getattr(torch, name) for name in _TORCH},
@@ -132,6 +134,7 @@ class Known:
         sources = reads(call)
         written = node.target is operator.setitem
         value = value_of(node).shape is not None and value_of(node).dtype in NAMES and not quant_of(node).int8
+        value = value or node.target in SEVERAL
         if written:
             return bool(sources) and sources[0] in self.calls and all(map(self._is_settled, sources))
         return value and all(map(self._is_settled, sources))
