@@ -59,6 +59,23 @@ MADE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def test_what_a_caller_gets_keeps_what_was_assigned_to_it() -> None:
+    """Places that sizes settle, changed in place: handed out, so that torch computes them, and read by the region as well."""
+
+    class Places(Between):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            y = self.first(x)
+            at = torch.stack([torch.arange(y.shape[0]).float(), torch.ones(y.shape[0])], -1)
+            at[..., 0] /= y.shape[0]
+            at[..., 1] *= 0.5
+            return self.last(y * at.sum(-1, keepdim=True)), at
+
+    module, graph = converted(Places(lambda y: y).eval(), example((5, 6)))
+    for x in (example((5, 6)), example((7, 6))):
+        (result, at), (expected, places) = module(x), graph(x)
+        assert torch.equal(at, places) and compute_sqnr(expected, result) > 35
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_one_region(name: str, tmp_path: Path) -> None:
     x = example((5, 6))

@@ -176,9 +176,20 @@ class Known:
         return sorted(found, key=self.position.__getitem__)
 
     def unread(self, native: Callable[[fx.Node], bool]) -> set[fx.Node]:
-        """Known nodes that only native ones read, directly, rounded, or through others, with the nodes that round them."""
+        """Known nodes that only native ones read, directly, rounded, or through others, with the nodes that round them. An assignment
+        stays where its memory does, and so does what it assigns."""
+        held: set[fx.Node] = set()
+        while True:
+            gone = self._unread(native, held)
+            kept = {self.roots[node] for node in self.calls if node not in gone and node.target is not operator.setitem}
+            wanted = {node for node in gone if node.target is operator.setitem and self.roots[node] in kept}
+            if not wanted:
+                return gone
+            held |= wanted
+
+    def _unread(self, native: Callable[[fx.Node], bool], held: set[fx.Node]) -> set[fx.Node]:
         gone: set[fx.Node] = set()
-        for node in sorted(self.calls, key=self.position.__getitem__, reverse=True):
+        for node in (n for n in sorted(self.calls, key=self.position.__getitem__, reverse=True) if n not in held):
             codes = [user for user in node.users if user.target is quantize]
             floats = [user for code in codes for user in code.users]
             others = [user for user in node.users if user.target is not quantize]
@@ -186,5 +197,4 @@ class Known:
                 user in gone or (user not in self.calls and native(user)) for user in others
             ):
                 gone.update((node, *codes, *floats))
-        kept = {self.roots[node] for node in self.calls if node not in gone and node.target is not operator.setitem}
-        return {node for node in gone if node.target is not operator.setitem or self.roots[node] not in kept}
+        return gone
