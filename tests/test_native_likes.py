@@ -42,6 +42,14 @@ def on_a_grid(y: Tensor) -> Tensor:
     return torch.where(near, y, -y) + (rows - columns).float() * 0.1 + far * (columns == 2).any(0)
 
 
+def of_its_own_sizes(y: Tensor) -> Tensor:
+    """A mask of windows whose sizes are asked for, as Swin's is made."""
+    at = torch.arange(y.shape[0])[:, None] + torch.arange(y.shape[1])
+    rows, columns = at.shape
+    near = (at.view(rows, columns // 2, 2).sum(-1) > 3).float().repeat(1, columns // (columns // 2))
+    return y + near * (1 / near.shape[1])
+
+
 MADE: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros, added": lambda y: y + torch.zeros_like(y),
     "ones of a part, times": lambda y: y * torch.ones_like(y[:1]),
@@ -51,6 +59,7 @@ MADE: dict[str, Callable[[Tensor], Tensor]] = {
     "joined": lambda y: torch.cat([y, torch.zeros_like(y)], 1)[:, 2:10],
     "a state": recurrence,
     "on a grid": on_a_grid,
+    "of its own sizes": of_its_own_sizes,
     "log_softmax": lambda y: y.log_softmax(-1),
     "where": lambda y: y.where(y > 0, y * 0.1),
     "where by keywords": lambda y: y.where(condition=y > 0, other=-y),

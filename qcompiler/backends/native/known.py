@@ -99,7 +99,9 @@ def rounded(floats: fx.Node) -> fx.Node | None:
 
 
 class Known:
-    """The nodes of a graph whose values sizes settle; `writes`: the assignments to them, by the node that made the memory."""
+    """The nodes of a graph whose values sizes settle; `writes`: the assignments to them, by the node that made the memory. `asked`: numbers
+    that are made of the sizes of such values; who reads one computes it, as it computes the values.
+    """
 
     def __init__(self, gm: fx.GraphModule, table: Table) -> None:
         self.table = table
@@ -111,6 +113,10 @@ class Known:
         spoiled: set[fx.Node] = set()
         while self._found(gm.graph, spoiled):
             pass
+        self.asked: set[fx.Node] = set()
+        for node in gm.graph.nodes:
+            if is_known(node) and any(source in self.calls or source in self.asked for source in node.all_input_nodes):
+                self.asked.add(node)
 
     def __contains__(self, node: object) -> bool:
         return node in self.calls
@@ -155,10 +161,18 @@ class Known:
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """What a node takes, with the sizes behind what is known in its place."""
         found: dict[fx.Node, None] = {}
-        for source in node.all_input_nodes:
+        open_, seen = list(reversed(node.all_input_nodes)), set[fx.Node]()
+        while open_:
+            source = open_.pop()
+            if source in seen:
+                continue
+            seen.add(source)
             known = source if source in self.calls else rounded(source)
-            for behind in self._behind(known) if known in self.calls else (source,):
-                found.setdefault(behind)
+            behind = self._behind(known) if known in self.calls else source.all_input_nodes if source in self.asked else None
+            if behind is None:
+                found.setdefault(source)
+            else:
+                open_ += reversed(list(behind))
         return list(found)
 
     def _behind(self, node: fx.Node) -> Iterable[fx.Node]:
@@ -176,8 +190,8 @@ class Known:
         return sorted(found, key=self.position.__getitem__)
 
     def unread(self, native: Callable[[fx.Node], bool]) -> set[fx.Node]:
-        """Known nodes that only native ones read, directly, rounded, or through others, with the nodes that round them. An assignment
-        stays where its memory does, and so does what it assigns."""
+        """Known nodes that only native ones read, directly, rounded, or through others, with the nodes that round them and the numbers that
+        ask for their sizes. An assignment stays where its memory does, and so does what it assigns."""
         held: set[fx.Node] = set()
         while True:
             gone = self._unread(native, held)
@@ -189,7 +203,7 @@ class Known:
 
     def _unread(self, native: Callable[[fx.Node], bool], held: set[fx.Node]) -> set[fx.Node]:
         gone: set[fx.Node] = set()
-        for node in (n for n in sorted(self.calls, key=self.position.__getitem__, reverse=True) if n not in held):
+        for node in (n for n in sorted({*self.calls, *self.asked}, key=self.position.__getitem__, reverse=True) if n not in held):
             codes = [user for user in node.users if user.target is quantize]
             floats = [user for code in codes for user in code.users]
             others = [user for user in node.users if user.target is not quantize]
