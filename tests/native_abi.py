@@ -119,6 +119,7 @@ FAMILIES: dict[str, list[tuple[str, type]]] = {
     "order": [("x", QOperand), ("y", QTensor), ("work", C.c_void_p), ("op", C.c_int32)],
     "elements": [*fields(QOperand, "x at"), ("y", QTensor)],
     "int64": [("x", QOperand), ("y", QTensor)],
+    "warp": [*fields(QOperand, "x places"), ("y", QResult), *fields(C.c_int32, "padding nearest aligned")],
 }
 STRUCTS = {name: type(f"Q{name}", (C.Structure,), {"_fields_": members}) for name, members in FAMILIES.items()}
 

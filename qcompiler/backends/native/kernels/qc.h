@@ -273,7 +273,7 @@ typedef struct qc_order {
   int32_t op;
 } qc_order;
 
-/* y = the elements of a row of x that stand at these places, as floats, side by side. */
+/* y = the elements of a row of x that stand at these places, as floats, side by side; NaN for a place that the row does not have. */
 typedef struct qc_elements {
   qc_operand x, at;
   qc_tensor y;
@@ -375,9 +375,17 @@ typedef struct qc_attention {
   int32_t keys, causal;
 } qc_attention;
 
+/* The pixels of x at places: places.t has the two numbers of each pixel of y, first the one along the width. */
+enum { QC_ZEROS, QC_BORDER, QC_REFLECTION };
+typedef struct qc_warp {
+  qc_operand x, places;
+  qc_result y;
+  int32_t padding, nearest, aligned;
+} qc_warp;
+
 #define QC_FAMILIES(F) F(conv) F(depthwise) F(add) F(mul) F(map) F(quantize) F(dequantize) F(max_pool) F(avg_pool) F(halo) F(copy) F(resize) F(pick) \
   F(float_map) F(float_pair) F(float_pool) F(norm) F(softmax) F(cumsum) F(reduce) F(range) F(encode) F(factors) F(gates) \
-  F(where) F(embed) F(pack) F(matmul) F(attention) F(order) F(elements) F(int64)
+  F(where) F(embed) F(pack) F(matmul) F(attention) F(order) F(elements) F(int64) F(warp)
 
 typedef struct qc_kernels {
   const char *isa;

@@ -8,8 +8,9 @@
 | behind sums | fuse, bend, curve, knee, on_sums, batch_norm, prelu |
 | products of two values | matmul, attention, einsum |
 | single codes and single floats | pointwise, float_pointwise, masks |
-| along dimensions | float_rows, reduce, statistics, order, pool, resize |
+| along dimensions | float_rows, reduce, statistics, order, pool, resize, warp |
 | copies and views | shape, rearrange, copies, pick, places, homes, relayout |
+| by numbers found at run time | by_number, taken |
 | where a region begins and ends | edges, floats, settled |
 | input sizes -> strides and offsets | sizes, arena, samples, rows, table |
 | for people | text, drawing |

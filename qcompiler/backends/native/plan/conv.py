@@ -104,8 +104,6 @@ class Conv(Layer):
         batch, space = shape[: -self.dims - 1], shape[-self.dims :]
         if shape[-self.dims - 1] != self.weight.shape[1] * self.groups:
             raise ValueError(f"{shape[-self.dims - 1]} channels, not {self.weight.shape[1] * self.groups}")
-        if self.residual is not None and sizes.shape(self.residual.value) != self._result(batch, space):
-            raise ValueError("a sum of values of two sizes")
         return self._result(batch, space)
 
     def _result(self, batch: Axes, space: Axes) -> Axes:
@@ -125,7 +123,9 @@ class Conv(Layer):
         return products // (30 if self.is_depthwise else 200)
 
     def bind(self, sizes: Sizes) -> Bound:
-        places = [sizes.place(name) for name in (self.x, self.out, *self.reads[1:])]
+        places = [sizes.place(self.x), sizes.place(self.out)]
+        if self.residual is not None:  # at other sizes than the example's it may be spread, as positions are over a batch
+            places.append(sizes.place(self.residual.value).spread(places[1].shape))
         return Bound([image(p, self.dims) for p in places] if self.dims else rows(*places))
 
     def code(self, to: LayerCode) -> None:
