@@ -23,6 +23,7 @@ from qcompiler.config.qconfig_of_op import weight_codes
 from qcompiler.inputs.door import door
 from qcompiler.ir.attributes import attribute, bias_path, set_attribute, set_parameter
 from qcompiler.ir.types import quant_of
+from qcompiler.ops.spec import Family
 from qcompiler.stages.arguments import Weight
 from qcompiler.tune.rounding import FEW, Grid, on_larger_scales, reconstructed
 from qcompiler.tune.sampled_rows import FOR_EACH, MOST_ROWS
@@ -102,6 +103,7 @@ def _rounded(visit: Visit, scales: bool) -> Weight:
     grid, start = _grid(site), as_rows(site, _codes(visit)).double()
     damping = DAMPING * max(1.0, FOR_EACH * in_blocks(start).shape[2] / max(sums.count, 1)) ** 2
     limit, products = None if site.limit is None else holds, start.shape[2]
+    scales &= site.limit is None or site.row.family is not Family.TRANSPOSED
     if scales and products <= FEW and site.weight.scale.numel() == start.shape[0] * start.shape[1] > 1:
         found, scale = on_larger_scales(sums.weight.double(), start, sums.moments(), grid, damping, limit)
     else:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -91,8 +90,8 @@ def on_larger_scales(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As `reconstructed`, for each channel on the best of a few scales, none smaller than the grid's: (codes, scales).
 
-    `holds` has to hold, of each channel, the nearest codes on the scale that it is given with. A larger scale is coarser by as much, and
-    rounds all products of a row in another way: of few products the error hangs on that.
+    `holds` is asked of more channels at once, and has to hold the nearest codes on larger scales where it holds those on the grid's. A
+    larger scale is coarser by as much, and rounds all products of a row in another way: of few products the error hangs on that.
     """
     many, (groups, channels, products) = len(LARGER), weight.shape
     scales = grid.scale[:, :, None] * LARGER[:, None]  # (groups, channels, scales, 1)
@@ -100,20 +99,14 @@ def on_larger_scales(
     real, begun = weight.repeat_interleave(many, 1), wide.nearest(weight.repeat_interleave(many, 1))
     begun[:, ::many] = start
     tried = Moments(moments.h, moments.c.repeat_interleave(many, 1))
-    fit = None if holds is None else partial(_of_each, holds, many)
-    codes = reconstructed(real, begun, tried, wide, damping, fit)
+    codes = reconstructed(real, begun, tried, wide, damping, holds)
     made = wide.real(codes)
     out = (tried.error(made).reshape(groups, channels, many) > moments.error(grid.real(start))[..., None]).flatten(1)
-    out = out if fit is None else out | ~fit(codes)
+    out = out if holds is None else out | ~holds(codes)
     out.reshape(groups, channels, many)[..., 0] = False
     best = tried.near(real, damping).error(made).masked_fill(out, math.inf).reshape(groups, channels, many).argmin(2)[..., None, None]
     codes = codes.reshape(groups, channels, many, products).gather(2, best.expand(-1, -1, -1, products))
     return codes[:, :, 0], scales.gather(2, best)[:, :, 0]
-
-
-def _of_each(holds: Holds, many: int, codes: Tensor) -> Tensor:
-    """Of so many codes for each channel."""
-    return torch.stack([holds(codes[:, i::many]) for i in range(many)], 2).flatten(1)
 
 
 def _better(codes: Tensor, start: Tensor, moments: Moments, grid: Grid) -> Tensor:
