@@ -33,10 +33,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files of tests/golden anew")
 
 
+def pytest_configure() -> None:
+    """What is imported and collected stays to the end, hundreds of thousands of objects: nothing is searched for garbage meanwhile."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """What is imported and collected stays to the end, hundreds of thousands of objects: collections that look at them are made rare."""
+    """From here on collections that look at all of it are rare."""
     gc.collect()
     gc.set_threshold(20_000, 10, 20)
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -32,7 +32,6 @@ def counted_lines(function: Callable[[], Any]) -> tuple[int, Any]:
     def call(frame: types.FrameType, event: str, arg: Any) -> Any:
         return line if frame.f_code.co_filename.startswith(OURS) else None
 
-    gc.collect()
     gc.disable()
     sys.settrace(call)
     try:

@@ -40,7 +40,7 @@ class QEpilogue(C.Structure):
     _fields_ = [
         *fields(C.c_void_p, "m b gain slope offset table curve"),
         *fields(C.c_float, "k kr kc top"),
-        *fields(C.c_int32, "zero lo hi zero2 lo2 hi2 wide"),
+        *fields(C.c_int32, "zero lo hi zero2 lo2 hi2 wide knee half"),
     ]
 
 
@@ -112,6 +112,7 @@ FAMILIES: dict[str, list[tuple[str, type]]] = {
     "order": [("x", QOperand), ("y", QTensor), ("work", C.c_void_p), ("op", C.c_int32)],
     "elements": [*fields(QOperand, "x at"), ("y", QTensor)],
     "int64": [("x", QOperand), ("y", QTensor)],
+    "warp": [*fields(QOperand, "x places"), ("y", QResult), *fields(C.c_int32, "padding nearest aligned")],
 }
 STRUCTS = {name: type(f"Q{name}", (C.Structure,), {"_fields_": members}) for name, members in FAMILIES.items()}
 

@@ -48,7 +48,8 @@ class Bend:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """m and b: float32, one entry a channel (axis 1). `curve`: int16, three numbers for 32 pieces; v counts 2048ths of them."""
+    """m and b: float32, one entry a channel (axis 1). `curve`: int16, three numbers for 32 pieces; v counts 2048ths of them. `knee`: its
+    knee and half, if any."""
 
     m: Tensor
     b: Tensor
@@ -57,6 +58,7 @@ class Epilogue:
     table: Tensor | None = None
     bend: Bend | None = None
     curve: Tensor | None = None
+    knee: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,20 @@ def curved(v: Tensor, curve: Tensor, ends: Ends) -> Tensor:
     return ((y >> 6) + 128).clamp(ends.lo, ends.hi).to(torch.uint8)
 
 
+def kneed(v: Tensor, knee: tuple[int, int], ends: Ends) -> Tensor:
+    """The product of rne(v), cut to 0..knee, and of what it lies above half; what is half a code more rounds up."""
+    x = v.clamp(-32768.0, 32767.0).round().to(torch.int32)
+    y: Tensor = (x.clamp(0, knee[0]) * (x - knee[1]).clamp(min=-32768) + 16384) >> 15
+    return (y + ends.zero).clamp(ends.lo, ends.hi).to(torch.uint8)
+
+
 def finish(acc: Tensor, epilogue: Epilogue) -> Tensor:
     """Sums (int, channels on axis 1) to codes."""
     v = affine(acc, epilogue.m, epilogue.b)
     if epilogue.curve is not None:
         return curved(v, epilogue.curve, epilogue.ends)
+    if epilogue.knee is not None:
+        return kneed(v, epilogue.knee, epilogue.ends)
     q = code(v if epilogue.bend is None else bent(v, epilogue.bend), epilogue.ends)
     if (r := epilogue.residual) is not None:
         q = add(q, r.codes, (r.k, r.kr, r.kc), r.ends)

@@ -162,6 +162,7 @@ def test_metric_and_labels() -> None:
     found = tuned(data=labelled, metric=accuracy, target=0.5)
     first = found.table[0]
     assert first.score is not None and first.score.metric == 1.0 and found.reached and "metric" in str(found)
+    assert "exact" in str(found) and "120.0" not in str(found)
     by_dict = tuned(data=[((x,), y) for x, y in labelled], metric=accuracy, target=0.5)
     assert [step.score for step in by_dict.steps] == [step.score for step in found.steps]
 
@@ -204,8 +205,8 @@ def test_bad_arguments_before_any_work(given: dict[str, Any], error: type[Except
 
 def test_a_metric_that_is_no_number() -> None:
     labelled = [(x, 0) for x in data()]
-    for number in (float("nan"), None, torch.zeros(2)):
-        with pytest.raises(qcompiler.InputError, match="the metric is"):
+    for number, text in ((float("nan"), "nan"), (None, "None"), (torch.zeros(2), r"a tensor of \(2,\)")):
+        with pytest.raises(qcompiler.InputError, match=f"the metric is {text}"):
             tuned(data=labelled, metric=lambda outputs, batch, number=number: number)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from itertools import combinations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import qcompiler
 from qcompiler import QConfig
 from qcompiler.compile.journal import Remark
+from qcompiler.inputs.fingerprint import number_of_call
 from qcompiler.observers import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, default_per_channel_weight_observer
 from qcompiler.observers.watch import Watch
 from qcompiler.prepared.calibration import Seen, _width_of
@@ -54,10 +56,6 @@ def scaled(data: Data, factors: dict[int, float]) -> Data:
 
 QUIET = {
     "random": randn(),
-    "one batch": randn(1),
-    "three batches": randn(3),
-    "equal": [torch.ones(2, 3, 8, 8)] * 6,
-    "zeros": [torch.zeros(2, 3, 8, 8)] * 6,
     "a dark batch": scaled(randn(), {3: 0.0}),
     "one of one image": [torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(64)],
 }
@@ -69,10 +67,86 @@ def test_nothing_is_wrong_with_usual_data(name: str) -> None:
 
 
 def test_enough_says_by_how_much_the_ranges_moved() -> None:
-    equal = [torch.ones(2, 3, 8, 8)] * 6
-    (remark,) = told(equal)
+    (remark,) = told(scaled(randn(6), {0: 2.0}))
     assert remark.text.startswith("6 batches: over the last 3 of them the ranges grew by 0.0% on average, by 0.0% at most (%")
     assert remark.text.endswith("): 6 were enough")
+
+
+@pytest.mark.parametrize(("count", "words"), [
+    (1, ("1 batch: fewer than 4", "3 more would, or this one in parts: data.split(rows)")),
+    (2, ("2 batches that differ: fewer than 4", "2 more would")),
+    (3, ("3 batches that differ: fewer than 4", "1 more would")),
+])  # fmt: skip
+def test_few_batches_cannot_be_judged(count: int, words: tuple[str, str]) -> None:
+    (remark,) = told(randn(count))
+    assert remark.code == "calibration-few" and remark.text.startswith(words[0]) and remark.text.endswith(words[1])
+
+
+def test_the_same_data_again_counts_once() -> None:
+    """The same object and an equal one; a second epoch."""
+    (x,) = randn(1)
+    again, few = told([x, x, x.clone(), x.flip(0).flip(0), x, x, x, x])
+    assert again.code == "calibration-repeated" and again.text.startswith("7 of 8 batches are the same data as one before them")
+    assert "(1 as 0, 2 as 0," in again.text and few.code == "calibration-few" and few.text.startswith("1 batch:")
+    again, few = told([*randn(3), *randn(3)])
+    assert "3 of 6 batches" in again.text and "(3 as 0, 4 as 1, 5 as 2)" in again.text and few.text.startswith("3 batches that differ")
+    again, *rest = told([*randn(16), *randn(16)])
+    assert "(16 as 0, " in again.text and ", 23 as 7 and 8 more)" in again.text and rest[-1].text.startswith("16 batches:")
+
+
+def test_ranges_that_all_data_fills_are_no_sign_of_the_same_data() -> None:
+    """Black and white images, in front of a layer that hands out floats, and of one that is cut at its upper end."""
+    images = [torch.cat([torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), x.sigmoid()]) for x in randn(6)]
+    cut = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU6(), nn.Conv2d(8, 4, 1))
+    nn.init.constant_(next(cut.parameters()), 2.5)
+    for model in (cut, nn.Sequential(nn.Flatten(), nn.Linear(192, 4))):
+        (remark,) = told(images, model=model.eval())
+        assert remark.code == "calibration-enough" and "grew by 0.0%" in remark.text
+        again, few = told(images[:1] * 8, model=model.eval())
+        assert again.code == "calibration-repeated" and few.code == "calibration-few"
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("state", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state.copy_(self.state + F.relu(self.a(x)).mean(0))
+        y: Tensor = self.b(self.state + x)
+        return y
+
+
+def test_calls_in_turn_are_no_repetition() -> None:
+    """Of a model that keeps state the same input is another batch."""
+    torch.manual_seed(0)
+    assert "calibration-repeated" not in codes(told([torch.ones(2, 4)] * 6, model=Counting().eval()))
+
+
+def test_the_number_of_data() -> None:
+    x, ids = torch.randn(2, 3), torch.arange(3)
+    calls: list[tuple[tuple[object, ...], dict[str, object]]] = [
+        ((x,), {}), ((x.T,), {}), ((x, ids), {}), ((x,), {"ids": ids}), ((x, 1), {}), ((x, 2), {}), ((x.double(),), {}), (([x],), {}),
+    ]  # fmt: skip
+    assert len({number_of_call(*call) for call in calls}) == len(calls)
+    assert number_of_call((x.clone(), [ids]), {}) == number_of_call((x, [ids]), {})
+    assert math.isnan(number_of_call((x, object()), {})) and math.isnan(number_of_call((x.to_sparse(),), {}))
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0, -3.0])
+def test_an_input_of_one_number(number: float) -> None:
+    """What stands for data where none is at hand."""
+    first = told([torch.full((2, 3, 8, 8), number)] * 6, torch.randn(1, 3, 8, 8))[0]
+    assert (first.code, first.node) == ("calibration-constant", "input_1") and f"it is {number:.4g} everywhere" in first.text
+
+
+def test_images_as_files_have_them() -> None:
+    images = [(x * 60 + 128).clamp(0, 255).round() for x in randn()]
+    first = told(images)[0]
+    assert (first.code, first.node) == ("calibration-pixels", "input_1") and "0 .. 255" in first.text
+    for other in ([x / 255 for x in images], [x - 128 for x in images]):
+        assert codes(told(other)) == ["calibration-enough"]
 
 
 def test_too_few_batches_say_how_many_more() -> None:
@@ -146,9 +220,13 @@ class Dropping(nn.Module):
 
 
 def test_a_dropout_that_is_left_on() -> None:
-    (remark,) = told(randn(1), model=Dropping().eval())
-    assert (remark.code, remark.node) == ("train-mode", "dropout") and "training=self.training" in remark.text
-    assert not told(randn(1), model=Dropping(training=False).eval())
+    remark, few = told(randn(1), model=Dropping().eval())
+    assert (
+        few.code == "calibration-few"
+        and (remark.code, remark.node) == ("train-mode", "dropout")
+        and "training=self.training" in remark.text
+    )
+    assert codes(told(randn(1), model=Dropping(training=False).eval())) == ["calibration-few"]
 
 
 def norm(x: Tensor, **given: bool) -> Tensor:
@@ -190,13 +268,13 @@ class Between(nn.Module):
 
 @pytest.mark.parametrize("name", AS_IN_TRAINING)
 def test_what_computes_as_in_training(name: str) -> None:
-    (remark,) = told(randn(1), model=Between(AS_IN_TRAINING[name]).eval())
-    assert remark.code == "train-mode" and remark.node not in ("a", "b", "x")
+    remark, *few = told(randn(1), model=Between(AS_IN_TRAINING[name]).eval())
+    assert codes(few) == ["calibration-few"] and remark.code == "train-mode" and remark.node not in ("a", "b", "x")
 
 
 @pytest.mark.parametrize("name", AS_IN_USE)
 def test_what_computes_as_in_use(name: str) -> None:
-    assert not told(randn(1), model=Between(AS_IN_USE[name]).eval())
+    assert codes(told(randn(1), model=Between(AS_IN_USE[name]).eval())) == ["calibration-few"]
 
 
 @pytest.mark.parametrize("observer", [MinMaxObserver, HistogramObserver, MovingAverageMinMaxObserver])
@@ -249,9 +327,9 @@ def test_forms_of_the_call_have_batches_of_their_own() -> None:
             return self.a(x) if mask is None else self.a(x * mask)
 
     torch.manual_seed(0)
-    x, mask = torch.randn(8, 4), torch.ones(8, 4)
+    (x, *others), mask = torch.randn(5, 8, 4), torch.ones(8, 4)
     prepared = qcompiler.prepare_fx(Masked().eval(), None, (x,), example_kwargs=[{}, {"mask": mask}])
-    qcompiler.calibrate(prepared, [(x,), (x, mask)] * 4 + [(x * 10,)])
+    qcompiler.calibrate(prepared, [call for y in others for call in ((y,), (y, mask))] + [(x * 10,)])
     made = qcompiler.convert_fx(prepared)
     texts = [r.text for r in qcompiler.remarks(made) if r.pass_name == "calibrate"]
     assert [text.partition(":")[0].partition(" of the")[0] for text in texts] == ["batch 8", "4 batches", "4 batches"]
@@ -260,7 +338,7 @@ def test_forms_of_the_call_have_batches_of_their_own() -> None:
 def test_the_width_of_some_of_the_batches() -> None:
     """Against all subsets."""
     high = torch.rand(1, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    seen = Seen([], list(range(6)), -high / 2, high)
+    seen = Seen([], list(range(6)), [], -high / 2, high)
     for count in range(1, 7):
         chosen = [1.5 * max(some) for some in combinations(high[0].tolist(), count)]
         assert _width_of(seen, count).item() == pytest.approx(sum(chosen) / len(chosen))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import copy
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from torch._functorch import utils as functorch_utils
 import qcompiler as qc
 from qcompiler.trace import session
 
+Place = tuple[str, int]
 PACKAGE = Path(qc.__file__).parent
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
 # What sets something for a time: each of their lines is tried.
@@ -74,75 +77,105 @@ def model_state(model: nn.Module) -> list[Any]:
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt at one line event: the first or last of a line, or the one of a number among all of the package."""
+    """Watches the lines that a flow runs, of the whole package or of some files. At those that `wanted` chooses, by their number and place,
+    a copy of this process raises KeyboardInterrupt, and this one goes on: a flow runs once, however many of its lines are tried."""
 
-    def __init__(self, files: tuple[str, ...] | None) -> None:
+    def __init__(self, files: tuple[str, ...] | None, wanted: Callable[[int, Place], bool] = lambda number, place: False) -> None:
         self.files = None if files is None else {str(PACKAGE / file) for file in files}
-        self.events: list[tuple[str, int]] = []
-        self.at: int | None = None
+        self.wanted, self.count, self.places = wanted, 0, list[Place]()
+        self.wrong: list[tuple[Place, str]] = []  # where it was interrupted, and what was not taken back
+        self.copy: int | None = None  # of a copy: where it tells what it finds
 
-    def _wanted(self, file: str) -> bool:
+    def _watches(self, file: str) -> bool:
         return file in self.files if self.files is not None else file.startswith(str(PACKAGE))
 
     def trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        if not self._wanted(frame.f_code.co_filename) or frame.f_code.co_name == "<listcomp>":  # one line, many times
+        if not self._watches(frame.f_code.co_filename) or frame.f_code.co_name == "<listcomp>":  # one line, many times
             return None
-        if event == "line":
-            self.events.append((frame.f_code.co_filename, frame.f_lineno))
-            if self.at == len(self.events) - 1:
+        if event == "line" and self.copy is None:
+            place = frame.f_code.co_filename, frame.f_lineno
+            if self.wanted(self.count, place) and self._is_copy(place):
                 raise KeyboardInterrupt
+            self.count += 1
         return self.trace
 
-    def run(self, flow: Callable[[nn.Module], Any], model: nn.Module, at: int | None) -> bool:
-        """Whether it was interrupted."""
-        self.events, self.at = [], at
+    def _is_copy(self, place: Place) -> bool:
+        """Goes on twice: True in the copy; False in this process, once the copy has told what it finds."""
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            self.copy = writer
+            return True
+        os.close(writer)
+        with open(reader) as pipe:
+            said = pipe.read()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        self.places.append(place)
+        if said or status:
+            self.wrong.append((place, said or f"the process ended with {status}"))
+        return False
+
+    def run(self, flow: Callable[[nn.Module], Any], model: nn.Module) -> None:
         before = sys.gettrace()
         sys.settrace(self.trace)
         try:
             flow(model)
-        except KeyboardInterrupt:
-            return True
         finally:
             sys.settrace(before)
-        return False
 
 
-def check(name: str, interrupt: Interrupt, places: list[int]) -> None:
-    failed = []
-    for at in places:
-        model = Net().eval()
-        model.train(name == "train")
-        known = model_state(model)
-        before = process()
-        interrupt.run(FLOWS[name], model, at)
-        after = process()
-        if before != after or known != model_state(model):
-            wrong = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
-            failed.append((*interrupt.events[at], wrong))
-            pytest.fail(f"not taken back: {failed}")
+def check(name: str, interrupt: Interrupt) -> None:
+    model = Net().eval()
+    model.train(name == "train")
+    known, before = model_state(model), process()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            interrupt.run(FLOWS[name], model)
+        if interrupt.copy is not None:
+            wrong = [i for i, (a, b) in enumerate(zip(before, process(), strict=True)) if a != b]
+            told = [f"numbers {wrong} of the process"] * bool(wrong) + ["the model"] * (known != model_state(model))
+            os.write(interrupt.copy, ", ".join(told).encode())
+            os._exit(0)
+    finally:
+        if interrupt.copy is not None:
+            os._exit(1)  # whatever it met: a copy never goes on with other tests
+    assert not interrupt.wrong, f"not taken back: {interrupt.wrong}"
 
 
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system copies no process")
+
+
+@needs_fork
 @pytest.mark.slow
 def test_every_line_that_sets_something() -> None:
     interrupt = Interrupt(SETTERS)
-    interrupt.run(prepare, Net().eval(), None)
-    first = {place: i for i, place in reversed(list(enumerate(interrupt.events)))}
-    check("prepare", interrupt, sorted(first.values()))
+    interrupt.wanted = lambda number, place: place not in interrupt.places
+    check("prepare", interrupt)
+    assert len(interrupt.places) > 150
 
 
+@needs_fork
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FLOWS)
 def test_lines_of_the_whole_compile(name: str) -> None:
+    """At one line of a hundred thousand or so in every fiftieth part."""
     interrupt = Interrupt(None)
-    interrupt.run(FLOWS[name], Net().train(name == "train"), None)
-    count = len(interrupt.events)
-    check(name, interrupt, [count * i // 5 for i in range(5)])
+    check(name, interrupt)
+    step = interrupt.count // 50
+    interrupt = Interrupt(None, lambda number, place: number % step == 0)
+    check(name, interrupt)
+    assert len(interrupt.places) >= 49
 
 
 def test_the_next_compile_is_as_the_first() -> None:
-    interrupt, expected = Interrupt(None), whole(Net().eval())(X)
+    class Here(Interrupt):
+        def _is_copy(self, place: Place) -> bool:
+            return True
+
+    expected = whole(Net().eval())(X)
     torch.manual_seed(0)
     model = Net().eval()
     reference = whole(copy.deepcopy(model))(X)
-    interrupt.run(whole, copy.deepcopy(model), 5000)
+    with pytest.raises(KeyboardInterrupt):
+        Here(None, lambda number, place: number == 5000).run(whole, copy.deepcopy(model))
     assert torch.equal(whole(model)(X), reference) and expected.shape == reference.shape

@@ -66,6 +66,14 @@ def test_a_product_of_tiles(tiles: Path, rows: int, chunk: int, channels: int) -
     assert (sums[:, channels:] == 7).all()
 
 
+def test_addresses_between_products(tiles: Path) -> None:
+    """Each form of lea gives what the processor computes, where the handler takes it along with the instruction before it."""
+    found = (C.c_int64 * 2 * 9 * 2)()
+    assert C.CDLL(str(tiles)).addresses(C.byref(Sizes(16, 64, 16, 32, 8, 64)), found) == len(found[0])
+    emulated, own = np.array(found)
+    assert np.array_equal(emulated, own) and len(np.unique(own)) > len(own)
+
+
 @pytest.mark.parametrize(
     "call, message",
     [

@@ -57,7 +57,7 @@ class Watch(nn.Module):
     """An observer at its place in the graph; names the node when the data cannot be observed. `is_spare`: convert drops it (watch_spares).
 
     A call that fails or is interrupted leaves the observer as it was. `take_back` undoes the last call that did not. `seen`: the smallest
-    and largest value of each batch that calibrate ran, one pair behind the other; NaN of a batch without values.
+    and largest value of each batch that calibrate ran, NaN where it had none, and the number of its data, one triple behind the other.
     """
 
     seen: array[float] | None = None
@@ -115,12 +115,13 @@ class Batch:
         self.before = [Recorded(observer) for observer in self.others]
         self.lengths = [len(watch.seen or ()) for watch in self.watches]
 
-    def keep(self) -> None:
+    def keep(self, number: float) -> None:
+        """`number`: of the batch's data, equal for equal data."""
         for watch in self.watches:
             latest = getattr(watch.observer, "latest", None)
             if latest is not None:
                 watch.seen = array("d") if watch.seen is None else watch.seen
-                watch.seen.extend(map(float, latest or (math.nan, math.nan)))
+                watch.seen.extend((*map(float, latest or (math.nan, math.nan)), number))
         self.count += 1
 
     def __enter__(self) -> None:

@@ -1,7 +1,7 @@
 """What a look at the batches tells of a calibration: whether there were enough, and which of them, and which values, stand out.
 
 Ranges are those of a batch: its smallest and largest value, 0 included, as qparams have it. Everything follows from what each watch has
-seen; no data is kept. Batches are counted from 0, over all calls of calibrate.
+seen; no data is kept, but a checksum of each batch. Batches are counted from 0, over all calls of calibrate.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, fx
 
+from qcompiler.ir.types import value_of
 from qcompiler.observers.watch import Watch
+from qcompiler.ops.state_nodes import held_names
 from qcompiler.ops.table import Table
 from qcompiler.ops.train_mode import computes_as_in_training
 
@@ -21,6 +24,7 @@ LEAST = 4  # batches: fewer say nothing of how ranges settle, or of what is usua
 SETTLED = 0.05  # growth of the ranges with twice the data below which more data changes nothing: 0.4 dB of a rounding error at most
 WIDE_BATCH = 3.0  # times as wide as usual in half of the values: 1.6 of 8 bits
 WIDE_VALUE = 4.0  # times as wide as in all other batches: 2 of 8 bits
+PIXELS = (128.0, 255.0)  # between these is the largest value of a batch of images as files have them
 OTHER_SIZE = 16.0  # times as large as in the example: noise in the place of data is 5 times as large, pixels of 0 to 255 50 to 255 times
 MOST = 8  # values that are named; further ones are counted
 
@@ -30,10 +34,12 @@ Finding = tuple[str, str, fx.Node | None]  # code, sentence, the node that it is
 
 @dataclass(frozen=True)
 class Seen:
-    """The ranges of the values of one graph: `low`, `high` of (values, batches), float64. `batches`: their numbers."""
+    """The ranges of the values of one graph: `low`, `high` of (values, batches), float64. `batches`: their numbers, `data`: for each one
+    that is equal for equal data."""
 
     nodes: list[fx.Node]
     batches: list[int]
+    data: list[float]
     low: Tensor
     high: Tensor
 
@@ -44,17 +50,22 @@ class Seen:
     def without(self, places: Sequence[int]) -> Seen:
         """All batches but those at these places."""
         kept = [i for i in range(len(self.batches)) if i not in places]
-        return Seen(self.nodes, [self.batches[i] for i in kept], self.low[:, kept], self.high[:, kept])
+        return Seen(self.nodes, [self.batches[i] for i in kept], [self.data[i] for i in kept], self.low[:, kept], self.high[:, kept])
 
 
 def findings(gm: fx.GraphModule, table: Table, example: Example | None) -> Iterator[Finding]:
     """What a person should know of the calibration of a prepared graph; `example`: the arguments that it was traced with."""
     yield from _as_in_training(gm, table)
+    yield from _constant(gm)
     seen = _seen(gm)
     if seen is None:
         return
     yield from _unlike_example(gm, seen, example)
+    yield from _pixels(seen)
+    if not held_names(gm):  # else a batch is one of a sequence of calls
+        seen = yield from _without_repeated(seen)
     if len(seen.batches) < LEAST:
+        yield "calibration-few", _few(len(seen.batches)), None
         return
     wide = yield from _wide_batches(seen)
     yield from _wide_values(seen, wide)
@@ -77,17 +88,24 @@ def _seen(gm: fx.GraphModule) -> Seen | None:
         watch = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(watch, Watch) and watch.of_its_group and watch.seen:
             nodes.append(node.args[0])
-            rows.append(torch.tensor(watch.seen, dtype=torch.float64).view(-1, 2))
+            rows.append(_triples(watch))
     rows = [row for row in rows if len(row) == len(rows[0])]
     if len(rows) != len(nodes) or not rows:
         return None
-    ends = torch.stack(rows)
+    ends, data = torch.stack(rows)[..., :2], rows[0][:, 2].tolist()
     held = ends.isfinite().all(2)
     batches = held.any(0).nonzero().flatten().tolist()
     ends = torch.where(held[..., None], ends, 0.0)[:, batches]
     low, high = ends[..., 0].clamp(max=0), ends[..., 1].clamp(min=0)
     used = (high > low).any(1).nonzero().flatten().tolist()
-    return Seen([nodes[i] for i in used], batches, low[used], high[used]) if used and batches else None
+    if not used or not batches:
+        return None
+    return Seen([nodes[i] for i in used], batches, [data[i] for i in batches], low[used], high[used])
+
+
+def _triples(watch: Watch) -> Tensor:
+    """By batch (low, high, number of its data)."""
+    return torch.tensor(watch.seen, dtype=torch.float64).view(-1, 3)
 
 
 def _unlike_example(gm: fx.GraphModule, seen: Seen, example: Example | None) -> Iterator[Finding]:
@@ -104,6 +122,51 @@ def _unlike_example(gm: fx.GraphModule, seen: Seen, example: Example | None) -> 
         if usual > 0 and not 1 / OTHER_SIZE < size / usual < OTHER_SIZE:
             told = f"a batch of calibration data has {low:.4g} .. {high:.4g} (medians), the example {other[0]:.4g} .. {other[1]:.4g}"
             yield "calibration-unlike-example", f"{told}: is one of them not normalized?", node
+
+
+def _constant(gm: fx.GraphModule) -> Iterator[Finding]:
+    """Inputs that have one number everywhere: what stands for data where none is at hand."""
+    for node in gm.graph.nodes:
+        watch = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        source = node.args[0] if node.args else None
+        if not isinstance(watch, Watch) or not watch.of_its_group or not watch.seen or not _is_input(source):
+            continue
+        low, high, _ = _triples(watch).unbind(1)
+        if math.prod(value_of(source).shape or ()) > 1 and bool((low == high).all()) and bool((low == low[0]).all()):
+            text = f"it is {low[0]:.4g} everywhere in all calibration data: if it is not so in use, the ranges are not those of use"
+            yield "calibration-constant", text, source
+
+
+def _is_input(node: object) -> TypeGuard[fx.Node]:
+    return isinstance(node, fx.Node) and node.op == "placeholder"
+
+
+def _pixels(seen: Seen) -> Iterator[Finding]:
+    """Images that nothing was done to, where a layer reads them as they are."""
+    for i, node in enumerate(seen.nodes):
+        shape, low, high = value_of(node).shape, seen.low[i].min().item(), seen.high[i].median().item()
+        if _is_input(node) and shape is not None and len(shape) == 4 and low == 0 and PIXELS[0] < high <= PIXELS[1]:
+            text = f"a batch of calibration data has 0 .. {high:.4g} (median), as pixels have in files"
+            yield "calibration-pixels", f"{text}: does the model take them so, or normalized?", node
+
+
+def _without_repeated(seen: Seen) -> Generator[Finding, None, Seen]:
+    """The batches whose data did not come before."""
+    first, again = dict[float, int](), dict[int, int]()
+    for place, number in enumerate(seen.data):
+        found = first.setdefault(number, place)
+        again |= {place: found} if found != place else {}
+    if again:
+        named = ", ".join(f"{seen.batches[place]} as {seen.batches[found]}" for place, found in list(again.items())[:MOST])
+        more = f" and {len(again) - MOST} more" if len(again) > MOST else ""
+        text = f"{len(again)} of {len(seen.batches)} batches are the same data as one before them ({named}{more})"
+        yield "calibration-repeated", f"{text}: they tell nothing new, and count once", None
+    return seen.without(list(again))
+
+
+def _few(count: int) -> str:
+    text = f"{count} batch{'es that differ' if count > 1 else ''}: fewer than {LEAST} tell nothing of how far the ranges have settled; "
+    return f"{text}{LEAST - count} more would{', or this one in parts: data.split(rows)' if count == 1 else ''}"
 
 
 def _settling(seen: Seen) -> Iterator[Finding]:

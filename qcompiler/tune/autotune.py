@@ -23,6 +23,7 @@ from qcompiler.tune.score import LEAST_GAIN, Judge, Metric, Score
 from qcompiler.tune.search import Search
 from qcompiler.tune.search_key import joined_keys, search_key
 from qcompiler.tune.search_log import SearchLog, Step
+from qcompiler.tune.shares import Shares
 from qcompiler.tune.table import Row
 from qcompiler.tune.together import sharing, together
 from qcompiler.workflow.calibrate import calibrate
@@ -61,7 +62,7 @@ def search(model: nn.Module, data: object, task: Task, choices: Choices, forms: 
         log = SearchLog(task.log if together().is_first else None, key)
         calibrate(prepared, _shown(tuning, clock), group=task.group, timeout=task.timeout)
         floats = copy.deepcopy(model)  # what a model keeps between calls stays as it is in the user's
-        judge = Judge.of(floats, held, task.metric)
+        judge = Judge.of(floats, held, task.metric, Shares.of(prepared))
         state = State(prepared, tuning, task.seed, NO_CORRECTIONS)
         made, found = _begun(state, judge, task.goal, clock, log)
         if not found.interrupted:
@@ -130,7 +131,7 @@ def _result(found: Search, candidates: Sequence[Candidate], of_float: float) -> 
     kept = tuple(sorted(corrections.keep_float))
     diagnosis = "" if found.state.diagnosis is None else str(found.state.diagnosis)
     return Tuned(best.module, tuple(table), tuple(found.steps), corrections, found.state.prepared, kept, diagnosis, why, reached,
-                 found.interrupted, found.clock.spent)  # fmt: skip
+                 found.interrupted, found.clock.spent, in_front=found.judge.shares.text())  # fmt: skip
 
 
 def _apart(judged: Score | None, own: Score) -> str:

@@ -21,6 +21,7 @@ from qcompiler.tune.groups import named_ranges
 from qcompiler.tune.let_go import give_back
 from qcompiler.tune.one_form import one_form
 from qcompiler.tune.sensitivity import sensitivities
+from qcompiler.tune.shares import Shares
 from qcompiler.tune.together import together
 from qcompiler.tune.walk import Tell
 from qcompiler.workflow.twins import Twin
@@ -39,19 +40,19 @@ def fit_ranges(
     """The corrections with narrower ranges of values, where what is cut off costs the results less than finer steps give.
 
     prepared: calibrated, of prepare_fx, with one form of the call. batches: as `calibrate` takes them; the same data will do. It takes a
-    backward pass of the float model for each batch, on random sums of the results that are drawn with `seed`; `tell(done, total)` is called
-    behind each. Weights and codes stay as they are. Raises ConfigError for several forms of the call and for a model without gradients,
-    CalibrationError for no batches.
+    backward pass of the float model for each batch, on random sums, drawn with `seed`, of the results, or of what is in front of a softmax
+    that makes them; `tell(done, total)` is called behind each. Weights and codes stay as they are. Raises ConfigError for several forms of
+    the call and for a model without gradients, CalibrationError for no batches.
     """
     check_whole(seed, "seed")
     so_far = corrections or NO_CORRECTIONS
     with one_form(prepared, batches, so_far, "ranges of several forms of the call cannot be fitted") as (twin, data):
         found, generator = list(_measured(twin)), torch.Generator().manual_seed(seed)
         of_node = {node: one for one in found for node in one.nodes}
-        rounds = int(together().most(len(data)))
+        rounds, shares = int(together().most(len(data))), Shares.of(prepared)
         for number in range(rounds):
             for batch in data[number : number + 1]:  # of several processes, one may have fewer
-                sensitivities(twin.floats, (batch, number), of_node, lambda node, value, g: of_node[node].add(value, g), generator)
+                sensitivities(twin.floats, (batch, number), of_node, lambda node, value, g: of_node[node].add(value, g), generator, shares)
             give_back()
             if tell is not None:
                 tell(number + 1, rounds)

@@ -15,6 +15,7 @@ from qcompiler.prepared.module import required_state
 from qcompiler.tune.report import write_report
 from qcompiler.tune.search_log import Step
 from qcompiler.tune.table import Row, table_of
+from qcompiler.workflow.explain import remarks
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Tuned:
     (it has a time then), else of the reference graph. `steps`: the same steps with their corrections. `corrections`: those of `model`, for
     convert_fx on `prepared`. `keep_float`: names of modules, and of ops that are no module, which the search found worth staying float: to
     paste into convert_fx, those of modules into a mapping as well. `reached`: whether target and latency hold. `interrupted`: whether the
-    user ended it. `batch`: rows of the held-out batch that the table has milliseconds of.
+    user ended it. `batch`: rows of the held-out batch that the table has milliseconds of. `in_front`: where dB are not those of the results
+    themselves, what they are of.
     """
 
     model: Executable
@@ -40,6 +42,7 @@ class Tuned:
     interrupted: bool = False
     seconds: float = 0.0
     batch: int = 1
+    in_front: str = ""
 
     def __str__(self) -> str:
         return as_text(self.rich(), *self.notes())
@@ -51,16 +54,23 @@ class Tuned:
         if score is None:
             return {}
         where = "held-out batches that it was not calibrated on"
-        found = {f"signal to quantization noise, {where}": f"{score.sqnr:.1f} dB"}
+        found = {f"signal to quantization noise{f' of {self.in_front}' if self.in_front else ''}, {where}": f"{score.sqnr:.1f} dB"}
         found |= {} if score.agreement is None else {f"same highest class as float, {where}": f"{score.agreement:.1%}"}
         return found | ({} if score.metric is None else {f"the user's metric, {where}": f"{score.metric:.4g}"})
 
     def notes(self) -> list[str]:
         """What is to say beside the table, a line each."""
-        lines = [self.diagnosis] if self.diagnosis else []
+        lines = [f"calibration: {text}" for text in self._calibration()]
+        lines += [self.diagnosis] if self.diagnosis else []
+        lines += [f"dB are those of {self.in_front}"] if self.in_front else []
         lines += [f"keep_float={list(self.keep_float)}{self._for_nodes()}"] if self.keep_float else []
         lines += ["interrupted: this is the best that was found by then"] if self.interrupted else []
         return lines
+
+    def _calibration(self) -> list[str]:
+        """What was noted of the data, once where several forms of the call say the same."""
+        found = [remark for remark in remarks(self.prepared) if remark.pass_name == "calibrate"]
+        return list(dict.fromkeys(f"{f'%{remark.node}: ' if remark.node else ''}{remark.text}" for remark in found))
 
     def _for_nodes(self) -> str:
         """A word on names that no module has: a mapping knows modules alone."""

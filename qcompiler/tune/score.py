@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qcompiler.debug.metrics import tensors
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.tune.held_out import Item
+from qcompiler.tune.shares import AS_THEY_ARE, Shares
 from qcompiler.tune.together import together
 
 Metric = Callable[[object, object], object]
@@ -22,9 +23,10 @@ ROUNDING = 1e-9  # of shares as floats
 
 @dataclass(frozen=True)
 class Score:
-    """`sqnr`: dB of all results, `spread` its standard deviation over batches. `agreement`: share of rows with the same largest result,
-    None where results are no classes. `metric`: mean over rows of the user's metric. `error`: the standard error of the metric, else of the
-    agreement, and then at least one answer: agreement of all of eight says little of the ninth."""
+    """`sqnr`: dB of all results, or of what is in front of them (`Shares`); `spread`: its standard deviation over batches. `agreement`:
+    share of rows with the same largest result, None where results are no classes. `metric`: mean over rows of the user's metric. `error`:
+    the standard error of the metric, else of the agreement, and then at least one answer: agreement of all of eight says little of the
+    ninth."""
 
     sqnr: float
     spread: float
@@ -66,15 +68,16 @@ class Judge:
     items: Sequence[Item]
     expected: Sequence[object]
     metric: Metric | None
+    shares: Shares = AS_THEY_ARE
 
     @staticmethod
-    def of(model: nn.Module, items: Sequence[Item], metric: Metric | None) -> Judge:
+    def of(model: nn.Module, items: Sequence[Item], metric: Metric | None, shares: Shares = AS_THEY_ARE) -> Judge:
         """Runs the float model. ConfigError where nothing of its results can be compared."""
         with torch.inference_mode():
             expected = [model(*item.args, **item.kwargs) for item in items]
         if metric is None and not any(_floats(result) for result in expected):
             raise ConfigError("the model's results have no floats, so no noise can be told", code="tune-metric", hint="give a metric")
-        return Judge(items, expected, metric)
+        return Judge(items, expected, metric, shares)
 
     def score(self, module: nn.Module, tell: Callable[[], object] = lambda: None) -> Score:
         """Of a quantized module; `tell` is called behind each batch."""
@@ -91,7 +94,7 @@ class Judge:
 
     def _part(self, item: Item, expected: object, got: object) -> _Part:
         pairs = list(zip(_floats(expected), _floats(got)))
-        signal, noise = _sums(pairs)
+        signal, noise = _sums(self.shares.undone(pairs))
         same = _same(*pairs[0]) if pairs else None
         metric = None if self.metric is None else _number(self.metric(got, item.given))
         return _Part(signal, noise, same, metric, item.rows)
@@ -130,9 +133,10 @@ def _decibels(signal: float, noise: float) -> float:
     return min(max(10 * math.log10(signal / noise), -CAP), CAP) if signal and noise < math.inf else -CAP
 
 
-def sqnr_of(expected: object, got: object) -> float:
-    """dB of one result, as in a score; of several processes, of the results of all."""
-    said = together().all(_sums(list(zip(_floats(expected), _floats(got)))))
+def sqnr_of(expected: Sequence[object], got: Sequence[object], shares: Shares) -> float:
+    """dB of the results of some batches, as in a score; of several processes, of the results of all."""
+    pairs = [pair for one, other in zip(expected, got) for pair in shares.undone(list(zip(_floats(one), _floats(other))))]
+    said = together().all(_sums(pairs))
     return _decibels(sum(signal for signal, _ in said), sum(noise for _, noise in said))
 
 
@@ -172,5 +176,6 @@ def _number(value: object) -> float:
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"the metric is {value!r:.80}", code="tune-metric", hint="metric(outputs, batch) gives a number, larger is better")
+        what = f"a tensor of {tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else f"{value!r:.80}"
+        raise InputError(f"the metric is {what}", code="tune-metric", hint="metric(outputs, batch) gives a number, larger is better")
     return number

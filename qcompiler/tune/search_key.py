@@ -15,6 +15,7 @@ from qcompiler.ir.types import quant_of
 from qcompiler.prepared.module import required_state
 from qcompiler.tune.held_out import Item, checksum
 from qcompiler.tune.score import Metric
+from qcompiler.tune.shares import Shares
 from qcompiler.workflow.ranks import told
 
 PLAIN = (bool, int, float, str, torch.dtype, torch.qscheme)
@@ -24,6 +25,7 @@ def search_key(
     model: nn.Module, prepared: nn.Module, items: Sequence[Item], metric: Metric | None, drawn: tuple[float, int]
 ) -> dict[str, str]:  # fmt: skip
     """Prepared, not yet calibrated. `drawn`: share that is held out, and seed."""
+    judged = Shares.of(prepared).text()
     target = required_state(forms_of(prepared)[0]).settings.target
     return {
         "weights": _digest(sorted(fingerprints(model).items())),
@@ -33,7 +35,7 @@ def search_key(
         "metric": "" if metric is None else getattr(metric, "__qualname__", type(metric).__name__),
         "back end": " ".join([target.backend, *(f"{name}={value}" for name, value in sorted(target.settings.items()))]),
         "quantization": _digest(line for form in forms_of(prepared) for line in _decisions(form)),
-    }
+    } | ({"judgement": judged} if judged else {})
 
 
 def joined_keys(keys: Sequence[dict[str, str]]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from qcompiler.errors import ConfigError
 from qcompiler.ops.state_nodes import is_write
 from qcompiler.tune.lane import Batch, Lane
 from qcompiler.tune.saved import Kept, Saved
+from qcompiler.tune.shares import Shares
 
 Take: TypeAlias = Callable[[fx.Node, Tensor, Tensor], None]
 
@@ -57,9 +58,10 @@ class _Run(fx.Interpreter):
 
 
 def sensitivities(
-    gm: fx.GraphModule, batch: tuple[Batch, int], nodes: Collection[fx.Node], take: Take, generator: torch.Generator
+    gm: fx.GraphModule, batch: tuple[Batch, int], nodes: Collection[fx.Node], take: Take, generator: torch.Generator, shares: Shares
 ) -> None:  # fmt: skip
     """Hands each of the nodes that counts in the results to `take`: its value and the gradient, for one batch and its number.
+    `shares`: how the results are judged.
 
     Raises InputError as `Lane` does, and ConfigError for a model that has no gradients.
     """
@@ -69,7 +71,7 @@ def sensitivities(
         run = _Run(gm, nodes, take, saved)
         try:
             made = run.run(*(given.get(str(node.target), *node.args) for node in inputs))
-            results = [x for x in tensors(made) if x.is_floating_point() and x.requires_grad]
+            results = [x for x in shares.values([x for x in tensors(made) if x.is_floating_point()]) if x.requires_grad]
             if not results:
                 return
             total = torch.stack([(x * torch.randn(x.shape, generator=generator, dtype=x.dtype)).sum() for x in results]).sum()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qcompiler.debug.fitted_table import Column, FittedTable
-from qcompiler.tune.score import Score
+from qcompiler.tune.score import CAP, Score
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ def table_of(rows: Sequence[Row], title: str, batch: int) -> FittedTable:
 
 
 def _decibels(score: Score | None) -> str:
-    return "" if score is None else f"{score.sqnr:.1f} ± {score.spread:.1f}"
+    if score is None:
+        return ""
+    return "exact" if score.sqnr >= CAP else f"{score.sqnr:.1f} ± {score.spread:.1f}"
 
 
 def _metric(score: Score | None) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
+RESTART = "with a log, the same call goes on from the finished steps"
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,15 @@ class Together:
         """What each rank says, in their order. Raises CalibrationError that names a rank which failed or does not answer."""
         if self.ranks is None or self.is_alone:
             return [words]
-        said = self.ranks.exchange(words)
+        try:
+            said = self.ranks.exchange(words)
+        except CalibrationError as error:
+            hint = f"did it end? its own output says why; {RESTART}"
+            raise told(CalibrationError(error.message, code=error.code, hint=hint)) from error
         for rank, one in enumerate(said):
             if isinstance(one, Failed):
                 text = f"rank {rank} failed: {one.why}"
-                raise told(CalibrationError(text, code="rank-failed", hint="a log goes on from the finished steps"))
+                raise told(CalibrationError(text, code="rank-failed", hint=RESTART))
         for rank, one in enumerate(said):
             if isinstance(one, Refused):
                 raise RefusedElsewhere(f"rank {rank}: {one.why}" if rank != self.ranks.own else one.why, code="rank-refused")

@@ -15,6 +15,7 @@ from qcompiler.ops.state_nodes import held_names
 from qcompiler.tune.diagnose import values_alone
 from qcompiler.tune.let_go import let_go, twins_for_now
 from qcompiler.tune.score import sqnr_of
+from qcompiler.tune.shares import Shares
 from qcompiler.workflow.convert import Conversion, reference
 
 Call: TypeAlias = tuple[Sequence[object], Mapping[str, object]]
@@ -22,7 +23,7 @@ Call: TypeAlias = tuple[Sequence[object], Mapping[str, object]]
 
 @dataclass(frozen=True)
 class Trial:
-    """`calls`: arguments and keywords of each batch; `expected`: what the float model makes of them.
+    """`calls`: arguments and keywords of each batch; `expected`: what the float model makes of them; `shares`: how results are judged.
 
     `values_alone`: weights stay float in it, for what is followed by new codes. `least`: dB that a change must gain there.
     """
@@ -30,6 +31,7 @@ class Trial:
     prepared: object
     calls: Sequence[Call]
     expected: Sequence[object]
+    shares: Shares
     values_alone: bool = False
     least: float = 0.0
 
@@ -38,7 +40,7 @@ class Trial:
         """`floats`: the float twin. What it keeps between calls stays as it is."""
         floats = copy.deepcopy(floats) if held_names(floats) else floats
         with torch.inference_mode():
-            return Trial(prepared, calls, [floats(*args, **kwargs) for args, kwargs in calls])
+            return Trial(prepared, calls, [floats(*args, **kwargs) for args, kwargs in calls], Shares.of(prepared))
 
     def sqnr(self, corrections: Corrections) -> float:
         """dB of the reference graph with the corrections, over all results."""
@@ -52,4 +54,4 @@ class Trial:
 
     def _of(self, gm: fx.GraphModule) -> float:
         with torch.inference_mode():
-            return sqnr_of(self.expected, [gm(*args, **kwargs) for args, kwargs in self.calls])
+            return sqnr_of(self.expected, [gm(*args, **kwargs) for args, kwargs in self.calls], self.shares)

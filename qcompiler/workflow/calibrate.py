@@ -15,6 +15,7 @@ from qcompiler.executable.call_forms import forms_of
 from qcompiler.inputs.batches import batches, check_data
 from qcompiler.inputs.checks import MARK
 from qcompiler.inputs.door import door
+from qcompiler.inputs.fingerprint import number_of_call
 from qcompiler.inputs.input_text import first_sentence, refuses_inputs
 from qcompiler.ir.types import Stage
 from qcompiler.observers.watch import Batch
@@ -91,7 +92,7 @@ def _count(batch: Batch, prepared: nn.Module, index: int, call: tuple[tuple[obje
     batch.begin()
     try:
         _observe(prepared, index, *call)
-        batch.keep()
+        batch.keep(number_of_call(*call))
     except BaseException as error:
         batch.take_back()
         if not (skip and isinstance(error, CalibrationError)):

@@ -31,5 +31,29 @@ void product(const sizes *s, const uint8_t *a, const int8_t *b, int32_t *sums, c
   __asm__ volatile("tilerelease" : :);
 }
 
+/* Every form of an address behind a tile instruction, [0], and by itself, [1]. */
+#define QC_BOTH(i, text) \
+  __asm__ volatile("mov $0x12345678, %%r12\n\tmov $-77, %%r13\n\t" \
+                   "tilezero %%tmm1\n\tlea " text "\n\tmov %%r9, %0\n\tmov %%rdx, %1\n\t" \
+                   "lea " text "\n\tmov %%r9, %2\n\tmov %%rdx, %3\n0:" \
+                   : "=m"(found[0][i][0]), "=m"(found[0][i][1]), "=m"(found[1][i][0]), "=m"(found[1][i][1]) \
+                   : "a"((int64_t)0x7654321000), "D"((int64_t)-5000) \
+                   : "rdx", "r9", "r12", "r13")
+
+int addresses(const sizes *s, int64_t found[2][9][2]) {
+  configure(s);
+  QC_BOTH(0, "(%%rax), %%r9");
+  QC_BOTH(1, "8(%%rax), %%rdx");
+  QC_BOTH(2, "-70000(%%r12), %%r9");
+  QC_BOTH(3, "(%%r12,%%rdi), %%r9");
+  QC_BOTH(4, "-3(%%r13,%%r12,4), %%rdx");
+  QC_BOTH(5, "0x12345(%%r13,%%rax,8), %%r9");
+  QC_BOTH(6, "0x80(,%%rdi,2), %%r9");
+  QC_BOTH(7, "0f(%%rip), %%rdx");
+  QC_BOTH(8, "(%%rsp), %%r9");
+  __asm__ volatile("tilerelease" : :);
+  return 9;
+}
+
 void never_configured(void) { __asm__ volatile("tilezero %%tmm1" : :); }
 void another_instruction(void) { __asm__ volatile("ud2"); }

@@ -10,6 +10,7 @@
 typedef struct qc_finish256 {
   __m256 m[2], b[2], low, high, up, down, k, kr, kc;
   __m256i zero, lo, hi;
+  qc_curved curved;
   int64_t c; /* the first of its channels */
 } qc_finish256;
 
@@ -19,6 +20,7 @@ QC_INLINE qc_finish256 qc_begin256(const qc_epilogue *e, int64_t c, int residual
     f.m[i] = _mm256_loadu_ps(e->m + c + 8 * i);
     f.b[i] = _mm256_loadu_ps(e->b + c + 8 * i);
   }
+  f.curved = qc_find_curve(e);
   f.zero = _mm256_set1_epi16((short)(residual ? e->zero2 : e->zero));
   f.lo = _mm256_set1_epi8((char)(residual ? e->lo2 : e->lo));
   f.hi = _mm256_set1_epi8((char)(residual ? e->hi2 : e->hi));
@@ -73,11 +75,11 @@ QC_INLINE __m256i qc_codes256(const qc_epilogue *e, qc_finish256 f, const int32_
     if (kind == QC_FULL) value = _mm256_min_ps(value, _mm256_set1_ps(1e6f));
     v[i] = _mm256_cvtps_epi32(value);
   }
-  const int16_t *curve = kind == QC_FULL ? e->curve : NULL;
-  __m256i q = curve ? qc_in_order256(qv_curve_sums(v, curve)) : qc_pack256(v, f.zero);
+  int curved = kind == QC_FULL && qc_is_curved(e);
+  __m256i q = curved ? qc_in_order256(qv_curve_sums(v, &f.curved)) : qc_pack256(v, f.zero);
   if (kind == QC_PLAIN) return q;
   q = _mm256_min_epu8(_mm256_max_epu8(q, f.lo), f.hi);
-  return kind == QC_FULL && !curve && e->table ? qv_lookup(e->table, q) : q;
+  return kind == QC_FULL && !curved && e->table ? qv_lookup(e->table, q) : q;
 }
 
 /* A block of which only `count` channels are stored: nothing is read or written behind them. */

@@ -12,6 +12,7 @@
 typedef struct qc_finish512 {
   __m512 m[2], b[2], low, high, up, down, k, kr, kc;
   __m512i zero, lo, hi;
+  qc_curved curved;
   const qc_epilogue *e;
   int64_t c[2]; /* the first channel of each half */
 } qc_finish512;
@@ -22,6 +23,7 @@ QC_INLINE qc_finish512 qc_begin512(const qc_epilogue *e, int64_t c, int residual
     f.m[i] = _mm512_loadu_ps(e->m + c + 16 * i);
     f.b[i] = _mm512_loadu_ps(e->b + c + 16 * i);
   }
+  f.curved = qc_find_curve(e);
   f.zero = _mm512_set1_epi16((short)(residual ? e->zero2 : e->zero));
   f.lo = _mm512_set1_epi8((char)(residual ? e->lo2 : e->lo));
   f.hi = _mm512_set1_epi8((char)(residual ? e->hi2 : e->hi));
@@ -73,7 +75,7 @@ QC_INLINE __m512i qc_curve512(const qc_finish512 *f, const __m512i acc[4]) {
     for (int i = 0; i < 4; i++) value[i] = _mm512_min_ps(value[i], _mm512_set1_ps(1e6f));
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) v[i] = _mm512_cvtps_epi32(value[i]);
-  __m512i q = qc_in_order512(qv_curve_sums(v, e->curve));
+  __m512i q = qc_in_order512(qv_curve_sums(v, &f->curved));
   return e->lo > 0 || e->hi < 255 ? _mm512_min_epu8(_mm512_max_epu8(q, f->lo), f->hi) : q;
 }
 
@@ -81,7 +83,7 @@ QC_INLINE __m512i qc_curve512(const qc_finish512 *f, const __m512i acc[4]) {
    channels of each half that there are. What is too large for an integer is cut before it becomes one; what is too small becomes the
    smallest of them. */
 QC_INLINE __m512i qc_codes512(const qc_finish512 *f, const __m512i acc[4], const uint8_t *const r[4], __mmask32 masks, int kind) {
-  if (kind == QC_FULL && f->e->curve) return qc_curve512(f, acc);
+  if (kind == QC_FULL && qc_is_curved(f->e)) return qc_curve512(f, acc);
   __m512i v[4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {

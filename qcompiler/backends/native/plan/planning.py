@@ -53,6 +53,9 @@ class Facts(Protocol):
     def is_whole(self, argument: Argument) -> bool:
         """Whether it is one value of whole numbers that torch made."""
 
+    def is_places(self, argument: Argument) -> bool:
+        """Whether it is one value of places that a form of the C's finds, or that were moved since."""
+
     def row_length(self, argument: Argument) -> int | None:
         """Of places that a form of the C's finds: how many elements the rows have in which they are, at the example's sizes."""
 
@@ -157,6 +160,12 @@ class Planning(Facts, Protocol):
 
     def move(self, name: str, whole: str, dim: int, before: tuple[str, ...]) -> None:
         """Make a value in its place in a cat."""
+
+
+def move_fault(argument: Argument, facts: Facts) -> str | None:
+    """Why no layer moves the elements of a value."""
+    kinds = (facts.is_codes, facts.is_floats, facts.is_mask, facts.is_places)
+    return None if any(kind(argument) for kind in kinds) else "its input is not float32"
 
 
 def refuse_rows(step: Step, facts: Facts) -> str | None:
