@@ -327,7 +327,7 @@ def test_convolution(kernels: Kernels, family: str, c: Case) -> None:
 
 @pytest.mark.slow  # a library of its own
 def test_convolutions_without_memory_for_what_they_keep_meanwhile(tmp_path: Path) -> None:
-    library = Library(tmp_path, ["-DQC_ROOM(bytes)=((void)(bytes),NULL)"])
+    library = Library(tmp_path, ["-O1", "-DQC_ROOM(bytes)=((void)(bytes),NULL)"])
     found = [kernels for isa in ("avx2", "avx512_vnni") if (kernels := library.kernels(isa)) is not None]
     if not found:
         pytest.skip("needs AVX2")
