@@ -52,7 +52,7 @@ def _is_simple(write: fx.Node) -> bool:
     node, _, value = write.args
     assert isinstance(node, fx.Node)
     base, bounds = value_of(node), bounds_of(write)
-    if not isinstance(value, fx.Node) or base.shape is None or not bounds:
+    if not isinstance(value, fx.Node) or base.shape is None or bounds is None:
         return False
     wanted = list(base.shape)
     for axis, begin, end in bounds:
@@ -61,13 +61,13 @@ def _is_simple(write: fx.Node) -> bool:
     return given.dtype == base.dtype and given.shape == tuple(wanted) and 0 not in wanted
 
 
-def bounds_of(write: fx.Node) -> tuple[Bounds, ...]:
-    """The axes that an assignment cuts; none where its index is not of plain slices."""
+def bounds_of(write: fx.Node) -> tuple[Bounds, ...] | None:
+    """The axes that an assignment cuts, none where it is to all of them; None where its index is not of plain slices."""
     index: Any = write.args[1]
     base: Any = write.args[0]
     shape, entries = value_of(base).shape, list(index) if isinstance(index, (tuple, list)) else [index]
     if shape is None or entries.count(Ellipsis) > 1 or not all(e is Ellipsis or _is_plain(e) for e in entries):
-        return ()
+        return None
     if Ellipsis in entries:
         at = entries.index(Ellipsis)
         entries[at : at + 1] = [slice(None)] * (len(shape) - len(entries) + 1)
@@ -97,7 +97,7 @@ def _join(gm: fx.GraphModule, node: fx.Node, writes: Sequence[fx.Node]) -> None:
     joined = node
     for write in writes:
         with gm.graph.inserting_before(write):
-            joined = _Join(gm, write).of(joined, bounds_of(write))
+            joined = _Join(gm, write).of(joined, bounds_of(write) or ())
     for user in readers:
         user.replace_input_with(node, joined)
     for write in writes:
@@ -125,7 +125,7 @@ class _Join:
         which a cat would take."""
         base, index, value = self.write.args
         assert isinstance(base, fx.Node) and isinstance(value, fx.Node)
-        shape, cut = value_of(value).shape or (), {axis for axis, _, _ in bounds_of(self.write)}
+        shape, cut = value_of(value).shape or (), {axis for axis, _, _ in bounds_of(self.write) or ()}
         place = self._noted(getitem, (base,), {"index": index}, shape)
         sizes = tuple(self._size(place, axis) if size == 1 or axis in cut else -1 for axis, size in enumerate(shape))
         return self._noted(expand, (value,), {"sizes": sizes}, shape)

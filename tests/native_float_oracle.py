@@ -185,3 +185,35 @@ def gru_step(ih: Floats, hh: Floats, hidden: Floats) -> Floats:
     update = sigmoid(z + hz)
     new = tanh(n + sigmoid(r + hr) * hn)
     return np.asarray(new + update * (hidden - new), np.float32)
+
+
+ZEROS, BORDER, REFLECTION = range(3)
+
+
+def _warped_to(place: Floats, size: int, padding: int, aligned: bool) -> Floats:
+    """Where a place lies among `size` pixels."""
+    n, last = f32(size), f32(size) - f32(1)
+    from_first = np.where(np.isnan(place), f32(0), place + f32(1))
+    at = from_first * (last / f32(2)) if aligned else from_first * (n / f32(2)) - f32(0.5)
+    if padding == REFLECTION:
+        shift, span = (f32(0), f32(2) * last) if aligned else (f32(0.5), f32(2) * n)
+        far = np.abs(at + shift)
+        extra = far - np.trunc(far / span) * span if span > 0 else np.zeros_like(far)
+        at = np.minimum(extra, span - extra) - shift
+    return at if padding == ZEROS else np.clip(at, f32(0), last)
+
+
+def warp(x: Floats, places: Floats, padding: int, nearest: bool, aligned: bool) -> Floats:
+    """x (N, H, W, C) at places (N, h, w, 2), of which the first lies along the width."""
+    axes = []
+    for size, place in zip(x.shape[1:3], (places[..., 1], places[..., 0]), strict=True):
+        at = np.clip(_warped_to(place, size, padding, aligned), f32(-2), f32(size + 1))
+        near = np.rint(at) if nearest else np.floor(at)
+        index, part = near.astype(np.int64), at - near
+        axes.append([(index, f32(1))] if nearest else [(index, f32(1) - part), (index + 1, part)])
+    made, index = np.zeros((*places.shape[:3], x.shape[3]), np.float32), np.arange(len(x))[:, None, None]
+    for (h, down), (w, across) in itertools.product(*axes):
+        inside = (h >= 0) & (h < x.shape[1]) & (w >= 0) & (w < x.shape[2])
+        pixel = x[index, np.clip(h, 0, x.shape[1] - 1), np.clip(w, 0, x.shape[2] - 1)]
+        made = np.where(inside[..., None], made + pixel * np.asarray(down * across, np.float32)[..., None], made)
+    return made

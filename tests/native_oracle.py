@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qcompiler.backends.native.plan.codes import whole_factors
+
 
 @dataclass(frozen=True)
 class Ends:
@@ -26,7 +28,7 @@ class Ends:
 
 @dataclass(frozen=True)
 class Residual:
-    """A sum behind the result: q * k + (r * kr + kc)."""
+    """A sum behind the result: q * k + (r * kr + kc), in whole numbers where these hold it."""
 
     codes: Tensor
     k: float
@@ -48,7 +50,8 @@ class Bend:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """m and b: float32, one entry a channel (axis 1). `curve`: int16, three numbers for 32 pieces; v counts 2048ths of them."""
+    """m and b: float32, one entry a channel (axis 1). `curve`: int16, three numbers for 32 pieces; v counts 2048ths of them. `knee`: its
+    knee and half, if any."""
 
     m: Tensor
     b: Tensor
@@ -57,6 +60,7 @@ class Epilogue:
     table: Tensor | None = None
     bend: Bend | None = None
     curve: Tensor | None = None
+    knee: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,20 @@ def curved(v: Tensor, curve: Tensor, ends: Ends) -> Tensor:
     return ((y >> 6) + 128).clamp(ends.lo, ends.hi).to(torch.uint8)
 
 
+def kneed(v: Tensor, knee: tuple[int, int], ends: Ends) -> Tensor:
+    """The product of rne(v), cut to 0..knee, and of what it lies above half; what is half a code more rounds up."""
+    x = v.clamp(-32768.0, 32767.0).round().to(torch.int32)
+    y: Tensor = (x.clamp(0, knee[0]) * (x - knee[1]).clamp(min=-32768) + 16384) >> 15
+    return (y + ends.zero).clamp(ends.lo, ends.hi).to(torch.uint8)
+
+
 def finish(acc: Tensor, epilogue: Epilogue) -> Tensor:
     """Sums (int, channels on axis 1) to codes."""
     v = affine(acc, epilogue.m, epilogue.b)
     if epilogue.curve is not None:
         return curved(v, epilogue.curve, epilogue.ends)
+    if epilogue.knee is not None:
+        return kneed(v, epilogue.knee, epilogue.ends)
     q = code(v if epilogue.bend is None else bent(v, epilogue.bend), epilogue.ends)
     if (r := epilogue.residual) is not None:
         q = add(q, r.codes, (r.k, r.kr, r.kc), r.ends)
@@ -125,7 +138,13 @@ def _float32(value: float, like: Tensor) -> Tensor:
 
 
 def add(a: Tensor, b: Tensor, factors: tuple[float, float, float], ends: Ends) -> Tensor:
-    """a * ka + (b * kb + kc), each step rounded to float32; the operands are spread as torch spreads them."""
+    """In 64ths of a step, cut to 16 bits, or a * ka + (b * kb + kc), each step rounded to float32; the operands are spread as torch spreads
+    them."""
+    if (whole := whole_factors(factors, ends.zero)) is not None:
+        times = [((x.to(torch.int32) - 128) * factor + 64) >> 7 for x, factor in ((a, whole[0]), (b, whole[1]))]
+        y = ((times[0] + times[1]).clamp(-32768, 32767) + whole[2]).clamp(-32768, 32767) >> 6
+        cut: Tensor = y.clamp(ends.lo, ends.hi).to(torch.uint8)
+        return cut
     ka, kb, kc = (_float32(f, a) for f in factors)
     right = b.to(torch.float32) * kb + kc
     return code(a.to(torch.float32) * ka + right, ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -31,17 +32,40 @@ def errors(weight: Tensor, scale: Any) -> Tensor:
 
 
 def cost(weight: Tensor, scale: Any) -> Tensor:
-    error = errors(weight, scale)
-    return error.square().sum(1) + error.sum(1).square()
+    """What a window of neighbours that are much alike makes of the errors."""
+    error, window = errors(weight, scale), weight.shape[2:]
+    places = torch.tensor(list(itertools.product(*map(range, window)))).float()
+    return torch.einsum("ci,ij,cj->c", error, 0.8 + 0.2 * torch.exp(-torch.cdist(places, places) / 2), error)
 
 
 def test_no_channel_gets_worse_and_most_get_better() -> None:
     weight = torch.randn(500, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     before, after = observed(weight), of_few(weight, observed(weight))
     worse, less = cost(weight, before.scale), cost(weight, after.scale)
-    assert bool((less <= worse * (1 + 1e-6)).all()) and float(less.sum()) < 0.6 * float(worse.sum())
-    bound = weight.flatten(1).abs().amax(1)
-    assert set(torch.round(bound / torch.tensor(after.scale) * 2).int().tolist()) == {254, 255, 256}
+    assert bool((less <= worse * (1 + 1e-6)).all()) and float(less.sum()) < 0.1 * float(worse.sum())
+    bound = weight.flatten(1).abs().amax(1) / torch.tensor(after.scale)
+    assert float(bound.min()) > 112 and float(bound.max()) <= 128
+
+
+@pytest.mark.parametrize("window", [(5,), (3, 3), (3, 5), (3, 3, 3), (7, 7)])
+def test_results_on_smooth_inputs_get_better(window: tuple[int, ...]) -> None:
+    """Not by the measure alone: on random walks with a level of their own, as channels of a photo have."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(200, 1, *window, generator=generator)
+    x = torch.randn(200, 40, *window, generator=generator)
+    for axis in range(2, x.dim()):
+        x = x.cumsum(axis)
+    x = (0.3 * x + 2 * torch.randn(200, 40, *[1] * len(window), generator=generator)).flatten(2)
+    plain, found = (errors(weight, of.scale) for of in (observed(weight), of_few(weight, observed(weight))))
+    before, after = (float(torch.einsum("cni,ci->cn", x, error).square().sum()) for error in (plain, found))
+    assert after < 0.4 * before
+
+
+def test_scales_of_wide_windows_stay() -> None:
+    weight = torch.randn(8, 1, 13, 13, generator=torch.Generator().manual_seed(0))
+    assert of_few(weight, observed(weight)) == observed(weight)
+    safe = torch.tensor(observed(weight).scale, dtype=torch.float64)
+    assert torch.equal(of_few_held(weight, safe * 1.1, safe, 0, AnyPair(0).holds), safe * 1.1)
 
 
 def test_a_largest_weight_of_either_sign_becomes_itself() -> None:
@@ -109,4 +133,4 @@ def test_scales_that_sums_hold_stay_safe_and_get_better() -> None:
     found = of_few_held(weight, safe, wanted, 0, limit.holds)
     codes = torch.round(weight.double() / found.reshape(-1, 1, 1, 1)).clamp(-128, 127).to(torch.int8)
     assert bool(limit.holds(codes).all()) and bool((found >= safe).all()) and torch.equal(found[safe == wanted], safe[safe == wanted])
-    assert float(cost(weight, found.tolist()).sum()) < 0.8 * float(cost(weight, safe.tolist()).sum())
+    assert float(cost(weight, found.tolist()).sum()) < 0.2 * float(cost(weight, safe.tolist()).sum())

@@ -17,7 +17,7 @@ from torch import Tensor
 from qcompiler.backends.native import packing
 from qcompiler.backends.native.plan.curve import with_halves
 from tests import native_oracle as reference
-from tests.native_abi import Guarded, Kernels, Library, QEpilogue, QTensor, QWindow, aligned, known, random_codes
+from tests.native_abi import Guarded, Kernels, Library, QEpilogue, QTensor, QWindow, aligned, known, random_codes, sum_of
 from tests.native_oracle import Bend, Ends, Epilogue, Residual, Window
 
 
@@ -39,9 +39,11 @@ class Case:
     y_halo: int = 0
     ends: Ends = field(default_factory=lambda: Ends(zero=3))
     residual: bool = False
+    far: bool = False  # whether the residual's sum leaves the whole numbers
     table: bool = False
     bend: str = ""
     curve: bool = False
+    knee: tuple[int, int] | None = None
     floats: bool = False
     saturated: bool = False
     threads: int = 1
@@ -86,6 +88,10 @@ CONVOLUTIONS = {
     "bounds": case(image(16, 6, 6), 32, 1, ends=Ends(10, 10, 200)),
     "zero point at the end": case(image(16, 6, 6), 32, 1, ends=Ends(255), x_zero=255),
     "residual": case(image(32, 8, 8), 48, 3, 1, 1, residual=True, y_gap=16),
+    "residual, far": case(image(32, 8, 8), 48, 1, residual=True, far=True),
+    "residual, bounds, table, far": case(image(32, 5, 7), 41, 3, 1, 1, residual=True, table=True, far=True, ends=Ends(7, 9, 200)),
+    "residual, bounds": case(image(40, 8, 8), 72, 1, residual=True, ends=Ends(100, 100, 250)),
+    "residual, sums beyond integers": case(image(16, 6, 6), 48, 1, residual=True, factor=1e9),
     "table": case(image(32, 8, 8), 24, 1, table=True),
     "slopes": case(image(32, 8, 8), 48, 3, 1, 1, bend="slopes", ends=Ends(40)),
     "slopes, groups": case(image(64, 9, 9), 64, 3, 2, 1, groups=4, bend="top", ends=Ends(128, 9, 240)),
@@ -99,6 +105,13 @@ CONVOLUTIONS = {
     "curve, tiles of 64 channels": case(image(64, 24, 20), 64, 3, 1, 1, curve=True),
     "curve, saturated": case(image(64, 6, 6), 32, 3, 1, 1, saturated=True, x_zero=0, curve=True),
     "curve, sums beyond integers": case(image(16, 6, 6), 48, 1, curve=True, factor=1e9),
+    "knee": case(image(24, 9, 9), 72, 1, knee=(2804, 1402), ends=Ends(16)),
+    "knee, groups": case(image(64, 9, 9), 64, 3, 2, 1, groups=4, knee=(9635, 4818), ends=Ends(141, 9, 240)),
+    "knee, sequence": Case((2, 12, 31), 20, (5,), (1,), (2,), (1,), knee=(707, 353), ends=Ends(1)),
+    "knee, linear": case(image(200, 1, 3), 70, 1, knee=(32767, 32767)),
+    "knee, tiles": case(image(20, 9, 11, n=2), 33, 3, 1, 1, knee=(5000, 10), threads=3),
+    "knee, tiles of 64 channels": case(image(64, 24, 20), 64, 3, 1, 1, knee=(2804, 1402)),
+    "knee, sums beyond integers": case(image(16, 6, 6), 48, 1, knee=(2804, 1402), factor=1e9),
     "residual and table": case(image(32, 8, 8), 24, 1, table=True, residual=True, ends=Ends(7, 5, 250)),
     "floats": case(image(30, 4, 4), 50, 1, floats=True),
     "more threads than work": case(image(16, 2, 2), 16, 1, threads=7),
@@ -150,6 +163,17 @@ DEPTHWISE = {
     "sequence, curve": Case((2, 12, 40), 12, (31,), (1,), (15,), (1,), curve=True),
     "volume, curve": Case((1, 6, 4, 5, 6), 6, (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), curve=True),
     "saturated, curve": case(image(64, 6, 6), 64, 3, 1, 1, saturated=True, x_zero=0, curve=True),
+    "slopes": case(image(70, 9, 9), 70, 3, 1, 1, bend="slopes", ends=Ends(40)),
+    "5x5, slopes": case(image(130, 9, 10), 130, 5, 1, 2, bend="top", ends=Ends(128, 9, 240), threads=3),
+    "5x5, stride, slopes": case(image(37, 14, 14), 37, 5, 2, 2, bend="slopes", ends=Ends(90)),
+    "sequence, slopes": Case((2, 12, 40), 12, (31,), (1,), (15,), (1,), bend="slopes"),
+    "volume, slopes": Case((1, 6, 4, 5, 6), 6, (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), bend="top", ends=Ends(30)),
+    "slopes and table": case(image(33, 7, 7), 33, 3, 1, 1, bend="slopes", ends=Ends(100), table=True),
+    "saturated, slopes": case(image(64, 6, 6), 64, 3, 1, 1, saturated=True, x_zero=0, bend="slopes"),
+    "knee": case(image(70, 9, 9), 70, 3, 1, 1, knee=(2804, 1402), ends=Ends(16)),
+    "5x5, stride, knee": case(image(40, 14, 14), 40, 5, 2, 2, knee=(9635, 4818), ends=Ends(141, 9, 240)),
+    "sequence, knee": Case((2, 12, 40), 12, (31,), (1,), (15,), (1,), knee=(707, 353)),
+    "saturated, knee": case(image(64, 6, 6), 64, 3, 1, 1, saturated=True, x_zero=0, knee=(2804, 1402)),
     "5x5, stride": case(image(40, 14, 14), 40, 5, 2, 2, ends=Ends(9, 9, 255)),
     "7x7": case(image(96, 9, 9), 96, 7, 1, 3),
     "9x9": case(image(16, 12, 12), 16, 9, 1, 4),
@@ -211,13 +235,14 @@ class Problem:
         self.table = torch.from_numpy(rng.permutation(256).astype(np.uint8)) if c.table else None
         self.residual = None
         if c.residual:
-            self.residual = Residual(random_codes(rng, *self.sums.shape), 0.83, 0.61, -77.5, Ends(12, 12, 255))
+            factors = (0.83, 2.61, -277.5) if c.far else (0.83, 0.61, -77.5)
+            self.residual = Residual(random_codes(rng, *self.sums.shape), *factors, Ends(12, 12, 255))
         self.bend = bend_of(c, rng) if c.bend else None
         self.curve = curve_of(rng) if c.curve else None
-        factor = np.float32(c.factor * (256.0 if c.curve else 1.0))
+        factor = np.float32(c.factor * (256.0 if c.curve or c.knee else 1.0))
         self.m, self.b, self.wide = self.m * factor, self.b * factor, self.wide or c.factor > 1
         m, b = (torch.from_numpy(values[: c.out]) for values in (self.m, self.b))
-        ends = Epilogue(m, b, c.ends, self.residual, self.table, self.bend, self.curve)
+        ends = Epilogue(m, b, c.ends, self.residual, self.table, self.bend, self.curve, c.knee)
         self.expected = reference.affine(self.sums, ends.m, ends.b) if c.floats else reference.finish(self.sums, ends)
 
     def epilogue(self, keep: list[object]) -> QEpilogue:
@@ -235,13 +260,14 @@ class Problem:
             held = aligned(with_halves(self.curve.numpy()))
             e.curve = held.ctypes.data
             keep.append(held)
+        if self.case.knee is not None:
+            e.knee, e.half = self.case.knee
         if self.table is not None:
             table = aligned(self.table.numpy())
             e.table = table.ctypes.data
             keep.append(table)
         if (r := self.residual) is not None:
-            e.k, e.kr, e.kc = r.k, r.kr, r.kc
-            e.zero2, e.lo2, e.hi2 = r.ends.zero, r.ends.lo, r.ends.hi
+            e.sum = sum_of((r.k, r.kr, r.kc), r.ends)
         return e
 
     def members(self, family: str, keep: list[object]) -> dict[str, object]:
@@ -302,7 +328,7 @@ def test_convolution(kernels: Kernels, family: str, c: Case) -> None:
 
 @pytest.mark.slow  # a library of its own
 def test_convolutions_without_memory_for_what_they_keep_meanwhile(tmp_path: Path) -> None:
-    library = Library(tmp_path, ["-DQC_ROOM(bytes)=((void)(bytes),NULL)"])
+    library = Library(tmp_path, ["-O1", "-DQC_ROOM(bytes)=((void)(bytes),NULL)"])
     found = [kernels for isa in ("avx2", "avx512_vnni") if (kernels := library.kernels(isa)) is not None]
     if not found:
         pytest.skip("needs AVX2")
@@ -352,8 +378,10 @@ EPILOGUES: dict[str, dict[str, object]] = {
     "bounds": {"ends": Ends(10, 10, 200)},
     "table": {"table": True, "ends": Ends(90)},
     "residual": {"residual": True},
+    "residual, far": {"residual": True, "far": True},
     "slopes": {"bend": "slopes", "ends": Ends(100)},
     "curve": {"curve": True, "ends": Ends(0, 3, 250)},
+    "knee": {"knee": (2804, 1402), "ends": Ends(16)},
 }
 
 
@@ -366,7 +394,7 @@ def test_every_tail_of_channels_and_of_positions(kernels: Kernels, out: int, epi
         check_convolution(kernels, "conv", Problem(c, width))
 
 
-@pytest.mark.parametrize("epilogue", ["codes", "bounds", "table", "curve"])
+@pytest.mark.parametrize("epilogue", ["codes", "bounds", "table", "slopes", "curve", "knee"])
 @pytest.mark.parametrize("k", [3, 5, 7])
 def test_depthwise_windows_that_share_columns(kernels: Kernels, k: int, epilogue: str) -> None:
     for width in (1, 2, 4, 5, 7, 14, 17):

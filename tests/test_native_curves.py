@@ -10,15 +10,16 @@ from torch import Tensor
 
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.curve import CURVES, Curve, codes_of, curve_of, with_halves
+from qcompiler.backends.native.plan.knee import knee_of
 from qcompiler.ops.table import OPS
-from tests.native_oracle import Ends, curved
+from tests.native_oracle import Ends, curved, kneed
 
 UNIT, SIGNED = Codes(1 / 256, 0, 0, 255), Codes(2 / 256, 128, 0, 255)
 
 
 def codes_for(name: str, most: float) -> Codes:
     """A range of the function's values from its least to `most`."""
-    if name in ("sigmoid", "hardsigmoid", "tanh"):
+    if name in ("sigmoid", "tanh"):
         return SIGNED if name == "tanh" else UNIT
     low = min(0.0, float(OPS.rows[name].fn(torch.linspace(-40, most, 10001)).min()))
     scale = (most - low) / 255
@@ -54,6 +55,23 @@ def test_codes_that_are_not_all_used(codes: Codes) -> None:
     v = torch.linspace(-30, 300, 20001).double()
     exact = (F.silu(v) / codes.scale + codes.zero).clamp(codes.low, codes.high)
     assert float((computed(curve, v, codes).double() - exact).abs().max()) <= 0.5 + curve.error + 1e-3
+
+
+@pytest.mark.parametrize("most", [0.05, 0.3, 1.0, 3.0, 6.0, 20.0, 100.0, 600.0])
+def test_a_product_is_near_hardswish(most: float) -> None:
+    codes = codes_for("hardswish", most)
+    knee = knee_of(codes)
+    assert knee is not None and knee.error < 0.15
+    v = torch.cat([torch.linspace(-12, most + 1, 40001), torch.tensor([-1e9, -1e4, -300.0, 2 * most, 1e4, 1e9])]).double()
+    exact = (F.hardswish(v) / codes.scale + codes.zero).clamp(codes.low, codes.high)
+    steps = (v / knee.unit + knee.half).to(torch.float32)
+    found = kneed(steps, (knee.knee, knee.half), Ends(codes.zero, codes.low, codes.high))
+    assert float((found.double() - exact).abs().max()) <= 0.5 + knee.error + 1e-3
+
+
+@pytest.mark.parametrize("codes", [Codes(1e-7, 200, 0, 255), Codes(20.0, 3, 0, 255), Codes(1e9, 0, 0, 255)])
+def test_a_range_that_no_product_fits_has_none(codes: Codes) -> None:
+    assert knee_of(codes) is None
 
 
 def test_a_constant_function() -> None:

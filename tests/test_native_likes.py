@@ -34,6 +34,29 @@ def recurrence(y: Tensor) -> Tensor:
     return state
 
 
+def on_a_grid(y: Tensor) -> Tensor:
+    """What sizes alone settle, the parts of a meshgrid among it."""
+    rows, columns = torch.meshgrid(torch.arange(y.shape[0]), torch.arange(y.shape[1]), indexing="ij")
+    near = ((rows > 0) * (columns < y.shape[1])).all(-1, keepdim=True)
+    far = torch.arange(y.shape[0]).float().outer(torch.linspace(-1, 1, y.shape[1]))
+    return torch.where(near, y, -y) + (rows - columns).float() * 0.1 + far * (columns == 2).any(0)
+
+
+def numbers_as_tensors(y: Tensor) -> Tensor:
+    """As DeBERTa has its scale, and Deformable DETR the sizes of its levels."""
+    scale = torch.sqrt(torch.tensor(y.size(-1), dtype=torch.float) * 3)
+    sizes = torch.as_tensor([[y.shape[0], y.shape[1]], [2, y.shape[1] // 2]], dtype=torch.long)
+    return y / scale + torch.stack([sizes[..., 1], sizes[..., 0]], -1).float().sum() / torch.tensor([y.shape[0] * 9.0])
+
+
+def of_its_own_sizes(y: Tensor) -> Tensor:
+    """A mask of windows whose sizes are asked for, as Swin's is made."""
+    at = torch.arange(y.shape[0])[:, None] + torch.arange(y.shape[1])
+    rows, columns = at.shape
+    near = (at.view(rows, columns // 2, 2).sum(-1) > 3).float().repeat(1, columns // (columns // 2))
+    return y + near * (1 / near.shape[1])
+
+
 MADE: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros, added": lambda y: y + torch.zeros_like(y),
     "ones of a part, times": lambda y: y * torch.ones_like(y[:1]),
@@ -42,12 +65,40 @@ MADE: dict[str, Callable[[Tensor], Tensor]] = {
     "of bools": lambda y: torch.where(torch.zeros_like(y, dtype=torch.bool), y, -y),
     "joined": lambda y: torch.cat([y, torch.zeros_like(y)], 1)[:, 2:10],
     "a state": recurrence,
+    "on a grid": on_a_grid,
+    "of its own sizes": of_its_own_sizes,
+    "numbers as tensors": numbers_as_tensors,
     "log_softmax": lambda y: y.log_softmax(-1),
     "where": lambda y: y.where(y > 0, y * 0.1),
     "where by keywords": lambda y: y.where(condition=y > 0, other=-y),
     "bitwise_and": lambda y: torch.where((y > 0).bitwise_and(y < 0.5), y, -y),
     "comparisons": lambda y: torch.where(y.gt(0).logical_or(y.lt(-0.3)), y, -y),
 }
+
+
+def test_numbers_as_tensors_hold_no_size_of_an_export() -> None:
+    module, _ = converted(Between(numbers_as_tensors).eval(), example((5, 6)))
+    exported = torch.export.export(module, (example((5, 6)),), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=64)},))
+    for count in (5, 9):
+        x = example((count, 6), count)
+        assert torch.equal(exported.module()(x), module(x))
+
+
+def test_what_a_caller_gets_keeps_what_was_assigned_to_it() -> None:
+    """Places that sizes settle, changed in place: handed out, so that torch computes them, and read by the region as well."""
+
+    class Places(Between):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            y = self.first(x)
+            at = torch.stack([torch.arange(y.shape[0]).float(), torch.ones(y.shape[0])], -1)
+            at[..., 0] /= y.shape[0]
+            at[..., 1] *= 0.5
+            return self.last(y * at.sum(-1, keepdim=True)), at
+
+    module, graph = converted(Places(lambda y: y).eval(), example((5, 6)))
+    for x in (example((5, 6)), example((7, 6))):
+        (result, at), (expected, places) = module(x), graph(x)
+        assert torch.equal(at, places) and compute_sqnr(expected, result) > 35
 
 
 @pytest.mark.parametrize("name", MADE)

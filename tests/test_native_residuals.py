@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qcompiler.backends.native import region
 from qcompiler.backends.native.plan.conv import Conv
-from tests.native_nets import Through, converted, example, region_of, steps_apart
+from tests.native_nets import Through, check_equal_bits, converted, example, region_of, steps_apart
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv1d": (lambda: nn.Conv1d(6, 6, 3, padding=1), (2, 6, 8)),
@@ -53,7 +53,37 @@ def test_what_is_added_may_lie_in_any_order(layer: str, lies: str, swapped: bool
     fused: list[Any] = [made for made in region_of(module).network.layers if isinstance(made, Conv) and made.residual is not None]
     for size in (x, x[:1]):
         assert max(steps_apart(module, graph, size).values()) <= 1
-    assert fused
+    assert bool(fused) == (layer != "depthwise")
+
+
+class WithPositions(nn.Module):
+    """A constant of one sample, of one row, or of all places: spread over what the caller gives."""
+
+    def __init__(self, layer: nn.Module, shape: tuple[int, ...], on_it: bool) -> None:
+        super().__init__()
+        self.layer, self.on_it = layer, on_it
+        self.positions = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(self.positions) + torch.tanh(x) if self.on_it else self.layer(x) + self.positions
+        result: Tensor = self.layer(torch.relu(y))
+        return result
+
+
+@pytest.mark.parametrize("on_it", [False, True])
+@pytest.mark.parametrize("spread", ["batch", "rows"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_what_has_one_shape_in_the_example_alone(layer: str, spread: str, on_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, shape = LAYERS[layer]
+    first = 1 if layer.startswith("linear") else 2  # the first dimension that holds no channels
+    one = (1, *shape[1:]) if spread == "batch" else (*shape[:first], *(1 for _ in shape[first:-1]), shape[-1])
+    torch.manual_seed(1)
+    module, graph = converted(WithPositions(make(), one, on_it), example(one))
+    for size in (example(one), example(shape), example((3, *shape[1:]))[: 3 if spread == "batch" else shape[0]]):
+        assert max(steps_apart(module, graph, size).values()) <= 1
+        with torch.no_grad():
+            assert module(size).shape == graph(size).shape
+        check_equal_bits(module, size, [module(size)], monkeypatch)
 
 
 def early(conv: nn.Module, x: Tensor) -> Tensor:

@@ -13,7 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcompiler as qc
+from qcompiler.backends.native.plan.forms import c_forms
+from qcompiler.backends.native.read import NUMBERS
+from qcompiler.backends.native.regions import regions_of
 from qcompiler.errors import InputError
+from qcompiler.ops.table import OPS
 
 Forward = Callable[..., Tensor]
 
@@ -49,6 +53,12 @@ def on_a_canvas(y: Tensor) -> Tensor:
     return canvas
 
 
+def halves(y: Tensor) -> Tensor:
+    height, width = y.shape[-2:]
+    up, down = math.ceil(height / 2) + abs(width - height) % 2, math.floor(width / 2) + math.trunc(width / 8)
+    return F.interpolate(y, size=(up, round(down * 0.7)), mode="bilinear")
+
+
 FOLLOW: dict[str, Forward] = {
     "int": lambda y: y[..., : int(y.shape[-1] * 0.5)],
     "float": lambda y: y * (float(y.shape[-1]) / 10),
@@ -60,6 +70,7 @@ FOLLOW: dict[str, Forward] = {
     "a square": lambda y: F.interpolate(y, size=(int(y.shape[2] * 1.5), max(4, int(y.size(3) / 2)))),
     "up to a multiple": up_to_a_multiple,
     "to a side": to_a_side,
+    "halves": halves,
     "on a canvas": on_a_canvas,
 }
 SIZES = ((2, 12, 20), (1, 12, 20), (3, 20, 12), (2, 7, 31), (1, 16, 16))
@@ -76,6 +87,8 @@ def test_other_sizes_are_computed_as_the_float_model_does(forward: Forward, back
     module = qc.quantize(model, [images(*size) for size in SIZES], progress=False, backend=backend)
     assert not [remark for remark in qc.remarks(module) if remark.code == "guard"]
     assert all(row.int8 for row in qc.explain(module).rows if row.op == "conv2d")
+    if backend == "native" and forward not in (on_a_canvas, FOLLOW["factors"], to_a_side):
+        assert len(regions_of(module)) == 1
     qc.save(module, tmp_path / "m.qc")
     loaded = qc.load(tmp_path / "m.qc")
     for size in SIZES:
@@ -98,3 +111,8 @@ def test_a_name_that_the_file_uses_as_a_value_keeps_its_class(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"uses_int\.py"):
         module(images(1, 12, 24))
     assert "int" not in scope
+
+
+def test_no_function_of_numbers_has_the_name_of_an_op() -> None:
+    """A step says by its name alone which of both it is."""
+    assert not set(NUMBERS) & {*OPS.rows, *c_forms()}

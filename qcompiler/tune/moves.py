@@ -95,7 +95,7 @@ def _equalize_again(state: State, tell: Tell, effort: float) -> Corrections:
     """With codes anew, where what is left gains by it with float weights: to all of it nearest codes are worse than what is there."""
     if "reconstruct" not in state.taken:
         return _equalize(state, tell, effort)
-    bare = replace(state.corrections, codes={}, biases={})
+    bare = replace(state.corrections, codes={}, scales={}, biases={})
     found = equalize_values(state.prepared, state.batches, bare, tell)
     return state.corrections if found == bare else _reconstruct(replace(state, corrections=found), tell, effort)
 

@@ -12,8 +12,10 @@ Known to give nothing: tuning codes by the error of the model's result; float su
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
@@ -21,7 +23,9 @@ from qcompiler.config.qconfig_of_op import weight_codes
 from qcompiler.inputs.door import door
 from qcompiler.ir.attributes import attribute, bias_path, set_attribute, set_parameter
 from qcompiler.ir.types import quant_of
-from qcompiler.tune.rounding import Grid, reconstructed
+from qcompiler.ops.spec import Family
+from qcompiler.stages.arguments import Weight
+from qcompiler.tune.rounding import FEW, Grid, on_larger_scales, reconstructed
 from qcompiler.tune.sampled_rows import FOR_EACH, MOST_ROWS
 from qcompiler.tune.sites import Site, as_rows, from_rows, per_channel
 from qcompiler.tune.sums import blocks_of, from_blocks, in_blocks
@@ -47,13 +51,14 @@ def reconstruct(
     behind each op; what it raises ends the walk, and nothing is changed. Weights that several ops share keep their codes, and those that
     several forms of the call with data read their biases as well. Raises what convert_fx does, and CalibrationError for no batches.
     """
-    codes, biases = dict[str, Tensor](), dict[str, Tensor]()
+    so_far, weights, biases = corrections or NO_CORRECTIONS, list[Weight](), dict[str, Tensor]()
     for visit in walk(prepared, batches, corrections, Options(seed, tell, rows)):
         if not visit.site.shared and not _too_wide(visit):
-            codes[visit.site.name] = made = _round(visit)
-            set_attribute(visit.twin.quantized, visit.site.path, made)
+            weights.append(_rounded(visit, visit.site.name not in so_far.scales))
+            visit = _with_weight(visit, weights[-1])
         biases[visit.site.node.name] = _mended_bias(visit)
-    return (corrections or NO_CORRECTIONS) | Corrections(codes=codes, biases=biases)
+    codes, scales = ({weight.name: getattr(weight, part) for weight in weights} for part in ("codes", "scale"))
+    return so_far | Corrections(codes=codes, scales=scales, biases=biases)
 
 
 @in_plain_torch
@@ -85,21 +90,38 @@ def _too_wide(visit: Visit) -> bool:
     return visit.site.limit is not None and blocks_of(visit.sums.weight.shape[2]) > 1
 
 
-def _round(visit: Visit) -> Tensor:
-    """New codes of the weight. Where there are few rows for so many products, it stays nearer to what it was: EfficientNet-Lite0's layers
-    on 7 x 7 pixels have three rows for each, and fitted these alone (28 dB on them, 18 dB on other photos)."""
+def _rounded(visit: Visit, scales: bool) -> Weight:
+    """The weight with new codes and, where `scales` and products are few, scales. Where there are few rows for so many products, it stays
+    nearer to what it was: EfficientNet-Lite0's layers on 7 x 7 pixels have three rows for each, and fitted these alone (28 dB on them,
+    18 dB on other photos)."""
     site, sums = visit.site, visit.sums
-    blocks = blocks_of(sums.weight.shape[2])
 
     def holds(codes: Tensor) -> Tensor:
         assert site.limit is not None
         return site.limit.holds(from_rows(site, codes)).reshape(codes.shape[:2])
 
-    grid, start, moments = _grid(site).repeated(blocks), in_blocks(as_rows(site, _codes(visit)).double()), sums.moments()
-    damping = DAMPING * max(1.0, FOR_EACH * start.shape[2] / max(sums.count, 1)) ** 2
-    limit = None if site.limit is None else holds
-    found = reconstructed(in_blocks(sums.weight).double(), start, moments, grid, damping, limit)
-    return from_rows(site, from_blocks(found, sums.weight.shape[2])).to(torch.int8).contiguous()
+    grid, start = _grid(site), as_rows(site, _codes(visit)).double()
+    damping = DAMPING * max(1.0, FOR_EACH * in_blocks(start).shape[2] / max(sums.count, 1)) ** 2
+    limit, products = None if site.limit is None else holds, start.shape[2]
+    scales &= site.limit is None or site.row.family is not Family.TRANSPOSED
+    if scales and products <= FEW and site.weight.scale.numel() == start.shape[0] * start.shape[1] > 1:
+        found, scale = on_larger_scales(sums.weight.double(), start, sums.moments(), grid, damping, limit)
+    else:
+        grid, scale = grid.repeated(blocks_of(products)), site.weight.scale
+        found = reconstructed(in_blocks(sums.weight).double(), in_blocks(start), sums.moments(), grid, damping, limit)
+        found = from_blocks(found, products)
+    codes = from_rows(site, found).to(torch.int8).contiguous()
+    return replace(site.weight, codes=codes, scale=scale.reshape(site.weight.scale.shape).contiguous())
+
+
+def _with_weight(visit: Visit, weight: Weight) -> Visit:
+    """The site with it, in the quantized graph too."""
+    read = visit.site.node.args[visit.site.call.op.weight or 0]
+    assert isinstance(read, fx.Node)
+    for part, tensor in zip(read.args[:2], (weight.codes, weight.scale)):
+        assert isinstance(part, fx.Node)
+        set_attribute(visit.twin.quantized, str(part.target), tensor)
+    return replace(visit, site=replace(visit.site, weight=weight))
 
 
 def _mended_bias(visit: Visit) -> Tensor:

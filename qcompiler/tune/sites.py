@@ -110,10 +110,10 @@ def as_rows(site: Site, weight: Tensor) -> Tensor:
 
 
 def from_rows(site: Site, rows: Tensor) -> Tensor:
-    """The inverse of `as_rows`."""
+    """The inverse of `as_rows`; of a plain op the channels may be more or fewer."""
     shape = site.weight.shape
     if site.row.family is not Family.TRANSPOSED:
-        return rows.reshape(shape)
+        return rows.reshape(-1, *shape[1:])
     groups, spatial = site.groups, len(shape) - 2
     made = rows.reshape(groups, shape[1], shape[0] // groups, *shape[2:]).flip([-1 - i for i in range(spatial)])
     return made.transpose(1, 2).reshape(shape)

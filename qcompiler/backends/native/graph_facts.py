@@ -72,9 +72,13 @@ class GraphFacts:
         node = self.node(argument)
         return node is not None and value_of(node).shape is not None and value_of(node).dtype in WHOLE and node not in self.known
 
+    def is_places(self, argument: object) -> bool:
+        node = self.node(argument)
+        return node is not None and places_call(node, self.table) is not None
+
     def row_length(self, argument: object) -> int | None:
         node = self.node(argument)
-        call = places_call(node) if node is not None else None
+        call = places_call(node, self.table) if node is not None else None
         if call is None:
             return None
         shape, dim = value_of(call[1][0]).shape or (), call[2].get("dim", None if call[0] in FIRST else -1)
@@ -144,10 +148,18 @@ def makes_parts(node: fx.Node, table: Table) -> bool:
     return node.target in (getitem, operator.getitem) and isinstance(source, fx.Node) and makes_parts(source, table)
 
 
-def places_call(node: fx.Node) -> Call | None:
-    """The call whose result, or a part of it, are these places in rows; None for anything else."""
+# What moves places that a region found, and leaves them places in the same rows.
+MOVES = ("reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "narrow", "select", "getitem", "expand",
+         "contiguous", "repeat", "repeat_interleave", "flip", "roll")  # fmt: skip
+
+
+def places_call(node: fx.Node, table: Table) -> Call | None:
+    """The call whose result, or a part of it, are these places in rows, moved or not; None for anything else."""
     if value_of(node).shape is None or value_of(node).dtype is not torch.int64:
         return None
+    row, moved = table.of(node), node.args[0] if node.args else None
+    if row is not None and row.name in MOVES and isinstance(moved, fx.Node) and value_of(moved).shape is not None:
+        return places_call(moved, table)
     source = node.args[0] if node.target in (getitem, operator.getitem) else node
     call = bound(source) if isinstance(source, fx.Node) else None
     return call if call is not None and call[0] in (*FIRST, *SORTED) else None

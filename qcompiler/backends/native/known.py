@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompiler.backends.native.read import Call, is_known
+from qcompiler.backends.native.steps import leaves
 from qcompiler.ir.nested import rewrite
 from qcompiler.ir.types import quant_of, value_of
 from qcompiler.ops.arguments import changes
@@ -25,17 +26,44 @@ DTYPES: Mapping[str, torch.dtype] = {str(d): d for d in (torch.bool, torch.uint8
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _METHODS = ("masked_fill", "to", "float", "int", "long", "bool", "clone", "logical_not", "logical_and", "logical_or", "eq", "ne", "lt",
-            "le", "gt", "ge", "cumsum", "expand_as", "type_as", "index_fill", "new_zeros", "new_ones", "new_full")  # fmt: skip
+            "le", "gt", "ge", "cumsum", "expand_as", "type_as", "index_fill", "new_zeros", "new_ones", "new_full", "outer", "all",
+            "any")  # fmt: skip
 _TORCH = ("arange", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "eye", "linspace", "clone", "where", "logical_and",
           "logical_or", "logical_not", "logical_xor", "eq", "ne", "lt", "le", "gt", "ge", "cumsum", "outer", "masked_fill", "bitwise_and",
-          "bitwise_or", "bitwise_not", "floor_divide", "remainder")  # fmt: skip
+          "bitwise_or", "bitwise_not", "floor_divide", "remainder", "all", "any", "meshgrid")  # fmt: skip
+UNASKED = ("device", "layout", "memory_format", "requires_grad", "pin_memory")  # what changes nothing here
+SEVERAL = (torch.meshgrid,)  # of these calls each gives several values, which are taken out one by one
 _OPERATORS = ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor", "invert", "floordiv", "mod", "pow", "setitem")
+
+
+def tensor(data: object, dtype: torch.dtype | None = None) -> Tensor:
+    """torch.tensor of numbers; of symbols, which have no values yet, a tensor without data."""
+    if isinstance(data, Tensor):
+        return data.to(dtype or data.dtype, copy=True)
+    if not any(isinstance(leaf, (torch.SymInt, torch.SymFloat)) for leaf in leaves(data)):
+        return torch.tensor(data, dtype=dtype)
+    shape, inner = list[int](), data
+    while isinstance(inner, (tuple, list)):
+        shape.append(len(inner))
+        inner = inner[0]
+    of_floats = any(isinstance(leaf, (float, torch.SymFloat)) for leaf in leaves(data))
+    return torch.empty(shape, dtype=dtype or (torch.float32 if of_floats else torch.int64), device="meta")
+
+
+def as_tensor(data: object, dtype: torch.dtype | None = None) -> Tensor:
+    """torch.as_tensor, which gives a tensor as it is."""
+    return data.to(dtype or data.dtype) if isinstance(data, Tensor) else tensor(data, dtype)
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "torch.tensor": tensor,
+    "torch.as_tensor": as_tensor,
     **{f"torch.{name}": getattr(torch, name) for name in _TORCH},
     **{f"operator.{name}": getattr(operator, name) for name in _OPERATORS},
     **{f"tensor.{name}": getattr(Tensor, name) for name in _METHODS},
 }
-_CALLED = {function: name for name, function in _FUNCTIONS.items()}
+_CALLED: dict[Any, str] = {function: name for name, function in _FUNCTIONS.items()}
+_CALLED |= {getattr(torch, name): f"torch.{name}" for name in ("tensor", "as_tensor")}
 NEW = {"new_zeros": "torch.zeros", "new_ones": "torch.ones", "new_full": "torch.full"}  # what they are called on gives its dtype alone
 WEIGHTED = (Family.CONVOLUTION, Family.TRANSPOSED, Family.LINEAR, Family.RECURRENT, Family.EMBEDDING, Family.EPILOGUE)
 
@@ -50,7 +78,7 @@ def call_of(node: fx.Node, table: Table) -> Call | None:
     name = _name_of(node, table)
     if name is None:
         return None
-    args, kwargs = node.args, {key: value for key, value in node.kwargs.items() if key not in ("device", "layout", "memory_format")}
+    args, kwargs = node.args, {key: value for key, value in node.kwargs.items() if key not in UNASKED}
     if node.op == "call_method" and node.target in NEW:
         kwargs.setdefault("dtype", value_of(node).dtype)
         args, name = args[1:], NEW[str(node.target)]
@@ -97,7 +125,9 @@ def rounded(floats: fx.Node) -> fx.Node | None:
 
 
 class Known:
-    """The nodes of a graph whose values sizes settle; `writes`: the assignments to them, by the node that made the memory."""
+    """The nodes of a graph whose values sizes settle; `writes`: the assignments to them, by the node that made the memory. `asked`: numbers
+    that are made of the sizes of such values; who reads one computes it, as it computes the values.
+    """
 
     def __init__(self, gm: fx.GraphModule, table: Table) -> None:
         self.table = table
@@ -109,6 +139,10 @@ class Known:
         spoiled: set[fx.Node] = set()
         while self._found(gm.graph, spoiled):
             pass
+        self.asked: set[fx.Node] = set()
+        for node in gm.graph.nodes:
+            if is_known(node) and any(source in self.calls or source in self.asked for source in node.all_input_nodes):
+                self.asked.add(node)
 
     def __contains__(self, node: object) -> bool:
         return node in self.calls
@@ -132,6 +166,7 @@ class Known:
         sources = reads(call)
         written = node.target is operator.setitem
         value = value_of(node).shape is not None and value_of(node).dtype in NAMES and not quant_of(node).int8
+        value = value or node.target in SEVERAL
         if written:
             return bool(sources) and sources[0] in self.calls and all(map(self._is_settled, sources))
         return value and all(map(self._is_settled, sources))
@@ -152,10 +187,18 @@ class Known:
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """What a node takes, with the sizes behind what is known in its place."""
         found: dict[fx.Node, None] = {}
-        for source in node.all_input_nodes:
+        open_, seen = list(reversed(node.all_input_nodes)), set[fx.Node]()
+        while open_:
+            source = open_.pop()
+            if source in seen:
+                continue
+            seen.add(source)
             known = source if source in self.calls else rounded(source)
-            for behind in self._behind(known) if known in self.calls else (source,):
-                found.setdefault(behind)
+            behind = self._behind(known) if known in self.calls else source.all_input_nodes if source in self.asked else None
+            if behind is None:
+                found.setdefault(source)
+            else:
+                open_ += reversed(list(behind))
         return list(found)
 
     def _behind(self, node: fx.Node) -> Iterable[fx.Node]:
@@ -173,9 +216,20 @@ class Known:
         return sorted(found, key=self.position.__getitem__)
 
     def unread(self, native: Callable[[fx.Node], bool]) -> set[fx.Node]:
-        """Known nodes that only native ones read, directly, rounded, or through others, with the nodes that round them."""
+        """Known nodes that only native ones read, directly, rounded, or through others, with the nodes that round them and the numbers that
+        ask for their sizes. An assignment stays where its memory does, and so does what it assigns."""
+        held: set[fx.Node] = set()
+        while True:
+            gone = self._unread(native, held)
+            kept = {self.roots[node] for node in self.calls if node not in gone and node.target is not operator.setitem}
+            wanted = {node for node in gone if node.target is operator.setitem and self.roots[node] in kept}
+            if not wanted:
+                return gone
+            held |= wanted
+
+    def _unread(self, native: Callable[[fx.Node], bool], held: set[fx.Node]) -> set[fx.Node]:
         gone: set[fx.Node] = set()
-        for node in sorted(self.calls, key=self.position.__getitem__, reverse=True):
+        for node in (n for n in sorted({*self.calls, *self.asked}, key=self.position.__getitem__, reverse=True) if n not in held):
             codes = [user for user in node.users if user.target is quantize]
             floats = [user for code in codes for user in code.users]
             others = [user for user in node.users if user.target is not quantize]
@@ -183,5 +237,4 @@ class Known:
                 user in gone or (user not in self.calls and native(user)) for user in others
             ):
                 gone.update((node, *codes, *floats))
-        kept = {self.roots[node] for node in self.calls if node not in gone and node.target is not operator.setitem}
-        return {node for node in gone if node.target is not operator.setitem or self.roots[node] not in kept}
+        return gone

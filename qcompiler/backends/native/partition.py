@@ -16,6 +16,8 @@ from qcompiler.backends.native.float_ops import bound
 from qcompiler.backends.native.graph_facts import GraphFacts, is_float, is_mask, is_useful, makes_parts, places_call
 from qcompiler.backends.native.known import Known
 from qcompiler.backends.native.plan.forms import choose
+from qcompiler.backends.native.plan.planning import WHOLE
+from qcompiler.backends.native.plan.taken import TAKING
 from qcompiler.backends.native.read import NotNative, is_known, is_number
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import quant_of, value_of
@@ -131,7 +133,7 @@ class Partition:
         found: list[fx.Node] = []
         fx.node.map_arg(node.kwargs, found.append)
         if op in TAKE_PLACES:
-            found = [n for n in found if n.op != "get_attr" and n not in self.known]
+            found = [n for n in found if n.op != "get_attr" and n not in self.known and not (op in TAKING and value_of(n).dtype in WHOLE)]
         tensor = next((n for n in found if value_of(n).shape is not None or value_of(n).dtype is not None), None)
         return f"one of its settings is the tensor %{tensor.name}" if tensor is not None else None
 
@@ -171,7 +173,7 @@ TAKE_PLACES = ("index_select", "gather", "getitem", "repeat_interleave")  # whos
 
 
 def _could_be_native(node: fx.Node, table: Table) -> bool:
-    return quant_of(node).int8 or is_float(node) or is_mask(node) or places_call(node) is not None or makes_parts(node, table)
+    return quant_of(node).int8 or is_float(node) or is_mask(node) or places_call(node, table) is not None or makes_parts(node, table)
 
 
 def _has_effect(node: fx.Node) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from qcompiler.backends.native.build.library import Values, chosen, open_model, runtime
 from qcompiler.backends.native.emit.source import Source, source_of, tensor_outputs
 from qcompiler.backends.native.live_regions import LiveRegions, described, versions
+from qcompiler.backends.native.plan.by_number import ByNumber, numbers_given
 from qcompiler.backends.native.plan.computes import computes
-from qcompiler.backends.native.plan.embedding import limits
 from qcompiler.backends.native.plan.fuse import fuse
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.place import Place
@@ -52,8 +52,7 @@ class NativeRegion:
         isa = chosen()
         self._kernels = runtime(isa)
         self._run = self._kernels.qc_run
-        names, rows_of = [name for name, _ in self.network.inputs], limits(self.network.layers)
-        self._limits = [(names.index(name), rows) for name, rows in rows_of.items() if name in names]
+        self._numbered = numbers_given(self.network.layers)
         self._model = open_model(isa, self.source.text, self.values)
         weakref.finalize(self, self._kernels.qc_close, self._model)
         self._calls: dict[Any, _Call] = {}
@@ -83,7 +82,7 @@ class NativeRegion:
         found = self._calls.get(key)
         if found is None:
             sizes = self._sizes(inputs)
-            found = _Call.of(table_in_parts(sizes), sizes, self.network)
+            found = _Call.of(table_in_parts(sizes), sizes, self.network, self._numbered)
             for old in list(self._calls)[: len(self._calls) - KEPT + 1]:  # other threads may be at it, too
                 self._calls.pop(old, None)
             self._calls[key] = found
@@ -101,20 +100,14 @@ class NativeRegion:
     def _called(self, inputs: Sequence[Tensor], run: Callable[..., int], *settings: object) -> tuple[Any, ...]:
         given = self.readable(inputs)
         call = self._call(given)
+        call.check(given)
         made = call.made()
         if run(self._model, call.sizes, call.pointers(given, made), *settings):
             raise MemoryError(f"no memory for the {call.table.struct.arena} bytes that this network's values take")
         return call.results(made)
 
     def readable(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The inputs as the C reads them. Raises InputError for tensors that are no float memory of the CPU, and for numbers of rows that a
-        table does not have.
-        """
-        for index, rows in self._limits:
-            if inputs[index].numel() and not (int(inputs[index].min()) >= 0 and int(inputs[index].max()) < rows):
-                raise InputError(
-                    f"an index of an embedding lies outside of its {rows} rows", code="input-value", hint="does the float model take it?"
-                )
+        """The inputs as the C reads them. Raises InputError for tensors that are no float memory of the CPU."""
         for x in inputs:
             if not _is_plain(x):
                 return [x if _is_plain(x) else _plain(x) for x in inputs]
@@ -140,7 +133,8 @@ class NativeRegion:
             buffer.first, buffer.last = 0, len(self.network.layers)
         table = table_of(sizes)
         arena = torch.zeros(table.struct.arena, dtype=torch.uint8)
-        call = _Call.of(table, sizes, self.network)
+        call = _Call.of(table, sizes, self.network, self._numbered)
+        call.check(inputs)
         made = call.made()
         self._kernels.qc_watch(self._model, call.sizes, call.pointers(inputs, made), arena.data_ptr())
         own = {name: place for name, place in sizes.places.items() if isinstance(place, Place) and place.buffer >= 0}
@@ -165,7 +159,8 @@ def _qparams(qparams: Sequence[tuple[float, int]]) -> tuple[Tensor, Tensor]:
 @dataclass(frozen=True)
 class _Call:
     """A call with inputs of certain sizes, made ready. `sizes`: the table's struct as C takes it. `makers`: what makes each tensor, and the
-    arguments for it. `order`: of each result which of these it is; or None, and a number that the sizes give.
+    arguments for it. `order`: of each result which of these it is; or None, and a number that the sizes give. `limits`: of inputs that are
+    numbers of rows or of elements, how many there are, and of what.
     """
 
     table: Table
@@ -173,15 +168,25 @@ class _Call:
     makers: tuple[tuple[Callable[..., Tensor], tuple[Any, ...]], ...]
     order: tuple[tuple[int | None, Any], ...]
     array: Any
+    limits: tuple[tuple[int, int, str], ...]
 
     @staticmethod
-    def of(table: Table, sizes: Sizes, network: Network) -> _Call:
+    def of(table: Table, sizes: Sizes, network: Network, numbered: Mapping[str, Sequence[ByNumber]]) -> _Call:
         """`sizes`: of the whole call, of which the table may have a part."""
         place = {name: index for index, name in enumerate(network.tensor_outputs)}
         order = tuple((place.get(name), None if name in place else sizes.shapes[name]) for name in network.outputs)
         # Sizes are given one by one: that takes half the time of a tuple.
         makers = tuple((_NEW_EMPTY[dtype], tuple(sizes.shape(name)) or ((),)) for name, dtype in network.dtypes.items())
-        return _Call(table, ctypes.byref(table.struct), makers, order, ctypes.c_void_p * (len(network.inputs) + len(makers)))
+        names = [name for name, _ in network.inputs]
+        limits = tuple((names.index(name), *_least(layers, sizes)) for name, layers in numbered.items() if name in names)
+        return _Call(table, ctypes.byref(table.struct), makers, order, ctypes.c_void_p * (len(names) + len(makers)), limits)
+
+    def check(self, given: Sequence[Tensor]) -> None:
+        """Raises InputError for numbers that nothing has."""
+        for index, reach, what in self.limits:
+            numbers = given[index]
+            if numbers.numel() and not (int(numbers.min()) >= 0 and int(numbers.max()) < reach):
+                raise InputError(f"an index lies outside of {what}", code="input-value", hint="does the float model take it?")
 
     def made(self) -> list[Tensor]:
         """New tensors for what is handed out."""
@@ -196,6 +201,11 @@ class _Call:
 
     def results(self, made: Sequence[Tensor]) -> tuple[Any, ...]:
         return tuple([number if index is None else made[index] for index, number in self.order])
+
+
+def _least(layers: Sequence[ByNumber], sizes: Sizes) -> tuple[int, str]:
+    """How far numbers may reach that all of these layers take, and of what."""
+    return min((reach := layer.reach(sizes), layer.of_what(reach)) for layer in layers)
 
 
 def _is_plain(x: Tensor) -> bool:

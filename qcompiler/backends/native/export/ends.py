@@ -11,9 +11,9 @@ from torch import nn
 
 from qcompiler.backends.native.emit.source import tensor_outputs
 from qcompiler.backends.native.numbers import RUN, beside_regions, follows_from_sizes, parts_of_regions, record_of
+from qcompiler.backends.native.plan.by_number import numbers_given
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.edges import Dequantize, Quantize
-from qcompiler.backends.native.plan.embedding import limits
 from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.torch.program.program import Program
@@ -26,15 +26,15 @@ Path = tuple[object, ...]  # keys and indices that lead to a value in the result
 @dataclass(frozen=True)
 class End:
     """`value`: its name in the network. `label`: what the user calls it. `constant`: the same as C can write it, alone of its kind.
-    `codes`: None where it is floats all the way. `whole`: whether it is whole numbers of 64 bits in every call. `rows`: of how many rows
-    an input gives the numbers; 0 where it gives none."""
+    `codes`: None where it is floats all the way. `whole`: whether it is whole numbers of 64 bits in every call. `numbers`: of what rows or
+    elements an input gives the numbers; empty where it gives none."""
 
     value: str
     label: str
     constant: str
     codes: Codes | None
     whole: bool
-    rows: int = 0
+    numbers: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ def ends_of(module: nn.Module, region: NativeRegion) -> Ends:
     codes_in, codes_out = (_codes_in(network), _codes_out(network)) if has_codes else ({}, {})
     whole = [name for name, dtype in network.dtypes.items() if dtype is torch.int64]
     made = _ends(list(results), [", ".join(labels) for labels in results.values()], codes_out, whole)
-    rows = limits(network.layers)
-    inputs = tuple(replace(end, rows=rows.get(end.value, 0)) for end in _ends(names, given, codes_in, ()))
+    given_numbers = numbers_given(network.layers)
+    what = {name: " and ".join(dict.fromkeys(layer.meaning for layer in layers)) for name, layers in given_numbers.items()}
+    inputs = tuple(replace(end, numbers=what.get(end.value, "")) for end in _ends(names, given, codes_in, ()))
     return Ends(inputs, made, numbers, has_codes)
 
 

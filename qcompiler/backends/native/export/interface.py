@@ -78,8 +78,8 @@ def _ends_text(net: Interface) -> str:
 def _code_text(end: End) -> str:
     if end.whole:
         return ", whole numbers: an array of int64_t, whose address is given as a float *"
-    if end.rows:
-        return f", whole numbers as floats: rows 0 to {end.rows - 1} of a table, any other gives NaN"
+    if end.numbers:
+        return f", whole numbers as floats: {end.numbers}, any other gives NaN"
     if end.codes is None:
         return ", floats"
     c = end.codes

@@ -26,8 +26,16 @@ typedef struct qc_dots {
   int64_t c;                     /* first channel */
   int64_t at[QC_MAX_DOTS];       /* where in mixed the vectors of dot i are, for j = 0 and position 0 */
   qv w[2][QC_MAX_DOTS][QC_PARTS]; /* of a row of results, and of the row below from the same input rows */
-  qv m[4], b[4], start[4];
+  qv m[4], b[4], start[4], slope[4], gain[4], offset[4];
+  qc_curved curved;
 } qc_dots;
+
+/* Vector j of a result's sums as whole numbers, with what a function does to them before. */
+QC_INLINE qv qc_dots_whole(const qc_epilogue *e, const qc_dots *s, qv acc, int j, int plain) {
+  qv v = qv_affine(acc, s->m[j], s->b[j]);
+  if (!plain && e->gain) v = qv_bend(v, s->slope[j], s->gain[j], s->offset[j], e->top);
+  return qv_whole(v, !plain);
+}
 
 #include "depthwise_avx2.h"
 
@@ -57,6 +65,7 @@ static int qc_depthwise_fits(const qc_depthwise *a) {
 static void qc_find_dots(const qc_depthwise *a, int64_t block, qc_dots *s) {
   const qc_window *k = &a->k;
   s->c = block * QC_VB;
+  s->curved = qc_find_curve(&a->e);
   s->width = qc_depthwise_width(a->y.c - s->c);
   s->positions = QC_VB / s->width;
   s->columns = k->kernel[2];
@@ -80,6 +89,11 @@ static void qc_find_dots(const qc_depthwise *a, int64_t block, qc_dots *s) {
   for (int j = 0; j < 4; j++) {
     s->m[j] = qc_spread(a->e.m + s->c + 4 * j, 64, s->width);
     s->b[j] = qc_spread(a->e.b + s->c + 4 * j, 64, s->width);
+    if (a->e.gain) {
+      s->slope[j] = qc_spread(a->e.slope + s->c + 4 * j, 64, s->width);
+      s->gain[j] = qc_spread(a->e.gain + s->c + 4 * j, 64, s->width);
+      s->offset[j] = qc_spread(a->e.offset + s->c + 4 * j, 64, s->width);
+    }
     s->start[j] = QC_ISA == QC_NEON ? qc_spread(a->wsum + s->c + 4 * j, 64, s->width) : qv_zero();
   }
 #if QC_ISA == QC_NEON
@@ -174,12 +188,12 @@ QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[Q
   int64_t plane = a->k.stride[2] * (int64_t)s->pitch;
   qv shorts[2][QC_AT_ONCE], zero = _mm256_set1_epi16((short)a->e.zero);
   qv lo = _mm256_set1_epi8((char)a->e.lo), hi = _mm256_set1_epi8((char)a->e.hi);
-  for (int half = 0; half < 2; half++) qc_dot_half(s, w, mixed, plane, half, shorts[half]);
+  for (int half = 0; half < 2; half++) qc_dot_half(&a->e, s, w, mixed, plane, half, shorts[half]);
 #pragma GCC unroll 4
   for (int p = 0; p < QC_AT_ONCE; p++) {
     if (p * s->positions >= count) break;
-    if (!plain && a->e.curve) {
-      qv curved = qv_within(qv_curve(shorts[0][p], shorts[1][p], a->e.curve), a->e.lo, a->e.hi);
+    if (!plain && qc_is_curved(&a->e)) {
+      qv curved = qv_within(qv_curve(shorts[0][p], shorts[1][p], &s->curved), a->e.lo, a->e.hi);
       qc_store_bytes(a, s, curved, y + p * s->positions * a->y.sw, count - p * s->positions);
       continue;
     }
@@ -249,12 +263,12 @@ QC_INLINE void qc_dot_vectors(const qc_depthwise *a, const qc_dots *s, qv (*w)[Q
   for (int p = 0; p < QC_AT_ONCE; p++) {
     if (p * s->positions >= count) break;
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) acc[p][j] = qv_round(acc[p][j], s->m[j], s->b[j], !plain);
+    for (int j = 0; j < 4; j++) acc[p][j] = qc_dots_whole(&a->e, s, acc[p][j], j, plain);
     qv q;
     if (plain)
       q = qv_bytes(acc[p], a->e.zero, 0, 255);
-    else if (a->e.curve)
-      q = qv_within(qv_curve_sums(acc[p], a->e.curve), a->e.lo, a->e.hi);
+    else if (qc_is_curved(&a->e))
+      q = qv_within(qv_curve_sums(acc[p], &s->curved), a->e.lo, a->e.hi);
     else
       q = qv_bytes(acc[p], a->e.zero, a->e.lo, a->e.hi);
     if (!plain && a->e.table) q = qv_lookup(a->e.table, q);

@@ -33,8 +33,8 @@ QC_INLINE void qc_dot_add(qv *acc, const uint8_t *x, qv w) {
 
 /* The sums for j = 2 * half (first four positions) and 2 * half + 1, as numbers of 16 bits, without zero point. A function of its own:
    inlined into all the rest, gcc 12 keeps none of its addresses in registers. */
-static __attribute__((noinline)) void qc_dot_half(const qc_dots *s, const qv (*w)[QC_PARTS], const uint8_t *mixed, int64_t plane, int half,
-                                                  qv acc[4]) {
+static __attribute__((noinline)) void qc_dot_half(const qc_epilogue *e, const qc_dots *s, const qv (*w)[QC_PARTS], const uint8_t *mixed, int64_t plane,
+                                                  int half, qv acc[4]) {
   qv a[4], b[4];
   int64_t count = s->count;
 #pragma GCC unroll 4
@@ -51,6 +51,11 @@ static __attribute__((noinline)) void qc_dot_half(const qc_dots *s, const qv (*w
     for (int p = 0; p < 4; p++) qc_dot_add(&a[p], next + p * QC_VB, v[1]);
 #pragma GCC unroll 4
     for (int p = 0; p < 4; p++) qc_dot_add(&b[p], last + p * QC_VB, v[3]);
+  }
+  if (e->gain) {
+    for (int p = 0; p < 4; p++)
+      acc[p] = _mm256_packs_epi32(qc_dots_whole(e, s, a[p], 2 * half, 0), qc_dots_whole(e, s, b[p], 2 * half + 1, 0));
+    return;
   }
   qv m0 = s->m[2 * half], m1 = s->m[2 * half + 1], b0 = s->b[2 * half], b1 = s->b[2 * half + 1];
 #pragma GCC unroll 4

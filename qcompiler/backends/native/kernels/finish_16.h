@@ -8,8 +8,8 @@
 QC_INLINE void qc_codes16(const qc_epilogue *e, const int32_t *acc, int64_t c, const uint8_t *r, uint8_t *y) {
   int32_t q[16], zero = e->zero, lo = e->lo, hi = e->hi;
   const float *m = e->m + c, *b = e->b + c;
-  if (e->curve) {
-    for (int i = 0; i < 16; i++) y[i] = (uint8_t)qc_curve(e->curve, (float)acc[i] * m[i] + b[i], lo, hi);
+  if (qc_is_curved(e)) {
+    for (int i = 0; i < 16; i++) y[i] = (uint8_t)qc_curve(e, (float)acc[i] * m[i] + b[i]);
     return;
   }
   if (e->gain)
@@ -17,9 +17,11 @@ QC_INLINE void qc_codes16(const qc_epilogue *e, const int32_t *acc, int64_t c, c
   else
     for (int i = 0; i < 16; i++) q[i] = qc_code((float)acc[i] * m[i] + b[i], zero, lo, hi);
   if (r) {
-    float k = e->k, kr = e->kr, kc = e->kc;
-    int32_t zero2 = e->zero2, lo2 = e->lo2, hi2 = e->hi2;
-    for (int i = 0; i < 16; i++) q[i] = qc_code((float)q[i] * k + ((float)r[i] * kr + kc), zero2, lo2, hi2);
+    qc_sum sum = e->sum;
+    if (sum.whole)
+      for (int i = 0; i < 16; i++) q[i] = qc_sum_code(&sum, q[i], r[i]);
+    else
+      for (int i = 0; i < 16; i++) q[i] = qc_sum_code(&sum, q[i], r[i]);
   }
   if (e->table)
     for (int i = 0; i < 16; i++) y[i] = e->table[q[i]];
@@ -31,17 +33,19 @@ QC_INLINE void qc_codes16(const qc_epilogue *e, const int32_t *acc, int64_t c, c
 /* Without residual, table and gain. */
 QC_INLINE void qc_plain16(const qc_epilogue *e, const int32_t *acc, int64_t c, uint8_t *y) {
   qv v[4];
+  qc_curved curved = qc_find_curve(e);
+  int is_curved = qc_is_curved(e);
 #if QC_VB == 16
   for (int i = 0; i < 4; i++) v[i] = qv_round(qv_load(acc + 4 * i), qv_load(e->m + c + 4 * i), qv_load(e->b + c + 4 * i), 1);
-  qv_store(y, e->curve ? qv_within(qv_curve_sums(v, e->curve), e->lo, e->hi) : qv_bytes(v, e->zero, e->lo, e->hi));
+  qv_store(y, is_curved ? qv_within(qv_curve_sums(v, &curved), e->lo, e->hi) : qv_bytes(v, e->zero, e->lo, e->hi));
 #elif QC_VB == 32
   for (int i = 0; i < 2; i++) v[i] = qv_round(qv_load(acc + 8 * i), qv_load(e->m + c + 8 * i), qv_load(e->b + c + 8 * i), 1);
   v[2] = v[3] = v[1];
-  __m256i q = e->curve ? qv_within(qv_curve_sums(v, e->curve), e->lo, e->hi) : qv_bytes(v, e->zero, e->lo, e->hi);
+  __m256i q = is_curved ? qv_within(qv_curve_sums(v, &curved), e->lo, e->hi) : qv_bytes(v, e->zero, e->lo, e->hi);
   q = _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0));
   _mm_storeu_si128((__m128i *)(void *)y, _mm256_castsi256_si128(q));
 #else
-  (void)v;
+  (void)v, (void)curved, (void)is_curved;
   qc_codes16(e, acc, c, NULL, y);
 #endif
 }

@@ -14,6 +14,7 @@
 #include "pick.h"
 #include "pool.h"
 #include "resize.h"
+#include "warp.h"
 
 #if QC_ISA == QC_AMX
 #include "conv_amx.h"
@@ -93,4 +94,5 @@ const qc_kernels QC_JOIN(qc_kernels_, QC_NAME) = {
     QC_PAIR(qc_order_rows),
     QC_PAIR(qc_elements_rows),
     QC_PAIR(qc_int64_rows),
+    QC_PAIR(qc_warp_pixels),
 };

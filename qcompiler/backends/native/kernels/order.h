@@ -127,8 +127,9 @@ static void qc_elements_rows(const qc_elements *s, int64_t lo, int64_t hi) {
     QC_EACH_RUN(s->y.c) {
       const float *place = qc_floats(&s->at, from + at * s->at.step, count, places);
       for (int64_t i = 0; i < count; i++) {
-        float one;
-        y[at + i] = *qc_floats(&s->x, x + (int64_t)place[i] * s->x.step, 1, &one);
+        float one = __builtin_nanf("");
+        int inside = place[i] >= 0.0f && place[i] < (float)s->x.t.c;
+        y[at + i] = inside ? *qc_floats(&s->x, x + (int64_t)place[i] * s->x.step, 1, &one) : one;
       }
     }
   }

@@ -31,7 +31,15 @@ typedef struct qc_window {
   int32_t kernel[3], stride[3], dilation[3], pad[3];
 } qc_window;
 
-/* q = clamp(rne(v) + zero, lo, hi), v = acc * m[c] + b[c]. Where a residual r is given: q = clamp(rne(q * k + (r * kr + kc)) + zero2, lo2, hi2).
+/* A sum of two codes: clamp(rne(a * ka + (b * kb + kc)) + zero, lo, hi). Where whole is given, in 64ths of a step as 16-bit numbers:
+   with x * y as (x * y + 64) >> 7, y = (a - 128) * whole_a + (b - 128) * whole_b + whole_c, each sum cut to 16 bits; clamp(y >> 6, lo, hi).
+   |whole_a| and |whole_b| are at most 2^14. */
+typedef struct qc_sum {
+  float ka, kb, kc;
+  int32_t zero, lo, hi, whole, whole_a, whole_b, whole_c;
+} qc_sum;
+
+/* q = clamp(rne(v) + zero, lo, hi), v = acc * m[c] + b[c]. Where a residual r is given: the sum of q and r.
    Where a table is given: q = table[q]. m and b are padded to a multiple of 32 channels. wide: |acc * m + b| may reach 2^31 for some
    codes, so that it is cut before it becomes an integer.
    Where a gain is given, v is bent before it is rounded, each operation by itself:
@@ -40,13 +48,16 @@ typedef struct qc_window {
    x = rne(min(max(v, -32768), 32767)), its piece i = (uint16_t)x >> 11, and where in the piece it lies: t = (int16_t)(x << 5 ^ 0x8000).
    With a * b as (a * b + 2^14) >> 15, y = curve[i] + (curve[32 + i] + curve[64 + i] * t) * t, each sum cut to 16 bits;
    q = clamp((y >> 6) + 128, lo, hi). |curve[32 + i]| + |curve[64 + i]| < 2^15. Behind these 96 numbers stand the same as bytes: the low
-   ones of the first 32, the high ones, then those of the others. */
+   ones of the first 32, the high ones, then those of the others.
+   Where a knee is given (not 0), and neither residual, table, gain nor curve, x is the same, t = min(max(x, 0), knee),
+   s = max(x - half, -32768); q = clamp(((t * s + 2^14) >> 15) + zero, lo, hi). */
 typedef struct qc_epilogue {
   const float *m, *b, *gain, *slope, *offset;
   const uint8_t *table;
   const int16_t *curve;
-  float k, kr, kc, top;
-  int32_t zero, lo, hi, zero2, lo2, hi2, wide;
+  qc_sum sum;
+  float top;
+  int32_t zero, lo, hi, wide, knee, half;
 } qc_epilogue;
 
 /* Convolution and linear (a linear is a convolution of 1 x 1 whose pixels are the rows of its input).
@@ -73,7 +84,7 @@ typedef struct qc_conv {
 } qc_conv;
 
 /* Depthwise convolution, y.c == x.c. Weights: [ceil(c / 16)][kernel[0]][ceil(kernel[1] / 4)][kernel[2]][16][4], the last index
-   being kernel rows; missing rows and channels are zero. Padded to 64 channels. No gain. */
+   being kernel rows; missing rows and channels are zero. Padded to 64 channels. */
 typedef struct qc_depthwise {
   qc_tensor x, y, r;
   qc_window k;
@@ -82,12 +93,12 @@ typedef struct qc_depthwise {
   const int32_t *wsum;
 } qc_depthwise;
 
-/* y = clamp(rne(a * ka + (b * kb + kc)) + zero, lo, hi); kc = (-za * sa - zb * sb) / sy. An operand is spread over y by strides
-   of 0; step = 0: operand b has one channel that all channels use. y may lie on a or b where it has the same strides. */
+/* y = the sum of a and b; kc = (-za * sa - zb * sb) / sy. An operand is spread over y by strides of 0; step = 0: operand b has one channel
+   that all channels use. y may lie on a or b where it has the same strides. */
 typedef struct qc_add {
   qc_tensor a, b, y;
-  float ka, kb, kc;
-  int32_t zero, lo, hi, step;
+  qc_sum sum;
+  int32_t step;
 } qc_add;
 
 /* y = clamp(rne((a - za) * (b - zb) * k) + zero, lo, hi): the product of integers is exact. Spread as in qc_add. */
@@ -262,7 +273,7 @@ typedef struct qc_order {
   int32_t op;
 } qc_order;
 
-/* y = the elements of a row of x that stand at these places, as floats, side by side. */
+/* y = the elements of a row of x that stand at these places, as floats, side by side; NaN for a place that the row does not have. */
 typedef struct qc_elements {
   qc_operand x, at;
   qc_tensor y;
@@ -364,9 +375,17 @@ typedef struct qc_attention {
   int32_t keys, causal;
 } qc_attention;
 
+/* The pixels of x at places: places.t has the two numbers of each pixel of y, first the one along the width. */
+enum { QC_ZEROS, QC_BORDER, QC_REFLECTION };
+typedef struct qc_warp {
+  qc_operand x, places;
+  qc_result y;
+  int32_t padding, nearest, aligned;
+} qc_warp;
+
 #define QC_FAMILIES(F) F(conv) F(depthwise) F(add) F(mul) F(map) F(quantize) F(dequantize) F(max_pool) F(avg_pool) F(halo) F(copy) F(resize) F(pick) \
   F(float_map) F(float_pair) F(float_pool) F(norm) F(softmax) F(cumsum) F(reduce) F(range) F(encode) F(factors) F(gates) \
-  F(where) F(embed) F(pack) F(matmul) F(attention) F(order) F(elements) F(int64)
+  F(where) F(embed) F(pack) F(matmul) F(attention) F(order) F(elements) F(int64) F(warp)
 
 typedef struct qc_kernels {
   const char *isa;

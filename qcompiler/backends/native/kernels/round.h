@@ -32,20 +32,35 @@ QC_INLINE float qc_bend(const qc_epilogue *e, float v, int64_t c) {
 
 QC_INLINE int32_t qc_within(int32_t v, int32_t lo, int32_t hi) { return v < lo ? lo : v > hi ? hi : v; }
 
-/* The code of a curve; see qc_epilogue. */
-QC_INLINE int32_t qc_curve(const int16_t *curve, float v, int32_t lo, int32_t hi) {
-  int32_t x = qc_code(v, 0, -32768, 32767), piece = (uint16_t)x >> 11, t = (int16_t)((uint32_t)x << 5 ^ 0x8000);
+/* Whether the codes are a function of sums as 16-bit numbers; see qc_epilogue. */
+QC_INLINE int qc_is_curved(const qc_epilogue *e) { return e->curve || e->knee; }
+
+QC_INLINE int32_t qc_curve(const qc_epilogue *e, float v) {
+  const int16_t *curve = e->curve;
+  int32_t x = qc_code(v, 0, -32768, 32767);
+  if (!curve) {
+    int32_t above = qc_within(x, 0, e->knee), from_half = qc_within(x - e->half, -32768, 32767);
+    return qc_within(((above * from_half + 16384) >> 15) + e->zero, e->lo, e->hi);
+  }
+  int32_t piece = (uint16_t)x >> 11, t = (int16_t)((uint32_t)x << 5 ^ 0x8000);
   int32_t slope = curve[32 + piece] + ((curve[64 + piece] * t + 16384) >> 15);
   int32_t y = qc_within(curve[piece] + ((slope * t + 16384) >> 15), -32768, 32767);
-  return qc_within((y >> 6) + 128, lo, hi);
+  return qc_within((y >> 6) + 128, e->lo, e->hi);
+}
+
+/* The code of a sum of two codes; see qc_sum. */
+QC_INLINE int32_t qc_sum_code(const qc_sum *s, int32_t a, int32_t b) {
+  if (!s->whole) return qc_code((float)a * s->ka + ((float)b * s->kb + s->kc), s->zero, s->lo, s->hi);
+  int32_t y = qc_within((((a - 128) * s->whole_a + 64) >> 7) + (((b - 128) * s->whole_b + 64) >> 7), -32768, 32767);
+  return qc_within(qc_within(y + s->whole_c, -32768, 32767) >> 6, s->lo, s->hi);
 }
 
 /* The epilogue of one sum in channel c; r is the residual's code, or NULL. */
 QC_INLINE uint8_t qc_finish(const qc_epilogue *e, int32_t acc, int64_t c, const uint8_t *r) {
   float v = (float)acc * e->m[c] + e->b[c];
-  if (e->curve) return (uint8_t)qc_curve(e->curve, v, e->lo, e->hi);
+  if (qc_is_curved(e)) return (uint8_t)qc_curve(e, v);
   int32_t q = qc_code(e->gain ? qc_bend(e, v, c) : v, e->zero, e->lo, e->hi);
-  if (r) q = qc_code((float)q * e->k + ((float)*r * e->kr + e->kc), e->zero2, e->lo2, e->hi2);
+  if (r) q = qc_sum_code(&e->sum, q, *r);
   return e->table ? e->table[q] : (uint8_t)q;
 }
 

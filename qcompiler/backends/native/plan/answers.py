@@ -12,6 +12,7 @@ from torch import Tensor
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.float_pointwise import FloatMap
 from qcompiler.backends.native.plan.layer import Layer
+from qcompiler.backends.native.plan.pick import Pick
 from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.plan.planning import WHOLE, Argument, Sums
 from qcompiler.backends.native.plan.relayout import Relayout
@@ -56,8 +57,8 @@ class Answers:
         return rewrite(value, lambda leaf: self.tensor(leaf) if is_tensor(leaf) else leaf)
 
     def source_of(self, name: str) -> str:
-        """The value whose elements a value has, seen in any shape."""
-        while isinstance(layer := self.made.get(name), (View, Relayout)):
+        """The value whose elements a value has, seen in any shape, some of them, or some more than once."""
+        while isinstance(layer := self.made.get(name), (View, Relayout, Pick)) and getattr(layer, "op", "") != "pad":
             name = layer.x
         return name
 
@@ -90,6 +91,9 @@ class Answers:
         """Whether it may be one: within a region masks and whole numbers are floats; constants are what they were."""
         return self.tensor(argument).dtype is torch.bool if is_tensor(argument) else self.is_floats(argument)
 
+    def is_places(self, argument: Argument) -> bool:
+        return self.is_floats(argument)
+
     def is_whole(self, argument: Argument) -> bool:
         return self.tensor(argument).dtype in WHOLE if is_tensor(argument) else self.is_floats(argument)
 
@@ -116,13 +120,6 @@ class Answers:
 
     def weight_fault(self, argument: Argument, channels: int = 0) -> str | None:
         return None if self.is_int8_weight(argument) else "its weight is computed at run time"
-
-    def places_of(self, name: str) -> str | None:
-        """What finds the places in rows that a value is, seen in any shape; None where it is none."""
-        layer = self.made.get(name)
-        while isinstance(layer, View):
-            layer = self.made.get(layer.x)
-        return layer.out if layer is not None and layer.gives_places else None
 
     def sums(self, argument: Argument) -> Sums | None:
         name = self.value(argument) if is_value(argument) else ""

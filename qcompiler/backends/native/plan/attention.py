@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.float_ops import VISIBLE
@@ -15,7 +17,7 @@ from qcompiler.backends.native.plan.layer import Bound, Layer, Pixels
 from qcompiler.backends.native.plan.masks import Where
 from qcompiler.backends.native.plan.matmul import MOST_DIMS, NO_PIXELS, by_matrix, float_rows, matrices, matrix_steps, packed, rank_fault
 from qcompiler.backends.native.plan.place import Axes, Place, spread_shape
-from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.planning import Argument, Facts, Planning
 from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.shape import View
 from qcompiler.backends.native.plan.sizes import Sizes
@@ -37,6 +39,7 @@ class Attention(Layer):
     codes: Codes | None
     scale: float
     causal: bool
+    grouped: bool = False  # whether the heads are two dimensions, those of the keys and those that share one
 
     @property
     def lies_anywhere(self) -> bool:
@@ -57,8 +60,9 @@ class Attention(Layer):
 
     def place(self, sizes: Sizes) -> Place:
         """Queries outside of heads: the heads' results side by side are one row, as the next layer takes them."""
-        rank = len(sizes.shape(self.out))
-        order = (*range(rank - 3), rank - 2, rank - 3, rank - 1) if rank >= 3 else tuple(range(rank))
+        rank, heads = len(sizes.shape(self.out)), 2 if self.grouped else 1
+        first = max(rank - 2 - heads, 0)
+        order = (*range(first), rank - 2, *range(first, rank - 2), rank - 1)
         return sizes.new(self.out, order, width(self.codes))
 
     def bind(self, sizes: Sizes) -> Bound:
@@ -95,8 +99,8 @@ class Attention(Layer):
 
 def refuse_attention(step: Step, facts: Facts) -> str | None:
     kwargs = step.kwargs
-    if kwargs.get("dropout_p", 0.0) != 0.0 or kwargs.get("enable_gqa", False):
-        return "attention with dropout or grouped heads has no C form"
+    if kwargs.get("dropout_p", 0.0) != 0.0:
+        return "attention with dropout has no C form"
     if any(map(is_value, (kwargs.get("scale"), kwargs.get("is_causal")))):
         return "its settings are computed at run time"
     mask, visible = kwargs.get("attn_mask"), kwargs.get(VISIBLE)
@@ -108,7 +112,33 @@ def refuse_attention(step: Step, facts: Facts) -> str | None:
         return f"its mask has more than {MOST_DIMS} dimensions"
     if facts.shape(step.args[2])[-1:] > (WIDEST,):
         return f"its values are wider than {WIDEST}"
-    return rank_fault(step, facts, 3, MOST_DIMS)
+    return rank_fault(step, facts, 3, MOST_DIMS) or _group_fault(step, facts)
+
+
+def _heads(argument: Argument, facts: Facts) -> int:
+    return facts.shape(argument)[-3] if facts.rank(argument) >= 3 else 1
+
+
+def _is_grouped(step: Step, facts: Facts) -> bool:
+    """Whether several heads of queries share one of keys."""
+    return bool(step.kwargs.get("enable_gqa", False)) and _heads(step.args[0], facts) != _heads(step.args[1], facts)
+
+
+def _group_fault(step: Step, facts: Facts) -> str | None:
+    if not _is_grouped(step, facts):
+        return None
+    queries, keys, values = (_heads(argument, facts) for argument in step.args[:3])
+    if keys != values or queries % keys:
+        return f"{queries} heads of queries share {keys} of keys and {values} of values"
+    ranks = [facts.rank(step.args[0]), facts.rank(step.kwargs.get("attn_mask")), facts.rank(step.kwargs.get(VISIBLE))]
+    return f"grouped heads in {max(ranks)} dimensions" if max(ranks) >= MOST_DIMS else None
+
+
+def _in_groups(x: Tensor, heads: int) -> Tensor:
+    """(*batch, H, M, N) as (*batch, heads, H / heads, M, N); one head, or none, for all of them."""
+    if x.dim() < 3:
+        return x
+    return x.unsqueeze(-3) if x.shape[-3] == 1 else x.unflatten(-3, (heads, -1))
 
 
 def _added(step: Step, planner: Planning) -> str | None:
@@ -120,14 +150,25 @@ def _added(step: Step, planner: Planning) -> str | None:
     return planner.add(Where(f"{step.out}.mask", planner.label(step), planner.operand(visible), seen, hidden, (None, None, None), None))
 
 
+def _split(part: str, x: str, step: Step, planner: Planning) -> str:
+    made = partial(_in_groups, heads=_heads(step.args[1], planner))
+    return planner.add(View(f"{step.out}.{part}", planner.label(step), x, step.op, (), {}, made), planner.codes.get(x))
+
+
 def plan_attention(step: Step, planner: Planning) -> None:
-    q, label = float_rows(step.args[0], planner), planner.label(step)
+    q, label, grouped = float_rows(step.args[0], planner), planner.label(step), _is_grouped(step, planner)
     k, v = (planner.operand(argument) for argument in step.args[1:3])
-    turned = planner.add(View(f"{step.out}.keys", label, k, "transpose", (), {"dim0": -2, "dim1": -1}), planner.codes.get(k))
     added = _added(step, planner)
+    if grouped:
+        q, k, v = (_split(part, x, step, planner) for part, x in (("queries", q), ("grouped", k), ("values", v)))
+        added = None if added is None else _split("added", added, step, planner)
+    turned = planner.add(View(f"{step.out}.keys", label, k, "transpose", (), {"dim0": -2, "dim1": -1}), planner.codes.get(k))
     scale = step.kwargs.get("scale")
     scale = 1 / math.sqrt(planner.example.shape(q)[-1]) if scale is None else float(scale)
     out, codes = planner.result(step)
     mask_codes = None if added is None else planner.codes.get(added)
-    planner.add(Attention(out, label, q, packed(turned, planner), packed(v, planner), v, added, mask_codes, codes, scale,
-                          bool(step.kwargs.get("is_causal", False))))  # fmt: skip
+    made = f"{out}.groups" if grouped else out
+    planner.add(Attention(made, label, q, packed(turned, planner), packed(v, planner), v, added, mask_codes, codes, scale,
+                          bool(step.kwargs.get("is_causal", False)), grouped))  # fmt: skip
+    if grouped:
+        planner.add(View(out, label, made, "flatten", (), {"start_dim": -4, "end_dim": -3}), codes)

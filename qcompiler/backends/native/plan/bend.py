@@ -4,7 +4,7 @@ prelu, leaky_relu   v > 0 ? v : v * slope
 batch_norm          min(max(v, 0), top) * factor + offset behind a ReLU or ReLU6, v * factor + offset behind none
 
 These are slopes on both sides of 0, a gain and an offset by channel; see qc_epilogue. Functions that are the same for all channels are
-curves (curve.py).
+products (knee.py) or curves (curve.py). A hardsigmoid is no function of the sums but other sums, cut to 0 and 1.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from qcompiler.backends.native.emit.layer_code import Call
 from qcompiler.backends.native.packing import padded_floats
 from qcompiler.backends.native.plan.codes import Bounds, Codes
 from qcompiler.backends.native.plan.curve import CURVES, Curve, curve_of
+from qcompiler.backends.native.plan.knee import Knee, knee_of
 from qcompiler.backends.native.plan.planning import Planning
 from qcompiler.backends.native.steps import Step
 from qcompiler.ir.types import value_of
@@ -27,6 +28,7 @@ from qcompiler.ops.table import OPS
 from qcompiler.stages.arguments import bounds_of
 
 FUNCTIONS = ("prelu", "leaky_relu", "batch_norm")
+STRAIGHT = "hardsigmoid"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +56,7 @@ def takes_sums(row: Op, node: fx.Node, reader: Op, user: fx.Node) -> bool:
     """Whether a function that alone reads the result of an int8 op with a weight may be a bend of that: what Target.takes_sums asks."""
     family, shape = row.settled.family, value_of(node).shape or ()
     dims = row.settled.dims if family in (Family.CONVOLUTION, Family.TRANSPOSED) else 0 if family is Family.LINEAR else None
-    known = CURVES if _is_depthwise(row, node) else (*FUNCTIONS, *CURVES)
-    if dims is None or reader.name not in known or not _is_plain(user):
+    if dims is None or reader.name not in (*FUNCTIONS, *CURVES, STRAIGHT) or not _is_plain(user):
         return False
     bounds = bounds_of(node.kwargs)
     if not _bounds_fit(reader.name, None if bounds == (None, None) else bounds):
@@ -68,7 +69,7 @@ def counts_channels(function: str, rank: int, dims: int) -> bool:
 
     Both count along dimension 1, but for a linear of more rows than one dimension, and a convolution without a batch.
     """
-    return function in ("leaky_relu", *CURVES) or rank == dims + 2
+    return function in ("leaky_relu", STRAIGHT, *CURVES) or rank == dims + 2
 
 
 def _is_plain(user: fx.Node) -> bool:
@@ -78,20 +79,12 @@ def _is_plain(user: fx.Node) -> bool:
     return constants and settings and not user.kwargs.get("training", False)
 
 
-def _is_depthwise(row: Op, node: fx.Node) -> bool:
-    """Such kernels have an epilogue of their own, without what differs by channel."""
-    weight = node.args[row.weight] if row.weight is not None else None
-    shape = (value_of(weight).shape if isinstance(weight, fx.Node) else None) or (0, 0)
-    groups = node.kwargs.get("groups", 1)
-    return row.dims is not None and isinstance(groups, int) and groups == shape[0] and shape[1] == 1
-
-
 def _bounds_fit(function: str, bounds: Bounds) -> bool:
     """A clamp at 0 between the two is a slope of 0; another one would be a third operation."""
     return bounds is None or (function == "batch_norm" and bounds[0] == 0 and (bounds[1] is None or bounds[1] > 0))
 
 
-def bend_of(step: Step, planner: Planning, channels: int, bounds: Bounds) -> Bend | Curve | None:
+def bend_of(step: Step, planner: Planning, channels: int, bounds: Bounds) -> Bend | Curve | Knee | None:
     """None for a step that is none of these functions, one with other channels, or one that no curve is near enough to."""
     ones, none = torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
     if not _bounds_fit(step.op, bounds):
@@ -110,8 +103,10 @@ def bend_of(step: Step, planner: Planning, channels: int, bounds: Bounds) -> Ben
     return None
 
 
-def _curve(step: Step, planner: Planning) -> Curve | None:
+def _curve(step: Step, planner: Planning) -> Curve | Knee | None:
     _, codes = planner.result(step)
+    if step.op == "hardswish" and codes is not None and (knee := knee_of(codes)) is not None:
+        return knee
     settings = {name: value for name, value in step.kwargs.items() if name != "bounds"}
 
     def function(v: Tensor) -> Tensor:

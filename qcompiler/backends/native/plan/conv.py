@@ -14,6 +14,7 @@ from qcompiler.backends.native.plan.bend import Bend
 from qcompiler.backends.native.plan.codes import Bounds, Codes, sum_factors
 from qcompiler.backends.native.plan.curve import Curve
 from qcompiler.backends.native.plan.float_pointwise import clamped
+from qcompiler.backends.native.plan.knee import Knee
 from qcompiler.backends.native.plan.layer import Bound, Layer, Lies, image, rows
 from qcompiler.backends.native.plan.pick import without_pads
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
@@ -57,7 +58,7 @@ class Conv(Layer):
     residual: Residual | None = None
     of_sum: Codes | None = None
     table: Tensor | None = None
-    bend: Bend | Curve | None = None
+    bend: Bend | Curve | Knee | None = None
 
     def __post_init__(self) -> None:
         channels, bias = self.weight.shape[0], self.bias
@@ -89,7 +90,7 @@ class Conv(Layer):
 
     @property
     def can_add(self) -> bool:
-        return self.codes is not None and not isinstance(self.bend, Curve)
+        return self.codes is not None and (self.bend is None or isinstance(self.bend, Bend))
 
     def lies(self, known: Lies) -> str | None:
         return "pixels" if self.dims else "rows"
@@ -103,8 +104,6 @@ class Conv(Layer):
         batch, space = shape[: -self.dims - 1], shape[-self.dims :]
         if shape[-self.dims - 1] != self.weight.shape[1] * self.groups:
             raise ValueError(f"{shape[-self.dims - 1]} channels, not {self.weight.shape[1] * self.groups}")
-        if self.residual is not None and sizes.shape(self.residual.value) != self._result(batch, space):
-            raise ValueError("a sum of values of two sizes")
         return self._result(batch, space)
 
     def _result(self, batch: Axes, space: Axes) -> Axes:
@@ -124,7 +123,9 @@ class Conv(Layer):
         return products // (30 if self.is_depthwise else 200)
 
     def bind(self, sizes: Sizes) -> Bound:
-        places = [sizes.place(name) for name in (self.x, self.out, *self.reads[1:])]
+        places = [sizes.place(self.x), sizes.place(self.out)]
+        if self.residual is not None:  # at other sizes than the example's it may be spread, as positions are over a batch
+            places.append(sizes.place(self.residual.value).spread(places[1].shape))
         return Bound([image(p, self.dims) for p in places] if self.dims else rows(*places))
 
     def code(self, to: LayerCode) -> None:
@@ -163,9 +164,8 @@ class Conv(Layer):
             self.bend.code(fields, self.codes)
         fields.numbers(**{"e.zero": self.codes.zero, "e.lo": low, "e.hi": high})
         if self.residual is not None and self.of_sum is not None:
-            k, kr, kc = sum_factors(self.codes, self.residual.codes, self.of_sum, self.residual.times)
-            fields.reals(**{"e.k": k, "e.kr": kr, "e.kc": kc})
-            fields.numbers(**{"e.zero2": self.of_sum.zero, "e.lo2": self.residual.low, "e.hi2": self.residual.high})
+            factors = sum_factors(self.codes, self.residual.codes, self.of_sum, self.residual.times)
+            fields.sum("e.sum", factors, self.of_sum.zero, (self.residual.low, self.residual.high))
         if self.table is not None:
             fields.data("e.table", self.table.numpy())
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from qcompiler.backends.native.emit.layer_code import Call
 from qcompiler.backends.native.plan.codes import Codes
 
-EDGES = {"hardswish": 3.0, "hardsigmoid": 3.0, "elu": 0.0}  # such a value, and its negative
-CURVES = ("elu", "gelu", "hardsigmoid", "hardswish", "mish", "sigmoid", "silu", "softplus", "tanh")
+EDGES = {"hardswish": 3.0, "elu": 0.0}  # such a value, and its negative
+CURVES = ("elu", "gelu", "hardswish", "mish", "sigmoid", "silu", "softplus", "tanh")
 PIECES, STEPS = 32, 2048  # steps of x in a piece
 PARTS = 64  # of a step of the result, which y counts
 ROOM = 1000.0  # codes beyond the last ones up to which a function is followed

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from qcompiler.backends.native.emit.layer_code import LayerCode
+from qcompiler.backends.native.plan.by_number import ByNumber
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.dynamic import DOUBLES
 from qcompiler.backends.native.plan.float_pointwise import FloatPair
 from qcompiler.backends.native.plan.floats import FLOATS, as_pixels, operand, order_of, result, width
-from qcompiler.backends.native.plan.layer import Bound, Layer, OfOne, merged
+from qcompiler.backends.native.plan.layer import Bound, OfOne, merged
 from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.plan.planning import Facts, Planning
 from qcompiler.backends.native.plan.reduce import Reduce, reduced
@@ -36,7 +36,7 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class Embed(OfOne):
+class Embed(OfOne, ByNumber):
     """Row x[...] of a table for each number of x."""
 
     table: Rows
@@ -47,6 +47,20 @@ class Embed(OfOne):
     def lies_anywhere(self) -> bool:
         return False
 
+    @property
+    def numbers(self) -> str:
+        return self.x
+
+    @property
+    def meaning(self) -> str:
+        return f"rows 0 to {len(self.table.values) - 1} of a table"
+
+    def reach(self, sizes: Sizes) -> int:
+        return len(self.table.values)
+
+    def of_what(self, reach: int) -> str:
+        return f"a table of {reach} rows"
+
     def by_sample(self, samples: Samples) -> bool:
         return True
 
@@ -54,11 +68,8 @@ class Embed(OfOne):
         return (*sizes.shape(self.x), self.table.values.shape[1])
 
     def place(self, sizes: Sizes) -> Place:
-        given, longest, known = sizes.place(self.x), sizes.longest.get(self.source, 0), sizes.settled.get(self.source)
-        if longest > len(self.table.values):
-            raise ValueError(f"a place among {longest} elements may lie outside of a table of {len(self.table.values)} rows")
-        if known is not None and known.numel() and not (known.min() >= 0 and known.max() < len(self.table.values)):
-            raise ValueError(f"rows {int(known.min())} to {int(known.max())} of a table of {len(self.table.values)} rows")
+        self.check_numbers(sizes)
+        given = sizes.place(self.x)
         return sizes.new(self.out, (*order_of(given), len(given.shape)), width(self.codes))
 
     def bind(self, sizes: Sizes) -> Bound:
@@ -85,18 +96,6 @@ class Embed(OfOne):
 
     def text(self) -> str:
         return f"rows {self.x} of {self.table.values.shape[0]}"
-
-
-def limits(layers: Sequence[Layer]) -> dict[str, int]:
-    """Of each input that gives the numbers of rows, how many rows there are."""
-    made, found = {layer.out: layer for layer in layers}, dict[str, int]()
-    for embed in (layer for layer in layers if isinstance(layer, Embed)):
-        name = embed.x
-        while name in made and len(made[name].reads) == 1 and not made[name].gives_places:
-            name = made[name].reads[0]
-        if name not in made:
-            found[name] = min(found.get(name, MOST_ROWS), len(embed.table.values))
-    return found
 
 
 def refuse_embedding(step: Step, facts: Facts) -> str | None:

@@ -30,7 +30,9 @@ from qcompiler.backends.native.plan import (
     resize,
     shape,
     statistics,
+    taken,
     transposed,
+    warp,
 )
 from qcompiler.backends.native.plan.float_rows import CumSum, Softmax
 from qcompiler.backends.native.plan.on_sums import plan_on_sums
@@ -96,6 +98,7 @@ def _of_integers(add: Add) -> None:
 
 def _of_windows(add: Add) -> None:
     add(["interpolate"], CForm(resize.plan_resize, resize.refuse_resize, True))
+    add(["grid_sample"], CForm(warp.plan_warp, warp.refuse_warp))
     for dims in (1, 2, 3):
         refuse = partial(pool.refuse_pool, dims)
         add([f"conv{dims}d"], CForm(partial(conv.plan_conv, dims), conv.refuse_conv))
@@ -151,6 +154,7 @@ def _of_masks(add: Add) -> None:
 def _of_places(add: Add) -> None:
     add(FIRST, CForm(order.plan_first, order.refuse_first))
     add(SORTED, CForm(order.plan_order, order.refuse_order))
+    add(taken.TAKING, CForm(taken.plan_taken, taken.refuse_taken, True))
     add(["embedding"], CForm(embedding.plan_embedding, embedding.refuse_embedding))
     add(["embedding_bag"], CForm(embedding.plan_embedding_bag, embedding.refuse_embedding_bag))
 

@@ -1,6 +1,6 @@
 """Sums and tables into the convolution before them: the value between is never written.
 
-conv -> q; q + r -> y   becomes   y = clamp(rne(q * k + (r * kr + kc)) + zero)   in the convolution's epilogue
+conv -> q; q + r -> y   becomes   y = the sum of q and r   in the convolution's epilogue, but for depthwise ones, whose kernels take none
 conv -> q; table[q] -> y   becomes   y = table[q]
 Both give the same codes as the layers one by one. The convolution may make either operand of a sum or a difference: its own comes first.
 """
@@ -21,7 +21,9 @@ from qcompiler.backends.native.plan.sizes import Sizes
 
 
 def fuse(network: Network, example: Sizes) -> Network:
-    """`example`: shapes of the values at the sizes of the example; a sum is fused where both operands have one shape there."""
+    """`example`: shapes of the values at the sizes of the example; a sum is fused where both operands have one shape there. At others a
+    constant may be spread over what the inputs give, and so may what it is added to, which a convolution then does not make.
+    """
     fuser = _Fuser(network, example)
     for index in range(len(network.layers)):
         fuser.visit(index)
@@ -37,6 +39,9 @@ class _Fuser:
         self.readers.update(network.outputs)
         self.readers.update(name for layer in network.layers if isinstance(layer, (Number, Computed)) for name in layer.asks)
         self.at = {layer.out: index for index, layer in enumerate(network.layers)}
+        self.moving = {name for name, _ in network.inputs}
+        for layer in network.layers:
+            self.moving.update([layer.out] if self.moving.intersection(layer.reads) else [])
         self.like: dict[str, list[int]] = {}
         for index, layer in enumerate(network.layers):
             if isinstance(layer, Relayout) and layer.wants == "like":
@@ -66,8 +71,8 @@ class _Fuser:
             (pair.b, pair.b_codes, pair.a, pair.a_codes, (pair.times[1], pair.times[0])),
         )
         for own, codes, other, other_codes, times in sorted(both, key=lambda one: -self.at.get(one[0], -1)):
-            conv = self._only_for(own)
-            if conv is not None and conv.residual is None and conv.codes == codes:
+            conv = self._only_for(own) if own in self.moving or other not in self.moving else None
+            if conv is not None and conv.residual is None and conv.codes == codes and not conv.is_depthwise:
                 low, high = pair.codes.limits(pair.bounds)
                 residual = Residual(other, other_codes, low, high, times)
                 self._put(index, conv, replace(conv, out=pair.out, residual=residual, of_sum=pair.codes))

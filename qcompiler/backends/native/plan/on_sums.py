@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qcompiler.backends.native.plan.bend import bend_of, counts_channels
+import torch
+
+from qcompiler.backends.native.plan.bend import STRAIGHT, bend_of, counts_channels
+from qcompiler.backends.native.plan.codes import Bounds
 from qcompiler.backends.native.plan.conv import Conv
-from qcompiler.backends.native.plan.curve import Curve
 from qcompiler.backends.native.plan.homes import Every
 from qcompiler.backends.native.plan.layer import Layer
 from qcompiler.backends.native.plan.planning import Planning, Sums
@@ -22,11 +24,13 @@ def plan_on_sums(step: Step, planner: Planning) -> bool:
     if found is None or not convs:
         return False
     bend = bend_of(step, planner, convs[0].channels, found.bounds)
-    if bend is None or not counts_channels(step.op, planner.rank(step.args[0]), convs[0].dims):
+    straight = step.op == STRAIGHT and found.bounds is None
+    if not (straight or bend is not None) or not counts_channels(step.op, planner.rank(step.args[0]), convs[0].dims):
         return False
-    convs = [replace(conv, codes=codes, bounds=step.kwargs.get("bounds"), bend=bend, label=f"{conv.label} + {out}") for conv in convs]
-    if convs[0].is_depthwise and not isinstance(bend, Curve):
-        return False
+    bounds = step.kwargs.get("bounds")
+    if straight:
+        convs, bounds = [_straight(conv) for conv in convs], _in_unit(bounds)
+    convs = [replace(conv, codes=codes, bounds=bounds, bend=bend, label=f"{conv.label} + {out}") for conv in convs]
     planner.take_back(found)
     if isinstance(found.layer, Phases):
         _add_phases(found.layer, out, convs, planner)
@@ -39,6 +43,17 @@ def _convs(layer: Layer, planner: Planning) -> list[Conv]:
     """The convolutions that make a value of sums."""
     made = [planner.made[name] for name in layer.parts] if isinstance(layer, Phases) else [layer]
     return [one for one in made if isinstance(one, Conv) and one.codes is None]
+
+
+def _straight(conv: Conv) -> Conv:
+    """The sums (v + 3) / 6, of which a hardsigmoid is what lies between 0 and 1."""
+    bias = 0.0 if conv.bias is None else conv.bias.double()
+    return replace(conv, scale=conv.scale / 6, bias=(torch.zeros(conv.channels, dtype=torch.float64) + bias + 3) / 6)
+
+
+def _in_unit(bounds: Bounds) -> Bounds:
+    low, high = bounds or (None, None)
+    return min(max(low or 0.0, 0.0), 1.0), max(min(1.0 if high is None else high, 1.0), 0.0)
 
 
 def _add_phases(phases: Phases, out: str, convs: list[Conv], planner: Planning) -> None:

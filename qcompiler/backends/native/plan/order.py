@@ -118,12 +118,14 @@ class Take(Layer):
         return sizes.shape(self.at)
 
     def place(self, sizes: Sizes) -> Place:
-        at = sizes.place(self.at)
-        return sizes.new(self.out, order_with_last(at, self.dim % len(at.shape)), 4)
+        return self.placed_as(sizes.place(self.at), sizes)
+
+    def placed_as(self, given: Place, sizes: Sizes) -> Place:
+        return sizes.new(self.out, order_with_last(given, self.dim % len(given.shape)), 4)
 
     def bind(self, sizes: Sizes) -> Bound:
-        y = sizes.place(self.out)
-        pixels, steps = joint(y, [sizes.place(self.x), sizes.place(self.at)], order_with_last(y, self.dim % len(y.shape)))
+        y, at = sizes.place(self.out), sizes.place(self.at)
+        pixels, steps = joint(y, [sizes.place(self.x), at.spread(y.shape)], order_with_last(y, self.dim % len(y.shape)))
         return Bound(pixels, spread=steps)
 
     def code(self, to: LayerCode) -> None:

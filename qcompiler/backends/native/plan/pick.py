@@ -16,7 +16,7 @@ from qcompiler.backends.native.plan.float_pointwise import FloatMap
 from qcompiler.backends.native.plan.layer import Bound, Layer, Lies, OfOne, Pixels
 from qcompiler.backends.native.plan.place import Axes, Place
 from qcompiler.backends.native.plan.places import ALONG_AXES, OUTSIDE, Indices, flat
-from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.planning import Facts, Planning, move_fault
 from qcompiler.backends.native.plan.pointwise import Map
 from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
@@ -162,8 +162,8 @@ def _offsets(elements: Tensor, x: Place) -> Indices:
 
 
 def refuse_pick(step: Step, facts: Facts) -> str | None:
-    if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0]) or facts.is_mask(step.args[0])):
-        return "its input is not float32"
+    if fault := move_fault(step.args[0], facts):
+        return fault
     if not 1 <= facts.rank(step.args[0]) <= MOST_AXES:
         return f"its input has {facts.rank(step.args[0])} dimensions"
     given = [leaf for leaf in leaves((step.args[1:], step.kwargs)) if isinstance(leaf, str) and is_value(leaf)]

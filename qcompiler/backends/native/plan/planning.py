@@ -19,7 +19,7 @@ from qcompiler.backends.native.steps import Step, is_value
 
 Argument = Any  # of a step: a value (%name), a tensor (#number), a number, or a nest of these
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
-STEPPED = 5  # dimensions that a layer steps through
+STEPPED, COPIED = 5, 6  # dimensions that a layer steps through, and that a copy does
 MOST_TURNS = 3  # how often, from dimension to dimension, it may change which operands are spread
 
 
@@ -52,6 +52,9 @@ class Facts(Protocol):
 
     def is_whole(self, argument: Argument) -> bool:
         """Whether it is one value of whole numbers that torch made."""
+
+    def is_places(self, argument: Argument) -> bool:
+        """Whether it is one value of places that a form of the C's finds, or that were moved since."""
 
     def row_length(self, argument: Argument) -> int | None:
         """Of places that a form of the C's finds: how many elements the rows have in which they are, at the example's sizes."""
@@ -159,6 +162,12 @@ class Planning(Facts, Protocol):
         """Make a value in its place in a cat."""
 
 
+def move_fault(argument: Argument, facts: Facts) -> str | None:
+    """Why no layer moves the elements of a value."""
+    kinds = (facts.is_codes, facts.is_floats, facts.is_mask, facts.is_places)
+    return None if any(kind(argument) for kind in kinds) else "its input is not float32"
+
+
 def refuse_rows(step: Step, facts: Facts) -> str | None:
     """Of all that takes one value and settings."""
     if not (facts.is_codes(step.args[0]) or facts.is_floats(step.args[0])):
@@ -177,5 +186,10 @@ def turns(shapes: Sequence[Axes]) -> int:
 def spread_fault(arguments: Sequence[Argument], facts: Facts) -> str | None:
     """Why no layer steps through operands that are spread over one another: neighbours along which the same ones are spread become one."""
     shapes = [facts.shape(argument) for argument in arguments]
-    many = max(map(len, shapes)) > STEPPED and turns(shapes) > MOST_TURNS
+    many = max(map(len, shapes)) > COPIED and needs_copies(shapes)
     return "its operands are spread over one another in too many dimensions" if many else None
+
+
+def needs_copies(shapes: Sequence[Axes]) -> bool:
+    """Whether a layer steps through values of these shapes only where each was copied to where it is spread."""
+    return max(map(len, shapes)) > STEPPED and turns(shapes) > MOST_TURNS

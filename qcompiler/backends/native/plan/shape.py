@@ -17,7 +17,7 @@ from qcompiler.backends.native.plan.float_pointwise import FloatMap
 from qcompiler.backends.native.plan.layer import Bound, Layer, Lies, OfOne, in_common
 from qcompiler.backends.native.plan.pick import on_result, plan_pick, refuse_pick
 from qcompiler.backends.native.plan.place import Axes, Place
-from qcompiler.backends.native.plan.planning import Facts, Planning
+from qcompiler.backends.native.plan.planning import Facts, Planning, move_fault
 from qcompiler.backends.native.plan.pointwise import Map
 from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
@@ -191,9 +191,8 @@ def _groups(old: Axes, new: Axes) -> list[list[int]]:
 def refuse_view(step: Step, facts: Facts) -> str | None:
     if step.op == "getitem" and not _is_view(step, facts):
         return refuse_pick(step, facts)
-    x = step.args[0]
-    if not (facts.is_codes(x) or facts.is_floats(x) or facts.is_mask(x)):
-        return "its input is not float32"
+    if fault := move_fault(step.args[0], facts):
+        return fault
     if any(isinstance(leaf, float) for leaf in leaves((step.args[1:], step.kwargs))):
         return "one of its arguments is no whole number"
     return None

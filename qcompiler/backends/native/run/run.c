@@ -128,7 +128,7 @@ static void qc_run_layer(qc_layer layer, const qc_state *given, int64_t cost, qc
   if (cost == QC_NOTHING) return;
   qc_state s = *given;
   int64_t units = layer(&s, QC_PIECES, -1), first = 0;
-  if (threads < 2 || qc_steps(units, cost) < 2) {
+  if (threads < 2 || qc_steps(units, cost) < 2 || !qc_workers_ask()) {
     if (units > 0) layer(&s, 0, units);
     return;
   }
@@ -189,7 +189,7 @@ static int qc_run_with(qc_model *model, const qc_kernels *k, const qc_sizes *siz
   int64_t parts = sizes->parts > 1 ? sizes->parts : 1, together = 0;
   int shared = qc_workers_take(threads);
   call.s.k = k;
-  if (shared && !nanoseconds && parts >= threads) {
+  if (shared && !nanoseconds && parts >= threads && qc_workers_ask()) {
     together = parts / threads * threads;
     qc_workers_run(qc_parts, &call.s, 0, together, together);
   }

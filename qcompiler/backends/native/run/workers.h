@@ -8,8 +8,12 @@
 int qc_workers_take(int threads);
 void qc_workers_give(void);
 
+/* How many workers the next qc_workers_run asks: none where they cost time, since other processes need the processors. The caller has the
+   workers. */
+int qc_workers_ask(void);
+
 /* Runs the pieces from..to-1 of a layer in `steps` steps (fewer than 2^32) on the caller and the workers; returns when all are done. The
-   caller has the workers. */
+   caller has the workers and has asked. */
 void qc_workers_run(qc_layer layer, const qc_state *s, int64_t from, int64_t to, int64_t steps);
 
 #endif
