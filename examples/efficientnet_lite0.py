@@ -80,7 +80,7 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the page and the emitted program")
     arguments.add_argument("--engine", default="x86", help="x86, onednn, fbgemm or qnnpack")
     arguments.add_argument("--seconds", type=float, default=120.0, help="at most so many for tuning")
-    arguments.add_argument("--quick", action="store_true", help="16 and 16 crops, 20 seconds for tuning; the figures are then rough")
+    arguments.add_argument("--quick", action="store_true", help="16 and 16 crops, 8 seconds for tuning; the figures are then rough")
     options = arguments.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console()
@@ -102,7 +102,7 @@ def main() -> None:
     native = as_machine_code(model, calibration)
     by_native = measure.run_batched(native, evaluation) if native is not None else None
     how = {"backend": "native"} if native is not None else {"engine": options.engine}
-    found, spent = tune(model, calibration, 20.0 if options.quick else options.seconds, **how)
+    found, spent = tune(model, calibration, 8.0 if options.quick else options.seconds, **how)
     by_tuned = measure.run_batched(found.model, evaluation)
     others = {"float": model, "tuned": found.model} | ({"native": native} if native is not None else {})
     timed = qcompiler.bench(small, [one], modules=others, scripted=False, rounds=rounds)

@@ -6,6 +6,7 @@ The weights are seeded, not trained: what counts is that the program's largest v
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -24,10 +25,10 @@ def small_net() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval()
 
 
-def build(folder: Path, name: str) -> Path:
-    """The example program that export_c wrote; its CMake file does the same."""
+def build(folder: Path, name: str, only: str | None = None) -> Path:
+    """The example program that export_c wrote, with the kernels of all instruction sets or of one; its CMake file does the same."""
     compiler, machine, objects = find(), isa.architecture(), []
-    for unit, (source, flags) in isa.units(machine).items():
+    for unit, (source, flags) in isa.units(machine, only).items():
         compiler.run([*flags, "-c", f"kernels/{source.name}", "-o", f"{unit}.o"], folder)
         objects.append(f"{unit}.o")
     sources = ["main.c", f"{name}.c", f"{name}_layers.c", "kernels/run.c", "kernels/workers.c"]
@@ -35,22 +36,26 @@ def build(folder: Path, name: str) -> Path:
     return folder / f"run_{name}"
 
 
-def run(program: Path, weights: Path, x: Tensor) -> list[tuple[int, float]]:
-    """The largest values that the program prints, with their places."""
+def run(program: Path, weights: Path, x: Tensor, only: str | None = None) -> list[tuple[int, float]]:
+    """The largest values that the program prints, with their places. `only`: the instruction set that it was built for."""
     values = program.parent / "input.f32"
     x.contiguous().numpy().tofile(values)
-    done = subprocess.run([program, weights, values], check=True, capture_output=True, text=True)
+    environment = {**os.environ, "QCOMPILER_ISA": only} if only else None
+    done = subprocess.run([program, weights, values], check=True, capture_output=True, text=True, env=environment)
     return [(int(place), float(value)) for place, value in map(str.split, done.stdout.splitlines())]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="where to write the C; default: a temporary folder")
-    folder = parser.parse_args().folder or Path(tempfile.mkdtemp()) / "small_net"
+    parser.add_argument("--quick", action="store_true", help="build the portable kernels alone, which takes seconds")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp()) / "small_net"
     data = [torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     module = qcompiler.quantize(small_net(), data, backend="native", progress=False)
     written = qcompiler.export_c(module, folder, name="small_net")
-    shown = run(build(written, "small_net"), written / "small_net.weights", data[0])
+    only = "scalar" if options.quick else None
+    shown = run(build(written, "small_net", only), written / "small_net.weights", data[0], only)
     with torch.inference_mode():
         expected = module(data[0]).flatten()
     assert all(torch.tensor(value, dtype=torch.float32) == expected[place] for place, value in shown)

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from qcompiler.backends.native.build.compiler import Compiler, link
 from qcompiler.backends.native.build.library import here, runtime
+from qcompiler.backends.native.plan.codes import whole_factors
 from tests import native_without_silicon
+from tests.native_oracle import Ends
 
 I3, L5, L6 = C.c_int32 * 3, C.c_int64 * 5, C.c_int64 * 6
 
@@ -36,11 +38,16 @@ class QWindow(C.Structure):
     _fields_ = fields(I3, "kernel stride dilation pad")
 
 
+class QSum(C.Structure):
+    _fields_ = [*fields(C.c_float, "ka kb kc"), *fields(C.c_int32, "zero lo hi whole whole_a whole_b whole_c")]
+
+
 class QEpilogue(C.Structure):
     _fields_ = [
         *fields(C.c_void_p, "m b gain slope offset table curve"),
-        *fields(C.c_float, "k kr kc top"),
-        *fields(C.c_int32, "zero lo hi zero2 lo2 hi2 wide knee half"),
+        ("sum", QSum),
+        ("top", C.c_float),
+        *fields(C.c_int32, "zero lo hi wide knee half"),
     ]
 
 
@@ -62,7 +69,7 @@ POOL = [*fields(QTensor, "x y"), ("k", QWindow)]
 FAMILIES: dict[str, list[tuple[str, type]]] = {
     "conv": [*CONV[:3], ("room", C.c_void_p), *CONV[3:], *fields(C.c_int32, "groups fold floats small")],
     "depthwise": CONV,
-    "add": [*fields(QTensor, "a b y"), *fields(C.c_float, "ka kb kc"), *fields(C.c_int32, "zero lo hi step")],
+    "add": [*fields(QTensor, "a b y"), ("sum", QSum), ("step", C.c_int32)],
     "mul": [*fields(QTensor, "a b y"), ("k", C.c_float), *fields(C.c_int32, "za zb zero lo hi step")],
     "map": [*fields(QTensor, "x y"), ("table", C.c_void_p), ("each", C.c_int32)],
     "quantize": [("x", C.c_void_p), ("xs", L5), ("y", QTensor), ("inverse", C.c_float), *fields(C.c_int32, "zero lo hi")],
@@ -198,6 +205,13 @@ class Library:
 
 
 SLACK = 128
+
+
+def sum_of(factors: tuple[float, float, float], ends: Ends) -> QSum:
+    whole = whole_factors(factors, ends.zero)
+    return QSum(*factors, ends.zero, ends.lo, ends.hi, whole is not None, *(whole or (0, 0, 0)))
+
+
 _KNOWN: list[weakref.ref[NDArray[Any]]] = []  # what kernels may be given pointers into
 
 

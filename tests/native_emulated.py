@@ -1,7 +1,8 @@
-"""The kernels of another architecture under qemu: each call is a process that gets the struct and all memory it points into."""
+"""The kernels of another architecture under qemu: a process gets the struct of each call and all memory that it points into."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes as C
 import importlib.util
 import os
@@ -67,6 +68,27 @@ class Emulated:
         runner = Path(__file__).with_name("native_runner.c")
         command = [*compiler, "-O1", f"-I{isa.KERNELS}", "-static", str(runner), *objects, "-o", str(folder / "runner")]
         subprocess.run(command, check=True)
+        self.runner: subprocess.Popen[bytes] | None = None  # starting it takes ten times as long as most calls
+
+    def close(self) -> None:
+        if self.runner is not None:
+            self.runner.communicate()
+            self.runner = None
+
+    def _solve(self, problem: Path) -> None:
+        """Raises CalledProcessError where the runner fails; the next call has another one."""
+        if self.runner is None:
+            command = ["qemu-aarch64", "-cpu", "max", str(self.folder / "runner"), self.isa, str(problem)]
+            self.runner = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self.runner.stdin is not None and self.runner.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.runner.stdin.write(b"\n")
+            self.runner.stdin.flush()
+        said = self.runner.stdout.readline()
+        if said != b"0\n":
+            runner = self.runner
+            self.close()
+            raise subprocess.CalledProcessError(runner.returncode, runner.args, said)
 
     def __call__(self, family: str, threads: int = 1, **members: object) -> None:
         args = STRUCTS[family](**members)
@@ -85,7 +107,7 @@ class Emulated:
         head = struct.pack("<3q16s", len(places), memory.size, len(raw), family.encode())
         problem = self.folder / "problem"
         problem.write_bytes(head + bytes(raw) + struct.pack(f"<{len(places)}q", *places) + memory.tobytes())
-        subprocess.run(["qemu-aarch64", "-cpu", "max", str(self.folder / "runner"), self.isa, str(problem)], check=True)
+        self._solve(problem)
         after = np.frombuffer(problem.read_bytes()[-memory.size :], np.uint8)
         for address, start in starts.items():
             arrays[address].view(np.uint8).reshape(-1)[:] = after[start : start + arrays[address].nbytes]

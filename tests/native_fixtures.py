@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 
 import pytest
 
@@ -29,9 +30,11 @@ def native_library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 
 @pytest.fixture(scope="session")
-def emulated_neon(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+def emulated_neon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulated]:
     needs_emulator()
-    return Emulated("neon", tmp_path_factory.mktemp("neon"))
+    made = Emulated("neon", tmp_path_factory.mktemp("neon"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(params=[*isa.isas(isa.architecture()), *([] if isa.architecture() == "aarch64" else ["neon"])])

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qcompiler.backends.native.plan.codes import whole_factors
+
 
 @dataclass(frozen=True)
 class Ends:
@@ -26,7 +28,7 @@ class Ends:
 
 @dataclass(frozen=True)
 class Residual:
-    """A sum behind the result: q * k + (r * kr + kc)."""
+    """A sum behind the result: q * k + (r * kr + kc), in whole numbers where these hold it."""
 
     codes: Tensor
     k: float
@@ -136,7 +138,13 @@ def _float32(value: float, like: Tensor) -> Tensor:
 
 
 def add(a: Tensor, b: Tensor, factors: tuple[float, float, float], ends: Ends) -> Tensor:
-    """a * ka + (b * kb + kc), each step rounded to float32; the operands are spread as torch spreads them."""
+    """In 64ths of a step, cut to 16 bits, or a * ka + (b * kb + kc), each step rounded to float32; the operands are spread as torch spreads
+    them."""
+    if (whole := whole_factors(factors, ends.zero)) is not None:
+        times = [((x.to(torch.int32) - 128) * factor + 64) >> 7 for x, factor in ((a, whole[0]), (b, whole[1]))]
+        y = ((times[0] + times[1]).clamp(-32768, 32767) + whole[2]).clamp(-32768, 32767) >> 6
+        cut: Tensor = y.clamp(ends.lo, ends.hi).to(torch.uint8)
+        return cut
     ka, kb, kc = (_float32(f, a) for f in factors)
     right = b.to(torch.float32) * kb + kc
     return code(a.to(torch.float32) * ka + right, ends)

@@ -1,8 +1,9 @@
 """The same bits on every path of the native back end: `python -m tests.native_paths [NET ...]`, of all networks without names.
 
 Eight networks of torchvision at 64 x 64 pixels, a ViT, an encoder, a U-Net and an LSTM: on each instruction set that the machine has, or
-emulates (tests/native_without_silicon.py), on 1 to 4 threads, compiled by the system's compiler and by zig; as a C program for Arm under
-qemu, where zig and qemu-aarch64 are. A line a network says what was compared; the exit status is 1 where bits differ.
+emulates (tests/native_without_silicon.py), on 1 to 4 threads, compiled by the system's compiler, by clang and by zig, where they are; as a
+C program for Arm under qemu, where zig and qemu-aarch64 are. A line a network says what was compared; the exit status is 1 where bits
+differ.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,6 +77,11 @@ def quantized(name: str) -> tuple[Any, Tensor]:
     return qcompiler.convert_fx(prepared), x
 
 
+def compilers() -> list[str | None]:
+    """What builds libraries here: the compiler of the system, and beside it clang and zig, where they are."""
+    return [None, *(["clang"] if shutil.which("clang") else []), *([ZIG] if importlib.util.find_spec("ziglang") else [])]
+
+
 def forget() -> None:
     """Libraries of this process are found anew, by the compiler that QCOMPILER_CC then names."""
     library.runtime.cache_clear()
@@ -84,8 +91,7 @@ def forget() -> None:
 def here_differ(module: Any, x: Tensor, expected: Tensor, names: Sequence[str]) -> list[str]:
     """What gives other bits on this machine, of these instruction sets."""
     found, before = [], torch.get_num_threads()
-    commands = [None, ZIG] if importlib.util.find_spec("ziglang") else [None]
-    for command, name in product(commands, names):
+    for command, name in product(compilers(), names):
         asked = {library.ISA: name} | ({compiler.VARIABLE: command} if command else {})
         with patch.dict(os.environ, asked):
             forget()

@@ -6,11 +6,13 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import qcompiler
 from qcompiler.backends.native import isa
-from tests.native_emulated import cross_compiler, needs_emulator
+from tests.native_abi import known
+from tests.native_emulated import Emulated, cross_compiler, needs_emulator
 from tests.native_nets import net
 
 
@@ -34,3 +36,13 @@ def test_a_network_computes_the_same_bits_on_arm(tmp_path: Path) -> None:
         emulator = ["qemu-aarch64", "-cpu", "max", "-E", f"QCOMPILER_ISA={instructions}"]
         subprocess.run([*emulator, "./program", "small.weights", "input.f32", "2", "0", "out"], cwd=folder, check=True, capture_output=True)
         assert np.array_equal(np.fromfile(folder / "out", np.float32), expected), instructions
+
+
+def test_a_runner_that_fails_is_an_error_and_the_next_call_has_another(emulated_neon: Emulated) -> None:
+    (emulated_neon.folder / "problem").write_bytes(b"too short")
+    with pytest.raises(subprocess.CalledProcessError):
+        emulated_neon._solve(emulated_neon.folder / "problem")
+    x = known(np.arange(6, dtype=np.uint8))
+    y = known(np.zeros(6, np.uint8))
+    emulated_neon("copy", x=x.ctypes.data, y=y.ctypes.data, length=(1, 1, 1, 1, 1, 6), xs=(0,) * 5 + (1,), ys=(0,) * 5 + (1,), size=1)
+    assert (y == x).all()

@@ -17,7 +17,7 @@ from torch import Tensor
 from qcompiler.backends.native import packing
 from qcompiler.backends.native.plan.curve import with_halves
 from tests import native_oracle as reference
-from tests.native_abi import Guarded, Kernels, Library, QEpilogue, QTensor, QWindow, aligned, known, random_codes
+from tests.native_abi import Guarded, Kernels, Library, QEpilogue, QTensor, QWindow, aligned, known, random_codes, sum_of
 from tests.native_oracle import Bend, Ends, Epilogue, Residual, Window
 
 
@@ -39,6 +39,7 @@ class Case:
     y_halo: int = 0
     ends: Ends = field(default_factory=lambda: Ends(zero=3))
     residual: bool = False
+    far: bool = False  # whether the residual's sum leaves the whole numbers
     table: bool = False
     bend: str = ""
     curve: bool = False
@@ -87,6 +88,10 @@ CONVOLUTIONS = {
     "bounds": case(image(16, 6, 6), 32, 1, ends=Ends(10, 10, 200)),
     "zero point at the end": case(image(16, 6, 6), 32, 1, ends=Ends(255), x_zero=255),
     "residual": case(image(32, 8, 8), 48, 3, 1, 1, residual=True, y_gap=16),
+    "residual, far": case(image(32, 8, 8), 48, 1, residual=True, far=True),
+    "residual, bounds, table, far": case(image(32, 5, 7), 41, 3, 1, 1, residual=True, table=True, far=True, ends=Ends(7, 9, 200)),
+    "residual, bounds": case(image(40, 8, 8), 72, 1, residual=True, ends=Ends(100, 100, 250)),
+    "residual, sums beyond integers": case(image(16, 6, 6), 48, 1, residual=True, factor=1e9),
     "table": case(image(32, 8, 8), 24, 1, table=True),
     "slopes": case(image(32, 8, 8), 48, 3, 1, 1, bend="slopes", ends=Ends(40)),
     "slopes, groups": case(image(64, 9, 9), 64, 3, 2, 1, groups=4, bend="top", ends=Ends(128, 9, 240)),
@@ -230,7 +235,8 @@ class Problem:
         self.table = torch.from_numpy(rng.permutation(256).astype(np.uint8)) if c.table else None
         self.residual = None
         if c.residual:
-            self.residual = Residual(random_codes(rng, *self.sums.shape), 0.83, 0.61, -77.5, Ends(12, 12, 255))
+            factors = (0.83, 2.61, -277.5) if c.far else (0.83, 0.61, -77.5)
+            self.residual = Residual(random_codes(rng, *self.sums.shape), *factors, Ends(12, 12, 255))
         self.bend = bend_of(c, rng) if c.bend else None
         self.curve = curve_of(rng) if c.curve else None
         factor = np.float32(c.factor * (256.0 if c.curve or c.knee else 1.0))
@@ -261,8 +267,7 @@ class Problem:
             e.table = table.ctypes.data
             keep.append(table)
         if (r := self.residual) is not None:
-            e.k, e.kr, e.kc = r.k, r.kr, r.kc
-            e.zero2, e.lo2, e.hi2 = r.ends.zero, r.ends.lo, r.ends.hi
+            e.sum = sum_of((r.k, r.kr, r.kc), r.ends)
         return e
 
     def members(self, family: str, keep: list[object]) -> dict[str, object]:
@@ -323,7 +328,7 @@ def test_convolution(kernels: Kernels, family: str, c: Case) -> None:
 
 @pytest.mark.slow  # a library of its own
 def test_convolutions_without_memory_for_what_they_keep_meanwhile(tmp_path: Path) -> None:
-    library = Library(tmp_path, ["-DQC_ROOM(bytes)=((void)(bytes),NULL)"])
+    library = Library(tmp_path, ["-O1", "-DQC_ROOM(bytes)=((void)(bytes),NULL)"])
     found = [kernels for isa in ("avx2", "avx512_vnni") if (kernels := library.kernels(isa)) is not None]
     if not found:
         pytest.skip("needs AVX2")
@@ -373,6 +378,7 @@ EPILOGUES: dict[str, dict[str, object]] = {
     "bounds": {"ends": Ends(10, 10, 200)},
     "table": {"table": True, "ends": Ends(90)},
     "residual": {"residual": True},
+    "residual, far": {"residual": True, "far": True},
     "slopes": {"bend": "slopes", "ends": Ends(100)},
     "curve": {"curve": True, "ends": Ends(0, 3, 250)},
     "knee": {"knee": (2804, 1402), "ends": Ends(16)},

@@ -18,8 +18,8 @@ def turned(y: Tensor) -> Tensor:
     return y.permute(0, 3, 1, 2, 5, 4)
 
 
-# What is made of a value (N, 2, 2, 2, H, H) of codes, and in how many regions: operands that are spread over one another again and again
-# are put together in torch.
+# What is made of a value (N, 2, 2, 2, H, H) of codes, and in how many regions: matrices that are spread over one another again and again
+# are multiplied in torch.
 FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "sum": (lambda a: a + turned(a), 1),
     "product": (lambda a: a * turned(a), 1),
@@ -34,8 +34,9 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "products that share matrices": (lambda a: a[:, :, :1] @ a.softmax(-1), 1),
     "one by one": (lambda a: a.softmax(-1) @ a[:1, :1, :1, :1], 1),
     "products spread again and again": (lambda a: a[:1, :, :1] @ a[:, :1, :, :1], 2),
-    "spread again and again": (lambda a: a + a[:, :, :1, :, :1] * a[:, :1, :, :1, :, :1], 2),
-    "a difference so": (lambda a: turned(a) - a[:, :1, :, :1, :, :1], 2),
+    "spread again and again": (lambda a: a + a[:, :, :1, :, :1] * a[:, :1, :, :1, :, :1], 1),
+    "a difference so": (lambda a: turned(a) - a[:, :1, :, :1, :, :1], 1),
+    "a choice so": (lambda a: torch.where(a[:, :, :1, :, :1] > 0.3, turned(a), a[:, :1, :, :1, :, :1].tanh()), 1),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
 import re
 import shutil
@@ -48,11 +49,29 @@ def compiler(name: str) -> Compiler:
     return find() if name == "cc" else Compiler((sys.executable, "-m", "ziglang", "cc"), "zig")
 
 
+_objects: dict[tuple[str, str], dict[str, bytes]] = {}
+
+
+def kernels_of(folder: Path, by: str) -> list[str]:
+    """The portable kernels and what runs a network, compiled in the folder; folders with the same files share them, which saves seconds."""
+    files = sorted((folder / "kernels").iterdir())
+    key = by, hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
+    names = [f"{name}.o" for name in ("run", "workers", "kernels")]
+    if key not in _objects:
+        for name in names:
+            source = f"kernels/{name.removesuffix('.o')}.c"
+            compiler(by).run([*STRICT, "-fPIC", "-DQC_ISA=QC_SCALAR", "-Ikernels", "-c", source, "-o", name], folder)
+        _objects[key] = {name: (folder / name).read_bytes() for name in names}
+    for name, content in _objects[key].items():
+        (folder / name).write_bytes(content)
+    return names
+
+
 def build(folder: Path, name: str, *flags: str, by: str = "cc", main: str = "main.c") -> Path:
     """The example program, or a library, with the portable kernels alone; any warning fails."""
     (folder / "few.c").write_text(FEW)
-    sources = [main, f"{name}.c", f"{name}_layers.c", "few.c", "kernels/run.c", "kernels/workers.c", "kernels/kernels.c"]
-    command = [*STRICT, *flags, "-DQC_ISA=QC_SCALAR", "-Ikernels", "-o", "program", *filter(None, sources), "-lpthread", "-lm"]
+    sources = [main, f"{name}.c", f"{name}_layers.c", "few.c", *kernels_of(folder, by)]
+    command = [*STRICT, *flags, "-Ikernels", "-o", "program", *filter(None, sources), "-lpthread", "-lm"]
     compiler(by).run(command, folder)
     return folder / "program"
 

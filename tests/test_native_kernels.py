@@ -16,7 +16,7 @@ from torch import Tensor
 from qcompiler.backends.native import isa
 from qcompiler.backends.native.build.compiler import Unit, find, link
 from tests import native_oracle as reference
-from tests.native_abi import FAMILIES, Guarded, Kernels, Library, QKernels, QTensor, QWindow, aligned, known, random_codes
+from tests.native_abi import FAMILIES, Guarded, Kernels, Library, QKernels, QTensor, QWindow, aligned, known, random_codes, sum_of
 from tests.native_oracle import Ends
 from tests.native_without_silicon import really
 
@@ -89,14 +89,16 @@ def test_sums_and_products(kernels: Kernels, family: str, name: str, gap: int) -
     a, b = (random_codes(rng, *shape) for shape in OPERANDS[name])
     left, right, y = Guarded(a, (0, 1, 1), a.shape[1] + gap), Guarded(b), Guarded(torch.zeros_like(a), (0, 2, 1), a.shape[1] + 2 * gap)
     for ends in (Ends(0), Ends(255), Ends(100, 100, 180)):
-        common = {"zero": ends.zero, "lo": ends.lo, "hi": ends.hi, "step": int(b.shape[1] == a.shape[1]), "threads": 3}
+        common = {"step": int(b.shape[1] == a.shape[1]), "threads": 3}
         operands = {"a": left.tensor, "b": spread(right, a), "y": y.tensor}
         if family == "add":
-            kernels("add", ka=0.5, kb=1.7, kc=-140.25, **operands, **common)
-            expected = reference.add(a, b, (0.5, 1.7, -140.25), ends)
+            for factors in ((0.5, 1.7, -140.25), (-2.0, 2.0, 3.0), (0.5, 3.7, -440.25), (1.0, 1.0, 900.0)):  # the last two in floats
+                kernels("add", sum=sum_of(factors, ends), **operands, **common)
+                expected = reference.add(a, b, factors, ends)
+                torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
         else:
             for k in (0.0071, 4e4):  # the other leaves the 32-bit integers
-                kernels("mul", za=128, zb=3, k=k, **operands, **common)
+                kernels("mul", za=128, zb=3, k=k, zero=ends.zero, lo=ends.lo, hi=ends.hi, **operands, **common)
                 expected = reference.mul(a, b, (128, 3), k, ends)
                 torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
         torch.testing.assert_close(y.codes(), expected, rtol=0, atol=0)
@@ -107,7 +109,7 @@ def test_a_sum_may_lie_on_its_operand(kernels: Kernels) -> None:
     rng = np.random.default_rng(1)
     a, b = random_codes(rng, 1, 67, 5, 5), random_codes(rng, 1, 67, 5, 5)
     left, right = Guarded(a), Guarded(b)
-    kernels("add", a=left.tensor, b=right.tensor, y=left.tensor, ka=0.4, kb=0.6, kc=1.0, zero=0, lo=0, hi=255, step=1)
+    kernels("add", a=left.tensor, b=right.tensor, y=left.tensor, sum=sum_of((0.4, 0.6, 1.0), Ends()), step=1)
     torch.testing.assert_close(left.codes(), reference.add(a, b, (0.4, 0.6, 1.0), Ends()), rtol=0, atol=0)
 
 

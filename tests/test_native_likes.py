@@ -42,6 +42,13 @@ def on_a_grid(y: Tensor) -> Tensor:
     return torch.where(near, y, -y) + (rows - columns).float() * 0.1 + far * (columns == 2).any(0)
 
 
+def numbers_as_tensors(y: Tensor) -> Tensor:
+    """As DeBERTa has its scale, and Deformable DETR the sizes of its levels."""
+    scale = torch.sqrt(torch.tensor(y.size(-1), dtype=torch.float) * 3)
+    sizes = torch.as_tensor([[y.shape[0], y.shape[1]], [2, y.shape[1] // 2]], dtype=torch.long)
+    return y / scale + torch.stack([sizes[..., 1], sizes[..., 0]], -1).float().sum() / torch.tensor([y.shape[0] * 9.0])
+
+
 def of_its_own_sizes(y: Tensor) -> Tensor:
     """A mask of windows whose sizes are asked for, as Swin's is made."""
     at = torch.arange(y.shape[0])[:, None] + torch.arange(y.shape[1])
@@ -60,12 +67,21 @@ MADE: dict[str, Callable[[Tensor], Tensor]] = {
     "a state": recurrence,
     "on a grid": on_a_grid,
     "of its own sizes": of_its_own_sizes,
+    "numbers as tensors": numbers_as_tensors,
     "log_softmax": lambda y: y.log_softmax(-1),
     "where": lambda y: y.where(y > 0, y * 0.1),
     "where by keywords": lambda y: y.where(condition=y > 0, other=-y),
     "bitwise_and": lambda y: torch.where((y > 0).bitwise_and(y < 0.5), y, -y),
     "comparisons": lambda y: torch.where(y.gt(0).logical_or(y.lt(-0.3)), y, -y),
 }
+
+
+def test_numbers_as_tensors_hold_no_size_of_an_export() -> None:
+    module, _ = converted(Between(numbers_as_tensors).eval(), example((5, 6)))
+    exported = torch.export.export(module, (example((5, 6)),), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=64)},))
+    for count in (5, 9):
+        x = example((count, 6), count)
+        assert torch.equal(exported.module()(x), module(x))
 
 
 def test_what_a_caller_gets_keeps_what_was_assigned_to_it() -> None:

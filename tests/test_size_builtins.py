@@ -13,8 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcompiler as qc
+from qcompiler.backends.native.plan.forms import c_forms
+from qcompiler.backends.native.read import NUMBERS
 from qcompiler.backends.native.regions import regions_of
 from qcompiler.errors import InputError
+from qcompiler.ops.table import OPS
 
 Forward = Callable[..., Tensor]
 
@@ -108,3 +111,8 @@ def test_a_name_that_the_file_uses_as_a_value_keeps_its_class(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"uses_int\.py"):
         module(images(1, 12, 24))
     assert "int" not in scope
+
+
+def test_no_function_of_numbers_has_the_name_of_an_op() -> None:
+    """A step says by its name alone which of both it is."""
+    assert not set(NUMBERS) & {*OPS.rows, *c_forms()}

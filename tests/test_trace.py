@@ -188,6 +188,16 @@ def test_strict_and_root_raise() -> None:
         assert caught.value.hint and "concrete_args" in caught.value.hint and caught.value.where.source
 
 
+@pytest.mark.parametrize("constant", [0.5, 3, torch.ones(4)])
+def test_a_constant_in_the_form_of_a_value(constant: float | torch.Tensor) -> None:
+    """A tensor that is none of the graph's, converted to what a value is, once and to what it is already."""
+    forward = lambda m, x: torch.where(x > 0, torch.as_tensor(constant).type_as(x), x) + torch.ones(4).type_as(x)  # noqa: E731
+    made = traced(Model(forward), X)
+    assert not [remark for remark in made.remarks if remark.kind != "guard"]
+    for x in (X, Y):
+        assert same(made.graph_module(x), forward(None, x))
+
+
 @pytest.mark.parametrize("forward", [lambda s, x: x.numpy()])
 def test_results_that_depend_on_data_and_are_no_tensors_raise(forward: Callable[..., Any]) -> None:
     with pytest.raises(TraceError, match=r"test_trace.py|depends on data"):

@@ -155,13 +155,16 @@ class Quant:
         return replace(self, **changes)
 
 
+_NO_VALUE, _NO_SOURCE, _NO_QUANT = Value(None, None), Source(), Quant()  # of nodes without a note; made once, since rules ask often
+
+
 def value_of(node: fx.Node) -> Value:
-    return node.meta.get(VALUE, Value(None, None))  # type: ignore[no-any-return]
+    return node.meta.get(VALUE, _NO_VALUE)  # type: ignore[no-any-return]
 
 
 def source_of(node: fx.Node) -> Source:
-    return node.meta.get(SOURCE, Source())  # type: ignore[no-any-return]
+    return node.meta.get(SOURCE, _NO_SOURCE)  # type: ignore[no-any-return]
 
 
 def quant_of(node: fx.Node) -> Quant:
-    return node.meta.get(QUANT, Quant())  # type: ignore[no-any-return]
+    return node.meta.get(QUANT, _NO_QUANT)  # type: ignore[no-any-return]

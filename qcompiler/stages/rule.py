@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
 from torch import fx
@@ -21,27 +20,16 @@ class Breach(NamedTuple):
     node: fx.Node | None = None
 
 
-@dataclass
 class Place:
     """One node as the rules see it: its row, its notes, its stage. What rules remember of earlier nodes hangs in `seen`."""
 
-    gm: fx.GraphModule
-    node: fx.Node
-    stage: Stage
-    table: Table
-    seen: Seen
+    __slots__ = ("gm", "node", "quant", "row", "seen", "stage", "table", "value")
 
-    @cached_property
-    def row(self) -> Op | None:
-        return self.table.of(self.node)
-
-    @cached_property
-    def quant(self) -> Quant:
-        return quant_of(self.node)
-
-    @cached_property
-    def value(self) -> Value:
-        return value_of(self.node)
+    def __init__(self, gm: fx.GraphModule, node: fx.Node, stage: Stage, table: Table, seen: Seen) -> None:
+        self.gm, self.node, self.stage, self.table, self.seen = gm, node, stage, table, seen
+        self.row: Op | None = table.of(node)
+        self.quant: Quant = quant_of(node)
+        self.value: Value = value_of(node)
 
 
 @dataclass

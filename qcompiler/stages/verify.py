@@ -10,10 +10,11 @@ from qcompiler.errors import ConfigError, PassError, QCompilerError
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verify import form_problem, where
 from qcompiler.ops.table import OPS, Table
-from qcompiler.stages.rule import Breach, Place, Rule, Seen
+from qcompiler.stages.rule import Breach, Place, Seen
 from qcompiler.stages.rules import RULES
 
 OF_STAGE = {stage: tuple(rule for rule in RULES if stage in rule.stages) for stage in Stage}
+CHECKS = {stage: tuple((rule.code, rule.check) for rule in rules if rule.check is not None) for stage, rules in OF_STAGE.items()}
 
 
 def verify(gm: fx.GraphModule, stage: Stage, *, after: str = "", table: Table = OPS) -> None:
@@ -35,17 +36,14 @@ def _breaches(gm: fx.GraphModule, stage: Stage, table: Table) -> Iterator[tuple[
     form = form_problem(gm)
     if form is not None:
         yield "invalid-ir", Breach(*form)
-    seen, rules = Seen(), OF_STAGE[stage]
+    seen, checks = Seen(), CHECKS[stage]
     for node in gm.graph.nodes:
-        yield from _of_node(Place(gm, node, stage, table, seen), rules)
-    for rule in rules:
+        at = Place(gm, node, stage, table, seen)
+        for code, check in checks:
+            text = check(at)
+            if text is not None:
+                yield code, Breach(text, node)
+    for rule in OF_STAGE[stage]:
         breach = rule.finish(gm, seen) if rule.finish is not None else None
         if breach is not None:
             yield rule.code, breach
-
-
-def _of_node(at: Place, rules: tuple[Rule, ...]) -> Iterator[tuple[str, Breach]]:
-    for rule in rules:
-        text = rule.check(at) if rule.check is not None else None
-        if text is not None:
-            yield rule.code, Breach(text, at.node)

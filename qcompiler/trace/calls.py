@@ -138,10 +138,13 @@ class Calls:
         return tensor if layout is torch.preserve_format else self.call("call_function", to_format, (tensor, layout), {})
 
     def _converts_nothing(self, target: str, args: Args, kwargs: Kwargs) -> bool:
-        """Whether a conversion gives the tensor back that it was called on; a memory format changes no value."""
+        """Whether a conversion gives the tensor back that it was called on, which may be none of the graph's, as in
+        `torch.tensor(3).type_as(x)`; a memory format changes no value.
+        """
         kwargs = {key: value for key, value in kwargs.items() if key != "memory_format"}
         only_format = target == "to" and len(args) == 1 and not kwargs
-        return only_format or self._running.execute("call_method", target, args, kwargs) is args[0].example
+        given = args[0].example if type(args[0]) is Proxy else args[0]
+        return only_format or self._running.execute("call_method", target, args, kwargs) is given
 
     def _decomposed(self, key: object, replacement: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         self.decomposing.append(key)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompiler.backends.native.read import Call, is_known
+from qcompiler.backends.native.steps import leaves
 from qcompiler.ir.nested import rewrite
 from qcompiler.ir.types import quant_of, value_of
 from qcompiler.ops.arguments import changes
@@ -30,14 +31,39 @@ _METHODS = ("masked_fill", "to", "float", "int", "long", "bool", "clone", "logic
 _TORCH = ("arange", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "eye", "linspace", "clone", "where", "logical_and",
           "logical_or", "logical_not", "logical_xor", "eq", "ne", "lt", "le", "gt", "ge", "cumsum", "outer", "masked_fill", "bitwise_and",
           "bitwise_or", "bitwise_not", "floor_divide", "remainder", "all", "any", "meshgrid")  # fmt: skip
+UNASKED = ("device", "layout", "memory_format", "requires_grad", "pin_memory")  # what changes nothing here
 SEVERAL = (torch.meshgrid,)  # of these calls each gives several values, which are taken out one by one
 _OPERATORS = ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor", "invert", "floordiv", "mod", "pow", "setitem")
+
+
+def tensor(data: object, dtype: torch.dtype | None = None) -> Tensor:
+    """torch.tensor of numbers; of symbols, which have no values yet, a tensor without data."""
+    if isinstance(data, Tensor):
+        return data.to(dtype or data.dtype, copy=True)
+    if not any(isinstance(leaf, (torch.SymInt, torch.SymFloat)) for leaf in leaves(data)):
+        return torch.tensor(data, dtype=dtype)
+    shape, inner = list[int](), data
+    while isinstance(inner, (tuple, list)):
+        shape.append(len(inner))
+        inner = inner[0]
+    of_floats = any(isinstance(leaf, (float, torch.SymFloat)) for leaf in leaves(data))
+    return torch.empty(shape, dtype=dtype or (torch.float32 if of_floats else torch.int64), device="meta")
+
+
+def as_tensor(data: object, dtype: torch.dtype | None = None) -> Tensor:
+    """torch.as_tensor, which gives a tensor as it is."""
+    return data.to(dtype or data.dtype) if isinstance(data, Tensor) else tensor(data, dtype)
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "torch.tensor": tensor,
+    "torch.as_tensor": as_tensor,
     **{f"torch.{name}": getattr(torch, name) for name in _TORCH},
     **{f"operator.{name}": getattr(operator, name) for name in _OPERATORS},
     **{f"tensor.{name}": getattr(Tensor, name) for name in _METHODS},
 }
-_CALLED = {function: name for name, function in _FUNCTIONS.items()}
+_CALLED: dict[Any, str] = {function: name for name, function in _FUNCTIONS.items()}
+_CALLED |= {getattr(torch, name): f"torch.{name}" for name in ("tensor", "as_tensor")}
 NEW = {"new_zeros": "torch.zeros", "new_ones": "torch.ones", "new_full": "torch.full"}  # what they are called on gives its dtype alone
 WEIGHTED = (Family.CONVOLUTION, Family.TRANSPOSED, Family.LINEAR, Family.RECURRENT, Family.EMBEDDING, Family.EPILOGUE)
 
@@ -52,7 +78,7 @@ def call_of(node: fx.Node, table: Table) -> Call | None:
     name = _name_of(node, table)
     if name is None:
         return None
-    args, kwargs = node.args, {key: value for key, value in node.kwargs.items() if key not in ("device", "layout", "memory_format")}
+    args, kwargs = node.args, {key: value for key, value in node.kwargs.items() if key not in UNASKED}
     if node.op == "call_method" and node.target in NEW:
         kwargs.setdefault("dtype", value_of(node).dtype)
         args, name = args[1:], NEW[str(node.target)]

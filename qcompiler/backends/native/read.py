@@ -32,7 +32,7 @@ def power(base: float, exponent: float) -> float:
 
 OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "neg", "abs", "getitem", "eq", "ne", "lt", "le", "gt", "ge")
 NUMBERS: dict[str, Callable[..., Any]] = {f"operator.{name}": getattr(operator, name) for name in OPERATORS}
-NUMBERS.update({"len": len, "int": int, "float": float, "max": max, "min": min, "abs": abs, "round": round})
+NUMBERS.update({"len": len, "int": int, "float": float, "max": max, "min": min, "builtins.abs": abs, "builtins.round": round})
 NUMBERS.update({f"math.{name}": getattr(math, name) for name in ("sqrt", "ceil", "floor", "trunc")})
 NUMBERS.update({f"guard.{guard.__name__}": guard for guard in GUARDS})
 _NUMBER_NAMES: dict[Any, str] = {function: name for name, function in NUMBERS.items()} | {operator.pow: "operator.pow"}

@@ -108,7 +108,7 @@ static void run(const layer *l, const qc_kernels *k) {
   qc_conv a = {.x = tensor(x, l->size, l->in, halo), .y = tensor(y, out, l->out, 0), .groups = groups, .fold = groups == 1, .small = 1};
   a.k = (qc_window){{1, l->kernel, l->kernel}, {1, l->stride, l->stride}, {1, 1, 1}, {0, halo, halo}};
   a.e = (qc_epilogue){.m = m, .b = b, .zero = 12, .hi = 255};
-  if (l->added) a.r = tensor(r, out, l->out, 0), a.e.k = 0.7f, a.e.kr = 0.6f, a.e.kc = -20.0f, a.e.zero2 = 3, a.e.hi2 = 255;
+  if (l->added) a.r = tensor(r, out, l->out, 0), a.e.sum = (qc_sum){.hi = 255, .whole = 1, .whole_a = 5734, .whole_b = 4915, .whole_c = 9600};
   a.w = weights((taps + 60) * (size_t)(l->in / groups + 64) * (size_t)(l->out + 64));
   a.wsum = block(4 * (size_t)l->out + 512);
   report(l, k, &a, (double)out * out * l->out * (double)taps * l->in / l->groups);

@@ -41,7 +41,7 @@ class Compiler:
         if done.returncode:
             said = "\n".join(done.stderr.strip().splitlines()[:12])
             raise CompileError(
-                f"{shlex.join(command)} failed in {folder}:\n{said}", hint=f"{self.version}; gcc 12 and clang 16 are known to work"
+                f"{shlex.join(command)} failed in {folder}:\n{said}", hint=f"{self.version}; gcc 12 and clang 14 are known to work"
             )
 
 

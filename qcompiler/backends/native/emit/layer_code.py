@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.backends.native.emit.constants import Constants
-from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.codes import Codes, whole_factors
 from qcompiler.backends.native.plan.place import Axes
 from qcompiler.backends.native.plan.window import Window
 
@@ -96,6 +96,14 @@ class Call:
     def reals(self, **values: float) -> None:
         for name, value in values.items():
             self.set(name, f"s->reals[{self.code.constants.real(value)}]")
+
+    def sum(self, name: str, factors: tuple[float, float, float], zero: int, ends: tuple[int, int]) -> None:
+        """A sum of two codes; `ends`: the smallest and largest code of the result."""
+        whole = whole_factors(factors, zero)
+        self.reals(**{f"{name}.{field}": value for field, value in zip(("ka", "kb", "kc"), factors, strict=True)})
+        numbers = (zero, *ends, int(whole is not None), *(whole or (0, 0, 0)))
+        names = ("zero", "lo", "hi", "whole", "whole_a", "whole_b", "whole_c")
+        self.numbers(**{f"{name}.{field}": value for field, value in zip(names, numbers, strict=True)})
 
     def doubles(self, **values: float) -> None:
         for name, value in values.items():

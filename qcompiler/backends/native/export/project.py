@@ -163,5 +163,5 @@ In Python: `x.float().numpy().tofile("input.f32")`. `@NAME@.h` says what goes in
 | `kernels/` | the kernels; `qc.h` says what they take, `net.h` how a network is run |
 | `main.c` | an example |
 
-gcc 12 and clang 16, or newer ones, know all the instruction sets.
+gcc 12 and clang 14, or newer ones, know all the instruction sets.
 """

@@ -33,15 +33,16 @@ typedef struct qc_spots {
   uint8_t *y[QC_SPOTS];
 } qc_spots;
 
-/* Codes 0..255; a sum with a residual that fits into 32 bits, whatever the codes are; all that codes may have; floats. */
+/* Codes 0..255; a sum of codes with a residual; all that codes may have; floats. The first two: no acc * m + b leaves 32 bits. */
 enum { QC_PLAIN, QC_ADDED, QC_FULL, QC_FLOATS };
 
 /* Which epilogue a convolution needs; kernels are made for each. */
 QC_INLINE int qc_kind(const qc_epilogue *e, const qc_tensor *r, int floats) {
   if (floats) return QC_FLOATS;
   if (e->table || e->gain || qc_is_curved(e)) return QC_FULL;
-  if (r->p) return 255 * (fabsf(e->k) + fabsf(e->kr)) + fabsf(e->kc) < 1e9f ? QC_ADDED : QC_FULL;
-  return e->wide || e->lo > 0 || e->hi < 255 ? QC_FULL : QC_PLAIN;
+  if (e->wide) return QC_FULL;
+  if (r->p) return QC_ADDED;
+  return e->lo > 0 || e->hi < 255 ? QC_FULL : QC_PLAIN;
 }
 
 #endif

@@ -57,12 +57,12 @@ QC_INLINE void qc_dot_direct(const qc_conv *a, const qc_spans *s, const qc_pair 
 #pragma GCC unroll 14
   for (int i = 0; i < rows; i += each) {
     __m512i four[4];
-    const uint8_t *r[4];
+    const uint8_t *r[2];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
       int row = i + j / vectors < last ? i + j / vectors : last;
       four[j] = acc[row][j % vectors];
-      if (kind == QC_ADDED) r[j] = tile->r + p->c + row * a->r.sw + 16 * j % 32;
+      if (kind == QC_ADDED && j % 2 == 0) r[j / 2] = tile->r + p->c + row * a->r.sw;
     }
     __m512i q = qc_codes512(&f, four, kind == QC_ADDED ? r : NULL, mask, kind);
     qc_store_direct(q, y + i * down, down, mask, rows - i < each ? rows - i : each, vectors == 1);

@@ -46,10 +46,6 @@ QC_INLINE qv qv_curve_sums(const qv v[4], const qc_curved *c) {
   return qv_curve(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]), c);
 }
 
-QC_INLINE qv qv_within(qv q, int32_t lo, int32_t hi) {
-  return _mm512_min_epu8(_mm512_max_epu8(q, _mm512_set1_epi8((char)lo)), _mm512_set1_epi8((char)hi));
-}
-
 #elif QC_IS_256
 
 /* p: the numbers of each piece. */
@@ -77,10 +73,6 @@ QC_INLINE qv qv_curve(qv a, qv b, const qc_curved *c) {
 
 QC_INLINE qv qv_curve_sums(const qv v[4], const qc_curved *c) {
   return qv_curve(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]), c);
-}
-
-QC_INLINE qv qv_within(qv q, int32_t lo, int32_t hi) {
-  return _mm256_min_epu8(_mm256_max_epu8(q, _mm256_set1_epi8((char)lo)), _mm256_set1_epi8((char)hi));
 }
 
 #elif QC_ISA == QC_NEON
@@ -111,11 +103,6 @@ QC_INLINE qv qv_curve_sums(const qv v[4], const qc_curved *c) {
   int8x8_t first = qc_curve_words(a, vzip1q_s8(p[0], p[1]), vzip1q_s8(p[2], p[3]), vzip1q_s8(p[4], p[5]));
   int8x8_t second = qc_curve_words(b, vzip2q_s8(p[0], p[1]), vzip2q_s8(p[2], p[3]), vzip2q_s8(p[4], p[5]));
   return vreinterpretq_s32_u8(veorq_u8(vreinterpretq_u8_s8(vcombine_s8(first, second)), vdupq_n_u8(128)));
-}
-
-QC_INLINE qv qv_within(qv q, int32_t lo, int32_t hi) {
-  uint8x16_t above = vmaxq_u8(vreinterpretq_u8_s32(q), vdupq_n_u8((uint8_t)lo));
-  return vreinterpretq_s32_u8(vminq_u8(above, vdupq_n_u8((uint8_t)hi)));
 }
 
 #endif

@@ -5,9 +5,14 @@
 #include "vec.h"
 
 QC_INLINE void qc_add_run(const qc_add *s, const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t count, int step) {
-  float ka = s->ka, kb = s->kb, kc = s->kc;
-  int32_t zero = s->zero, lo = s->lo, hi = s->hi;
-  for (int64_t i = 0; i < count; i++) y[i] = (uint8_t)qc_code((float)a[i] * ka + ((float)b[step ? i : 0] * kb + kc), zero, lo, hi);
+  qc_sum sum = s->sum;
+  int64_t i = 0;
+#if QC_ISA != QC_SCALAR
+  qv_sums sums = qv_find_sums(&sum);
+  qv one = qv_all(b[0]);
+  for (; i + QC_VB <= count; i += QC_VB) qv_store(y + i, qv_sum(&sums, qv_load(a + i), step ? qv_load(b + i) : one));
+#endif
+  for (; i < count; i++) y[i] = (uint8_t)qc_sum_code(&sum, a[i], b[step ? i : 0]);
 }
 
 static int64_t qc_add_rows_units(const qc_add *s) { return qc_rows(&s->y); }

@@ -17,9 +17,11 @@ QC_INLINE void qc_codes16(const qc_epilogue *e, const int32_t *acc, int64_t c, c
   else
     for (int i = 0; i < 16; i++) q[i] = qc_code((float)acc[i] * m[i] + b[i], zero, lo, hi);
   if (r) {
-    float k = e->k, kr = e->kr, kc = e->kc;
-    int32_t zero2 = e->zero2, lo2 = e->lo2, hi2 = e->hi2;
-    for (int i = 0; i < 16; i++) q[i] = qc_code((float)q[i] * k + ((float)r[i] * kr + kc), zero2, lo2, hi2);
+    qc_sum sum = e->sum;
+    if (sum.whole)
+      for (int i = 0; i < 16; i++) q[i] = qc_sum_code(&sum, q[i], r[i]);
+    else
+      for (int i = 0; i < 16; i++) q[i] = qc_sum_code(&sum, q[i], r[i]);
   }
   if (e->table)
     for (int i = 0; i < 16; i++) y[i] = e->table[q[i]];

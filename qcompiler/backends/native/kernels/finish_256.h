@@ -5,11 +5,12 @@
 #include "blocks.h"
 #include "curve.h"
 
-/* Constants of 16 channels. zero, lo, hi: of what is stored, with a residual those of the sum; low to kc: of the sum, see qc_code. They are
-   made here once, since a compiler must think that what is stored may change the epilogue. */
+/* Constants of 16 channels. zero, lo, hi: of the result, or of what a residual is added to. They are made here once, since a compiler must
+   think that what is stored may change the epilogue. */
 typedef struct qc_finish256 {
-  __m256 m[2], b[2], low, high, up, down, k, kr, kc;
+  __m256 m[2], b[2];
   __m256i zero, lo, hi;
+  qv_sums sum;
   qc_curved curved;
   int64_t c; /* the first of its channels */
 } qc_finish256;
@@ -21,14 +22,8 @@ QC_INLINE qc_finish256 qc_begin256(const qc_epilogue *e, int64_t c, int residual
     f.b[i] = _mm256_loadu_ps(e->b + c + 8 * i);
   }
   f.curved = qc_find_curve(e);
-  f.zero = _mm256_set1_epi16((short)(residual ? e->zero2 : e->zero));
-  f.lo = _mm256_set1_epi8((char)(residual ? e->lo2 : e->lo));
-  f.hi = _mm256_set1_epi8((char)(residual ? e->hi2 : e->hi));
-  if (residual) {
-    f.low = _mm256_set1_ps((float)(e->lo - e->zero)), f.high = _mm256_set1_ps((float)(e->hi - e->zero));
-    f.up = _mm256_set1_ps(12582912.0f), f.down = _mm256_set1_ps(12582912.0f - (float)e->zero);
-    f.k = _mm256_set1_ps(e->k), f.kr = _mm256_set1_ps(e->kr), f.kc = _mm256_set1_ps(e->kc);
-  }
+  f.zero = qv_words((int16_t)e->zero), f.lo = qv_all((uint8_t)e->lo), f.hi = qv_all((uint8_t)e->hi);
+  if (residual) f.sum = qv_find_sums(&e->sum);
   return f;
 }
 
@@ -44,15 +39,6 @@ QC_INLINE __m256i qc_pack256(const __m256i v[4], __m256i zero) {
   return qc_in_order256(_mm256_packus_epi16(p0, p1));
 }
 
-/* The sum of a residual and the code of v: v is cut to the codes and rounded, see qc_round. The sum is not yet cut. */
-QC_INLINE __m256 qc_add_residual256(const qc_finish256 *f, __m256 v, const uint8_t *r) {
-  __m256 q = _mm256_min_ps(_mm256_max_ps(v, f->low), f->high);
-  __m256 codes = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)r)));
-  __m256 right = _mm256_add_ps(_mm256_mul_ps(codes, f->kr), f->kc);
-  q = _mm256_sub_ps(_mm256_add_ps(q, f->up), f->down);
-  return _mm256_add_ps(_mm256_mul_ps(q, f->k), right);
-}
-
 /* What a function does to sums of channels from c on. See qc_bend. */
 QC_INLINE __m256 qc_bend256(const qc_epilogue *e, __m256 v, int64_t c) {
   __m256 none = _mm256_setzero_ps();
@@ -64,21 +50,20 @@ QC_INLINE __m256 qc_bend256(const qc_epilogue *e, __m256 v, int64_t c) {
 /* sums: [2 positions][16]; r0, r1: the residual of each position, NULL without one. What is too large for an integer is cut before it
    becomes one; what is too small becomes the smallest of them. */
 QC_INLINE __m256i qc_codes256(const qc_epilogue *e, qc_finish256 f, const int32_t *sums, const uint8_t *r0, const uint8_t *r1, int kind) {
-  const uint8_t *r[4] = {r0, r0 + 8, r1, r1 + 8};
   int residual = kind == QC_ADDED || (kind == QC_FULL && r0);
   __m256i v[4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
     __m256 value = qc_affine256(sums + 8 * i, f.m[i & 1], f.b[i & 1]);
     if (kind == QC_FULL && e->gain) value = qc_bend256(e, value, f.c + 8 * (i & 1));
-    if (residual) value = qc_add_residual256(&f, value, r[i]);
     if (kind == QC_FULL) value = _mm256_min_ps(value, _mm256_set1_ps(1e6f));
     v[i] = _mm256_cvtps_epi32(value);
   }
   int curved = kind == QC_FULL && qc_is_curved(e);
   __m256i q = curved ? qc_in_order256(qv_curve_sums(v, &f.curved)) : qc_pack256(v, f.zero);
   if (kind == QC_PLAIN) return q;
-  q = _mm256_min_epu8(_mm256_max_epu8(q, f.lo), f.hi);
+  if (kind == QC_FULL || e->lo > 0 || e->hi < 255) q = qv_cut(q, f.lo, f.hi);
+  if (residual) q = qv_sum(&f.sum, q, qv_lanes(r0, r1, NULL, NULL));
   return kind == QC_FULL && !curved && e->table ? qv_lookup(e->table, q) : q;
 }
 

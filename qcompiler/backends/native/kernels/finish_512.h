@@ -7,11 +7,12 @@
 
 #if QC_IS_512
 
-/* Constants of 32 channels. zero, lo, hi: of what is stored, with a residual those of the sum; low to kc: of the sum, see qc_code. They are
-   made here once, since a compiler must think that what is stored may change the epilogue. */
+/* Constants of 32 channels. zero, lo, hi: of the result, or of what a residual is added to. They are made here once, since a compiler must
+   think that what is stored may change the epilogue. */
 typedef struct qc_finish512 {
-  __m512 m[2], b[2], low, high, up, down, k, kr, kc;
+  __m512 m[2], b[2];
   __m512i zero, lo, hi;
+  qv_sums sum;
   qc_curved curved;
   const qc_epilogue *e;
   int64_t c[2]; /* the first channel of each half */
@@ -24,14 +25,8 @@ QC_INLINE qc_finish512 qc_begin512(const qc_epilogue *e, int64_t c, int residual
     f.b[i] = _mm512_loadu_ps(e->b + c + 16 * i);
   }
   f.curved = qc_find_curve(e);
-  f.zero = _mm512_set1_epi16((short)(residual ? e->zero2 : e->zero));
-  f.lo = _mm512_set1_epi8((char)(residual ? e->lo2 : e->lo));
-  f.hi = _mm512_set1_epi8((char)(residual ? e->hi2 : e->hi));
-  if (residual) {
-    f.low = _mm512_set1_ps((float)(e->lo - e->zero)), f.high = _mm512_set1_ps((float)(e->hi - e->zero));
-    f.up = _mm512_set1_ps(12582912.0f), f.down = _mm512_set1_ps(12582912.0f - (float)e->zero);
-    f.k = _mm512_set1_ps(e->k), f.kr = _mm512_set1_ps(e->kr), f.kc = _mm512_set1_ps(e->kc);
-  }
+  f.zero = qv_words((int16_t)e->zero), f.lo = qv_all((uint8_t)e->lo), f.hi = qv_all((uint8_t)e->hi);
+  if (residual) f.sum = qv_find_sums(&e->sum);
   return f;
 }
 
@@ -45,15 +40,6 @@ QC_INLINE __m512i qc_in_order512(__m512i q) {
 QC_INLINE __m512i qc_pack512(const __m512i v[4], __m512i zero) {
   __m512i p0 = _mm512_adds_epi16(_mm512_packs_epi32(v[0], v[1]), zero), p1 = _mm512_adds_epi16(_mm512_packs_epi32(v[2], v[3]), zero);
   return qc_in_order512(_mm512_packus_epi16(p0, p1));
-}
-
-/* The sum of a residual and the code of v: v is cut to the codes and rounded, see qc_round. The sum is not yet cut. */
-QC_INLINE __m512 qc_add_residual512(const qc_finish512 *f, __m512 v, const uint8_t *r, __mmask16 mask) {
-  __m512 q = _mm512_min_ps(_mm512_max_ps(v, f->low), f->high);
-  __m512 codes = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, r)));
-  __m512 right = _mm512_add_ps(_mm512_mul_ps(codes, f->kr), f->kc);
-  q = _mm512_sub_ps(_mm512_add_ps(q, f->up), f->down);
-  return _mm512_add_ps(_mm512_mul_ps(q, f->k), right);
 }
 
 /* What a function does to sums of channels from c on. See qc_bend. */
@@ -76,26 +62,29 @@ QC_INLINE __m512i qc_curve512(const qc_finish512 *f, const __m512i acc[4]) {
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) v[i] = _mm512_cvtps_epi32(value[i]);
   __m512i q = qc_in_order512(qv_curve_sums(v, &f->curved));
-  return e->lo > 0 || e->hi < 255 ? _mm512_min_epu8(_mm512_max_epu8(q, f->lo), f->hi) : q;
+  return e->lo > 0 || e->hi < 255 ? qv_cut(q, f->lo, f->hi) : q;
 }
 
-/* acc: 16 channels at a time, an even number of them with the constants of the first half. r: the residual of each, or NULL. masks: the
-   channels of each half that there are. What is too large for an integer is cut before it becomes one; what is too small becomes the
+/* acc: 16 channels at a time, an even number of them with the constants of the first half. r: the residuals of each position, 32 channels,
+   or NULL. mask: the channels that there are. What is too large for an integer is cut before it becomes one; what is too small becomes the
    smallest of them. */
-QC_INLINE __m512i qc_codes512(const qc_finish512 *f, const __m512i acc[4], const uint8_t *const r[4], __mmask32 masks, int kind) {
+QC_INLINE __m512i qc_codes512(const qc_finish512 *f, const __m512i acc[4], const uint8_t *const r[2], __mmask32 mask, int kind) {
   if (kind == QC_FULL && qc_is_curved(f->e)) return qc_curve512(f, acc);
   __m512i v[4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
     __m512 value = qc_affine512(acc[i], f->m[i & 1], f->b[i & 1]);
     if (kind == QC_FULL && f->e->gain) value = qc_bend512(f->e, value, f->c[i & 1]);
-    if (kind == QC_ADDED || (kind == QC_FULL && r)) value = qc_add_residual512(f, value, r[i], (__mmask16)(masks >> (16 * (i & 1))));
     if (kind == QC_FULL) value = _mm512_min_ps(value, _mm512_set1_ps(1e6f));
     v[i] = _mm512_cvtps_epi32(value);
   }
   __m512i q = qc_pack512(v, f->zero);
   if (kind == QC_PLAIN) return q;
-  q = _mm512_min_epu8(_mm512_max_epu8(q, f->lo), f->hi);
+  if (kind == QC_FULL || f->e->lo > 0 || f->e->hi < 255) q = qv_cut(q, f->lo, f->hi);
+  if (kind == QC_ADDED || r) {
+    __m512i right = _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(mask, r[0]));
+    q = qv_sum(&f->sum, q, _mm512_inserti64x4(right, _mm256_maskz_loadu_epi8(mask, r[1]), 1));
+  }
   return kind == QC_FULL && f->e->table ? qv_lookup(f->e->table, q) : q;
 }
 
@@ -166,7 +155,7 @@ QC_INLINE void qc_find_places(const qc_conv *a, const qc_runs *t, const qc_tile 
 QC_INLINE void qc_finish_two(const qc_finish512 *f, const int32_t *sums, uint8_t *y0, uint8_t *y1, const uint8_t *r0, const uint8_t *r1,
                              __mmask32 mask, int kind) {
   __m512i acc[4] = {_mm512_load_si512(sums), _mm512_load_si512(sums + 16), _mm512_load_si512(sums + 32), _mm512_load_si512(sums + 48)};
-  const uint8_t *r[4] = {r0, r0 + 16, r1, r1 + 16};
+  const uint8_t *r[2] = {r0, r1};
   if (kind == QC_FLOATS)
     qc_store_floats512(f, acc, y0, y1, mask);
   else

@@ -31,7 +31,15 @@ typedef struct qc_window {
   int32_t kernel[3], stride[3], dilation[3], pad[3];
 } qc_window;
 
-/* q = clamp(rne(v) + zero, lo, hi), v = acc * m[c] + b[c]. Where a residual r is given: q = clamp(rne(q * k + (r * kr + kc)) + zero2, lo2, hi2).
+/* A sum of two codes: clamp(rne(a * ka + (b * kb + kc)) + zero, lo, hi). Where whole is given, in 64ths of a step as 16-bit numbers:
+   with x * y as (x * y + 64) >> 7, y = (a - 128) * whole_a + (b - 128) * whole_b + whole_c, each sum cut to 16 bits; clamp(y >> 6, lo, hi).
+   |whole_a| and |whole_b| are at most 2^14. */
+typedef struct qc_sum {
+  float ka, kb, kc;
+  int32_t zero, lo, hi, whole, whole_a, whole_b, whole_c;
+} qc_sum;
+
+/* q = clamp(rne(v) + zero, lo, hi), v = acc * m[c] + b[c]. Where a residual r is given: the sum of q and r.
    Where a table is given: q = table[q]. m and b are padded to a multiple of 32 channels. wide: |acc * m + b| may reach 2^31 for some
    codes, so that it is cut before it becomes an integer.
    Where a gain is given, v is bent before it is rounded, each operation by itself:
@@ -47,8 +55,9 @@ typedef struct qc_epilogue {
   const float *m, *b, *gain, *slope, *offset;
   const uint8_t *table;
   const int16_t *curve;
-  float k, kr, kc, top;
-  int32_t zero, lo, hi, zero2, lo2, hi2, wide, knee, half;
+  qc_sum sum;
+  float top;
+  int32_t zero, lo, hi, wide, knee, half;
 } qc_epilogue;
 
 /* Convolution and linear (a linear is a convolution of 1 x 1 whose pixels are the rows of its input).
@@ -84,12 +93,12 @@ typedef struct qc_depthwise {
   const int32_t *wsum;
 } qc_depthwise;
 
-/* y = clamp(rne(a * ka + (b * kb + kc)) + zero, lo, hi); kc = (-za * sa - zb * sb) / sy. An operand is spread over y by strides
-   of 0; step = 0: operand b has one channel that all channels use. y may lie on a or b where it has the same strides. */
+/* y = the sum of a and b; kc = (-za * sa - zb * sb) / sy. An operand is spread over y by strides of 0; step = 0: operand b has one channel
+   that all channels use. y may lie on a or b where it has the same strides. */
 typedef struct qc_add {
   qc_tensor a, b, y;
-  float ka, kb, kc;
-  int32_t zero, lo, hi, step;
+  qc_sum sum;
+  int32_t step;
 } qc_add;
 
 /* y = clamp(rne((a - za) * (b - zb) * k) + zero, lo, hi): the product of integers is exact. Spread as in qc_add. */

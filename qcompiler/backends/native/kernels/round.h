@@ -48,12 +48,19 @@ QC_INLINE int32_t qc_curve(const qc_epilogue *e, float v) {
   return qc_within((y >> 6) + 128, e->lo, e->hi);
 }
 
+/* The code of a sum of two codes; see qc_sum. */
+QC_INLINE int32_t qc_sum_code(const qc_sum *s, int32_t a, int32_t b) {
+  if (!s->whole) return qc_code((float)a * s->ka + ((float)b * s->kb + s->kc), s->zero, s->lo, s->hi);
+  int32_t y = qc_within((((a - 128) * s->whole_a + 64) >> 7) + (((b - 128) * s->whole_b + 64) >> 7), -32768, 32767);
+  return qc_within(qc_within(y + s->whole_c, -32768, 32767) >> 6, s->lo, s->hi);
+}
+
 /* The epilogue of one sum in channel c; r is the residual's code, or NULL. */
 QC_INLINE uint8_t qc_finish(const qc_epilogue *e, int32_t acc, int64_t c, const uint8_t *r) {
   float v = (float)acc * e->m[c] + e->b[c];
   if (qc_is_curved(e)) return (uint8_t)qc_curve(e, v);
   int32_t q = qc_code(e->gain ? qc_bend(e, v, c) : v, e->zero, e->lo, e->hi);
-  if (r) q = qc_code((float)q * e->k + ((float)*r * e->kr + e->kc), e->zero2, e->lo2, e->hi2);
+  if (r) q = qc_sum_code(&e->sum, q, *r);
   return e->table ? e->table[q] : (uint8_t)q;
 }
 

@@ -1,7 +1,7 @@
 /* Vectors of QC_VB bytes: the few operations that the dot product kernels need, for AVX-512, AVX2 (with or without VNNI) and NEON.
 
    affine: acc * m + b, floats; bend: what a function does to them, see qc_bend; whole: floats to integers; cut: some of them may be larger
-   than integers are; round: whole of affine. bytes: four vectors of integers to bytes, in the order in which unpacking leaves them. shift: each four bytes one place up, the lowest from the top of `above`. lookup: a table of
+   than integers are; round: whole of affine. bytes: four vectors of integers to bytes, in the order in which unpacking leaves them. within, cut: bytes between lo and hi. sum: of codes, see qc_sum. shift: each four bytes one place up, the lowest from the top of `above`. lookup: a table of
    256. store_part: the first `count` bytes. max: of unsigned bytes.
    dp(acc, x, w): acc[i] += the sum over j < 4 of x[4 i + j] * w[4 i + j], x unsigned, w signed, exact.
    dp16(acc, x, w): the same of two 16-bit numbers each, modulo 2^32; AVX-512 VNNI and AVX-VNNI.
@@ -23,6 +23,8 @@ QC_INLINE qv qv_load(const void *p) { return _mm512_loadu_si512(p); }
 QC_INLINE void qv_store(void *p, qv v) { _mm512_storeu_si512(p, v); }
 QC_INLINE qv qv_zero(void) { return _mm512_setzero_si512(); }
 QC_INLINE qv qv_words(int16_t v) { return _mm512_set1_epi16(v); }
+QC_INLINE qv qv_all(uint8_t v) { return _mm512_set1_epi8((char)v); }
+QC_INLINE qv qv_cut(qv q, qv lo, qv hi) { return _mm512_min_epu8(_mm512_max_epu8(q, lo), hi); }
 QC_INLINE qv qv_max(qv a, qv b) { return _mm512_max_epu8(a, b); }
 QC_INLINE qv qv_low8(qv a, qv b) { return _mm512_unpacklo_epi8(a, b); }
 QC_INLINE qv qv_high8(qv a, qv b) { return _mm512_unpackhi_epi8(a, b); }
@@ -85,6 +87,8 @@ QC_INLINE qv qv_load(const void *p) { return _mm256_loadu_si256(p); }
 QC_INLINE void qv_store(void *p, qv v) { _mm256_storeu_si256(p, v); }
 QC_INLINE qv qv_zero(void) { return _mm256_setzero_si256(); }
 QC_INLINE qv qv_words(int16_t v) { return _mm256_set1_epi16(v); }
+QC_INLINE qv qv_all(uint8_t v) { return _mm256_set1_epi8((char)v); }
+QC_INLINE qv qv_cut(qv q, qv lo, qv hi) { return _mm256_min_epu8(_mm256_max_epu8(q, lo), hi); }
 QC_INLINE qv qv_max(qv a, qv b) { return _mm256_max_epu8(a, b); }
 QC_INLINE qv qv_low8(qv a, qv b) { return _mm256_unpacklo_epi8(a, b); }
 QC_INLINE qv qv_high8(qv a, qv b) { return _mm256_unpackhi_epi8(a, b); }
@@ -149,6 +153,10 @@ QC_INLINE qv qv_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); 
 QC_INLINE void qv_store(void *p, qv v) { vst1q_u8(p, vreinterpretq_u8_s32(v)); }
 QC_INLINE qv qv_zero(void) { return vdupq_n_s32(0); }
 QC_INLINE qv qv_words(int16_t v) { return vreinterpretq_s32_s16(vdupq_n_s16(v)); }
+QC_INLINE qv qv_all(uint8_t v) { return vreinterpretq_s32_u8(vdupq_n_u8(v)); }
+QC_INLINE qv qv_cut(qv q, qv lo, qv hi) {
+  return vreinterpretq_s32_u8(vminq_u8(vmaxq_u8(vreinterpretq_u8_s32(q), vreinterpretq_u8_s32(lo)), vreinterpretq_u8_s32(hi)));
+}
 QC_INLINE qv qv_max(qv a, qv b) { return vreinterpretq_s32_u8(vmaxq_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b))); }
 QC_INLINE qv qv_low8(qv a, qv b) { return vreinterpretq_s32_s8(vzip1q_s8(QV8(a), QV8(b))); }
 QC_INLINE qv qv_high8(qv a, qv b) { return vreinterpretq_s32_s8(vzip2q_s8(QV8(a), QV8(b))); }
@@ -196,6 +204,64 @@ QC_INLINE qv qv_bytes(const qv v[4], int32_t zero, int32_t lo, int32_t hi) {
 #endif
 
 #if QC_ISA != QC_SCALAR
+
+QC_INLINE qv qv_within(qv q, int32_t lo, int32_t hi) { return qv_cut(q, qv_all((uint8_t)lo), qv_all((uint8_t)hi)); }
+
+/* What a sum of codes needs; sum: its numbers, for one that is not in whole numbers. */
+typedef struct qv_sums {
+  qv a, b, c, lo, hi;
+  const qc_sum *sum;
+} qv_sums;
+
+QC_INLINE qv_sums qv_find_sums(const qc_sum *s) {
+  return (qv_sums){qv_words((int16_t)s->whole_a), qv_words((int16_t)s->whole_b), qv_words((int16_t)s->whole_c),
+                   qv_all((uint8_t)s->lo), qv_all((uint8_t)s->hi), s};
+}
+
+#if QC_IS_512
+QC_INLINE qv qv_sum_half(const qv_sums *s, qv a, qv b) {
+  qv y = _mm512_adds_epi16(_mm512_mulhrs_epi16(a, s->a), _mm512_mulhrs_epi16(b, s->b));
+  return _mm512_srai_epi16(_mm512_adds_epi16(y, s->c), 6);
+}
+#elif QC_IS_256
+QC_INLINE qv qv_sum_half(const qv_sums *s, qv a, qv b) {
+  qv y = _mm256_adds_epi16(_mm256_mulhrs_epi16(a, s->a), _mm256_mulhrs_epi16(b, s->b));
+  return _mm256_srai_epi16(_mm256_adds_epi16(y, s->c), 6);
+}
+#else
+QC_INLINE uint8x8_t qv_sum_half(const qv_sums *s, qv a, qv b) {
+  int16x8_t y = vqaddq_s16(vqrdmulhq_s16(QV16(a), QV16(s->a)), vqrdmulhq_s16(QV16(b), QV16(s->b)));
+  return vqmovun_s16(vshrq_n_s16(vqaddq_s16(y, QV16(s->c)), 6));
+}
+#endif
+
+/* Codes less 128 become the upper bytes of 16-bit numbers; what unpacks them and what packs the sums keep to the same lanes. */
+QC_INLINE qv qv_sum_words(const qv_sums *s, qv a, qv b) {
+  qv none = qv_zero(), flip = qv_all(128);
+#if QC_IS_512
+  a = _mm512_xor_si512(a, flip), b = _mm512_xor_si512(b, flip);
+  return _mm512_packus_epi16(qv_sum_half(s, qv_low8(none, a), qv_low8(none, b)), qv_sum_half(s, qv_high8(none, a), qv_high8(none, b)));
+#elif QC_IS_256
+  a = _mm256_xor_si256(a, flip), b = _mm256_xor_si256(b, flip);
+  return _mm256_packus_epi16(qv_sum_half(s, qv_low8(none, a), qv_low8(none, b)), qv_sum_half(s, qv_high8(none, a), qv_high8(none, b)));
+#else
+  a = veorq_s32(a, flip), b = veorq_s32(b, flip);
+  uint8x8_t low = qv_sum_half(s, qv_low8(none, a), qv_low8(none, b)), high = qv_sum_half(s, qv_high8(none, a), qv_high8(none, b));
+  return vreinterpretq_s32_u8(vcombine_u8(low, high));
+#endif
+}
+
+/* The sums of QC_VB codes each. */
+QC_INLINE qv qv_sum(const qv_sums *s, qv a, qv b) {
+  if (!s->sum->whole) {
+    QC_ALIGNED uint8_t x[QC_VB], y[QC_VB];
+    qv_store(x, a), qv_store(y, b);
+    for (int i = 0; i < QC_VB; i++) x[i] = (uint8_t)qc_sum_code(s->sum, x[i], y[i]);
+    return qv_load(x);
+  }
+  return qv_cut(qv_sum_words(s, a, b), s->lo, s->hi);
+}
+
 QC_INLINE qv qv_round(qv acc, qv m, qv b, int cut) { return qv_whole(qv_affine(acc, m, b), cut); }
 #endif
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,3 +50,16 @@ def sum_factors(a: Codes, b: Codes, y: Codes, times: tuple[float, float] = (1.0,
     """ka, kb, kc of y = rne(a * ka + (b * kb + kc)), made in double, for the sum a * times[0] + b * times[1]."""
     own, other = a.scale * times[0], b.scale * times[1]
     return own / y.scale, other / y.scale, (-a.zero * own - b.zero * other) / y.scale
+
+
+PARTS, MOST_TIMES, MOST_CODES = 64, 2.0, 511.0
+
+
+def whole_factors(factors: tuple[float, float, float], zero: int) -> tuple[int, int, int] | None:
+    """The same as whole numbers of 64ths of a step, for codes less 128; see qc_sum. None where 16 bits do not hold them."""
+    ka, kb, kc = factors
+    middle = 128 * (ka + kb) + kc + zero
+    if not (abs(ka) <= MOST_TIMES and abs(kb) <= MOST_TIMES and abs(middle) <= MOST_CODES):
+        return None
+    times = 128 * PARTS
+    return round(ka * times), round(kb * times), math.floor(middle * PARTS + 0.5) + PARTS // 2

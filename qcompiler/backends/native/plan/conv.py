@@ -164,9 +164,8 @@ class Conv(Layer):
             self.bend.code(fields, self.codes)
         fields.numbers(**{"e.zero": self.codes.zero, "e.lo": low, "e.hi": high})
         if self.residual is not None and self.of_sum is not None:
-            k, kr, kc = sum_factors(self.codes, self.residual.codes, self.of_sum, self.residual.times)
-            fields.reals(**{"e.k": k, "e.kr": kr, "e.kc": kc})
-            fields.numbers(**{"e.zero2": self.of_sum.zero, "e.lo2": self.residual.low, "e.hi2": self.residual.high})
+            factors = sum_factors(self.codes, self.residual.codes, self.of_sum, self.residual.times)
+            fields.sum("e.sum", factors, self.of_sum.zero, (self.residual.low, self.residual.high))
         if self.table is not None:
             fields.data("e.table", self.table.numpy())
 

@@ -1,6 +1,6 @@
 """Sums and tables into the convolution before them: the value between is never written.
 
-conv -> q; q + r -> y   becomes   y = clamp(rne(q * k + (r * kr + kc)) + zero)   in the convolution's epilogue
+conv -> q; q + r -> y   becomes   y = the sum of q and r   in the convolution's epilogue, but for depthwise ones, whose kernels take none
 conv -> q; table[q] -> y   becomes   y = table[q]
 Both give the same codes as the layers one by one. The convolution may make either operand of a sum or a difference: its own comes first.
 """
@@ -72,7 +72,7 @@ class _Fuser:
         )
         for own, codes, other, other_codes, times in sorted(both, key=lambda one: -self.at.get(one[0], -1)):
             conv = self._only_for(own) if own in self.moving or other not in self.moving else None
-            if conv is not None and conv.residual is None and conv.codes == codes:
+            if conv is not None and conv.residual is None and conv.codes == codes and not conv.is_depthwise:
                 low, high = pair.codes.limits(pair.bounds)
                 residual = Residual(other, other_codes, low, high, times)
                 self._put(index, conv, replace(conv, out=pair.out, residual=residual, of_sum=pair.codes))

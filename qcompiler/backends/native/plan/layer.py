@@ -104,6 +104,11 @@ class Layer(ABC):
         return False
 
     @property
+    def by_element(self) -> bool:
+        """Whether its operands are spread over its result, an element of each for each of its own."""
+        return False
+
+    @property
     def can_add(self) -> bool:
         """Whether it can add another value to its result before it writes it."""
         return False
@@ -161,6 +166,10 @@ class OfTwo(Layer):
     @property
     def reads(self) -> tuple[str, ...]:
         return self.a, self.b
+
+    @property
+    def by_element(self) -> bool:
+        return True
 
     def shape(self, sizes: Sizes) -> Axes:
         return spread_shape(sizes.shape(self.a), sizes.shape(self.b))

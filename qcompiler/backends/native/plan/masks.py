@@ -35,6 +35,10 @@ class Where(Layer):
         return True
 
     @property
+    def by_element(self) -> bool:
+        return True
+
+    @property
     def reads(self) -> tuple[str, ...]:
         return self.condition, self.a, self.b
 

@@ -24,8 +24,8 @@ from qcompiler.backends.native.plan.network import Network
 from qcompiler.backends.native.plan.order import HandOutPlaces, Take
 from qcompiler.backends.native.plan.pick import Pick
 from qcompiler.backends.native.plan.place import Axes
-from qcompiler.backends.native.plan.planning import STEPPED, Argument, Sums
-from qcompiler.backends.native.plan.relayout import Relayout
+from qcompiler.backends.native.plan.planning import STEPPED, Argument, Sums, needs_copies
+from qcompiler.backends.native.plan.relayout import Relayout, Spread
 from qcompiler.backends.native.plan.settled import Computed, Settled
 from qcompiler.backends.native.plan.shape import Number
 from qcompiler.backends.native.plan.sizes import Sizes
@@ -253,11 +253,20 @@ class Planner(Answers):
         return self.add(Relayout(f"{name}.rows.{len(self.layers)}", name, name, "rows"), self.codes.get(name))
 
     def _on_even(self, layer: Layer) -> Layer:
-        """The layer on operands whose dimensions merge into as few as it steps through."""
-        wide = [name for name in dict.fromkeys(layer.reads) if self.rank(name) > STEPPED]
-        even = {name: self.add(Relayout(f"{name}.even.{len(self.layers)}", name, name, "even"), self.codes.get(name)) for name in wide}
+        """The layer on operands whose dimensions merge into as few as it steps through; those that are spread over one another again and
+        again are copied to where they are spread.
+        """
+        values = tuple(dict.fromkeys(layer.reads))
+        again = layer.by_element and needs_copies([self.example.shape(name) for name in values])
+        even = {name: self._even(name, values if again else ()) for name in values if again or self.rank(name) > STEPPED}
         changed = {f.name: even[value] for f in fields(layer) if isinstance(value := getattr(layer, f.name), str) and value in even}
         return replace(layer, **changed)
+
+    def _even(self, name: str, values: tuple[str, ...]) -> str:
+        """A value with nothing between its elements; `values`: operands over which it is spread before."""
+        codes, number = self.codes.get(name), len(self.layers)
+        x = self.add(Spread(f"{name}.spread.{number}", name, name, values), codes) if values else name
+        return self.add(Relayout(f"{name}.even.{number}", name, x, "even"), codes)
 
     def like(self, argument: Argument, other: str) -> str:
         """A value that lies as `other` does, which it is put together with; of many dimensions each is brought in order by itself."""

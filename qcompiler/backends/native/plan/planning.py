@@ -19,7 +19,7 @@ from qcompiler.backends.native.steps import Step, is_value
 
 Argument = Any  # of a step: a value (%name), a tensor (#number), a number, or a nest of these
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
-STEPPED = 5  # dimensions that a layer steps through
+STEPPED, COPIED = 5, 6  # dimensions that a layer steps through, and that a copy does
 MOST_TURNS = 3  # how often, from dimension to dimension, it may change which operands are spread
 
 
@@ -186,5 +186,10 @@ def turns(shapes: Sequence[Axes]) -> int:
 def spread_fault(arguments: Sequence[Argument], facts: Facts) -> str | None:
     """Why no layer steps through operands that are spread over one another: neighbours along which the same ones are spread become one."""
     shapes = [facts.shape(argument) for argument in arguments]
-    many = max(map(len, shapes)) > STEPPED and turns(shapes) > MOST_TURNS
+    many = max(map(len, shapes)) > COPIED and needs_copies(shapes)
     return "its operands are spread over one another in too many dimensions" if many else None
+
+
+def needs_copies(shapes: Sequence[Axes]) -> bool:
+    """Whether a layer steps through values of these shapes only where each was copied to where it is spread."""
+    return max(map(len, shapes)) > STEPPED and turns(shapes) > MOST_TURNS

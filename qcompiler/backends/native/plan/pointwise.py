@@ -49,12 +49,11 @@ class Pair(OfTwo):
         low, high = self.codes.limits(self.bounds)
         with to.call(self.op) as fields:
             fields.pixels("y", "a", "b")
-            fields.numbers(zero=self.codes.zero, lo=low, hi=high)
             fields.step("step")
             if self.op == "add":
-                ka, kb, kc = sum_factors(self.a_codes, self.b_codes, self.codes, self.times)
-                fields.reals(ka=ka, kb=kb, kc=kc)
+                fields.sum("sum", sum_factors(self.a_codes, self.b_codes, self.codes, self.times), self.codes.zero, (low, high))
             else:
+                fields.numbers(zero=self.codes.zero, lo=low, hi=high)
                 fields.reals(k=self.a_codes.scale * self.b_codes.scale / self.codes.scale)
                 fields.numbers(za=self.a_codes.zero, zb=self.b_codes.zero)
         to.halo(self.out)

@@ -1,4 +1,4 @@
-"""Copies that bring a value into the order in which its reader wants it."""
+"""Copies that bring a value into the order in which its reader wants it, and to where it is spread."""
 
 from __future__ import annotations
 
@@ -7,9 +7,29 @@ from dataclasses import dataclass
 from qcompiler.backends.native.emit.layer_code import LayerCode
 from qcompiler.backends.native.plan.copies import copied
 from qcompiler.backends.native.plan.layer import Bound, Lies, OfOne, image, rows
-from qcompiler.backends.native.plan.place import Axes, Place, channels_last, dense
+from qcompiler.backends.native.plan.place import Axes, Place, channels_last, dense, spread_shape
 from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
+
+
+@dataclass(frozen=True, eq=False)
+class Spread(OfOne):
+    """x as it is spread over the result of an op on `values`, one of which it is: nothing to compute."""
+
+    values: tuple[str, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x, *(name for name in self.values if name != self.x))
+
+    def by_sample(self, samples: Samples) -> bool:
+        return samples.may_spread(self.values, self.out)
+
+    def shape(self, sizes: Sizes) -> Axes:
+        return spread_shape(*map(sizes.shape, self.values))
+
+    def place(self, sizes: Sizes) -> Place:
+        return sizes.place(self.x).spread(sizes.shape(self.out))
 
 
 @dataclass(frozen=True, eq=False)
