@@ -68,7 +68,7 @@ L3 = C.c_int64 * 3
 POOL = [*fields(QTensor, "x y"), ("k", QWindow)]
 FAMILIES: dict[str, list[tuple[str, type]]] = {
     "conv": [*CONV[:3], ("room", C.c_void_p), *CONV[3:], *fields(C.c_int32, "groups fold floats small")],
-    "depthwise": CONV,
+    "depthwise": [*CONV[:2], *CONV[3:]],
     "add": [*fields(QTensor, "a b y"), ("sum", QSum), ("step", C.c_int32)],
     "mul": [*fields(QTensor, "a b y"), ("k", C.c_float), *fields(C.c_int32, "za zb zero lo hi step")],
     "map": [*fields(QTensor, "x y"), ("table", C.c_void_p), ("each", C.c_int32)],

@@ -44,7 +44,7 @@ def reconstruct(
     prepared: object, batches: object, *, corrections: Corrections | None = None, rows: int = MOST_ROWS, seed: int = 0,
     tell: Tell | None = None
 ) -> Corrections:  # fmt: skip
-    """The corrections with codes for the weights of convolutions and linears, and biases that fit these.
+    """The corrections with codes for the weights of convolutions and linears, their scales, and biases that fit these.
 
     prepared: calibrated, of prepare_fx. batches: as `calibrate` takes them; the same data will do. `corrections`: those so far, on which
     it builds. `rows`: at most so many rows of products at an op, drawn with `seed`. `tell(done, total)` is called

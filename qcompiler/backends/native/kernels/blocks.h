@@ -37,11 +37,11 @@ typedef struct qc_spots {
 enum { QC_PLAIN, QC_ADDED, QC_FULL, QC_FLOATS };
 
 /* Which epilogue a convolution needs; kernels are made for each. */
-QC_INLINE int qc_kind(const qc_epilogue *e, const qc_tensor *r, int floats) {
+QC_INLINE int qc_kind(const qc_epilogue *e, int residual, int floats) {
   if (floats) return QC_FLOATS;
   if (e->table || e->gain || qc_is_curved(e)) return QC_FULL;
   if (e->wide) return QC_FULL;
-  if (r->p) return QC_ADDED;
+  if (residual) return QC_ADDED;
   return e->lo > 0 || e->hi < 255 ? QC_FULL : QC_PLAIN;
 }
 

@@ -232,7 +232,7 @@ QC_INLINE void qc_amx_pieces(const qc_conv *a, const qc_spans *s, int64_t lo, in
 static void qc_conv_amx(const qc_conv *a, int64_t lo, int64_t hi) {
   qc_spans s;
   qc_find_spans(a, &s);
-  int kind = qc_kind(&a->e, &a->r, a->floats);
+  int kind = qc_kind(&a->e, a->r.p != NULL, a->floats);
   if (kind == QC_PLAIN)
     qc_amx_pieces(a, &s, lo, hi, QC_PLAIN);
   else if (kind == QC_ADDED)

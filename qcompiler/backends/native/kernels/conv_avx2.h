@@ -140,7 +140,7 @@ static int64_t qc_conv_avx2_units(const qc_conv *a) {
 }
 
 static void qc_conv_avx2(const qc_conv *a, int64_t lo, int64_t hi) {
-  int kind = qc_kind(&a->e, &a->r, a->floats);
+  int kind = qc_kind(&a->e, a->r.p != NULL, a->floats);
   if (kind == QC_PLAIN)
     qc_conv_of_kind(a, lo, hi, QC_PLAIN);
   else if (kind == QC_ADDED)

@@ -189,7 +189,7 @@ QC_INLINE void qc_dot_of_kind(const qc_conv *a, int64_t lo, int64_t hi, int kind
 }
 
 static void qc_conv_dot(const qc_conv *a, int64_t lo, int64_t hi) {
-  int kind = qc_kind(&a->e, &a->r, a->floats);
+  int kind = qc_kind(&a->e, a->r.p != NULL, a->floats);
   if (kind == QC_PLAIN)
     qc_dot_of_kind(a, lo, hi, QC_PLAIN);
   else if (kind == QC_ADDED)

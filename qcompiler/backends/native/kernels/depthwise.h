@@ -59,7 +59,7 @@ QC_INLINE qv qc_spread(const void *base, int64_t distance, int32_t width) {
 static int qc_depthwise_fits(const qc_depthwise *a) {
   const qc_window *k = &a->k;
   int64_t quads = k->kernel[0] * qc_ceil(k->kernel[1], 4), reach = (int64_t)(k->kernel[2] - 1) * k->dilation[2] / k->stride[2];
-  return quads * k->kernel[2] <= QC_MAX_DOTS && quads * QC_PARTS * k->stride[2] * (reach + 24) * QC_VB <= QC_MIXED && !a->r.p;
+  return quads * k->kernel[2] <= QC_MAX_DOTS && quads * QC_PARTS * k->stride[2] * (reach + 24) * QC_VB <= QC_MIXED;
 }
 
 static void qc_find_dots(const qc_depthwise *a, int64_t block, qc_dots *s) {
@@ -297,7 +297,7 @@ QC_DOT_RUN(full_5, 0, 5)
 typedef void qc_dot_row_function(const qc_depthwise *, const qc_dots *, qv (*)[QC_PARTS], const uint8_t *, uint8_t *, int64_t);
 
 static qc_dot_row_function *qc_find_dot_row(const qc_depthwise *a, const qc_dots *s) {
-  int plain = qc_kind(&a->e, &a->r, 0) == QC_PLAIN;
+  int plain = qc_kind(&a->e, 0, 0) == QC_PLAIN;
 #if QC_ISA != QC_AVX2
   int shared = s->positions == 1 && a->k.stride[2] == 1 && a->k.dilation[2] == 1;
   if (shared && s->columns == 3) return plain ? qc_dots_plain_3 : qc_dots_full_3;

@@ -84,9 +84,9 @@ typedef struct qc_conv {
 } qc_conv;
 
 /* Depthwise convolution, y.c == x.c. Weights: [ceil(c / 16)][kernel[0]][ceil(kernel[1] / 4)][kernel[2]][16][4], the last index
-   being kernel rows; missing rows and channels are zero. Padded to 64 channels. */
+   being kernel rows; missing rows and channels are zero. Padded to 64 channels. No residual. */
 typedef struct qc_depthwise {
-  qc_tensor x, y, r;
+  qc_tensor x, y;
   qc_window k;
   qc_epilogue e;
   const int8_t *w;
