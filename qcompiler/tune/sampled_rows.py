@@ -103,4 +103,7 @@ class _Window:
 
 def _out(size: Ints, reach: Ints, stride: Ints, front: Ints, behind: Ints) -> Ints:
     parts = zip(size, reach, stride, front, behind, strict=True)
-    return tuple((s + f + b - r - 1) // step + 1 for s, r, step, f, b in parts)
+    out = tuple((s + f + b - r - 1) // step + 1 for s, r, step, f, b in parts)
+    if min(out) < 1:
+        raise ValueError(f"its window of {' x '.join(str(r + 1) for r in reach)} is larger than the image of {' x '.join(map(str, size))}")
+    return out
