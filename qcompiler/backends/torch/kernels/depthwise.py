@@ -23,9 +23,9 @@ def _pair_peak(weight: Tensor) -> Tensor:
     taps = weight.reshape(weight.shape[0], -1)
     if taps.shape[1] % 2:
         taps = torch.nn.functional.pad(taps, (0, 1))
-    pairs = taps.reshape(taps.shape[0], -1, 2)
-    peaks: Tensor = torch.maximum(pairs.clamp(min=0).sum(2), -pairs.clamp(max=0).sum(2)).amax(1)
-    return peaks
+    one, other = taps[:, 0::2], taps[:, 1::2]
+    above, below = (one.clamp(min=0) + other.clamp(min=0)).amax(1), (one.clamp(max=0) + other.clamp(max=0)).amin(1)
+    return torch.maximum(above, -below)
 
 
 def safe_weight(weight: Tensor) -> bool:
@@ -55,21 +55,25 @@ def shrink_to_safe(weight: Tensor, scales: Tensor) -> Tensor:
     Safe channels keep their scale bit for bit. Peaks do not grow with the scale, so bisection finds the least one; the
     margin of 1e-6 covers quantizers that round in float32.
     """
-    taps = weight.detach().double().reshape(weight.shape[0], 1, -1)
-    old = scales.detach().double().reshape(-1)
-    largest = taps.abs().amax((1, 2)) if old.numel() > 1 else taps.abs().amax().reshape(1)
+    taps, old = weight.detach().flatten(1), scales.detach().double().reshape(-1)
+    by_channel = old.numel() == len(taps)
 
-    def safe(steps: Tensor) -> Tensor:
-        inverse = steps.float().reciprocal().reshape(-1, 1, 1)  # the arithmetic of quantize_weight
-        peak = _pair_peak(torch.round(taps.float() * inverse).clamp(-128, 127))
-        return (peak if old.numel() == peak.numel() else peak.amax().reshape(1)) <= LIMIT
+    def safe(rows: Tensor, steps: Tensor) -> Tensor:
+        peak = _pair_peak(torch.round(rows * steps.float().reciprocal()[:, None]).clamp_(-128, 127))  # the arithmetic of quantize_weight
+        return (peak if by_channel else peak.amax().reshape(1)) <= LIMIT
 
-    low, high = old, torch.maximum(old, largest / 63.5)  # there, no tap exceeds 64 steps
+    small = ~safe(taps.float(), old)
+    if not bool(small.any()):
+        return scales
+    taps, low = (taps[small], old[small]) if by_channel else (taps, old)
+    largest = taps.double().abs().amax(1)
+    high = torch.maximum(low, (largest if by_channel else largest.amax().reshape(1)) / 63.5)  # there, no tap exceeds 64 steps
+    rows = taps.float()
     for _ in range(40):  # halves the interval each time: 2**-40 is below float32's resolution
         middle = (low + high) / 2
-        ok = safe(middle)
+        ok = safe(rows, middle)
         low, high = torch.where(ok, low, middle), torch.where(ok, middle, high)
-    return torch.where(safe(old), old, high * (1 + 1e-6)).reshape(scales.shape).to(scales.dtype)
+    return old.masked_scatter(small, high * (1 + 1e-6)).reshape(scales.shape).to(scales.dtype)
 
 
 def safe_qparams(weight: Tensor, scale: Tensor, zero_point: Tensor, quant_max: int) -> tuple[Tensor, Tensor]:
