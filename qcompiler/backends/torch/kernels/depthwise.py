@@ -18,14 +18,18 @@ from torch import Tensor
 LIMIT = 128  # floor(32767 / 255) = floor(32768 / 255) = 128
 
 
-def _pair_peak(weight: Tensor) -> Tensor:
-    """Per output channel, the largest same-sign sum over the pairs of taps; `weight` is (O, 1, *kernel)."""
+def _pairs(weight: Tensor) -> Tensor:
+    """(2, pairs, channels) of a weight (O, 1, *kernel): the taps that pair up. Channels stand last, so that each op is one long loop."""
     taps = weight.reshape(weight.shape[0], -1)
     if taps.shape[1] % 2:
         taps = torch.nn.functional.pad(taps, (0, 1))
-    one, other = taps[:, 0::2], taps[:, 1::2]
-    above, below = (one.clamp(min=0) + other.clamp(min=0)).amax(1), (one.clamp(max=0) + other.clamp(max=0)).amin(1)
-    return torch.maximum(above, -below)
+    return taps.reshape(taps.shape[0], -1, 2).permute(2, 1, 0).contiguous()
+
+
+def _peak(pairs: Tensor) -> Tensor:
+    """Per output channel, the largest same-sign sum over the pairs of taps."""
+    above, below = pairs.clamp(min=0), pairs.clamp(max=0)
+    return torch.maximum((above[0] + above[1]).amax(0), -(below[0] + below[1]).amin(0))
 
 
 def safe_weight(weight: Tensor) -> bool:
@@ -35,7 +39,7 @@ def safe_weight(weight: Tensor) -> bool:
 
 def safe_channels(codes: Tensor) -> Tensor:
     """(O,): of each channel of the int8 depthwise weight, whether no activation can overflow 16 bits."""
-    return _pair_peak(codes.to(torch.int32)) <= LIMIT
+    return _peak(_pairs(codes).to(torch.int16)) <= LIMIT
 
 
 def least_safe_scale(weight: Tensor) -> Tensor:
@@ -44,8 +48,7 @@ def least_safe_scale(weight: Tensor) -> Tensor:
     With s = (|a| + |b|) / 127 over the pairs, a / s + b / s is at most 127, and rounding adds at most a half to each: 128. That
     is at most 1 % above the smallest scale, which shrink_to_safe finds.
     """
-    peaks: Tensor = _pair_peak(weight.detach()) / (LIMIT - 1)
-    return peaks
+    return _peak(_pairs(weight.detach())) / (LIMIT - 1)
 
 
 def shrink_to_safe(weight: Tensor, scales: Tensor) -> Tensor:
@@ -55,23 +58,23 @@ def shrink_to_safe(weight: Tensor, scales: Tensor) -> Tensor:
     Safe channels keep their scale bit for bit. Peaks do not grow with the scale, so bisection finds the least one; the
     margin of 1e-6 covers quantizers that round in float32.
     """
-    taps, old = weight.detach().flatten(1), scales.detach().double().reshape(-1)
-    by_channel = old.numel() == len(taps)
+    pairs, old = _pairs(weight.detach()), scales.detach().double().reshape(-1)
+    by_channel = old.numel() == len(weight)
 
-    def safe(rows: Tensor, steps: Tensor) -> Tensor:
-        peak = _pair_peak(torch.round(rows * steps.float().reciprocal()[:, None]).clamp_(-128, 127))  # the arithmetic of quantize_weight
+    def safe(taps: Tensor, steps: Tensor) -> Tensor:
+        peak = _peak((taps * steps.float().reciprocal()).round_().clamp_(-128, 127))  # the arithmetic of quantize_weight
         return (peak if by_channel else peak.amax().reshape(1)) <= LIMIT
 
-    small = ~safe(taps.float(), old)
+    small = ~safe(pairs.float(), old)
     if not bool(small.any()):
         return scales
-    taps, low = (taps[small], old[small]) if by_channel else (taps, old)
-    largest = taps.double().abs().amax(1)
+    pairs, low = (pairs[..., small], old[small]) if by_channel else (pairs, old)
+    largest = pairs.double().abs().amax((0, 1))
     high = torch.maximum(low, (largest if by_channel else largest.amax().reshape(1)) / 63.5)  # there, no tap exceeds 64 steps
-    rows = taps.float()
+    taps = pairs.float()
     for _ in range(40):  # halves the interval each time: 2**-40 is below float32's resolution
         middle = (low + high) / 2
-        ok = safe(rows, middle)
+        ok = safe(taps, middle)
         low, high = torch.where(ok, low, middle), torch.where(ok, middle, high)
     return old.masked_scatter(small, high * (1 + 1e-6)).reshape(scales.shape).to(scales.dtype)
 
