@@ -138,7 +138,7 @@ def test_a_module_that_is_not_as_its_graph_says_so() -> None:
 
 def test_the_page_shows_what_each_step_changed(result: Tuned) -> None:
     """New weights at what multiplies by them, new ranges at what rounds."""
-    weights, ranges = Corrections(weights=result.corrections.weights), Corrections(ranges={"x": (-0.5, 0.5)})
+    weights, ranges = replace(result.corrections, keep_float=frozenset()), Corrections(ranges={"x": (-0.5, 0.5)})
     steps = [result.steps[0], *(Step(name, result.steps[0].score, 0.0, True, "", "", given)
                                 for name, given in (("ranges", ranges), ("equalize", ranges | weights)))]  # fmt: skip
     found = report._overlays(replace(result, steps=tuple(steps)))

@@ -281,7 +281,7 @@ def test_the_command_line_takes_saved_files(tmp_path: Path) -> None:
 
 
 def test_c_of_a_module_of_the_torch_back_end(tmp_path: Path) -> None:
-    """Its own integers: on weights and inputs that are exact in int8, the bits of the graph that it computes."""
+    """Its own integers, of weights and inputs that are exact in int8; sums may be a step off next to a tie, and so what reads them."""
     make, shape = native_nets.NETS["residual"]
     x = native_nets.example(shape)
     module, graph = pair(shaken(make()), x)
@@ -289,7 +289,7 @@ def test_c_of_a_module_of_the_torch_back_end(tmp_path: Path) -> None:
     _, got = computed(build(folder, "net"), "net", [x])
     with torch.no_grad():
         step = next(reversed(qcompiler.scales(module).values.values())).scale
-        assert abs(got - flat(graph(x))).max() <= 1.01 * step
+        assert abs(got - flat(graph(x))).max() <= 2.01 * step
 
 
 def test_what_of_a_module_has_no_c_form(tmp_path: Path) -> None:
