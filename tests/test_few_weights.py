@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompiler import QConfig, QConfigMapping, calibrate, convert_to_reference_fx, prepare_fx
+from qcompiler.backends.torch.kernels.depthwise import safe_channels, shrink_to_safe
 from qcompiler.export.onnx_qdq.target import AnyPair
 from qcompiler.ir.types import QParams
 from qcompiler.observers import MinMaxObserver, PerChannelMinMaxObserver, default_per_channel_weight_observer
@@ -66,6 +68,21 @@ def test_scales_of_wide_windows_stay() -> None:
     assert of_few(weight, observed(weight)) == observed(weight)
     safe = torch.tensor(observed(weight).scale, dtype=torch.float64)
     assert torch.equal(of_few_held(weight, safe * 1.1, safe, 0, AnyPair(0).holds), safe * 1.1)
+
+
+@pytest.mark.parametrize("window", [(3,), (3, 3), (5, 5)])
+def test_scales_of_a_channel_do_not_depend_on_other_channels(window: tuple[int, ...]) -> None:
+    """Only channels that the sums do not hold are looked at, and all others keep their scale."""
+    weight = torch.randn(60, 1, *window, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
+    weight[::3] *= torch.linspace(1, 0.1, math.prod(window)).reshape(window)
+    wanted = torch.tensor(observed(weight).scale, dtype=torch.float64)
+    safe = shrink_to_safe(weight, wanted)
+    held = of_few_held(weight, safe, wanted, 0, safe_channels)
+    assert 0 < int((safe != wanted).sum()) < 60 and torch.equal(held == wanted, safe == wanted)
+    for i in range(60):
+        one, at = weight[i : i + 1], slice(i, i + 1)
+        assert torch.equal(shrink_to_safe(one, wanted[at]), safe[at])
+        assert torch.equal(of_few_held(one, safe[at], wanted[at], 0, safe_channels), held[at])
 
 
 def test_a_largest_weight_of_either_sign_becomes_itself() -> None:

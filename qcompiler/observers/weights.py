@@ -62,28 +62,33 @@ def of_few_held(weight: Tensor, safe: Tensor, wanted: Tensor, axis: int, holds: 
     there on, by `of_few`'s measure. `holds`: of codes, by channel, whether the sums hold them."""
     if safe.numel() != weight.shape[axis] or _is_wide(weight) or torch.equal(safe, wanted):
         return safe
-    turned, scales = weight.detach().transpose(0, axis), safe.double() * _LARGER[:, None]
+    larger = safe != wanted
+    turned, scales = weight.detach().transpose(0, axis)[larger], safe[larger].double() * _LARGER[:, None]
     rows = turned.float().flatten(1)
-    fit = torch.stack([holds(_codes(rows, scale).reshape(turned.shape).transpose(0, axis).to(torch.int8)) for scale in scales.float()])
-    errors = _errors(rows, scales.float(), weight.shape[2:]).masked_fill(~fit, math.inf)
+
+    def fit(codes: Tensor) -> Tensor:
+        return holds(codes.reshape(turned.shape).transpose(0, axis).to(torch.int8))
+
+    errors = _errors(rows, scales.float(), weight.shape[2:], fit)
     best = scales.gather(0, errors.argmin(0, keepdim=True))[0].to(safe.dtype)
-    return torch.where((safe != wanted) & fit.any(0), best, safe)
+    return safe.masked_scatter(larger, torch.where(errors.isfinite().any(0), best, safe[larger]))
 
 
 def _is_wide(weight: Tensor) -> bool:
     return math.prod(weight.shape[2:]) > _FEW
 
 
-def _codes(rows: Tensor, scales: Tensor) -> Tensor:
-    """(..., channels, products) of scales (..., channels), rounded as `quantize_weight` does."""
-    return torch.round(rows * scales.reciprocal()[..., None]).clamp(-128, 127)
-
-
-def _errors(rows: Tensor, scales: Tensor, window: Sequence[int]) -> Tensor:
-    """(scales, channels): what results lose by rounding, in parts of a mean square of what a window holds."""
-    alike = _likeness(window)
-    lost = (_codes(rows, scale) * scale[:, None] - rows for scale in scales)
-    return torch.stack([((e @ alike) * e).sum(1) for e in lost])
+def _errors(rows: Tensor, scales: Tensor, window: Sequence[int], holds: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """(scales, channels): what results lose by rounding as `quantize_weight` does, in parts of a mean square of what a window holds; inf
+    where the codes are not held."""
+    alike, found = _likeness(window), []
+    for scale in scales:
+        codes = torch.round(rows * scale.reciprocal()[:, None]).clamp_(-128, 127)
+        fit = None if holds is None else holds(codes)
+        lost = codes.mul_(scale[:, None]).sub_(rows)
+        error = (lost @ alike).mul_(lost).sum(1)
+        found.append(error if fit is None else error.masked_fill_(~fit, math.inf))
+    return torch.stack(found)
 
 
 def _likeness(window: Sequence[int]) -> Tensor:

@@ -18,14 +18,18 @@ from torch import Tensor
 LIMIT = 128  # floor(32767 / 255) = floor(32768 / 255) = 128
 
 
-def _pair_peak(weight: Tensor) -> Tensor:
-    """Per output channel, the largest same-sign sum over the pairs of taps; `weight` is (O, 1, *kernel)."""
+def _pairs(weight: Tensor) -> Tensor:
+    """(2, pairs, channels) of a weight (O, 1, *kernel): the taps that pair up. Channels stand last, so that each op is one long loop."""
     taps = weight.reshape(weight.shape[0], -1)
     if taps.shape[1] % 2:
         taps = torch.nn.functional.pad(taps, (0, 1))
-    pairs = taps.reshape(taps.shape[0], -1, 2)
-    peaks: Tensor = torch.maximum(pairs.clamp(min=0).sum(2), -pairs.clamp(max=0).sum(2)).amax(1)
-    return peaks
+    return taps.reshape(taps.shape[0], -1, 2).permute(2, 1, 0).contiguous()
+
+
+def _peak(pairs: Tensor) -> Tensor:
+    """Per output channel, the largest same-sign sum over the pairs of taps."""
+    above, below = pairs.clamp(min=0), pairs.clamp(max=0)
+    return torch.maximum((above[0] + above[1]).amax(0), -(below[0] + below[1]).amin(0))
 
 
 def safe_weight(weight: Tensor) -> bool:
@@ -35,7 +39,7 @@ def safe_weight(weight: Tensor) -> bool:
 
 def safe_channels(codes: Tensor) -> Tensor:
     """(O,): of each channel of the int8 depthwise weight, whether no activation can overflow 16 bits."""
-    return _pair_peak(codes.to(torch.int32)) <= LIMIT
+    return _peak(_pairs(codes).to(torch.int16)) <= LIMIT
 
 
 def least_safe_scale(weight: Tensor) -> Tensor:
@@ -44,8 +48,7 @@ def least_safe_scale(weight: Tensor) -> Tensor:
     With s = (|a| + |b|) / 127 over the pairs, a / s + b / s is at most 127, and rounding adds at most a half to each: 128. That
     is at most 1 % above the smallest scale, which shrink_to_safe finds.
     """
-    peaks: Tensor = _pair_peak(weight.detach()) / (LIMIT - 1)
-    return peaks
+    return _peak(_pairs(weight.detach())) / (LIMIT - 1)
 
 
 def shrink_to_safe(weight: Tensor, scales: Tensor) -> Tensor:
@@ -55,21 +58,25 @@ def shrink_to_safe(weight: Tensor, scales: Tensor) -> Tensor:
     Safe channels keep their scale bit for bit. Peaks do not grow with the scale, so bisection finds the least one; the
     margin of 1e-6 covers quantizers that round in float32.
     """
-    taps = weight.detach().double().reshape(weight.shape[0], 1, -1)
-    old = scales.detach().double().reshape(-1)
-    largest = taps.abs().amax((1, 2)) if old.numel() > 1 else taps.abs().amax().reshape(1)
+    pairs, old = _pairs(weight.detach()), scales.detach().double().reshape(-1)
+    by_channel = old.numel() == len(weight)
 
-    def safe(steps: Tensor) -> Tensor:
-        inverse = steps.float().reciprocal().reshape(-1, 1, 1)  # the arithmetic of quantize_weight
-        peak = _pair_peak(torch.round(taps.float() * inverse).clamp(-128, 127))
-        return (peak if old.numel() == peak.numel() else peak.amax().reshape(1)) <= LIMIT
+    def safe(taps: Tensor, steps: Tensor) -> Tensor:
+        peak = _peak((taps * steps.float().reciprocal()).round_().clamp_(-128, 127))  # the arithmetic of quantize_weight
+        return (peak if by_channel else peak.amax().reshape(1)) <= LIMIT
 
-    low, high = old, torch.maximum(old, largest / 63.5)  # there, no tap exceeds 64 steps
+    small = ~safe(pairs.float(), old)
+    if not bool(small.any()):
+        return scales
+    pairs, low = (pairs[..., small], old[small]) if by_channel else (pairs, old)
+    largest = pairs.double().abs().amax((0, 1))
+    high = torch.maximum(low, (largest if by_channel else largest.amax().reshape(1)) / 63.5)  # there, no tap exceeds 64 steps
+    taps = pairs.float()
     for _ in range(40):  # halves the interval each time: 2**-40 is below float32's resolution
         middle = (low + high) / 2
-        ok = safe(middle)
+        ok = safe(taps, middle)
         low, high = torch.where(ok, low, middle), torch.where(ok, middle, high)
-    return torch.where(safe(old), old, high * (1 + 1e-6)).reshape(scales.shape).to(scales.dtype)
+    return old.masked_scatter(small, high * (1 + 1e-6)).reshape(scales.shape).to(scales.dtype)
 
 
 def safe_qparams(weight: Tensor, scale: Tensor, zero_point: Tensor, quant_max: int) -> tuple[Tensor, Tensor]:
