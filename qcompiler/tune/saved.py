@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 import weakref
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from qcompiler.tune.shelf import LEAST, ROOM, Written, can_be_written, write
+from qcompiler.tune.shelf import LEAST, ROOM, NamelessFile, Written, can_be_written
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,13 @@ class Saved:
 
     def __init__(self, there: Iterable[Tensor] = ()) -> None:
         self._there = {tensor.untyped_storage().data_ptr() for tensor in there}
-        self._room, self._at = ROOM, 0
-        self._file: IO[bytes] | None = None
+        self._room, self._file = ROOM, NamelessFile()
         self._known: dict[object, tuple[weakref.ref[torch.UntypedStorage], Kept]] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self.keep, self.get)
         self._stack = ExitStack()
 
     def __enter__(self) -> Saved:
+        self._stack.callback(self._file.close)
         self._stack.enter_context(self._hooks)
         return self
 
@@ -75,11 +74,7 @@ class Saved:
             self._room -= tensor.nbytes
             return Held(tensor, tensor._version)
         try:
-            if self._file is None:
-                self._file = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-            made = write(self._file, self._at, tensor)
-        except OSError:  # no folder for it, or no room there
+            return self._file.put(tensor)
+        except OSError:
             self._room = 2**63
             return Held(tensor, tensor._version)
-        self._at += tensor.nbytes
-        return made

@@ -37,16 +37,38 @@ class Written:
         return made.view(self.dtype).as_strided(self.shape, self.strides)
 
 
-def write(file: IO[bytes], start: int, value: Tensor) -> Written:
-    """The tensor in a file, from this byte on. Raises OSError where there is no room."""
-    file.seek(start)
-    file.write(_bytes(value.as_strided((value.numel(),), (1,)).view(torch.uint8)))
-    return Written(file, start, value.dtype, tuple(value.shape), value.stride())
-
-
 def _bytes(flat: Tensor) -> memoryview:
     """The memory of a tensor of bytes."""
     return memoryview(flat.numpy())  # type: ignore[arg-type]
+
+
+class NamelessFile:
+    """Tensors one behind the other, in a file that is there once something is put, and goes with this object."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
+        self._at = 0
+
+    def put(self, value: Tensor) -> Written:
+        """Raises OSError where there is no folder for it, or no room there."""
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
+        self._file.seek(self._at)
+        self._file.write(_bytes(value.as_strided((value.numel(),), (1,)).view(torch.uint8)))
+        made = Written(self._file, self._at, value.dtype, tuple(value.shape), value.stride())
+        self._at += value.nbytes
+        return made
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def empty(self) -> None:
+        self._at = 0
+        if self._file is not None:
+            self._file.seek(0)
+            self._file.truncate()
 
 
 class Shelf:
@@ -57,9 +79,7 @@ class Shelf:
         """`room`: bytes that stay in memory."""
         self.room = ROOM if room is None else room
         self._held: dict[int, Values] = {}
-        self._read: IO[bytes] | None = None
-        self._write: IO[bytes] | None = None
-        self._at = 0
+        self._read, self._write = NamelessFile(), NamelessFile()
 
     def put(self, number: int, values: Mapping[fx.Node, object]) -> None:
         made: Values = {}
@@ -85,10 +105,8 @@ class Shelf:
 
     def turn(self) -> None:
         """All has been taken and put once more."""
-        self._read, self._write, self._at = self._write, self._read, 0
-        if self._write is not None:
-            self._write.seek(0)
-            self._write.truncate()
+        self._read, self._write = self._write, self._read
+        self._write.empty()
         give_back(SPARE)
 
     def _in_memory(self) -> int:
@@ -96,23 +114,17 @@ class Shelf:
 
     def _written(self, value: Tensor) -> object:
         try:
-            if self._write is None:
-                self._write = tempfile.TemporaryFile()  # noqa: SIM115
-                weakref.finalize(self, self._write.close)
-            made = write(self._write, self._at, value)
-        except OSError:  # no folder for it, or no room there
+            return self._write.put(value)
+        except OSError:
             self.room = 2**63
             return value
-        self._at += value.nbytes
-        return made
 
 
 class Results(Sequence[object]):
     """What a model gives for each batch, read from here one at a time: `ROOM` bytes in memory, the rest in a file."""
 
     def __init__(self, found: Iterable[object]) -> None:
-        self._left, self._at = ROOM, 0
-        self._file: IO[bytes] | None = None
+        self._left, self._file = ROOM, NamelessFile()
         self._kept = [tree_map_only(Tensor, self._put, one) for one in found]
 
     def __len__(self) -> int:
@@ -126,15 +138,10 @@ class Results(Sequence[object]):
             self._left -= value.nbytes
             return value
         try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile()  # noqa: SIM115
-                weakref.finalize(self, self._file.close)
-            made = write(self._file, self._at, value)
-        except OSError:  # no folder for it, or no room there
+            return self._file.put(value)
+        except OSError:
             self._left = 2**63
             return value
-        self._at += value.nbytes
-        return made
 
 
 def can_be_written(value: Tensor) -> bool:
