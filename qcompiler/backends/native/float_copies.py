@@ -1,4 +1,7 @@
-"""A copy of floats that are rounded behind it becomes one of codes: q(copy(x)) = copy(q(x)). So a pad of the input is in the region."""
+"""A copy of floats that are rounded behind it becomes one of codes: q(copy(x)) = copy(q(x)). So a pad of the input is in the region.
+
+What has codes already, as a pad between two convolutions, is not rounded again: it is such a copy where the codes are the same ones.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,10 @@ def round_before_copies(gm: fx.GraphModule, table: Table) -> list[str]:
     names of these ops, which are int8 now."""
     found = []
     for node in reversed(list(gm.graph.nodes)):
-        if _moves_floats(node, table) and (given := _rounded_by_all(node)) is not None:
-            _round_before(gm.graph, node, given)
+        if _moves_floats(node, table) and (given := _rounded_by_all(node)) is not None and _fits(node.args[0], given):
+            if not _has_codes(node.args[0]):
+                _round_before(gm.graph, node, given)
+            node.meta[QUANT] = Quant(int8=True)
             found.append(node.name)
     return found
 
@@ -43,6 +48,18 @@ def _rounded_by_all(node: fx.Node) -> fx.Node | None:
     return users[0] if value_of(users[0]).dtype is torch.uint8 and quant_of(users[0]).qparams is not None else None
 
 
+def _has_codes(x: object) -> bool:
+    return isinstance(x, fx.Node) and x.target is dequantize
+
+
+def _fits(x: object, given: fx.Node) -> bool:
+    """Whether the copy would read the codes that are made of its result. Those of other steps are not rounded twice."""
+    if not isinstance(x, fx.Node) or not _has_codes(x):
+        return True
+    codes = x.args[0]
+    return isinstance(codes, fx.Node) and codes.target is quantize and codes.args[1:] == given.args[1:]
+
+
 def _round_before(graph: fx.Graph, node: fx.Node, given: fx.Node) -> None:
     x = node.args[0]
     assert isinstance(x, fx.Node)
@@ -53,4 +70,3 @@ def _round_before(graph: fx.Graph, node: fx.Node, given: fx.Node) -> None:
         made.meta[VALUE], made.meta[SOURCE] = Value(value_of(x).shape, dtype), source_of(x)
     codes.meta[QUANT] = quant_of(given)
     node.replace_input_with(x, floats)
-    node.meta[QUANT] = Quant(int8=True)

@@ -38,7 +38,8 @@ class Codes:
 
 
 def same_codes(a: Codes, b: Codes) -> bool:
-    return (a.scale, a.zero) == (b.scale, b.zero)
+    """Whether codes of a are codes of b as they stand: on the same steps, and within b's range."""
+    return (a.scale, a.zero) == (b.scale, b.zero) and b.low <= a.low <= a.high <= b.high
 
 
 def requantized(x: Codes, y: Codes) -> Tensor:

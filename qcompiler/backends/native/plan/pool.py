@@ -10,6 +10,7 @@ from qcompiler.backends.native.emit.layer_code import Call, LayerCode
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.floats import operand, result, width
 from qcompiler.backends.native.plan.layer import Bound, Lies, OfOne, image
+from qcompiler.backends.native.plan.pick import lies_on, on_codes
 from qcompiler.backends.native.plan.place import Axes, Place, channels_last
 from qcompiler.backends.native.plan.planning import Facts, Planning, refuse_rows
 from qcompiler.backends.native.plan.reduce import plan_float_average
@@ -157,7 +158,11 @@ def plan_mean(step: Step, planner: Planning) -> None:
 
 
 def _add(step: Step, planner: Planning, dims: int, **settings: Any) -> None:
-    """`settings`: of the Pool, by the names of its fields."""
-    x = planner.pixels(f"%{planner.operand(step.args[0])}", (), dims)
+    """`settings`: of the Pool, by the names of its fields. The largest code is one of x: it is looked for among codes of the result."""
+    x = planner.operand(step.args[0])
     out, codes = planner.result(step)
+    given = planner.codes.get(x)
+    if settings["kind"] == "max" and codes is not None and given is not None and not lies_on(given, codes):
+        x = on_codes(f"{out}.codes", step, planner, x, codes)
+    x = planner.pixels(f"%{x}", (), dims)
     planner.add(Pool(out, planner.label(step), x=x, dims=dims, x_codes=planner.codes.get(x), codes=codes, **settings))
