@@ -1,10 +1,10 @@
 """Random networks through the flows: python -m tests.fuzz_graphs [--count 5000] [--log FILE] [--engine x86] [--isa AVX512_CORE_VNNI]
 [--native-isa amx].
 
-Each network of tests/graph_grammar.py is compiled (statically; every fourth trained for two steps, every eighth dynamically) and called:
-no crash, no error that is not a QCompilerError, SQNR at least min(20, a simulation with 7 bits - 6) dB, as good as the QUANTIZED graph at
-other batches and sizes, and equal bits from state_dict, deepcopy, save and load, and torch.jit.script. On the native back end each layer
-within a step of the QUANTIZED graph on equal inputs, and equal bits on two threads.
+Each network of tests/graph_grammar.py is compiled (statically; every fourth trained for two steps, every fourth with a third of its ops in
+float, every eighth dynamically) and called: no crash, no error that is not a QCompilerError, SQNR at least min(20, a simulation with 7
+bits - 6) dB, as good as the QUANTIZED graph at other batches and sizes, and equal bits from state_dict, deepcopy, save and load, and
+torch.jit.script. On the native back end each layer within a step of the QUANTIZED graph on equal inputs, and equal bits on two threads.
 
 `--isa` limits what oneDNN may use. `--native-isa` names what the native back end runs on, which is emulated where the processor has it not
 (tests/native_without_silicon.py): the results have the bits that the processor's own instructions give.
@@ -16,6 +16,7 @@ import argparse
 import copy
 import math
 import os
+import random
 import sys
 import tempfile
 import warnings
@@ -36,6 +37,7 @@ from qcompiler.backends.native.build.library import here
 from qcompiler.config.qconfig import default_dynamic_qconfig
 from qcompiler.errors import InputError, PassError, QCompilerError
 from qcompiler.executable.call_forms import CallForms
+from qcompiler.ir.types import quant_of
 from tests import children, native_layers
 from tests.graph_grammar import Network, network
 from tests.native_cache import native_cache
@@ -79,7 +81,8 @@ class Compiled:
 
 
 def compiled(model: Network, inputs: tuple[Tensor, ...], seed: int, engine: str) -> Compiled:
-    """Every fourth is trained for two steps, every eighth dynamic; what has several call forms is prepared for all of them."""
+    """Every fourth is trained for two steps, every fourth has ops in float, every eighth is dynamic; what has several call forms is
+    prepared for all of them."""
     mapping = qcompiler.QConfigMapping().set_global(default_dynamic_qconfig) if seed % 8 == 3 else None
     settings: dict[str, Any] = {"backend": "native"} if engine == "native" else {"engine": engine}
     if model.forms:
@@ -97,7 +100,20 @@ def compiled(model: Network, inputs: tuple[Tensor, ...], seed: int, engine: str)
     else:
         prepared = qcompiler.prepare_fx(model, mapping, inputs, **settings)
         qcompiler.calibrate(prepared, [{**dict(zip("xy", inputs)), **form} for form in model.forms] or [inputs])
-    return Compiled(qcompiler.convert_fx(prepared), lambda: qcompiler.convert_fx(prepared), qcompiler.convert_to_reference_fx(prepared))
+    kept = kept_float(prepared, seed) if seed % 4 == 2 and not model.forms else ()
+
+    def made() -> Any:
+        return qcompiler.convert_fx(prepared, keep_float=kept)
+
+    return Compiled(made(), made, qcompiler.convert_to_reference_fx(prepared, keep_float=kept))
+
+
+def kept_float(prepared: Any, seed: int) -> list[str]:
+    """A third of the ops, so that codes and floats of every kind meet."""
+    draw = random.Random(seed)
+    return [
+        f"%{node.name}" for node in prepared.graph.nodes if node.op == "call_function" and quant_of(node).int8 and draw.random() < 1 / 3
+    ]
 
 
 def examine(seed: int, engine: str, folder: Path) -> str:
