@@ -207,7 +207,10 @@ ERRORS: dict[str, Error] = {
     "25 integer weights": Error(lambda: changed(net(), lambda m: setattr(m.second, "weight", nn.Parameter(torch.ones(4, 4).int(), False))),
                                 prepare, ConfigError, "weight-dtype", place={"module_path": "second.weight"}),
     "26 complex weights": Error(lambda: changed(net(), lambda m: setattr(m.second, "weight", nn.Parameter(torch.ones(4, 4) * 1j, False))),
-                                prepare, UnsupportedOpError, "complex", place={"module_path": "second.weight"}),
+                                prepare, InputError, "input", place={"module_path": "second"}),
+    "26 double complex weights": Error(
+        lambda: changed(net(), lambda m: m.register_buffer("phase", torch.ones(4, dtype=torch.complex128))), prepare, ConfigError,
+        "weight-dtype", place={"module_path": "phase"}, hint="complex64"),
     "26 complex inputs": Error(net, lambda m: prepare(m, Y * 1j), UnsupportedOpError, "complex", place={"module_path": "first"}),
     "27 a sparse input": Error(net, lambda m: prepare(m, Y.to_sparse()), UnsupportedOpError, "tensor-layout", hint="to_dense"),
     "27 an oneDNN buffer": Error(lambda: changed(net(), lambda m: m.register_buffer("extra", Y.to_mkldnn())), prepare, UnsupportedOpError,

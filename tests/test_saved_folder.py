@@ -109,10 +109,10 @@ def test_names_that_the_format_cannot_spell(name: str, tmp_path: Path) -> None:
         written(tmp_path, {name: torch.ones(1)})
 
 
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
-def test_what_load_would_refuse_is_not_written(dtype: torch.dtype, module: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8), torch.eye(2).to_sparse()])
+def test_what_load_would_refuse_is_not_written(more: torch.Tensor, module: Any, tmp_path: Path) -> None:
     copied = qc.load(saved(module, tmp_path))
-    copied.register_buffer("more", torch.zeros(2, dtype=dtype))
+    copied.register_buffer("more", more)
     with pytest.raises(qc.ConfigError, match="'more' is not a plain tensor"):
         qc.save(copied, tmp_path / "other.qc")
     assert not (tmp_path / "other.qc").exists()

@@ -10,5 +10,5 @@ DTYPES = {name: d for d, name in sorted(DTYPE_NAMES.items(), key=lambda item: it
 
 
 def is_plain(dtype: torch.dtype) -> bool:
-    """Whether a saved file holds tensors of it: real numbers without a scale."""
-    return not dtype.is_complex and not str(dtype).startswith(("torch.q", "torch.bits"))
+    """Whether a saved file holds tensors of it: numbers without a scale."""
+    return not str(dtype).startswith(("torch.q", "torch.bits"))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qcompiler.errors import ConfigError, InputError, NumericsError, UnsupportedOpError, Where
+from qcompiler.errors import ConfigError, InputError, NumericsError, Where
 from qcompiler.inputs.input_text import refuse_arrays
 from qcompiler.inputs.kinds import module_of, refuse_kind, refuse_kinds
 
@@ -84,9 +84,10 @@ def _check_tensor(name: str, t: torch.Tensor) -> None:
     refuse_kind(name, t, place)
     if t.is_quantized:
         raise ConfigError(f"{name} is quantized already", code="already-quantized", where=place, hint="start from the float model")
-    if t.is_complex():
-        raise UnsupportedOpError(f"{name} is complex", code="complex", where=place)
-    if isinstance(t, nn.Parameter) and not t.is_floating_point():
+    if t.is_complex() and t.dtype is not torch.complex64:
+        raise ConfigError(f"{name} is {t.dtype}, expected complex64", code="weight-dtype", where=place,
+                          hint="convert it with .to(torch.complex64) first")  # fmt: skip
+    if isinstance(t, nn.Parameter) and not (t.is_floating_point() or t.is_complex()):
         raise ConfigError(f"parameter {name} is {t.dtype}, expected float32", code="weight-dtype", where=place)
     if t.is_floating_point() and t.dtype is not torch.float32:
         raise ConfigError(

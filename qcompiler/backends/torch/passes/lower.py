@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from qcompiler.backends.torch.passes.check_sites import few_steps, wrong_sites
+from qcompiler.backends.torch.passes.lay_out_pairs import lay_out_pairs
 from qcompiler.backends.torch.passes.lowering import Lowering
 from qcompiler.backends.torch.passes.reuse_memory import reuse_memory
 from qcompiler.backends.torch.passes.settle_windows import settle_windows
@@ -38,6 +39,7 @@ def _checked(gm: fx.GraphModule, context: Context, sums_fit: bool) -> fx.Graph:
         graph = lowering.graph(gm.graph)
         graph.eliminate_dead_code()
         settle_windows(graph, context.table)
+        lay_out_pairs(graph)
         spans = dict.fromkeys((value for value, _, _ in lowering.rounded), 0.0)
         found = []
         if context.example is not None and (lowering.sites or spans):
