@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
 import qcompiler
@@ -20,6 +22,8 @@ from qcompiler.debug import compute_sqnr
 from qcompiler.export.onnx_qdq.target import AnyPair
 from qcompiler.export.ranges import code_limits
 from qcompiler.ir.types import QParams
+from tests.fuzz_graphs import sqnrs
+from tests.graph_grammar import network
 from tests.onnx_nets import Decides, UNet, randn
 from tests.onnx_runs import ir, ops_of, optimized_ops, prepared, run, run_in_openvino, session, tensors
 
@@ -325,3 +329,51 @@ def test_the_command(tmp_path: Path) -> None:
     made = CliRunner().invoke(app, command)
     assert made.exit_code == 0, made.output
     assert tensors(run(session(out), X))[0].shape == (2, 8, 6, 6)
+
+
+class Early(nn.Module):
+    """What follows the condition runs as it stands, with its modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv1d(3, 4, 1), nn.Conv1d(4, 4, 1), nn.Conv1d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor | None:
+        y = self.first(x)
+        if y.mean() > 3:
+            return None
+        result: Tensor = self.last(self.second(y))
+        return result
+
+
+def test_statements_that_run_as_they_stand_have_no_form(tmp_path: Path) -> None:
+    made = prepared(Early().eval(), (randn(2, 3, 5),))
+    with pytest.raises(qcompiler.UnsupportedOpError, match=r"1 call has no ONNX form:\n  %statement.*test_export_onnx.py:\d+"):
+        qcompiler.export_onnx(made, tmp_path / "net.onnx")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("first", [90000000, 90000040])
+def test_random_networks(first: int, tmp_path: Path) -> None:
+    """Written and run node by node, or refused in words."""
+    outcomes: Counter[str] = Counter()
+    for seed in range(first, first + 10):
+        outcomes[_written(seed, tmp_path / "net.onnx")] += 1
+    assert outcomes["written"] > 3 and set(outcomes) <= {"written", "onnx-form", "no network"}
+
+
+def _written(seed: int, path: Path) -> str:
+    model, inputs = network(seed)
+    if model.forms or model.branches:
+        return "no network"
+    made = qcompiler.prepare_fx(model, None, inputs, backend="onnx")
+    qcompiler.calibrate(made, [inputs], progress=False)
+    try:
+        qcompiler.export_onnx(made, path)
+    except qcompiler.UnsupportedOpError as error:
+        return str(error.code)
+    with torch.no_grad():
+        expected = qcompiler.convert_to_reference_fx(made)(*[x.clone() for x in inputs])
+    results = [torch.as_tensor(leaf) for leaf in tree_leaves(expected)]
+    assert min(sqnrs(results, run(session(path, optimized=False), inputs)), default=99.0) > 20
+    return "written"

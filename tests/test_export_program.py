@@ -206,8 +206,12 @@ class Optional(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 1)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, flag: bool = True, bias: Tensor | None = None) -> Tensor:
-        y: Tensor = self.conv(x)
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, flag: bool = True, bias: Tensor | None = None, scale: float = 0.5, times: int = 2
+    ) -> Tensor:
+        y: Tensor = self.conv(x) * scale
+        for _ in range(times):
+            y = y + 1.0
         y = y if mask is None else y * mask
         y = y if bias is None else y + bias
         return y if flag else -y
@@ -379,3 +383,29 @@ def test_models_that_are_programs_already() -> None:
         for call in (lambda given: qcompiler.quantize(given, [X]), lambda given: qcompiler.prepare_fx(given, None, (X,))):
             with pytest.raises(qcompiler.ConfigError, match="give the Python module that it was made of"):
                 call(given)
+
+
+class Steps(nn.Module):
+    """torch.export unrolls a recurrent layer: it holds the number of steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.recurrent = nn.Linear(6, 6), nn.GRU(6, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.recurrent(self.before(x))[0]
+        return made
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_what_torch_export_holds_is_the_examples_size(steps: int) -> None:
+    """It takes no size of 1 as one that may change, so such an example is exported at another size, where that is not held."""
+    x = randn(3, steps, 6)
+    made = qcompiler.prepare_fx(Steps().eval(), None, (x,), backend="reference")
+    made(x)
+    with pytest.warns(UserWarning, match="holds dimension 1 of 'x' fixed"):
+        program = qcompiler.export_program(made)
+    graph = qcompiler.convert_to_reference_fx(made)
+    with torch.no_grad():
+        for given in (x, randn(7, steps, 6)):
+            assert torch.allclose(program.module()(given), graph(given), atol=0.02)  # each step rounds in the graph alone

@@ -127,6 +127,11 @@ def held(gm: fx.GraphModule, node: object) -> tuple[str, Tensor]:
     return user_path(gm, str(node.target)), attribute(gm, str(node.target)).detach()
 
 
+def is_tensor(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a get_attr node reads a tensor, and not a module."""
+    return isinstance(attribute(gm, str(node.target)), Tensor)
+
+
 def _weight(gm: fx.GraphModule, node: fx.Node) -> Weight:
     source, scale, zero_point = node.args[:3]
     axis = node.args[3] if len(node.args) > 3 else None

@@ -18,7 +18,19 @@ from qcompiler.ops.arguments import asks_size
 from qcompiler.ops.reference import dequantize, dequantize_weight, dynamic_quantize_dequantize, quantize, unpack_4bit, widen
 from qcompiler.ops.spec import Op
 from qcompiler.ops.table import NO_DEFAULT, OPS, Table, parse_signature
-from qcompiler.stages.arguments import Argument, Bounds, Constant, HalfWeight, Integers, Weight, argument, bounds_of, held, integers
+from qcompiler.stages.arguments import (
+    Argument,
+    Bounds,
+    Constant,
+    HalfWeight,
+    Integers,
+    Weight,
+    argument,
+    bounds_of,
+    held,
+    integers,
+    is_tensor,
+)
 
 PARTS = (dequantize_weight, dynamic_quantize_dequantize, unpack_4bit, widen)  # read as arguments of the ops that they stand before
 
@@ -123,7 +135,7 @@ def steps(gm: fx.GraphModule, table: Table = OPS) -> Iterator[Step]:
     """What a QUANTIZED graph computes, in order; each step reads what earlier ones made.
 
     What a call reads as an argument is no step: the weight and the bias, the dequantize before it and the quantize behind it. A
-    constant or a dequantize that something else reads is one.
+    constant or a dequantize that something else reads is one. Nor is a module that a statement calls as it stands.
     """
     for node in gm.graph.nodes:
         step = _step(gm, node, table)
@@ -141,7 +153,7 @@ def _step(gm: fx.GraphModule, node: fx.Node, table: Table) -> Step | None:
     if node.target is dequantize:
         return Dequantize(node, integers(node.args[0])) if _is_read(node, table) else None
     if node.op == "get_attr":
-        return Load(node, Constant(*held(gm, node))) if _is_read(node, table) else None
+        return Load(node, Constant(*held(gm, node))) if _is_read(node, table) and is_tensor(gm, node) else None
     if node.target in PARTS:
         return Float(node) if _is_read(node, table) else None
     call = call_of(gm, node, table)

@@ -37,12 +37,13 @@ class Given:
     shapes: Mapping[str, object]
 
 
-def given_for(gm: fx.GraphModule, search: Search, asked: DynamicShapes) -> Given:
-    """What to export a graph with. Raises ConfigError for what a program cannot take, and for dimensions that are not there."""
+def given_for(gm: fx.GraphModule, search: Search, asked: DynamicShapes, held: Collection[Place] = ()) -> Given:
+    """What to export a graph with. `held`: dimensions that keep the example's size. Raises ConfigError for what a program cannot take, and
+    for dimensions that are not there."""
     arguments = [argument for argument in arguments_of_graph(gm.graph) if not _left_out(argument)]
     for argument in arguments:
         _refuse(argument.name, argument.form)
-    hints = _hints(asked, search)
+    hints = {place: hint for place, hint in _hints(asked, search).items() if place not in held}
     sizes = _sizes(search, hints)
     values = {a.name: _example(a.name, a.form, sizes) for a in arguments}
     shapes = {a.name: _hinted(a.name, a.form, hints) for a in arguments}
@@ -54,7 +55,10 @@ def given_for(gm: fx.GraphModule, search: Search, asked: DynamicShapes) -> Given
 
 def _left_out(argument: Argument) -> bool:
     """Whether the example leaves an argument at its default: then a call of the program does so too."""
-    return argument.optional and argument.form.kind == "value" and argument.form.value is argument.default
+    form, default = argument.form, argument.default
+    if form.kind == "number":
+        return argument.optional and type(form.value) is type(default) and form.value == default
+    return argument.optional and form.kind == "value" and form.value is default
 
 
 def _by_position(gm: fx.GraphModule, arguments: Sequence[Argument]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -50,11 +50,16 @@ def program_of(gm: fx.GraphModule, table: Table, asked: DynamicShapes = None, op
     if ops != "aten" and not hasattr(torch.ops.quantized_decomposed, "quantize_per_tensor"):
         raise ConfigError("nothing has registered the ops of quantized_decomposed in this process", code="export-ops", hint=REGISTERS)
     search = Search(Runner(gm, table))
-    given = given_for(gm, search, asked)
-    module = _Module(gm, table, ARITHMETICS[ops](gm))
-    with _clear_errors():
-        made = torch.export.export(module, given.args, dict(given.kwargs), dynamic_shapes=dict(given.shapes) if given.open else None)
-    _tell_fixed(made, given, search, asked)
+    module, held = _Module(gm, table, ARITHMETICS[ops](gm)), set[Place]()
+    while True:
+        given = given_for(gm, search, asked, held)
+        with _clear_errors():
+            made = torch.export.export(module, given.args, dict(given.kwargs), dynamic_shapes=dict(given.shapes) if given.open else None)
+        fixed = _fixed(made, given)
+        if asked is not None or not (foreign := _foreign(fixed, search)):
+            break
+        held |= foreign
+    _tell_fixed([*held, *fixed], search, asked)
     if ops == "xnnpack" and given.open:
         warnings.warn(GROWS, QCompilerWarning, stacklevel=callers_level())
     return made
@@ -192,9 +197,17 @@ def _not_exported(error: BaseException | None) -> NotExported | None:
     return error
 
 
-def _tell_fixed(made: ExportedProgram, given: Given, search: Search, asked: DynamicShapes) -> None:
+def _foreign(fixed: Mapping[Place, int], search: Search) -> set[Place]:
+    """Dimensions that a program holds at a size that is not the example's, as a recurrent layer holds the steps that it was exported with.
+    Those that change together go together."""
+    examples = {place: size for place, size, *_ in search.runner.places()}
+    found = {place for place, size in fixed.items() if size != examples[place]}
+    return found | {place for other in found if (dim := search.dim(other)) is not None for place in dim.places}
+
+
+def _tell_fixed(places: Iterable[Place], search: Search, asked: DynamicShapes) -> None:
     """What torch.export held fixed of what was to stay open: an error where the caller asked for it, a warning where the model lets it."""
-    fixed = {place: search.dim(place) for place in _fixed(made, given)}
+    fixed = {place: search.dim(place) for place in places}
     for (source, axis), dim in fixed.items() if asked is not None else ():
         why = search.fixed[source, axis] if dim is None else "torch.export holds it fixed"
         raise ConfigError(f"dimension {axis} of {source!r:.60} cannot change: {why}", code="dynamic-shapes",
@@ -204,16 +217,16 @@ def _tell_fixed(made: ExportedProgram, given: Given, search: Search, asked: Dyna
         warnings.warn(f"torch.export holds {text} fixed, though the model takes other sizes", stacklevel=callers_level())
 
 
-def _fixed(made: ExportedProgram, given: Given) -> Iterator[Place]:
+def _fixed(made: ExportedProgram, given: Given) -> dict[Place, int]:
+    """Of the dimensions that were to stay open those that are numbers in the program."""
+    found: dict[Place, int] = {}
     values = {node.name: node.meta["val"] for node in made.graph.nodes if node.op == "placeholder"}
     for source, name in zip(given.paths, made.graph_signature.user_inputs, strict=True):
         for axis, size in enumerate(getattr(values.get(str(name)), "shape", ())):
-            if (source, axis) in given.open and _is_number(size):
-                yield source, axis
-
-
-def _is_number(size: int | torch.SymInt) -> bool:
-    return isinstance(size, int) or size.node.maybe_as_int() is not None
+            number = size if isinstance(size, int) else size.node.maybe_as_int()
+            if (source, axis) in given.open and number is not None:
+                found[source, axis] = number
+    return found
 
 
 __all__ = ["program_of"]
