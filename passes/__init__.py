@@ -11,12 +11,15 @@ fuse_fx runs the first part of any. A back end adds its own passes at the end (`
 (`with_passes`). Nothing else spells a list: api, bisect, crash reproducers, tests and docs read these values.
 """
 
+from dataclasses import replace
+
 from qcompiler.compile.pass_lists import Pipeline
 from qcompiler.compile.settings import Settings
 from qcompiler.passes.annotate import Annotate
 from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.correct_codes import CorrectCodes
 from qcompiler.passes.correct_weights import CorrectWeights
+from qcompiler.passes.fold_affine import FoldAffine, NoteAffine
 from qcompiler.passes.freeze_qparams import FreezeQParams
 from qcompiler.passes.fuse import Fuse
 from qcompiler.passes.fuse_sums import FuseSums
@@ -32,10 +35,12 @@ from qcompiler.passes.judge_cuts import JudgeCuts
 from qcompiler.passes.judge_parts import JudgeParts
 from qcompiler.passes.judge_recurrent import JudgeRecurrent, WatchRecurrent
 from qcompiler.passes.judge_rows import JudgeRows, WatchRows
+from qcompiler.passes.keep_codes import KeepCodes
 from qcompiler.passes.keep_float import KeepFloat
 from qcompiler.passes.keep_sums import KeepSums
 from qcompiler.passes.note_parts import NoteParts
 from qcompiler.passes.note_picked import NotePicked
+from qcompiler.passes.read_numbers import ReadNumbers
 from qcompiler.passes.remove_identities import RemoveIdentities
 from qcompiler.passes.resolve_padding import ResolvePadding
 from qcompiler.passes.scale_inputs import ScaleInputs
@@ -47,14 +52,15 @@ from qcompiler.passes.swap_custom_modules import ObserveCustomModules, QuantizeC
 from qcompiler.passes.watch_spares import DropSpares, WatchSpares
 
 FUSE = (Canonicalize(), ResolvePadding(), JoinAssignments(), SeparateAssignments(), RemoveIdentities(), Fuse())  # TRACED -> FUSED
-DECIDE = (Annotate(), KeepFloat(), HandOutFloats(), KeepSums(), ShareQParams())
+DECIDE = (Annotate(), NoteAffine(), KeepFloat(), HandOutFloats(), KeepSums(), ShareQParams())
 OBSERVE = (*DECIDE, InsertObservers(), WatchRecurrent(), WatchRows(), WatchSpares())  # FUSED -> OBSERVED
 OBSERVE_TRAINING = (*DECIDE, NoteParts(), JoinForTraining(), InsertObservers(), InsertFakeQuants())  # of a model that will be trained
 # OBSERVED -> QUANTIZED
-QUANTIZE = (DropSpares(), JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeCuts(), JudgeParts(), NotePicked(),
-            JudgeAverages(), FuseSums(), JoinQParams(), InsertQuantizeDequantize())  # fmt: skip
+SETTLE = (DropSpares(), FoldAffine(), ReadNumbers())
+QUANTIZE = (*SETTLE, JudgeRecurrent(), JudgeRows(), FreezeQParams(), ScaleParts(), JudgeCuts(), JudgeParts(), NotePicked(),
+            JudgeAverages(), KeepCodes(), FuseSums(), JoinQParams(), InsertQuantizeDequantize())  # fmt: skip
 QUANTIZE_TRAINED = (SettleTraining(), FreezeQParams(), InsertQuantizeDequantize())  # what only calibration decides is decided
-# before QUANTIZE and at its end, where the user gives corrections
+# behind SETTLE and at the end of QUANTIZE, where the user gives corrections
 CORRECT_FLOATS, CORRECT_CODES = (CorrectWeights(), ScaleInputs()), (CorrectCodes(),)
 OBSERVE_CUSTOM = (ObserveCustomModules(),)  # at the end of OBSERVE
 QUANTIZE_CUSTOM = (QuantizeCustomModules(),)  # QUANTIZED, before lowering: from here on those modules take quint8 tensors
@@ -69,7 +75,11 @@ PIPELINES = {pipeline.name: pipeline for pipeline in (STATIC, TRAINING, CUSTOM, 
 def pipeline_for(settings: Settings) -> Pipeline:
     """The pipeline that the settings mean."""
     pipeline = _of_model(settings)
-    return pipeline.with_corrections(CORRECT_FLOATS, CORRECT_CODES) if settings.corrections else pipeline
+    if not settings.corrections:
+        return pipeline
+    settle = SETTLE if pipeline.quantize[: len(SETTLE)] == SETTLE else ()  # corrections are of the weights that these leave
+    corrected = replace(pipeline, quantize=pipeline.quantize[len(settle) :]).with_corrections(CORRECT_FLOATS, CORRECT_CODES)
+    return replace(corrected, quantize=(*settle, *corrected.quantize))
 
 
 def _of_model(settings: Settings) -> Pipeline:

@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from torch import fx
 
 from qcompiler.compile.pass_manager import Context
-from qcompiler.ir.types import Stage
+from qcompiler.ir.types import Stage, quant_of
+from qcompiler.ops.affine import let_go
 from qcompiler.ops.obstacles import Obstacle
-from qcompiler.ops.stays_float import better_float, passes_on, results_at, spread
+from qcompiler.ops.stays_float import DIVISORS, better_float, passes_on, readers, results_at, spread
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,11 @@ class KeepFloat:
         quantized = results_at(gm.graph, context.settings.custom.output_quantized_indexes)
         for node in reversed(gm.graph.nodes):
             why = better_float(node, kept, quantized, context.table, context.target.computes_float)
+            why = None if why is not None and _is_folded(node, why, context) else why
             if why is not None and context.allows(self.name, node):
                 context.journal.matches += 1
+                if quant_of(node).folded:
+                    let_go(node)
                 context.keep_float(self.name, node, why)
                 kept[node], changed = why, True
             elif (told := passes_on(node, kept, context.table, context.target.computes_float)) is not None:
@@ -54,3 +58,11 @@ class KeepFloat:
         for node, why in spread(gm.graph, context.table) if changed else ():
             context.keep_float(self.name, node, why)
         return changed
+
+
+def _is_folded(node: fx.Node, why: Obstacle, context: Context) -> bool:
+    """Whether it is a quotient that becomes part of the op before it, for an int8 op: no value with unlike channels is rounded then.
+
+    Of other floats the sums of that op are better rounded, if at all, than what a constant makes of them, which may make channels unlike.
+    """
+    return quant_of(node).folded and why is DIVISORS and bool(readers(node, context.table).int8)

@@ -13,6 +13,7 @@ from torch import fx
 
 from qcompiler.compile.pass_manager import Context
 from qcompiler.ir.types import QUANT, Stage, quant_of
+from qcompiler.ops.affine import base_of
 from qcompiler.ops.arguments import activations, asks_size
 from qcompiler.ops.spec import Output
 from qcompiler.ops.stays_float import results_at
@@ -40,12 +41,13 @@ class KeepSums:
 
 def _only_reader(node: fx.Node, context: Context) -> fx.Node | None:
     """The int8 op that the kernel of an int8 one computes too; None where there is no such kernel, or something else reads the result."""
-    row, quant = context.table.of(node), quant_of(node)
-    if row is None or row.weight is None or not quant.int8 or quant.float_output:
+    base, quant = base_of(node), quant_of(node)
+    row, clamped = context.table.of(base), base is not node and node.kwargs.get("bounds") is not None
+    if row is None or row.weight is None or not quant.int8 or quant.float_output or clamped:
         return None
     users = [user for user in node.users if not asks_size(user)]
     reader = context.table.of(users[0]) if len(users) == 1 else None
     if reader is None or reader.output not in (Output.OWN, Output.FIXED) or not quant_of(users[0]).int8:
         return None
     takes = list(activations(context.table, users[0])) == [node] and users[0].all_input_nodes.count(node) == 1
-    return users[0] if takes and context.target.takes_sums(row, node, reader, users[0]) else None
+    return users[0] if takes and context.target.takes_sums(row, base, reader, users[0]) else None

@@ -17,6 +17,7 @@ from qcompiler.ir.names import add_named
 from qcompiler.ir.types import SOURCE, VALUE, Stage, quant_of, source_of
 from qcompiler.ir.verify import where
 from qcompiler.observers.watch import Watch, WatchKey
+from qcompiler.ops.affine import source_of_folded
 from qcompiler.ops.arguments import activations
 from qcompiler.ops.spec import Output
 from qcompiler.ops.stays_float import reads_sums
@@ -35,7 +36,7 @@ class WatchSpares:
             row = context.table.of(user)
             if not quant_of(user).int8 or (row is not None and row.output is Output.SAME):
                 continue  # a copy of a float value is float itself
-            for value in activations(context.table, user):
+            for value in [source_of_folded(user)] if quant_of(user).folded else activations(context.table, user):
                 while value in watches:
                     value = value.args[0]  # type: ignore[assignment]
                 rounds = value if reads_sums(user, context.table) else user  # if `user` becomes float, the op before it rounds its result

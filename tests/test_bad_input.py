@@ -679,7 +679,7 @@ class OwnScale(nn.Module):
         self.weight_scale, self.weight_zero_point = nn.Parameter(torch.linspace(0.5, 2, 8)), nn.Parameter(torch.linspace(-1, 1, 8))
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.last(F.linear(x, self.weight) * self.weight_scale + self.weight_zero_point)
+        result: Tensor = self.last(F.linear(x, self.weight).relu() * self.weight_scale + self.weight_zero_point)
         return result
 
 

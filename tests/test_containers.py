@@ -38,7 +38,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer1(self.stem(x)).mean([2, 3])
-        y = self.heads["a"](y) + self.heads["class"](y) * self.gains["up"] + self.offsets[0] + self.offsets[1]
+        y = self.heads["a"](y) + torch.relu(self.heads["class"](y)) * self.gains["up"] + self.offsets[0] + self.offsets[1]
         for row in self.blocks:
             for block in row:
                 y = block(y)

@@ -85,7 +85,7 @@ class Log(PassInstrument):
 def test_every_pass_says_whether_it_is_required() -> None:
     assert all(isinstance(step.required, bool) for step in ALL)
     optional = {"remove_identities", "fuse", "keep_float", "fuse_sums", "hand_out_floats", "keep_sums", "join_qparams",
-                "centre_depthwise", "join_assignments"}  # fmt: skip
+                "centre_depthwise", "join_assignments", "note_affine", "read_numbers", "keep_codes"}  # fmt: skip
     assert {s.name for s in ALL if not s.required} == optional
 
 

@@ -82,6 +82,21 @@ class Depthwise(nn.Sequential):
         super().__init__(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6(), nn.AvgPool2d(2))
 
 
+class AffineBlock(nn.Module):
+    """What NoteAffine, FoldAffine, ReadNumbers and KeepCodes are for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+        self.gain = nn.Parameter(torch.tensor([0.5, 1.0, 1.5, 2.0]))
+        self.register_buffer("factor", torch.tensor([0.8]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x) * self.gain.view(1, -1, 1, 1) + 0.25
+        z: Tensor = self.last(F.hardswish(y) * self.factor - 0.3)
+        return z
+
+
 class LinearHardswish(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -153,6 +168,7 @@ MODELS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "shared_conv": (SharedConv, IMAGE),
     "depthwise": (Depthwise, IMAGE),
     "linear_hardswish": (LinearHardswish, (1, 3, 2, 4)),
+    "affine": (AffineBlock, IMAGE),
     "padding": (Padding, IMAGE),
     "clamped": (Clamped, IMAGE),
     "attention": (Attention, (1, 4, 8)),

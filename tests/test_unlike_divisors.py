@@ -39,8 +39,18 @@ BETWEEN: dict[str, Spread] = {
 
 
 @pytest.mark.parametrize("backend", ["torch", "native"])
-@pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN)
-def test_they_are_float(between: Spread, backend: str) -> None:
+@pytest.mark.parametrize("between", ["at once", "a buffer", "behind a difference"])
+def test_behind_a_linear_they_are_part_of_its_weight(between: str, backend: str) -> None:
+    model, x = Net(BETWEEN[between], 1.5).eval(), torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+    module = qc.quantize(model, [x], progress=False, backend=backend)
+    assert [(row.op, row.int8) for row in qc.explain(module).rows if row.op in ("linear", "div", "sub")] == [("linear", True)] * 2
+    with torch.no_grad():
+        assert float(qc.debug.compute_sqnr(model(x), module(x))) > 30
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_they_are_float(backend: str) -> None:
+    between = BETWEEN["behind copies"]
     model, x = Net(between, 1.5).eval(), torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
     module = qc.quantize(model, [x], progress=False, backend=backend)
     (quotient,) = [row for row in qc.explain(module).rows if row.op == "div"]
@@ -51,6 +61,6 @@ def test_they_are_float(between: Spread, backend: str) -> None:
 
 
 def test_divisors_of_like_size_are_int8() -> None:
-    model, x = Net(BETWEEN["behind a difference"], 0.5).eval(), torch.randn(64, 8)
+    model, x = Net(BETWEEN["behind copies"], 0.5).eval(), torch.randn(64, 8)
     module = qc.quantize(model, [x], progress=False, engine=ENGINES[0])
     assert all(row.int8 for row in qc.explain(module).rows if row.op == "div")

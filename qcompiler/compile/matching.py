@@ -14,11 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx, nn
 
 from qcompiler.errors import ConfigError
 from qcompiler.inputs.near_names import near_names
+from qcompiler.ir.attributes import attribute
+from qcompiler.ir.types import value_of
 from qcompiler.ops.spec import Op
+from qcompiler.ops.stays_float import constant
 from qcompiler.ops.table import Table
 
 Known = dict[str, Any]  # what each name of a pattern stands for: nodes and numbers
@@ -101,7 +105,7 @@ class _Search:
     def value(self, name: str | float, value: Any, known: Known) -> Iterator[Known]:
         """What is known once `value` stands for `name`; nothing where it cannot."""
         if not isinstance(name, str):
-            if _is_number(value) and math.isclose(value, name, rel_tol=SAME_NUMBER):
+            if math.isclose(_number(value), name, rel_tol=SAME_NUMBER):
                 yield known
         elif name in known:
             if known[name] is value or (_is_number(value) and value == known[name]):
@@ -118,6 +122,8 @@ class _Search:
             return
         swaps = link.args is not None and len(args) == 2 and node.args[0] is not node.args[1] and row.commutes(node.kwargs)
         for operands in (node.args[:2], node.args[1::-1]) if swaps else (node.args,):
+            if any(not isinstance(wanted, str) and _spreads(given, operands) for wanted, given in zip(args, operands, strict=False)):
+                continue
             yield from self.operands(list(zip(args, operands, strict=False)), {**known, name: node})
 
     def operands(self, pairs: list[tuple[str | float, object]], known: Known) -> Iterator[Known]:
@@ -131,3 +137,25 @@ class _Search:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(value: object) -> float:
+    """A number, or that of a constant of one element, as exporters write it, which nothing trains; NaN where it is neither."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, fx.Node) or value.op != "get_attr" or _is_trained(value):
+        return math.nan
+    held = constant(value)
+    return float(held) if isinstance(held, Tensor) and held.numel() == 1 and held.dtype is torch.float32 else math.nan
+
+
+def _is_trained(value: fx.Node) -> bool:
+    module = value.graph.owning_module
+    return module is not None and isinstance(attribute(module, str(value.target)), nn.Parameter)
+
+
+def _spreads(value: object, operands: Sequence[object]) -> bool:
+    """Whether a constant has more dimensions than what it meets, so that a number in its place would change the shape of the result."""
+    ranks = [len(shape) for one in operands if isinstance(one, fx.Node) and one is not value and (shape := value_of(one).shape) is not None]
+    own = value_of(value).shape if isinstance(value, fx.Node) else None
+    return bool(own) and len(own or ()) > max(ranks, default=0)

@@ -69,7 +69,7 @@ class Context:
 
     def keep_float(self, by: str, node: fx.Node, why: Obstacle) -> None:
         """Makes a quantized node float, with a remark of the pass `by`."""
-        node.meta[QUANT] = quant_of(node).with_(int8=False, mode=None, float_output=False, reason=why.text, code=why.code)
+        node.meta[QUANT] = quant_of(node).with_(int8=False, mode=None, float_output=False, folded=False, reason=why.text, code=why.code)
         self.journal.floats.append((node.name, why))
         self.journal.remark_float(by, node)
 

@@ -112,6 +112,8 @@ def _comment(node: fx.Node, places: bool) -> str:
         notes.append(quant.mode.value)
     if quant.float_output:
         notes.append("hands out floats")
+    if quant.folded:
+        notes.append("folded into the op before it")
     if quant.reason:
         notes.append(f"float: {quant.reason}")
     if quant.group is not None:

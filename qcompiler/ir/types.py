@@ -137,7 +137,8 @@ class Quant:
     weights are quantized. `float_output`: it hands out floats, from its 32-bit sums. `group`: values of one group share
     qparams. `qparams`: known once frozen. `reason`: why a node stays float (None when int8 or with a mode);
     `code`: the same for programs, a key of ops/obstacles.py. `weight`: of a parameter its qparams, where training has settled them.
-    `corrected`: what the user's corrections changed of it.
+    `corrected`: what the user's corrections changed of it. `folded`: converting makes the call, a product or sum with a constant, a part of
+    the op before it (passes/fold_affine.py).
     """
 
     int8: bool = False
@@ -150,6 +151,7 @@ class Quant:
     weight: QParams | None = None
     code: str | None = None
     corrected: tuple[str, ...] = ()
+    folded: bool = False
 
     def with_(self, **changes: Any) -> Quant:
         return replace(self, **changes)

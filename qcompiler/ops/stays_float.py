@@ -35,7 +35,9 @@ def is_int8(value: fx.Node) -> bool:
 
 
 def reads_sums(node: fx.Node, table: Table) -> bool:
-    """Whether the int8 op computes on the sums of the op before it, which nothing rounds (passes/keep_sums.py)."""
+    """Whether the int8 op computes on the sums of the op before it, which nothing rounds (passes/keep_sums.py, passes/fold_affine.py)."""
+    if quant_of(node).folded:
+        return True
     row, first = table.of(node), next(activations(table, node), None)
     own = row is not None and row.output in (Output.OWN, Output.FIXED) and quant_of(node).int8
     return own and first is not None and quant_of(first).int8 and quant_of(first).float_output

@@ -78,7 +78,7 @@ def _refuses(node: fx.Node, settings: Settings, target: Target) -> bool:
         return False
     user = _kept_sums(node, settings)
     reader = settings.table.of(user) if user is not None else None
-    if user is not None and reader is not None and not target.takes_sums(row, node, reader, user):
+    if user is not None and reader is not None and not quant_of(user).folded and not target.takes_sums(row, node, reader, user):
         return True
     return isinstance(target.mode(row, node, quant.mode) if quant.mode else target.refuses(row, node), Obstacle)
 
