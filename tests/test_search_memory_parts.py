@@ -14,8 +14,9 @@ from qcompiler.debug import tally, walk
 from qcompiler.debug.compare import Tallies
 from qcompiler.debug.match import match
 from qcompiler.debug.walk import Walk
-from qcompiler.executable.steps import steps_of_graph
-from qcompiler.ops.reference import dequantize_weight, quantize_weight
+from qcompiler.executable.steps import Weight, steps_of_graph
+from qcompiler.ops import reference
+from qcompiler.ops.reference import dequantize_weight, quantize, quantize_weight
 from qcompiler.tune import Corrections, shelf
 from qcompiler.tune.autotune import _unchanged
 from qcompiler.tune.held_out import read
@@ -100,6 +101,41 @@ def test_a_weight_is_converted_some_rows_at_a_time() -> None:
         assert torch.equal(quantize_weight(real, scale, zero_point, axis, -128, 127), codes)
     assert live(lambda: dequantize_weight(codes, scale, zero_point, 0))[0] < 2.2 * real.nbytes
     assert live(lambda: quantize_weight(real, scale, zero_point, 0, -128, 127))[0] < real.nbytes
+
+
+def test_a_large_value_is_rounded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same integers, in the layout of the value; where somebody records what is done it is done at once."""
+    x, grid = torch.randn(4, 8, 60, 50) * 3, (0.02, 7, 0, 255, torch.uint8)
+    whole = quantize(x, *grid)
+    recorded = torch.jit.trace(lambda y: quantize(y, *grid), x)  # type: ignore[no-untyped-call]
+    monkeypatch.setattr(reference, "PIECE", 1000)
+    for given in (x, x.to(memory_format=torch.channels_last), x[:, ::2], x.requires_grad_()):
+        found = quantize(given, *grid)
+        assert torch.equal(found, whole[:, ::2] if given.shape[1] == 4 else whole)
+        assert given.shape[1] == 4 or found.stride() == given.stride()
+    again = torch.jit.trace(lambda y: quantize(y, *grid), x.detach())  # type: ignore[no-untyped-call]
+    assert str(again.graph) == str(recorded.graph)
+    assert torch.equal(torch.func.functionalize(lambda y: quantize(y, *grid))(x.detach()), whole)  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    large = torch.randn(1024, 1024)
+    assert live(lambda: quantize(large, *grid))[0] < 0.6 * large.nbytes
+
+
+def test_a_histogram_of_a_weight_counts_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "COUNTED", 1000)
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-128, 128, (30, 41, 3), dtype=torch.int8, generator=generator)
+    for axis, count in ((0, 30), (1, 41), (None, 1)):
+        scale, zero = torch.rand(count, generator=generator).double() + 0.5, torch.zeros(count, dtype=torch.int64)
+        whole, weight = tally.Counter(), Weight(codes, scale, zero, axis)
+        whole.add(codes.double() * (scale if axis is None else scale.reshape([-1 if d == axis else 1 for d in range(3)])))
+        monkeypatch.setattr(tally, "PIECE", 500)
+        found, wanted = tally.weight_histogram(weight), whole.histogram()
+        assert found is not None and wanted is not None
+        assert (found.low, found.high, found.counts) == (wanted.low, wanted.high, wanted.counts)
+    monkeypatch.undo()
+    wide = Weight(torch.ones(1024, 1024, dtype=torch.int8), torch.ones(1024), torch.zeros(1024), 0)
+    assert live(lambda: tally.weight_histogram(wide))[0] < 6 * wide.values.nbytes
 
 
 def test_a_comparison_of_own_errors_holds_few_values(monkeypatch: pytest.MonkeyPatch) -> None:

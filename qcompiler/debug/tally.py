@@ -208,8 +208,8 @@ def _some_of(codes: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, float,
     found, lows, highs = list[Tensor](), list[float](), list[float]()
     for at in range(0, len(codes), rows):
         s, z = (x[at : at + rows] if x.dim() and len(x) == len(codes) else x for x in (scale, zero))
-        real = (codes[at : at + rows].double() - z) * s
-        found.append(real.reshape(-1)[-done % step :: step])
+        real = codes[at : at + rows].double().sub_(z).mul_(s)
+        found.append(real.reshape(-1)[-done % step :: step].clone())
         low, high = torch.aminmax(real)
         lows.append(float(low))
         highs.append(float(high))

@@ -31,10 +31,11 @@ def _codes(x: Tensor, inverse: Tensor, zero_point: int, quant_min: int, quant_ma
 
 def _goes_in_pieces(x: Tensor) -> bool:
     """Whether a value is large, and nobody records what is done with it, or stands in for it."""
-    if type(x) is not Tensor or torch.compiler.is_compiling() or x.numel() <= PIECE or not x.is_contiguous() or x.requires_grad:
+    if type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
-    watched = torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack()
-    return not watched and torch._C._get_tracing_state() is None
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return x.numel() > PIECE and x.is_contiguous() and not x.requires_grad
 
 
 def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:

@@ -93,7 +93,7 @@ def _begun(state: State, judge: Judge, goal: Goal, beside: Beside, log: SearchLo
     clock.show("building the default")
     made = built(state.prepared, Step(DEFAULT, None, 0.0, True, ""), judge)
     clock.reserve = together().most(1.5 * (clock.spent - begun))
-    made = replace(beside.timed(made), module=None)
+    made = beside.timed(made).without_module(state.prepared)
     found = Search(replace(state, score=made.score), judge, goal, clock, log, made.score)
     try:
         _judge_default(found, made.score)
@@ -124,7 +124,7 @@ def _built(found: Search, default: Candidate, beside: Beside) -> list[Candidate]
         for stage in reversed(worth_building(found.stages)):
             beside.clock.show(f"building {stage.name}")
             made.insert(1, beside.timed(built(found.state.prepared, stage, found.judge)))
-            made = without_losers(made, found.goal)
+            made = without_losers(made, found.goal, found.state.prepared)
     except KeyboardInterrupt:
         if not together().is_alone:
             raise

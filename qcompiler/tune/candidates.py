@@ -17,6 +17,7 @@ from qcompiler.executable import Executable
 from qcompiler.tune.clock import Clock
 from qcompiler.tune.goal import Goal
 from qcompiler.tune.held_out import Item
+from qcompiler.tune.let_go import let_go
 from qcompiler.tune.score import Judge, Score
 from qcompiler.tune.search_log import Step
 from qcompiler.tune.together import together
@@ -39,6 +40,14 @@ class Candidate:
     size: int
     milliseconds: float = 0.0
     of_float: float = 0.0
+
+    def without_module(self, prepared: nn.Module) -> Candidate:
+        """Its tensors are let go at once: the graph that stays with a module has them, too, and refers to itself."""
+        graph = None if self.module is None else self.module._graph()
+        made = replace(self, module=None)
+        if graph is not None:
+            let_go(prepared, graph)
+        return made
 
     def beside(self, of_float: float) -> Candidate:
         """With the time that it takes where the float model takes so many milliseconds: moments are slower than others."""
@@ -114,11 +123,11 @@ def with_times(found: Sequence[Candidate]) -> tuple[list[Candidate], float]:
     return [one.beside(of_float) for one in found], of_float
 
 
-def without_losers(found: Sequence[Candidate], goal: Goal) -> list[Candidate]:
+def without_losers(found: Sequence[Candidate], goal: Goal, prepared: nn.Module) -> list[Candidate]:
     """The candidates with the module of the best one alone."""
     timed, of_float = with_times(found)
     best, _ = chosen(timed, of_float, goal)
-    return [one if other is best else replace(one, module=None) for one, other in zip(found, timed, strict=True)]
+    return [one if other is best else one.without_module(prepared) for one, other in zip(found, timed, strict=True)]
 
 
 def chosen(found: Sequence[Candidate], of_float: float, goal: Goal) -> tuple[Candidate, str]:
