@@ -5,7 +5,6 @@ A built module has the weights twice, as tensors and packed, so no more of them 
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from qcompiler.executable import Executable
 from qcompiler.tune.clock import Clock
 from qcompiler.tune.goal import Goal
 from qcompiler.tune.held_out import Item
-from qcompiler.tune.let_go import give_back, let_go
+from qcompiler.tune.let_go import let_go
 from qcompiler.tune.score import Judge, Score
 from qcompiler.tune.search_log import Step
 from qcompiler.tune.together import together
@@ -85,8 +84,6 @@ class Beside:
         """The candidate with its time, and the float model's: both called in turn, so that a slower moment meets both."""
         module, (args, kwargs) = one.module, (self.item.args, self.item.kwargs)
         assert module is not None
-        gc.collect()  # graphs of all steps wait for it, and it would come in the midst of a call
-        give_back()
         times = together().of_first(_interleaved({0: lambda: module(*args, **kwargs), 1: lambda: self.model(*args, **kwargs)}, self.clock))
         return replace(one, milliseconds=times[0], of_float=times[1])
 
