@@ -61,7 +61,7 @@ def _correct_weight(gm: fx.GraphModule, node: fx.Node, context: Context) -> str:
     codes = given.codes.get(name)
     if codes is not None:
         _check_codes(node, name, codes, attribute(gm, str(held.target)), context)
-        set_attribute(gm, str(held.target), codes.clone())
+        set_attribute(gm, str(held.target), codes)
         _note(node, "codes", f"corrections gave the codes of {name}", context)
     elif name in given.scales:
         _note(node, "scales", f"corrections gave the scales of {name}", context)

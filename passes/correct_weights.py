@@ -28,7 +28,7 @@ class CorrectWeights:
             if tensor is None:
                 continue
             _check(node, tensor, attribute(gm, str(node.target)))
-            set_attribute(gm, str(node.target), tensor.clone(), parameter=True)
+            set_attribute(gm, str(node.target), tensor, parameter=True)
             _note(node, context)
             done = True
         return done

@@ -21,8 +21,8 @@ import qcompiler
 from qcompiler.config.corrections import Corrections
 from qcompiler.observers import MinMaxObserver, default_weight_observer
 from qcompiler.tune import autotune as room
-from qcompiler.tune import islands, report
-from qcompiler.tune.candidates import Candidate, _interleaved, chosen, worth_building
+from qcompiler.tune import candidates, islands, report
+from qcompiler.tune.candidates import Candidate, _interleaved, chosen, with_times, worth_building
 from qcompiler.tune.clock import Clock, OutOfTime
 from qcompiler.tune.diagnose import Diagnosis
 from qcompiler.tune.goal import Goal
@@ -418,6 +418,21 @@ def test_an_interrupt_while_the_default_is_judged_gives_it(name: str, monkeypatc
     assert found.table[1].score is not None
 
 
+def test_an_interrupt_while_the_default_is_built_again_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, calls = room.module_of, []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return made(*args)
+
+    monkeypatch.setattr(room, "module_of", interrupted)
+    moves(monkeypatch, ("worse", worse, 1.0))
+    found = tuned()
+    assert found.interrupted and len(calls) == 2 and next(row.name for row in found.table if row.chosen) == "default"
+
+
 def test_an_interrupt_while_modules_are_timed_keeps_them() -> None:
     calls = []
 
@@ -580,6 +595,46 @@ FOUND = [candidate("default", 20, 5), candidate("codes", 25, 5.1), candidate("is
 ])  # fmt: skip
 def test_choosing(target: Any, latency: Any, name: str) -> None:
     assert chosen(FOUND, 10.0, Goal.of(target, latency, False))[0].step.name == name
+
+
+def test_one_built_module_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None while steps are taken, and of what was built the best one alone."""
+    alive, made = [], list[weakref.ref[nn.Module]]()
+
+    def built(*given: Any) -> Candidate:
+        alive.append(sum(one() is not None for one in made))
+        found = candidates.built(*given)
+        assert found.module is not None
+        made.append(weakref.ref(found.module))
+        return found
+
+    def keeps(name: str) -> Callable[[State, Tell, float], Corrections]:
+        def make(state: State, tell: Tell, effort: float) -> Corrections:
+            alive.append(sum(one() is not None for one in made))
+            return state.corrections | Corrections(keep_float=frozenset({name}))
+
+        return make
+
+    monkeypatch.setattr(room, "built", built)
+    monkeypatch.setattr("qcompiler.tune.search.refusal", lambda before, after: None)
+    moves(monkeypatch, ("stem", keeps("stem"), 1.0), ("head", keeps("head"), 1.0))
+    found = tuned()
+    assert alive == [0, 0, 0, 0, 1] and found.model is next(m for m in (one() for one in made) if m is not None)
+    assert [row.milliseconds is not None for row in found.table] == [True, True, True, True]
+
+
+def test_a_default_that_is_the_best_is_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves(monkeypatch, ("worse", worse, 1.0))
+    found, x = tuned(), data()[0]
+    assert [row.name for row in found.table if row.chosen] == ["default"] and not found.corrections
+    assert torch.equal(found.model(x), qcompiler.convert_fx(found.prepared)(x))
+
+
+def test_times_are_told_as_of_one_moment() -> None:
+    """Each candidate is timed beside the float model, which takes longer on a busy machine."""
+    first, second = (replace(one, of_float=of_float) for one, of_float in zip(FOUND, (10.0, 20.0)))
+    timed, of_float = with_times([first, second])
+    assert of_float == 15.0 and [one.milliseconds for one in timed] == [7.5, pytest.approx(5.1 * 0.75)]
 
 
 def test_none_is_below_the_default_in_real_int8() -> None:

@@ -77,7 +77,7 @@ def test_a_search_holds_a_few_times_the_model_and_a_batch(no_room: None) -> None
         of_batch, _ = live(lambda: model(data[0]))
     of_model = sum(t.nbytes for t in model.state_dict().values())
     most, _ = live(lambda: qcompiler.autotune(model, data, progress=False, seconds=3600))
-    assert most <= 3.0 * (of_model + of_batch)
+    assert most <= 2.8 * (of_model + of_batch)
 
 
 def _steps(prepared: Any, data: list[Tensor]) -> dict[str, Callable[[], object]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from qcompiler import prepare_fx
+from qcompiler import frontend, prepare_fx
 from qcompiler.trace.guards import is_guard
 from qcompiler.trace.memory import Memory, storage
 from tests.flow import randn
@@ -66,3 +68,23 @@ class Shuffles(nn.Module):
 def test_no_size_is_held_for_memory_by_chance(run: int) -> None:
     """The size of the input was held fixed, in some runs, and a trace took 20 seconds instead of one."""
     assert not [node for node in prepare_fx(Shuffles().eval(), None, (randn(2, 4, 6, 6),)).graph.nodes if is_guard(node)]
+
+
+def test_a_trace_keeps_nothing_of_the_model_that_it_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracer and its parts refer to each other: weights that were folded since would stay up to the next garbage collection."""
+    copies: list[weakref.ref[nn.Module]] = []
+
+    def copied(model: nn.Module, how: Any) -> nn.Module:
+        made: nn.Module = how(model)
+        copies.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(frontend, "_copied", copied)
+    for model in (nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), Shuffles()):
+        gc.collect()
+        gc.disable()
+        try:
+            prepared = prepare_fx(model.eval(), None, (randn(2, 3 if isinstance(model, nn.Sequential) else 4, 4, 4),))
+            assert copies.pop()() is None and prepared is not None
+        finally:
+            gc.enable()

@@ -55,7 +55,8 @@ class Backend:
     `build` makes the module; `load` makes it again of what `_payload` wrote, and runs no code from a file. A back end without `build`
     serves convert_to_reference_fx and exporters. `running`: what must hold while a graph behind `passes` runs node by node, and
     `steps`: its values for those who compare. `taught`: what users registered with the back end and its passes ask for, as data or
-    importable objects; `teach` registers it again, in a process that reproduces a failure.
+    importable objects; `teach` registers it again, in a process that reproduces a failure. `copies`: whether the passes change no tensor in
+    place and `build` copies all that the module holds, so that the graph may have the prepared module's own.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Backend:
     steps: Callable[[fx.GraphModule], Steps] = steps_of_graph
     taught: Callable[[], Sequence[Any]] = tuple
     teach: Callable[[Sequence[Any]], None] = lambda things: None
+    copies: bool = False
 
 
 _PLACES: dict[str, str | Backend] = {

@@ -39,10 +39,12 @@ class Counter:
         self.counts = torch.zeros(BINS, dtype=torch.int64)
 
     def add(self, values: Tensor) -> None:
-        if not values.numel():
-            return
-        low, high = (float(v) for v in torch.aminmax(values))
-        values = values.reshape(-1)[:: -(-values.numel() // COUNTED) | 1]
+        if values.numel():
+            low, high = (float(v) for v in torch.aminmax(values))
+            self.count(values.reshape(-1)[:: _every(values.numel())], low, high)
+
+    def count(self, values: Tensor, low: float, high: float) -> None:
+        """Some of many values that lie between these ends."""
         had = self.low <= self.high
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(had)
@@ -96,12 +98,12 @@ class Tally:
 
     def add(self, reference: Tensor, value: Tensor, own: tuple[Tensor, Tensor], grid: Grid | None) -> None:
         """One tensor: its float and quantized values, and the two whose difference is its own error."""
-        finite = torch.isfinite(reference)
         given = [reference, value, *own]
-        if not bool(finite.all()):  # a mask of -inf is no signal
+        if not all(bool(torch.isfinite(part).all()) for part in _pieces(reference)):  # a mask of -inf is no signal
+            finite = torch.isfinite(reference)
             self.left_out += int((~finite).sum())
             given = [torch.where(finite, t, torch.zeros_like(t)) for t in given]
-        del finite
+            del finite
         self.values.add(given[0])
         for reference, value, perfect, made in zip(*map(_pieces, given), strict=True):
             self._add(reference, value, made - perfect, grid)
@@ -195,12 +197,33 @@ def _power(x: Tensor) -> float:
     return float(x.pow(2).sum(dtype=torch.float64))
 
 
+def _every(count: int) -> int:
+    """Of so many values each k-th is counted, k odd."""
+    return -(-count // COUNTED) | 1
+
+
+def _some_of(codes: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, float, float]:
+    """The real values that a histogram counts, and the ends of all: some rows at a time, since all take eight times their codes."""
+    step, rows, done = _every(codes.numel()), max(1, PIECE * len(codes) // codes.numel()), 0
+    found, lows, highs = list[Tensor](), list[float](), list[float]()
+    for at in range(0, len(codes), rows):
+        s, z = (x[at : at + rows] if x.dim() and len(x) == len(codes) else x for x in (scale, zero))
+        real = codes[at : at + rows].double().sub_(z).mul_(s)
+        found.append(real.reshape(-1)[-done % step :: step].clone())
+        low, high = torch.aminmax(real)
+        lows.append(float(low))
+        highs.append(float(high))
+        done += real.numel()
+    return torch.cat(found), min(lows), max(highs)
+
+
 def weight_histogram(weight: Weight) -> Histogram | None:
     """Of an int8 weight's real values, with the widest channel's clip lines."""
-    counter, axis = Counter(), weight.axis
-    shape = [-1 if d == axis else 1 for d in range(weight.values.dim())] if axis is not None else []
+    counter, axis, codes = Counter(), weight.axis, weight.values
+    shape = [-1 if d == axis else 1 for d in range(codes.dim())] if axis is not None else []
     scale, zero = (t.double().reshape(shape) if axis is not None else t.double() for t in (weight.scale, weight.zero_point))
-    counter.add((weight.values.double() - zero) * scale)
+    if codes.numel():
+        counter.count(*_some_of(codes, scale, zero))
     widest = int(weight.scale.reshape(-1).argmax())
     step, offset = float(weight.scale.reshape(-1)[widest]), int(weight.zero_point.reshape(-1)[widest])
     return counter.histogram((step, offset, -128, 127))

@@ -14,7 +14,7 @@ is not needed any more is let go, so memory holds about as much as two runs of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -132,15 +132,18 @@ class Walk:
         references: Env = dict(values) if self.totals else values
         self.rounded: set[str] = set()
         for i, (is_float, step) in enumerate(self.events):
+            seen = None
             if is_float:
                 floats[step.name] = self._float(step, floats)
             else:
-                self._quantized(step, floats, values, references, visit)
-            for name in self.last[0].get(i, ()):
-                floats.pop(name, None)
-            for name in self.last[1].get(i, ()):
-                values.pop(name, None)
-                references.pop(name, None)
+                seen = self._quantized(i, floats, values, references)
+            _forget(self.last[0].get(i, ()), floats)
+            _forget(self.last[1].get(i, ()), values, references)
+            if seen is not None:  # what it was computed from is gone by now, and what it was compared with goes before it is rounded
+                visit(seen)
+                held, seen = (seen.site, seen.reference, seen.grid), None
+                self._hold(*held, references)
+                del held
         return _result(self.floats, floats), _result(self.quantized, values)
 
     def _float(self, step: Step, floats: Env) -> object:
@@ -153,35 +156,45 @@ class Walk:
     def _is_random(self, site: Site) -> bool:
         return any(step.name in self.random for step in (site.float_step, *(site.region or ())))
 
-    def _quantized(self, step: Step, floats: Env, values: Env, references: Env, visit: Visit) -> None:
+    def _quantized(self, event: int, floats: Env, values: Env, references: Env) -> Seen | None:
+        """Runs a step; what is to be shown of it."""
+        step = self.events[event][1]
         site = self.matching.sites.get(step.name)
         if step.writes is not None and self.own and isinstance(references.get(step.writes), Tensor):
             references[step.writes] = references[step.writes].clone()  # it may be the float graph's own value
+        compared = None
+        if site is not None and self.own and step.writes is None and step.kind == "call":
+            compared = self._compared(site, floats, references)  # before its own value: floats that it takes may go in between
+            _forget(
+                (name for name in self.last[1].get(event, ()) if name not in (step.name, *step.inputs, *step.takes)), values, references
+            )
         value = values[step.name] = step.run(values)
         if step.state == "write":
-            return
+            return None
         if self.own and self.totals:
             references[step.name] = step.run(references) if step.kind == "call" else value
         if step.state == "read" and site is not None:  # what is wrong with it comes from earlier calls
             references[step.name] = floats[site.float_step.name]
         if site is None:
-            return
-        reference, grid = floats[site.float_step.name], self._grid(site, values)
+            return None
+        reference, grid, is_random = floats[site.float_step.name], self._grid(site, values), self._is_random(site)
         if not self.own:
-            return visit(Seen(site, reference, real(value), None, None, grid, self._is_random(site)))
-        visit(self._seen(site, value, grid, (floats, references)))
-        if not step.is_past:
-            references[step.name] = held_as(references[step.name], reference, grid)  # its sizes may be others than those of `value`
-        if grid is not None:
-            self.rounded.add(step.name)
+            return Seen(site, reference, real(value), None, None, grid, is_random)
+        perfect, slack = self._compared(site, floats, references) if compared is None else compared
+        return Seen(site, reference, real(value), real(references[step.name]), perfect, grid, is_random, slack)
 
-    def _seen(self, site: Site, value: object, grid: Grid | None, known: tuple[Env, Env]) -> Seen:
-        """A site with its own error. `known`: the float values, and those of the quantized graph on them."""
-        floats, references = known
+    def _compared(self, site: Site, floats: Env, references: Env) -> tuple[object, Tensor | None]:
+        """The float value of a site on the inputs that the quantized step gets, and how far that is sure."""
         perfect = self._perfect(site, floats, references)
-        slack = self._slack(site, floats, references, perfect)
-        own = real(references[site.step.name])
-        return Seen(site, floats[site.float_step.name], real(value), own, perfect, grid, self._is_random(site), slack)
+        return perfect, self._slack(site, floats, references, perfect)
+
+    def _hold(self, site: Site, reference: object, grid: Grid | None, references: Env) -> None:
+        """From here on steps that read a site read the float value, in the form that the quantized graph has."""
+        name = site.step.name
+        if self.own and not site.step.is_past and name in references:
+            references[name] = held_as(references[name], reference, grid)  # its sizes may be others than those of the quantized value
+        if self.own and grid is not None:
+            self.rounded.add(name)
 
     def _grid(self, site: Site, values: Env) -> Grid | None:
         """The integers that hold a site's value: its own, or those that it dequantizes."""
@@ -227,6 +240,12 @@ class Walk:
             one, other = ((v - perfect).abs() for v in others)  # type: ignore[operator]
             found = torch.maximum(one, other) if found is None else found + torch.maximum(one, other)
         return found
+
+
+def _forget(names: Iterable[str], *known: Env) -> None:
+    for name in names:
+        for env in known:
+            env.pop(name, None)
 
 
 def _one_step(scale: float, value: Tensor) -> Tensor:

@@ -10,14 +10,32 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-PIECE = 2**18  # numbers of a weight that are converted at once: as float64 they take eight times the room of their codes
+PIECE = 2**18  # numbers that are converted at once: as float64 they take eight times the room of their codes
 
 
 def quantize(x: Tensor, scale: float, zero_point: int, quant_min: int, quant_max: int, dtype: torch.dtype) -> Tensor:
     """Float tensor of any shape to integers of `dtype`, per tensor."""
     # multiplies by the float32 inverse, as torch's kernels do: dividing rounds some ties to the other side
     inverse = torch.tensor(1.0 / scale, dtype=torch.float32, device=x.device)
-    return (x * inverse).round_().add_(zero_point).clamp_(quant_min, quant_max).to(dtype)  # in place: fresh memory takes most of the time
+    if not _goes_in_pieces(x):
+        return _codes(x, inverse, zero_point, quant_min, quant_max).to(dtype)
+    made = torch.empty_like(x, dtype=dtype)
+    for part, own in zip(x.view(-1).split(PIECE), made.view(-1).split(PIECE), strict=True):
+        own.copy_(_codes(part, inverse, zero_point, quant_min, quant_max))
+    return made
+
+
+def _codes(x: Tensor, inverse: Tensor, zero_point: int, quant_min: int, quant_max: int) -> Tensor:
+    return (x * inverse).round_().add_(zero_point).clamp_(quant_min, quant_max)  # in place: fresh memory takes most of the time
+
+
+def _goes_in_pieces(x: Tensor) -> bool:
+    """Whether a value is large, and nobody records what is done with it, or stands in for it."""
+    if type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return x.numel() > PIECE and x.is_contiguous() and not x.requires_grad
 
 
 def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:

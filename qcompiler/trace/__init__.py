@@ -23,6 +23,7 @@ but assignments into copies that the graph itself makes.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -71,7 +72,11 @@ def trace(
     where the model does not run on the example inputs.
     """
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    return _Traces(model, options, args, example_kwargs or {}, concrete_args or {}).traced()
+    traces = _Traces(model, options, args, example_kwargs or {}, concrete_args or {})
+    try:
+        return traces.traced()
+    finally:
+        traces.end()
 
 
 class _Traces:
@@ -90,9 +95,11 @@ class _Traces:
         self.free_numbers = True
         self.parts = Parts()
         self.last: Tracer | None = None
+        self.made: list[weakref.ref[Tracer]] = []
 
     def make(self) -> Tracer:
         self.last = tracer = Tracer(self.model, self.options)
+        self.made.append(weakref.ref(tracer))
         tracer.stand_ins, tracer.free_numbers, tracer.float_parts.parts = self.stand_ins, self.free_numbers, self.parts
         return tracer
 
@@ -116,3 +123,9 @@ class _Traces:
             if not self.free_numbers or agrees(self.last, found.graph_module, self.args, {**self.kwargs, **self.concrete}):
                 return found
             self.free_numbers = False
+
+    def end(self) -> None:
+        """A tracer and its parts refer to each other, and to the model: its weights would stay up to the next garbage collection."""
+        for reference in self.made:
+            if (tracer := reference()) is not None:
+                vars(tracer).clear()

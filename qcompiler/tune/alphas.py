@@ -28,6 +28,7 @@ def best_alpha(make: Callable[[float, Ends], Corrections], alpha: float | None, 
     usual = make(USUAL if alpha is None else alpha, ends.whole)
     if alpha is not None or usual == so_far:
         return usual
+    del usual  # as large as all weights
     scores = dict[float, float]()
 
     def told() -> None:

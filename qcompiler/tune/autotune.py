@@ -13,7 +13,8 @@ from torch import nn
 
 from qcompiler.choices import Choices
 from qcompiler.config.corrections import NO_CORRECTIONS
-from qcompiler.tune.candidates import Candidate, built, chosen, timed, worth_building
+from qcompiler.executable import Executable
+from qcompiler.tune.candidates import Beside, Candidate, built, chosen, module_of, with_times, without_losers, worth_building
 from qcompiler.tune.clock import Clock, clock_for
 from qcompiler.tune.diagnose import diagnose
 from qcompiler.tune.goal import Goal
@@ -63,15 +64,13 @@ def search(model: nn.Module, data: object, task: Task, choices: Choices, forms: 
         log = SearchLog(task.log if together().is_first else None, key)
         calibrate(prepared, _shown(tuning, clock), group=task.group, timeout=task.timeout)
         floats = copy.deepcopy(model)  # what a model keeps between calls stays as it is in the user's
-        judge, common = Judge.of(floats, held, task.metric, Shares.of(prepared)), _unchanged(model, floats)
+        judge = Judge.of(floats, held, task.metric, Shares.of(prepared))
+        beside = Beside(copy.deepcopy(model, _unchanged(model, floats)), held[0], clock)
         del floats
-        state = State(prepared, tuning, task.seed, NO_CORRECTIONS)
-        made, found = _begun(state, judge, task.goal, clock, log)
+        made, found = _begun(State(prepared, tuning, task.seed, NO_CORRECTIONS), judge, task.goal, beside, log)
         if not found.interrupted:
             found.run(MOVES)
-        candidates = [made, *_built(found, clock)]
-        candidates, of_float = timed(copy.deepcopy(model, common), candidates, held[0], clock)
-        return replace(_result(found, candidates, of_float), batch=held[0].rows)
+        return replace(_result(found, _built(found, made, beside)), batch=held[0].rows)
 
 
 def _unchanged(model: nn.Module, called: nn.Module) -> dict[int, object]:
@@ -86,12 +85,16 @@ def _shown(items: Sequence[Item], clock: Clock) -> Iterator[object]:
         yield item.call
 
 
-def _begun(state: State, judge: Judge, goal: Goal, clock: Clock, log: SearchLog) -> tuple[Candidate, Search]:
-    """The default, built, and the search that begins there. How long that took tells how long building takes in the end."""
-    begun = clock.spent
+def _begun(state: State, judge: Judge, goal: Goal, beside: Beside, log: SearchLog) -> tuple[Candidate, Search]:
+    """The default, judged and timed, and the search that begins there. How long building took tells how long it takes in the end.
+
+    Its module is let go: most searches end with another one.
+    """
+    clock, begun = beside.clock, beside.clock.spent
     clock.show("building the default")
     made = built(state.prepared, Step(DEFAULT, None, 0.0, True, ""), judge)
     clock.reserve = together().most(1.5 * (clock.spent - begun))
+    made = beside.timed(made).without_module(state.prepared)
     found = Search(replace(state, score=made.score), judge, goal, clock, log, made.score)
     try:
         _judge_default(found, made.score)
@@ -115,13 +118,14 @@ def _judge_default(found: Search, in_int8: Score) -> None:
         found.state = replace(found.state, diagnosis=diagnose(found.state.prepared, found.judge, found.best))
 
 
-def _built(found: Search, clock: Clock) -> list[Candidate]:
-    """What was found, built; an interrupt leaves out what is not yet."""
-    made: list[Candidate] = []
+def _built(found: Search, default: Candidate, beside: Beside) -> list[Candidate]:
+    """The default and what was found, built and timed; an interrupt leaves out what is not yet. One module at most is kept."""
+    made = [default]
     try:
         for stage in reversed(worth_building(found.stages)):
-            clock.show(f"building {stage.name}")
-            made.insert(0, built(found.state.prepared, stage, found.judge))
+            beside.clock.show(f"building {stage.name}")
+            made.insert(1, beside.timed(built(found.state.prepared, stage, found.judge)))
+            made = without_losers(made, found.goal, found.state.prepared)
     except KeyboardInterrupt:
         if not together().is_alone:
             raise
@@ -129,16 +133,29 @@ def _built(found: Search, clock: Clock) -> list[Candidate]:
     return made
 
 
-def _result(found: Search, candidates: Sequence[Candidate], of_float: float) -> Tuned:
-    best, why = chosen(candidates, of_float, found.goal)
+def _again(found: Search, best: Candidate) -> Executable:
+    """The module of the default, which was let go. An interrupt meanwhile gives it all the same, as at any other time; a second one ends."""
+    try:
+        return module_of(found.state.prepared, best.step)
+    except KeyboardInterrupt:
+        if not together().is_alone:
+            raise
+        found.interrupted = True
+        return module_of(found.state.prepared, best.step)
+
+
+def _result(found: Search, candidates: Sequence[Candidate]) -> Tuned:
+    timed, of_float = with_times(candidates)
+    best, why = chosen(timed, of_float, found.goal)
+    module = best.module or _again(found, best)
     reached = (found.goal.target is None or found.goal.reached(best.score)) and found.goal.fast_enough(best.milliseconds, of_float)
-    by_name = {one.step.name: one for one in candidates}
+    by_name = {one.step.name: one for one in timed}
     table = [Row("float", found.judge.of_float() if found.judge.metric else None, of_float, 0.0, None, 0.0, "")]
     table += [_row(step, by_name.get(step.name), best) for step in found.steps]
     corrections = best.step.corrections
     kept = tuple(sorted(corrections.keep_float))
     diagnosis = "" if found.state.diagnosis is None else str(found.state.diagnosis)
-    return Tuned(best.module, tuple(table), tuple(found.steps), corrections, found.state.prepared, kept, diagnosis, why, reached,
+    return Tuned(module, tuple(table), tuple(found.steps), corrections, found.state.prepared, kept, diagnosis, why, reached,
                  found.interrupted, found.clock.spent, in_front=found.judge.shares.text())  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""The stages of a search that are worth choosing from, built and timed beside the float model."""
+"""The stages of a search that are worth choosing from: built, judged and timed beside the float model, one after another.
+
+A built module has the weights twice, as tensors and packed, so no more of them are kept than can still be the result.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from qcompiler.executable import Executable
 from qcompiler.tune.clock import Clock
 from qcompiler.tune.goal import Goal
 from qcompiler.tune.held_out import Item
+from qcompiler.tune.let_go import let_go
 from qcompiler.tune.score import Judge, Score
 from qcompiler.tune.search_log import Step
 from qcompiler.tune.together import together
@@ -26,19 +30,38 @@ FEW, SHARE = 5, 0.02  # timed calls that are enough where more would take longer
 
 @dataclass(frozen=True)
 class Candidate:
-    """A built module: `score` on held-out data is its own, in real int8. `milliseconds`: median of one held-out batch."""
+    """A stage that was built: `score` on held-out data is the module's own, in real int8. `milliseconds`: median of one held-out batch;
+    `of_float`: of the float model, called in turn with it. `module`: None once it is let go."""
 
     step: Step
-    module: Executable
+    module: Executable | None
     score: Score
     int8_share: float
     size: int
     milliseconds: float = 0.0
+    of_float: float = 0.0
+
+    def without_module(self, prepared: nn.Module) -> Candidate:
+        """Its tensors are let go at once: the graph that stays with a module has them, too, and refers to itself."""
+        graph = None if self.module is None else self.module._graph()
+        made = replace(self, module=None)
+        if graph is not None:
+            let_go(prepared, graph)
+        return made
+
+    def beside(self, of_float: float) -> Candidate:
+        """With the time that it takes where the float model takes so many milliseconds: moments are slower than others."""
+        return replace(self, milliseconds=self.milliseconds * of_float / self.of_float, of_float=of_float)
+
+
+def module_of(prepared: nn.Module, step: Step) -> Executable:
+    """The module of a stage."""
+    return convert(prepared, (), Conversion(), step.corrections)
 
 
 def built(prepared: nn.Module, step: Step, judge: Judge) -> Candidate:
-    """The module of a stage, judged."""
-    module = convert(prepared, (), Conversion(), step.corrections)
+    """A stage's module, judged."""
+    module = module_of(prepared, step)
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
     return Candidate(step, module, judge.score(module), explain(module).int8_mac_share, size)
 
@@ -49,12 +72,20 @@ def worth_building(stages: Sequence[Step]) -> list[Step]:
     return [stage for stage in last.values() if stage is not stages[0]]
 
 
-def timed(model: nn.Module, found: Sequence[Candidate], item: Item, clock: Clock) -> tuple[list[Candidate], float]:
-    """The candidates with their times, and the float model's: all called in turn, so that a slower moment meets all."""
-    calls: dict[int, Callable[[], object]] = {-1: lambda: model(*item.args, **item.kwargs)}
-    calls |= {i: (lambda module=one.module: module(*item.args, **item.kwargs)) for i, one in enumerate(found)}  # type: ignore[misc]
-    times = together().of_first(_interleaved(calls, clock))
-    return [replace(one, milliseconds=times[i]) for i, one in enumerate(found)], times[-1]
+@dataclass(frozen=True)
+class Beside:
+    """The float model that candidates are timed beside, on one batch."""
+
+    model: nn.Module
+    item: Item
+    clock: Clock
+
+    def timed(self, one: Candidate) -> Candidate:
+        """The candidate with its time, and the float model's: both called in turn, so that a slower moment meets both."""
+        module, (args, kwargs) = one.module, (self.item.args, self.item.kwargs)
+        assert module is not None
+        times = together().of_first(_interleaved({0: lambda: module(*args, **kwargs), 1: lambda: self.model(*args, **kwargs)}, self.clock))
+        return replace(one, milliseconds=times[0], of_float=times[1])
 
 
 def _interleaved(calls: Mapping[int, Callable[[], object]], clock: Clock) -> dict[int, float]:
@@ -84,6 +115,19 @@ def _milliseconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return (time.perf_counter() - start) * 1e3
+
+
+def with_times(found: Sequence[Candidate]) -> tuple[list[Candidate], float]:
+    """The candidates as if all had been timed at one moment, and the float model's time then."""
+    of_float = statistics.median(one.of_float for one in found)
+    return [one.beside(of_float) for one in found], of_float
+
+
+def without_losers(found: Sequence[Candidate], goal: Goal, prepared: nn.Module) -> list[Candidate]:
+    """The candidates with the module of the best one alone."""
+    timed, of_float = with_times(found)
+    best, _ = chosen(timed, of_float, goal)
+    return [one if other is best else one.without_module(prepared) for one, other in zip(found, timed, strict=True)]
 
 
 def chosen(found: Sequence[Candidate], of_float: float, goal: Goal) -> tuple[Candidate, str]:

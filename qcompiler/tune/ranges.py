@@ -22,6 +22,7 @@ from qcompiler.tune.let_go import give_back
 from qcompiler.tune.one_form import one_form
 from qcompiler.tune.sensitivity import sensitivities
 from qcompiler.tune.shares import Shares
+from qcompiler.tune.shelf import Written, pieces
 from qcompiler.tune.together import together
 from qcompiler.tune.walk import Tell
 from qcompiler.workflow.twins import Twin
@@ -71,11 +72,11 @@ class _Weighed:
     nodes: list[fx.Node] = field(default_factory=list)
     mass: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
 
-    def add(self, value: Tensor, gradient: Tensor) -> None:
+    def add(self, value: Tensor | Written, gradient: Tensor) -> None:
         """Zeros are left out: they have a code of their own in every range. Piece by piece: all at once takes ten times the value."""
         low, high = self.qparams.range
         mass = torch.zeros(BINS, dtype=torch.float64)
-        for x, g in zip(value.reshape(-1).split(PIECE), gradient.reshape(-1).split(PIECE), strict=True):
+        for x, g in zip(pieces(value, PIECE), gradient.reshape(-1).split(PIECE), strict=True):
             at = x.sub(low).mul_(BINS / (high - low)).long().clamp_(0, BINS - 1)
             mass.index_add_(0, at, g.square().mul_(x != 0).double())
         self.mass += mass

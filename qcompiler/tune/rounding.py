@@ -48,7 +48,7 @@ class Grid:
         return (torch.round(weight / self.scale) + self.zero_point).clamp(self.low, self.high)
 
     def real(self, codes: Tensor) -> Tensor:
-        return (codes - self.zero_point) * self.scale
+        return (codes - self.zero_point).mul_(self.scale)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Moments:
 
     def error(self, weight: Tensor) -> Tensor:
         """(groups, channels): the squared error of the results with this real weight, less what no weight could mend."""
-        return (weight @ self.h).sub_(2 * self.c).mul_(weight).sum(-1)
+        return (weight @ self.h).sub_(self.c, alpha=2).mul_(weight).sum(-1)
 
 
 def reconstructed(weight: Tensor, start: Tensor, moments: Moments, grid: Grid, damping: float, holds: Holds | None = None) -> Tensor:
@@ -134,9 +134,8 @@ def _on_larger_scales(
 
 def _better(codes: Tensor, start: Tensor, moments: Moments, grid: Grid) -> Tensor:
     """By channel those with less error."""
-    start = start.double()
     won = moments.error(grid.real(codes)) <= moments.error(grid.real(start))
-    return torch.where(won[..., None], codes, start)
+    return torch.where(won[..., None], codes, start.to(codes.dtype))
 
 
 def sequential(weight: Tensor, moments: Moments, grid: Grid, damping: float) -> Tensor:

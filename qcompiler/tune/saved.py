@@ -63,8 +63,13 @@ class Saved:
         return found
 
     def get(self, kept: Kept) -> Tensor:
+        found = self.look(kept)
+        return found.read() if isinstance(found, Written) else found
+
+    def look(self, kept: Kept) -> Tensor | Written:
+        """As `get`, and what is in the file stays there, to be read by pieces."""
         if isinstance(kept, Written):
-            return kept.read()
+            return kept
         if kept.tensor._version != kept.version:
             raise RuntimeError("a value that its gradient needs was changed in place")
         return kept.tensor

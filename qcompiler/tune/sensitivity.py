@@ -20,8 +20,9 @@ from qcompiler.ops.state_nodes import is_write
 from qcompiler.tune.lane import Batch, Lane
 from qcompiler.tune.saved import Kept, Saved
 from qcompiler.tune.shares import Shares
+from qcompiler.tune.shelf import Written
 
-Take: TypeAlias = Callable[[fx.Node, Tensor, Tensor], None]
+Take: TypeAlias = Callable[[fx.Node, Tensor | Written, Tensor], None]  # a node, its value and the gradient
 
 
 class _Run(fx.Interpreter):
@@ -45,7 +46,7 @@ class _Run(fx.Interpreter):
         if n in self.watched and made.is_floating_point():
             if made.requires_grad:
                 self.values[n] = self.saved.keep(made)
-                self.hooks.append(made.register_hook(lambda gradient: self.take(n, self.saved.get(self.values.pop(n)), gradient)))
+                self.hooks.append(made.register_hook(lambda gradient: self.take(n, self.saved.look(self.values.pop(n)), gradient)))
             else:
                 made = self.first[n] = made.detach().requires_grad_()
         return made

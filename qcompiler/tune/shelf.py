@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TypeAlias
 
@@ -31,10 +31,26 @@ class Written:
     strides: tuple[int, ...]
 
     def read(self) -> Tensor:
-        made = torch.empty(math.prod(self.shape) * self.dtype.itemsize, dtype=torch.uint8)
-        self.file.seek(self.start)
+        return self._numbers(0, math.prod(self.shape)).as_strided(self.shape, self.strides)
+
+    def pieces(self, count: int) -> Iterator[Tensor]:
+        """As `pieces`; of one whose numbers lie in another order all are in memory at once."""
+        if not torch.empty(self.shape, device="meta").as_strided(self.shape, self.strides).is_contiguous():
+            return pieces(self.read(), count)
+        total = math.prod(self.shape)
+        return (self._numbers(at, min(count, total - at)) for at in range(0, total, count))
+
+    def _numbers(self, first: int, count: int) -> Tensor:
+        """Some of them, in the order of memory."""
+        made = torch.empty(count * self.dtype.itemsize, dtype=torch.uint8)
+        self.file.seek(self.start + first * self.dtype.itemsize)
         self.file.readinto(_bytes(made))  # type: ignore[attr-defined]
-        return made.view(self.dtype).as_strided(self.shape, self.strides)
+        return made.view(self.dtype)
+
+
+def pieces(value: Tensor | Written, count: int) -> Iterator[Tensor]:
+    """The numbers of a tensor in order, so many at a time."""
+    return value.pieces(count) if isinstance(value, Written) else iter(value.reshape(-1).split(count))
 
 
 def _bytes(flat: Tensor) -> memoryview:

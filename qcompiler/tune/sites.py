@@ -60,7 +60,7 @@ class Site:
         return groups
 
     def kept(self, x: Tensor) -> Tensor:
-        """Float numbers of the input within the range that it is rounded on, if that is known before the call."""
+        """Float numbers of the input brought, in place, within the range that it is rounded on, if that is known before the call."""
         given = self.node.args[0]
         source = given.args[0] if isinstance(given, fx.Node) and given.target is dequantize else None
         if not isinstance(source, fx.Node) or source.target is not quantize:
@@ -68,7 +68,7 @@ class Site:
         scale, zero_point, low, high = source.args[1:5]
         if not (isinstance(scale, float) and isinstance(zero_point, int) and isinstance(low, int) and isinstance(high, int)):
             return x
-        return x.clamp((low - zero_point) * scale, (high - zero_point) * scale)
+        return x.clamp_((low - zero_point) * scale, (high - zero_point) * scale)
 
     def setting(self, name: str) -> Ints:
         """A setting of a convolution, one number for each dimension."""

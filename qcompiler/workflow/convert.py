@@ -65,6 +65,7 @@ def convert(prepared: Any, keep_float: Iterable[str], how: Conversion, correctio
 def reference(prepared: Any, keep_float: Iterable[str], how: Conversion, corrections: Corrections | None = None) -> fx.GraphModule:
     """The QUANTIZED graph of a calibrated or trained module; of several forms of the call, a module with a graph for each."""
     asked = asked_of(prepared, keep_float, corrections)
+    asked = asked if how.shares else asked.copied()
     made: fx.GraphModule = _each_form(prepared, lambda form: _quantized(form, asked, how), "reference")
     return made
 
@@ -104,7 +105,9 @@ def _quantized(prepared: Any, asked: Asked, how: Conversion, target: Target | No
 
 def _converted(prepared: Any, asked: Asked, how: Conversion) -> Executable:
     custom = as_config(how.custom, ConvertCustomConfig)
-    gm, state = observed_copy(prepared, how.allow_uncalibrated)
+    copies = backend_of(how.backend or required_state(prepared).settings.target.backend).copies
+    gm, state = observed_copy(prepared, how.allow_uncalibrated, shares=copies)
+    asked = asked if copies else asked.copied()
     chosen, target = chosen_backend(gm, state.settings, how.backend)
     settings = state.settings.with_(quantized_classes=custom.observed_to_quantized_mapping.get("static", {}), target=target)
     context = Context(settings, state.journal, state.example if how.check_parity and not settings.trains else None)

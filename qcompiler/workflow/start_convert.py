@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -30,6 +30,11 @@ class Asked:
 
     keep_float: tuple[str, ...] = ()
     corrections: Corrections = NO_CORRECTIONS
+
+    def copied(self) -> Asked:
+        """With tensors of its own, for a graph that is given away: passes put those of the corrections into it as they are."""
+        codes, weights = ({name: t.clone() for name, t in held.items()} for held in (self.corrections.codes, self.corrections.weights))
+        return replace(self, corrections=replace(self.corrections, codes=codes, weights=weights))
 
 
 def asked_of(prepared: object, keep_float: Iterable[str], corrections: Corrections | None) -> Asked:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.backends.native.build.library import Values, chosen, open_model, runtime
+from qcompiler.backends.native.emit.constants import LINE
 from qcompiler.backends.native.emit.source import Source, source_of, tensor_outputs
 from qcompiler.backends.native.live_regions import LiveRegions, described, versions
 from qcompiler.backends.native.plan.by_number import ByNumber, numbers_given
@@ -232,12 +233,10 @@ def _seen(arena: Tensor, place: Place, offsets: Sequence[int]) -> Tensor:
 def _values(source: Source) -> tuple[Values, tuple[Any, ...]]:
     """The constants as the C reads them; weights begin at a cache line."""
     constants = source.constants
-    raw = constants.bytes()
-    data = torch.empty(len(raw) + 64, dtype=torch.uint8)
-    start = -data.data_ptr() % 64
-    data[start : start + len(raw)] = torch.frombuffer(bytearray(raw or b"\0"), dtype=torch.uint8)[: len(raw)]
+    data = torch.empty(constants.size + LINE, dtype=torch.uint8)
+    start = -data.data_ptr() % LINE
+    constants.write(data.numpy()[start : start + constants.size])
     integers = (ctypes.c_int32 * max(1, len(constants.integers)))(*constants.integers)
     reals = (ctypes.c_float * max(1, len(constants.reals)))(*constants.reals)
     doubles = (ctypes.c_double * max(1, len(constants.doubles)))(*constants.doubles)
-    constants.blocks.clear()
     return Values(data.data_ptr() + start, integers, reals, doubles), (data, integers, reals, doubles)

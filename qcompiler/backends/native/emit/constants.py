@@ -1,4 +1,4 @@
-"""The constants of a network: packed weights and tables in one block of bytes, and plain numbers. The C knows their places alone."""
+"""The constants of a network: packed weights and tables in one piece of memory, and plain numbers. The C knows their places alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def room_of(length: int) -> int:
 class Constants:
     """Everything in it follows from tensors and qparams, so other weights need no other C."""
 
-    blocks: list[bytes] = field(default_factory=list)
+    blocks: list[tuple[int, NDArray[np.uint8]]] = field(default_factory=list)  # with their offsets, up to `write`
     size: int = 0
     integers: list[int] = field(default_factory=list)
     reals: list[float] = field(default_factory=list)  # float32
@@ -29,10 +29,9 @@ class Constants:
 
     def data(self, values: NDArray[Any]) -> int:
         """The offset of an array's bytes, at the start of a cache line."""
-        offset, raw = self.size, np.ascontiguousarray(values).tobytes()
-        room = room_of(len(raw))
-        self.blocks.append(raw + bytes(room - len(raw)))
-        self.size += room
+        offset, raw = self.size, np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        self.blocks.append((offset, raw))
+        self.size += room_of(len(raw))
         return offset
 
     def integer(self, value: int) -> int:
@@ -47,5 +46,10 @@ class Constants:
         self.doubles.append(float(value))
         return len(self.doubles) - 1
 
-    def bytes(self) -> bytes:
-        return b"".join(self.blocks)
+    def write(self, memory: NDArray[np.uint8]) -> None:
+        """Puts all blocks, and the zeros behind each, into `size` bytes. They are let go on the way: weights are there once."""
+        while self.blocks:
+            offset, raw = self.blocks.pop()
+            end = offset + len(raw)
+            memory[offset:end] = raw
+            memory[end : offset + room_of(len(raw))] = 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qcompiler.backends.native.emit.layer_code import LayerCode
@@ -28,11 +30,16 @@ MOST_ROWS = 2**24  # whose numbers floats hold
 
 @dataclass(frozen=True)
 class Rows:
-    """A table (rows, width): floats, or codes with a scale and a zero point a row."""
+    """A table (rows, width): floats, or codes with a scale and a zero point a row, which is that of `codes`."""
 
     values: Tensor
     scale: Tensor | None = None
     zero: Tensor | None = None
+
+    def codes(self) -> NDArray[np.uint8]:
+        """From 0 to 255, as the kernel takes them. Made where they are packed: as a value of the plan they would stay."""
+        codes: NDArray[np.uint8] = self.values.view(torch.uint8).numpy()
+        return codes ^ np.uint8(128) if self.values.dtype is torch.int8 else codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +97,7 @@ class Embed(OfOne, ByNumber):
             if self.table.scale is None or self.table.zero is None:
                 fields.data("table", self.table.values.numpy(), FLOATS)
             else:
-                fields.data("codes", self.table.values.numpy())
+                fields.data("codes", self.table.codes())
                 fields.data("scale", self.table.scale.numpy(), DOUBLES)
                 fields.data("zero", self.table.zero.numpy(), DOUBLES)
 
@@ -154,9 +161,9 @@ def plan_embedding_bag(step: Step, planner: Planning) -> None:
 
 def _with_zeros(table: Rows, row: int) -> Rows:
     """Row `row` gives zeros."""
-    values, scale = table.values.clone(), None if table.scale is None else table.scale.clone()
-    (values if scale is None else scale)[row] = 0
-    return replace(table, values=values, scale=scale)
+    cleared = (table.values if table.scale is None else table.scale).clone()
+    cleared[row] = 0
+    return replace(table, values=cleared) if table.scale is None else replace(table, scale=cleared)
 
 
 def _rows(argument: str, planner: Planning) -> Rows:
@@ -165,9 +172,8 @@ def _rows(argument: str, planner: Planning) -> Rows:
         return _checked(Rows(values))
     codes, scale, zero, axis = planner.weights[argument[1:]].args
     values, scales, zeros = planner.tensor(codes), planner.tensor(scale).double().reshape(-1), planner.tensor(zero).double().reshape(-1)
-    if values.dtype is torch.int8:
-        values, zeros = (values.int() + 128).to(torch.uint8), zeros + 128
-    if values.dtype is not torch.uint8 or axis not in (None, 0):
+    zeros = zeros + 128 if values.dtype is torch.int8 else zeros
+    if values.dtype not in (torch.int8, torch.uint8) or axis not in (None, 0):
         raise ValueError("a table is neither floats nor codes of 8 bits by rows")
     count = len(values)
     return _checked(Rows(values.contiguous(), scales.expand(count).contiguous(), zeros.expand(count).contiguous()))

@@ -76,3 +76,10 @@ def bind(
     source = "".join(f"# {alias} = {op}\n" for alias, op in sorted(emitted.kernels.items())) + emitted.source
     opaque = any(map(is_opaque, emitter.program.calls)) or not all(map(is_seen, packs.values()))
     return Bound(define(source, namespace, emitter.program.name, opaque), source, emitter, by_shape)
+
+
+def without_forward(cls: type) -> None:
+    """Called when the module of a class is gone: a class refers to itself, so all that its forward holds would wait for a garbage
+    collection."""
+    if "forward" in vars(cls):
+        del cls.forward  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, fx, nn
 from qcompiler.ambient import call_is_plain, in_plain_torch, plain_call, widened
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.answers import AnswersCalls
-from qcompiler.backends.torch.program.bind import Bound, bind, resolve
+from qcompiler.backends.torch.program.bind import Bound, bind, resolve, without_forward
 from qcompiler.backends.torch.program.check_load import check_names, check_qparams, check_sums
 from qcompiler.backends.torch.program.emit import Emitter
 from qcompiler.backends.torch.program.index_inputs import index_inputs
@@ -288,6 +289,7 @@ def empty_module(program: Program | str, engine: str) -> CompiledModule:
     nn.Module.__init__(module)
     module.__dict__.update(lowered=None, _program=program, _engine=engine, _externals={}, _built=())
     module._load_state_dict_post_hooks[-1] = _after_load
+    weakref.finalize(module, without_forward, cls).atexit = False
     return module
 
 
