@@ -26,7 +26,7 @@ from qcompiler.observers import default_dynamic_quant_observer
 from qcompiler.observers.weights import check_axis, check_tied
 from qcompiler.ops.arguments import SIZES, activations, changes
 from qcompiler.ops.functional import getitem
-from qcompiler.ops.obstacles import COMPUTED_WEIGHT, FLOAT_ACTIVATIONS, FLOAT_WEIGHTS, Obstacle
+from qcompiler.ops.obstacles import COMPUTED_BIAS, COMPUTED_WEIGHT, FLOAT_ACTIVATIONS, FLOAT_WEIGHTS, Obstacle
 from qcompiler.ops.reasons import no_row
 from qcompiler.ops.spec import Op, Output, Role
 from qcompiler.ops.state_nodes import is_read, is_write
@@ -215,10 +215,19 @@ def _no_form(row: Op) -> Obstacle:
 def _mode_obstacle(node: fx.Node, row: Op, weights: list[Any]) -> Obstacle | None:
     if not all(isinstance(w, fx.Node) and w.op == "get_attr" for w in weights):
         return COMPUTED_WEIGHT
+    if _computes_bias(node, row):
+        return COMPUTED_BIAS
     floats = [a for p, a in zip(row.params, node.args, strict=False) if p.role is Role.ACTIVATION and isinstance(a, fx.Node)]
     if any(value_of(value).dtype not in (torch.float32, None) for value in (*floats, *weights)):
         return Obstacle("not-float32", "it does not compute float32 values")
     return None
+
+
+def _computes_bias(node: fx.Node, row: Op) -> bool:
+    """Whether a bias is no parameter, so that it cannot be packed with the weight."""
+    held: list[fx.Node] = []
+    fx.node.map_arg([a for p, a in zip(row.params, node.args, strict=False) if p.role is Role.BIAS], held.append)
+    return any(bias.op != "get_attr" for bias in held)
 
 
 def _is_finite(node: fx.Node) -> bool:
@@ -251,7 +260,7 @@ def _obstacle(node: fx.Node, row: Op | None, qconfig: QConfig | None, context: C
     if row.weight is not None:
         weight = node.args[row.weight]
         constant = isinstance(weight, fx.Node) and weight.op == "get_attr"
-        return None if constant else COMPUTED_WEIGHT
+        return COMPUTED_WEIGHT if not constant else COMPUTED_BIAS if _computes_bias(node, row) else None
     if row.output is Output.SAME and row.adds_values(node.kwargs):
         return Obstacle("leaves-range", "its result may lie outside the range of its input")
     return starved(row, inputs)

@@ -104,6 +104,7 @@ class _Weights:
         self.gm, self.context = gm, context
         self.done: dict[tuple[Any, ...], fx.Node] = {}
         self.made: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
+        self.read_as_floats = _read_as_floats(gm, context)
         self.floats: dict[str, Tensor] = {}  # by path, as they were: the module's are replaced on the way
 
     def quantize(self, node: fx.Node, row: Op, weight: fx.Node) -> None:
@@ -142,7 +143,7 @@ class _Weights:
         """Where the integers stand: under the weight's name, or beside it where the floats, or integers of another kind, are kept."""
         path = str(weight.target)
         other = any(key[0] == path for key in self.done)
-        return unused_path(self.gm, f"{path}_int8") if other or _has_float_users(self.context, weight) else path
+        return unused_path(self.gm, f"{path}_int8") if other or path in self.read_as_floats else path
 
     def _float(self, weight: fx.Node, parts: list[fx.Node], axis: int | None, mode: Mode | None) -> fx.Node:
         """The node with the weight's float32 values."""
@@ -212,9 +213,12 @@ def _halved(node: fx.Node, value: Tensor) -> Tensor:
     return half
 
 
-def _has_float_users(context: Context, weight: fx.Node) -> bool:
-    def quantized_weight(user: fx.Node) -> bool:
+def _read_as_floats(gm: fx.GraphModule, context: Context) -> set[str]:
+    """The tensors that something reads which is no op with that weight in integers; several nodes may stand for one tensor."""
+
+    def quantized_weight(user: fx.Node, weight: fx.Node) -> bool:
         row = context.table.of(user)
         return (quant_of(user).int8 or quant_of(user).mode is not None) and row is not None and weight in row.weights(user)
 
-    return not all(quantized_weight(user) for user in weight.users)
+    tensors = [node for node in gm.graph.nodes if node.op == "get_attr"]
+    return {str(node.target) for node in tensors if not all(quantized_weight(user, node) for user in node.users)}

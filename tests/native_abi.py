@@ -117,7 +117,7 @@ FAMILIES: dict[str, list[tuple[str, type]]] = {
         *fields(C.c_int32, "keys causal"),
     ],
     "order": [("x", QOperand), ("y", QTensor), ("work", C.c_void_p), ("op", C.c_int32)],
-    "elements": [*fields(QOperand, "x at"), ("y", QTensor)],
+    "elements": [*fields(QOperand, "x at"), ("y", QTensor), ("from_end", C.c_int32)],
     "int64": [("x", QOperand), ("y", QTensor)],
     "warp": [*fields(QOperand, "x places"), ("y", QResult), *fields(C.c_int32, "padding nearest aligned")],
 }

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qcompiler import explain
+from qcompiler import convert_fx, explain, prepare_qat_fx, remarks
 from qcompiler.debug import compute_sqnr
 from tests.flow import flow, randn
 
@@ -75,6 +76,68 @@ def test_arguments(name: str) -> None:
         assert (f - r).abs().max() <= 0.02 * w.abs().max()
     linears = [row for row in explain(result.module).rows if row.op == "linear"]
     assert len(linears) in (3, 5) and all(row.int8 for row in linears), "the projections are int8"
+
+
+class Called(nn.Module):
+    """The function that the module calls, with weights of the caller's."""
+
+    def __init__(self, separate: bool, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before, self.separate, self.options = nn.Linear(16, 16), separate, options
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+        self.packed = nn.Linear(16, 48)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Any:
+        x, biases = self.before(x), self.packed.bias
+        weights: dict[str, Any] = {}
+        if self.separate:
+            biases = torch.cat((self.q.bias, self.k.bias, self.v.bias))
+            weights = {f"{n}_proj_weight": getattr(self, n).weight for n in "qkv"} | {"use_separate_proj_weight": True}
+        out = F.multi_head_attention_forward(
+            x, x, x, 16, 4, torch.empty([0]) if self.separate else self.packed.weight, biases, None, None, False, 0.1, self.out.weight,
+            self.out.bias, self.training, None if self.separate else padding, **self.options, **weights)  # fmt: skip
+        return tuple(t for t in out if t is not None)
+
+
+OPTIONS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "packed": (False, {}),
+    "packed, no weights": (False, {"need_weights": False}),
+    "separate": (True, {"attn_mask": torch.linspace(-1, 1, 200).reshape(8, 5, 5)}),
+    "separate, no weights": (True, {"need_weights": False, "attn_mask": CAUSAL}),
+    "of each head": (True, {"average_attn_weights": False}),
+}
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_function(name: str, backend: str) -> None:
+    """F.multi_head_attention_forward, as WavLM and CLIP's attention pool call it: int8 linears, one native region."""
+    separate, options = OPTIONS[name]
+    model, example = Called(separate, **options).eval(), (randn(5, 2, 16), PADDING)
+    result = flow(model, example, backend=backend)
+    with torch.no_grad():
+        for wanted, found in zip(model(*example), result.module(*example), strict=True):
+            assert wanted.shape == found.shape and compute_sqnr(wanted, found) >= 24
+    linears = [row for row in explain(result.module).rows if row.op == "linear"]
+    assert len(linears) == (5 if separate else 3) and all(row.int8 for row in linears), "the projections are int8"
+    assert not [remark for remark in remarks(result.module) if remark.code == "native-torch"]
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_the_function_in_training(separate: bool) -> None:
+    """What has parameters of its own is simulated, and int8 computes what was trained; biases that a cat makes are no parameters."""
+    model, example = Called(separate).train(), (randn(5, 2, 16), PADDING)
+    prepared = prepare_qat_fx(model, None, example)
+    prepared(*example)[0].square().sum().backward()
+    assert all(value.grad is not None for value in (prepared.out.weight, prepared.q.weight if separate else prepared.packed.weight))
+    prepared.eval()
+    module = convert_fx(prepared)
+    linears = [row for row in explain(module).rows if row.op == "linear"]
+    assert [row.int8 for row in linears] == ([True, False, False, False, True] if separate else [True] * 3)
+    assert {row.code for row in linears if not row.int8} <= {"computed-bias"}
+    with torch.no_grad():
+        assert compute_sqnr(prepared(*example)[0], module(*example)[0]) > 24
 
 
 def test_other_batches_and_lengths() -> None:

@@ -301,19 +301,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "Dropout": (lambda: nn.Dropout(0.5), (2, 5)),
     "ReLU": (lambda: nn.ReLU(), (2, 5)),
     "GRU": (lambda: nn.GRU(5, 4, batch_first=True), (2, 3, 5)),
-    "MultiheadAttention": (lambda: Attention(), (3, 2, 8)),
 }
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.MultiheadAttention(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        i = self.inner
-        return torch.nn.functional.multi_head_attention_forward(
-            x, x, x, 8, 2, i.in_proj_weight, i.in_proj_bias, None, None, False, 0.0, i.out_proj.weight, i.out_proj.bias)[0]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LAYERS)

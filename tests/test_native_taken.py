@@ -28,6 +28,14 @@ def test_a_place_that_a_row_does_not_have_is_nan(kernels: Kernels) -> None:
     assert np.isnan(y.array[:, 2:]).all() and y.untouched()
 
 
+def test_negative_places_from_the_end(kernels: Kernels) -> None:
+    x, y = Memory(floats(2, 4)), Memory(np.zeros((2, 5), np.float32))
+    at = Memory(np.array([[0, -1, -4, -5, 4]] * 2, np.float32))
+    kernels("elements", x=operand(x.array), at=operand(at.array), y=tensor(y.array), from_end=1)
+    np.testing.assert_array_equal(y.array[:, :3], x.array[:, [0, 3, 0]])
+    assert np.isnan(y.array[:, 3:]).all() and y.untouched()
+
+
 def best(y: Tensor, count: int) -> Tensor:
     """(B, C, N) -> the places (B, count) of the largest means."""
     return y.mean(1).topk(count)[1]
@@ -57,6 +65,21 @@ def selected(m: Any, x: Tensor) -> Tensor:
     return m[1](torch.index_select(y, 1, y.mean((0, 2, 3)).argsort(descending=True)[:6]))  # type: ignore[no-any-return]
 
 
+def of_each_row(m: Any, x: Tensor) -> Tensor:
+    """One element of each row, as the pooled token of a text encoder, and several of each."""
+    y = m[0](x).flatten(2).transpose(1, 2)
+    rows, likeness = torch.arange(y.shape[0]), y.mean(-1)
+    one, some = y[rows, likeness.argmax(-1)], y[rows[:, None], likeness.topk(3)[1]]
+    return m[1](one[:, None] + some)  # type: ignore[no-any-return]
+
+
+def of_all_rows(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Floats and codes by one list of places, samples and channels."""
+    y = m[0](x)
+    at = y.mean((0, 2, 3)).argsort(descending=True)[:6]
+    return m[1](y[:, at]), y.softmax(-1)[y.mean((1, 2, 3)).argsort()]
+
+
 def handed_out(m: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     y = m[0](x)
     at = y.argmax(1)
@@ -75,6 +98,8 @@ NETS: dict[str, tuple[Callable[..., Any], Callable[[], list[nn.Module]], tuple[i
     "expanded": (expanded, lambda: [conv(3, 8), nn.Linear(8, 5)], (2, 3, 6, 5)),
     "fewer rows": (fewer_rows, lambda: [conv(3, 8), nn.Linear(5, 5)], (2, 3, 6, 5)),
     "selected": (selected, lambda: [conv(3, 8), nn.Conv2d(6, 5, 1)], (2, 3, 6, 5)),
+    "of each row": (of_each_row, lambda: [conv(3, 8), nn.Linear(8, 5)], (2, 3, 6, 5)),
+    "of all rows": (of_all_rows, lambda: [conv(3, 8), nn.Conv2d(6, 5, 1)], (2, 3, 6, 5)),
     "handed out": (handed_out, lambda: [conv(3, 8), nn.Conv2d(8, 5, 1)], (2, 3, 6, 5)),
     "of a softmax": (of_a_softmax, lambda: [conv(3, 8), nn.Embedding(8, 8), nn.Linear(8, 5)], (2, 3, 6, 5)),
 }
@@ -140,6 +165,57 @@ def test_places_that_the_caller_gives(way: str, tmp_path: Path) -> None:
     assert torch.equal(exported.module()(x, at), module(x, at))
     text = (qcompiler.export_c(module, tmp_path / "c", name="asked") / "asked.h").read_text()
     assert "at, whole numbers as floats: places in rows of elements, any other gives NaN" in text
+
+
+INDEXED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = {
+    "of each row": (lambda y, at: y[torch.arange(y.shape[0]), at], torch.tensor([4, -1])),
+    "several of each": (lambda y, at: y[torch.arange(y.shape[0])[:, None], at], torch.tensor([[4, -1, 0], [-5, 2, 2]])),
+    "constant rows": (lambda y, at: y[torch.tensor([1, 0, 1]), at], torch.tensor([4, -1, 2])),
+    "of all rows": (lambda y, at: y[:, at], torch.tensor([4, 1, -5])),
+    "of samples": (lambda y, at: y.transpose(0, 1)[at], torch.tensor([-2, 3])),
+}
+
+
+@pytest.mark.parametrize("way", INDEXED)
+def test_an_index_that_the_caller_gives(way: str, tmp_path: Path) -> None:
+    """Negative numbers count from the end, as in torch."""
+    function, at = INDEXED[way]
+    torch.manual_seed(1)
+    model, x = Asked(function).eval(), example((2, 5, 6))
+    prepared = qcompiler.prepare_fx(model, None, (x, at), backend="native")
+    qcompiler.calibrate(prepared, [(x, at)])
+    module, graph = qcompiler.convert_fx(prepared), qcompiler.convert_to_reference_fx(prepared)
+    region_of(module)
+    assert not [remark for remark in qcompiler.remarks(module) if remark.code == "native-torch"]
+    for given in (x, example((2, 7, 6), 4)):
+        expected = graph(given, at)
+        assert compute_sqnr(expected, module(given, at)) > 35 and module(given, at).shape == expected.shape
+    for wrong in (5, -6):
+        beyond = at.clone()
+        beyond.view(-1)[-1] = wrong
+        with pytest.raises(InputError, match="an index lies outside of a row of 5 elements"):
+            module(x, beyond)
+    exported = torch.export.export(module, (x, at))
+    assert torch.equal(exported.module()(x, at), module(x, at))
+    text = (qcompiler.export_c(module, tmp_path / "c", name="asked") / "asked.h").read_text()
+    assert "places in rows of elements, negative ones from the end, any other gives NaN" in text
+
+
+def test_an_index_that_stays_in_torch() -> None:
+    """Masks, and an index of more tensors than one list of places: the reason names it, results are the graph's."""
+
+    def picked(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m[0](x)
+        at = y.mean(-1).argsort(-1)
+        return m[1](y[:, at[0], at[1]]), m[1](y[at[:, 0], at[:, 1]])
+
+    torch.manual_seed(1)
+    module, graph = converted(Through(picked, nn.Linear(6, 5), nn.Linear(5, 5)), x := example((5, 5, 6)))
+    said = [remark.text for remark in qcompiler.remarks(module) if remark.code == "native-torch"]
+    assert any("its places are computed at run time" in text for text in said), said
+    with torch.no_grad():
+        for a, b in zip(module(x), graph(x), strict=True):
+            assert compute_sqnr(b, a) > 35
 
 
 def test_more_places_than_rows() -> None:

@@ -77,6 +77,7 @@ class Obstacles(nn.Module):
             torch.erf(y),  # no-int8-form
             self.off(y),  # qconfig-none
             nn.functional.linear(y, y * 2),  # computed-weight
+            nn.functional.linear(y, self.conv.weight, y.mean(0)),  # computed-bias
             y + self.inf,  # holds-inf
             torch.add(x, x),  # float-input
             y + x.long(),  # not-float32
@@ -93,7 +94,7 @@ def test_codes_of_what_stays_float() -> None:
     torch.manual_seed(0)
     prepared = prepare_fx(Obstacles().eval(), get_default_qconfig_mapping().set_module_name("off", None), (randn(4, 4),))
     rows = {row.code for row in explain(prepared).rows if row.reason}
-    wanted = {"no-int8-form", "qconfig-none", "computed-weight", "holds-inf", "float-input", "not-float32", "float-users",
+    wanted = {"no-int8-form", "qconfig-none", "computed-weight", "computed-bias", "holds-inf", "float-input", "not-float32", "float-users",
               "steep-users", "float-readers", "result"}  # fmt: skip
     assert wanted <= rows <= set(CODES)
     noted = [r for r in remarks(prepared) if r.text.startswith("stays float: ")]

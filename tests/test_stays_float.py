@@ -341,3 +341,38 @@ def test_a_producer_that_changed_its_mind_alone_is_named(changes: dict[str, Any]
     forget(gm, **changes)
     with pytest.raises(PassError, match=text):
         run_passes(gm, (InsertQuantizeDequantize(),), Stage.OBSERVED, context)
+
+
+class OtherBias(nn.Module):
+    """The weight of an int8 linear, once more with a bias that data, or the parameters of others, make."""
+
+    def __init__(self, bias: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.other, self.bias = nn.Linear(8, 8), nn.Linear(8, 4), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return nn.functional.linear(y, self.first.weight, self.bias(self, y))
+
+
+BIASES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "data": lambda m, y: y.mean(0),
+    "parameters": lambda m, y: torch.cat([m.other.bias, m.other.bias]),
+}
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_a_bias_that_is_computed(backend: str, bias: str, trains: bool) -> None:
+    """It cannot be packed with the weight: the op stays float and says so, and reads the weight's floats beside the integers."""
+    torch.manual_seed(0)
+    model, x = OtherBias(BIASES[bias]).train(trains), torch.randn(6, 8)
+    prepared = (prepare_qat_fx if trains else prepare_fx)(model, None, (x,), backend=backend)
+    prepared(x)
+    module = convert_fx(prepared.eval())
+    last = explain(module).rows[-1]
+    folded = bias == "parameters" and not trains
+    assert (last.int8, last.code) == ((True, "") if folded else (False, "computed-bias"))
+    with torch.no_grad():
+        assert compute_sqnr(model.eval()(x), module(x)) > 30

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qcompiler.ops.attention import multihead_attention
+from qcompiler.ops.attention import attention_forward, multihead_attention
 
 MaxResult, MinResult = namedtuple("max", "values indices"), namedtuple("min", "values indices")
 
@@ -125,6 +125,7 @@ DECOMPOSE: dict[Any, Any] = {
     nn.LogSoftmax: lambda module, input: F.log_softmax(input, module.dim),
     nn.Softmin: lambda module, input: softmin(input, module.dim),
     F.instance_norm: batch_statistics_free,
+    F.multi_head_attention_forward: attention_forward,
     F.softmin: softmin,
     F.glu: glu,
     torch.max: _extreme(torch.maximum, torch.amax, torch.argmax, MaxResult),

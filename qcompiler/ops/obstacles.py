@@ -17,6 +17,7 @@ CODES = {
     "computed-operand": "an operand is a number that is computed at run time",
     "computed-setting": "a setting is computed at run time",
     "computed-weight": "its weight is computed at run time",
+    "computed-bias": "its bias is computed at run time",
     "assigned-into": "values are assigned into its result",
     "holds-inf": "a constant operand holds inf or NaN",
     "leaves-range": "its result may lie outside the range of its input",
@@ -50,6 +51,7 @@ class Obstacle(NamedTuple):
 
 UNCALIBRATED = Obstacle("uncalibrated", "no calibration data reached it")
 COMPUTED_WEIGHT = Obstacle("computed-weight", "its weight is computed at run time")
+COMPUTED_BIAS = Obstacle("computed-bias", "its bias is computed at run time")
 FLOAT_WEIGHTS = Obstacle("float-weights", "its qconfig leaves weights float")
 FLOAT_ACTIVATIONS = Obstacle("float-activations", "its qconfig leaves activations float")
 FLOAT_INPUT = Obstacle("float-input", "its input is float")  # of an op that is int8 only behind int8 values

@@ -133,7 +133,8 @@ class Partition:
         found: list[fx.Node] = []
         fx.node.map_arg(node.kwargs, found.append)
         if op in TAKE_PLACES:
-            found = [n for n in found if n.op != "get_attr" and n not in self.known and not (op in TAKING and value_of(n).dtype in WHOLE)]
+            taken = WHOLE if op in AT_RUN_TIME else ()
+            found = [n for n in found if n.op != "get_attr" and n not in self.known and value_of(n).dtype not in taken]
         tensor = next((n for n in found if value_of(n).shape is not None or value_of(n).dtype is not None), None)
         return f"one of its settings is the tensor %{tensor.name}" if tensor is not None else None
 
@@ -169,6 +170,7 @@ def _assigns(node: fx.Node) -> bool:
     return any(isinstance(argument, fx.Node) and changes(node, argument) for argument in node.args[:1])
 
 
+AT_RUN_TIME = (*TAKING, "getitem")  # may take places that are found at run time
 TAKE_PLACES = ("index_select", "gather", "getitem", "repeat_interleave")  # whose constant or known tensors say which elements they pick
 
 

@@ -161,7 +161,7 @@ def _qparams(qparams: Sequence[tuple[float, int]]) -> tuple[Tensor, Tensor]:
 class _Call:
     """A call with inputs of certain sizes, made ready. `sizes`: the table's struct as C takes it. `makers`: what makes each tensor, and the
     arguments for it. `order`: of each result which of these it is; or None, and a number that the sizes give. `limits`: of inputs that are
-    numbers of rows or of elements, how many there are, and of what.
+    numbers of rows or of elements, the least that one may be, how many there are, and of what.
     """
 
     table: Table
@@ -169,7 +169,7 @@ class _Call:
     makers: tuple[tuple[Callable[..., Tensor], tuple[Any, ...]], ...]
     order: tuple[tuple[int | None, Any], ...]
     array: Any
-    limits: tuple[tuple[int, int, str], ...]
+    limits: tuple[tuple[int, int, int, str], ...]
 
     @staticmethod
     def of(table: Table, sizes: Sizes, network: Network, numbered: Mapping[str, Sequence[ByNumber]]) -> _Call:
@@ -179,14 +179,14 @@ class _Call:
         # Sizes are given one by one: that takes half the time of a tuple.
         makers = tuple((_NEW_EMPTY[dtype], tuple(sizes.shape(name)) or ((),)) for name, dtype in network.dtypes.items())
         names = [name for name, _ in network.inputs]
-        limits = tuple((names.index(name), *_least(layers, sizes)) for name, layers in numbered.items() if name in names)
+        limits = tuple((names.index(name), *_limits(layers, sizes)) for name, layers in numbered.items() if name in names)
         return _Call(table, ctypes.byref(table.struct), makers, order, ctypes.c_void_p * (len(names) + len(makers)), limits)
 
     def check(self, given: Sequence[Tensor]) -> None:
         """Raises InputError for numbers that nothing has."""
-        for index, reach, what in self.limits:
+        for index, least, reach, what in self.limits:
             numbers = given[index]
-            if numbers.numel() and not (int(numbers.min()) >= 0 and int(numbers.max()) < reach):
+            if numbers.numel() and not (int(numbers.min()) >= least and int(numbers.max()) < reach):
                 raise InputError(f"an index lies outside of {what}", code="input-value", hint="does the float model take it?")
 
     def made(self) -> list[Tensor]:
@@ -204,9 +204,10 @@ class _Call:
         return tuple([number if index is None else made[index] for index, number in self.order])
 
 
-def _least(layers: Sequence[ByNumber], sizes: Sizes) -> tuple[int, str]:
-    """How far numbers may reach that all of these layers take, and of what."""
-    return min((reach := layer.reach(sizes), layer.of_what(reach)) for layer in layers)
+def _limits(layers: Sequence[ByNumber], sizes: Sizes) -> tuple[int, int, str]:
+    """From where to where numbers may reach that all of these layers take, and of what."""
+    reach, what = min((reach := layer.reach(sizes), layer.of_what(reach)) for layer in layers)
+    return -reach if all(layer.from_end for layer in layers) else 0, reach, what
 
 
 def _is_plain(x: Tensor) -> bool:

@@ -128,8 +128,9 @@ static void qc_elements_rows(const qc_elements *s, int64_t lo, int64_t hi) {
       const float *place = qc_floats(&s->at, from + at * s->at.step, count, places);
       for (int64_t i = 0; i < count; i++) {
         float one = __builtin_nanf("");
-        int inside = place[i] >= 0.0f && place[i] < (float)s->x.t.c;
-        y[at + i] = inside ? *qc_floats(&s->x, x + (int64_t)place[i] * s->x.step, 1, &one) : one;
+        float stands = s->from_end && place[i] < 0.0f ? place[i] + (float)s->x.t.c : place[i];
+        int inside = stands >= 0.0f && stands < (float)s->x.t.c;
+        y[at + i] = inside ? *qc_floats(&s->x, x + (int64_t)stands * s->x.step, 1, &one) : one;
       }
     }
   }

@@ -273,10 +273,12 @@ typedef struct qc_order {
   int32_t op;
 } qc_order;
 
-/* y = the elements of a row of x that stand at these places, as floats, side by side; NaN for a place that the row does not have. */
+/* y = the elements of a row of x that stand at these places, as floats, side by side; NaN for a place that the row does not have.
+   from_end = 1: negative places count from the end of the row. */
 typedef struct qc_elements {
   qc_operand x, at;
   qc_tensor y;
+  int32_t from_end;
 } qc_elements;
 
 /* Whole numbers as int64. Elements of a pixel of y lie side by side. */

@@ -88,8 +88,9 @@ class Answers:
         return isinstance(found, tuple) and not _is_shape(found)
 
     def is_mask(self, argument: Argument) -> bool:
-        """Whether it may be one: within a region masks and whole numbers are floats; constants are what they were."""
-        return self.tensor(argument).dtype is torch.bool if is_tensor(argument) else self.is_floats(argument)
+        """Whether it may be one: within a region masks and whole numbers are floats; constants and what sizes settle are what they were."""
+        known = self.tensor(argument) if is_tensor(argument) else self.example.computed.get(self.value(argument))
+        return known.dtype is torch.bool if isinstance(known, Tensor) else self.is_floats(argument)
 
     def is_places(self, argument: Argument) -> bool:
         return self.is_floats(argument)

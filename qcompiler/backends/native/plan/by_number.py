@@ -27,6 +27,11 @@ class ByNumber:
         """What the numbers are, for people."""
         raise NotImplementedError
 
+    @property
+    def from_end(self) -> bool:
+        """Whether negative numbers count from the end."""
+        return False
+
     def reach(self, sizes: Sizes) -> int:
         """How many rows or elements there are."""
         raise NotImplementedError

@@ -155,6 +155,7 @@ def _of_places(add: Add) -> None:
     add(FIRST, CForm(order.plan_first, order.refuse_first))
     add(SORTED, CForm(order.plan_order, order.refuse_order))
     add(taken.TAKING, CForm(taken.plan_taken, taken.refuse_taken, True))
+    add(["getitem"], CForm(taken.plan_indexed, taken.refuse_indexed, True))
     add(["embedding"], CForm(embedding.plan_embedding, embedding.refuse_embedding))
     add(["embedding_bag"], CForm(embedding.plan_embedding_bag, embedding.refuse_embedding_bag))
 

@@ -133,6 +133,12 @@ class Take(Layer):
             fields.pixels("y")
             operand(fields, "x", self.x_codes)
             operand(fields, "at", None)
+            fields.plain(from_end=int(self.from_end))
+
+    @property
+    def from_end(self) -> bool:
+        """Whether negative places count from the end of a row."""
+        return False
 
     def text(self) -> str:
         return f"elements of {self.x} at {self.at}"

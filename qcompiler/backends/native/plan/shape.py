@@ -210,7 +210,7 @@ def _indices(index: Any) -> tuple[Any, ...]:
 def _plain_index(index: object, facts: Facts) -> bool:
     if isinstance(index, slice):
         return all(_plain_index(part, facts) for part in (index.start, index.stop, index.step))
-    return index is None or index is Ellipsis or type(index) is int or (is_value(index) and not facts.is_known(index))
+    return index is None or index is Ellipsis or type(index) is int or (is_value(index) and facts.is_number(index))
 
 
 def plan_view(step: Step, planner: Planning) -> None:
