@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcompiler.tune.damping import TRIED, chosen_damping
+from qcompiler.tune.damping import TRIED, chosen_damping, moved
 from qcompiler.tune.rounding import Grid, Moments, descended, reconstructed, sequential
 
 
@@ -145,8 +145,9 @@ def test_the_chosen_damping_is_that_with_the_least_error_on_the_other_half(usual
     weight, halves = lacking(1, 30, 0.3, 0.2)
     found = dict[float, float]()
     for damping in [usual * part for part in TRIED if part >= 1 or usual == 1]:
-        moved = [weight + torch.linalg.solve(one.damped(damping), one.c - weight @ one.h, left=False) for one in halves]
-        errors = [other.error(best) - other.error(weight) for best, other in zip(moved, halves[::-1])]
+        best = [weight + torch.linalg.solve(one.damped(damping), one.c - weight @ one.h, left=False) for one in halves]
+        torch.testing.assert_close(moved(weight, halves[0], damping), best[0])
+        errors = [other.error(made) - other.error(weight) for made, other in zip(best, halves[::-1])]
         found[damping] = float(sum(error.sum() for error in errors))
     wanted = min(found, key=found.__getitem__)
     assert found[wanted] < 0 and chosen_damping(weight, halves, usual) == wanted
