@@ -518,6 +518,9 @@ def test_what_the_diagnosis_leaves_out() -> None:
     assert "before" in str(late(limited(45, 25, ("reconstruct",))))
     again = skips["ranges-again"]
     assert again(limited(45, 25, ("equalize", "reconstruct"))) is None
+    judged = replace(limited(25, 31, ("reconstruct",)), judged=frozenset({"ranges"}))
+    assert again(replace(judged, judged=frozenset())) is None and "with float weights" in str(again(judged))
+    assert again(replace(limited(45, 25, ("reconstruct",)), judged=judged.judged)) is None
     assert "no codes are new" in str(again(limited(45, 25))) and "fitted already" in str(again(limited(45, 25, ("ranges", "reconstruct"))))
 
 

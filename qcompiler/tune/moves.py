@@ -31,7 +31,8 @@ LINEAR_SHARE = 0.5  # of the multiply-accumulates: below, linears that round the
 
 @dataclass(frozen=True)
 class State:
-    """Where a search stands: the calibrated model, the batches that it corrects on, the seed, what was taken so far and by which steps."""
+    """Where a search stands: the calibrated model, the batches that it corrects on, the seed, what was taken so far and by which steps, and
+    which steps were judged."""
 
     prepared: nn.Module
     items: Sequence[Item]
@@ -40,6 +41,7 @@ class State:
     diagnosis: Diagnosis | None = None
     score: Score | None = None
     taken: tuple[str, ...] = ()
+    judged: frozenset[str] = frozenset()
 
     @property
     def batches(self) -> list[object]:
@@ -87,16 +89,22 @@ def _values_first(state: State) -> str | None:
     return _values_limit(state, MUCH)
 
 
+def _weights_hid(state: State) -> bool:
+    """Whether weights made most of the noise of the default."""
+    return state.diagnosis is not None and state.diagnosis.values.noise < MUCH * max(state.diagnosis.default.noise, TINY)
+
+
 def _channels_left(state: State) -> str | None:
     """Where weights made nearly all of the noise, new codes stood in front."""
-    first = None if state.diagnosis is None else state.diagnosis.values.noise / max(state.diagnosis.default.noise, TINY)
-    return "channels were tried before" if first is None or first >= MUCH else _values_limit(state)
+    return _values_limit(state) if _weights_hid(state) else "channels were tried before"
 
 
 def _ranges_left(state: State) -> str | None:
-    """Weights that limit hide what ranges gain, so these are tried once more where new codes came between."""
+    """Once more where new codes came between: not where the noise of weights was left out the first time."""
     if "ranges" in state.taken:
         return "ranges are fitted already"
+    if "ranges" in state.judged and _weights_hid(state):
+        return "ranges were judged with float weights"
     return _values_limit(state) if "reconstruct" in state.taken else "no codes are new"
 
 

@@ -75,6 +75,8 @@ class Search:
 
     def _note(self, step: Step) -> None:
         self.steps.append(step)
+        if step.score is not None:
+            self.state = replace(self.state, judged=self.state.judged | {step.name})
         if step.accepted and step.score is not None:
             self.best = step.score
             taken = (*self.state.taken, step.name)
