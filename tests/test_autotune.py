@@ -21,7 +21,7 @@ import qcompiler
 from qcompiler.config.corrections import Corrections
 from qcompiler.observers import MinMaxObserver, default_weight_observer
 from qcompiler.tune import autotune as room
-from qcompiler.tune import candidates, islands, report
+from qcompiler.tune import candidates, islands, reconstruct, report
 from qcompiler.tune.candidates import Candidate, _interleaved, chosen, with_times, worth_building
 from qcompiler.tune.clock import Clock, OutOfTime
 from qcompiler.tune.diagnose import Diagnosis
@@ -138,7 +138,7 @@ def test_a_module_that_is_not_as_its_graph_says_so() -> None:
 
 def test_the_page_shows_what_each_step_changed(result: Tuned) -> None:
     """New weights at what multiplies by them, new ranges at what rounds."""
-    weights, ranges = replace(result.corrections, keep_float=frozenset()), Corrections(ranges={"x": (-0.5, 0.5)})
+    weights, ranges = reconstruct(result.prepared, data(2)), Corrections(ranges={"x": (-0.5, 0.5)})
     steps = [result.steps[0], *(Step(name, result.steps[0].score, 0.0, True, "", "", given)
                                 for name, given in (("ranges", ranges), ("equalize", ranges | weights)))]  # fmt: skip
     found = report._overlays(replace(result, steps=tuple(steps)))
@@ -513,6 +513,9 @@ def test_less_effort_is_less_data(monkeypatch: pytest.MonkeyPatch) -> None:
     for effort in (1.0, 0.5, 0.25, 0.01):
         make(state, lambda done, total: None, effort)
     assert counts == [12, 6, 3, 1]
+    monkeypatch.setattr("qcompiler.tune.moves.fit_ranges_worth", lambda prepared, batches, *options: counts.append(len(batches)))
+    next(move.make for move in MOVES if move.name == "ranges")(state, lambda done, total: None, 0.5)
+    assert counts[-1] == 6
 
 
 def test_what_the_diagnosis_leaves_out() -> None:
@@ -521,13 +524,18 @@ def test_what_the_diagnosis_leaves_out() -> None:
         assert skips["reconstruct"](state) is None
     assert skips["equalize"](limited(32, 34)) is None and "values make 25%" in str(skips["equalize"](limited(25, 31)))
     assert skips["ranges"](limited(45, 25)) is None and "values make 1%" in str(skips["ranges"](limited(25, 45)))
-    assert skips["ranges"](limited(32, 34)) is None and "values make 25%" in str(skips["ranges"](limited(25, 31)))
+    assert skips["ranges"](limited(32, 34)) is None and skips["ranges"](limited(25, 31)) is None
+    hidden = next(move.hidden for move in MOVES if move.name == "ranges")
+    assert [hidden(state) for state in (limited(45, 25), limited(25, 31), limited(25, 31, ("reconstruct",)))] == [False, True, False]
     assert skips["scale-inputs"](limited(25, 31)) is None
     late = skips["equalize-again"]
     assert late(limited(25, 31, ("reconstruct",))) is None and "values make 1%" in str(late(limited(25, 45, ("reconstruct",))))
     assert "before" in str(late(limited(45, 25, ("reconstruct",))))
     again = skips["ranges-again"]
     assert again(limited(45, 25, ("equalize", "reconstruct"))) is None
+    judged = replace(limited(25, 31, ("reconstruct",)), judged=frozenset({"ranges"}))
+    assert again(replace(judged, judged=frozenset())) is None and "with float weights" in str(again(judged))
+    assert again(replace(limited(45, 25, ("reconstruct",)), judged=judged.judged)) is None
     assert "no codes are new" in str(again(limited(45, 25))) and "fitted already" in str(again(limited(45, 25, ("ranges", "reconstruct"))))
 
 

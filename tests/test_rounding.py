@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcompiler.tune.rounding import LARGER, Grid, Moments, descended, on_larger_scales, reconstructed, sequential
+from qcompiler.tune.damping import TRIED, chosen_damping, moved
+from qcompiler.tune.rounding import Grid, Moments, descended, reconstructed, sequential
 
 
 def drawn(seed: int, groups: int = 2, channels: int = 3, products: int = 6, rows: int = 200) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,29 +118,36 @@ def test_descent_ends_where_no_single_code_can_move() -> None:
         assert bool((error(other, grid, rows, results) >= least * (1 - 1e-5)).all())
 
 
-def test_of_few_products_a_larger_scale_may_be_better() -> None:
-    """None is worse than on its own scale, and the mean error is a good part less."""
-    own, other = [], []
-    for seed in range(6):
-        rows, weight, results = drawn(seed)
-        grid, moments = grid_for(weight, -16, 15), moments_of(rows, results)
-        start = grid.nearest(weight.double())
-        codes, scale = on_larger_scales(weight.double(), start, moments, grid, 0.01)
-        plain = reconstructed(weight.double(), start, moments, grid, 0.01)
-        found = Grid(scale, grid.zero_point, grid.low, grid.high)
-        assert bool(torch.isclose(scale / grid.scale, LARGER, rtol=1e-12).any(-1).all())
-        assert bool((error(codes, found, rows, results) <= error(start, grid, rows, results) * (1 + 1e-5)).all())
-        own.append(error(plain, grid, rows, results))
-        other.append(error(codes, found, rows, results))
-    assert float(torch.stack(other).mean()) < 0.9 * float(torch.stack(own).mean())
+def lacking(seed: int, rows: int, agreed: float, own: float) -> tuple[Tensor, tuple[Moments, Moments]]:
+    """A weight, and moments of two halves of the data: what the rounded rows lack is `agreed` in both, and `own` in each."""
+    generator = torch.Generator().manual_seed(seed)
+    weight, common, *apart = (torch.randn(2, 3, 8, generator=generator).double() for _ in range(4))
+    made = list[Moments]()
+    for half in apart:
+        x = torch.randn(2, rows, 8, generator=generator).double()
+        results = x @ (weight + agreed * common + own * half).mT + torch.randn(2, rows, 3, generator=generator)
+        made.append(Moments(x.mT @ x, results.mT @ x))
+    return weight, (made[0], made[1])
 
 
-def test_codes_on_larger_scales_are_such_as_hold() -> None:
-    """And where no other ones do, it is the codes and the scale that were there."""
-    rows, weight, results = drawn(0)
-    grid = grid_for(weight, -64, 63)
-    start, moments = grid.nearest(weight.double()), moments_of(rows, results)
-    codes, _ = on_larger_scales(weight.double(), start, moments, grid, 0.01, lambda codes: codes.abs().amax(-1) <= 60)
-    same, scale = on_larger_scales(weight.double(), start, moments, grid, 0.01, lambda codes: codes.abs().amax(-1) < 0)
-    assert bool(((codes.abs().amax(-1) <= 60) | (codes == start).all(-1)).all()) and bool((codes != start).any())
-    assert torch.equal(same, start) and torch.equal(scale, grid.scale)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_weight_goes_as_far_as_halves_of_the_data_agree(seed: int) -> None:
+    """Far where they lack the same and rows are many, less far where rows are few, and nowhere where each lacks something else."""
+    sure = chosen_damping(*lacking(seed, 400, 0.5, 0.0), 1.0)
+    few = chosen_damping(*lacking(seed, 12, 0.5, 0.0), 1.0)
+    assert sure == TRIED[0] and (few is None or few > sure)
+    assert chosen_damping(*lacking(seed, 400, 0.0, 0.5), 1.0) is None
+
+
+@pytest.mark.parametrize("usual", [1.0, 4.0])
+def test_the_chosen_damping_is_that_with_the_least_error_on_the_other_half(usual: float) -> None:
+    """By definition, of those that are tried: of few rows, for which more than 1 is usual, none that is less."""
+    weight, halves = lacking(1, 30, 0.3, 0.2)
+    found = dict[float, float]()
+    for damping in [usual * part for part in TRIED if part >= 1 or usual == 1]:
+        best = [weight + torch.linalg.solve(one.damped(damping), one.c - weight @ one.h, left=False) for one in halves]
+        torch.testing.assert_close(moved(weight, halves[0], damping), best[0])
+        errors = [other.error(made) - other.error(weight) for made, other in zip(best, halves[::-1])]
+        found[damping] = float(sum(error.sum() for error in errors))
+    wanted = min(found, key=found.__getitem__)
+    assert found[wanted] < 0 and chosen_damping(weight, halves, usual) == wanted

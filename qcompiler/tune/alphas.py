@@ -44,3 +44,9 @@ def best_alpha(make: Callable[[float, Ends], Corrections], alpha: float | None, 
         told()
     best = max(scores, key=scores.__getitem__)
     return make(best, ends.whole) if best and scores[best] >= scores[0.0] + trial.least else so_far
+
+
+def may_gain(make: Callable[[float, Ends], Corrections], so_far: Corrections, ends: Ends, trial: Trial) -> bool:
+    """Whether the usual one changes the batch of the trial by what it must gain. Where that is a loss, a smaller one may gain."""
+    usual = make(USUAL, ends)
+    return usual != so_far and abs(trial.sqnr(usual) - trial.sqnr(so_far)) >= trial.least

@@ -61,6 +61,12 @@ class Halves:
         return Halves(_merged([first, others]), others or first)
 
 
+def ends_of_last(twin: Twin, axes: Mapping[fx.Node, int], batches: Sequence[Batch]) -> Ends:
+    """Those of one batch, for a first look at another one."""
+    with torch.no_grad():
+        return channel_ends(twin, axes, batches[-1:], len(batches) - 1)
+
+
 def channel_scales(ends: Ends, values: Sequence[fx.Node], alpha: float) -> Tensor | None:
     """s_c = (r_c / max r) ^ alpha of the largest absolute values r of the channels of all these; None where all are zero."""
     reach = torch.stack([torch.maximum(-ends[node][0], ends[node][1]) for node in values]).amax(0)

@@ -10,7 +10,7 @@ with 0.5 Silero VAD has 10.0 dB instead of 23.5, with the one that is chosen on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -23,8 +23,8 @@ from qcompiler.ir.attributes import attribute
 from qcompiler.ir.names import user_path
 from qcompiler.ir.types import quant_of
 from qcompiler.ops.spec import Family
-from qcompiler.tune.alphas import best_alpha, check_alpha
-from qcompiler.tune.channel_ends import TRIED, Ends, Halves, channel_scales
+from qcompiler.tune.alphas import best_alpha, check_alpha, may_gain
+from qcompiler.tune.channel_ends import TRIED, Ends, Halves, channel_scales, ends_of_last
 from qcompiler.tune.channel_regions import Region, regions
 from qcompiler.tune.groups import named_ranges
 from qcompiler.tune.one_form import one_form
@@ -48,25 +48,35 @@ def equalize(prepared: object, batches: object, *, corrections: Corrections | No
     ConfigError for another alpha and for several forms of the call, CalibrationError for no batches.
     """
     check_alpha(alpha)
-    return _equalized(prepared, batches, corrections or NO_CORRECTIONS, alpha, tell, lambda trial: trial)
+    return _equalized(prepared, batches, corrections or NO_CORRECTIONS, alpha, tell)
 
 
 @in_plain_torch
 def equalize_values(prepared: object, batches: object, so_far: Corrections, tell: Tell) -> Corrections:
-    """As `equalize(alpha=None)`, in front of new codes: chosen by the noise with float weights, `so_far` where that gains too little."""
-    return _equalized(prepared, batches, so_far, None, tell, lambda trial: replace(trial, values_alone=True, least=MUCH))
+    """As `equalize(alpha=None)`, in front of new codes: chosen by the noise with float weights, `so_far` where that gains too little.
+
+    Most models gain too little, and one batch tells most of those.
+    """
+    return _equalized(prepared, batches, so_far, None, tell, MUCH)
 
 
 def _equalized(prepared: object, batches: object, so_far: Corrections, alpha: float | None, tell: Tell | None,
-               judged: Callable[[Trial], Trial]) -> Corrections:  # fmt: skip
+               least: float | None = None) -> Corrections:  # fmt: skip
+    """`least`: dB with float weights that a change must gain; None: judged as it is, whatever it gains."""
     with one_form(prepared, batches, so_far, "a model of several forms of the call cannot be equalized") as (twin, data):
         found = list(regions(twin.floats, twin.settings.table))
-        ends = Halves.of(twin, {node: region.axis for region in found for node in region.values}, data)
+        axes = {node: region.axis for region in found for node in region.values}
 
-        def trial() -> Trial:
-            return judged(Trial.of(prepared, twin.floats, data[:TRIED]))
+        def make(one: float, of: Ends) -> Corrections:
+            return _with_alpha(twin, of, found, one, so_far)
 
-        return best_alpha(lambda one, of: _with_alpha(twin, of, found, one, so_far), alpha, so_far, ends, trial, tell)
+        def trial(count: int = TRIED) -> Trial:
+            made = Trial.of(prepared, twin.floats, data[:count])
+            return made if least is None else replace(made, values_alone=True, least=least)
+
+        if least is not None and not may_gain(make, so_far, ends_of_last(twin, axes, data), trial(1)):
+            return so_far
+        return best_alpha(make, alpha, so_far, Halves.of(twin, axes, data), trial, tell)
 
 
 def _with_alpha(twin: Twin, ends: Ends, found: Iterable[Region], alpha: float, so_far: Corrections) -> Corrections:

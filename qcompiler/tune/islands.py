@@ -35,9 +35,10 @@ def islands(prepared: object, item: Item, corrections: Corrections, tell: Callab
         trial = Trial.of(prepared, made[0].floats, [(item.args, item.kwargs)])
         names, kept = together().of_first(_noisiest(made[0].floats, made[0].quantized, item, explain(prepared))), frozenset[str]()
     best = trial.sqnr(corrections)
-    if names and trial.sqnr(corrections | Corrections(keep_float=frozenset(names))) < best + LEAST_GAIN:
-        return kept  # all of them gain less, so no one of them gains as much
+    most = trial.sqnr(corrections | Corrections(keep_float=frozenset(names))) if names else best
     for done, name in enumerate(names, 1):
+        if most < best + LEAST_GAIN:
+            break  # all of them gain less beside those kept, so no one of them gains as much
         found = trial.sqnr(corrections | Corrections(keep_float=kept | {name}))
         if found >= best + LEAST_GAIN:
             best, kept = found, kept | {name}

@@ -13,24 +13,26 @@ from qcompiler.tune.diagnose import LIMITS, Diagnosis
 from qcompiler.tune.equalize import equalize, equalize_values
 from qcompiler.tune.held_out import Item
 from qcompiler.tune.islands import islands
-from qcompiler.tune.ranges import fit_ranges
+from qcompiler.tune.ranges import fit_ranges_worth
 from qcompiler.tune.reconstruct import reconstruct
 from qcompiler.tune.sampled_rows import MOST_ROWS
 from qcompiler.tune.scale_inputs import scale_inputs
-from qcompiler.tune.score import Score
+from qcompiler.tune.score import LEAST_GAIN, Score
 from qcompiler.workflow.explain import explain
 
 Tell = Callable[[int, int], None]
 LITTLE = 0.25  # of the data: with less the rounding fits the rows that were drawn
+HALF = 0.5  # of the data: with less, ranges cut off what is rare
 MUCH = 0.4  # share of the noise that values make, from which on they are worked at before weights are: a fifth of that is 0.3 dB
-BEFORE = 0.2  # of the time that is left: what each step in front of `reconstruct` may take
+BEFORE, RANGES = 0.15, 0.3  # of the time that is left: what each step in front of `reconstruct` may take, and `ranges`
 TINY = 1e-30  # no noise at all
 LINEAR_SHARE = 0.5  # of the multiply-accumulates: below, linears that round their input at run time change little
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a search stands: the calibrated model, the batches that it corrects on, the seed, what was taken so far and by which steps."""
+    """Where a search stands: the calibrated model, the batches that it corrects on, the seed, what was taken so far and by which steps, and
+    which steps were judged."""
 
     prepared: nn.Module
     items: Sequence[Item]
@@ -39,6 +41,7 @@ class State:
     diagnosis: Diagnosis | None = None
     score: Score | None = None
     taken: tuple[str, ...] = ()
+    judged: frozenset[str] = frozenset()
 
     @property
     def batches(self) -> list[object]:
@@ -49,7 +52,8 @@ class State:
 class Move:
     """`skips`: why it is not tried. `make`: the corrections with it; `effort` below 1 means less data, where it can do with that.
 
-    `share`: of the time that is left, what it may take: most is for the step behind it, which gains most where weights limit.
+    `share`: of the time that is left, what it may take: most is for the step behind it, which gains most where weights limit. `hidden`:
+    whether it is to be judged with float weights.
     """
 
     name: str
@@ -57,33 +61,50 @@ class Move:
     make: Callable[[State, Tell, float], Corrections]
     least_effort: float = 1.0
     share: float = 1.0
+    hidden: Callable[[State], bool] = lambda state: False
 
 
 def _always(state: State) -> None:
     """Also where weights make little of the noise: new codes make up for the noise of values in front of them."""
 
 
+def _of_values(state: State) -> float:
+    """The part of the noise that values make: where weights were rounded anew, of what is left by now."""
+    if state.diagnosis is None or state.score is None or not state.score.noise:
+        return 1.0
+    return state.diagnosis.values.noise / state.score.noise
+
+
 def _values_limit(state: State, least: float = LIMITS) -> str | None:
-    share = 1.0
-    if state.diagnosis is not None and state.score is not None and state.score.noise:  # of what is left of the noise by now
-        share = state.diagnosis.values.noise / state.score.noise
+    share = _of_values(state)
     return None if share >= least else f"values make {share:.0%} of the noise"
+
+
+def _weights_hide(state: State) -> bool:
+    """Whether weights make most of the noise, and new codes for them are still to come."""
+    return "reconstruct" not in state.taken and _values_limit(state, MUCH) is not None
 
 
 def _values_first(state: State) -> str | None:
     return _values_limit(state, MUCH)
 
 
+def _weights_hid(state: State) -> bool:
+    """Whether weights made most of the noise of the default."""
+    return state.diagnosis is not None and state.diagnosis.values.noise < MUCH * max(state.diagnosis.default.noise, TINY)
+
+
 def _channels_left(state: State) -> str | None:
     """Where weights made nearly all of the noise, new codes stood in front."""
-    first = None if state.diagnosis is None else state.diagnosis.values.noise / max(state.diagnosis.default.noise, TINY)
-    return "channels were tried before" if first is None or first >= MUCH else _values_limit(state)
+    return _values_limit(state) if _weights_hid(state) else "channels were tried before"
 
 
 def _ranges_left(state: State) -> str | None:
-    """Weights that limit hide what ranges gain, so these are tried once more where new codes came between."""
+    """Once more where new codes came between: not where the noise of weights was left out the first time."""
     if "ranges" in state.taken:
         return "ranges are fitted already"
+    if "ranges" in state.judged and _weights_hid(state):
+        return "ranges were judged with float weights"
     return _values_limit(state) if "reconstruct" in state.taken else "no codes are new"
 
 
@@ -104,12 +125,22 @@ def _scale_inputs(state: State, tell: Tell, effort: float) -> Corrections:
     return scale_inputs(state.prepared, state.batches, corrections=state.corrections, alpha=None, tell=tell)
 
 
+def _part(state: State, effort: float) -> list[object]:
+    return state.batches[: max(1, round(effort * len(state.batches)))]
+
+
 def _ranges(state: State, tell: Tell, effort: float) -> Corrections:
-    return fit_ranges(state.prepared, state.batches, corrections=state.corrections, seed=state.seed, tell=tell)
+    """Left where one batch, which promises more than others hold, promises less than a step must gain."""
+    share = 1.0 if _weights_hide(state) else min(_of_values(state), 1.0)
+
+    def worth(left: float) -> bool:
+        return share * (1 - left) >= 1 - 10 ** (-LEAST_GAIN / 10)
+
+    return fit_ranges_worth(state.prepared, _part(state, effort), state.corrections, (state.seed, tell), worth)
 
 
 def _reconstruct(state: State, tell: Tell, effort: float) -> Corrections:
-    rows, batches = int(MOST_ROWS * effort), state.batches[: max(1, round(effort * len(state.batches)))]
+    rows, batches = int(MOST_ROWS * effort), _part(state, effort)
     return reconstruct(state.prepared, batches, corrections=state.corrections, rows=rows, seed=state.seed, tell=tell)
 
 
@@ -135,10 +166,10 @@ def _islands(state: State, tell: Tell, effort: float) -> Corrections:
 MOVES = (
     Move("equalize", _values_first, _equalize, share=BEFORE),
     Move("scale-inputs", _values_limit, _scale_inputs, share=BEFORE),
-    Move("ranges", _values_first, _ranges, share=BEFORE),
+    Move("ranges", _values_limit, _ranges, HALF, RANGES, _weights_hide),
     Move("reconstruct", _always, _reconstruct, LITTLE),
     Move("equalize-again", _channels_left, _equalize_again),
-    Move("ranges-again", _ranges_left, _ranges),
+    Move("ranges-again", _ranges_left, _ranges, HALF),
     Move("dynamic", _no_linears, _dynamic),
     Move("islands", _values_limit, _islands),
 )

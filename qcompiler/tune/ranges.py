@@ -6,8 +6,9 @@ ones. So each number counts as much as an error of it counts in the results (`se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -46,10 +47,20 @@ def fit_ranges(
     the call and for a model without gradients, CalibrationError for no batches.
     """
     check_whole(seed, "seed")
-    so_far = corrections or NO_CORRECTIONS
+    return fit_ranges_worth(prepared, batches, corrections or NO_CORRECTIONS, (seed, tell))
+
+
+@in_plain_torch
+def fit_ranges_worth(prepared: object, batches: object, so_far: Corrections, how: tuple[int, Tell | None],
+                     worth: Callable[[float], bool] = lambda left: True) -> Corrections:  # fmt: skip
+    """`fit_ranges` with its seed and `tell`, which ends behind the first batch, with nothing changed, where it is not worth it.
+
+    `worth`: of the part of the error of values that narrower ranges leave. One batch says too little of what is cut off, so it promises
+    more than all of them do, and where that is not enough, all are not.
+    """
     with one_form(prepared, batches, so_far, "ranges of several forms of the call cannot be fitted") as (twin, data):
-        found, generator = list(_measured(twin)), torch.Generator().manual_seed(seed)
-        of_node = {node: one for one in found for node in one.nodes}
+        found, (seed, tell) = list(_measured(twin)), how
+        generator, of_node = torch.Generator().manual_seed(seed), {node: one for one in found for node in one.nodes}
         rounds, shares = int(together().most(len(data))), Shares.of(prepared)
         for number in range(rounds):
             for batch in data[number : number + 1]:  # of several processes, one may have fewer
@@ -57,10 +68,31 @@ def fit_ranges(
             give_back()
             if tell is not None:
                 tell(number + 1, rounds)
-        for one, masses in zip(found, zip(*together().all([one.mass for one in found]))):
-            one.mass = torch.stack(masses).sum(0)
-        narrowed = {one.group: ends for one in found if (ends := one.fitted()) is not None}
+            if not number and not worth(_left(_joined(found))):
+                return so_far
+        narrowed = {one.group: ends for one in _joined(found) if (ends := one.fitted().ends) is not None}
         return so_far | Corrections(ranges=named_ranges(twin.quantized, narrowed, so_far))
+
+
+def _joined(found: Sequence[_Weighed]) -> list[_Weighed]:
+    """With what all processes counted."""
+    said = zip(*together().all([one.mass for one in found]))
+    return [replace(one, mass=torch.stack(masses).sum(0)) for one, masses in zip(found, said)]
+
+
+def _left(found: Sequence[_Weighed]) -> float:
+    """The part of the error that narrower ranges leave."""
+    fits = [one.fitted() for one in found]
+    before = sum(fit.before for fit in fits)
+    return sum(fit.error for fit in fits) / before if before else 1.0
+
+
+class _Fit(NamedTuple):
+    """`ends` with the least error; None where they are not worth it. Its error, and that of the whole range."""
+
+    ends: tuple[float, float] | None
+    error: float
+    before: float
 
 
 @dataclass
@@ -81,15 +113,14 @@ class _Weighed:
             mass.index_add_(0, at, g.square().mul_(x != 0).double())
         self.mass += mass
 
-    def fitted(self) -> tuple[float, float] | None:
-        """The ends with the least error; None where they are not worth it."""
+    def fitted(self) -> _Fit:
         low, high = self.qparams.range
         lows, highs = torch.meshgrid(PARTS * low if low else torch.zeros(1), PARTS * high if high else torch.zeros(1), indexing="ij")
         errors = self._errors(lows.flatten(), highs.flatten())
-        best = int(errors.argmin())
-        if not float(errors[best]) < GAIN * float(errors[0]):
-            return None
-        return float(lows.flatten()[best]), float(highs.flatten()[best])
+        best, before = int(errors.argmin()), float(errors[0])
+        if not float(errors[best]) < GAIN * before:
+            return _Fit(None, before, before)
+        return _Fit((float(lows.flatten()[best]), float(highs.flatten()[best])), float(errors[best]), before)
 
     def _errors(self, lows: Tensor, highs: Tensor) -> Tensor:
         low, high = self.qparams.range

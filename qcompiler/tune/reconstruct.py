@@ -12,10 +12,8 @@ Known to give nothing: tuning codes by the error of the model's result; float su
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from qcompiler.ambient import in_plain_torch
 from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
@@ -23,19 +21,14 @@ from qcompiler.config.qconfig_of_op import weight_codes
 from qcompiler.inputs.door import door
 from qcompiler.ir.attributes import attribute, bias_path, set_attribute, set_parameter
 from qcompiler.ir.types import quant_of
-from qcompiler.ops.spec import Family
-from qcompiler.stages.arguments import Weight
-from qcompiler.tune.rounding import FEW, Grid, on_larger_scales, reconstructed
+from qcompiler.tune.damping import chosen_damping, moved, usual_damping
+from qcompiler.tune.rounding import Grid, Moments, reconstructed
 from qcompiler.tune.sampled_rows import FOR_EACH, MOST_ROWS
 from qcompiler.tune.sites import Site, as_rows, from_rows, per_channel
-from qcompiler.tune.sums import blocks_of, from_blocks, in_blocks
+from qcompiler.tune.sums import Sums, blocks_of, from_blocks, in_blocks
 from qcompiler.tune.walk import Options, Tell, Visit, walk
 
 LEAST_ACTIVE = 16  # results of a channel within its bounds, to tell their mean error
-# How near a weight stays to what it was, in parts of the mean square of its inputs. With 0.01, as is usual for language models, the later
-# layers of EfficientNet-Lite0 fit four calibration photos, and do worse on others than rounding to the nearest (20.97 dB against 22.05 at
-# one layer, given the same inputs; 22.13 with 1).
-DAMPING = 1.0
 
 
 @in_plain_torch
@@ -44,21 +37,21 @@ def reconstruct(
     prepared: object, batches: object, *, corrections: Corrections | None = None, rows: int = MOST_ROWS, seed: int = 0,
     tell: Tell | None = None
 ) -> Corrections:  # fmt: skip
-    """The corrections with codes for the weights of convolutions and linears, their scales, and biases that fit these.
+    """The corrections with codes for the weights of convolutions and linears, on the scales that these have, and biases that fit these.
 
     prepared: calibrated, of prepare_fx. batches: as `calibrate` takes them; the same data will do. `corrections`: those so far, on which
     it builds. `rows`: at most so many rows of products at an op, drawn with `seed`. `tell(done, total)` is called
     behind each op; what it raises ends the walk, and nothing is changed. Weights that several ops share keep their codes, and those that
     several forms of the call with data read their biases as well. Raises what convert_fx does, and CalibrationError for no batches.
     """
-    so_far, weights, biases = corrections or NO_CORRECTIONS, list[Weight](), dict[str, Tensor]()
+    codes, scales, biases = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
     for visit in walk(prepared, batches, corrections, Options(seed, tell, rows)):
         if not visit.site.shared and not _too_wide(visit):
-            weights.append(_rounded(visit, visit.site.name not in so_far.scales))
-            visit = _with_weight(visit, weights[-1])
+            name, made = visit.site.name, _rounded(visit)
+            codes[name], scales[name] = made, visit.site.weight.scale
+            set_attribute(visit.twin.quantized, visit.site.path, made)
         biases[visit.site.node.name] = _mended_bias(visit)
-    codes, scales = ({weight.name: getattr(weight, part) for weight in weights} for part in ("codes", "scale"))
-    return so_far | Corrections(codes=codes, scales=scales, biases=biases)
+    return (corrections or NO_CORRECTIONS) | Corrections(codes=codes, scales=scales, biases=biases)
 
 
 @in_plain_torch
@@ -90,38 +83,31 @@ def _too_wide(visit: Visit) -> bool:
     return visit.site.limit is not None and blocks_of(visit.sums.weight.shape[2]) > 1
 
 
-def _rounded(visit: Visit, scales: bool) -> Weight:
-    """The weight with new codes and, where `scales` and products are few, scales. Where there are few rows for so many products, it stays
-    nearer to what it was: EfficientNet-Lite0's layers on 7 x 7 pixels have three rows for each, and fitted these alone (28 dB on them,
-    18 dB on other photos)."""
+def _rounded(visit: Visit) -> Tensor:
+    """New codes of the weight."""
     site, sums = visit.site, visit.sums
 
     def holds(codes: Tensor) -> Tensor:
         assert site.limit is not None
         return site.limit.holds(from_rows(site, codes)).reshape(codes.shape[:2])
 
-    grid, start = _grid(site), as_rows(site, _codes(visit))
-    damping = DAMPING * max(1.0, FOR_EACH * in_blocks(start).shape[2] / max(sums.count, 1)) ** 2
-    limit, products = None if site.limit is None else holds, start.shape[2]
-    scales &= site.limit is None or site.row.family is not Family.TRANSPOSED
-    if scales and products <= FEW and blocks_of(products) == 1 and site.weight.scale.numel() == start.shape[0] * start.shape[1] > 1:
-        found, scale = on_larger_scales(sums.weight.double(), start, sums.moments(), grid, damping, limit)
-    else:
-        grid, scale = grid.repeated(blocks_of(products)), site.weight.scale
-        found = reconstructed(in_blocks(sums.weight).double(), in_blocks(start), sums.moments(), grid, damping, limit)
-        found = from_blocks(found, products)
-    codes = from_rows(site, found).to(torch.int8).contiguous()
-    return replace(site.weight, codes=codes, scale=scale.reshape(site.weight.scale.shape).contiguous())
+    start, wanted, moments = in_blocks(as_rows(site, _codes(visit))), *_wanted(sums)
+    damping = usual_damping(wanted.shape[2], sums.count, FOR_EACH)
+    grid = _grid(site).repeated(blocks_of(sums.weight.shape[2]))
+    found = reconstructed(wanted, start, moments, grid, damping, None if site.limit is None else holds)
+    return from_rows(site, from_blocks(found, sums.weight.shape[2])).to(torch.int8).contiguous()
 
 
-def _with_weight(visit: Visit, weight: Weight) -> Visit:
-    """The site with it, in the quantized graph too."""
-    read = visit.site.node.args[visit.site.call.op.weight or 0]
-    assert isinstance(read, fx.Node)
-    for part, tensor in zip(read.args[:2], (weight.codes, weight.scale)):
-        assert isinstance(part, fx.Node)
-        set_attribute(visit.twin.quantized, str(part.target), tensor)
-    return replace(visit, site=replace(visit.site, weight=weight))
+def _wanted(sums: Sums) -> tuple[Tensor, Moments]:
+    """The real weight that is rounded, with moments that have it as their best: the float weight, moved to where it makes float results
+    as far as halves of the data agree on that. Where there are no halves, both as they are: rounding moves the weight, too."""
+    weight, halves = in_blocks(sums.weight).double(), sums.halves()
+    usual = usual_damping(weight.shape[2], sums.count, FOR_EACH)
+    damping, moments = None if halves is None else chosen_damping(weight, halves, usual), sums.moments()
+    if halves is None:
+        return weight, moments
+    wanted = weight if damping is None else moved(weight, moments, damping)
+    return wanted, Moments(moments.h, wanted @ moments.h)
 
 
 def _mended_bias(visit: Visit) -> Tensor:

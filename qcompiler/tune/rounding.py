@@ -11,7 +11,6 @@ to the nearest).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -21,8 +20,6 @@ from torch import Tensor
 
 Holds: TypeAlias = Callable[[Tensor], Tensor]  # of codes (groups, channels, products), whether a channel may have them: (groups, channels)
 FEW = 64  # products up to which single codes are moved: it takes time as their square, and gains less the more there are
-LARGER = torch.arange(8, dtype=torch.float64) / 64 + 1  # what a scale is multiplied by, where products are few: other roundings of all
-PIECE = 2**16  # numbers that are tried at once on larger scales: ten or so tensors of float64 are made of them
 BLOCK = 32  # columns whose errors are handed on together
 
 
@@ -38,10 +35,6 @@ class Grid:
     def repeated(self, times: int) -> Grid:
         """The same for so many groups in the place of each."""
         return Grid(self.scale.repeat_interleave(times, 0), self.zero_point.repeat_interleave(times, 0), self.low, self.high)
-
-    def part(self, channels: slice) -> Grid:
-        """Of some channels."""
-        return Grid(self.scale[:, channels], self.zero_point[:, channels], self.low, self.high)
 
     def nearest(self, weight: Tensor) -> Tensor:
         """Codes, as floats."""
@@ -94,42 +87,6 @@ def reconstructed(weight: Tensor, start: Tensor, moments: Moments, grid: Grid, d
         return codes
     near = moments.near(weight, damping)
     return _better(descended(codes, near.h, near.c, grid, holds), codes, moments, grid)
-
-
-def on_larger_scales(
-    weight: Tensor, start: Tensor, moments: Moments, grid: Grid, damping: float, holds: Holds | None = None
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As `reconstructed`, for each channel on the best of a few scales, none smaller than the grid's: (codes, scales).
-
-    `holds` is asked of more channels at once, and has to hold the nearest codes on larger scales where it holds those on the grid's. A
-    larger scale is coarser by as much, and rounds all products of a row in another way: of few products the error hangs on that.
-    Some channels at a time, but where `holds` asks something of all.
-    """
-    groups, channels, products = weight.shape
-    step = channels if holds is not None else max(1, PIECE // (groups * products * len(LARGER)))
-    parts = [slice(at, at + step) for at in range(0, channels, step)]
-    found = [_on_larger_scales(weight[:, part], start[:, part], Moments(moments.h, moments.c[:, part]), grid.part(part), damping, holds)
-             for part in parts]  # fmt: skip
-    return torch.cat([codes for codes, _ in found], 1), torch.cat([scales for _, scales in found], 1)
-
-
-def _on_larger_scales(
-    weight: Tensor, start: Tensor, moments: Moments, grid: Grid, damping: float, holds: Holds | None
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    many, (groups, channels, products) = len(LARGER), weight.shape
-    scales = grid.scale[:, :, None] * LARGER[:, None]  # (groups, channels, scales, 1)
-    wide = Grid(scales.reshape(groups, -1, 1), grid.zero_point.repeat_interleave(many, 1), grid.low, grid.high)
-    real, begun = weight.repeat_interleave(many, 1), wide.nearest(weight.repeat_interleave(many, 1))
-    begun[:, ::many] = start
-    tried = Moments(moments.h, moments.c.repeat_interleave(many, 1))
-    codes = reconstructed(real, begun, tried, wide, damping, holds)
-    made = wide.real(codes)
-    out = (tried.error(made).reshape(groups, channels, many) > moments.error(grid.real(start))[..., None]).flatten(1)
-    out = out if holds is None else out | ~holds(codes)
-    out.reshape(groups, channels, many)[..., 0] = False
-    best = tried.near(real, damping).error(made).masked_fill(out, math.inf).reshape(groups, channels, many).argmin(2)[..., None, None]
-    codes = codes.reshape(groups, channels, many, products).gather(2, best.expand(-1, -1, -1, products))
-    return codes[:, :, 0], scales.gather(2, best)[:, :, 0]
 
 
 def _better(codes: Tensor, start: Tensor, moments: Moments, grid: Grid) -> Tensor:

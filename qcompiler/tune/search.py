@@ -10,8 +10,9 @@ from torch import fx
 from qcompiler.config.corrections import NO_CORRECTIONS, Corrections
 from qcompiler.errors import ConfigError
 from qcompiler.tune.clock import Clock, OutOfTime
+from qcompiler.tune.diagnose import values_alone
 from qcompiler.tune.goal import Goal
-from qcompiler.tune.let_go import let_go
+from qcompiler.tune.let_go import let_go, twins_for_now
 from qcompiler.tune.moves import Move, State
 from qcompiler.tune.score import Judge, Score, refusal
 from qcompiler.tune.search_log import SearchLog, Step
@@ -74,6 +75,8 @@ class Search:
 
     def _note(self, step: Step) -> None:
         self.steps.append(step)
+        if step.score is not None:
+            self.state = replace(self.state, judged=self.state.judged | {step.name})
         if step.accepted and step.score is not None:
             self.best = step.score
             taken = (*self.state.taken, step.name)
@@ -86,13 +89,27 @@ class Search:
             if found == self.state.corrections:
                 return Step(move.name, self.best, 0.0, False, "it changes nothing")
             score = self.score(found, move.name)
+            why = self._refusal(move, found, score)
         except OutOfTime as error:
             return Step(move.name, None, 0.0, False, f"given up: {error}")
         except ConfigError as error:  # what another kernel cannot have; anything else is a fault
             together().refuse(error)
             return Step(move.name, None, 0.0, False, f"not possible: {error.message}")
-        why = refusal(self.best, score)
         return Step(move.name, score, 0.0, why is None, why or TAKEN, str(found), found if why is None else NO_CORRECTIONS)
+
+    def _refusal(self, move: Move, found: Corrections, score: Score) -> str | None:
+        """Why the step is not taken; None where it is. What weights hide is judged without their noise, which new codes take away."""
+        if not move.hidden(self.state):
+            return refusal(self.best, score)
+        before = self.state.corrections
+        known = self.state.diagnosis.values if self.state.diagnosis is not None and before == NO_CORRECTIONS else None
+        why = refusal(known or self._alone(before, move.name), self._alone(found, move.name))
+        return why and f"with float weights {why}"
+
+    def _alone(self, corrections: Corrections, name: str) -> Score:
+        """With float weights."""
+        with twins_for_now(self.state.prepared, corrections) as made:
+            return self.judge.score(values_alone(made[0]), lambda: self.clock.show(f"{name}: judging"))
 
     def _corrections(self, move: Move) -> Corrections:
         """With all data, or where its pace tells that this would end too late, with as much as there is time for."""

@@ -12,6 +12,7 @@ from qcompiler.tune.rounding import Moments
 from qcompiler.tune.sampled_rows import Sample
 
 MOST_PRODUCTS = 4096  # of a row that is taken in one piece: the time to round it grows as their cube
+HALVED = 2**20  # sums up to which halves of the data are told apart: it takes their memory once more
 PIECE = 2**18  # sums that are added to at once
 
 
@@ -46,9 +47,10 @@ class Sums:
         self.weight, self.bias, self.bounds = weight, bias, bounds
         groups, channels, products = weight.shape
         block = in_blocks(weight)
-        self.count = 0
-        self._h = torch.zeros(len(block), block.shape[2], block.shape[2], dtype=torch.float64)
-        self._c = torch.zeros(block.shape, dtype=torch.float64)
+        parts = 2 if max(groups * products**2, weight.numel()) <= HALVED else 1
+        self._counts, self._batches = [0] * parts, 0
+        self._h = torch.zeros(parts, len(block), block.shape[2], block.shape[2], dtype=torch.float64)
+        self._c = torch.zeros(parts, *block.shape, dtype=torch.float64)
         self._active = torch.zeros(groups, channels, dtype=torch.float64)
         self._results = torch.zeros(groups, channels, dtype=torch.float64)
         self._rows = torch.zeros(groups, channels if bounds != (None, None) else 1, products, dtype=torch.float64)
@@ -58,29 +60,43 @@ class Sums:
         rows, results = sample.rounded, sample.floats @ self.weight.mT
         blocks = in_blocks(rows)
         parts = results if len(blocks) == len(results) else in_blocks(sample.floats) @ in_blocks(self.weight).mT
-        self.count += rows.shape[1]
-        _add(self._h, blocks.mT @ blocks)
-        _add(self._c, parts.mT @ blocks)
+        half = self._batches % len(self._counts)
+        self._batches += 1
+        self._counts[half] += rows.shape[1]
+        _add(self._h[half], blocks.mT @ blocks)
+        _add(self._c[half], parts.mT @ blocks)
         active = self._active_of(results)
         self._active += results.shape[1] if active is None else active.sum(1)
         self._results += (results if active is None else results * active).sum(1)
         self._rows += rows.sum(1, keepdim=True) if active is None else active.mT @ rows
 
-    def own(self) -> tuple[int, list[Tensor]]:
-        """All that `add` counted, in one value."""
-        return self.count, [self._h, self._c, self._active, self._results, self._rows]
+    @property
+    def count(self) -> int:
+        """Of all rows."""
+        return sum(self._counts)
 
-    def join(self, said: Sequence[tuple[int, list[Tensor]]]) -> None:
+    def own(self) -> tuple[list[int], list[Tensor]]:
+        """All that `add` counted, in one value."""
+        return self._counts, [self._h, self._c, self._active, self._results, self._rows]
+
+    def join(self, said: Sequence[tuple[list[int], list[Tensor]]]) -> None:
         """What several processes counted, in place of what this one did."""
         if len(said) == 1:
             return
-        self.count = sum(count for count, _ in said)
+        self._counts = [sum(counts) for counts in zip(*(counts for counts, _ in said))]
         held = [torch.stack(parts).sum(0) for parts in zip(*(tensors for _, tensors in said))]
         self._h, self._c, self._active, self._results, self._rows = held
 
+    def halves(self) -> tuple[Moments, Moments] | None:
+        """Sums, no means, of every second batch and of the others; None where that is much, or one batch. To be asked before `moments`."""
+        if len(self._counts) == 1 or not all(self._counts):
+            return None
+        one, other = (Moments(h, c) for h, c in zip(self._h, self._c))
+        return one, other
+
     def moments(self) -> Moments:
         """Of the blocks of a row. To be asked for once: they take the place of the sums, since of a long row they are large."""
-        n, h, c = max(self.count, 1), self._h, self._c
+        n, (h, c) = max(self.count, 1), (sums[0] if len(sums) == 1 else sums.sum(0) for sums in (self._h, self._c))
         self._h = self._c = torch.empty(0)
         return Moments(h.div_(n), c.div_(n))
 
