@@ -134,7 +134,7 @@ def _built(found: Search, default: Candidate, beside: Beside) -> list[Candidate]
 
 
 def _again(found: Search, best: Candidate) -> Executable:
-    """The module of the default, which was let go. An interrupt meanwhile gives it all the same, as at any other time; a second one ends."""
+    """The module of the default, which was let go. An interrupt meanwhile gives it all the same; a second one ends."""
     try:
         return module_of(found.state.prepared, best.step)
     except KeyboardInterrupt:
