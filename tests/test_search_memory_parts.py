@@ -189,6 +189,7 @@ def test_a_weight_is_converted_some_rows_at_a_time() -> None:
     assert live(lambda: quantize_weight(real, scale, zero_point, 0, -128, 127))[0] < real.nbytes
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_a_large_value_is_rounded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same integers, in the layout of the value; where somebody records what is done it is done at once."""
     x, grid = torch.randn(4, 8, 60, 50) * 3, (0.02, 7, 0, 255, torch.uint8)
