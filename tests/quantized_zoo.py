@@ -44,7 +44,7 @@ class Parts(nn.Module):
         self.table = nn.Parameter(torch.linspace(-1, 1, 8).reshape(1, 8, 1, 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
-        x = self.first(x) + self.table
+        x = self.first(x).relu() + self.table
         a, b = x.chunk(2, 1)
         y = self.second(F.pad(a * b, (1, 2, 0, 1)))
         rows = y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])

@@ -290,3 +290,35 @@ def test_a_constant_of_two_layers_and_another_back_end() -> None:
         assert [name for name, int8 in ops(module) if int8].count("conv2d") == 3 and "mul" not in [name for name, _ in ops(module)]
         with torch.no_grad():
             assert qc.debug.compute_sqnr(model(x), module(x)) > 30
+
+
+class Kept(nn.Module):
+    """What is added is no constant, though a buffer and nothing else decides it: `drawn` makes it anew, `kept` changes it at each call."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.last, self.kind = nn.Linear(4, 4), nn.Linear(4, 4), kind
+        self.register_buffer("phase", torch.zeros(4 if kind == "drawn" else 1))
+        self.phase: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if self.kind == "drawn":
+            y = y + torch.rand_like(self.phase)
+        else:
+            self.phase = self.phase + 0.5
+            y = y + self.phase if self.kind == "kept" else y * self.phase.sin()
+        result: Tensor = self.last(y)
+        return result
+
+
+@pytest.mark.parametrize("kind", ["kept", "of what is kept", "drawn"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_states_and_what_is_drawn_are_no_constants(kind: str, backend: str) -> None:
+    torch.manual_seed(0)
+    model, batches = Kept(kind).eval(), [torch.randn(8, 4) for _ in range(6)]
+    small = qc.quantize(copy.deepcopy(model), batches, backend=backend, progress=False)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        found = [small(batches[0]) for _ in range(4)]
+    assert not any(torch.equal(found[0], other) for other in found[1:])

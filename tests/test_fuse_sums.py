@@ -131,7 +131,7 @@ REFUSED: dict[str, tuple[Callable[[Net, Tensor], Any], str | None]] = {
     "alpha": (lambda m, x: torch.add(m.b(x), x, alpha=2), "alpha"),
     "one value twice": (lambda m, x: (y := m.b(x)) + y, "itself"),
     "broadcast": (lambda m, x: m.b(x) + x.mean((2, 3), keepdim=True), "broadcast"),
-    "a number": (lambda m, x: m.b(x) + 1.5, "broadcast"),
+    "a number": (lambda m, x: m.b(x) + 1.5, None),  # part of the bias
     "feeds a normalization": (lambda m, x: m.norm(m.b(x) + x), "float"),
 }
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from qcompiler.ir.attributes import attribute
@@ -19,6 +20,7 @@ from qcompiler.ir.types import quant_of, value_of
 from qcompiler.ops.arguments import activations, asks_size
 from qcompiler.ops.obstacles import FLOAT_INPUT, FLOAT_INPUTS, FLOAT_PART, FLOAT_RESULT, Obstacle
 from qcompiler.ops.spec import Op, Output
+from qcompiler.ops.state import read_state
 from qcompiler.ops.table import Table
 
 FLOATS = Obstacle("float-readers", "no int8 op uses its result")
@@ -179,12 +181,18 @@ def _divides_unevenly(node: fx.Node, row: Op) -> bool:
     return bool(sizes.max() > UNEVEN * sizes.min().clamp(min=1e-30))
 
 
+def _of_state(node: fx.Node) -> bool:
+    """Whether a call reads or writes what a forward keeps between its calls."""
+    return getattr(node.target, "__module__", None) == read_state.__module__
+
+
 def constant(node: fx.Node) -> Any:
-    """The value of a node that parameters and buffers alone decide; None of any other, or where it cannot be told."""
+    """The value of a node that parameters and buffers alone decide; None of any other, of states and of what is drawn, and
+    where it cannot be told."""
     module = node.graph.owning_module
     if node.op == "get_attr" and module is not None:
-        found = attribute(module, str(node.target))
-        return found.detach() if isinstance(found, Tensor) else None
+        found, state = attribute(module, str(node.target)), any(_of_state(user) for user in node.users)
+        return found.detach() if isinstance(found, Tensor) and not state else None
     if node.op not in ("call_function", "call_method") or not node.all_input_nodes or quant_of(node).int8:
         return None
     known = {taken: constant(taken) for taken in node.all_input_nodes}
@@ -192,7 +200,10 @@ def constant(node: fx.Node) -> Any:
         return None
     args, kwargs = fx.node.map_arg((tuple(node.args), dict(node.kwargs)), known.__getitem__)
     function: Any = getattr(type(args[0]), str(node.target), None) if node.op == "call_method" else node.target
+    before = torch.get_rng_state()
     try:
-        return function(*args, **kwargs)
+        with torch.random.fork_rng(devices=[]):
+            made = function(*args, **kwargs)
+            return made if torch.equal(torch.get_rng_state(), before) else None
     except Exception:  # what runs in a module's place alone
         return None
