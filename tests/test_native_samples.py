@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from qcompiler.backends.native.plan import samples
+from qcompiler.backends.native.region import NativeRegion
+from qcompiler.backends.native.steps import Region, Step
 from tests.native_layers import one_at_a_time
 from tests.native_nets import NETS, Through, conv, converted, example, region_of, shaken
 from tests.test_native_dynamic import dynamic
@@ -132,3 +134,24 @@ def test_a_few_at_a_time_with_some_left_over(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(module(wide), expected)
     monkeypatch.setattr(samples, "NEAR", whole * 3 // 65 + 64)
     assert region.table([x[:7]]).struct.parts == 7 and torch.equal(module(x[:7]), expected[:7])
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_result_without_samples_is_written_once(count: int) -> None:
+    """Written for each sample, behind one another, it went beyond the caller's tensor."""
+    steps = (
+        Step("q", "quantize", ("%x", 0, 0, 255)),
+        Step("d", "dequantize", ("%q",)),
+        Step("y", "relu", ("%d",)),
+        Step("y_q", "quantize", ("%y", 0, 0, 255)),
+        Step("y_d", "dequantize", ("%y_q",)),
+        Step("table", "add", ("$0", 1.0)),
+    )
+    weight = torch.linspace(-1, 1, 64).reshape(8, 8)
+    region = NativeRegion(Region((("x", (5, 3)),), steps, ("y_d", "table")), [weight], [(0.05, 128)])
+    x = example((count, 3))
+    expected, table = region(x)
+    assert torch.equal(table, region(x)[1]) and torch.equal(table, weight + 1.0)
+    with one_at_a_time(region):
+        assert region.table([x]).struct.parts == 0
+        assert all(map(torch.equal, region(x), (expected, table)))

@@ -95,4 +95,7 @@ def some_samples(sizes: Sizes, arena: int) -> Sizes | None:
     except QCompilerError:  # these sizes alone do not fit
         return None
     samples = Samples(sizes, found, set(shapes))
-    return found if all(map(samples.add, sizes.network.layers)) else None
+    if not all(map(samples.add, sizes.network.layers)):
+        return None
+    handed = [name for name in sizes.network.outputs if isinstance(sizes.shapes.get(name), tuple)]
+    return found if samples.holds(handed) else None  # one that is the same at both sizes has no place of its own for each sample
