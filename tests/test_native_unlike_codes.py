@@ -88,6 +88,21 @@ class Call:
         return float((found - expected).abs().max() / scale[0])
 
 
+    def off_in_a_cat(self, dim: int) -> float:
+        """How far its codes are where they are made as a part of a larger value, between copies of themselves."""
+        expected, scale = self.expected, (float(self.expected.abs().max()) / 100 or 1.0, 128)
+        part = self._codes("y", scale, (0, 255))
+        self.steps.append(Step("z", "clamp", (f"%{part}",), {"min": 0.0}))
+        other = self._codes("z", scale, (0, 255))
+        self.steps.append(Step("cat", "cat", ((f"%{other}", f"%{part}", f"%{other}"),), {"dim": dim}))
+        out = self._codes("cat", scale, (0, 255))
+        region = NativeRegion(Region(tuple((n, tuple(x.shape)) for n, x in self.inputs.items()), tuple(self.steps), (out,)),
+                              self.tensors, self.qparams)  # fmt: skip
+        (found,) = region(*self.inputs.values())
+        expected = torch.cat([expected.clamp(min=0.0), expected, expected.clamp(min=0.0)], dim)
+        return float((found - dequantize(quantize(expected, *scale, 0, 255, torch.uint8), *scale)).abs().max() / scale[0])
+
+
 def has_one_result(row: Op) -> bool:
     return row.example is not None and row.example.pick is None and not row.example.tensors
 
@@ -108,11 +123,27 @@ def test_codes_of_a_result_are_its_own(kinds: Any, result: str) -> None:
     assert len(found) > 60 and {name: off for name, off in found.items() if not off <= 1.01} == {}
 
 
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_a_part_of_a_cat_is_made_in_its_place(dim: int) -> None:
+    """However the layer writes its result: with steps between rows, or what it makes is copied."""
+    found = {}
+    for row in (OPS.rows[name] for name in ROWS):
+        call = Call(row, ("codes",)) if has_one_result(row) else None
+        if call is None or not isinstance(call.expected, Tensor) or call.expected.dtype is not torch.float32 or call.expected.dim() < 2:
+            continue
+        try:
+            found[row.name] = call.off_in_a_cat(dim)
+        except RegionError as error:
+            assert "cannot be planned" in str(error)
+    assert len(found) > 60 and {name: off for name, off in found.items() if not off <= 1.01} == {}
+
+
 FLOAT = {
     "the largest of a window": lambda m, y: F.max_pool2d(y, 3, 2, 1),
     "the largest of a part": lambda m, y: F.adaptive_max_pool2d(y, 4),
     "a pad of a value": lambda m, y: F.pad(y, (1, 2, 3, 0), value=-0.7),
     "a pad out of range": lambda m, y: F.pad(y, (1, 2, 3, 0), value=70.0),
+    "places in a cat": lambda m, y: torch.cat([y[..., [0, 2, 3]], y, y[..., [0, 2, 3]].tril()], -1),
     "two pads": lambda m, y: F.pad(F.pad(y, (1, 2, 3, 0), value=-0.7), (0, 1), value=3.0),
     "a pad between moves": lambda m, y: F.pad(y.transpose(2, 3), (1, 2), value=-0.7).flip(2),
     "a pad that others read": lambda m, y: F.pad(y, (1, 1), value=-0.3) * 0.5 + F.pad(y, (1, 1), value=2.0),

@@ -50,6 +50,10 @@ class Pick(OfOne):
         alone = {"roll": "dims", "repeat_interleave": "dim"}.get(self.op)
         return self.op in ALONG_AXES and (alone is None or self.kwargs.get(alone) not in (None, (), []))
 
+    @property
+    def lies_anywhere(self) -> bool:
+        return self.by_axes  # else its elements are one row
+
     def by_sample(self, samples: Samples) -> bool:
         """Whether it takes the samples as they come, and does the same to each."""
         if not self.by_axes:
