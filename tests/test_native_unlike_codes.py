@@ -87,7 +87,6 @@ class Call:
         assert found.shape == expected.shape
         return float((found - expected).abs().max() / scale[0])
 
-
     def off_in_a_cat(self, dim: int) -> float:
         """How far its codes are where they are made as a part of a larger value, between copies of themselves."""
         expected, scale = self.expected, (float(self.expected.abs().max()) / 100 or 1.0, 128)
