@@ -18,7 +18,7 @@ from qcompiler.ir.names import user_path
 from qcompiler.ir.types import Stage, value_of
 from qcompiler.observers.watch import Watch
 from qcompiler.ops.affine import NAMES
-from qcompiler.ops.state_nodes import held_names
+from qcompiler.ops.stays_float import constant
 
 NAME = "read_numbers"
 LISTED = 3
@@ -32,14 +32,14 @@ class ReadNumbers:
     per_match: bool = True
 
     def run(self, gm: fx.GraphModule, context: Context) -> bool:
-        held, read = set(held_names(gm)), dict[str, None]()
+        read = dict[str, None]()
         for node in list(gm.graph.nodes):
             row = context.table.of(node)
             if row is None or row.name not in NAMES or len(node.args) < 2:
                 continue
             for place, other in ((0, 1), (1, 0)):
                 source = _constant(gm, node.args[place])
-                if source is None or str(source.target) in held or not _stays_as_it_is(node, source, node.args[other]):
+                if source is None or not _stays_as_it_is(node, source, node.args[other]):
                     continue
                 if not context.allows(NAME, node):
                     context.remark(NAME, "held-back", f"{source.target} could be a number, but that was held back", node)
@@ -61,9 +61,8 @@ def _constant(gm: fx.GraphModule, value: object) -> fx.Node | None:
 
 
 def _stays_as_it_is(node: fx.Node, source: fx.Node, other: object) -> bool:
-    """Whether the result has the same numbers and shape with a number in the constant's place."""
-    module = node.graph.owning_module
-    held = attribute(module, str(source.target)) if module is not None else None
+    """Whether the result has the same numbers and shape with a number in the constant's place; a state is no constant."""
+    held = constant(source)
     if not isinstance(held, Tensor) or held.numel() != 1 or held.dtype is not torch.float32 or not isinstance(other, fx.Node):
         return False
     value = value_of(other)

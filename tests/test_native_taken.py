@@ -144,15 +144,20 @@ WAYS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_places_that_the_caller_gives(way: str, tmp_path: Path) -> None:
-    function, at = WAYS[way]
+def asked(function: Callable[[Tensor, Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor, Any, Any]:
+    """An input, the places, the native module, which is one region, and the QUANTIZED graph."""
     torch.manual_seed(1)
     model, x = Asked(function).eval(), example((2, 5, 6))
     prepared = qcompiler.prepare_fx(model, None, (x, at), backend="native")
     qcompiler.calibrate(prepared, [(x, at)])
     module, graph = qcompiler.convert_fx(prepared), qcompiler.convert_to_reference_fx(prepared)
     region_of(module)
+    return x, at, module, graph
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_places_that_the_caller_gives(way: str, tmp_path: Path) -> None:
+    x, at, module, graph = asked(*WAYS[way])
     assert compute_sqnr(graph(x, at), module(x, at)) > 35
     assert torch.equal(module(x, (4 - at).to(at.dtype)).argmax(), graph(x, (4 - at).to(at.dtype)).argmax())
     longer, beyond = example((2, 7, 6)), at.clone()
@@ -179,13 +184,7 @@ INDEXED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = {
 @pytest.mark.parametrize("way", INDEXED)
 def test_an_index_that_the_caller_gives(way: str, tmp_path: Path) -> None:
     """Negative numbers count from the end, as in torch."""
-    function, at = INDEXED[way]
-    torch.manual_seed(1)
-    model, x = Asked(function).eval(), example((2, 5, 6))
-    prepared = qcompiler.prepare_fx(model, None, (x, at), backend="native")
-    qcompiler.calibrate(prepared, [(x, at)])
-    module, graph = qcompiler.convert_fx(prepared), qcompiler.convert_to_reference_fx(prepared)
-    region_of(module)
+    x, at, module, graph = asked(*INDEXED[way])
     assert not [remark for remark in qcompiler.remarks(module) if remark.code == "native-torch"]
     for given in (x, example((2, 7, 6), 4)):
         expected = graph(given, at)

@@ -141,8 +141,8 @@ def _is_number(value: object) -> bool:
 
 def _number(value: object) -> float:
     """A number, or that of a constant of one element, as exporters write it, which nothing trains; NaN where it is neither."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+    if _is_number(value):
+        return float(value)  # type: ignore[arg-type]
     if not isinstance(value, fx.Node) or value.op != "get_attr" or _is_trained(value):
         return math.nan
     held = constant(value)
