@@ -29,10 +29,12 @@ ROWS = [name for name in c_forms() if name in OPS.rows and OPS.rows[name].exampl
 
 @dataclass
 class Call:
-    """The example of a row as a region: `kinds` says of each activation in turn whether it comes as codes."""
+    """The example of a row as a region: `kinds` says of each activation in turn whether it comes as codes or floats, or is codes of a
+    tensor of the region's own."""
 
     row: Op
-    kinds: str
+    kinds: tuple[str, ...]
+    taken: int = 0
     inputs: dict[str, Tensor] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
@@ -60,16 +62,19 @@ class Call:
         return f"${len(self.tensors) - 1}"
 
     def _activation(self, x: Tensor, kind: str) -> tuple[str, Tensor]:
-        name = f"x{len(self.inputs)}"
-        self.inputs[name] = x
+        name, source, scale = f"x{self.taken}", f"%x{self.taken}", GIVEN[self.taken % 2]
+        self.taken += 1
+        if kind == "constant":
+            source = self._tensor(x)
+        else:
+            self.inputs[name] = x
         if kind == "float":
-            return f"%{name}", x
-        scale = GIVEN[(len(self.inputs) - 1) % 2]
-        return f"%{self._codes(name, scale, (0, 255))}", dequantize(quantize(x, *scale, 0, 255, torch.uint8), *scale)
+            return source, x
+        return f"%{self._codes(name, scale, (0, 255), source)}", dequantize(quantize(x, *scale, 0, 255, torch.uint8), *scale)
 
-    def _codes(self, name: str, scale: tuple[float, int], ends: tuple[int, int]) -> str:
+    def _codes(self, name: str, scale: tuple[float, int], ends: tuple[int, int], source: str | None = None) -> str:
         self.qparams.append(scale)
-        self.steps.append(Step(f"{name}_q", "quantize", (f"%{name}", len(self.qparams) - 1, *ends)))
+        self.steps.append(Step(f"{name}_q", "quantize", (source or f"%{name}", len(self.qparams) - 1, *ends)))
         self.steps.append(Step(f"{name}_d", "dequantize", (f"%{name}_q",)))
         return f"{name}_d"
 
@@ -107,7 +112,7 @@ def has_one_result(row: Op) -> bool:
 
 
 @pytest.mark.parametrize("result", RESULTS)
-@pytest.mark.parametrize("kinds", [("codes",), ("float",), ("codes", "float")], ids="-".join)
+@pytest.mark.parametrize("kinds", [("codes",), ("float",), ("codes", "float"), ("codes", "constant"), ("constant", "codes")], ids="-".join)
 def test_codes_of_a_result_are_its_own(kinds: Any, result: str) -> None:
     """At most one step: of halves, sums of floats take the one or the other."""
     found = {}
@@ -122,12 +127,13 @@ def test_codes_of_a_result_are_its_own(kinds: Any, result: str) -> None:
     assert len(found) > 60 and {name: off for name, off in found.items() if not off <= 1.01} == {}
 
 
+@pytest.mark.parametrize("kinds", [("codes",), ("codes", "constant")], ids="-".join)
 @pytest.mark.parametrize("dim", [0, 1, -1])
-def test_a_part_of_a_cat_is_made_in_its_place(dim: int) -> None:
+def test_a_part_of_a_cat_is_made_in_its_place(dim: int, kinds: Any) -> None:
     """However the layer writes its result: with steps between rows, or what it makes is copied."""
     found = {}
     for row in (OPS.rows[name] for name in ROWS):
-        call = Call(row, ("codes",)) if has_one_result(row) else None
+        call = Call(row, kinds) if has_one_result(row) else None
         if call is None or not isinstance(call.expected, Tensor) or call.expected.dtype is not torch.float32 or call.expected.dim() < 2:
             continue
         try:

@@ -172,7 +172,11 @@ class Known:
         return value and all(map(self._is_settled, sources))
 
     def _is_settled(self, node: fx.Node) -> bool:
-        return node in self.calls or is_known(node) or (node.op == "get_attr" and str(node.target) not in self.states)
+        return node in self.calls or is_known(node) or self.is_constant(node)
+
+    def is_constant(self, node: fx.Node | None) -> bool:
+        """Whether it is a tensor of the module's that no call changes."""
+        return node is not None and node.op == "get_attr" and str(node.target) not in self.states
 
     def _root(self, node: fx.Node, call: Call) -> fx.Node:
         """What made the memory that it may share with its first argument."""

@@ -136,8 +136,9 @@ class _Rewriter:
             self._want(source)
             return []
         codes: Any = source.args[0]
-        if (settled := rounded(source)) in self.partition.known:
-            before = self._known(settled, part, depth, state)  # type: ignore[arg-type]
+        settled, known = rounded(source), self.partition.known
+        if settled in known or known.is_constant(settled):
+            before = self._known(settled, part, depth, state) if settled in known else []  # type: ignore[arg-type]
             own = [] if codes in done else [reader.step(codes)]
             done.add(codes)
             return [*before, *own, reader.step(source)]

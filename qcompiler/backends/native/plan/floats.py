@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from qcompiler.backends.native.emit.layer_code import Call, LayerCode
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.copies import copied
-from qcompiler.backends.native.plan.layer import Bound, Layer, OfOne, Pixels, merged
+from qcompiler.backends.native.plan.layer import Bound, Layer, Lies, OfOne, Pixels, merged
 from qcompiler.backends.native.plan.place import CONSTANTS, Axes, Place, dense, of_caller
 from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
@@ -22,9 +22,10 @@ FAR = 2**31  # steps between elements are held in 32 bits
 
 @dataclass(frozen=True, eq=False)
 class Constant(Layer):
-    """A tensor of the network's: it lies in the data, and nothing computes it."""
+    """A tensor of the network's, floats or codes: it lies in the data, and nothing computes it."""
 
     size: Axes
+    codes: Codes | None = None
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -37,8 +38,11 @@ class Constant(Layer):
         return True
 
     def place(self, sizes: Sizes) -> Place:
-        strides, _, _ = dense(self.size, range(len(self.size)), 4)
-        return Place(self.size, strides, sizes.network.constant_offsets[self.out], CONSTANTS, 4)
+        strides, _, _ = dense(self.size, range(len(self.size)), width(self.codes))
+        return Place(self.size, strides, sizes.network.constant_offsets[self.out], CONSTANTS, width(self.codes))
+
+    def lies(self, known: Lies) -> str | None:
+        return None if self.codes is None else "rows"
 
 
 @dataclass(frozen=True, eq=False)

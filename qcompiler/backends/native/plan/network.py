@@ -72,7 +72,7 @@ class Network:
         offsets, end = {}, 0
         for name, tensor in self.constants.items():
             offsets[name] = end
-            end += room_of(4 * tensor.numel())
+            end += room_of(tensor.nbytes)
         return offsets
 
     @property
