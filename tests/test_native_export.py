@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -340,3 +340,58 @@ def test_torch_jit_script_and_python_source_are_refused_with_a_way_out(tmp_path:
             torch.jit.script(model)
     with pytest.raises(ConfigError, match="export_c"):
         qcompiler.export_source(module, tmp_path)
+
+
+class Several(nn.Module):
+    """Of two inputs and a dict; what it computes is `op`'s."""
+
+    def __init__(self, op: Callable[..., Any]) -> None:
+        super().__init__()
+        self.left, self.right, self.words, self.op = nn.Linear(4, 4), nn.Linear(4, 4), nn.Embedding(9, 4), op
+        self.register_buffer("starts", torch.tensor([0, 3, 6]))
+
+    def forward(self, a: Tensor, b: Tensor, more: dict[str, Any]) -> Any:
+        return self.op(self, a, b, more)
+
+
+def several(op: Callable[..., Any]) -> tuple[Any, tuple[Any, ...]]:
+    torch.manual_seed(0)
+    given = (example((3, 4)), example((3, 4), 6), {"c": example((3, 4), 7), "rows": torch.tensor([[0, 1, 2], [2, 1, 0], [1, 1, 2]])})
+    return qcompiler.quantize(Several(op).eval(), [given], backend="native", progress=False), given
+
+
+def test_inputs_and_results_are_in_the_order_of_the_forward(tmp_path: Path) -> None:
+    """However the network computes: `sizes=` and the C take them so."""
+
+    def op(m: Any, a: Tensor, b: Tensor, more: dict[str, Any]) -> Any:
+        last = torch.relu(m.left(more["c"]))
+        middle = m.right(b)
+        return m.left(a) + middle, middle, last
+
+    module, given = several(op)
+    folder = qcompiler.export_c(module, tmp_path / "c", name="net")
+    assert [line.split(",")[0] for line in (folder / "net.h").read_text().splitlines() if line.startswith("   input")] == [
+        "   input 0: a", "   input 1: b", "   input 2: more['c']",
+    ]  # fmt: skip
+    _, results = computed(build(folder, "net"), "net", [given[0], given[1], given[2]["c"]])
+    assert np.array_equal(results, flat(module(*given)))
+
+
+BESIDE: dict[str, Callable[..., Any]] = {
+    "add": lambda m, a, b, more: m.left(m.words(more["rows"] + m.starts).sum(1)),  # numbers of rows that torch would compute
+    "getitem": lambda m, a, b, more: (m.left(a), more["rows"][:, 0]),
+    "mul": lambda m, a, b, more: (y := m.left(a), y.argmax(-1) * 2),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_whole_numbers_that_torch_computes_are_not_asked_of_the_caller(name: str, tmp_path: Path) -> None:
+    module, _ = several(BESIDE[name])
+    with pytest.raises(ConfigError, match=f"native as a whole.*beside it operator.{name}"):
+        qcompiler.export_c(module, tmp_path / "c")
+
+
+def test_a_part_of_an_argument_is_no_result(tmp_path: Path) -> None:
+    module, _ = several(lambda m, a, b, more: (m.left(a), more["c"]))
+    with pytest.raises(ConfigError, match=r"\[1\] of the model is its input \"more\['c'\]\" as it came"):
+        qcompiler.export_c(module, tmp_path / "c")

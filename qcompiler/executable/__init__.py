@@ -103,6 +103,9 @@ class Executable(nn.Module):
     def _attributes_changed(self) -> None:
         """Called when the compiler's notes and the user's attributes have been put on a module that was loaded."""
 
+    def _follow(self) -> None:
+        """Called before what it was built into is looked at: a tensor of it may have been changed or assigned since."""
+
     def _tensors_changed(self) -> None:
         """Called when tensors of the module were replaced by equal ones: packs and the like have to be made anew."""
 

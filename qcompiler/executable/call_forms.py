@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from qcompiler.errors import ConfigError, InputError
 from qcompiler.executable import Executable
 from qcompiler.executable.arguments import Argument, arguments_of_graph
-from qcompiler.executable.form_parts import found_in, share_modules
+from qcompiler.executable.form_parts import TABLES, found_in, share_modules
+from qcompiler.executable.states import assignments
 from qcompiler.inputs.checks import MARK
 from qcompiler.inputs.kinds import refuse_kinds
 from qcompiler.ir.check_state import assigns, check_state
@@ -62,7 +63,7 @@ class CallForms(nn.Module):
         self.call_forms = nn.ModuleList(forms)
         self._arguments = [arguments_of(form) for form in forms]
         self.training = any(form.training for form in forms)
-        self._ties = ties(forms)
+        self._ties, self._tied_at = ties(forms), assignments()
         self.register_load_state_dict_post_hook(_tie_again)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -80,6 +81,21 @@ class CallForms(nn.Module):
         forms = self.__dict__.get("_modules", {}).get(FORMS)
         found = found_in(list(forms), name) if forms is not None else None
         return super().__getattr__(name) if found is None else found
+
+    def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
+        """A tensor of the user's is assigned to the first form that has one of that name; those that share it follow."""
+        forms = self.__dict__.get("_modules", {}).get(FORMS, ())
+        holder = next((form for form in forms if any(name in vars(form)[table] for table in TABLES[:2])), None)
+        super().__setattr__(name, value) if holder is None else setattr(holder, name, value)
+
+    def _follow(self) -> None:
+        """Ties what was assigned to the first form to the others."""
+        first, self.__dict__["_tied_at"] = self.call_forms[0], assignments()
+        for number, path, kind, name in self._ties:
+            tied = vars(self.call_forms[number].get_submodule(path))[kind].get(name)
+            if tied is not vars(first.get_submodule(path))[kind].get(name):
+                _tie_again(self)
+                return
 
     def choose(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> int:
         """The number of the form that a call has; of several, the one whose example is most like it, in sizes and numbers.
@@ -104,6 +120,8 @@ class CallForms(nn.Module):
         return f"({', '.join(texts)})"
 
     def forward(self, *args: Any, **kwargs: Any) -> object:
+        if self.__dict__.get("_tied_at") != assignments():
+            self._follow()
         index = self.choose(args, kwargs)
         try:
             return self.call_forms[index](*args, **kwargs)

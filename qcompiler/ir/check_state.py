@@ -89,6 +89,11 @@ def _fault(module: nn.Module, name: str, held: Tensor, given: object, assign: bo
     return (text, "qparams", HINT) if text else None
 
 
+def fault_of(module: nn.Module, name: str, held: Tensor, given: object) -> tuple[str, str, str | None] | None:
+    """(text, code, hint) of what is wrong with a tensor that was assigned to a module's `name`, in place of `held`; None if it fits."""
+    return _fault(module, name, held, given, True)
+
+
 def _takes(held: torch.dtype, given: Tensor, exact: bool) -> bool:
     if given.is_quantized or given.dtype is held:
         return given.dtype is held

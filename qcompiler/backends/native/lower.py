@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -66,6 +66,8 @@ class _Rewriter:
         self.new = fx.Graph()
         self.new.owning_module = gm
         self.made: dict[fx.Node, fx.Node] = {}
+        self.arguments = _places_of(node for node in gm.graph.nodes if node.op == "placeholder")
+        self.results = _places_of(gm.graph.output_node().all_input_nodes)
 
     def item(self, node: fx.Node) -> Any:
         """What computes a value: a region for its units, and for their codes and floats."""
@@ -113,6 +115,8 @@ class _Rewriter:
                     steps += [reader.step(user), *(reader.step(d) for d in user.users if d.target is dequantize)]
                     done.update(user.users)
             self._note_outputs(unit, part, depth)
+        part.inputs = dict(sorted(part.inputs.items(), key=lambda item: self.arguments.get(item[1], len(self.arguments))))
+        part.outputs = dict.fromkeys(sorted(part.outputs, key=lambda node: self.results.get(node, len(self.results))))
         inputs = tuple((name, tuple(value_of(node).shape or ())) for name, node in part.inputs.items())
         return Region(inputs, tuple(steps), tuple(node.name for node in part.outputs), _places(part.units)), reader
 
@@ -212,6 +216,11 @@ class _Rewriter:
         made = self.new.create_node("get_attr", str(node.target))
         made.meta = dict(node.meta)
         return made
+
+
+def _places_of(nodes: Iterable[fx.Node]) -> dict[fx.Node, int]:
+    """The order of the user's arguments or results, which is that of a region's: who calls exported C knows no other."""
+    return {node: place for place, node in enumerate(nodes)}
 
 
 def _places(units: Sequence[fx.Node]) -> dict[str, Place]:

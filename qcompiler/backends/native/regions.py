@@ -7,16 +7,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qcompiler.backends.native.numbers import beside_regions, follows_from_sizes, record_of
+from qcompiler.backends.native.numbers import beside_regions, follow_from_sizes, record_of
 from qcompiler.backends.native.plan.drawing import Planned, planned_nodes
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.errors import ConfigError, InputError
-from qcompiler.executable import Plan
+from qcompiler.executable import Executable, Plan
 from qcompiler.inputs.kinds import refuse_kinds
 
 
 def regions_of(module: nn.Module) -> tuple[NativeRegion, ...]:
     """In the order in which the module runs them."""
+    if isinstance(module, Executable):
+        module._follow()
     return tuple(value for value in getattr(module, "__dict__", {}).values() if isinstance(value, NativeRegion))
 
 
@@ -51,8 +53,9 @@ def only_region(module: nn.Module, what: str) -> NativeRegion:
     regions, program = regions_of(module), getattr(module, "program", None)
     if not regions:
         raise ConfigError(f"{what} takes a module of the native back end", code="not-native", hint='convert with backend="native"')
+    sizes = {} if program is None or len(regions) > 1 else follow_from_sizes(program, regions[0].network)
     others = [] if program is None else beside_regions(program)
-    calls = [call.op for call in others if not follows_from_sizes(call) and record_of(call) is None]
+    calls = [call.op for place, call in enumerate(others) if place not in sizes and record_of(call) is None]
     if len(regions) > 1 or calls:
         many = f"{len(regions)} native regions, and between them" if len(regions) > 1 else "one native region, and beside it"
         rest = f"{many} {', '.join(dict.fromkeys(calls)) or 'nothing'}"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qcompiler.backends.native.emit.source import tensor_outputs
-from qcompiler.backends.native.numbers import RUN, beside_regions, follows_from_sizes, parts_of_regions, record_of
+from qcompiler.backends.native.numbers import RUN, arguments_of, beside_regions, follow_from_sizes, parts_of_regions, record_of
 from qcompiler.backends.native.plan.by_number import numbers_given
 from qcompiler.backends.native.plan.codes import Codes
 from qcompiler.backends.native.plan.edges import Dequantize, Quantize
@@ -54,7 +54,8 @@ def ends_of(module: nn.Module, region: NativeRegion) -> Ends:
     network = region.network
     has_codes = _has_codes(network, region.source.kernels)
     names = [name for name, _ in network.inputs]
-    given = inputs_of(program)
+    arguments = arguments_of(program)
+    given = [arguments[name].label if name in arguments else name for name in inputs_of(program)]
     results, numbers = _results(program, network)
     codes_in, codes_out = (_codes_in(network), _codes_out(network)) if has_codes else ({}, {})
     whole = [name for name, dtype in network.dtypes.items() if dtype is torch.int64]
@@ -105,7 +106,9 @@ def _results(program: Program, network: Network) -> tuple[dict[str, list[str]], 
     """Labels of each tensor, in the order in which the network hands them out, and of what is no tensor."""
     taken = {name: network.outputs[call.args[1]] for name, call in parts_of_regions(program).items()}
     beside = beside_regions(program)
-    taken |= {call.out: call.out for call in beside if call.out is not None and follows_from_sizes(call)}
+    arguments = arguments_of(program)
+    sizes = (call.out for call in follow_from_sizes(program, network).values() if call.out not in arguments)
+    taken |= {out: out for out in sizes if out is not None}
     records = {str(call.out): record for call in beside if (record := record_of(call)) is not None}
     tensors: dict[str, list[str]] = {name: [] for name in tensor_outputs(network)}
     numbers: list[tuple[str, object]] = []
@@ -113,7 +116,8 @@ def _results(program: Program, network: Network) -> tuple[dict[str, list[str]], 
         label = "".join(f"[{key!r}]" for key in path) or "result"
         name = taken.get(leaf.name) if isinstance(leaf, Ref) else None
         if isinstance(leaf, Ref) and name is None:
-            raise ConfigError(f"{label} of the model is its input {leaf.name!r} as it came: C has nothing to compute for it",
+            name = arguments[leaf.name].label if leaf.name in arguments else leaf.name
+            raise ConfigError(f"{label} of the model is its input {name!r} as it came: C has nothing to compute for it",
                               code="export-result", hint="leave it out of the results")  # fmt: skip
         if name in tensors:
             tensors[name].append(label)

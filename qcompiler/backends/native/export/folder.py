@@ -81,7 +81,7 @@ def _table(program: Program, region: NativeRegion, shapes: Sequence[Shape]) -> T
     names = [name for name, _ in region.network.inputs]
     strides = {name: torch.empty(shape, device="meta").stride() for name, shape in zip(names, shapes, strict=True)}
     filled = Sizes(region.network, dict(zip(names, shapes, strict=True)), strides=strides).filled()
-    filled.shapes.update(numbers_beside(program, inputs_of(program), filled))
+    filled.shapes.update(numbers_beside(program, region.network, inputs_of(program), filled))
     return table_in_parts(filled)
 
 

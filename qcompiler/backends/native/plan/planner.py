@@ -124,9 +124,10 @@ class Planner(Answers):
 
     def _quantize(self, step: Step) -> None:
         """Codes of an input; a sequence lies as its readers take it, the channels innermost for convolutions."""
-        x = step.args[0][1:]
-        if is_tensor(step.args[0]):
-            self._round(step)
+        x, codes = step.args[0][1:], self._codes(step)
+        if is_tensor(step.args[0]):  # as constant as it is
+            made = self.constants[step.out] = codes.of(self.tensor(step.args[0])).contiguous()
+            self.add(Constant(step.out, step.out, tuple(made.shape), codes))
             return
         if x not in dict(self.region.inputs):
             self._encode(step)
@@ -134,13 +135,7 @@ class Planner(Answers):
         floats = {s.out for s in self.region.steps if s.op == DEQUANTIZE and s.args == (f"%{step.out}",)}
         sequences = any(_is_1d(s.op) and floats & set(s.reads()) for s in self.region.steps)
         last = len(self.example.shape(x)) >= 4 or sequences
-        self.add(Quantize(step.out, step.out, x, self._codes(step), last))
-
-    def _round(self, step: Step) -> None:
-        """Codes of a tensor of the network's: they are as constant as it is."""
-        codes = self._codes(step)
-        made = self.constants[step.out] = codes.of(self.tensor(step.args[0])).contiguous()
-        self.add(Constant(step.out, step.out, tuple(made.shape), codes))
+        self.add(Quantize(step.out, step.out, x, codes, last))
 
     def _encode(self, step: Step) -> None:
         """Codes of a value that is used as floats, too, or of codes on other steps."""

@@ -34,6 +34,7 @@ from qcompiler.backends.torch.program.spell import Dialect
 from qcompiler.backends.torch.program.statements import is_name
 from qcompiler.backends.torch.program.steps import steps_of_program
 from qcompiler.backends.torch.program.tells import TellsOfItself
+from qcompiler.backends.torch.program.watched import WATCHED, FollowsTensors, Watched
 from qcompiler.errors import ConfigError
 from qcompiler.executable import Executable, Payload
 from qcompiler.executable.arguments import Argument, form_of
@@ -48,16 +49,16 @@ from qcompiler.ops.records import Maker
 
 T = TypeVar("T", bound=type)
 STORE = "_pack_store"  # of packs that several modules share
-OWN = frozenset({STORE, "lowered", "_program", "_engine", "_externals", "_built", "_bound", STATES})
+OWN = frozenset({STORE, "lowered", "_program", "_engine", "_externals", "_built", "_bound", WATCHED, STATES})
 
 
-class CompiledModule(TellsOfItself, AnswersCalls, KeepsState, Executable):
+class CompiledModule(TellsOfItself, AnswersCalls, FollowsTensors, KeepsState, Executable):
     """An int8 program as a module. Made by `compile_graph` or `assemble`, whose result is a subclass named after the user's.
 
-    All tensors are buffers under the user's names, activation parameters included, so state_dict is complete. Packs and the
-    source follow from them: they are rebuilt by load_state_dict, copying and unpickling, and by `rebuild()` after tensors
-    were changed in place. forward changes nothing of the module but what the user's forward keeps between calls (`program.states`):
-    without such state it may run in many threads.
+    All tensors are buffers under the user's names, activation parameters included, so state_dict is complete. Packs and the source follow
+    from them: they are rebuilt by load_state_dict, copying and unpickling, and by the first call after a tensor was assigned or changed in
+    place; a change through `.data`, of which torch does not tell, takes `rebuild()`. forward changes nothing of the module but what the
+    user's forward keeps between calls (`program.states`): without such state it may run in many threads.
     """
 
     if TYPE_CHECKING:  # torch.jit would take annotations for its own
@@ -96,6 +97,7 @@ class CompiledModule(TellsOfItself, AnswersCalls, KeepsState, Executable):
     def __call__(self, *args: object, **kwargs: object) -> Any:
         if torch.compiler.is_compiling():  # what is said of errors needs frames that torch.compile has not
             return super().__call__(*args, **kwargs)
+        self._follow()
         if not call_is_plain():
             args, kwargs = widened((args, kwargs))
             with plain_call():
@@ -108,18 +110,18 @@ class CompiledModule(TellsOfItself, AnswersCalls, KeepsState, Executable):
         program = self.program
         check_qparams(self, (program.scales_name, program.zero_points_name))
         note_other_cpu(program.isa, self.engine)
-        by_shape = program.by_shape(self.engine)
+        by_shape, watched = program.by_shape(self.engine), Watched(self, program)
         with quantized_engine(self.engine):  # what is fast at one shape alone is each module's own
-            packs = run_once(program, lambda path: find(self, path), self._qparams(), self.__dict__.get(STORE), by_shape)
+            packs = run_once(program, watched.get, self._qparams(), self.__dict__.get(STORE), by_shape)
         name_constants(self, program, packs)
         emitter = Emitter(program, *self._qparams(), Dialect.BOUND, by_shape)
         emitter.hidden = own_names()
-        bound = bind(emitter, packs, lambda path: find(self, path), self.engine, self._resolve)
+        bound = bind(emitter, packs, watched.get, self.engine, self._resolve)
         for name in self.__dict__.get("_built", ()):
             self.__dict__.pop(name, None)
         attributes = script_attributes(emitter, packs, lambda path: find(self, path))
         attributes["_script"] = bound.forward.__code__.co_filename  # of this build alone
-        self.__dict__.update(attributes, _built=tuple(attributes), _bound=bound)
+        self.__dict__.update(attributes, _built=tuple(attributes), _bound=bound, _watched=watched)
         self._note_states()
         type(self).forward = bound.forward  # type: ignore[method-assign]
 
@@ -206,7 +208,7 @@ class CompiledModule(TellsOfItself, AnswersCalls, KeepsState, Executable):
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {k: v for k, v in self.__dict__.items() if k not in self.__dict__["_built"]}
-        for name in ("_program", "_engine", "_built", "_bound", "lowered", STORE):
+        for name in ("_program", "_engine", "_built", "_bound", WATCHED, "lowered", STORE):
             state.pop(name, None)
         state["_externals"] = {name: held(function) for name, function in state["_externals"].items()}
         return empty_module, (self.program.to_json(), self.engine), state
