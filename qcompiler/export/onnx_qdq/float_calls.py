@@ -24,6 +24,7 @@ _FUNCTIONS: Mapping[Callable[..., object], tuple[str, str | None]] = {
     F.log_softmax: ("log_softmax", "input:x dim=None __stacklevel=3"),
     operator.getitem: ("getitem", "x index"), operator.invert: ("not", "x"),
     torch.where: ("where", "condition input:x other"), torch.einsum: ("einsum", "equation *operands"),
+    torch.meshgrid: ("meshgrid", "*tensors indexing=None"),
     torch.arange: ("arange", "start end=None step=1"), torch.full: ("full", "size fill_value"),
     torch.full_like: ("full", "input fill_value"),
     **dict.fromkeys((torch.zeros, torch.zeros_like), ("zeros", None)), **dict.fromkeys((torch.ones, torch.ones_like), ("ones", None)),
@@ -40,11 +41,16 @@ _BOTH: Mapping[str, tuple[str, str]] = {
     "argmin": ("argmin", "input:x dim=None keepdim=False"), "topk": ("topk", "input:x k dim=-1 largest=True sorted=True"),
     "norm": ("norm", "input:x p=2 dim=None keepdim=False"), "logsumexp": ("logsumexp", "input:x dim keepdim=False"),
     "any": ("any", "input:x dim=None keepdim=False"), "prod": ("prod", "input:x dim=None keepdim=False"),
+    **{name: (name, "input:x dim=None unbiased=None keepdim=False correction=None") for name in ("var", "std", "var_mean", "std_mean")},
+    "outer": ("outer", "input:x vec2:other"), "scatter": ("scatter", "input:x dim index src|value:src reduce=None"),
+    "scatter_add": ("scatter_add", "input:x dim index src"), "index_copy": ("index_copy", "input:x dim index source"),
+    "index_add": ("index_add", "input:x dim index source alpha=1"),
     "max": ("amax", "input:x"), "min": ("amin", "input:x"), "isnan": ("isnan", "input:x"), "isinf": ("isinf", "input:x"),
 }  # fmt: skip
 _METHODS: Mapping[str, tuple[str, str | None]] = {
     **_BOTH, "where": ("where", "x condition other"), "new_full": ("full", "x size fill_value"), "new_zeros": ("zeros", None),
-    "new_ones": ("ones", None), "masked_fill_": _BOTH["masked_fill"], "__and__": ("and", "x other"), "__or__": ("or", "x other"),
+    "new_ones": ("ones", None), "__and__": ("and", "x other"), "__or__": ("or", "x other"),
+    **{f"{name}_": _BOTH[name] for name in ("masked_fill", "scatter", "scatter_add", "index_add", "index_copy")},
 }  # fmt: skip
 _OF_TORCH = {function: form for name, form in _BOTH.items() if (function := getattr(torch, name, None)) is not None}
 

@@ -11,6 +11,7 @@ from qcompiler.export.onnx_qdq.forms import (
     pools,
     recurrent,
     resize,
+    scatter,
     shapes,
     tables,
     weighted,
@@ -19,7 +20,7 @@ from qcompiler.export.onnx_qdq.site import Form
 
 FORMS: dict[str, Form] = {
     **weighted.FORMS, **pads.FORMS, **arithmetic.FORMS, **functions.FORMS, **norms.FORMS, **pools.FORMS, **resize.FORMS, **shapes.FORMS,
-    **pieces.FORMS, **tables.FORMS, **attention.FORMS, **creation.FORMS, **recurrent.FORMS,
+    **pieces.FORMS, **tables.FORMS, **attention.FORMS, **creation.FORMS, **recurrent.FORMS, **scatter.FORMS,
 }  # fmt: skip
 
 __all__ = ["FORMS"]

@@ -26,6 +26,11 @@ def _sum(op: str) -> Form:
     return form
 
 
+def outer(site: Site) -> ir.Value:
+    column = site.call("Reshape", site.operand(site.get("x"), site.dtype), site.ints(-1, 1))
+    return site.call("Mul", column, site.operand(site.get("other"), site.dtype))
+
+
 def common(*args: Arg) -> torch.dtype:
     """What torch computes in, given these."""
     dtypes = [arg.dtype for arg in args if isinstance(arg, Operand)]
@@ -97,6 +102,7 @@ def einsum(site: Site) -> ir.Value:
 
 
 FORMS: dict[str, Form] = {
+    "outer": outer,
     "add": _sum("Add"), "sub": _sum("Sub"), "mul": _binary("Mul"), "div": _binary("Div"), "matmul": _binary("MatMul"),
     "maximum": _binary("Max"), "minimum": _binary("Min"), "pow": power, "remainder": remainder, "fmod": fmod,
     "floor_divide": floor_divide, "where": where, "masked_fill": masked_fill, "einsum": einsum,

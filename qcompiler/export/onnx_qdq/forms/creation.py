@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qcompiler.export.onnx_qdq.site import Form, Site
+from qcompiler.export.onnx_qdq.refusals import NoForm
+from qcompiler.export.onnx_qdq.site import Form, Made, Operand, Site
 
 
 def _filled(site: Site, value: float) -> ir.Value:
@@ -28,6 +29,20 @@ def arange(site: Site) -> ir.Value:
     return site.call("Range", *(site.operand(part, site.dtype) for part in (start, end, step)))
 
 
+def meshgrid(site: Site) -> Made:
+    """Each vector along a dimension of its own, spread over the others; `xy` puts the second one first."""
+    tensors, shapes = site.get("tensors"), site.result
+    assert isinstance(tensors, list) and isinstance(shapes, list)
+    order = [1, 0, *range(2, len(tensors))] if site.get("indexing") == "xy" and len(tensors) > 1 else list(range(len(tensors)))
+    made: list[Made] = []
+    for axis, tensor, shape in zip(order, tensors, shapes, strict=True):
+        if not isinstance(tensor, Operand) or not isinstance(shape, tuple):
+            raise NoForm("one of what it spreads is no tensor")
+        line = site.call("Reshape", tensor.value, site.ints(*(-1 if i == axis else 1 for i in range(len(tensors)))))
+        made.append(site.call("Expand", line, site.extents.vector(shape)))
+    return made
+
+
 FORMS: dict[str, Form] = {
-    "zeros": filled_with(0.0), "ones": filled_with(1.0), "full": full, "arange": arange,
+    "zeros": filled_with(0.0), "ones": filled_with(1.0), "full": full, "arange": arange, "meshgrid": meshgrid,
 }  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 
 from qcompiler.export.onnx_qdq.refusals import NoForm
 from qcompiler.export.onnx_qdq.site import Arg, Form, Made, Operand, Site
-from qcompiler.stages.size_expressions import Size, add, is_size
+from qcompiler.stages.size_expressions import Size, add, is_size, times
 
 FAR = torch.iinfo(torch.int64).max
 
@@ -96,12 +96,29 @@ def _indexed(site: Site, x: Operand, entries: Sequence[Arg]) -> ir.Value:
 
 def _by_tensor(site: Site, value: ir.Value, tensors: list[tuple[int, Operand]], gone: list[int], widened: bool) -> ir.Value:
     (axis, index), *more = tensors
-    if more or index.dtype in (torch.bool, torch.uint8):  # bytes are bools there
-        raise NoForm("several tensors as an index, or bools beside other indices, have no op")
+    if any(tensor.dtype in (torch.bool, torch.uint8) for _, tensor in tensors):  # bytes are bools there
+        raise NoForm("bools beside other indices have no op")
+    if more:
+        return _by_tensors(site, value, tensors, bool(gone) or widened)
     made = site.call("Gather", value, site.operand(index, torch.int64), axis=axis)
     if gone and any(a > axis for a in gone):
         raise NoForm("a number behind a tensor in an index has no op")
     return site.extents.reshaped(made, None, site.shape) if gone or widened else made
+
+
+def _by_tensors(site: Site, value: ir.Value, tensors: list[tuple[int, Operand]], others: bool) -> ir.Value:
+    """Tensors for dimensions that stand side by side: these become one, of which the place is computed."""
+    x, first, after = site.x, tensors[0][0], tensors[-1][0] + 1
+    if others or value is not x.value or [axis for axis, _ in tensors] != list(range(first, after)):
+        raise NoForm("several tensors as an index, beside numbers, None or slices, or for dimensions apart, have no op")
+    place: ir.Value | None = None
+    for axis, tensor in tensors:
+        size = site.extents.scalar(x.sizes[axis])
+        own = site.call("Mod", site.operand(tensor, torch.int64), size)  # -1 is the last
+        place = own if place is None else site.call("Add", site.call("Mul", place, size), own)
+    assert place is not None
+    merged = (*x.sizes[:first], times(*x.sizes[first:after]), *x.sizes[after:])
+    return site.call("Gather", site.extents.reshaped(value, x.sizes, merged), place, axis=first)
 
 
 def _slice(cut: _Cut, axis: int, entry: slice) -> None:

@@ -8,8 +8,8 @@ import onnx_ir as ir
 import torch
 
 from qcompiler.export.onnx_qdq.refusals import NoForm
-from qcompiler.export.onnx_qdq.site import Form, Operand, Site
-from qcompiler.stages.size_expressions import Size
+from qcompiler.export.onnx_qdq.site import Form, Made, Operand, Site
+from qcompiler.stages.size_expressions import Size, times
 
 
 def _each(site: Site, name: str, dims: int, default: list[int]) -> list[int]:
@@ -122,7 +122,7 @@ def _matrix(site: Site, size: Size, count: Size) -> ir.Value:
 def _axes(site: Site) -> list[int]:
     """The dimensions that are reduced, from the front; all where none is named."""
     found = site.get("dim")
-    named = [] if found is None or found == [] else [site.x.axis(dim) for dim in site.integers("dim")]
+    named = [] if found is None or found == [] or isinstance(found, bool) else [site.x.axis(dim) for dim in site.integers("dim")]
     return named or list(range(site.x.rank))
 
 
@@ -165,10 +165,35 @@ def norm(site: Site) -> ir.Value:
     return site.call("ReduceL2", site.x.value, site.ints(*_axes(site)), keepdims=int(site.flag("keepdim")))
 
 
+def spread(root: bool, with_mean: bool = False) -> Form:
+    """The variance, its root, and the mean beside it: squares of what is left without the mean, over their number less the correction."""
+
+    def form(site: Site) -> Made:
+        x, axes, keep = site.operand(site.x, site.dtype), _axes(site), int(site.flag("keepdim"))
+        mean = site.call("ReduceMean", x, site.ints(*axes), keepdims=1)
+        left = site.call("Sub", x, mean)
+        squares = site.call("ReduceSum", site.call("Mul", left, left), site.ints(*axes), keepdims=keep)
+        count = site.operand(times(*(site.x.sizes[axis] for axis in axes)), site.dtype)
+        count = site.call("Max", site.call("Sub", count, site.constant(_correction(site), site.dtype)), site.constant(0.0, site.dtype))
+        made = site.call("Div", squares, count)
+        made = site.call("Sqrt", made) if root else made
+        return [made, site.call("ReduceMean", x, site.ints(*axes), keepdims=keep)] if with_mean else made
+
+    return form
+
+
+def _correction(site: Site) -> float:
+    if site.get("correction") is not None:
+        return float(site.number("correction"))
+    unbiased = site.get("dim") if isinstance(site.get("dim"), bool) else site.get("unbiased")  # var(False) is of all elements
+    return float(unbiased is None or bool(unbiased))
+
+
 FORMS: dict[str, Form] = {
     **{f"max_pool{dims}d": max_pool(dims) for dims in (1, 2, 3)}, **{f"avg_pool{dims}d": avg_pool(dims) for dims in (1, 2, 3)},
     **{f"adaptive_{kind}_pool{dims}d": adaptive(kind, dims) for kind in ("avg", "max") for dims in (1, 2, 3)},
     "mean": reduce("ReduceMean"), "sum": reduce("ReduceSum"), "amax": reduce("ReduceMax"), "amin": reduce("ReduceMin"),
     "prod": reduce("ReduceProd"), "logsumexp": reduce("ReduceLogSumExp"), "argmax": index_of("ArgMax"), "argmin": index_of("ArgMin"),
     "any": any_of, "cumsum": cumulative, "norm": norm,
+    "var": spread(False), "std": spread(True), "var_mean": spread(False, True), "std_mean": spread(True, True),
 }  # fmt: skip

@@ -80,7 +80,7 @@ def flip(site: Site) -> ir.Value:
 
 
 def triangle(upper: int) -> Form:
-    return lambda site: site.call("Trilu", site.x.value, site.constant(int(site.number("diagonal")), torch.int64), upper=upper)
+    return lambda site: site.call("Trilu", site.x.value, site.operand(site.get("diagonal") or 0, torch.int64), upper=upper)
 
 
 def _gathered(site: Site, op: str) -> ir.Value:
