@@ -19,8 +19,10 @@ from qcompiler.backends.torch.program.module import CompiledModule
 from qcompiler.backends.torch.program.program import Program
 from qcompiler.config.qconfig_mapping import get_default_qconfig_mapping
 from qcompiler.debug import Comparison, Recorder, compare, compute_sqnr
+from qcompiler.debug.match import match
 from qcompiler.debug.tally import BINS, Counter, Tally
 from qcompiler.errors import ConfigError, InputError
+from qcompiler.executable.steps import steps_of_graph
 from qcompiler.ir.types import source_of
 from tests.cpu import BIT, SEVEN_BITS, needs_vnni
 from tests.flow import flow, randn, randomized
@@ -510,3 +512,27 @@ def test_results_that_are_no_numbers_are_told(value: float) -> None:
     assert compare(model, int8, [data]).note == ""
     found = compare(model, int8, [data, spoiled])
     assert "4 values of the float results are NaN or inf" in found.note and "WARNING" in str(found)
+
+
+class Reshaped(nn.Module):
+    """Behind many layers a value in a shape that is computed from theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(50))
+        self.last = nn.Conv1d(2, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x)) + x
+        b, c, h, w = (x.size(dim) for dim in range(4))
+        return self.last(x.reshape(b * 2, c // 2, h * w))  # type: ignore[no-any-return]
+
+
+def test_sizes_are_no_way_that_errors_take() -> None:
+    """Each value is computed again from what is right before it, not from all that had a say in its shape."""
+    graph = fx.symbolic_trace(Reshaped())
+    steps = steps_of_graph(graph)
+    sites = match(steps, steps).sites
+    assert all(site.region is not None and len(site.region) == 1 for site in sites.values() if site.step.kind == "call")
+    assert sites["reshape"].bounds == ("add_49",)

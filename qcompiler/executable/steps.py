@@ -22,7 +22,7 @@ from qcompiler.ir.nested import Ref, rewrite, walk
 from qcompiler.ir.text import format_target
 from qcompiler.ir.types import source_of
 from qcompiler.observers.watch import Watch
-from qcompiler.ops.arguments import changes
+from qcompiler.ops.arguments import asks_size, changes
 from qcompiler.ops.reference import dequantize, dequantize_weight, quantize
 from qcompiler.ops.state_nodes import READS, WRITES, held_names
 
@@ -142,10 +142,12 @@ def _graph_step(gm: fx.GraphModule, node: fx.Node, rounds_fake: bool) -> Step:
     origin = source.origin or (node.name,)
     if kind == "input":
         origin = (*origin, str(node.target).lstrip("*"))  # programs know an argument by the user's name alone
+    read = tuple(n.name for n in node.all_input_nodes)
+    inputs, takes = ((), read) if asks_size(node) else (read, ())  # a size follows from no values
     return Step(
-        node.name, kind, op, tuple(n.name for n in node.all_input_nodes), origin, _graph_run(gm, node, rounds_fake),
+        node.name, kind, op, inputs, origin, _graph_run(gm, node, rounds_fake),
         source.module_path, source.location or "", writes, grid, rounds, _graph_weight(gm, node),  # type: ignore[arg-type]
-        state=state_of_call(node.target),
+        state=state_of_call(node.target), takes=takes,
     )  # fmt: skip
 
 
