@@ -126,7 +126,7 @@ QC_APART float qc_row_exponentials(const qc_operand *o, const uint8_t *x, int64_
   return qf_total(&s);
 }
 
-static void qc_softmax_row(const qc_softmax *s, const uint8_t *x, uint8_t *y) {
+static void qc_softmax_long(const qc_softmax *s, const uint8_t *x, uint8_t *y) {
   float from[QC_RUN], made[QC_RUN];
   int64_t c = s->y.t.c, wide = qc_width_of(&s->y);
   float most = qc_row_largest(&s->x, x, c, 1.0f), level = most == -__builtin_inff() ? 0.0f : most;
@@ -143,8 +143,34 @@ static void qc_softmax_row(const qc_softmax *s, const uint8_t *x, uint8_t *y) {
   }
 }
 
+/* The same bits for a row of one run, whose floats and exponentials are made once. */
+static void qc_softmax_short(const qc_softmax *s, const uint8_t *x, uint8_t *y) {
+  float from[QC_RUN], made[QC_RUN];
+  const qc_operand plain = {.step = 4};
+  int64_t count = s->y.t.c;
+  const float *values = qc_floats(&s->x, x, count, from);
+  float most = qc_row_largest(&plain, (const uint8_t *)values, count, 1.0f), level = most == -__builtin_inff() ? 0.0f : most;
+  qf_lanes sums = qf_lanes_of(0.0f);
+  QC_OVER_LANES(qf e = qf_exp(qc_some(values + i, room) - level); qc_set(made + i, e, room); sums.v[j] += qc_inside(e, room, 0.0f);)
+  float sum = qf_total(&sums), factor = 1.0f / sum, *to = qc_place_for(&s->y, y, made);
+  if (s->log) {
+    qf less = qf_log(qf_all(sum));
+    QC_OVER_LANES(qc_set(to + i, (qc_some(values + i, room) - level) - less, room);)
+  } else {
+    QC_OVER_LANES(qc_set(to + i, qc_some(made + i, room) * factor, room);)
+  }
+  qc_put(&s->y, y, to, count);
+}
+
 static void qc_softmax_rows(const qc_softmax *s, int64_t lo, int64_t hi) {
-  for (int64_t row = lo; row < hi; row++) qc_softmax_row(s, qc_pixel(&s->x.t, row, &s->y.t), qc_pixel(&s->y.t, row, &s->y.t));
+  for (int64_t row = lo; row < hi; row++) {
+    const uint8_t *x = qc_pixel(&s->x.t, row, &s->y.t);
+    uint8_t *y = qc_pixel(&s->y.t, row, &s->y.t);
+    if (s->y.t.c <= QC_RUN)
+      qc_softmax_short(s, x, y);
+    else
+      qc_softmax_long(s, x, y);
+  }
 }
 
 static int64_t qc_cumsum_rows_units(const qc_cumsum *s) { return qc_pixels_of(&s->y.t); }
@@ -167,15 +193,91 @@ static void qc_cumsum_rows(const qc_cumsum *s, int64_t lo, int64_t hi) {
 
 static int64_t qc_reduce_rows_units(const qc_reduce *s) { return qc_pixels_of(&s->y.t); }
 
+#define QC_TOGETHER 64     /* rows that are reduced at once */
+#define QC_MOST_CODES (1 << 23) /* in a row, whose sum has 32 bits */
+
+QC_APART int32_t qc_codes_of_row(const uint8_t *x, int64_t length, int64_t step, int32_t op) {
+  int32_t sum = 0;
+  uint8_t most = op == QC_SMALLEST ? 255 : 0;
+  if (op == QC_SUM) {
+    if (step == 1)
+      for (int64_t i = 0; i < length; i++) sum += x[i];
+    else
+      for (int64_t i = 0; i < length; i++) sum += x[i * step];
+    return sum;
+  }
+  if (op == QC_LARGEST)
+    for (int64_t i = 0; i < length; i++) most = x[i * step] > most ? x[i * step] : most;
+  else
+    for (int64_t i = 0; i < length; i++) most = x[i * step] < most ? x[i * step] : most;
+  return most;
+}
+
+/* The largest or smallest of `rows` rows side by side. */
+QC_APART void qc_most_codes(const uint8_t *x, int64_t length, int64_t step, int32_t op, int64_t rows, int32_t *made) {
+  uint8_t most[QC_TOGETHER];
+  memset(most, op == QC_SMALLEST ? 255 : 0, sizeof most);
+  for (int64_t i = 0; i < length; i++, x += step) {
+    if (op == QC_LARGEST)
+      for (int64_t r = 0; r < rows; r++) most[r] = x[r] > most[r] ? x[r] : most[r];
+    else
+      for (int64_t r = 0; r < rows; r++) most[r] = x[r] < most[r] ? x[r] : most[r];
+  }
+  for (int64_t r = 0; r < rows; r++) made[r] = most[r];
+}
+
+/* Sums of `rows` rows side by side: 257 codes fit into 16 bits. */
+QC_APART void qc_sums_of_codes(const uint8_t *x, int64_t length, int64_t step, int64_t rows, int32_t *made) {
+  memset(made, 0, QC_TOGETHER * sizeof *made);
+  for (int64_t first = 0; first < length; first += 256) {
+    uint16_t sums[QC_TOGETHER] = {0};
+    for (int64_t i = first; i < qc_min(length, first + 256); i++, x += step)
+      for (int64_t r = 0; r < rows; r++) sums[r] = (uint16_t)(sums[r] + x[r]);
+    for (int64_t r = 0; r < rows; r++) made[r] += sums[r];
+  }
+}
+
+/* Of codes: integers up to the end, and of `rows` rows `apart` bytes from each other at once. */
+static void qc_reduce_codes(const qc_reduce *s, const uint8_t *x, int64_t rows, int64_t apart, float *v) {
+  int32_t made[QC_TOGETHER];
+  int64_t c = s->x.t.c, step = s->x.step;
+  if (step == 1 || apart != 1)
+    for (int64_t r = 0; r < rows; r++) made[r] = qc_codes_of_row(x + r * apart, c, step, s->op);
+  else if (s->op == QC_SUM)
+    qc_sums_of_codes(x, c, step, rows, made);
+  else
+    qc_most_codes(x, c, step, s->op, rows, made);
+  int32_t zero = s->op == QC_SUM ? (int32_t)c * s->x.zero : s->x.zero;
+  float scale = s->x.scale, factor = s->op == QC_SUM ? s->factor : 1.0f;
+  for (int64_t r = 0; r < rows; r++) v[r] = (float)(made[r] - zero) * scale * factor;
+}
+
+static void qc_reduce_floats(const qc_reduce *s, const uint8_t *x, int64_t rows, int64_t apart, float *v) {
+  for (int64_t r = 0; r < rows; r++, x += apart)
+    v[r] = s->op == QC_SUM ? qc_row_sum(&s->x, x, s->x.t.c) * s->factor
+                           : qc_row_largest(&s->x, x, s->x.t.c, s->op == QC_LARGEST ? 1.0f : -1.0f);
+}
+
 static void qc_reduce_rows(const qc_reduce *s, int64_t lo, int64_t hi) {
-  for (int64_t row = lo; row < hi; row++) {
+  float v[QC_TOGETHER];
+  int64_t rows = 0, apart = s->y.t.sw;
+  for (int64_t row = lo; row < hi; row += rows) {
+    rows = qc_min(qc_min(hi - row, QC_TOGETHER), s->y.t.w - row % s->y.t.w);
     const uint8_t *x = qc_pixel(&s->x.t, row, &s->y.t);
     uint8_t *y = qc_pixel(&s->y.t, row, &s->y.t);
-    int64_t c = s->x.t.c;
-    float v = s->op == QC_SUM ? qc_row_sum(&s->x, x, c) * s->factor : qc_row_largest(&s->x, x, c, s->op == QC_LARGEST ? 1.0f : -1.0f);
-    float *to = qc_place_for(&s->y, y, &v);
-    *to = v;
-    qc_put(&s->y, y, to, 1);
+    if (s->x.codes && s->x.t.c < QC_MOST_CODES)
+      qc_reduce_codes(s, x, rows, s->x.t.sw, v);
+    else
+      qc_reduce_floats(s, x, rows, s->x.t.sw, v);
+    if (s->y.codes && apart == 1) {
+      qc_put(&s->y, y, v, rows);
+      continue;
+    }
+    for (int64_t r = 0; r < rows; r++, y += apart) {
+      float *to = qc_place_for(&s->y, y, v + r);
+      *to = v[r];
+      qc_put(&s->y, y, to, 1);
+    }
   }
 }
 

@@ -52,7 +52,7 @@ class Reduce(OfOne):
         return Bound(pixels, spread=steps)
 
     def cost(self, sizes: Sizes) -> int:
-        return math.prod(sizes.shape(self.x)) // 4
+        return math.prod(sizes.shape(self.x)) // (4 if self.x_codes is None else 16)
 
     def code(self, to: LayerCode) -> None:
         name = {"amax": "QC_LARGEST", "amin": "QC_SMALLEST"}.get(self.op, "QC_SUM")
