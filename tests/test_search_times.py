@@ -184,8 +184,8 @@ def moment(**own: float) -> Moment:
 NEAR: list[tuple[Mapping[str, float], float | None, str, str]] = [
     ({"default": 0.1, "codes": 0.1, "islands": 0.1}, None, "codes", "the most accurate one"),  # 8 ms is beyond 6
     ({"default": 0.1, "codes": 1.5, "islands": 0.1}, None, "default", "the most accurate one"),  # what is surely within goes first
-    ({"default": 3.0, "codes": 1.5, "islands": 0.1}, None, "codes", "too near"),  # of these two none is told to be the faster
-    ({"default": 3.0, "codes": 1.5, "islands": 3.0}, None, "islands", "too near"),
+    ({"default": 3.0, "codes": 1.5, "islands": 0.1}, None, "codes", "cannot be told"),  # of these two none is told to be the faster
+    ({"default": 3.0, "codes": 1.5, "islands": 3.0}, None, "islands", "cannot be told"),
     ({"default": 0.1, "codes": 0.2, "islands": 0.1}, 19.0, "default", "it reaches the target"),  # and none is told to be faster
     ({"default": 0.0, "codes": 0.0, "islands": 0.0}, 24.0, "codes", "it reaches the target"),
 ]
@@ -208,7 +208,20 @@ def test_of_equal_programs_that_are_too_slow_the_most_accurate_is_given() -> Non
 def test_what_was_not_timed_is_not_within_the_bound() -> None:
     times = Times(Goal.of(None, 6, False), [moment(codes=5.0)])
     assert chosen(FOUND, times)[0].step.name == "codes"
-    assert chosen(FOUND, Times(Goal()))[0].step.name == "islands" and "too near" in chosen(FOUND, Times(times.goal))[1]
+    assert chosen(FOUND, Times(Goal()))[0].step.name == "islands" and "cannot be told" in chosen(FOUND, Times(times.goal))[1]
+
+
+def test_an_interrupt_before_a_program_is_timed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default is the result all the same; whether it is fast enough nobody knows."""
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Timer, "time", interrupted)
+    moves(monkeypatch)
+    found = tuned(latency="1000ms")
+    assert found.interrupted and not found.reached and found.table[1].chosen and found.table[1].verdict.endswith("; not timed")
+    assert tuned().reached
 
 
 @pytest.fixture
@@ -236,7 +249,7 @@ def test_equal_programs_have_equal_times(noisy: None, monkeypatch: pytest.Monkey
 def test_a_bound_that_luck_would_settle_is_told(noisy: None, monkeypatch: pytest.MonkeyPatch) -> None:
     moves(monkeypatch, ("better", better, 1.0))
     found = tuned(latency="10.1ms")
-    assert not found.reached and "too near to the time that was asked to tell" in found.verdict
+    assert not found.reached and "whether it is as fast as asked cannot be told" in found.verdict
     assert sum(row.verdict.endswith("; too near to the time that was asked to tell") for row in found.table) == 2
     assert all(row.margin and f"{row.milliseconds:.2f} ± {row.margin:.2f}" in str(found) for row in found.table)
     assert tuned(latency="30ms").reached and not tuned(latency="1ms").reached

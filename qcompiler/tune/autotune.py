@@ -27,7 +27,7 @@ from qcompiler.tune.search_key import joined_keys, search_key
 from qcompiler.tune.search_log import SearchLog, Step
 from qcompiler.tune.shares import Shares
 from qcompiler.tune.table import Row
-from qcompiler.tune.times import FLOAT, Timer, Times
+from qcompiler.tune.times import FLOAT, Program, Timer, Times
 from qcompiler.tune.together import sharing, together
 from qcompiler.workflow.calibrate import calibrate
 from qcompiler.workflow.prepare import prepare
@@ -178,10 +178,18 @@ def _apart(judged: Score | None, own: Score) -> str:
     return f"; {judged.sqnr:.1f} dB on the reference graph, where steps are judged"
 
 
+def _speed(times: Times, program: Program) -> str:
+    """A word where it is not surely as fast as asked."""
+    if times.holds(program):
+        return ""
+    if times.of(program) is None:
+        return "; not timed"
+    return "; slower than asked" if times.holds(program) is False else "; too near to the time that was asked to tell"
+
+
 def _row(step: Step, made: Candidate | None, best: Candidate, times: Times) -> Row:
     if made is None:
         return Row(step.name, step.score, None, None, None, step.seconds, step.why)
-    held = {True: "", False: "; slower than asked", None: "; too near to the time that was asked to tell"}[times.holds(made.program)]
-    why = (step.why or "what quantize gives") + _apart(step.score, made.score) + held
+    why = (step.why or "what quantize gives") + _apart(step.score, made.score) + _speed(times, made.program)
     milliseconds, margin = times.of(made.program) or (None, None)
     return Row(step.name, made.score, milliseconds, made.int8_share, made.size, step.seconds, why, made is best, margin)

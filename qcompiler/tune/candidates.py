@@ -68,7 +68,7 @@ def without_losers(found: Sequence[Candidate], times: Times, prepared: nn.Module
 
 def chosen(found: Sequence[Candidate], times: Times) -> tuple[Candidate, str]:
     """The candidate to give, and why: of those fast enough the fastest that reaches the target, else the most accurate one. What is too
-    near to the bound to tell is given where none is surely fast enough, and then the fastest.
+    near to the bound to tell, or was not timed, is given where none is surely fast enough, and then the fastest.
 
     Of equal metrics dB decide; ties go to the simpler one, which stands first, and so do times that cannot be told apart. By what the goal
     counts in, none is below the default, unless that is too slow or both reach the target.
@@ -77,7 +77,7 @@ def chosen(found: Sequence[Candidate], times: Times) -> tuple[Candidate, str]:
     fast = [one for one in found if times.holds(one.program)]
     if not fast:
         near = [one for one in found if times.holds(one.program) is None]
-        why = "it is too near to the time that was asked to tell" if near else "none is as fast as asked; this is the fastest"
+        why = "whether it is as fast as asked cannot be told" if near else "none is as fast as asked; this is the fastest"
         return _most_accurate(_fastest(near or found, times), goal), why
     good = [one for one in fast if goal.reached(one.score)]
     if good:
