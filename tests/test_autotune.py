@@ -32,7 +32,7 @@ from qcompiler.tune.moves import MOVES, Move, State, Tell
 from qcompiler.tune.result import Tuned
 from qcompiler.tune.score import Judge, Score, refusal
 from qcompiler.tune.search_log import Step
-from qcompiler.tune.times import FLOAT, Times
+from qcompiler.tune.times import FLOAT, Moment, Times
 from qcompiler.tune.trial import Trial
 
 
@@ -573,7 +573,7 @@ FOUND = [candidate("default", 20), candidate("codes", 25), candidate("islands", 
 
 def times(goal: Goal) -> Times:
     """Of these candidates."""
-    return Times(goal, [{FLOAT: (10.0, 10.0), "default": (5.0, 5.0), "codes": (5.1, 5.1), "islands": (8.0, 8.0)}])
+    return Times(goal, [Moment({FLOAT: (10.0, 10.0), "default": (5.0, 5.0), "codes": (5.1, 5.1), "islands": (8.0, 8.0)})])
 
 
 @pytest.mark.parametrize(("target", "latency", "name"), [

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import qcompiler
+from qcompiler.timing import machine
 from qcompiler.tune import autotune as room
 from qcompiler.tune import times as module
 from qcompiler.tune.candidates import Candidate, chosen
@@ -23,7 +24,7 @@ from qcompiler.tune.held_out import Item
 from qcompiler.tune.moves import MOVES
 from qcompiler.tune.score import Score
 from qcompiler.tune.search_log import Step
-from qcompiler.tune.times import FLOAT, LONGER, ROUNDS, SURE, WARM, Moment, Timer, Times, in_turn, program_of
+from qcompiler.tune.times import FLOAT, MOMENTS, ROUNDS, SURE, WARM, Moment, Timer, Times, in_turn, program_of
 from tests.test_autotune import Net, better, data, moves, tuned
 
 
@@ -31,7 +32,11 @@ class Machine:
     """`now`: seconds. `slow(now)`: how many times as long a call takes that begins then."""
 
     def __init__(self, slow: Callable[[float], float] = lambda now: 1.0) -> None:
-        self.now, self.slow, self.calls = 0.0, slow, 0
+        self.now, self.slow, self.calls, self.others = 0.0, slow, 0, [0.0]
+
+    def share(self, seconds: float) -> float:
+        """What other processes do: at this moment the next of what is said."""
+        return self.others.pop(0) if len(self.others) > 1 else self.others[0]
 
     def call(self, milliseconds: float) -> Callable[..., None]:
         def run(*args: object) -> None:
@@ -54,6 +59,8 @@ class Called(nn.Module):
 def timer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Timer, Machine]]:
     def make(goal: Goal, slow: Callable[[float], float] = lambda now: 1.0, of_float: float = 20.0) -> tuple[Timer, Machine]:
         machine, clock = Machine(slow), Clock(1000.0)
+        monkeypatch.setattr(module, "WATCHED", 0.0)
+        monkeypatch.setattr(module, "Machine", lambda: machine)
         monkeypatch.setattr(module.time, "perf_counter", lambda: machine.now)
         monkeypatch.setattr("qcompiler.tune.clock.time.monotonic", lambda: clock.started + machine.now)
         return Timer(Called(machine.call(of_float)), Item((), {}, None), clock, Times(goal)), machine
@@ -103,25 +110,43 @@ def test_what_another_module_leaves_behind_is_not_counted(timer: Any) -> None:
     assert found[0].times.of("a")[0] == found[0].times.of("b")[0] == pytest.approx(10.0) and found[0].times.holds("a")
 
 
-@pytest.mark.parametrize(("bound", "held"), [(9, None), (16, True), (4, False), ("0.45x", False), ("0.55x", True)])
+@pytest.mark.parametrize(("bound", "held"), [(9, False), (12, None), (16, True), (4, False), ("0.45x", False), ("0.55x", True)])
 def test_a_machine_that_becomes_slow_has_a_margin(timer: Any, bound: Any, held: bool | None) -> None:
     """Half of the calls take half as long again: 10 ± 5 ms. Float is as slow then, so parts of its time are told."""
-    times = timed(timer(Goal.of(None, bound, False), lambda now: 1.5 if now > 0.33 else 1.0), a=10.0)
-    assert times.of("a") == (pytest.approx(10.0), pytest.approx(5.0)) and times.holds("a") is held
+    slow = lambda now: 1.5 if now > 0.33 else 1.0  # noqa: E731
+    assert timed(timer(Goal(), slow), a=10.0).of("a") == (pytest.approx(10.0), pytest.approx(5.0))
+    assert timed(timer(Goal.of(None, bound, False), slow), a=10.0).holds("a") is held
 
 
-def test_what_is_too_near_is_timed_for_longer(timer: Any) -> None:
-    """A machine that is slow for as long as the calls would take: more of them meet its other side, and the bound is told."""
-    for bound, is_longer in ((12.0, True), (30.0, False)):
+def test_what_is_too_near_is_timed_again(timer: Any) -> None:
+    """A machine that becomes quiet: another moment tells."""
+    for bound, moments in ((12.0, 2), (30.0, 1)):
         found = timer(Goal.of(None, bound, False), lambda now: 1.5 if now < 0.4 else 1.0)
-        assert timed(found, a=10.0).holds("a") is True
-        assert (ROUNDS + WARM < found[1].calls // 2 < LONGER * ROUNDS) == is_longer
+        assert timed(found, a=10.0).holds("a") is True and len(found[0].times.moments) == moments
 
 
 def test_what_stays_too_near_ends(timer: Any) -> None:
-    """Each call takes as long as luck has it, in the same way for all parts of the calls but one."""
     found = timer(Goal.of(None, 10.2, False), lambda now: 1.0 if now < 0.5 else 1.1)
-    assert timed(found, a=10.0).holds("a") is None and found[1].calls // 2 == LONGER * ROUNDS + WARM
+    assert timed(found, a=10.0).holds("a") is None and found[1].calls // 2 == MOMENTS * (ROUNDS + WARM)
+
+
+@pytest.mark.parametrize(
+    ("bound", "held"), [(25, True), (17, None), (11, None), (9, False), ("1.7x", True), ("0.8x", None), ("0.2x", False)]
+)
+def test_beside_other_processes_a_call_may_take_twice_its_time(timer: Any, bound: Any, held: bool | None) -> None:
+    """All calls take 20 ms instead of 10, for as long as anybody looks; float as well, or not."""
+    found = timer(Goal.of(None, bound, False), lambda now: 2.0)
+    found[1].others = [0.5]
+    times = timed(found, a=10.0)
+    assert times.of("a") == quiet(20.0) and times.holds("a") is held and "kept 50% of all cores" in times.note()
+    assert len(times.moments) == (MOMENTS if held is None else 1)
+
+
+def test_a_quiet_moment_is_waited_for(timer: Any) -> None:
+    found = timer(Goal.of(None, 12, False), lambda now: 2.0 if now < 2.0 else 1.0)
+    found[1].others = [0.5, 0.5, 0.0]
+    times = timed(found, a=10.0)
+    assert times.of("a") == quiet(10.0) and times.holds("a") is True and len(times.moments) == 3 and not times.note()
 
 
 def test_another_moment_tells_how_slow_this_one_was(timer: Any) -> None:
@@ -146,7 +171,7 @@ def test_what_has_a_time_is_not_timed_again(timer: Any) -> None:
 
 
 def test_one_call_tells_nothing() -> None:
-    times = Times(Goal.of(None, 12, False), [{FLOAT: (20.0,), "a": (10.0,)}])
+    times = Times(Goal.of(None, 12, False), [Moment({FLOAT: (20.0,), "a": (10.0,)})])
     assert times.of("a") == (10.0, 10.0) and times.holds("a") is None
     assert Times(Goal.of(None, "0.6x", False), times.moments).holds("a") is None
 
@@ -159,14 +184,14 @@ def test_an_interrupt_while_programs_are_timed_keeps_them() -> None:
         if len(calls) == 1:
             raise KeyboardInterrupt
 
-    assert set(in_turn({"a": call, "b": lambda: None}, Clock(10.0), lambda moment: True)) == {"a", "b"}
+    assert set(in_turn({"a": call, "b": lambda: None}, Clock(10.0)).leasts) == {"a", "b"}
 
 
 @pytest.mark.parametrize(("seconds", "count"), [(0.01, ROUNDS + WARM), (1.0, 8 + WARM), (60.0, 2)])
 def test_calls_that_take_long_are_timed_few_times(seconds: float, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     machine, clock = Machine(), Clock(100.0)
     monkeypatch.setattr("qcompiler.tune.clock.time.monotonic", lambda: clock.started + machine.now)
-    in_turn({"a": machine.call(1e3 * seconds)}, clock, lambda moment: True)
+    in_turn({"a": machine.call(1e3 * seconds)}, clock)
     assert machine.calls == count
 
 
@@ -178,7 +203,7 @@ FOUND = [candidate("default", 20), candidate("codes", 25), candidate("islands", 
 
 
 def moment(**own: float) -> Moment:
-    return {FLOAT: (10.0,) * 4} | {name: (one,) * 4 for name, one in own.items()}
+    return Moment({FLOAT: (10.0,) * 4} | {name: (one,) * 4 for name, one in own.items()})
 
 
 NEAR: list[tuple[Mapping[str, float], float | None, str, str]] = [
@@ -195,7 +220,7 @@ NEAR: list[tuple[Mapping[str, float], float | None, str, str]] = [
 def test_choosing_where_times_are_near_to_the_bound(margins: Mapping[str, float], target: float | None, name: str, why: str) -> None:
     own = {"default": 5.0, "codes": 5.1, "islands": 8.0}
     found = {name: (own[name], *[own[name] + margin] * 3) for name, margin in margins.items()}
-    best, text = chosen(FOUND, Times(Goal.of(target, 6, False), [{FLOAT: (10.0,) * 4, **found}]))
+    best, text = chosen(FOUND, Times(Goal.of(target, 6, False), [Moment({FLOAT: (10.0,) * 4, **found})]))
     assert best.step.name == name and why in text
 
 
@@ -233,6 +258,8 @@ def noisy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         now[0] += 0.01 * (1 + 0.5 * torch.rand((), generator=generator).item())
         return now[0]
 
+    monkeypatch.setattr(module, "WATCHED", 0.0)
+    monkeypatch.setattr(module, "Machine", Machine)
     monkeypatch.setattr(module.time, "perf_counter", tick)
     yield
 
@@ -289,3 +316,17 @@ def test_several_forms_of_a_call_are_one_program() -> None:
     calls = [{"x": x}, {"x": x, "mask": mask}, {"x": x + 1}, {"x": x - 1}]
     found = qcompiler.autotune(Masked().eval(), calls, progress=False, target=1, example_kwargs=calls[:2])
     assert room.DEFAULT in [row.name for row in found.table if row.milliseconds]
+
+
+def test_other_processes_are_told_of_where_they_were_watched_for_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds of which other processes worked six, on four cores; the process itself worked two."""
+    now, worked, own = [100.0], [50.0], [3.0]
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(machine.time, "process_time", lambda: own[0])
+    monkeypatch.setattr(machine, "_worked", lambda: worked[0])
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 4)
+    watch = machine.Machine()
+    now[0], worked[0], own[0] = 110.0, 58.0, 5.0
+    assert watch.share(10.0) == pytest.approx(0.15) and watch.share(10.1) == 0.0
+    monkeypatch.setattr(machine, "_worked", lambda: None)
+    assert watch.share(10.0) == 0.0

@@ -168,7 +168,7 @@ def _result(found: Search, candidates: Sequence[Candidate], times: Times) -> Tun
     kept = tuple(sorted(corrections.keep_float))
     diagnosis = "" if found.state.diagnosis is None else str(found.state.diagnosis)
     return Tuned(module, tuple(table), tuple(found.steps), corrections, found.state.prepared, kept, diagnosis, why, reached,
-                 found.interrupted, found.clock.spent, in_front=found.judge.shares.text())  # fmt: skip
+                 found.interrupted, found.clock.spent, in_front=found.judge.shares.text(), busy=times.note())  # fmt: skip
 
 
 def _apart(judged: Score | None, own: Score) -> str:
