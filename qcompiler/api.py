@@ -238,10 +238,11 @@ def autotune(
     `data`: batches as `calibrate` takes them, two at least; `holdout`, a share of them drawn with `seed`, is kept out of ranges and
     corrections. `metric(outputs, batch)` gives a number, larger is better; batches are then pairs of inputs and labels. `target`: what
     is enough, in the metric's unit, without one in dB ("25dB": in dB in any case); the search ends there. `latency`: what a held-out
-    batch may take at most, in ms, or "0.5x", in parts of the float model's time. `seconds`: a bound on all of it: a step that cannot end
-    in time is not begun, or done on less data; what `quantize` does is done in any case. `log`: a file from which an interrupted search
-    goes on. An interrupt (Ctrl-C) ends the search with the best so far. `group`: of torch.distributed, whose processes call this together,
-    each with its share of the data; all get the same corrections, and rank 0 keeps the log. `options`: those of prepare_fx.
+    batch may take at most, in ms, or "0.5x", in parts of the float model's time; what is too near to it to tell does not count as fast
+    enough. `seconds`: a bound on all of it: a step that cannot end in time is not begun, or done on less data; what `quantize` does is done
+    in any case. `log`: a file from which an interrupted search goes on. An interrupt (Ctrl-C) ends the search with the best so far.
+    `group`: of torch.distributed, whose processes call this together, each with its share of the data; all get the same corrections, and
+    rank 0 keeps the log. `options`: those of prepare_fx.
     Raises ConfigError before the work for arguments that mean nothing, CalibrationError for fewer than two batches and for a rank that
     fails or does not answer for `timeout` seconds, and what prepare_fx and convert_fx raise.
     """

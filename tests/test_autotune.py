@@ -22,7 +22,7 @@ from qcompiler.config.corrections import Corrections
 from qcompiler.observers import MinMaxObserver, default_weight_observer
 from qcompiler.tune import autotune as room
 from qcompiler.tune import candidates, islands, reconstruct, report
-from qcompiler.tune.candidates import Candidate, _interleaved, chosen, with_times, worth_building
+from qcompiler.tune.candidates import Candidate, chosen, worth_building
 from qcompiler.tune.clock import Clock, OutOfTime
 from qcompiler.tune.diagnose import Diagnosis
 from qcompiler.tune.goal import Goal
@@ -32,6 +32,7 @@ from qcompiler.tune.moves import MOVES, Move, State, Tell
 from qcompiler.tune.result import Tuned
 from qcompiler.tune.score import Judge, Score, refusal
 from qcompiler.tune.search_log import Step
+from qcompiler.tune.times import FLOAT, Moment, Times
 from qcompiler.tune.trial import Trial
 
 
@@ -433,33 +434,6 @@ def test_an_interrupt_while_the_default_is_built_again_gives_it(monkeypatch: pyt
     assert found.interrupted and len(calls) == 2 and next(row.name for row in found.table if row.chosen) == "default"
 
 
-def test_an_interrupt_while_modules_are_timed_keeps_them() -> None:
-    calls = []
-
-    def call() -> None:
-        calls.append(1)
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-
-    assert set(_interleaved({0: call, 1: lambda: None}, Clock(10.0))) == {0, 1}
-
-
-def test_calls_that_take_long_are_timed_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, now = Clock(100.0), [0.0]
-    monkeypatch.setattr("qcompiler.tune.clock.time.monotonic", lambda: clock.started + now[0])
-    calls = []
-
-    def call(seconds: float) -> None:
-        calls.append(1)
-        now[0] += seconds
-
-    for seconds, count in ((0.01, 22), (1.0, 7), (60.0, 2)):
-        calls.clear()
-        now[0] = 0.0
-        _interleaved({0: lambda seconds=seconds: call(seconds)}, clock)  # type: ignore[misc]
-        assert len(calls) == count
-
-
 def test_a_judged_graph_gives_its_memory_back_at_once() -> None:
     x = data()[0]
     prepared = qcompiler.prepare_fx(Net().eval(), None, (x,))
@@ -590,19 +564,24 @@ def test_the_native_back_end() -> None:
     assert all(row.milliseconds for row in found.table if row.chosen or row.name in ("float", "default"))
 
 
-def candidate(name: str, sqnr: float, milliseconds: float) -> Candidate:
-    return Candidate(Step(name, None, 0, True, ""), Any, Score(sqnr, 0.0), 1.0, 0, milliseconds)  # type: ignore[arg-type]
+def candidate(name: str, sqnr: float) -> Candidate:
+    return Candidate(Step(name, None, 0, True, ""), Any, Score(sqnr, 0.0), 1.0, 0, name)  # type: ignore[arg-type]
 
 
-FOUND = [candidate("default", 20, 5), candidate("codes", 25, 5.1), candidate("islands", 27, 8)]
+FOUND = [candidate("default", 20), candidate("codes", 25), candidate("islands", 27)]
+
+
+def times(goal: Goal) -> Times:
+    """Of these candidates."""
+    return Times(goal, [Moment({FLOAT: (10.0, 10.0), "default": (5.0, 5.0), "codes": (5.1, 5.1), "islands": (8.0, 8.0)})])
 
 
 @pytest.mark.parametrize(("target", "latency", "name"), [
     (None, None, "islands"), (24, None, "codes"), (19, None, "default"), (26, 6, "codes"), (30, None, "islands"),
-    (None, "0.6x", "codes"), (None, 1, "default"),
+    (None, "0.6x", "codes"), (None, 1, "codes"),
 ])  # fmt: skip
 def test_choosing(target: Any, latency: Any, name: str) -> None:
-    assert chosen(FOUND, 10.0, Goal.of(target, latency, False))[0].step.name == name
+    assert chosen(FOUND, times(Goal.of(target, latency, False)))[0].step.name == name
 
 
 def test_one_built_module_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -638,22 +617,15 @@ def test_a_default_that_is_the_best_is_built_again(monkeypatch: pytest.MonkeyPat
     assert torch.equal(found.model(x), qcompiler.convert_fx(found.prepared)(x))
 
 
-def test_times_are_told_as_of_one_moment() -> None:
-    """Each candidate is timed beside the float model, which takes longer on a busy machine."""
-    first, second = (replace(one, of_float=of_float) for one, of_float in zip(FOUND, (10.0, 20.0)))
-    timed, of_float = with_times([first, second])
-    assert of_float == 15.0 and [one.milliseconds for one in timed] == [7.5, pytest.approx(5.1 * 0.75)]
-
-
 def test_none_is_below_the_default_in_real_int8() -> None:
-    assert chosen([candidate("default", 20, 5), candidate("codes", 19, 5)], 10.0, Goal())[0].step.name == "default"
+    assert chosen([candidate("default", 20), candidate("codes", 19)], times(Goal()))[0].step.name == "default"
 
 
 def test_with_a_metric_and_a_target_in_decibels() -> None:
     """The nearest to the target is told by dB, not by the metric."""
     scored = [replace(one, score=replace(one.score, metric=metric)) for one, metric in zip(FOUND, (0.9, 0.8, 0.7))]
-    assert chosen(scored, 10.0, Goal.of("30dB", None, True))[0].step.name == "islands"
-    assert chosen(scored, 10.0, Goal.of(None, None, True))[0].step.name == "default"
+    assert chosen(scored, times(Goal.of("30dB", None, True)))[0].step.name == "islands"
+    assert chosen(scored, times(Goal.of(None, None, True)))[0].step.name == "default"
 
 
 def test_a_bound_in_milliseconds() -> None:
@@ -662,7 +634,7 @@ def test_a_bound_in_milliseconds() -> None:
 
 def test_of_equal_metrics_decibels_decide() -> None:
     scored = [replace(one, score=replace(one.score, metric=metric)) for one, metric in zip(FOUND, (1.0, 1.0, 0.9))]
-    assert chosen(scored, 10.0, Goal.of(None, None, True))[0].step.name == "codes"
+    assert chosen(scored, times(Goal.of(None, None, True)))[0].step.name == "codes"
 
 
 def judged(expected: Tensor, got: Tensor) -> Score:

@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 
 from qcompiler import calibrate, convert_fx, convert_to_reference_fx, prepare_fx
 from qcompiler.errors import CalibrationError, ConfigError, InputError
-from qcompiler.tune import equalize, fit_ranges, reconstruct
-from qcompiler.tune.ranges import _Weighed
+from qcompiler.tune import Corrections, equalize, fit_ranges, reconstruct
+from qcompiler.tune.groups import named_ranges
+from qcompiler.tune.ranges import _measured, _Weighed
 from qcompiler.workflow.twins import twins
 from tests.test_equalize import MODELS, prepared_model
 
@@ -214,3 +215,31 @@ def test_nothing_of_a_batch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     fit_ranges(calibrated(Outliers(), images()), images())
     gc.collect()
     assert len(taken) >= 2 * 3 * 2 and all(tensor() is None for tensor in taken)
+
+
+class Parts(nn.Module):
+    """A result whose parts are of unlike range, so that each has a scale of its own: a product takes the place of the small one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.both, self.last = nn.Conv2d(4, 16, 1), nn.Conv2d(8, 8, 1)
+        with torch.no_grad():
+            self.both.weight[:8] *= 20
+
+    def forward(self, x: Tensor) -> Tensor:
+        large, small = self.both(x).chunk(2, 1)
+        y: Tensor = self.last(small) + torch.tanh(large)
+        return y
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_ranges_of_parts_have_the_names_of_the_parts(backend: str) -> None:
+    data = images()
+    prepared = calibrated(Parts().eval(), data, backend)
+    twin = twins(prepared)[0]
+    assert any(name.name.endswith("_part") for name in twin.quantized.graph.nodes)
+    names = named_ranges(twin, dict.fromkeys((one.group for one in _measured(twin)), (-0.5, 0.5)), Corrections())
+    assert set(names) <= {node.name for node in prepared.graph.nodes} and "getitem_1" in names
+    found = fit_ranges(prepared, data) | fit_ranges(prepared, data, corrections=Corrections(ranges=names))
+    assert found.ranges and convert_fx(prepared, corrections=found)(data[0]).isfinite().all()

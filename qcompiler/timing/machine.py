@@ -25,6 +25,11 @@ class Machine:
             return None
         return max(0.0, (now - self.all - (time.process_time() - self.own)) / seconds)
 
+    def share(self, seconds: float) -> float:
+        """Of all cores, how much other processes kept busy; 0 where the system does not tell, or has not watched for so many seconds."""
+        others = self.others() if time.perf_counter() - self.start >= seconds else None
+        return 0.0 if others is None else others / (os.cpu_count() or 1)
+
     def note(self) -> str:
         """A warning where others were at work; empty where nothing is known against the times."""
         return busy_note(self.others(), os.cpu_count() or 1)

@@ -14,7 +14,7 @@ from torch import nn
 from qcompiler.choices import Choices
 from qcompiler.config.corrections import NO_CORRECTIONS
 from qcompiler.executable import Executable
-from qcompiler.tune.candidates import Beside, Candidate, built, chosen, module_of, with_times, without_losers, worth_building
+from qcompiler.tune.candidates import Candidate, built, chosen, module_of, without_losers, worth_building
 from qcompiler.tune.clock import Clock, clock_for
 from qcompiler.tune.diagnose import diagnose
 from qcompiler.tune.goal import Goal
@@ -27,6 +27,7 @@ from qcompiler.tune.search_key import joined_keys, search_key
 from qcompiler.tune.search_log import SearchLog, Step
 from qcompiler.tune.shares import Shares
 from qcompiler.tune.table import Row
+from qcompiler.tune.times import FLOAT, Program, Timer, Times
 from qcompiler.tune.together import sharing, together
 from qcompiler.workflow.calibrate import calibrate
 from qcompiler.workflow.prepare import prepare
@@ -65,12 +66,12 @@ def search(model: nn.Module, data: object, task: Task, choices: Choices, forms: 
         calibrate(prepared, _shown(tuning, clock), group=task.group, timeout=task.timeout)
         floats = copy.deepcopy(model)  # what a model keeps between calls stays as it is in the user's
         judge = Judge.of(floats, held, task.metric, Shares.of(prepared))
-        beside = Beside(copy.deepcopy(model, _unchanged(model, floats)), held[0], clock)
+        timer = Timer(copy.deepcopy(model, _unchanged(model, floats)), held[0], clock, Times(task.goal))
         del floats
-        made, found = _begun(State(prepared, tuning, task.seed, NO_CORRECTIONS), judge, task.goal, beside, log)
+        made, found = _begun(State(prepared, tuning, task.seed, NO_CORRECTIONS), judge, task.goal, clock, log)
         if not found.interrupted:
             found.run(MOVES)
-        return replace(_result(found, _built(found, made, beside)), batch=held[0].rows)
+        return replace(_result(found, _built(found, made, timer), timer.times), batch=held[0].rows)
 
 
 def _unchanged(model: nn.Module, called: nn.Module) -> dict[int, object]:
@@ -85,16 +86,16 @@ def _shown(items: Sequence[Item], clock: Clock) -> Iterator[object]:
         yield item.call
 
 
-def _begun(state: State, judge: Judge, goal: Goal, beside: Beside, log: SearchLog) -> tuple[Candidate, Search]:
-    """The default, judged and timed, and the search that begins there. How long building took tells how long it takes in the end.
+def _begun(state: State, judge: Judge, goal: Goal, clock: Clock, log: SearchLog) -> tuple[Candidate, Search]:
+    """The default, judged, and the search that begins there. How long building took tells how long it takes in the end.
 
     Its module is let go: most searches end with another one.
     """
-    clock, begun = beside.clock, beside.clock.spent
+    begun = clock.spent
     clock.show("building the default")
     made = built(state.prepared, Step(DEFAULT, None, 0.0, True, ""), judge)
     clock.reserve = together().most(1.5 * (clock.spent - begun))
-    made = beside.timed(made).without_module(state.prepared)
+    made = made.without_module(state.prepared)
     found = Search(replace(state, score=made.score), judge, goal, clock, log, made.score)
     try:
         _judge_default(found, made.score)
@@ -118,14 +119,19 @@ def _judge_default(found: Search, in_int8: Score) -> None:
         found.state = replace(found.state, diagnosis=diagnose(found.state.prepared, found.judge, found.best))
 
 
-def _built(found: Search, default: Candidate, beside: Beside) -> list[Candidate]:
-    """The default and what was found, built and timed; an interrupt leaves out what is not yet. One module at most is kept."""
-    made = [default]
+def _built(found: Search, default: Candidate, timer: Timer) -> list[Candidate]:
+    """The default and what was found, built, and their programs timed; an interrupt leaves out what is not yet. One module at most is kept.
+
+    The default is built once more where no other stage runs its ops: it is timed with the best of them.
+    """
+    made, prepared = [default], found.state.prepared
     try:
         for stage in reversed(worth_building(found.stages)):
-            beside.clock.show(f"building {stage.name}")
-            made.insert(1, beside.timed(built(found.state.prepared, stage, found.judge)))
-            made = without_losers(made, found.goal, found.state.prepared)
+            timer.clock.show(f"building {stage.name}")
+            made = _timed([default, built(prepared, stage, found.judge), *made[1:]], timer, prepared)
+        if timer.times.of(default.program) is None:
+            timer.clock.show(f"building {DEFAULT}")
+            made = _timed([replace(default, module=module_of(prepared, default.step)), *made[1:]], timer, prepared)
     except KeyboardInterrupt:
         if not together().is_alone:
             raise
@@ -133,8 +139,14 @@ def _built(found: Search, default: Candidate, beside: Beside) -> list[Candidate]
     return made
 
 
+def _timed(made: list[Candidate], timer: Timer, prepared: nn.Module) -> list[Candidate]:
+    """The candidates with their programs timed and the module of the best one alone."""
+    timer.time({one.program: one.module for one in made if one.module is not None})
+    return without_losers(made, timer.times, prepared)
+
+
 def _again(found: Search, best: Candidate) -> Executable:
-    """The module of the default, which was let go. An interrupt meanwhile gives it all the same; a second one ends."""
+    """The module of a stage that was let go. An interrupt meanwhile gives it all the same; a second one ends."""
     try:
         return module_of(found.state.prepared, best.step)
     except KeyboardInterrupt:
@@ -144,19 +156,19 @@ def _again(found: Search, best: Candidate) -> Executable:
         return module_of(found.state.prepared, best.step)
 
 
-def _result(found: Search, candidates: Sequence[Candidate]) -> Tuned:
-    timed, of_float = with_times(candidates)
-    best, why = chosen(timed, of_float, found.goal)
+def _result(found: Search, candidates: Sequence[Candidate], times: Times) -> Tuned:
+    best, why = chosen(candidates, times)
     module = best.module or _again(found, best)
-    reached = (found.goal.target is None or found.goal.reached(best.score)) and found.goal.fast_enough(best.milliseconds, of_float)
-    by_name = {one.step.name: one for one in timed}
-    table = [Row("float", found.judge.of_float() if found.judge.metric else None, of_float, 0.0, None, 0.0, "")]
-    table += [_row(step, by_name.get(step.name), best) for step in found.steps]
+    reached = (found.goal.target is None or found.goal.reached(best.score)) and times.holds(best.program) is True
+    by_name = {one.step.name: one for one in candidates}
+    milliseconds, margin = times.of(FLOAT) or (None, None)
+    table = [Row("float", found.judge.of_float() if found.judge.metric else None, milliseconds, 0.0, None, 0.0, "", margin=margin)]
+    table += [_row(step, by_name.get(step.name), best, times) for step in found.steps]
     corrections = best.step.corrections
     kept = tuple(sorted(corrections.keep_float))
     diagnosis = "" if found.state.diagnosis is None else str(found.state.diagnosis)
     return Tuned(module, tuple(table), tuple(found.steps), corrections, found.state.prepared, kept, diagnosis, why, reached,
-                 found.interrupted, found.clock.spent, in_front=found.judge.shares.text())  # fmt: skip
+                 found.interrupted, found.clock.spent, in_front=found.judge.shares.text(), busy=times.note())  # fmt: skip
 
 
 def _apart(judged: Score | None, own: Score) -> str:
@@ -166,8 +178,18 @@ def _apart(judged: Score | None, own: Score) -> str:
     return f"; {judged.sqnr:.1f} dB on the reference graph, where steps are judged"
 
 
-def _row(step: Step, made: Candidate | None, best: Candidate) -> Row:
+def _speed(times: Times, program: Program) -> str:
+    """A word where it is not surely as fast as asked."""
+    if times.holds(program):
+        return ""
+    if times.of(program) is None:
+        return "; not timed"
+    return "; slower than asked" if times.holds(program) is False else "; too near to the time that was asked to tell"
+
+
+def _row(step: Step, made: Candidate | None, best: Candidate, times: Times) -> Row:
     if made is None:
         return Row(step.name, step.score, None, None, None, step.seconds, step.why)
-    why = (step.why or "what quantize gives") + _apart(step.score, made.score)
-    return Row(step.name, made.score, made.milliseconds, made.int8_share, made.size, step.seconds, why, made is best)
+    why = (step.why or "what quantize gives") + _apart(step.score, made.score) + _speed(times, made.program)
+    milliseconds, margin = times.of(made.program) or (None, None)
+    return Row(step.name, made.score, milliseconds, made.int8_share, made.size, step.seconds, why, made is best, margin)

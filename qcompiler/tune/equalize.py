@@ -101,7 +101,7 @@ def _of_region(twin: Twin, region: Region, ends: Ends, alpha: float, so_far: Cor
         assert isinstance(node.args[1], fx.Node)
         fold.multiply(node, node.args[1], scale, reads=True)
     biases = {node.name: so_far.biases[node.name] / scale for node in region.makers if node.name in so_far.biases}
-    return Corrections(weights=fold.made, biases=biases, ranges=named_ranges(twin.quantized, _ranges(quantized, ends, scale), so_far))
+    return Corrections(weights=fold.made, biases=biases, ranges=named_ranges(twin, _ranges(quantized, ends, scale), so_far))
 
 
 class _Fold:

@@ -40,9 +40,6 @@ class Goal:
         in_decibels = score.metric is None or (self.target is not None and self.in_decibels)
         return score.sqnr if in_decibels or score.metric is None else score.metric
 
-    def fast_enough(self, milliseconds: float, of_float: float) -> bool:
-        return self.latency is None or (milliseconds / of_float if self.in_parts else milliseconds) <= self.latency
-
     def text(self) -> str:
         parts = [] if self.target is None else [f"target {self.target:g}{' dB' if self.in_decibels else ''}"]
         parts += [] if self.latency is None else [f"at most {self.latency:g}{' x the time of float' if self.in_parts else ' ms'}"]

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import nn
+from torch import fx, nn
 
 from qcompiler.config.corrections import Corrections
+from qcompiler.executable import Executable
+from qcompiler.executable.call_forms import CallForms
 from qcompiler.workflow.twins import Twin, twins
 
 SPARE = 2**26  # bytes that the C library may keep
@@ -31,6 +33,13 @@ def let_go(of: object, *made: nn.Module) -> None:
             module._parameters.clear()
             module._buffers.clear()
     give_back()
+
+
+def graphs_of(module: nn.Module | None) -> list[fx.GraphModule]:
+    """The graphs that stay with a converted module, one for each form of its call."""
+    forms = module.call_forms if isinstance(module, CallForms) else [module]
+    found = [form._graph() for form in forms if isinstance(form, Executable)]
+    return [graph for graph in found if graph is not None]
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def fit_ranges_worth(prepared: object, batches: object, so_far: Corrections, how
             if not number and not worth(_left(_joined(found))):
                 return so_far
         narrowed = {one.group: ends for one in _joined(found) if (ends := one.fitted().ends) is not None}
-        return so_far | Corrections(ranges=named_ranges(twin.quantized, narrowed, so_far))
+        return so_far | Corrections(ranges=named_ranges(twin, narrowed, so_far))
 
 
 def _joined(found: Sequence[_Weighed]) -> list[_Weighed]:

@@ -25,9 +25,10 @@ class Tuned:
     `model`: the int8 module. `table`: float, default and every step, with figures on held-out data: in real int8 where the row was built
     (it has a time then), else of the reference graph. `steps`: the same steps with their corrections. `corrections`: those of `model`, for
     convert_fx on `prepared`. `keep_float`: names of modules, and of ops that are no module, which the search found worth staying float: to
-    paste into convert_fx, those of modules into a mapping as well. `reached`: whether target and latency hold. `interrupted`: whether the
-    user ended it. `batch`: rows of the held-out batch that the table has milliseconds of. `in_front`: where dB are not those of the results
-    themselves, what they are of.
+    paste into convert_fx, those of modules into a mapping as well. `reached`: whether target and latency hold; False where that of the
+    latency is too near to tell. `interrupted`: whether the user ended it. `batch`: rows of the held-out batch that the table has
+    milliseconds of. `in_front`: where dB are not those of the results themselves, what they are of. `busy`: what other processes did while
+    modules were timed, where that counts.
     """
 
     model: Executable
@@ -43,6 +44,7 @@ class Tuned:
     seconds: float = 0.0
     batch: int = 1
     in_front: str = ""
+    busy: str = ""
 
     def __str__(self) -> str:
         return as_text(self.rich(), *self.notes())
@@ -64,6 +66,7 @@ class Tuned:
         lines += [self.diagnosis] if self.diagnosis else []
         lines += [f"dB are those of {self.in_front}"] if self.in_front else []
         lines += [f"keep_float={list(self.keep_float)}{self._for_nodes()}"] if self.keep_float else []
+        lines += [self.busy] if self.busy else []
         lines += ["interrupted: this is the best that was found by then"] if self.interrupted else []
         return lines
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -27,13 +27,15 @@ from qcompiler.workflow.start_convert import Asked, asked_of, decide
 class Twin:
     """One form of the call. `floats` has the float values of the weights that `quantized` has as integers, under the same names.
 
-    `measured`: the groups of values whose range is calibration's: others have the one that an op fixes.
+    `measured`: the groups of values whose range is calibration's: others have the one that an op fixes. `groups`: of values by the names
+    that corrections have for them: a part of a result that is scaled has another one in `quantized`.
     """
 
     floats: fx.GraphModule
     quantized: fx.GraphModule
     settings: Settings
     measured: frozenset[int]
+    groups: Mapping[str, int]
 
 
 def twins(prepared: object, corrections: Corrections | None = None) -> list[Twin]:
@@ -51,11 +53,12 @@ def _twin(prepared: object, asked: Asked) -> Twin:
     frozen, at = (next(i for i, step in enumerate(passes) if isinstance(step, kind)) for kind in (FreezeQParams, InsertQuantizeDequantize))
     run_passes(gm, passes[:frozen], Stage.OBSERVED, context)
     measured = frozenset(_measured(gm))
+    groups = {node.name: group for node in gm.graph.nodes if (group := quant_of(node).group) is not None}
     run_passes(gm, passes[frozen:at], Stage.OBSERVED, context)
     floats = OwnGraphModule(gm, copy.deepcopy(gm.graph))
     floats.meta[NAMES] = gm.meta.get(NAMES, {})
     run_passes(gm, passes[at:], Stage.OBSERVED, context)
-    return Twin(floats, gm, context.settings, measured)
+    return Twin(floats, gm, context.settings, measured, groups)
 
 
 def _measured(gm: fx.GraphModule) -> Iterator[int]:
