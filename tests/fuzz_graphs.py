@@ -165,10 +165,13 @@ def accurate(model: Network, result: Any, call: Call) -> None:
 
 def in_seven_bits(model: Network, expected: Any, call: Call, wider: float = 1.0) -> list[float]:
     inputs, form = call
+    worst = [-math.inf] * len(tree_leaves(expected))
     try:
-        return sqnrs(expected, simulated(model, inputs, form, wider))
+        found = simulated(model, inputs, form, wider)
     except RuntimeError:  # it divided by what it had rounded to zero, and no value is as large as a mean that is not a number
-        return [-math.inf] * len(tree_leaves(expected))
+        return worst
+    sizes = [[v.shape for v in tree_leaves(of) if isinstance(v, Tensor)] for of in (expected, found)]
+    return sqnrs(expected, found) if sizes[0] == sizes[1] else worst  # so many of its values are numbers, and so long is a piece
 
 
 def bounds_of(model: Network, expected: Any, found: list[float], call: Call) -> list[float]:

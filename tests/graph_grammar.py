@@ -14,7 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.grammar import blocks, features, forms, indexing, pairs, sequences, spatial, statements, values  # noqa: F401
+from tests.grammar import (  # noqa: F401
+    blocks,
+    features,
+    forms,
+    functions,
+    indexing,
+    norms,
+    pairs,
+    products,
+    recurrences,
+    reductions,
+    sampling,
+    sequences,
+    spatial,
+    spectra,
+    statements,
+    values,
+    writes,
+)  # fmt: skip
 from tests.grammar.network import BRANCHES, MAX_VALUES, RULES, Draw, Network, Step
 
 __all__ = ["RULES", "Network", "network"]
