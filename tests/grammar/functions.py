@@ -26,7 +26,7 @@ SMOOTH: tuple[Function, ...] = (
     lambda v: F.gelu(v, approximate="tanh"), lambda v: v.clamp(max=0.5), lambda v: v.clamp_min(-0.3), lambda v: torch.hypot(v, v + 1),
 )  # fmt: skip
 JUMPING: tuple[Function, ...] = (
-    torch.floor, torch.ceil, torch.trunc, torch.round, torch.sign, lambda v: v // 1, lambda v: v - v.frac(),
+    torch.floor, torch.ceil, torch.trunc, torch.round, torch.sign, lambda v: v - v.frac(),
     lambda v: F.threshold(v, 0.1, -0.5), lambda v: F.hardshrink(v, 0.4), lambda v: torch.heaviside(v, torch.ones(())),
 )  # fmt: skip
 MODULES: tuple[Callable[[], nn.Module], ...] = (
