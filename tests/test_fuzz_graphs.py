@@ -52,6 +52,14 @@ def test_a_wrong_result_is_seen() -> None:
         assert min(fuzz_graphs.sqnrs(expected, broken)) < 15
 
 
+def test_another_dtype_or_container_is_seen() -> None:
+    x = torch.arange(3)
+    fuzz_graphs.of_one_kind((x, {"a": [x]}), (x, {"a": [x]}))
+    for other in ((x.float(), {"a": [x]}), (x, {"a": (x,)}), (x, {"a": [x[None]]}), (x, {"a": [3]})):
+        with pytest.raises(AssertionError):
+            fuzz_graphs.of_one_kind((x, {"a": [x]}), other)
+
+
 class Chance(nn.Module):
     """The second result is made of roundings alone."""
 
