@@ -1,5 +1,6 @@
-"""Random networks of many kinds: 1-3d convolutions, recurrent layers, attention, norms, indexing, masks, shared modules, in-place forms,
-statements that look at data, several inputs, some of integers, several call forms.
+"""Random networks of many kinds: 1-3d convolutions, recurrent layers, attention, norms, functions of single values, reductions, indexing,
+masks, shared modules, in-place forms, buffers, complex numbers, statements that look at data, several inputs, some of integers, several
+call forms.
 
 `network(seed)` draws step after step, each fed by values that exist already, and runs it on the example to know what comes out. Every
 step computes with the sizes of its inputs, so that other batches and sizes fit as well. The rules stand in tests/grammar/.
