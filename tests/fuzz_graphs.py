@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only, tree_structure
 
 import qcompiler
 from qcompiler.backends.native.build import library
@@ -91,7 +91,8 @@ def compiled(model: Network, inputs: tuple[Tensor, ...], seed: int, engine: str)
         prepared = qcompiler.prepare_qat_fx(copy.deepcopy(model).train(), mapping, inputs, **settings)
         optimizer = torch.optim.SGD(prepared.parameters(), lr=1e-2) if list(prepared.parameters()) else None
         for _, form in product(range(2), model.forms or [{}]):
-            total = sum(t.square().mean() for t in tree_leaves(prepared.eval()(*inputs, **form)) if isinstance(t, Tensor))
+            results = [t for t in tree_leaves(prepared.eval()(*inputs, **form)) if isinstance(t, Tensor)]
+            total = sum(t.square().mean() for t in results if t.is_floating_point())
             if optimizer is not None and isinstance(total, Tensor) and total.requires_grad:
                 optimizer.zero_grad()
                 total.backward()
@@ -138,6 +139,7 @@ def examine_call(seed: int, engine: str, pair: tuple[Network, Compiled], call: C
     """All that must hold of a call, with one of the forms."""
     (model, made), (inputs, form) = pair, call
     result = made.module(*inputs, **form)
+    of_one_kind(expected_of(model, call), result)
     if seed % 4 != 1:
         accurate(model, result, call)
     copies(made, call, result, folder)
@@ -156,6 +158,13 @@ def expected_of(model: Network, call: Call) -> Any:
     return model(*(x.clone() for x in inputs), **form)
 
 
+def of_one_kind(expected: Any, result: Any) -> None:
+    """The same containers and classes, and tensors of the same dtype and number of dimensions."""
+    assert tree_structure(expected) == tree_structure(result), f"{tree_structure(result)} for {tree_structure(expected)}"
+    kinds = [[(type(v), (v.dtype, v.dim()) if isinstance(v, Tensor) else None) for v in tree_leaves(of)] for of in (expected, result)]
+    assert kinds[0] == kinds[1], f"{kinds[1]} for {kinds[0]}"
+
+
 def accurate(model: Network, result: Any, call: Call) -> None:
     expected = expected_of(model, call)
     found = sqnrs(expected, result)
@@ -165,10 +174,13 @@ def accurate(model: Network, result: Any, call: Call) -> None:
 
 def in_seven_bits(model: Network, expected: Any, call: Call, wider: float = 1.0) -> list[float]:
     inputs, form = call
+    worst = [-math.inf] * len(tree_leaves(expected))
     try:
-        return sqnrs(expected, simulated(model, inputs, form, wider))
+        found = simulated(model, inputs, form, wider)
     except RuntimeError:  # it divided by what it had rounded to zero, and no value is as large as a mean that is not a number
-        return [-math.inf] * len(tree_leaves(expected))
+        return worst
+    sizes = [[v.shape for v in tree_leaves(of) if isinstance(v, Tensor)] for of in (expected, found)]
+    return sqnrs(expected, found) if sizes[0] == sizes[1] else worst  # so many of its values are numbers, and so long is a piece
 
 
 def bounds_of(model: Network, expected: Any, found: list[float], call: Call) -> list[float]:

@@ -1,5 +1,6 @@
-"""Random networks of many kinds: 1-3d convolutions, recurrent layers, attention, norms, indexing, masks, shared modules, in-place forms,
-statements that look at data, several inputs, some of integers, several call forms.
+"""Random networks of many kinds: 1-3d convolutions, recurrent layers, attention, norms, functions of single values, reductions, indexing,
+masks, shared modules, in-place forms, buffers, complex numbers, statements that look at data, several inputs, some of integers, several
+call forms.
 
 `network(seed)` draws step after step, each fed by values that exist already, and runs it on the example to know what comes out. Every
 step computes with the sizes of its inputs, so that other batches and sizes fit as well. The rules stand in tests/grammar/.
@@ -14,7 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.grammar import blocks, features, forms, indexing, pairs, sequences, spatial, statements, values  # noqa: F401
+from tests.grammar import (  # noqa: F401
+    blocks,
+    features,
+    forms,
+    functions,
+    indexing,
+    norms,
+    pairs,
+    products,
+    recurrences,
+    reductions,
+    sampling,
+    sequences,
+    spatial,
+    spectra,
+    statements,
+    values,
+    writes,
+)  # fmt: skip
 from tests.grammar.network import BRANCHES, MAX_VALUES, RULES, Draw, Network, Step
 
 __all__ = ["RULES", "Network", "network"]

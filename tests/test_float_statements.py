@@ -540,3 +540,18 @@ def test_a_file_that_was_run_twice(tmp_path: Path) -> None:
     model, x = Both().eval(), torch.randn(4, 8, generator=torch.Generator().manual_seed(0)) * 4
     made = qc.quantize(model, [x], progress=False)
     assert sqnr(model(x), made(x)) > 30 and "2 of 8 calls on int8" in repr(made)
+
+
+def test_a_variable_that_is_only_added_to_behind_a_statement_is_known() -> None:
+    """`a += 1` reads `a`. Here it would change what a view shares, which is the error, and not that there is no such variable."""
+
+    class Net(Base):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            n = int((x.abs() >= 0).float().mean() * 8 + 0.5)
+            y = self.first(x)[:, : n - 1].clone()
+            a, _ = y.chunk(2, 1) if y.size(1) > 1 else (y, y)
+            a += 0.25
+            return y * 2
+
+    with pytest.raises(TraceError, match="share its memory with one that was changed in place"):
+        traced(Net(), inputs(0))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from itertools import product
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from qcompiler.ops.reference import dequantize, quantize
 from tests import fuzz_graphs
@@ -36,36 +37,77 @@ def test_the_same_seed_gives_the_same_network() -> None:
 
 
 def test_every_rule_is_drawn() -> None:
-    drawn = {step.name for seed in range(500) for step in network(seed)[0].steps}
+    drawn = {step.name for seed in range(1000) for step in network(seed)[0].steps}
     assert {name for name, *_ in RULES} <= drawn
 
 
 def test_a_wrong_result_is_seen() -> None:
     """The floor is one that a broken kernel does not pass."""
-    model, inputs = network(2)
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), torch.randn(2, 3, 8, 8)
     with torch.no_grad():
-        expected = model(*inputs)
-        assert min(fuzz_graphs.sqnrs(expected, fuzz_graphs.simulated(model, inputs))) > 15
+        expected = model(x)
+        assert min(fuzz_graphs.sqnrs(expected, fuzz_graphs.simulated(model, (x,)))) > 15
         broken = torch.utils._pytree.tree_map(lambda t: t.roll(1, -1), expected)
         assert min(fuzz_graphs.sqnrs(expected, broken)) < 15
 
 
+def test_another_dtype_or_container_is_seen() -> None:
+    x = torch.arange(3)
+    fuzz_graphs.of_one_kind((x, {"a": [x]}), (x, {"a": [x]}))
+    for other in ((x.float(), {"a": [x]}), (x, {"a": (x,)}), (x, {"a": [x[None]]}), (x, {"a": [3]})):
+        with pytest.raises(AssertionError):
+            fuzz_graphs.of_one_kind((x, {"a": [x]}), other)
+
+
+class Chance(nn.Module):
+    """The second result is made of roundings alone."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x * 0.7, nn.functional.normalize((x + 1e5) - 1e5 - x), torch.tanh(x)
+
+
+def bounds(model: Any, x: Tensor) -> list[float]:
+    """Of results that are all worse than any bound."""
+    expected = model(x)
+    return fuzz_graphs.bounds_of(model, expected, [-20.0] * len(expected), ((x,), {}))
+
+
 def test_what_float32_leaves_to_chance_has_no_bound() -> None:
-    """The norm of a constant is made of roundings; a broken result beside it is seen all the same."""
-    model, inputs = network(20_000_760)
-    with torch.no_grad():
-        expected = fuzz_graphs.expected_of(model, (inputs, {}))
-        assert [near > 60 for near in fuzz_graphs.in_double(model, expected, (inputs, {}))] == [True, False, True]
-        bounds = fuzz_graphs.bounds_of(model, expected, [-20.0, -20.0, -20.0], (inputs, {}))
-    assert bounds[1] == -float("inf") and min(bounds[0], bounds[2]) > 20
+    """A broken result beside it is seen all the same."""
+    torch.manual_seed(0)
+    model, x = cast(Any, Chance()), torch.randn(4, 7)
+    assert [near > 60 for near in fuzz_graphs.in_double(model, model(x), ((x,), {}))] == [True, False, True]
+    found = bounds(model, x)
+    assert found[1] == -float("inf") and min(found[0], found[2]) > 20
+
+
+class Nearest(nn.Module):
+    """The second result hangs on which of two values is larger."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x * 0.7, x[:, :2].argmax(1, keepdim=True) * 4.0 + x[:, 2:] * 0.1
 
 
 def test_a_decision_that_roundings_turn_has_the_bound_of_that() -> None:
-    """An argmax of values nearer than a step: one simulation of ten picks the other one."""
-    model, inputs = network(20_001_156)
-    with torch.no_grad():
-        bounds = fuzz_graphs.bounds_of(model, fuzz_graphs.expected_of(model, (inputs, {})), [-20.0] * 4, (inputs, {}))
-    assert bounds[2] < 10 and min(bounds[0], bounds[1], bounds[3]) > 20
+    """Of values nearer than a step one simulation of ten picks the other one."""
+    x = torch.tensor([[0.9877, 1.0, 0.2, -0.4]])
+    found = bounds(Nearest(), x)
+    assert found[0] > 20 and found[1] < 10
+    assert fuzz_graphs.in_seven_bits(cast(Any, Nearest()), Nearest()(x), ((x,), {}))[1] > 20
+
+
+class Pieces(nn.Module):
+    """A piece as long as there are numbers among the values, of which a simulation has fewer: it divides by what it rounds to zero."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = (x * x + 0.1).rsqrt()
+        return x * 0.7, x[:, : int(torch.isfinite(y).sum())]
+
+
+def test_a_simulation_of_other_sizes_is_no_bound() -> None:
+    x = torch.tensor([[0.0, 1.0, 20.0, -40.0]])
+    assert Pieces()(x)[1].shape == (1, 4) and bounds(Pieces(), x)[1] == -float("inf")
 
 
 U8 = (0, 255, torch.uint8)

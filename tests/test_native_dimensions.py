@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import qcompiler
 from qcompiler.backends.native.regions import regions_of
+from tests import native_layers
 from tests.native_nets import Through, conv, converted, example, steps_apart
 
 
@@ -53,3 +54,30 @@ def test_six_dimensions(form: str) -> None:
     assert bool([r for r in qcompiler.remarks(module) if "too many dimensions" in r.text]) == (regions > 1)
     for given in (x, x[:1], example((2, 3, 9, 9))):
         assert max(steps_apart(module, graph, given).values()) <= 1
+
+
+SPREAD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": lambda v, t: v + t,
+    "difference": lambda v, t: t - v,
+    "product": lambda v, t: v * t,
+    "relu": lambda v, t: (v + t).relu(),
+    "larger": lambda v, t: torch.maximum(v, t),
+}
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("form", SPREAD)
+def test_a_value_without_batch_is_spread_over_images(form: str, dims: int) -> None:
+    """Its first dimension are the channels, which lie apart in it, and the result has a rim, so that no two axes are one."""
+    layer: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    torch.manual_seed(1)
+    forward = lambda m, pair: m[1](SPREAD[form](m[0](pair[0]), pair[1]))  # noqa: E731
+    model = Through(forward, layer(3, 4, 1), layer(4, 4, 3, padding=1, groups=4)).eval()
+    size = (7, 9, 8)[:dims]
+    pairs = [(example((n, 3, *size)), example((4, *size), seed=n)) for n in (3, 1, 2)]
+    prepared = qcompiler.prepare_fx(model, None, (pairs[0],), backend="native")
+    qcompiler.calibrate(prepared, [(pair,) for pair in pairs], progress=False)
+    module, graph = qcompiler.convert_fx(prepared), qcompiler.convert_to_reference_fx(prepared)
+    assert len(regions_of(module)) == 1
+    for pair in pairs:
+        assert max(native_layers.steps_apart(native_layers.watched(module, (pair,), {}).values, graph, (pair,), {}).values()) <= 1

@@ -214,3 +214,22 @@ def test_rows_that_a_table_does_not_have_are_an_error() -> None:
     assert module(example((2, 6, 8))).shape == (2, 6, 4)
     with pytest.raises(InputError, match="rows 0 to 6 of a table of 6 rows"):
         module(example((2, 7, 8)))
+
+
+WHOLE: dict[str, Callable[[Tensor], Any]] = {
+    "sort": lambda n: tuple(n.sort(descending=True)),
+    "topk": lambda n: tuple(n.topk(2)),
+    "max": lambda n: tuple(n.max(0)),
+    "argsort": lambda n: (n.argsort(), n[n.argsort()]),
+    "turned": lambda n: (n.sort()[0].flip(0), n.sort()[1]),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_whole_numbers_in_order_are_whole_numbers(case: str) -> None:
+    """Of sizes alone, such as lengths that a packed sequence is ordered by: they came out as floats."""
+    forward = lambda m, x: (m[1](m[0](x)), *WHOLE[case](torch.arange(x.size(1)) % 3))  # noqa: E731
+    module, _ = converted(Through(forward, nn.Linear(8, 8), nn.Linear(8, 4)), x := example((2, 5, 8)))
+    for given in (x, example((2, 7, 8))):
+        for found, expected in zip(module(given)[1:], forward([nn.Identity()] * 2, given)[1:], strict=True):
+            assert found.dtype is torch.int64 and torch.equal(found, expected)

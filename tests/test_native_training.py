@@ -55,7 +55,8 @@ def trained(net: nn.Module, qconfig: Any, *shape: int) -> tuple[Any, Tensor]:
     optimizer = torch.optim.SGD(prepared.parameters(), 0.01)
     for _ in range(2):
         optimizer.zero_grad()
-        prepared(torch.randn(shape)).square().mean().backward()
+        result = prepared(torch.randn(shape))
+        sum(y.square().mean() for y in (result if isinstance(result, tuple) else (result,))).backward()
         optimizer.step()
     return prepared, x
 
@@ -96,3 +97,48 @@ def test_a_lone_linear_and_what_is_wrong_in_it() -> None:
     with torch.no_grad():
         prepared.get_parameter("0.weight").mul_(1.05)  # behind the conversion
     assert not parity(prepared, module, [x]).holds
+
+
+class Through(nn.Module):
+    """Three linears, and what is computed with them around an op that C does not have."""
+
+    def __init__(self, computed: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+        self.computed = computed
+
+    def forward(self, x: Tensor) -> Any:
+        return self.computed(self, x)
+
+
+def read_as_floats_too(m: Any, x: Tensor, joined: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Any:
+    """Floats of torch that an int8 linear rounds, and that are read as they are: beside what int8 ops round."""
+    h, u = torch.logcumsumexp(x, 1), m.b(x).tanh()
+    return joined(m.a(h), h, u), m.c(u)
+
+
+def codes_for_another_region(m: Any, x: Tensor, change: Callable[[Tensor], Tensor]) -> Any:
+    """Codes that one region hands out, of floats that an int8 linear hands out, in front of what torch computes."""
+    r = x.relu()
+    y, c = change(torch.where(r > 0.3, m.a(r), r)).mean(1), r.clone()
+    c[:, 0] = r[:, 0] * 0.5
+    return m.b(y) + c[:, 0]
+
+
+BETWEEN_REGIONS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "floats times codes": lambda m, x: read_as_floats_too(m, x, lambda a, h, u: a * u + h),
+    "floats and codes in a cat": lambda m, x: read_as_floats_too(m, x, lambda a, h, u: torch.cat([a, h, u], 1)),
+    "floats normalized": lambda m, x: read_as_floats_too(m, x, lambda a, h, u: F.layer_norm(a + h * u, (8,))),
+    "codes of a mean": lambda m, x: codes_for_another_region(m, x, lambda y: y),
+    "codes of a function": lambda m, x: codes_for_another_region(m, x, lambda y: torch.exp(-y * y)),
+}
+
+
+@pytest.mark.parametrize("case", BETWEEN_REGIONS)
+def test_values_between_regions_are_compared_as_they_are_held(case: str) -> None:
+    """A region may round what it takes as floats in itself alone, and codes that it hands out are floats a step apart."""
+    prepared, x = trained(Through(BETWEEN_REGIONS[case]), None, 2, 3, 8)
+    prepared.eval()
+    module = qc.convert_fx(prepared)  # raises where it does not compute what training simulated
+    found = parity(prepared, module, [x])
+    assert found.holds and max(d.worst for d in found.differences if d.is_float) < 1e-5

@@ -247,6 +247,42 @@ def test_float_calls_in_spellings_that_torchscript_lacks() -> None:
     assert torch.equal(torch.jit.script(module)(x), module(x))
 
 
+@pytest.mark.parametrize("engine", ["x86", "qnnpack"])
+@pytest.mark.parametrize("size", [(None, 2), (1, None), [None, None], 2])
+@pytest.mark.parametrize("pool", [F.adaptive_avg_pool2d, F.adaptive_max_pool2d])
+def test_adaptive_pools_that_keep_a_size(pool: Any, size: Any, engine: str) -> None:
+    """TorchScript has no None among sizes; at other sizes the pool keeps those."""
+    x = torch.randn(1, 4, 6, 5)
+    module = quantize(Between(lambda y: pool(y, size)).eval(), [x], progress=False, engine=engine)
+    for given in (x, torch.randn(2, 4, 9, 7)):
+        assert torch.equal(torch.jit.script(module)(given), module(given))
+
+
+class Between(nn.Module):
+    def __init__(self, computed: Any) -> None:
+        super().__init__()
+        self.first, self.last, self.computed = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), computed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.computed(self.first(x)))
+
+
+HELD = [
+    lambda y: y * 2 if y.size(2) > 3 else y,  # type: ignore[no-any-return]
+    lambda y: y * 2 if y.size(2) > 3 else y,  #type: (a, b)
+    lambda y: y * 2 if y.size(2) > 3 else y,  # type: (Tensor) -> Tensor
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_a_type_comment_in_a_line_of_the_users_is_no_type(held: Any) -> None:
+    """torch.jit takes `# type:` for one in strings as well, such as the message of what the trace holds fixed."""
+    x = torch.randn(2, 4, 6, 5)
+    module = quantize(Between(held).eval(), [x], progress=False)
+    assert "23 type" in module.code or "23type" in module.code
+    assert torch.equal(torch.jit.script(module)(x), module(x))
+
+
 def test_a_frozen_trace_holds_each_weight_once() -> None:
     x = torch.randn(2, 256)
     module = quantize(nn.Sequential(nn.Linear(256, 256), nn.ReLU()).eval(), [x], progress=False)

@@ -216,7 +216,7 @@ class Walk:
         for name in site.bounds:
             bound, known = self.matching.sites[name], real(references[name])
             env[bound.float_step.name] = known
-            if name in self.unrounded[site.step.name] and bound.region is not None:
+            if name in self.unrounded[site.step.name] and name in self.rounded and bound.region is not None:  # else it is held as it was
                 env[bound.float_step.name] = self._again(bound, bound.region, floats, references, other)
                 rounded[self.unrounded[site.step.name][name]] = known
         for step in region:
@@ -232,8 +232,8 @@ class Walk:
 
     def _slack(self, site: Site, floats: Env, references: Env, perfect: object) -> Tensor | None:
         """What one step more or less at each rounding of the region, in a pattern without a mean, makes of the value."""
-        rounding = [step for one in self._computed_again(site) for step in self._unseen(one) if step is not site.float_step]
-        found = None
+        again = (one for one in self._computed_again(site) if one is site or one.step.name in self.rounded)
+        rounding, found = [step for one in again for step in self._unseen(one) if step is not site.float_step], None
         for step in rounding if isinstance(perfect, Tensor) else ():
             shifts = [{step.name: partial(_one_step, sign * self.scales[step.name])} for sign in (-1, 1)]
             others = [self._again(site, site.region or (), floats, references, shift) for shift in shifts]

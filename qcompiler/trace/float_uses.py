@@ -143,8 +143,9 @@ def _is_read(function: Function, statements: Sequence[ast.stmt], name: str) -> b
     """Whether other statements read a variable: any elsewhere, or the same ones in the next round of a loop around them."""
     first, last = span(statements[0])[0], span(statements[-1])[1]
     loops = any(isinstance(n, LOOPS) and span(n)[0] <= first and last <= span(n)[1] for n in ast.walk(function) if n not in statements)
+    augmented = {id(node.target) for node in ast.walk(function) if isinstance(node, ast.AugAssign)}  # x += y reads x
     for node in ast.walk(function):
-        if not isinstance(node, ast.Name) or node.id != name or isinstance(node.ctx, ast.Store):
+        if not isinstance(node, ast.Name) or node.id != name or (isinstance(node.ctx, ast.Store) and id(node) not in augmented):
             continue
         if loops or not first <= (node.lineno, node.col_offset) < last:
             return True

@@ -133,3 +133,18 @@ def written(draw: Draw, x: Tensor) -> Made | None:
         return torch.zeros_like(v).scatter(1, v.argmax(1, keepdim=True), 1.0) * v
 
     return None, draw.pick(halves, added, scattered)
+
+
+@rule(2)
+def whole_numbers(draw: Draw, x: Tensor) -> Made | None:
+    """Integers that sizes settle, as results or as rows of tables."""
+
+    def places(v: Tensor) -> Tensor:
+        return torch.arange(v.size(1)).expand(v.size(0), -1) % 4
+
+    return None, draw.pick(
+        places, lambda v: places(v).sort(-1, descending=True)[0], lambda v: places(v).topk(1, -1)[0], lambda v: places(v).flip(1),
+        lambda v: places(v).max(-1, keepdim=True)[0], lambda v: places(v).clamp(1, 3), lambda v: places(v) * places(v) % 5,
+        lambda v: places(v).cumsum(1) % 7, lambda v: places(v).gather(1, places(v)[:, :1] * 0), lambda v: torch.cat([places(v)] * 2, 1),
+        lambda v: torch.where(places(v) > 1, places(v), 1), lambda v: places(v).argsort(-1) % 4, lambda v: places(v)[:, ::2] + 1,
+    )  # fmt: skip

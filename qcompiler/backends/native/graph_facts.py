@@ -161,8 +161,15 @@ def places_call(node: fx.Node, table: Table) -> Call | None:
     if row is not None and row.name in MOVES and isinstance(moved, fx.Node) and value_of(moved).shape is not None:
         return places_call(moved, table)
     source = node.args[0] if node.target in (getitem, operator.getitem) else node
+    if source is not node and _part(node) == 0:
+        return None  # the elements, which are whole numbers themselves
     call = bound(source) if isinstance(source, fx.Node) else None
     return call if call is not None and call[0] in (*FIRST, *SORTED) else None
+
+
+def _part(node: fx.Node) -> object:
+    """Which part of several values a node takes."""
+    return node.kwargs.get("index", node.args[1] if len(node.args) > 1 else None)
 
 
 def is_useful(node: fx.Node) -> bool:

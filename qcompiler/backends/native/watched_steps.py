@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from qcompiler.backends.native.plan.codes import Codes
+from qcompiler.backends.native.plan.edges import Dequantize
 from qcompiler.backends.native.region import NativeRegion
 from qcompiler.backends.native.runtime import native_region, run_region
-from qcompiler.executable.steps import Env, Step, Steps, steps_of_graph
+from qcompiler.executable.steps import Env, Grid, Step, Steps, steps_of_graph
 from qcompiler.ir.attributes import attribute
 from qcompiler.ops.functional import getitem
 from qcompiler.ops.reference import dequantize
@@ -56,8 +58,11 @@ class WatchedRegion:
         return tuple(given for name, given in zip(names, self.given, strict=True) if name not in read)
 
     def handed_out(self, step: Step, index: int) -> Step:
-        """The step that takes a result of the region, as one that depends on the values behind it."""
-        return replace(step, inputs=(*step.inputs, *self._inputs(self.region.network.outputs[index])))
+        """The step that takes a result of the region, as one that depends on the values behind it. Floats of codes are on their grid."""
+        out = self.region.network.outputs[index]
+        layer = self.layers.get(out)
+        grid = _grid(layer.codes) if isinstance(layer, Dequantize) else None
+        return replace(step, inputs=(*step.inputs, *self._inputs(out)), grid=grid)
 
     def _value(self, name: str, kept: str) -> Step:
         place, codes = self.region.places[name], self.region.network.codes[name]
@@ -66,10 +71,10 @@ class WatchedRegion:
         def run(env: Env) -> Tensor:
             return dequantize(env[kept][name], codes.scale, codes.zero)
 
-        grid = (codes.scale, codes.zero, codes.low, codes.high)
         return Step(
-            self.names.get(name, name), "call", op, self._inputs(name), place.origin, run, place.path, place.line, grid=grid, is_past=True
-        )
+            self.names.get(name, name), "call", op, self._inputs(name), place.origin, run, place.path, place.line, grid=_grid(codes),
+            is_past=True,
+        )  # fmt: skip
 
     def _inputs(self, name: str) -> tuple[str, ...]:
         """The values with a step of their own that a value is computed from, through those without one."""
@@ -83,6 +88,10 @@ class WatchedRegion:
             elif one in self.layers:
                 waiting += self.layers[one].reads
         return tuple(found)
+
+
+def _grid(codes: Codes) -> Grid:
+    return codes.scale, codes.zero, codes.low, codes.high
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def plan_layer_norm(step: Step, planner: Planning) -> None:
     x, many = planner.operand(step.args[0]), len(tuple(step.kwargs["normalized_shape"]))
     rms, label = step.op == "rms_norm", planner.label(step)
     weight, bias = (*_weights(step, planner, 1 if rms else 2), None)[:2]
-    eps = step.kwargs.get("eps", 1e-5)
+    eps = step.kwargs.get("eps", None if rms else 1e-5)
     eps = torch.finfo(torch.float32).eps if eps is None else float(eps)
     out, codes = planner.result(step)
     if many == 1:

@@ -277,7 +277,8 @@ class Planner(Answers):
         name = self.value(argument)
         if self.rank(name) > STEPPED:
             return name
-        if self.lies.get(name) is not None and self.lies.get(name) == self.lies.get(other):
+        lies, alike = self.lies.get(name), self.rank(name) == self.rank(other)  # pixels of fewer dimensions are others
+        if lies is not None and lies == self.lies.get(other) and (alike or lies == "rows"):
             return name
         return self.add(Relayout(f"{name}.like.{len(self.layers)}", name, name, "like", other=other), self.codes.get(name))
 

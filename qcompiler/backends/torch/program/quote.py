@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 MAX_COMMENT = 160
+TYPE_COMMENT = re.compile(r"#(?=\s*type)")
 
 
 def comment(text: str) -> str:
@@ -17,5 +20,5 @@ def docstring(text: str) -> str:
 
 
 def literal(value: object) -> str:
-    """A string, number or other plain value as Python writes it, in ASCII."""
-    return ascii(value)
+    """A string, number or other plain value as Python writes it, in ASCII. What torch.jit would read as a type comment is escaped."""
+    return TYPE_COMMENT.sub(r"\\x23", ascii(value))

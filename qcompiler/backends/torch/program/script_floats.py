@@ -1,16 +1,17 @@
-"""Whole numbers that torch takes for floats, and TorchScript does not: `F.normalize(x, p=2)` is spelled with 2.0."""
+"""Numbers that torch takes and TorchScript does not: whole ones for floats (`F.normalize(x, p=2)` is spelled with 2.0), None for a size."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.statements import Call
+from qcompiler.ir.nested import Ref
 
 SPACES = {registry.METHOD: "", "torch.": "", "F.": "", "special.": "special_", "linalg.": "linalg_"}  # what names of aten begin with
 WHOLE = {"int", "SymInt", "number"}  # types of which one takes the number as it is
@@ -23,6 +24,18 @@ def with_floats(call: Call) -> Call:
     types = _types(call.op)
     args = tuple(_float(value, types.get(place)) for place, value in enumerate(call.args))
     return replace(call, args=args, kwargs={key: _float(value, types.get(key)) for key, value in call.kwargs.items()})
+
+
+def sizes_kept(call: Call, free: Callable[[str], str]) -> list[Call]:
+    """The call, where it is an adaptive pool that keeps a size (None) behind those that read the size. `free`: a name for each."""
+    given = call.args[1] if len(call.args) > 1 else call.kwargs.get("output_size")
+    if not call.op.startswith("F.adaptive_") or not isinstance(given, (tuple, list)) or None not in given:
+        return [call]
+    names = {i: free("size") for i, size in enumerate(given) if size is None}
+    reads = [Call(name, f"{registry.METHOD}size", (call.args[0], i - len(given))) for i, name in names.items()]
+    sizes = tuple(Ref(names[i]) if i in names else size for i, size in enumerate(given))
+    rest = {key: value for key, value in call.kwargs.items() if key != "output_size"}
+    return [*reads, replace(call, args=(call.args[0], sizes), kwargs=rest)]
 
 
 def _float(value: object, kinds: frozenset[str] | None) -> object:

@@ -9,7 +9,7 @@ import torch
 
 from qcompiler.backends.torch.program import registry
 from qcompiler.backends.torch.program.expressions import Expressions
-from qcompiler.backends.torch.program.script_floats import with_floats
+from qcompiler.backends.torch.program.script_floats import sizes_kept, with_floats
 from qcompiler.backends.torch.program.statements import Call, Input
 from qcompiler.backends.torch.program.surroundings import refusal
 from qcompiler.errors import ConfigError
@@ -94,10 +94,10 @@ class ScriptTypes:
             return self.guard(call)
         if call.op.startswith(registry.RECORD):
             return self.record(call)
-        call = with_floats(call)
+        *before, call = sizes_kept(with_floats(call), self.emitter.free)
         part = self.part(call)
         if part is None or call.out is None:
-            return self.emitter.statement(call)
+            return [line for one in (*before, call) for line in self.emitter.statement(one)]
         self.forms[call.out] = part
         if part.kind == "tensor" and self.is_optional(call):
             value = self.emitter.expression(call)
