@@ -123,6 +123,7 @@ def _plan_float_function(step: Step, planner: Planning) -> None:
 
 
 def _of_floats(add: Add) -> None:
+    add(["clamp"], CForm(float_pointwise.plan_between, float_pointwise.refuse_between))
     add(FUNCTIONS, CForm(_plan_float_function, float_pointwise.refuse_float_function))
     add(float_pointwise.PAIRS, CForm(float_pointwise.plan_float_pair, float_pointwise.refuse_float_pair))
     add(["prelu"], CForm(prelu.plan_float_prelu, prelu.refuse_float_prelu))
