@@ -31,7 +31,8 @@ _METHODS = ("masked_fill", "to", "float", "int", "long", "bool", "clone", "logic
             "any")  # fmt: skip
 _TORCH = ("arange", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "eye", "linspace", "clone", "where", "logical_and",
           "logical_or", "logical_not", "logical_xor", "eq", "ne", "lt", "le", "gt", "ge", "cumsum", "outer", "masked_fill", "bitwise_and",
-          "bitwise_or", "bitwise_not", "floor_divide", "remainder", "fmod", "all", "any", "meshgrid", "bucketize", "searchsorted")  # fmt: skip
+          "bitwise_or", "bitwise_not", "floor_divide", "remainder", "fmod", "all", "any", "meshgrid", "bucketize",
+          "searchsorted")  # fmt: skip
 UNASKED = ("device", "layout", "memory_format", "requires_grad", "pin_memory")  # what changes nothing here
 SEVERAL = (torch.meshgrid,)  # of these calls each gives several values, which are taken out one by one
 _OPERATORS = ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor", "invert", "floordiv", "mod", "pow", "setitem")

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +38,9 @@ class Weighted(MatMul):
 
 def panels(weight: Tensor) -> Tensor:
     """A weight (*, N, K) as (*, ceil(N / 16), K, 16), as plan.matmul.Pack makes it of (*, K, N); what is missing in the last panel is 0."""
-    rows, columns = weight.shape[-2:]
-    padded = F.pad(weight.float(), (0, 0, 0, -rows % COLUMNS))
-    return padded.unflatten(-2, (-1, COLUMNS)).transpose(-1, -2).contiguous()
+    padded = F.pad(weight.float(), (0, 0, 0, -weight.shape[-2] % COLUMNS))
+    parts = torch.unflatten(padded, -2, (-1, COLUMNS))
+    return parts.transpose(-1, -2).contiguous()
 
 
 def _is_one(argument: Argument, facts: Facts) -> bool:
@@ -86,8 +85,8 @@ def _whole(x: Tensor) -> Tensor:
     return x
 
 
-def _turned(*given: Any, function: Callable[..., Tensor]) -> Tensor:
-    return function(*given).transpose(-1, -2)
+def _turned(weight: Tensor, *args: int, function: Callable[..., Tensor]) -> Tensor:
+    return function(weight, *args).transpose(-1, -2)
 
 
 def _seen(name: str, planner: Planning, x: str, function: Callable[..., Tensor], args: tuple[Argument, ...]) -> str:
@@ -130,7 +129,7 @@ def _windows(x: Tensor, weight: Axes, groups: int, settings: Window, dims: int) 
     for i in range(dims):
         at = 3 - dims + i
         x = x.unfold(first + i, settings.dilation[at] * (weight[2 + i] - 1) + 1, settings.stride[at])[..., :: settings.dilation[at]]
-    return x.unflatten(first - 1, (groups, weight[1])).movedim(first, -dims - 1)
+    return torch.unflatten(x, first - 1, (groups, weight[1])).movedim(first, -dims - 1)
 
 
 def _joined(x: Tensor, dims: int) -> Tensor:
@@ -140,11 +139,11 @@ def _joined(x: Tensor, dims: int) -> Tensor:
 
 def _weight_rows(weight: Tensor, groups: int, dims: int) -> Tensor:
     """(N, K) of all groups -> (groups, 1 for all places but those of a row, N, K)."""
-    return weight.unflatten(0, (groups, -1))[(slice(None), *(None,) * (dims - 1))]
+    return torch.unflatten(weight, 0, (groups, -1))[(slice(None), *(None,) * (dims - 1))]
 
 
 def _bias_rows(bias: Tensor, groups: int, dims: int) -> Tensor:
-    return bias.unflatten(0, (groups, -1))[(slice(None), *(None,) * dims)]
+    return torch.unflatten(bias, 0, (groups, -1))[(slice(None), *(None,) * dims)]
 
 
 def plan_float_conv(dims: int, step: Step, planner: Planning) -> None:
