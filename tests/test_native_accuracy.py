@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import qcompiler
+from qcompiler.backends.native.plan.codes import whole_factors
 from qcompiler.debug import compute_sqnr
 from tests.flow import randn, randomized
+from tests.native_oracle import Ends, add
 
 
 class Mixer(nn.Module):
@@ -54,3 +56,18 @@ def test_not_below_x86(name: str) -> None:
             x86, native = qcompiler.convert_to_reference_fx(prepared[0]), qcompiler.convert_fx(prepared[1])
             gains.append(float(compute_sqnr(expected, native(*data[4])) - compute_sqnr(expected, x86(*data[4]))))
     assert statistics.mean(gains) > -0.1, gains
+
+
+def test_sums_are_right_in_the_mean() -> None:
+    """Of two codes, over many steps and zero points: what each sum is off by in the mean adds up along a stream of residuals."""
+    codes, generator, off = torch.arange(256), torch.Generator().manual_seed(0), []
+    a, b = codes[:, None].double(), codes[None].double()
+    for _ in range(200):
+        ka, kb, where = (float(x) for x in torch.rand(3, generator=generator))
+        ka, kb = 0.2 + ka, 0.2 + kb
+        factors = (ka, kb, 128 * (where - ka - kb))  # the middle lies among the codes of the result
+        assert whole_factors(factors, 64) is not None
+        exact = a * factors[0] + (b * factors[1] + factors[2]) + 64
+        made = add(codes[:, None], codes[None], factors, Ends(64, 0, 255)).double()
+        off.append(float((made - exact)[(exact > 1) & (exact < 254)].mean()))
+    assert max(map(abs, off)) < 0.01 and abs(statistics.mean(off)) < 0.001, statistics.mean(off)

@@ -49,6 +49,18 @@ def test_pieces_are_near_the_function(name: str, most: float) -> None:
     assert float((computed(curve, v, codes).double() - exact).abs().max()) <= 0.5 + curve.error + 1e-3
 
 
+@pytest.mark.parametrize("most", [0.2, 1.0, 4.0, 7.0, 20.0])
+@pytest.mark.parametrize("name", CURVES)
+def test_codes_are_right_in_the_mean(name: str, most: float) -> None:
+    """What all codes of a layer are off by adds up over layers, and no mean over places takes it away."""
+    codes = codes_for(name, most)
+    v = torch.linspace(-12, most, 40001).double()
+    exact = OPS.rows[name].fn(v) / codes.scale + codes.zero
+    inside = (exact > codes.low + 1) & (exact < codes.high - 1)
+    off, share = computed(made(name, codes), v, codes).double() - exact, exact.diff(append=exact[-1:]).abs() * inside  # all results alike
+    assert abs(float((off * share).sum() / share.sum())) < 0.005  # a 128th, 0.008, where what is half a part more rounds up
+
+
 @pytest.mark.parametrize("codes", [Codes(0.02, 13, 0, 127), Codes(0.05, 6, 6, 200), Codes(1.0, 0, 0, 255)])
 def test_codes_that_are_not_all_used(codes: Codes) -> None:
     curve = made("silu", codes)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 import qcompiler
 from qcompiler.debug import compute_sqnr
-from tests.native_nets import Through, check_bits, conv, converted, example, region_of, shaken
+from tests.native_nets import Through, check_bits, check_equal_bits, conv, converted, example, region_of, shaken
 
 IMAGE, ROWS = (2, 3, 9, 8), (2, 9, 6)
 Net = tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, ...]]  # the model, the shape of its input, which modules stay float
@@ -93,8 +93,70 @@ def test_float_weights_of_groups_say_that_they_stay(layer: nn.Module) -> None:
     prepared = qcompiler.prepare_fx(model, mapping, (x,), backend="native")
     qcompiler.calibrate(prepared, [x])
     module = qcompiler.convert_fx(prepared)
-    assert any("one group" in remark.text for remark in qcompiler.remarks(module) if remark.code == "native-torch")
+    assert any("in groups" in remark.text for remark in qcompiler.remarks(module) if remark.code == "native-torch")
     assert compute_sqnr(model(x), module(x)) > 30
+
+
+class Computed(nn.Module):
+    """A layer whose weight, and bias, data computes: of each sample for a convolution, by groups, or of the batch."""
+
+    def __init__(self, forward: Callable[[Any, Tensor, Tensor], Tensor], first: nn.Module, last: nn.Module, numbers: int) -> None:
+        super().__init__()
+        self.first, self.last, self.numbers, self.function = first, last, nn.Linear(8, numbers), forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self, self.first(x), x))  # type: ignore[no-any-return]
+
+
+def by_sample(stride: int = 1, bias: bool = False, rounded: bool = False) -> Callable[[Any, Tensor, Tensor], Tensor]:
+    def forward(m: Any, y: Tensor, x: Tensor) -> Tensor:
+        n, c, h, w = y.shape
+        made = m.numbers(y.mean((2, 3)))
+        made = torch.sigmoid(made) - 0.5 if rounded else made
+        weight, added = made[:, 16:].reshape(n * 16, c, 3, 3), made[:, :16].reshape(n * 16) if bias else None
+        y = F.conv2d(y.reshape(1, n * c, h, w), weight, added, stride, 1, groups=n)
+        return y.reshape(n, 16, *y.shape[2:])
+
+    return forward
+
+
+def template(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    """The window is as large as half of the image: another one at another size."""
+    return F.conv2d(y, m.first(x[:1, :, : x.shape[2] // 2, : x.shape[3] // 2]))
+
+
+def in_groups(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    return F.conv1d(y, m.numbers(y.mean((0, 2))).view(32, 4, 3), groups=2, padding=2, dilation=2)
+
+
+def rows_times(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    made = m.numbers(y.mean((0, 1)))
+    return F.linear(y, made[:40].view(8, 5).t(), made[40:])
+
+
+COMPUTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]]] = {
+    "by sample": (lambda: Computed(by_sample(), first(), nn.Conv2d(16, 4, 1), 1168), IMAGE, (5, 3, 12, 30)),
+    "by sample, strided, bias": (lambda: Computed(by_sample(2, True), first(), nn.Conv2d(16, 4, 1), 1168), IMAGE, (1, 3, 30, 12)),
+    "of codes": (lambda: Computed(by_sample(1, True, True), first(), nn.Conv2d(16, 4, 1), 1168), IMAGE, (3, 3, 11, 10)),
+    "last": (lambda: Computed(by_sample(), first(), nn.Identity(), 1168), IMAGE, (1, 3, 11, 10)),
+    "a template": (lambda: Computed(template, first(), nn.Conv2d(1, 4, 1), 1), (2, 3, 16, 12), (3, 3, 20, 14)),
+    "a sequence in groups": (lambda: Computed(in_groups, nn.Conv1d(6, 8, 3), nn.Conv1d(32, 4, 1), 384), (2, 6, 9), (4, 6, 30)),
+    "rows": (lambda: Computed(rows_times, nn.Linear(6, 8), nn.Linear(5, 3), 45), (2, 7, 6), (5, 3, 6)),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_weights_that_data_computes_stay_in_the_region(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(4)
+    make, *shapes = COMPUTED[name]
+    module, graph = converted(make().eval(), example(shapes[0]))
+    region_of(module)
+    assert not [remark for remark in qcompiler.remarks(module) if remark.code == "native-torch"]
+    for shape in shapes:
+        with torch.no_grad():
+            expected = [module(x := example(shape, 7))]
+            assert compute_sqnr(graph(x), expected[0]) > 35
+        check_equal_bits(module, x, expected, monkeypatch)
 
 
 def lower(n: int) -> Tensor:

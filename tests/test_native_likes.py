@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcompiler
@@ -57,6 +59,18 @@ def of_its_own_sizes(y: Tensor) -> Tensor:
     return y + near * (1 / near.shape[1])
 
 
+def one_hot_positions(y: Tensor) -> Tensor:
+    """As Gemma's vision tower looks up positions: rows of a table by a product."""
+    table = torch.linspace(-1, 1, 40 * 8).reshape(40, 8)
+    return y + F.one_hot(torch.arange(y.shape[0]).clamp(min=0), num_classes=40).to(table) @ table
+
+
+def in_buckets(y: Tensor) -> Tensor:
+    at, ends = torch.arange(y.shape[0]).float(), torch.tensor([1.0, 3.0])
+    places = torch.bucketize(at, ends) + torch.searchsorted(ends, at, right=True)
+    return y * (1 + torch.fmod(places, 3)).float()[:, None]
+
+
 MADE: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros, added": lambda y: y + torch.zeros_like(y),
     "ones of a part, times": lambda y: y * torch.ones_like(y[:1]),
@@ -68,6 +82,14 @@ MADE: dict[str, Callable[[Tensor], Tensor]] = {
     "on a grid": on_a_grid,
     "of its own sizes": of_its_own_sizes,
     "numbers as tensors": numbers_as_tensors,
+    "one hot positions": one_hot_positions,
+    "in buckets": in_buckets,
+    "between numbers as tensors": lambda y: torch.clamp(y, torch.tensor(-0.4), torch.tensor([0.5])),
+    "between rows": lambda y: y.clamp(torch.linspace(-1, 0, 8), torch.linspace(0, 1, 8)),
+    "between what is computed": lambda y: torch.clamp(y, y.mean(-1, keepdim=True) - 0.5, y.amax(-1, keepdim=True) * 0.5),
+    "below a column": lambda y: torch.clip(y.relu(), max=y.mean(-1, keepdim=True)),
+    "above a tensor, below a number": lambda y: y.clamp(torch.tensor(-0.2), 0.5),
+    "above the upper bound": lambda y: y.clamp_min(torch.tensor(0.5)).clamp(torch.tensor(0.7), torch.tensor(-0.7)) + y,
     "log_softmax": lambda y: y.log_softmax(-1),
     "where": lambda y: y.where(y > 0, y * 0.1),
     "where by keywords": lambda y: y.where(condition=y > 0, other=-y),
@@ -99,6 +121,28 @@ def test_what_a_caller_gets_keeps_what_was_assigned_to_it() -> None:
     for x in (example((5, 6)), example((7, 6))):
         (result, at), (expected, places) = module(x), graph(x)
         assert torch.equal(at, places) and compute_sqnr(expected, result) > 35
+
+
+class Clipped(Between):
+    """Bounds that come with the weights, as Gemma's vision tower has them: none in a network that was not trained."""
+
+    def __init__(self, made: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(made)
+        self.register_buffer("low", torch.tensor(-math.inf))
+        self.register_buffer("high", torch.tensor(math.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.clamp(self.first(x), self.low, self.high))  # type: ignore[no-any-return]
+
+
+def test_bounds_of_a_state_dict() -> None:
+    module, _ = converted(model := Clipped(lambda y: y).eval(), x := example((5, 6)))
+    assert sum(call.op == "runtime.run_region" for call in module.program.calls) == len(module.program.calls) - 1
+    assert compute_sqnr(model(x), module(x)) > 25
+    bounds = {"low": torch.tensor(-0.2), "high": torch.tensor(0.3)}
+    module.load_state_dict(module.state_dict() | bounds)
+    model.load_state_dict(model.state_dict() | bounds)
+    assert compute_sqnr(model(x), module(x)) > 25
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -123,6 +123,7 @@ DECOMPOSE: dict[Any, Any] = {
     nn.MultiheadAttention: multihead_attention,
     nn.GLU: lambda module, input: glu(input, module.dim),
     nn.LogSoftmax: lambda module, input: F.log_softmax(input, module.dim),
+    nn.Fold: lambda module, input: F.fold(input, module.output_size, module.kernel_size, module.dilation, module.padding, module.stride),
     nn.Softmin: lambda module, input: softmin(input, module.dim),
     F.instance_norm: batch_statistics_free,
     F.multi_head_attention_forward: attention_forward,

@@ -29,6 +29,7 @@ _CALLS: Mapping[Callable[..., Any], tuple[str, str]] = {
     F.scaled_dot_product_attention: (
         "scaled_dot_product_attention", "query key value *attn_mask=None dropout_p=0.0 is_causal=False scale=None enable_gqa=False"),
     F.grid_sample: ("grid_sample", "input grid *mode=bilinear padding_mode=zeros align_corners=None"),
+    F.fold: ("fold", "input *output_size kernel_size dilation=1 padding=0 stride=1"),
     F.normalize: ("normalize", "input *p=2.0 dim=1 eps=1e-12 out=None"),
     F.log_softmax: ("log_softmax", "input *dim=None _stacklevel=3 dtype=None"),
     torch.log_softmax: ("log_softmax", "input *dim=None dtype=None"),

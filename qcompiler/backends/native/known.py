@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from qcompiler.backends.native.read import Call, is_known
@@ -30,7 +31,8 @@ _METHODS = ("masked_fill", "to", "float", "int", "long", "bool", "clone", "logic
             "any")  # fmt: skip
 _TORCH = ("arange", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "eye", "linspace", "clone", "where", "logical_and",
           "logical_or", "logical_not", "logical_xor", "eq", "ne", "lt", "le", "gt", "ge", "cumsum", "outer", "masked_fill", "bitwise_and",
-          "bitwise_or", "bitwise_not", "floor_divide", "remainder", "all", "any", "meshgrid")  # fmt: skip
+          "bitwise_or", "bitwise_not", "floor_divide", "remainder", "fmod", "all", "any", "meshgrid", "bucketize",
+          "searchsorted")  # fmt: skip
 UNASKED = ("device", "layout", "memory_format", "requires_grad", "pin_memory")  # what changes nothing here
 SEVERAL = (torch.meshgrid,)  # of these calls each gives several values, which are taken out one by one
 _OPERATORS = ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor", "invert", "floordiv", "mod", "pow", "setitem")
@@ -58,6 +60,7 @@ def as_tensor(data: object, dtype: torch.dtype | None = None) -> Tensor:
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch.tensor": tensor,
     "torch.as_tensor": as_tensor,
+    "F.one_hot": F.one_hot,
     **{f"torch.{name}": getattr(torch, name) for name in _TORCH},
     **{f"operator.{name}": getattr(operator, name) for name in _OPERATORS},
     **{f"tensor.{name}": getattr(Tensor, name) for name in _METHODS},
@@ -91,6 +94,8 @@ def _name_of(node: fx.Node, table: Table) -> str | None:
     if node.op == "call_method":
         return f"tensor.{node.target}" if node.target in _METHODS else None
     row = table.of(node)
+    if node.target is F.one_hot and len(node.args) < 2 and "num_classes" not in node.kwargs:
+        return None  # how many columns it has is no matter of sizes
     if row is None:
         return _CALLED.get(node.target) if callable(node.target) and _is_hashable(node.target) else None
     own = OPS.rows.get(row.name) is row and row.family not in WEIGHTED and not row.draws(node.kwargs)

@@ -131,7 +131,8 @@ class Partition:
     def _tensor_setting(self, node: fx.Node, op: str) -> str | None:
         """Why a setting of an op is none that a plan can know: a mask, or a tensor of places, that is computed at run time."""
         found: list[fx.Node] = []
-        fx.node.map_arg(node.kwargs, found.append)
+        if op != "clamp":  # whose forms look at all arguments
+            fx.node.map_arg(node.kwargs, found.append)
         if op in TAKE_PLACES:
             taken = WHOLE if op in AT_RUN_TIME else ()
             found = [n for n in found if n.op != "get_attr" and n not in self.known and value_of(n).dtype not in taken]

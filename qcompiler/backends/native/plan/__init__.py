@@ -8,7 +8,7 @@
 | behind sums | fuse, bend, curve, knee, on_sums, batch_norm, prelu |
 | products of two values | matmul, attention, einsum |
 | single codes and single floats | pointwise, float_pointwise, masks |
-| along dimensions | float_rows, reduce, statistics, order, pool, resize, warp |
+| along dimensions | float_rows, reduce, statistics, order, pool, resize, warp, fold |
 | copies and views | shape, rearrange, copies, pick, places, homes, relayout |
 | by numbers found at run time | by_number, taken |
 | where a region begins and ends | edges, floats, settled |

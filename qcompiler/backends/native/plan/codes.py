@@ -57,10 +57,14 @@ PARTS, MOST_TIMES, MOST_CODES = 64, 2.0, 511.0
 
 
 def whole_factors(factors: tuple[float, float, float], zero: int) -> tuple[int, int, int] | None:
-    """The same as whole numbers of 64ths of a step, for codes less 128; see qc_sum. None where 16 bits do not hold them."""
+    """The same as whole numbers of 64ths of a step, for codes less 128; see qc_sum. None where 16 bits do not hold them.
+
+    Half a step less half a 64th stands in front of the rounding down: with half a step sums would be half a 64th too large in the mean,
+    in each of a network's residuals.
+    """
     ka, kb, kc = factors
     middle = 128 * (ka + kb) + kc + zero
     if not (abs(ka) <= MOST_TIMES and abs(kb) <= MOST_TIMES and abs(middle) <= MOST_CODES):
         return None
     times = 128 * PARTS
-    return round(ka * times), round(kb * times), math.floor(middle * PARTS + 0.5) + PARTS // 2
+    return round(ka * times), round(kb * times), math.floor(middle * PARTS) + PARTS // 2

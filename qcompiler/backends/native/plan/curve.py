@@ -22,6 +22,7 @@ EDGES = {"hardswish": 3.0, "elu": 0.0}  # such a value, and its negative
 CURVES = ("elu", "gelu", "hardswish", "mish", "sigmoid", "silu", "softplus", "tanh")
 PIECES, STEPS = 32, 2048  # steps of x in a piece
 PARTS = 64  # of a step of the result, which y counts
+HALF = (PARTS - 1) / 2  # of a step: y is rounded down, and what half a part more would add in the mean all codes of a layer have in common
 ROOM = 1000.0  # codes beyond the last ones up to which a function is followed
 FAR = 1e30
 NEAR = (0.03, 0.1)  # steps of the result: values whose result is closer to the end's may lie beyond it
@@ -105,7 +106,7 @@ def _ends(steps: Function, near: float) -> tuple[float, float]:
 def _pieces(steps: Function, low: float, wide: float) -> NDArray[np.int16]:
     """Parabolas of t from -1 to 1: value in the middle, slope, and half the bend, in the order of the upper five bits of x."""
     middle = low + (torch.arange(PIECES, dtype=torch.float64) + 0.5) * wide
-    left, base, right = ((steps(middle + node * wide / 2) - 128) * PARTS + PARTS / 2 for node in NODES)
+    left, base, right = ((steps(middle + node * wide / 2) - 128) * PARTS + HALF for node in NODES)
     slope, bend = (right - left) / (2 * NODES[2]), (right + left - 2 * base) / (2 * NODES[2] ** 2)
     bend = bend.round().clamp(-16383, 16383)
     slope = slope.round().clamp(bend.abs() - 32767, 32767 - bend.abs())
@@ -127,7 +128,7 @@ def _error(steps: Function, pieces: NDArray[np.int16], unit: float, start: float
     x = np.append(np.arange(-32768, 32768, STEPS // 32, dtype=np.int64), np.arange(STEPS - 32769, 32768, STEPS))
     x.sort()
     y = torch.from_numpy(codes_of(pieces, x)).double()
-    found, low, high = (y - PARTS / 2) / PARTS + 128, *steps(torch.tensor([-FAR, FAR], dtype=torch.float64))
+    found, low, high = (y - HALF) / PARTS + 128, *steps(torch.tensor([-FAR, FAR], dtype=torch.float64))
     v = (torch.from_numpy(x).double() - start) * unit
     between = torch.stack([steps(v + part * unit) for part in (-0.5, 0.0, 0.5)])
     cut = found.clamp(float(between.min()), float(between.max()))

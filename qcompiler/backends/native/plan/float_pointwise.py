@@ -18,7 +18,7 @@ from qcompiler.backends.native.plan.place import Place
 from qcompiler.backends.native.plan.planning import Argument, Facts, Planning, spread_fault
 from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
-from qcompiler.backends.native.steps import Step, is_value
+from qcompiler.backends.native.steps import Step, is_tensor, is_value
 from qcompiler.ops.table import OPS
 
 Setting = tuple[str, tuple[float, ...]]  # a function of float_map.h and its numbers
@@ -170,7 +170,7 @@ FUNCTIONS: Mapping[str, Callable[[Step], Setting | None]] = {
 
 
 def refuse_float_function(step: Step, facts: Facts) -> str | None:
-    if not is_value(step.args[0]) or any(is_value(argument) for argument in (*step.args[1:], *step.kwargs.values())):
+    if not is_value(step.args[0]) or any(is_value(a) or is_tensor(a) for a in (*step.args[1:], *step.kwargs.values())):
         return "its settings are computed at run time"
     if facts.is_codes(step.args[0]):
         return None
@@ -217,3 +217,22 @@ def plan_float_pair(step: Step, planner: Planning) -> None:
     both = planner.codes.get(a), planner.codes.get(b)
     times = float(step.kwargs.get("alpha", 1))
     planner.add(FloatPair(out, planner.label(step), step.op, a, b, both, codes, step.kwargs.get("bounds"), times))
+
+
+def refuse_between(step: Step, facts: Facts) -> str | None:
+    given = [bound for bound in step.kwargs.values() if bound is not None]
+    if not any(is_value(bound) or is_tensor(bound) for bound in given):
+        return "its bounds are numbers"
+    if not all(_is_operand(argument, facts) for argument in (step.args[0], *given)):
+        return "one of its bounds is neither a float32 tensor nor a number"
+    return spread_fault([step.args[0], *given], facts)
+
+
+def plan_between(step: Step, planner: Planning) -> None:
+    """A clamp whose bounds are tensors: the larger of x and one, then the smaller of that and the other."""
+    x, label, (out, codes) = planner.operand(step.args[0]), planner.label(step), planner.result(step)
+    bounds = [(op, step.kwargs[name]) for op, name in (("maximum", "min"), ("minimum", "max")) if step.kwargs.get(name) is not None]
+    for number, (op, bound) in enumerate(bounds):
+        b, last = planner.operand(bound), number == len(bounds) - 1
+        both = planner.codes.get(x), planner.codes.get(b)
+        x = planner.add(FloatPair(out if last else f"{step.out}.above", label, op, x, b, both, codes if last else None))

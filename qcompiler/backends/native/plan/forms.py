@@ -17,6 +17,7 @@ from qcompiler.backends.native.plan import (
     float_conv,
     float_pointwise,
     float_rows,
+    fold,
     masks,
     matmul,
     order,
@@ -99,6 +100,7 @@ def _of_integers(add: Add) -> None:
 def _of_windows(add: Add) -> None:
     add(["interpolate"], CForm(resize.plan_resize, resize.refuse_resize, True))
     add(["grid_sample"], CForm(warp.plan_warp, warp.refuse_warp))
+    add(["fold"], CForm(fold.plan_fold, fold.refuse_fold))
     for dims in (1, 2, 3):
         refuse = partial(pool.refuse_pool, dims)
         add([f"conv{dims}d"], CForm(partial(conv.plan_conv, dims), conv.refuse_conv))
@@ -123,6 +125,7 @@ def _plan_float_function(step: Step, planner: Planning) -> None:
 
 
 def _of_floats(add: Add) -> None:
+    add(["clamp"], CForm(float_pointwise.plan_between, float_pointwise.refuse_between))
     add(FUNCTIONS, CForm(_plan_float_function, float_pointwise.refuse_float_function))
     add(float_pointwise.PAIRS, CForm(float_pointwise.plan_float_pair, float_pointwise.refuse_float_pair))
     add(["prelu"], CForm(prelu.plan_float_prelu, prelu.refuse_float_prelu))

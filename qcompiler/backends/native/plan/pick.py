@@ -15,7 +15,7 @@ from qcompiler.backends.native.plan.codes import Codes, requantized, same_codes
 from qcompiler.backends.native.plan.float_pointwise import FloatMap
 from qcompiler.backends.native.plan.layer import Bound, Layer, Lies, OfOne, Pixels
 from qcompiler.backends.native.plan.place import Axes, Place
-from qcompiler.backends.native.plan.places import ALONG_AXES, OUTSIDE, Indices, flat
+from qcompiler.backends.native.plan.places import ALONG_AXES, OUTSIDE, Indices, apart_of, flat
 from qcompiler.backends.native.plan.planning import Facts, Planning, move_fault
 from qcompiler.backends.native.plan.pointwise import Map
 from qcompiler.backends.native.plan.samples import Samples
@@ -71,7 +71,7 @@ class Pick(OfOne):
     def shape(self, sizes: Sizes) -> Axes:
         arguments = sizes.shape(self.x), sizes.arguments(self.args), sizes.arguments(self.kwargs)
         if any(map(_is_symbol, leaves(arguments))):  # lists of places would hold the sizes of an export fixed
-            return _shape_of(OPS.rows[self.op].fn, *arguments)
+            return _shape_of(apart_of if self.op == "apart" else OPS.rows[self.op].fn, *arguments)
         return tuple(map(len, self.axes(sizes))) if self.by_axes else tuple(self._elements(sizes).shape)
 
     def place(self, sizes: Sizes) -> Place:

@@ -85,8 +85,23 @@ def index_select(shape: Axes, dim: int, index: Tensor) -> list[Indices]:
     return found
 
 
+def apart(shape: Axes, dim: int, size: int, before: int, step: int) -> list[Indices]:
+    """`size` elements along an axis, of which every `step`-th is one of x, the first behind `before` others; nothing between."""
+    found, at = [whole(n) for n in shape], np.arange(-before, size - before, dtype=np.int64)
+    found[dim] = np.where((at >= 0) & (at % step == 0) & (at < shape[dim] * step), at // step, OUTSIDE)
+    return found
+
+
+def apart_of(x: Tensor, dim: int, size: int, before: int, step: int) -> Tensor:
+    """A tensor of the shape that `apart` gives."""
+    shape = list(x.shape)
+    shape[dim] = size
+    return x.new_empty(shape)
+
+
 ALONG_AXES: Mapping[str, Callable[..., list[Indices]]] = {
     "pad": pad, "roll": roll, "flip": flip, "repeat": repeat, "repeat_interleave": repeat_interleave, "index_select": index_select,
+    "apart": apart,
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from qcompiler.backends.native.plan.place import Place
 from qcompiler.backends.native.plan.planning import Facts, Planning, spread_fault
 from qcompiler.backends.native.plan.samples import Samples
 from qcompiler.backends.native.plan.sizes import Sizes
-from qcompiler.backends.native.steps import Step, is_value
+from qcompiler.backends.native.steps import Step, is_tensor, is_value
 from qcompiler.ops.table import OPS
 
 
@@ -154,7 +154,7 @@ def table_of(step: Step, x: Codes, y: Codes) -> Tensor:
 
 
 def refuse_function(step: Step, facts: Facts) -> str | None:
-    if any(is_value(argument) for argument in (*step.args[1:], *step.kwargs.values())) or not is_value(step.args[0]):
+    if not is_value(step.args[0]) or any(is_value(a) or is_tensor(a) for a in (*step.args[1:], *step.kwargs.values())):
         return "its settings are computed at run time"
     return None
 

@@ -22,7 +22,8 @@ from qcompiler.backends.native.steps import Step
 
 @dataclass(frozen=True, eq=False)
 class Pool(OfOne):
-    """`kind`: max or avg. `size`: the result's size of an adaptive pool (None keeps the input's), else None and `window` counts.
+    """`kind`: max or avg. `size`: the result's size of an adaptive pool (None keeps the input's, %name is a number that sizes give), else
+    None and `window` counts.
 
     Codes of None are floats; where one of the two is, the whole computes with floats.
     """
@@ -30,7 +31,7 @@ class Pool(OfOne):
     kind: str
     dims: int
     window: Window
-    size: tuple[int | None, ...] | None
+    size: tuple[int | str | None, ...] | None
     x_codes: Codes | None
     codes: Codes | None
     ceil: bool = False
@@ -38,18 +39,20 @@ class Pool(OfOne):
     divisor: int = 0
     squeeze: bool = False  # a mean that drops the dimensions of space
 
-    def _result(self, shape: Axes) -> Axes:
+    def _result(self, sizes: Sizes) -> Axes:
         """The shape with the dimensions of space."""
+        shape = sizes.shape(self.x)
         space = shape[-self.dims :]
         if self.size is not None:
-            return (*shape[: -self.dims], *(n if new is None else new for n, new in zip(space, self.size, strict=True)))
+            wanted = sizes.numbers(self.size)
+            return (*shape[: -self.dims], *(n if new is None else new for n, new in zip(space, wanted, strict=True)))
         return (*shape[: -self.dims], *(self.window.result(n, 3 - self.dims + i, self.ceil) for i, n in enumerate(space)))
 
     def lies(self, known: Lies) -> str | None:
         return "rows" if self.squeeze else "pixels"
 
     def shape(self, sizes: Sizes) -> Axes:
-        found = self._result(sizes.shape(self.x))
+        found = self._result(sizes)
         return found[: -self.dims] if self.squeeze else found
 
     def by_sample(self, samples: Samples) -> bool:
@@ -106,16 +109,23 @@ MOST_DIVISOR = 2**22  # so many codes, and those of a window, have a sum of 32 b
 def refuse_pool(dims: int, step: Step, facts: Facts) -> str | None:
     if facts.rank(step.args[0]) not in (dims + 1, dims + 2):
         return f"its input has {facts.rank(step.args[0])} dimensions"
-    settings = [step.kwargs.get(name) for name in ("kernel_size", "stride", "padding", "dilation", "divisor_override", "output_size")]
+    settings = [step.kwargs.get(name) for name in ("kernel_size", "stride", "padding", "dilation", "divisor_override")]
+    wanted = [size for size in _each(step.kwargs.get("output_size")) if not facts.is_number(size)]
     if step.kwargs.get("return_indices", False):
         return "it hands out places"
     if type(divisor := step.kwargs.get("divisor_override") or 0) is int and abs(divisor) > MOST_DIVISOR:
         return f"it divides its sums by {divisor}"
-    return "its settings are computed from sizes" if any(_computed(s) for s in settings) else refuse_rows(replace(step, kwargs={}), facts)
+    if any(map(_computed, [*settings, wanted])):
+        return "its settings are computed from sizes"
+    return refuse_rows(replace(step, kwargs={}), facts)
 
 
-def _computed(value: Any) -> bool:
-    return any(isinstance(v, str) for v in (value if isinstance(value, (tuple, list)) else (value,)))
+def _each(value: object) -> tuple[object, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _computed(value: object) -> bool:
+    return any(isinstance(v, str) for v in _each(value))
 
 
 def plan_pool(kind: str, dims: int, step: Step, planner: Planning) -> None:
