@@ -142,3 +142,30 @@ def test_values_between_regions_are_compared_as_they_are_held(case: str) -> None
     module = qc.convert_fx(prepared)  # raises where it does not compute what training simulated
     found = parity(prepared, module, [x])
     assert found.holds and max(d.worst for d in found.differences if d.is_float) < 1e-5
+
+
+BEHIND_RECURRENT: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a product": lambda m, y: torch.einsum("ntc,ntc->nt", m.linear(y), y),
+    "a residual": lambda m, y: m.linear(y) + y,
+    "a mean": lambda m, y: (m.linear(y) * torch.log1p(y.abs())).mean(-1),
+}
+
+
+@pytest.mark.parametrize("case", BEHIND_RECURRENT)
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_what_training_did_not_simulate_is_told_of_all_that_reads_it(layer: Any, case: str) -> None:
+    """A recurrent layer rounds at run time alone. What reads it rounded and unrounded is computed from it again, not from what was held."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.linear = layer(8, 8, batch_first=True), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return BEHIND_RECURRENT[case](self, self.layer(x)[0].tanh())
+
+    prepared, x = trained(Net(), None, 2, 5, 8)
+    prepared.eval()
+    module = qc.convert_fx(prepared)  # raises where it does not compute what training simulated
+    found = parity(prepared, module, [x])
+    assert found.holds and not all(d.simulated for d in found.differences)

@@ -130,7 +130,7 @@ def _compare(prepared: nn.Module, converted: Executable, items: Sequence[tuple[t
     floats, steps = steps_of_graph(graph, rounds=True), converted._steps()
     scales = {node.name: _scale(graph, node) for node in graph.graph.nodes if node.op == "call_module"}
     walk = Walk(floats, steps, match(floats, steps), ends=_ranges(graph), scales=scales)
-    found = _Found(_not_simulated(graph), _sum_steps(graph))
+    found = _Found(walk, _not_simulated(graph), _sum_steps(graph))
     with torch.inference_mode(), steps.kept():
         for path, held in steps.held.items():
             fill(held, attribute(graph, safe_path(graph.meta.get(NAMES, {}), path)))
@@ -193,9 +193,9 @@ def _scale(graph: fx.GraphModule, value: fx.Node) -> float:
 class _Found:
     """The worst difference of each value over all batches."""
 
-    def __init__(self, not_simulated: set[str], sum_steps: Mapping[str, float]) -> None:
+    def __init__(self, walk: Walk, not_simulated: set[str], sum_steps: Mapping[str, float]) -> None:
         self.worst: dict[str, Difference] = {}
-        self.not_simulated, self.sum_steps = not_simulated, sum_steps
+        self.walk, self.not_simulated, self.sum_steps = walk, not_simulated, sum_steps
         self.random: dict[str, str] = {}  # values that no two runs share, with the reason
 
     def visit(self, seen: Seen) -> None:
@@ -210,7 +210,8 @@ class _Found:
                 continue
             step = self._sum_step(site)
             worst, is_float = _distance(reference, value, seen, FEW * (step or 0.0))
-            computed = {site.float_step.name, *(step.name for step in site.region or ())}
+            again = [one for one in self.walk.computed_again(site) if one is site or one.step.name in self.walk.rounded]
+            computed = {site.float_step.name, *(step.name for one in again for step in one.region or ())}
             simulated, int8 = not computed & self.not_simulated, not is_float or step is not None
             found = Difference(site.computed.name, site.step.module_path, site.step.location, worst, is_float, simulated, int8)
             known = self.worst.get(site.step.name)

@@ -97,9 +97,9 @@ class Walk:
                 uses[not is_float][name] = i
             site = None if is_float else self.matching.sites.get(step.name)
             if site is not None:
-                for name in (site.float_step.name, *(name for one in self._computed_again(site) for name in one.extra)):
+                for name in (site.float_step.name, *(name for one in self.computed_again(site) for name in one.extra)):
                     uses[0][name] = i
-                for name in (name for one in self._computed_again(site) for name in one.bounds):
+                for name in (name for one in self.computed_again(site) for name in one.bounds):
                     uses[1][name] = i
         kept = self.floats.results(), self.quantized.results()
         found: tuple[dict[int, list[str]], dict[int, list[str]]] = ({}, {})
@@ -120,11 +120,11 @@ class Walk:
                 found[name] = rounding
         return found
 
-    def _computed_again(self, site: Site) -> Iterator[Site]:
+    def computed_again(self, site: Site) -> Iterator[Site]:
         """A site, and those among its bounds whose value before its rounding is computed for it."""
         yield site
         for name in self.unrounded[site.step.name]:
-            yield from self._computed_again(self.matching.sites[name])
+            yield from self.computed_again(self.matching.sites[name])
 
     def run(self, args: tuple[object, ...], kwargs: Mapping[str, object], visit: Visit) -> tuple[object, object]:
         """One batch; returns the float and the quantized result."""
@@ -232,7 +232,7 @@ class Walk:
 
     def _slack(self, site: Site, floats: Env, references: Env, perfect: object) -> Tensor | None:
         """What one step more or less at each rounding of the region, in a pattern without a mean, makes of the value."""
-        again = (one for one in self._computed_again(site) if one is site or one.step.name in self.rounded)
+        again = (one for one in self.computed_again(site) if one is site or one.step.name in self.rounded)
         rounding, found = [step for one in again for step in self._unseen(one) if step is not site.float_step], None
         for step in rounding if isinstance(perfect, Tensor) else ():
             shifts = [{step.name: partial(_one_step, sign * self.scales[step.name])} for sign in (-1, 1)]
