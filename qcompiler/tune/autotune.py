@@ -15,6 +15,7 @@ from qcompiler.choices import Choices
 from qcompiler.config.corrections import NO_CORRECTIONS
 from qcompiler.executable import Executable
 from qcompiler.tune.candidates import Candidate, built, chosen, module_of, without_losers, worth_building
+from qcompiler.tune.classes import are_classes
 from qcompiler.tune.clock import Clock, clock_for
 from qcompiler.tune.diagnose import diagnose
 from qcompiler.tune.goal import Goal
@@ -65,7 +66,7 @@ def search(model: nn.Module, data: object, task: Task, choices: Choices, forms: 
         log = SearchLog(task.log if together().is_first else None, key)
         calibrate(prepared, _shown(tuning, clock), group=task.group, timeout=task.timeout)
         floats = copy.deepcopy(model)  # what a model keeps between calls stays as it is in the user's
-        judge = Judge.of(floats, held, task.metric, Shares.of(prepared))
+        judge = Judge.of(floats, held, task.metric, Shares.of(prepared), are_classes(prepared))
         timer = Timer(copy.deepcopy(model, _unchanged(model, floats)), held[0], clock, Times(task.goal))
         del floats
         made, found = _begun(State(prepared, tuning, task.seed, NO_CORRECTIONS), judge, task.goal, clock, log)

@@ -65,21 +65,22 @@ def refusal(before: Score, after: Score) -> str | None:
 
 @dataclass(frozen=True)
 class Judge:
-    """The held-out batches with what the float model makes of them."""
+    """The held-out batches with what the float model makes of them. `classes`: whether the largest number of a row is an answer."""
 
     items: Sequence[Item]
     expected: Sequence[object]
     metric: Metric | None
     shares: Shares = AS_THEY_ARE
+    classes: bool = True
 
     @staticmethod
-    def of(model: nn.Module, items: Sequence[Item], metric: Metric | None, shares: Shares = AS_THEY_ARE) -> Judge:
+    def of(model: nn.Module, items: Sequence[Item], metric: Metric | None, shares: Shares = AS_THEY_ARE, classes: bool = True) -> Judge:
         """Runs the float model. ConfigError where nothing of its results can be compared."""
         with torch.inference_mode():
             expected = Results(model(*item.args, **item.kwargs) for item in items)
         if metric is None and not any(_floats(result) for result in expected):
             raise ConfigError("the model's results have no floats, so no noise can be told", code="tune-metric", hint="give a metric")
-        return Judge(items, expected, metric, shares)
+        return Judge(items, expected, metric, shares, classes)
 
     def score(self, module: nn.Module, tell: Callable[[], object] = lambda: None) -> Score:
         """Of a quantized module; `tell` is called behind each batch."""
@@ -97,7 +98,7 @@ class Judge:
     def _part(self, item: Item, expected: object, got: object) -> _Part:
         pairs = list(zip(_floats(expected), _floats(got)))
         signal, noise = _sums(self.shares.undone(pairs))
-        same = _same(*pairs[0]) if pairs else None
+        same = _same(*pairs[0]) if pairs and self.classes else None
         metric = None if self.metric is None else _number(self.metric(got, item.given))
         return _Part(signal, noise, same, metric, item.rows)
 

@@ -13,6 +13,7 @@ from qcompiler.executable.call_forms import forms_of
 from qcompiler.inputs.fingerprint import fingerprints
 from qcompiler.ir.types import quant_of
 from qcompiler.prepared.module import required_state
+from qcompiler.tune.classes import are_classes
 from qcompiler.tune.held_out import Item, checksum
 from qcompiler.tune.score import Metric
 from qcompiler.tune.shares import Shares
@@ -25,7 +26,7 @@ def search_key(
     model: nn.Module, prepared: nn.Module, items: Sequence[Item], metric: Metric | None, drawn: tuple[float, int]
 ) -> dict[str, str]:  # fmt: skip
     """Prepared, not yet calibrated. `drawn`: share that is held out, and seed."""
-    judged = Shares.of(prepared).text()
+    judged = Shares.of(prepared).text() or ("" if are_classes(prepared) else "embeddings")
     target = required_state(forms_of(prepared)[0]).settings.target
     return {
         "weights": _digest(sorted(fingerprints(model).items())),

@@ -42,7 +42,7 @@ class Shares:
         if len(forms) != 1 or not isinstance(forms[0], fx.GraphModule):
             return AS_THEY_ARE
         table = required_state(forms[0]).settings.table
-        found = [_function(leaf, table) for leaf in _results(forms[0].graph)]
+        found = [_function(leaf, table) for leaf in results_of(forms[0].graph)]
         return Shares(tuple(name for name in found if name is not None)) if all(found) else AS_THEY_ARE
 
     def undone(self, pairs: Sequence[Pair]) -> Sequence[Pair]:
@@ -64,7 +64,7 @@ class Shares:
 AS_THEY_ARE = Shares()
 
 
-def _results(graph: fx.Graph) -> Iterator[fx.Node]:
+def results_of(graph: fx.Graph) -> Iterator[fx.Node]:
     """The nodes of the float results, in the order in which their tensors are compared."""
     for leaf in _leaves(next(node for node in graph.nodes if node.op == "output").args[0]):
         if not isinstance(leaf, fx.Node):
