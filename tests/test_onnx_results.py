@@ -117,3 +117,43 @@ def test_antialias_of_a_size_that_changes_is_refused(tmp_path: Path) -> None:
     qcompiler.calibrate(made, [(x, "yes")], progress=False)
     with pytest.raises(qcompiler.UnsupportedOpError, match=r"antialias.*dynamic_shapes=\{\} holds"):
         qcompiler.export_onnx(made, tmp_path / "small.onnx")
+
+
+class Unrounded(nn.Module):
+    """An int8 op whose result is also read as it was before it is rounded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.last = nn.Embedding(20, 8), nn.Linear(8, 8)
+
+    def forward(self, i: Tensor) -> Tensor:
+        x = self.words(i)
+        return x + self.last(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+def test_a_value_that_is_read_rounded_and_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    i = torch.randint(0, 20, (3, 5))
+    made = qcompiler.prepare_fx(Unrounded().eval(), None, (i,), backend="onnx")
+    qcompiler.calibrate(made, [i], progress=False)
+    (got,) = run(session(qcompiler.export_onnx(made, tmp_path / "net.onnx")), (i,))
+    assert compute_sqnr(qcompiler.convert_to_reference_fx(made)(i), got) > 50
+
+
+class Sorts(nn.Module):
+    """Two calls without a form; behind them stands what reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.fft.fft(x).real).relu() + torch.bucketize(x, torch.tensor([0.0, 1.0]))
+
+
+def test_what_has_no_form_is_named_and_not_what_reads_it(tmp_path: Path) -> None:
+    x = torch.randn(2, 4)
+    made = qcompiler.prepare_fx(Sorts().eval(), None, (x,), backend="onnx")
+    qcompiler.calibrate(made, [x], progress=False)
+    with pytest.raises(qcompiler.UnsupportedOpError, match=r"2 calls have no ONNX form:\n  %fft_fft: .*\n  %bucketize: .*\n"):
+        qcompiler.export_onnx(made, tmp_path / "net.onnx")

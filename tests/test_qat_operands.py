@@ -344,3 +344,42 @@ def test_eager_training() -> None:
     torch.testing.assert_close(prepared.g, in_float.g, rtol=0, atol=0.05)  # of 0.3 that it has grown
     assert compute_sqnr(teacher(x), converted(x)) > min(compute_sqnr(teacher(x), in_float(x)) - 1, 20)
     assert compute_sqnr(prepared(x), converted(x)) > 28
+
+
+class Places(nn.Module):
+    """Embeddings of rows and columns, each repeated as often as the input has of the other, side by side or added up."""
+
+    def __init__(self, put: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.last, self.put = nn.Conv2d(3, 8, 3), nn.Linear(8, 3), put
+        self.rows, self.columns = nn.Parameter(torch.randn(16, 4)), nn.Parameter(torch.randn(16, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        height, width = y.shape[-2:]
+        rows, columns = self.rows[:height].unsqueeze(1).repeat(1, width, 1), self.columns[:width].unsqueeze(0).repeat(height, 1, 1)
+        return self.last(y.permute(0, 2, 3, 1) + self.put(rows, columns))  # type: ignore[no-any-return]
+
+
+PUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "side by side": lambda a, b: torch.cat([a, b], -1),
+    "means of copies": lambda a, b: torch.cat([a, b], -1) * 0.1 + a.mean(1, keepdim=True).repeat(1, 1, 2),
+    "products of copies": lambda a, b: torch.cat([a * b, a - b], -1),
+}
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+@pytest.mark.parametrize("name", PUT)
+def test_copies_whose_number_is_the_datas(name: str, backend: str) -> None:
+    """What is computed from them keeps the range that training saw: the parameters alone do not tell it."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 9)
+    prepared = prepare_qat_fx(Places(PUT[name]).train(), None, (x,), backend=backend)
+    for _ in range(3):
+        prepared(x).sum().backward()
+    prepared.eval()
+    module = convert_fx(prepared)
+    assert parity(prepared, module, [x]).holds
+    with torch.no_grad():
+        for given in (x, randn(1, 3, 10, 12)):
+            assert compute_sqnr(prepared(given), module(given)) > 25

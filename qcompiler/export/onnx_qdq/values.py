@@ -22,7 +22,11 @@ PLAIN = (bool, int, float, str, type(None), type(Ellipsis))
 
 
 class Lost(Exception):
-    """A value is not there: what makes it has no form."""
+    """A value is not there: what makes it has no form. `node`: what makes it."""
+
+    def __init__(self, node: fx.Node) -> None:
+        super().__init__(f"%{node.name} is not known")
+        self.node = node
 
 
 @dataclass
@@ -43,7 +47,7 @@ class Values:
 
     def codes_of(self, node: fx.Node) -> Codes:
         if node not in self.codes:
-            raise Lost(f"%{node.name} is not known")
+            raise Lost(node)
         return self.codes[node]
 
     def floats_of(self, given: Integers) -> Arg:
@@ -98,7 +102,7 @@ class Values:
         if node not in self.values and node.op == "get_attr" and node.graph.owning_module is not None:
             self.values[node] = self.constant(Constant(*held(node.graph.owning_module, node)))
         if node not in self.values:
-            raise Lost(f"%{node.name} is not known")
+            raise Lost(node)
         return self.values[node]
 
 

@@ -28,9 +28,10 @@ from qcompiler.trace.guards import is_guard
 
 @dataclass
 class Walk(Values):
-    """`lost`: the nodes that have no form, with the reason."""
+    """`lost`: the nodes that have no form, with the reason. `without`: those, and all that reads them."""
 
     lost: list[tuple[fx.Node, str]] = field(default_factory=list)
+    without: set[fx.Node] = field(default_factory=set)
 
     def step(self, step: Step) -> None:
         """Emits what a step computes."""
@@ -47,9 +48,16 @@ class Walk(Values):
             elif isinstance(step, Float):
                 self._float(step.node)
         except NoForm as refused:
-            self.lost.append((step.node, f"{_called(step.node)}: {refused}"))
-        except Lost:
-            pass
+            self._lose(step.node, str(refused))
+            self.without.add(getattr(step, "result", None) or step.node)
+        except Lost as missing:
+            if missing.node not in self.without:
+                self._lose(missing.node, "what it gives is known to nobody before it runs")
+            self.without.update((step.node, getattr(step, "result", None) or step.node))
+
+    def _lose(self, node: fx.Node, reason: str) -> None:
+        self.lost.append((node, f"{_called(node)}: {reason}"))
+        self.without.add(node)
 
     def _quantize(self, step: Quantize) -> None:
         value = self.given(step.value)
@@ -78,6 +86,8 @@ class Walk(Values):
             self._keep(step.node, self._clipped(site, made, step.bounds))
         else:
             self.codes[step.result] = self._rounded_each(step.result, made, step)
+            if len(step.node.users) > 1:  # who reads it beside the rounding reads it as it was
+                self._keep(step.node, self._clipped(site, made, step.bounds))
 
     def _picks(self, step: Call) -> bool:
         """One of several int8 values: its codes as they are."""
