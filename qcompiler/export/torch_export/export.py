@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.traceback import get_current_meta, preserve_node_meta, set_current_meta
+from torch.utils._pytree import tree_leaves
 
 from qcompiler.errors import ConfigError, QCompilerWarning, UnsupportedOpError, callers_level
 from qcompiler.export.dims import DynamicShapes
@@ -56,7 +57,10 @@ def program_of(gm: fx.GraphModule, table: Table, asked: DynamicShapes = None, op
         with _clear_errors():
             made = torch.export.export(module, given.args, dict(given.kwargs), dynamic_shapes=dict(given.shapes) if given.open else None)
         fixed = _fixed(made, given)
-        if asked is not None or not (foreign := _foreign(fixed, search)):
+        foreign = _foreign(fixed, search) if asked is None else set()
+        if asked is None and not foreign and given.open and not _takes(made, given_for(gm, search, {})):
+            foreign = _first(given.open, search)
+        if not foreign:
             break
         held |= foreign
     _tell_fixed([*held, *fixed], search, asked)
@@ -195,6 +199,24 @@ def _not_exported(error: BaseException | None) -> NotExported | None:
     while error is not None and not isinstance(error, NotExported):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _takes(made: ExportedProgram, example: Given) -> bool:
+    """Whether the guards of a program let the example pass: some say what holds at the sizes that it was exported with alone."""
+    guards = getattr(made.module(), "_guards_fn", None)
+    try:
+        if guards is not None:
+            guards(*tree_leaves((example.args, dict(example.kwargs))))
+    except AssertionError:
+        return False
+    return True
+
+
+def _first(places: Collection[Place], search: Search) -> set[Place]:
+    """One of the dimensions that are open, with those that change together with it."""
+    place = min(places, key=lambda place: (place[1], place[0]))
+    dim = search.dim(place)
+    return {place} if dim is None else set(dim.places)
 
 
 def _foreign(fixed: Mapping[Place, int], search: Search) -> set[Place]:
